@@ -1,0 +1,1 @@
+"""What happens. Knows ports, no technology."""

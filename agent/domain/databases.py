@@ -1,0 +1,74 @@
+"""Which files in the data directory are memory databases, and what tells that one changed.
+
+Session-Buddy's work in progress lives in sidecars: the main file of a first session has 12,288 bytes and no table. A
+database is its main file *and* its sidecars; whoever looks at main files alone misses a whole session.
+"""
+
+import re
+from dataclasses import dataclass
+
+SIDECAR_SUFFIXES = (".wal", ".checkpoint.wal", ".recovery.wal")
+REFLECTIONS = "reflection"
+KNOWLEDGE_GRAPH = "knowledge_graph"
+
+_MAIN = re.compile(r"(reflection|knowledge_graph|knowledge_graph_.+)\.duckdb", re.DOTALL)
+
+
+def database_of(file_name: str) -> str | None:
+    """Return the database that a file belongs to (`reflection`, `knowledge_graph`, `knowledge_graph_{name}`), or None.
+
+    >>> database_of("reflection.duckdb.wal"), database_of("akosha_sync_state.json")
+    ('reflection', None)
+    """
+    for suffix in sorted(SIDECAR_SUFFIXES, key=len, reverse=True):
+        if file_name.endswith(suffix):
+            file_name = file_name.removesuffix(suffix)
+            break
+    match = _MAIN.fullmatch(file_name)
+    return match[1] if match else None
+
+
+def main_name(database: str) -> str:
+    """Return the file name of a database's main file."""
+    return f"{database}.duckdb"
+
+
+def sidecar_names(database: str) -> tuple[str, ...]:
+    """Return the file names that a database's sidecars would have."""
+    return tuple(main_name(database) + suffix for suffix in SIDECAR_SUFFIXES)
+
+
+def is_asked(database: str, *, reflections: bool, knowledge_graph: bool) -> bool:
+    """Say whether a request for reflections and/or knowledge graphs asks for this database."""
+    return reflections if database == REFLECTIONS else knowledge_graph
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """What `stat` says of one file: enough to see a change, nothing read."""
+
+    name: str
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """A database as seen from outside: its files' stats and a digest of the main file's 12,288 header bytes.
+
+    Equal fingerprints mean unchanged bytes: DuckDB alters size, mtime or header with every real change and none of
+    them otherwise. `header` is empty where the file could not be read.
+    """
+
+    files: tuple[FileStat, ...]
+    header: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+Survey = dict[str, Fingerprint]
+"""What lies in the data directory: database -> fingerprint."""

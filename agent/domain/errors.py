@@ -1,0 +1,108 @@
+"""Every error the agent raises, in one tree.
+
+    AkoshaError
+    ├── SettingsError          a setting is missing, wrong or unsafe; commands exit with 2
+    ├── NamingError            a text that cannot stand in a key, a subject or an id
+    ├── WireError              bytes that are not what they should be: an event, a manifest, a note
+    ├── StateError             the state directory or the ledger in it cannot be used
+    │   └── AlreadyRunning     another process holds the state directory
+    ├── SnapshotError          the source's fault: a database that cannot be copied now
+    │   └── StagingFull        our side's fault: no room to copy it to
+    ├── StoreError             the bucket's or the network's fault
+    │   ├── NoSuchObject       nothing under that key
+    │   ├── CopyUnsupported    the store cannot copy on its side, or did not really do it
+    │   └── NotPermitted       the credentials do not allow the operation
+    └── SyncError              a method's attempt as a whole failed (CONTRACT)
+        └── CloudUploadError
+
+`transient` says whether trying the same again may help. `hint` is the command or setting that mends it.
+Texts never carry secrets: they are made of names, keys, places and status codes.
+"""
+
+
+class AkoshaError(Exception):
+    """Root of the tree. `str()` gives the message, then the hint."""
+
+    def __init__(self, message: str, *, hint: str = "", transient: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.transient = transient
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class SettingsError(AkoshaError):
+    """A setting is missing, wrong or unsafe."""
+
+
+class NamingError(AkoshaError, ValueError):
+    """A text cannot stand in a key, a subject or an id."""
+
+
+class WireError(AkoshaError, ValueError):
+    """Bytes from outside are not what they should be."""
+
+
+class StateError(AkoshaError):
+    """The state directory, or the ledger in it, cannot be used."""
+
+
+class AlreadyRunning(StateError):  # noqa: N818 - the name says the state of the world, as FileExistsError does
+    """Another process holds the state directory: `pid` and `command` tell who (0 and "" where that is unknown)."""
+
+    def __init__(self, message: str, *, pid: int = 0, command: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.pid = pid
+        self.command = command
+
+
+class SnapshotError(AkoshaError):
+    """A database cannot be copied now. Permanent: not before its files change."""
+
+
+class StagingFull(SnapshotError):  # noqa: N818
+    """There is no room in the state directory for the copy."""
+
+
+class StoreError(AkoshaError):
+    """A store refused, failed, damaged or lost something."""
+
+
+class NoSuchObject(StoreError):  # noqa: N818
+    """There is nothing under that key."""
+
+
+class CopyUnsupported(StoreError):  # noqa: N818
+    """The store cannot copy on its own side, or answered as if it had and did not."""
+
+
+class NotPermitted(StoreError):  # noqa: N818
+    """The credentials do not allow the operation."""
+
+
+class SyncError(AkoshaError):
+    """An attempt of a method failed as a whole.
+
+    `forwardable` is false where the fault is the source's: another method would meet the same.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        method: str,
+        original: BaseException | None = None,
+        *,
+        hint: str = "",
+        transient: bool = False,
+        forwardable: bool = True,
+    ) -> None:
+        super().__init__(message, hint=hint, transient=transient)
+        self.method = method
+        self.original = original
+        self.forwardable = forwardable
+
+
+class CloudUploadError(SyncError):
+    """The cloud method's attempt failed."""

@@ -1,0 +1,188 @@
+"""The events that flow, one frozen dataclass each. `type` is the CloudEvents type; the codec is `adapters/wire.py`.
+
+Ids are derived, never drawn at sending: an event that is sent again after a crash carries the id it had, so that
+consumers can drop what they know. A request's id names its place on the route; a result's derives from its upload.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar
+
+from agent.domain import naming
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """What all events have: an id (unique per source), an aware time, and the system they are about."""
+
+    type: ClassVar[str]
+
+    id: str
+    time: datetime
+    system_id: str
+
+    @property
+    def subject(self) -> str:
+        """Where on the bus the event belongs."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEnded(Event):
+    """A coding assistant's session is over; its memories should be safe now. Told by Session-Buddy and the hook."""
+
+    type: ClassVar[str] = "akosha.session.ended.v1"
+
+    session_id: str = ""
+    reason: str = ""
+
+    @property
+    def subject(self) -> str:
+        return naming.session_subject(self.system_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncAsked(Event):
+    """Somebody on this machine asks the running agent for a sync. Stays on the machine: it comes through the spool.
+
+    `id` becomes the request's id, so whoever asks can wait for the result. `method` is auto, cloud or http.
+    """
+
+    type: ClassVar[str] = "akosha.sync.asked.v1"
+
+    reason: str = "manual"
+    method: str = "auto"
+    enable_fallback: bool = True
+    upload_reflections: bool = True
+    upload_knowledge_graph: bool = True
+
+    @property
+    def subject(self) -> str:
+        return f"{naming.SUBJECT_PREFIX}.asked.{naming.check_system_id(self.system_id)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodError:
+    """Why one method of the route did not deliver. Its two fields are CONTRACT's `errors` entry."""
+
+    method: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncRequested(Event):
+    """Sync what the target lacks. `route` is the routing slip: the methods still to try, the first one's turn now.
+
+    Every trigger publishes this same event; they differ in `reason` alone (manual, session_end, file_change, startup,
+    retry). `errors` are those of the methods that the request has been forwarded from.
+    """
+
+    type: ClassVar[str] = "akosha.sync.requested.v1"
+
+    request_id: str
+    agent_id: str
+    reason: str
+    route: tuple[str, ...]
+    errors: tuple[MethodError, ...] = ()
+    upload_reflections: bool = True
+    upload_knowledge_graph: bool = True
+
+    @property
+    def subject(self) -> str:
+        return naming.request_subject(self.system_id, self.route[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncResult(Event):
+    """The result of a request: CONTRACT's eight fields, and the request they answer.
+
+    `files_uploaded` are keys (sent, copied and carried alike: what a reader finds), `bytes_transferred` what really
+    went over the wire. `error` is None, or the text with its cure.
+    """
+
+    request_id: str
+    method: str
+    success: bool
+    files_uploaded: tuple[str, ...] = ()
+    bytes_transferred: int = 0
+    duration_seconds: float = 0.0
+    upload_id: str | None = None
+    error: str | None = None
+    triggered_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncSucceeded(SyncResult):
+    """A target has received a whole upload. `incomplete` names databases that stay owed, with the reason."""
+
+    type: ClassVar[str] = "akosha.sync.succeeded.v1"
+
+    location: str = ""
+    manifest_key: str = ""
+    incomplete: dict[str, str]
+
+    @property
+    def subject(self) -> str:
+        return naming.result_subject(self.system_id, "succeeded")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncSkipped(SyncResult):
+    """There was nothing to deliver; `why` says so in words."""
+
+    type: ClassVar[str] = "akosha.sync.skipped.v1"
+
+    why: str
+
+    @property
+    def subject(self) -> str:
+        return naming.result_subject(self.system_id, "skipped")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncFailed(SyncResult):
+    """No method of the route delivered. The databases stay owed and are tried again by themselves at `retry_at`.
+
+    `retry_at` is None where trying again makes no sense before a file or a setting changes.
+    """
+
+    type: ClassVar[str] = "akosha.sync.failed.v1"
+
+    errors: tuple[MethodError, ...]
+    retry_at: datetime | None = None
+
+    @property
+    def subject(self) -> str:
+        return naming.result_subject(self.system_id, "failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncProgress(Event):
+    """How far a running sync is, in raw bytes of the files that travel. Not persisted; losing one loses nothing."""
+
+    type: ClassVar[str] = "akosha.sync.progress.v1"
+
+    request_id: str
+    method: str
+    phase: str
+    done_bytes: int
+    total_bytes: int
+
+    @property
+    def subject(self) -> str:
+        return naming.progress_subject(self.system_id)
+
+
+ALL: tuple[type[Event], ...] = (
+    SessionEnded, SyncAsked, SyncRequested, SyncSucceeded, SyncSkipped, SyncFailed, SyncProgress,
+)  # fmt: skip
+
+
+def request_event_id(request_id: str, method: str) -> str:
+    """The id of a request on its way to one method: forwarding gives a new event, repeating does not."""
+    return f"{request_id}.{method}"
+
+
+def result_event_id(outcome: str, *, upload_id: str | None, request_id: str) -> str:
+    """The id of a result: of its upload where there is one, else of its request."""
+    return f"{upload_id or request_id}.{outcome}"

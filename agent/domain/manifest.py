@@ -1,0 +1,196 @@
+"""The manifest: what an upload holds. It is written last, so an upload exists exactly when its manifest does.
+
+It satisfies Akosha's schema for uploads of systems (FACTS: `uploaded_at` with offset, 64 hex `checksum`, `compressed`
+and `compression_format` both or neither, plain names in `files`); our own fields ride along, which the schema allows.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Literal, Self, cast
+
+from agent.domain import naming
+from agent.domain.errors import NamingError, WireError
+
+VERSION = "1.0"
+SYSTEM_TYPE = "session-buddy"
+MAX_CONVERSATIONS = 1_000_000
+
+Compression = Literal["gzip", "none"]
+Origin = Literal["sent", "copied", "carried"]
+Rows = Mapping[str, int]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One file of a database as it lies in the bucket.
+
+    `name` is the file's name in the data directory, `sha256` and `raw_size` are of its bytes there, `stored_size` is
+    the object's. `origin`: sent over the wire, copied by the store from the upload before (unchanged), or carried
+    over from it because the database could not be copied this time or was not asked for (then `carried_from` names
+    the upload whose state of the database this is). `verified` is false where the snapshot was not opened and read
+    through; `unverified_reason` says why. `header_iteration` counts the main file's checkpoints.
+    """
+
+    database: str
+    name: str
+    key: str
+    raw_size: int
+    stored_size: int
+    sha256: str
+    compression: Compression
+    origin: Origin
+    verified: bool
+    unverified_reason: str = ""
+    header_iteration: int | None = None
+    carried_from: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.raw_size < 0 or self.stored_size < 0:
+            raise WireError(f"part {self.name!r}: a size is negative")
+        if not _SHA256.fullmatch(self.sha256):
+            raise WireError(f"part {self.name!r}: {self.sha256!r} is not a SHA-256")
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the object itself carries, so that it explains itself without the manifest."""
+        return {"sha256": self.sha256, "size": str(self.raw_size), "compression": self.compression}
+
+    def to_document(self) -> dict[str, object]:
+        """Return the part as JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, object]) -> Self:
+        """Return the part that a document describes; unknown fields are tolerated. Raises WireError."""
+        try:
+            known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
+            _expect(known, str, "database", "name", "key", "sha256", "compression", "origin")
+            _expect(known, int, "raw_size", "stored_size")
+            return cls(**known)  # type: ignore[arg-type] # checked by the two lines above and __post_init__
+        except (KeyError, TypeError) as error:
+            raise WireError(f"a part is incomplete: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A whole upload. Valid once built: every key lies under the upload's own prefix.
+
+    `rows` counts the rows per database and table, where the database was verified. `bytes_sent` and
+    `duration_seconds` are the result's figures, kept so that a result can be told again from the manifest alone.
+    """
+
+    system_id: str
+    upload_id: str
+    uploaded_at: datetime
+    request_id: str
+    agent_id: str
+    triggered_by: str
+    parts: tuple[Part, ...]
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+    bytes_sent: int = 0
+    duration_seconds: float = 0.0
+    agent_version: str = ""
+
+    def __post_init__(self) -> None:
+        naming.check_system_id(self.system_id)
+        naming.upload_time(self.upload_id)
+        if self.uploaded_at.tzinfo is None:
+            raise WireError(f"manifest of {self.upload_id}: uploaded_at has no offset")
+        for part in self.parts:
+            expected = naming.object_key(self.system_id, self.upload_id, naming.object_name(part.name))
+            if part.key != expected:
+                raise WireError(f"manifest of {self.upload_id}: {part.key!r} is not the key of {part.name!r}")
+
+    @property
+    def key(self) -> str:
+        """Where the manifest lies."""
+        return naming.manifest_key(self.system_id, self.upload_id)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the upload's objects take in the bucket, the manifest aside."""
+        return sum(part.stored_size for part in self.parts)
+
+    def of(self, database: str) -> tuple[Part, ...]:
+        """Return the parts of one database."""
+        return tuple(part for part in self.parts if part.database == database)
+
+    def digests(self, databases: Iterable[str]) -> dict[str, str]:
+        """Return file name -> SHA-256 of the raw bytes, for the databases named."""
+        wanted = set(databases)
+        return {part.name: part.sha256 for part in self.parts if part.database in wanted}
+
+    def encode(self) -> bytes:
+        """Return the manifest as it lies in the bucket: JSON, for Akosha and for people."""
+        gzipped = any(part.compression == "gzip" for part in self.parts)
+        listing = "".join(f"{part.sha256}  {part.key}\n" for part in sorted(self.parts, key=lambda p: p.key))
+        document = {
+            "version": VERSION,
+            "system_id": self.system_id,
+            "system_type": SYSTEM_TYPE,
+            "upload_id": self.upload_id,
+            "uploaded_at": self.uploaded_at.isoformat(),
+            "timestamp": self.uploaded_at.isoformat(),
+            "conversation_count": min(self.rows.get("reflection", {}).get("conversations_v2", 0), MAX_CONVERSATIONS),
+            "total_size_bytes": self.stored_bytes,
+            "checksum": hashlib.sha256(listing.encode()).hexdigest(),
+            "files": [naming.object_name(part.name) for part in self.parts],
+            "metadata": {"rows": {name: dict(tables) for name, tables in self.rows.items()}},
+            "parts": [part.to_document() for part in self.parts],
+            "incomplete": dict(self.incomplete),
+            "request_id": self.request_id,
+            "agent_id": self.agent_id,
+            "agent_version": self.agent_version,
+            "triggered_by": self.triggered_by,
+            "bytes_sent": self.bytes_sent,
+            "duration_seconds": self.duration_seconds,
+        }
+        if gzipped:
+            document |= {"compressed": True, "compression_format": "gzip"}
+        return json.dumps(document, indent=1, ensure_ascii=False).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Return the manifest in these bytes; unknown fields are tolerated. Raises WireError, saying what is wrong."""
+        try:
+            document = json.loads(data)
+            _expect(document, str, "system_id", "upload_id", "uploaded_at", "request_id", "agent_id", "triggered_by")
+            _expect(document, list, "parts")
+            metadata = document.get("metadata") or {}
+            return cls(
+                system_id=document["system_id"],
+                upload_id=document["upload_id"],
+                uploaded_at=datetime.fromisoformat(document["uploaded_at"]),
+                request_id=document["request_id"],
+                agent_id=document["agent_id"],
+                triggered_by=document["triggered_by"],
+                parts=tuple(Part.from_document(part) for part in document["parts"]),
+                rows=cast("Mapping[str, Rows]", metadata.get("rows") or {}),
+                incomplete=cast("Mapping[str, str]", document.get("incomplete") or {}),
+                bytes_sent=int(document.get("bytes_sent", 0)),
+                duration_seconds=float(document.get("duration_seconds", 0.0)),
+                agent_version=str(document.get("agent_version", "")),
+            )
+        except WireError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, NamingError) as error:
+            raise WireError(f"not a manifest of ours: {error}") from error
+
+
+def relocate(part: Part, *, system_id: str, upload: str, origin: Origin, carried_from: str | None) -> Part:
+    """Return the part as it will be in another upload, its bytes unchanged."""
+    key = naming.object_key(system_id, upload, naming.object_name(part.name))
+    return replace(part, key=key, origin=origin, carried_from=carried_from)
+
+
+def _expect(document: Mapping[str, object], kind: type, *names: str) -> None:
+    for name in names:
+        if not isinstance(document[name], kind) or isinstance(document[name], bool):
+            raise TypeError(f"{name} is not {kind.__name__}")

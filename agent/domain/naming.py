@@ -1,0 +1,125 @@
+"""Names that outlive a process: system ids, upload ids, object keys, subjects, event ids.
+
+Akosha accepts system ids of `[A-Za-z0-9_-]{1,100}`, upload ids that may have dots too, and plain file names of
+`[A-Za-z0-9_.-]+`. What goes into a key or a subject is validated here, so that no text from outside can leave its place.
+"""
+
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+
+from agent.domain.errors import NamingError
+
+MANIFEST_NAME = "manifest.json"
+SUBJECT_PREFIX = "akosha"
+
+_SYSTEM_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_UPLOAD_ID = re.compile(r"(\d{8}_\d{6})_([A-Za-z0-9_-]{1,100})")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_METHOD = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_STAMP = "%Y%m%d_%H%M%S"
+
+
+def sanitise_system_id(text: str) -> str:
+    """Return `text` as a system id: every other character becomes `-`, cut at 100. Raises NamingError if nothing is left."""
+    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:100]
+    if not cleaned:
+        raise NamingError(
+            f"{text!r} cannot be made into a system id", hint="set akosha_system_id to letters, digits, - or _"
+        )
+    return cleaned
+
+
+def check_system_id(text: str) -> str:
+    """Return `text` if it is a system id, else raise NamingError."""
+    if not _SYSTEM_ID.fullmatch(text):
+        raise NamingError(f"{text!r} is not a system id", hint="1 to 100 letters, digits, - or _")
+    return text
+
+
+def check_method(text: str) -> str:
+    """Return `text` if it can name a method in a subject, else raise NamingError."""
+    if not _METHOD.fullmatch(text):
+        raise NamingError(f"{text!r} is not a method's name", hint="lower-case letters, digits, - or _")
+    return text
+
+
+def upload_id(at: datetime, system_id: str) -> str:
+    """Return `YYYYMMDD_HHMMSS_{system_id}` of the aware time `at`, in UTC."""
+    return f"{at.astimezone(UTC):{_STAMP}}_{check_system_id(system_id)}"
+
+
+def upload_time(upload: str) -> datetime:
+    """Return the time in an upload id (UTC, whole seconds). Raises NamingError."""
+    match = _UPLOAD_ID.fullmatch(upload)
+    try:
+        if match:
+            return datetime.strptime(match[1], _STAMP).replace(tzinfo=UTC)
+    except ValueError:
+        pass
+    raise NamingError(f"{upload!r} is not an upload id", hint="YYYYMMDD_HHMMSS_systemid")
+
+
+def next_upload_id(now: datetime, newest: str | None, system_id: str) -> str:
+    """Return an id later than `newest`, the newest id known, even where the clock went back: max(now, newest + 1 s)."""
+    at = now.astimezone(UTC).replace(microsecond=0)
+    if newest is not None:
+        at = max(at, upload_time(newest) + timedelta(seconds=1))
+    return upload_id(at, system_id)
+
+
+def object_name(file_name: str) -> str:
+    """Return a file's name as a store and Akosha's schema take it: itself where plain, else made plain and told apart.
+
+    A named graph may have any name; two that become alike differ by eight digits of their SHA-256.
+    """
+    if _PLAIN_NAME.fullmatch(file_name) and file_name.strip(".") and len(file_name) <= 200:  # noqa: PLR2004
+        return file_name
+    stem, dot, rest = file_name.partition(".duckdb")
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem)[:160]
+    return f"{plain}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}{dot}{re.sub(r'[^A-Za-z0-9_.-]+', '_', rest)}"
+
+
+def uploads_prefix(system_id: str) -> str:
+    """Return the prefix under which all uploads of a system lie, with its final slash."""
+    return f"systems/{check_system_id(system_id)}/uploads/"
+
+
+def object_key(system_id: str, upload: str, name: str) -> str:
+    """Return the key of one object of an upload. Raises NamingError for anything that could leave the upload's place."""
+    upload_time(upload)
+    if not _PLAIN_NAME.fullmatch(name) or not name.strip("."):
+        raise NamingError(f"{name!r} is not a plain object name")
+    return f"{uploads_prefix(system_id)}{upload}/{name}"
+
+
+def manifest_key(system_id: str, upload: str) -> str:
+    """Return the key of an upload's manifest."""
+    return object_key(system_id, upload, MANIFEST_NAME)
+
+
+def session_subject(system_id: str) -> str:
+    return f"{SUBJECT_PREFIX}.session.{check_system_id(system_id)}.ended"
+
+
+def request_subject(system_id: str, method: str) -> str:
+    return f"{SUBJECT_PREFIX}.sync.{check_system_id(system_id)}.requested.{check_method(method)}"
+
+
+def result_subject(system_id: str, outcome: str) -> str:
+    return f"{SUBJECT_PREFIX}.sync.{check_system_id(system_id)}.{check_method(outcome)}"
+
+
+def progress_subject(system_id: str) -> str:
+    return f"{SUBJECT_PREFIX}.progress.{check_system_id(system_id)}"
+
+
+def subject_matches(pattern: str, subject: str) -> bool:
+    """Say whether a NATS-style pattern (`*` one token, `>` the rest, at least one) covers a subject."""
+    wanted, given = pattern.split("."), subject.split(".")
+    for at, token in enumerate(wanted):
+        if token == ">":
+            return len(given) > at
+        if at >= len(given) or token not in ("*", given[at]):
+            return False
+    return len(wanted) == len(given)

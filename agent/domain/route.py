@@ -1,0 +1,92 @@
+"""The routing slip of a request, and the next step after each attempt. All pure: the uploader obeys.
+
+Fallback is a forwarded event: the same request, on the next method's subject, with the error appended.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from agent.domain.errors import SyncError
+from agent.domain.events import MethodError, SyncRequested, request_event_id
+
+CLOUD = "cloud"
+HTTP = "http"
+AUTO = "auto"
+
+URGENT = frozenset({"manual", "session_end"})
+"""Reasons that a person or a session's end stands behind: they reset a target's back-off, a file change does not."""
+
+FIRST_TARGET_BACKOFF = timedelta(seconds=30)
+LAST_TARGET_BACKOFF = timedelta(minutes=15)
+
+
+def plan_route(*, force_method: str, cloud_configured: bool, enable_fallback: bool) -> tuple[str, ...]:
+    """Return the methods to try, in order, as the settings ask (CONTRACT's table of environments)."""
+    if force_method != AUTO:
+        return (force_method,)
+    if not cloud_configured:
+        return (HTTP,)
+    return (CLOUD, HTTP) if enable_fallback else (CLOUD,)
+
+
+def open_route(
+    route: tuple[str, ...], *, available: Collection[str], backing_off: Collection[str], reason: str
+) -> tuple[str, ...]:
+    """Return what of the route is worth a request now; empty means: publish nothing, the retry timer covers it.
+
+    Methods that this agent does not have are left out always; those whose target is backing off, unless it is urgent.
+    """
+    return tuple(m for m in route if m in available and (reason in URGENT or m not in backing_off))
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRules:
+    """`max_retries` after the first attempt; `backoff_seconds` before the first retry, doubling."""
+
+    max_retries: int
+    backoff_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAt:
+    """Try the same again: this was attempt number `attempts`, the next comes after `delay` seconds."""
+
+    attempts: int
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """This method is done with; `request` is the same request for the next one, the error appended."""
+
+    request: SyncRequested
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No method is left. What was owed stays owed. `blames_target` says whether the target should be left in peace."""
+
+    errors: tuple[MethodError, ...]
+    blames_target: bool
+
+
+Step = RetryAt | Forward | GiveUp
+
+
+def next_step(request: SyncRequested, error: SyncError, *, attempts: int, rules: RetryRules, jitter: float) -> Step:
+    """Return what follows a failed attempt; `attempts` counts those before it, `jitter` is in [0, 1)."""
+    if error.transient and attempts < rules.max_retries:
+        delay = rules.backoff_seconds * 2**attempts
+        return RetryAt(attempts=attempts + 1, delay=delay * (0.9 + 0.2 * jitter))
+    errors = (*request.errors, MethodError(method=request.route[0], error=str(error)))
+    rest = request.route[1:]
+    if rest and error.forwardable:
+        forwarded = replace(request, id=request_event_id(request.request_id, rest[0]), route=rest, errors=errors)
+        return Forward(request=forwarded)
+    return GiveUp(errors=errors, blames_target=error.forwardable)
+
+
+def target_backoff(failures: int) -> timedelta:
+    """Return how long a target is left in peace after its nth failed request in a row: 30 s, doubling to 15 min."""
+    return min(FIRST_TARGET_BACKOFF * 2 ** min(max(failures, 1) - 1, 10), LAST_TARGET_BACKOFF)

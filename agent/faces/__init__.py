@@ -1,0 +1,1 @@
+"""How people and other programs meet the agent."""
