@@ -1,0 +1,55 @@
+# Everything starts here: `make help`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+JOBS   ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-one test-also check format bench clean
+
+help:  ## what can be done here
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## the virtual environment, from constraints.txt; again only where those change
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e .
+	@touch $@
+
+demo: $(READY)  ## watch the agent work on a scratch database, with no server and no account
+	$(BIN)/akosha-agent demo
+
+test: $(READY)  ## every test, with coverage
+	@rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup --cov --cov-report= $(ARGS)
+	$(BIN)/coverage report --fail-under=85
+	$(BIN)/coverage report --fail-under=90 --include='agent/domain/*,agent/application/*'
+
+test-one: $(READY)  ## one test: make test-one T=tests/unit/test_route.py::test_name
+	$(BIN)/python -m pytest -q $(T)
+
+test-also:  ## every test on Python 3.13, where there is one
+	@if command -v python3.13 >/dev/null && python3.13 -c '' 2>/dev/null; then \
+	  $(MAKE) --no-print-directory PYTHON=python3.13 VENV=.venv-3.13 setup && \
+	  .venv-3.13/bin/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS); \
+	else echo "no Python 3.13 here: nothing done"; fi
+
+check: $(READY)  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## let ruff put things in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## the figures of the README, measured here
+	$(BIN)/python tests/bench/run.py $(ARGS)
+
+clean:  ## away with everything that was made here
+	rm -rf .venv .venv-* .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
