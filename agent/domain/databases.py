@@ -11,11 +11,13 @@ SIDECAR_SUFFIXES = (".wal", ".checkpoint.wal", ".recovery.wal")
 REFLECTIONS = "reflection"
 KNOWLEDGE_GRAPH = "knowledge_graph"
 
-_MAIN = re.compile(r"(reflection|knowledge_graph|knowledge_graph_.+)\.duckdb", re.DOTALL)
+_MAIN = re.compile(r"(reflection|knowledge_graph|knowledge_graph_[^/\0\ud800-\udfff]+)\.duckdb")
 
 
 def database_of(file_name: str) -> str | None:
     """Return the database that a file belongs to (`reflection`, `knowledge_graph`, `knowledge_graph_{name}`), or None.
+
+    A graph's name may hold anything but `/`, NUL and bytes that are no UTF-8: such files Session-Buddy cannot make.
 
     >>> database_of("reflection.duckdb.wal"), database_of("akosha_sync_state.json")
     ('reflection', None)

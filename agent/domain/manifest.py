@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Literal, Self, cast
+from typing import Literal, Self, cast, get_args
 
 from agent.domain import naming
+from agent.domain.databases import database_of
 from agent.domain.errors import NamingError, WireError
 
 VERSION = "1.0"
@@ -55,6 +56,13 @@ class Part:
             raise WireError(f"part {self.name!r}: a size is negative")
         if not _SHA256.fullmatch(self.sha256):
             raise WireError(f"part {self.name!r}: {self.sha256!r} is not a SHA-256")
+        # A name becomes a path when it is restored: only a database's own file names may come in.
+        if database_of(self.name) != self.database:
+            raise WireError(f"part {self.name!r} is not a file of database {self.database!r}")
+        if self.compression not in get_args(Compression) or self.origin not in get_args(Origin):
+            raise WireError(
+                f"part {self.name!r}: {self.compression!r} or {self.origin!r} is unknown", hint="update akosha-agent"
+            )
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -72,6 +80,11 @@ class Part:
             known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
             _expect(known, str, "database", "name", "key", "sha256", "compression", "origin")
             _expect(known, int, "raw_size", "stored_size")
+            _expect({"unverified_reason": "", **known}, str, "unverified_reason")
+            _expect_optional(known, int, "header_iteration")
+            _expect_optional(known, str, "carried_from")
+            if not isinstance(known["verified"], bool):
+                raise TypeError("verified is not bool")
             return cls(**known)  # type: ignore[arg-type] # checked by the two lines above and __post_init__
         except (KeyError, TypeError) as error:
             raise WireError(f"a part is incomplete: {error}") from error
@@ -107,6 +120,8 @@ class Manifest:
             expected = naming.object_key(self.system_id, self.upload_id, naming.object_name(part.name))
             if part.key != expected:
                 raise WireError(f"manifest of {self.upload_id}: {part.key!r} is not the key of {part.name!r}")
+        if len({part.key for part in self.parts}) < len(self.parts):
+            raise WireError(f"manifest of {self.upload_id}: two parts lie under one key")
 
     @property
     def key(self) -> str:
@@ -154,7 +169,8 @@ class Manifest:
         }
         if gzipped:
             document |= {"compressed": True, "compression_format": "gzip"}
-        return json.dumps(document, indent=1, ensure_ascii=False).encode()
+        # A reason may quote a path with bytes that are no UTF-8; as escapes they survive.
+        return json.dumps(document, indent=1, ensure_ascii=False).encode(errors="backslashreplace")
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -172,15 +188,15 @@ class Manifest:
                 agent_id=document["agent_id"],
                 triggered_by=document["triggered_by"],
                 parts=tuple(Part.from_document(part) for part in document["parts"]),
-                rows=cast("Mapping[str, Rows]", metadata.get("rows") or {}),
-                incomplete=cast("Mapping[str, str]", document.get("incomplete") or {}),
+                rows={str(name): _counts(tables) for name, tables in (metadata.get("rows") or {}).items()},
+                incomplete={str(name): str(why) for name, why in (document.get("incomplete") or {}).items()},
                 bytes_sent=int(document.get("bytes_sent", 0)),
                 duration_seconds=float(document.get("duration_seconds", 0.0)),
                 agent_version=str(document.get("agent_version", "")),
             )
         except WireError:
             raise
-        except (ValueError, TypeError, KeyError, AttributeError, NamingError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, NamingError) as error:
             raise WireError(f"not a manifest of ours: {error}") from error
 
 
@@ -194,3 +210,13 @@ def _expect(document: Mapping[str, object], kind: type, *names: str) -> None:
     for name in names:
         if not isinstance(document[name], kind) or isinstance(document[name], bool):
             raise TypeError(f"{name} is not {kind.__name__}")
+
+
+def _expect_optional(document: Mapping[str, object], kind: type, name: str) -> None:
+    if document.get(name) is not None:
+        _expect(document, kind, name)
+
+
+def _counts(tables: Mapping[str, object]) -> Rows:
+    _expect(tables, int, *tables)
+    return cast("Rows", dict(tables))

@@ -1,4 +1,4 @@
-"""The plan of an upload: which file is sent, which the store copies, which is carried over. And how big its parts are."""
+"""The plan of an upload: which file is sent, which the store copies, which is carried over; how big its parts are."""
 
 import math
 from collections.abc import Collection, Mapping

@@ -14,7 +14,13 @@ CLOUD = "cloud"
 HTTP = "http"
 AUTO = "auto"
 
-URGENT = frozenset({"manual", "session_end"})
+MANUAL = "manual"
+SESSION_END = "session_end"
+FILE_CHANGE = "file_change"
+STARTUP = "startup"
+RETRY = "retry"
+
+URGENT = frozenset({MANUAL, SESSION_END})
 """Reasons that a person or a session's end stands behind: they reset a target's back-off, a file change does not."""
 
 FIRST_TARGET_BACKOFF = timedelta(seconds=30)
@@ -58,7 +64,7 @@ class RetryAt:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """This method is done with; `request` is the same request for the next one, the error appended."""
+    """The method is done with; `request` is the same request for the next one, the error appended."""
 
     request: SyncRequested
 
@@ -89,4 +95,5 @@ def next_step(request: SyncRequested, error: SyncError, *, attempts: int, rules:
 
 def target_backoff(failures: int) -> timedelta:
     """Return how long a target is left in peace after its nth failed request in a row: 30 s, doubling to 15 min."""
-    return min(FIRST_TARGET_BACKOFF * 2 ** min(max(failures, 1) - 1, 10), LAST_TARGET_BACKOFF)
+    doublings = min(max(failures, 1) - 1, 10)
+    return min(FIRST_TARGET_BACKOFF * (1 << doublings), LAST_TARGET_BACKOFF)

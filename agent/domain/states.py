@@ -106,7 +106,10 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseRecord:
-    """One database at one target. `parts` and `fingerprint` are of the state that was delivered last."""
+    """One database at one target. `parts` and `fingerprint` are of the state that was delivered last.
+
+    `delivered_by` is the id of the result that told of it: confirmed, that result makes the database clean.
+    """
 
     database: str
     state: State
@@ -114,14 +117,17 @@ class DatabaseRecord:
     parts: tuple[Part, ...] = ()
     rows: Mapping[str, int] = field(default_factory=dict)
     problem: Problem | None = None
+    delivered_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetRecord:
     """All that the ledger knows of one target.
 
-    `attempts` counts the tries of the request in hand, `failures` the requests that failed in a row; `retry_at` is
-    when the next try of either kind is due. `known` is false where the ledger has never heard of the target.
+    `attempts` counts the tries of the request in hand (`attempt_request`), `failures` the requests that failed in a
+    row; `retry_at` is when the next try of either kind is due. `known` is false until an upload to the target has begun
+    or one of its uploads was adopted: a ledger that was lost, or has only heard that something is owed, knows nothing
+    of what the bucket has.
     """
 
     target: Target
@@ -134,6 +140,7 @@ class TargetRecord:
     error: str = ""
     newest_upload_id: str | None = None
     last_success: datetime | None = None
+    attempt_request: str = ""
 
     def backing_off(self, now: datetime) -> bool:
         """Say whether the target wants to be left in peace until `retry_at`."""
@@ -156,10 +163,14 @@ def due(record: TargetRecord, survey: Survey, now: datetime, *, urgent: bool) ->
     `urgent` (a person or a session's end asks) tries all.
     """
     return frozenset(
-        name
-        for name in pending(record, survey)
-        if urgent or not _waits(record.databases.get(name), survey[name], now)
+        name for name in pending(record, survey) if urgent or not _waits(record.databases.get(name), survey[name], now)
     )
+
+
+def next_try(record: TargetRecord) -> datetime | None:
+    """Return when something about the target is due by itself: the target, or a database that could not be copied."""
+    waiting = (r.problem.retry_at for r in record.databases.values() if r.problem and r.state is State.OWED)
+    return min((at for at in (record.retry_at, *waiting) if at is not None), default=None)
 
 
 def _lacks(record: DatabaseRecord | None, seen: Fingerprint) -> bool:

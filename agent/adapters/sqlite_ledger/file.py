@@ -1,0 +1,140 @@
+"""The ledger's file: opened, checked, and what SQLite complains about put into our words."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from agent.adapters.sqlite_ledger import schema
+from agent.domain.errors import StateError
+
+BUSY_SECONDS = 10.0
+"""How long a transaction waits for another process's before it fails."""
+
+_MOVE_ASIDE = "move it aside (with its -wal and -shm): the newest manifest in the bucket restores it, nothing is lost"
+_PRIMARY_CODE = 0xFF
+
+
+def open_for_writing(path: Path) -> sqlite3.Connection:
+    """Open the file, made (mode 0600) where it is missing, its tables brought up to date. Raises StateError."""
+    with translated(path):
+        _make_private(path)
+        connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
+        with _closed_unless_good(connection):
+            schema.check_not_newer(schema.version(connection))
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            # On macOS, fsync alone leaves the bytes in the drive's cache; elsewhere these two do nothing.
+            connection.execute("PRAGMA fullfsync = ON")
+            connection.execute("PRAGMA checkpoint_fullfsync = ON")
+            connection.execute("PRAGMA foreign_keys = ON")
+            schema.migrate(connection)
+            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                raise StateError(f"{path} is damaged: {verdict}", hint=_MOVE_ASIDE)
+        return connection
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """Open the file beside the process that writes it. Raises StateError, also where there is no ledger yet."""
+    no_ledger = StateError(f"there is no ledger yet at {path}", hint="it is made by akosha-agent run or sync")
+    if not path.exists():
+        raise no_ledger
+    with translated(path):
+        connection = _connect_for_reading(path)
+        with _closed_unless_good(connection):
+            found = schema.version(connection)
+            schema.check_not_newer(found)
+            if found == 0:
+                raise no_ledger
+            if found < len(schema.MIGRATIONS):
+                raise StateError(
+                    f"{path} is of an earlier version", hint="akosha-agent run or sync brings it up to date"
+                )
+            connection.execute("PRAGMA query_only = ON")
+        return connection
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Raise what SQLite and the operating system raise as StateError, with the cure."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _in_our_words(path, error) from error
+    except OSError as error:
+        raise StateError(
+            f"{path} cannot be used: {error.strerror}", hint="check the state directory and who owns it"
+        ) from error
+
+
+def damaged(what: str) -> StateError:
+    """Return the error for content that no ledger of ours has written."""
+    return StateError(f"the ledger is damaged: {what}", hint=_MOVE_ASIDE)
+
+
+def _connect_for_reading(path: Path) -> sqlite3.Connection:
+    """Connect read-only. SQLite wants to make the -shm of a file in WAL mode where the writer has removed it.
+
+    Where it may not (a directory that cannot be written), and no -wal holds anything either, the file alone is the
+    whole ledger and is read as it lies.
+    """
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    connection = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+    with _closed_unless_good(connection):
+        try:
+            schema.version(connection)
+            return connection
+        except sqlite3.OperationalError as error:
+            wal = path.with_name(path.name + "-wal")
+            alone = not wal.exists() or wal.stat().st_size == 0
+            if not (_code(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) and alone):
+                raise
+    connection.close()
+    return sqlite3.connect(f"{address}&immutable=1", uri=True, isolation_level=None)
+
+
+def _make_private(path: Path) -> None:
+    """Make the file, or make sure that it is nobody else's to read; SQLite gives its sidecars the same mode."""
+    made = not path.exists()
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    with closing(os.fdopen(descriptor, "rb")):
+        os.fchmod(descriptor, 0o600)
+    if made:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def _closed_unless_good(connection: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.close()
+        raise
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY_CODE
+
+
+def _in_our_words(path: Path, error: sqlite3.Error) -> StateError:
+    match _code(error):
+        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
+            return StateError(f"{path} is damaged: {error}", hint=_MOVE_ASIDE)
+        case sqlite3.SQLITE_FULL:
+            return StateError(f"{path} cannot grow: the disk is full", hint="free some space", transient=True)
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StateError(
+                f"{path} is held by another process", hint="akosha-agent status says which", transient=True
+            )
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
+            return StateError(f"{path} cannot be opened: {error}", hint="check the state directory and who owns it")
+        case sqlite3.SQLITE_IOERR:
+            return StateError(f"{path} cannot be read or written: {error}", hint="check the disk", transient=True)
+    return StateError(f"{path}: {error}")

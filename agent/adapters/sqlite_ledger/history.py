@@ -1,0 +1,108 @@
+"""The events that were: history for people, outcomes for those who wait, the outbox for the bus.
+
+Runs on the ledger's thread; the transaction is the caller's.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from agent.adapters.sqlite_ledger.file import damaged
+from agent.adapters.sqlite_ledger.rows import optional_time_text, time_text
+from agent.domain.errors import StateError, WireError
+from agent.domain.events import Event, SyncResult
+from agent.ports import HistoryEntry
+
+KEPT = timedelta(days=90)
+"""How long an event stays in the history once the bus has it."""
+
+
+class Codec(Protocol):
+    """Events as bytes and back. `decode` raises WireError."""
+
+    def encode(self, event: Event, /) -> bytes: ...
+
+    def decode(self, data: bytes, /) -> Event: ...
+
+
+class History:
+    """Reads and writes the table of events."""
+
+    def __init__(self, connection: sqlite3.Connection, codec: Codec) -> None:
+        self._connection, self._codec = connection, codec
+
+    def add(self, event: Event, *, published_at: datetime | None) -> None:
+        """Keep an event, unless one of its id is there. Not published, it is in the outbox."""
+        self._connection.execute(
+            "INSERT INTO events (event_id, type, time, result_of, payload, published_at) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (event_id) DO NOTHING",
+            (
+                event.id,
+                event.type,
+                time_text(event.time),
+                event.request_id if isinstance(event, SyncResult) else None,
+                self._codec.encode(event),
+                optional_time_text(published_at),
+            ),
+        )
+
+    def publish(self, result: SyncResult, at: datetime) -> None:
+        """Take a result out of the outbox; the first time counts. Raises StateError for one that was never put in."""
+        self._connection.execute(
+            "UPDATE events SET published_at = ? WHERE event_id = ? AND published_at IS NULL", (time_text(at), result.id)
+        )
+        if not self._is_there(result.id):
+            raise StateError(f"result {result.id} is confirmed, but was never in the outbox")
+
+    def is_published(self, event_id: str) -> bool:
+        """Say whether the event is there and no longer in the outbox."""
+        found = self._connection.execute(
+            "SELECT 1 FROM events WHERE event_id = ? AND published_at IS NOT NULL", (event_id,)
+        )
+        return found.fetchone() is not None
+
+    def outbox(self) -> Sequence[SyncResult]:
+        """Return the results that wait for a bus, oldest first."""
+        found = self._connection.execute("SELECT payload FROM events WHERE published_at IS NULL ORDER BY position")
+        return [self._result(payload) for (payload,) in found.fetchall()]
+
+    def outcome(self, request_id: str) -> SyncResult | None:
+        """Return the latest result of a request."""
+        found = self._connection.execute(
+            "SELECT payload FROM events WHERE result_of = ? ORDER BY position DESC LIMIT 1", (request_id,)
+        ).fetchone()
+        return self._result(found[0]) if found else None
+
+    def after(self, position: int, limit: int) -> Sequence[HistoryEntry]:
+        """Return the first `limit` events after a position."""
+        found = self._connection.execute(
+            "SELECT position, payload FROM events WHERE position > ? ORDER BY position LIMIT ?", (position, limit)
+        )
+        return [HistoryEntry(at, self._event(payload)) for at, payload in found.fetchall()]
+
+    def last_position(self) -> int:
+        """Return the newest event's position, 0 for none."""
+        (found,) = self._connection.execute("SELECT COALESCE(MAX(position), 0) FROM events").fetchone()
+        return int(found)
+
+    def trim(self, now: datetime) -> None:
+        """Let go of events older than 90 days; the outbox stays."""
+        self._connection.execute(
+            "DELETE FROM events WHERE time < ? AND published_at IS NOT NULL", (time_text(now - KEPT),)
+        )
+
+    def _is_there(self, event_id: str) -> bool:
+        return self._connection.execute("SELECT 1 FROM events WHERE event_id = ?", (event_id,)).fetchone() is not None
+
+    def _result(self, payload: bytes) -> SyncResult:
+        event = self._event(payload)
+        if not isinstance(event, SyncResult):
+            raise damaged(f"{event.id} is kept as a result, but is none")
+        return event
+
+    def _event(self, payload: bytes) -> Event:
+        try:
+            return self._codec.decode(payload)
+        except WireError as error:
+            raise damaged(f"an event in it cannot be read: {error.message}") from error

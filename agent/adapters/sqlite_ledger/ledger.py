@@ -1,0 +1,248 @@
+"""The ledger: each entry is one transaction on one thread that owns the connection. On disk when it returns."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from agent.adapters.sqlite_ledger import file
+from agent.adapters.sqlite_ledger.history import Codec, History
+from agent.adapters.sqlite_ledger.rows import plain
+from agent.adapters.sqlite_ledger.targets import Targets
+from agent.domain import moves
+from agent.domain.databases import Fingerprint
+from agent.domain.errors import StateError
+from agent.domain.events import Event, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
+from agent.domain.manifest import Manifest
+from agent.domain.states import Intent, Problem, Target, TargetRecord
+from agent.ports import Clock, HistoryEntry
+
+T = TypeVar("T")
+Change = Callable[[TargetRecord], TargetRecord]
+
+_log = structlog.get_logger()
+
+
+class SqliteLedger:
+    """The port's promises on a SQLite file. Made by `open`, ended by `aclose`."""
+
+    def __init__(
+        self,
+        path: Path,
+        thread: ThreadPoolExecutor,
+        connection: sqlite3.Connection,
+        codec: Codec,
+        clock: Clock,
+        *,
+        read_only: bool,
+    ) -> None:
+        self._path, self._thread, self._connection = path, thread, connection
+        self._targets, self._history = Targets(connection), History(connection, codec)
+        self._clock, self._read_only, self._closed = clock, read_only, False
+
+    @staticmethod
+    async def open(path: Path, codec: Codec, *, clock: Clock, read_only: bool = False) -> "SqliteLedger":
+        """Open the file; raises StateError with the cure where it cannot be used.
+
+        For writing, it is made where it is missing (mode 0600), brought up to date, checked, and events that were
+        published more than 90 days ago are let go. For reading, it is left as it is, also while another process
+        writes it; where there is none yet, that is a StateError too.
+        """
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
+
+        def opened() -> SqliteLedger:
+            connection = file.open_for_reading(path) if read_only else file.open_for_writing(path)
+            ledger = SqliteLedger(path, thread, connection, codec, clock, read_only=read_only)
+            if not read_only:
+                try:
+                    ledger._transaction("BEGIN IMMEDIATE", lambda: ledger._history.trim(clock.now()))
+                except BaseException:
+                    ledger._close()
+                    raise
+            return ledger
+
+        try:
+            return await _finished(thread, opened, discard=SqliteLedger._close)
+        except BaseException:
+            thread.shutdown(wait=False)
+            raise
+
+    async def record(self, target: Target) -> TargetRecord:
+        return await self._read(lambda: self._targets.load(target))
+
+    async def owe(self, target: Target, databases: Collection[str]) -> None:
+        await self._change(target, lambda record: moves.owe(record, databases))
+
+    async def refresh(self, target: Target, fingerprints: Mapping[str, Fingerprint]) -> None:
+        await self._change(target, lambda record: moves.refresh(record, fingerprints))
+
+    async def trouble(self, target: Target, problems: Mapping[str, Problem]) -> None:
+        await self._change(target, lambda record: moves.trouble(record, problems))
+
+    async def forget(self, target: Target, databases: Collection[str]) -> None:
+        await self._change(target, lambda record: moves.forget(record, databases))
+
+    async def begin(self, target: Target, intent: Intent) -> None:
+        await self._change(target, lambda record: moves.begin(record, intent))
+
+    async def abandon(self, target: Target) -> None:
+        await self._change(target, moves.abandon)
+
+    async def count_attempt(
+        self, target: Target, request: SyncRequested, *, attempts: int, retry_at: datetime, error: str
+    ) -> None:
+        def counted(record: TargetRecord) -> TargetRecord:
+            return moves.count_attempt(record, request.request_id, attempts=attempts, retry_at=retry_at, error=error)
+
+        await self._change(target, counted)
+
+    async def give_up(
+        self, target: Target, *, error: str, failures: int, retry_at: datetime | None, result: SyncFailed | None
+    ) -> None:
+        def given_up(record: TargetRecord) -> TargetRecord:
+            return moves.give_up(record, error=error, failures=failures, retry_at=retry_at)
+
+        await self._change(target, given_up, result)
+
+    async def deliver(
+        self,
+        target: Target,
+        manifest: Manifest,
+        fingerprints: Mapping[str, Fingerprint],
+        problems: Mapping[str, Problem],
+        result: SyncSucceeded,
+    ) -> None:
+        def delivered(record: TargetRecord) -> TargetRecord:
+            return moves.deliver(record, manifest, fingerprints, problems, result_id=result.id, at=result.time)
+
+        await self._change(target, delivered, result)
+
+    async def adopt(self, target: Target, manifest: Manifest, result: SyncSucceeded) -> None:
+        await self._change(target, lambda record: moves.adopt(record, manifest, result_id=result.id), result)
+
+    async def settle(self, target: Target | None, result: SyncResult) -> None:
+        if target is None:
+            await self._write(lambda: self._history.add(result, published_at=None))
+        else:
+            await self._change(target, moves.settle, result)
+
+    async def reset(self, target: Target) -> None:
+        await self._change(target, moves.reset)
+
+    async def outbox(self) -> Sequence[SyncResult]:
+        return await self._read(self._history.outbox)
+
+    async def confirm(self, result: SyncResult) -> None:
+        def confirmed() -> None:
+            self._history.publish(result, self._clock.now())
+            for target in self._targets.told_by(result.id):
+                record = self._targets.load(target)
+                self._targets.save(record, moves.confirm(record, result.id))
+
+        await self._write(confirmed)
+
+    async def outcome(self, request_id: str) -> SyncResult | None:
+        return await self._read(lambda: self._history.outcome(request_id))
+
+    async def remember(self, event: Event) -> None:
+        await self._write(lambda: self._history.add(event, published_at=self._clock.now()))
+
+    async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:
+        return await self._read(lambda: self._history.after(after, limit))
+
+    async def last_position(self) -> int:
+        return await self._read(self._history.last_position)
+
+    async def note(self, key: str, value: str) -> None:
+        def noted() -> None:
+            self._connection.execute(
+                "INSERT INTO notes VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+                " WHERE value <> excluded.value",
+                (key, plain(value)),
+            )
+
+        await self._write(noted)
+
+    async def notes(self) -> Mapping[str, str]:
+        return await self._read(lambda: dict(self._connection.execute("SELECT key, value FROM notes ORDER BY key")))
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await _finished(self._thread, self._close)
+        finally:
+            self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
+        with file.translated(self._path):
+            self._connection.close()
+
+    async def _change(self, target: Target, change: Change, result: SyncResult | None = None) -> None:
+        """Move a target on, and put the result into the outbox, in one transaction."""
+
+        def changed() -> None:
+            before = self._targets.load(target)
+            record = change(before)
+            if result is not None:
+                self._history.add(result, published_at=None)
+                if self._history.is_published(result.id):
+                    record = moves.confirm(record, result.id)
+            self._targets.save(before, record)
+
+        await self._write(changed)
+
+    async def _write(self, work: Callable[[], T]) -> T:
+        if self._read_only:
+            raise StateError(f"{self._path} was opened for reading only")
+        return await self._run("BEGIN IMMEDIATE", work)
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        return await self._run("BEGIN", work)
+
+    async def _run(self, begin: str, work: Callable[[], T]) -> T:
+        if self._closed:
+            raise StateError(f"{self._path} is closed already")
+        return await _finished(self._thread, lambda: self._transaction(begin, work))
+
+    def _transaction(self, begin: str, work: Callable[[], T]) -> T:
+        with file.translated(self._path):
+            self._connection.execute(begin)
+            try:
+                done = work()
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # a full disk has SQLite roll back by itself
+                    self._connection.execute("ROLLBACK")
+                raise
+        return done
+
+
+async def _finished(
+    thread: ThreadPoolExecutor, work: Callable[[], T], *, discard: Callable[[T], None] | None = None
+) -> T:
+    """Do the work on the thread to its end, also where the caller is cancelled: then it is awaited, and not told.
+
+    What it returned in vain goes to `discard`, on the same thread; what it raised in vain is logged.
+    """
+    future = asyncio.get_running_loop().run_in_executor(thread, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+
+        def look(done: "asyncio.Future[T]") -> None:
+            error = done.exception()
+            if error is not None:
+                _log.error("ledger_failed_unheard", error=str(error))
+            elif discard is not None:
+                thread.submit(discard, done.result())
+
+        future.add_done_callback(look)
+        await asyncio.wait([future])
+        raise

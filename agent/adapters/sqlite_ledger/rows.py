@@ -1,0 +1,111 @@
+"""The domain's values as the columns hold them, and back. What cannot be read back raises StateError: damage."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from agent.adapters.sqlite_ledger.file import damaged
+from agent.domain.databases import FileStat, Fingerprint
+from agent.domain.errors import WireError
+from agent.domain.manifest import Part
+from agent.domain.states import Problem
+
+T = TypeVar("T")
+
+
+def time_text(at: datetime) -> str:
+    """Return an aware time as text of one length, so that texts sort as times do."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def read_time(text: str) -> datetime:
+    return _read(text, datetime.fromisoformat)
+
+
+def optional_time_text(at: datetime | None) -> str | None:
+    return None if at is None else time_text(at)
+
+
+def read_optional_time(text: str | None) -> datetime | None:
+    return None if text is None else read_time(text)
+
+
+def plain(text: str) -> str:
+    """Return the text as UTF-8 can hold it: an error may quote a path with bytes that are none."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def json_text(value: Mapping[str, object] | Iterable[object]) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def fingerprint_text(fingerprint: Fingerprint | None) -> str | None:
+    return None if fingerprint is None else json_text(asdict(fingerprint))
+
+
+def read_fingerprint(text: str | None) -> Fingerprint | None:
+    return None if text is None else _read(text, lambda found: _fingerprint(json.loads(found)))
+
+
+def parts_text(parts: Iterable[Part]) -> str:
+    return json_text([part.to_document() for part in parts])
+
+
+def read_parts(text: str) -> tuple[Part, ...]:
+    return _read(text, lambda found: tuple(Part.from_document(document) for document in json.loads(found)))
+
+
+def read_counts(text: str) -> dict[str, int]:
+    return _read(text, lambda found: {str(key): int(value) for key, value in json.loads(found).items()})
+
+
+def read_digests(text: str) -> dict[str, str]:
+    return _read(text, lambda found: {str(key): str(value) for key, value in json.loads(found).items()})
+
+
+def read_names(text: str) -> tuple[str, ...]:
+    return _read(text, lambda found: tuple(str(name) for name in json.loads(found)))
+
+
+def problem_text(problem: Problem | None) -> str | None:
+    if problem is None:
+        return None
+    return json_text(
+        {
+            "reason": problem.reason,
+            "fingerprint": asdict(problem.fingerprint),
+            "failures": problem.failures,
+            "retry_at": optional_time_text(problem.retry_at),
+        }
+    )
+
+
+def read_problem(text: str | None) -> Problem | None:
+    return None if text is None else _read(text, _problem)
+
+
+def _problem(text: str) -> Problem:
+    found = json.loads(text)
+    return Problem(
+        reason=str(found["reason"]),
+        fingerprint=_fingerprint(found["fingerprint"]),
+        failures=int(found["failures"]),
+        retry_at=read_optional_time(found["retry_at"]),
+    )
+
+
+def _fingerprint(found: Mapping[str, object]) -> Fingerprint:
+    files = found["files"]
+    if not isinstance(files, list):
+        raise TypeError("files is not a list")
+    stats = (FileStat(str(f["name"]), int(f["inode"]), int(f["size"]), int(f["mtime_ns"])) for f in files)
+    return Fingerprint(files=tuple(stats), header=str(found["header"]))
+
+
+def _read(text: str, reader: Callable[[str], T]) -> T:
+    try:
+        return reader(text)
+    except (ValueError, TypeError, KeyError, AttributeError, WireError) as error:
+        raise damaged(f"{text[:80]!r} is not what was written ({error})") from error
