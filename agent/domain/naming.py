@@ -1,28 +1,30 @@
-"""Names that outlive a process: system ids, upload ids, object keys, subjects, event ids.
+"""
+Names that outlive a process: system ids, upload ids, object keys, subjects, event ids.
 
 Akosha accepts system ids of `[A-Za-z0-9_-]{1,100}`, upload ids that may have dots too, and plain file names of
-`[A-Za-z0-9_.-]+`. What goes into a key or a subject is validated here, so that no text from outside can leave its place.
+`[A-Za-z0-9_.-]+`. What goes into a key or a subject is validated here: no text from outside leaves its place.
 """
 
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta
 
+from agent.domain.databases import SIDECAR_SUFFIXES
 from agent.domain.errors import NamingError
 
 MANIFEST_NAME = "manifest.json"
 SUBJECT_PREFIX = "akosha"
 
 _SYSTEM_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_UPLOAD_ID = re.compile(r"(\d{8}_\d{6})_([A-Za-z0-9_-]{1,100})")
+_UPLOAD_ID = re.compile(r"([0-9]{8}_[0-9]{6})_([A-Za-z0-9_-]{1,100})")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _METHOD = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _STAMP = "%Y%m%d_%H%M%S"
 
 
 def sanitise_system_id(text: str) -> str:
-    """Return `text` as a system id: every other character becomes `-`, cut at 100. Raises NamingError if nothing is left."""
-    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:100]
+    """Return `text` as a system id: other characters become `-`, cut at 100. Raises NamingError if nothing is left."""
+    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:100].rstrip("-")
     if not cleaned:
         raise NamingError(
             f"{text!r} cannot be made into a system id", hint="set akosha_system_id to letters, digits, - or _"
@@ -64,20 +66,26 @@ def next_upload_id(now: datetime, newest: str | None, system_id: str) -> str:
     """Return an id later than `newest`, the newest id known, even where the clock went back: max(now, newest + 1 s)."""
     at = now.astimezone(UTC).replace(microsecond=0)
     if newest is not None:
-        at = max(at, upload_time(newest) + timedelta(seconds=1))
+        try:
+            at = max(at, upload_time(newest) + timedelta(seconds=1))
+        except OverflowError as error:
+            raise NamingError(f"nothing can come after {newest}", hint="delete that upload") from error
     return upload_id(at, system_id)
 
 
 def object_name(file_name: str) -> str:
-    """Return a file's name as a store and Akosha's schema take it: itself where plain, else made plain and told apart.
+    """
+    Return a file's name as a store and Akosha's schema take it: itself where plain, else made plain and told apart.
 
     A named graph may have any name; two that become alike differ by eight digits of their SHA-256.
     """
     if _PLAIN_NAME.fullmatch(file_name) and file_name.strip(".") and len(file_name) <= 200:  # noqa: PLR2004
         return file_name
-    stem, dot, rest = file_name.partition(".duckdb")
+    stem, ending, sidecar = file_name.rpartition(".duckdb")
+    if not ending or (sidecar and sidecar not in SIDECAR_SUFFIXES):
+        stem, ending, sidecar = file_name, "", ""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem)[:160]
-    return f"{plain}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}{dot}{re.sub(r'[^A-Za-z0-9_.-]+', '_', rest)}"
+    return f"{plain}-{hashlib.sha256(stem.encode(errors='surrogatepass')).hexdigest()[:8]}{ending}{sidecar}"
 
 
 def uploads_prefix(system_id: str) -> str:
@@ -86,11 +94,20 @@ def uploads_prefix(system_id: str) -> str:
 
 
 def object_key(system_id: str, upload: str, name: str) -> str:
-    """Return the key of one object of an upload. Raises NamingError for anything that could leave the upload's place."""
+    """Return the key of one object of an upload. Raises NamingError for what could leave the upload's place."""
     upload_time(upload)
     if not _PLAIN_NAME.fullmatch(name) or not name.strip("."):
         raise NamingError(f"{name!r} is not a plain object name")
     return f"{uploads_prefix(system_id)}{upload}/{name}"
+
+
+def upload_of(key: str) -> str:
+    """Return the upload that a key belongs to. Raises NamingError where it belongs to none."""
+    pieces = key.split("/")
+    if len(pieces) < 5 or pieces[0] != "systems" or pieces[2] != "uploads":  # noqa: PLR2004 - systems/S/uploads/U/name
+        raise NamingError(f"{key!r} is not in an upload")
+    upload_time(pieces[3])
+    return pieces[3]
 
 
 def manifest_key(system_id: str, upload: str) -> str:
@@ -117,9 +134,9 @@ def progress_subject(system_id: str) -> str:
 def subject_matches(pattern: str, subject: str) -> bool:
     """Say whether a NATS-style pattern (`*` one token, `>` the rest, at least one) covers a subject."""
     wanted, given = pattern.split("."), subject.split(".")
-    for at, token in enumerate(wanted):
-        if token == ">":
+    for at, piece in enumerate(wanted):
+        if piece == ">":
             return len(given) > at
-        if at >= len(given) or token not in ("*", given[at]):
+        if at >= len(given) or piece not in ("*", given[at]):
             return False
     return len(wanted) == len(given)

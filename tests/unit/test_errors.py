@@ -1,0 +1,59 @@
+"""The tree of errors: what stands under what, and what an error says."""
+
+import inspect
+
+import pytest
+
+from agent.domain import errors
+from agent.domain.errors import AkoshaError, AlreadyRunning, CloudUploadError, SyncError
+
+TREE = {
+    "SettingsError": "AkoshaError",
+    "NamingError": "AkoshaError",
+    "WireError": "AkoshaError",
+    "StateError": "AkoshaError",
+    "AlreadyRunning": "StateError",
+    "SnapshotError": "AkoshaError",
+    "StagingFull": "SnapshotError",
+    "StoreError": "AkoshaError",
+    "NoSuchObject": "StoreError",
+    "CopyUnsupported": "StoreError",
+    "NotPermitted": "StoreError",
+    "SyncError": "AkoshaError",
+    "CloudUploadError": "SyncError",
+}
+
+
+def test_the_tree_is_the_one_drawn_at_the_top_of_its_room():
+    found = {
+        name: cls.__mro__[1].__name__
+        for name, cls in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(cls, AkoshaError) and cls is not AkoshaError
+    }
+    assert found == TREE
+    assert all(name in (errors.__doc__ or "") for name in found)
+
+
+def test_an_error_says_its_message_and_then_the_cure():
+    assert str(AkoshaError("no bucket", hint="set akosha_cloud_bucket")) == "no bucket (set akosha_cloud_bucket)"
+    assert str(AkoshaError("no bucket")) == "no bucket"
+    assert not AkoshaError("x").transient
+
+
+def test_a_sync_error_takes_contracts_three_arguments_by_position():
+    cause = OSError("gone")
+    error = CloudUploadError("upload failed", "cloud", cause)
+    assert (error.message, error.method, error.original) == ("upload failed", "cloud", cause)
+    assert error.forwardable
+    assert SyncError("x", "http").original is None
+
+
+def test_who_holds_the_state_directory_is_told():
+    error = AlreadyRunning("busy", pid=12, command="akosha-agent run", hint="stop it")
+    assert (error.pid, error.command) == (12, "akosha-agent run")
+
+
+@pytest.mark.parametrize("kind", [errors.NamingError, errors.WireError])
+def test_bad_texts_are_value_errors_too(kind):
+    with pytest.raises(ValueError, match="bad"):
+        raise kind("bad")

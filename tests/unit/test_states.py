@@ -1,0 +1,252 @@
+"""The state table, row by row, and what follows from a record."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from agent.domain import moves
+from agent.domain.errors import StateError
+from agent.domain.states import (
+    TRANSITIONS,
+    DatabaseRecord,
+    Move,
+    State,
+    TargetRecord,
+    after,
+    due,
+    pending,
+)
+from tests.fakes.values import (
+    NOON,
+    OTHER_TARGET,
+    TARGET,
+    fingerprint,
+    intent,
+    manifest,
+    parts,
+    problem,
+    upload_id,
+)
+
+TABLE = {
+    ("clean", "changed"): "owed",
+    ("owed", "changed"): "owed",
+    ("owed", "staged"): "intent",
+    ("owed", "unchanged"): "clean",
+    ("intent", "changed"): "intent",
+    ("intent", "committed"): "delivered",
+    ("intent", "retry"): "intent",
+    ("intent", "abandoned"): "owed",
+    ("delivered", "confirmed"): "clean",
+    ("delivered", "changed"): "owed",
+}
+
+
+@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("move", Move)
+def test_each_move_leads_where_the_table_says_or_raises(state, move):
+    wanted = TABLE.get((state.value, move.value))
+    if wanted is None:
+        with pytest.raises(StateError, match=f"{state} cannot be {move}"):
+            after(state, move)
+    else:
+        assert after(state, move) == wanted
+
+
+def test_the_table_has_no_other_rows():
+    assert {(s.value, m.value): n.value for (s, m), n in TRANSITIONS.items()} == TABLE
+
+
+def record(**databases: DatabaseRecord) -> TargetRecord:
+    return TargetRecord(target=TARGET, known=True, databases=databases)
+
+
+def database(state: State, generation: int | None = 0, **more: object) -> DatabaseRecord:
+    seen = None if generation is None else fingerprint("reflection", generation)
+    return replace(DatabaseRecord("reflection", state, seen, parts("reflection")), **more)
+
+
+SURVEY = {"reflection": fingerprint("reflection", 0)}
+
+
+@pytest.mark.parametrize(
+    ("known", "lacking"),
+    [
+        ({}, True),
+        ({"reflection": database(State.CLEAN)}, False),
+        ({"reflection": database(State.DELIVERED)}, False),
+        ({"reflection": database(State.OWED)}, True),
+        ({"reflection": database(State.INTENT)}, True),
+        ({"reflection": database(State.CLEAN, 1)}, True),
+        ({"reflection": database(State.DELIVERED, 1)}, True),
+        ({"reflection": database(State.DELIVERED, None)}, True),
+    ],
+)
+def test_pending_is_what_was_never_delivered_is_owed_or_looks_different(known, lacking):
+    assert pending(record(**known), SURVEY) == (frozenset({"reflection"}) if lacking else frozenset())
+
+
+def test_a_database_that_is_gone_from_the_disk_is_not_pending():
+    assert pending(record(reflection=database(State.OWED)), {}) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "urgent", "now_due"),
+    [
+        (None, False, True),
+        (problem("reflection", 0), False, False),
+        (problem("reflection", 0), True, True),
+        (problem("reflection", 1), False, True),
+        (problem("reflection", 0, retry_at=NOON + timedelta(seconds=1)), False, False),
+        (problem("reflection", 0, retry_at=NOON), False, True),
+    ],
+    ids=["none", "waits for a change", "somebody asks", "has changed", "not yet", "its time has come"],
+)
+def test_a_database_that_could_not_be_copied_waits_for_a_change_its_time_or_a_person(trouble, urgent, now_due):
+    known = record(reflection=database(State.OWED, problem=trouble))
+    assert due(known, SURVEY, NOON, urgent=urgent) == (frozenset(SURVEY) if now_due else frozenset())
+
+
+def test_due_is_never_more_than_pending():
+    known = record(reflection=database(State.CLEAN))
+    assert due(known, SURVEY, NOON, urgent=True) == frozenset()
+
+
+def test_a_target_backs_off_until_its_time():
+    known = replace(record(), retry_at=NOON)
+    assert known.backing_off(NOON - timedelta(microseconds=1))
+    assert not known.backing_off(NOON)
+    assert not record().backing_off(NOON)
+
+
+def test_only_what_was_delivered_can_be_carried():
+    known = record(reflection=database(State.OWED), knowledge_graph=DatabaseRecord("knowledge_graph", State.OWED))
+    assert known.carried("reflection")
+    assert not known.carried("knowledge_graph")
+    assert not known.carried("knowledge_graph_x")
+
+
+def test_targets_are_told_apart_by_their_ids():
+    assert TARGET.id != OTHER_TARGET.id
+    assert replace(TARGET, system_id="other").id != TARGET.id
+    assert replace(TARGET, endpoint="", bucket="").id == "cloud aws - laptop-7"
+
+
+# --------------------------------------------------------------------- what each entry of the ledger does to a record
+
+EMPTY = TargetRecord(target=TARGET)
+
+
+def states(known: TargetRecord) -> dict[str, str]:
+    return {name: entry.state.value for name, entry in known.databases.items()}
+
+
+def uploading(**databases: int) -> TargetRecord:
+    return moves.begin(moves.owe(EMPTY, databases), intent(**databases))
+
+
+def delivered(second: int = 0, **databases: int) -> TargetRecord:
+    whole = manifest(second, **databases)
+    seen = {name: fingerprint(name, generation) for name, generation in databases.items()}
+    return moves.deliver(uploading(**databases), whole, seen, {}, result_id="told", at=NOON)
+
+
+def test_owing_does_not_make_a_target_known_but_beginning_does():
+    owed = moves.owe(EMPTY, ["reflection"])
+    assert not owed.known
+    assert not moves.give_up(owed, error="down", failures=1, retry_at=NOON).known
+    assert uploading(reflection=0).known
+
+
+def test_what_was_never_delivered_cannot_be_unchanged():
+    for known in (EMPTY, moves.owe(EMPTY, ["reflection"])):
+        with pytest.raises(StateError, match="nothing of it was delivered"):
+            moves.refresh(known, {"reflection": fingerprint("reflection")})
+
+
+def test_what_is_under_way_cannot_be_unchanged():
+    again = moves.begin(moves.owe(delivered(reflection=0), ["reflection"]), intent(5, reflection=1))
+    with pytest.raises(StateError):
+        moves.refresh(again, {"reflection": fingerprint("reflection", 1)})
+
+
+def test_a_delivered_database_that_was_touched_still_waits_for_its_confirmation():
+    touched = moves.refresh(delivered(reflection=0), {"reflection": fingerprint("reflection", 1)})
+    assert states(touched) == {"reflection": "delivered"}
+    assert touched.databases["reflection"].fingerprint == fingerprint("reflection", 1)
+    assert states(moves.confirm(touched, "told")) == {"reflection": "clean"}
+
+
+def test_an_upload_of_a_clean_database_cannot_begin():
+    clean = moves.confirm(delivered(reflection=0), "told")
+    with pytest.raises(StateError, match="clean cannot be staged"):
+        moves.begin(clean, intent(5, reflection=1))
+
+
+def test_a_manifest_of_another_upload_or_without_one_of_its_databases_is_no_delivery():
+    both = uploading(reflection=0, knowledge_graph=0)
+    with pytest.raises(StateError, match="is not the upload that has begun"):
+        moves.deliver(both, manifest(9, reflection=0, knowledge_graph=0), {}, {}, result_id="x", at=NOON)
+    with pytest.raises(StateError, match="lacks knowledge_graph"):
+        moves.deliver(both, manifest(reflection=0), {}, {}, result_id="x", at=NOON)
+    with pytest.raises(StateError, match="is not the upload that has begun"):
+        moves.deliver(moves.abandon(both), manifest(reflection=0), {}, {}, result_id="x", at=NOON)
+
+
+def test_another_manifest_is_not_adopted_while_an_upload_is_under_way():
+    with pytest.raises(StateError, match="is not the upload that has begun"):
+        moves.adopt(uploading(reflection=0), manifest(9, reflection=0), result_id="x")
+
+
+def test_newest_upload_never_goes_back():
+    later = moves.adopt(EMPTY, manifest(100, reflection=0), result_id="a")
+    assert moves.adopt(later, manifest(50, reflection=0), result_id="b").newest_upload_id == upload_id(100)
+
+
+def test_forgotten_databases_have_nothing_to_reuse_and_are_owed():
+    gone = moves.forget(delivered(reflection=0, knowledge_graph=0), ["reflection"])
+    assert states(gone) == {"reflection": "owed", "knowledge_graph": "delivered"}
+    assert not gone.carried("reflection")
+    assert gone.carried("knowledge_graph")
+
+
+steps = st.sampled_from(
+    [
+        lambda r: moves.owe(r, ["reflection"]),
+        lambda r: moves.owe(r, ["knowledge_graph"]),
+        lambda r: moves.begin(r, intent(0, reflection=0)),
+        lambda r: moves.begin(r, intent(1, reflection=1, knowledge_graph=0)),
+        lambda r: moves.refresh(r, {"reflection": fingerprint("reflection", 3)}),
+        lambda r: moves.trouble(r, {"knowledge_graph": problem("knowledge_graph")}),
+        lambda r: moves.forget(r, ["reflection"]),
+        moves.abandon,
+        lambda r: moves.count_attempt(r, "r1", attempts=r.attempts + 1, retry_at=NOON, error="503"),
+        lambda r: moves.give_up(r, error="403", failures=r.failures + 1, retry_at=NOON),
+        lambda r: moves.deliver(r, manifest(0, reflection=0), {}, {}, result_id="a", at=NOON),
+        lambda r: moves.deliver(r, manifest(1, reflection=1, knowledge_graph=0), {}, {}, result_id="b", at=NOON),
+        lambda r: moves.adopt(r, manifest(1, reflection=1, knowledge_graph=(0, "carried")), result_id="b"),
+        lambda r: moves.confirm(r, "a"),
+        lambda r: moves.confirm(r, "b"),
+        moves.settle,
+        moves.reset,
+    ]
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(steps, max_size=25))
+def test_whatever_happens_intent_rows_are_those_of_the_intent_and_clean_means_delivered(story):
+    known = EMPTY
+    for step in story:
+        try:
+            known = step(known)
+        except StateError:
+            continue
+        under_way = {name for name, entry in known.databases.items() if entry.state is State.INTENT}
+        assert under_way == (set(known.intent.databases) if known.intent else set())
+        for entry in known.databases.values():
+            assert entry.parts or entry.state not in (State.CLEAN, State.DELIVERED)
+        if known.intent or known.newest_upload_id:
+            assert known.known
