@@ -56,7 +56,7 @@ class ManualClock:
                 await self._changed.wait()
 
     async def advance(self, seconds: float) -> None:
-        """Let so many seconds pass. Sleepers wake in order, each at its own time; who sleeps again in between is woken again."""
+        """Let so many seconds pass. Sleepers wake in order, each at its own time, and again where they sleep again."""
         end = self._elapsed + seconds
         await self._settle()
         while self._sleepers and self._sleepers[0][0] <= end:

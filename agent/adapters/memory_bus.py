@@ -1,0 +1,251 @@
+"""The in-process event bus: what the agent runs on where there is no NATS, or while none answers.
+
+Each subscription has a mailbox, and a task that hands over its head, one event at a time. The head leaves the mailbox
+with its ack and not before, so everything else (a nak, an error, a wedged handler, a stopped subscription) is the
+same thing: the head is still there. A durable name is a mailbox that outlives its subscription.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from agent.domain.errors import StateError
+from agent.domain.events import Event
+from agent.domain.naming import subject_matches
+from agent.ports import Clock, Handler
+
+FIRST_ERROR_DELAY_SECONDS = 0.1
+LAST_ERROR_DELAY_SECONDS = 30.0
+"""A handler that fails is given its event again after the first, doubling to the last."""
+
+CANCEL_SECONDS = 10.0
+"""How long a cancelled handler may clean up before it is left to itself."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class _Letter:
+    """An event in a mailbox. Not to be delivered before `not_before` (monotonic); `failures` counts errors in a row."""
+
+    event: Event
+    not_before: float = 0.0
+    failures: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Mailbox:
+    """What one subscription, or one durable name, has yet to ack, in order."""
+
+    name: str
+    pattern: str
+    durable: bool
+    limit: int
+    letters: deque[_Letter] = field(default_factory=deque)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, event: Event) -> None:
+        """Append; a mailbox that is full loses its oldest, but never the one that may be in hand."""
+        if len(self.letters) >= self.limit:
+            lost = self.letters[1].event
+            del self.letters[1]
+            _log.warning("event_discarded", subscription=self.name, id=lost.id, subject=lost.subject, limit=self.limit)
+        self.letters.append(_Letter(event))
+        self.arrived.set()
+
+    async def head(self) -> _Letter:
+        """Return the oldest letter, when there is one."""
+        while not self.letters:
+            self.arrived.clear()
+            await self.arrived.wait()
+        return self.letters[0]
+
+    def drop(self, letter: _Letter) -> None:
+        """Forget the letter if it is still the head."""
+        if self.letters and self.letters[0] is letter:
+            self.letters.popleft()
+
+
+class _Delivery:
+    """One delivery of a letter: `agent.ports.Message`."""
+
+    def __init__(self, mailbox: _Mailbox, letter: _Letter, clock: Clock) -> None:
+        self._mailbox, self._letter, self._clock = mailbox, letter, clock
+        self.settled = False
+        self.heard = clock.monotonic()
+
+    @property
+    def event(self) -> Event:
+        return self._letter.event
+
+    async def ack(self) -> None:
+        if not self.settled:
+            await self.in_progress()
+            self.settled = True
+            self._mailbox.drop(self._letter)
+
+    async def nak(self, delay: float = 0.0) -> None:
+        if not self.settled:
+            await self.in_progress()
+            self.settled = True
+            self._letter.failures = 0
+            self._letter.not_before = self._clock.monotonic() + max(delay, 0.0)
+
+    async def in_progress(self) -> None:
+        if not self.settled:
+            self.heard = self._clock.monotonic()
+
+    def failed(self) -> float:
+        """The handler did not settle it: again, after a delay that grows. Returns the delay."""
+        self.settled = True
+        delay = min(FIRST_ERROR_DELAY_SECONDS * 2.0 ** min(self._letter.failures, 20), LAST_ERROR_DELAY_SECONDS)
+        self._letter.failures += 1
+        self._letter.not_before = self._clock.monotonic() + delay
+        return delay
+
+
+class _Subscription:
+    """Hands a mailbox's letters to a handler until it is stopped: `agent.ports.Subscription`."""
+
+    def __init__(
+        self,
+        mailbox: _Mailbox,
+        handler: Handler,
+        *,
+        clock: Clock,
+        ack_wait_seconds: float,
+        released: Callable[[_Mailbox], None],
+    ) -> None:
+        self._mailbox, self._handler = mailbox, handler
+        self._clock, self._ack_wait = clock, ack_wait_seconds
+        self.worker = asyncio.create_task(self._run(), name=f"bus-{mailbox.name}")
+        self.worker.add_done_callback(lambda _: released(mailbox))
+
+    async def stop(self) -> None:
+        self.worker.cancel()
+        await asyncio.wait({self.worker})
+
+    async def _run(self) -> None:
+        while True:
+            letter = await self._mailbox.head()
+            # Also where there is nothing to wait for: whoever naks without a delay must not keep the loop to itself.
+            await self._clock.sleep(letter.not_before - self._clock.monotonic())
+            await self._deliver(letter)
+
+    async def _deliver(self, letter: _Letter) -> None:
+        log = _log.bind(subscription=self._mailbox.name, id=letter.event.id, subject=letter.event.subject)
+        delivery = _Delivery(self._mailbox, letter, self._clock)
+        work = asyncio.create_task(_handle(self._handler, delivery), name=f"{self.worker.get_name()}-handler")
+        try:
+            in_time = await self._ended(work, delivery)
+        finally:
+            if not work.done():
+                await _cancel(work, log)
+        if not in_time:
+            log.error("handler_silent", ack_wait_seconds=self._ack_wait, acked=delivery.settled)
+            delivery.settled = True
+            return
+        error = asyncio.CancelledError() if work.cancelled() else work.exception()
+        if error is not None or not delivery.settled:
+            again = None if delivery.settled else delivery.failed()
+            log.error("handler_failed", error=repr(error or "neither ack nor nak"), again_seconds=again, exc_info=error)
+
+    async def _ended(self, work: asyncio.Task[None], delivery: _Delivery) -> bool:
+        """Wait for the handler's end; False when nothing was heard of it for the ack wait."""
+        while True:
+            patience = delivery.heard + self._ack_wait - self._clock.monotonic()
+            if patience <= 0:
+                return False
+            timer = asyncio.create_task(self._clock.sleep(patience), name=f"{work.get_name()}-timer")
+            try:
+                await asyncio.wait({work, timer}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                timer.cancel()
+            if work.done():
+                return True
+
+
+class MemoryBus:
+    """`agent.ports.EventBus` within one process and one event loop. What it holds ends with the process.
+
+    `ack_wait_seconds` is how long a handler may stay silent. A mailbox keeps at most `limit` events and then
+    discards its oldest, with a warning.
+    """
+
+    def __init__(self, clock: Clock, *, ack_wait_seconds: float = 60.0, limit: int = 10_000) -> None:
+        self._clock, self._ack_wait, self._limit = clock, ack_wait_seconds, max(limit, 2)
+        self._mailboxes: list[_Mailbox] = []
+        self._running: dict[_Mailbox, _Subscription] = {}
+        self._closed = False
+
+    async def publish(self, event: Event) -> None:
+        """As the port says. Raises StateError on a closed bus."""
+        self._check_open()
+        subject = event.subject
+        for mailbox in self._mailboxes:
+            if subject_matches(mailbox.pattern, subject):
+                mailbox.put(event)
+
+    async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> _Subscription:
+        """As the port says. Raises StateError where the durable name is in use, or stands for another pattern."""
+        self._check_open()
+        mailbox = self._kept(durable) if durable is not None else None
+        if mailbox is None:
+            mailbox = _Mailbox(durable or pattern, pattern, durable=durable is not None, limit=self._limit)
+            self._mailboxes.append(mailbox)
+        elif mailbox in self._running:
+            raise StateError(f"the durable subscription {durable!r} is in use", hint="stop the other one first")
+        elif mailbox.pattern != pattern:
+            raise StateError(f"the durable subscription {durable!r} is for {mailbox.pattern!r}, not for {pattern!r}")
+        self._running[mailbox] = subscription = _Subscription(
+            mailbox, handler, clock=self._clock, ack_wait_seconds=self._ack_wait, released=self._release
+        )
+        return subscription
+
+    async def aclose(self) -> None:
+        self._closed = True
+        workers = {subscription.worker for subscription in self._running.values()}
+        for worker in workers:
+            worker.cancel()
+        if workers:
+            await asyncio.wait(workers)
+        self._mailboxes.clear()
+
+    def _kept(self, durable: str) -> _Mailbox | None:
+        return next((box for box in self._mailboxes if box.durable and box.name == durable), None)
+
+    def _release(self, mailbox: _Mailbox) -> None:
+        """Its subscription has ended; a durable one's letters stay."""
+        self._running.pop(mailbox, None)
+        if not mailbox.durable and mailbox in self._mailboxes:
+            self._mailboxes.remove(mailbox)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError("the event bus is closed")
+
+
+async def _handle(handler: Handler, delivery: _Delivery) -> None:
+    await handler(delivery)
+
+
+async def _cancel(work: asyncio.Task[None], log: structlog.typing.FilteringBoundLogger) -> None:
+    """Cancel a handler and see it end, also while being cancelled; one that does not end in time is left to itself."""
+    loop = asyncio.get_running_loop()
+    end, interrupted = loop.time() + CANCEL_SECONDS, False
+    work.cancel()
+    while not work.done() and loop.time() < end:
+        try:
+            await asyncio.wait({work}, timeout=end - loop.time())
+        except asyncio.CancelledError:
+            interrupted = True
+    if not work.done():
+        log.error("handler_abandoned", after_seconds=CANCEL_SECONDS)
+        work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    elif not work.cancelled() and (error := work.exception()) is not None:
+        log.error("handler_failed", error=repr(error), exc_info=error)
+    if interrupted:
+        raise asyncio.CancelledError

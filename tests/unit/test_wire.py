@@ -1,0 +1,267 @@
+"""The codec: every event survives the way there and back; what is wrong is refused with a reason."""
+
+from contextlib import suppress
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta, timezone
+
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
+from agent.domain.errors import WireError
+from agent.domain.events import (
+    ALL,
+    Event,
+    MethodError,
+    SessionEnded,
+    SyncFailed,
+    SyncRequested,
+    SyncResult,
+    SyncSucceeded,
+)
+
+CODEC = CloudEventsCodec()
+AT = datetime(2025, 6, 1, 12, 0, tzinfo=UTC)
+
+TEXT = st.text(max_size=30)
+METHODS = st.from_regex(r"[a-z][a-z0-9_-]{0,10}", fullmatch=True)
+TIMES = st.datetimes(
+    min_value=datetime(1950, 1, 1),  # noqa: DTZ001 - hypothesis adds the zone
+    max_value=datetime(2200, 1, 1),  # noqa: DTZ001
+    timezones=st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes))),
+)
+FIELDS = {
+    "id": st.text(min_size=1, max_size=40),
+    "time": TIMES,
+    "system_id": st.from_regex(r"[A-Za-z0-9_-]{1,100}", fullmatch=True),
+    "route": st.lists(METHODS, min_size=1, max_size=3).map(tuple),
+    "errors": st.lists(st.builds(MethodError, method=METHODS, error=TEXT), max_size=3).map(tuple),
+    "files_uploaded": st.lists(TEXT, max_size=4).map(tuple),
+    "incomplete": st.dictionaries(TEXT, TEXT, max_size=3),
+    "upload_id": st.none() | TEXT,
+    "error": st.none() | TEXT,
+    "retry_at": st.none() | TIMES,
+    "bytes_transferred": st.integers(0, 2**53),
+    "done_bytes": st.integers(0, 2**53),
+    "total_bytes": st.integers(0, 2**53),
+    "duration_seconds": st.floats(0, 1e9),
+    "success": st.booleans(),
+    "enable_fallback": st.booleans(),
+    "upload_reflections": st.booleans(),
+    "upload_knowledge_graph": st.booleans(),
+}
+
+
+def events_of(cls: type[Event]) -> st.SearchStrategy[Event]:
+    return st.builds(cls, **{f.name: FIELDS.get(f.name, TEXT) for f in fields(cls)})
+
+
+def session_ended(**changes: object) -> SessionEnded:
+    return SessionEnded(
+        **({"id": "e-1", "time": AT, "system_id": "mac", "session_id": "s", "reason": "clear"} | changes)
+    )
+
+
+def envelope(event: Event | None = None, **changes: object) -> bytes:
+    """A good event as its bytes, with changes to the envelope; `None` leaves an attribute out."""
+    whole = orjson.loads(CODEC.encode(event or session_ended())) | changes
+    return orjson.dumps({key: value for key, value in whole.items() if value is not None})
+
+
+def with_data(event: Event, **changes: object) -> bytes:
+    whole = orjson.loads(CODEC.encode(event))
+    whole["data"] |= changes
+    return orjson.dumps(whole)
+
+
+REQUEST = SyncRequested(
+    id="r-1.cloud", time=AT, system_id="mac", request_id="r-1", agent_id="ab", reason="manual", route=("cloud", "http")
+)
+FAILED = SyncFailed(
+    id="r-1.failed", time=AT, system_id="mac", request_id="r-1", method="http", success=False, triggered_by="manual",
+    errors=(MethodError(method="http", error="no answer"),), retry_at=AT,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.type)
+def test_every_event_survives_the_way_there_and_back(cls):
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(event=events_of(cls))
+    def survives(event: Event) -> None:
+        back = CODEC.decode(CODEC.encode(event))
+        assert back == event
+        assert type(back) is cls
+        assert CODEC.encode(back) == CODEC.encode(event)
+
+    survives()
+
+
+def test_an_event_is_a_cloudevent_in_structured_json_mode():
+    assert orjson.loads(CODEC.encode(session_ended(time=AT.astimezone(timezone(timedelta(hours=2)))))) == {
+        "specversion": "1.0",
+        "id": "e-1",
+        "source": "urn:akosha-agent:mac",
+        "type": "akosha.session.ended.v1",
+        "subject": "akosha.session.mac.ended",
+        "time": "2025-06-01T12:00:00+00:00",
+        "datacontenttype": "application/json",
+        "data": {"system_id": "mac", "session_id": "s", "reason": "clear"},
+    }
+
+
+def test_unknown_attributes_and_fields_are_tolerated():
+    data = orjson.loads(envelope(traceparent="00-1", dataschema="urn:x"))
+    data["data"]["novelty"] = {"deep": [1]}
+    assert CODEC.decode(orjson.dumps(data)) == session_ended()
+    assert CODEC.decode(with_data(FAILED, errors=[{"method": "http", "error": "no answer", "status": 500}])) == FAILED
+
+
+@pytest.mark.parametrize("kind", ["akosha.session.ended.v1.1", "akosha.session.ended.v1.27"])
+def test_a_newer_minor_version_of_a_type_is_read_as_ours(kind):
+    assert CODEC.decode(envelope(type=kind)) == session_ended()
+
+
+def test_what_is_optional_in_an_envelope_may_be_left_out():
+    data = orjson.loads(envelope(subject=None, datacontenttype=None))
+    del data["data"]["system_id"]
+    assert CODEC.decode(orjson.dumps(data)) == session_ended()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"[" * 5000, "not JSON"),
+        (b'{"id": "\\ud800"}', "not JSON"),
+        (b"[]", "a JSON object"),
+        (b"null", "a JSON object"),
+        (b"{}", "specversion is None"),
+        (envelope(specversion="0.3"), "specversion is '0.3'"),
+        (envelope(specversion=1.0), "specversion is 1.0"),
+        (envelope(type=None), "type is None"),
+        (envelope(type=7), "type is 7"),
+        (envelope(type="akosha.session.ended.v2"), "unknown event type 'akosha.session.ended.v2'"),
+        (envelope(type="akosha.session.ended.v1.x"), "unknown event type"),
+        (envelope(type="x" * 5000), "unknown event type 'xxx"),
+        (envelope(id=None), "id is None"),
+        (envelope(id=""), "id is ''"),
+        (envelope(id=5), "id is 5"),
+        (envelope(source=None), "source is None"),
+        (envelope(source="urn:somebody-else:mac"), "source is 'urn:somebody-else:mac'"),
+        (envelope(source="urn:akosha-agent:"), "source names no system"),
+        (envelope(source="urn:akosha-agent:my.mac"), "source names no system"),
+        (envelope(source="urn:akosha-agent:*"), "source names no system"),
+        (envelope(source="urn:akosha-agent:pc"), "data.system_id is 'mac', but source says 'pc'"),
+        (envelope(subject="akosha.session.pc.ended"), "subject is 'akosha.session.pc.ended'"),
+        (envelope(subject=["akosha"]), "subject is ['akosha']"),
+        (envelope(datacontenttype="text/plain"), "datacontenttype is 'text/plain'"),
+        (envelope(time=None), "time: Input should be a valid datetime"),
+        (envelope(time="2025-06-01T12:00:00"), "time is '2025-06-01T12:00:00', a date, time and offset are expected"),
+        (envelope(time="1748779200"), "time is '1748779200'"),
+        (envelope(time="2025-06-01"), "time: "),
+        (envelope(time=1748779200), "time: "),
+        (envelope(data=None), "data must be an object"),
+        (envelope(data="{}"), "data must be an object"),
+        (with_data(session_ended(), session_id=5), "session_id: Input should be a valid string"),
+        (with_data(REQUEST, route="cloud"), "route: "),
+        (with_data(REQUEST, route=[]), "no subject can be made of it"),
+        (with_data(REQUEST, route=["clo.ud"]), "no subject can be made of it"),
+        (with_data(REQUEST, route=[">"]), "no subject can be made of it"),
+        (with_data(REQUEST, route=["cloud", 3]), "route.1: "),
+        (with_data(REQUEST, upload_reflections="true"), "upload_reflections: Input should be a valid boolean"),
+        (with_data(REQUEST, request_id=None), "request_id: "),
+        (with_data(FAILED, bytes_transferred="12"), "bytes_transferred: Input should be a valid integer"),
+        (with_data(FAILED, bytes_transferred=2.5), "bytes_transferred: "),
+        (with_data(FAILED, duration_seconds="1"), "duration_seconds: "),
+        (with_data(FAILED, errors=[{"method": "http"}]), "errors.0.error: "),
+        (with_data(FAILED, retry_at="2025-06-01T12:00:00"), "retry_at is "),
+    ],
+)
+def test_what_is_wrong_is_refused_with_the_reason(data, says):
+    with pytest.raises(WireError) as caught:
+        CODEC.decode(data)
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_an_event_is_limited_to_64_kib():
+    fitting = session_ended(reason="x" * (MAX_EVENT_BYTES - len(CODEC.encode(session_ended(reason="")))))
+    assert CODEC.decode(CODEC.encode(fitting)) == fitting
+    with pytest.raises(WireError, match="65537 bytes is larger than the 65536 allowed"):
+        CODEC.decode(CODEC.encode(session_ended(reason=fitting.reason + "x")))
+
+
+def test_the_limit_can_be_another():
+    large = session_ended(reason="x" * MAX_EVENT_BYTES)
+    assert CloudEventsCodec(max_bytes=1 << 20).decode(CODEC.encode(large)) == large
+
+
+def test_a_text_that_is_no_unicode_is_still_sent_readably():
+    """A file name with bytes that are not UTF-8 must not keep a result from getting out."""
+    result = SyncSucceeded(
+        id="u.succeeded", time=AT, system_id="mac", request_id="r", method="cloud", success=True, triggered_by="manual",
+        files_uploaded=("knowledge_graph_\udcff.duckdb",), incomplete={"knowledge_graph_\udcff": "in use \ud800"},
+    )  # fmt: skip
+    back = CODEC.decode(CODEC.encode(result))
+    assert isinstance(back, SyncResult)
+    assert back.files_uploaded == ("knowledge_graph_\\udcff.duckdb",)
+    assert back.incomplete == {"knowledge_graph_\\udcff": "in use \\ud800"}
+    errors = (MethodError(method="http", error="no such file: \udcff"),)
+    back = CODEC.decode(CODEC.encode(replace(FAILED, errors=errors)))
+    assert back.errors[0].error == "no such file: \\udcff"
+
+
+@pytest.mark.parametrize(
+    ("event", "says"),
+    [
+        (session_ended(time=AT.replace(tzinfo=None)), "time has no offset"),
+        (session_ended(time=datetime.max.replace(tzinfo=timezone(timedelta(hours=-5)))), "time is out of range"),
+        (
+            replace(FAILED, duration_seconds=float("nan")),
+            "duration_seconds is not a finite number",
+        ),
+        (
+            replace(FAILED, retry_at=AT.replace(tzinfo=None)),
+            "retry_at has no offset",
+        ),
+        (
+            replace(FAILED, bytes_transferred=2**80),
+            "cannot be written as JSON",
+        ),
+    ],
+)
+def test_what_json_would_lose_is_refused_at_the_sender(event, says):
+    with pytest.raises(WireError, match=says):
+        CODEC.encode(event)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused_never_more(data):
+    with pytest.raises(WireError):
+        CODEC.decode(data)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(event=st.sampled_from([session_ended(), REQUEST, FAILED]), changes=st.data())
+def test_an_event_with_any_one_value_replaced_is_read_or_refused(event, changes):
+    whole = orjson.loads(CODEC.encode(event))
+    place = whole["data"] if changes.draw(st.booleans()) else whole
+    place[changes.draw(st.sampled_from(sorted(place)))] = changes.draw(JSON)
+    try:
+        data = orjson.dumps(whole)
+    except TypeError:  # an integer beyond 64 bits: orjson cannot write it, others can
+        import json
+
+        data = json.dumps(whole).encode()
+    with suppress(WireError):
+        assert isinstance(CODEC.decode(data), Event)
