@@ -1,0 +1,225 @@
+"""
+The running agent: its loops, and who owns them. Every trigger ends in the publisher; the bus does the rest.
+
+watch ----> debounce --+
+spool, session ends ---+--> publisher --> bus --> uploaders --> recorder --> outbox --> bus
+retry times, stat pass-+
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Self
+
+import structlog
+
+from agent.application.publisher import NO_TARGET, NO_TARGET_CURE, Publisher
+from agent.application.recorder import Recorder
+from agent.application.uploader import Uploader
+from agent.application.wake import Wake
+from agent.domain import naming
+from agent.domain.debounce import Debounce, DebounceRules
+from agent.domain.events import SessionEnded, SyncAsked, SyncResult
+from agent.domain.identity import Identity
+from agent.domain.route import FILE_CHANGE, RETRY, SESSION_END, STARTUP
+from agent.domain.states import due, next_try
+from agent.ports import Clock, EventBus, Ledger, Message, SnapshotTaker, Spool, SyncMethod, Watch
+from agent.settings import Settings
+
+RETRY_SLACK_SECONDS = 1.0
+"""Targets that failed one after the other are retried together."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Agent:
+    """Everything wired together. `run` is the service, `once` a single sync; use as an async context manager."""
+
+    settings: Settings
+    identity: Identity
+    clock: Clock
+    bus: EventBus
+    ledger: Ledger
+    taker: SnapshotTaker
+    methods: Mapping[str, SyncMethod]
+    uploaders: Sequence[Uploader]
+    publisher: Publisher
+    recorder: Recorder
+    watch: Watch
+    spool: Spool
+    spool_watch: Watch
+    flight: asyncio.Lock
+    """Held while a sync runs."""
+    settled: Wake
+    """Rung by the uploaders after each outcome: retry times may have changed."""
+
+    _debounce: Debounce = field(default_factory=Debounce, init=False)
+    _noticed: Wake = field(init=False)
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack, init=False)
+    _mode: str = field(default="", init=False)
+    _reachable: dict[str, bool] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._noticed = Wake(self.clock, "debounce")
+
+    async def __aenter__(self) -> Self:
+        """Empty the staging directory and subscribe."""
+        stack = self._stack
+        stack.push_async_callback(self.ledger.aclose)
+        for method in self.methods.values():
+            stack.push_async_callback(method.aclose)
+        stack.push_async_callback(self.taker.sweep)
+        stack.push_async_callback(self.bus.aclose)
+        await self.taker.sweep()
+        for uploader in self.uploaders:
+            name = uploader.method.name
+            subject = naming.request_subject(self.identity.system_id, name)
+            await self.bus.subscribe(subject, uploader.handle, durable=self.identity.durable(name))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop the uploaders, which clean up after themselves, then let go of everything."""
+        await self._stack.aclose()
+
+    async def once(self, ask: SyncAsked) -> SyncResult:
+        """Do one sync, retries and fallback included, and return its result."""
+        done: asyncio.Future[SyncResult] = asyncio.get_running_loop().create_future()
+
+        async def hear(message: Message) -> None:
+            await message.ack()
+            if isinstance(message.event, SyncResult) and message.event.request_id == ask.id and not done.done():
+                done.set_result(message.event)
+
+        await self.bus.subscribe(naming.result_subject(self.identity.system_id, "*"), hear)
+        outbox = asyncio.create_task(self.recorder.run(), name="outbox")
+        try:
+            await self.publisher.asked(ask)
+            outbox.add_done_callback(lambda task: _fail_with(task, done))
+            return await done
+        finally:
+            outbox.cancel()
+            await asyncio.gather(outbox, return_exceptions=True)
+
+    async def run(self) -> None:
+        """Run until cancelled. A loop that fails takes the agent down with its error: nothing dies in silence."""
+        session = naming.session_subject(self.identity.system_id)
+        await self.bus.subscribe(session, self._session_ended, durable=self.identity.durable("session"))
+        if not self.methods:
+            _log.warning("no_target", why=NO_TARGET, cure=NO_TARGET_CURE, system_id=self.identity.system_id)
+        async with asyncio.TaskGroup() as group:
+            for name, loop in {
+                "watch": self._watch(),
+                "debounce": self._sync_on_change(),
+                "retry": self._sync_on_time(),
+                "stat-pass": self._look_again(),
+                "spool": self._read_spool(),
+                "outbox": self.recorder.run(),
+            }.items():
+                group.create_task(loop, name=name)
+            _log.info("agent_started", system_id=self.identity.system_id, agent_id=self.identity.agent_id)
+            await self._note_mode()
+            await self.publisher.noticed(STARTUP)
+
+    async def _watch(self) -> None:
+        async for names in self.watch.changes():
+            _log.debug("files_changed", names=sorted(names))
+            self._changed()
+            await self._note_mode()
+
+    async def _note_mode(self) -> None:
+        if self.watch.mode != self._mode:
+            self._mode = self.watch.mode
+            await self.ledger.note("watcher", self._mode)
+
+    def _changed(self) -> None:
+        self._debounce = self._debounce.changed(self.clock.monotonic())
+        self._noticed.ring()
+
+    async def _sync_on_change(self) -> None:
+        s = self.settings
+        rules = DebounceRules(s.agent_quiet_seconds, s.agent_deadline_seconds, s.agent_min_interval_seconds)
+        while True:
+            due = self._debounce.due(rules) if s.agent_upload_on_change else None
+            now = self.clock.monotonic()
+            if due is None or due > now:
+                await self._noticed.wait(None if due is None else due - now)
+                continue
+            request = await self.publisher.noticed(FILE_CHANGE)
+            self._debounce = self._debounce.settled() if request is None else self._debounce.fired(now)
+
+    async def _sync_on_time(self) -> None:
+        """Retry what failed when its time has come; the times are the ledger's, so a restart changes nothing."""
+        while True:
+            records = await self.publisher.records()
+            times = [at for record in records.values() if (at := next_try(record)) is not None]
+            if not times:
+                await self.settled.wait(None)
+                continue
+            wait = (min(times) - self.clock.now()).total_seconds() + RETRY_SLACK_SECONDS
+            if await self.settled.wait(wait):
+                continue
+            if self.flight.locked():
+                await self.settled.wait(None)
+            elif await self.publisher.noticed(RETRY) is None:
+                await self.settled.wait(self.settings.agent_rescan_seconds)
+            else:
+                await self.settled.wait(None)
+
+    async def _look_again(self) -> None:
+        """Every now and then: has the watcher missed something, is a target back?"""
+        while True:
+            await self.clock.sleep(self.settings.agent_rescan_seconds)
+            await self._note_mode()
+            if self.flight.locked():
+                continue
+            survey = await self.taker.survey()
+            records = await self.publisher.records()
+            primary = next((records[name] for name in self.settings.route if name in records), None)
+            quiet = primary is not None and self._debounce.first is None
+            if primary and quiet and due(primary, survey, self.clock.now(), urgent=False):
+                self._changed()
+            await self._welcome_back()
+
+    async def _welcome_back(self) -> None:
+        """A target that was out of reach and can be reached again need not wait for its time."""
+        for name, record in (await self.publisher.records()).items():
+            if not record.failures:
+                self._reachable.pop(name, None)
+                continue
+            before, now = self._reachable.get(name), await self.methods[name].is_available()
+            self._reachable[name] = now
+            if before is False and now:
+                _log.info("target_back", method=name, system_id=self.identity.system_id)
+                await self.ledger.reset(record.target)
+                await self.publisher.noticed(RETRY)
+                self.settled.ring()
+
+    async def _read_spool(self) -> None:
+        await self._empty_spool()
+        async for _ in self.spool_watch.changes():
+            await self._empty_spool()
+
+    async def _empty_spool(self) -> None:
+        for note, event in await self.spool.waiting():
+            if event.system_id != self.identity.system_id:
+                _log.warning("note_refused", id=event.id, why=f"it is for the system {event.system_id}")
+            elif isinstance(event, SyncAsked):
+                await self.publisher.asked(event)
+            elif isinstance(event, SessionEnded):
+                await self.bus.publish(event)
+            else:
+                _log.warning("note_refused", id=event.id, why=f"{event.type} does not come through the spool")
+            await self.spool.remove(note)
+
+    async def _session_ended(self, message: Message) -> None:
+        if self.settings.upload_on_session_end:
+            await self.publisher.noticed(SESSION_END)
+        await message.ack()
+
+
+def _fail_with(task: asyncio.Task[None], waiting: asyncio.Future[SyncResult]) -> None:
+    """Whoever waits for a result learns why none will come."""
+    if not waiting.done() and not task.cancelled() and (error := task.exception()):
+        waiting.set_exception(error)

@@ -1,0 +1,116 @@
+"""Turns every trigger into the same SyncRequested. Whatever asks, only `reason` and the route differ."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from agent.application.recorder import Recorder
+from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
+from agent.domain.identity import Identity
+from agent.domain.route import AUTO, RETRY, URGENT, open_route, plan_route
+from agent.domain.states import TargetRecord, due
+from agent.ports import Clock, EventBus, Ledger, SnapshotTaker, SyncMethod
+from agent.settings import Settings
+
+NO_TARGET = "there is nowhere to sync to"
+NO_TARGET_CURE = "set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory"
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Publisher:
+    """Decides whether a trigger is worth a request, and publishes it."""
+
+    settings: Settings
+    identity: Identity
+    bus: EventBus
+    ledger: Ledger
+    recorder: Recorder
+    clock: Clock
+    taker: SnapshotTaker
+    methods: Mapping[str, SyncMethod]
+
+    async def asked(self, ask: SyncAsked) -> SyncRequested | None:
+        """Somebody asks: there is a request, or at once a result that says why there is none."""
+        route = plan_route(
+            force_method=ask.method if ask.method != AUTO else self.settings.force_method,
+            cloud_configured=self.settings.cloud_configured,
+            enable_fallback=ask.enable_fallback and self.settings.enable_fallback,
+        )
+        request = self._request(ask.reason, route, ask)
+        usable = self._open(route, await self.records(), ask.reason)
+        if not self.settings.sync_enabled:
+            await self._refuse(request, "sync is switched off", "set akosha_sync_enabled to true")
+            return None
+        if not usable:
+            await self._refuse(request, NO_TARGET, NO_TARGET_CURE)
+            return None
+        request = self._request(ask.reason, usable, ask)
+        await self._publish(request)
+        return request
+
+    async def noticed(self, reason: str) -> SyncRequested | None:
+        """
+        The agent itself sees a reason: a request, if the first target in reach lacks something that can be had now.
+
+        A retry goes to the targets that failed alone: where the fallback has delivered, to the one it stood in for.
+        """
+        records = await self.records()
+        route = self._open(self.settings.route, records, reason)
+        if reason == RETRY:
+            route = tuple(m for m in route if records[m].failures) or route
+        if not route:
+            return None
+        lacking = due(records[route[0]], await self.taker.survey(), self.clock.now(), urgent=reason in URGENT)
+        if not lacking:
+            return None
+        if not self.settings.sync_enabled:
+            _log.info(
+                "change_seen", reason=reason, databases=sorted(lacking), why_no_sync="akosha_sync_enabled is false"
+            )
+            return None
+        request = self._request(reason, route, None)
+        await self._publish(request)
+        return request
+
+    async def records(self) -> dict[str, TargetRecord]:
+        """Return what the ledger knows of each method's target."""
+        return {name: await self.ledger.record(method.target) for name, method in self.methods.items()}
+
+    def _open(self, route: tuple[str, ...], records: Mapping[str, TargetRecord], reason: str) -> tuple[str, ...]:
+        now = self.clock.now()
+        backing_off = [name for name, record in records.items() if record.backing_off(now)]
+        return open_route(route, available=records, backing_off=backing_off, reason=reason)
+
+    def _request(self, reason: str, route: tuple[str, ...], ask: SyncAsked | None) -> SyncRequested:
+        request_id = ask.id if ask else str(uuid.uuid4())
+        return SyncRequested(
+            id=request_event_id(request_id, route[0] if route else AUTO),
+            time=self.clock.now(),
+            system_id=self.identity.system_id,
+            request_id=request_id,
+            agent_id=self.identity.agent_id,
+            reason=reason,
+            route=route,
+            upload_reflections=ask.upload_reflections if ask else True,
+            upload_knowledge_graph=ask.upload_knowledge_graph if ask else True,
+        )
+
+    async def _publish(self, request: SyncRequested) -> None:
+        await self.bus.publish(request)
+        _log.info(
+            "sync_requested",
+            request_id=request.request_id,
+            reason=request.reason,
+            route=list(request.route),
+            system_id=request.system_id,
+        )
+        await self.ledger.remember(request)
+
+    async def _refuse(self, request: SyncRequested, what: str, cure: str) -> None:
+        error = MethodError(method=request.route[0] if request.route else AUTO, error=f"{what} ({cure})")
+        await self.ledger.settle(None, self.recorder.failure(request, (error,)))
+        self.recorder.flush_soon()

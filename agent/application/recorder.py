@@ -1,0 +1,126 @@
+"""
+Writes down what became of a request and tells it: ledger first, then the bus, then the outbox is cleared.
+
+A result is in the outbox from the transaction that made it true until a bus has confirmed it. A crash in between
+publishes it again with the same id.
+"""
+
+import structlog
+
+from agent.application.wake import Wake
+from agent.domain.errors import AkoshaError
+from agent.domain.events import (
+    MethodError,
+    SyncFailed,
+    SyncRequested,
+    SyncSkipped,
+    SyncSucceeded,
+    result_event_id,
+)
+from agent.domain.manifest import Manifest
+from agent.domain.states import Target
+from agent.ports import Clock, Delivered, EventBus, Ledger
+
+FIRST_WAIT_SECONDS = 1.0
+LAST_WAIT_SECONDS = 60.0
+
+_log = structlog.get_logger()
+
+
+class Recorder:
+    """The one place where an outcome becomes ledger and event."""
+
+    def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock) -> None:
+        self._ledger, self._bus, self._clock = ledger, bus, clock
+        self._wake = Wake(clock, "outbox")
+
+    async def delivered(self, target: Target, delivered: Delivered) -> None:
+        """The target has the upload: one transaction, then the result goes out."""
+        result = delivered.result
+        await self._ledger.deliver(target, delivered.manifest, delivered.fingerprints, delivered.problems, result)
+        _log.info(
+            "sync_succeeded",
+            request_id=result.request_id,
+            upload_id=result.upload_id,
+            method=result.method,
+            system_id=result.system_id,
+            files=len(result.files_uploaded),
+            bytes_sent=result.bytes_transferred,
+            duration_seconds=result.duration_seconds,
+            **({"incomplete": result.incomplete} if result.incomplete else {}),
+        )
+        self.flush_soon()
+
+    async def skipped(self, target: Target | None, request: SyncRequested, *, method: str, why: str) -> None:
+        """There was nothing to deliver. With a target: it was asked and has everything."""
+        result = SyncSkipped(
+            id=result_event_id("skipped", upload_id=None, request_id=request.request_id),
+            time=self._clock.now(),
+            system_id=request.system_id,
+            request_id=request.request_id,
+            method=method,
+            success=True,
+            triggered_by=request.reason,
+            why=why,
+        )
+        await self._ledger.settle(target, result)
+        _log.info("sync_skipped", request_id=request.request_id, method=method, system_id=request.system_id, why=why)
+        self.flush_soon()
+
+    def failure(self, request: SyncRequested, errors: tuple[MethodError, ...]) -> SyncFailed:
+        """Return the result that says so; whoever gives up writes it."""
+        return SyncFailed(
+            id=result_event_id("failed", upload_id=None, request_id=request.request_id),
+            time=self._clock.now(),
+            system_id=request.system_id,
+            request_id=request.request_id,
+            method=errors[-1].method if errors else "",
+            success=False,
+            error="; ".join(f"{e.method}: {e.error}" for e in errors),
+            triggered_by=request.reason,
+            errors=errors,
+        )
+
+    def flush_soon(self) -> None:
+        """Let the outbox loop look at once."""
+        self._wake.ring()
+
+    async def flush(self) -> None:
+        """Publish everything in the outbox, oldest first. Raises what the bus raises; what went out is confirmed."""
+        for result in await self._ledger.outbox():
+            await self._bus.publish(result)
+            await self._ledger.confirm(result)
+
+    async def run(self) -> None:
+        """Keep the outbox empty, for ever; a bus that fails is tried again after 1 s, doubling to 60."""
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            try:
+                await self.flush()
+            except AkoshaError as error:
+                _log.warning("results_wait", error=str(error), retry_in_seconds=wait)
+                await self._wake.wait(wait)
+                wait = min(wait * 2, LAST_WAIT_SECONDS)
+            else:
+                wait = FIRST_WAIT_SECONDS
+                await self._wake.wait(None)
+
+
+def succeeded(manifest: Manifest, *, method: str, location: str) -> SyncSucceeded:
+    """Return the result that a manifest tells: also after a crash, from the bucket alone, with the same id."""
+    return SyncSucceeded(
+        id=result_event_id("succeeded", upload_id=manifest.upload_id, request_id=manifest.request_id),
+        time=manifest.uploaded_at,
+        system_id=manifest.system_id,
+        request_id=manifest.request_id,
+        method=method,
+        success=True,
+        files_uploaded=(*(part.key for part in manifest.parts), manifest.key),
+        bytes_transferred=manifest.bytes_sent,
+        duration_seconds=manifest.duration_seconds,
+        upload_id=manifest.upload_id,
+        triggered_by=manifest.triggered_by,
+        location=location,
+        manifest_key=manifest.key,
+        incomplete=dict(manifest.incomplete),
+    )

@@ -1,0 +1,132 @@
+"""Carrying out one upload: every file sent, copied or carried, then the manifest. All of it or no upload."""
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from agent.domain import naming
+from agent.domain.errors import CopyUnsupported, NoSuchObject
+from agent.domain.manifest import Origin, Part, relocate
+from agent.domain.parts import Reuse, Send, part_bytes
+from agent.ports import Compressor, ObjectStore, Reporter, Snapshot, StoredObject
+
+_log = structlog.get_logger()
+
+
+class Gone(NoSuchObject):
+    """An object of the last upload is no longer in the bucket: `database` must be sent whole."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__(f"{part.key} is no longer in the bucket", transient=True, hint="it will be sent again")
+        self.database = part.database
+
+
+@dataclass(slots=True)
+class Upload:
+    """
+    One upload on its way into the bucket. `moved` is called for every sign of progress.
+
+    `resumed`: an attempt before this one may have put some of it. `bytes_sent` counts stored bytes that went from here.
+    """
+
+    upload_id: str
+    system_id: str
+    store: ObjectStore
+    compressor: Compressor
+    chunk_bytes: int
+    staged: Mapping[str, Snapshot]
+    report: Reporter
+    moved: Callable[[], None]
+    resumed: bool
+    bytes_sent: int = field(default=0, init=False)
+
+    async def place(self, step: Send | Reuse) -> Part:
+        """Bring one file into the upload and return it as the manifest will name it. Raises StoreError, Gone."""
+        if isinstance(step, Send):
+            return await self._send(step)
+        carried_from = None
+        if step.carried:
+            carried_from = step.part.carried_from or naming.upload_of(step.part.key)
+        origin: Origin = "carried" if step.carried else "copied"
+        part = relocate(
+            step.part, system_id=self.system_id, upload=self.upload_id, origin=origin, carried_from=carried_from
+        )
+        snapshot = self.staged.get(part.database)
+        if snapshot is not None:
+            part = replace(part, verified=snapshot.verified, unverified_reason=snapshot.unverified_reason)
+        expected = StoredObject(part.key, part.stored_size, part.metadata)
+        try:
+            await self.store.copy(step.part.key, part.key, expected=expected)
+        except (CopyUnsupported, NoSuchObject) as error:
+            return await self._without_copy(step, part, error)
+        self.moved()
+        return part
+
+    async def put_manifest(self, data: bytes) -> None:
+        """Make the upload exist."""
+        key = naming.manifest_key(self.system_id, self.upload_id)
+        metadata = {"sha256": hashlib.sha256(data).hexdigest(), "size": str(len(data)), "compression": "none"}
+        await self._put(key, _once(data), metadata, raw_size=len(data))
+
+    async def _send(self, step: Send) -> Part:
+        snapshot = self.staged[step.database]
+        name = naming.object_name(step.file.name)
+        part = Part(
+            database=step.database,
+            name=step.file.name,
+            key=naming.object_key(self.system_id, self.upload_id, name),
+            raw_size=step.file.size,
+            stored_size=0,
+            sha256=step.file.sha256,
+            compression=self.compressor.compression,
+            origin="sent",
+            verified=snapshot.verified,
+            unverified_reason=snapshot.unverified_reason,
+            header_iteration=snapshot.header_iteration,
+        )
+        stored = await self._already_there(part) if self.resumed else None
+        if stored is None:
+            body = self.compressor.stream(snapshot.folder / step.file.name)
+            stored = await self._put(part.key, body, part.metadata, raw_size=part.raw_size)
+        return replace(part, stored_size=stored.size)
+
+    async def _without_copy(self, step: Reuse, part: Part, error: CopyUnsupported | NoSuchObject) -> Part:
+        """Send from the snapshot where there is one; else have the bytes come and go through here."""
+        snapshot = self.staged.get(part.database)
+        if snapshot is not None:
+            raw = next(file for file in snapshot.files if file.name == part.name)
+            return await self._send(Send(part.database, raw))
+        if isinstance(error, NoSuchObject):
+            raise Gone(step.part) from error
+        _log.info("copying_through", upload_id=self.upload_id, key=step.part.key, why=error.message)
+        try:
+            await self._put(part.key, self.store.get(step.part.key), part.metadata, raw_size=part.stored_size)
+        except NoSuchObject as gone:
+            raise Gone(step.part) from gone
+        return part
+
+    async def _already_there(self, part: Part) -> StoredObject | None:
+        """Return the object where an attempt before this one has put these very bytes already."""
+        try:
+            stored = await self.store.head(part.key)
+        except NoSuchObject:
+            return None
+        return stored if stored.metadata == part.metadata else None
+
+    async def _put(
+        self, key: str, body: AsyncIterator[bytes], metadata: Mapping[str, str], *, raw_size: int
+    ) -> StoredObject:
+        def progress(count: int) -> None:
+            self.report.moved(count)
+            self.moved()
+
+        size = part_bytes(raw_size, self.chunk_bytes)
+        stored = await self.store.put(key, body, metadata=metadata, part_bytes=size, progress=progress)
+        self.bytes_sent += stored.size
+        return stored
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data

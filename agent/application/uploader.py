@@ -1,0 +1,152 @@
+"""
+Takes requests off the bus for one method and sees each to its outcome. Cloud and http are two of these.
+
+request -> refused (not ours) | known (has an outcome) | attempt -> Done     recorder, ack
+                                                                  RetryAt  counted, nak with delay
+                                                                  Forward  given up here, published on, ack
+                                                                  GiveUp   SyncFailed, ack
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+
+import structlog
+
+from agent.application.progress import ProgressTeller
+from agent.application.recorder import Recorder
+from agent.domain.errors import SyncError
+from agent.domain.events import SyncRequested
+from agent.domain.identity import Identity
+from agent.domain.route import URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
+from agent.domain.states import TargetRecord, next_try
+from agent.ports import Clock, Delivered, EventBus, Ledger, Message, SyncMethod, Unchanged
+
+STILL_AT_WORK_SECONDS = 20.0
+"""A third of the ack wait: how often a message in hand is kept from being delivered again."""
+
+_log = structlog.get_logger()
+
+
+class Uploader:
+    """One method's subscriber. `flight` is the single-flight lock that all uploaders of this agent share."""
+
+    def __init__(
+        self,
+        method: SyncMethod,
+        *,
+        identity: Identity,
+        bus: EventBus,
+        ledger: Ledger,
+        recorder: Recorder,
+        clock: Clock,
+        rules: RetryRules,
+        flight: asyncio.Lock,
+        after_outcome: Callable[[], None],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.method = method
+        self._identity, self._rules, self._jitter = identity, rules, jitter
+        self._bus, self._ledger, self._recorder, self._clock = bus, ledger, recorder, clock
+        self._flight, self._after_outcome = flight, after_outcome
+
+    async def handle(self, message: Message) -> None:
+        """Handle one message; returns with it acked or naked, or raises (the bus naks)."""
+        request = message.event
+        if not isinstance(request, SyncRequested) or request.agent_id != self._identity.agent_id:
+            _log.warning("request_refused", id=request.id, why="it was not issued by this agent")
+            await message.ack()
+            return
+        async with self._kept(message), self._flight:
+            if await self._ledger.outcome(request.request_id) is not None:
+                await message.ack()
+                return
+            await self._perform(request, message)
+        self._after_outcome()
+
+    async def _perform(self, request: SyncRequested, message: Message) -> None:
+        target = self.method.target
+        log = _log.bind(request_id=request.request_id, method=self.method.name, system_id=request.system_id)
+        try:
+            done = await self._attempt(request)
+        except SyncError as error:
+            record = await self._ledger.record(target)
+            attempts = _attempts_before(record, request)
+            step = next_step(request, error, attempts=attempts, rules=self._rules, jitter=self._jitter())
+            match step:
+                case RetryAt():
+                    retry_at = self._clock.now() + timedelta(seconds=step.delay)
+                    log.warning(
+                        "sync_retries", attempt=step.attempts, delay_seconds=round(step.delay, 2), error=str(error)
+                    )
+                    await self._ledger.count_attempt(
+                        target, request, attempts=step.attempts, retry_at=retry_at, error=str(error)
+                    )
+                    await message.nak(step.delay)
+                case Forward():
+                    log.warning("sync_forwarded", to=step.request.route[0], error=str(error))
+                    await self._give_up(request, record, error, None)
+                    await self._bus.publish(step.request)
+                    await message.ack()
+                case GiveUp():
+                    log.warning("sync_failed", errors=[f"{e.method}: {e.error}" for e in step.errors])
+                    await self._give_up(request, record, error, step)
+                    await message.ack()
+            return
+        if isinstance(done, Delivered):
+            await self._recorder.delivered(target, done)
+        elif await self._ledger.outcome(request.request_id) is None:
+            await self._recorder.skipped(target, request, method=self.method.name, why=done.why)
+        await message.ack()
+
+    async def _attempt(self, request: SyncRequested) -> Delivered | Unchanged:
+        if not await self.method.is_available():
+            raise SyncError(
+                f"{self.method.target.endpoint or 'the store'} cannot be reached",
+                self.method.name,
+                hint="the sync follows by itself when it can",
+            )
+        async with ProgressTeller(self._bus, self._clock, request, self.method.name).open() as report:
+            return await self.method.sync(request, report)
+
+    async def _give_up(
+        self, request: SyncRequested, record: TargetRecord, error: SyncError, step: GiveUp | None
+    ) -> None:
+        """Leave the target in peace for a while if it is to blame; where the source is, its own problem tells when."""
+        failures, retry_at = record.failures, None
+        if error.forwardable:
+            failures += 1
+            retry_at = self._clock.now() + target_backoff(failures)
+        result = None
+        if step is not None:
+            again = next_try(replace(record, retry_at=retry_at))
+            result = replace(self._recorder.failure(request, step.errors), retry_at=again)
+        await self._ledger.give_up(
+            self.method.target, error=str(error), failures=failures, retry_at=retry_at, result=result
+        )
+        self._recorder.flush_soon()
+
+    @asynccontextmanager
+    async def _kept(self, message: Message) -> AsyncIterator[None]:
+        async def keep() -> None:
+            while True:
+                await self._clock.sleep(STILL_AT_WORK_SECONDS)
+                await message.in_progress()
+
+        task = asyncio.create_task(keep(), name=f"keep-{self.method.name}")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+def _attempts_before(record: TargetRecord, request: SyncRequested) -> int:
+    """Count from 0 for a new request that somebody stands behind; else go on counting, also after a restart."""
+    if request.reason in URGENT and record.attempt_request != request.request_id:
+        return 0
+    return record.attempts

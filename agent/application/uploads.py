@@ -1,0 +1,80 @@
+"""The uploads of one system as the bucket knows them: which is the newest, and what its manifest says."""
+
+import structlog
+
+from agent.domain import naming
+from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
+from agent.domain.manifest import Manifest
+from agent.ports import ObjectStore
+
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+_log = structlog.get_logger()
+
+
+class Uploads:
+    """Reads what lies under `systems/{system_id}/uploads/`."""
+
+    def __init__(self, store: ObjectStore, system_id: str) -> None:
+        self._store, self._system_id = store, system_id
+        self._prefix = naming.uploads_prefix(system_id)
+
+    async def ids_after(self, newest: str | None) -> tuple[list[str], list[str]]:
+        """
+        Return the ids of uploads newer than `newest` in order: all that have any object, and those with a manifest.
+
+        One listing of what came after it; of everything where `newest` is None.
+        """
+        begun: dict[str, None] = {}
+        whole: list[str] = []
+        start = f"{self._prefix}{newest}/~" if newest else ""
+        async for found in self._store.list(self._prefix, start_after=start):
+            try:
+                upload = naming.upload_of(found.key)
+            except NamingError:
+                continue
+            begun[upload] = None
+            if found.key == naming.manifest_key(self._system_id, upload):
+                whole.append(upload)
+        return list(begun), whole
+
+    async def manifest(self, upload: str) -> Manifest | None:
+        """Return the manifest of an upload, None where there is none; StoreError for one that is not ours."""
+        key = naming.manifest_key(self._system_id, upload)
+        data = bytearray()
+        try:
+            async for piece in self._store.get(key):
+                data += piece
+                if len(data) > MAX_MANIFEST_BYTES:
+                    raise StoreError(f"{key} is larger than any manifest", hint="is another program writing there?")
+        except NoSuchObject:
+            return None
+        try:
+            manifest = Manifest.decode(bytes(data))
+        except WireError as error:
+            raise StoreError(f"{key}: {error.message}", hint="is another program writing there?") from error
+        if manifest.system_id != self._system_id or manifest.upload_id != upload:
+            raise StoreError(f"{key} is the manifest of {manifest.upload_id}", hint="was it moved there by hand?")
+        return manifest
+
+    async def newest_manifest(self) -> Manifest | None:
+        """Return the newest manifest that can be read, None where there is no upload."""
+        _, whole = await self.ids_after(None)
+        for upload in reversed(whole):
+            try:
+                return await self.manifest(upload)
+            except StoreError as error:
+                if error.transient:
+                    raise
+                _log.warning("manifest_unreadable", upload_id=upload, error=str(error))
+        return None
+
+    async def sweep(self) -> None:
+        """Remove what killed uploads left unfinished. Where that is not permitted, a notice with the cure."""
+        try:
+            removed = await self._store.sweep(self._prefix)
+        except NotPermitted as error:
+            _log.info("leftovers_stay", system_id=self._system_id, why=error.message, cure=error.hint)
+        else:
+            if removed:
+                _log.info("leftovers_removed", system_id=self._system_id, count=removed)

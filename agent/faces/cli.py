@@ -1,0 +1,185 @@
+"""The command line. Each command loads the settings, does one thing, and exits 0, 1 (failed) or 2 (usage, settings)."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import structlog
+import typer
+
+from agent import __version__
+from agent.domain.errors import AkoshaError, SettingsError
+from agent.faces import logs
+from agent.settings import Loaded, load, rows
+
+FAILED = 1
+USAGE = 2
+
+app = typer.Typer(
+    name="akosha-agent",
+    help="Gets every memory that Session-Buddy commits safely to Akosha: watches the databases, copies what changed, "
+    "uploads it, and tells what happened.\n\nStart with [bold]akosha-agent demo[/bold] (a scratch database, no "
+    "account). Then set akosha_cloud_endpoint (and akosha_cloud_bucket), try [bold]akosha-agent sync[/bold], and let "
+    "[bold]akosha-agent run[/bold] keep watching.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Where the memory databases are. Default: ~/.claude/data", show_default=False),
+]
+StateDir = Annotated[
+    Path | None, typer.Option("--state-dir", help="Where the agent keeps its ledger and copies.", show_default=False)
+]
+SettingsFile = Annotated[
+    Path | None, typer.Option("--settings", help="A settings file (YAML), before all other files.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+class Method(StrEnum):
+    """How to deliver."""
+
+    AUTO = "auto"
+    CLOUD = "cloud"
+    HTTP = "http"
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"akosha-agent {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def run(data_dir: DataDir = None, state_dir: StateDir = None, settings: SettingsFile = None) -> None:
+    """Watch the databases and sync what changes, until stopped (Ctrl-C or SIGTERM)."""
+    from agent.faces.run import run_until_stopped  # noqa: PLC0415 - what only this command needs
+
+    loaded = _load(data_dir, state_dir, settings)
+    _finish(run_until_stopped(loaded.settings))
+
+
+@app.command()
+def sync(
+    method: Annotated[Method, typer.Option(help="How to deliver; auto follows the settings.")] = Method.AUTO,
+    no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Fail instead of trying the next method.")] = False,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    state_dir: StateDir = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Sync once, now. Where an agent runs, it does it; the result is the same."""
+    from agent.faces.sync import sync_once  # noqa: PLC0415 - what only this command needs
+
+    loaded = _load(data_dir, state_dir, settings, quiet=True)
+    _finish(sync_once(loaded.settings, method=method.value, enable_fallback=not no_fallback, as_json=as_json))
+
+
+@app.command()
+def status(
+    as_json: AsJson = False, data_dir: DataDir = None, state_dir: StateDir = None, settings: SettingsFile = None
+) -> None:
+    """Show who runs, what is pending, what was uploaded last, and what stands in the way."""
+    from agent.faces.status import show_status  # noqa: PLC0415 - what only this command needs
+
+    loaded = _load(data_dir, state_dir, settings, quiet=True)
+    _finish(show_status(loaded.settings, as_json=as_json))
+
+
+@app.command()
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing events as they happen.")] = False,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    state_dir: StateDir = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Show what happened: requests and their results, oldest first."""
+    from agent.faces.events import show_events  # noqa: PLC0415 - what only this command needs
+
+    loaded = _load(data_dir, state_dir, settings, quiet=True)
+    _finish(show_events(loaded.settings, follow=follow, as_json=as_json))
+
+
+@app.command()
+def config(
+    as_json: AsJson = False, data_dir: DataDir = None, state_dir: StateDir = None, settings: SettingsFile = None
+) -> None:
+    """Show every setting, its value and where it came from. Secrets are masked."""
+    loaded = _load(data_dir, state_dir, settings, quiet=True)
+    table = rows(loaded)
+    if as_json:
+        document = {row.key: {"value": row.value, "origin": row.origin, "default": row.default} for row in table}
+        typer.echo(json.dumps({"settings": document, "warnings": list(loaded.warnings)}, indent=2))
+        return
+    from rich.console import Console  # noqa: PLC0415 - only people need tables
+    from rich.table import Table  # noqa: PLC0415
+
+    shown = Table("setting", "value", "from", box=None, pad_edge=False)
+    for row in table:
+        shown.add_row(row.key, row.value or '""', row.origin, style=None if row.origin != "default" else "dim")
+    Console(soft_wrap=not sys.stdout.isatty()).print(shown)
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch directory, to look around in.")] = False,
+) -> None:
+    """See it work: a scratch database that another process writes, the agent, a directory as the cloud."""
+    from agent.faces.demo import run_demo  # noqa: PLC0415 - what only this command needs
+
+    raise typer.Exit(run_demo(keep=keep))
+
+
+def _load(data_dir: Path | None, state_dir: Path | None, settings_file: Path | None, *, quiet: bool = False) -> Loaded:
+    given = {"agent_data_dir": data_dir, "agent_state_dir": state_dir}
+    try:
+        loaded = load(
+            command_line={key: str(value) for key, value in given.items() if value is not None},
+            settings_file=settings_file,
+            environ=os.environ,
+            cwd=Path.cwd(),
+            home=Path.home(),
+        )
+    except SettingsError as error:
+        _die(error)
+    level = loaded.settings.agent_log_level
+    if quiet and loaded.origins.get("agent_log_level", "default") == "default":
+        level = "WARNING"
+    logs.configure(level, loaded.settings.agent_log_format)
+    for warning in loaded.warnings:
+        structlog.get_logger().warning("settings", warning=warning)
+    return loaded
+
+
+def _finish(work: Coroutine[None, None, int]) -> NoReturn:
+    try:
+        code = asyncio.run(work)
+    except AkoshaError as error:
+        _die(error)
+    except KeyboardInterrupt:
+        code = 130
+    raise typer.Exit(code)
+
+
+def _die(error: AkoshaError) -> NoReturn:
+    typer.echo(f"akosha-agent: {error}", err=True)
+    raise typer.Exit(USAGE if isinstance(error, SettingsError) else FAILED) from error

@@ -1,0 +1,56 @@
+"""`events`: the ledger's history, and what follows."""
+
+import typer
+
+from agent.domain.errors import StateError
+from agent.domain.events import Event, SyncRequested, SyncResult
+from agent.faces.results import sentence
+from agent.ports import Ledger
+from agent.settings import Settings
+from agent.wiring import Home
+
+LOOK_SECONDS = 0.25
+
+
+async def show_events(settings: Settings, *, follow: bool, as_json: bool) -> int:
+    """Print events, oldest first; with `follow`, for ever. Returns 0."""
+    home = Home.of(settings)
+    ledger = await _open(home, wait=follow)
+    if ledger is None:
+        typer.echo("nothing has happened yet: no agent has run with this state directory", err=True)
+        return 0
+    position = 0
+    try:
+        while True:
+            for entry in await ledger.history(after=position):
+                position = entry.position
+                typer.echo(home.codec.encode(entry.event).decode() if as_json else line(entry.event))
+            if not follow:
+                return 0
+            await home.clock.sleep(LOOK_SECONDS)
+    finally:
+        await ledger.aclose()
+
+
+def line(event: Event) -> str:
+    """Return an event in one line for a person."""
+    when = f"{event.time.astimezone():%Y-%m-%d %H:%M:%S}"
+    what = event.type.removeprefix("akosha.").rsplit(".", 1)[0]
+    text = ""
+    if isinstance(event, SyncRequested):
+        text = f"{event.reason}, by {' then '.join(event.route)}"
+    elif isinstance(event, SyncResult):
+        text = sentence(event)
+    return f"{when}  {what:<15}  {text}".rstrip()
+
+
+async def _open(home: Home, *, wait: bool) -> Ledger | None:
+    while True:
+        try:
+            return await home.read_ledger()
+        except StateError:
+            if home.has_ledger():
+                raise
+            if not wait:
+                return None
+        await home.clock.sleep(LOOK_SECONDS)

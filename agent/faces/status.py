@@ -1,0 +1,95 @@
+"""`status`: everything at a glance."""
+
+import asyncio
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from agent.application.status import Status, describe
+from agent.domain.errors import StateError
+from agent.domain.states import TargetRecord
+from agent.faces.results import human_bytes
+from agent.settings import Settings
+from agent.wiring import Home
+
+
+async def show_status(settings: Settings, *, as_json: bool) -> int:
+    """Print the status. Returns 0: what is wrong is in it."""
+    home = Home.of(settings)
+    identity = await asyncio.to_thread(home.prepare)
+    records, notes = [], {}
+    targets = home.targets(identity).values()
+    try:
+        ledger = await home.read_ledger()
+    except StateError:
+        if home.has_ledger():
+            raise
+        records = [TargetRecord(target) for target in targets]
+    else:
+        try:
+            records = [await ledger.record(target) for target in targets]
+            notes = dict(await ledger.notes())
+        finally:
+            await ledger.aclose()
+    status = describe(
+        system_id=identity.system_id,
+        agent_id=identity.agent_id,
+        route=settings.route,
+        records=records,
+        survey=await home.taker().survey(),
+        notes=notes,
+    )
+    holder = await asyncio.to_thread(home.holder)
+    running = None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
+    if as_json:
+        document = asdict(status) | {
+            "running": running,
+            "sync_enabled": settings.sync_enabled,
+            "data_dir": str(settings.agent_data_dir),
+            "state_dir": str(settings.agent_state_dir),
+        }
+        typer.echo(json.dumps(document, indent=2, default=str))
+    else:
+        _print(status, settings, running)
+    return 0
+
+
+def _print(status: Status, settings: Settings, running: dict[str, object] | None) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    who = f"running (pid {running['pid']}, {running['command']})" if running else "not running: akosha-agent run"
+    console.print(f"agent      {who}")
+    console.print(f"system     {status.system_id}")
+    console.print(f"databases  {settings.agent_data_dir}")
+    if running and status.notes.get("watcher"):
+        console.print(f"watching   {status.notes['watcher']}")
+    if not settings.sync_enabled:
+        console.print("sync       switched off (akosha_sync_enabled is false)")
+    if not status.targets:
+        console.print("target     none: set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory")
+    console.print(f"pending    {', '.join(status.pending) or 'nothing'}")
+    for target in status.targets:
+        console.print(f"\n[bold]{target.method}[/bold]  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip())
+        last = target.newest_upload_id or "never"
+        console.print(f"  last upload  {last}{_ago(target.last_success)}")
+        if target.error:
+            console.print(f"  last error   {target.error}", markup=False)
+        if target.next_try:
+            console.print(f"  next try     {target.next_try.astimezone():%Y-%m-%d %H:%M:%S}")
+        table = Table("database", "state", "size", "", box=None, padding=(0, 2, 0, 2))
+        for row in target.databases:
+            table.add_row(row.name, "pending" if row.pending else row.state, human_bytes(row.size), row.problem)
+        console.print(table)
+
+
+def _ago(at: datetime | None) -> str:
+    if at is None:
+        return ""
+    seconds = max((datetime.now(UTC) - at).total_seconds(), 0)
+    for name, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"  ({seconds / size:.0f} {name} ago)"
+    return f"  ({seconds:.0f} s ago)"

@@ -1,0 +1,110 @@
+"""`sync`: one sync now, done here, or by the agent that runs."""
+
+import asyncio
+import json
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+
+from agent.domain import naming
+from agent.domain.errors import AlreadyRunning, SettingsError, StateError
+from agent.domain.events import SyncAsked, SyncProgress, SyncResult
+from agent.domain.identity import Identity
+from agent.domain.route import MANUAL
+from agent.faces.results import contract, sentence
+from agent.ports import Message
+from agent.settings import Settings
+from agent.wiring import Home, build
+
+LOOK_SECONDS = 0.1
+
+Show = Callable[[SyncProgress], None]
+
+
+async def sync_once(settings: Settings, *, method: str, enable_fallback: bool, as_json: bool) -> int:
+    """Sync and print the result. Returns 0 (uploaded or unchanged) or 1 (failed)."""
+    if not settings.sync_enabled:
+        raise SettingsError("sync is switched off", hint="set akosha_sync_enabled to true")
+    home = Home.of(settings)
+    identity = await asyncio.to_thread(home.prepare)
+    ask = SyncAsked(
+        id=str(uuid.uuid4()),
+        time=home.clock.now(),
+        system_id=identity.system_id,
+        reason=MANUAL,
+        method=method,
+        enable_fallback=enable_fallback,
+    )
+    with _progress_bar() as show:
+        result = await _here_or_there(home, identity, ask, show)
+    if as_json:
+        typer.echo(json.dumps(contract(result), indent=2))
+    else:
+        typer.echo(sentence(result), err=not result.success)
+    return 0 if result.success else 1
+
+
+async def _here_or_there(home: Home, identity: Identity, ask: SyncAsked, show: Show) -> SyncResult:
+    """Do it here if nobody holds the state directory; else leave a note and wait, and take over if the holder goes."""
+    note = ""
+    while True:
+        try:
+            with home.lock("sync"):
+                if note and (result := await _outcome(home, ask)):
+                    return result
+                if note:
+                    await home.withdraw_note(note)
+                return await _here(home, identity, ask, show)
+        except AlreadyRunning:
+            if not note:
+                note = await home.leave_note(ask)
+        if result := await _outcome(home, ask):
+            return result
+        await home.clock.sleep(LOOK_SECONDS)
+
+
+async def _here(home: Home, identity: Identity, ask: SyncAsked, show: Show) -> SyncResult:
+    async def hear(message: Message) -> None:
+        if isinstance(message.event, SyncProgress):
+            show(message.event)
+        await message.ack()
+
+    async with await build(home, identity) as agent:
+        await agent.bus.subscribe(naming.progress_subject(identity.system_id), hear)
+        return await agent.once(ask)
+
+
+async def _outcome(home: Home, ask: SyncAsked) -> SyncResult | None:
+    try:
+        ledger = await home.read_ledger()
+    except StateError:
+        return None  # the agent that holds the directory is just making it
+    try:
+        return await ledger.outcome(ask.id)
+    finally:
+        await ledger.aclose()
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Show]:
+    """Show progress on a terminal; none in a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    columns = (TextColumn("{task.description:<9}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+        waiting = bar.add_task("sync", total=None)
+
+        def show(event: SyncProgress) -> None:
+            bar.update(waiting, visible=False)
+            if event.phase not in tasks:
+                tasks[event.phase] = bar.add_task(event.phase, total=event.total_bytes)
+            bar.update(tasks[event.phase], completed=event.done_bytes, total=event.total_bytes)
+
+        yield show

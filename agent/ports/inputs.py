@@ -1,0 +1,31 @@
+"""Where triggers come from."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from agent.domain.events import Event
+
+
+class Watch(Protocol):
+    """Tells that files in a directory changed. May miss some; the periodic pass is there for those."""
+
+    @property
+    def mode(self) -> str:
+        """How it watches now, for the status: `native`, `polling (why)`, `waiting for the directory`."""
+        ...
+
+    def changes(self) -> AsyncIterator[frozenset[str]]:
+        """Yield sets of names of files that changed. Never ends by itself; survives what happens to the directory."""
+        ...
+
+
+class Spool(Protocol):
+    """Notes that other processes of this user leave in the state directory."""
+
+    async def waiting(self) -> Sequence[tuple[str, Event]]:
+        """Return (note, event) for every note, oldest first. One that cannot be read is set aside and logged."""
+        ...
+
+    async def remove(self, note: str) -> None:
+        """The note has been taken up."""
+        ...

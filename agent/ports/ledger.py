@@ -1,0 +1,126 @@
+"""The agent's memory."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from agent.domain.databases import Fingerprint
+from agent.domain.events import Event, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
+from agent.domain.manifest import Manifest
+from agent.domain.states import Intent, Problem, Target, TargetRecord
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """An event as the ledger remembers it: `position` grows, and is never used twice."""
+
+    position: int
+    event: Event
+
+
+class Ledger(Protocol):
+    """
+    The agent's memory: what each target has, what is owed, what happened. A write is on disk when it returns.
+
+    Moves follow `domain/states.py`; one that is not in its table raises StateError and writes nothing.
+    """
+
+    async def record(self, target: Target) -> TargetRecord:
+        """Return all that is known of a target."""
+        ...
+
+    async def owe(self, target: Target, databases: Collection[str]) -> None:
+        """These changed (CHANGED)."""
+        ...
+
+    async def refresh(self, target: Target, fingerprints: Mapping[str, Fingerprint]) -> None:
+        """These were touched, but their bytes are those delivered (UNCHANGED); remember how they look now."""
+        ...
+
+    async def trouble(self, target: Target, problems: Mapping[str, Problem]) -> None:
+        """These could not be copied; they stay owed."""
+        ...
+
+    async def forget(self, target: Target, databases: Collection[str]) -> None:
+        """What was delivered of these is no longer in the bucket: they are owed whole (CHANGED), nothing is reused."""
+        ...
+
+    async def begin(self, target: Target, intent: Intent) -> None:
+        """An upload of `intent.databases` begins (STAGED). The same intent again is no move."""
+        ...
+
+    async def abandon(self, target: Target) -> None:
+        """The upload that had begun will not be finished (ABANDONED); what it held is owed."""
+        ...
+
+    async def count_attempt(
+        self, target: Target, request: SyncRequested, *, attempts: int, retry_at: datetime, error: str
+    ) -> None:
+        """An attempt failed, another follows at `retry_at` (RETRY)."""
+        ...
+
+    async def give_up(
+        self, target: Target, *, error: str, failures: int, retry_at: datetime | None, result: SyncFailed | None
+    ) -> None:
+        """The request failed at this target (ABANDONED). `result` is None where it was forwarded."""
+        ...
+
+    async def deliver(
+        self,
+        target: Target,
+        manifest: Manifest,
+        fingerprints: Mapping[str, Fingerprint],
+        problems: Mapping[str, Problem],
+        result: SyncSucceeded,
+    ) -> None:
+        """The manifest is in the bucket (COMMITTED): remember what was delivered and put the result into the outbox."""
+        ...
+
+    async def adopt(self, target: Target, manifest: Manifest, result: SyncSucceeded) -> None:
+        """The ledger knows nothing of this target, but the bucket does: take its newest manifest as delivered."""
+        ...
+
+    async def settle(self, target: Target | None, result: SyncResult) -> None:
+        """The request ended without an upload. With a target: it has everything, nothing waits to be tried again."""
+        ...
+
+    async def reset(self, target: Target) -> None:
+        """Forget attempts, failures and the time of the next try: the target is worth trying now."""
+        ...
+
+    async def outbox(self) -> Sequence[SyncResult]:
+        """Return results that no bus has confirmed yet, oldest first."""
+        ...
+
+    async def confirm(self, result: SyncResult) -> None:
+        """A bus has confirmed the result (CONFIRMED)."""
+        ...
+
+    async def outcome(self, request_id: str) -> SyncResult | None:
+        """Return the result of a request, if it has one."""
+        ...
+
+    async def remember(self, event: Event) -> None:
+        """Add an event to the history, for people to see."""
+        ...
+
+    async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:
+        """Return the first `limit` events after a position, in order."""
+        ...
+
+    async def last_position(self) -> int:
+        """Return the position of the newest event, 0 for none."""
+        ...
+
+    async def note(self, key: str, value: str) -> None:
+        """Keep a short text for the status (the watcher's mode, the bus in use)."""
+        ...
+
+    async def notes(self) -> Mapping[str, str]:
+        """Return all such texts."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the file. Idempotent."""
+        ...

@@ -1,0 +1,68 @@
+"""Ways to deliver, and who hears how far they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.domain.databases import Fingerprint
+from agent.domain.events import SyncRequested, SyncSucceeded
+from agent.domain.manifest import Manifest
+from agent.domain.states import Problem, Target
+
+
+class Reporter(Protocol):
+    """Hears how far a sync is. Cheap; never raises."""
+
+    def phase(self, name: str, total_bytes: int) -> None:
+        """A phase (`snapshot`, `upload`) begins, in which so many bytes are to move."""
+        ...
+
+    def moved(self, count: int) -> None:
+        """So many more bytes have moved."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """A target has received an upload; what the ledger must remember of it, and the result to tell."""
+
+    manifest: Manifest
+    fingerprints: Mapping[str, Fingerprint]
+    problems: Mapping[str, Problem]
+    result: SyncSucceeded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unchanged:
+    """The target has everything already; `why` in words."""
+
+    why: str
+
+
+class SyncMethod(Protocol):
+    """A way to deliver to one target."""
+
+    @property
+    def name(self) -> str:
+        """The method's name on routes and subjects: cloud, http, or another."""
+        ...
+
+    @property
+    def target(self) -> Target: ...
+
+    async def is_available(self) -> bool:
+        """Say within 1 s whether an attempt makes sense. Never raises."""
+        ...
+
+    async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
+        """
+        Deliver what the target lacks of what the request asks for.
+
+        Writes the ledger up to and including the intent; what follows the delivery is the caller's. Raises SyncError,
+        transient or permanent, with a hint; cancelled, it cleans up. Never returns a failure as a value.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of connections and threads. Idempotent."""
+        ...

@@ -1,0 +1,85 @@
+"""Keys and bytes: where uploads lie."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Progress = Callable[[int], None]
+"""Told, on the event loop, how many more bytes have moved. Cheap, never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object in a store: its key, its size in bytes, and the metadata put with it (empty in a listing)."""
+
+    key: str
+    size: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class ObjectStore(Protocol):
+    """
+    Keys and bytes. Every failure is a StoreError that says transient or not, with the cure.
+
+    Keys are `/`-separated plain names; listing is in key order. A single request may be retried by the store's client;
+    attempts as a whole are the caller's.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where this is, for people: `s3://bucket at host` or `file:///dir`. Never a secret."""
+        ...
+
+    async def is_available(self) -> bool:
+        """Say within 1 s whether the store can be reached at all. Never raises."""
+        ...
+
+    async def put(
+        self,
+        key: str,
+        body: AsyncIterable[bytes],
+        *,
+        metadata: Mapping[str, str],
+        part_bytes: int,
+        progress: Progress,
+    ) -> StoredObject:
+        """
+        Stream `body` under `key`; all or nothing, replacing what was there; durable and checked when it returns.
+
+        Holds a bounded number of parts of `part_bytes` in memory. Cancelled or failed, it leaves nothing behind that
+        it may remove. `progress` is told as bytes leave.
+        """
+        ...
+
+    async def copy(self, source: str, key: str, *, expected: StoredObject) -> StoredObject:
+        """
+        Copy on the store's side, no bytes through here, and check the copy's size and metadata against `expected`.
+
+        `expected.metadata` becomes the copy's. Raises NoSuchObject for a missing source, CopyUnsupported where the
+        store cannot, or did not really, or the source is not what is expected.
+        """
+        ...
+
+    async def head(self, key: str) -> StoredObject:
+        """Return the object without its bytes. Raises NoSuchObject."""
+        ...
+
+    def get(self, key: str) -> AsyncIterator[bytes]:
+        """Stream the object's bytes. Raises NoSuchObject."""
+        ...
+
+    def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
+        """List objects under `prefix` in key order, those after `start_after` only."""
+        ...
+
+    async def delete(self, keys: Collection[str]) -> None:
+        """Delete; what is not there is no error. Raises NotPermitted."""
+        ...
+
+    async def sweep(self, prefix: str) -> int:
+        """Remove unfinished puts that a killed process left under `prefix`; return how many. Raises NotPermitted."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections. Idempotent."""
+        ...

@@ -1,0 +1,185 @@
+"""From settings to a running agent. The only room that knows which adapter stands behind which port."""
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import structlog
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker
+from agent.adapters.gzip_members import GzipMembers, Uncompressed
+from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.s3_store import S3Store
+from agent.adapters.spool import SpoolDirectory, is_note
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.state_directory import Holder, StateDirectory
+from agent.adapters.system_clock import SystemClock
+from agent.adapters.watcher import DirectoryWatcher
+from agent.adapters.wire import CloudEventsCodec
+from agent.application.agent import Agent
+from agent.application.cloud_sync import CloudSync
+from agent.application.publisher import Publisher
+from agent.application.recorder import Recorder
+from agent.application.uploader import Uploader
+from agent.application.wake import Wake
+from agent.domain.databases import database_of
+from agent.domain.errors import SettingsError
+from agent.domain.events import Event
+from agent.domain.identity import Identity
+from agent.domain.route import CLOUD, RetryRules
+from agent.domain.states import Target
+from agent.ports import Clock, Ledger, ObjectStore, SnapshotTaker, SyncMethod
+from agent.settings import Settings
+
+MEBIBYTE = 2**20
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The agent's place on this machine: what faces use with or without a running agent."""
+
+    settings: Settings
+    state: StateDirectory
+    clock: Clock
+    codec: CloudEventsCodec
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Home":
+        """Name the places; nothing is made or read yet."""
+        return cls(settings, StateDirectory(settings.agent_state_dir), SystemClock(), CloudEventsCodec())
+
+    def prepare(self) -> Identity:
+        """Make the state directory where there is none, and return who this agent is. Raises StateError."""
+        self.state.prepare(self.settings.agent_data_dir)
+        return self.state.identity(socket.gethostname(), self.settings.system_id)
+
+    def lock(self, command: str) -> AbstractContextManager[None]:
+        """Hold the state directory for as long as the block runs. Raises AlreadyRunning."""
+        return self.state.lock(command)
+
+    def holder(self) -> Holder | None:
+        """Return who holds the state directory now."""
+        return self.state.holder()
+
+    async def leave_note(self, event: Event) -> str:
+        """Leave an event for the running agent; return the note's name."""
+        return await self._spool().write(event)
+
+    async def withdraw_note(self, note: str) -> None:
+        """Take a note back; one that was taken up is gone already."""
+        await self._spool().remove(note)
+
+    async def read_ledger(self) -> Ledger:
+        """Open the ledger for reading, beside an agent that may be writing. Raises StateError where there is none."""
+        return await SqliteLedger.open(self.state.ledger_file, self.codec, clock=self.clock, read_only=True)
+
+    def has_ledger(self) -> bool:
+        """Say whether an agent has ever run here."""
+        return self.state.ledger_file.exists()
+
+    def taker(self) -> SnapshotTaker:
+        """Return what looks at, and copies, the databases."""
+        return DuckdbSnapshotTaker(self.settings.agent_data_dir, self.state.staging, clock=self.clock)
+
+    def targets(self, identity: Identity) -> dict[str, Target]:
+        """Return the targets that the settings name and this version can deliver to, by method."""
+        if CLOUD not in self.settings.route or not self.settings.cloud_configured:
+            return {}
+        s = self.settings
+        return {CLOUD: Target(CLOUD, s.cloud_endpoint, s.cloud_bucket, identity.system_id)}
+
+    def _spool(self) -> SpoolDirectory:
+        return SpoolDirectory(self.state.spool, self.codec)
+
+
+async def build(home: Home, identity: Identity) -> Agent:
+    """Wire an agent. The caller holds the state directory's lock. Raises SettingsError, StateError."""
+    settings, clock = home.settings, home.clock
+    if settings.agent_bus == "nats":
+        raise SettingsError(
+            "akosha_agent_bus: this version has the in-process bus alone", hint="set it to memory or auto"
+        )
+    if settings.agent_nats_url:
+        _log.warning("nats_unused", why="this version has the in-process bus alone")
+    ledger = await SqliteLedger.open(home.state.ledger_file, home.codec, clock=clock)
+    bus = MemoryBus(clock)
+    taker = home.taker()
+    recorder = Recorder(ledger, bus, clock)
+    methods = _methods(home, identity, taker, ledger)
+    flight, settled = asyncio.Lock(), Wake(clock, "retry")
+    return Agent(
+        settings=settings,
+        identity=identity,
+        clock=clock,
+        bus=bus,
+        ledger=ledger,
+        taker=taker,
+        methods=methods,
+        uploaders=[
+            Uploader(
+                method,
+                identity=identity,
+                bus=bus,
+                ledger=ledger,
+                recorder=recorder,
+                clock=clock,
+                rules=RetryRules(settings.max_retries, settings.retry_backoff_seconds),
+                flight=flight,
+                after_outcome=settled.ring,
+            )
+            for method in methods.values()
+        ],
+        publisher=Publisher(
+            settings=settings,
+            identity=identity,
+            bus=bus,
+            ledger=ledger,
+            recorder=recorder,
+            clock=clock,
+            taker=taker,
+            methods=methods,
+        ),
+        recorder=recorder,
+        watch=DirectoryWatcher(
+            settings.agent_data_dir,
+            wanted=lambda name: database_of(name) is not None,
+            rescan_seconds=settings.agent_rescan_seconds,
+            clock=clock,
+        ),
+        spool=SpoolDirectory(home.state.spool, home.codec),
+        spool_watch=DirectoryWatcher(
+            home.state.spool, wanted=is_note, rescan_seconds=settings.agent_rescan_seconds, clock=clock
+        ),
+        flight=flight,
+        settled=settled,
+    )
+
+
+def _methods(home: Home, identity: Identity, taker: SnapshotTaker, ledger: Ledger) -> Mapping[str, SyncMethod]:
+    s = home.settings
+    return {
+        name: CloudSync(
+            target=target,
+            identity=identity,
+            store=_store(s),
+            taker=taker,
+            compressor=GzipMembers() if s.enable_compression else Uncompressed(),
+            ledger=ledger,
+            clock=home.clock,
+            chunk_bytes=s.chunk_size_mb * MEBIBYTE,
+            deduplicate=s.enable_deduplication,
+            standstill_seconds=s.upload_timeout_seconds,
+        )
+        for name, target in home.targets(identity).items()
+    }
+
+
+def _store(settings: Settings) -> ObjectStore:
+    if settings.directory is not None:
+        return DirectoryStore(settings.directory / settings.cloud_bucket)
+    return S3Store(bucket=settings.cloud_bucket, endpoint=settings.cloud_endpoint, region=settings.cloud_region)

@@ -1,0 +1,146 @@
+"""Killed (SIGKILL) between any two writes of the state table, restarted: one upload, one result id, nothing owed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.session_buddy import create_databases
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+class Machine:
+    """A data directory, a state directory and a bucket of its own, and runs of `sync` over them."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.data, self.state, self.bucket = (tmp_path / name for name in ("data", "state", "bucket"))
+        self.published = tmp_path / "published.jsonl"
+        self.data.mkdir()
+        self.environ = {k: v for k, v in os.environ.items() if not k.startswith(("SESSION_BUDDY_", "AKOSHA_"))} | {
+            "HOME": str(tmp_path),
+            "SESSION_BUDDY_AKOSHA_CLOUD_ENDPOINT": self.bucket.as_uri(),
+            "SESSION_BUDDY_AKOSHA_SYSTEM_ID": "laptop",
+            "SESSION_BUDDY_AKOSHA_RETRY_BACKOFF_SECONDS": "0.1",
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def sync(self, point: str = "-") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, HERE / "killed_sync.py", point, self.published]
+        where = ["--data-dir", self.data, "--state-dir", self.state]
+        return subprocess.run([*command, *where], env=self.environ, capture_output=True, text=True, timeout=60)
+
+    @property
+    def manifests(self) -> list[dict]:
+        found = sorted(self.bucket.glob("systems/laptop/uploads/*/manifest.json"))
+        return [json.loads(path.read_bytes()) for path in found]
+
+    @property
+    def succeeded(self) -> list[str]:
+        lines = self.published.read_text().splitlines() if self.published.exists() else []
+        events = [json.loads(line) for line in lines]
+        return [event["id"] for event in events if event["type"] == "akosha.sync.succeeded.v1"]
+
+    def status(self) -> dict:
+        command = [sys.executable, "-m", "agent", "status", "--json"]
+        where = ["--data-dir", self.data, "--state-dir", self.state]
+        done = subprocess.run([*command, *where], env=self.environ, capture_output=True, text=True, timeout=60, check=True)
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = Machine(tmp_path)
+    create_databases(machine.data)
+    return machine
+
+
+def kill_and_restart(machine: Machine, point: str) -> None:
+    killed = machine.sync(point)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = machine.sync()
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "owe:before",
+        "owe:after",
+        "begin:before",
+        "begin:after",
+        "put-file:before",
+        "put-file:after",
+        "put-manifest:before",
+        "put-manifest:after",
+        "deliver:before",
+        "deliver:after",
+        "publish:before",
+        "publish:after",
+        "confirm:before",
+        "confirm:after",
+    ],
+)
+def test_a_kill_anywhere_leaves_one_upload_one_result_id_and_nothing_owed(machine, point):
+    kill_and_restart(machine, point)
+    assert len(machine.manifests) == 1
+    assert set(machine.succeeded) == {f"{machine.manifests[0]['upload_id']}.succeeded"}
+    status = machine.status()
+    assert status["pending"] == []
+    assert {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}
+
+
+def test_an_upload_killed_before_its_manifest_goes_on_under_its_id(machine):
+    killed = machine.sync("put-file:after")
+    assert killed.returncode == -signal.SIGKILL
+    (begun,) = (machine.bucket / "systems/laptop/uploads").iterdir()
+    assert machine.sync().returncode == 0
+    assert [manifest["upload_id"] for manifest in machine.manifests] == [begun.name]
+
+
+def test_an_upload_killed_before_its_manifest_is_abandoned_when_the_databases_changed_since(machine):
+    assert machine.sync("put-file:after").returncode == -signal.SIGKILL
+    (begun,) = (machine.bucket / "systems/laptop/uploads").iterdir()
+    create_databases(machine.data / "newer")
+    for path in (machine.data / "newer").iterdir():
+        path.replace(machine.data / path.name)
+    assert machine.sync().returncode == 0
+    (manifest,) = machine.manifests
+    assert manifest["upload_id"] > begun.name
+
+
+def test_staged_copies_of_a_killed_run_are_gone_after_the_next(machine):
+    assert machine.sync("put-file:before").returncode == -signal.SIGKILL
+    assert any(path.is_file() for path in (machine.state / "staging").rglob("*"))
+    assert machine.sync().returncode == 0
+    assert not any(path.is_file() for path in (machine.state / "staging").rglob("*"))
+
+
+@pytest.mark.parametrize("point", ["count_attempt:before", "count_attempt:after", "give_up:before", "give_up:after"])
+def test_a_kill_while_the_bucket_fails_leaves_the_databases_owed(machine, point):
+    """A file where the bucket's directory should be: every put fails until it is gone."""
+    machine.bucket.mkdir()
+    (machine.bucket / "systems").write_text("in the way")
+    killed = machine.sync(point)
+    if killed.returncode != -signal.SIGKILL:
+        assert point.startswith("count_attempt"), killed.stderr
+        assert killed.returncode == 1  # a permanent failure has no attempts to count
+    assert machine.status()["pending"] == ["knowledge_graph", "reflection"]
+    (machine.bucket / "systems").unlink()
+    assert machine.sync().returncode == 0
+    assert len(machine.manifests) == 1
+
+
+@pytest.mark.parametrize("point", ["adopt:before", "adopt:after"])
+def test_a_kill_while_a_lost_ledger_is_restored_from_the_bucket_uploads_nothing_again(machine, point):
+    assert machine.sync().returncode == 0
+    for path in machine.state.glob("ledger*"):
+        path.unlink()
+    kill_and_restart(machine, point)
+    assert len(machine.manifests) == 1
+    assert len(set(machine.succeeded)) == 1
