@@ -1,0 +1,21 @@
+"""What the user has set: one frozen tree, out of the command line, the environment and YAML files."""
+
+from agent.settings.endpoints import MASK, check_bucket, check_cloud_endpoint, check_http_endpoint, without_credentials
+from agent.settings.loading import Loaded, load
+from agent.settings.rows import Row, rows
+from agent.settings.sources import variable
+from agent.settings.tree import Settings
+
+__all__ = [
+    "MASK",
+    "Loaded",
+    "Row",
+    "Settings",
+    "check_bucket",
+    "check_cloud_endpoint",
+    "check_http_endpoint",
+    "load",
+    "rows",
+    "variable",
+    "without_credentials",
+]

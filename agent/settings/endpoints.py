@@ -1,0 +1,157 @@
+"""Where memories may go: the rules for buckets and addresses, and how an address is shown.
+
+Everything here is pure. A check returns the text it was given, or raises ValueError with what is allowed; the message
+never repeats the text, for there may be a password in it.
+"""
+
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+MASK = "********"
+
+BUCKETS = (
+    "3 to 63 lower-case letters, digits, dots and hyphens, a letter or digit at both ends, no two dots in a row, "
+    "not an IP address"
+)
+HTTP = "https://HOST, or http:// on this machine (localhost, 127.0.0.0/8, ::1)"
+CLOUD = f"{HTTP}, or file:///DIRECTORY"
+NATS = "nats://, tls://, ws:// or wss://HOST[:PORT], several of them with commas"
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
+# URL parsers drop or reinterpret these, each in its own way: no address that we check may have one.
+_AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def check_bucket(name: str) -> str:
+    """Return a bucket's name if S3 and its relatives would take it (empty: no bucket). Raises ValueError."""
+    if name and (not _BUCKET.fullmatch(name) or ".." in name or _ipv4(name)):
+        raise ValueError(f"allowed is {BUCKETS}")
+    return name
+
+
+def check_cloud_endpoint(url: str) -> str:
+    """Return the address of a store or of a directory (empty: the provider's default). Raises ValueError."""
+    if url and is_directory(url):
+        directory_of(url)
+    elif url:
+        _check_http(url, CLOUD)
+    return url
+
+
+def check_http_endpoint(url: str) -> str:
+    """Return the address of an Akosha server. Raises ValueError."""
+    _check_http(url, HTTP)
+    return url
+
+
+def check_nats_url(urls: str) -> str:
+    """Return one or more NATS addresses, separated by commas (empty: none). Raises ValueError."""
+    for url in urls.split(",") if urls else ():
+        parts = _split(url.strip(), NATS)
+        if parts.scheme not in ("nats", "tls", "ws", "wss"):
+            raise ValueError(f"allowed is {NATS}")
+        _check_host(parts, NATS)
+    return urls
+
+
+def is_directory(url: str) -> bool:
+    """Say whether an address means a local directory."""
+    return url[:5].lower() == "file:"
+
+
+def directory_of(url: str) -> Path:
+    """Return the directory of a `file:///dir` address, percent-decoded. Raises ValueError where it names none.
+
+    The root directory is none: it is what remains of `file:///${DIR}` where the variable is empty.
+    """
+    _, _, rest = url.partition(":")
+    host, slash, path = rest.removeprefix("//").partition("/")
+    decoded = unquote(slash + path)
+    if not rest.startswith("//") or host.lower() not in ("", "localhost") or not decoded.strip("/"):
+        raise ValueError("allowed is file:///DIRECTORY, with an absolute path: three slashes")
+    if _CONTROL.search(decoded):
+        raise ValueError("a directory without control characters is allowed")
+    return Path("/", decoded.lstrip("/"))
+
+
+def is_akosha_address(url: str) -> bool:
+    """Say whether an address is one that the cloud endpoint may lend to the http method: http(s), ending in `/mcp`."""
+    try:
+        parts = urlsplit(check_cloud_endpoint(url))
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.path.rstrip("/").endswith("/mcp")
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host is this machine by its very text; no name is looked up."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return IPv4Address(host).is_loopback if ":" not in host else IPv6Address(host) == IPv6Address("::1")
+    except AddressValueError:
+        return False
+
+
+def without_credentials(url: str) -> str:
+    """Return an address as people and logs may see it: no user, password, query or fragment. Takes any text."""
+    if url[:8].lower() == "file:///":
+        return url
+    # A password may hold any character, commas and slashes too: between the scheme and the last @, nothing is shown.
+    head, at, tail = url.rpartition("@")
+    scheme = re.match(r"[a-zA-Z]{2,6}://", head)
+    return (scheme[0] if scheme else "") + (MASK if at else "") + at + re.sub(r"(?s)([?#]).+", rf"\1{MASK}", tail)
+
+
+def _check_http(url: str, allowed: str) -> None:
+    parts = _split(url, allowed)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"allowed is {allowed}")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("no user or password is allowed in an address: see akosha_http_token and the AWS_ variables")
+    if parts.query or parts.fragment:
+        raise ValueError("an address without ? and # is allowed")
+    _check_host(parts, allowed)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        raise ValueError(f"unencrypted to another machine; allowed is {allowed}")
+
+
+def _split(url: str, allowed: str) -> SplitResult:
+    if _AMBIGUOUS.search(url):
+        raise ValueError("an address without blanks, control characters and backslashes is allowed")
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise ValueError(f"allowed is {allowed}") from None
+
+
+def _check_host(parts: SplitResult, allowed: str) -> None:
+    host = parts.hostname or ""
+    if not _HOST.fullmatch(host) and not (":" in host and _ipv6(host)):
+        raise ValueError(f"no host name; allowed is {allowed}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0 or parts.netloc.endswith(":"):
+        raise ValueError("a port from 1 to 65535 is allowed")
+
+
+def _ipv4(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except AddressValueError:
+        return False
+    return True
+
+
+def _ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except AddressValueError:
+        return False
+    return True

@@ -1,0 +1,214 @@
+"""From the sources to the tree: order, provenance, what a project's files may not do, and complaints in full.
+
+command line
+env SESSION_BUDDY_AKOSHA_*, AKOSHA_AGENT_*
+env AKOSHA_CLOUD_BUCKET, _ENDPOINT, _REGION, AKOSHA_SYSTEM_ID, AKOSHA_ENABLE_FALLBACK
+the file of --settings
+./settings/local.yaml, ./settings/session-buddy.yaml
+~/.claude/settings/local.yaml, ~/.claude/settings/session-buddy.yaml
+~/.config/session-buddy/local.yaml, ~/.config/session-buddy/config.yaml
+defaults
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from agent.domain.errors import SettingsError
+from agent.settings.complaints import complaints
+from agent.settings.kinds import LogLevel
+from agent.settings.sources import (
+    SESSION_BUDDY,
+    SHORT_VARIABLES,
+    Given,
+    Layer,
+    Place,
+    from_command_line,
+    from_environment,
+    unknown_keys,
+    unknown_variables,
+    variable,
+)
+from agent.settings.tree import FIELDS, PREFIX, REDIRECTING, SOURCES, Settings
+from agent.settings.yaml_file import expand, identity_of, read_settings_file
+
+DEFAULT = "default"
+
+_PROJECT_FILES = ("settings/local.yaml", "settings/session-buddy.yaml")
+_USER_FILES = (
+    ".claude/settings/local.yaml",
+    ".claude/settings/session-buddy.yaml",
+    ".config/session-buddy/local.yaml",
+    ".config/session-buddy/config.yaml",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings, where each key's value comes from, and what the user should hear (once; the caller logs it)."""
+
+    settings: Settings
+    origins: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A file that may be there. The user's own ones are trusted; those of the working directory are anybody's."""
+
+    path: Path
+    name: str
+    trusted: bool
+    required: bool = False
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What the sources have said so far, the highest first."""
+
+    layers: list[Layer] = field(default_factory=list)
+    session_buddy: dict[str, Given] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def load(
+    *,
+    command_line: Mapping[str, object] | None = None,
+    settings_file: Path | None = None,
+    environ: Mapping[str, str],
+    cwd: Path,
+    home: Path,
+) -> Loaded:
+    """Read all sources and return the settings. `command_line` is by field name, None for an option not used.
+
+    Raises SettingsError: for every value that is wrong, in one error, a line each; for a file that cannot be read;
+    for a `settings_file` that is not there.
+    """
+    place = Place(environ=environ, cwd=cwd, home=home)
+    gathered = _Gathered(warnings=list(unknown_variables(environ)))
+    gathered.layers += [
+        from_command_line(command_line or {}, place),
+        from_environment({key: variable(key) for key in FIELDS}, place),
+        from_environment(SHORT_VARIABLES, place),
+    ]
+    for key in SESSION_BUDDY:
+        name = f"SESSION_BUDDY_{key.upper()}"
+        if found := place.given(key, environ.get(name), f"env {name}"):
+            gathered.session_buddy[key] = found
+    _read_files(gathered, list(_candidates(settings_file, place)), place)
+    gathered.layers += [_session_buddys_level(gathered), _defaults(place)]
+
+    given = {key: layer.given[key] for layer in reversed(gathered.layers) for key in layer.given}
+    token = SOURCES.set(tuple(gathered.layers))
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise SettingsError("\n".join(complaints(error, given))) from error
+    finally:
+        SOURCES.reset(token)
+
+    origins = {key: given[key].origin if key in given else DEFAULT for key in FIELDS}
+    lent = not settings.cloud_bucket and settings.http_endpoint == settings.cloud_endpoint
+    if lent and not _is_text(given.get("http_endpoint")):
+        origins["http_endpoint"] = f"{PREFIX}cloud_endpoint, {origins['cloud_endpoint']}"
+    elif settings.cloud_endpoint and not settings.cloud_configured:
+        gathered.warnings.append(
+            f"{PREFIX}cloud_endpoint ({origins['cloud_endpoint']}) has no effect without {PREFIX}cloud_bucket"
+        )
+    return Loaded(settings, origins, tuple(gathered.warnings))
+
+
+def _candidates(settings_file: Path | None, place: Place) -> Iterator[_Candidate]:
+    if settings_file is not None:
+        yield _Candidate(place.path(settings_file), str(settings_file), trusted=True, required=True)
+    for name in _PROJECT_FILES:
+        yield _Candidate(place.cwd / name, f"./{name}", trusted=False)
+    for name in _USER_FILES:
+        yield _Candidate(place.home / name, f"~/{name}", trusted=True)
+
+
+def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Place) -> None:
+    # A file counts once. One of the user's own that is also found below ./settings (a working directory of ~/.claude, a
+    # project's symbolic link) counts in its own place: a project can neither change its rank nor lower its trust.
+    trusted = {identity_of(candidate.path) for candidate in candidates if candidate.trusted}
+    seen = set()
+    for candidate in candidates:
+        file = read_settings_file(
+            candidate.path, name=candidate.name, wanted=lambda key: key.startswith(PREFIX) or key in SESSION_BUDDY
+        )
+        if file is None and candidate.required:
+            raise SettingsError(f"the settings file {candidate.name} does not exist", hint="check --settings")
+        if file is None or file.identity in seen or (file.identity in trusted and not candidate.trusted):
+            continue
+        seen.add(file.identity)
+        gathered.warnings += unknown_keys(file.values, candidate.name)
+        layer: dict[str, Given] = {}
+        for written_key, value in file.values.items():
+            key = written_key.removeprefix(PREFIX)
+            if written_key not in SESSION_BUDDY and key not in FIELDS:
+                continue
+            given = _from_file(gathered, key, value, candidate.name, place, trusted=candidate.trusted)
+            if given is None:
+                continue
+            if written_key in SESSION_BUDDY:
+                gathered.session_buddy.setdefault(key, given)
+            else:
+                layer[key] = given
+        gathered.layers.append(Layer(candidate.name, layer))
+
+
+def _from_file(
+    gathered: _Gathered, key: str, value: object, origin: str, place: Place, *, trusted: bool
+) -> Given | None:
+    name = key if key in SESSION_BUDDY else PREFIX + key
+    if value is None:
+        return None
+    if key in REDIRECTING and not trusted:
+        gathered.warnings.append(
+            f"{name} in {origin} is ignored: a project's file may not say where memories go "
+            f"(set it in ~/{_USER_FILES[0]}, or name the file with --settings)"
+        )
+        return None
+    if not isinstance(value, str):
+        return place.given(key, value, origin)
+    expansion = expand(value, place.environ)
+    if expansion.credentials and not trusted:
+        gathered.warnings.append(
+            f"{name} in {origin} is ignored: a project's file may not read {', '.join(expansion.credentials)}"
+        )
+        return None
+    gathered.warnings += [f"{name} in {origin} uses {unset}, which is not set" for unset in expansion.unset]
+    return place.given(key, expansion.text, origin, written=value)
+
+
+def _session_buddys_level(gathered: _Gathered) -> Layer:
+    # Not our keys: a value that we do not understand must not stop the agent.
+    found: dict[str, Given] = {}
+    for key, kind in (("log_level", TypeAdapter[object](LogLevel)), ("enable_debug_mode", TypeAdapter[object](bool))):
+        given = gathered.session_buddy.get(key)
+        if given is None:
+            continue
+        origin = given.origin if given.origin.startswith("env ") else f"{key} in {given.origin}"
+        try:
+            value = kind.validate_python(given.value)
+        except ValidationError:
+            gathered.warnings.append(
+                f"{key} ({given.origin}) is not understood: it leaves akosha_agent_log_level alone"
+            )
+            continue
+        if value is True:
+            found["agent_log_level"] = Given("DEBUG", origin, value)
+        elif value is not False:
+            found["agent_log_level"] = Given(value, origin, value)
+    return Layer("Session-Buddy's log level", found)
+
+
+def _defaults(place: Place) -> Layer:
+    # The one default that depends on what we were given; the others are the tree's.
+    return Layer(DEFAULT, {"agent_data_dir": Given(place.home / ".claude" / "data", DEFAULT, "")})
+
+
+def _is_text(given: Given | None) -> bool:
+    return given is not None and given.value != ""

@@ -1,0 +1,122 @@
+"""The layers that settings come from: each says, key by key, what is given and where it stands."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import PydanticBaseSettingsSource
+
+from agent.settings.tree import FIELDS, PATHS, PREFIX, SECRET, TEXTS, Settings
+
+LONGEST_KEY = 60
+
+SESSION_BUDDY = ("enable_debug_mode", "log_level")
+"""Session-Buddy's own keys that set our log level where nothing else does."""
+
+SHORT_VARIABLES = {
+    "cloud_bucket": "AKOSHA_CLOUD_BUCKET",
+    "cloud_endpoint": "AKOSHA_CLOUD_ENDPOINT",
+    "cloud_region": "AKOSHA_CLOUD_REGION",
+    "system_id": "AKOSHA_SYSTEM_ID",
+    "enable_fallback": "AKOSHA_ENABLE_FALLBACK",
+}
+"""The variables of Session-Buddy's plan document, below those with its prefix."""
+
+
+def variable(key: str) -> str:
+    """Return the environment variable of a key: the agent's own keys have a prefix of their own."""
+    return ("AKOSHA_" if key.startswith("agent_") else "SESSION_BUDDY_AKOSHA_") + key.upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as a source gives it, where that is, and how the text read before variables were put in."""
+
+    value: object = field(repr=False)
+    origin: str
+    written: object = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The process's surroundings, which values may refer to."""
+
+    environ: Mapping[str, str] = field(repr=False)
+    cwd: Path
+    home: Path
+
+    def path(self, value: str | Path) -> Path:
+        """Return a path as it is meant here: `~` is our home, a relative one starts at the working directory."""
+        path = Path(value)
+        if path.parts[:1] == ("~",):
+            return self.home.joinpath(*path.parts[1:])
+        # Another user's home (`~name`) is looked up where the path is validated.
+        return path if str(path).startswith("~") else self.cwd / path
+
+    def given(self, key: str, value: object, origin: str, *, written: object = None) -> Given | None:
+        """Return the value made ready for its key, or None where it means: not set."""
+        written = value if written is None else written
+        if isinstance(value, str):
+            value = value.strip()
+            if not value and key not in TEXTS:
+                return None
+        if key in PATHS and isinstance(value, (str, Path)):
+            value = self.path(value)
+        return None if value is None else Given(value, origin, written)
+
+
+class Layer(PydanticBaseSettingsSource):
+    """One source of settings, for pydantic-settings to merge."""
+
+    def __init__(self, name: str, given: Mapping[str, Given | None]) -> None:
+        super().__init__(Settings)
+        self.__name__ = name  # what pydantic-settings calls a source when asked to log them
+        self.given = {key: found for key, found in given.items() if found is not None}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - its signature
+        given = self.given.get(field_name)
+        value = given.value if given else None
+        # pydantic-settings can be told by a variable to log what its sources say.
+        return (SecretStr(value) if field_name in SECRET and isinstance(value, str) else value), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return {key: self.get_field_value(FIELDS[key], key)[0] if key in FIELDS else None for key in self.given}
+
+
+def from_command_line(values: Mapping[str, object], place: Place) -> Layer:
+    """Options of the command line, by field name; None is an option that was not used."""
+    return Layer("command line", {key: place.given(key, value, "command line") for key, value in values.items()})
+
+
+def from_environment(names: Mapping[str, str], place: Place) -> Layer:
+    """Environment variables; `names` is key -> variable."""
+    found = {key: place.given(key, place.environ.get(name), f"env {name}") for key, name in names.items()}
+    return Layer(f"env {next(iter(names.values()))} and its like", found)
+
+
+def unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
+    """Yield a warning for every variable that looks like ours and is not."""
+    known = [variable(key) for key in FIELDS]
+    for name in sorted(environ):
+        if name.startswith(("SESSION_BUDDY_AKOSHA_", "AKOSHA_AGENT_")) and name not in known:
+            yield f"env {name} is not a setting{nearest(name, known)}"
+
+
+def unknown_keys(keys: Iterable[str], origin: str) -> Iterable[str]:
+    """Yield a warning for every `akosha_` key of a file that is not a setting."""
+    known = [PREFIX + key for key in FIELDS]
+    for key in keys:
+        if key.startswith(PREFIX) and key not in known:
+            # Anybody may have written the file: its keys must not steer a terminal or fill it.
+            name = key if key.isidentifier() and len(key) <= LONGEST_KEY else repr(key[:LONGEST_KEY])
+            yield f"{name} in {origin} is not a setting{nearest(key[:LONGEST_KEY], known)}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a guess at what was meant, or where to look."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f": did you mean {close[0]}?" if close else "; akosha-agent config lists them all"

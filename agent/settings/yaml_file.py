@@ -1,0 +1,145 @@
+"""One settings file: YAML, read with the safe loader, top-level values only, `${VAR}` and `${VAR:-default}` expanded.
+
+Session-Buddy's files hold many keys that are not ours. Only those asked for are constructed, so that nothing in the
+others can hurt. Messages never quote a file: there may be a token in it.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from agent.domain.errors import SettingsError
+
+MAX_BYTES = 256 * 1024
+
+Identity = tuple[int, int]
+"""Device and inode: two paths with the same are one file, whatever they are called."""
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsFile:
+    """What a file says: its values, None for YAML's null; an empty list or mapping stands for any such."""
+
+    identity: Identity
+    values: Mapping[str, object] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """A text with its variables put in, and their names: all, and those that are neither set nor have a default."""
+
+    text: str = field(repr=False)
+    used: tuple[str, ...]
+    unset: tuple[str, ...]
+
+    @property
+    def credentials(self) -> tuple[str, ...]:
+        """Those used whose name says that they hold a credential."""
+        return tuple(name for name in self.used if _CREDENTIAL.search(name))
+
+
+def expand(text: str, environ: Mapping[str, str]) -> Expansion:
+    """Put variables in as a shell does: `:-` serves for unset and empty ones. What is put in is not expanded again."""
+    found = [(match[1], match[2]) for match in _VARIABLE.finditer(text)]
+    return Expansion(
+        text=_VARIABLE.sub(lambda match: environ.get(match[1]) or match[2] or "", text),
+        used=tuple(name for name, _ in found),
+        unset=tuple(name for name, default in found if default is None and name not in environ),
+    )
+
+
+def identity_of(path: Path) -> Identity | None:
+    """Return which file a path leads to, None where it leads to none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def read_settings_file(path: Path, *, name: str, wanted: Callable[[str], bool]) -> SettingsFile | None:
+    """Return the wanted top-level values of a file, None where there is no file.
+
+    Raises SettingsError, with `name`, for one that cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        # A named pipe would keep a plain open waiting for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise SettingsError(f"{name} is not a regular file", hint="settings files are YAML files")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    finally:
+        os.close(descriptor)
+    if len(data) > MAX_BYTES:
+        raise SettingsError(f"{name} is larger than {MAX_BYTES:,} bytes", hint="settings files are short YAML files")
+    return SettingsFile((found.st_dev, found.st_ino), _top_level(data, name, wanted))
+
+
+def _unreadable(name: str, error: Exception) -> SettingsError:
+    why = error.strerror if isinstance(error, OSError) else "not a path"
+    return SettingsError(f"{name} cannot be read: {why}", hint="make it readable for you, or take it away")
+
+
+def _top_level(data: bytes, name: str, wanted: Callable[[str], bool]) -> dict[str, object]:
+    line, column = 1, 1
+    values: dict[str, object] = {}
+    try:
+        loader = yaml.SafeLoader(data)
+        try:
+            root = loader.get_single_node()
+            if root is None or root.tag == "tag:yaml.org,2002:null":
+                return {}
+            if not isinstance(root, yaml.MappingNode):
+                raise SettingsError(
+                    f"{name} is not a mapping of keys to values", hint="write lines such as akosha_key: value"
+                )
+            loader.flatten_mapping(root)
+            for key, value in root.value:
+                if isinstance(key, yaml.ScalarNode) and wanted(key.value):
+                    line, column = value.start_mark.line + 1, value.start_mark.column + 1
+                    values[key.value] = _value(loader, value)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        if mark is not None:
+            line, column = mark.line + 1, mark.column + 1
+        elif isinstance(error, yaml.reader.ReaderError):
+            line, column = _place(data, error)
+        # No `from error`: the parser's own message quotes the line, and a token may stand in it.
+        raise SettingsError(
+            f"{name} is not valid YAML at line {line}, column {column}",
+            hint="put values with special characters in quotes",
+        ) from None
+    return values
+
+
+def _value(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    if isinstance(node, yaml.ScalarNode):
+        return loader.construct_object(node)
+    return {} if isinstance(node, yaml.MappingNode) else []
+
+
+def _place(data: bytes, error: yaml.reader.ReaderError) -> tuple[int, int]:
+    # PyYAML counts characters where one is not allowed, bytes where they are no text at all.
+    counts_characters = error.encoding == "unicode"
+    before = (data if counts_characters else data[: error.position]).decode(errors="replace")
+    lines = (before[: error.position] if counts_characters else before).split("\n")
+    return len(lines), len(lines[-1]) + 1

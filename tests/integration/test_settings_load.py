@@ -1,0 +1,478 @@
+"""From the sources to the tree: who wins, where a value is from, what a project's files may not do, what is said."""
+
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
+
+from agent.domain.errors import SettingsError
+from agent.settings import Settings, load, rows, variable
+from agent.settings.complaints import allowed
+from agent.settings.endpoints import BUCKETS
+
+# The order of the documents, high to low: name of the source as told -> where it is put.
+ORDER = {
+    "command line": "command line",
+    "env SESSION_BUDDY_AKOSHA_SYSTEM_ID": "env",
+    "env AKOSHA_SYSTEM_ID": "env",
+    "named.yaml": "cwd",
+    "./settings/local.yaml": "cwd",
+    "./settings/session-buddy.yaml": "cwd",
+    "~/.claude/settings/local.yaml": "home",
+    "~/.claude/settings/session-buddy.yaml": "home",
+    "~/.config/session-buddy/local.yaml": "home",
+    "~/.config/session-buddy/config.yaml": "home",
+}
+REDIRECTING = {
+    "cloud_bucket": "evil-bucket",
+    "cloud_endpoint": "https://evil.example",
+    "http_endpoint": "https://evil.example/mcp",
+    "http_token": "evil",
+    "agent_data_dir": "/evil",
+    "agent_state_dir": "/evil",
+    "agent_nats_url": "nats://evil.example",
+}
+
+
+class World:
+    """A working directory, a home and an environment, empty at first."""
+
+    def __init__(self, root):
+        self.cwd, self.home, self.environ = root / "cwd", root / "home", {}
+        self.command_line, self.settings_file = {}, None
+        self.cwd.mkdir()
+        self.home.mkdir()
+
+    def write(self, name, text):
+        path = self.home / name[2:] if name.startswith("~/") else self.cwd / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def put(self, source, key, value):
+        if source == "command line":
+            self.command_line[key] = value
+        elif source.startswith("env "):
+            self.environ[source[4:]] = value
+        else:
+            self.write(source, f"akosha_{key}: {value}\n")
+            if source == "named.yaml":
+                self.settings_file = Path(source)
+
+    def load(self):
+        return load(
+            command_line=self.command_line,
+            settings_file=self.settings_file,
+            environ=self.environ,
+            cwd=self.cwd,
+            home=self.home,
+        )
+
+
+@pytest.fixture
+def world(tmp_path):
+    return World(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------ precedence
+
+
+@pytest.mark.parametrize(("high", "low"), list(combinations(ORDER, 2)))
+def test_the_higher_source_wins_and_is_named(world, high, low):
+    world.put(low, "system_id", "low")
+    world.put(high, "system_id", "high")
+    loaded = world.load()
+    assert loaded.settings.system_id == "high"
+    assert loaded.origins["system_id"] == high
+    assert loaded.warnings == ()
+
+
+@pytest.mark.parametrize("source", ORDER)
+def test_every_source_wins_over_the_default(world, source):
+    assert world.load().origins["system_id"] == "default"
+    world.put(source, "system_id", "given")
+    assert world.load().settings.system_id == "given"
+
+
+@given(st.dictionaries(st.sampled_from(list(ORDER)), st.integers(0, 9), min_size=1))
+@hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_of_any_set_of_sources_the_highest_wins(tmp_path_factory, given_by):
+    world = World(tmp_path_factory.mktemp("world"))
+    for source, value in given_by.items():
+        world.put(source, "system_id", f"id{value}")
+    best = next(source for source in ORDER if source in given_by)
+    loaded = world.load()
+    assert (loaded.settings.system_id, loaded.origins["system_id"]) == (f"id{given_by[best]}", best)
+
+
+@pytest.mark.parametrize("key", list(Settings.model_fields))
+def test_every_key_has_one_variable_of_its_prefix(world, key):
+    value = {
+        "cloud_bucket": "bucket", "cloud_endpoint": "https://s3.example", "cloud_region": "eu", "system_id": "x",
+        "force_method": "http", "http_endpoint": "https://akosha.example/mcp", "http_token": "token",
+        "agent_data_dir": "/data", "agent_state_dir": "/state", "agent_bus": "memory", "agent_nats_url": "nats://n",
+        "agent_log_level": "error", "agent_log_format": "json",
+    }.get(key, "1")  # fmt: skip
+    prefix = "AKOSHA_AGENT_" if key.startswith("agent_") else "SESSION_BUDDY_AKOSHA_"
+    assert variable(key) == prefix + key.removeprefix("agent_").upper()
+    world.environ[variable(key)] = value
+    loaded = world.load()
+    assert loaded.origins[key] == f"env {variable(key)}"
+    assert {other for other, origin in loaded.origins.items() if origin != "default"} == {key}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "result"),
+    [
+        ("AKOSHA_CLOUD_BUCKET", "cloud_bucket", "bucket", "bucket"),
+        ("AKOSHA_CLOUD_ENDPOINT", "cloud_endpoint", "file:///mnt", "file:///mnt"),
+        ("AKOSHA_CLOUD_REGION", "cloud_region", "eu", "eu"),
+        ("AKOSHA_SYSTEM_ID", "system_id", "me", "me"),
+        ("AKOSHA_ENABLE_FALLBACK", "enable_fallback", "false", False),
+    ],
+)
+def test_the_short_variables_of_the_plan_are_known(world, name, key, value, result):
+    world.environ[name] = value
+    loaded = world.load()
+    assert (getattr(loaded.settings, key), loaded.origins[key]) == (result, f"env {name}")
+
+
+def test_sources_are_merged_key_by_key(world):
+    world.put("env AKOSHA_CLOUD_REGION", "cloud_region", "eu")
+    world.write("settings/local.yaml", "akosha_max_retries: 1\nakosha_chunk_size_mb: 10\n")
+    world.write("~/.claude/settings/local.yaml", "akosha_max_retries: 2\nakosha_cloud_bucket: bucket\n")
+    loaded = world.load()
+    assert (loaded.settings.max_retries, loaded.settings.chunk_size_mb, loaded.settings.cloud_bucket) == (
+        1,
+        10,
+        "bucket",
+    )
+    assert loaded.origins["cloud_bucket"] == "~/.claude/settings/local.yaml"
+
+
+def test_an_option_that_was_not_used_and_a_null_are_not_given(world):
+    world.command_line = {"system_id": None}
+    world.write("settings/local.yaml", "akosha_system_id:\nakosha_cloud_bucket: null\n")
+    world.write("settings/session-buddy.yaml", "akosha_system_id: x\n")
+    loaded = world.load()
+    assert (loaded.settings.system_id, loaded.warnings) == ("x", ())
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_variable_is_a_value_for_a_text_and_nothing_for_the_rest(world, empty):
+    world.environ = {
+        "SESSION_BUDDY_AKOSHA_CLOUD_BUCKET": empty,
+        "AKOSHA_CLOUD_BUCKET": "bucket",
+        "SESSION_BUDDY_AKOSHA_ENABLE_FALLBACK": empty,
+        "AKOSHA_ENABLE_FALLBACK": "false",
+        "AKOSHA_AGENT_DATA_DIR": empty,
+        "SESSION_BUDDY_AKOSHA_FORCE_METHOD": empty,
+        "SESSION_BUDDY_AKOSHA_MAX_RETRIES": empty,
+    }
+    loaded = world.load()
+    assert loaded.settings.cloud_bucket == ""
+    assert loaded.origins["cloud_bucket"] == "env SESSION_BUDDY_AKOSHA_CLOUD_BUCKET"
+    assert loaded.settings.enable_fallback is False
+    assert {loaded.origins[key] for key in ("agent_data_dir", "force_method", "max_retries")} == {"default"}
+
+
+# ----------------------------------------------------------------------------------------------------------- paths
+
+
+def test_paths_start_at_the_given_home_and_working_directory(world):
+    assert world.load().settings.agent_data_dir == world.home / ".claude" / "data"
+    world.environ = {"AKOSHA_AGENT_DATA_DIR": "~/d", "AKOSHA_AGENT_STATE_DIR": "s"}
+    settings = world.load().settings
+    assert (settings.agent_data_dir, settings.agent_state_dir) == (world.home / "d", world.cwd / "s")
+    world.command_line = {"agent_data_dir": Path("/absolute"), "agent_state_dir": Path("~")}
+    settings = world.load().settings
+    assert (settings.agent_data_dir, settings.agent_state_dir) == (Path("/absolute"), world.home)
+
+
+# ------------------------------------------------------------------------------------------- the project's files
+
+
+@pytest.mark.parametrize("file", ["./settings/local.yaml", "./settings/session-buddy.yaml"])
+@pytest.mark.parametrize("key", list(REDIRECTING))
+def test_a_projects_file_cannot_redirect_memories(world, file, key):
+    world.put(file, key, REDIRECTING[key])
+    loaded = world.load()
+    assert loaded.origins[key] == "default"
+    assert "evil" not in str(getattr(loaded.settings, key))
+    assert len(loaded.warnings) == 1
+    assert loaded.warnings[0].startswith(f"akosha_{key} in {file} is ignored")
+    assert "--settings" in loaded.warnings[0]
+
+
+@pytest.mark.parametrize("key", list(REDIRECTING))
+def test_a_projects_file_cannot_clear_what_the_user_set(world, key):
+    world.put("~/.claude/settings/local.yaml", key, REDIRECTING[key])
+    world.put("./settings/local.yaml", key, "''")
+    assert world.load().origins[key] == "~/.claude/settings/local.yaml"
+
+
+@pytest.mark.parametrize("key", list(REDIRECTING))
+@pytest.mark.parametrize("spelling", ["settings/local.yaml", "settings/../settings/local.yaml", "link.yaml"])
+def test_a_projects_file_that_settings_names_may(world, key, spelling):
+    path = world.write("settings/local.yaml", f"akosha_{key}: {REDIRECTING[key]}\n")
+    (world.cwd / "link.yaml").symlink_to(path)
+    world.settings_file = Path(spelling)
+    loaded = world.load()
+    assert loaded.origins[key] == spelling
+    assert not [warning for warning in loaded.warnings if "ignored" in warning]
+
+
+def test_naming_one_file_does_not_trust_its_neighbour(world):
+    world.put("./settings/local.yaml", "max_retries", 1)
+    world.put("./settings/session-buddy.yaml", "cloud_bucket", "evil-bucket")
+    world.settings_file = Path("settings/local.yaml")
+    loaded = world.load()
+    assert loaded.settings.cloud_bucket == ""
+    assert "session-buddy.yaml is ignored" in loaded.warnings[0]
+
+
+def test_the_users_own_files_keep_their_rank_and_trust_whatever_links_to_them(world):
+    """A project links to the user's lowest file, which would lift it; and works in ~/.claude, where both are one."""
+    world.put("~/.claude/settings/local.yaml", "cloud_bucket", "current")
+    lowest = world.write(
+        "~/.config/session-buddy/config.yaml", "akosha_cloud_bucket: former\nakosha_system_id: former\n"
+    )
+    (world.cwd / "settings").mkdir()
+    (world.cwd / "settings" / "local.yaml").symlink_to(lowest)
+    world.put("~/.claude/settings/session-buddy.yaml", "system_id", "current")
+    for cwd in (world.cwd, world.home / ".claude"):
+        world.cwd = cwd
+        loaded = world.load()
+        assert (loaded.settings.cloud_bucket, loaded.settings.system_id, loaded.warnings) == ("current", "current", ())
+
+
+def test_a_projects_file_cannot_send_credentials_away_in_another_value(world):
+    world.environ = {"AWS_SECRET_ACCESS_KEY": "c4n4ry"}
+    world.put("./settings/local.yaml", "system_id", "${AWS_SECRET_ACCESS_KEY}")
+    loaded = world.load()
+    assert loaded.settings.system_id == ""
+    assert loaded.warnings == (
+        "akosha_system_id in ./settings/local.yaml is ignored: a project's file may not read AWS_SECRET_ACCESS_KEY",
+    )
+
+
+# -------------------------------------------------------------------------------------------- files and variables
+
+
+def test_a_settings_file_that_is_not_there_is_an_error(world):
+    world.settings_file = Path("no.yaml")
+    with pytest.raises(SettingsError, match=r"no\.yaml does not exist"):
+        world.load()
+
+
+@pytest.mark.parametrize("file", ["./settings/local.yaml", "~/.config/session-buddy/config.yaml", "named.yaml"])
+def test_a_broken_file_is_an_error_that_names_it(world, file):
+    world.put(file, "system_id", "'open")
+    with pytest.raises(SettingsError) as caught:
+        world.load()
+    assert caught.value.message.startswith(f"{file} is not valid YAML at line ")
+
+
+def test_variables_in_values_are_put_in(world):
+    world.environ = {"ACCOUNT": "abc", "N": "7", "MY_TOKEN": "t0ken"}
+    world.write(
+        "~/.claude/settings/local.yaml",
+        "akosha_cloud_bucket: ${BUCKET:-my-bucket}\n"
+        "akosha_cloud_endpoint: https://${ACCOUNT}.r2.cloudflarestorage.com\n"
+        "akosha_max_retries: ${N}\nakosha_enable_fallback: ${F:-no}\nakosha_chunk_size_mb: ${C:-}\n"
+        "akosha_agent_data_dir: ${D:-~/d}\nakosha_http_token: ${MY_TOKEN}\n",
+    )
+    loaded = world.load()
+    settings = loaded.settings
+    assert (settings.cloud_bucket, settings.cloud_endpoint) == ("my-bucket", "https://abc.r2.cloudflarestorage.com")
+    assert (settings.max_retries, settings.enable_fallback, settings.chunk_size_mb) == (7, False, 5)
+    assert settings.agent_data_dir == world.home / "d"
+    assert settings.http_token.get_secret_value() == "t0ken"
+    assert loaded.warnings == ()
+
+
+def test_a_variable_that_is_not_set_is_told(world):
+    world.put("./settings/local.yaml", "system_id", "${NOBODY}")
+    assert world.load().warnings == ("akosha_system_id in ./settings/local.yaml uses NOBODY, which is not set",)
+
+
+# ------------------------------------------------------------------------------------------------ what is unknown
+
+
+def test_unknown_keys_warn_with_the_nearest_known_one(world):
+    world.write("settings/local.yaml", "akosha_cloud_buckt: x\nakosha_zzzzzzzz: y\nother: z\n")
+    assert world.load().warnings == (
+        "akosha_cloud_buckt in ./settings/local.yaml is not a setting: did you mean akosha_cloud_bucket?",
+        "akosha_zzzzzzzz in ./settings/local.yaml is not a setting; akosha-agent config lists them all",
+    )
+
+
+def test_an_unknown_key_cannot_steer_or_fill_the_terminal(world):
+    world.write("settings/local.yaml", f'"akosha_\\e[2Jx": 1\nakosha_{"x" * 1000}: 1\n')
+    first, second = world.load().warnings
+    assert first.isprintable()
+    assert len(second) < 200
+
+
+def test_unknown_variables_of_ours_warn_with_the_nearest_known_one(world):
+    world.environ = {
+        "SESSION_BUDDY_AKOSHA_MAX_RETRYS": "1",
+        "AKOSHA_AGENT_LOGLEVEL": "DEBUG",
+        "SESSION_BUDDY_AKOSHA_AGENT_DATA_DIR": "/x",
+        "AKOSHA_OTHER": "x",
+        "SESSION_BUDDY_OTHER": "x",
+    }
+    first, second, third = world.load().warnings
+    assert first == "env AKOSHA_AGENT_LOGLEVEL is not a setting: did you mean AKOSHA_AGENT_LOG_LEVEL?"
+    assert second == "env SESSION_BUDDY_AKOSHA_AGENT_DATA_DIR is not a setting: did you mean AKOSHA_AGENT_DATA_DIR?"
+    assert (
+        third == "env SESSION_BUDDY_AKOSHA_MAX_RETRYS is not a setting: did you mean SESSION_BUDDY_AKOSHA_MAX_RETRIES?"
+    )
+
+
+def test_an_unknown_option_is_an_error(world):
+    world.command_line = {"max_retry": 3}
+    with pytest.raises(
+        SettingsError, match=r"akosha_max_retry \(command line\) is not a setting: did you mean max_retries"
+    ):
+        world.load()
+
+
+# ------------------------------------------------------------------------------------------------- what is wrong
+
+
+def test_all_that_is_wrong_is_told_at_once_with_key_value_source_and_what_is_allowed(world):
+    world.command_line = {"chunk_size_mb": 500}
+    world.environ = {
+        "AKOSHA_CLOUD_BUCKET": "My_Bucket",
+        "SESSION_BUDDY_AKOSHA_ENABLE_FALLBACK": "perhaps",
+        "AKOSHA_AGENT_LOG_FORMAT": "xml",
+        "AKOSHA_AGENT_DEADLINE_SECONDS": "0",
+    }
+    world.write(
+        "settings/local.yaml", "akosha_max_retries: [1]\nakosha_retry_backoff_seconds: -1\nakosha_system_id: 7\n"
+    )
+    with pytest.raises(SettingsError) as caught:
+        world.load()
+    lines = dict(line.split(" is ", 1) for line in str(caught.value).splitlines())
+    assert list(lines) == [key for key in (f"akosha_{key}" for key in Settings.model_fields) if key in lines]
+    assert lines == {
+        "akosha_cloud_bucket": f"'My_Bucket' (env AKOSHA_CLOUD_BUCKET): allowed is {BUCKETS}",
+        "akosha_system_id": f"7 (./settings/local.yaml): allowed is {allowed('system_id')}",
+        "akosha_enable_fallback": "'perhaps' (env SESSION_BUDDY_AKOSHA_ENABLE_FALLBACK): allowed is true or false",
+        "akosha_max_retries": "a list (./settings/local.yaml): allowed is a whole number from 0 to 20",
+        "akosha_retry_backoff_seconds": "-1 (./settings/local.yaml): allowed is a number above 0, up to 3600",
+        "akosha_chunk_size_mb": "500 (command line): allowed is a whole number from 1 to 100",
+        "akosha_agent_deadline_seconds": (
+            "'0' (env AKOSHA_AGENT_DEADLINE_SECONDS): allowed is a number above 0, up to 604800"
+        ),
+        "akosha_agent_log_format": "'xml' (env AKOSHA_AGENT_LOG_FORMAT): allowed is auto, console or json",
+    }
+
+
+def test_a_path_that_is_none_is_told(world):
+    world.put("~/.claude/settings/local.yaml", "agent_data_dir", 5)
+    with pytest.raises(SettingsError, match=r"akosha_agent_data_dir is 5 \(~/.*\): allowed is the path of a directory"):
+        world.load()
+
+
+def test_a_value_that_came_out_of_a_variable_is_told_as_it_was_written(world):
+    world.environ = {"N": "c4n4ry"}
+    world.put("./settings/local.yaml", "max_retries", "${N}")
+    with pytest.raises(SettingsError, match=r"akosha_max_retries is '\$\{N\}' \(./settings/local.yaml\)"):
+        world.load()
+
+
+def test_a_forced_cloud_with_nowhere_to_go_names_the_source_that_forces_it(world):
+    world.environ = {"SESSION_BUDDY_AKOSHA_FORCE_METHOD": "cloud"}
+    with pytest.raises(
+        SettingsError, match=r"akosha_force_method is 'cloud' \(env SESSION_BUDDY_.*akosha_cloud_bucket"
+    ):
+        world.load()
+
+
+def test_an_error_stays_on_its_line_and_within_bounds(world):
+    world.environ = {"SESSION_BUDDY_AKOSHA_CLOUD_REGION": "a\nb" * 1000, "AKOSHA_AGENT_DATA_DIR": "a\0b"}
+    with pytest.raises(SettingsError) as caught:
+        world.load()
+    assert [len(line) < 500 for line in str(caught.value).splitlines()] == [True, True]
+
+
+# ------------------------------------------------------------------------------------------------- what follows
+
+
+def test_a_lent_akosha_address_says_where_it_is_from(world):
+    world.environ = {"AKOSHA_CLOUD_ENDPOINT": "https://akosha.example/mcp"}
+    loaded = world.load()
+    assert loaded.settings.http_endpoint == "https://akosha.example/mcp"
+    assert loaded.origins["http_endpoint"] == "akosha_cloud_endpoint, env AKOSHA_CLOUD_ENDPOINT"
+    assert (loaded.settings.cloud_configured, loaded.warnings) == (False, ())
+
+
+def test_an_endpoint_without_a_bucket_is_told(world):
+    world.environ = {"AKOSHA_CLOUD_ENDPOINT": "https://s3.example"}
+    assert world.load().warnings == (
+        "akosha_cloud_endpoint (env AKOSHA_CLOUD_ENDPOINT) has no effect without akosha_cloud_bucket",
+    )
+
+
+@pytest.mark.parametrize(
+    ("environ", "yaml", "level", "origin"),
+    [
+        ({}, "log_level: warning", "WARNING", "log_level in ./settings/local.yaml"),
+        ({}, "enable_debug_mode: true", "DEBUG", "enable_debug_mode in ./settings/local.yaml"),
+        ({}, "enable_debug_mode: true\nlog_level: ERROR", "DEBUG", "enable_debug_mode in ./settings/local.yaml"),
+        ({}, "enable_debug_mode: false\nlog_level: ERROR", "ERROR", "log_level in ./settings/local.yaml"),
+        ({"SESSION_BUDDY_LOG_LEVEL": "error"}, "log_level: debug", "ERROR", "env SESSION_BUDDY_LOG_LEVEL"),
+        ({"SESSION_BUDDY_ENABLE_DEBUG_MODE": "1"}, "", "DEBUG", "env SESSION_BUDDY_ENABLE_DEBUG_MODE"),
+        ({"SESSION_BUDDY_ENABLE_DEBUG_MODE": "0"}, "enable_debug_mode: true", "INFO", "default"),
+        ({"SESSION_BUDDY_LOG_LEVEL": ""}, "", "INFO", "default"),
+        ({"SESSION_BUDDY_LOG_LEVEL": "DEBUG"}, "akosha_agent_log_level: error", "ERROR", "./settings/local.yaml"),
+    ],
+)
+def test_session_buddys_level_is_ours_where_we_have_none(world, environ, yaml, level, origin):
+    world.environ = environ
+    world.write("settings/local.yaml", yaml)
+    loaded = world.load()
+    assert (loaded.settings.agent_log_level, loaded.origins["agent_log_level"]) == (level, origin)
+
+
+def test_a_level_of_session_buddy_that_we_do_not_understand_stops_nothing(world):
+    world.write("settings/local.yaml", "log_level: chatty\nenable_debug_mode: [1]\n")
+    loaded = world.load()
+    assert loaded.settings.agent_log_level == "INFO"
+    assert [warning.split(" ", 1)[0] for warning in loaded.warnings] == ["log_level", "enable_debug_mode"]
+
+
+# --------------------------------------------------------------------------------------------------------- the table
+
+
+def test_the_table_has_every_key_with_value_source_default_and_description(world):
+    world.environ = {"SESSION_BUDDY_AKOSHA_CHUNK_SIZE_MB": "8"}
+    table = {row.key: row for row in rows(world.load())}
+    assert list(table) == [f"akosha_{key}" for key in Settings.model_fields]
+    row = table["akosha_chunk_size_mb"]
+    assert (row.value, row.origin, row.default) == ("8", "env SESSION_BUDDY_AKOSHA_CHUNK_SIZE_MB", "5")
+    assert table["akosha_sync_enabled"].value == "true"
+    assert all(row.description for row in table.values())
+    with pytest.raises(FrozenInstanceError):
+        row.value = "9"
+
+
+def test_the_defaults_in_the_table_are_the_same_on_every_machine(world):
+    table = {row.key: row for row in rows(world.load())}
+    assert table["akosha_agent_data_dir"].default == "~/.claude/data"
+    assert table["akosha_agent_state_dir"].default == "the platform's state directory"
+    assert not [row for row in table.values() if str(Path.home()) in row.default]
+
+
+def test_importing_the_settings_loads_nothing_heavy():
+    code = "import agent.settings, sys; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    heavy = {"boto3", "botocore", "aioboto3", "rich", "typer", "duckdb", "httpx", "watchfiles"}
+    assert "agent.settings.tree" in modules
+    assert not heavy.intersection(modules)

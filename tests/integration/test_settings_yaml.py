@@ -1,0 +1,141 @@
+"""A settings file is read for our keys alone, and a broken one is named with its line; nothing of it is quoted."""
+
+import os
+
+import pytest
+from hypothesis import given, strategies as st
+
+from agent.domain.errors import SettingsError
+from agent.settings.yaml_file import MAX_BYTES, expand, identity_of, read_settings_file
+
+
+def read(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return read_settings_file(path, name="the file", wanted=lambda key: key.startswith("akosha_"))
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# only a comment\n", "---\n", "~\n", "null"])
+def test_an_empty_file_says_nothing(tmp_path, text):
+    assert read(tmp_path / "f.yaml", text).values == {}
+
+
+def test_only_wanted_keys_of_the_top_level_are_read(tmp_path):
+    found = read(
+        tmp_path / "f.yaml", "akosha_max_retries: 5\nother: 1\nnested:\n  akosha_system_id: x\n3: 4\n[a, b]: c\n"
+    )
+    assert found.values == {"akosha_max_retries": 5}
+
+
+def test_values_have_yamls_types(tmp_path):
+    found = read(
+        tmp_path / "f.yaml",
+        "akosha_a: yes\nakosha_b: 1.5\nakosha_c: '1.5'\nakosha_d:\nakosha_e: [1]\nakosha_f: {x: 1}\nakosha_g: ''\n",
+    )
+    assert list(found.values.values()) == [True, 1.5, "1.5", None, [], {}, ""]
+
+
+def test_anchors_and_merge_keys_are_followed(tmp_path):
+    found = read(tmp_path / "f.yaml", "base: &b {akosha_a: 1, akosha_b: &v 2}\n<<: *b\nakosha_a: 3\nakosha_c: *v\n")
+    assert found.values == {"akosha_a": 3, "akosha_b": 2, "akosha_c": 2}
+
+
+def test_what_other_keys_hold_cannot_hurt(tmp_path):
+    """Tags of other programs, impossible dates and exponential nesting are not constructed."""
+    bomb = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" for n in range(1, 40))
+    found = read(tmp_path / "f.yaml", f"x: !vault abc\ny: 2024-99-99\nk0: &k0 lol\n{bomb}akosha_a: 1\nakosha_b: *k39\n")
+    assert found.values == {"akosha_a": 1, "akosha_b": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column"),
+    [
+        ("akosha_a: 1\nakosha_b: 'open\n", 3, 1),
+        ("akosha_a: 1\n\tb: 2\n", 2, 1),
+        ("akosha_a: @c4n4ry\n", 1, 11),
+        ("akosha_a: 1\nakosha_http_token: *c4n4ry\n", 2, 20),
+        ("akosha_a: 1\nakosha_http_token: !c4n4ry x\n", 2, 20),
+        ("akosha_a: 2024-99-99\n", 1, 11),
+        ("x: 1\nakosha_a: !!int c4n4ry\n", 2, 11),
+        ("akosha_a: c4n4ry: b\n", 1, 17),
+        ("a: 1\n--- \nb: 2\n", 2, 1),
+        ("ä: 1\nb: ä\x07\n", 2, 5),
+        (b"a: 1\nb: c4n4ry\xff\n", 2, 10),
+    ],
+)
+def test_a_broken_file_is_named_with_line_and_column_and_never_quoted(tmp_path, text, line, column):
+    with pytest.raises(SettingsError) as caught:
+        read(tmp_path / "f.yaml", text)
+    assert caught.value.message == f"the file is not valid YAML at line {line}, column {column}"
+    assert caught.value.__suppress_context__
+    assert "c4n4ry" not in str(caught.value)
+
+
+def test_bottomless_nesting_is_an_error_and_no_crash(tmp_path):
+    with pytest.raises(SettingsError, match="not valid YAML"):
+        read(tmp_path / "f.yaml", "[" * 3_000)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just a text\n", "5\n"])
+def test_a_file_that_is_no_mapping_is_an_error(tmp_path, text):
+    with pytest.raises(SettingsError, match="the file is not a mapping"):
+        read(tmp_path / "f.yaml", text)
+
+
+def test_a_file_that_is_not_there_is_none(tmp_path):
+    assert read_settings_file(tmp_path / "no.yaml", name="no", wanted=bool) is None
+    (tmp_path / "plain").touch()
+    assert read_settings_file(tmp_path / "plain" / "no.yaml", name="no", wanted=bool) is None
+
+
+def test_a_directory_a_device_and_a_pipe_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "zero"):
+        with pytest.raises(SettingsError, match="is not a regular file"):
+            read_settings_file(path, name="it", wanted=bool)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_with_the_reason(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(SettingsError, match=r"it cannot be read: .*symbolic links"):
+        read_settings_file(tmp_path / "loop", name="it", wanted=bool)
+    with pytest.raises(SettingsError, match="it cannot be read: not a path"):
+        read_settings_file(tmp_path / "a\0b", name="it", wanted=bool)
+    assert identity_of(tmp_path / "a\0b") is None
+
+
+def test_a_huge_file_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="larger than"):
+        read(tmp_path / "f.yaml", b"#" * (MAX_BYTES + 1))
+
+
+def test_a_file_is_the_same_whatever_it_is_called(tmp_path):
+    (tmp_path / "link.yaml").symlink_to("f.yaml")
+    assert read(tmp_path / "f.yaml", "akosha_a: 1").identity == identity_of(tmp_path / "link.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "result", "unset"),
+    [
+        ("${SET}", "value", ()),
+        ("a-${SET}-${SET}-b", "a-value-value-b", ()),
+        ("${UNSET:-other}", "other", ()),
+        ("${EMPTY:-other}", "other", ()),
+        ("${SET:-other}", "value", ()),
+        ("${UNSET:-}", "", ()),
+        ("${UNSET}", "", ("UNSET",)),
+        ("${EMPTY}", "", ()),
+        ("$SET {SET} ${} ${1X} ${SET", "$SET {SET} ${} ${1X} ${SET", ()),
+        ("${NESTED}", "${SET}", ()),
+        ("${URL:-http://localhost:9000}", "http://localhost:9000", ()),
+    ],
+)
+def test_variables_are_put_in_as_a_shell_would(text, result, unset):
+    found = expand(text, {"SET": "value", "EMPTY": "", "NESTED": "${SET}"})
+    assert (found.text, found.unset) == (result, unset)
+
+
+@given(st.text(), st.text())
+def test_what_a_variable_holds_comes_through_as_it_is(before, held):
+    before = before.replace("$", "")
+    assert expand(before + "${X}", {"X": held}).text == before + held

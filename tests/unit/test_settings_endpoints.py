@@ -1,0 +1,199 @@
+"""Where memories may go: to buckets that can exist, encrypted or on this machine, nowhere else by a trick."""
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given, strategies as st
+
+from agent.settings.endpoints import (
+    check_bucket,
+    check_cloud_endpoint,
+    check_http_endpoint,
+    check_nats_url,
+    directory_of,
+    is_akosha_address,
+    is_loopback,
+    without_credentials,
+)
+
+CANARY = "c4n4ry-s3cr3t"
+
+
+@pytest.mark.parametrize("name", ["", "abc", "my-bucket", "my.bucket.2", "0a0", "a" * 63])
+def test_a_bucket_that_can_exist_is_taken(name):
+    assert check_bucket(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ab",
+        "a" * 64,
+        "My-bucket",
+        "my_bucket",
+        "-abc",
+        "abc-",
+        ".abc",
+        "abc.",
+        "a..b",
+        "192.168.0.1",
+        "abc\n",
+        "bücket",
+    ],
+)
+def test_a_bucket_that_cannot_exist_is_refused(name):
+    with pytest.raises(ValueError, match="3 to 63 lower-case letters"):
+        check_bucket(name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "https://abc123.r2.cloudflarestorage.com",
+        "https://s3.eu-central-1.amazonaws.com",
+        "https://minio.lan:9000",
+        "https://10.0.0.5:9000/base",
+        "https://[2001:db8::1]:9000",
+        "http://localhost:9000",
+        "http://LOCALHOST:9000",
+        "http://127.0.0.1:9000",
+        "http://127.8.9.10",
+        "http://[::1]:9000",
+        "file:///mnt/nas/akosha",
+        "file://localhost/mnt/nas",
+        "file:///mnt/my%20disk#1/@home",
+    ],
+)
+def test_a_safe_cloud_endpoint_is_taken(url):
+    assert check_cloud_endpoint(url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://minio.lan:9000",
+        "http://10.0.0.5:9000",
+        "http://128.0.0.1",
+        "http://[::2]",
+        "http://[fe80::1%25lo]",
+        "http://localhost.evil.example",
+        "http://127.0.0.1.evil.example",
+        "http://127.1",
+        "http://2130706433",
+        "http://0.0.0.0:9000",
+        "http://localhost@evil.example",
+        "http://localhost:x@evil.example",
+        "http://localhost\\@evil.example",
+        "http://loc\talhost",
+        "http://local\nhost",
+        "https://user:password@minio.lan",
+        "https://minio.lan/?X-Token=abc",
+        "https://minio.lan/#x",
+        "https://",
+        "https:///path",
+        "https://.r2.cloudflarestorage.com",
+        "https://a..b",
+        "https://[::1",
+        "https://[1:2]",
+        "https://host:0",
+        "https://host:65536",
+        "https://host:",
+        "https://host:port",
+        "https://\uff45vil.example",
+        "s3://bucket",
+        "minio.lan:9000",
+        "localhost:9000",
+        "ftp://localhost",
+    ],
+)
+def test_an_unsafe_cloud_endpoint_is_refused(url):
+    with pytest.raises(ValueError, match="allowed"):
+        check_cloud_endpoint(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["file://mnt/nas", "file:/mnt/nas", "file:mnt", "file:", "file://", "file:///", "file:////", "file:///a%00b"]
+)
+def test_a_file_endpoint_without_an_absolute_directory_is_refused(url):
+    with pytest.raises(ValueError, match="allowed"):
+        check_cloud_endpoint(url)
+
+
+@pytest.mark.parametrize("url", ["", "file:///mnt/nas", "http://akosha.lan:8682/mcp", "https://u:p@akosha.lan/mcp"])
+def test_an_unsafe_http_endpoint_is_refused(url):
+    with pytest.raises(ValueError, match="allowed"):
+        check_http_endpoint(url)
+
+
+@pytest.mark.parametrize(
+    "urls", ["", "nats://localhost:4222", "nats://a:4222,nats://b:4222", "tls://u:p@nats.lan", "wss://nats.lan"]
+)
+def test_nats_addresses_are_taken(urls):
+    assert check_nats_url(urls) == urls
+
+
+@pytest.mark.parametrize("urls", ["localhost:4222", "http://nats.lan", "nats://", "nats://a,", "nats://a:99999"])
+def test_what_is_no_nats_address_is_refused(urls):
+    with pytest.raises(ValueError, match="allowed"):
+        check_nats_url(urls)
+
+
+def test_a_directory_is_percent_decoded_and_absolute():
+    assert str(directory_of("file:///mnt/my%20disk")) == "/mnt/my disk"
+    assert str(directory_of("file://localhost//mnt/a#b?c")) == "/mnt/a#b?c"
+
+
+@pytest.mark.parametrize(
+    ("url", "lends"),
+    [
+        ("http://localhost:8682/mcp", True),
+        ("https://akosha.lan/base/mcp/", True),
+        ("https://akosha.lan/mcpx", False),
+        ("https://akosha.lan/mcp/x", False),
+        ("http://akosha.lan/mcp", False),
+        ("file:///mnt/mcp", False),
+        ("", False),
+    ],
+)
+def test_only_a_safe_web_address_that_ends_in_mcp_is_akoshas(url, lends):
+    assert is_akosha_address(url) is lends
+
+
+@given(st.ip_addresses())
+def test_an_address_is_loopback_where_the_standard_says_so_and_no_mapping_is_followed(address):
+    assert is_loopback(str(address)) == (address == ip_address("::1") or (address.version == 4 and address.is_loopback))
+
+
+@given(st.ip_addresses(v=4, network="127.0.0.0/8"))
+def test_all_of_127_is_this_machine(address):
+    assert check_cloud_endpoint(f"http://{address}:9000")
+
+
+@given(st.text(max_size=60) | st.from_regex(r"(https?|file|s3)://[a-z0-9.@:/\\#?%\[\]-]{0,40}", fullmatch=True))
+def test_whatever_is_taken_is_encrypted_or_stays_on_this_machine(url):
+    try:
+        check_cloud_endpoint(url)
+    except ValueError:
+        return
+    parts = urlsplit(url)
+    assert not url or parts.scheme in ("https", "file") or (parts.scheme == "http" and is_loopback(parts.hostname))
+    assert parts.scheme == "file" or "@" not in parts.netloc
+
+
+@given(st.text(max_size=20), st.sampled_from(["nats", "https", "tls", "nonsense"]), st.text(max_size=20))
+def test_no_credentials_of_an_address_are_shown_whatever_surrounds_them(before, scheme, after):
+    for url in (
+        f"{scheme}://{before.replace('@', '')}:{CANARY}@host{after.replace('@', '')}",
+        f"{scheme}://{CANARY}@host,{scheme}://b:{CANARY}@other",
+        f"{scheme}://host/?token={CANARY}{after.replace('@', '')}",
+        f"{scheme}://host/#{CANARY}",
+        f"user:{CANARY}@host",
+    ):
+        assert CANARY not in without_credentials(url)
+
+
+def test_an_address_without_credentials_is_shown_as_it_is():
+    for url in ("https://s3.example/base", "nats://a:4222,nats://b:4222", "file:///mnt/@home/a#b?c", ""):
+        assert without_credentials(url) == url

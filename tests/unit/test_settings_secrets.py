@@ -1,0 +1,90 @@
+"""A canary in every place where a secret may stand never appears in a text."""
+
+import json
+import logging
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from agent.domain.errors import SettingsError
+from agent.settings import MASK, Settings, load, rows
+
+CANARY = "c4n4ry-s3cr3t"
+
+
+def loaded_with(environ):
+    return load(environ=environ, cwd=Path("/nowhere"), home=Path("/nowhere"))
+
+
+def test_secrets_in_valid_settings_are_in_no_text_of_them():
+    loaded = loaded_with(
+        {"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "AKOSHA_AGENT_NATS_URL": f"nats://me:{CANARY}@nats.lan:4222"}
+    )
+    table = rows(loaded)
+    texts = [
+        str(loaded), repr(loaded), str(loaded.settings), repr(loaded.settings), loaded.settings.model_dump_json(),
+        str(loaded.settings.http_token), repr(loaded.settings.http_token), str(loaded.warnings), str(loaded.origins),
+        str(table), json.dumps([asdict(row) for row in table]),
+    ]  # fmt: skip
+    assert not [text for text in texts if CANARY in text]
+    assert loaded.settings.http_token.get_secret_value() == CANARY
+    assert CANARY in loaded.settings.agent_nats_url
+    values = {row.key: row.value for row in table}
+    assert values["akosha_http_token"] == MASK
+    assert values["akosha_agent_nats_url"] == f"nats://{MASK}@nats.lan:4222"
+
+
+def test_an_absent_secret_is_shown_as_absent():
+    assert {row.key: row.value for row in rows(loaded_with({}))}["akosha_http_token"] == ""
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": f"{CANARY} with blanks"},
+        {"AKOSHA_AGENT_NATS_URL": f"http://me:{CANARY}@nats.lan"},
+        {"AKOSHA_AGENT_NATS_URL": f"nats://me:{CANARY}@nats.lan:99999"},
+        {"AKOSHA_CLOUD_ENDPOINT": f"https://key:{CANARY}@s3.example"},
+        {"AKOSHA_CLOUD_ENDPOINT": f"https://s3.example/?sig={CANARY}"},
+        {"AKOSHA_CLOUD_ENDPOINT": f"file://me:{CANARY}@nas/share"},
+        {"SESSION_BUDDY_AKOSHA_HTTP_ENDPOINT": f"https://{CANARY}@akosha.example/mcp"},
+        {"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "SESSION_BUDDY_AKOSHA_MAX_RETRIES": "x"},
+    ],
+)
+def test_a_complaint_never_shows_a_secret_and_nor_does_its_traceback(environ):
+    with pytest.raises(SettingsError) as caught:
+        loaded_with(environ)
+    text = "".join(traceback.format_exception(caught.value))
+    assert "allowed" in text
+    assert CANARY not in text
+
+
+@pytest.mark.parametrize("yaml", ["[", "12345", "'a b'", "*", "!", "{a: ", '"\\q'])
+def test_a_secret_in_a_broken_file_is_not_shown(tmp_path, yaml):
+    path = tmp_path / "f.yaml"
+    path.write_text(f"akosha_http_token: {yaml}{CANARY}\nakosha_max_retries: x\n")
+    with pytest.raises(SettingsError) as caught:
+        load(settings_file=path, environ={}, cwd=tmp_path, home=tmp_path)
+    assert CANARY not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_wrong_name_for_a_secret_warns_without_its_value():
+    loaded = loaded_with({"SESSION_BUDDY_AKOSHA_HTTP_TOKN": CANARY})
+    assert len(loaded.warnings) == 1
+    assert CANARY not in loaded.warnings[0]
+
+
+def test_the_librarys_own_debugging_shows_no_token(monkeypatch, caplog):
+    monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "1")
+    with caplog.at_level(logging.DEBUG):
+        loaded_with({"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "AKOSHA_SYSTEM_ID": "seen"})
+    assert "seen" in caplog.text
+    assert CANARY not in caplog.text
+
+
+def test_a_token_given_in_code_is_not_in_its_refusal():
+    with pytest.raises(ValueError, match="visible ASCII") as caught:
+        Settings(http_token=f"{CANARY}\n\n{CANARY}")
+    assert CANARY not in str(caught.value)

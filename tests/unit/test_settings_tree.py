@@ -1,0 +1,227 @@
+"""The tree: the documented defaults, each rule, and what follows from the values."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+from pydantic import ValidationError
+
+from agent.settings import Settings
+
+DOCUMENTED = {
+    "cloud_bucket": "",
+    "cloud_endpoint": "",
+    "cloud_region": "auto",
+    "system_id": "",
+    "upload_on_session_end": True,
+    "enable_fallback": True,
+    "force_method": "auto",
+    "upload_timeout_seconds": 300,
+    "max_retries": 3,
+    "retry_backoff_seconds": 2.0,
+    "enable_compression": True,
+    "enable_deduplication": True,
+    "chunk_size_mb": 5,
+    "sync_enabled": True,
+    "http_endpoint": "http://localhost:8682/mcp",
+    "agent_bus": "auto",
+    "agent_nats_url": "",
+    "agent_upload_on_change": True,
+    "agent_quiet_seconds": 2.0,
+    "agent_deadline_seconds": 30.0,
+    "agent_min_interval_seconds": 300.0,
+    "agent_rescan_seconds": 60.0,
+    "agent_log_level": "INFO",
+    "agent_log_format": "auto",
+}
+
+
+def test_the_defaults_are_those_documented():
+    settings = Settings()
+    assert {key: getattr(settings, key) for key in DOCUMENTED} == DOCUMENTED
+    assert settings.http_token.get_secret_value() == ""
+    assert settings.agent_data_dir == Path.home() / ".claude" / "data"
+    assert settings.agent_state_dir.name == "akosha-agent"
+    assert set(Settings.model_fields) == {*DOCUMENTED, "http_token", "agent_data_dir", "agent_state_dir"}
+
+
+def test_every_setting_is_described_in_one_line():
+    for key, field in Settings.model_fields.items():
+        assert field.description, key
+        assert "\n" not in field.description
+        assert field.description.endswith("."), key
+
+
+def test_it_is_frozen_and_knows_no_other_keys():
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().max_retries = 4
+    with pytest.raises(ValidationError, match="extra"):
+        Settings(max_retry=4)
+
+
+def test_building_it_reads_no_environment(monkeypatch):
+    monkeypatch.setenv("CLOUD_BUCKET", "from-nowhere")
+    monkeypatch.setenv("SESSION_BUDDY_AKOSHA_CLOUD_BUCKET", "from-nowhere")
+    assert Settings().cloud_bucket == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "result"),
+    [
+        ("max_retries", "7", 7),
+        ("max_retries", 0, 0),
+        ("chunk_size_mb", "100", 100),
+        ("retry_backoff_seconds", "0.5", 0.5),
+        ("agent_quiet_seconds", 0, 0.0),
+        ("enable_fallback", "No", False),
+        ("enable_fallback", "1", True),
+        ("sync_enabled", "off", False),
+        ("force_method", " HTTP ", "http"),
+        ("agent_log_level", "debug", "DEBUG"),
+        ("agent_log_level", "warn", "WARNING"),
+        ("agent_log_format", "JSON", "json"),
+        ("cloud_region", "", "auto"),
+        ("http_endpoint", "", "http://localhost:8682/mcp"),
+        ("cloud_bucket", " my-bucket\n", "my-bucket"),
+        ("agent_data_dir", "~/elsewhere", Path.home() / "elsewhere"),
+        ("system_id", "my.mac.local", "my.mac.local"),
+    ],
+)
+def test_texts_become_what_they_mean(key, value, result):
+    found = getattr(Settings(**{key: value}), key)
+    assert found == result
+    assert type(found) is type(result)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("cloud_bucket", "No_Bucket"),
+        ("cloud_bucket", 12345),
+        ("cloud_bucket", None),
+        ("cloud_endpoint", "http://minio.lan"),
+        ("cloud_region", "EU West"),
+        ("cloud_region", "x@evil.example"),
+        ("cloud_region", "evil.example"),
+        ("cloud_region", "a\nb"),
+        ("system_id", "..."),
+        ("system_id", 7),
+        ("upload_on_session_end", "perhaps"),
+        ("enable_fallback", 2),
+        ("enable_compression", ""),
+        ("enable_deduplication", []),
+        ("sync_enabled", "-1"),
+        ("force_method", "grpc"),
+        ("upload_timeout_seconds", 0),
+        ("upload_timeout_seconds", 86_401),
+        ("upload_timeout_seconds", 1.5),
+        ("max_retries", -1),
+        ("max_retries", 21),
+        ("max_retries", True),
+        ("max_retries", "three"),
+        ("retry_backoff_seconds", 0),
+        ("retry_backoff_seconds", -2.0),
+        ("retry_backoff_seconds", "nan"),
+        ("retry_backoff_seconds", float("inf")),
+        ("retry_backoff_seconds", True),
+        ("chunk_size_mb", 0),
+        ("chunk_size_mb", 101),
+        ("http_endpoint", "http://akosha.lan/mcp"),
+        ("http_endpoint", "file:///mcp"),
+        ("http_token", "two\nlines"),
+        ("http_token", "tökén"),
+        ("http_token", 12345),
+        ("agent_data_dir", "~nobody-of-that-name-here/x"),
+        ("agent_data_dir", "a\0b"),
+        ("agent_data_dir", 5),
+        ("agent_state_dir", ""),
+        ("agent_bus", "kafka"),
+        ("agent_nats_url", "http://nats.lan"),
+        ("agent_upload_on_change", "sometimes"),
+        ("agent_quiet_seconds", -0.1),
+        ("agent_deadline_seconds", 0),
+        ("agent_min_interval_seconds", -1),
+        ("agent_min_interval_seconds", 604_801),
+        ("agent_rescan_seconds", 0),
+        ("agent_log_level", "LOUD"),
+        ("agent_log_format", "xml"),
+    ],
+)
+def test_a_value_outside_its_rule_is_refused(key, value):
+    with pytest.raises(ValidationError) as caught:
+        Settings(**{key: value})
+    assert [error["loc"] for error in caught.value.errors()] == [(key,)]
+
+
+def test_every_setting_has_a_value_that_is_refused():
+    """The table above misses no key."""
+    marks = test_a_value_outside_its_rule_is_refused.pytestmark
+    assert {row[0] for row in marks[0].args[1]} == set(Settings.model_fields)
+
+
+def test_a_forced_cloud_needs_somewhere_to_go():
+    for rest in ({}, {"cloud_endpoint": "https://s3.example"}, {"cloud_endpoint": "https://akosha.example/mcp"}):
+        with pytest.raises(ValidationError, match="akosha_cloud_bucket"):
+            Settings(force_method="cloud", **rest)
+    assert Settings(force_method="cloud", cloud_bucket="bucket").route == ("cloud",)
+    assert Settings(force_method="cloud", cloud_endpoint="file:///mnt/nas").route == ("cloud",)
+
+
+def test_a_forced_cloud_does_not_add_a_complaint_to_that_of_a_wrong_bucket():
+    with pytest.raises(ValidationError) as caught:
+        Settings(force_method="cloud", cloud_bucket="X")
+    assert [error["loc"] for error in caught.value.errors()] == [("cloud_bucket",)]
+
+
+def test_the_nats_bus_needs_an_address():
+    with pytest.raises(ValidationError, match="akosha_agent_nats_url"):
+        Settings(agent_bus="nats")
+    assert Settings(agent_bus="nats", agent_nats_url="nats://localhost").agent_bus == "nats"
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "configured", "route"),
+    [
+        ({}, False, ("http",)),
+        ({"cloud_bucket": "bucket"}, True, ("cloud", "http")),
+        ({"cloud_bucket": "bucket", "enable_fallback": False}, True, ("cloud",)),
+        ({"cloud_bucket": "bucket", "force_method": "http"}, True, ("http",)),
+        ({"cloud_bucket": "bucket", "force_method": "cloud"}, True, ("cloud",)),
+        ({"cloud_endpoint": "file:///mnt/nas"}, True, ("cloud", "http")),
+        ({"cloud_endpoint": "https://s3.example"}, False, ("http",)),
+        ({"cloud_endpoint": "https://akosha.example/mcp"}, False, ("http",)),
+    ],
+)
+def test_the_route_is_that_of_the_table_of_environments(given_settings, configured, route):
+    settings = Settings(**given_settings)
+    assert settings.cloud_configured is configured
+    assert settings.route == route
+
+
+def test_the_directory_is_that_of_a_file_endpoint_only():
+    assert Settings(cloud_endpoint="file:///mnt/my%20nas").directory == Path("/mnt/my nas")
+    assert Settings(cloud_endpoint="https://s3.example", cloud_bucket="bucket").directory is None
+    assert Settings().directory is None
+
+
+def test_with_no_bucket_a_cloud_endpoint_that_ends_in_mcp_is_akoshas_address():
+    lent = "https://akosha.example/mcp"
+    assert Settings(cloud_endpoint=lent).http_endpoint == lent
+    assert Settings(cloud_endpoint=lent, http_endpoint="").http_endpoint == lent
+
+
+def test_an_address_given_for_akosha_wins_and_with_a_bucket_the_endpoint_is_the_buckets():
+    lent, own = "https://akosha.example/mcp", "http://localhost:8682/mcp"
+    assert Settings(cloud_endpoint=lent, http_endpoint=own).http_endpoint == own
+    assert Settings(cloud_endpoint=lent, cloud_bucket="bucket").http_endpoint == own
+
+
+@given(st.sampled_from(sorted(DOCUMENTED)), st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()))
+def test_no_value_whatever_gets_past_with_another_error_than_pydantics(key, value):
+    try:
+        Settings(**{key: value})
+    except ValidationError as error:
+        refused = error
+    else:
+        return
+    assert [detail["loc"] for detail in refused.errors()] == [(key,)]
