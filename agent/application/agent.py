@@ -1,5 +1,4 @@
-"""
-The running agent: its loops, and who owns them. Every trigger ends in the publisher; the bus does the rest.
+"""The running agent: its loops, and who owns them. Every trigger ends in the publisher; the bus does the rest.
 
 watch ----> debounce --+
 spool, session ends ---+--> publisher --> bus --> uploaders --> recorder --> outbox --> bus
@@ -92,7 +91,7 @@ class Agent:
             if isinstance(message.event, SyncResult) and message.event.request_id == ask.id and not done.done():
                 done.set_result(message.event)
 
-        await self.bus.subscribe(naming.result_subject(self.identity.system_id, "*"), hear)
+        await self.bus.subscribe(naming.results_pattern(self.identity.system_id), hear)
         outbox = asyncio.create_task(self.recorder.run(), name="outbox")
         try:
             await self.publisher.asked(ask)

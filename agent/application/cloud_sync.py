@@ -1,5 +1,4 @@
-"""
-The cloud method: from what changed to a whole upload. Decides; `upload` carries out, the uploader records.
+"""The cloud method: from what changed to a whole upload. Decides; `upload` carries out, the uploader records.
 
 recall     an upload that a killed process finished or left; a ledger that was lost: ask the bucket
 survey     stat fingerprints against the ledger: nothing differs, nothing is read
@@ -45,8 +44,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Attempt:
-    """
-    One attempt at a request: what is asked, what was seen, and what came of copying it.
+    """One attempt at a request: what is asked, what was seen, and what came of copying it.
 
     `same` are copies whose bytes the target has already, `changed` those it lacks.
     """

@@ -68,8 +68,7 @@ class ProgressTeller:
 
 @asynccontextmanager
 async def limit_standstill(seconds: float) -> AsyncIterator[Callable[[], None]]:
-    """
-    Raise TimeoutError out of the block when the callable it yields has not been called for so many seconds.
+    """Raise TimeoutError out of the block when the callable it yields has not been called for so many seconds.
 
     A limit on time without progress, not on time: a file of any size may take as long as it moves.
     """

@@ -53,8 +53,7 @@ class Publisher:
         return request
 
     async def noticed(self, reason: str) -> SyncRequested | None:
-        """
-        The agent itself sees a reason: a request, if the first target in reach lacks something that can be had now.
+        """The agent itself sees a reason: a request, if the first target in reach lacks something that can be had now.
 
         A retry goes to the targets that failed alone: where the fallback has delivered, to the one it stood in for.
         """

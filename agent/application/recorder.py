@@ -1,5 +1,4 @@
-"""
-Writes down what became of a request and tells it: ledger first, then the bus, then the outbox is cleared.
+"""Writes down what became of a request and tells it: ledger first, then the bus, then the outbox is cleared.
 
 A result is in the outbox from the transaction that made it true until a bus has confirmed it. A crash in between
 publishes it again with the same id.

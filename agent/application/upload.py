@@ -25,8 +25,7 @@ class Gone(NoSuchObject):
 
 @dataclass(slots=True)
 class Upload:
-    """
-    One upload on its way into the bucket. `moved` is called for every sign of progress.
+    """One upload on its way into the bucket. `moved` is called for every sign of progress.
 
     `resumed`: an attempt before this one may have put some of it. `bytes_sent` counts stored bytes that went from here.
     """

@@ -1,5 +1,4 @@
-"""
-Takes requests off the bus for one method and sees each to its outcome. Cloud and http are two of these.
+"""Takes requests off the bus for one method and sees each to its outcome. Cloud and http are two of these.
 
 request -> refused (not ours) | known (has an outcome) | attempt -> Done     recorder, ack
                                                                   RetryAt  counted, nak with delay

@@ -20,8 +20,7 @@ class Uploads:
         self._prefix = naming.uploads_prefix(system_id)
 
     async def ids_after(self, newest: str | None) -> tuple[list[str], list[str]]:
-        """
-        Return the ids of uploads newer than `newest` in order: all that have any object, and those with a manifest.
+        """Return the ids of uploads newer than `newest` in order: all that have any object, and those with a manifest.
 
         One listing of what came after it; of everything where `newest` is None.
         """

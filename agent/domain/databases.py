@@ -1,5 +1,4 @@
-"""
-Which files in the data directory are memory databases, and what tells that one changed.
+"""Which files in the data directory are memory databases, and what tells that one changed.
 
 Session-Buddy's work in progress lives in sidecars: the main file of a first session has 12,288 bytes and no table. A
 database is its main file *and* its sidecars; whoever looks at main files alone misses a whole session.
@@ -19,8 +18,7 @@ _MAIN = re.compile(r"(reflection|knowledge_graph|knowledge_graph_[^/\0\ud800-\ud
 
 
 def database_of(file_name: str) -> str | None:
-    """
-    Return the database that a file belongs to (`reflection`, `knowledge_graph`, `knowledge_graph_{name}`), or None.
+    """Return the database that a file belongs to (`reflection`, `knowledge_graph`, `knowledge_graph_{name}`), or None.
 
     A graph's name may hold anything but `/`, NUL and bytes that are no UTF-8: such files Session-Buddy cannot make.
 
@@ -62,8 +60,7 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """
-    A database as seen from outside: its files' stats and a digest of the main file's 12,288 header bytes.
+    """A database as seen from outside: its files' stats and a digest of the main file's 12,288 header bytes.
 
     Equal fingerprints mean unchanged bytes: DuckDB alters size, mtime or header with every real change and none of
     them otherwise. `header` is empty where the file could not be read.

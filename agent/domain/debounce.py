@@ -1,5 +1,4 @@
-"""
-When a burst of file changes becomes one sync: a quiet time, a deadline, a minimum interval. Pure: times come in.
+"""When a burst of file changes becomes one sync: a quiet time, a deadline, a minimum interval. Pure: times come in.
 
     changes   x xx x              x x x x x x x x x x x x ...           x
     quiet         |--quiet-->                                            |

@@ -1,5 +1,4 @@
-"""
-Every error the agent raises, in one tree.
+"""Every error the agent raises, in one tree.
 
     AkoshaError
     ├── SettingsError          a setting is missing, wrong or unsafe; commands exit with 2
@@ -84,8 +83,7 @@ class NotPermitted(StoreError):  # noqa: N818
 
 
 class SyncError(AkoshaError):
-    """
-    An attempt of a method failed as a whole.
+    """An attempt of a method failed as a whole.
 
     `forwardable` is false where the fault is the source's: another method would meet the same.
     """

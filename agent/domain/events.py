@@ -1,5 +1,4 @@
-"""
-The events that flow, one frozen dataclass each. `type` is the CloudEvents type; the codec is `adapters/wire.py`.
+"""The events that flow, one frozen dataclass each. `type` is the CloudEvents type; the codec is `adapters/wire.py`.
 
 Ids are derived, never drawn at sending: an event that is sent again after a crash carries the id it had, so that
 consumers can drop what they know. A request's id names its place on the route; a result's derives from its upload.
@@ -44,8 +43,7 @@ class SessionEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncAsked(Event):
-    """
-    Somebody on this machine asks the running agent for a sync. Stays on the machine: it comes through the spool.
+    """Somebody on this machine asks the running agent for a sync. Stays on the machine: it comes through the spool.
 
     `id` becomes the request's id, so whoever asks can wait for the result. `method` is auto, cloud or http.
     """
@@ -73,8 +71,7 @@ class MethodError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRequested(Event):
-    """
-    Sync what the target lacks. `route` is the routing slip: the methods still to try, the first one's turn now.
+    """Sync what the target lacks. `route` is the routing slip: the methods still to try, the first one's turn now.
 
     Every trigger publishes this same event; they differ in `reason` alone (manual, session_end, file_change, startup,
     retry). `errors` are those of the methods that the request has been forwarded from.
@@ -97,8 +94,7 @@ class SyncRequested(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncResult(Event):
-    """
-    The result of a request: CONTRACT's eight fields, and the request they answer.
+    """The result of a request: CONTRACT's eight fields, and the request they answer.
 
     `files_uploaded` are keys (sent, copied and carried alike: what a reader finds), `bytes_transferred` what really
     went over the wire. `error` is None, or the text with its cure.
@@ -145,8 +141,7 @@ class SyncSkipped(SyncResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncFailed(SyncResult):
-    """
-    No method of the route delivered. The databases stay owed and are tried again by themselves at `retry_at`.
+    """No method of the route delivered. The databases stay owed and are tried again by themselves at `retry_at`.
 
     `retry_at` is None where trying again makes no sense before a file or a setting changes.
     """

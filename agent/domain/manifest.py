@@ -1,5 +1,4 @@
-"""
-The manifest: what an upload holds. It is written last, so an upload exists exactly when its manifest does.
+"""The manifest: what an upload holds. It is written last, so an upload exists exactly when its manifest does.
 
 It satisfies Akosha's schema for uploads of systems (FACTS: `uploaded_at` with offset, 64 hex `checksum`, `compressed`
 and `compression_format` both or neither, plain names in `files`); our own fields ride along, which the schema allows.
@@ -30,8 +29,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """
-    One file of a database as it lies in the bucket.
+    """One file of a database as it lies in the bucket.
 
     `name` is the file's name in the data directory, `sha256` and `raw_size` are of its bytes there, `stored_size` is
     the object's. `origin`: sent over the wire, copied by the store from the upload before (unchanged), or carried
@@ -94,8 +92,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """
-    A whole upload. Valid once built: every key lies under the upload's own prefix.
+    """A whole upload. Valid once built: every key lies under the upload's own prefix.
 
     `rows` counts the rows per database and table, where the database was verified. `bytes_sent` and
     `duration_seconds` are the result's figures, kept so that a result can be told again from the manifest alone.

@@ -1,5 +1,4 @@
-"""
-What each entry in the ledger does to what it knows of a target. Pure: a record goes in, the next one comes out.
+"""What each entry in the ledger does to what it knows of a target. Pure: a record goes in, the next one comes out.
 
 Every state of every database moves by `states.after`, so what the table does not have raises StateError here.
 """
@@ -93,8 +92,7 @@ def deliver(
 
 
 def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> TargetRecord:
-    """
-    A manifest in the bucket is what was delivered: of a target unknown so far, or of the upload under way.
+    """A manifest in the bucket is what was delivered: of a target unknown so far, or of the upload under way.
 
     How the files looked then is not known, so each is compared once more; what was only carried is owed.
     """

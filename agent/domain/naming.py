@@ -1,5 +1,4 @@
-"""
-Names that outlive a process: system ids, upload ids, object keys, subjects, event ids.
+"""Names that outlive a process: system ids, upload ids, object keys, subjects, event ids.
 
 Akosha accepts system ids of `[A-Za-z0-9_-]{1,100}`, upload ids that may have dots too, and plain file names of
 `[A-Za-z0-9_.-]+`. What goes into a key or a subject is validated here: no text from outside leaves its place.
@@ -74,8 +73,7 @@ def next_upload_id(now: datetime, newest: str | None, system_id: str) -> str:
 
 
 def object_name(file_name: str) -> str:
-    """
-    Return a file's name as a store and Akosha's schema take it: itself where plain, else made plain and told apart.
+    """Return a file's name as a store and Akosha's schema take it: itself where plain, else made plain and told apart.
 
     A named graph may have any name; two that become alike differ by eight digits of their SHA-256.
     """
@@ -125,6 +123,11 @@ def request_subject(system_id: str, method: str) -> str:
 
 def result_subject(system_id: str, outcome: str) -> str:
     return f"{SUBJECT_PREFIX}.sync.{check_system_id(system_id)}.{check_method(outcome)}"
+
+
+def results_pattern(system_id: str) -> str:
+    """Return the pattern that covers all results of a system, and no request."""
+    return f"{SUBJECT_PREFIX}.sync.{check_system_id(system_id)}.*"
 
 
 def progress_subject(system_id: str) -> str:

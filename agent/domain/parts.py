@@ -44,8 +44,7 @@ def plan(
     compression: Compression,
     deduplicate: bool,
 ) -> tuple[Send | Reuse, ...]:
-    """
-    Return what to do for each file, so that the upload is whole.
+    """Return what to do for each file, so that the upload is whole.
 
     `staged` are the databases with a snapshot. Of a staged database, a file whose digest, size and compression the
     last upload has is reused. A database that is not staged is reused whole; those in `carried` are marked so, because
@@ -65,8 +64,7 @@ def plan(
 
 
 def part_bytes(raw_size: int, chunk_bytes: int) -> int:
-    """
-    Return the size of all parts but the last: the chunk as set, more only where 10,000 parts would not do.
+    """Return the size of all parts but the last: the chunk as set, more only where 10,000 parts would not do.
 
     `raw_size` bounds what compression can make of it: gzip adds at most a few bytes in ten thousand.
     """

@@ -1,5 +1,4 @@
-"""
-The routing slip of a request, and the next step after each attempt. All pure: the uploader obeys.
+"""The routing slip of a request, and the next step after each attempt. All pure: the uploader obeys.
 
 Fallback is a forwarded event: the same request, on the next method's subject, with the error appended.
 """
@@ -40,8 +39,7 @@ def plan_route(*, force_method: str, cloud_configured: bool, enable_fallback: bo
 def open_route(
     route: tuple[str, ...], *, available: Collection[str], backing_off: Collection[str], reason: str
 ) -> tuple[str, ...]:
-    """
-    Return what of the route is worth a request now; empty means: publish nothing, the retry timer covers it.
+    """Return what of the route is worth a request now; empty means: publish nothing, the retry timer covers it.
 
     Methods that this agent does not have are left out always; those whose target is backing off, unless it is urgent.
     """

@@ -1,5 +1,4 @@
-"""
-What the ledger knows of each target and database, and how it may change. Everything of the state machine is here.
+"""What the ledger knows of each target and database, and how it may change. Everything of the state machine is here.
 
     state      step         next       written first
     clean      changed      owed       -
@@ -84,8 +83,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """
-    Why a database could not be copied: what was seen of it then, and when to try again.
+    """Why a database could not be copied: what was seen of it then, and when to try again.
 
     `retry_at` None: not before the files change or somebody asks. `failures` counts in a row.
     """
@@ -108,8 +106,7 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseRecord:
-    """
-    One database at one target. `parts` and `fingerprint` are of the state that was delivered last.
+    """One database at one target. `parts` and `fingerprint` are of the state that was delivered last.
 
     `delivered_by` is the id of the result that told of it: confirmed, that result makes the database clean.
     """
@@ -125,8 +122,7 @@ class DatabaseRecord:
 
 @dataclass(frozen=True, slots=True)
 class TargetRecord:
-    """
-    All that the ledger knows of one target.
+    """All that the ledger knows of one target.
 
     `attempts` counts the tries of the request in hand (`attempt_request`), `failures` the requests that failed in a
     row; `retry_at` is when the next try of either kind is due. `known` is false until an upload to the target has begun
@@ -162,8 +158,7 @@ def pending(record: TargetRecord, survey: Survey) -> frozenset[str]:
 
 
 def due(record: TargetRecord, survey: Survey, now: datetime, *, urgent: bool) -> frozenset[str]:
-    """
-    Return the pending databases worth trying now: one whose copying failed waits for a change or its time.
+    """Return the pending databases worth trying now: one whose copying failed waits for a change or its time.
 
     `urgent` (a person or a session's end asks) tries all.
     """

@@ -41,8 +41,7 @@ def sentence(result: SyncResult) -> str:
 
 
 def human_bytes(count: float) -> str:
-    """
-    Return a number of bytes as people read it.
+    """Return a number of bytes as people read it.
 
     >>> human_bytes(43_200_000)
     '43.2 MB'

@@ -37,8 +37,7 @@ class Subscription(Protocol):
 
 
 class EventBus(Protocol):
-    """
-    At least once, in order per subject.
+    """At least once, in order per subject.
 
     One event at a time per subscription; the next comes after an ack. A handler that raises, or returns with neither
     ack nor nak, means nak; one that stays silent for longer than the bus's ack wait is cancelled and its event
@@ -50,8 +49,7 @@ class EventBus(Protocol):
         ...
 
     async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> Subscription:
-        """
-        Hand over events whose subject matches `pattern` (`*` a token, `>` the rest).
+        """Hand over events whose subject matches `pattern` (`*` a token, `>` the rest).
 
         With a `durable` name, what is not acked when the subscription stops waits for the next of that name, and so
         does what is published in between. Without one, the subscription sees what is published from now on.

@@ -20,8 +20,7 @@ class HistoryEntry:
 
 
 class Ledger(Protocol):
-    """
-    The agent's memory: what each target has, what is owed, what happened. A write is on disk when it returns.
+    """The agent's memory: what each target has, what is owed, what happened. A write is on disk when it returns.
 
     Moves follow `domain/states.py`; one that is not in its table raises StateError and writes nothing.
     """

@@ -55,8 +55,7 @@ class SyncMethod(Protocol):
         ...
 
     async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
-        """
-        Deliver what the target lacks of what the request asks for.
+        """Deliver what the target lacks of what the request asks for.
 
         Writes the ledger up to and including the intent; what follows the delivery is the caller's. Raises SyncError,
         transient or permanent, with a hint; cancelled, it cleans up. Never returns a failure as a value.

@@ -18,8 +18,7 @@ class StoredObject:
 
 
 class ObjectStore(Protocol):
-    """
-    Keys and bytes. Every failure is a StoreError that says transient or not, with the cure.
+    """Keys and bytes. Every failure is a StoreError that says transient or not, with the cure.
 
     Keys are `/`-separated plain names; listing is in key order. A single request may be retried by the store's client;
     attempts as a whole are the caller's.
@@ -43,8 +42,7 @@ class ObjectStore(Protocol):
         part_bytes: int,
         progress: Progress,
     ) -> StoredObject:
-        """
-        Stream `body` under `key`; all or nothing, replacing what was there; durable and checked when it returns.
+        """Stream `body` under `key`; all or nothing, replacing what was there; durable and checked when it returns.
 
         Holds a bounded number of parts of `part_bytes` in memory. Cancelled or failed, it leaves nothing behind that
         it may remove. `progress` is told as bytes leave.
@@ -52,8 +50,7 @@ class ObjectStore(Protocol):
         ...
 
     async def copy(self, source: str, key: str, *, expected: StoredObject) -> StoredObject:
-        """
-        Copy on the store's side, no bytes through here, and check the copy's size and metadata against `expected`.
+        """Copy on the store's side, no bytes through here, and check the copy's size and metadata against `expected`.
 
         `expected.metadata` becomes the copy's. Raises NoSuchObject for a missing source, CopyUnsupported where the
         store cannot, or did not really, or the source is not what is expected.

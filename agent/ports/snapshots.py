@@ -12,8 +12,7 @@ from agent.domain.parts import RawFile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """
-    A right copy of one database: main file and sidecars as they were at one moment, in a folder of our own.
+    """A right copy of one database: main file and sidecars as they were at one moment, in a folder of our own.
 
     `fingerprint` was taken before the copying began, so that any later change shows. `rows` counts the rows per table
     where the copy was `verified`: opened and read through by the engine.
@@ -33,8 +32,7 @@ class SnapshotTaker(Protocol):
     """Copies databases that another process is writing. Never opens, locks or writes the originals."""
 
     async def survey(self) -> Survey:
-        """
-        Return the fingerprints of all databases in the data directory; reads 12,288 bytes of each, no more.
+        """Return the fingerprints of all databases in the data directory; reads 12,288 bytes of each, no more.
 
         Empty where the directory is missing. What is no regular file is in it too, to be complained about by `take`.
         """

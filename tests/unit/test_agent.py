@@ -1,0 +1,336 @@
+"""When the agent asks for a sync by itself: changes, times, session ends, notes; and when it keeps quiet."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.wire import CloudEventsCodec
+from agent.application.agent import Agent
+from agent.application.publisher import Publisher
+from agent.application.recorder import Recorder
+from agent.application.uploader import Uploader
+from agent.application.wake import Wake
+from agent.domain.databases import Survey
+from agent.domain.errors import CloudUploadError
+from agent.domain.events import Event, SessionEnded, SyncAsked, SyncFailed, SyncRequested
+from agent.domain.identity import Identity
+from agent.domain.route import RetryRules
+from agent.settings import Settings
+from tests.fakes import values
+from tests.fakes.clock import ManualClock
+from tests.fakes.method import ScriptedMethod
+
+IDENTITY = Identity("agent-1", values.SYSTEM)
+PERMANENT = CloudUploadError("403", "cloud")
+
+
+class Files:
+    """The data directory as the agent sees it: a survey, and a watch that tells when it changed."""
+
+    mode = "native"
+
+    def __init__(self) -> None:
+        self.seen: Survey = {}
+        self._queue: asyncio.Queue[frozenset[str]] = asyncio.Queue()
+
+    def change(self, generation: int, *, told: bool = True) -> None:
+        self.seen["reflection"] = values.fingerprint("reflection", generation)
+        if told:
+            self._queue.put_nowait(frozenset({"reflection.duckdb.wal"}))
+
+    async def survey(self) -> Survey:
+        return dict(self.seen)
+
+    async def sweep(self) -> None:
+        pass
+
+    async def changes(self) -> AsyncIterator[frozenset[str]]:
+        while True:
+            yield await self._queue.get()
+
+
+class Notes:
+    """A spool in memory, and its watch."""
+
+    mode = "native"
+
+    def __init__(self) -> None:
+        self.notes: dict[str, Event] = {}
+        self._rung = asyncio.Event()
+
+    def leave(self, event: Event) -> None:
+        self.notes[event.id] = event
+        self._rung.set()
+
+    async def waiting(self):
+        return list(self.notes.items())
+
+    async def remove(self, note: str) -> None:
+        del self.notes[note]
+
+    async def changes(self) -> AsyncIterator[frozenset[str]]:
+        while True:
+            await self._rung.wait()
+            self._rung.clear()
+            yield frozenset({"note"})
+
+
+@dataclass
+class World:
+    clock: ManualClock
+    files: Files
+    notes: Notes
+    method: ScriptedMethod
+    agent: Agent
+    heard: list[Event]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [e.reason for e in self.heard if isinstance(e, SyncRequested)]
+
+    async def settle(self) -> None:
+        """Let everything that can happen at this time happen: threads of the ledger included."""
+        quiet = 0
+        async with asyncio.timeout(10):
+            while quiet < 5:
+                before = (len(self.heard), len(self.method.asked), self.clock.sleepers)
+                await self.agent.ledger.last_position()
+                await self.clock.advance(0)
+                quiet = quiet + 1 if before == (len(self.heard), len(self.method.asked), self.clock.sleepers) else 0
+
+    async def pass_time(self, seconds: float) -> None:
+        await self.settle()
+        await self.clock.advance(seconds)
+        await self.settle()
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, script=(), *, running: bool = True, **settings):
+    clock, files, notes, heard = ManualClock(values.NOON), Files(), Notes(), []
+    bus = MemoryBus(clock)
+    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
+    recorder = Recorder(ledger, bus, clock)
+    method = ScriptedMethod(ledger, script)
+    flight, settled = asyncio.Lock(), Wake(clock, "retry")
+    config = Settings(cloud_endpoint="file:///bucket", max_retries=0, enable_fallback=False, **settings)
+    agent = Agent(
+        settings=config, identity=IDENTITY, clock=clock, bus=bus, ledger=ledger, taker=files,
+        methods={"cloud": method},
+        uploaders=[
+            Uploader(method, identity=IDENTITY, bus=bus, ledger=ledger, recorder=recorder, clock=clock,
+                     rules=RetryRules(0, 2.0), flight=flight, after_outcome=settled.ring)
+        ],
+        publisher=Publisher(
+            settings=config, identity=IDENTITY, bus=bus, ledger=ledger, recorder=recorder, clock=clock,
+            taker=files, methods={"cloud": method},
+        ),
+        recorder=recorder, watch=files, spool=notes, spool_watch=notes, flight=flight, settled=settled,
+    )  # fmt: skip
+
+    async def hear(message) -> None:
+        heard.append(message.event)
+        await message.ack()
+
+    await bus.subscribe("akosha.>", hear)
+    w = World(clock, files, notes, method, agent, heard)
+    async with agent:
+        if not running:
+            yield w
+            return
+        task = asyncio.create_task(agent.run())
+        await w.settle()
+        try:
+            yield w
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_with_nothing_there_it_keeps_quiet(tmp_path):
+    async with world(tmp_path) as w:
+        await w.pass_time(600)
+        assert w.reasons == []
+
+
+async def test_what_changed_while_it_was_away_is_synced_at_start(tmp_path):
+    async with world(tmp_path, [1], running=False) as w:
+        w.files.change(1, told=False)
+        task = asyncio.create_task(w.agent.run())
+        await w.settle()
+        assert w.reasons == ["startup"]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_change_is_synced_after_the_quiet_time(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.change(1)
+        await w.pass_time(1.9)
+        assert w.reasons == []
+        await w.pass_time(0.2)
+        assert w.reasons == ["file_change"]
+
+
+async def test_constant_change_is_synced_at_the_deadline(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        for second in range(31):
+            w.files.change(second)
+            await w.pass_time(1)
+        assert w.reasons == ["file_change"]
+
+
+async def test_changes_within_the_minimum_interval_are_synced_at_its_end(tmp_path):
+    async with world(tmp_path, [1, 2], agent_rescan_seconds=10_000) as w:
+        w.files.change(1)
+        await w.pass_time(3)
+        w.files.change(2)
+        await w.pass_time(290)
+        assert w.reasons == ["file_change"]
+        await w.pass_time(10)
+        assert w.reasons == ["file_change", "file_change"]
+
+
+async def test_a_change_that_the_watcher_missed_is_found_by_the_stat_pass(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.change(1, told=False)
+        await w.pass_time(63)
+        assert w.reasons == ["file_change"]
+
+
+async def test_upload_on_change_off_leaves_changes_to_session_ends(tmp_path):
+    async with world(tmp_path, [1], agent_upload_on_change=False) as w:
+        w.files.change(1)
+        await w.pass_time(600)
+        assert w.reasons == []
+        await w.agent.bus.publish(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
+        await w.settle()
+        assert w.reasons == ["session_end"]
+
+
+async def test_a_session_end_syncs_at_once(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.change(1)
+        w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
+        await w.settle()
+        assert w.reasons == ["session_end"]
+        assert w.notes.notes == {}
+
+
+async def test_a_session_end_syncs_nothing_where_the_setting_says_so(tmp_path):
+    async with world(tmp_path, [1], upload_on_session_end=False) as w:
+        w.files.change(1)
+        w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
+        await w.settle()
+        assert w.reasons == []
+
+
+async def test_a_failed_target_is_tried_again_after_30_s_then_60_s(tmp_path):
+    async with world(tmp_path, [PERMANENT, PERMANENT, 1], agent_rescan_seconds=10_000) as w:
+        w.files.change(1)
+        await w.pass_time(2.1)
+        await w.pass_time(28)
+        assert w.reasons == ["file_change"]
+        await w.pass_time(5)
+        assert w.reasons == ["file_change", "retry"]
+        await w.pass_time(55)
+        assert w.reasons == ["file_change", "retry"]
+        await w.pass_time(10)
+        assert w.reasons == ["file_change", "retry", "retry"]
+        assert (await w.agent.ledger.record(w.method.target)).failures == 0
+
+
+async def test_a_file_change_does_not_wake_a_target_that_is_backing_off(tmp_path):
+    async with world(tmp_path, [PERMANENT] * 9, agent_min_interval_seconds=1) as w:
+        w.files.change(1)
+        await w.pass_time(3)
+        for generation in range(2, 10):
+            w.files.change(generation)
+            await w.pass_time(3)
+        assert w.reasons == ["file_change"]
+
+
+async def test_a_session_end_tries_a_target_that_is_backing_off(tmp_path):
+    async with world(tmp_path, [PERMANENT, 1]) as w:
+        w.files.change(1)
+        await w.pass_time(3)
+        await w.agent.bus.publish(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
+        await w.settle()
+        assert w.reasons == ["file_change", "session_end"]
+
+
+async def test_a_target_that_can_be_reached_again_is_tried_without_waiting_for_its_time(tmp_path):
+    async with world(tmp_path, [1], agent_rescan_seconds=5) as w:
+        w.method.available = False
+        w.files.change(1)
+        await w.pass_time(3)
+        for _ in range(4):
+            (record,) = (await w.agent.publisher.records()).values()
+            await w.agent.ledger.give_up(
+                w.method.target, error="away", failures=9, retry_at=w.clock.now().replace(year=2027), result=None
+            )
+        await w.pass_time(6)
+        w.method.available = True
+        await w.pass_time(6)
+        assert w.reasons[-1] == "retry"
+        assert (await w.agent.ledger.record(w.method.target)).failures == 0
+
+
+async def test_switched_off_it_watches_and_syncs_nothing(tmp_path):
+    async with world(tmp_path, [1], sync_enabled=False) as w:
+        w.files.change(1)
+        await w.pass_time(600)
+        assert w.method.asked == []
+
+
+def ask(**changes) -> SyncAsked:
+    return replace(SyncAsked(id="ask-1", time=values.NOON, system_id=values.SYSTEM), **changes)
+
+
+async def test_a_note_that_asks_gets_its_outcome_under_its_own_id(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.change(1, told=False)
+        w.notes.leave(ask())
+        await w.settle()
+        assert (await w.agent.ledger.outcome("ask-1")).success
+
+
+async def test_a_note_for_another_system_is_refused(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.notes.leave(ask(system_id="other"))
+        await w.settle()
+        assert (w.reasons, w.notes.notes) == ([], {})
+
+
+async def test_asking_for_a_method_that_is_not_there_is_answered_with_the_cure(tmp_path):
+    async with world(tmp_path, running=False) as w:
+        async with asyncio.timeout(10):
+            result = await w.agent.once(ask(method="http"))
+        assert isinstance(result, SyncFailed)
+        assert "akosha_cloud_bucket" in result.error
+
+
+async def test_once_returns_the_result(tmp_path):
+    async with world(tmp_path, [1], running=False) as w:
+        w.files.change(1, told=False)
+        async with asyncio.timeout(10):
+            result = await w.agent.once(ask())
+        assert result.upload_id == values.upload_id(1)
+
+
+async def test_a_loop_that_fails_takes_the_agent_down(tmp_path):
+    async with world(tmp_path, running=False) as w:
+
+        async def broken() -> Survey:
+            raise RuntimeError("the disk is gone")
+
+        w.files.survey = broken
+        try:
+            await w.agent.run()
+        except* RuntimeError as group:
+            assert "the disk is gone" in str(group.exceptions[0])
+        else:
+            raise AssertionError("it went on")
