@@ -39,7 +39,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 def open_for_reading(path: Path) -> sqlite3.Connection:
     """Open the file beside the process that writes it. Raises StateError, also where there is no ledger yet."""
     no_ledger = StateError(f"there is no ledger yet at {path}", hint="it is made by akosha-agent run or sync")
-    if not path.exists():
+    if not path.is_file():
         raise no_ledger
     with translated(path):
         connection = _connect_for_reading(path)

@@ -10,7 +10,7 @@ from agent.adapters.sqlite_ledger.file import damaged
 from agent.domain.databases import FileStat, Fingerprint
 from agent.domain.errors import WireError
 from agent.domain.manifest import Part
-from agent.domain.states import Problem
+from agent.domain.states import Problem, State
 
 T = TypeVar("T")
 
@@ -30,6 +30,10 @@ def optional_time_text(at: datetime | None) -> str | None:
 
 def read_optional_time(text: str | None) -> datetime | None:
     return None if text is None else read_time(text)
+
+
+def read_state(text: str) -> State:
+    return _read(text, State)
 
 
 def plain(text: str) -> str:

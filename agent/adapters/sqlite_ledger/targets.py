@@ -4,8 +4,7 @@ import sqlite3
 from collections.abc import Iterator
 
 from agent.adapters.sqlite_ledger import rows
-from agent.adapters.sqlite_ledger.file import damaged
-from agent.domain.states import DatabaseRecord, Intent, State, Target, TargetRecord
+from agent.domain.states import DatabaseRecord, Intent, Target, TargetRecord
 
 
 class Targets:
@@ -86,11 +85,9 @@ class Targets:
             (target.id,),
         )
         for name, state, fingerprint, parts, counts, problem, delivered_by in found.fetchall():
-            if state not in State:
-                raise damaged(f"{state!r} is not a state")
             yield DatabaseRecord(
                 database=name,
-                state=State(state),
+                state=rows.read_state(state),
                 fingerprint=rows.read_fingerprint(fingerprint),
                 parts=rows.read_parts(parts),
                 rows=rows.read_counts(counts),

@@ -1,0 +1,210 @@
+"""A ledger's file that is damaged, of another version, out of reach or of room: said in our words, with the cure."""
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.sqlite_ledger import SqliteLedger, schema
+from agent.adapters.wire import CloudEventsCodec
+from agent.domain.errors import StateError
+from tests.fakes.clock import ManualClock
+from tests.fakes.values import NOON, TARGET, request, skipped
+from tests.servers.ledger_process import deliver, opened
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+async def reader(path: Path) -> SqliteLedger:
+    return await SqliteLedger.open(path, CloudEventsCodec(), clock=ManualClock(NOON), read_only=True)
+
+
+async def filled(path: Path, count: int = 3) -> None:
+    ledger = await opened(path)
+    for number in range(count):
+        await deliver(ledger, number)
+    await ledger.aclose()
+
+
+def change(path: Path, *statements: str) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        other.execute(statement)
+    other.close()
+
+
+def tables_broken(data: bytes) -> bytes:
+    page = 4096
+    return data[:page] + bytes(byte ^ 0x5A for byte in data[page:])
+
+
+DAMAGE = {
+    "text": lambda data: b"this is not a database, whatever its name says\n" * 200,
+    "header overwritten": lambda data: b"\0" * 100 + data[100:],
+    "cut in half": lambda data: data[: len(data) // 2],
+    "pages overwritten": tables_broken,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+async def test_a_damaged_file_is_an_error_with_the_cure_and_the_cure_works(path, damage):
+    await filled(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StateError, match="damaged") as told:
+        await opened(path)
+    assert "move it aside" in told.value.hint
+    assert "nothing is lost" in told.value.hint
+    path.rename(path.with_suffix(".aside"))
+    await filled(path)
+
+
+@pytest.mark.parametrize("damage", ["text", "header overwritten"])
+async def test_a_reader_of_a_damaged_file_is_told_the_same(path, damage):
+    await filled(path)
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    with pytest.raises(StateError, match="damaged"):
+        await reader(path)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE databases SET parts = '[{}]'",
+        "UPDATE databases SET parts = 'nonsense'",
+        "UPDATE databases SET rows = '[]'",
+        'UPDATE databases SET fingerprint = \'{"files": 5, "header": ""}\'',
+        "UPDATE databases SET problem = '{}'",
+        "UPDATE targets SET last_success = 'yesterday'",
+    ],
+)
+async def test_content_that_is_not_what_was_written_is_damage(path, statement):
+    await filled(path)
+    change(path, statement)
+    ledger = await opened(path)
+    with pytest.raises(StateError, match="damaged") as told:
+        await ledger.record(TARGET)
+    assert "move it aside" in told.value.hint
+    await ledger.aclose()
+
+
+@pytest.mark.parametrize(("payload", "says"), [(b"{}", "cannot be read"), (None, "is none")])
+async def test_an_outbox_that_cannot_be_read_is_damage(path, payload, says):
+    await filled(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("UPDATE events SET payload = ?", (payload or CloudEventsCodec().encode(request()),))
+    other.close()
+    ledger = await opened(path)
+    with pytest.raises(StateError, match=says):
+        await ledger.outbox()
+    await ledger.aclose()
+
+
+async def test_no_state_outside_the_table_can_be_written(path):
+    await filled(path)
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+        change(path, "UPDATE databases SET state = 'lost'")
+
+
+async def test_a_newer_version_asks_for_an_update_and_is_left_alone(path):
+    await filled(path)
+    change(path, f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}", "PRAGMA journal_mode = DELETE")
+    before = path.read_bytes()
+    for open_it in (opened, reader):
+        with pytest.raises(StateError, match="version") as told:
+            await open_it(path)
+        assert told.value.hint == "update akosha-agent"
+    assert path.read_bytes() == before
+
+
+async def test_an_earlier_version_is_brought_up_to_date_with_all_it_holds(path, monkeypatch):
+    await filled(path)
+    before = await opened(path)
+    record, history = await before.record(TARGET), await before.history()
+    await before.aclose()
+    later = ("ALTER TABLE notes ADD COLUMN said_at TEXT", "CREATE TABLE more (id TEXT)")
+    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, later))
+    with pytest.raises(StateError, match="earlier version"):
+        await reader(path)
+    after = await opened(path)
+    assert (await after.record(TARGET), await after.history()) == (record, history)
+    await after.aclose()
+    await (await reader(path)).aclose()
+
+
+async def test_a_step_between_versions_that_fails_leaves_the_file_as_it_was(path, monkeypatch):
+    await filled(path)
+    with monkeypatch.context() as broken:
+        broken.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, ("CREATE TABLE more (id TEXT)", "nonsense")))
+        with pytest.raises(StateError, match="syntax error"):
+            await opened(path)
+    await filled(path.with_name("other.db"))
+    ledger = await opened(path)
+    assert (await ledger.record(TARGET)).known
+    await ledger.aclose()
+
+
+async def test_the_file_and_its_sidecars_are_the_users_alone(path):
+    before = os.umask(0)
+    try:
+        ledger = await opened(path)
+        await ledger.note("bus", "memory")
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+        await ledger.aclose()
+    finally:
+        os.umask(before)
+    assert modes == {"ledger.db": 0o600, "ledger.db-wal": 0o600, "ledger.db-shm": 0o600}
+
+
+async def test_a_file_that_others_could_read_is_closed_to_them(path):
+    await filled(path)
+    path.chmod(0o644)
+    await (await opened(path)).aclose()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_every_entry_is_synced(path):
+    ledger = await opened(path)
+
+    def pragmas() -> list[object]:
+        names = ("journal_mode", "synchronous", "foreign_keys", "fullfsync")
+        return [ledger._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+
+    assert ledger._thread.submit(pragmas).result() == ["wal", 2, 1, 1]
+    await ledger.aclose()
+
+
+@pytest.mark.parametrize("where", ["missing/ledger.db", "."])
+async def test_a_place_that_cannot_be_used_is_an_error_with_the_cure(tmp_path, where):
+    with pytest.raises(StateError, match="cannot be used") as told:
+        await opened(tmp_path / where)
+    assert "state directory" in told.value.hint
+
+
+async def test_a_directory_in_its_place_is_no_ledger_to_read(tmp_path):
+    with pytest.raises(StateError, match="no ledger yet"):
+        await reader(tmp_path)
+
+
+async def test_a_full_disk_is_said_and_nothing_is_half_written_and_it_goes_on_when_there_is_room(path):
+    await filled(path)
+    ledger = await opened(path)
+    before = await ledger.record(TARGET)
+
+    def limit(pages: int) -> None:
+        ledger._thread.submit(lambda: ledger._connection.execute(f"PRAGMA max_page_count = {pages}")).result()
+
+    limit(1)  # SQLite takes the present size as the least limit
+    databases = [f"knowledge_graph_{number:0100}" for number in range(200)]
+    with pytest.raises(StateError, match="disk is full") as told:
+        await ledger.owe(TARGET, databases)
+    assert told.value.transient
+    assert await ledger.record(TARGET) == before
+    limit(1_000_000)
+    await ledger.owe(TARGET, databases)
+    await ledger.settle(None, skipped("r9"))
+    await ledger.aclose()

@@ -1,0 +1,64 @@
+"""A ledger whose process is killed: what returned is there, what did not never was."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.values import OTHER_TARGET, TARGET
+from tests.servers.ledger_process import STORY, opened
+
+ROOT = Path(__file__).parents[2]
+
+
+def kill_when_ready(path: Path, count: int, where: str) -> None:
+    command = [sys.executable, "-m", "tests.servers.ledger_process", "story", str(path), str(count), where]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout.readline() == "ready\n"
+        finally:
+            child.kill()
+        assert child.wait(30) == -signal.SIGKILL
+
+
+async def told(path: Path, count: int) -> tuple[object, ...]:
+    """What a ledger tells that has taken so many steps of the story and was closed in peace."""
+    ledger = await opened(path)
+    for _, step in STORY[:count]:
+        await step(ledger)
+    await ledger.aclose()
+    return await read(path)
+
+
+async def read(path: Path) -> tuple[object, ...]:
+    ledger = await opened(path)
+    try:
+        return (
+            await ledger.record(TARGET),
+            await ledger.record(OTHER_TARGET),
+            list(await ledger.outbox()),
+            [entry.event for entry in await ledger.history()],
+            dict(await ledger.notes()),
+        )
+    finally:
+        await ledger.aclose()
+
+
+@pytest.mark.parametrize(("where", "lost"), [("done", 0), ("inside", 1)])
+@pytest.mark.parametrize("count", range(1, len(STORY) + 1), ids=[name for name, _ in STORY])
+async def test_killed_right_after_a_method_returned_it_is_there_killed_before_nothing_of_it_is(
+    tmp_path, count, where, lost
+):
+    kill_when_ready(tmp_path / "ledger.db", count, where)
+    assert await read(tmp_path / "ledger.db") == await told(tmp_path / "peace.db", count - lost)
+
+
+async def test_the_story_goes_on_after_a_kill_as_if_nothing_had_happened(tmp_path):
+    kill_when_ready(tmp_path / "ledger.db", 4, "inside")
+    ledger = await opened(tmp_path / "ledger.db")
+    for _, step in STORY[3:]:
+        await step(ledger)
+    await ledger.aclose()
+    assert await read(tmp_path / "ledger.db") == await told(tmp_path / "peace.db", len(STORY))

@@ -1,0 +1,228 @@
+"""A ledger beside other processes: read while it is written, waited for, given up on; callers that are cancelled."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from agent.adapters.sqlite_ledger import SqliteLedger, file
+from agent.adapters.wire import CloudEventsCodec
+from agent.domain.errors import StateError
+from tests.fakes.clock import ManualClock
+from tests.fakes.values import NOON, TARGET, skipped
+from tests.servers.ledger_process import deliver, opened
+
+ROOT = Path(__file__).parents[2]
+NOBODY = 65_534
+
+
+async def reader(path: Path) -> SqliteLedger:
+    return await SqliteLedger.open(path, CloudEventsCodec(), clock=ManualClock(NOON), read_only=True)
+
+
+async def test_a_reader_beside_a_writing_process_sees_whole_entries_only(tmp_path):
+    path, count = tmp_path / "ledger.db", 150
+    await (await opened(path)).aclose()
+    command = [sys.executable, "-m", "tests.servers.ledger_process", "busy", str(path), str(count)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        watching = await reader(path)
+        try:
+            seen, position = set(), 0
+            async with asyncio.timeout(60):
+                while len(await watching.outbox()) < count:
+                    record = await watching.record(TARGET)
+                    uploads = {part.key.split("/")[3] for entry in record.databases.values() for part in entry.parts}
+                    assert len(uploads) <= 1, "both databases are always of one delivery"
+                    assert uploads == ({record.newest_upload_id} - {None})
+                    at = await watching.last_position()
+                    assert at >= position
+                    position = at
+                    seen |= uploads
+            assert len(seen) > 3
+            assert await asyncio.to_thread(child.stdout.readline) == b"ready\n"
+            assert len(await watching.history()) == count
+        finally:
+            child.stdin.close()
+            assert await asyncio.to_thread(child.wait, 30) == 0
+            await watching.aclose()
+    again = await reader(path)
+    assert len(await again.history()) == count, "also after the writer is gone"
+    await again.aclose()
+
+
+async def test_a_reader_writes_nothing(tmp_path):
+    book = await opened(tmp_path / "ledger.db")
+    watching = await reader(tmp_path / "ledger.db")
+    with pytest.raises(StateError, match="for reading only"):
+        await watching.owe(TARGET, ["reflection"])
+    await deliver(book, 1)
+    assert (await watching.record(TARGET)).newest_upload_id == (await book.record(TARGET)).newest_upload_id
+    await book.aclose()
+    await watching.aclose()
+
+
+async def test_a_reader_may_come_before_the_writer_and_stay_after_it(tmp_path):
+    path = tmp_path / "ledger.db"
+    with pytest.raises(StateError, match="no ledger yet"):
+        await reader(path)
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(StateError, match="no ledger yet"):
+        await reader(path)
+    book = await opened(path)
+    watching = await reader(path)
+    await book.owe(TARGET, ["reflection"])
+    await book.aclose()
+    assert set((await watching.record(TARGET)).databases) == {"reflection"}
+    await watching.aclose()
+
+
+@pytest.fixture
+def sealed():
+    """A directory, and a context in which this process may look into it but make nothing there."""
+
+    @contextmanager
+    def seal():
+        place.chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(NOBODY)
+        try:
+            yield
+        finally:
+            if root:
+                os.seteuid(0)
+            place.chmod(0o755)
+
+    # Not under tmp_path, where nobody else may go.
+    with tempfile.TemporaryDirectory(prefix="ledger-") as name:
+        place = Path(name)
+        yield place, seal
+
+
+async def test_a_reader_that_cannot_make_files_reads_a_ledger_that_was_closed(sealed):
+    place, seal = sealed
+    book = await opened(place / "ledger.db")
+    await book.owe(TARGET, ["reflection"])
+    await book.aclose()
+    (place / "ledger.db").chmod(0o644)
+    with seal():
+        watching = await reader(place / "ledger.db")
+        assert set((await watching.record(TARGET)).databases) == {"reflection"}
+        await watching.aclose()
+
+
+async def test_a_reader_that_cannot_make_files_does_not_pass_over_what_is_in_the_wal(sealed, tmp_path):
+    place, seal = sealed
+    book = await opened(tmp_path / "ledger.db")
+    await book.owe(TARGET, ["reflection"])
+    for name in ("ledger.db", "ledger.db-wal"):
+        (place / name).write_bytes((tmp_path / name).read_bytes())
+    await book.aclose()
+    with seal(), pytest.raises(StateError, match="cannot be opened"):
+        await reader(place / "ledger.db")
+
+
+def held(path: Path) -> sqlite3.Connection:
+    """Another process's transaction, as SQLite sees it."""
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    return other
+
+
+def reached(ledger: SqliteLedger, statement: str) -> threading.Event:
+    """Return an event that is set when the ledger's thread comes to the statement."""
+    there = threading.Event()
+
+    def look(text: str) -> None:
+        if text.startswith(statement):
+            there.set()
+
+    ledger._thread.submit(ledger._connection.set_trace_callback, look).result()
+    return there
+
+
+async def test_an_entry_waits_for_another_processes_transaction(tmp_path):
+    ledger = await opened(tmp_path / "ledger.db")
+    other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
+    entry = asyncio.create_task(ledger.owe(TARGET, ["reflection"]), name="entry")
+    assert await asyncio.to_thread(there.wait, 30)
+    other.execute("ROLLBACK")
+    other.close()
+    await entry
+    assert set((await ledger.record(TARGET)).databases) == {"reflection"}
+    await ledger.aclose()
+
+
+async def test_an_entry_that_has_waited_too_long_says_so_and_may_be_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(file, "BUSY_SECONDS", 0.02)
+    ledger = await opened(tmp_path / "ledger.db")
+    other = held(tmp_path / "ledger.db")
+    with pytest.raises(StateError, match="held by another process") as told:
+        await ledger.owe(TARGET, ["reflection"])
+    assert told.value.transient
+    other.execute("ROLLBACK")
+    other.close()
+    await ledger.owe(TARGET, ["reflection"])
+    await ledger.aclose()
+
+
+async def test_a_cancelled_caller_finds_its_entry_finished(tmp_path):
+    ledger = await opened(tmp_path / "ledger.db")
+    other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
+    entry = asyncio.create_task(ledger.owe(TARGET, ["reflection"]), name="entry")
+    assert await asyncio.to_thread(there.wait, 30)
+    entry.cancel()
+    await asyncio.sleep(0)
+    assert not entry.done(), "it is told only when the transaction is over"
+    other.execute("ROLLBACK")
+    other.close()
+    with pytest.raises(asyncio.CancelledError):
+        await entry
+    assert set((await ledger.record(TARGET)).databases) == {"reflection"}
+    await ledger.aclose()
+
+
+async def test_what_fails_for_a_cancelled_caller_is_logged_also_when_it_was_cancelled_twice(tmp_path):
+    ledger = await opened(tmp_path / "ledger.db")
+    other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
+    entry = asyncio.create_task(ledger.confirm(skipped()), name="entry")
+    assert await asyncio.to_thread(there.wait, 30)
+    with capture_logs() as logs:
+        entry.cancel()
+        await asyncio.sleep(0)
+        entry.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await entry
+        other.execute("ROLLBACK")
+        other.close()
+        await ledger.owe(TARGET, ["reflection"])
+    assert [log["event"] for log in logs] == ["ledger_failed_unheard"]
+    await ledger.aclose()
+
+
+async def test_an_opening_that_is_cancelled_leaves_nothing_open(tmp_path):
+    path = tmp_path / "ledger.db"
+    await (await opened(path)).aclose()
+    other = held(path)
+    opening = asyncio.create_task(opened(path), name="opening")
+    await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.sleep(0)
+    other.execute("ROLLBACK")
+    other.close()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    for thread in threading.enumerate():
+        if thread.name.startswith("ledger"):
+            await asyncio.to_thread(thread.join, 30)
+            assert not thread.is_alive()
+    assert not (tmp_path / "ledger.db-wal").exists(), "the last connection to close takes it away"
