@@ -1,0 +1,126 @@
+"""One process per state directory: a lock that the kernel keeps, and lets go when its holder dies in any way.
+
+The lock is flock on `agent.lock`; the text in the file only tells who. The file stays for ever: to remove it would let
+two processes lock two files of one name.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import orjson
+
+from agent.adapters.state_directory.unusable import unusable
+from agent.domain.errors import AlreadyRunning, StateError
+
+_TRIES = 15
+_PAUSE_SECONDS = 0.02
+"""Whoever looks who the holder is has the lock for microseconds: it is refused only after 0.3 s of asking."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds the state directory: process id, command, since when (0, "" and None where that is unknown)."""
+
+    pid: int = 0
+    command: str = ""
+    since: datetime | None = None
+
+    def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
+        since = f" since {self.since.astimezone():%Y-%m-%d %H:%M:%S}" if self.since else ""
+        return f"process {self.pid} ({self.command or 'command unknown'}){since}"
+
+
+class Lock:
+    """The lock of the state directory `directory`; `now` tells the wall time that the holder signs with."""
+
+    def __init__(self, directory: Path, now: Callable[[], datetime]) -> None:
+        self._directory, self._now = directory, now
+        self._file = directory / "agent.lock"
+
+    @contextmanager
+    def held(self, command: str) -> Iterator[None]:
+        """Hold it. Raises AlreadyRunning where another process does, StateError where nobody can."""
+        try:
+            # Close-on-exec: a child that outlives us must not keep what we held.
+            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise unusable(self._directory, error) from error
+        try:
+            self._take(descriptor)
+            self._sign(descriptor, command)
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # on a disk that is full or gone the lock itself is still let go, just below
+                    os.ftruncate(descriptor, 0)
+        finally:
+            os.close(descriptor)
+
+    def holder(self) -> Holder | None:
+        """Return who holds it, or None. Creates nothing, and keeps nobody from taking it."""
+        try:
+            descriptor = os.open(self._file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise unusable(self._directory, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _signature(descriptor)
+        except OSError as error:
+            raise unusable(self._directory, error) from error
+        else:
+            return None
+        finally:
+            os.close(descriptor)
+
+    def _take(self, descriptor: int) -> None:
+        for more in reversed(range(_TRIES)):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if more:
+                    time.sleep(_PAUSE_SECONDS)
+                    continue
+                holder = _signature(descriptor)
+                raise AlreadyRunning(
+                    f"the state directory {self._directory} is in use by {holder}",
+                    pid=holder.pid,
+                    command=holder.command,
+                    hint="stop that one first, or choose another --state-dir",
+                ) from None
+            except OSError as error:
+                raise StateError(
+                    f"{self._file} cannot be locked: {error.strerror}",
+                    hint="set akosha_agent_state_dir to a directory on a local disk",
+                ) from error
+            else:
+                return
+
+    def _sign(self, descriptor: int, command: str) -> None:
+        text = orjson.dumps({"pid": os.getpid(), "command": command, "since": self._now()})
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, text, 0)
+        except OSError as error:
+            raise unusable(self._directory, error) from error
+
+
+def _signature(descriptor: int) -> Holder:
+    """Read who signed. Between taking and signing there is nothing to read, or half of it, for a moment."""
+    for _ in range(_TRIES):
+        try:
+            signed = orjson.loads(os.pread(descriptor, 4096, 0))
+            return Holder(int(signed["pid"]), str(signed["command"]), datetime.fromisoformat(signed["since"]))
+        except (ValueError, KeyError, TypeError):
+            time.sleep(_PAUSE_SECONDS)
+    return Holder()
