@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,9 @@ async def filled(path: Path, count: int = 3) -> None:
 
 
 def change(path: Path, *statements: str) -> None:
-    other = sqlite3.connect(path, isolation_level=None)
-    for statement in statements:
-        other.execute(statement)
-    other.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        for statement in statements:
+            other.execute(statement)
 
 
 def tables_broken(data: bytes) -> bytes:
@@ -95,9 +95,8 @@ async def test_content_that_is_not_what_was_written_is_damage(path, statement):
 @pytest.mark.parametrize(("payload", "says"), [(b"{}", "cannot be read"), (None, "is none")])
 async def test_an_outbox_that_cannot_be_read_is_damage(path, payload, says):
     await filled(path)
-    other = sqlite3.connect(path, isolation_level=None)
-    other.execute("UPDATE events SET payload = ?", (payload or CloudEventsCodec().encode(request()),))
-    other.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("UPDATE events SET payload = ?", (payload or CloudEventsCodec().encode(request()),))
     ledger = await opened(path)
     with pytest.raises(StateError, match=says):
         await ledger.outbox()

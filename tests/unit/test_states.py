@@ -16,6 +16,7 @@ from agent.domain.states import (
     TargetRecord,
     after,
     due,
+    next_try,
     pending,
 )
 from tests.fakes.values import (
@@ -119,6 +120,16 @@ def test_a_target_backs_off_until_its_time():
     assert known.backing_off(NOON - timedelta(microseconds=1))
     assert not known.backing_off(NOON)
     assert not record().backing_off(NOON)
+
+
+def test_the_next_try_is_the_targets_or_that_of_an_owed_database_whichever_comes_first():
+    soon, later = NOON + timedelta(seconds=1), NOON + timedelta(seconds=2)
+    owed = database(State.OWED, problem=problem("reflection", retry_at=soon))
+    assert next_try(record()) is None
+    assert next_try(record(reflection=database(State.OWED, problem=problem("reflection")))) is None
+    assert next_try(record(reflection=owed)) == soon
+    assert next_try(replace(record(reflection=owed), retry_at=later)) == soon
+    assert next_try(replace(record(reflection=replace(owed, state=State.CLEAN)), retry_at=later)) == later
 
 
 def test_only_what_was_delivered_can_be_carried():
