@@ -1,12 +1,11 @@
-"""
-Right copies of live DuckDB databases.
+"""Right copies of live DuckDB databases.
 
-    source        where a database's files really are, and what they look like from outside
-    header        the 12,288 bytes that say which state of the database is the valid one
-    filecopy      one file through one descriptor
-    bracket       copying between two equal headers
-    verification  the parent's side of the check; `child` is the process that runs it, and alone imports duckdb
-    taker         the port
+source        where a database's files really are, and what they look like from outside
+header        the 12,288 bytes that say which state of the database is the valid one
+filecopy      one file through one descriptor
+bracket       copying between two equal headers
+verification  the parent's side of the check; `child` is the process that runs it, and alone imports duckdb
+taker         the port
 """
 
 from typing import TYPE_CHECKING

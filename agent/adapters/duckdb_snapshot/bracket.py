@@ -1,5 +1,4 @@
-"""
-The header-bracketed copy: right under a writer that commits and checkpoints all the time, without any lock.
+"""The header-bracketed copy: right under a writer that commits and checkpoints all the time, without any lock.
 
 DuckDB never overwrites a block that the active header refers to; a checkpoint is complete when the other header
 becomes the active one, and only then may old blocks be used again. So the main file is copied between two readings of
@@ -59,8 +58,7 @@ class _Odd(Exception):  # noqa: N818 - becomes its SnapshotError once the file i
 
 
 def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float, halt: threading.Event) -> Bracketed:
-    """
-    Copy into `folder`, which is made, and hash.
+    """Copy into `folder`, which is made, and hash.
 
     Tries for `seconds`, and at least three times. Raises SnapshotError; it is transient where the writer was too
     quick or the disk has no room (StagingFull). What was copied by then is left for the caller to remove.
@@ -122,9 +120,6 @@ def _attempt(
             raise Moved("a file appeared, vanished or was replaced")
         if not before == os.pread(main.original, HEADER_BYTES, 0) == os.pread(main.copy, HEADER_BYTES, 0):
             raise Moved("a checkpoint was completed")
-        if main.size < header.least_bytes:
-            raise _Odd(found[0], _damaged(found[0], f"its header speaks of {header.least_bytes:,} bytes, "
-                                                    f"there are {main.size:,}"))  # fmt: skip
         # The bracket is closed: from here on only the copies are read.
         raw = tuple(RawFile(copy.found.name, copy.size, copy.sha256()) for copy in (main, *sidecars))
     return raw, fingerprint, header

@@ -1,5 +1,4 @@
-"""
-The process that opens a copy with the engine and reads all of it. Alone in importing duckdb.
+"""The process that opens a copy with the engine and reads all of it. Alone in importing duckdb.
 
     python -m agent.adapters.duckdb_snapshot.child COPY
 
@@ -21,7 +20,7 @@ SCRATCH = "engine.tmp"
 
 _ADDRESS_SPACE_BYTES = 2 * 2**30
 _PATH = re.compile(r"(?:/[^/\s'\"]+)+/([^/\s'\"]+)")
-_CANNOT = re.compile(r"version number|extension|encrypt|out of memory|not implemented", re.IGNORECASE)
+_CANNOT = re.compile(r"\bversion\b|extension|encrypt|out of memory|not implemented", re.IGNORECASE)
 _LONGEST_REASON = 300
 
 
@@ -39,8 +38,7 @@ def main() -> int:
 
 
 def examine(copy: Path) -> dict[str, int]:
-    """
-    Read every column of every row; return the rows per table. Leaves the copy's bytes alone.
+    """Read every column of every row; return the rows per table. Leaves the copy's bytes alone.
 
     Only a read-only ATTACH does: a WAL is replayed in memory, in every state Session-Buddy leaves one in.
     """

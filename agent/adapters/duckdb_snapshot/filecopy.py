@@ -60,8 +60,7 @@ class FileCopy:
         os.close(self.copy)
 
     def run(self, hashing: Executor | None) -> None:
-        """
-        Copy as many bytes as the original has now; with `hashing`, work out the SHA-256 meanwhile.
+        """Copy as many bytes as the original has now; with `hashing`, work out the SHA-256 meanwhile.
 
         Raises Moved where it became shorter, SnapshotError, OSError where the original cannot be read.
         """

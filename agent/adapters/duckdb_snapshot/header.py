@@ -1,5 +1,4 @@
-"""
-The first 12,288 bytes of a DuckDB file.
+"""The first 12,288 bytes of a DuckDB file.
 
 A main header (4096 bytes: checksum, `DUCK`, format version) is followed by two database headers of 4096 bytes each:
 seven little-endian u64 - checksum, iteration, meta block, free list, block count, block size, vector size. A
@@ -25,22 +24,15 @@ _BLOCK_BYTES = range(4096, 2**24 + 1)
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """
-    What the active header says.
+    """What the active header says: the format's version, and how many checkpoints there were.
 
-    `iteration` counts checkpoints; it and the block figures are None and 0 where the layout is not the known one (an
-    encrypted file, a format of the future): such a file can be copied all the same, since equal bytes are equal.
+    `iteration` is None where the layout is not the known one (an encrypted file, a format of the future). Such a file
+    can be copied all the same: equal bytes are equal. The block count is of no use for judging a file's size: free
+    blocks at the end are cut off after the header was written, so a healthy file may be shorter than it says.
     """
 
     version: int
     iteration: int | None
-    block_count: int
-    block_bytes: int
-
-    @property
-    def least_bytes(self) -> int:
-        """Bytes that a file with this header has at least."""
-        return HEADER_BYTES + self.block_count * self.block_bytes
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
@@ -52,7 +44,6 @@ class Header:
         (version,) = _VERSION.unpack_from(data, _VERSION_AT)
         headers = (_DATABASE_HEADER.unpack_from(data, at) for at in _DATABASE_HEADERS_AT)
         active = max(headers, key=lambda header: header[1])
-        _checksum, iteration, _meta, _free, block_count, block_bytes, _vector = active
-        if block_bytes not in _BLOCK_BYTES or block_bytes & (block_bytes - 1):
-            return cls(version=version, iteration=None, block_count=0, block_bytes=0)
-        return cls(version=version, iteration=iteration, block_count=block_count, block_bytes=block_bytes)
+        _checksum, iteration, _meta, _free, _count, block_bytes, _vector = active
+        known = block_bytes in _BLOCK_BYTES and not block_bytes & (block_bytes - 1)
+        return cls(version=version, iteration=iteration if known else None)

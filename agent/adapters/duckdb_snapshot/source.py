@@ -1,5 +1,4 @@
-"""
-Where the files of a database really are, and how they look from outside. Only `stat` and the header bytes are used.
+"""Where the files of a database really are, and how they look from outside. Only `stat` and the header bytes are used.
 
 DuckDB follows a symlink before it names the sidecars: the WAL of `reflection.duckdb -> sub/x.duckdb` is
 `sub/x.duckdb.wal`. So sidecars are looked for beside the file that the link leads to. A link that leads out of the
@@ -75,8 +74,7 @@ class Source:
         return main_name(self.database)
 
     def files(self) -> tuple[Found, ...]:
-        """
-        Return the main file and the sidecars that exist; nothing where there is no main file.
+        """Return the main file and the sidecars that exist; nothing where there is no main file.
 
         A sidecar without its main file is of no use to anybody: it has the changes to a state that is gone.
         """

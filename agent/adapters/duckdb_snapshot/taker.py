@@ -24,8 +24,7 @@ log = structlog.get_logger()
 
 
 class DuckdbSnapshotTaker:
-    """
-    Takes snapshots of the databases in `data_dir`, into private folders under `staging_dir`.
+    """Takes snapshots of the databases in `data_dir`, into private folders under `staging_dir`.
 
     The originals are only ever read: no lock, no engine. The process that takes snapshots must not be the one that
     writes the databases (closing a file that it read would drop the writer's lock). Not verifying is for measurements.

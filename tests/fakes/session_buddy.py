@@ -1,0 +1,460 @@
+"""
+Databases of Session-Buddy's shape, and a process that writes them as Session-Buddy does.
+
+    python session_buddy.py write DIR     holds reflection.duckdb open, opens knowledge_graph.duckdb per operation
+    python session_buddy.py check         reads paths of copies from stdin, answers with a JSON line each
+
+Each commit spans tables: commit n adds conversation n and reflection n, every fifth also counts an access to an earlier
+one in both tables; a graph operation adds an entity and, from the second on, the relationship to the one before. So
+from any right copy it can be told which commits it holds, and any mixture of two states shows.
+
+The writer prints a JSON line per event (`open`, `commit`, `graph`, `checkpoint`, `idle`, `failed`, `closed`), the
+commits' after they were acknowledged. It takes commands on stdin: `run`, `pause`, `commit N`, `graph N`,
+`checkpoint`, `reopen`, `crash`; at the end of stdin it closes its databases and ends.
+
+The module runs by itself with DuckDB 1.5 or newer.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import queue
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+REFLECTION = "reflection.duckdb"
+GRAPH = "knowledge_graph.duckdb"
+TIMEOUT = 60.0
+
+_ACCESS_EVERY = 5
+
+_REFLECTION_TABLES = (
+    """CREATE TABLE IF NOT EXISTS conversations_v2(id VARCHAR PRIMARY KEY, content VARCHAR NOT NULL,
+       embedding FLOAT[384], category VARCHAR NOT NULL, subcategory VARCHAR, importance_score FLOAT DEFAULT 0.5,
+       memory_tier VARCHAR DEFAULT 'long_term', access_count INTEGER DEFAULT 0, last_accessed TIMESTAMP,
+       project VARCHAR, namespace VARCHAR DEFAULT 'default', "timestamp" TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+       session_id VARCHAR, user_id VARCHAR DEFAULT 'default', searchable_content VARCHAR, reasoning VARCHAR,
+       metadata VARCHAR, source_type VARCHAR, turn_parent_id VARCHAR, causal_parent_id VARCHAR, fingerprint BLOB)""",
+    """CREATE TABLE IF NOT EXISTS reflections_v2(id VARCHAR PRIMARY KEY, conversation_id VARCHAR,
+       content VARCHAR NOT NULL, embedding FLOAT[384], category VARCHAR NOT NULL DEFAULT 'context',
+       subcategory VARCHAR, importance_score FLOAT DEFAULT 0.5, memory_tier VARCHAR DEFAULT 'long_term',
+       tags VARCHAR[], related_entities VARCHAR[], namespace VARCHAR DEFAULT 'default', project VARCHAR,
+       access_count INTEGER DEFAULT 0, last_accessed TIMESTAMP, "timestamp" TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+       created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, updated_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, metadata JSON,
+       insight_type VARCHAR DEFAULT 'general', usage_count INTEGER DEFAULT 0, last_used_at TIMESTAMP,
+       confidence_score FLOAT DEFAULT 0.5, fingerprint BLOB,
+       FOREIGN KEY (conversation_id) REFERENCES conversations_v2(id))""",
+)
+_GRAPH_TABLES = (
+    """CREATE TABLE IF NOT EXISTS kg_entities(id VARCHAR PRIMARY KEY, name VARCHAR NOT NULL,
+       entity_type VARCHAR NOT NULL, observations VARCHAR[], properties JSON,
+       created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, updated_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, metadata JSON,
+       embedding FLOAT[384])""",
+    """CREATE TABLE IF NOT EXISTS kg_relationships(id VARCHAR PRIMARY KEY, from_entity VARCHAR NOT NULL,
+       to_entity VARCHAR NOT NULL, relation_type VARCHAR NOT NULL, properties JSON,
+       created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP, updated_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+       metadata JSON)""",
+)
+_CONVERSATION = """INSERT INTO
+    conversations_v2(id, content, embedding, category, project, session_id, metadata, fingerprint)
+    VALUES (?, ?, ?, 'general', 'demo', ?, ?, unhex(md5(?)))"""
+_REFLECTION = """INSERT INTO reflections_v2(id, conversation_id, content, embedding, tags, metadata, fingerprint)
+    VALUES (?, ?, ?, ?, ['demo', 'writer'], ?, unhex(md5(?)))"""
+_WORDS = (
+    *("a", "memory", "of", "what", "was", "said", "and", "done", "in", "session", "about", "code", "tests", "data"),
+    *("記憶", "☂", '"x"', "\\", "\t"),
+)
+
+
+# ------------------------------------------------------------------------------------------------------ databases
+
+
+def create(data_dir: Path, *, commits: int = 0, entities: int = 0, embeddings: bool = False) -> None:
+    """Make both databases, closed (checkpointed), with so many commits in each."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with _opened(data_dir / REFLECTION, _REFLECTION_TABLES) as base:
+        base.execute("BEGIN")
+        for n in range(commits):
+            _commit(base, n, payload=200, embeddings=embeddings)
+        base.execute("COMMIT")
+    with _opened(data_dir / GRAPH, _GRAPH_TABLES) as base:
+        for n in range(entities):
+            _graph(base, n)
+
+
+@contextmanager
+def _opened(path: Path, tables: tuple[str, ...]) -> Iterator["object"]:
+    import duckdb
+
+    with duckdb.connect(":memory:") as connection:
+        # The storage version that Session-Buddy's engine writes; DuckDB 2.0's own could not be read by it.
+        connection.execute(f"ATTACH '{path}' AS base (STORAGE_VERSION 'v1.0.0')")
+        connection.execute("USE base")
+        for table in tables:
+            connection.execute(table)
+        yield connection
+
+
+def text_of(n: int, length: int = 200) -> str:
+    """The text of conversation n: always the same."""
+    words = random.Random(n)
+    text = f"#{n}"
+    while len(text) < length:
+        text += " " + words.choice(_WORDS)
+    return text
+
+
+def _embedding(n: int) -> list[float]:
+    numbers = random.Random(n)
+    return [numbers.uniform(-1, 1) for _ in range(384)]
+
+
+def _id(kind: str, n: int) -> str:
+    return hashlib.sha256(f"{kind}{n}".encode()).hexdigest()[:16]
+
+
+def _commit(base, n: int, *, payload: int, embeddings: bool) -> None:
+    text, vector = text_of(n, payload), _embedding(n) if embeddings else None
+    note = json.dumps({"n": n})
+    base.execute(_CONVERSATION, [_id("c", n), text, vector, str(n), note, text])
+    base.execute(_REFLECTION, [_id("r", n), _id("c", n), text, vector, note, text])
+    if n % _ACCESS_EVERY:
+        return  # what only inserts can be committed while a checkpoint is at work: into another sidecar
+    earlier = random.Random(n).randint(0, n)
+    base.execute("UPDATE conversations_v2 SET access_count = access_count + 1 WHERE id = ?", [_id("c", earlier)])
+    base.execute("UPDATE reflections_v2 SET usage_count = usage_count + 1 WHERE id = ?", [_id("r", earlier)])
+
+
+def _graph(base, n: int) -> None:
+    base.execute("BEGIN")
+    base.execute(
+        "INSERT INTO kg_entities(id, name, entity_type, observations) VALUES (?, ?, 'thing', [?])",
+        [_id("e", n), f"entity {n}", text_of(n)],
+    )
+    if n:
+        base.execute(
+            "INSERT INTO kg_relationships(id, from_entity, to_entity, relation_type) VALUES (?, ?, ?, 'follows')",
+            [_id("k", n), _id("e", n), _id("e", n - 1)],
+        )
+    base.execute("COMMIT")
+
+
+# -------------------------------------------------------------------------------------------------------- writing
+
+
+class _Session:
+    """The writing process."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.data_dir: Path = arguments.data_dir
+        self.commands: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.voice = threading.Lock()
+        self.wanted = threading.Event()
+        self.ended = threading.Event()
+        self.n = self.g = 0
+
+    def say(self, event: str, **fields: object) -> None:
+        with self.voice:
+            print(json.dumps({"event": event, **fields}), flush=True)
+
+    def run(self) -> None:
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        with _opened(self.data_dir / GRAPH, _GRAPH_TABLES) as graph:
+            (self.g,) = graph.execute("SELECT count(*) FROM kg_entities").fetchone()
+        while self._session():
+            self.say("reopened")
+        self.say("closed", commits=self.n, entities=self.g)
+
+    def _session(self) -> bool:
+        """Hold the database open until told to close it; say whether it is to be opened again."""
+        with _opened(self.data_dir / REFLECTION, _REFLECTION_TABLES) as base:
+            base.execute(f"SET debug_checkpoint_sleep_ms = {self.arguments.slow_checkpoints}")
+            (self.n,) = base.execute("SELECT count(*) FROM conversations_v2").fetchone()
+            self.say("open", commits=self.n, entities=self.g)
+            checkpoints = threading.Thread(target=self._checkpoints, args=(base.cursor(),), name="checkpoints")
+            self.ended.clear()
+            checkpoints.start()
+            try:
+                return self._obey(base)
+            finally:
+                self.ended.set()
+                self.wanted.set()
+                checkpoints.join()
+
+    def _obey(self, base) -> bool:
+        running = not self.arguments.paused
+        while True:
+            try:
+                command = self.commands.get(block=not running)
+            except queue.Empty:
+                self._work(base)
+                continue
+            if command is None:
+                return False
+            verb, _, count = command.partition(" ")
+            if verb == "reopen":
+                return True
+            if verb == "crash":
+                os._exit(9)
+            if verb in {"run", "pause"}:
+                running = verb == "run"
+            elif verb == "commit":
+                for _ in range(int(count or 1)):
+                    self._one_commit(base)
+            elif verb == "graph":
+                for _ in range(int(count or 1)):
+                    self._one_graph()
+            elif verb == "checkpoint":
+                base.execute("CHECKPOINT base")
+                self.say("checkpoint", n=self.n - 1)
+            if not running:
+                self.say("idle", n=self.n - 1, g=self.g - 1)
+
+    def _work(self, base) -> None:
+        self._one_commit(base, checkpoint=self.n % self.arguments.checkpoint_every == 1)
+        if self.n % self.arguments.graph_every == 0:
+            self._one_graph()
+        time.sleep(self.arguments.pace)
+
+    def _one_commit(self, base, *, checkpoint: bool = False) -> None:
+        base.execute("BEGIN")
+        _commit(base, self.n, payload=self.arguments.payload, embeddings=self.arguments.embeddings)
+        if checkpoint:
+            self.wanted.set()  # by the other thread, beside this transaction: only then do commits go on meanwhile
+        base.execute("COMMIT")
+        self.say("commit", n=self.n)
+        self.n += 1
+
+    def _one_graph(self) -> None:
+        with _opened(self.data_dir / GRAPH, ()) as graph:
+            _graph(graph, self.g)
+        self.say("graph", n=self.g)
+        self.g += 1
+
+    def _checkpoints(self, cursor) -> None:
+        import duckdb
+
+        while self.wanted.wait() and not self.ended.is_set():
+            self.wanted.clear()
+            try:
+                cursor.execute("CHECKPOINT base")
+                self.say("checkpoint", n=self.n - 1)
+            except duckdb.TransactionException:
+                self.wanted.set()  # an update was under way: once more
+                self.ended.wait(0.001)
+
+    def _listen(self) -> None:
+        for line in sys.stdin:
+            self.commands.put(line.strip())
+        self.commands.put(None)
+
+
+class Writer:
+    """
+    The writing process, seen from a test. `with Writer(data_dir) as writer: ...`; it is ended at the end.
+
+    `commits` and `entities` are the numbers of the last ones acknowledged, -1 for none. Waits are bounded by TIMEOUT.
+    """
+
+    def __init__(self, data_dir: Path, *options: str, python: str = sys.executable) -> None:
+        self._process = subprocess.Popen(
+            [python, __file__, "write", str(data_dir), *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._changed = threading.Condition()
+        self.commits = self.entities = -1
+        self.checkpoints = 0
+        self.events: list[dict] = []
+        self._reader = threading.Thread(target=self._read, name="session-buddy", daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        self.wait(lambda: any(event["event"] == "open" for event in self.events))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait(TIMEOUT)
+        self._reader.join(TIMEOUT)
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Return once the condition holds; it is looked at after each event."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: condition() or self._process.poll() is not None, TIMEOUT):
+                raise TimeoutError("the writer did not get there")
+            if not condition():
+                raise RuntimeError(f"the writer ended: {self.events[-3:]}")
+
+    def tell(self, command: str) -> None:
+        """Give a command; do not wait."""
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+
+    def ask(self, command: str) -> None:
+        """Give a command to a paused writer; return when it has been carried out."""
+        before = self._idle()
+        self.tell(command)
+        self.wait(lambda: self._idle() > before)
+
+    def close(self) -> int:
+        """End the session as Session-Buddy does; return the exit status: 0 where nothing ever failed."""
+        self._process.stdin.close()
+        self._reader.join(TIMEOUT)
+        return self._process.wait(TIMEOUT)
+
+    def crash(self) -> None:
+        """Die without a word, everything since the last checkpoint in the WAL alone."""
+        self._process.kill()
+        self._process.wait(TIMEOUT)
+
+    def _idle(self) -> int:
+        return sum(event["event"] == "idle" for event in self.events)
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            event = json.loads(line)
+            with self._changed:
+                self.events.append(event)
+                if event["event"] == "commit":
+                    self.commits = event["n"]
+                elif event["event"] == "graph":
+                    self.entities = event["n"]
+                elif event["event"] == "open":
+                    self.commits, self.entities = event["commits"] - 1, event["entities"] - 1
+                elif event["event"] == "checkpoint":
+                    self.checkpoints += 1
+                self._changed.notify_all()
+        self._process.wait()
+        with self._changed:
+            self._changed.notify_all()
+
+
+# ------------------------------------------------------------------------------------------------------- checking
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a copy holds: the last commit, -1 for none, and everything that is wrong with it."""
+
+    last: int
+    problems: tuple[str, ...]
+
+
+_REFLECTION_CHECKS = {
+    "conversations are missing or double": "SELECT count(*) = max(session_id::INT) + 1 FROM s.conversations_v2",
+    "a conversation is there twice": "SELECT count(DISTINCT id) = count(*) FROM s.conversations_v2",
+    "a reflection is there twice": "SELECT count(DISTINCT id) = count(*) FROM s.reflections_v2",
+    "as many reflections as conversations": """SELECT (SELECT count(*) FROM s.conversations_v2)
+        = (SELECT count(*) FROM s.reflections_v2)""",
+    "a reflection is without its conversation": """SELECT (SELECT count(*) FROM s.conversations_v2) = count(*)
+        FROM s.conversations_v2 c JOIN s.reflections_v2 r ON r.conversation_id = c.id AND r.content = c.content""",
+    "accesses are missing or double": f"""SELECT sum(access_count) = ceil(count(*) / {_ACCESS_EVERY})
+        FROM s.conversations_v2""",
+    "uses are missing or double": f"SELECT sum(usage_count) = ceil(count(*) / {_ACCESS_EVERY}) FROM s.reflections_v2",
+    "accesses and uses differ": """SELECT count(*) = 0 FROM s.conversations_v2 c
+        JOIN s.reflections_v2 r ON r.conversation_id = c.id WHERE r.usage_count <> c.access_count""",
+    "a text is not the one written": """SELECT bool_and(hex(fingerprint) = upper(md5(content)))
+        FROM s.conversations_v2""",
+}
+_GRAPH_CHECKS = {
+    "an entity is there twice": "SELECT count(DISTINCT id) = count(*) FROM s.kg_entities",
+    "relationships are missing or double": """SELECT (SELECT greatest(count(*) - 1, 0) FROM s.kg_entities)
+        = (SELECT count(DISTINCT id) FROM s.kg_relationships)""",
+    "a relationship leads nowhere": """SELECT (SELECT count(*) FROM s.kg_relationships) = count(*)
+        FROM s.kg_relationships k JOIN s.kg_entities e ON e.id = k.to_entity""",
+}
+
+
+def check(copy: Path) -> Finding:
+    """Open a copy read-only and see which commits it holds, whole. Call it in a process that may crash."""
+    import duckdb
+
+    table, checks = (
+        ("conversations_v2", _REFLECTION_CHECKS) if copy.name == REFLECTION else ("kg_entities", _GRAPH_CHECKS)
+    )
+    with duckdb.connect(":memory:", config={"threads": 1}) as engine:
+        try:
+            engine.execute(f"ATTACH '{copy}' AS s (READ_ONLY)")
+            (count,) = engine.execute(f"SELECT count(*) FROM s.{table}").fetchone()
+            # An aggregate over nothing is NULL: an empty database keeps every invariant.
+            wrong = [name for name, query in checks.items() if engine.execute(query).fetchone()[0] is False]
+        except duckdb.Error as error:
+            return Finding(-1, (f"cannot be read: {str(error).splitlines()[0]}",))
+    return Finding(count - 1, tuple(wrong))
+
+
+class Checker:
+    """`check` in a process of its own. `with Checker() as checker: checker.check(path)`."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "check"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stdin.close()
+        self._process.wait(TIMEOUT)
+        self._process.stdout.close()
+
+    def check(self, copy: Path) -> Finding:
+        self._process.stdin.write(f"{copy}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            return Finding(-1, ("the engine crashed on it",))
+        found = json.loads(answer)
+        return Finding(found["last"], tuple(found["problems"]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers(dest="command", required=True)
+    write = commands.add_parser("write")
+    write.add_argument("data_dir", type=Path)
+    write.add_argument("--paused", action="store_true", help="wait for commands")
+    write.add_argument("--pace", type=float, default=0.001, help="seconds between commits")
+    write.add_argument("--checkpoint-every", type=int, default=10, help="commits")
+    write.add_argument("--graph-every", type=int, default=5, help="commits")
+    write.add_argument("--payload", type=int, default=200, help="characters of text per row")
+    write.add_argument("--slow-checkpoints", type=int, default=0, help="let each take so many ms more")
+    write.add_argument("--embeddings", action="store_true")
+    commands.add_parser("check")
+    arguments = parser.parse_args()
+    if arguments.command == "check":
+        for line in sys.stdin:
+            finding = check(Path(line.rstrip("\n")))
+            print(json.dumps({"last": finding.last, "problems": finding.problems}), flush=True)
+        return 0
+    session = _Session(arguments)
+    try:
+        session.run()
+    except Exception as error:
+        session.say("failed", error=f"{type(error).__name__}: {error}")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""What a snapshot makes of files that are no databases, of a full disk, and of an engine that dies."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker
+from agent.adapters.duckdb_snapshot.verification import CHILD
+from agent.adapters.system_clock import SystemClock
+from agent.domain.errors import SnapshotError, StagingFull
+from tests.fakes.session_buddy import create
+
+PROCESS = Path(__file__).with_name("snapshot_process.py")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def staging(tmp_path):
+    return tmp_path / "staging"
+
+
+@pytest.fixture
+def taker(data_dir, staging):
+    return DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock())
+
+
+def restricted(*arguments):
+    """Take a snapshot in a process that may do less; return what it says."""
+    answer = subprocess.run(
+        [sys.executable, str(PROCESS), *map(str, arguments)], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def empty(path):
+    path.touch()
+
+
+def garbage(path):
+    path.write_bytes(os.urandom(100_000))
+
+
+def cut_header(path):
+    path.write_bytes(b"\0" * 8 + b"DUCK" + b"\0" * 100)
+
+
+def directory(path):
+    path.mkdir()
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def dangling(path):
+    path.symlink_to("nothing.duckdb")
+
+
+def loop(path):
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (empty, "no whole DuckDB database: it has 0 bytes"),
+        (garbage, "no whole DuckDB database: it does not begin as a DuckDB file does"),
+        (cut_header, "no whole DuckDB database: it has 112 bytes"),
+        (directory, "is a directory, not a database"),
+        (fifo, "is not a regular file"),
+        (dangling, "is a symlink out of the data directory, or to nothing"),
+        (loop, "is a symlink out of the data directory, or to nothing"),
+        (lambda path: None, "there is no reflection"),
+    ],
+)
+async def test_what_is_no_database_is_a_clear_error_for_good_and_leaves_nothing(make, words, data_dir, staging, taker):
+    data_dir.mkdir()
+    make(data_dir / "reflection.duckdb")
+    async with asyncio.timeout(30):
+        survey = await taker.survey()
+        with pytest.raises(SnapshotError, match=words) as caught:
+            await taker.take("reflection")
+    assert "reflection.duckdb" in caught.value.message
+    assert (caught.value.transient, bool(caught.value.hint)) == (False, True)
+    assert not staging.exists() or list(staging.iterdir()) == []
+    assert bool(survey) == os.path.lexists(data_dir / "reflection.duckdb")
+
+
+@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only")
+@pytest.mark.parametrize("name", ["reflection.duckdb", "reflection.duckdb.wal"])
+def test_no_permission_is_an_error_for_good_that_names_the_file_and_the_command(name, data_dir, staging):
+    create(data_dir, commits=1)
+    (data_dir / name).touch()
+    (data_dir / name).chmod(0)
+    told = restricted(data_dir, staging, "unprivileged")
+    assert (told["error"], told["transient"]) == ("SnapshotError", False)
+    assert told["message"] == f"no permission to read {name}"
+    assert told["hint"] == f"chmod u+r {data_dir / name}"
+
+
+@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only")
+def test_a_closed_data_directory_is_an_error_that_names_the_setting(data_dir, staging):
+    create(data_dir, commits=1)
+    data_dir.chmod(0)
+    told = restricted(data_dir, staging, "unprivileged")
+    data_dir.chmod(0o700)
+    assert (told["error"], told["transient"]) == ("SnapshotError", False)
+    assert "akosha_agent_data_dir" in told["hint"]
+
+
+async def test_a_staging_place_that_cannot_be_is_an_error_that_names_the_setting(data_dir, tmp_path):
+    create(data_dir, commits=1)
+    (tmp_path / "file").touch()
+    taker = DuckdbSnapshotTaker(data_dir, tmp_path / "file" / "staging", clock=SystemClock())
+    with pytest.raises(SnapshotError, match="cannot make the staging directory") as caught:
+        await taker.take("reflection")
+    assert "akosha_agent_state_dir" in caught.value.hint
+    with pytest.raises(SnapshotError, match="cannot look into the staging directory"):
+        await taker.sweep()
+
+
+async def test_a_copy_that_would_not_fit_is_not_begun(data_dir, staging, taker):
+    """A database of more bytes than the disk has free: they are holes, the disk need not be filled for it."""
+    create(data_dir, commits=1)
+    size = shutil.disk_usage(data_dir).free + 2**30
+    os.truncate(data_dir / "reflection.duckdb", size)
+    with pytest.raises(StagingFull) as caught:
+        await taker.take("reflection")
+    assert caught.value.transient
+    assert f"{size + 16 * 2**20:,} bytes needed" in caught.value.message
+    assert str(staging) in caught.value.message
+    assert "akosha_agent_state_dir" in caught.value.hint
+    assert list(staging.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_on_the_way_is_the_same_error_and_the_copy_is_removed(data_dir, staging):
+    """The kernel refuses to write more, as it does where a disk or a quota is used up."""
+    create(data_dir, commits=1)
+    told = restricted(data_dir, staging, "file-limit", 300_000)
+    size = (data_dir / "reflection.duckdb").stat().st_size
+    assert (told["error"], told["transient"]) == ("StagingFull", True)
+    assert f"{size:,} bytes needed" in told["message"]
+    assert list(staging.iterdir()) == []
+
+
+def strike(number, times):
+    """Send a signal to the first children that check a copy, as soon as each is there."""
+    struck = set()
+    while len(struck) < times:
+        for child in psutil.Process().children():
+            try:
+                if child.pid not in struck and CHILD in child.cmdline():
+                    child.send_signal(number)
+                    struck.add(child.pid)
+            except psutil.Error:
+                continue
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "reason"),
+    [
+        (signal.SIGKILL, 1, "the check was killed (SIGKILL)"),
+        (signal.SIGSEGV, 2, "the engine crashed on it (SIGSEGV)"),
+    ],
+)
+async def test_an_engine_that_dies_costs_nothing_but_the_mark(number, times, reason, data_dir, staging, taker):
+    create(data_dir, commits=3)
+    striking = asyncio.create_task(asyncio.to_thread(strike, number, times))
+    snapshot = await taker.take("reflection")
+    await striking
+    assert (snapshot.verified, snapshot.unverified_reason, snapshot.rows) == (False, reason, {})
+    assert (snapshot.folder / "reflection.duckdb").read_bytes() == (data_dir / "reflection.duckdb").read_bytes()
+    assert list(staging.iterdir()) == [snapshot.folder]
+
+
+async def test_a_crash_that_another_copy_does_not_repeat_is_forgotten(data_dir, taker):
+    create(data_dir, commits=3)
+    striking = asyncio.create_task(asyncio.to_thread(strike, signal.SIGSEGV, 1))
+    snapshot = await taker.take("reflection")
+    await striking
+    assert (snapshot.verified, snapshot.rows["conversations_v2"]) == (True, 3)
+
+
+async def test_a_check_that_takes_too_long_is_ended_and_costs_nothing_but_the_mark(data_dir, staging):
+    create(data_dir, commits=3)
+    taker = DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock(), verify_timeout_seconds=0.01)
+    snapshot = await taker.take("reflection")
+    assert (snapshot.verified, snapshot.unverified_reason) == (False, "the check was not done after 0.01 s")
+    assert not [child for child in psutil.Process().children() if CHILD in child.cmdline()]
+
+
+async def test_a_table_larger_than_the_engines_memory_is_read_through(data_dir, taker):
+    """Rows are read in passing; neither the memory limit nor the backstop behind it stands in the way."""
+    import duckdb
+
+    data_dir.mkdir()
+    with duckdb.connect(str(data_dir / "reflection.duckdb")) as base:
+        base.execute("CREATE TABLE wide AS SELECT [random()::FLOAT for x in range(384)] AS v FROM range(95_000)")
+    snapshot = await taker.take("reflection")
+    assert (snapshot.files[0].size > 140 * 10**6, dict(snapshot.rows)) == (True, {"wide": 95_000})
+
+
+def test_the_headers_layout_is_that_of_the_engine_in_use(data_dir):
+    """The iteration that the header names grows with each checkpoint that the engine makes."""
+    import duckdb
+
+    from agent.adapters.duckdb_snapshot.header import HEADER_BYTES, Header
+
+    data_dir.mkdir()
+    seen = []
+    with duckdb.connect(str(data_dir / "x.duckdb")) as base:
+        base.execute("CREATE TABLE t(i INTEGER)")
+        for _ in range(4):
+            base.execute("INSERT INTO t VALUES (1)")
+            base.execute("CHECKPOINT")
+            seen.append(Header.parse((data_dir / "x.duckdb").read_bytes()[:HEADER_BYTES]).iteration)
+    assert seen == list(range(seen[0], seen[0] + 4))
+    assert struct.unpack_from("<Q", (data_dir / "x.duckdb").read_bytes(), 12)[0] >= 64

@@ -1,0 +1,194 @@
+"""Snapshots of databases that another process is writing all the time."""
+
+import asyncio
+import os
+import threading
+
+import pytest
+from structlog.testing import capture_logs
+
+from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker, filecopy
+from agent.adapters.duckdb_snapshot.bracket import LEAST_ATTEMPTS
+from agent.adapters.system_clock import SystemClock
+from agent.domain.errors import SnapshotError
+from tests.fakes.session_buddy import Checker, Writer, check, create
+
+SNAPSHOTS = 200
+BUSY = ("--slow-checkpoints", "20", "--checkpoint-every", "8", "--graph-every", "20")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def staging(tmp_path):
+    return tmp_path / "staging"
+
+
+def taker_of(data_dir, staging, *, verify=False, **options):
+    return DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock(), verify=verify, **options)
+
+
+async def test_two_hundred_snapshots_none_torn_none_old_and_the_writer_never_fails(data_dir, staging):
+    """Commits go on during checkpoints (into another sidecar); each copy holds what was committed before it began."""
+    fast, thorough = taker_of(data_dir, staging), taker_of(data_dir, staging, verify=True)
+    sidecars: set[tuple[str, ...]] = set()
+    with Writer(data_dir, *BUSY) as writer, Checker() as checker:
+        await asyncio.to_thread(writer.wait, lambda: writer.commits > 20 and writer.entities > 1)
+        for number in range(SNAPSHOTS):
+            for database in ("reflection", "knowledge_graph")[: 1 + (number % 5 == 0)]:
+                before = writer.commits if database == "reflection" else writer.entities
+                snapshot = await (thorough if number % 25 == 0 else fast).take(database)
+                found = await asyncio.to_thread(checker.check, snapshot.folder / f"{database}.duckdb")
+                assert found.problems == ()
+                assert found.last >= before
+                assert snapshot.verified == (number % 25 == 0)
+                sidecars.add(tuple(file.name for file in snapshot.files[1:]))
+                await fast.discard(snapshot)
+        await asyncio.to_thread(writer.wait, lambda: writer.checkpoints > 20)
+        assert ("reflection.duckdb.wal", "reflection.duckdb.wal.checkpoint") in sidecars
+        assert await asyncio.to_thread(writer.close) == 0
+        assert writer.events[-1]["event"] == "closed"
+
+
+def test_a_copy_without_a_bracket_is_seen_to_be_wrong(data_dir, tmp_path):
+    """The proof above can fail: main file and sidecar of two states are told apart."""
+    naive = tmp_path / "naive"
+    naive.mkdir()
+    with Writer(data_dir, "--paused") as writer:
+        for command in ("commit 10", "checkpoint", "commit 10"):
+            writer.ask(command)
+        (naive / "reflection.duckdb").write_bytes((data_dir / "reflection.duckdb").read_bytes())
+        for command in ("checkpoint", "commit 10"):
+            writer.ask(command)
+        (naive / "reflection.duckdb.wal").write_bytes((data_dir / "reflection.duckdb.wal").read_bytes())
+    with Checker() as checker:
+        assert checker.check(naive / "reflection.duckdb").problems
+
+
+def after_copying(monkeypatch, name, act, *, times=1):
+    """Do something real each time a file of that name has been copied."""
+    copy, left = filecopy.FileCopy.run, [times]
+
+    def run(self, hashing):
+        copy(self, hashing)
+        if self.found.name == name and left[0]:
+            left[0] -= 1
+            act()
+
+    monkeypatch.setattr(filecopy.FileCopy, "run", run)
+
+
+@pytest.mark.parametrize("name", ["reflection.duckdb", "reflection.duckdb.wal"])
+async def test_a_checkpoint_while_a_file_is_copied_is_noticed_and_copied_anew(name, data_dir, staging, monkeypatch):
+    with Writer(data_dir, "--paused") as writer:
+        for command in ("commit 10", "checkpoint", "commit 10"):
+            writer.ask(command)
+
+        def overtake():
+            for command in ("commit 3", "checkpoint", "commit 4"):
+                writer.ask(command)
+
+        after_copying(monkeypatch, name, overtake)
+        with capture_logs() as logs:
+            snapshot = await taker_of(data_dir, staging).take("reflection")
+    assert [entry["attempts"] for entry in logs if entry["event"] == "snapshot_taken"] == [2]
+    found = check(snapshot.folder / "reflection.duckdb")
+    assert (found.last, found.problems) == (26, ())
+    assert sum(file.size for file in snapshot.files) == sum(f.stat().st_size for f in snapshot.folder.iterdir())
+
+
+async def test_a_sidecar_that_appears_while_the_main_file_is_copied_is_in_the_copy(data_dir, staging, monkeypatch):
+    create(data_dir, commits=5)
+    with Writer(data_dir, "--paused") as writer:
+        assert not (data_dir / "reflection.duckdb.wal").exists()
+        after_copying(monkeypatch, "reflection.duckdb", lambda: writer.ask("commit 1"))
+        snapshot = await taker_of(data_dir, staging).take("reflection")
+    assert [file.name for file in snapshot.files] == ["reflection.duckdb", "reflection.duckdb.wal"]
+    assert check(snapshot.folder / "reflection.duckdb").last == 5
+
+
+async def test_commits_after_the_copy_of_the_sidecar_cost_no_second_copy(data_dir, staging, monkeypatch):
+    with Writer(data_dir, "--paused") as writer:
+        writer.ask("commit 5")
+        after_copying(monkeypatch, "reflection.duckdb.wal", lambda: writer.ask("commit 2"))
+        with capture_logs() as logs:
+            snapshot = await taker_of(data_dir, staging).take("reflection")
+        assert [entry["attempts"] for entry in logs if entry["event"] == "snapshot_taken"] == [1]
+        assert check(snapshot.folder / "reflection.duckdb").last == 4
+        assert (await taker_of(data_dir, staging).survey())["reflection"] != snapshot.fingerprint
+
+
+async def test_a_database_replaced_while_it_is_copied_is_copied_anew(data_dir, staging, tmp_path, monkeypatch):
+    create(data_dir, commits=5)
+    create(tmp_path / "other", commits=9)
+    other = tmp_path / "other" / "reflection.duckdb"
+    after_copying(monkeypatch, "reflection.duckdb", lambda: other.replace(data_dir / "reflection.duckdb"))
+    snapshot = await taker_of(data_dir, staging).take("reflection")
+    assert check(snapshot.folder / "reflection.duckdb").last == 8
+
+
+async def test_a_database_that_vanishes_while_it_is_copied_is_an_error_that_waits_for_a_change(
+    data_dir, staging, monkeypatch
+):
+    create(data_dir, commits=5)
+    after_copying(monkeypatch, "reflection.duckdb", (data_dir / "reflection.duckdb").unlink)
+    with pytest.raises(SnapshotError, match=r"there is no reflection\.duckdb") as caught:
+        await taker_of(data_dir, staging).take("reflection")
+    assert not caught.value.transient
+
+
+async def test_a_writer_that_is_always_quicker_is_a_transient_error_after_the_time_given(
+    data_dir, staging, monkeypatch
+):
+    with Writer(data_dir, "--paused") as writer:
+
+        def overtake():
+            writer.ask("commit 1")
+            writer.ask("checkpoint")
+
+        after_copying(monkeypatch, "reflection.duckdb", overtake, times=-1)
+        with pytest.raises(SnapshotError, match=rf"too busy: each of {LEAST_ATTEMPTS} copies in 0 s") as caught:
+            await taker_of(data_dir, staging, bracket_seconds=0).take("reflection")
+    assert caught.value.transient
+    assert list(staging.iterdir()) == []
+
+
+async def test_a_database_in_the_making_is_waited_for(data_dir, staging, tmp_path, monkeypatch):
+    """A file that is empty when it is first seen, and a database a moment later."""
+    create(tmp_path / "made", commits=4)
+    data_dir.mkdir()
+    main = data_dir / "reflection.duckdb"
+    main.touch()
+    waits = threading.Event.wait
+
+    def wait(self, timeout=None):
+        main.write_bytes((tmp_path / "made" / "reflection.duckdb").read_bytes())
+        return waits(self, timeout)
+
+    monkeypatch.setattr(threading.Event, "wait", wait)
+    snapshot = await taker_of(data_dir, staging).take("reflection")
+    monkeypatch.undo()
+    assert check(snapshot.folder / "reflection.duckdb").last == 3
+
+
+async def test_cancelled_while_copying_it_stops_and_leaves_nothing(data_dir, staging, monkeypatch):
+    data_dir.mkdir()
+    create(data_dir, commits=5)
+    os.truncate(data_dir / "reflection.duckdb", 2**30)
+    taking = asyncio.create_task(taker_of(data_dir, staging).take("reflection"))
+    write, loop, writing = filecopy.FileCopy._write, asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(self, chunk):
+        loop.call_soon_threadsafe(writing.set)
+        write(self, chunk)
+
+    monkeypatch.setattr(filecopy.FileCopy, "_write", tell)
+    async with asyncio.timeout(60):
+        await writing.wait()
+        taking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await taking
+    assert list(staging.iterdir()) == []

@@ -1,0 +1,48 @@
+"""What the 12,288 header bytes of a DuckDB file say."""
+
+import struct
+
+import pytest
+
+from agent.adapters.duckdb_snapshot.header import HEADER_BYTES, Header
+from agent.domain.errors import WireError
+
+
+def header(first=(1, 262_144), second=(0, 262_144), *, version=64, magic=b"DUCK"):
+    """Header bytes with two database headers of (iteration, block size)."""
+    data = bytearray(HEADER_BYTES)
+    struct.pack_into("<Q4sQ", data, 0, 0xFEED, magic, version)
+    for at, (iteration, block_bytes) in ((4096, first), (8192, second)):
+        struct.pack_into("<7Q", data, at, 0xC0FFEE, iteration, 7, 8, 19, block_bytes, 2048)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("first", "second", "active"), [(4, 5, 5), (6, 5, 6), (0, 0, 0)])
+def test_the_database_header_with_the_higher_iteration_is_the_active_one(first, second, active):
+    parsed = Header.parse(header((first, 262_144), (second, 262_144)))
+    assert (parsed.iteration, parsed.version) == (active, 64)
+
+
+@pytest.mark.parametrize("block_bytes", [16_384, 262_144])
+def test_block_sizes_that_duckdb_offers_are_known(block_bytes):
+    assert Header.parse(header((3, block_bytes), (2, block_bytes))).iteration == 3
+
+
+@pytest.mark.parametrize("block_bytes", [0, 1, 262_143, 2**63, 0xDEADBEEF])
+def test_an_unknown_layout_gives_no_iteration_but_is_no_error(block_bytes):
+    """An encrypted file's database headers are noise; it can be copied all the same."""
+    assert Header.parse(header((3, block_bytes), (2, 262_144), version=999)) == Header(version=999, iteration=None)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "has 0 bytes"),
+        (header()[:-1], "has 12,287 bytes"),
+        (header(magic=b"KCUD"), "does not begin as a DuckDB file does"),
+        (b"SQLite format 3\0" * 1000, "does not begin as a DuckDB file does"),
+    ],
+)
+def test_bytes_that_are_no_duckdb_header_are_refused_with_the_reason(data, words):
+    with pytest.raises(WireError, match=words):
+        Header.parse(data)
