@@ -1,0 +1,63 @@
+"""What a file system says, in the project's words: the only place where an OSError becomes a StoreError."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agent.domain.errors import NoSuchObject, NotPermitted, StoreError
+
+_TRANSIENT = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EAGAIN,
+        errno.EINTR,
+        errno.EBUSY,
+        errno.EMFILE,
+        errno.ENFILE,
+    }
+)
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NO_OBJECT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
+
+
+@contextmanager
+def translated(action: str, root: Path, key: str = "", *, reading: bool = False) -> Iterator[None]:
+    """Raise the StoreError for an OSError in here. `reading`: what is not there is NoSuchObject."""
+    try:
+        yield
+    except OSError as error:
+        raise translate(error, action, root, key, reading=reading) from error
+
+
+def translate(error: OSError, action: str, root: Path, key: str, *, reading: bool = False) -> StoreError:
+    """Return the StoreError that says what failed, where, and how to mend it."""
+    what = f"cannot {action} {key!r} in {root}" if key else f"cannot {action} {root}"
+    reason = os.strerror(error.errno) if error.errno else type(error).__name__
+    text = f"{what}: {reason}"
+    number = error.errno
+    if reading and number in _NO_OBJECT:
+        return NoSuchObject(f"there is no {key!r} in {root}")
+    if number in _FULL:
+        return StoreError(text, hint=f"make room on the disk of {root}, or remove old uploads from it")
+    if number == errno.EROFS:
+        return NotPermitted(text, hint=f"remount the file system of {root} for writing")
+    if number in _REFUSED:
+        return NotPermitted(text, hint=f"let this user write there: chmod or chown {root} and what is in it")
+    if number == errno.ENOENT:
+        return StoreError(text, hint=f"is the disk or share of {root} mounted?", transient=root.is_dir())
+    if number == errno.EFBIG:
+        return StoreError(text, hint="that file system takes no files this large (FAT: 4 GiB): use another")
+    if number == errno.ENAMETOOLONG:
+        return StoreError(text, hint="the file system takes no names this long: choose another akosha_cloud_endpoint")
+    if number in _NO_OBJECT:
+        return StoreError(text, hint="a file stands where a directory is needed, or the other way round")
+    return StoreError(text, hint=f"look at the disk or share of {root}", transient=number in _TRANSIENT)

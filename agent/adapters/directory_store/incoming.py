@@ -1,0 +1,238 @@
+"""A put in progress: a locked file in the hidden folder that becomes the object in one rename, or nothing at all."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from agent.adapters.directory_store.layout import HIDDEN, encode_record, incoming_folder, object_path, record_path
+from agent.domain.errors import StoreError
+
+FLUSH_BYTES = 32 * 2**20
+"""What is written goes to the disk in steps of this, so that the last fsync does not have to wait for all of it."""
+
+ABANDONED_SECONDS = 900
+"""Where the file system has no locks, a put that was not written to for so long is a dead process's."""
+
+_NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS})
+_RACES = 5
+
+
+class Incoming:
+    """All methods block: they run off the event loop. Raises OSError; `discard` may be called at any time."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        self._root = root
+        self._key = key
+        self._target = object_path(root, key)
+        self._guard = threading.Lock()
+        self._unflushed = 0
+        self.size = 0
+        if not root.is_dir():
+            # The root itself is made, what it stands in is not: a mount point that is missing is no place for backups.
+            root.mkdir(mode=0o700, exist_ok=True)
+        self._path, self._file = _create(incoming_folder(root, key), self._target.name)
+        self._discarded = False
+
+    def write(self, pieces: list[bytes]) -> None:
+        with self._guard:
+            for piece in pieces:
+                self._file.write(piece)
+                self.size += len(piece)
+                self._unflushed += len(piece)
+            if self._unflushed >= FLUSH_BYTES:
+                self._sync()
+
+    def copy_from(self, source: Path) -> None:
+        """Append the source's bytes; shared with it where the file system can (reflink)."""
+        with self._guard, source.open("rb") as origin:
+            self.size = _copy_range(origin, self._file)
+
+    def commit(self, metadata: Mapping[str, str]) -> None:
+        """Make it the object, durably. Raises StoreError where what lies there is not what was written."""
+        with self._guard:
+            if self._discarded:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
+            self._sync()
+            written = os.fstat(self._file.fileno()).st_size
+            if written != self.size:
+                raise StoreError(
+                    f"{self._key!r} came out damaged in {self._root}: {written} bytes of {self.size}",
+                    hint="check that disk or share",
+                    transient=True,
+                )
+            record = encode_record(self.size, metadata)
+            place = record_path(self._root, self._key)
+            if _is_file(self._target) and _bytes_of(place) not in (None, record):
+                place.unlink(missing_ok=True)
+                sync_folder(place.parent)
+            self._write_record(place, record)
+            _move(self._root, self._path, self._target)
+            self._close()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        with self._guard:
+            self._discarded = True
+            self._close()
+
+    def _write_record(self, place: Path, record: bytes) -> None:
+        if _bytes_of(place) == record:
+            return
+        temporary, file = _create(incoming_folder(self._root, self._key), place.name)
+        try:
+            with file:
+                file.write(record)
+                file.flush()
+                os.fsync(file.fileno())
+                _move(self._root, temporary, place)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._unflushed = 0
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+        prune(self._path.parent, self._root / HIDDEN)
+
+
+def sweep(root: Path, prefix: str) -> int:
+    """Remove the incoming files of keys under `prefix` that no living process writes; return how many.
+
+    A put holds a lock on its file, which ends with its process, on this machine or (NFS) another.
+    """
+    top = root / HIDDEN / "incoming"
+    removed = 0
+    for folder, _, names in os.walk(top):
+        key = Path(folder).relative_to(top).as_posix()
+        if key.startswith(prefix):
+            removed += sum(_remove_if_dead(Path(folder) / name) for name in names)
+            prune(Path(folder), root / HIDDEN)
+    return removed
+
+
+def prune(folder: Path, stop: Path) -> None:
+    """Remove `folder` and those above it, up to and without `stop`, as far as they are empty."""
+    while folder != stop and stop in folder.parents:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the file system knows how."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+def _create(folder: Path, name: str) -> tuple[Path, BinaryIO]:
+    path = folder / f"{secrets.token_hex(8)}-{os.getpid()}"
+    for _ in _races():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another put has just pruned the folder
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
+            with contextlib.suppress(OSError):  # no locks on this file system: its age tells
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return path, file
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+def _races() -> Iterator[int]:
+    return iter(range(_RACES))
+
+
+def _remove_if_dead(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            except OSError:
+                if not _older_than_now(path, ABANDONED_SECONDS):
+                    return False
+            path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _older_than_now(path: Path, seconds: float) -> bool:
+    """Compare with a file made now, beside it: the file system's own clock, which may be another machine's."""
+    probe = path.with_name(f"{path.name}.now")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime > seconds
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _make_folders(root: Path, folder: Path) -> None:
+    missing = []
+    while folder != root and not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(new.parent)
+
+
+def _move(root: Path, source: Path, target: Path) -> None:
+    for attempt in _races():
+        _make_folders(root, target.parent)
+        try:
+            source.replace(target)
+            sync_folder(target.parent)
+        except FileNotFoundError:  # a deletion has just pruned the folder; or the source is gone
+            if attempt == _RACES - 1 or not source.exists():
+                raise
+        else:
+            return
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _copy_range(origin: BinaryIO, target: BinaryIO) -> int:
+    copied = 0
+    step = 2**23
+    if hasattr(os, "copy_file_range"):
+        try:
+            while count := os.copy_file_range(origin.fileno(), target.fileno(), step):
+                copied += count
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+                raise
+    origin.seek(copied)
+    target.seek(copied)
+    while piece := origin.read(2**20):
+        target.write(piece)
+        copied += len(piece)
+    return copied

@@ -1,0 +1,181 @@
+"""`ObjectStore` on a directory: whole files under their keys, each there at once or not at all.
+
+What is checked is what a file system can answer: sizes, and that data, names and folders are on the disk (fsync) when
+a put returns. Every system call runs off the event loop.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from agent.adapters.directory_store import incoming, layout
+from agent.adapters.directory_store.errors import translate, translated
+from agent.adapters.directory_store.incoming import Incoming
+from agent.adapters.directory_store.threads import off_loop
+from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
+from agent.ports import Progress, StoredObject
+
+T = TypeVar("T")
+
+WRITE_BYTES = 2**20
+LIST_BATCH = 500
+AVAILABLE_SECONDS = 0.9
+CLEANUP_SECONDS = 5.0
+
+log = structlog.get_logger()
+
+
+class DirectoryStore:
+    """Objects below `root`, an absolute path; the root is made at the first put if what it stands in is there."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._probe: asyncio.Task[bool] | None = None
+
+    @property
+    def location(self) -> str:
+        return self._root.as_uri()
+
+    async def is_available(self) -> bool:
+        # A mount that hangs holds one thread for ever, not one more at each call.
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(off_loop(self._usable), name="directory-store-probe")
+        done, _ = await asyncio.wait({self._probe}, timeout=AVAILABLE_SECONDS)
+        return bool(done) and self._probe.result()
+
+    async def put(
+        self,
+        key: str,
+        body: AsyncIterable[bytes],
+        *,
+        metadata: Mapping[str, str],
+        part_bytes: int,
+        progress: Progress,
+    ) -> StoredObject:
+        layout.check_key(key)
+        batch_bytes = min(part_bytes, WRITE_BYTES)
+        file = await self._incoming(key)
+        try:
+            batch: list[bytes] = []
+            size = 0
+            async for piece in body:
+                batch.append(piece)
+                size += len(piece)
+                if size >= batch_bytes:
+                    await self._run("write", key, _call(file.write, batch))
+                    progress(size)
+                    batch, size = [], 0
+            await self._run("write", key, _call(file.write, batch))
+            progress(size)
+            await self._run("write", key, _call(file.commit, metadata))
+        except BaseException:
+            await _finish(file.discard)
+            raise
+        return StoredObject(key, file.size, dict(metadata))
+
+    async def copy(self, source: str, key: str, *, expected: StoredObject) -> StoredObject:
+        layout.check_key(key)
+        found = await self.head(source)
+        if found.size != expected.size or dict(found.metadata) != dict(expected.metadata):
+            raise CopyUnsupported(f"{source!r} in {self._root} is not what the last upload put there")
+        file = await self._incoming(key)
+        try:
+            await self._run("copy", source, lambda: file.copy_from(layout.object_path(self._root, source)))
+            if file.size != expected.size:
+                raise CopyUnsupported(f"{source!r} in {self._root} changed while it was copied")
+            await self._run("copy", key, _call(file.commit, expected.metadata))
+        except BaseException:
+            await _finish(file.discard)
+            raise
+        return StoredObject(key, file.size, dict(expected.metadata))
+
+    async def head(self, key: str) -> StoredObject:
+        def work() -> StoredObject:
+            path = layout.object_path(self._root, key)
+            if path.is_dir():
+                raise NoSuchObject(f"there is no {key!r} in {self._root}")
+            size = path.stat().st_size
+            return StoredObject(key, size, layout.read_record(layout.record_path(self._root, key), size))
+
+        return await self._run("read", key, work, reading=True)
+
+    async def get(self, key: str) -> AsyncIterator[bytes]:
+        file = await self._run("read", key, lambda: layout.object_path(self._root, key).open("rb"), reading=True)
+        try:
+            while piece := await self._run("read", key, lambda: file.read(WRITE_BYTES)):
+                yield piece
+        finally:
+            await _finish(file.close)
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
+        entries = layout.walk(self._root, prefix, start_after)
+        while batch := await self._run("list", "", lambda: [*itertools.islice(entries, LIST_BATCH)]):
+            for key, size in batch:
+                yield StoredObject(key, size)
+
+    async def delete(self, keys: Collection[str]) -> None:
+        for key in keys:
+            await self._run("delete", key, _call(self._delete, key))
+
+    async def sweep(self, prefix: str) -> int:
+        return await self._run("sweep", "", lambda: incoming.sweep(self._root, prefix))
+
+    async def aclose(self) -> None:
+        """Nothing is held between calls but a probe of a mount that hangs."""
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.wait({self._probe})
+            self._probe = None
+
+    async def _incoming(self, key: str) -> Incoming:
+        making = asyncio.create_task(
+            self._run("write", key, lambda: Incoming(self._root, key)), name="directory-store-open"
+        )
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            with contextlib.suppress(StoreError, TimeoutError):
+                file = await asyncio.wait_for(making, CLEANUP_SECONDS)
+                await _finish(file.discard)
+            raise
+
+    async def _run(self, action: str, key: str, work: Callable[[], T], *, reading: bool = False) -> T:
+        def guarded() -> T:
+            with translated(action, self._root, key, reading=reading):
+                return work()
+
+        return await off_loop(guarded)
+
+    def _delete(self, key: str) -> None:
+        path, record = layout.object_path(self._root, key), layout.record_path(self._root, key)
+        if path.is_file():
+            path.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
+        incoming.prune(path.parent, self._root)
+        incoming.prune(record.parent, self._root / layout.HIDDEN)
+
+    def _usable(self) -> bool:
+        """Say whether a put could begin: the root, or what it is to be made in, is there and may be written."""
+        try:
+            place = self._root if self._root.exists() else self._root.parent
+            return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+        except OSError as error:
+            log.debug("store_unavailable", reason=str(translate(error, "use", self._root, "")))
+            return False
+
+
+def _call(function: Callable[..., T], *arguments: object) -> Callable[[], T]:
+    return lambda: function(*arguments)
+
+
+async def _finish(work: Callable[[], None]) -> None:
+    """See a clean-up through, whoever cancels, but no longer than a mount that hangs deserves."""
+    task = asyncio.create_task(off_loop(work), name="directory-store-cleanup")
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(task), CLEANUP_SECONDS)

@@ -1,0 +1,166 @@
+"""A staged file as it is stored: gzip in independent members, or as it is.
+
+A member holds 8 MiB of raw bytes and depends on no other, so members are made on several threads at once; whatever
+reads gzip reads them in a row as one file. What comes out depends on the input alone (no name, no time in the
+headers): a part that is sent again is the same part.
+
+Memory is bounded by what is in flight: as many compressed members as there are threads, one of which is being handed
+out and let go piece by piece. Raw bytes are only ever held one piece at a time.
+"""
+
+import asyncio
+import os
+import threading
+import zlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from agent.domain.errors import StateError
+from agent.domain.manifest import Compression
+
+PIECE_BYTES = 512 * 1024
+"""How much is read, and at most handed out, at once."""
+
+_GZIP = 16 + zlib.MAX_WBITS
+_ZLIB_LEVEL = 6
+
+
+class _Deflater(Protocol):
+    def compress(self, data: memoryview, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+def _zlib_deflater(_level: int) -> _Deflater:
+    return zlib.compressobj(_ZLIB_LEVEL, zlib.DEFLATED, _GZIP)
+
+
+def _fastest_deflater() -> Callable[[int], _Deflater]:
+    try:
+        from isal import isal_zlib  # noqa: PLC0415 - not every platform has a wheel
+    except ImportError:
+        return _zlib_deflater
+
+    def isal_deflater(level: int) -> _Deflater:
+        deflater: _Deflater = isal_zlib.compressobj(level, isal_zlib.DEFLATED, _GZIP)
+        return deflater
+
+    return isal_deflater
+
+
+class Uncompressed:
+    """A `Compressor` that leaves the bytes as they are."""
+
+    @property
+    def compression(self) -> Compression:
+        return "none"
+
+    async def stream(self, path: Path) -> AsyncIterator[bytes]:
+        """Yield the file's bytes. Raises StateError where the staged file cannot be read."""
+        size = await asyncio.to_thread(_size, path)
+        offset = 0
+        while offset < size:
+            piece = await asyncio.to_thread(_read, path, offset, min(2 * PIECE_BYTES, size - offset))
+            offset += len(piece)
+            yield piece
+
+
+class GzipMembers:
+    """A `Compressor` that makes gzip members of `member_bytes` raw bytes on `threads` threads.
+
+    `level` is igzip's, 0 to 3; without igzip, zlib's level 6 serves: about the same size, a sixth of the speed.
+    """
+
+    def __init__(self, *, level: int = 2, member_bytes: int = 8 * 2**20, threads: int = 2) -> None:
+        self._level = level
+        self._member_bytes = member_bytes
+        self._threads = threads
+        self._deflater = _fastest_deflater()
+
+    @property
+    def compression(self) -> Compression:
+        return "gzip"
+
+    async def stream(self, path: Path) -> AsyncIterator[bytes]:
+        """Yield the file as gzip members; an empty file is one empty member.
+
+        Raises StateError where the staged file cannot be read, or is cut short while it is. However the iteration
+        ends, the threads have ended with it.
+        """
+        size = await asyncio.to_thread(_size, path)
+        offsets = iter(range(0, max(size, 1), self._member_bytes))
+        stop = threading.Event()
+        executor = ThreadPoolExecutor(self._threads, thread_name_prefix="gzip")
+        loop = asyncio.get_running_loop()
+        ahead: deque[asyncio.Future[deque[bytes]]] = deque()
+
+        def begin_next() -> None:
+            if (offset := next(offsets, None)) is not None:
+                length = min(self._member_bytes, size - offset)
+                ahead.append(loop.run_in_executor(executor, self._member, path, offset, length, stop))
+
+        try:
+            for _ in range(self._threads):
+                begin_next()
+            while ahead:
+                member = await ahead[0]
+                ahead.popleft()
+                while member:
+                    yield member.popleft()
+                begin_next()
+        finally:
+            stop.set()
+            await asyncio.gather(*ahead, return_exceptions=True)
+            executor.shutdown(wait=False)
+
+    def _member(self, path: Path, offset: int, length: int, stop: threading.Event) -> deque[bytes]:
+        """Return one member in pieces; an unfinished one where `stop` is set, for nobody to see."""
+        deflater = self._deflater(self._level)
+        buffer = memoryview(bytearray(min(PIECE_BYTES, max(length, 1))))
+        pieces: deque[bytes] = deque()
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(offset)
+                while length and not stop.is_set():
+                    count = file.readinto(buffer[: min(len(buffer), length)])
+                    if not count:
+                        raise _cut_short(path)
+                    length -= count
+                    if piece := deflater.compress(buffer[:count]):
+                        pieces.append(piece)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        pieces.append(deflater.flush())
+        return pieces
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(path: Path, offset: int, count: int) -> bytes:
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            piece = file.read(count)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not piece:
+        raise _cut_short(path)
+    return piece
+
+
+def _cut_short(path: Path) -> StateError:
+    return StateError(f"the staged copy {path.name} became shorter while it was read", transient=True)
+
+
+def _unreadable(path: Path, error: OSError) -> StateError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return StateError(
+        f"the staged copy {path.name} cannot be read: {reason}", hint=f"look at {path.parent}", transient=True
+    )

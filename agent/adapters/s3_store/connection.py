@@ -1,0 +1,112 @@
+"""The one S3 client of a store: made at the first call, off the event loop, and closed with the store."""
+
+import asyncio
+import contextlib
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from agent.adapters.s3_store.errors import translate
+from agent.adapters.s3_store.place import Place
+
+Answer = dict[str, Any]
+"""What botocore makes of a response. It does not leave this package."""
+
+ATTEMPTS = 3
+"""Of a single request, by botocore's standard mode; attempts as a whole are the caller's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Seconds until a connection stands, and that an answer may take once the request is out; sending has no limit."""
+
+    connect_timeout: float
+    read_timeout: float
+    connections: int
+
+
+class Connection:
+    """Calls S3 operations on one bucket. Every failure is a StoreError."""
+
+    def __init__(self, place: Place, limits: Limits, verify: str | bool | None) -> None:
+        self.place = place
+        self._limits = limits
+        self._verify = verify
+        self._making: asyncio.Task[Any] | None = None
+        self._owner: AbstractAsyncContextManager[Any] | None = None
+
+    async def call(self, operation: str, key: str = "", **parameters: object) -> Answer:
+        """Call an operation of botocore's S3 client on the bucket; `key` is added where there is one."""
+        if key:
+            parameters["Key"] = key
+        try:
+            client = await self._client()
+            answer: Answer = await getattr(client, operation)(Bucket=self.place.bucket, **parameters)
+        except Exception as error:
+            if (translated := translate(error, self.place, operation, key)) is None:
+                raise
+            raise translated from error
+        return answer
+
+    async def aclose(self) -> None:
+        """Close the client's connections. Idempotent."""
+        making, self._making = self._making, None
+        if making is not None:
+            await asyncio.wait({making})
+        owner, self._owner = self._owner, None
+        if owner is not None:
+            await owner.__aexit__(None, None, None)
+
+    async def _client(self) -> Any:
+        if self._making is None or (self._making.done() and self._making.exception() is not None):
+            self._making = asyncio.create_task(asyncio.to_thread(self._make), name="s3-client")
+            self._making.add_done_callback(_retrieve)
+        return await asyncio.shield(self._making)
+
+    def _make(self) -> Any:
+        """Import the library, load its models, look for credentials: up to 2 s, so on a thread with a loop of its own.
+
+        Nothing of a client is bound to a loop before its first request.
+        """
+        return asyncio.run(self._open())
+
+    async def _open(self) -> Any:
+        import aioboto3  # noqa: PLC0415 - 0.5 s and 40 MB, only for those who upload
+        from botocore.config import Config  # noqa: PLC0415
+
+        place, limits = self.place, self._limits
+        config = Config(
+            connect_timeout=limits.connect_timeout,
+            read_timeout=limits.read_timeout,
+            max_pool_connections=limits.connections,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            # R2 and B2 refuse the trailing checksums that are botocore's default; Content-MD5 does their work.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": place.addressing_style, "payload_signing_enabled": False},
+        )
+        session = aioboto3.Session()
+        region = place.signing_region or session.region_name or "us-east-1"
+        owner: AbstractAsyncContextManager[Any] = session.client(
+            "s3", region_name=region, endpoint_url=place.endpoint or None, verify=self._verify, config=config
+        )
+        client = await owner.__aenter__()
+        self._owner = owner
+        return client
+
+
+def _retrieve(task: "asyncio.Task[Any]") -> None:
+    """Look at a failure, so that one whose callers have all been cancelled does not count as overlooked."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def see_through(task: "asyncio.Task[Any]", seconds: float) -> None:
+    """Wait for a clean-up that a cancellation must not stop, but no longer than `seconds`; then it is cancelled."""
+    done = False
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.shield(task)
+            done = True
+    if not done:
+        task.cancel()

@@ -1,0 +1,154 @@
+"""What botocore and aiohttp raise, in the project's words: the only place where their errors become StoreErrors.
+
+Texts are made of codes, keys and places; what a server says in its own words stays in the cause.
+"""
+
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+from agent.adapters.s3_store.place import Place
+from agent.domain.errors import NoSuchObject, NotPermitted, StoreError
+
+PERMISSIONS = {
+    "put_object": "s3:PutObject",
+    "create_multipart_upload": "s3:PutObject",
+    "upload_part": "s3:PutObject",
+    "complete_multipart_upload": "s3:PutObject",
+    "upload_part_copy": "s3:GetObject and s3:PutObject",
+    "copy_object": "s3:GetObject and s3:PutObject",
+    "head_object": "s3:GetObject (and s3:ListBucket, which tells missing from forbidden)",
+    "get_object": "s3:GetObject (and s3:ListBucket, which tells missing from forbidden)",
+    "list_objects_v2": "s3:ListBucket",
+    "delete_object": "s3:DeleteObject",
+    "abort_multipart_upload": "s3:AbortMultipartUpload",
+    "list_multipart_uploads": "s3:ListBucketMultipartUploads",
+}
+
+CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or another part of the AWS credential chain"
+
+_MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
+_DENIED = frozenset({"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "UnauthorizedAccess"})
+_REGION = frozenset(
+    {
+        "PermanentRedirect",
+        "TemporaryRedirect",
+        "301",
+        "307",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraint",
+    }
+)
+_TRANSIENT = frozenset(
+    {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException"}
+    | {"TooManyRequests", "TooManyRequestsException", "RequestLimitExceeded", "BandwidthLimitExceeded"}
+    | {"OperationAborted", "PriorRequestNotComplete", "NoSuchUpload", "InvalidPart"}
+)
+_DAMAGED = frozenset({"BadDigest", "InvalidDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"})
+_CURES = {
+    "NoSuchBucket": "create the bucket, or set akosha_cloud_bucket, akosha_cloud_endpoint and akosha_cloud_region",
+    "InvalidBucketName": "set akosha_cloud_bucket to a bucket's name",
+    "InvalidAccessKeyId": f"the store does not know this key: check {CREDENTIALS}, and akosha_cloud_endpoint",
+    "SignatureDoesNotMatch": f"the secret does not belong to the key: check {CREDENTIALS}",
+    "ExpiredToken": f"the credentials have expired: renew {CREDENTIALS}, with AWS_SESSION_TOKEN",
+    "TokenRefreshRequired": f"the credentials have expired: renew {CREDENTIALS}, with AWS_SESSION_TOKEN",
+    "InvalidToken": f"check AWS_SESSION_TOKEN: it belongs to one pair of {CREDENTIALS}",
+    "RequestTimeTooSkewed": "set this machine's clock: it differs from the store's by more than 15 minutes",
+    "EntityTooSmall": "raise akosha_chunk_size_mb to 5 or more",
+    "EntityTooLarge": "raise akosha_chunk_size_mb",
+    "QuotaExceeded": "make room in the bucket, or raise its quota",
+    "XMinioStorageFull": "make room on the store's disks",
+}
+_TOO_MANY, _SERVER_FAULT = 429, 500
+
+
+def translate(error: BaseException, place: Place, operation: str, key: str) -> StoreError | None:
+    """Return the StoreError for what a call raised; None for what is not the store's or the network's fault."""
+    import aiohttp  # noqa: PLC0415 - loaded by the client long before anything of it can be raised
+    from botocore import exceptions as boto  # noqa: PLC0415
+
+    what = f"{operation} of {key!r} in {place}" if key else f"{operation} in {place}"
+    if isinstance(error, boto.ClientError):
+        return _refusal(error.response, what, place, operation, key)
+    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.NoAuthTokenError):
+        return StoreError(f"{what}: no credentials", hint=f"set {CREDENTIALS}")
+    if isinstance(
+        error,
+        boto.CredentialRetrievalError
+        | boto.TokenRetrievalError
+        | boto.SSOError
+        | boto.ProfileNotFound
+        | boto.ConfigParseError
+        | boto.ConfigNotFound
+        | boto.InvalidConfigError,
+    ):
+        return StoreError(
+            f"{what}: the AWS configuration yields no credentials ({type(error).__name__})",
+            hint=f"check AWS_PROFILE and ~/.aws, or set {CREDENTIALS}",
+        )
+    if isinstance(error, boto.SSLError | ssl.SSLError | aiohttp.ClientSSLError):
+        return _tls_failure(error, what, place)
+    if isinstance(error, boto.ParamValidationError | boto.NoRegionError | boto.InvalidRegionError | ValueError):
+        return StoreError(
+            f"{what}: not a usable address ({type(error).__name__})",
+            hint="check akosha_cloud_bucket, akosha_cloud_endpoint and akosha_cloud_region",
+        )
+    if isinstance(error, boto.BotoCoreError | aiohttp.ClientError | OSError | TimeoutError):
+        return StoreError(f"{what}: {_network_reason(error)}", hint=f"is {place.host} reachable?", transient=True)
+    return None
+
+
+def code_of(error: StoreError) -> str:
+    """Return the store's own code for a refusal (`NoSuchUpload`, `501`); empty where it did not answer."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def status_of(error: StoreError) -> int:
+    """Return the HTTP status of a refusal; 0 where the store did not answer."""
+    response = getattr(error.__cause__, "response", None)
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) if isinstance(response, dict) else 0
+
+
+def _refusal(response: Mapping[str, Any], what: str, place: Place, operation: str, key: str) -> StoreError:
+    code = str(response.get("Error", {}).get("Code", ""))
+    metadata = response.get("ResponseMetadata", {})
+    status = int(metadata.get("HTTPStatusCode", 0))
+    text = f"{what}: {code or 'refused'}" + (f", status {status}" if str(status) != code else "")
+    if code in _MISSING and operation in ("head_object", "get_object", "copy_object", "upload_part_copy"):
+        return NoSuchObject(f"there is no {key!r} in {place}")
+    if code in _CURES:
+        return StoreError(text, hint=_CURES[code])
+    if code in _REGION:
+        wanted = response["Error"].get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region")
+        return StoreError(text, hint=f"set akosha_cloud_region to {wanted or 'the region of the bucket'}")
+    if code in _DENIED:
+        return NotPermitted(text, hint=f"allow {PERMISSIONS[operation]} on bucket {place.bucket}")
+    if code in _DAMAGED:
+        return StoreError(text, hint="it was damaged on its way", transient=True)
+    transient = code in _TRANSIENT or status >= _SERVER_FAULT or status == _TOO_MANY
+    if status == 501:  # noqa: PLR2004 - not implemented: it never will be
+        transient = False
+    return StoreError(text, hint="" if transient else f"the store does not take {operation}", transient=transient)
+
+
+def _tls_failure(error: BaseException, what: str, place: Place) -> StoreError:
+    text = str(error).upper()
+    if "CERTIFICATE" in text:
+        return StoreError(
+            f"{what}: the certificate of {place.host} cannot be trusted",
+            hint="set AWS_CA_BUNDLE to the file of the authority that signed it, or correct akosha_cloud_endpoint",
+        )
+    if "WRONG_VERSION_NUMBER" in text or "RECORD LAYER FAILURE" in text:
+        return StoreError(f"{what}: {place.host} does not speak TLS there", hint="check akosha_cloud_endpoint")
+    return StoreError(f"{what}: the TLS connection broke", hint=f"is {place.host} reachable?", transient=True)
+
+
+def _network_reason(error: BaseException) -> str:
+    """Say what broke in a few words: the system's where there are any, else the kind of the error."""
+    inner: object = error
+    for _ in range(3):
+        if isinstance(inner, OSError) and inner.strerror and inner.errno:
+            return inner.strerror
+        inner = getattr(inner, "kwargs", {}).get("error") or getattr(inner, "os_error", None)
+    return type(error).__name__

@@ -1,0 +1,163 @@
+"""A multipart upload of our own: it becomes the object, or it is aborted, whatever ends it.
+
+The abort is shielded from cancellation and bounded in time. Where the credentials do not allow it, parts stay until a
+lifecycle rule removes them: a notice, not an error.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from agent.adapters.s3_store.checks import check_part, etag_of
+from agent.adapters.s3_store.connection import Answer, Connection, see_through
+from agent.adapters.s3_store.errors import code_of
+from agent.adapters.s3_store.part import Part, PartBody, content_md5
+from agent.domain.errors import NotPermitted, StoreError
+from agent.ports import Progress
+
+ABORT_SECONDS = 10.0
+LIFECYCLE_HINT = "allow s3:AbortMultipartUpload, or add a lifecycle rule that aborts incomplete uploads after a day"
+
+_NONE_TO_LIST = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405", "NoSuchUpload"})
+"""Answers of stores that do not list uploads, or (rclone) have none to list."""
+
+log = structlog.get_logger()
+
+
+class Multipart:
+    """One upload; `async with` aborts it unless `complete` was reached. `live` holds the ids of those at work."""
+
+    def __init__(self, connection: Connection, key: str, metadata: Mapping[str, str], live: set[str]) -> None:
+        self._connection = connection
+        self._key = key
+        self._metadata = dict(metadata)
+        self._live = live
+        self._beginning: asyncio.Task[Answer] | None = None
+        self._done: dict[int, str] = {}
+        self._completed = False
+        self.md5s: dict[int, bytes] = {}
+        self.etags_are_md5 = True
+
+    @property
+    def key(self) -> str:
+        return self._key
+
+    async def __aenter__(self) -> Self:
+        self._beginning = asyncio.create_task(self._begin(), name="s3-multipart-begin")
+        try:
+            await asyncio.shield(self._beginning)
+        except asyncio.CancelledError:
+            # The store may have begun it all the same: see what it answers, and abort that.
+            await see_through(asyncio.create_task(self._abort(), name="s3-multipart-abort"), ABORT_SECONDS)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._completed:
+            await see_through(asyncio.create_task(self._abort(), name="s3-multipart-abort"), ABORT_SECONDS)
+        self._live.discard(self._id)
+
+    async def send(self, number: int, part: Part, progress: Progress) -> None:
+        """Send a part, the first being number 1. Raises StoreError where it does not arrive whole."""
+        md5 = await asyncio.to_thread(part.md5)
+        answer = await self._call(
+            "upload_part",
+            PartNumber=number,
+            Body=PartBody(part.chunks, part.size, progress),
+            ContentLength=part.size,
+            ContentMD5=content_md5(md5),
+        )
+        self.etags_are_md5 &= check_part(answer, md5, self._connection.place, self._key)
+        self.add(number, answer, md5)
+
+    async def copy(self, number: int, source: Mapping[str, str], first: int, last: int, etag: str) -> bool:
+        """Have the store copy a range of bytes as a part. Returns False where it answers, but did not."""
+        answer = await self._call(
+            "upload_part_copy",
+            PartNumber=number,
+            CopySource=dict(source),
+            CopySourceRange=f"bytes={first}-{last}",
+            **({"CopySourceIfMatch": etag} if etag else {}),
+        )
+        result = answer.get("CopyPartResult") or {}
+        self.add(number, result, b"")
+        return bool(etag_of(result))
+
+    def add(self, number: int, answer: Answer, md5: bytes) -> None:
+        self._done[number] = str(answer.get("ETag") or "")
+        self.md5s[number] = md5
+
+    async def complete(self) -> Answer:
+        """Make it the object. Raises StoreError; `NoSuchUpload` may mean that an earlier try of the same was heard."""
+        listed = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self._done.items())]
+        answer = await self._call("complete_multipart_upload", MultipartUpload={"Parts": listed})
+        self._completed = True
+        return answer
+
+    def believe(self) -> None:
+        """Nothing is left to abort: the object is there, though no answer said so."""
+        self._completed = True
+
+    @property
+    def _id(self) -> str:
+        beginning = self._beginning
+        if beginning is None or not beginning.done() or beginning.cancelled() or beginning.exception() is not None:
+            return ""
+        return str(beginning.result()["UploadId"])
+
+    async def _begin(self) -> Answer:
+        answer = await self._connection.call("create_multipart_upload", self._key, Metadata=self._metadata)
+        self._live.add(str(answer["UploadId"]))
+        return answer
+
+    async def _call(self, operation: str, **parameters: Any) -> Answer:
+        return await self._connection.call(operation, self._key, UploadId=self._id, **parameters)
+
+    async def _abort(self) -> None:
+        if self._beginning is not None:
+            await asyncio.wait({self._beginning})
+        upload = self._id
+        if not upload:
+            return
+        try:
+            await abort(self._connection, self._key, upload)
+        except NotPermitted as error:
+            log.info("parts_left_behind", key=self._key, reason=error.message, hint=LIFECYCLE_HINT)
+        except StoreError as error:
+            log.warning("parts_left_behind", key=self._key, reason=str(error), hint=LIFECYCLE_HINT)
+        finally:
+            self._live.discard(upload)
+
+
+async def abort(connection: Connection, key: str, upload: str) -> None:
+    """Abort an upload; one that is gone is no error. Raises NotPermitted, StoreError."""
+    try:
+        await connection.call("abort_multipart_upload", key, UploadId=upload)
+    except StoreError as error:
+        if code_of(error) != "NoSuchUpload":
+            raise
+
+
+async def sweep(connection: Connection, prefix: str, live: set[str]) -> int:
+    """Abort all uploads under `prefix` that are not `live`; return how many. 0 where the store does not tell."""
+    swept = 0
+    more: dict[str, Any] = {}
+    while True:
+        try:
+            answer = await connection.call("list_multipart_uploads", Prefix=prefix, **more)
+        except StoreError as error:
+            if code_of(error) in _NONE_TO_LIST:
+                return swept
+            raise
+        for item in answer.get("Uploads", ()):
+            if item["UploadId"] not in live and item["Key"].startswith(prefix):
+                await abort(connection, item["Key"], item["UploadId"])
+                swept += 1
+        if not answer.get("IsTruncated"):
+            return swept
+        more = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}

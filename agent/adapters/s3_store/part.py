@@ -1,0 +1,115 @@
+"""A part: a bounded stretch of a body in memory, and how it goes out on the wire."""
+
+import base64
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from agent.ports import Progress
+
+WIRE_BYTES = 128 * 1024
+_SMALL = 64 * 1024
+
+Chunk = bytes | bytearray | memoryview
+
+
+@dataclass(slots=True)
+class Part:
+    """The chunks as they came, not joined: no byte is copied, and each is let go with its part."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    size: int = 0
+
+    def append(self, chunk: Chunk) -> None:
+        self.size += len(chunk)
+        last = self.chunks[-1] if self.chunks else None
+        if isinstance(last, bytearray) and len(last) + len(chunk) <= _SMALL:
+            last += chunk
+        elif len(chunk) < _SMALL:
+            self.chunks.append(bytearray(chunk))
+        else:
+            self.chunks.append(chunk)
+
+    def md5(self) -> bytes:
+        """Return the MD5 of the bytes, as ETag and Content-MD5 are made of. Takes a while: off the event loop."""
+        digest = hashlib.md5(usedforsecurity=False)
+        for chunk in self.chunks:
+            digest.update(chunk)
+        return digest.digest()
+
+
+async def parts(body: AsyncIterable[bytes], part_bytes: int) -> AsyncIterator[Part]:
+    """Yield parts of exactly `part_bytes`, and a last one that may be shorter; an empty body is one empty part."""
+    part = Part()
+    yielded = False
+    async for piece in body:
+        rest = memoryview(piece)
+        while len(rest) > part_bytes - part.size:
+            room = part_bytes - part.size
+            part.append(rest[:room])
+            rest = rest[room:]
+            whole, part = part, Part()
+            yield whole
+            yielded = True
+            del whole
+        part.append(rest)
+    if part.size or not yielded:
+        yield part
+
+
+def content_md5(md5: bytes) -> str:
+    """Return an MD5 as the Content-MD5 header has it."""
+    return base64.b64encode(md5).decode()
+
+
+class Meter:
+    """Tells the progress of one part: each byte once, however often it is sent; 0 for those that go out again."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._furthest = 0
+
+    def reached(self, position: int) -> None:
+        self._progress(max(0, position - self._furthest))
+        self._furthest = max(self._furthest, position)
+
+
+class PartBody:
+    """A part as botocore and aiohttp take it.
+
+    aiohttp iterates, and asks for the next slice only when the connection has taken the one before: so progress is
+    told as bytes leave, not as they are handed over. Each request iterates anew. botocore asks for the length, rewinds
+    before a retry, and would read only to sign the payload, which this store does not.
+    """
+
+    def __init__(self, chunks: Sequence[Chunk], size: int, progress: Progress) -> None:
+        self._chunks = chunks
+        self._size = size
+        self._meter = Meter(progress)
+        self._position = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        sent = 0
+        for chunk in self._chunks:
+            view = memoryview(chunk)
+            for start in range(0, len(view), WIRE_BYTES):
+                piece = view[start : start + WIRE_BYTES]
+                yield piece
+                sent += len(piece)
+                self._meter.reached(sent)
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._position
+        end = self._size if size < 0 else min(self._size, start + size)
+        self._position = end
+        return b"".join(self._chunks)[start:end]
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position

@@ -1,0 +1,109 @@
+"""`ObjectStore` on S3 and its relatives. Put, Get and List permissions are enough; what needs more says so."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping
+
+from agent.adapters.s3_store import multipart, reading
+from agent.adapters.s3_store.connection import Connection, Limits
+from agent.adapters.s3_store.copying import SINGLE_COPY_BYTES, Copying
+from agent.adapters.s3_store.place import Place
+from agent.adapters.s3_store.sending import Sending
+from agent.ports import Progress, StoredObject
+
+AVAILABLE_SECONDS = 0.9
+_DELETIONS = 8
+
+
+class S3Store:
+    """A bucket. `endpoint` empty: AWS; `region` `auto`: found out. Credentials: the standard AWS chain.
+
+    `part_concurrency` parts are in memory, and at most so many on their way, at once. `verify` is the file of a CA to
+    trust; None: what AWS_CA_BUNDLE names, else the usual authorities. Sending has no time limit of its own: who waits
+    watches `progress`, and cancels, which takes effect at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        bucket: str,
+        endpoint: str,
+        region: str,
+        part_concurrency: int = 3,
+        connect_timeout: float = 10.0,
+        read_timeout: float = 60.0,
+        verify: str | bool | None = None,
+        single_copy_bytes: int = SINGLE_COPY_BYTES,
+    ) -> None:
+        self._place = Place(bucket, endpoint, region)
+        limits = Limits(
+            connect_timeout=connect_timeout, read_timeout=read_timeout, connections=part_concurrency + _DELETIONS
+        )
+        self._connection = Connection(self._place, limits, verify)
+        self._sending = Sending(self._connection, part_concurrency)
+        self._copying = Copying(self._connection, single_copy_bytes, self._sending.live)
+
+    @property
+    def location(self) -> str:
+        return str(self._place)
+
+    async def is_available(self) -> bool:
+        """Say whether a connection to the endpoint (or its proxy) stands within 1 s; nothing is asked of it."""
+        host, port = self._place.front_door
+        try:
+            async with asyncio.timeout(AVAILABLE_SECONDS):
+                _, writer = await asyncio.open_connection(host, port, happy_eyeballs_delay=0.25)
+        except (OSError, TimeoutError, UnicodeError):
+            return False
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        return True
+
+    async def put(
+        self,
+        key: str,
+        body: AsyncIterable[bytes],
+        *,
+        metadata: Mapping[str, str],
+        part_bytes: int,
+        progress: Progress,
+    ) -> StoredObject:
+        size = await self._sending.put(key, body, metadata, part_bytes, progress)
+        return StoredObject(key, size, dict(metadata))
+
+    async def copy(self, source: str, key: str, *, expected: StoredObject) -> StoredObject:
+        return await self._copying.copy(source, key, expected)
+
+    async def head(self, key: str) -> StoredObject:
+        return reading.described(key, await self._connection.call("head_object", key))
+
+    async def get(self, key: str) -> AsyncIterator[bytes]:
+        async for piece in reading.read(self._connection, key):
+            yield piece
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
+        async for item in reading.listing(self._connection, prefix, start_after):
+            yield item
+
+    async def delete(self, keys: Collection[str]) -> None:
+        # One request for each: DeleteObjects wants a checksum, and stores differ in which.
+        room = asyncio.Semaphore(_DELETIONS)
+
+        async def delete_one(key: str) -> None:
+            async with room:
+                await self._connection.call("delete_object", key)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for key in keys:
+                    group.create_task(delete_one(key), name="s3-delete")
+        except BaseExceptionGroup as failures:
+            reason = failures.exceptions[0]
+            raise reason from reason.__cause__
+
+    async def sweep(self, prefix: str) -> int:
+        return await multipart.sweep(self._connection, prefix, self._sending.live)
+
+    async def aclose(self) -> None:
+        await self._connection.aclose()
