@@ -14,7 +14,7 @@ from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.s3_store import S3Store
 from agent.adapters.spool import SpoolDirectory, is_note
-from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.sqlite_ledger import SqliteLedger, is_made
 from agent.adapters.state_directory import Holder, StateDirectory
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import DirectoryWatcher
@@ -35,6 +35,8 @@ from agent.ports import Clock, Ledger, ObjectStore, SnapshotTaker, SyncMethod
 from agent.settings import Settings
 
 MEBIBYTE = 2**20
+LEDGER_EVENT_BYTES = 16 * MEBIBYTE
+"""What the agent itself wrote, it must be able to read: a result may name hundreds of files."""
 
 _log = structlog.get_logger()
 
@@ -74,13 +76,18 @@ class Home:
         """Take a note back; one that was taken up is gone already."""
         await self._spool().remove(note)
 
-    async def read_ledger(self) -> Ledger:
-        """Open the ledger for reading, beside an agent that may be writing. Raises StateError where there is none."""
-        return await SqliteLedger.open(self.state.ledger_file, self.codec, clock=self.clock, read_only=True)
+    async def open_ledger(self, *, read_only: bool = False) -> Ledger:
+        """Open the ledger. Raises StateError; for reading, beside an agent that may be writing, where there is none."""
+        codec = CloudEventsCodec(max_bytes=LEDGER_EVENT_BYTES)
+        return await SqliteLedger.open(self.state.ledger_file, codec, clock=self.clock, read_only=read_only)
 
-    def has_ledger(self) -> bool:
-        """Say whether an agent has ever run here."""
-        return self.state.ledger_file.exists()
+    async def read_ledger(self) -> Ledger:
+        """Open the ledger for reading. Raises StateError where there is none."""
+        return await self.open_ledger(read_only=True)
+
+    async def has_ledger(self) -> bool:
+        """Say whether an agent has ever run here. From then on, `read_ledger` finds one."""
+        return await asyncio.to_thread(is_made, self.state.ledger_file)
 
     def taker(self) -> SnapshotTaker:
         """Return what looks at, and copies, the databases."""
@@ -106,7 +113,7 @@ async def build(home: Home, identity: Identity) -> Agent:
         )
     if settings.agent_nats_url:
         _log.warning("nats_unused", why="this version has the in-process bus alone")
-    ledger = await SqliteLedger.open(home.state.ledger_file, home.codec, clock=clock)
+    ledger = await home.open_ledger()
     bus = MemoryBus(clock)
     taker = home.taker()
     recorder = Recorder(ledger, bus, clock)

@@ -96,7 +96,9 @@ class Agent:
         try:
             await self.publisher.asked(ask)
             outbox.add_done_callback(lambda task: _fail_with(task, done))
-            return await done
+            result = await done
+            await self.recorder.flush()
+            return result
         finally:
             outbox.cancel()
             await asyncio.gather(outbox, return_exceptions=True)

@@ -4,6 +4,8 @@ A result is in the outbox from the transaction that made it true until a bus has
 publishes it again with the same id.
 """
 
+import asyncio
+
 import structlog
 
 from agent.application.wake import Wake
@@ -32,6 +34,7 @@ class Recorder:
     def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock) -> None:
         self._ledger, self._bus, self._clock = ledger, bus, clock
         self._wake = Wake(clock, "outbox")
+        self._flushing = asyncio.Lock()
 
     async def delivered(self, target: Target, delivered: Delivered) -> None:
         """The target has the upload: one transaction, then the result goes out."""
@@ -85,10 +88,14 @@ class Recorder:
         self._wake.ring()
 
     async def flush(self) -> None:
-        """Publish everything in the outbox, oldest first. Raises what the bus raises; what went out is confirmed."""
-        for result in await self._ledger.outbox():
-            await self._bus.publish(result)
-            await self._ledger.confirm(result)
+        """Publish everything in the outbox, oldest first. Raises what the bus raises; what went out is confirmed.
+
+        One at a time: a second caller returns when there is nothing left to publish.
+        """
+        async with self._flushing:
+            for result in await self._ledger.outbox():
+                await self._bus.publish(result)
+                await self._ledger.confirm(result)
 
     async def run(self) -> None:
         """Keep the outbox empty, for ever; a bus that fails is tried again after 1 s, doubling to 60."""

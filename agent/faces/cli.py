@@ -19,6 +19,8 @@ from agent.settings import Loaded, load, rows
 
 FAILED = 1
 USAGE = 2
+WIDE = 240
+"""Columns of a table in a pipe: lines are not folded for a terminal that is not there."""
 
 app = typer.Typer(
     name="akosha-agent",
@@ -133,10 +135,15 @@ def config(
     from rich.console import Console  # noqa: PLC0415 - only people need tables
     from rich.table import Table  # noqa: PLC0415
 
-    shown = Table("setting", "value", "from", box=None, pad_edge=False)
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("setting", no_wrap=True)
+    shown.add_column("value", overflow="fold")
+    shown.add_column("from", overflow="fold")
     for row in table:
         shown.add_row(row.key, row.value or '""', row.origin, style=None if row.origin != "default" else "dim")
-    Console(soft_wrap=not sys.stdout.isatty()).print(shown)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(shown)
+    for warning in loaded.warnings:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 @app.command()

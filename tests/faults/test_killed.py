@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.session_buddy import create_databases
+from tests.fakes.session_buddy import create
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -56,7 +56,7 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path):
     machine = Machine(tmp_path)
-    create_databases(machine.data)
+    create(machine.data, commits=20, entities=5)
     return machine
 
 
@@ -106,8 +106,8 @@ def test_an_upload_killed_before_its_manifest_goes_on_under_its_id(machine):
 def test_an_upload_killed_before_its_manifest_is_abandoned_when_the_databases_changed_since(machine):
     assert machine.sync("put-file:after").returncode == -signal.SIGKILL
     (begun,) = (machine.bucket / "systems/laptop/uploads").iterdir()
-    create_databases(machine.data / "newer")
-    for path in (machine.data / "newer").iterdir():
+    create(machine.data.parent / "newer", commits=25, entities=6)
+    for path in (machine.data.parent / "newer").iterdir():
         path.replace(machine.data / path.name)
     assert machine.sync().returncode == 0
     (manifest,) = machine.manifests
