@@ -37,7 +37,7 @@ class Recorder:
         self._flushing = asyncio.Lock()
 
     async def delivered(self, target: Target, delivered: Delivered) -> None:
-        """The target has the upload: one transaction, then the result goes out."""
+        """The target has the upload: one transaction; the next flush tells."""
         result = delivered.result
         await self._ledger.deliver(target, delivered.manifest, delivered.fingerprints, delivered.problems, result)
         _log.info(
@@ -51,7 +51,6 @@ class Recorder:
             duration_seconds=result.duration_seconds,
             **({"incomplete": result.incomplete} if result.incomplete else {}),
         )
-        self.flush_soon()
 
     async def skipped(self, target: Target | None, request: SyncRequested, *, method: str, why: str) -> None:
         """There was nothing to deliver. With a target: it was asked and has everything."""
@@ -67,7 +66,6 @@ class Recorder:
         )
         await self._ledger.settle(target, result)
         _log.info("sync_skipped", request_id=request.request_id, method=method, system_id=request.system_id, why=why)
-        self.flush_soon()
 
     def failure(self, request: SyncRequested, errors: tuple[MethodError, ...]) -> SyncFailed:
         """Return the result that says so; whoever gives up writes it."""

@@ -64,6 +64,7 @@ class Uploader:
                 await message.ack()
                 return
             await self._perform(request, message)
+        self._recorder.flush_soon()
         self._after_outcome()
 
     async def _perform(self, request: SyncRequested, message: Message) -> None:
@@ -126,7 +127,6 @@ class Uploader:
         await self._ledger.give_up(
             self.method.target, error=str(error), failures=failures, retry_at=retry_at, result=result
         )
-        self._recorder.flush_soon()
 
     @asynccontextmanager
     async def _kept(self, message: Message) -> AsyncIterator[None]:

@@ -1,0 +1,363 @@
+"""The cloud method over real databases and a real ledger: what is sent, copied, carried, adopted, abandoned."""
+
+import asyncio
+import gzip
+import json
+import uuid
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from agent import wiring
+from agent.domain import naming
+from agent.domain.errors import CopyUnsupported, NotPermitted, StoreError
+from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
+from agent.domain.identity import Identity
+from agent.domain.manifest import Manifest
+from agent.settings import Settings
+from agent.wiring import Home
+from tests.fakes import session_buddy
+from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.memory_store import MemoryStore
+
+IDENTITY = Identity("agent-1", "laptop")
+PREFIX = naming.uploads_prefix("laptop")
+
+
+class Rig:
+    """One machine, one bucket in memory, and single syncs over them."""
+
+    def __init__(self, tmp_path: Path, monkeypatch) -> None:
+        self.data, self.tmp_path = tmp_path / "data", tmp_path
+        self.kept = MemoryStore()
+        self.store = FaultyStore(self.kept)
+        monkeypatch.setattr(wiring, "_store", lambda _: self.store)
+        session_buddy.create(self.data, commits=30, entities=6)
+        self.settings = {"retry_backoff_seconds": 0.05, "enable_fallback": False}
+
+    def home(self) -> Home:
+        settings = Settings(
+            cloud_endpoint="file:///bucket",
+            agent_data_dir=self.data,
+            agent_state_dir=self.tmp_path / "state",
+            **self.settings,
+        )
+        home = Home.of(settings)
+        home.state.prepare()
+        return home
+
+    async def sync(self, **asked):
+        home = self.home()
+        ask = SyncAsked(id=str(uuid.uuid4()), time=home.clock.now(), system_id="laptop", **asked)
+        async with await wiring.build(home, IDENTITY) as agent, asyncio.timeout(60):
+            return await agent.once(ask)
+
+    async def record(self):
+        home = self.home()
+        ledger = await home.open_ledger()
+        try:
+            return await ledger.record(home.targets(IDENTITY)["cloud"])
+        finally:
+            await ledger.aclose()
+
+    def commit(self, name: str = "reflection", rows: int = 1) -> None:
+        """Change a database as a session does that has ended: into the main file."""
+        table = {"reflection": "extra", "knowledge_graph": "kg_extra"}[name]
+        with session_buddy._opened(self.data / f"{name}.duckdb", ()) as base:
+            base.execute(f"CREATE TABLE IF NOT EXISTS {table}(n INTEGER)")
+            base.execute(f"INSERT INTO {table} SELECT * FROM range({rows})")
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        keys = sorted(key for key in self.kept.objects if key.endswith("/manifest.json"))
+        return [Manifest.decode(self.kept.objects[key][0]) for key in keys]
+
+    def origins(self, manifest: Manifest) -> dict[str, str]:
+        return {part.name: part.origin for part in manifest.parts}
+
+    def assert_whole(self) -> None:
+        """Every part of every upload is there, and is the bytes its manifest names."""
+        import hashlib
+
+        for manifest in self.manifests:
+            for part in manifest.parts:
+                data, metadata = self.kept.objects[part.key]
+                assert metadata == part.metadata
+                assert len(data) == part.stored_size
+                raw = gzip.decompress(data) if part.compression == "gzip" else data
+                assert (len(raw), hashlib.sha256(raw).hexdigest()) == (part.raw_size, part.sha256)
+
+
+@pytest.fixture
+def rig(tmp_path, monkeypatch):
+    return Rig(tmp_path, monkeypatch)
+
+
+async def test_the_first_upload_is_whole_and_its_manifest_came_last(rig):
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert rig.store.keys("put")[-1] == result.manifest_key
+    assert set(result.files_uploaded) == set(rig.kept.objects)
+    (manifest,) = rig.manifests
+    assert rig.origins(manifest) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
+    assert manifest.rows["reflection"] == {"conversations_v2": 30, "reflections_v2": 30}
+    rig.assert_whole()
+
+
+async def test_a_second_sync_without_a_change_sends_nothing_and_asks_for_nothing_but_leftovers(rig):
+    await rig.sync()
+    calls = len(rig.store.calls)
+    result = await rig.sync()
+    assert isinstance(result, SyncSkipped)
+    assert {call for call, _ in rig.store.calls[calls:]} <= {"is_available", "sweep", "aclose"}
+
+
+async def test_an_unchanged_database_is_copied_by_the_store(rig):
+    await rig.sync()
+    rig.commit("reflection")
+    result = await rig.sync()
+    assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "copied", "reflection.duckdb": "sent"}
+    assert result.bytes_transferred == rig.manifests[-1].of("reflection")[0].stored_size
+    rig.assert_whole()
+
+
+async def test_touched_files_are_no_change(rig):
+    await rig.sync()
+    for path in rig.data.iterdir():
+        path.touch()
+    assert isinstance(await rig.sync(), SyncSkipped)
+    assert len(rig.manifests) == 1
+
+
+async def test_without_deduplication_everything_that_was_touched_is_sent_again(rig):
+    rig.settings["enable_deduplication"] = False
+    await rig.sync()
+    for path in rig.data.iterdir():
+        path.touch()
+    assert isinstance(await rig.sync(), SyncSucceeded)
+    assert set(rig.origins(rig.manifests[-1]).values()) == {"sent"}
+
+
+async def test_without_compression_the_bytes_are_stored_as_they_are(rig):
+    rig.settings["enable_compression"] = False
+    await rig.sync()
+    (part,) = rig.manifests[0].of("reflection")
+    assert rig.kept.objects[part.key][0] == (rig.data / "reflection.duckdb").read_bytes()
+    assert "compressed" not in json.loads(rig.manifests[0].encode())
+
+
+async def test_files_stored_under_another_compression_are_not_reused(rig):
+    await rig.sync()
+    rig.settings["enable_compression"] = False
+    rig.commit("reflection")
+    (rig.data / "knowledge_graph.duckdb").touch()
+    await rig.sync()
+    assert rig.manifests[-1].of("reflection")[0].compression == "none"
+    rig.assert_whole()
+
+
+async def test_a_wal_that_grew_is_sent_and_the_main_file_beside_it_copied(rig):
+    with session_buddy.Writer(rig.data, "--paused") as writer:
+        await asyncio.to_thread(writer.ask, "commit 2")
+        await rig.sync()
+        await asyncio.to_thread(writer.ask, "commit 2")
+        result = await rig.sync()
+        assert isinstance(result, SyncSucceeded)
+        origins = rig.origins(rig.manifests[-1])
+        assert origins["reflection.duckdb.wal"] == "sent"
+        assert origins["reflection.duckdb"] == "copied"
+        rig.assert_whole()
+
+
+async def test_where_the_store_cannot_copy_a_staged_file_is_sent_and_another_comes_through_here(rig):
+    with session_buddy.Writer(rig.data, "--paused") as writer:
+        await asyncio.to_thread(writer.ask, "commit 2")
+        await rig.sync()
+        await asyncio.to_thread(writer.ask, "commit 2")
+        rig.store.fail("copy", CopyUnsupported("not here"), times=9)
+        assert isinstance(await rig.sync(), SyncSucceeded)
+        origins = rig.origins(rig.manifests[-1])
+        assert origins["reflection.duckdb"] == "sent"
+        assert origins["knowledge_graph.duckdb"] == "copied"
+        rig.assert_whole()
+
+
+async def test_a_database_that_was_not_asked_for_is_carried_over_and_stays_owed(rig):
+    await rig.sync()
+    rig.commit("reflection")
+    rig.commit("knowledge_graph")
+    result = await rig.sync(upload_knowledge_graph=False)
+    assert isinstance(result, SyncSucceeded)
+    (carried,) = rig.manifests[-1].of("knowledge_graph")
+    assert (carried.origin, carried.carried_from) == ("carried", rig.manifests[0].upload_id)
+    assert isinstance(await rig.sync(), SyncSucceeded)
+    assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "copied"}
+    rig.assert_whole()
+
+
+async def test_a_database_that_cannot_be_copied_is_carried_over_and_the_result_says_so(rig):
+    await rig.sync()
+    good = (rig.data / "knowledge_graph.duckdb").read_bytes()
+    (rig.data / "knowledge_graph.duckdb").write_bytes(b"garbage" * 4000)
+    rig.commit("reflection")
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert "knowledge_graph" in result.incomplete
+    (carried,) = rig.manifests[-1].of("knowledge_graph")
+    assert (carried.origin, carried.carried_from) == ("carried", rig.manifests[0].upload_id)
+    (rig.data / "knowledge_graph.duckdb").write_bytes(good)
+    again = await rig.sync()
+    assert isinstance(again, SyncSkipped), "its bytes are in the newest upload already"
+    assert (await rig.record()).databases["knowledge_graph"].problem is None
+
+
+async def test_a_first_upload_goes_without_a_database_that_cannot_be_copied(rig):
+    (rig.data / "knowledge_graph.duckdb").unlink()
+    (rig.data / "knowledge_graph.duckdb").mkdir()
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert list(rig.origins(rig.manifests[0])) == ["reflection.duckdb"]
+    assert "knowledge_graph" in rig.manifests[0].incomplete
+
+
+async def test_when_nothing_can_be_copied_the_sync_fails_for_the_sources_sake(rig):
+    for name in ("reflection", "knowledge_graph"):
+        (rig.data / f"{name}.duckdb").write_bytes(b"")
+    result = await rig.sync()
+    assert isinstance(result, SyncFailed)
+    assert "reflection" in result.error
+    record = await rig.record()
+    assert (record.failures, rig.kept.objects) == (0, {})
+
+
+async def test_a_deleted_database_stays_in_later_uploads(rig):
+    await rig.sync()
+    (rig.data / "knowledge_graph.duckdb").unlink()
+    rig.commit("reflection")
+    await rig.sync()
+    assert rig.origins(rig.manifests[-1])["knowledge_graph.duckdb"] == "carried"
+    rig.assert_whole()
+
+
+async def test_a_named_graph_with_an_odd_name_travels_under_a_plain_one(rig):
+    odd = rig.data / "knowledge_graph_mein Garten ☂.duckdb"
+    odd.write_bytes((rig.data / "knowledge_graph.duckdb").read_bytes())
+    await rig.sync()
+    part = next(part for part in rig.manifests[0].parts if part.name == odd.name)
+    assert part.key.isascii()
+    assert " " not in part.key
+    rig.assert_whole()
+
+
+async def test_a_lost_ledger_is_restored_from_the_newest_manifest(rig):
+    first = await rig.sync()
+    for path in (rig.tmp_path / "state").glob("ledger*"):
+        path.unlink()
+    assert isinstance(await rig.sync(), SyncSkipped)
+    assert [manifest.upload_id for manifest in rig.manifests] == [first.upload_id]
+
+
+async def test_an_unreadable_newest_manifest_does_not_stop_a_lost_ledger_from_being_restored(rig):
+    first = await rig.sync()
+    for path in (rig.tmp_path / "state").glob("ledger*"):
+        path.unlink()
+    rig.kept.objects[f"{PREFIX}20990101_000000_laptop/manifest.json"] = (b"{", {})
+    rig.commit("reflection")
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert result.upload_id == "20990101_000001_laptop"
+    assert first.upload_id < result.upload_id
+    assert rig.origins(Manifest.decode(rig.kept.objects[result.manifest_key][0]))["knowledge_graph.duckdb"] == "copied"
+
+
+async def test_ids_grow_when_the_clock_goes_back_by_a_day(rig, monkeypatch):
+    first = await rig.sync()
+    now = wiring.SystemClock.now
+    monkeypatch.setattr(wiring.SystemClock, "now", lambda self: now(self) - timedelta(days=1))
+    rig.commit("reflection")
+    second = await rig.sync()
+    assert second.upload_id > first.upload_id
+    rig.commit("reflection")
+    assert (await rig.sync()).upload_id > second.upload_id
+
+
+async def test_an_object_that_vanished_from_the_bucket_is_sent_again(rig):
+    await rig.sync()
+    (part,) = rig.manifests[0].of("knowledge_graph")
+    del rig.kept.objects[part.key]
+    rig.commit("reflection")
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
+    newest = rig.manifests[-1]
+    assert all(part.key in rig.kept.objects for part in newest.parts)
+
+
+async def test_a_transient_failure_is_tried_again_and_what_was_sent_is_not_sent_twice(rig):
+    rig.store.fail("put", StoreError("503", transient=True), key="reflection.duckdb", times=2)
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    graph = f"{PREFIX}{result.upload_id}/knowledge_graph.duckdb"
+    assert rig.store.keys("put").count(graph) == 1
+    assert len(rig.manifests) == 1
+
+
+async def test_a_manifest_whose_answer_was_lost_is_adopted_not_written_again(rig):
+    rig.store.fail("put", StoreError("reset", transient=True), key="manifest.json", after=True)
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert len(rig.manifests) == 1
+    assert sum(key.endswith("manifest.json") for key in rig.store.keys("put")) == 1
+    assert (await rig.record()).intent is None
+
+
+async def test_a_permanent_failure_is_told_with_its_cure_and_leaves_the_databases_owed(rig):
+    rig.store.fail("put", StoreError("403 AccessDenied", hint="allow s3:PutObject"), times=9)
+    result = await rig.sync()
+    assert isinstance(result, SyncFailed)
+    assert "allow s3:PutObject" in result.error
+    assert result.retry_at is not None
+    assert {record.state.value for record in (await rig.record()).databases.values()} == {"owed"}
+    assert rig.manifests == []
+
+
+async def test_a_store_that_does_not_permit_sweeping_is_no_obstacle(rig):
+    rig.store.fail("sweep", NotPermitted("s3:ListBucketMultipartUploads", hint="a lifecycle rule"), times=9)
+    assert isinstance(await rig.sync(), SyncSucceeded)
+
+
+async def test_a_standstill_is_a_transient_failure_that_names_its_setting(rig):
+    rig.settings |= {"upload_timeout_seconds": 1, "max_retries": 0}
+    rig.store.stall("put", key="reflection.duckdb", times=9)
+    result = await rig.sync()
+    assert isinstance(result, SyncFailed)
+    assert "akosha_upload_timeout_seconds" in result.error
+
+
+async def test_cancelled_in_the_middle_no_manifest_and_no_copy_remains(rig):
+    reached = rig.store.stall("put", key="reflection.duckdb")
+    task = asyncio.create_task(rig.sync())
+    async with asyncio.timeout(30):
+        await reached.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert rig.manifests == []
+    assert not any(path.is_file() for path in (rig.tmp_path / "state" / "staging").rglob("*"))
+    assert isinstance(await rig.sync(), SyncSucceeded)
+    assert len(rig.manifests) == 1
+
+
+async def test_a_change_during_an_upload_is_the_next_uploads(rig):
+    """The snapshot is what goes up; its fingerprint is from before, so the change shows afterwards."""
+    reached = rig.store.stall("put", key="manifest.json")
+    task = asyncio.create_task(rig.sync())
+    async with asyncio.timeout(30):
+        await reached.wait()
+    rig.commit("reflection")
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert rig.manifests[-1].rows["reflection"]["extra"] == 1
+    assert isinstance(await rig.sync(), SyncSkipped)
