@@ -6,7 +6,7 @@ retry times, stat pass-+
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Self
@@ -19,6 +19,7 @@ from agent.application.uploader import Uploader
 from agent.application.wake import Wake
 from agent.domain import naming
 from agent.domain.debounce import Debounce, DebounceRules
+from agent.domain.errors import AkoshaError
 from agent.domain.events import SessionEnded, SyncAsked, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.route import FILE_CHANGE, RETRY, SESSION_END, STARTUP
@@ -111,17 +112,31 @@ class Agent:
             _log.warning("no_target", why=NO_TARGET, cure=NO_TARGET_CURE, system_id=self.identity.system_id)
         async with asyncio.TaskGroup() as group:
             for name, loop in {
-                "watch": self._watch(),
-                "debounce": self._sync_on_change(),
-                "retry": self._sync_on_time(),
-                "stat-pass": self._look_again(),
-                "spool": self._read_spool(),
-                "outbox": self.recorder.run(),
+                "start": self._start,
+                "watch": self._watch,
+                "debounce": self._sync_on_change,
+                "retry": self._sync_on_time,
+                "stat-pass": self._look_again,
+                "spool": self._read_spool,
+                "outbox": self.recorder.run,
             }.items():
-                group.create_task(loop, name=name)
-            _log.info("agent_started", system_id=self.identity.system_id, agent_id=self.identity.agent_id)
-            await self._note_mode()
-            await self.publisher.noticed(STARTUP)
+                group.create_task(self._keep(name, loop), name=name)
+
+    async def _keep(self, name: str, loop: Callable[[], Awaitable[None]]) -> None:
+        """Begin a loop again that was interrupted by what passes (a full disk, say); let everything else rise."""
+        while True:
+            try:
+                return await loop()
+            except AkoshaError as error:
+                if not error.transient:
+                    raise
+                _log.warning("loop_interrupted", loop=name, error=str(error))
+            await self.clock.sleep(self.settings.agent_rescan_seconds)
+
+    async def _start(self) -> None:
+        _log.info("agent_started", system_id=self.identity.system_id, agent_id=self.identity.agent_id)
+        await self._note_mode()
+        await self.publisher.noticed(STARTUP)
 
     async def _watch(self) -> None:
         async for names in self.watch.changes():
@@ -175,7 +190,7 @@ class Agent:
             await self._note_mode()
             if self.flight.locked():
                 continue
-            survey = await self.taker.survey()
+            survey = await self.publisher.survey()
             records = await self.publisher.records()
             primary = next((records[name] for name in self.settings.route if name in records), None)
             quiet = primary is not None and self._debounce.first is None

@@ -114,6 +114,8 @@ class CloudSync:
             raise _failed(gone) from gone
         except StoreError as error:
             raise _failed(error) from error
+        except SnapshotError as error:
+            raise CloudUploadError(error.message, CLOUD, error, hint=error.hint, forwardable=False) from error
         except TimeoutError as error:
             raise CloudUploadError(
                 f"{self._store.location}: nothing moved for {self._standstill_seconds:g} s",

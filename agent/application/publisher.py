@@ -2,11 +2,13 @@
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from agent.application.recorder import Recorder
+from agent.domain.databases import Survey
+from agent.domain.errors import SnapshotError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
 from agent.domain.route import AUTO, RETRY, URGENT, open_route, plan_route
@@ -32,6 +34,8 @@ class Publisher:
     clock: Clock
     taker: SnapshotTaker
     methods: Mapping[str, SyncMethod]
+
+    _unseen: str = field(default="", init=False)
 
     async def asked(self, ask: SyncAsked) -> SyncRequested | None:
         """Somebody asks: there is a request, or at once a result that says why there is none."""
@@ -63,7 +67,7 @@ class Publisher:
             route = tuple(m for m in route if records[m].failures) or route
         if not route:
             return None
-        lacking = due(records[route[0]], await self.taker.survey(), self.clock.now(), urgent=reason in URGENT)
+        lacking = due(records[route[0]], await self.survey(), self.clock.now(), urgent=reason in URGENT)
         if not lacking:
             return None
         if not self.settings.sync_enabled:
@@ -78,6 +82,18 @@ class Publisher:
     async def records(self) -> dict[str, TargetRecord]:
         """Return what the ledger knows of each method's target."""
         return {name: await self.ledger.record(method.target) for name, method in self.methods.items()}
+
+    async def survey(self) -> Survey:
+        """Return what lies in the data directory; nothing, and a warning when that is new, where it is closed to us."""
+        try:
+            survey = await self.taker.survey()
+        except SnapshotError as error:
+            if self._unseen != str(error):
+                _log.warning("databases_unseen", error=str(error))
+            self._unseen = str(error)
+            return {}
+        self._unseen = ""
+        return survey
 
     def _open(self, route: tuple[str, ...], records: Mapping[str, TargetRecord], reason: str) -> tuple[str, ...]:
         now = self.clock.now()

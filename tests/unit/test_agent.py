@@ -15,7 +15,7 @@ from agent.application.recorder import Recorder
 from agent.application.uploader import Uploader
 from agent.application.wake import Wake
 from agent.domain.databases import Survey
-from agent.domain.errors import CloudUploadError
+from agent.domain.errors import CloudUploadError, SnapshotError, StateError
 from agent.domain.events import Event, SessionEnded, SyncAsked, SyncFailed, SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.route import RetryRules
@@ -334,3 +334,38 @@ async def test_a_loop_that_fails_takes_the_agent_down(tmp_path):
             assert "the disk is gone" in str(group.exceptions[0])
         else:
             raise AssertionError("it went on")
+
+
+async def test_a_full_disk_interrupts_a_loop_and_does_not_end_the_agent(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        remember, failures = w.agent.ledger.remember, [StateError("the disk is full", transient=True)]
+
+        async def full_once(event) -> None:
+            if failures:
+                raise failures.pop()
+            await remember(event)
+
+        w.agent.ledger.remember = full_once
+        w.files.change(1)
+        await w.pass_time(3)
+        w.files.change(2)
+        await w.pass_time(400)
+        assert w.reasons == ["file_change", "file_change"]
+
+
+async def test_a_data_directory_that_is_closed_to_us_is_told_once_and_looked_at_again(tmp_path, capsys):
+    async with world(tmp_path, [1]) as w:
+        survey = w.files.survey
+
+        async def closed() -> Survey:
+            raise SnapshotError("cannot look into the data directory")
+
+        w.files.survey = closed
+        for _ in range(3):
+            w.files.change(1)
+            await w.pass_time(70)
+        assert w.reasons == []
+        w.files.survey = survey
+        await w.pass_time(400)
+        assert w.reasons == ["file_change"]
+    assert capsys.readouterr().out.count("databases_unseen") == 1
