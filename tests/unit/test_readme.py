@@ -1,0 +1,23 @@
+"""The README keeps up with the settings and the commands."""
+
+import re
+from pathlib import Path
+
+from agent.faces.cli import app
+from agent.settings import load, rows
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_every_setting_is_in_the_readme_with_its_default_and_meaning():
+    nowhere = Path("/nonexistent")
+    table = dict(re.findall(r"^\| `(akosha_\w+)` \| (.*) \|$", README, re.MULTILINE))
+    for row in rows(load(environ={}, cwd=nowhere, home=nowhere)):
+        default = row.default or '""'
+        assert table.pop(row.key, None) == f"`{default}` | {row.description}", f"{row.key}: mend README's table"
+    assert table == {}
+
+
+def test_every_command_is_in_the_readme():
+    for command in app.registered_commands:
+        assert f"`akosha-agent {command.callback.__name__}`" in README
