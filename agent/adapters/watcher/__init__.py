@@ -1,0 +1,121 @@
+"""Tells that files in one directory changed: natively where that works, by looking where it does not.
+
+Three things are asked, because none tells all:
+
+    native   a thread in watchfiles (inotify, FSEvents): silent on network file systems and after a queue overflow
+    look     a stat of all wanted files, compared with the last one: at every rescan, every 2 s where native fails
+    root     is this still the directory that was there? asked by the thread at each of its steps: a native watch
+             stays with a directory that was deleted or renamed, and never says anything again
+
+Whatever happens to the directory ends the native watch, and all begins anew with a look: nothing in between is missed.
+Only the clock's monotonic time is used.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from agent.adapters.watcher.look import look
+from agent.adapters.watcher.mounts import file_system, silent
+from agent.adapters.watcher.native import Bell, Native
+from agent.ports import Clock
+
+__all__ = ["DirectoryWatcher"]
+
+_POLL_SECONDS = 2.0
+_MISSING_SECONDS = 1.0
+_LIMITS = "on Linux: raise fs.inotify.max_user_watches and max_user_instances, or the limit of open files"
+
+_log = structlog.get_logger()
+
+
+class DirectoryWatcher:
+    """`agent.ports.Watch` on `directory`, which may be missing, for names that are `wanted`. One reader at a time.
+
+    Changes are those since it was made (which takes a first look), or since the last one told. `step_ms` is how often
+    the native thread wakes; a change is told within two steps, `rescan_seconds` later where it went unheard.
+    `force_polling` None means: where the file system asks for it. What fails natively is polled, and tried again
+    after `rescan_seconds`. `wanted` is called from several threads.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        wanted: Callable[[str], bool],
+        rescan_seconds: float,
+        clock: Clock,
+        step_ms: int = 250,
+        force_polling: bool | None = None,
+    ) -> None:
+        self._directory, self._wanted, self._clock = directory, wanted, clock
+        self._rescan, self._step_ms, self._force = rescan_seconds, step_ms, force_polling
+        self._failure, self._native_from = "", clock.monotonic()
+        self._mode = "starting"
+        self._seen = look(self._directory, self._wanted)
+
+    @property
+    def mode(self) -> str:
+        return self._mode
+
+    async def changes(self) -> AsyncIterator[frozenset[str]]:
+        """As the port says. A set names what changed, appeared or disappeared; it is never empty."""
+        while True:
+            async with self._listening() as bell:
+                while bell.failed is None and self._clock.monotonic() < bell.until:
+                    await bell.rung.wait()
+                    bell.rung.clear()
+                    heard, bell.names = bell.names, frozenset()
+                    before, self._seen = self._seen, await asyncio.to_thread(look, self._directory, self._wanted)
+                    if bell.listening and bell.failed is None:
+                        self._enter("native")
+                    if names := heard | self._seen.differing(before):
+                        yield names
+                    if self._seen.root != before.root:
+                        break
+            if bell.failed:
+                self._failure, self._native_from = bell.failed, self._clock.monotonic() + self._rescan
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[Bell]:
+        """Listen in the way that the directory allows now."""
+        bell, native, period = Bell(), None, min(_POLL_SECONDS, self._rescan)
+        if self._seen.root is None:
+            self._enter(f"waiting for {self._directory}" + (f" ({self._seen.why})" if self._seen.why else ""))
+            period = _MISSING_SECONDS
+        elif why := await self._why_poll():
+            self._enter(f"polling ({why})")
+        elif self._clock.monotonic() < self._native_from:
+            self._enter(f"polling ({self._failure})", hint=_LIMITS)
+            bell.until = self._native_from
+        else:
+            native, period = Native(self._directory, self._seen.root, self._wanted, self._step_ms, bell), self._rescan
+        ticker = asyncio.create_task(self._tick(bell, period), name=f"watch-{self._directory.name}-rescan")
+        try:
+            yield bell
+        finally:
+            ticker.cancel()
+            await asyncio.wait({ticker})
+            if native is not None:
+                await native.stop()
+
+    async def _tick(self, bell: Bell, period: float) -> None:
+        while True:
+            await self._clock.sleep(period)
+            bell.rung.set()
+
+    async def _why_poll(self) -> str:
+        """Return why this directory must be polled, "" if it need not."""
+        if self._force is not None:
+            return "as set" if self._force else ""
+        kind = await asyncio.to_thread(file_system, self._directory)
+        return f"{kind} does not tell of changes" if silent(kind) else ""
+
+    def _enter(self, mode: str, hint: str = "") -> None:
+        if mode != self._mode:
+            self._mode = mode
+            say = _log.warning if hint else _log.info
+            say("watch_mode", directory=str(self._directory), mode=mode, **({"hint": hint} if hint else {}))

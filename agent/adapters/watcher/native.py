@@ -1,0 +1,107 @@
+"""The native watch: a thread that waits in watchfiles and rings a bell on the event loop."""
+
+import asyncio
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from watchfiles import Change, watch
+
+from agent.adapters.watcher.look import Root, root_of
+
+_STOP_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Bell:
+    """Rung by the native thread and by a timer.
+
+    `names` were heard to change since the last ring. `failed` says why the thread ended, "" where it is not at fault.
+    `until` is when (monotonic) listening in another way should be tried.
+    """
+
+    rung: asyncio.Event = field(default_factory=asyncio.Event)
+    names: frozenset[str] = frozenset()
+    listening: bool = False
+    until: float = math.inf
+    failed: str | None = None
+
+
+class Native:
+    """A thread in watchfiles, for as long as `root` is the directory at `path`; rings the bell on the running loop."""
+
+    def __init__(self, path: Path, root: Root, wanted: Callable[[str], bool], step_ms: int, bell: Bell) -> None:
+        self._path, self._root, self._wanted, self._step_ms, self._bell = path, root, wanted, step_ms, bell
+        self._real = ""
+        self._stopped = False
+        self._told = False
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        threading.Thread(target=self._run, name=f"watch-{path.name}", daemon=True).start()
+
+    async def stop(self) -> None:
+        """See the thread end, which it does at its next step."""
+        self._stopped = True
+        with suppress(TimeoutError):  # a file system that hangs; the thread ends with the process
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self._ended.wait()
+
+    def is_set(self) -> bool:
+        """Asked by watchfiles at each step: is it over? The first time, the watch has just been set up."""
+        if not self._told:
+            self._told = True
+            self._call(self._ring, frozenset())
+        try:
+            return self._stopped or root_of(self._path) != self._root
+        except OSError:
+            return True
+
+    def _run(self) -> None:
+        why = "the native watch broke"
+        try:
+            self._real = os.path.realpath(self._path)
+            for changes in watch(
+                self._real,
+                watch_filter=self._concerns,
+                debounce=self._step_ms,
+                step=self._step_ms,
+                stop_event=self,
+                rust_timeout=0,
+                raise_interrupt=False,
+                force_polling=False,
+                recursive=False,
+            ):
+                self._call(self._ring, frozenset(os.path.basename(path) for _, path in changes))  # noqa: PTH119
+            why = ""
+        except FileNotFoundError:
+            why = ""
+            time.sleep(self._step_ms / 1000)  # it went away just now; whoever looks again at once may not see it yet
+        except (OSError, RuntimeError, UnicodeError) as error:  # the native layer's own is a RuntimeError
+            why = str(error)
+        finally:
+            self._call(self._end, why)
+
+    def _concerns(self, change: Change, path: str) -> bool:
+        if path == self._real and change is Change.deleted:
+            self._stopped = True  # also where another has its inode by now
+        folder, name = os.path.split(path)
+        return folder == self._real and self._wanted(name)
+
+    def _ring(self, names: frozenset[str]) -> None:
+        self._bell.listening = True
+        self._bell.names |= names
+        self._bell.rung.set()
+
+    def _end(self, why: str) -> None:
+        self._bell.failed = why
+        self._bell.rung.set()
+        self._ended.set()
+
+    def _call(self, tell: Callable[..., None], what: object) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
+            self._loop.call_soon_threadsafe(tell, what)

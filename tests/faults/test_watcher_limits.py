@@ -1,0 +1,73 @@
+"""The system's limits, really reached, in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import asyncio, json, os, resource, sys
+from pathlib import Path
+import structlog
+from structlog.testing import capture_logs
+from agent.adapters.system_clock import SystemClock
+from agent.adapters.watcher import DirectoryWatcher
+
+directory = Path(sys.argv[1])
+told = []
+
+async def read(watcher):
+    async for names in watcher.changes():
+        told.extend(names)
+
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+async def main():
+    await asyncio.to_thread(int)  # the executor's first thread is there before the descriptors are gone
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    taken = []
+    try:
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        os.close(taken.pop())
+        os.close(taken.pop())  # two are left: enough to look, too few for a native watch
+    watcher = DirectoryWatcher(directory, wanted=str.isalpha, rescan_seconds=0.3, clock=SystemClock(), step_ms=20)
+    task = asyncio.create_task(read(watcher))
+    await until(lambda: watcher.mode.startswith("polling"))
+    limited = watcher.mode
+    (directory / "polled").touch()
+    await until(lambda: "polled" in told)
+    started = asyncio.get_running_loop().time()
+    await until(lambda: asyncio.get_running_loop().time() > started + 1)  # three more tries fail, and say nothing
+    for descriptor in taken:
+        os.close(descriptor)
+    await until(lambda: watcher.mode == "native")
+    (directory / "heard").touch()
+    await until(lambda: "heard" in told)
+    task.cancel()
+    await asyncio.wait({task})
+    return limited
+
+with capture_logs() as logs:
+    limited = asyncio.run(main())
+print(json.dumps({"limited": limited, "logs": logs}))
+"""
+
+
+def test_where_the_native_watch_is_not_to_be_had_it_polls_says_so_once_and_comes_back(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM, str(tmp_path)],
+        capture_output=True, text=True, timeout=120, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    said = json.loads(run.stdout)
+    assert "Too many open files" in said["limited"]
+    modes = [(line["log_level"], line["mode"]) for line in said["logs"]]
+    assert modes == [("warning", said["limited"]), ("info", "native")]
+    assert "max_user_instances" in said["logs"][0]["hint"]

@@ -1,0 +1,477 @@
+"""The watcher on real directories, native and polling alike: what changes is told, whatever happens to them."""
+
+import asyncio
+import mmap
+import os
+import shutil
+import threading
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from agent.adapters.system_clock import SystemClock
+from agent.adapters.watcher import DirectoryWatcher, mounts
+from agent.domain.databases import database_of
+from tests.fakes.clock import ManualClock
+
+NEVER = 1e6
+"""A rescan so late that only the native watch can have told."""
+
+MAIN, WAL = "reflection.duckdb", "reflection.duckdb.wal"
+
+
+class Reader:
+    """Reads a watcher and keeps what it tells."""
+
+    def __init__(self, watcher: DirectoryWatcher) -> None:
+        self.watcher = watcher
+        self.told: list[frozenset[str]] = []
+
+    async def read(self) -> None:
+        async for names in self.watcher.changes():
+            self.told.append(names)
+
+    async def tells(self, *names: str) -> None:
+        """Return once all these names were told since the last such call."""
+        await until(lambda: set(names) <= set().union(*self.told))
+        self.told.clear()
+
+    async def mode(self, start: str) -> None:
+        await until(lambda: self.watcher.mode.startswith(start))
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def is_memory(name: str) -> bool:
+    return database_of(name) is not None
+
+
+def watcher_of(directory: Path, **options: object) -> DirectoryWatcher:
+    options = {"wanted": is_memory, "rescan_seconds": NEVER, "clock": SystemClock(), "step_ms": 20} | options
+    return DirectoryWatcher(directory, **options)
+
+
+@asynccontextmanager
+async def reading(watcher: DirectoryWatcher):
+    reader = Reader(watcher)
+    task = asyncio.create_task(reader.read(), name="reader")
+    try:
+        yield reader
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+
+
+WAYS = {"native": {"rescan_seconds": NEVER}, "polling": {"force_polling": True, "rescan_seconds": 0.03}}
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return request.param
+
+
+@pytest.fixture
+async def watched(tmp_path, way):
+    """(directory, reader, mode) of a directory in which a database and its sidecar lie, with the watch set up."""
+    directory = tmp_path / "data"
+    directory.mkdir()
+    (directory / MAIN).write_bytes(b"main")
+    (directory / WAL).write_bytes(b"wal")
+    async with reading(watcher_of(directory, **WAYS[way])) as reader:
+        await reader.mode(way)
+        yield directory, reader, way
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b".")
+
+
+def replace_file(path: Path) -> None:
+    draft = path.parent / "draft.tmp"
+    draft.write_bytes(b"another")
+    draft.rename(path)
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"+")
+
+
+def touch(path: Path) -> None:
+    seen = path.stat()
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns + 1_000_000_000))
+
+
+def rename_away(path: Path) -> None:
+    path.rename(path.parent.parent / path.name)
+
+
+@pytest.mark.parametrize(
+    "change", [rewrite, append, replace_file, touch, rename_away, Path.unlink], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("name", [MAIN, WAL])
+async def test_every_kind_of_change_to_main_file_and_sidecar_is_told(watched, change, name):
+    directory, reader, _ = watched
+    change(directory / name)
+    await reader.tells(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["knowledge_graph.duckdb", "knowledge_graph_work.duckdb.checkpoint.wal", "reflection.duckdb.recovery.wal"]
+)
+async def test_what_appears_is_told(watched, name):
+    directory, reader, _ = watched
+    (directory / name).touch()
+    await reader.tells(name)
+
+
+async def test_only_wanted_names_are_told_and_subdirectories_are_not_looked_into(watched):
+    directory, reader, _ = watched
+    (directory / "akosha_sync_state.json").write_text("{}")
+    (directory / "agent.log").write_text("line")
+    (directory / "sub").mkdir()
+    (directory / "sub" / MAIN).write_text("not ours")
+    (directory / WAL).write_bytes(b"ours")
+    await until(lambda: reader.told)
+    assert set().union(*reader.told) == {WAL}
+
+
+async def test_what_is_there_at_the_start_is_not_told(watched):
+    directory, reader, _ = watched
+    append(directory / WAL)
+    await until(lambda: reader.told)
+    assert set().union(*reader.told) == {WAL}, "and not the main file"
+
+
+async def test_each_of_many_changes_is_followed_by_word_of_it(watched):
+    directory, reader, _ = watched
+    for _ in range(5):
+        append(directory / WAL)
+        await reader.tells(WAL)
+
+
+async def test_a_change_between_making_and_reading_is_told(tmp_path, way):
+    (tmp_path / MAIN).write_bytes(b"main")
+    watcher = watcher_of(tmp_path, **WAYS[way])
+    append(tmp_path / MAIN)
+    (tmp_path / WAL).touch()
+    async with reading(watcher) as reader:
+        await reader.tells(MAIN, WAL)
+
+
+async def test_a_change_between_two_readings_is_told(watched):
+    directory, _, _ = watched
+    watcher = watcher_of(directory, rescan_seconds=NEVER)
+    async with reading(watcher) as first:
+        await first.mode("native")
+    append(directory / MAIN)
+    async with reading(watcher) as second:
+        await second.tells(MAIN)
+
+
+# --------------------------------------------------------------------------- what can happen to the directory itself
+
+
+@pytest.mark.parametrize("above", ["", "deeper/and/deeper"])
+async def test_a_directory_missing_at_the_start_is_waited_for(tmp_path, way, above):
+    directory = tmp_path / above / "data"
+    async with reading(watcher_of(directory, **WAYS[way])) as reader:
+        await reader.mode(f"waiting for {directory}")
+        directory.mkdir(parents=True)
+        (directory / MAIN).touch()
+        await reader.tells(MAIN)
+        await reader.mode(way)
+        append(directory / MAIN)
+        await reader.tells(MAIN)
+
+
+async def test_a_directory_that_appears_whole_counts_as_changed(tmp_path, way):
+    (tmp_path / "made").mkdir()
+    for name in (MAIN, WAL):
+        (tmp_path / "made" / name).touch()
+    async with reading(watcher_of(tmp_path / "data", **WAYS[way])) as reader:
+        await reader.mode("waiting")
+        (tmp_path / "made").rename(tmp_path / "data")
+        await reader.tells(MAIN, WAL)
+
+
+async def test_a_directory_deleted_and_made_again_at_once_is_followed_every_time(watched):
+    """The new one often has the old one's inode."""
+    directory, reader, way = watched
+    for _ in range(5):
+        shutil.rmtree(directory)
+        directory.mkdir()
+        (directory / MAIN).touch()
+        await reader.tells(MAIN)
+        await reader.mode(way)
+        (directory / WAL).touch()
+        await reader.tells(WAL)
+
+
+async def test_a_deleted_directory_is_waited_for(watched):
+    directory, reader, way = watched
+    shutil.rmtree(directory)
+    await reader.tells(MAIN, WAL)
+    await reader.mode("waiting for")
+    directory.mkdir()
+    (directory / MAIN).touch()
+    await reader.tells(MAIN)
+    await reader.mode(way)
+    append(directory / MAIN)
+    await reader.tells(MAIN)
+
+
+def swap_by_rename(directory: Path, other: Path) -> None:
+    directory.rename(directory.parent / "old")
+    other.rename(directory)
+
+
+def swap_the_parent(directory: Path, other: Path) -> None:
+    """Nothing happens to the directory itself, only to what it lies in."""
+    directory.parent.rename(directory.parent.parent / "old-parent")
+    directory.parent.mkdir()
+    (directory.parent.parent / "old-parent" / other.name).rename(directory)
+
+
+@pytest.mark.parametrize("swap", [swap_by_rename, swap_the_parent])
+async def test_a_directory_replaced_by_another_is_followed(tmp_path, way, swap):
+    directory, other = tmp_path / "parent" / "data", tmp_path / "parent" / "other"
+    for place in (directory, other):
+        place.mkdir(parents=True)
+        (place / MAIN).touch()
+    async with reading(watcher_of(directory, **WAYS[way])) as reader:
+        await reader.mode(way)
+        swap(directory, other)
+        await reader.tells(MAIN)
+        append(directory / MAIN)
+        await reader.tells(MAIN)
+
+
+async def test_a_link_in_place_of_the_directory_is_followed_wherever_it_leads(tmp_path, way):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MAIN).touch()
+    link = tmp_path / "data"
+    link.symlink_to("one")
+    async with reading(watcher_of(link, **WAYS[way])) as reader:
+        await reader.mode(way)
+        append(tmp_path / "one" / MAIN)
+        await reader.tells(MAIN)
+        (tmp_path / "new-link").symlink_to("two")
+        (tmp_path / "new-link").rename(link)
+        await reader.tells(MAIN)
+        append(tmp_path / "two" / MAIN)
+        await reader.tells(MAIN)
+
+
+async def test_a_file_in_place_of_the_directory_is_waited_out(watched):
+    directory, reader, way = watched
+    shutil.rmtree(directory)
+    directory.write_text("in the way")
+    await reader.mode(f"waiting for {directory} (Not a directory)")
+    directory.unlink()
+    directory.mkdir()
+    (directory / MAIN).touch()
+    await reader.mode(way)
+    await reader.tells(MAIN)
+
+
+# ----------------------------------------------------------------------------------------------- what goes unheard
+
+
+def change_unheard(path: Path) -> None:
+    """Write through a memory map: inotify does not tell of it."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        view[0:1] = b"!"
+        view.flush()
+
+
+async def test_what_the_native_watch_missed_is_told_by_the_rescan(tmp_path):
+    (tmp_path / MAIN).write_bytes(b"main")
+    clock = ManualClock()
+    async with reading(watcher_of(tmp_path, rescan_seconds=60, clock=clock)) as reader:
+        await reader.mode("native")
+        await clock.until_asleep()
+        change_unheard(tmp_path / MAIN)
+        await clock.advance(59)
+        append(tmp_path / "akosha_sync_state.json")
+        assert reader.told == []
+        await clock.advance(1)
+        await reader.tells(MAIN)
+
+
+async def test_a_clock_that_jumps_changes_nothing(tmp_path):
+    (tmp_path / MAIN).write_bytes(b"main")
+    clock = ManualClock()
+    async with reading(watcher_of(tmp_path, rescan_seconds=60, clock=clock)) as reader:
+        await reader.mode("native")
+        for days in (-1, 400):
+            clock.jump(timedelta(days=days))
+            append(tmp_path / MAIN)
+            await reader.tells(MAIN)
+            await clock.until_asleep()
+            change_unheard(tmp_path / MAIN)
+            await clock.advance(60)
+            await reader.tells(MAIN)
+
+
+async def test_nothing_is_told_twice_by_native_watch_and_rescan(tmp_path):
+    (tmp_path / MAIN).write_bytes(b"main")
+    clock = ManualClock()
+    async with reading(watcher_of(tmp_path, rescan_seconds=60, clock=clock)) as reader:
+        await reader.mode("native")
+        append(tmp_path / MAIN)
+        await reader.tells(MAIN)
+        await clock.until_asleep()
+        await clock.advance(120)
+        (tmp_path / WAL).touch()
+        await until(lambda: reader.told)
+        assert set().union(*reader.told) == {WAL}
+
+
+async def test_what_a_link_leads_to_is_seen_by_the_rescan(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").write_bytes(b"main")
+    (tmp_path / "data" / MAIN).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / WAL).symlink_to("nowhere")
+    async with reading(watcher_of(tmp_path / "data", rescan_seconds=0.05)) as reader:
+        await reader.mode("native")
+        append(tmp_path / "elsewhere")
+        await reader.tells(MAIN)
+
+
+async def test_a_name_that_is_no_text_does_not_silence_the_watch(tmp_path):
+    """The native layer fails on it: polled, and tried again."""
+    with capture_logs() as logs:
+        async with reading(watcher_of(tmp_path, wanted=lambda _: True, rescan_seconds=0.1)) as reader:
+            await reader.mode("native")
+            odd = os.fsdecode(b"odd_\xff.duckdb")
+            (tmp_path / odd).touch()
+            await reader.tells(odd)
+            await until(lambda: any(line["mode"].startswith("polling (Unable to decode") for line in logs))
+            append(tmp_path / odd)
+            (tmp_path / MAIN).touch()
+            await reader.tells(odd, MAIN)
+            await reader.mode("native")
+
+
+# -------------------------------------------------------------------------------------------- network file systems
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+23 22 0:30 / /home rw,relatime shared:1 master:2 - nfs4 server:/home rw
+24 23 0:31 / /home/me/My\\040Disk rw - fuseblk /dev/sdb1 rw
+25 23 0:32 / /home/me/cloud rw - fuse.sshfs me@host: rw
+26 22 0:33 / /mnt/c rw - 9p C: rw
+27 22 0:34 / /mnt/c rw - ext4 /dev/vdb rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("directory", "kind", "silent"),
+    [
+        ("/var/lib", "ext4", False),
+        ("/home/me/.claude/data", "nfs4", True),
+        ("/homes/me", "ext4", False),
+        ("/home/me/My Disk/data", "fuseblk", False),
+        ("/home/me/cloud", "fuse.sshfs", True),
+        ("/mnt/c/data", "ext4", False),
+    ],
+)
+def test_the_file_system_is_that_of_the_innermost_mount(tmp_path, monkeypatch, directory, kind, silent):
+    (tmp_path / "mountinfo").write_text(MOUNTS)
+    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "mountinfo")
+    assert mounts.file_system(Path(directory)) == kind
+    assert mounts.silent(kind) is silent
+
+
+def test_where_mounts_are_not_told_nothing_is_silent(tmp_path, monkeypatch):
+    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "none")
+    assert not mounts.silent(mounts.file_system(tmp_path))
+
+
+def test_the_file_system_of_this_test_is_known_where_the_system_tells(tmp_path):
+    assert bool(mounts.file_system(tmp_path)) is Path("/proc/self/mountinfo").exists()
+
+
+async def test_a_network_file_system_is_polled(tmp_path, monkeypatch):
+    (tmp_path / "mountinfo").write_text(f"1 0 0:30 / {tmp_path}/data rw - cifs //nas/share rw\n")
+    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "mountinfo")
+    (tmp_path / "data").mkdir()
+    async with reading(watcher_of(tmp_path / "data", rescan_seconds=0.05)) as reader:
+        await reader.mode("polling (cifs does not tell of changes)")
+        (tmp_path / "data" / MAIN).touch()
+        await reader.tells(MAIN)
+        change = tmp_path / "data" / MAIN
+        change.write_bytes(b"main")
+        await reader.tells(MAIN)
+
+
+async def test_native_can_be_insisted_on(tmp_path, monkeypatch):
+    (tmp_path / "mountinfo").write_text(f"1 0 0:30 / {tmp_path} rw - cifs //nas/share rw\n")
+    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "mountinfo")
+    async with reading(watcher_of(tmp_path, force_polling=False)) as reader:
+        await reader.mode("native")
+        (tmp_path / MAIN).touch()
+        await reader.tells(MAIN)
+
+
+# ---------------------------------------------------------------------------------------------------------- the end
+
+
+def watch_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("watch-")]
+
+
+def inotify_descriptors() -> list[Path]:
+    """What this process holds open of the native watch, where the system tells."""
+    held = []
+    for link in Path("/proc/self/fd").glob("*"):
+        with suppress(FileNotFoundError):
+            held += [link] if "inotify" in str(link.readlink()) else []
+    return held
+
+
+async def test_cancelled_it_leaves_no_thread_no_task_and_no_descriptor(tmp_path):
+    watcher = watcher_of(tmp_path)
+    async with reading(watcher) as reader:
+        await reader.mode("native")
+        assert watch_threads() == [f"watch-{tmp_path.name}"]
+    await until(lambda: not watch_threads())
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("watch-")]
+    assert not inotify_descriptors()
+
+
+async def test_a_reader_that_turns_away_ends_it_too(tmp_path):
+    changes = watcher_of(tmp_path).changes()
+    first = asyncio.ensure_future(anext(changes))
+    await until(watch_threads)
+    (tmp_path / MAIN).touch()
+    async with asyncio.timeout(20):
+        assert MAIN in await first
+    await changes.aclose()
+    await until(lambda: not watch_threads())
+
+
+async def test_a_loop_that_is_gone_ends_the_thread(tmp_path):
+    def abandoned() -> None:
+        loop = asyncio.new_event_loop()
+        changes = watcher_of(tmp_path).changes()
+        task = loop.create_task(anext(changes), name="abandoned")
+        while not watch_threads():
+            loop.run_until_complete(asyncio.sleep(0.005))
+        task.cancel()
+        loop.run_until_complete(asyncio.wait({task}))
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+    await asyncio.to_thread(abandoned)
+    await until(lambda: not watch_threads())
