@@ -2,7 +2,6 @@
 
 import typer
 
-from agent.domain.errors import StateError
 from agent.domain.events import Event, SyncRequested, SyncResult
 from agent.faces.results import sentence
 from agent.ports import Ledger
@@ -45,12 +44,8 @@ def line(event: Event) -> str:
 
 
 async def _open(home: Home, *, wait: bool) -> Ledger | None:
-    while True:
-        try:
-            return await home.read_ledger()
-        except StateError:
-            if home.has_ledger():
-                raise
-            if not wait:
-                return None
+    while not await home.has_ledger():
+        if not wait:
+            return None
         await home.clock.sleep(LOOK_SECONDS)
+    return await home.read_ledger()

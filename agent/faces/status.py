@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.application.status import Status, describe
-from agent.domain.errors import StateError
 from agent.domain.states import TargetRecord
 from agent.faces.results import human_bytes
 from agent.settings import Settings
@@ -23,13 +22,10 @@ async def show_status(settings: Settings, *, as_json: bool) -> int:
     identity = await asyncio.to_thread(home.prepare)
     records, notes = [], {}
     targets = home.targets(identity).values()
-    try:
-        ledger = await home.read_ledger()
-    except StateError:
-        if home.has_ledger():
-            raise
+    if not await home.has_ledger():
         records = [TargetRecord(target) for target in targets]
     else:
+        ledger = await home.read_ledger()
         try:
             records = [await ledger.record(target) for target in targets]
             notes = dict(await ledger.notes())

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from agent.domain import naming
-from agent.domain.errors import AlreadyRunning, SettingsError, StateError
+from agent.domain.errors import AlreadyRunning, SettingsError
 from agent.domain.events import SyncAsked, SyncProgress, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.route import MANUAL
@@ -80,10 +80,9 @@ async def _here(home: Home, identity: Identity, ask: SyncAsked, show: Show) -> S
 
 
 async def _outcome(home: Home, ask: SyncAsked) -> SyncResult | None:
-    try:
-        ledger = await home.read_ledger()
-    except StateError:
+    if not await home.has_ledger():
         return None  # the agent that holds the directory is just making it
+    ledger = await home.read_ledger()
     try:
         return await ledger.outcome(ask.id)
     finally:

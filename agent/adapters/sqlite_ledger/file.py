@@ -56,6 +56,17 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
         return connection
 
 
+def is_made(path: Path) -> bool:
+    """Say whether there is a ledger; not so long as its writer is still making it. True for one that is damaged."""
+    if not path.is_file():
+        return False
+    try:
+        with closing(_connect_for_reading(path)) as connection:
+            return schema.version(connection) > 0
+    except sqlite3.Error:
+        return True
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Raise what SQLite and the operating system raise as StateError, with the cure."""
