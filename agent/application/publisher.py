@@ -50,7 +50,7 @@ class Publisher:
             await self._refuse(request, "sync is switched off", "set akosha_sync_enabled to true")
             return None
         if not usable:
-            await self._refuse(request, NO_TARGET, NO_TARGET_CURE)
+            await self._refuse(request, *self._why_no_way(route))
             return None
         request = self._request(ask.reason, usable, ask)
         await self._publish(request)
@@ -124,6 +124,11 @@ class Publisher:
             system_id=request.system_id,
         )
         await self.ledger.remember(request)
+
+    def _why_no_way(self, route: tuple[str, ...]) -> tuple[str, str]:
+        if not self.methods:
+            return NO_TARGET, NO_TARGET_CURE
+        return f"there is no way to sync by {' or '.join(route)} here", f"ask for {' or '.join(self.methods)}, or auto"
 
     async def _refuse(self, request: SyncRequested, what: str, cure: str) -> None:
         error = MethodError(method=request.route[0] if request.route else AUTO, error=f"{what} ({cure})")

@@ -1,44 +1,28 @@
 """Killed (SIGKILL) between any two writes of the state table, restarted: one upload, one result id, nothing owed."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.machine import Done, Machine
 from tests.fakes.session_buddy import create
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 
 
-class Machine:
-    """A data directory, a state directory and a bucket of its own, and runs of `sync` over them."""
+class KillableMachine(Machine):
+    """A machine on which a `sync` can be told where to die."""
 
     def __init__(self, tmp_path: Path) -> None:
-        self.data, self.state, self.bucket = (tmp_path / name for name in ("data", "state", "bucket"))
+        super().__init__(tmp_path)
         self.published = tmp_path / "published.jsonl"
-        self.data.mkdir()
-        self.environ = {k: v for k, v in os.environ.items() if not k.startswith(("SESSION_BUDDY_", "AKOSHA_"))} | {
-            "HOME": str(tmp_path),
-            "SESSION_BUDDY_AKOSHA_CLOUD_ENDPOINT": self.bucket.as_uri(),
-            "SESSION_BUDDY_AKOSHA_SYSTEM_ID": "laptop",
-            "SESSION_BUDDY_AKOSHA_RETRY_BACKOFF_SECONDS": "0.1",
-            "PYTHONPATH": str(ROOT),
-        }
 
-    def sync(self, point: str = "-") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, HERE / "killed_sync.py", point, self.published]
-        where = ["--data-dir", self.data, "--state-dir", self.state]
-        return subprocess.run([*command, *where], env=self.environ, capture_output=True, text=True, timeout=60)
-
-    @property
-    def manifests(self) -> list[dict]:
-        found = sorted(self.bucket.glob("systems/laptop/uploads/*/manifest.json"))
-        return [json.loads(path.read_bytes()) for path in found]
+    def sync(self, point: str = "-") -> Done:
+        killed = (sys.executable, str(HERE / "killed_sync.py"), point, str(self.published))
+        return self.call(prefix=killed)
 
     @property
     def succeeded(self) -> list[str]:
@@ -46,25 +30,19 @@ class Machine:
         events = [json.loads(line) for line in lines]
         return [event["id"] for event in events if event["type"] == "akosha.sync.succeeded.v1"]
 
-    def status(self) -> dict:
-        command = [sys.executable, "-m", "agent", "status", "--json"]
-        where = ["--data-dir", self.data, "--state-dir", self.state]
-        done = subprocess.run([*command, *where], env=self.environ, capture_output=True, text=True, timeout=60, check=True)
-        return json.loads(done.stdout)
-
 
 @pytest.fixture
 def machine(tmp_path):
-    machine = Machine(tmp_path)
+    machine = KillableMachine(tmp_path)
     create(machine.data, commits=20, entities=5)
     return machine
 
 
-def kill_and_restart(machine: Machine, point: str) -> None:
+def kill_and_restart(machine: KillableMachine, point: str) -> None:
     killed = machine.sync(point)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.code == -signal.SIGKILL, killed.err
     again = machine.sync()
-    assert again.returncode == 0, again.stderr
+    assert again.code == 0, again.err
 
 
 @pytest.mark.parametrize(
@@ -97,27 +75,27 @@ def test_a_kill_anywhere_leaves_one_upload_one_result_id_and_nothing_owed(machin
 
 def test_an_upload_killed_before_its_manifest_goes_on_under_its_id(machine):
     killed = machine.sync("put-file:after")
-    assert killed.returncode == -signal.SIGKILL
+    assert killed.code == -signal.SIGKILL
     (begun,) = (machine.bucket / "systems/laptop/uploads").iterdir()
-    assert machine.sync().returncode == 0
+    assert machine.sync().code == 0
     assert [manifest["upload_id"] for manifest in machine.manifests] == [begun.name]
 
 
 def test_an_upload_killed_before_its_manifest_is_abandoned_when_the_databases_changed_since(machine):
-    assert machine.sync("put-file:after").returncode == -signal.SIGKILL
+    assert machine.sync("put-file:after").code == -signal.SIGKILL
     (begun,) = (machine.bucket / "systems/laptop/uploads").iterdir()
     create(machine.data.parent / "newer", commits=25, entities=6)
     for path in (machine.data.parent / "newer").iterdir():
         path.replace(machine.data / path.name)
-    assert machine.sync().returncode == 0
+    assert machine.sync().code == 0
     (manifest,) = machine.manifests
     assert manifest["upload_id"] > begun.name
 
 
 def test_staged_copies_of_a_killed_run_are_gone_after_the_next(machine):
-    assert machine.sync("put-file:before").returncode == -signal.SIGKILL
+    assert machine.sync("put-file:before").code == -signal.SIGKILL
     assert any(path.is_file() for path in (machine.state / "staging").rglob("*"))
-    assert machine.sync().returncode == 0
+    assert machine.sync().code == 0
     assert not any(path.is_file() for path in (machine.state / "staging").rglob("*"))
 
 
@@ -127,18 +105,18 @@ def test_a_kill_while_the_bucket_fails_leaves_the_databases_owed(machine, point)
     machine.bucket.mkdir()
     (machine.bucket / "systems").write_text("in the way")
     killed = machine.sync(point)
-    if killed.returncode != -signal.SIGKILL:
-        assert point.startswith("count_attempt"), killed.stderr
-        assert killed.returncode == 1  # a permanent failure has no attempts to count
+    if killed.code != -signal.SIGKILL:
+        assert point.startswith("count_attempt"), killed.err
+        assert killed.code == 1  # a permanent failure has no attempts to count
     assert machine.status()["pending"] == ["knowledge_graph", "reflection"]
     (machine.bucket / "systems").unlink()
-    assert machine.sync().returncode == 0
+    assert machine.sync().code == 0
     assert len(machine.manifests) == 1
 
 
 @pytest.mark.parametrize("point", ["adopt:before", "adopt:after"])
 def test_a_kill_while_a_lost_ledger_is_restored_from_the_bucket_uploads_nothing_again(machine, point):
-    assert machine.sync().returncode == 0
+    assert machine.sync().code == 0
     for path in machine.state.glob("ledger*"):
         path.unlink()
     kill_and_restart(machine, point)

@@ -1,0 +1,268 @@
+"""The commands as a user types them: what they print, where, and how they exit."""
+
+import os
+import pty
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agent import __version__
+from tests.fakes import arrivals
+from tests.fakes.machine import COMMAND, Machine
+from tests.fakes.session_buddy import Checker, Finding
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
+CONTRACT = {
+    "method": str,
+    "success": bool,
+    "files_uploaded": list,
+    "bytes_transferred": int,
+    "duration_seconds": float,
+    "upload_id": str | None,
+    "error": str | None,
+    "triggered_by": str,
+}
+ESCAPE = "\x1b"
+ROWS = {
+    "closed": (200, 50, 40, 66),
+    "mid": (220, 61, 40, 66),
+    "first": (15, 3, 3, 5),
+}
+
+
+def assert_contract(result: dict) -> None:
+    for name, kind in CONTRACT.items():
+        assert isinstance(result[name], kind), (name, result[name])
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ usage and settings
+
+
+def test_every_command_explains_itself(machine):
+    told = machine.call(prefix=[COMMAND, "--version"], places=False)
+    assert (told.code, told.out) == (0, f"akosha-agent {__version__}\n")
+    whole = machine.call("--help", places=False)
+    assert whole.code == 0
+    commands = {
+        "run": (),
+        "sync": ("--method", "--no-fallback", "--json"),
+        "status": ("--json",),
+        "events": ("--follow", "--json"),
+        "config": ("--json",),
+    }
+    asked = {command: machine.start(command, "--help", places=False) for command in commands}
+    for command, words in commands.items():
+        assert re.search(rf"\b{command}\b", whole.out)
+        told = asked[command].end()
+        assert (told.code, told.err) == (0, "")
+        for word in (*words, "--data-dir", "--state-dir", "--settings"):
+            assert word in told.out, (command, word)
+    assert re.search(r"\bdemo\b", whole.out)
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("upload",), ("sync", "--method", "ftp"), ("status", "--verbose"), ("sync", "now")], ids=" ".join
+)
+def test_a_usage_error_exits_2_and_says_so_on_stderr(machine, words):
+    done = machine.call(*words, places=False)
+    assert done.code == 2
+    assert not words or (done.out, "Usage" in done.err) == ("", True)
+
+
+def test_a_bad_setting_exits_2_and_names_key_value_source_and_what_is_allowed(machine):
+    file = machine.home / "mine.yaml"
+    file.write_text("akosha_max_retries: many\n")
+    machine.set(chunk_size_mb=500)
+    done = machine.call("sync", "--json", "--settings", str(file))
+    assert (done.code, done.out) == (2, "")
+    for text in (
+        "akosha_chunk_size_mb is '500' (env SESSION_BUDDY_AKOSHA_CHUNK_SIZE_MB): allowed is a whole number from 1 to",
+        f"akosha_max_retries is 'many' ({file}): allowed is a whole number from 0 to 20",
+    ):
+        assert text in done.err
+    assert not machine.state.exists()
+    assert machine.call("status", "--settings", str(machine.home / "missing.yaml")).code == 2
+
+
+def test_config_tells_each_value_and_its_source_and_masks_the_token(machine):
+    machine.set(http_token="canary-token", cloud_bucket="memories", cloud_endpoint=None)
+    table, document = machine.call("config"), machine.call("config", "--json")
+    assert (table.code, document.code) == (0, 0)
+    for text in (table.out, table.err, document.out, document.err):
+        assert "canary-token" not in text
+        assert ESCAPE not in text
+    settings = document.json["settings"]
+    assert settings["akosha_http_token"] == {
+        "value": "********", "origin": "env SESSION_BUDDY_AKOSHA_HTTP_TOKEN", "default": "",
+    }  # fmt: skip
+    assert settings["akosha_agent_data_dir"]["value"] == str(machine.data)
+    assert settings["akosha_chunk_size_mb"] == {"value": "5", "origin": "default", "default": "5"}
+    for key, row in settings.items():
+        assert re.search(rf"^{key} .*{re.escape(row['origin'])}", table.out, re.MULTILINE), key
+
+
+# ------------------------------------------------------------------------------------------------------ no way to go
+
+
+def test_without_a_target_sync_fails_with_the_cure_and_the_status_has_what_is_pending(machine):
+    machine.write(commits=1, entities=1)
+    machine.set(cloud_endpoint=None)
+    result = machine.sync(code=1)
+    assert_contract(result)
+    assert (result["success"], result["upload_id"]) == (False, None)
+    assert "akosha_cloud_bucket" in result["error"]
+    told = machine.call("sync")
+    assert (told.code, told.out) == (1, "")
+    assert "akosha_cloud_bucket" in told.err
+    assert machine.status()["pending"] == ["knowledge_graph", "reflection"]
+
+
+def test_without_a_target_run_says_so_once_and_makes_no_noise(machine):
+    machine.write(commits=1, entities=1)
+    machine.set(cloud_endpoint=None)
+    with machine.run() as agent:
+        (line,) = agent.logged("no_target")
+        assert "akosha_cloud_bucket" in line["cure"]
+        machine.write(commits=1)
+    assert [line["event"] for line in agent.log.seen if line["level"] != "info"] == ["no_target"]
+    assert machine.events() == []
+
+
+def test_a_method_that_is_not_there_is_said_to_be_so(machine):
+    machine.write(commits=1)
+    result = machine.sync("--method", "http", code=1)
+    assert_contract(result)
+    assert result["method"] == "http"
+    assert "http" in result["error"]
+    assert machine.manifests == []
+    assert machine.sync("--method", "cloud", "--no-fallback")["method"] == "cloud"
+
+
+def test_switched_off_nothing_is_synced_and_changes_are_reported(machine):
+    machine.write(commits=1)
+    machine.set(sync_enabled="false")
+    done = machine.call("sync", "--json")
+    assert (done.code, done.out) == (2, "")
+    assert "akosha_sync_enabled" in done.err
+    with machine.run() as agent:
+        agent.logged("change_seen", reason="startup")
+        machine.write(commits=2)
+        (line,) = agent.logged("change_seen", reason="file_change")
+        assert line["databases"] == ["reflection"]
+    assert not machine.bucket.exists()
+    status = machine.status()
+    assert (status["sync_enabled"], "reflection" in status["pending"]) == (False, True)
+
+
+# -------------------------------------------------------------------------------------------------------------- sync
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the databases made by Session-Buddy's own code are not here")
+@pytest.mark.parametrize("state", ROWS)
+def test_session_buddys_own_databases_arrive_with_all_their_rows(machine, state, tmp_path):
+    for file in (REAL / state).iterdir():
+        shutil.copy(file, machine.data)
+    result = machine.sync()
+    assert_contract(result)
+    (manifest,) = machine.manifests
+    conversations, reflections, entities, relationships = ROWS[state]
+    arrived = arrivals.rows(arrivals.unpack(manifest, machine.object, tmp_path / "arrived"))
+    for counted in (arrived, manifest["metadata"]["rows"]):
+        assert counted["reflection"]["conversations_v2"] == conversations
+        assert counted["reflection"]["reflections_v2"] == reflections
+        assert counted["knowledge_graph"]["kg_entities"] == entities
+        assert counted["knowledge_graph"]["kg_relationships"] == relationships
+    assert manifest["conversation_count"] == conversations
+    assert all(part["verified"] for part in manifest["parts"])
+    for part in manifest["parts"]:
+        assert (tmp_path / "arrived" / part["name"]).read_bytes() == (REAL / state / part["name"]).read_bytes()
+    assert {part["name"] for part in manifest["parts"]} == {path.name for path in (REAL / state).iterdir()}
+    assert machine.staged == []
+
+
+def test_what_is_unchanged_is_not_uploaded_again_and_what_changed_is(machine, tmp_path):
+    machine.write(commits=20, entities=5)
+    first = machine.sync()
+    again = machine.sync()
+    assert_contract(again)
+    assert (again["success"], again["outcome"], again["files_uploaded"]) == (True, "skipped", [])
+    assert (again["bytes_transferred"], again["upload_id"]) == (0, None)
+    told = machine.call("sync")
+    assert (told.code, told.out, told.err) == (0, "nothing has changed since the last upload\n", "")
+    assert len(machine.manifests) == 1
+    machine.write(commits=25)
+    second = machine.sync()
+    one, two = machine.manifests
+    assert (one["upload_id"], two["upload_id"]) == (first["upload_id"], second["upload_id"])
+    assert {part["name"]: part["origin"] for part in two["parts"]} == {
+        "reflection.duckdb": "sent", "knowledge_graph.duckdb": "copied",
+    }  # fmt: skip
+    assert second["files_uploaded"] == [
+        *(part["key"] for part in two["parts"]),
+        two["parts"][0]["key"].rpartition("/")[0] + "/manifest.json",
+    ]
+    with Checker() as checker:
+        for manifest, last in ((one, 19), (two, 24)):
+            folder = arrivals.unpack(manifest, machine.object, tmp_path / manifest["upload_id"])
+            assert checker.check(folder / "reflection.duckdb") == Finding(last, ())
+            assert checker.check(folder / "knowledge_graph.duckdb") == Finding(4, ())
+    told = [event["type"].split(".")[2] for event in machine.events()]
+    assert told == ["requested", "succeeded", "requested", "skipped", "requested", "skipped", "requested", "succeeded"]
+    lines = machine.call("events")
+    assert (lines.code, len(lines.out.splitlines()), ESCAPE in lines.out) == (0, 8, False)
+
+
+def test_an_id_grows_even_where_the_bucket_has_one_of_tomorrow(machine):
+    """The clock was set back by a day, and the ledger is lost or not."""
+    machine.write(commits=1, entities=1)
+    first = machine.sync()["upload_id"]
+    tomorrow = "20991231_235958_laptop"
+    uploads = machine.bucket / "systems" / "laptop" / "uploads"
+    manifest = (uploads / first / "manifest.json").read_text().replace(first, tomorrow)
+    shutil.copytree(uploads / first, uploads / tomorrow)
+    (uploads / tomorrow / "manifest.json").write_text(manifest)
+    machine.write(commits=2)
+    assert machine.sync()["upload_id"] == "20991231_235959_laptop"
+    shutil.rmtree(machine.state)
+    machine.write(commits=3)
+    assert machine.sync()["upload_id"] == "21000101_000000_laptop"
+    assert [part["database"] for part in machine.manifests[-1]["parts"]] == ["knowledge_graph", "reflection"]
+
+
+def test_a_bar_moves_on_a_terminal_and_nowhere_else(machine):
+    machine.write(commits=5)
+    ours, theirs = pty.openpty()
+    shown = bytearray()
+    with machine.started("sync", stderr=theirs) as syncing:
+        os.close(theirs)
+        while piece := _read(ours):
+            shown += piece
+        assert syncing.end().code == 0
+    os.close(ours)
+    assert ESCAPE in shown.decode()
+    assert "━" in shown.decode() or "╸" in shown.decode()
+    machine.write(commits=6)
+    piped = machine.call("sync")
+    assert (piped.code, piped.err, ESCAPE in piped.out) == (0, "", False)
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65_536)
+    except OSError:  # Linux: the other side is closed
+        return b""
+
+
+def test_a_state_directory_within_the_data_directory_is_refused(machine):
+    machine.write(commits=1)
+    machine.state = machine.data / "state"
+    done = machine.call("sync")
+    assert (done.code, "--state-dir" in done.err) == (1, True)
+    assert not machine.state.exists()

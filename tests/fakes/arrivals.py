@@ -1,0 +1,51 @@
+"""What an upload holds, as somebody sees who has only the manifest and the objects.
+
+python arrivals.py FOLDER     prints the rows per table of every database in it: a process that may crash
+"""
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def unpack(manifest: dict, fetch: Callable[[str], bytes], folder: Path) -> Path:
+    """Put the files of an upload into `folder` under their own names, each as large and as the manifest says."""
+    folder.mkdir(parents=True)
+    for part in manifest["parts"]:
+        stored = fetch(part["key"])
+        assert len(stored) == part["stored_size"], part["key"]
+        raw = gzip.decompress(stored) if part["compression"] == "gzip" else stored
+        assert (len(raw), hashlib.sha256(raw).hexdigest()) == (part["raw_size"], part["sha256"]), part["key"]
+        assert part["key"].startswith(f"systems/{manifest['system_id']}/uploads/{manifest['upload_id']}/")
+        (folder / part["name"]).write_bytes(raw)
+    assert manifest["total_size_bytes"] == sum(part["stored_size"] for part in manifest["parts"])
+    return folder
+
+
+def rows(folder: Path) -> dict[str, dict[str, int]]:
+    """Return the rows per database and table."""
+    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, timeout=60, check=True)
+    return json.loads(done.stdout)
+
+
+def main(folder: Path) -> None:
+    import duckdb
+
+    counted = {}
+    with duckdb.connect(":memory:") as engine:
+        for number, path in enumerate(sorted(folder.glob("*.duckdb"))):
+            engine.execute(f"ATTACH '{path}' AS s{number} (READ_ONLY)")
+            named = "SELECT table_name FROM duckdb_tables() WHERE NOT internal AND database_name = ?"
+            tables = [name for (name,) in engine.execute(named, [f"s{number}"]).fetchall()]
+            counted[path.stem] = {
+                table: engine.execute(f"SELECT count(*) FROM s{number}.{table}").fetchone()[0] for table in tables
+            }
+    print(json.dumps(counted))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
