@@ -1,6 +1,5 @@
 """The command line. Each command loads the settings, does one thing, and exits 0, 1 (failed) or 2 (usage, settings)."""
 
-import asyncio
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ import typer
 from agent import __version__
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.faces import logs
+from agent.faces.ending import run_to_end
 from agent.settings import Loaded, load, rows
 
 FAILED = 1
@@ -76,7 +76,7 @@ def run(data_dir: DataDir = None, state_dir: StateDir = None, settings: Settings
     from agent.faces.run import run_until_stopped  # noqa: PLC0415 - what only this command needs
 
     loaded = _load(data_dir, state_dir, settings)
-    _finish(run_until_stopped(loaded.settings))
+    _finish(run_until_stopped(loaded.settings), stopped=0)
 
 
 @app.command()
@@ -177,13 +177,11 @@ def _load(data_dir: Path | None, state_dir: Path | None, settings_file: Path | N
     return loaded
 
 
-def _finish(work: Coroutine[None, None, int]) -> NoReturn:
+def _finish(work: Coroutine[None, None, int], *, stopped: int | None = None) -> NoReturn:
     try:
-        code = asyncio.run(work)
+        code = run_to_end(work, stopped=stopped)
     except AkoshaError as error:
         _die(error)
-    except KeyboardInterrupt:
-        code = 130
     raise typer.Exit(code)
 
 

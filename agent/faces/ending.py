@@ -1,0 +1,49 @@
+"""How a command ends when it is told to: what it does is cancelled, cleans up, and has ten seconds for it."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine
+
+import structlog
+
+STOP_SECONDS = 10.0
+
+_log = structlog.get_logger()
+
+
+def run_to_end(work: Coroutine[None, None, int], *, stopped: int | None = None) -> int:
+    """Run a command and return its exit code.
+
+    SIGTERM and Ctrl-C cancel it; then the code is `stopped`, or 128 + the signal's number. A second signal, or ten
+    seconds that were not enough, end the process hard: the ledger says what was under way, so that loses nothing.
+    """
+    return asyncio.run(_run(work, stopped))
+
+
+async def _run(work: Coroutine[None, None, int], stopped: int | None) -> int:
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(work, name="command")
+    told: list[signal.Signals] = []
+
+    def end(name: signal.Signals) -> None:
+        if told:
+            _end_hard("it was told to stop twice")
+        told.append(name)
+        _log.info("stopping", signal=name.name)
+        task.cancel()
+        loop.call_later(STOP_SECONDS, _end_hard, f"it did not come to an end within {STOP_SECONDS:g} s")
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, end, name)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not told:
+            raise
+        return 128 + told[0] if stopped is None else stopped
+
+
+def _end_hard(why: str) -> None:
+    _log.error("ends_hard", why=why)
+    os._exit(1)
