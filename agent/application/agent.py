@@ -140,9 +140,10 @@ class Agent:
 
     async def _watch(self) -> None:
         async for names in self.watch.changes():
-            _log.debug("files_changed", names=sorted(names))
-            self._changed()
             await self._note_mode()
+            if names:
+                _log.debug("files_changed", names=sorted(names))
+                self._changed()
 
     async def _note_mode(self) -> None:
         if self.watch.mode != self._mode:

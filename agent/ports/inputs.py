@@ -15,7 +15,10 @@ class Watch(Protocol):
         ...
 
     def changes(self) -> AsyncIterator[frozenset[str]]:
-        """Yield sets of names of files that changed. Never ends by itself; survives what happens to the directory."""
+        """Yield sets of names of files that changed; an empty one where only `mode` did.
+
+        Never ends by itself; survives what happens to the directory.
+        """
         ...
 
 

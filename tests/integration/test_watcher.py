@@ -24,15 +24,19 @@ MAIN, WAL = "reflection.duckdb", "reflection.duckdb.wal"
 
 
 class Reader:
-    """Reads a watcher and keeps what it tells."""
+    """Reads a watcher and keeps what it tells: names, and the modes that came without any."""
 
     def __init__(self, watcher: DirectoryWatcher) -> None:
         self.watcher = watcher
         self.told: list[frozenset[str]] = []
+        self.modes: list[str] = []
 
     async def read(self) -> None:
         async for names in self.watcher.changes():
-            self.told.append(names)
+            if names:
+                self.told.append(names)
+            else:
+                self.modes.append(self.watcher.mode)
 
     async def tells(self, *names: str) -> None:
         """Return once all these names were told since the last such call."""
@@ -142,6 +146,12 @@ async def test_only_wanted_names_are_told_and_subdirectories_are_not_looked_into
     (directory / WAL).write_bytes(b"ours")
     await until(lambda: reader.told)
     assert set().union(*reader.told) == {WAL}
+
+
+async def test_a_new_mode_is_told_without_a_change(tmp_path):
+    async with reading(watcher_of(tmp_path)) as reader:
+        await until(lambda: reader.modes == ["native"])
+        assert reader.told == []
 
 
 async def test_what_is_there_at_the_start_is_not_told(watched):

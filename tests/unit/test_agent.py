@@ -310,7 +310,7 @@ async def test_asking_for_a_method_that_is_not_there_is_answered_with_the_cure(t
         async with asyncio.timeout(10):
             result = await w.agent.once(ask(method="http"))
         assert isinstance(result, SyncFailed)
-        assert "akosha_cloud_bucket" in result.error
+        assert "ask for cloud" in result.error
 
 
 async def test_once_returns_the_result(tmp_path):

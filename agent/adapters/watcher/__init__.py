@@ -62,7 +62,8 @@ class DirectoryWatcher:
         return self._mode
 
     async def changes(self) -> AsyncIterator[frozenset[str]]:
-        """As the port says. A set names what changed, appeared or disappeared; it is never empty."""
+        """As the port says. A set names what changed, appeared or disappeared."""
+        told = self._mode
         while True:
             async with self._listening() as bell:
                 while bell.failed is None and self._clock.monotonic() < bell.until:
@@ -72,7 +73,9 @@ class DirectoryWatcher:
                     before, self._seen = self._seen, await asyncio.to_thread(look, self._directory, self._wanted)
                     if bell.listening and bell.failed is None:
                         self._enter("native")
-                    if names := heard | self._seen.differing(before):
+                    names = heard | self._seen.differing(before)
+                    if names or self._mode != told:
+                        told = self._mode
                         yield names
                     if self._seen.root != before.root:
                         break
