@@ -25,7 +25,7 @@ demo: $(READY)  ## watch the agent work on a scratch database, with no server an
 
 test: $(READY)  ## every test, with coverage
 	@rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --fail-under=85
 	$(BIN)/coverage report --fail-under=90 --include='agent/domain/*,agent/application/*'
 
@@ -35,7 +35,7 @@ test-one: $(READY)  ## one test: make test-one T=tests/unit/test_route.py::test_
 test-also:  ## every test on Python 3.13, where there is one
 	@if command -v python3.13 >/dev/null && python3.13 -c '' 2>/dev/null; then \
 	  $(MAKE) --no-print-directory PYTHON=python3.13 VENV=.venv-3.13 setup && \
-	  .venv-3.13/bin/python -m pytest -q -n $(JOBS) --dist loadgroup $(ARGS); \
+	  .venv-3.13/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS); \
 	else echo "no Python 3.13 here: nothing done"; fi
 
 check: $(READY)  ## ruff, mypy --strict, import-linter

@@ -1,0 +1,34 @@
+"""The house keeps its floors: each import-linter contract goes red for the import that it is there to forbid."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+PLANTED = {
+    "Floors: a room imports only from floors below it": ("application/recorder.py", "import agent.faces.results"),
+    "The core knows no technology": ("application/uploads.py", "import sqlite3"),
+    "The ground is the standard library": ("domain/route.py", "import asyncio"),
+    "Adapters are strangers to each other": ("adapters/spool.py", "import agent.adapters.wire"),
+    "Only the wiring imports adapters": ("faces/events.py", "import agent.adapters.wire"),
+    "Only the child process imports duckdb": ("faces/status.py", "import duckdb"),
+}
+
+
+def lint(folder: Path) -> dict[str, str]:
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    code = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    return dict(re.findall(r"^(.+?) (KEPT|BROKEN)\b", done.stdout, re.MULTILINE))
+
+
+def test_each_contract_is_kept_and_breaks_for_a_planted_import(tmp_path):
+    shutil.copytree(ROOT / "agent", tmp_path / "agent", ignore=shutil.ignore_patterns("__pycache__"))
+    assert lint(tmp_path) == dict.fromkeys(PLANTED, "KEPT")
+    for module, line in PLANTED.values():
+        path = tmp_path / "agent" / module
+        path.write_text(f"{path.read_text()}\n{line}\n")
+    assert lint(tmp_path) == dict.fromkeys(PLANTED, "BROKEN")
