@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-one test-also check format bench clean
+.PHONY: help setup demo test test-one test-also test-here check format bench clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,10 +33,14 @@ test-one: $(READY)  ## one test: make test-one T=tests/unit/test_route.py::test_
 	$(BIN)/python -m pytest -q $(T)
 
 test-also:  ## every test on Python 3.13, where there is one
-	@if command -v python3.13 >/dev/null && python3.13 -c '' 2>/dev/null; then \
-	  $(MAKE) --no-print-directory PYTHON=python3.13 VENV=.venv-3.13 setup && \
-	  .venv-3.13/bin/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS); \
-	else echo "no Python 3.13 here: nothing done"; fi
+	@for python in "$$(command -v python3.13)" $$HOME/.pyenv/versions/3.13*/bin/python3.13; do \
+	  if [ -x "$$python" ] && "$$python" -c '' 2>/dev/null; then \
+	    exec $(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-3.13 test-here; \
+	  fi; \
+	done; echo "no Python 3.13 here: nothing done"
+
+test-here: $(READY)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(READY)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
