@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
+
+import pytest
 
 from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.sqlite_ledger import SqliteLedger
@@ -267,11 +270,9 @@ async def test_a_target_that_can_be_reached_again_is_tried_without_waiting_for_i
         w.method.available = False
         w.files.change(1)
         await w.pass_time(3)
-        for _ in range(4):
-            (record,) = (await w.agent.publisher.records()).values()
-            await w.agent.ledger.give_up(
-                w.method.target, error="away", failures=9, retry_at=w.clock.now().replace(year=2027), result=None
-            )
+        await w.agent.ledger.give_up(
+            w.method.target, error="away", failures=9, retry_at=w.clock.now() + timedelta(days=1), result=None
+        )
         await w.pass_time(6)
         w.method.available = True
         await w.pass_time(6)
@@ -328,12 +329,8 @@ async def test_a_loop_that_fails_takes_the_agent_down(tmp_path):
             raise RuntimeError("the disk is gone")
 
         w.files.survey = broken
-        try:
+        with pytest.raises(ExceptionGroup, check=lambda group: "the disk is gone" in repr(group)):
             await w.agent.run()
-        except* RuntimeError as group:
-            assert "the disk is gone" in str(group.exceptions[0])
-        else:
-            raise AssertionError("it went on")
 
 
 async def test_a_full_disk_interrupts_a_loop_and_does_not_end_the_agent(tmp_path):
