@@ -233,7 +233,7 @@ class CloudSync:
                 triggered_by=attempt.request.reason,
                 parts=parts,
                 rows=_rows(attempt.changed, record),
-                incomplete={name: problem.reason for name, problem in attempt.problems.items()},
+                incomplete=_incomplete(attempt.changed, record),
                 bytes_sent=upload.bytes_sent,
                 duration_seconds=round(self._clock.monotonic() - attempt.started, 3),
             )
@@ -258,6 +258,11 @@ def _failed(error: StoreError) -> CloudUploadError:
 def _rows(changed: Mapping[str, Snapshot], record: TargetRecord) -> dict[str, dict[str, int]]:
     rows = {name: dict(known.rows) for name, known in record.databases.items() if known.rows}
     return rows | {name: dict(snapshot.rows) for name, snapshot in changed.items() if snapshot.verified}
+
+
+def _incomplete(changed: Mapping[str, Snapshot], record: TargetRecord) -> dict[str, str]:
+    """Name what stays owed: what could not be copied just now, and what waits since an attempt before."""
+    return {name: k.problem.reason for name, k in record.databases.items() if k.problem and name not in changed}
 
 
 def _why_nothing(survey: Survey, record: TargetRecord) -> str:

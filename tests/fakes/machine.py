@@ -123,9 +123,13 @@ class Running:
 
 
 class Machine:
-    """`settings` are by field name, without `akosha_`; the bucket is a directory unless they name another place."""
+    """`settings` are by field name, without `akosha_`; the bucket is a directory unless they name another place.
+
+    `secrets` are texts that no command may ever print.
+    """
 
     def __init__(self, tmp_path: Path, **settings: object) -> None:
+        self.secrets: tuple[str, ...] = ()
         self.home, self.data, self.state, self.bucket = (tmp_path / n for n in ("home", "data", "state", "bucket"))
         for folder in (self.home, self.data):
             folder.mkdir(parents=True)
@@ -173,7 +177,8 @@ class Machine:
         finally:
             if running.process.poll() is None:
                 running.process.kill()
-            running.end()
+            done = running.end()
+        assert not [secret for secret in self.secrets if secret in done.out + done.err]
 
     @contextmanager
     def run(self, **how: object) -> Iterator[Running]:
@@ -189,7 +194,7 @@ class Machine:
         """`events --follow --json`, at work."""
         with self.started("events", "--follow", "--json") as following:
             yield following
-            assert following.process.poll() is None, "".join(following.log.raw)
+            assert following.stop(signal.SIGINT) == 128 + signal.SIGINT, "".join(following.log.raw)
 
     def call(self, *words: str, **how: object) -> Done:
         """Run a command to its end."""

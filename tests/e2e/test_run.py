@@ -1,0 +1,99 @@
+"""`run` beside a program that goes on writing: what arrives, what is told, and how it ends."""
+
+import signal
+
+import pytest
+
+from tests.fakes import arrivals
+from tests.fakes.machine import Machine
+from tests.fakes.session_buddy import GRAPH, REFLECTION, Checker, Finding, Writer
+from tests.servers.bucket import Bucket
+from tests.servers.s3 import SECRET_KEY, aws_environment
+from tests.servers.threaded_front import Gate, running_front
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def checker():
+    with Checker() as checker:
+        yield checker
+
+
+def assert_holds(checker, folder, *, commits: int, entities: int) -> None:
+    """`commits` and `entities` are the numbers of the last ones, as the writer counts."""
+    assert checker.check(folder / REFLECTION) == Finding(commits, ())
+    assert checker.check(folder / GRAPH) == Finding(entities, ())
+
+
+def test_every_commit_arrives_while_the_session_goes_on(machine, tmp_path, checker):
+    """First session, commits into the WAL alone, a checkpoint, a graph: each arrives whole, nothing is sent in vain."""
+    with Writer(machine.data, "--paused") as writer:
+        writer.ask("commit 3")
+        assert (machine.data / REFLECTION).stat().st_size == 12_288
+        with machine.run() as agent, machine.follow() as events:
+            agent.logged("watch_mode", mode="native")
+            for count, command in enumerate(("", "commit 2", "checkpoint", "commit 1", "graph 2"), start=1):
+                if command:
+                    writer.ask(command)
+                result = events.told("succeeded", count)[-1]
+                assert result["triggered_by"] == ("file_change" if command else "startup")
+                manifest = machine.manifests[-1]
+                folder = arrivals.unpack(manifest, machine.object, tmp_path / f"{count}")
+                assert_holds(checker, folder, commits=writer.commits, entities=writer.entities)
+                origins = {part["name"]: part["origin"] for part in manifest["parts"]}
+                assert origins.get(GRAPH) == ("sent" if command in ("", "graph 2") else "copied")
+                if command == "commit 2":
+                    assert origins[REFLECTION + ".wal"] == "sent"
+                if command == "graph 2":
+                    assert origins[REFLECTION] == origins[REFLECTION + ".wal"] == "copied"
+            assert {line["mode"] for line in agent.log.seen if line["event"] == "watch_mode"} == {"native"}
+            status = machine.status()
+            assert (status["pending"], status["running"]["pid"], status["notes"]["watcher"]) == (
+                [],
+                agent.pid,
+                "native",
+            )
+            requested, succeeded = events.told("requested", 5), events.told("succeeded", 5)
+        assert writer.close() == 0
+    assert [one["request_id"] for one in succeeded] == [one["request_id"] for one in requested][:5]
+    assert len(machine.manifests) == len({one["upload_id"] for one in succeeded}) == 5
+    assert machine.staged == []
+    told = [(event["type"], event["id"]) for event in machine.events() if event["type"] != "akosha.sync.skipped.v1"]
+    assert [kind.split(".")[2] for kind, _ in told] == ["requested", "succeeded"] * 5
+    assert len(set(told)) == len(told)
+    assert machine.status()["running"] is None
+
+
+def test_two_changes_while_an_upload_runs_arrive_as_one_and_nothing_is_sent_twice(machine, moto, tmp_path, checker):
+    bucket = Bucket(moto)
+    machine.environ |= aws_environment()
+    machine.secrets = (SECRET_KEY,)
+    with running_front(moto.endpoint) as front, Writer(machine.data, "--paused") as writer:
+        machine.set(cloud_endpoint=front.url, cloud_bucket=bucket.name, agent_log_level="DEBUG")
+        writer.ask("commit 3")
+        writer.ask("checkpoint")
+        gate = Gate()
+        front.on("put_object", gate.hold(), times=1)
+        with machine.run() as agent, machine.follow() as events:
+            gate.wait()
+            for count in (1, 2):
+                writer.ask("commit 1")
+                events.told("requested", count + 1)
+            gate.open()
+            events.told("succeeded", 2)
+            events.told("skipped", 1)
+            assert machine.status()["pending"] == []
+            assert machine.sync()["outcome"] == "skipped"
+            assert agent.stop(signal.SIGINT) == 0
+    manifests = bucket.manifests
+    assert len(manifests) == 2
+    sent = [(part["name"], part["sha256"]) for one in manifests for part in one["parts"] if part["origin"] == "sent"]
+    assert len(sent) == len(set(sent)) == front.count("put_object") - 2
+    folder = arrivals.unpack(manifests[-1], bucket.object, tmp_path / "arrived")
+    assert_holds(checker, folder, commits=4, entities=-1)

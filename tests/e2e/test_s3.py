@@ -1,0 +1,182 @@
+"""S3 stores, good and bad, from the command line to the bucket."""
+
+import re
+import signal
+import threading
+
+import pytest
+
+from tests.fakes import arrivals
+from tests.fakes.machine import Machine
+from tests.fakes.session_buddy import GRAPH, REFLECTION, Checker, Finding
+from tests.servers.bucket import Bucket
+from tests.servers.front import refuse, stall
+from tests.servers.s3 import SECRET_KEY, aws_environment
+from tests.servers.threaded_front import running_front
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+TOKEN = "canary-token-that-is-nobody's-business"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = Machine(tmp_path, http_token=TOKEN)
+    machine.environ |= aws_environment()
+    machine.secrets = (SECRET_KEY, TOKEN)
+    yield machine
+    files = [path for path in machine.state.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files for secret in machine.secrets if secret.encode() in path.read_bytes()]
+
+
+@pytest.fixture
+def bucket(moto):
+    return Bucket(moto)
+
+
+@pytest.fixture
+def front(moto, bucket, machine):
+    with running_front(moto.endpoint) as front:
+        machine.set(cloud_endpoint=front.url, cloud_bucket=bucket.name)
+        yield front
+
+
+def large(machine) -> None:
+    """A database of several parts of 5 MiB, whatever compression makes of it."""
+    import duckdb
+
+    with duckdb.connect(str(machine.data / REFLECTION)) as base:
+        base.execute("CREATE TABLE numbers AS SELECT random() AS n FROM range(2_000_000)")
+
+
+def origins(manifest) -> dict[str, str]:
+    return {part["name"]: part["origin"] for part in manifest["parts"]}
+
+
+@pytest.mark.parametrize("name", ["moto", "rclone"])
+def test_a_change_sends_what_changed_and_the_upload_is_whole(machine, name, request, tmp_path):
+    bucket = Bucket(request.getfixturevalue(name))
+    machine.set(cloud_endpoint=bucket.server.endpoint, cloud_bucket=bucket.name)
+    machine.write(commits=20, entities=5)
+    first = machine.sync()
+    machine.write(commits=25)
+    second = machine.sync()
+    machine.write(commits=30)
+    (machine.data / GRAPH).write_bytes(b"no database")
+    third = machine.sync()
+    assert "no whole DuckDB database" in machine.sync(code=1)["error"]
+    manifests = bucket.manifests
+    assert [one["upload_id"] for one in manifests] == [one["upload_id"] for one in (first, second, third)]
+    assert sorted(key for one in (first, second, third) for key in one["files_uploaded"]) == bucket.keys
+    assert origins(manifests[1]) == {GRAPH: "copied", REFLECTION: "sent"}
+    assert origins(manifests[2]) == {GRAPH: "carried", REFLECTION: "sent"}
+    (carried,) = (part for part in manifests[2]["parts"] if part["name"] == GRAPH)
+    assert carried["carried_from"] in (first["upload_id"], second["upload_id"])
+    assert list(third["incomplete"]) == list(manifests[2]["incomplete"]) == ["knowledge_graph"]
+    with Checker() as checker:
+        for manifest, last in zip(manifests, (19, 24, 29), strict=True):
+            folder = arrivals.unpack(manifest, bucket.object, tmp_path / manifest["upload_id"])
+            assert checker.check(folder / REFLECTION) == Finding(last, ())
+            assert checker.check(folder / GRAPH) == Finding(4, ())
+    status = machine.status()
+    assert status["pending"] == ["knowledge_graph"]
+
+
+def test_the_store_copies_what_is_unchanged_and_where_it_cannot_the_bytes_go_through_here(
+    machine, bucket, front, tmp_path
+):
+    machine.write(commits=2, entities=2)
+    machine.sync()
+    assert (front.count("put_object"), front.count("copy_object")) == (3, 0)
+    machine.write(commits=3)
+    machine.sync()
+    assert (front.count("put_object"), front.count("copy_object")) == (5, 1)
+    front.on("copy_object", refuse(501, "NotImplemented"))
+    machine.write(commits=4)
+    machine.sync()
+    assert (front.count("put_object"), front.count("copy_object")) == (8, 2)
+    last = bucket.manifests[-1]
+    assert origins(last) == {GRAPH: "copied", REFLECTION: "sent"}
+    folder = arrivals.unpack(last, bucket.object, tmp_path / "arrived")
+    assert arrivals.rows(folder)["knowledge_graph"]["kg_entities"] == 2
+
+
+@pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown")])
+def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(machine, bucket, front, status, code):
+    machine.write(commits=1)
+    front.on("put_object", refuse(status, code, secret=SECRET_KEY))
+    done = machine.call("sync", "--json")
+    result = done.json
+    assert (done.code, result["success"], result["outcome"]) == (1, False, "failed")
+    assert str(status) in result["error"]
+    delays = [float(text) for text in re.findall(r'"delay_seconds": ([0-9.]+)', done.err)]
+    assert [round(delay / 0.05 / 2**n) for n, delay in enumerate(delays)] == [1, 1, 1]
+    (target,) = machine.status()["targets"]
+    assert (target["failures"], bool(target["next_try"]), bool(result["retry_at"])) == (1, True, True)
+    assert (bucket.manifests, machine.staged) == ([], [])
+    front._rules.clear()
+    machine.sync()
+    (target,) = machine.status()["targets"]
+    assert (target["failures"], target["next_try"], target["error"]) == (0, None, "")
+    assert len(bucket.manifests) == 1
+
+
+def test_a_refusal_is_not_tried_again_and_names_the_cure(machine, bucket, front):
+    machine.write(commits=1)
+    front.on("put_object", refuse(403, "AccessDenied", secret=SECRET_KEY))
+    denied = machine.call("sync", "--json")
+    assert denied.code == 1
+    assert "allow s3:PutObject" in denied.json["error"]
+    assert front.count("put_object") == 1
+    machine.set(cloud_bucket="nobody-made-this")
+    missing = machine.call("sync", "--json")
+    assert missing.code == 1
+    assert "create the bucket, or set akosha_cloud_bucket" in missing.json["error"]
+    for done in (denied, missing):
+        assert "sync_retries" not in done.err
+
+
+def test_an_upload_that_stands_still_fails_after_the_time_set(machine, bucket, front):
+    machine.write(commits=1)
+    machine.set(upload_timeout_seconds=1, max_retries=0)
+    front.on("put_object", stall(threading.Event()))
+    result = machine.sync(code=1)
+    assert "nothing moved for 1 s (akosha_upload_timeout_seconds sets the limit)" in result["error"]
+    assert (bucket.keys, machine.staged) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "code"),
+    [("run", signal.SIGTERM, 0), ("sync", signal.SIGTERM, 143), ("sync", signal.SIGINT, 130)],
+)
+def test_stopped_in_the_middle_of_an_upload_nothing_stays_behind(machine, bucket, front, command, number, code):
+    large(machine)
+    reached = threading.Event()
+    front.on("upload_part", stall(reached, at=100_000))
+    with machine.started(command) as working:
+        assert reached.wait(60)
+        assert bucket.pending_uploads == 1
+        assert working.stop(number) == code
+        done = working.end()
+    assert "Traceback" not in done.err
+    assert (bucket.pending_uploads, bucket.keys, machine.staged) == (0, [], [])
+    assert machine.status()["pending"] == ["reflection"]
+    front._rules.clear()
+    assert machine.sync()["upload_id"] == bucket.manifests[0]["upload_id"]
+
+
+def test_put_get_and_list_are_enough_and_what_needs_more_is_a_notice(machine, bucket, front):
+    large(machine)
+    for operation in ("delete_object", "abort_multipart_upload", "list_multipart_uploads"):
+        front.on(operation, refuse(403, "AccessDenied"))
+    machine.set(agent_log_level="INFO", max_retries=1)
+    front.on("upload_part", refuse(500, "InternalError"), times=20)
+    failed = machine.call("sync", "--json")
+    assert failed.code == 1
+    assert '"event": "leftovers_stay"' in failed.err
+    assert "allow s3:ListBucketMultipartUploads" in failed.err
+    assert '"event": "parts_left_behind"' in failed.err
+    front._rules = [rule for rule in front._rules if rule.operation != "upload_part"]
+    assert machine.sync()["success"]
+    assert len(bucket.manifests) == 1

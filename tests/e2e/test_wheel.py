@@ -1,0 +1,96 @@
+"""The wheel, built and installed into an environment of its own, away from the checkout."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 300
+
+
+def call(*command: object, folder: Path, **environment: str) -> str:
+    """Run a command away from the checkout, with nothing of this process's Python about it; return what it prints."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "AKOSHA_", "PIP_REQ"))}
+    clean |= {"HOME": str(folder), "PIP_DISABLE_PIP_VERSION_CHECK": "1", **environment}
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env=clean,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built as pip builds it; only the build backend is this environment's, so that nothing is downloaded for it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+    call(*pip, "--wheel-dir", folder, ROOT, folder=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_has_the_package_its_types_and_its_licence_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "agent/py.typed" in names
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"agent", "akosha_agent"}
+    assert not [name for name in names if "test" in name.lower() or name.endswith((".pyc", ".yaml"))]
+    assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+    built = {name for name in names if name.startswith("agent/") and name.endswith(".py")}
+    assert built == {path.relative_to(ROOT).as_posix() for path in (ROOT / "agent").rglob("*.py")}
+
+
+def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
+    """What it depends on is lent from here, so that nothing is downloaded; the package itself is the wheel's alone."""
+    own = tmp_path / "own"
+    venv.create(own, with_pip=False, symlinks=True)
+    python = own / "bin" / "python"
+    target = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=tmp_path).strip())
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index")
+    call(*pip, wheel, folder=tmp_path)
+    (target / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    where = call(python, "-c", "import agent; print(agent.__file__)", folder=tmp_path)
+    assert Path(where.strip()).is_relative_to(own)
+    command = own / "bin" / "akosha-agent"
+    whole = call(command, "--help", folder=tmp_path)
+    for name in ("run", "sync", "status", "events", "config", "demo"):
+        assert f" {name} " in whole
+    assert "akosha_cloud_bucket" in call(command, "config", folder=tmp_path)
+    assert call(command, "status", "--json", folder=tmp_path, XDG_STATE_HOME=str(tmp_path / "state"))
+
+
+def test_the_wheel_names_all_that_it_imports(wheel, tmp_path):
+    """Installed with what its metadata asks for, nothing is missing: every dependency imported is declared."""
+    import ast
+    import email
+    from importlib.metadata import packages_distributions
+
+    with zipfile.ZipFile(wheel) as opened:
+        (metadata,) = (name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
+        declared = email.message_from_bytes(opened.read(metadata)).get_all("Requires-Dist")
+        imported = set()
+        for name in opened.namelist():
+            if name.endswith(".py"):
+                for node in ast.walk(ast.parse(opened.read(name))):
+                    if isinstance(node, ast.Import):
+                        imported |= {alias.name.split(".")[0] for alias in node.names}
+                    elif isinstance(node, ast.ImportFrom) and not node.level:
+                        imported.add(node.module.split(".")[0])
+    known = packages_distributions()
+    foreign = {known[name][0].lower() for name in imported - set(sys.stdlib_module_names) - {"agent"} if name in known}
+    stated = {text.split(";")[0].split(">")[0].split("[")[0].strip().lower() for text in declared}
+    # Parts of a declared distribution's own promise: aioboto3 is aiobotocore and botocore, typer is click.
+    through = {"aiobotocore", "botocore", "aiohttp", "pydantic", "click"}
+    assert foreign - stated - through == set()

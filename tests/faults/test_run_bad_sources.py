@@ -1,0 +1,186 @@
+"""Databases that cannot be copied, under a running agent: it stays up, says why, delivers the rest, and recovers."""
+
+import os
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import arrivals
+from tests.fakes.machine import Machine
+from tests.fakes.session_buddy import GRAPH, REFLECTION
+
+RESTRICTED = (sys.executable, str(Path(__file__).with_name("restricted.py")))
+
+CANNOT_BE_CLOSED_TO_ROOT = pytest.mark.skipif(
+    sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only"
+)
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = Machine(tmp_path)
+    machine.write(commits=1, entities=1)
+    return machine
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def garbage(path):
+    path.write_bytes(os.urandom(100_000))
+
+
+def a_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+def a_link_out(path):
+    elsewhere = path.parent.parent / "elsewhere.duckdb"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def closed(path):
+    path.chmod(0)
+
+
+def give_version(path, version):
+    """Patch the format version, and the main header's checksum with it: the engine looks at that first."""
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<Q", data, 12, version)
+    checksum = 5381
+    for (word,) in struct.iter_unpack("<Q", data[8:4096]):
+        checksum ^= word * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    struct.pack_into("<Q", data, 0, checksum)
+    path.write_bytes(data)
+
+
+def mend(machine, *, entities) -> None:
+    path = machine.data / GRAPH
+    if path.is_dir():
+        path.rmdir()
+    machine.write(entities=entities)
+
+
+def origins(manifest) -> dict[str, str]:
+    return {part["name"]: part["origin"] for part in manifest["parts"]}
+
+
+@pytest.mark.parametrize(
+    ("restriction", "spoilers"),
+    [
+        (
+            (),
+            {
+                empty: "has 0 bytes",
+                garbage: "does not begin as a DuckDB file does",
+                a_directory: "is a directory, not a database",
+                a_link_out: "is a symlink out of the data directory",
+            },
+        ),
+        pytest.param(("unprivileged",), {closed: "chmod u+r"}, marks=CANNOT_BE_CLOSED_TO_ROOT),
+    ],
+    ids=["spoilt", "closed"],
+)
+def test_what_cannot_be_copied_is_carried_over_until_it_can(machine, restriction, spoilers, tmp_path):
+    """The upload stays whole: the last good state stands in, marked, and the database is owed."""
+    count = 1
+    prefix = {"prefix": (*RESTRICTED, *restriction)} if restriction else {}
+    with machine.run(**prefix) as agent, machine.follow() as events:
+        good = events.told("succeeded", 1)[-1]["upload_id"]
+        for failures, (spoil, words) in enumerate(spoilers.items(), start=1):
+            spoil(machine.data / GRAPH)
+            assert words in events.told("failed", failures)[-1]["error"]
+            status = machine.status()
+            (row,) = (row for row in status["targets"][0]["databases"] if row["name"] == "knowledge_graph")
+            assert words in row["problem"]
+            assert (row["pending"], status["pending"]) == (True, ["knowledge_graph"])
+
+            machine.write(commits=1 + failures)
+            (result,) = events.told("succeeded", count + 1)[count:]
+            assert words in result["incomplete"]["knowledge_graph"]
+            manifest = machine.manifests[-1]
+            assert words in manifest["incomplete"]["knowledge_graph"]
+            assert origins(manifest) == {GRAPH: "carried", REFLECTION: "sent"}
+            (carried,) = (part for part in manifest["parts"] if part["name"] == GRAPH)
+            assert carried["carried_from"] == good
+            rows = arrivals.rows(arrivals.unpack(manifest, machine.object, tmp_path / f"carried-{failures}"))
+            assert rows["knowledge_graph"]["kg_entities"] == failures
+            assert rows["reflection"]["conversations_v2"] == 1 + failures
+
+            mend(machine, entities=1 + failures)
+            count += 2
+            mended = events.told("succeeded", count)[-1]
+            assert mended["incomplete"] == {}
+            good = mended["upload_id"]
+            assert origins(machine.manifests[-1]) == {GRAPH: "sent", REFLECTION: "copied"}
+        assert machine.status()["pending"] == []
+        assert agent.process.poll() is None
+    assert len(machine.manifests) == count
+    assert machine.staged == []
+
+
+def test_a_file_newer_than_our_engine_is_shipped_and_marked(machine):
+    give_version(machine.data / REFLECTION, 999)
+    result = machine.sync()
+    assert (result["success"], result["incomplete"]) == (True, {})
+    parts = {part["name"]: part for part in machine.manifests[-1]["parts"]}
+    assert (parts[REFLECTION]["verified"], parts[GRAPH]["verified"]) == (False, True)
+    assert "version" in parts[REFLECTION]["unverified_reason"].lower()
+    assert machine.status()["pending"] == []
+
+
+def test_a_database_that_never_could_be_copied_does_not_keep_the_other_from_going(machine):
+    garbage(machine.data / REFLECTION)
+    result = machine.sync()
+    assert "does not begin" in result["incomplete"]["reflection"]
+    assert origins(machine.manifests[-1]) == {GRAPH: "sent"}
+    machine.write(commits=2)
+    machine.sync()
+    assert origins(machine.manifests[-1]) == {GRAPH: "copied", REFLECTION: "sent"}
+
+
+def test_a_data_directory_that_comes_goes_and_comes_back_is_followed(machine):
+    elsewhere = machine.data.with_name("elsewhere")
+    machine.data.rename(elsewhere)
+    with machine.run() as agent, machine.follow() as events:
+        agent.logged("watch_mode", mode=f"waiting for {machine.data}")
+        assert machine.status()["pending"] == []
+        elsewhere.rename(machine.data)
+        assert events.told("succeeded", 1)[0]["incomplete"] == {}
+        shutil.rmtree(machine.data)
+        agent.logged("watch_mode", 2, mode=f"waiting for {machine.data}")
+        assert machine.status()["notes"]["watcher"] == f"waiting for {machine.data}"
+        machine.data.mkdir()
+        machine.write(commits=2, entities=2)
+        events.told("succeeded", 2)
+        agent.logged("watch_mode", 2, mode="native")
+    assert machine.status()["pending"] == []
+    assert machine.manifests[-1]["conversation_count"] == 2
+
+
+def test_a_full_disk_while_staging_is_said_and_the_other_database_goes(machine):
+    """The kernel refuses to write more, as it does where a disk or a quota is used up."""
+    import duckdb
+
+    (machine.data / REFLECTION).unlink()
+    with duckdb.connect(str(machine.data / REFLECTION)) as base:
+        base.execute("CREATE TABLE numbers AS SELECT random() AS n FROM range(2_000_000)")
+    with machine.run(prefix=(*RESTRICTED, f"file-limit:{8 * 2**20}")) as agent, machine.follow() as events:
+        result = events.told("succeeded", 1)[0]
+        assert "bytes needed" in result["incomplete"]["reflection"]
+        assert "akosha_agent_state_dir" in result["incomplete"]["reflection"]
+        (line,) = agent.logged("snapshot_failed")
+        assert (line["database"], line["transient"]) == ("reflection", True)
+        status = machine.status()
+        assert (status["pending"], bool(status["targets"][0]["next_try"])) == (["reflection"], True)
+        assert machine.staged == []
+        machine.write(commits=3)
+        assert events.told("succeeded", 2)[1]["incomplete"] == {}
+    assert machine.status()["pending"] == []
+    assert origins(machine.manifests[-1]) == {GRAPH: "copied", REFLECTION: "sent"}
