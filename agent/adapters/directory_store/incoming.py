@@ -68,11 +68,15 @@ class Incoming:
                 )
             record = encode_record(self.size, metadata)
             place = record_path(self._root, self._key)
-            if _is_file(self._target) and _bytes_of(place) not in (None, record):
+            if _is_file(self._target) and _bytes_of(place) != record:
                 place.unlink(missing_ok=True)
-                sync_folder(place.parent)
-            self._write_record(place, record)
-            _move(self._root, self._path, self._target)
+                if place.parent.is_dir():
+                    sync_folder(place.parent)
+                _move(self._root, self._path, self._target)
+                self._write_record(place, record)
+            else:
+                self._write_record(place, record)
+                _move(self._root, self._path, self._target)
             self._close()
 
     def discard(self) -> None:
@@ -147,8 +151,8 @@ def sync_folder(folder: Path) -> None:
 def _create(folder: Path, name: str) -> tuple[Path, BinaryIO]:
     path = folder / f"{secrets.token_hex(8)}-{os.getpid()}"
     for _ in _races():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another put has just pruned the folder
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
             with contextlib.suppress(OSError):  # no locks on this file system: its age tells
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,8 +202,8 @@ def _make_folders(root: Path, folder: Path) -> None:
 
 def _move(root: Path, source: Path, target: Path) -> None:
     for attempt in _races():
-        _make_folders(root, target.parent)
         try:
+            _make_folders(root, target.parent)
             source.replace(target)
             sync_folder(target.parent)
         except FileNotFoundError:  # a deletion has just pruned the folder; or the source is gone

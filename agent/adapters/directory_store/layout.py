@@ -8,7 +8,8 @@ Metadata lies in a hidden mirror of the tree. Extended attributes get lost on FA
 a sidecar beside the object would be an object too many in the documented layout; a mirror is copied along with the
 root, and an object whose record is missing is merely one without metadata. A record names the size of its object and
 counts only where that is right. It is written before a new object appears; where an object is replaced by one of other
-metadata, the old record goes first. So after a crash metadata may be missing, but it is never another object's.
+metadata, the old record goes first and the new one comes last. So after a crash metadata may be missing, but it is
+never another object's.
 """
 
 import json

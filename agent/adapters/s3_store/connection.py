@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from agent.adapters.s3_store.errors import translate
+from agent.adapters.s3_store.part import PartBody
 from agent.adapters.s3_store.place import Place
 
 Answer = dict[str, Any]
@@ -14,6 +15,8 @@ Answer = dict[str, Any]
 
 ATTEMPTS = 3
 """Of a single request, by botocore's standard mode; attempts as a whole are the caller's."""
+
+_CLOSING_TURNS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,10 @@ class Connection:
             parameters["Key"] = key
         try:
             client = await self._client()
-            answer: Answer = await getattr(client, operation)(Bucket=self.place.bucket, **parameters)
+            body = parameters.get("Body")
+            patience = body.patience(self._limits.read_timeout) if isinstance(body, PartBody) else nullcontext()
+            async with patience:
+                answer: Answer = await getattr(client, operation)(Bucket=self.place.bucket, **parameters)
         except Exception as error:
             if (translated := translate(error, self.place, operation, key)) is None:
                 raise
@@ -56,6 +62,9 @@ class Connection:
         owner, self._owner = self._owner, None
         if owner is not None:
             await owner.__aexit__(None, None, None)
+            # Connections that broke are closed by the loop in its next turns, if it has any.
+            for _ in range(_CLOSING_TURNS):
+                await asyncio.sleep(0)
 
     async def _client(self) -> Any:
         if self._making is None or (self._making.done() and self._making.exception() is not None):
@@ -72,10 +81,13 @@ class Connection:
 
     async def _open(self) -> Any:
         import aioboto3  # noqa: PLC0415 - 0.5 s and 40 MB, only for those who upload
-        from botocore.config import Config  # noqa: PLC0415
+        from aiobotocore.config import AioConfig  # noqa: PLC0415
+
+        from agent.adapters.s3_store.redirects import DirectSession  # noqa: PLC0415
 
         place, limits = self.place, self._limits
-        config = Config(
+        config = AioConfig(
+            http_session_cls=DirectSession,
             connect_timeout=limits.connect_timeout,
             read_timeout=limits.read_timeout,
             max_pool_connections=limits.connections,

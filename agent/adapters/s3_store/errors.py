@@ -146,6 +146,8 @@ def _tls_failure(error: BaseException, what: str, place: Place) -> StoreError:
 
 def _network_reason(error: BaseException) -> str:
     """Say what broke in a few words: the system's where there are any, else the kind of the error."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     inner: object = error
     for _ in range(3):
         if isinstance(inner, OSError) and inner.strerror and inner.errno:

@@ -1,8 +1,10 @@
 """A part: a bounded stretch of a body in memory, and how it goes out on the wire."""
 
+import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from agent.ports import Progress
@@ -80,6 +82,9 @@ class PartBody:
     aiohttp iterates, and asks for the next slice only when the connection has taken the one before: so progress is
     told as bytes leave, not as they are handed over. Each request iterates anew. botocore asks for the length, rewinds
     before a retry, and would read only to sign the payload, which this store does not.
+
+    A request with such a body says `Expect: 100-continue`, so that a refusal costs no bytes. aiohttp waits without
+    limit for the server to agree: `patience` is the limit, lifted when the bytes begin to move.
     """
 
     def __init__(self, chunks: Sequence[Chunk], size: int, progress: Progress) -> None:
@@ -87,11 +92,22 @@ class PartBody:
         self._size = size
         self._meter = Meter(progress)
         self._position = 0
+        self._patience: asyncio.Timeout | None = None
+        self._patience_seconds = 0.0
+
+    @asynccontextmanager
+    async def patience(self, seconds: float) -> AsyncIterator[None]:
+        """Raise TimeoutError where a request in here waits longer than this for leave to send."""
+        async with asyncio.timeout(seconds) as self._patience:
+            self._patience_seconds = seconds
+            yield
 
     def __len__(self) -> int:
         return self._size
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
+        if self._patience is not None:
+            self._patience.reschedule(None)
         sent = 0
         for chunk in self._chunks:
             view = memoryview(chunk)
@@ -108,6 +124,8 @@ class PartBody:
         return b"".join(self._chunks)[start:end]
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        if self._patience is not None:
+            self._patience.reschedule(asyncio.get_running_loop().time() + self._patience_seconds)
         self._position = offset + (0, self._position, self._size)[whence]
         return self._position
 

@@ -1,0 +1,222 @@
+"""What every ObjectStore promises, held against each: in memory, a directory, moto and rclone, plain and over TLS."""
+
+import asyncio
+import random
+import threading
+
+import pytest
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.s3_store import S3Store
+from agent.domain.errors import CopyUnsupported, NoSuchObject
+from agent.ports import StoredObject
+from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.memory_store import MemoryStore
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+MIB = 2**20
+PART = 5 * MIB
+KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
+METADATA = {"sha256": "ab" * 32, "size": "12345", "compression": "gzip"}
+STORES = ["memory", "faulty", "directory", "moto", "moto_tls", "rclone", "rclone_tls"]
+
+
+@pytest.fixture(params=STORES)
+async def store(request, tmp_path):
+    if request.param == "memory":
+        made = MemoryStore()
+    elif request.param == "faulty":
+        made = FaultyStore(MemoryStore())
+    elif request.param == "directory":
+        made = DirectoryStore(tmp_path / "bucket")
+    else:
+        request.getfixturevalue("aws")
+        server = request.getfixturevalue(request.param)
+        made = S3Store(
+            bucket=server.new_bucket(),
+            endpoint=server.endpoint,
+            region="auto",
+            verify=str(server.ca) if server.ca else None,
+        )
+    yield made
+    await made.aclose()
+
+
+def data_of(size, seed=1):
+    return random.Random(seed).randbytes(size)
+
+
+async def pieces_of(data, piece=700_001):
+    for start in range(0, len(data), piece):
+        yield data[start : start + piece]
+
+
+async def put(store, key, data, *, metadata=METADATA, progress=lambda _: None, piece=700_001):
+    return await store.put(key, pieces_of(data, piece), metadata=metadata, part_bytes=PART, progress=progress)
+
+
+async def fetch(store, key):
+    return b"".join([piece async for piece in store.get(key)])
+
+
+async def keys(store, prefix="", **how):
+    return [item.key async for item in store.list(prefix, **how)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, PART - 1, PART, PART + 1, 2 * PART, 3 * PART + 77])
+async def test_what_is_put_comes_back_with_size_and_metadata(store, size):
+    data = data_of(size)
+    assert await put(store, KEY, data) == StoredObject(KEY, size, METADATA)
+    assert await fetch(store, KEY) == data
+    found = await store.head(KEY)
+    assert (found.key, found.size) == (KEY, size)
+    assert {name: found.metadata.get(name) for name in METADATA} == METADATA
+
+
+async def test_pieces_may_be_small_or_larger_than_a_part(store):
+    data = data_of(PART + 300_000)
+    await put(store, KEY, data, piece=len(data))
+    assert await fetch(store, KEY) == data
+    small = data_of(100_000, seed=2)
+    await put(store, "small", small, piece=33)
+    assert await fetch(store, "small") == small
+
+
+async def test_a_put_replaces_what_was_there(store):
+    await put(store, KEY, b"old and longer", metadata={"sha256": "old"})
+    await put(store, KEY, b"new", metadata={"sha256": "new"})
+    assert await fetch(store, KEY) == b"new"
+    assert (await store.head(KEY)).metadata["sha256"] == "new"
+    assert await keys(store) == [KEY]
+
+
+@pytest.mark.parametrize("size", [10, 2 * PART + 5])
+async def test_progress_is_told_on_the_loop_and_adds_up_to_the_size(store, size):
+    told, threads = [], set()
+
+    def progress(count):
+        told.append(count)
+        threads.add(threading.current_thread())
+
+    await put(store, KEY, data_of(size), progress=progress)
+    assert sum(told) == size
+    assert min(told) >= 0
+    assert threads == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("size", [100, 3 * PART])
+async def test_a_body_that_fails_leaves_what_was_there(store, size):
+    class BodyError(Exception):
+        pass
+
+    async def failing():
+        async for piece in pieces_of(data_of(size)):
+            yield piece
+        raise BodyError
+
+    await put(store, KEY, b"before")
+    for key in (KEY, "other"):
+        with pytest.raises(BodyError):
+            await store.put(key, failing(), metadata={}, part_bytes=PART, progress=lambda _: None)
+    assert await fetch(store, KEY) == b"before"
+    assert await keys(store) == [KEY]
+    assert await store.sweep("") == 0
+
+
+@pytest.mark.parametrize("size", [100, 3 * PART])
+async def test_a_cancelled_put_leaves_what_was_there(store, size):
+    reached = asyncio.Event()
+
+    async def endless():
+        async for piece in pieces_of(data_of(size)):
+            yield piece
+        reached.set()
+        await asyncio.Event().wait()
+
+    await put(store, KEY, b"before")
+    for key in (KEY, "other"):
+        reached.clear()
+        task = asyncio.create_task(store.put(key, endless(), metadata={}, part_bytes=PART, progress=lambda _: None))
+        await asyncio.wait_for(reached.wait(), 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await fetch(store, KEY) == b"before"
+    assert await keys(store) == [KEY]
+    assert await store.sweep("") == 0
+
+
+async def test_what_is_not_there_is_said_so(store):
+    await put(store, KEY, b"x")
+    expected = StoredObject("missing", 1, {})
+    for call in (store.head("missing"), fetch(store, "missing"), store.copy("missing", "to", expected=expected)):
+        with pytest.raises(NoSuchObject, match="missing"):
+            await call
+
+
+async def test_a_listing_is_in_key_order_below_its_prefix_and_after_its_start(store):
+    given = ["systems/b/x", "systems/a/uploads/2/m", "systems/a/uploads/1/m", "systems/a/uploads/1/d", "systems/ab/x"]
+    for key in given:
+        await put(store, key, key.encode())
+    assert await keys(store) == sorted(given)
+    assert await keys(store, "systems/a/") == [
+        "systems/a/uploads/1/d",
+        "systems/a/uploads/1/m",
+        "systems/a/uploads/2/m",
+    ]
+    assert await keys(store, "systems/a/uploads/1/", start_after="systems/a/uploads/1/d") == ["systems/a/uploads/1/m"]
+    assert await keys(store, "systems/a/", start_after="systems/a/uploads/1/x") == ["systems/a/uploads/2/m"]
+    assert await keys(store, start_after="systems/b/x") == []
+    assert await keys(store, "systems/c/") == []
+    assert [item async for item in store.list("systems/b/")] == [StoredObject("systems/b/x", 11)]
+
+
+async def test_deleting_removes_and_tolerates_what_is_gone(store):
+    for key in ("a/1", "a/2", "b"):
+        await put(store, key, b"x")
+    await store.delete(["a/1", "b", "never/was"])
+    await store.delete([])
+    assert await keys(store) == ["a/2"]
+    with pytest.raises(NoSuchObject):
+        await store.head("b")
+
+
+async def test_a_copy_is_the_same_object_elsewhere(store):
+    data = data_of(PART + 99)
+    source = await put(store, KEY, data)
+    target = KEY.replace("20260101", "20260102")
+    copied = await store.copy(KEY, target, expected=source)
+    assert (copied.key, copied.size) == (target, source.size)
+    await store.delete([KEY])
+    assert await fetch(store, target) == data
+    found = await store.head(target)
+    assert {name: found.metadata.get(name) for name in METADATA} == METADATA
+
+
+@pytest.mark.parametrize(
+    "expected", [StoredObject(KEY, 5, {**METADATA, "sha256": "cd" * 32}), StoredObject(KEY, 6, METADATA)]
+)
+async def test_a_source_that_is_not_what_is_expected_is_not_copied(store, expected):
+    await put(store, KEY, b"other")
+    with pytest.raises(CopyUnsupported):
+        await store.copy(KEY, "copy", expected=expected)
+    assert await keys(store) == [KEY]
+
+
+async def test_it_is_available_and_says_where_it_is(store):
+    await put(store, "a", b"x")
+    assert await store.is_available()
+    assert store.location
+    assert "canary" not in store.location
+
+
+async def test_several_puts_at_once_do_not_meet(store):
+    bodies = {f"systems/s{n}/file": data_of(200_000 + n, seed=n) for n in range(6)}
+    await asyncio.gather(*(put(store, key, data) for key, data in bodies.items()))
+    assert {key: await fetch(store, key) for key in bodies} == bodies
+
+
+async def test_closing_twice_is_no_error(store):
+    await store.aclose()
+    await store.aclose()

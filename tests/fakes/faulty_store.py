@@ -1,0 +1,116 @@
+"""A store around a real one that fails, loses answers or stalls at a call named in advance.
+
+store.fail("put", StoreError("503", transient=True), key="manifest.json", times=2)
+reached = store.stall("copy")
+store.fail("put", error, key="manifest.json", after=True)     # done, but the answer is lost
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from agent.ports import ObjectStore, Progress, StoredObject
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Fault:
+    call: str
+    key: str
+    error: BaseException | None
+    times: int
+    after: bool
+    reached: asyncio.Event
+
+
+class FaultyStore:
+    """`calls` lists (call, key or prefix) as they came. A fault applies to keys that end with its `key`."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._faults: list[_Fault] = []
+        self.calls: list[tuple[str, str]] = []
+
+    def fail(
+        self, call: str, error: BaseException, *, key: str = "", times: int = 1, after: bool = False
+    ) -> asyncio.Event:
+        """Raise `error` in the next `times` such calls, `after` they were done if asked. Returns: it came to it."""
+        return self._add(_Fault(call, key, error, times, after, asyncio.Event()))
+
+    def stall(self, call: str, *, key: str = "", times: int = 1, after: bool = False) -> asyncio.Event:
+        """Never return from the next `times` such calls. Returns the event that says that one has come."""
+        return self._add(_Fault(call, key, None, times, after, asyncio.Event()))
+
+    def keys(self, call: str) -> list[str]:
+        """Return the keys that such calls were for, in order."""
+        return [key for name, key in self.calls if name == call]
+
+    @property
+    def location(self) -> str:
+        return self._store.location
+
+    async def is_available(self) -> bool:
+        return await self._do("is_available", "", self._store.is_available)
+
+    async def put(
+        self,
+        key: str,
+        body: AsyncIterable[bytes],
+        *,
+        metadata: Mapping[str, str],
+        part_bytes: int,
+        progress: Progress,
+    ) -> StoredObject:
+        return await self._do(
+            "put",
+            key,
+            lambda: self._store.put(key, body, metadata=metadata, part_bytes=part_bytes, progress=progress),
+        )
+
+    async def copy(self, source: str, key: str, *, expected: StoredObject) -> StoredObject:
+        return await self._do("copy", key, lambda: self._store.copy(source, key, expected=expected))
+
+    async def head(self, key: str) -> StoredObject:
+        return await self._do("head", key, lambda: self._store.head(key))
+
+    async def get(self, key: str) -> AsyncIterator[bytes]:
+        await self._do("get", key, _nothing)
+        async for piece in self._store.get(key):
+            yield piece
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
+        await self._do("list", prefix, _nothing)
+        async for item in self._store.list(prefix, start_after=start_after):
+            yield item
+
+    async def delete(self, keys: Collection[str]) -> None:
+        await self._do("delete", " ".join(keys), lambda: self._store.delete(keys))
+
+    async def sweep(self, prefix: str) -> int:
+        return await self._do("sweep", prefix, lambda: self._store.sweep(prefix))
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
+
+    def _add(self, fault: _Fault) -> asyncio.Event:
+        self._faults.append(fault)
+        return fault.reached
+
+    async def _do(self, call: str, key: str, work: Callable[[], Awaitable[T]]) -> T:
+        self.calls.append((call, key))
+        for fault in self._faults:
+            if fault.call == call and fault.times and key.endswith(fault.key):
+                fault.times -= 1
+                if fault.after:
+                    await work()
+                fault.reached.set()
+                if fault.error is not None:
+                    raise fault.error
+                await asyncio.Event().wait()
+        return await work()
+
+
+async def _nothing() -> None:
+    pass

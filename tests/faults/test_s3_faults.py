@@ -1,0 +1,458 @@
+"""S3 that fails, lies, stalls or refuses: what the store makes of it. Real requests through a front before moto."""
+
+import asyncio
+import random
+
+import pytest
+import structlog
+
+from agent.adapters.s3_store import S3Store
+from agent.domain.errors import CopyUnsupported, NoSuchObject, NotPermitted, StoreError
+from agent.ports import StoredObject
+from tests.servers.front import answer_with, damage, lose_the_answer, refuse, reset, stall
+from tests.servers.s3 import SECRET_KEY
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+MIB = 2**20
+PART = 5 * MIB
+KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
+WHOLE = b"fits into one part" * 10_000
+SEVERAL = random.Random(1).randbytes(3 * PART + 77)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """botocore waits up to a second before it tries again; here it does not."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+
+
+async def pieces_of(data):
+    for start in range(0, len(data), 400_000):
+        yield data[start : start + 400_000]
+
+
+async def put(store, data, *, key=KEY, metadata=None, progress=lambda _: None):
+    return await store.put(key, pieces_of(data), metadata=metadata or {}, part_bytes=PART, progress=progress)
+
+
+async def fetch(store, key=KEY):
+    return b"".join([piece async for piece in store.get(key)])
+
+
+def bucket_of(store):
+    return store._place.bucket
+
+
+async def assert_nothing_left(store, front, moto):
+    """No object, and no parts, by the server's own word."""
+    front._rules.clear()
+    assert [item async for item in store.list("")] == []
+    assert moto.pending_uploads(bucket_of(store)) == 0
+
+
+@pytest.mark.parametrize("operation", ["put_object", "upload_part", "create_multipart_upload"])
+@pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown")])
+async def test_a_request_is_tried_three_times(fronted, front, operation, status, code):
+    """Two failures of a single request are nobody's business, and each byte counts once for the progress."""
+    store, told = fronted(), []
+    data = WHOLE if operation == "put_object" else SEVERAL
+    front.on(operation, refuse(status, code), times=2)
+    await put(store, data, progress=told.append)
+    assert sum(told) == len(data)
+    assert await fetch(store) == data
+
+
+@pytest.mark.parametrize("operation", ["put_object", "upload_part", "create_multipart_upload"])
+@pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown"), (503, "")])
+async def test_a_server_that_keeps_failing_is_transient(fronted, front, moto, operation, status, code):
+    store = fronted()
+    front.on(operation, refuse(status, code))
+    with pytest.raises(StoreError) as failure:
+        await put(store, WHOLE if operation == "put_object" else SEVERAL)
+    assert failure.value.transient
+    assert str(status) in str(failure.value)
+    await assert_nothing_left(store, front, moto)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "cure"),
+    [
+        (403, "AccessDenied", "s3:PutObject"),
+        (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
+        (403, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
+        (400, "ExpiredToken", "AWS_SESSION_TOKEN"),
+        (403, "RequestTimeTooSkewed", "clock"),
+        (404, "NoSuchBucket", "akosha_cloud_bucket"),
+        (301, "PermanentRedirect", "akosha_cloud_region to eu-central-1"),
+        (400, "AuthorizationHeaderMalformed", "akosha_cloud_region to eu-central-1"),
+        (507, "QuotaExceeded", "make room"),
+    ],
+)
+@pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
+async def test_a_refusal_is_permanent_and_names_the_cure(fronted, front, moto, status, code, cure, data):
+    store = fronted()
+    operation = "put_object" if data is WHOLE else "create_multipart_upload"
+    front.on(operation, refuse(status, code, secret=SECRET_KEY, headers={"x-amz-bucket-region": "eu-central-1"}))
+    with pytest.raises(StoreError) as failure:
+        await put(store, data)
+    text = f"{failure.value!s} {failure.value!r}"
+    assert not failure.value.transient
+    assert cure in text
+    assert isinstance(failure.value, NotPermitted) == (code == "AccessDenied")
+    assert SECRET_KEY not in text
+    await assert_nothing_left(store, front, moto)
+
+
+@pytest.mark.parametrize("operation", ["put_object", "upload_part"])
+@pytest.mark.parametrize("after", [0, 100_000])
+async def test_a_connection_that_breaks_is_tried_again_then_transient(fronted, front, moto, operation, after):
+    store = fronted()
+    data = WHOLE if operation == "put_object" else SEVERAL
+    front.on(operation, reset(after=after), times=1)
+    await put(store, data)
+    assert await fetch(store) == data
+    front.on(operation, reset(after=after))
+    with pytest.raises(StoreError) as failure:
+        await put(store, data, key="other")
+    assert failure.value.transient
+    front._rules.clear()
+    assert [item.key async for item in store.list("")] == [KEY]
+    assert moto.pending_uploads(bucket_of(store)) == 0
+
+
+@pytest.mark.parametrize(
+    "operation", ["put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload"]
+)
+async def test_a_stall_that_is_cancelled_ends_at_once_and_leaves_nothing(fronted, front, moto, operation, monkeypatch):
+    # Only an upload whose beginning nobody answers makes the abort wait for all its time.
+    monkeypatch.setattr("agent.adapters.s3_store.multipart.ABORT_SECONDS", 3)
+    store, reached, told = fronted(), asyncio.Event(), []
+    at = 100_000 if operation in ("put_object", "upload_part") else 0
+    front.on(operation, stall(reached, at=at))
+    data = WHOLE if operation == "put_object" else SEVERAL
+    task = asyncio.create_task(put(store, data, progress=told.append))
+    await asyncio.wait_for(reached.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(9):
+            await task
+    await assert_nothing_left(store, front, moto)
+
+
+async def test_progress_moves_within_a_part(fronted, front):
+    """A watcher of a slow line sees bytes leave long before a part is through."""
+    store, reached, told = fronted(), asyncio.Event(), []
+    front.on("upload_part", stall(reached, at=700_000))
+    task = asyncio.create_task(put(store, SEVERAL, progress=told.append))
+    await asyncio.wait_for(reached.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sum(told) >= 500_000
+    assert max(told) <= 128 * 1024
+
+
+async def test_cancelled_while_the_upload_begins_it_is_aborted_all_the_same(fronted, front, moto):
+    """The store has begun it, the answer is on its way: it is waited for, and that upload aborted."""
+    store, reached, go_on = fronted(), asyncio.Event(), asyncio.Event()
+
+    async def slow_answer(_request, forward):
+        answer = await forward()
+        reached.set()
+        await go_on.wait()
+        return answer
+
+    front.on("create_multipart_upload", slow_answer)
+    task = asyncio.create_task(put(store, SEVERAL))
+    await asyncio.wait_for(reached.wait(), 30)
+    assert moto.pending_uploads(bucket_of(store)) == 1
+    task.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await assert_nothing_left(store, front, moto)
+
+
+@pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
+async def test_bytes_that_change_on_the_way_are_found_out(fronted, front, moto, data):
+    """moto takes wrong checksums: the ETag that it answers tells."""
+    store = fronted()
+    front.on("put_object" if data is WHOLE else "upload_part", damage())
+    with pytest.raises(StoreError, match="damaged") as failure:
+        await put(store, data)
+    assert failure.value.transient
+    await assert_nothing_left(store, front, moto)
+
+
+@pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
+async def test_a_wrong_etag_is_damage(fronted, front, moto, data):
+    store = fronted()
+    front.on("put_object" if data is WHOLE else "upload_part", answer_with(headers={"ETag": '"' + "0" * 32 + '"'}))
+    with pytest.raises(StoreError, match="damaged") as failure:
+        await put(store, data)
+    assert failure.value.transient
+    await assert_nothing_left(store, front, moto)
+
+
+async def test_an_etag_that_is_no_md5_is_not_taken_for_one(fronted, front):
+    """With a KMS key it looks like one and is none: then the size is asked for instead."""
+    store = fronted()
+    kms = {"ETag": '"' + "0" * 32 + '"', "x-amz-server-side-encryption": "aws:kms"}
+    for operation in ("put_object", "upload_part"):
+        front.on(operation, answer_with(headers=kms))
+    front.on("complete_multipart_upload", _accept_any_parts)
+    await put(store, WHOLE)
+    assert front.count("head_object") == 1
+    assert await fetch(store) == WHOLE
+
+
+async def _accept_any_parts(_request, forward):
+    return await forward()
+
+
+async def test_a_store_that_names_wholes_in_its_own_way_is_read_back_once(fronted, front):
+    """Such an ETag is either damage or another form: the bytes tell, and are not asked again."""
+    store = fronted()
+    front.on("complete_multipart_upload", _other_form)
+    with structlog.testing.capture_logs() as logs:
+        await put(store, SEVERAL)
+        await put(store, SEVERAL, key="second")
+    assert front.count("get_object") == 1
+    assert [entry["event"] for entry in logs] == ["etags_of_another_form"]
+
+
+async def test_a_whole_that_is_not_its_parts_is_damage(fronted, front, moto):
+    store = fronted()
+    front.on("complete_multipart_upload", _other_form)
+    front.on("get_object", _spoiled)
+    with pytest.raises(StoreError, match="read back, it is not what was sent") as failure:
+        await put(store, SEVERAL)
+    assert failure.value.transient
+    await assert_nothing_left(store, front, moto)
+
+
+async def _other_form(_request, forward):
+    answer = await forward()
+    head, _, tail = answer.text.partition("<ETag>")
+    answer.text = head + "<ETag>&quot;" + "0" * 32 + "-4&quot;</ETag>" + tail.partition("</ETag>")[2]
+    return answer
+
+
+async def _spoiled(_request, forward):
+    answer = await forward()
+    answer.body = bytes([answer.body[0] ^ 1]) + answer.body[1:]
+    return answer
+
+
+async def test_a_whole_of_another_size_is_damage(fronted, front, moto):
+    store = fronted()
+    front.on("head_object", answer_with(headers={"Content-Length": "5"}))
+    with pytest.raises(StoreError, match=r"damaged .* 5 bytes of") as failure:
+        await put(store, SEVERAL)
+    assert failure.value.transient
+    await assert_nothing_left(store, front, moto)
+
+
+async def test_an_error_inside_of_a_200_is_an_error(fronted, front, moto):
+    store = fronted()
+    front.on("complete_multipart_upload", refuse(200, "InternalError"))
+    with pytest.raises(StoreError) as failure:
+        await put(store, SEVERAL)
+    assert failure.value.transient
+    assert front.count("complete_multipart_upload") == 3
+    await assert_nothing_left(store, front, moto)
+
+
+async def test_a_completion_whose_answer_is_lost_is_recognised(fronted, front, moto):
+    """The second try hears NoSuchUpload, because the first was heard: the object is there, and is the right one."""
+    store = fronted()
+    front.on("complete_multipart_upload", lose_the_answer(), times=1)
+    front.on("complete_multipart_upload", refuse(404, "NoSuchUpload"))
+    assert (await put(store, SEVERAL)).size == len(SEVERAL)
+    assert await fetch(store) == SEVERAL
+    assert front.count("complete_multipart_upload") == 2
+    assert moto.pending_uploads(bucket_of(store)) == 0
+
+
+async def test_an_upload_that_somebody_else_aborted_is_transient(fronted, front, moto):
+    store = fronted()
+    front.on("complete_multipart_upload", refuse(404, "NoSuchUpload"))
+    with pytest.raises(StoreError, match="NoSuchUpload") as failure:
+        await put(store, SEVERAL)
+    assert failure.value.transient
+    await assert_nothing_left(store, front, moto)
+
+
+@pytest.fixture
+def least_privilege(front):
+    """Put, Get and List: nothing else is allowed, and a HEAD of what is missing is 404."""
+    for operation in ("abort_multipart_upload", "delete_object", "list_multipart_uploads"):
+        front.on(operation, refuse(403, "AccessDenied"))
+
+
+async def test_put_get_and_list_permissions_are_enough(fronted, least_privilege):
+    store = fronted()
+    for key, data in (("small", WHOLE), ("large", SEVERAL)):
+        source = await put(store, data, key=key, metadata={"sha256": "ab"})
+        await store.copy(key, f"{key}-copy", expected=source)
+        assert await fetch(store, f"{key}-copy") == data
+    assert len([item async for item in store.list("")]) == 4
+
+
+async def test_what_needs_more_says_what(fronted, least_privilege):
+    store = fronted()
+    with pytest.raises(NotPermitted, match="s3:DeleteObject"):
+        await store.delete(["x"])
+    with pytest.raises(NotPermitted, match="s3:ListBucketMultipartUploads"):
+        await store.sweep("systems/")
+
+
+async def test_parts_that_may_not_be_aborted_are_a_notice_with_the_cure(fronted, front, least_privilege):
+    """The failure that is raised is the one that mattered."""
+    store = fronted()
+    front.on("upload_part", refuse(403, "InvalidAccessKeyId"))
+    with structlog.testing.capture_logs() as logs, pytest.raises(StoreError, match="InvalidAccessKeyId"):
+        await put(store, SEVERAL)
+    (notice,) = logs
+    assert (notice["event"], notice["log_level"]) == ("parts_left_behind", "info")
+    assert "lifecycle rule" in notice["hint"]
+
+
+async def test_a_missing_key_that_may_not_be_asked_for_names_the_permission(fronted, front):
+    store = fronted()
+    front.on("head_object", refuse(403, "AccessDenied"))
+    with pytest.raises(NotPermitted, match="s3:ListBucket"):
+        await store.head("missing")
+
+
+async def test_sweeping_aborts_what_a_killed_process_left_and_nothing_else(fronted, front, moto):
+    store, reached = fronted(), asyncio.Event()
+    for key in ("systems/mac/a", "systems/mac/b", "systems/pc/a"):
+        await store._connection.call("create_multipart_upload", key)
+    front.on("upload_part", stall(reached))
+    task = asyncio.create_task(put(store, SEVERAL, key="systems/mac/running"))
+    await asyncio.wait_for(reached.wait(), 30)
+    assert await store.sweep("systems/mac/") == 2
+    assert moto.pending_uploads(bucket_of(store)) == 2
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert moto.pending_uploads(bucket_of(store)) == 1
+
+
+async def test_a_store_that_cannot_list_uploads_has_none_to_sweep(fronted, front):
+    front.on("list_multipart_uploads", refuse(501, "NotImplemented"))
+    assert await fronted().sweep("systems/") == 0
+
+
+async def test_a_listing_goes_on_over_its_pages(fronted, front):
+    store = fronted()
+    names = [f"systems/{n:02}" for n in range(7)]
+    for name in names:
+        await put(store, b"x", key=name)
+
+    async def two_at_a_time(_request, forward):
+        return await forward(query={"max-keys": "2"})
+
+    front.on("list_objects_v2", two_at_a_time)
+    assert [item.key async for item in store.list("systems/")] == names
+    assert front.count("list_objects_v2") == 4
+
+
+async def test_a_large_object_is_copied_in_ranges(fronted, front):
+    """The limit of a single copy, 5 GiB at AWS, is lowered to a part."""
+    store = fronted(single_copy_bytes=PART)
+    source = await put(store, SEVERAL, metadata={"sha256": "ab"})
+    copied = await store.copy(KEY, "copy", expected=source)
+    assert (copied.size, copied.metadata) == (len(SEVERAL), {"sha256": "ab"})
+    assert await fetch(store, "copy") == SEVERAL
+    assert (front.count("upload_part_copy"), front.count("copy_object")) == (4, 0)
+
+
+async def test_an_empty_answer_to_a_copied_range_is_not_believed(fronted, front, moto):
+    """What rclone answers."""
+    store = fronted(single_copy_bytes=PART)
+    source = await put(store, SEVERAL)
+    front.on("upload_part_copy", answer_with(empty=True))
+    with pytest.raises(CopyUnsupported):
+        await store.copy(KEY, "copy", expected=source)
+    front._rules.clear()
+    assert [item.key async for item in store.list("")] == [KEY]
+    assert moto.pending_uploads(bucket_of(store)) == 0
+
+
+async def test_a_copy_that_is_not_right_is_not_believed_and_removed(fronted, front):
+    store = fronted()
+    source = await put(store, WHOLE, metadata={"sha256": "ab"})
+
+    async def wrong_metadata(request, forward):
+        return await forward(headers={next(n for n in request.headers if n.lower() == "x-amz-meta-sha256"): "cd"})
+
+    front.on("copy_object", wrong_metadata)
+    with pytest.raises(CopyUnsupported, match="not right"):
+        await store.copy(KEY, "copy", expected=source)
+    assert [item.key async for item in store.list("")] == [KEY]
+
+
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (403, "AccessDenied"), (400, "InvalidRequest")])
+async def test_a_store_that_will_not_copy_says_so(fronted, front, status, code):
+    store = fronted()
+    source = await put(store, WHOLE)
+    front.on("copy_object", refuse(status, code))
+    with pytest.raises(CopyUnsupported, match=code):
+        await store.copy(KEY, "copy", expected=source)
+
+
+@pytest.mark.parametrize(("status", "code", "transient"), [(503, "SlowDown", True), (403, "ExpiredToken", False)])
+async def test_what_sending_would_meet_too_is_no_reason_to_send(fronted, front, status, code, transient):
+    store = fronted()
+    source = await put(store, WHOLE)
+    front.on("copy_object", refuse(status, code))
+    with pytest.raises(StoreError, match=code) as failure:
+        await store.copy(KEY, "copy", expected=source)
+    assert not isinstance(failure.value, CopyUnsupported)
+    assert failure.value.transient is transient
+
+
+async def test_a_download_cut_short_is_transient(fronted, front):
+    store = fronted()
+    await put(store, WHOLE)
+
+    async def cut(request, forward):
+        answer = await forward()
+        half = answer.body[: len(answer.body) // 2]
+        request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer.body) + half)
+        request.transport.close()
+        return answer
+
+    front.on("get_object", cut)
+    with pytest.raises(StoreError) as failure:
+        await fetch(store)
+    assert failure.value.transient
+
+
+@pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
+async def test_no_redirect_is_followed(fronted, front, data):
+    """Not to where an answer points, whoever wrote it; and a POST must not become a GET on the way."""
+    store = fronted()
+    for operation in ("put_object", "create_multipart_upload"):
+        front.on(operation, refuse(301, "PermanentRedirect", headers={"Location": f"{front.url}/elsewhere"}))
+    with pytest.raises(StoreError, match="akosha_cloud_region") as failure:
+        await put(store, data)
+    assert not failure.value.transient
+    assert not [request.path for request in front.requests if "elsewhere" in request.path]
+
+
+async def test_a_bucket_that_is_not_there(moto, aws):
+    store = S3Store(bucket="never-made", endpoint=moto.endpoint, region="auto")
+    with pytest.raises(StoreError, match="akosha_cloud_bucket") as failure:
+        await put(store, WHOLE)
+    assert not failure.value.transient
+    assert not isinstance(failure.value, NoSuchObject)
+    await store.aclose()
+
+
+async def test_a_copy_of_what_is_gone(fronted):
+    with pytest.raises(NoSuchObject):
+        await fronted().copy("gone", "copy", expected=StoredObject("gone", 1, {}))

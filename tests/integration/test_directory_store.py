@@ -1,0 +1,336 @@
+"""The directory store and its file system: what lies where, who is kept out, what a kill leaves, what fails and how."""
+
+import asyncio
+import errno
+import gzip
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.directory_store import DirectoryStore, incoming, store as store_module
+from agent.adapters.directory_store.errors import translate
+from agent.adapters.gzip_members import GzipMembers
+from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError
+from agent.ports import StoredObject
+
+ROOT = Path(__file__).parents[2]
+KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
+MIB = 2**20
+
+
+async def put(store, key, data, metadata=None):
+    async def body():
+        yield data
+
+    return await store.put(key, body(), metadata=metadata or {}, part_bytes=5 * MIB, progress=lambda _: None)
+
+
+async def fetch(store, key):
+    return b"".join([piece async for piece in store.get(key)])
+
+
+def visible(root):
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and ".akosha" not in p.parts)
+
+
+def incoming_files(root):
+    return [path for path in (root / ".akosha" / "incoming").rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "nas"
+
+
+@pytest.fixture
+def store(root):
+    return DirectoryStore(root)
+
+
+async def test_objects_lie_under_their_keys_for_any_tool_to_read(store, root, tmp_path):
+    staged = tmp_path / "staged"
+    staged.write_bytes(b"memories " * 100_000)
+    body = GzipMembers(member_bytes=100_000).stream(staged)
+    await store.put(KEY, body, metadata={"sha256": "ab"}, part_bytes=MIB, progress=lambda _: None)
+    assert visible(root) == [KEY]
+    assert gzip.decompress((root / KEY).read_bytes()) == staged.read_bytes()
+
+
+async def test_what_is_ours_alone_is_never_listed_nor_reached(store, root):
+    await put(store, KEY, b"x", {"sha256": "ab"})
+    assert [item.key async for item in store.list("")] == [KEY]
+    for key in (f".akosha/metadata/{KEY}.json", ".akosha/x", ".AKOSHA/x"):
+        with pytest.raises(NamingError):
+            await store.head(key)
+
+
+@pytest.mark.parametrize(
+    "key", ["", "/etc/passwd", "../out", "a/../../out", "a//b", "a/", "./a", "a/./b", "a\0b", "..\\out"]
+)
+async def test_no_key_leaves_the_root(store, root, key):
+    for call in (put(store, key, b"x"), store.head(key), fetch(store, key), store.delete([key])):
+        with pytest.raises(NamingError):
+            await call
+    assert not (root.parent / "out").exists()
+
+
+async def test_no_symlink_leads_out_of_the_root(store, root, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    await put(store, "a/b", b"x")
+    (root / "link").symlink_to(outside)
+    (root / "a" / "file").symlink_to(outside / "secret")
+    for call in (
+        put(store, "link/new", b"x"),
+        fetch(store, "link/secret"),
+        fetch(store, "a/file"),
+        store.head("a/file"),
+        put(store, "a/file", b"x"),
+        store.delete(["link/secret"]),
+    ):
+        with pytest.raises(StoreError, match="symbolic link"):
+            await call
+    assert [item.key async for item in store.list("")] == ["a/b"]
+    assert (outside / "secret").read_bytes() == b"secret"
+    assert [path.name for path in outside.iterdir()] == ["secret"]
+
+
+async def test_metadata_counts_only_for_the_object_that_it_was_put_with(store, root):
+    """Somebody replaced the file by hand: then it is an object without metadata, not one with another's."""
+    await put(store, KEY, b"ours", {"sha256": "ab"})
+    (root / KEY).write_bytes(b"somebody else's")
+    assert (await store.head(KEY)).metadata == {}
+    (root / ".akosha" / "metadata" / f"{KEY}.json").write_bytes(b"{")
+    assert (await store.head(KEY)).metadata == {}
+
+
+@pytest.mark.parametrize("step", ["unlink", "record", "rename"])
+async def test_a_crash_between_the_steps_of_a_replacement_never_gives_an_object_the_metadata_of_another(
+    store, root, monkeypatch, step
+):
+    """Old and new are of one size, which is the worst case."""
+    await put(store, KEY, b"old", {"sha256": "old"})
+
+    class CrashError(BaseException):
+        pass
+
+    def crash(*_):
+        raise CrashError
+
+    if step == "unlink":
+        monkeypatch.setattr(incoming, "sync_folder", crash)
+    elif step == "record":
+        monkeypatch.setattr(incoming.Incoming, "_write_record", crash)
+    else:
+        moves = []
+        real = incoming._move
+        monkeypatch.setattr(
+            incoming, "_move", lambda *a: real(*a) if not moves.append(a) and len(moves) == 1 else crash()
+        )
+    with pytest.raises(CrashError):
+        await put(store, KEY, b"new", {"sha256": "new"})
+    monkeypatch.undo()
+    found = await store.head(KEY)
+    data = await fetch(store, KEY)
+    assert found.metadata.get("sha256", data.decode()) == data.decode()
+
+
+async def test_the_root_is_made_but_not_what_it_stands_in(tmp_path):
+    """A mount point that is missing is no place for a backup."""
+    made = DirectoryStore(tmp_path / "nas")
+    assert await made.is_available()
+    assert not (tmp_path / "nas").exists()
+    await put(made, "a", b"x")
+    assert (tmp_path / "nas").stat().st_mode & 0o777 == 0o700
+
+    missing = DirectoryStore(tmp_path / "not mounted" / "nas")
+    assert not await missing.is_available()
+    with pytest.raises(StoreError, match="mounted") as failure:
+        await put(missing, "a", b"x")
+    assert not failure.value.transient
+    assert not (tmp_path / "not mounted").exists()
+
+
+async def test_a_listing_of_a_root_that_is_yet_to_be_made_is_empty(store):
+    assert [item async for item in store.list("")] == []
+    with pytest.raises(NoSuchObject):
+        await store.head("a")
+    await store.delete(["a"])
+    assert await store.sweep("") == 0
+
+
+async def test_a_file_in_place_of_the_root_is_said_so(tmp_path):
+    (tmp_path / "nas").write_bytes(b"")
+    store = DirectoryStore(tmp_path / "nas")
+    assert not await store.is_available()
+    with pytest.raises(StoreError) as failure:
+        await put(store, "a", b"x")
+    assert not failure.value.transient
+
+
+async def test_a_mount_that_hangs_is_unavailable_within_a_second_and_holds_one_thread(store, monkeypatch):
+    import threading
+
+    release = threading.Event()
+    asked = []
+
+    def hang():
+        asked.append(1)
+        release.wait(30)
+        return True
+
+    monkeypatch.setattr(store, "_usable", hang)
+    monkeypatch.setattr(store_module, "AVAILABLE_SECONDS", 0.05)
+    assert not await store.is_available()
+    assert not await store.is_available()
+    assert asked == [1]
+    release.set()
+    monkeypatch.setattr(store_module, "AVAILABLE_SECONDS", 10)
+    assert await store.is_available()
+    await store.aclose()
+
+
+async def test_a_full_disk_leaves_nothing_and_names_the_cure(store, root, monkeypatch):
+    await put(store, "before", b"x")
+
+    def full(self, pieces):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(incoming.Incoming, "write", full)
+    with pytest.raises(StoreError, match="make room") as failure:
+        await put(store, KEY, bytes(3 * MIB))
+    assert not failure.value.transient
+    assert visible(root) == ["before"]
+    assert incoming_files(root) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "transient", "cure"),
+    [
+        (errno.ENOSPC, StoreError, False, "make room"),
+        (errno.EDQUOT, StoreError, False, "make room"),
+        (errno.EACCES, NotPermitted, False, "chmod"),
+        (errno.EPERM, NotPermitted, False, "chmod"),
+        (errno.EROFS, NotPermitted, False, "remount"),
+        (errno.EFBIG, StoreError, False, "4 GiB"),
+        (errno.EIO, StoreError, True, "look at the disk"),
+        (errno.ESTALE, StoreError, True, "look at the disk"),
+        (errno.ENOTCONN, StoreError, True, "look at the disk"),
+    ],
+)
+def test_what_the_system_says_becomes_a_cure(tmp_path, number, kind, transient, cure):
+    error = translate(OSError(number, os.strerror(number)), "write", tmp_path, KEY)
+    assert type(error) is kind
+    assert error.transient is transient
+    assert cure in error.hint
+    assert KEY in str(error)
+
+
+async def test_a_key_below_another_object_is_refused(store):
+    await put(store, "a", b"x")
+    with pytest.raises(StoreError):
+        await put(store, "a/b", b"x")
+    assert await fetch(store, "a") == b"x"
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from agent.adapters.directory_store import DirectoryStore
+async def body():
+    for _ in range(3):
+        yield bytes(2**20)
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+asyncio.run(DirectoryStore(Path(sys.argv[1])).put(sys.argv[2], body(), metadata={"a": "b"}, part_bytes=2**20,
+            progress=lambda n: None))
+"""
+
+
+def writer(root, key):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(root), key], stdout=subprocess.PIPE, env=environment, cwd=ROOT
+    )
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+async def test_a_killed_put_leaves_nothing_to_see_and_is_swept_while_a_living_one_is_not(store, root):
+    with writer(root, KEY) as killed, writer(root, "systems/mac/living") as living:
+        try:
+            assert len(incoming_files(root)) == 2
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+            assert [item async for item in store.list("")] == []
+            with pytest.raises(NoSuchObject):
+                await store.head(KEY)
+            assert await store.sweep("systems/pc/") == 0
+            assert await store.sweep("systems/mac/") == 1
+            assert len(incoming_files(root)) == 1
+        finally:
+            living.kill()
+
+
+async def test_where_there_are_no_locks_age_tells(store, root, monkeypatch):
+    """As on some network shares: what nobody has written to for a quarter of an hour is a dead process's."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    folder = root / ".akosha" / "incoming" / KEY
+    folder.mkdir(parents=True)
+    fresh, old = folder / "fresh", folder / "old"
+    fresh.write_bytes(b"")
+    old.write_bytes(b"")
+    long_ago = fresh.stat().st_mtime - 3600
+    os.utime(old, (long_ago, long_ago))
+    assert await store.sweep("systems/") == 1
+    assert [path.name for path in incoming_files(root)] == ["fresh"]
+
+
+async def test_deleting_leaves_no_empty_folders_behind(store, root):
+    await put(store, KEY, b"x", {"a": "b"})
+    await store.delete([KEY])
+    assert list(root.iterdir()) in ([], [root / ".akosha"])
+
+
+async def test_puts_and_deletions_of_neighbours_do_not_meet(store):
+    """A deletion prunes the folder that a put has just made."""
+    for _ in range(20):
+        await put(store, "systems/mac/a", b"x")
+        await asyncio.gather(store.delete(["systems/mac/a"]), put(store, "systems/mac/b", b"y"))
+        assert await fetch(store, "systems/mac/b") == b"y"
+        await store.delete(["systems/mac/b"])
+
+
+async def test_a_copy_is_bytes_of_its_own(store, root):
+    """No hard link: what happens to one does not happen to the other."""
+    source = await put(store, KEY, b"x" * 3 * MIB, {"sha256": "ab"})
+    await store.copy(KEY, "copy", expected=source)
+    assert (root / KEY).stat().st_ino != (root / "copy").stat().st_ino
+    assert (await store.head("copy")) == StoredObject("copy", 3 * MIB, {"sha256": "ab"})
+
+
+async def test_a_copy_works_without_the_systems_help(store, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr("os.copy_file_range", unsupported, raising=False)
+    source = await put(store, KEY, bytes(range(256)) * 9999)
+    await store.copy(KEY, "copy", expected=source)
+    assert await fetch(store, "copy") == bytes(range(256)) * 9999
+
+
+async def test_a_long_listing_is_complete_and_in_order(store, root):
+    names = sorted(f"systems/mac/uploads/{n:04}/m" for n in range(1200))
+    for name in names:
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(b"x")
+    assert [item.key async for item in store.list("systems/mac/")] == names

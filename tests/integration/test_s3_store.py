@@ -1,0 +1,242 @@
+"""The S3 store and the world around it: libraries, credentials, certificates, networks."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.s3_store import S3Store
+from agent.domain.errors import StoreError
+from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, aws_environment
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+
+
+@contextlib.asynccontextmanager
+async def store_at(endpoint, **how):
+    store = S3Store(**{"bucket": "bucket", "endpoint": endpoint, "region": "auto", **how})
+    yield store
+    await store.aclose()
+
+
+async def put(store, data=b"x"):
+    async def body():
+        yield data
+
+    return await store.put("key", body(), metadata={}, part_bytes=5 * 2**20, progress=lambda _: None)
+
+
+async def failure_of(store):
+    with pytest.raises(StoreError) as failure:
+        await put(store)
+    text = f"{failure.value!s} {failure.value!r}"
+    assert SECRET_KEY not in text
+    assert ACCESS_KEY not in text
+    return failure.value
+
+
+@pytest.fixture
+def silent_port():
+    """A port that takes connections and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_no_aws_library_is_loaded_before_the_first_call():
+    code = """
+import asyncio, json, sys
+from agent.adapters.s3_store import S3Store
+async def main():
+    store = S3Store(bucket="b", endpoint="http://127.0.0.1:9", region="auto")
+    await store.is_available()
+    await store.aclose()
+asyncio.run(main())
+heavy = {"aioboto3", "aiobotocore", "botocore", "boto3", "aiohttp"}
+print(json.dumps([name for name in sys.modules if name.split(".")[0] in heavy]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment, cwd=ROOT)
+    assert json.loads(done.stdout) == []
+
+
+def test_a_process_ends_cleanly_and_at_once_after_use(moto):
+    """No connection is left unclosed, no thread keeps it: warnings would be errors, and there are none."""
+    bucket = moto.new_bucket()
+    code = f"""
+import asyncio
+from agent.adapters.s3_store import S3Store
+async def body():
+    for _ in range(12):
+        yield bytes(2**20)
+async def main():
+    store = S3Store(bucket={bucket!r}, endpoint={moto.endpoint!r}, region="auto")
+    await store.put("k", body(), metadata={{}}, part_bytes=5 * 2**20, progress=lambda n: None)
+    pieces = store.get("k")
+    await anext(pieces)
+    await pieces.aclose()
+    await store.aclose()
+asyncio.run(main())
+"""
+    environment = {**os.environ, **aws_environment(), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "always", "-c", code]
+    done = subprocess.run(command, capture_output=True, check=False, env=environment, cwd=ROOT, timeout=60, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Unclosed" not in done.stderr
+    assert "unclosed" not in done.stderr
+    assert "never" not in done.stderr
+
+
+async def test_the_client_is_made_once_whoever_asks_first(moto, aws):
+    """The first caller is cancelled while the client is made; the others get it all the same."""
+    async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
+        first, *others = (asyncio.create_task(put(store)) for _ in range(4))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(*others)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        client = await store._connection._client()
+        assert await store._connection._client() is client
+
+
+async def test_the_loop_goes_on_while_the_client_is_made(moto, aws):
+    """Import, models and credentials are a thread's work."""
+    async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
+        task = asyncio.create_task(put(store))
+        turns = 0
+        while not task.done():
+            await asyncio.sleep(0.001)
+            turns += 1
+        await task
+    assert turns > 20
+
+
+async def test_closing_before_any_use_and_twice_is_no_error(aws):
+    async with store_at("http://127.0.0.1:9") as store:
+        await store.aclose()
+
+
+async def test_nothing_listens(closed_port, aws):
+    async with store_at(f"http://127.0.0.1:{closed_port}") as store:
+        assert not await store.is_available()
+        error = await failure_of(store)
+    assert error.transient
+    assert "127.0.0.1" in error.hint
+
+
+async def test_a_name_that_does_not_resolve_is_transient(aws):
+    async with store_at("https://no-such-host.invalid") as store:
+        assert not await store.is_available()
+        assert (await failure_of(store)).transient
+
+
+async def test_an_answer_that_does_not_come_is_transient(silent_port, aws):
+    async with store_at(f"http://127.0.0.1:{silent_port}", read_timeout=0.05) as store:
+        assert (await failure_of(store)).transient
+
+
+async def test_availability_is_known_within_a_second(aws, monkeypatch):
+    """A connection that never stands, as behind a firewall that drops packets."""
+
+    async def never(*_, **__):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("agent.adapters.s3_store.store.AVAILABLE_SECONDS", 0.05)
+    monkeypatch.setattr(asyncio, "open_connection", never)
+    begun = time.monotonic()
+    async with store_at("http://127.0.0.1:9") as store:
+        assert not await store.is_available()
+    assert time.monotonic() - begun < 1
+
+
+async def test_a_certificate_of_an_unknown_authority_is_permanent_and_names_the_setting(moto_tls, aws):
+    async with store_at(moto_tls.endpoint, bucket=moto_tls.new_bucket()) as store:
+        error = await failure_of(store)
+    assert not error.transient
+    assert "AWS_CA_BUNDLE" in error.hint
+
+
+async def test_the_authority_may_come_from_the_environment(moto_tls, aws, monkeypatch):
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(moto_tls.ca))
+    async with store_at(moto_tls.endpoint, bucket=moto_tls.new_bucket()) as store:
+        assert (await put(store)).size == 1
+
+
+async def test_tls_to_a_server_that_speaks_none_is_permanent(moto, aws):
+    async with store_at(moto.endpoint.replace("http:", "https:")) as store:
+        error = await failure_of(store)
+    assert not error.transient
+    assert "akosha_cloud_endpoint" in error.hint
+
+
+async def test_no_credentials_is_permanent_and_says_how_to_give_them(moto, aws, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    async with store_at(moto.endpoint) as store:
+        error = await failure_of(store)
+        assert not error.transient
+        assert "AWS_ACCESS_KEY_ID" in error.hint
+        for name, value in aws_environment().items():
+            monkeypatch.setenv(name, value)
+
+
+async def test_a_profile_that_is_not_there_is_permanent(moto, aws, monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
+        error = await failure_of(store)
+        assert not error.transient
+        assert "AWS_PROFILE" in error.hint
+        monkeypatch.delenv("AWS_PROFILE")
+        assert (await put(store)).size == 1, "what failed to be made is made anew"
+
+
+async def test_a_wrong_secret_is_told_by_a_server_that_looks(rclone, aws, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    async with store_at(rclone.endpoint, bucket=rclone.new_bucket()) as store:
+        error = await failure_of(store)
+    assert not error.transient
+    assert "AWS_SECRET_ACCESS_KEY" in error.hint
+
+
+async def test_an_endpoint_that_is_no_address_is_permanent(aws):
+    async with store_at("https://") as store:
+        error = await failure_of(store)
+    assert not error.transient
+    assert "akosha_cloud_endpoint" in error.hint
+
+
+async def test_no_trailing_checksums_and_no_encoding_over_tls(rclone_tls, aws):
+    """R2 and B2 refuse them; botocore's default would send them over TLS only."""
+    async with store_at(rclone_tls.endpoint, bucket=rclone_tls.new_bucket(), verify=str(rclone_tls.ca)) as store:
+        client = await store._connection._client()
+        seen = []
+        client.meta.events.register("before-send.s3", lambda request, **_: seen.append(dict(request.headers)))
+        await put(store, bytes(100))
+        await put(store, bytes(6 * 2**20))
+    sent = [{name.lower(): value for name, value in headers.items()} for headers in seen]
+    assert len(sent) >= 5
+    for headers in sent:
+        assert "x-amz-trailer" not in headers
+        assert "content-encoding" not in headers
+        assert headers["x-amz-content-sha256"] in (b"UNSIGNED-PAYLOAD", "UNSIGNED-PAYLOAD")
+    assert sum("content-md5" in headers for headers in sent) == 3

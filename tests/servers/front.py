@@ -1,0 +1,185 @@
+"""An HTTP server before a real S3 server: it passes requests on, and misbehaves by script.
+
+    front.on("upload_part", refuse(503, "SlowDown"), times=2)
+    front.on("put_object", stall(at=100_000))
+
+Operations are named as botocore names them. `front.seen` lists those that came, in order.
+"""
+
+import asyncio
+import io
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+Forward = Callable[..., Awaitable[web.Response]]
+"""Pass the request on; `headers` and `query` are added to it, `body` stands in for its own."""
+Action = Callable[[web.Request, Forward], Awaitable[web.StreamResponse]]
+
+_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server", "expect", "host"}
+
+
+@dataclass
+class _Rule:
+    operation: str
+    action: Action
+    times: int | None
+
+
+@dataclass
+class Front:
+    upstream: str
+    seen: list[str] = field(default_factory=list)
+    requests: list[web.BaseRequest] = field(default_factory=list)
+
+    def __post_init__(self):
+        self._rules: list[_Rule] = []
+        self._arrived = asyncio.Condition()
+
+    async def __aenter__(self):
+        self._session = aiohttp.ClientSession(auto_decompress=False)
+        application = web.Application(client_max_size=2**30)
+        application.router.add_route("*", "/{path:.*}", self._serve)
+        self._runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self
+
+    async def __aexit__(self, *_):
+        await self._runner.cleanup()
+        await self._session.close()
+
+    def on(self, operation: str, action: Action, *, times: int | None = None) -> None:
+        """Do this for the next `times` requests of an operation; None: for all."""
+        self._rules.append(_Rule(operation, action, times))
+
+    def count(self, operation: str) -> int:
+        return Counter(self.seen)[operation]
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        operation = _operation(request)
+        self.seen.append(operation)
+        self.requests.append(request)
+        for rule in self._rules:
+            if rule.operation == operation and rule.times != 0:
+                if rule.times is not None:
+                    rule.times -= 1
+                return await rule.action(request, partial(self._forward, request))
+        return await self._forward(request)
+
+    async def _forward(
+        self,
+        request: web.Request,
+        *,
+        headers: dict[str, str] | None = None,
+        query: dict[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> web.Response:
+        sent = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
+        sent |= headers or {}
+        body = await request.read() if body is None else body
+        url = URL(self.upstream + request.raw_path, encoded=True).update_query(query or {})
+        data = io.BytesIO(body) if body else None
+        async with self._session.request(request.method, url, headers=sent, data=data) as answer:
+            content = await answer.read()
+            kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP}
+            if request.method == "HEAD":
+                kept["Content-Length"] = answer.headers.get("Content-Length", "0")
+            return web.Response(status=answer.status, headers=kept, body=content or None)
+
+
+def refuse(status: int, code: str, *, secret: str = "", headers: dict[str, str] | None = None) -> Action:
+    """Answer with an error, as S3 words it, once the body has come."""
+
+    async def action(request: web.Request, _forward: Forward) -> web.StreamResponse:
+        await request.read()
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{secret or 'no'}</Message></Error>"
+        return web.Response(status=status, text=text, content_type="application/xml", headers=headers)
+
+    return action
+
+
+def reset(*, after: int) -> Action:
+    """Break the connection when so many bytes of the body have come."""
+
+    async def action(request: web.Request, _forward: Forward) -> web.StreamResponse:
+        if after:
+            await request.content.readexactly(after)
+        request.transport.abort()
+        return web.Response()
+
+    return action
+
+
+def stall(reached: asyncio.Event, *, at: int = 0) -> Action:
+    """Take so many bytes of the body, tell, and never go on."""
+
+    async def action(request: web.Request, _forward: Forward) -> web.StreamResponse:
+        if at:
+            await request.content.readexactly(at)
+        reached.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    return action
+
+
+def lose_the_answer() -> Action:
+    """Do it, and break the connection instead of saying so."""
+
+    async def action(request: web.Request, forward: Forward) -> web.StreamResponse:
+        await forward()
+        request.transport.abort()
+        return web.Response()
+
+    return action
+
+
+def answer_with(
+    *, headers: dict[str, str] | None = None, replace: tuple[str, str] | None = None, empty: bool = False
+) -> Action:
+    """Do it, and answer with other headers, another text in the body, or nothing in it."""
+
+    async def action(_request: web.Request, forward: Forward) -> web.StreamResponse:
+        answer = await forward()
+        answer.headers.update(headers or {})
+        if replace:
+            answer.text = answer.text.replace(*replace)
+        if empty:
+            answer.body = None
+        return answer
+
+    return action
+
+
+def damage() -> Action:
+    """Change a byte on the way, and the checksum with it, as a store with bad memory would."""
+
+    async def action(request: web.Request, forward: Forward) -> web.StreamResponse:
+        body = bytearray(await request.read())
+        body[len(body) // 2] ^= 1
+        return await forward(body=bytes(body))
+
+    return action
+
+
+def _operation(request: web.Request) -> str:
+    query, method, copied = request.query, request.method, "x-amz-copy-source" in request.headers
+    if "partNumber" in query:
+        return "upload_part_copy" if copied else "upload_part"
+    if "uploadId" in query:
+        return {"POST": "complete_multipart_upload", "DELETE": "abort_multipart_upload"}.get(method, "list_parts")
+    if "uploads" in query:
+        return "create_multipart_upload" if method == "POST" else "list_multipart_uploads"
+    if "list-type" in query:
+        return "list_objects_v2"
+    if method == "PUT":
+        return "copy_object" if copied else "put_object"
+    return {"HEAD": "head_object", "GET": "get_object", "DELETE": "delete_object"}[method]

@@ -1,0 +1,27 @@
+"""Runs moto's S3 on two ephemeral ports, plain and TLS, and prints them. Ends with its standard input.
+
+python moto_main.py CERTIFICATE_CHAIN PRIVATE_KEY
+"""
+
+import logging
+import sys
+import threading
+
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+
+def main() -> None:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    application = DomainDispatcherApplication(create_backend_app)
+    certificate, key = sys.argv[1:3]
+    plain = make_server("127.0.0.1", 0, application, threaded=True)
+    secure = make_server("127.0.0.1", 0, application, threaded=True, ssl_context=(certificate, key))
+    for server in (plain, secure):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(plain.server_port, secure.server_port, flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

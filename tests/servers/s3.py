@@ -1,0 +1,149 @@
+"""Real S3 servers for tests: moto (answers like AWS) and rclone (has manners of its own), plain and over TLS.
+
+Each is a process of its own on ephemeral loopback ports, and ends with the context.
+"""
+
+import contextlib
+import http.client
+import itertools
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import trustme
+
+ACCESS_KEY = "AKIATESTTESTTESTTEST"
+SECRET_KEY = "canary+secret/that+never+appears+in+a+text"
+START_SECONDS = 60
+
+_HERE = Path(__file__).parent
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A CA made for the test, and a certificate for 127.0.0.1 and localhost."""
+
+    folder: Path
+    ca: Path = field(init=False)
+    chain: Path = field(init=False)
+    key: Path = field(init=False)
+
+    def __post_init__(self):
+        for name in ("ca", "chain", "key"):
+            object.__setattr__(self, name, self.folder / f"{name}.pem")
+        authority = trustme.CA()
+        server = authority.issue_cert("127.0.0.1", "localhost")
+        authority.cert_pem.write_to_path(str(self.ca))
+        server.private_key_pem.write_to_path(str(self.key))
+        for blob in server.cert_chain_pems:
+            blob.write_to_path(str(self.chain), append=True)
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server. `ca`: the file of the authority to trust it by; None where it speaks plain HTTP."""
+
+    endpoint: str
+    ca: Path | None = None
+
+    def new_bucket(self) -> str:
+        bucket = f"bucket-{os.getpid()}-{next(_numbers)}"
+        self._ask("PUT", f"/{bucket}")
+        return bucket
+
+    def pending_uploads(self, bucket: str) -> int:
+        """Return how many multipart uploads have begun and neither been completed nor aborted."""
+        return len(re.findall(rb"<UploadId>", self._ask("GET", f"/{bucket}?uploads=")))
+
+    def _ask(self, method: str, path: str) -> bytes:
+        from botocore.auth import S3SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.credentials import Credentials
+
+        signed = AWSRequest(method=method, url=self.endpoint + path)
+        S3SigV4Auth(Credentials(ACCESS_KEY, SECRET_KEY), "s3", "us-east-1").add_auth(signed)
+        place = urlsplit(self.endpoint).netloc
+        with contextlib.closing(
+            http.client.HTTPSConnection(place, context=ssl.create_default_context(cafile=self.ca))
+            if self.ca
+            else http.client.HTTPConnection(place)
+        ) as connection:
+            connection.request(method, path, headers=dict(signed.headers))
+            answer = connection.getresponse()
+            text = answer.read()
+        assert answer.status == 200, text
+        return text
+
+
+def aws_environment(**more: str) -> dict[str, str]:
+    """Return the environment of a process whose AWS chain is nothing but the test's credentials."""
+    return {
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        **more,
+    }
+
+
+@contextlib.contextmanager
+def running_moto(authority: Authority) -> Iterator[tuple[S3Server, S3Server]]:
+    """Run moto; return it as it answers to plain HTTP, and to TLS."""
+    command = [sys.executable, str(_HERE / "moto_main.py"), str(authority.chain), str(authority.key)]
+    with _process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        plain, secure = process.stdout.readline().split()
+        yield S3Server(f"http://127.0.0.1:{int(plain)}"), S3Server(f"https://127.0.0.1:{int(secure)}", authority.ca)
+
+
+@contextlib.contextmanager
+def running_rclone(folder: Path, authority: Authority | None = None) -> Iterator[S3Server]:
+    """Run `rclone serve s3` on a folder, over TLS where there is an authority."""
+    command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", "127.0.0.1:0", str(folder)]
+    command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
+    if authority:
+        command += ["--cert", str(authority.chain), "--key", str(authority.key)]
+    environment = {**os.environ, "RCLONE_CONFIG": os.devnull}
+    with _process(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
+        said = []
+        for line in process.stderr:
+            said.append(line.decode())
+            if found := re.search(r"https?://127\.0\.0\.1:(\d+)", said[-1]):
+                break
+        else:
+            raise AssertionError("".join(said))
+        # It goes on talking; nobody must block it.
+        drain = threading.Thread(target=process.stderr.read, daemon=True)
+        drain.start()
+        _await_port(int(found[1]))
+        yield S3Server(found[0], authority.ca if authority else None)
+        process.terminate()
+        drain.join()
+
+
+def _await_port(port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        assert time.monotonic() < deadline, f"nothing listens on {port}"
+        threading.Event().wait(0.02)
+
+
+@contextlib.contextmanager
+def _process(command: list[str], **how) -> Iterator[subprocess.Popen]:
+    with subprocess.Popen(command, **how) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
