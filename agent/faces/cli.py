@@ -36,7 +36,12 @@ app = typer.Typer(
 
 DataDir = Annotated[
     Path | None,
-    typer.Option("--data-dir", help="Where the memory databases are. Default: ~/.claude/data", show_default=False),
+    typer.Option(
+        "--data-dir",
+        help="Where the memory databases are. Default: ~/.claude/data",
+        show_default=False,
+        readable=False,  # one that is closed to us may be opened yet: the agent says what is wrong, and waits
+    ),
 ]
 StateDir = Annotated[
     Path | None, typer.Option("--state-dir", help="Where the agent keeps its ledger and copies.", show_default=False)

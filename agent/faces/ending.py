@@ -8,6 +8,9 @@ from collections.abc import Coroutine
 import structlog
 
 STOP_SECONDS = 10.0
+ECHO_SECONDS = 1.0
+"""`timeout`, `uv run` and their like pass on what the terminal has told us already: a signal so soon after the first
+is the same one."""
 
 _log = structlog.get_logger()
 
@@ -15,8 +18,9 @@ _log = structlog.get_logger()
 def run_to_end(work: Coroutine[None, None, int], *, stopped: int | None = None) -> int:
     """Run a command and return its exit code.
 
-    SIGTERM and Ctrl-C cancel it; then the code is `stopped`, or 128 + the signal's number. A second signal, or ten
-    seconds that were not enough, end the process hard: the ledger says what was under way, so that loses nothing.
+    SIGTERM and Ctrl-C cancel it; then the code is `stopped`, or 128 + the signal's number. Another signal a while
+    later, or ten seconds that were not enough, end the process hard: the ledger says what was under way, so that loses
+    nothing.
     """
     return asyncio.run(_run(work, stopped))
 
@@ -25,11 +29,16 @@ async def _run(work: Coroutine[None, None, int], stopped: int | None) -> int:
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work, name="command")
     told: list[signal.Signals] = []
+    insists_from = 0.0
 
     def end(name: signal.Signals) -> None:
+        nonlocal insists_from
         if told:
-            _end_hard("it was told to stop twice")
+            if loop.time() >= insists_from:
+                _end_hard("it was told to stop twice")
+            return
         told.append(name)
+        insists_from = loop.time() + ECHO_SECONDS
         _log.info("stopping", signal=name.name)
         task.cancel()
         loop.call_later(STOP_SECONDS, _end_hard, f"it did not come to an end within {STOP_SECONDS:g} s")

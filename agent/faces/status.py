@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.application.status import Status, describe
+from agent.domain.databases import Survey
+from agent.domain.errors import SnapshotError
 from agent.domain.states import TargetRecord
 from agent.faces.results import human_bytes
 from agent.settings import Settings
@@ -31,12 +33,18 @@ async def show_status(settings: Settings, *, as_json: bool) -> int:
             notes = dict(await ledger.notes())
         finally:
             await ledger.aclose()
+    survey: Survey = {}
+    problem = ""
+    try:
+        survey = await home.taker().survey()
+    except SnapshotError as error:
+        problem = str(error)
     status = describe(
         system_id=identity.system_id,
         agent_id=identity.agent_id,
         route=settings.route,
         records=records,
-        survey=await home.taker().survey(),
+        survey=survey,
         notes=notes,
     )
     holder = await asyncio.to_thread(home.holder)
@@ -46,15 +54,16 @@ async def show_status(settings: Settings, *, as_json: bool) -> int:
             "running": running,
             "sync_enabled": settings.sync_enabled,
             "data_dir": str(settings.agent_data_dir),
+            "problem": problem,
             "state_dir": str(settings.agent_state_dir),
         }
         typer.echo(json.dumps(document, indent=2, default=str))
     else:
-        _print(status, settings, running)
+        _print(status, settings, running, problem)
     return 0
 
 
-def _print(status: Status, settings: Settings, running: dict[str, object] | None) -> None:
+def _print(status: Status, settings: Settings, running: dict[str, object] | None, problem: str) -> None:
     console = Console(soft_wrap=True, highlight=False)
     who = f"running (pid {running['pid']}, {running['command']})" if running else "not running: akosha-agent run"
     console.print(f"agent      {who}")
@@ -66,7 +75,7 @@ def _print(status: Status, settings: Settings, running: dict[str, object] | None
         console.print("sync       switched off (akosha_sync_enabled is false)")
     if not status.targets:
         console.print("target     none: set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory")
-    console.print(f"pending    {', '.join(status.pending) or 'nothing'}")
+    console.print(f"pending    {problem or ', '.join(status.pending) or 'nothing'}", markup=False)
     for target in status.targets:
         console.print(f"\n[bold]{target.method}[/bold]  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip())
         last = target.newest_upload_id or "never"

@@ -164,6 +164,25 @@ def test_a_data_directory_that_comes_goes_and_comes_back_is_followed(machine):
     assert machine.manifests[-1]["conversation_count"] == 2
 
 
+@CANNOT_BE_CLOSED_TO_ROOT
+def test_a_data_directory_closed_to_the_agent_is_said_and_waited_for(machine):
+    ours = {"prefix": (*RESTRICTED, "unprivileged")}
+    machine.set(agent_rescan_seconds=1)
+    machine.data.chmod(0)
+    with machine.run(**ours) as agent, machine.follow() as events:
+        agent.logged("watch_mode", mode=f"waiting for {machine.data} (Permission denied)")
+        document, table = machine.call("status", "--json", **ours), machine.call("status", **ours)
+        assert (document.code, table.code) == (0, 0)
+        for text in (document.json["problem"], table.out):
+            assert "cannot look into the data directory" in text
+            assert "Permission denied" in text
+        failed = machine.sync(code=1, **ours)
+        assert "cannot look into the data directory" in failed["error"]
+        machine.data.chmod(0o700)
+        events.told("succeeded", 1)
+    assert (machine.status()["pending"], machine.status()["problem"]) == ([], "")
+
+
 def test_a_full_disk_while_staging_is_said_and_the_other_database_goes(machine):
     """The kernel refuses to write more, as it does where a disk or a quota is used up."""
     import duckdb
