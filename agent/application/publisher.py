@@ -8,7 +8,7 @@ import structlog
 
 from agent.application.recorder import Recorder
 from agent.domain.databases import Survey
-from agent.domain.errors import SnapshotError
+from agent.domain.errors import SnapshotError, StateError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
 from agent.domain.route import AUTO, RETRY, URGENT, open_route, plan_route
@@ -123,7 +123,12 @@ class Publisher:
             route=list(request.route),
             system_id=request.system_id,
         )
-        await self.ledger.remember(request)
+        try:
+            await self.ledger.remember(request)
+        except StateError as error:
+            if not error.transient:
+                raise
+            _log.warning("request_not_in_history", request_id=request.request_id, error=str(error))
 
     def _why_no_way(self, route: tuple[str, ...]) -> tuple[str, str]:
         if not self.methods:
