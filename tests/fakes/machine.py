@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -207,10 +208,15 @@ class Machine:
         assert done.code == code, (done.code, done.out, done.err)
         return done.json
 
-    def status(self) -> dict:
-        done = self.call("status", "--json")
-        assert (done.code, done.err) == (0, ""), done.err
-        return done.json
+    def status(self, until: Callable[[dict], object] = lambda _: True) -> dict:
+        """`status --json`; asked again until it is as wanted, for TIMEOUT at most."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            done = self.call("status", "--json")
+            assert (done.code, done.err) == (0, ""), done.err
+            if until(done.json):
+                return done.json
+            assert time.monotonic() < deadline, done.out
 
     def events(self) -> list[dict]:
         done = self.call("events", "--json")

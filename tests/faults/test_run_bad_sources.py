@@ -31,7 +31,9 @@ def empty(path):
 
 
 def garbage(path):
-    path.write_bytes(os.urandom(100_000))
+    aside = path.with_suffix(".aside")
+    aside.write_bytes(os.urandom(100_000))
+    aside.replace(path)
 
 
 def a_directory(path):
@@ -155,7 +157,7 @@ def test_a_data_directory_that_comes_goes_and_comes_back_is_followed(machine):
         assert events.told("succeeded", 1)[0]["incomplete"] == {}
         shutil.rmtree(machine.data)
         agent.logged("watch_mode", 2, mode=f"waiting for {machine.data}")
-        assert machine.status()["notes"]["watcher"] == f"waiting for {machine.data}"
+        machine.status(until=lambda status: status["notes"]["watcher"] == f"waiting for {machine.data}")
         machine.data.mkdir()
         machine.write(commits=2, entities=2)
         events.told("succeeded", 2)
