@@ -2,12 +2,13 @@
 
 import asyncio
 import os
+import struct
 import threading
 
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker, filecopy
+from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker, filecopy, source
 from agent.adapters.duckdb_snapshot.bracket import LEAST_ATTEMPTS
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
@@ -138,6 +139,45 @@ async def test_a_database_that_vanishes_while_it_is_copied_is_an_error_that_wait
     with pytest.raises(SnapshotError, match=r"there is no reflection\.duckdb") as caught:
         await taker_of(data_dir, staging).take("reflection")
     assert not caught.value.transient
+
+
+@pytest.mark.parametrize("listing", [2, 3, 4])
+async def test_a_sidecar_on_the_way_from_one_name_to_another_is_not_lost(listing, data_dir, staging, monkeypatch):
+    """
+    A checkpoint ends in two steps: the header is flipped, then `.wal.checkpoint` is renamed to `.wal`.
+
+    The steps are made here at the worst moments: after the files were listed and before the header is read; and in
+    the midst of a later listing, after one of the two names was looked at and before the other.
+    """
+    create(data_dir, commits=3)
+    main = data_dir / "reflection.duckdb"
+    wal, other = data_dir / "reflection.duckdb.wal", data_dir / "reflection.duckdb.wal.checkpoint"
+    wal.write_bytes(b"in the main file by now")
+    look, open_both, listings, pair = source._look, filecopy.FileCopy.__init__, [0], []
+
+    def flip(self, found, folder, *, halt):
+        if found.name == main.name and not (other.exists() or wal.read_bytes() == b"committed meanwhile"):
+            other.write_bytes(b"committed meanwhile")
+            with main.open("r+b") as file:
+                file.seek(8192)
+                file.write(struct.pack("<7Q", 0, 9, 0, 0, 1, 262_144, 2048))
+        open_both(self, found, folder, halt=halt)
+
+    def rename(root, name, path):
+        if name == main.name:
+            listings[0] += 1
+            pair.clear()
+        if name in {wal.name, other.name}:
+            pair.append(name)
+            if len(pair) == 2 and listings[0] == listing:
+                other.replace(wal)
+        return look(root, name, path)
+
+    monkeypatch.setattr(filecopy.FileCopy, "__init__", flip)
+    monkeypatch.setattr(source, "_look", rename)
+    snapshot = await taker_of(data_dir, staging).take("reflection")
+    assert snapshot.header_iteration == 9
+    assert b"committed meanwhile" in {path.read_bytes() for path in snapshot.folder.iterdir()}
 
 
 async def test_a_writer_that_is_always_quicker_is_a_transient_error_after_the_time_given(

@@ -3,9 +3,10 @@
 DuckDB never overwrites a block that the active header refers to; a checkpoint is complete when the other header
 becomes the active one, and only then may old blocks be used again. So the main file is copied between two readings of
 its header bytes: equal, no checkpoint was completed in between, and all blocks of the copy are of that header's state.
-The sidecars are read after the main file and must belong to the same header: each still the same file, still
-beginning with exactly the bytes copied. What was committed before the copying began is in main or sidecars by then; a
-commit that is half written at the end of a sidecar is ignored when it is replayed. If anything moved: again.
+The sidecars are read after the main file and must belong to the same header: none appears or vanishes, each is still
+the same file and still begins with exactly the bytes copied. What was committed before the copying began is in main or
+sidecars by then; a commit that is half written at the end of a sidecar is ignored when it is replayed. If anything
+moved: again.
 
 Everything here blocks; it runs in a thread. `halt` ends it at the next chunk.
 """
@@ -109,6 +110,8 @@ def _attempt(
         main = stack.enter_context(FileCopy(found[0], folder, halt=halt))
         before = os.pread(main.original, HEADER_BYTES, 0)
         header = _parse(found[0], before)
+        # Looked for once more: what was found belongs to this header, and nothing came in between.
+        _expect(source, found)
         main.run(hashing)
         sidecars = [stack.enter_context(FileCopy(sidecar, folder, halt=halt)) for sidecar in found[1:]]
         for sidecar in sidecars:
@@ -116,13 +119,17 @@ def _attempt(
 
         for sidecar in sidecars:
             sidecar.check_prefix()
-        if [file.identity for file in source.files()] != [file.identity for file in found]:
-            raise Moved("a file appeared, vanished or was replaced")
+        _expect(source, found)
         if not before == os.pread(main.original, HEADER_BYTES, 0) == os.pread(main.copy, HEADER_BYTES, 0):
             raise Moved("a checkpoint was completed")
         # The bracket is closed: from here on only the copies are read.
         raw = tuple(RawFile(copy.found.name, copy.size, copy.sha256()) for copy in (main, *sidecars))
     return raw, fingerprint, header
+
+
+def _expect(source: Source, found: tuple[Found, ...]) -> None:
+    if [file.identity for file in source.files()] != [file.identity for file in found]:
+        raise Moved("a file appeared, vanished or was replaced")
 
 
 def _make_room(folder: Path, name: str, *, needed: int) -> None:

@@ -85,8 +85,10 @@ class Source:
                 return ()
             if main.path is None:
                 return (main,)
-            beside = (_look(root, self.name + suffix, main.path + suffix) for suffix in SIDECAR_SUFFIXES)
-            return (main, *(found for found in beside if found is not None))
+            # Backwards: a checkpoint ends with `.wal.checkpoint` taking the place of `.wal`. Looked for in this order,
+            # it cannot be missed on the way from the one name to the other while `.wal` still is the old one.
+            beside = [_look(root, self.name + suffix, main.path + suffix) for suffix in reversed(SIDECAR_SUFFIXES)]
+            return (main, *(found for found in reversed(beside) if found is not None))
         except OSError as error:
             raise _unreachable(self.data_dir, error) from error
 
