@@ -5,8 +5,10 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -119,16 +121,47 @@ async def test_the_client_is_made_once_whoever_asks_first(moto, aws):
         assert await store._connection._client() is client
 
 
-async def test_the_loop_goes_on_while_the_client_is_made(moto, aws):
+async def test_the_loop_does_not_make_the_client(moto, aws, monkeypatch):
     """Import, models and credentials are a thread's work."""
     async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
-        task = asyncio.create_task(put(store))
-        turns = 0
-        while not task.done():
-            await asyncio.sleep(0.001)
-            turns += 1
-        await task
-    assert turns > 20
+        threads = []
+        make = store._connection._make
+        monkeypatch.setattr(store._connection, "_make", lambda: (threads.append(threading.current_thread()), make())[1])
+        await put(store)
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
+async def test_closing_ends_a_connection_that_was_given_up_in_the_middle(authority, aws):
+    """Over TLS, what is cancelled would linger: the other side takes no more, and aiohttp wants to say goodbye."""
+    reached, ended = asyncio.Event(), asyncio.Event()
+
+    async def take_a_little(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"100-continue" in head:
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await reader.readexactly(1000)
+        writer.transport.pause_reading()
+        reached.set()
+        await ended.wait()
+        writer.transport.abort()
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority.chain, authority.key)
+    server = await asyncio.start_server(take_a_little, "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        async with store_at(f"https://127.0.0.1:{port}", verify=str(authority.ca)) as store:
+            task = asyncio.create_task(put(store, bytes(5 * 2**20)))
+            await asyncio.wait_for(reached.wait(), 30)
+            transports = list(asyncio.get_running_loop()._transports.values())
+            ours = [one for one in transports if one.get_extra_info("peername")[1] == port]
+            assert len(ours) == 1
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert all(transport.is_closing() for transport in ours)
+        ended.set()
 
 
 async def test_closing_before_any_use_and_twice_is_no_error(aws):

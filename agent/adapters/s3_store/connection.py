@@ -83,7 +83,7 @@ class Connection:
         import aioboto3  # noqa: PLC0415 - 0.5 s and 40 MB, only for those who upload
         from aiobotocore.config import AioConfig  # noqa: PLC0415
 
-        from agent.adapters.s3_store.redirects import DirectSession  # noqa: PLC0415
+        from agent.adapters.s3_store.session import DirectSession  # noqa: PLC0415
 
         place, limits = self.place, self._limits
         config = AioConfig(

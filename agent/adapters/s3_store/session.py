@@ -1,0 +1,39 @@
+"""The HTTP session under the client: it follows no redirect, and closing it closes every connection.
+
+Imported when the client is made, because it loads the library.
+
+S3 answers a request for the wrong region with 301 and no address: an error to be told, like any other. aiohttp would
+follow what has an address, wherever it leads, turn a POST into a GET, and fail on a body that it has sent already.
+
+A TLS connection that is given up in the middle of a body stays open until the other side has taken the rest, or for
+30 s. aiohttp keeps book of those, and ends them with the session, where it is told to (by default, on no recent
+Python).
+"""
+
+from functools import partial
+from typing import Any
+
+from aiobotocore.httpsession import AIOHTTPSession
+
+BOOK_SECONDS = 600
+"""How often that book is cleared; rarely, because it wakes an idle process."""
+
+
+class _Direct:
+    def __init__(self, session: Any) -> None:
+        self.request = partial(session.request, allow_redirects=False)
+
+
+class DirectSession(AIOHTTPSession):  # type: ignore[misc] # the library has no types
+    """What aiobotocore sends its requests with."""
+
+    def _create_connector(self, proxy_url: str | None) -> Any:
+        connector = super()._create_connector(proxy_url)
+        if hasattr(connector, "_cleanup_closed"):
+            connector._cleanup_closed_disabled = False  # noqa: SLF001 - the public switch is ignored where it would serve
+            connector._cleanup_closed_period = BOOK_SECONDS  # noqa: SLF001
+            connector._cleanup_closed()  # noqa: SLF001
+        return connector
+
+    async def _get_session(self, proxy_url: str | None) -> _Direct:
+        return _Direct(await super()._get_session(proxy_url))
