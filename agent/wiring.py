@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
@@ -113,6 +114,7 @@ async def build(home: Home, identity: Identity) -> Agent:
         )
     if settings.agent_nats_url:
         _log.warning("nats_unused", why="this version has the in-process bus alone")
+    give_back_large_blocks()
     ledger = await home.open_ledger()
     bus = MemoryBus(clock)
     taker = home.taker()

@@ -15,7 +15,9 @@ import sys
 import threading
 from pathlib import Path
 
-MEMORY_LIMIT = "128MB"
+MEMORY_LIMIT = "80MB"
+"""The engine's own; with the interpreter and what the engine does not count, the process stays below 128 MiB."""
+
 SCRATCH = "engine.tmp"
 
 _ADDRESS_SPACE_BYTES = 2 * 2**30
