@@ -143,15 +143,15 @@ class Agent:
             await self._note_mode()
             if names:
                 _log.debug("files_changed", names=sorted(names))
-                self._changed()
+                self._changed(self.watch.lag)
 
     async def _note_mode(self) -> None:
         if self.watch.mode != self._mode:
             self._mode = self.watch.mode
             await self.ledger.note("watcher", self._mode)
 
-    def _changed(self) -> None:
-        self._debounce = self._debounce.changed(self.clock.monotonic())
+    def _changed(self, ago: float = 0.0) -> None:
+        self._debounce = self._debounce.changed(self.clock.monotonic() - ago)
         self._noticed.ring()
 
     async def _sync_on_change(self) -> None:

@@ -28,9 +28,13 @@ class Debounce:
     last: float | None = None
     started: float | None = None
 
-    def changed(self, now: float) -> "Debounce":
-        """A change was seen at `now`."""
-        return replace(self, first=now if self.first is None else self.first, last=now)
+    def changed(self, at: float) -> "Debounce":
+        """A change was made at `at`. Changes may be told late, and not in their order."""
+        return replace(
+            self,
+            first=at if self.first is None else min(at, self.first),
+            last=at if self.last is None else max(at, self.last),
+        )
 
     def fired(self, now: float) -> "Debounce":
         """A sync for the burst started at `now`; what changes from here on is a new burst."""

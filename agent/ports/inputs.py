@@ -14,6 +14,14 @@ class Watch(Protocol):
         """How it watches now, for the status: `native`, `polling (why)`, `waiting for the directory`."""
         ...
 
+    @property
+    def lag(self) -> float:
+        """How many seconds ago the newest of the changes told last was made, for telling takes its time.
+
+        As far as file times say so, and no more than the telling can have taken: 0 where they say nothing.
+        """
+        ...
+
     def changes(self) -> AsyncIterator[frozenset[str]]:
         """Yield sets of names of files that changed; an empty one where only `mode` did.
 

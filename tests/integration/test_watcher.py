@@ -485,3 +485,23 @@ async def test_a_loop_that_is_gone_ends_the_thread(tmp_path):
 
     await asyncio.to_thread(abandoned)
     await until(lambda: not watch_threads())
+
+
+async def test_a_change_says_how_old_it_is_when_told_but_never_older_than_the_telling_can_have_taken(tmp_path):
+    (tmp_path / MAIN).write_bytes(b"main")
+    clock = ManualClock()
+    watcher = watcher_of(tmp_path, force_polling=True, rescan_seconds=2, clock=clock)
+    async with reading(watcher) as reader:
+        await clock.until_asleep()
+        for age, told in ((0.75, 0.75), (3600, 2.0), (-3600, 0.0)):
+            append(tmp_path / MAIN)
+            written = (clock.now().timestamp() + 2 - age) * 1e9  # it is told in two seconds
+            os.utime(tmp_path / MAIN, ns=(int(written), int(written)))
+            await clock.advance(2)
+            await reader.tells(MAIN)
+            assert watcher.lag == pytest.approx(told, abs=1e-3)
+            await clock.until_asleep()
+        (tmp_path / MAIN).unlink()
+        await clock.advance(2)
+        await reader.tells(MAIN)
+        assert watcher.lag == 0

@@ -38,12 +38,17 @@ class Files:
 
     def __init__(self) -> None:
         self.seen: Survey = {}
+        self.told_late = 0.0
         self._queue: asyncio.Queue[frozenset[str]] = asyncio.Queue()
 
     def change(self, generation: int, *, told: bool = True) -> None:
         self.seen["reflection"] = values.fingerprint("reflection", generation)
         if told:
             self._queue.put_nowait(frozenset({"reflection.duckdb.wal"}))
+
+    @property
+    def lag(self) -> float:
+        return self.told_late
 
     async def survey(self) -> Survey:
         return dict(self.seen)
@@ -177,6 +182,16 @@ async def test_a_change_is_synced_after_the_quiet_time(tmp_path):
     async with world(tmp_path, [1]) as w:
         w.files.change(1)
         await w.pass_time(1.9)
+        assert w.reasons == []
+        await w.pass_time(0.2)
+        assert w.reasons == ["file_change"]
+
+
+async def test_the_quiet_time_runs_from_the_change_not_from_its_telling(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.told_late = 0.5
+        w.files.change(1)
+        await w.pass_time(1.4)
         assert w.reasons == []
         await w.pass_time(0.2)
         assert w.reasons == ["file_change"]

@@ -26,6 +26,11 @@ def test_each_change_puts_it_off_but_never_past_the_deadline():
     assert busy.due(RULES) == 30
 
 
+def test_changes_that_are_told_out_of_order_count_by_when_they_were_made():
+    assert Debounce().changed(100).changed(99).due(RULES) == 102
+    assert Debounce().changed(29).changed(0).changed(29.5).due(RULES) == 30
+
+
 def test_a_change_soon_after_a_sync_waits_for_the_interval_and_is_not_lost():
     after = Debounce().changed(0).fired(2).changed(3)
     assert after.due(RULES) == 302

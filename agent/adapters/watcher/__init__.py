@@ -8,7 +8,8 @@ Three things are asked, because none tells all:
              stays with a directory that was deleted or renamed, and never says anything again
 
 Whatever happens to the directory ends the native watch, and all begins anew with a look: nothing in between is missed.
-Only the clock's monotonic time is used.
+Only the clock's monotonic time is used, but for how old a change is when it is told: there a clock that jumps costs no
+more than the time that telling may take.
 """
 
 import asyncio
@@ -55,11 +56,16 @@ class DirectoryWatcher:
         self._rescan, self._step_ms, self._force = rescan_seconds, step_ms, force_polling
         self._failure, self._native_from = "", clock.monotonic()
         self._mode = "starting"
+        self._lag = self._told_within = 0.0
         self._seen = look(self._directory, self._wanted)
 
     @property
     def mode(self) -> str:
         return self._mode
+
+    @property
+    def lag(self) -> float:
+        return self._lag
 
     async def changes(self) -> AsyncIterator[frozenset[str]]:
         """As the port says. A set names what changed, appeared or disappeared."""
@@ -75,7 +81,7 @@ class DirectoryWatcher:
                         self._enter("native")
                     names = heard | self._seen.differing(before)
                     if names or self._mode != told:
-                        told = self._mode
+                        told, self._lag = self._mode, self._age(names)
                         yield names
                     if self._seen.root != before.root:
                         break
@@ -96,6 +102,7 @@ class DirectoryWatcher:
             bell.until = self._native_from
         else:
             native, period = Native(self._directory, self._seen.root, self._wanted, self._step_ms, bell), self._rescan
+        self._told_within = period if native is None else 2 * self._step_ms / 1000
         ticker = asyncio.create_task(self._tick(bell, period), name=f"watch-{self._directory.name}-rescan")
         try:
             yield bell
@@ -104,6 +111,14 @@ class DirectoryWatcher:
             await asyncio.wait({ticker})
             if native is not None:
                 await native.stop()
+
+    def _age(self, names: frozenset[str]) -> float:
+        """Return how long ago the newest of these was written; 0 for one that is gone or of another clock's future."""
+        written = [self._seen.files[name][2] for name in names if name in self._seen.files]
+        if not written:
+            return 0.0
+        age = self._clock.now().timestamp() - max(written) / 1e9
+        return min(max(age, 0.0), self._told_within)
 
     async def _tick(self, bell: Bell, period: float) -> None:
         while True:
