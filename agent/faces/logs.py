@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from structlog.typing import Processor
 
 
+LIBRARIES = ("watchfiles", "botocore", "aiobotocore", "asyncio")
+"""They log through the standard library; from them, warnings are enough."""
+
+
 def configure(level: str, form: str) -> None:
     """Set the log level (`DEBUG` ... `ERROR`) and form: `console`, `json`, or `auto` (console on a terminal)."""
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
@@ -19,7 +23,9 @@ def configure(level: str, form: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=not console),
     ]
     if console:
-        steps.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        # The default, rich tracebacks, prints local variables, and with them whatever secrets they hold.
+        plain = structlog.dev.plain_traceback
+        steps.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
     else:
         steps += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
@@ -28,3 +34,5 @@ def configure(level: str, form: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
+    for library in LIBRARIES:
+        logging.getLogger(library).setLevel(logging.WARNING)
