@@ -146,7 +146,8 @@ def config(
     shown.add_column("from", overflow="fold")
     for row in table:
         shown.add_row(row.key, row.value or '""', row.origin, style=None if row.origin != "default" else "dim")
-    Console(width=None if sys.stdout.isatty() else WIDE).print(shown)
+    console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, emoji=False)  # values as they are
+    console.print(shown)
     for warning in loaded.warnings:
         typer.echo(f"warning: {warning}", err=True)
 

@@ -21,9 +21,12 @@ async def show_events(settings: Settings, *, follow: bool, as_json: bool) -> int
     position = 0
     try:
         while True:
-            for entry in await ledger.history(after=position):
+            batch = await ledger.history(after=position)
+            for entry in batch:
                 position = entry.position
                 typer.echo(home.codec.encode(entry.event).decode() if as_json else line(entry.event))
+            if batch:
+                continue
             if not follow:
                 return 0
             await home.clock.sleep(LOOK_SECONDS)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from agent.application.status import Status, describe
 from agent.domain.databases import Survey
@@ -64,7 +65,8 @@ async def show_status(settings: Settings, *, as_json: bool) -> int:
 
 
 def _print(status: Status, settings: Settings, running: dict[str, object] | None, problem: str) -> None:
-    console = Console(soft_wrap=True, highlight=False)
+    # Names, paths and errors are shown as they are: to rich, [...] and :...: in them would mean something.
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     who = f"running (pid {running['pid']}, {running['command']})" if running else "not running: akosha-agent run"
     console.print(f"agent      {who}")
     console.print(f"system     {status.system_id}")
@@ -75,13 +77,14 @@ def _print(status: Status, settings: Settings, running: dict[str, object] | None
         console.print("sync       switched off (akosha_sync_enabled is false)")
     if not status.targets:
         console.print("target     none: set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory")
-    console.print(f"pending    {problem or ', '.join(status.pending) or 'nothing'}", markup=False)
+    console.print(f"pending    {problem or ', '.join(status.pending) or 'nothing'}")
     for target in status.targets:
-        console.print(f"\n[bold]{target.method}[/bold]  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip())
+        where = f"  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip()
+        console.print(Text.assemble("\n", (target.method, "bold"), where))
         last = target.newest_upload_id or "never"
         console.print(f"  last upload  {last}{_ago(target.last_success)}")
         if target.error:
-            console.print(f"  last error   {target.error}", markup=False)
+            console.print(f"  last error   {target.error}")
         if target.next_try:
             console.print(f"  next try     {target.next_try.astimezone():%Y-%m-%d %H:%M:%S}")
         table = Table("database", "state", "size", "", box=None, padding=(0, 2, 0, 2))

@@ -1,0 +1,112 @@
+"""The commands' faces on a real state directory: what they show of what is in it."""
+
+import asyncio
+import functools
+import io
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from agent.application.status import DatabaseStatus, Status, TargetStatus
+from agent.domain.events import SessionEnded
+from agent.faces import events, status
+from agent.settings import load
+from agent.wiring import Home
+from tests.fakes.machine import Machine
+
+COUNT = 2_300
+AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+def settings_of(tmp_path: Path, **keys: object):
+    places = {"agent_data_dir": tmp_path / "data", "agent_state_dir": tmp_path / "state"}
+    given = {"system_id": "laptop", "cloud_endpoint": (tmp_path / "bucket").as_uri()} | places | keys
+    text = {key: str(value) for key, value in given.items()}
+    return load(command_line=text, settings_file=None, environ={}, cwd=tmp_path, home=tmp_path).settings
+
+
+@pytest.fixture
+async def home(tmp_path):
+    """A home in whose ledger COUNT events are: more than one reading of it brings."""
+    home = Home.of(settings_of(tmp_path))
+    await asyncio.to_thread(home.prepare)
+    ledger = await home.open_ledger()
+    thread = ledger._thread
+    found = [
+        SessionEnded(id=f"s{number}", time=AT, system_id="laptop", session_id=f"{number}") for number in range(COUNT)
+    ]
+
+    def fill() -> None:  # in one transaction: one by one they would be synced to the disk one by one
+        ledger._transaction("BEGIN IMMEDIATE", lambda: [ledger._history.add(event, published_at=AT) for event in found])
+
+    await asyncio.wrap_future(thread.submit(fill))
+    await ledger.aclose()
+    return home
+
+
+async def test_all_events_are_shown_however_many_there_are(home, capsys):
+    assert await events.show_events(home.settings, follow=False, as_json=True) == 0
+    shown = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
+    assert shown == [f"s{number}" for number in range(COUNT)]
+
+
+async def test_who_follows_sees_all_events_that_were_and_then_those_that_come(home, capsys, monkeypatch):
+    class CaughtUpError(Exception):
+        pass
+
+    async def asleep(*_):
+        raise CaughtUpError
+
+    monkeypatch.setattr(type(home.clock), "sleep", asleep)
+    with pytest.raises(CaughtUpError):
+        await events.show_events(home.settings, follow=True, as_json=True)
+    assert len(capsys.readouterr().out.splitlines()) == COUNT
+
+
+def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypatch):
+    """To the library that prints, [...] and :...: in a text would be commands."""
+    odd = tmp_path / "[red]old :smile: [/]"
+    database = DatabaseStatus(name="knowledge_graph_[bold]", state="owed", pending=True, size=1, problem="bad [y]")
+    target = TargetStatus(
+        method="cloud",
+        endpoint="file:///nas [dim]",
+        bucket="b[x]",
+        databases=(database,),
+        newest_upload_id="u[z]",
+        last_success=AT,
+        failures=1,
+        next_try=AT,
+        error="cannot write [red]x[/red] :smile:",
+    )
+    told = Status(
+        system_id="laptop",
+        agent_id="a",
+        route=("cloud",),
+        targets=(target,),
+        pending=(database.name,),
+        notes={"watcher": "waiting for [q]"},
+    )
+    text = io.StringIO()
+    monkeypatch.setattr(status, "Console", functools.partial(Console, file=text, width=400))
+    status._print(told, settings_of(tmp_path, agent_data_dir=odd), {"pid": 7, "command": "run [w]"}, "")
+    for wanted in (
+        f"databases  {odd}\n",
+        "(pid 7, run [w])",
+        "watching   waiting for [q]",
+        "pending    knowledge_graph_[bold]",
+        "\ncloud  file:///nas [dim] b[x]\n",
+        "last upload  u[z]",
+        "last error   cannot write [red]x[/red] :smile:\n",
+        "bad [y]",
+    ):
+        assert wanted in text.getvalue(), wanted
+    assert text.getvalue().count("knowledge_graph_[bold]") == 2
+
+
+def test_config_shows_values_as_they_are(tmp_path):
+    machine = Machine(tmp_path)
+    machine.set(agent_data_dir=tmp_path / "[red]old :smile:")
+    assert f"{tmp_path}/[red]old :smile:" in machine.call("config", places=False).out
