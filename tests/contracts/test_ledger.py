@@ -186,11 +186,26 @@ async def test_giving_up_owes_keeps_the_error_and_tells_where_no_method_is_left(
     await ledger.count_attempt(TARGET, request(), attempts=3, retry_at=NOON, error="503")
     await ledger.give_up(TARGET, error="403", failures=2, retry_at=LATER, result=result)
     record = await ledger.record(TARGET)
-    assert (record.intent, record.attempts, record.attempt_request) == (None, 0, "")
+    assert (record.attempts, record.attempt_request) == (0, "")
     assert (record.error, record.failures, record.retry_at) == ("403", 2, LATER)
     assert await states(ledger) == {"reflection": "owed"}
     assert list(await ledger.outbox()) == ([] if result is None else [result])
     assert await ledger.outcome("r1") == result
+
+
+async def test_what_was_given_up_goes_on_under_its_id_or_is_abandoned(ledger):
+    begun = intent(0, reflection=0)
+    await ledger.begin(TARGET, begun)
+    await ledger.give_up(TARGET, error="403", failures=1, retry_at=LATER, result=None)
+    assert (await ledger.record(TARGET)).intent == begun
+    with pytest.raises(StateError, match="not finished"):
+        await ledger.begin(TARGET, intent(1, reflection=1))
+    await ledger.begin(TARGET, begun)
+    assert await states(ledger) == {"reflection": "intent"}
+    await ledger.give_up(TARGET, error="403", failures=2, retry_at=LATER, result=None)
+    await ledger.abandon(TARGET)
+    await ledger.begin(TARGET, intent(1, reflection=1))
+    assert await states(ledger) == {"reflection": "intent"}
 
 
 async def test_delivered_confirmed_is_clean_and_out_of_the_outbox_and_again_is_nothing(ledger):
@@ -299,7 +314,7 @@ async def test_a_database_that_cannot_be_copied_is_owed_and_can_still_be_carried
     await ledger.trouble(TARGET, {"reflection": trouble, "knowledge_graph": problem("knowledge_graph")})
     record = await ledger.record(TARGET)
     assert record.databases["reflection"].problem == trouble
-    assert record.carried("reflection")
+    assert record.databases["reflection"].parts
     assert await states(ledger) == {"reflection": "owed", "knowledge_graph": "owed"}
 
 
@@ -308,7 +323,7 @@ async def test_what_is_gone_from_the_bucket_is_owed_whole(ledger):
     await ledger.forget(TARGET, ["reflection"])
     assert await states(ledger) == {"reflection": "owed", "knowledge_graph": "clean"}
     record = await ledger.record(TARGET)
-    assert not record.carried("reflection")
+    assert not record.databases["reflection"].parts
     assert record.databases["reflection"].fingerprint is None
 
 
@@ -325,7 +340,7 @@ async def test_what_an_upload_holds_beside_its_intent_gets_its_new_keys_and_keep
     assert graph.parts == whole.of("knowledge_graph")
     assert await states(ledger) == {"reflection": "delivered", "knowledge_graph": "clean", "knowledge_graph_x": "owed"}
     await ledger.trouble(TARGET, trouble)
-    assert (await ledger.record(TARGET)).carried("knowledge_graph")
+    assert (await ledger.record(TARGET)).databases["knowledge_graph"].parts
 
 
 async def test_a_delivery_that_lacks_a_database_leaves_it_owed_with_the_reason(ledger):
@@ -344,7 +359,7 @@ async def test_a_lost_ledger_takes_the_newest_manifest_as_delivered_but_looks_at
     assert await states(ledger) == {"reflection": "delivered", "knowledge_graph": "owed"}
     assert {entry.fingerprint for entry in record.databases.values()} == {None}
     assert record.databases["reflection"].parts == whole.of("reflection")
-    assert record.carried("knowledge_graph")
+    assert record.databases["knowledge_graph"].parts
     assert record.newest_upload_id == upload_id(3)
     assert list(await ledger.outbox()) == [succeeded(whole)]
     await ledger.confirm(succeeded(whole))
@@ -461,6 +476,21 @@ async def test_after_90_days_events_are_let_go_but_never_what_no_bus_has_confirm
     again = await book.open()
     assert [entry.event for entry in await again.history()] == [ended(2, days_ago=89), skipped("waiting", time=old)]
     assert await again.last_position() == last
+
+
+async def test_an_agent_that_never_stops_lets_go_too_once_a_day(book):
+    async def left_after(days):
+        await book.clock.advance(timedelta(days=days).total_seconds())
+        await book.now.settle(None, skipped(f"{days}"))
+        await book.now.confirm(skipped(f"{days}"))
+        return {entry.event.id for entry in await book.now.history()} & {"s1", "s2"}
+
+    await book.now.remember(ended(1))
+    await book.now.remember(ended(2, days_ago=-1))
+    assert await left_after(89.5) == {"s1", "s2"}
+    assert await left_after(0.7) == {"s1", "s2"}, "looked at less than a day ago"
+    assert await left_after(0.4) == {"s2"}
+    assert await left_after(1.0) == set()
 
 
 async def test_a_position_is_never_used_twice(book):

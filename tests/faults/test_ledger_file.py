@@ -7,10 +7,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import StateError
+from agent.domain.states import State
 from tests.fakes.clock import ManualClock
 from tests.fakes.values import NOON, TARGET, request, skipped
 from tests.servers.ledger_process import deliver, opened
@@ -93,13 +95,34 @@ async def test_content_that_is_not_what_was_written_is_damage(path, statement):
 
 
 @pytest.mark.parametrize(("payload", "says"), [(b"{}", "cannot be read"), (None, "is none")])
-async def test_an_outbox_that_cannot_be_read_is_damage(path, payload, says):
+async def test_a_result_that_cannot_be_read_is_set_aside_and_holds_up_no_other(path, payload, says):
     await filled(path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("UPDATE events SET payload = ?", (payload or CloudEventsCodec().encode(request()),))
     ledger = await opened(path)
-    with pytest.raises(StateError, match=says):
-        await ledger.outbox()
+    first, damaged, last = await ledger.outbox()
+    await ledger.aclose()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        unreadable = payload or CloudEventsCodec().encode(request())
+        other.execute("UPDATE events SET payload = ? WHERE event_id = ?", (unreadable, damaged.id))
+    watching = await reader(path)
+    assert list(await watching.outbox()) == [first, last], "who only reads leaves it where it is"
+    await watching.aclose()
+    with capture_logs() as logs:
+        for _ in range(2):
+            ledger = await opened(path)
+            for _ in range(2):
+                assert list(await ledger.outbox()) == [first, last]
+            await ledger.aclose()
+    ((line),) = logs
+    assert (line["event"], line["log_level"], line["event_id"]) == ("result_set_aside", "error", damaged.id)
+    assert says in line["why"]
+
+
+async def test_no_database_waits_for_a_result_that_was_set_aside(path):
+    await filled(path, 1)
+    change(path, "UPDATE events SET payload = x'00'")
+    ledger = await opened(path)
+    assert await ledger.outbox() == []
+    assert {entry.state for entry in (await ledger.record(TARGET)).databases.values()} == {State.CLEAN}
     await ledger.aclose()
 
 

@@ -4,7 +4,7 @@ Runs on the ledger's thread; the transaction is the caller's.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -47,13 +47,13 @@ class History:
             ),
         )
 
-    def publish(self, result: SyncResult, at: datetime) -> None:
+    def publish(self, event_id: str, at: datetime) -> None:
         """Take a result out of the outbox; the first time counts. Raises StateError for one that was never put in."""
         self._connection.execute(
-            "UPDATE events SET published_at = ? WHERE event_id = ? AND published_at IS NULL", (time_text(at), result.id)
+            "UPDATE events SET published_at = ? WHERE event_id = ? AND published_at IS NULL", (time_text(at), event_id)
         )
-        if not self._is_there(result.id):
-            raise StateError(f"result {result.id} is confirmed, but was never in the outbox")
+        if not self._is_there(event_id):
+            raise StateError(f"result {event_id} is confirmed, but was never in the outbox")
 
     def is_published(self, event_id: str) -> bool:
         """Say whether the event is there and no longer in the outbox."""
@@ -62,10 +62,18 @@ class History:
         )
         return found.fetchone() is not None
 
-    def outbox(self) -> Sequence[SyncResult]:
-        """Return the results that wait for a bus, oldest first."""
-        found = self._connection.execute("SELECT payload FROM events WHERE published_at IS NULL ORDER BY position")
-        return [self._result(payload) for (payload,) in found.fetchall()]
+    def outbox(self) -> tuple[Sequence[SyncResult], Mapping[str, str]]:
+        """Return the results that wait for a bus, oldest first; and those that cannot be read: event id, and why."""
+        found = self._connection.execute(
+            "SELECT event_id, payload FROM events WHERE published_at IS NULL ORDER BY position"
+        )
+        results, unreadable = [], {}
+        for event_id, payload in found.fetchall():
+            try:
+                results.append(self._result(payload))
+            except StateError as error:
+                unreadable[str(event_id)] = error.message
+        return results, unreadable
 
     def outcome(self, request_id: str) -> SyncResult | None:
         """Return the latest result of a request."""

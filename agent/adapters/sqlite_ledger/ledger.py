@@ -1,6 +1,6 @@
 """The ledger: each entry is one transaction on one thread that owns the connection. On disk when it returns."""
 
-import asyncio
+import functools
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +14,7 @@ from agent.adapters.sqlite_ledger import file
 from agent.adapters.sqlite_ledger.history import Codec, History
 from agent.adapters.sqlite_ledger.rows import plain
 from agent.adapters.sqlite_ledger.targets import Targets
+from agent.adapters.sqlite_ledger.thread import finished
 from agent.domain import moves
 from agent.domain.databases import Fingerprint
 from agent.domain.errors import StateError
@@ -21,6 +22,9 @@ from agent.domain.events import Event, SyncFailed, SyncRequested, SyncResult, Sy
 from agent.domain.manifest import Manifest
 from agent.domain.states import Intent, Problem, Target, TargetRecord
 from agent.ports import Clock, HistoryEntry
+
+TRIM_SECONDS = 86_400.0
+"""How often events that are too old are looked for."""
 
 T = TypeVar("T")
 Change = Callable[[TargetRecord], TargetRecord]
@@ -44,14 +48,15 @@ class SqliteLedger:
         self._path, self._thread, self._connection = path, thread, connection
         self._targets, self._history = Targets(connection), History(connection, codec)
         self._clock, self._read_only, self._closed = clock, read_only, False
+        self._trimmed: float | None = None
 
     @staticmethod
     async def open(path: Path, codec: Codec, *, clock: Clock, read_only: bool = False) -> "SqliteLedger":
         """Open the file; raises StateError with the cure where it cannot be used.
 
-        For writing, it is made where it is missing (mode 0600), brought up to date, checked, and events that were
-        published more than 90 days ago are let go. For reading, it is left as it is, also while another process
-        writes it; where there is none yet, that is a StateError too.
+        For writing, it is made where it is missing (mode 0600), brought up to date, checked; now, and once a day from
+        then on, events that were published more than 90 days ago are let go. For reading, it is left as it is, also
+        while another process writes it; where there is none yet, that is a StateError too.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
 
@@ -60,14 +65,14 @@ class SqliteLedger:
             ledger = SqliteLedger(path, thread, connection, codec, clock, read_only=read_only)
             if not read_only:
                 try:
-                    ledger._transaction("BEGIN IMMEDIATE", lambda: ledger._history.trim(clock.now()))
+                    ledger._transaction("BEGIN IMMEDIATE", ledger._trim_daily)
                 except BaseException:
                     ledger._close()
                     raise
             return ledger
 
         try:
-            return await _finished(thread, opened, discard=SqliteLedger._close)
+            return await finished(thread, opened, discard=SqliteLedger._close)
         except BaseException:
             thread.shutdown(wait=False)
             raise
@@ -135,14 +140,18 @@ class SqliteLedger:
         await self._change(target, moves.reset)
 
     async def outbox(self) -> Sequence[SyncResult]:
-        return await self._read(self._history.outbox)
+        """As the port says. One that cannot be read would hold up all others: it is set aside, said once."""
+        results, unreadable = await self._read(self._history.outbox)
+        if unreadable and not self._read_only:
+            for event_id, why in unreadable.items():
+                await self._write(functools.partial(self._told, event_id))
+                _log.error("result_set_aside", event_id=event_id, why=why)
+        return results
 
     async def confirm(self, result: SyncResult) -> None:
         def confirmed() -> None:
-            self._history.publish(result, self._clock.now())
-            for target in self._targets.told_by(result.id):
-                record = self._targets.load(target)
-                self._targets.save(record, moves.confirm(record, result.id))
+            self._told(result.id)
+            self._trim_daily()
 
         await self._write(confirmed)
 
@@ -176,9 +185,23 @@ class SqliteLedger:
             return
         self._closed = True
         try:
-            await _finished(self._thread, self._close)
+            await finished(self._thread, self._close)
         finally:
             self._thread.shutdown(wait=False)
+
+    def _told(self, event_id: str) -> None:
+        """The result is out of the outbox, and no database waits for it any more."""
+        self._history.publish(event_id, self._clock.now())
+        for target in self._targets.told_by(event_id):
+            record = self._targets.load(target)
+            self._targets.save(record, moves.confirm(record, event_id))
+
+    def _trim_daily(self) -> None:
+        """Let go of what is old: at opening, and once a day in an agent that never stops."""
+        now = self._clock.monotonic()
+        if self._trimmed is None or now - self._trimmed >= TRIM_SECONDS:
+            self._history.trim(self._clock.now())
+            self._trimmed = now
 
     def _close(self) -> None:
         with file.translated(self._path):
@@ -209,7 +232,7 @@ class SqliteLedger:
     async def _run(self, begin: str, work: Callable[[], T]) -> T:
         if self._closed:
             raise StateError(f"{self._path} is closed already")
-        return await _finished(self._thread, lambda: self._transaction(begin, work))
+        return await finished(self._thread, lambda: self._transaction(begin, work))
 
     def _transaction(self, begin: str, work: Callable[[], T]) -> T:
         with file.translated(self._path):
@@ -222,27 +245,3 @@ class SqliteLedger:
                     self._connection.execute("ROLLBACK")
                 raise
         return done
-
-
-async def _finished(
-    thread: ThreadPoolExecutor, work: Callable[[], T], *, discard: Callable[[T], None] | None = None
-) -> T:
-    """Do the work on the thread to its end, also where the caller is cancelled: then it is awaited, and not told.
-
-    What it returned in vain goes to `discard`, on the same thread; what it raised in vain is logged.
-    """
-    future = asyncio.get_running_loop().run_in_executor(thread, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-
-        def look(done: "asyncio.Future[T]") -> None:
-            error = done.exception()
-            if error is not None:
-                _log.error("ledger_failed_unheard", error=str(error))
-            elif discard is not None:
-                thread.submit(discard, done.result())
-
-        future.add_done_callback(look)
-        await asyncio.wait([future])
-        raise
