@@ -61,9 +61,9 @@ class Home:
         self.state.prepare(self.settings.agent_data_dir)
         return self.state.identity(socket.gethostname(), self.settings.system_id)
 
-    def lock(self, command: str) -> AbstractContextManager[None]:
-        """Hold the state directory for as long as the block runs. Raises AlreadyRunning."""
-        return self.state.lock(command)
+    def lock(self, command: str, *, patient: bool = True) -> AbstractContextManager[None]:
+        """Hold the state directory for as long as the block runs. Raises AlreadyRunning; not `patient`, at once."""
+        return self.state.lock(command, patient=patient)
 
     def holder(self) -> Holder | None:
         """Return who holds the state directory now."""
@@ -120,7 +120,7 @@ async def build(home: Home, identity: Identity) -> Agent:
     taker = home.taker()
     recorder = Recorder(ledger, bus, clock)
     methods = _methods(home, identity, taker, ledger)
-    flight, settled = asyncio.Lock(), Wake(clock, "retry")
+    flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue[Exception]()
     return Agent(
         settings=settings,
         identity=identity,
@@ -140,6 +140,7 @@ async def build(home: Home, identity: Identity) -> Agent:
                 rules=RetryRules(settings.max_retries, settings.retry_backoff_seconds),
                 flight=flight,
                 after_outcome=settled.ring,
+                faults=faults,
             )
             for method in methods.values()
         ],
@@ -166,6 +167,7 @@ async def build(home: Home, identity: Identity) -> Agent:
         ),
         flight=flight,
         settled=settled,
+        faults=faults,
     )
 
 

@@ -13,7 +13,7 @@ import os
 import threading
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -57,7 +57,7 @@ class Uncompressed:
     def compression(self) -> Compression:
         return "none"
 
-    async def stream(self, path: Path) -> AsyncIterator[bytes]:
+    async def stream(self, path: Path) -> AsyncGenerator[bytes, None]:
         """Yield the file's bytes. Raises StateError where the staged file cannot be read."""
         size = await asyncio.to_thread(_size, path)
         offset = 0
@@ -83,7 +83,7 @@ class GzipMembers:
     def compression(self) -> Compression:
         return "gzip"
 
-    async def stream(self, path: Path) -> AsyncIterator[bytes]:
+    async def stream(self, path: Path) -> AsyncGenerator[bytes, None]:
         """Yield the file as gzip members; an empty file is one empty member.
 
         Raises StateError where the staged file cannot be read, or is cut short while it is. However the iteration

@@ -7,7 +7,7 @@ retry times, stat pass-+
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -22,7 +22,7 @@ from agent.domain.debounce import Debounce, DebounceRules
 from agent.domain.errors import AkoshaError
 from agent.domain.events import SessionEnded, SyncAsked, SyncResult
 from agent.domain.identity import Identity
-from agent.domain.route import FILE_CHANGE, RETRY, SESSION_END, STARTUP
+from agent.domain.route import FILE_CHANGE, LAST_TARGET_BACKOFF, RETRY, SESSION_END, STARTUP
 from agent.domain.states import due, next_try
 from agent.ports import Clock, EventBus, Ledger, Message, SnapshotTaker, Spool, SyncMethod, Watch
 from agent.settings import Settings
@@ -54,12 +54,15 @@ class Agent:
     """Held while a sync runs."""
     settled: Wake
     """Rung by the uploaders after each outcome: retry times may have changed."""
+    faults: asyncio.Queue[Exception]
+    """What the uploaders met that is no outcome."""
 
     _debounce: Debounce = field(default_factory=Debounce, init=False)
     _noticed: Wake = field(init=False)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack, init=False)
     _mode: str = field(default="", init=False)
     _reachable: dict[str, bool] = field(default_factory=dict, init=False)
+    _asked: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self._noticed = Wake(self.clock, "debounce")
@@ -72,11 +75,15 @@ class Agent:
             stack.push_async_callback(method.aclose)
         stack.push_async_callback(self.taker.sweep)
         stack.push_async_callback(self.bus.aclose)
-        await self.taker.sweep()
-        for uploader in self.uploaders:
-            name = uploader.method.name
-            subject = naming.request_subject(self.identity.system_id, name)
-            await self.bus.subscribe(subject, uploader.handle, durable=self.identity.durable(name))
+        try:
+            await self.taker.sweep()
+            for uploader in self.uploaders:
+                name = uploader.method.name
+                subject = naming.request_subject(self.identity.system_id, name)
+                await self.bus.subscribe(subject, uploader.handle, durable=self.identity.durable(name))
+        except BaseException:
+            await stack.aclose()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -84,7 +91,7 @@ class Agent:
         await self._stack.aclose()
 
     async def once(self, ask: SyncAsked) -> SyncResult:
-        """Do one sync, retries and fallback included, and return its result."""
+        """Do one sync, retries and fallback included, and return its result. Raises what keeps it from having one."""
         done: asyncio.Future[SyncResult] = asyncio.get_running_loop().create_future()
 
         async def hear(message: Message) -> None:
@@ -93,16 +100,32 @@ class Agent:
                 done.set_result(message.event)
 
         await self.bus.subscribe(naming.results_pattern(self.identity.system_id), hear)
-        outbox = asyncio.create_task(self.recorder.run(), name="outbox")
+        helpers = [
+            asyncio.create_task(self.recorder.run(), name="outbox"),
+            asyncio.create_task(self._raise_fault(), name="faults"),
+        ]
         try:
+            for helper in helpers:
+                helper.add_done_callback(lambda task: _fail_with(task, done))
             await self.publisher.asked(ask)
-            outbox.add_done_callback(lambda task: _fail_with(task, done))
             result = await done
             await self.recorder.flush()
             return result
         finally:
-            outbox.cancel()
-            await asyncio.gather(outbox, return_exceptions=True)
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    async def _raise_fault(self) -> None:
+        raise await self.faults.get()
+
+    async def _hear_faults(self) -> None:
+        """What passes is told, and tried again by itself; a fault of ours takes the agent down, to be seen."""
+        while True:
+            error = await self.faults.get()
+            if not (isinstance(error, AkoshaError) and error.transient):
+                raise error
+            _log.warning("sync_interrupted", error=str(error), system_id=self.identity.system_id)
 
     async def run(self) -> None:
         """Run until cancelled. A loop that fails takes the agent down with its error: nothing dies in silence."""
@@ -119,6 +142,7 @@ class Agent:
                 "stat-pass": self._look_again,
                 "spool": self._read_spool,
                 "outbox": self.recorder.run,
+                "faults": self._hear_faults,
             }.items():
                 group.create_task(self._keep(name, loop), name=name)
 
@@ -139,11 +163,12 @@ class Agent:
         await self.publisher.noticed(STARTUP)
 
     async def _watch(self) -> None:
-        async for names in self.watch.changes():
-            await self._note_mode()
-            if names:
-                _log.debug("files_changed", names=sorted(names))
-                self._changed(self.watch.lag)
+        async with aclosing(self.watch.changes()) as changes:
+            async for names in changes:
+                await self._note_mode()
+                if names:
+                    _log.debug("files_changed", names=sorted(names))
+                    self._changed(self.watch.lag)
 
     async def _note_mode(self) -> None:
         if self.watch.mode != self._mode:
@@ -163,32 +188,36 @@ class Agent:
             if due is None or due > now:
                 await self._noticed.wait(None if due is None else due - now)
                 continue
-            request = await self.publisher.noticed(FILE_CHANGE)
-            self._debounce = self._debounce.settled() if request is None else self._debounce.fired(now)
+            burst, self._debounce = self._debounce, self._debounce.taken()
+            try:
+                request = await self.publisher.noticed(FILE_CHANGE)
+            except BaseException:
+                self._debounce = self._debounce.restored(burst)
+                raise
+            if request is not None:
+                self._debounce = self._debounce.fired(now)
 
     async def _sync_on_time(self) -> None:
         """Retry what failed when its time has come; the times are the ledger's, so a restart changes nothing."""
         while True:
-            records = await self.publisher.records()
-            times = [at for record in records.values() if (at := next_try(record)) is not None]
+            records, survey = await self.publisher.records(), await self.publisher.survey()
+            times = [at for record in records.values() if (at := next_try(record, survey)) is not None]
             if not times:
                 await self.settled.wait(None)
                 continue
-            wait = (min(times) - self.clock.now()).total_seconds() + RETRY_SLACK_SECONDS
-            if await self.settled.wait(wait):
+            wait = min((min(times) - self.clock.now()).total_seconds(), LAST_TARGET_BACKOFF.total_seconds())
+            if await self.settled.wait(wait + RETRY_SLACK_SECONDS):
                 continue
-            if self.flight.locked():
-                await self.settled.wait(None)
-            elif await self.publisher.noticed(RETRY) is None:
-                await self.settled.wait(self.settings.agent_rescan_seconds)
-            else:
-                await self.settled.wait(None)
+            if not self.flight.locked():
+                await self.publisher.noticed(RETRY)
+            await self.settled.wait(self.settings.agent_rescan_seconds)
 
     async def _look_again(self) -> None:
         """Every now and then: has the watcher missed something, is a target back?"""
         while True:
             await self.clock.sleep(self.settings.agent_rescan_seconds)
             await self._note_mode()
+            await self._empty_spool()
             if self.flight.locked():
                 continue
             survey = await self.publisher.survey()
@@ -215,20 +244,38 @@ class Agent:
 
     async def _read_spool(self) -> None:
         await self._empty_spool()
-        async for _ in self.spool_watch.changes():
-            await self._empty_spool()
+        async with aclosing(self.spool_watch.changes()) as changes:
+            async for _ in changes:
+                await self._empty_spool()
 
     async def _empty_spool(self) -> None:
         for note, event in await self.spool.waiting():
+            if isinstance(event, SyncAsked):
+                await self._take_up(note, event)
+                continue
             if event.system_id != self.identity.system_id:
                 _log.warning("note_refused", id=event.id, why=f"it is for the system {event.system_id}")
-            elif isinstance(event, SyncAsked):
-                await self.publisher.asked(event)
             elif isinstance(event, SessionEnded):
                 await self.bus.publish(event)
             else:
                 _log.warning("note_refused", id=event.id, why=f"{event.type} does not come through the spool")
             await self.spool.remove(note)
+
+    async def _take_up(self, note: str, ask: SyncAsked) -> None:
+        """Somebody waits for an outcome. The note stays until there is one: whoever runs next here sees it, too."""
+        if await self.ledger.outcome(ask.id) is not None:
+            self._asked.discard(ask.id)
+            await self.spool.remove(note)
+        elif ask.id in self._asked:
+            return
+        elif ask.system_id != self.identity.system_id:
+            cure = f"the agent that runs here is {self.identity.system_id}'s: stop it, or use its settings"
+            await self.publisher.refuse(ask, f"it is for the system {ask.system_id}", cure)
+            await self.spool.remove(note)
+        elif await self.publisher.asked(ask) is None:
+            await self.spool.remove(note)
+        else:
+            self._asked.add(ask.id)
 
     async def _session_ended(self, message: Message) -> None:
         if self.settings.upload_on_session_end:

@@ -8,24 +8,24 @@ upload     send, copy, carry; the manifest last
 """
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
 from agent import __version__
+from agent.application.attempt import Attempt
 from agent.application.progress import limit_standstill
 from agent.application.recorder import succeeded
 from agent.application.upload import Gone, Upload
 from agent.application.uploads import Uploads
 from agent.domain import naming
-from agent.domain.databases import Survey, is_asked
-from agent.domain.errors import CloudUploadError, SnapshotError, StoreError
+from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, StoreError, WireError
 from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
 from agent.domain.parts import Send, plan
-from agent.domain.route import CLOUD, URGENT, target_backoff
+from agent.domain.route import CLOUD, target_backoff
 from agent.domain.states import Intent, Problem, Target, TargetRecord, due
 from agent.ports import (
     Clock,
@@ -34,43 +34,11 @@ from agent.ports import (
     Ledger,
     ObjectStore,
     Reporter,
-    Snapshot,
     SnapshotTaker,
     Unchanged,
 )
 
 _log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One attempt at a request: what is asked, what was seen, and what came of copying it.
-
-    `same` are copies whose bytes the target has already, `changed` those it lacks.
-    """
-
-    request: SyncRequested
-    report: Reporter
-    started: float
-    survey: Survey = field(default_factory=dict)
-    same: dict[str, Snapshot] = field(default_factory=dict)
-    changed: dict[str, Snapshot] = field(default_factory=dict)
-    problems: dict[str, Problem] = field(default_factory=dict)
-
-    @property
-    def asked(self) -> Survey:
-        """What was seen of the databases that the request asks for."""
-        reflections, graphs = self.request.upload_reflections, self.request.upload_knowledge_graph
-        return {
-            name: seen
-            for name, seen in self.survey.items()
-            if is_asked(name, reflections=reflections, knowledge_graph=graphs)
-        }
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """File name -> SHA-256, over all that is about to be uploaded."""
-        return {file.name: file.sha256 for snapshot in self.changed.values() for file in snapshot.files}
 
 
 class CloudSync:
@@ -110,32 +78,23 @@ class CloudSync:
         try:
             return await self._sync(attempt)
         except Gone as gone:
-            await self._ledger.forget(self.target, [gone.database])
+            await self._forget_missing(gone.database)
             raise _failed(gone) from gone
-        except StoreError as error:
+        except (StoreError, NamingError, WireError) as error:
             raise _failed(error) from error
         except SnapshotError as error:
             raise CloudUploadError(error.message, CLOUD, error, hint=error.hint, forwardable=False) from error
-        except TimeoutError as error:
-            raise CloudUploadError(
-                f"{self._store.location}: nothing moved for {self._standstill_seconds:g} s",
-                CLOUD,
-                error,
-                transient=True,
-                hint="akosha_upload_timeout_seconds sets the limit",
-            ) from error
         finally:
-            for snapshot in (*attempt.same.values(), *attempt.changed.values()):
-                await asyncio.shield(self._taker.discard(snapshot))
+            copies = (*attempt.same.values(), *attempt.changed.values())
+            await asyncio.shield(asyncio.gather(*(self._taker.discard(copy) for copy in copies)))
 
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
-        await self._recall()
-        record = await self._ledger.record(self.target)
+        async with self._moving():
+            record = await self._recall(attempt)
         attempt.survey = await self._taker.survey()
-        urgent = attempt.request.reason in URGENT
-        wanted = due(record, attempt.asked, self._clock.now(), urgent=urgent)
+        wanted = due(record, attempt.asked, self._clock.now(), urgent=attempt.urgent)
         if not wanted:
-            return Unchanged(why=_why_nothing(attempt.survey, record))
+            return Unchanged(why=attempt.why_nothing(record))
         await self._ledger.owe(self.target, wanted)
         attempt.report.phase("snapshot", sum(attempt.survey[name].size for name in wanted))
         for database in sorted(wanted):
@@ -143,8 +102,7 @@ class CloudSync:
         await self._write_down(attempt, record)
         if not attempt.changed:
             if attempt.problems:
-                reasons = "; ".join(f"{name}: {problem.reason}" for name, problem in sorted(attempt.problems.items()))
-                raise CloudUploadError(reasons, CLOUD, forwardable=False)
+                raise _source_failed(attempt.problems)
             return Unchanged(why="the bytes are those already delivered")
         manifest = await self._upload(attempt)
         return Delivered(
@@ -154,8 +112,27 @@ class CloudSync:
             result=succeeded(manifest, method=CLOUD, location=self._store.location),
         )
 
-    async def _recall(self) -> None:
-        """Bring the ledger up to what the bucket knows: an upload that was finished but not recorded is adopted."""
+    @asynccontextmanager
+    async def _moving(self) -> AsyncIterator[Callable[[], None]]:
+        """Limit the time without progress in the block, and say which setting does."""
+        try:
+            async with limit_standstill(self._standstill_seconds) as moved:
+                yield moved
+        except TimeoutError as error:
+            raise CloudUploadError(
+                f"{self._store.location}: nothing moved for {self._standstill_seconds:g} s",
+                CLOUD,
+                error,
+                transient=True,
+                hint="akosha_upload_timeout_seconds sets the limit",
+            ) from error
+
+    async def _recall(self, attempt: Attempt) -> TargetRecord:
+        """Bring the ledger up to what the bucket knows, and return what it says then.
+
+        An upload that was finished but not recorded is adopted. Where somebody asks, the newest upload must still be
+        there: from an emptied bucket nothing can be restored.
+        """
         if not self._swept:
             await self._uploads.sweep()
             self._swept = True
@@ -171,6 +148,19 @@ class CloudSync:
             _log.info("upload_adopted", upload_id=manifest.upload_id, method=CLOUD, system_id=manifest.system_id)
             result = succeeded(manifest, method=CLOUD, location=self._store.location)
             await self._ledger.adopt(self.target, manifest, result)
+        elif attempt.urgent and record.newest_upload_id and not await self._uploads.exists(record.newest_upload_id):
+            _log.warning("upload_gone", upload_id=record.newest_upload_id, location=self._store.location)
+            await self._ledger.forget(self.target, list(record.databases))
+        return await self._ledger.record(self.target)
+
+    async def _forget_missing(self, database: str) -> None:
+        """Find out at once what else is no longer in the bucket: all of it is sent whole the next time."""
+        record = await self._ledger.record(self.target)
+        parts = [part for known in record.databases.values() for part in known.parts]
+        with suppress(StoreError):
+            await self._ledger.forget(self.target, sorted({database} | await self._uploads.missing(parts)))
+            return
+        await self._ledger.forget(self.target, [database])
 
     async def _stage(self, database: str, attempt: Attempt, record: TargetRecord) -> None:
         known, seen = record.databases.get(database), attempt.survey[database]
@@ -179,7 +169,7 @@ class CloudSync:
         except SnapshotError as error:
             failures = known.problem.failures + 1 if known and known.problem else 1
             retry_at = self._clock.now() + target_backoff(failures) if error.transient else None
-            attempt.problems[database] = Problem(str(error), seen, failures, retry_at)
+            attempt.problems[database] = Problem(error.message, seen, failures, retry_at, cure=error.hint)
             _log.warning("snapshot_failed", database=database, transient=error.transient, error=str(error))
         else:
             had = {part.name: part.sha256 for part in known.parts} if known else {}
@@ -192,6 +182,7 @@ class CloudSync:
         if record.intent is not None and record.intent.digests != attempt.digests:
             _log.info("upload_abandoned", upload_id=record.intent.upload_id, why="the databases have changed since")
             await self._uploads.sweep()
+            await self._uploads.remove(record.intent.upload_id)
             await self._ledger.abandon(self.target)
         if attempt.same:
             await self._ledger.refresh(self.target, {name: s.fingerprint for name, s in attempt.same.items()})
@@ -205,16 +196,17 @@ class CloudSync:
         steps = plan(
             {name: snapshot.files for name, snapshot in attempt.changed.items()},
             record,
-            carried={name for name, known in record.databases.items() if known.fingerprint != attempt.survey.get(name)},
+            carried=attempt.carried(record),
             compression=self._compressor.compression,
             deduplicate=self._deduplicate,
         )
         attempt.report.phase("upload", sum(step.file.size for step in steps if isinstance(step, Send)))
-        async with limit_standstill(self._standstill_seconds) as moved:
+        async with self._moving() as moved:
             upload = Upload(
                 upload_id=intent.upload_id,
                 system_id=self.target.system_id,
                 store=self._store,
+                uploads=self._uploads,
                 compressor=self._compressor,
                 chunk_bytes=self._chunk_bytes,
                 staged=attempt.changed,
@@ -232,16 +224,29 @@ class CloudSync:
                 agent_version=__version__,
                 triggered_by=attempt.request.reason,
                 parts=parts,
-                rows=_rows(attempt.changed, record),
-                incomplete=_incomplete(attempt.changed, record),
+                rows=attempt.rows(record),
+                incomplete=attempt.incomplete(record),
                 bytes_sent=upload.bytes_sent,
                 duration_seconds=round(self._clock.monotonic() - attempt.started, 3),
             )
-            await upload.put_manifest(manifest.encode())
+            await self._put(upload, manifest)
         return manifest
 
+    async def _put(self, upload: Upload, manifest: Manifest) -> None:
+        """Make the upload exist; where the answer was lost, see whether it does."""
+        try:
+            await upload.put_manifest(manifest.encode())
+        except StoreError as error:
+            if not error.transient:
+                raise
+            with suppress(StoreError):
+                if await self._uploads.manifest(manifest.upload_id) == manifest:
+                    return
+            raise
+
     async def _new_intent(self, attempt: Attempt, record: TargetRecord) -> Intent:
-        begun, _ = await self._uploads.ids_after(record.newest_upload_id)
+        async with self._moving():
+            begun, _ = await self._uploads.ids_after(record.newest_upload_id)
         newest = begun[-1] if begun else record.newest_upload_id
         return Intent(
             request_id=attempt.request.request_id,
@@ -251,24 +256,12 @@ class CloudSync:
         )
 
 
-def _failed(error: StoreError) -> CloudUploadError:
+def _failed(error: StoreError | NamingError | WireError) -> CloudUploadError:
     return CloudUploadError(error.message, CLOUD, error, transient=error.transient, hint=error.hint)
 
 
-def _rows(changed: Mapping[str, Snapshot], record: TargetRecord) -> dict[str, dict[str, int]]:
-    rows = {name: dict(known.rows) for name, known in record.databases.items() if known.rows}
-    return rows | {name: dict(snapshot.rows) for name, snapshot in changed.items() if snapshot.verified}
-
-
-def _incomplete(changed: Mapping[str, Snapshot], record: TargetRecord) -> dict[str, str]:
-    """Name what stays owed: what could not be copied just now, and what waits since an attempt before."""
-    return {name: k.problem.reason for name, k in record.databases.items() if k.problem and name not in changed}
-
-
-def _why_nothing(survey: Survey, record: TargetRecord) -> str:
-    if not survey:
-        return "there are no databases yet"
-    waiting = {name: known.problem.reason for name, known in record.databases.items() if known.problem}
-    if waiting:
-        return "; ".join(f"{name} waits: {reason}" for name, reason in sorted(waiting.items()))
-    return "nothing has changed since the last upload"
+def _source_failed(problems: Mapping[str, Problem]) -> CloudUploadError:
+    """The databases are at fault, not the target: no other method would fare better."""
+    told = (f"{name}: {problem.reason}" for name, problem in sorted(problems.items()))
+    cures = dict.fromkeys(problem.cure for problem in problems.values() if problem.cure)
+    return CloudUploadError("; ".join(told), CLOUD, hint="; ".join(cures), forwardable=False)

@@ -36,6 +36,7 @@ class Publisher:
     methods: Mapping[str, SyncMethod]
 
     _unseen: str = field(default="", init=False)
+    _switched_off_for: frozenset[str] = field(default=frozenset(), init=False)
 
     async def asked(self, ask: SyncAsked) -> SyncRequested | None:
         """Somebody asks: there is a request, or at once a result that says why there is none."""
@@ -47,10 +48,10 @@ class Publisher:
         request = self._request(ask.reason, route, ask)
         usable = self._open(route, await self.records(), ask.reason)
         if not self.settings.sync_enabled:
-            await self._refuse(request, "sync is switched off", "set akosha_sync_enabled to true")
+            await self.refuse(ask, "sync is switched off", "set akosha_sync_enabled to true")
             return None
         if not usable:
-            await self._refuse(request, *self._why_no_way(route))
+            await self.refuse(ask, *self._why_no_way(route))
             return None
         request = self._request(ask.reason, usable, ask)
         await self._publish(request)
@@ -71,9 +72,9 @@ class Publisher:
         if not lacking:
             return None
         if not self.settings.sync_enabled:
-            _log.info(
-                "change_seen", reason=reason, databases=sorted(lacking), why_no_sync="akosha_sync_enabled is false"
-            )
+            if lacking != self._switched_off_for:
+                _log.info("change_seen", databases=sorted(lacking), why_no_sync="akosha_sync_enabled is false")
+            self._switched_off_for = lacking
             return None
         request = self._request(reason, route, None)
         await self._publish(request)
@@ -135,7 +136,9 @@ class Publisher:
             return NO_TARGET, NO_TARGET_CURE
         return f"there is no way to sync by {' or '.join(route)} here", f"ask for {' or '.join(self.methods)}, or auto"
 
-    async def _refuse(self, request: SyncRequested, what: str, cure: str) -> None:
-        error = MethodError(method=request.route[0] if request.route else AUTO, error=f"{what} ({cure})")
+    async def refuse(self, ask: SyncAsked, what: str, cure: str) -> None:
+        """Answer somebody who asks that there will be no sync, and why: whoever waits for the result gets one."""
+        request = self._request(ask.reason, (), ask)
+        error = MethodError(method=ask.method, error=f"{what} ({cure})")
         await self.ledger.settle(None, self.recorder.failure(request, (error,)))
         self.recorder.flush_soon()

@@ -96,12 +96,14 @@ class Recorder:
                 await self._ledger.confirm(result)
 
     async def run(self) -> None:
-        """Keep the outbox empty, for ever; a bus that fails is tried again after 1 s, doubling to 60."""
+        """Keep the outbox empty, for ever; what passes is tried again after 1 s, doubling to 60."""
         wait = FIRST_WAIT_SECONDS
         while True:
             try:
                 await self.flush()
             except AkoshaError as error:
+                if not error.transient:
+                    raise
                 _log.warning("results_wait", error=str(error), retry_in_seconds=wait)
                 await self._wake.wait(wait)
                 wait = min(wait * 2, LAST_WAIT_SECONDS)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from agent.domain.databases import Survey
-from agent.domain.states import State, TargetRecord, next_try, pending
+from agent.domain.states import Problem, State, TargetRecord, next_try, pending, problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ def describe(
 
 
 def _target(record: TargetRecord, survey: Survey) -> TargetStatus:
-    lacking = pending(record, survey)
+    lacking, waiting = pending(record, survey), problems(record, survey)
     databases = []
     for name in sorted({*survey, *record.databases}):
         known = record.databases.get(name)
@@ -84,7 +84,7 @@ def _target(record: TargetRecord, survey: Survey) -> TargetStatus:
                 state=(known.state if known else State.OWED).value,
                 pending=name in lacking,
                 size=survey[name].size if name in survey else 0,
-                problem=known.problem.reason if known and known.problem else "",
+                problem=_told(waiting.get(name)),
             )
         )
     return TargetStatus(
@@ -95,6 +95,12 @@ def _target(record: TargetRecord, survey: Survey) -> TargetStatus:
         newest_upload_id=record.newest_upload_id,
         last_success=record.last_success,
         failures=record.failures,
-        next_try=next_try(record),
+        next_try=next_try(record, survey),
         error=record.error,
     )
+
+
+def _told(problem: Problem | None) -> str:
+    if problem is None:
+        return ""
+    return f"{problem.reason} ({problem.cure})" if problem.cure else problem.reason

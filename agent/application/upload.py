@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 import structlog
 
+from agent.application.uploads import Uploads
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NoSuchObject
 from agent.domain.manifest import Origin, Part, relocate
@@ -16,10 +18,11 @@ _log = structlog.get_logger()
 
 
 class Gone(NoSuchObject):
-    """An object of the last upload is no longer in the bucket: `database` must be sent whole."""
+    """An object of the last upload is no longer what was put there: `database` must be sent whole."""
 
     def __init__(self, part: Part) -> None:
-        super().__init__(f"{part.key} is no longer in the bucket", transient=True, hint="it will be sent again")
+        super().__init__(f"{part.key} is no longer in the bucket as it was put there", transient=True)
+        self.hint = "it will be sent again"
         self.database = part.database
 
 
@@ -33,6 +36,7 @@ class Upload:
     upload_id: str
     system_id: str
     store: ObjectStore
+    uploads: Uploads
     compressor: Compressor
     chunk_bytes: int
     staged: Mapping[str, Snapshot]
@@ -57,7 +61,7 @@ class Upload:
             part = replace(part, verified=snapshot.verified, unverified_reason=snapshot.unverified_reason)
         expected = StoredObject(part.key, part.stored_size, part.metadata)
         try:
-            await self.store.copy(step.part.key, part.key, expected=expected)
+            await self.store.copy(step.part.key, part.key, expected=expected, progress=lambda _: self.moved())
         except (CopyUnsupported, NoSuchObject) as error:
             return await self._without_copy(step, part, error)
         self.moved()
@@ -87,8 +91,8 @@ class Upload:
         )
         stored = await self._already_there(part) if self.resumed else None
         if stored is None:
-            body = self.compressor.stream(snapshot.folder / step.file.name)
-            stored = await self._put(part.key, body, part.metadata, raw_size=part.raw_size)
+            async with aclosing(self.compressor.stream(snapshot.folder / step.file.name)) as body:
+                stored = await self._put(part.key, body, part.metadata, raw_size=part.raw_size)
         return replace(part, stored_size=stored.size)
 
     async def _without_copy(self, step: Reuse, part: Part, error: CopyUnsupported | NoSuchObject) -> Part:
@@ -97,13 +101,13 @@ class Upload:
         if snapshot is not None:
             raw = next(file for file in snapshot.files if file.name == part.name)
             return await self._send(Send(part.database, raw))
-        if isinstance(error, NoSuchObject):
+        if isinstance(error, NoSuchObject) or not await self.uploads.holds(step.part):
             raise Gone(step.part) from error
         _log.info("copying_through", upload_id=self.upload_id, key=step.part.key, why=error.message)
-        try:
-            await self._put(part.key, self.store.get(step.part.key), part.metadata, raw_size=part.stored_size)
-        except NoSuchObject as gone:
-            raise Gone(step.part) from gone
+        async with aclosing(self.store.get(step.part.key)) as body:
+            stored = await self._put(part.key, body, part.metadata, raw_size=part.stored_size)
+        if stored.size != part.stored_size:
+            raise Gone(step.part) from error
         return part
 
     async def _already_there(self, part: Part) -> StoredObject | None:

@@ -9,7 +9,7 @@ request -> refused (not ours) | known (has an outcome) | attempt -> Done     rec
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 
@@ -21,11 +21,14 @@ from agent.domain.errors import SyncError
 from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.route import URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
-from agent.domain.states import TargetRecord, next_try
+from agent.domain.states import TargetRecord
 from agent.ports import Clock, Delivered, EventBus, Ledger, Message, SyncMethod, Unchanged
 
 STILL_AT_WORK_SECONDS = 20.0
 """A third of the ack wait: how often a message in hand is kept from being delivered again."""
+
+FAULT_SECONDS = 30.0
+"""When a message comes again whose handling met a fault."""
 
 _log = structlog.get_logger()
 
@@ -45,27 +48,37 @@ class Uploader:
         rules: RetryRules,
         flight: asyncio.Lock,
         after_outcome: Callable[[], None],
+        faults: asyncio.Queue[Exception],
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.method = method
         self._identity, self._rules, self._jitter = identity, rules, jitter
         self._bus, self._ledger, self._recorder, self._clock = bus, ledger, recorder, clock
-        self._flight, self._after_outcome = flight, after_outcome
+        self._flight, self._after_outcome, self._faults = flight, after_outcome, faults
 
     async def handle(self, message: Message) -> None:
-        """Handle one message; returns with it acked or naked, or raises (the bus naks)."""
+        """Handle one message; returns with it acked or naked.
+
+        What is no SyncError is nobody's outcome (the ledger cannot be written, say): it goes to `faults`, whose owner
+        decides; the message comes again.
+        """
         request = message.event
         if not isinstance(request, SyncRequested) or request.agent_id != self._identity.agent_id:
             _log.warning("request_refused", id=request.id, why="it was not issued by this agent")
             await message.ack()
             return
-        async with self._kept(message), self._flight:
-            if await self._ledger.outcome(request.request_id) is not None:
-                await message.ack()
-                return
-            await self._perform(request, message)
-        self._recorder.flush_soon()
-        self._after_outcome()
+        try:
+            async with self._kept(message), self._flight:
+                if await self._ledger.outcome(request.request_id) is not None:
+                    await message.ack()
+                else:
+                    await self._perform(request, message)
+        except Exception as error:  # noqa: BLE001 - handed on whole, to the one that runs the agent
+            self._faults.put_nowait(error)
+            await message.nak(FAULT_SECONDS)
+        finally:
+            self._recorder.flush_soon()
+            self._after_outcome()
 
     async def _perform(self, request: SyncRequested, message: Message) -> None:
         target = self.method.target
@@ -116,13 +129,15 @@ class Uploader:
         self, request: SyncRequested, record: TargetRecord, error: SyncError, step: GiveUp | None
     ) -> None:
         """Leave the target in peace for a while if it is to blame; where the source is, its own problem tells when."""
-        failures, retry_at = record.failures, None
-        if error.forwardable:
+        failures, retry_at = 0 if request.reason in URGENT else record.failures, None
+        if step is None or step.blames_target:
             failures += 1
             retry_at = self._clock.now() + target_backoff(failures)
         result = None
         if step is not None:
-            again = next_try(replace(record, retry_at=retry_at))
+            waiting = (known.problem for known in record.databases.values() if known.problem)
+            times = [at for at in (retry_at, *(problem.retry_at for problem in waiting)) if at is not None]
+            again = min(times, default=None)
             result = replace(self._recorder.failure(request, step.errors), retry_at=again)
         await self._ledger.give_up(
             self.method.target, error=str(error), failures=failures, retry_at=retry_at, result=result
@@ -140,8 +155,7 @@ class Uploader:
             yield
         finally:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait({task})
 
 
 def _attempts_before(record: TargetRecord, request: SyncRequested) -> int:

@@ -1,10 +1,12 @@
 """The uploads of one system as the bucket knows them: which is the newest, and what its manifest says."""
 
+from collections.abc import Iterable
+
 import structlog
 
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
-from agent.domain.manifest import Manifest
+from agent.domain.manifest import Manifest, Part
 from agent.ports import ObjectStore
 
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -67,6 +69,40 @@ class Uploads:
                     raise
                 _log.warning("manifest_unreadable", upload_id=upload, error=str(error))
         return None
+
+    async def exists(self, upload: str) -> bool:
+        """Say whether an upload is there: it is when its manifest is."""
+        return await self._has(naming.manifest_key(self._system_id, upload))
+
+    async def missing(self, parts: Iterable[Part]) -> set[str]:
+        """Return the databases of which one of these parts is not in the bucket, or is not what was put there."""
+        return {part.database for part in parts if not await self.holds(part)}
+
+    async def holds(self, part: Part) -> bool:
+        """Say whether the part's object is there with its size, and the metadata put with it where any is told."""
+        try:
+            found = await self._store.head(part.key)
+        except NoSuchObject:
+            return False
+        told = found.metadata.get("sha256", part.sha256)
+        return (found.size, told) == (part.stored_size, part.sha256)
+
+    async def remove(self, upload: str) -> None:
+        """Remove the objects of an upload that will not be finished. Where that is not permitted, a notice."""
+        found = [item.key async for item in self._store.list(f"{self._prefix}{upload}/")]
+        if naming.manifest_key(self._system_id, upload) in found:
+            return
+        try:
+            await self._store.delete(found)
+        except NotPermitted as error:
+            _log.info("leftovers_stay", upload_id=upload, count=len(found), why=error.message, cure=error.hint)
+
+    async def _has(self, key: str) -> bool:
+        try:
+            await self._store.head(key)
+        except NoSuchObject:
+            return False
+        return True
 
     async def sweep(self) -> None:
         """Remove what killed uploads left unfinished. Where that is not permitted, a notice with the cure."""

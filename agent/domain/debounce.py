@@ -36,13 +36,17 @@ class Debounce:
             last=at if self.last is None else max(at, self.last),
         )
 
-    def fired(self, now: float) -> "Debounce":
-        """A sync for the burst started at `now`; what changes from here on is a new burst."""
-        return Debounce(started=now)
-
-    def settled(self) -> "Debounce":
-        """Something else synced the burst: nothing waits, and the interval runs on from the last own start."""
+    def taken(self) -> "Debounce":
+        """The burst is being looked after; what changes from here on is a new burst."""
         return Debounce(started=self.started)
+
+    def fired(self, now: float) -> "Debounce":
+        """A sync for a burst started at `now`: the minimum interval runs from there."""
+        return replace(self, started=now)
+
+    def restored(self, burst: "Debounce") -> "Debounce":
+        """The burst that was taken could not be looked after: it waits again, together with what came since."""
+        return replace(self, first=burst.first, last=burst.last if self.last is None else self.last)
 
     def due(self, rules: DebounceRules) -> float | None:
         """Return when the sync is due, or None if no change waits."""

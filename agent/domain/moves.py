@@ -38,35 +38,35 @@ def forget(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
 
 
 def begin(record: TargetRecord, intent: Intent) -> TargetRecord:
-    """An upload begins. Raises StateError while another one is under way."""
-    if record.intent == intent:
-        return record
-    if record.intent is not None:
+    """An upload begins, or goes on after it was given up. Raises StateError while another one is under way."""
+    if record.intent not in (None, intent):
         raise StateError(f"upload {intent.upload_id} cannot begin: {record.intent.upload_id} is not finished")
-    staged = _with(record, (_moved(_entry(record, name), Move.STAGED) for name in intent.databases))
+    entries = [_entry(record, name) for name in intent.databases]
+    waiting = [e for e in entries if record.intent is None or e.state is not State.INTENT]
+    staged = _with(record, [_moved(entry, Move.STAGED) for entry in waiting])
     return replace(staged, intent=intent, known=True)
 
 
 def abandon(record: TargetRecord) -> TargetRecord:
     """The upload under way will not be finished; nothing happens where there is none."""
-    if record.intent is None:
-        return record
-    owed = _with(record, (_moved(_entry(record, name), Move.ABANDONED) for name in record.intent.databases))
-    return replace(owed, intent=None)
+    return replace(_halted(record), intent=None)
 
 
 def count_attempt(
     record: TargetRecord, request_id: str, *, attempts: int, retry_at: datetime, error: str
 ) -> TargetRecord:
     """An attempt failed, another follows; the upload under way, if any, stays under way."""
-    databases = record.intent.databases if record.intent else ()
-    waiting = _with(record, (_moved(_entry(record, name), Move.RETRY) for name in databases))
+    waiting = _with(record, [_moved(entry, Move.RETRY) for entry in _under_way(record)])
     return replace(waiting, attempts=attempts, attempt_request=request_id, retry_at=retry_at, error=error)
 
 
 def give_up(record: TargetRecord, *, error: str, failures: int, retry_at: datetime | None) -> TargetRecord:
-    """The request failed here; the next one counts its attempts from 0."""
-    owed = abandon(record)
+    """The request failed here; the next one counts its attempts from 0.
+
+    What had begun is owed again. Its intent is kept: the next request goes on under the same id if it finds the same
+    bytes, so that what is in the bucket already is not sent once more.
+    """
+    owed = _halted(record)
     return replace(owed, attempts=0, attempt_request="", failures=failures, retry_at=retry_at, error=error)
 
 
@@ -111,8 +111,7 @@ def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> Target
             entry = _moved(entry, Move.STAGED)
         entries.append(_delivered(replace(entry, parts=parts), manifest, None, result_id))
     done = replace(_with(record, entries), intent=None, known=True)
-    left = (entry for entry in done.databases.values() if entry.state is State.INTENT)
-    return _succeeded(_with(done, [_moved(entry, Move.ABANDONED) for entry in left]), manifest, manifest.uploaded_at)
+    return _succeeded(_halted(done), manifest, manifest.uploaded_at)
 
 
 def settle(record: TargetRecord) -> TargetRecord:
@@ -133,6 +132,14 @@ def confirm(record: TargetRecord, result_id: str) -> TargetRecord:
         if entry.state is State.DELIVERED and entry.delivered_by == result_id
     )
     return _with(record, [_moved(entry, Move.CONFIRMED) for entry in told])
+
+
+def _under_way(record: TargetRecord) -> list[DatabaseRecord]:
+    return [entry for entry in record.databases.values() if entry.state is State.INTENT]
+
+
+def _halted(record: TargetRecord) -> TargetRecord:
+    return _with(record, [_moved(entry, Move.ABANDONED) for entry in _under_way(record)])
 
 
 def _entry(record: TargetRecord, name: str) -> DatabaseRecord:

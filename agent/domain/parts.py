@@ -8,7 +8,6 @@ from agent.domain.manifest import Compression, Part
 from agent.domain.states import TargetRecord
 
 MAX_PARTS = 10_000
-MAX_PART_BYTES = 5 * 2**30
 
 
 @dataclass(frozen=True, slots=True)

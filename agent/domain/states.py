@@ -5,7 +5,7 @@
     owed       staged       intent     the intent: request, upload id, digests; before the first PUT
     intent     committed    delivered  delivered parts and the result, in one transaction
     intent     retry        intent     attempts and retry_at
-    intent     abandoned    owed       the error
+    intent     abandoned    owed       the error; given up, the intent itself stays, to go on under its id
     delivered  confirmed    clean      -
     delivered  changed      owed       - (the result that waits for its confirmation is the outbox's)
     owed       unchanged    clean      the new fingerprint: the bytes are those delivered
@@ -21,6 +21,7 @@ from enum import StrEnum
 from agent.domain.databases import Fingerprint, Survey
 from agent.domain.errors import StateError
 from agent.domain.manifest import Part
+from agent.domain.route import LAST_TARGET_BACKOFF
 
 
 class State(StrEnum):
@@ -85,13 +86,15 @@ class Target:
 class Problem:
     """Why a database could not be copied: what was seen of it then, and when to try again.
 
-    `retry_at` None: not before the files change or somebody asks. `failures` counts in a row.
+    `retry_at` None: not before the files change or somebody asks. `failures` counts in a row. `cure` may name places
+    on this machine, so it stays here; `reason` travels with manifests and results.
     """
 
     reason: str
     fingerprint: Fingerprint
     failures: int
     retry_at: datetime | None
+    cure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +147,7 @@ class TargetRecord:
 
     def backing_off(self, now: datetime) -> bool:
         """Say whether the target wants to be left in peace until `retry_at`."""
-        return self.retry_at is not None and now < self.retry_at
-
-    def carried(self, database: str) -> bool:
-        """Say whether there is a delivered state of the database that an upload can carry over."""
-        record = self.databases.get(database)
-        return record is not None and bool(record.parts)
+        return _ahead(self.retry_at, now)
 
 
 def pending(record: TargetRecord, survey: Survey) -> frozenset[str]:
@@ -167,9 +165,15 @@ def due(record: TargetRecord, survey: Survey, now: datetime, *, urgent: bool) ->
     )
 
 
-def next_try(record: TargetRecord) -> datetime | None:
+def problems(record: TargetRecord, survey: Survey) -> dict[str, Problem]:
+    """Return why databases wait that could not be copied. One that is no longer there waits for nothing."""
+    owed = {name: known for name, known in record.databases.items() if known.state is State.OWED and name in survey}
+    return {name: known.problem for name, known in owed.items() if known.problem}
+
+
+def next_try(record: TargetRecord, survey: Survey) -> datetime | None:
     """Return when something about the target is due by itself: the target, or a database that could not be copied."""
-    waiting = (r.problem.retry_at for r in record.databases.values() if r.problem and r.state is State.OWED)
+    waiting = (problem.retry_at for problem in problems(record, survey).values())
     return min((at for at in (record.retry_at, *waiting) if at is not None), default=None)
 
 
@@ -181,4 +185,9 @@ def _waits(record: DatabaseRecord | None, seen: Fingerprint, now: datetime) -> b
     problem = record.problem if record else None
     if problem is None or problem.fingerprint != seen:
         return False
-    return problem.retry_at is None or now < problem.retry_at
+    return problem.retry_at is None or _ahead(problem.retry_at, now)
+
+
+def _ahead(at: datetime | None, now: datetime) -> bool:
+    """Say whether a time is still to come. One further ahead than any back-off is of a clock that went back since."""
+    return at is not None and now < at <= now + LAST_TARGET_BACKOFF

@@ -5,7 +5,7 @@ from agent.ports.clock import Clock
 from agent.ports.inputs import Spool, Watch
 from agent.ports.ledger import HistoryEntry, Ledger
 from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
-from agent.ports.objects import ObjectStore, Progress, StoredObject
+from agent.ports.objects import ObjectStore, Progress, StoredObject, untold
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "SyncMethod",
     "Unchanged",
     "Watch",
+    "untold",
 ]

@@ -1,6 +1,6 @@
 """Where triggers come from."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from agent.domain.events import Event
@@ -22,7 +22,7 @@ class Watch(Protocol):
         """
         ...
 
-    def changes(self) -> AsyncIterator[frozenset[str]]:
+    def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """Yield sets of names of files that changed; an empty one where only `mode` did.
 
         Never ends by itself; survives what happens to the directory.

@@ -1,11 +1,15 @@
 """Keys and bytes: where uploads lie."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 Progress = Callable[[int], None]
 """Told, on the event loop, how many more bytes have moved. Cheap, never raises."""
+
+
+def untold(_count: int) -> None:
+    """A Progress for those who do not watch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +53,11 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def copy(self, source: str, key: str, *, expected: StoredObject) -> StoredObject:
+    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         """Copy on the store's side, no bytes through here, and check the copy's size and metadata against `expected`.
 
         `expected.metadata` becomes the copy's. Raises NoSuchObject for a missing source, CopyUnsupported where the
-        store cannot, or did not really, or the source is not what is expected.
+        store cannot, or did not really, or the source is not what is expected. `progress` is told where it takes long.
         """
         ...
 
@@ -61,7 +65,7 @@ class ObjectStore(Protocol):
         """Return the object without its bytes. Raises NoSuchObject."""
         ...
 
-    def get(self, key: str) -> AsyncIterator[bytes]:
+    def get(self, key: str) -> AsyncGenerator[bytes, None]:
         """Stream the object's bytes. Raises NoSuchObject."""
         ...
 

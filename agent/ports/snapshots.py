@@ -1,6 +1,6 @@
 """Right copies of databases that another process writes, and their stored form."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -59,6 +59,6 @@ class Compressor(Protocol):
         """What it does, as metadata and manifest name it."""
         ...
 
-    def stream(self, path: Path) -> AsyncIterator[bytes]:
+    def stream(self, path: Path) -> AsyncGenerator[bytes, None]:
         """Yield the stored form of the file, in pieces of bounded size, worked out off the event loop."""
         ...

@@ -6,11 +6,11 @@ store.fail("put", error, key="manifest.json", after=True)     # done, but the an
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from agent.ports import ObjectStore, Progress, StoredObject
+from agent.ports import ObjectStore, Progress, StoredObject, untold
 
 T = TypeVar("T")
 
@@ -69,13 +69,17 @@ class FaultyStore:
             lambda: self._store.put(key, body, metadata=metadata, part_bytes=part_bytes, progress=progress),
         )
 
-    async def copy(self, source: str, key: str, *, expected: StoredObject) -> StoredObject:
-        return await self._do("copy", key, lambda: self._store.copy(source, key, expected=expected))
+    async def copy(
+        self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold
+    ) -> StoredObject:
+        return await self._do(
+            "copy", key, lambda: self._store.copy(source, key, expected=expected, progress=progress)
+        )
 
     async def head(self, key: str) -> StoredObject:
         return await self._do("head", key, lambda: self._store.head(key))
 
-    async def get(self, key: str) -> AsyncIterator[bytes]:
+    async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         await self._do("get", key, _nothing)
         async for piece in self._store.get(key):
             yield piece

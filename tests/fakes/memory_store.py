@@ -1,9 +1,9 @@
 """An ObjectStore in memory. It passes the contract suite of the real ones."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
 
 from agent.domain.errors import CopyUnsupported, NoSuchObject
-from agent.ports import Progress, StoredObject
+from agent.ports import Progress, StoredObject, untold
 
 
 class MemoryStore:
@@ -37,7 +37,9 @@ class MemoryStore:
         self.objects[key] = bytes(data), dict(metadata)
         return StoredObject(key, len(data), dict(metadata))
 
-    async def copy(self, source: str, key: str, *, expected: StoredObject) -> StoredObject:
+    async def copy(
+        self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold
+    ) -> StoredObject:
         found = await self.head(source)
         if (found.size, found.metadata) != (expected.size, dict(expected.metadata)):
             raise CopyUnsupported(f"{source!r} is not what is expected")
@@ -48,7 +50,7 @@ class MemoryStore:
         data, metadata = self._object(key)
         return StoredObject(key, len(data), dict(metadata))
 
-    async def get(self, key: str) -> AsyncIterator[bytes]:
+    async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         data, _ = self._object(key)
         for start in range(0, len(data), 2**16):
             yield data[start : start + 2**16]

@@ -110,7 +110,9 @@ async def test_a_second_sync_without_a_change_sends_nothing_and_asks_for_nothing
     calls = len(rig.store.calls)
     result = await rig.sync()
     assert isinstance(result, SyncSkipped)
-    assert {call for call, _ in rig.store.calls[calls:]} <= {"is_available", "sweep", "aclose"}
+    asked = rig.store.calls[calls:]
+    assert {call for call, _ in asked} <= {"is_available", "sweep", "head", "aclose"}
+    assert [key for call, key in asked if call == "head"] == [rig.manifests[0].key], "is it still there?"
 
 
 async def test_an_unchanged_database_is_copied_by_the_store(rig):

@@ -127,20 +127,20 @@ async def world(tmp_path: Path, script=(), *, running: bool = True, **settings):
     ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
     recorder = Recorder(ledger, bus, clock)
     method = ScriptedMethod(ledger, script)
-    flight, settled = asyncio.Lock(), Wake(clock, "retry")
+    flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue()
     config = Settings(cloud_endpoint="file:///bucket", max_retries=0, enable_fallback=False, **settings)
     agent = Agent(
         settings=config, identity=IDENTITY, clock=clock, bus=bus, ledger=ledger, taker=files,
         methods={"cloud": method},
         uploaders=[
             Uploader(method, identity=IDENTITY, bus=bus, ledger=ledger, recorder=recorder, clock=clock,
-                     rules=RetryRules(0, 2.0), flight=flight, after_outcome=settled.ring)
+                     rules=RetryRules(0, 2.0), flight=flight, after_outcome=settled.ring, faults=faults)
         ],
         publisher=Publisher(
             settings=config, identity=IDENTITY, bus=bus, ledger=ledger, recorder=recorder, clock=clock,
             taker=files, methods={"cloud": method},
         ),
-        recorder=recorder, watch=files, spool=notes, spool_watch=notes, flight=flight, settled=settled,
+        recorder=recorder, watch=files, spool=notes, spool_watch=notes, flight=flight, settled=settled, faults=faults,
     )  # fmt: skip
 
     async def hear(message) -> None:
@@ -323,6 +323,7 @@ async def test_a_note_for_another_system_is_refused(tmp_path):
         w.notes.leave(ask(system_id="other"))
         await w.settle()
         assert (w.reasons, w.notes.notes) == ([], {})
+        assert "other" in (await w.agent.ledger.outcome("ask-1")).error, "whoever waits is told"
 
 
 async def test_asking_for_a_method_that_is_not_there_is_answered_with_the_cure(tmp_path):

@@ -32,16 +32,16 @@ def test_changes_that_are_told_out_of_order_count_by_when_they_were_made():
 
 
 def test_a_change_soon_after_a_sync_waits_for_the_interval_and_is_not_lost():
-    after = Debounce().changed(0).fired(2).changed(3)
+    after = Debounce().changed(0).taken().fired(2).changed(3)
     assert after.due(RULES) == 302
 
 
 def test_a_change_long_after_a_sync_does_not_wait():
-    assert Debounce().changed(0).fired(2).changed(1000).due(RULES) == 1002
+    assert Debounce().changed(0).taken().fired(2).changed(1000).due(RULES) == 1002
 
 
 def test_what_something_else_has_synced_no_longer_waits_and_the_interval_runs_on():
-    settled = Debounce().changed(0).fired(2).changed(10).settled()
+    settled = Debounce().changed(0).taken().fired(2).changed(10).taken()
     assert settled.due(RULES) is None
     assert settled.changed(20).due(RULES) == 302
 
@@ -76,7 +76,7 @@ def test_run_as_the_agent_runs_it_no_change_is_left_unsynced_and_syncs_keep_thei
             # The agent may look later than `due` only because a change came later; it fires at the time it looks.
             started.append(due)
             synced.append(state.last)
-            state = state.fired(due)
+            state = state.taken().fired(due)
         if at != float("inf"):
             state = state.changed(at)
     assert synced[-1] == changes[-1], "the trailing edge: the last change of all was synced"

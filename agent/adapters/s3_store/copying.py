@@ -9,7 +9,7 @@ from agent.adapters.s3_store.errors import code_of
 from agent.adapters.s3_store.multipart import Multipart
 from agent.adapters.s3_store.reading import described
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.ports import StoredObject
+from agent.ports import Progress, StoredObject
 
 SINGLE_COPY_BYTES = 5 * 2**30
 """What one CopyObject takes at most (AWS, R2)."""
@@ -32,7 +32,7 @@ class Copying:
         self._part_bytes = min(single_copy_bytes, PART_COPY_BYTES)
         self._live = live
 
-    async def copy(self, source: str, key: str, expected: StoredObject) -> StoredObject:
+    async def copy(self, source: str, key: str, expected: StoredObject, progress: Progress) -> StoredObject:
         answer = await self._connection.call("head_object", source)
         if not _same(described(source, answer), expected):
             raise CopyUnsupported(f"{source!r} in {self._connection.place} is not what the last upload put there")
@@ -42,7 +42,7 @@ class Copying:
             if expected.size <= self._single_copy_bytes:
                 await self._whole(key, origin, etag, expected.metadata)
             else:
-                await self._in_parts(key, origin, etag, expected)
+                await self._in_parts(key, origin, etag, expected, progress)
         except (NoSuchObject, CopyUnsupported):
             raise
         except StoreError as error:
@@ -62,12 +62,15 @@ class Copying:
             **({"CopySourceIfMatch": etag} if etag else {}),
         )
 
-    async def _in_parts(self, key: str, origin: Mapping[str, str], etag: str, expected: StoredObject) -> None:
+    async def _in_parts(
+        self, key: str, origin: Mapping[str, str], etag: str, expected: StoredObject, progress: Progress
+    ) -> None:
         async with Multipart(self._connection, key, expected.metadata, self._live) as upload:
             for number, first in enumerate(range(0, expected.size, self._part_bytes), start=1):
                 last = min(first + self._part_bytes, expected.size) - 1
                 if not await upload.copy(number, origin, first, last, etag):
                     raise CopyUnsupported(f"{self._connection.place} answered as if it had copied, and did not")
+                progress(last - first + 1)
             await upload.complete()
 
     async def _check(self, key: str, expected: StoredObject) -> StoredObject:

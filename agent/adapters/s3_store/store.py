@@ -2,14 +2,14 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
 
 from agent.adapters.s3_store import multipart, reading
 from agent.adapters.s3_store.connection import Connection, Limits
 from agent.adapters.s3_store.copying import SINGLE_COPY_BYTES, Copying
 from agent.adapters.s3_store.place import Place
 from agent.adapters.s3_store.sending import Sending
-from agent.ports import Progress, StoredObject
+from agent.ports import Progress, StoredObject, untold
 
 AVAILABLE_SECONDS = 0.9
 _DELETIONS = 8
@@ -72,13 +72,15 @@ class S3Store:
         size = await self._sending.put(key, body, metadata, part_bytes, progress)
         return StoredObject(key, size, dict(metadata))
 
-    async def copy(self, source: str, key: str, *, expected: StoredObject) -> StoredObject:
-        return await self._copying.copy(source, key, expected)
+    async def copy(
+        self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold
+    ) -> StoredObject:
+        return await self._copying.copy(source, key, expected, progress)
 
     async def head(self, key: str) -> StoredObject:
         return reading.described(key, await self._connection.call("head_object", key))
 
-    async def get(self, key: str) -> AsyncIterator[bytes]:
+    async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         async for piece in reading.read(self._connection, key):
             yield piece
 
