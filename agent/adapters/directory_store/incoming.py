@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from agent.adapters.directory_store.layout import HIDDEN, encode_record, incoming_folder, object_path, record_path
 from agent.domain.errors import StoreError
+from agent.ports import Progress
 
 FLUSH_BYTES = 32 * 2**20
 """What is written goes to the disk in steps of this, so that the last fsync does not have to wait for all of it."""
@@ -48,10 +49,10 @@ class Incoming:
             if self._unflushed >= FLUSH_BYTES:
                 self._sync()
 
-    def copy_from(self, source: Path) -> None:
-        """Append the source's bytes; shared with it where the file system can (reflink)."""
+    def copy_from(self, source: Path, told: Progress) -> None:
+        """Append the source's bytes; shared with it where the file system can (reflink). `told` is called from here."""
         with self._guard, source.open("rb") as origin:
-            self.size = _copy_range(origin, self._file)
+            self.size = _copy_range(origin, self._file, told)
 
     def commit(self, metadata: Mapping[str, str]) -> None:
         """Make it the object, durably. Raises StoreError where what lies there is not what was written."""
@@ -224,13 +225,14 @@ def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _copy_range(origin: BinaryIO, target: BinaryIO) -> int:
+def _copy_range(origin: BinaryIO, target: BinaryIO, told: Progress) -> int:
     copied = 0
     step = 2**23
     if hasattr(os, "copy_file_range"):
         try:
             while count := os.copy_file_range(origin.fileno(), target.fileno(), step):
                 copied += count
+                told(count)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
                 raise
@@ -239,4 +241,5 @@ def _copy_range(origin: BinaryIO, target: BinaryIO) -> int:
     while piece := origin.read(2**20):
         target.write(piece)
         copied += len(piece)
+        told(len(piece))
     return copied

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from agent.adapters.directory_store.errors import translate, translated
 from agent.adapters.directory_store.incoming import Incoming
 from agent.adapters.directory_store.threads import off_loop
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.ports import Progress, StoredObject
+from agent.ports import Progress, StoredObject, untold
 
 T = TypeVar("T")
 
@@ -79,14 +79,20 @@ class DirectoryStore:
             raise
         return StoredObject(key, file.size, dict(metadata))
 
-    async def copy(self, source: str, key: str, *, expected: StoredObject) -> StoredObject:
+    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         layout.check_key(key)
         found = await self.head(source)
         if found.size != expected.size or dict(found.metadata) != dict(expected.metadata):
             raise CopyUnsupported(f"{source!r} in {self._root} is not what the last upload put there")
         file = await self._incoming(key)
         try:
-            await self._run("copy", source, lambda: file.copy_from(layout.object_path(self._root, source)))
+            loop = asyncio.get_running_loop()
+            origin = layout.object_path(self._root, source)
+
+            def told(count: int) -> None:
+                loop.call_soon_threadsafe(progress, count)
+
+            await self._run("copy", source, lambda: file.copy_from(origin, told))
             if file.size != expected.size:
                 raise CopyUnsupported(f"{source!r} in {self._root} changed while it was copied")
             await self._run("copy", key, _call(file.commit, expected.metadata))
@@ -105,7 +111,7 @@ class DirectoryStore:
 
         return await self._run("read", key, work, reading=True)
 
-    async def get(self, key: str) -> AsyncIterator[bytes]:
+    async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         file = await self._run("read", key, lambda: layout.object_path(self._root, key).open("rb"), reading=True)
         try:
             while piece := await self._run("read", key, lambda: file.read(WRITE_BYTES)):
