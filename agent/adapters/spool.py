@@ -58,11 +58,15 @@ class SpoolDirectory:
         self._numbers = itertools.count()
 
     async def waiting(self) -> Sequence[tuple[str, Event]]:
-        """As the port says. A directory that is not there holds no notes. Raises StateError where it cannot be read."""
+        """As the port says. A directory that is not there holds no notes.
+
+        Raises StateError where it cannot be read, transient: no descriptors left, a disk that fails, or its owner at
+        work, all of which pass.
+        """
         return await asyncio.to_thread(self._waiting)
 
     async def remove(self, note: str) -> None:
-        """As the port says; one that is gone already is no error. Raises StateError."""
+        """As the port says; one that is gone already is no error. Raises StateError, transient as above."""
         await asyncio.to_thread(self._remove, note)
 
     async def write(self, event: Event) -> str:
@@ -78,7 +82,7 @@ class SpoolDirectory:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self._unusable(error, transient=True) from error
         self._left.intersection_update(names)
         notes = []
         for name in names:
@@ -149,7 +153,7 @@ class SpoolDirectory:
         try:
             (self._directory / note).unlink(missing_ok=True)
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self._unusable(error, transient=True) from error
 
     def _write(self, event: Event) -> str:
         data = self._codec.encode(event)
@@ -172,10 +176,11 @@ class SpoolDirectory:
             raise self._unusable(error) from error
         return name
 
-    def _unusable(self, error: OSError) -> StateError:
+    def _unusable(self, error: OSError, *, transient: bool = False) -> StateError:
         return StateError(
             f"the spool {self._directory} cannot be used: {error.strerror or error}",
             hint="make it writable for this user and leave room on its disk, or set akosha_agent_state_dir",
+            transient=transient,
         )
 
 

@@ -260,6 +260,23 @@ async def test_a_passing_failure_to_read_leaves_the_note_where_it_is(spool, dire
     assert [name for name, _ in await spool.waiting()] == ([note] if kept else [])
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EIO, errno.ESTALE])
+async def test_a_directory_that_cannot_be_used_for_now_is_a_passing_failure(spool, directory, monkeypatch, code):
+    note = await spool.write(asked(1))
+
+    def failing(self, *_args, **_how):
+        raise OSError(code, os.strerror(code), str(self))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", failing)
+        patched.setattr(Path, "unlink", failing)
+        for entry in (spool.waiting(), spool.remove(note)):
+            with pytest.raises(StateError, match=os.strerror(code)) as told:
+                await entry
+            assert told.value.transient
+    assert [name for name, _ in await spool.waiting()] == [note]
+
+
 async def test_a_note_too_large_to_be_read_is_refused_at_the_writer(spool, directory):
     with pytest.raises(WireError, match="is larger than the 65536 allowed"):
         await spool.write(SyncAsked(id="r", time=AT, system_id="mac", reason="x" * MAX_NOTE_BYTES))
@@ -292,8 +309,9 @@ async def test_a_full_disk_leaves_nothing_and_is_an_error_with_its_cure(spool, d
 async def test_a_spool_that_is_no_directory_is_an_error_with_its_cure(tmp_path):
     (tmp_path / "spool").write_text("")
     spool = SpoolDirectory(tmp_path / "spool", CODEC)
-    with pytest.raises(StateError, match="cannot be used: Not a directory"):
+    with pytest.raises(StateError, match="cannot be used: Not a directory") as told:
         await spool.waiting()
+    assert told.value.transient, "whoever put it there may take it away: no reason to end"
     with pytest.raises(StateError, match="cannot be used"):
         await spool.write(asked(1))
 

@@ -1,0 +1,22 @@
+"""The running agent when its spool cannot be read: it says so, goes on, and reads it when it can again."""
+
+from tests.fakes.machine import Machine
+
+
+def test_a_spool_that_cannot_be_read_is_said_and_the_agent_goes_on(tmp_path):
+    machine = Machine(tmp_path, agent_rescan_seconds=1)
+    machine.write(commits=1, entities=1)
+    spool, aside = machine.state / "spool", machine.state / "aside"
+    with machine.run() as agent:
+        agent.logged("sync_succeeded")
+        spool.rename(aside)
+        spool.write_text("in the way")
+        (line, *_) = agent.logged("loop_interrupted", loop="spool")
+        assert "cannot be used: Not a directory" in line["error"]
+        machine.write(commits=2)
+        agent.logged("sync_succeeded", 2)
+        spool.unlink()
+        aside.rename(spool)
+        machine.write(commits=3)
+        assert machine.sync()["success"]
+        assert "manual" in {line["reason"] for line in agent.logged("sync_requested", reason="manual")}
