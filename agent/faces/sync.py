@@ -4,9 +4,10 @@ import asyncio
 import json
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 
+import structlog
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
@@ -22,6 +23,9 @@ from agent.settings import Settings
 from agent.wiring import Home, build
 
 LOOK_SECONDS = 0.1
+WITHDRAW_SECONDS = 5.0
+
+_log = structlog.get_logger()
 
 Show = Callable[[SyncProgress], None]
 
@@ -52,20 +56,49 @@ async def sync_once(settings: Settings, *, method: str, enable_fallback: bool, a
 async def _here_or_there(home: Home, identity: Identity, ask: SyncAsked, show: Show) -> SyncResult:
     """Do it here if nobody holds the state directory; else leave a note and wait, and take over if the holder goes."""
     note = ""
-    while True:
-        try:
-            with home.lock("sync"):
-                if note and (result := await _outcome(home, ask)):
-                    return result
-                if note:
-                    await home.withdraw_note(note)
-                return await _here(home, identity, ask, show)
-        except AlreadyRunning:
-            if not note:
-                note = await home.leave_note(ask)
-        if result := await _outcome(home, ask):
-            return result
-        await home.clock.sleep(LOOK_SECONDS)
+    try:
+        while True:
+            try:
+                with home.lock("sync", patient=False):
+                    if note and (result := await _outcome(home, ask)):
+                        return result
+                    if note:
+                        await home.withdraw_note(note)
+                    return await _here(home, identity, ask, show)
+            except AlreadyRunning:
+                if not note:
+                    note = await _leave_note(home, ask)
+            if result := await _outcome(home, ask):
+                return result
+            await home.clock.sleep(LOOK_SECONDS)
+    except asyncio.CancelledError:
+        if note:
+            await _seen_through(home.withdraw_note(note), "withdraw-note")
+        raise
+
+
+async def _leave_note(home: Home, ask: SyncAsked) -> str:
+    """Leave a note; none stays where the caller is cancelled while it is written."""
+    writing = asyncio.create_task(home.leave_note(ask), name="leave-note")
+    try:
+        return await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await _seen_through(_withdrawn(home, writing), "withdraw-note")
+        raise
+
+
+async def _withdrawn(home: Home, writing: asyncio.Task[str]) -> None:
+    await home.withdraw_note(await writing)
+
+
+async def _seen_through(work: Coroutine[None, None, None], name: str) -> None:
+    """Do it to its end, whoever cancels; a note that cannot be taken back is said, and harms nobody."""
+    task = asyncio.create_task(work, name=name)
+    await asyncio.wait({task}, timeout=WITHDRAW_SECONDS)
+    if not task.done():
+        task.cancel()
+    elif error := task.exception():
+        _log.warning("note_stays", error=str(error))
 
 
 async def _here(home: Home, identity: Identity, ask: SyncAsked, show: Show) -> SyncResult:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from agent.adapters.state_directory import lock
 from agent.application.status import DatabaseStatus, Status, TargetStatus
 from agent.domain.events import SessionEnded
-from agent.faces import events, status
+from agent.faces import events, status, sync
 from agent.settings import load
 from agent.wiring import Home
 from tests.fakes.machine import Machine
@@ -110,3 +111,42 @@ def test_config_shows_values_as_they_are(tmp_path):
     machine = Machine(tmp_path)
     machine.set(agent_data_dir=tmp_path / "[red]old :smile:")
     assert f"{tmp_path}/[red]old :smile:" in machine.call("config", places=False).out
+
+
+async def test_who_is_told_to_stop_while_waiting_for_the_agent_takes_the_note_back(tmp_path, monkeypatch):
+    home = Home.of(settings_of(tmp_path))
+    await asyncio.to_thread(home.prepare)
+    monkeypatch.setattr(lock.time, "sleep", lambda _: pytest.fail("the event loop slept"))
+
+    def notes():
+        return list(home.state.spool.glob("*.json"))
+
+    with home.lock("run"):
+        syncing = asyncio.create_task(sync.sync_once(home.settings, method="auto", enable_fallback=True, as_json=True))
+        async with asyncio.timeout(20):
+            while not notes():
+                await asyncio.sleep(0.005)
+            syncing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await syncing
+    assert list(home.state.spool.iterdir()) == []
+
+
+async def test_told_to_stop_while_the_note_is_being_written_it_takes_it_back_all_the_same(tmp_path, monkeypatch):
+    home = Home.of(settings_of(tmp_path))
+    await asyncio.to_thread(home.prepare)
+    begun, write = asyncio.Event(), Home.leave_note
+
+    async def slow(self, event):
+        begun.set()
+        return await write(self, event)
+
+    monkeypatch.setattr(Home, "leave_note", slow)
+    with home.lock("run"):
+        syncing = asyncio.create_task(sync.sync_once(home.settings, method="auto", enable_fallback=True, as_json=True))
+        async with asyncio.timeout(20):
+            await begun.wait()
+            syncing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await syncing
+    assert list(home.state.spool.iterdir()) == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.state_directory import Holder, StateDirectory
+from agent.adapters.state_directory import Holder, StateDirectory, lock
 from agent.domain.errors import AlreadyRunning, NamingError, StateError
 
 AT = datetime(2025, 6, 1, 12, 0, tzinfo=UTC)
@@ -165,6 +165,15 @@ def test_an_error_inside_lets_go(state):
     with pytest.raises(ZeroDivisionError), state.lock("run"):
         1 / 0  # noqa: B018
     assert state.holder() is None
+
+
+def test_who_comes_again_soon_is_refused_at_once_and_told_who_holds_it(state, monkeypatch):
+    with state.lock("run"):
+        monkeypatch.setattr(lock.time, "sleep", lambda _: pytest.fail("it slept"))
+        with pytest.raises(AlreadyRunning, match=f"process {os.getpid()} \\(run\\)"), state.lock("sync", patient=False):
+            pass
+    with state.lock("sync", patient=False):
+        assert state.holder() == Holder(os.getpid(), "sync", AT)
 
 
 def test_a_killed_holder_holds_nothing(state):

@@ -71,13 +71,13 @@ class StateDirectory:
         except OSError as error:
             raise unusable(self.path, error) from error
 
-    def lock(self, command: str) -> AbstractContextManager[None]:
+    def lock(self, command: str, *, patient: bool = True) -> AbstractContextManager[None]:
         """Hold the directory for as long as the block runs; `command` tells others who does.
 
         Programs started meanwhile do not inherit it. Entering raises AlreadyRunning where another process holds the
-        directory, StateError where it cannot be locked at all.
+        directory, StateError where it cannot be locked at all. `patient`: after up to 0.3 s of asking; else at once.
         """
-        return self._lock.held(command)
+        return self._lock.held(command, patient=patient)
 
     def holder(self) -> Holder | None:
         """Return who holds the directory now, or None. Creates nothing, and keeps nobody from taking it."""

@@ -46,15 +46,18 @@ class Lock:
         self._file = directory / "agent.lock"
 
     @contextmanager
-    def held(self, command: str) -> Iterator[None]:
-        """Hold it. Raises AlreadyRunning where another process does, StateError where nobody can."""
+    def held(self, command: str, *, patient: bool = True) -> Iterator[None]:
+        """Hold it. Raises AlreadyRunning where another process does, StateError where nobody can.
+
+        Not `patient`, it asks once and never sleeps: for those who come again soon.
+        """
         try:
             # Close-on-exec: a child that outlives us must not keep what we held.
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise unusable(self._directory, error) from error
         try:
-            self._take(descriptor)
+            self._take(descriptor, _TRIES if patient else 1)
             self._sign(descriptor, command)
             try:
                 yield
@@ -75,7 +78,7 @@ class Lock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return _signature(descriptor)
+            return _signature(descriptor, _TRIES)
         except OSError as error:
             raise unusable(self._directory, error) from error
         else:
@@ -83,15 +86,15 @@ class Lock:
         finally:
             os.close(descriptor)
 
-    def _take(self, descriptor: int) -> None:
-        for more in reversed(range(_TRIES)):
+    def _take(self, descriptor: int, tries: int) -> None:
+        for more in reversed(range(tries)):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if more:
                     time.sleep(_PAUSE_SECONDS)
                     continue
-                holder = _signature(descriptor)
+                holder = _signature(descriptor, tries)
                 raise AlreadyRunning(
                     f"the state directory {self._directory} is in use by {holder}",
                     pid=holder.pid,
@@ -115,12 +118,13 @@ class Lock:
             raise unusable(self._directory, error) from error
 
 
-def _signature(descriptor: int) -> Holder:
+def _signature(descriptor: int, tries: int) -> Holder:
     """Read who signed. Between taking and signing there is nothing to read, or half of it, for a moment."""
-    for _ in range(_TRIES):
+    for more in reversed(range(tries)):
         try:
             signed = orjson.loads(os.pread(descriptor, 4096, 0))
             return Holder(int(signed["pid"]), str(signed["command"]), datetime.fromisoformat(signed["since"]))
         except (ValueError, KeyError, TypeError):
-            time.sleep(_PAUSE_SECONDS)
+            if more:
+                time.sleep(_PAUSE_SECONDS)
     return Holder()
