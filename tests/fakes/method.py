@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
 
-from agent.domain.errors import SyncError
 from agent.domain.events import SyncRequested
 from agent.domain.states import Target
 from agent.ports import Delivered, Ledger, Reporter, Unchanged
@@ -14,7 +13,7 @@ from tests.fakes import values
 class ScriptedMethod:
     """Plays its script, an entry an attempt: an error is raised, a number is an upload delivered, None is unchanged."""
 
-    def __init__(self, ledger: Ledger, script: Iterable[SyncError | int | None] = (), name: str = "cloud") -> None:
+    def __init__(self, ledger: Ledger, script: Iterable[Exception | int | None] = (), name: str = "cloud") -> None:
         self.name = name
         self.target: Target = replace(values.TARGET, method=name)
         self.available = True
@@ -32,7 +31,7 @@ class ScriptedMethod:
         if self.hold is not None:
             await self.hold.wait()
         step = self._script.pop(0) if self._script else None
-        if isinstance(step, SyncError):
+        if isinstance(step, Exception):
             raise step
         if step is None:
             return Unchanged(why="nothing has changed")

@@ -11,7 +11,7 @@ import pytest
 
 from agent import wiring
 from agent.domain import naming
-from agent.domain.errors import CopyUnsupported, NotPermitted, StoreError
+from agent.domain.errors import CopyUnsupported, NotPermitted, StateError, StoreError
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
@@ -363,3 +363,142 @@ async def test_a_change_during_an_upload_is_the_next_uploads(rig):
     assert isinstance(result, SyncSucceeded)
     assert rig.manifests[-1].rows["reflection"]["extra"] == 1
     assert isinstance(await rig.sync(), SyncSkipped)
+
+
+async def test_an_upload_that_was_given_up_goes_on_under_its_id_and_sends_nothing_twice(rig):
+    rig.store.fail("put", StoreError("403"), key="reflection.duckdb", times=2)
+    assert isinstance(await rig.sync(), SyncFailed)
+    assert isinstance(await rig.sync(), SyncFailed)
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert {naming.upload_of(key) for key in rig.kept.objects} == {result.upload_id}
+    assert sum(key.endswith("knowledge_graph.duckdb") for key in rig.store.keys("put")) == 1
+
+
+async def test_an_upload_that_was_given_up_and_overtaken_by_a_change_leaves_no_objects(rig):
+    rig.store.fail("put", StoreError("403"), key="reflection.duckdb")
+    assert isinstance(await rig.sync(), SyncFailed)
+    assert rig.kept.objects
+    rig.commit("reflection")
+    result = await rig.sync()
+    assert {naming.upload_of(key) for key in rig.kept.objects} == {result.upload_id}
+
+
+async def test_where_deleting_is_not_permitted_leftovers_stay_and_nothing_else_suffers(rig):
+    rig.store.fail("put", StoreError("403"), key="reflection.duckdb")
+    assert isinstance(await rig.sync(), SyncFailed)
+    rig.commit("reflection")
+    rig.store.fail("delete", NotPermitted("403", hint="allow s3:DeleteObject"))
+    assert isinstance(await rig.sync(), SyncSucceeded)
+
+
+async def test_a_manifest_whose_answer_was_lost_on_the_last_attempt_is_a_success(rig):
+    rig.settings["max_retries"] = 0
+    rig.store.fail("put", StoreError("reset", transient=True), key="manifest.json", after=True)
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert len(rig.manifests) == 1
+
+
+async def test_a_part_that_was_damaged_in_the_bucket_is_sent_again_not_passed_on(rig):
+    """The store refuses to copy what is not expected; the bytes must not come through here unseen, either."""
+    await rig.sync()
+    (part,) = rig.manifests[0].of("knowledge_graph")
+    data, metadata = rig.kept.objects[part.key]
+    rig.kept.objects[part.key] = data[:100], metadata
+    rig.commit("reflection")
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
+
+
+async def test_from_an_emptied_bucket_everything_is_sent_again_when_somebody_asks(rig):
+    await rig.sync()
+    rig.kept.objects.clear()
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert set(rig.origins(rig.manifests[-1]).values()) == {"sent"}
+    rig.assert_whole()
+
+
+async def test_many_objects_that_vanished_cost_one_attempt(rig):
+    for name in "abcdef":
+        (rig.data / f"knowledge_graph_{name}.duckdb").write_bytes((rig.data / "knowledge_graph.duckdb").read_bytes())
+    await rig.sync()
+    for key in [key for key in rig.kept.objects if "knowledge_graph_" in key]:
+        del rig.kept.objects[key]
+    rig.commit("reflection")
+    rig.settings["max_retries"] = 1
+    assert isinstance(await rig.sync(), SyncSucceeded)
+    newest = rig.manifests[-1]
+    assert all(part.key in rig.kept.objects for part in newest.parts)
+
+
+async def test_an_upload_from_the_end_of_time_is_answered_not_waited_for(rig):
+    rig.kept.objects[f"{PREFIX}99991231_235959_laptop/x"] = b"", {}
+    result = await rig.sync()
+    assert isinstance(result, SyncFailed)
+    assert "9999" in result.error or "year" in result.error
+
+
+async def test_a_ledger_that_cannot_be_written_ends_a_single_sync_with_its_error(rig, monkeypatch):
+    async def full(*_):
+        raise StateError("the disk is full", transient=True)
+
+    monkeypatch.setattr(wiring.SqliteLedger, "begin", full)
+    with pytest.raises(StateError, match="the disk is full"):
+        await rig.sync()
+    assert rig.kept.objects == {}, "nothing is put before the intent is written"
+
+
+async def test_rows_that_could_not_be_counted_are_not_told_from_before(rig):
+    await rig.sync()
+    main = rig.data / "reflection.duckdb"
+    data = bytearray(main.read_bytes())
+    data[12:20] = (999).to_bytes(8, "little")
+    main.write_bytes(data)
+    await rig.sync()
+    newest = rig.manifests[-1]
+    assert not newest.of("reflection")[0].verified
+    assert "reflection" not in newest.rows
+    assert newest.rows["knowledge_graph"] == rig.manifests[0].rows["knowledge_graph"]
+
+
+async def test_a_problem_of_a_database_that_was_removed_is_forgotten(rig):
+    odd = rig.data / "knowledge_graph_x.duckdb"
+    odd.mkdir()
+    await rig.sync()
+    assert "knowledge_graph_x" in rig.manifests[0].incomplete
+    odd.rmdir()
+    assert (await rig.sync()).why == "nothing has changed since the last upload"
+    rig.commit("reflection")
+    assert (await rig.sync()).incomplete == {}
+
+
+async def test_what_was_not_asked_for_is_named_in_the_first_upload_too(rig):
+    result = await rig.sync(upload_knowledge_graph=False)
+    assert list(result.incomplete) == ["knowledge_graph"]
+
+
+async def test_no_place_of_this_machine_is_in_a_manifest(rig):
+    (rig.data / "knowledge_graph_x.duckdb").symlink_to("/etc/hostname")
+    rig.commit("reflection")
+    await rig.sync()
+    assert str(rig.tmp_path) not in rig.manifests[-1].encode().decode()
+
+
+@pytest.mark.parametrize("call", ["list", "get"])
+def test_a_store_that_hangs_before_the_upload_is_given_up_like_one_that_hangs_in_it(tmp_path, monkeypatch, call):
+    async def hang() -> None:
+        rig = Rig(tmp_path, monkeypatch)
+        await rig.sync()
+        rig.commit("reflection")
+        rig.settings |= {"upload_timeout_seconds": 1, "max_retries": 0}
+        if call == "get":
+            rig.store.fail("put", StoreError("403"), key="reflection.duckdb")
+            await rig.sync()
+        rig.store.stall(call, times=9)
+        result = await rig.sync()
+        assert "akosha_upload_timeout_seconds" in result.error
+
+    asyncio.run(hang())

@@ -400,3 +400,42 @@ async def test_a_data_directory_that_is_closed_to_us_is_told_once_and_looked_at_
         await w.pass_time(400)
         assert w.reasons == ["file_change"]
     assert capsys.readouterr().out.count("databases_unseen") == 1
+
+
+async def test_a_change_while_a_request_is_being_made_is_a_burst_of_its_own(tmp_path):
+    async with world(tmp_path, [1, 2], agent_min_interval_seconds=0, agent_rescan_seconds=10_000) as w:
+        survey, during = w.files.survey, [True]
+
+        async def changing() -> Survey:
+            seen = await survey()
+            if during:
+                during.pop()
+                w.files.change(2)
+                w.agent._changed()
+            return seen
+
+        w.files.change(1)
+        await w.settle()
+        w.files.survey = changing
+        await w.pass_time(10)
+        assert w.reasons == ["file_change", "file_change"]
+
+
+async def test_a_fault_of_ours_takes_the_agent_down(tmp_path):
+    async with world(tmp_path, running=False) as w:
+        w.agent.faults.put_nowait(RuntimeError("a bug"))
+        with pytest.raises(ExceptionGroup, check=lambda group: "a bug" in repr(group)):
+            await w.agent.run()
+
+
+async def test_a_note_stays_until_its_outcome_so_that_whoever_runs_next_takes_it_up(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.method.hold = asyncio.Event()
+        w.files.change(1, told=False)
+        w.notes.leave(ask())
+        await w.settle()
+        assert list(w.notes.notes) == ["ask-1"]
+        w.method.hold.set()
+        await w.pass_time(61)
+        assert w.notes.notes == {}
+        assert len(w.method.asked) == 1

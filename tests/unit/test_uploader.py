@@ -32,6 +32,7 @@ class Bench:
     cloud: ScriptedMethod
     http: ScriptedMethod
     heard: list[Event] = field(default_factory=list)
+    faults: asyncio.Queue = field(default_factory=asyncio.Queue)
     outcomes: int = 0
 
     def results(self) -> list[str]:
@@ -58,7 +59,7 @@ async def bench(tmp_path, cloud=(), http=()):
     for method in (b.cloud, b.http):
         uploader = Uploader(
             method, identity=Identity("agent-1", values.SYSTEM), bus=bus, ledger=ledger, recorder=recorder,
-            clock=clock, rules=RetryRules(3, 2.0), flight=flight, after_outcome=ended, faults=asyncio.Queue(), jitter=lambda: 0.5,
+            clock=clock, rules=RetryRules(3, 2.0), flight=flight, after_outcome=ended, faults=b.faults, jitter=lambda: 0.5,
         )  # fmt: skip
         await bus.subscribe(f"akosha.sync.*.requested.{method.name}", uploader.handle, durable=method.name)
 
@@ -227,3 +228,20 @@ async def test_progress_is_told_on_the_bus(tmp_path):
 
 def replace_error(error: CloudUploadError, method: str) -> CloudUploadError:
     return CloudUploadError(error.message, method, hint=error.hint, transient=error.transient)
+
+
+async def test_a_person_asking_resets_the_back_off_also_where_it_fails_again(tmp_path):
+    async with bench(tmp_path, cloud=[PERMANENT]) as b:
+        await b.ledger.give_up(b.cloud.target, error="403", failures=7, retry_at=None, result=None)
+        await b.bus.publish(values.request(route=("cloud",)))
+        await b.until(lambda: b.results() == ["failed"])
+        assert (await b.ledger.record(b.cloud.target)).failures == 1
+
+
+async def test_a_fault_is_handed_on_and_the_message_comes_again(tmp_path):
+    async with bench(tmp_path, cloud=[RuntimeError("a bug"), 1]) as b:
+        await b.bus.publish(values.request())
+        await b.until(lambda: b.outcomes == 1)
+        assert "a bug" in str(b.faults.get_nowait())
+        await b.clock.advance(31)
+        await b.until(lambda: b.results() == ["succeeded"])
