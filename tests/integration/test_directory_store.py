@@ -164,11 +164,46 @@ async def test_a_listing_of_a_root_that_is_yet_to_be_made_is_empty(store):
     assert await store.sweep("") == 0
 
 
-async def test_a_file_in_place_of_the_root_is_said_so(tmp_path):
+@pytest.mark.parametrize("place", ["nas", "nas/memories", "nas/memories/mine"])
+async def test_a_file_in_place_of_the_root_or_above_it_is_said_so(tmp_path, place):
     (tmp_path / "nas").write_bytes(b"")
-    store = DirectoryStore(tmp_path / "nas")
-    assert not await store.is_available()
-    with pytest.raises(StoreError) as failure:
+    store = DirectoryStore(tmp_path / place)
+    assert await store.is_available()
+    with pytest.raises(StoreError, match="move it away") as failure:
+        await put(store, "a", b"x")
+    assert not failure.value.transient
+    assert str(store._root) in str(failure.value)
+
+
+async def test_a_link_to_a_place_that_is_not_mounted_is_unavailable(tmp_path):
+    (tmp_path / "nas").symlink_to(tmp_path / "not mounted")
+    assert not await DirectoryStore(tmp_path / "nas").is_available()
+    assert not await DirectoryStore(tmp_path / "nas" / "memories").is_available()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+async def test_a_mount_that_answers_with_errors_is_unavailable(store, monkeypatch, number):
+    def failing(*_args, **_how):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", failing)
+        available = await store.is_available()
+    assert not available
+
+
+@pytest.mark.parametrize(("number", "cure"), [(errno.EACCES, "chmod or chown"), (errno.EROFS, "remount")])
+async def test_a_root_that_is_closed_or_read_only_answers_and_a_put_says_what_mends_it(
+    store, root, monkeypatch, number, cure
+):
+    root.mkdir()
+
+    def refused(*_args, **_how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(incoming, "_create", refused)
+    assert await store.is_available()
+    with pytest.raises(NotPermitted, match=cure) as failure:
         await put(store, "a", b"x")
     assert not failure.value.transient
 
@@ -184,7 +219,7 @@ async def test_a_mount_that_hangs_is_unavailable_within_a_second_and_holds_one_t
         release.wait(30)
         return True
 
-    monkeypatch.setattr(store, "_usable", hang)
+    monkeypatch.setattr(store, "_answers", hang)
     monkeypatch.setattr(store_module, "AVAILABLE_SECONDS", 0.05)
     assert not await store.is_available()
     assert not await store.is_available()

@@ -54,10 +54,12 @@ def translate(error: OSError, action: str, root: Path, key: str, *, reading: boo
         return NotPermitted(text, hint=f"let this user write there: chmod or chown {root} and what is in it")
     if number == errno.ENOENT:
         return StoreError(text, hint=f"is the disk or share of {root} mounted?", transient=root.is_dir())
+    if number == errno.EEXIST:
+        return StoreError(text, hint=f"{error.filename or root} is no directory: move it away")
     if number == errno.EFBIG:
         return StoreError(text, hint="that file system takes no files this large (FAT: 4 GiB): use another")
     if number == errno.ENAMETOOLONG:
         return StoreError(text, hint="the file system takes no names this long: choose another akosha_cloud_endpoint")
     if number in _NO_OBJECT:
-        return StoreError(text, hint="a file stands where a directory is needed, or the other way round")
+        return StoreError(text, hint="a file stands where a directory is needed, or the other way round: move it away")
     return StoreError(text, hint=f"look at the disk or share of {root}", transient=number in _TRANSIENT)

@@ -79,6 +79,17 @@ def encode_record(size: int, metadata: Mapping[str, str]) -> bytes:
     return json.dumps({"size": size, "metadata": dict(metadata)}, sort_keys=True).encode()
 
 
+def is_there(place: Path) -> bool:
+    """Say whether anything is in this place, also what is closed to us. Raises OSError where it does not answer."""
+    try:
+        place.stat()
+    except FileNotFoundError:
+        return False
+    except (NotADirectoryError, PermissionError):
+        pass  # a file on the way, or a closed directory: there, but not to be used
+    return True
+
+
 def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, int]]:
     """Yield (key, size) of regular files below `root` in key order, without `.akosha`; follows no symlinks.
 

@@ -7,7 +7,6 @@ a put returns. Every system call runs off the event loop.
 import asyncio
 import contextlib
 import itertools
-import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -43,9 +42,10 @@ class DirectoryStore:
         return self._root.as_uri()
 
     async def is_available(self) -> bool:
+        """As the port says: the place answers. Whether it takes a put, and if not what mends it, a put tells."""
         # A mount that hangs holds one thread for ever, not one more at each call.
         if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(off_loop(self._usable), name="directory-store-probe")
+            self._probe = asyncio.create_task(off_loop(self._answers), name="directory-store-probe")
         done, _ = await asyncio.wait({self._probe}, timeout=AVAILABLE_SECONDS)
         return bool(done) and self._probe.result()
 
@@ -166,11 +166,13 @@ class DirectoryStore:
         incoming.prune(path.parent, self._root)
         incoming.prune(record.parent, self._root / layout.HIDDEN)
 
-    def _usable(self) -> bool:
-        """Say whether a put could begin: the root, or what it is to be made in, is there and may be written."""
+    def _answers(self) -> bool:
+        """Say whether the root, or what it is to be made in, is there, or at least something in its place.
+
+        Not so is a mount that is missing: neither is there, or a link leads to where nothing is.
+        """
         try:
-            place = self._root if self._root.exists() else self._root.parent
-            return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+            return layout.is_there(self._root) or (not self._root.is_symlink() and layout.is_there(self._root.parent))
         except OSError as error:
             log.debug("store_unavailable", reason=str(translate(error, "use", self._root, "")))
             return False

@@ -1,0 +1,73 @@
+"""A directory as the bucket that cannot be used: the user is told what is wrong with it, and what mends it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.machine import Machine
+
+RESTRICTED = Path(__file__).with_name("restricted.py")
+UNREACHABLE = "cannot be reached"
+
+
+def in_the_way(bucket: Path) -> None:
+    bucket.write_text("")
+
+
+def parent_in_the_way(bucket: Path) -> None:
+    bucket.parent.rmdir()
+    bucket.parent.write_text("")
+
+
+def closed(bucket: Path) -> None:
+    bucket.mkdir(mode=0)
+
+
+def read_only(bucket: Path) -> None:
+    bucket.mkdir(mode=0o500)
+
+
+def parent_closed(bucket: Path) -> None:
+    bucket.parent.chmod(0)
+
+
+def parent_read_only(bucket: Path) -> None:
+    bucket.parent.chmod(0o500)
+
+
+def not_mounted(bucket: Path) -> None:
+    bucket.parent.rmdir()
+
+
+SPOILT = {
+    in_the_way: "move it away",
+    parent_in_the_way: "move it away",
+    closed: "chmod or chown",
+    read_only: "chmod or chown",
+    parent_closed: "chmod or chown",
+    parent_read_only: "chmod or chown",
+    not_mounted: UNREACHABLE,
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
+def test_the_error_names_the_place_and_the_cure_and_the_status_keeps_it(tmp_path, spoil):
+    machine = Machine(tmp_path, max_retries=0)
+    machine.write(commits=1, entities=1)
+    bucket = tmp_path / "mnt" / "nas"
+    machine.set(cloud_endpoint=bucket.as_uri())
+    bucket.parent.mkdir()
+    spoil(bucket)
+    try:
+        result = machine.sync(code=1, prefix=(sys.executable, str(RESTRICTED), "unprivileged"))
+    finally:
+        for place in (bucket.parent, bucket):
+            if place.is_dir():
+                place.chmod(0o700)
+    assert SPOILT[spoil] in result["error"]
+    assert str(bucket) in result["error"]
+    assert (UNREACHABLE in result["error"]) == (spoil is not_mounted)
+    status = machine.status()
+    assert SPOILT[spoil] in status["targets"][0]["error"]
+    assert status["pending"] == ["knowledge_graph", "reflection"]
