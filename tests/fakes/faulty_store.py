@@ -69,12 +69,8 @@ class FaultyStore:
             lambda: self._store.put(key, body, metadata=metadata, part_bytes=part_bytes, progress=progress),
         )
 
-    async def copy(
-        self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold
-    ) -> StoredObject:
-        return await self._do(
-            "copy", key, lambda: self._store.copy(source, key, expected=expected, progress=progress)
-        )
+    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
+        return await self._do("copy", key, lambda: self._store.copy(source, key, expected=expected, progress=progress))
 
     async def head(self, key: str) -> StoredObject:
         return await self._do("head", key, lambda: self._store.head(key))

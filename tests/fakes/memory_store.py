@@ -37,9 +37,7 @@ class MemoryStore:
         self.objects[key] = bytes(data), dict(metadata)
         return StoredObject(key, len(data), dict(metadata))
 
-    async def copy(
-        self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold
-    ) -> StoredObject:
+    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         found = await self.head(source)
         if (found.size, found.metadata) != (expected.size, dict(expected.metadata)):
             raise CopyUnsupported(f"{source!r} is not what is expected")

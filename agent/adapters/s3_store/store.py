@@ -72,9 +72,7 @@ class S3Store:
         size = await self._sending.put(key, body, metadata, part_bytes, progress)
         return StoredObject(key, size, dict(metadata))
 
-    async def copy(
-        self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold
-    ) -> StoredObject:
+    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         return await self._copying.copy(source, key, expected, progress)
 
     async def head(self, key: str) -> StoredObject:
