@@ -25,7 +25,8 @@ class Watch(Protocol):
     def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """Yield sets of names of files that changed; an empty one where only `mode` did.
 
-        Never ends by itself; survives what happens to the directory.
+        The very first is empty, and says that the watch has begun: what changed before it was told is for the reader to
+        see for itself, what changes from then on is told. Never ends by itself; survives what happens to the directory.
         """
         ...
 

@@ -5,13 +5,14 @@ import mmap
 import os
 import shutil
 import threading
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
+from agent.adapters import watcher as watcher_module
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import DirectoryWatcher, mounts
 from agent.domain.databases import database_of
@@ -150,7 +151,7 @@ async def test_only_wanted_names_are_told_and_subdirectories_are_not_looked_into
 
 async def test_a_new_mode_is_told_without_a_change(tmp_path):
     async with reading(watcher_of(tmp_path)) as reader:
-        await until(lambda: reader.modes == ["native"])
+        await until(lambda: reader.modes == ["starting", "native"])
         assert reader.told == []
 
 
@@ -168,13 +169,37 @@ async def test_each_of_many_changes_is_followed_by_word_of_it(watched):
         await reader.tells(WAL)
 
 
-async def test_a_change_between_making_and_reading_is_told(tmp_path, way):
+async def test_first_it_says_that_it_has_begun_and_every_change_from_then_on_is_told(tmp_path, way):
+    """However soon: a reader that looks for itself when it is told so misses nothing."""
     (tmp_path / MAIN).write_bytes(b"main")
-    watcher = watcher_of(tmp_path, **WAYS[way])
-    append(tmp_path / MAIN)
-    (tmp_path / WAL).touch()
+    async with aclosing(watcher_of(tmp_path, **WAYS[way]).changes()) as changes:
+        async with asyncio.timeout(20):
+            assert await anext(changes) == frozenset()
+        append(tmp_path / MAIN)
+        (tmp_path / WAL).touch()
+        told = set()
+        async with asyncio.timeout(20):
+            while told != {MAIN, WAL}:
+                told |= await anext(changes)
+
+
+async def test_a_directory_that_does_not_answer_holds_up_its_reader_alone(tmp_path, monkeypatch):
+    answered, asked = threading.Event(), threading.Event()
+
+    def hang(directory, wanted):
+        asked.set()
+        assert answered.wait(20)
+        return really_look(directory, wanted)
+
+    really_look = watcher_module.look
+    monkeypatch.setattr(watcher_module, "look", hang)
+    watcher = watcher_of(tmp_path)
+    assert not asked.is_set(), "made, it looks at nothing"
     async with reading(watcher) as reader:
-        await reader.tells(MAIN, WAL)
+        await until(asked.is_set)  # on this loop, which goes on
+        assert watcher.mode == "starting"
+        answered.set()
+        await reader.mode("native")
 
 
 async def test_a_change_between_two_readings_is_told(watched):
@@ -462,6 +487,7 @@ async def test_cancelled_it_leaves_no_thread_no_task_and_no_descriptor(tmp_path)
 
 async def test_a_reader_that_turns_away_ends_it_too(tmp_path):
     changes = watcher_of(tmp_path).changes()
+    assert await anext(changes) == frozenset()
     first = asyncio.ensure_future(anext(changes))
     await until(watch_threads)
     (tmp_path / MAIN).touch()
@@ -475,6 +501,7 @@ async def test_a_loop_that_is_gone_ends_the_thread(tmp_path):
     def abandoned() -> None:
         loop = asyncio.new_event_loop()
         changes = watcher_of(tmp_path).changes()
+        assert loop.run_until_complete(anext(changes)) == frozenset()
         task = loop.create_task(anext(changes), name="abandoned")
         while not watch_threads():
             loop.run_until_complete(asyncio.sleep(0.005))

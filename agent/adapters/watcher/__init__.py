@@ -13,13 +13,13 @@ more than the time that telling may take.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
 
-from agent.adapters.watcher.look import look
+from agent.adapters.watcher.look import Look, look
 from agent.adapters.watcher.mounts import file_system, silent
 from agent.adapters.watcher.native import Bell, Native
 from agent.ports import Clock
@@ -36,8 +36,8 @@ _log = structlog.get_logger()
 class DirectoryWatcher:
     """`agent.ports.Watch` on `directory`, which may be missing, for names that are `wanted`. One reader at a time.
 
-    Changes are those since it was made (which takes a first look), or since the last one told. `step_ms` is how often
-    the native thread wakes; a change is told within two steps, `rescan_seconds` later where it went unheard.
+    Changes are those since the first look, which the first reader begins with, or since the last one told. `step_ms` is
+    how often the native thread wakes; a change is told within two steps, `rescan_seconds` later where it went unheard.
     `force_polling` None means: where the file system asks for it. What fails natively is polled, and tried again
     after `rescan_seconds`. `wanted` is called from several threads.
     """
@@ -57,7 +57,8 @@ class DirectoryWatcher:
         self._failure, self._native_from = "", clock.monotonic()
         self._mode = "starting"
         self._lag = self._told_within = 0.0
-        self._seen = look(self._directory, self._wanted)
+        self._first = True
+        self._seen = Look(None)
 
     @property
     def mode(self) -> str:
@@ -67,9 +68,13 @@ class DirectoryWatcher:
     def lag(self) -> float:
         return self._lag
 
-    async def changes(self) -> AsyncIterator[frozenset[str]]:
+    async def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """As the port says. A set names what changed, appeared or disappeared."""
         told = self._mode
+        if self._first:  # off the loop, as all looks: a mount that hangs must hold up this reader alone
+            self._seen = await asyncio.to_thread(look, self._directory, self._wanted)
+            self._first = False
+            yield frozenset()
         while True:
             async with self._listening() as bell:
                 while bell.failed is None and self._clock.monotonic() < bell.until:
