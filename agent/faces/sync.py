@@ -97,6 +97,7 @@ async def _seen_through(work: Coroutine[None, None, None], name: str) -> None:
     await asyncio.wait({task}, timeout=WITHDRAW_SECONDS)
     if not task.done():
         task.cancel()
+        _log.warning("note_stays", error=f"the spool did not answer within {WITHDRAW_SECONDS:g} s")
     elif error := task.exception():
         _log.warning("note_stays", error=str(error))
 
