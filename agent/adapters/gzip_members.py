@@ -4,8 +4,8 @@ A member holds 8 MiB of raw bytes and depends on no other, so members are made o
 reads gzip reads them in a row as one file. What comes out depends on the input alone (no name, no time in the
 headers): a part that is sent again is the same part.
 
-Memory is bounded by what is in flight: as many compressed members as there are threads, one of which is being handed
-out and let go piece by piece. Raw bytes are only ever held one piece at a time.
+Memory is bounded by what is in flight: as many compressed members as there are threads, and the one that is being
+handed out and let go piece by piece. Raw bytes are only ever held one piece at a time.
 """
 
 import asyncio
@@ -107,9 +107,9 @@ class GzipMembers:
             while ahead:
                 member = await ahead[0]
                 ahead.popleft()
+                begin_next()  # before handing out: whoever takes the pieces takes his time
                 while member:
                     yield member.popleft()
-                begin_next()
         finally:
             stop.set()
             await asyncio.gather(*ahead, return_exceptions=True)

@@ -22,7 +22,8 @@ from agent.ports import Progress, StoredObject, untold
 
 T = TypeVar("T")
 
-WRITE_BYTES = 2**20
+WRITE_BYTES = 4 * 2**20
+READ_BYTES = 2**20
 LIST_BATCH = 500
 AVAILABLE_SECONDS = 0.9
 CLEANUP_SECONDS = 5.0
@@ -114,7 +115,7 @@ class DirectoryStore:
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         file = await self._run("read", key, lambda: layout.object_path(self._root, key).open("rb"), reading=True)
         try:
-            while piece := await self._run("read", key, lambda: file.read(WRITE_BYTES)):
+            while piece := await self._run("read", key, lambda: file.read(READ_BYTES)):
                 yield piece
         finally:
             await _finish(file.close)
