@@ -62,6 +62,7 @@ class Agent:
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack, init=False)
     _mode: str = field(default="", init=False)
     _reachable: dict[str, bool] = field(default_factory=dict, init=False)
+    _watching: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _asked: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
@@ -158,13 +159,15 @@ class Agent:
             await self.clock.sleep(self.settings.agent_rescan_seconds)
 
     async def _start(self) -> None:
+        """Ask for what changed while no agent ran, once the watch has begun: no change falls between the two."""
         _log.info("agent_started", system_id=self.identity.system_id, agent_id=self.identity.agent_id)
-        await self._note_mode()
+        await self._watching.wait()
         await self.publisher.noticed(STARTUP)
 
     async def _watch(self) -> None:
         async with aclosing(self.watch.changes()) as changes:
             async for names in changes:
+                self._watching.set()
                 await self._note_mode()
                 if names:
                     _log.debug("files_changed", names=sorted(names))

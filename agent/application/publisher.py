@@ -36,7 +36,7 @@ class Publisher:
     methods: Mapping[str, SyncMethod]
 
     _unseen: str = field(default="", init=False)
-    _switched_off_for: frozenset[str] = field(default=frozenset(), init=False)
+    _reported: Survey = field(default_factory=dict, init=False)
 
     async def asked(self, ask: SyncAsked) -> SyncRequested | None:
         """Somebody asks: there is a request, or at once a result that says why there is none."""
@@ -68,13 +68,15 @@ class Publisher:
             route = tuple(m for m in route if records[m].failures) or route
         if not route:
             return None
-        lacking = due(records[route[0]], await self.survey(), self.clock.now(), urgent=reason in URGENT)
+        survey = await self.survey()
+        lacking = due(records[route[0]], survey, self.clock.now(), urgent=reason in URGENT)
         if not lacking:
             return None
         if not self.settings.sync_enabled:
-            if lacking != self._switched_off_for:
+            seen = {name: survey[name] for name in lacking}
+            if seen != self._reported:
                 _log.info("change_seen", databases=sorted(lacking), why_no_sync="akosha_sync_enabled is false")
-            self._switched_off_for = lacking
+            self._reported = seen
             return None
         request = self._request(reason, route, None)
         await self._publish(request)

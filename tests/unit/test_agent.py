@@ -57,6 +57,7 @@ class Files:
         pass
 
     async def changes(self) -> AsyncIterator[frozenset[str]]:
+        yield frozenset()
         while True:
             yield await self._queue.get()
 

@@ -59,7 +59,8 @@ async def bench(tmp_path, cloud=(), http=()):
     for method in (b.cloud, b.http):
         uploader = Uploader(
             method, identity=Identity("agent-1", values.SYSTEM), bus=bus, ledger=ledger, recorder=recorder,
-            clock=clock, rules=RetryRules(3, 2.0), flight=flight, after_outcome=ended, faults=b.faults, jitter=lambda: 0.5,
+            clock=clock, rules=RetryRules(3, 2.0), flight=flight, after_outcome=ended, faults=b.faults,
+            jitter=lambda: 0.5,
         )  # fmt: skip
         await bus.subscribe(f"akosha.sync.*.requested.{method.name}", uploader.handle, durable=method.name)
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
+import structlog
+
 from agent.adapters.sqlite_ledger.file import damaged
 from agent.adapters.sqlite_ledger.rows import optional_time_text, time_text
 from agent.domain.errors import StateError, WireError
@@ -16,6 +18,8 @@ from agent.ports import HistoryEntry
 
 KEPT = timedelta(days=90)
 """How long an event stays in the history once the bus has it."""
+
+_log = structlog.get_logger()
 
 
 class Codec(Protocol):
@@ -83,11 +87,19 @@ class History:
         return self._result(found[0]) if found else None
 
     def after(self, position: int, limit: int) -> Sequence[HistoryEntry]:
-        """Return the first `limit` events after a position."""
+        """Return the first `limit` events after a position. One that cannot be read is passed over, with a warning."""
+        entries: list[HistoryEntry] = []
         found = self._connection.execute(
-            "SELECT position, payload FROM events WHERE position > ? ORDER BY position LIMIT ?", (position, limit)
+            "SELECT position, payload FROM events WHERE position > ? ORDER BY position", (position,)
         )
-        return [HistoryEntry(at, self._event(payload)) for at, payload in found.fetchall()]
+        for at, payload in found:
+            try:
+                entries.append(HistoryEntry(at, self._event(payload)))
+            except StateError as error:
+                _log.warning("event_unreadable", position=at, why=error.message)
+            if len(entries) == limit:
+                break
+        return entries
 
     def last_position(self) -> int:
         """Return the newest event's position, 0 for none."""
