@@ -101,21 +101,21 @@ class Agent:
                 done.set_result(message.event)
 
         await self.bus.subscribe(naming.results_pattern(self.identity.system_id), hear)
-        helpers = [
+        alongside = [
             asyncio.create_task(self.recorder.run(), name="outbox"),
             asyncio.create_task(self._raise_fault(), name="faults"),
         ]
         try:
-            for helper in helpers:
-                helper.add_done_callback(lambda task: _fail_with(task, done))
+            for task in alongside:
+                task.add_done_callback(lambda ended: _fail_with(ended, done))
             await self.publisher.asked(ask)
             result = await done
             await self.recorder.flush()
             return result
         finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
+            for task in alongside:
+                task.cancel()
+            await asyncio.gather(*alongside, return_exceptions=True)
 
     async def _raise_fault(self) -> None:
         raise await self.faults.get()

@@ -4,6 +4,7 @@ Ids are derived, never drawn at sending: an event that is sent again after a cra
 consumers can drop what they know. A request's id names its place on the route; a result's derives from its upload.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
@@ -12,7 +13,7 @@ from agent.domain import naming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(ABC):
     """What all events have: an id (unique per source), an aware time, and the system they are about."""
 
     type: ClassVar[str]
@@ -22,9 +23,9 @@ class Event:
     system_id: str
 
     @property
+    @abstractmethod
     def subject(self) -> str:
         """Where on the bus the event belongs."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
