@@ -157,10 +157,11 @@ class CloudSync:
         """Find out at once what else is no longer in the bucket: all of it is sent whole the next time."""
         record = await self._ledger.record(self.target)
         parts = [part for known in record.databases.values() for part in known.parts]
-        with suppress(StoreError):
-            await self._ledger.forget(self.target, sorted({database} | await self._uploads.missing(parts)))
-            return
-        await self._ledger.forget(self.target, [database])
+        missing = {database}
+        with suppress(StoreError, CloudUploadError):
+            async with self._moving():
+                missing |= await self._uploads.missing(parts)
+        await self._ledger.forget(self.target, sorted(missing))
 
     async def _stage(self, database: str, attempt: Attempt, record: TargetRecord) -> None:
         known, seen = record.databases.get(database), attempt.survey[database]
@@ -181,8 +182,9 @@ class CloudSync:
         """Settle what staging has found: an upload begun for other bytes is abandoned, unchanged ones are clean."""
         if record.intent is not None and record.intent.digests != attempt.digests:
             _log.info("upload_abandoned", upload_id=record.intent.upload_id, why="the databases have changed since")
-            await self._uploads.sweep()
-            await self._uploads.remove(record.intent.upload_id)
+            async with self._moving():
+                await self._uploads.sweep()
+                await self._uploads.remove(record.intent.upload_id)
             await self._ledger.abandon(self.target)
         if attempt.same:
             await self._ledger.refresh(self.target, {name: s.fingerprint for name, s in attempt.same.items()})
