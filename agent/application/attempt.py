@@ -15,7 +15,10 @@ NOT_ASKED = "it was not asked for"
 
 @dataclass(slots=True)
 class Attempt:
-    """`same` are copies of what the target has already, `changed` of what it lacks; `problems` could not be copied."""
+    """`same` are copies of what the target has already, `changed` of what it lacks; `problems` could not be copied.
+
+    `abandoned` is the upload that had begun for other bytes: its id is not used again.
+    """
 
     request: SyncRequested
     report: Reporter
@@ -24,6 +27,7 @@ class Attempt:
     same: dict[str, Snapshot] = field(default_factory=dict)
     changed: dict[str, Snapshot] = field(default_factory=dict)
     problems: dict[str, Problem] = field(default_factory=dict)
+    abandoned: str | None = None
 
     @property
     def urgent(self) -> bool:

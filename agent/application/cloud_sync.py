@@ -186,6 +186,7 @@ class CloudSync:
                 await self._uploads.sweep()
                 await self._uploads.remove(record.intent.upload_id)
             await self._ledger.abandon(self.target)
+            attempt.abandoned = record.intent.upload_id
         if attempt.same:
             await self._ledger.refresh(self.target, {name: s.fingerprint for name, s in attempt.same.items()})
         if attempt.problems:
@@ -249,7 +250,8 @@ class CloudSync:
     async def _new_intent(self, attempt: Attempt, record: TargetRecord) -> Intent:
         async with self._moving():
             begun, _ = await self._uploads.ids_after(record.newest_upload_id)
-        newest = begun[-1] if begun else record.newest_upload_id
+        known = [upload for upload in (*begun, record.newest_upload_id, attempt.abandoned) if upload]
+        newest = max(known, key=naming.upload_time, default=None)
         return Intent(
             request_id=attempt.request.request_id,
             upload_id=naming.next_upload_id(self._clock.now(), newest, self.target.system_id),
