@@ -1,0 +1,83 @@
+"""One upload by the real cloud method: snapshot (not verified), hash, compress, send, manifest."""
+
+import gzip
+import hashlib
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+
+from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker
+from agent.adapters.gzip_members import GzipMembers
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.system_clock import SystemClock
+from agent.adapters.wire import CloudEventsCodec
+from agent.application.cloud_sync import CloudSync
+from agent.domain.events import SyncRequested
+from agent.domain.identity import Identity
+from agent.domain.manifest import Manifest
+from agent.domain.route import CLOUD, MANUAL
+from agent.domain.states import Target
+from agent.ports import Delivered, ObjectStore
+
+PART_BYTES = 5 * 2**20
+SYSTEM = "bench"
+
+
+class Silent:
+    """A Reporter that adds up what moved."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def phase(self, name: str, total_bytes: int) -> None: ...
+
+    def moved(self, count: int) -> None:
+        self.count += count
+
+
+async def upload(data_dir: Path, state_dir: Path, store: ObjectStore) -> Manifest:
+    """Upload all that lies in `data_dir` with a ledger that knows nothing. Raises SyncError."""
+    state_dir.mkdir(parents=True)
+    clock, identity = SystemClock(), Identity(agent_id=uuid.uuid4().hex, system_id=SYSTEM)
+    ledger = await SqliteLedger.open(state_dir / "ledger.sqlite3", CloudEventsCodec(), clock=clock)
+    try:
+        method = CloudSync(
+            target=Target(CLOUD, store.location, "bench", SYSTEM),
+            identity=identity,
+            store=store,
+            taker=DuckdbSnapshotTaker(data_dir, state_dir / "staging", clock=clock, verify=False),
+            compressor=GzipMembers(),
+            ledger=ledger,
+            clock=clock,
+            chunk_bytes=PART_BYTES,
+            deduplicate=True,
+            standstill_seconds=300,
+        )
+        done = await method.sync(_request(identity), Silent())
+    finally:
+        await ledger.aclose()
+    if not isinstance(done, Delivered):
+        raise TypeError(f"nothing was uploaded: {done.why}")
+    return done.manifest
+
+
+def check(bucket: Path, manifest: Manifest, data_dir: Path) -> None:
+    """See that what lies in the bucket's directory is what lies in `data_dir`. Raises RuntimeError."""
+    for part in manifest.parts:
+        with gzip.open(bucket / part.key) as stored, (data_dir / part.name).open("rb") as raw:
+            digests = {hashlib.file_digest(file, "sha256").hexdigest() for file in (stored, raw)}
+        if digests != {part.sha256}:
+            raise RuntimeError(f"{part.key} is not what {part.name} is")
+
+
+def _request(identity: Identity) -> SyncRequested:
+    name = str(uuid.uuid4())
+    return SyncRequested(
+        id=f"{name}.{CLOUD}",
+        time=datetime.now(UTC),
+        system_id=SYSTEM,
+        request_id=name,
+        agent_id=identity.agent_id,
+        reason=MANUAL,
+        route=(CLOUD,),
+    )

@@ -1,0 +1,198 @@
+"""`make bench`: the figures, measured here and now. `--quick` for smaller sizes and shorter waits; `--only NAME`.
+
+Prints one table. Exits with 0 whatever the figures are, unless something did not work at all.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from agent.adapters.allocator import give_back_large_blocks
+from agent.adapters.directory_store import DirectoryStore
+from agent.domain.manifest import Manifest
+from tests.bench import idle, latency, memory, pipeline, s3, unchanged
+from tests.bench.databases import Databases
+from tests.bench.report import Line, seconds, show
+from tests.bench.stages import Stages, timed
+from tests.fakes import machine
+from tests.fakes.machine import Machine
+from tests.servers.s3 import aws_environment, running_rclone
+
+RATIO_BAR = 1.5
+WAIT_SECONDS = 900.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything: MiB, rounds, seconds."""
+
+    large: int = 600
+    small: int = 50
+    grown: tuple[int, int] = (100, 1024)
+    rounds: int = 3
+    changes: int = 15
+    idle_seconds: float = 300
+
+
+QUICK = Scale(large=200, grown=(100, 300), rounds=2, changes=5, idle_seconds=30)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All measurements, each in a folder of its own."""
+
+    folder: Path
+    databases: Databases
+    scale: Scale
+
+    def stages(self) -> list[Line]:
+        """Into a directory: the whole against its slowest stage."""
+        return asyncio.run(self._stages(self._folder("stages")))
+
+    def to_s3(self) -> list[Line]:
+        """To S3: the whole against rclone with the file that is compressed already."""
+        return asyncio.run(self._to_s3(self._folder("s3")))
+
+    def memory(self) -> list[Line]:
+        """Growth of the agent with uploads of two sizes, to S3 and into a directory."""
+        folder, sizes = self._folder("memory"), self.scale.grown
+        into = {size: memory.growth(Machine(folder / f"dir-{size}"), self.databases, size) for size in sizes}
+        over = {}
+        with running_rclone(self._made(folder / "served")) as server:
+            for size in sizes:
+                place = {"cloud_endpoint": server.endpoint, "cloud_bucket": server.new_bucket()}
+                agent = Machine(folder / f"s3-{size}", **place)
+                agent.environ |= aws_environment()
+                over[size] = memory.growth(agent, self.databases, size)
+        return [*memory.lines("S3", over), *memory.lines("a directory", into)]
+
+    def unchanged(self) -> list[Line]:
+        """What a sync costs where nothing has changed."""
+        return unchanged.lines(self._folder("unchanged"), self.databases, self.scale.large)
+
+    def latency(self) -> list[Line]:
+        """From the end of the quiet time to the request."""
+        return latency.lines(self._folder("latency") / "machine", self.scale.changes)
+
+    def idle(self) -> list[Line]:
+        """What an agent takes that has nothing to do."""
+        folder = self._folder("idle")
+        with running_rclone(self._made(folder / "served")) as server:
+            return idle.lines(folder / "machine", self.databases, server, self.scale.idle_seconds, self.scale.small)
+
+    async def _stages(self, folder: Path) -> list[Line]:
+        data_dir, size = folder / "data", self.scale.large
+        self.databases.place(size, data_dir)
+        stages = Stages(data_dir, folder / "stages")
+        await stages.prepare()
+        times: dict[str, list[float]] = {}
+        busy: list[float] = []
+        uploads: list[Manifest] = []
+        for number in range(self.scale.rounds):
+            here = folder / str(number)
+
+            bucket = self._made(here) / "bucket"
+
+            async def whole(here: Path = here, bucket: Path = bucket) -> None:
+                uploads.append(await pipeline.upload(data_dir, here / "state", DirectoryStore(bucket)))
+
+            for name, stage in {**stages.all(), "whole": whole}.items():
+                before = time.process_time()
+                times.setdefault(name, []).append(await timed(stage))
+                stages.clean()
+            busy.append((time.process_time() - before) / (os.cpu_count() or 1))
+            if number == 0:
+                await asyncio.to_thread(pipeline.check, bucket, uploads[0], data_dir)
+            shutil.rmtree(here)
+        took = times.pop("whole")
+        medians = {name: statistics.median(found) for name, found in times.items()}
+        slowest = max(medians, key=lambda name: medians[name])
+        ratio = statistics.median(took) / medians[slowest]
+        return [
+            *(Line(f"{size} MiB: {name} alone", seconds(found)) for name, found in times.items()),
+            Line(
+                f"{size} MiB into a directory: snapshot + hash + compress + upload",
+                seconds(took),
+                ratio,
+                f"within {RATIO_BAR} x {slowest} alone",
+                ratio <= RATIO_BAR,
+            ),
+            Line(
+                f"{size} MiB: the same, were all processors at work all the time",
+                seconds(busy),
+                statistics.median(busy) / medians[slowest],
+            ),
+        ]
+
+    async def _to_s3(self, folder: Path) -> list[Line]:
+        data_dir, small, size = folder / "data", folder / "small", self.scale.large
+        self.databases.place(size, data_dir)
+        self.databases.place(memory.SMALL, small)
+        packed = await Stages(data_dir, folder / "stages").prepare()
+        times: dict[str, list[float]] = {}
+        async with s3.rivals(data_dir, packed, small, folder) as rivals:
+            for _ in range(self.scale.rounds):
+                for name, took in (await rivals.times()).items():
+                    times.setdefault(name, []).append(took)
+        ratio = statistics.median(times["agent"]) / statistics.median(times["rclone"])
+        return [
+            Line(f"{size} MiB, gzip'ed before, to S3: rclone copyto", seconds(times["rclone"])),
+            Line(
+                f"{size} MiB to S3: snapshot + hash + compress + upload",
+                seconds(times["agent"]),
+                ratio,
+                f"within {RATIO_BAR} x rclone copyto",
+                ratio <= RATIO_BAR,
+            ),
+        ]
+
+    def _folder(self, name: str) -> Path:
+        return self._made(self.folder / name)
+
+    @staticmethod
+    def _made(folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds, shorter waits")
+    names = ("stages", "to_s3", "memory", "unchanged", "latency", "idle")
+    parser.add_argument("--only", choices=names, action="append", help="one measurement; may be given several times")
+    arguments = parser.parse_args()
+    if not Path("/proc/self/smaps_rollup").exists():
+        print("the bench reads /proc as Linux has it: it cannot measure here", file=sys.stderr)
+        return 2
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    machine.TIMEOUT = WAIT_SECONDS  # an upload of a GiB may take its time
+    os.environ |= aws_environment()
+    give_back_large_blocks()  # as the agent's own process does
+    lines: list[Line] = []
+    with tempfile.TemporaryDirectory(prefix="akosha-bench-") as scratch:
+        folder = Path(scratch)
+        bench = Bench(folder, Databases(folder / "databases"), QUICK if arguments.quick else Scale())
+        for name in arguments.only or names:
+            print(f"measuring: {name}", file=sys.stderr, flush=True)
+            measure: Callable[[], list[Line]] = getattr(bench, name)
+            lines += measure()
+            shutil.rmtree(folder / name.removeprefix("to_"))
+    show(lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
