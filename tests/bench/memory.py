@@ -3,22 +3,22 @@
 import statistics
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
-
-import psutil
 
 from tests.bench.databases import Databases
 from tests.bench.report import MEBIBYTE, Line, mebibytes
 from tests.fakes.machine import Machine, Running
 
-CHILD = "agent.adapters.duckdb_snapshot.child"
+CHILD = b"agent.adapters.duckdb_snapshot.child"
 GROWTH_BAR = 50 * MEBIBYTE
 CHILD_BAR = 128 * MEBIBYTE
 SAME_WITHIN = 10 * MEBIBYTE
 SMALL = 12
 _SETTLED_SECONDS = 3.0
-_STEP_SECONDS = 0.02
+_STEP_SECONDS = 0.005
 
 
 class PssWatch:
@@ -31,7 +31,7 @@ class PssWatch:
     def __init__(self, pid: int) -> None:
         self.agent: list[int] = []
         self.engine: list[int] = []
-        self._root = psutil.Process(pid)
+        self._pid = pid
         self._engines: set[int] = set()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="pss", daemon=True)
@@ -51,20 +51,29 @@ class PssWatch:
     def sample(self) -> None:
         """Take one sample."""
         agent = engine = 0
-        for process in (self._root, *self._root.children(recursive=True)):
+        for pid in _family(self._pid):
             try:
-                memory = _rollup(process.pid)
+                memory = _rollup(pid)
                 # Afterwards, and for good: a process becomes the engine's at once, and when it ends forgets its name.
-                if CHILD in process.cmdline():
-                    self._engines.add(process.pid)
-            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess, OSError):
+                if CHILD in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    self._engines.add(pid)
+            except OSError:
                 continue  # it has ended
-            if process.pid in self._engines:
+            if pid in self._engines:
                 engine += memory["Pss_Anon"]
             else:
                 agent += memory["Pss"]
         self.agent.append(agent)
         self.engine.append(engine)
+
+
+def _family(pid: int) -> Iterator[int]:
+    """Yield a process and all its children's children; what ends meanwhile is left out."""
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in children.read_text().split():
+                yield from _family(int(child))
 
 
 def _rollup(pid: int) -> dict[str, int]:

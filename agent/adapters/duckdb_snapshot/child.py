@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 
 MEMORY_LIMIT = "80MB"
-"""What the engine counts; with the rest, the private memory of the process stays below 128 MiB."""
+"""What the engine counts; all that the process allocates stays below 128 MiB."""
 
 SCRATCH = "engine.tmp"
 
