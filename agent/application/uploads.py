@@ -72,7 +72,11 @@ class Uploads:
 
     async def exists(self, upload: str) -> bool:
         """Say whether an upload is there: it is when its manifest is."""
-        return await self._has(naming.manifest_key(self._system_id, upload))
+        try:
+            await self._store.head(naming.manifest_key(self._system_id, upload))
+        except NoSuchObject:
+            return False
+        return True
 
     async def missing(self, parts: Iterable[Part]) -> set[str]:
         """Return the databases of which one of these parts is not in the bucket, or is not what was put there."""
@@ -96,13 +100,6 @@ class Uploads:
             await self._store.delete(found)
         except NotPermitted as error:
             _log.info("leftovers_stay", upload_id=upload, count=len(found), why=error.message, cure=error.hint)
-
-    async def _has(self, key: str) -> bool:
-        try:
-            await self._store.head(key)
-        except NoSuchObject:
-            return False
-        return True
 
     async def sweep(self) -> None:
         """Remove what killed uploads left unfinished. Where that is not permitted, a notice with the cure."""

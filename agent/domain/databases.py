@@ -38,11 +38,6 @@ def main_name(database: str) -> str:
     return f"{database}.duckdb"
 
 
-def sidecar_names(database: str) -> tuple[str, ...]:
-    """Return the file names that a database's sidecars would have."""
-    return tuple(main_name(database) + suffix for suffix in SIDECAR_SUFFIXES)
-
-
 def is_asked(database: str, *, reflections: bool, knowledge_graph: bool) -> bool:
     """Say whether a request for reflections and/or knowledge graphs asks for this database."""
     return reflections if database == REFLECTIONS else knowledge_graph

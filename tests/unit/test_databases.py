@@ -10,7 +10,6 @@ from agent.domain.databases import (
     database_of,
     is_asked,
     main_name,
-    sidecar_names,
 )
 
 
@@ -54,11 +53,7 @@ graphs = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_siz
 @given(graphs)
 def test_every_file_of_a_database_leads_back_to_it(graph):
     database = f"knowledge_graph_{graph}"
-    assert {database_of(name) for name in (main_name(database), *sidecar_names(database))} == {database}
-
-
-def test_a_database_has_all_its_sidecars():
-    assert sidecar_names("reflection") == tuple("reflection.duckdb" + suffix for suffix in SIDECAR_SUFFIXES)
+    assert {database_of(main_name(database) + suffix) for suffix in ("", *SIDECAR_SUFFIXES)} == {database}
 
 
 @pytest.mark.parametrize(
