@@ -12,6 +12,7 @@
     │   ├── NoSuchObject       nothing under that key
     │   ├── CopyUnsupported    the store cannot copy on its side, or did not really do it
     │   └── NotPermitted       the credentials do not allow the operation
+    ├── BusError               an event bus cannot be reached, refused or failed
     └── SyncError              a method's attempt as a whole failed (CONTRACT)
         └── CloudUploadError
 
@@ -80,6 +81,10 @@ class CopyUnsupported(StoreError):  # noqa: N818
 
 class NotPermitted(StoreError):  # noqa: N818
     """The credentials do not allow the operation."""
+
+
+class BusError(AkoshaError):
+    """An event bus cannot be reached, refused or failed: what was published may or may not have arrived."""
 
 
 class SyncError(AkoshaError):

@@ -7,8 +7,9 @@ from typing import Literal, get_args, get_origin
 from pydantic import SecretStr, ValidationError
 
 from agent.settings.endpoints import MASK, without_credentials
+from agent.settings.kinds import EarlierFieldError
 from agent.settings.sources import Given, nearest
-from agent.settings.tree import ADDRESSES, FIELDS, PREFIX, SECRET
+from agent.settings.tree import ADDRESSES, FIELDS, PATHS, PREFIX, SECRET
 
 LONGEST = 200
 
@@ -16,12 +17,12 @@ LONGEST = 200
 def complaints(error: ValidationError, given: Mapping[str, Given]) -> Iterator[str]:
     """Yield one line for each wrong key of a failed validation."""
     for detail in error.errors(include_url=False):
-        key = str(detail["loc"][0])
+        reason = detail.get("ctx", {}).get("error")
+        key = reason.key if isinstance(reason, EarlierFieldError) else str(detail["loc"][0])
         found = given[key]
         if key not in FIELDS:
             yield f"{PREFIX}{key} ({found.origin}) is not a setting{nearest(key, FIELDS)}"
             continue
-        reason = detail.get("ctx", {}).get("error")
         why = str(reason) if isinstance(reason, ValueError) else f"allowed is {allowed(key)}"
         yield f"{PREFIX}{key} is {quoted(key, found.written)} ({found.origin}): {why}"
 
@@ -30,8 +31,10 @@ def shown(key: str, value: object) -> str:
     """Return a value as people may see it: secrets and credentials in addresses masked, booleans as YAML has them."""
     if isinstance(value, SecretStr):
         value = value.get_secret_value()
+    if value is None:
+        return ""
     if key in SECRET:
-        return MASK if value not in ("", None) else ""
+        return MASK if value != "" else ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, dict)):
@@ -62,6 +65,6 @@ def allowed(key: str) -> str:
         }
         low = f"from {bounds['ge']:g} to" if "ge" in bounds else f"above {bounds['gt']:g}, up to"
         return f"a {'whole ' if kind is int else ''}number {low} {bounds['le']:g}"
-    if kind is Path:
-        return "the path of a directory"
+    if key in PATHS:
+        return "the path of a directory" if kind is Path else "the path of a file"
     return "a text (in quotes, where YAML would take it for something else)"

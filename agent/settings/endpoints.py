@@ -55,7 +55,24 @@ def check_nats_url(urls: str) -> str:
         if parts.scheme not in ("nats", "tls", "ws", "wss"):
             raise ValueError(f"allowed is {NATS}")
         _check_host(parts, NATS)
+        _check_user_info(parts)
     return urls
+
+
+def nats_servers(urls: str) -> tuple[str, ...]:
+    """Return NATS addresses that were checked, one by one, their schemes in lower case."""
+    return tuple(urlsplit(url.strip()).geturl() for url in urls.split(",")) if urls else ()
+
+
+def has_user_info(url: str) -> bool:
+    """Say whether there is a user or a token in a NATS address."""
+    return urlsplit(url).username is not None
+
+
+def is_plaintext(url: str) -> bool:
+    """Say whether a NATS address leads to another machine over a connection that may be unencrypted."""
+    parts = urlsplit(url)
+    return parts.scheme in ("nats", "ws") and not is_loopback(parts.hostname or "")
 
 
 def is_directory(url: str) -> bool:
@@ -139,6 +156,16 @@ def _check_host(parts: SplitResult, allowed: str) -> None:
         port = 0
     if port == 0 or parts.netloc.endswith(":"):
         raise ValueError("a port from 1 to 65535 is allowed")
+
+
+def _check_user_info(parts: SplitResult) -> None:
+    if "@" in parts.path + parts.query + parts.fragment:
+        raise ValueError("in a user, password or token, the characters / ? # are allowed as %2F %3F %23")
+    if parts.username is None:
+        return
+    # What remains of nats://${TOKEN}@HOST where the variable is empty is no way to log in.
+    if not parts.username or parts.password == "" or _CONTROL.search(unquote(parts.netloc)):
+        raise ValueError("before the @, TOKEN or USER:PASSWORD is allowed, none of them empty")
 
 
 def _ipv4(text: str) -> bool:

@@ -14,6 +14,16 @@ AUTO_REGION = "auto"
 
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _TOKEN = re.compile(r"[\x21-\x7e]*")
+_LINE = re.compile(r"[^\x00-\x1f\x7f]*")
+_NKEY_SEED = re.compile(r"SU[A-Z2-7]{56}")
+
+
+class EarlierFieldError(ValueError):
+    """What is wrong with `key`, a field that came before the one where it shows: fields are validated in order."""
+
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(why)
+        self.key = key
 
 
 def _no_bool(value: object) -> object:
@@ -55,17 +65,48 @@ def _token(value: SecretStr) -> SecretStr:
     return value
 
 
+def _line(value: str) -> str:
+    if not _LINE.fullmatch(value):
+        raise ValueError("a text without control characters is allowed")
+    return value
+
+
+def _password(value: SecretStr) -> SecretStr:
+    _line(value.get_secret_value())
+    return value
+
+
+def _nkey_seed(value: SecretStr) -> SecretStr:
+    seed = value.get_secret_value()
+    if seed and not _NKEY_SEED.fullmatch(seed):
+        raise ValueError("allowed is the seed of a user: SU and 56 more characters, A to Z and 2 to 7")
+    return value
+
+
+def _none(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _file(value: Path | None) -> Path | None:
+    return None if value is None else _path(value, "the path of a file")
+
+
 def _folder(value: Path) -> Path:
+    return _path(value, "the path of a directory")
+
+
+def _path(value: Path, what: str) -> Path:
     if "\0" in str(value) or not value.parts:
-        raise ValueError("allowed is the path of a directory")
+        raise ValueError(f"allowed is {what}")
     try:
         return value.expanduser()
     except RuntimeError:
-        raise ValueError("there is no such user's home directory; allowed is the path of a directory") from None
+        raise ValueError(f"there is no such user's home directory; allowed is {what}") from None
 
 
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Seconds = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Days = Seconds
 Bucket = Annotated[str, AfterValidator(endpoints.check_bucket)]
 CloudEndpoint = Annotated[str, AfterValidator(endpoints.check_cloud_endpoint)]
 HttpEndpoint = Annotated[str, AfterValidator(_http_endpoint)]
@@ -73,7 +114,11 @@ NatsUrl = Annotated[str, AfterValidator(endpoints.check_nats_url)]
 Region = Annotated[str, AfterValidator(_region)]
 SystemId = Annotated[str, AfterValidator(_system_id)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
+Line = Annotated[str, AfterValidator(_line)]
+Password = Annotated[SecretStr, AfterValidator(_password)]
+NkeySeed = Annotated[SecretStr, AfterValidator(_nkey_seed)]
 Folder = Annotated[Path, AfterValidator(_folder)]
+File = Annotated[Path | None, BeforeValidator(_none), AfterValidator(_file)]
 Method = Annotated[Literal["auto", "cloud", "http"], BeforeValidator(_lower)]
 Bus = Annotated[Literal["auto", "memory", "nats"], BeforeValidator(_lower)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_level)]

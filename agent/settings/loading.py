@@ -117,6 +117,11 @@ def load(
         gathered.warnings.append(
             f"{PREFIX}cloud_endpoint ({origins['cloud_endpoint']}) has no effect without {PREFIX}cloud_bucket"
         )
+    if settings.agent_remote_control and not settings.over_nats:
+        why = f"with {PREFIX}agent_bus: memory" if settings.agent_nats_url else f"without {PREFIX}agent_nats_url"
+        gathered.warnings.append(
+            f"{PREFIX}agent_remote_control ({origins['agent_remote_control']}) has no effect {why}"
+        )
     return Loaded(settings, origins, tuple(gathered.warnings))
 
 
@@ -167,7 +172,7 @@ def _from_file(
         return None
     if key in REDIRECTING and not trusted:
         gathered.warnings.append(
-            f"{name} in {origin} is ignored: a project's file may not say where memories go "
+            f"{name} in {origin} is ignored: a project's file may not say where memories go or who may ask for them "
             f"(set it in ~/{_USER_FILES[0]}, or name the file with --settings)"
         )
         return None

@@ -10,7 +10,8 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
-from agent.settings.tree import FIELDS, PATHS, PREFIX, SECRET, TEXTS, Settings
+from agent.settings.endpoints import without_credentials
+from agent.settings.tree import ADDRESSES, FIELDS, PATHS, PREFIX, SECRET, TEXTS, Settings
 
 LONGEST_KEY = 60
 
@@ -64,9 +65,18 @@ class Place:
             value = value.strip()
             if not value and key not in TEXTS:
                 return None
-        if key in PATHS and isinstance(value, (str, Path)):
+        if key in PATHS and isinstance(value, (str, Path)) and value != "":
             value = self.path(value)
         return None if value is None else Given(value, origin, written)
+
+
+class _Address(str):
+    """An address that shows no credentials where it is quoted."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(without_credentials(self))
 
 
 class Layer(PydanticBaseSettingsSource):
@@ -81,7 +91,9 @@ class Layer(PydanticBaseSettingsSource):
         given = self.given.get(field_name)
         value = given.value if given else None
         # pydantic-settings can be told by a variable to log what its sources say.
-        return (SecretStr(value) if field_name in SECRET and isinstance(value, str) else value), field_name, False
+        if isinstance(value, str) and field_name in SECRET | ADDRESSES:
+            value = SecretStr(value) if field_name in SECRET else _Address(value)
+        return value, field_name, False
 
     def __call__(self) -> dict[str, Any]:
         return {key: self.get_field_value(FIELDS[key], key)[0] if key in FIELDS else None for key in self.given}

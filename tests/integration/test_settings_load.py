@@ -10,9 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
 from agent.domain.errors import SettingsError
-from agent.settings import Settings, load, rows, variable
+from agent.settings import MASK, Settings, load, rows, tree, variable
 from agent.settings.complaints import allowed
 from agent.settings.endpoints import BUCKETS
+from tests.fakes.machine import Machine
+
+SEED = f"SU{'EVIL' * 14}"
 
 # The order of the documents, high to low: name of the source as told -> where it is put.
 ORDER = {
@@ -35,7 +38,26 @@ REDIRECTING = {
     "agent_data_dir": "/evil",
     "agent_state_dir": "/evil",
     "agent_nats_url": "nats://evil.example",
+    "agent_nats_user": "evil",
+    "agent_nats_password": "evil",
+    "agent_nats_token": "evil",
+    "agent_nats_credentials_file": "/evil",
+    "agent_nats_nkey_seed": SEED,
+    "agent_nats_nkey_file": "/evil",
+    "agent_nats_ca_file": "/evil",
+    "agent_nats_certificate_file": "/evil",
+    "agent_nats_key_file": "/evil",
+    "agent_nats_tls_first": "true",
+    "agent_nats_allow_plaintext": "true",
+    "agent_remote_control": "true",
 }
+PAIRS = {
+    "agent_nats_user": "agent_nats_password",
+    "agent_nats_password": "agent_nats_user",
+    "agent_nats_certificate_file": "agent_nats_key_file",
+    "agent_nats_key_file": "agent_nats_certificate_file",
+}
+"""A key that has no meaning without another."""
 
 
 class World:
@@ -62,6 +84,10 @@ class World:
             self.write(source, f"akosha_{key}: {value}\n")
             if source == "named.yaml":
                 self.settings_file = Path(source)
+
+    def put_the_other_of_the_pair(self, key):
+        if key in PAIRS:
+            self.environ[variable(PAIRS[key])] = "other"
 
     def load(self):
         return load(
@@ -115,14 +141,15 @@ def test_every_key_has_one_variable_of_its_prefix(world, key):
         "cloud_bucket": "bucket", "cloud_endpoint": "https://s3.example", "cloud_region": "eu", "system_id": "x",
         "force_method": "http", "http_endpoint": "https://akosha.example/mcp", "http_token": "token",
         "agent_data_dir": "/data", "agent_state_dir": "/state", "agent_bus": "memory", "agent_nats_url": "nats://n",
-        "agent_log_level": "error", "agent_log_format": "json",
+        "agent_nats_nkey_seed": SEED, "agent_log_level": "error", "agent_log_format": "json",
     }.get(key, "1")  # fmt: skip
     prefix = "AKOSHA_AGENT_" if key.startswith("agent_") else "SESSION_BUDDY_AKOSHA_"
     assert variable(key) == prefix + key.removeprefix("agent_").upper()
     world.environ[variable(key)] = value
+    world.put_the_other_of_the_pair(key)
     loaded = world.load()
     assert loaded.origins[key] == f"env {variable(key)}"
-    assert {other for other, origin in loaded.origins.items() if origin != "default"} == {key}
+    assert {other for other, origin in loaded.origins.items() if origin != "default"} == {key, PAIRS.get(key, key)}
 
 
 @pytest.mark.parametrize(
@@ -193,16 +220,45 @@ def test_paths_start_at_the_given_home_and_working_directory(world):
     assert (settings.agent_data_dir, settings.agent_state_dir) == (Path("/absolute"), world.home)
 
 
+@pytest.mark.parametrize(
+    ("source", "empty"),
+    [
+        ("command line", ""),
+        ("env AKOSHA_AGENT_NATS_CA_FILE", ""),
+        ("named.yaml", "''"),
+        ("~/.claude/settings/local.yaml", "''"),
+    ],
+)
+def test_the_path_of_a_file_starts_there_too_and_an_empty_one_is_none(world, source, empty):
+    for written, path in (("~/ca.pem", world.home / "ca.pem"), ("ca.pem", world.cwd / "ca.pem"), ("/a", Path("/a"))):
+        world.put(source, "agent_nats_ca_file", written)
+        assert world.load().settings.agent_nats_ca_file == path
+    world.put(source, "agent_nats_ca_file", empty)
+    loaded = world.load()
+    assert (loaded.settings.agent_nats_ca_file, loaded.origins["agent_nats_ca_file"]) == (None, source)
+
+
+def test_an_empty_path_of_a_file_takes_back_that_of_a_lower_source(world):
+    world.put("~/.claude/settings/local.yaml", "agent_nats_ca_file", "/ca.pem")
+    world.environ = {"AKOSHA_AGENT_NATS_CA_FILE": " "}
+    assert world.load().settings.agent_nats_ca_file is None
+
+
 # ------------------------------------------------------------------------------------------- the project's files
+
+
+def test_the_keys_that_a_projects_file_may_not_set_are_those_below():
+    assert set(REDIRECTING) == tree.REDIRECTING
 
 
 @pytest.mark.parametrize("file", ["./settings/local.yaml", "./settings/session-buddy.yaml"])
 @pytest.mark.parametrize("key", list(REDIRECTING))
 def test_a_projects_file_cannot_redirect_memories(world, file, key):
+    without = world.load()
     world.put(file, key, REDIRECTING[key])
     loaded = world.load()
     assert loaded.origins[key] == "default"
-    assert "evil" not in str(getattr(loaded.settings, key))
+    assert getattr(loaded.settings, key) == getattr(without.settings, key)
     assert len(loaded.warnings) == 1
     assert loaded.warnings[0].startswith(f"akosha_{key} in {file} is ignored")
     assert "--settings" in loaded.warnings[0]
@@ -212,6 +268,7 @@ def test_a_projects_file_cannot_redirect_memories(world, file, key):
 def test_a_projects_file_cannot_clear_what_the_user_set(world, key):
     world.put("~/.claude/settings/local.yaml", key, REDIRECTING[key])
     world.put("./settings/local.yaml", key, "''")
+    world.put_the_other_of_the_pair(key)
     assert world.load().origins[key] == "~/.claude/settings/local.yaml"
 
 
@@ -221,6 +278,7 @@ def test_a_projects_file_that_settings_names_may(world, key, spelling):
     path = world.write("settings/local.yaml", f"akosha_{key}: {REDIRECTING[key]}\n")
     (world.cwd / "link.yaml").symlink_to(path)
     world.settings_file = Path(spelling)
+    world.put_the_other_of_the_pair(key)
     loaded = world.load()
     assert loaded.origins[key] == spelling
     assert not [warning for warning in loaded.warnings if "ignored" in warning]
@@ -374,6 +432,19 @@ def test_all_that_is_wrong_is_told_at_once_with_key_value_source_and_what_is_all
     }
 
 
+def test_the_path_of_a_file_that_is_none_is_told(world):
+    world.put("~/.claude/settings/local.yaml", "agent_nats_ca_file", 5)
+    with pytest.raises(SettingsError, match=r"akosha_agent_nats_ca_file is 5 \(~/.*\): allowed is the path of a file"):
+        world.load()
+
+
+def test_a_number_where_a_secret_should_stand_is_not_shown(world):
+    world.put("~/.claude/settings/local.yaml", "agent_nats_token", 8675309)
+    with pytest.raises(SettingsError, match=r"akosha_agent_nats_token is .*\(~/.*\): allowed is a text") as caught:
+        world.load()
+    assert "8675309" not in str(caught.value)
+
+
 def test_a_path_that_is_none_is_told(world):
     world.put("~/.claude/settings/local.yaml", "agent_data_dir", 5)
     with pytest.raises(SettingsError, match=r"akosha_agent_data_dir is 5 \(~/.*\): allowed is the path of a directory"):
@@ -420,6 +491,24 @@ def test_an_endpoint_without_a_bucket_is_told(world):
     )
 
 
+def test_remote_control_that_nobody_can_reach_is_told(world):
+    world.environ = {"AKOSHA_AGENT_REMOTE_CONTROL": "true"}
+    told = "akosha_agent_remote_control (env AKOSHA_AGENT_REMOTE_CONTROL) has no effect "
+    assert world.load().warnings == (f"{told}without akosha_agent_nats_url",)
+    world.environ |= {"AKOSHA_AGENT_NATS_URL": "nats://localhost", "AKOSHA_AGENT_BUS": "memory"}
+    assert world.load().warnings == (f"{told}with akosha_agent_bus: memory",)
+    world.environ |= {"AKOSHA_AGENT_BUS": "auto"}
+    assert world.load().warnings == ()
+
+
+def test_a_login_and_tls_without_an_address_are_nobodys_business(world):
+    world.environ = {
+        variable(key): "x"
+        for key in ("agent_nats_token", "agent_nats_ca_file", "agent_nats_certificate_file", "agent_nats_key_file")
+    } | {"AKOSHA_AGENT_NATS_TLS_FIRST": "true"}
+    assert world.load().warnings == ()
+
+
 @pytest.mark.parametrize(
     ("environ", "yaml", "level", "origin"),
     [
@@ -458,6 +547,8 @@ def test_the_table_has_every_key_with_value_source_default_and_description(world
     row = table["akosha_chunk_size_mb"]
     assert (row.value, row.origin, row.default) == ("8", "env SESSION_BUDDY_AKOSHA_CHUNK_SIZE_MB", "5")
     assert table["akosha_sync_enabled"].value == "true"
+    row = table["akosha_agent_nats_ca_file"]
+    assert (row.value, row.default) == ("", "")
     assert all(row.description for row in table.values())
     with pytest.raises(FrozenInstanceError):
         row.value = "9"
@@ -468,6 +559,28 @@ def test_the_defaults_in_the_table_are_the_same_on_every_machine(world):
     assert table["akosha_agent_data_dir"].default == "~/.claude/data"
     assert table["akosha_agent_state_dir"].default == "the platform's state directory"
     assert not [row for row in table.values() if str(Path.home()) in row.default]
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "shown"),
+    [
+        ({"agent_nats_user": "me", "agent_nats_password": "c4n4ry"}, "agent_nats_password", MASK),
+        ({"agent_nats_token": "c4n4ry"}, "agent_nats_token", MASK),
+        ({"agent_nats_nkey_seed": SEED}, "agent_nats_nkey_seed", MASK),
+        ({"agent_nats_url": "tls://me:c4n4ry@nats.lan"}, "agent_nats_url", f"tls://{MASK}@nats.lan"),
+    ],
+)
+def test_the_command_shows_no_secret_of_nats_and_nor_does_its_complaint(tmp_path, settings, key, shown):
+    machine = Machine(tmp_path, **settings)
+    machine.secrets = ("c4n4ry", SEED)
+    done = machine.call("config", "--json")
+    assert done.code == 0, done.err
+    assert shown in done.out
+    assert f"akosha_{key}" in done.out
+    machine.set(agent_nats_nkey_file="another-way", agent_nats_credentials_file="and-another")
+    done = machine.call("config")
+    assert done.code == 2
+    assert "akosha_agent_nats_nkey_file is 'another-way' (env AKOSHA_AGENT_NATS_NKEY_FILE)" in done.err
 
 
 def test_importing_the_settings_loads_nothing_heavy():

@@ -19,6 +19,7 @@ TREE = {
     "NoSuchObject": "StoreError",
     "CopyUnsupported": "StoreError",
     "NotPermitted": "StoreError",
+    "BusError": "AkoshaError",
     "SyncError": "AkoshaError",
     "CloudUploadError": "SyncError",
 }

@@ -14,6 +14,8 @@ from agent.settings.endpoints import (
     directory_of,
     is_akosha_address,
     is_loopback,
+    is_plaintext,
+    nats_servers,
     without_credentials,
 )
 
@@ -128,7 +130,17 @@ def test_an_unsafe_http_endpoint_is_refused(url):
 
 
 @pytest.mark.parametrize(
-    "urls", ["", "nats://localhost:4222", "nats://a:4222,nats://b:4222", "tls://u:p@nats.lan", "wss://nats.lan"]
+    "urls",
+    [
+        "",
+        "nats://localhost:4222",
+        "nats://a:4222,nats://b:4222",
+        "tls://u:p@nats.lan",
+        "tls://t0k3n@nats.lan, tls://b",
+        "tls://me:p%40s%2Fs%3a%2C@nats.lan",
+        "nats://[::1]:4222",
+        "wss://nats.lan/events",
+    ],
 )
 def test_nats_addresses_are_taken(urls):
     assert check_nats_url(urls) == urls
@@ -138,6 +150,46 @@ def test_nats_addresses_are_taken(urls):
 def test_what_is_no_nats_address_is_refused(urls):
     with pytest.raises(ValueError, match="allowed"):
         check_nats_url(urls)
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        "tls://@nats.lan",
+        "tls://:p@nats.lan",
+        "tls://u:@nats.lan",
+        "tls://:@nats.lan",
+        "tls://a,tls://u:@b",
+        "tls://u:a%0ab@nats.lan",
+        "tls://u%00:p@nats.lan",
+        "tls://to/ken@nats.lan",
+        "tls://to?ken@nats.lan",
+        "tls://to#ken@nats.lan",
+    ],
+)
+def test_half_a_login_in_a_nats_address_is_refused_and_not_told(urls):
+    with pytest.raises(ValueError, match="allowed") as caught:
+        check_nats_url(urls)
+    assert "ken" not in str(caught.value).replace("token", "")
+
+
+def test_nats_addresses_are_told_apart_with_what_is_in_them():
+    urls = "TLS://me:p%40ss@a:1, nats://[::1]:2 ,wss://b/x"
+    assert check_nats_url(urls) == urls
+    assert nats_servers(urls) == ("tls://me:p%40ss@a:1", "nats://[::1]:2", "wss://b/x")
+    assert nats_servers("") == ()
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost", "127.0.0.1", "127.9.8.7", "[::1]"])
+def test_what_stays_on_this_machine_is_not_plaintext(host):
+    assert not [scheme for scheme in ("nats", "ws", "tls", "wss") if is_plaintext(f"{scheme}://u:p@{host}:4222")]
+
+
+@pytest.mark.parametrize(
+    "host", ["nats.lan", "10.0.0.1", "128.0.0.1", "0.0.0.0", "[::2]", "[::ffff:127.0.0.1]", "localhost.lan", "a@b"]
+)
+def test_to_another_machine_only_tls_is_no_plaintext(host):
+    assert [scheme for scheme in ("nats", "ws", "tls", "wss") if is_plaintext(f"{scheme}://{host}")] == ["nats", "ws"]
 
 
 def test_a_directory_is_percent_decoded_and_absolute():

@@ -7,11 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from agent.domain.errors import SettingsError
-from agent.settings import MASK, Settings, load, rows
+from agent.settings import MASK, Settings, load, rows, variable
+from agent.settings.tree import FIELDS, SECRET
 
 CANARY = "c4n4ry-s3cr3t"
+SEED = f"SU{'CANARY' * 9}AA"
 
 
 def loaded_with(environ):
@@ -20,7 +23,7 @@ def loaded_with(environ):
 
 def test_secrets_in_valid_settings_are_in_no_text_of_them():
     loaded = loaded_with(
-        {"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "AKOSHA_AGENT_NATS_URL": f"nats://me:{CANARY}@nats.lan:4222"}
+        {"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "AKOSHA_AGENT_NATS_URL": f"tls://me:{CANARY}@nats.lan:4222"}
     )
     table = rows(loaded)
     texts = [
@@ -33,11 +36,33 @@ def test_secrets_in_valid_settings_are_in_no_text_of_them():
     assert CANARY in loaded.settings.agent_nats_url
     values = {row.key: row.value for row in table}
     assert values["akosha_http_token"] == MASK
-    assert values["akosha_agent_nats_url"] == f"nats://{MASK}@nats.lan:4222"
+    assert values["akosha_agent_nats_url"] == f"tls://{MASK}@nats.lan:4222"
+
+
+@pytest.mark.parametrize(
+    ("key", "secret", "rest"),
+    [
+        ("agent_nats_password", CANARY, {"AKOSHA_AGENT_NATS_USER": "me"}),
+        ("agent_nats_token", CANARY, {}),
+        ("agent_nats_nkey_seed", SEED, {}),
+    ],
+)
+def test_a_secret_of_nats_is_in_no_text_of_valid_settings(key, secret, rest):
+    loaded = loaded_with({variable(key): secret, **rest})
+    table = rows(loaded)
+    texts = [str(loaded), repr(loaded.settings), loaded.settings.model_dump_json(), str(table)]
+    assert not [text for text in texts if secret in text]
+    assert getattr(loaded.settings, key).get_secret_value() == secret
+    assert {row.key: row.value for row in table}[f"akosha_{key}"] == MASK
 
 
 def test_an_absent_secret_is_shown_as_absent():
-    assert {row.key: row.value for row in rows(loaded_with({}))}["akosha_http_token"] == ""
+    values = {row.key: row.value for row in rows(loaded_with({}))}
+    assert {values[f"akosha_{key}"] for key in SECRET} == {""}
+
+
+def test_every_key_that_holds_a_secret_is_masked():
+    assert {key for key, field in FIELDS.items() if field.annotation is SecretStr} == SECRET
 
 
 @pytest.mark.parametrize(
@@ -51,6 +76,24 @@ def test_an_absent_secret_is_shown_as_absent():
         {"AKOSHA_CLOUD_ENDPOINT": f"file://me:{CANARY}@nas/share"},
         {"SESSION_BUDDY_AKOSHA_HTTP_ENDPOINT": f"https://{CANARY}@akosha.example/mcp"},
         {"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "SESSION_BUDDY_AKOSHA_MAX_RETRIES": "x"},
+        {"AKOSHA_AGENT_NATS_URL": f"nats://me:{CANARY}@nats.lan"},
+        {"AKOSHA_AGENT_NATS_URL": f"nats://{CANARY}@nats.lan"},
+        {"AKOSHA_AGENT_NATS_URL": f"tls://{CANARY}:@nats.lan"},
+        {"AKOSHA_AGENT_NATS_URL": f"tls://me:{CANARY}%0a@nats.lan"},
+        {"AKOSHA_AGENT_NATS_URL": f"tls://me:x/{CANARY}@nats.lan"},
+        {"AKOSHA_AGENT_NATS_URL": f"tls://me:x,{CANARY}@nats.lan"},
+        {"AKOSHA_AGENT_NATS_URL": f"tls://me:{CANARY}@nats.lan", "AKOSHA_AGENT_NATS_TOKEN": CANARY},
+        {"AKOSHA_AGENT_NATS_PASSWORD": CANARY},
+        {"AKOSHA_AGENT_NATS_PASSWORD": f"{CANARY}\n{CANARY}", "AKOSHA_AGENT_NATS_USER": "me"},
+        {
+            "AKOSHA_AGENT_NATS_URL": "nats://nats.lan",
+            "AKOSHA_AGENT_NATS_USER": "me",
+            "AKOSHA_AGENT_NATS_PASSWORD": CANARY,
+        },
+        {"AKOSHA_AGENT_NATS_URL": "ws://nats.lan", "AKOSHA_AGENT_NATS_TOKEN": CANARY},
+        {"AKOSHA_AGENT_NATS_TOKEN": f"{CANARY}\t{CANARY}"},
+        {"AKOSHA_AGENT_NATS_TOKEN": CANARY, "AKOSHA_AGENT_NATS_NKEY_SEED": SEED},
+        {"AKOSHA_AGENT_NATS_NKEY_SEED": f"{CANARY}{SEED}"},
     ],
 )
 def test_a_complaint_never_shows_a_secret_and_nor_does_its_traceback(environ):
@@ -59,6 +102,7 @@ def test_a_complaint_never_shows_a_secret_and_nor_does_its_traceback(environ):
     text = "".join(traceback.format_exception(caught.value))
     assert "allowed" in text
     assert CANARY not in text
+    assert SEED not in text
 
 
 @pytest.mark.parametrize("yaml", ["[", "12345", "'a b'", "*", "!", "{a: ", '"\\q'])
@@ -76,10 +120,12 @@ def test_a_wrong_name_for_a_secret_warns_without_its_value():
     assert CANARY not in loaded.warnings[0]
 
 
-def test_the_librarys_own_debugging_shows_no_token(monkeypatch, caplog):
+def test_the_librarys_own_debugging_shows_no_secret(monkeypatch, caplog):
     monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "1")
     with caplog.at_level(logging.DEBUG):
         loaded_with({"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "AKOSHA_SYSTEM_ID": "seen"})
+        loaded_with({"AKOSHA_AGENT_NATS_USER": "me", "AKOSHA_AGENT_NATS_PASSWORD": CANARY})
+        loaded_with({"AKOSHA_AGENT_NATS_URL": f"tls://me:{CANARY}@nats.lan"})
     assert "seen" in caplog.text
     assert CANARY not in caplog.text
 

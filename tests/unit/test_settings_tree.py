@@ -7,6 +7,11 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from agent.settings import Settings
+from agent.settings.delivery import Delivery
+from agent.settings.kinds import EarlierFieldError
+from agent.settings.nats import Nats
+from agent.settings.tree import SECRET
+from agent.settings.watching import Watching
 
 DOCUMENTED = {
     "cloud_bucket": "",
@@ -26,6 +31,25 @@ DOCUMENTED = {
     "http_endpoint": "http://localhost:8682/mcp",
     "agent_bus": "auto",
     "agent_nats_url": "",
+    "agent_nats_user": "",
+    "agent_nats_credentials_file": None,
+    "agent_nats_nkey_file": None,
+    "agent_nats_ca_file": None,
+    "agent_nats_certificate_file": None,
+    "agent_nats_key_file": None,
+    "agent_nats_tls_first": False,
+    "agent_nats_allow_plaintext": False,
+    "agent_nats_connect_seconds": 5.0,
+    "agent_nats_ping_seconds": 20.0,
+    "agent_nats_ping_timeout_seconds": 10.0,
+    "agent_nats_reconnect_seconds": 1.0,
+    "agent_nats_reconnect_max_seconds": 30.0,
+    "agent_nats_ack_wait_seconds": 60.0,
+    "agent_nats_max_age_days": 7.0,
+    "agent_nats_max_mb": 256,
+    "agent_nats_duplicate_window_seconds": 600.0,
+    "agent_nats_inactive_days": 30.0,
+    "agent_remote_control": False,
     "agent_upload_on_change": True,
     "agent_quiet_seconds": 2.0,
     "agent_deadline_seconds": 30.0,
@@ -39,10 +63,15 @@ DOCUMENTED = {
 def test_the_defaults_are_those_documented():
     settings = Settings()
     assert {key: getattr(settings, key) for key in DOCUMENTED} == DOCUMENTED
-    assert settings.http_token.get_secret_value() == ""
+    assert {key: getattr(settings, key).get_secret_value() for key in SECRET} == dict.fromkeys(SECRET, "")
     assert settings.agent_data_dir == Path.home() / ".claude" / "data"
     assert settings.agent_state_dir.name == "akosha-agent"
-    assert set(Settings.model_fields) == {*DOCUMENTED, "http_token", "agent_data_dir", "agent_state_dir"}
+    assert set(Settings.model_fields) == {*DOCUMENTED, *SECRET, "agent_data_dir", "agent_state_dir"}
+
+
+def test_the_table_has_the_documented_keys_then_the_agents_own_then_those_of_nats():
+    parts = [key for part in (Delivery, Watching, Nats) for key in part.model_fields]
+    assert list(Settings.model_fields) == [*parts, "agent_log_level", "agent_log_format"]
 
 
 def test_every_setting_is_described_in_one_line():
@@ -85,6 +114,11 @@ def test_building_it_reads_no_environment(monkeypatch):
         ("cloud_bucket", " my-bucket\n", "my-bucket"),
         ("agent_data_dir", "~/elsewhere", Path.home() / "elsewhere"),
         ("system_id", "my.mac.local", "my.mac.local"),
+        ("agent_nats_ca_file", "~/ca.pem", Path.home() / "ca.pem"),
+        ("agent_nats_ca_file", " ", None),
+        ("agent_nats_ping_seconds", "0.1", 0.1),
+        ("agent_nats_max_mb", "1", 1),
+        ("agent_remote_control", "on", True),
     ],
 )
 def test_texts_become_what_they_mean(key, value, result):
@@ -137,6 +171,51 @@ def test_texts_become_what_they_mean(key, value, result):
         ("agent_state_dir", ""),
         ("agent_bus", "kafka"),
         ("agent_nats_url", "http://nats.lan"),
+        ("agent_nats_url", "nats://"),
+        ("agent_nats_url", "nats://user:@nats.lan"),
+        ("agent_nats_user", "a\tb"),
+        ("agent_nats_user", 7),
+        ("agent_nats_password", "two\nlines"),
+        ("agent_nats_password", "of nobody"),
+        ("agent_nats_token", "two\nlines"),
+        ("agent_nats_token", 12345),
+        ("agent_nats_credentials_file", 5),
+        ("agent_nats_credentials_file", "a\0b"),
+        ("agent_nats_nkey_seed", "SU"),
+        ("agent_nats_nkey_seed", f"SA{'A' * 56}"),
+        ("agent_nats_nkey_seed", f"SU{'A' * 55}"),
+        ("agent_nats_nkey_seed", f"SU{'A' * 57}"),
+        ("agent_nats_nkey_seed", f"SU{'A' * 55}1"),
+        ("agent_nats_nkey_seed", f"su{'a' * 56}"),
+        ("agent_nats_nkey_file", "~nobody-of-that-name-here/x"),
+        ("agent_nats_ca_file", Path()),
+        ("agent_nats_certificate_file", True),
+        ("agent_nats_key_file", []),
+        ("agent_nats_key_file", "of-no-certificate.pem"),
+        ("agent_nats_tls_first", "maybe"),
+        ("agent_nats_allow_plaintext", "maybe"),
+        ("agent_nats_connect_seconds", 0),
+        ("agent_nats_connect_seconds", 601),
+        ("agent_nats_ping_seconds", 0),
+        ("agent_nats_ping_seconds", 3601),
+        ("agent_nats_ping_timeout_seconds", "nan"),
+        ("agent_nats_ping_timeout_seconds", 601),
+        ("agent_nats_reconnect_seconds", -1),
+        ("agent_nats_reconnect_seconds", 3601),
+        ("agent_nats_reconnect_max_seconds", True),
+        ("agent_nats_reconnect_max_seconds", 3601),
+        ("agent_nats_ack_wait_seconds", 0),
+        ("agent_nats_ack_wait_seconds", 86_401),
+        ("agent_nats_max_age_days", 0),
+        ("agent_nats_max_age_days", 3651),
+        ("agent_nats_max_mb", 0),
+        ("agent_nats_max_mb", 100_001),
+        ("agent_nats_max_mb", 0.5),
+        ("agent_nats_duplicate_window_seconds", 0.09),
+        ("agent_nats_duplicate_window_seconds", 86_401),
+        ("agent_nats_inactive_days", 0),
+        ("agent_nats_inactive_days", 3651),
+        ("agent_remote_control", "perhaps"),
         ("agent_upload_on_change", "sometimes"),
         ("agent_quiet_seconds", -0.1),
         ("agent_deadline_seconds", 0),
@@ -224,4 +303,9 @@ def test_no_value_whatever_gets_past_with_another_error_than_pydantics(key, valu
         refused = error
     else:
         return
-    assert [detail["loc"] for detail in refused.errors()] == [(key,)]
+    assert [_blamed(detail) for detail in refused.errors()] == [key]
+
+
+def _blamed(detail):
+    reason = detail.get("ctx", {}).get("error")
+    return reason.key if isinstance(reason, EarlierFieldError) else detail["loc"][0]

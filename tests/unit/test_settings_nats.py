@@ -1,0 +1,209 @@
+"""NATS: one way to log in, whole and encrypted; each rule names the key that breaks it and what mends it."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from agent.domain.errors import SettingsError
+from agent.settings import Settings, load, variable
+
+FAR = "nats://nats.lan:4222"
+SAFE = "tls://nats.lan:4222"
+USER = {"agent_nats_user": "me", "agent_nats_password": "p4ss"}
+SEED = f"SU{'A' * 56}"
+LOGINS = {
+    "the address": {"agent_nats_url": "tls://me:p4ss@nats.lan"},
+    "a token in the address": {"agent_nats_url": "tls://a, tls://t0k3n@nats.lan"},
+    "user and password": USER,
+    "token": {"agent_nats_token": "t0k3n"},
+    "credentials": {"agent_nats_credentials_file": "me.creds"},
+    "seed": {"agent_nats_nkey_seed": SEED},
+    "seed in a file": {"agent_nats_nkey_file": "me.nk"},
+}
+ONCE = list(LOGINS)
+
+
+def loaded(settings):
+    nowhere = Path("/nowhere")
+    return load(environ={variable(key): str(value) for key, value in settings.items()}, cwd=nowhere, home=nowhere)
+
+
+def refused(**settings):
+    """Return the lines of the refusal, by the key that is blamed."""
+    with pytest.raises(SettingsError) as caught:
+        loaded(settings)
+    with pytest.raises(ValidationError):
+        Settings(**settings)
+    return dict(line.removeprefix("akosha_").split(" is ", 1) for line in str(caught.value).splitlines())
+
+
+# ---------------------------------------------------------------------------------------------------- one way to log in
+
+
+@pytest.mark.parametrize("login", ONCE)
+def test_any_one_way_to_log_in_is_taken_with_or_without_an_address(login):
+    assert Settings(**LOGINS[login])
+    assert loaded({"agent_nats_url": SAFE, **LOGINS[login]}).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(a, b) for a in ONCE for b in ONCE[ONCE.index(a) + 1 :] if set(LOGINS[a]) != set(LOGINS[b])],
+)
+def test_of_two_ways_to_log_in_the_later_is_refused_and_the_earlier_named(first, second):
+    lines = refused(**LOGINS[first], **LOGINS[second])
+    (earlier, *_), (later, *_) = LOGINS[first], LOGINS[second]
+    assert list(lines) == [later]
+    assert "one way to log in is allowed" in lines[later]
+    assert f"akosha_{earlier} too" in lines[later]
+
+
+def test_an_empty_text_is_no_way_to_log_in():
+    empty = {key: "" for login in list(LOGINS.values())[2:] for key in login}
+    assert Settings(agent_nats_url="tls://t0k3n@nats.lan", **empty).agent_nats_credentials_file is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "other"),
+    [
+        ("agent_nats_user", "me", "agent_nats_password"),
+        ("agent_nats_password", "p4ss", "agent_nats_user"),
+        ("agent_nats_certificate_file", "me.pem", "agent_nats_key_file"),
+        ("agent_nats_key_file", "key.pem", "agent_nats_certificate_file"),
+    ],
+)
+def test_half_a_pair_is_refused_and_the_other_half_named(key, value, other):
+    for rest in ({}, {other: ""}):
+        lines = refused(**{key: value}, **rest)
+        assert list(lines) == [key]
+        assert f"(env {variable(key)}): allowed only with an akosha_{other}" in lines[key]
+
+
+def test_a_certificate_goes_with_any_login():
+    pair = {"agent_nats_certificate_file": "me.pem", "agent_nats_key_file": "key.pem", "agent_nats_ca_file": "ca.pem"}
+    for login in LOGINS.values():
+        assert Settings(**pair, **login).agent_nats_key_file == Path("key.pem")
+
+
+def test_a_half_that_is_wrong_itself_is_the_only_one_complained_about():
+    assert list(refused(agent_nats_user="a\tb", agent_nats_password="p4ss")) == ["agent_nats_user"]
+    assert list(refused(agent_nats_user="me", agent_nats_password="a\tb")) == ["agent_nats_password"]
+    for certificate in ("a\0b", "~nobody-of-that-name-here/x"):
+        pair = {"agent_nats_certificate_file": certificate, "agent_nats_key_file": "key.pem"}
+        assert list(refused(**pair)) == ["agent_nats_certificate_file"]
+
+
+# ------------------------------------------------------------------------------------------------------------ encrypted
+
+
+@pytest.mark.parametrize(
+    ("blamed", "settings"),
+    [
+        ("agent_nats_url", {"agent_nats_url": "nats://me:p4ss@nats.lan"}),
+        ("agent_nats_url", {"agent_nats_url": "nats://t0k3n@nats.lan"}),
+        ("agent_nats_url", {"agent_nats_url": "NATS://me:p%40%3A@10.0.0.1"}),
+        ("agent_nats_url", {"agent_nats_url": "ws://me:p4ss@nats.lan"}),
+        ("agent_nats_url", {"agent_nats_url": "tls://me:p4ss@a, nats://me:p4ss@b"}),
+        ("agent_nats_url", {"agent_nats_url": "nats://localhost@nats.lan"}),
+        ("agent_nats_password", {"agent_nats_url": FAR, **USER}),
+        ("agent_nats_password", {"agent_nats_url": "ws://nats.lan", **USER}),
+        ("agent_nats_password", {"agent_nats_url": "nats://localhost, tls://a, nats://b", **USER}),
+        ("agent_nats_token", {"agent_nats_url": FAR, "agent_nats_token": "t0k3n"}),
+        ("agent_nats_token", {"agent_nats_url": "nats://[::2]", "agent_nats_token": "t0k3n"}),
+        ("agent_nats_token", {"agent_nats_url": "nats://0.0.0.0", "agent_nats_token": "t0k3n"}),
+    ],
+)
+def test_a_password_or_token_does_not_go_to_another_machine_in_plain_text(blamed, settings):
+    lines = refused(**settings)
+    assert list(lines) == [blamed]
+    assert f"(env {variable(blamed)})" in lines[blamed]
+    for cure in ("tls://", "wss://", "akosha_agent_nats_url", "akosha_agent_nats_allow_plaintext: true"):
+        assert cure in lines[blamed]
+    assert refused(**settings, agent_nats_allow_plaintext=False) == lines
+    assert Settings(**settings, agent_nats_allow_plaintext=True)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nats://localhost:4222",
+        "ws://LOCALHOST",
+        "nats://127.0.0.1:4222",
+        "nats://127.255.1.2",
+        "nats://[::1]:4222",
+        "nats://localhost, ws://127.0.0.1",
+        SAFE,
+        "wss://nats.lan",
+        "tls://a, wss://b, nats://localhost",
+    ],
+)
+def test_on_this_machine_or_encrypted_any_login_goes(url):
+    for login in list(LOGINS.values())[2:]:
+        assert Settings(agent_nats_url=url, **login)
+    if "," not in url:
+        assert Settings(agent_nats_url=url.replace("://", "://me:p%40ss@"))
+
+
+def test_what_is_proven_and_not_sent_may_go_over_any_connection():
+    for login in ("credentials", "seed", "seed in a file"):
+        assert Settings(agent_nats_url=FAR, **LOGINS[login])
+    assert Settings(agent_nats_url=FAR)
+
+
+def test_credentials_in_one_address_are_no_concern_of_another():
+    assert Settings(agent_nats_url="nats://me:p4ss@localhost, nats://nats.lan")
+
+
+# ------------------------------------------------------------------------------------------------ what the stream keeps
+
+
+def test_the_duplicate_window_is_no_longer_than_events_are_kept():
+    (key, line), *rest = refused(agent_nats_max_age_days=0.005).items()
+    assert (key, rest) == ("agent_nats_max_age_days", [])
+    assert line.endswith("allowed is no less than akosha_agent_nats_duplicate_window_seconds, which is 600")
+    assert list(refused(agent_nats_max_age_days=0.5, agent_nats_duplicate_window_seconds=86_400)) == [key]
+    assert Settings(agent_nats_max_age_days=1, agent_nats_duplicate_window_seconds=86_400)
+    assert Settings(agent_nats_max_age_days=0.00001, agent_nats_duplicate_window_seconds=0.5)
+
+
+def test_the_longest_duplicate_window_fits_into_the_default_age():
+    """So whoever breaks the rule has set an age, which the complaint can quote."""
+    assert Settings(agent_nats_duplicate_window_seconds=86_400)
+
+
+# ---------------------------------------------------------------------------------------------------------- all at once
+
+
+def test_rules_among_keys_are_told_together_with_those_of_single_ones():
+    lines = refused(
+        agent_nats_url=FAR,
+        agent_bus="kafka",
+        agent_nats_user="me",
+        agent_nats_password="p4ss",
+        agent_nats_nkey_file="me.nk",
+        agent_nats_key_file="key.pem",
+        agent_nats_max_mb=0,
+        agent_nats_max_age_days=0.001,
+        agent_remote_control="perhaps",
+    )
+    assert set(lines) == {
+        "agent_bus",
+        "agent_nats_nkey_file",
+        "agent_nats_key_file",
+        "agent_nats_password",
+        "agent_nats_max_mb",
+        "agent_nats_max_age_days",
+        "agent_remote_control",
+    }
+
+
+def test_a_wrong_address_adds_no_complaint_about_what_depends_on_it():
+    assert list(refused(agent_nats_url="http://nats.lan", agent_bus="nats", **USER)) == ["agent_nats_url"]
+
+
+def test_events_flow_over_nats_where_there_is_an_address_and_the_bus_is_not_told_otherwise():
+    assert not Settings().over_nats
+    assert Settings(agent_nats_url=FAR).over_nats
+    assert Settings(agent_nats_url=FAR, agent_bus="nats").over_nats
+    assert not Settings(agent_nats_url=FAR, agent_bus="memory").over_nats
