@@ -15,25 +15,18 @@ import structlog
 from agent.domain.errors import StateError
 from agent.domain.events import Event
 from agent.domain.naming import subject_matches
-from agent.ports import Clock, Handler
-
-FIRST_ERROR_DELAY_SECONDS = 0.1
-LAST_ERROR_DELAY_SECONDS = 30.0
-"""A handler that fails is given its event again after the first, doubling to the last."""
-
-CANCEL_SECONDS = 10.0
-"""How long a cancelled handler may clean up before it is left to itself."""
+from agent.ports import BusState, Clock, Handler
+from agent.ports.delivery import Courier
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True, eq=False)
 class _Letter:
-    """An event in a mailbox. Not to be delivered before `not_before` (monotonic); `failures` counts errors in a row."""
+    """An event in a mailbox. Not to be delivered before `not_before` (monotonic)."""
 
     event: Event
     not_before: float = 0.0
-    failures: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -69,42 +62,24 @@ class _Mailbox:
             self.letters.popleft()
 
 
-class _Delivery:
-    """One delivery of a letter: `agent.ports.Message`."""
+class _Kept:
+    """A letter in its mailbox: `agent.ports.delivery.Letter`."""
 
     def __init__(self, mailbox: _Mailbox, letter: _Letter, clock: Clock) -> None:
         self._mailbox, self._letter, self._clock = mailbox, letter, clock
-        self.settled = False
-        self.heard = clock.monotonic()
 
     @property
     def event(self) -> Event:
         return self._letter.event
 
     async def ack(self) -> None:
-        if not self.settled:
-            await self.in_progress()
-            self.settled = True
-            self._mailbox.drop(self._letter)
+        self._mailbox.drop(self._letter)
 
-    async def nak(self, delay: float = 0.0) -> None:
-        if not self.settled:
-            await self.in_progress()
-            self.settled = True
-            self._letter.failures = 0
-            self._letter.not_before = self._clock.monotonic() + max(delay, 0.0)
+    async def nak(self, delay: float) -> None:
+        self._letter.not_before = self._clock.monotonic() + delay
 
     async def in_progress(self) -> None:
-        if not self.settled:
-            self.heard = self._clock.monotonic()
-
-    def failed(self) -> float:
-        """The handler did not settle it: again, after a delay that grows. Returns the delay."""
-        self.settled = True
-        delay = min(FIRST_ERROR_DELAY_SECONDS * 2.0 ** min(self._letter.failures, 20), LAST_ERROR_DELAY_SECONDS)
-        self._letter.failures += 1
-        self._letter.not_before = self._clock.monotonic() + delay
-        return delay
+        pass
 
 
 class _Subscription:
@@ -119,8 +94,8 @@ class _Subscription:
         ack_wait_seconds: float,
         released: Callable[[_Mailbox], None],
     ) -> None:
-        self._mailbox, self._handler = mailbox, handler
-        self._clock, self._ack_wait = clock, ack_wait_seconds
+        self._mailbox, self._clock = mailbox, clock
+        self._courier = Courier(mailbox.name, handler, clock=clock, ack_wait_seconds=ack_wait_seconds)
         self.worker = asyncio.create_task(self._run(), name=f"bus-{mailbox.name}")
         self.worker.add_done_callback(lambda _: released(mailbox))
 
@@ -133,39 +108,7 @@ class _Subscription:
             letter = await self._mailbox.head()
             # Also where there is nothing to wait for: whoever naks without a delay must not keep the loop to itself.
             await self._clock.sleep(letter.not_before - self._clock.monotonic())
-            await self._deliver(letter)
-
-    async def _deliver(self, letter: _Letter) -> None:
-        log = _log.bind(subscription=self._mailbox.name, id=letter.event.id, subject=letter.event.subject)
-        delivery = _Delivery(self._mailbox, letter, self._clock)
-        work = asyncio.create_task(_handle(self._handler, delivery), name=f"{self.worker.get_name()}-handler")
-        try:
-            in_time = await self._ended(work, delivery)
-        finally:
-            if not work.done():
-                await _cancel(work, log)
-        if not in_time:
-            log.error("handler_silent", ack_wait_seconds=self._ack_wait, acked=delivery.settled)
-            delivery.settled = True
-            return
-        error = asyncio.CancelledError() if work.cancelled() else work.exception()
-        if error is not None or not delivery.settled:
-            again = None if delivery.settled else delivery.failed()
-            log.error("handler_failed", error=repr(error or "neither ack nor nak"), again_seconds=again, exc_info=error)
-
-    async def _ended(self, work: asyncio.Task[None], delivery: _Delivery) -> bool:
-        """Wait for the handler's end; False when nothing was heard of it for the ack wait."""
-        while True:
-            patience = delivery.heard + self._ack_wait - self._clock.monotonic()
-            if patience <= 0:
-                return False
-            timer = asyncio.create_task(self._clock.sleep(patience), name=f"{work.get_name()}-timer")
-            try:
-                await asyncio.wait({work, timer}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                timer.cancel()
-            if work.done():
-                return True
+            await self._courier.hand_over(_Kept(self._mailbox, letter, self._clock))
 
 
 class MemoryBus:
@@ -180,6 +123,14 @@ class MemoryBus:
         self._mailboxes: list[_Mailbox] = []
         self._running: dict[_Mailbox, _Subscription] = {}
         self._closed = False
+        self.state = BusState("memory", ready=True, detail="in this process", since=clock.now())
+        self.stream = None
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Nothing ever changes here."""
+
+    async def wait_until_ready(self) -> None:
+        """It always is."""
 
     async def publish(self, event: Event) -> None:
         """As the port says. Raises StateError on a closed bus."""
@@ -226,26 +177,3 @@ class MemoryBus:
     def _check_open(self) -> None:
         if self._closed:
             raise StateError("the event bus is closed")
-
-
-async def _handle(handler: Handler, delivery: _Delivery) -> None:
-    await handler(delivery)
-
-
-async def _cancel(work: asyncio.Task[None], log: structlog.typing.FilteringBoundLogger) -> None:
-    """Cancel a handler and see it end, also while being cancelled; one that does not end in time is left to itself."""
-    loop = asyncio.get_running_loop()
-    end, interrupted = loop.time() + CANCEL_SECONDS, False
-    work.cancel()
-    while not work.done() and loop.time() < end:
-        try:
-            await asyncio.wait({work}, timeout=end - loop.time())
-        except asyncio.CancelledError:
-            interrupted = True
-    if not work.done():
-        log.error("handler_abandoned", after_seconds=CANCEL_SECONDS)
-        work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    elif not work.cancelled() and (error := work.exception()) is not None:
-        log.error("handler_failed", error=repr(error), exc_info=error)
-    if interrupted:
-        raise asyncio.CancelledError

@@ -40,7 +40,7 @@ class CloudEventsCodec:
     """
 
     def __init__(self, *, max_bytes: int = MAX_EVENT_BYTES) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._classes: Mapping[str, type[Event]] = {cls.type: cls for cls in ALL}
         self._validators: dict[str, TypeAdapter[Event]] = {}
 
@@ -72,8 +72,8 @@ class CloudEventsCodec:
 
     def decode(self, data: bytes) -> Event:
         """Return the event that the bytes are. Raises WireError: what is wrong, quoted in brief."""
-        if len(data) > self._max_bytes:
-            raise WireError(f"an event of {len(data)} bytes is larger than the {self._max_bytes} allowed")
+        if len(data) > self.max_bytes:
+            raise WireError(f"an event of {len(data)} bytes is larger than the {self.max_bytes} allowed")
         try:
             envelope = orjson.loads(data)
         except orjson.JSONDecodeError as error:
@@ -137,10 +137,12 @@ class CloudEventsCodec:
             place = ".".join(str(piece) for piece in first["loc"])[:_SHOWN]
             raise WireError(f"{cls.type}: {place}: {first['msg']}") from error
         for f in fields(event):
-            if isinstance(getattr(event, f.name), datetime) and not _RFC3339.fullmatch(str(given[f.name])):
-                raise WireError(
-                    f"{cls.type}: {f.name} is {_short(given[f.name])}, a date, time and offset are expected"
-                )
+            if isinstance(at := getattr(event, f.name), datetime):
+                if not _RFC3339.fullmatch(str(given[f.name])):
+                    raise WireError(
+                        f"{cls.type}: {f.name} is {_short(given[f.name])}, a date, time and offset are expected"
+                    )
+                _plain(at, f"{cls.type}: {f.name}")  # what came in must be able to go out again
         return event
 
 

@@ -53,9 +53,10 @@ class ProgressTeller:
             await self._clock.sleep(TELL_SECONDS)
 
     def _event(self) -> SyncProgress:
+        now = self._clock.now()
         return SyncProgress(
-            id=f"{self._request.request_id}.{self._method}.progress.{self._told}",
-            time=self._clock.now(),
+            id=f"{self._request.request_id}.{self._method}.progress.{now:%Y%m%dT%H%M%S.%f}.{self._told}",
+            time=now,
             system_id=self._request.system_id,
             request_id=self._request.request_id,
             method=self._method,

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import structlog
 
 from agent.application.recorder import Recorder
+from agent.application.requests import Requests
 from agent.domain.databases import Survey
-from agent.domain.errors import SnapshotError, StateError
+from agent.domain.errors import SnapshotError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
 from agent.domain.route import AUTO, RETRY, URGENT, open_route, plan_route
 from agent.domain.states import TargetRecord, due
-from agent.ports import Clock, EventBus, Ledger, SnapshotTaker, SyncMethod
+from agent.ports import Clock, Ledger, SnapshotTaker, SyncMethod
 from agent.settings import Settings
 
 NO_TARGET = "there is nowhere to sync to"
@@ -28,7 +29,7 @@ class Publisher:
 
     settings: Settings
     identity: Identity
-    bus: EventBus
+    requests: Requests
     ledger: Ledger
     recorder: Recorder
     clock: Clock
@@ -118,7 +119,7 @@ class Publisher:
         )
 
     async def _publish(self, request: SyncRequested) -> None:
-        await self.bus.publish(request)
+        await self.requests.issue(request)
         _log.info(
             "sync_requested",
             request_id=request.request_id,
@@ -126,12 +127,6 @@ class Publisher:
             route=list(request.route),
             system_id=request.system_id,
         )
-        try:
-            await self.ledger.remember(request)
-        except StateError as error:
-            if not error.transient:
-                raise
-            _log.warning("request_not_in_history", request_id=request.request_id, error=str(error))
 
     def _why_no_way(self, route: tuple[str, ...]) -> tuple[str, str]:
         if not self.methods:

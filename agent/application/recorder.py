@@ -5,11 +5,12 @@ publishes it again with the same id.
 """
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
 from agent.application.wake import Wake
-from agent.domain.errors import AkoshaError
+from agent.domain.errors import AkoshaError, BusError
 from agent.domain.events import (
     MethodError,
     SyncFailed,
@@ -33,8 +34,14 @@ class Recorder:
 
     def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock) -> None:
         self._ledger, self._bus, self._clock = ledger, bus, clock
+        self._waiting = False
+        self._on_told: Callable[[], None] = lambda: None
         self._wake = Wake(clock, "outbox")
         self._flushing = asyncio.Lock()
+
+    def on_told(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when results have been told to the bus."""
+        self._on_told = listener
 
     async def delivered(self, target: Target, delivered: Delivered) -> None:
         """The target has the upload: one transaction; the next flush tells."""
@@ -91,9 +98,12 @@ class Recorder:
         One at a time: a second caller returns when there is nothing left to publish.
         """
         async with self._flushing:
-            for result in await self._ledger.outbox():
+            waiting = await self._ledger.outbox()
+            for result in waiting:
                 await self._bus.publish(result)
                 await self._ledger.confirm(result)
+            if waiting:
+                self._on_told()
 
     async def run(self) -> None:
         """Keep the outbox empty, for ever; what passes is tried again after 1 s, doubling to 60."""
@@ -102,14 +112,19 @@ class Recorder:
             try:
                 await self.flush()
             except AkoshaError as error:
-                if not error.transient:
+                if not (error.transient or isinstance(error, BusError)):
                     raise
-                _log.warning("results_wait", error=str(error), retry_in_seconds=wait)
+                self._tell_of_waiting(error)
                 await self._wake.wait(wait)
                 wait = min(wait * 2, LAST_WAIT_SECONDS)
             else:
-                wait = FIRST_WAIT_SECONDS
+                wait, self._waiting = FIRST_WAIT_SECONDS, False
                 await self._wake.wait(None)
+
+    def _tell_of_waiting(self, error: AkoshaError) -> None:
+        """Once is enough: the status says how many wait, and the bus may be away for days."""
+        (_log.debug if self._waiting else _log.warning)("results_wait", error=str(error))
+        self._waiting = True
 
 
 def succeeded(manifest: Manifest, *, method: str, location: str) -> SyncSucceeded:

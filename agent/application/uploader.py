@@ -17,15 +17,12 @@ import structlog
 
 from agent.application.progress import ProgressTeller
 from agent.application.recorder import Recorder
+from agent.application.requests import Requests
 from agent.domain.errors import SyncError
 from agent.domain.events import SyncRequested
-from agent.domain.identity import Identity
 from agent.domain.route import URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
 from agent.domain.states import TargetRecord
 from agent.ports import Clock, Delivered, EventBus, Ledger, Message, SyncMethod, Unchanged
-
-STILL_AT_WORK_SECONDS = 20.0
-"""A third of the ack wait: how often a message in hand is kept from being delivered again."""
 
 FAULT_SECONDS = 30.0
 """When a message comes again whose handling met a fault."""
@@ -34,14 +31,17 @@ _log = structlog.get_logger()
 
 
 class Uploader:
-    """One method's subscriber. `flight` is the single-flight lock that all uploaders of this agent share."""
+    """One method's subscriber. `flight` is the single-flight lock that all uploaders of this agent share.
+
+    `still_at_work_seconds`, a third of the bus's ack wait: how often a message in hand is kept from coming again.
+    """
 
     def __init__(
         self,
         method: SyncMethod,
         *,
-        identity: Identity,
         bus: EventBus,
+        requests: Requests,
         ledger: Ledger,
         recorder: Recorder,
         clock: Clock,
@@ -49,11 +49,12 @@ class Uploader:
         flight: asyncio.Lock,
         after_outcome: Callable[[], None],
         faults: asyncio.Queue[Exception],
+        still_at_work_seconds: float = 20.0,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.method = method
-        self._identity, self._rules, self._jitter = identity, rules, jitter
-        self._bus, self._ledger, self._recorder, self._clock = bus, ledger, recorder, clock
+        self._rules, self._jitter, self._still_at_work = rules, jitter, still_at_work_seconds
+        self._bus, self._requests, self._ledger, self._recorder, self._clock = bus, requests, ledger, recorder, clock
         self._flight, self._after_outcome, self._faults = flight, after_outcome, faults
 
     async def handle(self, message: Message) -> None:
@@ -63,11 +64,10 @@ class Uploader:
         decides; the message comes again.
         """
         request = message.event
-        if not isinstance(request, SyncRequested) or request.agent_id != self._identity.agent_id:
-            _log.warning("request_refused", id=request.id, why="it was not issued by this agent")
-            await message.ack()
-            return
         try:
+            if not isinstance(request, SyncRequested) or not await self._requests.is_ours(request):
+                await message.ack()
+                return
             async with self._kept(message), self._flight:
                 if await self._ledger.outcome(request.request_id) is not None:
                     await message.ack()
@@ -102,7 +102,7 @@ class Uploader:
                 case Forward():
                     log.warning("sync_forwarded", to=step.request.route[0], error=str(error))
                     await self._give_up(request, record, error, None)
-                    await self._bus.publish(step.request)
+                    await self._requests.issue(step.request)
                     await message.ack()
                 case GiveUp():
                     log.warning("sync_failed", errors=[f"{e.method}: {e.error}" for e in step.errors])
@@ -147,7 +147,7 @@ class Uploader:
     async def _kept(self, message: Message) -> AsyncIterator[None]:
         async def keep() -> None:
             while True:
-                await self._clock.sleep(STILL_AT_WORK_SECONDS)
+                await self._clock.sleep(self._still_at_work)
                 await message.in_progress()
 
         task = asyncio.create_task(keep(), name=f"keep-{self.method.name}")

@@ -12,10 +12,17 @@ class Wake:
         self._clock = clock
         self._name = name
         self._rung = asyncio.Event()
+        self._others: list[Wake] = []
 
     def ring(self) -> None:
         """Let the loop go on at once."""
         self._rung.set()
+        for other in self._others:
+            other.ring()
+
+    def also(self, other: "Wake") -> None:
+        """Ring another bell, of another loop, with this one."""
+        self._others.append(other)
 
     async def wait(self, seconds: float | None) -> bool:
         """Return True when rung, False when so many seconds have passed; None waits for a ring alone."""

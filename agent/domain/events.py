@@ -5,11 +5,15 @@ consumers can drop what they know. A request's id names its place on the route; 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from agent.domain import naming
+
+LONGEST_TEXT = 500
+MOST_NAMED = 20
+"""How much of each reason, and of how many, an abridged result keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +68,7 @@ class SyncAsked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodError:
-    """Why one method of the route did not deliver. Its two fields are CONTRACT's `errors` entry."""
+    """Why one method of the route did not deliver."""
 
     method: str
     error: str
@@ -75,7 +79,7 @@ class SyncRequested(Event):
     """Sync what the target lacks. `route` is the routing slip: the methods still to try, the first one's turn now.
 
     Every trigger publishes this same event; they differ in `reason` alone (manual, session_end, file_change, startup,
-    retry). `errors` are those of the methods that the request has been forwarded from.
+    retry, remote). `errors` are those of the methods that the request has been forwarded from.
     """
 
     type: ClassVar[str] = "akosha.sync.requested.v1"
@@ -95,10 +99,10 @@ class SyncRequested(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncResult(Event):
-    """The result of a request: CONTRACT's eight fields, and the request they answer.
+    """The result of a request.
 
     `files_uploaded` are keys (sent, copied and carried alike: what a reader finds), `bytes_transferred` what really
-    went over the wire. `error` is None, or the text with its cure.
+    went over the wire. `error` is null, or the text with its cure.
     """
 
     request_id: str
@@ -111,6 +115,10 @@ class SyncResult(Event):
     error: str | None = None
     triggered_by: str
 
+    def abridged(self) -> Self:
+        """Return the result without what makes it long: the manifest names the files, `status` the rest."""
+        return replace(self, files_uploaded=(), error=_cut(self.error) if self.error else self.error)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncSucceeded(SyncResult):
@@ -121,6 +129,10 @@ class SyncSucceeded(SyncResult):
     location: str = ""
     manifest_key: str = ""
     incomplete: dict[str, str]
+
+    def abridged(self) -> Self:
+        first = sorted(self.incomplete)[:MOST_NAMED]
+        return replace(self, files_uploaded=(), incomplete={name: _cut(self.incomplete[name]) for name in first})
 
     @property
     def subject(self) -> str:
@@ -144,13 +156,17 @@ class SyncSkipped(SyncResult):
 class SyncFailed(SyncResult):
     """No method of the route delivered. The databases stay owed and are tried again by themselves at `retry_at`.
 
-    `retry_at` is None where trying again makes no sense before a file or a setting changes.
+    `retry_at` is null where trying again makes no sense before a file or a setting changes.
     """
 
     type: ClassVar[str] = "akosha.sync.failed.v1"
 
     errors: tuple[MethodError, ...]
     retry_at: datetime | None = None
+
+    def abridged(self) -> Self:
+        errors = tuple(replace(error, error=_cut(error.error)) for error in self.errors[:MOST_NAMED])
+        return replace(self, files_uploaded=(), error=_cut(self.error or ""), errors=errors)
 
     @property
     def subject(self) -> str:
@@ -187,3 +203,7 @@ def request_event_id(request_id: str, method: str) -> str:
 def result_event_id(outcome: str, *, upload_id: str | None, request_id: str) -> str:
     """The id of a result: of its upload where there is one, else of its request."""
     return f"{upload_id or request_id}.{outcome}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."

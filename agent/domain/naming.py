@@ -13,6 +13,8 @@ from agent.domain.errors import NamingError
 
 MANIFEST_NAME = "manifest.json"
 SUBJECT_PREFIX = "akosha"
+STREAM_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("session", "sync", "ingest"))
+"""What the stream keeps; progress and questions pass by."""
 
 _SYSTEM_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _UPLOAD_ID = re.compile(r"([0-9]{8}_[0-9]{6})_([A-Za-z0-9_-]{1,100})")
@@ -132,6 +134,31 @@ def results_pattern(system_id: str) -> str:
 
 def progress_subject(system_id: str) -> str:
     return f"{SUBJECT_PREFIX}.progress.{check_system_id(system_id)}"
+
+
+def progress_pattern() -> str:
+    """Return the pattern that covers progress of all systems: the events that no stream keeps."""
+    return f"{SUBJECT_PREFIX}.progress.*"
+
+
+def control_subject(system_id: str, question: str) -> str:
+    """Return the subject on which an agent answers one kind of question."""
+    return f"{SUBJECT_PREFIX}.agent.{check_system_id(system_id)}.{check_method(question)}"
+
+
+def patterns_meet(one: str, other: str) -> bool:
+    """Say whether some subject is covered by both of two patterns.
+
+    >>> patterns_meet("akosha.>", "akosha.progress.*"), patterns_meet("akosha.sync.>", "akosha.progress.*")
+    (True, False)
+    """
+    left, right = one.split("."), other.split(".")
+    for mine, theirs in zip(left, right, strict=False):
+        if ">" in (mine, theirs):
+            return True
+        if mine != theirs and "*" not in (mine, theirs):
+            return False
+    return len(left) == len(right)
 
 
 def subject_matches(pattern: str, subject: str) -> bool:

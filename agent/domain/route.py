@@ -19,8 +19,9 @@ SESSION_END = "session_end"
 FILE_CHANGE = "file_change"
 STARTUP = "startup"
 RETRY = "retry"
+REMOTE = "remote"
 
-URGENT = frozenset({MANUAL, SESSION_END})
+URGENT = frozenset({MANUAL, SESSION_END, REMOTE})
 """Reasons that a person or a session's end stands behind: they reset a target's back-off, a file change does not."""
 
 FIRST_TARGET_BACKOFF = timedelta(seconds=30)

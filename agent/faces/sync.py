@@ -108,7 +108,7 @@ async def _here(home: Home, identity: Identity, ask: SyncAsked, show: Show) -> S
             show(message.event)
         await message.ack()
 
-    async with await build(home, identity) as agent:
+    async with await build(home, identity, single_sync=True) as agent:
         await agent.bus.subscribe(naming.progress_subject(identity.system_id), hear)
         return await agent.once(ask)
 

@@ -1,6 +1,8 @@
 """Events on their way: at least once, in order per subject."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 from agent.domain.events import Event
@@ -36,26 +38,79 @@ class Subscription(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class BusState:
+    """Which bus carries events now (`memory`, `nats`), and since when.
+
+    `ready` is false while events wait for it. `detail` says where it is, or why another one is not in use.
+    """
+
+    name: str
+    ready: bool
+    detail: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMark:
+    """How far a stream that outlives this process has come: when it was `created`, and its newest `sequence`."""
+
+    created: str
+    sequence: int
+
+    def has_lost(self, earlier: "StreamMark") -> bool:
+        """Say whether events that were in the stream at an earlier mark are no longer in it: another stream, or cut."""
+        return self.created != earlier.created or self.sequence < earlier.sequence
+
+
 class EventBus(Protocol):
     """At least once, in order per subject.
 
     One event at a time per subscription; the next comes after an ack. A handler that raises, or returns with neither
     ack nor nak, means nak; one that stays silent for longer than the bus's ack wait is cancelled and its event
-    delivered again.
+    delivered again. Progress is an exception: it is passed on to whoever listens, and losing one loses nothing.
     """
 
+    @property
+    def state(self) -> BusState: ...
+
+    @property
+    def stream(self) -> StreamMark | None:
+        """Where events outlive this process: how far that has come. None in-process, or while it is out of reach."""
+        ...
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener`, on the event loop, when `state` or the stream's origin has changed. It must be cheap."""
+        ...
+
+    async def wait_until_ready(self) -> None:
+        """Return when `state` is ready."""
+        ...
+
     async def publish(self, event: Event) -> None:
-        """Publish on the event's own subject. When it returns, the bus has it; else it raises and may have it."""
+        """Publish on the event's own subject. When it returns, the bus has it; else it raises and may have it.
+
+        Raises BusError, transient where the bus is out of reach.
+        """
         ...
 
     async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> Subscription:
         """Hand over events whose subject matches `pattern` (`*` a token, `>` the rest).
 
         With a `durable` name, what is not acked when the subscription stops waits for the next of that name, and so
-        does what is published in between. Without one, the subscription sees what is published from now on.
+        does what is published in between; a name that the bus does not know begins with the oldest event it keeps.
+        Without one, the subscription sees what is published from now on.
         """
         ...
 
     async def aclose(self) -> None:
         """Stop all subscriptions. Idempotent."""
+        ...
+
+
+class Responder(Protocol):
+    """Answers questions that others ask over the bus: one question, one answer, nothing kept."""
+
+    async def respond(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> Subscription:
+        """Answer each question on `subject` with what `answer` makes of it; it must not raise."""
         ...

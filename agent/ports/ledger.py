@@ -96,12 +96,27 @@ class Ledger(Protocol):
         """A bus has confirmed the result (CONFIRMED)."""
         ...
 
+    async def tell_again(self, since: datetime) -> int:
+        """Put results from then on into the outbox once more: the bus has lost them. Returns how many."""
+        ...
+
     async def outcome(self, request_id: str) -> SyncResult | None:
         """Return the result of a request, if it has one."""
         ...
 
     async def remember(self, event: Event) -> None:
         """Add an event to the history, for people to see."""
+        ...
+
+    async def remembered(self, event_id: str) -> Event | None:
+        """Return an event of the history."""
+        ...
+
+    async def is_new(self, event: Event) -> bool:
+        """Say whether an event of somebody else is handled for the first time; from now on, for ever, it is not.
+
+        Events are told apart by type, system and id.
+        """
         ...
 
     async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:

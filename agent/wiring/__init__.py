@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import structlog
-
 from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
-from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.s3_store import S3Store
 from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.sqlite_ledger import SqliteLedger, is_made
@@ -24,22 +21,21 @@ from agent.application.agent import Agent
 from agent.application.cloud_sync import CloudSync
 from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
+from agent.application.requests import Requests
 from agent.application.uploader import Uploader
 from agent.application.wake import Wake
 from agent.domain.databases import database_of
-from agent.domain.errors import SettingsError
 from agent.domain.events import Event
 from agent.domain.identity import Identity
 from agent.domain.route import CLOUD, RetryRules
 from agent.domain.states import Target
-from agent.ports import Clock, Ledger, ObjectStore, SnapshotTaker, SyncMethod
+from agent.ports import Clock, Ledger, ObjectStore, Responder, SnapshotTaker, SyncMethod
 from agent.settings import Settings
+from agent.wiring.buses import run_buses, single_sync_buses
 
 MEBIBYTE = 2**20
 LEDGER_EVENT_BYTES = 16 * MEBIBYTE
 """What the agent itself wrote, it must be able to read: a result may name hundreds of files."""
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +101,28 @@ class Home:
         return SpoolDirectory(self.state.spool, self.codec)
 
 
-async def build(home: Home, identity: Identity) -> Agent:
-    """Wire an agent. The caller holds the state directory's lock. Raises SettingsError, StateError."""
+async def build(home: Home, identity: Identity, *, single_sync: bool = False) -> Agent:
+    """Wire an agent, to run or for a single sync. The caller holds the state directory's lock.
+
+    Raises SettingsError, StateError.
+    """
     settings, clock = home.settings, home.clock
-    if settings.agent_bus == "nats":
-        raise SettingsError(
-            "akosha_agent_bus: this version has the in-process bus alone", hint="set it to memory or auto"
-        )
-    if settings.agent_nats_url:
-        _log.warning("nats_unused", why="this version has the in-process bus alone")
     give_back_large_blocks()
-    ledger = await home.open_ledger()
-    bus = MemoryBus(clock)
+    name = f"akosha-agent {identity.durable('agent')}"
+    control: Responder | None = None
+    if single_sync:
+        bus, results_bus = single_sync_buses(settings, name, clock)
+    else:
+        bus, control = await run_buses(settings, name, clock)
+        results_bus = bus
+    try:
+        ledger = await home.open_ledger()
+    except BaseException:
+        await asyncio.gather(bus.aclose(), results_bus.aclose())
+        raise
     taker = home.taker()
-    recorder = Recorder(ledger, bus, clock)
+    recorder = Recorder(ledger, results_bus, clock)
+    requests = Requests(identity, bus, ledger)
     methods = _methods(home, identity, taker, ledger)
     flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue[Exception]()
     return Agent(
@@ -132,8 +136,8 @@ async def build(home: Home, identity: Identity) -> Agent:
         uploaders=[
             Uploader(
                 method,
-                identity=identity,
                 bus=bus,
+                requests=requests,
                 ledger=ledger,
                 recorder=recorder,
                 clock=clock,
@@ -141,13 +145,14 @@ async def build(home: Home, identity: Identity) -> Agent:
                 flight=flight,
                 after_outcome=settled.ring,
                 faults=faults,
+                still_at_work_seconds=settings.agent_nats_ack_wait_seconds / 3,
             )
             for method in methods.values()
         ],
         publisher=Publisher(
             settings=settings,
             identity=identity,
-            bus=bus,
+            requests=requests,
             ledger=ledger,
             recorder=recorder,
             clock=clock,
@@ -168,6 +173,8 @@ async def build(home: Home, identity: Identity) -> Agent:
         flight=flight,
         settled=settled,
         faults=faults,
+        results_bus=results_bus,
+        control=control,
     )
 
 

@@ -640,3 +640,44 @@ async def tell(ledger, book, story):
                     waiting.setdefault(result.id, result)
         assert await ledger.record(TARGET) == record
         assert list(await ledger.outbox()) == list(waiting.values())
+
+
+async def test_what_a_bus_has_lost_is_told_again_and_nothing_else_changes(book):
+    """Results of the time asked for, oldest first; the database that was clean stays so."""
+    ledger, first = book.now, manifest(1, "r1", reflection=1)
+    await ledger.begin(TARGET, intent(1, "r1", reflection=1))
+    await ledger.deliver(TARGET, first, {"reflection": fingerprint("reflection", 1)}, {}, succeeded(first))
+    old, new = replace(skipped("r0"), time=NOON - timedelta(days=8)), skipped("r2")
+    for result in (old, new):
+        await ledger.settle(None, result)
+    for result in await ledger.outbox():
+        await ledger.confirm(result)
+    await ledger.remember(request("r3"))
+    before = await ledger.record(TARGET)
+    assert await ledger.tell_again(NOON - timedelta(days=7)) == 2
+    ledger = await book.open()
+    assert {result.id for result in await ledger.outbox()} == {succeeded(first).id, new.id}
+    assert await ledger.record(TARGET) == before
+    for result in await ledger.outbox():
+        await ledger.confirm(result)
+    assert await ledger.record(TARGET) == before
+    assert await ledger.outbox() == []
+
+
+async def test_an_event_of_the_history_can_be_had_by_its_id(ledger):
+    asked = request("r1")
+    await ledger.remember(asked)
+    assert await ledger.remembered(asked.id) == asked
+    assert await ledger.remembered("r1") is None
+
+
+async def test_an_event_of_others_is_new_once_and_for_ever(book):
+    """However old it is, after restarts, and told apart by system and id."""
+    ended = SessionEnded(id="s-1", time=NOON, system_id=SYSTEM)
+    assert await book.now.is_new(ended)
+    assert not await book.now.is_new(ended)
+    book.clock.jump(timedelta(days=4000))
+    ledger = await book.open()
+    assert not await ledger.is_new(replace(ended, time=NOON + timedelta(days=1), session_id="other"))
+    assert await ledger.is_new(replace(ended, system_id="other"))
+    assert await ledger.is_new(replace(ended, id="s-2"))

@@ -10,6 +10,7 @@ import pytest
 
 from agent.adapters.s3_store import S3Store
 from tests.servers.front import Front
+from tests.servers.nats import delete_streams, running_nats
 from tests.servers.s3 import Authority, aws_environment, running_moto, running_rclone
 
 
@@ -75,3 +76,17 @@ async def fronted(front, moto):
             return store
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory):
+    with running_nats(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+async def fresh_nats(nats_server):
+    """The same server, running and without a stream, whatever the test before did to it."""
+    nats_server.revive()
+    await delete_streams(nats_server)
+    return nats_server

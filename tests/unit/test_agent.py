@@ -15,6 +15,7 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.application.agent import Agent
 from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
+from agent.application.requests import Requests
 from agent.application.uploader import Uploader
 from agent.application.wake import Wake
 from agent.domain.databases import Survey
@@ -127,6 +128,7 @@ async def world(tmp_path: Path, script=(), *, running: bool = True, **settings):
     bus = MemoryBus(clock)
     ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
     recorder = Recorder(ledger, bus, clock)
+    requests = Requests(IDENTITY, bus, ledger)
     method = ScriptedMethod(ledger, script)
     flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue()
     config = Settings(cloud_endpoint="file:///bucket", max_retries=0, enable_fallback=False, **settings)
@@ -134,14 +136,15 @@ async def world(tmp_path: Path, script=(), *, running: bool = True, **settings):
         settings=config, identity=IDENTITY, clock=clock, bus=bus, ledger=ledger, taker=files,
         methods={"cloud": method},
         uploaders=[
-            Uploader(method, identity=IDENTITY, bus=bus, ledger=ledger, recorder=recorder, clock=clock,
+            Uploader(method, bus=bus, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
                      rules=RetryRules(0, 2.0), flight=flight, after_outcome=settled.ring, faults=faults)
         ],
         publisher=Publisher(
-            settings=config, identity=IDENTITY, bus=bus, ledger=ledger, recorder=recorder, clock=clock,
+            settings=config, identity=IDENTITY, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
             taker=files, methods={"cloud": method},
         ),
         recorder=recorder, watch=files, spool=notes, spool_watch=notes, flight=flight, settled=settled, faults=faults,
+        results_bus=bus,
     )  # fmt: skip
 
     async def hear(message) -> None:
@@ -412,7 +415,7 @@ async def test_a_change_while_a_request_is_being_made_is_a_burst_of_its_own(tmp_
             if during:
                 during.pop()
                 w.files.change(2)
-                w.agent._changed()
+                w.agent._changes.noticed()
             return seen
 
         w.files.change(1)

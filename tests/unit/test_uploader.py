@@ -8,6 +8,7 @@ from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.recorder import Recorder
+from agent.application.requests import Requests
 from agent.application.uploader import Uploader
 from agent.domain.errors import CloudUploadError
 from agent.domain.events import Event, SyncProgress, SyncRequested
@@ -27,6 +28,7 @@ SOURCE = CloudUploadError("reflection: it is a folder", "cloud", forwardable=Fal
 class Bench:
     clock: ManualClock
     bus: MemoryBus
+    requests: Requests
     ledger: SqliteLedger
     recorder: Recorder
     cloud: ScriptedMethod
@@ -50,7 +52,10 @@ async def bench(tmp_path, cloud=(), http=()):
     bus = MemoryBus(clock)
     ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
     recorder = Recorder(ledger, bus, clock)
-    b = Bench(clock, bus, ledger, recorder, ScriptedMethod(ledger, cloud), ScriptedMethod(ledger, http, "http"))
+    requests = Requests(Identity("agent-1", values.SYSTEM), bus, ledger)
+    b = Bench(
+        clock, bus, requests, ledger, recorder, ScriptedMethod(ledger, cloud), ScriptedMethod(ledger, http, "http")
+    )
     flight = asyncio.Lock()
 
     def ended() -> None:
@@ -58,7 +63,7 @@ async def bench(tmp_path, cloud=(), http=()):
 
     for method in (b.cloud, b.http):
         uploader = Uploader(
-            method, identity=Identity("agent-1", values.SYSTEM), bus=bus, ledger=ledger, recorder=recorder,
+            method, bus=bus, requests=requests, ledger=ledger, recorder=recorder,
             clock=clock, rules=RetryRules(3, 2.0), flight=flight, after_outcome=ended, faults=b.faults,
             jitter=lambda: 0.5,
         )  # fmt: skip
@@ -81,7 +86,7 @@ async def bench(tmp_path, cloud=(), http=()):
 
 async def test_a_delivery_is_recorded_told_and_confirmed(tmp_path):
     async with bench(tmp_path, cloud=[1]) as b:
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
         async with asyncio.timeout(10):
             while await b.ledger.outbox():
@@ -93,7 +98,7 @@ async def test_a_delivery_is_recorded_told_and_confirmed(tmp_path):
 
 async def test_transient_failures_are_tried_again_after_2_4_and_8_seconds_then_given_up(tmp_path):
     async with bench(tmp_path, cloud=[TRANSIENT] * 4) as b:
-        await b.bus.publish(values.request(route=("cloud",)))
+        await b.requests.issue(values.request(route=("cloud",)))
         for number, delay in enumerate((2.0, 4.0, 8.0), 1):
             await b.until(lambda number=number: b.outcomes == number)
             await b.clock.advance(delay * 0.9)
@@ -112,7 +117,7 @@ async def test_attempts_go_on_counting_where_the_ledger_left_them(tmp_path):
         await b.ledger.count_attempt(
             b.cloud.target, earlier, attempts=2, retry_at=b.clock.now(), error="the bucket answers 503"
         )
-        await b.bus.publish(values.request("r2", reason="startup", route=("cloud",)))
+        await b.requests.issue(values.request("r2", reason="startup", route=("cloud",)))
         await b.until(lambda: b.outcomes == 1)
         assert (await b.ledger.record(b.cloud.target)).attempts == 3
         await b.clock.advance(10)
@@ -124,7 +129,7 @@ async def test_a_person_asking_starts_the_attempts_anew(tmp_path):
         await b.ledger.count_attempt(
             b.cloud.target, values.request("before"), attempts=3, retry_at=b.clock.now(), error="503"
         )
-        await b.bus.publish(values.request("r2", route=("cloud",)))
+        await b.requests.issue(values.request("r2", route=("cloud",)))
         await b.until(lambda: b.outcomes == 1)
         record = await b.ledger.record(b.cloud.target)
         assert (record.attempts, record.attempt_request) == (1, "r2")
@@ -132,7 +137,7 @@ async def test_a_person_asking_starts_the_attempts_anew(tmp_path):
 
 async def test_a_permanent_failure_is_forwarded_with_its_error_and_the_cloud_stays_owed(tmp_path):
     async with bench(tmp_path, cloud=[PERMANENT], http=[1]) as b:
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
         (forwarded,) = b.http.asked
         assert forwarded.route == ("http",)
@@ -143,14 +148,14 @@ async def test_a_permanent_failure_is_forwarded_with_its_error_and_the_cloud_sta
 async def test_an_unavailable_method_forwards_at_once_without_an_attempt(tmp_path):
     async with bench(tmp_path, cloud=[1], http=[2]) as b:
         b.cloud.available = False
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
         assert b.cloud.asked == []
 
 
 async def test_when_the_last_method_fails_all_errors_are_told(tmp_path):
     async with bench(tmp_path, cloud=[PERMANENT], http=[replace_error(PERMANENT, "http")]) as b:
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["failed"])
         (failed,) = [e for e in b.heard if e.type == "akosha.sync.failed.v1"]
         assert [e.method for e in failed.errors] == ["cloud", "http"]
@@ -159,7 +164,7 @@ async def test_when_the_last_method_fails_all_errors_are_told(tmp_path):
 
 async def test_the_sources_fault_is_not_forwarded_and_not_blamed_on_the_target(tmp_path):
     async with bench(tmp_path, cloud=[SOURCE], http=[1]) as b:
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["failed"])
         assert b.http.asked == []
         record = await b.ledger.record(b.cloud.target)
@@ -168,9 +173,9 @@ async def test_the_sources_fault_is_not_forwarded_and_not_blamed_on_the_target(t
 
 async def test_a_request_that_has_an_outcome_is_acked_silently(tmp_path):
     async with bench(tmp_path, cloud=[1, 2]) as b:
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: b.outcomes == 1 and not b.cloud.hold)
         await b.clock.advance(1)
         assert len(b.cloud.asked) == 1
@@ -180,14 +185,14 @@ async def test_a_request_that_has_an_outcome_is_acked_silently(tmp_path):
 async def test_another_agents_request_is_refused(tmp_path):
     async with bench(tmp_path, cloud=[1, 2]) as b:
         await b.bus.publish(replace(values.request(), agent_id="somebody-else"))
-        await b.bus.publish(values.request("mine"))
+        await b.requests.issue(values.request("mine"))
         await b.until(lambda: b.results() == ["succeeded"])
         assert [request.request_id for request in b.cloud.asked] == ["mine"]
 
 
 async def test_nothing_changed_is_told_as_skipped(tmp_path):
     async with bench(tmp_path, cloud=[None]) as b:
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["skipped"])
         assert (await b.ledger.outcome("r1")).why == "nothing has changed"
 
@@ -196,7 +201,7 @@ async def test_a_long_attempt_is_kept_from_being_delivered_again(tmp_path):
     """The bus's ack wait is 60 s; the attempt takes ten minutes."""
     async with bench(tmp_path, cloud=[1]) as b:
         b.cloud.hold = asyncio.Event()
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: len(b.cloud.asked) == 1)
         await b.clock.advance(600)
         assert len(b.cloud.asked) == 1
@@ -207,9 +212,9 @@ async def test_a_long_attempt_is_kept_from_being_delivered_again(tmp_path):
 async def test_one_sync_runs_at_a_time_over_all_methods(tmp_path):
     async with bench(tmp_path, cloud=[1], http=[2]) as b:
         b.cloud.hold = asyncio.Event()
-        await b.bus.publish(values.request("first", route=("cloud",)))
+        await b.requests.issue(values.request("first", route=("cloud",)))
         await b.until(lambda: len(b.cloud.asked) == 1)
-        await b.bus.publish(values.request("second", route=("http",)))
+        await b.requests.issue(values.request("second", route=("http",)))
         await b.clock.advance(5)
         assert b.http.asked == []
         b.cloud.hold.set()
@@ -219,7 +224,7 @@ async def test_one_sync_runs_at_a_time_over_all_methods(tmp_path):
 async def test_progress_is_told_on_the_bus(tmp_path):
     async with bench(tmp_path, cloud=[1]) as b:
         b.cloud.hold = asyncio.Event()
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: any(isinstance(e, SyncProgress) for e in b.heard))
         told = next(e for e in b.heard if isinstance(e, SyncProgress))
         assert (told.phase, told.done_bytes, told.total_bytes) == ("upload", 100, 100)
@@ -234,14 +239,14 @@ def replace_error(error: CloudUploadError, method: str) -> CloudUploadError:
 async def test_a_person_asking_resets_the_back_off_also_where_it_fails_again(tmp_path):
     async with bench(tmp_path, cloud=[PERMANENT]) as b:
         await b.ledger.give_up(b.cloud.target, error="403", failures=7, retry_at=None, result=None)
-        await b.bus.publish(values.request(route=("cloud",)))
+        await b.requests.issue(values.request(route=("cloud",)))
         await b.until(lambda: b.results() == ["failed"])
         assert (await b.ledger.record(b.cloud.target)).failures == 1
 
 
 async def test_a_fault_is_handed_on_and_the_message_comes_again(tmp_path):
     async with bench(tmp_path, cloud=[RuntimeError("a bug"), 1]) as b:
-        await b.bus.publish(values.request())
+        await b.requests.issue(values.request())
         await b.until(lambda: b.outcomes == 1)
         assert "a bug" in str(b.faults.get_nowait())
         await b.clock.advance(31)

@@ -265,3 +265,10 @@ def test_an_event_with_any_one_value_replaced_is_read_or_refused(event, changes)
         data = json.dumps(whole).encode()
     with suppress(WireError):
         assert isinstance(CODEC.decode(data), Event)
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00"])
+def test_a_time_that_has_no_utc_is_refused_for_it_could_not_go_out_again(time):
+    document = orjson.loads(CODEC.encode(SessionEnded(id="e", time=datetime(2025, 6, 1, tzinfo=UTC), system_id="mac")))
+    with pytest.raises(WireError, match="out of range"):
+        CODEC.decode(orjson.dumps(document | {"time": time}))

@@ -3,6 +3,7 @@
 Runs on the ledger's thread; the transaction is the caller's.
 """
 
+import hashlib
 import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -78,6 +79,27 @@ class History:
             except StateError as error:
                 unreadable[str(event_id)] = error.message
         return results, unreadable
+
+    def unpublish(self, since: datetime) -> int:
+        """Put published results from then on into the outbox again; return how many."""
+        found = self._connection.execute(
+            "UPDATE events SET published_at = NULL"
+            " WHERE result_of IS NOT NULL AND published_at IS NOT NULL AND time >= ?",
+            (time_text(since),),
+        )
+        return found.rowcount
+
+    def event(self, event_id: str) -> Event | None:
+        """Return the event of an id."""
+        found = self._connection.execute("SELECT payload FROM events WHERE event_id = ?", (event_id,)).fetchone()
+        return self._event(found[0]) if found else None
+
+    def is_new(self, event: Event) -> bool:
+        """Say whether the event is handled for the first time, and keep that it was."""
+        name = f"{event.type}\n{event.system_id}\n{event.id}".encode(errors="surrogatepass")
+        digest = hashlib.sha256(name).digest()[:16]
+        found = self._connection.execute("INSERT INTO handled VALUES (?) ON CONFLICT DO NOTHING", (digest,))
+        return found.rowcount == 1
 
     def outcome(self, request_id: str) -> SyncResult | None:
         """Return the latest result of a request."""

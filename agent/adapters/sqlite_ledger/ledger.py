@@ -155,11 +155,20 @@ class SqliteLedger:
 
         await self._write(confirmed)
 
+    async def tell_again(self, since: datetime) -> int:
+        return await self._write(lambda: self._history.unpublish(since))
+
     async def outcome(self, request_id: str) -> SyncResult | None:
         return await self._read(lambda: self._history.outcome(request_id))
 
     async def remember(self, event: Event) -> None:
         await self._write(lambda: self._history.add(event, published_at=self._clock.now()))
+
+    async def remembered(self, event_id: str) -> Event | None:
+        return await self._read(lambda: self._history.event(event_id))
+
+    async def is_new(self, event: Event) -> bool:
+        return await self._write(lambda: self._history.is_new(event))
 
     async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:
         return await self._read(lambda: self._history.after(after, limit))

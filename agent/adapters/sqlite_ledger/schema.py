@@ -56,7 +56,10 @@ _FIRST = (
     "CREATE TABLE notes (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+# Kept for ever, so kept small: 16 bytes of a digest for each event of others that was handled.
+_SECOND = ("CREATE TABLE handled (digest BLOB PRIMARY KEY) WITHOUT ROWID",)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
 """Step n leads from version n to n + 1. Never changed once released, only added to."""
 
 

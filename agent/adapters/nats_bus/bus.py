@@ -1,0 +1,200 @@
+"""The event bus on NATS JetStream: what the agents, Session-Buddy, Akosha's side and anybody else tell each other.
+
+Events are kept in the stream AKOSHA_SYNC; a durable name is a consumer in it. Progress passes by on plain NATS.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Self
+
+import structlog
+
+from agent.adapters.nats_bus.client import Client
+from agent.adapters.nats_bus.errors import StreamGone, translated
+from agent.adapters.nats_bus.link import Link
+from agent.adapters.nats_bus.opening import Codec, written
+from agent.adapters.nats_bus.options import NatsOptions
+from agent.adapters.nats_bus.place import Place
+from agent.adapters.nats_bus.questions import Answering
+from agent.adapters.nats_bus.stream import STREAM, Stream
+from agent.adapters.nats_bus.subscription import NatsSubscription
+from agent.domain.errors import BusError, StateError
+from agent.domain.events import Event, SyncAsked, SyncProgress
+from agent.ports import BusState, Clock, Handler, StreamMark
+from agent.ports.delivery import Courier
+
+FIRST_TRY_SECONDS = 1.0
+"""How long opening the bus waits for NATS before it goes on without."""
+
+_log = structlog.get_logger()
+
+
+class NatsBus:
+    """`agent.ports.EventBus`, and `agent.ports.Responder`. Made by `open`, ended by `aclose`.
+
+    `patient`: publishing waits until NATS is there; else it raises BusError at once.
+    """
+
+    def __init__(self, options: NatsOptions, codec: Codec, clock: Clock, *, patient: bool) -> None:
+        self._options, self._codec, self._clock, self._patient = options, codec, clock, patient
+        self._stream = Stream(options.limits)
+        self._link = Link(options, clock, prepare=self._prepare, changed=self._changed)
+        self._mending = asyncio.Lock()
+        self._subscriptions: list[NatsSubscription | Answering] = []
+        self._listeners: list[Callable[[], None]] = []
+        self._closed = False
+        self.refused = 0
+        """How many messages were taken out because they are no events of ours."""
+
+    @classmethod
+    async def open(cls, options: NatsOptions, codec: Codec, *, clock: Clock, patient: bool = False) -> Self:
+        """Begin to connect; return when that has come to an end, or after a second. Never raises for want of NATS."""
+        bus = cls.begin(options, codec, clock=clock, patient=patient)
+        await bus.first_try()
+        return bus
+
+    @classmethod
+    def begin(cls, options: NatsOptions, codec: Codec, *, clock: Clock, patient: bool = False) -> Self:
+        """Begin to connect, and wait for nothing."""
+        bus = cls(options, codec, clock, patient=patient)
+        bus.start()
+        return bus
+
+    def start(self) -> None:
+        """Begin to connect, in the background, for as long as the bus is open."""
+        self._link.start()
+
+    async def first_try(self) -> None:
+        """Return when the first attempt to connect has come to an end, or after a second."""
+        await self._link.tried(FIRST_TRY_SECONDS)
+
+    @property
+    def state(self) -> BusState:
+        place = self._options.place
+        if self._link.is_up:
+            return BusState("nats", ready=True, detail=place, since=self._link.since)
+        return BusState("nats", ready=False, detail=str(self._link.trouble), since=self._link.since)
+
+    @property
+    def stream(self) -> StreamMark | None:
+        return self._stream.mark if self._link.is_up else None
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    async def wait_until_ready(self) -> None:
+        await self._link.wait()
+
+    async def publish(self, event: Event) -> None:
+        """As the port says: an event that is kept is in the stream when this returns, confirmed by the server.
+
+        Raises WireError for what cannot be written, StateError on a closed bus and for what stays on the machine.
+        """
+        self._check_open()
+        if isinstance(event, SyncAsked):
+            raise StateError(f"{event.type} stays on its machine: it is not for the bus")
+        data, subject = written(event, self._codec), event.subject
+        if isinstance(event, SyncProgress):
+            client = self._link.client()
+            with translated("telling progress", client):
+                await client.publish(subject, data)
+            return
+        client = await self._link.wait() if self._patient else self._link.client()
+        try:
+            await self._put(client, event, data)
+        except StreamGone:
+            await self._mend(client)
+            await self._put(client, event, data)
+
+    async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> NatsSubscription:
+        """As the port says; where NATS is out of reach, it begins when NATS is there.
+
+        Raises StateError where the durable name is in use in this process.
+        """
+        self._check_open()
+        if durable is not None and any(
+            isinstance(one, NatsSubscription) and one.place.durable == durable for one in self._subscriptions
+        ):
+            raise StateError(f"the durable subscription {durable!r} is in use", hint="stop the other one first")
+        name = durable or pattern
+        courier = Courier(name, handler, clock=self._clock, ack_wait_seconds=self._options.patience.ack_wait)
+        subscription = NatsSubscription(
+            Place(pattern, durable, self._options),
+            courier,
+            link=self._link,
+            stream=self._stream,
+            codec=self._codec,
+            mend=self._mend,
+            released=self._release,
+            refused=self._count,
+        )
+        self._subscriptions.append(subscription)
+        await self._begun(subscription)
+        return subscription
+
+    async def respond(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> Answering:
+        self._check_open()
+        answering = Answering(subject, answer, link=self._link)
+        self._subscriptions.append(answering)
+        await self._begun(answering)
+        return answering
+
+    async def aclose(self) -> None:
+        self._closed = True
+        stopping = [asyncio.create_task(one.stop(), name="bus-stop") for one in self._subscriptions]
+        if stopping:
+            await asyncio.wait(stopping)
+        await self._link.aclose()
+
+    async def _put(self, client: Client, event: Event, data: bytes) -> None:
+        seconds = self._options.patience.connect
+        # The id is unique per system alone: others' events must not be dropped for bearing it, too.
+        headers = {"Nats-Msg-Id": f"{event.system_id}.{event.id}"}
+        try:
+            with translated(f"publishing {event.id}", client):
+                confirmed = await client.jetstream(timeout=seconds).publish(event.subject, data, headers=headers)
+        except BusError:
+            self._link.suspect(client)
+            raise
+        if confirmed.stream != STREAM:
+            raise BusError(
+                f"publishing {event.id}: the stream {confirmed.stream} took it, not {STREAM}",
+                hint="another stream on this server has our subjects",
+                transient=True,
+            )
+        self._stream.passed(confirmed.seq)
+
+    async def _prepare(self, client: Client) -> None:
+        await self._stream.ensure(client, self._options.patience.connect)
+
+    async def _mend(self, client: Client) -> None:
+        """Make the stream again that has gone away under a living connection; tell where it is another one then."""
+        async with self._mending:
+            before = self._stream.mark
+            await self._prepare(client)
+            after = self._stream.mark
+        if before is None or (after is not None and after.has_lost(before)):
+            self._changed()
+
+    async def _begun(self, one: "NatsSubscription | Answering") -> None:
+        """Where NATS is there: return when what is published from now on will be seen."""
+        if self._link.is_up:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._options.patience.connect):
+                    await one.ready.wait()
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _count(self) -> None:
+        self.refused += 1
+
+    def _release(self, one: "NatsSubscription | Answering") -> None:
+        if one in self._subscriptions:
+            self._subscriptions.remove(one)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StateError("the event bus is closed")

@@ -1,0 +1,37 @@
+"""From a message to an event: what anybody may have sent is looked at strictly before it gets any further."""
+
+from typing import Protocol
+
+from nats.aio.msg import Msg
+
+from agent.domain.errors import WireError
+from agent.domain.events import Event, SyncResult
+
+
+class Codec(Protocol):
+    """Events as bytes and back; both raise WireError. `max_bytes`: what whoever reads an event takes at most."""
+
+    @property
+    def max_bytes(self) -> int: ...
+
+    def encode(self, event: Event, /) -> bytes: ...
+
+    def decode(self, data: bytes, /) -> Event: ...
+
+
+def written(event: Event, codec: Codec) -> bytes:
+    """Return the event as bytes that its readers take: a result that is too long is abridged. Raises WireError."""
+    data = codec.encode(event)
+    if len(data) > codec.max_bytes and isinstance(event, SyncResult):
+        data = codec.encode(event.abridged())
+    if len(data) > codec.max_bytes:
+        raise WireError(f"{event.type} {event.id[:80]} is larger than the {codec.max_bytes} bytes allowed")
+    return data
+
+
+def opened(message: Msg, codec: Codec) -> Event:
+    """Return the event in a message. Raises WireError, also for an event that stands on another one's subject."""
+    event = codec.decode(message.data)
+    if event.subject != message.subject:
+        raise WireError(f"{event.type} belongs to {event.subject!r}, but came on {message.subject[:80]!r}")
+    return event

@@ -1,0 +1,81 @@
+"""The stream AKOSHA_SYNC: made where there is none, else used as it is."""
+
+import structlog
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
+
+from agent.adapters.nats_bus.client import Client
+from agent.adapters.nats_bus.errors import StreamGone, translated
+from agent.adapters.nats_bus.options import Limits
+from agent.domain.errors import BusError
+from agent.domain.naming import STREAM_SUBJECTS, subject_matches
+from agent.ports import StreamMark
+
+STREAM = "AKOSHA_SYNC"
+
+_log = structlog.get_logger()
+
+
+class Stream:
+    """Knows what the stream should be like, and says once where it is not. `mark`: how far it has come."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits, self._complained = limits, ""
+        self.mark: StreamMark | None = None
+
+    async def ensure(self, client: Client, seconds: float) -> None:
+        """Make the stream where there is none. Raises BusError where it cannot be made or cannot hold our events."""
+        jetstream = client.jetstream(timeout=seconds)
+        try:
+            with translated(f"looking for the stream {STREAM}", client):
+                info = await jetstream.stream_info(STREAM)
+        except StreamGone:
+            info = await self._make(client, jetstream)
+        else:
+            self._compare(info.config)
+        self.mark = StreamMark(str(info.created), info.state.last_seq)
+
+    def passed(self, sequence: int) -> None:
+        """An event was put there: the stream has come so far."""
+        if self.mark is not None:
+            self.mark = StreamMark(self.mark.created, max(self.mark.sequence, sequence))
+
+    async def _make(self, client: Client, jetstream: JetStreamContext) -> StreamInfo:
+        with translated(f"making the stream {STREAM}", client):
+            info = await jetstream.add_stream(self._wanted())
+        _log.info("stream_made", stream=STREAM, max_age_seconds=self._limits.max_age, max_bytes=self._limits.max_bytes)
+        return info
+
+    def _wanted(self) -> StreamConfig:
+        return StreamConfig(
+            name=STREAM,
+            description="What akosha-agent and those around it tell each other",
+            subjects=list(STREAM_SUBJECTS),
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+            storage=StorageType.FILE,
+            max_age=self._limits.max_age,
+            max_bytes=self._limits.max_bytes,
+            duplicate_window=self._limits.duplicate_window,
+        )
+
+    def _compare(self, found: StreamConfig) -> None:
+        """Warn, once, of what differs from what we would have made. Raises BusError where our events do not fit in."""
+        taken = found.subjects or []
+        whole = [have for have in taken if have.endswith(">")]
+        missing = [subject for subject in STREAM_SUBJECTS if not any(subject_matches(have, subject) for have in whole)]
+        if missing:
+            raise BusError(
+                f"the stream {STREAM} does not take {', '.join(missing)}",
+                hint=f"nats stream edit {STREAM} --subjects {','.join([*taken, *missing])}",
+                transient=True,
+            )
+        wanted = self._wanted()
+        differ = {
+            name: str(getattr(found, name))
+            for name in ("retention", "discard", "storage", "max_age", "max_bytes", "duplicate_window")
+            if getattr(found, name) != getattr(wanted, name)
+        }
+        if differ and str(differ) != self._complained:
+            _log.warning("stream_differs", stream=STREAM, **differ, why="it was there already: it is used as it is")
+        self._complained = str(differ)

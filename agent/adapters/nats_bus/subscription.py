@@ -1,0 +1,199 @@
+"""A subscription over connections that come and go: pulls from its place in the stream, hands over, settles."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+
+import structlog
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsPyError
+
+from agent.adapters.nats_bus.client import Client
+from agent.adapters.nats_bus.errors import StreamGone, translated
+from agent.adapters.nats_bus.letter import JetStreamLetter, PassingLetter
+from agent.adapters.nats_bus.link import Link
+from agent.adapters.nats_bus.opening import Codec, opened
+from agent.adapters.nats_bus.place import Place
+from agent.adapters.nats_bus.pull import Pull
+from agent.adapters.nats_bus.stream import STREAM, Stream
+from agent.domain.errors import BusError, WireError
+from agent.domain.naming import STREAM_SUBJECTS, patterns_meet, progress_pattern
+from agent.ports.delivery import Courier
+
+AGAIN_SECONDS = 1.0
+"""Before the next try on a connection that lives, where the server would not do it."""
+
+MOST_WAITING = 100
+"""Progress that a slow handler has not come to yet; more is dropped."""
+
+TIDY_SECONDS = 2.0
+
+_log = structlog.get_logger()
+
+Mend = Callable[[Client], Awaitable[None]]
+
+
+class NatsSubscription:
+    """`agent.ports.Subscription`. `mend` makes the stream again where it is gone; `released` hears of the end.
+
+    `ready` is set when what is published from then on will be seen.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        courier: Courier,
+        *,
+        link: Link,
+        stream: Stream,
+        codec: Codec,
+        mend: Mend,
+        released: Callable[["NatsSubscription"], None],
+        refused: Callable[[], None],
+    ) -> None:
+        self.place = place
+        self.ready = asyncio.Event()
+        self._courier, self._link, self._stream, self._codec = courier, link, stream, codec
+        self._mend, self._refused = mend, refused
+        self._next = asyncio.Event()
+        self._listens = patterns_meet(place.pattern, progress_pattern())
+        self._pulls = any(patterns_meet(place.pattern, subject) for subject in STREAM_SUBJECTS)
+        self._name = place.durable or place.pattern
+        self.worker = asyncio.create_task(self._run(), name=f"bus-{self._name}")
+        self.worker.add_done_callback(lambda _: released(self))
+
+    async def stop(self) -> None:
+        self.worker.cancel()
+        await asyncio.wait({self.worker})
+
+    async def _run(self) -> None:
+        while True:
+            client = await self._link.wait()
+            try:
+                await self._serve(client)
+            except StreamGone as error:
+                _log.info("subscription_mended", subscription=self._name, why=str(error))
+                await self._mended(client)
+            except BusError as error:
+                _log.debug("subscription_interrupted", subscription=self._name, why=str(error))
+                self._link.suspect(client)
+                await self._pause(client)
+            finally:
+                self.ready.clear()
+
+    async def _mended(self, client: Client) -> None:
+        try:
+            await self._mend(client)
+        except BusError as error:
+            _log.debug("stream_not_mended", subscription=self._name, why=str(error))
+            await self._pause(client)
+
+    async def _pause(self, client: Client) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(AGAIN_SECONDS):
+                await self._link.wait_beyond(client)
+
+    async def _serve(self, client: Client) -> None:
+        """Hand over what comes on this connection, until it is lost; what is in hand then is seen to its end."""
+        arrivals: asyncio.Queue[Msg | BusError] = asyncio.Queue()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(_send_back, arrivals)
+            if self._listens:
+                await self._listen(client, arrivals, stack)
+            if self._pulls:
+                await self._pull(client, arrivals, stack)
+            self._feed(self._watch(client, arrivals), "watch", stack)
+            self.ready.set()
+            while True:
+                arrival = await arrivals.get()
+                if isinstance(arrival, BusError):
+                    raise arrival
+                await self._hand_over(arrival)
+                self._next.set()
+
+    async def _listen(self, client: Client, arrivals: asyncio.Queue[Msg | BusError], stack: AsyncExitStack) -> None:
+        """Take in what passes by and is not kept. Whoever is slow misses some."""
+
+        async def hear(message: Msg) -> None:
+            if arrivals.qsize() < MOST_WAITING:
+                arrivals.put_nowait(message)
+
+        with translated("subscribing to progress", client):
+            heard = await client.subscribe(progress_pattern(), cb=hear)
+            await client.flush()
+        stack.push_async_callback(_quietly, client, heard.unsubscribe)
+
+    async def _pull(self, client: Client, arrivals: asyncio.Queue[Msg | BusError], stack: AsyncExitStack) -> None:
+        """Take in what the stream keeps, one event after the other has been settled."""
+        mark = self._stream.mark
+        name = await self.place.ensure(client, mark.created if mark else "")
+        stack.push_async_callback(_quietly, client, partial(self.place.forget, client, name))
+        pull = await Pull.open(client, STREAM, name)
+        stack.push_async_callback(_quietly, client, pull.close)
+        self._next.set()
+
+        async def feed() -> None:
+            try:
+                while True:
+                    await self._next.wait()
+                    self._next.clear()
+                    arrivals.put_nowait(await pull.next())
+            except BusError as error:
+                arrivals.put_nowait(error)
+
+        self._feed(feed(), "pull", stack)
+
+    async def _watch(self, client: Client, arrivals: asyncio.Queue[Msg | BusError]) -> None:
+        await self._link.wait_beyond(client)
+        arrivals.put_nowait(self._link.trouble)
+
+    def _feed(self, work: Coroutine[None, None, None], what: str, stack: AsyncExitStack) -> None:
+        task = asyncio.create_task(work, name=f"bus-{self._name}-{what}")
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.result()
+
+        stack.push_async_callback(end)
+
+    async def _hand_over(self, message: Msg) -> None:
+        kept = bool(message.reply)
+        try:
+            event = opened(message, self._codec)
+        except WireError as error:
+            await self._refuse(message, str(error))
+            return
+        sequence = message.metadata.sequence.stream if kept else 0
+        await self._courier.hand_over(JetStreamLetter(event, message) if kept else PassingLetter(event))
+        if message.is_acked:
+            self.place.seen = max(self.place.seen, sequence)
+
+    async def _refuse(self, message: Msg, why: str) -> None:
+        """What is no event of ours is taken out for good, counted, and told."""
+        sequence = message.metadata.sequence.stream if message.reply else 0
+        if sequence:
+            with suppress(NatsPyError, OSError):  # it comes again, and is refused again
+                await message.term()
+        self._refused()
+        self.place.seen = max(self.place.seen, sequence)
+        _log.warning("message_refused", subject=message.subject[:200], sequence=sequence, why=why)
+
+
+async def _send_back(arrivals: asyncio.Queue[Msg | BusError]) -> None:
+    """What has come and was not handed over is for the next of that name, at once."""
+    while not arrivals.empty():
+        message = arrivals.get_nowait()
+        if isinstance(message, Msg) and message.reply:
+            with suppress(NatsPyError, OSError):
+                await message.nak()
+
+
+async def _quietly(client: Client, work: Callable[[], Awaitable[object]]) -> None:
+    """Tidy up at the server, where it still hears us."""
+    if not client.lost.is_set():
+        with suppress(BusError, TimeoutError), translated("ending a subscription", client):
+            async with asyncio.timeout(TIDY_SECONDS):
+                await work()

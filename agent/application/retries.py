@@ -1,0 +1,81 @@
+"""What is tried again by itself: at its time; on a pass every now and then; when a target is back."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from agent.application.changes import Changes
+from agent.application.publisher import Publisher
+from agent.application.wake import Wake
+from agent.domain.route import LAST_TARGET_BACKOFF, RETRY
+from agent.domain.states import due, next_try
+from agent.ports import Clock, Ledger, SyncMethod
+
+SLACK_SECONDS = 1.0
+"""Targets that failed one after the other are retried together."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Retries:
+    """Its two loops. `settled` is rung after each attempt, `flight` held while a sync runs; `pass_seconds` apart,
+    the pass looks at everything, after `before_pass`.
+    """
+
+    publisher: Publisher
+    ledger: Ledger
+    clock: Clock
+    methods: Mapping[str, SyncMethod]
+    changes: Changes
+    settled: Wake
+    flight: asyncio.Lock
+    pass_seconds: float
+    before_pass: Callable[[], Awaitable[None]]
+
+    _reachable: dict[str, bool] = field(default_factory=dict, init=False)
+
+    async def on_time(self) -> None:
+        """Retry what failed when its time has come; the times are the ledger's, so a restart changes nothing."""
+        while True:
+            records, survey = await self.publisher.records(), await self.publisher.survey()
+            times = [at for record in records.values() if (at := next_try(record, survey)) is not None]
+            if not times:
+                await self.settled.wait(None)
+                continue
+            wait = min((min(times) - self.clock.now()).total_seconds(), LAST_TARGET_BACKOFF.total_seconds())
+            if await self.settled.wait(wait + SLACK_SECONDS):
+                continue
+            if not self.flight.locked():
+                await self.publisher.noticed(RETRY)
+            await self.settled.wait(self.pass_seconds)
+
+    async def now_and_then(self) -> None:
+        """Has the watcher missed something, is a target back?"""
+        while True:
+            await self.clock.sleep(self.pass_seconds)
+            await self.changes.note_mode()
+            await self.before_pass()
+            if self.flight.locked():
+                continue
+            survey, records = await self.publisher.survey(), await self.publisher.records()
+            primary = next((records[name] for name in self.publisher.settings.route if name in records), None)
+            if primary and self.changes.quiet and due(primary, survey, self.clock.now(), urgent=False):
+                self.changes.noticed()
+            await self._welcome_back()
+
+    async def _welcome_back(self) -> None:
+        """A target that was out of reach and can be reached again need not wait for its time."""
+        for name, record in (await self.publisher.records()).items():
+            if not record.failures:
+                self._reachable.pop(name, None)
+                continue
+            before, now = self._reachable.get(name), await self.methods[name].is_available()
+            self._reachable[name] = now
+            if before is False and now:
+                _log.info("target_back", method=name, system_id=record.target.system_id)
+                await self.ledger.reset(record.target)
+                await self.publisher.noticed(RETRY)
+                self.settled.ring()
