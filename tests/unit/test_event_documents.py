@@ -1,0 +1,288 @@
+"""docs/events says what the codec does: no more, no less, and about every event there is."""
+
+import re
+from dataclasses import MISSING, fields, replace
+from datetime import timedelta, timezone
+
+import orjson
+import pytest
+from jsonschema import Draft202012Validator
+
+from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
+from agent.domain.errors import WireError
+from agent.domain.events import ALL, Event, MethodError, SessionEnded, SyncAsked, SyncProgress
+from agent.domain.naming import STREAM_SUBJECTS, subject_matches
+from docs.events import generate
+from tests.fakes.event_documents import (
+    FOLDER,
+    asyncapi,
+    channels,
+    check,
+    complaints,
+    messages,
+    resolved,
+    validator,
+)
+from tests.fakes.values import NOON, SYSTEM, failed, manifest, request, skipped, succeeded, upload_id
+
+CODEC = CloudEventsCodec()
+ERRORS = (MethodError(method="cloud", error="403"), MethodError(method="http", error="no answer"))
+RESULT = {"files_uploaded": ("a", "b"), "bytes_transferred": 2**53, "duration_seconds": 0.5, "upload_id": upload_id()}
+FULL: tuple[Event, ...] = (
+    SessionEnded(id="e-1", time=NOON, system_id=SYSTEM, session_id="s", reason="clear"),
+    replace(request(), errors=ERRORS, upload_reflections=False, upload_knowledge_graph=False),
+    replace(succeeded(manifest(reflection=1)), **RESULT, error="odd", incomplete={"knowledge_graph": "it is a folder"}),
+    replace(skipped(), **RESULT, error="odd"),
+    replace(failed(), **RESULT, errors=ERRORS, retry_at=NOON.astimezone(timezone(timedelta(hours=-5)))),
+    SyncProgress(
+        id="p", time=NOON, system_id=SYSTEM, request_id="r", method="cloud", phase="upload", done_bytes=0, total_bytes=9
+    ),
+)
+"""An event of each class with all that is optional in it."""
+
+PUBLISHED = [cls for cls in ALL if cls is not SyncAsked]
+ABSENT = object()
+VALUES = (
+    None, "", "x", 5, -2.5, True, [], {}, [5], [{}], ["cloud"], ["Cl.oud"], {"a": 5}, {"a": "b"}, "1.0", "mac",
+    [{"method": "http"}], [{"method": "http", "error": "no", "status": 500}], [["cloud"]],
+    "2026-03-01T12:00:00", "2026-03-01", "2026-03-01T12:00:00Z", "2026-03-01t12:00:00.5-11:30", "2026-03-01 12:00:00Z",
+    "urn:akosha-agent:", "urn:akosha-agent:my.mac", "urn:akosha-agent:mac", "akosha.session.mac.ended",
+    "text/plain", "application/json; charset=utf-8", "akosha.session.ended", "akosha.session.ended.v2",
+)  # fmt: skip
+
+
+def bare(event: Event) -> Event:
+    """The same without what is optional."""
+    needed = [f.name for f in fields(event) if f.default is MISSING and f.default_factory is MISSING]
+    return type(event)(**{name: getattr(event, name) for name in needed})
+
+
+def envelope(event: Event) -> dict:
+    return orjson.loads(CODEC.encode(event))
+
+
+def is_refused(raw: bytes, look: object, error: type[Exception]) -> bool:
+    try:
+        look(raw)
+    except error:
+        return True
+    return False
+
+
+def by_type(event: Event) -> str:
+    return event.type
+
+
+def test_the_files_are_what_the_generator_makes_now():
+    """Where this fails: `make events`."""
+    assert generate.main(["--check"]) == 0
+
+
+def test_the_generator_writes_what_is_missing_and_names_what_differs(tmp_path, capsys):
+    assert generate.main([], tmp_path) == 0
+    assert generate.main(["--check"], tmp_path) == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == generate.documents()
+    (tmp_path / "akosha.sync.failed.v1.schema.json").write_text("{}")
+    (tmp_path / "akosha.gone.v1.schema.json").write_text("{}")
+    (tmp_path / "asyncapi.yaml").unlink()
+    assert generate.main(["--check"], tmp_path) == 1
+    named = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert named == ["akosha.gone.v1.schema.json", "akosha.sync.failed.v1.schema.json", "asyncapi.yaml"]
+    assert generate.main([], tmp_path) == 0
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == generate.documents()
+
+
+def test_every_class_has_a_schema_and_what_stays_on_the_machine_has_none():
+    assert {path.name for path in FOLDER.glob("*.json")} == {f"{cls.type}.schema.json" for cls in PUBLISHED}
+    assert {type(event) for event in FULL} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("cls", PUBLISHED, ids=by_type)
+def test_every_field_has_its_schema_and_what_has_no_default_is_required(cls):
+    schema = validator(cls.type).schema
+    data = schema["properties"]["data"]
+    own = [f for f in fields(cls) if f.name not in {"id", "time"}]
+    assert set(data["properties"]) == {f.name for f in own}
+    needed = {f.name for f in own if f.default is MISSING and f.default_factory is MISSING}
+    assert set(data["required"]) == needed - {"system_id"}
+    assert set(schema["required"]) == {"specversion", "id", "source", "type", "time", "data"}
+    assert schema["description"].startswith((cls.__doc__ or "-").split("\n")[0])
+    assert "additionalProperties" not in schema | data
+
+
+@pytest.mark.parametrize("event", FULL, ids=by_type)
+def test_the_schema_describes_every_attribute_that_the_codec_writes(event):
+    assert list(validator(event.type).schema["properties"]) == list(envelope(event))
+
+
+@pytest.mark.parametrize("event", FULL, ids=by_type)
+def test_what_the_codec_writes_is_valid_with_and_without_what_is_optional(event):
+    lean = bare(event)
+    optional = [f.name for f in fields(event) if not (f.default is MISSING and f.default_factory is MISSING)]
+    assert all(getattr(event, name) != getattr(lean, name) for name in optional), "the sample sets everything"
+    check(CODEC.encode(event))
+    check(CODEC.encode(lean))
+
+
+def test_a_file_name_that_is_no_unicode_is_valid_as_it_is_written():
+    check(CODEC.encode(replace(FULL[2], files_uploaded=("\udcff.duckdb",), incomplete={"\udcff": "in use"})))
+
+
+@pytest.mark.parametrize("event", FULL, ids=by_type)
+def test_the_schema_refuses_what_decode_refuses_and_nothing_else(event):
+    """One value at a time, in the envelope and in the data, is left out or replaced by many others."""
+    for place in ("envelope", "data"):
+        whole = envelope(event)
+        held = whole if place == "envelope" else whole["data"]
+        for name, before in list(held.items()):
+            for value in (ABSENT, *VALUES):
+                if value is ABSENT and name == "subject":
+                    continue  # optional for decode; what is on the wire has one
+                held[name] = value
+                if value is ABSENT:
+                    del held[name]
+                raw = orjson.dumps(whole)
+                refused = is_refused(raw, check, AssertionError)
+                assert refused == is_refused(raw, CODEC.decode, WireError), f"{place}.{name} = {value!r}"
+                held[name] = before
+
+
+def test_unknown_fields_newer_minor_versions_and_a_missing_subject_are_tolerated():
+    whole = envelope(FULL[4]) | {"traceparent": "00-1", "type": "akosha.sync.failed.v1.12"}
+    whole["data"]["novelty"] = {"deep": [1]}
+    whole["data"]["errors"][0]["status"] = 500
+    check(orjson.dumps(whole))
+    del whole["subject"]
+    assert complaints(whole) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"specversion": "0.3"},
+        {"type": "akosha.sync.failed.v1.x"},
+        {"source": "urn:somebody-else:laptop-7"},
+        {"source": f"urn:akosha-agent:{'x' * 101}"},
+        {"subject": "akosha.sync.laptop-7.succeeded"},
+        {"subject": "akosha.sync.other.failed"},
+        {"subject": "akosha.sync.*.failed"},
+        {"time": "2026-03-01T12:00Z"},
+    ],
+    ids=str,
+)
+def test_what_decode_refuses_is_refused_by_the_documents(change):
+    raw = orjson.dumps(envelope(FULL[4]) | change)
+    assert is_refused(raw, CODEC.decode, WireError)
+    assert is_refused(raw, check, AssertionError)
+
+
+def test_what_stays_on_the_machine_is_refused():
+    with pytest.raises(AssertionError, match="no schema for"):
+        check(CODEC.encode(SyncAsked(id="r", time=NOON, system_id=SYSTEM)))
+
+
+@pytest.mark.parametrize("time", ["2026-03-01T12:00:00", "2026-03-01", "1772366400", "2026-03-01T12:00:00Z and more"])
+def test_times_need_an_offset_also_for_a_validator_that_passes_over_formats(time):
+    formless = Draft202012Validator(validator("akosha.sync.failed.v1").schema)
+    whole = envelope(FULL[4])
+    assert formless.is_valid(whole)
+    assert not formless.is_valid(whole | {"time": time})
+    assert not formless.is_valid(whole | {"data": whole["data"] | {"retry_at": time}})
+
+
+@pytest.mark.skipif("date-time" not in Draft202012Validator.FORMAT_CHECKER.checkers, reason="no rfc3339-validator here")
+@pytest.mark.parametrize("time", ["2026-02-30T12:00:00Z", "2026-03-01T24:00:00Z", "2026-03-01T12:00:00+24:00"])
+def test_times_are_held_to_the_calendar(time):
+    assert complaints(envelope(FULL[0]) | {"time": time})
+
+
+def test_more_than_64_kib_is_refused():
+    large = replace(FULL[0], reason="x" * MAX_EVENT_BYTES)
+    assert is_refused(CODEC.encode(large), check, AssertionError)
+    assert f"{MAX_EVENT_BYTES // 1024} KiB" in asyncapi()["info"]["description"]
+
+
+def test_every_reference_of_the_asyncapi_document_resolves():
+    document = asyncapi()
+    references = set(re.findall(r"'\$ref': '([^']+)'", str(document)))
+    assert references
+    for reference in references:
+        assert resolved(reference), reference
+    assert document["asyncapi"] == "3.0.0"
+    assert document["info"]["title"]
+    assert document["info"]["version"]
+
+
+def test_every_message_has_the_schema_of_its_type_and_one_channel():
+    document = asyncapi()
+    assert {name for channel in document["channels"] for name in document["channels"][channel]["messages"]} == set(
+        document["components"]["messages"]
+    )
+    kinds = []
+    for channel in document["channels"]:
+        [message] = messages(channel)
+        assert message["payload"] == {"$ref": f"./{message['name']}.schema.json"}
+        kinds.append(message["name"])
+    assert kinds == [cls.type for cls in PUBLISHED]
+
+
+def test_every_channel_has_its_parameters_and_an_operation():
+    document = asyncapi()
+    for channel in document["channels"].values():
+        assert set(channel["parameters"]) == set(re.findall(r"{(\w+)}", channel["address"]))
+    used = set()
+    for operation in document["operations"].values():
+        assert operation["action"] in {"send", "receive"}
+        channel = operation["channel"]["$ref"]
+        assert all(message["$ref"].startswith(f"{channel}/messages/") for message in operation["messages"])
+        used.add(channel.removeprefix("#/channels/"))
+    assert used == set(document["channels"])
+
+
+def test_the_stream_keeps_all_but_progress():
+    kept = {channel["address"]: channel.get("x-stream") for channel in asyncapi()["channels"].values()}
+    assert kept.pop("akosha.progress.{system}") is None
+    assert kept == dict.fromkeys(
+        [
+            "akosha.session.{system}.ended",
+            "akosha.sync.{system}.requested.{method}",
+            "akosha.sync.{system}.succeeded",
+            "akosha.sync.{system}.skipped",
+            "akosha.sync.{system}.failed",
+        ],
+        "AKOSHA_SYNC",
+    )
+
+
+def test_what_is_said_to_be_kept_is_what_the_stream_takes():
+    for event in FULL:
+        [channel] = channels(event.subject)
+        taken = any(subject_matches(pattern, event.subject) for pattern in STREAM_SUBJECTS)
+        assert ("x-stream" in asyncapi()["channels"][channel]) == taken
+
+
+def test_a_subject_of_nobody_belongs_to_no_channel():
+    assert channels(f"akosha.asked.{SYSTEM}") == {}
+    assert channels(f"akosha.sync.{SYSTEM}.requested") == {}
+    assert channels(f"akosha.sync.{SYSTEM}.requested.cloud.x") == {}
+    assert channels(f"akosha.sync.{SYSTEM}.requested.cloud") == {"syncRequested": {"system": SYSTEM, "method": "cloud"}}
+
+
+README = (FOLDER / "README.md").read_text()
+
+
+@pytest.mark.parametrize("example", re.findall(r"```json\n(.*?)```", README, re.DOTALL))
+def test_the_readmes_examples_are_events(example):
+    check(example.encode())
+    again = orjson.loads(CODEC.encode(CODEC.decode(example.encode())))
+    assert again["data"] == orjson.loads(example)["data"], "nothing in it is unknown, or left to a default"
+
+
+def test_the_readme_has_every_channel_and_whether_it_is_kept():
+    rows = re.findall(r"^\| `(akosha\.[^`]+)` \| \[`([^`]+)`\]\(([^)]+)\) \| .* \| (yes|no) \|$", README, re.MULTILINE)
+    document = asyncapi()
+    assert rows == [
+        (place["address"], kind, f"{kind}.schema.json", "yes" if "x-stream" in place else "no")
+        for channel, place in document["channels"].items()
+        for kind in (messages(channel)[0]["name"],)
+    ]
