@@ -33,8 +33,9 @@ from agent.domain.route import RETRY, STARTUP
 from agent.ports import Clock, EventBus, Ledger, Responder, SnapshotTaker, Spool, SyncMethod, Watch
 from agent.settings import Settings
 
-TELL_SECONDS = 3.0
-"""How long a single sync, done, waits for a bus to tell its result to."""
+READY_SECONDS = 1.0
+TELL_SECONDS = 10.0
+"""How long a single sync, done, waits for a bus to tell its result to, and for the telling."""
 
 _log = structlog.get_logger()
 
@@ -169,8 +170,9 @@ class Agent:
     async def _tell_results(self) -> None:
         """Tell the world, if it can be reached now; else the next agent that runs here does."""
         try:
-            async with asyncio.timeout(TELL_SECONDS):
+            async with asyncio.timeout(READY_SECONDS):
                 await self.results_bus.wait_until_ready()
+            async with asyncio.timeout(TELL_SECONDS):
                 await self.recorder.flush()
         except (BusError, TimeoutError):
             _log.warning("results_wait", why=self.results_bus.state.detail, then="the next agent that runs tells them")

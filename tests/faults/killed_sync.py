@@ -63,4 +63,5 @@ def main() -> None:
     app(["sync", "--json", *sys.argv[3:]])
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ It blocks, so async tests and tests that drive processes use it alike. What guar
 text for its configuration file, most of it out of `tests.servers.nats_credentials`.
 """
 
+import asyncio
 import contextlib
 import json
 import os
@@ -41,7 +42,7 @@ _LISTENERS = {
 class NatsServer:
     """`config` is text for its configuration file, `limits` for the block `jetstream`, `websocket` for that one.
 
-    Its ports are the same ones however often it is started. Another `config` may be set before a restart.
+    Its ports are the same ones however often it is started. Before a restart, `config` and `jetstream` may be changed.
     """
 
     def __init__(
@@ -55,9 +56,9 @@ class NatsServer:
         config: str = "",
     ) -> None:
         self.store = folder / "store"
-        self.config = config
+        self.config, self.jetstream = config, jetstream
         self._folder, self._max_payload = folder, max_payload
-        self._jetstream, self._limits, self._websocket = jetstream, limits, websocket
+        self._limits, self._websocket = limits, websocket
         self._ports = dict.fromkeys(_LISTENERS, -1)
         self._websocket_url = ""
         self._held: list[socket.socket] = []
@@ -174,8 +175,8 @@ class NatsServer:
             f'http: "127.0.0.1:{self._ports["monitor"]}"',
             f"max_payload: {self._max_payload}",
         ]
-        if self._jetstream:
-            lines.append(f"jetstream {{\n  store_dir: {quoted(self.store)}\n  {self._limits}\n}}")
+        if self.jetstream:
+            lines.append(f"jetstream {{\n  store_dir: {json.dumps(str(self.store))}\n  {self._limits}\n}}")
         if self._websocket is not None:
             place = f'listen: "127.0.0.1:{self._ports["websocket"]}"'
             lines.append(f"websocket {{\n  {place}\n  {self._websocket}\n}}")
@@ -221,15 +222,19 @@ def running_nats(folder: Path, **how: object) -> Iterator[NatsServer]:
 
 @contextlib.asynccontextmanager
 async def connected(url: str, **options: object) -> AsyncIterator["NATS"]:
-    """Connect with plain nats-py, once and without reconnecting; close what is left of it even where that fails.
-
-    `options` are for nats-py's `connect`, which leaves its socket open when the server refuses it.
-    """
+    """Connect with plain nats-py, once and without reconnecting. `options` are for its `connect`."""
     import nats
 
     client = nats.NATS()
     try:
         await client.connect(url, **{"allow_reconnect": False, "max_reconnect_attempts": 1, **options})
+    except Exception:
+        # nats-py leaves its socket open then, and its `close` never returns when it was TLS that failed.
+        if client._transport:
+            client._transport.close()
+            await asyncio.sleep(0)
+        raise
+    try:
         yield client
     finally:
         await client.close()
@@ -241,8 +246,3 @@ async def delete_streams(server: NatsServer, **options: object) -> None:
         manager = client.jsm()
         for stream in await manager.streams_info():
             await manager.delete_stream(stream.config.name)
-
-
-def quoted(value: object) -> str:
-    """Return a text as nats-server's configuration reads it."""
-    return json.dumps(str(value))

@@ -65,6 +65,13 @@ class Client(NatsPy):
     async def hear_close(self) -> None:
         self.give_up(str(self.last_error or "the server closed the connection"))
 
+    async def settle(self) -> None:
+        """Return when the server has heard all that was sent. nats-py's ping overtakes what it has in its buffer: once
+        the first was answered, that is on its way, and the second comes after it.
+        """
+        for _ in range(2):
+            await self.flush()
+
     async def let_go(self) -> None:
         """Close the connection; where that does not come to an end in time, break it. Never raises."""
         closing = asyncio.create_task(self.close(), name="nats-close")

@@ -50,7 +50,7 @@ class Answering:
 
         with translated(f"subscribing to {self._subject}", client):
             await client.subscribe(self._subject, cb=hear)
-            await client.flush()
+            await client.settle()
         self.ready.set()
         gone = asyncio.create_task(self._link.wait_beyond(client), name=f"answer-{self._subject}-watch")
         try:

@@ -121,7 +121,7 @@ class NatsSubscription:
 
         with translated("subscribing to progress", client):
             heard = await client.subscribe(progress_pattern(), cb=hear)
-            await client.flush()
+            await client.settle()
         stack.push_async_callback(_quietly, client, heard.unsubscribe)
 
     async def _pull(self, client: Client, arrivals: asyncio.Queue[Msg | BusError], stack: AsyncExitStack) -> None:

@@ -1,0 +1,156 @@
+"""Agents on one NATS as their users and others see them: whose work is whose, session ends, questions, intruders."""
+
+import asyncio
+import json
+
+import nats
+import pytest
+
+from tests.fakes.ear import listening
+from tests.fakes.event_documents import check
+from tests.fakes.machine import Machine
+from tests.servers.nats import NatsServer, running_nats
+
+ENDED = "akosha.session.laptop.ended"
+
+
+@pytest.fixture(scope="module")
+def nats_of_module(tmp_path_factory):
+    with running_nats(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(nats_of_module):
+    nats_of_module.restart(wipe=True)
+    return nats_of_module
+
+
+@pytest.fixture
+def machine(server, tmp_path):
+    return Machine(tmp_path / "machine", agent_nats_url=server.url)
+
+
+def tell(server: NatsServer, *messages: tuple[str, bytes]) -> None:
+    """Publish as anybody might."""
+
+    async def publish() -> None:
+        async with await nats.connect(server.url) as client:
+            for subject, data in messages:
+                await client.jetstream().publish(subject, data)
+
+    asyncio.run(publish())
+
+
+def ask(server: NatsServer, subject: str, question: bytes = b"") -> dict:
+    async def answer() -> dict:
+        async with await nats.connect(server.url) as client:
+            return json.loads((await client.request(subject, question, timeout=10)).data)
+
+    return asyncio.run(answer())
+
+
+def session_end(number: int, **data: object) -> bytes:
+    """As Session-Buddy publishes it."""
+    return json.dumps(
+        {
+            "specversion": "1.0", "id": f"session-{number}", "source": "urn:akosha-agent:laptop",
+            "type": "akosha.session.ended.v1", "time": "2026-11-21T12:00:00Z",
+            "data": {"session_id": f"{number}", "reason": "logout", **data},
+        }
+    ).encode()  # fmt: skip
+
+
+def test_two_agents_with_one_system_id_each_do_their_own_work_and_only_that(server, tmp_path):
+    machines = [Machine(tmp_path / name, agent_nats_url=server.url) for name in ("one", "two")]
+    with machines[0].run() as one, machines[1].run() as two, listening(server.url, pattern="akosha.>") as ear:
+        for number, (machine, agent) in enumerate(zip(machines, (one, two), strict=True), start=1):
+            machine.write(commits=number + 3)
+            agent.logged("sync_succeeded")
+            ear.wait(lambda number=number: len(ear.ids()) == number)
+        for agent in (one, two):
+            agent.logged("request_refused")
+            assert len([line for line in agent.log.seen if line["event"] == "sync_requested"]) == 1
+    assert [len(machine.manifests) for machine in machines] == [1, 1]
+    assert {event["data"]["agent_id"] for event in ear.heard if "agent_id" in event["data"]} == {
+        manifest["agent_id"] for machine in machines for manifest in machine.manifests
+    }
+    for raw in ear.raw:
+        check(raw)
+
+
+def test_a_sessions_end_starts_a_sync_at_once_and_waits_for_an_agent_that_is_away(server, machine):
+    """One whose id was handled is ignored; without the setting, all are."""
+    machine.set(agent_upload_on_change=False)
+    with machine.run() as agent:
+        agent.logged("bus_in_use", bus="nats")
+        agent.logged("watch_mode", 2)
+        machine.write(commits=3)
+        tell(server, (ENDED, session_end(1)))
+        agent.logged("sync_succeeded")
+        assert [line["reason"] for line in agent.logged("sync_requested")] == ["session_end"]
+    tell(server, (ENDED, session_end(1, again=True)), (ENDED, session_end(2)))
+    with machine.run() as agent:
+        assert [line["session_id"] for line in agent.logged("session_ended")] == ["2"]
+        tell(server, (ENDED, session_end(1)), (ENDED, session_end(2)), (ENDED, session_end(3)))
+        assert [line["session_id"] for line in agent.logged("session_ended", 2)] == ["2", "3"]
+    machine.set(upload_on_session_end=False)
+    with machine.run() as agent:
+        agent.logged("bus_in_use", bus="nats")
+    assert all("-session" not in line.get("subscription", "") for line in agent.log.seen)
+
+
+def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(server, machine):
+    """The agent stays up, says what it refused, and does not sync: not even for a copy of its own request."""
+    with machine.run() as agent, listening(server.url, pattern="akosha.>") as ear:
+        machine.write(commits=3)
+        agent.logged("sync_succeeded")
+        ear.wait(ear.ids)
+        (own,) = (event for event in ear.heard if event["type"] == "akosha.sync.requested.v1")
+        forged = {**own, "id": "forged.cloud", "data": {**own["data"], "request_id": "forged"}}
+        altered = {**own, "data": {**own["data"], "upload_reflections": False}}
+        other = {**forged, "data": {**forged["data"], "agent_id": "f" * 32}}
+        requests = [json.dumps(document).encode() for document in (forged, altered, other)]
+        foreign = session_end(1).replace(b"laptop", b"desktop")
+        junk = (b"\0\xff junk", b"{}", b"[" * 50_000, session_end(2).replace(b'"session-2"', b"7"), foreign)
+        tell(
+            server,
+            *((own["subject"], data) for data in requests),
+            *((ENDED, data) for data in junk),
+            (ENDED, session_end(3, padding="x" * 70_000)),
+        )
+        refused = agent.logged("message_refused", len(junk) + 1)
+        assert all(line["sequence"] > 0 and line["why"] for line in refused)
+        assert len(agent.logged("request_refused", 3)) == 3
+        assert len([line for line in agent.log.seen if line["event"] == "sync_requested"]) == 1
+        assert machine.sync()["outcome"] == "skipped"
+    assert len(machine.manifests) == 1
+
+
+def test_a_fleet_is_asked_and_told_where_that_is_switched_on(server, machine):
+    """Status and sync, and nothing that names a path, an address or a setting."""
+    machine.set(agent_remote_control=True, agent_upload_on_change=False)
+    with machine.run() as agent, listening(server.url, pattern="akosha.>") as ear:
+        agent.logged("watch_mode", 2)
+        machine.write(commits=3)
+        status = ask(server, "akosha.agent.laptop.status")
+        assert (status["system_id"], status["pending"], status["bus"]["name"]) == ("laptop", ["reflection"], "nats")
+        accepted = ask(server, "akosha.agent.laptop.sync")
+        assert accepted["accepted"]
+        ear.wait(ear.ids)
+        (result,) = (event["data"] for event in ear.heard if event["type"] == "akosha.sync.succeeded.v1")
+        assert (result["request_id"], result["triggered_by"]) == (accepted["request_id"], "remote")
+        status = ask(server, "akosha.agent.laptop.status")
+        assert (status["pending"], status["targets"]["cloud"]["newest_upload_id"]) == ([], result["upload_id"])
+        assert not [place for place in (machine.home, machine.bucket, machine.data) if str(place) in str(status)]
+        assert not ask(server, "akosha.agent.laptop.sync", b'{"method": "http"}')["accepted"]
+        for question in (b"\xff", b"[]", b'{"method": "ftp"}', b'{"enable_fallback": 1}', b"{" * 100_000):
+            assert ask(server, "akosha.agent.laptop.sync", question)["error"]
+        with pytest.raises(nats.errors.NoRespondersError):
+            ask(server, "akosha.agent.laptop.config")
+    machine.set(agent_remote_control=None)
+    with machine.run() as agent:
+        agent.logged("bus_in_use", bus="nats")
+        for question in ("status", "sync"):
+            with pytest.raises(nats.errors.NoRespondersError):
+                ask(server, f"akosha.agent.laptop.{question}")

@@ -1,0 +1,32 @@
+"""One `akosha-agent run` on NATS that kills itself (SIGKILL) at a named point; a program for tests to run.
+
+    python tests/faults/killed_run.py POINT [options of `run`]
+
+POINT is `method:before` or `:after` of one of the calls below. `publish` is a result's, `ack` a request's.
+"""
+
+import sys
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.nats_bus.bus import NatsBus
+from agent.adapters.nats_bus.letter import JetStreamLetter
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.domain.events import SyncResult
+from agent.faces.cli import app
+from tests.faults.killed_sync import mine
+
+
+def main() -> None:
+    point = sys.argv[1]
+    name, _, when = point.partition(":")
+    if name == "manifest":
+        mine(DirectoryStore, "put", f"put:{when}", lambda key, *_: key.endswith("manifest.json"))
+    for method in ("deliver", "confirm"):
+        mine(SqliteLedger, method, point)
+    mine(NatsBus, "publish", point, lambda event: isinstance(event, SyncResult))
+    mine(JetStreamLetter, "ack", point)
+    app(["run", *sys.argv[2:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""A real agent on a real NATS that loses what it was told, and a store that stalls for longer than the ack wait."""
+
+import threading
+
+import pytest
+
+from tests.fakes.ear import listening
+from tests.fakes.machine import Machine, Running
+from tests.faults.test_nats_rounds import machine_on, upload_ids
+from tests.servers.bucket import Bucket
+from tests.servers.nats import NatsServer, running_nats
+from tests.servers.s3 import SECRET_KEY, aws_environment
+from tests.servers.threaded_front import Gate, running_front
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+
+@pytest.fixture
+def server(tmp_path):
+    with running_nats(tmp_path / "nats") as server:
+        yield server
+
+
+def upload(machine: Machine, agent: Running, number: int) -> None:
+    machine.write(commits=number + 3)
+    agent.logged("sync_succeeded", number)
+
+
+@pytest.mark.parametrize("agent_is_there", [True, False])
+def test_a_stream_that_was_wiped_is_told_the_results_again(server, tmp_path, agent_is_there):
+    """Also where it happened while the agent was away; and one that was not wiped is not."""
+    machine = machine_on(server, tmp_path)
+
+    def is_told_again(agent: Running) -> None:
+        agent.logged("results_told_again")
+        with listening(server.url) as ear:
+            ear.wait(lambda: sorted(set(ear.ids())) == sorted(upload_ids(machine)))
+
+    with machine.run() as agent:
+        for number in (1, 2):
+            upload(machine, agent, number)
+        with listening(server.url) as ear:
+            ear.wait(lambda: len(ear.ids()) == 2)
+        if agent_is_there:
+            server.restart(wipe=True)
+            is_told_again(agent)
+    if not agent_is_there:
+        server.restart(wipe=True)
+        with machine.run() as agent:
+            is_told_again(agent)
+    server.restart()
+    with machine.run() as agent:
+        upload(machine, agent, 1)
+        assert not [line for line in agent.log.seen if line["event"] == "results_told_again"]
+
+
+def test_results_of_before_nats_was_set_are_told_when_it_is(server, tmp_path):
+    machine = machine_on(server, tmp_path, agent_bus="memory")
+    with machine.run() as agent:
+        upload(machine, agent, 1)
+    machine.set(agent_bus=None)
+    with machine.run(), listening(server.url) as ear:
+        ear.wait(lambda: ear.ids() == upload_ids(machine))
+
+
+def test_a_sync_that_takes_longer_than_the_ack_wait_is_not_delivered_again(server, moto, tmp_path):
+    bucket, gate = Bucket(moto), Gate()
+    with running_front(moto.endpoint) as front:
+        machine = machine_on(server, tmp_path, cloud_endpoint=front.url, cloud_bucket=bucket.name)
+        machine.set(agent_nats_ack_wait_seconds=0.6, agent_bus="nats")
+        machine.environ |= aws_environment()
+        machine.secrets = (SECRET_KEY,)
+        front.on("put_object", gate.hold(), times=1)
+        machine.write(commits=3)
+        with machine.run() as agent:
+            gate.wait()
+            threading.Event().wait(3)  # five times the ack wait: it is the time itself that is to be survived
+            gate.open()
+            agent.logged("sync_succeeded")
+            (cloud,) = (one for one in _consumers(server) if one["name"].endswith("-cloud"))
+    assert (cloud["delivered"]["consumer_seq"], cloud["num_redelivered"]) == (1, 0)
+    assert len(bucket.manifests) == 1
+
+
+def test_a_single_sync_is_done_without_nats_and_told_by_the_next_agent(server, tmp_path):
+    machine = machine_on(server, tmp_path)
+    machine.write(commits=3)
+    server.kill()
+    done = machine.call("sync", "--json")
+    assert (done.code, done.json["outcome"]) == (0, "succeeded")
+    assert "results_wait" in done.err
+    server.start()
+    with machine.run(), listening(server.url) as ear:
+        ear.wait(lambda: ear.ids() == upload_ids(machine))
+
+
+def test_a_single_sync_tells_its_result_over_nats(server, tmp_path):
+    machine = machine_on(server, tmp_path)
+    machine.write(commits=3)
+    assert machine.sync()["outcome"] == "succeeded"
+    with listening(server.url) as ear:
+        ear.wait(lambda: ear.ids() == upload_ids(machine))
+
+
+def test_an_agent_that_wants_nats_alone_waits_for_it_and_says_so(server, tmp_path):
+    machine = machine_on(server, tmp_path, agent_bus="nats")
+    machine.write(commits=3)
+    server.kill()
+    with machine.run() as agent:
+        agent.logged("bus_waits")
+        assert machine.status()["notes"]["bus"].startswith("waiting: NATS at")
+        server.start()
+        agent.logged("sync_succeeded")
+        with listening(server.url) as ear:
+            ear.wait(lambda: ear.ids() == upload_ids(machine))
+
+
+def _consumers(server: NatsServer) -> list[dict]:
+    (account,) = server.monitor("/jsz?consumers=true")["account_details"]
+    return [consumer for stream in account["stream_detail"] for consumer in stream["consumer_detail"]]

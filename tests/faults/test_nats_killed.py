@@ -1,0 +1,43 @@
+"""The agent is killed (SIGKILL) between upload, ledger, publish and ack: one upload, and one result by its id."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.ear import listening
+from tests.fakes.machine import Machine
+from tests.servers.nats import running_nats
+
+HERE = Path(__file__).parent
+POINTS = ("manifest:before", "manifest:after", "deliver:after", "ack:after", "publish:after", "confirm:after")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running_nats(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_anywhere_leaves_one_upload_and_one_result(server, tmp_path, point):
+    """And what was in hand is not waited for: the ack wait is a minute, the next start takes over at once."""
+    system = f"laptop-{POINTS.index(point)}"
+    machine = Machine(tmp_path / "machine", agent_nats_url=server.url, system_id=system)
+    machine.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), machine.environ.get("PYTHONPATH", "")])
+    machine.write(commits=3)
+    with listening(server.url, durable=f"ear-{system}", pattern=f"akosha.sync.{system}.*") as ear:
+        with machine.started(prefix=(sys.executable, str(HERE / "killed_run.py"), point)) as killed:
+            assert killed.process.wait(60) == -signal.SIGKILL, killed.log.raw
+        with machine.run():
+            ear.wait(ear.ids)
+            status = machine.status(lambda found: not found["pending"] and _clean(found))
+            (manifest,) = machine.manifests
+            assert set(ear.ids()) == {f"{manifest['upload_id']}.succeeded"}
+            assert status["targets"][0]["newest_upload_id"] == manifest["upload_id"]
+
+
+def _clean(status: dict) -> bool:
+    return {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}

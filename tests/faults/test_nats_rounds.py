@@ -1,0 +1,125 @@
+"""NATS misbehaves again and again while a real agent works: each change ends in one upload and one result by id."""
+
+import asyncio
+import contextlib
+import random
+import threading
+
+import nats
+import pytest
+from nats.js.errors import NoStreamResponseError
+
+from tests.fakes.ear import Ear, listening
+from tests.fakes.event_documents import check
+from tests.fakes.machine import Machine, Running
+from tests.servers.nats import NatsServer, delete_streams, running_nats
+
+ROUNDS = 30
+SEED = 7
+UPLOAD_SECONDS = 0.6
+"""About how long a change takes to be uploaded: the moment of the misfortune is drawn from it."""
+
+
+def machine_on(server: NatsServer, tmp_path, **settings: object) -> Machine:
+    """A machine whose agent notices a dead NATS soon, and comes back soon."""
+    return Machine(
+        tmp_path / "machine", agent_nats_url=server.url, agent_nats_ping_seconds=0.2,
+        agent_nats_ping_timeout_seconds=0.3, agent_nats_reconnect_seconds=0.05, agent_nats_reconnect_max_seconds=0.2,
+        agent_nats_connect_seconds=1, agent_rescan_seconds=2, agent_nats_max_mb=1, **settings,
+    )  # fmt: skip
+
+
+def kill(server: NatsServer, pause: threading.Event, dice: random.Random) -> None:
+    server.kill()
+    pause.wait(dice.uniform(0, UPLOAD_SECONDS))
+    server.start()
+
+
+def stop(server: NatsServer, pause: threading.Event, dice: random.Random) -> None:
+    server.stop()
+    pause.wait(dice.uniform(0, UPLOAD_SECONDS))
+    server.start()
+
+
+def freeze(server: NatsServer, pause: threading.Event, dice: random.Random) -> None:
+    """For longer than a ping and its answer may take."""
+    server.pause()
+    pause.wait(0.7 + dice.uniform(0, UPLOAD_SECONDS))
+    server.resume()
+
+
+def wipe(server: NatsServer, _pause: threading.Event, _dice: random.Random) -> None:
+    server.restart(wipe=True)
+
+
+def delete(server: NatsServer, _pause: threading.Event, _dice: random.Random) -> None:
+    """The stream, under everybody's hands."""
+    asyncio.run(delete_streams(server))
+
+
+def fill(server: NatsServer, _pause: threading.Event, _dice: random.Random) -> None:
+    """The stream is full of others' events: the oldest go."""
+
+    async def publish() -> None:
+        async with await nats.connect(server.url) as client:
+            for _ in range(24):
+                await client.jetstream(timeout=2).publish("akosha.session.other.ended", b"x" * 50_000)
+
+    with contextlib.suppress(NoStreamResponseError):  # deleted the round before, and not yet made again
+        asyncio.run(publish())
+
+
+def without_jetstream(server: NatsServer, pause: threading.Event, dice: random.Random) -> None:
+    server.jetstream = False
+    server.restart()
+    pause.wait(dice.uniform(0, UPLOAD_SECONDS))
+    server.jetstream = True
+    server.restart()
+
+
+MISFORTUNES = (kill, stop, freeze, wipe, delete, fill, without_jetstream)
+
+
+@pytest.fixture
+def server(tmp_path):
+    with running_nats(tmp_path / "nats") as server:
+        yield server
+
+
+def upload_ids(machine: Machine) -> list[str]:
+    return [f"{manifest['upload_id']}.succeeded" for manifest in machine.manifests]
+
+
+def test_whatever_happens_to_nats_each_change_ends_in_one_upload_and_one_result(server, tmp_path):
+    dice, pause = random.Random(SEED), threading.Event()
+    machine = machine_on(server, tmp_path)
+    machine.write(commits=3)
+    with machine.run() as agent, listening(server.url) as ear:
+        agent.logged("bus_in_use", bus="nats")
+        uploaded(agent, ear, machine, 1)
+        for number in range(2, ROUNDS + 2):
+            misfortune = MISFORTUNES[number % len(MISFORTUNES)]
+            befalls = threading.Timer(dice.uniform(0, UPLOAD_SECONDS), misfortune, (server, pause, dice))
+            befalls.start()
+            machine.write(commits=number + 3)
+            try:
+                agent.logged("sync_succeeded", number)
+            finally:
+                befalls.join()
+            uploaded(agent, ear, machine, number)
+        status = machine.status(lambda found: not found["pending"])
+        assert {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}
+        assert set(ear.ids()) == set(upload_ids(machine))
+        assert not [line for line in agent.log.seen if line.get("level") in ("error", "critical")], agent.log.raw
+    for raw in ear.raw:
+        check(raw)
+    requested = [line["request_id"] for line in agent.log.seen if line["event"] == "sync_requested"]
+    assert len(set(requested)) >= len(machine.manifests)
+
+
+def uploaded(agent: Running, ear: Ear, machine: Machine, number: int) -> None:
+    """Wait for the nth upload and its result; there are exactly so many."""
+    agent.logged("sync_succeeded", number)
+    ids = upload_ids(machine)
+    assert len(ids) == len(set(ids)) == number
+    ear.wait(lambda: set(ids) <= {event["id"] for event in ear.heard})
