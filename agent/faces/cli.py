@@ -115,15 +115,50 @@ def status(
 def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing events as they happen.")] = False,
     as_json: AsJson = False,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system",
+            metavar="SYSTEM",
+            help="Follow the results of this system, or of all ('*', in quotes), over NATS.",
+            show_default=False,
+        ),
+    ] = None,
+    durable: Annotated[
+        str | None,
+        typer.Option(
+            "--durable",
+            metavar="NAME",
+            help="Follow results over NATS, which keeps the place under this name: what came meanwhile is shown, too.",
+            show_default=False,
+        ),
+    ] = None,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--exec",
+            metavar="COMMAND",
+            help="Run a shell command for each result, its event (JSON) on stdin, until that exits with 0.",
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDir = None,
     state_dir: StateDir = None,
     settings: SettingsFile = None,
 ) -> None:
-    """Show what happened: requests and their results, oldest first."""
-    from agent.faces.events import show_events  # noqa: PLC0415 - what only this command needs
+    """Show what happened: requests and their results, oldest first; or follow results, here and elsewhere.
 
+    --system, --durable and --exec follow results alone, until Ctrl-C. A result is acknowledged when it is printed, or
+    when the command has exited with 0.
+    """
     loaded = _load(data_dir, state_dir, settings, quiet=True)
-    _finish(show_events(loaded.settings, follow=follow, as_json=as_json))
+    if system is None and durable is None and command is None:
+        from agent.faces.events import show_events  # noqa: PLC0415 - what only this command needs
+
+        _finish(show_events(loaded.settings, follow=follow, as_json=as_json))
+    from agent.faces.consume import consume  # noqa: PLC0415 - as above
+
+    _finish(consume(loaded.settings, system=system, durable=durable, command=command, as_json=as_json))
 
 
 @app.command()

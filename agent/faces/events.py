@@ -14,7 +14,7 @@ LOOK_SECONDS = 0.25
 async def show_events(settings: Settings, *, follow: bool, as_json: bool) -> int:
     """Print events, oldest first; with `follow`, for ever. Returns 0."""
     home = Home.of(settings)
-    ledger = await _open(home, wait=follow)
+    ledger = await opened(home, wait=follow)
     if ledger is None:
         typer.echo("nothing has happened yet: no agent has run with this state directory", err=True)
         return 0
@@ -34,8 +34,8 @@ async def show_events(settings: Settings, *, follow: bool, as_json: bool) -> int
         await ledger.aclose()
 
 
-def line(event: Event) -> str:
-    """Return an event in one line for a person."""
+def line(event: Event, *, system: bool = False) -> str:
+    """Return an event in one line for a person; with `system`, its system id in it."""
     when = f"{event.time.astimezone():%Y-%m-%d %H:%M:%S}"
     what = event.type.removeprefix("akosha.").rsplit(".", 1)[0]
     text = ""
@@ -43,10 +43,12 @@ def line(event: Event) -> str:
         text = f"{event.reason}, by {' then '.join(event.route)}"
     elif isinstance(event, SyncResult):
         text = sentence(event)
-    return f"{when}  {what:<15}  {text}".rstrip()
+    whose = f"{event.system_id}  " if system else ""
+    return f"{when}  {what:<15}  {whose}{text}".rstrip()
 
 
-async def _open(home: Home, *, wait: bool) -> Ledger | None:
+async def opened(home: Home, *, wait: bool) -> Ledger | None:
+    """Open the ledger for reading; where there is none, wait for it, or return None."""
     while not await home.has_ledger():
         if not wait:
             return None

@@ -102,8 +102,8 @@ def test_a_sessions_end_starts_a_sync_at_once_and_waits_for_an_agent_that_is_awa
 
 def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(server, machine):
     """The agent stays up, says what it refused, and does not sync: not even for a copy of its own request."""
+    machine.write(commits=3)
     with machine.run() as agent, listening(server.url, pattern="akosha.>") as ear:
-        machine.write(commits=3)
         agent.logged("sync_succeeded")
         ear.wait(ear.ids)
         (own,) = (event for event in ear.heard if event["type"] == "akosha.sync.requested.v1")
