@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from agent.application.bus_watch import BUS, BUS_SINCE
 from agent.domain.databases import Survey
 from agent.domain.states import Problem, State, TargetRecord, next_try, pending, problems
 
@@ -40,8 +41,19 @@ class TargetStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BusStatus:
+    """Where events flow: the NATS server, or `in this process` and why, or `waiting` and for what. `since` when."""
+
+    text: str
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """All of it. `pending` names what some target lacks, or, without a target, all there is."""
+    """All of it. `pending` names what some target lacks, or, without a target, all there is.
+
+    `bus` is there while an agent runs; `results_waiting` counts those that no bus has confirmed yet.
+    """
 
     system_id: str
     agent_id: str
@@ -49,6 +61,8 @@ class Status:
     targets: tuple[TargetStatus, ...]
     pending: tuple[str, ...]
     notes: Mapping[str, str]
+    bus: BusStatus | None = None
+    results_waiting: int = 0
 
 
 def describe(
@@ -59,8 +73,10 @@ def describe(
     records: Sequence[TargetRecord],
     survey: Survey,
     notes: Mapping[str, str],
+    results_waiting: int,
+    running: bool,
 ) -> Status:
-    """Put the ledger's records and the files' present state side by side."""
+    """Put the ledger's records and the files' present state side by side. `running`: an agent keeps the notes."""
     targets = tuple(_target(record, survey) for record in records)
     lacking = {name for target in targets for name in target.pending} if targets else set(survey)
     return Status(
@@ -70,7 +86,20 @@ def describe(
         targets=targets,
         pending=tuple(sorted(lacking)),
         notes=notes,
+        bus=_bus(notes) if running else None,
+        results_waiting=results_waiting,
     )
+
+
+def _bus(notes: Mapping[str, str]) -> BusStatus | None:
+    """Return what the notes say of the bus. Its name goes without saying: NATS has its address, `memory` its words."""
+    text = notes.get(BUS)
+    if text is None:
+        return None
+    for name in ("nats", "memory"):
+        text = text.removeprefix(f"{name}: ")
+    since = notes.get(BUS_SINCE)
+    return BusStatus(text=text, since=datetime.fromisoformat(since) if since else None)
 
 
 def _target(record: TargetRecord, survey: Survey) -> TargetStatus:

@@ -23,7 +23,7 @@ async def show_status(settings: Settings, *, as_json: bool) -> int:
     """Print the status. Returns 0: what is wrong is in it."""
     home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
-    records, notes = [], {}
+    records, notes, results_waiting = [], {}, 0
     targets = home.targets(identity).values()
     if not await home.has_ledger():
         records = [TargetRecord(target) for target in targets]
@@ -32,6 +32,7 @@ async def show_status(settings: Settings, *, as_json: bool) -> int:
         try:
             records = [await ledger.record(target) for target in targets]
             notes = dict(await ledger.notes())
+            results_waiting = len(await ledger.outbox())
         finally:
             await ledger.aclose()
     survey: Survey = {}
@@ -40,6 +41,7 @@ async def show_status(settings: Settings, *, as_json: bool) -> int:
         survey = await home.taker().survey()
     except SnapshotError as error:
         problem = str(error)
+    holder = await asyncio.to_thread(home.holder)
     status = describe(
         system_id=identity.system_id,
         agent_id=identity.agent_id,
@@ -47,8 +49,9 @@ async def show_status(settings: Settings, *, as_json: bool) -> int:
         records=records,
         survey=survey,
         notes=notes,
+        results_waiting=results_waiting,
+        running=holder is not None and holder.command == "run",
     )
-    holder = await asyncio.to_thread(home.holder)
     running = None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
     if as_json:
         document = asdict(status) | {
@@ -73,6 +76,11 @@ def _print(status: Status, settings: Settings, running: dict[str, object] | None
     console.print(f"databases  {settings.agent_data_dir}")
     if running and status.notes.get("watcher"):
         console.print(f"watching   {status.notes['watcher']}")
+    if status.bus:
+        since = "" if status.bus.since is None else f"  (since {_when(status.bus.since)}, {_age(status.bus.since)})"
+        console.print(f"bus        {status.bus.text}{since}")
+    if settings.over_nats and status.results_waiting:
+        console.print(f"results    {status.results_waiting} wait to be told")
     if not settings.sync_enabled:
         console.print("sync       switched off (akosha_sync_enabled is false)")
     if not status.targets:
@@ -82,22 +90,25 @@ def _print(status: Status, settings: Settings, running: dict[str, object] | None
         where = f"  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip()
         console.print(Text.assemble("\n", (target.method, "bold"), where))
         last = target.newest_upload_id or "never"
-        console.print(f"  last upload  {last}{_ago(target.last_success)}")
+        ago = "" if target.last_success is None else f"  ({_age(target.last_success)})"
+        console.print(f"  last upload  {last}{ago}")
         if target.error:
             console.print(f"  last error   {target.error}")
         if target.next_try:
-            console.print(f"  next try     {target.next_try.astimezone():%Y-%m-%d %H:%M:%S}")
+            console.print(f"  next try     {_when(target.next_try)}")
         table = Table("database", "state", "size", "", box=None, padding=(0, 2, 0, 2))
         for row in target.databases:
             table.add_row(row.name, "pending" if row.pending else row.state, human_bytes(row.size), row.problem)
         console.print(table)
 
 
-def _ago(at: datetime | None) -> str:
-    if at is None:
-        return ""
+def _when(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _age(at: datetime) -> str:
     seconds = max((datetime.now(UTC) - at).total_seconds(), 0)
     for name, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= size:
-            return f"  ({seconds / size:.0f} {name} ago)"
-    return f"  ({seconds:.0f} s ago)"
+            return f"{seconds / size:.0f} {name} ago"
+    return f"{seconds:.0f} s ago"

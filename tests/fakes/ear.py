@@ -49,6 +49,13 @@ class Ear:
         self._thread.join(TIMEOUT)
         assert not self._thread.is_alive()
 
+    def _take(self, document: object, raw: bytes) -> None:
+        if isinstance(document, dict) and "type" in document:
+            with self._news:
+                self.heard.append(document)
+                self.raw.append(raw)
+                self._news.notify_all()
+
     async def _listen(self) -> None:
         while not self._over.is_set():
             with contextlib.suppress(NatsPyError, OSError, TimeoutError):
@@ -72,10 +79,8 @@ class Ear:
             while not self._over.is_set():
                 with contextlib.suppress(nats.errors.TimeoutError):
                     (message,) = await place.fetch(1, timeout=FETCH_SECONDS if not self.heard else 0.3)
-                    with self._news:
-                        self.heard.append(json.loads(message.data))
-                        self.raw.append(message.data)
-                        self._news.notify_all()
+                    with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is no event
+                        self._take(json.loads(message.data), message.data)
                     await message.ack_sync()
                 await client.flush(1)
         finally:
