@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-one test-also test-here check format bench clean
+.PHONY: help setup demo test test-one test-also test-here check format events bench clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ check: $(READY)  ## ruff, mypy --strict, import-linter
 format: $(READY)  ## let ruff put things in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+events: $(READY)  ## docs/events, made again from the event classes
+	$(BIN)/python docs/events/generate.py
 
 bench: $(READY)  ## the figures of the README, measured here
 	$(BIN)/python tests/bench/run.py $(ARGS)

@@ -56,11 +56,13 @@ class BusWatch:
         if state == before:
             return False
         self._shown = state
-        tell = _log.info if state.ready else _log.warning
-        tell("bus_in_use" if state.ready else "bus_waits", bus=state.name, detail=state.detail)
+        switched = before is None or (state.name, state.ready) != (before.name, before.ready)
+        if switched:
+            tell = _log.info if state.ready else _log.warning
+            tell("bus_in_use" if state.ready else "bus_waits", bus=state.name, detail=state.detail)
         await self._ledger.note(BUS, f"{state.name}: {state.detail}" if state.ready else f"waiting: {state.detail}")
         await self._ledger.note(BUS_SINCE, state.since.isoformat())
-        return before is not None and (state.name, state.ready) != (before.name, before.ready)
+        return switched and before is not None
 
     async def _reconcile(self) -> None:
         """A stream that has lost what it was told, or never heard of us, is told the results of the last days."""

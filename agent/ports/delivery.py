@@ -64,11 +64,13 @@ class _Delivery:
 
 
 class Courier:
-    """Hands the letters of one subscription, `name`, to its handler, which may stay silent for `ack_wait_seconds`."""
+    """Hands the letters of one subscription, `name`, to its handler, which may stay silent for `ack_wait_seconds`.
+
+    Whoever brings them brings one at a time.
+    """
 
     def __init__(self, name: str, handler: Handler, *, clock: Clock, ack_wait_seconds: float) -> None:
         self._name, self._handler, self._clock, self._ack_wait = name, handler, clock, ack_wait_seconds
-        self._one_at_a_time = asyncio.Lock()
         self._failing, self._failures = "", 0
 
     async def hand_over(self, letter: Letter) -> None:
@@ -76,10 +78,6 @@ class Courier:
 
         Cancelled, it sees the handler end (for up to 10 s) and naks what that has not settled.
         """
-        async with self._one_at_a_time:
-            await self._hand_over(letter)
-
-    async def _hand_over(self, letter: Letter) -> None:
         log = _log.bind(subscription=self._name, id=letter.event.id, subject=letter.event.subject)
         delivery = _Delivery(letter, self._clock)
         work = asyncio.create_task(_handle(self._handler, delivery), name=f"bus-{self._name}-handler")

@@ -39,11 +39,12 @@ class NatsBus:
     def __init__(self, options: NatsOptions, codec: Codec, clock: Clock, *, patient: bool) -> None:
         self._options, self._codec, self._clock, self._patient = options, codec, clock, patient
         self._stream = Stream(options.limits)
-        self._link = Link(options, clock, prepare=self._prepare, changed=self._changed)
+        self._link = Link(options, clock, prepare=self._prepare, changed=self._look)
         self._mending = asyncio.Lock()
         self._subscriptions: list[NatsSubscription | Answering] = []
         self._listeners: list[Callable[[], None]] = []
         self._closed = False
+        self._was_ready, self._since = False, clock.now()
         self.refused = 0
         """How many messages were taken out because they are no events of ours."""
 
@@ -71,10 +72,18 @@ class NatsBus:
 
     @property
     def state(self) -> BusState:
-        place = self._options.place
-        if self._link.is_up:
-            return BusState("nats", ready=True, detail=place, since=self._link.since)
-        return BusState("nats", ready=False, detail=str(self._link.trouble), since=self._link.since)
+        if self._is_ready:
+            return BusState("nats", ready=True, detail=self._options.place, since=self._since)
+        troubles = (one.trouble for one in self._subscriptions if isinstance(one, NatsSubscription))
+        trouble = next(filter(None, troubles), None) if self._link.is_up else self._link.trouble
+        detail = str(trouble or f"subscribing at {self._options.place}")
+        return BusState("nats", ready=False, detail=detail, since=self._since)
+
+    @property
+    def _is_ready(self) -> bool:
+        """Connected, and every subscription sees what is published: else events would go where nobody hears them."""
+        heard = (one.ready.is_set() for one in self._subscriptions if isinstance(one, NatsSubscription))
+        return self._link.is_up and all(heard)
 
     @property
     def stream(self) -> StreamMark | None:
@@ -85,6 +94,8 @@ class NatsBus:
 
     async def wait_until_ready(self) -> None:
         await self._link.wait()
+        for one in list(self._subscriptions):
+            await one.ready.wait()
 
     async def publish(self, event: Event) -> None:
         """As the port says: an event that is kept is in the stream when this returns, confirmed by the server.
@@ -128,8 +139,10 @@ class NatsBus:
             mend=self._mend,
             released=self._release,
             refused=self._count,
+            changed=self._look,
         )
         self._subscriptions.append(subscription)
+        self._look()
         await self._begun(subscription)
         return subscription
 
@@ -175,7 +188,7 @@ class NatsBus:
             await self._prepare(client)
             after = self._stream.mark
         if before is None or (after is not None and after.has_lost(before)):
-            self._changed()
+            self._tell()
 
     async def _begun(self, one: "NatsSubscription | Answering") -> None:
         """Where NATS is there: return when what is published from now on will be seen."""
@@ -184,7 +197,13 @@ class NatsBus:
                 async with asyncio.timeout(self._options.patience.connect):
                     await one.ready.wait()
 
-    def _changed(self) -> None:
+    def _look(self) -> None:
+        """Tell the listeners where the bus has become ready, or is no longer."""
+        if self._is_ready != self._was_ready:
+            self._was_ready, self._since = self._is_ready, self._clock.now()
+            self._tell()
+
+    def _tell(self) -> None:
         for listener in self._listeners:
             listener()
 
@@ -194,6 +213,7 @@ class NatsBus:
     def _release(self, one: "NatsSubscription | Answering") -> None:
         if one in self._subscriptions:
             self._subscriptions.remove(one)
+            self._look()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -10,7 +10,6 @@ import asyncio
 import random
 import ssl
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 
 import structlog
 from nats.errors import Error as NatsPyError
@@ -39,7 +38,6 @@ class Link:
         self._client: Client | None = None
         self._turned, self._suspected, self._tried = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self.since: datetime = clock.now()
         self.trouble: BusError = BusError(f"NATS at {options.place} is being connected to", transient=True)
 
     def start(self) -> None:
@@ -134,7 +132,7 @@ class Link:
 
     async def _use(self, client: Client) -> None:
         """Keep the connection up until it is lost, or does not answer."""
-        self._client, self.since = client, self._clock.now()
+        self._client = client
         self._announce()
         why = "the agent was stopped"
         try:
@@ -173,9 +171,7 @@ class Link:
     def _down(self, trouble: BusError) -> None:
         """Remember why. The listener hears of the first time only: attempts go on, and their reasons vary."""
         news = self._client is not None or not self._tried.is_set()
-        if self._client is not None:
-            self._client, self.since = None, self._clock.now()
-        self.trouble = trouble
+        self._client, self.trouble = None, trouble
         if news:
             self._announce()
         else:

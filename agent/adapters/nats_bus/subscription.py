@@ -21,8 +21,9 @@ from agent.domain.errors import BusError, WireError
 from agent.domain.naming import STREAM_SUBJECTS, patterns_meet, progress_pattern
 from agent.ports.delivery import Courier
 
-AGAIN_SECONDS = 1.0
-"""Before the next try on a connection that lives, where the server would not do it."""
+FIRST_PAUSE_SECONDS = 1.0
+LAST_PAUSE_SECONDS = 30.0
+"""Before the next try on a connection that lives, where the server would not do it: doubling."""
 
 MOST_WAITING = 100
 """Progress that a slow handler has not come to yet; more is dropped."""
@@ -37,7 +38,7 @@ Mend = Callable[[Client], Awaitable[None]]
 class NatsSubscription:
     """`agent.ports.Subscription`. `mend` makes the stream again where it is gone; `released` hears of the end.
 
-    `ready` is set when what is published from then on will be seen.
+    `ready` is set while what is published will be seen; where it is not, `trouble` may say why. `changed` hears of it.
     """
 
     def __init__(
@@ -51,9 +52,12 @@ class NatsSubscription:
         mend: Mend,
         released: Callable[["NatsSubscription"], None],
         refused: Callable[[], None],
+        changed: Callable[[], None],
     ) -> None:
         self.place = place
         self.ready = asyncio.Event()
+        self.trouble: BusError | None = None
+        self._changed, self._failures = changed, 0
         self._courier, self._link, self._stream, self._codec = courier, link, stream, codec
         self._mend, self._refused = mend, refused
         self._next = asyncio.Event()
@@ -76,23 +80,34 @@ class NatsSubscription:
                 _log.info("subscription_mended", subscription=self._name, why=str(error))
                 await self._mended(client)
             except BusError as error:
-                _log.debug("subscription_interrupted", subscription=self._name, why=str(error))
-                self._link.suspect(client)
-                await self._pause(client)
-            finally:
-                self.ready.clear()
+                await self._interrupted(client, error)
 
     async def _mended(self, client: Client) -> None:
+        self._is_ready(False)
         try:
             await self._mend(client)
         except BusError as error:
-            _log.debug("stream_not_mended", subscription=self._name, why=str(error))
-            await self._pause(client)
+            await self._interrupted(client, error)
 
-    async def _pause(self, client: Client) -> None:
+    async def _interrupted(self, client: Client, error: BusError) -> None:
+        """Say why, have the connection looked at, and wait for another one; for a while, where this one lives."""
+        self.trouble = error
+        self._is_ready(False)
+        _log.debug("subscription_interrupted", subscription=self._name, why=str(error))
+        self._link.suspect(client)
+        pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 20), LAST_PAUSE_SECONDS)
+        self._failures += 1
         with suppress(TimeoutError):
-            async with asyncio.timeout(AGAIN_SECONDS):
+            async with asyncio.timeout(pause):
                 await self._link.wait_beyond(client)
+
+    def _is_ready(self, ready: bool) -> None:
+        if ready:
+            self.trouble, self._failures = None, 0
+            self.ready.set()
+        else:
+            self.ready.clear()
+        self._changed()
 
     async def _serve(self, client: Client) -> None:
         """Hand over what comes on this connection, until it is lost; what is in hand then is seen to its end."""
@@ -104,7 +119,7 @@ class NatsSubscription:
             if self._pulls:
                 await self._pull(client, arrivals, stack)
             self._feed(self._watch(client, arrivals), "watch", stack)
-            self.ready.set()
+            self._is_ready(True)
             while True:
                 arrival = await arrivals.get()
                 if isinstance(arrival, BusError):
