@@ -17,7 +17,8 @@ from agent.domain.events import (
     SyncRequested,
     SyncSkipped,
     SyncSucceeded,
-    result_event_id,
+    outcome_event_id,
+    upload_event_id,
 )
 from agent.domain.manifest import Manifest
 from agent.domain.states import Target
@@ -62,7 +63,7 @@ class Recorder:
     async def skipped(self, target: Target | None, request: SyncRequested, *, method: str, why: str) -> None:
         """There was nothing to deliver. With a target: it was asked and has everything."""
         result = SyncSkipped(
-            id=result_event_id("skipped", upload_id=None, request_id=request.request_id),
+            id=outcome_event_id(request.request_id, "skipped"),
             time=self._clock.now(),
             system_id=request.system_id,
             request_id=request.request_id,
@@ -77,7 +78,7 @@ class Recorder:
     def failure(self, request: SyncRequested, errors: tuple[MethodError, ...]) -> SyncFailed:
         """Return the result that says so; whoever gives up writes it."""
         return SyncFailed(
-            id=result_event_id("failed", upload_id=None, request_id=request.request_id),
+            id=outcome_event_id(request.request_id, "failed"),
             time=self._clock.now(),
             system_id=request.system_id,
             request_id=request.request_id,
@@ -130,7 +131,7 @@ class Recorder:
 def succeeded(manifest: Manifest, *, method: str, location: str) -> SyncSucceeded:
     """Return the result that a manifest tells: also after a crash, from the bucket alone, with the same id."""
     return SyncSucceeded(
-        id=result_event_id("succeeded", upload_id=manifest.upload_id, request_id=manifest.request_id),
+        id=upload_event_id(manifest.upload_id, manifest.agent_id),
         time=manifest.uploaded_at,
         system_id=manifest.system_id,
         request_id=manifest.request_id,

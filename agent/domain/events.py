@@ -1,7 +1,8 @@
 """The events that flow, one frozen dataclass each. `type` is the CloudEvents type; the codec is `adapters/wire.py`.
 
 Ids are derived, never drawn at sending: an event that is sent again after a crash carries the id it had, so that
-consumers can drop what they know. A request's id names its place on the route; a result's derives from its upload.
+consumers can drop what they know. A request's id names its place on the route; a result's derives from its upload and
+who made it.
 """
 
 from abc import ABC, abstractmethod
@@ -200,9 +201,16 @@ def request_event_id(request_id: str, method: str) -> str:
     return f"{request_id}.{method}"
 
 
-def result_event_id(outcome: str, *, upload_id: str | None, request_id: str) -> str:
-    """The id of a result: of its upload where there is one, else of its request."""
-    return f"{upload_id or request_id}.{outcome}"
+def upload_event_id(upload_id: str, agent_id: str) -> str:
+    """The id of the result that tells of an upload. Agents of one system may make uploads of one second: whose it is
+    belongs to the id.
+    """
+    return f"{upload_id}.{agent_id[:8]}.succeeded"
+
+
+def outcome_event_id(request_id: str, outcome: str) -> str:
+    """The id of a result without an upload: of its request."""
+    return f"{request_id}.{outcome}"
 
 
 def _cut(text: str) -> str:

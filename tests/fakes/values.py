@@ -12,8 +12,9 @@ from agent.domain.events import (
     SyncRequested,
     SyncSkipped,
     SyncSucceeded,
+    outcome_event_id,
     request_event_id,
-    result_event_id,
+    upload_event_id,
 )
 from agent.domain.manifest import Manifest, Origin, Part
 from agent.domain.states import Intent, Problem, Target
@@ -111,7 +112,7 @@ def request(
 
 def succeeded(of: Manifest, *, time: datetime | None = None) -> SyncSucceeded:
     return SyncSucceeded(
-        id=result_event_id("succeeded", upload_id=of.upload_id, request_id=of.request_id),
+        id=upload_event_id(of.upload_id, of.agent_id),
         time=time or of.uploaded_at,
         system_id=SYSTEM,
         request_id=of.request_id,
@@ -130,7 +131,7 @@ def succeeded(of: Manifest, *, time: datetime | None = None) -> SyncSucceeded:
 
 def skipped(request_id: str = "r1", *, time: datetime = NOON) -> SyncSkipped:
     return SyncSkipped(
-        id=result_event_id("skipped", upload_id=None, request_id=request_id),
+        id=outcome_event_id(request_id, "skipped"),
         time=time,
         system_id=SYSTEM,
         request_id=request_id,
@@ -143,7 +144,7 @@ def skipped(request_id: str = "r1", *, time: datetime = NOON) -> SyncSkipped:
 
 def failed(request_id: str = "r1", *, time: datetime = NOON) -> SyncFailed:
     return SyncFailed(
-        id=result_event_id("failed", upload_id=None, request_id=request_id),
+        id=outcome_event_id(request_id, "failed"),
         time=time,
         system_id=SYSTEM,
         request_id=request_id,

@@ -67,7 +67,8 @@ def kill_and_restart(machine: KillableMachine, point: str) -> None:
 def test_a_kill_anywhere_leaves_one_upload_one_result_id_and_nothing_owed(machine, point):
     kill_and_restart(machine, point)
     assert len(machine.manifests) == 1
-    assert set(machine.succeeded) == {f"{machine.manifests[0]['upload_id']}.succeeded"}
+    (manifest,) = machine.manifests
+    assert set(machine.succeeded) == {f"{manifest['upload_id']}.{manifest['agent_id'][:8]}.succeeded"}
     status = machine.status()
     assert status["pending"] == []
     assert {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}

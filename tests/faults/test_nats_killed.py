@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.domain.events import upload_event_id
 from tests.fakes.ear import listening
 from tests.fakes.machine import Machine
 from tests.servers.nats import running_nats
@@ -35,7 +36,7 @@ def test_a_kill_anywhere_leaves_one_upload_and_one_result(server, tmp_path, poin
             ear.wait(ear.ids)
             status = machine.status(lambda found: not found["pending"] and _clean(found))
             (manifest,) = machine.manifests
-            assert set(ear.ids()) == {f"{manifest['upload_id']}.succeeded"}
+            assert set(ear.ids()) == {upload_event_id(manifest["upload_id"], manifest["agent_id"])}
             assert status["targets"][0]["newest_upload_id"] == manifest["upload_id"]
 
 

@@ -9,6 +9,7 @@ import nats
 import pytest
 from nats.js.errors import NoStreamResponseError
 
+from agent.domain.events import upload_event_id
 from tests.fakes.ear import Ear, listening
 from tests.fakes.event_documents import check
 from tests.fakes.machine import Machine, Running
@@ -87,7 +88,7 @@ def server(tmp_path):
 
 
 def upload_ids(machine: Machine) -> list[str]:
-    return [f"{manifest['upload_id']}.succeeded" for manifest in machine.manifests]
+    return [upload_event_id(manifest["upload_id"], manifest["agent_id"]) for manifest in machine.manifests]
 
 
 def test_whatever_happens_to_nats_each_change_ends_in_one_upload_and_one_result(server, tmp_path):
