@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from agent.application.wake import Wake
-from agent.domain.errors import AkoshaError, BusError
+from agent.domain.errors import AkoshaError, BusError, WireError
 from agent.domain.events import (
     MethodError,
     SyncFailed,
@@ -101,7 +101,10 @@ class Recorder:
         async with self._flushing:
             waiting = await self._ledger.outbox()
             for result in waiting:
-                await self._bus.publish(result)
+                try:
+                    await self._bus.publish(result)
+                except WireError as error:  # it would hold up all others, for ever
+                    _log.error("result_set_aside", id=result.id, why=str(error))
                 await self._ledger.confirm(result)
             if waiting:
                 self._on_told()

@@ -5,6 +5,7 @@ from contextlib import aclosing
 import structlog
 
 from agent.application.publisher import Publisher
+from agent.domain.errors import WireError
 from agent.domain.events import SessionEnded, SyncAsked
 from agent.ports import EventBus, Ledger, Spool, Watch
 
@@ -42,10 +43,16 @@ class SpoolReader:
             if event.system_id != self._system_id:
                 _log.warning("note_refused", id=event.id, why=f"it is for the system {event.system_id}")
             elif isinstance(event, SessionEnded):
-                await self._bus.publish(event)
+                await self._pass_on(event)
             else:
                 _log.warning("note_refused", id=event.id, why=f"{event.type} does not come through the spool")
             await self._spool.remove(note)
+
+    async def _pass_on(self, event: SessionEnded) -> None:
+        try:
+            await self._bus.publish(event)
+        except WireError as error:
+            _log.warning("note_refused", id=event.id[:80], why=str(error))
 
     async def _take_up(self, note: str, ask: SyncAsked) -> None:
         """Somebody waits for an outcome. The note stays until there is one: whoever runs next here sees it, too."""

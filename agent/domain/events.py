@@ -12,9 +12,11 @@ from typing import ClassVar, Self
 
 from agent.domain import naming
 
-LONGEST_TEXT = 500
-MOST_NAMED = 20
-"""How much of each reason, and of how many, an abridged result keeps."""
+LONGEST_TEXT = 200
+MOST_NAMED = 10
+"""How many characters of each text, and how many of a list, an abridged result keeps: whatever they are (one may take
+8 bytes), that fits into an event.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +71,14 @@ class SyncAsked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodError:
-    """Why one method of the route did not deliver."""
+    """Why one method of the route did not deliver. What is no Unicode (bytes of a path) stands in it as escapes."""
 
     method: str
     error: str
+
+    def __post_init__(self) -> None:
+        # It travels on the request, which must come back as it went: else the agent would not know its own.
+        object.__setattr__(self, "error", self.error.encode(errors="backslashreplace").decode())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +139,8 @@ class SyncSucceeded(SyncResult):
 
     def abridged(self) -> Self:
         first = sorted(self.incomplete)[:MOST_NAMED]
-        return replace(self, files_uploaded=(), incomplete={name: _cut(self.incomplete[name]) for name in first})
+        incomplete = {_cut(name): _cut(self.incomplete[name]) for name in first}
+        return replace(self, files_uploaded=(), incomplete=incomplete, location=_cut(self.location))
 
     @property
     def subject(self) -> str:
@@ -147,6 +154,9 @@ class SyncSkipped(SyncResult):
     type: ClassVar[str] = "akosha.sync.skipped.v1"
 
     why: str
+
+    def abridged(self) -> Self:
+        return replace(self, why=_cut(self.why))
 
     @property
     def subject(self) -> str:

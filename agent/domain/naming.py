@@ -14,7 +14,10 @@ from agent.domain.errors import NamingError
 MANIFEST_NAME = "manifest.json"
 SUBJECT_PREFIX = "akosha"
 STREAM_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("session", "sync", "ingest"))
-"""What the stream keeps; progress and questions pass by."""
+"""What the stream keeps."""
+
+PASSING_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("progress", "agent"))
+"""What it must not keep: progress, and questions, which the stream would answer in the agent's stead."""
 
 _SYSTEM_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _UPLOAD_ID = re.compile(r"([0-9]{8}_[0-9]{6})_([A-Za-z0-9_-]{1,100})")

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
 LIBRARIES = ("watchfiles", "botocore", "aiobotocore", "asyncio")
 """They log through the standard library; from them, warnings are enough."""
 
+MUTE = ("nats",)
+"""What these have to say, their adapters say in our words."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Asyncio warns of each TLS connection that its other end has closed; that is no news."""
+    return "eof_received" not in record.getMessage()
+
 
 def configure(level: str, form: str) -> None:
     """Set the log level (`DEBUG` ... `ERROR`) and form: `console`, `json`, or `auto` (console on a terminal)."""
@@ -36,3 +44,6 @@ def configure(level: str, form: str) -> None:
     )
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
+    for library in MUTE:
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
+    logging.getLogger("asyncio").addFilter(_is_news)

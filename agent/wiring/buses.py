@@ -82,8 +82,11 @@ def nats_options(settings: Settings, name: str, *, own_durables: bool = True) ->
 
 def _checked(options: NatsOptions) -> NatsOptions:
     """Look at the files now: what is wrong with them at the start is the user's to mend, at once."""
+    from agent.adapters.nats_bus import credentials  # noqa: PLC0415 - as above
+
     options.check()
     options.tls.context()
+    credentials.read(options.login)
     return options
 
 

@@ -114,7 +114,10 @@ class NatsBus:
         client = await self._link.wait() if self._patient else self._link.client()
         try:
             await self._put(client, event, data)
-        except StreamGone:
+        except BusError as error:
+            # Where somebody listens on plain NATS, a stream that is gone is a publish without an answer.
+            if not (isinstance(error, StreamGone) or await self._is_gone(client)):
+                raise
             await self._mend(client)
             await self._put(client, event, data)
 
@@ -178,6 +181,13 @@ class NatsBus:
             )
         self._stream.passed(confirmed.seq)
 
+    async def _is_gone(self, client: Client) -> bool:
+        """Say whether the stream is known not to be there."""
+        try:
+            return client.is_connected and not await self._stream.exists(client, self._options.patience.connect)
+        except BusError:
+            return False
+
     async def _prepare(self, client: Client) -> None:
         await self._stream.ensure(client, self._options.patience.connect)
 
@@ -207,8 +217,9 @@ class NatsBus:
         for listener in self._listeners:
             listener()
 
-    def _count(self) -> None:
+    def _count(self) -> int:
         self.refused += 1
+        return self.refused
 
     def _release(self, one: "NatsSubscription | Answering") -> None:
         if one in self._subscriptions:

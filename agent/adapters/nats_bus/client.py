@@ -6,27 +6,20 @@ one state only: it works, or it is thrown away.
 """
 
 import asyncio
-import ssl
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import structlog
 from nats.aio.client import Client as NatsPy
-from nats.errors import AuthorizationError, Error as NatsPyError
-
-from agent.adapters.nats_bus.options import NatsOptions, Server
-from agent.domain.errors import BusError
+from nats.aio.msg import Msg
+from nats.errors import ConnectionClosedError
 
 CLOSE_SECONDS = 2.0
-NEVER_SECONDS = 10.0**9
-"""nats-py's own pings are switched off: `Link` looks after the connection."""
-
 _log = structlog.get_logger()
 
 
 class Client(NatsPy):
-    """nats-py's client with three manners of its own: see each method. `lost` is set when the connection is."""
+    """nats-py's client with manners of its own: see each method. `lost` is set when the connection is."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,10 +44,43 @@ class Client(NatsPy):
         self.give_up(str(e) or type(e).__name__)
         await super()._process_op_err(e)
 
+    async def _read_loop(self) -> None:
+        """A connection that nobody reads is lost, whatever its reader died of: nats-py would count it as connected."""
+        try:
+            await super()._read_loop()
+        finally:
+            self.give_up("nothing is read from it any more")
+
+    async def _process_pong(self) -> None:
+        """An answer to a ping that nobody waits for any more (cancelled, timed out) must not end the reader."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs.pop(0)
+        else:
+            await super()._process_pong()
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        """Anybody may send headers that are none: the message is looked at without them."""
+        try:
+            return await super()._process_headers(headers)
+        except (ValueError, IndexError):
+            return None
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Any:
+        """A subject that is no text must not end the reader; as some other text, it is refused further on."""
+        subject, reply = (name.decode(errors="replace").encode() for name in (subject, reply))
+        message: Msg = super()._build_message(sid, subject, reply, data, headers)
+        return message
+
     def give_up(self, why: str) -> None:
-        """The connection is of no use any more."""
+        """The connection is of no use any more: who waits for an answer over it learns that at once."""
         self.why_lost = self.why_lost or why.removeprefix("nats: ")
         self.lost.set()
+        for answer in list(self._resp_map.values()):
+            if not answer.done():
+                answer.set_exception(ConnectionClosedError())
+                answer.exception()  # nobody may be waiting any more
 
     async def hear_error(self, error: Exception) -> None:
         text = str(error).removeprefix("nats: ")
@@ -79,93 +105,27 @@ class Client(NatsPy):
             await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
         finally:
             closing.cancel()
-            self._break()
-        await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+            left = self._break()
+        await asyncio.wait({closing, *left}, timeout=CLOSE_SECONDS)
         if closing.done() and not closing.cancelled() and (error := closing.exception()):
             _log.debug("nats_says", error=repr(error))
 
-    def _break(self) -> None:
-        """nats-py cannot abort: to a peer that takes nothing any more, its socket would stay open for ever."""
+    def _break(self) -> set[asyncio.Task[Any]]:
+        """nats-py cannot abort: to a peer that takes nothing any more, its sockets and tasks would stay for ever.
+
+        Returns the tasks that come to an end now.
+        """
+        left: set[asyncio.Task[Any]] = set()
         writer = getattr(self._transport, "_io_writer", None)
         if isinstance(writer, asyncio.StreamWriter):
             with suppress(RuntimeError, OSError):
                 writer.transport.abort()
-
-
-async def connect(url: str, options: NatsOptions, context: ssl.SSLContext) -> Client:
-    """Connect to one server, in one attempt of bounded time. Raises BusError, transient: what is wrong and the cure."""
-    server, client = Server.of(url), Client()
-    failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-
-    async def hear(error: Exception) -> None:
-        if not failed.done():
-            failed.set_result(error)
-        await client.hear_error(error)
-
-    async def begin() -> None:
-        await client.connect(**_parameters(server, options, context, client, hear))
-
-    attempt = asyncio.create_task(begin(), name="nats-connect")
-    try:
-        ends: set[asyncio.Future[Any]] = {attempt, failed}
-        await asyncio.wait(ends, timeout=options.patience.connect, return_when=asyncio.FIRST_COMPLETED)
-        if attempt.done() and not failed.done():
-            attempt.result()
-            return client
-        error = failed.result() if failed.done() else TimeoutError(f"no answer in {options.patience.connect:g} s")
-    except (NatsPyError, OSError, ValueError) as raised:
-        error = raised
-    except BaseException:
-        await _undone(attempt, client)
-        raise
-    await _undone(attempt, client)
-    raise _refused(server, error) from error
-
-
-async def _undone(attempt: asyncio.Task[None], client: Client) -> None:
-    attempt.cancel()
-    await asyncio.wait({attempt}, timeout=CLOSE_SECONDS)
-    if attempt.done() and not attempt.cancelled():
-        attempt.exception()
-    await client.let_go()
-
-
-def _parameters(
-    server: Server, options: NatsOptions, context: ssl.SSLContext, client: Client, hear: Callable[[Exception], Any]
-) -> dict[str, Any]:
-    login = options.login
-    user, password, token = login.user or None, login.password or None, login.token or None
-    if server.user is not None and server.password is not None:
-        user, password = server.user, server.password
-    elif server.user is not None:
-        token = server.user
-    return {
-        "servers": [server.place],
-        "name": options.name,
-        "allow_reconnect": False,
-        "max_reconnect_attempts": 1,
-        "reconnect_time_wait": NEVER_SECONDS,  # one attempt: nats-py would make another, after this
-        "connect_timeout": options.patience.connect,
-        "ping_interval": NEVER_SECONDS,
-        "error_cb": hear,
-        "closed_cb": client.hear_close,
-        "tls": context,
-        "tls_handshake_first": options.tls.first and server.scheme in ("nats", "tls"),
-        "user": user,
-        "password": password,
-        "token": token,
-        "user_credentials": login.credentials_file,
-        "nkeys_seed": None if login.nkey_file is None else str(login.nkey_file),
-        "nkeys_seed_str": login.nkey_seed or None,
-    }
-
-
-def _refused(server: Server, error: Exception) -> BusError:
-    """Say what keeps us out. The text of nats-py holds no secret: it is the server's, or the system's."""
-    text = str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
-    hint = "akosha_agent_nats_url names the server; the agent keeps trying"
-    if isinstance(error, AuthorizationError) or "authorization" in text.lower() or "authentication" in text.lower():
-        hint = "check akosha_agent_nats_user, _token, _credentials_file or _nkey_file: the server does not know us"
-    elif isinstance(error, ssl.SSLError):
-        hint = "check akosha_agent_nats_ca_file and _certificate_file, and that the server speaks TLS"
-    return BusError(f"NATS at {server.place} cannot be reached: {text}", hint=hint, transient=True)
+        session = getattr(self._transport, "_client", None)  # of a web socket
+        if session is not None:
+            left.add(asyncio.create_task(session.close(), name="nats-close-websocket"))
+        for subscription in list(self._subs.values()):
+            task = getattr(subscription, "_wait_for_msgs_task", None)
+            if isinstance(task, asyncio.Task):
+                task.cancel()
+                left.add(task)
+        return left

@@ -40,6 +40,12 @@ def translated(doing: str, client: Client) -> Iterator[None]:
         raise BusError(f"{doing}: {_words(error)}", transient=True) from error
     except (NatsPyError, OSError) as error:
         raise BusError(f"{doing}: {str(error).removeprefix('nats: ')}", transient=True) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BusError(
+            f"{doing}: an answer that makes no sense ({type(error).__name__})",
+            hint="does something else answer on that subject?",
+            transient=True,
+        ) from error
 
 
 def _words(error: Exception) -> str:

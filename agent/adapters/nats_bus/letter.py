@@ -16,6 +16,8 @@ class JetStreamLetter:
 
     def __init__(self, event: Event, message: Msg) -> None:
         self.event, self._message = event, message
+        self.acked = False
+        """Whether the server has confirmed the ack."""
 
     async def ack(self) -> None:
         """Acknowledge, and see that the server has heard."""
@@ -23,6 +25,8 @@ class JetStreamLetter:
             await self._message.ack_sync(timeout=ACK_SECONDS)
         except (NatsPyError, TimeoutError, OSError) as error:
             self._unheard("ack", error)
+        else:
+            self.acked = True
 
     async def nak(self, delay: float) -> None:
         try:

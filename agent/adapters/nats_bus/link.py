@@ -14,9 +14,12 @@ from collections.abc import Awaitable, Callable
 import structlog
 from nats.errors import Error as NatsPyError
 
-from agent.adapters.nats_bus.client import Client, connect
+from agent.adapters.nats_bus import credentials
+from agent.adapters.nats_bus.client import Client
+from agent.adapters.nats_bus.connecting import connect
+from agent.adapters.nats_bus.credentials import Proof
 from agent.adapters.nats_bus.options import NatsOptions
-from agent.domain.errors import BusError, SettingsError
+from agent.domain.errors import BusError, SettingsError, StateError
 from agent.ports import Clock
 
 Prepare = Callable[[Client], Awaitable[None]]
@@ -38,6 +41,7 @@ class Link:
         self._client: Client | None = None
         self._turned, self._suspected, self._tried = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
         self.trouble: BusError = BusError(f"NATS at {options.place} is being connected to", transient=True)
 
     def start(self) -> None:
@@ -61,19 +65,21 @@ class Link:
     def client(self) -> Client:
         """Return the living connection. Raises BusError, transient, that says why there is none."""
         if self._client is None or self._client.lost.is_set():
-            raise self.trouble
+            raise BusError(self.trouble.message, hint=self.trouble.hint, transient=True)
         return self._client
 
     async def wait(self) -> Client:
-        """Return the living connection, once there is one."""
+        """Return the living connection, once there is one. Raises StateError when the link is closed first."""
         while not self.is_up:
-            await self._turn()
+            if self._closed:
+                raise StateError("the event bus is closed")
+            await self._turned.wait()
         return self.client()
 
     async def wait_beyond(self, client: Client) -> None:
         """Return when this connection is no longer the living one."""
         while self.is_up and self._client is client:
-            await self._turn()
+            await self._turned.wait()
 
     def suspect(self, client: Client) -> None:
         """Something that needed an answer got none: look at once whether the connection lives."""
@@ -81,12 +87,11 @@ class Link:
             self._suspected.set()
 
     async def aclose(self) -> None:
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-
-    async def _turn(self) -> None:
-        await self._turned.wait()
+        self._turned.set()
 
     async def _run(self) -> None:
         failures = 0
@@ -104,13 +109,13 @@ class Link:
     async def _connect(self) -> Client:
         """Return a connection that is fit for use. Raises BusError: of the last server tried."""
         try:
-            context = await asyncio.to_thread(self._look_at_files)
+            context, proof = await asyncio.to_thread(self._look_at_files)
         except SettingsError as error:
             raise BusError(error.message, hint=error.hint, transient=True) from error
         trouble: BusError | None = None
         for url in random.sample(self._options.servers, len(self._options.servers)):
             try:
-                client = await connect(url, self._options, context)
+                client = await connect(url, self._options, context, proof)
             except BusError as error:
                 trouble = error
                 continue
@@ -126,9 +131,9 @@ class Link:
                 return client
         raise trouble or BusError("there is no NATS server to connect to", transient=True)
 
-    def _look_at_files(self) -> ssl.SSLContext:
+    def _look_at_files(self) -> tuple[ssl.SSLContext, Proof]:
         self._options.check()
-        return self._options.tls.context()
+        return self._options.tls.context(), credentials.read(self._options.login)
 
     async def _use(self, client: Client) -> None:
         """Keep the connection up until it is lost, or does not answer."""

@@ -10,6 +10,7 @@ from agent.adapters.nats_bus.client import Client
 from agent.adapters.nats_bus.errors import StreamGone, translated
 from agent.adapters.nats_bus.options import NatsOptions
 from agent.adapters.nats_bus.stream import STREAM
+from agent.ports import StreamMark
 
 PASSING_SECONDS = 300.0
 """How long the server keeps the place of a subscription without a durable name that is out of reach."""
@@ -28,17 +29,16 @@ class Place:
     options: NatsOptions
     seen: int = 0
     _origin: str = ""
-    _taken_over: bool = False
 
-    async def ensure(self, client: Client, origin: str) -> str:
-        """Return the consumer's name; it is there then. `origin` tells the stream of now from another of its name.
+    async def ensure(self, client: Client, mark: StreamMark | None) -> str:
+        """Return the consumer's name; it is there then, with nothing in anybody's hands. Raises BusError, StreamGone.
 
-        Raises BusError, StreamGone.
+        `mark` tells the stream of now from another one, or an earlier state of it, under the same name.
         """
         jetstream = client.jetstream(timeout=self.options.patience.connect)
         with translated(f"taking up the subscription to {self.pattern}", client):
             if self.durable is None:
-                return await self._passing(jetstream, origin)
+                return await self._passing(jetstream, mark)
             return await self._durable(client, jetstream, self.durable)
 
     async def forget(self, client: Client, name: str) -> None:
@@ -54,8 +54,9 @@ class Place:
                 found: ConsumerInfo | None = await jetstream.consumer_info(STREAM, name)
         except StreamGone:
             found = None
-        if found and self.options.own_durables and not self._taken_over and found.num_ack_pending:
-            # A killed process has left these in its hands: the server would wait a minute for their ack.
+        if found and self.options.own_durables and found.num_ack_pending:
+            # A killed process, or a connection that was lost before the ack, has left these in nobody's hands: the
+            # server would wait a minute for their ack.
             await jetstream.delete_consumer(STREAM, name)
             floor = found.ack_floor.stream_seq if found.ack_floor else 0
             await self._add(jetstream, name, DeliverPolicy.BY_START_SEQUENCE, floor + 1)
@@ -64,20 +65,19 @@ class Place:
             await self._add(jetstream, name, config.deliver_policy or DeliverPolicy.ALL, config.opt_start_seq)
         else:
             await self._add(jetstream, name, DeliverPolicy.ALL, None)
-        self._taken_over = True
         return name
 
-    async def _passing(self, jetstream: JetStreamContext, origin: str) -> str:
-        name = f"passing-{NUID().next().decode()}"
+    async def _passing(self, jetstream: JetStreamContext, mark: StreamMark | None) -> str:
+        name, created = f"passing-{NUID().next().decode()}", mark.created if mark else ""
         if not self._origin:
             info = await self._add(jetstream, name, DeliverPolicy.NEW, None)
             self.seen = info.delivered.stream_seq if info.delivered else 0
-        elif origin == self._origin:
+        elif mark is None or (created == self._origin and mark.sequence >= self.seen):
             await self._add(jetstream, name, DeliverPolicy.BY_START_SEQUENCE, self.seen + 1)
         else:
             self.seen = 0
             await self._add(jetstream, name, DeliverPolicy.ALL, None)
-        self._origin = origin
+        self._origin = created
         return name
 
     async def _add(

@@ -63,11 +63,11 @@ class Pull:
                 except NatsTimeout:
                     self._asked = False
                     raise
-            headers = message.headers or {}
-            status = headers.get("Status", "")
-            if message.reply and not status:
+            if message.reply:  # an event; one may bear a header of that name, too
                 self._asked = False
                 return message
+            headers = message.headers or {}
+            status = headers.get("Status", "")
             if status == _HEARTBEAT:
                 continue
             self._asked = False

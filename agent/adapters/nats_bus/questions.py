@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 
 import structlog
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from agent.adapters.nats_bus.client import Client
 from agent.adapters.nats_bus.errors import translated
@@ -48,12 +50,14 @@ class Answering:
             if message.reply and not asked.full():
                 asked.put_nowait(message)
 
-        with translated(f"subscribing to {self._subject}", client):
-            await client.subscribe(self._subject, cb=hear)
-            await client.settle()
-        self.ready.set()
-        gone = asyncio.create_task(self._link.wait_beyond(client), name=f"answer-{self._subject}-watch")
-        try:
+        async with AsyncExitStack() as stack:
+            with translated(f"subscribing to {self._subject}", client):
+                heard = await client.subscribe(self._subject, cb=hear)
+                stack.push_async_callback(_unsubscribed, client, heard)
+                await client.settle()
+            self.ready.set()
+            gone = asyncio.create_task(self._link.wait_beyond(client), name=f"answer-{self._subject}-watch")
+            stack.callback(gone.cancel)
             while not gone.done():
                 question = asyncio.create_task(asked.get(), name=f"answer-{self._subject}-next")
                 try:
@@ -62,10 +66,18 @@ class Answering:
                     question.cancel()
                 if question.done() and not question.cancelled():
                     await self._reply(client, question.result())
-        finally:
-            gone.cancel()
 
     async def _reply(self, client: Client, question: Msg) -> None:
         text = await self._answer(question.data)
-        with translated("answering", client):
-            await client.publish(question.reply, text)
+        try:
+            with translated("answering", client):
+                await client.publish(question.reply, text)
+        except BusError as error:
+            _log.warning("answer_untold", subject=self._subject, why=str(error))
+
+
+async def _unsubscribed(client: Client, heard: Subscription) -> None:
+    """Whoever asks from now on learns at once that nobody answers."""
+    if not client.lost.is_set():
+        with suppress(BusError), translated("leaving a subject", client):
+            await heard.unsubscribe()

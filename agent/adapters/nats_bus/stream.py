@@ -8,7 +8,7 @@ from agent.adapters.nats_bus.client import Client
 from agent.adapters.nats_bus.errors import StreamGone, translated
 from agent.adapters.nats_bus.options import Limits
 from agent.domain.errors import BusError
-from agent.domain.naming import STREAM_SUBJECTS, subject_matches
+from agent.domain.naming import PASSING_SUBJECTS, STREAM_SUBJECTS, patterns_meet, subject_matches
 from agent.ports import StreamMark
 
 STREAM = "AKOSHA_SYNC"
@@ -34,6 +34,15 @@ class Stream:
         else:
             self._compare(info.config)
         self.mark = StreamMark(str(info.created), info.state.last_seq)
+
+    async def exists(self, client: Client, seconds: float) -> bool:
+        """Say whether the stream is there. Raises BusError where nobody knows."""
+        try:
+            with translated(f"looking for the stream {STREAM}", client):
+                await client.jetstream(timeout=seconds).stream_info(STREAM)
+        except StreamGone:
+            return False
+        return True
 
     def passed(self, sequence: int) -> None:
         """An event was put there: the stream has come so far."""
@@ -68,6 +77,12 @@ class Stream:
             raise BusError(
                 f"the stream {STREAM} does not take {', '.join(missing)}",
                 hint=f"nats stream edit {STREAM} --subjects {','.join([*taken, *missing])}",
+                transient=True,
+            )
+        if any(patterns_meet(have, passing) for have in taken for passing in PASSING_SUBJECTS):
+            raise BusError(
+                f"the stream {STREAM} keeps what is to pass by ({', '.join(taken)})",
+                hint=f"nats stream edit {STREAM} --subjects {','.join(STREAM_SUBJECTS)}",
                 transient=True,
             )
         wanted = self._wanted()

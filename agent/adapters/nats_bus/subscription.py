@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -35,6 +36,22 @@ _log = structlog.get_logger()
 Mend = Callable[[Client], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A message that has come: out of the stream (`kept`), or in passing. Anybody may give one in passing a reply."""
+
+    message: Msg
+    kept: bool
+
+    @property
+    def sequence(self) -> int:
+        """Its place in the stream; 0 in passing."""
+        return self.message.metadata.sequence.stream if self.kept else 0
+
+
+_Arrivals = asyncio.Queue[_Arrival | BusError]
+
+
 class NatsSubscription:
     """`agent.ports.Subscription`. `mend` makes the stream again where it is gone; `released` hears of the end.
 
@@ -51,7 +68,7 @@ class NatsSubscription:
         codec: Codec,
         mend: Mend,
         released: Callable[["NatsSubscription"], None],
-        refused: Callable[[], None],
+        refused: Callable[[], int],
         changed: Callable[[], None],
     ) -> None:
         self.place = place
@@ -111,7 +128,7 @@ class NatsSubscription:
 
     async def _serve(self, client: Client) -> None:
         """Hand over what comes on this connection, until it is lost; what is in hand then is seen to its end."""
-        arrivals: asyncio.Queue[Msg | BusError] = asyncio.Queue()
+        arrivals: _Arrivals = asyncio.Queue()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(_send_back, arrivals)
             if self._listens:
@@ -127,22 +144,21 @@ class NatsSubscription:
                 await self._hand_over(arrival)
                 self._next.set()
 
-    async def _listen(self, client: Client, arrivals: asyncio.Queue[Msg | BusError], stack: AsyncExitStack) -> None:
+    async def _listen(self, client: Client, arrivals: _Arrivals, stack: AsyncExitStack) -> None:
         """Take in what passes by and is not kept. Whoever is slow misses some."""
 
         async def hear(message: Msg) -> None:
             if arrivals.qsize() < MOST_WAITING:
-                arrivals.put_nowait(message)
+                arrivals.put_nowait(_Arrival(message, kept=False))
 
         with translated("subscribing to progress", client):
             heard = await client.subscribe(progress_pattern(), cb=hear)
             await client.settle()
         stack.push_async_callback(_quietly, client, heard.unsubscribe)
 
-    async def _pull(self, client: Client, arrivals: asyncio.Queue[Msg | BusError], stack: AsyncExitStack) -> None:
+    async def _pull(self, client: Client, arrivals: _Arrivals, stack: AsyncExitStack) -> None:
         """Take in what the stream keeps, one event after the other has been settled."""
-        mark = self._stream.mark
-        name = await self.place.ensure(client, mark.created if mark else "")
+        name = await self.place.ensure(client, self._stream.mark)
         stack.push_async_callback(_quietly, client, partial(self.place.forget, client, name))
         pull = await Pull.open(client, STREAM, name)
         stack.push_async_callback(_quietly, client, pull.close)
@@ -153,13 +169,13 @@ class NatsSubscription:
                 while True:
                     await self._next.wait()
                     self._next.clear()
-                    arrivals.put_nowait(await pull.next())
+                    arrivals.put_nowait(_Arrival(await pull.next(), kept=True))
             except BusError as error:
                 arrivals.put_nowait(error)
 
         self._feed(feed(), "pull", stack)
 
-    async def _watch(self, client: Client, arrivals: asyncio.Queue[Msg | BusError]) -> None:
+    async def _watch(self, client: Client, arrivals: _Arrivals) -> None:
         await self._link.wait_beyond(client)
         arrivals.put_nowait(self._link.trouble)
 
@@ -174,36 +190,37 @@ class NatsSubscription:
 
         stack.push_async_callback(end)
 
-    async def _hand_over(self, message: Msg) -> None:
-        kept = bool(message.reply)
+    async def _hand_over(self, arrival: _Arrival) -> None:
         try:
-            event = opened(message, self._codec)
+            event = opened(arrival.message, self._codec)
         except WireError as error:
-            await self._refuse(message, str(error))
+            await self._refuse(arrival, str(error))
             return
-        sequence = message.metadata.sequence.stream if kept else 0
-        await self._courier.hand_over(JetStreamLetter(event, message) if kept else PassingLetter(event))
-        if message.is_acked:
-            self.place.seen = max(self.place.seen, sequence)
+        if not arrival.kept:
+            await self._courier.hand_over(PassingLetter(event))
+            return
+        letter = JetStreamLetter(event, arrival.message)
+        await self._courier.hand_over(letter)
+        if letter.acked:
+            self.place.seen = max(self.place.seen, arrival.sequence)
 
-    async def _refuse(self, message: Msg, why: str) -> None:
+    async def _refuse(self, arrival: _Arrival, why: str) -> None:
         """What is no event of ours is taken out for good, counted, and told."""
-        sequence = message.metadata.sequence.stream if message.reply else 0
-        if sequence:
+        if arrival.kept:
             with suppress(NatsPyError, OSError):  # it comes again, and is refused again
-                await message.term()
-        self._refused()
-        self.place.seen = max(self.place.seen, sequence)
-        _log.warning("message_refused", subject=message.subject[:200], sequence=sequence, why=why)
+                await arrival.message.term()
+            self.place.seen = max(self.place.seen, arrival.sequence)
+        count, subject = self._refused(), arrival.message.subject[:200]
+        _log.warning("message_refused", subject=subject, sequence=arrival.sequence, why=why, so_far=count)
 
 
-async def _send_back(arrivals: asyncio.Queue[Msg | BusError]) -> None:
+async def _send_back(arrivals: _Arrivals) -> None:
     """What has come and was not handed over is for the next of that name, at once."""
     while not arrivals.empty():
-        message = arrivals.get_nowait()
-        if isinstance(message, Msg) and message.reply:
+        arrival = arrivals.get_nowait()
+        if isinstance(arrival, _Arrival) and arrival.kept:
             with suppress(NatsPyError, OSError):
-                await message.nak()
+                await arrival.message.nak()
 
 
 async def _quietly(client: Client, work: Callable[[], Awaitable[object]]) -> None:

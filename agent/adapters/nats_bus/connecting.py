@@ -1,0 +1,101 @@
+"""One attempt to connect to one server, of bounded time; what was half done is undone, what is wrong is said."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from nats.errors import AuthorizationError, Error as NatsPyError
+
+from agent.adapters.nats_bus.client import CLOSE_SECONDS, Client
+from agent.adapters.nats_bus.credentials import Proof
+from agent.adapters.nats_bus.options import NatsOptions, Server
+from agent.domain.errors import BusError
+
+NEVER_SECONDS = 10.0**9
+"""nats-py's own pings are switched off: `Link` looks after the connection."""
+
+
+async def connect(url: str, options: NatsOptions, context: ssl.SSLContext, proof: Proof) -> Client:
+    """Connect to one server, in one attempt of bounded time. Raises BusError, transient: what is wrong and the cure."""
+    server, client = Server.of(url), Client()
+    failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+
+    async def hear(error: Exception) -> None:
+        if not failed.done():
+            failed.set_result(error)
+        await client.hear_error(error)
+
+    async def begin() -> None:
+        await client.connect(**_parameters(server, options, context, proof, client, hear))
+
+    attempt = asyncio.create_task(begin(), name="nats-connect")
+    try:
+        ends: set[asyncio.Future[Any]] = {attempt, failed}
+        await asyncio.wait(ends, timeout=options.patience.connect, return_when=asyncio.FIRST_COMPLETED)
+        if attempt.done() and not failed.done():
+            attempt.result()
+            return client
+        error = failed.result() if failed.done() else TimeoutError(f"no answer in {options.patience.connect:g} s")
+    except Exception as raised:  # noqa: BLE001 - nats-py does not survive every greeting, and says so in every way
+        error = raised
+    except BaseException:
+        await _undone(attempt, client)
+        raise
+    await _undone(attempt, client)
+    raise _refused(server, error) from error
+
+
+async def _undone(attempt: asyncio.Task[None], client: Client) -> None:
+    attempt.cancel()
+    await asyncio.wait({attempt}, timeout=CLOSE_SECONDS)
+    if attempt.done() and not attempt.cancelled():
+        attempt.exception()
+    await client.let_go()
+
+
+def _parameters(
+    server: Server,
+    options: NatsOptions,
+    context: ssl.SSLContext,
+    proof: Proof,
+    client: Client,
+    hear: Callable[[Exception], Any],
+) -> dict[str, Any]:
+    login = options.login
+    user, password, token = login.user or None, login.password or None, login.token or None
+    if server.user is not None and server.password is not None:
+        user, password = server.user, server.password
+    elif server.user is not None:
+        token = server.user
+    return {
+        "servers": [server.place],
+        "name": options.name,
+        "allow_reconnect": False,
+        "max_reconnect_attempts": 1,
+        "reconnect_time_wait": NEVER_SECONDS,  # one attempt: nats-py would make another, after this
+        "connect_timeout": options.patience.connect,
+        "ping_interval": NEVER_SECONDS,
+        "error_cb": hear,
+        "closed_cb": client.hear_close,
+        "tls": context,
+        "tls_handshake_first": options.tls.first and server.scheme in ("nats", "tls"),
+        "user": user,
+        "password": password,
+        "token": token,
+        "user_credentials": proof.credentials,
+        "nkeys_seed_str": proof.seed,
+    }
+
+
+def _refused(server: Server, error: Exception) -> BusError:
+    """Say what keeps us out. The text of nats-py holds no secret: it is the server's, or the system's."""
+    text = str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
+    hint = "akosha_agent_nats_url names the server; the agent keeps trying"
+    if isinstance(error, AuthorizationError) or "authorization" in text.lower() or "authentication" in text.lower():
+        hint = "check akosha_agent_nats_user, _token, _credentials_file or _nkey_file: the server does not know us"
+    elif isinstance(error, ssl.SSLError):
+        hint = "check akosha_agent_nats_ca_file and _certificate_file, and that the server speaks TLS"
+    elif not isinstance(error, (NatsPyError, OSError)):
+        text, hint = f"what it says makes no sense ({type(error).__name__})", "is that a NATS server?"
+    return BusError(f"NATS at {server.place} cannot be reached: {text}", hint=hint, transient=True)
