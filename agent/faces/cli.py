@@ -148,8 +148,7 @@ def events(
 ) -> None:
     """Show what happened: requests and their results, oldest first; or follow results, here and elsewhere.
 
-    --system, --durable and --exec follow results alone, until Ctrl-C. A result is acknowledged when it is printed, or
-    when the command has exited with 0.
+    With --system, --durable or --exec: results alone, until Ctrl-C.
     """
     loaded = _load(data_dir, state_dir, settings, quiet=True)
     if system is None and durable is None and command is None:

@@ -15,6 +15,11 @@ from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError
 
 CLOSE_SECONDS = 2.0
+HANDSHAKE_CLOSE_SECONDS = 0.1
+"""Where there is no connection yet, there is nothing to take leave of; after a TLS handshake that failed, nats-py's
+`close` waits for ever.
+"""
+
 _log = structlog.get_logger()
 
 
@@ -102,7 +107,7 @@ class Client(NatsPy):
         """Close the connection; where that does not come to an end in time, break it. Never raises."""
         closing = asyncio.create_task(self.close(), name="nats-close")
         try:
-            await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
+            await asyncio.wait({closing}, timeout=CLOSE_SECONDS if self.is_connected else HANDSHAKE_CLOSE_SECONDS)
         finally:
             closing.cancel()
             left = self._break()

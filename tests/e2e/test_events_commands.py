@@ -1,0 +1,86 @@
+"""`events` of any system, over NATS, as a user types it; what is refused; and what the status says of the bus."""
+
+import signal
+
+import pytest
+
+from tests.fakes.machine import Machine
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+
+@pytest.fixture
+def machine(fresh_nats, tmp_path):
+    quick = {"agent_nats_reconnect_seconds": 0.1, "agent_nats_reconnect_max_seconds": 0.2}
+    return Machine(tmp_path / "laptop", agent_nats_url=fresh_nats.url, **quick)
+
+
+def words(running, count: int) -> list[list[str]]:
+    """Wait for so many lines, and return what is in them but their time."""
+    return [line["text"].split()[2:] for line in running.printed.wait(lambda _: True, count)]
+
+
+def test_results_of_every_system_or_of_ones_own_are_printed_as_they_come(machine, fresh_nats, tmp_path):
+    desk = Machine(tmp_path / "desk", agent_nats_url=fresh_nats.url, system_id="desk")
+    for one in (machine, desk):
+        one.write(commits=1)
+    with (
+        machine.run(),
+        machine.started("events", "--follow", "--system", "*", "--durable", "all", "--json") as everything,
+        machine.started("events", "--durable", "own") as own,
+        machine.started("events", "--system", "desk", "--durable", "other") as other,
+    ):
+        here = everything.told("succeeded", system_id="laptop")[0]
+        there = desk.sync()
+        everything.told("succeeded", system_id="desk", request_id=there["request_id"])
+        assert words(own, 1)[0][:4] == ["sync.succeeded", f"{here['upload_id']}:", "2", "objects,"]
+        assert words(other, 1)[0][:3] == ["sync.succeeded", "desk", f"{there['upload_id']}:"]
+        document = everything.printed.seen[0]
+        assert (document["specversion"], document["source"]) == ("1.0", "urn:akosha-agent:laptop")
+        for following in (everything, own, other):
+            assert following.stop(signal.SIGINT) == 128 + signal.SIGINT, "".join(following.log.raw)
+            assert following.log.raw == []
+    assert len(own.printed.raw) == len(other.printed.raw) == 1
+    desk.sync()
+    with machine.started("events", "--system", "*", "--durable", "all") as again:
+        assert words(again, 1)[-1][:4] == ["sync.skipped", "desk", "nothing", "has"]
+
+
+def test_nats_is_waited_for(machine, fresh_nats):
+    machine.write(commits=1)
+    fresh_nats.kill()
+    with machine.started("events", "--follow", "--system", "*", "--durable", "all", "--json") as following:
+        (line,) = following.logged("nats_waited_for")
+        assert fresh_nats.url in line["why"]
+        fresh_nats.start()
+        machine.sync()
+        following.told("succeeded")
+        assert len(following.log.seen) == 1
+
+
+def test_what_needs_nats_is_refused_without_it(tmp_path):
+    alone = Machine(tmp_path / "alone")
+    done = alone.call("events", "--follow", "--system", "*")
+    assert (done.code, done.out) == (2, "")
+    assert "akosha_agent_nats_url" in done.err
+    assert not alone.state.exists()
+
+
+def test_the_status_says_which_bus_is_in_use_and_what_waits_to_be_told(machine, fresh_nats):
+    machine.write(commits=1)
+    fresh_nats.kill()
+    with machine.run() as agent:
+        agent.logged("bus_in_use", bus="memory")
+        assert machine.status(lambda status: status["results_waiting"])["results_waiting"] == 1
+        told = machine.call("status").out
+        assert f"\nbus        in this process: NATS at {fresh_nats.url} cannot be reached" in told
+        assert "\nresults    1 wait to be told\n" in told
+        fresh_nats.start()
+        status = machine.status(lambda status: status["bus"]["text"] == fresh_nats.url)
+        assert status["bus"]["since"] > status["running"]["since"][:10]
+        assert machine.status(lambda status: status["results_waiting"] == 0)["notes"]["stream"]
+        told = machine.call("status").out
+        assert f"\nbus        {fresh_nats.url}  (since 20" in told
+        for text in ("\nresults ", "stream"):
+            assert text not in told
+    assert machine.status()["bus"] is None

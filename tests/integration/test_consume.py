@@ -1,0 +1,243 @@
+"""Results printed or handed to commands, in this process: what others sent, bad commands, and what is refused."""
+
+import asyncio
+import json
+import os
+import signal
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from agent.adapters.system_clock import SystemClock
+from agent.adapters.wire import CloudEventsCodec
+from agent.domain.errors import SettingsError
+from agent.faces import consume as module, execute
+from agent.faces.consume import consume
+from agent.faces.execute import Execution
+from agent.settings import load
+from agent.wiring import Home
+from tests.fakes import values
+from tests.fakes.clock import ManualClock
+
+SECONDS = 20
+SKIPPED = values.skipped("r1")
+
+
+def settings_of(tmp_path: Path, **keys: object):
+    given = {"system_id": "laptop", "agent_data_dir": tmp_path / "data", "agent_state_dir": tmp_path / "state"} | keys
+    text = {key: str(value) for key, value in given.items()}
+    return load(command_line=text, settings_file=None, environ={}, cwd=tmp_path, home=tmp_path).settings
+
+
+def execution(command: str, clock=None) -> Execution:
+    return Execution(command, clock or SystemClock(), CloudEventsCodec().encode)
+
+
+async def appears(file: Path) -> str:
+    async with asyncio.timeout(SECONDS):
+        while not (file.is_file() and file.read_text().endswith("\n")):
+            await asyncio.sleep(0.005)
+    return file.read_text()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def untouched_logs():
+    yield
+    structlog.reset_defaults()
+
+
+# ---------------------------------------------------------------------------------------------------- the ledger
+
+
+async def test_the_ledger_is_followed_from_now_on_and_results_alone(tmp_path, monkeypatch):
+    home = Home.of(settings_of(tmp_path))
+    await asyncio.to_thread(home.prepare)
+    ledger = await home.open_ledger()
+    await ledger.settle(None, values.skipped("before"))
+    caught_up, sleep = asyncio.Event(), SystemClock.sleep
+
+    async def asleep(clock, seconds):
+        caught_up.set()
+        await sleep(clock, seconds / 10)
+
+    monkeypatch.setattr(SystemClock, "sleep", asleep)
+    async with aclosing(module._from_ledger(home)) as found, asyncio.timeout(SECONDS):
+        first = asyncio.create_task(anext(found), name="first")
+        await caught_up.wait()
+        await ledger.remember(values.request("after"))
+        await ledger.settle(None, values.skipped("after"))
+        assert await first == values.skipped("after")
+    await ledger.aclose()
+
+
+async def test_a_ledger_that_is_made_meanwhile_is_followed_from_its_beginning(tmp_path, monkeypatch):
+    home = Home.of(settings_of(tmp_path))
+    await asyncio.to_thread(home.prepare)
+    waiting = asyncio.Event()
+
+    async def asleep(*_):
+        waiting.set()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(SystemClock, "sleep", asleep)
+    async with aclosing(module._from_ledger(home)) as found, asyncio.timeout(SECONDS):
+        first = asyncio.create_task(anext(found), name="first")
+        await waiting.wait()
+        ledger = await home.open_ledger()
+        await ledger.settle(None, SKIPPED)
+        assert await first == SKIPPED
+        await ledger.aclose()
+
+
+# ---------------------------------------------------------------------------------------------------- what is printed
+
+
+async def test_what_others_sent_is_one_line_that_does_nothing_to_a_terminal(tmp_path, capsys):
+    bad = replace(values.failed(), error="one\r\ntwo \x1b[31mred \x9b2J\x07 größer")
+    home = Home.of(settings_of(tmp_path))
+    await module._printing(home, system=True, as_json=False)(bad)
+    (line,) = capsys.readouterr().out.removesuffix("\n").split("\n")
+    assert line.endswith("  sync.failed      laptop-7  one  two  [31mred  2J  größer")
+    await module._printing(home, system=False, as_json=True)(bad)
+    assert json.loads(capsys.readouterr().out)["data"]["error"] == bad.error
+
+
+# ----------------------------------------------------------------------------------------------------------- commands
+
+
+async def test_a_command_has_the_event_on_its_stdin_and_the_gist_in_its_environment(folder):
+    told = replace(values.succeeded(values.manifest(reflection=1)), id="with a \0 in it")
+    variables = "$AKOSHA_SYSTEM_ID,$AKOSHA_OUTCOME,$AKOSHA_UPLOAD_ID,$AKOSHA_EVENT_ID"
+    await execution(f'cat > event; echo "{variables}" > gist').see_to(told)
+    assert (folder / "gist").read_text() == f"laptop-7,succeeded,{told.upload_id},with a  in it\n"
+    assert (folder / "event").read_bytes() == CloudEventsCodec().encode(told) + b"\n"
+
+
+async def test_a_command_need_not_read(folder):
+    large = replace(SKIPPED, files_uploaded=tuple("x" * 100 for _ in range(10_000)))  # more than a pipe holds
+    for command in ("true", "exec <&-", "sleep 60 >/dev/null 2>&1 & echo $! > left"):
+        async with asyncio.timeout(SECONDS):
+            await execution(command).see_to(large)
+    os.kill(int((folder / "left").read_text()), signal.SIGKILL)
+
+
+async def test_a_command_that_fails_is_run_again_later_and_later_up_to_a_minute(folder):
+    clock = ManualClock()
+    command = "echo x >> runs; [ $(wc -l < runs) -ge 9 ] || kill -9 $$"
+    with capture_logs() as logs:
+        running = asyncio.create_task(execution(command, clock).see_to(SKIPPED), name="running")
+        for wait in (1, 2, 4, 8, 16, 32, 60, 60):
+            await clock.until_asleep()
+            assert clock.next_due == wait
+            await clock.advance(wait)
+        async with asyncio.timeout(SECONDS):
+            await running
+    failures = [one for one in logs if one["event"] == "command_failed"]
+    assert [one["again_seconds"] for one in failures] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert {one["exit_code"] for one in failures} == {-signal.SIGKILL}
+
+
+async def test_a_command_that_cannot_be_started_is_tried_again(monkeypatch):
+    clock, begin = ManualClock(), asyncio.create_subprocess_exec
+
+    async def refuse(*_, **__):
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", begin)
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
+    with capture_logs() as logs:
+        running = asyncio.create_task(execution("true", clock).see_to(SKIPPED), name="running")
+        await clock.until_asleep()
+        await clock.advance(1)
+        async with asyncio.timeout(SECONDS):
+            await running
+    assert "unavailable" in logs[0]["error"]
+
+
+@pytest.mark.parametrize("does_not", ["trap '' TERM; ", ""], ids=["does not end", "leaves one that does not"])
+async def test_whatever_does_not_end_in_time_is_killed_with_all_it_has_started(folder, monkeypatch, does_not):
+    monkeypatch.setattr(execute, "END_SECONDS", 0.3)
+    command = f"{does_not}(trap '' TERM; echo begun > begun; while :; do sleep 60; done) & wait; wait"
+    running = asyncio.create_task(execution(f"echo $$ > group; {command}").see_to(SKIPPED), name="running")
+    await appears(folder / "begun")
+    group = int(await appears(folder / "group"))
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    async with asyncio.timeout(SECONDS):
+        while execute._lives(group):  # until whoever inherits them has buried them
+            await asyncio.sleep(0.005)
+
+
+async def test_who_is_told_to_stop_while_the_command_is_being_started_ends_it_all_the_same(folder, monkeypatch):
+    begin, begun, goes_on = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
+
+    async def slow(*words, **how):
+        process = await begin(*words, **how)
+        begun.set()
+        await goes_on.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
+    command = "trap 'echo told > told; exit' TERM; echo $$ > group; while :; do sleep 0.05; done"
+    running = asyncio.create_task(execution(command).see_to(SKIPPED), name="running")
+    await begun.wait()
+    await appears(folder / "group")
+    running.cancel()
+    await asyncio.sleep(0)
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (folder / "told").read_text() == "told\n"
+
+
+async def test_a_command_that_ends_when_told_has_its_time_for_it(folder):
+    command = "(trap 'sleep 0.2; echo done > done; exit' TERM; echo begun > begun; while :; do sleep 0.05; done) & wait"
+    running = asyncio.create_task(execution(command).see_to(SKIPPED), name="running")
+    await appears(folder / "begun")
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (folder / "done").read_text() == "done\n"
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused
+
+NATS = {"agent_nats_url": "nats://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "keys", "cure"),
+    [
+        ({"system": "*"}, {}, "akosha_agent_nats_url"),
+        ({"durable": "mine"}, {}, "akosha_agent_nats_url"),
+        ({"durable": "mine", "command": "true"}, {}, "akosha_agent_nats_url"),
+        ({"system": "*"}, NATS | {"agent_bus": "memory"}, "akosha_agent_bus"),
+        ({"command": " "}, {}, "--exec"),
+        ({"command": " "}, NATS, "--exec"),
+        ({"system": "a.b"}, NATS, "letters, digits, - or _"),
+        ({"system": ">"}, NATS, "letters, digits, - or _"),
+        ({"system": ""}, NATS, "letters, digits, - or _"),
+        ({"system": "*", "durable": "a b"}, NATS, "letters, digits, - or _"),
+        ({"system": "*"}, NATS | {"agent_nats_credentials_file": "/nowhere"}, "akosha_agent_nats_credentials_file"),
+        ({"system": "*"}, NATS | {"agent_nats_ca_file": os.devnull}, "akosha_agent_nats_ca_file"),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_followed_is_refused_with_the_cure(tmp_path, asked, keys, cure):
+    with pytest.raises(SettingsError) as failure:
+        await consume(
+            settings_of(tmp_path, **keys),
+            **{"system": None, "durable": None, "command": None, "as_json": False} | asked,
+        )
+    assert cure in str(failure.value)

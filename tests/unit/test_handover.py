@@ -1,0 +1,105 @@
+"""Between the bus and a loop over results: each is given to the loop once, and settled when the loop comes back."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from agent.domain.events import SyncFailed, SyncSkipped
+from agent.events_client import handover as module
+from agent.events_client.handover import Handover
+from tests.fakes import values
+
+SECONDS = 10
+
+
+class Message:
+    """A delivery that remembers how it was settled; `acked` is told when."""
+
+    def __init__(self, event):
+        self.event, self.acked, self.heard = event, asyncio.Event(), asyncio.Event()
+
+    async def ack(self):
+        self.acked.set()
+
+    async def in_progress(self):
+        self.heard.set()
+
+
+@pytest.fixture
+async def handover():
+    return Handover([SyncSkipped], still_here_seconds=0.01)
+
+
+async def deliver(handover, *events):
+    """Deliver as a bus does: the next after the ack of the one before; return the tasks' owner and the messages."""
+    messages = [Message(event) for event in events]
+
+    async def one_by_one():
+        for message in messages:
+            await handover.handle(message)
+
+    return asyncio.create_task(one_by_one(), name="bus"), messages
+
+
+async def test_a_result_is_acked_when_the_loop_has_come_back_and_not_before(handover):
+    async with asyncio.timeout(SECONDS):
+        bus, (first, second) = await deliver(handover, values.skipped("r1"), values.skipped("r2"))
+        turn = await handover.next()
+        await first.heard.wait()
+        assert (turn.result, first.acked.is_set()) == (first.event, False)
+        handover.finish(turn)
+        turn = await handover.next()
+        assert (turn.result, first.acked.is_set(), second.acked.is_set()) == (second.event, True, False)
+        handover.finish(turn)
+        await bus
+
+
+async def test_what_is_not_wanted_is_acked_at_once(handover):
+    async with asyncio.timeout(SECONDS):
+        bus, messages = await deliver(handover, values.failed(), values.request(), values.skipped())
+        turn = await handover.next()
+        assert [message.acked.is_set() for message in messages] == [True, True, False]
+        assert isinstance(turn.result, SyncSkipped)
+        handover.finish(turn)
+        await bus
+
+
+async def test_what_the_loop_is_through_with_is_acked_and_not_given_again(handover):
+    other = replace(values.skipped("r1"), system_id="another")
+    async with asyncio.timeout(SECONDS):
+        bus, messages = await deliver(handover, *[values.skipped("r1")] * 3, other)
+        handover.finish(await handover.next())
+        turn = await handover.next()
+        assert turn.result == other, "ids are their system's own"
+        assert [message.acked.is_set() for message in messages] == [True, True, True, False]
+        handover.finish(turn)
+        await bus
+
+
+async def test_a_result_that_comes_again_while_the_loop_has_it_is_given_once(handover):
+    """Its handler was cancelled for its silence: a body blocked the event loop."""
+    async with asyncio.timeout(SECONDS):
+        bus, (first,) = await deliver(handover, values.skipped("r1"))
+        turn = await handover.next()
+        bus.cancel()
+        bus, (again, other) = await deliver(handover, values.skipped("r1"), values.skipped("r2"))
+        await again.heard.wait()
+        handover.finish(turn)
+        assert (await handover.next()).result == other.event
+        assert (first.acked.is_set(), again.acked.is_set()) == (False, True)
+        bus.cancel()
+
+
+async def test_a_bounded_number_is_remembered(monkeypatch):
+    monkeypatch.setattr(module, "MOST_REMEMBERED", 2)
+    handover = Handover([SyncFailed], still_here_seconds=60)
+    first, *others = (values.failed(f"r{number}") for number in range(4))
+    async with asyncio.timeout(SECONDS):
+        bus, _ = await deliver(handover, first, *others, first)
+        for expected in (first, *others, first):
+            turn = await handover.next()
+            assert turn.result == expected
+            handover.finish(turn)
+            assert len(handover._done) <= 2
+        await bus
