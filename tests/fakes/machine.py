@@ -113,7 +113,10 @@ class Running:
     def stop(self, number: int = signal.SIGTERM, *, within: float = STOP_SECONDS) -> int:
         """Send a signal; return the exit status, which must come in time."""
         self.process.send_signal(number)
-        return self.process.wait(within)
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"it did not end within {within:g} s\n{''.join(self.log.raw[-30:])}") from error
 
     def end(self) -> Done:
         """Wait for it to end by itself, and return all it said."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from nats.errors import Error as NatsPyError, MaxPayloadError, NoRespondersError
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
+from agent.adapters.nats_bus.cancelling import kept_cancellable
 from agent.adapters.nats_bus.client import Client
 from agent.domain.errors import BusError
 
@@ -21,7 +22,8 @@ class StreamGone(BusError):  # noqa: N818 - the name says the state of the world
 def translated(doing: str, client: Client) -> Iterator[None]:
     """Raise what goes wrong in the block as BusError: what was being done, what the server says, the cure."""
     try:
-        yield
+        with kept_cancellable():
+            yield
     except (NoStreamResponseError, NotFoundError) as error:
         raise StreamGone(f"{doing}: the stream is not there") from error
     except MaxPayloadError as error:

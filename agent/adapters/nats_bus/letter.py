@@ -4,6 +4,7 @@ import structlog
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsPyError
 
+from agent.adapters.nats_bus.cancelling import kept_cancellable
 from agent.domain.events import Event
 
 ACK_SECONDS = 5.0
@@ -22,7 +23,8 @@ class JetStreamLetter:
     async def ack(self) -> None:
         """Acknowledge, and see that the server has heard."""
         try:
-            await self._message.ack_sync(timeout=ACK_SECONDS)
+            with kept_cancellable():
+                await self._message.ack_sync(timeout=ACK_SECONDS)
         except (NatsPyError, TimeoutError, OSError) as error:
             self._unheard("ack", error)
         else:
@@ -30,13 +32,15 @@ class JetStreamLetter:
 
     async def nak(self, delay: float) -> None:
         try:
-            await self._message.nak(delay)
+            with kept_cancellable():
+                await self._message.nak(delay)
         except (NatsPyError, OSError) as error:
             self._unheard("nak", error)
 
     async def in_progress(self) -> None:
         try:
-            await self._message.in_progress()
+            with kept_cancellable():
+                await self._message.in_progress()
         except (NatsPyError, OSError) as error:
             self._unheard("in_progress", error)
 

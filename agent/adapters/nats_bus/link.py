@@ -15,6 +15,7 @@ import structlog
 from nats.errors import Error as NatsPyError
 
 from agent.adapters.nats_bus import credentials
+from agent.adapters.nats_bus.cancelling import kept_cancellable
 from agent.adapters.nats_bus.client import Client
 from agent.adapters.nats_bus.connecting import connect
 from agent.adapters.nats_bus.credentials import Proof
@@ -165,7 +166,8 @@ class Link:
             try:
                 if not client.lost.is_set():
                     async with asyncio.timeout(patience.ping_timeout):
-                        await client.flush(NEVER)
+                        with kept_cancellable():
+                            await client.flush(NEVER)
             except TimeoutError:
                 return f"no answer to a ping in {patience.ping_timeout:g} s"
             except (NatsPyError, OSError) as error:

@@ -54,9 +54,10 @@ class Place:
                 found: ConsumerInfo | None = await jetstream.consumer_info(STREAM, name)
         except StreamGone:
             found = None
-        if found and self.options.own_durables and found.num_ack_pending:
+        if found and self.options.own_durables and (found.num_ack_pending or found.num_waiting):
             # A killed process, or a connection that was lost before the ack, has left these in nobody's hands: the
-            # server would wait a minute for their ack.
+            # server would wait a minute for their ack. And where it has not noticed that a connection died, the next
+            # event would go to the request that still waits on that one.
             await jetstream.delete_consumer(STREAM, name)
             floor = found.ack_floor.stream_seq if found.ack_floor else 0
             await self._add(jetstream, name, DeliverPolicy.BY_START_SEQUENCE, floor + 1)

@@ -1,0 +1,36 @@
+"""Who is told to end while NATS answers ends: the library below loses a cancellation that meets an answer."""
+
+import asyncio
+import random
+
+from agent.adapters.nats_bus.bus import NatsBus
+from agent.adapters.system_clock import SystemClock
+from agent.adapters.wire import CloudEventsCodec
+from tests.contracts.test_event_bus import ended, nats_options
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+ROUNDS = 300
+SECONDS = 5.0
+
+
+async def test_a_publisher_that_is_cancelled_at_any_moment_ends(fresh_nats):
+    bus = await NatsBus.open(nats_options(fresh_nats.url), CloudEventsCodec(), clock=SystemClock())
+    dice, published = random.Random(1), []
+
+    async def publish() -> None:
+        while True:
+            await bus.publish(ended(len(published)))
+            published.append(1)
+
+    for _ in range(ROUNDS):
+        publisher, moment = asyncio.create_task(publish()), len(published) + 1
+        async with asyncio.timeout(SECONDS):
+            while len(published) < moment:
+                await asyncio.sleep(0)
+            for _ in range(dice.randrange(60)):  # turns of the loop: somewhere in the next publish
+                await asyncio.sleep(0)
+        publisher.cancel()
+        done, _ = await asyncio.wait({publisher}, timeout=SECONDS)
+        assert done, "it goes on as if nobody had told it"
+    await bus.aclose()
