@@ -32,10 +32,10 @@ test: $(READY)  ## every test, with coverage
 test-one: $(READY)  ## one test: make test-one T=tests/unit/test_route.py::test_name
 	$(BIN)/python -m pytest -q $(T)
 
-test-also:  ## every test on Python 3.13, where there is one
+test-also:  ## the tests on Python 3.13, where there is one, but for those marked long
 	@for python in "$$(command -v python3.13)" $$HOME/.pyenv/versions/3.13*/bin/python3.13; do \
 	  if [ -x "$$python" ] && "$$python" -c '' 2>/dev/null; then \
-	    exec $(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-3.13 test-here; \
+	    exec $(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-3.13 ARGS='-m "not long" $(ARGS)' test-here; \
 	  fi; \
 	done; echo "no Python 3.13 here: nothing done"
 

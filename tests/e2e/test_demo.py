@@ -28,6 +28,8 @@ from agent.faces.demo.children import own_environment
 from agent.faces.demo.screen import Screen
 from agent.faces.demo.shape import Tally
 
+pytestmark = pytest.mark.long
+
 DEMO = (sys.executable, "-P", "-m", "agent", "demo")
 TIMEOUT = 120.0
 

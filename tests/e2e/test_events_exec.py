@@ -10,6 +10,8 @@ import pytest
 
 from tests.fakes.machine import TIMEOUT, Machine, Running
 
+pytestmark = pytest.mark.long
+
 pytest_plugins = ["tests.servers.fixtures"]
 
 FAILS_TWICE = """

@@ -14,6 +14,8 @@ from tests.servers.front import refuse, stall
 from tests.servers.s3 import SECRET_KEY, aws_environment
 from tests.servers.threaded_front import running_front
 
+pytestmark = pytest.mark.long
+
 pytest_plugins = ["tests.servers.fixtures"]
 
 TOKEN = "canary-token-that-is-nobody's-business"

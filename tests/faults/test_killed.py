@@ -10,6 +10,8 @@ import pytest
 from tests.fakes.machine import Done, Machine
 from tests.fakes.session_buddy import create
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 
 

@@ -12,6 +12,8 @@ from tests.servers.nats import NatsServer, running_nats
 from tests.servers.s3 import SECRET_KEY, aws_environment
 from tests.servers.threaded_front import Gate, running_front
 
+pytestmark = pytest.mark.long
+
 pytest_plugins = ["tests.servers.fixtures"]
 
 

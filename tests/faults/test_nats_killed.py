@@ -12,6 +12,8 @@ from tests.fakes.ear import listening
 from tests.fakes.machine import Machine
 from tests.servers.nats import running_nats
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 POINTS = ("manifest:before", "manifest:after", "deliver:after", "ack:after", "publish:after", "confirm:after")
 

@@ -15,6 +15,8 @@ from tests.fakes.event_documents import check
 from tests.fakes.machine import Machine, Running
 from tests.servers.nats import NatsServer, delete_streams, running_nats
 
+pytestmark = pytest.mark.long
+
 ROUNDS = 30
 SEED = 7
 UPLOAD_SECONDS = 0.6

@@ -12,6 +12,8 @@ from tests.fakes import arrivals
 from tests.fakes.machine import Machine
 from tests.fakes.session_buddy import GRAPH, REFLECTION
 
+pytestmark = pytest.mark.long
+
 RESTRICTED = (sys.executable, str(Path(__file__).with_name("restricted.py")))
 
 CANNOT_BE_CLOSED_TO_ROOT = pytest.mark.skipif(

@@ -32,6 +32,7 @@ def taker_of(data_dir, staging, *, verify=False, **options):
     return DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock(), verify=verify, **options)
 
 
+@pytest.mark.long
 async def test_two_hundred_snapshots_none_torn_none_old_and_the_writer_never_fails(data_dir, staging):
     """Commits go on during checkpoints (into another sidecar); each copy holds what was committed before it began."""
     fast, thorough = taker_of(data_dir, staging), taker_of(data_dir, staging, verify=True)
