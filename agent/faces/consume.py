@@ -13,7 +13,7 @@ from agent.faces.events import LOOK_SECONDS, line, opened
 from agent.faces.execute import Execution
 from agent.settings import Settings
 from agent.wiring import Home
-from agent.wiring.buses import nats_options
+from agent.wiring.buses import checked, nats_options
 
 EVERY = "*"
 
@@ -55,8 +55,7 @@ async def _from_nats(settings: Settings, *, system: str, durable: str | None) ->
     from agent.events_client import results  # noqa: PLC0415 - loaded where there is a NATS to talk to
 
     options = nats_options(settings, "akosha-agent events", own_durables=False)
-    await asyncio.to_thread(options.check)
-    await asyncio.to_thread(options.tls.context)
+    await asyncio.to_thread(checked, options)
     try:
         return results(options, system=system, durable=durable)
     except NamingError as error:

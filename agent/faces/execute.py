@@ -75,9 +75,9 @@ class Execution:
 def _environment(result: SyncResult) -> dict[str, str]:
     """Return ours, and what a short command wants to know. What others sent may hold a NUL, the environment none."""
     told = {
-        "AKOSHA_SYSTEM_ID": result.system_id,
-        "AKOSHA_OUTCOME": result.type.split(".")[2],
-        "AKOSHA_UPLOAD_ID": result.upload_id or "",
+        "AKOSHA_EVENT_SYSTEM_ID": result.system_id,
+        "AKOSHA_EVENT_OUTCOME": result.type.split(".")[2],
+        "AKOSHA_EVENT_UPLOAD_ID": result.upload_id or "",
         "AKOSHA_EVENT_ID": result.id,
     }
     return os.environ | {name: text.replace("\0", "") for name, text in told.items()}

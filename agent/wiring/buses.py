@@ -23,7 +23,7 @@ async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventB
     from agent.adapters.nats_bus.bus import NatsBus  # noqa: PLC0415 - loaded where there is a NATS to talk to
 
     patient = settings.agent_bus == NATS
-    nats = await NatsBus.open(_checked(nats_options(settings, name)), CloudEventsCodec(), clock=clock, patient=patient)
+    nats = await NatsBus.open(checked(nats_options(settings, name)), CloudEventsCodec(), clock=clock, patient=patient)
     control = nats if settings.agent_remote_control else None
     if patient:
         return nats, control
@@ -38,7 +38,7 @@ def single_sync_buses(settings: Settings, name: str, clock: Clock) -> tuple[Even
         return local, local
     from agent.adapters.nats_bus.bus import NatsBus  # noqa: PLC0415 - as above
 
-    return local, NatsBus.begin(_checked(nats_options(settings, name)), CloudEventsCodec(), clock=clock)
+    return local, NatsBus.begin(checked(nats_options(settings, name)), CloudEventsCodec(), clock=clock)
 
 
 def nats_options(settings: Settings, name: str, *, own_durables: bool = True) -> NatsOptions:
@@ -80,8 +80,11 @@ def nats_options(settings: Settings, name: str, *, own_durables: bool = True) ->
     )
 
 
-def _checked(options: NatsOptions) -> NatsOptions:
-    """Look at the files now: what is wrong with them at the start is the user's to mend, at once."""
+def checked(options: NatsOptions) -> NatsOptions:
+    """Look at the files now: what is wrong with them at the start is the user's to mend, at once.
+
+    Raises SettingsError. Reads files; on a local disk that is quick.
+    """
     from agent.adapters.nats_bus import credentials  # noqa: PLC0415 - as above
 
     options.check()

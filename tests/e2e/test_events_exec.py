@@ -17,7 +17,7 @@ pytest_plugins = ["tests.servers.fixtures"]
 FAILS_TWICE = """
 number=$(($(cat number 2>/dev/null || echo 0) + 1)); echo $number > number
 cat > event-$number.json
-echo "run $number: $AKOSHA_SYSTEM_ID $AKOSHA_OUTCOME $AKOSHA_EVENT_ID ($AKOSHA_UPLOAD_ID)"
+echo "run $number: $AKOSHA_EVENT_SYSTEM_ID $AKOSHA_EVENT_OUTCOME $AKOSHA_EVENT_ID ($AKOSHA_EVENT_UPLOAD_ID)"
 [ $number -ge 3 ] || exit $((number + 40))
 """
 ENDS_WHEN_TOLD = "trap 'echo told; exit 1' TERM; sleep 30 & echo $! > pid; echo begun $AKOSHA_EVENT_ID; wait"

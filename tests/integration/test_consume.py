@@ -117,7 +117,7 @@ async def test_what_others_sent_is_one_line_that_does_nothing_to_a_terminal(tmp_
 
 async def test_a_command_has_the_event_on_its_stdin_and_the_gist_in_its_environment(folder):
     told = replace(values.succeeded(values.manifest(reflection=1)), id="with a \0 in it")
-    variables = "$AKOSHA_SYSTEM_ID,$AKOSHA_OUTCOME,$AKOSHA_UPLOAD_ID,$AKOSHA_EVENT_ID"
+    variables = "$AKOSHA_EVENT_SYSTEM_ID,$AKOSHA_EVENT_OUTCOME,$AKOSHA_EVENT_UPLOAD_ID,$AKOSHA_EVENT_ID"
     await execution(f'cat > event; echo "{variables}" > gist').see_to(told)
     assert (folder / "gist").read_text() == f"laptop-7,succeeded,{told.upload_id},with a  in it\n"
     assert (folder / "event").read_bytes() == CloudEventsCodec().encode(told) + b"\n"

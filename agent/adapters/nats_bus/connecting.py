@@ -91,7 +91,7 @@ def _parameters(
 def _refused(server: Server, error: Exception) -> BusError:
     """Say what keeps us out. The text of nats-py holds no secret: it is the server's, or the system's."""
     text = str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
-    hint = "akosha_agent_nats_url names the server; the agent keeps trying"
+    hint = "akosha_agent_nats_url names the server; it is tried again for as long as it takes"
     if isinstance(error, AuthorizationError) or "authorization" in text.lower() or "authentication" in text.lower():
         hint = "check akosha_agent_nats_user, _token, _credentials_file or _nkey_file: the server does not know us"
     elif isinstance(error, ssl.SSLError):

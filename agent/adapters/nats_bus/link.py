@@ -140,7 +140,7 @@ class Link:
         """Keep the connection up until it is lost, or does not answer."""
         self._client = client
         self._announce()
-        why = "the agent was stopped"
+        why = "it was closed on this side"
         try:
             why = await self._watched(client)
         finally:
