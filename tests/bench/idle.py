@@ -1,17 +1,13 @@
 """An agent that has nothing to do: what it takes of processor and memory, and what it asks of its store."""
 
-import asyncio
-import contextlib
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
-from urllib.parse import urlsplit
 
 import psutil
 
 from tests.bench.databases import Databases
+from tests.bench.door import CountingDoor
 from tests.bench.memory import MEBIBYTE, PssWatch, settled, uploaded
 from tests.bench.report import Line, mebibytes
 from tests.fakes.machine import Machine
@@ -19,57 +15,7 @@ from tests.servers.s3 import S3Server, aws_environment
 
 CPU_BAR = 0.2
 PSS_BAR = 80 * MEBIBYTE
-_START_SECONDS = 5.0
-
-
-class CountingDoor:
-    """Stands before a server and passes everything on; counts what comes."""
-
-    def __init__(self, endpoint: str) -> None:
-        place = urlsplit(endpoint)
-        self._host, self._port = place.hostname, place.port
-        self._loop = asyncio.new_event_loop()
-        self._open, self._passing = threading.Event(), set[asyncio.Task[None]]()
-        self.connections = self.bytes = 0
-        self.url = ""
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), name="door")
-        self._thread.start()
-        self._open.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join()
-        self._loop.close()
-
-    async def _serve(self) -> None:
-        self._over = asyncio.Event()
-        server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        self._open.set()
-        await self._over.wait()
-        server.close()
-        for task in (passing := list(self._passing)):
-            task.cancel()
-        await asyncio.gather(*passing, return_exceptions=True)
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        inward, outward = await asyncio.open_connection(self._host, self._port)
-        for pair in ((reader, outward), (inward, writer)):
-            task = asyncio.create_task(self._pour(*pair), name="door-pour")
-            self._passing.add(task)
-            task.add_done_callback(self._passing.discard)
-
-    async def _pour(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while piece := await reader.read(2**16):
-                self.bytes += len(piece)
-                writer.write(piece)
-                await writer.drain()
-        writer.close()
+START_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -86,11 +32,11 @@ class Idle:
 def idle(pid: int, door: CountingDoor, seconds: float) -> Idle:
     """Watch an agent that is left alone for so long."""
     process = psutil.Process(pid)
-    connections, count, before, started = door.connections, door.bytes, _cpu_seconds(process), time.monotonic()
+    connections, count, before, started = door.connections, door.bytes, cpu_seconds(process), time.monotonic()
     time.sleep(seconds)
     passed = time.monotonic() - started
     with PssWatch(pid) as watch:
-        used = _cpu_seconds(process) - before
+        used = cpu_seconds(process) - before
         watch.sample()
     return Idle(passed, 100 * used / passed, max(watch.agent), door.connections - connections, door.bytes - count)
 
@@ -101,7 +47,7 @@ def lines(folder: Path, databases: Databases, server: S3Server, seconds: float, 
         machine = Machine(folder, cloud_endpoint=door.url, cloud_bucket=server.new_bucket())
         machine.environ |= aws_environment()
         with machine.run() as agent:
-            time.sleep(_START_SECONDS)
+            time.sleep(START_SECONDS)
             before = idle(agent.pid, door, seconds)
             databases.place(size, machine.data)
             uploaded(agent, 1)
@@ -131,7 +77,7 @@ def _lines(when: str, seen: Idle) -> list[Line]:
     return found
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def cpu_seconds(process: psutil.Process) -> float:
     """Of the process and of the children that it has had; in steps of 10 ms."""
     times = process.cpu_times()
     return times.user + times.system + times.children_user + times.children_system

@@ -23,7 +23,18 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.directory_store import DirectoryStore
 from agent.domain.manifest import Manifest
-from tests.bench import idle, latency, memory, pipeline, s3, unchanged
+from tests.bench import (
+    bus_latency,
+    idle,
+    latency,
+    memory,
+    nats_consumer,
+    nats_idle,
+    nats_latency,
+    pipeline,
+    s3,
+    unchanged,
+)
 from tests.bench.databases import Databases
 from tests.bench.report import Line, seconds, show
 from tests.bench.stages import Stages, timed
@@ -45,9 +56,22 @@ class Scale:
     rounds: int = 3
     changes: int = 15
     idle_seconds: float = 300
+    turns: int = 40
+    bus_turns: int = 100
+    results: int = 5000
+    readings: int = 5
 
 
-QUICK = Scale(large=200, grown=(100, 300), rounds=2, changes=5, idle_seconds=30)
+QUICK = Scale(
+    large=200,
+    grown=(100, 300),
+    rounds=2,
+    changes=5,
+    idle_seconds=30,
+    turns=10,
+    bus_turns=30,
+    results=1000,
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +116,21 @@ class Bench:
         folder = self._folder("idle")
         with running_rclone(self._made(folder / "served")) as server:
             return idle.lines(folder / "machine", self.databases, server, self.scale.idle_seconds, self.scale.small)
+
+    def nats_latency(self) -> list[Line]:
+        """From a change to its result, through NATS against in process."""
+        folder, scale = self._folder("nats_latency"), self.scale
+        alone = asyncio.run(bus_latency.measure(folder / "bus", scale.bus_turns))
+        return [*nats_latency.lines(folder, scale.turns), *alone]
+
+    def nats_consumer(self) -> list[Line]:
+        """Reading results off the stream, against plain nats-py."""
+        folder, scale = self._folder("nats_consumer"), self.scale
+        return asyncio.run(nats_consumer.measure(folder, scale.results, scale.readings))
+
+    def nats_idle(self) -> list[Line]:
+        """What NATS costs an agent that has nothing to do."""
+        return nats_idle.lines(self._folder("nats_idle"), self.scale.idle_seconds)
 
     async def _stages(self, folder: Path) -> list[Line]:
         data_dir, size = folder / "data", self.scale.large
@@ -171,7 +210,7 @@ class Bench:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds, shorter waits")
-    names = ("stages", "to_s3", "memory", "unchanged", "latency", "idle")
+    names = ("stages", "to_s3", "memory", "unchanged", "latency", "idle", "nats_latency", "nats_consumer", "nats_idle")
     parser.add_argument("--only", choices=names, action="append", help="one measurement; may be given several times")
     arguments = parser.parse_args()
     if not Path("/proc/self/smaps_rollup").exists():
