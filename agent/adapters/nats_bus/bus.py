@@ -5,7 +5,6 @@ Events are kept in the stream AKOSHA_SYNC; a durable name is a consumer in it. P
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Self
 
 import structlog
@@ -26,6 +25,9 @@ from agent.ports.delivery import Courier
 
 FIRST_TRY_SECONDS = 1.0
 """How long opening the bus waits for NATS before it goes on without."""
+
+HEADER_BYTES = 1024
+"""Room for the headers in what the server takes of a message."""
 
 _log = structlog.get_logger()
 
@@ -105,13 +107,14 @@ class NatsBus:
         self._check_open()
         if isinstance(event, SyncAsked):
             raise StateError(f"{event.type} stays on its machine: it is not for the bus")
-        data, subject = written(event, self._codec), event.subject
+        written(event, self._codec)  # what cannot be written is said also while NATS is away
+        patient = self._patient and not isinstance(event, SyncProgress)
+        client = await self._link.wait() if patient else self._link.client()
+        data = written(event, self._codec, most=client.max_payload - HEADER_BYTES)
         if isinstance(event, SyncProgress):
-            client = self._link.client()
             with translated("telling progress", client):
-                await client.publish(subject, data)
+                await client.publish(event.subject, data)
             return
-        client = await self._link.wait() if self._patient else self._link.client()
         try:
             await self._put(client, event, data)
         except BusError as error:
@@ -203,9 +206,13 @@ class NatsBus:
     async def _begun(self, one: "NatsSubscription | Answering") -> None:
         """Where NATS is there: return when what is published from now on will be seen."""
         if self._link.is_up:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._options.patience.connect):
-                    await one.ready.wait()
+            ready = asyncio.create_task(one.ready.wait(), name="bus-begun")
+            try:
+                ends: set[asyncio.Task[object]] = {ready, one.worker}
+                seconds = self._options.patience.connect
+                await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ready.cancel()
 
     def _look(self) -> None:
         """Tell the listeners where the bus has become ready, or is no longer."""

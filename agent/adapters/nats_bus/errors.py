@@ -21,6 +21,7 @@ class StreamGone(BusError):  # noqa: N818 - the name says the state of the world
 @contextmanager
 def translated(doing: str, client: Client) -> Iterator[None]:
     """Raise what goes wrong in the block as BusError: what was being done, what the server says, the cure."""
+    client.refused = ""
     try:
         with kept_cancellable():
             yield

@@ -1,5 +1,6 @@
 """From a message to an event: what anybody may have sent is looked at strictly before it gets any further."""
 
+import sys
 from typing import Protocol
 
 from nats.aio.msg import Msg
@@ -19,13 +20,16 @@ class Codec(Protocol):
     def decode(self, data: bytes, /) -> Event: ...
 
 
-def written(event: Event, codec: Codec) -> bytes:
-    """Return the event as bytes that its readers take: a result that is too long is abridged. Raises WireError."""
-    data = codec.encode(event)
-    if len(data) > codec.max_bytes and isinstance(event, SyncResult):
+def written(event: Event, codec: Codec, *, most: int = sys.maxsize) -> bytes:
+    """Return the event as bytes that its readers take, and the server (`most`): a result that is too long is abridged.
+
+    Raises WireError.
+    """
+    data, most = codec.encode(event), min(codec.max_bytes, most)
+    if len(data) > most and isinstance(event, SyncResult):
         data = codec.encode(event.abridged())
-    if len(data) > codec.max_bytes:
-        raise WireError(f"{event.type} {event.id[:80]} is larger than the {codec.max_bytes} bytes allowed")
+    if len(data) > most:
+        raise WireError(f"{event.type} {event.id[:80]} is larger than the {most} bytes allowed")
     return data
 
 

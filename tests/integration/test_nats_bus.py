@@ -1,0 +1,596 @@
+"""The bus on a real NATS: the stream and the consumers it makes, and what it does when they, or the server, go away."""
+
+import asyncio
+import itertools
+import math
+import random
+import time
+
+import pytest
+from nats.js.api import AckPolicy, DiscardPolicy, RetentionPolicy, StorageType
+from structlog.testing import capture_logs
+
+from agent.adapters.failover_bus import FailoverBus
+from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.nats_bus import (
+    Limits,
+    Login,
+    client as client_module,
+    letter as letter_module,
+    pull as pull_module,
+    subscription as subscription_module,
+)
+from agent.adapters.nats_bus.bus import NatsBus
+from agent.domain.errors import BusError, StateError
+from tests.fakes.nats_bus import CLOCK, CODEC, SECONDS, Inbox, ended, opened_bus, options, progress, sockets, until
+from tests.servers.nats import connected, running_nats
+from tests.servers.nats_credentials import PASSWORD, USER, password_config
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+SUBJECTS = ["akosha.session.>", "akosha.sync.>", "akosha.ingest.>"]
+DAY = 86_400
+
+
+async def ready(bus) -> None:
+    async with asyncio.timeout(SECONDS):
+        await bus.wait_until_ready()
+
+
+async def restarted(bus, server, *, end="stop") -> None:
+    """End the server, see that the bus has noticed, and start it again; return when the bus is ready."""
+    lost = bus._link.client().lost
+    getattr(server, end)()
+    async with asyncio.timeout(SECONDS):
+        await lost.wait()
+    server.start()
+    await ready(bus)
+
+
+async def handled(sequence: int, *subscriptions) -> None:
+    """Return when the server has confirmed the acks of the subscriptions up to that place in the stream."""
+    await until(lambda: all(one.place.seen == sequence for one in subscriptions))
+
+
+def break_connection(bus) -> None:
+    bus._link.client()._transport._io_writer.transport.abort()
+
+
+async def stored(server) -> int:
+    async with connected(server.url) as other:
+        return (await other.jetstream().stream_info("AKOSHA_SYNC")).state.messages
+
+
+async def consumer(server, name: str):
+    async with connected(server.url) as other:
+        return await other.jetstream().consumer_info("AKOSHA_SYNC", name)
+
+
+async def test_the_stream_is_made_as_promised(fresh_nats):
+    async with opened_bus(fresh_nats.url), connected(fresh_nats.url) as other:
+        made = (await other.jetstream().stream_info("AKOSHA_SYNC")).config
+        assert made.subjects == SUBJECTS
+        assert (made.retention, made.discard) == (RetentionPolicy.LIMITS, DiscardPolicy.OLD)
+        assert (made.storage, made.num_replicas) == (StorageType.FILE, 1)
+        assert (made.max_age, made.max_bytes, made.duplicate_window) == (7 * DAY, 256 * 2**20, 600)
+        assert (made.max_msgs, made.max_consumers, made.max_msg_size, made.max_msgs_per_subject) == (-1, -1, -1, -1)
+
+
+async def test_a_stream_that_is_there_is_used_as_it_is_with_one_warning(fresh_nats):
+    async with connected(fresh_nats.url) as other:
+        jetstream = other.jetstream()
+        await jetstream.add_stream(name="AKOSHA_SYNC", subjects=SUBJECTS, max_age=2 * DAY, max_bytes=2**20)
+    with capture_logs() as logs:
+        async with opened_bus(fresh_nats.url) as bus:
+            await bus.publish(ended(1))
+            await restarted(bus, fresh_nats)
+            await bus.publish(ended(2))
+    (warning,) = [line for line in logs if line["event"] == "stream_differs"]
+    assert (warning["log_level"], warning["max_age"], warning["max_bytes"]) == ("warning", str(2.0 * DAY), str(2**20))
+    assert await stored(fresh_nats) == 2
+    async with connected(fresh_nats.url) as other:
+        kept = (await other.jetstream().stream_info("AKOSHA_SYNC")).config
+        assert (kept.max_age, kept.max_bytes) == (2 * DAY, 2**20)
+
+
+@pytest.mark.parametrize("subjects", [["akosha.session.>"], ["akosha.session.>", "akosha.sync.*"], ["other"]])
+async def test_a_stream_without_our_subjects_is_not_used_until_it_is_cured(fresh_nats, subjects):
+    async with connected(fresh_nats.url) as other:
+        await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=subjects)
+        async with opened_bus(fresh_nats.url, ready=False) as bus:
+            assert not bus.state.ready
+            missing = [subject for subject in SUBJECTS if subject not in subjects]
+            assert f"does not take {', '.join(missing)}" in bus.state.detail
+            assert f"--subjects {','.join([*subjects, *missing])}" in bus.state.detail
+            with pytest.raises(BusError):
+                await bus.publish(ended(1))
+            await other.jetstream().update_stream(name="AKOSHA_SYNC", subjects=SUBJECTS)
+            await ready(bus)
+            await bus.publish(ended(1))
+
+
+async def test_without_jetstream_the_bus_is_not_ready_and_says_so_until_it_is_there(tmp_path):
+    with running_nats(tmp_path, jetstream=False) as server:
+        async with opened_bus(server.url, ready=False) as bus:
+            assert not bus.state.ready
+            assert "is JetStream enabled on the NATS server" in bus.state.detail
+            with pytest.raises(BusError, match="JetStream"):
+                await bus.publish(ended(1))
+            server.kill()
+            server.jetstream = True
+            server.start()
+            await ready(bus)
+            await bus.publish(ended(1))
+        assert await stored(server) == 1
+
+
+@pytest.mark.parametrize("api", ["CONSUMER", "STREAM"])
+async def test_what_the_server_does_not_permit_is_told_and_the_local_bus_is_used(tmp_path, api):
+    config = password_config(permissions={"publish": {"deny": [f"$JS.API.{api}.>"]}})
+    login, inbox = Login(user=USER, password=PASSWORD), Inbox()
+    with running_nats(tmp_path, config=config) as server:
+        async with opened_bus(server.url, ready=False, login=login, patience={"connect": 0.3}) as nats:
+            both = FailoverBus(nats, MemoryBus(CLOCK), still_here_seconds=1)
+            await both.subscribe("akosha.session.>", inbox, durable="d")
+            await until(lambda: "permissions violation" in nats.state.detail)
+            assert not nats.state.ready
+            assert f"$js.api.{api.lower()}." in nats.state.detail
+            assert "allow it in the server's permissions for this user" in nats.state.detail
+            assert both.state.name == "memory"
+            assert nats.state.detail in both.state.detail
+            await both.publish(ended(1))
+            assert await inbox.holds(1) == ["e-1"]
+            await both.aclose()
+
+
+async def test_a_durable_name_is_a_consumer_as_promised(fresh_nats):
+    async with opened_bus(fresh_nats.url) as bus:
+        await bus.subscribe("akosha.session.>", Inbox(), durable="mac-ab-cloud")
+        made = (await consumer(fresh_nats, "mac-ab-cloud")).config
+    assert (made.ack_policy, made.max_ack_pending, made.max_deliver) == (AckPolicy.EXPLICIT, 1, -1)
+    assert (made.ack_wait, made.inactive_threshold) == (60, 30 * DAY)
+    assert (made.filter_subject, made.durable_name) == ("akosha.session.>", "mac-ab-cloud")
+
+
+async def test_settings_that_have_changed_are_applied_to_a_consumer_that_is_there_which_keeps_its_place(fresh_nats):
+    async with opened_bus(fresh_nats.url) as bus:
+        inbox = Inbox()
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        await bus.publish(ended(1))
+        await inbox.holds(1)
+    limits = Limits(inactive=3 * DAY)
+    async with opened_bus(fresh_nats.url, patience={"ack_wait": 30}, limits=limits) as bus:
+        inbox = Inbox()
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        found = (await consumer(fresh_nats, "d")).config
+        assert (found.ack_wait, found.inactive_threshold) == (30, 3 * DAY)
+        await bus.publish(ended(2))
+        assert await inbox.holds(1) == ["e-2"]
+
+
+async def left_in_a_killed_hand(server) -> None:
+    """The durable `d` has acked e-1; e-2 was handed to somebody who died without a word; e-3 waits."""
+    async with opened_bus(server.url) as bus:
+        inbox = Inbox()
+        subscription = await bus.subscribe("akosha.session.>", inbox, durable="d")
+        await bus.publish(ended(1))
+        await inbox.holds(1)
+        await subscription.stop()
+        await bus.publish(ended(2))
+        await bus.publish(ended(3))
+    async with connected(server.url) as killed:
+        place = await killed.jetstream().pull_subscribe_bind(durable="d", stream="AKOSHA_SYNC")
+        (message,) = await place.fetch(1, timeout=SECONDS)
+        assert message.metadata.sequence.stream == 2
+
+
+async def test_what_a_killed_process_had_in_hand_is_taken_over_at_once_by_the_owner_of_the_name(fresh_nats):
+    await left_in_a_killed_hand(fresh_nats)
+    inbox = Inbox()
+    async with opened_bus(fresh_nats.url, own_durables=True) as bus:
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        assert await inbox.holds(2) == ["e-2", "e-3"]
+
+
+async def test_a_connection_that_died_unnoticed_by_the_server_takes_no_event_from_the_owner_of_the_name(fresh_nats):
+    async with opened_bus(fresh_nats.url) as bus:
+        await (await bus.subscribe("akosha.session.>", Inbox(), durable="d")).stop()
+    inbox = Inbox()
+    async with connected(fresh_nats.url) as half_open:
+        place = await half_open.jetstream().pull_subscribe_bind(durable="d", stream="AKOSHA_SYNC")
+        waiting = asyncio.create_task(place.fetch(1, timeout=60))
+        await until(lambda: half_open.stats["out_msgs"] >= 1)
+        await half_open.flush()
+        async with opened_bus(fresh_nats.url, own_durables=True) as bus:
+            await bus.subscribe("akosha.session.>", inbox, durable="d")
+            await bus.publish(ended(1))
+            heard = await inbox.hears("e-1")
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            assert heard
+
+
+async def test_who_shares_the_name_leaves_to_others_what_they_have_in_hand(fresh_nats):
+    await left_in_a_killed_hand(fresh_nats)
+    inbox = Inbox()
+    async with opened_bus(fresh_nats.url) as bus:
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        found = await consumer(fresh_nats, "d")
+        assert (found.num_ack_pending, found.num_pending, inbox.ids) == (1, 1, [])
+
+
+async def test_an_event_published_twice_is_kept_once_and_another_systems_of_the_same_id_too(fresh_nats):
+    async with opened_bus(fresh_nats.url) as bus:
+        for event in (ended(1), ended(1), ended(1, "pc"), ended(1, "pc")):
+            await bus.publish(event)
+        await restarted(bus, fresh_nats)
+        await bus.publish(ended(1))
+    assert await stored(fresh_nats) == 2
+
+
+async def test_a_passing_subscription_loses_nothing_over_a_restart_and_sees_nothing_twice(fresh_nats):
+    inbox = Inbox()
+    async with opened_bus(fresh_nats.url, patience={"reconnect": 0.3, "reconnect_max": 0.3}) as bus:
+        subscription = await bus.subscribe("akosha.>", inbox)
+        await bus.publish(ended(1))
+        await handled(1, subscription)
+        lost = bus._link.client().lost
+        fresh_nats.stop()
+        await lost.wait()
+        fresh_nats.start()
+        async with connected(fresh_nats.url) as other:
+            await other.jetstream().publish(ended(2).subject, CODEC.encode(ended(2)))
+        await ready(bus)
+        await bus.publish(ended(3))
+        await bus.publish(progress(4))
+        seen = await inbox.holds(4)
+        assert [name for name in seen if name != "p-4"] == ["e-1", "e-2", "e-3"]
+
+
+@pytest.mark.parametrize("durable", ["d", None])
+async def test_a_stream_deleted_under_a_living_connection_is_made_again_and_that_is_told(fresh_nats, durable):
+    inbox, told = Inbox(), asyncio.Event()
+    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
+        subscription = await bus.subscribe("akosha.session.>", inbox, durable=durable)
+        await bus.publish(ended(1))
+        await handled(1, subscription)
+        before = bus.stream
+        bus.on_change(told.set)
+        await other.jsm().delete_stream("AKOSHA_SYNC")
+        async with asyncio.timeout(SECONDS):
+            await told.wait()
+        await until(lambda: bus.stream != before)
+        assert bus.stream.has_lost(before)
+        await ready(bus)
+        await bus.publish(ended(2))
+        assert await inbox.holds(2) == ["e-1", "e-2"]
+
+
+async def test_a_stream_deleted_while_an_event_of_it_is_in_hand_is_made_again(fresh_nats, monkeypatch):
+    monkeypatch.setattr(letter_module, "ACK_SECONDS", 0.2)
+
+    async def delete_and_ack(message) -> None:
+        await other.jsm().delete_stream("AKOSHA_SYNC")
+        deleted.set()
+        await message.ack()
+
+    inbox, deleted = Inbox(delete_and_ack), asyncio.Event()
+    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        await bus.publish(ended(1))
+        await deleted.wait()
+        await bus.publish(ended(2))
+        assert await inbox.hears("e-2")
+
+
+async def test_a_stream_deleted_where_nobody_listens_is_made_again_by_publishing(fresh_nats):
+    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
+        await bus.publish(ended(1))
+        before, told = bus.stream, asyncio.Event()
+        bus.on_change(told.set)
+        await other.jsm().delete_stream("AKOSHA_SYNC")
+        await bus.publish(ended(2))
+        assert bus.stream.has_lost(before)
+        assert told.is_set()
+    assert await stored(fresh_nats) == 1
+
+
+async def test_a_consumer_deleted_under_a_living_connection_is_made_again(fresh_nats):
+    durable, passing = Inbox(), Inbox()
+    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
+        one = await bus.subscribe("akosha.session.>", durable, durable="d")
+        another = await bus.subscribe("akosha.session.>", passing)
+        await bus.publish(ended(1))
+        await handled(1, one, another)
+        for found in await other.jetstream().consumers_info("AKOSHA_SYNC"):
+            await other.jetstream().delete_consumer("AKOSHA_SYNC", found.name)
+        await bus.publish(ended(2))
+        # A name that the server does not know any more begins with the oldest event.
+        assert await durable.holds(3) == ["e-1", "e-1", "e-2"]
+        assert await passing.holds(2) == ["e-1", "e-2"]
+
+
+async def test_a_stream_that_was_emptied_goes_on(fresh_nats):
+    durable, passing = Inbox(), Inbox()
+    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
+        one = await bus.subscribe("akosha.session.>", durable, durable="d")
+        another = await bus.subscribe("akosha.session.>", passing)
+        await bus.publish(ended(1))
+        await handled(1, one, another)
+        await other.jsm().purge_stream("AKOSHA_SYNC")
+        await restarted(bus, fresh_nats)
+        await bus.publish(ended(2))
+        assert await durable.holds(2) == ["e-1", "e-2"]
+        assert await passing.holds(2) == ["e-1", "e-2"]
+
+
+async def test_a_server_that_comes_back_empty_goes_on(fresh_nats):
+    durable, passing = Inbox(), Inbox()
+    async with opened_bus(fresh_nats.url) as bus:
+        one = await bus.subscribe("akosha.session.>", durable, durable="d")
+        another = await bus.subscribe("akosha.session.>", passing)
+        for number in range(1, 4):
+            await bus.publish(ended(number))
+        await handled(3, one, another)
+        before, lost = bus.stream, bus._link.client().lost
+        fresh_nats.restart(wipe=True)
+        await lost.wait()
+        await ready(bus)
+        assert bus.stream.has_lost(before)
+        await bus.publish(ended(4))
+        assert await durable.holds(4) == ["e-1", "e-2", "e-3", "e-4"]
+        assert await passing.holds(4) == ["e-1", "e-2", "e-3", "e-4"]
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_an_ack_that_was_lost_with_the_connection_does_not_block_the_owners_durable(fresh_nats, own):
+    async def break_and_ack(message) -> None:
+        break_connection(bus)
+        await message.ack()
+
+    inbox = Inbox(break_and_ack)
+    async with opened_bus(fresh_nats.url, own_durables=own) as bus:
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        await bus.publish(ended(1))
+        await inbox.holds(1)
+        await until(lambda: not bus.state.ready)
+        await ready(bus)
+        await bus.publish(ended(2))
+        if own:
+            assert await inbox.holds(3) == ["e-1", "e-1", "e-2"]
+        else:
+            assert (await consumer(fresh_nats, "d")).num_ack_pending == 1
+            assert inbox.ids == ["e-1"]
+
+
+async def test_a_handler_at_work_outlives_the_connection_and_its_event_comes_again(fresh_nats):
+    go_on = asyncio.Event()
+
+    async def work(message) -> None:
+        break_connection(bus)
+        await go_on.wait()
+        await message.in_progress()
+        await message.ack()
+
+    inbox = Inbox(work)
+    async with opened_bus(fresh_nats.url, own_durables=True) as bus:
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        lost = bus._link.client().lost
+        await bus.publish(ended(1))
+        await inbox.holds(1)
+        await lost.wait()
+        async with asyncio.timeout(SECONDS):
+            await bus._link.wait()
+        go_on.set()
+        assert await inbox.holds(2) == ["e-1", "e-1"]
+
+
+async def test_a_server_that_hangs_is_noticed_and_replaced_and_publishing_meanwhile_fails_in_bounded_time(fresh_nats):
+    inbox = Inbox()
+    patience = {"connect": 0.3, "ping": 0.2, "ping_timeout": 0.2}
+    async with opened_bus(fresh_nats.url, patience=patience, own_durables=True) as bus:
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        lost = bus._link.client().lost
+        fresh_nats.pause()
+        for number in (8, 9):
+            began = time.monotonic()
+            with pytest.raises(BusError) as failure:
+                await bus.publish(ended(number))
+            assert failure.value.transient
+            assert time.monotonic() - began < 1
+        async with asyncio.timeout(SECONDS):
+            await lost.wait()
+        assert not bus.state.ready
+        assert bus.stream is None
+        fresh_nats.resume()
+        await ready(bus)
+        await bus.publish(ended(1))
+        assert await inbox.hears("e-1")
+
+
+async def test_a_server_that_hangs_is_noticed_where_nobody_publishes(fresh_nats):
+    async with opened_bus(fresh_nats.url, patience={"connect": 0.3, "ping": 0.2, "ping_timeout": 0.2}) as bus:
+        lost = bus._link.client().lost
+        fresh_nats.pause()
+        async with asyncio.timeout(SECONDS):
+            await lost.wait()
+        await until(lambda: "no answer to a ping in 0.2 s" in bus._link.trouble.message)
+        fresh_nats.resume()
+        await ready(bus)
+
+
+@pytest.mark.parametrize("first", ["dead", "without-jetstream", "with a foreign stream"])
+async def test_of_several_servers_one_that_is_fit_is_used(tmp_path, fresh_nats, monkeypatch, first):
+    monkeypatch.setattr("random.sample", lambda servers, _: list(servers))
+    with running_nats(tmp_path, jetstream=first != "without-jetstream") as unfit:
+        if first == "dead":
+            unfit.kill()
+        elif first == "with a foreign stream":
+            async with connected(unfit.url) as other:
+                await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=["other"])
+        async with opened_bus(unfit.url, fresh_nats.url) as bus:
+            await bus.publish(ended(1))
+    assert await stored(fresh_nats) == 1
+
+
+async def test_who_is_patient_waits_until_nats_is_there(fresh_nats):
+    fresh_nats.stop()
+    async with opened_bus(fresh_nats.url, patient=True, ready=False) as bus:
+        publishing = [asyncio.create_task(bus.publish(ended(number))) for number in range(3)]
+        await bus._link.tried(SECONDS)
+        assert not any(task.done() for task in publishing)
+        fresh_nats.start()
+        async with asyncio.timeout(SECONDS):
+            await asyncio.gather(*publishing)
+    assert await stored(fresh_nats) == 3
+
+
+async def test_what_is_subscribed_while_nats_is_away_begins_when_it_is_there(fresh_nats):
+    inbox = Inbox()
+    fresh_nats.stop()
+    async with opened_bus(fresh_nats.url, ready=False) as bus:
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        assert not bus.state.ready
+        fresh_nats.start()
+        await ready(bus)
+        await bus.publish(ended(1))
+        assert await inbox.holds(1) == ["e-1"]
+
+
+async def test_a_request_for_the_next_event_that_got_lost_is_made_again(fresh_nats, monkeypatch):
+    monkeypatch.setattr(pull_module, "MISSED_SECONDS", 0.1)
+    monkeypatch.setattr(subscription_module, "FIRST_PAUSE_SECONDS", 0.01)
+    inbox, lost, publish = Inbox(), [], client_module.Client.publish
+
+    async def lose_the_first(client, subject, *args, **how) -> None:
+        if ".MSG.NEXT." in subject and not lost:
+            lost.append(subject)
+            return
+        await publish(client, subject, *args, **how)
+
+    monkeypatch.setattr(client_module.Client, "publish", lose_the_first)
+    async with opened_bus(fresh_nats.url) as bus:
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        await bus.publish(ended(1))
+        assert await inbox.holds(1) == ["e-1"]
+    assert lost
+
+
+async def test_who_may_not_publish_is_told_so_and_the_local_bus_is_used(tmp_path):
+    config = password_config(permissions={"publish": {"deny": ["akosha.>"]}})
+    login, inbox = Login(user=USER, password=PASSWORD), Inbox()
+    with running_nats(tmp_path, config=config) as server:
+        async with opened_bus(server.url, login=login, patience={"connect": 0.2}) as nats:
+            with pytest.raises(BusError, match="permissions violation for publish") as failure:
+                await nats.publish(ended(1))
+            assert failure.value.transient
+            both = FailoverBus(nats, MemoryBus(CLOCK), still_here_seconds=1)
+            await both.subscribe("akosha.session.>", inbox)
+            await both.publish(ended(2))
+            assert await inbox.holds(1) == ["e-2"]
+            await both.aclose()
+
+
+async def test_hundreds_of_events_are_each_acked_once_and_in_order_whatever_the_handler_does(fresh_nats):
+    chance, count, acked, failed = random.Random(7), 300, [], set()
+    complete = asyncio.Event()
+
+    async def handle(message) -> None:
+        luck, event_id = chance.random(), message.event.id
+        if luck < 0.02 and event_id not in failed:
+            failed.add(event_id)
+            raise ValueError(event_id)
+        if luck < 0.1:
+            await message.nak()
+            return
+        if luck < 0.2:
+            await message.in_progress()
+        await message.ack()
+        acked.append(event_id)
+        if len(acked) == count:
+            complete.set()
+
+    async with opened_bus(fresh_nats.url) as bus:
+        await bus.subscribe("akosha.session.>", handle, durable="d")
+        for number in range(count):
+            await bus.publish(ended(number))
+        async with asyncio.timeout(20):
+            await complete.wait()
+        assert acked == [f"e-{number}" for number in range(count)]
+        assert failed
+        found = await consumer(fresh_nats, "d")
+        assert (found.ack_floor.stream_seq, found.num_ack_pending, found.num_pending) == (count, 0, 0)
+
+
+async def test_questions_are_answered_one_at_a_time_and_over_a_restart(fresh_nats):
+    async def answer(question: bytes) -> bytes:
+        return question.upper()
+
+    async with opened_bus(fresh_nats.url) as bus:
+        answering = await bus.respond("akosha.agent.mac.status", answer)
+        for word in (b"before", b"after"):
+            async with connected(fresh_nats.url) as other:
+                asked = [other.request("akosha.agent.mac.status", word, timeout=SECONDS) for _ in range(5)]
+                assert [said.data for said in await asyncio.gather(*asked)] == [word.upper()] * 5
+            await restarted(bus, fresh_nats, end="kill")
+            async with asyncio.timeout(SECONDS):
+                await answering.ready.wait()
+
+
+async def test_closing_while_the_server_hangs_leaves_no_task_and_no_socket(fresh_nats, monkeypatch):
+    monkeypatch.setattr(client_module, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(subscription_module, "TIDY_SECONDS", 0.2)
+    tasks, held, hanging = asyncio.all_tasks(), sockets(), asyncio.Event()
+
+    async def hang(message) -> None:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    async with opened_bus(fresh_nats.url, patience={"connect": 0.3}) as bus:
+        await bus.subscribe("akosha.session.>", hang, durable="d")
+        await bus.subscribe("akosha.>", Inbox())
+        await bus.respond("akosha.agent.mac.status", lambda question: asyncio.sleep(0, b""))
+        await bus.publish(ended(1))
+        await hanging.wait()
+        fresh_nats.pause()
+        async with asyncio.timeout(SECONDS):
+            await bus.aclose()
+    await until(lambda: asyncio.all_tasks() <= tasks)
+    assert sockets() <= held
+    with pytest.raises(StateError, match="closed"):
+        await bus.publish(ended(2))
+
+
+async def test_closing_while_nats_is_away_leaves_no_task_and_no_socket(fresh_nats):
+    fresh_nats.stop()
+    tasks, held = asyncio.all_tasks(), sockets()
+    async with opened_bus(fresh_nats.url, ready=False) as bus:
+        await bus.subscribe("akosha.>", Inbox(), durable="d")
+    await until(lambda: asyncio.all_tasks() <= tasks)
+    assert sockets() <= held
+
+
+async def test_closing_at_any_moment_comes_to_an_end_and_leaves_no_task(fresh_nats):
+    tasks, rounds, numbers = asyncio.all_tasks(), 20, itertools.count()
+
+    async def life(turns: float) -> int:
+        """Open, begin everything, and close after so many turns of the loop, or with the first delivery."""
+        inbox, turn = Inbox(), 0
+        bus = NatsBus.begin(options(fresh_nats.url, own_durables=True), CODEC, clock=CLOCK, patient=True)
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        await bus.subscribe("akosha.>", Inbox())
+        await bus.respond("akosha.agent.mac.status", lambda question: asyncio.sleep(0, b""))
+        publishing = [asyncio.create_task(bus.publish(ended(next(numbers)))) for _ in range(5)]
+        while turn < turns and not inbox.ids:
+            await asyncio.sleep(0)
+            turn += 1
+        async with asyncio.timeout(SECONDS):
+            await bus.aclose()
+            await asyncio.gather(*publishing, return_exceptions=True)
+        await until(lambda: asyncio.all_tasks() <= tasks)
+        return turn
+
+    async with asyncio.timeout(4 * SECONDS):
+        whole = await life(math.inf)
+        for number in range(rounds):
+            await life(whole * number / rounds)

@@ -1,0 +1,182 @@
+"""The link to NATS under misfortune: whatever ends a connection, another one follows; nothing is left of the old."""
+
+import asyncio
+import gc
+import shutil
+
+import pytest
+from nats.errors import NoRespondersError
+
+from agent.adapters.nats_bus import Login
+from agent.domain.errors import StateError
+from tests.fakes.nats_bus import SECONDS, Inbox, ended, listening, opened_bus, sockets, until
+from tests.servers.nats import connected, running_nats
+from tests.servers.nats_credentials import PLAIN_WEBSOCKET, NKey, Operator, nkey_config
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+KEY = NKey()
+websocket = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning")
+
+
+@pytest.mark.parametrize("text", ["", "garbage", KEY.seed[:-4]], ids=["empty", "garbage", "cut"])
+async def test_an_nkey_file_that_is_of_no_use_is_told_and_its_mending_is_noticed(tmp_path, text):
+    file = tmp_path / "agent.nk"
+    file.write_text(text)
+    with running_nats(tmp_path / "nats", config=nkey_config(KEY)) as server:
+        async with opened_bus(server.url, ready=False, login=Login(nkey_file=file)) as bus:
+            assert not (bus._link._task.done() and bus._link._task.exception())
+            assert "agent_nats_nkey_file" in bus.state.detail
+            file.write_text(KEY.seed)
+            async with asyncio.timeout(SECONDS):
+                await bus.wait_until_ready()
+
+
+OPERATOR = Operator()
+GOOD = OPERATOR.credentials()
+SEED_FIRST = GOOD[GOOD.index("-----BEGIN USER") :]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "garbage", GOOD[:200], SEED_FIRST],
+    ids=["empty", "garbage", "cut", "without-jwt"],
+)
+async def test_a_credentials_file_that_is_of_no_use_is_told_and_its_mending_is_noticed(tmp_path, text):
+    file = tmp_path / "agent.creds"
+    file.write_text(text)
+    with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
+        async with opened_bus(server.url, ready=False, login=Login(credentials_file=file)) as bus:
+            assert not (bus._link._task.done() and bus._link._task.exception())
+            assert "agent_nats_credentials_file" in bus.state.detail
+            file.write_text(GOOD)
+            async with asyncio.timeout(SECONDS):
+                await bus.wait_until_ready()
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [b"INFO []\r\n", b"INFO 5\r\n", b'INFO {"max_payload": "x"}\r\n', b'INFO {"nonce": 5}\r\n'],
+)
+async def test_a_greeting_that_makes_no_sense_is_one_more_failure(greeting):
+    async with listening(greeting, then=b"PONG\r\n") as (place, _):
+        login = Login(nkey_seed=KEY.seed)
+        async with opened_bus(f"nats://{place}", ready=False, patience={"connect": 0.2}, login=login) as bus:
+            assert not (bus._link._task.done() and bus._link._task.exception())
+            assert not bus.state.ready
+            assert "is being connected to" not in bus.state.detail
+
+
+async def test_a_subscription_stopped_while_it_begins_does_not_deafen_the_bus(fresh_nats):
+    async with opened_bus(fresh_nats.url, patience={"connect": 0.3, "ping": 0.2, "ping_timeout": 2}) as bus:
+        fresh_nats.pause()
+        beginning = asyncio.create_task(bus.subscribe("akosha.progress.*", Inbox()))
+        await until(lambda: bus._link.client()._pongs)
+        await bus._subscriptions[0].stop()
+        fresh_nats.resume()
+        await beginning
+        inbox = Inbox()
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        async with opened_bus(fresh_nats.url) as other:
+            await other.publish(ended(1))
+        assert await inbox.holds(1) == ["e-1"]
+
+
+async def test_what_was_naked_before_the_connection_was_lost_comes_again_without_a_durable_name(fresh_nats):
+    async def nak(message) -> None:
+        await message.nak(2)
+
+    inbox = Inbox(nak)
+    async with opened_bus(fresh_nats.url) as bus:
+        await bus.subscribe("akosha.session.>", inbox)
+        await bus.publish(ended(1))
+        assert await inbox.holds(1) == ["e-1"]
+        lost = bus._link.client().lost
+        fresh_nats.restart()
+        await lost.wait()
+        assert await inbox.holds(2) == ["e-1", "e-1"]
+
+
+async def test_a_stream_that_was_set_back_is_followed_from_where_it_is(fresh_nats, tmp_path):
+    inbox = Inbox()
+    async with opened_bus(fresh_nats.url) as bus:
+        subscription = await bus.subscribe("akosha.session.>", inbox)
+        await bus.publish(ended(1))
+        await until(lambda: subscription.place.seen == 1)
+        lost = bus._link.client().lost
+        fresh_nats.stop()
+        await lost.wait()
+        shutil.copytree(fresh_nats.store, tmp_path / "backup")
+        fresh_nats.start()
+        await bus.wait_until_ready()
+        for number in range(2, 6):
+            await bus.publish(ended(number))
+        await until(lambda: subscription.place.seen == 5)
+        lost = bus._link.client().lost
+        fresh_nats.kill()
+        await lost.wait()
+        fresh_nats.wipe()
+        shutil.copytree(tmp_path / "backup", fresh_nats.store)
+        fresh_nats.start()
+        await bus.wait_until_ready()
+        await bus.publish(ended(6))
+        assert await inbox.hears("e-6")
+
+
+async def test_an_answer_that_is_too_long_is_not_the_last_one(fresh_nats):
+    answers = [b"x" * 2**21, b"fine"]
+
+    async def answer(question: bytes) -> bytes:
+        return answers.pop(0)
+
+    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
+        await bus.respond("akosha.agent.mac.status", answer)
+        await other.publish("akosha.agent.mac.status", b"?", reply="nobody")
+        await other.flush()
+        await until(lambda: len(answers) == 1)
+        assert (await other.request("akosha.agent.mac.status", b"?", timeout=2)).data == b"fine"
+
+
+async def test_who_has_stopped_answering_is_not_asked_any_more(fresh_nats):
+    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
+        answering = await bus.respond("akosha.agent.mac.status", lambda question: asyncio.sleep(0, b""))
+        await answering.stop()
+        await bus._link.client().flush()
+        with pytest.raises(NoRespondersError):
+            await other.request("akosha.agent.mac.status", b"?", timeout=0.5)
+
+
+async def test_who_waits_to_publish_is_told_that_the_bus_was_closed():
+    async with opened_bus("nats://127.0.0.1:9", patient=True, ready=False) as bus:
+        publishing = asyncio.create_task(bus.publish(ended(1)))
+        await asyncio.sleep(0)
+    try:
+        with pytest.raises(StateError, match="closed"):
+            async with asyncio.timeout(0.5):
+                await publishing
+    finally:
+        publishing.cancel()
+
+
+@websocket
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_websocket_to_a_server_that_hangs_leaves_no_socket(tmp_path):
+    with running_nats(tmp_path, websocket=PLAIN_WEBSOCKET) as server:
+        before = sockets()
+        async with opened_bus(server.websocket_url, patience={"ping": 0.1, "ping_timeout": 0.1}) as bus:
+            client = bus._link.client()
+            server.pause()
+            await client.lost.wait()
+        assert sockets() <= before
+    gc.collect()  # aiohttp complains here of the connection that was broken, and not in the next test
+
+
+async def test_a_server_that_hangs_leaves_no_task(fresh_nats):
+    before = asyncio.all_tasks()
+    async with opened_bus(fresh_nats.url, patience={"ping": 0.1, "ping_timeout": 0.1}) as bus:
+        client = bus._link.client()
+        fresh_nats.pause()
+        for _ in range(10):
+            await client._send_command(b"PUB x 1048576\r\n" + bytes(2**20) + b"\r\n")
+        await client.lost.wait()
+    await until(lambda: asyncio.all_tasks() <= before)

@@ -1,0 +1,141 @@
+"""What others may put on the bus by malice or mistake: it is refused, and nothing stops for it."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.application.recorder import Recorder
+from agent.domain.errors import BusError
+from agent.domain.naming import STREAM_SUBJECTS
+from tests.fakes import values
+from tests.fakes.nats_bus import CLOCK, CODEC, SECONDS, Inbox, ended, opened_bus, progress, pub, say
+from tests.servers.nats import connected, running_nats
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+
+@pytest.mark.parametrize("data", [CODEC.encode(progress(1)), b"no event"], ids=["event", "garbage"])
+@pytest.mark.parametrize("reply", [b"some.where", b"$JS.ACK.a.b.c.d.e.f.g"])
+async def test_progress_that_wants_a_reply_ends_no_subscription(fresh_nats, data, reply):
+    inbox = Inbox()
+    async with opened_bus(fresh_nats.url) as bus:
+        subscription = await bus.subscribe("akosha.progress.*", inbox)
+        await say(fresh_nats, pub(b"akosha.progress.mac", data, reply=reply))
+        await bus.publish(progress(2))
+        assert await inbox.hears("p-2")
+        assert not subscription.worker.done()
+
+
+NO_UTF8 = {
+    "subject": pub(b"akosha.progress.\xff", b"x"),
+    "reply": pub(b"akosha.progress.mac", b"x", reply=b"\xff"),
+    "header": pub(b"akosha.progress.mac", b"x", headers=b"NATS/1.0 \xff\xff\xff x\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("where", NO_UTF8)
+async def test_what_is_no_utf8_does_not_deafen_the_bus(fresh_nats, where):
+    inbox = Inbox()
+    async with opened_bus(fresh_nats.url, patience={"ping": 0.2, "ping_timeout": 0.2}) as bus:
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        await bus.subscribe("akosha.progress.*", Inbox())
+        await say(fresh_nats, NO_UTF8[where])
+        async with opened_bus(fresh_nats.url) as other:
+            await other.publish(ended(1))
+        assert await inbox.holds(1) == ["e-1"]
+
+
+@pytest.mark.parametrize("status", [b"100", b"404", b"408", b"409"])
+async def test_an_event_that_bears_a_status_is_an_event(fresh_nats, status):
+    inbox = Inbox()
+    async with opened_bus(fresh_nats.url) as bus:
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        header = b"NATS/1.0\r\nStatus: %b\r\nDescription: x\r\n\r\n" % status
+        await say(fresh_nats, pub(b"akosha.session.mac.ended", CODEC.encode(ended(1)), headers=header))
+        await bus.publish(ended(2))
+        assert await inbox.holds(2) == ["e-1", "e-2"]
+
+
+@pytest.mark.parametrize("answer", [b"ok", b"{}", b"[]", b'{"stream": 5}', b'{"error": 5}'])
+async def test_a_stranger_that_answers_in_the_streams_stead_is_a_bus_error_or_overcome(fresh_nats, answer):
+    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as stranger:
+        await stranger.jsm().delete_stream("AKOSHA_SYNC")
+
+        async def reply(message) -> None:
+            await message.respond(answer)
+
+        await stranger.subscribe("akosha.session.>", cb=reply)
+        await stranger.flush()
+        (failure,) = await asyncio.gather(bus.publish(ended(1)), return_exceptions=True)
+        if failure is None:
+            assert (await stranger.jetstream().stream_info("AKOSHA_SYNC")).state.messages == 1
+        else:
+            assert isinstance(failure, BusError)
+            assert failure.transient
+
+
+async def test_a_stream_deleted_while_others_only_listen_is_made_again_by_publishing(fresh_nats):
+    async with opened_bus(fresh_nats.url, patience={"connect": 0.5}) as bus, connected(fresh_nats.url) as stranger:
+        await stranger.subscribe("akosha.>", cb=ignore)
+        await stranger.jsm().delete_stream("AKOSHA_SYNC")
+        for _ in range(3):
+            try:
+                await bus.publish(ended(1))
+            except BusError:
+                continue
+            break
+        else:
+            pytest.fail("it never came back")
+
+
+async def ignore(message) -> None:
+    pass
+
+
+async def test_a_stream_that_would_keep_what_passes_by_is_not_used_and_the_cure_is_told(fresh_nats):
+    async with connected(fresh_nats.url) as other:
+        await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=["akosha.>"])
+        async with opened_bus(fresh_nats.url, ready=False) as bus:
+            assert not bus.state.ready
+            cure = "nats stream edit AKOSHA_SYNC --subjects akosha.session.>,akosha.sync.>,akosha.ingest.>"
+            assert cure in bus.state.detail
+            with pytest.raises(BusError, match="keeps what is to pass by"):
+                await bus.publish(ended(1))
+            assert (await other.jetstream().stream_info("AKOSHA_SYNC")).state.messages == 0
+
+
+async def test_a_stream_that_was_cured_is_used_and_neither_progress_nor_answers_come_twice(fresh_nats):
+    inbox = Inbox()
+
+    async def answer(question: bytes) -> bytes:
+        return b"fine"
+
+    async with connected(fresh_nats.url) as other:
+        await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=["akosha.>"])
+        async with opened_bus(fresh_nats.url, ready=False) as bus:
+            await other.jetstream().update_stream(name="AKOSHA_SYNC", subjects=list(STREAM_SUBJECTS))
+            async with asyncio.timeout(SECONDS):
+                await bus.wait_until_ready()
+            await bus.subscribe("akosha.>", inbox)
+            await bus.respond("akosha.agent.mac.status", answer)
+            await bus.publish(progress(1))
+            await bus.publish(ended(1))
+            assert sorted(await inbox.holds(2)) == ["e-1", "p-1"]
+            assert (await other.request("akosha.agent.mac.status", b"?", timeout=2)).data == b"fine"
+            await bus.publish(ended(2))
+            assert sorted(await inbox.holds(3)) == ["e-1", "e-2", "p-1"]
+
+
+async def test_a_result_that_the_server_does_not_take_whole_holds_up_no_other(tmp_path):
+    ledger = await SqliteLedger.open(tmp_path / "ledger", CODEC, clock=CLOCK)
+    with running_nats(tmp_path / "nats", max_payload=8192) as server:
+        async with opened_bus(server.url) as bus:
+            await ledger.settle(None, replace(values.skipped("r1"), why="x" * 20_000))
+            await ledger.settle(None, values.skipped("r2"))
+            try:
+                await Recorder(ledger, bus, CLOCK).flush()
+                assert not await ledger.outbox()
+            finally:
+                await ledger.aclose()

@@ -1,0 +1,348 @@
+"""Who is let in by NATS, and whom we let ourselves in to: no secret goes where it does not belong, or into a text."""
+
+import asyncio
+import itertools
+import traceback
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import pytest
+import trustme
+from structlog.testing import capture_logs
+
+from agent.adapters.nats_bus import Login, NatsOptions, Tls
+from agent.adapters.nats_bus.credentials import read
+from agent.adapters.system_clock import SystemClock
+from agent.domain.errors import BusError, SettingsError
+from agent.settings import Settings
+from agent.wiring.buses import nats_options, run_buses, single_sync_buses
+from tests.fakes.nats_bus import SECONDS, Inbox, ended, listening, opened_bus, options
+from tests.servers.nats import running_nats
+from tests.servers.nats_credentials import (
+    PASSWORD,
+    PLAIN_WEBSOCKET,
+    TOKEN,
+    USER,
+    ClientCertificate,
+    NKey,
+    Operator,
+    nkey_config,
+    password_config,
+    tls_config,
+    token_config,
+)
+from tests.servers.s3 import Authority
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+# nats-py 2.16 hands aiohttp a timeout that it has deprecated.
+websocket = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning")
+
+NUMBERS = itertools.count(1)
+KEY, STRANGER = NKey(), NKey()
+OPERATOR, OTHER_OPERATOR = Operator(), Operator()
+CREDENTIALS, EXPIRED, FOREIGN = OPERATOR.credentials(), OPERATOR.credentials(expires=-10), OTHER_OPERATOR.credentials()
+
+
+def secrets_of(credentials: str) -> list[str]:
+    """The JWT and the seed."""
+    return [line for line in credentials.splitlines() if len(line) > 50]
+
+
+SECRETS = [
+    "canary", PASSWORD, TOKEN, quote(PASSWORD, safe=""), quote(TOKEN, safe=""), KEY.seed, STRANGER.seed,
+    *secrets_of(CREDENTIALS), *secrets_of(EXPIRED), *secrets_of(FOREIGN),
+]  # fmt: skip
+
+
+def assert_no_secret(*texts: str) -> None:
+    for text in texts:
+        assert not [secret for secret in SECRETS if secret in text], text
+
+
+async def let_in(*urls: str, **how: object) -> None:
+    """Assert that the bus is let in there and carries an event, and that no text shows a secret."""
+    inbox = Inbox()
+    with capture_logs() as logs:
+        async with opened_bus(*urls, **how) as bus:
+            await bus.subscribe("akosha.session.>", inbox)
+            event = ended(next(NUMBERS))
+            await bus.publish(event)
+            assert await inbox.holds(1) == [event.id]
+            detail = bus.state.detail
+    assert_no_secret(detail, str(logs), repr(options(*urls, **how)))
+
+
+async def refusal(*urls: str, **how: object) -> str:
+    """Assert that the bus is not ready, and no text shows a secret; return what it says."""
+    with capture_logs() as logs:
+        async with opened_bus(*urls, ready=False, **how) as bus:
+            await bus._link.tried(SECONDS)
+            assert not bus.state.ready
+            with pytest.raises(BusError) as failure:
+                await bus.publish(ended(1))
+            detail = bus.state.detail
+    whole = "".join(traceback.format_exception(failure.value)) + "".join(traceback.format_exception(bus._link.trouble))
+    assert_no_secret(detail, whole, failure.value.hint, str(logs), repr(options(*urls, **how)))
+    return detail
+
+
+def tls_url(server) -> str:
+    return server.url.replace("nats://", "tls://")
+
+
+@pytest.mark.parametrize("scheme", ["tls", "nats"])
+async def test_tls_with_a_ca_of_our_own(tmp_path, authority, scheme):
+    with running_nats(tmp_path, config=tls_config(authority)) as server:
+        await let_in(f"{scheme}://127.0.0.1:{server.port}", tls=Tls(ca_file=authority.ca))
+
+
+@pytest.mark.parametrize("ca", ["another", "the system's"])
+async def test_a_server_of_a_ca_that_is_not_ours_is_refused_with_the_cure_and_is_told_no_secret(
+    tmp_path, authority, ca
+):
+    tls = Tls(ca_file=Authority(tmp_path).ca) if ca == "another" else Tls()
+    config = f"{tls_config(authority)}\n{token_config()}"
+    with running_nats(tmp_path / "nats", config=config) as server:
+        detail = await refusal(tls_url(server), tls=tls, login=Login(token=TOKEN))
+    assert "certificate verify failed" in detail.lower()
+    assert "akosha_agent_nats_ca_file" in detail
+
+
+async def test_a_certificate_of_another_host_is_refused(tmp_path):
+    theirs, elsewhere = trustme.CA(), SimpleNamespace(chain=tmp_path / "chain.pem", key=tmp_path / "key.pem")
+    theirs.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = theirs.issue_cert("elsewhere.example.org")
+    certificate.cert_chain_pems[0].write_to_path(elsewhere.chain)
+    certificate.private_key_pem.write_to_path(elsewhere.key)
+    with running_nats(tmp_path / "nats", config=tls_config(elsewhere)) as server:
+        detail = await refusal(tls_url(server), tls=Tls(ca_file=tmp_path / "ca.pem"))
+    assert "IP address mismatch" in detail
+
+
+async def test_tls_that_was_asked_for_and_is_not_to_be_had_is_refused(tmp_path, authority):
+    with running_nats(tmp_path, config=token_config()) as server:
+        detail = await refusal(tls_url(server), tls=Tls(ca_file=authority.ca), login=Login(token=TOKEN))
+    assert "speaks TLS" in detail
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["after-greeting", "first"])
+@pytest.mark.parametrize("required", ["", '"tls_required": false,', '"tls_available": true,'])
+async def test_where_tls_was_asked_for_no_secret_leaves_in_plain_text_whatever_the_greeting_says(
+    authority, required, first
+):
+    greeting = b'INFO {%b"server_id":"x","version":"2.10.0","headers":true,"max_payload":1048576}\r\n'
+    async with listening(greeting % required.encode()) as (place, heard):
+        tls = Tls(ca_file=authority.ca, first=first)
+        url = f"tls://{quote(TOKEN, safe='')}@{place}"
+        await refusal(url, tls=tls, patience={"connect": 0.1})
+        await refusal(f"tls://{place}", tls=tls, login=Login(user=USER, password=PASSWORD), patience={"connect": 0.1})
+    assert heard.startswith(b"\x16\x03"), "it did not even begin a handshake"
+    for secret in (b"CONNECT", b"canary", TOKEN.encode(), PASSWORD.encode(), USER.encode()):
+        assert secret not in heard
+
+
+@websocket
+async def test_a_websocket_that_is_to_be_secure_sends_no_secret_to_one_that_is_not(authority):
+    async with listening(b"HTTP/1.1 101 Switching Protocols\r\n\r\n") as (place, heard):
+        tls, login = Tls(ca_file=authority.ca), Login(token=TOKEN)
+        await refusal(f"wss://{place}", tls=tls, login=login, patience={"connect": 0.1})
+    assert heard.startswith(b"\x16\x03")
+    assert TOKEN.encode() not in heard
+
+
+async def test_the_handshake_comes_first_where_that_is_set(tmp_path, authority):
+    with running_nats(tmp_path, config=tls_config(authority, handshake_first=True)) as server:
+        await let_in(tls_url(server), tls=Tls(ca_file=authority.ca, first=True))
+        await refusal(tls_url(server), tls=Tls(ca_file=authority.ca), patience={"connect": 0.2})
+
+
+async def test_a_client_certificate_is_shown_to_who_asks_for_it(tmp_path, authority):
+    client = ClientCertificate(tmp_path)
+    ours = Tls(ca_file=authority.ca, certificate_file=client.chain, key_file=client.key)
+    with running_nats(tmp_path / "nats", config=tls_config(authority, clients=client)) as server:
+        await let_in(tls_url(server), tls=ours)
+        assert "cannot be reached" in await refusal(tls_url(server), tls=Tls(ca_file=authority.ca))
+
+
+@websocket
+async def test_a_websocket_carries_events(tmp_path):
+    with running_nats(tmp_path, websocket=PLAIN_WEBSOCKET) as server:
+        await let_in(server.websocket_url)
+
+
+@websocket
+async def test_a_secure_websocket_carries_events_and_a_wrong_ca_is_refused(tmp_path, authority):
+    with running_nats(tmp_path / "nats", websocket=tls_config(authority)) as server:
+        await let_in(server.websocket_url, tls=Tls(ca_file=authority.ca))
+        detail = await refusal(server.websocket_url, tls=Tls(ca_file=Authority(tmp_path).ca))
+    assert "akosha_agent_nats_ca_file" in detail
+
+
+@websocket
+async def test_a_token_gets_in_over_a_websocket(tmp_path):
+    with running_nats(tmp_path, websocket=PLAIN_WEBSOCKET, config=token_config()) as server:
+        await let_in(server.websocket_url, login=Login(token=TOKEN))
+        await let_in(server.websocket_url.replace("://", f"://{quote(TOKEN, safe='')}@"))
+        assert "akosha_agent_nats" in await refusal(server.websocket_url, login=Login(token="canary-guess"))
+
+
+def file_with(folder, name: str, text: str):
+    path = folder / name
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+LOGINS = {
+    "password": (password_config(), lambda _: Login(user=USER, password=PASSWORD)),
+    "token": (token_config(), lambda _: Login(token=TOKEN)),
+    "seed": (nkey_config(KEY), lambda _: Login(nkey_seed=KEY.seed)),
+    "nkey-file": (nkey_config(KEY), lambda folder: Login(nkey_file=file_with(folder, "nk", f"{KEY.seed}\n"))),
+    "credentials": (OPERATOR.config, lambda folder: Login(credentials_file=file_with(folder, "creds", CREDENTIALS))),
+}
+WRONG = {
+    "password": [
+        lambda _: Login(user=USER, password="canary-guess"),
+        lambda _: Login(user="nobody", password=PASSWORD),
+    ],
+    "token": [lambda _: Login(token="canary-guess")],
+    "seed": [lambda _: Login(nkey_seed=STRANGER.seed)],
+    "nkey-file": [lambda folder: Login(nkey_file=file_with(folder, "nk", STRANGER.seed))],
+    "credentials": [
+        lambda folder: Login(credentials_file=file_with(folder, "creds", EXPIRED)),
+        lambda folder: Login(credentials_file=file_with(folder, "creds", FOREIGN)),
+    ],
+}
+NAMES = {"password": "_user", "token": "_token", "nkey-file": "_nkey_file", "credentials": "_credentials_file"}
+
+
+@pytest.mark.parametrize("way", LOGINS)
+async def test_the_right_secret_gets_in_and_a_wrong_one_is_told_without_it(tmp_path, way):
+    config, right = LOGINS[way]
+    with running_nats(tmp_path / "nats", config=config) as server:
+        await let_in(server.url, login=right(tmp_path))
+        for wrong in [*WRONG[way], lambda _: Login()]:
+            detail = await refusal(server.url, login=wrong(tmp_path))
+            assert "authorization violation" in detail.lower()
+            assert "akosha_agent_nats_user" in detail
+            assert NAMES.get(way, "") in detail
+
+
+@pytest.mark.parametrize(
+    ("config", "right", "wrong"),
+    [
+        (password_config(), f"{USER}:{quote(PASSWORD, safe='')}", f"{USER}:canary-guess"),
+        (token_config(), quote(TOKEN, safe=""), "canary-guess"),
+    ],
+    ids=["password", "token"],
+)
+async def test_a_secret_in_the_address_is_percent_decoded_and_shown_nowhere(tmp_path, config, right, wrong):
+    with running_nats(tmp_path, config=config) as server:
+        await let_in(f"nats://{right}@127.0.0.1:{server.port}")
+        detail = await refusal(f"nats://{wrong}@127.0.0.1:{server.port}")
+        assert f"nats://127.0.0.1:{server.port}" in detail
+
+
+async def test_a_secret_is_for_the_server_in_whose_address_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr("random.sample", lambda servers, _: list(servers))
+    async with listening(b'INFO {"server_id":"x","max_payload":1048576}\r\n') as (place, heard):
+        with running_nats(tmp_path, config=token_config()) as server:
+            good = f"nats://{quote(TOKEN, safe='')}@127.0.0.1:{server.port}"
+            await let_in(f"nats://{place}", good, patience={"connect": 0.1})
+    assert heard.startswith(b"CONNECT")
+    assert TOKEN.encode() not in heard
+
+
+async def test_servers_that_the_greeting_recommends_are_told_nothing():
+    async with listening() as (elsewhere, heard):
+        greeting = b'INFO {"server_id":"x","max_payload":1048576,"connect_urls":["%b"]}\r\n' % elsewhere.encode()
+        async with listening(greeting, then=b"-ERR 'Authorization Violation'\r\n") as (place, secret):
+            login = Login(token=TOKEN)
+            await refusal(f"nats://{place}", login=login, patience={"connect": 0.2})
+        assert TOKEN.encode() in secret
+    assert not heard
+
+
+def settings_with(**fields: object) -> Settings:
+    return Settings(cloud_endpoint="file:///bucket", agent_nats_url="nats://127.0.0.1:9", **fields)
+
+
+PRIVATE = {
+    "agent_nats_credentials_file": CREDENTIALS,
+    "agent_nats_nkey_file": KEY.seed,
+}
+
+
+@pytest.mark.parametrize("key", PRIVATE)
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602])
+async def test_a_secret_file_that_others_can_open_is_refused_at_the_start_with_the_cure(tmp_path, key, mode):
+    file = file_with(tmp_path, "secret file", PRIVATE[key])
+    file.chmod(mode)
+    settings = settings_with(**{key: file})
+    for use in (nats_options(settings, "test").check, lambda: single_sync_buses(settings, "test", SystemClock())):
+        with pytest.raises(SettingsError) as failure:
+            use()
+        assert f"akosha_{key}" in str(failure.value)
+        assert failure.value.hint == f"chmod 600 '{file}'"
+    with pytest.raises(SettingsError, match="others can open") as failure:
+        await run_buses(settings, "test", SystemClock())
+    assert_no_secret("".join(traceback.format_exception(failure.value)))
+
+
+async def test_a_certificates_key_that_others_can_open_is_refused_at_the_start(tmp_path):
+    client = ClientCertificate(tmp_path)
+    client.key.chmod(0o644)
+    settings = settings_with(agent_nats_certificate_file=client.chain, agent_nats_key_file=client.key)
+    with pytest.raises(SettingsError, match="akosha_agent_nats_key_file") as failure:
+        await run_buses(settings, "test", SystemClock())
+    assert failure.value.hint.startswith("chmod 600")
+
+
+async def test_a_secret_file_that_becomes_readable_for_others_is_not_used_any_more(tmp_path):
+    file = file_with(tmp_path, "creds", CREDENTIALS)
+    settings = settings_with(agent_nats_credentials_file=file)
+    with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
+        how = {"login": Login(credentials_file=file), "check": nats_options(settings, "test").check}
+        async with opened_bus(server.url, **how) as bus:
+            file.chmod(0o644)
+            lost = bus._link.client().lost
+            server.restart()
+            async with asyncio.timeout(SECONDS):
+                await lost.wait()
+                while "chmod" not in bus.state.detail:
+                    assert not bus.state.ready
+                    await asyncio.sleep(0)
+            file.chmod(0o600)
+            async with asyncio.timeout(SECONDS):
+                await bus.wait_until_ready()
+
+
+USELESS = {
+    "credentials": lambda folder: Login(credentials_file=file_with(folder, "creds", CREDENTIALS[:200])),
+    "public-key": lambda _: Login(nkey_seed=KEY.public),
+    "key-file": lambda folder: Login(nkey_file=file_with(folder, "nk", KEY.seed[:-1])),
+    "creds-with-a-bad-seed": lambda folder: Login(
+        credentials_file=file_with(folder, "creds", CREDENTIALS.replace(secrets_of(CREDENTIALS)[1], KEY.seed[:-4]))
+    ),
+}
+
+
+@pytest.mark.parametrize("what", USELESS)
+async def test_a_secret_of_no_use_is_told_of_by_its_setting_alone(tmp_path, what):
+    login = USELESS[what](tmp_path)
+    with pytest.raises(SettingsError) as failure:
+        read(login)
+    assert str(failure.value).startswith("akosha_agent_nats_")
+    text = "".join(traceback.format_exception(failure.value))
+    assert KEY.seed[:20] not in text
+    assert secrets_of(CREDENTIALS)[0][:100] not in text
+    assert_no_secret(text, await refusal("nats://127.0.0.1:9", login=login))
+
+
+@pytest.mark.parametrize("way", LOGINS)
+def test_no_representation_shows_a_secret(tmp_path, way):
+    login = LOGINS[way][1](tmp_path)
+    url = f"nats://{USER}:{quote(PASSWORD, safe='')}@example.org"
+    made = NatsOptions(servers=(url,), name="test", login=login)
+    assert_no_secret(repr(login), repr(made), str(made), made.place, repr(read(login)))

@@ -1,0 +1,187 @@
+"""When a session's end asks for a sync, and when it does not."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.wire import CloudEventsCodec
+from agent.application.session_ends import SessionEnds
+from agent.domain.events import Event, SessionEnded, SyncRequested
+from tests.fakes import values
+from tests.fakes.clock import ManualClock
+
+PATIENCE = 60.0
+
+
+class Asked:
+    """A publisher that finds a reason for a sync each time it is asked (or never: `reason` False)."""
+
+    def __init__(self) -> None:
+        self.requests: list[SyncRequested] = []
+        self.reason = True
+
+    async def noticed(self, reason: str) -> SyncRequested | None:
+        self.requests.append(values.request(f"r{len(self.requests) + 1}", reason=reason))
+        return self.requests[-1] if self.reason else None
+
+
+@dataclass
+class Letter:
+    event: Event
+    acked: bool = False
+
+    async def ack(self) -> None:
+        self.acked = True
+
+
+@dataclass
+class World:
+    clock: ManualClock
+    ledger: SqliteLedger
+    publisher: Asked = field(default_factory=Asked)
+    busy: bool = False
+
+    def __post_init__(self) -> None:
+        self.ends = SessionEnds(
+            publisher=self.publisher, ledger=self.ledger, clock=self.clock, system_id=values.SYSTEM,
+            patience=PATIENCE, busy=lambda: self.busy,
+        )  # fmt: skip
+
+    async def end(self, number: int, system: str = values.SYSTEM) -> None:
+        await self.take(SessionEnded(id=f"e-{number}", time=values.NOON, system_id=system, session_id=str(number)))
+
+    async def take(self, event: Event) -> None:
+        letter = Letter(event)
+        await self.ends.handle(letter)
+        assert letter.acked
+        await self.settle()
+
+    async def outcome(self, request_id: str) -> None:
+        """The sync has come to its end."""
+        await self.ledger.settle(None, values.skipped(request_id))
+        self.ends.settled.ring()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let everything that can happen at this time happen: each turn sees one piece of the ledger's work done."""
+        for _ in range(8):
+            await self.ledger.last_position()
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+    async def pass_time(self, seconds: float) -> None:
+        await self.clock.advance(seconds)
+        await self.settle()
+
+    @property
+    def asked(self) -> int:
+        return len(self.publisher.requests)
+
+
+@asynccontextmanager
+async def world(tmp_path, clock=None):
+    clock = clock or ManualClock(values.NOON)
+    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
+    w = World(clock, ledger)
+    running = asyncio.create_task(w.ends.run())
+    try:
+        yield w
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await ledger.aclose()
+
+
+async def test_an_end_asks_for_a_sync_at_once(tmp_path):
+    async with world(tmp_path) as w:
+        await w.end(1)
+        assert [request.reason for request in w.publisher.requests] == ["session_end"]
+
+
+async def test_all_ends_that_come_while_a_sync_is_under_way_ask_for_exactly_one_more_after_it(tmp_path):
+    async with world(tmp_path) as w:
+        for number in range(1, 6):
+            await w.end(number)
+        assert w.asked == 1
+        w.ends.settled.ring()
+        await w.settle()
+        assert w.asked == 1, "another sync's outcome is not this one's"
+        await w.outcome("r1")
+        assert w.asked == 2
+        await w.outcome("r2")
+        assert w.asked == 2
+        await w.end(6)
+        assert w.asked == 3
+
+
+async def test_where_there_is_nothing_to_sync_the_next_end_asks_again(tmp_path):
+    async with world(tmp_path) as w:
+        w.publisher.reason = False
+        await w.end(1)
+        await w.end(2)
+        assert w.asked == 2
+
+
+async def test_an_end_that_is_known_asks_for_nothing_in_a_later_life_and_years_later(tmp_path):
+    clock = ManualClock(values.NOON)
+    async with world(tmp_path, clock) as w:
+        await w.end(1)
+        await w.outcome("r1")
+        await w.end(1)
+        assert w.asked == 1
+    clock.jump(timedelta(days=10_000))
+    async with world(tmp_path, clock) as w:
+        await w.end(1)
+        assert w.asked == 0
+        await w.end(2)
+        assert w.asked == 1
+
+
+async def test_what_is_no_end_of_this_system_is_acked_and_asks_for_nothing(tmp_path):
+    async with world(tmp_path) as w:
+        await w.end(1, system="another")
+        await w.take(values.skipped())
+        await w.take(values.request())
+        assert w.asked == 0
+        await w.end(1)
+        assert w.asked == 1, "the id of another system's end is not taken"
+
+
+async def test_a_request_that_stayed_behind_on_another_bus_is_asked_for_again(tmp_path):
+    async with world(tmp_path) as w:
+        await w.end(1)
+        w.ends.ask_again()
+        await w.settle()
+        assert w.asked == 2
+        await w.outcome("r1")
+        assert w.asked == 2
+        await w.outcome("r2")
+        w.ends.ask_again()
+        await w.settle()
+        assert w.asked == 2, "nothing is waited for"
+
+
+async def test_a_request_that_is_never_heard_of_is_not_waited_for_longer_than_the_patience(tmp_path):
+    async with world(tmp_path) as w:
+        await w.end(1)
+        await w.end(2)
+        await w.pass_time(PATIENCE - 1)
+        assert w.asked == 1
+        await w.pass_time(1)
+        assert w.asked == 2
+
+
+async def test_a_sync_that_is_under_way_is_waited_for_however_long_it_takes(tmp_path):
+    async with world(tmp_path) as w:
+        w.busy = True
+        await w.end(1)
+        await w.end(2)
+        for _ in range(5):
+            await w.pass_time(PATIENCE)
+        assert w.asked == 1
+        w.busy = False
+        await w.outcome("r1")
+        assert w.asked == 2
