@@ -107,7 +107,6 @@ class NatsBus:
         self._check_open()
         if isinstance(event, SyncAsked):
             raise StateError(f"{event.type} stays on its machine: it is not for the bus")
-        written(event, self._codec)  # what cannot be written is said also while NATS is away
         patient = self._patient and not isinstance(event, SyncProgress)
         client = await self._link.wait() if patient else self._link.client()
         data = written(event, self._codec, most=client.max_payload - HEADER_BYTES)
