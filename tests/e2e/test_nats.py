@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 
 import nats
 import pytest
@@ -154,3 +155,17 @@ def test_a_fleet_is_asked_and_told_where_that_is_switched_on(server, machine):
         for question in ("status", "sync"):
             with pytest.raises(nats.errors.NoRespondersError):
                 ask(server, f"akosha.agent.laptop.{question}")
+
+
+def test_where_nats_does_not_answer_the_agent_starts_without_it(tmp_path):
+    """Somebody listens and says nothing: what is there to sync is synced, and the status says why it is not told."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        machine = Machine(tmp_path / "machine", agent_nats_url=f"nats://127.0.0.1:{port}")
+        machine.write(commits=3)
+        with machine.run() as agent:
+            agent.logged("bus_in_use", bus="memory")
+            agent.logged("sync_succeeded")
+            status = machine.status()
+            assert status["bus"]["text"].startswith("in this process: NATS at"), status["bus"]
+            assert status["results_waiting"] == 1
