@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 3
+# Of the commands as subprocesses, one `run` with all it does, and the built wheel, are enough for a second interpreter.
+ALSO   := tests/unit tests/contracts tests/integration tests/e2e/test_run.py tests/e2e/test_wheel.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-one test-also test-here check format events bench clean
@@ -33,10 +35,10 @@ test: $(READY)  ## every test, with the coverage of all but those marked long
 test-one: $(READY)  ## one test: make test-one T=tests/unit/test_route.py::test_name
 	$(BIN)/python -m pytest -q $(T)
 
-test-also:  ## the tests on Python 3.13, where there is one, but for the faults and those marked long
+test-also:  ## what may depend on the interpreter, on Python 3.13 where there is one
 	@for python in "$$(command -v python3.13)" $$HOME/.pyenv/versions/3.13*/bin/python3.13; do \
 	  if [ -x "$$python" ] && "$$python" -c '' 2>/dev/null; then \
-	    exec $(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-3.13 ARGS='-m "not long" --ignore=tests/faults $(ARGS)' test-here; \
+	    exec $(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-3.13 ARGS='-m "not long" $(ALSO) $(ARGS)' test-here; \
 	  fi; \
 	done; echo "no Python 3.13 here: nothing done"
 

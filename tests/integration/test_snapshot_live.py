@@ -206,7 +206,8 @@ async def test_a_database_in_the_making_is_waited_for(data_dir, staging, tmp_pat
     waits = threading.Event.wait
 
     def wait(self, timeout=None):
-        main.write_bytes((tmp_path / "made" / "reflection.duckdb").read_bytes())
+        if timeout is not None:  # the pause between two attempts: a thread that starts waits, too, beside the copying
+            main.write_bytes((tmp_path / "made" / "reflection.duckdb").read_bytes())
         return waits(self, timeout)
 
     monkeypatch.setattr(threading.Event, "wait", wait)
