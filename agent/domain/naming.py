@@ -130,9 +130,10 @@ def result_subject(system_id: str, outcome: str) -> str:
     return f"{SUBJECT_PREFIX}.sync.{check_system_id(system_id)}.{check_method(outcome)}"
 
 
-def results_pattern(system_id: str) -> str:
-    """Return the pattern that covers all results of a system, and no request."""
-    return f"{SUBJECT_PREFIX}.sync.{check_system_id(system_id)}.*"
+def results_pattern(system_id: str, outcome: str) -> str:
+    """Return the pattern that covers results, and no request; `*` in place of either covers all of them."""
+    system = system_id if system_id == "*" else check_system_id(system_id)
+    return f"{SUBJECT_PREFIX}.sync.{system}.{outcome if outcome == '*' else check_method(outcome)}"
 
 
 def progress_subject(system_id: str) -> str:

@@ -11,7 +11,7 @@ from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import NamingError
 from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
-from agent.domain.naming import SUBJECT_PREFIX, check_system_id
+from agent.domain.naming import results_pattern
 from agent.events_client.address import options_of
 from agent.events_client.handover import Handover, Result
 from agent.events_client.logs import log_by_default
@@ -63,13 +63,11 @@ def results(
     classes = [found for found in wanted.values() if found is not None]
     if not classes or len(classes) < len(wanted):
         raise NamingError(f"{sorted(wanted)} are no outcomes", hint=f"some of {', '.join(CLASSES)}, in a set")
-    if system != EVERY:
-        check_system_id(system)
+    last = next(iter(wanted)) if len(wanted) == 1 and system != EVERY else "*"
+    pattern = results_pattern(system, last)
     if durable is not None and not _DURABLE.fullmatch(durable):
         raise NamingError(f"{durable!r} is no durable name", hint="1 to 100 letters, digits, - or _")
-    last = next(iter(wanted)) if len(wanted) == 1 and system != EVERY else "*"
-    options = options_of(server, login, tls)
-    return _consume(options, f"{SUBJECT_PREFIX}.sync.{system}.{last}", durable, classes)
+    return _consume(options_of(server, login, tls), pattern, durable, classes)
 
 
 async def _consume(

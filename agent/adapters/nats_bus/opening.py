@@ -1,6 +1,5 @@
 """From a message to an event: what anybody may have sent is looked at strictly before it gets any further."""
 
-import sys
 from typing import Protocol
 
 from nats.aio.msg import Msg
@@ -20,7 +19,7 @@ class Codec(Protocol):
     def decode(self, data: bytes, /) -> Event: ...
 
 
-def written(event: Event, codec: Codec, *, most: int = sys.maxsize) -> bytes:
+def written(event: Event, codec: Codec, *, most: int) -> bytes:
     """Return the event as bytes that its readers take, and the server (`most`): a result that is too long is abridged.
 
     Raises WireError.
