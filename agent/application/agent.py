@@ -16,7 +16,7 @@ import structlog
 
 from agent.application.bus_watch import BusWatch
 from agent.application.changes import Changes
-from agent.application.publisher import NO_TARGET, NO_TARGET_CURE, Publisher
+from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
 from agent.application.remote_control import RemoteControl
 from agent.application.retries import Retries
@@ -192,8 +192,6 @@ class Agent:
             await self.bus.subscribe(session, self._session_ends.handle, durable=self.identity.durable("session"))
         if self.control is not None:
             await self._remote_control(self.control).begin()
-        if not self.methods:
-            _log.warning("no_target", why=NO_TARGET, cure=NO_TARGET_CURE, system_id=self.identity.system_id)
         async with asyncio.TaskGroup() as group:
             for name, loop in {
                 "start": self._start,

@@ -4,19 +4,22 @@ recall     an upload that a killed process finished or left; a ledger that was l
 survey     stat fingerprints against the ledger: nothing differs, nothing is read
 stage      snapshots of what differs; digests against the ledger: the same bytes are no change
 intent     what is about to be uploaded, under which id: on disk before the first PUT
-upload     send, copy, carry; the manifest last
+memories   those rows of it that the bucket lacks
+upload     send, copy, carry; then the memories, and the manifest last
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 import structlog
 
 from agent import __version__
 from agent.application.attempt import Attempt
+from agent.application.ingestion_markers import IngestionMarkers
+from agent.application.memory_delta import Delta, MemoryDelta
 from agent.application.progress import limit_standstill
 from agent.application.recorder import succeeded
+from agent.application.staging import Staging, what_is_wrong
 from agent.application.upload import Gone, Upload
 from agent.application.uploads import Uploads
 from agent.domain import naming
@@ -25,8 +28,8 @@ from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
 from agent.domain.parts import Send, plan
-from agent.domain.route import CLOUD, target_backoff
-from agent.domain.states import Intent, Problem, Target, TargetRecord, due
+from agent.domain.route import CLOUD
+from agent.domain.states import Intent, Target, TargetRecord
 from agent.ports import (
     Clock,
     Compressor,
@@ -54,17 +57,25 @@ class CloudSync:
         store: ObjectStore,
         taker: SnapshotTaker,
         compressor: Compressor,
+        delta: MemoryDelta,
         ledger: Ledger,
         clock: Clock,
         chunk_bytes: int,
         deduplicate: bool,
+        ingestion_markers: bool,
         standstill_seconds: float,
     ) -> None:
         self.target = target
-        self._identity, self._store, self._taker, self._compressor = identity, store, taker, compressor
+        self._identity, self._store, self._compressor, self._delta = identity, store, compressor, delta
         self._ledger, self._clock = ledger, clock
         self._chunk_bytes, self._deduplicate, self._standstill_seconds = chunk_bytes, deduplicate, standstill_seconds
+        self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=deduplicate)
         self._uploads = Uploads(store, target.system_id)
+        self._markers = (
+            IngestionMarkers(store, chunk_bytes=chunk_bytes, standstill_seconds=standstill_seconds)
+            if ingestion_markers
+            else None
+        )
         self._swept = False
 
     async def is_available(self) -> bool:
@@ -74,9 +85,9 @@ class CloudSync:
         await self._store.aclose()
 
     async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
-        attempt = Attempt(request, report, started=self._clock.monotonic())
         try:
-            return await self._sync(attempt)
+            async with self._staging.attempt(request, report) as attempt:
+                return await self._sync(attempt)
         except Gone as gone:
             await self._forget_missing(gone.database)
             raise _failed(gone) from gone
@@ -84,25 +95,18 @@ class CloudSync:
             raise _failed(error) from error
         except SnapshotError as error:
             raise CloudUploadError(error.message, CLOUD, error, hint=error.hint, forwardable=False) from error
-        finally:
-            copies = (*attempt.same.values(), *attempt.changed.values())
-            await asyncio.shield(asyncio.gather(*(self._taker.discard(copy) for copy in copies)))
 
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
         async with self._moving():
             record = await self._recall(attempt)
-        attempt.survey = await self._taker.survey()
-        wanted = due(record, attempt.asked, self._clock.now(), urgent=attempt.urgent)
-        if not wanted:
+        if not await self._staging.copy(attempt, record):
             return Unchanged(why=attempt.why_nothing(record))
-        await self._ledger.owe(self.target, wanted)
-        attempt.report.phase("snapshot", sum(attempt.survey[name].size for name in wanted))
-        for database in sorted(wanted):
-            await self._stage(database, attempt, record)
-        await self._write_down(attempt, record)
+        await self._abandon_other(attempt, record)
+        await self._staging.settle(attempt)
         if not attempt.changed:
             if attempt.problems:
-                raise _source_failed(attempt.problems)
+                message, cure = what_is_wrong(attempt.problems)
+                raise CloudUploadError(message, CLOUD, hint=cure, forwardable=False)
             return Unchanged(why="the bytes are those already delivered")
         manifest = await self._upload(attempt)
         return Delivered(
@@ -148,6 +152,8 @@ class CloudSync:
             _log.info("upload_adopted", upload_id=manifest.upload_id, method=CLOUD, system_id=manifest.system_id)
             result = succeeded(manifest, method=CLOUD, location=self._store.location)
             await self._ledger.adopt(self.target, manifest, result)
+            if self._markers is not None:
+                await self._markers.write(manifest)
         elif attempt.urgent and record.newest_upload_id and not await self._uploads.exists(record.newest_upload_id):
             _log.warning("upload_gone", upload_id=record.newest_upload_id, location=self._store.location)
             await self._ledger.forget(self.target, list(record.databases))
@@ -163,39 +169,28 @@ class CloudSync:
                 missing |= await self._uploads.missing(parts)
         await self._ledger.forget(self.target, sorted(missing))
 
-    async def _stage(self, database: str, attempt: Attempt, record: TargetRecord) -> None:
-        known, seen = record.databases.get(database), attempt.survey[database]
-        try:
-            snapshot = await self._taker.take(database)
-        except SnapshotError as error:
-            failures = known.problem.failures + 1 if known and known.problem else 1
-            retry_at = self._clock.now() + target_backoff(failures) if error.transient else None
-            attempt.problems[database] = Problem(error.message, seen, failures, retry_at, cure=error.hint)
-            _log.warning("snapshot_failed", database=database, transient=error.transient, error=str(error))
-        else:
-            had = {part.name: part.sha256 for part in known.parts} if known else {}
-            same = self._deduplicate and had == {file.name: file.sha256 for file in snapshot.files}
-            (attempt.same if same else attempt.changed)[database] = snapshot
-        attempt.report.moved(seen.size)
-
-    async def _write_down(self, attempt: Attempt, record: TargetRecord) -> None:
-        """Settle what staging has found: an upload begun for other bytes is abandoned, unchanged ones are clean."""
-        if record.intent is not None and record.intent.digests != attempt.digests:
-            _log.info("upload_abandoned", upload_id=record.intent.upload_id, why="the databases have changed since")
-            async with self._moving():
-                await self._uploads.sweep()
-                await self._uploads.remove(record.intent.upload_id)
-            await self._ledger.abandon(self.target)
-            attempt.abandoned = record.intent.upload_id
-        if attempt.same:
-            await self._ledger.refresh(self.target, {name: s.fingerprint for name, s in attempt.same.items()})
-        if attempt.problems:
-            await self._ledger.trouble(self.target, attempt.problems)
+    async def _abandon_other(self, attempt: Attempt, record: TargetRecord) -> None:
+        """Remove what is there of an upload that had begun for other bytes."""
+        if record.intent is None or record.intent.digests == attempt.digests:
+            return
+        _log.info("upload_abandoned", upload_id=record.intent.upload_id, why="the databases have changed since")
+        async with self._moving():
+            await self._uploads.sweep()
+            await self._uploads.remove(record.intent.upload_id)
+        await self._ledger.abandon(self.target)
+        attempt.abandoned = record.intent.upload_id
 
     async def _upload(self, attempt: Attempt) -> Manifest:
         record = await self._ledger.record(self.target)
         intent = record.intent or await self._new_intent(attempt, record)
         await self._ledger.begin(self.target, intent)
+        async with self._delta.of(attempt.changed, intent.upload_id) as delta:
+            manifest = await self._put_all(attempt, record, intent, delta)
+        if self._markers is not None:
+            await self._markers.write(manifest)
+        return manifest
+
+    async def _put_all(self, attempt: Attempt, record: TargetRecord, intent: Intent, delta: Delta) -> Manifest:
         steps = plan(
             {name: snapshot.files for name, snapshot in attempt.changed.items()},
             record,
@@ -203,7 +198,8 @@ class CloudSync:
             compression=self._compressor.compression,
             deduplicate=self._deduplicate,
         )
-        attempt.report.phase("upload", sum(step.file.size for step in steps if isinstance(step, Send)))
+        to_send = sum(step.file.size for step in steps if isinstance(step, Send))
+        attempt.report.phase("upload", to_send + (delta.part.size if delta.part else 0))
         async with self._moving() as moved:
             upload = Upload(
                 upload_id=intent.upload_id,
@@ -218,6 +214,8 @@ class CloudSync:
                 resumed=record.intent is not None,
             )
             parts = tuple([await upload.place(step) for step in steps])
+            if delta.part and delta.draft:
+                await upload.put_memories(delta.part, delta.draft)
             manifest = Manifest(
                 system_id=self.target.system_id,
                 upload_id=intent.upload_id,
@@ -231,21 +229,12 @@ class CloudSync:
                 incomplete=attempt.incomplete(record),
                 bytes_sent=upload.bytes_sent,
                 duration_seconds=round(self._clock.monotonic() - attempt.started, 3),
+                memories=delta.part,
+                without_memories=delta.without,
+                time_zone=delta.time_zone,
             )
-            await self._put(upload, manifest)
+            await upload.put_manifest(manifest)
         return manifest
-
-    async def _put(self, upload: Upload, manifest: Manifest) -> None:
-        """Make the upload exist; where the answer was lost, see whether it does."""
-        try:
-            await upload.put_manifest(manifest.encode())
-        except StoreError as error:
-            if not error.transient:
-                raise
-            with suppress(StoreError):
-                if await self._uploads.manifest(manifest.upload_id) == manifest:
-                    return
-            raise
 
     async def _new_intent(self, attempt: Attempt, record: TargetRecord) -> Intent:
         async with self._moving():
@@ -262,10 +251,3 @@ class CloudSync:
 
 def _failed(error: StoreError | NamingError | WireError) -> CloudUploadError:
     return CloudUploadError(error.message, CLOUD, error, transient=error.transient, hint=error.hint)
-
-
-def _source_failed(problems: Mapping[str, Problem]) -> CloudUploadError:
-    """The databases are at fault, not the target: no other method would fare better."""
-    told = (f"{name}: {problem.reason}" for name, problem in sorted(problems.items()))
-    cures = dict.fromkeys(problem.cure for problem in problems.values() if problem.cure)
-    return CloudUploadError("; ".join(told), CLOUD, hint="; ".join(cures), forwardable=False)

@@ -12,13 +12,12 @@ from agent.domain.databases import Survey
 from agent.domain.errors import SnapshotError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
-from agent.domain.route import AUTO, RETRY, URGENT, open_route, plan_route
-from agent.domain.states import TargetRecord, due
+from agent.domain.route import AUTO, CLOUD, RETRY, URGENT, open_route, plan_route
+from agent.domain.states import TargetRecord, due, in_charge
 from agent.ports import Clock, Ledger, SnapshotTaker, SyncMethod
 from agent.settings import Settings
 
-NO_TARGET = "there is nowhere to sync to"
-NO_TARGET_CURE = "set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory"
+CLOUD_CURE = "set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory"
 
 _log = structlog.get_logger()
 
@@ -61,12 +60,14 @@ class Publisher:
     async def noticed(self, reason: str) -> SyncRequested | None:
         """The agent itself sees a reason: a request, if the first target in reach lacks something that can be had now.
 
-        A retry goes to the targets that failed alone: where the fallback has delivered, to the one it stood in for.
+        A retry goes to the targets that failed alone: where the fallback has delivered, to the one it stood in for; and
+        to the fallback only while that one fails.
         """
         records = await self.records()
         route = self._open(self.settings.route, records, reason)
         if reason == RETRY:
-            route = tuple(m for m in route if records[m].failures) or route
+            failing = in_charge(self.settings.route, records)
+            route = tuple(m for m in route if m in failing and records[m].failures) or route
         if not route:
             return None
         survey = await self.survey()
@@ -120,7 +121,8 @@ class Publisher:
 
     async def _publish(self, request: SyncRequested) -> None:
         await self.requests.issue(request)
-        _log.info(
+        # A target that is away is tried for hours: that is said once, not each time.
+        (_log.debug if request.reason == RETRY else _log.info)(
             "sync_requested",
             request_id=request.request_id,
             reason=request.reason,
@@ -129,9 +131,8 @@ class Publisher:
         )
 
     def _why_no_way(self, route: tuple[str, ...]) -> tuple[str, str]:
-        if not self.methods:
-            return NO_TARGET, NO_TARGET_CURE
-        return f"there is no way to sync by {' or '.join(route)} here", f"ask for {' or '.join(self.methods)}, or auto"
+        cure = CLOUD_CURE if CLOUD in route else f"ask for {' or '.join(self.methods)}, or auto"
+        return f"there is no way to sync by {' or '.join(route)} here", cure
 
     async def refuse(self, ask: SyncAsked, what: str, cure: str) -> None:
         """Answer somebody who asks that there will be no sync, and why: whoever waits for the result gets one."""

@@ -47,7 +47,11 @@ class Recorder:
     async def delivered(self, target: Target, delivered: Delivered) -> None:
         """The target has the upload: one transaction; the next flush tells."""
         result = delivered.result
-        await self._ledger.deliver(target, delivered.manifest, delivered.fingerprints, delivered.problems, result)
+        seen, problems = delivered.fingerprints, delivered.problems
+        if delivered.manifest is None:
+            await self._ledger.hand_over(target, seen, problems, result)
+        else:
+            await self._ledger.deliver(target, delivered.manifest, seen, problems, result)
         _log.info(
             "sync_succeeded",
             request_id=result.request_id,
@@ -55,6 +59,7 @@ class Recorder:
             method=result.method,
             system_id=result.system_id,
             files=len(result.files_uploaded),
+            memories=result.memories,
             bytes_sent=result.bytes_transferred,
             duration_seconds=result.duration_seconds,
             **({"incomplete": result.incomplete} if result.incomplete else {}),
@@ -140,7 +145,7 @@ def succeeded(manifest: Manifest, *, method: str, location: str) -> SyncSucceede
         request_id=manifest.request_id,
         method=method,
         success=True,
-        files_uploaded=(*(part.key for part in manifest.parts), manifest.key),
+        files_uploaded=(*manifest.keys, manifest.key),
         bytes_transferred=manifest.bytes_sent,
         duration_seconds=manifest.duration_seconds,
         upload_id=manifest.upload_id,
@@ -148,4 +153,5 @@ def succeeded(manifest: Manifest, *, method: str, location: str) -> SyncSucceede
         location=location,
         manifest_key=manifest.key,
         incomplete=dict(manifest.incomplete),
+        memories=manifest.memories.count if manifest.memories else 0,
     )

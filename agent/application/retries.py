@@ -10,7 +10,7 @@ from agent.application.changes import Changes
 from agent.application.publisher import Publisher
 from agent.application.wake import Wake
 from agent.domain.route import LAST_TARGET_BACKOFF, RETRY
-from agent.domain.states import due, next_try
+from agent.domain.states import due, in_charge, next_try
 from agent.ports import Clock, Ledger, SyncMethod
 
 SLACK_SECONDS = 1.0
@@ -41,7 +41,8 @@ class Retries:
         """Retry what failed when its time has come; the times are the ledger's, so a restart changes nothing."""
         while True:
             records, survey = await self.publisher.records(), await self.publisher.survey()
-            times = [at for record in records.values() if (at := next_try(record, survey)) is not None]
+            failing = in_charge(self.publisher.settings.route, records)
+            times = [at for method in failing if (at := next_try(records[method], survey)) is not None]
             if not times:
                 await self.settled.wait(None)
                 continue
@@ -68,8 +69,10 @@ class Retries:
 
     async def _welcome_back(self) -> None:
         """A target that was out of reach and can be reached again need not wait for its time."""
-        for name, record in (await self.publisher.records()).items():
-            if not record.failures:
+        records = await self.publisher.records()
+        failing = in_charge(self.publisher.settings.route, records)
+        for name, record in records.items():
+            if not record.failures or name not in failing:
                 self._reachable.pop(name, None)
                 continue
             before, now = self._reachable.get(name), await self.methods[name].is_available()

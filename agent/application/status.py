@@ -7,6 +7,7 @@ from datetime import datetime
 from agent.application.bus_watch import BUS, BUS_SINCE
 from agent.domain.databases import Survey
 from agent.domain.states import Problem, State, TargetRecord, next_try, pending, problems
+from agent.ports import Standing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,7 @@ class DatabaseStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetStatus:
-    """One target: what it has, when it got it, and what stands in the way."""
+    """One target: what it has, when it got it, and what stands in the way. `memories`: how many it has and has not."""
 
     method: str
     endpoint: str
@@ -33,6 +34,7 @@ class TargetStatus:
     failures: int
     next_try: datetime | None
     error: str
+    memories: Standing
 
     @property
     def pending(self) -> tuple[str, ...]:
@@ -50,7 +52,7 @@ class BusStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """All of it. `pending` names what some target lacks, or, without a target, all there is.
+    """All of it. `pending` names what the first target of the route lacks: where another stands in, that is still owed.
 
     `bus` is there while an agent runs; `results_waiting` counts those that no bus has confirmed yet.
     """
@@ -71,20 +73,25 @@ def describe(
     agent_id: str,
     route: Sequence[str],
     records: Sequence[TargetRecord],
+    standings: Mapping[str, Standing],
     survey: Survey,
     notes: Mapping[str, str],
     results_waiting: int,
     running: bool,
 ) -> Status:
-    """Put the ledger's records and the files' present state side by side. `running`: an agent keeps the notes."""
-    targets = tuple(_target(record, survey) for record in records)
-    lacking = {name for target in targets for name in target.pending} if targets else set(survey)
+    """Put the ledger's records and the files' present state side by side. `running`: an agent keeps the notes.
+
+    `records` are in the order of the route, `standings` by method. A fallback that was never needed is left out.
+    """
+    used = [record for at, record in enumerate(records) if at == 0 or record.databases]
+    targets = tuple(_target(record, survey, standings.get(record.target.method, Standing())) for record in used)
+    lacking = targets[0].pending if targets else tuple(sorted(survey))
     return Status(
         system_id=system_id,
         agent_id=agent_id,
         route=tuple(route),
         targets=targets,
-        pending=tuple(sorted(lacking)),
+        pending=lacking,
         notes=notes,
         bus=_bus(notes) if running else None,
         results_waiting=results_waiting,
@@ -102,7 +109,7 @@ def _bus(notes: Mapping[str, str]) -> BusStatus | None:
     return BusStatus(text=text, since=datetime.fromisoformat(since) if since else None)
 
 
-def _target(record: TargetRecord, survey: Survey) -> TargetStatus:
+def _target(record: TargetRecord, survey: Survey, memories: Standing) -> TargetStatus:
     lacking, waiting = pending(record, survey), problems(record, survey)
     databases = []
     for name in sorted({*survey, *record.databases}):
@@ -126,6 +133,7 @@ def _target(record: TargetRecord, survey: Survey) -> TargetStatus:
         failures=record.failures,
         next_try=next_try(record, survey),
         error=record.error,
+        memories=memories,
     )
 
 

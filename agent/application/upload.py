@@ -1,18 +1,17 @@
 """Carrying out one upload: every file sent, copied or carried, then the manifest. All of it or no upload."""
 
-import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
 
 from agent.application.uploads import Uploads
 from agent.domain import naming
-from agent.domain.errors import CopyUnsupported, NoSuchObject
-from agent.domain.manifest import Origin, Part, relocate
+from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
+from agent.domain.manifest import Manifest, MemoriesPart, Origin, Part, manifest_metadata, relocate
 from agent.domain.parts import Reuse, Send, part_bytes
-from agent.ports import Compressor, ObjectStore, Reporter, Snapshot, StoredObject
+from agent.ports import Compressor, MemoriesDraft, ObjectStore, Reporter, Snapshot, StoredObject
 
 _log = structlog.get_logger()
 
@@ -67,11 +66,24 @@ class Upload:
         self.moved()
         return part
 
-    async def put_manifest(self, data: bytes) -> None:
-        """Make the upload exist."""
-        key = naming.manifest_key(self.system_id, self.upload_id)
-        metadata = {"sha256": hashlib.sha256(data).hexdigest(), "size": str(len(data)), "compression": "none"}
-        await self._put(key, _once(data), metadata, raw_size=len(data))
+    async def put_memories(self, part: MemoriesPart, draft: MemoriesDraft) -> None:
+        """Bring memories.json into the upload."""
+        if await self._already_there(part.key, part.metadata) is None:
+            async with aclosing(draft.stream()) as body:
+                await self._put(part.key, body, part.metadata, raw_size=part.size)
+
+    async def put_manifest(self, manifest: Manifest) -> None:
+        """Make the upload exist; where the answer was lost, see whether it does."""
+        data = manifest.encode()
+        try:
+            await self._put(manifest.key, _once(data), manifest_metadata(data), raw_size=len(data))
+        except StoreError as error:
+            if not error.transient:
+                raise
+            with suppress(StoreError):
+                if await self.uploads.manifest(manifest.upload_id) == manifest:
+                    return
+            raise
 
     async def _send(self, step: Send) -> Part:
         snapshot = self.staged[step.database]
@@ -89,7 +101,7 @@ class Upload:
             unverified_reason=snapshot.unverified_reason,
             header_iteration=snapshot.header_iteration,
         )
-        stored = await self._already_there(part) if self.resumed else None
+        stored = await self._already_there(part.key, part.metadata)
         if stored is None:
             async with aclosing(self.compressor.stream(snapshot.folder / step.file.name)) as body:
                 stored = await self._put(part.key, body, part.metadata, raw_size=part.raw_size)
@@ -110,13 +122,15 @@ class Upload:
             raise Gone(step.part) from error
         return part
 
-    async def _already_there(self, part: Part) -> StoredObject | None:
+    async def _already_there(self, key: str, metadata: Mapping[str, str]) -> StoredObject | None:
         """Return the object where an attempt before this one has put these very bytes already."""
+        if not self.resumed:
+            return None
         try:
-            stored = await self.store.head(part.key)
+            stored = await self.store.head(key)
         except NoSuchObject:
             return None
-        return stored if stored.metadata == part.metadata else None
+        return stored if stored.metadata == metadata else None
 
     async def _put(
         self, key: str, body: AsyncIterator[bytes], metadata: Mapping[str, str], *, raw_size: int

@@ -20,9 +20,11 @@ from agent.application.recorder import Recorder
 from agent.application.requests import Requests
 from agent.domain.errors import SyncError
 from agent.domain.events import SyncRequested
-from agent.domain.route import URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
+from agent.domain.route import HTTP, RETRY, URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
 from agent.domain.states import TargetRecord
 from agent.ports import Clock, Delivered, EventBus, Ledger, Message, SyncMethod, Unchanged
+
+_CURES = {HTTP: "is Akosha running there? akosha_http_endpoint says where, akosha_cloud_bucket sends elsewhere; "}
 
 FAULT_SECONDS = 30.0
 """When a message comes again whose handling met a fault."""
@@ -105,7 +107,10 @@ class Uploader:
                     await self._requests.issue(step.request)
                     await message.ack()
                 case GiveUp():
-                    log.warning("sync_failed", errors=[f"{e.method}: {e.error}" for e in step.errors])
+                    # The same again, by itself: an agent that is offline says so once.
+                    known = request.reason == RETRY and record.error == str(error)
+                    tell = log.debug if known else log.warning
+                    tell("sync_failed", errors=[f"{e.method}: {e.error}" for e in step.errors])
                     await self._give_up(request, record, error, step)
                     await message.ack()
             return
@@ -120,7 +125,7 @@ class Uploader:
             raise SyncError(
                 f"{self.method.target.endpoint or 'the store'} cannot be reached",
                 self.method.name,
-                hint="the sync follows by itself when it can",
+                hint=_CURES.get(self.method.name, "") + "the sync follows by itself when it can",
             )
         async with ProgressTeller(self._bus, self._clock, request, self.method.name).open() as report:
             return await self.method.sync(request, report)

@@ -12,13 +12,18 @@
     │   ├── NoSuchObject       nothing under that key
     │   ├── CopyUnsupported    the store cannot copy on its side, or did not really do it
     │   └── NotPermitted       the credentials do not allow the operation
+    ├── SinkError              Akosha cannot be reached, refused or failed
     ├── BusError               an event bus cannot be reached, refused or failed
     └── SyncError              a method's attempt as a whole failed (CONTRACT)
-        └── CloudUploadError
+        ├── CloudUploadError
+        ├── HTTPSyncError
+        └── HybridSyncError    all methods failed, each in its own way
 
 `transient` says whether trying the same again may help. `hint` is the command or setting that mends it.
 Texts never carry secrets: they are made of names, keys, places and status codes.
 """
+
+from collections.abc import Mapping, Sequence
 
 
 class AkoshaError(Exception):
@@ -83,6 +88,16 @@ class NotPermitted(StoreError):  # noqa: N818
     """The credentials do not allow the operation."""
 
 
+class SinkError(AkoshaError):
+    """Akosha cannot be reached, refused or failed. `retry_after` (seconds): how long it asked to be left alone."""
+
+    def __init__(
+        self, message: str, *, hint: str = "", transient: bool = False, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message, hint=hint, transient=transient)
+        self.retry_after = retry_after
+
+
 class BusError(AkoshaError):
     """An event bus cannot be reached, refused or failed: what was published may or may not have arrived."""
 
@@ -90,7 +105,8 @@ class BusError(AkoshaError):
 class SyncError(AkoshaError):
     """An attempt of a method failed as a whole.
 
-    `forwardable` is false where the fault is the source's: another method would meet the same.
+    `forwardable` is false where the fault is the source's: another method would meet the same. `retry_after` (seconds):
+    how long the target asked to be left alone.
     """
 
     def __init__(
@@ -102,12 +118,26 @@ class SyncError(AkoshaError):
         hint: str = "",
         transient: bool = False,
         forwardable: bool = True,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message, hint=hint, transient=transient)
         self.method = method
         self.original = original
         self.forwardable = forwardable
+        self.retry_after = retry_after
 
 
 class CloudUploadError(SyncError):
     """The cloud method's attempt failed."""
+
+
+class HTTPSyncError(SyncError):
+    """The http method's attempt failed."""
+
+
+class HybridSyncError(SyncError):
+    """Every method failed. `errors` has one entry per method, in the order they were tried: `method`, `error`."""
+
+    def __init__(self, message: str, method: str, errors: Sequence[Mapping[str, str]], *, hint: str = "") -> None:
+        super().__init__(message, method, hint=hint)
+        self.errors = [dict(error) for error in errors]

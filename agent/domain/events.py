@@ -129,13 +129,18 @@ class SyncResult(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncSucceeded(SyncResult):
-    """A target has received a whole upload. `incomplete` names databases that stay owed, with the reason."""
+    """A target has received a whole upload, or the memories that it lacked.
+
+    `incomplete` names databases that stay owed, and memories that it did not take, with the reason. `memories` counts
+    those it has now and lacked before.
+    """
 
     type: ClassVar[str] = "akosha.sync.succeeded.v1"
 
     location: str = ""
     manifest_key: str = ""
     incomplete: dict[str, str]
+    memories: int = 0
 
     def abridged(self) -> Self:
         first = sorted(self.incomplete)[:MOST_NAMED]
@@ -201,8 +206,45 @@ class SyncProgress(Event):
         return naming.progress_subject(self.system_id)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestCompleted(Event):
+    """An upload's memories are in Akosha. `stored` now, `known` there before; `kept_back`: how many are not, by reason.
+
+    `source` is `memories` where the upload's memories.json was taken, `databases` where its databases were read.
+    """
+
+    type: ClassVar[str] = "akosha.ingest.completed.v1"
+
+    upload_id: str
+    source: str
+    stored: int
+    known: int
+    kept_back: dict[str, int]
+    duration_seconds: float = 0.0
+
+    @property
+    def subject(self) -> str:
+        return naming.ingest_subject(self.system_id, "completed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestFailed(Event):
+    """An upload's memories are not all in Akosha. `retry_at` null: not tried again before a newer upload."""
+
+    type: ClassVar[str] = "akosha.ingest.failed.v1"
+
+    upload_id: str
+    error: str
+    retry_at: datetime | None = None
+
+    @property
+    def subject(self) -> str:
+        return naming.ingest_subject(self.system_id, "failed")
+
+
 ALL: tuple[type[Event], ...] = (
     SessionEnded, SyncAsked, SyncRequested, SyncSucceeded, SyncSkipped, SyncFailed, SyncProgress,
+    IngestCompleted, IngestFailed,
 )  # fmt: skip
 
 
@@ -216,6 +258,11 @@ def upload_event_id(upload_id: str, agent_id: str) -> str:
     belongs to the id.
     """
     return f"{upload_id}.{agent_id[:8]}.succeeded"
+
+
+def ingest_event_id(upload_id: str, agent_id: str, outcome: str) -> str:
+    """The id of what an Akosha side (`agent_id` is its own) tells of an upload."""
+    return f"{upload_id}.{agent_id[:8]}.ingest.{outcome}"
 
 
 def outcome_event_id(request_id: str, outcome: str) -> str:

@@ -13,12 +13,14 @@ from datetime import datetime
 from typing import Literal, Self, cast, get_args
 
 from agent.domain import naming
-from agent.domain.databases import database_of
+from agent.domain.databases import database_of, main_name
 from agent.domain.errors import NamingError, WireError
 
 VERSION = "1.0"
 SYSTEM_TYPE = "session-buddy"
 MAX_CONVERSATIONS = 1_000_000
+MAX_TOTAL_BYTES = 100_000_000_000
+"""What Akosha's schema takes at most: the figures stop there, the upload does not."""
 
 Compression = Literal["gzip", "none"]
 Origin = Literal["sent", "copied", "carried"]
@@ -91,8 +93,56 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoriesPart:
+    """The upload's memories.json: `count` memories that are new or changed since each database's base.
+
+    `bases` names every database whose rows were looked at: the upload that its rows are a change to, or None where all
+    of them are in it. Who lacks a base reads the database itself.
+    """
+
+    key: str
+    size: int
+    sha256: str
+    count: int
+    bases: Mapping[str, str | None]
+
+    def __post_init__(self) -> None:
+        if self.size < 0 or self.count < 0:
+            raise WireError("memories: a size or count is negative")
+        if not _SHA256.fullmatch(self.sha256):
+            raise WireError(f"memories: {self.sha256!r} is not a SHA-256")
+        for database, base in self.bases.items():
+            if database_of(main_name(database)) != database:
+                raise WireError(f"memories: {database!r} is no database")
+            if base is not None:
+                naming.upload_time(base)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the object itself carries."""
+        return {"sha256": self.sha256, "size": str(self.size), "compression": "none"}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, object]) -> Self:
+        """Return what a document describes; unknown fields are tolerated. Raises WireError."""
+        try:
+            known = {name: document[name] for name in cls.__dataclass_fields__}
+            _expect(known, str, "key", "sha256")
+            _expect(known, int, "size", "count")
+            _expect(known, dict, "bases")
+            _expect_optional_texts(cast("Mapping[str, object]", known["bases"]))
+            return cls(**known)  # type: ignore[arg-type] # checked by the lines above and __post_init__
+        except (KeyError, TypeError, NamingError) as error:
+            raise WireError(f"memories are incomplete: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """A whole upload. Valid once built: every key lies under the upload's own prefix.
+
+    `memories` describes memories.json, None where the upload has none; `without_memories` says of each database whose
+    rows could not be read for it why. `time_zone` is the zone of the naive times in the databases: an IANA name, or an
+    offset such as +02:00; empty where it is not known.
 
     `rows` counts the rows per database and table, where the database was verified. `bytes_sent` and
     `duration_seconds` are the result's figures, kept so that a result can be told again from the manifest alone.
@@ -110,6 +160,9 @@ class Manifest:
     bytes_sent: int = 0
     duration_seconds: float = 0.0
     agent_version: str = ""
+    memories: MemoriesPart | None = None
+    without_memories: Mapping[str, str] = field(default_factory=dict)
+    time_zone: str = ""
 
     def __post_init__(self) -> None:
         naming.check_system_id(self.system_id)
@@ -122,6 +175,8 @@ class Manifest:
                 raise WireError(f"manifest of {self.upload_id}: {part.key!r} is not the key of {part.name!r}")
         if len({part.key for part in self.parts}) < len(self.parts):
             raise WireError(f"manifest of {self.upload_id}: two parts lie under one key")
+        if self.memories and self.memories.key != naming.memories_key(self.system_id, self.upload_id):
+            raise WireError(f"manifest of {self.upload_id}: {self.memories.key!r} is not the key of its memories")
 
     @property
     def key(self) -> str:
@@ -131,7 +186,12 @@ class Manifest:
     @property
     def stored_bytes(self) -> int:
         """Bytes that the upload's objects take in the bucket, the manifest aside."""
-        return sum(part.stored_size for part in self.parts)
+        return sum(part.stored_size for part in self.parts) + (self.memories.size if self.memories else 0)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Where all that it holds lies, the manifest aside."""
+        return (*(part.key for part in self.parts), *((self.memories.key,) if self.memories else ()))
 
     def of(self, database: str) -> tuple[Part, ...]:
         """Return the parts of one database."""
@@ -145,7 +205,8 @@ class Manifest:
     def encode(self) -> bytes:
         """Return the manifest as it lies in the bucket: JSON, for Akosha and for people."""
         gzipped = any(part.compression == "gzip" for part in self.parts)
-        listing = "".join(f"{part.sha256}  {part.key}\n" for part in sorted(self.parts, key=lambda p: p.key))
+        held: tuple[Part | MemoriesPart, ...] = (*self.parts, *((self.memories,) if self.memories else ()))
+        listing = "".join(f"{each.sha256}  {each.key}\n" for each in sorted(held, key=lambda each: each.key))
         document = {
             "version": VERSION,
             "system_id": self.system_id,
@@ -153,12 +214,15 @@ class Manifest:
             "upload_id": self.upload_id,
             "uploaded_at": self.uploaded_at.isoformat(),
             "timestamp": self.uploaded_at.isoformat(),
-            "conversation_count": min(self.rows.get("reflection", {}).get("conversations_v2", 0), MAX_CONVERSATIONS),
-            "total_size_bytes": self.stored_bytes,
+            "conversation_count": min(self.memories.count if self.memories else 0, MAX_CONVERSATIONS),
+            "total_size_bytes": min(self.stored_bytes, MAX_TOTAL_BYTES),
             "checksum": hashlib.sha256(listing.encode()).hexdigest(),
-            "files": [naming.object_name(part.name) for part in self.parts],
+            "files": [key.rpartition("/")[2] for key in self.keys],
             "metadata": {"rows": {name: dict(tables) for name, tables in self.rows.items()}},
             "parts": [part.to_document() for part in self.parts],
+            "memories": asdict(self.memories) if self.memories else None,
+            "without_memories": dict(self.without_memories),
+            "time_zone": self.time_zone,
             "incomplete": dict(self.incomplete),
             "request_id": self.request_id,
             "agent_id": self.agent_id,
@@ -193,11 +257,19 @@ class Manifest:
                 bytes_sent=int(document.get("bytes_sent", 0)),
                 duration_seconds=float(document.get("duration_seconds", 0.0)),
                 agent_version=str(document.get("agent_version", "")),
+                memories=None if (held := document.get("memories")) is None else MemoriesPart.from_document(held),
+                without_memories={str(n): str(why) for n, why in (document.get("without_memories") or {}).items()},
+                time_zone=str(document.get("time_zone", "")),
             )
         except WireError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, NamingError) as error:
             raise WireError(f"not a manifest of ours: {error}") from error
+
+
+def manifest_metadata(data: bytes) -> dict[str, str]:
+    """Return what the object of an encoded manifest carries."""
+    return {"sha256": hashlib.sha256(data).hexdigest(), "size": str(len(data)), "compression": "none"}
 
 
 def relocate(part: Part, *, system_id: str, upload: str, origin: Origin, carried_from: str | None) -> Part:
@@ -215,6 +287,11 @@ def _expect(document: Mapping[str, object], kind: type, *names: str) -> None:
 def _expect_optional(document: Mapping[str, object], kind: type, name: str) -> None:
     if document.get(name) is not None:
         _expect(document, kind, name)
+
+
+def _expect_optional_texts(document: Mapping[str, object]) -> None:
+    for name in document:
+        _expect_optional(document, str, name)
 
 
 def _counts(tables: Mapping[str, object]) -> Rows:

@@ -91,6 +91,30 @@ def deliver(
     return trouble(_succeeded(done, manifest, at), problems)
 
 
+def hand_over(
+    record: TargetRecord,
+    fingerprints: Mapping[str, Fingerprint],
+    problems: Mapping[str, Problem],
+    *,
+    result_id: str,
+    at: datetime,
+) -> TargetRecord:
+    """The target has taken over what is in the databases of the intent, row by row: no parts lie anywhere."""
+    intent = record.intent
+    if intent is None:
+        raise StateError(f"nothing has begun at {record.target.id} that could be handed over")
+    missing = sorted({*intent.databases} - {*fingerprints})
+    if missing:
+        raise StateError(f"how {', '.join(missing)} looked when it was handed over is not told")
+    entries = [
+        replace(_moved(_entry(record, name), Move.COMMITTED), parts=(), rows={}, problem=None, delivered_by=result_id)
+        for name in intent.databases
+    ]
+    seen = [replace(entry, fingerprint=fingerprints[entry.database]) for entry in entries]
+    done = replace(settle(_with(record, seen)), intent=None, last_success=at)
+    return trouble(done, problems)
+
+
 def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> TargetRecord:
     """A manifest in the bucket is what was delivered: of a target unknown so far, or of the upload under way.
 
@@ -155,7 +179,7 @@ def _with(record: TargetRecord, entries: Iterable[DatabaseRecord]) -> TargetReco
 
 
 def _unchanged(entry: DatabaseRecord, seen: Fingerprint) -> DatabaseRecord:
-    if not entry.parts:
+    if not (entry.parts or entry.delivered_by):
         raise StateError(f"{entry.database} cannot be unchanged: nothing of it was delivered")
     if entry.state not in (State.CLEAN, State.DELIVERED):
         entry = _moved(entry, Move.UNCHANGED)

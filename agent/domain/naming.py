@@ -1,7 +1,8 @@
 """Names that outlive a process: system ids, upload ids, object keys, subjects, event ids.
 
 Akosha accepts system ids of `[A-Za-z0-9_-]{1,100}`, upload ids that may have dots too, and plain file names of
-`[A-Za-z0-9_.-]+`. What goes into a key or a subject is validated here: no text from outside leaves its place.
+`[A-Za-z0-9_.-]+` without `..`. What goes into a key or a subject is validated here: no text from outside leaves its
+place.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from agent.domain.databases import SIDECAR_SUFFIXES
 from agent.domain.errors import NamingError
 
 MANIFEST_NAME = "manifest.json"
+MEMORIES_NAME = "memories.json"
 SUBJECT_PREFIX = "akosha"
 STREAM_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("session", "sync", "ingest"))
 """What the stream keeps."""
@@ -27,8 +29,11 @@ _STAMP = "%Y%m%d_%H%M%S"
 
 
 def sanitise_system_id(text: str) -> str:
-    """Return `text` as a system id: other characters become `-`, cut at 100. Raises NamingError if nothing is left."""
-    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:100].rstrip("-")
+    """Return `text` as a system id: other characters become `-`, cut at 84. Raises NamingError if nothing is left.
+
+    Akosha takes upload ids of up to 100 characters: the time and the system id.
+    """
+    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:84].rstrip("-")
     if not cleaned:
         raise NamingError(
             f"{text!r} cannot be made into a system id", hint="set akosha_system_id to letters, digits, - or _"
@@ -82,13 +87,14 @@ def object_name(file_name: str) -> str:
 
     A named graph may have any name; two that become alike differ by eight digits of their SHA-256.
     """
-    if _PLAIN_NAME.fullmatch(file_name) and file_name.strip(".") and len(file_name) <= 200:  # noqa: PLR2004
+    plain = _PLAIN_NAME.fullmatch(file_name) and file_name.strip(".") and ".." not in file_name
+    if plain and len(file_name) <= 200:  # noqa: PLR2004
         return file_name
     stem, ending, sidecar = file_name.rpartition(".duckdb")
     if not ending or (sidecar and sidecar not in SIDECAR_SUFFIXES):
         stem, ending, sidecar = file_name, "", ""
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem)[:160]
-    return f"{plain}-{hashlib.sha256(stem.encode(errors='surrogatepass')).hexdigest()[:8]}{ending}{sidecar}"
+    stemmed = re.sub(r"[^A-Za-z0-9_.-]+|\.{2,}", "_", stem)[:160]
+    return f"{stemmed}-{hashlib.sha256(stem.encode(errors='surrogatepass')).hexdigest()[:8]}{ending}{sidecar}"
 
 
 def uploads_prefix(system_id: str) -> str:
@@ -116,6 +122,15 @@ def upload_of(key: str) -> str:
 def manifest_key(system_id: str, upload: str) -> str:
     """Return the key of an upload's manifest."""
     return object_key(system_id, upload, MANIFEST_NAME)
+
+
+def memories_key(system_id: str, upload: str) -> str:
+    """Return the key of an upload's memories."""
+    return object_key(system_id, upload, MEMORIES_NAME)
+
+
+def ingest_subject(system_id: str, outcome: str) -> str:
+    return f"{SUBJECT_PREFIX}.ingest.{check_system_id(system_id)}.{check_method(outcome)}"
 
 
 def session_subject(system_id: str) -> str:

@@ -84,8 +84,9 @@ Step = RetryAt | Forward | GiveUp
 def next_step(request: SyncRequested, error: SyncError, *, attempts: int, rules: RetryRules, jitter: float) -> Step:
     """Return what follows a failed attempt; `attempts` counts those before it, `jitter` is in [0, 1)."""
     if error.transient and attempts < rules.max_retries:
-        delay = rules.backoff_seconds * 2**attempts
-        return RetryAt(attempts=attempts + 1, delay=delay * (0.9 + 0.2 * jitter))
+        delay = rules.backoff_seconds * 2**attempts * (0.9 + 0.2 * jitter)
+        asked = min(error.retry_after or 0.0, LAST_TARGET_BACKOFF.total_seconds())
+        return RetryAt(attempts=attempts + 1, delay=max(delay, asked))
     errors = (*request.errors, MethodError(method=request.route[0], error=str(error)))
     rest = request.route[1:]
     if rest and error.forwardable:

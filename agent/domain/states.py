@@ -3,7 +3,7 @@
     state      step         next       written first
     clean      changed      owed       -
     owed       staged       intent     the intent: request, upload id, digests; before the first PUT
-    intent     committed    delivered  delivered parts and the result, in one transaction
+    intent     committed    delivered  what was delivered (parts, memories) and the result, in one transaction
     intent     retry        intent     attempts and retry_at
     intent     abandoned    owed       the error; given up, the intent itself stays, to go on under its id
     delivered  confirmed    clean      -
@@ -13,7 +13,7 @@
 Anything else is a fault of ours and raises.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -99,7 +99,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """An upload that has begun: written before the first PUT, so that a restart knows what may be in the bucket."""
+    """An upload that has begun: written before the first PUT, so that a restart knows what may be in the bucket.
+
+    Where memories are handed over instead, there is no upload: `upload_id` is the request's id.
+    """
 
     request_id: str
     upload_id: str
@@ -111,6 +114,7 @@ class Intent:
 class DatabaseRecord:
     """One database at one target. `parts` and `fingerprint` are of the state that was delivered last.
 
+    A target to which memories are handed over has no parts.
     `delivered_by` is the id of the result that told of it: confirmed, that result makes the database clean.
     """
 
@@ -148,6 +152,20 @@ class TargetRecord:
     def backing_off(self, now: datetime) -> bool:
         """Say whether the target wants to be left in peace until `retry_at`."""
         return _ahead(self.retry_at, now)
+
+
+def in_charge(route: Sequence[str], records: Mapping[str, TargetRecord]) -> tuple[str, ...]:
+    """Return the methods of the route whose targets matter now: each up to the first that does not fail.
+
+    What stands behind that one stands in for nobody: what it lacks is not missed.
+    """
+    found: list[str] = []
+    for method in route:
+        if method in records:
+            found.append(method)
+            if not records[method].failures:
+                break
+    return tuple(found)
 
 
 def pending(record: TargetRecord, survey: Survey) -> frozenset[str]:

@@ -161,6 +161,27 @@ def events(
 
 
 @app.command()
+def memories(
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that the server refused.")] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--send-again", help="Have all sent again to a server that has lost them. Stop the agent first."),
+    ] = False,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+    state_dir: StateDir = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Show what Akosha has of the memories, and which of them wait or were refused, and why."""
+    from agent.faces.memories import send_again, show_memories  # noqa: PLC0415 - what only this command needs
+
+    loaded = _load(data_dir, state_dir, settings, quiet=True)
+    if again:
+        _finish(send_again(loaded.settings))
+    _finish(show_memories(loaded.settings, failed=failed, as_json=as_json))
+
+
+@app.command()
 def config(
     as_json: AsJson = False, data_dir: DataDir = None, state_dir: StateDir = None, settings: SettingsFile = None
 ) -> None:
@@ -187,6 +208,41 @@ def config(
 
 
 @app.command()
+def mcp(data_dir: DataDir = None, state_dir: StateDir = None, settings: SettingsFile = None) -> None:
+    """Serve a coding assistant: the MCP server (stdio) that it starts, with the tools to sync and to see how it stands.
+
+    To add it: claude mcp add akosha -- akosha-agent mcp
+    """
+    from agent.faces.mcp_server import serve  # noqa: PLC0415 - what only this command needs
+
+    if sys.stdin.isatty():
+        typer.echo("this speaks MCP, for a program; to add it: claude mcp add akosha -- akosha-agent mcp", err=True)
+    logs.configure("WARNING", "auto")
+    cwd = Path.cwd()
+    _finish(serve(lambda: _read(data_dir, state_dir, settings, cwd=cwd, quiet=True)), stopped=0)
+
+
+@app.command()
+def react(
+    system: Annotated[
+        list[str] | None,
+        typer.Option("--system", metavar="SYSTEM", help="React to this system alone; may be repeated. Default: all."),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Take what there is now, say what came of it, and end.")] = False,
+    state_dir: StateDir = None,
+    settings: SettingsFile = None,
+) -> None:
+    """On Akosha's side: bring every upload in the bucket into Akosha, as soon as it is told of, until stopped.
+
+    Beside an agent on the same machine it needs a --state-dir of its own.
+    """
+    from agent.faces.react import react as work  # noqa: PLC0415 - what only this command needs
+
+    loaded = _load(None, state_dir, settings, quiet=once)
+    _finish(work(loaded.settings, systems=frozenset(system or ()), once=once), stopped=None if once else 0)
+
+
+@app.command()
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch directory, to look around in.")] = False,
 ) -> None:
@@ -197,23 +253,31 @@ def demo(
 
 
 def _load(data_dir: Path | None, state_dir: Path | None, settings_file: Path | None, *, quiet: bool = False) -> Loaded:
-    given = {"agent_data_dir": data_dir, "agent_state_dir": state_dir}
     try:
-        loaded = load(
-            command_line={key: str(value) for key, value in given.items() if value is not None},
-            settings_file=settings_file,
-            environ=os.environ,
-            cwd=Path.cwd(),
-            home=Path.home(),
-        )
+        loaded = _read(data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=quiet)
     except SettingsError as error:
         _die(error)
+    for warning in loaded.warnings:
+        structlog.get_logger().warning("settings", warning=warning)
+    return loaded
+
+
+def _read(
+    data_dir: Path | None, state_dir: Path | None, settings_file: Path | None, *, cwd: Path, quiet: bool
+) -> Loaded:
+    """Read the settings, and let the logs follow them. Raises SettingsError."""
+    given = {"agent_data_dir": data_dir, "agent_state_dir": state_dir}
+    loaded = load(
+        command_line={key: str(value) for key, value in given.items() if value is not None},
+        settings_file=settings_file,
+        environ=os.environ,
+        cwd=cwd,
+        home=Path.home(),
+    )
     level = loaded.settings.agent_log_level
     if quiet and loaded.origins.get("agent_log_level", "default") == "default":
         level = "WARNING"
     logs.configure(level, loaded.settings.agent_log_format)
-    for warning in loaded.warnings:
-        structlog.get_logger().warning("settings", warning=warning)
     return loaded
 
 

@@ -1,6 +1,11 @@
 """A result as people and programs are promised it: CONTRACT's dict, and a line of text."""
 
+from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.events import SyncFailed, SyncResult, SyncSkipped, SyncSucceeded
+from agent.domain.route import MANUAL
+
+LOOK = "akosha-agent status shows what stands in the way"
+CORRECT = "correct it there: settings are read anew each time"
 
 
 def contract(result: SyncResult) -> dict[str, object]:
@@ -16,15 +21,65 @@ def contract(result: SyncResult) -> dict[str, object]:
         "triggered_by": result.triggered_by,
         "request_id": result.request_id,
         "outcome": result.type.split(".")[2],
+        "hint": None,
     }
     if isinstance(result, SyncSucceeded):
-        document |= {"location": result.location, "incomplete": dict(result.incomplete)}
+        document |= {
+            "location": result.location,
+            "incomplete": dict(result.incomplete),
+            "memories": result.memories,
+        }
     elif isinstance(result, SyncSkipped):
         document["why"] = result.why
     elif isinstance(result, SyncFailed):
         document["errors"] = [{"method": e.method, "error": e.error} for e in result.errors]
         document["retry_at"] = result.retry_at.isoformat() if result.retry_at else None
+        hints = dict.fromkeys(filter(None, (cure(e.error) for e in result.errors)))
+        document["hint"] = "; ".join(hints) or LOOK
     return document
+
+
+def refusal(error: AkoshaError, *, method: str) -> dict[str, object]:
+    """Return the same for an error that came before there was a request, for those who want no exception."""
+    return {
+        "method": method,
+        "success": False,
+        "files_uploaded": [],
+        "bytes_transferred": 0,
+        "duration_seconds": 0.0,
+        "upload_id": None,
+        "error": str(error),
+        "triggered_by": MANUAL,
+        "request_id": None,
+        "outcome": "failed",
+        "hint": mend(error),
+        "errors": [{"method": method, "error": str(error)}],
+        "retry_at": None,
+    }
+
+
+def mend(error: AkoshaError) -> str:
+    """Return the error's hint, or, where it has none, where to look."""
+    return error.hint or (CORRECT if isinstance(error, SettingsError) else LOOK)
+
+
+def cure(error: str) -> str:
+    """Return the hint that ends the text of an AkoshaError, "" where it has none. A place or a figure is none.
+
+    >>> cure("the bucket memories does not exist (create it (or set akosha_cloud_bucket))")
+    'create it (or set akosha_cloud_bucket)'
+    >>> cure("no space left (/var/lib)")
+    ''
+    """
+    if not error.endswith(")"):
+        return ""
+    depth = 0
+    for at in range(len(error) - 1, -1, -1):
+        depth += (error[at] == ")") - (error[at] == "(")
+        if depth == 0:
+            found = error[at + 1 : -1]
+            return found if " " in found else ""
+    return ""
 
 
 def sentence(result: SyncResult) -> str:

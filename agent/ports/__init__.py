@@ -4,6 +4,20 @@ from agent.ports.bus import BusState, EventBus, Handler, Message, Responder, Str
 from agent.ports.clock import Clock
 from agent.ports.inputs import Spool, Watch
 from agent.ports.ledger import HistoryEntry, Ledger
+from agent.ports.memories import (
+    Held,
+    MemoriesDraft,
+    MemoriesFile,
+    MemoryLedger,
+    MemoryReader,
+    MemorySink,
+    MemorySource,
+    Offer,
+    Packed,
+    Receipt,
+    Standing,
+    WrittenMemories,
+)
 from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
 from agent.ports.objects import ObjectStore, Progress, StoredObject, untold
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
@@ -15,21 +29,33 @@ __all__ = [
     "Delivered",
     "EventBus",
     "Handler",
+    "Held",
     "HistoryEntry",
     "Ledger",
+    "MemoriesDraft",
+    "MemoriesFile",
+    "MemoryLedger",
+    "MemoryReader",
+    "MemorySink",
+    "MemorySource",
     "Message",
     "ObjectStore",
+    "Offer",
+    "Packed",
     "Progress",
+    "Receipt",
     "Reporter",
     "Responder",
     "Snapshot",
     "SnapshotTaker",
     "Spool",
+    "Standing",
     "StoredObject",
     "StreamMark",
     "Subscription",
     "SyncMethod",
     "Unchanged",
     "Watch",
+    "WrittenMemories",
     "untold",
 ]

@@ -9,6 +9,7 @@ from agent.domain.databases import Fingerprint
 from agent.domain.events import Event, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
 from agent.domain.manifest import Manifest
 from agent.domain.states import Intent, Problem, Target, TargetRecord
+from agent.ports.memories import MemoryLedger
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,10 @@ class Ledger(Protocol):
         ...
 
     async def forget(self, target: Target, databases: Collection[str]) -> None:
-        """What was delivered of these is no longer in the bucket: they are owed whole (CHANGED), nothing is reused."""
+        """What was delivered of these is no longer there: they are owed whole (CHANGED), nothing is reused.
+
+        Their memories are all new again, and they have no base.
+        """
         ...
 
     async def begin(self, target: Target, intent: Intent) -> None:
@@ -50,7 +54,7 @@ class Ledger(Protocol):
         ...
 
     async def abandon(self, target: Target) -> None:
-        """The upload that had begun will not be finished (ABANDONED); what it held is owed."""
+        """The upload that had begun will not be finished (ABANDONED); what it held is owed, nothing of it is staged."""
         ...
 
     async def count_attempt(
@@ -73,11 +77,32 @@ class Ledger(Protocol):
         problems: Mapping[str, Problem],
         result: SyncSucceeded,
     ) -> None:
-        """The manifest is in the bucket (COMMITTED): remember what was delivered and put the result into the outbox."""
+        """The manifest is in the bucket (COMMITTED): remember what was delivered and put the result into the outbox.
+
+        Of the databases in its `memories.bases`, what was staged for it is delivered, and it is their base from now on.
+        All else that was staged for the target is dropped.
+        """
+        ...
+
+    async def hand_over(
+        self,
+        target: Target,
+        fingerprints: Mapping[str, Fingerprint],
+        problems: Mapping[str, Problem],
+        result: SyncSucceeded,
+    ) -> None:
+        """The target has the memories of the databases of its intent (COMMITTED), which is done with.
+
+        Remember how the files looked (`fingerprints` has each of them) and put the result into the outbox.
+        """
         ...
 
     async def adopt(self, target: Target, manifest: Manifest, result: SyncSucceeded) -> None:
-        """The ledger knows nothing of this target, but the bucket does: take its newest manifest as delivered."""
+        """The ledger knows nothing of this target, but the bucket does: take its newest manifest as delivered.
+
+        Or it is the upload under way, whose manifest was found: then its memories are delivered as by `deliver`. Which
+        memories another upload has is not known: no base follows from it, and nothing stays staged.
+        """
         ...
 
     async def settle(self, target: Target | None, result: SyncResult) -> None:
@@ -133,6 +158,10 @@ class Ledger(Protocol):
 
     async def notes(self) -> Mapping[str, str]:
         """Return all such texts."""
+        ...
+
+    def memories(self) -> MemoryLedger:
+        """Return the part that remembers memories; it is closed with this."""
         ...
 
     async def aclose(self) -> None:

@@ -24,9 +24,12 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """A target has received an upload; what the ledger must remember of it, and the result to tell."""
+    """A target has received an upload; what the ledger must remember of it, and the result to tell.
 
-    manifest: Manifest
+    `manifest` is None where the method makes no uploads: then memories were handed over.
+    """
+
+    manifest: Manifest | None
     fingerprints: Mapping[str, Fingerprint]
     problems: Mapping[str, Problem]
     result: SyncSucceeded

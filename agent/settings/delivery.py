@@ -1,6 +1,7 @@
 """The settings of what is delivered, where to and how: the documented ones, and those of the Akosha server."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
@@ -60,6 +61,15 @@ class Delivery(BaseModel):
         default=DEFAULT_HTTP_ENDPOINT, description="Address of the Akosha server (MCP over HTTP)."
     )
     http_token: Token = Field(default=SecretStr(""), description="Bearer token for the Akosha server.")
+    http_batch_size: Whole = Field(
+        default=500, ge=1, le=1000, description="How many memories go to the Akosha server at once (and 4 MB at most)."
+    )
+    http_missing_embedding: Literal["wait", "zero"] = Field(
+        default="wait", description="Memories without an embedding: wait for it, or send zeros in its place."
+    )
+    ingestion_markers: bool = Field(
+        default=False, description="Write the extra objects that Akosha's own IngestionWorker looks for in the bucket."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -2,15 +2,11 @@
 
 import asyncio
 import socket
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from agent.adapters.allocator import give_back_large_blocks
-from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker
-from agent.adapters.gzip_members import GzipMembers, Uncompressed
-from agent.adapters.s3_store import S3Store
+from agent.adapters.duckdb_files import DuckdbSnapshotTaker
 from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.sqlite_ledger import SqliteLedger, is_made
 from agent.adapters.state_directory import Holder, StateDirectory
@@ -18,7 +14,6 @@ from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import DirectoryWatcher
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.agent import Agent
-from agent.application.cloud_sync import CloudSync
 from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
 from agent.application.requests import Requests
@@ -27,13 +22,13 @@ from agent.application.wake import Wake
 from agent.domain.databases import database_of
 from agent.domain.events import Event
 from agent.domain.identity import Identity
-from agent.domain.route import CLOUD, RetryRules
+from agent.domain.route import RetryRules
 from agent.domain.states import Target
-from agent.ports import Clock, Ledger, ObjectStore, Responder, SnapshotTaker, SyncMethod
+from agent.ports import Clock, Ledger, Responder, SnapshotTaker
 from agent.settings import Settings
 from agent.wiring.buses import run_buses, single_sync_buses
+from agent.wiring.methods import MEBIBYTE, sync_methods, targets_of
 
-MEBIBYTE = 2**20
 LEDGER_EVENT_BYTES = 16 * MEBIBYTE
 """What the agent itself wrote, it must be able to read: a result may name hundreds of files."""
 
@@ -91,11 +86,8 @@ class Home:
         return DuckdbSnapshotTaker(self.settings.agent_data_dir, self.state.staging, clock=self.clock)
 
     def targets(self, identity: Identity) -> dict[str, Target]:
-        """Return the targets that the settings name and this version can deliver to, by method."""
-        if CLOUD not in self.settings.route or not self.settings.cloud_configured:
-            return {}
-        s = self.settings
-        return {CLOUD: Target(CLOUD, s.cloud_endpoint, s.cloud_bucket, identity.system_id)}
+        """Return the targets of all methods that can be asked for, by method."""
+        return targets_of(self.settings, identity.system_id)
 
     def _spool(self) -> SpoolDirectory:
         return SpoolDirectory(self.state.spool, self.codec)
@@ -123,7 +115,7 @@ async def build(home: Home, identity: Identity, *, single_sync: bool = False) ->
     taker = home.taker()
     recorder = Recorder(ledger, results_bus, clock)
     requests = Requests(identity, bus, ledger)
-    methods = _methods(home, identity, taker, ledger)
+    methods = sync_methods(settings, home.state, identity, taker, ledger, clock)
     flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue[Exception]()
     return Agent(
         settings=settings,
@@ -176,28 +168,3 @@ async def build(home: Home, identity: Identity, *, single_sync: bool = False) ->
         results_bus=results_bus,
         control=control,
     )
-
-
-def _methods(home: Home, identity: Identity, taker: SnapshotTaker, ledger: Ledger) -> Mapping[str, SyncMethod]:
-    s = home.settings
-    return {
-        name: CloudSync(
-            target=target,
-            identity=identity,
-            store=_store(s),
-            taker=taker,
-            compressor=GzipMembers() if s.enable_compression else Uncompressed(),
-            ledger=ledger,
-            clock=home.clock,
-            chunk_bytes=s.chunk_size_mb * MEBIBYTE,
-            deduplicate=s.enable_deduplication,
-            standstill_seconds=s.upload_timeout_seconds,
-        )
-        for name, target in home.targets(identity).items()
-    }
-
-
-def _store(settings: Settings) -> ObjectStore:
-    if settings.directory is not None:
-        return DirectoryStore(settings.directory / settings.cloud_bucket)
-    return S3Store(bucket=settings.cloud_bucket, endpoint=settings.cloud_endpoint, region=settings.cloud_region)

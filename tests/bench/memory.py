@@ -12,7 +12,7 @@ from tests.bench.databases import Databases
 from tests.bench.report import MEBIBYTE, Line, mebibytes
 from tests.fakes.machine import Machine, Running
 
-CHILD = b"agent.adapters.duckdb_snapshot.child"
+CHILD = b"agent.adapters.duckdb_files.child"
 GROWTH_BAR = 50 * MEBIBYTE
 CHILD_BAR = 128 * MEBIBYTE
 SAME_WITHIN = 10 * MEBIBYTE

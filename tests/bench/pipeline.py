@@ -6,12 +6,14 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker
+from agent.adapters.duckdb_files import DuckdbMemoryReader, DuckdbSnapshotTaker
 from agent.adapters.gzip_members import GzipMembers
+from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.cloud_sync import CloudSync
+from agent.application.memory_delta import MemoryDelta
 from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
@@ -41,16 +43,25 @@ async def upload(data_dir: Path, state_dir: Path, store: ObjectStore) -> Manifes
     clock, identity = SystemClock(), Identity(agent_id=uuid.uuid4().hex, system_id=SYSTEM)
     ledger = await SqliteLedger.open(state_dir / "ledger.sqlite3", CloudEventsCodec(), clock=clock)
     try:
+        target = Target(CLOUD, store.location, "bench", SYSTEM)
         method = CloudSync(
-            target=Target(CLOUD, store.location, "bench", SYSTEM),
+            target=target,
             identity=identity,
             store=store,
             taker=DuckdbSnapshotTaker(data_dir, state_dir / "staging", clock=clock, verify=False),
             compressor=GzipMembers(),
+            delta=MemoryDelta(
+                target=target,
+                reader=DuckdbMemoryReader(),
+                memories=ledger.memories(),
+                file=JsonMemoriesFile(state_dir / "staging"),
+                zone=lambda: UTC,
+            ),
             ledger=ledger,
             clock=clock,
             chunk_bytes=PART_BYTES,
             deduplicate=True,
+            ingestion_markers=False,
             standstill_seconds=300,
         )
         done = await method.sync(_request(identity), Silent())

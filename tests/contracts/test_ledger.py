@@ -11,7 +11,7 @@ from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain import moves
 from agent.domain.errors import StateError
-from agent.domain.events import SessionEnded
+from agent.domain.events import SessionEnded, outcome_event_id
 from agent.domain.states import TargetRecord
 from tests.fakes.clock import ManualClock
 from tests.fakes.values import (
@@ -258,6 +258,59 @@ async def test_clean_and_delivered_ones_that_were_touched_stay_what_they_are(led
     assert {name: entry.fingerprint for name, entry in record.databases.items()} == looks
 
 
+async def hand_over(ledger, request_id="r1", problems=None, **generations):
+    """Begin and hand over, as a method does that keeps no files; returns the result that waits in the outbox."""
+    await ledger.owe(TARGET, generations)
+    await ledger.begin(TARGET, replace(intent(0, request_id, **generations), upload_id=request_id))
+    seen = {name: fingerprint(name, at) for name, at in generations.items()}
+    await ledger.hand_over(TARGET, seen, problems or {}, handed(request_id))
+    return handed(request_id)
+
+
+def handed(request_id="r1"):
+    plain = succeeded(manifest(0, request_id, reflection=0))
+    return replace(
+        plain, id=outcome_event_id(request_id, "succeeded"), upload_id="", manifest_key="", files_uploaded=()
+    )
+
+
+async def test_intent_handed_over_is_delivered_without_an_upload_and_confirmed_it_is_clean(book):
+    ledger, trouble = book.now, problem("knowledge_graph", retry_at=LATER)
+    await ledger.trouble(TARGET, {"reflection": problem("reflection")})
+    await ledger.give_up(TARGET, error="503", failures=1, retry_at=NOON, result=None)
+    result = await hand_over(ledger, "0190c2e6", {"knowledge_graph": trouble}, reflection=4)
+    record = await ledger.record(TARGET)
+    entry = record.databases["reflection"]
+    assert (entry.fingerprint, entry.parts, entry.problem) == (fingerprint("reflection", 4), (), None)
+    assert (record.intent, record.failures, record.retry_at, record.error) == (None, 0, None, "")
+    assert (record.newest_upload_id, record.last_success) == (None, result.time)
+    assert record.databases["knowledge_graph"].problem == trouble
+    assert list(await ledger.outbox()) == [result]
+    ledger = await book.open()
+    assert await ledger.record(TARGET) == record
+    assert await states(ledger) == {"reflection": "delivered", "knowledge_graph": "owed"}
+    await ledger.confirm(result)
+    assert await states(ledger) == {"reflection": "clean", "knowledge_graph": "owed"}
+
+
+async def test_an_intent_without_an_upload_id_is_retried_given_up_taken_up_and_abandoned_like_any(ledger):
+    begun = replace(intent(0, "not an upload id", reflection=0), upload_id="not an upload id")
+    await ledger.begin(TARGET, begun)
+    await ledger.count_attempt(TARGET, request(), attempts=1, retry_at=LATER, error="503")
+    await ledger.give_up(TARGET, error="503", failures=1, retry_at=LATER, result=None)
+    await ledger.begin(TARGET, begun)
+    assert (await ledger.record(TARGET)).intent == begun
+    await ledger.abandon(TARGET)
+    assert await states(ledger) == {"reflection": "owed"}
+
+
+async def test_what_was_handed_over_is_clean_again_where_it_was_only_touched(ledger):
+    await ledger.confirm(await hand_over(ledger, reflection=0))
+    await ledger.owe(TARGET, ["reflection"])
+    await ledger.refresh(TARGET, {"reflection": fingerprint("reflection", 8)})
+    assert await states(ledger) == {"reflection": "clean"}
+
+
 ILLEGAL = {
     "staging what is clean": lambda book: book.begin(TARGET, intent(5, knowledge_graph=0, reflection=1)),
     "unchanged, never delivered": lambda book: book.refresh(
@@ -265,6 +318,9 @@ ILLEGAL = {
     ),
     "delivering what has not begun": lambda book: book.deliver(
         TARGET, manifest(9, "r9", reflection=1), {}, {}, succeeded(manifest(9, "r9", reflection=1))
+    ),
+    "handing over what has not begun": lambda book: book.hand_over(
+        TARGET, {"reflection": fingerprint("reflection", 1)}, {}, handed("r9")
     ),
     "confirming what was never told": lambda book: book.confirm(skipped("r9")),
 }
@@ -586,6 +642,10 @@ STEPS = {
         lambda b: b.deliver(TARGET, WHOLE, SEEN, {}, succeeded(WHOLE)),
         lambda r: moves.deliver(r, WHOLE, SEEN, {}, result_id=succeeded(WHOLE).id, at=WHOLE.uploaded_at),
     ),
+    "hand over": (
+        lambda b: b.hand_over(TARGET, SEEN, {}, handed()),
+        lambda r: moves.hand_over(r, SEEN, {}, result_id=handed().id, at=handed().time),
+    ),
     "adopt": (
         lambda b: b.adopt(TARGET, WHOLE, succeeded(WHOLE)),
         lambda r: moves.adopt(r, WHOLE, result_id=succeeded(WHOLE).id),
@@ -596,7 +656,13 @@ STEPS = {
 }
 WHOLE = manifest(1, reflection=1, knowledge_graph=(0, "carried"))
 SEEN = {"reflection": fingerprint("reflection", 1)}
-TELLS = {"give up": failed(), "deliver": succeeded(WHOLE), "adopt": succeeded(WHOLE), "settle": skipped()}
+TELLS = {
+    "give up": failed(),
+    "deliver": succeeded(WHOLE),
+    "adopt": succeeded(WHOLE),
+    "hand over": handed(),
+    "settle": skipped(),
+}
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,5 +1,6 @@
 """The commands as a user types them: what they print, where, and how they exit."""
 
+import json
 import os
 import pty
 import re
@@ -55,6 +56,8 @@ def test_every_command_explains_itself(machine):
         "sync": ("--method", "--no-fallback", "--json"),
         "status": ("--json",),
         "events": ("--follow", "--json"),
+        "memories": ("--failed", "--json"),
+        "mcp": (),
         "config": ("--json",),
     }
     asked = {command: machine.start(command, "--help", places=False) for command in commands}
@@ -111,7 +114,7 @@ def test_config_tells_each_value_and_its_source_and_masks_the_token(machine):
 # ------------------------------------------------------------------------------------------------------ no way to go
 
 
-def test_without_a_target_sync_fails_with_the_cure_and_the_status_has_what_is_pending(machine):
+def test_without_a_bucket_and_akosha_sync_fails_with_the_cure_and_the_status_has_what_is_pending(machine):
     machine.write(commits=1, entities=1)
     machine.set(cloud_endpoint=None)
     result = machine.sync(code=1)
@@ -124,15 +127,14 @@ def test_without_a_target_sync_fails_with_the_cure_and_the_status_has_what_is_pe
     assert machine.status()["pending"] == ["knowledge_graph", "reflection"]
 
 
-def test_without_a_target_run_says_so_once_and_makes_no_noise(machine):
+def test_without_a_bucket_and_akosha_run_says_so_once_and_makes_no_noise(machine):
     machine.write(commits=1, entities=1)
     machine.set(cloud_endpoint=None)
     with machine.run() as agent:
-        (line,) = agent.logged("no_target")
-        assert "akosha_cloud_bucket" in line["cure"]
+        (line,) = agent.logged("sync_failed")
+        assert "akosha_cloud_bucket" in line["errors"][0]
         machine.write(commits=1)
-    assert [line["event"] for line in agent.log.seen if line["level"] != "info"] == ["no_target"]
-    assert machine.events() == []
+    assert [line["event"] for line in agent.log.seen if line["level"] != "info"] == ["sync_failed"]
 
 
 def test_a_method_that_is_not_there_is_said_to_be_so(machine):
@@ -179,7 +181,8 @@ def test_session_buddys_own_databases_arrive_with_all_their_rows(machine, state,
         assert counted["reflection"]["reflections_v2"] == reflections
         assert counted["knowledge_graph"]["kg_entities"] == entities
         assert counted["knowledge_graph"]["kg_relationships"] == relationships
-    assert manifest["conversation_count"] == conversations
+    memories = json.loads(machine.object(manifest["memories"]["key"]))["conversations"]
+    assert manifest["conversation_count"] == len(memories) == conversations + reflections + entities + relationships
     assert all(part["verified"] for part in manifest["parts"])
     for part in manifest["parts"]:
         assert (tmp_path / "arrived" / part["name"]).read_bytes() == (REAL / state / part["name"]).read_bytes()
@@ -206,6 +209,7 @@ def test_what_is_unchanged_is_not_uploaded_again_and_what_changed_is(machine, tm
     }  # fmt: skip
     assert second["files_uploaded"] == [
         *(part["key"] for part in two["parts"]),
+        two["memories"]["key"],
         two["parts"][0]["key"].rpartition("/")[0] + "/manifest.json",
     ]
     with Checker() as checker:

@@ -22,7 +22,13 @@ def unpack(manifest: dict, fetch: Callable[[str], bytes], folder: Path) -> Path:
         assert (len(raw), hashlib.sha256(raw).hexdigest()) == (part["raw_size"], part["sha256"]), part["key"]
         assert part["key"].startswith(f"systems/{manifest['system_id']}/uploads/{manifest['upload_id']}/")
         (folder / part["name"]).write_bytes(raw)
-    assert manifest["total_size_bytes"] == sum(part["stored_size"] for part in manifest["parts"])
+    sizes = [part["stored_size"] for part in manifest["parts"]]
+    if memories := manifest["memories"]:
+        stored = fetch(memories["key"])
+        assert (len(stored), hashlib.sha256(stored).hexdigest()) == (memories["size"], memories["sha256"])
+        assert len(json.loads(stored)["conversations"]) == memories["count"] == manifest["conversation_count"]
+        sizes.append(len(stored))
+    assert manifest["total_size_bytes"] == sum(sizes)
     return folder
 
 

@@ -24,6 +24,8 @@ from tests.fakes.session_buddy import GRAPH, REFLECTION, create
 COMMAND = str(Path(sys.executable).with_name("akosha-agent"))
 TIMEOUT = 60.0
 STOP_SECONDS = 10.0
+NOBODY = "http://127.0.0.1:9/mcp"
+"""Where no Akosha is, whatever else runs on this machine."""
 
 _THIS_USERS = ("SESSION_BUDDY_", "AKOSHA_", "AWS_", "XDG_")
 
@@ -127,7 +129,8 @@ class Running:
 
 
 class Machine:
-    """`settings` are by field name, without `akosha_`; the bucket is a directory unless they name another place.
+    """`settings` are by field name, without `akosha_`; the bucket is a directory unless they name another place,
+    and there is no Akosha.
 
     `secrets` are texts that no command may ever print.
     """
@@ -146,6 +149,7 @@ class Machine:
         self.environ |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
         self.set(cloud_endpoint=self.bucket.as_uri(), system_id="laptop", retry_backoff_seconds=0.05)
         self.set(agent_quiet_seconds=0.1, agent_min_interval_seconds=0.1)
+        self.set(http_endpoint=NOBODY)
         self.set(**settings)
 
     def set(self, **settings: object) -> None:

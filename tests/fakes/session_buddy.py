@@ -104,6 +104,13 @@ def _opened(path: Path, tables: tuple[str, ...]) -> Iterator["object"]:
         yield connection
 
 
+def make(path: Path, *statements: str) -> None:
+    """Make, or change, a database that has all tables, and run statements in it; closed (checkpointed)."""
+    with _opened(path, _REFLECTION_TABLES + _GRAPH_TABLES) as base:
+        for statement in statements:
+            base.execute(statement)
+
+
 def text_of(n: int, length: int = 200) -> str:
     """The text of conversation n: always the same."""
     words = random.Random(n)

@@ -16,7 +16,7 @@ from agent.domain.events import (
     request_event_id,
     upload_event_id,
 )
-from agent.domain.manifest import Manifest, Origin, Part
+from agent.domain.manifest import Manifest, MemoriesPart, Origin, Part
 from agent.domain.states import Intent, Problem, Target
 
 SYSTEM = "laptop-7"
@@ -60,6 +60,17 @@ def parts(database: str, generation: int = 0, *, second: int = 0, origin: Origin
             carried_from=upload_id(second - 10) if origin == "carried" else None,
         )
         for name in names
+    )
+
+
+def memories_part(second: int = 0, *, count: int = 3, **bases: int | None) -> MemoriesPart:
+    """The memories in the upload of that second: database=second of its base, or database=None."""
+    return MemoriesPart(
+        key=naming.memories_key(SYSTEM, upload_id(second)),
+        size=1_000 * count,
+        sha256=sha256(f"memories {second} {count}"),
+        count=count,
+        bases={name: None if base is None else upload_id(base) for name, base in bases.items()},
     )
 
 

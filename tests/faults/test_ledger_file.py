@@ -13,7 +13,9 @@ from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import StateError
 from agent.domain.states import State
+from agent.ports import Standing
 from tests.fakes.clock import ManualClock
+from tests.fakes.memories import seen
 from tests.fakes.values import NOON, TARGET, request, skipped
 from tests.servers.ledger_process import deliver, opened
 
@@ -150,12 +152,73 @@ async def test_an_earlier_version_is_brought_up_to_date_with_all_it_holds(path, 
     await before.aclose()
     later = ("ALTER TABLE notes ADD COLUMN said_at TEXT", "CREATE TABLE more (id TEXT)")
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, later))
+    monkeypatch.setattr(schema, "READABLE", len(schema.MIGRATIONS))
     with pytest.raises(StateError, match="earlier version"):
         await reader(path)
     after = await opened(path)
     assert (await after.record(TARGET), await after.history()) == (record, history)
     await after.aclose()
     await (await reader(path)).aclose()
+
+
+OF_SECOND = ("targets", "databases", "intents", "events", "notes", "handled")
+"""The tables of version 2, which knew of no memories."""
+
+
+async def second_version(path: Path) -> None:
+    """Make a ledger of version 2, with all that `filled` writes."""
+    new = path.with_suffix(".new")
+    await filled(new)
+    ledger = await opened(new)
+    assert await ledger.is_new(request())
+    await ledger.aclose()
+    steps = [statement for step in schema.MIGRATIONS[:2] for statement in step]
+    copies = [f"INSERT INTO {table} SELECT * FROM new.{table}" for table in OF_SECOND]
+    change(path, "PRAGMA journal_mode = WAL", *steps, f"ATTACH '{new}' AS new", *copies, "PRAGMA user_version = 2")
+
+
+async def told(ledger: SqliteLedger) -> tuple[object, ...]:
+    return await ledger.record(TARGET), await ledger.history(), await ledger.outbox(), await ledger.notes()
+
+
+async def test_a_ledger_that_knew_of_no_memories_learns_of_them_and_keeps_all_it_holds(path):
+    await second_version(path)
+    ledger, of_now = await opened(path), await opened(path.with_suffix(".new"))
+    assert await told(ledger) == await told(of_now)
+    assert not await ledger.is_new(request())
+    await deliver(ledger, 5)
+    await ledger.memories().delivered(TARGET, [seen(1)])
+    assert await ledger.memories().standing(TARGET) == Standing(delivered=1)
+    await ledger.aclose()
+    await of_now.aclose()
+
+
+async def test_a_ledger_that_knows_of_no_memories_is_read_as_it_lies_also_while_it_learns_of_them(path):
+    await second_version(path)
+    before, watching = path.read_bytes(), await reader(path)
+    memories, page = watching.memories(), [seen(1), seen(2)]
+    assert (await watching.record(TARGET)).known
+    assert await memories.standing(TARGET) == Standing()
+    assert (await memories.held(TARGET, limit=9), await memories.bases(TARGET)) == ([], {})
+    assert await memories.lacking(TARGET, page) == page
+    assert path.read_bytes() == before
+    ledger = await opened(path)
+    await ledger.memories().delivered(TARGET, page[:1])
+    assert await memories.lacking(TARGET, page) == page[1:]
+    assert await memories.standing(TARGET) == Standing(delivered=1)
+    with pytest.raises(StateError, match="for reading only"):
+        await memories.delivered(TARGET, page)
+    await ledger.aclose()
+    await watching.aclose()
+
+
+async def test_a_kind_of_memory_that_was_never_written_is_damage(path):
+    ledger = await opened(path)
+    await ledger.memories().delivered(TARGET, [seen(1)])
+    change(path, "UPDATE memory_places SET kind = 'dream'")
+    with pytest.raises(StateError, match="damaged"):
+        await ledger.memories().standing(TARGET)
+    await ledger.aclose()
 
 
 async def test_a_step_between_versions_that_fails_leaves_the_file_as_it_was(path, monkeypatch):

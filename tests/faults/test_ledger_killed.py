@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.ports import Standing
+from tests.fakes.memories import seen
 from tests.fakes.values import OTHER_TARGET, TARGET
 from tests.servers.ledger_process import STORY, opened
 
 ROOT = Path(__file__).parents[2]
+ROWS = [seen(number, state=state) for number in (1, 2, 3) for state in (0, 1)]
 
 
 def kill_when_ready(path: Path, count: int, where: str) -> None:
@@ -41,6 +44,9 @@ async def read(path: Path) -> tuple[object, ...]:
             list(await ledger.outbox()),
             [entry.event for entry in await ledger.history()],
             dict(await ledger.notes()),
+            await ledger.memories().standing(TARGET),
+            list(await ledger.memories().lacking(TARGET, ROWS)),
+            dict(await ledger.memories().bases(TARGET)),
         )
     finally:
         await ledger.aclose()
@@ -60,5 +66,6 @@ async def test_the_story_goes_on_after_a_kill_as_if_nothing_had_happened(tmp_pat
     ledger = await opened(tmp_path / "ledger.db")
     for _, step in STORY[3:]:
         await step(ledger)
+    assert await ledger.memories().standing(TARGET) == Standing(delivered=3)
     await ledger.aclose()
     assert await read(tmp_path / "ledger.db") == await told(tmp_path / "peace.db", len(STORY))

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker
-from agent.adapters.duckdb_snapshot.verification import CHILD
+from agent.adapters.duckdb_files import DuckdbSnapshotTaker
+from agent.adapters.duckdb_files.verification import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError, StagingFull
 from tests.fakes.session_buddy import create
@@ -218,7 +218,7 @@ def test_the_headers_layout_is_that_of_the_engine_in_use(data_dir):
     """The iteration that the header names grows with each checkpoint that the engine makes."""
     import duckdb
 
-    from agent.adapters.duckdb_snapshot.header import HEADER_BYTES, Header
+    from agent.adapters.duckdb_files.header import HEADER_BYTES, Header
 
     data_dir.mkdir()
     seen = []

@@ -2,8 +2,11 @@
 
 import asyncio
 import gzip
+import hashlib
 import json
+import shutil
 import uuid
+from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,23 +19,27 @@ from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceede
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
 from agent.settings import Settings
-from agent.wiring import Home
+from agent.wiring import Home, methods
 from tests.fakes import session_buddy
 from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.memory_source import ListedReader
 from tests.fakes.memory_store import MemoryStore
 
+REAL = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
 IDENTITY = Identity("agent-1", "laptop")
 PREFIX = naming.uploads_prefix("laptop")
 
 
 class Rig:
-    """One machine, one bucket in memory, and single syncs over them."""
+    """One machine, one bucket in memory, and single syncs over them. `memories`: the databases have any."""
 
-    def __init__(self, tmp_path: Path, monkeypatch) -> None:
+    def __init__(self, tmp_path: Path, monkeypatch, *, memories: bool = False) -> None:
         self.data, self.tmp_path = tmp_path / "data", tmp_path
         self.kept = MemoryStore()
         self.store = FaultyStore(self.kept)
-        monkeypatch.setattr(wiring, "_store", lambda _: self.store)
+        monkeypatch.setattr(methods, "object_store", lambda _: self.store)
+        if not memories:
+            monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda: ListedReader(defaultdict(list)))
         session_buddy.create(self.data, commits=30, entities=6)
         self.settings = {"retry_backoff_seconds": 0.05, "enable_fallback": False}
 
@@ -68,6 +75,20 @@ class Rig:
             base.execute(f"CREATE TABLE IF NOT EXISTS {table}(n INTEGER)")
             base.execute(f"INSERT INTO {table} SELECT * FROM range({rows})")
 
+    def change(self, statement: str) -> None:
+        """Change the rows of reflections, as a session does that has ended."""
+        with session_buddy._opened(self.data / "reflection.duckdb", ()) as base:
+            base.execute(statement)
+
+    def remember(self, name: str) -> None:
+        """Add a conversation."""
+        self.change(f"INSERT INTO conversations_v2(id, content, category) VALUES ('{name}', 'about {name}', 'general')")
+
+    def memories(self, manifest: Manifest) -> list[str]:
+        """Return the ids of the rows in the upload's memories.json."""
+        entries = json.loads(self.kept.objects[manifest.memories.key][0])["conversations"]
+        return [entry["metadata"]["original_id"] for entry in entries]
+
     @property
     def manifests(self) -> list[Manifest]:
         keys = sorted(key for key in self.kept.objects if key.endswith("/manifest.json"))
@@ -78,9 +99,13 @@ class Rig:
 
     def assert_whole(self) -> None:
         """Every part of every upload is there, and is the bytes its manifest names."""
-        import hashlib
-
         for manifest in self.manifests:
+            if manifest.memories:
+                data, metadata = self.kept.objects[manifest.memories.key]
+                assert metadata == manifest.memories.metadata
+                assert hashlib.sha256(data).hexdigest() == manifest.memories.sha256
+                assert len(data) == manifest.memories.size
+                assert len(json.loads(data)["conversations"]) == manifest.memories.count
             for part in manifest.parts:
                 data, metadata = self.kept.objects[part.key]
                 assert metadata == part.metadata
@@ -94,10 +119,16 @@ def rig(tmp_path, monkeypatch):
     return Rig(tmp_path, monkeypatch)
 
 
+@pytest.fixture
+def remembering(tmp_path, monkeypatch):
+    return Rig(tmp_path, monkeypatch, memories=True)
+
+
 async def test_the_first_upload_is_whole_and_its_manifest_came_last(rig):
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
-    assert rig.store.keys("put")[-1] == result.manifest_key
+    memories, last = rig.store.keys("put")[-2:]
+    assert (memories, last) == (rig.manifests[0].memories.key, result.manifest_key)
     assert set(result.files_uploaded) == set(rig.kept.objects)
     (manifest,) = rig.manifests
     assert rig.origins(manifest) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
@@ -120,7 +151,8 @@ async def test_an_unchanged_database_is_copied_by_the_store(rig):
     rig.commit("reflection")
     result = await rig.sync()
     assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "copied", "reflection.duckdb": "sent"}
-    assert result.bytes_transferred == rig.manifests[-1].of("reflection")[0].stored_size
+    newest = rig.manifests[-1]
+    assert result.bytes_transferred == newest.of("reflection")[0].stored_size + newest.memories.size
     rig.assert_whole()
 
 
@@ -462,6 +494,8 @@ async def test_rows_that_could_not_be_counted_are_not_told_from_before(rig):
     assert not newest.of("reflection")[0].verified
     assert "reflection" not in newest.rows
     assert newest.rows["knowledge_graph"] == rig.manifests[0].rows["knowledge_graph"]
+    assert newest.memories is None, "no database of it was read"
+    assert newest.without_memories == {"reflection": newest.of("reflection")[0].unverified_reason}
 
 
 async def test_a_problem_of_a_database_that_was_removed_is_forgotten(rig):
@@ -502,3 +536,142 @@ def test_a_store_that_hangs_before_the_upload_is_given_up_like_one_that_hangs_in
         assert "akosha_upload_timeout_seconds" in result.error
 
     asyncio.run(hang())
+
+
+async def test_memories_are_those_new_or_changed_since_the_base(remembering):
+    await remembering.sync()
+    (first,) = remembering.manifests
+    assert len(remembering.memories(first)) == 30 + 30 + 6 + 5, "conversations, reflections, entities and relationships"
+    assert first.memories.bases == {"knowledge_graph": None, "reflection": None}
+    remembering.remember("lunch")
+    remembering.change("UPDATE reflections_v2 SET content = 'another' WHERE id = (SELECT min(id) FROM reflections_v2)")
+    result = await remembering.sync()
+    second = remembering.manifests[-1]
+    assert (second.memories.count, result.memories) == (2, 2)
+    assert "lunch" in remembering.memories(second)
+    assert second.memories.bases == {"reflection": first.upload_id}, "the graph was copied, its rows were not looked at"
+    remembering.change("UPDATE conversations_v2 SET access_count = access_count + 1, last_accessed = now()")
+    await remembering.sync()
+    assert remembering.origins(remembering.manifests[-1])["reflection.duckdb"] == "sent"
+    assert remembering.memories(remembering.manifests[-1]) == [], "reading a memory does not change it"
+    assert remembering.manifests[-1].memories.bases == {"reflection": second.upload_id}
+    remembering.assert_whole()
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs Session-Buddy's own databases")
+async def test_memories_of_session_buddys_own_databases(remembering):
+    for path in remembering.data.iterdir():
+        path.unlink()
+    shutil.copytree(REAL / "closed", remembering.data, dirs_exist_ok=True)
+    await remembering.sync()
+    entries = json.loads(remembering.kept.objects[remembering.manifests[0].memories.key][0])["conversations"]
+    kinds = [entry["metadata"]["type"] for entry in entries]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "conversation": 200,
+        "reflection": 50,
+        "entity": 40,
+        "relationship": 66,
+    }
+    assert sum("embedding" in entry for entry in entries) == 187 + 47 + 39
+    assert all(len(entry["embedding"]) == 384 for entry in entries if "embedding" in entry)
+    assert len({entry["id"] for entry in entries}) == 356
+    shutil.copytree(REAL / "mid", remembering.data, dirs_exist_ok=True)
+    await remembering.sync()
+    assert remembering.manifests[-1].memories.count == 220 + 61 + 40 + 66, "another machine's, some of them in a WAL"
+    remembering.assert_whole()
+
+
+async def test_a_database_whose_rows_cannot_be_read_goes_without_them_and_catches_up_later(remembering):
+    await remembering.sync()
+    main = remembering.data / "reflection.duckdb"
+    good = main.read_bytes()
+    main.write_bytes(good[:12] + (999).to_bytes(8, "little") + good[20:])
+    remembering.commit("knowledge_graph")
+    await remembering.sync()
+    without = remembering.manifests[-1]
+    assert list(without.memories.bases) == ["knowledge_graph"]
+    assert list(without.without_memories) == ["reflection"]
+    main.write_bytes(good)
+    remembering.remember("lunch")
+    await remembering.sync()
+    assert remembering.memories(remembering.manifests[-1]) == ["lunch"]
+    assert remembering.manifests[-1].memories.bases == {"reflection": remembering.manifests[0].upload_id}
+
+
+async def cancelled_at(rig, call: str, key: str) -> None:
+    reached = rig.store.stall(call, key=key, after=True)
+    task = asyncio.create_task(rig.sync())
+    async with asyncio.timeout(30):
+        await reached.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_killed_after_the_manifest_its_memories_were_delivered_with_it(remembering):
+    await cancelled_at(remembering, "put", "manifest.json")
+    (first,) = remembering.manifests
+    remembering.remember("lunch")
+    await remembering.sync()
+    assert remembering.memories(remembering.manifests[-1]) == ["lunch"]
+    assert remembering.manifests[-1].memories.bases == {"reflection": first.upload_id}
+
+
+async def test_killed_before_the_manifest_its_memories_are_not_sent_twice_and_not_taken_for_delivered(remembering):
+    await cancelled_at(remembering, "put", "memories.json")
+    assert remembering.manifests == []
+    begun = remembering.store.keys("put")[-1]
+    result = await remembering.sync()
+    assert remembering.store.keys("put").count(begun) == 1
+    assert remembering.manifests[0].memories.key == begun
+    assert (remembering.manifests[0].memories.count, result.memories) == (71, 71)
+    remembering.assert_whole()
+
+
+async def test_an_upload_overtaken_by_a_change_delivers_none_of_its_memories(remembering):
+    await cancelled_at(remembering, "put", "memories.json")
+    remembering.remember("lunch")
+    await remembering.sync()
+    (only,) = remembering.manifests
+    assert only.memories.count == 72
+    assert only.memories.bases == {"knowledge_graph": None, "reflection": None}
+    assert {naming.upload_of(key) for key in remembering.kept.objects} == {only.upload_id}
+
+
+async def test_memories_that_cannot_be_put_make_no_upload(rig):
+    rig.store.fail("put", StoreError("403"), key="memories.json")
+    assert isinstance(await rig.sync(), SyncFailed)
+    assert rig.manifests == []
+
+
+async def test_from_an_emptied_bucket_or_with_a_lost_ledger_all_memories_are_sent_again(remembering):
+    await remembering.sync()
+    remembering.kept.objects.clear()
+    await remembering.sync()
+    assert remembering.manifests[-1].memories.count == 71
+    assert set(remembering.manifests[-1].memories.bases.values()) == {None}
+    for path in (remembering.tmp_path / "state").glob("ledger*"):
+        path.unlink()
+    remembering.remember("lunch")
+    await remembering.sync()
+    assert remembering.manifests[-1].memories.count == 30 + 1 + 30
+    assert remembering.manifests[-1].memories.bases == {"reflection": None}, "who knows what that upload had"
+
+
+async def test_markers_of_an_ingestion_are_written_when_the_upload_is_whole(rig):
+    rig.settings["ingestion_markers"] = True
+    rig.store.fail("put", StoreError("InvalidArgument: a key cannot end in /"), key="/")
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert rig.store.keys("put")[-2:] == [result.manifest_key, "systems/laptop/"]
+    rig.commit("reflection")
+    second = await rig.sync()
+    markers = {f"{PREFIX}{second.upload_id}/", "systems/laptop/", f"{PREFIX}{second.upload_id}//memories.json"}
+    assert markers <= rig.kept.objects.keys()
+    assert markers.isdisjoint(second.files_uploaded)
+    assert isinstance(await rig.sync(), SyncSkipped)
+    rig.assert_whole()
+
+
+async def test_without_the_setting_there_are_no_markers(rig):
+    result = await rig.sync()
+    assert rig.kept.objects.keys() == {*result.files_uploaded}

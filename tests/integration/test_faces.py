@@ -14,6 +14,8 @@ from agent.adapters.state_directory import lock
 from agent.application.status import DatabaseStatus, Status, TargetStatus
 from agent.domain.events import SessionEnded
 from agent.faces import events, status, sync
+from agent.faces.standing import View
+from agent.ports import Standing
 from agent.settings import load
 from agent.wiring import Home
 from tests.fakes.machine import Machine
@@ -35,15 +37,11 @@ async def home(tmp_path):
     home = Home.of(settings_of(tmp_path))
     await asyncio.to_thread(home.prepare)
     ledger = await home.open_ledger()
-    thread = ledger._thread
     found = [
         SessionEnded(id=f"s{number}", time=AT, system_id="laptop", session_id=f"{number}") for number in range(COUNT)
     ]
-
-    def fill() -> None:  # in one transaction: one by one they would be synced to the disk one by one
-        ledger._transaction("BEGIN IMMEDIATE", lambda: [ledger._history.add(event, published_at=AT) for event in found])
-
-    await asyncio.wrap_future(thread.submit(fill))
+    # In one transaction: one by one they would be synced to the disk one by one.
+    await ledger._transactions.write(lambda: [ledger._history.add(event, published_at=AT) for event in found])
     await ledger.aclose()
     return home
 
@@ -81,6 +79,7 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
         failures=1,
         next_try=AT,
         error="cannot write [red]x[/red] :smile:",
+        memories=Standing(delivered=1_234, waiting={"no [embedding]": 2}, refused={"odd": 3}),
     )
     told = Status(
         system_id="laptop",
@@ -92,7 +91,8 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
     )
     text = io.StringIO()
     monkeypatch.setattr(status, "Console", functools.partial(Console, file=text, width=400))
-    status._print(told, settings_of(tmp_path, agent_data_dir=odd), {"pid": 7, "command": "run [w]"}, "")
+    view = View(told, {"pid": 7, "command": "run [w]"}, "")
+    status._print(view, settings_of(tmp_path, agent_data_dir=odd))
     for wanted in (
         f"databases  {odd}\n",
         "(pid 7, run [w])",
@@ -101,6 +101,7 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
         "\ncloud  file:///nas [dim] b[x]\n",
         "last upload  u[z]",
         "last error   cannot write [red]x[/red] :smile:\n",
+        "memories     1,234 delivered; 2 wait: no [embedding]; 3 were refused: akosha-agent memories --failed",
         "bad [y]",
     ):
         assert wanted in text.getvalue(), wanted

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker
-from agent.adapters.duckdb_snapshot.verification import CHILD
+from agent.adapters.duckdb_files import DuckdbSnapshotTaker
+from agent.adapters.duckdb_files.verification import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.fakes.session_buddy import Writer, check, create

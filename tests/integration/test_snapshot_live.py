@@ -8,8 +8,8 @@ import threading
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.duckdb_snapshot import DuckdbSnapshotTaker, filecopy, source
-from agent.adapters.duckdb_snapshot.bracket import LEAST_ATTEMPTS
+from agent.adapters.duckdb_files import DuckdbSnapshotTaker, filecopy, source
+from agent.adapters.duckdb_files.bracket import LEAST_ATTEMPTS
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.fakes.session_buddy import Checker, Writer, check, create

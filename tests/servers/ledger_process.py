@@ -11,13 +11,18 @@ import asyncio
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
+from agent.domain import naming
+from agent.domain.manifest import MemoriesPart
 from tests.fakes.clock import ManualClock
+from tests.fakes.memories import seen
 from tests.fakes.values import (
     NOON,
+    SYSTEM,
     TARGET,
     failed,
     fingerprint,
@@ -25,15 +30,21 @@ from tests.fakes.values import (
     manifest,
     problem,
     request,
+    sha256,
     skipped,
     succeeded,
+    upload_id,
 )
 
-FIRST, SECOND = manifest(1, "r1", reflection=1), manifest(2, "r2", reflection=2, knowledge_graph=(0, "carried"))
+KEY = naming.memories_key(SYSTEM, upload_id(1))
+MEMORIES = MemoriesPart(key=KEY, size=9, sha256=sha256(KEY), count=2, bases={"reflection": None})
+FIRST = replace(manifest(1, "r1", reflection=1), memories=MEMORIES)
+SECOND = manifest(2, "r2", reflection=2, knowledge_graph=(0, "carried"))
 
 STORY = (
     ("owe", lambda book: book.owe(TARGET, ["reflection", "knowledge_graph"])),
     ("begin", lambda book: book.begin(TARGET, intent(1, "r1", reflection=1))),
+    ("stage", lambda book: book.memories().stage(TARGET, FIRST.upload_id, [seen(1), seen(2)])),
     ("retry", lambda book: book.count_attempt(TARGET, request("r1"), attempts=1, retry_at=NOON, error="503")),
     (
         "deliver",
@@ -41,6 +52,7 @@ STORY = (
             TARGET, FIRST, {"reflection": fingerprint("reflection", 1)}, {}, succeeded(FIRST)
         ),
     ),
+    ("deliver memories", lambda book: book.memories().delivered(TARGET, [seen(2, state=1), seen(3)])),
     ("confirm", lambda book: book.confirm(succeeded(FIRST))),
     ("trouble", lambda book: book.trouble(TARGET, {"knowledge_graph": problem("knowledge_graph")})),
     ("owe again", lambda book: book.owe(TARGET, ["reflection"])),

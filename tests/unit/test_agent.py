@@ -97,6 +97,7 @@ class World:
     method: ScriptedMethod
     agent: Agent
     heard: list[Event]
+    fallback: ScriptedMethod | None = None
 
     @property
     def reasons(self) -> list[str]:
@@ -123,25 +124,30 @@ class World:
 
 
 @asynccontextmanager
-async def world(tmp_path: Path, script=(), *, running: bool = True, **settings):
+async def world(tmp_path: Path, script=(), *, fallback=None, running: bool = True, **settings):
+    """`fallback`: the script of a second method, http, that stands in for the first."""
     clock, files, notes, heard = ManualClock(values.NOON), Files(), Notes(), []
     bus = MemoryBus(clock)
     ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
     recorder = Recorder(ledger, bus, clock)
     requests = Requests(IDENTITY, bus, ledger)
     method = ScriptedMethod(ledger, script)
+    methods = {"cloud": method}
+    if fallback is not None:
+        methods["http"] = ScriptedMethod(ledger, fallback, "http")
     flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue()
-    config = Settings(cloud_endpoint="file:///bucket", max_retries=0, enable_fallback=False, **settings)
+    config = Settings(cloud_endpoint="file:///bucket", max_retries=0, enable_fallback=fallback is not None, **settings)
     agent = Agent(
         settings=config, identity=IDENTITY, clock=clock, bus=bus, ledger=ledger, taker=files,
-        methods={"cloud": method},
+        methods=methods,
         uploaders=[
-            Uploader(method, bus=bus, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
+            Uploader(each, bus=bus, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
                      rules=RetryRules(0, 2.0), flight=flight, after_outcome=settled.ring, faults=faults)
+            for each in methods.values()
         ],
         publisher=Publisher(
             settings=config, identity=IDENTITY, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
-            taker=files, methods={"cloud": method},
+            taker=files, methods=methods,
         ),
         recorder=recorder, watch=files, spool=notes, spool_watch=notes, flight=flight, settled=settled, faults=faults,
         results_bus=bus,
@@ -153,6 +159,7 @@ async def world(tmp_path: Path, script=(), *, running: bool = True, **settings):
 
     await bus.subscribe("akosha.>", hear)
     w = World(clock, files, notes, method, agent, heard)
+    w.fallback = methods.get("http")
     async with agent:
         if not running:
             yield w
@@ -267,6 +274,48 @@ async def test_a_failed_target_is_tried_again_after_30_s_then_60_s(tmp_path):
         await w.pass_time(10)
         assert w.reasons == ["file_change", "retry", "retry"]
         assert (await w.agent.ledger.record(w.method.target)).failures == 0
+
+
+async def test_where_the_fallback_has_delivered_the_cloud_alone_is_tried_again(tmp_path):
+    async with world(tmp_path, [PERMANENT, 1], fallback=[1, 2], agent_rescan_seconds=10_000) as w:
+        w.files.change(1)
+        await w.pass_time(3)
+        assert len(w.fallback.asked) == 1
+        await w.pass_time(40)
+        assert (w.reasons, len(w.method.asked), len(w.fallback.asked)) == (
+            ["file_change", "file_change", "retry"],
+            2,
+            1,
+        )
+
+
+async def test_while_the_cloud_backs_off_changes_go_by_the_fallback(tmp_path):
+    async with world(tmp_path, [PERMANENT] * 9, fallback=[1, 2], agent_min_interval_seconds=1) as w:
+        w.files.change(1)
+        await w.pass_time(3)
+        w.files.change(2)
+        await w.pass_time(3)
+        assert (len(w.method.asked), len(w.fallback.asked)) == (1, 2)
+
+
+async def test_once_the_cloud_has_everything_nobody_tries_the_fallback_that_failed(tmp_path):
+    async with world(tmp_path, [PERMANENT, 1], fallback=[PERMANENT] * 9, agent_rescan_seconds=5) as w:
+        w.files.change(1)
+        await w.pass_time(40)
+        assert (await w.agent.ledger.record(w.method.target)).failures == 0
+        asked = len(w.fallback.asked)
+        await w.pass_time(3_600)
+        assert (len(w.method.asked), len(w.fallback.asked)) == (2, asked)
+
+
+async def test_what_fails_again_by_itself_in_the_same_way_is_said_once(tmp_path, capsys):
+    async with world(tmp_path, [PERMANENT] * 9, agent_rescan_seconds=10_000) as w:
+        w.files.change(1)
+        await w.pass_time(400)
+        assert len(w.method.asked) > 3
+    printed = [line for line in capsys.readouterr().out.splitlines() if "[debug" not in line]
+    assert len([line for line in printed if "sync_failed" in line]) == 1
+    assert len([line for line in printed if "sync_requested" in line]) == 1
 
 
 async def test_a_file_change_does_not_wake_a_target_that_is_backing_off(tmp_path):

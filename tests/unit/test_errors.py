@@ -19,9 +19,12 @@ TREE = {
     "NoSuchObject": "StoreError",
     "CopyUnsupported": "StoreError",
     "NotPermitted": "StoreError",
+    "SinkError": "AkoshaError",
     "BusError": "AkoshaError",
     "SyncError": "AkoshaError",
     "CloudUploadError": "SyncError",
+    "HTTPSyncError": "SyncError",
+    "HybridSyncError": "SyncError",
 }
 
 

@@ -10,7 +10,16 @@ from jsonschema import Draft202012Validator
 
 from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
 from agent.domain.errors import WireError
-from agent.domain.events import ALL, Event, MethodError, SessionEnded, SyncAsked, SyncProgress
+from agent.domain.events import (
+    ALL,
+    Event,
+    IngestCompleted,
+    IngestFailed,
+    MethodError,
+    SessionEnded,
+    SyncAsked,
+    SyncProgress,
+)
 from agent.domain.naming import STREAM_SUBJECTS, subject_matches
 from docs.events import generate
 from tests.fakes.event_documents import (
@@ -31,12 +40,30 @@ RESULT = {"files_uploaded": ("a", "b"), "bytes_transferred": 2**53, "duration_se
 FULL: tuple[Event, ...] = (
     SessionEnded(id="e-1", time=NOON, system_id=SYSTEM, session_id="s", reason="clear"),
     replace(request(), errors=ERRORS, upload_reflections=False, upload_knowledge_graph=False),
-    replace(succeeded(manifest(reflection=1)), **RESULT, error="odd", incomplete={"knowledge_graph": "it is a folder"}),
+    replace(
+        succeeded(manifest(reflection=1)),
+        **RESULT,
+        error="odd",
+        incomplete={"knowledge_graph": "it is a folder"},
+        memories=7,
+    ),
     replace(skipped(), **RESULT, error="odd"),
     replace(failed(), **RESULT, errors=ERRORS, retry_at=NOON.astimezone(timezone(timedelta(hours=-5)))),
     SyncProgress(
         id="p", time=NOON, system_id=SYSTEM, request_id="r", method="cloud", phase="upload", done_bytes=0, total_bytes=9
     ),
+    IngestCompleted(
+        id="i",
+        time=NOON,
+        system_id=SYSTEM,
+        upload_id=upload_id(),
+        source="memories",
+        stored=1,
+        known=2,
+        kept_back={"no embedding": 3},
+        duration_seconds=0.5,
+    ),
+    IngestFailed(id="f", time=NOON, system_id=SYSTEM, upload_id=upload_id(), error="odd", retry_at=NOON),
 )
 """An event of each class with all that is optional in it."""
 
@@ -249,6 +276,8 @@ def test_the_stream_keeps_all_but_progress():
             "akosha.sync.{system}.succeeded",
             "akosha.sync.{system}.skipped",
             "akosha.sync.{system}.failed",
+            "akosha.ingest.{system}.completed",
+            "akosha.ingest.{system}.failed",
         ],
         "AKOSHA_SYNC",
     )

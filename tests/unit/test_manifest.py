@@ -11,11 +11,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from agent.domain.errors import NamingError, WireError
-from agent.domain.manifest import MAX_CONVERSATIONS, Manifest, Part
-from tests.fakes.values import NOON, SYSTEM, manifest, parts, upload_id
+from agent.domain.manifest import MAX_CONVERSATIONS, MAX_TOTAL_BYTES, Manifest, MemoriesPart, Part
+from tests.fakes.values import NOON, SYSTEM, manifest, memories_part, parts, upload_id
 
 WHOLE = replace(
-    manifest(20, reflection=3, knowledge_graph=(1, "carried")), incomplete={"knowledge_graph": "it was too busy"}
+    manifest(20, reflection=3, knowledge_graph=(1, "carried")),
+    incomplete={"knowledge_graph": "it was too busy"},
+    memories=memories_part(20, count=7, reflection=10),
+    without_memories={"knowledge_graph_x": "made by a newer DuckDB"},
+    time_zone="Europe/Vienna",
 )
 
 
@@ -43,7 +47,14 @@ graphs = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_siz
 def test_whatever_names_and_reasons_it_holds_it_survives_its_bytes(names, rows, why):
     databases = [f"knowledge_graph_{name}" for name in names]
     held = tuple(part for database in databases for part in parts(database))
-    given_manifest = replace(manifest(reflection=0), parts=held, rows=rows, incomplete=dict.fromkeys(databases, why))
+    given_manifest = replace(
+        manifest(reflection=0),
+        parts=held,
+        rows=rows,
+        incomplete=dict.fromkeys(databases, why),
+        memories=memories_part(**dict.fromkeys(databases)),
+        without_memories=dict.fromkeys(databases, why),
+    )
     assert Manifest.decode(given_manifest.encode()) == given_manifest
 
 
@@ -53,19 +64,71 @@ def test_fields_that_we_do_not_know_are_tolerated():
     assert Manifest.decode(json.dumps(more).encode()) == WHOLE
 
 
-def test_it_satisfies_akoshas_schema():
-    found = document()
-    assert re.fullmatch(r"[A-Za-z0-9_-]{1,100}", found["system_id"])
-    assert re.fullmatch(r"[A-Za-z0-9_.-]+", found["upload_id"])
-    assert datetime.fromisoformat(found["uploaded_at"]).utcoffset() is not None
+def check_akoshas_rules(found: dict, *, now: datetime) -> None:
+    """Every rule of Akosha's schema for manifests and the ids and place that it takes an upload under (0.11.0)."""
+    at = datetime.fromisoformat(found["uploaded_at"])
+    assert at.utcoffset() is not None
+    assert now - timedelta(days=365) <= at <= now + timedelta(minutes=5)
+    assert type(found["conversation_count"]) is int
     assert 0 <= found["conversation_count"] <= 1_000_000
-    assert found["total_size_bytes"] == sum(part.stored_size for part in WHOLE.parts)
+    assert type(found["total_size_bytes"]) is int
+    assert 0 <= found["total_size_bytes"] <= 100_000_000_000
     assert re.fullmatch(r"\d+\.\d+", found["version"])
     assert 1 <= len(found["system_type"]) <= 50
-    assert re.fullmatch(r"[0-9a-f]{64}", found["checksum"])
-    assert (found["compressed"], found["compression_format"]) == (True, "gzip")
-    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in found["files"])
+    assert re.fullmatch(r"[a-f0-9]{64}", found["checksum"])
+    assert isinstance(found.get("compressed", False), bool)
+    assert found.get("compressed", False) == ("compression_format" in found)
+    assert found.get("compression_format", "gzip") in ("gzip", "zstd", "lz4")
     assert isinstance(found["metadata"], dict)
+    for name in found["files"]:
+        assert re.fullmatch(r"[a-zA-Z0-9_.-]+", name)
+        assert len(name) <= 255
+        assert ".." not in name
+    assert re.fullmatch(r"[a-zA-Z0-9_-]{1,100}", found["system_id"])
+    assert re.fullmatch(r"[a-zA-Z0-9_.-]{1,100}", found["upload_id"])
+    assert ".." not in found["upload_id"]
+
+
+def parts_of(*databases: str) -> tuple[Part, ...]:
+    return tuple(part for database in databases for part in parts(database, second=20))
+
+
+KINDS = {
+    "whole": WHOLE,
+    "first": replace(WHOLE, memories=memories_part(20, reflection=None, knowledge_graph=None)),
+    "nothing new": replace(WHOLE, memories=memories_part(20, count=0, reflection=10)),
+    "without memories": replace(WHOLE, memories=None, without_memories={"reflection": "it is locked"}),
+    "carried": manifest(20, reflection=(1, "carried"), knowledge_graph=(1, "copied")),
+    "uncompressed": replace(WHOLE, parts=tuple(replace(part, compression="none") for part in WHOLE.parts)),
+    "huge": replace(
+        WHOLE,
+        parts=tuple(replace(part, stored_size=MAX_TOTAL_BYTES) for part in WHOLE.parts),
+        memories=replace(memories_part(20), count=MAX_CONVERSATIONS + 1),
+    ),
+    "odd names": replace(
+        WHOLE,
+        parts=parts_of(
+            "knowledge_graph_a..b", "knowledge_graph_...", "knowledge_graph_père & fils", "knowledge_graph_~",
+            f"knowledge_graph_{'x' * 200}", f"knowledge_graph_{'記' * 60}", "knowledge_graph_.duckdb",
+        ),
+        memories=memories_part(20, **{"knowledge_graph_a..b": None, "knowledge_graph_père & fils": 3}),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("of", KINDS.values(), ids=KINDS)
+def test_it_satisfies_akoshas_schema_and_survives_its_bytes(of):
+    found = document(of)
+    check_akoshas_rules(found, now=of.uploaded_at)
+    assert Manifest.decode(of.encode()) == of
+    names = {part.key.rpartition("/")[2] for part in of.parts} | ({"memories.json"} if of.memories else set())
+    assert set(found["files"]) == names
+    assert len(found["files"]) == len(names)
+
+
+def test_its_size_is_that_of_all_it_holds():
+    assert document()["total_size_bytes"] == sum(part.stored_size for part in WHOLE.parts) + WHOLE.memories.size
+    assert document(KINDS["huge"])["total_size_bytes"] == MAX_TOTAL_BYTES
 
 
 def test_compressed_and_its_format_are_both_there_or_neither():
@@ -80,15 +143,16 @@ def test_names_of_files_are_plain_whatever_a_graph_is_called():
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in document(odd)["files"])
 
 
-@pytest.mark.parametrize(("rows", "count"), [(0, 0), (77, 77), (MAX_CONVERSATIONS + 5, MAX_CONVERSATIONS)])
-def test_conversations_are_counted_within_akoshas_limit(rows, count):
-    counted = replace(WHOLE, rows={"reflection": {"conversations_v2": rows}})
+@pytest.mark.parametrize(("there", "count"), [(0, 0), (77, 77), (MAX_CONVERSATIONS + 5, MAX_CONVERSATIONS)])
+def test_conversations_are_the_memories_in_the_upload_counted_within_akoshas_limit(there, count):
+    counted = replace(WHOLE, memories=memories_part(20, count=there))
     assert document(counted)["conversation_count"] == count
-    assert document(replace(WHOLE, rows={}))["conversation_count"] == 0
+    assert document(replace(WHOLE, memories=None))["conversation_count"] == 0
 
 
 def test_the_checksum_is_that_of_sha256sums_own_listing_in_the_order_of_keys():
-    listing = "".join(sorted((f"{p.sha256}  {p.key}\n" for p in WHOLE.parts), key=lambda line: line.split("  ")[1]))
+    held = (*WHOLE.parts, WHOLE.memories)
+    listing = "".join(sorted((f"{each.sha256}  {each.key}\n" for each in held), key=lambda line: line.split("  ")[1]))
     assert document()["checksum"] == hashlib.sha256(listing.encode()).hexdigest()
     turned = replace(WHOLE, parts=WHOLE.parts[::-1])
     assert document(turned)["checksum"] == document()["checksum"]
@@ -99,7 +163,9 @@ def test_it_lies_under_its_uploads_prefix_and_knows_its_parts():
     assert WHOLE.of("reflection") == WHOLE.parts[:2]
     assert WHOLE.of("nothing") == ()
     assert WHOLE.digests(["reflection"]) == {part.name: part.sha256 for part in WHOLE.parts[:2]}
-    assert WHOLE.stored_bytes == sum(part.stored_size for part in WHOLE.parts)
+    assert WHOLE.stored_bytes == sum(part.stored_size for part in WHOLE.parts) + WHOLE.memories.size
+    assert WHOLE.keys == (*(part.key for part in WHOLE.parts), WHOLE.memories.key)
+    assert replace(WHOLE, memories=None).keys == WHOLE.keys[:-1]
 
 
 def test_a_part_tells_the_object_what_it_is():
@@ -159,6 +225,46 @@ def test_a_part_is_valid_once_built(bad):
         replace(WHOLE.parts[0], **bad)
     with pytest.raises(WireError):
         Part.from_document(WHOLE.parts[0].to_document() | bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"size": -1}, {"count": -1}, {"sha256": "A" * 64}, {"bases": {"../x": None}}, {"bases": {"other": None}},
+        {"bases": {"reflection": "yesterday"}}, {"size": "5"}, {"count": True}, {"key": 5}, {"bases": []},
+        {"bases": {"reflection": 5}}, {"bases": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_memories_of_wrong_figures_names_or_types_are_refused(bad):
+    with pytest.raises(WireError):
+        MemoriesPart.from_document(document()["memories"] | bad)
+    with pytest.raises(WireError):
+        Manifest.decode(damaged(memories=document()["memories"] | bad))
+
+
+def test_memories_of_another_upload_or_without_what_they_need_are_refused():
+    with pytest.raises(WireError, match="is not the key of its memories"):
+        replace(WHOLE, memories=memories_part(21))
+    for name in document()["memories"]:
+        lacking = {key: value for key, value in document()["memories"].items() if key != name}
+        with pytest.raises(WireError, match="incomplete"):
+            MemoriesPart.from_document(lacking)
+    for none in (5, "x", [1], [], {}):
+        with pytest.raises(WireError):
+            Manifest.decode(damaged(memories=none))
+
+
+def test_a_manifest_from_before_there_were_memories_has_none():
+    old = document()
+    for name in ("memories", "without_memories", "time_zone"):
+        del old[name]
+    found = Manifest.decode(json.dumps(old).encode())
+    assert (found.memories, found.without_memories, found.time_zone) == (None, {}, "")
+
+
+def test_an_object_of_memories_tells_what_it_is():
+    assert WHOLE.memories.metadata == {"sha256": WHOLE.memories.sha256, "size": "7000", "compression": "none"}
 
 
 @pytest.mark.parametrize(

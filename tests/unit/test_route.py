@@ -80,6 +80,12 @@ def test_jitter_moves_a_delay_by_a_tenth_at_most(attempts, jitter):
     assert step.delay == pytest.approx(2.0 * 2**attempts, rel=0.1001)
 
 
+@pytest.mark.parametrize(("asked", "delay"), [(None, 2.0), (1.0, 2.0), (30.0, 30.0), (1e9, 900.0)])
+def test_a_server_that_asks_for_time_gets_it_up_to_a_quarter_of_an_hour(asked, delay):
+    error = SyncError("429", HTTP, transient=True, retry_after=asked)
+    assert next_step(request(), error, attempts=0, rules=RULES, jitter=MIDDLE).delay == delay
+
+
 def test_no_retries_means_one_attempt():
     rules = RetryRules(max_retries=0, backoff_seconds=2.0)
     assert isinstance(next_step(request(), TRANSIENT, attempts=0, rules=rules, jitter=MIDDLE), Forward)

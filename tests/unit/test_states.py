@@ -218,6 +218,60 @@ def test_another_manifest_is_not_adopted_while_an_upload_is_under_way():
         moves.adopt(uploading(reflection=0), manifest(9, reflection=0), result_id="x")
 
 
+def handed_over(request_id: str = "r1", **databases: int) -> TargetRecord:
+    begun = replace(intent(request_id=request_id, **databases), upload_id=request_id)
+    seen = {name: fingerprint(name, generation) for name, generation in databases.items()}
+    return moves.hand_over(
+        moves.begin(moves.owe(EMPTY, databases), begun), seen, {}, result_id="told", at=NOON + timedelta(1)
+    )
+
+
+def test_what_was_handed_over_is_delivered_and_lies_nowhere():
+    known = handed_over(reflection=3)
+    entry = known.databases["reflection"]
+    assert (entry.state, entry.fingerprint, entry.delivered_by) == (
+        "delivered",
+        fingerprint("reflection", 3),
+        "told",
+    )
+    assert (entry.parts, entry.problem) == ((), None)
+    assert (known.known, known.intent, known.newest_upload_id) == (True, None, None)
+    assert known.last_success == NOON + timedelta(1)
+    assert states(moves.confirm(known, "told")) == {"reflection": "clean"}
+
+
+def test_handing_over_settles_the_target_clears_problems_and_keeps_those_of_the_others():
+    failing = moves.trouble(EMPTY, {"reflection": problem("reflection")})
+    failing = moves.give_up(failing, error="down", failures=3, retry_at=NOON)
+    begun = moves.begin(failing, replace(intent(reflection=1), upload_id="r1"))
+    begun = moves.count_attempt(begun, "r1", attempts=2, retry_at=NOON, error="503")
+    other = problem("knowledge_graph")
+    seen = {"reflection": fingerprint("reflection", 1)}
+    known = moves.hand_over(begun, seen, {"knowledge_graph": other}, result_id="told", at=NOON)
+    assert (known.attempts, known.attempt_request, known.failures, known.retry_at, known.error) == (0, "", 0, None, "")
+    assert states(known) == {"reflection": "delivered", "knowledge_graph": "owed"}
+    assert (known.databases["reflection"].problem, known.databases["knowledge_graph"].problem) == (None, other)
+
+
+def test_what_has_not_begun_or_whose_looks_are_not_told_cannot_be_handed_over():
+    seen = {"reflection": fingerprint("reflection")}
+    given_up = moves.give_up(uploading(reflection=0), error="403", failures=1, retry_at=NOON)
+    for known, what in ((EMPTY, "nothing has begun"), (given_up, "owed cannot be committed")):
+        with pytest.raises(StateError, match=what):
+            moves.hand_over(known, seen, {}, result_id="told", at=NOON)
+    with pytest.raises(StateError, match="how knowledge_graph looked"):
+        moves.hand_over(uploading(reflection=0, knowledge_graph=0), seen, {}, result_id="told", at=NOON)
+
+
+def test_what_was_handed_over_can_be_unchanged_until_it_is_forgotten():
+    owed = moves.owe(moves.confirm(handed_over(reflection=0), "told"), ["reflection"])
+    touched = moves.refresh(owed, {"reflection": fingerprint("reflection", 5)})
+    assert states(touched) == {"reflection": "clean"}
+    assert touched.databases["reflection"].fingerprint == fingerprint("reflection", 5)
+    with pytest.raises(StateError, match="nothing of it was delivered"):
+        moves.refresh(moves.forget(owed, ["reflection"]), {"reflection": fingerprint("reflection", 5)})
+
+
 def test_newest_upload_never_goes_back():
     later = moves.adopt(EMPTY, manifest(100, reflection=0), result_id="a")
     assert moves.adopt(later, manifest(50, reflection=0), result_id="b").newest_upload_id == upload_id(100)
@@ -229,6 +283,8 @@ def test_forgotten_databases_have_nothing_to_reuse_and_are_owed():
     assert not gone.databases["reflection"].parts
     assert gone.databases["knowledge_graph"].parts
 
+
+BOTH_SEEN = {name: fingerprint(name, 7) for name in ("reflection", "knowledge_graph")}
 
 steps = st.sampled_from(
     [
@@ -244,9 +300,11 @@ steps = st.sampled_from(
         lambda r: moves.give_up(r, error="403", failures=r.failures + 1, retry_at=NOON),
         lambda r: moves.deliver(r, manifest(0, reflection=0), {}, {}, result_id="a", at=NOON),
         lambda r: moves.deliver(r, manifest(1, reflection=1, knowledge_graph=0), {}, {}, result_id="b", at=NOON),
+        lambda r: moves.hand_over(r, BOTH_SEEN, {}, result_id="c", at=NOON),
         lambda r: moves.adopt(r, manifest(1, reflection=1, knowledge_graph=(0, "carried")), result_id="b"),
         lambda r: moves.confirm(r, "a"),
         lambda r: moves.confirm(r, "b"),
+        lambda r: moves.confirm(r, "c"),
         moves.settle,
         moves.reset,
     ]
@@ -265,6 +323,6 @@ def test_whatever_happens_intent_rows_are_those_of_the_intent_or_none_and_clean_
         under_way = {name for name, entry in known.databases.items() if entry.state is State.INTENT}
         assert under_way in (set(), set(known.intent.databases) if known.intent else set()), "all of it, or given up"
         for entry in known.databases.values():
-            assert entry.parts or entry.state not in (State.CLEAN, State.DELIVERED)
+            assert entry.delivered_by or entry.state not in (State.CLEAN, State.DELIVERED)
         if known.intent or known.newest_upload_id:
             assert known.known

@@ -13,6 +13,8 @@ from agent.domain.errors import WireError
 from agent.domain.events import (
     ALL,
     Event,
+    IngestCompleted,
+    IngestFailed,
     MethodError,
     SessionEnded,
     SyncFailed,
@@ -43,6 +45,10 @@ FIELDS = {
     "error": st.none() | TEXT,
     "retry_at": st.none() | TIMES,
     "bytes_transferred": st.integers(0, 2**53),
+    "memories": st.integers(0, 2**53),
+    "stored": st.integers(0, 2**53),
+    "known": st.integers(0, 2**53),
+    "kept_back": st.dictionaries(TEXT, st.integers(0, 2**53), max_size=3),
     "done_bytes": st.integers(0, 2**53),
     "total_bytes": st.integers(0, 2**53),
     "duration_seconds": st.floats(0, 1e9),
@@ -54,7 +60,8 @@ FIELDS = {
 
 
 def events_of(cls: type[Event]) -> st.SearchStrategy[Event]:
-    return st.builds(cls, **{f.name: FIELDS.get(f.name, TEXT) for f in fields(cls)})
+    own = {"upload_id": TEXT, "error": TEXT} if issubclass(cls, IngestCompleted | IngestFailed) else {}
+    return st.builds(cls, **{f.name: {**FIELDS, **own}.get(f.name, TEXT) for f in fields(cls)})
 
 
 def session_ended(**changes: object) -> SessionEnded:

@@ -12,6 +12,9 @@ from agent.domain.errors import StateError
 BUSY_SECONDS = 10.0
 """How long a transaction waits for another process's before it fails."""
 
+WAL_KEPT_BYTES = 8 * 2**20
+"""How large the -wal stays once its content is in the file: a first upload of a million memories makes it 100 MB."""
+
 _MOVE_ASIDE = "move it aside (with its -wal and -shm): the newest manifest in the bucket restores it, nothing is lost"
 _PRIMARY_CODE = 0xFF
 
@@ -29,6 +32,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             connection.execute("PRAGMA fullfsync = ON")
             connection.execute("PRAGMA checkpoint_fullfsync = ON")
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
             schema.migrate(connection)
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
@@ -48,7 +52,7 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             schema.check_not_newer(found)
             if found == 0:
                 raise no_ledger
-            if found < len(schema.MIGRATIONS):
+            if found < schema.READABLE:
                 raise StateError(
                     f"{path} is of an earlier version", hint="akosha-agent run or sync brings it up to date"
                 )

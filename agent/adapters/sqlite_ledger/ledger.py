@@ -6,18 +6,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
 from agent.adapters.sqlite_ledger import file
 from agent.adapters.sqlite_ledger.history import Codec, History
+from agent.adapters.sqlite_ledger.memories import Memories
+from agent.adapters.sqlite_ledger.memory_ledger import SqliteMemories
 from agent.adapters.sqlite_ledger.rows import plain
+from agent.adapters.sqlite_ledger.staged import Staged
 from agent.adapters.sqlite_ledger.targets import Targets
 from agent.adapters.sqlite_ledger.thread import finished
+from agent.adapters.sqlite_ledger.transactions import Transactions
 from agent.domain import moves
 from agent.domain.databases import Fingerprint
-from agent.domain.errors import StateError
 from agent.domain.events import Event, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
 from agent.domain.manifest import Manifest
 from agent.domain.states import Intent, Problem, Target, TargetRecord
@@ -26,8 +28,8 @@ from agent.ports import Clock, HistoryEntry
 TRIM_SECONDS = 86_400.0
 """How often events that are too old are looked for."""
 
-T = TypeVar("T")
 Change = Callable[[TargetRecord], TargetRecord]
+Also = Callable[[TargetRecord], None]
 
 _log = structlog.get_logger()
 
@@ -45,9 +47,10 @@ class SqliteLedger:
         *,
         read_only: bool,
     ) -> None:
-        self._path, self._thread, self._connection = path, thread, connection
+        self._thread, self._connection, self._clock = thread, connection, clock
+        self._transactions = Transactions(path, thread, connection, read_only=read_only)
         self._targets, self._history = Targets(connection), History(connection, codec)
-        self._clock, self._read_only, self._closed = clock, read_only, False
+        self._staged = Staged(connection, Memories(connection))
         self._trimmed: float | None = None
 
     @staticmethod
@@ -65,7 +68,7 @@ class SqliteLedger:
             ledger = SqliteLedger(path, thread, connection, codec, clock, read_only=read_only)
             if not read_only:
                 try:
-                    ledger._transaction("BEGIN IMMEDIATE", ledger._trim_daily)
+                    ledger._transactions.run("BEGIN IMMEDIATE", ledger._trim_daily)
                 except BaseException:
                     ledger._close()
                     raise
@@ -78,7 +81,7 @@ class SqliteLedger:
             raise
 
     async def record(self, target: Target) -> TargetRecord:
-        return await self._read(lambda: self._targets.load(target))
+        return await self._transactions.read(lambda: self._targets.load(target))
 
     async def owe(self, target: Target, databases: Collection[str]) -> None:
         await self._change(target, lambda record: moves.owe(record, databases))
@@ -90,13 +93,21 @@ class SqliteLedger:
         await self._change(target, lambda record: moves.trouble(record, problems))
 
     async def forget(self, target: Target, databases: Collection[str]) -> None:
-        await self._change(target, lambda record: moves.forget(record, databases))
+        await self._change(
+            target,
+            lambda record: moves.forget(record, databases),
+            also=lambda _: self._staged.forget(target, databases),
+        )
 
     async def begin(self, target: Target, intent: Intent) -> None:
         await self._change(target, lambda record: moves.begin(record, intent))
 
     async def abandon(self, target: Target) -> None:
-        await self._change(target, moves.abandon)
+        def dropped(before: TargetRecord) -> None:
+            if before.intent is not None:
+                self._staged.drop(target, before.intent.upload_id)
+
+        await self._change(target, moves.abandon, also=dropped)
 
     async def count_attempt(
         self, target: Target, request: SyncRequested, *, attempts: int, retry_at: datetime, error: str
@@ -125,14 +136,29 @@ class SqliteLedger:
         def delivered(record: TargetRecord) -> TargetRecord:
             return moves.deliver(record, manifest, fingerprints, problems, result_id=result.id, at=result.time)
 
-        await self._change(target, delivered, result)
+        await self._change(target, delivered, result, also=self._settled(target, manifest))
+
+    async def hand_over(
+        self,
+        target: Target,
+        fingerprints: Mapping[str, Fingerprint],
+        problems: Mapping[str, Problem],
+        result: SyncSucceeded,
+    ) -> None:
+        def handed_over(record: TargetRecord) -> TargetRecord:
+            return moves.hand_over(record, fingerprints, problems, result_id=result.id, at=result.time)
+
+        await self._change(target, handed_over, result)
 
     async def adopt(self, target: Target, manifest: Manifest, result: SyncSucceeded) -> None:
-        await self._change(target, lambda record: moves.adopt(record, manifest, result_id=result.id), result)
+        def adopted(record: TargetRecord) -> TargetRecord:
+            return moves.adopt(record, manifest, result_id=result.id)
+
+        await self._change(target, adopted, result, also=self._settled(target, manifest))
 
     async def settle(self, target: Target | None, result: SyncResult) -> None:
         if target is None:
-            await self._write(lambda: self._history.add(result, published_at=None))
+            await self._transactions.write(lambda: self._history.add(result, published_at=None))
         else:
             await self._change(target, moves.settle, result)
 
@@ -141,10 +167,10 @@ class SqliteLedger:
 
     async def outbox(self) -> Sequence[SyncResult]:
         """As the port says. One that cannot be read would hold up all others: it is set aside, said once."""
-        results, unreadable = await self._read(self._history.outbox)
-        if unreadable and not self._read_only:
+        results, unreadable = await self._transactions.read(self._history.outbox)
+        if unreadable and not self._transactions.read_only:
             for event_id, why in unreadable.items():
-                await self._write(functools.partial(self._told, event_id))
+                await self._transactions.write(functools.partial(self._told, event_id))
                 _log.error("result_set_aside", event_id=event_id, why=why)
         return results
 
@@ -153,28 +179,28 @@ class SqliteLedger:
             self._told(result.id)
             self._trim_daily()
 
-        await self._write(confirmed)
+        await self._transactions.write(confirmed)
 
     async def tell_again(self, since: datetime) -> int:
-        return await self._write(lambda: self._history.unpublish(since))
+        return await self._transactions.write(lambda: self._history.unpublish(since))
 
     async def outcome(self, request_id: str) -> SyncResult | None:
-        return await self._read(lambda: self._history.outcome(request_id))
+        return await self._transactions.read(lambda: self._history.outcome(request_id))
 
     async def remember(self, event: Event) -> None:
-        await self._write(lambda: self._history.add(event, published_at=self._clock.now()))
+        await self._transactions.write(lambda: self._history.add(event, published_at=self._clock.now()))
 
     async def remembered(self, event_id: str) -> Event | None:
-        return await self._read(lambda: self._history.event(event_id))
+        return await self._transactions.read(lambda: self._history.event(event_id))
 
     async def is_new(self, event: Event) -> bool:
-        return await self._write(lambda: self._history.is_new(event))
+        return await self._transactions.write(lambda: self._history.is_new(event))
 
     async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:
-        return await self._read(lambda: self._history.after(after, limit))
+        return await self._transactions.read(lambda: self._history.after(after, limit))
 
     async def last_position(self) -> int:
-        return await self._read(self._history.last_position)
+        return await self._transactions.read(self._history.last_position)
 
     async def note(self, key: str, value: str) -> None:
         def noted() -> None:
@@ -184,19 +210,18 @@ class SqliteLedger:
                 (key, plain(value)),
             )
 
-        await self._write(noted)
+        await self._transactions.write(noted)
 
     async def notes(self) -> Mapping[str, str]:
-        return await self._read(lambda: dict(self._connection.execute("SELECT key, value FROM notes ORDER BY key")))
+        return await self._transactions.read(
+            lambda: dict(self._connection.execute("SELECT key, value FROM notes ORDER BY key"))
+        )
+
+    def memories(self) -> SqliteMemories:
+        return SqliteMemories(self._transactions, self._connection)
 
     async def aclose(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            await finished(self._thread, self._close)
-        finally:
-            self._thread.shutdown(wait=False)
+        await self._transactions.aclose()
 
     def _told(self, event_id: str) -> None:
         """The result is out of the outbox, and no database waits for it any more."""
@@ -212,12 +237,19 @@ class SqliteLedger:
             self._history.trim(self._clock.now())
             self._trimmed = now
 
-    def _close(self) -> None:
-        with file.translated(self._path):
-            self._connection.close()
+    def _settled(self, target: Target, manifest: Manifest) -> Also:
+        return lambda before: self._staged.settle(target, manifest, before.intent)
 
-    async def _change(self, target: Target, change: Change, result: SyncResult | None = None) -> None:
-        """Move a target on, and put the result into the outbox, in one transaction."""
+    def _close(self) -> None:
+        self._transactions.close()
+
+    async def _change(
+        self, target: Target, change: Change, result: SyncResult | None = None, *, also: Also | None = None
+    ) -> None:
+        """Move a target on, and put the result into the outbox, in one transaction.
+
+        What it means for memories (`also`, told the record before) is done in the same one.
+        """
 
         def changed() -> None:
             before = self._targets.load(target)
@@ -226,31 +258,8 @@ class SqliteLedger:
                 self._history.add(result, published_at=None)
                 if self._history.is_published(result.id):
                     record = moves.confirm(record, result.id)
+            if also is not None:
+                also(before)
             self._targets.save(before, record)
 
-        await self._write(changed)
-
-    async def _write(self, work: Callable[[], T]) -> T:
-        if self._read_only:
-            raise StateError(f"{self._path} was opened for reading only")
-        return await self._run("BEGIN IMMEDIATE", work)
-
-    async def _read(self, work: Callable[[], T]) -> T:
-        return await self._run("BEGIN", work)
-
-    async def _run(self, begin: str, work: Callable[[], T]) -> T:
-        if self._closed:
-            raise StateError(f"{self._path} is closed already")
-        return await finished(self._thread, lambda: self._transaction(begin, work))
-
-    def _transaction(self, begin: str, work: Callable[[], T]) -> T:
-        with file.translated(self._path):
-            self._connection.execute(begin)
-            try:
-                done = work()
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # a full disk has SQLite roll back by itself
-                    self._connection.execute("ROLLBACK")
-                raise
-        return done
+        await self._transactions.write(changed)

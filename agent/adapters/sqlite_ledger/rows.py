@@ -3,16 +3,20 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from agent.adapters.sqlite_ledger.file import damaged
 from agent.domain.databases import FileStat, Fingerprint
 from agent.domain.errors import WireError
 from agent.domain.manifest import Part
+from agent.domain.memories import Kind, check_kind
 from agent.domain.states import Problem, State
 
 T = TypeVar("T")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def time_text(at: datetime) -> str:
@@ -30,6 +34,28 @@ def optional_time_text(at: datetime | None) -> str | None:
 
 def read_optional_time(text: str | None) -> datetime | None:
     return None if text is None else read_time(text)
+
+
+def microseconds(at: datetime) -> int:
+    """Return an aware time as a number: for tables with many rows."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def read_microseconds(number: int) -> datetime:
+    return _EPOCH + number * _MICROSECOND
+
+
+def id_bytes(row_id: str) -> bytes:
+    """Return a row's id as bytes, whatever is in it: it may come from others."""
+    return row_id.encode("utf-8", "surrogatepass")
+
+
+def read_id(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+def read_kind(text: str) -> Kind:
+    return _read(text, check_kind)
 
 
 def read_state(text: str) -> State:

@@ -59,8 +59,57 @@ _FIRST = (
 # Kept for ever, so kept small: 16 bytes of a digest for each event of others that was handled.
 _SECOND = ("CREATE TABLE handled (digest BLOB PRIMARY KEY) WITHOUT ROWID",)
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)
+# A row in a few dozen bytes, for a million rows: `place` stands for target, database and kind, ids are UTF-8, digests
+# 16 bytes. `held` NULL is delivered; 1 waits, 2 was refused: then `since` is in microseconds since 1970.
+_THIRD = (
+    """CREATE TABLE memory_places (
+        number INTEGER PRIMARY KEY,
+        target_id TEXT NOT NULL,
+        database TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        UNIQUE (target_id, database, kind)
+    )""",
+    """CREATE TABLE memories (
+        place INTEGER NOT NULL REFERENCES memory_places (number),
+        id BLOB NOT NULL,
+        digest BLOB NOT NULL,
+        held INTEGER CHECK (held IN (1, 2)),
+        embedded INTEGER,
+        reason TEXT,
+        since INTEGER,
+        PRIMARY KEY (place, id)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX memories_held ON memories (place, held, reason) WHERE held IS NOT NULL",
+    """CREATE TABLE staged_uploads (
+        number INTEGER PRIMARY KEY,
+        target_id TEXT NOT NULL,
+        upload_id TEXT NOT NULL,
+        UNIQUE (target_id, upload_id)
+    )""",
+    # In the order of arrival, without a key: writing a batch writes a page or two.
+    """CREATE TABLE staged_memories (
+        upload INTEGER NOT NULL REFERENCES staged_uploads (number),
+        place INTEGER NOT NULL REFERENCES memory_places (number),
+        id BLOB NOT NULL,
+        digest BLOB NOT NULL
+    )""",
+    """CREATE TABLE memory_bases (
+        target_id TEXT NOT NULL,
+        database TEXT NOT NULL,
+        upload_id TEXT NOT NULL,
+        PRIMARY KEY (target_id, database)
+    ) WITHOUT ROWID""",
+    "CREATE TABLE memory_versions (target_id TEXT PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)
 """Step n leads from version n to n + 1. Never changed once released, only added to."""
+
+READABLE = 2
+"""The earliest version that can be read as it lies: what came later are tables that it does without."""
+
+MEMORIES = 3
+"""The first version that knows of memories."""
 
 
 def version(connection: sqlite3.Connection) -> int:

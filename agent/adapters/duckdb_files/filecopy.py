@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Self
 
-from agent.adapters.duckdb_snapshot.source import Found
+from agent.adapters.duckdb_files.source import Found
 from agent.domain.errors import SnapshotError, StagingFull
 
 CHUNK_BYTES = 2**20

@@ -2,18 +2,13 @@
 
 import asyncio
 import json
-import os
-import signal
-import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-CHILD = "agent.adapters.duckdb_snapshot.child"
+from agent.adapters.duckdb_files import children
 
-_PRIVATE = ("AWS_", "AKOSHA_", "SESSION_BUDDY_")
-_KILLED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+CHILD = "agent.adapters.duckdb_files.child"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +23,8 @@ class Verdict:
 
 async def verify(copy: Path, *, timeout_seconds: float) -> Verdict:
     """Have a child read the copy through. Never raises for what the child does; cancelled, it kills the child."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
     try:
-        # -P: the working directory must not be able to supply another package of our name.
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", CHILD, str(copy),
-            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, cwd=copy.parent,
-        )  # fmt: skip
+        child = await children.start(CHILD, copy)
     except OSError as error:
         return Verdict(verified=False, reason=f"the check could not be started: {error.strerror}")
     try:
@@ -45,22 +35,14 @@ async def verify(copy: Path, *, timeout_seconds: float) -> Verdict:
     except TimeoutError:
         return Verdict(verified=False, reason=f"the check was not done after {timeout_seconds:g} s")
     finally:
-        await _end(child)
+        await children.end(child)
     return _verdict(answer, status)
 
 
-async def _end(child: Process) -> None:
-    if child.returncode is None:
-        child.kill()
-        await asyncio.shield(child.wait())
-    if child.stdin is not None:
-        child.stdin.close()
-
-
 def _verdict(answer: bytes, status: int) -> Verdict:
-    if status < 0:
-        name = signal.Signals(-status).name
-        if -status in _KILLED_FROM_OUTSIDE:
+    if ended := children.signal_of(status):
+        name, from_outside = ended
+        if from_outside:
             return Verdict(verified=False, reason=f"the check was killed ({name})")
         return Verdict(verified=False, reason=f"the engine crashed on it ({name})", damaged=True)
     try:

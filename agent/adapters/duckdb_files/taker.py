@@ -9,10 +9,10 @@ from pathlib import Path
 
 import structlog
 
-from agent.adapters.duckdb_snapshot import source
-from agent.adapters.duckdb_snapshot.bracket import Bracketed, copy_database
-from agent.adapters.duckdb_snapshot.source import Source
-from agent.adapters.duckdb_snapshot.verification import Verdict, verify
+from agent.adapters.duckdb_files import source
+from agent.adapters.duckdb_files.bracket import Bracketed, copy_database
+from agent.adapters.duckdb_files.source import Source
+from agent.adapters.duckdb_files.verification import Verdict, verify
 from agent.domain.databases import Survey, main_name
 from agent.domain.errors import SnapshotError
 from agent.ports import Clock, Snapshot

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import structlog
 
-from agent.adapters.duckdb_snapshot.filecopy import FileCopy, Moved, staging_error, staging_full
-from agent.adapters.duckdb_snapshot.header import HEADER_BYTES, Header
-from agent.adapters.duckdb_snapshot.source import Found, Source
+from agent.adapters.duckdb_files.filecopy import FileCopy, Moved, staging_error, staging_full
+from agent.adapters.duckdb_files.header import HEADER_BYTES, Header
+from agent.adapters.duckdb_files.source import Found, Source
 from agent.domain.databases import Fingerprint
 from agent.domain.errors import SnapshotError, WireError
 from agent.domain.parts import RawFile

@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.adapters.duckdb_snapshot.header import HEADER_BYTES
+from agent.adapters.duckdb_files.header import HEADER_BYTES
 from agent.domain.databases import SIDECAR_SUFFIXES, FileStat, Fingerprint, Survey, database_of, main_name
 from agent.domain.errors import SnapshotError
 

@@ -1,0 +1,42 @@
+"""Where the Akosha server is, and how it is spoken of: what it says, fit to be shown."""
+
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from agent.settings.endpoints import MASK, is_loopback, without_credentials
+
+SHOWN = 300
+"""So many characters of what a server says are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The address of an MCP server, already checked, and the bearer token for it ("": none)."""
+
+    endpoint: str
+    token: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return without_credentials(self.endpoint)
+
+    @property
+    def origin(self) -> str:
+        parts = urlsplit(self.endpoint)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine, which no proxy leads to."""
+        return is_loopback(urlsplit(self.endpoint).hostname or "")
+
+    @property
+    def is_encrypted(self) -> bool:
+        return urlsplit(self.endpoint).scheme == "https"
+
+    def words(self, said: object) -> str:
+        """Return what a server said: in one line, at most 300 characters, without the token."""
+        text = str(said)
+        if self.token:
+            text = text.replace(self.token, MASK)
+        text = " ".join("".join(char if char.isprintable() else " " for char in text[: SHOWN * 10]).split())
+        return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

@@ -1,0 +1,172 @@
+"""`MemorySink` on an Akosha server."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from agent.adapters.akosha_mcp import receipts
+from agent.adapters.akosha_mcp.client import Client
+from agent.adapters.akosha_mcp.errors import Rejected
+from agent.adapters.akosha_mcp.menu import BATCH, Menu, OwnTool
+from agent.adapters.akosha_mcp.pack import pack
+from agent.adapters.akosha_mcp.place import Place
+from agent.domain.errors import SinkError
+from agent.domain.memories import KINDS, Memory
+from agent.ports import Offer, Packed, Receipt
+
+HOPELESS = 16
+"""So many memories refused one by one, and none stored, and it is the server that is to blame."""
+
+Placed = tuple[int, Packed]
+"""A memory with its position in the batch."""
+
+
+class AkoshaSink:
+    """An Akosha server at a checked address. `token` "": none is sent.
+
+    `timeout_seconds`: so long may the server be silent, and sending stand still. `max_in_flight` calls at once of tools
+    that take one memory. Kinds with a tool of their own go by it where the server offers one whose arguments we can
+    fill; whether storing the same again changes nothing is then up to that tool.
+    """
+
+    def __init__(
+        self, *, endpoint: str, token: str = "", timeout_seconds: float = 300.0, max_in_flight: int = 4
+    ) -> None:
+        self._place = Place(endpoint, token)
+        self._client = Client(self._place, timeout_seconds)
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._workers = max_in_flight
+
+    @property
+    def location(self) -> str:
+        return str(self._place)
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._client.bytes_sent
+
+    @property
+    def health_version(self) -> str:
+        return self._client.health_version
+
+    async def is_available(self) -> bool:
+        return await self._client.healthy()
+
+    async def connect(self) -> Offer:
+        return (await self._client.session()).menu.offer
+
+    def pack(self, memory: Memory, system_id: str) -> Packed:
+        return pack(memory, system_id)
+
+    async def store(self, batch: Sequence[Packed]) -> Receipt:
+        menu = (await self._client.session()).menu
+        done = _Done()
+        together: list[Placed] = []
+        alone: list[tuple[Placed, OwnTool, bytes]] = []
+        for placed in enumerate(batch):
+            self._assign(placed, menu, together, alone, done)
+        if together:
+            await self._together(together, done)
+        # One kind after the other: a relationship comes after the entities that it is between.
+        for kind in KINDS:
+            await self._each([one for one in alone if one[1].kind == kind], done)
+        return done.receipt()
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    def _assign(
+        self,
+        placed: Placed,
+        menu: Menu,
+        together: list[Placed],
+        alone: list[tuple[Placed, OwnTool, bytes]],
+        done: "_Done",
+    ) -> None:
+        position, packed = placed
+        kind = packed.seen.kind
+        tool = menu.own.get(kind)
+        arguments = tool.fill(packed) if tool else None
+        if tool and arguments is not None:
+            alone.append((placed, tool, arguments))
+        elif kind == "relationship" or (tool and not packed.seen.embedded):
+            if tool is None:
+                raise SinkError(
+                    f"{self._place}: relationships are not taken (any more)",
+                    hint="was Akosha replaced?",
+                    transient=True,
+                )
+            done.refused[position] = f"{tool.name} wants more than there is: {', '.join(sorted(tool.required))}"
+        else:
+            together.append(placed)
+
+    async def _together(self, items: Sequence[Placed], done: "_Done") -> None:
+        """Store memories by the batch tool. Where it refuses to look at them, halve: one must not stop the others."""
+        pieces = [b'{"memories":[', b",".join(packed.body for _, packed in items), b"]}"]
+        try:
+            result = await self._client.call(BATCH, pieces)
+        except Rejected as error:
+            if len(items) > 1:
+                middle = len(items) // 2
+                await self._together(items[:middle], done)
+                await self._together(items[middle:], done)
+                return
+            done.refused[items[0][0]] = error.reason
+            if len(done.refused) >= HOPELESS and not done.taken:
+                raise
+            return
+        receipt = receipts.of_batch(result, [packed.memory_id for _, packed in items], self._place)
+        done.add(receipt, items)
+
+    async def _each(self, jobs: Sequence[tuple[Placed, OwnTool, bytes]], done: "_Done") -> None:
+        """Store memories one by one, a few at once. The first failure ends it and is raised."""
+        failures: list[SinkError] = []
+        remaining = iter(jobs)
+
+        async def work(jobs: Iterable[tuple[Placed, OwnTool, bytes]]) -> None:
+            for placed, tool, arguments in jobs:
+                if failures:
+                    return
+                try:
+                    async with self._slots:
+                        await self._alone(placed, tool, arguments, done)
+                except SinkError as error:
+                    failures.append(error)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(min(self._workers, len(jobs))):
+                group.create_task(work(remaining), name=f"akosha-tool-{number}")
+        if failures:
+            raise failures[0]
+
+    async def _alone(self, placed: Placed, tool: OwnTool, arguments: bytes, done: "_Done") -> None:
+        position, packed = placed
+        try:
+            result = await self._client.call(tool.name, [arguments])
+        except Rejected as error:
+            done.refused[position] = error.reason
+            if len(done.refused) >= HOPELESS and not done.taken:
+                raise
+            return
+        done.add(receipts.of_one(result, packed.memory_id, self._place), [placed])
+
+
+@dataclass(slots=True)
+class _Done:
+    """What has become of a batch so far."""
+
+    stored: int = 0
+    known: int = 0
+    refused: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def taken(self) -> int:
+        return self.stored + self.known
+
+    def add(self, receipt: Receipt, items: Sequence[Placed]) -> None:
+        self.stored += receipt.stored
+        self.known += receipt.known
+        self.refused.update({items[at][0]: why for at, why in receipt.refused.items()})
+
+    def receipt(self) -> Receipt:
+        return Receipt(stored=self.stored, known=self.known, refused=self.refused)

@@ -1,0 +1,36 @@
+"""DuckDB files of another process: right copies of them, and what the copies hold.
+
+source        where a database's files really are, and what they look like from outside
+header        the 12,288 bytes that say which state of the database is the valid one
+filecopy      one file through one descriptor
+bracket       copying between two equal headers
+taker         the port for snapshots
+reader        the port for memories
+
+children      the parent's side of child programs; `engine` is the inside of them, and alone imports duckdb
+verification  the check of a copy; `child` is its program
+frames        what `reader` and its program, `child_reader`, say to each other
+tables        which tables hold memories, and the statements that read them
+rows          what is told of a row, and the digest over it
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.adapters.duckdb_files.reader import DuckdbMemoryReader
+    from agent.adapters.duckdb_files.taker import DuckdbSnapshotTaker
+
+__all__ = ["DuckdbMemoryReader", "DuckdbSnapshotTaker"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a port when it is asked for: the children pass here too, and start in half the time without it."""
+    if name == "DuckdbSnapshotTaker":
+        from agent.adapters.duckdb_files import taker  # noqa: PLC0415
+
+        return taker.DuckdbSnapshotTaker
+    if name == "DuckdbMemoryReader":
+        from agent.adapters.duckdb_files import reader  # noqa: PLC0415
+
+        return reader.DuckdbMemoryReader
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

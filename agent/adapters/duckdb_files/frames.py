@@ -1,0 +1,37 @@
+"""What the reading child and its parent agree on.
+
+The parent writes commands, a line each; the child answers every one with a frame: four bytes of length, then so much
+JSON, an object. The first frame comes by itself.
+
+    (start)         {"tables": n}                   the copy is open
+    begin           {"begun": true}                 the next page is the first
+    page            {"page": [[kind, id, digest, embedded, bytes], ...]}; an empty one is the end
+    read [p, ...]   {"rows": [[text, embedding, time, metadata], ...]}   of the page before, by position
+    (any)           {"error": text}                 and the child ends
+"""
+
+import struct
+
+BEGIN, PAGE, READ = b"begin", b"page", b"read"
+
+PAGE_ROWS = 500
+"""Rows of a page at most."""
+
+_LENGTH = struct.Struct(">I")
+HEAD_BYTES = _LENGTH.size
+
+
+def framed(body: bytes) -> bytes:
+    """Return the bytes as a frame."""
+    return _LENGTH.pack(len(body)) + body
+
+
+def length_of(head: bytes) -> int:
+    """Return how many bytes follow a frame's first four."""
+    length: int = _LENGTH.unpack(head)[0]
+    return length
+
+
+def scratch_name(pid: int) -> str:
+    """Return the name of the folder, beside the copy, to which a child's engine swaps."""
+    return f"engine-{pid}.tmp"

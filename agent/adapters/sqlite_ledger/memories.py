@@ -1,0 +1,191 @@
+"""Which state of which row a target has, or was kept from it: millions of rows, so each is a few dozen bytes.
+
+Runs on the ledger's thread; the transaction is the caller's.
+"""
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Literal, get_args
+
+from agent.adapters.sqlite_ledger import rows, schema
+from agent.domain.memories import Kind, Seen
+from agent.domain.states import Target
+from agent.ports import Held, Standing
+
+Place = tuple[str, Kind]
+Row = tuple[int, bytes, bytes]
+"""A place's number, a row's own id, its digest."""
+
+HeldState = Literal["waiting", "refused"]
+HELD: Mapping[HeldState, int] = {state: number for number, state in enumerate(get_args(HeldState), 1)}
+"""How the column `held` has it; NULL is delivered."""
+
+_AT_ONCE = 500
+"""Ids in one question: below what every SQLite takes."""
+
+
+class Memories:
+    """Reads and writes what is known of memories."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def places(self, target: Target) -> dict[Place, int]:
+        """Return the numbers under which the rows of each database and kind are kept, in the order of their names."""
+        if schema.version(self._connection) < schema.MEMORIES:
+            return {}
+        found = self._connection.execute(
+            "SELECT database, kind, number FROM memory_places WHERE target_id = ? ORDER BY database, kind", (target.id,)
+        )
+        return {(database, rows.read_kind(kind)): number for database, kind, number in found}
+
+    def placed(self, target: Target, batch: Iterable[Seen]) -> list[Row]:
+        """Return rows as they are kept, in that order; what is kept for the first time gets its place."""
+        places = self.places(target)
+        placed: list[Row] = []
+        for seen in batch:
+            place = places.get((seen.database, seen.kind))
+            if place is None:
+                place = places[seen.database, seen.kind] = self._make_place(target, seen)
+            placed.append((place, rows.id_bytes(seen.id), bytes.fromhex(seen.digest)))
+        return placed
+
+    def lacking(self, target: Target, page: Sequence[Seen]) -> list[Seen]:
+        """Return those that are neither delivered nor refused as they are."""
+        places = self.places(target)
+        wanted: defaultdict[int, list[bytes]] = defaultdict(list)
+        for seen in page:
+            place = places.get((seen.database, seen.kind))
+            if place is not None:
+                wanted[place].append(rows.id_bytes(seen.id))
+        settled = {
+            (place, row_id): digest
+            for place, ids in wanted.items()
+            for row_id, digest, held in self._found(place, ids)
+            if held != HELD["waiting"]
+        }
+
+        def is_settled(seen: Seen) -> bool:
+            digest = settled.get((places.get((seen.database, seen.kind), 0), rows.id_bytes(seen.id)))
+            return digest is not None and digest == bytes.fromhex(seen.digest)
+
+        return [seen for seen in page if not is_settled(seen)]
+
+    def deliver(self, target: Target, batch: Collection[Seen]) -> None:
+        """The target has these; nothing of them is held any more."""
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO memories (place, id, digest) VALUES (?, ?, ?)", sorted(self.placed(target, batch))
+        )
+
+    def hold(self, target: Target, held: Collection[Held]) -> int:
+        """The target does not have these; return how many of them were not held as they are before."""
+        entries = sorted(held, key=lambda entry: entry.seen.key)
+        placed = self.placed(target, (entry.seen for entry in entries))
+        ids: defaultdict[int, list[bytes]] = defaultdict(list)
+        for place, row_id, _ in placed:
+            ids[place].append(row_id)
+        before = {
+            (place, row_id, digest)
+            for place, wanted in ids.items()
+            for row_id, digest, was_held in self._found(place, wanted)
+            if was_held is not None
+        }
+        self._connection.executemany(
+            "INSERT INTO memories (place, id, digest, held, embedded, reason, since) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (place, id) DO UPDATE SET since = CASE"
+            " WHEN held IS NOT NULL AND digest = excluded.digest THEN since ELSE excluded.since END,"
+            " digest = excluded.digest, held = excluded.held, embedded = excluded.embedded, reason = excluded.reason"
+            " WHERE held IS NOT excluded.held OR digest <> excluded.digest OR reason <> excluded.reason",
+            (
+                (*row, HELD[entry.state], entry.seen.embedded, rows.plain(entry.reason), rows.microseconds(entry.since))
+                for row, entry in zip(placed, entries, strict=True)
+            ),
+        )
+        return len({*placed} - before)
+
+    def standing(self, target: Target) -> Standing:
+        """Count them."""
+        delivered = 0
+        kept_back: dict[HeldState, dict[str, int]] = {state: {} for state in HELD}
+        for place in self.places(target).values():
+            (count,) = self._connection.execute("SELECT COUNT(*) FROM memories WHERE place = ?", (place,)).fetchone()
+            delivered += count
+            for state, counts in kept_back.items():
+                found = self._connection.execute(
+                    "SELECT reason, COUNT(*) FROM memories WHERE place = ? AND held = ? GROUP BY reason",
+                    (place, HELD[state]),
+                )
+                for reason, count in found:
+                    delivered -= count
+                    counts[reason] = counts.get(reason, 0) + count
+        return Standing(delivered=delivered, **kept_back)
+
+    def held(self, target: Target, limit: int) -> list[Held]:
+        """Return the first that are held, the refused ones before those that wait."""
+        places = self.places(target)
+        states: tuple[HeldState, ...] = ("refused", "waiting")
+        return list(islice((held for state in states for held in self._held(places, state, limit)), max(limit, 0)))
+
+    def meet(self, target: Target, version: str) -> frozenset[str]:
+        """Remember the version. Another one than before: what it refused waits now; return what is held back where."""
+        before = self._connection.execute(
+            "SELECT version FROM memory_versions WHERE target_id = ?", (target.id,)
+        ).fetchone()
+        met = rows.plain(version)
+        if before == (met,):
+            return frozenset()
+        self._connection.execute("INSERT OR REPLACE INTO memory_versions VALUES (?, ?)", (target.id, met))
+        return frozenset() if before is None else self._try_again(target)
+
+    def forget(self, target: Target, databases: Collection[str]) -> None:
+        """Nothing is known of the rows of these databases any more."""
+        for (database, _), place in self.places(target).items():
+            if database in databases:
+                self._connection.execute("DELETE FROM memories WHERE place = ?", (place,))
+
+    def _make_place(self, target: Target, seen: Seen) -> int:
+        (number,) = self._connection.execute(
+            "INSERT INTO memory_places (target_id, database, kind) VALUES (?, ?, ?) RETURNING number",
+            (target.id, seen.database, seen.kind),
+        ).fetchone()
+        return int(number)
+
+    def _found(self, place: int, ids: list[bytes]) -> Iterator[tuple[bytes, bytes, int | None]]:
+        """Yield id, digest and `held` of those of the rows that are known."""
+        for start in range(0, len(ids), _AT_ONCE):
+            some = ids[start : start + _AT_ONCE]
+            marks = ", ".join("?" * len(some))
+            question = f"SELECT id, digest, held FROM memories WHERE place = ? AND id IN ({marks})"  # noqa: S608 - marks
+            yield from self._connection.execute(question, (place, *some))
+
+    def _held(self, places: Mapping[Place, int], state: HeldState, limit: int) -> Iterator[Held]:
+        for (database, kind), place in places.items():
+            found = self._connection.execute(
+                "SELECT id, digest, embedded, reason, since FROM memories WHERE place = ? AND held = ?"
+                " ORDER BY reason, id LIMIT ?",
+                (place, HELD[state], limit),
+            )
+            for row_id, digest, embedded, reason, since in found:
+                seen = Seen(
+                    database=database,
+                    kind=kind,
+                    id=rows.read_id(row_id),
+                    digest=digest.hex(),
+                    embedded=bool(embedded),
+                )
+                yield Held(seen=seen, state=state, reason=reason, since=rows.read_microseconds(since))
+
+    def _try_again(self, target: Target) -> frozenset[str]:
+        worth_a_look: set[str] = set()
+        for (database, _), place in self.places(target).items():
+            self._connection.execute(
+                "UPDATE memories SET held = ? WHERE place = ? AND held = ?", (HELD["waiting"], place, HELD["refused"])
+            )
+            waits = self._connection.execute(
+                "SELECT 1 FROM memories WHERE place = ? AND held = ? LIMIT 1", (place, HELD["waiting"])
+            )
+            if waits.fetchone():
+                worth_a_look.add(database)
+        return frozenset(worth_a_look)

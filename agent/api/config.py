@@ -1,0 +1,115 @@
+"""The 13 documented settings as one value. Their rules are those of `agent.settings`, which is loaded when asked."""
+
+import json
+import os
+import socket
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from agent.domain.errors import NamingError, SettingsError
+from agent.domain.naming import check_system_id, sanitise_system_id
+
+PREFIX = "akosha_"
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class AkoshaSyncConfig:
+    """What to sync with. Any values are taken; `validate` says what is wrong with them.
+
+    Texts lose the blanks around them. A `cloud_endpoint` of `file:///dir` means a directory, which needs no bucket;
+    without a bucket, one that ends in `/mcp` is the address of the Akosha server.
+    """
+
+    cloud_bucket: str = ""
+    cloud_endpoint: str = ""
+    cloud_region: str = "auto"
+    system_id: str = ""
+    upload_on_session_end: bool = True
+    enable_fallback: bool = True
+    force_method: str = "auto"
+    upload_timeout_seconds: int = 300
+    max_retries: int = 3
+    retry_backoff_seconds: float = 2.0
+    enable_compression: bool = True
+    enable_deduplication: bool = True
+    chunk_size_mb: int = 5
+
+    def __post_init__(self) -> None:
+        for name, value in self.values().items():
+            if isinstance(value, str):
+                text = value.strip()
+                object.__setattr__(self, name, text.lower() if name == "force_method" else text)
+
+    @classmethod
+    def from_settings(cls, settings: object) -> Self:
+        """Take the attributes `akosha_cloud_bucket` and so on of any object; one that is missing or None: the default.
+
+        Whatever is taken is taken as it is: `validate` says what is wrong with it.
+        """
+        given = {field.name: getattr(settings, PREFIX + field.name, None) for field in fields(cls)}
+        # An object's attributes may hold anything: that is what `validate` is for.
+        known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return cls(**known)
+
+    def values(self) -> dict[str, object]:
+        """Return the fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def validate(self) -> list[str]:
+        """Return what is wrong, a sentence each: the setting, its value, and what is allowed. Empty: nothing is."""
+        from pydantic import ValidationError  # noqa: PLC0415 - 0.3 s, for those who ask
+
+        from agent.settings import Settings  # noqa: PLC0415
+        from agent.settings.complaints import complaints  # noqa: PLC0415
+        from agent.settings.sources import Given  # noqa: PLC0415
+
+        values = self.values()
+        try:
+            Settings.model_validate(values)
+        except ValidationError as error:
+            return list(
+                complaints(error, {name: Given(value, type(self).__name__, value) for name, value in values.items()})
+            )
+        return []
+
+    @property
+    def cloud_configured(self) -> bool:
+        """Whether the cloud method has somewhere to deliver to: a bucket, or a directory."""
+        from agent.settings.endpoints import is_directory  # noqa: PLC0415 - as above
+
+        return bool(self.cloud_bucket) or is_directory(self.cloud_endpoint)
+
+    @property
+    def system_id_resolved(self) -> str:
+        """The name of this machine in the bucket, as an agent here would take it.
+
+        The setting; else the id that the agent of this user took at its first start; else the host name. Made of
+        letters, digits, - and _. Raises NamingError, a ValueError, where nothing is left of a text.
+        """
+        return sanitise_system_id(self.system_id or _kept_system_id() or socket.gethostname())
+
+    @property
+    def should_use_cloud(self) -> bool:
+        """Whether the cloud is set up, and http is not forced."""
+        return self.cloud_configured and self.force_method != "http"
+
+    @property
+    def should_use_http(self) -> bool:
+        """Whether http is forced; or is the fallback, or all there is, and the cloud is not forced."""
+        return self.force_method == "http" or (
+            self.force_method != "cloud" and (self.enable_fallback or not self.cloud_configured)
+        )
+
+
+def _kept_system_id() -> str:
+    """Return the system id in the agent's identity file; "" where no agent has run here, or the file is damaged."""
+    from agent.settings import load  # noqa: PLC0415 - as above
+
+    try:
+        found = load(environ=os.environ, cwd=Path.cwd(), home=Path.home()).settings
+        kept = json.loads((found.agent_state_dir / "identity.json").read_bytes())["system_id"]
+        return check_system_id(kept) if kept else ""
+    except (SettingsError, NamingError, OSError, ValueError, KeyError, TypeError):
+        return ""  # whoever starts an agent here is told what is wrong

@@ -1,0 +1,86 @@
+"""Methods in their order: the first that delivers is enough."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from agent.api import reach
+from agent.api.config import AUTO, AkoshaSyncConfig
+from agent.api.methods import CloudSyncMethod, HttpSyncMethod, SyncMethod, SyncResult
+from agent.domain.errors import CloudUploadError, HTTPSyncError, HybridSyncError, SyncError
+
+UNAVAILABLE = "not available: there was no answer within a second"
+
+_ERRORS: Mapping[str, type[SyncError]] = {"cloud": CloudUploadError, "http": HTTPSyncError}
+
+_log = logging.getLogger("agent.api")
+
+
+class HybridAkoshaSync:
+    """Syncs by the first of `methods` that can: the cloud where it is set up, then http.
+
+    The list is the user's to change: a method of one's own may be added, put in front, or take another's place.
+    Directories are those of the agent's own settings, unless they are given. Raises ValueError where the config names
+    a cloud and is not valid.
+    """
+
+    def __init__(
+        self, config: AkoshaSyncConfig, *, data_dir: Path | str | None = None, state_dir: Path | str | None = None
+    ) -> None:
+        self.config = config
+        self.methods: list[SyncMethod] = []
+        if config.cloud_configured:
+            self.methods.append(CloudSyncMethod(config, data_dir=data_dir, state_dir=state_dir))
+        self.methods.append(HttpSyncMethod(config, data_dir=data_dir, state_dir=state_dir))
+
+    async def sync_memories(
+        self, force_method: str = AUTO, upload_reflections: bool = True, upload_knowledge_graph: bool = True
+    ) -> SyncResult:
+        """Sync now and return the result of the method that did it.
+
+        A `force_method` other than auto, here or else in the config, is the only one tried, and its error is raised as
+        it is; ValueError for a name that no method has. On auto, methods that are not available are passed over, and
+        HybridSyncError, with the error of each, is raised when none has delivered; without `enable_fallback` the first
+        method is the only one.
+        """
+        methods = {method.get_method_name(): method for method in reversed(self.methods)}  # of two, the first
+        forced = force_method if force_method != AUTO else self.config.force_method
+        if forced != AUTO:
+            method = methods.get(forced) or _missing(forced, methods)
+            return await _sync(method, upload_reflections, upload_knowledge_graph)
+        errors: list[dict[str, str]] = []
+        causes: list[Exception] = []
+        for method in self.methods if self.config.enable_fallback else self.methods[:1]:
+            name = method.get_method_name()
+            try:
+                if not await asyncio.to_thread(reach.answered, method.is_available):
+                    raise SyncError(UNAVAILABLE, name, transient=True)
+                return await _sync(method, upload_reflections, upload_knowledge_graph)
+            except Exception as error:  # noqa: BLE001 - a user's own may raise anything; all of it is told below
+                _log.warning("%s failed: %s", name, error)
+                errors.append({"method": name, "error": str(error) or type(error).__name__})
+                causes.append(error)
+        told = "; ".join(f"{error['method']}: {error['error']}" for error in errors)
+        cause = ExceptionGroup("each method's error", causes) if causes else None
+        raise HybridSyncError(told or "there is no method to sync by", AUTO, errors) from cause
+
+
+async def _sync(method: SyncMethod, upload_reflections: bool, upload_knowledge_graph: bool) -> SyncResult:
+    """Have one method sync; a failure that it returns is raised, as ours is."""
+    result = await method.sync(upload_reflections=upload_reflections, upload_knowledge_graph=upload_knowledge_graph)
+    if not result.get("success", True):
+        name = method.get_method_name()
+        raise _ERRORS.get(name, SyncError)(str(result.get("error") or "failed"), name)
+    return cast("SyncResult", result)
+
+
+def _missing(name: str, methods: Mapping[str, SyncMethod]) -> SyncMethod:
+    if name == "cloud":
+        raise CloudUploadError(
+            "there is no cloud to sync to",
+            name,
+            hint="set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory",
+        )
+    raise ValueError(f"there is no method {name!r}: known are {', '.join([AUTO, *sorted(methods)])}")

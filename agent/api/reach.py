@@ -1,0 +1,90 @@
+"""Whether something is there, known within a second: by connecting, without anything heavy, in a thread of its own.
+
+It says that an attempt makes sense, not that it will succeed: credentials and rights are the attempt's to find out.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urlsplit
+
+SECONDS = 0.9
+
+_DEFAULT_REGION = "us-east-1"
+
+
+def answered(question: Callable[[], bool], seconds: float = SECONDS) -> bool:
+    """Return the answer, False where there is none in time. Raises what the question raises.
+
+    The question goes on in its thread: looking up a host's name or a mount that hangs cannot be interrupted.
+    """
+    answer: Future[bool] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(bool(question()))
+        except BaseException as error:  # noqa: BLE001 - it is the caller's, to whom it goes
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="akosha-reach", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        return False
+
+
+def healthy(endpoint: str) -> bool:
+    """Say whether `/health` at the origin of an http(s) address answers with 200, itself: a redirect is no answer."""
+    from http.client import HTTPException  # noqa: PLC0415 - what is below costs 0.1 s
+    from urllib.error import HTTPError  # noqa: PLC0415
+    from urllib.request import HTTPRedirectHandler, ProxyHandler, build_opener  # noqa: PLC0415
+
+    from agent.settings.endpoints import is_loopback  # noqa: PLC0415
+
+    class Stay(HTTPRedirectHandler):
+        def redirect_request(self, *_: object) -> None:
+            return None
+
+    parts = urlsplit(endpoint)
+    here = [ProxyHandler({})] if is_loopback(parts.hostname or "") else []
+    try:
+        with build_opener(Stay, *here).open(f"{parts.scheme}://{parts.netloc}/health", timeout=SECONDS) as response:
+            return response.status == HTTPStatus.OK  # type: ignore[no-any-return] # the stubs say Any
+    except HTTPError as error:
+        error.close()
+        return False
+    except (OSError, HTTPException, ValueError):
+        return False
+
+
+def connects(endpoint: str, region: str) -> bool:
+    """Say whether an S3 store's host (empty: AWS's), or the proxy that the environment names for it, takes a call."""
+    from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415 - as above
+
+    parts = urlsplit(endpoint)
+    scheme, host = parts.scheme or "https", parts.hostname or f"s3.{_aws_region(region)}.amazonaws.com"
+    door = (host, parts.port or (80 if scheme == "http" else 443))
+    proxy = None if proxy_bypass(host) else getproxies().get(scheme)
+    if proxy and (way := urlsplit(proxy if "//" in proxy else f"//{proxy}")).hostname:
+        door = (way.hostname, way.port or 80)
+    try:
+        socket.create_connection(door, timeout=SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def writable(directory: Path) -> bool:
+    """Say whether a directory is there, or may be made in one that is, and we may write there."""
+    there = directory if directory.exists() or directory.is_symlink() else directory.parent
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def _aws_region(region: str) -> str:
+    if region and region != "auto":
+        return region
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or _DEFAULT_REGION

@@ -1,0 +1,231 @@
+"""The http method: the memories that Akosha lacks, pushed to it over MCP.
+
+look     stat fingerprints against the ledger: nothing differs, and nothing that is held back is worth another look
+meet     a session; another version of the server, and what it refused is tried again
+stage    snapshots of what differs
+push     each row that this target does not have yet; a batch is remembered before the next is sent
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import tzinfo
+
+from agent.application.attempt import Attempt
+from agent.application.memory_push import MemoryPush, Pushed
+from agent.application.progress import limit_standstill
+from agent.application.pushed import Work
+from agent.application.staging import Staging, what_is_wrong
+from agent.domain.databases import main_name
+from agent.domain.errors import HTTPSyncError, SinkError, SnapshotError
+from agent.domain.events import SyncRequested, SyncSucceeded, outcome_event_id
+from agent.domain.route import HTTP
+from agent.domain.states import Intent, Problem, Target, TargetRecord, due
+from agent.ports import (
+    Clock,
+    Delivered,
+    Ledger,
+    MemoryLedger,
+    MemoryReader,
+    MemorySink,
+    Offer,
+    Reporter,
+    Snapshot,
+    SnapshotTaker,
+    Unchanged,
+)
+
+_NEWS = "http_server"
+
+
+class HttpSync:
+    """Delivers memories to one Akosha server. `standstill_seconds`: how long nothing may move."""
+
+    name = HTTP
+
+    def __init__(
+        self,
+        *,
+        target: Target,
+        push: MemoryPush,
+        taker: SnapshotTaker,
+        reader: MemoryReader,
+        ledger: Ledger,
+        clock: Clock,
+        zone: Callable[[], tzinfo],
+        standstill_seconds: float,
+    ) -> None:
+        self.target = target
+        self._push, self._taker, self._reader, self._ledger = push, taker, reader, ledger
+        self._clock, self._zone, self._standstill_seconds = clock, zone, standstill_seconds
+        self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=False)
+
+    @property
+    def _sink(self) -> MemorySink:
+        return self._push.sink
+
+    @property
+    def _memories(self) -> MemoryLedger:
+        return self._push.ledger
+
+    async def is_available(self) -> bool:
+        return await self._sink.is_available()
+
+    async def aclose(self) -> None:
+        await self._sink.aclose()
+
+    async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
+        try:
+            async with self._staging.attempt(request, report) as attempt:
+                return await self._sync(attempt)
+        except SinkError as error:
+            raise HTTPSyncError(
+                error.message,
+                HTTP,
+                error,
+                hint=error.hint,
+                transient=error.transient,
+                retry_after=error.retry_after,
+            ) from error
+        except SnapshotError as error:
+            raise HTTPSyncError(error.message, HTTP, error, hint=error.hint, forwardable=False) from error
+
+    async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
+        record = await self._ledger.record(self.target)
+        attempt.survey = await self._taker.survey()
+        lacking = due(record, attempt.asked, self._clock.now(), urgent=attempt.urgent)
+        if not lacking and not await self._has_news():
+            return Unchanged(why=attempt.why_nothing(record))
+        async with self._moving():
+            offer = await self._sink.connect()
+        again = await self._memories.meet(
+            self.target, f"{offer.version}, {self._push.missing_embedding} for embeddings"
+        )
+        if not await self._staging.copy(attempt, record, also=again):
+            return Unchanged(why=attempt.why_nothing(record))
+        await self._begin(attempt)
+        work = Work(attempt, self._sink.bytes_sent)
+        await self._push_all(work, offer)
+        await self._ledger.note(_NEWS, self._news())
+        await self._staging.settle(attempt)
+        return await self._outcome(work, record)
+
+    async def _has_news(self) -> bool:
+        """Say whether the server, or how it is to be treated, has changed while memories are held back from it."""
+        if (await self._ledger.notes()).get(_NEWS) == self._news():
+            return False
+        standing = await self._memories.standing(self.target)
+        return bool(standing.waiting or standing.refused)
+
+    def _news(self) -> str:
+        return f"{self.target.endpoint} {self._sink.health_version} {self._push.missing_embedding}"
+
+    async def _begin(self, attempt: Attempt) -> None:
+        """Write down what is about to be pushed. There is nothing to clean up after: pushing again changes nothing."""
+        for name, snapshot in list(attempt.changed.items()):
+            if not snapshot.verified:
+                seen = attempt.survey[name]
+                attempt.problems[name] = Problem(snapshot.unverified_reason, seen, 1, None)
+                await self._taker.discard(attempt.changed.pop(name))
+        record = await self._ledger.record(self.target)
+        if record.intent is not None and record.intent.digests != attempt.digests:
+            await self._ledger.abandon(self.target)
+            record = await self._ledger.record(self.target)
+        if attempt.changed:
+            request_id, databases = attempt.request.request_id, tuple(sorted(attempt.changed))
+            intent = record.intent or Intent(request_id, request_id, attempt.digests, databases)
+            await self._ledger.begin(self.target, intent)
+
+    async def _push_all(self, work: Work, offer: Offer) -> None:
+        attempt = work.attempt
+        attempt.report.phase("push", sum(attempt.survey[name].size for name in attempt.changed))
+        for name in sorted(attempt.changed):
+            work.pushed[name] = await self._push_one(name, attempt.changed[name], attempt, offer)
+
+    async def _push_one(self, name: str, snapshot: Snapshot, attempt: Attempt, offer: Offer) -> Pushed:
+        size, rows = attempt.survey[name].size, max(sum(snapshot.rows.values()), 1)
+        zone = await asyncio.to_thread(self._zone)  # it looks at files
+        async with (
+            self._moving() as moved,
+            self._reader.open(snapshot.folder / main_name(name), name, zone=zone) as source,
+        ):
+
+            def passed(count: int) -> None:
+                attempt.report.moved(size * count // rows)
+                moved()
+
+            return await self._push.push(self.target, offer, source, passed)
+
+    async def _outcome(self, work: Work, record: TargetRecord) -> Delivered | Unchanged:
+        """Tell what came of it. A delivery of which everything had to wait is none."""
+        attempt = work.attempt
+        if not work.delivered and await self._all_is_kept_back(work, record):
+            kept = {
+                name: Problem(why, attempt.survey[name], 1, None, cure=work.cure)
+                for name, why in work.kept_back.items()
+            }
+            await self._ledger.trouble(self.target, kept)
+            attempt.problems |= kept
+        if attempt.problems and not work.delivered:
+            message, cure = what_is_wrong(attempt.problems)
+            raise HTTPSyncError(message, HTTP, hint=cure, forwardable=False)
+        seen = {name: snapshot.fingerprint for name, snapshot in attempt.changed.items()}
+        if not work.delivered and all(_was_delivered(record, name) for name in seen):
+            await self._ledger.abandon(self.target)
+            await self._ledger.refresh(self.target, seen)
+            return Unchanged(why=work.why_nothing)
+        return Delivered(
+            manifest=None, fingerprints=seen, problems=attempt.problems, result=self._succeeded(work, record)
+        )
+
+    async def _all_is_kept_back(self, work: Work, record: TargetRecord) -> bool:
+        """Say whether this delivery was to bring something and could not.
+
+        What has been waiting all along, beside others that were delivered, is no news: it is told, it holds up nothing.
+        """
+        if not work.kept_back:
+            return False
+        if any(pushed.held_anew for pushed in work.pushed.values()):
+            return True
+        before = (record.databases.get(name) for name in work.kept_back)
+        if any(known and known.problem for known in before):
+            return True
+        return not (await self._memories.standing(self.target)).delivered
+
+    def _succeeded(self, work: Work, record: TargetRecord) -> SyncSucceeded:
+        attempt = work.attempt
+        return SyncSucceeded(
+            id=outcome_event_id(attempt.request.request_id, "succeeded"),
+            time=self._clock.now(),
+            system_id=self.target.system_id,
+            request_id=attempt.request.request_id,
+            method=HTTP,
+            success=True,
+            bytes_transferred=self._sink.bytes_sent - work.bytes_before,
+            duration_seconds=round(self._clock.monotonic() - attempt.started, 3),
+            upload_id=attempt.request.request_id,
+            triggered_by=attempt.request.reason,
+            location=self._sink.location,
+            incomplete={**attempt.incomplete(record), **work.kept_back},
+            memories=work.delivered,
+        )
+
+    @asynccontextmanager
+    async def _moving(self) -> AsyncIterator[Callable[[], None]]:
+        """Limit the time without progress in the block, and say which setting does."""
+        try:
+            async with limit_standstill(self._standstill_seconds) as moved:
+                yield moved
+        except TimeoutError as error:
+            raise HTTPSyncError(
+                f"{self._sink.location}: nothing moved for {self._standstill_seconds:g} s",
+                HTTP,
+                error,
+                transient=True,
+                hint="akosha_upload_timeout_seconds sets the limit",
+            ) from error
+
+
+def _was_delivered(record: TargetRecord, database: str) -> bool:
+    known = record.databases.get(database)
+    return known is not None and bool(known.delivered_by)

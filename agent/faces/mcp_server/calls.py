@@ -1,0 +1,93 @@
+"""What a call does, and what it returns: a dict, whatever happens. Errors are results."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+
+import structlog
+
+from agent.domain.errors import AkoshaError, SettingsError
+from agent.domain.route import AUTO
+from agent.faces.asking import Asking
+from agent.faces.mcp_server.glance import NO_SETTINGS, glance
+from agent.faces.mcp_server.telling import Tell, Telling
+from agent.faces.mcp_server.tools import METHODS
+from agent.faces.results import contract, mend, refusal, sentence
+from agent.settings import Loaded
+
+_log = structlog.get_logger()
+
+Loading = Callable[[], Loaded]
+"""Reads the settings as they are now, in a thread. Raises SettingsError."""
+
+Given = Mapping[str, object]
+"""The arguments of a call, as the client sent them."""
+
+
+async def sync(loading: Loading, given: Given, tell: Tell | None) -> dict[str, object]:
+    """Sync, and return the documented result, of a failure too. With `tell`, tell of the progress."""
+    method = given.get("method", AUTO)
+    shown = method if isinstance(method, str) and method in METHODS else AUTO
+    try:
+        return await _sync(loading, given, tell)
+    except AkoshaError as error:
+        return refusal(error, method=shown)
+    except Exception as error:  # noqa: BLE001 - promised: it never raises; what is no AkoshaError is logged in full
+        return refusal(_ours(error), method=shown)
+
+
+async def status(loading: Loading) -> dict[str, object]:
+    """Return how it is set up and how it stands, with success: false where one of the two cannot be had."""
+    try:
+        return await glance(await asyncio.to_thread(loading))
+    except AkoshaError as error:
+        return NO_SETTINGS | _told(error)
+    except Exception as error:  # noqa: BLE001 - as above
+        return NO_SETTINGS | _told(_ours(error))
+
+
+async def _sync(loading: Loading, given: Given, tell: Tell | None) -> dict[str, object]:
+    method, enable_fallback = _arguments(given)
+    telling = Telling(tell or _untold)
+    await telling.begin("looking for what has changed")
+    try:
+        loaded = await asyncio.to_thread(loading)
+        asking = await Asking.prepare(loaded.settings, method=method, enable_fallback=enable_fallback)
+        async with telling.open(asking.trouble) if tell else nullcontext():
+            result = await asking.result(hear=telling.hear, waits=telling.waits)
+    except AkoshaError as error:
+        await telling.end(str(error))
+        raise
+    await telling.end(sentence(result))
+    return contract(result)
+
+
+async def _untold(*_: object) -> None:
+    """For a client that has not asked for progress."""
+
+
+def _arguments(given: Given) -> tuple[str, bool]:
+    """Return method and enable_fallback. Raises SettingsError for what is neither."""
+    if unknown := sorted(set(given) - {"method", "enable_fallback"}):
+        raise SettingsError(
+            f"there is no parameter {', '.join(unknown)}", hint="the parameters are method and enable_fallback"
+        )
+    method, enable_fallback = given.get("method", AUTO), given.get("enable_fallback", True)
+    if not isinstance(method, str) or method not in METHODS:
+        raise SettingsError(f"there is no method {method!r:.100}", hint=f"method is one of {', '.join(METHODS)}")
+    if not isinstance(enable_fallback, bool):
+        raise SettingsError(f"enable_fallback is {enable_fallback!r:.100}", hint="enable_fallback is true or false")
+    return method, enable_fallback
+
+
+def _ours(error: Exception) -> AkoshaError:
+    """Return what is said of a fault of ours; its text, which may hold anything, goes to the log alone."""
+    _log.error("call_failed", exc_info=error)
+    return AkoshaError(
+        f"the call failed for a reason of its own: {type(error).__name__}",
+        hint="its traceback is in the log of akosha-agent mcp (standard error)",
+    )
+
+
+def _told(error: AkoshaError) -> dict[str, object]:
+    return {"success": False, "error": str(error), "hint": mend(error)}

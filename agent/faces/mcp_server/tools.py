@@ -1,0 +1,164 @@
+"""The two tools as the client sees them: names, parameters, results, and when an assistant should use them."""
+
+from typing import Any
+
+from mcp_types import Tool, ToolAnnotations
+
+from agent.domain.route import AUTO, CLOUD, HTTP
+
+SYNC = "sync_to_akosha"
+STATUS = "akosha_sync_status"
+METHODS = (AUTO, CLOUD, HTTP)
+
+INSTRUCTIONS = (
+    "Gets the memories that Session-Buddy keeps on this machine to Akosha. Changes are synced by themselves where "
+    f"`akosha-agent run` is running; call {SYNC} when the user wants it done now, and {STATUS} to see what is pending, "
+    "what stands in the way, and how it is set up. Neither takes or gives the memories themselves."
+)
+
+_TEXT = {"type": "string"}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
+_FLAG = {"type": "boolean"}
+_FLAG_OR_NULL = {"type": ["boolean", "null"]}
+_COUNT = {"type": "integer", "minimum": 0}
+_TEXTS = {"type": "array", "items": _TEXT}
+
+_SYNC_RESULT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "method": _TEXT | {"description": "How it was delivered: cloud or http; auto where it came to no attempt."},
+        "success": _FLAG | {"description": "True also where there was nothing to deliver (outcome: skipped)."},
+        "files_uploaded": _TEXTS | {"description": "Keys in the bucket, or nothing where it went to a server."},
+        "bytes_transferred": _COUNT | {"description": "What went over the wire."},
+        "duration_seconds": {"type": "number", "minimum": 0},
+        "upload_id": _TEXT_OR_NULL | {"description": "YYYYMMDD_HHMMSS_system; null where there was no upload."},
+        "error": _TEXT_OR_NULL,
+        "triggered_by": _TEXT,
+        "hint": _TEXT_OR_NULL | {"description": "The setting or command that mends the error."},
+        "outcome": {"type": "string", "enum": ["succeeded", "skipped", "failed"]},
+        "request_id": _TEXT_OR_NULL,
+        "why": _TEXT | {"description": "Of a skipped one: why there was nothing to do."},
+        "location": _TEXT | {"description": "Where it is now."},
+        "incomplete": {
+            "type": "object",
+            "additionalProperties": _TEXT,
+            "description": "What has not been delivered yet, and why. It is tried again by itself.",
+        },
+        "memories": _COUNT | {"description": "How many memories the target has now and lacked before."},
+        "errors": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"method": _TEXT, "error": _TEXT}},
+            "description": "Of a failed one: what each method that was tried met.",
+        },
+        "retry_at": _TEXT_OR_NULL | {"description": "When a running agent tries again by itself."},
+    },
+    "required": [
+        "method",
+        "success",
+        "files_uploaded",
+        "bytes_transferred",
+        "duration_seconds",
+        "upload_id",
+        "error",
+        "triggered_by",
+        "hint",
+        "outcome",
+    ],
+}
+
+_STATUS_RESULT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "cloud_configured": _FLAG_OR_NULL | {"description": "Whether a bucket, or a directory, is set."},
+        "system_id": _TEXT_OR_NULL | {"description": "This machine's name in the bucket and in Akosha."},
+        "should_use_cloud": _FLAG_OR_NULL,
+        "should_use_http": _FLAG_OR_NULL,
+        "force_method": {"type": ["string", "null"], "enum": [*METHODS, None]},
+        "enable_fallback": _FLAG_OR_NULL,
+        "upload_on_session_end": _FLAG_OR_NULL,
+        "configuration": {
+            "type": "object",
+            "description": "Every setting by its key, secrets masked. Empty where a setting is wrong.",
+        },
+        "success": _FLAG
+        | {"description": "False where the settings or the state directory cannot be used: see error."},
+        "error": _TEXT_OR_NULL,
+        "hint": _TEXT_OR_NULL,
+        "warnings": _TEXTS | {"description": "What the settings' sources say that has no effect."},
+        "running": {
+            "type": ["object", "null"],
+            "description": "Which process holds the state directory: pid, command.",
+        },
+        "pending": _TEXTS | {"description": "Databases that a target lacks."},
+        "targets": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "Each target: its databases, the newest upload, last success, next try, last error.",
+        },
+        "bus": {"type": ["object", "null"]},
+        "results_waiting": _COUNT,
+        "problem": _TEXT | {"description": "Why the databases cannot be looked at."},
+    },
+    "required": [
+        "cloud_configured",
+        "system_id",
+        "should_use_cloud",
+        "should_use_http",
+        "force_method",
+        "enable_fallback",
+        "upload_on_session_end",
+        "configuration",
+        "success",
+        "error",
+        "hint",
+    ],
+}
+
+TOOLS = [
+    Tool(
+        name=SYNC,
+        title="Sync memories to Akosha",
+        description=(
+            "Get every memory that Session-Buddy has committed on this machine to Akosha now, and return when it is "
+            "there. Use it when the user asks to sync, back up or upload memories. Calling it again does no harm: "
+            "what has arrived is not sent again (outcome: skipped). It never fails as a call: look at success, and "
+            "where it is false tell the user error and hint. It takes from a second to minutes, and tells its progress."
+        ),
+        input_schema={
+            "type": "object",
+            "properties": {
+                "method": {
+                    "type": "string",
+                    "enum": list(METHODS),
+                    "default": AUTO,
+                    "description": "auto follows the settings (the cloud where it is set up, else http); cloud uploads "
+                    "to the bucket, http sends to the Akosha server.",
+                },
+                "enable_fallback": {
+                    "type": "boolean",
+                    "default": True,
+                    "description": "Where the cloud fails, send to the Akosha server. False: fail instead.",
+                },
+            },
+            "additionalProperties": False,
+        },
+        output_schema=_SYNC_RESULT,
+        annotations=ToolAnnotations(
+            read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=True
+        ),
+    ),
+    Tool(
+        name=STATUS,
+        title="Status of syncing to Akosha",
+        description=(
+            "Show how syncing memories to Akosha is set up and how it stands: whether an agent runs, what is pending, "
+            "the last upload, the last error and the next try, and every setting (secrets masked). It changes nothing "
+            "and asks nobody over the network. Use it before changing settings, or when a sync has failed."
+        ),
+        input_schema={"type": "object", "properties": {}, "additionalProperties": False},
+        output_schema=_STATUS_RESULT,
+        annotations=ToolAnnotations(
+            read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
+        ),
+    ),
+]

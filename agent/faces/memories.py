@@ -1,0 +1,113 @@
+"""`memories`: what each Akosha server has of the memories, and what it does not have, with the reason."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from agent.domain.route import HTTP
+from agent.domain.states import Target
+from agent.ports import Held, Standing
+from agent.settings import Settings
+from agent.wiring import Home
+
+MOST_SHOWN = 1000
+WIDE = 240
+"""Columns in a pipe: nothing is folded for a terminal that is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """One target's memories."""
+
+    target: Target
+    standing: Standing
+    held: Sequence[Held]
+
+
+async def show_memories(settings: Settings, *, failed: bool, as_json: bool) -> int:
+    """Print the memories that a server does not have (`failed`: only those that it refused). Returns 0."""
+    home = Home.of(settings)
+    identity = await asyncio.to_thread(home.prepare)
+    accounts = []
+    if await home.has_ledger():
+        ledger = await home.read_ledger()
+        try:
+            for target in home.targets(identity).values():
+                standing = await ledger.memories().standing(target)
+                held = await ledger.memories().held(target, limit=MOST_SHOWN)
+                shown = [one for one in held if one.state == "refused" or not failed]
+                accounts.append(_Account(target, standing, shown))
+        finally:
+            await ledger.aclose()
+    if as_json:
+        typer.echo(json.dumps([_document(account) for account in accounts], indent=2))
+    else:
+        for account in accounts:
+            _print(account, failed=failed)
+    return 0
+
+
+async def send_again(settings: Settings) -> int:
+    """Have everything sent once more to an Akosha server that has lost it. Returns 0. Raises AlreadyRunning."""
+    home = Home.of(settings)
+    identity = await asyncio.to_thread(home.prepare)
+    with home.lock("memories", patient=False):
+        ledger = await home.open_ledger()
+        try:
+            target = home.targets(identity)[HTTP]
+            delivered = (await ledger.memories().standing(target)).delivered
+            await ledger.forget(target, list((await ledger.record(target)).databases))
+        finally:
+            await ledger.aclose()
+    typer.echo(f"{delivered:,} memories go to {target.endpoint} once more, with the next sync by http")
+    return 0
+
+
+def _document(account: _Account) -> Mapping[str, object]:
+    return {
+        "method": account.target.method,
+        "endpoint": account.target.endpoint,
+        "bucket": account.target.bucket,
+        "delivered": account.standing.delivered,
+        "waiting": dict(account.standing.waiting),
+        "refused": dict(account.standing.refused),
+        "memories": [
+            {
+                "database": one.seen.database,
+                "kind": one.seen.kind,
+                "id": one.seen.id,
+                "state": one.state,
+                "reason": one.reason,
+                "since": one.since.isoformat(),
+            }
+            for one in account.held
+        ],
+    }
+
+
+def _print(account: _Account, *, failed: bool) -> None:
+    width = None if sys.stdout.isatty() else WIDE
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    standing = account.standing
+    refused, waiting = sum(standing.refused.values()), sum(standing.waiting.values())
+    console.print(
+        f"{account.target.method}  {account.target.endpoint} {account.target.bucket}".rstrip()
+        + f": {standing.delivered:,} delivered, {waiting:,} wait, {refused:,} were refused"
+    )
+    if not account.held:
+        return
+    table = Table("database", "kind", box=None, padding=(0, 2, 0, 2))
+    for title in ("id", "state", "reason"):
+        table.add_column(title, overflow="fold")
+    for one in account.held:
+        table.add_row(one.seen.database, one.seen.kind, one.seen.id, one.state, one.reason)
+    console.print(table)
+    total = refused if failed else refused + waiting
+    if len(account.held) < total:
+        console.print(f"  and {total - len(account.held):,} more")

@@ -1,0 +1,87 @@
+"""The table of environments, by the commands: where memories go, with and without a bucket or Akosha."""
+
+import pytest
+
+from tests.fakes.machine import NOBODY, Machine
+from tests.servers.akosha import Akosha
+
+AWAY = {"cloud_endpoint": "http://127.0.0.1:9", "cloud_bucket": "memories"}
+KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+
+
+@pytest.fixture
+def akosha():
+    with Akosha() as server:
+        yield server
+
+
+@pytest.fixture
+def machine(tmp_path, akosha):
+    machine = Machine(tmp_path, http_endpoint=akosha.url)
+    machine.environ |= KEYS
+    machine.write(commits=4, entities=0)
+    machine.set(http_missing_embedding="zero")
+    return machine
+
+
+def test_development_pushes_to_akosha_and_the_account_of_it_can_be_seen(machine, akosha):
+    machine.set(cloud_endpoint=None)
+    result = machine.sync()
+    assert (result["method"], result["memories"], result["upload_id"]) == ("http", 8, result["request_id"])
+    assert len(akosha.rows("laptop")) == 8
+    assert machine.sync()["outcome"] == "skipped"
+    (account,) = machine.call("memories", "--json").json
+    assert (account["method"], account["delivered"], account["memories"]) == ("http", 8, [])
+    status = machine.status()
+    assert (status["pending"], status["targets"][0]["memories"]["delivered"]) == ([], 8)
+    akosha.forget()
+    told = machine.call("memories", "--send-again")
+    assert (told.code, "8 memories go" in told.out) == (0, True)
+    assert machine.sync()["memories"] == len(akosha.rows()) == 8
+
+
+def test_production_goes_to_the_bucket_and_akosha_is_not_asked(machine, akosha):
+    assert machine.sync()["method"] == "cloud"
+    assert akosha.requests == []
+    assert [target["method"] for target in machine.status()["targets"]] == ["cloud"]
+    assert machine.sync("--method", "http")["memories"] == 8
+
+
+def test_where_the_cloud_fails_akosha_gets_the_memories_and_the_cloud_stays_owed(machine, akosha):
+    machine.set(**AWAY)
+    result = machine.sync()
+    assert (result["method"], result["success"], result["memories"]) == ("http", True, 8)
+    status = machine.status()
+    assert status["pending"] == ["knowledge_graph", "reflection"]
+    cloud, http = status["targets"]
+    assert (cloud["method"], cloud["failures"], http["failures"]) == ("cloud", 1, 0)
+    assert "127.0.0.1:9" in cloud["error"]
+    assert len(akosha.rows()) == 8
+
+
+def test_strict_fails_with_the_cloud_and_akosha_is_not_asked(machine, akosha):
+    machine.set(**AWAY, enable_fallback="false")
+    assert machine.sync(code=1)["method"] == "cloud"
+    machine.set(enable_fallback="true")
+    assert machine.sync("--no-fallback", code=1)["method"] == "cloud"
+    assert akosha.requests == []
+
+
+def test_where_both_are_away_both_errors_are_told(machine):
+    machine.set(**AWAY, http_endpoint=NOBODY)
+    error = machine.sync(code=1)["error"]
+    assert "cloud: " in error
+    assert "http: " in error
+
+
+def test_offline_it_says_so_once_and_syncs_by_itself_when_akosha_is_there(machine, akosha):
+    machine.set(cloud_endpoint=None, agent_rescan_seconds=1)
+    akosha.stop()
+    with machine.run() as agent:
+        agent.logged("sync_failed")
+        machine.write(commits=6)
+        akosha.start()
+        agent.logged("sync_succeeded", method="http")
+    assert len([line for line in agent.log.seen if line["event"] == "sync_failed"]) == 1
+    assert len([line for line in agent.log.seen if line["level"] == "warning"]) == 1
+    assert len(akosha.rows()) == 12

@@ -1,0 +1,322 @@
+"""`akosha-agent mcp` as a coding assistant meets it: a real MCP client over stdio, the command as a subprocess."""
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from mcp.client.client import Client
+from mcp.client.stdio import StdioServerParameters, stdio_client
+
+from agent.adapters.state_directory import StateDirectory
+from tests.fakes.machine import COMMAND, TIMEOUT, Machine, Running
+
+SYNC, STATUS = "sync_to_akosha", "akosha_sync_status"
+TOKEN = "canary-t0ken"
+CONTRACT = {
+    "method": str,
+    "success": bool,
+    "files_uploaded": list,
+    "bytes_transferred": int,
+    "duration_seconds": int | float,
+    "upload_id": str | None,
+    "error": str | None,
+    "triggered_by": str,
+}
+
+
+@dataclass
+class Assistant:
+    """A coding assistant that has started the server, and calls its tools from any test."""
+
+    machine: Machine
+    portal: BlockingPortal
+    client: Client
+    told: list[tuple[float, float | None, str]] = field(default_factory=list)
+
+    def start(self, tool: str, **arguments: object) -> Future:
+        async def call() -> dict:
+            result = await self.client.call_tool(tool, arguments, progress_callback=self._note)
+            [text] = result.content
+            assert json.loads(text.text) == result.structured_content
+            assert result.is_error is False
+            return result.structured_content
+
+        return self.portal.start_task_soon(call)
+
+    def sync(self, **arguments: object) -> dict:
+        self.told.clear()
+        result = self.start(SYNC, **arguments).result(TIMEOUT)
+        for name, kind in CONTRACT.items():
+            assert isinstance(result[name], kind), (name, result[name])
+        return result
+
+    def status(self) -> dict:
+        return self.start(STATUS).result(TIMEOUT)
+
+    def set(self, **settings: object) -> None:
+        """Write the user's settings file, as a user does while the assistant runs."""
+        file = self.machine.home / ".claude" / "settings" / "session-buddy.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({f"akosha_{key}": value for key, value in settings.items()}))
+
+    def set_up(self, **settings: object) -> None:
+        """The settings that a test begins with: a directory as the bucket."""
+        self.set(**{"cloud_endpoint": self.machine.bucket.as_uri(), "http_token": TOKEN} | settings)
+
+    async def _note(self, done: float, total: float | None, message: str | None) -> None:
+        self.told.append((done, total, message or ""))
+
+
+@contextmanager
+def assistant_on(machine: Machine, log: Path, **how: str) -> Iterator[Assistant]:
+    places = ["--data-dir", str(machine.data), "--state-dir", str(machine.state)]
+    server = StdioServerParameters(command=COMMAND, args=["mcp", *places], env=machine.environ, cwd=machine.home)
+    with log.open("w") as errors, start_blocking_portal() as portal:
+        client = Client(stdio_client(server, errlog=errors), **how)
+        with portal.wrap_async_context_manager(client):
+            yield Assistant(machine, portal, client)
+    told = log.read_text()
+    assert "Traceback" not in told
+    assert TOKEN not in told
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """One server for all tests that need not look at its end; each makes what it syncs."""
+    place = tmp_path_factory.mktemp("mcp")
+    machine = Machine(place, cloud_endpoint=None, max_retries=0)
+    with assistant_on(machine, place / "log", mode="legacy") as assistant:
+        yield assistant
+
+
+@pytest.fixture
+def assistant(shared):
+    """It, with its settings as they were and databases that no target has."""
+    shared.set_up()
+    shared.machine.write(commits=5, entities=3)
+    return shared
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def notes(machine: Machine) -> list[Path]:
+    return list((machine.state / "spool").glob("[!.]*"))
+
+
+# ------------------------------------------------------------------------------------------------ what is promised
+
+
+def test_the_two_tools_have_the_names_parameters_and_defaults_that_were_promised(shared):
+    tools = {tool.name: tool for tool in shared.portal.call(shared.client.list_tools).tools}
+    assert set(tools) == {SYNC, STATUS}
+    parameters = tools[SYNC].input_schema["properties"]
+    shown = {name: {key: value for key, value in of.items() if key != "description"} for name, of in parameters.items()}
+    assert shown == {
+        "method": {"type": "string", "enum": ["auto", "cloud", "http"], "default": "auto"},
+        "enable_fallback": {"type": "boolean", "default": True},
+    }
+    assert "required" not in tools[SYNC].input_schema
+    assert tools[STATUS].input_schema["properties"] == {}
+    assert set(CONTRACT) <= set(tools[SYNC].output_schema["required"])
+    assert tools[STATUS].annotations.read_only_hint
+    assert tools[SYNC].annotations.idempotent_hint
+    assert not tools[SYNC].annotations.read_only_hint
+    assert not tools[SYNC].annotations.destructive_hint
+
+
+def test_a_sync_uploads_what_has_changed_and_tells_its_progress(assistant):
+    result = assistant.sync(method="cloud")
+    assert (result["success"], result["outcome"], result["method"]) == (True, "succeeded", "cloud")
+    assert (result["error"], result["hint"], result["triggered_by"]) == (None, None, "manual")
+    assert result["upload_id"] == assistant.machine.manifests[-1]["upload_id"]
+    assert {Path(key).name for key in result["files_uploaded"]} >= {"reflection.duckdb", "manifest.json"}
+    assert result["bytes_transferred"] > 0
+    done = [step[0] for step in assistant.told]
+    assert done == sorted(set(done))
+    assert len(done) >= 3
+    assert "cloud: " in assistant.told[1][2]
+    assert assistant.told[-1][0] == assistant.told[-1][1]
+    assert result["upload_id"] in assistant.told[-1][2]
+
+
+def test_where_nothing_has_changed_the_sync_is_a_success_that_says_why(assistant):
+    assert assistant.sync()["outcome"] == "succeeded"
+    result = assistant.sync()
+    assert (result["success"], result["outcome"], result["files_uploaded"]) == (True, "skipped", [])
+    assert "nothing has changed" in result["why"]
+
+
+def test_calls_at_once_take_turns_and_upload_once(assistant):
+    before = len(assistant.machine.manifests)
+    calls = [assistant.start(SYNC) for _ in range(3)]
+    outcomes = sorted(call.result(TIMEOUT)["outcome"] for call in calls)
+    assert outcomes == ["skipped", "skipped", "succeeded"]
+    assert len(assistant.machine.manifests) == before + 1
+    assert notes(assistant.machine) == []
+
+
+def test_the_status_has_the_documented_fields_the_settings_masked_and_what_is_pending(assistant):
+    assistant.sync()
+    told = assistant.status()
+    expected = {
+        "cloud_configured": True,
+        "system_id": "laptop",
+        "should_use_cloud": True,
+        "should_use_http": True,
+        "force_method": "auto",
+        "enable_fallback": True,
+        "upload_on_session_end": True,
+        "success": True,
+        "pending": [],
+        "running": None,
+    }
+    assert {name: told[name] for name in expected} == expected
+    assert told["configuration"]["akosha_http_token"] == "********"
+    assert told["configuration"]["akosha_max_retries"] == 0
+    assert told["configuration"]["akosha_cloud_endpoint"] == assistant.machine.bucket.as_uri()
+    assert TOKEN not in f"{told}"
+    assert told["targets"][0]["newest_upload_id"] == assistant.machine.manifests[-1]["upload_id"]
+    assistant.machine.write(commits=6)
+    assert assistant.status()["pending"] == ["reflection"]
+
+
+def test_a_target_that_cannot_be_written_is_a_result_with_a_hint_and_no_fallback_is_tried_if_not_allowed(assistant):
+    broken = assistant.machine.home / "a-file"
+    broken.touch()
+    assistant.set_up(cloud_endpoint=(broken / "bucket").as_uri())
+    result = assistant.sync(enable_fallback=False)
+    assert (result["success"], result["outcome"], result["upload_id"]) == (False, "failed", None)
+    assert [error["method"] for error in result["errors"]] == ["cloud"]
+    assert str(broken) in result["error"]
+    assert result["hint"]
+    assert assistant.told[-1][2] == result["error"]
+
+
+def test_settings_are_read_anew_at_each_call_and_wrong_ones_are_results(assistant):
+    assistant.set_up(max_retries=-1, chunk_size_mb="many")
+    for told in (assistant.sync(), assistant.status()):
+        assert told["success"] is False
+        assert "akosha_chunk_size_mb" in told["error"]
+        assert told["hint"]
+    assert (told["cloud_configured"], told["configuration"]) == (None, {})
+    assistant.set_up(sync_enabled=False)
+    told = assistant.sync()
+    assert (told["success"], told["hint"]) == (False, "set akosha_sync_enabled to true")
+    assert assistant.status()["configuration"]["akosha_sync_enabled"] is False
+    assistant.set_up()
+    assert assistant.sync()["success"] is True
+
+
+def test_a_call_that_the_client_cancels_takes_its_note_back_and_the_next_one_works(assistant):
+    assistant.told.clear()
+    with StateDirectory(assistant.machine.state).lock("holder"):
+        call = assistant.start(SYNC)
+        until(lambda: any("(holder) is at work" in message for *_, message in assistant.told))
+        until(lambda: notes(assistant.machine))
+        assert call.cancel()
+        until(lambda: not notes(assistant.machine))
+        assert assistant.status()["running"]["command"] == "holder"
+    assert assistant.sync()["success"] is True
+
+
+# ------------------------------------------------------------------------------------------------ who does it
+
+
+def test_where_an_agent_runs_it_does_the_sync_and_the_status_shows_it(machine, tmp_path):
+    machine.set(agent_upload_on_change="false")
+    with machine.run() as agent, assistant_on(machine, tmp_path / "log") as assistant:
+        machine.write(commits=4, entities=2)
+        result = assistant.sync()
+        assert (result["success"], result["outcome"]) == (True, "succeeded")
+        agent.logged("sync_succeeded", request_id=result["request_id"])
+        assert f"process {agent.pid} (run) is at work" in assistant.told[1][2]
+        assert result["upload_id"] in assistant.told[-1][2]
+        told = assistant.status()
+        assert (told["running"]["pid"], told["running"]["command"]) == (agent.pid, "run")
+        assert told["bus"]["text"]
+        assert assistant.sync()["outcome"] == "skipped"
+
+
+def test_a_status_before_anything_has_happened_and_a_state_directory_that_cannot_be_used(machine, tmp_path):
+    machine.write(commits=1)
+    machine.state.touch()
+    with assistant_on(machine, tmp_path / "log") as assistant:
+        for told in (assistant.sync(), assistant.status()):
+            assert told["success"] is False
+            assert str(machine.state) in told["error"]
+            assert "state_dir" in told["hint"] or "move it away" in told["hint"]
+        assert told["configuration"]["akosha_system_id"] == "laptop"
+        machine.state.unlink()
+        told = assistant.status()
+        assert (told["success"], "reflection" in told["pending"]) == (True, True)
+        assert told["targets"][0]["newest_upload_id"] is None
+        assert not (machine.state / "ledger.sqlite").exists()
+
+
+# ------------------------------------------------------------------------------------------------ how it ends
+
+
+def say(server: Running, method: str, **message: object) -> None:
+    server.process.stdin.write(json.dumps({"jsonrpc": "2.0", "method": method} | message) + "\n")
+    server.process.stdin.flush()
+
+
+@contextmanager
+def called(machine: Machine) -> Iterator[Running]:
+    """The server, with a call of the sync tool under way; line by line, without the SDK."""
+    with machine.started("mcp", stdin=subprocess.PIPE) as server:
+        hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+        say(server, "initialize", id=1, params=hello)
+        server.printed.wait(lambda line: line.get("id") == 1)
+        say(server, "notifications/initialized")
+        server.process.stdin.write("this is no message\n")
+        say(server, "tools/call", id=2, params={"name": SYNC, "arguments": {}, "_meta": {"progressToken": "p"}})
+        yield server
+    assert all(line.get("jsonrpc") == "2.0" for line in server.printed.seen), server.printed.raw
+    assert "Traceback" not in "".join(server.log.raw)
+
+
+def test_when_the_client_goes_it_takes_its_note_back_and_ends_with_0(machine):
+    machine.write(commits=1)
+    StateDirectory(machine.state).prepare()
+    with StateDirectory(machine.state).lock("holder"), called(machine) as server:
+        server.printed.wait(lambda line: "(holder) is at work" in line.get("params", {}).get("message", ""))
+        until(lambda: notes(machine))
+        server.process.stdin.close()
+        assert server.process.wait(TIMEOUT) == 0
+        assert notes(machine) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM], ids=lambda number: number.name)
+def test_told_to_stop_while_a_sync_runs_here_it_cleans_up_and_ends_with_0_though_the_client_holds_on(machine, number):
+    machine.write(commits=1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        machine.environ |= {"AWS_ACCESS_KEY_ID": "scratch", "AWS_SECRET_ACCESS_KEY": "scratch"}
+        machine.set(cloud_endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", cloud_bucket="memories")
+        with called(machine) as server:
+            silent.settimeout(TIMEOUT)
+            connection, _ = silent.accept()
+            with connection:
+                assert server.stop(number) == 0
+            server.process.stdin.close()
+    assert machine.staged == []
+    assert machine.status()["running"] is None

@@ -1,0 +1,57 @@
+"""Memories to read, in memory: what a database's copy holds, as a test says."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import tzinfo
+from itertools import islice
+from pathlib import Path
+
+from agent.domain.errors import AkoshaError, SnapshotError
+from agent.domain.memories import Memory, Seen
+
+
+class ListedMemories:
+    """A MemorySource over a list. `fail_at`: at this row, counted from 0, the page cannot be read."""
+
+    def __init__(
+        self,
+        memories: Iterable[Memory],
+        *,
+        page_rows: int = 3,
+        fail_at: int | None = None,
+        error: AkoshaError | None = None,
+    ) -> None:
+        self._memories, self._page_rows, self._fail_at = memories, page_rows, fail_at
+        self._error = error or SnapshotError("it cannot be read any further")
+        self._page: dict[Seen, Memory] = {}
+        self.read_rows = 0
+
+    async def pages(self) -> AsyncGenerator[Sequence[Seen], None]:
+        rows, at = iter(self._memories), 0
+        while page := list(islice(rows, self._page_rows)):
+            if self._fail_at is not None and at + len(page) > self._fail_at:
+                raise self._error
+            at += len(page)
+            self._page = {memory.seen: memory for memory in page}
+            yield [memory.seen for memory in page]
+
+    async def read(self, wanted: Sequence[Seen]) -> AsyncGenerator[Memory, None]:
+        for seen in wanted:
+            self.read_rows += 1
+            yield self._page[seen]
+
+
+class ListedReader:
+    """A MemoryReader: database -> its memories, or the error that opening it raises. `opened` lists what was asked."""
+
+    def __init__(self, databases: Mapping[str, ListedMemories | AkoshaError | Iterable[Memory]]) -> None:
+        self.databases = databases
+        self.opened: list[tuple[Path, str, tzinfo]] = []
+
+    @asynccontextmanager
+    async def open(self, copy: Path, database: str, *, zone: tzinfo) -> AsyncIterator[ListedMemories]:
+        self.opened.append((copy, database, zone))
+        held = self.databases[database]
+        if isinstance(held, AkoshaError):
+            raise held
+        yield held if isinstance(held, ListedMemories) else ListedMemories(held)

@@ -1,0 +1,567 @@
+"""An Akosha server that misbehaves: clear errors, nothing believed that was not said, the token nowhere else."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import ssl
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from agent.adapters.akosha_mcp import AkoshaSink
+from agent.domain.errors import SinkError
+from tests.fakes.memories import memory
+from tests.fakes.values import SYSTEM
+from tests.servers.s3 import Authority
+
+TOKEN = "canary-token-that-never-appears"
+TOOL = {"name": "batch_store_memories", "inputSchema": {"type": "object"}}
+
+
+class Rogue:
+    """Speaks just enough HTTP and MCP to begin a session; `play` answers what matters, as badly as it likes.
+
+    `play(writer, number)` is called for `on` (a JSON-RPC method) and writes the raw answer.
+    """
+
+    def __init__(self, play, *, on="tools/call", tls=None):
+        self.play, self.on, self.tls = play, on, tls
+        self.requests = []
+        self.arrived = asyncio.Event()
+        self._tasks = set()
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self.tls)
+        self.origin = f"http{'s' if self.tls else ''}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+        await asyncio.sleep(0)  # the loop closes what was aborted in its next turn
+
+    def count(self, method):
+        return sum(body.get("method") == method for _, _, body in self.requests)
+
+    async def _serve(self, reader, writer):
+        self._tasks.add(asyncio.current_task())
+        try:
+            await self._converse(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def _converse(self, reader, writer):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while line := await reader.readline():
+                headers = {}
+                while (header := await reader.readline()).strip():
+                    name, _, value = header.decode().partition(":")
+                    headers[name.lower()] = value.strip()
+                body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
+                self.requests.append((line.decode(), headers, body))
+                await self._answer(writer, body)
+                await writer.drain()
+                if writer.is_closing():
+                    await writer.wait_closed()
+                    return
+
+    async def _answer(self, writer, body):
+        method, number = body.get("method"), body.get("id")
+        if method == self.on:
+            self.arrived.set()
+            answer = self.play(writer, number)
+            if answer is not None:
+                await answer
+        elif method == "initialize":
+            result = {"protocolVersion": "2025-06-18", "serverInfo": {"name": "rogue", "version": "1"}}
+            respond(writer, rpc(number, result), more="Mcp-Session-Id: s1\r\n")
+        elif method == "tools/list":
+            respond(writer, rpc(number, {"tools": [TOOL]}))
+        else:
+            respond(writer, b"", status=202)
+
+
+def rpc(number, result):
+    return json.dumps({"jsonrpc": "2.0", "id": number, "result": result}).encode()
+
+
+def respond(writer, body, *, status=200, kind="application/json", more=""):
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
+    writer.write(head.encode() + body)
+
+
+def stored(count):
+    answer = {"status": "completed", "total": count, "stored": count, "failed": 0, "errors": []}
+    return {"content": [], "structuredContent": answer, "isError": False}
+
+
+def told(**answer):
+    """The server answers with this as what the tool returned."""
+    return lambda writer, number: respond(writer, rpc(number, {"content": [], "structuredContent": answer}))
+
+
+def status(code, body=b"", more="", kind="text/html"):
+    return lambda writer, _number: respond(writer, body, status=code, more=more, kind=kind)
+
+
+def events(*chunks, length=None):
+    """Server-sent events; `chunks` may use NUMBER for the request's id. The connection is closed then."""
+
+    def play(writer, number):
+        body = "".join(chunks).replace("NUMBER", str(number)).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+        writer.write(f"Content-Length: {length or len(body)}\r\n\r\n".encode() + body)
+        if length:
+            writer.close()
+
+    return play
+
+
+def event(message):
+    return f"event: message\r\ndata: {json.dumps(message).replace(chr(34) + 'NUMBER' + chr(34), 'NUMBER')}\r\n\r\n"
+
+
+GOOD_EVENT = event({"jsonrpc": "2.0", "id": "NUMBER", "result": stored(2)})
+
+
+def garbage(body):
+    return lambda writer, _number: respond(writer, body)
+
+
+def huge(writer, _number):
+    respond(writer, b'{"x":"' + b"x" * (17 << 20) + b'"}')
+
+
+def closed(writer, _number):
+    writer.close()
+
+
+def half(writer, _number):
+    writer.write(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n{"jsonrpc"')
+    writer.close()
+
+
+def other_id(writer, number):
+    respond(writer, rpc(number + 1, stored(2)))
+
+
+@contextlib.asynccontextmanager
+async def faced(play, *, on="tools/call", **how):
+    async with Rogue(play, on=on) as rogue:
+        sink = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN, **{"timeout_seconds": 10, **how})
+        try:
+            yield rogue, sink
+        finally:
+            await sink.aclose()
+
+
+def batch(sink, count=2):
+    return [sink.pack(memory(number), SYSTEM) for number in range(count)]
+
+
+async def failure(sink, count=2):
+    with pytest.raises(SinkError) as raised:
+        await sink.store(batch(sink, count))
+    error = raised.value
+    assert TOKEN not in str(error)
+    assert sink.location in error.message
+    assert error.hint
+    return error
+
+
+def errors_for(*positions, why="Embedding is required", total=2, **more):
+    ids = [f"{SYSTEM}:conversation-{n}" for n in positions]
+    one = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
+    ids = [batch(one, total)[n].memory_id for n in positions]
+    failures = [{"memory_id": memory_id, "error": why} for memory_id in ids]
+    counted = {"total": total, "stored": total - len(ids), "failed": len(ids), "errors": failures}
+    return {"status": "partial" if len(ids) < total else "failed", **counted, **more}
+
+
+TRANSIENT = {
+    "500": (status(500), "status 500"),
+    "503": (status(503), "status 503"),
+    "429": (status(429), "status 429"),
+    "closes before answering": (closed, "closed"),
+    "closes in the middle": (half, "closed"),
+    "truncated events": (events(GOOD_EVENT[:60], length=2000), "closed"),
+    "events without the answer": (events(event({"jsonrpc": "2.0", "method": "notifications/x"})), "broke off"),
+    "not JSON": (garbage(b"{nope"), "not JSON"),
+    "not an object": (garbage(b"[1]"), "not a JSON object"),
+    "neither result nor error": (garbage(b'{"jsonrpc":"2.0","id":4}'), "another request|neither"),
+    "wrong id": (other_id, "another request"),
+    "wrong id in events": (events(event({"jsonrpc": "2.0", "id": 999, "result": stored(2)})), "another request"),
+    "a huge body": (huge, "larger than 16 MiB"),
+    "says nothing of what was stored": (told(ok=True), "does not say"),
+    "an unknown status": (told(status="fine", stored=2, errors=[]), "does not say"),
+    "stored too few": (told(status="partial", total=2, stored=1, failed=1, errors=[]), "add up"),
+    "stored too many": (told(status="completed", total=2, stored=3, failed=0, errors=[]), "add up"),
+    "no count": (told(status="completed", errors=[]), "add up"),
+    "true is no count": (told(status="partial", stored=True, errors=errors_for(0)["errors"]), "add up"),
+    "no errors key": (told(status="completed", stored=2), "does not name"),
+    "names what was not sent": (
+        told(status="partial", stored=1, errors=[{"memory_id": "other", "error": "x"}]),
+        "not sent",
+    ),
+    "fails as a whole": (told(status="failed", total=2, stored=0, failed=2, error="boom", errors=[]), "boom"),
+    "its database is locked": (told(**errors_for(0, why="IO Error: database is locked")), "locked"),
+    "it takes nothing for one reason": (told(**errors_for(0, 1, why="Catalog: no table conversations")), "nothing"),
+}
+
+PERMANENT = {
+    "a page for people": (status(200, b"<html>hello</html>"), "text/html", "akosha_http_endpoint"),
+    "401": (status(401), "401", "akosha_http_token"),
+    "403": (status(403), "403", "akosha_http_token"),
+    "501": (status(501), "501", "akosha_http_endpoint"),
+    "too large a batch": (
+        told(status="failed", total=2, stored=0, failed=2, error="Batch size exceeds maximum of 1000 memories"),
+        "exceeds maximum",
+        "akosha_http_batch_size",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRANSIENT)
+async def test_what_may_pass_is_told_so_and_a_later_try_works(case):
+    play, words = TRANSIENT[case]
+    async with faced(play) as (rogue, sink):
+        error = await failure(sink)
+        assert error.transient
+        assert words.split("|")[0] in str(error) or words.split("|")[-1] in str(error)
+        rogue.play = events(GOOD_EVENT)
+        assert (await sink.store(batch(sink))).stored == 2
+        assert rogue.count("tools/call") == 2
+
+
+@pytest.mark.parametrize("case", PERMANENT)
+async def test_what_does_not_pass_names_the_setting_that_mends_it(case):
+    play, words, setting = PERMANENT[case]
+    async with faced(play) as (rogue, sink):
+        error = await failure(sink)
+        assert not error.transient
+        assert words in error.message
+        assert setting in error.hint
+        assert rogue.count("tools/call") == 1
+
+
+@pytest.mark.parametrize("code", [404, 405])
+async def test_where_nobody_speaks_mcp_the_address_is_to_be_mended(code):
+    async with faced(status(code), on="initialize") as (_, sink):
+        error = await failure(sink)
+        assert (error.transient, "no MCP server" in error.message) == (False, True)
+        assert "akosha_http_endpoint" in error.hint
+
+
+async def test_a_server_that_stores_nothing_says_what_to_do():
+    def no_tools(writer, number):
+        respond(writer, rpc(number, {"tools": [{"name": "search_all_systems", "inputSchema": {}}]}))
+
+    async with faced(no_tools, on="tools/list") as (_, sink):
+        error = await failure(sink)
+        assert not error.transient
+        assert "batch_store_memories" in error.message
+
+
+def rpc_error(code, message):
+    body = {"jsonrpc": "2.0", "error": {"code": code, "message": message}}
+    return lambda writer, number: respond(writer, json.dumps({**body, "id": number}).encode())
+
+
+@pytest.mark.parametrize(
+    ("on", "play", "transient"),
+    [
+        ("initialize", lambda writer, number: respond(writer, rpc(number, {"protocolVersion": "x\n"})), False),
+        (
+            "initialize",
+            lambda w, n: respond(w, rpc(n, {"protocolVersion": "2025-06-18"}), more="Mcp-Session-Id: a b\r\n"),
+            False,
+        ),
+        ("initialize", rpc_error(-32602, "Unsupported protocol version"), False),
+        ("initialize", rpc_error(-32603, "still starting"), True),
+        ("tools/list", rpc_error(-32601, "Method not found"), False),
+        ("tools/list", lambda writer, number: respond(writer, rpc(number, {"tools": "none"})), False),
+        ("tools/call", rpc_error(-32603, "boom"), True),
+    ],
+)
+async def test_a_session_that_makes_no_sense_is_told_as_such(on, play, transient):
+    async with faced(play, on=on) as (_, sink):
+        assert (await failure(sink)).transient is transient
+
+
+async def test_a_list_of_tools_without_an_end_has_one():
+    def more(writer, number):
+        respond(writer, rpc(number, {"tools": [], "nextCursor": str(number)}))
+
+    async with faced(more, on="tools/list") as (_, sink):
+        assert "without an end" in (await failure(sink)).message
+
+
+@pytest.mark.parametrize("seconds", [7, None])
+async def test_retry_after_is_kept_as_seconds_or_as_a_date(seconds):
+    # The server's clock is years off ours: its date counts from its own time.
+    now = datetime(2020, 1, 1, tzinfo=UTC)
+    until = format_datetime(now + timedelta(seconds=7), usegmt=True)
+    more = f"Retry-After: {seconds or until}\r\nDate: {format_datetime(now, usegmt=True)}\r\n"
+    async with faced(status(429, more=more)) as (_, sink):
+        error = await failure(sink)
+        assert (error.transient, error.retry_after) == (True, 7.0)
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+async def test_a_redirect_to_another_host_is_not_followed(code):
+    async with Rogue(closed) as elsewhere:
+        where = f"Location: {elsewhere.origin}/mcp?{TOKEN}\r\n"
+        for on in ("initialize", "tools/call"):
+            async with faced(status(code, more=where), on=on) as (_, sink):
+                error = await failure(sink)
+                assert not error.transient
+                assert "redirect" in error.message
+        async with Rogue(status(code, more=where), on=None) as health:
+            sink = AkoshaSink(endpoint=f"{health.origin}/mcp", token=TOKEN)
+            assert not await sink.is_available()
+            await sink.aclose()
+        assert elsewhere.requests == []
+
+
+async def test_a_redirect_on_the_same_host_tells_the_address():
+    async with faced(status(307, more="Location: /mcp/\r\n"), on="initialize") as (rogue, sink):
+        error = await failure(sink)
+        assert error.hint == f"set akosha_http_endpoint to {rogue.origin}/mcp/"
+        assert len(rogue.requests) == 1
+
+
+async def test_a_server_that_hangs_is_left_after_the_time_allowed():
+    async with faced(lambda *_: None, timeout_seconds=0.2) as (_, sink):
+        error = await failure(sink)
+        assert error.transient
+        assert "no answer for 0.2 s" in error.message
+
+
+async def test_comments_that_keep_a_connection_open_are_no_sign_of_life():
+    async def comment(writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b": ping\r\n\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    async with faced(lambda writer, _: comment(writer), timeout_seconds=0.3) as (_, sink):
+        assert "no answer" in (await failure(sink)).message
+
+
+async def test_progress_is_a_sign_of_life_and_other_events_do_no_harm():
+    async def work(writer, number):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        for what in (
+            {"method": "notifications/progress", "params": {}},
+            {"method": "notifications/message", "params": {"data": "x"}},
+            {"method": "ping", "id": number},
+            {"method": "sampling/createMessage", "id": 1, "params": {}},
+        ):
+            writer.write(b"id: 1\r\nretry: 10\r\n" + event({"jsonrpc": "2.0", **what}).encode())
+            await writer.drain()
+            await asyncio.sleep(0.3)
+        writer.write(GOOD_EVENT.replace("NUMBER", str(number)).encode())
+        writer.close()
+
+    async with faced(work, timeout_seconds=1.0) as (_, sink):
+        assert (await sink.store(batch(sink))).stored == 2
+
+
+async def test_nobody_there_is_an_error_that_may_pass_and_not_available():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    sink = AkoshaSink(endpoint=f"http://127.0.0.1:{port}/mcp", token=TOKEN)
+    assert not await sink.is_available()
+    error = await failure(sink)
+    assert error.transient
+    assert "refused" in error.message
+    await sink.aclose()
+
+
+async def test_who_accepts_and_says_nothing_is_not_available_within_a_second():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sink = AkoshaSink(endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}/mcp")
+        await sink.is_available()  # the library is loaded
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert not await sink.is_available()
+        assert loop.time() - began < 1.5
+        await sink.aclose()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"), [((404, b"{}"), False), ((200, b"<html>"), False), ((200, b"{}"), True)]
+)
+async def test_healthy_is_who_answers_200_with_json(answer, expected):
+    code, body = answer
+    async with Rogue(status(code, body), on=None) as rogue:
+        sink = AkoshaSink(endpoint=f"{rogue.origin}/mcp")
+        assert await sink.is_available() is expected
+        await sink.aclose()
+
+
+async def test_a_server_that_forgets_every_session_at_once_is_not_asked_for_ever():
+    async with faced(status(404)) as (rogue, sink):
+        error = await failure(sink)
+        assert error.transient
+        assert "session" in error.message
+        assert (rogue.count("initialize"), rogue.count("tools/call")) == (2, 2)
+
+
+async def test_a_400_that_names_the_session_begins_another():
+    said = json.dumps({"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "No valid session ID"}})
+
+    def forgetful(writer, number):
+        if rogue.count("initialize") == 1:
+            respond(writer, said.encode(), status=400)
+        else:
+            respond(writer, rpc(number, stored(2)))
+
+    async with faced(forgetful) as (rogue, sink):
+        assert (await sink.store(batch(sink))).stored == 2
+
+
+async def test_one_memory_that_the_server_will_not_look_at_does_not_stop_the_others():
+    poison = 5
+
+    def picky(writer, number):
+        sent = rogue.requests[-1][2]["params"]["arguments"]["memories"]
+        if any(one["metadata"]["original_id"] == f"conversation-{poison}" for one in sent):
+            text = {"type": "text", "text": f"1 validation error\n  {TOKEN} is bad {'x' * 500}"}
+            respond(writer, rpc(number, {"content": [text], "isError": True}))
+        else:
+            respond(writer, rpc(number, stored(len(sent))))
+
+    async with faced(picky) as (rogue, sink):
+        receipt = await sink.store(batch(sink, 12))
+        assert receipt.stored == 11
+        assert list(receipt.refused) == [poison]
+        assert "validation error" in receipt.refused[poison]
+        assert TOKEN not in receipt.refused[poison]
+        assert len(receipt.refused[poison]) <= 300
+
+
+async def test_a_server_that_will_not_look_at_anything_is_not_asked_for_each_memory():
+    def never(writer, number):
+        respond(writer, rpc(number, {"content": [{"type": "text", "text": "unexpected keyword"}], "isError": True}))
+
+    async with faced(never) as (rogue, sink):
+        error = await failure(sink, 200)
+        assert not error.transient
+        assert rogue.count("tools/call") < 50
+
+
+def gone(writer, number):
+    text = {"type": "text", "text": "Unknown tool: 'batch_store_memories'"}
+    respond(writer, rpc(number, {"content": [text], "isError": True}))
+
+
+@pytest.mark.parametrize("play", [gone, rpc_error(-32602, "Unknown tool: batch_store_memories")])
+async def test_a_tool_that_has_gone_makes_the_next_connection_ask_again(play):
+    async with faced(play) as (rogue, sink):
+        assert (await failure(sink)).transient
+        await sink.connect()
+        assert (rogue.count("tools/list"), rogue.count("tools/call")) == (2, 1)
+
+
+async def test_a_token_that_cannot_stand_in_a_header_is_not_repeated():
+    sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp", token=f"{TOKEN}\n\u00e9")
+    error = await failure(sink)
+    assert (error.transient, error.__cause__) == (False, None)
+    await sink.aclose()
+
+
+async def test_a_cancelled_batch_leaves_no_task_and_no_connection_behind():
+    async with faced(lambda *_: None) as (rogue, sink):
+        before = asyncio.all_tasks()
+        storing = asyncio.create_task(sink.store(batch(sink)))
+        await rogue.arrived.wait()
+        storing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+        serving = asyncio.all_tasks() - before
+        # What remains are the server's ends of our connections: they see the end of it.
+        await sink.aclose()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*serving)
+
+
+async def test_the_token_goes_to_the_server_alone_and_shows_nowhere(caplog):
+    caplog.set_level("DEBUG")
+    echo = json.dumps({"jsonrpc": "2.0", "id": None, "error": {"code": 1, "message": f"bad Bearer {TOKEN}"}})
+    async with faced(status(400, echo.encode(), kind="application/json")) as (rogue, sink):
+        receipt = await sink.store(batch(sink, 1))
+        assert all(TOKEN not in why for why in receipt.refused.values())
+        assert {headers["authorization"] for _, headers, _ in rogue.requests} == {f"Bearer {TOKEN}"}
+        assert TOKEN not in repr(vars(sink))
+    assert TOKEN not in caplog.text
+
+
+async def test_no_proxy_of_the_environment_leads_to_this_machine(monkeypatch):
+    async with Rogue(closed, on=None) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.origin)
+        async with faced(events(GOOD_EVENT)) as (_, sink):
+            assert (await sink.store(batch(sink))).stored == 2
+        assert proxy.requests == []
+
+
+async def test_a_proxy_of_the_environment_is_asked_for_a_tunnel_and_not_told_the_token(monkeypatch):
+    async with Rogue(status(403), on=None) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.origin)
+        sink = AkoshaSink(endpoint="https://akosha.example.com/mcp", token=TOKEN)
+        error = await failure(sink)
+        assert "proxy" in error.message
+        assert [line.split()[:2] for line, _, _ in proxy.requests] == [["CONNECT", "akosha.example.com:443"]]
+        assert TOKEN not in str(proxy.requests)
+        await sink.aclose()
+
+
+async def test_a_certificate_is_trusted_where_its_authority_is(tmp_path, monkeypatch):
+    authority = Authority(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(authority.chain, authority.key)
+    async with Rogue(events(GOOD_EVENT), tls=tls) as rogue:
+        stranger = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN)
+        error = await failure(stranger)
+        assert not error.transient
+        assert "SSL_CERT_FILE" in error.hint
+        assert rogue.requests == []
+        await stranger.aclose()
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
+        sink = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN)
+        assert (await sink.store(batch(sink))).stored == 2
+        await sink.aclose()
+
+
+async def test_an_environment_with_a_broken_proxy_is_told_by_its_name(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "nonsense://x")
+    sink = AkoshaSink(endpoint="https://akosha.example.com/mcp")
+    assert not await sink.is_available()
+    with pytest.raises(SinkError, match="ALL_PROXY"):
+        await sink.connect()
+    await sink.aclose()
+
+
+async def test_a_body_that_is_no_json_is_refused_alone_where_the_server_cannot_read_it():
+    def strict(writer, number):
+        count = len(rogue.requests[-1][2]["params"]["arguments"]["memories"])
+        respond(writer, b"", status=413) if count > 1 else respond(writer, rpc(number, stored(1)))
+
+    async with faced(strict) as (rogue, sink):
+        assert (await sink.store(batch(sink, 3))).stored == 3
+
+
+async def test_the_same_embedding_is_never_parsed(monkeypatch):
+    async with faced(events(GOOD_EVENT)) as (rogue, sink):
+        odd = replace(memory(1), embedding="[ 1.50, 2e0 ]")
+        await sink.store([sink.pack(odd, SYSTEM), sink.pack(memory(2), SYSTEM)])
+        assert b"[ 1.50, 2e0 ]" in sink.pack(odd, SYSTEM).body
+        assert rogue.requests[-1][2]["params"]["arguments"]["memories"][0]["embedding"] == [1.5, 2.0]

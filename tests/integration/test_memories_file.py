@@ -1,0 +1,321 @@
+"""memories.json: what goes in comes out, it is the JSON that Akosha reads, and nothing else is taken for it."""
+
+import asyncio
+import hashlib
+import json
+import os
+import stat
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from agent.adapters.memories_file import JsonMemoriesFile, reading, writing
+from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
+from agent.domain.memories import KINDS, Memory, Seen, memory_id
+from tests.fakes.memories import CREATED, embedding, memory
+
+SYSTEM = "laptop"
+
+
+@pytest.fixture
+def file(tmp_path) -> JsonMemoriesFile:
+    return JsonMemoriesFile(tmp_path / "staging")
+
+
+async def written(file: JsonMemoriesFile, memories, path=None):
+    """Write memories; return the file's bytes and what was said of them."""
+    async with file.write(SYSTEM) as draft:
+        for each in memories:
+            await draft.add(each)
+        said = await draft.finish()
+        data = b"".join([piece async for piece in draft.stream()])
+    if path is not None:
+        path.write_bytes(data)
+    return data, said
+
+
+async def read(path, system=SYSTEM) -> list[Memory]:
+    source = JsonMemoriesFile(path.parent).open(path, system)
+    found = []
+    async with aclosing(source.pages()) as pages:
+        async for page in pages:
+            found += [each async for each in source.read(page)]
+    return found
+
+
+async def test_it_is_the_json_that_akoshas_ingestion_reads(file):
+    one, other = memory(1, project="akosha"), memory(2, kind="entity", embedded=False, created_at=None)
+    data, said = await written(file, [one, other])
+    assert (said.size, said.sha256, said.count) == (len(data), hashlib.sha256(data).hexdigest(), 2)
+    first, second = json.loads(data)["conversations"]
+    assert first == {
+        "id": memory_id(SYSTEM, one.seen),
+        "content": one.text,
+        "timestamp": CREATED,
+        "source": SYSTEM,
+        "metadata": {
+            **one.metadata,
+            "type": "conversation",
+            "original_id": one.seen.id,
+            "database": "reflection",
+            "digest": one.seen.digest,
+        },
+        "embedding": json.loads(one.embedding),
+    }
+    assert second["metadata"]["type"] == "entity"
+    assert {"embedding", "timestamp"}.isdisjoint(second), "its ingestion takes absent ones, null is an error"
+    assert len(data.splitlines()) == 4
+
+
+async def test_an_empty_one_is_valid_too(file, tmp_path):
+    data, said = await written(file, [], tmp_path / "m.json")
+    assert json.loads(data) == {"conversations": []}
+    assert said.count == 0
+    assert await read(tmp_path / "m.json") == []
+
+
+texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30) | st.sampled_from(
+    ['","embedding":[1]}', "\n]}\n", "\u2028\x00\x85", "\\"]
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+some_memories = st.builds(
+    lambda kind, row, digest, text, seed, at, metadata: Memory(
+        seen=Seen(database="knowledge_graph_ö x", kind=kind, id=row, digest=digest, embedded=seed is not None),
+        text=text,
+        embedding=None if seed is None else embedding(seed),
+        created_at=at,
+        metadata=metadata,
+    ),
+    st.sampled_from(KINDS),
+    texts,
+    st.text("0123456789abcdef", min_size=32, max_size=32),
+    texts,
+    st.none() | st.integers(0, 3),
+    st.none() | st.sampled_from([CREATED, "1969-12-31T23:59:59-09:30"]),
+    st.dictionaries(texts | st.just("embedding"), json_values, max_size=3),
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(memories=st.lists(some_memories, max_size=6, unique_by=lambda each: each.seen), page=st.integers(1, 4))
+def test_what_goes_in_comes_out(memories, page, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "PAGE_ROWS", page)
+    monkeypatch.setattr(writing, "_MOST_WAITING", page)
+
+    async def round_trip():
+        data, said = await written(JsonMemoriesFile(tmp_path), memories, tmp_path / "m.json")
+        assert (await read(tmp_path / "m.json"), said.count) == (memories, len(memories))
+        assert [each["id"] for each in json.loads(data)["conversations"]] == [
+            memory_id(SYSTEM, each.seen) for each in memories
+        ]
+
+    asyncio.run(round_trip())
+
+
+async def test_the_same_memories_give_the_same_bytes(file):
+    memories = [memory(number) for number in range(5)]
+    assert await written(file, memories) == await written(file, memories)
+
+
+async def test_in_the_making_it_is_private_and_gone_afterwards(file, tmp_path):
+    async with file.write(SYSTEM) as draft:
+        await draft.add(memory())
+        await draft.finish()
+        (path,) = (tmp_path / "staging").iterdir()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+async def test_cancelled_in_the_making_nothing_stays(file, tmp_path):
+    begun = asyncio.Event()
+
+    async def write():
+        async with file.write(SYSTEM) as draft:
+            begun.set()
+            while True:
+                await draft.add(memory(text="x" * writing.PIECE_BYTES))
+
+    task = asyncio.create_task(write())
+    await begun.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [memory(weight=float("nan")), memory(half="\ud800"), memory(digest="x"), replace(memory(), embedding="[½]")],
+    ids=["no number", "half a character", "a name of ours", "an embedding of other letters"],
+)
+async def test_what_cannot_be_written_is_refused_by_name(file, bad):
+    async with file.write(SYSTEM) as draft:
+        await draft.add(bad)
+        with pytest.raises(SnapshotError, match=f"reflection: the conversation {bad.seen.id} cannot be written"):
+            await draft.flush()
+
+
+async def test_no_room_says_so_without_naming_a_place(file, monkeypatch):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    async with file.write(SYSTEM) as draft:
+        monkeypatch.setattr(writing.os, "write", full)
+        with pytest.raises(StagingFull, match="no room for the memories") as caught:
+            await draft.finish()
+        monkeypatch.undo()
+    assert "/" not in caught.value.message
+    assert "akosha_agent_state_dir" in caught.value.hint
+
+
+async def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SnapshotError, match="cannot be written"):
+        async with JsonMemoriesFile(tmp_path / "file").write(SYSTEM):
+            pass
+
+
+async def test_one_that_was_taken_away_cannot_be_streamed(file, tmp_path):
+    async with file.write(SYSTEM) as draft:
+        await draft.finish()
+        for path in (tmp_path / "staging").iterdir():
+            path.unlink()
+        with pytest.raises(StateError, match="cannot be read"):
+            _ = [piece async for piece in draft.stream()]
+
+
+async def test_one_that_is_not_there_cannot_be_read(tmp_path):
+    with pytest.raises(SnapshotError, match=r"m\.json cannot be read: No such file"):
+        await read(tmp_path / "m.json")
+
+
+GOOD = json.loads(
+    json.dumps(
+        {
+            "id": memory_id(SYSTEM, memory().seen),
+            "content": "text",
+            "timestamp": CREATED,
+            "source": SYSTEM,
+            "metadata": {
+                "type": "conversation",
+                "original_id": memory().seen.id,
+                "database": "reflection",
+                "digest": memory().seen.digest,
+            },
+            "embedding": json.loads(embedding()),
+        }
+    )
+)
+
+
+def one(entry: object = GOOD) -> bytes:
+    line = entry if isinstance(entry, bytes) else json.dumps(entry, separators=(",", ":")).encode()
+    return b'{"conversations":[\n' + line + b"\n]}\n"
+
+
+def without(name: str) -> dict:
+    return {key: value for key, value in GOOD.items() if key != name}
+
+
+def other(**changes: object) -> dict:
+    kept = {key: value for key, value in {**GOOD, **changes}.items() if key != "embedding"}
+    return kept | {"embedding": changes.get("embedding", GOOD["embedding"])}
+
+
+def about(**changes: object) -> dict:
+    return other(metadata=GOOD["metadata"] | changes)
+
+
+WRONG = {
+    b"": "line 1: it is cut short",
+    b"{}\n": 'line 1: it is not {"conversations":[',
+    one()[:-3]: "line 3: it is cut short",
+    one()[:-1]: "line 3: it is cut short",
+    one() + b"x": "line 3: it is not the last",
+    one().replace(b"\n]}", b",\n]}"): "line 3: there is a comma before it",
+    one().replace(b"\n]}", b"\n" + one().split(b"\n")[1] + b"\n]}"): "line 3: there is no comma before it",
+    one(b"{"): "line 2: it is not JSON",
+    one(b"\xff"): "line 2: it is not JSON",
+    one(b"[" * 100_000): "line 2: it is not JSON",
+    one(b"5"): "it is not an object",
+    one(about(x=float("nan"))): "it is not JSON",
+    one(about(x="\ud800")): "it is not JSON",
+    one(without("id")): "its id is missing",
+    one(without("content")): "its content is missing",
+    one(without("metadata")): "its metadata is missing",
+    one(without("source")): "its source is missing",
+    one(other(content="")): "its content is missing, empty",
+    one(other(content=5)): "its content is missing, empty or not str",
+    one(other(source="desktop")): "source 'desktop' is not laptop",
+    one(other(id="desktop:conversation-1:00000000")): "is not that of conversation",
+    one(other(id=GOOD["id"] + "0")): "is not that of conversation",
+    one(about(digest="0" * 32)): "is not that of conversation",
+    one(about(original_id="another")): "is not that of conversation 'another' of laptop",
+    one(about(digest="X")): "'X' is no digest",
+    one(about(type="dream")): "'dream' is no kind of memory",
+    one(about(database="../../x")): "is no database",
+    one(other(timestamp="2026-03-01T12:00:00")): "is no time with an offset",
+    one(other(timestamp="noon")): "is no time with an offset",
+    one(other(timestamp=None)): "its timestamp is missing",
+    one(other(embedding=None)): "not an array at its end",
+    one(other(embedding=[])): "not 384 numbers",
+    one(other(embedding=[0.5] * 383)): "not 384 numbers",
+    one(other(embedding=[0.5] * 383 + [True])): "not 384 numbers",
+    one(other(embedding=[0.5] * 383 + [float("inf")])): "its embedding is not JSON",
+    one(other(embedding=[10**400] * 384)): "its embedding is not JSON",
+    one(other(embedding=["1"] * 384)): "not 384 numbers",
+    one(GOOD | {"more": 1}): "not an array at its end",
+}
+
+
+@pytest.mark.parametrize(("data", "why"), WRONG.items(), ids=WRONG.values())
+async def test_what_is_no_memories_file_of_the_system_is_refused_with_its_line(tmp_path, data, why):
+    (tmp_path / "m.json").write_bytes(data)
+    with pytest.raises(WireError, match=r"memories\.json, line ") as caught:
+        await read(tmp_path / "m.json")
+    assert why in caught.value.message
+
+
+async def test_what_it_is_measured_against_is_accepted_and_fields_that_we_do_not_know_are_tolerated(tmp_path):
+    (tmp_path / "m.json").write_bytes(one({"future": {}, **GOOD}))
+    (found,) = await read(tmp_path / "m.json")
+    assert (found.text, found.seen) == ("text", memory().seen)
+
+
+async def test_of_another_system_nothing_is_taken(file, tmp_path):
+    await written(file, [memory()], tmp_path / "m.json")
+    with pytest.raises(WireError, match="is not that of conversation"):
+        await read(tmp_path / "m.json", "laptop-2")
+
+
+async def test_a_line_has_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_LINE_BYTES", len(one().split(b"\n")[1]) - 1)
+    (tmp_path / "m.json").write_bytes(one())
+    with pytest.raises(WireError, match="line 2: it has more than"):
+        await read(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize("cut", range(0, 2000, 97))
+async def test_cut_short_anywhere_it_is_refused(file, tmp_path, cut):
+    data, _ = await written(file, [memory(), memory(2, embedded=False)])
+    (tmp_path / "m.json").write_bytes(data[: cut * len(data) // 2000])
+    with pytest.raises(WireError):
+        await read(tmp_path / "m.json")
+
+
+async def test_a_page_ends_by_its_bytes_and_what_is_in_the_making_waits_for_no_more_than_a_piece(tmp_path, monkeypatch):
+    """Memory is bounded by pages and pieces, not by the file: 60 rows of 20 kB in pages and pieces of 64 kB."""
+    monkeypatch.setattr(reading, "PAGE_BYTES", 2**16)
+    monkeypatch.setattr(writing, "PIECE_BYTES", 2**16)
+    flushed: list[int] = []
+    append = writing.Draft._append
+    monkeypatch.setattr(writing.Draft, "_append", lambda self, rows: (flushed.append(len(rows)), append(self, rows)))
+    await written(JsonMemoriesFile(tmp_path), [memory(n, text="x" * 20_000) for n in range(60)], tmp_path / "m.json")
+    assert max(flushed) <= 4
+    source = JsonMemoriesFile(tmp_path).open(tmp_path / "m.json", SYSTEM)
+    assert max([len(page) async for page in source.pages()]) <= 4

@@ -1,0 +1,431 @@
+"""Memories out of copies of databases: which rows are seen, what is told of them, and what becomes of the child."""
+
+import asyncio
+import hashlib
+import json
+import math
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from datetime import UTC, timedelta, timezone
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agent.adapters.duckdb_files import DuckdbMemoryReader
+from agent.adapters.duckdb_files.frames import PAGE_ROWS
+from agent.adapters.duckdb_files.reader import CHILD
+from agent.domain.errors import SnapshotError
+from tests.fakes.session_buddy import create, make
+
+REAL = Path(__file__).parents[3] / "shared/data/session-buddy"
+EMBEDDING = "list_transform(range(384), lambda i: i / 384.0)::FLOAT[384]"
+
+needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the databases that Session-Buddy wrote are not here")
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return tmp_path / "reflection.duckdb"
+
+
+@asynccontextmanager
+async def source_of(copy, *, zone=UTC, **options):
+    async with asyncio.timeout(120), DuckdbMemoryReader(**options).open(copy, copy.stem, zone=zone) as source:
+        yield source
+
+
+async def seen_in(copy):
+    """All rows of a copy, by kind and id."""
+    async with source_of(copy) as source:
+        return {(seen.kind, seen.id): seen async for page in source.pages() for seen in page}
+
+
+async def memories_in(copy, **options):
+    """All rows of a copy, whole, by id."""
+    found = {}
+    async with source_of(copy, **options) as source:
+        async for page in source.pages():
+            assert 0 < len(page) <= PAGE_ROWS
+            async for memory in source.read(page):
+                found[memory.seen.id] = memory
+    return found
+
+
+def bytes_in(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def the_child():
+    """The process that reads; None where there is none."""
+    found = [child for child in psutil.Process().children() if CHILD in child.cmdline()]
+    return found[0] if found else None
+
+
+# ---------------------------------------------------------------------------------------------------- what is there
+
+
+@needs_real_data
+@pytest.mark.parametrize(
+    ("state", "rows"),
+    [
+        ("closed", {"conversation": (200, 187), "reflection": (50, 47), "entity": (40, 39), "relationship": (66, 0)}),
+        ("mid", {"conversation": (220, 208), "reflection": (61, 58), "entity": (40, 39), "relationship": (66, 0)}),
+        ("first", {"conversation": (15, 13), "reflection": (3, 3), "entity": (3, 3), "relationship": (5, 0)}),
+    ],
+)
+async def test_session_buddys_own_databases_are_read_in_every_state_and_stay_as_they_are(state, rows, tmp_path):
+    folder = tmp_path / state
+    shutil.copytree(REAL / state, folder)
+    before = bytes_in(folder)
+    found = {}
+    for name in ("reflection", "knowledge_graph"):
+        async with source_of(folder / f"{name}.duckdb", zone=timezone(timedelta(hours=2))) as source:
+            pages = [list(page) async for page in source.pages()]
+            again = []
+            async for page in source.pages():  # a second time, from the beginning, and whole
+                again.append(list(page))
+                async for memory in source.read(page):
+                    found[memory.seen.key] = memory
+                    assert memory.text.strip()
+                    assert memory.created_at.endswith("+02:00")
+                    assert (memory.embedding is not None) == memory.seen.embedded
+                    if memory.embedding:
+                        numbers = json.loads(memory.embedding)
+                        assert len(numbers) == 384
+                        assert math.isclose(sum(number**2 for number in numbers), 1, rel_tol=1e-3)
+            assert pages == again
+        assert await seen_in(folder / f"{name}.duckdb") == {
+            (seen.kind, seen.id): seen for page in pages for seen in page
+        }
+    counted = dict.fromkeys(rows, (0, 0))
+    for memory in found.values():
+        seen, embedded = counted[memory.seen.kind]
+        counted[memory.seen.kind] = seen + 1, embedded + memory.seen.embedded
+    assert counted == rows
+    assert not any(
+        "-> " in m.text and m.metadata["to_entity"] in m.text for m in found.values() if "to_entity" in m.metadata
+    )
+    assert bytes_in(folder) == before
+
+
+async def test_reading_a_memory_changes_no_digest_but_writing_one_does(copy):
+    make(
+        copy,
+        f"INSERT INTO conversations_v2(id, content, category, timestamp, embedding) SELECT n::VARCHAR, 'text ' || n, "
+        f"'c', '2026-01-01', if(n = 4, NULL, {EMBEDDING}) FROM range(6) rows(n)",
+    )
+    before = await seen_in(copy)
+    make(
+        copy,
+        "UPDATE conversations_v2 SET access_count = 9, last_accessed = now()::TIMESTAMP, importance_score = 0.1, "
+        "memory_tier = 'x', subcategory = 'y', fingerprint = 'z'::BLOB",
+        f"UPDATE conversations_v2 SET embedding = list_transform({EMBEDDING}, lambda x: x + 1) WHERE id = '0'",
+    )
+    assert await seen_in(copy) == before
+    make(
+        copy,
+        "UPDATE conversations_v2 SET content = 'other' WHERE id = '1'",
+        "UPDATE conversations_v2 SET timestamp = '2026-01-02' WHERE id = '2'",
+        "UPDATE conversations_v2 SET project = 'p' WHERE id = '3'",
+        f"UPDATE conversations_v2 SET embedding = {EMBEDDING} WHERE id = '4'",
+    )
+    after = await seen_in(copy)
+    assert {row_id for (_, row_id), seen in after.items() if seen != before["conversation", row_id]} == set("1234")
+    assert after["conversation", "4"].embedded
+
+
+async def test_columns_may_lack_be_more_and_be_of_other_types(copy):
+    """Nothing is known of older and newer databases but the names that they share with today's."""
+    vector = "[" + ",".join(["0.5"] * 384) + "]"
+    make(
+        copy,
+        "DROP TABLE reflections_v2",
+        "DROP TABLE conversations_v2",
+        'CREATE TABLE "Conversations"("ID" INTEGER, "Content" VARCHAR, "timestamp" TIMESTAMPTZ, embedding DOUBLE[], '
+        "project ENUM('a', 'b'), novelty STRUCT(x INTEGER), \"at\"\"\" INTEGER)",
+        f"""INSERT INTO "Conversations" VALUES (1, 'one', '2026-07-01 09:00:00+02', {vector}, 'a', NULL, 1),
+            (2, 'two', 'infinity', NULL, NULL, NULL, 1)""",
+        "CREATE TABLE reflections(id UUID, content BLOB, created_at VARCHAR, embedding VARCHAR, tags VARCHAR)",
+        f"""INSERT INTO reflections VALUES (uuid(), 'three', '2026-07-01T09:00:00Z', '{vector}', '["x", "y"]'),
+            (uuid(), 'four', 'lately', '[1, 2', 'x, y')""",
+        "DROP TABLE kg_relationships",
+        "DROP TABLE kg_entities",
+        "CREATE TABLE kg_entities(id VARCHAR, name VARCHAR, properties MAP(VARCHAR, INTEGER), embedding STRUCT(x INT))",
+        "INSERT INTO kg_entities VALUES ('five', 'Ada', MAP {'k': 5}, {'x': 1})",
+        "CREATE TABLE kg_relationships(from_entity VARCHAR, to_entity VARCHAR)",
+        "INSERT INTO kg_relationships VALUES ('five', 'five')",
+        "CREATE SCHEMA other",
+        "CREATE TABLE other.kg_relationships(id VARCHAR, from_entity VARCHAR, to_entity VARCHAR)",
+        "INSERT INTO other.kg_relationships VALUES ('1', 'five', 'five')",
+    )
+    found = {memory.text: memory for memory in (await memories_in(copy)).values()}
+    assert set(found) == {"one", "two", "three", "four", "Ada"}
+    assert (found["one"].seen.id, found["one"].created_at) == ("1", "2026-07-01T07:00:00+00:00")
+    assert (found["two"].created_at, found["two"].metadata, found["two"].embedding) == (None, {}, None)
+    assert json.loads(found["one"].embedding) == json.loads(found["three"].embedding) == [0.5] * 384
+    assert (found["three"].created_at, found["three"].metadata) == ("2026-07-01T09:00:00+00:00", {"tags": ["x", "y"]})
+    assert (found["four"].created_at, found["four"].embedding) == (None, None)
+    assert found["four"].metadata == {"tags": ["x, y"]}
+    assert (found["Ada"].metadata, found["Ada"].embedding) == ({"name": "Ada", "properties": {"k": 5}}, None)
+
+
+async def test_where_both_are_the_newer_table_is_read(copy):
+    make(
+        copy,
+        "CREATE TABLE conversations(id VARCHAR, content VARCHAR)",
+        "INSERT INTO conversations VALUES ('old', 'text')",
+        "INSERT INTO conversations_v2(id, content, category) VALUES ('new', 'text', 'c')",
+    )
+    assert set(await seen_in(copy)) == {("conversation", "new")}
+
+
+async def test_what_is_no_embedding_counts_as_none(copy):
+    lists = {
+        "good": "range(384)",
+        "short": "range(383)",
+        "long": "range(385)",
+        "empty": "[]",
+        "none": "NULL",
+        "hole": "list_transform(range(384), lambda i: if(i = 7, NULL, i))",
+        "nan": "list_transform(range(384), lambda i: if(i = 383, 'nan'::FLOAT, 0.5))",
+        "infinite": "list_transform(range(384), lambda i: if(i = 0, '-inf'::FLOAT, if(i = 1, 'inf'::FLOAT, 0.5)))",
+        "large": "list_transform(range(384), lambda i: 3e38)",
+    }
+    make(
+        copy,
+        "CREATE TABLE conversations(id VARCHAR, content VARCHAR, embedding FLOAT[])",
+        "DROP TABLE reflections_v2",
+        "DROP TABLE conversations_v2",
+        *(f"INSERT INTO conversations VALUES ('{name}', 'text', {numbers})" for name, numbers in lists.items()),
+    )
+    found = await memories_in(copy)
+    assert {name for name, memory in found.items() if memory.embedding} == {"good", "large"}
+    assert all((memory.embedding is not None) == memory.seen.embedded for memory in found.values())
+    assert json.loads(found["good"].embedding) == list(range(384))
+
+
+async def test_rows_without_id_or_text_are_passed_over(copy):
+    make(
+        copy,
+        "DROP TABLE reflections_v2",
+        "DROP TABLE conversations_v2",
+        "CREATE TABLE conversations(id VARCHAR, content VARCHAR)",
+        "INSERT INTO conversations VALUES (NULL, 'a'), ('', 'b'), ('1', NULL), ('2', ''), ('3', e' \\n'), ('4', 'd')",
+    )
+    assert set(await seen_in(copy)) == {("conversation", "4")}
+
+
+async def test_a_named_graphs_rows_name_it_and_relationships_their_ends(tmp_path):
+    copy = tmp_path / "knowledge_graph_my own 'graph'.duckdb"
+    plain = tmp_path / "knowledge_graph.duckdb"
+    make(
+        plain,
+        "INSERT INTO kg_entities(id, name, entity_type) VALUES ('a', 'Ada', 'person'), ('b', ' ', 'thing')",
+        "INSERT INTO kg_relationships(id, from_entity, to_entity, relation_type) VALUES ('r', 'a', 'b', 'has')",
+        "INSERT INTO kg_relationships(id, from_entity, to_entity, relation_type) VALUES ('s', 'gone', 'a', 'is')",
+    )
+    assert not any("graph" in memory.metadata for memory in (await memories_in(plain)).values())
+    shutil.copy(plain, copy)
+    found = await memories_in(copy)
+    assert {row_id: memory.text for row_id, memory in found.items()} == {
+        "a": "Ada (person)", "r": "Ada -has-> b", "s": "gone -is-> Ada",
+    }  # fmt: skip
+    assert {memory.metadata["graph"] for memory in found.values()} == {"my own 'graph'"}
+
+
+# --------------------------------------------------------------------------------------------------- large and many
+
+
+async def test_texts_arrive_as_they_are(copy):
+    texts = [
+        "nul \x00 in it",
+        "👩‍💻 \U0001d518 \U0010ffff",
+        "\u2028\ufeff\ufffe",
+        "\"'\\\t\r\n",
+        "x" * 70_000 + "記",
+        "é" * 2**20,
+    ]
+    written = ", ".join(f"('{n}', decode(unhex('{text.encode().hex()}')), 'c')" for n, text in enumerate(texts))
+    make(
+        copy,
+        f"INSERT INTO conversations_v2(id, content, category) VALUES {written}",
+        "INSERT INTO kg_entities(id, name, entity_type, properties) "
+        """VALUES ('e', 'n', 't', '{"x": "\\ud83d\\ude00"}')""",
+    )
+    found = await memories_in(copy)
+    assert [found[str(n)].text for n in range(len(texts))] == texts
+    assert found["e"].metadata["properties"] == {"x": "😀"}
+
+
+async def test_pages_miss_nothing_whatever_was_deleted(copy):
+    make(
+        copy,
+        "DROP TABLE reflections_v2",
+        "DROP TABLE conversations_v2",
+        "CREATE TABLE conversations(id VARCHAR, content VARCHAR)",
+        "INSERT INTO conversations SELECT n::VARCHAR, 'text' FROM range(30_000) rows(n)",
+        "DELETE FROM conversations WHERE id::INT BETWEEN 100 AND 22_999 OR id::INT % 2 = 1",
+    )
+    expected = {("conversation", str(n)) for n in range(0, 30_000, 2) if not 100 <= n <= 22_999}
+    assert set(await seen_in(copy)) == expected
+
+
+@pytest.mark.long
+async def test_many_texts_of_a_megabyte_among_small_ones_go_one_by_one(copy):
+    """More than the engine and its process may hold at once, in one of the engine's vectors."""
+    make(
+        copy,
+        "SET memory_limit = '400MB'",
+        "INSERT INTO conversations_v2(id, content, category) SELECT n::VARCHAR, 'text', 'c' FROM range(100) rows(n)",
+        *(
+            "INSERT INTO conversations_v2(id, content, category) "
+            f"SELECT n::VARCHAR, n || repeat('0123456789abcdef', 65536), 'c' FROM range({n}, {n + 10}) rows(n)"
+            for n in range(100, 250, 10)
+        ),
+        "INSERT INTO conversations_v2(id, content, category) SELECT n::VARCHAR, repeat('text', 15_000), 'c' "
+        "FROM range(250, 650) rows(n)",
+    )
+    lengths, most = {}, 0
+    async with source_of(copy) as source:
+        async for page in source.pages():
+            async for memory in source.read(page):
+                lengths[memory.seen.id] = len(memory.text)
+            most = max(most, the_child().memory_full_info().uss)
+    assert lengths == {str(n): 4 if n < 100 else 2**20 + 3 if n < 250 else 60_000 for n in range(650)}
+    assert most < 250 * 2**20
+
+
+async def test_rows_are_read_in_the_order_asked_for(copy):
+    make(
+        copy,
+        "DROP TABLE reflections_v2",
+        "INSERT INTO conversations_v2(id, content, category, embedding) "
+        f"SELECT n::VARCHAR, 'text', 'c', {EMBEDDING} FROM range(900) rows(n)",
+    )
+    async with source_of(copy) as source:
+        pages = source.pages()
+        first = await anext(pages)
+        for wanted in ([], first[::-7], [first[3]], first[::-1]):
+            assert [memory.seen async for memory in source.read(wanted)] == list(wanted)
+        async for _ in source.read(first):
+            break  # the rest of them is wanted no more
+        second = await anext(pages)
+        assert [memory.seen async for memory in source.read(second[5:8])] == list(second[5:8])
+        with pytest.raises(KeyError):
+            await anext(source.read(first))
+
+
+# --------------------------------------------------------------------------------------------------- what goes wrong
+
+
+async def test_what_the_engine_cannot_read_is_an_error_without_paths(copy):
+    create(copy.parent, commits=1)
+    data = bytearray(copy.read_bytes())
+    for what, words in ((b"x" * 100_000, "not a valid DuckDB"), (bytes(data[:8192]) + b"\0" * 8192, "")):
+        copy.write_bytes(what)
+        with pytest.raises(SnapshotError, match=f"the engine cannot read it: .*{words}") as caught:
+            await seen_in(copy)
+        assert str(copy.parent) not in str(caught.value)
+        assert not caught.value.transient
+    struct.pack_into("<Q", data, 12, 999)
+    copy.write_bytes(data)
+    with pytest.raises(SnapshotError, match="the engine cannot read it"):
+        await seen_in(copy)
+    assert the_child() is None
+
+
+async def test_damage_further_on_is_told_where_it_is_met(copy):
+    make(
+        copy,
+        "INSERT INTO conversations_v2(id, content, category) "
+        "SELECT n::VARCHAR, string_agg(sha256(n || ' ' || m), ''), 'c' "
+        "FROM range(9000) r(n), range(20) s(m) GROUP BY n",
+    )
+    size = copy.stat().st_size
+    with copy.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(b"damage" * 100)
+    seen = []
+
+    async def read():
+        async with source_of(copy) as source:
+            async for page in source.pages():
+                seen.extend(page)
+
+    with pytest.raises(SnapshotError, match=r"the engine cannot read it: .*checksum") as caught:
+        await read()
+    assert 0 < len(seen) < 9000
+    assert not caught.value.transient
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "transient"),
+    [(signal.SIGKILL, r"killed \(SIGKILL\)", True), (signal.SIGSEGV, r"crashed on it \(SIGSEGV\)", False)],
+)
+async def test_a_child_that_dies_in_the_middle_is_an_error(number, words, transient, copy):
+    make(copy, "INSERT INTO conversations_v2(id, content, category) SELECT n::VARCHAR, 'x', 'c' FROM range(5000) r(n)")
+    seen = []
+
+    async def read():
+        async with source_of(copy) as source:
+            async for page in source.pages():
+                seen.extend(page)
+                the_child().send_signal(number)
+
+    with pytest.raises(SnapshotError, match=words) as caught:
+        await read()
+    assert 0 < len(seen) < 5000
+    assert caught.value.transient == transient
+    assert the_child() is None
+
+
+async def test_a_child_that_is_silent_is_an_error_and_ended(copy):
+    make(copy, "INSERT INTO conversations_v2(id, content, category) SELECT n::VARCHAR, 'x', 'c' FROM range(5000) r(n)")
+    async with source_of(copy, timeout_seconds=5) as source:
+        pages = source.pages()
+        first = await anext(pages)
+        the_child().send_signal(signal.SIGSTOP)
+        with pytest.raises(SnapshotError, match="did not answer within 5 s") as caught:
+            await anext(pages)
+        assert caught.value.transient
+        with pytest.raises(SnapshotError, match="broken off before"):
+            await anext(source.read(first))
+    assert the_child() is None
+
+
+async def test_cancelled_in_the_middle_no_child_and_no_scratch_is_left(copy, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
+    make(copy, f"INSERT INTO conversations_v2(id, content, category, embedding) "
+               f"SELECT n::VARCHAR, repeat('text', 300), 'c', {EMBEDDING} FROM range(3000) r(n)")  # fmt: skip
+    begun = asyncio.Event()
+
+    async def read():
+        async with source_of(copy) as source:
+            async for page in source.pages():
+                async for _ in source.read(page):
+                    begun.set()
+
+    reading = asyncio.create_task(read())
+    await begun.wait()
+    child = the_child()
+    assert not {"AWS_SECRET_ACCESS_KEY"} & child.environ().keys()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert not child.is_running()
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_the_child_ends_with_its_parent(copy):
+    make(copy)
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", CHILD, str(copy)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    child.communicate(timeout=60)
+    assert child.returncode == 3
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]

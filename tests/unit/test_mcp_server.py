@@ -1,0 +1,204 @@
+"""The MCP server without a client: progress that grows, results of what went wrong, and the text of cures."""
+
+import asyncio
+import os
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, strategies as st
+from jsonschema import Draft202012Validator
+
+from agent.domain.errors import AlreadyRunning, SettingsError, StateError, StoreError
+from agent.domain.events import MethodError, SyncFailed, SyncProgress, SyncSucceeded
+from agent.faces.mcp_server import calls, telling
+from agent.faces.mcp_server.course import Course
+from agent.faces.mcp_server.telling import Telling
+from agent.faces.mcp_server.tools import STATUS, SYNC, TOOLS
+from agent.faces.results import contract, cure, refusal
+from tests.fakes.values import NOON, SYSTEM
+
+OUTPUT = {tool.name: Draft202012Validator(tool.output_schema) for tool in TOOLS}
+
+
+def moved(done: int, total: int, *, phase: str = "upload", method: str = "cloud") -> SyncProgress:
+    return SyncProgress(
+        id="p", time=NOON, system_id=SYSTEM, request_id="r", method=method, phase=phase, done_bytes=done,
+        total_bytes=total,
+    )  # fmt: skip
+
+
+def failed(*errors: tuple[str, str]) -> SyncFailed:
+    return SyncFailed(
+        id="r.failed", time=NOON, system_id=SYSTEM, request_id="r", method=errors[-1][0], success=False,
+        error="; ".join(": ".join(error) for error in errors), triggered_by="manual",
+        errors=tuple(MethodError(method=method, error=error) for method, error in errors),
+    )  # fmt: skip
+
+
+class Client:
+    """Notes what it is told; `enough` is set once that are `count` steps."""
+
+    def __init__(self, count: int) -> None:
+        self.told: list[tuple[float, float | None, str]] = []
+        self.count, self.enough = count, asyncio.Event()
+
+    async def tell(self, done: float, total: float | None, message: str) -> None:
+        self.told.append((done, total, message))
+        if len(self.told) >= self.count:
+            self.enough.set()
+
+
+# ------------------------------------------------------------------------------------------------ progress
+
+events = st.builds(
+    moved,
+    st.integers(0, 50),
+    st.integers(0, 50),
+    phase=st.sampled_from("ab"),
+    method=st.sampled_from(["cloud", "http"]),
+)
+
+
+@given(st.lists(st.one_of(events, st.none()), max_size=40))
+def test_progress_grows_with_every_step_and_never_passes_its_total(seen):
+    course = Course()
+    steps = [course.begun("begins")]
+    steps += [course.stood("waits") if event is None else course.moved(event) for event in seen]
+    steps.append(course.ended("done"))
+    assert all(earlier.done < later.done for earlier, later in pairwise(steps))
+    assert all(step.total is None or step.done <= step.total for step in steps)
+    assert steps[-1].done == steps[-1].total
+
+
+def test_the_steps_of_two_phases_are_their_bytes_one_after_the_other():
+    course = Course()
+    seen = [moved(400, 1000, phase="snapshot"), moved(1000, 1000, phase="snapshot"), moved(100, 500), moved(500, 500)]
+    steps = [course.moved(event) for event in seen]
+    assert [(step.done, step.total) for step in steps] == [(400, 1000), (1000, 1000), (1100, 1500), (1500, 1500)]
+    assert steps[2].message == "cloud: upload, 100 bytes of 500 bytes"
+
+
+async def test_a_call_that_stands_still_tells_that_it_is_at_work_and_why_it_waits(monkeypatch):
+    monkeypatch.setattr(telling, "BEAT_SECONDS", 0)
+    client, troubles = Client(3), ["cloud: attempt 1 failed", StateError("the disk is gone"), ""]
+
+    async def trouble() -> str:
+        found = troubles.pop(0) if troubles else ""
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    news = Telling(client.tell)
+    async with asyncio.timeout(10), news.open(trouble):
+        await client.enough.wait()
+    assert [message for _, _, message in client.told[:3]] == ["cloud: attempt 1 failed (0 s)"] + ["at work (0 s)"] * 2
+
+
+@pytest.mark.parametrize(
+    ("pid", "words"),
+    [(1, "process 1 (run) is at work"), (0, "another process is at work"), (os.getpid(), "another call is at work")],
+    ids=["run", "unknown", "own"],
+)
+async def test_who_is_waited_for_is_told_once(pid, words):
+    client = Client(1)
+    news = Telling(client.tell)
+
+    async def no_trouble() -> str:
+        return ""
+
+    async with asyncio.timeout(10), news.open(no_trouble):
+        for _ in range(3):
+            news.waits(AlreadyRunning("in use", pid=pid, command="run"))
+        await client.enough.wait()
+    assert [message for _, _, message in client.told] == [f"{words}: waiting for its result"]
+
+
+# ------------------------------------------------------------------------------------------------ results of errors
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": "ftp"},
+        {"method": None},
+        {"method": ["cloud"]},
+        {"method": "x" * 10_000},
+        {"enable_fallback": "no"},
+        {"enable_fallback": 1},
+        {"force": True},
+    ],
+    ids=lambda given: f"{given}"[:40],
+)
+async def test_arguments_that_are_none_are_a_result_with_a_cure_and_nothing_is_loaded(given):
+    result = await calls.sync(pytest.fail, given, None)
+    OUTPUT[SYNC].validate(result)
+    assert (result["success"], result["outcome"]) == (False, "failed")
+    assert next(iter(given)) in result["error"]
+    assert result["hint"]
+    assert len(result["error"]) < 500
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "hint"),
+    [
+        (SettingsError("akosha_max_retries is -1"), "akosha_max_retries is -1", "correct it there"),
+        (SettingsError("no such file", hint="check --settings"), "no such file (check --settings)", "check --settings"),
+        (StoreError("the bucket is gone"), "the bucket is gone", "akosha-agent status"),
+        (ValueError("canary-s3cret"), "ValueError", "log"),
+        (KeyError("canary-s3cret"), "KeyError", "log"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+async def test_whatever_is_raised_both_tools_return_it_as_a_result(error, said, hint):
+    def loading():
+        raise error
+
+    for result, tool in (
+        (await calls.sync(loading, {"method": "http"}, None), SYNC),
+        (await calls.status(loading), STATUS),
+    ):
+        OUTPUT[tool].validate(result)
+        assert result["success"] is False
+        assert said in result["error"]
+        assert hint in result["hint"]
+        assert "canary" not in f"{result}"
+    assert (await calls.sync(loading, {"method": "http"}, None))["method"] == "http"
+
+
+def test_the_hint_of_a_failed_result_is_the_cure_of_each_method_that_has_one():
+    result = contract(
+        failed(
+            ("cloud", "the bucket memories does not exist (create it (or set akosha_cloud_bucket))"),
+            ("http", "Akosha cannot be reached (start it: akosha start)"),
+        )
+    )
+    OUTPUT[SYNC].validate(result)
+    assert result["hint"] == "create it (or set akosha_cloud_bucket); start it: akosha start"
+
+
+@pytest.mark.parametrize("error", ["no space left", "no space left (/var)", "refused)", "(", ")", ""])
+def test_an_error_without_a_cure_has_none_and_its_result_says_where_to_look(error):
+    assert cure(error) == ""
+    assert contract(failed(("cloud", error)))["hint"] == "akosha-agent status shows what stands in the way"
+
+
+def test_a_success_tells_how_many_memories_have_arrived_and_has_no_hint():
+    result = contract(
+        SyncSucceeded(
+            id="u",
+            time=NOON,
+            system_id=SYSTEM,
+            request_id="r",
+            method="http",
+            success=True,
+            triggered_by="manual",
+            incomplete={"reflection": "3 wait"},
+            memories=7,
+        )
+    )
+    OUTPUT[SYNC].validate(result)
+    assert (result["memories"], result["incomplete"], result["hint"]) == (7, {"reflection": "3 wait"}, None)
+
+
+def test_a_refusal_has_every_field_that_a_failed_result_has():
+    assert refusal(StoreError("gone"), method="cloud").keys() == contract(failed(("cloud", "gone"))).keys()

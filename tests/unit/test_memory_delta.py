@@ -1,0 +1,223 @@
+"""An upload's memories: what the target lacks of what can be read, and nothing of what cannot."""
+
+import json
+from datetime import UTC, timedelta, timezone, tzinfo
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from agent.adapters.memories_file import JsonMemoriesFile, writing
+from agent.application.memory_delta import MemoryDelta, zone_name
+from agent.domain.databases import Fingerprint
+from agent.domain.errors import SnapshotError, StagingFull
+from agent.ports import Snapshot
+from tests.fakes.memories import memory
+from tests.fakes.memory_source import ListedMemories, ListedReader
+from tests.fakes.values import SYSTEM, TARGET, upload_id
+
+UPLOAD = upload_id(20)
+ZONE = ZoneInfo("Asia/Kolkata")
+
+
+class Books:
+    """What of a MemoryLedger an upload needs."""
+
+    def __init__(self, *, delivered=(), bases=()) -> None:
+        self.has, self.based = {each.seen for each in delivered}, dict(bases)
+        self.staged: list = []
+        self.calls: list[str] = []
+
+    async def lacking(self, _target, page):
+        return [seen for seen in page if seen not in self.has]
+
+    async def stage(self, _target, upload, batch):
+        assert upload == UPLOAD
+        self.calls.append("stage")
+        self.staged += batch
+
+    async def unstage(self, _target):
+        self.calls.append("unstage")
+        self.staged.clear()
+
+    async def bases(self, _target):
+        return self.based
+
+
+def copy_of(database: str, unverified: str = "") -> Snapshot:
+    return Snapshot(
+        database=database,
+        folder=Path("/staged") / database,
+        files=(),
+        fingerprint=Fingerprint(()),
+        header_iteration=1,
+        verified=not unverified,
+        unverified_reason=unverified,
+    )
+
+
+class Rig:
+    def __init__(self, folder: Path, *, books: Books | None = None, **databases) -> None:
+        self.books, self.reader = books or Books(), ListedReader(databases)
+        self.folder = folder
+        self.snapshots = {name: copy_of(name) for name in reversed(databases)}
+        self.data = b""
+
+    async def delta(self):
+        made = MemoryDelta(
+            target=TARGET,
+            reader=self.reader,
+            memories=self.books,
+            file=JsonMemoriesFile(self.folder),
+            zone=lambda: ZONE,
+        )
+        async with made.of(self.snapshots, UPLOAD) as delta:
+            if delta.draft is not None:
+                self.data = b"".join([piece async for piece in delta.draft.stream()])
+        assert list(self.folder.iterdir()) == [], "nothing stays behind"
+        return delta
+
+    @property
+    def rows(self) -> list[str]:
+        return [entry["metadata"]["original_id"] for entry in json.loads(self.data)["conversations"]]
+
+
+def rows_of(count: int, kind: str = "conversation"):
+    return [memory(number, kind=kind) for number in range(count)]
+
+
+async def test_of_a_target_that_has_nothing_all_rows_are_in_it_database_after_database(tmp_path):
+    reflection = [*rows_of(4), *rows_of(2, "reflection"), memory(9, embedded=False)]
+    graph = [*rows_of(2, "entity"), *rows_of(1, "relationship")]
+    rig = Rig(tmp_path, reflection=reflection, knowledge_graph=graph)
+    delta = await rig.delta()
+    assert rig.rows == [each.seen.id for each in graph + reflection]
+    assert rig.books.staged == [each.seen for each in graph + reflection]
+    assert delta.part.count == 10
+    assert delta.part.bases == {"knowledge_graph": None, "reflection": None}
+    assert delta.part.key == f"systems/{SYSTEM}/uploads/{UPLOAD}/memories.json"
+    assert (delta.without, delta.time_zone) == ({}, "Asia/Kolkata")
+
+
+async def test_the_copies_main_files_are_read_in_the_zone_of_this_machine(tmp_path):
+    rig = Rig(tmp_path, reflection=[])
+    await rig.delta()
+    assert rig.reader.opened == [(Path("/staged/reflection/reflection.duckdb"), "reflection", ZONE)]
+
+
+async def test_only_what_the_target_lacks_is_read_and_its_base_is_named(tmp_path):
+    old, new, changed = rows_of(7), memory(7), memory(3, state="changed")
+    source = ListedMemories([*old[:3], changed, *old[4:], new])
+    rig = Rig(
+        tmp_path,
+        books=Books(delivered=old, bases={"reflection": upload_id(1), "gone": upload_id(2)}),
+        reflection=source,
+    )
+    delta = await rig.delta()
+    assert rig.rows == [changed.seen.id, new.seen.id]
+    assert source.read_rows == 2
+    assert delta.part.bases == {"reflection": upload_id(1)}
+
+
+async def test_where_nothing_is_new_it_is_empty_and_the_chain_goes_on(tmp_path):
+    old = rows_of(4)
+    rig = Rig(tmp_path, books=Books(delivered=old, bases={"reflection": upload_id(1)}), reflection=old)
+    delta = await rig.delta()
+    assert (delta.part.count, delta.part.bases) == (0, {"reflection": upload_id(1)})
+    assert rig.rows == []
+
+
+async def test_a_copy_that_was_not_verified_is_not_opened_and_the_upload_says_why(tmp_path):
+    rig = Rig(tmp_path, reflection=rows_of(2), knowledge_graph=[])
+    rig.snapshots["knowledge_graph"] = copy_of("knowledge_graph", "made by a newer DuckDB")
+    delta = await rig.delta()
+    assert [database for _, database, _ in rig.reader.opened] == ["reflection"]
+    assert delta.part.bases == {"reflection": None}
+    assert delta.without == {"knowledge_graph": "made by a newer DuckDB"}
+
+
+@pytest.mark.parametrize("fail_at", [0, 4], ids=["at once", "half-way"])
+async def test_a_database_that_cannot_be_read_leaves_nothing_of_itself_behind(tmp_path, fail_at):
+    graph, more, broken = rows_of(4, "entity"), rows_of(2, "reflection"), rows_of(9)
+    rig = Rig(
+        tmp_path,
+        knowledge_graph=graph,
+        knowledge_graph_x=ListedMemories(broken, fail_at=fail_at),
+        reflection=more,
+    )
+    delta = await rig.delta()
+    assert rig.rows == [each.seen.id for each in graph + more]
+    assert rig.books.staged == [each.seen for each in graph + more]
+    assert delta.part.bases == {"knowledge_graph": None, "reflection": None}
+    assert delta.without == {"knowledge_graph_x": "it cannot be read any further"}
+
+
+async def test_where_no_database_can_be_read_there_is_no_file(tmp_path):
+    error = SnapshotError("the engine crashed on it")
+    rig = Rig(tmp_path, knowledge_graph=error, reflection=error)
+    delta = await rig.delta()
+    assert (delta.part, delta.draft, rig.books.staged) == (None, None, [])
+    assert delta.without == dict.fromkeys(("knowledge_graph", "reflection"), "the engine crashed on it")
+
+
+async def test_a_row_that_cannot_be_written_is_its_own_databases_fault(tmp_path):
+    rig = Rig(tmp_path, knowledge_graph=[memory(half="\ud800")], reflection=rows_of(2))
+    delta = await rig.delta()
+    assert list(delta.without) == ["knowledge_graph"]
+    assert delta.part.bases == {"reflection": None}
+
+
+async def test_without_room_for_the_file_there_is_none(tmp_path, monkeypatch):
+    def full(*_):
+        raise StagingFull("no room for the memories")
+
+    monkeypatch.setattr(writing.Draft, "_finish", full)
+    rig = Rig(tmp_path, reflection=rows_of(1), knowledge_graph=[])
+    delta = await rig.delta()
+    assert (delta.part, rig.books.staged) == (None, [])
+    assert delta.without == dict.fromkeys(("knowledge_graph", "reflection"), "no room for the memories")
+
+
+async def test_what_an_attempt_before_had_staged_does_not_count(tmp_path):
+    rig = Rig(tmp_path, reflection=rows_of(2))
+    await rig.delta()
+    data = rig.data
+    await rig.delta()
+    assert rig.data == data, "the same bytes are not sent twice"
+    assert rig.books.calls == ["unstage", "stage", "unstage", "stage"]
+    assert len(rig.books.staged) == 2
+
+
+async def test_what_goes_wrong_with_the_upload_is_not_the_databases_fault(tmp_path):
+    rig = Rig(tmp_path, reflection=rows_of(1))
+    made = MemoryDelta(
+        target=TARGET, reader=rig.reader, memories=rig.books, file=JsonMemoriesFile(tmp_path), zone=lambda: UTC
+    )
+    with pytest.raises(SnapshotError, match="elsewhere"):
+        async with made.of(rig.snapshots, UPLOAD):
+            raise SnapshotError("elsewhere")
+    assert list(tmp_path.iterdir()) == []
+    assert len(rig.reader.opened) == 1
+
+
+class Nowhere(tzinfo):
+    def utcoffset(self, _):
+        return None
+
+    def __str__(self) -> str:
+        return "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("zone", "name"),
+    [
+        (ZONE, "Asia/Kolkata"),
+        (ZoneInfo("UTC"), "UTC"),
+        (UTC, "+00:00"),
+        (timezone(timedelta(hours=-3, minutes=-30)), "-03:30"),
+        (Nowhere(), ""),
+    ],
+    ids=str,
+)
+def test_a_zone_has_a_name_or_an_offset_or_neither(zone, name):
+    assert zone_name(zone) == name

@@ -1,0 +1,213 @@
+"""What a push sends, in which batches, what it remembers of it, and when."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import orjson
+import pytest
+
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.wire import CloudEventsCodec
+from agent.application import memory_push
+from agent.application.memory_push import MemoryPush
+from agent.domain.errors import SinkError, SnapshotError
+from agent.domain.memories import memory_id
+from tests.fakes import values
+from tests.fakes.clock import ManualClock
+from tests.fakes.memories import memory
+from tests.fakes.memory_source import ListedMemories
+from tests.fakes.sink import MemorySink
+
+TARGET = values.OTHER_TARGET
+
+
+class World:
+    def __init__(self, ledger: SqliteLedger, **rules: object) -> None:
+        self.memories, self.sink = ledger.memories(), MemorySink()
+        rules = {"batch_size": 4, "missing_embedding": "wait", **rules}
+        self.push = MemoryPush(sink=self.sink, ledger=self.memories, clock=ManualClock(values.NOON), **rules)
+
+    async def deliver(self, *memories, target=TARGET, **how):
+        source = ListedMemories(memories, **how)
+        self.source = source
+        return await self.push.push(target, await self.sink.connect(), source)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(batch) for batch in self.sink.batches]
+
+
+@asynccontextmanager
+async def world(tmp_path, **rules):
+    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=ManualClock(values.NOON))
+    try:
+        yield World(ledger, **rules)
+    finally:
+        await ledger.aclose()
+
+
+def some(count: int, **how):
+    return [memory(number, **how) for number in range(count)]
+
+
+async def test_batches_are_full_over_the_ends_of_pages(tmp_path):
+    async with world(tmp_path) as w:
+        pushed = await w.deliver(*some(10), page_rows=3)
+        assert (w.sizes, pushed.stored, pushed.kept_back) == ([4, 4, 2], 10, 0)
+        assert (await w.memories.standing(TARGET)).delivered == 10
+
+
+async def test_what_was_delivered_is_neither_read_whole_nor_sent_again(tmp_path):
+    async with world(tmp_path) as w:
+        await w.deliver(*some(10))
+        pushed = await w.deliver(*some(10), memory("new"))
+        assert (w.sizes[3:], pushed.delivered, w.source.read_rows) == ([1], 1, 1)
+
+
+async def test_each_target_has_its_own(tmp_path):
+    async with world(tmp_path) as w:
+        await w.deliver(*some(2))
+        pushed = await w.deliver(*some(2), target=values.TARGET)
+        assert pushed.known == 2, "the server has them by their ids: the same system's"
+
+
+async def test_a_row_that_changed_is_another_memory(tmp_path):
+    async with world(tmp_path) as w:
+        await w.deliver(memory(1))
+        await w.deliver(memory(1, state="changed"))
+        ids = {memory_id(TARGET.system_id, memory(1, state=state).seen) for state in (0, "changed")}
+        assert w.sink.stored.keys() == ids
+
+
+async def test_a_batch_ends_before_it_has_more_than_4_mb(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_push, "MAX_BATCH_BYTES", 12_000)
+    async with world(tmp_path, batch_size=500) as w:
+        await w.deliver(*some(3), memory("long", text="x" * 20_000), *some(5, state="other"))
+        assert [sum(len(orjson.dumps(w.sink.stored[i])) for i in batch) > 12_000 for batch in w.sink.batches].count(
+            True
+        ) == 1, "the one that is longer by itself goes alone"
+        assert max(w.sizes) > 1
+
+
+async def test_without_an_embedding_a_row_waits_and_goes_when_it_has_one(tmp_path):
+    async with world(tmp_path) as w:
+        pushed = await w.deliver(memory(1), memory(2, embedded=False))
+        assert (pushed.stored, dict(pushed.waiting), pushed.held_anew) == (1, {"no embedding": 1}, 1)
+        again = await w.deliver(memory(1), memory(2, embedded=False))
+        assert (again.stored, dict(again.waiting), again.held_anew) == (0, {"no embedding": 1}, 0)
+        pushed = await w.deliver(memory(1), memory(2))
+        assert (pushed.stored, (await w.memories.standing(TARGET)).waiting) == (1, {})
+
+
+async def test_with_zero_it_goes_with_zeros_and_once_more_when_it_has_one(tmp_path):
+    async with world(tmp_path, missing_embedding="zero") as w:
+        pushed = await w.deliver(memory(2, embedded=False))
+        (sent,) = w.sink.stored.values()
+        assert (pushed.stored, sent["embedding"]) == (1, [0.0] * 384)
+        assert (await w.deliver(memory(2))).stored == 1
+
+
+async def test_what_the_server_has_no_tool_for_waits_until_it_has_one(tmp_path):
+    async with world(tmp_path) as w:
+        relation = memory(1, kind="relationship", embedded=False)
+        pushed = await w.deliver(relation)
+        assert dict(pushed.waiting) == {"the server has no tool for a relationship": 1}
+        w.sink.relations = True
+        assert (await w.deliver(relation)).stored == 1
+
+
+async def test_what_is_refused_is_kept_with_its_reason_and_not_sent_again_as_it_is(tmp_path):
+    async with world(tmp_path) as w:
+        w.sink.refuse = {":conversation-3:": "too odd"}
+        pushed = await w.deliver(*some(5))
+        assert (pushed.stored, dict(pushed.refused)) == (4, {"too odd": 1})
+        (held,) = await w.memories.held(TARGET, limit=9)
+        assert (held.state, held.reason, held.seen.id) == ("refused", "too odd", "conversation-3")
+        await w.deliver(*some(5))
+        assert len(w.sizes) == 2
+        w.sink.refuse = {}
+        assert (await w.deliver(memory(3, state="mended"))).stored == 1
+        assert await w.memories.held(TARGET, limit=9) == []
+
+
+async def test_a_server_of_another_version_is_offered_again_what_it_refused(tmp_path):
+    async with world(tmp_path) as w:
+        w.sink.refuse = {"conversation": "too new"}
+        await w.memories.meet(TARGET, "1")
+        await w.deliver(memory(1))
+        w.sink.refuse = {}
+        assert await w.memories.meet(TARGET, "2") == {"reflection"}
+        assert (await w.deliver(memory(1))).stored == 1
+
+
+async def test_after_a_failure_what_arrived_is_remembered_and_the_rest_follows(tmp_path):
+    async with world(tmp_path) as w:
+        w.sink.failures = [None, SinkError("gone", transient=True)]
+        with pytest.raises(SinkError, match="gone"):
+            await w.deliver(*some(10))
+        assert (await w.memories.standing(TARGET)).delivered == 4
+        pushed = await w.deliver(*some(10))
+        assert (pushed.stored, len(w.sink.stored)) == (6, 10)
+
+
+async def test_a_batch_whose_answer_was_lost_is_known_the_next_time(tmp_path):
+    async with world(tmp_path) as w:
+        w.sink.lose_answers = 1
+        with pytest.raises(SinkError):
+            await w.deliver(*some(6))
+        pushed = await w.deliver(*some(6))
+        assert (pushed.stored, pushed.known, len(w.sink.stored)) == (2, 4, 6)
+
+
+async def test_a_source_that_breaks_off_loses_nothing_that_was_read(tmp_path):
+    async with world(tmp_path, batch_size=2) as w:
+        with pytest.raises(SnapshotError):
+            await w.deliver(*some(9), page_rows=3, fail_at=7)
+        pushed = await w.deliver(*some(9))
+        assert len(w.sink.stored) == 9
+        assert pushed.delivered <= 9
+
+
+async def test_one_batch_is_on_its_way_at_a_time_and_the_next_waits_until_it_is_remembered(tmp_path):
+    async with world(tmp_path, batch_size=2) as w:
+        trace: list[str] = []
+        store, delivered = w.sink.store, w.memories.delivered
+
+        async def slow(batch):
+            trace.append("send")
+            await asyncio.sleep(0)
+            receipt = await store(batch)
+            trace.append("arrived")
+            return receipt
+
+        async def kept(target, batch):
+            await delivered(target, batch)
+            trace.append("remembered")
+
+        w.sink.store, w.memories.delivered = slow, kept
+        await w.deliver(*some(6))
+        assert trace == ["send", "arrived", "remembered"] * 3
+
+
+async def test_cancelled_it_leaves_nothing_running(tmp_path):
+    async with world(tmp_path, batch_size=1) as w:
+        entered = asyncio.Event()
+
+        async def never(_batch):
+            entered.set()
+            await asyncio.Event().wait()
+
+        w.sink.store = never
+        task = asyncio.create_task(w.deliver(*some(3)))
+        await entered.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_reasons_without_number_are_counted_together(tmp_path):
+    async with world(tmp_path, batch_size=50) as w:
+        w.sink.refuse = {f":conversation-{n}:": f"reason {n}" for n in range(40)}
+        pushed = await w.deliver(*some(40))
+        assert (len(pushed.refused), sum(pushed.refused.values())) == (memory_push.MOST_REASONS + 1, 40)
