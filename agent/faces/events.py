@@ -2,8 +2,8 @@
 
 import typer
 
-from agent.domain.events import Event, SyncRequested, SyncResult
-from agent.faces.results import sentence
+from agent.domain.events import Event, IngestCompleted, IngestFailed, SyncRequested, SyncResult
+from agent.faces.results import ingested, sentence
 from agent.ports import Ledger
 from agent.settings import Settings
 from agent.wiring import Home
@@ -43,6 +43,8 @@ def line(event: Event, *, system: bool = False) -> str:
         text = f"{event.reason}, by {' then '.join(event.route)}"
     elif isinstance(event, SyncResult):
         text = sentence(event)
+    elif isinstance(event, IngestCompleted | IngestFailed):
+        text = ingested(event)
     whose = f"{event.system_id}  " if system else ""
     return f"{when}  {what:<15}  {whose}{text}".rstrip()
 

@@ -1,7 +1,14 @@
 """A result as people and programs are promised it: CONTRACT's dict, and a line of text."""
 
 from agent.domain.errors import AkoshaError, SettingsError
-from agent.domain.events import SyncFailed, SyncResult, SyncSkipped, SyncSucceeded
+from agent.domain.events import (
+    IngestCompleted,
+    IngestFailed,
+    SyncFailed,
+    SyncResult,
+    SyncSkipped,
+    SyncSucceeded,
+)
 from agent.domain.route import MANUAL
 
 LOOK = "akosha-agent status shows what stands in the way"
@@ -85,14 +92,25 @@ def cure(error: str) -> str:
 def sentence(result: SyncResult) -> str:
     """Return the result in one line for a person."""
     if isinstance(result, SyncSucceeded):
-        text = (
-            f"{result.upload_id}: {len(result.files_uploaded)} objects, {human_bytes(result.bytes_transferred)} sent "
-            f"in {result.duration_seconds:.1f} s to {result.location}"
-        )
+        sent = f"{human_bytes(result.bytes_transferred)} sent in {result.duration_seconds:.1f} s to {result.location}"
+        if not result.manifest_key:
+            left = "".join(f"; {name}: {why}" for name, why in sorted(result.incomplete.items()))
+            return f"{result.memories:,} memories, {sent}{left}"
+        text = f"{result.upload_id}: {len(result.files_uploaded)} objects, {sent}"
         return text + "".join(f"; {name} stays owed: {why}" for name, why in sorted(result.incomplete.items()))
     if isinstance(result, SyncSkipped):
         return result.why
     return result.error or "failed"
+
+
+def ingested(event: IngestCompleted | IngestFailed) -> str:
+    """Return what became of an upload on Akosha's side in one line for a person."""
+    if isinstance(event, IngestFailed):
+        again = f"; tried again at {event.retry_at.astimezone():%H:%M:%S}" if event.retry_at else ""
+        return f"{event.upload_id}: {event.error}{again}"
+    told = [f"{event.stored:,} memories stored", f"{event.known:,} there already"]
+    told += [f"{count:,} kept back: {why}" for why, count in sorted(event.kept_back.items())]
+    return f"{event.upload_id}: {'; '.join(told)}"
 
 
 def human_bytes(count: float) -> str:

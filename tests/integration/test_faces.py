@@ -4,6 +4,7 @@ import asyncio
 import functools
 import io
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from rich.console import Console
 
 from agent.adapters.state_directory import lock
 from agent.application.status import DatabaseStatus, Status, TargetStatus
-from agent.domain.events import SessionEnded
+from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded
 from agent.faces import events, status, sync
+from agent.faces.results import sentence
 from agent.faces.standing import View
 from agent.ports import Standing
 from agent.settings import load
 from agent.wiring import Home
+from tests.fakes import values
 from tests.fakes.machine import Machine
 
 COUNT = 2_300
@@ -106,6 +109,23 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
     ):
         assert wanted in text.getvalue(), wanted
     assert text.getvalue().count("knowledge_graph_[bold]") == 2
+
+
+def test_every_event_has_a_line_for_people():
+    pushed = replace(
+        values.succeeded(values.manifest(reflection=1)), method="http", files_uploaded=(), manifest_key="",
+        location="http://localhost:8682/mcp", memories=1_305, incomplete={"reflection": "15 wait: no embedding"},
+    )  # fmt: skip
+    assert sentence(pushed) == (
+        "1,305 memories, 1.6 kB sent in 1.5 s to http://localhost:8682/mcp; reflection: 15 wait: no embedding"
+    )
+    about = {"id": "i", "time": AT, "system_id": "laptop", "upload_id": "u"}
+    taken = IngestCompleted(**about, source="memories", stored=1_000, known=2, kept_back={"no embedding": 3})
+    assert events.line(taken).endswith(
+        "ingest.completed  u: 1,000 memories stored; 2 there already; 3 kept back: no embedding"
+    )
+    assert events.line(IngestFailed(**about, error="too large")).endswith("ingest.failed    u: too large")
+    assert "tried again at " in events.line(IngestFailed(**about, error="not yet", retry_at=AT))
 
 
 def test_config_shows_values_as_they_are(tmp_path):

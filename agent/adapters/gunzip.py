@@ -1,0 +1,164 @@
+"""Objects of uploads as files again: gunzipped, measured and hashed on their way into a folder of our own.
+
+Nothing of what comes in is believed: the sizes and the digest that the manifest tells are the limits, and where an
+object goes beyond them, reading ends there. Members are read in a row; memory is bounded by one piece.
+"""
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import AsyncIterable, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from agent.domain.errors import StagingFull, StateError, WireError
+from agent.domain.manifest import Compression
+
+PIECE_BYTES = 1024 * 1024
+"""How much comes out of a compressed piece at once."""
+
+SPARE_BYTES = 256 * 2**20
+"""What stays free on the disk."""
+
+_GZIP = 16 + zlib.MAX_WBITS
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Landing:
+    """Folders below `place`, which is there already and ours alone."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    @asynccontextmanager
+    async def folder(self, size: int) -> AsyncIterator[Path]:
+        """Make a folder for `size` bytes, and remove it with all that is in it when the block ends.
+
+        Raises StagingFull, StateError.
+        """
+        folder = await asyncio.to_thread(self._make, size)
+        try:
+            yield folder
+        finally:
+            await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+
+    async def sweep(self) -> None:
+        """Remove every folder, also those of a process that was killed."""
+        await asyncio.to_thread(self._sweep)
+
+    async def land(
+        self,
+        pieces: AsyncIterable[bytes],
+        path: Path,
+        *,
+        compression: Compression,
+        stored_size: int,
+        raw_size: int,
+        sha256: str,
+    ) -> None:
+        """Write the raw bytes of an object to a new file at `path`.
+
+        Raises WireError where they are not what is expected: transient, for it may be on its way there yet; not so for
+        what goes on after its size, however little of it has come. Raises StagingFull, StateError for the disk.
+        """
+        file = await asyncio.to_thread(_Incoming, path, compression, stored_size, raw_size)
+        try:
+            async for piece in pieces:
+                await asyncio.to_thread(file.take, piece)
+            await asyncio.to_thread(file.finish, sha256)
+        finally:
+            await asyncio.shield(asyncio.to_thread(file.close))
+
+    def _make(self, size: int) -> Path:
+        try:
+            free = shutil.disk_usage(self._place).free
+            if free < size + SPARE_BYTES:
+                raise StagingFull(
+                    f"{size} bytes are to be downloaded, and {self._place} has room for {free}",
+                    hint="make room there, or set akosha_agent_state_dir to a larger disk",
+                    transient=True,
+                )
+            return Path(tempfile.mkdtemp(prefix="ingest-", dir=self._place))
+        except OSError as error:
+            raise _unusable(self._place, error) from error
+
+    def _sweep(self) -> None:
+        for folder in self._place.glob("ingest-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Incoming:
+    """A file that is being written. Its calls come one at a time, from any thread."""
+
+    def __init__(self, path: Path, compression: Compression, stored_size: int, raw_size: int) -> None:
+        self._path, self._stored_limit, self._raw_limit = path, stored_size, raw_size
+        self._stored = self._raw = 0
+        self._digest = hashlib.sha256()
+        self._gzip = compression == "gzip"
+        self._member = zlib.decompressobj(_GZIP)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unusable(path, error) from error
+        self._file = os.fdopen(descriptor, "wb")
+
+    def take(self, piece: bytes) -> None:
+        self._stored += len(piece)
+        if self._stored > self._stored_limit:
+            raise WireError(f"{self._path.name} is larger than the {self._stored_limit} bytes that its manifest tells")
+        if not self._gzip:
+            self._write(piece)
+            return
+        try:
+            while piece:
+                if self._member.eof:
+                    self._member = zlib.decompressobj(_GZIP)
+                self._write(self._member.decompress(piece, PIECE_BYTES))
+                piece = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+        except zlib.error as error:
+            raise WireError(f"{self._path.name} is no gzip: {error}", transient=True) from error
+
+    def finish(self, sha256: str) -> None:
+        """Check that all of it has come, and nothing else. The file is on its way to the disk, no more."""
+        if self._gzip and not self._member.eof:
+            while tail := self._member.decompress(b"", PIECE_BYTES):
+                self._write(tail)
+        whole = self._stored == self._stored_limit and self._raw == self._raw_limit
+        if not whole or (self._gzip and not self._member.eof):
+            raise WireError(
+                f"{self._path.name} has {self._stored} bytes, {self._raw} unpacked; its manifest tells "
+                f"{self._stored_limit} and {self._raw_limit}",
+                transient=True,
+            )
+        if self._digest.hexdigest() != sha256:
+            raise WireError(f"{self._path.name} has another SHA-256 than its manifest tells", transient=True)
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise _unusable(self._path, error) from error
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            raise _unusable(self._path, error) from error
+
+    def _write(self, raw: bytes) -> None:
+        self._raw += len(raw)
+        if self._raw > self._raw_limit:
+            raise WireError(f"{self._path.name} unpacks to more than the {self._raw_limit} bytes its manifest tells")
+        self._digest.update(raw)
+        try:
+            self._file.write(raw)
+        except OSError as error:
+            raise _unusable(self._path, error) from error
+
+
+def _unusable(path: Path, error: OSError) -> StateError | StagingFull:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    kind = StagingFull if error.errno in _FULL else StateError
+    return kind(f"{path} cannot be written: {reason}", hint=f"make room on the disk of {path.parent}", transient=True)

@@ -1,0 +1,95 @@
+"""`react`: the Akosha side. Every upload in the bucket, into Akosha, until told to stop; or what there is now."""
+
+import asyncio
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import structlog
+import typer
+
+from agent.application.reactor import Reactor, Summary
+from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, SettingsError
+from agent.domain.naming import check_system_id
+from agent.settings import Settings
+from agent.wiring import Home
+from agent.wiring.react import reacting
+
+_log = structlog.get_logger()
+
+
+async def react(settings: Settings, *, systems: Collection[str], once: bool) -> int:
+    """React until cancelled; `once`: take what there is, say what came of it, return 0 (all taken) or 1.
+
+    Raises SettingsError, StateError.
+    """
+    _check(settings, systems)
+    home = Home.of(settings)
+    identity = await asyncio.to_thread(home.prepare)
+    with _held(home):
+        try:
+            async with reacting(home, identity, systems) as reactor:
+                if once:
+                    return await _once(reactor)
+                await reactor.run()
+        except* AkoshaError as group:
+            raise _first(group) from group
+        finally:
+            _log.info("reactor_stopped", agent_id=identity.agent_id)
+    raise AssertionError("the reactor runs until it is cancelled, or fails")
+
+
+async def _once(reactor: Reactor) -> int:
+    summary = await reactor.once()
+    for text in _told(summary):
+        typer.echo(text)
+    for system_id, why in sorted(summary.failures.items()):
+        typer.echo(f"{system_id}: {why}", err=True)
+    return 0 if summary.success else 1
+
+
+def _told(summary: Summary) -> Iterator[str]:
+    if not summary.caught and not summary.failures:
+        yield "no system has uploads there"
+    for system_id, caught in sorted(summary.caught.items()):
+        tally = caught.tally
+        told = [f"uploads: {caught.taken}", f"memories stored: {tally.stored}"]
+        told += [f"there already: {tally.known}"] if tally.known else []
+        told += [f"kept back: {count} ({why})" for why, count in sorted({**tally.waiting, **tally.refused}.items())]
+        told += [f"uploads refused: {caught.refused} (akosha-agent events --json says why)"] if caught.refused else []
+        yield f"{system_id}: {', '.join(told) if caught.taken or caught.refused else 'nothing new'}"
+
+
+def _check(settings: Settings, systems: Collection[str]) -> None:
+    if not settings.cloud_configured:
+        raise SettingsError(
+            "there is no bucket to take uploads from",
+            hint="set akosha_cloud_bucket and akosha_cloud_endpoint as on the machines that upload, "
+            "or akosha_cloud_endpoint to file:///a/directory",
+        )
+    try:
+        for system_id in systems:
+            check_system_id(system_id)
+    except NamingError as error:
+        raise SettingsError(f"--system: {error.message}", hint=error.hint) from error
+
+
+@contextmanager
+def _held(home: Home) -> Iterator[None]:
+    try:
+        with home.lock("react"):
+            yield
+    except AlreadyRunning as error:
+        raise AlreadyRunning(
+            error.message,
+            pid=error.pid,
+            command=error.command,
+            hint="stop that one first; an agent and a reactor on one machine need a --state-dir each",
+        ) from error
+
+
+def _first(group: BaseExceptionGroup[AkoshaError]) -> AkoshaError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, AkoshaError)
+    return error

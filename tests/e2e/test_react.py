@@ -1,0 +1,143 @@
+"""From a session's end to a row in Akosha: agent, bucket, NATS, reactor and Akosha, each a process or a server."""
+
+import asyncio
+import json
+from contextlib import contextmanager
+
+import nats
+import pytest
+
+from tests.fakes.ear import listening
+from tests.fakes.event_documents import check
+from tests.fakes.machine import Machine
+from tests.fakes.session_buddy import REFLECTION, create
+from tests.servers.akosha import Akosha
+from tests.servers.nats import running_nats
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running_nats(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+def akosha():
+    with Akosha(token="secret-of-akosha") as akosha:
+        yield akosha
+
+
+@pytest.fixture
+def laptop(tmp_path):
+    laptop = Machine(tmp_path / "laptop", agent_upload_on_change=False)
+    write(laptop, 3)
+    return laptop
+
+
+@pytest.fixture
+def reactor(tmp_path, laptop, akosha):
+    """The machine that Akosha runs on: nothing of Session-Buddy's is there."""
+    reactor = Machine(tmp_path / "server", cloud_endpoint=laptop.bucket.as_uri(), http_endpoint=akosha.url)
+    reactor.set(http_token=akosha.token, system_id="akosha-1", agent_rescan_seconds=3600)
+    reactor.secrets = (akosha.token,)
+    return reactor
+
+
+def write(machine: Machine, commits: int) -> None:
+    """Databases with so many commits, all with embeddings, in place of those that are there."""
+    scratch = machine.home / "made"
+    create(scratch, commits=commits, entities=2, embeddings=True)
+    for path in scratch.iterdir():
+        path.replace(machine.data / path.name)
+
+
+def add_a_memory(machine: Machine) -> None:
+    import duckdb
+
+    with duckdb.connect(str(machine.data / REFLECTION)) as base:
+        base.execute(
+            "INSERT INTO conversations_v2(id, content, category, embedding) VALUES ('new', 'one more', 'context', ?)",
+            [[0.5] * 384],
+        )
+
+
+@contextmanager
+def reacting(machine: Machine, *words: str):
+    with machine.started("react", "--state-dir", str(machine.state), *words, places=False) as running:
+        running.logged("reactor_started")
+        yield running
+        assert running.stop() == 0, "".join(running.log.raw[-30:])
+
+
+def once(machine: Machine) -> str:
+    done = machine.call("react", "--once", "--state-dir", str(machine.state), places=False)
+    assert done.code == 0, (done.code, done.out, done.err)
+    return done.out
+
+
+def end_session(url: str) -> None:
+    event = {
+        "specversion": "1.0", "id": "session-1", "source": "urn:akosha-agent:laptop",
+        "type": "akosha.session.ended.v1", "time": "2026-11-21T12:00:00Z", "data": {"session_id": "1"},
+    }  # fmt: skip
+
+    async def publish() -> None:
+        async with await nats.connect(url) as client:
+            await client.jetstream().publish("akosha.session.laptop.ended", json.dumps(event).encode())
+
+    asyncio.run(publish())
+
+
+def test_a_session_s_end_becomes_an_upload_a_result_and_rows_in_akosha_and_that_is_told(
+    server, laptop, reactor, akosha
+):
+    for machine in (laptop, reactor):
+        machine.set(agent_nats_url=server.url)
+    with listening(server.url, pattern="akosha.ingest.*.*") as ear, reacting(reactor), laptop.run() as agent:
+        ear.wait(lambda: len(ear.heard) == 1)
+        before = len(akosha.rows("laptop"))
+        add_a_memory(laptop)
+        end_session(server.url)
+        agent.logged("sync_succeeded", 2)
+        ear.wait(lambda: len(ear.heard) == 2)
+    for raw in ear.raw:
+        check(raw)
+    first, second = (event["data"] for event in ear.heard)
+    assert (first["source"], first["stored"], first["known"]) == ("memories", before, 0)
+    assert (second["source"], second["stored"], len(akosha.rows("laptop"))) == ("memories", 1, before + 1)
+    assert [event["data"]["upload_id"] for event in ear.heard] == [m["upload_id"] for m in laptop.manifests]
+    assert [event["id"] for event in reactor.events()] == [event["id"] for event in ear.heard]
+
+
+def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_reads_the_same_memories_in_the_databases(
+    laptop, reactor, akosha, tmp_path
+):
+    laptop.sync()
+    add_a_memory(laptop)
+    laptop.sync()
+    assert "memories stored: " in once(reactor)
+    assert laptop.manifests[1]["memories"]["count"] == 1
+    by_deltas, calls = akosha.ids(), len(akosha.calls)
+    assert (once(reactor), len(akosha.calls)) == ("laptop: nothing new\n", calls)
+    akosha.forget()
+    (first, second) = sorted((laptop.bucket / "systems/laptop/uploads").iterdir())
+    for path in first.iterdir():
+        path.unlink()
+    (second / "memories.json").write_bytes((second / "memories.json").read_bytes()[::-1])
+    late = Machine(tmp_path / "late", cloud_endpoint=laptop.bucket.as_uri(), http_endpoint=akosha.url)
+    late.set(http_token=akosha.token)
+    assert "memories stored" in once(late)
+    assert akosha.ids() == by_deltas
+    assert all(name.startswith("laptop:") for name in by_deltas)
+    assert [event["data"]["source"] for event in late.events()] == ["databases"]
+
+
+def test_a_bucket_that_is_missing_in_the_settings_and_a_state_directory_in_use_are_told_with_the_cure(reactor):
+    with reacting(reactor):
+        done = reactor.call("react", "--once", "--state-dir", str(reactor.state), places=False)
+        assert (done.code, "a --state-dir each" in done.err) == (1, True)
+    reactor.set(cloud_endpoint=None)
+    done = reactor.call("react", "--state-dir", str(reactor.state), places=False)
+    assert (done.code, "akosha_cloud_bucket" in done.err) == (2, True)

@@ -1,0 +1,102 @@
+"""A reactor that is killed (SIGKILL) at any step: the next one goes on, one batch is repeated at most, nothing is lost.
+
+    python tests/faults/test_react_killed.py POINT [options of `react`]
+
+is such a reactor; POINT is `room.method:before:N` or `room.method:after:N`, at the Nth call of that method.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.system_clock import SystemClock
+from agent.adapters.wire import CloudEventsCodec
+from tests.fakes.machine import Machine
+from tests.fakes.sending import Sender
+
+ROWS = range(1, 8)
+
+
+def mine(owner: type, method: str, when: str, call: int) -> None:
+    original, calls = getattr(owner, method), 0
+
+    async def deadly(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if when == "before" and calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = await original(self, *args, **kwargs)
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+    setattr(owner, method, deadly)
+
+
+def main() -> None:
+    from agent.adapters.akosha_mcp import AkoshaSink
+    from agent.faces.cli import app
+
+    place, when, call = sys.argv[1].split(":")
+    room, _, method = place.partition(".")
+    rooms = {"sink": AkoshaSink, "ledger": SqliteLedger}
+    mine(rooms[room], method, when, int(call))
+    app(["react", "--once", *sys.argv[2:]])
+
+
+async def told(machine: Machine) -> list[str]:
+    """What the ledger's history has: the uploads, and what became of them."""
+    path, clock = machine.state / "ledger.sqlite", SystemClock()
+    ledger = await SqliteLedger.open(path, CloudEventsCodec(), clock=clock, read_only=True)
+    try:
+        events = [entry.event for entry in await ledger.history()]
+    finally:
+        await ledger.aclose()
+    return [f"{event.upload_id}.{event.type.split('.')[2]}" for event in events]
+
+
+@pytest.fixture
+def akosha():
+    from tests.servers.akosha import Akosha  # the process that is killed can do without
+
+    with Akosha() as akosha:
+        yield akosha
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "point", ["sink.store:after:2", "ledger.remember:before:1", "ledger.remember:after:1", "ledger.note:after:2"]
+)
+def test_a_kill_anywhere_repeats_one_batch_at_most_and_loses_nothing(tmp_path, akosha, point):
+    machine = Machine(tmp_path / "m", http_endpoint=akosha.url, http_batch_size=3)
+    sender = Sender(DirectoryStore(machine.bucket), tmp_path / "scratch", system="laptop")
+
+    async def fill() -> None:
+        await sender.upload(0, ROWS)
+        await sender.upload(1, [*ROWS, 8], new=[8], base=0)
+
+    asyncio.run(fill())
+    words = ["--state-dir", str(machine.state)]
+    killed = subprocess.run(
+        [sys.executable, __file__, point, *words], env=machine.environ, cwd=machine.home, capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = machine.call("react", "--once", *words, places=False)
+    assert done.code == 0, done.err
+    assert len(akosha.rows()) == 8
+    assert sum(call.size for call in akosha.calls) <= 8 + 3
+    assert asyncio.run(told(machine)) == [f"{sender.id(second)}.completed" for second in (0, 1)]
+    assert machine.staged == []
+
+
+if __name__ == "__main__":
+    main()
