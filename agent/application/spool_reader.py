@@ -36,7 +36,9 @@ class SpoolReader:
 
     async def empty(self) -> None:
         """Take up every note that waits."""
-        for note, event in await self._spool.waiting():
+        waiting = await self._spool.waiting()
+        self._asked &= {event.id for _, event in waiting}  # who has an answer takes the note back
+        for note, event in waiting:
             if isinstance(event, SyncAsked):
                 await self._take_up(note, event)
                 continue

@@ -74,8 +74,8 @@ class Asking:
     async def result(self, *, hear: Hear = _unheard, waits: Waits = _unheard) -> SyncResult:
         """Do it here if nobody holds the state directory; else leave a note and wait, and take over if the holder goes.
 
-        Cancelled, it takes the note back, and what runs here cleans up after itself. Several at once, in one process or
-        in many, take turns. Raises SettingsError, StateError, and what keeps a sync from having a result.
+        In the end it takes the note back; cancelled, what runs here cleans up after itself. Several at once, in one
+        process or in many, take turns. Raises SettingsError, StateError, and what keeps a sync from having a result.
         """
         note = ""
         try:
@@ -86,6 +86,7 @@ class Asking:
                             return result
                         if note:
                             await self.home.withdraw_note(note)
+                            note = ""
                         return await self._here(hear)
                 except AlreadyRunning as holder:
                     waits(holder)
@@ -94,10 +95,9 @@ class Asking:
                 if result := await self._outcome():
                     return result
                 await self.home.clock.sleep(LOOK_SECONDS)
-        except asyncio.CancelledError:
+        finally:
             if note:
                 await _seen_through(self.home.withdraw_note(note), "withdraw-note")
-            raise
 
     async def trouble(self) -> str:
         """Return what keeps the sync waiting for its next attempt, "" for nothing. Raises StateError."""

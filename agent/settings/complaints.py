@@ -21,7 +21,7 @@ def complaints(error: ValidationError, given: Mapping[str, Given]) -> Iterator[s
         key = reason.key if isinstance(reason, EarlierFieldError) else str(detail["loc"][0])
         found = given[key]
         if key not in FIELDS:
-            yield f"{PREFIX}{key} ({found.origin}) is not a setting{nearest(key, FIELDS)}"
+            yield f"{PREFIX}{key} ({found.origin}) is not a setting{nearest(key, list(FIELDS))}"
             continue
         why = str(reason) if isinstance(reason, ValueError) else f"allowed is {allowed(key)}"
         yield f"{PREFIX}{key} is {quoted(key, found.written)} ({found.origin}): {why}"

@@ -112,10 +112,12 @@ def from_environment(names: Mapping[str, str], place: Place) -> Layer:
 
 def unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
     """Yield a warning for every variable that looks like ours and is not."""
-    known = [variable(key) for key in FIELDS]
+    known = {key.upper(): variable(key) for key in FIELDS}
     for name in sorted(environ):
-        if name.startswith(("SESSION_BUDDY_AKOSHA_", "AKOSHA_AGENT_")) and name not in known:
-            yield f"env {name} is not a setting{nearest(name, known)}"
+        if name.startswith(("SESSION_BUDDY_AKOSHA_", "AKOSHA_AGENT_")) and name not in known.values():
+            # The prefixes are long, and would make any two names alike.
+            bare = name.removeprefix("SESSION_BUDDY_").removeprefix("AKOSHA_")
+            yield f"env {name} is not a setting{nearest(bare, known)}"
 
 
 def unknown_keys(keys: Iterable[str], origin: str) -> Iterable[str]:
@@ -128,7 +130,8 @@ def unknown_keys(keys: Iterable[str], origin: str) -> Iterable[str]:
             yield f"{name} in {origin} is not a setting{nearest(key[:LONGEST_KEY], known)}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a guess at what was meant, or where to look."""
+def nearest(name: str, known: Iterable[str] | Mapping[str, str]) -> str:
+    """Return a guess at what was meant, or where to look; a mapping says how each name is to be told."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f": did you mean {close[0]}?" if close else "; akosha-agent config lists them all"
+    told = [known[one] if isinstance(known, Mapping) else one for one in close]
+    return f": did you mean {told[0]}?" if told else "; akosha-agent config lists them all"

@@ -123,7 +123,8 @@ def hybrid(machine, **fields):
 
 
 def children(pid=None):
-    return psutil.Process(pid).children(recursive=True)
+    """Processes of the agent that this one, or another, has started. Servers of other tests are not meant."""
+    return [one for one in psutil.Process(pid).children(recursive=True) if "agent." in " ".join(one.cmdline())]
 
 
 @contextlib.contextmanager

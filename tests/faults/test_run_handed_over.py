@@ -35,7 +35,7 @@ def test_a_sync_beside_a_running_agent_is_done_by_it_and_a_second_agent_is_told_
         assert (second.code, second.out) == (1, "")
         assert f"process {agent.pid} (run)" in second.err
         assert "--state-dir" in second.err
-        assert list((machine.state / "spool").glob("*.json")) == []
+    assert list((machine.state / "spool").glob("*.json")) == []
     assert len(machine.manifests) == 2
 
 

@@ -139,7 +139,8 @@ def test_of_any_set_of_sources_the_highest_wins(tmp_path_factory, given_by):
 def test_every_key_has_one_variable_of_its_prefix(world, key):
     value = {
         "cloud_bucket": "bucket", "cloud_endpoint": "https://s3.example", "cloud_region": "eu", "system_id": "x",
-        "force_method": "http", "http_endpoint": "https://akosha.example/mcp", "http_token": "token",
+        "force_method": "http", "http_missing_embedding": "zero", "http_token": "token",
+        "http_endpoint": "https://akosha.example/mcp",
         "agent_data_dir": "/data", "agent_state_dir": "/state", "agent_bus": "memory", "agent_nats_url": "nats://n",
         "agent_nats_nkey_seed": SEED, "agent_log_level": "error", "agent_log_format": "json",
     }.get(key, "1")  # fmt: skip
