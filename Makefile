@@ -7,8 +7,13 @@ JOBS   ?= 3
 # Of the commands as subprocesses, one `run` with all it does, and the built wheel, are enough for a second interpreter.
 ALSO   := tests/unit tests/contracts tests/integration tests/e2e/test_run.py tests/e2e/test_wheel.py
 
+# The server as it is on PyPI, with an interpreter of its own: it wants a newer one, and other versions of what we use.
+AKOSHA         := .venv-interop
+AKOSHA_VERSION := 0.11.0
+AKOSHA_READY   := $(AKOSHA)/.ready-$(AKOSHA_VERSION)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-one test-also test-here check format events bench clean
+.PHONY: help setup demo test test-one test-also test-here interop interop-here check format events bench clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +49,22 @@ test-also:  ## what may depend on the interpreter, on Python 3.13 where there is
 
 test-here: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
+
+interop: $(READY)  ## tests against the real Akosha (900 MB in .venv-interop), where there is a Python 3.13 or newer
+	@if [ -n "$$AKOSHA_PYTHON" ]; then exec $(MAKE) --no-print-directory interop-here; fi; \
+	for python in "$$(command -v python3.13)" "$$(command -v python3.14)" $$HOME/.pyenv/versions/3.1[34]*/bin/python3.1[34]; do \
+	  if [ -x "$$python" ] && "$$python" -c '' 2>/dev/null; then \
+	    exec $(MAKE) --no-print-directory NEWER="$$python" NEEDED=$(AKOSHA_READY) AKOSHA_PYTHON=$(CURDIR)/$(AKOSHA)/bin/python interop-here; \
+	  fi; \
+	done; echo "no Python 3.13 or newer here: nothing done"
+
+interop-here: $(READY) $(NEEDED)
+	$(BIN)/python -m pytest -q tests/interop $(ARGS)
+
+$(AKOSHA_READY):
+	$(NEWER) -m venv --clear $(AKOSHA)
+	$(AKOSHA)/bin/pip install --quiet --disable-pip-version-check --pre akosha==$(AKOSHA_VERSION)
+	@touch $@
 
 check: $(READY)  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

@@ -25,6 +25,8 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.domain.manifest import Manifest
 from tests.bench import (
     bus_latency,
+    http_memory,
+    http_push,
     idle,
     latency,
     memory,
@@ -60,6 +62,8 @@ class Scale:
     bus_turns: int = 100
     results: int = 5000
     readings: int = 5
+    pushes: int = 9
+    pushed: tuple[int, int] = (100_000, 1_000_000)
 
 
 QUICK = Scale(
@@ -71,6 +75,8 @@ QUICK = Scale(
     turns=10,
     bus_turns=30,
     results=1000,
+    pushes=5,
+    pushed=(100_000, 200_000),
 )
 
 
@@ -131,6 +137,16 @@ class Bench:
     def nats_idle(self) -> list[Line]:
         """What NATS costs an agent that has nothing to do."""
         return nats_idle.lines(self._folder("nats_idle"), self.scale.idle_seconds)
+
+    def http_push(self) -> list[Line]:
+        """Memories to an Akosha server: against the MCP SDK's client, and where little has changed."""
+        folder, scale = self._folder("http_push"), self.scale
+        against = asyncio.run(http_push.against_the_sdk(folder / "sdk", scale.pushes))
+        return [*against, *http_push.where_little_changed(folder / "little", scale.readings)]
+
+    def http_memory(self) -> list[Line]:
+        """What a push of many memories takes at its peak."""
+        return http_memory.lines(self._folder("http_memory"), self.scale.pushed)
 
     async def _stages(self, folder: Path) -> list[Line]:
         data_dir, size = folder / "data", self.scale.large
@@ -210,7 +226,10 @@ class Bench:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds, shorter waits")
-    names = ("stages", "to_s3", "memory", "unchanged", "latency", "idle", "nats_latency", "nats_consumer", "nats_idle")
+    names = (
+        *("stages", "to_s3", "memory", "unchanged", "latency", "idle"),
+        *("nats_latency", "nats_consumer", "nats_idle", "http_push", "http_memory"),
+    )
     parser.add_argument("--only", choices=names, action="append", help="one measurement; may be given several times")
     arguments = parser.parse_args()
     if not Path("/proc/self/smaps_rollup").exists():

@@ -1,0 +1,144 @@
+"""Session end, upload, result, `react`, a row in the real Akosha: each a process or a server of its own."""
+
+import asyncio
+import json
+from contextlib import contextmanager
+
+import nats
+import pytest
+
+from tests.fakes.ear import listening
+from tests.fakes.event_documents import check
+from tests.fakes.machine import Machine
+from tests.fakes.session_buddy import Writer
+from tests.servers.bucket import Bucket
+from tests.servers.nats import running_nats
+from tests.servers.s3 import SECRET_KEY, aws_environment
+
+
+@pytest.fixture
+def server(tmp_path):
+    with running_nats(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(moto):
+    return Bucket(moto)
+
+
+@pytest.fixture
+def laptop(tmp_path, bucket, server, system_id):
+    return uploading(tmp_path / "laptop", bucket, server, system_id)
+
+
+def uploading(folder, bucket, server, system_id):
+    machine = Machine(
+        folder,
+        system_id=system_id,
+        cloud_endpoint=bucket.server.endpoint,
+        cloud_bucket=bucket.name,
+        agent_nats_url=server.url,
+        agent_upload_on_change=False,
+        enable_fallback=False,
+    )
+    machine.environ |= aws_environment()
+    machine.secrets = (SECRET_KEY,)
+    return machine
+
+
+@pytest.fixture
+def akoshas_side(tmp_path, bucket, server):
+    """Return a function that makes the machine on which `react` runs: nothing of Session-Buddy's is there."""
+
+    def make(akosha, name: str = "akosha-1") -> Machine:
+        machine = uploading(tmp_path / name, bucket, server, name)
+        machine.set(http_endpoint=akosha.url, agent_rescan_seconds=3600)
+        return machine
+
+    return make
+
+
+@contextmanager
+def reacting(machine, *words: str):
+    with machine.started("react", "--state-dir", str(machine.state), *words, places=False) as running:
+        running.logged("reactor_started")
+        yield running
+        assert running.stop() == 0, "".join(running.log.raw[-30:])
+
+
+def end_session(server, system_id: str, number: int) -> None:
+    """As Session-Buddy publishes it."""
+    event = {
+        "specversion": "1.0", "id": f"session-{number}", "source": f"urn:akosha-agent:{system_id}",
+        "type": "akosha.session.ended.v1", "time": "2026-11-21T12:00:00Z", "data": {"session_id": str(number)},
+    }  # fmt: skip
+
+    async def publish() -> None:
+        async with await nats.connect(server.url) as client:
+            await client.jetstream().publish(f"akosha.session.{system_id}.ended", json.dumps(event).encode())
+
+    asyncio.run(publish())
+
+
+def test_a_session_ends_and_its_memories_are_in_akosha_while_the_writer_holds_its_databases(
+    server, laptop, akoshas_side, akosha, system_id
+):
+    """The first session: everything is in the WALs. Then another one, of which what is new follows."""
+    reactor = akoshas_side(akosha)
+    with (
+        Writer(laptop.data, "--paused", "--embeddings") as writer,
+        listening(server.url, pattern="akosha.ingest.*.*") as ear,
+        reacting(reactor),
+        laptop.run() as agent,
+    ):
+        for number, commits in enumerate((20, 35), start=1):
+            writer.ask(f"commit {commits - writer.commits - 1}")
+            writer.ask("graph 3")
+            end_session(server, system_id, number)
+            ear.wait(lambda number=number: len(ear.heard) == number)
+            agent.logged("sync_succeeded", number)
+            # A writer's entities have no embedding, and relationships no tool: they wait.
+            assert akosha.types(system_id) == {"conversation": commits, "reflection": commits}
+        assert writer.close() == 0
+    for raw in ear.raw:
+        check(raw)
+    rows = akosha.rows(system_id)
+    assert len(rows) == len({row.memory_id for row in rows}) == 70
+    assert sum(event["data"]["stored"] for event in ear.heard) == 70
+    assert {event["data"]["source"] for event in ear.heard} == {"memories"}
+    assert all(event["data"]["kept_back"] for event in ear.heard)
+
+
+def test_akosha_is_away_when_the_uploads_come_and_catches_up_when_it_is_back(
+    laptop, akoshas_side, kept_akosha, system_id, real_databases
+):
+    """Uploads that nobody took are not lost; killed in the middle, nothing is there twice."""
+    reactor = akoshas_side(kept_akosha)
+    kept_akosha.kill()
+    for state in ("first", "closed"):
+        for path in laptop.data.iterdir():
+            path.unlink()
+        real_databases(state, laptop.data)
+        assert laptop.sync()["outcome"] == "succeeded"
+    with reacting(reactor) as running:
+        running.log.wait(lambda line: line.get("level") in ("warning", "error"))
+        kept_akosha.start()
+        running.logged("ingest_completed", 2)
+    assert kept_akosha.types(system_id) == {"conversation": 187 + 13, "reflection": 47 + 3, "entity": 39 + 3}
+    done = reactor.call("react", "--once", "--state-dir", str(reactor.state), places=False)
+    assert (done.code, "nothing new" in done.out) == (0, True), (done.out, done.err)
+
+
+def test_by_both_ways_the_same_memories_are_there_once(laptop, akoshas_side, akosha, system_id, real_databases):
+    """What went over http and comes in an upload once more has the same ids."""
+    laptop.set(http_endpoint=akosha.url)
+    real_databases("mid", laptop.data)
+    assert laptop.sync("--method", "http")["memories"] == 305
+    pushed = akosha.rows(system_id)
+    assert laptop.sync("--method", "cloud")["outcome"] == "succeeded"
+    reactor = akoshas_side(akosha)
+    done = reactor.call("react", "--once", "--state-dir", str(reactor.state), places=False)
+    assert done.code == 0, done.err
+    assert akosha.rows(system_id) == pushed
+    assert "there already: 305" in done.out
