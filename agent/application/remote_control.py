@@ -69,7 +69,8 @@ class RemoteControl:
     async def _status(self, _question: bytes) -> bytes:
         records, survey = await self._publisher.records(), await self._publisher.survey()
         state = self._bus_state()
-        lacking = {name for record in records.values() for name in pending(record, survey)}
+        primary = next((records[name] for name in self._publisher.settings.route if name in records), None)
+        lacking = survey if primary is None else pending(primary, survey)
         return _json(
             {
                 "system_id": self._identity.system_id,
@@ -77,8 +78,12 @@ class RemoteControl:
                 "version": __version__,
                 "time": self._clock.now().isoformat(),
                 "bus": {"name": state.name, "since": state.since.isoformat()},
-                "pending": sorted(lacking if records else survey),
-                "targets": {name: _told(record, next_try(record, survey)) for name, record in records.items()},
+                "pending": sorted(lacking),
+                "targets": {
+                    name: _told(record, next_try(record, survey))
+                    for name, record in records.items()
+                    if record is primary or record.databases
+                },
             }
         )
 

@@ -1,7 +1,13 @@
 """The table of environments, by the commands: where memories go, with and without a bucket or Akosha."""
 
+import socket
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
+from tests.fakes import session_buddy
 from tests.fakes.machine import NOBODY, Machine
 from tests.servers.akosha import Akosha
 
@@ -85,3 +91,76 @@ def test_offline_it_says_so_once_and_syncs_by_itself_when_akosha_is_there(machin
     assert len([line for line in agent.log.seen if line["event"] == "sync_failed"]) == 1
     assert len([line for line in agent.log.seen if line["level"] == "warning"]) == 1
     assert len(akosha.rows()) == 12
+
+
+@contextmanager
+def s3_on(port: int):
+    """An S3 server with a bucket `memories`, on a port that was closed so far."""
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log(self, *_: object) -> None: ...
+
+    server = make_server(
+        "127.0.0.1", port, DomainDispatcherApplication(create_backend_app), threaded=True, request_handler=Quiet
+    )
+    thread = threading.Thread(target=server.serve_forever, name="s3")
+    s3_backends[DEFAULT_ACCOUNT_ID]["aws"].create_bucket("memories", "us-east-1")
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.long
+def test_a_cloud_that_comes_back_gets_everything_by_itself_and_then_akosha_is_not_asked(machine, akosha):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    machine.set(cloud_endpoint=f"http://127.0.0.1:{port}", cloud_bucket="memories", agent_rescan_seconds=0.5)
+    with machine.run() as agent:
+        agent.logged("sync_succeeded", method="http", memories=8)
+        session_buddy.create(machine.home / "more", commits=6)
+        (machine.home / "more" / session_buddy.REFLECTION).replace(machine.data / session_buddy.REFLECTION)
+        agent.logged("sync_succeeded", 2, method="http")  # the cloud backs off: at once by the other way
+        asked = len(akosha.calls)
+        with s3_on(port):
+            agent.logged("target_back", method="cloud")
+            agent.logged("sync_succeeded", method="cloud", memories=12)
+            machine.write(commits=7)
+            agent.logged("sync_succeeded", 2, method="cloud")
+    assert len(akosha.calls) == asked
+
+
+def test_the_token_is_nowhere_but_on_its_way(machine, akosha):
+    token = "canary-token-of-nobody"
+    machine.secrets = (token,)
+    machine.set(cloud_endpoint=None, http_token=token, http_batch_size=4, log_level="DEBUG")
+    akosha.token = token
+    arguments: list[str] = []
+
+    def look(_tool, _arguments):
+        """What every process of this machine was started with, while one is at work."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                arguments.append(path.read_bytes().decode(errors="replace"))
+            except OSError:
+                continue
+
+    akosha.interfere = look
+    assert machine.sync()["memories"] == 8
+    assert [line for line in arguments if "duckdb_files" in line]
+    akosha.token = "another"
+    machine.write(commits=6)
+    machine.sync(code=1)
+    told = machine.call("events", "--json").out + machine.call("memories", "--json").out
+    files = [path for path in machine.state.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+    assert token not in told + str(arguments)

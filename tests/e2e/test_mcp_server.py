@@ -227,6 +227,7 @@ def test_settings_are_read_anew_at_each_call_and_wrong_ones_are_results(assistan
 
 
 def test_a_call_that_the_client_cancels_takes_its_note_back_and_the_next_one_works(assistant):
+    assistant.status()  # makes the state directory, where this test is the first
     assistant.told.clear()
     with StateDirectory(assistant.machine.state).lock("holder"):
         call = assistant.start(SYNC)

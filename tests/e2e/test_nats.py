@@ -144,7 +144,6 @@ def test_a_fleet_is_asked_and_told_where_that_is_switched_on(server, machine):
         status = ask(server, "akosha.agent.laptop.status")
         assert (status["pending"], status["targets"]["cloud"]["newest_upload_id"]) == ([], result["upload_id"])
         assert not [place for place in (machine.home, machine.bucket, machine.data) if str(place) in str(status)]
-        assert not ask(server, "akosha.agent.laptop.sync", b'{"method": "http"}')["accepted"]
         for question in (b"\xff", b"[]", b'{"method": "ftp"}', b'{"enable_fallback": 1}', b"{" * 100_000):
             assert ask(server, "akosha.agent.laptop.sync", question)["error"]
         with pytest.raises(nats.errors.NoRespondersError):

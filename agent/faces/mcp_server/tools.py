@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mcp_types import Tool, ToolAnnotations
+from mcp.types import Tool, ToolAnnotations
 
 from agent.domain.route import AUTO, CLOUD, HTTP
 
