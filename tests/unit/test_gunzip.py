@@ -42,6 +42,7 @@ async def test_what_was_stored_comes_back_whatever_the_pieces(tmp_path, compress
         (gzip.compress(b"ab"), True),
         (gzip.compress(b"abc") * 2, False),
     ],
+    ids=["cut", "rubbish-behind", "rubbish", "other-bytes", "too-short", "too-long"],
 )
 async def test_what_is_not_as_told_is_refused(tmp_path, stored, may_get_better):
     with pytest.raises(WireError) as caught:
