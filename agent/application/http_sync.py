@@ -14,7 +14,7 @@ from datetime import tzinfo
 from agent.application.attempt import Attempt
 from agent.application.memory_push import MemoryPush, Pushed
 from agent.application.progress import limit_standstill
-from agent.application.pushed import Work
+from agent.application.pushed import Brought, Work
 from agent.application.staging import Staging, what_is_wrong
 from agent.domain.databases import main_name
 from agent.domain.errors import HTTPSyncError, SinkError, SnapshotError
@@ -59,6 +59,7 @@ class HttpSync:
         self._push, self._taker, self._reader, self._ledger = push, taker, reader, ledger
         self._clock, self._zone, self._standstill_seconds = clock, zone, standstill_seconds
         self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=False)
+        self._brought = Brought("", 0)
 
     @property
     def _sink(self) -> MemorySink:
@@ -98,17 +99,20 @@ class HttpSync:
             return Unchanged(why=attempt.why_nothing(record))
         async with self._moving():
             offer = await self._sink.connect()
-        again = await self._memories.meet(
-            self.target, f"{offer.version}, {self._push.missing_embedding} for embeddings"
-        )
+        again = await self._memories.meet(self.target, f"{offer.version}; {self._news()}")
+        await self._ledger.note(_NEWS, self._news())  # what is worth another look is owed by now
         if not await self._staging.copy(attempt, record, also=again):
             return Unchanged(why=attempt.why_nothing(record))
         await self._begin(attempt)
-        work = Work(attempt, self._sink.bytes_sent)
-        await self._push_all(work, offer)
-        await self._ledger.note(_NEWS, self._news())
+        work = Work(attempt, self._brought_by(attempt.request.request_id))
+        await self._push_all(work, record, offer)
         await self._staging.settle(attempt)
         return await self._outcome(work, record)
+
+    def _brought_by(self, request_id: str) -> Brought:
+        if self._brought.request_id != request_id:
+            self._brought = Brought(request_id, self._sink.bytes_sent)
+        return self._brought
 
     async def _has_news(self) -> bool:
         """Say whether the server, or how it is to be treated, has changed while memories are held back from it."""
@@ -121,7 +125,10 @@ class HttpSync:
         return f"{self.target.endpoint} {self._sink.health_version} {self._push.missing_embedding}"
 
     async def _begin(self, attempt: Attempt) -> None:
-        """Write down what is about to be pushed. There is nothing to clean up after: pushing again changes nothing."""
+        """Write down what is about to be pushed, or what of it is left once something cannot be.
+
+        There is nothing to clean up after what had begun: pushing again changes nothing.
+        """
         for name, snapshot in list(attempt.changed.items()):
             if not snapshot.verified:
                 seen = attempt.survey[name]
@@ -136,13 +143,23 @@ class HttpSync:
             intent = record.intent or Intent(request_id, request_id, attempt.digests, databases)
             await self._ledger.begin(self.target, intent)
 
-    async def _push_all(self, work: Work, offer: Offer) -> None:
+    async def _push_all(self, work: Work, record: TargetRecord, offer: Offer) -> None:
+        """Push the databases one after the other. One that cannot be read to its end is left out: it stays owed."""
         attempt = work.attempt
         attempt.report.phase("push", sum(attempt.survey[name].size for name in attempt.changed))
-        for name in sorted(attempt.changed):
-            work.pushed[name] = await self._push_one(name, attempt.changed[name], attempt, offer)
+        for name, snapshot in sorted(attempt.changed.items()):
+            try:
+                work.pushed[name] = await self._push_one(name, snapshot, work, offer)
+            except SnapshotError as error:
+                self._staging.fail(attempt, record, name, error, event="memories_unread")
+                await self._taker.discard(attempt.changed.pop(name))
+        if attempt.problems:
+            await self._begin(attempt)
+        for name in record.databases.keys() - attempt.survey.keys():
+            await self._memories.release(self.target, name, ())
 
-    async def _push_one(self, name: str, snapshot: Snapshot, attempt: Attempt, offer: Offer) -> Pushed:
+    async def _push_one(self, name: str, snapshot: Snapshot, work: Work, offer: Offer) -> Pushed:
+        attempt = work.attempt
         size, rows = attempt.survey[name].size, max(sum(snapshot.rows.values()), 1)
         zone = await asyncio.to_thread(self._zone)  # it looks at files
         async with (
@@ -154,43 +171,42 @@ class HttpSync:
                 attempt.report.moved(size * count // rows)
                 moved()
 
-            return await self._push.push(self.target, offer, source, passed)
+            return await self._push.push(self.target, offer, source, whole=name, moved=passed, arrived=work.brought.add)
 
     async def _outcome(self, work: Work, record: TargetRecord) -> Delivered | Unchanged:
         """Tell what came of it. A delivery of which everything had to wait is none."""
-        attempt = work.attempt
-        if not work.delivered and await self._all_is_kept_back(work, record):
-            kept = {
-                name: Problem(why, attempt.survey[name], 1, None, cure=work.cure)
-                for name, why in work.kept_back.items()
-            }
-            await self._ledger.trouble(self.target, kept)
-            attempt.problems |= kept
-        if attempt.problems and not work.delivered:
+        attempt, delivered = work.attempt, work.brought.memories
+        # An attempt before this one, of this request or of one that a kill cut short, may have brought what is new.
+        untold = delivered or record.intent is not None
+        if not delivered and work.kept_back:
+            ever = (await self._memories.standing(self.target)).delivered
+            if work.was_for_nothing(record, ever=ever):
+                await self._ledger.trouble(self.target, work.problems)
+                attempt.problems |= work.problems
+        if attempt.problems and not (delivered and attempt.changed):
+            if not untold:
+                await self._nothing_new(attempt, record)
             message, cure = what_is_wrong(attempt.problems)
             raise HTTPSyncError(message, HTTP, hint=cure, forwardable=False)
-        seen = {name: snapshot.fingerprint for name, snapshot in attempt.changed.items()}
-        if not work.delivered and all(_was_delivered(record, name) for name in seen):
-            await self._ledger.abandon(self.target)
-            await self._ledger.refresh(self.target, seen)
+        if not untold and all(_was_delivered(record, name) for name in attempt.changed):
+            await self._nothing_new(attempt, record)
             return Unchanged(why=work.why_nothing)
         return Delivered(
-            manifest=None, fingerprints=seen, problems=attempt.problems, result=self._succeeded(work, record)
+            manifest=None,
+            fingerprints={name: snapshot.fingerprint for name, snapshot in attempt.changed.items()},
+            problems=attempt.problems,
+            result=self._succeeded(work, record),
         )
 
-    async def _all_is_kept_back(self, work: Work, record: TargetRecord) -> bool:
-        """Say whether this delivery was to bring something and could not.
-
-        What has been waiting all along, beside others that were delivered, is no news: it is told, it holds up nothing.
-        """
-        if not work.kept_back:
-            return False
-        if any(pushed.held_anew for pushed in work.pushed.values()):
-            return True
-        before = (record.databases.get(name) for name in work.kept_back)
-        if any(known and known.problem for known in before):
-            return True
-        return not (await self._memories.standing(self.target)).delivered
+    async def _nothing_new(self, attempt: Attempt, record: TargetRecord) -> None:
+        """What was pushed and had been delivered before is as it was delivered, but for what is in trouble."""
+        await self._ledger.abandon(self.target)
+        same = {
+            name: snapshot.fingerprint
+            for name, snapshot in attempt.changed.items()
+            if _was_delivered(record, name) and name not in attempt.problems
+        }
+        await self._ledger.refresh(self.target, same)
 
     def _succeeded(self, work: Work, record: TargetRecord) -> SyncSucceeded:
         attempt = work.attempt
@@ -201,13 +217,13 @@ class HttpSync:
             request_id=attempt.request.request_id,
             method=HTTP,
             success=True,
-            bytes_transferred=self._sink.bytes_sent - work.bytes_before,
+            bytes_transferred=self._sink.bytes_sent - work.brought.bytes_before,
             duration_seconds=round(self._clock.monotonic() - attempt.started, 3),
             upload_id=attempt.request.request_id,
             triggered_by=attempt.request.reason,
             location=self._sink.location,
             incomplete={**attempt.incomplete(record), **work.kept_back},
-            memories=work.delivered,
+            memories=work.brought.memories,
         )
 
     @asynccontextmanager

@@ -4,6 +4,8 @@ While one batch is on its way the next is read and packed; a kill in between rep
 """
 
 import asyncio
+from array import array
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
@@ -26,6 +28,10 @@ ZEROS = f"[{','.join(['0.0'] * EMBEDDING_LENGTH)}]"
 MissingEmbedding = Literal["wait", "zero"]
 
 
+def _nothing(_: int) -> None:
+    """Whoever does not want to hear of it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushed(Tally):
     """What became of the memories of one source. `held_anew`: how many are kept back that were not kept back before."""
@@ -44,20 +50,34 @@ class MemoryPush:
     missing_embedding: MissingEmbedding
 
     async def push(
-        self, target: Target, offer: Offer, source: MemorySource, moved: Callable[[int], None] = lambda _: None
+        self,
+        target: Target,
+        offer: Offer,
+        source: MemorySource,
+        moved: Callable[[int], None] = _nothing,
+        *,
+        whole: str = "",
+        arrived: Callable[[int], None] = _nothing,
     ) -> Pushed:
-        """Deliver all rows of the source that the target lacks; `moved` is told how many rows more are done with.
+        """Deliver all rows of the source that the target lacks.
+
+        `whole` names the database that the source is all of: what is held of it and not there any more is let go.
+        `moved` is told how many rows more are done with, `arrived` how many more the target has that it lacked.
 
         Raises SinkError and SnapshotError; what was delivered by then is remembered.
         """
-        run = _Run(self, target, offer, moved)
+        run, there = _Run(self, target, offer, moved, arrived), _Rows()
         try:
             async with aclosing(source.pages()) as pages:
                 async for page in pages:
+                    if whole:
+                        there.add(page)
                     await run.page(page, source)
             await run.finish()
         finally:
             await run.stop()
+        if whole:
+            await self.ledger.release(target, whole, there)
         return run.result()
 
 
@@ -69,6 +89,7 @@ class _Run:
     target: Target
     offer: Offer
     moved: Callable[[int], None]
+    arrived: Callable[[int], None]
 
     _batch: list[Packed] = field(default_factory=list, init=False)
     _bytes: int = field(default=0, init=False)
@@ -92,11 +113,11 @@ class _Run:
         if waiting:
             _count(self._waiting, waiting)
             self._held_anew += await self.push.ledger.hold(self.target, waiting)
+        self.moved(len(page) - len(wanted))
         if wanted:
             async with aclosing(source.read(wanted)) as memories:
                 async for memory in memories:
                     await self._add(memory)
-        self.moved(len(page))
 
     async def finish(self) -> None:
         """Send what is left, and see it arrive."""
@@ -163,6 +184,27 @@ class _Run:
             self._held_anew += await self.push.ledger.hold(self.target, refused)
         self._stored += receipt.stored
         self._known += receipt.known
+        self.arrived(receipt.stored + receipt.known)
+        self.moved(len(batch))
+
+
+class _Rows:
+    """Rows that were seen, at 8 bytes each: a database may have a million. Of `Seen.key`, by its hash."""
+
+    def __init__(self) -> None:
+        self._hashes = array("q")
+        self._sorted = True
+
+    def add(self, page: Sequence[Seen]) -> None:
+        self._hashes.extend(hash(seen.key) for seen in page)
+        self._sorted = False
+
+    def __contains__(self, key: object) -> bool:
+        if not self._sorted:
+            self._hashes, self._sorted = array("q", sorted(self._hashes)), True
+        wanted = hash(key)
+        at = bisect_left(self._hashes, wanted)
+        return at < len(self._hashes) and self._hashes[at] == wanted
 
 
 def _count(counts: Counter[str], held: Sequence[Held]) -> None:

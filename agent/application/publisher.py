@@ -12,7 +12,7 @@ from agent.domain.databases import Survey
 from agent.domain.errors import SnapshotError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
-from agent.domain.route import AUTO, CLOUD, RETRY, URGENT, open_route, plan_route
+from agent.domain.route import AUTO, CLOUD, RETRY, STARTUP, URGENT, open_route, plan_route
 from agent.domain.states import TargetRecord, due, in_charge
 from agent.ports import Clock, Ledger, SnapshotTaker, SyncMethod
 from agent.settings import Settings
@@ -71,7 +71,8 @@ class Publisher:
         if not route:
             return None
         survey = await self.survey()
-        lacking = due(records[route[0]], survey, self.clock.now(), urgent=reason in URGENT)
+        # At a start also what waits for a change: the settings may be others now, and the method knows which matter.
+        lacking = due(records[route[0]], survey, self.clock.now(), urgent=reason in URGENT or reason == STARTUP)
         if not lacking:
             return None
         if not self.settings.sync_enabled:

@@ -65,15 +65,24 @@ class Staging:
         if attempt.problems:
             await self._ledger.trouble(self._target, attempt.problems)
 
+    def fail(self, attempt: Attempt, record: TargetRecord, database: str, error: SnapshotError, *, event: str) -> None:
+        """The database cannot be had this time: note why, and when to try again. Said once, not at each try."""
+        known = record.databases.get(database)
+        before = known.problem if known else None
+        failures = before.failures + 1 if before else 1
+        retry_at = self._clock.now() + target_backoff(failures) if error.transient else None
+        attempt.problems[database] = Problem(
+            error.message, attempt.survey[database], failures, retry_at, cure=error.hint
+        )
+        tell = _log.debug if before and before.reason == error.message and not attempt.urgent else _log.warning
+        tell(event, database=database, transient=error.transient, error=str(error))
+
     async def _copy(self, database: str, attempt: Attempt, record: TargetRecord) -> None:
         known, seen = record.databases.get(database), attempt.survey[database]
         try:
             snapshot = await self._taker.take(database)
         except SnapshotError as error:
-            failures = known.problem.failures + 1 if known and known.problem else 1
-            retry_at = self._clock.now() + target_backoff(failures) if error.transient else None
-            attempt.problems[database] = Problem(error.message, seen, failures, retry_at, cure=error.hint)
-            _log.warning("snapshot_failed", database=database, transient=error.transient, error=str(error))
+            self.fail(attempt, record, database, error, event="snapshot_failed")
         else:
             had = {part.name: part.sha256 for part in known.parts} if known else {}
             same = self._deduplicate and had == {file.name: file.sha256 for file in snapshot.files}

@@ -8,6 +8,7 @@ request -> refused (not ours) | known (has an outcome) | attempt -> Done     rec
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,11 +21,14 @@ from agent.application.recorder import Recorder
 from agent.application.requests import Requests
 from agent.domain.errors import SyncError
 from agent.domain.events import SyncRequested
-from agent.domain.route import HTTP, RETRY, URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
+from agent.domain.route import HTTP, URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
 from agent.domain.states import TargetRecord
 from agent.ports import Clock, Delivered, EventBus, Ledger, Message, SyncMethod, Unchanged
 
 _CURES = {HTTP: "is Akosha running there? akosha_http_endpoint says where, akosha_cloud_bucket sends elsewhere; "}
+
+_COUNTS = re.compile(r"[\d,]+ (?=wait|were refused)")
+"""What changes from one telling of the same to the next."""
 
 FAULT_SECONDS = 30.0
 """When a message comes again whose handling met a fault."""
@@ -91,25 +95,21 @@ class Uploader:
             record = await self._ledger.record(target)
             attempts = _attempts_before(record, request)
             step = next_step(request, error, attempts=attempts, rules=self._rules, jitter=self._jitter())
+            tell = log.debug if _is_known(request, record, error) else log.warning
             match step:
                 case RetryAt():
                     retry_at = self._clock.now() + timedelta(seconds=step.delay)
-                    log.warning(
-                        "sync_retries", attempt=step.attempts, delay_seconds=round(step.delay, 2), error=str(error)
-                    )
+                    tell("sync_retries", attempt=step.attempts, delay_seconds=round(step.delay, 2), error=str(error))
                     await self._ledger.count_attempt(
                         target, request, attempts=step.attempts, retry_at=retry_at, error=str(error)
                     )
                     await message.nak(step.delay)
                 case Forward():
-                    log.warning("sync_forwarded", to=step.request.route[0], error=str(error))
+                    tell("sync_forwarded", to=step.request.route[0], error=str(error))
                     await self._give_up(request, record, error, None)
                     await self._requests.issue(step.request)
                     await message.ack()
                 case GiveUp():
-                    # The same again, by itself: an agent that is offline says so once.
-                    known = request.reason == RETRY and record.error == str(error)
-                    tell = log.debug if known else log.warning
                     tell("sync_failed", errors=[f"{e.method}: {e.error}" for e in step.errors])
                     await self._give_up(request, record, error, step)
                     await message.ack()
@@ -117,8 +117,14 @@ class Uploader:
         if isinstance(done, Delivered):
             await self._recorder.delivered(target, done)
         elif await self._ledger.outcome(request.request_id) is None:
-            await self._recorder.skipped(target, request, method=self.method.name, why=done.why)
+            await self._recorder.skipped(target, request, method=self.method.name, why=self._told(request, done.why))
         await message.ack()
+
+    def _told(self, request: SyncRequested, why: str) -> str:
+        """Say why there was nothing to deliver; where another method failed before, that too: it lacks something."""
+        if not request.errors:
+            return why
+        return "; ".join([*(f"{e.method}: {e.error}" for e in request.errors), f"{self.method.name}: {why}"])
 
     async def _attempt(self, request: SyncRequested) -> Delivered | Unchanged:
         if not await self.method.is_available():
@@ -161,6 +167,12 @@ class Uploader:
         finally:
             task.cancel()
             await asyncio.wait({task})
+
+
+def _is_known(request: SyncRequested, record: TargetRecord, error: SyncError) -> bool:
+    """Say whether it was told before, and nobody asks now: an agent that is offline for days says so once."""
+    before = bool(record.failures) or not error.forwardable  # else it is this very request that has failed so far
+    return request.reason not in URGENT and before and _COUNTS.sub("", record.error) == _COUNTS.sub("", str(error))
 
 
 def _attempts_before(record: TargetRecord, request: SyncRequested) -> int:

@@ -17,6 +17,8 @@ from agent.settings import Settings
 from agent.wiring import Home
 
 MOST_SHOWN = 1000
+LONGEST_SHOWN = 200
+"""Characters of an id or a reason in the table; in JSON they are whole."""
 WIDE = 240
 """Columns in a pipe: nothing is folded for a terminal that is not there."""
 
@@ -106,8 +108,14 @@ def _print(account: _Account, *, failed: bool) -> None:
     for title in ("id", "state", "reason"):
         table.add_column(title, overflow="fold")
     for one in account.held:
-        table.add_row(one.seen.database, one.seen.kind, one.seen.id, one.state, one.reason)
+        table.add_row(one.seen.database, one.seen.kind, _fit(one.seen.id), one.state, _fit(one.reason))
     console.print(table)
     total = refused if failed else refused + waiting
     if len(account.held) < total:
         console.print(f"  and {total - len(account.held):,} more")
+
+
+def _fit(text: str) -> str:
+    """Return the text as a terminal may have it: an id may hold anything, also what moves the cursor."""
+    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:LONGEST_SHOWN])
+    return shown if len(text) <= LONGEST_SHOWN else f"{shown[:-3]}..."

@@ -1,6 +1,6 @@
 """Memories on their way: read from a copy, given to Akosha, remembered as delivered."""
 
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
@@ -144,6 +144,10 @@ class MemoryLedger(Protocol):
 
         Returns how many of them were not held in this state of theirs (digest) before; `since` of the others stays.
         """
+        ...
+
+    async def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
+        """Of the rows of a database only these (`Seen.key`) are there: none of the others is held any more."""
         ...
 
     async def standing(self, target: Target) -> Standing: ...

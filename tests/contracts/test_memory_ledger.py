@@ -166,6 +166,26 @@ async def test_pages_and_batches_may_be_large_mixed_and_repeat_themselves(memori
     )
 
 
+async def test_of_a_databases_rows_that_are_gone_none_is_held(memories):
+    deleted, kept, graph = seen("deleted ☂"), seen(2), seen(1, kind="entity")
+    await memories.delivered(TARGET, [seen(9)])
+    for target in (TARGET, OTHER_TARGET):
+        await memories.hold(
+            target, [waiting(deleted), waiting(graph), Held(seen=kept, state="refused", reason="x", since=NOON)]
+        )
+    await memories.release(TARGET, "reflection", {kept.key})
+    assert {held.seen for held in await kept_back(memories)} == {kept, graph}
+    assert (await memories.standing(TARGET)).delivered == 1
+    assert len(await kept_back(memories, OTHER_TARGET)) == 3
+    await memories.release(TARGET, "knowledge_graph", ())
+    await memories.release(TARGET, "unheard_of", ())
+    assert {held.seen for held in await kept_back(memories)} == {kept}
+
+
+async def kept_back(memories, target=TARGET):
+    return await memories.held(target, limit=9)
+
+
 async def test_ids_and_reasons_may_hold_anything(memories):
     ids = ["", "\0", "a\0", "a", "\u00e9", "e\u0301", "\ud800", "\\ud800", "'; DROP TABLE memories; --"]
     rows = [replace(seen(1), id=row_id) for row_id in ids]

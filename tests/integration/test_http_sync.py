@@ -8,6 +8,7 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from agent import wiring
@@ -271,6 +272,57 @@ async def test_a_database_that_cannot_be_read_does_not_keep_the_other_from_going
     assert isinstance(result, SyncSucceeded)
     assert "knowledge_graph" in result.incomplete
     assert (await rig.known())[0]["knowledge_graph"] == "owed"
+
+
+ODD = ("a:b", "line\nbreak", "x" * 10_000, "\U0001f600", "'quoted'", "tab\t", "\x1b[31mred", "a\u2028b")
+
+
+async def test_ids_may_hold_anything_and_one_memory_that_is_too_long_does_not_keep_the_others(rig):
+    rig.settings["http_missing_embedding"] = "zero"
+    rig.make(5)
+    values = ", ".join(f"('{one.replace(chr(39), chr(39) * 2)}', 'said', 'chat')" for one in ODD)
+    rig.run(
+        f"INSERT INTO conversations_v2(id, content, category) VALUES {values}, ('long', repeat('x', 5_000_000), 'chat')"
+    )
+    rig.run("UPDATE conversations_v2 SET timestamp = NULL WHERE id IN ('c1', 'a:b')")
+    result = await rig.sync()
+    assert result.memories == 5 + len(ODD)
+    assert "1 were refused: larger than the server takes" in result.incomplete["reflection"]
+    assert {row.metadata["original_id"] for row in rig.akosha.rows()} == {*ODD, "c0", "c1", "c2", "c3", "c4"}
+    assert isinstance(await rig.sync(), SyncSkipped)
+    (held,) = (await rig.known())[2]
+    assert (held.seen.id, held.state) == ("long", "refused")
+
+
+async def test_a_database_without_rows_or_without_tables_that_matter_is_delivered_as_it_is(rig):
+    rig.make(0)
+    with duckdb.connect(str(rig.data / "knowledge_graph.duckdb")) as graph:
+        graph.execute("CREATE TABLE something_else AS SELECT 1 AS x")
+    result = await rig.sync()
+    assert (type(result), result.memories, result.incomplete) == (SyncSucceeded, 0, {})
+    assert (await rig.known())[0] == {"reflection": "clean", "knowledge_graph": "clean"}
+    assert isinstance(await rig.sync(), SyncSkipped)
+
+
+async def test_entities_of_equal_ids_in_two_graphs_both_arrive_and_a_renamed_graph_arrives_under_its_name(rig):
+    rig.settings["http_missing_embedding"] = "zero"
+    add = "INSERT INTO kg_entities(id, name, entity_type) VALUES ('e1', 'DuckDB', 'tool')"
+    for name in ("knowledge_graph", "knowledge_graph_work"):
+        session_buddy.make(rig.data / f"{name}.duckdb", add)
+    assert (await rig.sync()).memories == len(rig.akosha.ids()) == 2
+    (rig.data / "knowledge_graph_work.duckdb").rename(rig.data / "knowledge_graph_play.duckdb")
+    assert (await rig.sync()).memories == 1
+    assert isinstance(await rig.sync(), SyncSkipped)
+
+
+async def test_rows_deleted_while_they_waited_are_told_of_no_more(rig):
+    rig.make(3)
+    rig.make(4, start=3, embedded=False)
+    await rig.sync()
+    assert (await rig.known())[1].waiting == {"no embedding": 4}
+    rig.run("DELETE FROM conversations_v2 WHERE id IN ('c3', 'c4')")
+    assert isinstance(await rig.sync(), SyncSkipped)
+    assert (await rig.known())[1].waiting == {"no embedding": 2}
 
 
 async def test_what_is_asked_for_alone_is_pushed_alone(rig):

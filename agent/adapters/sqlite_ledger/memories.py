@@ -5,7 +5,7 @@ Runs on the ledger's thread; the transaction is the caller's.
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Literal, get_args
 
@@ -104,6 +104,15 @@ class Memories:
             ),
         )
         return len({*placed} - before)
+
+    def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
+        """Forget what is held of the database's rows that are not `there` any more."""
+        for (name, kind), place in self.places(target).items():
+            if name != database:
+                continue
+            held = self._connection.execute("SELECT id FROM memories WHERE place = ? AND held IS NOT NULL", (place,))
+            gone = [(place, row_id) for (row_id,) in held if (database, kind, rows.read_id(row_id)) not in there]
+            self._connection.executemany("DELETE FROM memories WHERE place = ? AND id = ?", gone)
 
     def standing(self, target: Target) -> Standing:
         """Count them."""

@@ -1,14 +1,14 @@
 """The part of the ledger that remembers memories: the same file, the same thread, one transaction for each entry."""
 
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 
 from agent.adapters.sqlite_ledger.memories import Memories
 from agent.adapters.sqlite_ledger.staged import Staged
 from agent.adapters.sqlite_ledger.targets import Targets
 from agent.adapters.sqlite_ledger.transactions import Transactions
 from agent.domain import moves
-from agent.domain.memories import Seen
+from agent.domain.memories import Kind, Seen
 from agent.domain.states import Target
 from agent.ports import Held, Standing
 
@@ -30,6 +30,9 @@ class SqliteMemories:
     async def hold(self, target: Target, held: Collection[Held]) -> int:
         return await self._transactions.write(lambda: self._memories.hold(target, held))
 
+    async def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
+        await self._transactions.write(lambda: self._memories.release(target, database, there))
+
     async def standing(self, target: Target) -> Standing:
         return await self._transactions.read(lambda: self._memories.standing(target))
 
@@ -42,7 +45,7 @@ class SqliteMemories:
         def met() -> frozenset[str]:
             again = self._memories.meet(target, version)
             before = self._targets.load(target)
-            self._targets.save(before, moves.owe(before, again & before.databases.keys()))
+            self._targets.save(before, moves.look_again(before, again & before.databases.keys()))
             return again
 
         return await self._transactions.write(met)

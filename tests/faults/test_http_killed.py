@@ -1,0 +1,148 @@
+"""Killed (SIGKILL) or told to end in the middle of a push: all arrives, one batch at most twice, one result each.
+
+This file is also a program, one that kills itself at a named point:
+
+    python tests/faults/test_http_killed.py POINT [options of `sync`]
+"""
+
+import signal
+import sqlite3
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.faces.cli import app
+from tests.fakes import session_buddy
+from tests.fakes.machine import Machine
+from tests.faults.killed_sync import mine
+from tests.servers.akosha import Akosha
+
+pytestmark = pytest.mark.long
+
+BATCH = 10
+POINTS = ("batch:after", "hand_over:before", "hand_over:after")
+STEP = 30
+"""So many memories come with a session."""
+
+
+class Gate:
+    """Holds the server's answers: from the nth batch on, `before` or after it is stored, until it is opened."""
+
+    def __init__(self, akosha: Akosha, nth: int, *, before: bool) -> None:
+        self._akosha, self._nth, self._before = akosha, nth + len(akosha.calls), before
+        self.reached, self.opened = threading.Event(), threading.Event()
+        akosha.interfere = self
+
+    def __call__(self, tool, arguments):
+        if len(self._akosha.calls) < self._nth:
+            return None
+        answer = None if self._before else self._akosha._answer(tool, arguments)
+        self.reached.set()
+        self.opened.wait(60)
+        return answer
+
+    def open(self) -> None:
+        self._akosha.interfere = None
+        self.opened.set()
+
+
+class Pusher(Machine):
+    """A machine without a bucket, its Akosha, and what its ledger says."""
+
+    def __init__(self, tmp_path: Path, akosha: Akosha) -> None:
+        super().__init__(tmp_path, http_endpoint=akosha.url, cloud_endpoint=None)
+        self.set(http_missing_embedding="zero", http_batch_size=BATCH)
+        self.akosha, self.memories = akosha, 0
+
+    def work(self) -> None:
+        """A session goes by."""
+        session_buddy.make(
+            self.data / session_buddy.REFLECTION,
+            "INSERT INTO conversations_v2(id, content, category) SELECT 'c' || n, 'the ' || n || 'th thing', 'chat'"
+            f" FROM range({self.memories}, {self.memories + STEP}) r(n)",
+        )
+        self.memories += STEP
+
+    def ask(self, question: str) -> list[tuple]:
+        ledger = sqlite3.connect(f"file:{self.state / 'ledger.sqlite'}?mode=ro", uri=True)
+        try:
+            return ledger.execute(question).fetchall()
+        finally:
+            ledger.close()
+
+    @property
+    def succeeded(self) -> int:
+        """How many deliveries were told of."""
+        return self.ask("SELECT COUNT(*) FROM events WHERE type = 'akosha.sync.succeeded.v1'")[0][0]
+
+    def check(self, *states: str) -> None:
+        """All is there, nothing is owed or half done."""
+        assert len(self.akosha.rows()) == self.memories
+        assert self.ask("SELECT state FROM databases")[0][0] in states
+        assert self.ask("SELECT COUNT(*) FROM intents") == [(0,)]
+        assert self.ask("SELECT COUNT(*) FROM memories WHERE held IS NULL") == [(self.memories,)]
+        assert self.staged == []
+
+
+@pytest.fixture
+def akosha():
+    with Akosha() as server:
+        yield server
+
+
+@pytest.fixture
+def machine(tmp_path, akosha):
+    return Pusher(tmp_path, akosha)
+
+
+def killed_at(machine: Pusher, point: str) -> None:
+    where, _, when = point.partition(":")
+    if where != "batch":
+        assert machine.call(prefix=(sys.executable, __file__, point)).code == -signal.SIGKILL
+        return
+    gate = Gate(machine.akosha, 2, before=when == "before")
+    try:
+        with machine.started("sync", "--json") as running:
+            assert gate.reached.wait(60)
+            running.process.kill()
+    finally:
+        gate.open()
+
+
+def test_killed_anywhere_all_arrives_and_each_delivery_is_told_once(machine):
+    for rounds, point in enumerate(POINTS, 1):
+        machine.work()
+        machine.akosha.calls.clear()
+        killed_at(machine, point)
+        assert machine.sync()["outcome"] == ("skipped" if point == "hand_over:after" else "succeeded"), point
+        machine.check("clean")
+        assert machine.succeeded == rounds, point
+        sent = sum(call.size for call in machine.akosha.calls)
+        assert STEP <= sent <= STEP + BATCH, point
+
+
+@pytest.mark.parametrize("command", ["sync", "run"])
+def test_told_to_end_in_the_middle_of_a_push_it_ends_in_time_and_the_next_goes_on(machine, akosha, command):
+    machine.work()
+    gate = Gate(akosha, 2, before=True)
+    try:
+        with machine.started(command) as running:
+            assert gate.reached.wait(60)
+            code = running.stop(within=5)
+            assert code == (0 if command == "run" else 128 + signal.SIGTERM)
+    finally:
+        gate.open()
+    assert machine.ask("SELECT COUNT(*) FROM memories") == [(BATCH,)]
+    assert machine.staged == []
+    with machine.run() as agent:
+        agent.logged("sync_succeeded", method="http")
+    machine.check("clean", "delivered")
+    assert sum(call.size for call in akosha.calls) <= STEP + BATCH
+
+
+if __name__ == "__main__":
+    mine(SqliteLedger, "hand_over", sys.argv[1])
+    app(["sync", "--json", *sys.argv[2:]])

@@ -1,0 +1,503 @@
+"""What comes of a sync by http: which result, what the ledger knows then, and what is said on the way."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.wire import CloudEventsCodec
+from agent.application.http_sync import HttpSync
+from agent.application.memory_push import MemoryPush
+from agent.application.recorder import Recorder
+from agent.domain.databases import main_name
+from agent.domain.errors import CloudUploadError, HTTPSyncError, SinkError, SnapshotError
+from agent.domain.events import SyncAsked, SyncSkipped
+from agent.domain.memories import Memory
+from agent.domain.parts import RawFile
+from agent.domain.route import RetryRules
+from agent.domain.states import Problem, State, Target, next_try, pending
+from agent.faces.memories import _fit
+from agent.ports import Delivered, Snapshot, Unchanged
+from tests.fakes import values
+from tests.fakes.clock import ManualClock
+from tests.fakes.memories import memory
+from tests.fakes.memory_source import ListedMemories, ListedReader
+from tests.fakes.sink import MemorySink
+from tests.unit.test_agent import world
+
+TARGET = Target("http", "http://127.0.0.1:8682/mcp", "", values.SYSTEM)
+BUSY = SinkError("busy", transient=True)
+BROKEN = SnapshotError("the engine crashed on it")
+KILLED = SnapshotError("the reading was killed (SIGKILL)", transient=True)
+
+
+class Files:
+    """Databases and their memories, as a test says. Each change has another look."""
+
+    def __init__(self) -> None:
+        self.reader = ListedReader({})
+        self._looks, self._rows, self._numbers = {}, {}, count(1)
+        self.unverified: set[str] = set()
+        self.staged: set[str] = set()
+
+    def put(self, database: str, *memories: Memory, fail_at: int | None = None, error: Exception | None = None) -> None:
+        held = ListedMemories(memories, page_rows=100 if fail_at is None else 1, fail_at=fail_at, error=error)
+        self.reader.databases[database] = held
+        self._looks[database], self._rows[database] = values.fingerprint(database, next(self._numbers)), len(memories)
+
+    def remove(self, database: str) -> None:
+        del self._looks[database]
+
+    async def survey(self):
+        return dict(self._looks)
+
+    async def take(self, database: str) -> Snapshot:
+        if database not in self._looks:
+            raise SnapshotError(f"{database} is not there", transient=True)
+        self.staged.add(database)
+        look = self._looks[database]
+        return Snapshot(
+            database=database,
+            folder=Path("/staged"),
+            files=(RawFile(main_name(database), look.size, look.header),),
+            fingerprint=look,
+            header_iteration=1,
+            verified=database not in self.unverified,
+            unverified_reason="too new" if database in self.unverified else "",
+            rows={"any table": self._rows[database]},
+        )
+
+    async def discard(self, snapshot: Snapshot) -> None:
+        self.staged.discard(snapshot.database)
+
+
+class Report:
+    """Hears the progress, and holds it against what a progress is."""
+
+    def __init__(self) -> None:
+        self.done = self.total = 0
+
+    def phase(self, _name: str, total_bytes: int) -> None:
+        self.done, self.total = 0, total_bytes
+
+    def moved(self, count: int) -> None:
+        self.done += count
+        assert 0 <= self.done <= self.total
+
+
+class Rig:
+    def __init__(self, ledger: SqliteLedger, *, standstill_seconds: float = 60.0, **rules) -> None:
+        self.ledger, self.clock, self.files, self.sink = ledger, ManualClock(values.NOON), Files(), MemorySink()
+        self.memories, self.recorder = ledger.memories(), Recorder(ledger, None, self.clock)
+        rules = {"batch_size": 2, "missing_embedding": "wait", **rules}
+        self.method = HttpSync(
+            target=TARGET,
+            push=MemoryPush(sink=self.sink, ledger=self.memories, clock=self.clock, **rules),
+            taker=self.files,
+            reader=self.files.reader,
+            ledger=ledger,
+            clock=self.clock,
+            zone=lambda: values.NOON.tzinfo,
+            standstill_seconds=standstill_seconds,
+        )
+        self._numbers = count(1)
+
+    async def attempt(self, *, reason: str = "file_change", **asked):
+        """One attempt, recorded as the uploader does; what it raises is returned, given up."""
+        await self.sink.is_available()
+        request = replace(values.request(f"r{next(self._numbers)}", route=("http",), reason=reason), **asked)
+        try:
+            done = await self.method.sync(request, Report())
+        except HTTPSyncError as error:
+            await self.ledger.give_up(TARGET, error=str(error), failures=1, retry_at=None, result=None)
+            return error
+        finally:
+            assert self.files.staged == set()
+        if isinstance(done, Delivered):
+            await self.recorder.delivered(TARGET, done)
+            await self.ledger.confirm(done.result)
+        else:
+            await self.recorder.skipped(TARGET, request, method="http", why=done.why)
+        return done
+
+    async def states(self) -> dict[str, State]:
+        return {name: known.state for name, known in (await self.ledger.record(TARGET)).databases.items()}
+
+    async def pending(self) -> set[str]:
+        return {*pending(await self.ledger.record(TARGET), await self.files.survey())}
+
+
+@asynccontextmanager
+async def rig(tmp_path, **rules):
+    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=ManualClock(values.NOON))
+    try:
+        yield Rig(ledger, **rules)
+    finally:
+        await ledger.aclose()
+
+
+def some(*numbers, **how) -> list[Memory]:
+    return [memory(number, **how) for number in numbers]
+
+
+# ------------------------------------------------------------------------------------------- problems of one database
+
+
+@pytest.mark.parametrize("error", [BROKEN, KILLED])
+async def test_a_database_that_breaks_off_while_it_is_read_does_not_keep_the_others_from_going(tmp_path, error):
+    async with rig(tmp_path) as r:
+        r.files.put("knowledge_graph", *some(1, 2, 3, kind="entity"), fail_at=1, error=error)
+        r.files.put("reflection", *some(1, 2, 3))
+        done = await r.attempt()
+        assert isinstance(done, Delivered)
+        assert (done.result.memories, await r.pending()) == (3, {"knowledge_graph"})
+        assert done.result.incomplete["knowledge_graph"] == error.message
+        problem = (await r.ledger.record(TARGET)).databases["knowledge_graph"].problem
+        assert (problem.failures, problem.retry_at is None) == (1, error is BROKEN)
+        r.files.put("knowledge_graph", *some(1, 2, 3, kind="entity"))
+        assert (await r.attempt()).result.memories == 3
+        assert await r.pending() == set()
+
+
+async def test_a_database_that_cannot_be_read_waits_for_a_change_and_is_not_read_again_without_end(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(1, 2, 3), fail_at=1, error=BROKEN)
+        failed = await r.attempt()
+        assert (failed.forwardable, "the engine crashed on it" in str(failed)) == (False, True)
+        assert isinstance(await r.attempt(), Unchanged)
+        assert len(r.files.reader.opened) == 1
+        await r.attempt(reason="manual")
+        assert len(r.files.reader.opened) == 2
+
+
+async def test_a_copy_that_the_engine_cannot_read_is_a_problem_of_that_database_alone(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("knowledge_graph", *some(1, kind="entity"))
+        r.files.put("reflection", *some(1))
+        r.files.unverified = {"knowledge_graph"}
+        assert (await r.attempt()).result.incomplete == {"knowledge_graph": "too new"}
+        assert await r.pending() == {"knowledge_graph"}
+
+
+async def test_a_database_that_vanishes_before_it_is_copied_is_left_out_and_waits_for_nothing(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("knowledge_graph", *some(1, kind="entity"))
+        r.files.put("reflection", *some(1))
+        take = r.files.take
+
+        async def too_late(database: str):
+            if "knowledge_graph" in await r.files.survey():
+                r.files.remove("knowledge_graph")
+            return await take(database)
+
+        r.files.take = too_late
+        done = await r.attempt()
+        assert (done.result.memories, "knowledge_graph" in done.result.incomplete) == (1, True)
+        assert await r.pending() == set()
+        assert next_try(await r.ledger.record(TARGET), await r.files.survey()) is None
+
+
+@pytest.mark.parametrize("trouble", ["waits", "breaks off", "unverified"])
+async def test_what_fails_for_one_database_leaves_those_without_news_clean(tmp_path, trouble):
+    """Else they would be copied once more with the next pass, and told of as delivered."""
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(1))
+        await r.attempt()
+        r.files.put("reflection", *some(1))
+        entities = some(1, kind="entity", embedded=trouble != "waits")
+        r.files.put("knowledge_graph", *entities, fail_at=0 if trouble == "breaks off" else None, error=BROKEN)
+        r.files.unverified = {"knowledge_graph"} if trouble == "unverified" else set()
+        assert isinstance(await r.attempt(), HTTPSyncError)
+        assert await r.states() == {"knowledge_graph": State.OWED, "reflection": State.CLEAN}
+        assert (await r.ledger.record(TARGET)).intent is None
+        assert isinstance(await r.attempt(), Unchanged)
+        assert await r.pending() == {"knowledge_graph"}
+
+
+# --------------------------------------------------------------------------------------------------------- the intent
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_what_was_given_up_in_the_middle_goes_on_and_is_told_as_delivered(tmp_path, changed):
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(0))
+        await r.attempt()
+        r.files.put("reflection", *some(0, 1, 2, 3, 4))
+        r.sink.failures = [None, BUSY]
+        assert isinstance(await r.attempt(), HTTPSyncError)
+        assert await r.states() == {"reflection": State.OWED}
+        if changed:
+            r.files.put("reflection", *some(0, 1, 2, 3, 4, 5))
+        done = await r.attempt()
+        assert isinstance(done, Delivered)
+        assert len(r.sink.stored) == 6 if changed else 5
+        assert (await r.states(), (await r.ledger.record(TARGET)).intent) == ({"reflection": State.CLEAN}, None)
+
+
+async def test_when_all_had_arrived_but_nobody_was_told_it_is_told_and_not_passed_over_as_nothing_new(tmp_path):
+    """Killed after the last batch; the database had been delivered before."""
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(0))
+        await r.attempt()
+        r.files.put("reflection", *some(0, 1, 2))
+        await r.method.sync(values.request("killed", route=("http",)), Report())
+        assert (await r.ledger.record(TARGET)).intent is not None
+        done = await r.attempt()
+        assert isinstance(done, Delivered)
+        assert (len(r.sink.stored), await r.pending()) == (3, set())
+
+
+async def test_tried_again_a_request_counts_all_that_it_has_brought(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(*range(6)))
+        r.sink.failures = [None, BUSY, None, BUSY]
+        request = values.request("r1", route=("http",))
+        for _ in range(2):
+            with pytest.raises(HTTPSyncError):
+                await r.method.sync(request, Report())
+        done = await r.method.sync(request, Report())
+        assert done.result.memories == 6
+        assert done.result.bytes_transferred == r.sink.bytes_sent
+
+
+async def test_a_database_that_goes_while_it_is_owed_holds_up_nothing(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("knowledge_graph_work", *some(1, kind="entity"))
+        r.files.put("reflection", *some(1, 2, 3))
+        r.sink.failures = [BUSY]
+        await r.attempt()
+        r.files.remove("knowledge_graph_work")
+        done = await r.attempt()
+        assert (done.result.memories, done.result.incomplete, await r.pending()) == (3, {}, set())
+
+
+# --------------------------------------------------------------------------------------------------- held and let go
+
+
+async def test_rows_that_were_deleted_while_they_waited_or_were_refused_are_held_no_more(tmp_path):
+    async with rig(tmp_path) as r:
+        r.sink.refuse = {":conversation-3:": "odd", ":conversation-4:": "odd"}
+        r.files.put("reflection", *some(1, 2, 3, 4), *some(5, 6, embedded=False))
+        await r.attempt()
+        assert len(await r.memories.held(TARGET, limit=9)) == 4
+        r.files.put("reflection", *some(1, 4), *some(6, embedded=False))
+        await r.attempt()
+        assert {held.seen.id for held in await r.memories.held(TARGET, limit=9)} == {"conversation-4", "conversation-6"}
+        assert (await r.memories.standing(TARGET)).delivered == 2
+        r.files.put("reflection", *some(1, 4), *some(6, embedded=False))
+        r.sink.refuse = {}
+        assert isinstance(await r.attempt(), Unchanged), "what was refused as it is, is not offered again"
+
+
+async def test_a_push_that_breaks_off_lets_nothing_go(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(1, 2), *some(5, 6, embedded=False))
+        await r.attempt()
+        r.files.put("reflection", *some(1, 2, 3), *some(5, 6, embedded=False), fail_at=2, error=BROKEN)
+        await r.attempt()
+        assert len(await r.memories.held(TARGET, limit=9)) == 2
+
+
+async def test_nothing_is_held_of_a_database_that_is_gone(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("knowledge_graph", *some(1, kind="entity"), *some(2, kind="entity", embedded=False))
+        r.files.put("reflection", *some(1))
+        await r.attempt()
+        r.files.remove("knowledge_graph")
+        r.files.put("reflection", *some(1, 2))
+        await r.attempt()
+        assert await r.memories.held(TARGET, limit=9) == []
+
+
+async def test_once_all_that_waited_is_deleted_the_target_is_owed_nothing(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(1, 2, embedded=False))
+        assert isinstance(await r.attempt(), HTTPSyncError)
+        r.files.put("reflection")
+        assert isinstance(await r.attempt(), Delivered)
+        assert await r.pending() == set()
+
+
+# ------------------------------------------------------------------------------------------------------ second looks
+
+
+async def test_a_second_look_is_owed_until_it_was_taken(tmp_path):
+    async with rig(tmp_path) as r:
+        r.sink.refuse = {":conversation-1:": "odd"}
+        r.files.put("reflection", *some(1, 2))
+        await r.attempt()
+        r.sink.refuse, r.sink.version, r.sink.failures = {}, "2", [BUSY]
+        assert isinstance(await r.attempt(), HTTPSyncError)
+        assert await r.pending() == {"reflection"}
+        assert (await r.attempt()).result.memories == 1
+
+
+async def test_a_second_look_at_what_all_waited_is_not_forgotten_when_it_fails(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("knowledge_graph", *some(1, 2, kind="relationship", embedded=False))
+        assert isinstance(await r.attempt(), HTTPSyncError)
+        r.sink.relations, r.sink.version, r.sink.failures = True, "2", [BUSY]
+        assert isinstance(await r.attempt(), HTTPSyncError)
+        assert (await r.attempt()).result.memories == 2
+
+
+async def test_what_is_to_be_sent_again_goes_also_where_its_news_wait(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(1))
+        await r.attempt()
+        r.files.put("reflection", *some(1), *some(2, embedded=False))
+        assert isinstance(await r.attempt(), HTTPSyncError)
+        await r.ledger.forget(TARGET, ["reflection"])
+        r.sink.stored.clear()
+        assert (await r.attempt()).result.memories == 1
+
+
+async def test_news_without_a_second_look_is_looked_at_once(tmp_path):
+    """The health check tells another version, the session the same one as before: then there is nothing to do."""
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(1), *some(2, embedded=False))
+        await r.attempt()
+        r.sink.is_available = told(r.sink, "another")
+        await r.attempt()
+        r.sink.events.clear()
+        await r.attempt()
+        assert "connect" not in r.sink.events
+
+
+async def test_what_was_refused_is_offered_again_when_the_health_check_alone_tells_another_version(tmp_path):
+    async with rig(tmp_path) as r:
+        r.sink.refuse = {":conversation-1:": "odd"}
+        r.files.put("reflection", *some(1, 2))
+        await r.attempt()
+        r.sink.refuse = {}
+        r.sink.is_available = told(r.sink, "another")
+        assert (await r.attempt()).result.memories == 1
+
+
+def told(sink: MemorySink, version: str):
+    async def is_available() -> bool:
+        sink.health_version = version
+        return True
+
+    return is_available
+
+
+async def test_once_zeros_may_be_sent_what_waited_goes_without_a_change_of_the_files(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(1, 2, embedded=False))
+        assert isinstance(await r.attempt(), HTTPSyncError)
+        assert isinstance(await r.attempt(reason="startup"), Unchanged)
+        r.method._push.missing_embedding = "zero"
+        assert (await r.attempt(reason="startup")).result.memories == 2
+
+
+# ------------------------------------------------------------------------------------------------------- a standstill
+
+
+async def test_a_slow_server_may_take_its_time_as_long_as_batches_arrive(tmp_path):
+    """All of a page takes longer than the limit, no batch of it does."""
+    async with rig(tmp_path, batch_size=1, standstill_seconds=0.25) as r:
+        r.files.put("reflection", *some(1, 2, 3, 4))
+        store = r.sink.store
+
+        async def slow(batch):
+            await asyncio.sleep(0.12)
+            return await store(batch)
+
+        r.sink.store = slow
+        assert (await r.attempt()).result.memories == 4
+
+
+async def test_where_nothing_moves_the_attempt_ends_and_the_setting_is_named(tmp_path):
+    async with rig(tmp_path, standstill_seconds=0.02) as r:
+        r.files.put("reflection", *some(1, 2, 3))
+        r.sink.store = lambda _: asyncio.Event().wait()
+        failed = await r.attempt()
+        assert (failed.transient, "nothing moved for 0.02 s" in str(failed)) == (True, True)
+        assert "akosha_upload_timeout_seconds" in str(failed)
+
+
+# ------------------------------------------------------------------------------------------------------ what is said
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("c1", "c1"), ("\x1b[2J\nx", "\ufffd[2J\ufffdx"), ("x" * 9_000, "x" * 197 + "..."), ("☂ é", "☂ é")],
+)
+def test_an_id_that_would_play_with_the_terminal_is_shown_harmlessly(text, shown):
+    assert _fit(text) == shown
+
+
+async def test_where_the_fallback_has_everything_the_answer_still_names_what_failed_before_it(tmp_path):
+    cloud = CloudUploadError("403", "cloud", hint="allow s3:PutObject")
+    async with world(tmp_path, [cloud], fallback=[None], running=False) as w:
+        w.files.change(1, told=False)
+        result = await w.agent.once(SyncAsked(id="r1", time=w.clock.now(), system_id=values.SYSTEM))
+        assert isinstance(result, SyncSkipped)
+        assert result.why == "cloud: 403 (allow s3:PutObject); http: nothing has changed"
+
+
+async def test_at_its_start_an_agent_asks_also_for_what_waits_for_a_change(tmp_path):
+    """The settings may be others now, or the server: the method knows."""
+    async with world(tmp_path, [None], running=False) as w:
+        w.files.change(1, told=False)
+        seen = w.files.seen["reflection"]
+        problem = Problem("15 wait: no embedding", seen, 1, None)
+        await w.agent.ledger.trouble(w.method.target, {"reflection": problem})
+        assert await w.agent.publisher.noticed("file_change") is None
+        assert await w.agent.publisher.noticed("startup") is not None
+
+
+@contextmanager
+def printed(capsys) -> Iterator[list[str]]:
+    """What is logged above debug in the block, a line each."""
+    capsys.readouterr()
+    lines: list[str] = []
+    yield lines
+    lines += [line for line in capsys.readouterr().out.splitlines() if "[debug" not in line]
+
+
+async def test_an_agent_that_is_offline_for_hours_warns_once_of_each_way(tmp_path, capsys):
+    with printed(capsys) as lines:
+        async with world(tmp_path, fallback=[], agent_rescan_seconds=600) as w:
+            w.method.available = w.fallback.available = False
+            w.files.change(1)
+            await w.pass_time(3 * 3600)
+            assert w.reasons.count("retry") > 10
+    assert warned(lines) == ["sync_forwarded", "sync_failed"]
+
+
+def warned(lines: list[str]) -> list[str]:
+    return [line.split("]")[1].split()[0] for line in lines if "[warning" in line]
+
+
+async def test_rows_that_wait_are_warned_of_once_however_many_they_become_and_again_where_somebody_asks(
+    tmp_path, capsys
+):
+    waits = [
+        HTTPSyncError(f"reflection: {1_000 + n:,} wait: no embedding", "cloud", forwardable=False) for n in range(9)
+    ]
+    with printed(capsys) as lines:
+        async with world(tmp_path, waits, agent_min_interval_seconds=1) as w:
+            for generation in range(1, 5):
+                w.files.change(generation)
+                await w.pass_time(5)
+            assert w.reasons == ["file_change"] * 4
+            await w.agent.publisher.asked(SyncAsked(id="r1", time=w.clock.now(), system_id=values.SYSTEM))
+            await w.settle()
+    assert warned(lines) == ["sync_failed"] * 2
+
+
+async def test_the_first_failure_is_told_with_each_of_its_retries(tmp_path, capsys):
+    with printed(capsys) as lines:
+        async with world(tmp_path, [CloudUploadError("503", "cloud", transient=True)] * 9) as w:
+            w.agent.uploaders[0]._rules = RetryRules(2, 2.0)
+            w.files.change(1)
+            await w.pass_time(300)
+            assert w.reasons.count("retry") > 1
+    assert warned(lines) == ["sync_retries", "sync_retries", "sync_failed"]
