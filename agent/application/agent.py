@@ -6,7 +6,7 @@ retry times, stat pass-+
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -65,6 +65,8 @@ class Agent:
     """What the uploaders met that is no outcome."""
     results_bus: EventBus
     """Where the recorder tells results: the bus itself, but for a single sync, whose requests stay in the process."""
+    unreachable: Collection[str] = ()
+    """Methods that the uploaders could not reach when they were needed last."""
     control: Responder | None = None
     """Who answers questions from outside, where that is switched on."""
 
@@ -120,6 +122,7 @@ class Agent:
             flight=self.flight,
             pass_seconds=s.agent_rescan_seconds,
             before_pass=self._spool_reader.empty,
+            unreachable=self.unreachable,
         )
 
     async def __aenter__(self) -> Self:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from datetime import tzinfo
 
 from agent.application.attempt import Attempt
-from agent.application.memory_push import MemoryPush, Pushed
+from agent.application.memory_push import Forgotten, MemoryPush, Pushed
 from agent.application.progress import limit_standstill
 from agent.application.pushed import Brought, Work
 from agent.application.staging import Staging, what_is_wrong
@@ -80,6 +80,9 @@ class HttpSync:
             async with self._staging.attempt(request, report) as attempt:
                 return await self._sync(attempt)
         except SinkError as error:
+            if isinstance(error, Forgotten):
+                record = await self._ledger.record(self.target)
+                await self._ledger.forget(self.target, list(record.databases))
             raise HTTPSyncError(
                 error.message,
                 HTTP,
@@ -104,7 +107,7 @@ class HttpSync:
         if not await self._staging.copy(attempt, record, also=again):
             return Unchanged(why=attempt.why_nothing(record))
         await self._begin(attempt)
-        work = Work(attempt, self._brought_by(attempt.request.request_id))
+        work = Work(attempt, self._brought_by(attempt.request.request_id), goes_on=record.intent is not None)
         await self._push_all(work, record, offer)
         await self._staging.settle(attempt)
         return await self._outcome(work, record)
@@ -171,7 +174,15 @@ class HttpSync:
                 attempt.report.moved(size * count // rows)
                 moved()
 
-            return await self._push.push(self.target, offer, source, whole=name, moved=passed, arrived=work.brought.add)
+            return await self._push.push(
+                self.target,
+                offer,
+                source,
+                whole=name,
+                goes_on=work.goes_on,
+                moved=passed,
+                arrived=work.brought.add,
+            )
 
     async def _outcome(self, work: Work, record: TargetRecord) -> Delivered | Unchanged:
         """Tell what came of it. A delivery of which everything had to wait is none."""

@@ -1,6 +1,9 @@
 """From a source of memories to a sink: what the target lacks, in batches, each remembered before the next is sent.
 
 While one batch is on its way the next is read and packed; a kill in between repeats one batch, which changes nothing.
+
+A server that has lost what it was given says nothing of it. So a few memories that it should have go along with the
+first batch: where it stores them as new, it has lost them, and all the others.
 """
 
 import asyncio
@@ -12,6 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from agent.domain.errors import SinkError
 from agent.domain.memories import EMBEDDING_LENGTH, Memory, Seen, Tally
 from agent.domain.states import Target
 from agent.ports import Clock, Held, MemoryLedger, MemorySink, MemorySource, Offer, Packed
@@ -25,7 +29,17 @@ MOST_REASONS = 10
 
 ZEROS = f"[{','.join(['0.0'] * EMBEDDING_LENGTH)}]"
 
+PROBES = 3
+"""How many memories that the target has are sent along. Those beside the new ones: they are the youngest."""
+
 MissingEmbedding = Literal["wait", "zero"]
+
+
+class Forgotten(SinkError):  # noqa: N818 - as NoSuchObject: it says the state of the world
+    """The server no longer has what it was given: whoever remembers it as delivered has to forget that."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(f"{location} has lost what it had been given", hint="all of it is sent again", transient=True)
 
 
 def _nothing(_: int) -> None:
@@ -57,16 +71,19 @@ class MemoryPush:
         moved: Callable[[int], None] = _nothing,
         *,
         whole: str = "",
+        goes_on: bool = False,
         arrived: Callable[[int], None] = _nothing,
     ) -> Pushed:
         """Deliver all rows of the source that the target lacks.
 
         `whole` names the database that the source is all of: what is held of it and not there any more is let go.
+        `goes_on`: a push before this one was not finished, so what the target had then is not asked for once more.
         `moved` is told how many rows more are done with, `arrived` how many more the target has that it lacked.
 
-        Raises SinkError and SnapshotError; what was delivered by then is remembered.
+        Raises SinkError and SnapshotError; what was delivered by then is remembered. Raises Forgotten, a SinkError,
+        where the ledger must forget what was delivered to the target before the next push.
         """
-        run, there = _Run(self, target, offer, moved, arrived), _Rows()
+        run, there = _Run(self, target, offer, moved, arrived, probing=not goes_on), _Rows()
         try:
             async with aclosing(source.pages()) as pages:
                 async for page in pages:
@@ -90,7 +107,10 @@ class _Run:
     offer: Offer
     moved: Callable[[int], None]
     arrived: Callable[[int], None]
+    probing: bool
 
+    _probes: frozenset[Seen] = field(default=frozenset(), init=False)
+    _proven: bool = field(default=False, init=False)
     _batch: list[Packed] = field(default_factory=list, init=False)
     _bytes: int = field(default=0, init=False)
     _under_way: asyncio.Task[None] | None = field(default=None, init=False)
@@ -115,9 +135,17 @@ class _Run:
             self._held_anew += await self.push.ledger.hold(self.target, waiting)
         self.moved(len(page) - len(wanted))
         if wanted:
-            async with aclosing(source.read(wanted)) as memories:
+            probes = self._beside(page, lacking, wanted[0]) if self.probing and not self._probes else []
+            self._probes |= frozenset(probes)
+            async with aclosing(source.read([*probes, *wanted])) as memories:
                 async for memory in memories:
                     await self._add(memory)
+
+    def _beside(self, page: Sequence[Seen], lacking: Sequence[Seen], first: Seen) -> list[Seen]:
+        """Return the rows of the page that the target should have and that stand nearest before the first it lacks."""
+        left = frozenset(lacking)
+        there = [seen for seen in page[: page.index(first)] if seen not in left and not self._why_it_waits(seen)]
+        return [seen for seen in there if seen.kind in self.offer.need_embedding][-PROBES:]
 
     async def finish(self) -> None:
         """Send what is left, and see it arrive."""
@@ -171,6 +199,12 @@ class _Run:
 
     async def _store(self, batch: Sequence[Packed]) -> None:
         receipt = await self.push.sink.store(batch)
+        probes = sum(packed.seen in self._probes for packed in batch)
+        if probes and not self._proven:
+            refused_probe = any(batch[at].seen in self._probes for at in receipt.refused)
+            if not receipt.known and not refused_probe:
+                raise Forgotten(self.push.sink.location)
+            self._proven = True
         now = self.push.clock.now()
         refused = [
             Held(seen=batch[at].seen, state="refused", reason=reason, since=now)
@@ -182,10 +216,11 @@ class _Run:
         if refused:
             _count(self._refused, refused)
             self._held_anew += await self.push.ledger.hold(self.target, refused)
+        known = max(receipt.known - probes, 0)
         self._stored += receipt.stored
-        self._known += receipt.known
-        self.arrived(receipt.stored + receipt.known)
-        self.moved(len(batch))
+        self._known += known
+        self.arrived(receipt.stored + known)
+        self.moved(len(batch) - probes)
 
 
 class _Rows:

@@ -29,10 +29,11 @@ class Brought:
 
 @dataclass(slots=True)
 class Work:
-    """One attempt at pushing, database by database."""
+    """One attempt at pushing, database by database. `goes_on`: the one before it was not finished."""
 
     attempt: Attempt
     brought: Brought
+    goes_on: bool = False
     pushed: dict[str, Pushed] = field(default_factory=dict)
 
     @property

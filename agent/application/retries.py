@@ -1,7 +1,7 @@
 """What is tried again by itself: at its time; on a pass every now and then; when a target is back."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import structlog
@@ -34,6 +34,8 @@ class Retries:
     flight: asyncio.Lock
     pass_seconds: float
     before_pass: Callable[[], Awaitable[None]]
+    unreachable: Collection[str]
+    """Methods that could not be reached when they were needed last."""
 
     _reachable: dict[str, bool] = field(default_factory=dict, init=False)
 
@@ -75,8 +77,8 @@ class Retries:
             if not record.failures or name not in failing:
                 self._reachable.pop(name, None)
                 continue
-            before, now = self._reachable.get(name), await self.methods[name].is_available()
-            self._reachable[name] = now
+            before = self._reachable.get(name, False if name in self.unreachable else None)
+            now = self._reachable[name] = await self.methods[name].is_available()
             if before is False and now:
                 _log.info("target_back", method=name, system_id=record.target.system_id)
                 await self.ledger.reset(record.target)

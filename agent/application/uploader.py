@@ -37,7 +37,8 @@ _log = structlog.get_logger()
 
 
 class Uploader:
-    """One method's subscriber. `flight` is the single-flight lock that all uploaders of this agent share.
+    """One method's subscriber. `flight` is the single-flight lock that all uploaders of this agent share, and
+    `unreachable` the names of methods that could not be reached when they were needed last.
 
     `still_at_work_seconds`, a third of the bus's ack wait: how often a message in hand is kept from coming again.
     """
@@ -55,10 +56,12 @@ class Uploader:
         flight: asyncio.Lock,
         after_outcome: Callable[[], None],
         faults: asyncio.Queue[Exception],
+        unreachable: set[str] | None = None,
         still_at_work_seconds: float = 20.0,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.method = method
+        self._unreachable = set() if unreachable is None else unreachable
         self._rules, self._jitter, self._still_at_work = rules, jitter, still_at_work_seconds
         self._bus, self._requests, self._ledger, self._recorder, self._clock = bus, requests, ledger, recorder, clock
         self._flight, self._after_outcome, self._faults = flight, after_outcome, faults
@@ -128,11 +131,16 @@ class Uploader:
 
     async def _attempt(self, request: SyncRequested) -> Delivered | Unchanged:
         if not await self.method.is_available():
+            self._unreachable.add(self.method.name)
+            record = await self._ledger.record(self.method.target)
             raise SyncError(
                 f"{self.method.target.endpoint or 'the store'} cannot be reached",
                 self.method.name,
                 hint=_CURES.get(self.method.name, "") + "the sync follows by itself when it can",
+                # It was there a moment ago: it may be starting anew. Where another method can stand in, that does.
+                transient=bool(_attempts_before(record, request)) and len(request.route) == 1,
             )
+        self._unreachable.discard(self.method.name)
         async with ProgressTeller(self._bus, self._clock, request, self.method.name).open() as report:
             return await self.method.sync(request, report)
 

@@ -117,6 +117,7 @@ async def build(home: Home, identity: Identity, *, single_sync: bool = False) ->
     requests = Requests(identity, bus, ledger)
     methods = sync_methods(settings, home.state, identity, taker, ledger, clock)
     flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue[Exception]()
+    unreachable: set[str] = set()
     return Agent(
         settings=settings,
         identity=identity,
@@ -137,6 +138,7 @@ async def build(home: Home, identity: Identity, *, single_sync: bool = False) ->
                 flight=flight,
                 after_outcome=settled.ring,
                 faults=faults,
+                unreachable=unreachable,
                 still_at_work_seconds=settings.agent_nats_ack_wait_seconds / 3,
             )
             for method in methods.values()
@@ -166,5 +168,6 @@ async def build(home: Home, identity: Identity, *, single_sync: bool = False) ->
         settled=settled,
         faults=faults,
         results_bus=results_bus,
+        unreachable=unreachable,
         control=control,
     )

@@ -166,7 +166,7 @@ def test_a_data_directory_that_comes_goes_and_comes_back_is_followed(machine):
         events.told("succeeded", 2)
         agent.logged("watch_mode", 2, mode="native")
     assert machine.status()["pending"] == []
-    assert machine.manifests[-1]["conversation_count"] == 2
+    assert machine.manifests[-1]["metadata"]["rows"]["reflection"]["conversations_v2"] == 2
 
 
 @CANNOT_BE_CLOSED_TO_ROOT

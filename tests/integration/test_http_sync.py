@@ -12,6 +12,7 @@ import duckdb
 import pytest
 
 from agent import wiring
+from agent.application.memory_push import PROBES
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Identity
 from agent.settings import Settings
@@ -138,7 +139,7 @@ async def test_new_rows_alone_are_sent(rig):
     assert rig.batches == [500, 200]
     rig.make(50, start=700)
     result = await rig.sync()
-    assert (rig.batches[2:], result.memories) == ([50], 50)
+    assert (rig.batches[2:], result.memories) == ([50 + PROBES], 50)
 
 
 async def test_counting_an_access_is_no_news_for_akosha(rig):
@@ -331,3 +332,19 @@ async def test_what_is_asked_for_alone_is_pushed_alone(rig):
     assert set(rig.akosha.types()) == {"entity"}
     await rig.sync()
     assert rig.akosha.types()["conversation"] == 13
+
+
+async def test_an_akosha_that_has_lost_what_it_had_is_given_all_of_it_again(rig):
+    """As one that keeps it in memory has after a restart. It is found out when there is something new to tell it."""
+    rig.use("first")
+    rig.settings["max_retries"] = 3
+    await rig.sync()
+    rig.akosha.stop()
+    rig.akosha.forget()
+    rig.akosha.start()
+    rig.make(1)
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    conversations, reflections, entities = WITH_EMBEDDING["first"]
+    assert rig.akosha.types() == {"conversation": conversations + 1, "reflection": reflections, "entity": entities}
+    assert len(rig.akosha.rows()) == result.memories

@@ -60,8 +60,9 @@ async def test_batches_are_full_over_the_ends_of_pages(tmp_path):
 async def test_what_was_delivered_is_neither_read_whole_nor_sent_again(tmp_path):
     async with world(tmp_path) as w:
         await w.deliver(*some(10))
-        pushed = await w.deliver(*some(10), memory("new"))
-        assert (w.sizes[3:], pushed.delivered, w.source.read_rows) == ([1], 1, 1)
+        assert (await w.deliver(*some(10))).delivered == w.source.read_rows == 0
+        pushed = await w.deliver(*some(10), memory("new"), page_rows=500)
+        assert (w.sizes[3:], pushed.delivered, pushed.known) == ([1 + memory_push.PROBES], 1, 0)
 
 
 async def test_each_target_has_its_own(tmp_path):
@@ -211,3 +212,27 @@ async def test_reasons_without_number_are_counted_together(tmp_path):
         w.sink.refuse = {f":conversation-{n}:": f"reason {n}" for n in range(40)}
         pushed = await w.deliver(*some(40))
         assert (len(pushed.refused), sum(pushed.refused.values())) == (memory_push.MOST_REASONS + 1, 40)
+
+
+async def test_a_server_that_has_lost_what_it_was_given_is_found_out_with_the_first_batch(tmp_path):
+    async with world(tmp_path, batch_size=50) as w:
+        await w.deliver(*some(10))
+        w.sink.stored.clear()
+        with pytest.raises(memory_push.Forgotten, match="all of it is sent again") as raised:
+            await w.deliver(*some(10), memory("new"), page_rows=500)
+        assert raised.value.transient
+
+
+async def test_a_server_that_has_lost_one_memory_has_not_lost_all(tmp_path):
+    async with world(tmp_path, batch_size=50) as w:
+        await w.deliver(*some(10))
+        del w.sink.stored[memory_id(TARGET.system_id, memory(9).seen)]
+        assert (await w.deliver(*some(10), memory("new"), page_rows=500)).stored == 2
+
+
+async def test_what_a_server_refused_is_no_proof_that_it_has_lost_the_rest(tmp_path):
+    async with world(tmp_path, batch_size=50) as w:
+        w.sink.refuse = {"conversation-1:": "odd"}
+        await w.deliver(*some(2))
+        w.sink.stored.clear()
+        assert (await w.deliver(memory(1), memory("new"), page_rows=500)).stored == 1

@@ -109,12 +109,14 @@ class Http:
     async def health(self) -> str | None:
         """Return the version that the origin's /health tells, "" where it tells none; None where it is not healthy.
 
-        Healthy is what answers 200 with JSON.
+        Healthy is what answers 200 with JSON; and what wants to know who asks, so that the handshake can tell the cure.
         """
         request = self._client.build_request("GET", f"{self._place.origin}/health")
         try:
             response = await self._client.send(request, stream=True)
             try:
+                if response.status_code in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
+                    return ""
                 if response.status_code != httpx2.codes.OK:
                     return None
                 told = messages.parsed(await messages.whole(response, self._place, _REFUSAL_BYTES), self._place)

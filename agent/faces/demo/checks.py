@@ -78,6 +78,7 @@ async def examine(bucket: Path, scratch: Path, wrote: Tally) -> list[Check]:
             [wrong for upload in uploads for wrong in _other_rows(upload, opened[upload.folder.name])],
             "counted before the upload and after it",
         ),
+        await asyncio.to_thread(_remembered, uploads, wrote),
         *(_same(table, wrote[table], newest) for tables in shape.TABLES.values() for table in tables),
     ]
 
@@ -120,6 +121,18 @@ def _read(bucket: Path) -> tuple[list[Upload], list[str]]:
 
 def _unpack(uploads: Sequence[Upload], scratch: Path) -> list[str]:
     return [wrong for upload in uploads for wrong in upload.unpack(scratch / upload.folder.name)]
+
+
+def _remembered(uploads: Sequence[Upload], wrote: Tally) -> Check:
+    """See that each row is in the memories of some upload: what is new, or changed, since the one before."""
+    rows: set[tuple[str, str]] = set()
+    try:
+        for upload in uploads:
+            rows |= upload.remembered()
+    except (WireError, OSError) as error:
+        return Check("memories.json: every row", ok=False, detail=str(error))
+    wanted = sum(content.rows for content in wrote.values())
+    return Check("memories.json: every row", ok=len(rows) == wanted, detail=f"{len(rows)} = {wanted}, over all uploads")
 
 
 def _halves(tally: Tally) -> list[str]:
