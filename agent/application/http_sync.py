@@ -59,6 +59,7 @@ class HttpSync:
         self._push, self._taker, self._reader, self._ledger = push, taker, reader, ledger
         self._clock, self._zone, self._standstill_seconds = clock, zone, standstill_seconds
         self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=False)
+        self._proven_session = 0
         self._brought = Brought("", 0)
 
     @property
@@ -107,10 +108,22 @@ class HttpSync:
         if not await self._staging.copy(attempt, record, also=again):
             return Unchanged(why=attempt.why_nothing(record))
         await self._begin(attempt)
-        work = Work(attempt, self._brought_by(attempt.request.request_id), goes_on=record.intent is not None)
+        work = Work(attempt, self._brought_by(attempt.request.request_id), probing=self._may_have_lost(record))
         await self._push_all(work, record, offer)
+        self._proven_session = self._sink.sessions
         await self._staging.settle(attempt)
         return await self._outcome(work, record)
+
+    def _may_have_lost(self, record: TargetRecord) -> bool:
+        """Say whether the server may be another run of it than the one that was given things last.
+
+        Within a session it is the same. In a new process nobody knows; but where the last one was killed in the middle
+        of a push, and no trouble with the server is on record, a batch that comes twice is enough.
+        """
+        if self._proven_session == self._sink.sessions:
+            return False
+        killed = record.intent is not None and not record.attempts and not record.failures
+        return not (killed and self._proven_session == 0)
 
     def _brought_by(self, request_id: str) -> Brought:
         if self._brought.request_id != request_id:
@@ -179,7 +192,7 @@ class HttpSync:
                 offer,
                 source,
                 whole=name,
-                goes_on=work.goes_on,
+                probing=work.probing,
                 moved=passed,
                 arrived=work.brought.add,
             )

@@ -146,11 +146,8 @@ class Ingest:
             raise WireError(f"{told.key} is not there, and its manifest tells of it", transient=True) from error
 
     async def _push(self, manifest: Manifest, offer: Offer, source: MemorySource) -> Tally:
-        # What Akosha should have already is not in a delta: there is nothing to ask after.
         async with self._moving() as moved:
-            return await self.push.push(
-                self.target(manifest.system_id), offer, source, lambda _count: moved(), goes_on=True
-            )
+            return await self.push.push(self.target(manifest.system_id), offer, source, lambda _count: moved())
 
     @asynccontextmanager
     async def _moving(self) -> AsyncIterator[Callable[[], None]]:

@@ -2,8 +2,8 @@
 
 While one batch is on its way the next is read and packed; a kill in between repeats one batch, which changes nothing.
 
-A server that has lost what it was given says nothing of it. So a few memories that it should have go along with the
-first batch: where it stores them as new, it has lost them, and all the others.
+A server that has lost what it was given says nothing of it. So, in a new session, a few memories that it should have go
+along with the first batch: where it stores them as new, it has lost them, and all the others.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ MOST_REASONS = 10
 ZEROS = f"[{','.join(['0.0'] * EMBEDDING_LENGTH)}]"
 
 PROBES = 3
-"""How many memories that the target has are sent along. Those beside the new ones: they are the youngest."""
+"""How many memories that the target should have are sent along. Those beside the new ones: they are the youngest."""
 
 MissingEmbedding = Literal["wait", "zero"]
 
@@ -71,19 +71,19 @@ class MemoryPush:
         moved: Callable[[int], None] = _nothing,
         *,
         whole: str = "",
-        goes_on: bool = False,
+        probing: bool = False,
         arrived: Callable[[int], None] = _nothing,
     ) -> Pushed:
         """Deliver all rows of the source that the target lacks.
 
         `whole` names the database that the source is all of: what is held of it and not there any more is let go.
-        `goes_on`: a push before this one was not finished, so what the target had then is not asked for once more.
+        `probing`: the server may have lost what it was given, for it may be another run of it than it was.
         `moved` is told how many rows more are done with, `arrived` how many more the target has that it lacked.
 
         Raises SinkError and SnapshotError; what was delivered by then is remembered. Raises Forgotten, a SinkError,
         where the ledger must forget what was delivered to the target before the next push.
         """
-        run, there = _Run(self, target, offer, moved, arrived, probing=not goes_on), _Rows()
+        run, there = _Run(self, target, offer, moved, arrived, probing=probing), _Rows()
         try:
             async with aclosing(source.pages()) as pages:
                 async for page in pages:
@@ -110,7 +110,6 @@ class _Run:
     probing: bool
 
     _probes: frozenset[Seen] = field(default=frozenset(), init=False)
-    _proven: bool = field(default=False, init=False)
     _batch: list[Packed] = field(default_factory=list, init=False)
     _bytes: int = field(default=0, init=False)
     _under_way: asyncio.Task[None] | None = field(default=None, init=False)
@@ -145,7 +144,8 @@ class _Run:
         """Return the rows of the page that the target should have and that stand nearest before the first it lacks."""
         left = frozenset(lacking)
         there = [seen for seen in page[: page.index(first)] if seen not in left and not self._why_it_waits(seen)]
-        return [seen for seen in there if seen.kind in self.offer.need_embedding][-PROBES:]
+        # A tool of a kind's own may not say that it has one already.
+        return [seen for seen in there if seen.kind == "conversation"][-PROBES:]
 
     async def finish(self) -> None:
         """Send what is left, and see it arrive."""
@@ -198,13 +198,14 @@ class _Run:
             done.result()
 
     async def _store(self, batch: Sequence[Packed]) -> None:
+        sessions = self.push.sink.sessions
         receipt = await self.push.sink.store(batch)
-        probes = sum(packed.seen in self._probes for packed in batch)
-        if probes and not self._proven:
-            refused_probe = any(batch[at].seen in self._probes for at in receipt.refused)
-            if not receipt.known and not refused_probe:
-                raise Forgotten(self.push.sink.location)
-            self._proven = True
+        if self.push.sink.sessions != sessions:
+            # What it was given a moment ago may be gone: nothing is remembered before that was looked after.
+            raise SinkError(f"{self.push.sink.location} was started anew in the middle", transient=True)
+        probes = {at for at, packed in enumerate(batch) if packed.seen in self._probes}
+        if probes and not probes & (receipt.there | receipt.refused.keys()):
+            raise Forgotten(self.push.sink.location)
         now = self.push.clock.now()
         refused = [
             Held(seen=batch[at].seen, state="refused", reason=reason, since=now)
@@ -216,11 +217,11 @@ class _Run:
         if refused:
             _count(self._refused, refused)
             self._held_anew += await self.push.ledger.hold(self.target, refused)
-        known = max(receipt.known - probes, 0)
+        known = len(receipt.there - probes)
         self._stored += receipt.stored
         self._known += known
         self.arrived(receipt.stored + known)
-        self.moved(len(batch) - probes)
+        self.moved(len(batch) - len(probes))
 
 
 class _Rows:

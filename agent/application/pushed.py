@@ -29,11 +29,11 @@ class Brought:
 
 @dataclass(slots=True)
 class Work:
-    """One attempt at pushing, database by database. `goes_on`: the one before it was not finished."""
+    """One attempt at pushing, database by database. `probing`: the server may have lost things."""
 
     attempt: Attempt
     brought: Brought
-    goes_on: bool = False
+    probing: bool = False
     pushed: dict[str, Pushed] = field(default_factory=dict)
 
     @property

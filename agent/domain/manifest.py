@@ -19,6 +19,7 @@ from agent.domain.errors import NamingError, WireError
 VERSION = "1.0"
 SYSTEM_TYPE = "session-buddy"
 MAX_CONVERSATIONS = 1_000_000
+LONGEST_NAME_BYTES = 255
 MAX_TOTAL_BYTES = 100_000_000_000
 """What Akosha's schema takes at most: the figures stop there, the upload does not."""
 
@@ -61,6 +62,8 @@ class Part:
         # A name becomes a path when it is restored: only a database's own file names may come in.
         if database_of(self.name) != self.database:
             raise WireError(f"part {self.name!r} is not a file of database {self.database!r}")
+        if len(self.name.encode()) > LONGEST_NAME_BYTES:
+            raise WireError(f"part {self.name[:80]!r}... has a name that no file can have")
         if self.compression not in get_args(Compression) or self.origin not in get_args(Origin):
             raise WireError(
                 f"part {self.name!r}: {self.compression!r} or {self.origin!r} is unknown", hint="update akosha-agent"

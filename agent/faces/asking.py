@@ -20,6 +20,11 @@ from agent.wiring import Home, build
 LOOK_SECONDS = 0.1
 WITHDRAW_SECONDS = 5.0
 
+REACT = "react"
+"""A holder of the state directory that does no syncs, and reads no notes."""
+
+APART = "an agent and a reactor on one machine need a --state-dir each"
+
 _log = structlog.get_logger()
 
 Hear = Callable[[SyncProgress], None]
@@ -89,6 +94,10 @@ class Asking:
                             note = ""
                         return await self._here(hear)
                 except AlreadyRunning as holder:
+                    if holder.command == REACT:
+                        raise AlreadyRunning(
+                            holder.message, pid=holder.pid, command=holder.command, hint=APART
+                        ) from holder
                     waits(holder)
                     if not note:
                         note = await self._leave_note()

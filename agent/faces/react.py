@@ -10,6 +10,7 @@ import typer
 from agent.application.reactor import Reactor, Summary
 from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, SettingsError
 from agent.domain.naming import check_system_id
+from agent.faces.asking import APART, REACT
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.react import reacting
@@ -76,14 +77,14 @@ def _check(settings: Settings, systems: Collection[str]) -> None:
 @contextmanager
 def _held(home: Home) -> Iterator[None]:
     try:
-        with home.lock("react"):
+        with home.lock(REACT):
             yield
     except AlreadyRunning as error:
         raise AlreadyRunning(
             error.message,
             pid=error.pid,
             command=error.command,
-            hint="stop that one first; an agent and a reactor on one machine need a --state-dir each",
+            hint=f"stop that one first; {APART}",
         ) from error
 
 

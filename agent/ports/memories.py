@@ -57,14 +57,19 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """What became of one batch: how many were `stored`, how many were there already, and why others were refused.
+    """What became of one batch: how many were `stored`, which were there already, and why others were refused.
 
-    `refused` maps the position in the batch to the server's reason.
+    `there` are positions in the batch, and `refused` maps positions to the server's reason.
     """
 
     stored: int
-    known: int
+    there: frozenset[int] = frozenset()
     refused: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def known(self) -> int:
+        """How many were there already."""
+        return len(self.there)
 
 
 class MemorySink(Protocol):
@@ -78,6 +83,11 @@ class MemorySink(Protocol):
     @property
     def bytes_sent(self) -> int:
         """Bytes of requests that were sent so far, since it was made."""
+        ...
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions were begun, since it was made. Within one, the server keeps what it was given."""
         ...
 
     @property

@@ -141,3 +141,14 @@ def test_a_bucket_that_is_missing_in_the_settings_and_a_state_directory_in_use_a
     reactor.set(cloud_endpoint=None)
     done = reactor.call("react", "--state-dir", str(reactor.state), places=False)
     assert (done.code, "akosha_cloud_bucket" in done.err) == (2, True)
+
+
+def test_a_sync_beside_a_reactor_in_the_same_state_directory_is_told_so_and_does_not_wait(tmp_path):
+    machine = Machine(tmp_path)
+    machine.write(commits=1)
+    with machine.started("react", "--state-dir", str(machine.state), places=False) as reactor:
+        reactor.logged("reactor_started")
+        told = machine.call("sync")
+        assert (told.code, told.out) == (1, "")
+        assert "need a --state-dir each" in told.err
+        assert reactor.stop() == 0

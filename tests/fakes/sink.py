@@ -33,6 +33,7 @@ class MemorySink:
         self.bytes_sent = 0
         self.closed = 0
         self.health_version = ""
+        self.sessions = 1
 
     async def is_available(self) -> bool:
         self.events.append("is_available")
@@ -57,11 +58,11 @@ class MemorySink:
             raise failure
         self.batches.append([packed.memory_id for packed in batch])
         self.bytes_sent += sum(len(packed.body) for packed in batch)
-        stored = known = 0
+        stored, there = 0, set()
         refused = {}
         for position, packed in enumerate(batch):
             if packed.memory_id in self.stored:
-                known += 1
+                there.add(position)
             elif why := self._complaint(packed):
                 refused[position] = why
             else:
@@ -70,7 +71,7 @@ class MemorySink:
         if self.lose_answers:
             self.lose_answers -= 1
             raise SinkError(f"{self.location}: the connection was closed", transient=True)
-        return Receipt(stored=stored, known=known, refused=refused)
+        return Receipt(stored=stored, there=frozenset(there), refused=refused)
 
     async def aclose(self) -> None:
         self.closed += 1

@@ -309,3 +309,11 @@ def test_damage_anywhere_is_a_manifest_or_a_wire_error_never_anything_else(junk,
     data = WHOLE.encode()
     with suppress(WireError):
         Manifest.decode(data[:at] + junk + data[at + len(junk) :])
+
+
+def test_a_name_that_no_file_can_have_is_refused():
+    """It would become a path when it is read or restored."""
+    [part] = [p for p in parts("knowledge_graph") if p.name == "knowledge_graph.duckdb"]
+    name = f"knowledge_graph_{'x' * 250}"
+    with pytest.raises(WireError, match="no file can have"):
+        replace(part, database=name, name=f"{name}.duckdb")

@@ -27,10 +27,10 @@ class World:
         rules = {"batch_size": 4, "missing_embedding": "wait", **rules}
         self.push = MemoryPush(sink=self.sink, ledger=self.memories, clock=ManualClock(values.NOON), **rules)
 
-    async def deliver(self, *memories, target=TARGET, **how):
+    async def deliver(self, *memories, target=TARGET, probing=False, **how):
         source = ListedMemories(memories, **how)
         self.source = source
-        return await self.push.push(target, await self.sink.connect(), source)
+        return await self.push.push(target, await self.sink.connect(), source, probing=probing)
 
     @property
     def sizes(self) -> list[int]:
@@ -62,7 +62,7 @@ async def test_what_was_delivered_is_neither_read_whole_nor_sent_again(tmp_path)
         await w.deliver(*some(10))
         assert (await w.deliver(*some(10))).delivered == w.source.read_rows == 0
         pushed = await w.deliver(*some(10), memory("new"), page_rows=500)
-        assert (w.sizes[3:], pushed.delivered, pushed.known) == ([1 + memory_push.PROBES], 1, 0)
+        assert (w.sizes[3:], pushed.delivered, w.source.read_rows) == ([1], 1, 1)
 
 
 async def test_each_target_has_its_own(tmp_path):
@@ -219,7 +219,7 @@ async def test_a_server_that_has_lost_what_it_was_given_is_found_out_with_the_fi
         await w.deliver(*some(10))
         w.sink.stored.clear()
         with pytest.raises(memory_push.Forgotten, match="all of it is sent again") as raised:
-            await w.deliver(*some(10), memory("new"), page_rows=500)
+            await w.deliver(*some(10), memory("new"), page_rows=500, probing=True)
         assert raised.value.transient
 
 
@@ -227,7 +227,8 @@ async def test_a_server_that_has_lost_one_memory_has_not_lost_all(tmp_path):
     async with world(tmp_path, batch_size=50) as w:
         await w.deliver(*some(10))
         del w.sink.stored[memory_id(TARGET.system_id, memory(9).seen)]
-        assert (await w.deliver(*some(10), memory("new"), page_rows=500)).stored == 2
+        pushed = await w.deliver(*some(10), memory("new"), page_rows=500, probing=True)
+        assert (w.sizes[-1], pushed.stored, pushed.known) == (1 + memory_push.PROBES, 2, 0)
 
 
 async def test_what_a_server_refused_is_no_proof_that_it_has_lost_the_rest(tmp_path):
@@ -235,4 +236,24 @@ async def test_what_a_server_refused_is_no_proof_that_it_has_lost_the_rest(tmp_p
         w.sink.refuse = {"conversation-1:": "odd"}
         await w.deliver(*some(2))
         w.sink.stored.clear()
-        assert (await w.deliver(memory(1), memory("new"), page_rows=500)).stored == 1
+        assert (await w.deliver(memory(1), memory("new"), page_rows=500, probing=True)).stored == 1
+
+
+async def test_a_server_that_is_started_anew_in_the_middle_is_looked_after_before_anything_is_remembered(tmp_path):
+    async with world(tmp_path, batch_size=4) as w:
+        store = w.sink.store
+
+        async def store_in_another_session(batch):
+            w.sink.sessions += len(w.sink.batches) == 1
+            if w.sink.sessions > 1:
+                w.sink.stored.clear()
+            return await store(batch)
+
+        w.sink.store = store_in_another_session
+        with pytest.raises(SinkError, match="started anew") as raised:
+            await w.deliver(*some(12))
+        assert raised.value.transient
+        assert (await w.memories.standing(TARGET)).delivered == 4
+        w.sink.store = store
+        with pytest.raises(memory_push.Forgotten):
+            await w.deliver(*some(12), page_rows=500, probing=True)

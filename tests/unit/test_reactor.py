@@ -55,6 +55,8 @@ class Shelf:
     async def is_available(self) -> bool:
         return self.down is None
 
+    sessions = 1
+
     async def connect(self) -> Offer:
         if self.down:
             raise self.down
@@ -70,10 +72,11 @@ class Shelf:
             at: "too long" for at, packed in enumerate(batch) if self.refuses and self.refuses in packed.memory_id
         }
         taken = [packed.memory_id for at, packed in enumerate(batch) if at not in refused]
+        there = {at for at, packed in enumerate(batch) if at not in refused and packed.memory_id in self.rows}
         new = [each for each in taken if each not in self.rows]
         self.rows |= dict.fromkeys(new, "")
         self.stored.append(taken)
-        return Receipt(stored=len(new), known=len(taken) - len(new), refused=refused)
+        return Receipt(stored=len(new), there=frozenset(there), refused=refused)
 
     async def aclose(self) -> None:
         pass

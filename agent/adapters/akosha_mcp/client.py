@@ -52,6 +52,8 @@ class Client:
         self._ids = itertools.count(1)
         self.bytes_sent = 0
         self.health_version = ""
+        self.sessions = 0
+        """How many were begun: another one may be with another run of the server."""
 
     async def healthy(self) -> bool:
         """Say within 0.9 s whether the server is up. Never raises."""
@@ -71,7 +73,21 @@ class Client:
             async with self._beginning:
                 if self._session is None:
                     self._session = await self._begin()
+                    self.sessions += 1
         return self._session
+
+    async def living_session(self) -> Session:
+        """Return a session that the server still knows. Raises SinkError."""
+        session = self._session
+        if session is None:
+            return await self.session()
+        try:
+            await self._request("ping", [b"{}"], session.headers, min(self._silence, HANDSHAKE_SECONDS))
+        except SessionGone:
+            self._forget(session)
+        except Rejected:
+            return session  # it does not know the question, and knows who asks
+        return await self.session()
 
     async def call(self, tool: str, arguments: Sequence[bytes]) -> ToolResult:
         """Call a tool, its arguments JSON in pieces. If the session is gone, begin another and call once more.

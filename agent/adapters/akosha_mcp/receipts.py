@@ -28,21 +28,21 @@ def of_batch(result: ToolResult, ids: Sequence[str], place: Place) -> Receipt:
     if not isinstance(failures, list):
         raise errors.garbled(place, "the answer does not name what was not stored")
     _check_numbers(data, len(ids), len(failures), place)
-    refused, known = _failures(failures, ids, place)
+    refused, there = _failures(failures, ids, place)
     _check_fault(refused, len(ids), place)
-    return Receipt(stored=len(ids) - known - len(refused), known=known, refused=refused)
+    return Receipt(stored=len(ids) - len(there) - len(refused), there=frozenset(there), refused=refused)
 
 
 def of_one(result: ToolResult, memory_id: str, place: Place) -> Receipt:
     """Return what became of one memory that went by a tool of its kind. Raises SinkError for the server's trouble."""
     why = _complaint(result)
     if not why:
-        return Receipt(stored=1, known=0)
+        return Receipt(stored=1)
     if reasons.is_known(why, memory_id):
-        return Receipt(stored=0, known=1)
+        return Receipt(stored=0, there=frozenset({0}))
     if reasons.is_passing(why):
         raise errors.trouble(place, place.words(why))
-    return Receipt(stored=0, known=0, refused={0: _reason(why, memory_id, place)})
+    return Receipt(stored=0, refused={0: _reason(why, memory_id, place)})
 
 
 def _refused_whole(place: Place, why: str) -> SinkError:
@@ -59,12 +59,13 @@ def _check_numbers(data: Message, total: int, failures: int, place: Place) -> No
             raise errors.garbled(place, f"the answer does not add up: {name} is not {expected}")
 
 
-def _failures(failures: Sequence[object], ids: Sequence[str], place: Place) -> tuple[dict[int, str], int]:
-    """Return position -> why for what was not stored, and how many were there already."""
+def _failures(failures: Sequence[object], ids: Sequence[str], place: Place) -> tuple[dict[int, str], set[int]]:
+    """Return position -> why for what was not stored, and the positions of what was there already."""
     positions: dict[object, list[int]] = defaultdict(list)
     for position, sent in enumerate(ids):
         positions[sent].append(position)
-    refused, known = {}, 0
+    refused: dict[int, str] = {}
+    there: set[int] = set()
     for failure in failures:
         told: Message = failure if isinstance(failure, dict) else {}
         memory_id = told.get("memory_id")
@@ -72,10 +73,10 @@ def _failures(failures: Sequence[object], ids: Sequence[str], place: Place) -> t
             raise errors.garbled(place, "the answer names what was not sent")
         position, why = positions[memory_id].pop(), str(told.get("error"))
         if reasons.is_known(why, memory_id):
-            known += 1
+            there.add(position)
         else:
             refused[position] = _reason(why, memory_id, place)
-    return refused, known
+    return refused, there
 
 
 def _check_fault(refused: dict[int, str], total: int, place: Place) -> None:

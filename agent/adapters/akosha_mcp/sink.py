@@ -46,6 +46,10 @@ class AkoshaSink:
         return self._client.bytes_sent
 
     @property
+    def sessions(self) -> int:
+        return self._client.sessions
+
+    @property
     def health_version(self) -> str:
         return self._client.health_version
 
@@ -53,7 +57,7 @@ class AkoshaSink:
         return await self._client.healthy()
 
     async def connect(self) -> Offer:
-        return (await self._client.session()).menu.offer
+        return (await self._client.living_session()).menu.offer
 
     def pack(self, memory: Memory, system_id: str) -> Packed:
         return pack(memory, system_id)
@@ -156,17 +160,17 @@ class _Done:
     """What has become of a batch so far."""
 
     stored: int = 0
-    known: int = 0
+    there: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
 
     @property
     def taken(self) -> int:
-        return self.stored + self.known
+        return self.stored + len(self.there)
 
     def add(self, receipt: Receipt, items: Sequence[Placed]) -> None:
         self.stored += receipt.stored
-        self.known += receipt.known
+        self.there |= {items[at][0] for at in receipt.there}
         self.refused.update({items[at][0]: why for at, why in receipt.refused.items()})
 
     def receipt(self) -> Receipt:
-        return Receipt(stored=self.stored, known=self.known, refused=self.refused)
+        return Receipt(stored=self.stored, there=frozenset(self.there), refused=self.refused)
