@@ -4,9 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 3
-# What a second interpreter may change: pure code, tasks and sockets, one `run` with all it does, the built wheel.
-ALSO   := tests/unit tests/integration/test_nats_cancelling.py tests/integration/test_akosha_mcp.py \
-          tests/integration/test_memory_reader.py tests/e2e/test_run.py tests/e2e/test_wheel.py
+# What a second interpreter may change: pure code, tasks and sockets, the built wheel.
+ALSO   := tests/unit tests/integration/test_nats_cancelling.py tests/integration/test_akosha_mcp.py tests/e2e/test_wheel.py
 
 # The server as it is on PyPI, with an interpreter of its own: it wants a newer one, and other versions of what we use.
 AKOSHA         := .venv-interop

@@ -53,16 +53,11 @@ def kill_and_restart(machine: KillableMachine, point: str) -> None:
         "owe:before",
         "owe:after",
         "begin:before",
-        "begin:after",
-        "put-file:before",
+        "begin:after",  # and so on: before the next is after this one
         "put-file:after",
-        "put-manifest:before",
         "put-manifest:after",
-        "deliver:before",
         "deliver:after",
-        "publish:before",
         "publish:after",
-        "confirm:before",
         "confirm:after",
     ],
 )
@@ -102,7 +97,7 @@ def test_staged_copies_of_a_killed_run_are_gone_after_the_next(machine):
     assert not any(path.is_file() for path in (machine.state / "staging").rglob("*"))
 
 
-@pytest.mark.parametrize("point", ["count_attempt:before", "count_attempt:after", "give_up:before", "give_up:after"])
+@pytest.mark.parametrize("point", ["count_attempt:after", "give_up:after"])
 def test_a_kill_while_the_bucket_fails_leaves_the_databases_owed(machine, point):
     """A file where the bucket's directory should be: every put fails until it is gone."""
     machine.bucket.mkdir()

@@ -17,7 +17,7 @@ from tests.servers.nats import NatsServer, delete_streams, running_nats
 
 pytestmark = pytest.mark.long
 
-ROUNDS = 30
+ROUNDS = 20
 SEED = 7
 UPLOAD_SECONDS = 0.6
 """About how long a change takes to be uploaded: the moment of the misfortune is drawn from it."""

@@ -34,12 +34,14 @@ class Rig:
     """One machine, one bucket in memory, and single syncs over them. `memories`: the databases have any."""
 
     def __init__(self, tmp_path: Path, monkeypatch, *, memories: bool = False) -> None:
-        self.data, self.tmp_path = tmp_path / "data", tmp_path
+        self.data, self.tmp_path, self.verify = tmp_path / "data", tmp_path, False
         self.kept = MemoryStore()
         self.store = FaultyStore(self.kept)
         monkeypatch.setattr(methods, "object_store", lambda _: self.store)
-        if not memories:
+        if not memories:  # then neither is a copy read through: children that start take most of the time
             monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda: ListedReader(defaultdict(list)))
+            taker = wiring.DuckdbSnapshotTaker
+            monkeypatch.setattr(wiring, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=self.verify, **how))
         session_buddy.create(self.data, commits=30, entities=6)
         self.settings = {"retry_backoff_seconds": 0.05, "enable_fallback": False}
 
@@ -125,6 +127,7 @@ def remembering(tmp_path, monkeypatch):
 
 
 async def test_the_first_upload_is_whole_and_its_manifest_came_last(rig):
+    rig.verify = True
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
     memories, last = rig.store.keys("put")[-2:]
@@ -147,6 +150,7 @@ async def test_a_second_sync_without_a_change_sends_nothing_and_asks_for_nothing
 
 
 async def test_an_unchanged_database_is_copied_by_the_store(rig):
+    rig.verify = True
     await rig.sync()
     rig.commit("reflection")
     result = await rig.sync()
@@ -384,6 +388,7 @@ async def test_cancelled_in_the_middle_no_manifest_and_no_copy_remains(rig):
 
 async def test_a_change_during_an_upload_is_the_next_uploads(rig):
     """The snapshot is what goes up; its fingerprint is from before, so the change shows afterwards."""
+    rig.verify = True
     reached = rig.store.stall("put", key="manifest.json")
     task = asyncio.create_task(rig.sync())
     async with asyncio.timeout(30):
@@ -484,6 +489,7 @@ async def test_a_ledger_that_cannot_be_written_ends_a_single_sync_with_its_error
 
 
 async def test_rows_that_could_not_be_counted_are_not_told_from_before(rig):
+    rig.verify = True
     await rig.sync()
     main = rig.data / "reflection.duckdb"
     data = bytearray(main.read_bytes())
@@ -638,6 +644,7 @@ async def test_an_upload_overtaken_by_a_change_delivers_none_of_its_memories(rem
 
 
 async def test_memories_that_cannot_be_put_make_no_upload(rig):
+    rig.verify = True
     rig.store.fail("put", StoreError("403"), key="memories.json")
     assert isinstance(await rig.sync(), SyncFailed)
     assert rig.manifests == []
@@ -658,6 +665,7 @@ async def test_from_an_emptied_bucket_or_with_a_lost_ledger_all_memories_are_sen
 
 
 async def test_markers_of_an_ingestion_are_written_when_the_upload_is_whole(rig):
+    rig.verify = True
     rig.settings["ingestion_markers"] = True
     rig.store.fail("put", StoreError("InvalidArgument: a key cannot end in /"), key="/")
     result = await rig.sync()
