@@ -5,11 +5,13 @@ import signal
 
 import pytest
 
+from agent.application.memory_push import PROBES
 from agent.domain.memories import EMBEDDING_LENGTH
 from tests.bench.http_push import add
 from tests.fakes import machine as machines
 from tests.fakes.machine import Machine
 from tests.fakes.session_buddy import REFLECTION
+from tests.interop.real import running_akosha
 
 # What their README counts: rows with an embedding, rows without, relationships.
 STATES = {
@@ -189,7 +191,7 @@ def test_akosha_is_killed_in_the_middle_and_everything_arrives_once(tmp_path, ke
         agent.logged("sync_succeeded")
     rows = kept_akosha.rows(system_id)
     assert len(rows) == len({row.text for row in rows}) == count
-    assert kept_akosha.repeated <= batch
+    assert kept_akosha.repeated <= batch + PROBES
     assert account(machine)["delivered"] == count
     assert machine.sync("--method", "http")["outcome"] == "skipped"
 
@@ -229,3 +231,16 @@ def test_twenty_thousand_memories_arrive_and_fifty_more_are_one_batch(machine, a
     assert machine.sync("--method", "http")["memories"] == 50
     assert akosha.batches == batches + 1
     assert len(akosha.rows(system_id)) == 20_050
+
+
+def test_an_akosha_that_kept_nothing_over_its_restart_is_given_all_of_it_again(machine, akosha_python, tmp_path):
+    """As 0.11.0 does by itself: its rows are in memory."""
+    with running_akosha(tmp_path / "akosha") as akosha:
+        machine.set(http_endpoint=akosha.url, system_id="forgotten", retry_backoff_seconds=0.2)
+        add(machine.data / REFLECTION, 0, 60)
+        assert machine.sync("--method", "http")["memories"] == 60
+        akosha.restart()
+        assert akosha.rows("forgotten") == []
+        add(machine.data / REFLECTION, 60, 5)
+        assert machine.sync("--method", "http")["success"]
+        assert len(akosha.rows("forgotten")) == 65
