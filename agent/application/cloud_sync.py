@@ -8,8 +8,8 @@ memories   those rows of it that the bucket lacks
 upload     send, copy, carry; then the memories, and the manifest last
 """
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 
 import structlog
 
@@ -17,7 +17,7 @@ from agent import __version__
 from agent.application.attempt import Attempt
 from agent.application.ingestion_markers import IngestionMarkers
 from agent.application.memory_delta import Delta, MemoryDelta
-from agent.application.progress import limit_standstill
+from agent.application.progress import keep_moving
 from agent.application.recorder import succeeded
 from agent.application.staging import Staging, what_is_wrong
 from agent.application.upload import Gone, Upload
@@ -116,20 +116,8 @@ class CloudSync:
             result=succeeded(manifest, method=CLOUD, location=self._store.location),
         )
 
-    @asynccontextmanager
-    async def _moving(self) -> AsyncIterator[Callable[[], None]]:
-        """Limit the time without progress in the block, and say which setting does."""
-        try:
-            async with limit_standstill(self._standstill_seconds) as moved:
-                yield moved
-        except TimeoutError as error:
-            raise CloudUploadError(
-                f"{self._store.location}: nothing moved for {self._standstill_seconds:g} s",
-                CLOUD,
-                error,
-                transient=True,
-                hint="akosha_upload_timeout_seconds sets the limit",
-            ) from error
+    def _moving(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        return keep_moving(self._standstill_seconds, self._store.location, CloudUploadError, CLOUD)
 
     async def _recall(self, attempt: Attempt) -> TargetRecord:
         """Bring the ledger up to what the bucket knows, and return what it says then.

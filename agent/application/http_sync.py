@@ -7,13 +7,13 @@ push     each row that this target does not have yet; a batch is remembered befo
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import tzinfo
 
 from agent.application.attempt import Attempt
 from agent.application.memory_push import Forgotten, MemoryPush, Pushed
-from agent.application.progress import limit_standstill
+from agent.application.progress import keep_moving
 from agent.application.pushed import Brought, Work
 from agent.application.staging import Staging, what_is_wrong
 from agent.domain.databases import main_name
@@ -250,20 +250,8 @@ class HttpSync:
             memories=work.brought.memories,
         )
 
-    @asynccontextmanager
-    async def _moving(self) -> AsyncIterator[Callable[[], None]]:
-        """Limit the time without progress in the block, and say which setting does."""
-        try:
-            async with limit_standstill(self._standstill_seconds) as moved:
-                yield moved
-        except TimeoutError as error:
-            raise HTTPSyncError(
-                f"{self._sink.location}: nothing moved for {self._standstill_seconds:g} s",
-                HTTP,
-                error,
-                transient=True,
-                hint="akosha_upload_timeout_seconds sets the limit",
-            ) from error
+    def _moving(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        return keep_moving(self._standstill_seconds, self._sink.location, HTTPSyncError, HTTP)
 
 
 def _was_delivered(record: TargetRecord, database: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from agent.application.memory_push import MemoryPush
 from agent.application.progress import limit_standstill
+from agent.application.uploads import manifest_bytes
 from agent.domain import naming
 from agent.domain.databases import main_name
 from agent.domain.errors import NoSuchObject, StoreError, WireError
@@ -22,7 +23,6 @@ from agent.domain.memories import Tally
 from agent.domain.states import Target
 from agent.ports import MemoriesFile, MemoryReader, MemorySource, ObjectStore, Offer
 
-MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_MEMORIES_BYTES = 8 * 2**30
 MAX_DATABASE_BYTES = 64 * 2**30
 
@@ -78,17 +78,11 @@ class Ingest:
     async def manifest(self, system_id: str, upload: str) -> Manifest | None:
         """Return an upload's manifest, None where it is gone. Raises StoreError; WireError for what it must not be."""
         key = naming.manifest_key(system_id, upload)
-        data = bytearray()
-        try:
-            async with self._moving() as moved, aclosing(self.store.get(key)) as pieces:
-                async for piece in pieces:
-                    moved()
-                    data += piece
-                    if len(data) > MAX_MANIFEST_BYTES:
-                        raise WireError(f"{key} is larger than any manifest", hint=_ELSEWHERE)
-        except NoSuchObject:
+        async with self._moving() as moved:
+            data = await manifest_bytes(self.store, key, moved)
+        if data is None:
             return None
-        manifest = Manifest.decode(bytes(data))
+        manifest = Manifest.decode(data)
         if (manifest.system_id, manifest.upload_id) != (system_id, upload):
             raise WireError(f"{key} is the manifest of {manifest.upload_id}", hint=_ELSEWHERE)
         return manifest

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from agent.application.wake import Wake
-from agent.domain.errors import AkoshaError
+from agent.domain.errors import AkoshaError, SyncError
 from agent.domain.events import SyncProgress, SyncRequested
 from agent.ports import Clock, EventBus
 
@@ -80,3 +80,21 @@ async def limit_standstill(seconds: float) -> AsyncIterator[Callable[[], None]]:
                 limit.reschedule(loop.time() + seconds)
 
         yield moved
+
+
+@asynccontextmanager
+async def keep_moving(
+    seconds: float, place: str, failure: type[SyncError], method: str
+) -> AsyncIterator[Callable[[], None]]:
+    """Limit the time without progress as `limit_standstill` does; raise a `failure` that names the setting."""
+    try:
+        async with limit_standstill(seconds) as moved:
+            yield moved
+    except TimeoutError as error:
+        raise failure(
+            f"{place}: nothing moved for {seconds:g} s",
+            method,
+            error,
+            transient=True,
+            hint="akosha_upload_timeout_seconds sets the limit",
+        ) from error

@@ -1,6 +1,7 @@
 """The uploads of one system as the bucket knows them: which is the newest, and what its manifest says."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
 
 import structlog
 
@@ -42,16 +43,14 @@ class Uploads:
     async def manifest(self, upload: str) -> Manifest | None:
         """Return the manifest of an upload, None where there is none; StoreError for one that is not ours."""
         key = naming.manifest_key(self._system_id, upload)
-        data = bytearray()
         try:
-            async for piece in self._store.get(key):
-                data += piece
-                if len(data) > MAX_MANIFEST_BYTES:
-                    raise StoreError(f"{key} is larger than any manifest", hint="is another program writing there?")
-        except NoSuchObject:
+            data = await manifest_bytes(self._store, key)
+        except WireError as error:
+            raise StoreError(error.message, hint=error.hint) from error
+        if data is None:
             return None
         try:
-            manifest = Manifest.decode(bytes(data))
+            manifest = Manifest.decode(data)
         except WireError as error:
             raise StoreError(f"{key}: {error.message}", hint="is another program writing there?") from error
         if manifest.system_id != self._system_id or manifest.upload_id != upload:
@@ -110,3 +109,21 @@ class Uploads:
         else:
             if removed:
                 _log.info("leftovers_removed", system_id=self._system_id, count=removed)
+
+
+async def manifest_bytes(store: ObjectStore, key: str, moved: Callable[[], None] = lambda: None) -> bytes | None:
+    """Return what lies under a manifest's key, None where nothing does; `moved` hears of each piece.
+
+    Raises StoreError, and WireError for what is larger than any manifest.
+    """
+    data = bytearray()
+    try:
+        async with aclosing(store.get(key)) as pieces:
+            async for piece in pieces:
+                moved()
+                data += piece
+                if len(data) > MAX_MANIFEST_BYTES:
+                    raise WireError(f"{key} is larger than any manifest", hint="is another program writing there?")
+    except NoSuchObject:
+        return None
+    return bytes(data)

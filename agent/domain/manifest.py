@@ -14,6 +14,7 @@ from typing import Literal, Self, cast, get_args
 
 from agent.domain import naming
 from agent.domain.databases import database_of, main_name
+from agent.domain.documents import expect, expect_optional, expect_optional_texts
 from agent.domain.errors import NamingError, WireError
 
 VERSION = "1.0"
@@ -83,11 +84,11 @@ class Part:
         """Return the part that a document describes; unknown fields are tolerated. Raises WireError."""
         try:
             known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
-            _expect(known, str, "database", "name", "key", "sha256", "compression", "origin")
-            _expect(known, int, "raw_size", "stored_size")
-            _expect({"unverified_reason": "", **known}, str, "unverified_reason")
-            _expect_optional(known, int, "header_iteration")
-            _expect_optional(known, str, "carried_from")
+            expect(known, str, "database", "name", "key", "sha256", "compression", "origin")
+            expect(known, int, "raw_size", "stored_size")
+            expect({"unverified_reason": "", **known}, str, "unverified_reason")
+            expect_optional(known, int, "header_iteration")
+            expect_optional(known, str, "carried_from")
             if not isinstance(known["verified"], bool):
                 raise TypeError("verified is not bool")
             return cls(**known)  # type: ignore[arg-type] # checked by the two lines above and __post_init__
@@ -130,10 +131,10 @@ class MemoriesPart:
         """Return what a document describes; unknown fields are tolerated. Raises WireError."""
         try:
             known = {name: document[name] for name in cls.__dataclass_fields__}
-            _expect(known, str, "key", "sha256")
-            _expect(known, int, "size", "count")
-            _expect(known, dict, "bases")
-            _expect_optional_texts(cast("Mapping[str, object]", known["bases"]))
+            expect(known, str, "key", "sha256")
+            expect(known, int, "size", "count")
+            expect(known, dict, "bases")
+            expect_optional_texts(cast("Mapping[str, object]", known["bases"]))
             return cls(**known)  # type: ignore[arg-type] # checked by the lines above and __post_init__
         except (KeyError, TypeError, NamingError) as error:
             raise WireError(f"memories are incomplete: {error}") from error
@@ -244,8 +245,8 @@ class Manifest:
         """Return the manifest in these bytes; unknown fields are tolerated. Raises WireError, saying what is wrong."""
         try:
             document = json.loads(data)
-            _expect(document, str, "system_id", "upload_id", "uploaded_at", "request_id", "agent_id", "triggered_by")
-            _expect(document, list, "parts")
+            expect(document, str, "system_id", "upload_id", "uploaded_at", "request_id", "agent_id", "triggered_by")
+            expect(document, list, "parts")
             metadata = document.get("metadata") or {}
             return cls(
                 system_id=document["system_id"],
@@ -281,22 +282,6 @@ def relocate(part: Part, *, system_id: str, upload: str, origin: Origin, carried
     return replace(part, key=key, origin=origin, carried_from=carried_from)
 
 
-def _expect(document: Mapping[str, object], kind: type, *names: str) -> None:
-    for name in names:
-        if not isinstance(document[name], kind) or isinstance(document[name], bool):
-            raise TypeError(f"{name} is not {kind.__name__}")
-
-
-def _expect_optional(document: Mapping[str, object], kind: type, name: str) -> None:
-    if document.get(name) is not None:
-        _expect(document, kind, name)
-
-
-def _expect_optional_texts(document: Mapping[str, object]) -> None:
-    for name in document:
-        _expect_optional(document, str, name)
-
-
 def _counts(tables: Mapping[str, object]) -> Rows:
-    _expect(tables, int, *tables)
+    expect(tables, int, *tables)
     return cast("Rows", dict(tables))

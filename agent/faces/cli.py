@@ -15,12 +15,11 @@ from agent import __version__
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.faces import logs
 from agent.faces.ending import run_to_end
+from agent.faces.results import WIDE
 from agent.settings import Loaded, load, rows
 
 FAILED = 1
 USAGE = 2
-WIDE = 240
-"""Columns of a table in a pipe: lines are not folded for a terminal that is not there."""
 
 app = typer.Typer(
     name="akosha-agent",

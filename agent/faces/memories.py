@@ -12,6 +12,7 @@ from rich.table import Table
 
 from agent.domain.route import HTTP
 from agent.domain.states import Target
+from agent.faces.results import WIDE
 from agent.ports import Held, Standing
 from agent.settings import Settings
 from agent.wiring import Home
@@ -19,8 +20,6 @@ from agent.wiring import Home
 MOST_SHOWN = 1000
 LONGEST_SHOWN = 200
 """Characters of an id or a reason in the table; in JSON they are whole."""
-WIDE = 240
-"""Columns in a pipe: nothing is folded for a terminal that is not there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,13 @@ runs a server that takes memories and keeps none, and prints its address. Ends w
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from tests.bench import http_push
-from tests.bench.memory import _family, _rollup
+from tests.bench.memory import Watch, _family, _rollup
 from tests.bench.report import MEBIBYTE, Line, mebibytes
 from tests.fakes.machine import Machine
 from tests.fakes.session_buddy import REFLECTION
@@ -25,32 +24,21 @@ SAME_WITHIN = 20 * MEBIBYTE
 _STEP_SECONDS = 0.05
 
 
-class WholeWatch:
-    """Samples a process and all its children on a thread, as PSS, for as long as the block runs."""
+class WholeWatch(Watch):
+    """The sums of all processes, as PSS."""
 
     def __init__(self, pid: int) -> None:
         self.sums: list[int] = []
-        self._pid = pid
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="pss", daemon=True)
+        super().__init__(pid, _STEP_SECONDS)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(_STEP_SECONDS):
-            total = 0
-            for pid in _family(self._pid):
-                try:
-                    total += _rollup(pid)["Pss"]
-                except OSError:
-                    continue  # it has ended
-            self.sums.append(total)
+    def sample(self) -> None:
+        total = 0
+        for pid in _family(self._pid):
+            try:
+                total += _rollup(pid)["Pss"]
+            except OSError:
+                continue  # it has ended
+        self.sums.append(total)
 
 
 class Forgetful(Akosha):

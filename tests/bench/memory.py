@@ -21,18 +21,11 @@ _SETTLED_SECONDS = 3.0
 _STEP_SECONDS = 0.005
 
 
-class PssWatch:
-    """Samples a process and its children on a thread, for as long as the block runs.
+class Watch:
+    """Samples a process and its children on a thread, every `step` seconds for as long as the block runs."""
 
-    `agent` are the sums of all of them but the child that runs the engine, in bytes. `engine` is what that child has
-    allocated: the engine's library, a file of 50 MiB that is mapped, is the system's to keep or to drop.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self.agent: list[int] = []
-        self.engine: list[int] = []
-        self._pid = pid
-        self._engines: set[int] = set()
+    def __init__(self, pid: int, step: float) -> None:
+        self._pid, self._step = pid, step
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="pss", daemon=True)
 
@@ -44,12 +37,29 @@ class PssWatch:
         self._over.set()
         self._thread.join()
 
-    def _watch(self) -> None:
-        while not self._over.wait(_STEP_SECONDS):
-            self.sample()
-
     def sample(self) -> None:
         """Take one sample."""
+        raise NotImplementedError
+
+    def _watch(self) -> None:
+        while not self._over.wait(self._step):
+            self.sample()
+
+
+class PssWatch(Watch):
+    """What of a process and its children is the agent's, and what the engine's.
+
+    `agent` are the sums of all of them but the child that runs the engine, in bytes. `engine` is what that child has
+    allocated: the engine's library, a file of 50 MiB that is mapped, is the system's to keep or to drop.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.agent: list[int] = []
+        self.engine: list[int] = []
+        self._engines: set[int] = set()
+        super().__init__(pid, _STEP_SECONDS)
+
+    def sample(self) -> None:
         agent = engine = 0
         for pid in _family(self._pid):
             try:

@@ -53,6 +53,18 @@ class Rig:
         async with await wiring.build(home, IDENTITY, single_sync=True) as agent, asyncio.timeout(60):
             return await agent.once(ask)
 
+    async def sync_and_stop_akosha_in_the_third_batch(self) -> None:
+        stopping: list[threading.Thread] = []
+
+        def interfere(_tool, _arguments):
+            if len(self.akosha.calls) == 3:
+                stopping.append(threading.Thread(target=self.akosha.stop))
+                stopping[0].start()
+
+        self.akosha.interfere = interfere
+        assert isinstance(await self.sync(), SyncFailed)
+        stopping[0].join()
+
     async def known(self):
         """What the ledger has of the target: its databases' states, and its memories' standing."""
         home = self.home()
@@ -236,16 +248,7 @@ async def test_an_akosha_that_is_away_fails_the_sync_with_the_cure_and_nothing_i
 async def test_a_server_that_goes_in_the_middle_gets_the_rest_when_it_is_back_and_nothing_twice(rig):
     rig.make(60)
     rig.settings["http_batch_size"] = 10
-    stopping: list[threading.Thread] = []
-
-    def interfere(_tool, _arguments):
-        if len(rig.akosha.calls) == 3:
-            stopping.append(threading.Thread(target=rig.akosha.stop))
-            stopping[0].start()
-
-    rig.akosha.interfere = interfere
-    assert isinstance(await rig.sync(), SyncFailed)
-    stopping[0].join()
+    await rig.sync_and_stop_akosha_in_the_third_batch()
     assert 20 <= (await rig.known())[1].delivered <= 30
     rig.akosha.start()
     assert isinstance(await rig.sync(), SyncSucceeded)
@@ -337,16 +340,7 @@ async def test_what_is_asked_for_alone_is_pushed_alone(rig):
 async def test_an_akosha_that_loses_in_the_middle_what_it_had_is_given_all_of_it_again(rig):
     rig.make(60)
     rig.settings["http_batch_size"] = 10
-    stopping: list[threading.Thread] = []
-
-    def interfere(_tool, _arguments):
-        if len(rig.akosha.calls) == 3:
-            stopping.append(threading.Thread(target=rig.akosha.stop))
-            stopping[0].start()
-
-    rig.akosha.interfere = interfere
-    assert isinstance(await rig.sync(), SyncFailed)
-    stopping[0].join()
+    await rig.sync_and_stop_akosha_in_the_third_batch()
     rig.akosha.forget()
     rig.akosha.interfere = None
     rig.akosha.start()

@@ -29,6 +29,20 @@ def change(machine, statement: str) -> None:
         base.execute(statement)
 
 
+def pushing(tmp_path, akosha, system_id: str, *, batch: int, count: int) -> Machine:
+    """A machine with so many memories, whose only way is http."""
+    machine = Machine(
+        tmp_path / "machine",
+        force_method="http",
+        http_endpoint=akosha.url,
+        system_id=system_id,
+        cloud_endpoint=None,
+        http_batch_size=batch,
+    )
+    add(machine.data / REFLECTION, 0, count)
+    return machine
+
+
 def account(machine, *words: str) -> dict:
     (found,) = [one for one in machine.call("memories", "--json", *words).json if one["method"] == "http"]
     return found
@@ -174,15 +188,7 @@ def test_two_systems_with_equal_ids_both_arrive(machine, akosha, system_id, real
 def test_akosha_is_killed_in_the_middle_and_everything_arrives_once(tmp_path, kept_akosha, system_id):
     """What had arrived is not sent again, but for a batch on its way; nobody has to tell that the server is back."""
     batch, count = 100, 1500
-    machine = Machine(
-        tmp_path / "machine",
-        force_method="http",
-        http_endpoint=kept_akosha.url,
-        system_id=system_id,
-        cloud_endpoint=None,
-        http_batch_size=batch,
-    )
-    add(machine.data / REFLECTION, 0, count)
+    machine = pushing(tmp_path, kept_akosha, system_id, batch=batch, count=count)
     with machine.run() as agent:
         kept_akosha.said(r"Batch store completed: 100/100", 4)
         kept_akosha.kill()
@@ -198,15 +204,7 @@ def test_akosha_is_killed_in_the_middle_and_everything_arrives_once(tmp_path, ke
 
 def test_the_agent_is_killed_in_the_middle_and_everything_arrives_once(tmp_path, kept_akosha, system_id):
     batch, count = 100, 1500
-    machine = Machine(
-        tmp_path / "machine",
-        force_method="http",
-        http_endpoint=kept_akosha.url,
-        system_id=system_id,
-        cloud_endpoint=None,
-        http_batch_size=batch,
-    )
-    add(machine.data / REFLECTION, 0, count)
+    machine = pushing(tmp_path, kept_akosha, system_id, batch=batch, count=count)
     with machine.started("sync", "--json", "--method", "http") as syncing:
         kept_akosha.said(r"Batch store completed: 100/100", 4)
         syncing.process.send_signal(signal.SIGKILL)
