@@ -1,25 +1,21 @@
 """The command line. Each command loads the settings, does one thing, and exits 0, 1 (failed) or 2 (usage, settings)."""
 
 import json
-import os
 import sys
-from collections.abc import Coroutine
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
-import structlog
 import typer
 
 from agent import __version__
-from agent.domain.errors import AkoshaError, SettingsError
 from agent.faces import logs
-from agent.faces.ending import run_to_end
+from agent.faces.command import AsJson, DataDir, SettingsFile, StateDir, finish, load_settings, read_settings
+from agent.faces.doctor.commands import doctor
+from agent.faces.hook.commands import hook
 from agent.faces.results import WIDE
-from agent.settings import Loaded, load, rows
-
-FAILED = 1
-USAGE = 2
+from agent.faces.service.commands import service
+from agent.settings import rows
 
 app = typer.Typer(
     name="akosha-agent",
@@ -32,23 +28,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        help="Where the memory databases are. Default: ~/.claude/data",
-        show_default=False,
-        readable=False,  # one that is closed to us may be opened yet: the agent says what is wrong, and waits
-    ),
-]
-StateDir = Annotated[
-    Path | None, typer.Option("--state-dir", help="Where the agent keeps its ledger and copies.", show_default=False)
-]
-SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="A settings file (YAML), before all other files.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 class Method(StrEnum):
@@ -79,8 +58,8 @@ def run(data_dir: DataDir = None, state_dir: StateDir = None, settings: Settings
     """Watch the databases and sync what changes, until stopped (Ctrl-C or SIGTERM)."""
     from agent.faces.run import run_until_stopped  # noqa: PLC0415 - what only this command needs
 
-    loaded = _load(data_dir, state_dir, settings)
-    _finish(run_until_stopped(loaded.settings), stopped=0)
+    loaded = load_settings(data_dir, state_dir, settings)
+    finish(run_until_stopped(loaded.settings), stopped=0)
 
 
 @app.command()
@@ -95,8 +74,8 @@ def sync(
     """Sync once, now. Where an agent runs, it does it; the result is the same."""
     from agent.faces.sync import sync_once  # noqa: PLC0415 - what only this command needs
 
-    loaded = _load(data_dir, state_dir, settings, quiet=True)
-    _finish(sync_once(loaded.settings, method=method.value, enable_fallback=not no_fallback, as_json=as_json))
+    loaded = load_settings(data_dir, state_dir, settings, quiet=True)
+    finish(sync_once(loaded.settings, method=method.value, enable_fallback=not no_fallback, as_json=as_json))
 
 
 @app.command()
@@ -106,8 +85,8 @@ def status(
     """Show who runs, what is pending, what was uploaded last, and what stands in the way."""
     from agent.faces.status import show_status  # noqa: PLC0415 - what only this command needs
 
-    loaded = _load(data_dir, state_dir, settings, quiet=True)
-    _finish(show_status(loaded.settings, as_json=as_json))
+    loaded = load_settings(data_dir, state_dir, settings, quiet=True)
+    finish(show_status(loaded.settings, as_json=as_json))
 
 
 @app.command()
@@ -149,14 +128,14 @@ def events(
 
     With --system, --durable or --exec: results alone, until Ctrl-C.
     """
-    loaded = _load(data_dir, state_dir, settings, quiet=True)
+    loaded = load_settings(data_dir, state_dir, settings, quiet=True)
     if system is None and durable is None and command is None:
         from agent.faces.events import show_events  # noqa: PLC0415 - what only this command needs
 
-        _finish(show_events(loaded.settings, follow=follow, as_json=as_json))
+        finish(show_events(loaded.settings, follow=follow, as_json=as_json))
     from agent.faces.consume import consume  # noqa: PLC0415 - as above
 
-    _finish(consume(loaded.settings, system=system, durable=durable, command=command, as_json=as_json))
+    finish(consume(loaded.settings, system=system, durable=durable, command=command, as_json=as_json))
 
 
 @app.command()
@@ -174,10 +153,10 @@ def memories(
     """Show what Akosha has of the memories, and which of them wait or were refused, and why."""
     from agent.faces.memories import send_again, show_memories  # noqa: PLC0415 - what only this command needs
 
-    loaded = _load(data_dir, state_dir, settings, quiet=True)
+    loaded = load_settings(data_dir, state_dir, settings, quiet=True)
     if again:
-        _finish(send_again(loaded.settings))
-    _finish(show_memories(loaded.settings, failed=failed, as_json=as_json))
+        finish(send_again(loaded.settings))
+    finish(show_memories(loaded.settings, failed=failed, as_json=as_json))
 
 
 @app.command()
@@ -185,7 +164,7 @@ def config(
     as_json: AsJson = False, data_dir: DataDir = None, state_dir: StateDir = None, settings: SettingsFile = None
 ) -> None:
     """Show every setting, its value and where it came from. Secrets are masked."""
-    loaded = _load(data_dir, state_dir, settings, quiet=True)
+    loaded = load_settings(data_dir, state_dir, settings, quiet=True)
     table = rows(loaded)
     if as_json:
         document = {row.key: {"value": row.value, "origin": row.origin, "default": row.default} for row in table}
@@ -218,7 +197,7 @@ def mcp(data_dir: DataDir = None, state_dir: StateDir = None, settings: Settings
         typer.echo("this speaks MCP, for a program; to add it: claude mcp add akosha -- akosha-agent mcp", err=True)
     logs.configure("WARNING", "auto")
     cwd = Path.cwd()
-    _finish(serve(lambda: _read(data_dir, state_dir, settings, cwd=cwd, quiet=True)), stopped=0)
+    finish(serve(lambda: read_settings(data_dir, state_dir, settings, cwd=cwd, quiet=True)), stopped=0)
 
 
 @app.command()
@@ -237,8 +216,8 @@ def react(
     """
     from agent.faces.react import react as work  # noqa: PLC0415 - what only this command needs
 
-    loaded = _load(None, state_dir, settings, quiet=once)
-    _finish(work(loaded.settings, systems=frozenset(system or ()), once=once), stopped=None if once else 0)
+    loaded = load_settings(None, state_dir, settings, quiet=once)
+    finish(work(loaded.settings, systems=frozenset(system or ()), once=once), stopped=None if once else 0)
 
 
 @app.command()
@@ -251,43 +230,6 @@ def demo(
     raise typer.Exit(run_demo(keep=keep))
 
 
-def _load(data_dir: Path | None, state_dir: Path | None, settings_file: Path | None, *, quiet: bool = False) -> Loaded:
-    try:
-        loaded = _read(data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=quiet)
-    except SettingsError as error:
-        _die(error)
-    for warning in loaded.warnings:
-        structlog.get_logger().warning("settings", warning=warning)
-    return loaded
-
-
-def _read(
-    data_dir: Path | None, state_dir: Path | None, settings_file: Path | None, *, cwd: Path, quiet: bool
-) -> Loaded:
-    """Read the settings, and let the logs follow them. Raises SettingsError."""
-    given = {"agent_data_dir": data_dir, "agent_state_dir": state_dir}
-    loaded = load(
-        command_line={key: str(value) for key, value in given.items() if value is not None},
-        settings_file=settings_file,
-        environ=os.environ,
-        cwd=cwd,
-        home=Path.home(),
-    )
-    level = loaded.settings.agent_log_level
-    if quiet and loaded.origins.get("agent_log_level", "default") == "default":
-        level = "WARNING"
-    logs.configure(level, loaded.settings.agent_log_format)
-    return loaded
-
-
-def _finish(work: Coroutine[None, None, int], *, stopped: int | None = None) -> NoReturn:
-    try:
-        code = run_to_end(work, stopped=stopped)
-    except AkoshaError as error:
-        _die(error)
-    raise typer.Exit(code)
-
-
-def _die(error: AkoshaError) -> NoReturn:
-    typer.echo(f"akosha-agent: {error}", err=True)
-    raise typer.Exit(USAGE if isinstance(error, SettingsError) else FAILED) from error
+app.command()(doctor)
+app.add_typer(hook, name="hook")
+app.add_typer(service, name="service")

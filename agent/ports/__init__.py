@@ -18,9 +18,12 @@ from agent.ports.memories import (
     Standing,
     WrittenMemories,
 )
+from agent.ports.meter import Meter, Unmetered
 from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
 from agent.ports.objects import ObjectStore, Progress, StoredObject, untold
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
+from agent.ports.supervisor import Supervisor
+from agent.ports.surroundings import Surroundings, Upheaval
 
 __all__ = [
     "BusState",
@@ -39,6 +42,7 @@ __all__ = [
     "MemorySink",
     "MemorySource",
     "Message",
+    "Meter",
     "ObjectStore",
     "Offer",
     "Packed",
@@ -53,8 +57,12 @@ __all__ = [
     "StoredObject",
     "StreamMark",
     "Subscription",
+    "Supervisor",
+    "Surroundings",
     "SyncMethod",
     "Unchanged",
+    "Unmetered",
+    "Upheaval",
     "Watch",
     "WrittenMemories",
     "untold",

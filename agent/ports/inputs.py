@@ -22,6 +22,11 @@ class Watch(Protocol):
         """
         ...
 
+    @property
+    def looked(self) -> float:
+        """When it last looked at the directory itself, whatever it saw (the clock's monotonic time)."""
+        ...
+
     def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """Yield sets of names of files that changed; an empty one where only `mode` did.
 

@@ -1,6 +1,6 @@
 """The agent's memory."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -150,6 +150,14 @@ class Ledger(Protocol):
 
     async def last_position(self) -> int:
         """Return the position of the newest event, 0 for none."""
+        ...
+
+    def on_history(self, listener: Callable[[], None]) -> None:
+        """Call `listener`, on the event loop, after each write of this object that has added to the history."""
+        ...
+
+    async def size(self) -> int:
+        """Return how many bytes it takes up on disk."""
         ...
 
     async def note(self, key: str, value: str) -> None:

@@ -1,6 +1,6 @@
 """The one settings tree: frozen, flat, valid once built. A field's name is its key without `akosha_`.
 
-Its fields come in parts, a room for each: `delivery`, `watching`, `nats`; here is what all have in common.
+Its fields come in parts, a room for each: `delivery`, `watching`, `nats`, `control`; here is what all have in common.
 
 `Settings(...)` takes what it is given and defaults, and reads nothing; `load` fills it from all sources. Whatever the
 source, a value meets the same rules here.
@@ -9,18 +9,20 @@ source, a value meets the same rules here.
 from contextvars import ContextVar
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from agent.settings.control import Control
 from agent.settings.delivery import Delivery
-from agent.settings.kinds import LogFormat, LogLevel
 from agent.settings.nats import Nats
 from agent.settings.watching import Watching
 
 PREFIX = "akosha_"
 
-SECRET = frozenset({"http_token", "agent_nats_password", "agent_nats_token", "agent_nats_nkey_seed"})
+SECRET = frozenset(
+    {"http_token", "agent_http_token", "agent_nats_password", "agent_nats_token", "agent_nats_nkey_seed"}
+)
 """Keys whose values are never shown."""
 
 ADDRESSES = frozenset({"cloud_endpoint", "http_endpoint", "agent_nats_url"})
@@ -47,6 +49,9 @@ REDIRECTING = frozenset(
         "agent_nats_tls_first",
         "agent_nats_allow_plaintext",
         "agent_remote_control",
+        "agent_http_port",
+        "agent_http_token",
+        "agent_log_file",
     }
 )
 """Keys that decide where memories come from and go to (staging, requests and events too), and who may ask for them."""
@@ -55,7 +60,9 @@ SOURCES: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("settin
 """Where a `Settings()` built now takes its values from, the highest first, besides its arguments."""
 
 
-class Settings(Nats, Watching, Delivery, BaseSettings):  # pydantic lays fields out from the last of these to the first
+class Settings(
+    Control, Nats, Watching, Delivery, BaseSettings
+):  # pydantic lays fields out from the last of these to the first
     """Everything a user can set. Raises pydantic's ValidationError; `load` makes that a SettingsError with sources."""
 
     model_config = SettingsConfigDict(
@@ -65,11 +72,6 @@ class Settings(Nats, Watching, Delivery, BaseSettings):  # pydantic lays fields 
         str_strip_whitespace=True,
         validate_default=True,  # the rules among keys count on it
         title="akosha-agent",
-    )
-
-    agent_log_level: LogLevel = Field(default="INFO", description="Least level of what is logged.")
-    agent_log_format: LogFormat = Field(
-        default="auto", description="Form of log lines; auto: console on a terminal, else json."
     )
 
     @classmethod

@@ -5,7 +5,7 @@ from pathlib import Path
 import platformdirs
 from pydantic import BaseModel, Field
 
-from agent.settings.kinds import Folder, Seconds
+from agent.settings.kinds import Folder, Seconds, Whole
 
 APP = "akosha-agent"
 WEEK = 7 * 24 * 3600.0
@@ -41,4 +41,7 @@ class Watching(BaseModel):
         gt=0,
         le=WEEK,
         description="Time between two looks at all databases, for changes that went unnoticed.",
+    )
+    agent_max_upload_kib_per_s: Whole = Field(
+        default=0, ge=0, le=2**30, description="Most that uploads and pushes send, in KiB a second; 0: no limit."
     )

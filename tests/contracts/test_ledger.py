@@ -747,3 +747,25 @@ async def test_an_event_of_others_is_new_once_and_for_ever(book):
     assert not await ledger.is_new(replace(ended, time=NOON + timedelta(days=1), session_id="other"))
     assert await ledger.is_new(replace(ended, system_id="other"))
     assert await ledger.is_new(replace(ended, id="s-2"))
+
+
+# ----------------------------------------------------------------------------------------------- who follows, and size
+
+
+async def test_who_listens_to_the_history_is_told_after_each_write_that_adds_to_it(ledger):
+    heard = []
+    ledger.on_history(lambda: heard.append(1))
+    await ledger.owe(TARGET, ["reflection"])
+    await ledger.note("watcher", "native")
+    assert not heard
+    await ledger.remember(request())
+    assert len(heard) == 1
+    await ledger.settle(None, skipped())
+    assert len(heard) == 2
+    await upload(ledger, reflection=0)
+    assert len(heard) == 3
+
+
+async def test_its_size_is_what_it_takes_up_on_disk(book, ledger):
+    await ledger.remember(request())
+    assert await ledger.size() == sum(path.stat().st_size for path in book.place.iterdir())

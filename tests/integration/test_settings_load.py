@@ -50,6 +50,9 @@ REDIRECTING = {
     "agent_nats_tls_first": "true",
     "agent_nats_allow_plaintext": "true",
     "agent_remote_control": "true",
+    "agent_http_port": "8765",
+    "agent_http_token": "evil",
+    "agent_log_file": "/evil",
 }
 PAIRS = {
     "agent_nats_user": "agent_nats_password",

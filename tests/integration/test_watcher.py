@@ -532,3 +532,13 @@ async def test_a_change_says_how_old_it_is_when_told_but_never_older_than_the_te
         await clock.advance(2)
         await reader.tells(MAIN)
         assert watcher.lag == 0
+
+
+async def test_it_says_when_it_looked_last_whatever_it_saw(tmp_path):
+    clock = ManualClock()
+    watcher = watcher_of(tmp_path, force_polling=True, rescan_seconds=2, clock=clock)
+    async with reading(watcher):
+        await clock.until_asleep()
+        begun = watcher.looked
+        await clock.advance(2)
+        await until(lambda: watcher.looked == begun + 2)

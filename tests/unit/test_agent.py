@@ -51,6 +51,8 @@ class Files:
     def lag(self) -> float:
         return self.told_late
 
+    looked = 0.0
+
     async def survey(self) -> Survey:
         return dict(self.seen)
 

@@ -19,5 +19,6 @@ def test_every_setting_is_in_the_readme_with_its_default_and_meaning():
 
 
 def test_every_command_is_in_the_readme():
-    for command in app.registered_commands:
-        assert f"`akosha-agent {command.callback.__name__}`" in README
+    names = [command.callback.__name__ for command in app.registered_commands]
+    for name in [*names, *(group.name for group in app.registered_groups)]:
+        assert f"`akosha-agent {name}`" in README

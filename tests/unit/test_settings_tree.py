@@ -7,6 +7,7 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from agent.settings import Settings
+from agent.settings.control import Control
 from agent.settings.delivery import Delivery
 from agent.settings.kinds import EarlierFieldError
 from agent.settings.nats import Nats
@@ -58,8 +59,12 @@ DOCUMENTED = {
     "agent_deadline_seconds": 30.0,
     "agent_min_interval_seconds": 300.0,
     "agent_rescan_seconds": 60.0,
+    "agent_max_upload_kib_per_s": 0,
+    "agent_http_port": 0,
     "agent_log_level": "INFO",
     "agent_log_format": "auto",
+    "agent_log_file": None,
+    "agent_log_file_mb": 10,
 }
 
 
@@ -72,9 +77,9 @@ def test_the_defaults_are_those_documented():
     assert set(Settings.model_fields) == {*DOCUMENTED, *SECRET, "agent_data_dir", "agent_state_dir"}
 
 
-def test_the_table_has_the_documented_keys_then_the_agents_own_then_those_of_nats():
-    parts = [key for part in (Delivery, Watching, Nats) for key in part.model_fields]
-    assert list(Settings.model_fields) == [*parts, "agent_log_level", "agent_log_format"]
+def test_the_table_has_the_documented_keys_then_the_agents_own_then_those_of_nats_then_control_and_log():
+    parts = [key for part in (Delivery, Watching, Nats, Control) for key in part.model_fields]
+    assert list(Settings.model_fields) == parts
 
 
 def test_every_setting_is_described_in_one_line():
@@ -231,6 +236,12 @@ def test_texts_become_what_they_mean(key, value, result):
         ("agent_rescan_seconds", 0),
         ("agent_log_level", "LOUD"),
         ("agent_log_format", "xml"),
+        ("agent_log_file_mb", 0),
+        ("agent_log_file", "a\0b"),
+        ("agent_http_port", 65_536),
+        ("agent_http_port", True),
+        ("agent_http_token", "two words"),
+        ("agent_max_upload_kib_per_s", -1),
     ],
 )
 def test_a_value_outside_its_rule_is_refused(key, value):

@@ -71,6 +71,15 @@ def is_made(path: Path) -> bool:
         return True
 
 
+def size_of(path: Path) -> int:
+    """Return the bytes of the file and of what SQLite keeps beside it."""
+    total = 0
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        with suppress(FileNotFoundError):
+            total += path.with_name(name).stat().st_size
+    return total
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Raise what SQLite and the operating system raise as StateError, with the cure."""

@@ -1,5 +1,6 @@
 """The ledger: each entry is one transaction on one thread that owns the connection. On disk when it returns."""
 
+import asyncio
 import functools
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -52,6 +53,8 @@ class SqliteLedger:
         self._targets, self._history = Targets(connection), History(connection, codec)
         self._staged = Staged(connection, Memories(connection))
         self._trimmed: float | None = None
+        self._path = path
+        self._listeners: list[Callable[[], None]] = []
 
     @staticmethod
     async def open(path: Path, codec: Codec, *, clock: Clock, read_only: bool = False) -> "SqliteLedger":
@@ -159,6 +162,7 @@ class SqliteLedger:
     async def settle(self, target: Target | None, result: SyncResult) -> None:
         if target is None:
             await self._transactions.write(lambda: self._history.add(result, published_at=None))
+            self._tell()
         else:
             await self._change(target, moves.settle, result)
 
@@ -189,6 +193,7 @@ class SqliteLedger:
 
     async def remember(self, event: Event) -> None:
         await self._transactions.write(lambda: self._history.add(event, published_at=self._clock.now()))
+        self._tell()
 
     async def remembered(self, event_id: str) -> Event | None:
         return await self._transactions.read(lambda: self._history.event(event_id))
@@ -201,6 +206,13 @@ class SqliteLedger:
 
     async def last_position(self) -> int:
         return await self._transactions.read(self._history.last_position)
+
+    def on_history(self, listener: Callable[[], None]) -> None:
+        self._listeners.append(listener)
+
+    async def size(self) -> int:
+        """As the port says: the file, and what SQLite keeps beside it."""
+        return await asyncio.to_thread(file.size_of, self._path)
 
     async def note(self, key: str, value: str) -> None:
         def noted() -> None:
@@ -222,6 +234,10 @@ class SqliteLedger:
 
     async def aclose(self) -> None:
         await self._transactions.aclose()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     def _told(self, event_id: str) -> None:
         """The result is out of the outbox, and no database waits for it any more."""
@@ -263,3 +279,5 @@ class SqliteLedger:
             self._targets.save(before, record)
 
         await self._transactions.write(changed)
+        if result is not None:
+            self._tell()

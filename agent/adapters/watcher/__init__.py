@@ -59,6 +59,7 @@ class DirectoryWatcher:
         self._lag = self._told_within = 0.0
         self._first = True
         self._seen = Look(None)
+        self._looked = clock.monotonic()
 
     @property
     def mode(self) -> str:
@@ -68,11 +69,15 @@ class DirectoryWatcher:
     def lag(self) -> float:
         return self._lag
 
+    @property
+    def looked(self) -> float:
+        return self._looked
+
     async def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """As the port says. A set names what changed, appeared or disappeared."""
         told = self._mode
-        if self._first:  # off the loop, as all looks: a mount that hangs must hold up this reader alone
-            self._seen = await asyncio.to_thread(look, self._directory, self._wanted)
+        if self._first:
+            self._seen = await self._look()
             self._first = False
             yield frozenset()
         while True:
@@ -81,7 +86,7 @@ class DirectoryWatcher:
                     await bell.rung.wait()
                     bell.rung.clear()
                     heard, bell.names = bell.names, frozenset()
-                    before, self._seen = self._seen, await asyncio.to_thread(look, self._directory, self._wanted)
+                    before, self._seen = self._seen, await self._look()
                     if bell.listening and bell.failed is None:
                         self._enter("native")
                     names = heard | self._seen.differing(before)
@@ -92,6 +97,12 @@ class DirectoryWatcher:
                         break
             if bell.failed:
                 self._failure, self._native_from = bell.failed, self._clock.monotonic() + self._rescan
+
+    async def _look(self) -> Look:
+        """Look, off the loop: a mount that hangs must hold up this reader alone."""
+        seen = await asyncio.to_thread(look, self._directory, self._wanted)
+        self._looked = self._clock.monotonic()
+        return seen
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[Bell]:

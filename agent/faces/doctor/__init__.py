@@ -1,0 +1,1 @@
+"""`doctor`: looks at everything that can be wrong, and says what mends it."""

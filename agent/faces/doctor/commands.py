@@ -1,0 +1,10 @@
+"""The command. Light: what it needs is imported when it runs."""
+
+from agent.faces.command import AsJson, DataDir, SettingsFile, StateDir
+
+
+def doctor(
+    as_json: AsJson = False, data_dir: DataDir = None, state_dir: StateDir = None, settings: SettingsFile = None
+) -> None:
+    """Check everything that can be wrong, and say for each what mends it. Exit 0 (well), 1 (warnings), 2 (errors)."""
+    raise NotImplementedError
