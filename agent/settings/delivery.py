@@ -10,12 +10,16 @@ from agent.settings import endpoints
 from agent.settings.kinds import (
     AUTO_REGION,
     DEFAULT_HTTP_ENDPOINT,
+    KMS,
     Bucket,
     CloudEndpoint,
     HttpEndpoint,
+    Line,
     Method,
     Region,
     Seconds,
+    Sse,
+    StorageClass,
     SystemId,
     Token,
     Whole,
@@ -70,6 +74,13 @@ class Delivery(BaseModel):
     ingestion_markers: bool = Field(
         default=False, description="Write the extra objects that Akosha's own IngestionWorker looks for in the bucket."
     )
+    cloud_sse: Sse = Field(
+        default="", description="Server-side encryption to ask the store for: AES256 or aws:kms; empty: its default."
+    )
+    cloud_sse_kms_key_id: Line = Field(default="", description="The KMS key for aws:kms; empty: the provider's own.")
+    cloud_storage_class: StorageClass = Field(
+        default="", description="Storage class of what is uploaded (STANDARD_IA, ...); empty: the store's default."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -89,6 +100,13 @@ class Delivery(BaseModel):
             raise ValueError(
                 "cloud is allowed only with an akosha_cloud_bucket, or a file:///dir akosha_cloud_endpoint"
             )
+        return value
+
+    @field_validator("cloud_sse_kms_key_id")
+    @classmethod
+    def _a_key_has_its_use(cls, value: str, info: ValidationInfo) -> str:
+        if value and info.data.get("cloud_sse") not in (None, KMS):
+            raise ValueError(f"a key is allowed only with akosha_cloud_sse: {KMS}")
         return value
 
     @property

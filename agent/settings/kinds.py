@@ -11,8 +11,10 @@ from agent.settings import endpoints
 
 DEFAULT_HTTP_ENDPOINT = "http://localhost:8682/mcp"
 AUTO_REGION = "auto"
+KMS = "aws:kms"
 
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_STORAGE_CLASS = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _TOKEN = re.compile(r"[\x21-\x7e]*")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]*")
 _NKEY_SEED = re.compile(r"SU[A-Z2-7]{56}")
@@ -47,6 +49,18 @@ def _region(value: str) -> str:
     if value and not _REGION.fullmatch(value):
         raise ValueError("allowed is a region's name, of lower-case letters, digits and hyphens, or auto")
     return value or AUTO_REGION
+
+
+def _sse(value: object) -> object:
+    known = {"aes256": "AES256", KMS: KMS}
+    return known.get(value.strip().lower(), value.strip()) if isinstance(value, str) else value
+
+
+def _storage_class(value: str) -> str:
+    # It becomes a header.
+    if value and not _STORAGE_CLASS.fullmatch(value.upper()):
+        raise ValueError("allowed is the name of a storage class, such as STANDARD_IA")
+    return value.upper()
 
 
 def _system_id(value: str) -> str:
@@ -119,6 +133,8 @@ Password = Annotated[SecretStr, AfterValidator(_password)]
 NkeySeed = Annotated[SecretStr, AfterValidator(_nkey_seed)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 File = Annotated[Path | None, BeforeValidator(_none), AfterValidator(_file)]
+Sse = Annotated[Literal["", "AES256", "aws:kms"], BeforeValidator(_sse)]
+StorageClass = Annotated[str, AfterValidator(_storage_class)]
 Method = Annotated[Literal["auto", "cloud", "http"], BeforeValidator(_lower)]
 Bus = Annotated[Literal["auto", "memory", "nats"], BeforeValidator(_lower)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_level)]

@@ -1,6 +1,7 @@
 """The one settings tree: frozen, flat, valid once built. A field's name is its key without `akosha_`.
 
-Its fields come in parts, a room for each: `delivery`, `watching`, `nats`, `control`; here is what all have in common.
+Its fields come in parts, a room for each: `delivery`, `watching`, `nats`, `keeping`, `control`; here is what all
+have in common.
 
 `Settings(...)` takes what it is given and defaults, and reads nothing; `load` fills it from all sources. Whatever the
 source, a value meets the same rules here.
@@ -15,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from agent.settings.control import Control
 from agent.settings.delivery import Delivery
+from agent.settings.keeping import Keeping
 from agent.settings.nats import Nats
 from agent.settings.watching import Watching
 
@@ -61,7 +63,7 @@ SOURCES: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("settin
 
 
 class Settings(
-    Control, Nats, Watching, Delivery, BaseSettings
+    Control, Keeping, Nats, Watching, Delivery, BaseSettings
 ):  # pydantic lays fields out from the last of these to the first
     """Everything a user can set. Raises pydantic's ValidationError; `load` makes that a SettingsError with sources."""
 

@@ -59,6 +59,7 @@ PAIRS = {
     "agent_nats_password": "agent_nats_user",
     "agent_nats_certificate_file": "agent_nats_key_file",
     "agent_nats_key_file": "agent_nats_certificate_file",
+    "cloud_sse_kms_key_id": "cloud_sse",
 }
 """A key that has no meaning without another."""
 
@@ -90,7 +91,7 @@ class World:
 
     def put_the_other_of_the_pair(self, key):
         if key in PAIRS:
-            self.environ[variable(PAIRS[key])] = "other"
+            self.environ[variable(PAIRS[key])] = "aws:kms" if PAIRS[key] == "cloud_sse" else "other"
 
     def load(self):
         return load(
@@ -146,6 +147,7 @@ def test_every_key_has_one_variable_of_its_prefix(world, key):
         "http_endpoint": "https://akosha.example/mcp",
         "agent_data_dir": "/data", "agent_state_dir": "/state", "agent_bus": "memory", "agent_nats_url": "nats://n",
         "agent_nats_nkey_seed": SEED, "agent_log_level": "error", "agent_log_format": "json",
+        "cloud_sse": "aes256", "cloud_storage_class": "STANDARD_IA",
     }.get(key, "1")  # fmt: skip
     prefix = "AKOSHA_AGENT_" if key.startswith("agent_") else "SESSION_BUDDY_AKOSHA_"
     assert variable(key) == prefix + key.removeprefix("agent_").upper()

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from agent.settings import Settings
 from agent.settings.control import Control
 from agent.settings.delivery import Delivery
+from agent.settings.keeping import Keeping
 from agent.settings.kinds import EarlierFieldError
 from agent.settings.nats import Nats
 from agent.settings.tree import SECRET
@@ -60,6 +61,15 @@ DOCUMENTED = {
     "agent_min_interval_seconds": 300.0,
     "agent_rescan_seconds": 60.0,
     "agent_max_upload_kib_per_s": 0,
+    "cloud_sse": "",
+    "cloud_sse_kms_key_id": "",
+    "cloud_storage_class": "",
+    "agent_prune": True,
+    "agent_keep_last": 10,
+    "agent_keep_daily": 7,
+    "agent_keep_weekly": 4,
+    "agent_keep_monthly": 12,
+    "agent_verify_hours": 24.0,
     "agent_http_port": 0,
     "agent_log_level": "INFO",
     "agent_log_format": "auto",
@@ -77,8 +87,8 @@ def test_the_defaults_are_those_documented():
     assert set(Settings.model_fields) == {*DOCUMENTED, *SECRET, "agent_data_dir", "agent_state_dir"}
 
 
-def test_the_table_has_the_documented_keys_then_the_agents_own_then_those_of_nats_then_control_and_log():
-    parts = [key for part in (Delivery, Watching, Nats, Control) for key in part.model_fields]
+def test_the_table_has_the_documented_keys_then_the_agents_own_then_nats_what_is_kept_control_and_log():
+    parts = [key for part in (Delivery, Watching, Nats, Keeping, Control) for key in part.model_fields]
     assert list(Settings.model_fields) == parts
 
 
@@ -238,6 +248,15 @@ def test_texts_become_what_they_mean(key, value, result):
         ("agent_log_format", "xml"),
         ("agent_log_file_mb", 0),
         ("agent_log_file", "a\0b"),
+        ("cloud_sse", "rot13"),
+        ("cloud_storage_class", "two words"),
+        ("cloud_sse_kms_key_id", "a\nb"),
+        ("agent_keep_last", -1),
+        ("agent_keep_daily", 1.5),
+        ("agent_keep_weekly", "all"),
+        ("agent_keep_monthly", 100_001),
+        ("agent_verify_hours", -1),
+        ("agent_prune", "maybe"),
         ("agent_http_port", 65_536),
         ("agent_http_port", True),
         ("agent_http_token", "two words"),
@@ -327,3 +346,10 @@ def test_no_value_whatever_gets_past_with_another_error_than_pydantics(key, valu
 def _blamed(detail):
     reason = detail.get("ctx", {}).get("error")
     return reason.key if isinstance(reason, EarlierFieldError) else detail["loc"][0]
+
+
+def test_a_kms_key_wants_kms_and_both_are_written_as_people_do():
+    with pytest.raises(ValidationError, match="only with akosha_cloud_sse: aws:kms"):
+        Settings(cloud_sse="AES256", cloud_sse_kms_key_id="key")
+    settings = Settings(cloud_sse="AWS:KMS", cloud_sse_kms_key_id="key", cloud_storage_class="standard_ia")
+    assert (settings.cloud_sse, settings.cloud_storage_class) == ("aws:kms", "STANDARD_IA")

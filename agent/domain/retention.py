@@ -1,0 +1,86 @@
+"""Which uploads are kept: the last few, and the newest of each of the last days, weeks and months that have any.
+
+A day is one of UTC, as in an upload's id; a week begins on Monday. What is deleted, and when, is decided elsewhere.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from agent.domain.naming import upload_time
+
+NEWEST = "newest"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepRules:
+    """How many to keep of each kind; 0: none for that reason. The newest upload is kept whatever they say."""
+
+    last: int = 10
+    daily: int = 7
+    weekly: int = 4
+    monthly: int = 12
+
+    def __post_init__(self) -> None:
+        if min(self.last, self.daily, self.weekly, self.monthly) < 0:
+            raise ValueError("a number of uploads to keep is negative")
+
+
+def keep(
+    uploads: Collection[str], rules: KeepRules, *, needs: Mapping[str, Collection[str]] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Return the uploads to keep, the newest first, each with the reasons: `newest`, `last`, `daily 2026-11-21`, ...
+
+    `needs` names, for an upload, others that it cannot be read without: they are kept with it (`needed by ...`), and
+    what they need in turn. Raises NamingError for what is no upload id.
+    """
+    newest_first = sorted(set(uploads), key=lambda upload: (upload_time(upload), upload), reverse=True)
+    reasons: dict[str, list[str]] = {upload: [] for upload in newest_first}
+    for upload in newest_first[:1]:
+        reasons[upload].append(NEWEST)
+    for upload in newest_first[: rules.last]:
+        reasons[upload].append("last")
+    for kind, count, period in (
+        ("daily", rules.daily, _day),
+        ("weekly", rules.weekly, _week),
+        ("monthly", rules.monthly, _month),
+    ):
+        for name, upload in _newest_of_each(newest_first, period, count).items():
+            reasons[upload].append(f"{kind} {name}")
+    _keep_needed(reasons, needs or {})
+    return {upload: tuple(why) for upload, why in reasons.items() if why}
+
+
+def _keep_needed(reasons: dict[str, list[str]], needs: Mapping[str, Collection[str]]) -> None:
+    waiting = [upload for upload, why in reasons.items() if why]
+    for upload in waiting:  # it grows meanwhile: what is needed may need others
+        for needed in sorted(needs.get(upload, ())):
+            if needed in reasons:
+                if not reasons[needed]:
+                    waiting.append(needed)
+                reasons[needed].append(f"needed by {upload}")
+
+
+def _newest_of_each(newest_first: Sequence[str], period: Callable[[datetime], str], count: int) -> dict[str, str]:
+    """Return period -> its newest upload, for the last `count` periods that have any."""
+    found: dict[str, str] = {}
+    for upload in newest_first:
+        name = period(upload_time(upload))
+        if name not in found:
+            if len(found) == count:
+                break
+            found[name] = upload
+    return found
+
+
+def _day(at: datetime) -> str:
+    return f"{at:%Y-%m-%d}"
+
+
+def _month(at: datetime) -> str:
+    return f"{at:%Y-%m}"
+
+
+def _week(at: datetime) -> str:
+    year, week, _ = at.isocalendar()
+    return f"{year:04d}-W{week:02d}"
