@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from agent.adapters.duckdb_files import DuckdbSnapshotTaker
-from agent.adapters.duckdb_files.verification import CHILD
+from agent.adapters.duckdb_files.children import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError, StagingFull
 from tests.fakes.session_buddy import create

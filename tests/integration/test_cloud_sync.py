@@ -39,7 +39,7 @@ class Rig:
         self.store = FaultyStore(self.kept)
         monkeypatch.setattr(methods, "object_store", lambda _: self.store)
         if not memories:  # then neither is a copy read through: children that start take most of the time
-            monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda: ListedReader(defaultdict(list)))
+            monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda **_: ListedReader(defaultdict(list)))
             taker = wiring.DuckdbSnapshotTaker
             monkeypatch.setattr(wiring, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=self.verify, **how))
         session_buddy.create(self.data, commits=30, entities=6)

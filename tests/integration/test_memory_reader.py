@@ -16,9 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.adapters.duckdb_files import DuckdbMemoryReader
+from agent.adapters.duckdb_files import DuckdbMemoryReader, DuckdbSnapshotTaker, Warm
+from agent.adapters.duckdb_files.children import CHILD
 from agent.adapters.duckdb_files.frames import PAGE_ROWS
-from agent.adapters.duckdb_files.reader import CHILD
+from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.fakes.session_buddy import create, make
 
@@ -390,7 +391,7 @@ async def test_a_child_that_is_silent_is_an_error_and_ended(copy):
         pages = source.pages()
         first = await anext(pages)
         the_child().send_signal(signal.SIGSTOP)
-        with pytest.raises(SnapshotError, match="did not answer within 5 s") as caught:
+        with pytest.raises(SnapshotError, match="the reading was not done after 5 s") as caught:
             await anext(pages)
         assert caught.value.transient
         with pytest.raises(SnapshotError, match="broken off before"):
@@ -429,3 +430,51 @@ def test_the_child_ends_with_its_parent(copy):
     child.communicate(timeout=60)
     assert child.returncode == 3
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+# --------------------------------------------------------------------------------------- the child that checked it
+
+
+async def test_who_checked_a_copy_reads_it_and_goes_with_it(tmp_path, copy):
+    create(tmp_path, commits=3)
+    warm = Warm()
+    taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
+    reader = DuckdbMemoryReader(warm=warm)
+    snapshot = await taker.take("reflection")
+    checker = the_child()
+    async with reader.open(snapshot.folder / copy.name, "reflection", zone=UTC) as source:
+        assert [len(page) async for page in source.pages()]
+        assert the_child() == checker
+    assert the_child() is None
+
+    again = await taker.take("reflection")
+    assert the_child() is not None
+    await taker.discard(again)
+    assert the_child() is None
+    async with reader.open(
+        snapshot.folder / copy.name, "reflection", zone=UTC
+    ) as source:  # nobody waits: it starts one
+        assert [len(page) async for page in source.pages()]
+
+
+async def test_one_that_was_killed_while_it_waited_is_not_missed(tmp_path, copy):
+    create(tmp_path, commits=3)
+    warm = Warm()
+    taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
+    snapshot = await taker.take("reflection")
+    (waiting,) = warm._waiting.values()
+    waiting.kill()
+    await waiting.wait()
+    async with DuckdbMemoryReader(warm=warm).open(snapshot.folder / copy.name, "reflection", zone=UTC) as source:
+        assert [len(page) async for page in source.pages()]
+
+
+async def test_no_more_than_two_wait(tmp_path, copy):
+    create(tmp_path, commits=3)
+    warm = Warm()
+    taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
+    for _ in range(3):
+        await taker.take("reflection")
+    assert len([child for child in psutil.Process().children() if CHILD in child.cmdline()]) == 2
+    await taker.sweep()
+    assert the_child() is None

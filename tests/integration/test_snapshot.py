@@ -16,7 +16,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.adapters.duckdb_files import DuckdbSnapshotTaker
-from agent.adapters.duckdb_files.verification import CHILD
+from agent.adapters.duckdb_files.children import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.fakes.session_buddy import Writer, check, create

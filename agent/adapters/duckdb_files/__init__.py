@@ -7,9 +7,10 @@ bracket       copying between two equal headers
 taker         the port for snapshots
 reader        the port for memories
 
-children      the parent's side of child programs; `engine` is the inside of them, and alone imports duckdb
-verification  the check of a copy; `child` is its program
-frames        what `reader` and its program, `child_reader`, say to each other
+children      processes that have the engine; `child` is their program, `engine` its inside, which alone imports duckdb
+exchange      question and answer between a child and its parent, in `frames`
+verification  the check of a copy
+reading       pages of memories, in the child
 tables        which tables hold memories, and the statements that read them
 rows          what is told of a row, and the digest over it
 """
@@ -17,10 +18,11 @@ rows          what is told of a row, and the digest over it
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from agent.adapters.duckdb_files.children import Warm
     from agent.adapters.duckdb_files.reader import DuckdbMemoryReader
     from agent.adapters.duckdb_files.taker import DuckdbSnapshotTaker
 
-__all__ = ["DuckdbMemoryReader", "DuckdbSnapshotTaker"]
+__all__ = ["DuckdbMemoryReader", "DuckdbSnapshotTaker", "Warm"]
 
 
 def __getattr__(name: str) -> object:
@@ -33,4 +35,8 @@ def __getattr__(name: str) -> object:
         from agent.adapters.duckdb_files import reader  # noqa: PLC0415
 
         return reader.DuckdbMemoryReader
+    if name == "Warm":
+        from agent.adapters.duckdb_files import children  # noqa: PLC0415
+
+        return children.Warm
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

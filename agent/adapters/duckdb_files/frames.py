@@ -1,9 +1,10 @@
-"""What the reading child and its parent agree on.
+"""What a child and its parent agree on.
 
 The parent writes commands, a line each; the child answers every one with a frame: four bytes of length, then so much
-JSON, an object. The first frame comes by itself.
+JSON, an object.
 
-    (start)         {"tables": n}                   the copy is open
+    verify          {"verdict": {"rows": {table: count}}}, or {"verdict": {"error": text, "damaged": bool}}
+    open "graph"    {"tables": n}                   the copy is open from now on; what follows is of it
     begin           {"begun": true}                 the next page is the first
     page            {"page": [[kind, id, digest, embedded, bytes], ...]}; an empty one is the end
     read [p, ...]   {"rows": [[text, embedding, time, metadata], ...]}   of the page before, by position
@@ -12,7 +13,7 @@ JSON, an object. The first frame comes by itself.
 
 import struct
 
-BEGIN, PAGE, READ = b"begin", b"page", b"read"
+VERIFY, OPEN, BEGIN, PAGE, READ = b"verify", b"open", b"begin", b"page", b"read"
 
 PAGE_ROWS = 500
 """Rows of a page at most."""

@@ -11,6 +11,7 @@ import structlog
 
 from agent.adapters.duckdb_files import source
 from agent.adapters.duckdb_files.bracket import Bracketed, copy_database
+from agent.adapters.duckdb_files.children import Warm
 from agent.adapters.duckdb_files.source import Source
 from agent.adapters.duckdb_files.verification import Verdict, verify
 from agent.domain.databases import Survey, main_name
@@ -28,6 +29,8 @@ class DuckdbSnapshotTaker:
 
     The originals are only ever read: no lock, no engine. The process that takes snapshots must not be the one that
     writes the databases (closing a file that it read would drop the writer's lock). Not verifying is for measurements.
+    The child that has verified a copy waits in `warm`, if given, for who reads memories out of it, as long as the copy
+    is there.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class DuckdbSnapshotTaker:
         verify: bool = True,
         verify_timeout_seconds: float = 600.0,
         bracket_seconds: float = 15.0,
+        warm: Warm | None = None,
     ) -> None:
         self._data_dir = data_dir
         self._staging_dir = staging_dir
@@ -46,6 +50,7 @@ class DuckdbSnapshotTaker:
         self._verify = verify
         self._verify_timeout_seconds = verify_timeout_seconds
         self._bracket_seconds = bracket_seconds
+        self._warm = warm
         self._cleaning: set[asyncio.Task[None]] = set()
 
     async def survey(self) -> Survey:
@@ -62,11 +67,11 @@ class DuckdbSnapshotTaker:
         log.info(
             "snapshot_taken",
             database=database,
-            size=sum(file.size for file in copy.files),
+            bytes=sum(file.size for file in copy.files),
             attempts=copy.attempts,
             verified=verdict.verified,
             why=verdict.reason,
-            seconds=round(self._clock.monotonic() - started, 3),
+            duration_seconds=round(self._clock.monotonic() - started, 3),
         )
         return Snapshot(
             database=database,
@@ -83,6 +88,8 @@ class DuckdbSnapshotTaker:
         await self._remove(snapshot.folder)
 
     async def sweep(self) -> None:
+        if self._warm is not None:
+            await self._warm.end_in()
         await asyncio.to_thread(_empty, self._staging_dir)
 
     async def _take_once(self, database: str) -> tuple[Path, Bracketed, Verdict]:
@@ -97,7 +104,7 @@ class DuckdbSnapshotTaker:
             if not self._verify:
                 return folder, copy, _SWITCHED_OFF
             copied = folder / main_name(database)
-            verdict = await verify(copied, timeout_seconds=self._verify_timeout_seconds)
+            verdict = await verify(copied, timeout_seconds=self._verify_timeout_seconds, warm=self._warm)
             await asyncio.to_thread(_keep_only, folder, {file.name for file in copy.files})
             return folder, copy, verdict
         except BaseException:
@@ -124,6 +131,8 @@ class DuckdbSnapshotTaker:
         await asyncio.shield(task)
 
     async def _remove(self, folder: Path) -> None:
+        if self._warm is not None:
+            await self._warm.end_in(folder)
         await asyncio.to_thread(_remove, folder)
 
 

@@ -1,14 +1,14 @@
-"""The parent's side of the check: starts the child, waits for its verdict, survives whatever becomes of it."""
+"""The check of a copy: the parent's side. A child reads all of it; whatever becomes of the child is a verdict."""
 
-import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from agent.adapters.duckdb_files import children
-
-CHILD = "agent.adapters.duckdb_files.child"
+from agent.adapters.duckdb_files.exchange import Exchange, Unanswered, Unreadable
+from agent.adapters.duckdb_files.frames import VERIFY
+from agent.domain.memories import Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,36 +21,35 @@ class Verdict:
     rows: Mapping[str, int] = field(default_factory=dict)
 
 
-async def verify(copy: Path, *, timeout_seconds: float) -> Verdict:
-    """Have a child read the copy through. Never raises for what the child does; cancelled, it kills the child."""
+async def verify(copy: Path, *, timeout_seconds: float, warm: children.Warm | None = None) -> Verdict:
+    """Have a child read the copy through. Never raises for what the child does; cancelled, it kills the child.
+
+    A child that has found it well waits in `warm`, if given, from then on.
+    """
     try:
-        child = await children.start(CHILD, copy)
+        child = await children.start(copy)
     except OSError as error:
         return Verdict(verified=False, reason=f"the check could not be started: {error.strerror}")
+    kept = False
     try:
-        async with asyncio.timeout(timeout_seconds):
-            assert child.stdout is not None
-            answer = await child.stdout.read()
-            status = await child.wait()
-    except TimeoutError:
-        return Verdict(verified=False, reason=f"the check was not done after {timeout_seconds:g} s")
+        verdict = _read(cast(dict[str, Json], await Exchange(child, timeout_seconds).ask(VERIFY, "verdict")))
+        if verdict.verified and warm is not None:
+            await warm.keep(copy, child)
+            kept = True
+    except Unanswered as error:
+        if error.crashed:
+            return Verdict(verified=False, reason=f"the engine crashed on it ({error.what})", damaged=True)
+        return Verdict(verified=False, reason=f"the check {error.what}")
+    except Unreadable as error:
+        return Verdict(verified=False, reason=f"the check failed: {error}")
     finally:
-        await children.end(child)
-    return _verdict(answer, status)
+        if not kept:
+            await children.end(child)
+    return verdict
 
 
-def _verdict(answer: bytes, status: int) -> Verdict:
-    if ended := children.signal_of(status):
-        name, from_outside = ended
-        if from_outside:
-            return Verdict(verified=False, reason=f"the check was killed ({name})")
-        return Verdict(verified=False, reason=f"the engine crashed on it ({name})", damaged=True)
-    try:
-        found = json.loads(answer)
-        if "rows" in found:
-            return Verdict(verified=True, rows={str(table): int(count) for table, count in found["rows"].items()})
-        return Verdict(
-            verified=False, reason=f"the engine cannot read it: {found['error']}", damaged=bool(found["damaged"])
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return Verdict(verified=False, reason=f"the check ended without a verdict (exit status {status})")
+def _read(found: Mapping[str, Json]) -> Verdict:
+    if "error" in found:
+        reason = f"the engine cannot read it: {found['error']}"
+        return Verdict(verified=False, reason=reason, damaged=bool(found["damaged"]))
+    return Verdict(verified=True, rows=cast(dict[str, int], found["rows"]))

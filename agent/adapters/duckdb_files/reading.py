@@ -1,31 +1,20 @@
-"""The process that reads memories out of a copy, page by page, as it is told.
+"""Memories read out of a copy, page by page, in the child that has it open.
 
-    python -m agent.adapters.duckdb_files.child_reader COPY [GRAPH]
-
-`frames` says what goes to and fro. GRAPH is the name of a named graph. Whatever the size of the database, this process
-has a block of rows at a time; it keeps them until the next, so that rows that are wanted whole need only their
-embeddings. It ends when its standard input does, so it never outlives the process that started it.
+Whatever the size of the database, a block of rows at a time is here, kept until the next, so that rows that are wanted
+whole need only their embeddings.
 """
 
-import json
-import os
-import queue
-import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from agent.adapters.duckdb_files.engine import Cell, Engine, OutOfMemory, limit, opened, reason
-from agent.adapters.duckdb_files.frames import BEGIN, PAGE, PAGE_ROWS, READ, framed
+from agent.adapters.duckdb_files.engine import Cell, Engine, OutOfMemory
+from agent.adapters.duckdb_files.frames import PAGE_ROWS
 from agent.adapters.duckdb_files.rows import Row, Values, digest, row_of
 from agent.adapters.duckdb_files.tables import SMALL_BYTES, Table, entity_names, tables_of
 from agent.domain.memories import Json
 
 BLOCK_BYTES = 4 * 2**20
 """How much text of a block is aimed at; four times as much is read again in smaller blocks."""
-
-_encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,49 +154,3 @@ class Reading:
 
 def _values(table: Table, cells: Sequence[Cell]) -> Values:
     return {name: cell for name, cell in zip(table.columns, cells, strict=True) if cell and isinstance(cell, str)}
-
-
-def main() -> int:
-    """Serve the reading of the copy named by the arguments."""
-    copy, graph = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""  # noqa: PLR2004
-    commands: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(commands,), name="end-with-parent", daemon=True).start()
-    limit()
-    try:
-        _serve(copy, graph, commands)
-    except Exception as error:  # noqa: BLE001 - whatever the engine raises is the answer
-        _answer({"error": reason(error, copy.parent)})
-    return 0
-
-
-def _serve(copy: Path, graph: str, commands: "queue.SimpleQueue[bytes]") -> None:
-    with opened(copy) as engine:
-        reading = Reading(engine, graph)
-        _answer({"tables": len(reading.tables)})
-        while True:
-            verb, _, argument = commands.get().strip().partition(b" ")
-            if verb == BEGIN:
-                reading.begin()
-                _answer({"begun": True})
-            elif verb == PAGE:
-                _answer({"page": reading.page()})
-                reading.look_ahead()
-            elif verb == READ:
-                _answer({"rows": reading.read(json.loads(argument))})
-            else:
-                raise ValueError(f"no such command: {verb!r}")
-
-
-def _answer(document: Json) -> None:
-    sys.stdout.buffer.write(framed(_encoded(document).encode()))
-    sys.stdout.buffer.flush()
-
-
-def _listen(commands: "queue.SimpleQueue[bytes]") -> None:
-    for line in sys.stdin.buffer:
-        commands.put(line)
-    os._exit(3)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
