@@ -35,7 +35,7 @@ test: $(READY)  ## every test
 
 cover: $(READY)  ## the coverage by all tests but those marked long
 	@rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not long' --cov --cov-report= $(ARGS)
+	AKOSHA_TESTS_EXECUTE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not long' --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --fail-under=85
 	$(BIN)/coverage report --fail-under=90 --include='agent/domain/*,agent/application/*'
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from agent.settings.sources import variable
+from tests.fakes import zygote
 from tests.fakes.session_buddy import GRAPH, REFLECTION, create
 
 COMMAND = str(Path(sys.executable).with_name("akosha-agent"))
@@ -172,8 +173,13 @@ class Machine:
         """Start a command; whoever asks for it ends it. `how` is for Popen."""
         where = ["--data-dir", str(self.data), "--state-dir", str(self.state)] if places else []
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        place = {"env": self.environ, "cwd": self.home, "text": True}
-        process = subprocess.Popen([*prefix, *words, *where], **pipes | place | how)
+        place = {"env": self.environ, "cwd": self.home}
+        command, how = [*prefix, *words, *where], pipes | place | how
+        if tuple(prefix) == (COMMAND,) and how.keys() == pipes.keys() | place.keys() and zygote.available():
+            env, cwd = how.pop("env"), how.pop("cwd")
+            process = zygote.zygote().start(command, env=env, cwd=cwd, pipes=how)
+        else:
+            process = subprocess.Popen(command, text=True, **how)
         return Running(process, Lines(process.stderr), Lines(process.stdout))
 
     @contextmanager
