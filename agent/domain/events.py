@@ -242,9 +242,53 @@ class IngestFailed(Event):
         return naming.ingest_subject(self.system_id, "failed")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadVerified(Event):
+    """Somebody has looked whether an upload is whole. `deep`: its bytes were downloaded, checked and read through.
+
+    `problems` says of each object (by its name in the upload) what is wrong with it; empty where it is `whole`.
+    """
+
+    type: ClassVar[str] = "akosha.archive.verified.v1"
+
+    upload_id: str
+    whole: bool
+    deep: bool
+    objects: int
+    problems: dict[str, str]
+    duration_seconds: float = 0.0
+
+    @property
+    def subject(self) -> str:
+        return naming.archive_subject(self.system_id, "verified")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadsPruned(Event):
+    """Uploads of this system were deleted, as the rules of keeping say. `kept`: how many there are still.
+
+    `leftovers` counts objects of uploads that never came to be whole, and unfinished multipart uploads. `error` is
+    null, or why not all of it could be deleted.
+    """
+
+    type: ClassVar[str] = "akosha.archive.pruned.v1"
+
+    upload_ids: tuple[str, ...]
+    kept: int
+    objects: int
+    bytes_freed: int
+    leftovers: int
+    error: str | None = None
+    duration_seconds: float = 0.0
+
+    @property
+    def subject(self) -> str:
+        return naming.archive_subject(self.system_id, "pruned")
+
+
 ALL: tuple[type[Event], ...] = (
     SessionEnded, SyncAsked, SyncRequested, SyncSucceeded, SyncSkipped, SyncFailed, SyncProgress,
-    IngestCompleted, IngestFailed,
+    IngestCompleted, IngestFailed, UploadVerified, UploadsPruned,
 )  # fmt: skip
 
 
@@ -263,6 +307,11 @@ def upload_event_id(upload_id: str, agent_id: str) -> str:
 def ingest_event_id(upload_id: str, agent_id: str, outcome: str) -> str:
     """The id of what an Akosha side (`agent_id` is its own) tells of an upload."""
     return f"{upload_id}.{agent_id[:8]}.ingest.{outcome}"
+
+
+def archive_event_id(about: str, agent_id: str, outcome: str, at: datetime) -> str:
+    """The id of what an agent tells of an upload (`about`), or of all of a system's, each time it has looked."""
+    return f"{about}.{agent_id[:8]}.{outcome}.{at:%Y%m%dT%H%M%S.%f}"
 
 
 def outcome_event_id(request_id: str, outcome: str) -> str:

@@ -15,7 +15,7 @@ from agent.domain.errors import NamingError
 MANIFEST_NAME = "manifest.json"
 MEMORIES_NAME = "memories.json"
 SUBJECT_PREFIX = "akosha"
-STREAM_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("session", "sync", "ingest"))
+STREAM_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("session", "sync", "ingest", "archive"))
 """What the stream keeps."""
 
 PASSING_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("progress", "agent"))
@@ -131,6 +131,10 @@ def memories_key(system_id: str, upload: str) -> str:
 
 def ingest_subject(system_id: str, outcome: str) -> str:
     return f"{SUBJECT_PREFIX}.ingest.{check_system_id(system_id)}.{check_method(outcome)}"
+
+
+def archive_subject(system_id: str, outcome: str) -> str:
+    return f"{SUBJECT_PREFIX}.archive.{check_system_id(system_id)}.{check_method(outcome)}"
 
 
 def session_subject(system_id: str) -> str:

@@ -113,12 +113,16 @@ class Ledger(Protocol):
         """Forget attempts, failures and the time of the next try: the target is worth trying now."""
         ...
 
-    async def outbox(self) -> Sequence[SyncResult]:
-        """Return results that no bus has confirmed yet, oldest first."""
+    async def announce(self, event: Event) -> None:
+        """Put an event that is no result of a request into the history and the outbox."""
         ...
 
-    async def confirm(self, result: SyncResult) -> None:
-        """A bus has confirmed the result (CONFIRMED)."""
+    async def outbox(self) -> Sequence[Event]:
+        """Return results, and what was announced, that no bus has confirmed yet, oldest first."""
+        ...
+
+    async def confirm(self, event: Event) -> None:
+        """A bus has confirmed a result (CONFIRMED), or what was announced."""
         ...
 
     async def tell_again(self, since: datetime) -> int:

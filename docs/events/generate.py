@@ -66,6 +66,7 @@ class Traffic:
 
 RESULT = Traffic(send="To whoever wants to know, out of the agent's outbox: until the stream has confirmed it.")
 INGEST = Traffic(send="By the Akosha side (`akosha-agent react`), to whoever wants to know.")
+ARCHIVE = Traffic(send="To whoever wants to know, out of the agent's outbox.")
 TRAFFIC: Mapping[type[Event], Traffic] = {
     events.SessionEnded: Traffic(
         receive="From Session-Buddy, or a coding assistant's hook. The agent syncs at once what its target lacks."
@@ -79,6 +80,8 @@ TRAFFIC: Mapping[type[Event], Traffic] = {
     events.SyncFailed: RESULT,
     events.IngestCompleted: INGEST,
     events.IngestFailed: INGEST,
+    events.UploadVerified: ARCHIVE,
+    events.UploadsPruned: ARCHIVE,
     events.SyncProgress: Traffic(send="To whoever watches, up to four times a second.", stream=None),
 }
 

@@ -11,7 +11,7 @@ from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain import moves
 from agent.domain.errors import StateError
-from agent.domain.events import SessionEnded, outcome_event_id
+from agent.domain.events import SessionEnded, UploadsPruned, outcome_event_id
 from agent.domain.states import TargetRecord
 from tests.fakes.clock import ManualClock
 from tests.fakes.values import (
@@ -764,6 +764,16 @@ async def test_who_listens_to_the_history_is_told_after_each_write_that_adds_to_
     assert len(heard) == 2
     await upload(ledger, reflection=0)
     assert len(heard) == 3
+
+
+async def test_what_was_announced_waits_in_the_outbox_until_a_bus_has_it(ledger):
+    event = UploadsPruned(
+        id="p", time=NOON, system_id=SYSTEM, upload_ids=(), kept=1, objects=0, bytes_freed=0, leftovers=0
+    )
+    await ledger.announce(event)
+    assert [entry.event for entry in await ledger.history()] == list(await ledger.outbox()) == [event]
+    await ledger.confirm(event)
+    assert list(await ledger.outbox()) == []
 
 
 async def test_its_size_is_what_it_takes_up_on_disk(book, ledger):

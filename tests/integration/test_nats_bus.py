@@ -28,7 +28,7 @@ from tests.servers.nats_credentials import PASSWORD, USER, password_config
 
 pytest_plugins = ["tests.servers.fixtures"]
 
-SUBJECTS = ["akosha.session.>", "akosha.sync.>", "akosha.ingest.>"]
+SUBJECTS = ["akosha.session.>", "akosha.sync.>", "akosha.ingest.>", "akosha.archive.>"]
 DAY = 86_400
 
 

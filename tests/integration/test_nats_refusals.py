@@ -99,11 +99,24 @@ async def test_a_stream_that_would_keep_what_passes_by_is_not_used_and_the_cure_
         await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=["akosha.>"])
         async with opened_bus(fresh_nats.url, ready=False) as bus:
             assert not bus.state.ready
-            cure = "nats stream edit AKOSHA_SYNC --subjects akosha.session.>,akosha.sync.>,akosha.ingest.>"
+            cure = f"nats stream edit AKOSHA_SYNC --subjects {','.join(STREAM_SUBJECTS)}"
             assert cure in bus.state.detail
             with pytest.raises(BusError, match="keeps what is to pass by"):
                 await bus.publish(ended(1))
             assert (await other.jetstream().stream_info("AKOSHA_SYNC")).state.messages == 0
+
+
+async def test_a_stream_that_an_earlier_version_made_takes_what_that_did_not_know_of(fresh_nats):
+    async with connected(fresh_nats.url) as other:
+        async with opened_bus(fresh_nats.url):
+            pass
+        config = (await other.jetstream().stream_info("AKOSHA_SYNC")).config
+        fewer = [subject for subject in STREAM_SUBJECTS if subject != "akosha.archive.>"]
+        await other.jetstream().update_stream(replace(config, subjects=fewer))
+        async with opened_bus(fresh_nats.url) as bus:
+            assert bus.state.ready
+        kept = (await other.jetstream().stream_info("AKOSHA_SYNC")).config
+        assert (sorted(kept.subjects), kept.max_age) == (sorted(STREAM_SUBJECTS), config.max_age)
 
 
 async def test_a_stream_that_was_cured_is_used_and_neither_progress_nor_answers_come_twice(fresh_nats):

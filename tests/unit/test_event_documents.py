@@ -19,6 +19,8 @@ from agent.domain.events import (
     SessionEnded,
     SyncAsked,
     SyncProgress,
+    UploadsPruned,
+    UploadVerified,
 )
 from agent.domain.naming import STREAM_SUBJECTS, subject_matches
 from docs.events import generate
@@ -61,6 +63,29 @@ FULL: tuple[Event, ...] = (
         stored=1,
         known=2,
         kept_back={"no embedding": 3},
+        duration_seconds=0.5,
+    ),
+    UploadVerified(
+        id="v",
+        time=NOON,
+        system_id=SYSTEM,
+        upload_id=upload_id(),
+        whole=False,
+        deep=True,
+        objects=3,
+        problems={"reflection.duckdb": "it is not there"},
+        duration_seconds=0.5,
+    ),
+    UploadsPruned(
+        id="pr",
+        time=NOON,
+        system_id=SYSTEM,
+        upload_ids=(upload_id(),),
+        kept=3,
+        objects=4,
+        bytes_freed=5,
+        leftovers=1,
+        error="odd",
         duration_seconds=0.5,
     ),
     IngestFailed(id="f", time=NOON, system_id=SYSTEM, upload_id=upload_id(), error="odd", retry_at=NOON),
@@ -278,6 +303,8 @@ def test_the_stream_keeps_all_but_progress():
             "akosha.sync.{system}.failed",
             "akosha.ingest.{system}.completed",
             "akosha.ingest.{system}.failed",
+            "akosha.archive.{system}.verified",
+            "akosha.archive.{system}.pruned",
         ],
         "AKOSHA_SYNC",
     )

@@ -21,6 +21,7 @@ from agent.domain.events import (
     SyncRequested,
     SyncResult,
     SyncSucceeded,
+    UploadVerified,
 )
 
 CODEC = CloudEventsCodec()
@@ -49,6 +50,14 @@ FIELDS = {
     "stored": st.integers(0, 2**53),
     "known": st.integers(0, 2**53),
     "kept_back": st.dictionaries(TEXT, st.integers(0, 2**53), max_size=3),
+    "problems": st.dictionaries(TEXT, TEXT, max_size=3),
+    "upload_ids": st.lists(TEXT, max_size=3).map(tuple),
+    "objects": st.integers(0, 2**53),
+    "kept": st.integers(0, 2**53),
+    "bytes_freed": st.integers(0, 2**53),
+    "leftovers": st.integers(0, 2**53),
+    "whole": st.booleans(),
+    "deep": st.booleans(),
     "done_bytes": st.integers(0, 2**53),
     "total_bytes": st.integers(0, 2**53),
     "duration_seconds": st.floats(0, 1e9),
@@ -60,7 +69,7 @@ FIELDS = {
 
 
 def events_of(cls: type[Event]) -> st.SearchStrategy[Event]:
-    own = {"upload_id": TEXT, "error": TEXT} if issubclass(cls, IngestCompleted | IngestFailed) else {}
+    own = {"upload_id": TEXT, "error": TEXT} if issubclass(cls, IngestCompleted | IngestFailed | UploadVerified) else {}
     return st.builds(cls, **{f.name: {**FIELDS, **own}.get(f.name, TEXT) for f in fields(cls)})
 
 

@@ -67,15 +67,16 @@ class History:
         )
         return found.fetchone() is not None
 
-    def outbox(self) -> tuple[Sequence[SyncResult], Mapping[str, str]]:
-        """Return the results that wait for a bus, oldest first; and those that cannot be read: event id, and why."""
+    def outbox(self) -> tuple[Sequence[Event], Mapping[str, str]]:
+        """Return the events that wait for a bus, oldest first; and those that cannot be read: event id, and why."""
         found = self._connection.execute(
             "SELECT event_id, payload FROM events WHERE published_at IS NULL ORDER BY position"
         )
-        results, unreadable = [], {}
+        results: list[Event] = []
+        unreadable: dict[str, str] = {}
         for event_id, payload in found.fetchall():
             try:
-                results.append(self._result(payload))
+                results.append(self._event(payload))
             except StateError as error:
                 unreadable[str(event_id)] = error.message
         return results, unreadable

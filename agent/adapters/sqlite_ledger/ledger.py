@@ -169,18 +169,22 @@ class SqliteLedger:
     async def reset(self, target: Target) -> None:
         await self._change(target, moves.reset)
 
-    async def outbox(self) -> Sequence[SyncResult]:
+    async def announce(self, event: Event) -> None:
+        await self._transactions.write(lambda: self._history.add(event, published_at=None))
+        self._tell()
+
+    async def outbox(self) -> Sequence[Event]:
         """As the port says. One that cannot be read would hold up all others: it is set aside, said once."""
         results, unreadable = await self._transactions.read(self._history.outbox)
         if unreadable and not self._transactions.read_only:
             for event_id, why in unreadable.items():
                 await self._transactions.write(functools.partial(self._told, event_id))
-                _log.error("result_set_aside", event_id=event_id, why=why)
+                _log.error("result_set_aside", id=event_id, why=why)
         return results
 
-    async def confirm(self, result: SyncResult) -> None:
+    async def confirm(self, event: Event) -> None:
         def confirmed() -> None:
-            self._told(result.id)
+            self._told(event.id)
             self._trim_daily()
 
         await self._transactions.write(confirmed)
