@@ -42,6 +42,10 @@ class FailoverBus:
     async def wait_until_ready(self) -> None:
         """It always is: there is the local one."""
 
+    def look_alive(self) -> None:
+        self._distant.look_alive()
+        self._local.look_alive()
+
     async def publish(self, event: Event) -> None:
         if isinstance(event, SyncResult):
             await self._distant.publish(event)

@@ -9,7 +9,7 @@ import structlog
 from agent.application.changes import Changes
 from agent.application.publisher import Publisher
 from agent.application.wake import Wake
-from agent.domain.route import LAST_TARGET_BACKOFF, RETRY
+from agent.domain.route import FILE_CHANGE, LAST_TARGET_BACKOFF, RETRY
 from agent.domain.states import due, in_charge, next_try
 from agent.ports import Clock, Ledger, SyncMethod
 
@@ -63,14 +63,39 @@ class Retries:
             await self.before_pass()
             if self.flight.locked():
                 continue
-            survey, records = await self.publisher.survey(), await self.publisher.records()
-            primary = next((records[name] for name in self.publisher.settings.route if name in records), None)
-            if primary and self.changes.quiet and due(primary, survey, self.clock.now(), urgent=False):
+            if self.changes.quiet and await self._is_due():
                 self.changes.noticed()
-            await self._welcome_back()
+            await self.welcome_back()
 
-    async def _welcome_back(self) -> None:
-        """A target that was out of reach and can be reached again need not wait for its time."""
+    async def look_around(self) -> bool:
+        """The machine slept: times stood still, and the watch may have missed something. What is due is synced now.
+
+        Returns whether it was asked for.
+        """
+        await self.changes.note_mode()
+        await self.before_pass()
+        if not await self._is_due():
+            return False
+        if self.flight.locked() or not self.changes.enabled:
+            self.changes.noticed()
+            return False
+        return await self.publisher.noticed(FILE_CHANGE) is not None
+
+    async def _is_due(self) -> bool:
+        """Say whether the first target lacks something that can be had now."""
+        survey, records = await self.publisher.survey(), await self.publisher.records()
+        primary = next((records[name] for name in self.publisher.settings.route if name in records), None)
+        return primary is not None and bool(due(primary, survey, self.clock.now(), urgent=False))
+
+    async def welcome_back(self, doubted: set[str] | None = None) -> bool:
+        """A target that was out of reach and can be reached again need not wait for its time.
+
+        `doubted`: methods of which nobody knows any more whether they can be reached; those that can are taken out.
+        Does nothing while a sync runs. Returns whether one was welcomed.
+        """
+        if self.flight.locked():
+            return False
+        doubted, welcomed = set() if doubted is None else doubted, False
         records = await self.publisher.records()
         failing = in_charge(self.publisher.settings.route, records)
         for name, record in records.items():
@@ -79,8 +104,11 @@ class Retries:
                 continue
             before = self._reachable.get(name, False if name in self.unreachable else None)
             now = self._reachable[name] = await self.methods[name].is_available()
-            if before is False and now:
+            if now and (before is False or name in doubted):
+                doubted.discard(name)
                 _log.info("target_back", method=name, system_id=record.target.system_id)
                 await self.ledger.reset(record.target)
                 await self.publisher.noticed(RETRY)
                 self.settled.ring()
+                welcomed = True
+        return welcomed

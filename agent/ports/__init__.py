@@ -23,12 +23,13 @@ from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
 from agent.ports.objects import ObjectStore, Progress, StoredObject, untold
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
 from agent.ports.supervisor import Supervisor
-from agent.ports.surroundings import Surroundings, Upheaval
+from agent.ports.surroundings import Connected, Surroundings, Upheaval
 
 __all__ = [
     "BusState",
     "Clock",
     "Compressor",
+    "Connected",
     "Delivered",
     "EventBus",
     "Handler",

@@ -87,6 +87,10 @@ class EventBus(Protocol):
         """Return when `state` is ready."""
         ...
 
+    def look_alive(self) -> None:
+        """The machine slept, or its network changed: look now at what may be dead, and replace it. Returns at once."""
+        ...
+
     async def publish(self, event: Event) -> None:
         """Publish on the event's own subject. When it returns, the bus has it; else it raises and may have it.
 

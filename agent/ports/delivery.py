@@ -97,7 +97,7 @@ class Courier:
             self._failures = 0
             return
         again = None if delivery.settled else self._next_delay(letter.event.id)
-        log.error("handler_failed", error=repr(error or "neither ack nor nak"), again_seconds=again, exc_info=error)
+        log.error("handler_failed", error=repr(error or "neither ack nor nak"), delay_seconds=again, exc_info=error)
         if again is not None:
             await delivery.nak(again)
 

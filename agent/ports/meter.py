@@ -1,8 +1,47 @@
-"""Who counts."""
+"""Who counts, and what else there is to measure when somebody looks."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from agent.domain.events import SyncResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodReading:
+    """How one method's target stands. `last_success` in seconds since 1970, 0 for never; `failures` are consecutive.
+
+    `memories`: how many were delivered, wait, or were refused.
+    """
+
+    method: str
+    last_success: float = 0.0
+    pending_databases: int = 0
+    failures: int = 0
+    memories: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerReading:
+    """What the ledger and the files tell. `bus` and `watcher` are names of kinds, few and fixed; "" where unknown.
+
+    `ledger_bytes` is None where nobody can say.
+    """
+
+    methods: tuple[MethodReading, ...] = ()
+    results_waiting: int = 0
+    bus: str = ""
+    watcher: str = ""
+    ledger_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How everything stands at the moment that somebody looks. `stuck` counts what is; `ledger` None: unreadable."""
+
+    ready: bool
+    stuck: int
+    ledger: LedgerReading | None
 
 
 class Meter(Protocol):

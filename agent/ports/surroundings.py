@@ -18,3 +18,11 @@ class Surroundings(Protocol):
     def upheavals(self) -> AsyncGenerator[Upheaval, None]:
         """Yield each a few seconds after it happened, at the latest. Never ends by itself, never raises."""
         ...
+
+
+class Connected(Protocol):
+    """Keeps connections for later use."""
+
+    async def let_go(self) -> None:
+        """Close those that nothing uses now: they may be dead. Takes at most a second; never raises."""
+        ...

@@ -106,6 +106,12 @@ class Client:
             self._forget(session)
             raise
 
+    async def let_go(self) -> None:
+        """Close the connections that nothing uses now; the session, if there is one, goes on. Never raises."""
+        making = self._making
+        if making is not None and making.done() and not making.cancelled() and making.exception() is None:
+            await making.result().let_go()
+
     async def aclose(self) -> None:
         """End the session and close the connections. Idempotent."""
         session, self._session = self._session, None

@@ -4,6 +4,7 @@ Importing this loads httpx2 (0.15 s), and making a client a TLS context (50 ms):
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -20,6 +21,7 @@ from agent.adapters.akosha_mcp.results import Message
 from agent.domain.errors import SinkError
 
 CONNECT_SECONDS = 10.0
+LET_GO_SECONDS = 1.0
 PIECE = 64 * 1024
 _IDLE_SECONDS = 3.0
 """Connections are kept for less than servers keep them (uvicorn: 5 s), so that a request rarely meets a closed one."""
@@ -126,6 +128,17 @@ class Http:
                 await response.aclose()
         except (httpx2.HTTPError, httpx2.InvalidURL, SinkError):
             return None
+
+    async def let_go(self) -> None:
+        """Close the connections that nothing uses now; one that does not close in time is left to the library."""
+        transports = (self._client._transport, *self._client._mounts.values())  # noqa: SLF001 - it can only close all
+        pools = (getattr(transport, "_pool", None) for transport in transports)
+        kept = [connection for pool in pools if pool is not None for connection in pool.connections]
+        with contextlib.suppress(TimeoutError, httpx2.HTTPError, OSError):
+            async with asyncio.timeout(LET_GO_SECONDS):
+                for connection in kept:
+                    if connection.is_idle():
+                        await connection.aclose()
 
     async def aclose(self) -> None:
         await self._client.aclose()

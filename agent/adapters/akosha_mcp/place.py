@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from agent.settings.endpoints import MASK, is_loopback, without_credentials
+from agent.domain.errors import MASK
+from agent.settings.endpoints import is_loopback, without_credentials
 
 SHOWN = 300
 """So many characters of what a server says are kept."""

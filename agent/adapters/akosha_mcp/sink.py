@@ -76,6 +76,9 @@ class AkoshaSink:
             await self._each([one for one in alone if one[1].kind == kind], done)
         return done.receipt()
 
+    async def let_go(self) -> None:
+        await self._client.let_go()
+
     async def aclose(self) -> None:
         await self._client.aclose()
 

@@ -99,6 +99,9 @@ class NatsBus:
         for one in list(self._subscriptions):
             await one.ready.wait()
 
+    def look_alive(self) -> None:
+        self._link.look_alive()
+
     async def publish(self, event: Event) -> None:
         """As the port says: an event that is kept is in the stream when this returns, confirmed by the server.
 

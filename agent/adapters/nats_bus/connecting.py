@@ -1,8 +1,9 @@
 """One attempt to connect to one server, of bounded time; what was half done is undone, what is wrong is said."""
 
 import asyncio
+import json
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from nats.errors import AuthorizationError, Error as NatsPyError
@@ -10,7 +11,7 @@ from nats.errors import AuthorizationError, Error as NatsPyError
 from agent.adapters.nats_bus.client import CLOSE_SECONDS, Client
 from agent.adapters.nats_bus.credentials import Proof
 from agent.adapters.nats_bus.options import NatsOptions, Server
-from agent.domain.errors import BusError
+from agent.domain.errors import MASK, BusError
 
 NEVER_SECONDS = 10.0**9
 """nats-py's own pings are switched off: `Link` looks after the connection."""
@@ -43,7 +44,7 @@ async def connect(url: str, options: NatsOptions, context: ssl.SSLContext, proof
         await _undone(attempt, client)
         raise
     await _undone(attempt, client)
-    raise _refused(server, error) from error
+    raise _refused(server, error, _secrets(server, options, proof)) from error
 
 
 async def _undone(attempt: asyncio.Task[None], client: Client) -> None:
@@ -88,9 +89,18 @@ def _parameters(
     }
 
 
-def _refused(server: Server, error: Exception) -> BusError:
-    """Say what keeps us out. The text of nats-py holds no secret: it is the server's, or the system's."""
+def _secrets(server: Server, options: NatsOptions, proof: Proof) -> Iterator[str]:
+    """Yield what the server is told to let us in."""
+    yield from (options.login.password, options.login.token, proof.seed or "")
+    yield server.password or ("" if server.password is not None else server.user or "")
+    yield from (line for line in str(proof.credentials or "").splitlines() if not line.startswith("-"))
+
+
+def _refused(server: Server, error: Exception, secrets: Iterable[str]) -> BusError:
+    """Say what keeps us out. The text is the server's, or the system's; a server may repeat what it was told."""
     text = str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
+    for secret in filter(None, secrets):
+        text = text.replace(json.dumps(secret)[1:-1], MASK).replace(secret, MASK)
     hint = "akosha_agent_nats_url names the server; it is tried again for as long as it takes"
     if isinstance(error, AuthorizationError) or "authorization" in text.lower() or "authentication" in text.lower():
         hint = "check akosha_agent_nats_user, _token, _credentials_file or _nkey_file: the server does not know us"

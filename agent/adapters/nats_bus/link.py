@@ -28,6 +28,9 @@ Prepare = Callable[[Client], Awaitable[None]]
 NEVER = 10**9
 """`flush` has a limit of its own in seconds; ours is around it."""
 
+ALIVE_SECONDS = 3.0
+"""How long the answer to a ping is waited for where there is reason to think that there will be none."""
+
 _log = structlog.get_logger()
 
 
@@ -42,6 +45,8 @@ class Link:
         self._client: Client | None = None
         self._turned, self._suspected, self._tried = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._doubted, self._patience = asyncio.Event(), options.patience.ping_timeout
+        self._limit: asyncio.Timeout | None = None
         self._closed = False
         self.trouble: BusError = BusError(f"NATS at {options.place} is being connected to", transient=True)
 
@@ -87,6 +92,15 @@ class Link:
         if client is self._client:
             self._suspected.set()
 
+    def look_alive(self) -> None:
+        """Ping at once, and wait but shortly for the answer; where there is no connection, try again at once."""
+        self._doubted.set()
+        self._suspected.set()
+        self._patience = min(ALIVE_SECONDS, self._options.patience.ping_timeout)
+        if self._limit is not None and not self._limit.expired():
+            end = asyncio.get_running_loop().time() + self._patience
+            self._limit.reschedule(min(self._limit.when() or end, end))
+
     async def aclose(self) -> None:
         self._closed = True
         if self._task is not None:
@@ -105,7 +119,23 @@ class Link:
             else:
                 failures = 0
                 await self._use(client)
-            await self._clock.sleep(self._pause(failures))
+            if await self._rested(self._pause(failures)):
+                failures = 0
+
+    async def _rested(self, seconds: float) -> bool:
+        """Wait before the next attempt; True, and at once, where the surroundings have changed since the last."""
+        bells = {
+            asyncio.create_task(self._clock.sleep(seconds), name="nats-pause"),
+            asyncio.create_task(self._doubted.wait(), name="nats-doubted"),
+        }
+        try:
+            await asyncio.wait(bells, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for bell in bells:
+                bell.cancel()
+        doubted = self._doubted.is_set()
+        self._doubted.clear()
+        return doubted
 
     async def _connect(self) -> Client:
         """Return a connection that is fit for use. Raises BusError: of the last server tried."""
@@ -163,15 +193,19 @@ class Link:
                 for bell in bells:
                     bell.cancel()
             self._suspected.clear()
+            limit, self._patience = self._patience, patience.ping_timeout
             try:
                 if not client.lost.is_set():
-                    async with asyncio.timeout(patience.ping_timeout):
+                    async with asyncio.timeout(limit) as self._limit:
                         with kept_cancellable():
                             await client.flush(NEVER)
+                    self._doubted.clear()
             except TimeoutError:
-                return f"no answer to a ping in {patience.ping_timeout:g} s"
+                return f"no answer to a ping in {min(limit, self._patience):g} s"
             except (NatsPyError, OSError) as error:
                 return str(error).removeprefix("nats: ")
+            finally:
+                self._limit = None
             if client.lost.is_set() or not client.is_connected:
                 return client.why_lost or "the connection was closed"
 

@@ -1,5 +1,7 @@
 """The stream AKOSHA_SYNC: made where there is none, else used as it is."""
 
+from dataclasses import replace
+
 import structlog
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
@@ -12,6 +14,8 @@ from agent.domain.naming import PASSING_SUBJECTS, STREAM_SUBJECTS, patterns_meet
 from agent.ports import StreamMark
 
 STREAM = "AKOSHA_SYNC"
+
+_DESCRIPTION = "What akosha-agent and those around it tell each other"
 
 _log = structlog.get_logger()
 
@@ -32,6 +36,7 @@ class Stream:
         except StreamGone:
             info = await self._make(client, jetstream)
         else:
+            info = await self._widened(client, jetstream, info)
             self._compare(info.config)
         self.mark = StreamMark(str(info.created), info.state.last_seq)
 
@@ -42,6 +47,16 @@ class Stream:
                 await client.jetstream(timeout=seconds).stream_info(STREAM)
         except StreamGone:
             return False
+        return True
+
+    async def fits(self, client: Client, seconds: float) -> bool:
+        """Say whether the stream is there. Raises BusError where nobody knows, and where our events do not fit in."""
+        try:
+            with translated(f"looking for the stream {STREAM}", client):
+                info = await client.jetstream(timeout=seconds).stream_info(STREAM)
+        except StreamGone:
+            return False
+        self._compare(info.config)
         return True
 
     def passed(self, sequence: int) -> None:
@@ -55,10 +70,25 @@ class Stream:
         _log.info("stream_made", stream=STREAM, max_age_seconds=self._limits.max_age, max_bytes=self._limits.max_bytes)
         return info
 
+    async def _widened(self, client: Client, jetstream: JetStreamContext, found: StreamInfo) -> StreamInfo:
+        """Have a stream that an earlier version of ours made take what that did not know of; return how it is now."""
+        missing = _missing(found.config)
+        if not missing or found.config.description != _DESCRIPTION:
+            return found
+        try:
+            with translated(f"adding {', '.join(missing)} to the stream {STREAM}", client):
+                wider = replace(found.config, subjects=[*(found.config.subjects or []), *missing])
+                info = await jetstream.update_stream(wider)
+        except BusError as error:  # what follows says what it lacks, and the cure
+            _log.warning("stream_unchanged", stream=STREAM, error=str(error))
+            return found
+        _log.info("stream_widened", stream=STREAM, subjects=missing)
+        return info
+
     def _wanted(self) -> StreamConfig:
         return StreamConfig(
             name=STREAM,
-            description="What akosha-agent and those around it tell each other",
+            description=_DESCRIPTION,
             subjects=list(STREAM_SUBJECTS),
             retention=RetentionPolicy.LIMITS,
             discard=DiscardPolicy.OLD,
@@ -71,9 +101,7 @@ class Stream:
     def _compare(self, found: StreamConfig) -> None:
         """Warn, once, of what differs from what we would have made. Raises BusError where our events do not fit in."""
         taken = found.subjects or []
-        whole = [have for have in taken if have.endswith(">")]
-        missing = [subject for subject in STREAM_SUBJECTS if not any(subject_matches(have, subject) for have in whole)]
-        if missing:
+        if missing := _missing(found):
             raise BusError(
                 f"the stream {STREAM} does not take {', '.join(missing)}",
                 hint=f"nats stream edit {STREAM} --subjects {','.join([*taken, *missing])}",
@@ -94,3 +122,9 @@ class Stream:
         if differ and str(differ) != self._complained:
             _log.warning("stream_differs", stream=STREAM, **differ, why="it was there already: it is used as it is")
         self._complained = str(differ)
+
+
+def _missing(found: StreamConfig) -> list[str]:
+    """Return which of our subjects a stream does not take."""
+    whole = [have for have in found.subjects or [] if have.endswith(">")]
+    return [subject for subject in STREAM_SUBJECTS if not any(subject_matches(have, subject) for have in whole)]

@@ -66,6 +66,12 @@ class Connection:
             for _ in range(_CLOSING_TURNS):
                 await asyncio.sleep(0)
 
+    def let_go(self) -> None:
+        """Break the connections that nothing uses now."""
+        making = self._making
+        if making is not None and making.done() and not making.cancelled() and making.exception() is None:
+            making.result()._endpoint.http_session.let_go()  # noqa: SLF001 - there is no public way to it
+
     async def _client(self) -> Any:
         if self._making is None or (self._making.done() and self._making.exception() is not None):
             self._making = asyncio.create_task(asyncio.to_thread(self._make), name="s3-client")

@@ -21,7 +21,7 @@ from agent.ports import Progress
 ABORT_SECONDS = 10.0
 LIFECYCLE_HINT = "allow s3:AbortMultipartUpload, or add a lifecycle rule that aborts incomplete uploads after a day"
 
-_NONE_TO_LIST = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405", "NoSuchUpload"})
+NONE_TO_LIST = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405", "NoSuchUpload"})
 """Answers of stores that do not list uploads, or (rclone) have none to list."""
 
 log = structlog.get_logger()
@@ -127,9 +127,9 @@ class Multipart:
         try:
             await abort(self._connection, self._key, upload)
         except NotPermitted as error:
-            log.info("parts_left_behind", key=self._key, reason=error.message, hint=LIFECYCLE_HINT)
+            log.info("parts_left_behind", key=self._key, why=error.message, hint=LIFECYCLE_HINT)
         except StoreError as error:
-            log.warning("parts_left_behind", key=self._key, reason=str(error), hint=LIFECYCLE_HINT)
+            log.warning("parts_left_behind", key=self._key, why=str(error), hint=LIFECYCLE_HINT)
         finally:
             self._live.discard(upload)
 
@@ -151,7 +151,7 @@ async def sweep(connection: Connection, prefix: str, live: set[str]) -> int:
         try:
             answer = await connection.call("list_multipart_uploads", Prefix=prefix, **more)
         except StoreError as error:
-            if code_of(error) in _NONE_TO_LIST:
+            if code_of(error) in NONE_TO_LIST:
                 return swept
             raise
         for item in answer.get("Uploads", ()):

@@ -37,3 +37,11 @@ class DirectSession(AIOHTTPSession):  # type: ignore[misc] # the library has no 
 
     async def _get_session(self, proxy_url: str | None) -> _Direct:
         return _Direct(await super()._get_session(proxy_url))
+
+    def let_go(self) -> None:
+        """Break the connections in the pool. Those in use go on; of those that are broken none is used again."""
+        for session in self._sessions.values():
+            for waiting in list(session.connector._conns.values()):  # noqa: SLF001 - it can only close all, used ones too
+                for protocol, _since in waiting:
+                    if protocol.transport is not None:
+                        protocol.transport.abort()

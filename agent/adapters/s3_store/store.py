@@ -1,12 +1,14 @@
 """`ObjectStore` on S3 and its relatives. Put, Get and List permissions are enough; what needs more says so."""
 
 import asyncio
+import builtins
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
 
-from agent.adapters.s3_store import multipart, reading
+from agent.adapters.s3_store import examining, multipart, reading
 from agent.adapters.s3_store.connection import Connection, Limits
 from agent.adapters.s3_store.copying import SINGLE_COPY_BYTES, Copying
+from agent.adapters.s3_store.examining import Credentials, Unfinished
 from agent.adapters.s3_store.place import Place
 from agent.adapters.s3_store.sending import Sending
 from agent.ports import Progress, StoredObject, untold
@@ -104,6 +106,22 @@ class S3Store:
 
     async def sweep(self, prefix: str) -> int:
         return await multipart.sweep(self._connection, prefix, self._sending.live)
+
+    async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
+        """Return what `sweep` would abort, and what is under way. Raises NotPermitted."""
+        return await examining.unfinished(self._connection, prefix)
+
+    async def server_date(self, prefix: str) -> str:
+        """Return the Date header of an answer, "" where there is none. Raises StoreError where nobody answers."""
+        return await examining.server_date(self._connection, prefix)
+
+    async def credentials(self) -> Credentials | None:
+        """Return where the AWS chain has credentials, None where it has none. Raises StoreError."""
+        # Looking for them may block: on a thread with a loop of its own.
+        return await asyncio.to_thread(lambda: asyncio.run(examining.credentials(self._place)))
+
+    async def let_go(self) -> None:
+        self._connection.let_go()
 
     async def aclose(self) -> None:
         await self._connection.aclose()

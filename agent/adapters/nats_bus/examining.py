@@ -1,0 +1,127 @@
+"""A look at a NATS server: does it let us in, does JetStream keep our events, may we say and hear what we need to?
+
+Nothing is published on a subject that anybody acts on: the server tells a user's permissions when it is asked.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+from nats.errors import Error as NatsPyError
+
+from agent.adapters.nats_bus import credentials
+from agent.adapters.nats_bus.cancelling import kept_cancellable
+from agent.adapters.nats_bus.client import Client
+from agent.adapters.nats_bus.connecting import connect
+from agent.adapters.nats_bus.credentials import Proof
+from agent.adapters.nats_bus.errors import translated
+from agent.adapters.nats_bus.options import NatsOptions, Server
+from agent.adapters.nats_bus.stream import Stream
+from agent.domain.errors import BusError
+from agent.domain.naming import subject_matches
+
+WHO_AM_I = "$SYS.REQ.USER.INFO"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rights:
+    """What a user may do, as patterns; `allow` None: all but what is denied."""
+
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+
+    def permit(self, subject: str) -> bool:
+        allowed = self.allow is None or any(subject_matches(pattern, subject) for pattern in self.allow)
+        return allowed and not any(subject_matches(pattern, subject) for pattern in self.deny)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatsFacts:
+    """Of one server. `refused`: why it does not let us in; then nothing else is known.
+
+    `jetstream`, `stream`: what is wrong with them, None where nothing is; `has_stream` is false where it will be made.
+    `publish`, `subscribe`: None where the server does not tell them.
+    """
+
+    place: str
+    version: str = ""
+    refused: BusError | None = None
+    jetstream: BusError | None = None
+    has_stream: bool = False
+    stream: BusError | None = None
+    publish: Rights | None = None
+    subscribe: Rights | None = None
+
+
+async def examine(options: NatsOptions) -> list[NatsFacts]:
+    """Look at each of the servers, all at once. Raises SettingsError for files that are of no use."""
+    context, proof = await asyncio.to_thread(_look_at_files, options)
+    return await asyncio.gather(*(_one(url, options, context, proof) for url in options.servers))
+
+
+def _look_at_files(options: NatsOptions) -> tuple[ssl.SSLContext, Proof]:
+    options.check()
+    return options.tls.context(), credentials.read(options.login)
+
+
+async def _one(url: str, options: NatsOptions, context: ssl.SSLContext, proof: Proof) -> NatsFacts:
+    place = Server.of(url).place
+    try:
+        client = await connect(url, options, context, proof)
+    except BusError as error:
+        return NatsFacts(place=place, refused=error)
+    try:
+        return await _inside(place, client, options)
+    finally:
+        await client.let_go()
+
+
+async def _inside(place: str, client: Client, options: NatsOptions) -> NatsFacts:
+    seconds = options.patience.connect
+    client.refused = ""
+    publish, subscribe = await _rights(client, seconds)
+    if publish is None and "subscription" in client.refused.lower():
+        deaf = BusError(f"no answer comes to us: {client.refused}", hint="allow this user to subscribe to _INBOX.>")
+        return NatsFacts(place=place, version=str(client.connected_server_version), jetstream=deaf)
+    jetstream: BusError | None = None
+    stream: BusError | None = None
+    there = False
+    try:
+        with translated("asking for JetStream", client):
+            await client.jetstream(timeout=seconds).account_info()
+    except BusError as error:
+        jetstream = error
+    else:
+        try:
+            there = await Stream(options.limits).fits(client, seconds)
+        except BusError as error:
+            stream = error
+    return NatsFacts(
+        place=place,
+        version=str(client.connected_server_version),
+        jetstream=jetstream,
+        has_stream=there,
+        stream=stream,
+        publish=publish,
+        subscribe=subscribe,
+    )
+
+
+async def _rights(client: Client, seconds: float) -> tuple[Rights | None, Rights | None]:
+    try:
+        with kept_cancellable():
+            answer = await client.request(WHO_AM_I, b"", timeout=min(seconds, 2.0))
+        told = orjson.loads(answer.data)["data"].get("permissions") or {}
+        return _side(told.get("publish")), _side(told.get("subscribe"))
+    except (NatsPyError, OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError):
+        return None, None  # an older server, or one that does not let this user ask
+
+
+def _side(told: dict[str, Sequence[str]] | None) -> Rights:
+    allow = (told or {}).get("allow")
+    return Rights(
+        allow=None if allow is None else tuple(map(str, allow)),
+        deny=tuple(map(str, (told or {}).get("deny") or ())),
+    )

@@ -1,0 +1,328 @@
+"""Connections that die without a word, over real sockets and servers: what comes of them at an upheaval, in seconds."""
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from agent import wiring
+from agent.adapters.akosha_mcp import AkoshaSink
+from agent.adapters.nats_bus import link
+from agent.adapters.s3_store import S3Store
+from agent.application import roaming
+from agent.application.agent import Agent
+from agent.application.progress import CutOff, Footing, limit_standstill
+from agent.domain.events import SyncFailed, SyncSucceeded
+from agent.domain.identity import Identity
+from agent.ports import Upheaval
+from agent.settings import Settings
+from agent.wiring import Home
+from tests.fakes import session_buddy
+from tests.fakes.machine import NOBODY
+from tests.fakes.memories import memory
+from tests.fakes.nats_bus import SECONDS, Inbox, ended, opened_bus, until
+from tests.fakes.values import SYSTEM
+from tests.servers.akosha import Akosha
+from tests.servers.front import stall
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+MIB = 2**20
+IDENTITY = Identity("agent-1", "laptop")
+
+
+class Way:
+    """The way to a server: open or closed, and what is on its way may be lost without a word."""
+
+    def __init__(self, port: int, *, bytes_per_second: int | None = None) -> None:
+        self._upstream, self._rate = port, bytes_per_second
+        self._tasks: set[asyncio.Task] = set()
+        self._dead: set[asyncio.Task] = set()
+        self._server: asyncio.Server | None = None
+        self.port, self.connections, self.swallowed = 0, 0, 0
+
+    async def open(self) -> None:
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)  # else a whole upload fits in on the way
+        listening.bind(("127.0.0.1", self.port))
+        self._server = await asyncio.start_server(self._serve, sock=listening, limit=64 * 1024)
+        self.port = listening.getsockname()[1]
+
+    def close(self) -> None:
+        """Refuse connections."""
+        self._server.close()
+
+    def lose(self) -> None:
+        """From now on nothing goes through the connections that there are, and nobody learns of it."""
+        self._dead |= self._tasks
+
+    async def aclose(self) -> None:
+        self.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        me = asyncio.current_task()
+        self._tasks.add(me)
+        with contextlib.suppress(asyncio.CancelledError, OSError), contextlib.ExitStack() as ends:
+            ends.callback(writer.transport.abort)
+            there, away = await asyncio.open_connection("127.0.0.1", self._upstream)
+            ends.callback(away.transport.abort)
+            pumps = [asyncio.create_task(self._pump(me, *way)) for way in ((reader, away), (there, writer))]
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+        self._tasks.discard(me)
+
+    async def _pump(self, connection: asyncio.Task, source: asyncio.StreamReader, drain: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(64 * 1024):
+                if connection in self._dead:
+                    self.swallowed += len(data)
+                    await asyncio.Event().wait()
+                if self._rate:
+                    await asyncio.sleep(len(data) / self._rate)
+                drain.write(data)
+                await drain.drain()
+
+
+@contextlib.asynccontextmanager
+async def a_way(url: str, **how: int) -> AsyncIterator[Way]:
+    way = Way(int(url.split(":")[2].split("/", maxsplit=1)[0]), **how)
+    await way.open()
+    try:
+        yield way
+    finally:
+        await way.aclose()
+
+
+@contextlib.asynccontextmanager
+async def a_store(way: Way, server) -> AsyncIterator[S3Store]:
+    store = S3Store(bucket=server.new_bucket(), endpoint=f"http://127.0.0.1:{way.port}", region="auto")
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+async def put(store, data: bytes, moved=lambda _: None, key: str = "a") -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), MIB):
+            yield data[start : start + MIB]
+
+    await store.put(key, body(), metadata={}, part_bytes=16 * MIB, progress=moved)
+
+
+async def test_the_stores_unused_connections_are_not_used_again(aws, rclone):
+    async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(20):
+        await put(store, b"one")
+        assert way.connections == 1
+        way.lose()
+        await store.let_go()
+        await put(store, b"two")
+        assert b"".join([piece async for piece in store.get("a")]) == b"two"
+        assert way.connections == 2
+
+
+async def test_a_store_that_has_never_been_used_has_nothing_to_let_go_of(aws, moto):
+    async with a_way(moto.endpoint) as way, a_store(way, moto) as store:
+        await store.let_go()
+        assert way.connections == 0
+
+
+@pytest.mark.long
+async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, moto):
+    """For longer than what stands still is given."""
+    footing, data = Footing(hurried_seconds=2, shaky_seconds=60), random.Random(1).randbytes(12 * MIB)
+    async with a_way(moto.endpoint, bytes_per_second=3 * MIB) as way, a_store(way, moto) as store:
+        footing.keeps(store)
+        loop, moves = asyncio.get_running_loop(), []
+
+        async def upload() -> None:
+            async with limit_standstill(60, footing) as moved:
+
+                def progress(_: int) -> None:
+                    moves.append(loop.time())
+                    moved()
+
+                await put(store, data, progress)
+
+        task = asyncio.create_task(upload())
+        await until(lambda: moves)
+        await footing.shake()
+        await task
+        assert moves[-1] - moves[0] > 2
+        assert way.connections == 1
+
+
+async def test_a_request_whose_connection_died_is_cut_off_soon_and_the_next_goes_by_another(aws, rclone):
+    footing = Footing(hurried_seconds=0.3, shaky_seconds=60)
+    async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(20):
+        footing.keeps(store)
+        await put(store, b"it is there")
+        way.lose()
+        task = asyncio.create_task(_get(store, footing))
+        await until(lambda: way.swallowed)
+        await footing.shake()
+        with pytest.raises(CutOff):
+            await task
+        assert await _get(store, footing) == b"it is there"
+
+
+async def _get(store: S3Store, footing: Footing) -> bytes:
+    async with limit_standstill(300, footing):
+        return b"".join([piece async for piece in store.get("a")])
+
+
+async def test_akoshas_unused_connections_are_not_used_again_and_its_session_goes_on():
+    with Akosha() as akosha:
+        async with a_way(akosha.url) as way, asyncio.timeout(20):
+            sink = AkoshaSink(endpoint=f"http://127.0.0.1:{way.port}/mcp", timeout_seconds=10)
+            try:
+                await sink.let_go()
+                await sink.connect()
+                way.lose()
+                await sink.let_go()
+                assert await sink.is_available()
+                assert (await sink.store([sink.pack(memory(1), SYSTEM)])).stored == 1
+                assert (way.connections, akosha.handshakes) == (2, 1)
+            finally:
+                await sink.aclose()
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setattr(link, "ALIVE_SECONDS", 0.3)
+
+
+PATIENT = {"ping": 60, "ping_timeout": 60, "reconnect": 60, "reconnect_max": 60}
+
+
+async def test_a_nats_connection_that_died_silently_is_replaced_at_an_upheaval(fresh_nats, soon):
+    async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
+        inbox = Inbox()
+        await bus.subscribe("akosha.session.>", inbox, durable="d")
+        way.lose()
+        bus.look_alive()
+        async with asyncio.timeout(SECONDS):
+            await until(lambda: not bus.state.ready)
+            await bus.wait_until_ready()
+            await bus.publish(ended(1))
+        assert await inbox.holds(1) == ["e-1"]
+
+
+async def test_a_ping_that_is_out_when_the_upheaval_comes_is_not_waited_for_any_longer(fresh_nats, soon):
+    async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
+        way.lose()
+        bus._link.suspect(bus._link.client())
+        await until(lambda: bus._link._limit)
+        bus.look_alive()
+        async with asyncio.timeout(SECONDS):
+            await until(lambda: not bus.state.ready)
+            await bus.wait_until_ready()
+
+
+async def test_a_nats_connection_that_lives_is_kept_whatever_happens_around_it(fresh_nats, soon):
+    async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
+        client = bus._link.client()
+        for _ in range(3):
+            bus.look_alive()
+            await until(lambda: not bus._link._doubted.is_set())
+        assert bus._link.client() is client
+        assert way.connections == 1
+
+
+async def test_who_waits_before_another_attempt_tries_at_once(fresh_nats):
+    async with a_way(fresh_nats.url) as way:
+        way.close()
+        async with opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT, ready=False) as bus:
+            assert not bus.state.ready
+            await way.open()
+            bus.look_alive()
+            async with asyncio.timeout(SECONDS):
+                await bus.wait_until_ready()
+
+
+class Outside:
+    """Surroundings in which happens what a test says."""
+
+    def __init__(self, *_: object) -> None:
+        self.happens: asyncio.Queue[Upheaval] = asyncio.Queue()
+
+    async def upheavals(self) -> AsyncGenerator[Upheaval, None]:
+        while True:
+            yield await self.happens.get()
+
+
+@contextlib.asynccontextmanager
+async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> AsyncIterator[tuple[Agent, list]]:
+    """An agent at work, and what it tells. What stands still at an upheaval is cut off after half a second."""
+    monkeypatch.setattr(wiring, "MachineSurroundings", Outside)
+    monkeypatch.setattr(wiring, "Footing", lambda: Footing(hurried_seconds=0.5))
+    monkeypatch.setattr(roaming, "FIRST_CALM", 0.5)
+    session_buddy.create(tmp_path / "data", commits=3, entities=2)
+    home = Home.of(
+        Settings(
+            cloud_bucket=bucket, cloud_endpoint=endpoint, cloud_region="us-east-1", http_endpoint=NOBODY,
+            enable_fallback=False, max_retries=0, agent_data_dir=tmp_path / "data", agent_state_dir=tmp_path / "state",
+        )
+    )  # fmt: skip
+    home.state.prepare()
+    told: list = []
+
+    async def hear(message) -> None:
+        told.append(message.event)
+        await message.ack()
+
+    async with await wiring.build(home, IDENTITY) as agent:
+        await agent.bus.subscribe("akosha.sync.>", hear)
+        task = asyncio.create_task(agent.run())
+        try:
+            yield agent, told
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def hears(told: list, kind: type, seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not any(isinstance(event, kind) for event in told):
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.long
+async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_it_begins_anew(
+    tmp_path, front, moto, monkeypatch
+):
+    """The network is away: the next try is 30 s away. It is back, and dies under the upload. It is back for good."""
+    async with a_way(front.url) as way:
+        way.close()
+        with structlog.testing.capture_logs() as logged:
+            async with an_agent(tmp_path, f"http://127.0.0.1:{way.port}", moto.new_bucket(), monkeypatch) as at_work:
+                agent, told = at_work
+                await hears(told, SyncFailed)
+                reached = asyncio.Event()
+                front.on("put_object", stall(reached, at=1), times=1)
+                await way.open()
+                await agent.surroundings.happens.put(Upheaval.MOVED)
+                async with asyncio.timeout(10):
+                    await reached.wait()
+                way.lose()
+                await agent.surroundings.happens.put(Upheaval.WOKE)
+                await hears(told, SyncSucceeded, 12)
+                record = await agent.ledger.record(agent.methods["cloud"].target)
+        assert (record.failures, record.attempts) == (0, 0)
+        events = [line["event"] for line in logged]
+        assert events.count("sync_begins_anew") == 1
+        assert events.count("surroundings_changed") == 2
+        assert "sync_retries" not in events
