@@ -22,7 +22,7 @@ from agent.domain.events import (
 )
 from agent.domain.manifest import Manifest
 from agent.domain.states import Target
-from agent.ports import Clock, Delivered, EventBus, Ledger
+from agent.ports import Clock, Delivered, EventBus, Ledger, Meter, Unmetered
 
 FIRST_WAIT_SECONDS = 1.0
 LAST_WAIT_SECONDS = 60.0
@@ -31,10 +31,10 @@ _log = structlog.get_logger()
 
 
 class Recorder:
-    """The one place where an outcome becomes ledger and event."""
+    """The one place where an outcome becomes ledger and event; what it writes, `meter` counts."""
 
-    def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock) -> None:
-        self._ledger, self._bus, self._clock = ledger, bus, clock
+    def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock, meter: Meter | None = None) -> None:
+        self._ledger, self._bus, self._clock, self._meter = ledger, bus, clock, meter or Unmetered()
         self._waiting = False
         self._on_told: Callable[[], None] = lambda: None
         self._wake = Wake(clock, "outbox")
@@ -52,6 +52,7 @@ class Recorder:
             await self._ledger.hand_over(target, seen, problems, result)
         else:
             await self._ledger.deliver(target, delivered.manifest, seen, problems, result)
+        self._meter.outcome(result, raw_bytes=_raw_bytes_sent(delivered.manifest))
         _log.info(
             "sync_succeeded",
             request_id=result.request_id,
@@ -78,6 +79,7 @@ class Recorder:
             why=why,
         )
         await self._ledger.settle(target, result)
+        self._meter.outcome(result)
         _log.info("sync_skipped", request_id=request.request_id, method=method, system_id=request.system_id, why=why)
 
     def failure(self, request: SyncRequested, errors: tuple[MethodError, ...]) -> SyncFailed:
@@ -93,6 +95,12 @@ class Recorder:
             triggered_by=request.reason,
             errors=errors,
         )
+
+    async def refused(self, request: SyncRequested, error: MethodError) -> None:
+        """Somebody asked for what cannot be: that is the result."""
+        result = self.failure(request, (error,))
+        await self._ledger.settle(None, result)
+        self._meter.outcome(result)
 
     def flush_soon(self) -> None:
         """Let the outbox loop look at once."""
@@ -134,6 +142,11 @@ class Recorder:
         """Once is enough: the status says how many wait, and the bus may be away for days."""
         (_log.debug if self._waiting else _log.warning)("results_wait", error=str(error))
         self._waiting = True
+
+
+def _raw_bytes_sent(manifest: Manifest | None) -> int:
+    """Return the size, before compression, of the database files that went over the wire."""
+    return sum(part.raw_size for part in manifest.parts if part.origin == "sent") if manifest else 0
 
 
 def succeeded(manifest: Manifest, *, method: str, location: str) -> SyncSucceeded:

@@ -23,7 +23,7 @@ from agent.domain.errors import SyncError
 from agent.domain.events import SyncRequested
 from agent.domain.route import HTTP, URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
 from agent.domain.states import TargetRecord
-from agent.ports import Clock, Delivered, EventBus, Ledger, Message, SyncMethod, Unchanged
+from agent.ports import Clock, Delivered, EventBus, Ledger, Message, Meter, SyncMethod, Unchanged, Unmetered
 
 _CURES = {HTTP: "is Akosha running there? akosha_http_endpoint says where, akosha_cloud_bucket sends elsewhere; "}
 
@@ -59,8 +59,10 @@ class Uploader:
         unreachable: set[str] | None = None,
         still_at_work_seconds: float = 20.0,
         jitter: Callable[[], float] = random.random,
+        meter: Meter | None = None,
     ) -> None:
         self.method = method
+        self._meter = meter or Unmetered()
         self._unreachable = set() if unreachable is None else unreachable
         self._rules, self._jitter, self._still_at_work = rules, jitter, still_at_work_seconds
         self._bus, self._requests, self._ledger, self._recorder, self._clock = bus, requests, ledger, recorder, clock
@@ -106,6 +108,7 @@ class Uploader:
                     await self._ledger.count_attempt(
                         target, request, attempts=step.attempts, retry_at=retry_at, error=str(error)
                     )
+                    self._meter.retried(self.method.name)
                     await message.nak(step.delay)
                 case Forward():
                     tell("sync_forwarded", to=step.request.route[0], error=str(error))
@@ -119,7 +122,9 @@ class Uploader:
             return
         if isinstance(done, Delivered):
             await self._recorder.delivered(target, done)
-        elif await self._ledger.outcome(request.request_id) is None:
+        elif (known := await self._ledger.outcome(request.request_id)) is not None:
+            self._meter.outcome(known)  # an upload that was finished before a crash, and is found now
+        else:
             await self._recorder.skipped(target, request, method=self.method.name, why=self._told(request, done.why))
         await message.ack()
 
@@ -161,6 +166,8 @@ class Uploader:
         await self._ledger.give_up(
             self.method.target, error=str(error), failures=failures, retry_at=retry_at, result=result
         )
+        if result is not None:
+            self._meter.outcome(result)
 
     @asynccontextmanager
     async def _kept(self, message: Message) -> AsyncIterator[None]:

@@ -12,6 +12,7 @@
     │   ├── NoSuchObject       nothing under that key
     │   ├── CopyUnsupported    the store cannot copy on its side, or did not really do it
     │   └── NotPermitted       the credentials do not allow the operation
+    ├── RestoreError           an upload cannot be restored there: what stands in the way
     ├── SinkError              Akosha cannot be reached, refused or failed
     ├── BusError               an event bus cannot be reached, refused or failed
     └── SyncError              a method's attempt as a whole failed (CONTRACT)
@@ -24,6 +25,9 @@ Texts never carry secrets: they are made of names, keys, places and status codes
 """
 
 from collections.abc import Mapping, Sequence
+
+MASK = "********"
+"""What stands in a text in a secret's place."""
 
 
 class AkoshaError(Exception):
@@ -86,6 +90,10 @@ class CopyUnsupported(StoreError):  # noqa: N818
 
 class NotPermitted(StoreError):  # noqa: N818
     """The credentials do not allow the operation."""
+
+
+class RestoreError(AkoshaError):
+    """An upload cannot be restored there, or is not what its manifest tells. Nothing stands half under its name."""
 
 
 class SinkError(AkoshaError):

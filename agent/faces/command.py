@@ -35,11 +35,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs."
 
 
 def load_settings(
-    data_dir: Path | None, state_dir: Path | None, settings_file: Path | None, *, quiet: bool = False
+    data_dir: Path | None,
+    state_dir: Path | None,
+    settings_file: Path | None,
+    *,
+    quiet: bool = False,
+    to_file: bool = False,
 ) -> Loaded:
-    """Read the settings, log what the user should hear; what is wrong with them ends the command with 2."""
+    """Read the settings, log what the user should hear; what is wrong with them ends the command with 2.
+
+    `to_file`: this command logs to the file that they name.
+    """
     try:
-        loaded = read_settings(data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=quiet)
+        loaded = read_settings(data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=quiet, to_file=to_file)
     except SettingsError as error:
         die(error)
     for warning in loaded.warnings:
@@ -48,9 +56,18 @@ def load_settings(
 
 
 def read_settings(
-    data_dir: Path | None, state_dir: Path | None, settings_file: Path | None, *, cwd: Path, quiet: bool
+    data_dir: Path | None,
+    state_dir: Path | None,
+    settings_file: Path | None,
+    *,
+    cwd: Path,
+    quiet: bool,
+    to_file: bool = False,
 ) -> Loaded:
-    """Read the settings, and let the logs follow them. Raises SettingsError."""
+    """Read the settings, and let the logs follow them; none of their secrets is shown from now on.
+
+    Raises SettingsError; then the logs go on as they were.
+    """
     given = {"agent_data_dir": data_dir, "agent_state_dir": state_dir}
     loaded = load(
         command_line={key: str(value) for key, value in given.items() if value is not None},
@@ -59,10 +76,11 @@ def read_settings(
         cwd=cwd,
         home=Path.home(),
     )
+    logs.hide(*logs.known_secrets(loaded.settings, os.environ))
     level = loaded.settings.agent_log_level
     if quiet and loaded.origins.get("agent_log_level", "default") == "default":
         level = "WARNING"
-    logs.configure(level, loaded.settings.agent_log_format)
+    logs.configure(level, loaded.settings.agent_log_format, logs.LogPlace.of(loaded.settings) if to_file else None)
     return loaded
 
 
@@ -76,6 +94,8 @@ def finish(work: Coroutine[None, None, int], *, stopped: int | None = None) -> N
 
 
 def die(error: AkoshaError) -> NoReturn:
-    """Say what is wrong, and exit with 1, or 2 where it is the settings."""
-    typer.echo(f"akosha-agent: {error}", err=True)
+    """Say what is wrong, on stderr and where the log is, and exit with 1, or 2 where it is the settings."""
+    if logs.goes_to_file():
+        structlog.get_logger().critical("ended_by_error", error=error.message, hint=error.hint)
+    typer.echo(f"akosha-agent: {logs.redacted(str(error))}", err=True)
     raise typer.Exit(USAGE if isinstance(error, SettingsError) else FAILED) from error

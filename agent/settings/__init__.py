@@ -1,7 +1,6 @@
 """What the user has set: one frozen tree, out of the command line, the environment and YAML files."""
 
 from agent.settings.endpoints import (
-    MASK,
     check_bucket,
     check_cloud_endpoint,
     check_http_endpoint,
@@ -15,7 +14,6 @@ from agent.settings.sources import variable
 from agent.settings.tree import Settings
 
 __all__ = [
-    "MASK",
     "Loaded",
     "Row",
     "Settings",

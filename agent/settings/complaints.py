@@ -6,7 +6,8 @@ from typing import Literal, get_args, get_origin
 
 from pydantic import SecretStr, ValidationError
 
-from agent.settings.endpoints import MASK, without_credentials
+from agent.domain.errors import MASK
+from agent.settings.endpoints import without_credentials
 from agent.settings.kinds import EarlierFieldError
 from agent.settings.sources import Given, nearest
 from agent.settings.tree import ADDRESSES, FIELDS, PATHS, PREFIX, SECRET

@@ -1,21 +1,36 @@
-"""The logs: what they show of an error, and what they do not."""
+"""The logs: their form, what they show of an error and of libraries, and what they do not."""
 
+import json
 import logging
+import sys
+import threading
 
 import pytest
 import structlog
 
+from agent.domain.errors import MASK
 from agent.faces import logs
+from agent.faces.logs import lines
 
 
 @pytest.fixture(autouse=True)
-def _as_before():
+def _as_before(monkeypatch):
     """What `configure` sets is the process's."""
-    levels = {name: logging.getLogger(name).level for name in logs.LIBRARIES}
+    levels = {name: logging.getLogger(name).level for name in (*lines.LIBRARIES, *lines.MUTE)}
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     yield
     structlog.reset_defaults()
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
+    if lines._current is not None:
+        logging.getLogger().removeHandler(lines._current)
+        lines._current.out.close()
+        lines._current = None
+
+
+def told(capsys):
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
@@ -26,16 +41,92 @@ def test_a_traceback_shows_where_and_never_what_the_variables_held(capsys, form)
         raise ValueError(len(secret))
     except ValueError:
         structlog.get_logger().exception("it_failed")
-    told = capsys.readouterr().err
-    assert "it_failed" in told
-    assert f"ValueError: {len(secret)}" in told
-    assert "test_logs.py" in told
-    assert secret not in told
+    shown = capsys.readouterr().err
+    assert "it_failed" in shown
+    assert f"ValueError: {len(secret)}" in shown
+    assert "test_logs.py" in shown
+    assert secret not in shown
 
 
-@pytest.mark.parametrize("name", ["watchfiles.main", "botocore.endpoint", "aiobotocore.session", "asyncio"])
+@pytest.mark.parametrize(
+    "name", ["watchfiles.main", "botocore.endpoint", "aiobotocore.session", "aiohttp.access", "asyncio"]
+)
 def test_libraries_tell_no_more_than_warnings_whatever_the_level_of_others(name, caplog):
     caplog.set_level(logging.DEBUG)
     logs.configure("DEBUG", "console")
     assert not logging.getLogger(name).isEnabledFor(logging.INFO)
     assert logging.getLogger(name).isEnabledFor(logging.WARNING)
+
+
+def test_what_a_library_says_comes_in_the_same_form_and_says_who(capsys):
+    logs.configure("INFO", "json")
+    try:
+        raise OSError("the peer is gone")
+    except OSError:
+        logging.getLogger("aiohttp.server").exception("Error handling %s", "request")
+    (line,) = told(capsys)
+    assert (line["event"], line["logger"], line["level"]) == ("Error handling request", "aiohttp.server", "error")
+    assert line["exception"].endswith("OSError: the peer is gone")
+    assert line["timestamp"].endswith("Z")
+
+
+def test_a_librarys_line_that_cannot_be_made_is_told_of_without_what_is_in_it(capsys):
+    logs.configure("INFO", "json")
+    record = logging.LogRecord("aiohttp", logging.WARNING, __file__, 1, "%d of them", ("c4n4ry-s3cr3t",), None)
+    lines._current.handle(record)
+    shown = capsys.readouterr().err
+    assert shown == "akosha-agent: a log line of aiohttp cannot be shown\n"
+
+
+def test_a_value_that_cannot_be_shown_does_not_keep_the_line_from_coming(capsys):
+    class Odd:
+        def __repr__(self):
+            raise RuntimeError("no")
+
+    ring: dict[str, object] = {}
+    ring["ring"] = ring
+    logs.configure("INFO", "json")
+    structlog.get_logger().info("odd", value=Odd(), ring=ring, number=1.5, flag=True, names=("a", "b"), bad="\udcff")
+    (line,) = told(capsys)
+    assert line["value"] == "<Odd>"
+    assert (line["number"], line["flag"], line["names"], line["bad"]) == (1.5, True, ["a", "b"], "\udcff")
+
+
+def test_nothing_is_raised_where_nobody_reads_stderr_any_more(monkeypatch):
+    class Closed:
+        def isatty(self):
+            return False
+
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    logs.configure("INFO", "json")
+    structlog.get_logger().info("unheard")
+    logging.getLogger("aiohttp").warning("unheard")
+
+
+def test_configuring_again_leaves_one_place_that_lines_go_to(capsys):
+    for level in ("DEBUG", "WARNING"):
+        logs.configure(level, "json")
+    structlog.get_logger().info("quiet")
+    structlog.get_logger().warning("loud")
+    logging.getLogger("aiohttp").warning("loud, too")
+    assert [line["event"] for line in told(capsys)] == ["loud", "loud, too"]
+
+
+def test_a_crash_is_told_like_all_else_and_without_secrets(capsys):
+    logs.configure("INFO", "json")
+    logs.hide("c4n4ry-of-a-crash")
+    try:
+        raise RuntimeError("it was c4n4ry-of-a-crash")
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    thread = threading.Thread(target=lambda: 1 // 0, name="worker")
+    thread.start()
+    thread.join()
+    crash, failed = told(capsys)
+    assert (crash["event"], crash["level"]) == ("crashed", "critical")
+    assert crash["exception"].endswith(f"RuntimeError: it was {MASK}")
+    assert (failed["event"], failed["thread"]) == ("thread_failed", "worker")
+    assert failed["exception"].endswith("ZeroDivisionError: integer division or modulo by zero")

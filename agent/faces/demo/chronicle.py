@@ -92,9 +92,8 @@ class Chronicle:
             self.screen.line(AGENT, f"change noticed: {', '.join(map(str, names))}")
         elif what == "snapshot_taken":
             how = "opened and read through" if said["verified"] else f"not verified: {said['why']}"
-            text = (
-                f"snapshot of {said['database']}: {human_bytes(float(str(said['size'])))} in {said['seconds']} s, {how}"
-            )
+            size, took = human_bytes(float(str(said["bytes"]))), said["duration_seconds"]
+            text = f"snapshot of {said['database']}: {size} in {took} s, {how}"
             # The log is quicker than the events: a snapshot is not shown before the request it is for.
             if self._requested:
                 self.screen.line(AGENT, text)

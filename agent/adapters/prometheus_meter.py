@@ -1,0 +1,185 @@
+"""A Meter that Prometheus can scrape. What the metrics mean stands in docs/metrics.md.
+
+Label values are few: methods, outcomes, triggers and kinds of databases, whatever names users choose.
+"""
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector, disable_created_metrics
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent.domain import route
+from agent.domain.databases import KNOWLEDGE_GRAPH, REFLECTIONS
+from agent.domain.events import SyncResult, SyncSkipped, SyncSucceeded
+from agent.ports.meter import LedgerReading, Reading
+
+PREFIX = "akosha_agent"
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+SUCCEEDED, SKIPPED, FAILED = "succeeded", "skipped", "failed"
+NAMED_GRAPH = "named_graph"
+NONE, OTHER = "none", "other"
+"""In place of a method, where a request was refused at once; and of a trigger that is not ours."""
+
+METHODS = (route.CLOUD, route.HTTP)
+TRIGGERS = (route.MANUAL, route.SESSION_END, route.FILE_CHANGE, route.STARTUP, route.RETRY, route.REMOTE)
+KINDS = (REFLECTIONS, KNOWLEDGE_GRAPH, NAMED_GRAPH)
+BUSES = ("memory", "nats")
+WATCHERS = ("native", "polling", "waiting")
+
+SYNC_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
+"""An unchanged small database takes a tenth of a second, the documented 42 MB 30 s at most, the time limit is 300 s."""
+
+SNAPSHOT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+"""60 MB take a third of a second; a gigabyte some ten."""
+
+
+class PrometheusMeter:
+    """`agent.ports.Meter` in a registry of its own. All series are there from the start, at 0, so that rates work."""
+
+    def __init__(self, *, version: str, python: str) -> None:
+        # When a series began is the scraper's to know; it would make the answer twice as long.
+        disable_created_metrics()  # type: ignore[no-untyped-call] # the library's one function without types
+        self._registry = registry = CollectorRegistry()
+        Info(f"{PREFIX}_build", "The agent that answers.", registry=registry).info(
+            {"version": version, "python": python}
+        )
+        self._syncs = Counter(
+            f"{PREFIX}_syncs",
+            "Requests that came to a result, by the method that had the last word.",
+            ["method", "outcome", "triggered_by"],
+            registry=registry,
+        )
+        self._raw = Counter(
+            f"{PREFIX}_sync_raw_bytes",
+            "Size of the database files that were sent, before compression.",
+            ["method"],
+            registry=registry,
+        )
+        self._sent = Counter(
+            f"{PREFIX}_sync_sent_bytes",
+            "Bytes that successful syncs sent.",
+            ["method"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            f"{PREFIX}_sync_duration_seconds",
+            "How long successful syncs took, from the first look at the files.",
+            ["method"],
+            buckets=SYNC_SECONDS,
+            registry=registry,
+        )
+        self._retries = Counter(
+            f"{PREFIX}_retries",
+            "Attempts that failed and were followed by another of the same request.",
+            ["method"],
+            registry=registry,
+        )
+        self._snapshots = Histogram(
+            f"{PREFIX}_snapshot_duration_seconds",
+            "How long it took to copy, hash and verify a database.",
+            ["kind"],
+            buckets=SNAPSHOT_SECONDS,
+            registry=registry,
+        )
+        self._snapshot_bytes = Counter(
+            f"{PREFIX}_snapshot_bytes", "Size of the databases that were copied.", ["kind"], registry=registry
+        )
+        ProcessCollector(registry=registry)
+        self._begin()
+
+    def _begin(self) -> None:
+        for method in METHODS:
+            for one in (self._raw, self._sent, self._seconds, self._retries):
+                one.labels(method)
+            for outcome in (SUCCEEDED, SKIPPED, FAILED):
+                for trigger in TRIGGERS:
+                    self._syncs.labels(method, outcome, trigger)
+        for kind in KINDS:
+            self._snapshots.labels(kind)
+            self._snapshot_bytes.labels(kind)
+
+    def outcome(self, result: SyncResult, *, raw_bytes: int = 0) -> None:
+        method = result.method if result.method in METHODS else NONE
+        outcome = _outcome(result)
+        trigger = result.triggered_by if result.triggered_by in TRIGGERS else OTHER
+        self._syncs.labels(method, outcome, trigger).inc()
+        if outcome == SUCCEEDED:
+            self._raw.labels(method).inc(max(raw_bytes, 0))
+            self._sent.labels(method).inc(max(result.bytes_transferred, 0))
+            self._seconds.labels(method).observe(result.duration_seconds)
+
+    def retried(self, method: str) -> None:
+        self._retries.labels(method).inc()
+
+    def snapshot(self, database: str, seconds: float, raw_bytes: int) -> None:
+        kind = database if database in KINDS else NAMED_GRAPH
+        self._snapshots.labels(kind).observe(seconds)
+        self._snapshot_bytes.labels(kind).inc(max(raw_bytes, 0))
+
+    def exposition(self, reading: Reading) -> bytes:
+        """Return all of it in Prometheus' text format (CONTENT_TYPE). Reads /proc; call it off the event loop."""
+        return generate_latest(_Page(self._registry, reading))
+
+
+class _Page(Collector):
+    """What was counted, and how everything stands now. Nothing is kept of a reading: scrapes do not meet."""
+
+    def __init__(self, counted: CollectorRegistry, reading: Reading) -> None:
+        self._counted, self._reading = counted, reading
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._counted.collect()
+        yield _gauge("ready", "1: it watches and hears requests.", float(self._reading.ready))
+        yield _gauge("stuck", "How many of its parts do not get on; 0: all is well.", float(self._reading.stuck))
+        ledger = self._reading.ledger
+        yield _gauge(
+            "scrape_error", "1: the ledger cannot be read, and what it would tell is missing.", float(ledger is None)
+        )
+        if ledger is not None:
+            yield from _standing(ledger)
+            yield from _targets(ledger)
+
+
+def _standing(ledger: LedgerReading) -> Iterator[Metric]:
+    yield _gauge("results_waiting", "Results that no bus has confirmed yet.", ledger.results_waiting)
+    if ledger.ledger_bytes is not None:
+        yield _gauge("ledger_bytes", "Size of the ledger on disk.", ledger.ledger_bytes)
+    bus = _labelled("bus_connected", "1: events flow over this bus.", "bus")
+    for name in BUSES:
+        bus.add_metric([name], float(ledger.bus == name))
+    yield bus
+    mode = _labelled("watcher_mode", "1: the databases are watched in this way; waiting: they are not there.", "mode")
+    for name in WATCHERS:
+        mode.add_metric([name], float(ledger.watcher == name))
+    yield mode
+
+
+def _targets(ledger: LedgerReading) -> Iterator[Metric]:
+    success = _labelled("last_success_timestamp_seconds", "When the method's target got all; 0: never.", "method")
+    pending = _labelled("pending_databases", "Databases that the method's target lacks.", "method")
+    failures = _labelled("target_failures", "Requests that failed there since the last success.", "method")
+    memories = _labelled("memories", "Memories, by what became of them at the method's target.", "method", "state")
+    for one in ledger.methods:
+        success.add_metric([one.method], one.last_success)
+        pending.add_metric([one.method], one.pending_databases)
+        failures.add_metric([one.method], one.failures)
+        for state, count in one.memories.items():
+            memories.add_metric([one.method, state], count)
+    yield from (success, pending, failures, memories)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
+
+
+def _labelled(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+
+
+def _outcome(result: SyncResult) -> str:
+    if isinstance(result, SyncSucceeded):
+        return SUCCEEDED
+    return SKIPPED if isinstance(result, SyncSkipped) else FAILED

@@ -1,0 +1,32 @@
+"""How the agent logs: readable on a terminal, JSON where a program reads; to stderr, or to a file that is rotated.
+
+Event names, keys and levels stand in docs/logs.md. What libraries log comes out in the same form, and no line shows a
+secret that the process knows (`hide`).
+"""
+
+import sys
+
+from agent.faces.logs.lines import Stderr, goes_to_file, lines_to
+from agent.faces.logs.place import LogPlace
+from agent.faces.logs.redaction import hide, redacted
+from agent.faces.logs.secrets import known_secrets
+
+__all__ = ["LogPlace", "configure", "goes_to_file", "hide", "known_secrets", "redacted"]
+
+CONSOLE, JSON, AUTO = "console", "json", "auto"
+
+
+def configure(level: str, form: str, place: LogPlace | None = None) -> None:
+    """Set the log level (`DEBUG` ... `ERROR`), form (`console`, `json`, `auto`) and place; None: stderr.
+
+    `auto` is console on a terminal. May be called again: the file from before is closed. Raises SettingsError where
+    the place is no place for a log; one that cannot be written now is told of on stderr, and so is all else until it
+    can.
+    """
+    if place is None:
+        terminal = sys.stderr.isatty()
+        lines_to(Stderr(), level, console=form == CONSOLE or (form == AUTO and terminal), colours=terminal)
+    else:
+        from agent.faces.logs.file import LogFile  # noqa: PLC0415 - 15 ms that most commands do without
+
+        lines_to(LogFile(place.prepared(), place.bytes_each), level, console=form == CONSOLE, colours=False)

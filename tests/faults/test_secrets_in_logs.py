@@ -1,0 +1,205 @@
+"""Canaries in every place where a secret may stand, and servers that repeat what they were told: none comes out.
+
+The commands run in this process, with every library at DEBUG, against an S3 that refuses or talks nonsense, an Akosha
+that refuses, and a NATS that refuses; then all output, the log file and all files of the state directory are searched.
+"""
+
+import json
+import logging
+import re
+import socketserver
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import structlog
+from typer.testing import CliRunner
+
+from agent.domain.errors import MASK
+from agent.faces.cli import app
+from agent.faces.logs import lines, redaction
+from agent.settings.sources import variable
+from tests.fakes.session_buddy import create
+
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "c4n4ry+aws/secret=key",
+    "AWS_SESSION_TOKEN": "c4n4ry//session+token==",
+    "http_token": "c4n4ry-akosha-token",
+    "agent_http_token": "c4n4ry-control-token-0123456789abcdef",
+    "agent_nats_password": "c4n4ry nats p@ss/word",
+}
+LOUD = ("", "aiobotocore", "aiohttp", "asyncio", "botocore", "hpack", "httpcore2", "httpx2", "nats", "urllib3")
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Says no, and repeats all that it was told. `/garbage` is no XML, no JSON, and of no use."""
+
+    protocol_version = "HTTP/1.1"
+    heard: ClassVar[list[str]] = []
+
+    def do_any(self):
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        told = "\n".join(f"{name}: {value}" for name, value in self.headers.items())
+        self.heard.append(f"{self.path}\n{told}")
+        if self.path.startswith("/garbage"):
+            code, body = 200, f"<html \0 {told}"
+        elif self.path.startswith("/mcp"):
+            code, body = 401, json.dumps({"error": {"code": -32001, "message": told}})
+        else:
+            message = told.replace("<", "")
+            code, body = 403, f"<Error><Code>SignatureDoesNotMatch</Code><Message>{message}</Message></Error>"
+        data = body.encode()
+        self.send_response(code, "No, and you said so")
+        self.send_header("Content-Type", "application/json" if code == 401 else "application/xml")
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+        self.close_connection = True
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any  # noqa: N815 - the library's names
+
+    def log_message(self, *_):
+        pass
+
+
+class Nats(socketserver.StreamRequestHandler):
+    """Greets, hears CONNECT, and says that this is no login, repeating it."""
+
+    heard: ClassVar[list[str]] = []
+
+    def handle(self):
+        self.wfile.write(b'INFO {"server_id":"X","version":"2.11.0","max_payload":1048576,"auth_required":true}\r\n')
+        told = self.rfile.readline().decode()
+        self.heard.append(told)
+        self.wfile.write(f"-ERR 'Authorization Violation for {told.strip()}'\r\n".encode())
+
+
+@contextmanager
+def serving(server):
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def loud(monkeypatch):
+    """Everything is heard, whatever the agent would leave out."""
+    before = {name: logging.getLogger(name).level for name in LOUD}
+    monkeypatch.setattr(lines, "LIBRARIES", ())
+    monkeypatch.setattr(lines, "MUTE", ())
+    monkeypatch.setattr(redaction, "_hidden", ())
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    yield
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+    structlog.reset_defaults()
+    if lines._current is not None:
+        logging.getLogger().removeHandler(lines._current)
+        lines._current.out.close()
+        lines._current = None
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, loud):
+    """A machine whose servers are all against it; yields a way to run a command there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAACCESSKEYID")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    create(tmp_path / "data", commits=1)
+    socketserver.ThreadingTCPServer.daemon_threads = True
+    with (
+        serving(ThreadingHTTPServer(("127.0.0.1", 0), Echo)) as http,
+        serving(socketserver.ThreadingTCPServer(("127.0.0.1", 0), Nats)) as nats,
+    ):
+        plain = {
+            "cloud_bucket": "bucket",
+            "cloud_endpoint": f"http://127.0.0.1:{http}",
+            "http_endpoint": f"http://127.0.0.1:{http}/mcp",
+            "system_id": "laptop",
+            "max_retries": "0",
+            "agent_data_dir": str(tmp_path / "data"),
+            "agent_state_dir": str(tmp_path / "state"),
+            "agent_log_level": "DEBUG",
+            "agent_log_file": str(tmp_path / "state" / "agent.log"),
+            "agent_nats_url": f"nats://127.0.0.1:{nats}",
+            "agent_nats_user": "somebody",
+        }
+        for key, value in {**plain, **SECRETS}.items():
+            monkeypatch.setenv(key if key.isupper() else variable(key), value)
+        yield lambda *words: CliRunner().invoke(app, words)
+
+
+def shown(result):
+    """All that a command has said; what it raised, too."""
+    return f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
+
+
+def kept(tmp_path: Path) -> str:
+    files = [path for path in (tmp_path / "state").rglob("*") if path.is_file()]
+    assert files
+    return "\n".join(path.read_bytes().decode("latin-1") for path in files)
+
+
+def leaks(text: str) -> list[str]:
+    forms = {form for secret in SECRETS.values() for form in redaction._forms(secret)}
+    found = [form for form in forms if form in text]
+    return found + re.findall(r"Signature=[0-9a-f]{8,}", text) + re.findall(r"Credential=\w+", text)
+
+
+@pytest.mark.long
+def test_no_secret_comes_out_though_servers_that_refuse_repeat_them(place, tmp_path):
+    Echo.heard.clear()
+    Nats.heard.clear()
+    synced = place("sync", "--json")
+    told = "\n".join(Echo.heard)
+    assert "AWS4-HMAC-SHA256" in told  # the servers did hear them
+    assert SECRETS["AWS_SESSION_TOKEN"] in told
+    assert f"Bearer {SECRETS['http_token']}" in told
+    assert any(json.dumps(SECRETS["agent_nats_password"])[1:-1] in line for line in Nats.heard)
+    assert json.loads(synced.stdout)["success"] is False
+    assert "botocore" in synced.stderr
+    assert MASK in synced.stderr
+    commands = ("status",), ("events", "--json"), ("config", "--json"), ("doctor",), ("memories",), ("react", "--once")
+    outputs = [shown(synced), *(shown(place(*words)) for words in commands), kept(tmp_path)]
+    assert [leaks(text) for text in outputs] == [[]] * len(outputs)
+    assert "botocore" in (tmp_path / "state" / "agent.log").read_text()
+
+
+def test_no_secret_comes_out_though_a_store_answers_with_nonsense_that_has_them(place, tmp_path, monkeypatch):
+    monkeypatch.setenv(variable("cloud_bucket"), "garbage")
+    for key in ("agent_nats_url", "agent_nats_user", "agent_nats_password"):
+        monkeypatch.delenv(variable(key))
+    synced = place("sync", "--json")
+    assert json.loads(synced.stdout)["success"] is False
+    assert "garbage" in synced.stderr
+    outputs = [shown(synced), shown(place("status")), kept(tmp_path)]
+    assert [leaks(text) for text in outputs] == [[], [], []]
+
+
+def test_settings_that_are_wrong_are_told_of_without_their_secrets(place, tmp_path, monkeypatch):
+    monkeypatch.setenv(variable("http_token"), "c4n4ry with blanks")
+    monkeypatch.setenv(variable("agent_nats_url"), "http://somebody:c4n4ry@nats.lan")
+    monkeypatch.setenv(variable("max_retries"), "many")
+    result = place("run")
+    assert result.exit_code == 2
+    assert "akosha_max_retries" in result.stderr
+    assert "c4n4ry" not in shown(result)
+    assert not (tmp_path / "state").exists()

@@ -1,0 +1,254 @@
+"""The log file: rotated, private, followed by its name; what happens to it never reaches the agent."""
+
+import errno
+import json
+import os
+import resource
+import stat
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import structlog
+
+from agent.domain.errors import SettingsError
+from agent.faces import logs
+from agent.faces.logs import lines
+from agent.faces.logs.file import KEPT, LogFile
+from agent.faces.logs.place import LogPlace
+from agent.settings import Settings
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "state" / "spool").mkdir(parents=True)
+
+    def of(file, bytes_each=1 << 20):
+        return LogPlace(
+            file=tmp_path / file, bytes_each=bytes_each, data_dir=tmp_path / "data", state_dir=tmp_path / "state"
+        )
+
+    return of
+
+
+@pytest.fixture
+def _as_before(monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    yield
+    structlog.reset_defaults()
+    if lines._current is not None:
+        lines.logging.getLogger().removeHandler(lines._current)
+        lines._current.out.close()
+        lines._current = None
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def descriptors():
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_lines_go_to_the_file_as_json_and_to_nowhere_else(place, tmp_path, capsys):
+    logs.configure("INFO", "auto", place("logs/deep/agent.log"))
+    structlog.get_logger().info("agent_started", system_id="mac")
+    lines.logging.getLogger("aiohttp").warning("odd")
+    file = tmp_path / "logs/deep/agent.log"
+    assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["agent_started", "odd"]
+    assert capsys.readouterr() == ("", "")
+    assert (mode(file), mode(file.parent), mode(file.parent.parent)) == (0o600, 0o700, 0o700)
+
+
+@pytest.mark.usefixtures("_as_before")
+def test_configuring_again_closes_the_file_from_before(place, tmp_path):
+    before = descriptors()
+    for number in range(20):
+        logs.configure("INFO", "json", place(f"logs/{number % 2}.log"))
+        structlog.get_logger().info("line", number=number)
+    assert descriptors() == before + 1
+    logs.configure("INFO", "json")
+    assert descriptors() == before
+    assert [len((tmp_path / f"logs/{n}.log").read_text().splitlines()) for n in (0, 1)] == [10, 10]
+
+
+def test_a_full_file_is_set_aside_and_five_are_kept_all_private(tmp_path):
+    log = LogFile(tmp_path / "agent.log", 100)
+    for number in range(40):
+        log.write(f"{number:039d}\n")  # two a file
+    log.close()
+    names = ["agent.log", *(f"agent.log.{n}" for n in range(1, KEPT + 1))]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert "".join((tmp_path / name).read_text() for name in reversed(names)).split() == [
+        f"{number:039d}" for number in range(40 - 2 * 6, 40)
+    ]
+    assert {mode(path) for path in tmp_path.iterdir()} == {0o600}
+
+
+def test_a_line_longer_than_a_file_may_be_is_written_whole(tmp_path):
+    log = LogFile(tmp_path / "agent.log", 10)
+    log.write("x" * 1000 + "\n")
+    log.write("y\n")
+    log.close()
+    assert (tmp_path / "agent.log").read_text() == "y\n"
+    assert (tmp_path / "agent.log.1").read_text() == "x" * 1000 + "\n"
+
+
+@pytest.mark.parametrize("how", ["moved", "deleted"])
+def test_a_file_that_logrotate_has_taken_is_made_anew(tmp_path, how):
+    file = tmp_path / "agent.log"
+    log = LogFile(file, 1000)
+    log.write("one\n")
+    file.rename(tmp_path / "old") if how == "moved" else file.unlink()
+    log.write("two\n")
+    log.close()
+    assert file.read_text() == "two\n"
+    assert how == "deleted" or (tmp_path / "old").read_text() == "one\n"
+
+
+def test_a_file_that_was_cut_to_nothing_goes_on_at_its_beginning(tmp_path):
+    file = tmp_path / "agent.log"
+    log = LogFile(file, 1000)
+    log.write("one\n")
+    os.truncate(file, 0)
+    log.write("two\n")
+    log.close()
+    assert file.read_text() == "two\n"
+
+
+def test_what_the_file_does_not_take_goes_to_stderr_with_one_line_that_says_why(tmp_path, capsys):
+    folder = tmp_path / "logs"
+    log = LogFile(folder / "agent.log", 1000)  # there is no such folder
+    log.write("one\n")
+    log.write("two\n")
+    why, *rest = capsys.readouterr().err.splitlines()
+    assert why == (
+        f"akosha-agent: the log file {folder}/agent.log cannot be written, the log goes on here: "
+        "No such file or directory"
+    )
+    assert rest == ["one", "two"]
+    folder.mkdir()
+    log.write("three\n")
+    log.close()
+    assert (folder / "agent.log").read_text() == "three\n"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_loses_no_line_and_tears_none(tmp_path, capsys):
+    file = tmp_path / "agent.log"
+    log = LogFile(file, 1000)
+    log.write("one\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (7, hard))  # as on a full disk, a write is cut off
+    try:
+        log.write("two, torn\n")
+        log.write("three, untouched\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.write("four\n")
+    log.close()
+    assert file.read_text().splitlines() == ["one", "two", "four"]
+    told = capsys.readouterr().err.splitlines()
+    assert "File too large" in told[0]
+    assert told[1:] == ["two, torn", "three, untouched"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_is_closed_keeps_the_file_from_being_set_aside_and_no_line_from_it(tmp_path, capsys):
+    log = LogFile(tmp_path / "agent.log", 20)
+    log.write("0123456789\n")
+    tmp_path.chmod(0o500)
+    try:
+        for _ in range(3):
+            log.write("0123456789\n")
+    finally:
+        tmp_path.chmod(0o700)
+    log.close()
+    assert (tmp_path / "agent.log").read_text() == "0123456789\n" * 4
+    assert "cannot be set aside" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_set_aside_grows_on_and_that_is_said(tmp_path, capsys, monkeypatch):
+    log = LogFile(tmp_path / "agent.log", 20)
+
+    def refuse(*_):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(log._files, "rotate", refuse)
+    for _ in range(4):
+        log.write("0123456789\n")
+    log.close()
+    assert (tmp_path / "agent.log").read_text() == "0123456789\n" * 4
+    told = capsys.readouterr().err.splitlines()
+    assert told
+    assert all("cannot be set aside, it grows on: Permission denied" in line for line in told)
+    assert len(told) < 4
+
+
+def test_many_threads_write_whole_lines(tmp_path):
+    log = LogFile(tmp_path / "agent.log", 4000)
+    text = "0123456789" * 5
+
+    def work():
+        for _ in range(50):
+            log.write(f"{text}\n")
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.close()
+    assert {line for path in tmp_path.iterdir() for line in path.read_text().splitlines()} == {text}
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("data/agent.log", "lies in the data directory"),
+        ("data/logs/agent.log", "lies in the data directory"),
+        ("elsewhere/../data/agent.log", "lies in the data directory"),
+        ("link/agent.log", "lies in the data directory"),
+        ("a-link.log", "lies in the data directory"),
+        ("state/spool/agent.log", "keeps files for a short time"),
+        ("state/staging/agent.log", "keeps files for a short time"),
+        ("state/ledger.sqlite", "may be a file of the agent's own"),
+        ("state", "may be a file of the agent's own"),
+        ("pipe.log", "is not a file"),
+        ("folder.log", "is not a file"),
+    ],
+)
+def test_a_place_that_is_no_place_for_a_log_is_refused_with_the_cure(tmp_path, place, file, why):
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "a-link.log").symlink_to(tmp_path / "data" / "not-yet.log")
+    os.mkfifo(tmp_path / "pipe.log")
+    (tmp_path / "folder.log").mkdir()
+    with pytest.raises(SettingsError, match=why) as caught:
+        place(file).prepared()
+    assert "akosha_agent_log_file" in caught.value.message
+    assert caught.value.hint
+    assert not list((tmp_path / "data").iterdir())
+
+
+@pytest.mark.parametrize("file", ["agent.log", "state/agent.log", "state/logs/agent.log", "database/agent.log"])
+def test_other_places_are_taken(place, file):
+    assert place(file).prepared().parent.is_dir()
+
+
+def test_a_symbolic_link_is_followed_so_that_what_it_leads_to_is_rotated(place, tmp_path):
+    (tmp_path / "var").mkdir()
+    (tmp_path / "agent.log").symlink_to(tmp_path / "var" / "real.log")
+    assert place("agent.log").prepared() == tmp_path / "var" / "real.log"
+
+
+def test_the_settings_name_the_place(tmp_path):
+    assert LogPlace.of(Settings()) is None
+    settings = Settings(agent_log_file=tmp_path / "a.log", agent_log_file_mb=2)
+    found = LogPlace.of(settings)
+    assert found is not None
+    assert (found.file, found.bytes_each) == (tmp_path / "a.log", 2 << 20)
+    assert (found.data_dir, found.state_dir) == (settings.agent_data_dir, settings.agent_state_dir)
