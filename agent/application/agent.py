@@ -16,13 +16,20 @@ import structlog
 
 from agent.application.bus_watch import BusWatch
 from agent.application.changes import Changes
+from agent.application.desk import Desk
+from agent.application.feed import Feed
+from agent.application.intake import Intake
+from agent.application.progress import Footing
 from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
 from agent.application.remote_control import RemoteControl
 from agent.application.retries import Retries
+from agent.application.roaming import Roaming
 from agent.application.session_ends import SessionEnds
 from agent.application.spool_reader import SpoolReader
+from agent.application.supervision import Supervision
 from agent.application.uploader import Uploader
+from agent.application.vitals import SPOOL, WATCH, Vitals
 from agent.application.wake import Wake
 from agent.domain import naming
 from agent.domain.debounce import DebounceRules
@@ -30,7 +37,18 @@ from agent.domain.errors import AkoshaError, BusError
 from agent.domain.events import SyncAsked, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.route import RETRY, STARTUP
-from agent.ports import Clock, EventBus, Ledger, Responder, SnapshotTaker, Spool, SyncMethod, Watch
+from agent.ports import (
+    Clock,
+    EventBus,
+    Ledger,
+    Responder,
+    SnapshotTaker,
+    Spool,
+    Supervisor,
+    Surroundings,
+    SyncMethod,
+    Watch,
+)
 from agent.settings import Settings
 
 READY_SECONDS = 1.0
@@ -69,10 +87,22 @@ class Agent:
     """Methods that the uploaders could not reach when they were needed last."""
     control: Responder | None = None
     """Who answers questions from outside, where that is switched on."""
+    supervisor: Supervisor | None = None
+    """Who keeps the agent running and wants to hear how it is."""
+    surroundings: Surroundings | None = None
+    """Who notices that the machine slept, or came into another network."""
+    footing: Footing = field(default_factory=Footing)
+    """What the methods stand on, told when it may have moved."""
+    left_over: Sequence[SyncAsked] = ()
+    """What was asked of an agent that has given way to this one, and has no outcome yet."""
 
+    desk: Desk = field(init=False)
+    """What local processes may ask of the agent, while it runs."""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack, init=False)
     _changes: Changes = field(init=False)
     _session_ends: SessionEnds = field(init=False)
+    _intake: Intake = field(init=False)
+    _vitals: Vitals = field(init=False)
     _spool_reader: SpoolReader = field(init=False)
     _bus_watch: BusWatch = field(init=False)
     _retries: Retries = field(init=False)
@@ -96,13 +126,32 @@ class Agent:
             busy=self.flight.locked,
         )
         self.settled.also(self._session_ends.settled)
+        self._intake = Intake(publisher=self.publisher, bus=self.bus, ledger=self.ledger, system_id=system_id)
         self._spool_reader = SpoolReader(
             spool=self.spool,
             watch=self.spool_watch,
+            intake=self._intake,
             publisher=self.publisher,
-            bus=self.bus,
             ledger=self.ledger,
-            system_id=system_id,
+        )
+        self._vitals = Vitals(
+            clock=self.clock,
+            ledger=self.ledger,
+            watches={WATCH: self.watch, SPOOL: self.spool_watch},
+            bus_state=lambda: self.bus.state,
+            period_seconds=s.agent_rescan_seconds,
+            begun=self._changes.begun,
+        )
+        self.desk = Desk(
+            settings=s,
+            identity=self.identity,
+            ledger=self.ledger,
+            bus=self.bus,
+            taker=self.taker,
+            methods=self.methods,
+            intake=self._intake,
+            feed=Feed(ledger=self.ledger, bus=self.bus, system_id=system_id),
+            vitals=self._vitals,
         )
         self._bus_watch = BusWatch(
             bus=self.results_bus,
@@ -195,26 +244,44 @@ class Agent:
             await self.bus.subscribe(session, self._session_ends.handle, durable=self.identity.durable("session"))
         if self.control is not None:
             await self._remote_control(self.control).begin()
+        self._vitals.subscribed()
         async with asyncio.TaskGroup() as group:
-            for name, loop in {
-                "start": self._start,
-                "watch": self._changes.listen,
-                "debounce": self._changes.ask,
-                "retry": self._retries.on_time,
-                "stat-pass": self._retries.now_and_then,
-                "spool": self._spool_reader.run,
-                "session-ends": self._session_ends.run,
-                "bus": self._bus_watch.run,
-                "outbox": self.recorder.run,
-                "faults": self._hear_faults,
-            }.items():
+            for name, loop in self._loops().items():
                 group.create_task(self._keep(name, loop), name=name)
+
+    def _loops(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
+        loops: dict[str, Callable[[], Awaitable[None]]] = {
+            "start": self._start,
+            WATCH: self._changes.listen,
+            "debounce": self._changes.ask,
+            "retry": self._retries.on_time,
+            "stat-pass": self._retries.now_and_then,
+            SPOOL: self._spool_reader.run,
+            "session-ends": self._session_ends.run,
+            "bus": self._bus_watch.run,
+            "outbox": self.recorder.run,
+            "faults": self._hear_faults,
+            "vitals": self._vitals.run,
+        }
+        if self.supervisor is not None:
+            supervision = Supervision(
+                self.supervisor, desk=self.desk, vitals=self._vitals, ledger=self.ledger, clock=self.clock
+            )
+            loops |= {"sign-of-life": supervision.keep_alive, "status-line": supervision.tell}
+        if self.surroundings is not None:
+            buses = (self.bus,) if self.results_bus is self.bus else (self.bus, self.results_bus)
+            roaming = Roaming(self.surroundings, self.clock, buses, self.footing, self._retries)
+            loops |= {"roaming": roaming.run}
+        return loops
+
+    async def unanswered(self) -> Sequence[SyncAsked]:
+        """Return what was asked of this agent and has no outcome yet: for the one that takes its place."""
+        return await self._intake.open_asks()
 
     def _remote_control(self, responder: Responder) -> RemoteControl:
         return RemoteControl(
             responder=responder,
-            identity=self.identity,
-            publisher=self.publisher,
+            desk=self.desk,
             ledger=self.ledger,
             clock=self.clock,
             bus_state=lambda: self.bus.state,
@@ -229,17 +296,22 @@ class Agent:
                 if not error.transient:
                     raise
                 _log.warning("loop_interrupted", loop=name, error=str(error))
+                self._vitals.interrupted(name, str(error))
             await self.clock.sleep(self.settings.agent_rescan_seconds)
+            self._vitals.resumed(name)
 
     async def _start(self) -> None:
         """Ask for what changed while no agent ran, once the watch has begun: no change falls between the two."""
         _log.info("agent_started", system_id=self.identity.system_id, agent_id=self.identity.agent_id)
         await self._changes.begun.wait()
+        for ask in self.left_over:
+            await self._spool_reader.take_up(ask)
         await self.publisher.noticed(STARTUP)
 
     async def _ask_again(self) -> None:
         """The bus has changed: what was asked for on the other, and not begun, is asked for on this one."""
         self._session_ends.ask_again()
-        await self._spool_reader.ask_again()
+        await self._intake.ask_again()
+        await self._spool_reader.empty()
         if not self.flight.locked():
             await self.publisher.noticed(RETRY)

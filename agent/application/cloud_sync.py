@@ -17,7 +17,7 @@ from agent import __version__
 from agent.application.attempt import Attempt
 from agent.application.ingestion_markers import IngestionMarkers
 from agent.application.memory_delta import Delta, MemoryDelta
-from agent.application.progress import keep_moving
+from agent.application.progress import Footing, keep_moving
 from agent.application.recorder import succeeded
 from agent.application.staging import Staging, what_is_wrong
 from agent.application.upload import Gone, Upload
@@ -64,15 +64,17 @@ class CloudSync:
         deduplicate: bool,
         ingestion_markers: bool,
         standstill_seconds: float,
+        footing: Footing | None = None,
     ) -> None:
         self.target = target
         self._identity, self._store, self._compressor, self._delta = identity, store, compressor, delta
         self._ledger, self._clock = ledger, clock
         self._chunk_bytes, self._deduplicate, self._standstill_seconds = chunk_bytes, deduplicate, standstill_seconds
+        self._footing = footing
         self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=deduplicate)
         self._uploads = Uploads(store, target.system_id)
         self._markers = (
-            IngestionMarkers(store, chunk_bytes=chunk_bytes, standstill_seconds=standstill_seconds)
+            IngestionMarkers(store, chunk_bytes=chunk_bytes, standstill_seconds=standstill_seconds, footing=footing)
             if ingestion_markers
             else None
         )
@@ -117,7 +119,9 @@ class CloudSync:
         )
 
     def _moving(self) -> AbstractAsyncContextManager[Callable[[], None]]:
-        return keep_moving(self._standstill_seconds, self._store.location, CloudUploadError, CLOUD)
+        return keep_moving(
+            self._standstill_seconds, self._store.location, CloudUploadError, CLOUD, footing=self._footing
+        )
 
     async def _recall(self, attempt: Attempt) -> TargetRecord:
         """Bring the ledger up to what the bucket knows, and return what it says then.

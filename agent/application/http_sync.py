@@ -13,7 +13,7 @@ from datetime import tzinfo
 
 from agent.application.attempt import Attempt
 from agent.application.memory_push import Forgotten, MemoryPush, Pushed
-from agent.application.progress import keep_moving
+from agent.application.progress import Footing, keep_moving
 from agent.application.pushed import Brought, Work
 from agent.application.staging import Staging, what_is_wrong
 from agent.domain.databases import main_name
@@ -54,10 +54,12 @@ class HttpSync:
         clock: Clock,
         zone: Callable[[], tzinfo],
         standstill_seconds: float,
+        footing: Footing | None = None,
     ) -> None:
         self.target = target
         self._push, self._taker, self._reader, self._ledger = push, taker, reader, ledger
         self._clock, self._zone, self._standstill_seconds = clock, zone, standstill_seconds
+        self._footing = footing
         self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=False)
         self._proven_session = 0
         self._brought = Brought("", 0)
@@ -251,7 +253,14 @@ class HttpSync:
         )
 
     def _moving(self) -> AbstractAsyncContextManager[Callable[[], None]]:
-        return keep_moving(self._standstill_seconds, self._sink.location, HTTPSyncError, HTTP)
+        return keep_moving(
+            self._standstill_seconds,
+            self._sink.location,
+            HTTPSyncError,
+            HTTP,
+            footing=self._footing,
+            witness=lambda: self._sink.bytes_sent,  # a batch moves long before it is there
+        )
 
 
 def _was_delivered(record: TargetRecord, database: str) -> bool:

@@ -3,12 +3,12 @@
 They come when the upload is whole: some stores refuse such keys, and some lose sight of others over them.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 
 import structlog
 
-from agent.application.progress import limit_standstill
+from agent.application.progress import CutOff, Footing, limit_standstill
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NamingError, NoSuchObject, StoreError
 from agent.domain.manifest import Manifest, MemoriesPart, manifest_metadata
@@ -23,22 +23,32 @@ _log = structlog.get_logger()
 class IngestionMarkers:
     """Writes the markers of whole uploads. What does not work is logged: an upload is whole without them."""
 
-    def __init__(self, store: ObjectStore, *, chunk_bytes: int, standstill_seconds: float) -> None:
+    def __init__(
+        self, store: ObjectStore, *, chunk_bytes: int, standstill_seconds: float, footing: Footing | None = None
+    ) -> None:
         self._store, self._chunk_bytes, self._standstill_seconds = store, chunk_bytes, standstill_seconds
+        self._footing = footing
 
     async def write(self, manifest: Manifest) -> None:
         """Write the markers of this upload; where one is refused none follows, for all are needed."""
         try:
-            async with limit_standstill(self._standstill_seconds) as moved:
-                await self._write(manifest, lambda _: moved())
+            await self._moving(self._write, manifest)
         except (StoreError, NamingError, TimeoutError) as error:
             why = str(error) or f"nothing moved for {self._standstill_seconds:g} s"
             _log.warning("ingestion_markers_refused", upload_id=manifest.upload_id, why=why)
         try:
-            async with limit_standstill(self._standstill_seconds) as moved:
-                await self._make_sure_of(manifest, lambda _: moved())
+            await self._moving(self._make_sure_of, manifest)
         except (StoreError, TimeoutError) as error:
-            _log.error("ingestion_markers_harm", upload_id=manifest.upload_id, why=str(error), cure=_CURE)
+            _log.error("ingestion_markers_harm", upload_id=manifest.upload_id, why=str(error), hint=_CURE)
+
+    async def _moving(self, work: Callable[[Manifest, Progress], Awaitable[None]], manifest: Manifest) -> None:
+        """Do it while it moves; once more where an upheaval has cut it off."""
+        try:
+            async with limit_standstill(self._standstill_seconds, self._footing) as moved:
+                await work(manifest, lambda _: moved())
+        except CutOff:
+            async with limit_standstill(self._standstill_seconds, self._footing) as moved:
+                await work(manifest, lambda _: moved())
 
     async def _write(self, manifest: Manifest, moved: Progress) -> None:
         uploads = naming.uploads_prefix(manifest.system_id)
@@ -53,7 +63,7 @@ class IngestionMarkers:
         try:
             await self._store.head(manifest.key)
         except NoSuchObject:
-            _log.warning("ingestion_markers_harm", upload_id=manifest.upload_id, cure=_CURE)
+            _log.warning("ingestion_markers_harm", upload_id=manifest.upload_id, hint=_CURE)
             data = manifest.encode()
             await self._put(manifest.key, _once(data), manifest_metadata(data), len(data), moved)
 

@@ -78,7 +78,7 @@ class Publisher:
         if not self.settings.sync_enabled:
             seen = {name: survey[name] for name in lacking}
             if seen != self._reported:
-                _log.info("change_seen", databases=sorted(lacking), why_no_sync="akosha_sync_enabled is false")
+                _log.info("change_seen", databases=sorted(lacking), why="akosha_sync_enabled is false")
             self._reported = seen
             return None
         request = self._request(reason, route, None)
@@ -139,5 +139,5 @@ class Publisher:
         """Answer somebody who asks that there will be no sync, and why: whoever waits for the result gets one."""
         request = self._request(ask.reason, (), ask)
         error = MethodError(method=ask.method, error=f"{what} ({cure})")
-        await self.ledger.settle(None, self.recorder.failure(request, (error,)))
+        await self.recorder.refused(request, error)
         self.recorder.flush_soon()

@@ -156,7 +156,7 @@ class Reaction:
     def _delay(self, error: AkoshaError) -> timedelta:
         asked = error.retry_after if isinstance(error, SinkError) else None
         delay = max(target_backoff(self._failures), timedelta(seconds=min(asked or 0.0, 900.0)))
-        self._outlook.failed(self.system_id, error, again_seconds=delay.total_seconds())
+        self._outlook.failed(self.system_id, error, delay_seconds=delay.total_seconds())
         return delay
 
     async def _welcome(self) -> None:

@@ -133,7 +133,7 @@ class Reactor:
             except AkoshaError as error:
                 if is_final(error):
                     raise
-                self._outlook.failed(_ALL, error, again_seconds=self.pass_seconds)
+                self._outlook.failed(_ALL, error, delay_seconds=self.pass_seconds)
                 await self.clock.sleep(self.pass_seconds)
                 continue
             self._outlook.passed(_ALL, akosha=False)

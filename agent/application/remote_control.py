@@ -10,18 +10,16 @@ No path, address or setting is in an answer: whoever may ask need not be trusted
 import json
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
 
 import structlog
 
 from agent import __version__
-from agent.application.publisher import Publisher
+from agent.application.desk import Desk
+from agent.application.status import TargetStatus
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, WireError
 from agent.domain.events import SyncAsked
-from agent.domain.identity import Identity
 from agent.domain.route import AUTO, CLOUD, HTTP, REMOTE
-from agent.domain.states import TargetRecord, next_try, pending
 from agent.ports import BusState, Clock, Ledger, Responder
 
 STATUS, SYNC = "status", "sync"
@@ -39,13 +37,12 @@ class RemoteControl:
         self,
         *,
         responder: Responder,
-        identity: Identity,
-        publisher: Publisher,
+        desk: Desk,
         ledger: Ledger,
         clock: Clock,
         bus_state: Callable[[], BusState],
     ) -> None:
-        self._responder, self._identity, self._publisher = responder, identity, publisher
+        self._responder, self._desk, self._identity = responder, desk, desk.identity
         self._ledger, self._clock, self._bus_state = ledger, clock, bus_state
 
     async def begin(self) -> None:
@@ -67,10 +64,7 @@ class RemoteControl:
         return answered
 
     async def _status(self, _question: bytes) -> bytes:
-        records, survey = await self._publisher.records(), await self._publisher.survey()
-        state = self._bus_state()
-        primary = next((records[name] for name in self._publisher.settings.route if name in records), None)
-        lacking = survey if primary is None else pending(primary, survey)
+        status, state = await self._desk.glance(), self._bus_state()
         return _json(
             {
                 "system_id": self._identity.system_id,
@@ -78,12 +72,8 @@ class RemoteControl:
                 "version": __version__,
                 "time": self._clock.now().isoformat(),
                 "bus": {"name": state.name, "since": state.since.isoformat()},
-                "pending": sorted(lacking),
-                "targets": {
-                    name: _told(record, next_try(record, survey))
-                    for name, record in records.items()
-                    if record is primary or record.databases
-                },
+                "pending": sorted(status.pending),
+                "targets": {target.method: _told(target) for target in status.targets},
             }
         )
 
@@ -98,18 +88,18 @@ class RemoteControl:
             enable_fallback=enable_fallback,
         )
         _log.info("sync_asked_remotely", request_id=ask.id, method=method, system_id=ask.system_id)
-        if await self._publisher.asked(ask) is None:
+        if await self._desk.ask(ask) is None:
             refused = await self._ledger.outcome(ask.id)
             return _json({"accepted": False, "request_id": ask.id, "error": refused.error if refused else "refused"})
         return _json({"accepted": True, "request_id": ask.id})
 
 
-def _told(record: TargetRecord, at: datetime | None) -> Mapping[str, object]:
+def _told(target: TargetStatus) -> Mapping[str, object]:
     return {
-        "newest_upload_id": record.newest_upload_id,
-        "last_success": record.last_success.isoformat() if record.last_success else None,
-        "failures": record.failures,
-        "next_try": at.isoformat() if at else None,
+        "newest_upload_id": target.newest_upload_id,
+        "last_success": target.last_success.isoformat() if target.last_success else None,
+        "failures": target.failures,
+        "next_try": target.next_try.isoformat() if target.next_try else None,
     }
 
 

@@ -43,14 +43,16 @@ class Requests:
             return False
         known = self._issued.get(request.id) or await self._ledger.remembered(request.id)
         if known != request:
-            _log.warning("request_refused", id=request.id, why="it bears this agent's id, but was not issued by it")
+            why = "it bears this agent's id, but was not issued by it"
+            _log.warning("request_refused", id=request.id, request_id=request.request_id, why=why)
             return False
         return True
 
     def _tell_of_other(self, request: SyncRequested) -> None:
         """Another agent of the same system is nothing unusual; what is not ours is told of once an agent."""
+        tell = _log.debug
         if request.agent_id not in self._others and len(self._others) < REMEMBERED:
             self._others.add(request.agent_id)
-            _log.warning("request_refused", id=request.id, why=f"it was issued by another agent, {request.agent_id}")
-        else:
-            _log.debug("request_refused", id=request.id, why="it was issued by another agent")
+            tell = _log.warning
+        why = f"it was issued by another agent, {request.agent_id}"
+        tell("request_refused", id=request.id, request_id=request.request_id, why=why)

@@ -4,10 +4,11 @@ from contextlib import aclosing
 
 import structlog
 
+from agent.application.intake import Intake
 from agent.application.publisher import Publisher
 from agent.domain.errors import WireError
 from agent.domain.events import SessionEnded, SyncAsked
-from agent.ports import EventBus, Ledger, Spool, Watch
+from agent.ports import Ledger, Spool, Watch
 
 _log = structlog.get_logger()
 
@@ -15,12 +16,9 @@ _log = structlog.get_logger()
 class SpoolReader:
     """Reads the spool when it changes, and when told to."""
 
-    def __init__(
-        self, *, spool: Spool, watch: Watch, publisher: Publisher, bus: EventBus, ledger: Ledger, system_id: str
-    ) -> None:
-        self._spool, self._watch, self._publisher = spool, watch, publisher
-        self._bus, self._ledger, self._system_id = bus, ledger, system_id
-        self._asked: set[str] = set()
+    def __init__(self, *, spool: Spool, watch: Watch, intake: Intake, publisher: Publisher, ledger: Ledger) -> None:
+        self._spool, self._watch, self._intake = spool, watch, intake
+        self._publisher, self._ledger = publisher, ledger
 
     async def run(self) -> None:
         """Take up notes, for ever."""
@@ -29,21 +27,12 @@ class SpoolReader:
             async for _ in changes:
                 await self.empty()
 
-    async def ask_again(self) -> None:
-        """Publish once more what somebody waits for: the request may have stayed behind on another bus."""
-        self._asked.clear()
-        await self.empty()
-
     async def empty(self) -> None:
         """Take up every note that waits."""
-        waiting = await self._spool.waiting()
-        self._asked &= {event.id for _, event in waiting}  # who has an answer takes the note back
-        for note, event in waiting:
+        for note, event in await self._spool.waiting():
             if isinstance(event, SyncAsked):
-                await self._take_up(note, event)
-                continue
-            if event.system_id != self._system_id:
-                _log.warning("note_refused", id=event.id, why=f"it is for the system {event.system_id}")
+                if await self.take_up(event):
+                    continue
             elif isinstance(event, SessionEnded):
                 await self._pass_on(event)
             else:
@@ -51,23 +40,28 @@ class SpoolReader:
             await self._spool.remove(note)
 
     async def _pass_on(self, event: SessionEnded) -> None:
+        """Put a session's end on the bus. In this spool it is of this machine and user: whatever system the hook was
+        installed for, the memories that are to be safe now are those that this agent delivers.
+        """
+        ours = self._intake.addressed(event)
+        if ours is not event:
+            why, cure = f"it was told for the system {event.system_id}", "akosha-agent hook install"
+            _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, why=why, hint=cure)
         try:
-            await self._bus.publish(event)
+            await self._intake.ended(ours)
         except WireError as error:
-            _log.warning("note_refused", id=event.id[:80], why=str(error))
+            _log.warning("note_refused", id=event.id[:80], why=error.message)
 
-    async def _take_up(self, note: str, ask: SyncAsked) -> None:
-        """Somebody waits for an outcome. The note stays until there is one: whoever runs next here sees it, too."""
+    async def take_up(self, ask: SyncAsked) -> bool:
+        """Say whether somebody waits for an outcome that is still to come.
+
+        Then the note stays until there is one: whoever runs next here sees it, too.
+        """
         if await self._ledger.outcome(ask.id) is not None:
-            self._asked.discard(ask.id)
-            await self._spool.remove(note)
-        elif ask.id in self._asked:
-            return
-        elif ask.system_id != self._system_id:
-            cure = f"the agent that runs here is {self._system_id}'s: stop it, or use its settings"
-            await self._publisher.refuse(ask, f"it is for the system {ask.system_id}", cure)
-            await self._spool.remove(note)
-        elif await self._publisher.asked(ask) is None:
-            await self._spool.remove(note)
-        else:
-            self._asked.add(ask.id)
+            return False
+        try:
+            self._intake.check(ask)
+        except WireError as error:
+            await self._publisher.refuse(ask, error.message, error.hint)
+            return False
+        return (await self._intake.ask(ask)).request is not None

@@ -98,14 +98,14 @@ class Uploads:
         try:
             await self._store.delete(found)
         except NotPermitted as error:
-            _log.info("leftovers_stay", upload_id=upload, count=len(found), why=error.message, cure=error.hint)
+            _log.info("leftovers_stay", upload_id=upload, count=len(found), why=error.message, hint=error.hint)
 
     async def sweep(self) -> None:
         """Remove what killed uploads left unfinished. Where that is not permitted, a notice with the cure."""
         try:
             removed = await self._store.sweep(self._prefix)
         except NotPermitted as error:
-            _log.info("leftovers_stay", system_id=self._system_id, why=error.message, cure=error.hint)
+            _log.info("leftovers_stay", system_id=self._system_id, why=error.message, hint=error.hint)
         else:
             if removed:
                 _log.info("leftovers_removed", system_id=self._system_id, count=removed)

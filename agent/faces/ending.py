@@ -3,11 +3,12 @@
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
 import structlog
 
 STOP_SECONDS = 10.0
+STDIN = 0
 ECHO_SECONDS = 1.0
 """`timeout`, `uv run` and their like pass on what the terminal has told us already: a signal so soon after the first
 is the same one."""
@@ -23,6 +24,19 @@ def run_to_end(work: Coroutine[None, None, int], *, stopped: int | None = None) 
     nothing.
     """
     return asyncio.run(_run(work, stopped))
+
+
+def on_hangup(reload: Callable[[], None]) -> None:
+    """Call `reload`, on the running loop, at each SIGHUP. One that says that the terminal has gone is as SIGTERM."""
+    terminal = os.isatty(STDIN)
+
+    def told() -> None:
+        if terminal and not os.isatty(STDIN):
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            reload()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, told)
 
 
 async def _run(work: Coroutine[None, None, int], stopped: int | None) -> int:

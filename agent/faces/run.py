@@ -1,30 +1,180 @@
-"""`run`: the agent until it is told to stop."""
+"""`run`: the agent until it is told to stop. At a SIGHUP the settings are read anew, and the agent is built anew."""
 
 import asyncio
+import functools
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import structlog
 
-from agent.domain.errors import AkoshaError
-from agent.settings import Settings
-from agent.wiring import Home, build
+from agent import wiring
+from agent.application.desk import Desk
+from agent.domain.errors import AkoshaError, SettingsError
+from agent.domain.events import SyncAsked
+from agent.faces import logs
+from agent.faces.control import serving
+from agent.faces.ending import on_hangup
+from agent.ports import Supervisor
+from agent.settings import Loaded, Settings
+from agent.settings.tree import FIELDS, PREFIX
+from agent.wiring.metering import Metering, metering
+
+LOG_KEYS = frozenset({"agent_log_level", "agent_log_format", "agent_log_file", "agent_log_file_mb"})
+"""Settings that come into force without a new agent."""
 
 _log = structlog.get_logger()
 
 
-async def run_until_stopped(settings: Settings) -> NoReturn:
-    """Run until cancelled. Raises what took the agent down."""
-    home = Home.of(settings)
+async def run_until_stopped(settings: Settings, loading: Callable[[], Loaded]) -> NoReturn:
+    """Run until cancelled, with what `loading` gives from a SIGHUP on. Raises what took the agent down.
+
+    The state directory is held from the first agent to the last. Settings that are wrong, or that no agent can be
+    built with, are told of (`settings_refused`), and the old ones stay.
+    """
+    home = wiring.Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
+    supervisor = wiring.supervisor()
     with home.lock("run"):
         try:
-            async with await build(home, identity) as agent:
-                await agent.run()
-        except* AkoshaError as group:
-            raise _first(group) from group
+            await _Succession(loading, supervisor).run(settings)
         finally:
             _log.info("agent_stopped", system_id=identity.system_id)
-    raise AssertionError("the agent runs until it is cancelled, or fails")
+
+
+class _Life:
+    """One agent at work, with the settings it was built with; what it leaves unanswered its successor is to take."""
+
+    def __init__(
+        self, settings: Settings, supervisor: Supervisor, counts: Metering, left_over: Sequence[SyncAsked]
+    ) -> None:
+        self.settings, self.left_over = settings, left_over
+        self._supervisor, self._counts = supervisor, counts
+        self._desk: Desk | None = None
+        self.task = asyncio.create_task(self._live(), name="agent")
+
+    @property
+    def works(self) -> bool:
+        """Whether it has come so far that it watches and hears requests."""
+        return self._desk is not None and self._desk.ready
+
+    async def end(self) -> None:
+        """Cancel it and see it end, also while being cancelled: it cleans up, and the command limits the time."""
+        if self.task.done():
+            return
+        interrupted = False
+        self.task.cancel()
+        while not self.task.done():
+            try:
+                await asyncio.wait({self.task})
+            except asyncio.CancelledError:
+                interrupted = True
+                self._supervisor.stopping()
+        if not self.task.cancelled() and (error := self.task.exception()) is not None:
+            _log.error("agent_ended_badly", error=str(error), exc_info=error)
+        if interrupted:
+            raise asyncio.CancelledError
+
+    async def _live(self) -> None:
+        home = wiring.Home.of(self.settings)
+        identity = await asyncio.to_thread(home.prepare)
+        try:
+            async with await wiring.build(
+                home, identity, meter=self._counts.meter, supervisor=self._supervisor, left_over=self.left_over
+            ) as agent:
+                self._desk, self._counts.ledger_bytes = agent.desk, agent.ledger.size
+                metrics = functools.partial(self._counts.exposition, agent.desk)
+                try:
+                    async with serving(agent.desk, self.settings, state_dir=home.state.path, metrics=metrics):
+                        await agent.run()
+                except asyncio.CancelledError:
+                    self.left_over = await agent.unanswered()
+                    raise
+        except* AkoshaError as group:
+            raise _first(group) from group
+
+
+class _Succession:
+    """One agent after the other: each time that the settings have changed."""
+
+    def __init__(self, loading: Callable[[], Loaded], supervisor: Supervisor) -> None:
+        self._loading, self._supervisor, self._counts = loading, supervisor, metering()
+        self._hung_up = asyncio.Event()
+
+    async def run(self, settings: Settings) -> NoReturn:
+        """Run until cancelled. Raises what took an agent down that worked, or the first one."""
+        on_hangup(self._hung_up.set)
+        left_over: Sequence[SyncAsked] = ()
+        before: Settings | None = None
+        while True:
+            life = _Life(settings, self._supervisor, self._counts, left_over)
+            try:
+                new = await self._changed(life)
+                before = life.settings if life.works or before is None else before
+            except asyncio.CancelledError:
+                self._supervisor.stopping()
+                raise
+            except AkoshaError as error:
+                if life.works or before is None:
+                    raise
+                self._refuse(error, before)
+                new, before = before, None
+            finally:
+                await life.end()
+            self._supervisor.alive()  # what comes now takes no longer than the ending did
+            settings, left_over = new, life.left_over
+
+    async def _changed(self, life: _Life) -> Settings:
+        """Return the settings that another agent has to work with. Raises what took this one down."""
+        while True:
+            hung_up = asyncio.create_task(self._hung_up.wait(), name="hangup")
+            try:
+                await asyncio.wait({life.task, hung_up}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                hung_up.cancel()
+            if life.task.done():
+                life.task.result()
+            self._hung_up.clear()
+            self._supervisor.reloading()
+            self._supervisor.alive()
+            new = await self._loaded(life.settings)
+            changed = _changed_keys(life.settings, new)
+            if changed:
+                _log.info("settings_changed", keys=sorted(PREFIX + key for key in changed))
+            if not changed <= LOG_KEYS:
+                return new
+            life.settings = new
+            if life.works:
+                self._supervisor.ready()
+
+    async def _loaded(self, current: Settings) -> Settings:
+        """Return the settings as they are now; the current ones, and say why, where those cannot be used."""
+        try:
+            loaded = await asyncio.to_thread(self._loading)
+            new = loaded.settings
+            if new.agent_state_dir != current.agent_state_dir:
+                raise SettingsError(
+                    f"akosha_agent_state_dir is {new.agent_state_dir} now: that needs a restart",
+                    hint="akosha-agent service restart",
+                )
+            await asyncio.to_thread(wiring.Home.of(new).prepare)
+        except AkoshaError as error:
+            self._refuse(error, current)
+            return current
+        for warning in loaded.warnings:
+            _log.warning("settings", warning=warning)
+        if not _changed_keys(current, new):
+            _log.info("settings_unchanged")
+        return new
+
+    def _refuse(self, error: AkoshaError, kept: Settings) -> None:
+        """Say that the settings stay as they were, and why; the logs go on as those say."""
+        logs.configure(kept.agent_log_level, kept.agent_log_format, logs.LogPlace.of(kept))
+        _log.error("settings_refused", why=error.message, hint=error.hint, then="the old ones stay in force")
+        self._supervisor.status(f"settings refused, the old ones stay in force: {logs.redacted(str(error))}")
+
+
+def _changed_keys(old: Settings, new: Settings) -> set[str]:
+    return {key for key in FIELDS if getattr(old, key) != getattr(new, key)}
 
 
 def _first(group: BaseExceptionGroup[AkoshaError]) -> AkoshaError:

@@ -1,30 +1,36 @@
 """From settings to a running agent. The only room that knows which adapter stands behind which port."""
 
 import asyncio
+import os
 import socket
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from agent.adapters.allocator import give_back_large_blocks
-from agent.adapters.duckdb_files import DuckdbSnapshotTaker
+from agent.adapters.duckdb_files import DuckdbSnapshotTaker, Warm
 from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.sqlite_ledger import SqliteLedger, is_made
 from agent.adapters.state_directory import Holder, StateDirectory
+from agent.adapters.surroundings import MachineSurroundings
 from agent.adapters.system_clock import SystemClock
+from agent.adapters.systemd_notify import SystemdSupervisor
 from agent.adapters.watcher import DirectoryWatcher
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.agent import Agent
+from agent.application.metering import MeteredTaker
+from agent.application.progress import Footing
 from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
 from agent.application.requests import Requests
 from agent.application.uploader import Uploader
 from agent.application.wake import Wake
 from agent.domain.databases import database_of
-from agent.domain.events import Event
+from agent.domain.events import Event, SyncAsked
 from agent.domain.identity import Identity
 from agent.domain.route import RetryRules
 from agent.domain.states import Target
-from agent.ports import Clock, Ledger, Responder, SnapshotTaker
+from agent.ports import Clock, Ledger, Meter, Responder, SnapshotTaker, Supervisor, Unmetered
 from agent.settings import Settings
 from agent.wiring.buses import run_buses, single_sync_buses
 from agent.wiring.methods import MEBIBYTE, sync_methods, targets_of
@@ -81,9 +87,9 @@ class Home:
         """Say whether an agent has ever run here. From then on, `read_ledger` finds one."""
         return await asyncio.to_thread(is_made, self.state.ledger_file)
 
-    def taker(self) -> SnapshotTaker:
-        """Return what looks at, and copies, the databases."""
-        return DuckdbSnapshotTaker(self.settings.agent_data_dir, self.state.staging, clock=self.clock)
+    def taker(self, warm: Warm | None = None) -> SnapshotTaker:
+        """Return what looks at, and copies, the databases. `warm`: where children wait for who reads the copies."""
+        return DuckdbSnapshotTaker(self.settings.agent_data_dir, self.state.staging, clock=self.clock, warm=warm)
 
     def targets(self, identity: Identity) -> dict[str, Target]:
         """Return the targets of all methods that can be asked for, by method."""
@@ -93,11 +99,26 @@ class Home:
         return SpoolDirectory(self.state.spool, self.codec)
 
 
-async def build(home: Home, identity: Identity, *, single_sync: bool = False) -> Agent:
+def supervisor() -> Supervisor:
+    """Return who keeps this process running, as its environment says; from now on, that does not say so any more."""
+    return SystemdSupervisor.of(os.environ)
+
+
+async def build(
+    home: Home,
+    identity: Identity,
+    *,
+    single_sync: bool = False,
+    meter: Meter | None = None,
+    supervisor: Supervisor | None = None,
+    left_over: Sequence[SyncAsked] = (),
+) -> Agent:
     """Wire an agent, to run or for a single sync. The caller holds the state directory's lock.
 
+    `meter` counts what happens, `supervisor` hears how it is; `left_over` was asked of the agent whose place it takes.
     Raises SettingsError, StateError.
     """
+    meter = meter or Unmetered()
     settings, clock = home.settings, home.clock
     give_back_large_blocks()
     name = f"akosha-agent {identity.durable('agent')}"
@@ -112,10 +133,12 @@ async def build(home: Home, identity: Identity, *, single_sync: bool = False) ->
     except BaseException:
         await asyncio.gather(bus.aclose(), results_bus.aclose())
         raise
-    taker = home.taker()
-    recorder = Recorder(ledger, results_bus, clock)
+    warm = Warm()
+    taker = MeteredTaker(home.taker(warm), meter, clock)
+    recorder = Recorder(ledger, results_bus, clock, meter)
     requests = Requests(identity, bus, ledger)
-    methods = sync_methods(settings, home.state, identity, taker, ledger, clock)
+    footing = Footing()
+    methods = sync_methods(settings, home.state, identity, taker, warm, ledger, clock, footing)
     flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue[Exception]()
     unreachable: set[str] = set()
     return Agent(
@@ -140,6 +163,7 @@ async def build(home: Home, identity: Identity, *, single_sync: bool = False) ->
                 faults=faults,
                 unreachable=unreachable,
                 still_at_work_seconds=settings.agent_nats_ack_wait_seconds / 3,
+                meter=meter,
             )
             for method in methods.values()
         ],
@@ -170,4 +194,8 @@ async def build(home: Home, identity: Identity, *, single_sync: bool = False) ->
         results_bus=results_bus,
         unreachable=unreachable,
         control=control,
+        supervisor=supervisor,
+        surroundings=None if single_sync else MachineSurroundings(clock),
+        footing=footing,
+        left_over=left_over,
     )

@@ -4,7 +4,7 @@ from datetime import tzinfo
 
 from agent.adapters.akosha_mcp import AkoshaSink
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.duckdb_files import DuckdbMemoryReader
+from agent.adapters.duckdb_files import DuckdbMemoryReader, Warm
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.local_zone import local_zone
 from agent.adapters.memories_file import JsonMemoriesFile
@@ -14,12 +14,16 @@ from agent.application.cloud_sync import CloudSync
 from agent.application.http_sync import HttpSync
 from agent.application.memory_delta import MemoryDelta
 from agent.application.memory_push import MemoryPush
+from agent.application.pace import Pace, PacedSink, PacedStore
+from agent.application.progress import Footing
+from agent.application.roaming import Undaunted
 from agent.domain.identity import Identity
 from agent.domain.route import CLOUD, HTTP
 from agent.domain.states import Target
 from agent.ports import Clock, Ledger, MemoryReader, ObjectStore, SnapshotTaker, SyncMethod
 from agent.settings import Settings
 
+KIBIBYTE = 2**10
 MEBIBYTE = 2**20
 
 
@@ -39,14 +43,19 @@ def object_store(settings: Settings) -> ObjectStore:
     return S3Store(bucket=settings.cloud_bucket, endpoint=settings.cloud_endpoint, region=settings.cloud_region)
 
 
-def memory_push(settings: Settings, ledger: Ledger, clock: Clock) -> MemoryPush:
+def memory_push(
+    settings: Settings, ledger: Ledger, clock: Clock, *, footing: Footing | None = None, pace: Pace | None = None
+) -> MemoryPush:
     """Return what takes memories to the Akosha server of the settings; its sink is the caller's to close."""
+    server = AkoshaSink(
+        endpoint=settings.http_endpoint,
+        token=settings.http_token.get_secret_value(),
+        timeout_seconds=settings.upload_timeout_seconds,
+    )
+    footing = footing or Footing()
+    footing.keeps(server)
     return MemoryPush(
-        sink=AkoshaSink(
-            endpoint=settings.http_endpoint,
-            token=settings.http_token.get_secret_value(),
-            timeout_seconds=settings.upload_timeout_seconds,
-        ),
+        sink=server if pace is None else PacedSink(server, pace, footing.moved),
         ledger=ledger.memories(),
         clock=clock,
         batch_size=settings.http_batch_size,
@@ -55,25 +64,43 @@ def memory_push(settings: Settings, ledger: Ledger, clock: Clock) -> MemoryPush:
 
 
 def sync_methods(
-    settings: Settings, state: StateDirectory, identity: Identity, taker: SnapshotTaker, ledger: Ledger, clock: Clock
+    settings: Settings,
+    state: StateDirectory,
+    identity: Identity,
+    taker: SnapshotTaker,
+    warm: Warm,
+    ledger: Ledger,
+    clock: Clock,
+    footing: Footing | None = None,
 ) -> dict[str, SyncMethod]:
-    """Return the methods by name, those of the targets."""
-    targets, reader = targets_of(settings, identity.system_id), DuckdbMemoryReader()
+    """Return the methods by name, those of the targets. `warm`: where the taker's children wait to read its copies.
+
+    What they stand on is made known to the `footing`.
+    """
+    footing = footing or Footing()
+    rate = settings.agent_max_upload_kib_per_s * KIBIBYTE
+    pace = Pace(rate, clock) if rate else None
+    targets, reader = targets_of(settings, identity.system_id), DuckdbMemoryReader(warm=warm)
     methods: dict[str, SyncMethod] = {
         HTTP: HttpSync(
             target=targets[HTTP],
-            push=memory_push(settings, ledger, clock),
+            push=memory_push(settings, ledger, clock, footing=footing, pace=pace),
             taker=taker,
             reader=reader,
             ledger=ledger,
             clock=clock,
             zone=_zone,
             standstill_seconds=settings.upload_timeout_seconds,
+            footing=footing,
         )
     }
     if CLOUD in targets:
-        methods[CLOUD] = _cloud(settings, targets[CLOUD], state, identity, taker, reader, ledger, clock)
-    return methods
+        store = object_store(settings)
+        if isinstance(store, S3Store):
+            footing.keeps(store)
+        paced = store if pace is None else PacedStore(store, pace)
+        methods[CLOUD] = _cloud(settings, targets[CLOUD], state, identity, paced, taker, reader, ledger, clock, footing)
+    return {name: Undaunted(method) for name, method in methods.items()}
 
 
 def _cloud(
@@ -81,15 +108,17 @@ def _cloud(
     target: Target,
     state: StateDirectory,
     identity: Identity,
+    store: ObjectStore,
     taker: SnapshotTaker,
     reader: MemoryReader,
     ledger: Ledger,
     clock: Clock,
+    footing: Footing,
 ) -> CloudSync:
     return CloudSync(
         target=target,
         identity=identity,
-        store=object_store(settings),
+        store=store,
         taker=taker,
         compressor=GzipMembers() if settings.enable_compression else Uncompressed(),
         delta=MemoryDelta(
@@ -105,6 +134,7 @@ def _cloud(
         deduplicate=settings.enable_deduplication,
         ingestion_markers=settings.ingestion_markers,
         standstill_seconds=settings.upload_timeout_seconds,
+        footing=footing,
     )
 
 

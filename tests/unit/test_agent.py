@@ -37,7 +37,8 @@ class Files:
 
     mode = "native"
 
-    def __init__(self) -> None:
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock, self.stuck_from = clock, None
         self.seen: Survey = {}
         self.told_late = 0.0
         self._queue: asyncio.Queue[frozenset[str]] = asyncio.Queue()
@@ -51,7 +52,12 @@ class Files:
     def lag(self) -> float:
         return self.told_late
 
-    looked = 0.0
+    @property
+    def looked(self) -> float:
+        return self.clock.monotonic() if self.stuck_from is None else self.stuck_from
+
+    def hang(self) -> None:
+        self.stuck_from = self.clock.monotonic()
 
     async def survey(self) -> Survey:
         return dict(self.seen)
@@ -69,13 +75,22 @@ class Notes:
     """A spool in memory, and its watch."""
 
     mode = "native"
+    lag = 0.0
 
-    def __init__(self) -> None:
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
         self.notes: dict[str, Event] = {}
         self._rung = asyncio.Event()
 
+    @property
+    def looked(self) -> float:
+        return self.clock.monotonic()
+
     def leave(self, event: Event) -> None:
         self.notes[event.id] = event
+        self.ring()
+
+    def ring(self) -> None:
         self._rung.set()
 
     async def waiting(self):
@@ -128,7 +143,8 @@ class World:
 @asynccontextmanager
 async def world(tmp_path: Path, script=(), *, fallback=None, running: bool = True, **settings):
     """`fallback`: the script of a second method, http, that stands in for the first."""
-    clock, files, notes, heard = ManualClock(values.NOON), Files(), Notes(), []
+    clock = ManualClock(values.NOON)
+    files, notes, heard = Files(clock), Notes(clock), []
     bus = MemoryBus(clock)
     ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
     recorder = Recorder(ledger, bus, clock)

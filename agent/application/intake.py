@@ -1,0 +1,115 @@
+"""What other processes bring: asks for a sync, ended sessions. By whatever doors the same comes, it counts once."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from agent.application.publisher import Publisher
+from agent.domain.errors import WireError
+from agent.domain.events import SessionEnded, SyncAsked, SyncRequested, request_event_id
+from agent.ports import EventBus, Ledger
+
+T = TypeVar("T")
+
+REMEMBERED = 1000
+"""How many of the newest ids are known here. The ledger knows all outcomes, and who hears session ends, all ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of an ask: its request, or None where it was refused; and whether it came for the first time."""
+
+    request: SyncRequested | None
+    new: bool
+
+
+class Intake:
+    """One request for each ask, one SessionEnded on the bus for each session's end."""
+
+    def __init__(self, *, publisher: Publisher, bus: EventBus, ledger: Ledger, system_id: str) -> None:
+        self._publisher, self._bus, self._ledger, self._system_id = publisher, bus, ledger, system_id
+        self._asks: OrderedDict[str, tuple[SyncAsked, SyncRequested]] = OrderedDict()
+        self._ends: OrderedDict[str, None] = OrderedDict()
+        self._coming: dict[str, asyncio.Event] = {}
+
+    def check(self, event: SessionEnded | SyncAsked) -> None:
+        """Raise WireError where it is for another system."""
+        if event.system_id != self._system_id:
+            cure = f"the agent that runs here is {self._system_id}'s: stop it, or use its settings"
+            raise WireError(f"it is for the system {event.system_id}", hint=cure)
+
+    def addressed(self, event: SessionEnded) -> SessionEnded:
+        """Return a session's end as one of this system: itself, where it is that already. Its id stays."""
+        return event if event.system_id == self._system_id else replace(event, system_id=self._system_id)
+
+    async def ask(self, ask: SyncAsked) -> Taken:
+        """Take an ask of this system; a second one of its id changes nothing. Raises BusError, StateError.
+
+        One without an outcome that an earlier life of the agent took is asked for again: requests are disposable.
+        """
+        async with self._alone(ask.id):
+            if await self._ledger.outcome(ask.id) is not None:
+                self._asks.pop(ask.id, None)
+                return Taken(await self._request_of(ask), new=False)
+            if ask.id in self._asks:
+                return Taken(self._asks[ask.id][1], new=False)
+            known = await self._request_of(ask)
+            request = await self._publisher.asked(ask)
+            if request is not None:
+                self._asks[ask.id] = (ask, request)
+                _trim(self._asks)
+            return Taken(request, new=known is None)
+
+    async def ended(self, event: SessionEnded) -> bool:
+        """Put a session's end of this system on the bus; False where this agent has done so already.
+
+        Raises WireError for what cannot travel, BusError.
+        """
+        async with self._alone(event.id):
+            if event.id in self._ends:
+                return False
+            await self._bus.publish(event)
+            self._ends[event.id] = None
+            _trim(self._ends)
+            return True
+
+    async def open_asks(self) -> Sequence[SyncAsked]:
+        """Return the asks of this life that have no outcome yet, oldest first."""
+        waiting = [ask for ask, _ in self._asks.values()]
+        return [ask for ask in waiting if await self._ledger.outcome(ask.id) is None]
+
+    async def ask_again(self) -> None:
+        """Publish once more what has no outcome: the request may have stayed behind on another bus."""
+        for ask in await self.open_asks():
+            async with self._alone(ask.id):
+                request = await self._publisher.asked(ask)
+                if request is None:
+                    self._asks.pop(ask.id, None)
+                else:
+                    self._asks[ask.id] = (ask, request)
+
+    async def _request_of(self, ask: SyncAsked) -> SyncRequested | None:
+        """Return the request that an ask led to, as the history has it: the first of those that were forwarded."""
+        events = [await self._ledger.remembered(request_event_id(ask.id, name)) for name in self._publisher.methods]
+        requests = [event for event in events if isinstance(event, SyncRequested)]
+        return min(requests, key=lambda request: len(request.errors), default=None)
+
+    @asynccontextmanager
+    async def _alone(self, event_id: str) -> AsyncIterator[None]:
+        """Let those of one id take turns; others do not wait."""
+        while (coming := self._coming.get(event_id)) is not None:
+            await coming.wait()
+        self._coming[event_id] = over = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._coming[event_id]
+            over.set()
+
+
+def _trim(known: OrderedDict[str, T]) -> None:
+    while len(known) > REMEMBERED:
+        known.popitem(last=False)

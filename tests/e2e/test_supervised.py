@@ -1,0 +1,75 @@
+"""`run` under a supervisor: what it says, what it does at a hangup, and how it ends."""
+
+import fcntl
+import os
+import pty
+import signal
+import termios
+
+from tests.fakes.machine import Machine
+from tests.fakes.notify import notified
+from tests.fakes.session_buddy import GRAPH
+
+
+def test_it_speaks_the_protocol_and_at_a_hangup_takes_new_settings_or_says_why_not(tmp_path):
+    machine = Machine(tmp_path, agent_quiet_seconds=None, http_token=None, cloud_endpoint=None)
+    machine.write(commits=2)
+    (machine.data / GRAPH).unlink(missing_ok=True)
+    file, canary = machine.home / "settings.yaml", "canary-5678"
+    machine.secrets = (canary,)
+    first = f"akosha_cloud_endpoint: {machine.bucket.as_uri()}\n"
+    file.write_text(first)
+    with notified() as notify:
+        machine.environ |= {"NOTIFY_SOCKET": notify.address, "WATCHDOG_USEC": "2000000"}
+
+        def hang_up(text: str) -> list[dict]:
+            """Return what is told from the hangup until it is ready again."""
+            file.write_text(text)
+            since = len(notify.gather())
+            os.kill(agent.pid, signal.SIGHUP)
+            notify.wait(lambda told: "READY" in told, since=since)
+            told = notify.heard[since:]
+            begin = next(at for at, one in enumerate(told) if "RELOADING" in one)
+            assert int(told[begin]["MONOTONIC_USEC"]) > 0
+            return told[begin:]
+
+        with machine.started("run", "--settings", str(file)) as agent:
+            assert notify.wait(lambda told: "READY" in told)["MAINPID"] == str(agent.pid)
+            notify.wait(lambda told: told.get("STATUS", "").startswith("nothing pending; last upload 2"))
+
+            told = hang_up(first + "akosha_agent_quiet_seconds: soon\n")
+            assert any("settings refused" in one.get("STATUS", "") for one in told)
+            assert "akosha_agent_quiet_seconds" in agent.logged("settings_refused")[0]["why"]
+
+            hang_up(first + f"akosha_agent_state_dir: {machine.home}/elsewhere\n")  # the command line's word stands
+            agent.logged("settings_unchanged")
+
+            hang_up(first + f"akosha_agent_log_level: DEBUG\nakosha_http_token: {canary}\n")
+            (changed,) = agent.logged("settings_changed")
+            assert changed["keys"] == ["akosha_agent_log_level", "akosha_http_token"]
+            agent.log.wait(lambda line: line.get("level") == "debug")
+            notify.wait(lambda told: "WATCHDOG" in told, since=len(notify.gather()))
+            since = len(notify.heard)
+            assert agent.stop() == 0
+            notify.wait(lambda told: "STOPPING" in told, since=since)
+    assert len(machine.manifests) == 1
+
+
+def test_where_its_terminal_goes_away_it_ends_as_if_told_to(tmp_path):
+    machine = Machine(tmp_path)
+    terminal, its = pty.openpty()
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    try:
+        with machine.started("run", stdin=its, start_new_session=True, preexec_fn=take_terminal) as agent:
+            os.close(its)
+            agent.logged("agent_started")
+            os.close(terminal)
+            terminal = -1
+            agent.logged("agent_stopped")
+            assert agent.process.wait(10) == 0
+    finally:
+        if terminal >= 0:
+            os.close(terminal)

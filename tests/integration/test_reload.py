@@ -1,0 +1,203 @@
+"""SIGHUP: the agent is built anew with other settings, in the same process, and nothing is lost, doubled or left."""
+
+import asyncio
+import os
+import signal
+import threading
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from agent import wiring
+from agent.adapters.directory_store import DirectoryStore
+from agent.domain.errors import StateError
+from agent.domain.events import SyncAsked
+from agent.faces import logs, run
+from agent.settings import Loaded, Settings
+from tests.fakes import values
+from tests.fakes.machine import NOBODY
+from tests.fakes.notify import notified
+from tests.fakes.session_buddy import GRAPH, create
+
+SYNCED = "nothing pending; last upload 2"
+
+
+class World:
+    """An agent in this process, its settings, and what its supervisor hears."""
+
+    def __init__(self, tmp_path: Path, notify) -> None:
+        self.tmp_path, self.notify = tmp_path, notify
+        self.agents = []
+        self.seen = 0
+        self.settings = Settings(
+            system_id="laptop",
+            http_endpoint=NOBODY,
+            cloud_endpoint=self.bucket("first"),
+            agent_data_dir=tmp_path / "data",
+            agent_state_dir=tmp_path / "state",
+            agent_quiet_seconds=0.1,
+        )
+
+    def bucket(self, name: str) -> str:
+        return (self.tmp_path / name).as_uri()
+
+    def uploads(self, name: str) -> list[Path]:
+        return sorted(self.tmp_path.glob(f"{name}/systems/laptop/uploads/*"))
+
+    def load(self) -> Loaded:
+        return Loaded(self.settings, {}, ())
+
+    async def hears(self, key: str, text: str = "1") -> None:
+        """Wait for the next datagram that says so."""
+
+        def wait() -> None:
+            told = self.notify.wait(lambda told: told.get(key, "").startswith(text), since=self.seen)
+            self.seen = self.notify.heard.index(told, self.seen) + 1
+
+        await asyncio.to_thread(wait)
+
+    async def reload(self, **changes: object) -> None:
+        """Change settings and hang up; return when the agent has said that it is ready again."""
+        self.settings = Settings(**{**self.settings.model_dump(), **changes})
+        os.kill(os.getpid(), signal.SIGHUP)
+        await self.hears("RELOADING")
+        await self.hears("READY")
+
+
+@pytest.fixture
+async def world(tmp_path, monkeypatch):
+    create(tmp_path / "data", commits=2, entities=0)
+    (tmp_path / "data" / GRAPH).unlink()  # one is enough
+    with notified() as notify:
+        monkeypatch.setenv("NOTIFY_SOCKET", notify.address)
+        monkeypatch.setattr(logs, "configure", lambda *_: None)
+        world = World(tmp_path, notify)
+        build = wiring.build
+
+        async def built(*args, **how):
+            world.agents.append(await build(*args, **how))
+            return world.agents[-1]
+
+        monkeypatch.setattr(wiring, "build", built)
+        yield world
+
+
+@asynccontextmanager
+async def running(world: World):
+    task = asyncio.create_task(run.run_until_stopped(world.settings, world.load))
+    try:
+        await world.hears("READY")
+        yield
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
+
+
+async def test_another_bucket_is_in_force_after_a_hangup(world):
+    async with running(world):
+        await world.hears("STATUS", SYNCED)
+        await world.reload(cloud_endpoint=world.bucket("second"))
+        await world.hears("STATUS", SYNCED)
+    assert (len(world.uploads("first")), len(world.uploads("second"))) == (1, 1)
+
+
+async def test_a_sync_that_runs_during_a_reload_is_neither_lost_nor_done_twice_and_who_asked_is_answered(
+    world, monkeypatch
+):
+    put, begun, held = DirectoryStore.put, asyncio.Event(), asyncio.Event()
+
+    async def gated(self, *args, **how):
+        if not begun.is_set():
+            begun.set()
+            await held.wait()
+        return await put(self, *args, **how)
+
+    monkeypatch.setattr(DirectoryStore, "put", gated)
+    ask = SyncAsked(id="ask-1", time=values.NOON, system_id="laptop")
+    async with running(world):
+        await begun.wait()
+        assert await world.agents[0].desk.take(ask)
+        await world.reload(agent_quiet_seconds=0.2)
+        await world.hears("STATUS", SYNCED)
+        ledger = world.agents[1].ledger
+        async with asyncio.timeout(30):
+            while (result := await ledger.outcome("ask-1")) is None:
+                await world.agents[1].settled.wait(1)
+        assert result.success
+        requests = [e.event for e in await ledger.history() if e.event.type == "akosha.sync.succeeded.v1"]
+    assert len(requests) == 1
+    (upload,) = world.uploads("first")
+    assert (upload / "manifest.json").exists()
+    assert list((world.tmp_path / "state" / "staging").iterdir()) == []
+
+
+async def test_where_no_agent_can_be_built_with_the_new_settings_the_old_ones_go_on(world, monkeypatch):
+    build, holders = wiring.build, []
+
+    async def failing(home, *args, **how):
+        holders.append(home.holder().pid)
+        if home.settings.agent_quiet_seconds == 9:
+            raise StateError("the credentials file cannot be read", hint="chmod 600 it")
+        return await build(home, *args, **how)
+
+    monkeypatch.setattr(wiring, "build", failing)
+    with capture_logs() as told:
+        async with running(world):
+            await world.reload(agent_quiet_seconds=9)
+            assert world.agents[-1].settings.agent_quiet_seconds == 0.1
+            await world.reload(agent_quiet_seconds=0.3)
+            assert world.agents[-1].settings.agent_quiet_seconds == 0.3
+    (refused,) = [line for line in told if line["event"] == "settings_refused"]
+    assert (refused["why"], refused["hint"]) == ("the credentials file cannot be read", "chmod 600 it")
+    assert holders == [os.getpid()] * 4, "the state directory is held all the while"
+
+
+async def test_a_changed_state_directory_is_refused_with_the_command_that_does_it(world):
+    with capture_logs() as told:
+        async with running(world):
+            await world.reload(agent_state_dir=world.tmp_path / "elsewhere", agent_quiet_seconds=5)
+    (refused,) = [line for line in told if line["event"] == "settings_refused"]
+    assert "needs a restart" in refused["why"]
+    assert refused["hint"] == "akosha-agent service restart"
+    assert (len(world.agents), (world.tmp_path / "elsewhere").exists()) == (1, False)
+
+
+async def test_settings_that_are_the_same_or_the_logs_alone_leave_the_agent_as_it_is(world):
+    with capture_logs() as told:
+        async with running(world):
+            await world.reload()
+            await world.reload(agent_log_level="DEBUG")
+            await world.reload(agent_log_level="DEBUG")
+    events = [line["event"] for line in told if line["event"].startswith("settings_")]
+    assert events == ["settings_unchanged", "settings_changed", "settings_unchanged"]
+    assert len(world.agents) == 1
+
+
+async def test_changed_keys_are_told_and_no_value(world):
+    with capture_logs() as told:
+        async with running(world):
+            await world.reload(http_token="canary-1234", agent_quiet_seconds=0.4)
+    (changed,) = [line for line in told if line["event"] == "settings_changed"]
+    assert changed["keys"] == ["akosha_agent_quiet_seconds", "akosha_http_token"]
+    assert "canary" not in repr(told)
+
+
+@pytest.mark.long
+async def test_twenty_reloads_leave_no_task_thread_or_descriptor(world):
+    def held() -> tuple[int, int, int]:
+        threads = [one for one in threading.enumerate() if not one.name.startswith("asyncio_")]
+        return len(asyncio.all_tasks()), len(threads), len(list(Path("/dev/fd").iterdir()))
+
+    async with running(world):
+        await world.hears("STATUS", SYNCED)
+        counts = []
+        for number in range(20):
+            await world.reload(agent_quiet_seconds=0.2 + number / 100)
+            await world.hears("STATUS", SYNCED)
+            counts.append(held())
+        assert counts[-1] <= counts[1], counts

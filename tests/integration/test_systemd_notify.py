@@ -1,0 +1,112 @@
+"""The protocol of sd_notify, spoken to a real socket."""
+
+import asyncio
+import os
+import socket
+import sys
+import time
+
+import pytest
+
+from agent.adapters.systemd_notify import SystemdSupervisor
+from tests.fakes.notify import notified
+
+
+def test_each_call_is_one_datagram_of_the_protocol():
+    with notified() as notify:
+        supervisor = SystemdSupervisor.of({"NOTIFY_SOCKET": notify.address})
+        before = time.monotonic_ns() // 1000
+        supervisor.ready()
+        supervisor.status("two\nlines = one")
+        supervisor.alive()
+        supervisor.reloading()
+        supervisor.stopping()
+        ready, status, alive, reloading, stopping = notify.gather()
+    assert ready == {"READY": "1", "MAINPID": str(os.getpid())}
+    assert status == {"STATUS": "two lines = one"}
+    assert alive == {"WATCHDOG": "1"}
+    assert reloading.keys() == {"RELOADING", "MONOTONIC_USEC"}
+    assert before <= int(reloading["MONOTONIC_USEC"]) <= time.monotonic_ns() // 1000
+    assert stopping["STOPPING"] == "1"
+
+
+def test_what_the_supervisor_has_told_is_taken_out_of_the_environment():
+    environ = {"NOTIFY_SOCKET": "/run/notify", "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1", "HOME": "/home/x"}
+    SystemdSupervisor.of(environ)
+    assert environ == {"HOME": "/home/x"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "every"),
+    [
+        pytest.param({"WATCHDOG_USEC": "30000000"}, 15.0, id="half of the watchdog's time"),
+        pytest.param({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 15.0, id="for this process"),
+        pytest.param({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None, id="for another process"),
+        pytest.param({"WATCHDOG_USEC": "0"}, None, id="zero"),
+        pytest.param({"WATCHDOG_USEC": "soon"}, None, id="no number"),
+        pytest.param({}, None, id="no watchdog"),
+    ],
+)
+def test_how_often_it_wants_a_sign_of_life(variables, every):
+    assert SystemdSupervisor.of({"NOTIFY_SOCKET": "/run/notify", **variables}).alive_every == every
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        pytest.param({"WATCHDOG_USEC": "30000000"}, id="none"),
+        pytest.param({"NOTIFY_SOCKET": "notify", "WATCHDOG_USEC": "30000000"}, id="relative"),
+        pytest.param({"NOTIFY_SOCKET": "@", "WATCHDOG_USEC": "30000000"}, id="no name"),
+    ],
+)
+def test_without_a_socket_it_is_silent(environ, capsys):
+    supervisor = SystemdSupervisor.of(environ)
+    assert supervisor.alive_every is None
+    supervisor.ready()
+    supervisor.stopping()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract addresses are Linux's")
+def test_an_abstract_address_begins_with_an_at_sign():
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        name = f"akosha-test-{os.getpid()}"
+        listening.bind(f"\0{name}")
+        listening.settimeout(10)
+        SystemdSupervisor.of({"NOTIFY_SOCKET": f"@{name}"}).alive()
+        assert listening.recv(100) == b"WATCHDOG=1"
+
+
+def test_a_supervisor_that_is_gone_is_said_once_and_harms_nobody(capsys):
+    with notified() as notify:
+        supervisor = SystemdSupervisor(notify.address)
+    for _ in range(3):
+        supervisor.alive()
+    assert capsys.readouterr().out.count("supervisor_untold") == 1
+
+
+def test_a_supervisor_that_does_not_read_blocks_nobody():
+    with notified() as notify:
+        supervisor = SystemdSupervisor(notify.address)
+        for _ in range(10_000):
+            supervisor.status("x" * 900)
+        assert 0 < len(notify.gather()) < 10_000
+
+
+async def test_signs_of_life_come_from_the_event_loop_so_a_blocked_one_gives_none():
+    with notified() as notify:
+        supervisor = SystemdSupervisor(notify.address, alive_every=0.01)
+
+        async def live() -> None:
+            while True:
+                supervisor.alive()
+                await asyncio.sleep(supervisor.alive_every)
+
+        living = asyncio.create_task(live())
+        await asyncio.to_thread(notify.wait, lambda told: "WATCHDOG" in told)
+        notify.gather()
+        told = len(notify.heard)
+        time.sleep(0.2)  # the loop is blocked
+        assert len(notify.gather()) == told
+        await asyncio.to_thread(notify.wait, lambda told: "WATCHDOG" in told, since=told)
+        living.cancel()
