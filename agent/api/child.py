@@ -54,6 +54,7 @@ async def _see_to(request: Request, answer: BinaryIO) -> int:
 
 async def _sync(request: Request) -> dict[str, object]:
     loaded = request.load()
+    logs.hide(*logs.known_secrets(loaded.settings, os.environ))
     logs.configure(loaded.settings.agent_log_level, "json")
     for warning in loaded.warnings:
         structlog.get_logger().warning("settings", warning=warning)

@@ -1,24 +1,37 @@
-"""One sync, asked for: done here where nobody holds the state directory, else by the process that does."""
+"""One sync, asked for: done here where nobody holds the state directory, else by the process that does.
+
+A running agent is asked over its control socket, and tells its progress there. Where that is not to be had, and where
+it breaks, a note in the spool asks, and the ledger has the result. The ask has one id on all ways: it is done once.
+"""
 
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import structlog
 
 from agent.domain import naming
-from agent.domain.errors import AlreadyRunning, SettingsError
+from agent.domain.errors import AlreadyRunning, SettingsError, StateError
 from agent.domain.events import SyncAsked, SyncProgress, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.route import AUTO, MANUAL
+from agent.faces.control_client import Door, NoAnswer
+from agent.faces.standing import RUN
 from agent.ports import Message
 from agent.settings import Settings
 from agent.wiring import Home, build
 
+if TYPE_CHECKING:
+    from agent.faces.control_client.client import ControlClient
+
 LOOK_SECONDS = 0.1
 WITHDRAW_SECONDS = 5.0
+
+INSIST_SECONDS = 5.0
+"""An ask that the agent has taken over the socket is left in the spool, too, when it is not done by then: another agent
+may follow this one, and the bus that has it may go. The ledger is looked into as often."""
 
 REACT = "react"
 """A holder of the state directory that does no syncs, and reads no notes."""
@@ -28,7 +41,7 @@ APART = "an agent and a reactor on one machine need a --state-dir each"
 _log = structlog.get_logger()
 
 Hear = Callable[[SyncProgress], None]
-"""Called as a sync that is done here goes on, a few times a second."""
+"""Called as the sync goes on, here or in the agent that does it, a few times a second."""
 
 Waits = Callable[[AlreadyRunning], None]
 """Called every 0.1 s for as long as another process (the error tells which) holds the state directory."""
@@ -77,36 +90,29 @@ class Asking:
         return cls(home, identity, ask)
 
     async def result(self, *, hear: Hear = _unheard, waits: Waits = _unheard) -> SyncResult:
-        """Do it here if nobody holds the state directory; else leave a note and wait, and take over if the holder goes.
+        """Do it here if nobody holds the state directory; else ask who does, and wait, and take over if that one goes.
 
-        In the end it takes the note back; cancelled, what runs here cleans up after itself. Several at once, in one
+        In the end it takes its note back; cancelled, what runs here cleans up after itself. Several at once, in one
         process or in many, take turns. Raises SettingsError, StateError, and what keeps a sync from having a result.
         """
-        note = ""
+        waiting = _Waiting(self, hear)
         try:
             while True:
                 try:
                     with self.home.lock("sync", patient=False):
-                        if note and (result := await self._outcome()):
+                        if result := await waiting.over():
                             return result
-                        if note:
-                            await self.home.withdraw_note(note)
-                            note = ""
                         return await self._here(hear)
-                except AlreadyRunning as holder:
-                    if holder.command == REACT:
-                        raise AlreadyRunning(
-                            holder.message, pid=holder.pid, command=holder.command, hint=APART
-                        ) from holder
-                    waits(holder)
-                    if not note:
-                        note = await self._leave_note()
-                if result := await self._outcome():
+                except AlreadyRunning as error:
+                    holder = error
+                if holder.command == REACT:
+                    raise AlreadyRunning(holder.message, pid=holder.pid, command=holder.command, hint=APART) from holder
+                waits(holder)
+                if result := await waiting.once(holder):
                     return result
                 await self.home.clock.sleep(LOOK_SECONDS)
         finally:
-            if note:
-                await _seen_through(self.home.withdraw_note(note), "withdraw-note")
+            await waiting.end()
 
     async def trouble(self) -> str:
         """Return what keeps the sync waiting for its next attempt, "" for nothing. Raises StateError."""
@@ -133,26 +139,112 @@ class Asking:
             await agent.bus.subscribe(naming.progress_subject(self.identity.system_id), listen)
             return await agent.once(self.ask)
 
-    async def _leave_note(self) -> str:
-        """Leave a note; none stays where the caller is cancelled while it is written."""
-        writing = asyncio.create_task(self.home.leave_note(self.ask), name="leave-note")
+    async def outcome(self) -> tuple[SyncResult | None, int]:
+        """Return what the ledger has for it, and how far its history has come before. Raises StateError."""
+        if not await self.home.has_ledger():
+            return None, 0  # the agent that holds the directory is just making it
+        ledger = await self.home.read_ledger()
         try:
-            return await asyncio.shield(writing)
+            position = await ledger.last_position()
+            return await ledger.outcome(self.ask.id), position
+        finally:
+            await ledger.aclose()
+
+
+class _Waiting:
+    """Another process is to do it: how it has been asked, and what has come of that."""
+
+    def __init__(self, asking: Asking, hear: Hear) -> None:
+        self._asking, self._home, self._hear = asking, asking.home, hear
+        self._door = Door(asking.home)
+        self._note = ""
+        self._asked = False  # somebody may have heard it: there may be a result
+        self._warned: set[str] = set()
+
+    async def once(self, holder: AlreadyRunning) -> SyncResult | None:
+        """See to it that the holder is asked; return the result where there is one now.
+
+        For as long as an agent tells over its socket how it goes on, it waits for that.
+        """
+        if holder.command == RUN and (client := await self._door.client()):
+            self._asked = True
+            try:
+                if result := await self._told_by(client):
+                    return result
+            except NoAnswer as error:
+                if error.silent:
+                    self._warn("agent_silent", pid=holder.pid, then="a note in its spool waits for it")
+            self._door.failed()
+        await self._insist()
+        return (await self._asking.outcome())[0]
+
+    async def over(self) -> SyncResult | None:
+        """Nobody else holds the directory any more: return the result that was left, or take the ask back."""
+        result = (await self._asking.outcome())[0] if self._asked else None
+        if result is None and self._note:
+            await self._home.withdraw_note(self._note)
+            self._note = ""
+        return result
+
+    async def end(self) -> None:
+        """Take the note back, whoever cancels."""
+        if self._note:
+            await _seen_through(self._home.withdraw_note(self._note), "withdraw-note")
+
+    async def _told_by(self, client: "ControlClient") -> SyncResult | None:
+        """Ask, and wait for the result; None where the agent ends. Raises NoAnswer."""
+        following = asyncio.create_task(self._follow(client), name="follow-sync")
+        try:
+            while not (await asyncio.wait({following}, timeout=INSIST_SECONDS))[0]:
+                try:
+                    await self._insist()
+                except StateError as error:  # it has been taken: that is no failure yet
+                    self._warn("note_not_left", error=str(error))
+                if result := (await self._asking.outcome())[0]:
+                    return result
+            return following.result()
+        finally:
+            following.cancel()
+            await asyncio.wait({following})
+            if not following.cancelled() and (met := following.exception()):
+                _log.debug("agent_unheard", error=str(met))
+
+    async def _follow(self, client: "ControlClient") -> SyncResult | None:
+        ask = self._asking.ask
+        result, position = await self._asking.outcome()
+        if result is not None:
+            return result
+        async with client, client.events(after=position) as events:
+            if not self._note:
+                await client.ask(ask)
+            self._door.opened()
+            async for item in events:
+                if isinstance(item, SyncProgress):
+                    self._hear(item)
+                elif isinstance(item.event, SyncResult) and item.event.request_id == ask.id:
+                    return item.event
+        return None
+
+    async def _insist(self) -> None:
+        """Leave a note where there is none; none stays where the caller is cancelled while it is written."""
+        if self._note:
+            return
+        self._asked = True
+        writing = asyncio.create_task(self._home.leave_note(self._asking.ask), name="leave-note")
+        try:
+            self._note = await asyncio.shield(writing)
         except asyncio.CancelledError:
             await _seen_through(self._withdrawn(writing), "withdraw-note")
             raise
 
-    async def _withdrawn(self, writing: asyncio.Task[str]) -> None:
-        await self.home.withdraw_note(await writing)
+    def _warn(self, event: str, **fields: object) -> None:
+        """Say it once."""
+        if event not in self._warned:
+            self._warned.add(event)
+            _log.warning(event, **fields)
 
-    async def _outcome(self) -> SyncResult | None:
-        if not await self.home.has_ledger():
-            return None  # the agent that holds the directory is just making it
-        ledger = await self.home.read_ledger()
-        try:
-            return await ledger.outcome(self.ask.id)
-        finally:
-            await ledger.aclose()
+    async def _withdrawn(self, writing: asyncio.Task[str]) -> None:
+        await self._home.withdraw_note(await writing)
 
 
 async def _seen_through(work: Coroutine[None, None, None], name: str) -> None:

@@ -9,7 +9,8 @@ import typer
 
 from agent.domain.errors import NamingError, SettingsError
 from agent.domain.events import SyncResult
-from agent.faces.events import LOOK_SECONDS, line, opened
+from agent.faces.control_client import follow
+from agent.faces.events import line, opened
 from agent.faces.execute import Execution
 from agent.settings import Settings
 from agent.wiring import Home
@@ -69,14 +70,10 @@ async def _from_ledger(home: Home) -> AsyncGenerator[SyncResult, None]:
     assert ledger is not None
     try:
         position = 0 if from_the_first else await ledger.last_position()
-        while True:
-            batch = await ledger.history(after=position)
-            for entry in batch:
-                position = entry.position
+        async with aclosing(follow(home, ledger, after=position)) as entries:
+            async for entry in entries:
                 if isinstance(entry.event, SyncResult):
                     yield entry.event
-            if not batch:
-                await home.clock.sleep(LOOK_SECONDS)
     finally:
         await ledger.aclose()
 

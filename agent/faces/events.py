@@ -1,37 +1,32 @@
 """`events`: the ledger's history, and what follows."""
 
+from contextlib import aclosing
+
 import typer
 
 from agent.domain.events import Event, IngestCompleted, IngestFailed, SyncRequested, SyncResult
+from agent.faces import control_client
 from agent.faces.results import ingested, sentence
 from agent.ports import Ledger
 from agent.settings import Settings
 from agent.wiring import Home
 
-LOOK_SECONDS = 0.25
-
 
 async def show_events(settings: Settings, *, follow: bool, as_json: bool) -> int:
-    """Print events, oldest first; with `follow`, for ever. Returns 0."""
+    """Print events, oldest first; with `follow`, for ever: live while an agent runs. Returns 0."""
     home = Home.of(settings)
     ledger = await opened(home, wait=follow)
     if ledger is None:
         typer.echo("nothing has happened yet: no agent has run with this state directory", err=True)
         return 0
-    position = 0
     try:
-        while True:
-            batch = await ledger.history(after=position)
-            for entry in batch:
-                position = entry.position
+        found = control_client.follow(home, ledger, after=0) if follow else control_client.written(ledger, after=0)
+        async with aclosing(found):
+            async for entry in found:
                 typer.echo(home.codec.encode(entry.event).decode() if as_json else line(entry.event))
-            if batch:
-                continue
-            if not follow:
-                return 0
-            await home.clock.sleep(LOOK_SECONDS)
     finally:
         await ledger.aclose()
+    return 0
 
 
 def line(event: Event, *, system: bool = False) -> str:
@@ -54,5 +49,5 @@ async def opened(home: Home, *, wait: bool) -> Ledger | None:
     while not await home.has_ledger():
         if not wait:
             return None
-        await home.clock.sleep(LOOK_SECONDS)
+        await home.clock.sleep(control_client.LOOK_SECONDS)
     return await home.read_ledger()

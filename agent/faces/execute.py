@@ -34,7 +34,7 @@ class Execution:
         """Return when the command has exited with 0, however often that takes. Cancelled, it ends the command."""
         wait = FIRST_WAIT_SECONDS
         while failed := await self._run(result):
-            _log.warning("command_failed", **failed, id=result.id, system_id=result.system_id, again_seconds=wait)
+            _log.warning("command_failed", **failed, id=result.id, system_id=result.system_id, delay_seconds=wait)
             await self._clock.sleep(wait)
             wait = min(wait * 2, LAST_WAIT_SECONDS)
 

@@ -1,7 +1,12 @@
-"""How everything stands: what `status` and the coding assistant's status tool show, gathered once for both."""
+"""How everything stands: what `status` and the coding assistant's status tool show, gathered once for both.
+
+An agent that runs says it itself. Where none does, or it does not say, the ledger and the files do.
+"""
 
 import asyncio
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+
+import structlog
 
 from agent.application.status import Status, describe
 from agent.domain.databases import Survey
@@ -11,23 +16,77 @@ from agent.ports import Standing
 from agent.settings import Settings
 from agent.wiring import Home
 
+RUN = "run"
+"""The holder of the state directory that can be asked."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What of the settings belongs to how everything stands."""
+
+    sync_enabled: bool
+    data_dir: str
+    state_dir: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Ground":
+        return cls(settings.sync_enabled, str(settings.agent_data_dir), str(settings.agent_state_dir))
+
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The status; who holds the state directory (`pid`, `command`, `since`); why the databases cannot be seen."""
+    """The status; who holds the state directory (`pid`, `command`, `since`); why the databases cannot be seen.
+
+    `ground` is there where an agent has said all this: it may have other settings. `silent`: there is one, and it does
+    not answer.
+    """
 
     status: Status
     running: dict[str, object] | None
     problem: str
+    ground: Ground | None = None
+    silent: bool = False
 
-    def document(self) -> dict[str, object]:
-        """Return it as one document; times are still times."""
-        return asdict(self.status) | {"running": self.running, "problem": self.problem}
+    def document(self, settings: Settings) -> dict[str, object]:
+        """Return what `status --json` prints; times are still times."""
+        around = {"running": self.running, "problem": self.problem}
+        return asdict(self.status) | around | asdict(self.ground or Ground.of(settings))
+
+    def silence(self) -> str:
+        """Return what there is to say of an agent that is silent, "" where none is."""
+        if not (self.silent and self.running):
+            return ""
+        who = f"process {self.running.get('pid')} ({self.running.get('command')})"
+        return f"{who} is there, but does not answer: this is what its ledger says"
 
 
 async def standing(settings: Settings) -> View:
-    """Look at the ledger, if there is one, the files, and who is at work. Raises StateError."""
+    """Ask the agent if one runs; else look at the ledger, if there is one, the files, and who is at work.
+
+    Raises StateError. An agent that says nothing costs three seconds.
+    """
     home = Home.of(settings)
+    await asyncio.to_thread(home.prepare)
+    holder = await asyncio.to_thread(home.holder)
+    if holder is None or holder.command != RUN:
+        return await _seen(home)
+    from agent.faces.control_client import Door, NoAnswer  # noqa: PLC0415 - it makes Views
+
+    silent = False
+    try:
+        if client := await Door(home).client():
+            async with client:
+                return await client.status()
+    except NoAnswer as error:
+        silent = error.silent
+        _log.debug("agent_unheard", error=str(error))
+    return replace(await _seen(home), silent=silent)
+
+
+async def _seen(home: Home) -> View:
+    settings = home.settings
     identity = await asyncio.to_thread(home.prepare)
     possible = home.targets(identity)
     targets = [possible[method] for method in settings.route if method in possible]
@@ -60,7 +119,7 @@ async def standing(settings: Settings) -> View:
         survey=survey,
         notes=notes,
         results_waiting=results_waiting,
-        running=holder is not None and holder.command == "run",
+        running=holder is not None and holder.command == RUN,
     )
     running = None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
     return View(status, running, problem)

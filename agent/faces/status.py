@@ -11,7 +11,7 @@ from rich.text import Text
 from agent.application.publisher import CLOUD_CURE
 from agent.application.status import TargetStatus
 from agent.faces.results import human_bytes
-from agent.faces.standing import View, standing
+from agent.faces.standing import Ground, View, standing
 from agent.ports import Standing
 from agent.settings import Settings
 
@@ -20,33 +20,29 @@ async def show_status(settings: Settings, *, as_json: bool) -> int:
     """Print the status. Returns 0: what is wrong is in it."""
     view = await standing(settings)
     if as_json:
-        document = view.document() | {
-            "sync_enabled": settings.sync_enabled,
-            "data_dir": str(settings.agent_data_dir),
-            "state_dir": str(settings.agent_state_dir),
-        }
-        typer.echo(json.dumps(document, indent=2, default=str))
+        if silence := view.silence():
+            typer.echo(f"akosha-agent: {silence}", err=True)
+        typer.echo(json.dumps(view.document(settings), indent=2, default=str))
     else:
         _print(view, settings)
     return 0
 
 
 def _print(view: View, settings: Settings) -> None:
-    status, running = view.status, view.running
+    status, ground = view.status, view.ground or Ground.of(settings)
     # Names, paths and errors are shown as they are: to rich, [...] and :...: in them would mean something.
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-    who = f"running (pid {running['pid']}, {running['command']})" if running else "not running: akosha-agent run"
-    console.print(f"agent      {who}")
+    console.print(f"agent      {_who(view)}")
     console.print(f"system     {status.system_id}")
-    console.print(f"databases  {settings.agent_data_dir}")
-    if running and status.notes.get("watcher"):
+    console.print(f"databases  {ground.data_dir}")
+    if view.running and status.notes.get("watcher"):
         console.print(f"watching   {status.notes['watcher']}")
     if status.bus:
         since = "" if status.bus.since is None else f"  (since {_when(status.bus.since)}, {_age(status.bus.since)})"
         console.print(f"bus        {status.bus.text}{since}")
     if settings.over_nats and status.results_waiting:
         console.print(f"results    {status.results_waiting} wait to be told")
-    if not settings.sync_enabled:
+    if not ground.sync_enabled:
         console.print("sync       switched off (akosha_sync_enabled is false)")
     if not status.targets:
         console.print(f"target     none: {CLOUD_CURE}")
@@ -65,6 +61,12 @@ def _print(view: View, settings: Settings) -> None:
         for row in target.databases:
             table.add_row(row.name, "pending" if row.pending else row.state, human_bytes(row.size), row.problem)
         console.print(table)
+
+
+def _who(view: View) -> str:
+    if view.running is None:
+        return "not running: akosha-agent run"
+    return view.silence() or f"running (pid {view.running.get('pid')}, {view.running.get('command')})"
 
 
 def _last(target: TargetStatus) -> str:

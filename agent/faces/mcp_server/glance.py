@@ -40,9 +40,11 @@ async def glance(loaded: Loaded) -> dict[str, object]:
         "state_dir": str(settings.agent_state_dir),
     }
     try:
-        return document | (await standing(settings)).document()
+        view = await standing(settings)
     except AkoshaError as error:
         return document | {"success": False, "error": str(error), "hint": mend(error)}
+    warnings = [*loaded.warnings, *filter(None, [view.silence()])]
+    return document | view.document(settings) | {"warnings": warnings}
 
 
 def configuration(loaded: Loaded) -> dict[str, object]:

@@ -1,0 +1,62 @@
+"""The table of what can be asked. The server serves it, and the OpenAPI document is made from it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from aiohttp import web
+
+from agent.faces.control.problems import PROBLEM_TYPE
+
+JSON = "application/json"
+CLOUD_EVENT = "application/cloudevents+json"
+
+Schema = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """An answer: what it means, its content type, and the schema of its body (none: text)."""
+
+    description: str
+    content_type: str = JSON
+    schema: Schema = field(default_factory=lambda: {"type": "string"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A parameter of a route: in its query, or a header."""
+
+    name: str
+    place: str
+    description: str
+    schema: Schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What can be asked, how, and what the answers may be.
+
+    GET is asked without a body, and also as HEAD. POST changes something: `takes` are the content types of its body,
+    which `body` describes.
+    """
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+    told: Mapping[HTTPStatus, Told]
+    parameters: tuple[Parameter, ...] = ()
+    takes: tuple[str, ...] = ()
+    body: Schema = field(default_factory=dict)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes the agent's state."""
+        return self.method == "POST"
+
+
+def problem(description: str) -> Told:
+    """Return the answer where something is wrong."""
+    return Told(description=description, content_type=PROBLEM_TYPE, schema={"$ref": "#/components/schemas/Problem"})

@@ -1,0 +1,123 @@
+"""Commands beside a real agent: asked over its control socket, wedged, killed, and started anew."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+
+import pytest
+
+from agent.domain.events import Event, SyncProgress
+from agent.faces.asking import Asking
+from agent.faces.control_client import follow
+from agent.faces.standing import standing
+from agent.settings import load
+from agent.wiring import Home
+from tests.fakes.machine import TIMEOUT, Machine
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path, agent_upload_on_change="false", max_retries=0)
+
+
+def home_of(machine: Machine) -> Home:
+    """The place of a command that is run with the machine's settings, in this process."""
+    places = {"agent_data_dir": str(machine.data), "agent_state_dir": str(machine.state)}
+    loaded = load(
+        command_line=places, settings_file=None, environ=machine.environ, cwd=machine.home, home=machine.home
+    )  # fmt: skip
+    return Home.of(loaded.settings)
+
+
+@asynccontextmanager
+async def following(home: Home) -> AsyncIterator[list[Event]]:
+    """As `events --follow` does; what was told comes into the list."""
+    told: list[Event] = []
+
+    async def read() -> None:
+        ledger = await home.read_ledger()
+        try:
+            async with aclosing(follow(home, ledger, after=0)) as entries:
+                async for entry in entries:
+                    told.append(entry.event)  # noqa: PERF401 - it never ends
+        finally:
+            await ledger.aclose()
+
+    reading = asyncio.create_task(read(), name="read")
+    try:
+        yield told
+    finally:
+        reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading
+
+
+async def until(true) -> None:
+    async with asyncio.timeout(TIMEOUT):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def test_an_agent_syncs_tells_says_how_it_stands_and_is_waited_for_while_it_is_wedged(machine):
+    home = home_of(machine)
+    heard: list[SyncProgress] = []
+    with machine.run() as agent:
+        machine.write(commits=20)
+        async with following(home) as told:
+            asked = await Asking.prepare(home.settings)
+            result = await asked.result(hear=heard.append)
+            agent.logged("sync_succeeded", request_id=asked.ask.id)
+            assert {event.request_id for event in heard} >= {asked.ask.id}
+            await until(lambda: result in told)
+
+            view = await standing(home.settings)
+            assert (view.running["pid"], view.status.pending) == (agent.pid, ())
+            assert view.ground is not None
+            document = view.document(home.settings)
+
+            other = home.settings.model_copy(update={"system_id": "desktop"})
+            refused = await (await Asking.prepare(other)).result()
+            assert "it is for the system desktop" in refused.error
+
+            agent.process.send_signal(signal.SIGSTOP)
+            machine.write(commits=21)
+            wedged = await standing(home.settings)
+            assert (wedged.silent, wedged.status.pending) == (True, ("reflection",))
+            assert wedged.document(home.settings).keys() == document.keys()
+            asked = await Asking.prepare(home.settings)
+            waiting = asyncio.create_task(asked.result(), name="sync")
+            await until(lambda: list((machine.state / "spool").glob("[!.]*.json")))
+            agent.process.send_signal(signal.SIGCONT)
+            result = await waiting
+            assert (result.request_id, result.type) == (asked.ask.id, "akosha.sync.succeeded.v1")
+            await until(lambda: result in told)
+
+            assert agent.stop() == 0
+            result = await (await Asking.prepare(home.settings)).result()
+            await until(lambda: result in told)
+            assert len({event.id for event in told}) == len(told)
+    assert len(machine.manifests) == 2
+    assert list((machine.state / "spool").iterdir()) == []
+    assert not (machine.state / "control.sock").exists()
+
+
+async def test_an_agent_that_is_killed_after_it_has_taken_an_ask_is_stood_in_for(machine):
+    home = home_of(machine)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        machine.environ |= {"AWS_ACCESS_KEY_ID": "scratch", "AWS_SECRET_ACCESS_KEY": "scratch"}
+        machine.set(cloud_endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", cloud_bucket="memories")
+        with machine.started("run") as agent:
+            agent.logged("agent_started")
+            machine.write(commits=20)
+            asked = await Asking.prepare(home.settings)
+            syncing = asyncio.create_task(asked.result(), name="sync")
+            await until(lambda: agent.log.seen[-1].get("request_id") == asked.ask.id)
+            agent.process.kill()
+            # The agent's bucket was silent; ours is a directory.
+            async with asyncio.timeout(TIMEOUT):
+                result = await syncing
+    assert (result.request_id, result.success) == (asked.ask.id, True)
+    assert len(machine.manifests) == 1
+    assert list((machine.state / "spool").iterdir()) == []

@@ -1,0 +1,268 @@
+"""The control API among those who do not keep to the rules: other users, slow, large, broken, and too many requests."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from agent.faces.control import Limits
+from tests.fakes.control_desk import FakeDesk
+from tests.integration.test_control import JSON, SECONDS, gone, served
+
+HURRIED = Limits(head_seconds=0.2, body_seconds=0.2)
+NOBODY = 65_534
+POST = b"POST /v1/sync HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+
+STRANGER = """
+import os, socket, sys
+with socket.socket(socket.AF_UNIX) as door:
+    door.connect(sys.argv[1])
+    os.setuid(int(sys.argv[2]))
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(10)
+        try:
+            stranger.connect(sys.argv[1])
+            stranger.sendall(b"GET /v1/status HTTP/1.1\\r\\nHost: h\\r\\n\\r\\n")
+            print(stranger.recv(100))
+        except OSError as error:
+            print(type(error).__name__)
+    door.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: h\\r\\n\\r\\n")
+    print(door.recv(15))
+"""
+
+KILLED = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as door:
+    door.bind(sys.argv[1])
+    door.listen()
+    print("open", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def untouched_logs():
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def desk():
+    return FakeDesk()
+
+
+@asynccontextmanager
+async def connected(agent):
+    reader, writer = await asyncio.open_unix_connection(agent.path)
+    try:
+        async with asyncio.timeout(SECONDS):
+            yield reader, writer
+    finally:
+        writer.close()
+
+
+async def answered(reader) -> tuple[int, dict]:
+    """The status and the problem document of the next answer."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+    fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
+    return int(head[0].split()[1]), json.loads(await reader.readexactly(int(fields["content-length"])))
+
+
+async def run(program: str, *arguments: object) -> list[str]:
+    made = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, *map(str, arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = await made.communicate()
+    assert made.returncode == 0, err.decode()
+    return out.decode().splitlines()
+
+
+@pytest.fixture
+def open_place():
+    """A directory that every user reaches."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="this system does not tell who connects")
+async def test_another_users_process_is_refused_even_where_the_modes_let_it_in(desk, open_place):
+    """It gets no byte. What had connected before it became another user's is answered."""
+    async with served(desk, open_place / "state") as agent:
+        agent.state.chmod(0o777)
+        agent.path.chmod(0o777)
+        with capture_logs() as logs:
+            for _ in range(2):
+                stranger, ours = await run(STRANGER, agent.path, NOBODY)
+                assert stranger in ("b''", "ConnectionResetError", "BrokenPipeError")
+                assert ours == "b'HTTP/1.1 200 OK'"
+        assert (await agent.ask("GET", "/healthz")).status == 200
+    assert [(line["event"], line["uid"]) for line in logs] == [("control_peer_refused", NOBODY)]
+
+
+async def test_another_users_process_does_not_even_come_to_the_socket(desk, open_place):
+    async with served(desk, open_place / "state") as agent:
+        stranger, _ = await run(STRANGER, agent.path, NOBODY)
+        assert stranger == "PermissionError"
+
+
+async def test_a_stale_socket_of_a_killed_agent_is_replaced(desk, tmp_path):
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, state / "control.sock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "open\n"
+        process.send_signal(signal.SIGKILL)
+    (state / "control.new").touch()  # killed a moment earlier, it leaves this
+    with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
+        client.connect(str(state / "control.sock"))
+    async with served(desk, state) as agent:
+        assert (await agent.ask("GET", "/healthz")).status == 200
+    assert list(state.iterdir()) == []
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: h\r\n"])
+async def test_a_connection_without_a_request_is_closed_in_time(desk, tmp_path, begun):
+    async with served(desk, tmp_path / "state", limits=HURRIED) as agent, connected(agent) as (reader, writer):
+        writer.write(begun)
+        assert await reader.read() == b""
+
+
+async def test_a_head_that_comes_byte_by_byte_gets_no_more_time(desk, tmp_path):
+    async def drip(writer):
+        with suppress(ConnectionError):
+            for byte in b"GET /healthz HTTP/1.1\r\nX-Long: " + b"x" * 8000:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+    async with served(desk, tmp_path / "state", limits=HURRIED) as agent:
+        for asked_before in (False, True):
+            async with connected(agent) as (reader, writer):
+                if asked_before:
+                    writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+                    assert await answered(reader) == (200, {"status": "ok"})
+                dripping = asyncio.create_task(drip(writer))
+                with suppress(ConnectionError):
+                    assert await reader.read() == b""
+                await dripping
+
+
+async def test_a_body_that_does_not_come_in_time_is_told_so_and_the_connection_closed(desk, tmp_path):
+    async with served(desk, tmp_path / "state", limits=HURRIED) as agent, connected(agent) as (reader, writer):
+        writer.write(POST + b"Content-Length: 9\r\n\r\n{")
+        status, told = await answered(reader)
+        assert (status, told["detail"]) == (408, "the body did not come within 0.2 s")
+        assert await reader.read() == b""
+    assert not desk.asked
+
+
+async def test_a_body_that_ends_too_early_changes_nothing(desk, tmp_path):
+    async with served(desk, tmp_path / "state") as agent:
+        async with connected(agent) as (_, writer):
+            writer.write(POST + b"Content-Length: 9\r\n\r\n{}")
+        with capture_logs() as logs:
+            await gone(agent)
+            assert (await agent.ask("GET", "/healthz")).status == 200
+    assert (desk.asked, logs) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
+        (b"hello\r\n\r\n", 400),
+        (b"GET /healthz HTTP/9.9\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nno colon\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"POST /v1/sync HTTP/1.1\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", 400),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n", 400),
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: h\r\n\r\n", 431),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"x" * 9000 + b"\r\n\r\n", 431),
+    ],
+    ids=["tls", "hello", "version", "header", "length", "smuggling", "chunks", "long-line", "long-header"],
+)  # fmt: skip
+async def test_what_is_no_request_is_told_so_and_logged_nowhere(desk, tmp_path, sent, status):
+    async with served(desk, tmp_path / "state") as agent:
+        with capture_logs() as logs:
+            async with connected(agent) as (reader, writer):
+                writer.write(sent)
+                got, told = await answered(reader)
+                assert (got, told["status"], bool(told["detail"])) == (status, status, True)
+                assert await reader.read() == b""
+    assert (logs, desk.asked) == ([], {})
+
+
+async def test_a_client_that_sends_far_too_much_before_it_reads_gets_its_answer(desk, tmp_path):
+    """Closing at once would reset the connection, and the answer with it."""
+
+    def send_and_read(path) -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(SECONDS)
+            client.connect(str(path))
+            size = 4 * 1024 * 1024
+            client.sendall(POST + b"Content-Length: %d\r\n\r\n" % size + b" " * size)
+            return client.recv(12)
+
+    async with served(desk, tmp_path / "state") as agent:
+        assert await asyncio.to_thread(send_and_read, agent.path) == b"HTTP/1.1 413"
+
+
+async def test_too_many_connections_are_told_so_and_there_is_room_again(desk, tmp_path):
+    few = Limits(connections=2)
+    async with served(desk, tmp_path / "state", limits=few) as agent, connected(agent), connected(agent) as (_, second):
+        async with connected(agent) as (reader, writer):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+            status, told = await answered(reader)
+            assert (status, "connections" in told["detail"]) == (503, True)
+            assert await reader.read() == b""
+        second.close()
+        await second.wait_closed()
+        async with connected(agent) as (reader, writer):
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert await answered(reader) == (200, {"status": "ok"})
+
+
+async def test_requests_one_behind_the_other_are_answered_in_order(desk, tmp_path):
+    async with served(desk, tmp_path / "state") as agent, connected(agent) as (reader, writer):
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\nGET /nothing HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert [(await answered(reader))[0] for _ in range(2)] == [200, 404]
+
+
+async def test_whoever_leaves_while_being_answered_leaves_nothing_behind(desk, tmp_path):
+    async with served(desk, tmp_path / "state") as agent:
+        desk.gate.clear()
+        with capture_logs() as logs:
+            for _ in range(20):
+                async with connected(agent) as (_, writer):
+                    writer.write(b"GET /v1/status HTTP/1.1\r\nHost: h\r\n\r\n")
+                    await writer.drain()
+            await gone(agent)
+            desk.gate.set()
+            assert (await agent.ask("GET", "/v1/status")).status == 200
+        assert logs == []
+
+
+async def test_a_change_is_seen_through_when_whoever_asked_has_left(desk, tmp_path):
+    async with served(desk, tmp_path / "state") as agent:
+        desk.gate.clear()
+        timeout = aiohttp.ClientTimeout(total=0.2)
+        with pytest.raises(TimeoutError):
+            await agent.client.post(agent.base + "/v1/sync", data=b'{"id": "left"}', headers=JSON, timeout=timeout)
+        desk.gate.set()
+        await agent.ask("GET", "/v1/status")
+        assert list(desk.asked) == ["left"]

@@ -1,0 +1,610 @@
+"""Commands beside an agent that answers at its socket as it should, badly, or not at all."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import pytest
+from aiohttp import web
+from structlog.testing import capture_logs
+
+from agent.application.status import BusStatus, DatabaseStatus, Status, TargetStatus
+from agent.domain.errors import StateError
+from agent.domain.events import SyncAsked, SyncProgress, SyncRequested, SyncSkipped
+from agent.faces import asking, control_client, status
+from agent.faces.asking import Asking
+from agent.faces.control_client import client as control, door, follow
+from agent.faces.mcp_server.glance import glance
+from agent.faces.standing import View, standing
+from agent.ports import Standing
+from agent.settings import Loaded, load
+from agent.wiring import Home
+
+AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+PATIENCE = 20.0
+
+
+def loaded_of(tmp_path: Path) -> Loaded:
+    places = {"agent_data_dir": tmp_path / "data", "agent_state_dir": tmp_path / "state"}
+    given = {"system_id": "laptop", "cloud_endpoint": (tmp_path / "bucket").as_uri()} | places
+    text = {key: str(value) for key, value in given.items()}
+    return load(command_line=text, settings_file=None, environ={}, cwd=tmp_path, home=tmp_path)
+
+
+@pytest.fixture
+async def home(tmp_path):
+    (tmp_path / "data").mkdir()
+    home = Home.of(loaded_of(tmp_path).settings)
+    await asyncio.to_thread(home.prepare)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Nobody here is slow but who is silent."""
+    monkeypatch.setattr(control, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(door, "FIRST_PAUSE_SECONDS", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def logged():
+    """What is logged; it is not among what is printed."""
+    with capture_logs() as logged:
+        yield logged
+
+
+class Agent:
+    """Holds the state directory as a running agent does, keeps a ledger, and answers at its socket as told.
+
+    `answers`: what is done instead at a path. `asked` are the asks it was sent, `resumed` the positions that readers of
+    events wanted to go on from.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.answers: dict[str, object] = {}
+        self.asked: list[SyncAsked] = []
+        self.resumed: list[str | None] = []
+        self.news = asyncio.Condition()
+        self.readers: list[web.StreamResponse] = []
+        self._holding = ExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._holding.enter_context(self.home.lock("run"))
+        self.ledger = await self.home.open_ledger()
+        await self.listen()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.die()
+
+    async def listen(self) -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{tail:.*}", self._answer)
+        self.runner = web.AppRunner(app, shutdown_timeout=0.01, handler_cancellation=True)
+        await self.runner.setup()
+        await web.UnixSite(self.runner, str(self.home.state.path / door.SOCKET)).start()
+
+    async def deaf(self) -> None:
+        """Let go of the socket, with every connection."""
+        await self.cut()
+        await self.runner.cleanup()
+
+    async def die(self) -> None:
+        await self.deaf()
+        await self.ledger.aclose()
+        self._holding.close()
+
+    async def cut(self) -> None:
+        for reader in self.readers:
+            if reader._req.transport is not None:
+                reader._req.transport.abort()
+        self.readers.clear()
+
+    async def until(self, true) -> None:
+        async with asyncio.timeout(PATIENCE), self.news:
+            await self.news.wait_for(true)
+
+    async def settle(self, ask_id: str) -> SyncSkipped:
+        """The ask has come to its result, in the ledger."""
+        result = SyncSkipped(
+            id=f"{ask_id}.skipped", time=AT, system_id="laptop", request_id=ask_id, method="cloud", success=True,
+            triggered_by="manual", why="all is there",
+        )  # fmt: skip
+        await self.ledger.settle(None, result)
+        return result
+
+    async def remember(self, count: int, *, first: int = 0) -> list[str]:
+        """Put events into the ledger."""
+        ids = [f"r{number}" for number in range(first, first + count)]
+        for name in ids:
+            about = {"id": name, "time": AT, "system_id": "laptop", "request_id": name, "agent_id": "a"}
+            await self.ledger.remember(SyncRequested(**about, reason="manual", route=("cloud",)))
+        return ids
+
+    async def tell(self) -> None:
+        """Tell all readers what the ledger has."""
+        for entry in await self.ledger.history(after=0):
+            for reader in self.readers:
+                await reader.write(said(self.home, entry.event, entry.position))
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if (other := self.answers.get(f"{request.method} {request.path}")) is not None:
+            return await other(request)
+        if (request.method, request.path) == ("POST", "/v1/events"):
+            self.asked.append(self.home.codec.decode(await request.read()))
+            await self._tell_news()
+            return web.json_response({"id": self.asked[-1].id, "new": True}, status=202)
+        if (request.method, request.path) == ("GET", "/v1/events"):
+            reader = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await reader.prepare(request)
+            await reader.write(b": hello\nretry: 1000\n\n")
+            self.resumed.append(request.headers.get("Last-Event-ID"))
+            self.readers.append(reader)
+            await self._tell_news()
+            await asyncio.Event().wait()
+        raise web.HTTPNotFound
+
+    async def _tell_news(self) -> None:
+        async with self.news:
+            self.news.notify_all()
+
+
+def said(home: Home, event, position: int | None = None) -> bytes:
+    number = b"" if position is None else b"id: %d\n" % position
+    return number + b"event: %s\ndata: %s\n\n" % (event.type.encode(), home.codec.encode(event))
+
+
+@pytest.fixture
+async def agent(home) -> AsyncIterator[Agent]:
+    async with Agent(home) as agent:
+        yield agent
+
+
+# ------------------------------------------------------------------------------------------------ status
+
+
+def view_of(home: Home) -> View:
+    database = DatabaseStatus(name="reflection", state="owed", pending=True, size=1, problem="bad")
+    target = TargetStatus(
+        method="cloud", endpoint="e", bucket="b", databases=(database,), newest_upload_id=None, last_success=AT,
+        failures=1, next_try=AT, error="no", memories=Standing(delivered=1, waiting={"why": 2}, refused={"odd": 3}),
+    )  # fmt: skip
+    told = Status(
+        system_id="laptop", agent_id="a", route=("cloud",), targets=(target,), pending=("reflection",),
+        notes={"watcher": "inotify"}, bus=BusStatus(text="in this process", since=AT), results_waiting=4,
+    )  # fmt: skip
+    return View(told, {"pid": 7, "command": "run", "since": str(AT)}, "a problem")
+
+
+def document_of(home: Home) -> dict:
+    return json.loads(json.dumps(view_of(home).document(home.settings), default=str))
+
+
+def answering(document: object):
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(document)
+
+    return answer
+
+
+async def test_what_an_agent_says_of_itself_is_the_status_key_by_key(agent, home, capsys):
+    agent.answers["GET /v1/status"] = answering(document_of(home))
+    assert await status.show_status(home.settings, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out) == document_of(home)
+    view = await standing(home.settings)
+    assert (view.status, view.silent) == (view_of(home).status, False)
+
+
+async def test_the_settings_of_the_agent_are_shown_not_those_of_the_command(agent, home, capsys):
+    agent.answers["GET /v1/status"] = answering(document_of(home) | {"data_dir": "/other", "sync_enabled": False})
+    await status.show_status(home.settings, as_json=False)
+    told = capsys.readouterr().out
+    assert "databases  /other\n" in told
+    assert "switched off" in told
+
+
+async def test_the_coding_assistant_is_told_the_same_and_of_silence(agent, home):
+    loaded = loaded_of(home.settings.agent_data_dir.parent)
+    agent.answers["GET /v1/status"] = answering(document_of(home))
+    told = await glance(loaded)
+    assert json.loads(json.dumps(told, default=str)) == json.loads(json.dumps(told, default=str)) | document_of(home)
+    assert told["warnings"] == []
+    agent.answers["GET /v1/status"] = hanging
+    [warning] = (await glance(loaded))["warnings"]
+    assert "does not answer" in warning
+
+
+async def test_a_newer_agent_may_say_more(agent, home):
+    newer = document_of(home)
+    for place in (newer, newer["targets"][0], newer["targets"][0]["databases"][0], newer["bus"], newer["running"]):
+        place["tomorrow"] = {"a": [1]}
+    agent.answers["GET /v1/status"] = answering(newer)
+    assert (await standing(home.settings)).status == view_of(home).status
+
+
+async def hanging(_: web.Request) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def half(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "5000"})
+    await response.prepare(request)
+    await response.write(b'{"system_id":')
+    request.transport.abort()
+    return response
+
+
+async def dribbling(request: web.Request) -> web.StreamResponse:
+    """Say a byte now and then, for ever."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b" ")
+        await asyncio.sleep(0.01)
+
+
+async def failing(_: web.Request) -> web.StreamResponse:
+    return web.json_response({"title": "no", "detail": "no", "hint": "", "status": 500}, status=500)
+
+
+async def reset(request: web.Request) -> web.StreamResponse:
+    request.transport.abort()
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def garbage(_: web.Request) -> web.StreamResponse:
+    return web.Response(body=b"\0\xff<html>")
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b" " * 2**20)
+
+
+BROKEN = {
+    "hang": hanging,
+    "half": half,
+    "dribble": dribbling,
+    "500": failing,
+    "reset": reset,
+    "garbage": garbage,
+    "array": answering([1]),
+    "other": answering({"system_id": "laptop"}),
+    "endless": endless,
+}
+SILENT = {"hang", "dribble"}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_a_status_that_cannot_be_had_from_the_agent_is_what_the_ledger_says(agent, home, name, capsys, logged):
+    await agent.settle("before")
+    agent.answers["GET /v1/status"] = BROKEN[name]
+    async with asyncio.timeout(PATIENCE):
+        assert await status.show_status(home.settings, as_json=True) == 0
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert document.keys() == document_of(home).keys()
+    assert (document["running"]["pid"], document["results_waiting"]) == (os.getpid(), 1)
+    assert ("does not answer" in printed.err) == (name in SILENT)
+    assert len(printed.err.splitlines()) == (name in SILENT)
+    assert {line["log_level"] for line in logged} == {"debug"}
+
+
+async def test_a_wedged_agent_is_said_to_be_silent_in_one_line(agent, home, capsys):
+    agent.answers["GET /v1/status"] = hanging
+    await status.show_status(home.settings, as_json=False)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"agent      process {os.getpid()} (run) is there, but does not answer: ")
+
+
+def stale(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(place))
+
+
+NO_SOCKET = {
+    "missing": lambda _: None,
+    "stale": stale,
+    "file": lambda place: place.write_text("no socket"),
+    "folder": lambda place: place.mkdir(),
+    "link": lambda place: place.symlink_to("/dev/null"),
+}
+
+
+@pytest.mark.parametrize("name", NO_SOCKET)
+async def test_what_is_no_listening_socket_of_ours_is_passed_over_in_silence(home, name, capsys):
+    NO_SOCKET[name](home.state.path / door.SOCKET)
+    with home.lock("run"):
+        assert await status.show_status(home.settings, as_json=True) == 0
+    printed = capsys.readouterr()
+    assert (json.loads(printed.out)["running"]["command"], printed.err) == ("run", "")
+
+
+async def test_a_socket_of_somebody_else_is_not_spoken_to(agent, home, monkeypatch):
+    agent.answers["GET /v1/status"] = answering(document_of(home))
+    assert (await standing(home.settings)).ground is not None
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert await control_client.Door(home).client() is None
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no other way to it elsewhere")
+async def test_a_state_directory_with_a_path_too_long_for_a_socket_is_reached(tmp_path, monkeypatch):
+    place = tmp_path / ("long" * 30)
+    place.mkdir()
+    (place / "data").mkdir()
+    home = Home.of(loaded_of(place).settings)
+    home.prepare()
+    monkeypatch.chdir(place / "state")
+    with home.lock("run"):
+        app = web.Application()
+        app.router.add_get("/v1/status", answering(document_of(home)))
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.UnixSite(runner, "control.sock").start()
+        before = descriptors()
+        for _ in range(3):
+            assert (await standing(home.settings)).ground is not None
+        assert descriptors() <= before + 1  # the server's side may end a moment later
+        await runner.cleanup()
+
+
+# ------------------------------------------------------------------------------------------------ sync
+
+
+async def started(home: Home, heard: list | None = None) -> tuple[Asking, asyncio.Task]:
+    asked = await Asking.prepare(home.settings)
+    hear = (lambda _: None) if heard is None else heard.append
+    return asked, asyncio.create_task(asked.result(hear=hear), name="sync")
+
+
+def progress(request_id: str, done: int) -> SyncProgress:
+    return SyncProgress(
+        id=f"p{done}", time=AT, system_id="laptop", request_id=request_id, method="cloud", phase="upload",
+        done_bytes=done, total_bytes=10,
+    )  # fmt: skip
+
+
+def notes(home: Home) -> list[Path]:
+    return list(home.state.spool.glob("[!.]*.json"))
+
+
+async def noted(home: Home) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not notes(home):
+            await asyncio.sleep(0.005)
+
+
+async def test_the_agent_is_asked_once_tells_its_progress_and_the_result_and_no_note_is_left(agent, home):
+    heard: list[SyncProgress] = []
+    asked, syncing = await started(home, heard)
+    await agent.until(lambda: agent.asked and agent.readers)
+    assert agent.asked == [asked.ask]
+    for done in (1, 2):
+        await agent.readers[0].write(said(home, progress(asked.ask.id, done)))
+    other = await agent.settle("somebody else's")
+    result = await agent.settle(asked.ask.id)
+    assert other != result
+    await agent.tell()
+    async with asyncio.timeout(PATIENCE):
+        assert await syncing == result
+    assert [event.done_bytes for event in heard] == [1, 2]
+    assert (len(agent.asked), list(home.state.spool.iterdir())) == (1, [])
+
+
+async def test_a_result_that_is_there_before_the_answer_is_not_missed(agent, home):
+    async def at_once(request: web.Request) -> web.Response:
+        ask = home.codec.decode(await request.read())
+        await agent.settle(ask.id)
+        await agent.tell()
+        return web.json_response({}, status=202)
+
+    agent.answers["POST /v1/events"] = at_once
+    _, syncing = await started(home)
+    async with asyncio.timeout(PATIENCE):
+        assert (await syncing).why == "all is there"
+
+
+async def test_where_the_connection_breaks_a_note_asks_under_the_same_id_and_progress_is_told_on_the_next(agent, home):
+    heard: list[SyncProgress] = []
+    asked, syncing = await started(home, heard)
+    await agent.until(lambda: agent.asked)
+    await agent.cut()
+    await noted(home)
+    [(_, event)] = await home._spool().waiting()
+    assert event == asked.ask
+    await agent.until(lambda: agent.readers)
+    await agent.readers[0].write(said(home, progress(asked.ask.id, 5)))
+    result = await agent.settle(asked.ask.id)
+    await agent.tell()
+    async with asyncio.timeout(PATIENCE):
+        assert await syncing == result
+    assert ([event.done_bytes for event in heard], len(agent.asked)) == ([5], 1)
+    assert list(home.state.spool.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [name for name in BROKEN if name not in ("array", "other")])
+@pytest.mark.parametrize("path", ["GET /v1/events", "POST /v1/events"], ids=["events", "ask"])
+async def test_an_agent_that_does_not_take_the_ask_finds_it_in_the_spool(agent, home, path, name, logged):
+    agent.answers[path] = BROKEN[name]
+    asked, syncing = await started(home)
+    await noted(home)
+    result = await agent.settle(asked.ask.id)
+    async with asyncio.timeout(PATIENCE):
+        assert await syncing == result
+    assert list(home.state.spool.iterdir()) == []
+    assert {line["event"] for line in logged} >= (
+        {"agent_silent"} if name in SILENT and path.startswith("P") else set()
+    )
+
+
+async def test_an_agent_that_tells_nothing_is_reminded_by_a_note_and_its_ledger_read(agent, home, monkeypatch):
+    monkeypatch.setattr(asking, "INSIST_SECONDS", 0.05)
+    asked, syncing = await started(home)
+    await noted(home)
+    assert len(agent.readers) == 1
+    result = await agent.settle(asked.ask.id)
+    async with asyncio.timeout(PATIENCE):
+        assert await syncing == result
+    assert list(home.state.spool.iterdir()) == []
+
+
+async def test_where_no_note_can_be_left_an_ask_that_was_taken_is_waited_for_all_the_same(
+    agent, home, monkeypatch, logged
+):
+    async def full(*_):
+        raise StateError("no space left")
+
+    monkeypatch.setattr(asking, "INSIST_SECONDS", 0.02)
+    monkeypatch.setattr(Home, "leave_note", full)
+    asked, syncing = await started(home)
+    await agent.until(lambda: agent.asked)
+    async with asyncio.timeout(PATIENCE):
+        while not logged:
+            await asyncio.sleep(0.005)
+        result = await agent.settle(asked.ask.id)
+        assert await syncing == result
+    assert [line["event"] for line in logged if line["log_level"] == "warning"] == ["note_not_left"]
+
+
+async def test_an_agent_that_dies_after_it_has_taken_the_ask_is_stood_in_for(agent, home):
+    asked, syncing = await started(home)
+    await agent.until(lambda: agent.asked)
+    await agent.die()
+    async with asyncio.timeout(PATIENCE):
+        result = await syncing
+    assert (result.request_id, result.method, result.type) == (asked.ask.id, "cloud", "akosha.sync.skipped.v1")
+    assert list(home.state.spool.iterdir()) == []
+    await agent.__aenter__()
+
+
+async def test_an_agent_that_dies_after_it_has_done_it_has_done_it(agent, home, monkeypatch):
+    monkeypatch.setattr(Asking, "_here", lambda *_: pytest.fail("it is done once more"))
+    asked, syncing = await started(home)
+    await agent.until(lambda: agent.asked)
+    result = await agent.settle(asked.ask.id)
+    await agent.die()
+    async with asyncio.timeout(PATIENCE):
+        assert await syncing == result
+    await agent.__aenter__()
+
+
+@pytest.mark.parametrize("name", ["follows", "hang", "endless"])
+async def test_who_is_told_to_stop_leaves_no_note_no_connection_and_no_task(agent, home, name):
+    if name in BROKEN:
+        agent.answers["POST /v1/events"] = BROKEN[name]
+    _, syncing = await started(home)
+    await agent.until(lambda: agent.readers)
+    if name == "hang":
+        await noted(home)
+    syncing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await syncing
+    assert list(home.state.spool.iterdir()) == []
+    names = {task.get_name() for task in asyncio.all_tasks()}
+    assert not names & {"follow-sync", "leave-note", "withdraw-note"}
+
+
+# ------------------------------------------------------------------------------------------------ events
+
+
+@asynccontextmanager
+async def followed(home: Home, **how: int) -> AsyncIterator[list[str]]:
+    """Follow the history; the ids that were seen come into the list."""
+    seen: list[str] = []
+
+    async def read() -> None:
+        ledger = await home.read_ledger()
+        try:
+            async with aclosing(follow(home, ledger, after=how.get("after", 0))) as entries:
+                async for entry in entries:
+                    seen.append(entry.event.id)  # noqa: PERF401 - it never ends
+        finally:
+            await ledger.aclose()
+
+    reading = asyncio.create_task(read(), name="read")
+    try:
+        yield seen
+    finally:
+        reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading
+
+
+async def reached(seen: list[str], wanted: list[str]) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while len(seen) < len(wanted):
+            await asyncio.sleep(0.005)
+    assert seen == wanted
+
+
+async def test_who_follows_is_told_by_the_agent_and_does_not_look(agent, home, monkeypatch):
+    ids = await agent.remember(2)
+    async with followed(home) as seen:
+        await agent.until(lambda: agent.readers)
+        assert agent.resumed == ["2"]
+        monkeypatch.setattr(type(home.clock), "sleep", lambda *_: pytest.fail("it polls"))
+        ids += await agent.remember(1, first=2)
+        await agent.readers[0].write(said(home, progress("r", 1)) + b": beat\n\n")
+        await agent.readers[0].write(b'id: 99\nevent: tomorrow\ndata: {"specversion": "1.0", "type": "tomorrow"}\n\n')
+        await agent.readers[0].write(b"id: x\nevent: y\ndata: \xff\xfe\n\n")
+        await agent.tell()
+        await reached(seen, ids)
+
+
+@pytest.mark.parametrize("place", ["between", "within", "after half a line"])
+async def test_a_stream_that_breaks_is_gone_on_with_and_nothing_is_missed_or_told_twice(agent, home, place):
+    ids = await agent.remember(1)
+    async with followed(home) as seen:
+        await agent.until(lambda: agent.readers)
+        ids += await agent.remember(2, first=1)
+        entries = await agent.ledger.history(after=1)
+        told = b"".join(said(home, entry.event, entry.position) for entry in entries)
+        cut = {"between": len(told) // 2, "within": len(told) * 3 // 4, "after half a line": len(told) - 1}[place]
+        await agent.readers[0].write(told[:cut])
+        await agent.cut()
+        await agent.until(lambda: agent.readers)
+        assert agent.resumed == ["1", "3"]
+        ids += await agent.remember(1, first=3)
+        await agent.tell()
+        await reached(seen, ids)
+
+
+async def test_between_two_agents_the_ledger_is_read(agent, home):
+    ids = await agent.remember(1)
+    async with followed(home) as seen:
+        await agent.until(lambda: agent.readers)
+        await agent.deaf()
+        ids += await agent.remember(2, first=1)
+        await reached(seen, ids)
+        await agent.listen()
+        await agent.until(lambda: agent.readers)
+        assert agent.resumed[-1] == "3"
+        ids += await agent.remember(1, first=3)
+        await agent.tell()
+        await reached(seen, ids)
+
+
+@pytest.mark.parametrize("name", ["hang", "500", "garbage", "reset"])
+async def test_where_the_agent_does_not_tell_the_ledger_does(agent, home, name):
+    agent.answers["GET /v1/events"] = BROKEN[name]
+    ids = await agent.remember(1)
+    async with followed(home) as seen:
+        await reached(seen, ids)
+        ids += await agent.remember(1, first=1)
+        await reached(seen, ids)
