@@ -25,6 +25,7 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.domain.manifest import Manifest
 from tests.bench import (
     bus_latency,
+    hook,
     http_memory,
     http_push,
     idle,
@@ -122,6 +123,10 @@ class Bench:
         folder = self._folder("idle")
         with running_rclone(self._made(folder / "served")) as server:
             return idle.lines(folder / "machine", self.databases, server, self.scale.idle_seconds, self.scale.small)
+
+    def hook(self) -> list[Line]:
+        """What a session's end waits for."""
+        return hook.lines(self._folder("hook") / "scratch", 30)
 
     def nats_latency(self) -> list[Line]:
         """From a change to its result, through NATS against in process."""
@@ -227,7 +232,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds, shorter waits")
     names = (
-        *("stages", "to_s3", "memory", "unchanged", "latency", "idle"),
+        *("stages", "to_s3", "memory", "unchanged", "latency", "idle", "hook"),
         *("nats_latency", "nats_consumer", "nats_idle", "http_push", "http_memory"),
     )
     parser.add_argument("--only", choices=names, action="append", help="one measurement; may be given several times")

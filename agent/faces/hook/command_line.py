@@ -1,0 +1,109 @@
+"""The hook's command, as it stands in Claude Code's settings: made, and recognised."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.domain.naming import sanitise_system_id
+from agent.settings import Settings
+
+PROGRAM = "akosha-agent"
+WORDS = ("hook", "session-end")
+_OPTIONS = frozenset({"--state-dir", "--system-id"})
+_AS_MODULE = ["-m", "agent"]
+_ALONE = "-EP"
+"""For the interpreter: no variables of Python's, and no working directory among the places of modules."""
+_MODULE = b"agent.__main__"
+_SCRIPT_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class HookCommand:
+    """A command of ours: the program's words, and the options by name."""
+
+    program: tuple[str, ...]
+    options: Mapping[str, str]
+
+    def __str__(self) -> str:
+        words = [word for option in self.options.items() for word in option]
+        return shlex.join([*self.program, *WORDS, *words])
+
+    @property
+    def state_dir(self) -> Path | None:
+        given = self.options.get("--state-dir")
+        return Path(given) if given else None
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is such a program, to be executed."""
+        return not self.missing
+
+    @property
+    def missing(self) -> str:
+        """What of the program is not there, "" where all is."""
+        first, *others = self.program
+        paths = [word for word in others if word.startswith("/")]
+        absent = [path for path in paths if not Path(path).exists()]
+        return "" if shutil.which(first) and not absent else (absent or [first])[0]
+
+
+def hook_command(settings: Settings) -> HookCommand:
+    """Return the command for these settings. The hook reads no files: it must be told what they say."""
+    options = {"--state-dir": os.path.abspath(settings.agent_state_dir)}  # noqa: PTH100 - links stay as they are named
+    if settings.system_id:
+        options["--system-id"] = sanitise_system_id(settings.system_id)
+    return HookCommand(_program(), options)
+
+
+def parsed(command: object) -> HookCommand | None:
+    """Return a command if it is one of ours as we write them; None for anything else."""
+    if not isinstance(command, str):
+        return None
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    at = next((n for n in range(1, len(words)) if tuple(words[n : n + 2]) == WORDS), 0)
+    program, given = words[:at], words[at + 2 :]
+    if not at or not _is_ours(program) or len(given) % 2:
+        return None
+    options = dict(zip(given[::2], given[1::2], strict=True))
+    return HookCommand(tuple(program), options) if options.keys() <= _OPTIONS else None
+
+
+def _is_ours(program: list[str]) -> bool:
+    """Say whether these words start us: alone, or by an interpreter with its options."""
+    tail = 2 if program[-2:] == _AS_MODULE else 1
+    options = program[1:-tail]
+    named = tail > 1 or Path(program[-1]).name == PROGRAM
+    return named and all(word.startswith("-") for word in options)
+
+
+def _program() -> tuple[str, ...]:
+    """Return how to start us without PATH, in a way that upgrades leave in its place.
+
+    By our interpreter, where it is known to be the program's: Claude Code runs hooks in any project's directory and
+    environment, and neither `PYTHONPATH` nor an `agent` that lies there may come before us.
+    """
+    beside = Path(sys.executable).with_name(PROGRAM)
+    found = beside if os.access(beside, os.X_OK) else None
+    if found and _starts_us(found):
+        return (sys.executable, _ALONE, str(found))
+    if found:  # somebody's wrapper, which knows better how to start us
+        return (str(found),)
+    if on_path := shutil.which(PROGRAM):
+        return (os.path.abspath(on_path),)  # noqa: PTH100 - links stay as they are named
+    return (sys.executable, _ALONE, *_AS_MODULE)
+
+
+def _starts_us(script: Path) -> bool:
+    """Say whether a program is the script that installers make, for our interpreter."""
+    try:
+        with script.open("rb") as file:
+            return _MODULE in file.read(_SCRIPT_BYTES)
+    except OSError:
+        return False

@@ -1,0 +1,59 @@
+"""How it stands with the hook: what was found, against what it should be."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from agent.faces.hook.claude_settings import Found
+from agent.faces.hook.command_line import HookCommand
+
+INSTALL = "akosha-agent hook install"
+
+
+class State(StrEnum):
+    """`outdated`: another command than these settings ask for; `broken`: it is there, and cannot work."""
+
+    INSTALLED = "installed"
+    ABSENT = "not installed"
+    OUTDATED = "outdated"
+    BROKEN = "broken"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class HookStanding:
+    """What is so, why, and what mends it."""
+
+    found: Found
+    state: State
+    why: str = ""
+    hint: str = ""
+
+    @property
+    def well(self) -> bool:
+        return self.state is State.INSTALLED
+
+    def document(self) -> dict[str, object]:
+        """Return it for programs."""
+        return {
+            "state": self.state.value,
+            "file": str(self.found.path),
+            "commands": [{"command": str(one), "program_exists": one.runs} for one in self.found.commands],
+            "why": self.why,
+            "hint": self.hint,
+        }
+
+
+def standing(found: Found, wanted: HookCommand) -> HookStanding:
+    """Compare what a look has found with the command that the settings ask for."""
+    if found.trouble:
+        return HookStanding(found, State.UNKNOWN, found.trouble)
+    if not found.commands:
+        return HookStanding(found, State.ABSENT, "the agent is not told when a session ends", INSTALL)
+    if found.switched_off:
+        return HookStanding(found, State.BROKEN, "disableAllHooks is true", f'take it out of "{found.path}"')
+    gone = next((one for one in found.commands if not one.runs), None)
+    if gone is not None:
+        return HookStanding(found, State.BROKEN, f"there is no {gone.missing}, or it cannot be executed", INSTALL)
+    if any(str(one) != str(wanted) for one in found.commands):
+        return HookStanding(found, State.OUTDATED, f"with the present settings it is {wanted}", INSTALL)
+    return HookStanding(found, State.INSTALLED)

@@ -1,0 +1,107 @@
+"""The hook as Claude Code runs it, with the agent there and not there yet; and installed, run, and taken out again."""
+
+import json
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from typer.testing import CliRunner
+
+from agent.faces.cli import app
+from agent.faces.hook import command_line
+from agent.settings.sources import variable
+from tests.fakes.machine import COMMAND, Machine
+from tests.faults import restricted
+
+SESSIONS = 100
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path, agent_upload_on_change="false")
+
+
+def end_session(machine, session_id: str, prefix=(COMMAND,)) -> None:
+    told = json.dumps({"session_id": session_id, "reason": "other", "hook_event_name": "SessionEnd"})
+    words = [*prefix, "hook", "session-end", "--state-dir", str(machine.state)]
+    done = subprocess.run(words, input=told.encode(), env=machine.environ, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), done.stderr
+
+
+@pytest.mark.long
+def test_every_end_is_taken_up_once_and_a_hundred_at_once_are_one_upload(machine):
+    """Before the agent's first start, while it is stopped in its tracks, where no note can be written, a
+    hundred together.
+    """
+    machine.write(commits=1, entities=1)
+    end_session(machine, "before")
+    with machine.run() as agent:
+        agent.logged("session_ended", session_id="before")
+        agent.logged("sync_succeeded")
+        agent.process.send_signal(signal.SIGSTOP)
+        end_session(machine, "stopped")
+        agent.process.send_signal(signal.SIGCONT)
+        agent.logged("session_ended", session_id="stopped")
+        end_session(machine, "full", prefix=[sys.executable, restricted.__file__, "file-limit:100"])
+        agent.logged("session_ended", session_id="full")
+        machine.write(commits=2)
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda n: end_session(machine, f"one of many, {n}"), range(SESSIONS)))
+        ended = agent.logged("session_ended", SESSIONS + 3, reason="other")
+        assert len({line["session_id"] for line in ended}) == len(ended) == SESSIONS + 3
+        agent.logged("sync_succeeded", 2)
+        assert not [line for line in agent.log.seen if line.get("event") == "note_refused"]
+    assert len(machine.manifests) == 2
+
+
+@pytest.fixture
+def hook(machine, monkeypatch):
+    for name in set(machine.environ):
+        monkeypatch.setenv(name, machine.environ[name])
+    monkeypatch.setenv(variable("agent_data_dir"), str(machine.data))
+    monkeypatch.setenv(variable("agent_state_dir"), str(machine.state))
+    monkeypatch.chdir(machine.home)
+    return lambda *words: CliRunner().invoke(app, ["hook", *words])
+
+
+def test_installed_it_runs_in_any_surroundings_and_uninstalled_nothing_is_left(machine, hook, monkeypatch):
+    settings = machine.home / ".claude" / "settings.json"
+    absent = hook("status")
+    assert (absent.exit_code, absent.stdout.splitlines()[0].split(": ")[0]) == (1, "hook     not installed")
+    assert hook("install").exit_code == 0
+    assert hook("install").stdout.startswith("installed already")
+    status = hook("status", "--json")
+    assert (status.exit_code, json.loads(status.stdout)["state"]) == (0, "installed")
+    ((entry,),) = [group["hooks"] for group in json.loads(settings.read_bytes())["hooks"]["SessionEnd"]]
+    told = b'{"session_id": "s-1", "reason": "clear"}'
+    project = machine.home / "project"  # with an `agent` of its own, found first by what is less careful
+    (project / "agent").mkdir(parents=True)
+    (project / "agent" / "__init__.py").write_text("raise SystemExit('another agent')")
+    shell = ["/bin/sh", "-c", entry["command"]]
+    environ = {"PYTHONPATH": str(project)}
+    done = subprocess.run(shell, input=told, env=environ, cwd=project, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    (note,) = (machine.state / "spool").iterdir()
+    event = json.loads(note.read_bytes())
+    assert (event["source"], event["data"]["session_id"]) == ("urn:akosha-agent:laptop", "s-1")
+    monkeypatch.setattr(command_line.sys, "executable", "/nowhere/python")
+    monkeypatch.setenv("PATH", "/nowhere")
+    moved = hook("status")
+    assert (moved.exit_code, moved.stdout.split(":")[0]) == (1, "hook     outdated")
+    assert hook("install").stdout.startswith("updated")
+    assert "broken: there is no /nowhere/python" in hook("status").stdout
+    assert hook("uninstall").exit_code == 0
+    assert not settings.parent.exists()
+    assert hook("uninstall").stdout.startswith("not installed")
+
+
+def test_a_settings_file_that_is_not_understood_is_refused_with_the_place_and_2(machine, hook):
+    settings = machine.home / "other.json"
+    settings.write_text('{\n  "hooks": 1\n}')
+    for command in ("install", "uninstall", "status"):
+        done = hook(command, "--settings-file", str(settings))
+        assert done.exit_code == 2
+        assert "other.json: hooks is not an object (line 2, column 12)" in done.output
+    assert settings.read_text() == '{\n  "hooks": 1\n}'

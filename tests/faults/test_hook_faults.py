@@ -1,0 +1,272 @@
+"""The hook under everything that can go wrong: it exits with 0 at once, and the event is kept where it can be.
+
+By the clock these tests only tell an answer from a hang; the bench measures.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from agent.adapters.spool import SpoolDirectory
+from agent.adapters.wire import CloudEventsCodec
+from tests.fakes.machine import COMMAND
+
+HOOK = ("hook", "session-end", "--state-dir")
+TOLD = b'{"session_id": "s-1", "reason": "clear", "hook_event_name": "SessionEnd"}'
+AT_ONCE = 5.0
+"""Seconds, on a machine that has much else to do: a hook that hangs takes longer."""
+
+
+@pytest.fixture
+def state(tmp_path):
+    return tmp_path / "state"
+
+
+def run(state, *, told=TOLD, prefix=(COMMAND,), **how):
+    started = time.monotonic()
+    done = subprocess.run([*prefix, *HOOK, str(state)], **{"input": told, "capture_output": True} | how)
+    assert time.monotonic() - started < AT_ONCE
+    assert (done.returncode, done.stdout or b"") == (0, b"")
+    return done
+
+
+def notes(state) -> list[dict]:
+    return [json.loads(path.read_bytes()) for path in sorted((state / "spool").glob("[!.]*.json"))]
+
+
+def patched(code: str) -> tuple[str, ...]:
+    """The command, with something put in the place of what it counts on."""
+    return (sys.executable, "-c", f"{code}\nfrom agent.__main__ import main\nmain()")
+
+
+@pytest.mark.parametrize(
+    ("told", "session"),
+    [
+        pytest.param(TOLD, "s-1", id="as-documented"),
+        pytest.param(b"", "", id="empty"),
+        pytest.param(b"\x00\xff\xfe{", "", id="binary"),
+        pytest.param(TOLD[:-3], "", id="torn"),
+        pytest.param(b'{"session_id": {"a": 7}, "reason": ["x"]}', "", id="other-types"),
+        pytest.param(b"[" * 100_000, "", id="deep-list"),
+        pytest.param(b'{"a":' * 50_000, "", id="deep-object"),
+        pytest.param(b'{"a": "' + b"x" * 3_000_000 + b'"}', "", id="huge"),
+        pytest.param(b'{"session_id": "\\ud800\xc3\x28"}', "\\ud800\ufffd(", id="no-unicode"),
+    ],
+)
+async def test_whatever_comes_on_stdin_the_note_is_one_that_the_agent_takes(state, told, session):
+    assert run(state, told=told).stderr == b""
+    ((_, event),) = await SpoolDirectory(state / "spool", CloudEventsCodec()).waiting()
+    assert event.session_id == session
+
+
+def test_an_stdin_that_stays_open_keeps_nobody_waiting(state):
+    reading, writing = os.pipe()
+    try:
+        run(state, told=None, stdin=reading)
+        os.write(writing, TOLD)
+        run(state, told=None, stdin=reading)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert [note["data"]["session_id"] for note in notes(state)] == ["", "s-1"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not-kept"])
+def test_closed_streams_harm_nothing(tmp_path, state, closed, kept):
+    if not kept:
+        state.touch()
+    words = " ".join(f"'{word}'" for word in (COMMAND, *HOOK, state))
+    done = subprocess.run(["/bin/sh", "-c", f"{words} {closed}; echo $?"], input=TOLD, capture_output=True)
+    assert done.stdout == b"0\n"
+    assert len(notes(state)) == kept
+    if not kept:
+        assert state.read_bytes() == b""
+
+
+def test_without_home_path_and_everything_the_note_is_kept(tmp_path, state):
+    run(state, env={})
+    done = subprocess.run([COMMAND, *HOOK[:2]], env={"XDG_STATE_HOME": str(tmp_path)}, input=TOLD, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert len(notes(state)) == len(notes(tmp_path / "akosha-agent")) == 1
+
+
+def test_what_is_made_is_private(state):
+    run(state)
+    modes = {path.stat().st_mode & 0o777 for path in (state, state / "spool")}
+    assert modes == {0o700}
+    assert {path.stat().st_mode & 0o777 for path in (state / "spool").iterdir()} == {0o600}
+
+
+PATIENT = "from agent.faces.hook import session_end as s\ns.NOTE_SECONDS = s.LIMIT_SECONDS = 4"
+"""For what the hook says: on a busy machine it may be gone before its child has found out."""
+
+RESTRICTED = {
+    "a-file": "",
+    "read-only": "from tests.faults.restricted import drop_privileges\ndrop_privileges()",
+    "full": "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))",
+}
+
+
+@pytest.mark.parametrize("how", RESTRICTED)
+def test_where_it_can_be_kept_nowhere_one_line_says_so_and_nothing_is_left(state, how):
+    if how == "a-file":
+        state.write_text("in the way")
+    else:
+        (state / "spool").mkdir(parents=True)
+        (state / "spool").chmod(0o500 if how == "read-only" else 0o700)
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    line = run(state, prefix=patched(f"{PATIENT}\n{RESTRICTED[how]}"), env=environ).stderr.decode()
+    assert line.startswith(f"akosha-agent: the end of this session could not be noted in {state}: ")
+    assert line.count("\n") == 1
+    assert how == "a-file" or list((state / "spool").iterdir()) == []
+
+
+class Door:
+    """A control socket that answers what it is told to, and keeps what it heard."""
+
+    def __init__(self, state: Path, answer: bytes) -> None:
+        self.heard = b""
+        self._answer, self._socket = answer, socket.socket(socket.AF_UNIX)
+        state.mkdir(parents=True, exist_ok=True)
+        folder = os.open(state, os.O_RDONLY)
+        self._socket.bind(f"/proc/self/fd/{folder}/control.sock")
+        os.close(folder)
+        self._socket.listen(1)
+        self._thread = threading.Thread(target=self._serve, name="door")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(AT_ONCE)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        caller, _ = self._socket.accept()
+        with caller:
+            caller.settimeout(AT_ONCE)
+            while b"}}" not in self.heard:
+                self.heard += caller.recv(65536)
+            caller.sendall(self._answer)
+
+
+ACCEPTED = b"HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["short-path", "long-path"])
+def test_the_running_agent_is_told_the_same_event_that_is_noted(tmp_path, deep):
+    state = tmp_path.joinpath(*["a-very-long-name-of-a-directory"] * 5) if deep else tmp_path / "s"
+    with Door(state, ACCEPTED) as door:
+        run(state)
+    head, _, body = door.heard.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\n")
+    assert f"Content-Length: {len(body)}\r\n".encode() in head
+    assert [json.loads(body)] == notes(state)
+
+
+@pytest.mark.parametrize(
+    ("answer", "lines"), [(ACCEPTED, 0), (b"HTTP/1.1 409 Conflict\r\n\r\n", 1)], ids=["taken", "refused"]
+)
+def test_where_it_cannot_be_kept_a_running_agent_may_take_it_all_the_same(state, answer, lines):
+    with Door(state, answer):
+        (state / "spool").touch()
+        assert run(state, prefix=patched(PATIENT)).stderr.count(b"\n") == lines
+
+
+@pytest.mark.parametrize("crowded", [False, True], ids=["silent", "crowded"])
+def test_an_agent_that_never_answers_keeps_nobody_waiting_and_the_note_is_there(tmp_path, crowded):
+    state = tmp_path / "s"
+    state.mkdir()
+    callers = []
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(state / "control.sock"))
+        door.listen(0)
+        while crowded:
+            callers.append(socket.socket(socket.AF_UNIX))
+            callers[-1].setblocking(False)
+            if callers[-1].connect_ex(str(state / "control.sock")):
+                break
+        assert run(state).stderr == b""
+        for caller in callers:
+            caller.close()
+    assert len(notes(state)) == 1
+
+
+def test_a_socket_that_its_agent_left_behind_is_no_trouble(tmp_path):
+    state = tmp_path / "s"
+    state.mkdir()
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(state / "control.sock"))
+    assert run(state).stderr == b""
+    assert len(notes(state)) == 1
+
+
+def gated(gate: Path) -> tuple[str, ...]:
+    """The command on a disk whose syncs take until the file `gate` is there."""
+    wait = f"    while not os.path.exists({str(gate)!r}):\n        time.sleep(0.01)"
+    return patched(f"import os, time\nreal = os.fsync\ndef slow(fd):\n{wait}\n    real(fd)\nos.fsync = slow")
+
+
+def await_note(state: Path) -> None:
+    deadline = time.monotonic() + AT_ONCE
+    while not notes(state):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_disk_that_takes_long_to_sync_keeps_nobody_waiting_and_the_note_comes_all_the_same(tmp_path, state):
+    assert run(state, prefix=gated(tmp_path / "gate")).stderr == b""
+    assert notes(state) == []
+    (tmp_path / "gate").touch()
+    await_note(state)
+
+
+def test_a_terminal_that_closes_takes_the_hook_along_but_not_the_note(tmp_path, state):
+    """The whole group is told to end, as soon as the child has begun: the note is in the child's hands."""
+    (state / "spool").mkdir(parents=True)
+    with subprocess.Popen(
+        [*gated(tmp_path / "gate"), *HOOK, str(state)], stdin=subprocess.DEVNULL, start_new_session=True
+    ) as hook:
+        deadline = time.monotonic() + AT_ONCE
+        while not list((state / "spool").iterdir()):  # the draft
+            assert time.monotonic() < deadline
+        os.killpg(hook.pid, signal.SIGHUP)
+    assert notes(state) == []
+    (tmp_path / "gate").touch()
+    await_note(state)
+
+
+FAILS, HANGS = "raise OSError('no')", "import time; time.sleep(4)"
+
+
+@pytest.mark.parametrize(
+    ("broken", "how"),
+    [
+        *(pytest.param(name, FAILS, id=f"{name}-fails") for name in ("os.pipe", "os.urandom", "time.time_ns")),
+        *(pytest.param(name, HANGS, id=f"{name}-hangs") for name in ("os.urandom", "os.uname", "time.time_ns")),
+        pytest.param("os.setsid", "raise MemoryError", id="child"),
+    ],
+)
+def test_whatever_hangs_or_fails_inside_it_exits_with_0(state, broken, how):
+    module, _, name = broken.partition(".")
+    code = f"import {module}\ndef broken(*_):\n    {how}\n{module}.{name} = broken"
+    patience = PATIENT if how != HANGS else ""
+    said = run(state, prefix=patched(f"{patience}\n{code}")).stderr.decode()
+    assert said.startswith("akosha-agent: the end of this session could not be noted") is (how != HANGS)
+    assert said.count("\n") == (how != HANGS)
+
+
+def test_no_process_to_be_had_the_note_is_kept_by_the_hook_itself(state):
+    run(state, prefix=patched("import os\ndef broken():\n    raise BlockingIOError(11, 'no more')\nos.fork = broken"))
+    assert len(notes(state)) == 1

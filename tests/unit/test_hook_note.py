@@ -1,0 +1,154 @@
+"""What the hook does without the rest of the project is what the rest of the project does."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import platformdirs
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from agent.adapters.spool import MAX_NOTE_BYTES, is_note
+from agent.adapters.wire import CloudEventsCodec
+from agent.domain.errors import NamingError
+from agent.domain.events import SessionEnded
+from agent.domain.naming import sanitise_system_id
+from agent.faces.hook import note
+from agent.faces.hook.session_end import read_options, read_told
+from agent.settings import load
+
+CODEC = CloudEventsCodec()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=300) | st.none() | st.integers(), st.text(st.characters(), max_size=20))
+def test_the_note_is_the_event_as_the_codec_writes_it(session_id, reason):
+    name, data = note.session_ended("my-mac", session_id, reason)
+    event = CODEC.decode(data)
+    assert isinstance(event, SessionEnded)
+    assert event.system_id == "my-mac"
+    if isinstance(session_id, str):
+        assert event.session_id == session_id[:200]
+    assert len(data) < MAX_NOTE_BYTES
+    assert json.loads(CODEC.encode(event)) == json.loads(data)
+    assert list(json.loads(CODEC.encode(event))) == list(json.loads(data))
+    assert is_note(name)
+    assert name.startswith(f"{event.time:%Y%m%dT%H%M%S.%f}-")
+
+
+def test_the_notes_bytes_are_those_that_the_codec_writes():
+    _, data = note.session_ended("my-mac", "3f2a", "clear")
+    assert re.sub(rb"\.\d{6}\+00:00", b"", CODEC.encode(CODEC.decode(data))) == re.sub(rb"\.\d{6}\+00:00", b"", data)
+
+
+def test_a_text_that_is_no_unicode_is_told_as_its_escape():
+    _, data = note.session_ended("my-mac", "a\udc80", "")
+    assert CODEC.decode(data).session_id == "a\\udc80"
+
+
+def test_no_two_events_have_an_id_or_a_name_in_common():
+    made = [note.session_ended("s", "", "") for _ in range(500)]
+    assert len({name for name, _ in made}) == len({json.loads(data)["id"] for _, data in made}) == 500
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=120) | st.text("aZ09-_ ./é", max_size=120))
+def test_a_name_becomes_the_system_id_that_the_agent_makes_of_it(text):
+    try:
+        expected = sanitise_system_id(text)
+    except NamingError:
+        expected = ""
+    assert note.sanitise(text) == expected
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        pytest.param({"HOME": "/home/me"}, id="home"),
+        pytest.param({"HOME": "/"}, id="home-is-root"),
+        pytest.param({}, id="no-home"),
+        pytest.param({"HOME": ""}, id="empty-home"),
+        pytest.param({"HOME": "/home/me", "XDG_STATE_HOME": "/var/me"}, id="xdg"),
+        pytest.param({"HOME": "/home/me", "XDG_STATE_HOME": "relative"}, id="relative-xdg"),
+        pytest.param({"HOME": "/home/me", "AKOSHA_AGENT_STATE_DIR": "/over/there"}, id="set"),
+        pytest.param({"HOME": "/home/me", "AKOSHA_AGENT_STATE_DIR": "~/there"}, id="set-from-home"),
+        pytest.param({"HOME": "/home/me", "AKOSHA_AGENT_STATE_DIR": " there "}, id="set-relative"),
+        pytest.param({"HOME": "/home/me", "AKOSHA_AGENT_STATE_DIR": "  "}, id="set-to-nothing"),
+    ],
+)
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_the_state_directory_is_where_the_settings_say(variables, platform, monkeypatch):
+    for name in ("HOME", "XDG_STATE_HOME", "AKOSHA_AGENT_STATE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = note.state_directory("", os.environ)
+    if variables.get("HOME"):
+        assert note.state_directory("~/x", os.environ) == f"{variables['HOME'].rstrip('/')}/x"
+    assert note.state_directory("/option", os.environ) == "/option"
+    if platform == "darwin":
+        if "AKOSHA_AGENT_STATE_DIR" in variables:
+            return
+        from platformdirs.macos import MacOS
+
+        monkeypatch.setattr(note.sys, "platform", "darwin")
+        assert Path(note.state_directory("", os.environ)) == Path(MacOS("akosha-agent", appauthor=False).user_state_dir)
+        return
+    home = Path(variables.get("HOME") or "/nowhere")
+    loaded = load(environ=os.environ, cwd=Path.cwd(), home=home)
+    assert Path(found) == loaded.settings.agent_state_dir
+    if not variables.get("AKOSHA_AGENT_STATE_DIR", "").strip():
+        assert Path(found) == platformdirs.user_state_path("akosha-agent", appauthor=False)
+
+
+@pytest.mark.parametrize(
+    ("given_id", "variables", "kept", "expected"),
+    [
+        pytest.param("my mac", {"AKOSHA_SYSTEM_ID": "no"}, '{"system_id": "no"}', "my-mac", id="option"),
+        pytest.param("", {"AKOSHA_SYSTEM_ID": "b"}, '{"system_id": "no"}', "b", id="variable"),
+        pytest.param(
+            *("", {"AKOSHA_SYSTEM_ID": "b", "SESSION_BUDDY_AKOSHA_SYSTEM_ID": "a.c"}, "", "a-c"), id="own-variable"
+        ),
+        pytest.param("", {}, '{"agent_id": "00", "system_id": "kept_1"}', "kept_1", id="identity"),
+        pytest.param("", {}, '{"system_id": ""}', None, id="identity-without"),
+        pytest.param("", {}, '{"system_id": "a\\"b"}', None, id="identity-damaged"),
+        pytest.param("", {}, "{", None, id="identity-torn"),
+        pytest.param("", {}, None, None, id="never-run"),
+    ],
+)
+def test_the_event_is_for_the_system_of_the_agent_that_runs_there(tmp_path, given_id, variables, kept, expected):
+    if kept is not None:
+        (tmp_path / "identity.json").write_text(kept)
+    host = sanitise_system_id(os.uname().nodename)
+    assert note.system_id(str(tmp_path), given_id, variables) == (expected or host)
+
+
+def test_options_are_found_in_both_spellings_and_others_passed_over():
+    words = ["--state-dir", "/a b", "--new", "--system-id=x", "stray", "--state-dir"]
+    assert read_options(words[:-1]) == {"--state-dir": "/a b", "--system-id": "x"}
+    assert read_options(words) == {"--state-dir": "", "--system-id": "x"}
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "left-open"])
+def test_what_is_told_is_read_whether_the_other_side_closes_or_not(closed):
+    reading, writing = os.pipe()
+    os.write(writing, b'\xef\xbb\xbf {"session_id": "a", "n": 1.5e3, "x": [null, {"}": "}"}]}\n')
+    if closed:
+        os.close(writing)
+    assert read_told(reading)["session_id"] == "a"
+    os.close(reading)
+    if not closed:
+        os.close(writing)
+
+
+def test_the_path_of_the_hook_loads_no_module_that_costs():
+    """The bench measures; this says which module it was."""
+    import subprocess
+    import sys
+
+    code = "import sys; before = set(sys.modules); import agent.__main__, agent.faces.hook.session_end; "
+    code += "print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    loaded = {"_socket", "_json", "select", "agent", "agent.__main__", "agent.faces", "agent.faces.hook"}
+    assert set(done.stdout.split()) <= loaded | {"agent.faces.hook.note", "agent.faces.hook.session_end", "_signal"}
