@@ -47,6 +47,10 @@ def test_the_wheel_has_the_package_its_types_and_its_licence_and_nothing_else(wh
     assert {name.split("/")[0].split("-")[0] for name in names} == {"agent", "akosha_agent"}
     assert not [name for name in names if "test" in name.lower() or name.endswith((".pyc", ".yaml"))]
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
+    units = {
+        path.relative_to(ROOT).as_posix() for kind in ("systemd", "launchd") for path in ROOT.glob(f"deploy/{kind}/*")
+    }
+    assert {name for name in names if name.startswith("agent/deploy/")} == {f"agent/{name}" for name in units}
     built = {name for name in names if name.startswith("agent/") and name.endswith(".py")}
     assert built == {path.relative_to(ROOT).as_posix() for path in (ROOT / "agent").rglob("*.py")}
 
@@ -68,6 +72,8 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
     for name in ("run", "sync", "status", "events", "config", "demo"):
         assert f" {name} " in whole
     assert "akosha_cloud_bucket" in call(command, "config", folder=tmp_path)
+    template = "from agent.faces.service.templates import template as t; print(t('systemd/akosha-agent.service'))"
+    assert "ExecStart=" in call(python, "-c", template, folder=tmp_path)
     assert call(command, "status", "--json", folder=tmp_path, XDG_STATE_HOME=str(tmp_path / "state"))
 
 
@@ -89,7 +95,11 @@ def test_the_wheel_names_all_that_it_imports(wheel, tmp_path):
                     elif isinstance(node, ast.ImportFrom) and not node.level:
                         imported.add(node.module.split(".")[0])
     known = packages_distributions()
-    foreign = {known[name][0].lower() for name in imported - set(sys.stdlib_module_names) - {"agent"} if name in known}
+    foreign = {
+        known[name][0].lower().replace("_", "-")
+        for name in imported - set(sys.stdlib_module_names) - {"agent"}
+        if name in known
+    }
     stated = {text.split(";")[0].split(">")[0].split("[")[0].strip().lower() for text in declared}
     # Parts of a declared distribution's own promise: aioboto3 is aiobotocore and botocore, typer is click.
     through = {"aiobotocore", "botocore", "aiohttp", "pydantic", "click"}

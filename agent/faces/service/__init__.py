@@ -1,1 +1,8 @@
-"""`service`: the agent as a service of this user: systemd on Linux, launchd on macOS."""
+"""`service`: the agent as a service of this user: systemd on Linux, launchd on macOS.
+
+`look` tells how that stands, for others who want to know.
+"""
+
+from agent.faces.service.standing import Standing, look
+
+__all__ = ["Standing", "look"]

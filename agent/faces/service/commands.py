@@ -1,6 +1,22 @@
 """The commands of `akosha-agent service`. Light: what a command needs is imported by it."""
 
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
+
+from agent.domain.errors import AkoshaError, SettingsError
+from agent.faces.command import FAILED, AsJson, DataDir, SettingsFile, StateDir, die
+from agent.settings import Settings, load
+
+if TYPE_CHECKING:
+    from agent.faces.service.keeper import Keeper, Order
+    from agent.faces.service.runner import Runner
 
 service = typer.Typer(
     help="The agent as a service of this user: systemd on Linux, launchd on macOS.",
@@ -8,7 +24,207 @@ service = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written and run; change nothing.")]
 
-@service.callback()
-def _commands() -> None:
-    pass
+
+@service.command()
+def install(
+    no_start: Annotated[bool, typer.Option("--no-start", help="Do not start it: it starts at the next login.")] = False,
+    linger: Annotated[
+        bool,
+        typer.Option("--linger", help="Linux: have it run while you are logged out, too (loginctl enable-linger)."),
+    ] = False,
+    with_environment: Annotated[
+        bool,
+        typer.Option(
+            "--with-environment", help="macOS: write this shell's AWS_* and akosha variables into the agent's file."
+        ),
+    ] = False,
+    dry_run: DryRun = False,
+    data_dir: DataDir = None,
+    state_dir: StateDir = None,
+    settings: SettingsFile = None,
+) -> None:
+    """Install the service, or bring it up to date: started now and at every login, with the options given here."""
+    from agent.faces.service import environment as env, installing  # noqa: PLC0415 - what only this command needs
+    from agent.faces.service.keeper import Order  # noqa: PLC0415
+    from agent.faces.service.program import program  # noqa: PLC0415
+
+    home = Path.home()
+    with _told():
+        keeper, runner = _keeper(home, dry=dry_run)
+        installing.check_owner(home)
+        if linger and keeper.name != "systemd":
+            raise AkoshaError("launchd cannot run it while you are logged out", hint="--linger is for Linux")
+        options = _options({"--data-dir": data_dir, "--state-dir": state_dir, "--settings": settings})
+        carried = env.carried(os.environ) if with_environment else {}
+        file = _environment_file(keeper)
+        if with_environment:
+            _check_carried(carried, file)
+        order = Order((*program(home, os.environ), "run", *options), carried)
+        service_environ = installing.service_environment(home, order, env.read_environment(file) if file else {})
+        for warning in _check_settings(home, order, service_environ):
+            typer.echo(f"warning: {warning}", err=True)
+        if missing := env.left_behind(os.environ, service_environ):
+            cure = f"put them into {file}" if file else "put them into ~/.aws or a settings file, or --with-environment"
+            typer.echo(f"warning: this shell has {', '.join(missing)}; the service will not: {cure}", err=True)
+        installing.install(keeper, runner, order, environment=file, start=not no_start, linger=linger, say=typer.echo)
+
+
+@service.command()
+def uninstall(dry_run: DryRun = False) -> None:
+    """Stop the service and remove it. Settings, state and ledger stay."""
+    from agent.faces.service import installing  # noqa: PLC0415 - what only this command needs
+
+    home = Path.home()
+    with _told():
+        keeper, runner = _keeper(home, dry=dry_run)
+        installing.check_owner(home)
+        installing.uninstall(keeper, runner, environment=_environment_file(keeper), say=typer.echo)
+
+
+@service.command()
+def start(dry_run: DryRun = False) -> None:
+    """Start it, if it does not run."""
+    with _told():
+        _installed(dry=dry_run).start()
+
+
+@service.command()
+def stop(dry_run: DryRun = False) -> None:
+    """Stop it, until it is started or you log in again."""
+    with _told():
+        _installed(dry=dry_run).stop()
+
+
+@service.command()
+def restart(dry_run: DryRun = False) -> None:
+    """Stop it, if it runs, and start it. For new settings, SIGHUP is enough: systemctl --user reload akosha-agent."""
+    with _told():
+        _installed(dry=dry_run).restart()
+
+
+@service.command()
+def status(as_json: AsJson = False) -> None:
+    """Show whether it is installed, enabled and running. Exit 0: it runs; 1: it does not."""
+    from agent.faces.service.standing import Standing, look  # noqa: PLC0415 - what only this command needs
+
+    standing: Standing = look(Path.home(), os.environ)
+    if as_json:
+        typer.echo(json.dumps(asdict(standing), indent=2, default=str))
+    else:
+        pid = f", pid {standing.pid}" if standing.pid else ""
+        since = f" since {standing.since.astimezone():%Y-%m-%d %H:%M:%S}" if standing.since else ""
+        edited = " (changed by somebody else)" if standing.edited else ""
+        typer.echo(f"installed  {f'{standing.path}{edited}' if standing.installed else 'no'}")
+        typer.echo(f"enabled    {_yes(standing.enabled)}")
+        typer.echo(f"running    {_yes(standing.running)}{pid}{since}")
+        if standing.last_exit:
+            typer.echo(f"last exit  {standing.last_exit}")
+        if standing.linger:
+            typer.echo(f"linger     {standing.linger}")
+        if standing.detail:
+            typer.echo(f"state      {standing.detail}")
+        if standing.cure:
+            typer.echo(f"hint       {standing.cure}")
+    raise typer.Exit(0 if standing.running else FAILED)
+
+
+@service.command()
+def logs(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing lines as they come.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 50,
+) -> None:
+    """Show what the service logged."""
+    with _told():
+        keeper = _installed(dry=False)
+        keeper.show_log(lines, follow=follow, file=_log_file(keeper))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except AkoshaError as error:
+        die(error)
+
+
+def _keeper(home: Path, *, dry: bool) -> "tuple[Keeper, Runner]":
+    from agent.faces.service.runner import Runner  # noqa: PLC0415 - what only these commands need
+    from agent.faces.service.standing import keeper_of  # noqa: PLC0415
+
+    runner = Runner(os.environ, dry=dry, say=typer.echo)
+    return keeper_of(home, runner), runner
+
+
+def _installed(*, dry: bool) -> "Keeper":
+    keeper, _ = _keeper(Path.home(), dry=dry)
+    if not os.path.lexists(keeper.file):
+        raise AkoshaError(
+            f"the service is not installed: there is no {keeper.file}", hint="akosha-agent service install"
+        )
+    return keeper
+
+
+def _environment_file(keeper: "Keeper") -> Path | None:
+    from agent.faces.service.environment import environment_file  # noqa: PLC0415 - as above
+
+    return environment_file(keeper.root) if keeper.name == "systemd" else None
+
+
+def _options(given: dict[str, Path | None]) -> list[str]:
+    words = []
+    for option, path in given.items():
+        if path is not None:
+            words += [option, os.path.abspath(path.expanduser())]  # noqa: PTH100 - links are kept as they are named
+    return words
+
+
+def _check_carried(carried: dict[str, str], file: Path | None) -> None:
+    if file is not None:
+        raise AkoshaError("--with-environment is for macOS", hint=f"put the variables into {file}")
+    if "AWS_SESSION_TOKEN" in carried:
+        raise AkoshaError(
+            "AWS_SESSION_TOKEN is set: these credentials end within hours",
+            hint="give the service lasting ones, or a profile in ~/.aws/config that gets new ones by itself",
+        )
+
+
+def _check_settings(home: Path, order: "Order", environ: dict[str, str]) -> tuple[str, ...]:
+    """Load the settings as the service will. Returns what the user should hear. Raises SettingsError."""
+    return _settings(home, order, environ)[1]
+
+
+def _settings(home: Path, order: "Order", environ: dict[str, str]) -> tuple[Settings, tuple[str, ...]]:
+    options = dict(zip(order.words, order.words[1:], strict=False))
+    given = {"agent_data_dir": options.get("--data-dir"), "agent_state_dir": options.get("--state-dir")}
+    file = options.get("--settings")
+    loaded = load(
+        command_line={key: value for key, value in given.items() if value is not None},
+        settings_file=Path(file) if file else None,
+        environ=environ,
+        cwd=home,
+        home=home,
+    )
+    return loaded.settings, loaded.warnings
+
+
+def _log_file(keeper: "Keeper") -> Path | None:
+    """Return the file that the service logs to by its settings; settings that are wrong name none."""
+    from agent.faces.service import sealed  # noqa: PLC0415 - what only this command needs
+    from agent.faces.service.environment import read_environment  # noqa: PLC0415
+    from agent.faces.service.installing import service_environment  # noqa: PLC0415
+
+    order = keeper.order_in(sealed.read(keeper.file)[1])
+    if order is None:
+        return None
+    home, file = Path.home(), _environment_file(keeper)
+    environ = service_environment(home, order, read_environment(file) if file else {})
+    try:
+        return _settings(home, order, environ)[0].agent_log_file
+    except SettingsError:
+        return None
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

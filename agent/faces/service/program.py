@@ -1,0 +1,76 @@
+"""Where `akosha-agent` is installed, by a path that survives upgrades."""
+
+import importlib.metadata
+import os
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from agent.domain.errors import AkoshaError
+
+NAME = "akosha-agent"
+INSTALL = f"install it to stay: uv tool install {NAME}, or pipx install {NAME}; then {NAME} service install"
+
+_BIN_VARIABLES = ("PIPX_BIN_DIR", "UV_TOOL_BIN_DIR", "XDG_BIN_HOME")
+_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/var/folders")  # noqa: S108 - compared with, and not used
+
+
+def program(home: Path, environ: Mapping[str, str], *, python: str = sys.executable) -> tuple[str, ...]:
+    """Return the words that start this very program, whatever becomes of this terminal.
+
+    The link that pipx and uv make is preferred to what it leads to. Where there is no command, it is `python -m agent`.
+    Raises AkoshaError for a place that will be gone: a cache of uvx or `pipx run`, a directory for temporary files.
+    """
+    command = next((path for path in _beside(python) if path.is_file() and os.access(path, os.X_OK)), None)
+    _check_stays(command or Path(python), home, environ)
+    if command is None:
+        _check_installed(python)
+        return python, "-m", "agent"
+    real = command.resolve()
+    for link in _links(home, environ):
+        if link.resolve() == real:
+            return (str(link),)
+    return (str(command),)
+
+
+def _beside(python: str) -> Iterator[Path]:
+    yield Path(python).with_name(NAME)
+    if python == sys.executable:
+        for scheme in (sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user")):
+            yield Path(sysconfig.get_path("scripts", scheme)) / NAME
+
+
+def _links(home: Path, environ: Mapping[str, str]) -> Iterator[Path]:
+    folders = [Path(environ[name]) for name in _BIN_VARIABLES if environ.get(name)]
+    for folder in (*folders, home / ".local" / "bin"):
+        if folder.is_absolute():
+            yield folder / NAME
+
+
+def _check_stays(path: Path, home: Path, environ: Mapping[str, str]) -> None:
+    caches = [home / ".cache" / "uv", home / "Library" / "Caches" / "uv", home / ".cache" / "pipx"]
+    caches += [home / ".local" / "share" / "pipx" / ".cache", home / ".local" / "pipx" / ".cache"]
+    caches += [home / "Library" / "Application Support" / "pipx" / ".cache", home / "Library" / "Caches" / "pipx"]
+    if environ.get("XDG_CACHE_HOME"):
+        caches += [Path(environ["XDG_CACHE_HOME"]) / name for name in ("uv", "pipx")]
+    if environ.get("UV_CACHE_DIR"):
+        caches.append(Path(environ["UV_CACHE_DIR"]))
+    if environ.get("PIPX_HOME"):
+        caches.append(Path(environ["PIPX_HOME"]) / ".cache")
+    temporary = [Path(place) for place in (*_TEMPORARY, tempfile.gettempdir())]
+    places = {path.absolute(), path.parent.resolve()}
+    for kind, folders in (("a cache that is cleared", caches), ("a directory for temporary files", temporary)):
+        for folder in folders:
+            if any(place.is_relative_to(real) for place in places for real in (folder, folder.resolve())):
+                raise AkoshaError(f"{path} is in {kind} ({folder}): the service would lose it", hint=INSTALL)
+
+
+def _check_installed(python: str) -> None:
+    try:
+        importlib.metadata.distribution(NAME)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise AkoshaError(
+            f"{NAME} is not installed: `{python} -m agent` works in this directory alone", hint=INSTALL
+        ) from error

@@ -1,0 +1,316 @@
+"""`service`: install, upgrade, look, uninstall, in a scratch home, with a systemctl and a launchctl that write down."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from agent.faces.cli import app
+from agent.faces.service import program as programs, standing as standings
+from agent.faces.service.launchd import Launchd
+from agent.faces.service.runner import Runner
+from tests.fakes.machine import COMMAND
+
+UNIT = "akosha-agent.service"
+ME = os.getuid()
+
+SYSTEMCTL = """#!/bin/sh
+echo "systemctl $*" >> "$FAKE/log"
+units="$HOME/.config/systemd/user"
+[ -e "$FAKE/unreachable" ] && [ "$2" = show ] && { echo "Failed to connect to bus" >&2; exit 1; }
+case "$2" in
+  show)
+    pid=0; state=inactive; [ -e "$FAKE/running" ] && pid=4711 && state=active
+    load=not-found; [ -e "$units/akosha-agent.service" ] && load=loaded
+    file=disabled; [ -L "$units/default.target.wants/akosha-agent.service" ] && file=enabled
+    printf 'LoadState=%s\\nActiveState=%s\\nSubState=x\\nUnitFileState=%s\\nMainPID=%s\\n' $load $state $file $pid ;;
+  enable)
+    mkdir -p "$units/default.target.wants"
+    ln -sf "$units/akosha-agent.service" "$units/default.target.wants/akosha-agent.service" ;;
+  disable)
+    rm -f "$units/default.target.wants/akosha-agent.service" "$FAKE/running"
+    rmdir "$units/default.target.wants" ;;
+  start|restart) [ -e "$FAKE/broken" ] && { echo "Job failed" >&2; exit 1; }; touch "$FAKE/running" ;;
+  stop) rm -f "$FAKE/running" ;;
+esac
+"""
+LAUNCHCTL = """#!/bin/sh
+echo "launchctl $*" >> "$FAKE/log"
+case "$1" in
+  print)
+    case "$2" in
+      */*/*) [ -e "$FAKE/running" ] || exit 113; printf 'x = {\\n\\tstate = running\\n\\tpid = 4711\\n}\\n' ;;
+    esac ;;
+  bootstrap|kickstart) touch "$FAKE/running" ;;
+  bootout|kill) rm -f "$FAKE/running" ;;
+esac
+"""
+SAYS = """#!/bin/sh
+echo "$(basename "$0") $*" >> "$FAKE/log"
+[ "$(basename "$0")" = loginctl ] && echo no
+exit 0
+"""
+
+
+@dataclass
+class Scratch:
+    """A home, and a platform that can be looked into."""
+
+    home: Path
+    fake: Path
+
+    def call(self, *words: str, code: int = 0) -> Result:
+        done = CliRunner().invoke(app, ["service", *words], catch_exceptions=False)
+        assert done.exit_code == code, done.output
+        return done
+
+    def did(self) -> list[str]:
+        """What was run since the last time, questions apart."""
+        log = self.fake / "log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        asking = (" --user show ", "loginctl show-user", "launchctl print", "ps ")
+        return [line for line in lines if not any(word in line for word in asking)]
+
+    def tree(self) -> dict[str, tuple[int, bytes]]:
+        """Everything below the home: mode and bytes."""
+        return {
+            str(path.relative_to(self.home)): (
+                path.lstat().st_mode,
+                path.read_bytes() if path.is_file() else b"",
+            )
+            for path in sorted(self.home.rglob("*"))
+        }
+
+    @property
+    def unit(self) -> Path:
+        return self.home / ".config" / "systemd" / "user" / UNIT
+
+    @property
+    def environment(self) -> Path:
+        return self.home / ".config" / "akosha-agent" / "environment"
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch) -> Scratch:
+    fake, home = tmp_path / "fake", tmp_path / "home"
+    fake.mkdir()
+    for name, text in (("systemctl", SYSTEMCTL), ("launchctl", LAUNCHCTL), ("loginctl", SAYS), ("ps", SAYS)):
+        (fake / name).write_text(text)
+        (fake / name).chmod(0o755)
+    (home / ".config" / "session-buddy").mkdir(parents=True)
+    (home / ".config" / "session-buddy" / "config.yaml").write_text("akosha_cloud_endpoint: file:///bucket\n")
+    (home / "Library" / "LaunchAgents").mkdir(parents=True)
+    for name in os.environ:
+        if name.startswith(("SESSION_BUDDY_", "AKOSHA_", "AWS_", "XDG_", "SSL_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("FAKE", str(fake))
+    monkeypatch.setenv("PATH", f"{fake}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(programs, "_TEMPORARY", ())
+    monkeypatch.setattr(programs.tempfile, "gettempdir", lambda: "/nowhere")
+    monkeypatch.chdir(home)
+    return Scratch(home, fake)
+
+
+def test_installed_upgraded_and_removed_nothing_is_left(scratch, monkeypatch):
+    before = scratch.tree()
+    done = scratch.call("install", "--data-dir", "some data")
+    assert str(scratch.unit) in done.output
+    assert "loginctl enable-linger" in done.output
+    assert scratch.did() == [
+        f"systemctl --user {words}" for words in ("daemon-reload", f"enable {UNIT}", f"start {UNIT}")
+    ]
+    assert f'ExecStart={COMMAND} run --data-dir "{scratch.home}/some data"\n' in scratch.unit.read_text()
+    assert stat.S_IMODE(scratch.environment.stat().st_mode) == 0o600
+    installed = scratch.tree()
+    standing = json.loads(scratch.call("status", "--json").output)
+    assert (standing["installed"], standing["enabled"], standing["running"]) == (True, True, True)
+    assert (standing["outdated"], standing["pid"], standing["path"]) == (False, 4711, str(scratch.unit))
+
+    assert "is as it must be" in scratch.call("install", "--data-dir", "some data").output
+    assert scratch.did() == []
+    assert scratch.tree() == installed
+
+    from agent.faces.service import systemd
+
+    newer = systemd.template(f"systemd/{UNIT}").replace("Nice=10", "Nice=11")
+    monkeypatch.setattr(systemd, "template", lambda _: newer)
+    assert json.loads(scratch.call("status", "--json").output)["outdated"]
+    assert "writes anew" in scratch.call("install", "--data-dir", "some data").output
+    assert scratch.did() == [f"systemctl --user {words}" for words in ("daemon-reload", f"restart {UNIT}")]
+    assert "Nice=11" in scratch.unit.read_text()
+    assert not list(scratch.unit.parent.glob("*.bak"))
+
+    scratch.call("uninstall")
+    assert scratch.did() == [
+        f"systemctl --user {words}" for words in (f"disable --now {UNIT}", "daemon-reload", f"reset-failed {UNIT}")
+    ]
+    assert scratch.tree() == before
+    assert "not installed" in scratch.call("uninstall").output
+    assert scratch.did() == []
+
+
+@pytest.mark.parametrize("words", [("install",), ("install", "--no-start", "--linger"), ("uninstall",)], ids=" ".join)
+def test_a_dry_run_says_all_and_changes_nothing(scratch, words):
+    if words == ("uninstall",):
+        scratch.call("install")
+        scratch.did()
+    before = scratch.tree()
+    done = scratch.call(*words, "--dry-run")
+    assert scratch.tree() == before
+    assert scratch.did() == []
+    assert str(scratch.unit) in done.output
+    assert "$ systemctl --user" in done.output
+    assert ("ExecStart=" in done.output) == (words[0] == "install")
+    assert ("$ loginctl enable-linger" in done.output) == ("--linger" in words)
+
+
+def test_what_the_user_changed_is_kept(scratch):
+    scratch.call("install")
+    scratch.unit.write_text(scratch.unit.read_text().replace("Nice=10", "Nice=1"))
+    scratch.environment.write_text("AWS_ACCESS_KEY_ID=canary-1\n")
+    scratch.environment.chmod(0o644)
+    done = scratch.call("install")
+    assert "drop-in" in done.output
+    assert "canary-1" not in done.output
+    assert "Nice=1\n" in scratch.unit.with_name(f"{UNIT}.bak").read_text()
+    assert "Nice=10\n" in scratch.unit.read_text()
+    assert stat.S_IMODE(scratch.environment.stat().st_mode) == 0o600
+    own = scratch.unit.with_name(f"{UNIT}.d")
+    own.mkdir()
+    assert str(own) in scratch.call("uninstall").output
+    assert not scratch.unit.exists()
+    assert own.exists()
+    assert scratch.environment.read_text() == "AWS_ACCESS_KEY_ID=canary-1\n"
+    assert scratch.unit.with_name(f"{UNIT}.bak").exists()
+
+
+def test_a_link_in_the_units_place_is_kept_and_not_followed(scratch):
+    theirs = scratch.home / "dotfiles.service"
+    theirs.write_text("[Service]\n")
+    scratch.unit.parent.mkdir(parents=True)
+    for target in (theirs, Path("/nowhere")):
+        scratch.unit.unlink(missing_ok=True)
+        scratch.unit.symlink_to(target)
+        assert "changed by somebody else" in scratch.call("install", "--no-start").output
+    assert theirs.read_text() == "[Service]\n"
+    assert scratch.unit.with_name(f"{UNIT}.bak").readlink() == theirs
+    assert scratch.unit.with_name(f"{UNIT}.bak2").is_symlink()
+    assert not scratch.unit.is_symlink()
+
+
+def test_a_linux_without_systemd_is_told_what_to_do(scratch, monkeypatch):
+    monkeypatch.setenv("PATH", str(scratch.home))
+    before = scratch.tree()
+    assert "systemctl cannot be run" in scratch.call("install", code=1).stderr
+    assert "deploy/README.md" in scratch.call("status", code=1).output
+    assert scratch.tree() == before
+
+
+def test_wrong_settings_end_it_with_2_before_anything_is_written(scratch):
+    before = scratch.tree()
+    done = scratch.call("install", "--settings", "none.yaml", code=2)
+    assert "none.yaml does not exist" in done.stderr
+    scratch.environment.parent.mkdir()
+    scratch.environment.write_text("SESSION_BUDDY_AKOSHA_MAX_RETRIES=many\n")
+    scratch.environment.chmod(0o600)
+    assert "akosha_max_retries" in scratch.call("install", code=2).stderr
+    scratch.environment.unlink()
+    scratch.environment.parent.rmdir()
+    assert scratch.tree() == before
+    assert scratch.did() == []
+
+
+def test_what_only_the_shell_has_is_warned_of(scratch, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-1")
+    done = scratch.call("install", "--no-start")
+    assert "AWS_SECRET_ACCESS_KEY" in done.stderr
+    assert "canary-1" not in done.output
+    assert "macOS" in scratch.call("install", "--with-environment", code=1).stderr
+
+
+def test_without_a_session_the_cure_is_named_and_the_file_can_be_written(scratch):
+    before = scratch.tree()
+    (scratch.fake / "unreachable").touch()
+    done = scratch.call("install", code=1)
+    for word in ("Failed to connect to bus", "machinectl shell", "enable-linger", "--no-start"):
+        assert word in done.stderr
+    assert scratch.tree() == before
+    assert scratch.did() == []
+    scratch.call("install", "--no-start")
+    assert scratch.did() == [f"systemctl --user enable {UNIT}"]
+    assert scratch.unit.exists()
+    assert "cannot be reached" in scratch.call("status", code=1).output
+    scratch.call("uninstall")
+    assert scratch.did() == [f"systemctl --user disable {UNIT}"]
+    assert scratch.tree() == before
+
+
+def test_started_stopped_and_looked_at(scratch):
+    assert "not installed" in scratch.call("start", code=1).stderr
+    scratch.call("install", "--no-start")
+    assert "running    no" in scratch.call("status", code=1).output
+    scratch.did()
+    for word in ("start", "restart", "stop"):
+        scratch.call(word)
+    assert scratch.did() == [f"systemctl --user {word} {UNIT}" for word in ("start", "restart", "stop")]
+    (scratch.fake / "broken").touch()
+    assert "Job failed" in scratch.call("start", code=1).stderr
+
+
+def test_a_home_of_somebody_else_is_refused(scratch, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: ME + 1)
+    assert "without sudo" in scratch.call("install", code=1).stderr
+    assert not scratch.unit.exists()
+
+
+def test_the_log_is_the_journals_or_the_file_of_the_settings(scratch, monkeypatch):
+    scratch.call("install")
+    became = []
+
+    def become(_, *words):
+        became.extend(words)
+        raise SystemExit(0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Runner, "become", become)
+        scratch.call("logs", "-f", "-n", "5")
+    assert became == ["journalctl", f"--user-unit={UNIT}", "--lines=5", "--no-pager", "--follow"]
+    (scratch.home / "agent.log").write_text("one\ntwo\n")
+    scratch.environment.write_text(f"AKOSHA_AGENT_LOG_FILE={scratch.home}/agent.log\n")
+    done = subprocess.run([COMMAND, "service", "logs", "-n", "1"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "two\n", "")
+
+
+def test_launchds_agent_installed_upgraded_and_removed_nothing_is_left(scratch, monkeypatch):
+    monkeypatch.setattr(standings, "keeper_of", Launchd)
+    before = scratch.tree()
+    file = scratch.home / "Library" / "LaunchAgents" / "org.akosha.agent.plist"
+    target = f"gui/{ME}/org.akosha.agent"
+    scratch.call("install")
+    assert scratch.did() == [f"launchctl enable {target}", f"launchctl bootstrap gui/{ME} {file}"]
+    assert scratch.call("status").output.startswith("installed")
+    scratch.call("install")
+    assert scratch.did() == []
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-1")
+    assert "canary-1" not in scratch.call("install", "--with-environment", "--dry-run").output
+    assert "canary-1" not in scratch.call("install", "--with-environment").output
+    assert scratch.did() == [f"launchctl bootout {target}", f"launchctl bootstrap gui/{ME} {file}"]
+    assert "canary-1" in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "canary-2")
+    assert "lasting" in scratch.call("install", "--with-environment", code=1).stderr
+    for word in ("stop", "start"):
+        scratch.call(word)
+    assert scratch.did() == [f"launchctl kill SIGTERM {target}", f"launchctl bootstrap gui/{ME} {file}"]
+    scratch.call("uninstall")
+    assert scratch.did() == [f"launchctl bootout {target}"]
+    assert scratch.tree() == before

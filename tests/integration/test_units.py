@@ -1,0 +1,91 @@
+"""The units, looked at by systemd itself."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from agent.faces.service.keeper import Order
+from agent.faces.service.runner import Runner
+from agent.faces.service.systemd import UNIT, Systemd
+
+DEPLOY = Path(__file__).parents[2] / "deploy" / "systemd"
+ANALYZE = shutil.which("systemd-analyze")
+NOTHING = "/bin/true"
+
+pytestmark = pytest.mark.skipif(ANALYZE is None, reason="there is no systemd-analyze on this machine")
+
+
+@pytest.fixture
+def analyze(tmp_path):
+    """Run systemd-analyze as a user's manager would look at things."""
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700)
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        environ = os.environ | {"XDG_RUNTIME_DIR": str(runtime), "HOME": str(tmp_path), "SYSTEMD_PAGER": "cat"}
+        command = [str(ANALYZE), *map(str, words)]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def knows_offline() -> bool:
+    said = subprocess.run([str(ANALYZE), "--version"], capture_output=True, text=True, timeout=60).stdout
+    return int(re.search(r"systemd (\d+)", said)[1]) >= 250
+
+
+def made(tmp_path: Path) -> Path:
+    """The user's unit, as it is really installed."""
+    keeper = Systemd(tmp_path, Runner({}, say=lambda _: None))
+    text = keeper.render(Order((NOTHING, "run", "--data-dir", '/a b/$HOME/%h/"q"')))
+    unit = tmp_path / UNIT
+    unit.write_text(text)
+    return unit
+
+
+def test_systemd_finds_nothing_wrong_with_the_users_unit(analyze, tmp_path):
+    done = analyze("--user", "--man=no", "verify", made(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_systemd_finds_nothing_wrong_with_the_reactors_unit(analyze, tmp_path):
+    text = (DEPLOY / "akosha-agent-react.service").read_text()
+    unit = tmp_path / "akosha-agent-react.service"
+    unit.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={NOTHING}", text))
+    done = analyze("--man=no", "verify", unit)
+    told = [line for line in done.stderr.splitlines() if unit.name in line]
+    assert (done.returncode, told) == (0, []), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "threshold"),
+    [
+        # 2.5 of these 6.1 are capabilities: offline, it takes the service for one of root. A user has none to drop.
+        pytest.param("user", 62, id="user"),
+        pytest.param("react", 20, id="react"),
+    ],
+)
+def test_the_units_are_shut_in(analyze, tmp_path, kind, threshold):
+    if not knows_offline():
+        pytest.skip("this systemd-analyze cannot look at a file alone")
+    unit = made(tmp_path) if kind == "user" else DEPLOY / "akosha-agent-react.service"
+    done = analyze("security", "--offline=true", f"--threshold={threshold}", unit)
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr
+
+
+def test_the_users_unit_has_no_line_that_needs_privileges(tmp_path):
+    """Such a line keeps it from starting (status 218), or does nothing, or needs user namespaces."""
+    keys = {line.partition("=")[0] for line in made(tmp_path).read_text().splitlines() if re.match(r"\w+=", line)}
+    stopping = {"CapabilityBoundingSet", "PrivateDevices", "ProtectClock", "ProtectKernelLogs", "ProtectKernelModules"}
+    silent = {"ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateNetwork", "PrivateUsers", "ReadWritePaths", "User"}
+    assert keys & (stopping | silent) == set()
+
+
+def test_the_users_unit_needs_no_systemd_newer_than_252(tmp_path):
+    text = made(tmp_path).read_text()
+    assert re.search(r"(?m)^Type=notify$", text)
+    assert not re.search(r"(?m)^(RestartSteps|RestartMaxDelaySec|RestartMode|MemoryZSwapMax)=", text)

@@ -1,0 +1,221 @@
+"""What the service's files say: sealed, quoted, and read back."""
+
+import plistlib
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from agent.domain.errors import AkoshaError
+from agent.faces.service import program as programs, sealed
+from agent.faces.service.environment import EMPTY, left_behind, must_close, read_environment
+from agent.faces.service.keeper import Order
+from agent.faces.service.launchd import Launchd
+from agent.faces.service.runner import Runner
+from agent.faces.service.sealed import Seal
+from agent.faces.service.systemd import Systemd
+
+HOME = Path("/home/jo")
+LAUNCHD_KEYS = {
+    "Label": str,
+    "ProgramArguments": list,
+    "EnvironmentVariables": dict,
+    "WorkingDirectory": str,
+    "RunAtLoad": bool,
+    "KeepAlive": dict,
+    "ThrottleInterval": int,
+    "ExitTimeOut": int,
+    "ProcessType": str,
+    "LowPriorityIO": bool,
+    "Nice": int,
+    "Umask": int,
+    "SoftResourceLimits": dict,
+    "StandardOutPath": str,
+    "StandardErrorPath": str,
+}
+"""Of launchd.plist(5), with their types: launchd passes over what it does not know, and says nothing."""
+
+
+def runner(**environ: str) -> Runner:
+    return Runner(environ, say=lambda _: None)
+
+
+def systemd() -> Systemd:
+    return Systemd(HOME, runner())
+
+
+def launchd() -> Launchd:
+    return Launchd(HOME, runner())
+
+
+WORDS = [
+    pytest.param(("/home/jo/.local/bin/akosha-agent", "run"), id="plain"),
+    pytest.param(("/usr/bin/python3", "-m", "agent", "run", "--state-dir", "/mnt/a b"), id="space"),
+    pytest.param(("/opt/50%/$HOME/akosha-agent", "run", "--data-dir", "/d/100% of $HOME ${X} %h"), id="expansions"),
+    pytest.param(("/bin/a", "run", "--settings", '/s/"q"\\t\'s;#é&<>'), id="quotes"),
+]
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("keeper", [systemd(), launchd()], ids=["systemd", "launchd"])
+def test_the_command_can_be_read_back_from_the_file(keeper, words, tmp_path):
+    path = tmp_path / "file"
+    sealed.place(path, keeper.render(Order(words)), 0o600)
+    state, text = sealed.read(path)
+    assert state is Seal.WHOLE
+    assert keeper.order_in(text).words == words
+    assert keeper.render(keeper.order_in(text)) == text
+
+
+def test_systemd_is_given_words_as_it_reads_them():
+    text = systemd().render(Order(("/opt/a b%c/akosha-agent", "run", "--data-dir", '/x/$y %z "q" \\n')))
+    assert 'ExecStart="/opt/a b%%c/akosha-agent" run --data-dir "/x/$$y %%z \\"q\\" \\\\n"\n' in text
+
+
+@pytest.mark.parametrize("word", ['/a"b', "/a'b", "/a\\b", "/a\nb"])
+def test_systemd_takes_no_program_with_quotes_in_its_path(word):
+    with pytest.raises(AkoshaError, match="cannot name"):
+        systemd().render(Order((word, "run")))
+
+
+@pytest.mark.parametrize("words", [b"", b"\n", b"# \n", b"ExecStartPre=/bin/true\n"])
+def test_any_change_by_others_breaks_the_seal(words, tmp_path):
+    path = tmp_path / "unit"
+    text = systemd().render(Order(("/bin/a", "run"))).encode()
+    path.write_bytes(text + words)
+    assert sealed.read(path)[0] is (Seal.BROKEN if words else Seal.WHOLE)
+    path.write_bytes(text.replace(b"Nice=10", b"Nice=1"))
+    assert sealed.read(path)[0] is Seal.BROKEN
+
+
+def test_what_others_wrote_is_never_taken_for_ours(tmp_path):
+    path = tmp_path / "unit"
+    assert sealed.read(path)[0] is Seal.ABSENT
+    for content in (b"", b"[Service]\n", b"\xff\xfe"):
+        path.write_bytes(content)
+        assert sealed.read(path)[0] is Seal.BROKEN
+
+
+def test_setting_aside_loses_no_earlier_one(tmp_path):
+    path = tmp_path / "unit"
+    for number in range(3):
+        path.write_text(str(number))
+        sealed.set_aside(path)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"unit.bak": "0", "unit.bak2": "1", "unit.bak3": "2"}
+
+
+def test_the_launchd_agent_has_documented_keys_of_the_right_types():
+    text = launchd().render(Order(("/opt/tools/akosha-agent", "run")))
+    document = plistlib.loads(text.encode())
+    assert {key: type(value) for key, value in document.items()} == {key: LAUNCHD_KEYS[key] for key in document}
+    assert document["ProgramArguments"] == ["/opt/tools/akosha-agent", "run"]
+    assert document["KeepAlive"] == {"SuccessfulExit": False}
+    assert document["ProcessType"] == "Background"
+    assert document["LowPriorityIO"] is True
+    assert document["Umask"] == 0o077
+    assert document["ExitTimeOut"] > 10
+    assert document["StandardErrorPath"] == "/home/jo/Library/Logs/akosha-agent.log"
+    assert document["EnvironmentVariables"] == {
+        "PATH": "/opt/tools:/home/jo/.local/bin:/opt/homebrew/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+    }
+    assert "USER" not in text
+
+
+@pytest.mark.parametrize("name", ["org.akosha.agent", "org.akosha.agent-react"])
+def test_the_launchd_templates_have_documented_keys_of_the_right_types(name):
+    file = Path(__file__).parents[2] / "deploy" / "launchd" / f"{name}.plist"
+    document = plistlib.loads(file.read_bytes())
+    assert document["Label"] == name
+    assert {key: type(value) for key, value in document.items()} == {key: LAUNCHD_KEYS[key] for key in document}
+
+
+def test_credentials_in_the_launchd_agent_are_private_and_never_printed():
+    keeper, order = launchd(), Order(("/bin/a", "run"), {"AWS_SECRET_ACCESS_KEY": "canary-1"})
+    text = keeper.render(order)
+    assert plistlib.loads(text.encode())["EnvironmentVariables"]["AWS_SECRET_ACCESS_KEY"] == "canary-1"
+    assert keeper.mode(order) == 0o600
+    assert "canary-1" not in keeper.shown(text)
+    assert "AWS_SECRET_ACCESS_KEY" in keeper.shown(text)
+
+
+def test_the_environment_file_is_read_as_systemd_reads_it(tmp_path):
+    path = tmp_path / "environment"
+    path.write_text("# A=1\n; B=2\n\n C = 3 4 \nD=\"5 6\"\nE='7'\nnothing\n9=8\nF=a=b\nG=one\\\ntwo\nH=\n")
+    assert read_environment(path) == {"C": "3 4", "D": "5 6", "E": "7", "F": "a=b", "G": "onetwo", "H": ""}
+    path.write_text(EMPTY)
+    assert read_environment(path) == {}
+    assert read_environment(tmp_path / "none") == {}
+
+
+def test_what_only_this_shell_has_is_named():
+    environ = {"AWS_PROFILE": "x", "AKOSHA_CLOUD_BUCKET": "b", "https_proxy": "p", "HOME": "h", "SESSION_BUDDY_X": "y"}
+    assert left_behind(environ, {"AKOSHA_CLOUD_BUCKET"}) == ["AWS_PROFILE", "https_proxy"]
+
+
+def test_an_environment_file_that_is_no_file_is_refused(tmp_path):
+    assert not must_close(tmp_path / "none")
+    with pytest.raises(AkoshaError, match="not a file of yours"):
+        must_close(tmp_path)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A home outside of the directories for temporary files."""
+    monkeypatch.setattr(programs, "_TEMPORARY", ())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path
+
+
+def installed(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    command = folder / "akosha-agent"
+    command.touch(0o755)
+    return command
+
+
+def python(command: Path) -> str:
+    return str(command.with_name("python"))
+
+
+def test_the_link_that_survives_upgrades_is_preferred(place):
+    command = installed(place / "share" / "uv" / "tools" / "akosha-agent" / "bin")
+    assert programs.program(place, {}, python=python(command)) == (str(command),)
+    link = place / ".local" / "bin" / "akosha-agent"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(command)
+    assert programs.program(place, {}, python=python(command)) == (str(link),)
+    other = place / "bin" / "akosha-agent"
+    other.parent.mkdir()
+    other.symlink_to(command)
+    assert programs.program(place, {"PIPX_BIN_DIR": str(other.parent)}, python=python(command)) == (str(other),)
+
+
+def test_a_link_to_another_installation_is_left_alone(place):
+    command, other = installed(place / "venv" / "bin"), installed(place / "other" / "bin")
+    link = place / ".local" / "bin" / "akosha-agent"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(other)
+    assert programs.program(place, {}, python=python(command)) == (str(command),)
+
+
+@pytest.mark.parametrize(
+    ("folder", "environ"),
+    [
+        pytest.param(".cache/uv/archive-v0/abc/bin", {}, id="uvx"),
+        pytest.param("elsewhere/archive-v0/abc/bin", {"UV_CACHE_DIR": "elsewhere"}, id="uvx-cache-dir"),
+        pytest.param(".local/share/pipx/.cache/abc/bin", {}, id="pipx-run"),
+        pytest.param("px/.cache/abc/bin", {"PIPX_HOME": "px"}, id="pipx-home"),
+        pytest.param("tmp/venv/bin", {}, id="temporary"),
+    ],
+)
+def test_a_place_that_will_be_gone_is_refused_with_the_cure(place, folder, environ):
+    command = installed(place / folder)
+    with pytest.raises(AkoshaError, match="would lose it") as refused:
+        programs.program(place, {key: str(place / value) for key, value in environ.items()}, python=python(command))
+    assert "uv tool install" in refused.value.hint
+
+
+def test_where_there_is_no_command_python_starts_the_module(place):
+    own = place / "venv" / "bin"
+    own.mkdir(parents=True)
+    assert programs.program(place, {}, python=str(own / "python")) == (str(own / "python"), "-m", "agent")
