@@ -3,6 +3,7 @@
 import json
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -58,8 +59,9 @@ def run(data_dir: DataDir = None, state_dir: StateDir = None, settings: Settings
     """Watch the databases and sync what changes, until stopped (Ctrl-C or SIGTERM)."""
     from agent.faces.run import run_until_stopped  # noqa: PLC0415 - what only this command needs
 
-    loaded = load_settings(data_dir, state_dir, settings)
-    finish(run_until_stopped(loaded.settings), stopped=0)
+    loaded = load_settings(data_dir, state_dir, settings, to_file=True)
+    again = partial(read_settings, data_dir, state_dir, settings, cwd=Path.cwd(), quiet=False, to_file=True)
+    finish(run_until_stopped(loaded.settings, again), stopped=0)
 
 
 @app.command()
@@ -216,7 +218,7 @@ def react(
     """
     from agent.faces.react import react as work  # noqa: PLC0415 - what only this command needs
 
-    loaded = load_settings(None, state_dir, settings, quiet=once)
+    loaded = load_settings(None, state_dir, settings, quiet=once, to_file=True)
     finish(work(loaded.settings, systems=frozenset(system or ()), once=once), stopped=None if once else 0)
 
 

@@ -62,7 +62,7 @@ def test_a_command_is_run_until_it_succeeds_and_later_results_wait_behind_it(mac
     machine.sync()
     with machine.started("events", "--exec", FAILS_TWICE, "--durable", "hook") as following:
         failures = following.logged("command_failed", 2)
-        assert [(one["exit_code"], one["again_seconds"]) for one in failures] == [(41, 1.0), (42, 2.0)]
+        assert [(one["exit_code"], one["delay_seconds"]) for one in failures] == [(41, 1.0), (42, 2.0)]
         runs = printed(following, "run ", 4)
         until_settled(fresh_nats, "hook", 2)
         assert following.stop(signal.SIGINT) == 128 + signal.SIGINT

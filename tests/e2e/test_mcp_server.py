@@ -250,6 +250,7 @@ def test_where_an_agent_runs_it_does_the_sync_and_the_status_shows_it(machine, t
         assert (result["success"], result["outcome"]) == (True, "succeeded")
         agent.logged("sync_succeeded", request_id=result["request_id"])
         assert f"process {agent.pid} (run) is at work" in assistant.told[1][2]
+        assert [message for *_, message in assistant.told if message.startswith("cloud: ")]
         assert result["upload_id"] in assistant.told[-1][2]
         told = assistant.status()
         assert (told["running"]["pid"], told["running"]["command"]) == (agent.pid, "run")

@@ -212,6 +212,7 @@ async def test_what_fails_for_a_cancelled_caller_is_logged_also_when_it_was_canc
 async def test_an_opening_that_is_cancelled_leaves_nothing_open(tmp_path):
     path = tmp_path / "ledger.db"
     await (await opened(path)).aclose()
+    others = set(threading.enumerate())
     other = held(path)
     opening = asyncio.create_task(opened(path), name="opening")
     await asyncio.sleep(0)
@@ -221,7 +222,7 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_open(tmp_path):
     other.close()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    for thread in threading.enumerate():
+    for thread in {*threading.enumerate()} - others:
         if thread.name.startswith("ledger"):
             await asyncio.to_thread(thread.join, 30)
             assert not thread.is_alive()

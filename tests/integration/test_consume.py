@@ -143,7 +143,7 @@ async def test_a_command_that_fails_is_run_again_later_and_later_up_to_a_minute(
         async with asyncio.timeout(SECONDS):
             await running
     failures = [one for one in logs if one["event"] == "command_failed"]
-    assert [one["again_seconds"] for one in failures] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert [one["delay_seconds"] for one in failures] == [1, 2, 4, 8, 16, 32, 60, 60]
     assert {one["exit_code"] for one in failures} == {-signal.SIGKILL}
 
 

@@ -74,7 +74,7 @@ async def test_akosha_may_go_in_the_middle_of_many_systems_and_come_back(home, a
     loop = asyncio.get_running_loop()
 
     def go(_tool, _arguments):
-        if len(akosha.calls) == 5:
+        if len(akosha.calls) >= 5:  # several come at once
             loop.call_soon_threadsafe(gone.set)
 
     akosha.interfere = go

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from agent.domain.errors import SettingsError
-from agent.settings import MASK, Settings, load, rows, variable
+from agent.domain.errors import MASK, SettingsError
+from agent.settings import Settings, load, rows, variable
 from agent.settings.tree import FIELDS, SECRET
 
 CANARY = "c4n4ry-s3cr3t"

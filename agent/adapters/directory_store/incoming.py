@@ -127,6 +127,17 @@ def sweep(root: Path, prefix: str) -> int:
     return removed
 
 
+def left_behind(root: Path, prefix: str) -> int:
+    """Return how many files `sweep` would remove. Removes nothing."""
+    top = root / HIDDEN / "incoming"
+    return sum(
+        _is_dead(Path(folder) / name)
+        for folder, _, names in os.walk(top)
+        if Path(folder).relative_to(top).as_posix().startswith(prefix)
+        for name in names
+    )
+
+
 def prune(folder: Path, stop: Path) -> None:
     """Remove `folder` and those above it, up to and without `stop`, as far as they are empty."""
     while folder != stop and stop in folder.parents:
@@ -179,6 +190,15 @@ def _remove_if_dead(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _is_dead(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+    except OSError:  # at work, gone, or on a file system without locks: nobody knows
+        return False
 
 
 def _older_than_now(path: Path, seconds: float) -> bool:

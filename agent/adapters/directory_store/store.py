@@ -133,6 +133,10 @@ class DirectoryStore:
     async def sweep(self, prefix: str) -> int:
         return await self._run("sweep", "", lambda: incoming.sweep(self._root, prefix))
 
+    async def left_behind(self, prefix: str) -> int:
+        """Return how many unfinished puts `sweep` would remove."""
+        return await self._run("look into", "", lambda: incoming.left_behind(self._root, prefix))
+
     async def aclose(self) -> None:
         """Nothing is held between calls but a probe of a mount that hangs."""
         if self._probe is not None:
@@ -175,7 +179,7 @@ class DirectoryStore:
         try:
             return layout.is_there(self._root) or (not self._root.is_symlink() and layout.is_there(self._root.parent))
         except OSError as error:
-            log.debug("store_unavailable", reason=str(translate(error, "use", self._root, "")))
+            log.debug("store_unavailable", why=str(translate(error, "use", self._root, "")))
             return False
 
 

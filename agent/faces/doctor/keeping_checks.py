@@ -1,0 +1,138 @@
+"""What keeps the agent at work: the agent itself, the service, the hook; and the versions of everything."""
+
+import platform
+import re
+from importlib import metadata
+
+from agent import __version__
+from agent.application.examination import Finding, Level, error, ok, skipped, warning
+from agent.faces.doctor.ground import Ground
+from agent.faces.hook import claude_settings
+from agent.faces.hook.command_line import HookCommand
+from agent.faces.service import look as look_at_service
+from agent.wiring.examination import aside
+
+AGENT, SERVICE, HOOK, VERSIONS = "agent", "service", "session-end hook", "versions"
+
+START = "akosha-agent service install (or, where it is installed, service start); by hand: akosha-agent run"
+RESTART = "akosha-agent service restart"
+INSTALL_HOOK = "akosha-agent hook install"
+SHOWN = ("duckdb", "botocore", "aioboto3", "nats-py", "watchfiles", "httpx2", "pydantic")
+"""Libraries whose versions matter when something is wrong."""
+
+_NAME_AND_LEAST = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*>=\s*([0-9.]+)\s*(?:;.*)?")
+
+
+async def agent(ground: Ground) -> list[Finding]:
+    """Does one run here, does it answer, is all well with it, and is it of this version?"""
+    holder = await ground.examination.holder()
+    if holder is None:
+        return [warning(AGENT, "none runs here: nothing is uploaded by itself", cure=START)]
+    if holder.command != "run":
+        return [ok(AGENT, f"{holder} is at work; an agent may start when it is done")]
+    try:
+        health = await ground.examination.health()
+    except OSError as why:
+        text = f"{holder} does not answer at its control socket: {why.strerror or why}"
+        return [error(AGENT, text, cure=f"{RESTART}, or end process {holder.pid} and start it again")]
+    if health is None:
+        text = f"{holder} has no control socket: an earlier version, or a path too long for one"
+        return [warning(AGENT, text, cure=f"{RESTART}; or set akosha_agent_state_dir to a shorter path")]
+    if health.trouble:
+        return [error(AGENT, f"{holder} says: {health.trouble}", cure=f"akosha-agent status says more; then {RESTART}")]
+    if health.version != __version__:
+        text = f"{holder} is of version {health.version or 'unknown'}, this is {__version__}"
+        return [warning(AGENT, text, cure=RESTART)]
+    return [ok(AGENT, f"{holder} runs and answers, version {health.version}")]
+
+
+async def service(ground: Ground) -> list[Finding]:
+    """Not installed is a warning: an agent may be run in other ways. An agent that runs by hand stands in for it."""
+    standing = await aside(lambda: look_at_service(ground.home, ground.environ))
+    cure = standing.cure or "akosha-agent service install"
+    if standing.path is None or not standing.keeper:
+        return [skipped(SERVICE, standing.detail)]
+    if not standing.installed:
+        return [warning(SERVICE, standing.detail, cure=cure)]
+    told = f"{standing.keeper}: {standing.detail}" if standing.detail else standing.keeper
+    if standing.cure:
+        by_hand = await ground.examination.holder() is not None
+        level = Level.WARNING if standing.running or by_hand else Level.ERROR
+        return [Finding(name=SERVICE, level=level, found=told, cure=cure, detail=standing.last_exit)]
+    remark = " (its file was edited by hand)" if standing.edited else ""
+    return [ok(SERVICE, f"{told}{remark}", detail=standing.linger)]
+
+
+async def hook(ground: Ground) -> list[Finding]:
+    found = await aside(lambda: claude_settings.look(claude_settings.settings_file(ground.home)))
+    if found.trouble:
+        cure = f"mend {found.path} where it says, then {INSTALL_HOOK}"
+        return [error(HOOK, found.trouble, cure=cure)]
+    if not found.installed:
+        text = f"not in {found.path}: a session's end is noticed by the files alone"
+        return [warning(HOOK, text, cure=INSTALL_HOOK)]
+    if found.switched_off:
+        cure = "take disableAllHooks out of it"
+        return [warning(HOOK, f"{found.path} has Claude Code run no hooks (disableAllHooks)", cure=cure)]
+    return await aside(lambda: [_judged(command, ground) for command in found.commands])
+
+
+def _judged(command: HookCommand, ground: Ground) -> Finding:
+    state = ground.settings.agent_state_dir
+    if not command.runs:
+        return error(HOOK, f"there is no program {command.program[0]} (any more)", cure=INSTALL_HOOK)
+    theirs = command.state_dir
+    if theirs is None or theirs.resolve() != state.resolve():
+        text = f"it leaves its notes in {theirs or 'the default state directory'}, the agent looks in {state}"
+        return error(HOOK, text, cure=INSTALL_HOOK)
+    return ok(HOOK, f"installed: {command}")
+
+
+async def versions(_ground: Ground) -> list[Finding]:
+    """Everything that a report should name; what is older than this agent needs, or missing, is an error."""
+    return await aside(_versions)
+
+
+def _versions() -> list[Finding]:
+    found = {name: _version(name) for name in SHOWN}
+    told = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
+    system = f"Python {platform.python_version()}, {platform.platform()}"
+    wrong = []
+    for name, least in _needed():
+        version = _version(name)
+        if not version:
+            wrong.append(f"{name} is missing")
+        elif _numbers(version) < _numbers(least):
+            wrong.append(f"{name} {version} is older than {least}")
+    if wrong:
+        cure = (
+            "install akosha-agent again: uv tool upgrade akosha-agent, pipx reinstall akosha-agent, or pip install -U"
+        )
+        return [
+            error(VERSIONS, f"akosha-agent {__version__}: {', '.join(wrong)}", cure=cure, detail=f"{system}; {told}")
+        ]
+    return [ok(VERSIONS, f"akosha-agent {__version__}, {system}", detail=told)]
+
+
+def _needed() -> list[tuple[str, str]]:
+    """Return name and least version of what every installation needs; nothing where it runs from its sources."""
+    try:
+        needed = metadata.requires("akosha-agent") or []
+    except metadata.PackageNotFoundError:
+        return []
+    matches = (_NAME_AND_LEAST.fullmatch(line) for line in needed if ";" not in line)
+    return [(match[1], match[2]) for match in matches if match]
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    numbers = [int(part) for part in re.findall(r"\d+", version.partition("+")[0])]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()  # 2.0 is 2
+    return tuple(numbers)

@@ -1,0 +1,50 @@
+"""`doctor`: takes all looks at once, prints what was found, and ends with what it is worth."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+
+from agent.application.examination import Finding, examine, exit_code
+from agent.domain.errors import SettingsError
+from agent.faces import logs
+from agent.faces.command import read_settings
+from agent.faces.doctor.ground import Ground
+from agent.faces.doctor.registry import ALL, Entry, checks
+from agent.faces.doctor.screen import document, show
+
+SECONDS = 20.0
+"""For all checks together: each has as long, for they are made side by side."""
+
+
+def ground_of(data_dir: Path | None, state_dir: Path | None, settings_file: Path | None) -> Ground:
+    """Read the settings; where they are wrong, what is left without them. The log says nothing of its own here."""
+    logs.configure("CRITICAL", "auto")
+    try:
+        loaded = read_settings(data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=True)
+    except SettingsError as trouble:
+        return Ground.despite(trouble, data_dir, state_dir)
+    if loaded.settings.agent_log_level != "DEBUG":
+        logs.configure("CRITICAL", loaded.settings.agent_log_format)  # what would be logged is among the findings
+    return Ground.of(loaded)
+
+
+async def look_around(
+    ground: Ground, entries: Sequence[Entry] = ALL, *, seconds: float = SECONDS
+) -> list[tuple[str, Finding]]:
+    """Make the checks; return (group, finding) in their order."""
+    try:
+        return await examine(checks(ground, entries), seconds=seconds)
+    finally:
+        await ground.examination.aclose()
+
+
+async def diagnose(ground: Ground, *, as_json: bool) -> int:
+    """Print what was found. Returns 0 (well), 1 (warnings) or 2 (errors)."""
+    found = await look_around(ground)
+    if as_json:
+        typer.echo(json.dumps(document(found), indent=2, ensure_ascii=False))
+    else:
+        show(found)
+    return exit_code([finding for _, finding in found])

@@ -1,0 +1,36 @@
+"""`akosha-agent doctor`, as people and programs run it."""
+
+import pytest
+
+from tests.fakes.machine import Machine
+
+SECRETS = ("canary-http-token", "AKIACANARYCANARYCANA", "canary+aws/secret")
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """One whose every secret is a canary: no command of it may print one."""
+    machine = Machine(tmp_path, http_token=SECRETS[0], enable_fallback=False, sync_enabled="false")
+    machine.environ |= {"AWS_ACCESS_KEY_ID": SECRETS[1], "AWS_SECRET_ACCESS_KEY": SECRETS[2]}
+    machine.secrets = SECRETS
+    return machine
+
+
+@pytest.mark.long
+def test_everything_is_looked_at_beside_a_running_agent_and_nothing_is_changed(machine):
+    machine.write(commits=1)
+    with machine.run() as agent:
+        before = {path: path.stat().st_mtime_ns for path in machine.data.iterdir()}
+        done = machine.call("doctor", "--json")
+        assert {path: path.stat().st_mtime_ns for path in machine.data.iterdir()} == before
+    assert done.err == ""
+    found = {check["name"]: check for check in done.json["checks"]}
+    well = {"settings", "data directory", "state directory", "free space", "ledger", "bucket", "leftovers", "versions"}
+    well |= {"database reflection", "agent", "Session-Buddy's own sync"}
+    assert {name: found[name] for name in well if found[name]["level"] != "ok"} == {}
+    assert f"process {agent.pid} (run)" in found["agent"]["found"]
+    assert {name for name, check in found.items() if check["level"] == "skipped"} >= {"credentials", "Akosha", "NATS"}
+    assert found["session-end hook"]["cure"] == "akosha-agent hook install"
+    assert all(check["cure"] for check in found.values() if check["level"] in ("warning", "error"))
+    assert (done.code, done.json["healthy"]) == (1, False)  # neither hook nor service are installed here
+    assert not list(machine.bucket.rglob(".probe*"))

@@ -1,0 +1,117 @@
+"""What hangs or is closed while doctor looks: it is told, and keeps nothing else from being told."""
+
+import asyncio
+import os
+import socket
+import threading
+
+import pytest
+import structlog
+
+from agent.adapters import host_facts
+from agent.application.examination import Level
+from agent.faces.doctor.ground import Ground
+from agent.faces.doctor.registry import ALL
+from agent.faces.doctor.run import diagnose, ground_of, look_around
+from agent.settings import Settings
+from agent.wiring import examination as instruments
+from agent.wiring.examination import Examination
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+LOCAL = [entry for entry in ALL if entry.name != "service"]
+
+
+@pytest.fixture
+def settings(tmp_path):
+    (tmp_path / "data").mkdir()
+    return {"agent_data_dir": tmp_path / "data", "agent_state_dir": tmp_path / "state", "system_id": "laptop"}
+
+
+def ground_at(home, settings):
+    tree = Settings(**settings)
+    return Ground(settings=tree, examination=Examination(tree), environ={}, cwd=home, home=home)
+
+
+def by_name(found):
+    return {finding.name: finding for _, finding in found}
+
+
+async def test_servers_that_take_connections_and_never_answer_hold_up_nobody(settings, tmp_path, aws, monkeypatch):
+    monkeypatch.setattr(instruments, "PATIENCE_SECONDS", 60)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        port = silent.getsockname()[1]
+        ground = ground_at(
+            tmp_path,
+            settings
+            | {"cloud_bucket": "memories", "cloud_endpoint": f"http://127.0.0.1:{port}"}
+            | {"http_endpoint": f"http://127.0.0.1:{port}/mcp", "agent_nats_url": f"nats://127.0.0.1:{port}"},
+        )
+        found = by_name(await look_around(ground, LOCAL, seconds=3))
+    for name in ("bucket", "leftovers", "clock", "NATS"):
+        assert (found[name].level, "no answer" in found[name].found) == (Level.ERROR, True), found[name]
+    assert found["Akosha"].level in (Level.ERROR, Level.WARNING)
+    assert found["data directory"].level is Level.OK
+    assert found["state directory"].level is Level.OK
+    assert all(one.cure for one in found.values() if one.level in (Level.WARNING, Level.ERROR))
+
+
+def test_a_share_that_hangs_is_told_and_the_process_comes_to_its_end(settings, tmp_path, monkeypatch):
+    """As an NFS server that is gone: the system call does not return, whatever is cancelled."""
+    gone, real = threading.Event(), host_facts.folder
+
+    def folder(path):
+        if path == settings["agent_data_dir"]:
+            gone.wait(60)
+        return real(path)
+
+    monkeypatch.setattr(host_facts, "folder", folder)
+    try:
+        entries = [entry for entry in LOCAL if entry.name not in ("Akosha", "clock")]
+        found = by_name(asyncio.run(look_around(ground_at(tmp_path, settings), entries, seconds=0.5)))
+    finally:
+        gone.set()
+    assert found["data directory"].level is Level.ERROR
+    assert "mount" in found["data directory"].cure
+    assert found["versions"].level is Level.OK
+    assert found["inotify"].level is not Level.ERROR
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home of the test's own, and no log that outlives it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith(("AKOSHA_", "SESSION_BUDDY_", "AWS_", "XDG_STATE")):
+            monkeypatch.delenv(name)
+    yield tmp_path
+    structlog.reset_defaults()
+
+
+def test_settings_that_are_wrong_are_the_finding_and_the_rest_is_looked_at(home, monkeypatch, capsys):
+    monkeypatch.setenv("SESSION_BUDDY_AKOSHA_MAX_RETRIES", "many")
+    monkeypatch.setenv("AKOSHA_AGENT_STATE_DIR", "~/state")
+    (home / "data").mkdir()
+    (home / "data" / "reflection.duckdb").touch()
+    (home / ".claude").mkdir()
+    (home / ".claude" / "settings.json").write_text("{")
+    ground = ground_of(home / "data", None, None)
+    assert ground.settings.agent_state_dir == home / "state"
+    assert asyncio.run(diagnose(ground, as_json=False)) == 2
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert said.err == ""
+    assert lines[0].startswith("error    settings: akosha_max_retries is 'many' (env SESSION_BUDDY_AKOSHA_MAX_RETRIES)")
+    assert lines[1].startswith("         -> correct it")
+    assert any(line.startswith("error    database reflection: ") for line in lines)
+    assert any(line.startswith("error    session-end hook: ") for line in lines)
+    assert any(line.startswith("skipped  bucket: the settings are wrong") for line in lines)
+    assert not (home / "state").exists()
+
+
+def test_directories_that_are_wrong_themselves_leave_the_defaults(home, monkeypatch):
+    monkeypatch.setenv("AKOSHA_AGENT_STATE_DIR", "~nobody-of-this-name/state")
+    ground = ground_of(None, None, None)
+    assert ground.trouble is not None
+    assert ground.settings.agent_data_dir == home / ".claude" / "data"

@@ -1,0 +1,171 @@
+"""What a check says, how all are made at once, and what is printed of it."""
+
+import asyncio
+import io
+import json
+import threading
+
+import pytest
+from rich.console import Console
+
+from agent.application.examination import (
+    Check,
+    Finding,
+    Level,
+    error,
+    examine,
+    exit_code,
+    ok,
+    skipped,
+    warning,
+    wrong,
+)
+from agent.domain.errors import StoreError
+from agent.faces.doctor.registry import ALL
+from agent.faces.doctor.screen import document, plain, show
+
+CANARY = "canary-in-the-text-of-somebody-elses-error"
+
+
+def check(name, look, *, cure="turn it off and on"):
+    return Check(group="g", name=name, look=look, silent_cure=cure)
+
+
+async def fine():
+    return [ok("fine", "well")]
+
+
+async def hangs():
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("level", [Level.WARNING, Level.ERROR])
+def test_what_is_wrong_cannot_be_told_without_a_cure(level):
+    with pytest.raises(ValueError, match="mends"):
+        Finding(name="x", level=level, found="broken")
+
+
+def test_an_errors_hint_is_the_cure_and_a_question_is_followed_by_one():
+    assert wrong("x", StoreError("no", hint="do this"), cure="or that").cure == "do this"
+    assert wrong("x", StoreError("no"), cure="do that").cure == "do that"
+    assert wrong("x", StoreError("no", hint="is it there?"), cure="look").cure == "is it there? look"
+
+
+async def test_a_check_that_hangs_is_an_error_and_the_others_come_to_their_end():
+    found = await examine([check("a", fine), check("b", hangs), check("c", fine)], seconds=0.05)
+    assert [(finding.name, finding.level) for _, finding in found] == [
+        ("fine", Level.OK),
+        ("b", Level.ERROR),
+        ("fine", Level.OK),
+    ]
+    assert found[1][1].cure == "turn it off and on"
+
+
+async def test_checks_are_made_side_by_side():
+    met = asyncio.Barrier(3)
+
+    async def meets():
+        await met.wait()
+        return [ok("met", "all three are here")]
+
+    found = await examine([check(str(n), meets) for n in range(3)], seconds=20)
+    assert [finding.level for _, finding in found] == [Level.OK] * 3
+
+
+async def test_what_a_check_raises_is_a_finding_and_a_strangers_text_is_not_shown():
+    async def ours():
+        raise StoreError("the bucket is gone", hint="make it")
+
+    async def theirs():
+        raise RuntimeError(CANARY)
+
+    (_, first), (_, second) = await examine([check("a", ours), check("b", theirs)], seconds=20)
+    assert (first.level, first.found, first.cure) == (Level.ERROR, "the bucket is gone", "make it")
+    assert second.level is Level.ERROR
+    assert "RuntimeError" in second.found
+    assert CANARY not in repr(second)
+
+
+async def test_a_command_that_is_cancelled_leaves_no_check_behind():
+    examining = asyncio.create_task(examine([check("a", hangs)], seconds=20))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    examining.cancel()
+    await asyncio.wait({examining})
+    assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("check-")] == []
+
+
+@pytest.mark.parametrize(
+    ("levels", "code"),
+    [("oo", 0), ("os", 0), ("ow", 1), ("we", 2), ("", 0)],
+    ids=["well", "skipped", "warning", "error", "nothing"],
+)
+def test_the_worst_finding_decides_how_the_command_ends(levels, code):
+    make = {
+        "o": lambda: ok("x", "y"),
+        "s": lambda: skipped("x", "y"),
+        "w": lambda: warning("x", "y", cure="z"),
+        "e": lambda: error("x", "y", cure="z"),
+    }
+    found = [make[letter]() for letter in levels]
+    assert exit_code(found) == code
+    assert document([("g", one) for one in found])["healthy"] is (code == 0)
+
+
+def test_every_check_has_a_name_of_its_own_and_a_cure_for_silence():
+    assert len({entry.name for entry in ALL}) == len(ALL)
+    assert all(entry.silent_cure for entry in ALL)
+
+
+FOUND = [
+    ("one", ok("good", "all well", detail="more")),
+    ("one", error("bad", "broken \x1b[2J[red]", cure="mend it")),
+    ("two", skipped("left", "not set up")),
+]
+
+
+def test_in_a_pipe_each_finding_is_a_line_and_its_cure_another_and_nothing_steers_a_terminal():
+    lines = plain(FOUND)
+    assert lines == [
+        "ok       good: all well (more)",
+        "error    bad: broken  [2J[red]",
+        "         -> mend it",
+        "skipped  left: not set up",
+    ]
+
+
+def test_on_a_terminal_findings_stand_in_their_groups_with_their_cures():
+    out = io.StringIO()
+    show(FOUND, Console(file=out, force_terminal=True, color_system=None, width=60, markup=False, highlight=False))
+    text = out.getvalue()
+    assert text.index("one") < text.index("✓ good") < text.index("✗ bad") < text.index("→ mend it") < text.index("two")
+    assert "\x1b[2J" not in text
+    assert text.rstrip().endswith("Something is wrong.")
+
+
+def test_the_document_is_what_programs_were_promised():
+    told = json.loads(json.dumps(document(FOUND)))
+    assert told["healthy"] is False
+    assert told["checks"][1] == {
+        "name": "bad",
+        "level": "error",
+        "found": "broken \x1b[2J[red]",
+        "cure": "mend it",
+        "detail": "",
+    }
+
+
+def test_a_thread_that_hangs_keeps_no_process_from_ending():
+    """As a share that is gone: the system call never returns, and the loop ends all the same."""
+    from agent.wiring.examination import aside
+
+    gone = threading.Event()
+
+    async def look():
+        return await aside(gone.wait)
+
+    try:
+        ((_, found),) = asyncio.run(examine([check("share", look)], seconds=0.05))
+        assert found.level is Level.ERROR
+    finally:
+        gone.set()

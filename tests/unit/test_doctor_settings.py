@@ -1,0 +1,191 @@
+"""What doctor says of the settings, of Session-Buddy's own sync, and of the versions."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.application.examination import Level
+from agent.domain.errors import SettingsError
+from agent.faces.doctor import delivery_checks, keeping_checks, settings_checks
+from agent.faces.doctor.ground import Ground
+from agent.settings import Settings, load
+from agent.wiring.examination import Examination
+
+CANARY = "canary-token-that-never-appears"
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "work").mkdir()
+    return tmp_path
+
+
+def ground_of(home, *, environ=None, settings_file=None):
+    """Read as the command does, with this home and these variables alone."""
+    environ, cwd = environ or {}, home / "work"
+    try:
+        loaded = load(settings_file=settings_file, environ=environ, cwd=cwd, home=home)
+    except SettingsError as trouble:
+        settings = Settings(agent_data_dir=home / "data")
+        how = {"environ": environ, "cwd": cwd, "home": home}
+        return Ground(settings=settings, examination=Examination(settings), trouble=trouble, **how)
+    return Ground(
+        settings=loaded.settings,
+        examination=Examination(loaded.settings),
+        origins=loaded.origins,
+        warnings=loaded.warnings,
+        environ=environ,
+        cwd=cwd,
+        home=home,
+    )
+
+
+def write(home, name, text):
+    path = home / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+async def test_settings_that_are_right_are_told_with_their_sources(home):
+    write(home, ".claude/settings/local.yaml", "akosha_max_retries: 5\nakosha_system_id: laptop\n")
+    (found,) = await settings_checks.sources(ground_of(home, environ={"AKOSHA_CLOUD_REGION": "eu-1"}))
+    assert found.level is Level.OK
+    assert "3 set" in found.found
+    assert "~/.claude/settings/local.yaml (2)" in found.found
+    assert "the environment (1)" in found.found
+
+
+async def test_each_value_that_is_wrong_is_an_error_with_its_place_and_no_secret(home):
+    write(home, ".claude/settings/local.yaml", "akosha_max_retries: many\nakosha_chunk_size_mb: 0\n")
+    found = await settings_checks.sources(
+        ground_of(home, environ={"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": f"{CANARY}\n{CANARY}"})
+    )
+    assert {one.level for one in found} == {Level.ERROR}
+    assert any("akosha_max_retries" in one.found and "~/.claude/settings/local.yaml" in one.found for one in found)
+    assert any("akosha_chunk_size_mb" in one.found for one in found)
+    assert all(one.cure for one in found)
+    assert CANARY not in repr(found)
+
+
+async def test_a_file_that_is_no_yaml_is_an_error_with_its_line(home):
+    write(home, ".claude/settings/local.yaml", "akosha_http_token: 'x\n")
+    (found,) = await settings_checks.sources(ground_of(home))
+    assert found.level is Level.ERROR
+    assert "line" in found.found
+
+
+async def test_keys_that_are_no_settings_are_warnings(home):
+    write(home, ".claude/settings/local.yaml", "akosha_max_retrys: 5\n")
+    environ = {"AKOSHA_AGENT_STATEDIR": "/somewhere"}
+    _, first, second = await settings_checks.sources(ground_of(home, environ=environ))
+    assert (first.level, second.level) == (Level.WARNING, Level.WARNING)
+    assert "akosha_max_retries" in first.found + second.found
+    assert "akosha-agent config" in first.cure
+
+
+async def built_in(home, **how):
+    (found,) = await settings_checks.built_in_sync(ground_of(home, **how))
+    return found
+
+
+async def test_the_built_in_sync_without_a_bucket_is_left_in_peace(home):
+    assert (await built_in(home)).level is Level.OK
+
+
+@pytest.mark.parametrize("name", [".config/session-buddy/config.yaml", "work/settings/session-buddy.yaml"])
+async def test_a_bucket_in_session_buddys_own_files_has_it_sync_beside_us(home, name):
+    write(home, name, "akosha_cloud_bucket: memories\n")
+    found = await built_in(home)
+    assert found.level is Level.WARNING
+    assert "session-buddy" in found.found
+    assert "akosha_upload_on_session_end: false" in found.cure
+    assert "~/.claude/settings/local.yaml" in found.cure
+
+
+async def test_a_bucket_in_the_environment_does_so_too(home):
+    found = await built_in(home, environ={"SESSION_BUDDY_AKOSHA_CLOUD_BUCKET": "memories"})
+    assert found.level is Level.WARNING
+    assert "env SESSION_BUDDY_AKOSHA_CLOUD_BUCKET" in found.found
+
+
+async def test_a_bucket_where_only_this_agent_reads_it_is_no_concern(home):
+    write(home, ".claude/settings/local.yaml", "akosha_cloud_bucket: memories\n")
+    assert (await built_in(home)).level is Level.OK
+
+
+async def test_the_cure_works_and_leaves_this_agents_session_ends_on(home):
+    write(home, ".config/session-buddy/config.yaml", "akosha_cloud_bucket: memories\n")
+    write(home, ".config/session-buddy/local.yaml", "akosha_upload_on_session_end: false\n")
+    write(home, ".claude/settings/local.yaml", "akosha_upload_on_session_end: true\n")
+    found = await built_in(home)
+    assert found.level is Level.OK
+    assert "~/.config/session-buddy/local.yaml" in found.found
+    settings = ground_of(home).settings
+    assert settings.upload_on_session_end
+    assert settings.cloud_bucket == "memories"
+
+
+async def test_where_a_variable_switches_it_on_the_cure_begins_with_that(home):
+    environ = {
+        "SESSION_BUDDY_AKOSHA_CLOUD_BUCKET": "memories",
+        "SESSION_BUDDY_AKOSHA_UPLOAD_ON_SESSION_END": "true",
+    }
+    found = await built_in(home, environ=environ)
+    assert found.cure.startswith("take akosha_upload_on_session_end out of env SESSION_BUDDY_AKOSHA_")
+
+
+async def test_a_trace_of_the_last_days_tells_that_it_ran_and_an_old_one_does_not(home):
+    write(home, ".claude/data/akosha_sync_state.json", "{}")
+    found = await built_in(home)
+    assert found.level is Level.WARNING
+    assert "it ran at" in found.found
+    os.utime(home / ".claude/data/akosha_sync_state.json", (0, 0))
+    assert (await built_in(home)).level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level"),
+    [
+        (0.4, Level.OK),
+        (-59, Level.OK),
+        (61, Level.WARNING),
+        (-299, Level.WARNING),
+        (300, Level.ERROR),
+        (-7200, Level.ERROR),
+    ],
+)
+def test_a_clock_may_be_off_by_a_minute_and_never_by_five(ahead, level):
+    (found,) = delivery_checks._compared("Akosha's", ahead)
+    assert found.level is level
+    assert ("behind" in found.found) is (level is not Level.OK and ahead > 0)
+
+
+async def test_versions_name_everything_a_report_needs():
+    (found,) = await keeping_checks.versions(None)
+    assert found.level is Level.OK, found
+    assert "Python" in found.found
+    assert all(name in found.detail for name in ("duckdb 2", "botocore", "nats-py", "watchfiles"))
+
+
+async def test_a_library_that_is_older_than_needed_is_an_error(tmp_path, monkeypatch):
+    """As after `pip install` of something else into the same environment: its metadata says so."""
+    folder = tmp_path / "duckdb-1.4.3.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: duckdb\nVersion: 1.4.3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (found,) = await keeping_checks.versions(None)
+    assert found.level is Level.ERROR
+    assert "duckdb 1.4.3 is older than 2.0" in found.found
+    assert "install akosha-agent again" in found.cure
+
+
+async def test_an_engine_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
+    from agent.faces.doctor import database_checks
+
+    settings = Settings(agent_data_dir=tmp_path, agent_state_dir=tmp_path / "state")
+    monkeypatch.setattr(sys, "path", [str(Path(tmp_path))])
+    first, *_ = await database_checks.databases(Ground(settings=settings, examination=Examination(settings)))
+    assert first.level is Level.ERROR
+    assert "duckdb" in first.found
