@@ -4,6 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 3
+# The engine that Session-Buddy writes with, apart from ours: what is restored must be of use to it.
+WRITER_VERSION := 1.5.3
+WRITER := $(VENV)/writer/.ready-$(WRITER_VERSION)
+MINUTES ?= 30
 # What a second interpreter may change: pure code, tasks and sockets, the built wheel.
 ALSO   := tests/unit tests/integration/test_nats_cancelling.py tests/integration/test_akosha_mcp.py tests/e2e/test_wheel.py
 
@@ -13,12 +17,12 @@ AKOSHA_VERSION := 0.11.0
 AKOSHA_READY   := $(AKOSHA)/.ready-$(AKOSHA_VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cover test-one test-also test-here interop interop-here check format events bench clean
+.PHONY: help setup demo test cover test-one test-also test-here interop interop-here check format events bench soak clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(READY)  ## the virtual environment, from constraints.txt; again only where those change
+setup: $(READY) $(WRITER)  ## the virtual environment, from constraints.txt; again only where those change
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
@@ -27,19 +31,24 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e .
 	@touch $@
 
+$(WRITER): $(READY)
+	@rm -rf $(VENV)/writer
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts --target $(VENV)/writer duckdb==$(WRITER_VERSION)
+	@touch $@
+
 demo: $(READY)  ## watch the agent work on a scratch database, with no server and no account
 	$(BIN)/akosha-agent demo
 
-test: $(READY)  ## every test
+test: $(READY) $(WRITER)  ## every test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
-cover: $(READY)  ## the coverage by all tests but those marked long
+cover: $(READY) $(WRITER)  ## the coverage by all tests but those marked long
 	@rm -f .coverage .coverage.*
 	AKOSHA_TESTS_EXECUTE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not long' --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --fail-under=85
 	$(BIN)/coverage report --fail-under=90 --include='agent/domain/*,agent/application/*'
 
-test-one: $(READY)  ## one test: make test-one T=tests/unit/test_route.py::test_name
+test-one: $(READY) $(WRITER)  ## one test: make test-one T=tests/unit/test_route.py::test_name
 	$(BIN)/python -m pytest -q $(T)
 
 test-also:  ## what may depend on the interpreter, on Python 3.13 where there is one
@@ -80,6 +89,9 @@ format: $(READY)  ## let ruff put things in shape
 
 events: $(READY)  ## docs/events, made again from the event classes
 	$(BIN)/python docs/events/generate.py
+
+soak: $(READY)  ## an agent at work for long, that must not grow: make soak MINUTES=30
+	$(BIN)/python tests/soak/run.py --minutes $(MINUTES) $(ARGS)
 
 bench: $(READY)  ## the figures of the README, measured here
 	$(BIN)/python tests/bench/run.py $(ARGS)

@@ -1,6 +1,9 @@
 """`akosha-agent`, and `python -m agent`."""
 
+import os
 import sys
+
+_STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
 def main() -> None:
@@ -13,9 +16,22 @@ def main() -> None:
         from agent.faces.hook.session_end import main as session_end  # noqa: PLC0415 - it alone
 
         session_end(words[2:])
+    _fill_holes()
     from agent.faces.cli import app  # noqa: PLC0415 - light commands must not pay for it
 
     app()
+
+
+def _fill_holes() -> None:
+    """Open those of the standard streams that are closed: else a database may be what is printed to."""
+    for descriptor, (name, mode) in enumerate(_STREAMS.items()):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - it stays
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Objects of uploads as files again: gunzipped, measured and hashed on their way into a folder of our own.
 
 Nothing of what comes in is believed: the sizes and the digest that the manifest tells are the limits, and where an
-object goes beyond them, reading ends there. Members are read in a row; memory is bounded by one piece.
+object goes beyond them, reading ends there. Members are read in a row; memory is bounded by a few pieces: while one
+is unpacked and written, the one before it is hashed, and the next one is on its way.
 """
 
 import asyncio
@@ -11,9 +12,12 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol, cast
 
 from agent.domain.errors import StagingFull, StateError, WireError
 from agent.domain.manifest import Compression
@@ -24,8 +28,38 @@ PIECE_BYTES = 1024 * 1024
 SPARE_BYTES = 256 * 2**20
 """What stays free on the disk."""
 
+BATCH_BYTES = 1024 * 1024
+"""How much of what comes in is handed over at once."""
+
 _GZIP = 16 + zlib.MAX_WBITS
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_BEING_HASHED = 2
+
+
+class _Inflater(Protocol):
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    @property
+    def unconsumed_tail(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+def _fastest_inflater() -> tuple[Callable[[], _Inflater], type[Exception]]:
+    try:
+        from isal import isal_zlib  # noqa: PLC0415 - not every platform has a wheel
+    except ImportError:
+        return lambda: zlib.decompressobj(_GZIP), zlib.error
+
+    def isal_inflater() -> _Inflater:
+        inflater: _Inflater = isal_zlib.decompressobj(_GZIP)
+        return inflater
+
+    return isal_inflater, cast(type[Exception], isal_zlib.error)
+
+
+_inflater, _NotGzip = _fastest_inflater()
 
 
 class Landing:
@@ -66,12 +100,24 @@ class Landing:
         what goes on after its size, however little of it has come. Raises StagingFull, StateError for the disk.
         """
         file = await asyncio.to_thread(_Incoming, path, compression, stored_size, raw_size)
+        taking: asyncio.Task[None] | None = None
+        batch: list[bytes] = []
+        size = 0
         try:
             async for piece in pieces:
-                await asyncio.to_thread(file.take, piece)
+                batch.append(piece)
+                size += len(piece)
+                if size >= BATCH_BYTES:
+                    if taking is not None:
+                        await taking
+                    taking = asyncio.create_task(asyncio.to_thread(file.take, b"".join(batch)), name="landing")
+                    batch, size = [], 0
+            if taking is not None:
+                await taking
+            await asyncio.to_thread(file.take, b"".join(batch))
             await asyncio.to_thread(file.finish, sha256)
         finally:
-            await asyncio.shield(asyncio.to_thread(file.close))
+            await asyncio.shield(asyncio.create_task(_closed(file, taking), name="landing-close"))
 
     def _make(self, size: int) -> Path:
         try:
@@ -99,7 +145,9 @@ class _Incoming:
         self._stored = self._raw = 0
         self._digest = hashlib.sha256()
         self._gzip = compression == "gzip"
-        self._member = zlib.decompressobj(_GZIP)
+        self._member = _inflater()
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._hashed: deque[Future[None]] = deque()
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -116,17 +164,19 @@ class _Incoming:
         try:
             while piece:
                 if self._member.eof:
-                    self._member = zlib.decompressobj(_GZIP)
+                    self._member = _inflater()
                 self._write(self._member.decompress(piece, PIECE_BYTES))
                 piece = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
-        except zlib.error as error:
+        except _NotGzip as error:
             raise WireError(f"{self._path.name} is no gzip: {error}", transient=True) from error
 
     def finish(self, sha256: str) -> None:
         """Check that all of it has come, and nothing else. The file is on its way to the disk, no more."""
-        if self._gzip and not self._member.eof:
-            while tail := self._member.decompress(b"", PIECE_BYTES):
+        try:
+            while self._gzip and not self._member.eof and (tail := self._member.decompress(b"", PIECE_BYTES)):
                 self._write(tail)
+        except _NotGzip as error:
+            raise WireError(f"{self._path.name} is no gzip: {error}", transient=True) from error
         whole = self._stored == self._stored_limit and self._raw == self._raw_limit
         if not whole or (self._gzip and not self._member.eof):
             raise WireError(
@@ -134,6 +184,7 @@ class _Incoming:
                 f"{self._stored_limit} and {self._raw_limit}",
                 transient=True,
             )
+        self._await_hashes(0)
         if self._digest.hexdigest() != sha256:
             raise WireError(f"{self._path.name} has another SHA-256 than its manifest tells", transient=True)
         try:
@@ -142,6 +193,7 @@ class _Incoming:
             raise _unusable(self._path, error) from error
 
     def close(self) -> None:
+        self._hasher.shutdown()
         try:
             self._file.close()
         except OSError as error:
@@ -151,11 +203,23 @@ class _Incoming:
         self._raw += len(raw)
         if self._raw > self._raw_limit:
             raise WireError(f"{self._path.name} unpacks to more than the {self._raw_limit} bytes its manifest tells")
-        self._digest.update(raw)
+        self._await_hashes(_BEING_HASHED - 1)
+        self._hashed.append(self._hasher.submit(self._digest.update, raw))
         try:
             self._file.write(raw)
         except OSError as error:
             raise _unusable(self._path, error) from error
+
+    def _await_hashes(self, count: int) -> None:
+        while len(self._hashed) > count:
+            self._hashed.popleft().result()
+
+
+async def _closed(file: _Incoming, taking: asyncio.Task[None] | None) -> None:
+    """Close the file as soon as nobody writes to it any more."""
+    if taking is not None:
+        await asyncio.gather(taking, return_exceptions=True)  # it has been told of, or something before it was
+    await asyncio.to_thread(file.close)
 
 
 def _unusable(path: Path, error: OSError) -> StateError | StagingFull:

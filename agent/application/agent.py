@@ -7,7 +7,7 @@ retry times, stat pass-+
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Self
@@ -16,10 +16,12 @@ import structlog
 
 from agent.application.bus_watch import BusWatch
 from agent.application.changes import Changes
+from agent.application.daily_look import DailyLook
 from agent.application.desk import Desk
 from agent.application.feed import Feed
 from agent.application.intake import Intake
 from agent.application.progress import Footing
+from agent.application.prune_rounds import PruneRounds
 from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
 from agent.application.remote_control import RemoteControl
@@ -29,6 +31,7 @@ from agent.application.session_ends import SessionEnds
 from agent.application.spool_reader import SpoolReader
 from agent.application.supervision import Supervision
 from agent.application.uploader import Uploader
+from agent.application.verification import Verification
 from agent.application.vitals import SPOOL, WATCH, Vitals
 from agent.application.wake import Wake
 from agent.domain import naming
@@ -36,7 +39,7 @@ from agent.domain.debounce import DebounceRules
 from agent.domain.errors import AkoshaError, BusError
 from agent.domain.events import SyncAsked, SyncResult
 from agent.domain.identity import Identity
-from agent.domain.route import RETRY, STARTUP
+from agent.domain.route import CLOUD, RETRY, STARTUP
 from agent.ports import (
     Clock,
     EventBus,
@@ -54,6 +57,9 @@ from agent.settings import Settings
 READY_SECONDS = 1.0
 TELL_SECONDS = 10.0
 """How long a single sync, done, waits for a bus to tell its result to, and for the telling."""
+
+PRUNE_SECONDS = 30.0
+"""How long it may then take to prune."""
 
 _log = structlog.get_logger()
 
@@ -93,6 +99,10 @@ class Agent:
     """Who notices that the machine slept, or came into another network."""
     footing: Footing = field(default_factory=Footing)
     """What the methods stand on, told when it may have moved."""
+    pruning: PruneRounds | None = None
+    """Who deletes old uploads after a new one, where that is switched on."""
+    verifying: Callable[[], AbstractAsyncContextManager[Verification]] | None = None
+    """Opens what looks whether an upload is whole, where the agent is to look by itself."""
     left_over: Sequence[SyncAsked] = ()
     """What was asked of an agent that has given way to this one, and has no outcome yet."""
 
@@ -116,7 +126,9 @@ class Agent:
             self.clock,
             DebounceRules(s.agent_quiet_seconds, s.agent_deadline_seconds, s.agent_min_interval_seconds),
             enabled=s.agent_upload_on_change,
+            busy=self.flight.locked,
         )
+        self.settled.also(self._changes.bell)
         self._session_ends = SessionEnds(
             publisher=self.publisher,
             ledger=self.ledger,
@@ -126,7 +138,13 @@ class Agent:
             busy=self.flight.locked,
         )
         self.settled.also(self._session_ends.settled)
-        self._intake = Intake(publisher=self.publisher, bus=self.bus, ledger=self.ledger, system_id=system_id)
+        self._intake = Intake(
+            publisher=self.publisher,
+            bus=self.bus,
+            ledger=self.ledger,
+            system_id=system_id,
+            announced=self.recorder.flush_soon,
+        )
         self._spool_reader = SpoolReader(
             spool=self.spool,
             watch=self.spool_watch,
@@ -207,6 +225,8 @@ class Agent:
             if not done.done():
                 raise fault.result()
             await self._tell_results()
+            if self.pruning is not None and await self.pruning.after_sync(PRUNE_SECONDS):
+                await self._tell_results()
             return done.result()
         finally:
             for task in (done, fault):
@@ -268,6 +288,10 @@ class Agent:
                 self.supervisor, desk=self.desk, vitals=self._vitals, ledger=self.ledger, clock=self.clock
             )
             loops |= {"sign-of-life": supervision.keep_alive, "status-line": supervision.tell}
+        if self.pruning is not None:
+            loops |= {"prune": self.pruning.run}
+        if self.verifying is not None and CLOUD in self.methods:
+            loops |= {"verify": self._daily_look(self.verifying).run}
         if self.surroundings is not None:
             buses = (self.bus,) if self.results_bus is self.bus else (self.bus, self.results_bus)
             roaming = Roaming(self.surroundings, self.clock, buses, self.footing, self._retries)
@@ -277,6 +301,24 @@ class Agent:
     async def unanswered(self) -> Sequence[SyncAsked]:
         """Return what was asked of this agent and has no outcome yet: for the one that takes its place."""
         return await self._intake.open_asks()
+
+    def _daily_look(self, opening: Callable[[], AbstractAsyncContextManager[Verification]]) -> DailyLook:
+        bell = Wake(self.clock, "verify")
+        self.settled.also(bell)
+        return DailyLook(
+            opening=opening,
+            target=self.methods[CLOUD].target,
+            identity=self.identity,
+            ledger=self.ledger,
+            recorder=self.recorder,
+            clock=self.clock,
+            taker=self.taker,
+            flight=self.flight,
+            every=timedelta(hours=self.settings.agent_verify_hours),
+            pass_seconds=self.settings.agent_rescan_seconds,
+            owed=lambda: self.publisher.noticed(RETRY),
+            bell=bell,
+        )
 
     def _remote_control(self, responder: Responder) -> RemoteControl:
         return RemoteControl(

@@ -1,6 +1,7 @@
 """From changes of files to syncs: the watch tells, the debounce waits for quiet, the publisher asks."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -20,7 +21,11 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Changes:
-    """Turns bursts of changes into requests, unless `enabled` is false. `begun` is set once the watch has begun."""
+    """Turns bursts of changes into requests, unless `enabled` is false. `begun` is set once the watch has begun.
+
+    While a sync is under way (`busy`) none is asked for: one that takes longer than the interval would have a queue of
+    them behind it. `bell` is to be rung when it may have ended.
+    """
 
     watch: Watch
     publisher: Publisher
@@ -28,14 +33,15 @@ class Changes:
     clock: Clock
     rules: DebounceRules
     enabled: bool
+    busy: Callable[[], bool]
     begun: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    bell: Wake = field(init=False)
 
     _debounce: Debounce = field(default_factory=Debounce, init=False)
-    _bell: Wake = field(init=False)
     _mode: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        self._bell = Wake(self.clock, "debounce")
+        self.bell = Wake(self.clock, "debounce")
 
     @property
     def quiet(self) -> bool:
@@ -45,7 +51,7 @@ class Changes:
     def noticed(self, ago: float = 0.0) -> None:
         """Something changed, so many seconds ago."""
         self._debounce = self._debounce.changed(self.clock.monotonic() - ago)
-        self._bell.ring()
+        self.bell.ring()
 
     async def listen(self) -> None:
         """Hear what changes, for ever."""
@@ -69,7 +75,10 @@ class Changes:
             due = self._debounce.due(self.rules) if self.enabled else None
             now = self.clock.monotonic()
             if due is None or due > now:
-                await self._bell.wait(None if due is None else due - now)
+                await self.bell.wait(None if due is None else due - now)
+                continue
+            if self.busy():
+                await self.bell.wait(self.rules.deadline)  # who was busy may be another than a sync, and ring nothing
                 continue
             burst, self._debounce = self._debounce, self._debounce.taken()
             try:

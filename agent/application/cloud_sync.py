@@ -80,6 +80,11 @@ class CloudSync:
         )
         self._swept = False
 
+    @property
+    def store(self) -> ObjectStore:
+        """Where uploads go: for those who look after them there. It is closed with this."""
+        return self._store
+
     async def is_available(self) -> bool:
         return await self._store.is_available()
 

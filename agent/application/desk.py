@@ -8,7 +8,7 @@ from agent.application.status import Status, describe
 from agent.application.vitals import Vitals
 from agent.domain.databases import Survey
 from agent.domain.errors import BusError, SnapshotError, WireError
-from agent.domain.events import Event, SessionEnded, SyncAsked, SyncProgress, SyncRequested
+from agent.domain.events import Event, SessionEnded, SyncAsked, SyncProgress, SyncRequested, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.states import Target
 from agent.ports import EventBus, HistoryEntry, Ledger, SnapshotTaker, Standing, SyncMethod
@@ -73,6 +73,10 @@ class Desk:
         self._check_bus()
         return (await self._intake.ask(ask)).request
 
+    async def outcome(self, request_id: str) -> SyncResult | None:
+        """Return the result of a request, if it has one: also of one that was refused. Raises StateError."""
+        return await self._ledger.outcome(request_id)
+
     async def take(self, event: Event) -> bool:
         """Take an event of another process: a session's end or a SyncAsked; True where it is new.
 
@@ -85,6 +89,10 @@ class Desk:
         if isinstance(event, SyncAsked):
             return (await self._intake.ask(event)).new
         return await self._intake.ended(event)
+
+    async def position(self) -> int:
+        """Return the present place in the history, to follow the `events` after. Raises StateError."""
+        return await self._ledger.last_position()
 
     def events(self, *, after: int | None) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
         """Yield the history after a position, then what happens, as it happens; None: from now on.

@@ -1,18 +1,28 @@
-"""What other processes bring: asks for a sync, ended sessions. By whatever doors the same comes, it counts once."""
+"""What other processes bring: asks, ended sessions, news of the archive. By whatever door, each counts once."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from agent.application.publisher import Publisher
 from agent.domain.errors import WireError
-from agent.domain.events import SessionEnded, SyncAsked, SyncRequested, request_event_id
+from agent.domain.events import (
+    SessionEnded,
+    SyncAsked,
+    SyncRequested,
+    UploadsPruned,
+    UploadVerified,
+    request_event_id,
+)
 from agent.ports import EventBus, Ledger
 
 T = TypeVar("T")
+
+ArchiveNews = UploadVerified | UploadsPruned
+"""What commands find out about the archive, or do to it."""
 
 REMEMBERED = 1000
 """How many of the newest ids are known here. The ledger knows all outcomes, and who hears session ends, all ends."""
@@ -27,15 +37,27 @@ class Taken:
 
 
 class Intake:
-    """One request for each ask, one SessionEnded on the bus for each session's end."""
+    """One request for each ask, one SessionEnded on the bus for each session's end, each piece of news told once.
 
-    def __init__(self, *, publisher: Publisher, bus: EventBus, ledger: Ledger, system_id: str) -> None:
+    `announced` is called where there is something in the outbox.
+    """
+
+    def __init__(
+        self,
+        *,
+        publisher: Publisher,
+        bus: EventBus,
+        ledger: Ledger,
+        system_id: str,
+        announced: Callable[[], None] = lambda: None,
+    ) -> None:
         self._publisher, self._bus, self._ledger, self._system_id = publisher, bus, ledger, system_id
+        self._announced = announced
         self._asks: OrderedDict[str, tuple[SyncAsked, SyncRequested]] = OrderedDict()
         self._ends: OrderedDict[str, None] = OrderedDict()
         self._coming: dict[str, asyncio.Event] = {}
 
-    def check(self, event: SessionEnded | SyncAsked) -> None:
+    def check(self, event: SessionEnded | SyncAsked | ArchiveNews) -> None:
         """Raise WireError where it is for another system."""
         if event.system_id != self._system_id:
             cure = f"the agent that runs here is {self._system_id}'s: stop it, or use its settings"
@@ -75,6 +97,14 @@ class Intake:
             self._ends[event.id] = None
             _trim(self._ends)
             return True
+
+    async def announce(self, event: ArchiveNews) -> None:
+        """Tell what another process of this system has found out or done; one that is known changes nothing.
+
+        Raises StateError.
+        """
+        await self._ledger.announce(event)
+        self._announced()
 
     async def open_asks(self) -> Sequence[SyncAsked]:
         """Return the asks of this life that have no outcome yet, oldest first."""

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from agent.domain.memories import Memory
 from agent.ports import Clock, MemorySink, ObjectStore, Offer, Packed, Progress, Receipt, StoredObject, untold
@@ -58,6 +59,7 @@ class Pace:
 
     _bucket: Bucket = field(init=False)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
+    _waiting: list[Callable[[], None]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._bucket = Bucket.of(self.bytes_per_second, self.clock.monotonic())
@@ -68,20 +70,28 @@ class Pace:
         return max(int(self._bucket.full / 2), 1)
 
     async def take(self, count: int, held_back: Callable[[], None]) -> None:
-        """Return when so many bytes may go; `held_back` is called every second until then.
+        """Return when so many bytes may go; `held_back` is called every second until then, also while others go first.
 
         Cancelled, it has taken nothing.
         """
-        async with self._turn:
-            while (wait := self._bucket.wait(count, self.clock.monotonic())) > 0:
-                held_back()
-                await self.clock.sleep(min(wait, SIGN_SECONDS))
-            self._bucket = self._bucket.taken(count, self.clock.monotonic())
+        self._waiting.append(held_back)
+        try:
+            async with self._turn:
+                while (wait := self._bucket.wait(count, self.clock.monotonic())) > 0:
+                    for tell in tuple(self._waiting):
+                        tell()
+                    await self.clock.sleep(min(wait, SIGN_SECONDS))
+                self._bucket = self._bucket.taken(count, self.clock.monotonic())
+        finally:
+            self._waiting.remove(held_back)
 
 
 @dataclass(slots=True)
 class PacedStore:
-    """An `ObjectStore` to which bodies go at a pace. What it gathers into a part before it sends goes out at once."""
+    """An `ObjectStore` to which bodies go at a pace: for one that sends a piece on when it gets it.
+
+    One that gathers them into parts paces itself: here it would pay while it gathers, and send in bursts.
+    """
 
     store: ObjectStore
     pace: Pace
@@ -128,8 +138,8 @@ class PacedStore:
     async def delete(self, keys: Collection[str]) -> None:
         await self.store.delete(keys)
 
-    async def sweep(self, prefix: str) -> int:
-        return await self.store.sweep(prefix)
+    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
+        return await self.store.sweep(prefix, begun_before=begun_before)
 
     async def aclose(self) -> None:
         await self.store.aclose()

@@ -45,7 +45,6 @@ class Publisher:
             cloud_configured=self.settings.cloud_configured,
             enable_fallback=ask.enable_fallback and self.settings.enable_fallback,
         )
-        request = self._request(ask.reason, route, ask)
         usable = self._open(route, await self.records(), ask.reason)
         if not self.settings.sync_enabled:
             await self.refuse(ask, "sync is switched off", "set akosha_sync_enabled to true")
@@ -53,9 +52,7 @@ class Publisher:
         if not usable:
             await self.refuse(ask, *self._why_no_way(route))
             return None
-        request = self._request(ask.reason, usable, ask)
-        await self._publish(request)
-        return request
+        return await self._publish(self._request(ask.reason, usable, ask))
 
     async def noticed(self, reason: str) -> SyncRequested | None:
         """The agent itself sees a reason: a request, if the first target in reach lacks something that can be had now.
@@ -81,9 +78,7 @@ class Publisher:
                 _log.info("change_seen", databases=sorted(lacking), why="akosha_sync_enabled is false")
             self._reported = seen
             return None
-        request = self._request(reason, route, None)
-        await self._publish(request)
-        return request
+        return await self._publish(self._request(reason, route, None))
 
     async def records(self) -> dict[str, TargetRecord]:
         """Return what the ledger knows of each method's target."""
@@ -120,8 +115,8 @@ class Publisher:
             upload_knowledge_graph=ask.upload_knowledge_graph if ask else True,
         )
 
-    async def _publish(self, request: SyncRequested) -> None:
-        await self.requests.issue(request)
+    async def _publish(self, request: SyncRequested) -> SyncRequested:
+        request = await self.requests.issue(request)
         # A target that is away is tried for hours: that is said once, not each time.
         (_log.debug if request.reason == RETRY else _log.info)(
             "sync_requested",
@@ -130,6 +125,7 @@ class Publisher:
             route=list(request.route),
             system_id=request.system_id,
         )
+        return request
 
     def _why_no_way(self, route: tuple[str, ...]) -> tuple[str, str]:
         cure = CLOUD_CURE if CLOUD in route else f"ask for {' or '.join(self.methods)}, or auto"

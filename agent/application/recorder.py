@@ -37,12 +37,17 @@ class Recorder:
         self._ledger, self._bus, self._clock, self._meter = ledger, bus, clock, meter or Unmetered()
         self._waiting = False
         self._on_told: Callable[[], None] = lambda: None
+        self._on_upload: Callable[[], None] = lambda: None
         self._wake = Wake(clock, "outbox")
         self._flushing = asyncio.Lock()
 
     def on_told(self, listener: Callable[[], None]) -> None:
         """Call `listener` when results have been told to the bus."""
         self._on_told = listener
+
+    def on_upload(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when an upload has been written down."""
+        self._on_upload = listener
 
     async def delivered(self, target: Target, delivered: Delivered) -> None:
         """The target has the upload: one transaction; the next flush tells."""
@@ -65,6 +70,8 @@ class Recorder:
             duration_seconds=result.duration_seconds,
             **({"incomplete": result.incomplete} if result.incomplete else {}),
         )
+        if delivered.manifest is not None:
+            self._on_upload()
 
     async def skipped(self, target: Target | None, request: SyncRequested, *, method: str, why: str) -> None:
         """There was nothing to deliver. With a target: it was asked and has everything."""

@@ -23,8 +23,15 @@ class Requests:
         self._issued: OrderedDict[str, SyncRequested] = OrderedDict()
         self._others: set[str] = set()
 
-    async def issue(self, request: SyncRequested) -> None:
-        """Publish a request, and keep it in the history. Raises what the bus raises."""
+    async def issue(self, request: SyncRequested) -> SyncRequested:
+        """Publish a request, and keep it in the history; one of its id that was issued before goes out again as it was.
+
+        A bus takes no second one of an id, and brings the first: that must be known here. Returns the one that went
+        out. Raises what the bus raises, StateError.
+        """
+        before = self._issued.get(request.id) or await self._ledger.remembered(request.id)
+        if isinstance(before, SyncRequested) and before.agent_id == request.agent_id:
+            request = before
         self._issued[request.id] = request  # first: it may come back before publishing returns
         while len(self._issued) > REMEMBERED:
             self._issued.popitem(last=False)
@@ -35,6 +42,7 @@ class Requests:
             if not error.transient:
                 raise
             _log.warning("request_not_in_history", request_id=request.request_id, error=str(error))
+        return request
 
     async def is_ours(self, request: SyncRequested) -> bool:
         """Say whether this agent issued the request, in this life or an earlier one; tell of one it did not."""

@@ -116,6 +116,11 @@ class Undaunted:
         self._method = method
 
     @property
+    def method(self) -> SyncMethod:
+        """What it stands before."""
+        return self._method
+
+    @property
     def name(self) -> str:
         return self._method.name
 

@@ -1,10 +1,10 @@
-"""Takes up what other processes of this user leave in the spool: asks for a sync, ended sessions."""
+"""Takes up what other processes of this user leave in the spool: asks, ended sessions, news of the archive."""
 
 from contextlib import aclosing
 
 import structlog
 
-from agent.application.intake import Intake
+from agent.application.intake import ArchiveNews, Intake
 from agent.application.publisher import Publisher
 from agent.domain.errors import WireError
 from agent.domain.events import SessionEnded, SyncAsked
@@ -35,6 +35,8 @@ class SpoolReader:
                     continue
             elif isinstance(event, SessionEnded):
                 await self._pass_on(event)
+            elif isinstance(event, ArchiveNews):
+                await self._tell(event)
             else:
                 _log.warning("note_refused", id=event.id, why=f"{event.type} does not come through the spool")
             await self._spool.remove(note)
@@ -51,6 +53,15 @@ class SpoolReader:
             await self._intake.ended(ours)
         except WireError as error:
             _log.warning("note_refused", id=event.id[:80], why=error.message)
+
+    async def _tell(self, news: ArchiveNews) -> None:
+        """Tell what a command has found out about the archive, or done to it; of another system it is refused."""
+        try:
+            self._intake.check(news)
+        except WireError as error:
+            _log.warning("note_refused", id=news.id[:80], why=error.message)
+        else:
+            await self._intake.announce(news)
 
     async def take_up(self, ask: SyncAsked) -> bool:
         """Say whether somebody waits for an outcome that is still to come.

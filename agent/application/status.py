@@ -1,13 +1,18 @@
 """The state of everything at a glance: who runs, what each target has, what is pending and why."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Self
 
 from agent.application.bus_watch import BUS, BUS_SINCE
 from agent.domain.databases import Survey
 from agent.domain.states import Problem, State, TargetRecord, next_try, pending, problems
 from agent.ports import Standing
+
+VERIFIED = "verified"
+"""The note of the last look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,10 +56,36 @@ class BusStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyStatus:
+    """What the agent's own last look at its newest upload has come to: `problems` by object, none where it is whole."""
+
+    upload_id: str
+    at: datetime
+    problems: Mapping[str, str]
+    whole: bool
+
+    @classmethod
+    def noted(cls, notes: Mapping[str, str]) -> Self | None:
+        """Return what the ledger's notes say of it, None where it has not looked yet."""
+        try:
+            note = json.loads(notes[VERIFIED])
+            problems = {str(name): str(why) for name, why in note["problems"].items()}
+            at = datetime.fromisoformat(note["at"])
+            return cls(upload_id=str(note["upload_id"]), at=at, problems=problems, whole=not problems)
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return None
+
+    def note(self) -> str:
+        """Return it as `noted` reads it."""
+        return json.dumps({"upload_id": self.upload_id, "at": self.at.isoformat(), "problems": dict(self.problems)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """All of it. `pending` names what the first target of the route lacks: where another stands in, that is still owed.
 
-    `bus` is there while an agent runs; `results_waiting` counts those that no bus has confirmed yet.
+    `bus` is there while an agent runs; `results_waiting` counts those that no bus has confirmed yet. `verified` is of
+    the agent's own last look whether its newest upload is whole.
     """
 
     system_id: str
@@ -65,6 +96,7 @@ class Status:
     notes: Mapping[str, str]
     bus: BusStatus | None = None
     results_waiting: int = 0
+    verified: VerifyStatus | None = None
 
 
 def describe(
@@ -95,6 +127,7 @@ def describe(
         notes=notes,
         bus=_bus(notes) if running else None,
         results_waiting=results_waiting,
+        verified=VerifyStatus.noted(notes),
     )
 
 

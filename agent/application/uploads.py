@@ -15,6 +15,10 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 _log = structlog.get_logger()
 
 
+class NotAManifest(StoreError):  # noqa: N818 - it says what lies there
+    """What lies under a manifest's key is no manifest, or not that of this upload."""
+
+
 class Uploads:
     """Reads what lies under `systems/{system_id}/uploads/`."""
 
@@ -41,21 +45,29 @@ class Uploads:
         return list(begun), whole
 
     async def manifest(self, upload: str) -> Manifest | None:
-        """Return the manifest of an upload, None where there is none; StoreError for one that is not ours."""
+        """Return the manifest of an upload, None where there is none.
+
+        Raises NotAManifest for one that is not ours, and StoreError.
+        """
+        found = await self.manifest_as_it_lies(upload)
+        return found[0] if found else None
+
+    async def manifest_as_it_lies(self, upload: str) -> tuple[Manifest, bytes] | None:
+        """Return the manifest of an upload and its bytes; else as `manifest`."""
         key = naming.manifest_key(self._system_id, upload)
         try:
             data = await manifest_bytes(self._store, key)
         except WireError as error:
-            raise StoreError(error.message, hint=error.hint) from error
+            raise NotAManifest(error.message, hint=error.hint) from error
         if data is None:
             return None
         try:
             manifest = Manifest.decode(data)
         except WireError as error:
-            raise StoreError(f"{key}: {error.message}", hint="is another program writing there?") from error
+            raise NotAManifest(f"{key}: {error.message}", hint="is another program writing there?") from error
         if manifest.system_id != self._system_id or manifest.upload_id != upload:
-            raise StoreError(f"{key} is the manifest of {manifest.upload_id}", hint="was it moved there by hand?")
-        return manifest
+            raise NotAManifest(f"{key} is the manifest of {manifest.upload_id}", hint="was it moved there by hand?")
+        return manifest, data
 
     async def newest_manifest(self) -> Manifest | None:
         """Return the newest manifest that can be read, None where there is no upload."""

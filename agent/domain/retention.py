@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from agent.domain.databases import main_name
+from agent.domain.manifest import Manifest
 from agent.domain.naming import upload_time
 
 NEWEST = "newest"
@@ -27,17 +29,25 @@ class KeepRules:
 
 
 def keep(
-    uploads: Collection[str], rules: KeepRules, *, needs: Mapping[str, Collection[str]] | None = None
+    uploads: Collection[str],
+    rules: KeepRules,
+    *,
+    needs: Mapping[str, Collection[str]] | None = None,
+    besides: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Return the uploads to keep, the newest first, each with the reasons: `newest`, `last`, `daily 2026-11-21`, ...
 
     `needs` names, for an upload, others that it cannot be read without: they are kept with it (`needed by ...`), and
-    what they need in turn. Raises NamingError for what is no upload id.
+    what they need in turn. `besides`: those that are kept whatever the rules say, and why. Raises NamingError for what
+    is no upload id.
     """
     newest_first = sorted(set(uploads), key=lambda upload: (upload_time(upload), upload), reverse=True)
     reasons: dict[str, list[str]] = {upload: [] for upload in newest_first}
     for upload in newest_first[:1]:
         reasons[upload].append(NEWEST)
+    for upload, why in (besides or {}).items():
+        if upload in reasons:
+            reasons[upload].append(why)
     for upload in newest_first[: rules.last]:
         reasons[upload].append("last")
     for kind, count, period in (
@@ -49,6 +59,21 @@ def keep(
             reasons[upload].append(f"{kind} {name}")
     _keep_needed(reasons, needs or {})
     return {upload: tuple(why) for upload, why in reasons.items() if why}
+
+
+def bases_needed(manifest: Manifest) -> frozenset[str]:
+    """Return the uploads that an upload's memories cannot be read without.
+
+    They are changes to bases; who lacks a base reads the database. So the base is needed where the upload does not have
+    that database whole, opened and read through.
+    """
+    bases = manifest.memories.bases if manifest.memories else {}
+    return frozenset(base for name, base in bases.items() if base is not None and not _serves(manifest, name))
+
+
+def _serves(manifest: Manifest, database: str) -> bool:
+    parts = manifest.of(database)
+    return any(part.name == main_name(database) for part in parts) and all(part.verified for part in parts)
 
 
 def _keep_needed(reasons: dict[str, list[str]], needs: Mapping[str, Collection[str]]) -> None:

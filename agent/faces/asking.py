@@ -199,7 +199,8 @@ class _Waiting:
                 try:
                     await self._insist()
                 except StateError as error:  # it has been taken: that is no failure yet
-                    self._warn("note_not_left", error=str(error))
+                    then = "the agent has been asked all the same: what becomes of it is waited for"
+                    self._warn("note_not_left", error=str(error), then=then)
                 if result := (await self._asking.outcome())[0]:
                     return result
             return following.result()

@@ -11,9 +11,12 @@ import typer
 
 from agent import __version__
 from agent.faces import logs
+from agent.faces.archive_commands import uploads, verify
 from agent.faces.command import AsJson, DataDir, SettingsFile, StateDir, finish, load_settings, read_settings
 from agent.faces.doctor.commands import doctor
 from agent.faces.hook.commands import hook
+from agent.faces.prune_command import prune
+from agent.faces.restore_command import restore
 from agent.faces.results import WIDE
 from agent.faces.service.commands import service
 from agent.settings import rows
@@ -232,6 +235,10 @@ def demo(
     raise typer.Exit(run_demo(keep=keep))
 
 
+app.add_typer(uploads, name="uploads")
+app.command()(verify)
 app.command()(doctor)
+app.command()(restore)
+app.command()(prune)
 app.add_typer(hook, name="hook")
 app.add_typer(service, name="service")

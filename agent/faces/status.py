@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.application.publisher import CLOUD_CURE
-from agent.application.status import TargetStatus
+from agent.application.status import TargetStatus, VerifyStatus
 from agent.faces.results import human_bytes
 from agent.faces.standing import Ground, View, standing
 from agent.ports import Standing
@@ -42,6 +42,8 @@ def _print(view: View, settings: Settings) -> None:
         console.print(f"bus        {status.bus.text}{since}")
     if settings.over_nats and status.results_waiting:
         console.print(f"results    {status.results_waiting} wait to be told")
+    if status.verified:
+        console.print(f"verified   {_verified(status.verified)}")
     if not ground.sync_enabled:
         console.print("sync       switched off (akosha_sync_enabled is false)")
     if not status.targets:
@@ -73,6 +75,14 @@ def _last(target: TargetStatus) -> str:
     if target.last_success is None:
         return "never"
     return f"{target.newest_upload_id or _when(target.last_success)}  ({_age(target.last_success)})"
+
+
+def _verified(last: VerifyStatus) -> str:
+    """Return what the last look at the newest upload has come to."""
+    if last.whole:
+        return f"{last.upload_id} is whole  ({_age(last.at)})"
+    told = "; ".join(f"{name}: {why}" for name, why in sorted(last.problems.items()))
+    return f"{last.upload_id} is DAMAGED  ({_age(last.at)}): {told}"
 
 
 def _counted(memories: Standing) -> str:

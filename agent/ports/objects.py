@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 Progress = Callable[[int], None]
@@ -14,11 +15,15 @@ def untold(_count: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object in a store: its key, its size in bytes, and the metadata put with it (empty in a listing)."""
+    """An object in a store: its key, its size in bytes, and the metadata put with it (empty in a listing).
+
+    `modified`: when it came to be there, by the store's clock, where a listing tells.
+    """
 
     key: str
     size: int
     metadata: Mapping[str, str] = field(default_factory=dict)
+    modified: datetime | None = field(default=None, compare=False)
 
 
 class ObjectStore(Protocol):
@@ -74,11 +79,17 @@ class ObjectStore(Protocol):
         ...
 
     async def delete(self, keys: Collection[str]) -> None:
-        """Delete; what is not there is no error. Raises NotPermitted."""
+        """Delete; what is not there is no error. Many take few requests. Raises NotPermitted.
+
+        Where it raises, some of them may be gone.
+        """
         ...
 
-    async def sweep(self, prefix: str) -> int:
-        """Remove unfinished puts that a killed process left under `prefix`; return how many. Raises NotPermitted."""
+    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
+        """Remove unfinished puts that a killed process left under `prefix`; return how many. Raises NotPermitted.
+
+        Where the store does not know whether who began one still lives: those alone that began before that time.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -36,6 +36,9 @@ from agent.settings.yaml_file import expand, identity_of, read_settings_file
 
 DEFAULT = "default"
 
+_OF_BUCKETS = ("cloud_sse", "cloud_sse_kms_key_id", "cloud_storage_class")
+"""How objects lie in a bucket: nothing to a directory."""
+
 _PROJECT_FILES = ("settings/local.yaml", "settings/session-buddy.yaml")
 _USER_FILES = (
     ".claude/settings/local.yaml",
@@ -117,6 +120,13 @@ def load(
         gathered.warnings.append(
             f"{PREFIX}cloud_endpoint ({origins['cloud_endpoint']}) has no effect without {PREFIX}cloud_bucket"
         )
+    if settings.directory is not None or not settings.cloud_configured:
+        why = "without" if settings.directory is None else "with a directory in place of"
+        gathered.warnings += [
+            f"{PREFIX}{key} ({origins[key]}) has no effect {why} {PREFIX}cloud_bucket"
+            for key in _OF_BUCKETS
+            if getattr(settings, key)
+        ]
     if settings.agent_remote_control and not settings.over_nats:
         why = f"with {PREFIX}agent_bus: memory" if settings.agent_nats_url else f"without {PREFIX}agent_nats_url"
         gathered.warnings.append(

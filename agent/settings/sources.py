@@ -14,6 +14,7 @@ from agent.settings.endpoints import without_credentials
 from agent.settings.tree import ADDRESSES, FIELDS, PATHS, PREFIX, SECRET, TEXTS, Settings
 
 LONGEST_KEY = 60
+COMMAND_LINE = "command line"
 
 SESSION_BUDDY = ("enable_debug_mode", "log_level")
 """Session-Buddy's own keys that set our log level where nothing else does."""
@@ -101,7 +102,7 @@ class Layer(PydanticBaseSettingsSource):
 
 def from_command_line(values: Mapping[str, object], place: Place) -> Layer:
     """Options of the command line, by field name; None is an option that was not used."""
-    return Layer("command line", {key: place.given(key, value, "command line") for key, value in values.items()})
+    return Layer(COMMAND_LINE, {key: place.given(key, value, COMMAND_LINE) for key, value in values.items()})
 
 
 def from_environment(names: Mapping[str, str], place: Place) -> Layer:

@@ -32,8 +32,10 @@ from agent.domain.route import RetryRules
 from agent.domain.states import Target
 from agent.ports import Clock, Ledger, Meter, Responder, SnapshotTaker, Supervisor, Unmetered
 from agent.settings import Settings
+from agent.wiring.archive import verifying
 from agent.wiring.buses import run_buses, single_sync_buses
 from agent.wiring.methods import MEBIBYTE, sync_methods, targets_of
+from agent.wiring.pruning import prune_rounds
 
 LEDGER_EVENT_BYTES = 16 * MEBIBYTE
 """What the agent itself wrote, it must be able to read: a result may name hundreds of files."""
@@ -142,6 +144,7 @@ async def build(
     flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue[Exception]()
     unreachable: set[str] = set()
     return Agent(
+        pruning=prune_rounds(settings, identity, methods, ledger, recorder, clock),
         settings=settings,
         identity=identity,
         clock=clock,
@@ -197,5 +200,6 @@ async def build(
         supervisor=supervisor,
         surroundings=None if single_sync else MachineSurroundings(clock),
         footing=footing,
+        verifying=None if single_sync else verifying(settings, identity.system_id, clock),
         left_over=left_over,
     )

@@ -8,7 +8,7 @@ from agent.adapters.duckdb_files import DuckdbMemoryReader, Warm
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.local_zone import local_zone
 from agent.adapters.memories_file import JsonMemoriesFile
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3_store import AtRest, S3Store
 from agent.adapters.state_directory import StateDirectory
 from agent.application.cloud_sync import CloudSync
 from agent.application.http_sync import HttpSync
@@ -36,11 +36,27 @@ def targets_of(settings: Settings, system_id: str) -> dict[str, Target]:
     return targets
 
 
-def object_store(settings: Settings) -> ObjectStore:
-    """Return the bucket, or the directory in its place."""
+def object_store(settings: Settings, pace: Pace | None = None) -> ObjectStore:
+    """Return the bucket, or the directory in its place; what is put there goes at the pace, where there is one."""
     if settings.directory is not None:
-        return DirectoryStore(settings.directory / settings.cloud_bucket)
-    return S3Store(bucket=settings.cloud_bucket, endpoint=settings.cloud_endpoint, region=settings.cloud_region)
+        directory = DirectoryStore(settings.directory / settings.cloud_bucket)
+        return directory if pace is None else PacedStore(directory, pace)
+    return S3Store(
+        bucket=settings.cloud_bucket,
+        endpoint=settings.cloud_endpoint,
+        region=settings.cloud_region,
+        at_rest=at_rest(settings),
+        pace=pace,
+    )
+
+
+def at_rest(settings: Settings) -> AtRest:
+    """Return how objects are to lie in the bucket."""
+    return AtRest(
+        encryption=settings.cloud_sse,
+        kms_key_id=settings.cloud_sse_kms_key_id,
+        storage_class=settings.cloud_storage_class,
+    )
 
 
 def memory_push(
@@ -95,11 +111,10 @@ def sync_methods(
         )
     }
     if CLOUD in targets:
-        store = object_store(settings)
+        store = object_store(settings, pace)
         if isinstance(store, S3Store):
             footing.keeps(store)
-        paced = store if pace is None else PacedStore(store, pace)
-        methods[CLOUD] = _cloud(settings, targets[CLOUD], state, identity, paced, taker, reader, ledger, clock, footing)
+        methods[CLOUD] = _cloud(settings, targets[CLOUD], state, identity, store, taker, reader, ledger, clock, footing)
     return {name: Undaunted(method) for name, method in methods.items()}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tests.bench.report import Line
 from tests.fakes.machine import Machine
 
 BAR = 2.5
+LONGEST_SECONDS = 0.2
 TOLD = json.dumps({"session_id": "3f2a", "reason": "clear", "hook_event_name": "SessionEnd"}).encode()
 
 
@@ -30,7 +32,18 @@ def lines(folder: Path, rounds: int) -> list[Line]:
         agent.logged("sync_succeeded")
         beside = _timed({"nothing": nothing, "hook": up}, rounds, machine)
         agent.logged("session_ended", rounds)
-    return [_line("no agent running", alone), _line("an agent running", beside)]
+        agent.process.send_signal(signal.SIGSTOP)
+        wedged = _timed({"nothing": nothing, "hook": up}, rounds, machine)["hook"]
+        agent.process.send_signal(signal.SIGCONT)
+        agent.logged("session_ended", 2 * rounds)
+    longest = Line(
+        "session-end hook, an agent that hangs (SIGSTOP)",
+        f"{statistics.median(wedged) * 1000:.1f} ms (most {max(wedged) * 1000:.1f})",
+        max(wedged) / LONGEST_SECONDS,
+        f"{LONGEST_SECONDS * 1000:.0f} ms at most",
+        max(wedged) <= LONGEST_SECONDS,
+    )
+    return [_line("no agent running", alone), _line("an agent running", beside), longest]
 
 
 def _as_installed(state: Path) -> list[str]:

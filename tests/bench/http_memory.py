@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import http_push
-from tests.bench.memory import Watch, _family, _rollup
+from tests.bench.memory import Watch, family, rollup
 from tests.bench.report import MEBIBYTE, Line, mebibytes
 from tests.fakes.machine import Machine
 from tests.fakes.session_buddy import REFLECTION
@@ -33,9 +33,9 @@ class WholeWatch(Watch):
 
     def sample(self) -> None:
         total = 0
-        for pid in _family(self._pid):
+        for pid in family(self._pid):
             try:
-                total += _rollup(pid)["Pss"]
+                total += rollup(pid)["Pss"]
             except OSError:
                 continue  # it has ended
         self.sums.append(total)

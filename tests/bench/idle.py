@@ -1,6 +1,12 @@
-"""An agent that has nothing to do: what it takes of processor and memory, and what it asks of its store."""
+"""An agent that has nothing to do: what it takes of processor and memory, and what it asks of its store.
 
+It runs as a service does: its supervisor hears its signs of life, and somebody asks for its metrics once a minute.
+"""
+
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,14 +14,19 @@ import psutil
 
 from tests.bench.databases import Databases
 from tests.bench.door import CountingDoor
-from tests.bench.memory import MEBIBYTE, PssWatch, settled, uploaded
+from tests.bench.memory import PssWatch, settled, uploaded
 from tests.bench.report import Line, mebibytes
 from tests.fakes.machine import Machine
+from tests.fakes.notify import Notify, notified
 from tests.servers.s3 import S3Server, aws_environment
+from tests.soak.company import asked
 
 CPU_BAR = 0.2
-PSS_BAR = 80 * MEBIBYTE
+PSS_BARS = {"before": 90_000_000, "after": 130_000_000}
 START_SECONDS = 5.0
+SCRAPE_SECONDS = 60.0
+WATCHDOG_SECONDS = 90
+"""As in deploy: prometheus/scrape.yml, and the unit's WatchdogSec."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +53,53 @@ def idle(pid: int, door: CountingDoor, seconds: float) -> Idle:
 
 
 def lines(folder: Path, databases: Databases, server: S3Server, seconds: float, size: int) -> list[Line]:
-    """Leave an agent alone before its first upload, and (a fifth of the time) after it with `size` MiB unchanged."""
-    with CountingDoor(server.endpoint) as door:
+    """Leave an agent alone before its first upload, and (half of the time) after one of `size` MiB."""
+    with CountingDoor(server.endpoint) as door, notified() as notify:
         machine = Machine(folder, cloud_endpoint=door.url, cloud_bucket=server.new_bucket())
         machine.environ |= aws_environment()
-        with machine.run() as agent:
+        machine.environ |= {"NOTIFY_SOCKET": notify.address, "WATCHDOG_USEC": str(WATCHDOG_SECONDS * 10**6)}
+        databases.file(size)
+        with machine.run() as agent, _looked_after(machine, notify):
             time.sleep(START_SECONDS)
             before = idle(agent.pid, door, seconds)
             databases.place(size, machine.data)
             uploaded(agent, 1)
             settled(agent.pid)
-            after = idle(agent.pid, door, seconds / 5)
-    return [*_lines("before the first upload", before), *_lines(f"after it, {size} MiB unchanged", after)]
+            after = idle(agent.pid, door, seconds / 2)
+    return [*_lines("before", "the first upload", before), *_lines("after", f"one of {size} MiB", after)]
 
 
-def _lines(when: str, seen: Idle) -> list[Line]:
-    idling = f"idle for {seen.seconds:.0f} s, {when}"
-    asked = f"{seen.connections} connections, {seen.bytes} bytes"
-    found = [
+@contextmanager
+def _looked_after(machine: Machine, notify: Notify) -> Iterator[None]:
+    """Hear the signs of life and ask for the metrics, while the block runs. Raises RuntimeError where none come."""
+    over, wrong = threading.Event(), list[Exception]()
+
+    def look() -> None:
+        while not over.wait(SCRAPE_SECONDS):
+            notify.gather()
+            try:
+                asked(machine.state / "control.sock", "/metrics")
+            except (OSError, RuntimeError) as error:
+                wrong.append(error)
+
+    thread = threading.Thread(target=look, name="looking-after", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    if wrong:
+        raise RuntimeError(f"the metrics were not there: {wrong[0]}")
+    if not any("WATCHDOG" in told for told in notify.gather()):
+        raise RuntimeError("no sign of life was heard")
+
+
+def _lines(when: str, what: str, seen: Idle) -> list[Line]:
+    idling = f"idle for {seen.seconds:.0f} s, {when} {what}"
+    asked_of_it = f"{seen.connections} connections, {seen.bytes} bytes"
+    bar = PSS_BARS[when]
+    return [
         Line(
             f"{idling}: processor",
             f"{seen.processor:.3f} %",
@@ -67,14 +107,9 @@ def _lines(when: str, seen: Idle) -> list[Line]:
             f"under {CPU_BAR} % of a core",
             seen.processor < CPU_BAR,
         ),
-        Line(f"{idling}: asked of the store", asked, None, "nothing", not (seen.connections or seen.bytes)),
+        Line(f"{idling}: asked of the store", asked_of_it, None, "nothing", not (seen.connections or seen.bytes)),
+        Line(f"{idling}: PSS", mebibytes(seen.pss), seen.pss / bar, f"under {mebibytes(bar)}", seen.pss < bar),
     ]
-    if when.startswith("before"):
-        bar = f"under {mebibytes(PSS_BAR)}"
-        found.append(Line(f"{idling}: PSS", mebibytes(seen.pss), seen.pss / PSS_BAR, bar, seen.pss < PSS_BAR))
-    else:
-        found.append(Line(f"{idling}: PSS", mebibytes(seen.pss)))
-    return found
 
 
 def cpu_seconds(process: psutil.Process) -> float:

@@ -61,9 +61,9 @@ class PssWatch(Watch):
 
     def sample(self) -> None:
         agent = engine = 0
-        for pid in _family(self._pid):
+        for pid in family(self._pid):
             try:
-                memory = _rollup(pid)
+                memory = rollup(pid)
                 # Afterwards, and for good: a process becomes the engine's at once, and when it ends forgets its name.
                 if CHILD in Path(f"/proc/{pid}/cmdline").read_bytes():
                     self._engines.add(pid)
@@ -77,16 +77,16 @@ class PssWatch(Watch):
         self.engine.append(engine)
 
 
-def _family(pid: int) -> Iterator[int]:
+def family(pid: int) -> Iterator[int]:
     """Yield a process and all its children's children; what ends meanwhile is left out."""
     yield pid
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             for child in children.read_text().split():
-                yield from _family(int(child))
+                yield from family(int(child))
 
 
-def _rollup(pid: int) -> dict[str, int]:
+def rollup(pid: int) -> dict[str, int]:
     """Return the kernel's sums over all that a process has mapped, in bytes; all 0 for one that is just ending."""
     found = {"Pss": 0, "Pss_Anon": 0}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

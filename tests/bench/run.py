@@ -24,6 +24,7 @@ from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.directory_store import DirectoryStore
 from agent.domain.manifest import Manifest
 from tests.bench import (
+    archive,
     bus_latency,
     hook,
     http_memory,
@@ -35,13 +36,15 @@ from tests.bench import (
     nats_idle,
     nats_latency,
     pipeline,
+    prune,
+    restore,
     s3,
     unchanged,
 )
 from tests.bench.databases import Databases
 from tests.bench.report import Line, seconds, show
 from tests.bench.stages import Stages, timed
-from tests.fakes import machine
+from tests.fakes import machine, zygote
 from tests.fakes.machine import Machine
 from tests.servers.s3 import aws_environment, running_rclone
 
@@ -54,7 +57,6 @@ class Scale:
     """How much of everything: MiB, rounds, seconds."""
 
     large: int = 600
-    small: int = 50
     grown: tuple[int, int] = (100, 1024)
     rounds: int = 3
     changes: int = 15
@@ -63,8 +65,10 @@ class Scale:
     bus_turns: int = 100
     results: int = 5000
     readings: int = 5
+    uploads: int = 1000
     pushes: int = 9
     pushed: tuple[int, int] = (100_000, 1_000_000)
+    pruned: int = 1000
 
 
 QUICK = Scale(
@@ -122,11 +126,20 @@ class Bench:
         """What an agent takes that has nothing to do."""
         folder = self._folder("idle")
         with running_rclone(self._made(folder / "served")) as server:
-            return idle.lines(folder / "machine", self.databases, server, self.scale.idle_seconds, self.scale.small)
+            return idle.lines(
+                folder / "machine", self.databases, server, self.scale.idle_seconds, max(self.scale.grown)
+            )
 
     def hook(self) -> list[Line]:
         """What a session's end waits for."""
         return hook.lines(self._folder("hook") / "scratch", 30)
+
+    def archive(self) -> list[Line]:
+        """What a listing of many uploads takes."""
+        folder = self._folder("archive")
+        served = self._made(folder / "served")
+        with running_rclone(served) as server:
+            return asyncio.run(archive.lines(folder, server, served, self.scale.uploads, self.scale.readings))
 
     def nats_latency(self) -> list[Line]:
         """From a change to its result, through NATS against in process."""
@@ -152,6 +165,18 @@ class Bench:
     def http_memory(self) -> list[Line]:
         """What a push of many memories takes at its peak."""
         return http_memory.lines(self._folder("http_memory"), self.scale.pushed)
+
+    def prune(self) -> list[Line]:
+        """Deleting many old uploads."""
+        return asyncio.run(prune.lines(self._folder("prune"), self.scale.pruned))
+
+    def restore(self) -> list[Line]:
+        """From S3 to files, against rclone and gzip; and what it takes in memory."""
+        folder, scale = self._folder("restore"), self.scale
+        against = asyncio.run(
+            restore.against_rclone(self._made(folder / "against"), self.databases, scale.large, scale.rounds)
+        )
+        return [*against, *restore.memory(self._made(folder / "memory"), self.databases, scale.grown)]
 
     async def _stages(self, folder: Path) -> list[Line]:
         data_dir, size = folder / "data", self.scale.large
@@ -232,8 +257,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds, shorter waits")
     names = (
-        *("stages", "to_s3", "memory", "unchanged", "latency", "idle", "hook"),
-        *("nats_latency", "nats_consumer", "nats_idle", "http_push", "http_memory"),
+        *("stages", "to_s3", "memory", "unchanged", "latency", "idle", "hook", "archive"),
+        *("nats_latency", "nats_consumer", "nats_idle", "http_push", "http_memory", "restore", "prune"),
     )
     parser.add_argument("--only", choices=names, action="append", help="one measurement; may be given several times")
     arguments = parser.parse_args()
@@ -243,6 +268,7 @@ def main() -> int:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     machine.TIMEOUT = WAIT_SECONDS  # an upload of a GiB may take its time
     os.environ |= aws_environment()
+    os.environ[zygote.EXECUTE] = "1"  # what shares its pages with a process it was forked from seems to take less
     give_back_large_blocks()  # as the agent's own process does
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="akosha-bench-") as scratch:

@@ -46,6 +46,20 @@ def machine(tmp_path):
 # ------------------------------------------------------------------------------------------------ usage and settings
 
 
+def test_the_shell_is_told_the_commands_that_begin_as_typed(machine):
+    machine.environ |= {"_AKOSHA_AGENT_COMPLETE": "complete_bash", "COMP_WORDS": "akosha-agent se", "COMP_CWORD": "1"}
+    told = machine.call(prefix=[COMMAND], places=False)
+    assert (told.code, told.out.split()) == (0, ["service"])
+
+
+def test_without_any_standard_stream_a_sync_is_done_and_no_file_takes_the_place_of_one(machine):
+    """As some starters leave a process: a ledger opened on descriptor 2 would be what errors are printed to."""
+    machine.write(commits=1)
+    bare = 'exec "$0" "$@" <&- >&- 2>&-'
+    done = machine.call("sync", prefix=["sh", "-c", bare, COMMAND])
+    assert (done.code, len(machine.manifests)) == (0, 1)
+
+
 def test_every_command_explains_itself(machine):
     told = machine.call(prefix=[COMMAND, "--version"], places=False)
     assert (told.code, told.out) == (0, f"akosha-agent {__version__}\n")

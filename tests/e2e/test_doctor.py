@@ -30,7 +30,7 @@ def test_everything_is_looked_at_beside_a_running_agent_and_nothing_is_changed(m
     assert {name: found[name] for name in well if found[name]["level"] != "ok"} == {}
     assert f"process {agent.pid} (run)" in found["agent"]["found"]
     assert {name for name, check in found.items() if check["level"] == "skipped"} >= {"credentials", "Akosha", "NATS"}
-    assert found["session-end hook"]["cure"] == "akosha-agent hook install"
+    assert found["session-end hook"]["cure"] == f"akosha-agent hook install --state-dir {machine.state}"
     assert all(check["cure"] for check in found.values() if check["level"] in ("warning", "error"))
     assert (done.code, done.json["healthy"]) == (1, False)  # neither hook nor service are installed here
     assert not list(machine.bucket.rglob(".probe*"))

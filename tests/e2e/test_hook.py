@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -26,7 +27,10 @@ def machine(tmp_path):
 def end_session(machine, session_id: str, prefix=(COMMAND,)) -> None:
     told = json.dumps({"session_id": session_id, "reason": "other", "hook_event_name": "SessionEnd"})
     words = [*prefix, "hook", "session-end", "--state-dir", str(machine.state)]
-    done = subprocess.run(words, input=told.encode(), env=machine.environ, capture_output=True)
+    with tempfile.TemporaryFile() as stdin:  # said before it starts, as Claude Code does, however busy this process is
+        stdin.write(told.encode())
+        stdin.seek(0)
+        done = subprocess.run(words, stdin=stdin, env=machine.environ, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), done.stderr
 
 

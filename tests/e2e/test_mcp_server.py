@@ -19,7 +19,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 from agent.adapters.state_directory import StateDirectory
 from tests.fakes.machine import COMMAND, TIMEOUT, Machine, Running
 
-SYNC, STATUS = "sync_to_akosha", "akosha_sync_status"
+SYNC, STATUS, POINTS = "sync_to_akosha", "akosha_sync_status", "akosha_restore_points"
 TOKEN = "canary-t0ken"
 CONTRACT = {
     "method": str,
@@ -127,7 +127,7 @@ def notes(machine: Machine) -> list[Path]:
 
 def test_the_two_tools_have_the_names_parameters_and_defaults_that_were_promised(shared):
     tools = {tool.name: tool for tool in shared.portal.call(shared.client.list_tools).tools}
-    assert set(tools) == {SYNC, STATUS}
+    assert set(tools) == {SYNC, STATUS, POINTS}
     parameters = tools[SYNC].input_schema["properties"]
     shown = {name: {key: value for key, value in of.items() if key != "description"} for name, of in parameters.items()}
     assert shown == {
@@ -138,6 +138,7 @@ def test_the_two_tools_have_the_names_parameters_and_defaults_that_were_promised
     assert tools[STATUS].input_schema["properties"] == {}
     assert set(CONTRACT) <= set(tools[SYNC].output_schema["required"])
     assert tools[STATUS].annotations.read_only_hint
+    assert tools[POINTS].annotations.read_only_hint
     assert tools[SYNC].annotations.idempotent_hint
     assert not tools[SYNC].annotations.read_only_hint
     assert not tools[SYNC].annotations.destructive_hint

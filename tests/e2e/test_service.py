@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from agent.adapters.state_directory import StateDirectory
 from agent.faces.cli import app
 from agent.faces.service import program as programs, standing as standings
 from agent.faces.service.launchd import Launchd
@@ -264,6 +265,34 @@ def test_started_stopped_and_looked_at(scratch):
     assert scratch.did() == [f"systemctl --user {word} {UNIT}" for word in ("start", "restart", "stop")]
     (scratch.fake / "broken").touch()
     assert "Job failed" in scratch.call("start", code=1).stderr
+
+
+def test_beside_an_agent_that_runs_by_hand_it_is_not_started_and_who_that_is_is_said(scratch):
+    """Two cannot hold one state directory: the service would fail, and begin anew every 30 s until the other ends."""
+    state = StateDirectory(scratch.home / "state")
+    state.prepare()
+    scratch.call("install", "--no-start", "--state-dir", str(state.path))
+    before = scratch.tree()
+    scratch.did()
+    with state.lock("run"):
+        for words in (("install", "--state-dir", str(state.path)), ("start",), ("restart",)):
+            done = scratch.call(*words, code=1)
+            for said in (f"process {os.getpid()} (run)", str(state.path), f"kill {os.getpid()}", "--no-start"):
+                assert said in done.stderr
+        assert scratch.did() == []
+        scratch.call("install", "--no-start", "--state-dir", str(state.path))
+    assert scratch.tree().keys() - before.keys() <= {"state/agent.lock"}
+    scratch.did()
+    with state.lock("sync"):
+        scratch.call("start")
+    assert scratch.did() == [f"systemctl --user start {UNIT}"]
+
+
+def test_a_dry_run_needs_no_session(scratch):
+    (scratch.fake / "unreachable").touch()
+    done = scratch.call("install", "--dry-run")
+    assert "Failed to connect to bus" in done.output
+    assert "ExecStart=" in done.output
 
 
 def test_a_home_of_somebody_else_is_refused(scratch, monkeypatch):

@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from agent.application.desk import Desk
 from agent.application.status import describe
 from agent.domain.errors import WireError
-from agent.domain.events import SessionEnded, SyncAsked, SyncProgress, SyncRequested, request_event_id
+from agent.domain.events import SessionEnded, SyncAsked, SyncProgress, SyncRequested, SyncResult, request_event_id
 from agent.domain.identity import Identity
 from agent.domain.states import TargetRecord
 from agent.ports import HistoryEntry, Standing
@@ -41,6 +41,7 @@ class FakeDesk(Desk):
         self.asked: dict[str, SyncAsked] = {}
         self.taken: list[object] = []
         self.refuses = False
+        self.outcomes: dict[str, SyncResult] = {}
         self.history: list[HistoryEntry] = []
         self.reading = 0
         """How many follow the events."""
@@ -79,11 +80,16 @@ class FakeDesk(Desk):
         await self._enter()
         self.asked.setdefault(ask.id, ask)
         if self.refuses:
+            self.outcomes[ask.id] = values.failed(ask.id)
             return None
         return SyncRequested(
             id=request_event_id(ask.id, "cloud"), time=ask.time, system_id=SYSTEM, request_id=ask.id,
             agent_id="0" * 32, reason=ask.reason, route=("cloud",),
         )  # fmt: skip
+
+    async def outcome(self, request_id: str) -> SyncResult | None:
+        await self._enter()
+        return self.outcomes.get(request_id)
 
     async def take(self, event) -> bool:
         await self._enter()
@@ -93,6 +99,9 @@ class FakeDesk(Desk):
         self.taken.append(event)
         self._tell()
         return new
+
+    async def position(self) -> int:
+        return len(self.history)
 
     async def events(self, *, after):
         passing: asyncio.Queue = asyncio.Queue()

@@ -8,6 +8,7 @@ store.fail("put", error, key="manifest.json", after=True)     # done, but the an
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from agent.ports import ObjectStore, Progress, StoredObject, untold
@@ -88,8 +89,8 @@ class FaultyStore:
     async def delete(self, keys: Collection[str]) -> None:
         await self._do("delete", " ".join(keys), lambda: self._store.delete(keys))
 
-    async def sweep(self, prefix: str) -> int:
-        return await self._do("sweep", prefix, lambda: self._store.sweep(prefix))
+    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
+        return await self._do("sweep", prefix, lambda: self._store.sweep(prefix, begun_before=begun_before))
 
     async def aclose(self) -> None:
         await self._store.aclose()

@@ -1,6 +1,7 @@
 """An ObjectStore in memory. It passes the contract suite of the real ones."""
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
+from datetime import datetime
 
 from agent.domain.errors import CopyUnsupported, NoSuchObject
 from agent.ports import Progress, StoredObject, untold
@@ -62,7 +63,7 @@ class MemoryStore:
         for key in keys:
             self.objects.pop(key, None)
 
-    async def sweep(self, prefix: str) -> int:
+    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
         return 0
 
     async def aclose(self) -> None:

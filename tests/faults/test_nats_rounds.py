@@ -28,7 +28,8 @@ def machine_on(server: NatsServer, tmp_path, **settings: object) -> Machine:
     return Machine(
         tmp_path / "machine", agent_nats_url=server.url, agent_nats_ping_seconds=0.2,
         agent_nats_ping_timeout_seconds=0.3, agent_nats_reconnect_seconds=0.05, agent_nats_reconnect_max_seconds=0.2,
-        agent_nats_connect_seconds=1, agent_rescan_seconds=2, agent_nats_max_mb=1, **settings,
+        agent_nats_connect_seconds=1, agent_rescan_seconds=2, agent_nats_max_mb=1, agent_prune="false",
+        agent_log_level="DEBUG", **settings,
     )  # fmt: skip
 
 

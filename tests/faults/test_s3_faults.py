@@ -153,6 +153,49 @@ async def test_progress_moves_within_a_part(fronted, front):
     assert max(told) <= 128 * 1024
 
 
+class Slowly:
+    """A pace, of so many seconds a slice."""
+
+    piece_bytes = 64 * 1024
+
+    def __init__(self, seconds):
+        self.seconds, self.taken = seconds, 0
+
+    async def take(self, count, held_back):
+        held_back()
+        await asyncio.sleep(self.seconds)
+        self.taken += count
+
+
+@pytest.mark.parametrize("server", ["moto", "rclone"])
+async def test_a_body_may_take_longer_than_an_answer(request, server, aws):
+    """However slowly it goes: only the time after the last byte counts."""
+    server = request.getfixturevalue(server)
+    pace = Slowly(0.15)
+    store = S3Store(bucket=server.new_bucket(), endpoint=server.endpoint, region="auto", read_timeout=1, pace=pace)
+    data = random.Random(3).randbytes(640 * 1024)
+    await put(store, data)
+    assert pace.taken == len(data), "not sent twice"
+    assert await fetch(store) == data
+    await store.aclose()
+
+
+async def test_an_answer_that_does_not_come_after_the_body_is_transient(fronted, front):
+    store, reached = fronted(read_timeout=0.3), asyncio.Event()
+    front.on("put_object", stall(reached, at=len(WHOLE)))
+    with pytest.raises(StoreError, match="no answer in time") as failure:
+        await put(store, WHOLE)
+    assert failure.value.transient
+    assert reached.is_set()
+
+
+async def test_bytes_that_go_out_again_wait_for_their_turn_again(fronted, front):
+    pace, told = Slowly(0), []
+    front.on("put_object", refuse(503, "SlowDown"), times=1)
+    await put(fronted(pace=pace), WHOLE, progress=told.append)
+    assert (pace.taken, sum(told)) == (2 * len(WHOLE), len(WHOLE))
+
+
 async def test_cancelled_while_the_upload_begins_it_is_aborted_all_the_same(fronted, front, moto):
     """The store has begun it, the answer is on its way: it is waited for, and that upload aborted."""
     store, reached, go_on = fronted(), asyncio.Event(), asyncio.Event()

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.adapters.duckdb_files import DuckdbSnapshotTaker
+from agent.adapters.duckdb_files import DuckdbSnapshotTaker, taker as taker_module
 from agent.adapters.duckdb_files.children import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError, StagingFull
@@ -185,6 +185,22 @@ async def test_an_engine_that_dies_costs_nothing_but_the_mark(number, times, rea
     assert (snapshot.verified, snapshot.unverified_reason, snapshot.rows) == (False, reason, {})
     assert (snapshot.folder / "reflection.duckdb").read_bytes() == (data_dir / "reflection.duckdb").read_bytes()
     assert list(staging.iterdir()) == [snapshot.folder]
+
+
+async def test_a_copy_that_somebody_cleans_away_is_an_error_that_passes(data_dir, staging, taker, monkeypatch):
+    create(data_dir, commits=1)
+
+    async def verified(copy, **how):
+        shutil.rmtree(copy.parent)
+        return await verify(copy, **how)
+
+    verify = taker_module.verify
+    monkeypatch.setattr(taker_module, "verify", verified)
+    with pytest.raises(SnapshotError, match="take-") as refused:
+        await taker.take("reflection")
+    assert refused.value.transient
+    assert "akosha_agent_state_dir" in refused.value.hint
+    assert not list(staging.iterdir())
 
 
 async def test_a_crash_that_another_copy_does_not_repeat_is_forgotten(data_dir, taker):

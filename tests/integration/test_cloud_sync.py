@@ -37,7 +37,7 @@ class Rig:
         self.data, self.tmp_path, self.verify = tmp_path / "data", tmp_path, False
         self.kept = MemoryStore()
         self.store = FaultyStore(self.kept)
-        monkeypatch.setattr(methods, "object_store", lambda _: self.store)
+        monkeypatch.setattr(methods, "object_store", lambda *_, **__: self.store)
         if not memories:  # then neither is a copy read through: children that start take most of the time
             monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda **_: ListedReader(defaultdict(list)))
             taker = wiring.DuckdbSnapshotTaker

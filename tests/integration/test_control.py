@@ -23,9 +23,10 @@ from agent.domain.events import IngestFailed, SyncAsked
 from agent.faces.control import Limits, serving
 from agent.faces.control.socket_file import SocketFile
 from agent.faces.control.token_file import kept_token
+from agent.faces.results import contract
 from agent.faces.standing import View
 from agent.settings import Settings
-from tests.fakes import event_documents
+from tests.fakes import event_documents, values
 from tests.fakes.control_desk import NOON, SYSTEM, FakeDesk, ended, hold, progress
 from tests.fakes.machine import Machine
 
@@ -218,9 +219,37 @@ async def test_without_an_id_or_a_body_a_sync_gets_an_id_of_its_own(agent, desk)
     assert len(desk.asked) == 2
 
 
-async def test_a_refused_sync_is_a_conflict(agent, desk):
+async def test_a_refused_sync_is_a_conflict_in_the_refusals_own_words(agent, desk):
     desk.refuses = True
-    assert "mine" in (await agent.problem(409, "POST", "/v1/sync", {"id": "mine"}))["detail"]
+    told = await agent.problem(409, "POST", "/v1/sync", {"id": "mine"})
+    expected = contract(desk.outcomes["mine"])
+    assert (told["detail"], told["hint"]) == (expected["error"], expected["hint"])
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pytest.param(values.succeeded(values.manifest(1)), id="succeeded"),
+        pytest.param(values.skipped(), id="skipped"),
+        pytest.param(values.failed(), id="failed"),
+    ],
+)
+async def test_the_result_of_a_request_is_the_documented_one(agent, desk, result):
+    path, key = f"/v1/sync/{result.request_id}", "/v1/sync/{request_id}"
+    await agent.problem(404, "GET", path)
+    desk.outcomes[result.request_id] = result
+    answer = await agent.ask("GET", path)
+    assert (answer.status, answer.json) == (200, json.loads(json.dumps(contract(result))))
+    hold(Served.document, key, "GET", 200, "application/json", answer.json)
+    assert (await agent.ask("HEAD", path)).status == 200
+
+
+@pytest.mark.parametrize("name", ["none", "%00", "..%2f..", "{request_id}", "x" * 3000, "%F0%9F%90%98", "a b"])
+async def test_a_request_that_nobody_knows_has_no_result(agent, name):
+    path = f"/v1/sync/{name}"
+    told = await agent.problem(404, "GET", path)
+    hold(Served.document, "/v1/sync/{request_id}", "GET", 404, "application/problem+json", told)
+    assert len(told["detail"]) < 600
 
 
 @pytest.mark.parametrize("headers", [JSON, EVENT, {"Content-Type": "application/json; charset=utf-8"}])
@@ -289,6 +318,7 @@ async def test_what_is_not_there_is_not_found(agent, path):
     ("method", "path", "allowed"),
     [
         ("GET", "/v1/sync", "POST"),
+        ("POST", "/v1/sync/x", "GET, HEAD"),
         ("POST", "/v1/status", "GET, HEAD"),
         ("DELETE", "/v1/events", "GET, HEAD, POST"),
         ("OPTIONS", "/v1/events", "GET, HEAD, POST"),
@@ -427,6 +457,24 @@ async def test_a_reader_hears_what_happens_from_now_on_and_progress_without_a_pl
     )
     assert CODEC.decode(entry["data"].encode()) == ended(2)
     await desk.readers(0)
+
+
+async def test_a_reader_that_drops_before_its_first_event_comes_back_without_a_gap(agent, desk):
+    """The first thing it is told is where it begins."""
+    desk.happen(ended(), count=5)
+    async with agent.follow() as stream, asyncio.timeout(SECONDS):
+        begins = [await stream._next() for _ in range(2)]
+    assert begins == [{"retry": "1000"}, {"id": "5"}]
+    await desk.readers(0)
+    desk.happen(ended(), count=2)
+    async with agent.follow(**{"Last-Event-ID": "5"}) as stream:
+        assert await stream.ids(2) == [6, 7]
+
+
+async def test_what_happens_while_a_reader_without_a_place_is_let_in_is_told(agent, desk):
+    async with agent.follow() as stream:
+        desk.happen(ended())
+        assert await stream.ids(1) == [1]
 
 
 async def test_a_reader_that_comes_back_goes_on_without_gap_or_duplicate(agent, desk):
@@ -571,8 +619,8 @@ async def test_500_readers_at_once_get_every_event(desk, tmp_path, many_descript
         await desk.readers(500)
         desk.happen(ended(1))
         desk.happen(ended(2))
-        heard = await asyncio.gather(*(read(reader, 2) for reader, _ in ways))
-        assert heard == [[b"1", b"2"]] * 500
+        heard = await asyncio.gather(*(read(reader, 3) for reader, _ in ways))
+        assert heard == [[b"0", b"1", b"2"]] * 500  # where it begins, and what happens
         assert (await agent.ask("GET", "/healthz")).status == 200
         for _, writer in ways:
             writer.close()
@@ -786,18 +834,19 @@ async def test_a_port_in_use_is_said_with_its_cure_and_the_agent_goes_on(desk, t
 # ------------------------------------------------------------------------------------------------------ the document
 
 
-async def test_the_document_is_a_valid_one_and_names_what_is_served(agent):
+async def test_the_document_is_a_valid_one_and_names_what_is_served(agent, desk):
     from openapi_spec_validator import validate
 
+    desk.outcomes["r1"] = values.skipped()
     document = (await agent.ask("GET", "/openapi.json")).json
     validate(document)
     asked = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     assert asked == {
-        ("/v1/status", "GET"), ("/v1/sync", "POST"), ("/v1/events", "POST"), ("/v1/events", "GET"),
-        ("/metrics", "GET"), ("/healthz", "GET"), ("/readyz", "GET"), ("/openapi.json", "GET"),
+        ("/v1/status", "GET"), ("/v1/sync", "POST"), ("/v1/sync/{request_id}", "GET"), ("/v1/events", "POST"),
+        ("/v1/events", "GET"), ("/metrics", "GET"), ("/healthz", "GET"), ("/readyz", "GET"), ("/openapi.json", "GET"),
     }  # fmt: skip
     for path, method in asked:
-        answer = await agent.ask("HEAD" if method == "GET" else method, path)
+        answer = await agent.ask("HEAD" if method == "GET" else method, path.replace("{request_id}", "r1"))
         assert answer.status not in (404, 405)
 
 
@@ -824,9 +873,13 @@ async def test_the_agent_that_runs_syncs_when_asked_and_tells_how_it_went(tmp_pa
             async with agent.follow("?after=0") as stream:
                 assert (await agent.ask("POST", "/v1/sync", {"id": "mine"})).status == 202
                 told = []
-                while not told or told[-1]["data"].get("request_id") != "mine" or "requested" in told[-1]["type"]:
+                while not told or told[-1]["data"].get("request_id") != "mine" or "success" not in told[-1]["data"]:
                     told += [json.loads(message["data"]) for message in await stream.messages(1)]
                 assert told[-1]["data"]["success"] is True
+            result = (await agent.ask("GET", "/v1/sync/mine")).json
+            assert {name: result[name] for name in ("success", "upload_id", "triggered_by")} == {
+                name: told[-1]["data"][name] for name in ("success", "upload_id", "triggered_by")
+            }
             status = await agent.ask("GET", "/v1/status")
             assert (status.json["pending"], status.json["running"]["command"]) == ([], "run")
             assert (await agent.ask("GET", "/readyz")).json == {"status": "ok"}

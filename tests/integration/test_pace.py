@@ -9,6 +9,7 @@ import pytest
 from agent.adapters.akosha_mcp import AkoshaSink
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.duckdb_files import Warm
+from agent.adapters.s3_store import S3Store
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.pace import PacedSink, PacedStore
@@ -54,6 +55,16 @@ async def test_with_one_it_is_shared_by_objects_and_memories(wired):
     assert (type(store), type(sink)) == (PacedStore, PacedSink)
     assert store.pace is sink.pace
     assert store.pace.bytes_per_second == 100 * KIB
+
+
+async def test_a_bucket_paces_its_bytes_itself_as_they_leave(wired):
+    """It gathers parts: paid for before, they would go out in bursts; paid for twice, at half the limit."""
+    bucket = {"cloud_bucket": "bucket", "cloud_endpoint": "http://127.0.0.1:9"}
+    store, sink, _ = await wired(100, **bucket)
+    assert (type(store), type(sink)) == (S3Store, PacedSink)
+    assert store._sending._pace is sink.pace
+    store, sink, _ = await wired(0, **bucket)
+    assert (type(store), store._sending._pace, type(sink)) == (S3Store, None, AkoshaSink)
 
 
 async def test_who_is_held_back_with_memories_does_not_count_as_standing_still(wired):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
-from agent.domain.errors import SettingsError
-from agent.settings import MASK, Settings, load, rows, tree, variable
+from agent.domain.errors import MASK, SettingsError
+from agent.settings import Settings, load, rows, tree, variable
 from agent.settings.complaints import allowed
 from agent.settings.endpoints import BUCKETS
 from tests.fakes.machine import Machine
@@ -495,6 +495,23 @@ def test_an_endpoint_without_a_bucket_is_told(world):
     assert world.load().warnings == (
         "akosha_cloud_endpoint (env AKOSHA_CLOUD_ENDPOINT) has no effect without akosha_cloud_bucket",
     )
+
+
+def test_encryption_and_class_where_there_is_no_bucket_are_told(world):
+    world.environ = {"AKOSHA_CLOUD_ENDPOINT": "file:///srv/memories"}
+    assert world.load().warnings == ()
+    world.environ |= {
+        "SESSION_BUDDY_AKOSHA_CLOUD_SSE": "aws:kms",
+        "SESSION_BUDDY_AKOSHA_CLOUD_SSE_KMS_KEY_ID": "k",
+        "SESSION_BUDDY_AKOSHA_CLOUD_STORAGE_CLASS": "STANDARD_IA",
+    }
+    names = [name for name in world.environ if name.startswith("SESSION")]
+    told = [f"{name[14:].lower()} (env {name}) has no effect" for name in names]
+    assert world.load().warnings == tuple(f"{one} with a directory in place of akosha_cloud_bucket" for one in told)
+    del world.environ["AKOSHA_CLOUD_ENDPOINT"]
+    assert world.load().warnings == tuple(f"{one} without akosha_cloud_bucket" for one in told)
+    world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories"}
+    assert world.load().warnings == ()
 
 
 def test_remote_control_that_nobody_can_reach_is_told(world):

@@ -180,6 +180,8 @@ def _operation(request: web.Request) -> str:
         return "create_multipart_upload" if method == "POST" else "list_multipart_uploads"
     if "list-type" in query:
         return "list_objects_v2"
+    if "delete" in query:
+        return "delete_objects"
     if method == "PUT":
         return "copy_object" if copied else "put_object"
     return {"HEAD": "head_object", "GET": "get_object", "DELETE": "delete_object"}[method]

@@ -23,7 +23,8 @@ async def test_an_ask_becomes_a_request_of_its_id(tmp_path):
         request = await w.agent.desk.ask(ask())
         assert (request.request_id, request.reason) == ("ask-1", "manual")
         await w.settle()
-        assert (await w.agent.ledger.outcome("ask-1")).success
+        assert (await w.agent.desk.outcome("ask-1")).success
+        assert await w.agent.desk.outcome("ask-2") is None
 
 
 async def test_the_same_ask_again_is_the_same_request_before_during_and_after_its_sync(tmp_path):
@@ -64,7 +65,7 @@ async def test_an_ask_that_is_refused_is_refused_once(tmp_path):
     async with world(tmp_path, sync_enabled=False) as w:
         assert await w.agent.desk.ask(ask()) is None
         assert await w.agent.desk.ask(ask()) is None
-        assert "switched off" in (await w.agent.ledger.outcome("ask-1")).error
+        assert "switched off" in (await w.agent.desk.outcome("ask-1")).error
         assert len(await w.agent.ledger.history()) == 1
 
 
@@ -192,6 +193,17 @@ async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings(tmp_p
         w.files.survey = closed
         assert "cannot look" in await w.agent.desk.survey_problem()
         assert (await w.agent.desk.status()).targets[0].databases[0].size == 0
+
+
+async def test_whoever_follows_from_the_present_position_on_misses_nothing(tmp_path):
+    async with world(tmp_path, sync_enabled=False) as w:
+        assert await w.agent.desk.position() == 0
+        await w.agent.desk.ask(ask())
+        position = await w.agent.desk.position()
+        assert position == (await w.agent.ledger.history())[-1].position
+        await w.agent.desk.ask(replace(ask(), id="ask-2"))
+        async with aclosing(w.agent.desk.events(after=position)) as events:
+            assert (await anext(events)).event.request_id == "ask-2"
 
 
 async def test_a_reader_follows_a_sync_from_its_request_to_its_result(tmp_path):

@@ -19,6 +19,7 @@ TREE = {
     "NoSuchObject": "StoreError",
     "CopyUnsupported": "StoreError",
     "NotPermitted": "StoreError",
+    "RestoreError": "AkoshaError",
     "SinkError": "AkoshaError",
     "BusError": "AkoshaError",
     "SyncError": "AkoshaError",

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 from hypothesis import given, settings, strategies as st
 
+from agent.adapters.s3_store.part import PartBody
 from agent.application.pace import Bucket, Pace, PacedSink, PacedStore
 from agent.ports import untold
 from tests.fakes.clock import ManualClock
@@ -158,6 +159,46 @@ async def test_a_put_that_is_cancelled_closes_its_body():
     assert clock.sleepers == 0
     await whole.aclose()
     assert closed.is_set()
+
+
+async def sent(clock: ManualClock, part: PartBody) -> list[tuple[float, int]]:
+    """Take the body as a connection would; return when how many bytes of it left."""
+    return [(clock.monotonic(), len(piece)) async for piece in part]
+
+
+async def test_parts_on_their_way_together_leave_evenly_and_again_at_a_price():
+    """Bytes count when they leave, not when they are gathered: no ten seconds see more than the limit and a slice."""
+    clock, told = ManualClock(), []
+    pace = Pace(512 * KIB, clock)
+    size = 5 * KIB * KIB
+    bodies = [
+        PartBody([bytes(size - 7), bytearray(7)], size, lambda n: told.append((clock.monotonic(), n)), pace)
+        for _ in range(3)
+    ]
+    tasks = [asyncio.create_task(sent(clock, one)) for one in bodies]
+    took = await finished(clock, asyncio.gather(*tasks))
+    assert abs(took - 3 * size / (512 * KIB)) < 0.3
+    left = sorted(piece for task in tasks for piece in task.result())
+    assert sum(count for _, count in told) == sum(count for _, count in left) == 3 * size
+    for start, _ in left:
+        within = sum(count for at, count in left if start <= at < start + WINDOW)
+        assert within <= 512 * KIB * WINDOW + 2 * pace.piece_bytes + 1
+    for task in tasks:
+        ats = [at for at, _ in task.result()]
+        assert max(after - before for before, after in zip([0, *ats], ats, strict=False)) <= 1, "none waits for others"
+    assert await finished(clock, asyncio.create_task(sent(clock, bodies[0]))) > 9
+    assert sum(count for _, count in told) == 3 * size, "a retry is no progress"
+
+
+async def test_who_waits_behind_a_large_piece_gives_signs_of_life_too():
+    clock, signs = ManualClock(), []
+    pace = Pace(KIB, clock)
+    await pace.take(100 * KIB, lambda: None)
+    first = asyncio.create_task(pace.take(1, lambda: None))
+    await clock.advance(0)
+    second = asyncio.create_task(pace.take(1, lambda: signs.append(clock.monotonic())))
+    await finished(clock, asyncio.gather(first, second))
+    assert len(signs) >= 99
 
 
 async def test_copies_and_reads_cost_nothing():

@@ -52,6 +52,18 @@ async def test_a_request_issued_in_an_earlier_life_is_known(tmp_path):
         assert await later.is_ours(over_the_wire(values.request()))
 
 
+async def test_a_request_made_again_goes_out_as_it_was_in_this_life_and_in_a_later_one(tmp_path):
+    """NATS drops the second one of an id, and brings the first: refused, it would never be done, and its ask wait."""
+    first, again = values.request(), replace(values.request(), time=values.NOON.replace(year=2027))
+    async with life(tmp_path) as earlier:
+        assert await earlier.issue(first) == first
+        assert await earlier.issue(again) == first
+        assert await earlier.is_ours(over_the_wire(first))
+    async with life(tmp_path) as later:
+        assert await later.issue(again) == first
+        assert await later.is_ours(over_the_wire(first))
+
+
 async def test_a_request_that_is_no_longer_in_memory_is_known(requests, monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED", 2)
     for number in range(5):

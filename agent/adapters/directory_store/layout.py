@@ -90,15 +90,15 @@ def is_there(place: Path) -> bool:
     return True
 
 
-def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, int]]:
-    """Yield (key, size) of regular files below `root` in key order, without `.akosha`; follows no symlinks.
+def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, int, float]]:
+    """Yield (key, size, mtime) of regular files below `root` in key order, without `.akosha`; follows no symlinks.
 
     What vanishes while it walks is left out.
     """
     yield from _walk(root, "", prefix, start_after)
 
 
-def _walk(folder: Path, above: str, prefix: str, start_after: str) -> Iterator[tuple[str, int]]:
+def _walk(folder: Path, above: str, prefix: str, start_after: str) -> Iterator[tuple[str, int, float]]:
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -115,6 +115,7 @@ def _walk(folder: Path, above: str, prefix: str, start_after: str) -> Iterator[t
                 yield from _walk(Path(entry.path), key, prefix, start_after)
         elif key.startswith(prefix) and key > start_after and entry.is_file(follow_symlinks=False):
             try:
-                yield key, entry.stat(follow_symlinks=False).st_size
+                found = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
+            yield key, found.st_size, found.st_mtime

@@ -7,7 +7,8 @@ a put returns. Every system call runs off the event loop.
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,7 @@ T = TypeVar("T")
 WRITE_BYTES = 4 * 2**20
 READ_BYTES = 2**20
 LIST_BATCH = 500
+DELETE_BATCH = 100
 AVAILABLE_SECONDS = 0.9
 CLEANUP_SECONDS = 5.0
 
@@ -123,14 +125,16 @@ class DirectoryStore:
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
         entries = layout.walk(self._root, prefix, start_after)
         while batch := await self._run("list", "", lambda: [*itertools.islice(entries, LIST_BATCH)]):
-            for key, size in batch:
-                yield StoredObject(key, size)
+            for key, size, modified in batch:
+                yield StoredObject(key, size, modified=datetime.fromtimestamp(modified, UTC))
 
     async def delete(self, keys: Collection[str]) -> None:
-        for key in keys:
-            await self._run("delete", key, _call(self._delete, key))
+        rest = iter(keys)
+        while batch := [*itertools.islice(rest, DELETE_BATCH)]:
+            await off_loop(_call(self._delete_all, batch))
 
-    async def sweep(self, prefix: str) -> int:
+    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:  # noqa: ARG002
+        """As the port says; who puts holds a lock, so that it is known whether it lives."""
         return await self._run("sweep", "", lambda: incoming.sweep(self._root, prefix))
 
     async def left_behind(self, prefix: str) -> int:
@@ -162,6 +166,11 @@ class DirectoryStore:
                 return work()
 
         return await off_loop(guarded)
+
+    def _delete_all(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            with translated("delete", self._root, key):
+                self._delete(key)
 
     def _delete(self, key: str) -> None:
         path, record = layout.object_path(self._root, key), layout.record_path(self._root, key)

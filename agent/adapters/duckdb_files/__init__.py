@@ -11,6 +11,7 @@ children      processes that have the engine; `child` is their program, `engine`
 exchange      question and answer between a child and its parent, in `frames`
 verification  the check of a copy
 reading       pages of memories, in the child
+folding       main file and sidecars become one; `merging` is its inside, in the child
 tables        which tables hold memories, and the statements that read them
 rows          what is told of a row, and the digest over it
 """
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from agent.adapters.duckdb_files.children import Warm
+    from agent.adapters.duckdb_files.folding import DuckdbFolder
     from agent.adapters.duckdb_files.reader import DuckdbMemoryReader
     from agent.adapters.duckdb_files.taker import DuckdbSnapshotTaker
 
-__all__ = ["DuckdbMemoryReader", "DuckdbSnapshotTaker", "Warm"]
+__all__ = ["DuckdbFolder", "DuckdbMemoryReader", "DuckdbSnapshotTaker", "Warm"]
 
 
 def __getattr__(name: str) -> object:
@@ -35,6 +37,10 @@ def __getattr__(name: str) -> object:
         from agent.adapters.duckdb_files import reader  # noqa: PLC0415
 
         return reader.DuckdbMemoryReader
+    if name == "DuckdbFolder":
+        from agent.adapters.duckdb_files import folding  # noqa: PLC0415
+
+        return folding.DuckdbFolder
     if name == "Warm":
         from agent.adapters.duckdb_files import children  # noqa: PLC0415
 

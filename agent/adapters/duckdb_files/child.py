@@ -15,7 +15,8 @@ import threading
 from pathlib import Path
 
 from agent.adapters.duckdb_files.engine import limit, opened, quoted, reason
-from agent.adapters.duckdb_files.frames import BEGIN, OPEN, PAGE, READ, VERIFY, framed
+from agent.adapters.duckdb_files.frames import BEGIN, FOLD, OPEN, PAGE, READ, VERIFY, framed
+from agent.adapters.duckdb_files.merging import fold
 from agent.adapters.duckdb_files.reading import Reading
 from agent.domain.memories import Json
 
@@ -45,6 +46,8 @@ def _serve(copy: Path, commands: Commands) -> None:
         verb, argument = _next(commands)
         if verb == VERIFY:
             _answer({"verdict": _verdict(copy)})
+        elif verb == FOLD:
+            _answer({"folded": fold(copy)})
         elif verb == OPEN:
             _read(copy, str(json.loads(argument)), commands)
         else:

@@ -17,6 +17,9 @@ MEMORY_LIMIT = "80MB"
 """What the engine counts. All that the process allocates stays below 128 MiB while it checks or looks, whatever the
 size; reading a million rows whole it was 134 MiB."""
 
+FOLDING_MEMORY_LIMITS = ("512MB", "1280MB")
+"""What it may count while it folds: a table's index must fit, whole. The second, where the first does not do."""
+
 Cell = str | int | bool | None
 """What our statements return."""
 
@@ -50,23 +53,23 @@ class Engine:
 
 
 @contextmanager
-def opened(copy: Path) -> Iterator[Engine]:
-    """Open the copy; its bytes stay as they are.
+def opened(copy: Path, *, folding: str | None = None) -> Iterator[Engine]:
+    """Open the copy; its bytes stay as they are, but for `folding` (with so much memory): its WAL becomes part of it.
 
-    Only a read-only ATTACH does that: a WAL is replayed in memory, in every state Session-Buddy leaves one in.
+    Only a read-only ATTACH leaves the bytes: a WAL is replayed in memory, in every state Session-Buddy leaves one in.
     """
     import duckdb  # noqa: PLC0415 - a missing engine is an answer, not a crash
 
     scratch = copy.parent / scratch_name(os.getpid())
     with duckdb.connect(":memory:", config={"autoinstall_known_extensions": False}) as connection:
         for statement in (
-            f"SET memory_limit = '{MEMORY_LIMIT}'",
+            f"SET memory_limit = '{folding or MEMORY_LIMIT}'",
             "SET threads = 1",
             "SET autoload_known_extensions = false",
             f"SET temp_directory = {quoted(str(scratch), chr(39))}",
             f"SET allowed_directories = [{quoted(str(copy.parent), chr(39))}]",
             "SET enable_external_access = false",
-            f"ATTACH {quoted(str(copy), chr(39))} AS s (READ_ONLY)",
+            f"ATTACH {quoted(str(copy), chr(39))} AS s (READ_{'WRITE' if folding else 'ONLY'})",
             "SET lock_configuration = true",
         ):
             connection.execute(statement)

@@ -8,12 +8,13 @@ JSON, an object.
     begin           {"begun": true}                 the next page is the first
     page            {"page": [[kind, id, digest, embedded, bytes], ...]}; an empty one is the end
     read [p, ...]   {"rows": [[text, embedding, time, metadata], ...]}   of the page before, by position
+    fold            {"folded": {"rows": {table: count}}}, or {"folded": {"error": text}}
     (any)           {"error": text}                 and the child ends
 """
 
 import struct
 
-VERIFY, OPEN, BEGIN, PAGE, READ = b"verify", b"open", b"begin", b"page", b"read"
+VERIFY, OPEN, BEGIN, PAGE, READ, FOLD = b"verify", b"open", b"begin", b"page", b"read", b"fold"
 
 PAGE_ROWS = 500
 """Rows of a page at most."""

@@ -161,7 +161,15 @@ def _empty(staging: Path) -> None:
 
 
 def _keep_only(folder: Path, names: set[str]) -> None:
-    for path in folder.iterdir():
+    try:
+        found = list(folder.iterdir())
+    except OSError as error:  # somebody has cleaned up after us
+        raise SnapshotError(
+            f"cannot look at the copy in {folder}: {error.strerror}",
+            hint="akosha_agent_state_dir must be a directory that nothing else cleans up",
+            transient=True,
+        ) from error
+    for path in found:
         if path.name not in names:
             _remove(path)
 

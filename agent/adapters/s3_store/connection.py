@@ -6,6 +6,8 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from agent.adapters.s3_store.at_rest import AtRest, Doubt
+from agent.adapters.s3_store.batch_check import sign_by_md5
 from agent.adapters.s3_store.errors import translate
 from agent.adapters.s3_store.part import PartBody
 from agent.adapters.s3_store.place import Place
@@ -29,10 +31,18 @@ class Limits:
 
 
 class Connection:
-    """Calls S3 operations on one bucket. Every failure is a StoreError."""
+    """Calls S3 operations on one bucket. Every failure is a StoreError. What makes an object says how it is to lie."""
 
-    def __init__(self, place: Place, limits: Limits, verify: str | bool | None) -> None:
+    def __init__(
+        self,
+        place: Place,
+        limits: Limits,
+        verify: str | bool | None,
+        at_rest: AtRest = AtRest(),  # noqa: B008 - frozen
+    ) -> None:
         self.place = place
+        self._at_rest = at_rest
+        self._doubt = Doubt(at_rest)
         self._limits = limits
         self._verify = verify
         self._making: asyncio.Task[Any] | None = None
@@ -42,6 +52,7 @@ class Connection:
         """Call an operation of botocore's S3 client on the bucket; `key` is added where there is one."""
         if key:
             parameters["Key"] = key
+        parameters |= self._at_rest.asked(operation)
         try:
             client = await self._client()
             body = parameters.get("Body")
@@ -49,9 +60,10 @@ class Connection:
             async with patience:
                 answer: Answer = await getattr(client, operation)(Bucket=self.place.bucket, **parameters)
         except Exception as error:
-            if (translated := translate(error, self.place, operation, key)) is None:
+            if (translated := translate(error, self.place, operation, key, self._at_rest)) is None:
                 raise
             raise translated from error
+        self._doubt.look(operation, str(answer.get("ServerSideEncryption") or ""), self.place)
         return answer
 
     async def aclose(self) -> None:
@@ -109,6 +121,7 @@ class Connection:
             "s3", region_name=region, endpoint_url=place.endpoint or None, verify=self._verify, config=config
         )
         client = await owner.__aenter__()
+        client.meta.events.register("before-sign.s3.DeleteObjects", sign_by_md5)
         self._owner = owner
         return client
 

@@ -4,9 +4,10 @@ Texts are made of codes, keys and places; what a server says in its own words st
 """
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.adapters.s3_store.at_rest import MAKING, AtRest
 from agent.adapters.s3_store.place import Place
 from agent.domain.errors import NoSuchObject, NotPermitted, StoreError
 
@@ -21,6 +22,7 @@ PERMISSIONS = {
     "get_object": "s3:GetObject (and s3:ListBucket, which tells missing from forbidden)",
     "list_objects_v2": "s3:ListBucket",
     "delete_object": "s3:DeleteObject",
+    "delete_objects": "s3:DeleteObject",
     "abort_multipart_upload": "s3:AbortMultipartUpload",
     "list_multipart_uploads": "s3:ListBucketMultipartUploads",
 }
@@ -58,18 +60,27 @@ _CURES = {
     "EntityTooLarge": "raise akosha_chunk_size_mb",
     "QuotaExceeded": "make room in the bucket, or raise its quota",
     "XMinioStorageFull": "make room on the store's disks",
+    "InvalidStorageClass": "set akosha_cloud_storage_class to a class that this store has, or leave it empty",
+    "InvalidObjectState": "it lies in an archive: have the store bring it back, and set akosha_cloud_storage_class to "
+    "a class that can be read at once",
 }
+_KMS = "KMS."
+_KMS_PERMISSIONS = "kms:GenerateDataKey and kms:Decrypt on the KMS key"
+_BAD_REQUEST, _NOT_IMPLEMENTED = 400, 501
+_PLAIN = AtRest()
 _TOO_MANY, _SERVER_FAULT = 429, 500
 
 
-def translate(error: BaseException, place: Place, operation: str, key: str) -> StoreError | None:
+def translate(
+    error: BaseException, place: Place, operation: str, key: str, at_rest: AtRest = _PLAIN
+) -> StoreError | None:
     """Return the StoreError for what a call raised; None for what is not the store's or the network's fault."""
     import aiohttp  # noqa: PLC0415 - loaded by the client long before anything of it can be raised
     from botocore import exceptions as boto  # noqa: PLC0415
 
     what = f"{operation} of {key!r} in {place}" if key else f"{operation} in {place}"
     if isinstance(error, boto.ClientError):
-        return _refusal(error.response, what, place, operation, key)
+        return _refusal(error.response, what, place, operation, key, at_rest)
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.NoAuthTokenError):
         return StoreError(f"{what}: no credentials", hint=f"set {CREDENTIALS}")
     if isinstance(
@@ -98,6 +109,17 @@ def translate(error: BaseException, place: Place, operation: str, key: str) -> S
     return None
 
 
+def refused_keys(refusals: Sequence[Mapping[str, Any]], place: Place, operation: str) -> StoreError:
+    """Return the StoreError for keys that a store refused in an answer that is none: the worst of them speaks."""
+    codes = [str(refusal.get("Code") or "refused") for refusal in refusals]
+    denied, passing = [code in _DENIED for code in codes], [code in _TRANSIENT for code in codes]
+    at = denied.index(True) if any(denied) else passing.index(False) if not all(passing) else 0
+    text = f"{operation} of {refusals[at].get('Key')!r} and {len(codes) - 1} more in {place}: {codes[at]}"
+    if denied[at]:
+        return NotPermitted(text, hint=f"allow {PERMISSIONS[operation]} on bucket {place.bucket}")
+    return StoreError(text, hint="" if passing[at] else "the store does not delete them", transient=passing[at])
+
+
 def code_of(error: StoreError) -> str:
     """Return the store's own code for a refusal (`NoSuchUpload`, `501`); empty where it did not answer."""
     response = getattr(error.__cause__, "response", None)
@@ -110,7 +132,9 @@ def status_of(error: StoreError) -> int:
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) if isinstance(response, dict) else 0
 
 
-def _refusal(response: Mapping[str, Any], what: str, place: Place, operation: str, key: str) -> StoreError:
+def _refusal(
+    response: Mapping[str, Any], what: str, place: Place, operation: str, key: str, at_rest: AtRest
+) -> StoreError:
     code = str(response.get("Error", {}).get("Code", ""))
     metadata = response.get("ResponseMetadata", {})
     status = int(metadata.get("HTTPStatusCode", 0))
@@ -122,14 +146,31 @@ def _refusal(response: Mapping[str, Any], what: str, place: Place, operation: st
     if code in _REGION:
         wanted = response["Error"].get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region")
         return StoreError(text, hint=f"set akosha_cloud_region to {wanted or 'the region of the bucket'}")
+    said = str(response.get("Error", {}).get("Message", ""))
     if code in _DENIED:
-        return NotPermitted(text, hint=f"allow {PERMISSIONS[operation]} on bucket {place.bucket}")
+        allow = f"allow {PERMISSIONS[operation]} on bucket {place.bucket}"
+        if "kms:" in said:  # the text names what is missing
+            allow = f"allow {_KMS_PERMISSIONS}{_of_settings(at_rest)}"
+        elif at_rest.by_kms:
+            allow = f"{allow}, and {_KMS_PERMISSIONS}{_of_settings(at_rest)}"
+        return NotPermitted(text, hint=allow)
     if code in _DAMAGED:
         return StoreError(text, hint="it was damaged on its way", transient=True)
-    transient = code in _TRANSIENT or status >= _SERVER_FAULT or status == _TOO_MANY
-    if status == 501:  # noqa: PLR2004 - not implemented: it never will be
+    transient = code.removeprefix(_KMS) in _TRANSIENT or status >= _SERVER_FAULT or status == _TOO_MANY
+    if status == _NOT_IMPLEMENTED:  # it never will be
         transient = False
+    if code.startswith(_KMS) and not transient:
+        cure = f"check the KMS key{_of_settings(at_rest)}: it must exist, be enabled, and be usable from here"
+        return StoreError(text, hint=cure)
+    if operation in MAKING and at_rest.settings and not transient and status in (_BAD_REQUEST, _NOT_IMPLEMENTED):
+        return StoreError(
+            text, hint=f"the store may not offer what {at_rest.blamed(said)} asks for: change it, or leave it empty"
+        )
     return StoreError(text, hint="" if transient else f"the store does not take {operation}", transient=transient)
+
+
+def _of_settings(at_rest: AtRest) -> str:
+    return f" of {at_rest.blamed('kms')}" if at_rest.by_kms else ""
 
 
 def _tls_failure(error: BaseException, what: str, place: Place) -> StoreError:
@@ -146,7 +187,9 @@ def _tls_failure(error: BaseException, what: str, place: Place) -> StoreError:
 
 def _network_reason(error: BaseException) -> str:
     """Say what broke in a few words: the system's where there are any, else the kind of the error."""
-    if isinstance(error, TimeoutError):
+    from botocore.exceptions import ReadTimeoutError  # noqa: PLC0415 - as above
+
+    if isinstance(error, TimeoutError | ReadTimeoutError):
         return "no answer in time"
     inner: object = error
     for _ in range(3):

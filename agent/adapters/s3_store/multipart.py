@@ -6,6 +6,7 @@ lifecycle rule removes them: a notice, not an error.
 
 import asyncio
 from collections.abc import Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ import structlog
 from agent.adapters.s3_store.checks import check_part, etag_of
 from agent.adapters.s3_store.connection import Answer, Connection, see_through
 from agent.adapters.s3_store.errors import code_of
-from agent.adapters.s3_store.part import Part, PartBody, content_md5
+from agent.adapters.s3_store.part import Pacing, Part, PartBody, content_md5
 from agent.domain.errors import NotPermitted, StoreError
 from agent.ports import Progress
 
@@ -30,11 +31,19 @@ log = structlog.get_logger()
 class Multipart:
     """One upload; `async with` aborts it unless `complete` was reached. `live` holds the ids of those at work."""
 
-    def __init__(self, connection: Connection, key: str, metadata: Mapping[str, str], live: set[str]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        key: str,
+        metadata: Mapping[str, str],
+        live: set[str],
+        pace: Pacing | None = None,
+    ) -> None:
         self._connection = connection
         self._key = key
         self._metadata = dict(metadata)
         self._live = live
+        self._pace = pace
         self._beginning: asyncio.Task[Answer] | None = None
         self._done: dict[int, str] = {}
         self._completed = False
@@ -68,7 +77,7 @@ class Multipart:
         answer = await self._call(
             "upload_part",
             PartNumber=number,
-            Body=PartBody(part.chunks, part.size, progress),
+            Body=PartBody(part.chunks, part.size, progress, self._pace),
             ContentLength=part.size,
             ContentMD5=content_md5(md5),
         )
@@ -143,8 +152,11 @@ async def abort(connection: Connection, key: str, upload: str) -> None:
             raise
 
 
-async def sweep(connection: Connection, prefix: str, live: set[str]) -> int:
-    """Abort all uploads under `prefix` that are not `live`; return how many. 0 where the store does not tell."""
+async def sweep(connection: Connection, prefix: str, live: set[str], begun_before: datetime | None = None) -> int:
+    """Abort all uploads under `prefix` that are not `live`; return how many. 0 where the store does not tell.
+
+    With a time: those alone that began before it.
+    """
     swept = 0
     more: dict[str, Any] = {}
     while True:
@@ -155,6 +167,8 @@ async def sweep(connection: Connection, prefix: str, live: set[str]) -> int:
                 return swept
             raise
         for item in answer.get("Uploads", ()):
+            if begun_before is not None and item["Initiated"] >= begun_before:
+                continue
             if item["UploadId"] not in live and item["Key"].startswith(prefix):
                 await abort(connection, item["Key"], item["UploadId"])
                 swept += 1

@@ -3,9 +3,10 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from agent.ports import Progress
 
@@ -13,6 +14,19 @@ WIRE_BYTES = 128 * 1024
 _SMALL = 64 * 1024
 
 Chunk = bytes | bytearray | memoryview
+
+
+class Pacing(Protocol):
+    """How fast bytes may leave: a limit that all who send share."""
+
+    @property
+    def piece_bytes(self) -> int:
+        """Who sends pieces of this size sends evenly."""
+        ...
+
+    async def take(self, count: int, held_back: Callable[[], None]) -> None:
+        """Return when so many bytes may go; `held_back` is called every second until then."""
+        ...
 
 
 @dataclass(slots=True)
@@ -75,6 +89,10 @@ class Meter:
         self._progress(max(0, position - self._furthest))
         self._furthest = max(self._furthest, position)
 
+    def held_back(self) -> None:
+        """It waits for its turn: no byte, but no standstill either."""
+        self._progress(0)
+
 
 class PartBody:
     """A part as botocore and aiohttp take it.
@@ -83,14 +101,19 @@ class PartBody:
     told as bytes leave, not as they are handed over. Each request iterates anew. botocore asks for the length, rewinds
     before a retry, and would read only to sign the payload, which this store does not.
 
+    With a `pace` each slice waits for its turn before it leaves, also one that goes out again; while it waits, that is
+    progress of 0 bytes.
+
     A request with such a body says `Expect: 100-continue`, so that a refusal costs no bytes. aiohttp waits without
     limit for the server to agree: `patience` is the limit, lifted when the bytes begin to move.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], size: int, progress: Progress) -> None:
+    def __init__(self, chunks: Sequence[Chunk], size: int, progress: Progress, pace: Pacing | None = None) -> None:
         self._chunks = chunks
         self._size = size
         self._meter = Meter(progress)
+        self._pace = pace
+        self._slice_bytes = WIRE_BYTES if pace is None else min(WIRE_BYTES, pace.piece_bytes)
         self._position = 0
         self._patience: asyncio.Timeout | None = None
         self._patience_seconds = 0.0
@@ -111,8 +134,10 @@ class PartBody:
         sent = 0
         for chunk in self._chunks:
             view = memoryview(chunk)
-            for start in range(0, len(view), WIRE_BYTES):
-                piece = view[start : start + WIRE_BYTES]
+            for start in range(0, len(view), self._slice_bytes):
+                piece = view[start : start + self._slice_bytes]
+                if self._pace is not None:
+                    await self._pace.take(len(piece), self._meter.held_back)
                 yield piece
                 sent += len(piece)
                 self._meter.reached(sent)

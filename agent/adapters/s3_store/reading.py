@@ -43,7 +43,7 @@ async def listing(connection: Connection, prefix: str, start_after: str) -> Asyn
         for item in answer.get("Contents", ()):
             # Not every relative of S3 knows StartAfter.
             if item["Key"] > start_after:
-                yield StoredObject(item["Key"], int(item["Size"]))
+                yield StoredObject(item["Key"], int(item["Size"]), modified=item.get("LastModified"))
         if not answer.get("IsTruncated"):
             return
         more = {"ContinuationToken": answer["NextContinuationToken"]}

@@ -11,7 +11,7 @@ from agent.adapters.s3_store import checks
 from agent.adapters.s3_store.connection import Answer, Connection
 from agent.adapters.s3_store.errors import code_of
 from agent.adapters.s3_store.multipart import Multipart
-from agent.adapters.s3_store.part import Part, PartBody, content_md5, parts
+from agent.adapters.s3_store.part import Pacing, Part, PartBody, content_md5, parts
 from agent.adapters.s3_store.reading import described
 from agent.domain.errors import NoSuchObject, StoreError
 from agent.ports import Progress
@@ -22,9 +22,10 @@ log = structlog.get_logger()
 class Sending:
     """Puts of one store. Remembers, for its lifetime, when the store's ETags turn out to be of a form of its own."""
 
-    def __init__(self, connection: Connection, concurrency: int) -> None:
+    def __init__(self, connection: Connection, concurrency: int, pace: Pacing | None = None) -> None:
         self._connection = connection
         self._concurrency = concurrency
+        self._pace = pace
         self._etags_tell = True
         self.live: set[str] = set()
 
@@ -38,7 +39,7 @@ class Sending:
             second = await anext(stream, None)
             if second is None:
                 return await self._whole(key, first, metadata, progress)
-            async with Multipart(self._connection, key, metadata, self.live) as upload:
+            async with Multipart(self._connection, key, metadata, self.live, self._pace) as upload:
                 waiting = [first, second]
                 del first, second
                 size = await self._parts(upload, waiting, stream, progress)
@@ -50,7 +51,7 @@ class Sending:
         answer = await self._connection.call(
             "put_object",
             key,
-            Body=PartBody(part.chunks, part.size, progress) if part.size else b"",
+            Body=PartBody(part.chunks, part.size, progress, self._pace) if part.size else b"",
             ContentLength=part.size,
             ContentMD5=content_md5(md5),
             Metadata=dict(metadata),

@@ -4,17 +4,20 @@ import asyncio
 import builtins
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
+from datetime import datetime
 
 from agent.adapters.s3_store import examining, multipart, reading
+from agent.adapters.s3_store.at_rest import AtRest
 from agent.adapters.s3_store.connection import Connection, Limits
 from agent.adapters.s3_store.copying import SINGLE_COPY_BYTES, Copying
+from agent.adapters.s3_store.deleting import AT_ONCE, Deleting
 from agent.adapters.s3_store.examining import Credentials, Unfinished
+from agent.adapters.s3_store.part import Pacing
 from agent.adapters.s3_store.place import Place
 from agent.adapters.s3_store.sending import Sending
 from agent.ports import Progress, StoredObject, untold
 
 AVAILABLE_SECONDS = 0.9
-_DELETIONS = 8
 
 
 class S3Store:
@@ -22,7 +25,8 @@ class S3Store:
 
     `part_concurrency` parts are in memory, and at most so many on their way, at once. `verify` is the file of a CA to
     trust; None: what AWS_CA_BUNDLE names, else the usual authorities. Sending has no time limit of its own: who waits
-    watches `progress`, and cancels, which takes effect at once.
+    watches `progress`, and cancels, which takes effect at once. `at_rest`: how whatever it makes is to lie there.
+    `pace`: bodies leave at it, byte by byte, retries included.
     """
 
     def __init__(
@@ -36,13 +40,16 @@ class S3Store:
         read_timeout: float = 60.0,
         verify: str | bool | None = None,
         single_copy_bytes: int = SINGLE_COPY_BYTES,
+        at_rest: AtRest = AtRest(),  # noqa: B008 - frozen
+        pace: Pacing | None = None,
     ) -> None:
         self._place = Place(bucket, endpoint, region)
         limits = Limits(
-            connect_timeout=connect_timeout, read_timeout=read_timeout, connections=part_concurrency + _DELETIONS
+            connect_timeout=connect_timeout, read_timeout=read_timeout, connections=part_concurrency + AT_ONCE
         )
-        self._connection = Connection(self._place, limits, verify)
-        self._sending = Sending(self._connection, part_concurrency)
+        self._connection = Connection(self._place, limits, verify, at_rest)
+        self._sending = Sending(self._connection, part_concurrency, pace)
+        self._deleting = Deleting(self._connection)
         self._copying = Copying(self._connection, single_copy_bytes, self._sending.live)
 
     @property
@@ -89,23 +96,10 @@ class S3Store:
             yield item
 
     async def delete(self, keys: Collection[str]) -> None:
-        # One request for each: DeleteObjects wants a checksum, and stores differ in which.
-        room = asyncio.Semaphore(_DELETIONS)
+        await self._deleting.delete(keys)
 
-        async def delete_one(key: str) -> None:
-            async with room:
-                await self._connection.call("delete_object", key)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for key in keys:
-                    group.create_task(delete_one(key), name="s3-delete")
-        except BaseExceptionGroup as failures:
-            reason = failures.exceptions[0]
-            raise reason from reason.__cause__
-
-    async def sweep(self, prefix: str) -> int:
-        return await multipart.sweep(self._connection, prefix, self._sending.live)
+    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
+        return await multipart.sweep(self._connection, prefix, self._sending.live, begun_before)
 
     async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
         """Return what `sweep` would abort, and what is under way. Raises NotPermitted."""

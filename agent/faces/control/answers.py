@@ -20,6 +20,7 @@ from agent.faces.control.following import Readers
 from agent.faces.control.limits import Limits
 from agent.faces.control.problems import Problem
 from agent.faces.control.routes import CLOUD_EVENT, JSON
+from agent.faces.results import contract
 from agent.faces.standing import View
 from agent.settings import Settings
 from agent.wiring import Home
@@ -85,9 +86,25 @@ class Answers:
             upload_knowledge_graph=wish.upload_knowledge_graph,
         )
         if await self._desk.ask(ask) is None:
-            what = f"the sync was refused: the result of {ask.id} says why"
-            raise Problem(HTTPStatus.CONFLICT, what, hint="akosha-agent events")
+            raise await self._refused(ask.id)
         return _json(HTTPStatus.ACCEPTED, {"request_id": ask.id, "accepted": True})
+
+    async def _refused(self, request_id: str) -> Problem:
+        """Return the refusal's own words."""
+        result = await self._desk.outcome(request_id)
+        told = {} if result is None else contract(result)
+        what = told.get("error") or f"the sync {request_id} was refused"
+        return Problem(HTTPStatus.CONFLICT, str(what), hint=str(told.get("hint") or "akosha-agent status"))
+
+    async def result(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The result of a request."""
+        request_id = request.path.rpartition("/")[2]
+        result = await self._desk.outcome(request_id)
+        if result is None:
+            what = f"there is no result of {request_id[:128]!r}"
+            cure = "ask again when it has ended, or follow GET /v1/events: it comes as an event with this request_id"
+            raise Problem(HTTPStatus.NOT_FOUND, what, hint=cure)
+        return _json(HTTPStatus.OK, contract(result))
 
     async def take(self, request: web.BaseRequest) -> web.StreamResponse:
         """Take an event."""

@@ -40,8 +40,11 @@ class Readers:
     async def follow(self, request: web.BaseRequest, *, after: int | None) -> web.StreamResponse:
         """Answer with the events after a position (None: from now on), until the reader leaves or `end`.
 
-        Raises Problem where there are too many readers.
+        A reader without a position is told the present one first: if it drops before its first event, it comes back
+        with that, and misses nothing. Raises Problem where there are too many readers, StateError.
         """
+        # Before the answer begins: whoever has its head hears all that happens from then on.
+        present = await self._desk.position() if after is None and request.method != "HEAD" else None
         if len(self._readers) >= self._limits.readers:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -62,7 +65,7 @@ class Readers:
         if self._timer is None:
             self._timer = reader.loop.call_later(self._limits.heartbeat_seconds, self._beat)
         try:
-            await self._tell(reader, after)
+            await self._tell(reader, after, present)
         except ConnectionError:
             pass  # it has left
         except asyncio.CancelledError:
@@ -84,9 +87,9 @@ class Readers:
         for reader in self._readers:
             reader.end()
 
-    async def _tell(self, reader: "_Reader", after: int | None) -> None:
-        await reader.write(_HELLO)
-        async with aclosing(self._desk.events(after=after)) as events:
+    async def _tell(self, reader: "_Reader", after: int | None, present: int | None) -> None:
+        await reader.write(_HELLO if present is None else _HELLO + b"id: %d\n\n" % present)
+        async with aclosing(self._desk.events(after=present if after is None else after)) as events:
             async for happened in events:
                 if isinstance(happened, HistoryEntry):
                     await reader.write(self._written(happened.event, happened.position))

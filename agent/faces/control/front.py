@@ -25,6 +25,9 @@ class Front:
         self._table: dict[str, dict[str, Route]] = {}
         for route in routes:
             self._table.setdefault(route.path, {})[route.method] = route
+        self._families = {
+            path.rpartition("/")[0]: methods for path, methods in self._table.items() if path.endswith("}")
+        }
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer, whatever happens."""
@@ -61,7 +64,7 @@ class Front:
         if connection.loopback:
             assert self.loopback is not None
             self.loopback.check_place(request)
-        methods = self._table.get(request.path)
+        methods = self._methods(request.path)
         if methods is None:
             raise Problem(HTTPStatus.NOT_FOUND, f"there is no {request.path[:80]!r} here", hint=_ELSEWHERE)
         route = methods.get("GET" if request.method == "HEAD" else request.method)
@@ -77,6 +80,11 @@ class Front:
             what = f"unknown query parameter {unknown[0][:80]!r}"
             raise Problem(HTTPStatus.BAD_REQUEST, what, hint=f"known here: {', '.join(known) or 'none'}")
         return route
+
+    def _methods(self, path: str) -> Mapping[str, Route] | None:
+        """Return the routes of a path, None where there are none."""
+        family, _, member = path.rpartition("/")
+        return self._table.get(path) or (self._families.get(family) if member else None)
 
 
 def _allowed(methods: Mapping[str, Route]) -> str:

@@ -31,6 +31,37 @@ _PROBLEM = {
 }
 
 
+_RESULT = {
+    "type": "object",
+    "description": "What became of a request: the documented fields of a result, and the agent's own.",
+    "properties": {
+        "method": {"type": "string"},
+        "success": {"type": "boolean"},
+        "files_uploaded": {"type": "array", "items": {"type": "string"}, "description": "Keys."},
+        "bytes_transferred": {"type": "integer"},
+        "duration_seconds": {"type": "number"},
+        "upload_id": {"type": ["string", "null"]},
+        "error": {"type": ["string", "null"]},
+        "triggered_by": {"type": "string"},
+        "request_id": {"type": "string"},
+        "outcome": {"enum": ["succeeded", "skipped", "failed"]},
+        "hint": {"type": ["string", "null"], "description": "What mends it."},
+        "location": {"type": "string"},
+        "incomplete": {"type": "object", "additionalProperties": {"type": "string"}},
+        "memories": {"type": "integer"},
+        "why": {"type": "string", "description": "Of one that was skipped."},
+        "errors": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"method": {"type": "string"}, "error": {"type": "string"}}},
+        },
+        "retry_at": {"type": ["string", "null"], "format": "date-time"},
+    },
+    "required": ["method", "success", "files_uploaded", "bytes_transferred", "duration_seconds", "upload_id", "error",
+                 "triggered_by", "request_id", "outcome", "hint"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
 def document(routes: Sequence[Route]) -> dict[str, object]:
     """Return the document."""
     paths: dict[str, dict[str, object]] = {}
@@ -66,6 +97,7 @@ def _operation(route: Route) -> dict[str, object]:
     if route.parameters:
         operation["parameters"] = [
             {"name": one.name, "in": one.place, "description": one.description, "schema": one.schema}
+            | ({"required": True} if one.place == "path" else {})
             for one in route.parameters
         ]
     if route.changes:
@@ -79,7 +111,7 @@ def _response(told: Told) -> dict[str, object]:
 
 
 def _schemas() -> dict[str, Schema]:
-    schemas: dict[str, Schema] = {"Problem": _PROBLEM}
+    schemas: dict[str, Schema] = {"Problem": _PROBLEM, "Result": _RESULT}
     for cls in ALL:
         _add(schemas, cls.__name__, _enveloped(cls, _made(cls, schemas)))
     status = _made(Status, schemas)

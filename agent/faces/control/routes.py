@@ -25,7 +25,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A parameter of a route: in its query, or a header."""
+    """A parameter of a route: in its query, a header, or the end of its path."""
 
     name: str
     place: str
@@ -37,6 +37,7 @@ class Parameter:
 class Route:
     """What can be asked, how, and what the answers may be.
 
+    A path that ends in a `{name}` is that of all with something in its place that has no slash.
     GET is asked without a body, and also as HEAD. POST changes something: `takes` are the content types of its body,
     which `body` describes.
     """

@@ -69,6 +69,21 @@ def routes(answers: Answers) -> tuple[Route, ...]:
             },
         ),
         Route(
+            method="GET",
+            path="/v1/sync/{request_id}",
+            name="getResult",
+            summary="What became of a request, whoever asked.",
+            answer=answers.result,
+            parameters=(
+                Parameter(name="request_id", place="path", description="The request's id.", schema={"type": "string"}),
+            ),
+            told=ALWAYS
+            | {
+                _OK: Told(description="Its result.", schema={"$ref": "#/components/schemas/Result"}),
+                HTTPStatus.NOT_FOUND: problem("It has none: it is still at work, or nobody knows it."),
+            },
+        ),
+        Route(
             method="POST",
             path="/v1/events",
             name="tellEvent",
@@ -89,8 +104,8 @@ def routes(answers: Answers) -> tuple[Route, ...]:
             path="/v1/events",
             name="followEvents",
             summary="What happens, as it happens: server-sent events. `id` is the place in the history, `event` the "
-            "CloudEvents type, `data` the CloudEvent. Progress has no `id` and is not repeated. A comment comes "
-            "every 15 s.",
+            "CloudEvents type, `data` the CloudEvent. Without a place to begin after, the first line is the present "
+            "one's `id`. Progress has no `id` and is not repeated. A comment comes every 15 s.",
             answer=answers.events,
             parameters=(
                 Parameter(

@@ -2,6 +2,7 @@
 
 import platform
 import re
+import shlex
 from importlib import metadata
 
 from agent import __version__
@@ -10,6 +11,7 @@ from agent.faces.doctor.ground import Ground
 from agent.faces.hook import claude_settings
 from agent.faces.hook.command_line import HookCommand
 from agent.faces.service import look as look_at_service
+from agent.settings.sources import COMMAND_LINE
 from agent.wiring.examination import aside
 
 AGENT, SERVICE, HOOK, VERSIONS = "agent", "service", "session-end hook", "versions"
@@ -66,25 +68,31 @@ async def service(ground: Ground) -> list[Finding]:
 async def hook(ground: Ground) -> list[Finding]:
     found = await aside(lambda: claude_settings.look(claude_settings.settings_file(ground.home)))
     if found.trouble:
-        cure = f"mend {found.path} where it says, then {INSTALL_HOOK}"
+        cure = f"mend {found.path} where it says, then {_install_hook(ground)}"
         return [error(HOOK, found.trouble, cure=cure)]
     if not found.installed:
         text = f"not in {found.path}: a session's end is noticed by the files alone"
-        return [warning(HOOK, text, cure=INSTALL_HOOK)]
+        return [warning(HOOK, text, cure=_install_hook(ground))]
     if found.switched_off:
         cure = "take disableAllHooks out of it"
         return [warning(HOOK, f"{found.path} has Claude Code run no hooks (disableAllHooks)", cure=cure)]
     return await aside(lambda: [_judged(command, ground) for command in found.commands])
 
 
+def _install_hook(ground: Ground) -> str:
+    """Return the command, with the state directory where the settings alone do not name it."""
+    given = ground.origins.get("agent_state_dir") == COMMAND_LINE
+    return f"{INSTALL_HOOK} --state-dir {shlex.quote(str(ground.settings.agent_state_dir))}" if given else INSTALL_HOOK
+
+
 def _judged(command: HookCommand, ground: Ground) -> Finding:
     state = ground.settings.agent_state_dir
     if not command.runs:
-        return error(HOOK, f"there is no program {command.program[0]} (any more)", cure=INSTALL_HOOK)
+        return error(HOOK, f"there is no program {command.program[0]} (any more)", cure=_install_hook(ground))
     theirs = command.state_dir
     if theirs is None or theirs.resolve() != state.resolve():
         text = f"it leaves its notes in {theirs or 'the default state directory'}, the agent looks in {state}"
-        return error(HOOK, text, cure=INSTALL_HOOK)
+        return error(HOOK, text, cure=_install_hook(ground))
     return ok(HOOK, f"installed: {command}")
 
 

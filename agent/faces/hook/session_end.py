@@ -16,7 +16,7 @@ from select import select
 
 from agent.faces.hook import note
 
-STDIN_SECONDS = 0.02
+STDIN_SECONDS = 0.06
 """How long to wait for what Claude Code says; it has said it long before Python has started."""
 STDIN_BYTES = 256 * 1024
 NOTE_SECONDS = 0.12

@@ -24,7 +24,7 @@ from mcp.types import (
 
 from agent import __version__
 from agent.faces.mcp_server.stdio import claim, streams
-from agent.faces.mcp_server.tools import INSTRUCTIONS, STATUS, SYNC, TOOLS
+from agent.faces.mcp_server.tools import INSTRUCTIONS, RESTORE_POINTS, STATUS, SYNC, TOOLS
 from agent.settings import Loaded
 
 __all__ = ["serve"]
@@ -70,8 +70,11 @@ def _calling(
             document = await _seen_through(calls.sync(loading, given, tell), SYNC)
         elif params.name == STATUS:
             document = await _seen_through(calls.status(loading), STATUS)
+        elif params.name == RESTORE_POINTS:
+            document = await _seen_through(calls.restore_points(loading), RESTORE_POINTS)
         else:
-            raise MCPError(INVALID_PARAMS, f"there is no tool {params.name}; there are {SYNC} and {STATUS}")
+            there_are = ", ".join(tool.name for tool in TOOLS)
+            raise MCPError(INVALID_PARAMS, f"there is no tool {params.name}; there are {there_are}")
         return _result(document)
 
     return call

@@ -10,6 +10,7 @@ from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.route import AUTO
 from agent.faces.asking import Asking
 from agent.faces.mcp_server.glance import NO_SETTINGS, glance
+from agent.faces.mcp_server.points import NO_POINTS, points
 from agent.faces.mcp_server.telling import Tell, Telling
 from agent.faces.mcp_server.tools import METHODS
 from agent.faces.results import contract, mend, refusal, sentence
@@ -44,6 +45,16 @@ async def status(loading: Loading) -> dict[str, object]:
         return NO_SETTINGS | _told(error)
     except Exception as error:  # noqa: BLE001 - as above
         return NO_SETTINGS | _told(_ours(error))
+
+
+async def restore_points(loading: Loading) -> dict[str, object]:
+    """Return the newest uploads of this machine, with success: false where the bucket cannot be looked into."""
+    try:
+        return await points((await asyncio.to_thread(loading)).settings)
+    except AkoshaError as error:
+        return NO_POINTS | _told(error)
+    except Exception as error:  # noqa: BLE001 - as above
+        return NO_POINTS | _told(_ours(error))
 
 
 async def _sync(loading: Loading, given: Given, tell: Tell | None) -> dict[str, object]:

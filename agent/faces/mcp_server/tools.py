@@ -1,4 +1,4 @@
-"""The two tools as the client sees them: names, parameters, results, and when an assistant should use them."""
+"""The tools as the client sees them: names, parameters, results, and when an assistant should use them."""
 
 from typing import Any
 
@@ -8,12 +8,15 @@ from agent.domain.route import AUTO, CLOUD, HTTP
 
 SYNC = "sync_to_akosha"
 STATUS = "akosha_sync_status"
+RESTORE_POINTS = "akosha_restore_points"
+MOST_POINTS = 100
 METHODS = (AUTO, CLOUD, HTTP)
 
 INSTRUCTIONS = (
     "Gets the memories that Session-Buddy keeps on this machine to Akosha. Changes are synced by themselves where "
-    f"`akosha-agent run` is running; call {SYNC} when the user wants it done now, and {STATUS} to see what is pending, "
-    "what stands in the way, and how it is set up. Neither takes or gives the memories themselves."
+    f"`akosha-agent run` is running; call {SYNC} when the user wants it done now, {STATUS} to see what is pending, "
+    f"what stands in the way, and how it is set up, and {RESTORE_POINTS} to see what could be restored. None of them "
+    "takes or gives the memories themselves."
 )
 
 _TEXT = {"type": "string"}
@@ -114,6 +117,42 @@ _STATUS_RESULT: dict[str, Any] = {
     ],
 }
 
+_COUNT_OR_NULL = {"type": ["integer", "null"], "minimum": 0}
+
+_POINTS_RESULT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "success": _FLAG | {"description": "False where the bucket cannot be looked into: see error."},
+        "error": _TEXT_OR_NULL,
+        "hint": _TEXT_OR_NULL,
+        "system_id": _TEXT_OR_NULL,
+        "location": _TEXT_OR_NULL | {"description": "The bucket, or the directory in its place."},
+        "total": _COUNT | {"description": "How many there are; the newest of them are listed."},
+        "restore_points": {
+            "type": "array",
+            "description": "The newest first. null: not known without looking closer (akosha-agent uploads show ID).",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "upload_id": _TEXT,
+                    "time": _TEXT,
+                    "stored_bytes": _COUNT,
+                    "raw_bytes": _COUNT_OR_NULL,
+                    "rows": _COUNT_OR_NULL,
+                    "databases": {"type": ["array", "null"], "items": _TEXT},
+                    "problems": {
+                        "type": "object",
+                        "additionalProperties": _TEXT,
+                        "description": "What of it is damaged, and how; empty where nothing is seen to be.",
+                    },
+                },
+                "required": ["upload_id", "time", "stored_bytes", "raw_bytes", "rows", "databases", "problems"],
+            },
+        },
+    },
+    "required": ["success", "error", "hint", "system_id", "location", "total", "restore_points"],
+}
+
 TOOLS = [
     Tool(
         name=SYNC,
@@ -159,6 +198,21 @@ TOOLS = [
         output_schema=_STATUS_RESULT,
         annotations=ToolAnnotations(
             read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
+        ),
+    ),
+    Tool(
+        name=RESTORE_POINTS,
+        title="Restore points of the memories",
+        description=(
+            "List the uploads of this machine's memories that could be restored, the newest first "
+            f"({MOST_POINTS} at most): when each was made, how large it is, how many rows it has, and whether it looks "
+            "damaged. It asks the bucket and changes nothing. Use it when the user wants to know what is backed up, or "
+            "wants something back; restoring itself is a command for the user: akosha-agent restore ID --to DIR."
+        ),
+        input_schema={"type": "object", "properties": {}, "additionalProperties": False},
+        output_schema=_POINTS_RESULT,
+        annotations=ToolAnnotations(
+            read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=True
         ),
     ),
 ]

@@ -63,7 +63,10 @@ def install(
             _check_carried(carried, file)
         order = Order((*program(home, os.environ), "run", *options), carried)
         service_environ = installing.service_environment(home, order, env.read_environment(file) if file else {})
-        for warning in _check_settings(home, order, service_environ):
+        found, warnings = _settings(home, order, service_environ)
+        if not (no_start or dry_run):
+            _check_alone(keeper, found)
+        for warning in warnings:
             typer.echo(f"warning: {warning}", err=True)
         if missing := env.left_behind(os.environ, service_environ):
             cure = f"put them into {file}" if file else "put them into ~/.aws or a settings file, or --with-environment"
@@ -87,7 +90,7 @@ def uninstall(dry_run: DryRun = False) -> None:
 def start(dry_run: DryRun = False) -> None:
     """Start it, if it does not run."""
     with _told():
-        _installed(dry=dry_run).start()
+        _installed(dry=dry_run, alone=not dry_run).start()
 
 
 @service.command()
@@ -101,7 +104,7 @@ def stop(dry_run: DryRun = False) -> None:
 def restart(dry_run: DryRun = False) -> None:
     """Stop it, if it runs, and start it. For new settings, SIGHUP is enough: systemctl --user reload akosha-agent."""
     with _told():
-        _installed(dry=dry_run).restart()
+        _installed(dry=dry_run, alone=not dry_run).restart()
 
 
 @service.command()
@@ -157,12 +160,15 @@ def _keeper(home: Path, *, dry: bool) -> "tuple[Keeper, Runner]":
     return keeper_of(home, runner), runner
 
 
-def _installed(*, dry: bool) -> "Keeper":
+def _installed(*, dry: bool, alone: bool = False) -> "Keeper":
+    """Return who keeps the service. Raises AkoshaError where it is not installed, or (`alone`) has a rival."""
     keeper, _ = _keeper(Path.home(), dry=dry)
     if not os.path.lexists(keeper.file):
         raise AkoshaError(
             f"the service is not installed: there is no {keeper.file}", hint="akosha-agent service install"
         )
+    if alone:
+        _check_alone(keeper, _installed_settings(keeper))
     return keeper
 
 
@@ -190,12 +196,8 @@ def _check_carried(carried: dict[str, str], file: Path | None) -> None:
         )
 
 
-def _check_settings(home: Path, order: "Order", environ: dict[str, str]) -> tuple[str, ...]:
-    """Load the settings as the service will. Returns what the user should hear. Raises SettingsError."""
-    return _settings(home, order, environ)[1]
-
-
 def _settings(home: Path, order: "Order", environ: dict[str, str]) -> tuple[Settings, tuple[str, ...]]:
+    """Load the settings as the service will, and what the user should hear of them. Raises SettingsError."""
     options = dict(zip(order.words, order.words[1:], strict=False))
     given = {"agent_data_dir": options.get("--data-dir"), "agent_state_dir": options.get("--state-dir")}
     file = options.get("--settings")
@@ -209,8 +211,21 @@ def _settings(home: Path, order: "Order", environ: dict[str, str]) -> tuple[Sett
     return loaded.settings, loaded.warnings
 
 
+def _check_alone(keeper: "Keeper", settings: Settings | None) -> None:
+    from agent.faces.service.rival import check_alone  # noqa: PLC0415 - what only what starts it needs
+
+    if settings is not None:
+        check_alone(keeper, settings)
+
+
 def _log_file(keeper: "Keeper") -> Path | None:
-    """Return the file that the service logs to by its settings; settings that are wrong name none."""
+    """Return the file that the service logs to by its settings."""
+    settings = _installed_settings(keeper)
+    return settings.agent_log_file if settings else None
+
+
+def _installed_settings(keeper: "Keeper") -> Settings | None:
+    """Return the settings of the service as it is installed; None where they are wrong, or not to be found."""
     from agent.faces.service import sealed  # noqa: PLC0415 - what only this command needs
     from agent.faces.service.environment import read_environment  # noqa: PLC0415
     from agent.faces.service.installing import service_environment  # noqa: PLC0415
@@ -221,7 +236,7 @@ def _log_file(keeper: "Keeper") -> Path | None:
     home, file = Path.home(), _environment_file(keeper)
     environ = service_environment(home, order, read_environment(file) if file else {})
     try:
-        return _settings(home, order, environ)[0].agent_log_file
+        return _settings(home, order, environ)[0]
     except SettingsError:
         return None
 

@@ -31,12 +31,12 @@ def install(
     """Write the service's file where it is not as it must be, enable it, and (`start`) have it running.
 
     `environment`: the file for credentials; an empty one is made where there is none. Raises AkoshaError; with `start`,
-    before anything is written where the platform cannot be reached.
+    before anything is written where the platform cannot be reached (a dry run says that, and goes on).
     """
     text = keeper.render(order)
     state, old = sealed.read(keeper.file)
     close = environment is not None and must_close(environment)
-    before = _course(keeper, needed=start or linger, say=say)
+    before = _course(keeper, needed=(start or linger) and not runner.dry, say=say)
     changed = text != old
     if environment is not None:
         _prepare(environment, runner, close=close, say=say)

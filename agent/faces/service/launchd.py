@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import NoReturn
 from xml.parsers.expat import ExpatError
 
-from agent.domain.errors import AkoshaError
+from agent.domain.errors import MASK, AkoshaError
 from agent.faces.service.keeper import Course, Order
 from agent.faces.service.runner import Runner
 from agent.faces.service.sealed import seal
 from agent.faces.service.templates import template
-from agent.domain.errors import MASK
 
 LABEL = "org.akosha.agent"
 GONE_SECONDS = 30.0

@@ -1,0 +1,61 @@
+"""Folding: the parent's side. Whatever becomes of the child is told as an error."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import cast
+
+from agent.adapters.duckdb_files import children
+from agent.adapters.duckdb_files.exchange import Exchange, Unanswered, Unreadable
+from agent.adapters.duckdb_files.frames import FOLD
+from agent.adapters.duckdb_files.header import HEADER_BYTES, Header
+from agent.domain.errors import SnapshotError, StagingFull, WireError
+from agent.domain.manifest import Rows
+from agent.domain.memories import Json
+
+_FULL = re.compile(r"no space left|disk quota|file too large|out of disk", re.IGNORECASE)
+
+
+class DuckdbFolder:
+    """Folds in a child process of its own."""
+
+    def __init__(self, *, timeout_seconds: float = 3600.0) -> None:
+        self._timeout_seconds = timeout_seconds
+
+    async def fold(self, main: Path) -> Rows:
+        """Make one file of a main file and the sidecars beside it; return the rows per table.
+
+        The file keeps the storage version of its writer. Raises SnapshotError; then the files may be neither what they
+        were nor what they should be. StagingFull where there is no room.
+        """
+        before = await asyncio.to_thread(_version, main)
+        try:
+            child = await children.start(main)
+        except OSError as error:
+            raise SnapshotError(f"the engine could not be started: {error.strerror}", transient=True) from error
+        try:
+            answer = await Exchange(child, self._timeout_seconds).ask(FOLD, "folded")
+        except Unanswered as error:
+            what = f"crashed on it ({error.what})" if error.crashed else error.what
+            raise SnapshotError(f"the engine {what}") from error
+        except Unreadable as error:
+            raise SnapshotError(f"the engine cannot read it: {error}") from error
+        finally:
+            await children.end(child)
+        found = cast(dict[str, Json], answer)
+        if "error" in found:
+            kind = StagingFull if _FULL.search(str(found["error"])) else SnapshotError
+            raise kind(f"the engine cannot fold it: {found['error']}")
+        if await asyncio.to_thread(_version, main) != before:
+            raise SnapshotError("the engine gave it another storage version")
+        return cast(dict[str, int], found["rows"])
+
+
+def _version(main: Path) -> int:
+    try:
+        with main.open("rb") as file:
+            return Header.parse(file.read(HEADER_BYTES)).version
+    except WireError as error:
+        raise SnapshotError(f"{main.name} {error.message}") from error
+    except OSError as error:
+        raise SnapshotError(f"{main.name} cannot be read: {error.strerror}") from error

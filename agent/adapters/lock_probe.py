@@ -1,0 +1,62 @@
+"""Who has a database open: asked of the kernel, without opening the database in its engine and without any lock.
+
+DuckDB locks a file as a whole with `fcntl` (FACTS): F_GETLK tells of a lock that would stand in the way, and takes
+none. Closing a descriptor of the file drops the locks that this process has on it: it must have none, which is so in
+every process that never opens a database with the engine.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+
+_LINUX = os.uname().sysname == "Linux"
+_LOCK = struct.Struct("@hhqqi0q" if _LINUX else "@qqihh0q")
+"""`struct flock`: type, whence, start, length, pid; macOS and the BSDs have type and whence behind the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """The process that has a file locked; `pid` 0 where the kernel does not tell, as from another container."""
+
+    pid: int
+    command: str = ""
+
+    def __str__(self) -> str:
+        who = f"process {self.pid}" if self.pid > 0 else "a process elsewhere"
+        return f"{who} ({self.command})" if self.command else who
+
+
+def holder_of(descriptor: int) -> Opener | None:
+    """Return who holds a lock on an open file, None where nobody does. The file is left as it is. Raises OSError."""
+    kind_whence, span_pid = (fcntl.F_WRLCK, os.SEEK_SET), (0, 0, 0)
+    asked = _LOCK.pack(*kind_whence, *span_pid) if _LINUX else _LOCK.pack(*span_pid, *kind_whence)
+    try:
+        told = _LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOLCK):
+            return None  # a file system without locks: nobody can hold one
+        raise
+    kind, pid = (told[0], told[4]) if _LINUX else (told[3], told[2])
+    return None if kind == fcntl.F_UNLCK else Opener(pid, _command(pid))
+
+
+def opener(name: str, dir_fd: int) -> Opener | None:
+    """Return who has a file of a directory, or what a link there leads to, locked; None for nobody. Raises OSError."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return None
+    try:
+        return holder_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - no path is kept
+            return "".join(char for char in file.read().strip() if char.isprintable())
+    except OSError:
+        return ""  # no /proc, or it has ended

@@ -1,0 +1,298 @@
+"""What uploads of a system there are: listed, found by name or by time, and what each says of itself.
+
+The bucket is asked every time; nothing is remembered. An upload is there when its manifest is, and one whose manifest
+cannot be read is there, too: it is told with what is wrong with it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from agent.application.progress import limit_standstill
+from agent.application.uploads import NotAManifest, Uploads
+from agent.domain import naming
+from agent.domain.errors import NamingError, NoSuchObject, SettingsError, StoreError
+from agent.domain.manifest import Manifest
+from agent.ports import ObjectStore
+
+T = TypeVar("T")
+
+LATEST = "latest"
+
+MANIFESTS = 50
+"""How many manifests a listing reads: each is a request, and of 1,000 uploads the newest are of interest."""
+
+READ_AT_ONCE = 16
+"""Manifests that are on their way at a time."""
+
+MOST_BYTES = 5 * 2**40
+"""The largest object that stores take: nothing of an upload is larger, packed or not."""
+
+MOST_UNPACKED = 1040
+"""What a byte of gzip unpacks to at most, and a little."""
+
+_SPARE = 2**16
+_LIST = "akosha-agent uploads lists those that are there"
+_NOT_THERE = "is not there"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """An upload as the listing has it. `sizes` are those of its objects, in bytes, by their name in the upload.
+
+    `manifest` is None where it was not read, or `problems` says why it cannot be; these name objects that are not
+    there, or are of another size, as well.
+    """
+
+    upload_id: str
+    sizes: Mapping[str, int]
+    manifest: Manifest | None = None
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def at(self) -> datetime:
+        """When it was begun: the time in its id, which grows from upload to upload."""
+        return naming.upload_time(self.upload_id)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that its objects take in the bucket, the manifest included."""
+        return sum(self.sizes.values())
+
+    @property
+    def raw_bytes(self) -> int | None:
+        """Bytes of its databases' files, None where that is not known."""
+        return sum(part.raw_size for part in self.manifest.parts) if self.manifest else None
+
+    @property
+    def rows(self) -> int | None:
+        """Rows in all its databases that were counted, None where that is not known."""
+        return sum(sum(tables.values()) for tables in self.manifest.rows.values()) if self.manifest else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """Uploads, the newest first. `unfinished` have objects, and no manifest."""
+
+    uploads: tuple[Listed, ...]
+    unfinished: tuple[str, ...] = ()
+
+
+class Archive:
+    """The uploads of one system in one store. Nothing may stand still for longer than `standstill_seconds`.
+
+    Every method raises StoreError where the store cannot be reached, or refuses.
+    """
+
+    def __init__(self, store: ObjectStore, system_id: str, *, standstill_seconds: float = 300.0) -> None:
+        self.store, self.system_id = store, naming.check_system_id(system_id)
+        self.uploads = Uploads(store, system_id)
+        self._standstill_seconds = standstill_seconds
+
+    async def listing(self, *, manifests: int | None = MANIFESTS) -> Listing:
+        """Return the uploads, the newest first; the `manifests` of so many are read, of all where it is None."""
+        async with self.moving() as moved:
+            sizes, unfinished = await self._sizes(moved)
+            newest_first = _newest_first(sizes)
+            room = asyncio.Semaphore(READ_AT_ONCE)
+
+            async def read(upload: str) -> Listed:
+                async with room:
+                    listed = await self._listed(upload, sizes[upload])
+                    moved()
+                    return listed
+
+            uploads = await all_of([read(upload) for upload in newest_first[:manifests]], "read-manifest")
+        unread = [Listed(upload_id=upload, sizes=sizes[upload]) for upload in newest_first[len(uploads) :]]
+        return Listing(uploads=(*uploads, *unread), unfinished=tuple(unfinished))
+
+    async def ids(self) -> Sequence[str]:
+        """Return the ids of the uploads, the newest first."""
+        async with self.moving() as moved:
+            sizes, _ = await self._sizes(moved)
+        return _newest_first(sizes)
+
+    async def resolve(self, which: str = LATEST) -> str:
+        """Return the id of an upload: the `latest`, or the one that begins so.
+
+        Raises NoSuchObject where there is none, SettingsError where several begin so.
+        """
+        known = await self.ids()
+        if which == LATEST:
+            if not known:
+                raise NoSuchObject(
+                    f"there is no upload of {self.system_id} in {self.store.location}",
+                    hint="akosha-agent sync makes one; --system names another machine's",
+                )
+            return known[0]
+        found = [which] if which in known else [upload for upload in known if which and upload.startswith(which)]
+        if not found:
+            raise NoSuchObject(f"there is no upload {which!r:.120} of {self.system_id}", hint=_LIST)
+        if len(found) > 1:
+            raise SettingsError(
+                f"{len(found)} uploads begin with {which}: {found[-1]} is the oldest, {found[0]} the newest",
+                hint="give more of its id",
+            )
+        return found[0]
+
+    async def resolve_at(self, time: datetime) -> str:
+        """Return the id of the newest upload that is not after an aware time, by the time in its id.
+
+        Raises NoSuchObject where there is none.
+        """
+        known = await self.ids()
+        for upload in known:
+            if naming.upload_time(upload) <= time:
+                return upload
+        oldest = f"the oldest is {known[-1]}" if known else "there is none at all"
+        raise NoSuchObject(
+            f"there is no upload of {self.system_id} from {time.isoformat()} or before: {oldest}", hint=_LIST
+        )
+
+    async def show(self, upload: str) -> Listed:
+        """Return one upload. Raises NoSuchObject where it is not there."""
+        async with self.moving() as moved:
+            sizes, _ = await self._sizes(moved, upload)
+            if upload not in sizes:
+                raise NoSuchObject(f"there is no upload {upload} of {self.system_id}", hint=_LIST)
+            return await self._listed(upload, sizes[upload])
+
+    async def manifest(self, upload: str) -> Manifest:
+        """Return the manifest of an upload, of which everything that it says of itself has been checked.
+
+        Raises NoSuchObject where it is not there, StoreError (not transient) for one that is none, or is not ours, or
+        tells of what cannot be.
+        """
+        async with self.moving():
+            manifest = await self.uploads.manifest(upload)
+        if manifest is None:
+            raise NoSuchObject(f"there is no upload {upload} of {self.system_id}", hint=_LIST)
+        for name, why in implausible(manifest).items():
+            raise StoreError(f"{manifest.key}: {name} {why}", hint="is another program writing there?")
+        return manifest
+
+    @asynccontextmanager
+    async def moving(self) -> AsyncIterator[Callable[[], None]]:
+        """Raise StoreError out of the block when the callable it yields was not called for too long."""
+        try:
+            async with limit_standstill(self._standstill_seconds) as moved:
+                yield moved
+        except TimeoutError as error:
+            raise StoreError(
+                f"{self.store.location}: nothing moved for {self._standstill_seconds:g} s",
+                hint="akosha_upload_timeout_seconds sets the limit",
+                transient=True,
+            ) from error
+
+    async def _sizes(self, moved: Callable[[], None], upload: str = "") -> tuple[dict[str, dict[str, int]], list[str]]:
+        """Return the sizes of the objects of each upload, or of one, by name; and the ids of the unfinished ones."""
+        uploads = naming.uploads_prefix(self.system_id)
+        found: dict[str, dict[str, int]] = {}
+        folder, into = "", None
+        async for item in self.store.list(f"{uploads}{upload}/" if upload else uploads):
+            begins, _, name = item.key.removeprefix(uploads).partition("/")
+            if begins != folder:  # thousands of keys come, and few uploads
+                moved()
+                folder, into = begins, found.setdefault(begins, {}) if _is_upload(begins) else None
+            if into is not None and name:  # else a marker that Akosha looks for, or no upload of ours
+                into[name] = item.size
+        whole = {of: sizes for of, sizes in found.items() if naming.MANIFEST_NAME in sizes}
+        return whole, [of for of, sizes in found.items() if sizes and of not in whole]
+
+    async def _listed(self, upload: str, sizes: Mapping[str, int]) -> Listed:
+        listed = Listed(upload_id=upload, sizes=sizes)
+        try:
+            manifest = await self.uploads.manifest(upload)
+        except NotAManifest as error:
+            return replace(listed, problems={naming.MANIFEST_NAME: error.message})
+        if manifest is None:
+            return replace(listed, problems={naming.MANIFEST_NAME: _NOT_THERE})
+        if problems := implausible(manifest):
+            return replace(listed, problems=problems)
+        return replace(listed, manifest=manifest, problems=wrong_sizes(manifest, sizes))
+
+
+def implausible(manifest: Manifest) -> dict[str, str]:
+    """Return what in a manifest cannot be, by object: sizes that no object has, or that no gzip unpacks to."""
+    found = {}
+    for part in manifest.parts:
+        most = part.stored_size if part.compression == "none" else part.stored_size * MOST_UNPACKED + _SPARE
+        if max(part.raw_size, part.stored_size) > MOST_BYTES:
+            found[object_name(part.key)] = "is said to have a size that no object can have"
+        elif part.raw_size > most:
+            found[object_name(part.key)] = f"is said to unpack from {part.stored_size} to {part.raw_size} bytes"
+    if manifest.memories and manifest.memories.size > MOST_BYTES:
+        found[naming.MEMORIES_NAME] = "is said to have a size that no object can have"
+    if any(count < 0 or count > MOST_BYTES for tables in manifest.rows.values() for count in tables.values()):
+        found[naming.MANIFEST_NAME] = "tells a number of rows that cannot be"
+    return found
+
+
+def wrong_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Return what of a manifest's objects is not there, or has another size than it tells, by name."""
+    found = {}
+    for key, size in expected_sizes(manifest).items():
+        name = object_name(key)
+        if name not in sizes:
+            found[name] = _NOT_THERE
+        elif sizes[name] != size:
+            found[name] = other_size(sizes[name], size)
+    return found
+
+
+def expected_sizes(manifest: Manifest) -> dict[str, int]:
+    """Return key -> size of all objects that a manifest tells of."""
+    sizes = {part.key: part.stored_size for part in manifest.parts}
+    return sizes | ({manifest.memories.key: manifest.memories.size} if manifest.memories else {})
+
+
+def other_size(found: int, told: int) -> str:
+    return f"has {found} bytes, not the {told} that its manifest tells"
+
+
+def object_name(key: str) -> str:
+    """Return an object's name in its upload."""
+    return key.rpartition("/")[2]
+
+
+def time_of(text: str) -> datetime:
+    """Return the time that a text names: RFC 3339, or `2026-11-20 18:00` as the clock here shows it.
+
+    Raises SettingsError for anything else: a day alone could mean its beginning or its end.
+    """
+    try:
+        time = datetime.fromisoformat(text.strip())
+        if ":" in text:
+            return time if time.tzinfo else time.astimezone()
+    except (ValueError, OverflowError):
+        pass
+    raise SettingsError(f"{text!r:.60} is not a time", hint="write 2026-11-20 18:00, or 2026-11-20T18:00:00+01:00")
+
+
+async def all_of(work: Sequence[Coroutine[Any, Any, T]], name: str) -> list[T]:
+    """Do all of it side by side, in tasks of that name; return what each came to, in order.
+
+    Where one fails the others are cancelled, and its error, the first, is raised.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each, name=name) for each in work]
+    except BaseExceptionGroup as failures:
+        first = failures.exceptions[0]
+        raise first from first.__cause__
+    return [task.result() for task in tasks]
+
+
+def _is_upload(name: str) -> bool:
+    try:
+        naming.upload_time(name)
+    except NamingError:
+        return False
+    return True
+
+
+def _newest_first(uploads: Collection[str]) -> list[str]:
+    return sorted(uploads, key=lambda upload: (naming.upload_time(upload), upload), reverse=True)

@@ -1,0 +1,348 @@
+"""Is an upload whole? Shallow: by what the store says of its objects. Deep: by their bytes, and what is in them.
+
+The shallow look costs a request an object. It finds what is missing, what has another size, and what carries another
+SHA-256 in its metadata than the manifest tells. That a store has changed bytes behind the same size and metadata shows
+only in the bytes.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from agent.application.archive import (
+    Archive,
+    all_of,
+    expected_sizes,
+    implausible,
+    object_name,
+    other_size,
+)
+from agent.application.ingest import Landing
+from agent.application.uploads import NotAManifest
+from agent.domain import naming
+from agent.domain.databases import main_name
+from agent.domain.errors import NoSuchObject, SnapshotError, WireError
+from agent.domain.events import UploadVerified, archive_event_id
+from agent.domain.identity import Identity
+from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
+from agent.ports import Clock, MemoriesFile, ObjectStore, Progress, untold
+
+LOOKED_AT_ONCE = 8
+"""Objects that are asked for at a time."""
+
+MOST_TOLD = 20
+LONGEST_TOLD = 300
+"""How many problems an event names, and how much of each: whatever is in the bucket, it fits into an event."""
+
+_NOT_THERE = "is not there"
+_CHANGED = "has other bytes than were put there: its SHA-256 is another"
+
+
+class Verdict(Protocol):
+    """What a look into a database found. `damaged`: it looks wrong, rather than that it cannot be looked into here."""
+
+    @property
+    def verified(self) -> bool: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def damaged(self) -> bool: ...
+
+    @property
+    def rows(self) -> Mapping[str, int]: ...
+
+
+Examine = Callable[[Path], Awaitable[Verdict]]
+"""Opens a database's main file, sidecars beside it, in a process of its own, and reads every table through."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a verification came to. `problems` are of objects, by their name in the upload.
+
+    `notes` say what could not be looked into, by database: no fault of the upload's. `manifest` is None where it is not
+    there (then the upload is not, either) or cannot be read.
+    """
+
+    upload_id: str
+    deep: bool
+    objects: int
+    manifest: Manifest | None
+    problems: Mapping[str, str]
+    notes: Mapping[str, str] = field(default_factory=dict)
+    duration_seconds: float = 0.0
+
+    @property
+    def whole(self) -> bool:
+        return not self.problems
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is not there at all: an upload is when its manifest is."""
+        return self.manifest is None and self.problems.get(naming.MANIFEST_NAME) == _NOT_THERE
+
+    @property
+    def damaged(self) -> frozenset[str]:
+        """The databases that have to be sent once more for an upload to be whole that is made from this one."""
+        if self.manifest is None:
+            return frozenset()
+        parts = {object_name(part.key): part.database for part in self.manifest.parts}
+        found = {parts[name] for name in self.problems if name in parts}
+        if naming.MEMORIES_NAME in self.problems and self.manifest.memories:
+            found |= self.manifest.memories.bases.keys()
+        if naming.MANIFEST_NAME in self.problems:
+            found |= {*parts.values()}
+        return frozenset(found)
+
+    def event(self, identity: Identity, clock: Clock) -> UploadVerified:
+        """Return what is told of it."""
+        now = clock.now()
+        first = sorted(self.problems.items())[:MOST_TOLD]
+        told = {_cut(name): _cut(why) for name, why in first}
+        if more := len(self.problems) - len(first):
+            told["..."] = f"{more} more"
+        return UploadVerified(
+            id=archive_event_id(self.upload_id, identity.agent_id, "verified", now),
+            time=now,
+            system_id=identity.system_id,
+            upload_id=self.upload_id,
+            whole=self.whole,
+            deep=self.deep,
+            objects=self.objects,
+            problems=told,
+            duration_seconds=self.duration_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeepMeans:
+    """What a deep look needs: where objects become files, who reads databases, and who reads memories."""
+
+    landing: Landing
+    examine: Examine
+    memories_file: MemoriesFile
+
+
+class Verification:
+    """Looks at uploads of one archive. Raises StoreError where that cannot be done: that is no damage."""
+
+    def __init__(self, archive: Archive, clock: Clock, deep: DeepMeans | None = None) -> None:
+        self._archive, self._clock, self._deep = archive, clock, deep
+
+    async def shallow(self, upload: str) -> Found:
+        """Look at the manifest, and at what the store says of every object."""
+        started = self._clock.monotonic()
+        manifest, problems = await self._manifest(upload)
+        if manifest is not None:
+            problems |= await self._objects(manifest)
+            if problems and await self._is_gone(upload):
+                manifest, problems = None, {naming.MANIFEST_NAME: _NOT_THERE}  # deleted while it was looked at
+        return Found(
+            upload_id=upload,
+            deep=False,
+            objects=1 + len(expected_sizes(manifest) if manifest else ()),
+            manifest=manifest,
+            problems=problems,
+            duration_seconds=self._since(started),
+        )
+
+    async def deep(self, upload: str, progress: Progress = untold, begun: Progress = untold) -> Found:
+        """Look at everything `shallow` does, then download what there is, hash it, and read it through.
+
+        `begun` is told how many bytes there are to download, `progress` as they come. Raises StagingFull, StateError
+        for our own disk.
+        """
+        assert self._deep is not None
+        started = self._clock.monotonic()
+        found = await self.shallow(upload)
+        problems, notes = dict(found.problems), dict[str, str]()
+        if (manifest := found.manifest) is not None:
+            sizes = {key: size for key, size in expected_sizes(manifest).items() if object_name(key) not in problems}
+            begun(sum(sizes.values()))
+            for database in dict.fromkeys(part.database for part in manifest.parts):
+                await self._database(manifest, database, problems, notes, progress)
+            if manifest.memories and manifest.memories.key in sizes:
+                await self._memories(manifest, manifest.memories, problems, progress)
+            if problems.keys() - found.problems.keys() and await self._is_gone(upload):
+                manifest, problems = None, {naming.MANIFEST_NAME: _NOT_THERE}
+        return Found(
+            upload_id=upload,
+            deep=True,
+            objects=found.objects,
+            manifest=manifest,
+            problems=problems,
+            notes=notes,
+            duration_seconds=self._since(started),
+        )
+
+    async def _manifest(self, upload: str) -> tuple[Manifest | None, dict[str, str]]:
+        """Return a manifest that may be believed, and what is wrong with it, or with the one there is."""
+        try:
+            async with self._archive.moving() as moved:
+                read = await self._archive.uploads.manifest_as_it_lies(upload)
+                moved()
+                if read is None:
+                    return None, {naming.MANIFEST_NAME: _NOT_THERE}
+                manifest, data = read
+                told = (await self._archive.store.head(manifest.key)).metadata
+        except NotAManifest as error:
+            return None, {naming.MANIFEST_NAME: error.message}
+        except NoSuchObject:
+            return None, {naming.MANIFEST_NAME: _NOT_THERE}
+        if problems := implausible(manifest):
+            return None, problems
+        return manifest, _changed(manifest, data, told.get("sha256"))
+
+    async def _is_gone(self, upload: str) -> bool:
+        async with self._archive.moving():
+            return not await self._archive.uploads.exists(upload)
+
+    async def _objects(self, manifest: Manifest) -> dict[str, str]:
+        held: tuple[Part | MemoriesPart, ...] = (*manifest.parts, *((manifest.memories,) if manifest.memories else ()))
+        room = asyncio.Semaphore(LOOKED_AT_ONCE)
+        async with self._archive.moving() as moved:
+
+            async def look(part: Part | MemoriesPart) -> str:
+                async with room:
+                    why = await _wrong_with(self._archive.store, part)
+                    moved()
+                    return why
+
+            found = await all_of([look(part) for part in held], "look-at-object")
+        return {object_name(part.key): why for part, why in zip(held, found, strict=True) if why}
+
+    async def _database(
+        self,
+        manifest: Manifest,
+        database: str,
+        problems: dict[str, str],
+        notes: dict[str, str],
+        progress: Progress,
+    ) -> None:
+        """Download a database, and read it where all of it is as it should be."""
+        assert self._deep is not None
+        parts = manifest.of(database)
+        sound = [part for part in parts if object_name(part.key) not in problems]
+        async with self._deep.landing.folder(sum(part.raw_size for part in sound)) as folder:
+            for part in sound:
+                if why := await self._fetch(part, folder / part.name, progress):
+                    problems[object_name(part.key)] = why
+            if len(sound) < len(parts) or any(object_name(part.key) in problems for part in parts):
+                return
+            main = next((part for part in parts if part.name == main_name(database)), None)
+            if main is None:
+                problems[object_name(parts[0].key)] = f"is part of {main_name(database)}, which is not in the upload"
+                return
+            verdict = await self._deep.examine(folder / main.name)
+            rows = manifest.rows.get(database)
+            if verdict.verified and rows is not None and dict(verdict.rows) != dict(rows):
+                problems[object_name(main.key)] = f"has other rows than its manifest tells: {_differing(rows, verdict)}"
+            elif not verdict.verified and verdict.damaged and main.verified:
+                problems[object_name(main.key)] = verdict.reason
+            elif not verdict.verified:
+                notes[database] = verdict.reason
+
+    async def _memories(
+        self, manifest: Manifest, told: MemoriesPart, problems: dict[str, str], progress: Progress
+    ) -> None:
+        assert self._deep is not None
+        async with self._deep.landing.folder(told.size) as folder:
+            path = folder / naming.MEMORIES_NAME
+            why = await self._fetch(told, path, progress)
+            if not why:
+                source, count = self._deep.memories_file.open(path, manifest.system_id), 0
+                try:
+                    async with aclosing(source.pages()) as pages:
+                        async for page in pages:
+                            count += len(page)
+                except (WireError, SnapshotError) as error:
+                    why = error.message
+                else:
+                    why = "" if count == told.count else f"has {count} memories, its manifest tells {told.count}"
+            if why:
+                problems[naming.MEMORIES_NAME] = why
+
+    async def _fetch(self, told: Part | MemoriesPart, path: Path, progress: Progress) -> str:
+        """Download an object to a file; return what is wrong with it, "" for nothing."""
+        assert self._deep is not None
+        compression: Compression
+        compression, stored_size, raw_size = (
+            (told.compression, told.stored_size, told.raw_size)
+            if isinstance(told, Part)
+            else ("none", told.size, told.size)
+        )
+
+        async def watched() -> AsyncIterator[bytes]:
+            async for piece in pieces:
+                moved()
+                progress(len(piece))
+                yield piece
+
+        try:
+            async with self._archive.moving() as moved, aclosing(self._archive.store.get(told.key)) as pieces:
+                await self._deep.landing.land(
+                    watched(),
+                    path,
+                    compression=compression,
+                    stored_size=stored_size,
+                    raw_size=raw_size,
+                    sha256=told.sha256,
+                )
+        except NoSuchObject:
+            return _NOT_THERE
+        except WireError as error:
+            return error.message.removeprefix(f"{path.name} ")
+        return ""
+
+    def _since(self, started: float) -> float:
+        return round(self._clock.monotonic() - started, 3)
+
+
+async def _wrong_with(store: ObjectStore, part: Part | MemoriesPart) -> str:
+    """Return what the store says of an object that is not as its manifest tells, "" for nothing."""
+    size = part.stored_size if isinstance(part, Part) else part.size
+    try:
+        found = await store.head(part.key)
+    except NoSuchObject:
+        return _NOT_THERE
+    if found.size != size:
+        return other_size(found.size, size)
+    told = {name: found.metadata[name] for name in part.metadata if name in found.metadata}
+    if told.get("sha256", part.sha256) != part.sha256:
+        return "is another object: the SHA-256 that was put with it is not the one that its manifest tells"
+    if wrong := sorted(name for name, value in told.items() if value != part.metadata[name]):
+        return f"is another object: its {wrong[0]} is not the one that its manifest tells"
+    return ""
+
+
+def _changed(manifest: Manifest, data: bytes, told: str | None) -> dict[str, str]:
+    """Return what is wrong with the manifest's own bytes, by the SHA-256 put with them and the checksum in them."""
+    if told is not None and hashlib.sha256(data).hexdigest() != told:
+        return {naming.MANIFEST_NAME: _CHANGED}
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return {naming.MANIFEST_NAME: _CHANGED}
+    if document.get("checksum") != json.loads(manifest.encode())["checksum"]:
+        return {naming.MANIFEST_NAME: "has been changed: its checksum is not that of the parts it tells of"}
+    return {}
+
+
+def _differing(rows: Mapping[str, int], verdict: Verdict) -> str:
+    names = sorted({*rows, *verdict.rows})
+    return ", ".join(
+        f"{name} {verdict.rows.get(name, 0)}, not {rows.get(name, 0)}"
+        for name in names
+        if verdict.rows.get(name) != rows.get(name)
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TOLD else f"{text[:LONGEST_TOLD]}..."

@@ -1,0 +1,70 @@
+"""From settings to the archive: what uploads there are, and whether they are whole."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+from agent.adapters.duckdb_files.verification import Verdict, verify
+from agent.adapters.gunzip import Landing
+from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.scratch import scratch
+from agent.adapters.state_directory import StateDirectory
+from agent.application.archive import Archive
+from agent.application.verification import DeepMeans, Verification
+from agent.domain.errors import SettingsError
+from agent.ports import Clock
+from agent.settings import Settings
+from agent.wiring.methods import object_store
+
+VERIFYING = "verifying"
+"""Where a deep look has its files, in the state directory."""
+
+READ_SECONDS = 120.0
+SLOWEST_BYTES_PER_SECOND = 4e6
+"""How long reading a database through may take: so long, and as long again as its bytes at this pace."""
+
+
+@asynccontextmanager
+async def archive_of(settings: Settings, system_id: str) -> AsyncIterator[Archive]:
+    """Open the archive of a system, for as long as the block runs. Raises SettingsError where there is no bucket."""
+    if not settings.cloud_configured:
+        raise SettingsError(
+            "there is no bucket to look into",
+            hint="set akosha_cloud_bucket and akosha_cloud_endpoint, or akosha_cloud_endpoint to file:///a/directory",
+        )
+    store = object_store(settings)
+    try:
+        yield Archive(store, system_id, standstill_seconds=settings.upload_timeout_seconds)
+    finally:
+        await store.aclose()
+
+
+def verifying(
+    settings: Settings, system_id: str, clock: Clock
+) -> Callable[[], AbstractAsyncContextManager[Verification]] | None:
+    """Return what opens a shallow look at the uploads of a system; None where the agent is not to look by itself."""
+    if not (settings.agent_verify_hours and settings.cloud_configured):
+        return None
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Verification]:
+        async with archive_of(settings, system_id) as archive:
+            yield Verification(archive, clock)
+
+    return opening
+
+
+@asynccontextmanager
+async def verifying_deep(archive: Archive, state: StateDirectory, clock: Clock) -> AsyncIterator[Verification]:
+    """Open what looks at uploads, deep too; its files lie in the state directory. Raises StateError."""
+    async with scratch(state.path / VERIFYING) as place:
+        yield Verification(
+            archive,
+            clock,
+            DeepMeans(landing=Landing(place), examine=_examine, memories_file=JsonMemoriesFile(place)),
+        )
+
+
+async def _examine(copy: Path) -> Verdict:
+    size = sum(path.stat().st_size for path in copy.parent.iterdir())
+    return await verify(copy, timeout_seconds=READ_SECONDS + size / SLOWEST_BYTES_PER_SECOND)

@@ -1,0 +1,73 @@
+"""From settings to what deletes old uploads."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from agent.application.archive import Archive
+from agent.application.cloud_sync import CloudSync
+from agent.application.prune_rounds import PruneRounds
+from agent.application.pruning import Pruning, spared_by
+from agent.application.recorder import Recorder
+from agent.application.roaming import Undaunted
+from agent.domain.identity import Identity
+from agent.domain.retention import KeepRules
+from agent.domain.route import CLOUD
+from agent.ports import Clock, Ledger, SyncMethod
+from agent.settings import Settings
+from agent.wiring.archive import archive_of
+from agent.wiring.methods import targets_of
+
+
+def keep_rules(settings: Settings) -> KeepRules:
+    """Return how many uploads of which kind are kept."""
+    return KeepRules(
+        last=settings.agent_keep_last,
+        daily=settings.agent_keep_daily,
+        weekly=settings.agent_keep_weekly,
+        monthly=settings.agent_keep_monthly,
+    )
+
+
+def prune_rounds(
+    settings: Settings,
+    identity: Identity,
+    methods: Mapping[str, SyncMethod],
+    ledger: Ledger,
+    recorder: Recorder,
+    clock: Clock,
+) -> PruneRounds | None:
+    """Return what prunes after uploads, in the store that they go to; None where that is switched off, or none go."""
+    cloud = methods.get(CLOUD)
+    cloud = cloud.method if isinstance(cloud, Undaunted) else cloud
+    if not settings.agent_prune or not isinstance(cloud, CloudSync):
+        return None
+    archive = Archive(cloud.store, identity.system_id, standstill_seconds=settings.upload_timeout_seconds)
+    return PruneRounds(
+        Pruning(archive, keep_rules(settings), clock),
+        target=cloud.target,
+        identity=identity,
+        ledger=ledger,
+        recorder=recorder,
+        clock=clock,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PruneHere:
+    """A prune that somebody asks for: in the bucket of the settings, sparing what this machine's ledger names."""
+
+    pruning: Pruning
+    spared: Mapping[str, str]
+
+
+@asynccontextmanager
+async def prune_here(
+    settings: Settings, identity: Identity, rules: KeepRules, clock: Clock, ledger: Ledger | None
+) -> AsyncIterator[PruneHere]:
+    """Open the bucket for as long as the block runs. Raises SettingsError where there is none, StateError."""
+    async with archive_of(settings, identity.system_id) as archive:
+        spared: dict[str, str] = {}
+        if ledger is not None:
+            spared = spared_by(await ledger.record(targets_of(settings, identity.system_id)[CLOUD]))
+        yield PruneHere(Pruning(archive, rules, clock), spared)

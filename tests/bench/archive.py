@@ -1,0 +1,62 @@
+"""`uploads list` over many uploads: what it takes, and how many requests that are."""
+
+import statistics
+import time
+from pathlib import Path
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.s3_store import S3Store
+from agent.application.archive import Archive
+from agent.ports import ObjectStore
+from tests.bench.report import Line, seconds
+from tests.fakes import values
+from tests.fakes.faulty_store import FaultyStore
+from tests.servers.s3 import S3Server
+
+BAR_SECONDS = 2.0
+
+
+def fill(bucket: Path, count: int) -> None:
+    """Put the objects of so many uploads into a directory, as a bucket keeps them; they hold nothing but zeros."""
+    for number in range(count):
+        at = number * 3600
+        manifest = values.manifest(at, f"r{number}", reflection=number, knowledge_graph=number)
+        for part in manifest.parts:
+            path = bucket / part.key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(part.stored_size))
+        (bucket / manifest.key).write_bytes(manifest.encode())
+
+
+async def lines(folder: Path, server: S3Server, served: Path, count: int, rounds: int) -> list[Line]:
+    """Measure a directory, and S3 as `server` serves what lies in `served`."""
+    fill(folder / "bucket", count)
+    name = server.new_bucket()
+    fill(served / name, count)
+    found = []
+    for what, store in {
+        "a directory": DirectoryStore(folder / "bucket"),
+        "S3": S3Store(bucket=name, endpoint=server.endpoint, region="auto"),
+    }.items():
+        try:
+            found.append(await _line(what, store, count, rounds))
+        finally:
+            await store.aclose()
+    return found
+
+
+async def _line(what: str, store: ObjectStore, count: int, rounds: int) -> Line:
+    counted = FaultyStore(store)
+    times = []
+    for _ in range(rounds):
+        counted.calls.clear()
+        begun = time.perf_counter()
+        listing = await Archive(counted, values.SYSTEM).listing()
+        times.append(time.perf_counter() - begun)
+        if len(listing.uploads) != count or any(upload.problems for upload in listing.uploads):
+            raise RuntimeError(f"{what}: {len(listing.uploads)} uploads")
+    took = statistics.median(times)
+    measured = f"{seconds(times)}; {len(counted.keys('get'))} manifests read"
+    return Line(
+        f"uploads list, {count} uploads in {what}", measured, None, f"under {BAR_SECONDS:g} s", took < BAR_SECONDS
+    )

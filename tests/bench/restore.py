@@ -1,0 +1,119 @@
+"""Restore from S3 on loopback, against `rclone copyto` and then `gzip -d`; and what it takes in memory."""
+
+import asyncio
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from agent.adapters.s3_store import S3Store
+from agent.application.archive import Archive
+from agent.application.restoring import Wanted
+from agent.domain.manifest import Manifest
+from agent.wiring.restoring import restoring_to
+from tests.bench import pipeline
+from tests.bench.databases import Databases
+from tests.bench.memory import SAME_WITHIN, PssWatch
+from tests.bench.pipeline import SYSTEM
+from tests.bench.report import Line, mebibytes, seconds
+from tests.bench.stages import timed
+from tests.fakes.machine import Machine
+from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, S3Server, aws_environment, running_rclone
+
+RATIO_BAR = 1.3
+_RCLONE = str(Path(sys.executable).with_name("rclone"))
+
+
+async def against_rclone(folder: Path, databases: Databases, size: int, rounds: int) -> list[Line]:
+    """Restore and its rival, turn by turn, of one upload of about `size` MiB."""
+    data = folder / "data"
+    databases.place(size, data)
+    times: dict[str, list[float]] = {"rclone + gzip -d": [], "restore": []}
+    with _served(folder) as server:
+        store = S3Store(bucket=server.new_bucket(), endpoint=server.endpoint, region="auto")
+        try:
+            manifest = await pipeline.upload(data, folder / "state", store)
+            archive, bucket = Archive(store, SYSTEM), store.location.split("/")[2].split(" ")[0]
+            for number in range(rounds):
+                theirs, ours = folder / f"theirs-{number}", folder / f"ours-{number}"
+                theirs.mkdir()
+                times["rclone + gzip -d"].append(await timed(lambda: _rival(server, bucket, manifest, theirs)))  # noqa: B023
+                times["restore"].append(await timed(lambda: _restore(archive, manifest, ours)))  # noqa: B023
+                await asyncio.to_thread(_check, data, theirs, ours)
+                shutil.rmtree(theirs)
+                shutil.rmtree(ours)
+        finally:
+            await store.aclose()
+    rival, own = (statistics.median(found) for found in times.values())
+    return [
+        Line(f"{size} MiB from S3: rclone copyto, then gzip -d", seconds(times["rclone + gzip -d"])),
+        Line(
+            f"{size} MiB from S3: restore (download, gunzip, hash, on the disk)",
+            seconds(times["restore"]),
+            own / rival,
+            f"within {RATIO_BAR} x that",
+            own / rival <= RATIO_BAR,
+        ),
+    ]
+
+
+def memory(folder: Path, databases: Databases, sizes: tuple[int, int]) -> list[Line]:
+    """What the command takes at its peak, for two sizes."""
+    peaks, found = {}, []
+    with _served(folder) as server:
+        for size in sizes:
+            place = {"cloud_endpoint": server.endpoint, "cloud_bucket": server.new_bucket(), "system_id": SYSTEM}
+            machine = Machine(folder / f"machine-{size}", **place)
+            machine.environ |= aws_environment()
+            databases.place(size, machine.data)
+            machine.sync()
+            running = machine.start("restore", "--to", str(folder / f"to-{size}"))
+            with PssWatch(running.pid) as watch:
+                done = running.end()
+            if done.code:
+                raise RuntimeError(done.err)
+            peaks[size] = max(watch.agent)
+            found.append(Line(f"memory: restore of {size} MiB from S3, at its peak", mebibytes(peaks[size])))
+            shutil.rmtree(folder / f"to-{size}")
+    small, large = sizes
+    grown = peaks[large] - peaks[small]
+    told = f"the same, within {mebibytes(SAME_WITHIN)}"
+    what = f"memory: restore of {large} MiB against {small} MiB"
+    return [*found, Line(what, mebibytes(grown), peaks[large] / peaks[small], told, grown <= SAME_WITHIN)]
+
+
+def _served(folder: Path):
+    os.environ |= aws_environment()
+    (folder / "served").mkdir()
+    return running_rclone(folder / "served")
+
+
+async def _rival(server: S3Server, bucket: str, manifest: Manifest, folder: Path) -> None:
+    remote = f":s3,provider=Other,force_path_style=true,endpoint='{server.endpoint}':{bucket}/"
+    keys = ["--s3-access-key-id", ACCESS_KEY, "--s3-secret-access-key", SECRET_KEY]
+    for part in manifest.parts:
+        packed = folder / f"{part.name}.gz"
+        for command in ([_RCLONE, "copyto", f"{remote}{part.key}", str(packed), *keys], ["gzip", "-d", str(packed)]):
+            process = await asyncio.create_subprocess_exec(*command, env={**os.environ, "RCLONE_CONFIG": os.devnull})
+            if code := await process.wait():
+                raise subprocess.CalledProcessError(code, command[0])
+
+
+async def _restore(archive: Archive, manifest: Manifest, to: Path) -> None:
+    async with restoring_to(to, archive) as restoring:
+        await restoring.restore(manifest, Wanted(), _Silent())
+
+
+class _Silent:
+    def phase(self, _name: str, _total_bytes: int) -> None: ...
+
+    def moved(self, _count: int) -> None: ...
+
+
+def _check(data: Path, *folders: Path) -> None:
+    for path in data.iterdir():
+        for folder in folders:
+            if subprocess.run(["cmp", "-s", path, folder / path.name]).returncode:
+                raise RuntimeError(f"{folder / path.name} is not what was uploaded")

@@ -1,0 +1,90 @@
+"""`uploads` and `verify` as a user types them, without an agent and beside one."""
+
+import json
+
+import pytest
+
+from tests.fakes.archive import flipped
+from tests.fakes.machine import Machine
+
+VERIFIED = "akosha.archive.verified.v1"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    made = Machine(tmp_path / "machine")
+    made.write(commits=6, entities=3)
+    made.sync()
+    return made
+
+
+def told(machine):
+    return [event["data"] for event in machine.events() if event["type"] == VERIFIED]
+
+
+def damage(machine, name="reflection.duckdb"):
+    (path,) = machine.bucket.glob(f"systems/*/uploads/*/{name}")
+    path.write_bytes(flipped(path.read_bytes(), 1000))
+
+
+def test_uploads_shows_them_newest_first_and_everything_about_one(machine):
+    machine.write(commits=9)
+    newest = machine.sync()["upload_id"]
+    older = machine.manifests[0]["upload_id"]
+    document = machine.call("uploads", "--json").json
+    assert [upload["upload_id"] for upload in document["uploads"]] == [newest, older]
+    first = document["uploads"][0]
+    assert (first["rows"], first["verified"], first["carried"], first["problems"]) == (23, True, [], {})
+    assert first["stored_bytes"] < first["raw_bytes"]
+    listed = machine.call("uploads", "list")
+    assert (listed.code, listed.err) == (0, "")
+    assert [line.split()[0] for line in listed.out.splitlines()] == ["upload", newest, older]
+    shown = machine.call("uploads", "show", older[:15], "--json").json
+    assert [part["name"] for part in shown["parts"]] == ["knowledge_graph.duckdb", "reflection.duckdb"]
+    assert shown["rows_by_table"]["reflection"] == {"conversations_v2": 6, "reflections_v2": 6}
+    text = machine.call("uploads", "show", "latest")
+    assert f"new or changed since {older}" in text.out
+    nothing = machine.call("uploads", "--system", "another")
+    assert (nothing.code, "there is no upload of another" in nothing.out) == (0, True)
+
+
+def test_verify_finds_a_whole_upload_whole_and_what_is_damaged_deep(machine):
+    whole = machine.call("verify")
+    assert (whole.code, whole.err) == (0, "")
+    assert "whole, 4 objects" in whole.out
+    damage(machine)
+    assert machine.call("verify", "--all").code == 0, "what the directory says of the object is as it was"
+    deep = machine.call("verify", "latest", "--deep")
+    assert (deep.code, deep.out) == (1, "")
+    assert "DAMAGED\n  reflection.duckdb: " in deep.err
+    assert [(event["deep"], event["whole"]) for event in told(machine)] == [(False, True), (False, True), (True, False)]
+    assert list(told(machine)[-1]["problems"]) == ["reflection.duckdb"]
+    assert not [path for path in (machine.state / "verifying").iterdir() if path.is_dir()]
+
+
+def test_wrong_use_is_told_with_2_and_what_is_not_there_with_1(machine):
+    for words in (("latest", "--all"), ("--system", "../x"), ("--nonsense",)):
+        assert machine.call("verify", *words).code == 2
+    missing = machine.call("verify", "2027", "--json")
+    assert (missing.code, missing.out) == (1, "")
+    assert "akosha-agent uploads" in missing.err
+    machine.set(cloud_endpoint=None)
+    nowhere = machine.call("uploads")
+    assert nowhere.code == 2
+    assert "akosha_cloud_bucket" in nowhere.err
+
+
+def test_beside_a_running_agent_it_is_the_agent_that_tells(machine):
+    with machine.run() as agent, machine.follow() as following:
+        assert machine.call("verify", "--json").json["whole"]
+        (event,) = following.printed.wait(lambda line: line.get("type") == VERIFIED)
+        assert event["data"]["upload_id"] == machine.manifests[0]["upload_id"]
+        assert not [line for line in agent.log.seen if line.get("event") == "note_refused"]
+    assert len(told(machine)) == 1
+
+
+def test_another_systems_uploads_are_looked_at_and_no_event_tells_of_it(machine):
+    machine.set(system_id="tablet")
+    found = machine.call("verify", "--system", "laptop", "--json")
+    assert (found.code, json.loads(found.out)["system_id"]) == (0, "laptop")
+    assert told(machine) == []

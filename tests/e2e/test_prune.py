@@ -1,0 +1,167 @@
+"""`akosha-agent prune`, as people and programs call it; and the agent that does it by itself."""
+
+import asyncio
+import os
+import signal
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.s3_store import S3Store
+from tests.fakes import uploads
+from tests.fakes.machine import Machine
+from tests.servers.front import refuse
+from tests.servers.s3 import aws_environment
+from tests.servers.threaded_front import Gate, running_front
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+LAPTOP = "laptop"
+KEEP_TWO = ("--keep-last", "2", "--keep-daily", "0", "--keep-weekly", "0", "--keep-monthly", "0")
+PREFIX = f"systems/{LAPTOP}/uploads"
+
+
+def fill(store, count=5, *, system_id=LAPTOP):
+    """Put an upload of each of the last days into a store. Returns their ids, the newest first."""
+    ids = uploads.days(count, system_id, newest=datetime.now(UTC) - timedelta(days=1))
+
+    async def work():
+        for upload in ids:
+            await uploads.put(store, upload, system_id)
+        await store.aclose()
+
+    asyncio.run(work())
+    return ids
+
+
+def standing(store, system_id=LAPTOP):
+    async def work():
+        try:
+            return await uploads.standing(store, system_id)
+        finally:
+            await store.aclose()
+
+    return asyncio.run(work())
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+def test_a_dry_run_says_what_would_go_and_why_the_rest_stays_and_a_prune_does_it(machine):
+    store = DirectoryStore(machine.bucket)
+    ids, others = fill(store), fill(store, 3, system_id="other")
+    left = (
+        machine.bucket / PREFIX / uploads.upload_id(datetime.now(UTC) - timedelta(days=9), LAPTOP) / "reflection.duckdb"
+    )
+    left.parent.mkdir()
+    left.write_bytes(b"left over")
+    os.utime(left, (0, 0))
+
+    shown = machine.call("prune", "--dry-run", *KEEP_TWO)
+    assert shown.code == 0, shown.err
+    assert "3 of 5 uploads would go; nothing was deleted" in shown.out
+    assert "stays: newest, last" in shown.out
+    told = machine.call("prune", "--dry-run", "--json", *KEEP_TWO).json
+    assert (told["dry_run"], told["deleted"], told["leftovers"]) == (True, ids[2:], 1)
+    assert [kept["upload_id"] for kept in told["kept"]] == ids[:2]
+    assert standing(store)[0] == ids
+
+    done = machine.call("prune", "--json", *KEEP_TWO)
+    assert (done.code, done.json["deleted"], done.json["leftovers"], done.json["error"]) == (0, ids[2:], 1, None)
+    assert done.json["bytes_freed"] == told["bytes_freed"]
+    assert standing(store) == (ids[:2], [])
+    assert standing(store, "other") == (others, [])
+    (event,) = machine.events()
+    assert (event["type"], event["data"]["upload_ids"]) == ("akosha.archive.pruned.v1", ids[2:])
+    again = machine.call("prune", *KEEP_TWO)
+    assert (again.code, again.out) == (0, "nothing was deleted; 2 uploads are kept\n")
+
+
+def test_a_prune_before_and_after_syncs_leaves_the_newest_to_build_on(machine):
+    """What the ledger names stays, so the sync after a prune copies on the store's side, and all is whole."""
+    fill(DirectoryStore(machine.bucket))
+    machine.write(commits=5, entities=2)
+    machine.set(agent_keep_last=1, agent_keep_daily=0, agent_keep_weekly=0, agent_keep_monthly=0)
+    first = machine.sync()
+    whole, _ = standing(DirectoryStore(machine.bucket))
+    assert whole == [first["upload_id"]], "by itself, after the upload"
+    assert machine.call("prune", *KEEP_TWO).code == 0
+    machine.write(commits=9)
+    second = machine.sync()
+    (manifest,) = machine.manifests
+    assert manifest["upload_id"] == second["upload_id"]
+    origins = {part["name"]: part["origin"] for part in manifest["parts"]}
+    assert origins == {"knowledge_graph.duckdb": "copied", "reflection.duckdb": "sent"}
+    kinds = [event["type"].split(".")[2] for event in machine.events()]
+    assert kinds.count("pruned") == 2
+    assert kinds[-3:] == ["requested", "succeeded", "pruned"]
+
+
+def test_the_running_agent_prunes_by_itself_and_not_where_that_is_switched_off(machine):
+    fill(DirectoryStore(machine.bucket))
+    machine.write(commits=5)
+    machine.set(agent_keep_last=2, agent_keep_daily=0, agent_keep_weekly=0, agent_keep_monthly=0, agent_prune="false")
+    machine.sync()
+    assert len(machine.manifests) == 6
+    machine.set(agent_prune=None)
+    with machine.run() as agent:
+        machine.write(commits=6)
+        (pruned,) = agent.logged("uploads_pruned")
+        assert pruned["count"] == 5
+        assert len(machine.manifests) == 2
+
+
+def test_wrong_numbers_and_no_bucket_are_usage_errors(machine):
+    assert machine.call("prune", "--keep-last", "-1").code == 2
+    machine.set(cloud_endpoint=None)
+    done = machine.call("prune")
+    assert (done.code, "akosha_cloud_bucket" in done.err) == (2, True)
+
+
+@pytest.fixture
+def bucket(moto, tmp_path, aws):
+    """A machine whose bucket is on moto, behind a front; and what looks into the bucket directly."""
+    name = moto.new_bucket()
+    with running_front(moto.endpoint) as front:
+        machine = Machine(tmp_path, cloud_endpoint=front.url, cloud_bucket=name)
+        machine.environ |= aws_environment()
+        yield machine, front, lambda: S3Store(bucket=name, endpoint=moto.endpoint, region="auto")
+
+
+def test_where_deleting_is_denied_the_command_shows_a_lifecycle_rule_each_time_and_exits_with_1(bucket):
+    machine, front, store = bucket
+    ids = fill(store(), 4)
+    for operation in ("delete_object", "delete_objects"):
+        front.on(operation, refuse(403, "AccessDenied"))
+    for _ in range(2):
+        done = machine.call("prune", *KEEP_TWO)
+        assert done.code == 1
+        assert "s3:DeleteObject" in done.err
+        assert f'"Prefix": "{PREFIX}/"' in done.err
+        assert "npx wrangler r2 bucket lifecycle add" in done.err
+    told = machine.call("prune", "--json", *KEEP_TWO)
+    assert (told.code, told.json["deleted"], told.json["lifecycle"].keys()) == (1, [], {"s3", "r2"})
+    assert standing(store()) == (ids, [])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("batch", ["the manifests", "the objects"])
+def test_killed_while_a_batch_is_on_its_way_nothing_looks_whole_that_is_not(bucket, batch):
+    machine, front, store = bucket
+    ids, gate = fill(store(), 14), Gate()
+    if batch == "the objects":
+        front.on("delete_objects", lambda _, forward: forward(), times=1)
+    front.on("delete_objects", gate.hold(), times=1)
+    with machine.started("prune", *KEEP_TWO) as pruning:
+        gate.wait()
+        assert pruning.stop(signal.SIGKILL) == -signal.SIGKILL
+    gate.open()
+    whole, _ = standing(store())
+    assert whole[:2] == ids[:2]
+    assert machine.call("prune", *KEEP_TWO).code == 0
+    assert standing(store())[0] == ids[:2]
+    machine.write(commits=3)
+    assert machine.sync()["success"]

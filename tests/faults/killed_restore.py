@@ -1,0 +1,115 @@
+"""A process that restores in children of its own, and kills them.
+
+    python killed_restore.py JSON
+
+`[["kill", BUCKET, FOLDER, ROUNDS, SEED], ["full", BUCKET, FOLDER, BYTES], ...]`: killed so often at random moments, and
+done again; or no file may become larger. It answers with a JSON list for each, of what came of each round.
+
+The children are forked, so each is at work at once, and a kill strikes the restore itself.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import random
+import resource
+import select
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import structlog
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.application.archive import Archive
+from agent.application.restoring import Wanted
+from agent.domain.errors import AkoshaError
+from agent.wiring.restoring import finish_restores, restoring_to
+
+OLD = {"reflection.duckdb": b"old main", "reflection.duckdb.wal": b"old wal"}
+
+
+class Silent:
+    def phase(self, _name, _total_bytes): ...
+
+    def moved(self, _count): ...
+
+
+async def restore(bucket: Path, to: Path) -> None:
+    archive = Archive(DirectoryStore(bucket), "laptop")
+    if await asyncio.to_thread(finish_restores, to):
+        return
+    manifest = await archive.manifest(await archive.resolve())
+    async with restoring_to(to, archive) as restoring:
+        await restoring.restore(manifest, Wanted(force=True), Silent())
+
+
+def begin(bucket: Path, to: Path, limit: int | None = None) -> tuple[int, int]:
+    """Begin a restore; return its pid, and a descriptor that has something to read when it has ended."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return pid, reader
+    text, code = "", 0
+    try:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        asyncio.run(restore(bucket, to))
+    except AkoshaError as error:
+        text, code = str(error), 1
+    except BaseException as error:  # noqa: BLE001 - told to the test
+        text, code = f"{type(error).__name__}: {error}", 3
+    os.write(writer, text.encode() or b"-")
+    os._exit(code)
+
+
+def end(pid: int, reader: int) -> dict:
+    said = b""
+    while piece := os.read(reader, 65536):
+        said += piece
+    os.close(reader)
+    return {"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "said": said.decode()}
+
+
+def rounds(bucket: Path, folder: Path, count: int, seed: int) -> list[dict]:
+    draw = random.Random(seed)
+    started = time.monotonic()
+    first = end(*begin(bucket, folder / "first"))
+    assert first["code"] == 0, first
+    seconds = time.monotonic() - started
+    found = []
+    for number in range(count):
+        to = folder / str(number)
+        to.mkdir()
+        for name, data in OLD.items():
+            (to / name).write_bytes(data)
+        pid, reader = begin(bucket, to)
+        select.select([reader], [], [], draw.uniform(0, seconds))
+        os.kill(pid, signal.SIGKILL)
+        killed = end(pid, reader)
+        lies = {path.name: path.stat().st_size for path in to.iterdir() if path.is_file()}
+        begun = [path.name for path in to.iterdir() if path.is_dir()]
+        shutil.copytree(to, folder / f"{number}-killed", ignore=shutil.ignore_patterns(".akosha*"))
+        told = {"killed": killed["code"], "lies": lies, "begun": begun}
+        found.append({**told, **end(*begin(bucket, to))})
+    return found
+
+
+def main() -> int:
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    for what, bucket, folder, *numbers in json.loads(sys.argv[1]):
+        if what == "kill":
+            found = rounds(Path(bucket), Path(folder), *numbers)
+        else:
+            found = [end(*begin(Path(bucket), Path(folder), *numbers))]
+        print(json.dumps(found), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

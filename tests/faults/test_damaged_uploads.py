@@ -1,0 +1,273 @@
+"""Uploads that are damaged in every way: it is found, and said of which object; nothing else is taken for damage."""
+
+import asyncio
+import hashlib
+import json
+import random
+import zlib
+
+import pytest
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.duckdb_files.verification import Verdict
+from agent.adapters.gunzip import Landing
+from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.s3_store import S3Store
+from agent.adapters.system_clock import SystemClock
+from agent.application.archive import Archive
+from agent.application.verification import DeepMeans, Verification
+from agent.domain.errors import NoSuchObject, StoreError
+from agent.domain.manifest import Manifest
+from agent.wiring.archive import _examine
+from tests.fakes.archive import Kept, flipped, memory_store, objects_in, put
+from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.machine import Machine
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+SYSTEM = "laptop"
+OBJECTS = ["reflection.duckdb", "knowledge_graph.duckdb", "memories.json", "manifest.json"]
+DATABASES = OBJECTS[:2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What two uploads of one machine have put into its bucket."""
+    machine = Machine(tmp_path_factory.mktemp("made") / "machine")
+    machine.write(commits=12, entities=4)
+    machine.sync()
+    machine.write(commits=15, entities=6)
+    machine.sync()
+    return asyncio.run(objects_in(machine.bucket))
+
+
+@pytest.fixture
+def both(made):
+    """The older upload and the newer one, in one store."""
+    store = memory_store(made)
+    keys = sorted(key for key in made if key.endswith("/manifest.json"))
+    return [Kept(store, Manifest.decode(made[key][0])) for key in keys]
+
+
+@pytest.fixture
+def kept(both):
+    return both[1]
+
+
+def rows_as_told(manifest):
+    async def examine(copy):
+        return Verdict(verified=True, rows=manifest.rows[copy.name.removesuffix(".duckdb")])
+
+    return examine
+
+
+def verification(store, tmp_path, examine=_examine):
+    place = tmp_path / "verifying"
+    place.mkdir(exist_ok=True)
+    deep = DeepMeans(landing=Landing(place), examine=examine, memories_file=JsonMemoriesFile(place))
+    return Verification(Archive(store, SYSTEM, standstill_seconds=20), SystemClock(), deep)
+
+
+def looking(kept, tmp_path):
+    """What looks deep, but for the databases' rows, which take a process each."""
+    return verification(kept.store, tmp_path, rows_as_told(kept.manifest))
+
+
+async def test_a_whole_upload_is_found_whole_and_nothing_of_it_is_left_on_the_disk(both, tmp_path):
+    look, moved = verification(both[0].store, tmp_path), []
+    for kept in both:
+        begun = []
+        found = await look.deep(kept.upload, moved.append, begun.append)
+        assert (dict(found.problems), dict(found.notes), found.objects) == ({}, {}, 4)
+        assert begun == [kept.manifest.stored_bytes]
+        assert (await look.shallow(kept.upload)).whole
+    assert sum(moved) == sum(kept.manifest.stored_bytes for kept in both)
+    assert list((tmp_path / "verifying").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", OBJECTS[:3])
+async def test_one_flipped_bit_behind_the_same_size_and_metadata_is_found_deep_and_named(kept, tmp_path, name):
+    look, data = looking(kept, tmp_path), kept.data(name)
+    for bit in [0, *random.Random(7).sample(range(8 * len(data)), 12), 8 * len(data) - 1]:
+        kept.change(name, flipped(data, bit))
+        assert (await look.shallow(kept.upload)).whole, "what only the bytes show"
+        assert set((await look.deep(kept.upload)).problems) == {name}, bit
+
+
+async def test_one_flipped_bit_of_the_manifest_is_found_without_a_download(kept, tmp_path):
+    look, data = looking(kept, tmp_path), kept.data("manifest.json")
+    for bit in random.Random(8).sample(range(8 * len(data)), 150):
+        kept.change("manifest.json", flipped(data, bit))
+        assert "manifest.json" in (await look.shallow(kept.upload)).problems, bit
+
+
+async def test_a_manifest_whose_parts_were_changed_is_found_where_no_metadata_is_left(kept, tmp_path):
+    document = json.loads(kept.data("manifest.json"))
+    document["parts"][0]["sha256"] = "ab" * 32
+    kept.store.objects[kept.manifest.key] = json.dumps(document).encode(), {}
+    assert "manifest.json" in (await looking(kept, tmp_path).shallow(kept.upload)).problems
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+@pytest.mark.parametrize("length", [0, 1, -1], ids=["empty", "one-byte", "one-byte-less"])
+async def test_a_truncated_object_is_found_without_a_download(kept, tmp_path, name, length):
+    kept.change(name, kept.data(name)[:length])
+    look = looking(kept, tmp_path)
+    assert set((await look.shallow(kept.upload)).problems) == {name}
+    assert set((await look.deep(kept.upload)).problems) == {name}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+async def test_a_missing_object_is_found_without_a_download(kept, tmp_path, name):
+    del kept.store.objects[kept.key(name)]
+    found = await looking(kept, tmp_path).shallow(kept.upload)
+    assert dict(found.problems) == {name: "is not there"}
+    assert found.gone == (name == "manifest.json")
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+async def test_an_object_of_another_upload_is_found_without_a_download(both, tmp_path, name):
+    older, kept = both
+    kept.store.objects[kept.key(name)] = older.store.objects[older.key(name)]
+    assert set((await looking(kept, tmp_path).shallow(kept.upload)).problems) == {name}
+
+
+async def test_the_manifest_of_another_system_is_found_and_named(kept, tmp_path):
+    kept.write(kept.data("manifest.json").replace(b"laptop", b"tablet"))
+    problems = (await looking(kept, tmp_path).shallow(kept.upload)).problems
+    assert "is the manifest of" in problems["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "/etc/passwd",
+        "systems/laptop/uploads/{upload}/../{older}/reflection.duckdb",
+        "systems/laptop/uploads/{older}/reflection.duckdb",
+        "systems/tablet/uploads/{upload}/reflection.duckdb",
+        "systems/laptop/uploads/{upload}/sub/reflection.duckdb",
+        "systems/laptop/uploads/{upload}/knowledge_graph.duckdb",
+        "reflection.duckdb",
+        "",
+    ],
+    ids=["absolute", "dots", "another-upload", "another-system", "deeper", "another-part", "bare", "empty"],
+)
+async def test_a_key_that_is_not_the_parts_own_is_refused_and_never_asked_for(both, tmp_path, key):
+    older, kept = both
+    kept.tell_of("reflection.duckdb", key=key.format(upload=kept.upload, older=older.upload))
+    store = FaultyStore(kept.store)
+    found = await verification(store, tmp_path).deep(kept.upload)
+    assert set(found.problems) == {"manifest.json"}
+    assert store.keys("get") == [kept.manifest.key]
+
+
+@pytest.mark.parametrize("name", ["../reflection.duckdb", "/reflection.duckdb", "sub/reflection.duckdb", "passwd"])
+async def test_a_files_name_that_is_no_databases_is_refused(kept, tmp_path, name):
+    kept.tell_of("reflection.duckdb", name=name)
+    assert set((await looking(kept, tmp_path).shallow(kept.upload)).problems) == {"manifest.json"}
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"raw_size": -1},
+        {"stored_size": -1},
+        {"raw_size": 2**62},
+        {"raw_size": 10**400},
+        {"stored_size": 10**400},
+        {"raw_size": 2**39},
+        {"raw_size": 1.5},
+    ],
+    ids=["raw-negative", "stored-negative", "raw-huge", "raw-vast", "stored-vast", "no-gzip-unpacks-so", "a-fraction"],
+)
+async def test_a_size_that_cannot_be_is_refused_and_nothing_is_downloaded(kept, tmp_path, sizes):
+    kept.tell_of("reflection.duckdb", **sizes)
+    store = FaultyStore(kept.store)
+    found = await verification(store, tmp_path).deep(kept.upload)
+    assert set(found.problems) <= {"reflection.duckdb", "manifest.json"}
+    assert not found.whole
+    assert store.keys("get") == [kept.manifest.key]
+    listed = (await Archive(kept.store, SYSTEM).listing()).uploads[0]
+    assert (listed.upload_id, listed.manifest) == (kept.upload, None)
+    assert listed.problems
+
+
+async def test_a_gzip_bomb_ends_where_the_manifest_says(kept, tmp_path):
+    bomb = zlib.compressobj(wbits=31)
+    packed = b"".join([*(bomb.compress(bytes(2**20)) for _ in range(256)), bomb.flush()])
+    kept.rewrite("reflection.duckdb", bytes(2**20), packed=packed)
+    found = await looking(kept, tmp_path).deep(kept.upload)
+    assert set(found.problems) == {"reflection.duckdb"}
+    assert "unpacks to more than the 1048576 bytes" in found.problems["reflection.duckdb"]
+
+
+async def test_rows_that_are_not_those_of_the_manifest_are_found_deep(kept, tmp_path):
+    rows = {name: dict(tables) for name, tables in kept.manifest.rows.items()}
+    rows["reflection"]["conversations_v2"] += 1
+    kept.tell(metadata={"rows": rows})
+    found = await verification(kept.store, tmp_path).deep(kept.upload)
+    assert dict(found.problems) == {
+        "reflection.duckdb": "has other rows than its manifest tells: conversations_v2 15, not 16"
+    }
+
+
+async def test_a_database_that_is_none_is_found_deep_though_all_its_digests_are_right(kept, tmp_path):
+    kept.rewrite("reflection.duckdb", b"no database at all" * 1000)
+    found = await verification(kept.store, tmp_path).deep(kept.upload)
+    assert set(found.problems) == {"reflection.duckdb"}
+
+
+async def test_memories_that_are_none_are_found_deep_though_their_digest_is_right(kept, tmp_path):
+    text = b'{"conversations": "none"}'
+    told = json.loads(kept.data("manifest.json"))["memories"]
+    told |= {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    kept.tell(memories=told)
+    document = json.loads(kept.data("manifest.json"))
+    kept.write(Manifest.decode(json.dumps(document).encode()).encode())
+    kept.store.objects[kept.key("memories.json")] = text, {}
+    found = await looking(kept, tmp_path).deep(kept.upload)
+    assert set(found.problems) == {"memories.json"}
+
+
+@pytest.mark.parametrize("call", ["get", "head"])
+async def test_a_store_that_cannot_be_asked_is_no_damage(kept, tmp_path, call):
+    store = FaultyStore(kept.store)
+    store.fail(call, StoreError("the network is down", transient=True))
+    with pytest.raises(StoreError, match="the network is down"):
+        await verification(store, tmp_path).shallow(kept.upload)
+
+
+async def test_an_upload_that_is_deleted_while_it_is_looked_at_is_gone_and_not_damaged(kept, tmp_path):
+    store = FaultyStore(kept.store)
+    store.fail("head", NoSuchObject("deleted"), key="reflection.duckdb")
+    store.fail("head", NoSuchObject("deleted"), key="manifest.json", after=True)
+    assert (await verification(store, tmp_path).shallow(kept.upload)).gone
+
+
+@pytest.mark.parametrize("place", ["directory", "moto", "rclone"])
+async def test_every_kind_of_store_shows_the_same(request, made, kept, tmp_path, place):
+    """On each: other bytes behind the same metadata only deep; other metadata, another size, nothing at all at once."""
+    if place == "directory":
+        store = DirectoryStore(tmp_path / "bucket")
+    else:
+        request.getfixturevalue("aws")
+        server = request.getfixturevalue(place)
+        store = S3Store(bucket=server.new_bucket(), endpoint=server.endpoint, region="auto")
+    try:
+        for key, (data, metadata) in made.items():
+            await put(store, key, data, metadata)
+        look = verification(store, tmp_path, rows_as_told(kept.manifest))
+        assert (await look.deep(kept.upload)).whole
+        name, other = "reflection.duckdb", "knowledge_graph.duckdb"
+        data, metadata = made[kept.key(name)]
+        await put(store, kept.key(name), flipped(data, 4321), metadata)
+        assert (await look.shallow(kept.upload)).whole
+        assert set((await look.deep(kept.upload)).problems) == {name}
+        await put(store, kept.key(name), *made[kept.key(other)])
+        await put(store, kept.key("memories.json"), b"{}", made[kept.key("memories.json")][1])
+        await store.delete([kept.key(other)])
+        found = await look.shallow(kept.upload)
+        assert set(found.problems) == {name, other, "memories.json"}
+        assert set((await look.deep(kept.upload)).problems) == set(found.problems)
+    finally:
+        await store.aclose()

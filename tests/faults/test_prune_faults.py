@@ -1,0 +1,224 @@
+"""Pruning killed, refused, cut off, or not alone: nothing looks whole that is not, and the next one mends."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.application.archive import Archive
+from agent.application.pruning import Pruning
+from agent.domain import naming
+from agent.domain.errors import NotPermitted, StoreError
+from agent.domain.retention import KeepRules
+from tests.fakes import uploads, values
+from tests.fakes.clock import ManualClock
+from tests.servers.front import answer_with, refuse, reset, stall
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+HERE = Path(__file__).parent
+LAST_TWO = KeepRules(last=2, daily=0, weekly=0, monthly=0)
+PREFIX = naming.uploads_prefix(values.SYSTEM)
+KILLS = 30
+
+
+def pruning_of(store, rules=LAST_TWO, *, now=None):
+    return Pruning(Archive(store, values.SYSTEM), rules, ManualClock(now or datetime.now(UTC)))
+
+
+async def prune(store, rules=LAST_TWO, *, now=None):
+    pruning = pruning_of(store, rules, now=now)
+    return await pruning.carry_out(await pruning.plan({}), {})
+
+
+def age(bucket, *, days=3):
+    """Let everything but the newest upload have been there for days."""
+    newest = max((bucket / PREFIX).iterdir())
+    long_ago = (datetime.now(UTC) - timedelta(days=days)).timestamp()
+    for path in bucket.rglob("*"):
+        if path.is_file() and newest not in path.parents:
+            os.utime(path, (long_ago, long_ago))
+
+
+@pytest.mark.long
+async def test_killed_at_thirty_moments_nothing_looks_whole_that_is_not_and_the_next_prune_mends(
+    tmp_path,
+):
+    bucket, ids = tmp_path / "bucket", uploads.days(8)
+    for upload in ids:
+        await uploads.put(DirectoryStore(bucket), upload)
+    age(bucket)
+    command = [sys.executable, str(HERE / "killed_prune.py"), str(bucket), "6", str(KILLS)]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
+    await asyncio.to_thread(subprocess.run, command, check=True, env=environment)
+    for number in range(KILLS):
+        copy = bucket.with_name(f"{bucket.name}-{number}")
+        whole, _ = await uploads.standing(DirectoryStore(copy))
+        assert whole[:2] == ids[:2]
+        await prune(DirectoryStore(copy))
+        assert await uploads.standing(DirectoryStore(copy)) == (ids[:2], [])
+        assert sorted(path.name for path in (copy / PREFIX).iterdir()) == ids[1::-1]
+        assert {path.parent.name for path in (copy / ".akosha").rglob("*.json")} == set(ids[:2])
+
+
+async def many(store, count=14):
+    """Put so many uploads, one a day: more objects than are deleted one by one."""
+    ids = uploads.days(count)
+    for upload in ids:
+        await uploads.put(store, upload)
+    return ids
+
+
+@pytest.mark.parametrize("operation", ["the manifests", "the objects"])
+async def test_cancelled_in_the_middle_of_a_deletion_nothing_looks_whole_that_is_not(fronted, front, operation):
+    store, reached = fronted(), asyncio.Event()
+    ids = await many(store)
+    if operation == "the objects":
+        front.on("delete_objects", lambda _, forward: forward(), times=1)
+    front.on("delete_objects", stall(reached), times=1)
+    async with asyncio.timeout(30):
+        task = asyncio.create_task(prune(store))
+        await reached.wait()
+        task.cancel()
+        await asyncio.wait({task})
+    assert task.cancelled()
+    whole, begun = await uploads.standing(store)
+    assert (whole, len(begun)) == ((ids, 0) if operation == "the manifests" else (ids[:2], 12))
+    await prune(store)
+    assert (await uploads.standing(store))[0] == ids[:2]
+
+
+async def test_a_lost_connection_is_a_passing_error_and_what_is_gone_is_told(fronted, front):
+    store = fronted()
+    ids = await many(store)
+    front.on("delete_objects", lambda _, forward: forward(), times=1)
+    front.on("delete_objects", reset(after=0))
+    pruned = await prune(store)
+    assert isinstance(pruned.error, StoreError)
+    assert pruned.error.transient
+    assert (pruned.upload_ids, pruned.objects) == (tuple(ids[2:]), 12)
+
+
+@pytest.mark.parametrize("count", [3, 14], ids=["a few", "many"])
+async def test_where_deleting_is_denied_nothing_is_gone_and_the_error_names_the_permission(fronted, front, count):
+    store = fronted()
+    ids = await many(store, count)
+    for operation in ("delete_object", "delete_objects"):
+        front.on(operation, refuse(403, "AccessDenied"))
+    pruned = await prune(store)
+    assert isinstance(pruned.error, NotPermitted)
+    assert "s3:DeleteObject" in str(pruned.error)
+    assert (pruned.is_nothing, await uploads.standing(store)) == (True, (ids, []))
+    assert front.count("delete_object") + front.count("delete_objects") == 1, "no storm"
+
+
+def deny_some(keys):
+    """Delete, but for some keys, which the answer names: as AWS does where a policy is about them."""
+
+    async def action(request, forward):
+        text = (await request.read()).decode()
+        kept = "".join(o for o in re.findall("<Object>.*?</Object>", text) if not any(key in o for key in keys))
+        answer = await forward(body=f"<Delete><Quiet>true</Quiet>{kept}</Delete>".encode())
+        denied = "".join(f"<Error><Key>{k}</Key><Code>AccessDenied</Code><Message>no</Message></Error>" for k in keys)
+        answer.text = f"<?xml version='1.0'?><DeleteResult>{denied}</DeleteResult>"
+        return answer
+
+    return action
+
+
+async def test_keys_that_are_denied_in_an_answer_of_200_are_told_of_and_their_objects_stay(fronted, front):
+    store = fronted()
+    ids = await many(store)
+    denied = [naming.manifest_key(values.SYSTEM, upload) for upload in ids[5:7]]
+    front.on("delete_objects", deny_some(denied), times=1)
+    pruned = await prune(store)
+    assert isinstance(pruned.error, NotPermitted)
+    assert denied[0] in str(pruned.error)
+    whole, _ = await uploads.standing(store)
+    assert whole == [*ids[:2], *ids[5:7]]
+    assert pruned.upload_ids == tuple(upload for upload in ids if upload not in whole)
+    assert (await prune(store)).error is None
+    assert (await uploads.standing(store))[0] == ids[:2]
+
+
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "MissingContentMD5")])
+async def test_a_store_that_takes_no_batches_is_given_single_keys(fronted, front, status, code):
+    store = fronted()
+    ids = await many(store)
+    front.on("delete_objects", refuse(status, code))
+    assert (await prune(store)).error is None
+    assert await uploads.standing(store) == (ids[:2], [])
+    assert front.count("delete_objects") == 1
+    assert front.count("delete_object") == 12 * 4
+
+
+async def test_a_batch_is_checked_by_content_md5_which_every_store_knows(fronted, front):
+    store = fronted()
+    await many(store)
+    await prune(store)
+    sent = [r.headers for r, name in zip(front.requests, front.seen, strict=True) if name == "delete_objects"]
+    assert len(sent) == 2
+    assert all("Content-MD5" in headers for headers in sent)
+    assert not [name for headers in sent for name in headers if "checksum" in name.lower()]
+
+
+async def test_an_upload_in_parts_of_another_machine_survives_and_one_that_is_a_day_old_goes(fronted, front, moto):
+    store = fronted()
+    bucket = store._place.bucket
+    ids = await many(store, 3)
+    key = naming.object_key(values.SYSTEM, uploads.upload_id(datetime.now(UTC)), "reflection.duckdb")
+    await store._connection.call("create_multipart_upload", key)
+    begun = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
+    front.on("list_multipart_uploads", answer_with(replace=("2010-11-10T20:48:33.000Z", begun)))
+    await prune(store)
+    assert moto.pending_uploads(bucket) == 1
+    pruned = await Aged(store).pruned(LAST_TWO, days=2)
+    assert (moto.pending_uploads(bucket), pruned.leftovers) == (0, 1)
+    assert await uploads.standing(store) == (ids[:2], [])
+
+
+class Aged:
+    """A store as it is seen when all it has is that old: listings do not tell times, and the clock is ahead."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    async def list(self, prefix, *, start_after=""):
+        async for item in self._store.list(prefix, start_after=start_after):
+            yield values.replace(item, modified=None)
+
+    async def pruned(self, rules, *, days):
+        return await prune(self, rules, now=datetime.now(UTC) + timedelta(days=days))
+
+
+@pytest.mark.long
+async def test_a_listing_of_more_than_a_thousand_keys_is_seen_to_its_end(fronted, front, moto):
+    store = fronted()
+    direct = fronted(endpoint=moto.endpoint, bucket=store._place.bucket)
+    ids = uploads.days(260)
+    made = {key: data for upload in ids for key, data in uploads.objects_of(upload).items()}
+    await asyncio.gather(*(direct._connection.call("put_object", key, Body=data) for key, data in made.items()))
+    assert len(made) == 1040
+    pruned = await prune(store)
+    assert (len(pruned.upload_ids), pruned.objects, pruned.error) == (258, 1032, None)
+    assert await uploads.standing(store) == (ids[:2], [])
+    assert front.count("delete_objects") == 2
+    assert front.count("get_object") == 2 + 2, "of those that stay; and the test's own"
+
+
+async def test_two_prunes_side_by_side_leave_what_the_stricter_one_keeps(fronted):
+    first = fronted()
+    second = fronted(bucket=first._place.bucket)
+    ids = await many(first)
+    done = await asyncio.gather(prune(first), prune(second, KeepRules(last=4, daily=0, weekly=0, monthly=0)))
+    assert [pruned.error for pruned in done] == [None, None]
+    assert await uploads.standing(first) == (ids[:2], [])

@@ -1,0 +1,111 @@
+"""Restores that are killed, or run out of disk: nothing stands half under its name, and the next one completes."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.directory_store import DirectoryStore
+from tests.fakes.uploaded import uploaded
+from tests.faults.killed_restore import OLD
+
+PROGRAM = Path(__file__).with_name("killed_restore.py")
+SESSION_BUDDY = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
+
+
+KILLS, KILLS_FOLDING = 28, 2
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not SESSION_BUDDY.exists(), reason="the databases of Session-Buddy are not here"),
+]
+
+
+@pytest.fixture(scope="module")
+def tmp(tmp_path_factory):
+    return tmp_path_factory.mktemp("restores")
+
+
+@pytest.fixture(scope="module")
+def found(tmp):
+    """What came of all restores; one process did them, for it takes long to start."""
+    plain, wal = tmp / "plain", tmp / "wal"
+    for folder in (plain, wal):
+        (folder / "data").mkdir(parents=True)
+    (plain / "data" / "reflection.duckdb").write_bytes(os.urandom(3 * 2**20))
+    (plain / "data" / "knowledge_graph.duckdb").write_bytes(os.urandom(2**20))
+    for path in (SESSION_BUDDY / "mid").glob("reflection*"):
+        shutil.copyfile(path, wal / "data" / path.name)
+    for folder in (plain, wal):
+        asyncio.run(uploaded(DirectoryStore(folder / "bucket"), folder / "data"))
+    jobs = {
+        "kill plain": ["kill", plain / "bucket", plain, KILLS, 2026],
+        "kill wal": ["kill", wal / "bucket", wal, KILLS_FOLDING, 6],
+        "full plain": ["full", plain / "bucket", plain / "to", 2 * 2**20],
+        "full wal": ["full", wal / "bucket", wal / "to", (wal / "data" / "reflection.duckdb").stat().st_size],
+    }
+    command = [sys.executable, str(PROGRAM), json.dumps([*jobs.values()], default=str)]
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM.parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return dict(zip(jobs, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def of(names, folder):
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def check_killed(folder, found):
+    """Every pair that was there is whole, under its name or aside; what is new is whole."""
+    names = set(found["lies"])
+    aside = {name for name in names if ".before-restore-" in name and not name.endswith(".wal")}
+    if "reflection.duckdb" in names and (folder / "reflection.duckdb").read_bytes() == OLD["reflection.duckdb"]:
+        assert of(OLD, folder) == OLD
+    else:
+        [main] = aside
+        assert of([main, f"{main}.wal"], folder) == {main: b"old main", f"{main}.wal": b"old wal"}
+
+
+def test_killed_at_any_moment_no_file_is_half_and_the_next_restore_completes(tmp, found):
+    plain, rounds = tmp / "plain", found["kill plain"]
+    assert len(rounds) == KILLS
+    new = of(["reflection.duckdb", "knowledge_graph.duckdb"], plain / "data")
+    for number, one in enumerate(rounds):
+        killed, to = plain / f"{number}-killed", plain / str(number)
+        check_killed(killed, one)
+        for name in new.keys() & one["lies"].keys():
+            assert (killed / name).read_bytes() in (new[name], OLD.get(name))
+        assert (one["code"], one["said"]) == (0, "-")
+        assert of(new, to) == new
+        assert not (to / "reflection.duckdb.wal").exists()
+        assert not [path for path in to.iterdir() if path.is_dir()]
+    assert -9 in {one["killed"] for one in rounds}
+    assert any(one["begun"] for one in rounds)
+
+
+def test_killed_while_files_become_one_it_is_begun_anew(tmp, found):
+    wal, rounds = tmp / "wal", found["kill wal"]
+    assert len(rounds) == KILLS_FOLDING
+    for number, one in enumerate(rounds):
+        check_killed(wal / f"{number}-killed", one)
+        assert (one["code"], one["said"]) == (0, "-")
+        left = {path.name: path.stat().st_size for path in (wal / str(number)).iterdir()}
+        assert {name for name in left if "before" not in name} == {"reflection.duckdb"}
+        assert left["reflection.duckdb"] > (wal / "data" / "reflection.duckdb").stat().st_size // 2
+
+
+@pytest.mark.parametrize("kind", ["plain", "wal"])
+def test_where_the_disk_is_full_it_is_said_how_much_is_needed_and_nothing_is_left(tmp, found, kind):
+    """In the middle of a download; and when a main file and its WAL become one."""
+    (one,) = found[f"full {kind}"]
+    size = sum(path.stat().st_size for path in (tmp / kind / "data").iterdir())
+    needed = {"plain": size, "wal": 2 * size}[kind] + 32 * 2**20
+    assert one["code"] == 1
+    assert f"{tmp / kind / 'to'} is full" in one["said"]
+    assert f"to restore there takes {needed:,} bytes" in one["said"]
+    assert list((tmp / kind / "to").iterdir()) == []

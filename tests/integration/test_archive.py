@@ -1,0 +1,122 @@
+"""The agent's own look, all wired; and the MCP tool for restore points."""
+
+import asyncio
+
+import pytest
+
+from agent import wiring
+from agent.application import daily_look
+from agent.domain.events import SyncAsked, SyncSucceeded, UploadVerified
+from agent.domain.identity import Identity
+from agent.faces.announcing import announce
+from agent.faces.mcp_server.calls import restore_points
+from agent.faces.standing import standing
+from agent.settings import Loaded, Settings
+from agent.wiring import Home
+from tests.fakes import session_buddy
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    taker = wiring.DuckdbSnapshotTaker
+    monkeypatch.setattr(wiring, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=False, **how))
+    monkeypatch.setattr(daily_look, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(daily_look, "BUSY_SECONDS", 1.0)
+    session_buddy.create(tmp_path / "data", commits=4, entities=2)
+    return Home.of(
+        Settings(
+            cloud_endpoint=(tmp_path / "bucket").as_uri(),
+            agent_data_dir=tmp_path / "data",
+            agent_state_dir=tmp_path / "state",
+            enable_fallback=False,
+            system_id="laptop",
+        )
+    )
+
+
+async def synced(home: Home, identity: Identity) -> str:
+    ask = SyncAsked(id="ask", time=home.clock.now(), system_id="laptop")
+    async with await wiring.build(home, identity, single_sync=True) as agent, asyncio.timeout(60):
+        return (await agent.once(ask)).upload_id
+
+
+async def until(ledger, wanted):
+    """Wait for an event of the history that is wanted, and return it."""
+    news, after = asyncio.Event(), 0
+    ledger.on_history(news.set)
+    async with asyncio.timeout(60):
+        while True:
+            news.clear()
+            for entry in await ledger.history(after=after):
+                after = entry.position
+                if wanted(entry.event):
+                    return entry.event
+            await news.wait()
+
+
+async def test_what_is_missing_of_the_newest_upload_is_found_told_and_uploaded_again(home, tmp_path):
+    identity = home.prepare()
+    upload = await synced(home, identity)
+    folder = tmp_path / "bucket" / "systems" / "laptop" / "uploads" / upload
+    (folder / "reflection.duckdb").unlink()
+    async with await wiring.build(home, identity) as agent:
+        running = asyncio.create_task(agent.run())
+        event = await until(agent.ledger, lambda event: isinstance(event, UploadVerified))
+        assert (event.upload_id, event.whole) == (upload, False)
+        assert dict(event.problems) == {"reflection.duckdb": "is not there"}
+        mended = await until(agent.ledger, lambda event: isinstance(event, SyncSucceeded) and event.upload_id != upload)
+        again = await until(agent.ledger, lambda event: isinstance(event, UploadVerified) and event.whole)
+        assert again.upload_id == mended.upload_id
+        running.cancel()
+        await asyncio.wait({running})
+    view = await standing(home.settings)
+    assert (view.status.verified.upload_id, view.status.verified.whole) == (mended.upload_id, True)
+    assert view.document(home.settings)["verified"]["problems"] == {}
+
+
+async def test_an_agent_that_is_not_to_look_does_not(home):
+    settings = home.settings.model_copy(update={"agent_verify_hours": 0.0})
+    home = Home.of(settings)
+    async with await wiring.build(home, home.prepare()) as agent:
+        assert agent.verifying is None
+
+
+async def test_news_of_the_archive_go_into_the_ledger_or_wait_for_who_holds_it(home):
+    home.prepare()
+    first, second = (
+        UploadVerified(
+            id=f"event-{number}",
+            time=home.clock.now(),
+            system_id="laptop",
+            upload_id=f"2026030{number}_120000_laptop",
+            whole=True,
+            deep=False,
+            objects=3,
+            problems={},
+        )
+        for number in (1, 2)
+    )
+    await announce(home, first)
+    with home.lock("run"):
+        await announce(Home.of(home.settings), second)
+    ledger = await home.open_ledger()
+    assert [event.id for event in await ledger.outbox()] == ["event-1"]
+    await ledger.aclose()
+    spool = wiring.SpoolDirectory(home.state.spool, home.codec)
+    assert [event for _, event in await spool.waiting()] == [second]
+
+
+async def test_the_tool_lists_restore_points_and_says_what_is_damaged(home, tmp_path):
+    upload = await synced(home, home.prepare())
+    loading = lambda: Loaded(home.settings, {}, ())  # noqa: E731
+    document = await restore_points(loading)
+    assert (document["success"], document["total"]) == (True, 1)
+    (point,) = document["restore_points"]
+    assert (point["upload_id"], point["problems"]) == (upload, {})
+    (tmp_path / "bucket" / "systems" / "laptop" / "uploads" / upload / "manifest.json").write_text("{}")
+    (point,) = (await restore_points(loading))["restore_points"]
+    assert list(point["problems"]) == ["manifest.json"]
+    settings = home.settings.model_copy(update={"cloud_endpoint": ""})
+    nowhere = await restore_points(lambda: Loaded(settings, {}, ()))
+    assert (nowhere["success"], nowhere["restore_points"]) == (False, [])
+    assert nowhere["hint"]

@@ -1,0 +1,215 @@
+"""Pruning by itself, after uploads: over a real ledger; it harms no sync, and says once what it must not do."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from structlog.testing import capture_logs
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.s3_store import S3Store
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.wire import CloudEventsCodec
+from agent.application.archive import Archive
+from agent.application.prune_rounds import NOTE, PruneRounds
+from agent.application.pruning import Pruning
+from agent.application.recorder import Recorder, succeeded
+from agent.domain import naming
+from agent.domain.errors import NotPermitted, StoreError
+from agent.domain.events import UploadsPruned
+from agent.domain.identity import Identity
+from agent.domain.retention import KeepRules
+from agent.domain.states import Target
+from agent.ports import Delivered
+from tests.fakes import uploads, values
+from tests.fakes.clock import ManualClock
+from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.memory_store import MemoryStore
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+LAST_TWO = KeepRules(last=2, daily=0, weekly=0, monthly=0)
+IDENTITY = Identity("agent-1", values.SYSTEM)
+
+
+@dataclass
+class World:
+    clock: ManualClock
+    store: FaultyStore
+    ledger: SqliteLedger
+    recorder: Recorder
+    bus: MemoryBus
+    target: Target = values.TARGET
+
+    def rounds(self):
+        pruning = Pruning(Archive(self.store, values.SYSTEM), LAST_TWO, self.clock)
+        return PruneRounds(
+            pruning,
+            target=self.target,
+            identity=IDENTITY,
+            ledger=self.ledger,
+            recorder=self.recorder,
+            clock=self.clock,
+        )
+
+    async def upload(self, second=0):
+        """An upload is made, and written down."""
+        manifest = values.manifest(second, f"r{second}", reflection=second)
+        await uploads.put(self.store, manifest.upload_id)
+        await self.ledger.owe(self.target, ["reflection"])
+        await self.ledger.begin(self.target, values.intent(second, f"r{second}", reflection=second))
+        result = succeeded(manifest, method="cloud", location="memory://")
+        seen = {"reflection": values.fingerprint("reflection", second)}
+        await self.recorder.delivered(
+            self.target, Delivered(manifest=manifest, fingerprints=seen, problems={}, result=result)
+        )
+
+    async def pruned(self):
+        return [e.event for e in await self.ledger.history() if isinstance(e.event, UploadsPruned)]
+
+
+@pytest.fixture
+async def world(tmp_path):
+    clock = ManualClock(values.NOON + timedelta(hours=1))
+    bus = MemoryBus(clock)
+    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
+    store = FaultyStore(MemoryStore())
+    yield World(clock, store, ledger, Recorder(ledger, bus, clock), bus)
+    await ledger.aclose()
+    await bus.aclose()
+
+
+async def old_ones(world, count=4):
+    ids = uploads.days(count, newest=values.NOON - timedelta(days=1))
+    for upload in ids:
+        await uploads.put(world.store, upload)
+    return ids
+
+
+async def test_after_an_upload_the_old_ones_go_and_an_event_tells_of_it(world):
+    ids = await old_ones(world)
+    rounds = world.rounds()
+    await rounds.after_sync(10)
+    assert (await uploads.standing(world.store))[0] == ids, "nothing was uploaded yet"
+    await world.upload()
+    await rounds.after_sync(10)
+    assert await uploads.standing(world.store) == ([values.upload_id(0), ids[0]], [])
+    (event,) = await world.pruned()
+    assert (event.upload_ids, event.kept, event.error) == (tuple(ids[1:]), 2, None)
+    assert event in await world.ledger.outbox()
+    await rounds.after_sync(10)
+    assert len(await world.pruned()) == 1
+
+
+async def test_the_parts_that_the_ledger_names_are_there_after_a_prune(world):
+    await old_ones(world)
+    await world.upload()
+    await world.upload(second=60)
+    await world.rounds().after_sync(10)
+    rounds = world.rounds()
+    await world.upload(second=120)
+    await rounds.after_sync(10)
+    record = await world.ledger.record(world.target)
+    keys = {item.key async for item in world.store.list(naming.uploads_prefix(values.SYSTEM))}
+    named = {naming.upload_of(part.key) for known in record.databases.values() for part in known.parts}
+    assert named == {record.newest_upload_id}
+    assert naming.manifest_key(values.SYSTEM, record.newest_upload_id) in keys
+
+
+async def test_where_deleting_is_not_permitted_that_is_said_once_and_tried_again_a_day_later(world):
+    ids = await old_ones(world)
+    world.store.fail("delete", NotPermitted("AccessDenied", hint="allow s3:DeleteObject"), times=100)
+    with capture_logs() as logs:
+        for second in range(0, 180, 60):
+            rounds = world.rounds()  # as many agents, one after the other: the ledger remembers
+            await world.upload(second)
+            await rounds.after_sync(10)
+        assert len(world.store.keys("delete")) == 1
+        (said,) = [line for line in logs if line["event"] == "pruning_not_permitted" and line["log_level"] == "warning"]
+        assert '"Prefix": "systems/laptop-7/uploads/"' in said["rule"]
+        await world.clock.advance(25 * 3600)
+        await world.upload(second=240)
+        await rounds.after_sync(10)
+        assert len(world.store.keys("delete")) == 2
+        assert len([line for line in logs if line.get("log_level") == "warning"]) == 1
+    assert set(ids) <= set((await uploads.standing(world.store))[0])
+    assert await world.pruned() == []
+    world.store._faults.clear()
+    await world.clock.advance(25 * 3600)
+    await world.upload(second=300)
+    await rounds.after_sync(10)
+    assert len((await uploads.standing(world.store))[0]) == 2
+    assert (await world.ledger.notes())[NOTE] == ""
+
+
+async def test_a_store_that_fails_is_told_of_once_and_the_next_upload_prunes(world):
+    await old_ones(world)
+    rounds = world.rounds()
+    world.store.fail("list", StoreError("503", transient=True), times=2)
+    with capture_logs() as logs:
+        for second in (0, 60, 120):
+            await world.upload(second)
+            await rounds.after_sync(10)
+    assert [line["log_level"] for line in logs if line["event"] == "pruning_failed"] == ["warning", "debug"]
+    assert len((await uploads.standing(world.store))[0]) == 2
+
+
+@asynccontextmanager
+async def running(rounds):
+    task = asyncio.create_task(rounds.run(), name="prune")
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_uploads_during_a_round_are_one_more_round_and_the_recorder_waits_for_none(world):
+    await old_ones(world)
+    reached = world.store.stall("delete")
+    async with running(world.rounds()) as task, asyncio.timeout(10):
+        await world.upload()
+        await reached.wait()
+        await world.upload(second=60)
+        await world.upload(second=120)
+        assert not task.done()
+    assert task.cancelled()
+    assert len(world.store.keys("delete")) == 1
+
+
+async def test_a_single_sync_does_not_wait_long_for_it(world):
+    await old_ones(world)
+    rounds = world.rounds()
+    world.store.stall("delete")
+    await world.upload()
+    async with asyncio.timeout(10):
+        await rounds.after_sync(0.01)
+    world.store._faults.clear()
+    await world.upload(second=60)
+    await rounds.after_sync(10)
+    assert len((await uploads.standing(world.store))[0]) == 2
+
+
+@pytest.fixture(params=["directory", "moto", "rclone"])
+async def real(request, tmp_path):
+    if request.param == "directory":
+        made = DirectoryStore(tmp_path / "bucket")
+    else:
+        request.getfixturevalue("aws")
+        server = request.getfixturevalue(request.param)
+        made = S3Store(bucket=server.new_bucket(), endpoint=server.endpoint, region="auto")
+    yield made
+    await made.aclose()
+
+
+async def test_many_keys_are_deleted_and_a_listing_tells_when_an_object_came(real):
+    for number in range(12):
+        await uploads.put_object(real, f"many/{number}/object")
+    await uploads.put_object(real, "other")
+    listed = [item async for item in real.list("many/")]
+    assert all(abs(datetime.now(UTC) - item.modified) < timedelta(minutes=5) for item in listed)
+    await real.delete([*(item.key for item in listed), "never/was"])
+    assert [item.key async for item in real.list("")] == ["other"]

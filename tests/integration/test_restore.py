@@ -1,0 +1,389 @@
+"""A restore, with real stores, real files and the real engine: what comes back is what was uploaded, or nothing."""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.s3_store import S3Store
+from agent.application.archive import Archive
+from agent.application.restoring import Wanted
+from agent.domain import naming
+from agent.domain.errors import AkoshaError, RestoreError, StoreError
+from agent.wiring.restoring import finish_restores, restoring_to
+from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.uploaded import SYSTEM, UPLOAD, forge, put, uploaded
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+SESSION_BUDDY = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
+WRITER = Path(sys.prefix) / "writer"
+REFLECTION = naming.object_key(SYSTEM, UPLOAD, "reflection.duckdb")
+GRAPH = naming.object_key(SYSTEM, UPLOAD, "knowledge_graph.duckdb")
+needs_databases = pytest.mark.skipif(not SESSION_BUDDY.exists(), reason="the databases of Session-Buddy are not here")
+
+ROWS = {"closed": (200, 50), "mid": (220, 61), "first": (15, 3)}
+"""conversations_v2, reflections_v2 by state."""
+
+
+class Watching:
+    """A Reporter that adds up."""
+
+    def __init__(self):
+        self.total = self.done = 0
+
+    def phase(self, _name, total_bytes):
+        self.total = total_bytes
+
+    def moved(self, count):
+        self.done += count
+
+
+async def restore(store, to, *, upload=UPLOAD, watching=None, **wanted):
+    archive = Archive(store, SYSTEM)
+    manifest = await archive.manifest(upload)
+    async with restoring_to(to, archive) as restoring:
+        return await restoring.restore(manifest, Wanted(**wanted), watching or Watching())
+
+
+def lies_in(folder):
+    """Return every file below a folder with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def tables_of(main: Path) -> dict:
+    """Return rows and digest per table, by an engine that leaves the file alone."""
+    import duckdb
+
+    with duckdb.connect(":memory:") as engine:
+        engine.execute(f"ATTACH '{main}' AS s (READ_ONLY)")
+        names = engine.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = 's' ORDER BY 1").fetchall()
+        return {
+            name: engine.execute(f'SELECT count(*), sum(hash(t))::VARCHAR FROM s."{name}" AS t').fetchone()
+            for (name,) in names
+        }
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A folder with two files that are databases by name."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    (folder / "reflection.duckdb").write_bytes(os.urandom(70_000))
+    (folder / "knowledge_graph.duckdb").write_bytes(bytes(50_000))
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FaultyStore(DirectoryStore(tmp_path / "bucket"))
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory):
+    """All states that Session-Buddy leaves databases in, as databases of one data directory; two have a WAL."""
+    folder = tmp_path_factory.mktemp("states")
+    for state, source, name in (
+        ("mid", "reflection.duckdb", "reflection.duckdb"),
+        ("mid", "knowledge_graph.duckdb", "knowledge_graph.duckdb"),
+        ("first", "reflection.duckdb", "knowledge_graph_first.duckdb"),
+        ("closed", "reflection.duckdb", "knowledge_graph_closed.duckdb"),
+    ):
+        for suffix in ("", ".wal"):
+            if (SESSION_BUDDY / state / (source + suffix)).exists():
+                shutil.copy(SESSION_BUDDY / state / (source + suffix), folder / (name + suffix))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tables(states):
+    return {path.name: tables_of(path) for path in states.glob("*.duckdb")}
+
+
+@asynccontextmanager
+async def opened(kind, request, tmp_path):
+    if kind == "directory":
+        yield DirectoryStore(tmp_path / "bucket")
+        return
+    server = request.getfixturevalue(kind)
+    request.getfixturevalue("aws")
+    store = S3Store(bucket=server.new_bucket(), endpoint=server.endpoint, region="auto")
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+@needs_databases
+@pytest.mark.parametrize(
+    "kind", ["directory", pytest.param("moto", marks=pytest.mark.long), pytest.param("rclone", marks=pytest.mark.long)]
+)
+async def test_every_state_comes_back_with_equal_tables_each_in_one_file(kind, request, tmp_path, states, tables):
+    to = tmp_path / "to"
+    async with opened(kind, request, tmp_path) as store:
+        await uploaded(store, states)
+        watching = Watching()
+        done = await restore(store, to, watching=watching)
+    assert sorted(path.name for path in to.iterdir()) == sorted(tables)
+    assert {path.name: tables_of(path) for path in to.iterdir()} == tables
+    found = {one.database: one for one in done.databases}
+    for database, state in (
+        ("reflection", "mid"),
+        ("knowledge_graph_first", "first"),
+    ):
+        assert found[database].folded
+        assert (found[database].rows["conversations_v2"], found[database].rows["reflections_v2"]) == ROWS[state]
+    closed = "knowledge_graph_closed.duckdb"
+    assert (to / closed).read_bytes() == (states / closed).read_bytes(), "what needs no folding is not touched"
+    assert {one.size for one in done.databases} == {path.stat().st_size for path in to.iterdir()}
+    assert watching.done == watching.total == done.downloaded_bytes
+    assert (to.stat().st_mode & 0o777, (to / closed).stat().st_mode & 0o777) == (0o700, 0o600)
+    if kind == "directory":
+        the_writer_goes_on(to, tables)
+
+
+def the_writer_goes_on(folder: Path, tables: dict) -> None:
+    """Its engine, which is older than ours, opens what was restored, finds all rows, and writes."""
+    if not WRITER.exists():
+        pytest.skip("no DuckDB 1.5 here: make setup installs it")
+    code = """
+import json, sys, duckdb
+found = {}
+for path in sys.argv[1:]:
+    with duckdb.connect(path) as engine:
+        names = [name for name, in engine.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+        found[path] = {name: engine.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in names}
+        if "conversations_v2" in found[path]:
+            engine.execute("INSERT INTO conversations_v2 (id, content, category) VALUES ('new', 'text', 'general')")
+            engine.execute("DELETE FROM reflections_v2")
+        engine.execute("CHECKPOINT")
+    with duckdb.connect(path, read_only=True) as engine:
+        if "conversations_v2" in found[path]:
+            assert engine.execute("SELECT count(*) FROM conversations_v2 WHERE id = 'new'").fetchone() == (1,)
+print(json.dumps([duckdb.__version__, found]))
+"""
+    command = [sys.executable, "-S", "-c", code, *map(str, sorted(folder.iterdir()))]
+    done = subprocess.run(command, env={"PYTHONPATH": str(WRITER)}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    version, found = json.loads(done.stdout)
+    assert version.startswith("1.5.")
+    counts = {name: {table: count for table, (count, _) in held.items()} for name, held in tables.items()}
+    assert {Path(path).name: held for path, held in found.items()} == counts
+
+
+@needs_databases
+async def test_raw_files_are_those_that_gunzip_alone_makes(tmp_path, states, store):
+    manifest = await uploaded(store, states)
+    await restore(store, tmp_path / "to", raw=True)
+    for part in manifest.parts:
+        with (tmp_path / "bucket" / part.key).open("rb") as stored:
+            alone = subprocess.run(["gzip", "-dc"], stdin=stored, capture_output=True)
+        assert (tmp_path / "to" / part.name).read_bytes() == alone.stdout
+    assert lies_in(tmp_path / "to") == lies_in(states)
+
+
+async def test_one_database_comes_alone_and_the_other_is_left_as_it_is(tmp_path, plain, store):
+    await uploaded(store, plain)
+    to = tmp_path / "to"
+    to.mkdir()
+    (to / "knowledge_graph.duckdb").write_bytes(b"in use")
+    await restore(store, to, only=["reflection"])
+    assert lies_in(to) == {
+        "reflection.duckdb": (plain / "reflection.duckdb").read_bytes(),
+        "knowledge_graph.duckdb": b"in use",
+    }
+
+
+async def test_nothing_is_overwritten_unless_by_force_and_then_it_is_kept_aside(tmp_path, plain, store):
+    await uploaded(store, plain)
+    to = tmp_path / "to"
+    to.mkdir()
+    old = {"reflection.duckdb": b"old", "reflection.duckdb.wal": b"old wal"}
+    for name, data in old.items():
+        (to / name).write_bytes(data)
+    with pytest.raises(RestoreError, match=r"nothing is overwritten .*reflection\.duckdb, reflection\.duckdb\.wal"):
+        await restore(store, to)
+    assert lies_in(to) == old
+    done = await restore(store, to, force=True)
+    found = lies_in(to)
+    assert {name: found.pop(name) for name in lies_in(plain)} == lies_in(plain)
+    aside = next(one for one in done.databases if one.database == "reflection").set_aside
+    assert {name: found.pop(aside[name]) for name in old} == old
+    assert found == {}
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_directory_whose_database_a_process_holds_is_left_alone(tmp_path, plain, store, force):
+    await uploaded(store, plain)
+    to = tmp_path / "to"
+    to.mkdir()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    command = [sys.executable, "-S", "-c", code, str(to / "knowledge_graph_work.duckdb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        writer.stdout.readline()
+        with pytest.raises(RestoreError, match=rf"process {writer.pid} .*knowledge_graph_work\.duckdb open"):
+            await restore(store, to, force=force)
+        writer.stdin.close()
+    assert lies_in(to) == {"knowledge_graph_work.duckdb": b""}
+    await restore(store, to)
+
+
+async def test_a_writer_that_comes_while_it_downloads_is_seen_before_anything_takes_its_name(tmp_path, plain, store):
+    manifest = await uploaded(store, plain)
+    archive = Archive(store, SYSTEM)
+    async with restoring_to(tmp_path / "to", archive) as restoring:
+        landing = restoring.landing
+
+        class Coming:
+            async def land(self, pieces, path, **told):
+                await landing.land(pieces, path, **told)
+                (tmp_path / "to" / "reflection.duckdb").write_bytes(b"a session began")
+
+        with pytest.raises(RestoreError, match="nothing is overwritten"):
+            await replace(restoring, landing=Coming()).restore(manifest, Wanted(), Watching())
+    assert lies_in(tmp_path / "to") == {"reflection.duckdb": b"a session began"}
+
+
+def flipped(data):
+    return data[:5000] + bytes([data[5000] ^ 1]) + data[5001:]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        flipped,
+        lambda data: data[:-1],
+        lambda data: b"",
+        lambda data: data + b"\0",
+        lambda data: gzip.compress(bytes(2**26)),
+        lambda data: gzip.compress(b"another system's"),
+    ],
+    ids=["one-bit", "cut", "empty", "longer", "bomb", "swapped"],
+)
+async def test_an_object_that_is_not_what_was_uploaded_is_refused_and_nothing_is_left(tmp_path, plain, store, spoil):
+    await uploaded(store, plain)
+    data = (tmp_path / "bucket" / REFLECTION).read_bytes()
+    await put(store, REFLECTION, spoil(data), {})
+    with pytest.raises(RestoreError, match=REFLECTION) as caught:
+        await restore(store, tmp_path / "to")
+    assert "verify" in caught.value.hint
+    assert lies_in(tmp_path / "to") == {}
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"name": "../reflection.duckdb"},
+        {"name": "/etc/reflection.duckdb"},
+        {"name": "knowledge_graph_/../../x.duckdb", "database": "knowledge_graph_/../../x"},
+        {"name": "settings.json"},
+        {"key": "systems/other/uploads/20261120_180000_other/knowledge_graph.duckdb"},
+        {"key": f"systems/{SYSTEM}/uploads/{UPLOAD}/../../knowledge_graph.duckdb"},
+        {"raw_size": -1},
+        {"stored_size": -1},
+        {"raw_size": 10**15},
+        {"raw_size": 10**30, "stored_size": 10**30},
+        {"sha256": "0" * 64},
+        {"database": "reflection"},
+        {"compression": "zstd"},
+    ],
+    ids=lambda told: ",".join(f"{name}={str(value)[:24].replace('/', '|')}" for name, value in told.items()),
+)
+async def test_a_manifest_that_tells_what_must_not_be_restores_nothing_anywhere(tmp_path, plain, store, told):
+    manifest = await uploaded(store, plain)
+    await forge(store, manifest, **told)
+    before = lies_in(tmp_path)
+    with pytest.raises(AkoshaError):
+        await restore(store, tmp_path / "to")
+    assert lies_in(tmp_path) == before
+
+
+async def test_an_upload_that_is_pruned_meanwhile_is_told_of_and_leaves_nothing(tmp_path, plain, store):
+    manifest = await uploaded(store, plain)
+
+    class Pruned(FaultyStore):
+        async def get(self, key):
+            async for piece in super().get(key):
+                yield piece
+            if key == GRAPH:  # the first of two has come
+                await self.delete([manifest.key, *manifest.keys])
+
+    with pytest.raises(RestoreError, match=f"{REFLECTION} is not there .*pruned") as caught:
+        await restore(Pruned(store), tmp_path / "to")
+    assert "akosha-agent uploads" in caught.value.hint
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+async def test_a_restore_that_was_interrupted_goes_on_with_what_had_come(tmp_path, plain, store):
+    await uploaded(store, plain)
+    store.fail("get", StoreError("503", transient=True), key="reflection.duckdb")
+    with pytest.raises(StoreError):
+        await restore(store, tmp_path / "to")
+    assert [path.name for path in (tmp_path / "to").iterdir()] == [f".akosha-restore-{UPLOAD}"]
+    store.calls.clear()
+    await restore(store, tmp_path / "to")
+    assert [key for key in store.keys("get") if "manifest" not in key] == [REFLECTION]
+    assert lies_in(tmp_path / "to") == lies_in(plain)
+
+
+async def test_where_there_is_no_room_it_is_said_how_much_is_needed_and_nothing_is_begun(
+    tmp_path, plain, store, monkeypatch
+):
+    await uploaded(store, plain)
+    monkeypatch.setattr("agent.adapters.restore_place.place.RestorePlace.room", lambda _: 100_000)
+    with pytest.raises(RestoreError, match=r"needs 33,674,432 bytes free .* has 100,000"):
+        await restore(store, tmp_path / "to")
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def newer(data: bytes) -> bytes:
+    """Return the main file as if an engine of the future had written it."""
+    return data[:12] + (999).to_bytes(8, "little") + data[20:]
+
+
+@pytest.fixture
+def unreadable(tmp_path, plain):
+    (plain / "reflection.duckdb").write_bytes(newer(b"\0" * 8 + b"DUCK" + bytes(20_000)))
+    (plain / "reflection.duckdb.wal").write_bytes(b"its sidecar")
+    return plain
+
+
+async def test_what_nobody_could_read_when_it_was_uploaded_is_restored_as_it_was_with_a_warning(
+    tmp_path, unreadable, store
+):
+    await uploaded(store, unreadable, unverified={"reflection": "version number 999"})
+    done = await restore(store, tmp_path / "to")
+    assert lies_in(tmp_path / "to") == lies_in(unreadable)
+    (found,) = [one for one in done.databases if one.database == "reflection"]
+    assert (found.folded, found.files) == (False, ("reflection.duckdb", "reflection.duckdb.wal"))
+    assert "as it was uploaded" in found.warning
+
+
+async def test_what_was_read_then_and_cannot_be_made_one_file_now_is_refused_with_the_cure(tmp_path, unreadable, store):
+    await uploaded(store, unreadable)
+    with pytest.raises(RestoreError, match="reflection cannot be made one file") as caught:
+        await restore(store, tmp_path / "to")
+    assert "--raw" in caught.value.hint
+    assert list((tmp_path / "to").iterdir()) == []
+    await restore(store, tmp_path / "to", raw=True)
+    assert lies_in(tmp_path / "to") == lies_in(unreadable)
+
+
+async def test_where_no_restore_was_interrupted_there_is_nothing_to_finish(tmp_path, plain, store):
+    assert finish_restores(tmp_path / "nowhere") == ()
+    assert not (tmp_path / "nowhere").exists()
+    await uploaded(store, plain, gzip=False)
+    await restore(store, tmp_path / "to")
+    assert finish_restores(tmp_path / "to") == ()
+    digests = {hashlib.sha256(data).hexdigest() for data in lies_in(tmp_path / "to").values()}
+    assert digests == {hashlib.sha256(data).hexdigest() for data in lies_in(plain).values()}

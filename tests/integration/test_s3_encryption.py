@@ -1,0 +1,188 @@
+"""Encryption and storage class: asked for on everything that makes an object, and nowhere else; only where set."""
+
+import random
+
+import pytest
+import structlog
+
+from agent.adapters.s3_store import AtRest, S3Store
+from agent.domain.errors import CopyUnsupported, NotPermitted, StoreError
+from agent.settings import Settings
+from agent.wiring.methods import object_store
+from tests.servers.front import refuse
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+MIB = 2**20
+PART = 5 * MIB
+WHOLE = b"one part" * 1000
+SEVERAL = random.Random(2).randbytes(2 * PART + 77)
+KEY_ID = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd"
+WAYS = {
+    "AES256": AtRest(encryption="AES256"),
+    "kms": AtRest(encryption="aws:kms"),
+    "kms-key-class": AtRest(encryption="aws:kms", kms_key_id=KEY_ID, storage_class="STANDARD_IA"),
+    "class": AtRest(storage_class="STANDARD_IA"),
+}
+MAKING = {"put_object", "copy_object", "create_multipart_upload"}
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+
+
+async def put(store, key, data=WHOLE):
+    async def body():
+        yield data
+
+    return await store.put(key, body(), metadata={"sha256": "ab"}, part_bytes=PART, progress=lambda _: None)
+
+
+async def lies(store, key):
+    """Return how the server says that an object lies."""
+    told = await store._connection.call("head_object", key)
+    return AtRest(
+        encryption=told.get("ServerSideEncryption", ""),
+        kms_key_id=told.get("SSEKMSKeyId", ""),
+        storage_class=told.get("StorageClass", ""),
+    )
+
+
+async def made_in_every_way(store):
+    """Put a small object and one in parts, and copy both; return the keys."""
+    for key, data in (("small", WHOLE), ("large", SEVERAL)):
+        source = await put(store, key, data)
+        assert (await store.copy(key, f"{key}-copy", expected=source)).size == len(data)
+    return "small", "large", "small-copy", "large-copy"
+
+
+@pytest.mark.parametrize("wanted", WAYS.values(), ids=WAYS)
+async def test_whatever_makes_an_object_asks_for_it_and_parts_do_not(fronted, front, wanted):
+    store = fronted(at_rest=wanted, single_copy_bytes=PART)
+    with structlog.testing.capture_logs() as logs:
+        keys = await made_in_every_way(store)
+    assert logs == []
+    expected = dict.fromkeys(keys, wanted)
+    assert {key: await lies(store, key) for key in keys} == expected
+    for operation, request in zip(front.seen, front.requests, strict=True):
+        names = {name.lower() for name in request.headers}
+        asked = {name for name in names if "encryption" in name or name == "x-amz-storage-class"}
+        assert bool(asked) == (operation in MAKING), (operation, asked)
+    assert set(front.seen) >= MAKING | {"upload_part", "upload_part_copy"}
+
+
+async def test_a_copy_is_encrypted_whatever_its_source_was(fronted):
+    plain = fronted()
+    source = await put(plain, "plain")
+    assert await lies(plain, "plain") == AtRest()
+    dressed = fronted(bucket=plain._place.bucket, at_rest=WAYS["kms-key-class"])
+    await dressed.copy("plain", "copy", expected=source)
+    assert await lies(dressed, "copy") == WAYS["kms-key-class"]
+    await plain.copy("copy", "plain-again", expected=source)
+    assert await lies(plain, "plain-again") == AtRest()
+
+
+@pytest.mark.parametrize("server", ["moto", "rclone"])
+async def test_without_a_setting_no_header_is_sent(request, server, aws):
+    """R2 and B2 refuse those that they do not know."""
+    server = request.getfixturevalue(server)
+    store = object_store(Settings(cloud_bucket=server.new_bucket(), cloud_endpoint=server.endpoint))
+    seen = set()
+    client = await store._connection._client()
+    client.meta.events.register("before-send.s3", lambda request, **_: seen.update(map(str.lower, request.headers)))
+    await put(store, "small")
+    await put(store, "large", SEVERAL)
+    await store.aclose()
+    assert "content-md5" in seen
+    assert not [name for name in seen if "encryption" in name or "storage-class" in name]
+
+
+async def test_the_settings_say_how_everything_lies(moto, aws):
+    store = object_store(
+        Settings(
+            cloud_bucket=moto.new_bucket(),
+            cloud_endpoint=moto.endpoint,
+            cloud_sse="aws:kms",
+            cloud_sse_kms_key_id=KEY_ID,
+            cloud_storage_class="standard_ia",
+        )
+    )
+    await put(store, "systems/mac/uploads/x/manifest.json")
+    assert await lies(store, "systems/mac/uploads/x/manifest.json") == WAYS["kms-key-class"]
+    await store.aclose()
+
+
+async def test_a_store_that_says_nothing_about_encryption_is_doubted_once(rclone, aws):
+    """rclone takes the header, and stores as ever."""
+    store = S3Store(bucket=rclone.new_bucket(), endpoint=rclone.endpoint, region="auto", at_rest=WAYS["AES256"])
+    with structlog.testing.capture_logs() as logs:
+        await put(store, "small")
+        await put(store, "large", SEVERAL)
+    await store.aclose()
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [("encryption_unconfirmed", "warning")]
+
+
+REFUSALS = {
+    "kms-denied": (403, "AccessDenied", "not authorized to perform: kms:GenerateDataKey on resource", "kms-key-class",
+                   ("kms:GenerateDataKey", "akosha_cloud_sse and akosha_cloud_sse_kms_key_id")),
+    "denied": (403, "AccessDenied", "Denied", "kms", ("s3:PutObject", "kms:GenerateDataKey", "akosha_cloud_sse")),
+    "no-key": (400, "KMS.NotFoundException", "Invalid keyId", "kms-key-class", ("akosha_cloud_sse_kms_key_id",)),
+    "key-disabled": (400, "KMS.DisabledException", "is disabled", "kms-key-class", ("akosha_cloud_sse_kms_key_id",)),
+    "no-class": (400, "InvalidStorageClass", "is not valid", "class", ("akosha_cloud_storage_class",)),
+    "no-sse": (501, "NotImplemented", "Header 'x-amz-server-side-encryption' not implemented", "kms-key-class",
+               ("akosha_cloud_sse",)),
+    "no-class-header": (501, "NotImplemented", "Header 'x-amz-storage-class' not implemented", "kms-key-class",
+                        ("akosha_cloud_storage_class",)),
+    "no-word": (400, "InvalidArgument", "no", "kms-key-class", ("akosha_cloud_sse ", "akosha_cloud_storage_class")),
+    "minio": (400, "InvalidRequest", "Server side encryption specified but KMS is not configured", "AES256",
+              ("akosha_cloud_sse",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
+@pytest.mark.parametrize(("status", "code", "said", "way", "named"), REFUSALS.values(), ids=REFUSALS)
+async def test_a_refusal_is_permanent_and_names_the_setting(fronted, front, status, code, said, way, named, data):
+    store = fronted(at_rest=WAYS[way])
+    front.on("put_object" if data is WHOLE else "create_multipart_upload", refuse(status, code, secret=said))
+    with pytest.raises(StoreError) as failure:
+        await put(store, "key", data)
+    error = failure.value
+    assert not error.transient
+    assert code in error.message
+    for name in named:
+        assert name in f"{error.hint} ", (name, error.hint)
+    assert isinstance(error, NotPermitted) == (code == "AccessDenied")
+    assert [item async for item in store.list("")] == []
+
+
+async def test_a_key_service_that_is_busy_is_transient(fronted, front):
+    front.on("put_object", refuse(400, "KMS.ThrottlingException"))
+    with pytest.raises(StoreError, match="KMS") as failure:
+        await put(fronted(at_rest=WAYS["kms"]), "key")
+    assert failure.value.transient
+
+
+async def test_a_read_that_lacks_the_key_says_so(fronted, front):
+    """Also where the bucket encrypts by itself, and no setting asks for it."""
+    store = fronted()
+    front.on("get_object", refuse(403, "AccessDenied", secret="not authorized to perform: kms:Decrypt"))
+    with pytest.raises(NotPermitted, match="kms:Decrypt on the KMS key"):
+        await anext(store.get("key"))
+
+
+@pytest.mark.parametrize("status", [400, 501])
+async def test_without_a_setting_none_is_blamed(fronted, front, status):
+    front.on("put_object", refuse(status, "NotImplemented"))
+    with pytest.raises(StoreError) as failure:
+        await put(fronted(), "key")
+    assert "akosha_cloud" not in failure.value.hint
+
+
+async def test_a_copy_that_is_refused_is_sent_instead(fronted, front):
+    """What the put then meets names the setting, if it is that."""
+    store = fronted(at_rest=WAYS["kms"])
+    source = await put(store, "source")
+    front.on("copy_object", refuse(400, "KMS.NotFoundException"))
+    with pytest.raises(CopyUnsupported):
+        await store.copy("source", "copy", expected=source)

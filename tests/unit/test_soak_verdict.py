@@ -1,0 +1,47 @@
+"""The soak's verdict: what grows is told from what goes up and down."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.bench.report import MEBIBYTE
+from tests.soak.taken import Taken, verdict
+
+STEADY = Taken(
+    seconds=0, own=60 * MEBIBYTE, anonymous=50 * MEBIBYTE, tree=60 * MEBIBYTE, descriptors=20, threads=9, children=0,
+    ledger=0, left=0,
+)  # fmt: skip
+
+
+def over_time(**each) -> list[Taken]:
+    """A hundred samples; each column is a function of the sample's number."""
+    return [replace(STEADY, **{name: value(number) for name, value in each.items()}) for number in range(100)]
+
+
+def test_what_goes_up_and_down_is_flat():
+    busy = {"tree": lambda n: (60 + 20 * (n % 3 == 0)) * MEBIBYTE, "children": lambda n: n % 3 == 0}
+    assert verdict(over_time(**busy, threads=lambda n: 9 + n % 2)).grown == ()
+
+
+def test_what_is_loaded_in_the_beginning_is_no_growth():
+    assert verdict(over_time(own=lambda n: (40 + min(n, 20)) * MEBIBYTE)).grown == ()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("own", lambda n: 60 * MEBIBYTE + n * MEBIBYTE // 4),
+        ("anonymous", lambda n: 50 * MEBIBYTE + n * MEBIBYTE // 4),
+        ("descriptors", lambda n: 20 + n // 10),
+        ("threads", lambda n: 9 + n // 20),
+        ("children", lambda n: n // 15),
+    ],
+    ids=["own", "anonymous", "descriptors", "threads", "children"],
+)
+def test_what_grows_all_the_time_is_named(column, value):
+    assert verdict(over_time(**{column: value})).grown == (column,)
+
+
+def test_too_short_a_time_tells_nothing():
+    with pytest.raises(ValueError, match="too few"):
+        verdict([STEADY] * 9)
