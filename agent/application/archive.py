@@ -5,6 +5,7 @@ cannot be read is there, too: it is told with what is wrong with it.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ MOST_BYTES = 5 * 2**40
 MOST_UNPACKED = 1040
 """What a byte of gzip unpacks to at most, and a little."""
 
+_MINUTE = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 _SPARE = 2**16
 _LIST = "akosha-agent uploads lists those that are there"
 _NOT_THERE = "is not there"
@@ -261,11 +263,13 @@ def object_name(key: str) -> str:
 def time_of(text: str) -> datetime:
     """Return the time that a text names: RFC 3339, or `2026-11-20 18:00` as the clock here shows it.
 
-    Raises SettingsError for anything else: a day alone could mean its beginning or its end.
+    A minute is the end of it: uploads are listed by the minute, and the one that is listed so is meant. Raises SettingsError for anything else: a day alone could mean its beginning or its end.
     """
     try:
         time = datetime.fromisoformat(text.strip())
         if ":" in text:
+            if _MINUTE.fullmatch(text.strip()):
+                time = time.replace(second=59, microsecond=999_999)
             return time if time.tzinfo else time.astimezone()
     except (ValueError, OverflowError):
         pass

@@ -18,6 +18,7 @@ from agent.application.attempt import Attempt
 from agent.application.ingestion_markers import IngestionMarkers
 from agent.application.memory_delta import Delta, MemoryDelta
 from agent.application.progress import Footing, keep_moving
+from agent.application.prune_plan import LEFT_OVER_AFTER
 from agent.application.recorder import succeeded
 from agent.application.staging import Staging, what_is_wrong
 from agent.application.upload import Gone, Upload
@@ -134,10 +135,10 @@ class CloudSync:
         An upload that was finished but not recorded is adopted. Where somebody asks, the newest upload must still be
         there: from an emptied bucket nothing can be restored.
         """
-        if not self._swept:
-            await self._uploads.sweep()
-            self._swept = True
         record = await self._ledger.record(self.target)
+        if not self._swept:
+            await self._sweep(*([record.intent.upload_id] if record.intent else []))
+            self._swept = True
         manifest = None
         if record.intent is not None:
             manifest = await self._uploads.manifest(record.intent.upload_id)
@@ -172,10 +173,13 @@ class CloudSync:
             return
         _log.info("upload_abandoned", upload_id=record.intent.upload_id, why="the databases have changed since")
         async with self._moving():
-            await self._uploads.sweep()
+            await self._sweep(record.intent.upload_id)
             await self._uploads.remove(record.intent.upload_id)
         await self._ledger.abandon(self.target)
         attempt.abandoned = record.intent.upload_id
+
+    async def _sweep(self, *ours: str) -> None:
+        await self._uploads.sweep(*ours, begun_before=self._clock.now() - LEFT_OVER_AFTER)
 
     async def _upload(self, attempt: Attempt) -> Manifest:
         record = await self._ledger.record(self.target)

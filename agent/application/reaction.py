@@ -184,6 +184,7 @@ class Reaction:
             if manifest is None:
                 _log.info("upload_gone", system_id=self.system_id, upload_id=upload)
                 await self._keep(self._position.past(upload))
+                self._attempts = 0
                 return Caught()
             taking = _Taking(manifest, later)
             await self._offer(taking)

@@ -5,18 +5,18 @@ under its final name before all of it is there and right. What a killed restore 
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, TypeVar
 
 import structlog
 
 from agent.application.archive import Archive
+from agent.application.restore_places import Folder, Landing, Place, Reporter, Scratch
 from agent.domain.errors import AkoshaError, NoSuchObject, RestoreError, SnapshotError, StagingFull, WireError
-from agent.domain.manifest import Compression, Manifest, Part, Rows
+from agent.domain.manifest import Manifest, Part, Rows
 from agent.domain.restoration import Restorable, Restored, RestoredDatabase, restorable
 from agent.ports import Clock
 
@@ -31,112 +31,6 @@ RAW_CURE = "--raw leaves the files as they were: a newer DuckDB may open them"
 _ANOTHER = "akosha-agent verify says what is whole; restore another upload"
 
 _log = structlog.get_logger()
-
-
-class Scratch(Protocol):
-    """A folder where files come together, on the file system where they will stay. Its calls block.
-
-    They raise OSError.
-    """
-
-    def has(self, name: str, size: int, sha256: str) -> bool:
-        """Say whether a file has come, and is right; one that is not is removed."""
-        ...
-
-    def incoming(self) -> Path:
-        """Return where the next one goes."""
-        ...
-
-    def keep(self, name: str) -> None:
-        """What has come in is this file, and right."""
-        ...
-
-    def begin_folding(self, names: Iterable[str]) -> Path:
-        """Bring files together to be folded; return their folder."""
-        ...
-
-    def end_folding(self, main: str) -> None:
-        """The main file holds it all now."""
-        ...
-
-    def undo_folding(self, names: Iterable[str]) -> None:
-        """Take them apart again; whether they are as they were, `has` tells."""
-        ...
-
-    def folded(self, main: str) -> int | None:
-        """Return the size of the folded file, None where it is not there."""
-        ...
-
-
-class Place(Protocol):
-    """The directory that is restored to. Its calls block, and raise RestoreError."""
-
-    @property
-    def directory(self) -> Path: ...
-
-    def check(self, databases: Sequence[str], *, force: bool) -> None:
-        """Raise where a process has a database open there, or files are in the way and it is not by force."""
-        ...
-
-    def begin(self, upload: str) -> Scratch:
-        """Make or take up the folder of an upload, and remove those of others."""
-        ...
-
-    def room(self) -> int:
-        """Return how many bytes may still be written."""
-        ...
-
-    def aside(self, databases: Sequence[str], at: datetime) -> Mapping[str, Mapping[str, str]]:
-        """Return where the old files of each database will go."""
-        ...
-
-    def place(
-        self,
-        items: Sequence[tuple[Restorable, bool]],
-        aside: Mapping[str, Mapping[str, str]],
-        report: Restored,
-        *,
-        force: bool,
-    ) -> None:
-        """Put all in its place, each with whether it was folded; checks once more. The folder is gone then."""
-        ...
-
-    def discard(self) -> None:
-        """Remove the folder."""
-        ...
-
-
-class Landing(Protocol):
-    """Where objects become files."""
-
-    async def land(
-        self,
-        pieces: AsyncIterable[bytes],
-        path: Path,
-        *,
-        compression: Compression,
-        stored_size: int,
-        raw_size: int,
-        sha256: str,
-    ) -> None:
-        """Write an object's raw bytes to a new file. Raises WireError, StagingFull, StateError."""
-        ...
-
-
-class Folder(Protocol):
-    """Makes one file of a main file and its sidecars."""
-
-    async def fold(self, main: Path) -> Rows:
-        """Fold what lies beside `main` into it; return the rows per table. Raises SnapshotError, StagingFull."""
-        ...
-
-
-class Reporter(Protocol):
-    """Hears how far it is."""
-
-    def phase(self, name: str, total_bytes: int) -> None: ...
-
-    def moved(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
+from datetime import datetime
 
 import structlog
 
@@ -112,10 +113,14 @@ class Uploads:
         except NotPermitted as error:
             _log.info("leftovers_stay", upload_id=upload, count=len(found), why=error.message, hint=error.hint)
 
-    async def sweep(self) -> None:
-        """Remove what killed uploads left unfinished. Where that is not permitted, a notice with the cure."""
+    async def sweep(self, *ours: str, begun_before: datetime) -> None:
+        """Remove what killed uploads left unfinished: of `ours` all of it, of others what began before that time.
+
+        Another machine of this system may be at work there. Where it is not permitted, a notice with the cure.
+        """
         try:
-            removed = await self._store.sweep(self._prefix)
+            removed = sum([await self._store.sweep(f"{self._prefix}{upload}/") for upload in ours])
+            removed += await self._store.sweep(self._prefix, begun_before=begun_before)
         except NotPermitted as error:
             _log.info("leftovers_stay", system_id=self._system_id, why=error.message, hint=error.hint)
         else:

@@ -27,6 +27,12 @@ def _list_by_default(
 ) -> None:
     if context.invoked_subcommand is None:
         list_(everything, system, as_json, data_dir, state_dir, settings)
+        return
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            # The command that follows would not hear of it, and show our uploads for another system's.
+            context.fail(f"{option.opts[0]} goes behind {context.invoked_subcommand}")
 
 
 @uploads.command(name="list")

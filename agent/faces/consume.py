@@ -80,14 +80,9 @@ async def _from_ledger(home: Home) -> AsyncGenerator[SyncResult, None]:
 
 def _printing(home: Home, *, system: bool, as_json: bool) -> SeeTo:
     async def show(result: SyncResult) -> None:
-        typer.echo(home.codec.encode(result).decode() if as_json else _plain(line(result, system=system)))
+        typer.echo(home.codec.encode(result).decode() if as_json else line(result, system=system))
 
     return show
-
-
-def _plain(text: str) -> str:
-    """Return what others sent as one line that does nothing to a terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _told(command: str) -> str:

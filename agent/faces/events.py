@@ -4,9 +4,17 @@ from contextlib import aclosing
 
 import typer
 
-from agent.domain.events import Event, IngestCompleted, IngestFailed, SyncRequested, SyncResult
+from agent.domain.events import (
+    Event,
+    IngestCompleted,
+    IngestFailed,
+    SyncRequested,
+    SyncResult,
+    UploadsPruned,
+    UploadVerified,
+)
 from agent.faces import control_client
-from agent.faces.results import ingested, sentence
+from agent.faces.results import ingested, pruned, sentence, verified
 from agent.ports import Ledger
 from agent.settings import Settings
 from agent.wiring import Home
@@ -30,7 +38,10 @@ async def show_events(settings: Settings, *, follow: bool, as_json: bool) -> int
 
 
 def line(event: Event, *, system: bool = False) -> str:
-    """Return an event in one line for a person; with `system`, its system id in it."""
+    """Return an event in one line for a person; with `system`, its system id in it.
+
+    Names and texts in it may be others', from a bucket or a bus: the line does nothing to a terminal.
+    """
     when = f"{event.time.astimezone():%Y-%m-%d %H:%M:%S}"
     what = event.type.removeprefix("akosha.").rsplit(".", 1)[0]
     text = ""
@@ -40,8 +51,13 @@ def line(event: Event, *, system: bool = False) -> str:
         text = sentence(event)
     elif isinstance(event, IngestCompleted | IngestFailed):
         text = ingested(event)
+    elif isinstance(event, UploadVerified):
+        text = verified(event)
+    elif isinstance(event, UploadsPruned):
+        text = pruned(event)
     whose = f"{event.system_id}  " if system else ""
-    return f"{when}  {what:<15}  {whose}{text}".rstrip()
+    told = f"{when}  {what:<15}  {whose}{text}".rstrip()
+    return "".join(char if char.isprintable() else " " for char in told)
 
 
 async def opened(home: Home, *, wait: bool) -> Ledger | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 
 import typer
 from rich.console import Console
@@ -13,7 +14,7 @@ from agent.domain.errors import NotPermitted
 from agent.domain.lifecycle import r2_command, s3_rule
 from agent.domain.retention import KeepRules
 from agent.faces.announcing import announce
-from agent.faces.results import human_bytes
+from agent.faces.results import WIDE, human_bytes
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.pruning import prune_here
@@ -88,17 +89,22 @@ def _show(plan: PrunePlan) -> None:
         rows[upload] = human_bytes(sum(item.size for item in objects)), "left over, without a manifest: would go"
     for upload in sorted(rows, reverse=True):
         table.add_row(upload, *rows[upload])
-    Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print(table)
-    typer.echo(f"{len(plan.going)} of {len(plan.kept) + len(plan.going)} uploads would go; nothing was deleted")
+    width = None if sys.stdout.isatty() else WIDE
+    Console(width=width, soft_wrap=True, highlight=False, markup=False, emoji=False).print(table)
+    typer.echo(f"{len(plan.going)} of {_uploads(len(plan.kept) + len(plan.going))} would go; nothing was deleted")
 
 
 def _tell(pruned: Pruned) -> None:
     if pruned.is_nothing:
-        typer.echo(f"nothing was deleted; {pruned.kept} uploads are kept")
+        typer.echo(f"nothing was deleted; {_uploads(pruned.kept)} {'is' if pruned.kept == 1 else 'are'} kept")
     else:
         freed = f"{pruned.objects} objects, {human_bytes(pruned.bytes_freed)}"
-        typer.echo(f"deleted {len(pruned.upload_ids)} uploads ({freed}); {pruned.kept} are kept")
+        typer.echo(f"deleted {_uploads(len(pruned.upload_ids))} ({freed}); {pruned.kept} kept")
     if pruned.leftovers:
         typer.echo(f"deleted {pruned.leftovers} leftovers of uploads that were never whole")
     if pruned.unswept:
         typer.echo(f"unfinished uploads in parts could not be looked for: {pruned.unswept}", err=True)
+
+
+def _uploads(count: int) -> str:
+    return "1 upload" if count == 1 else f"{count} uploads"

@@ -12,10 +12,12 @@ from pathlib import Path
 import typer
 
 from agent.application.archive import LATEST, Archive, time_of
-from agent.application.restoring import Reporter, Wanted
+from agent.application.restore_places import Reporter
+from agent.application.restoring import Wanted
 from agent.domain.errors import NamingError, SettingsError
+from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id
-from agent.domain.restoration import Restored, RestoredDatabase
+from agent.domain.restoration import Restored, RestoredDatabase, restorable
 from agent.faces.results import human_bytes
 from agent.settings import Settings
 from agent.wiring import Home
@@ -44,15 +46,31 @@ async def restore(settings: Settings, asked: Asked) -> int:
     at = time_of(asked.at) if asked.at is not None else None
     async with archive_of(settings, await _system(settings, asked.system)) as archive:
         finished = {one.upload_id: one for one in await asyncio.to_thread(finish_restores, asked.to)}
-        upload = await (archive.resolve_at(at) if at else archive.resolve(asked.which or LATEST))
-        for one in finished.values():
-            if one.upload_id != upload:
-                typer.echo(f"{one.upload_id}: a restore that was interrupted is done now, too", err=True)
-        if upload in finished:
-            _tell(finished[upload], as_json=asked.as_json)
+        done = None
+        try:
+            which = LATEST if asked.which is None else asked.which
+            upload = await (archive.resolve_at(at) if at else archive.resolve(which))
+            if upload in finished and _is_what_is_asked(finished[upload], await archive.manifest(upload), asked):
+                done = finished.pop(upload)
+        finally:
+            for one in finished.values():
+                what = ", ".join(database.database for database in one.databases)
+                typer.echo(f"{one.upload_id}: a restore of {what} that was interrupted is done now, too", err=True)
+        if done is not None:
+            _tell(done, as_json=asked.as_json)
             return 0
         _tell(await _restored(archive, upload, asked), as_json=asked.as_json)
     return 0
+
+
+def _is_what_is_asked(done: Restored, manifest: Manifest, asked: Asked) -> bool:
+    """Say whether a restore that was interrupted, and is done now, is the one that is asked for."""
+    there = {one.database: one for one in done.databases}
+    for wanted in restorable(manifest, only=asked.only, raw=asked.raw):
+        one = there.get(wanted.database)
+        if one is None or (one.folded != wanted.folds and not one.warning):
+            return False
+    return True
 
 
 async def _restored(archive: Archive, upload: str, asked: Asked) -> Restored:

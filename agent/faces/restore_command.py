@@ -8,8 +8,17 @@ import typer
 from agent.faces.command import AsJson, DataDir, SettingsFile, StateDir, finish, load_settings
 
 
+def _directory(text: str) -> Path:
+    """An empty text is a variable that was not set, not the directory one is in."""
+    if not text:
+        raise typer.BadParameter("no directory is named")
+    return Path(text)
+
+
 def restore(
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where to; made where it is not there.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", parser=_directory, help="Where to; made where it is not there.")
+    ],
     which: Annotated[
         str | None,
         typer.Argument(metavar="[latest|ID]", help="Which upload; the beginning of its id does. Default: latest."),

@@ -8,6 +8,8 @@ from agent.domain.events import (
     SyncResult,
     SyncSkipped,
     SyncSucceeded,
+    UploadsPruned,
+    UploadVerified,
 )
 from agent.domain.route import MANUAL
 
@@ -114,6 +116,27 @@ def ingested(event: IngestCompleted | IngestFailed) -> str:
     told = [f"{event.stored:,} memories stored", f"{event.known:,} there already"]
     told += [f"{count:,} kept back: {why}" for why, count in sorted(event.kept_back.items())]
     return f"{event.upload_id}: {'; '.join(told)}"
+
+
+def verified(event: UploadVerified) -> str:
+    """Return what somebody saw who looked at an upload, in one line for a person."""
+    looked = "downloaded and read through" if event.deep else "looked at"
+    if event.whole:
+        return f"{event.upload_id}: whole, {event.objects} objects {looked}"
+    wrong = "; ".join(f"{name}: {why}" for name, why in sorted(event.problems.items()))
+    return f"{event.upload_id}: not whole, {event.objects} objects {looked}: {wrong}"
+
+
+def pruned(event: UploadsPruned) -> str:
+    """Return what was deleted of the old uploads, in one line for a person."""
+    freed = f"{event.objects} objects, {human_bytes(event.bytes_freed)}"
+    count = len(event.upload_ids)
+    told = [f"{count} upload{'s' * (count != 1)} deleted ({freed}), {event.kept} kept"]
+    if event.leftovers:
+        told.append(f"{event.leftovers} leftovers of unfinished ones deleted")
+    if event.error:
+        told.append(f"not all: {event.error}")
+    return "; ".join(told)
 
 
 def human_bytes(count: float) -> str:

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from agent.application.archive import MANIFESTS, Archive, Listed, Listing
 from agent.domain.errors import NamingError, SettingsError
@@ -178,6 +180,11 @@ def when(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S}"
 
 
+def shown(text: str) -> str:
+    """Return a text from a bucket in one line that a terminal only shows."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 def wrong(problems: Mapping[str, str]) -> str:
     """Return what is wrong with an upload in a line, "" for nothing."""
     if not problems:
@@ -202,4 +209,11 @@ def _carried(manifest: Manifest) -> list[str]:
 def _console() -> Console:
     # Names and reasons are shown as they are: to rich, [...] and :...: in them would mean something.
     width = None if sys.stdout.isatty() else WIDE
-    return Console(width=width, highlight=False, markup=False, emoji=False)
+    return _Plain(width=width, highlight=False, markup=False, emoji=False)
+
+
+class _Plain(Console):
+    """A console on which no text does anything but stand there: a graph's name may hold what a terminal obeys."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(shown(text), **how)

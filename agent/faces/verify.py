@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TransferSpeedColumn
 
-from agent.application.archive import Archive
+from agent.application.archive import LATEST, Archive
 from agent.application.verification import Found, Verification
 from agent.domain.errors import SettingsError
 from agent.faces.announcing import announce
-from agent.faces.uploads import system_of
+from agent.faces.uploads import shown, system_of
 from agent.ports import Progress as Moved, untold
 from agent.settings import Settings
 from agent.wiring import Home
@@ -36,7 +36,7 @@ async def verify(
     system_id = await system_of(home, system)
     async with archive_of(settings, system_id) as archive:
         uploads = await archive.ids() if everything else []
-        uploads = uploads or [await archive.resolve(which or "latest")]
+        uploads = uploads or [await archive.resolve(LATEST if which is None else which)]
         async with _looking(home, archive, deep=deep) as verification:
             found = await _look(verification, uploads, deep=deep)
     found = [one for one in found if not (one.gone and everything)]  # deleted meanwhile: that is nobody's damage
@@ -47,7 +47,7 @@ async def verify(
     else:
         for one in found:
             for line in _lines(one):
-                typer.echo(line, err=not one.whole)
+                typer.echo(shown(line), err=not one.whole)
     if system_id == identity.system_id:
         await announce(home, *(one.event(identity, home.clock) for one in found))
     return 0 if whole else 1

@@ -40,7 +40,7 @@ from agent.settings import Settings
 from agent.settings.endpoints import is_loopback
 from agent.wiring import Home
 from agent.wiring.examination_bus import Server, examine_servers
-from agent.wiring.methods import MEBIBYTE
+from agent.wiring.methods import MEBIBYTE, at_rest
 
 T = TypeVar("T")
 
@@ -265,6 +265,7 @@ class Examination:
                     region=s.cloud_region,
                     connect_timeout=PATIENCE_SECONDS,
                     read_timeout=PATIENCE_SECONDS,
+                    at_rest=at_rest(s),
                 )
         return self._store
 

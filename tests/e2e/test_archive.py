@@ -68,6 +68,10 @@ def test_wrong_use_is_told_with_2_and_what_is_not_there_with_1(machine):
     missing = machine.call("verify", "2027", "--json")
     assert (missing.code, missing.out) == (1, "")
     assert "akosha-agent uploads" in missing.err
+    for words in (("verify", ""), ("restore", "", "--to", str(machine.home / "to"))):
+        unset = machine.call(*words)  # a variable that was not set is not the latest
+        assert (unset.code, unset.out) == (1, "")
+        assert "there is no upload ''" in unset.err
     machine.set(cloud_endpoint=None)
     nowhere = machine.call("uploads")
     assert nowhere.code == 2
@@ -88,3 +92,10 @@ def test_another_systems_uploads_are_looked_at_and_no_event_tells_of_it(machine)
     found = machine.call("verify", "--system", "laptop", "--json")
     assert (found.code, json.loads(found.out)["system_id"]) == (0, "laptop")
     assert told(machine) == []
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", "latest")], ids=["list", "show"])
+def test_an_option_before_the_command_that_it_is_for_is_refused_and_not_passed_over(machine, words):
+    done = machine.call("uploads", "--system", "other", *words)
+    assert (done.code, done.out) == (2, "")
+    assert f"--system goes behind {words[0]}" in done.err

@@ -55,8 +55,9 @@ def test_a_new_laptop_gets_everything_with_one_command(laptop, tmp_path):
         (["latest", "--at", "2026-11-20 18:00", "--to", "x"], "--at"),
         (["--at", "yesterday", "--to", "x"], "is not a time"),
         (["--system", "a/b", "--to", "x"], "--system"),
+        (["--to", ""], "no directory is named"),
     ],
-    ids=["no-to", "two-answers", "no-time", "no-system"],
+    ids=["no-to", "two-answers", "no-time", "no-system", "empty-to"],
 )
 def test_what_makes_no_sense_is_a_matter_of_usage(tmp_path, words, told):
     machine = Machine(tmp_path)

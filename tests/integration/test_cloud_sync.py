@@ -13,13 +13,19 @@ from pathlib import Path
 import pytest
 
 from agent import wiring
+from agent.application.archive import Archive
+from agent.application.pruning import Pruning, spared_by
+from agent.application.restoring import Wanted
+from agent.application.verification import Verification
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NotPermitted, StateError, StoreError
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
+from agent.domain.retention import KeepRules
 from agent.settings import Settings
 from agent.wiring import Home, methods
+from agent.wiring.restoring import restoring_to
 from tests.fakes import session_buddy
 from tests.fakes.faulty_store import FaultyStore
 from tests.fakes.memory_source import ListedReader
@@ -365,6 +371,30 @@ async def test_a_store_that_does_not_permit_sweeping_is_no_obstacle(rig):
     assert isinstance(await rig.sync(), SyncSucceeded)
 
 
+async def test_what_others_have_begun_is_left_alone_for_a_day_and_ones_own_leftovers_go_at_once(rig, monkeypatch):
+    """Another machine may upload under the same system id: only what is a day old there is nobody's."""
+    asked = []
+
+    async def sweep(prefix, *, begun_before=None):
+        asked.append((prefix, begun_before and timedelta(hours=23) < rig.home().clock.now() - begun_before))
+        return 0
+
+    monkeypatch.setattr(rig.kept, "sweep", sweep)
+    rig.store.fail("put", StoreError("403"), key="reflection.duckdb", times=2)
+    await rig.sync()
+    assert asked == [(PREFIX, True)]
+    begun = naming.upload_of(next(iter(rig.kept.objects)))
+    for change in (lambda: None, rig.commit):  # gone on with, and overtaken by a change
+        asked.clear()
+        change()
+        await rig.sync()
+        assert asked[:2] == [(f"{PREFIX}{begun}/", None), (PREFIX, True)]
+    assert {naming.upload_of(key) for key in rig.kept.objects} == {rig.manifests[0].upload_id} != {begun}
+    asked.clear()
+    await rig.sync()
+    assert asked == [(PREFIX, True)]
+
+
 async def test_a_standstill_is_a_transient_failure_that_names_its_setting(rig):
     rig.settings |= {"upload_timeout_seconds": 1, "max_retries": 0}
     rig.store.stall("put", key="reflection.duckdb", times=9)
@@ -683,3 +713,57 @@ async def test_markers_of_an_ingestion_are_written_when_the_upload_is_whole(rig)
 async def test_without_the_setting_there_are_no_markers(rig):
     result = await rig.sync()
     assert rig.kept.objects.keys() == {*result.files_uploaded}
+
+
+async def verified(rig, upload: str):
+    return await Verification(Archive(rig.kept, "laptop"), rig.home().clock).shallow(upload)
+
+
+async def test_after_a_prune_the_newest_upload_is_whole_and_syncs_go_on_from_it(rig):
+    for _ in range(3):
+        last = await rig.sync()
+        rig.commit("reflection")
+    pruning = Pruning(Archive(rig.kept, "laptop"), KeepRules(last=1, daily=0, weekly=0, monthly=0), rig.home().clock)
+    pruned = await pruning.carry_out(await pruning.plan(spared_by(await rig.record())), {})
+    assert (len(pruned.upload_ids), pruned.error) == (2, None)
+    assert [manifest.upload_id for manifest in rig.manifests] == [last.upload_id]
+    assert (await verified(rig, last.upload_id)).problems == {}
+    rig.assert_whole()
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "copied", "reflection.duckdb": "sent"}
+    assert (await verified(rig, result.upload_id)).problems == {}
+    rig.assert_whole()
+
+
+async def restored_elsewhere(rig, name: str) -> None:
+    """Restore the newest upload to another machine's data directory; from now on, the rig is that machine."""
+    rig.tmp_path, rig.data = rig.tmp_path / name, rig.tmp_path / name / "data"
+    archive = Archive(rig.kept, "laptop")
+    async with restoring_to(rig.data, archive) as restoring:
+        await restoring.restore(await archive.manifest(await archive.resolve()), Wanted(), NoReport())
+
+
+class NoReport:
+    def phase(self, _name, _total):
+        pass
+
+    def moved(self, _count):
+        pass
+
+
+@pytest.mark.long
+async def test_a_machine_that_takes_anothers_place_sends_what_was_made_one_file_and_nothing_else(rig):
+    """As docs/restore.md says: what had no WAL has the bytes that are in the bucket already."""
+    with session_buddy.Writer(rig.data, "--paused") as writer:
+        await asyncio.to_thread(writer.ask, "commit 2")
+        await rig.sync()
+    assert "reflection.duckdb.wal" in rig.origins(rig.manifests[-1])
+    await restored_elsewhere(rig, "new")
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "copied", "reflection.duckdb": "sent"}
+    rig.assert_whole()
+    await restored_elsewhere(rig, "newest")
+    assert isinstance(await rig.sync(), SyncSkipped), "nothing had a WAL any more"
+    assert len(rig.manifests) == 2

@@ -389,6 +389,19 @@ async def test_least_privilege_is_enough_and_the_probe_is_one_object_for_ever_ou
     assert "something else" in one(await look(delivery_checks.bucket, ground), ERROR).found
 
 
+async def test_the_probe_asks_for_the_encryption_of_uploads_and_what_keeps_them_out_is_found(look, s3, front):
+    ways = {"cloud_sse": "aws:kms", "cloud_sse_kms_key_id": "key-1", "cloud_storage_class": "standard_ia"}
+    there = {**s3, "cloud_endpoint": front.url} | ways
+    one(await look(delivery_checks.bucket, **there), OK)
+    put = front.requests[front.seen.index("put_object")].headers
+    asked = [put.get(f"x-amz-{name}") for name in (
+        "server-side-encryption", "server-side-encryption-aws-kms-key-id", "storage-class")]  # fmt: skip
+    assert asked == ["aws:kms", "key-1", "STANDARD_IA"]
+    front.on("put_object", refuse(400, "KMS.NotFoundException"))
+    found = one(await look(delivery_checks.bucket, **there), ERROR)
+    assert "akosha_cloud_sse_kms_key_id" in found.cure
+
+
 async def test_a_bucket_that_nobody_answers_for_is_an_error_at_once(look, aws):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

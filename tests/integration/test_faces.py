@@ -4,6 +4,7 @@ import asyncio
 import functools
 import io
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +14,8 @@ from rich.console import Console
 
 from agent.adapters.state_directory import lock
 from agent.application.status import DatabaseStatus, Status, TargetStatus
-from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded
-from agent.faces import events, status, sync
+from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded, UploadsPruned, UploadVerified
+from agent.faces import events, restore, status, sync, verify
 from agent.faces.results import sentence
 from agent.faces.standing import View
 from agent.ports import Standing
@@ -126,6 +127,46 @@ def test_every_event_has_a_line_for_people():
     )
     assert events.line(IngestFailed(**about, error="too large")).endswith("ingest.failed    u: too large")
     assert "tried again at " in events.line(IngestFailed(**about, error="not yet", retry_at=AT))
+    looked = UploadVerified(**about, whole=True, deep=False, objects=4, problems={})
+    assert events.line(looked).endswith("archive.verified  u: whole, 4 objects looked at")
+    broken = replace(looked, whole=False, deep=True, problems={"reflection.duckdb": "is not there", "b": "cut"})
+    assert events.line(broken).endswith(
+        "u: not whole, 4 objects downloaded and read through: b: cut; reflection.duckdb: is not there"
+    )
+    planted = replace(looked, whole=False, problems={"knowledge_graph_\x1b[2J\n.duckdb": "is not there"})
+    assert events.line(planted).endswith("looked at: knowledge_graph_ [2J .duckdb: is not there")
+    gone = UploadsPruned(
+        id="i", time=AT, system_id="laptop", upload_ids=("a", "b"), kept=10, objects=6, bytes_freed=1_600, leftovers=0
+    )
+    assert events.line(gone).endswith("archive.pruned   2 uploads deleted (6 objects, 1.6 kB), 10 kept")
+    refused = replace(gone, upload_ids=("a",), leftovers=3, error="403 (allow s3:DeleteObject)")
+    assert events.line(refused).endswith(
+        "  1 upload deleted (6 objects, 1.6 kB), 10 kept; 3 leftovers of unfinished ones deleted;"
+        " not all: 403 (allow s3:DeleteObject)"
+    )
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("screen", [Terminal, io.StringIO], ids=["terminal", "pipe"])
+def test_restore_and_verify_show_how_far_they_are_on_a_terminal_alone(monkeypatch, screen):
+    monkeypatch.setattr("sys.stderr", shown := screen())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with restore._progress_bar() as reporter:
+        reporter.phase("download", 1_000)
+        reporter.moved(250)
+    with verify._bar(["20261120_180000_laptop"], deep=True) as bar:
+        begun, moved = bar.next("20261120_180000_laptop")
+        begun(2_000)
+        moved(500)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    for wanted in ("download", "0.2/1.0 kB", "20261120_180000_laptop", "0.5/2.0 kB"):
+        assert (wanted in text) == shown.isatty(), text
+    assert bool(text) == shown.isatty()
 
 
 def test_config_shows_values_as_they_are(tmp_path):

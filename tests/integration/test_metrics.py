@@ -90,7 +90,7 @@ async def test_an_agent_at_work_shows_what_it_did_and_how_it_stands(at_work):
 
 async def test_a_retry_is_counted_apart_and_its_request_once(at_work, monkeypatch):
     store = FaultyStore(MemoryStore())
-    monkeypatch.setattr(methods, "object_store", lambda _: store)
+    monkeypatch.setattr(methods, "object_store", lambda *_: store)
     store.fail("put", StoreError("503", transient=True), key="manifest.json")
     page = await at_work()
     assert value(page, "retries_total", method="cloud") == 1
@@ -100,7 +100,7 @@ async def test_a_retry_is_counted_apart_and_its_request_once(at_work, monkeypatc
 
 async def test_an_upload_whose_answer_was_lost_is_counted_once(at_work, monkeypatch):
     store = FaultyStore(MemoryStore())
-    monkeypatch.setattr(methods, "object_store", lambda _: store)
+    monkeypatch.setattr(methods, "object_store", lambda *_: store)
     store.fail("put", StoreError("the answer was lost", transient=True), key="manifest.json", after=True)
     page = await at_work()
     outcomes = [value(page, "syncs_total", method="cloud", outcome=o, triggered_by="manual") for o in OUTCOMES]

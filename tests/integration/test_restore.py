@@ -1,5 +1,6 @@
 """A restore, with real stores, real files and the real engine: what comes back is what was uploaded, or nothing."""
 
+import asyncio
 import gzip
 import hashlib
 import json
@@ -14,13 +15,18 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.restore_place import RestorePlace
 from agent.adapters.s3_store import S3Store
+from agent.adapters.system_clock import SystemClock
 from agent.application.archive import Archive
+from agent.application.pruning import Pruning
 from agent.application.restoring import Wanted
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, RestoreError, StoreError
+from agent.domain.retention import KeepRules
 from agent.wiring.restoring import finish_restores, restoring_to
 from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.machine import Machine
 from tests.fakes.uploaded import SYSTEM, UPLOAD, forge, put, uploaded
 
 pytest_plugins = ["tests.servers.fixtures"]
@@ -180,6 +186,38 @@ print(json.dumps([duckdb.__version__, found]))
     assert {Path(path).name: held for path, held in found.items()} == counts
 
 
+LARGE = """
+import os, sys, duckdb
+engine = duckdb.connect(sys.argv[1])
+engine.execute("SET checkpoint_threshold = '1GB'")
+rows = "SELECT range AS id, random() AS value, md5(random()::VARCHAR) AS content FROM range({})"
+engine.execute("CREATE TABLE conversations_v2 AS " + rows.format(450_000))
+engine.execute("CHECKPOINT")
+for count in (150_000, 50_000, 50_000):
+    engine.execute("INSERT INTO conversations_v2 " + rows.format(count))
+os._exit(0)
+"""
+"""Writes a database, and ends before a checkpoint: of many rows at once, the WAL says but where in the main file."""
+
+
+@pytest.mark.long
+async def test_a_database_of_many_parts_and_a_large_wal_comes_back_in_one_file(request, tmp_path):
+    folder, to = tmp_path / "data", tmp_path / "to"
+    folder.mkdir()
+    main = folder / "reflection.duckdb"
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", LARGE, str(main)], check=True, timeout=120)
+    assert main.with_name("reflection.duckdb.wal").stat().st_size > 3_000_000
+    expected = tables_of(main)
+    async with opened("rclone", request, tmp_path) as store:
+        manifest = await uploaded(store, folder)
+        watching = Watching()
+        await restore(store, to, watching=watching)
+    assert watching.done == sum(part.stored_size for part in manifest.parts) > 15_000_000
+    assert [path.name for path in to.iterdir()] == ["reflection.duckdb"]
+    assert tables_of(to / "reflection.duckdb") == expected
+    assert expected["conversations_v2"][0] == 700_000
+
+
 @needs_databases
 async def test_raw_files_are_those_that_gunzip_alone_makes(tmp_path, states, store):
     manifest = await uploaded(store, states)
@@ -234,6 +272,31 @@ async def test_a_directory_whose_database_a_process_holds_is_left_alone(tmp_path
             await restore(store, to, force=force)
         writer.stdin.close()
     assert lies_in(to) == {"knowledge_graph_work.duckdb": b""}
+    await restore(store, to)
+
+
+HOLDING = """
+import sys, duckdb
+for read_only in (False, True):
+    with duckdb.connect(sys.argv[1], read_only=read_only):
+        print(flush=True)
+        input()
+"""
+
+
+async def test_what_the_engine_itself_has_open_is_seen_whether_it_writes_or_reads(tmp_path, plain, store):
+    await uploaded(store, plain)
+    to = tmp_path / "to"
+    to.mkdir()
+    command = [sys.executable, "-c", HOLDING, str(to / "knowledge_graph_work.duckdb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as engine:
+        for _ in ("writes", "reads"):
+            await asyncio.to_thread(engine.stdout.readline)
+            with pytest.raises(RestoreError, match=rf"process {engine.pid} .*knowledge_graph_work\.duckdb open"):
+                await restore(store, to, force=True)
+            engine.stdin.write(b"\n")
+            engine.stdin.flush()
+    assert [path.name for path in to.iterdir()] == ["knowledge_graph_work.duckdb"]
     await restore(store, to)
 
 
@@ -324,6 +387,63 @@ async def test_an_upload_that_is_pruned_meanwhile_is_told_of_and_leaves_nothing(
     assert list((tmp_path / "to").iterdir()) == []
 
 
+NEWER = f"20261121_180000_{SYSTEM}"
+
+
+class Meanwhile(FaultyStore):
+    """A store to which something happens once, when the first piece of an object has been read."""
+
+    def __init__(self, store, key, happens):
+        super().__init__(store)
+        self._key, self._happens = key, happens
+
+    async def get(self, key):
+        async for piece in super().get(key):
+            yield piece
+            if key == self._key and self._happens is not None:
+                happens, self._happens = self._happens, None
+                await happens()
+
+
+async def test_an_upload_that_is_made_meanwhile_changes_nothing_of_what_is_restored(tmp_path, plain, store):
+    await uploaded(store, plain)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "reflection.duckdb").write_bytes(b"newer")
+
+    async def upload():
+        await uploaded(store, other, NEWER)
+
+    done = await restore(Meanwhile(store, GRAPH, upload), tmp_path / "to")
+    assert (done.upload_id, lies_in(tmp_path / "to")) == (UPLOAD, lies_in(plain))
+    assert await Archive(store, SYSTEM).resolve() == NEWER
+
+
+@pytest.mark.parametrize("kind", ["directory", "moto"])
+@pytest.mark.parametrize("key", [GRAPH, REFLECTION], ids=["the-first-object", "the-last-object"])
+async def test_a_prune_that_deletes_what_is_being_read_leaves_all_of_it_or_nothing(kind, key, request, tmp_path, plain):
+    async with opened(kind, request, tmp_path) as store:
+        await uploaded(store, plain)
+        await uploaded(store, plain, NEWER)
+        pruned = []
+
+        async def prune():
+            pruning = Pruning(Archive(store, SYSTEM), KeepRules(last=1, daily=0, weekly=0, monthly=0), SystemClock())
+            pruned.append(await pruning.carry_out(await pruning.plan({}), {}))
+
+        try:
+            await restore(Meanwhile(store, key, prune), tmp_path / "to")
+        except RestoreError as error:
+            assert "pruned" in str(error)  # noqa: PT017 - where the store serves what it has begun to, it is a success
+            assert list((tmp_path / "to").iterdir()) == []
+        else:
+            assert key == REFLECTION
+            assert lies_in(tmp_path / "to") == lies_in(plain)
+        assert [(one.upload_ids, one.error) for one in pruned] == [((UPLOAD,), None)]
+        await restore(store, tmp_path / "to2", upload=await Archive(store, SYSTEM).resolve())
+        assert lies_in(tmp_path / "to2") == lies_in(plain)
+
+
 async def test_a_restore_that_was_interrupted_goes_on_with_what_had_come(tmp_path, plain, store):
     await uploaded(store, plain)
     store.fail("get", StoreError("503", transient=True), key="reflection.duckdb")
@@ -387,3 +507,62 @@ async def test_where_no_restore_was_interrupted_there_is_nothing_to_finish(tmp_p
     assert finish_restores(tmp_path / "to") == ()
     digests = {hashlib.sha256(data).hexdigest() for data in lies_in(tmp_path / "to").values()}
     assert digests == {hashlib.sha256(data).hexdigest() for data in lies_in(plain).values()}
+
+
+async def test_a_file_whose_name_is_too_long_to_be_kept_aside_stops_a_restore_before_anything_is_moved(
+    tmp_path, plain, store
+):
+    long = f"knowledge_graph_{'x' * 215}.duckdb"
+    (plain / long).write_bytes(b"a graph")
+    await uploaded(store, plain)
+    to = tmp_path / "to"
+    shutil.copytree(plain, to)
+    before = lies_in(to)
+    with pytest.raises(RestoreError, match="too long to be kept aside"):
+        await restore(store, to, force=True)
+    assert lies_in(to) == before
+
+
+async def stopped_between_two(store, to, **wanted):
+    """Restore; a process opens a database there as soon as the first one is in its place."""
+    archive = Archive(store, SYSTEM)
+
+    def opener(_name, _folder):
+        return "process 7 (session)" if (to / "knowledge_graph.duckdb").exists() else None
+
+    place = RestorePlace(to, opener)
+    async with restoring_to(to, archive) as restoring:
+        try:
+            with pytest.raises(RestoreError, match=r"process 7 .*may be in its place already.*completes it"):
+                await replace(restoring, place=place).restore(
+                    await archive.manifest(UPLOAD), Wanted(**wanted), Watching()
+                )
+        finally:
+            place.close()
+    assert not (to / "reflection.duckdb").exists()
+
+
+async def test_what_is_in_its_place_by_half_is_completed_by_the_next_restore(tmp_path, plain, store):
+    await uploaded(store, plain)
+    await stopped_between_two(store, tmp_path / "to")
+    (done,) = finish_restores(tmp_path / "to")
+    assert {one.database for one in done.databases} == {"knowledge_graph", "reflection"}
+    assert lies_in(tmp_path / "to") == lies_in(plain)
+
+
+async def test_a_restore_that_was_interrupted_is_no_answer_to_one_that_asks_for_more(tmp_path, plain):
+    machine = Machine(tmp_path / "machine")
+    (plain / "knowledge_graph_more.duckdb").write_bytes(b"more")
+    store, to = DirectoryStore(machine.bucket), tmp_path / "to"
+    await uploaded(store, plain)
+    await stopped_between_two(store, to, only=("reflection", "knowledge_graph"))
+    less = await asyncio.to_thread(machine.call, "restore", "--to", str(to))
+    assert less.code == 1
+    assert "a restore of knowledge_graph, reflection that was interrupted is done now" in less.err
+    assert "nothing is overwritten" in less.err
+    assert sorted(lies_in(to)) == ["knowledge_graph.duckdb", "reflection.duckdb"]
+    shutil.rmtree(to)
+    await stopped_between_two(store, to, only=("reflection", "knowledge_graph"))
+    enough = await asyncio.to_thread(machine.call, "restore", "--to", str(to), "--only", "reflection")
+    assert (enough.code, enough.err) == (0, "")
+    assert "is restored to" in enough.out

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.application.archive import MOST_UNPACKED, Archive, implausible, time_of
+from agent.application.archive import MOST_UNPACKED, Archive, Listed, Listing, implausible, time_of
 from agent.domain.errors import NoSuchObject, SettingsError, StoreError
+from agent.faces.uploads import _print_list, _print_one
 from tests.fakes import values
 from tests.fakes.faulty_store import FaultyStore
 from tests.fakes.memory_store import MemoryStore
@@ -135,7 +136,9 @@ async def test_show_reads_one_upload_alone():
 def test_a_time_is_rfc_3339_or_as_the_clock_here_shows_it():
     assert time_of("2026-11-20T18:00:00Z") == datetime(2026, 11, 20, 18, tzinfo=UTC)
     assert time_of("2026-11-20T18:00:00+02:00") == datetime(2026, 11, 20, 16, tzinfo=UTC)
-    assert time_of(" 2026-11-20 18:00") == datetime(2026, 11, 20, 18).astimezone()
+    assert time_of("2026-11-20 18:00:00") == datetime(2026, 11, 20, 18).astimezone()
+    minute = datetime(2026, 11, 20, 18, 0, 59, 999_999).astimezone()
+    assert time_of(" 2026-11-20 18:00") == minute, "an upload is listed by its minute"
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-11-20", "18:00", "2026-13-01 10:00", "0001-01-01 00:00:99"])
@@ -159,3 +162,14 @@ async def test_a_listing_that_is_given_up_leaves_no_task_behind():
     listing.cancel()
     await asyncio.wait({listing})
     assert {task for task in asyncio.all_tasks() if task.get_name() == "read-manifest"} == set()
+
+
+@pytest.mark.parametrize(
+    "show", [_print_one, lambda listed: _print_list(Listing(uploads=(listed,)), "s", "w")], ids=["one", "list"]
+)
+def test_what_a_terminal_would_obey_is_only_shown(show, capsys):
+    problems = {"knowledge_graph_\x1b[31m.duckdb": "is not\nthere"}
+    show(Listed(upload_id=values.upload_id(0), sizes={}, problems=problems))
+    told = capsys.readouterr().out
+    assert "knowledge_graph_\N{REPLACEMENT CHARACTER}[31m.duckdb: is not\N{REPLACEMENT CHARACTER}there" in told
+    assert "\x1b" not in told

@@ -97,6 +97,8 @@ def named_by_callers(
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == function.name:
                 told = [keyword.value for keyword in call.keywords if keyword.arg == name.id] or call.args[at : at + 1]
                 names = [text for value in told for text in texts_of(value)]
+                if not told:
+                    continue  # somebody else's method of that name: ours is never called without
                 yield Line(f"{path.name}:{call.lineno}", levels, names, keys_of(call) - set(parameters))
 
 

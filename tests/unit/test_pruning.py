@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from agent.application.archive import Archive
-from agent.application.prune_plan import own_upload
+from agent.application.prune_plan import PrunePlan, own_upload
 from agent.application.pruning import Pruning, spared_by
 from agent.domain import naming
 from agent.domain.errors import NamingError, NotPermitted, StoreError
 from agent.domain.lifecycle import days_kept, r2_command, s3_rule
 from agent.domain.retention import KeepRules, bases_needed
 from agent.domain.states import DatabaseRecord, State, TargetRecord
+from agent.faces.prune import _show
 from agent.ports import StoredObject
 from tests.fakes import uploads, values
 from tests.fakes.clock import ManualClock
@@ -339,3 +340,12 @@ def test_the_lifecycle_rule_reaches_as_far_back_as_the_rules_and_only_to_this_sy
     assert days_kept(KeepRules(last=1, daily=0, weekly=0, monthly=0)) == 92
     assert f'"Prefix": "{PREFIX}"' in s3_rule(values.SYSTEM, rules)
     assert r2_command("memories", values.SYSTEM, rules).startswith("npx wrangler r2 bucket lifecycle add memories ")
+
+
+def test_each_upload_has_one_line_in_a_pipe_whatever_keeps_it(capsys):
+    reasons = ("newest", "this agent's last", "last", "daily 2026-11-21", "weekly 2026-W47", "monthly 2026-11")
+    upload = uploads.upload_id(NOW)
+    _show(PrunePlan(kept={upload: reasons}, going={}, leftovers={}, begun_before=NOW))
+    _, line, told = capsys.readouterr().out.splitlines()
+    assert line.split(maxsplit=1) == [upload, f"stays: {', '.join(reasons)}"]
+    assert told == "0 of 1 upload would go; nothing was deleted"

@@ -17,14 +17,17 @@ from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
+from agent.application.archive import Archive
 from agent.application.ingest import Ingest
 from agent.application.memory_push import MemoryPush
+from agent.application.pruning import Pruning
 from agent.application.reaction import TRIES
 from agent.application.reactor import Reactor, Summary
 from agent.domain.errors import BusError, SinkError, StoreError
 from agent.domain.events import Event, IngestCompleted, IngestFailed
 from agent.domain.identity import Identity
 from agent.domain.memories import KINDS, Memory, memory_id
+from agent.domain.retention import KeepRules
 from agent.ports import BusState, Offer, Packed, Receipt
 from tests.fakes.clock import ManualClock
 from tests.fakes.faulty_store import FaultyStore
@@ -273,6 +276,34 @@ async def test_a_pruned_upload_is_passed_over(world):
     await world.bucket.delete([key for key in world.bucket.objects if gone.upload_id in key])
     await world.once()
     assert (world.reader.opened, world.shelf.of()) == ([[1, 2, 3]], [1, 2, 3])
+
+
+async def test_an_upload_that_is_pruned_while_it_is_read_is_passed_over_and_a_newer_one_makes_up_for_it(world):
+    first = await world.laptop.upload(0, [1])
+    second = await world.laptop.upload(1, [1, 2], new=[2], base=0)
+    world.store = PrunedWhenRead(world.bucket, first.key, world.clock)
+    async with world.running():
+        await world.until(lambda: world.fetched(f"{first.upload_id}/memories.json") and world.clock.sleepers == 2)
+        await world.clock.advance(31)
+        await world.until(lambda: world.shelf.of() == [1, 2] and len(world.wire.told) == 2)
+    assert world.reader.opened == [[1, 2]], "the base is gone: its database serves"
+    assert outcomes(world.wire.told)[-1] == (second.upload_id, "completed")
+    assert not [key for key in world.bucket.objects if first.upload_id in key]
+
+
+class PrunedWhenRead(FaultyStore):
+    """Once a manifest has been read, all but the newest upload is deleted."""
+
+    def __init__(self, store, manifest_key, clock):
+        super().__init__(store)
+        self._manifest_key = manifest_key
+        self._pruning = Pruning(Archive(store, LAPTOP), KeepRules(last=1, daily=0, weekly=0, monthly=0), clock)
+
+    async def get(self, key):
+        async for piece in super().get(key):
+            yield piece
+        if key == self._manifest_key:
+            await self._pruning.carry_out(await self._pruning.plan({}), {})
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from agent.adapters.restore_place.placing import Journal, check, planned, put_in
 from agent.adapters.restore_place.scratch import Busy, Scratch
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import NamingError, RestoreError, WireError
+from agent.domain.manifest import LONGEST_NAME_BYTES
 from agent.domain.naming import upload_time
 from agent.domain.restoration import SCRATCH, Restorable, Restored, aside_names, family
 
@@ -31,6 +32,7 @@ class RestorePlace:
         self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - a link in its name stays one
         self._opener = opener
         self._scratch: Scratch | None = None
+        self._placing = False
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -110,7 +112,11 @@ class RestorePlace:
         """Return where the old files of each database will go."""
         with self._translated():
             taken = names_in(self._folder)
-            return {name: aside_names(self._there(name), taken, at) for name in databases}
+            found = {name: aside_names(self._there(name), taken, at) for name in databases}
+            for old, new in (moved for names in found.values() for moved in names.items()):
+                if len(new.encode()) > LONGEST_NAME_BYTES:
+                    raise RestoreError(f"the name of {self.directory / old} is too long to be kept aside")
+            return found
 
     def place(
         self,
@@ -140,12 +146,25 @@ class RestorePlace:
                 report.to_document(),
             )
             journal.write(scratch)
-            self._carry_out(journal, scratch)
+            try:
+                self._carry_out(journal, scratch)
+            except (RestoreError, OSError) as error:
+                if not self._placing:
+                    raise
+                known = error if isinstance(error, RestoreError) else unusable(self.directory, error)
+                raise RestoreError(
+                    f"{known.message}; of what is restored, some may be in its place already",
+                    hint=f"{known.hint}; the next restore to this directory completes it",
+                    transient=known.transient,
+                ) from error
 
     def discard(self) -> None:
-        """Remove the folder of this restore with all that is in it. Raises RestoreError."""
+        """Remove the folder of this restore with all that is in it. Raises RestoreError.
+
+        What is in its place by half stays for the next restore, which completes it.
+        """
         with self._translated():
-            if self._scratch is not None:
+            if self._scratch is not None and not self._placing:
                 self._scratch.remove()
 
     def close(self) -> None:
@@ -181,6 +200,7 @@ class RestorePlace:
             check(placement, scratch, self._folder)
         for placement in journal.placements:
             self._free()
+            self._placing = True
             put_in_place(placement, scratch, self._folder)
         scratch.remove()
         os.fsync(self._folder)

@@ -1,0 +1,238 @@
+"""What an agent is made of: what it is given, the rooms made of that, and the loops they have it run."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from agent.application.bus_watch import BusWatch
+from agent.application.changes import Changes
+from agent.application.daily_look import DailyLook
+from agent.application.desk import Desk
+from agent.application.feed import Feed
+from agent.application.intake import Intake
+from agent.application.progress import Footing
+from agent.application.prune_rounds import PruneRounds
+from agent.application.publisher import Publisher
+from agent.application.recorder import Recorder
+from agent.application.remote_control import RemoteControl
+from agent.application.retries import Retries
+from agent.application.roaming import Roaming
+from agent.application.session_ends import SessionEnds
+from agent.application.spool_reader import SpoolReader
+from agent.application.supervision import Supervision
+from agent.application.uploader import Uploader
+from agent.application.verification import Verification
+from agent.application.vitals import SPOOL, WATCH, Vitals
+from agent.application.wake import Wake
+from agent.domain.debounce import DebounceRules
+from agent.domain.events import SyncAsked
+from agent.domain.identity import Identity
+from agent.domain.route import CLOUD, RETRY
+from agent.ports import (
+    Clock,
+    EventBus,
+    Ledger,
+    Responder,
+    SnapshotTaker,
+    Spool,
+    Supervisor,
+    Surroundings,
+    SyncMethod,
+    Watch,
+)
+from agent.settings import Settings
+
+Loop = Callable[[], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Assembly:
+    """What is given to an agent, and the rooms made of it."""
+
+    settings: Settings
+    identity: Identity
+    clock: Clock
+    bus: EventBus
+    ledger: Ledger
+    taker: SnapshotTaker
+    methods: Mapping[str, SyncMethod]
+    uploaders: Sequence[Uploader]
+    publisher: Publisher
+    recorder: Recorder
+    watch: Watch
+    spool: Spool
+    spool_watch: Watch
+    flight: asyncio.Lock
+    """Held while a sync runs."""
+    settled: Wake
+    """Rung by the uploaders after each attempt: retry times may have changed, an outcome may be there."""
+    faults: asyncio.Queue[Exception]
+    """What the uploaders met that is no outcome."""
+    results_bus: EventBus
+    """Where the recorder tells results: the bus itself, but for a single sync, whose requests stay in the process."""
+    unreachable: Collection[str] = ()
+    """Methods that the uploaders could not reach when they were needed last."""
+    control: Responder | None = None
+    """Who answers questions from outside, where that is switched on."""
+    supervisor: Supervisor | None = None
+    """Who keeps the agent running and wants to hear how it is."""
+    surroundings: Surroundings | None = None
+    """Who notices that the machine slept, or came into another network."""
+    footing: Footing = field(default_factory=Footing)
+    """What the methods stand on, told when it may have moved."""
+    pruning: PruneRounds | None = None
+    """Who deletes old uploads after a new one, where that is switched on."""
+    verifying: Callable[[], AbstractAsyncContextManager[Verification]] | None = None
+    """Opens what looks whether an upload is whole, where the agent is to look by itself."""
+    left_over: Sequence[SyncAsked] = ()
+    """What was asked of an agent that has given way to this one, and has no outcome yet."""
+
+    desk: Desk = field(init=False)
+    """What local processes may ask of the agent, while it runs."""
+    _changes: Changes = field(init=False)
+    _session_ends: SessionEnds = field(init=False)
+    _intake: Intake = field(init=False)
+    _vitals: Vitals = field(init=False)
+    _spool_reader: SpoolReader = field(init=False)
+    _bus_watch: BusWatch = field(init=False)
+    _retries: Retries = field(init=False)
+
+    def __post_init__(self) -> None:
+        s, system_id = self.settings, self.identity.system_id
+        self._changes = Changes(
+            self.watch,
+            self.publisher,
+            self.ledger,
+            self.clock,
+            DebounceRules(s.agent_quiet_seconds, s.agent_deadline_seconds, s.agent_min_interval_seconds),
+            enabled=s.agent_upload_on_change,
+            busy=self.flight.locked,
+        )
+        self.settled.also(self._changes.bell)
+        self._session_ends = SessionEnds(
+            publisher=self.publisher,
+            ledger=self.ledger,
+            clock=self.clock,
+            system_id=system_id,
+            patience=s.agent_rescan_seconds,
+            busy=self.flight.locked,
+        )
+        self.settled.also(self._session_ends.settled)
+        self._intake = Intake(
+            publisher=self.publisher,
+            bus=self.bus,
+            ledger=self.ledger,
+            system_id=system_id,
+            announced=self.recorder.flush_soon,
+        )
+        self._spool_reader = SpoolReader(
+            spool=self.spool,
+            watch=self.spool_watch,
+            intake=self._intake,
+            publisher=self.publisher,
+            ledger=self.ledger,
+        )
+        self._vitals = Vitals(
+            clock=self.clock,
+            ledger=self.ledger,
+            watches={WATCH: self.watch, SPOOL: self.spool_watch},
+            bus_state=lambda: self.bus.state,
+            period_seconds=s.agent_rescan_seconds,
+            begun=self._changes.begun,
+        )
+        self.desk = Desk(
+            settings=s,
+            identity=self.identity,
+            ledger=self.ledger,
+            bus=self.bus,
+            taker=self.taker,
+            methods=self.methods,
+            intake=self._intake,
+            feed=Feed(ledger=self.ledger, bus=self.bus, system_id=system_id),
+            vitals=self._vitals,
+        )
+        self._bus_watch = BusWatch(
+            bus=self.results_bus,
+            ledger=self.ledger,
+            recorder=self.recorder,
+            clock=self.clock,
+            kept=timedelta(days=s.agent_nats_max_age_days),
+            switched=self._ask_again,
+        )
+        self._retries = Retries(
+            self.publisher,
+            self.ledger,
+            self.clock,
+            self.methods,
+            self._changes,
+            settled=self.settled,
+            flight=self.flight,
+            pass_seconds=s.agent_rescan_seconds,
+            before_pass=self._spool_reader.empty,
+            unreachable=self.unreachable,
+        )
+
+    def _loops(self) -> dict[str, Loop]:
+        """Return what the rooms do all the time, by the name of the task."""
+        loops: dict[str, Loop] = {
+            WATCH: self._changes.listen,
+            "debounce": self._changes.ask,
+            "retry": self._retries.on_time,
+            "stat-pass": self._retries.now_and_then,
+            SPOOL: self._spool_reader.run,
+            "session-ends": self._session_ends.run,
+            "bus": self._bus_watch.run,
+            "outbox": self.recorder.run,
+            "vitals": self._vitals.run,
+        }
+        if self.supervisor is not None:
+            supervision = Supervision(
+                self.supervisor, desk=self.desk, vitals=self._vitals, ledger=self.ledger, clock=self.clock
+            )
+            loops |= {"sign-of-life": supervision.keep_alive, "status-line": supervision.tell}
+        if self.pruning is not None:
+            loops |= {"prune": self.pruning.run}
+        if self.verifying is not None and CLOUD in self.methods:
+            loops |= {"verify": self._daily_look(self.verifying).run}
+        if self.surroundings is not None:
+            buses = (self.bus,) if self.results_bus is self.bus else (self.bus, self.results_bus)
+            roaming = Roaming(self.surroundings, self.clock, buses, self.footing, self._retries)
+            loops |= {"roaming": roaming.run}
+        return loops
+
+    def _daily_look(self, opening: Callable[[], AbstractAsyncContextManager[Verification]]) -> DailyLook:
+        bell = Wake(self.clock, "verify")
+        self.settled.also(bell)
+        return DailyLook(
+            opening=opening,
+            target=self.methods[CLOUD].target,
+            identity=self.identity,
+            ledger=self.ledger,
+            recorder=self.recorder,
+            clock=self.clock,
+            taker=self.taker,
+            flight=self.flight,
+            every=timedelta(hours=self.settings.agent_verify_hours),
+            pass_seconds=self.settings.agent_rescan_seconds,
+            owed=lambda: self.publisher.noticed(RETRY),
+            bell=bell,
+        )
+
+    def _remote_control(self, responder: Responder) -> RemoteControl:
+        return RemoteControl(
+            responder=responder,
+            desk=self.desk,
+            ledger=self.ledger,
+            clock=self.clock,
+            bus_state=lambda: self.bus.state,
+        )
+
+    async def _ask_again(self) -> None:
+        """The bus has changed: what was asked for on the other, and not begun, is asked for on this one."""
+        self._session_ends.ask_again()
+        await self._intake.ask_again()
+        await self._spool_reader.empty()
+        if not self.flight.locked():
+            await self.publisher.noticed(RETRY)
