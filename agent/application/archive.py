@@ -263,7 +263,8 @@ def object_name(key: str) -> str:
 def time_of(text: str) -> datetime:
     """Return the time that a text names: RFC 3339, or `2026-11-20 18:00` as the clock here shows it.
 
-    A minute is the end of it: uploads are listed by the minute, and the one that is listed so is meant. Raises SettingsError for anything else: a day alone could mean its beginning or its end.
+    A minute is the end of it: uploads are listed by the minute, and the one that is listed so is meant. Raises
+    SettingsError for anything else: a day alone could mean its beginning or its end.
     """
     try:
         time = datetime.fromisoformat(text.strip())
