@@ -123,12 +123,24 @@ class World:
     async def settle(self) -> None:
         """Let everything that can happen at this time happen: threads of the ledger included."""
         quiet = 0
-        async with asyncio.timeout(10):
-            while quiet < 5:
-                before = (len(self.heard), len(self.method.asked), self.clock.sleepers)
+        async with asyncio.timeout(10), self._counted() as transactions:
+            while quiet < 3:
+                before = (len(self.heard), len(self.method.asked), self.clock.sleepers, len(transactions) + 1)
                 await self.agent.ledger.last_position()
                 await self.clock.advance(0)
-                quiet = quiet + 1 if before == (len(self.heard), len(self.method.asked), self.clock.sleepers) else 0
+                now = (len(self.heard), len(self.method.asked), self.clock.sleepers, len(transactions))
+                quiet = quiet + 1 if before == now else 0
+
+    @asynccontextmanager
+    async def _counted(self) -> AsyncIterator[list[str]]:
+        """Count the ledger's transactions: an ask has a dozen of them before anything else shows."""
+        transactions, seen = self.agent.ledger._transactions, []
+        run = transactions.run
+        transactions.run = lambda begin, work: (seen.append(begin), run(begin, work))[1]
+        try:
+            yield seen
+        finally:
+            del transactions.run
 
     async def pass_time(self, seconds: float) -> None:
         """Let time pass from one sleeper's waking to the next, and let each of them finish what it does then."""

@@ -134,6 +134,7 @@ async def test_a_session_end_noted_for_the_system_of_an_older_hook_is_this_syste
 async def test_a_session_end_whose_agent_is_killed_right_after_the_answer_is_in_its_note(tmp_path):
     """The desk takes no note away: the next agent finds it."""
     async with world(tmp_path, [1]) as w:
+        await w.settle()  # the spool has been read
         w.notes.notes["s1"] = ended()  # left, and the watch has not told yet
         assert await w.agent.desk.take(ended())
         assert list(w.notes.notes) == ["s1"]

@@ -182,7 +182,7 @@ async def test_a_network_that_flaps_for_half_an_hour_is_answered_about_once_a_mi
         w.files.change(1)
         for _ in range(360):
             outside.happens(MOVED)
-            await w.clock.advance(5)
+            await w.pass_time(5)
         assert 20 <= said(logged, "surroundings_changed") <= 60
         assert len(w.method.asked) <= 3 * 40
 
