@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import typer
@@ -19,6 +19,7 @@ from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id
 from agent.domain.restoration import Restored, RestoredDatabase, restorable
 from agent.faces.results import human_bytes
+from agent.faces.uploads import when
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.archive import archive_of
@@ -94,7 +95,8 @@ def _tell(restored: Restored, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(restored.to_document(), indent=2))
         return
-    typer.echo(f"{restored.upload_id}, uploaded {restored.uploaded_at}, is restored to {restored.to}")
+    uploaded = when(datetime.fromisoformat(restored.uploaded_at))
+    typer.echo(f"{restored.upload_id}, uploaded {uploaded}, is restored to {restored.to}")
     for database in restored.databases:
         for line in _lines(database):
             typer.echo("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line))

@@ -1,5 +1,7 @@
 """`restore` as a command: what it prints, how it exits, and how one moves to a new laptop."""
 
+from datetime import datetime
+
 import pytest
 
 from tests.fakes.machine import Machine
@@ -32,7 +34,8 @@ def test_what_was_uploaded_comes_back_and_it_is_said_what(laptop, tmp_path):
 
     forced = laptop.call("restore", "--at", "2100-01-01 00:00", "--to", str(to), "--only", "reflection", "--force")
     assert forced.code == 0, forced.err
-    assert f"{upload['upload_id']}, uploaded {upload['uploaded_at']}, is restored to {to}" in forced.out
+    uploaded = f"{datetime.fromisoformat(upload['uploaded_at']).astimezone():%Y-%m-%d %H:%M:%S}"
+    assert f"{upload['upload_id']}, uploaded {uploaded}, is restored to {to}" in forced.out
     assert "reflection.duckdb that was there is reflection.duckdb.before-restore-" in forced.out
     assert len(list(to.iterdir())) == 3
 
