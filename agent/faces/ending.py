@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine
 
 import structlog
 
+from agent.domain.errors import AkoshaError
+
 STOP_SECONDS = 10.0
 STDIN = 0
 ECHO_SECONDS = 1.0
@@ -70,3 +72,12 @@ async def _run(work: Coroutine[None, None, int], stopped: int | None) -> int:
 def _end_hard(why: str) -> None:
     _log.error("ends_hard", why=why)
     os._exit(1)
+
+
+def first_of(group: BaseExceptionGroup[AkoshaError]) -> AkoshaError:
+    """Return the first error in a group, however deep: the others followed from it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, AkoshaError)
+    return error

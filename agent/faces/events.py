@@ -14,7 +14,7 @@ from agent.domain.events import (
     UploadVerified,
 )
 from agent.faces import control_client
-from agent.faces.results import ingested, pruned, sentence, verified
+from agent.faces.results import ingested, pruned, sentence, verified, when
 from agent.ports import Ledger
 from agent.settings import Settings
 from agent.wiring import Home
@@ -42,7 +42,6 @@ def line(event: Event, *, system: bool = False) -> str:
 
     Names and texts in it may be others', from a bucket or a bus: the line does nothing to a terminal.
     """
-    when = f"{event.time.astimezone():%Y-%m-%d %H:%M:%S}"
     what = event.type.removeprefix("akosha.").rsplit(".", 1)[0]
     text = ""
     if isinstance(event, SyncRequested):
@@ -56,7 +55,7 @@ def line(event: Event, *, system: bool = False) -> str:
     elif isinstance(event, UploadsPruned):
         text = pruned(event)
     whose = f"{event.system_id}  " if system else ""
-    told = f"{when}  {what:<15}  {whose}{text}".rstrip()
+    told = f"{when(event.time)}  {what:<15}  {whose}{text}".rstrip()
     return "".join(char if char.isprintable() else " " for char in told)
 
 

@@ -11,6 +11,7 @@ from agent.application.reactor import Reactor, Summary
 from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, SettingsError
 from agent.domain.naming import check_system_id
 from agent.faces.asking import APART, REACT
+from agent.faces.ending import first_of
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.react import reacting
@@ -33,7 +34,7 @@ async def react(settings: Settings, *, systems: Collection[str], once: bool) -> 
                     return await _once(reactor)
                 await reactor.run()
         except* AkoshaError as group:
-            raise _first(group) from group
+            raise first_of(group) from group
         finally:
             _log.info("reactor_stopped", agent_id=identity.agent_id)
     raise AssertionError("the reactor runs until it is cancelled, or fails")
@@ -86,11 +87,3 @@ def _held(home: Home) -> Iterator[None]:
             command=error.command,
             hint=f"stop that one first; {APART}",
         ) from error
-
-
-def _first(group: BaseExceptionGroup[AkoshaError]) -> AkoshaError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, AkoshaError)
-    return error

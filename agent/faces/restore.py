@@ -18,8 +18,7 @@ from agent.domain.errors import NamingError, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id
 from agent.domain.restoration import Restored, RestoredDatabase, restorable
-from agent.faces.results import human_bytes
-from agent.faces.uploads import when
+from agent.faces.results import human_bytes, when
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.archive import archive_of

@@ -1,5 +1,8 @@
 """A result as people and programs are promised it: CONTRACT's dict, and a line of text."""
 
+from contextlib import suppress
+from datetime import datetime
+
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.events import (
     IngestCompleted,
@@ -150,3 +153,10 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def when(at: datetime) -> str:
+    """Return a time as the clock here shows it; one that no clock here can show, as it is."""
+    with suppress(OverflowError, OSError, ValueError):
+        at = at.astimezone()
+    return f"{at:%Y-%m-%d %H:%M:%S}"

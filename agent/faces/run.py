@@ -13,7 +13,7 @@ from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.events import SyncAsked
 from agent.faces import logs
 from agent.faces.control import serving
-from agent.faces.ending import on_hangup
+from agent.faces.ending import first_of, on_hangup
 from agent.ports import Supervisor
 from agent.settings import Loaded, Settings
 from agent.settings.tree import FIELDS, PREFIX
@@ -90,7 +90,7 @@ class _Life:
                     self.left_over = await agent.unanswered()
                     raise
         except* AkoshaError as group:
-            raise _first(group) from group
+            raise first_of(group) from group
 
 
 class _Succession:
@@ -175,11 +175,3 @@ class _Succession:
 
 def _changed_keys(old: Settings, new: Settings) -> set[str]:
     return {key for key in FIELDS if getattr(old, key) != getattr(new, key)}
-
-
-def _first(group: BaseExceptionGroup[AkoshaError]) -> AkoshaError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, AkoshaError)
-    return error

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from agent.application.publisher import CLOUD_CURE
 from agent.application.status import TargetStatus, VerifyStatus
-from agent.faces.results import human_bytes
+from agent.faces.results import human_bytes, when
 from agent.faces.standing import Ground, View, standing
 from agent.ports import Standing
 from agent.settings import Settings
@@ -38,7 +38,7 @@ def _print(view: View, settings: Settings) -> None:
     if view.running and status.notes.get("watcher"):
         console.print(f"watching   {status.notes['watcher']}")
     if status.bus:
-        since = "" if status.bus.since is None else f"  (since {_when(status.bus.since)}, {_age(status.bus.since)})"
+        since = "" if status.bus.since is None else f"  (since {when(status.bus.since)}, {_age(status.bus.since)})"
         console.print(f"bus        {status.bus.text}{since}")
     if settings.over_nats and status.results_waiting:
         console.print(f"results    {status.results_waiting} wait to be told")
@@ -58,7 +58,7 @@ def _print(view: View, settings: Settings) -> None:
         if target.error:
             console.print(f"  last error   {target.error}")
         if target.next_try:
-            console.print(f"  next try     {_when(target.next_try)}")
+            console.print(f"  next try     {when(target.next_try)}")
         table = Table("database", "state", "size", "", box=None, padding=(0, 2, 0, 2))
         for row in target.databases:
             table.add_row(row.name, "pending" if row.pending else row.state, human_bytes(row.size), row.problem)
@@ -74,7 +74,7 @@ def _who(view: View) -> str:
 def _last(target: TargetStatus) -> str:
     if target.last_success is None:
         return "never"
-    return f"{target.newest_upload_id or _when(target.last_success)}  ({_age(target.last_success)})"
+    return f"{target.newest_upload_id or when(target.last_success)}  ({_age(target.last_success)})"
 
 
 def _verified(last: VerifyStatus) -> str:
@@ -92,10 +92,6 @@ def _counted(memories: Standing) -> str:
     if memories.refused:
         told.append(f"{sum(memories.refused.values()):,} were refused: akosha-agent memories --failed lists them")
     return "; ".join(told)
-
-
-def _when(at: datetime) -> str:
-    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def _age(at: datetime) -> str:

@@ -4,8 +4,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 import typer
@@ -17,7 +15,7 @@ from agent.application.archive import MANIFESTS, Archive, Listed, Listing
 from agent.domain.errors import NamingError, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id
-from agent.faces.results import WIDE, human_bytes
+from agent.faces.results import WIDE, human_bytes, when
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.archive import archive_of
@@ -171,13 +169,6 @@ def _print_one(listed: Listed) -> None:
     for database, tables in sorted(manifest.rows.items()):
         told = ", ".join(f"{table} {count:,}" for table, count in sorted(tables.items()))
         console.print(f"{database}: {told or 'no tables'}")
-
-
-def when(at: datetime) -> str:
-    """Return a time as the clock here shows it; one that no clock here can show, as it is."""
-    with suppress(OverflowError, OSError, ValueError):
-        at = at.astimezone()
-    return f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def shown(text: str) -> str:

@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-NAME = "control.sock"
+SOCKET = "control.sock"
 _DRAFT = "control.new"
-_LONGEST = 107 if sys.platform == "linux" else 103
+LONGEST_ADDRESS = 107 if sys.platform == "linux" else 103
 """Bytes of a path that `sun_path` has room for."""
 
 
@@ -27,7 +27,7 @@ class SocketFile:
 
         The caller holds the directory's lock. Raises OSError.
         """
-        path, draft = directory / NAME, directory / _DRAFT
+        path, draft = directory / SOCKET, directory / _DRAFT
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             draft.unlink(missing_ok=True)
@@ -60,8 +60,8 @@ def _reachable(path: Path, directory: int) -> str:
 
     Raises OSError where there is none.
     """
-    if len(os.fsencode(path)) <= _LONGEST:
+    if len(os.fsencode(path)) <= LONGEST_ADDRESS:
         return str(path)
     if sys.platform == "linux":
         return f"/proc/self/fd/{directory}/{path.name}"
-    raise OSError(f"the path {path} is longer than the {_LONGEST} bytes that a socket's may have")
+    raise OSError(f"the path {path} is longer than the {LONGEST_ADDRESS} bytes that a socket's may have")

@@ -7,14 +7,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from agent.domain.errors import AkoshaError
+from agent.faces.control.socket_file import LONGEST_ADDRESS, SOCKET
 from agent.wiring import LEDGER_EVENT_BYTES, Home
 
 if TYPE_CHECKING:
     from agent.faces.control_client.client import ControlClient
-
-SOCKET = "control.sock"
-LONGEST_ADDRESS = 107 if sys.platform == "linux" else 103
-"""Bytes that the system takes for the path of a socket."""
 
 FIRST_PAUSE_SECONDS = 0.5
 LAST_PAUSE_SECONDS = 5.0

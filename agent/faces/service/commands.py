@@ -12,6 +12,7 @@ import typer
 
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.faces.command import FAILED, AsJson, DataDir, SettingsFile, StateDir, die
+from agent.faces.results import when
 from agent.settings import Settings, load
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def status(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(asdict(standing), indent=2, default=str))
     else:
         pid = f", pid {standing.pid}" if standing.pid else ""
-        since = f" since {standing.since.astimezone():%Y-%m-%d %H:%M:%S}" if standing.since else ""
+        since = f" since {when(standing.since)}" if standing.since else ""
         edited = " (changed by somebody else)" if standing.edited else ""
         typer.echo(f"installed  {f'{standing.path}{edited}' if standing.installed else 'no'}")
         typer.echo(f"enabled    {_yes(standing.enabled)}")
