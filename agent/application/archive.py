@@ -38,7 +38,8 @@ MOST_UNPACKED = 1040
 _MINUTE = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 _SPARE = 2**16
 _LIST = "akosha-agent uploads lists those that are there"
-_NOT_THERE = "is not there"
+NOT_THERE = "is not there"
+"""What is wrong with an object, or an upload, that somebody else names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +212,7 @@ class Archive:
         except NotAManifest as error:
             return replace(listed, problems={naming.MANIFEST_NAME: error.message})
         if manifest is None:
-            return replace(listed, problems={naming.MANIFEST_NAME: _NOT_THERE})
+            return replace(listed, problems={naming.MANIFEST_NAME: NOT_THERE})
         if problems := implausible(manifest):
             return replace(listed, problems=problems)
         return replace(listed, manifest=manifest, problems=wrong_sizes(manifest, sizes))
@@ -239,7 +240,7 @@ def wrong_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> dict[str, str]:
     for key, size in expected_sizes(manifest).items():
         name = object_name(key)
         if name not in sizes:
-            found[name] = _NOT_THERE
+            found[name] = NOT_THERE
         elif sizes[name] != size:
             found[name] = other_size(sizes[name], size)
     return found

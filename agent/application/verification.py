@@ -8,13 +8,11 @@ only in the bytes.
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
 
 from agent.application.archive import (
+    NOT_THERE,
     Archive,
     all_of,
     expected_sizes,
@@ -22,15 +20,14 @@ from agent.application.archive import (
     object_name,
     other_size,
 )
-from agent.application.ingest import Landing
+from agent.application.deep_look import DeepLook, DeepMeans
 from agent.application.uploads import NotAManifest
 from agent.domain import naming
-from agent.domain.databases import main_name
-from agent.domain.errors import NoSuchObject, SnapshotError, WireError
+from agent.domain.errors import NoSuchObject
 from agent.domain.events import UploadVerified, archive_event_id
 from agent.domain.identity import Identity
-from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
-from agent.ports import Clock, MemoriesFile, ObjectStore, Progress, untold
+from agent.domain.manifest import Manifest, MemoriesPart, Part
+from agent.ports import Clock, ObjectStore, Progress, untold
 
 LOOKED_AT_ONCE = 8
 """Objects that are asked for at a time."""
@@ -39,28 +36,7 @@ MOST_TOLD = 20
 LONGEST_TOLD = 300
 """How many problems an event names, and how much of each: whatever is in the bucket, it fits into an event."""
 
-_NOT_THERE = "is not there"
 _CHANGED = "has other bytes than were put there: its SHA-256 is another"
-
-
-class Verdict(Protocol):
-    """What a look into a database found. `damaged`: it looks wrong, rather than that it cannot be looked into here."""
-
-    @property
-    def verified(self) -> bool: ...
-
-    @property
-    def reason(self) -> str: ...
-
-    @property
-    def damaged(self) -> bool: ...
-
-    @property
-    def rows(self) -> Mapping[str, int]: ...
-
-
-Examine = Callable[[Path], Awaitable[Verdict]]
-"""Opens a database's main file, sidecars beside it, in a process of its own, and reads every table through."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +62,7 @@ class Found:
     @property
     def gone(self) -> bool:
         """Whether it is not there at all: an upload is when its manifest is."""
-        return self.manifest is None and self.problems.get(naming.MANIFEST_NAME) == _NOT_THERE
+        return self.manifest is None and self.problems.get(naming.MANIFEST_NAME) == NOT_THERE
 
     @property
     def damaged(self) -> frozenset[str]:
@@ -121,20 +97,12 @@ class Found:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeepMeans:
-    """What a deep look needs: where objects become files, who reads databases, and who reads memories."""
-
-    landing: Landing
-    examine: Examine
-    memories_file: MemoriesFile
-
-
 class Verification:
     """Looks at uploads of one archive. Raises StoreError where that cannot be done: that is no damage."""
 
     def __init__(self, archive: Archive, clock: Clock, deep: DeepMeans | None = None) -> None:
-        self._archive, self._clock, self._deep = archive, clock, deep
+        self._archive, self._clock = archive, clock
+        self._deep = None if deep is None else DeepLook(archive, deep)
 
     async def shallow(self, upload: str) -> Found:
         """Look at the manifest, and at what the store says of every object."""
@@ -143,7 +111,7 @@ class Verification:
         if manifest is not None:
             problems |= await self._objects(manifest)
             if problems and await self._is_gone(upload):
-                manifest, problems = None, {naming.MANIFEST_NAME: _NOT_THERE}  # deleted while it was looked at
+                manifest, problems = None, {naming.MANIFEST_NAME: NOT_THERE}  # deleted while it was looked at
         return Found(
             upload_id=upload,
             deep=False,
@@ -167,11 +135,11 @@ class Verification:
             sizes = {key: size for key, size in expected_sizes(manifest).items() if object_name(key) not in problems}
             begun(sum(sizes.values()))
             for database in dict.fromkeys(part.database for part in manifest.parts):
-                await self._database(manifest, database, problems, notes, progress)
+                await self._deep.database(manifest, database, problems, notes, progress)
             if manifest.memories and manifest.memories.key in sizes:
-                await self._memories(manifest, manifest.memories, problems, progress)
+                await self._deep.memories(manifest, manifest.memories, problems, progress)
             if problems.keys() - found.problems.keys() and await self._is_gone(upload):
-                manifest, problems = None, {naming.MANIFEST_NAME: _NOT_THERE}
+                manifest, problems = None, {naming.MANIFEST_NAME: NOT_THERE}
         return Found(
             upload_id=upload,
             deep=True,
@@ -189,13 +157,13 @@ class Verification:
                 read = await self._archive.uploads.manifest_as_it_lies(upload)
                 moved()
                 if read is None:
-                    return None, {naming.MANIFEST_NAME: _NOT_THERE}
+                    return None, {naming.MANIFEST_NAME: NOT_THERE}
                 manifest, data = read
                 told = (await self._archive.store.head(manifest.key)).metadata
         except NotAManifest as error:
             return None, {naming.MANIFEST_NAME: error.message}
         except NoSuchObject:
-            return None, {naming.MANIFEST_NAME: _NOT_THERE}
+            return None, {naming.MANIFEST_NAME: NOT_THERE}
         if problems := implausible(manifest):
             return None, problems
         return manifest, _changed(manifest, data, told.get("sha256"))
@@ -218,89 +186,6 @@ class Verification:
             found = await all_of([look(part) for part in held], "look-at-object")
         return {object_name(part.key): why for part, why in zip(held, found, strict=True) if why}
 
-    async def _database(
-        self,
-        manifest: Manifest,
-        database: str,
-        problems: dict[str, str],
-        notes: dict[str, str],
-        progress: Progress,
-    ) -> None:
-        """Download a database, and read it where all of it is as it should be."""
-        assert self._deep is not None
-        parts = manifest.of(database)
-        sound = [part for part in parts if object_name(part.key) not in problems]
-        async with self._deep.landing.folder(sum(part.raw_size for part in sound)) as folder:
-            for part in sound:
-                if why := await self._fetch(part, folder / part.name, progress):
-                    problems[object_name(part.key)] = why
-            if len(sound) < len(parts) or any(object_name(part.key) in problems for part in parts):
-                return
-            main = next((part for part in parts if part.name == main_name(database)), None)
-            if main is None:
-                problems[object_name(parts[0].key)] = f"is part of {main_name(database)}, which is not in the upload"
-                return
-            verdict = await self._deep.examine(folder / main.name)
-            rows = manifest.rows.get(database)
-            if verdict.verified and rows is not None and dict(verdict.rows) != dict(rows):
-                problems[object_name(main.key)] = f"has other rows than its manifest tells: {_differing(rows, verdict)}"
-            elif not verdict.verified and verdict.damaged and main.verified:
-                problems[object_name(main.key)] = verdict.reason
-            elif not verdict.verified:
-                notes[database] = verdict.reason
-
-    async def _memories(
-        self, manifest: Manifest, told: MemoriesPart, problems: dict[str, str], progress: Progress
-    ) -> None:
-        assert self._deep is not None
-        async with self._deep.landing.folder(told.size) as folder:
-            path = folder / naming.MEMORIES_NAME
-            why = await self._fetch(told, path, progress)
-            if not why:
-                source, count = self._deep.memories_file.open(path, manifest.system_id), 0
-                try:
-                    async with aclosing(source.pages()) as pages:
-                        async for page in pages:
-                            count += len(page)
-                except (WireError, SnapshotError) as error:
-                    why = error.message
-                else:
-                    why = "" if count == told.count else f"has {count} memories, its manifest tells {told.count}"
-            if why:
-                problems[naming.MEMORIES_NAME] = why
-
-    async def _fetch(self, told: Part | MemoriesPart, path: Path, progress: Progress) -> str:
-        """Download an object to a file; return what is wrong with it, "" for nothing."""
-        assert self._deep is not None
-        compression: Compression
-        compression, stored_size, raw_size = (
-            (told.compression, told.stored_size, told.raw_size)
-            if isinstance(told, Part)
-            else ("none", told.size, told.size)
-        )
-
-        async def watched() -> AsyncIterator[bytes]:
-            async for piece in pieces:
-                moved()
-                progress(len(piece))
-                yield piece
-
-        try:
-            async with self._archive.moving() as moved, aclosing(self._archive.store.get(told.key)) as pieces:
-                await self._deep.landing.land(
-                    watched(),
-                    path,
-                    compression=compression,
-                    stored_size=stored_size,
-                    raw_size=raw_size,
-                    sha256=told.sha256,
-                )
-        except NoSuchObject:
-            return _NOT_THERE
-        except WireError as error:
-            return error.message.removeprefix(f"{path.name} ")
-        return ""
-
     def _since(self, started: float) -> float:
         return round(self._clock.monotonic() - started, 3)
 
@@ -311,7 +196,7 @@ async def _wrong_with(store: ObjectStore, part: Part | MemoriesPart) -> str:
     try:
         found = await store.head(part.key)
     except NoSuchObject:
-        return _NOT_THERE
+        return NOT_THERE
     if found.size != size:
         return other_size(found.size, size)
     told = {name: found.metadata[name] for name in part.metadata if name in found.metadata}
@@ -333,15 +218,6 @@ def _changed(manifest: Manifest, data: bytes, told: str | None) -> dict[str, str
     if document.get("checksum") != json.loads(manifest.encode())["checksum"]:
         return {naming.MANIFEST_NAME: "has been changed: its checksum is not that of the parts it tells of"}
     return {}
-
-
-def _differing(rows: Mapping[str, int], verdict: Verdict) -> str:
-    names = sorted({*rows, *verdict.rows})
-    return ", ".join(
-        f"{name} {verdict.rows.get(name, 0)}, not {rows.get(name, 0)}"
-        for name in names
-        if verdict.rows.get(name) != rows.get(name)
-    )
 
 
 def _cut(text: str) -> str:

@@ -10,7 +10,8 @@ from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.scratch import scratch
 from agent.adapters.state_directory import StateDirectory
 from agent.application.archive import Archive
-from agent.application.verification import DeepMeans, Verification
+from agent.application.deep_look import DeepMeans
+from agent.application.verification import Verification
 from agent.domain.errors import SettingsError
 from agent.ports import Clock
 from agent.settings import Settings

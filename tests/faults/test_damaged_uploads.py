@@ -15,7 +15,8 @@ from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.s3_store import S3Store
 from agent.adapters.system_clock import SystemClock
 from agent.application.archive import Archive
-from agent.application.verification import DeepMeans, Verification
+from agent.application.deep_look import DeepMeans
+from agent.application.verification import Verification
 from agent.domain.errors import NoSuchObject, StoreError
 from agent.domain.manifest import Manifest
 from agent.wiring.archive import _examine
