@@ -7,8 +7,10 @@ from datetime import datetime
 from typing import Self
 
 from agent.application.bus_watch import BUS, BUS_SINCE
+from agent.application.status_warnings import warnings_in, without_warnings
 from agent.domain.databases import Survey
 from agent.domain.states import Problem, State, TargetRecord, next_try, pending, problems
+from agent.domain.status_warning import StatusWarning
 from agent.ports import Standing
 
 VERIFIED = "verified"
@@ -85,7 +87,7 @@ class Status:
     """All of it. `pending` names what the first target of the route lacks: where another stands in, that is still owed.
 
     `bus` is there while an agent runs; `results_waiting` counts those that no bus has confirmed yet. `verified` is of
-    the agent's own last look whether its newest upload is whole.
+    the agent's own last look whether its newest upload is whole. `warnings` are lasting conditions that need a person.
     """
 
     system_id: str
@@ -97,6 +99,7 @@ class Status:
     bus: BusStatus | None = None
     results_waiting: int = 0
     verified: VerifyStatus | None = None
+    warnings: tuple[StatusWarning, ...] = ()
 
 
 def describe(
@@ -110,10 +113,12 @@ def describe(
     notes: Mapping[str, str],
     results_waiting: int,
     running: bool,
+    warnings: Sequence[StatusWarning] = (),
 ) -> Status:
     """Put the ledger's records and the files' present state side by side. `running`: an agent keeps the notes.
 
     `records` are in the order of the route, `standings` by method. A fallback that was never needed is left out.
+    `warnings` are those that were computed for this look; those that the notes hold follow.
     """
     used = [record for at, record in enumerate(records) if at == 0 or record.databases]
     targets = tuple(_target(record, survey, standings.get(record.target.method, Standing())) for record in used)
@@ -124,10 +129,11 @@ def describe(
         route=tuple(route),
         targets=targets,
         pending=lacking,
-        notes=notes,
+        notes=without_warnings(notes),
         bus=_bus(notes) if running else None,
         results_waiting=results_waiting,
         verified=VerifyStatus.noted(notes),
+        warnings=(*warnings, *warnings_in(notes)),
     )
 
 

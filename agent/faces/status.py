@@ -44,6 +44,8 @@ def _print(view: View, settings: Settings) -> None:
         console.print(f"results    {status.results_waiting} wait to be told")
     if status.verified:
         console.print(f"verified   {_verified(status.verified)}")
+    for warning in status.warnings:
+        console.print(f"warning    {warning}")
     if not ground.sync_enabled:
         console.print("sync       switched off (akosha_sync_enabled is false)")
     if not status.targets:

@@ -28,6 +28,7 @@ from agent.adapters.sqlite_ledger import examining as ledger
 from agent.adapters.sqlite_ledger.examining import LedgerFacts
 from agent.adapters.state_directory import Holder
 from agent.adapters.watcher.mounts import file_system, silent
+from agent.application.status_warnings import warnings_in
 from agent.domain.errors import NotPermitted, StoreError
 from agent.domain.identity import Identity
 from agent.domain.naming import (
@@ -35,6 +36,7 @@ from agent.domain.naming import (
     sanitise_system_id,
     uploads_prefix,
 )
+from agent.domain.status_warning import StatusWarning
 from agent.ports import ObjectStore
 from agent.settings import Settings
 from agent.settings.endpoints import is_loopback
@@ -146,6 +148,16 @@ class Examination:
         """Check the ledger; None where there is none. Raises StateError."""
         path = self.home.state.ledger_file
         return await aside(lambda: ledger.examine(path) if path.exists() else None)
+
+    async def warnings(self) -> tuple[StatusWarning, ...]:
+        """Return the lasting conditions that the ledger keeps; none where there is no ledger. Raises StateError."""
+        if not await self.home.has_ledger():
+            return ()
+        ledger = await self.home.read_ledger()
+        try:
+            return warnings_in(await ledger.notes())
+        finally:
+            await ledger.aclose()
 
     async def holder(self) -> Holder | None:
         """Return who holds the state directory. Raises StateError."""

@@ -15,6 +15,7 @@ from agent.settings.sources import COMMAND_LINE
 from agent.wiring.examination import aside
 
 AGENT, SERVICE, HOOK, VERSIONS = "agent", "service", "session-end hook", "versions"
+WARNINGS = "warnings"
 
 START = "akosha-agent service install (or, where it is installed, service start); by hand: akosha-agent run"
 RESTART = "akosha-agent service restart"
@@ -46,6 +47,14 @@ async def agent(ground: Ground) -> list[Finding]:
         text = f"{holder} is of version {health.version or 'unknown'}, this is {__version__}"
         return [warning(AGENT, text, cure=RESTART)]
     return [ok(AGENT, f"{holder} runs and answers, version {health.version}")]
+
+
+async def warnings(ground: Ground) -> list[Finding]:
+    """Report each lasting condition that the agent has recorded."""
+    found = await ground.examination.warnings()
+    if not found:
+        return [ok(WARNINGS, "the agent has recorded none")]
+    return [warning(WARNINGS, one.message, cure=one.hint or "akosha-agent status", detail=one.code) for one in found]
 
 
 async def service(ground: Ground) -> list[Finding]:

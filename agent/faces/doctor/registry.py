@@ -48,6 +48,7 @@ ALL = (
     Entry(DELIVERY, delivery_checks.CLOCK, delivery_checks.clock, _NETWORK, always=False),
     Entry(DELIVERY, bus_checks.NATS, bus_checks.nats, _NETWORK, always=False),
     Entry(KEEPING, keeping_checks.AGENT, keeping_checks.agent, keeping_checks.RESTART),
+    Entry(KEEPING, keeping_checks.WARNINGS, keeping_checks.warnings, _MOUNT),
     Entry(KEEPING, keeping_checks.SERVICE, keeping_checks.service, "systemctl --user status (macOS: launchctl list)"),
     Entry(KEEPING, keeping_checks.HOOK, keeping_checks.hook, _MOUNT),
     Entry(KEEPING, keeping_checks.VERSIONS, keeping_checks.versions, _MOUNT),

@@ -87,7 +87,8 @@ _STATUS_RESULT: dict[str, Any] = {
         | {"description": "False where the settings or the state directory cannot be used: see error."},
         "error": _TEXT_OR_NULL,
         "hint": _TEXT_OR_NULL,
-        "warnings": _TEXTS | {"description": "What in the settings has no effect; an agent that does not answer."},
+        "warnings": _TEXTS
+        | {"description": "Settings without effect, an agent that does not answer, and lasting conditions."},
         "running": {
             "type": ["object", "null"],
             "description": "Which process holds the state directory: pid, command.",

@@ -1,0 +1,42 @@
+"""A lasting condition that the user must know of: it does not stop a sync, and it does not pass by itself."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusWarning:
+    """`code` is a stable snake_case identifier for programs; `hint` is the command or setting that mends the condition.
+
+    `since` is the time at which the condition was first seen, None where it is computed at each look.
+    """
+
+    code: str
+    message: str
+    hint: str = ""
+    since: datetime | None = None
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+    def encode(self) -> str:
+        """Return the warning as JSON text."""
+        since = self.since.isoformat() if self.since else None
+        return json.dumps({"message": self.message, "hint": self.hint, "since": since})
+
+    @classmethod
+    def decode(cls, code: str, text: str) -> Self | None:
+        """Return the warning that `encode` wrote, None for any other text."""
+        try:
+            document = json.loads(text)
+            since = document["since"]
+            return cls(
+                code=code,
+                message=str(document["message"]),
+                hint=str(document["hint"]),
+                since=datetime.fromisoformat(since) if since else None,
+            )
+        except (ValueError, TypeError, KeyError):
+            return None

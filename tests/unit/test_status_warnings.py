@@ -1,0 +1,61 @@
+from datetime import timedelta
+
+import pytest
+
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.wire import CloudEventsCodec
+from agent.application.status import describe
+from agent.application.status_warnings import clear_warning, set_warning, warnings_in, without_warnings
+from agent.domain.status_warning import StatusWarning
+from tests.fakes.clock import ManualClock
+
+CLOCK_AHEAD = StatusWarning(code="clock_ahead", message="the newest upload is 3 days ahead", hint="set the clock")
+
+
+@pytest.fixture
+async def ledger(tmp_path):
+    opened = await SqliteLedger.open(tmp_path / "ledger.sqlite", CloudEventsCodec(), clock=ManualClock())
+    yield opened
+    await opened.aclose()
+
+
+def status_of(notes, *computed):
+    return describe(
+        system_id="laptop", agent_id="a", route=(), records=(), standings={}, survey={}, notes=notes,
+        results_waiting=0, running=False, warnings=computed,
+    )  # fmt: skip
+
+
+async def test_a_warning_is_in_the_status_until_it_is_cleared(ledger):
+    clock = ManualClock()
+    assert await set_warning(ledger, CLOCK_AHEAD, clock)
+    status = status_of(await ledger.notes())
+    assert [str(warning) for warning in status.warnings] == ["the newest upload is 3 days ahead (set the clock)"]
+    assert status.notes == {}
+    assert await clear_warning(ledger, "clock_ahead")
+    assert status_of(await ledger.notes()).warnings == ()
+    assert not await clear_warning(ledger, "clock_ahead")
+
+
+async def test_a_warning_that_is_set_again_keeps_the_time_it_was_first_seen_at(ledger):
+    clock = ManualClock()
+    await set_warning(ledger, CLOCK_AHEAD, clock)
+    (first,) = warnings_in(await ledger.notes())
+    await clock.advance(60)
+    changed = StatusWarning(code="clock_ahead", message="the newest upload is 2 days ahead")
+    assert not await set_warning(ledger, changed, clock)
+    (now,) = warnings_in(await ledger.notes())
+    assert (now.since, now.message) == (first.since, "the newest upload is 2 days ahead")
+    assert clock.now() - first.since == timedelta(seconds=60)
+
+
+def test_what_was_computed_for_this_look_comes_before_what_the_ledger_keeps():
+    notes = {"warning.kept": CLOCK_AHEAD.encode(), "watcher": "inotify"}
+    status = status_of(notes, StatusWarning(code="disk_full", message="the disk is full"))
+    assert [warning.code for warning in status.warnings] == ["disk_full", "kept"]
+    assert without_warnings(notes) == status.notes == {"watcher": "inotify"}
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", '{"message": 1}', "not json", '{"since": "x"}'])
+def test_a_note_that_is_no_warning_is_none(text):
+    assert warnings_in({"warning.odd": text}) == ()
