@@ -11,7 +11,7 @@ import structlog
 
 from agent.domain.errors import BusError
 from agent.domain.events import Event, SyncResult
-from agent.ports import BusState, EventBus, Handler, Message, StreamMark, Subscription
+from agent.ports import BusState, EventBus, Handler, Message, StreamMark, Subscription, reset_clients
 
 _log = structlog.get_logger()
 
@@ -45,6 +45,10 @@ class FailoverBus:
     def look_alive(self) -> None:
         self._distant.look_alive()
         self._local.look_alive()
+
+    async def reset_client(self) -> None:
+        """As `Reconnectable` says, for those of the two that keep a client."""
+        await reset_clients(self._distant, self._local)
 
     async def publish(self, event: Event) -> None:
         if isinstance(event, SyncResult):

@@ -18,6 +18,7 @@ from agent.domain import naming
 from agent.domain.errors import AkoshaError, BusError
 from agent.domain.events import SyncAsked, SyncResult
 from agent.domain.route import STARTUP
+from agent.ports import reset_clients
 
 READY_SECONDS = 1.0
 TELL_SECONDS = 10.0
@@ -112,6 +113,15 @@ class Agent(Assembly):
         async with asyncio.TaskGroup() as group:
             for name, loop in loops.items():
                 group.create_task(self._keep(name, loop), name=name)
+
+    async def reset_clients(self) -> None:
+        """Have stores, servers and buses read credentials and certificates again; retry targets that fail now."""
+        await self.footing.reset_clients()
+        await reset_clients(*{id(bus): bus for bus in (self.bus, self.results_bus)}.values())
+        try:
+            await self._retries.welcome_back(set(self.methods))
+        except AkoshaError as error:  # the retry loop tries at its own time
+            _log.warning("loop_interrupted", loop="retry", error=str(error))
 
     async def unanswered(self) -> Sequence[SyncAsked]:
         """Return what was asked of this agent and has no outcome yet: for the one that takes its place."""

@@ -9,7 +9,7 @@ import structlog
 from agent.application.wake import Wake
 from agent.domain.errors import AkoshaError, SyncError
 from agent.domain.events import SyncProgress, SyncRequested
-from agent.ports import Clock, Connected, EventBus
+from agent.ports import Clock, Connected, EventBus, reset_clients
 
 TELL_SECONDS = 0.25
 
@@ -152,6 +152,10 @@ class Footing:
             standing.hurry(self._hurried_seconds, until=until)
         for connected in self._connected:
             await connected.let_go()
+
+    async def reset_clients(self) -> None:
+        """Have each component that keeps a client build a new one at its next call."""
+        await reset_clients(*self._connected)
 
     def moved(self) -> None:
         """Whatever is under way stands still on purpose: no limit is to end it for that."""

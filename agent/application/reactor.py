@@ -16,11 +16,12 @@ from agent.application.ingest import Ingest
 from agent.application.ingest_news import IngestNews
 from agent.application.react_outlook import Outlook, is_final
 from agent.application.reaction import Caught, Reaction
+from agent.application.wake import Wake
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, NamingError
 from agent.domain.events import SyncSucceeded
 from agent.domain.identity import Identity
-from agent.ports import Clock, EventBus, Ledger, Message
+from agent.ports import Clock, EventBus, Ledger, Message, reset_clients
 
 AT_ONCE = 4
 """How many systems' uploads are in hand at a time."""
@@ -69,12 +70,14 @@ class Reactor:
     pass_seconds: float
 
     _news: IngestNews = field(init=False)
+    _bell: Wake = field(init=False)
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE), init=False)
     _outlook: Outlook = field(default_factory=Outlook, init=False)
     _reactions: dict[str, Reaction] = field(default_factory=dict, init=False)
     _group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
 
     def __post_init__(self) -> None:
+        self._bell = Wake(self.clock, "react-passes")
         way = self.ingest.store.location, self.ingest.endpoint
         self._news = IngestNews(self.ledger, self.bus, self.identity, self.clock, way=way)
 
@@ -94,6 +97,13 @@ class Reactor:
                 systems=sorted(self.systems) or "all",
             )
             self._group.create_task(self._now_and_then(), name="react-passes")
+
+    async def reset_clients(self) -> None:
+        """Have store, server and bus read credentials and certificates again; retry what waits now."""
+        await reset_clients(self.ingest.store, self.ingest.push.sink, self.bus)
+        for reaction in self._reactions.values():
+            reaction.ring()
+        self._bell.ring()
 
     async def once(self) -> Summary:
         """Take all there is, trying everything once. Raises StoreError where the bucket cannot be listed."""
@@ -134,11 +144,12 @@ class Reactor:
                 if is_final(error):
                     raise
                 self._outlook.failed(_ALL, error, delay_seconds=self.pass_seconds)
-                await self.clock.sleep(self.pass_seconds)
+                await self._bell.wait(self.pass_seconds)
                 continue
             self._outlook.passed(_ALL, akosha=False)
             for _ in range(PASSES):
-                await self.clock.sleep(self.pass_seconds)
+                if await self._bell.wait(self.pass_seconds):
+                    break
                 await self._welcome_back()
                 if self.bus is None or not self.bus.state.ready:
                     break

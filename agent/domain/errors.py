@@ -21,6 +21,7 @@
         └── HybridSyncError    all methods failed, each in its own way
 
 `transient` says whether trying the same again may help. `hint` is the command or setting that mends it.
+Only an adapter catches all that its library may raise; what it does not know becomes its own error, transient.
 Texts never carry secrets: they are made of names, keys, places and status codes.
 """
 
@@ -31,13 +32,17 @@ MASK = "********"
 
 
 class AkoshaError(Exception):
-    """Root of the tree. `str()` gives the message, then the hint."""
+    """Root of the tree. `str()` gives the message, then the hint.
+
+    `unexpected`: the kind of error (`KeyError in head_object`) where a library raised what the adapter does not know.
+    """
 
     def __init__(self, message: str, *, hint: str = "", transient: bool = False) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.transient = transient
+        self.unexpected = ""
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

@@ -11,7 +11,7 @@ from agent.application.reactor import Reactor, Summary
 from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, SettingsError
 from agent.domain.naming import check_system_id
 from agent.faces.asking import APART, REACT
-from agent.faces.ending import first_of
+from agent.faces.ending import first_of, on_hangup
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.react import reacting
@@ -32,12 +32,29 @@ async def react(settings: Settings, *, systems: Collection[str], once: bool) -> 
             async with reacting(home, identity, systems) as reactor:
                 if once:
                     return await _once(reactor)
-                await reactor.run()
+                await _run(reactor)
         except* AkoshaError as group:
             raise first_of(group) from group
         finally:
             _log.info("reactor_stopped", agent_id=identity.agent_id)
     raise AssertionError("the reactor runs until it is cancelled, or fails")
+
+
+async def _run(reactor: Reactor) -> None:
+    """React until cancelled; a SIGHUP has credentials and certificates read again."""
+    hung_up = asyncio.Event()
+    on_hangup(hung_up.set)
+
+    async def reset() -> None:
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            await reactor.reset_clients()
+            _log.info("clients_reset", agent_id=reactor.identity.agent_id)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(reset(), name="hangup")
+        await reactor.run()
 
 
 async def _once(reactor: Reactor) -> int:

@@ -1,4 +1,7 @@
-"""`run`: the agent until it is told to stop. At a SIGHUP the settings are read anew, and the agent is built anew."""
+"""`run`: the agent until it is told to stop. At a SIGHUP settings and credentials are read again.
+
+Other settings build a new agent; with the same ones, stores, servers and buses build new clients.
+"""
 
 import asyncio
 import functools
@@ -8,6 +11,7 @@ from typing import NoReturn
 import structlog
 
 from agent import wiring
+from agent.application.agent import Agent
 from agent.application.desk import Desk
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.events import SyncAsked
@@ -50,12 +54,18 @@ class _Life:
         self.settings, self.left_over = settings, left_over
         self._supervisor, self._counts = supervisor, counts
         self._desk: Desk | None = None
+        self._agent: Agent | None = None
         self.task = asyncio.create_task(self._live(), name="agent")
 
     @property
     def works(self) -> bool:
         """Whether it has come so far that it watches and hears requests."""
         return self._desk is not None and self._desk.ready
+
+    async def reset_clients(self) -> None:
+        """Have its next calls read credentials and certificates again."""
+        if self._agent is not None:
+            await self._agent.reset_clients()
 
     async def end(self) -> None:
         """Cancel it and see it end, also while being cancelled: it cleans up, and the command limits the time."""
@@ -81,7 +91,7 @@ class _Life:
             async with await wiring.build(
                 home, identity, meter=self._counts.meter, supervisor=self._supervisor, left_over=self.left_over
             ) as agent:
-                self._desk, self._counts.ledger_bytes = agent.desk, agent.ledger.size
+                self._agent, self._desk, self._counts.ledger_bytes = agent, agent.desk, agent.ledger.size
                 metrics = functools.partial(self._counts.exposition, agent.desk)
                 try:
                     async with serving(agent.desk, self.settings, state_dir=home.state.path, metrics=metrics):
@@ -143,6 +153,7 @@ class _Succession:
             if not changed <= LOG_KEYS:
                 return new
             life.settings = new
+            await life.reset_clients()
             if life.works:
                 self._supervisor.ready()
 
@@ -163,7 +174,7 @@ class _Succession:
         for warning in loaded.warnings:
             _log.warning("settings", warning=warning)
         if not _changed_keys(current, new):
-            _log.info("settings_unchanged")
+            _log.info("settings_unchanged", then="credentials and certificates are read again")
         return new
 
     def _refuse(self, error: AkoshaError, kept: Settings) -> None:

@@ -21,9 +21,11 @@ from agent.ports.memories import (
 from agent.ports.meter import Meter, Unmetered
 from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
 from agent.ports.objects import ObjectStore, Progress, StoredObject, untold
+from agent.ports.reconnecting import Reconnectable, reset_clients
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
 from agent.ports.supervisor import Supervisor
 from agent.ports.surroundings import Connected, Surroundings, Upheaval
+from agent.ports.unexpected import UnexpectedErrors
 
 __all__ = [
     "BusState",
@@ -49,6 +51,7 @@ __all__ = [
     "Packed",
     "Progress",
     "Receipt",
+    "Reconnectable",
     "Reporter",
     "Responder",
     "Snapshot",
@@ -62,9 +65,11 @@ __all__ = [
     "Surroundings",
     "SyncMethod",
     "Unchanged",
+    "UnexpectedErrors",
     "Unmetered",
     "Upheaval",
     "Watch",
     "WrittenMemories",
+    "reset_clients",
     "untold",
 ]

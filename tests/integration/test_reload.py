@@ -178,6 +178,23 @@ async def test_settings_that_are_the_same_or_the_logs_alone_leave_the_agent_as_i
     assert len(world.agents) == 1
 
 
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_hangup_resets_clients_whatever_the_settings_say(world, refused):
+    class Client:
+        resets = 0
+
+        async def let_go(self) -> None: ...
+
+        async def reset_client(self) -> None:
+            self.resets += 1
+
+    client = Client()
+    async with running(world):
+        world.agents[0].footing.keeps(client)
+        await world.reload(**({"agent_state_dir": world.tmp_path / "elsewhere"} if refused else {}))
+    assert (len(world.agents), client.resets) == (1, 1)
+
+
 async def test_changed_keys_are_told_and_no_value(world):
     with capture_logs() as told:
         async with running(world):

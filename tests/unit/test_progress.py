@@ -196,6 +196,24 @@ async def test_being_cut_off_is_a_passing_failure_that_says_so(time, footing):
     assert str(error).startswith("s3://bucket: nothing moved for 10 s")
 
 
+async def test_clients_are_reset_where_a_component_keeps_one(footing):
+    class Pool:
+        async def let_go(self) -> None:
+            raise AssertionError
+
+    class Client(Pool):
+        resets = 0
+
+        async def reset_client(self) -> None:
+            self.resets += 1
+
+    client = Client()
+    for connected in (Pool(), client):
+        footing.keeps(connected)
+    await footing.reset_clients()
+    assert client.resets == 1
+
+
 async def test_an_upheaval_lets_go_of_connections(footing):
     class Pool:
         let_go_of = 0
