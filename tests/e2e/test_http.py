@@ -93,6 +93,21 @@ def test_offline_it_says_so_once_and_syncs_by_itself_when_akosha_is_there(machin
     assert len(akosha.rows()) == 12
 
 
+def test_an_answer_that_no_akosha_gives_is_one_line_of_sync_and_run_goes_on(machine, akosha):
+    machine.set(cloud_endpoint=None, max_retries=0, agent_rescan_seconds=1)
+    akosha.interfere = lambda _tool, _arguments: {"status": ["completed"], "errors": {}}
+    command = machine.call("sync")
+    assert command.code == 1
+    assert "does not say what was stored" in command.err
+    assert "Traceback" not in command.err
+    with machine.run() as agent:
+        assert "does not say" in machine.sync(code=1)["error"]
+        akosha.interfere = None
+        machine.sync()
+        agent.logged("sync_succeeded", method="http")
+    assert len(akosha.rows()) == 8
+
+
 @contextmanager
 def s3_on(port: int):
     """An S3 server with a bucket `memories`, on a port that was closed so far."""

@@ -14,7 +14,7 @@ from agent import __version__
 from agent.adapters.akosha_mcp import errors, reasons
 from agent.adapters.akosha_mcp.errors import Rejected, SessionGone, ToolGone
 from agent.adapters.akosha_mcp.menu import Menu
-from agent.adapters.akosha_mcp.place import Place
+from agent.adapters.akosha_mcp.place import Place, as_text
 from agent.adapters.akosha_mcp.results import Message, ToolResult
 from agent.domain.errors import SinkError
 
@@ -175,7 +175,7 @@ class Client:
     def _server(self, result: Message) -> str:
         info = result.get("serverInfo")
         named = [info.get("name"), info.get("version")] if isinstance(info, dict) else []
-        return self._place.words(" ".join(str(part) for part in named if part) or "unknown")[:100]
+        return self._place.words(" ".join(as_text(part) for part in named if part) or "unknown")[:100]
 
     async def _tools(self, headers: Mapping[str, str], silence: float) -> dict[str, Message]:
         tools: dict[str, Message] = {}

@@ -9,8 +9,10 @@ from agent.adapters.akosha_mcp.place import Place
 from agent.domain.errors import SinkError
 
 ADDRESS = "is akosha_http_endpoint the address of an Akosha server? It usually ends in /mcp"
+PORTAL = f"does this network want you to sign in first (a captive portal)? Otherwise, {ADDRESS}"
 TOKEN = "set akosha_http_token to a token that the server takes"  # noqa: S105 - the name of a setting
 SIZE = "lower akosha_http_batch_size"
+UNEXPECTED = "is akosha_http_endpoint the address of an Akosha server? The log has the traceback"
 SLOW = "see to the server, or raise akosha_upload_timeout_seconds"
 
 MAX_RETRY_AFTER = 24 * 3600.0
@@ -57,9 +59,14 @@ def garbled(place: Place, what: str) -> SinkError:
     return SinkError(f"{place}: {what}", hint="does something between here and the server spoil it?", transient=True)
 
 
-def not_mcp(place: Place, what: str) -> SinkError:
+def compressed(place: Place, encoding: str) -> SinkError:
+    """A compressed answer. Only `identity` is accepted: an answer must not unpack to a multiple of its limit."""
+    return garbled(place, f"the answer is compressed ({place.words(encoding)}), which the agent did not ask for")
+
+
+def not_mcp(place: Place, what: str, *, hint: str = ADDRESS) -> SinkError:
     """Something else than an MCP server answers."""
-    return SinkError(f"{place}: {what}: no MCP server answers there", hint=ADDRESS)
+    return SinkError(f"{place}: {what}: no MCP server answers there", hint=hint)
 
 
 def silent(place: Place, seconds: float) -> SinkError:
@@ -103,9 +110,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+        return date.astimezone(UTC) if date.tzinfo else date.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # OverflowError: a year or an offset that no date can hold
         return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def _redirect(place: Place, status: int, headers: Mapping[str, str]) -> SinkError:
@@ -122,5 +129,6 @@ def _redirect(place: Place, status: int, headers: Mapping[str, str]) -> SinkErro
         )
     return SinkError(
         f"{place}: status {status}, a redirect to {there.scheme}://{place.words(host)}, which was not followed",
-        hint="set akosha_http_endpoint to the server's own address, if you trust it",
+        hint="sign in where this network wants that (a captive portal), "
+        "or set akosha_http_endpoint to the server's own address, if you trust it",
     )

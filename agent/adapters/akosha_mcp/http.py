@@ -16,7 +16,7 @@ import httpx2
 
 from agent import __version__
 from agent.adapters.akosha_mcp import errors, messages
-from agent.adapters.akosha_mcp.place import Place
+from agent.adapters.akosha_mcp.place import Place, as_text
 from agent.adapters.akosha_mcp.results import Message
 from agent.domain.errors import SinkError
 
@@ -172,7 +172,7 @@ class Http:
         except SinkError:
             return ""
         error = said.get("error")
-        return str(error.get("message", "")) if isinstance(error, dict) else ""
+        return as_text(error.get("message", "")) if isinstance(error, dict) else ""
 
 
 class _Body(httpx2.AsyncByteStream):

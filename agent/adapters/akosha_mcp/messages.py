@@ -22,11 +22,13 @@ async def answer(response: httpx2.Response, place: Place, wanted: int, alive: Ca
 
     Raises SinkError for anything else: another's answer, half an answer, no answer, a page for people.
     """
+    _check_encoding(response, place)
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         return _checked(parsed(await whole(response, place, MAX_BYTES), place), place, wanted)
     if kind != "text/event-stream":
-        raise errors.not_mcp(place, f"an answer of type {place.words(kind) or 'unknown'}")
+        hint = errors.PORTAL if kind == "text/html" else errors.ADDRESS
+        raise errors.not_mcp(place, f"an answer of type {place.words(kind) or 'unknown'}", hint=hint)
     return await _among_events(httpx2.EventSource(response, max_event_size=MAX_BYTES), place, wanted, alive)
 
 
@@ -59,7 +61,8 @@ async def _to_the_end(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
 
 
 async def whole(response: httpx2.Response, place: Place, limit: int) -> bytes:
-    """Return the body, if it is no larger than `limit` bytes. Raises SinkError."""
+    """Return the body, if it is not compressed and no larger than `limit` bytes. Raises SinkError."""
+    _check_encoding(response, place)
     body = bytearray()
     async for piece in response.aiter_bytes():
         body += piece
@@ -88,6 +91,12 @@ def _checked(message: Message, place: Place, wanted: int) -> Message:
     if not is_error and not isinstance(message.get("result"), dict):
         raise errors.garbled(place, "the answer has neither a result nor an error")
     return message
+
+
+def _check_encoding(response: httpx2.Response, place: Place) -> None:
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise errors.compressed(place, encoding)
 
 
 def _too_large(place: Place) -> SinkError:

@@ -36,8 +36,16 @@ class Place:
 
     def words(self, said: object) -> str:
         """Return what a server said: in one line, at most 300 characters, without the token."""
-        text = str(said)
+        text = as_text(said)
         if self.token:
             text = text.replace(self.token, MASK)
         text = " ".join("".join(char if char.isprintable() else " " for char in text[: SHOWN * 10]).split())
         return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def as_text(said: object) -> str:
+    """Return str() of anything that came as JSON, which may be nested deeper than str() goes."""
+    try:
+        return str(said)
+    except RecursionError:
+        return "nested too deep to be shown"

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from agent.adapters.akosha_mcp import errors, reasons
-from agent.adapters.akosha_mcp.place import Place
+from agent.adapters.akosha_mcp.place import Place, as_text
 from agent.adapters.akosha_mcp.results import Message, ToolResult
 from agent.domain.errors import SinkError
 from agent.ports import Receipt
@@ -20,7 +20,8 @@ def of_batch(result: ToolResult, ids: Sequence[str], place: Place) -> Receipt:
     Raises it too where the server is in trouble: it is then not the memories' fault.
     """
     data = result.data
-    if data is None or data.get("status") not in _STATUSES:
+    status = None if data is None else data.get("status")
+    if data is None or not isinstance(status, str) or status not in _STATUSES:
         raise errors.garbled(place, "the answer does not say what was stored")
     failures = data.get("errors")
     if data.get("error") and not failures:
@@ -71,7 +72,7 @@ def _failures(failures: Sequence[object], ids: Sequence[str], place: Place) -> t
         memory_id = told.get("memory_id")
         if not isinstance(memory_id, str) or not positions.get(memory_id):
             raise errors.garbled(place, "the answer names what was not sent")
-        position, why = positions[memory_id].pop(), str(told.get("error"))
+        position, why = positions[memory_id].pop(), as_text(told.get("error"))
         if reasons.is_known(why, memory_id):
             there.add(position)
         else:
@@ -95,10 +96,10 @@ def _complaint(result: ToolResult) -> str:
     if data is None:
         return result.text if result.text.strip().lower().startswith(_FAILING_WORDS) else ""
     if data.get("error"):
-        return str(data["error"])
+        return as_text(data["error"])
     status: object = data.get("status", "")
     if data.get("success") is False or (isinstance(status, str) and status.lower() not in _GOOD):
-        return str(data.get("message") or data.get("reason") or f"status {status}")
+        return as_text(data.get("message") or data.get("reason") or f"status {status}")
     return ""
 
 

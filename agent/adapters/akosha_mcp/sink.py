@@ -1,18 +1,19 @@
 """`MemorySink` on an Akosha server."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from agent.adapters.akosha_mcp import receipts
+from agent.adapters.akosha_mcp import errors, receipts
 from agent.adapters.akosha_mcp.client import Client
 from agent.adapters.akosha_mcp.errors import Rejected
 from agent.adapters.akosha_mcp.menu import BATCH, Menu, OwnTool
 from agent.adapters.akosha_mcp.pack import pack
 from agent.adapters.akosha_mcp.place import Place
-from agent.domain.errors import SinkError
+from agent.domain.errors import AkoshaError, SinkError
 from agent.domain.memories import KINDS, Memory
-from agent.ports import Offer, Packed, Receipt
+from agent.ports import Offer, Packed, Receipt, UnexpectedErrors
 
 HOPELESS = 16
 """So many memories refused one by one, and none stored, and it is the server that is to blame."""
@@ -34,6 +35,7 @@ class AkoshaSink:
     ) -> None:
         self._place = Place(endpoint, token)
         self._client = Client(self._place, timeout_seconds)
+        self._unexpected = UnexpectedErrors("akosha_mcp", SinkError)
         self._slots = asyncio.Semaphore(max_in_flight)
         self._workers = max_in_flight
 
@@ -54,15 +56,49 @@ class AkoshaSink:
         return self._client.health_version
 
     async def is_available(self) -> bool:
-        return await self._client.healthy()
+        try:
+            with self._translated("is_available"):
+                return await self._client.healthy()
+        except SinkError:
+            return False
 
     async def connect(self) -> Offer:
-        return (await self._client.living_session()).menu.offer
+        with self._translated("connect"):
+            return (await self._client.living_session()).menu.offer
 
     def pack(self, memory: Memory, system_id: str) -> Packed:
-        return pack(memory, system_id)
+        with self._translated("pack"):
+            return pack(memory, system_id)
 
     async def store(self, batch: Sequence[Packed]) -> Receipt:
+        with self._translated("store"):
+            return await self._store(batch)
+
+    async def let_go(self) -> None:
+        with contextlib.suppress(SinkError), self._translated("let_go"):
+            await self._client.let_go()
+
+    async def aclose(self) -> None:
+        with contextlib.suppress(SinkError), self._translated("aclose"):
+            await self._client.aclose()
+
+    @contextlib.contextmanager
+    def _translated(self, operation: str) -> Iterator[None]:
+        """Raise a SinkError for whatever the adapter does not know; the only place that catches all of it."""
+        try:
+            yield
+        except AkoshaError:
+            raise
+        except Exception as error:
+            first: Exception = error
+            while isinstance(first, ExceptionGroup):  # of tasks side by side: its first error says what happened
+                first = first.exceptions[0]
+            if isinstance(first, AkoshaError):
+                raise first from error
+            text = f"{self._place}: an error that the agent does not know, in {operation}"
+            raise self._unexpected.translate(first, operation, text, hint=errors.UNEXPECTED) from error
+
+    async def _store(self, batch: Sequence[Packed]) -> Receipt:
         menu = (await self._client.session()).menu
         done = _Done()
         together: list[Placed] = []
@@ -75,12 +111,6 @@ class AkoshaSink:
         for kind in KINDS:
             await self._each([one for one in alone if one[1].kind == kind], done)
         return done.receipt()
-
-    async def let_go(self) -> None:
-        await self._client.let_go()
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
 
     def _assign(
         self,

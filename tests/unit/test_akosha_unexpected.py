@@ -1,0 +1,122 @@
+"""Whatever a library raises inside the Akosha adapter is a SinkError, and its traceback is logged once."""
+
+import asyncio
+
+import httpx2
+import pytest
+from structlog.testing import capture_logs
+
+from agent.adapters.akosha_mcp import AkoshaSink
+from agent.adapters.akosha_mcp.client import Client
+from agent.adapters.akosha_mcp.http import Http
+from agent.adapters.akosha_mcp.place import Place
+from agent.domain.errors import SinkError
+from tests.fakes.memories import memory
+from tests.fakes.values import SYSTEM
+
+TOKEN = "canary-token-that-never-appears"
+
+
+class UnspeakableError(Exception):
+    def __str__(self):
+        raise ValueError
+
+
+RAISED = [
+    KeyError("Location"),
+    RecursionError("maximum recursion depth exceeded"),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    RuntimeError(f"Bearer {TOKEN}"),
+    ExceptionGroup("several", [AttributeError("x")]),
+    MemoryError(),
+    AssertionError(),
+    OSError(5, "Input/output error"),
+    httpx2.StreamClosed(),
+    ValueError("line\nbreak \x1b[31m"),
+    UnspeakableError(),
+]
+CALLS = {
+    "connect": lambda sink: sink.connect(),
+    "store": lambda sink: sink.store([sink.pack(memory(1), SYSTEM)]),
+}
+
+
+@pytest.mark.parametrize("raised", RAISED, ids=lambda raised: type(raised).__name__)
+@pytest.mark.parametrize("where", ["build_request", "send"])
+@pytest.mark.parametrize("call", CALLS)
+async def test_any_exception_of_the_http_library_is_a_transient_sink_error(monkeypatch, raised, where, call):
+    def fail(*_args, **_kwargs):
+        raise raised
+
+    monkeypatch.setattr(httpx2.AsyncClient, where, fail)
+    sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp", token=TOKEN)
+    with capture_logs(), pytest.raises(SinkError) as caught:
+        await CALLS[call](sink)
+    with capture_logs():
+        assert not await sink.is_available()
+    assert caught.value.transient
+    assert caught.value.message.startswith(sink.location)
+    assert caught.value.message.isprintable()
+    assert TOKEN not in str(caught.value)
+    await sink.aclose()
+
+
+async def test_a_library_that_fails_while_it_is_closed_stops_nobody(monkeypatch):
+    async def fail(*_args):
+        raise KeyError("pool")
+
+    sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
+    await sink.is_available()
+    monkeypatch.setattr(Http, "aclose", fail)
+    monkeypatch.setattr(Http, "let_go", fail)
+    with capture_logs():
+        await sink.let_go()
+        await sink.aclose()
+
+
+async def test_the_client_itself_may_fail_to_be_made(monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise TypeError("unexpected argument")
+
+    monkeypatch.setattr(httpx2, "AsyncClient", fail)
+    sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
+    with capture_logs(), pytest.raises(SinkError, match="TypeError"):
+        await sink.connect()
+    await sink.aclose()
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+async def test_what_is_no_exception_passes_through(monkeypatch, raised):
+    monkeypatch.setattr(Client, "living_session", lambda _client: _raise(raised()))
+    sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
+    with pytest.raises(raised):
+        await sink.connect()
+
+
+async def test_an_error_of_our_own_passes_through_as_it_is_also_out_of_a_task_group(monkeypatch):
+    ours = SinkError("there: gone", hint="look")
+    for raised in (ours, ExceptionGroup("tasks", [ExceptionGroup("inner", [ours])])):
+        monkeypatch.setattr(Client, "living_session", lambda _client, raised=raised: _raise(raised))
+        with pytest.raises(SinkError) as caught:
+            await AkoshaSink(endpoint="http://127.0.0.1:1/mcp").connect()
+        assert caught.value is ours
+        assert not ours.unexpected
+
+
+async def test_the_traceback_of_each_kind_is_logged_once(monkeypatch):
+    sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
+    with capture_logs() as logs:
+        for raised in (KeyError(1), TypeError(1), KeyError(2)):
+            monkeypatch.setattr(Client, "living_session", lambda _client, raised=raised: _raise(raised))
+            with pytest.raises(SinkError) as caught:
+                await sink.connect()
+            assert caught.value.unexpected == f"{type(raised).__name__} in connect"
+    assert [line["event"] for line in logs] == ["unexpected_error"] * 2
+
+
+async def _raise(error):
+    raise error
+
+
+def test_a_place_keeps_what_it_is_told_in_a_line():
+    assert Place("http://h/mcp", TOKEN).words(f"a\n{TOKEN}\x1b") == "a ********"
