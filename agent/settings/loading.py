@@ -4,7 +4,7 @@ command line
 env SESSION_BUDDY_AKOSHA_*, AKOSHA_AGENT_*
 env AKOSHA_CLOUD_BUCKET, _ENDPOINT, _REGION, AKOSHA_SYSTEM_ID, AKOSHA_ENABLE_FALLBACK
 the file of --settings
-./settings/local.yaml, ./settings/session-buddy.yaml
+./settings/local.yaml, ./settings/session-buddy.yaml (the keys of PROJECT_KEYS alone)
 ~/.claude/settings/local.yaml, ~/.claude/settings/session-buddy.yaml
 ~/.config/session-buddy/local.yaml, ~/.config/session-buddy/config.yaml
 defaults
@@ -27,14 +27,18 @@ from agent.settings.sources import (
     Place,
     from_command_line,
     from_environment,
+    key_for_message,
     unknown_keys,
     unknown_variables,
     variable,
 )
-from agent.settings.tree import FIELDS, PREFIX, REDIRECTING, SOURCES, Settings
+from agent.settings.tree import FIELDS, PREFIX, PROJECT_KEYS, SOURCES, Settings
 from agent.settings.yaml_file import expand, identity_of, read_settings_file
 
 DEFAULT = "default"
+
+MOST_NAMED_KEYS = 10
+"""How many ignored keys a warning names."""
 
 _OF_BUCKETS = ("cloud_sse", "cloud_sse_kms_key_id", "cloud_storage_class")
 """How objects lie in a bucket: nothing to a directory."""
@@ -74,6 +78,7 @@ class _Gathered:
     layers: list[Layer] = field(default_factory=list)
     session_buddy: dict[str, Given] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    ignored: list[tuple[str, str]] = field(default_factory=list)
 
 
 def load(
@@ -158,10 +163,15 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Place)
         if file is None or file.identity in seen or (file.identity in trusted and not candidate.trusted):
             continue
         seen.add(file.identity)
-        gathered.warnings += unknown_keys(file.values, candidate.name)
+        if candidate.trusted:
+            gathered.warnings += unknown_keys(file.values, candidate.name)
         layer: dict[str, Given] = {}
         for written_key, value in file.values.items():
             key = written_key.removeprefix(PREFIX)
+            if not candidate.trusted and written_key not in SESSION_BUDDY and key not in PROJECT_KEYS:
+                if value is not None:
+                    gathered.ignored.append((written_key, candidate.name))
+                continue
             if written_key not in SESSION_BUDDY and key not in FIELDS:
                 continue
             given = _from_file(gathered, key, value, candidate.name, place, trusted=candidate.trusted)
@@ -172,6 +182,21 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Place)
             else:
                 layer[key] = given
         gathered.layers.append(Layer(candidate.name, layer))
+    if gathered.ignored:
+        gathered.warnings.append(_project_warning(gathered.ignored))
+
+
+def _project_warning(ignored: list[tuple[str, str]]) -> str:
+    """Return one warning for all keys that the project's files may not set, however many they hold."""
+    files = " and ".join(dict.fromkeys(origin for _, origin in ignored))
+    keys = list(dict.fromkeys(key_for_message(key) for key, _ in ignored))
+    named = ", ".join(keys[:MOST_NAMED_KEYS])
+    more = f" and {len(keys) - MOST_NAMED_KEYS} more" if len(keys) > MOST_NAMED_KEYS else ""
+    return (
+        f"{named}{more} in {files} {'is' if len(keys) == 1 else 'are'} ignored: files of the working directory set "
+        f"only log level, chunk size and retry numbers (put other settings into ~/{_USER_FILES[0]}, or name the file "
+        "with --settings)"
+    )
 
 
 def _from_file(
@@ -179,12 +204,6 @@ def _from_file(
 ) -> Given | None:
     name = key if key in SESSION_BUDDY else PREFIX + key
     if value is None:
-        return None
-    if key in REDIRECTING and not trusted:
-        gathered.warnings.append(
-            f"{name} in {origin} is ignored: a project's file may not say where memories go or who may ask for them "
-            f"(set it in ~/{_USER_FILES[0]}, or name the file with --settings)"
-        )
         return None
     if not isinstance(value, str):
         return place.given(key, value, origin)

@@ -126,9 +126,14 @@ def unknown_keys(keys: Iterable[str], origin: str) -> Iterable[str]:
     known = [PREFIX + key for key in FIELDS]
     for key in keys:
         if key.startswith(PREFIX) and key not in known:
-            # Anybody may have written the file: its keys must not steer a terminal or fill it.
-            name = key if key.isidentifier() and len(key) <= LONGEST_KEY else repr(key[:LONGEST_KEY])
-            yield f"{name} in {origin} is not a setting{nearest(key[:LONGEST_KEY], known)}"
+            yield f"{key_for_message(key)} in {origin} is not a setting{nearest(key[:LONGEST_KEY], known)}"
+
+
+def key_for_message(key: str) -> str:
+    """Return a file's key as a message shows it: anybody may have written the file, so it can neither steer nor fill
+    a terminal.
+    """
+    return key if key.isidentifier() and len(key) <= LONGEST_KEY else ascii(key[:LONGEST_KEY])
 
 
 def nearest(name: str, known: Iterable[str] | Mapping[str, str]) -> str:

@@ -30,33 +30,12 @@ SECRET = frozenset(
 ADDRESSES = frozenset({"cloud_endpoint", "http_endpoint", "agent_nats_url"})
 """Keys whose values may have credentials in them; those are not shown."""
 
-REDIRECTING = frozenset(
-    {
-        "cloud_bucket",
-        "cloud_endpoint",
-        "http_endpoint",
-        "http_token",
-        "agent_data_dir",
-        "agent_state_dir",
-        "agent_nats_url",
-        "agent_nats_user",
-        "agent_nats_password",
-        "agent_nats_token",
-        "agent_nats_credentials_file",
-        "agent_nats_nkey_seed",
-        "agent_nats_nkey_file",
-        "agent_nats_ca_file",
-        "agent_nats_certificate_file",
-        "agent_nats_key_file",
-        "agent_nats_tls_first",
-        "agent_nats_allow_plaintext",
-        "agent_remote_control",
-        "agent_http_port",
-        "agent_http_token",
-        "agent_log_file",
-    }
-)
-"""Keys that decide where memories come from and go to (staging, requests and events too), and who may ask for them."""
+PROJECT_KEYS = frozenset({"agent_log_level", "chunk_size_mb", "max_retries", "retry_backoff_seconds"})
+"""The only keys that an unnamed ./settings file sets, besides Session-Buddy's log_level and enable_debug_mode.
+
+Anybody may have written that file: a cloned repository must not decide where memories go, which are kept, or who reads
+them. A key that is not listed here is ignored, so a new setting is safe until somebody decides otherwise.
+"""
 
 SOURCES: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("settings_sources", default=())
 """Where a `Settings()` built now takes its values from, the highest first, besides its arguments."""

@@ -17,6 +17,11 @@ from agent.domain.errors import SettingsError
 
 MAX_BYTES = 256 * 1024
 
+MAX_NUMBER_CHARACTERS = 64
+"""Longer numbers are refused before they are read: no setting needs one, and Python cannot print those of thousands
+of digits.
+"""
+
 Identity = tuple[int, int]
 """Device and inode: two paths with the same are one file, whatever they are called."""
 
@@ -114,6 +119,7 @@ def _top_level(data: bytes, name: str, wanted: Callable[[str], bool]) -> dict[st
             for key, value in root.value:
                 if isinstance(key, yaml.ScalarNode) and wanted(key.value):
                     line, column = value.start_mark.line + 1, value.start_mark.column + 1
+                    _check_number(value, name, line, column)
                     values[key.value] = _value(loader, value)
         finally:
             loader.dispose()
@@ -129,6 +135,15 @@ def _top_level(data: bytes, name: str, wanted: Callable[[str], bool]) -> dict[st
             hint="put values with special characters in quotes",
         ) from None
     return values
+
+
+def _check_number(node: yaml.Node, name: str, line: int, column: int) -> None:
+    is_number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    if is_number and len(node.value) > MAX_NUMBER_CHARACTERS:
+        raise SettingsError(
+            f"{name} has a number of {len(node.value):,} characters at line {line}, column {column}",
+            hint=f"a number has at most {MAX_NUMBER_CHARACTERS} characters; put a text in quotes",
+        )
 
 
 def _value(loader: yaml.SafeLoader, node: yaml.Node) -> object:

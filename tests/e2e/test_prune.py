@@ -165,3 +165,24 @@ def test_killed_while_a_batch_is_on_its_way_nothing_looks_whole_that_is_not(buck
     assert standing(store())[0] == ids[:2]
     machine.write(commits=3)
     assert machine.sync()["success"]
+
+
+def test_a_cloned_repository_neither_erases_the_archive_nor_reaches_into_anothers(machine):
+    """Its ./settings names other rules of keeping, another system and a key: a sync started there ignores them."""
+    store = DirectoryStore(machine.bucket)
+    ids, others = fill(store, 4), fill(store, 4, system_id="victim")
+    machine.set(system_id=None)
+    user = machine.home / ".claude" / "settings" / "local.yaml"
+    user.parent.mkdir(parents=True)
+    user.write_text(f"akosha_system_id: {LAPTOP}\n")
+    clone = machine.home / "clone"
+    (clone / "settings").mkdir(parents=True)
+    rules = "".join(f"akosha_agent_keep_{kind}: 0\n" for kind in ("daily", "weekly", "monthly"))
+    (clone / "settings" / "local.yaml").write_text(f"{rules}akosha_agent_keep_last: 1\nakosha_system_id: victim\n")
+    machine.write(commits=2)
+    done = machine.call("sync", "--json", cwd=clone)
+    assert done.code == 0, done.err
+    assert done.json["upload_id"].endswith(f"_{LAPTOP}")
+    assert done.err.count("are ignored: files of the working directory") == 1
+    assert standing(DirectoryStore(machine.bucket)) == ([done.json["upload_id"], *ids], [])
+    assert standing(DirectoryStore(machine.bucket), "victim") == (others, [])

@@ -30,30 +30,40 @@ ORDER = {
     "~/.config/session-buddy/local.yaml": "home",
     "~/.config/session-buddy/config.yaml": "home",
 }
-REDIRECTING = {
+PROJECT_FILES = ("./settings/local.yaml", "./settings/session-buddy.yaml")
+PROJECT_KEYS = {"agent_log_level": "ERROR", "chunk_size_mb": "9", "max_retries": "1", "retry_backoff_seconds": "9"}
+"""What an unnamed file of the working directory sets, with a value that is not the default."""
+
+HOSTILE = {
     "cloud_bucket": "evil-bucket",
     "cloud_endpoint": "https://evil.example",
+    "cloud_region": "evil",
+    "system_id": "victim",
+    "cloud_sse": "AES256",
+    "cloud_sse_kms_key_id": "evil",
+    "cloud_storage_class": "DEEP_ARCHIVE",
+    "force_method": "http",
     "http_endpoint": "https://evil.example/mcp",
+    "http_missing_embedding": "zero",
     "http_token": "evil",
-    "agent_data_dir": "/evil",
-    "agent_state_dir": "/evil",
+    "agent_bus": "memory",
+    "agent_log_format": "json",
     "agent_nats_url": "nats://evil.example",
     "agent_nats_user": "evil",
     "agent_nats_password": "evil",
     "agent_nats_token": "evil",
-    "agent_nats_credentials_file": "/evil",
     "agent_nats_nkey_seed": SEED,
-    "agent_nats_nkey_file": "/evil",
-    "agent_nats_ca_file": "/evil",
-    "agent_nats_certificate_file": "/evil",
-    "agent_nats_key_file": "/evil",
-    "agent_nats_tls_first": "true",
-    "agent_nats_allow_plaintext": "true",
-    "agent_remote_control": "true",
-    "agent_http_port": "8765",
     "agent_http_token": "evil",
-    "agent_log_file": "/evil",
+    "agent_prune": "false",
+    "agent_upload_on_change": "false",
+    "enable_compression": "false",
+    "enable_deduplication": "false",
+    "enable_fallback": "false",
+    "sync_enabled": "false",
+    "upload_on_session_end": "false",
+    **dict.fromkeys(sorted(tree.PATHS), "/evil"),
 }
+"""Values that are valid and not the default; for any other key a number is."""
 PAIRS = {
     "agent_nats_user": "agent_nats_password",
     "agent_nats_password": "agent_nats_user",
@@ -111,24 +121,40 @@ def world(tmp_path):
 # ------------------------------------------------------------------------------------------------------ precedence
 
 
-@pytest.mark.parametrize(("high", "low"), list(combinations(ORDER, 2)))
+def rivals():
+    """Every two sources that one key can come from: none has both a short variable and a place in a project's file."""
+    for high, low in combinations(ORDER, 2):
+        if high != "env AKOSHA_SYSTEM_ID" or low not in PROJECT_FILES:
+            yield high, low
+
+
+@pytest.mark.parametrize(("high", "low"), list(rivals()))
 def test_the_higher_source_wins_and_is_named(world, high, low):
-    world.put(low, "system_id", "low")
-    world.put(high, "system_id", "high")
+    key, lesser, greater = ("system_id", "low", "high")
+    if {high, low} & {*PROJECT_FILES}:
+        key, lesser, greater = ("max_retries", "1", "2")
+        high = high.replace("SYSTEM_ID", "MAX_RETRIES")
+    world.put(low, key, lesser)
+    world.put(high, key, greater)
     loaded = world.load()
-    assert loaded.settings.system_id == "high"
-    assert loaded.origins["system_id"] == high
+    assert str(getattr(loaded.settings, key)) == greater
+    assert loaded.origins[key] == high
     assert loaded.warnings == ()
 
 
 @pytest.mark.parametrize("source", ORDER)
 def test_every_source_wins_over_the_default(world, source):
-    assert world.load().origins["system_id"] == "default"
-    world.put(source, "system_id", "given")
-    assert world.load().settings.system_id == "given"
+    key, value = ("max_retries", 1) if source in PROJECT_FILES else ("system_id", "given")
+    assert world.load().origins[key] == "default"
+    world.put(source, key, value)
+    assert getattr(world.load().settings, key) == value
 
 
-@given(st.dictionaries(st.sampled_from(list(ORDER)), st.integers(0, 9), min_size=1))
+@given(
+    st.dictionaries(
+        st.sampled_from([name for name in ORDER if name not in PROJECT_FILES]), st.integers(0, 9), min_size=1
+    )
+)
 @hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_of_any_set_of_sources_the_highest_wins(tmp_path_factory, given_by):
     world = World(tmp_path_factory.mktemp("world"))
@@ -189,8 +215,8 @@ def test_sources_are_merged_key_by_key(world):
 
 def test_an_option_that_was_not_used_and_a_null_are_not_given(world):
     world.command_line = {"system_id": None}
-    world.write("settings/local.yaml", "akosha_system_id:\nakosha_cloud_bucket: null\n")
-    world.write("settings/session-buddy.yaml", "akosha_system_id: x\n")
+    world.write("settings/local.yaml", "akosha_system_id:\nakosha_max_retries: null\n")
+    world.write("~/.claude/settings/local.yaml", "akosha_system_id: x\nakosha_cloud_bucket: null\n")
     loaded = world.load()
     assert (loaded.settings.system_id, loaded.warnings) == ("x", ())
 
@@ -253,35 +279,59 @@ def test_an_empty_path_of_a_file_takes_back_that_of_a_lower_source(world):
 # ------------------------------------------------------------------------------------------- the project's files
 
 
-def test_the_keys_that_a_projects_file_may_not_set_are_those_below():
-    assert set(REDIRECTING) == tree.REDIRECTING
+OTHER_KEYS = [key for key in Settings.model_fields if key not in PROJECT_KEYS]
 
 
-@pytest.mark.parametrize("file", ["./settings/local.yaml", "./settings/session-buddy.yaml"])
-@pytest.mark.parametrize("key", list(REDIRECTING))
-def test_a_projects_file_cannot_redirect_memories(world, file, key):
+def test_the_keys_that_a_projects_file_sets_are_those_below():
+    assert set(PROJECT_KEYS) == tree.PROJECT_KEYS
+
+
+@pytest.mark.parametrize("file", PROJECT_FILES)
+@pytest.mark.parametrize("key", PROJECT_KEYS)
+def test_a_projects_file_sets_log_level_chunk_size_and_retry_numbers(world, file, key):
+    world.put(file, key, PROJECT_KEYS[key])
+    loaded = world.load()
+    assert (str(getattr(loaded.settings, key)).removesuffix(".0"), loaded.origins[key]) == (PROJECT_KEYS[key], file)
+    assert loaded.warnings == ()
+
+
+@pytest.mark.parametrize("file", PROJECT_FILES)
+@pytest.mark.parametrize("key", OTHER_KEYS)
+def test_a_projects_file_sets_nothing_else(world, file, key):
+    """A cloned repository decides neither where memories go, nor under which name, nor which uploads are kept."""
     without = world.load()
-    world.put(file, key, REDIRECTING[key])
+    world.put(file, key, HOSTILE.get(key, "1"))
     loaded = world.load()
     assert loaded.origins[key] == "default"
-    assert getattr(loaded.settings, key) == getattr(without.settings, key)
-    assert len(loaded.warnings) == 1
-    assert loaded.warnings[0].startswith(f"akosha_{key} in {file} is ignored")
-    assert "--settings" in loaded.warnings[0]
+    assert loaded.settings == without.settings
+    (warning,) = loaded.warnings
+    assert warning == (
+        f"akosha_{key} in {file} is ignored: files of the working directory set only log level, chunk size and retry "
+        "numbers (put other settings into ~/.claude/settings/local.yaml, or name the file with --settings)"
+    )
 
 
-@pytest.mark.parametrize("key", list(REDIRECTING))
+def test_one_warning_names_all_keys_that_a_project_may_not_set(world):
+    world.write("settings/local.yaml", "akosha_system_id: victim\nakosha_agent_keep_last: 0\nakosha_max_retries: 1\n")
+    many = "".join(f"akosha_{n}: 1\n" for n in range(1000))
+    world.write("settings/session-buddy.yaml", f"akosha_agent_keep_last: 0\n{many}")
+    (warning,) = world.load().warnings
+    assert warning.startswith("akosha_system_id, akosha_agent_keep_last, akosha_0")
+    assert " and 992 more in ./settings/local.yaml and ./settings/session-buddy.yaml are ignored" in warning
+
+
+@pytest.mark.parametrize("key", OTHER_KEYS)
 def test_a_projects_file_cannot_clear_what_the_user_set(world, key):
-    world.put("~/.claude/settings/local.yaml", key, REDIRECTING[key])
+    world.put("~/.claude/settings/local.yaml", key, HOSTILE.get(key, "1"))
     world.put("./settings/local.yaml", key, "''")
     world.put_the_other_of_the_pair(key)
     assert world.load().origins[key] == "~/.claude/settings/local.yaml"
 
 
-@pytest.mark.parametrize("key", list(REDIRECTING))
+@pytest.mark.parametrize("key", OTHER_KEYS)
 @pytest.mark.parametrize("spelling", ["settings/local.yaml", "settings/../settings/local.yaml", "link.yaml"])
 def test_a_projects_file_that_settings_names_may(world, key, spelling):
-    path = world.write("settings/local.yaml", f"akosha_{key}: {REDIRECTING[key]}\n")
+    path = world.write("settings/local.yaml", f"akosha_{key}: {HOSTILE.get(key, '1')}\n")
     (world.cwd / "link.yaml").symlink_to(path)
     world.settings_file = Path(spelling)
     world.put_the_other_of_the_pair(key)
@@ -316,11 +366,13 @@ def test_the_users_own_files_keep_their_rank_and_trust_whatever_links_to_them(wo
 
 def test_a_projects_file_cannot_send_credentials_away_in_another_value(world):
     world.environ = {"AWS_SECRET_ACCESS_KEY": "c4n4ry"}
-    world.put("./settings/local.yaml", "system_id", "${AWS_SECRET_ACCESS_KEY}")
+    world.put("./settings/local.yaml", "agent_log_level", "${AWS_SECRET_ACCESS_KEY}")
     loaded = world.load()
-    assert loaded.settings.system_id == ""
-    assert loaded.warnings == (
-        "akosha_system_id in ./settings/local.yaml is ignored: a project's file may not read AWS_SECRET_ACCESS_KEY",
+    assert loaded.settings.agent_log_level == "INFO"
+    (warning,) = loaded.warnings
+    assert warning == (
+        "akosha_agent_log_level in ./settings/local.yaml is ignored: a project's file may not read "
+        "AWS_SECRET_ACCESS_KEY"
     )
 
 
@@ -360,26 +412,32 @@ def test_variables_in_values_are_put_in(world):
 
 
 def test_a_variable_that_is_not_set_is_told(world):
-    world.put("./settings/local.yaml", "system_id", "${NOBODY}")
-    assert world.load().warnings == ("akosha_system_id in ./settings/local.yaml uses NOBODY, which is not set",)
+    world.put("~/.claude/settings/local.yaml", "system_id", "${NOBODY}")
+    assert world.load().warnings == ("akosha_system_id in ~/.claude/settings/local.yaml uses NOBODY, which is not set",)
 
 
 # ------------------------------------------------------------------------------------------------ what is unknown
 
 
 def test_unknown_keys_warn_with_the_nearest_known_one(world):
-    world.write("settings/local.yaml", "akosha_cloud_buckt: x\nakosha_zzzzzzzz: y\nother: z\n")
+    world.write("~/.claude/settings/local.yaml", "akosha_cloud_buckt: x\nakosha_zzzzzzzz: y\nother: z\n")
     assert world.load().warnings == (
-        "akosha_cloud_buckt in ./settings/local.yaml is not a setting: did you mean akosha_cloud_bucket?",
-        "akosha_zzzzzzzz in ./settings/local.yaml is not a setting; akosha-agent config lists them all",
+        "akosha_cloud_buckt in ~/.claude/settings/local.yaml is not a setting: did you mean akosha_cloud_bucket?",
+        "akosha_zzzzzzzz in ~/.claude/settings/local.yaml is not a setting; akosha-agent config lists them all",
     )
 
 
 def test_an_unknown_key_cannot_steer_or_fill_the_terminal(world):
-    world.write("settings/local.yaml", f'"akosha_\\e[2Jx": 1\nakosha_{"x" * 1000}: 1\n')
-    first, second = world.load().warnings
+    hostile = f'"akosha_\\e[2Jx": 1\n"akosha_\\u202ex": 1\nakosha_{"x" * 1000}: 1\n'
+    world.write("~/.claude/settings/local.yaml", hostile)
+    first, second, third = world.load().warnings
     assert first.isprintable()
-    assert len(second) < 200
+    assert second.isprintable()
+    assert len(third) < 200
+    world.write("settings/local.yaml", hostile)
+    *_, last = world.load().warnings
+    assert last.isprintable()
+    assert len(last) < 500
 
 
 def test_unknown_variables_of_ours_warn_with_the_nearest_known_one(world):
@@ -417,16 +475,15 @@ def test_all_that_is_wrong_is_told_at_once_with_key_value_source_and_what_is_all
         "AKOSHA_AGENT_LOG_FORMAT": "xml",
         "AKOSHA_AGENT_DEADLINE_SECONDS": "0",
     }
-    world.write(
-        "settings/local.yaml", "akosha_max_retries: [1]\nakosha_retry_backoff_seconds: -1\nakosha_system_id: 7\n"
-    )
+    world.write("settings/local.yaml", "akosha_max_retries: [1]\nakosha_retry_backoff_seconds: -1\n")
+    world.write("~/.claude/settings/local.yaml", "akosha_system_id: 7\n")
     with pytest.raises(SettingsError) as caught:
         world.load()
     lines = dict(line.split(" is ", 1) for line in str(caught.value).splitlines())
     assert list(lines) == [key for key in (f"akosha_{key}" for key in Settings.model_fields) if key in lines]
     assert lines == {
         "akosha_cloud_bucket": f"'My_Bucket' (env AKOSHA_CLOUD_BUCKET): allowed is {BUCKETS}",
-        "akosha_system_id": f"7 (./settings/local.yaml): allowed is {allowed('system_id')}",
+        "akosha_system_id": f"7 (~/.claude/settings/local.yaml): allowed is {allowed('system_id')}",
         "akosha_enable_fallback": "'perhaps' (env SESSION_BUDDY_AKOSHA_ENABLE_FALLBACK): allowed is true or false",
         "akosha_max_retries": "a list (./settings/local.yaml): allowed is a whole number from 0 to 20",
         "akosha_retry_backoff_seconds": "-1 (./settings/local.yaml): allowed is a number above 0, up to 3600",

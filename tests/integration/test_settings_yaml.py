@@ -34,6 +34,17 @@ def test_values_have_yamls_types(tmp_path):
     assert list(found.values.values()) == [True, 1.5, "1.5", None, [], {}, ""]
 
 
+@pytest.mark.parametrize(
+    "number", ["9" * 5000, "0x" + "f" * 5000, "0" + "7" * 9000, "1:" * 3000 + "1", "1." + "0" * 99]
+)
+def test_a_number_of_thousands_of_digits_is_refused_with_its_place(tmp_path, number):
+    with pytest.raises(
+        SettingsError, match=r"the file has a number of [\d,]+ characters at line 2, column 11"
+    ) as caught:
+        read(tmp_path / "f.yaml", f"akosha_b: 1\nakosha_a: {number}\n")
+    assert len(str(caught.value)) < 200
+
+
 def test_anchors_and_merge_keys_are_followed(tmp_path):
     found = read(tmp_path / "f.yaml", "base: &b {akosha_a: 1, akosha_b: &v 2}\n<<: *b\nakosha_a: 3\nakosha_c: *v\n")
     assert found.values == {"akosha_a": 3, "akosha_b": 2, "akosha_c": 2}
