@@ -1,7 +1,7 @@
 """Follows the bus: which one is in use, what it has lost, and what may have stayed behind on the other.
 
-The ledger's notes for people: `bus` (where events flow), `bus_since`, and `stream` (how far the stream had come when we
-last told it something).
+The ledger's notes for people: `bus` (where events flow), `bus_since`, and `stream` (how far the stream had come when
+the agent last published to it).
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,9 +11,14 @@ import structlog
 
 from agent.application.recorder import Recorder
 from agent.application.wake import Wake
+from agent.domain.errors import AkoshaError
 from agent.ports import BusState, Clock, EventBus, Ledger, StreamMark
 
 BUS, BUS_SINCE, STREAM = "bus", "bus_since", "stream"
+
+FIRST_WAIT_SECONDS = 1.0
+LAST_WAIT_SECONDS = 60.0
+"""Before the next try after a transient error: doubling."""
 
 _log = structlog.get_logger()
 
@@ -38,17 +43,58 @@ class BusWatch:
         self._kept, self._switched = kept, switched
         self._bell = Wake(clock, "bus")
         self._shown: BusState | None = None
-        bus.on_change(self._bell.ring)
+        self._seen: StreamMark | None = None
+        self._losses = self._answered = 0
+        self._switching = False
+        bus.on_change(self._changed)
+        recorder.on_published(self._look)
         recorder.on_told(self._bell.ring)
 
     async def run(self) -> None:
-        """Follow it, for ever."""
+        """Follow the bus until cancelled. After a transient error it tries again in 1 s, doubling to 60; at once when
+        the bus changes.
+
+        Raises AkoshaError that is not transient.
+        """
+        wait = FIRST_WAIT_SECONDS
         while True:
-            changed = await self._show()
-            await self._reconcile()
-            if changed:
-                await self._switched()
-            await self._bell.wait(None)
+            try:
+                await self._follow()
+            except AkoshaError as error:
+                if not error.transient:
+                    raise
+                _log.warning("bus_watch_interrupted", error=str(error), delay_seconds=wait)
+                changed = await self._bell.wait(wait)
+                wait = FIRST_WAIT_SECONDS if changed else min(wait * 2, LAST_WAIT_SECONDS)
+            else:
+                wait = FIRST_WAIT_SECONDS
+                await self._bell.wait(None)
+
+    def _changed(self) -> None:
+        """Have the outbox tried at once: what waits for the bus must not wait for this loop, too."""
+        self._look()
+        self._recorder.flush_soon()
+        self._bell.ring()
+
+    def _look(self) -> None:
+        """Remember how far the stream has come, and whether it has lost events since.
+
+        Called at each change of the bus and after each result that is published: a loss between two passes of the loop
+        is seen also where the connection, and with it the newer mark, was lost before the loop came to it.
+        """
+        mark = self._bus.stream
+        if mark is None:
+            return
+        if self._seen is not None and mark.has_lost(self._seen):
+            self._losses += 1
+        self._seen = mark
+
+    async def _follow(self) -> None:
+        self._switching = await self._show() or self._switching
+        await self._reconcile()
+        if self._switching:
+            await self._switched()
+            self._switching = False
 
     async def _show(self) -> bool:
         """Say which bus is in use, where that has changed; return whether events go another way than before."""
@@ -66,12 +112,14 @@ class BusWatch:
 
     async def _reconcile(self) -> None:
         """A stream that has lost what it was told, or never heard of us, is told the results of the last days."""
-        mark = self._bus.stream
+        self._look()
+        mark, losses = self._seen, self._losses
         if mark is None:
             return
         noted = _mark((await self._ledger.notes()).get(STREAM, ""))
-        if noted is None or mark.has_lost(noted):
-            again = await self._ledger.tell_again(self._clock.now() - self._kept)
+        if losses != self._answered or noted is None or mark.has_lost(noted):
+            again = await self._recorder.tell_again(self._clock.now() - self._kept)
+            self._answered = losses
             if again:
                 _log.info("results_told_again", count=again, why="the stream is new, or has lost events")
         if mark != noted:

@@ -6,6 +6,7 @@ publishes it again with the same id.
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime
 
 import structlog
 
@@ -36,10 +37,16 @@ class Recorder:
     def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock, meter: Meter | None = None) -> None:
         self._ledger, self._bus, self._clock, self._meter = ledger, bus, clock, meter or Unmetered()
         self._waiting = False
+        self._retold = 0
+        self._on_published: Callable[[], None] = lambda: None
         self._on_told: Callable[[], None] = lambda: None
         self._on_upload: Callable[[], None] = lambda: None
         self._wake = Wake(clock, "outbox")
         self._flushing = asyncio.Lock()
+
+    def on_published(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each event that the bus has confirmed, before the outbox is cleared of it."""
+        self._on_published = listener
 
     def on_told(self, listener: Callable[[], None]) -> None:
         """Call `listener` when results have been told to the bus."""
@@ -113,24 +120,44 @@ class Recorder:
         """Let the outbox loop look at once."""
         self._wake.ring()
 
+    async def tell_again(self, since: datetime) -> int:
+        """Put the results since then into the outbox again: the bus has lost them. Returns how many.
+
+        An event that is being published now stays in the outbox, whatever the bus answers: the answer may be about the
+        state of the bus before the loss.
+        """
+        self._retold += 1
+        return await self._ledger.tell_again(since)
+
     async def flush(self) -> None:
         """Publish everything in the outbox, oldest first. Raises what the bus raises; what went out is confirmed.
 
         One at a time: a second caller returns when there is nothing left to publish.
         """
         async with self._flushing:
-            waiting = await self._ledger.outbox()
-            for result in waiting:
-                try:
-                    await self._bus.publish(result)
-                except WireError as error:  # it would hold up all others, for ever
-                    _log.error("result_set_aside", id=result.id, why=str(error))
-                await self._ledger.confirm(result)
-            if waiting:
-                self._on_told()
+            told = False
+            try:
+                for result in await self._ledger.outbox():
+                    retold = self._retold
+                    try:
+                        await self._bus.publish(result)
+                    except WireError as error:  # it would hold up all others
+                        _log.error("result_set_aside", id=result.id, why=str(error))
+                    else:
+                        self._on_published()
+                        told = True
+                    # No await between the check and the write: the ledger does a later `tell_again` after it.
+                    if retold == self._retold:
+                        await self._ledger.confirm(result)
+            finally:
+                if told:
+                    self._on_told()
 
     async def run(self) -> None:
-        """Keep the outbox empty, for ever; what passes is tried again after 1 s, doubling to 60."""
+        """Keep the outbox empty until cancelled; a transient error is tried again after 1 s, doubling to 60.
+
+        `flush_soon` ends the wait, and starts it over at 1 s.
+        """
         wait = FIRST_WAIT_SECONDS
         while True:
             try:
@@ -139,8 +166,8 @@ class Recorder:
                 if not (error.transient or isinstance(error, BusError)):
                     raise
                 self._tell_of_waiting(error)
-                await self._wake.wait(wait)
-                wait = min(wait * 2, LAST_WAIT_SECONDS)
+                rung = await self._wake.wait(wait)
+                wait = FIRST_WAIT_SECONDS if rung else min(wait * 2, LAST_WAIT_SECONDS)
             else:
                 wait, self._waiting = FIRST_WAIT_SECONDS, False
                 await self._wake.wait(None)

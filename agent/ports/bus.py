@@ -76,11 +76,16 @@ class EventBus(Protocol):
 
     @property
     def stream(self) -> StreamMark | None:
-        """Where events outlive this process: how far that has come. None in-process, or while it is out of reach."""
+        """Where events outlive this process: how far that had come when it was last in reach.
+
+        None in-process, and before it was in reach. What `publish` has just put there is counted when it returns.
+        """
         ...
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener`, on the event loop, when `state` or the stream's origin has changed. It must be cheap."""
+        """Call `listener`, on the event loop, when `state` has changed, a connection was made or lost, or the stream
+        has lost events. It must be cheap.
+        """
         ...
 
     async def wait_until_ready(self) -> None:

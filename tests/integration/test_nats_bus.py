@@ -21,6 +21,7 @@ from agent.adapters.nats_bus import (
     subscription as subscription_module,
 )
 from agent.adapters.nats_bus.bus import NatsBus
+from agent.adapters.nats_bus.place import Place
 from agent.domain.errors import BusError, StateError
 from tests.fakes.nats_bus import CLOCK, CODEC, SECONDS, Inbox, ended, opened_bus, options, progress, sockets, until
 from tests.servers.nats import connected, running_nats
@@ -295,6 +296,57 @@ async def test_a_stream_deleted_where_nobody_listens_is_made_again_by_publishing
     assert await stored(fresh_nats) == 1
 
 
+async def test_each_subscription_of_a_deleted_stream_goes_on_also_one_whose_request_is_never_answered(
+    fresh_nats, monkeypatch
+):
+    """The server does not tell all who wait that the consumer is gone, and they would wait for the next heartbeats."""
+    original = pull_module.Pull.next
+
+    async def next_or_never(pull):
+        try:
+            return await original(pull)
+        except BusError:
+            if pull._subject.endswith(".unanswered") and not bus._link.client().lost.is_set():
+                await asyncio.Event().wait()
+            raise
+
+    monkeypatch.setattr(pull_module.Pull, "next", next_or_never)
+    answered, unanswered = Inbox(), Inbox()
+    async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
+        subscriptions = [
+            await bus.subscribe("akosha.session.>", inbox, durable=name)
+            for name, inbox in (("answered", answered), ("unanswered", unanswered))
+        ]
+        await bus.publish(ended(1))
+        await handled(1, *subscriptions)
+        await other.jsm().delete_stream("AKOSHA_SYNC")
+        await until(lambda: bus.state.ready and bus.stream.sequence == 0)
+        await bus.publish(ended(2))
+        assert await answered.holds(2) == ["e-1", "e-2"]
+        assert await unanswered.holds(2) == ["e-1", "e-2"]
+
+
+async def test_a_stream_that_is_another_one_after_a_reconnection_is_told_before_anybody_is_subscribed_again(
+    fresh_nats, monkeypatch
+):
+    """Results wait for the stream, not for a subscription that cannot be taken up."""
+    marks = []
+
+    async def never(*_args):
+        await asyncio.Event().wait()
+
+    async with opened_bus(fresh_nats.url, own_durables=True) as bus:
+        await bus.subscribe("akosha.session.>", Inbox(), durable="d")
+        await bus.publish(ended(1))
+        before, lost = bus.stream, bus._link.client().lost
+        monkeypatch.setattr(Place, "ensure", never)
+        bus.on_change(lambda: marks.append((bus._link.is_up, bus.stream)))
+        fresh_nats.restart(wipe=True)
+        await lost.wait()
+        await until(lambda: any(up and mark.has_lost(before) for up, mark in marks))
+        assert not bus.state.ready
+
+
 async def test_a_consumer_deleted_under_a_living_connection_is_made_again(fresh_nats):
     durable, passing = Inbox(), Inbox()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
@@ -401,7 +453,7 @@ async def test_a_server_that_hangs_is_noticed_and_replaced_and_publishing_meanwh
         async with asyncio.timeout(SECONDS):
             await lost.wait()
         assert not bus.state.ready
-        assert bus.stream is None
+        assert bus.stream.sequence == 0, "it is known how far it had come"
         fresh_nats.resume()
         await ready(bus)
         await bus.publish(ended(1))

@@ -1,6 +1,7 @@
 """What is done when the bus changes: who is told, what is told again, and what the ledger notes for people."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,6 +12,7 @@ from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.bus_watch import BusWatch
 from agent.application.recorder import Recorder
+from agent.domain.errors import BusError
 from agent.domain.events import Event
 from agent.ports import BusState, StreamMark
 from tests.fakes import values
@@ -29,6 +31,9 @@ class Bus:
     def __init__(self, stream: StreamMark | None) -> None:
         self.state, self.stream = NATS, stream
         self.told: list[str] = []
+        self.error: BusError | None = None
+        self.attempts = 0
+        self.before_the_answer: Callable[[], Awaitable[None]] | None = None
         self._listeners = []
 
     def on_change(self, listener) -> None:
@@ -40,9 +45,15 @@ class Bus:
             listener()
 
     async def publish(self, event: Event) -> None:
+        self.attempts += 1
+        if self.error is not None:
+            raise self.error
         self.told.append(event.request_id)
         if self.stream is not None:
             self.stream = StreamMark(self.stream.created, self.stream.sequence + 1)
+        before, self.before_the_answer = self.before_the_answer, None
+        if before is not None:
+            await before()
 
 
 @dataclass
@@ -53,9 +64,18 @@ class World:
     recorder: Recorder
     switches: list[BusState] = field(default_factory=list)
     hold: asyncio.Event | None = None
+    switch_errors: list[BusError] = field(default_factory=list)
+
+    async def result(self, name: str) -> None:
+        """A sync has come to its outcome."""
+        await self.ledger.settle(None, values.skipped(name, time=values.NOON))
+        self.recorder.flush_soon()
+        await self.settle()
 
     async def switched(self) -> None:
         self.switches.append(self.bus.state)
+        if self.switch_errors:
+            raise self.switch_errors.pop()
         if self.hold:
             await self.hold.wait()
 
@@ -196,3 +216,81 @@ async def test_a_change_that_comes_while_the_last_one_is_dealt_with_is_dealt_wit
         w.hold.set()
         await w.settle()
         assert w.switches == [LOCAL, NATS]
+
+
+async def test_a_result_whose_stream_is_lost_while_the_bus_answers_is_told_again(tmp_path):
+    """The answer is about the stream before: confirmed after the loss was dealt with, the result would be in none."""
+    async with world(tmp_path, StreamMark("a", 10)) as w:
+        w.told()
+
+        async def lose_the_stream() -> None:
+            await w.becomes(NATS, StreamMark("b", 0))
+
+        w.bus.before_the_answer = lose_the_stream
+        await w.result("new")
+        await w.settle()
+        assert w.told() == ["new", "today", "yesterday", "new"]
+        assert await w.ledger.outbox() == []
+
+
+async def test_a_stream_that_loses_its_newest_event_while_it_is_out_of_reach_is_told_again(tmp_path):
+    """The connection is lost with the answer, before anything could be noted."""
+    async with world(tmp_path, StreamMark("a", 10)) as w:
+        w.told()
+
+        async def lose_the_connection() -> None:
+            w.bus.state = WAITING
+
+        w.bus.before_the_answer = lose_the_connection
+        await w.result("new")
+        await w.becomes(NATS, StreamMark("a", 12))
+        assert sorted(w.told()) == ["new", "new", "today", "yesterday"]
+
+
+async def test_a_loss_that_is_made_good_by_others_events_before_it_is_dealt_with_is_told_again(tmp_path):
+    async with world(tmp_path, StreamMark("a", 10)) as w:
+        w.told()
+        w.bus.becomes(NATS, StreamMark("a", 11))
+        await w.becomes(NATS, StreamMark("a", 90))
+        assert w.told() == ["today", "yesterday"]
+        await w.becomes(NATS, StreamMark("a", 95))
+        assert w.told() == []
+
+
+async def test_results_are_told_at_once_when_the_bus_is_back_whatever_else_its_change_brings(tmp_path):
+    """No time passes here: neither the doubled wait nor what is done for requests holds the results up."""
+    async with world(tmp_path, StreamMark("a", 10)) as w:
+        w.told()
+        w.bus.error = BusError("no answer", transient=True)
+        await w.becomes(WAITING, w.bus.stream)
+        await w.result("new")
+        for seconds in (1, 2, 4, 8):
+            await w.clock.advance(seconds)
+            await w.settle()
+        attempts = w.bus.attempts
+        await w.settle()
+        assert w.bus.attempts == attempts, "a bus that is away is not asked without a pause"
+        w.hold = asyncio.Event()
+        await w.becomes(LOCAL, w.bus.stream)
+        w.bus.error = None
+        await w.becomes(NATS, w.bus.stream)
+        assert w.told() == ["new"]
+        assert w.switches == [WAITING, LOCAL], "what the change brings is still under way"
+
+
+async def test_an_error_while_a_change_is_dealt_with_is_logged_and_the_change_is_dealt_with_after_a_pause(tmp_path):
+    async with world(tmp_path, StreamMark("a", 10)) as w:
+        w.told()
+        w.switch_errors = [BusError("no answer", transient=True)] * 2
+        with capture_logs() as logs:
+            await w.becomes(LOCAL, w.bus.stream)
+        interrupted = [line for line in logs if line["event"] == "bus_watch_interrupted"]
+        assert [(line["error"], line["delay_seconds"]) for line in interrupted] == [("no answer", 1)]
+        await w.becomes(LOCAL, StreamMark("b", 0))
+        assert w.told() == ["today", "yesterday"], "a loss is dealt with all the same"
+        await w.clock.advance(1)
+        await w.settle()
+        assert w.switches == [LOCAL] * 3
+        await w.clock.advance(60)
+        await w.settle()
+        assert w.switches == [LOCAL] * 3

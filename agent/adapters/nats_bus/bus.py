@@ -41,7 +41,7 @@ class NatsBus:
     def __init__(self, options: NatsOptions, codec: Codec, clock: Clock, *, patient: bool) -> None:
         self._options, self._codec, self._clock, self._patient = options, codec, clock, patient
         self._stream = Stream(options.limits)
-        self._link = Link(options, clock, prepare=self._prepare, changed=self._look)
+        self._link = Link(options, clock, prepare=self._prepare, changed=self._turned)
         self._mending = asyncio.Lock()
         self._subscriptions: list[NatsSubscription | Answering] = []
         self._listeners: list[Callable[[], None]] = []
@@ -89,7 +89,7 @@ class NatsBus:
 
     @property
     def stream(self) -> StreamMark | None:
-        return self._stream.mark if self._link.is_up else None
+        return self._stream.mark
 
     def on_change(self, listener: Callable[[], None]) -> None:
         self._listeners.append(listener)
@@ -194,16 +194,17 @@ class NatsBus:
             return False
 
     async def _prepare(self, client: Client) -> None:
+        """Make the stream where there is none. The listeners hear where it is another one than before, or was cut."""
+        before = self._stream.mark
         await self._stream.ensure(client, self._options.patience.connect)
-
-    async def _mend(self, client: Client) -> None:
-        """Make the stream again that has gone away under a living connection; tell where it is another one then."""
-        async with self._mending:
-            before = self._stream.mark
-            await self._prepare(client)
-            after = self._stream.mark
+        after = self._stream.mark
         if before is None or (after is not None and after.has_lost(before)):
             self._tell()
+
+    async def _mend(self, client: Client) -> None:
+        """Make the stream again that has gone away under a living connection."""
+        async with self._mending:
+            await self._prepare(client)
 
     async def _begun(self, one: "NatsSubscription | Answering") -> None:
         """Where NATS is there: return when what is published from now on will be seen."""
@@ -215,6 +216,11 @@ class NatsBus:
                 await asyncio.wait(ends, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 ready.cancel()
+
+    def _turned(self) -> None:
+        """A connection was made or lost: what waits for one is worth a try, also before every subscription is ready."""
+        self._look()
+        self._tell()
 
     def _look(self) -> None:
         """Tell the listeners where the bus has become ready, or is no longer."""

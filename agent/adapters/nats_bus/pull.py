@@ -1,7 +1,7 @@
 """Pulling one message at a time from a consumer, and noticing when nobody is there any more to ask.
 
 A request for the next message waits at the server for two minutes; while it waits, the server sends a heartbeat
-every half. Two that stay out mean that the request was lost (with a server, or its leader), and it is made again.
+every 15 s. Two that stay out mean that the request was lost (with a server, or its leader), and it is made again.
 """
 
 import json
@@ -17,7 +17,7 @@ from agent.adapters.nats_bus.errors import StreamGone, translated
 from agent.domain.errors import BusError
 
 EXPIRES_SECONDS = 120.0
-HEARTBEAT_SECONDS = 30.0
+HEARTBEAT_SECONDS = 15.0
 MISSED_SECONDS = HEARTBEAT_SECONDS * 2 + 5.0
 
 _NANOSECONDS = 10**9

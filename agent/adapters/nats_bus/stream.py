@@ -1,5 +1,6 @@
 """The stream AKOSHA_SYNC: made where there is none, else used as it is."""
 
+import asyncio
 from dataclasses import replace
 
 import structlog
@@ -25,7 +26,13 @@ class Stream:
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self._complained = limits, ""
+        self._replaced = asyncio.Event()
         self.mark: StreamMark | None = None
+
+    async def wait_beyond(self, created: str) -> None:
+        """Return when the stream is another one than that which was made at `created`."""
+        while self.mark is None or self.mark.created == created:
+            await self._replaced.wait()
 
     async def ensure(self, client: Client, seconds: float) -> None:
         """Make the stream where there is none. Raises BusError where it cannot be made or cannot hold our events."""
@@ -38,7 +45,10 @@ class Stream:
         else:
             info = await self._widened(client, jetstream, info)
             self._compare(info.config)
-        self.mark = StreamMark(str(info.created), info.state.last_seq)
+        before, self.mark = self.mark, StreamMark(str(info.created), info.state.last_seq)
+        if before is None or before.created != self.mark.created:
+            replaced, self._replaced = self._replaced, asyncio.Event()
+            replaced.set()
 
     async def exists(self, client: Client, seconds: float) -> bool:
         """Say whether the stream is there. Raises BusError where nobody knows."""

@@ -20,6 +20,7 @@ from agent.adapters.nats_bus.pull import Pull
 from agent.adapters.nats_bus.stream import STREAM, Stream
 from agent.domain.errors import BusError, WireError
 from agent.domain.naming import STREAM_SUBJECTS, patterns_meet, progress_pattern
+from agent.ports import StreamMark
 from agent.ports.delivery import Courier
 
 FIRST_PAUSE_SECONDS = 1.0
@@ -134,7 +135,10 @@ class NatsSubscription:
             if self._listens:
                 await self._listen(client, arrivals, stack)
             if self._pulls:
-                await self._pull(client, arrivals, stack)
+                mark = self._stream.mark
+                await self._pull(client, mark, arrivals, stack)
+                if mark is not None:
+                    self._feed(self._watch_stream(mark.created, arrivals), "watch-stream", stack)
             self._feed(self._watch(client, arrivals), "watch", stack)
             self._is_ready(True)
             while True:
@@ -156,9 +160,9 @@ class NatsSubscription:
             await client.settle()
         stack.push_async_callback(_quietly, client, heard.unsubscribe)
 
-    async def _pull(self, client: Client, arrivals: _Arrivals, stack: AsyncExitStack) -> None:
+    async def _pull(self, client: Client, mark: StreamMark | None, arrivals: _Arrivals, stack: AsyncExitStack) -> None:
         """Take in what the stream keeps, one event after the other has been settled."""
-        name = await self.place.ensure(client, self._stream.mark)
+        name = await self.place.ensure(client, mark)
         stack.push_async_callback(_quietly, client, partial(self.place.forget, client, name))
         pull = await Pull.open(client, STREAM, name)
         stack.push_async_callback(_quietly, client, pull.close)
@@ -178,6 +182,11 @@ class NatsSubscription:
     async def _watch(self, client: Client, arrivals: _Arrivals) -> None:
         await self._link.wait_beyond(client)
         arrivals.put_nowait(self._link.trouble)
+
+    async def _watch_stream(self, created: str, arrivals: _Arrivals) -> None:
+        """A consumer is gone with its stream, and the server does not say so to all who wait for its next event."""
+        await self._stream.wait_beyond(created)
+        arrivals.put_nowait(StreamGone("the stream is another one"))
 
     def _feed(self, work: Coroutine[None, None, None], what: str, stack: AsyncExitStack) -> None:
         task = asyncio.create_task(work, name=f"bus-{self._name}-{what}")
