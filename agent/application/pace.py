@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from agent.domain.memories import Memory
-from agent.ports import Clock, MemorySink, ObjectStore, Offer, Packed, Progress, Receipt, StoredObject, untold
+from agent.ports import Clock, Creation, MemorySink, ObjectStore, Offer, Packed, Progress, Receipt, StoredObject, untold
 
 FULL_SECONDS = 0.25
 """So much of the rate fits into the bucket."""
@@ -122,6 +122,9 @@ class PacedStore:
                 piece = whole[start : start + size]
                 await self.pace.take(len(piece), lambda: progress(0))
                 yield piece
+
+    async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
+        return await self.store.create(key, data, replace=replace)
 
     async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         return await self.store.copy(source, key, expected=expected, progress=progress)

@@ -5,13 +5,15 @@
     ├── NamingError            a text that cannot stand in a key, a subject or an id
     ├── WireError              bytes that are not what they should be: an event, a manifest, a note
     ├── StateError             the state directory or the ledger in it cannot be used
-    │   └── AlreadyRunning     another process holds the state directory
+    │   ├── AlreadyRunning     another process holds the state directory
+    │   └── SystemIdTaken      another machine owns the default system id: this one takes another
     ├── SnapshotError          the source's fault: a database that cannot be copied now
     │   └── StagingFull        our side's fault: no room to copy it to
     ├── StoreError             the bucket's or the network's fault
     │   ├── NoSuchObject       nothing under that key
     │   ├── CopyUnsupported    the store cannot copy on its side, or did not really do it
-    │   └── NotPermitted       the credentials do not allow the operation
+    │   ├── NotPermitted       the credentials do not allow the operation
+    │   └── NotOwner           the system id there belongs to another machine or agent, or what it held is gone
     ├── RestoreError           an upload cannot be restored there: what stands in the way
     ├── SinkError              Akosha cannot be reached, refused or failed
     ├── BusError               an event bus cannot be reached, refused or failed
@@ -73,6 +75,18 @@ class AlreadyRunning(StateError):  # noqa: N818 - the name says the state of the
         self.command = command
 
 
+class SystemIdTaken(StateError):  # noqa: N818
+    """Another machine owns the default system id `taken` in the target; `instead` is the one that this machine takes.
+
+    Nothing was sent. The identity file gets `instead`, and a new agent is built.
+    """
+
+    def __init__(self, message: str, *, taken: str, instead: str) -> None:
+        super().__init__(message, hint="set akosha_system_id to choose an id yourself")
+        self.taken = taken
+        self.instead = instead
+
+
 class SnapshotError(AkoshaError):
     """A database cannot be copied now. Permanent: not before its files change."""
 
@@ -95,6 +109,10 @@ class CopyUnsupported(StoreError):  # noqa: N818
 
 class NotPermitted(StoreError):  # noqa: N818
     """The credentials do not allow the operation."""
+
+
+class NotOwner(StoreError):  # noqa: N818
+    """Uploads of this system id are not this agent's to change there. Permanent: a person decides."""
 
 
 class RestoreError(AkoshaError):

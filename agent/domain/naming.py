@@ -14,6 +14,10 @@ from agent.domain.errors import NamingError
 
 MANIFEST_NAME = "manifest.json"
 MEMORIES_NAME = "memories.json"
+OWNER_NAME = "owner.json"
+LONGEST_MADE = 84
+"""Longest system id that is made from a text: Akosha takes upload ids of up to 100 characters, the time included."""
+
 SUBJECT_PREFIX = "akosha"
 STREAM_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("session", "sync", "ingest", "archive"))
 """What the stream keeps."""
@@ -33,7 +37,7 @@ def sanitise_system_id(text: str) -> str:
 
     Akosha takes upload ids of up to 100 characters: the time and the system id.
     """
-    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:84].rstrip("-")
+    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:LONGEST_MADE].rstrip("-")
     if not cleaned:
         raise NamingError(
             f"{text!r} cannot be made into a system id", hint="set akosha_system_id to letters, digits, - or _"
@@ -100,6 +104,11 @@ def object_name(file_name: str) -> str:
 def uploads_prefix(system_id: str) -> str:
     """Return the prefix under which all uploads of a system lie, with its final slash."""
     return f"systems/{check_system_id(system_id)}/uploads/"
+
+
+def owner_key(system_id: str) -> str:
+    """Return the key of the object that says which machine and agent a system's uploads belong to."""
+    return f"systems/{check_system_id(system_id)}/{OWNER_NAME}"
 
 
 def object_key(system_id: str, upload: str, name: str) -> str:

@@ -20,7 +20,7 @@ from agent.ports.memories import (
 )
 from agent.ports.meter import Meter, Unmetered
 from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
-from agent.ports.objects import ObjectStore, Progress, StoredObject, untold
+from agent.ports.objects import Creation, ObjectStore, Progress, StoredObject, untold
 from agent.ports.reconnecting import Reconnectable, reset_clients
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
 from agent.ports.supervisor import Supervisor
@@ -32,6 +32,7 @@ __all__ = [
     "Clock",
     "Compressor",
     "Connected",
+    "Creation",
     "Delivered",
     "EventBus",
     "Handler",

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 from typing import Protocol
 
 Progress = Callable[[int], None]
@@ -24,6 +25,17 @@ class StoredObject:
     size: int
     metadata: Mapping[str, str] = field(default_factory=dict)
     modified: datetime | None = field(default=None, compare=False)
+
+
+class Creation(Enum):
+    """What became of `ObjectStore.create`."""
+
+    CREATED = "created"
+    """The object was made, and no other `create` of this key made it, too."""
+    EXISTS = "exists"
+    """Nothing was written: the object is there. A lost answer may have made it: read it to see whose it is."""
+    UNPROVEN = "unproven"
+    """Written, by a store without a conditional create: another one may replace it. Wait, then read it back."""
 
 
 class ObjectStore(Protocol):
@@ -55,6 +67,14 @@ class ObjectStore(Protocol):
 
         Holds a bounded number of parts of `part_bytes` in memory. Cancelled or failed, it leaves nothing behind that
         it may remove. `progress` is told as bytes leave.
+        """
+        ...
+
+    async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
+        """Put a small object, all or nothing, where nothing is; with `replace`, in place of what is there (UNPROVEN).
+
+        Of several that create a key at the same time, at most one gets CREATED, and then no other gets UNPROVEN. The
+        object has no metadata, and can be read at once whatever the storage class of others.
         """
         ...
 

@@ -9,7 +9,7 @@ import pytest
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3_store import S3Store
 from agent.domain.errors import CopyUnsupported, NoSuchObject
-from agent.ports import StoredObject
+from agent.ports import Creation, StoredObject
 from tests.fakes.faulty_store import FaultyStore
 from tests.fakes.memory_store import MemoryStore
 
@@ -220,3 +220,45 @@ async def test_several_puts_at_once_do_not_meet(store):
 async def test_closing_twice_is_no_error(store):
     await store.aclose()
     await store.aclose()
+
+
+async def test_create_makes_an_object_where_nothing_is(store):
+    assert await store.create("systems/mac/owner.json", b"first") in (Creation.CREATED, Creation.UNPROVEN)
+    assert await fetch(store, "systems/mac/owner.json") == b"first"
+    found = await store.head("systems/mac/owner.json")
+    assert (found.size, found.metadata.get("sha256")) == (5, None)
+    assert await keys(store) == ["systems/mac/owner.json"]
+    assert await store.sweep("") == 0
+
+
+async def test_create_leaves_what_is_there(store):
+    await put(store, "owner.json", b"before")
+    assert await store.create("owner.json", b"after") is Creation.EXISTS
+    assert await fetch(store, "owner.json") == b"before"
+    assert await keys(store) == ["owner.json"]
+
+
+async def test_create_with_replace_takes_the_place_of_what_is_there_and_is_never_proven(store):
+    await put(store, "owner.json", b"before")
+    assert await store.create("owner.json", b"after", replace=True) is Creation.UNPROVEN
+    assert await fetch(store, "owner.json") == b"after"
+    assert (await store.head("owner.json")).metadata.get("sha256") is None
+    assert await store.create("other.json", b"new", replace=True) is Creation.UNPROVEN
+    assert await fetch(store, "other.json") == b"new"
+
+
+async def test_of_several_creates_at_once_one_is_in_the_store_and_no_two_are_told_that_they_made_it(store):
+    bodies = [f"claim {number}".encode() * 9 for number in range(6)]
+    told = await asyncio.gather(*(store.create("owner.json", body) for body in bodies), return_exceptions=True)
+    there = await fetch(store, "owner.json")
+    assert there in bodies
+    made = [one for one in told if one is Creation.CREATED]
+    assert len(made) <= 1
+    if made:
+        assert Creation.UNPROVEN not in told
+        assert told[bodies.index(there)] is Creation.CREATED
+
+
+async def test_a_store_with_a_conditional_create_proves_it(store, request):
+    made = await store.create("owner.json", b"claim")
+    assert made is (Creation.UNPROVEN if "rclone" in request.node.name else Creation.CREATED)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from agent.ports import ObjectStore, Progress, StoredObject, untold
+from agent.ports import Creation, ObjectStore, Progress, StoredObject, untold
 
 T = TypeVar("T")
 
@@ -69,6 +69,9 @@ class FaultyStore:
             key,
             lambda: self._store.put(key, body, metadata=metadata, part_bytes=part_bytes, progress=progress),
         )
+
+    async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
+        return await self._do("create", key, lambda: self._store.create(key, data, replace=replace))
 
     async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         return await self._do("copy", key, lambda: self._store.copy(source, key, expected=expected, progress=progress))

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collec
 from datetime import datetime
 
 from agent.domain.errors import CopyUnsupported, NoSuchObject
-from agent.ports import Progress, StoredObject, untold
+from agent.ports import Creation, Progress, StoredObject, untold
 
 
 class MemoryStore:
@@ -37,6 +37,15 @@ class MemoryStore:
             progress(len(piece))
         self.objects[key] = bytes(data), dict(metadata)
         return StoredObject(key, len(data), dict(metadata))
+
+    async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
+        if replace:
+            self.objects[key] = data, {}
+            return Creation.UNPROVEN
+        if key in self.objects:
+            return Creation.EXISTS
+        self.objects[key] = data, {}
+        return Creation.CREATED
 
     async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         found = await self.head(source)

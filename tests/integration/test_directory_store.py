@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gzip
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from agent.adapters.directory_store import DirectoryStore, incoming, store as st
 from agent.adapters.directory_store.errors import translate
 from agent.adapters.gzip_members import GzipMembers
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError
-from agent.ports import StoredObject
+from agent.ports import Creation, StoredObject
 
 ROOT = Path(__file__).parents[2]
 KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
@@ -369,3 +370,23 @@ async def test_a_long_listing_is_complete_and_in_order(store, root):
         (root / name).parent.mkdir(parents=True)
         (root / name).write_bytes(b"x")
     assert [item.key async for item in store.list("systems/mac/")] == names
+
+
+async def test_create_works_where_the_file_system_has_no_hard_links(store, root, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(incoming.os, "link", link)
+    assert await store.create("systems/mac/owner.json", b"first") is Creation.CREATED
+    assert await store.create("systems/mac/owner.json", b"second") is Creation.EXISTS
+    assert await fetch(store, "systems/mac/owner.json") == b"first"
+    assert incoming_files(root) == []
+
+
+async def test_a_root_that_was_there_and_is_gone_is_made_by_no_put(store, root):
+    await store.create("systems/mac/owner.json", b"claim")
+    shutil.rmtree(root)
+    with pytest.raises(StoreError, match="mounted"):
+        await put(store, KEY, b"memories")
+    assert not root.exists()
+    assert await store.create("systems/mac/owner.json", b"claim") is Creation.CREATED, "a person asks for it"

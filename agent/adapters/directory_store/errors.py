@@ -53,7 +53,11 @@ def translate(error: OSError, action: str, root: Path, key: str, *, reading: boo
     if number in _REFUSED:
         return NotPermitted(text, hint=f"let this user write there: chmod or chown {root} and what is in it")
     if number == errno.ENOENT:
-        return StoreError(text, hint=f"is the disk or share of {root} mounted?", transient=root.is_dir())
+        return StoreError(
+            text,
+            hint=f"is the disk or share of {root} mounted? To make the directory: mkdir -p {root}",
+            transient=root.is_dir(),
+        )
     if number == errno.EEXIST:
         return StoreError(text, hint=f"{error.filename or root} is no directory: move it away")
     if number == errno.EFBIG:

@@ -20,14 +20,19 @@ FLUSH_BYTES = 32 * 2**20
 ABANDONED_SECONDS = 900
 """Where the file system has no locks, a put that was not written to for so long is a dead process's."""
 
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 _NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS})
 _RACES = 5
 
 
 class Incoming:
-    """All methods block: they run off the event loop. Raises OSError; `discard` may be called at any time."""
+    """All methods block: they run off the event loop. Raises OSError; `discard` may be called at any time.
 
-    def __init__(self, root: Path, key: str) -> None:
+    Not `make_root`: a root that is not there is an error. It was there before, so its disk has been unmounted, and
+    another file system is in its place.
+    """
+
+    def __init__(self, root: Path, key: str, *, make_root: bool = True) -> None:
         self._root = root
         self._key = key
         self._target = object_path(root, key)
@@ -35,6 +40,8 @@ class Incoming:
         self._unflushed = 0
         self.size = 0
         if not root.is_dir():
+            if not make_root:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
             # The root itself is made, what it stands in is not: a mount point that is missing is no place for backups.
             root.mkdir(mode=0o700, exist_ok=True)
         self._path, self._file = _create(incoming_folder(root, key), self._target.name)
@@ -110,6 +117,69 @@ class Incoming:
         with contextlib.suppress(OSError):
             self._file.close()
         prune(self._path.parent, self._root / HIDDEN)
+
+
+def create(root: Path, key: str, data: bytes, *, replace: bool) -> bool:
+    """Make a small object, durably; where something is, False, or with `replace` in its place. Blocks. Raises OSError.
+
+    The name appears with all its bytes, by a hard link. A file system without those (FAT) makes the name first: after a
+    crash in that moment the object is there, and damaged.
+    """
+    target = object_path(root, key)
+    root.mkdir(mode=0o700, exist_ok=True)
+    if target.exists() and not replace:
+        return False
+    temporary, file = _create(incoming_folder(root, key), target.name)
+    try:
+        with file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            if replace:
+                record_path(root, key).unlink(missing_ok=True)
+                _move(root, temporary, target)
+                return True
+            return _linked(root, temporary, target, data)
+    finally:
+        temporary.unlink(missing_ok=True)
+        prune(temporary.parent, root / HIDDEN)
+
+
+def _linked(root: Path, temporary: Path, target: Path, data: bytes) -> bool:
+    for attempt in _races():
+        _make_folders(root, target.parent)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # a deletion has just pruned the folder
+            if attempt == _RACES - 1:
+                raise
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return _created(target, data)
+        else:
+            sync_folder(target.parent)
+            return True
+    raise AssertionError
+
+
+def _created(target: Path, data: bytes) -> bool:
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+    return True
 
 
 def sweep(root: Path, prefix: str) -> int:

@@ -19,7 +19,7 @@ from agent.adapters.directory_store.errors import translate, translated
 from agent.adapters.directory_store.incoming import Incoming
 from agent.adapters.directory_store.threads import off_loop
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.ports import Progress, StoredObject, untold
+from agent.ports import Creation, Progress, StoredObject, untold
 
 T = TypeVar("T")
 
@@ -34,10 +34,11 @@ log = structlog.get_logger()
 
 
 class DirectoryStore:
-    """Objects below `root`, an absolute path; the root is made at the first put if what it stands in is there."""
+    """Objects below `root`, an absolute path. `create` makes the root, and so does a put that has never seen it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._seen = False
         self._probe: asyncio.Task[bool] | None = None
 
     @property
@@ -81,6 +82,14 @@ class DirectoryStore:
             await _finish(file.discard)
             raise
         return StoredObject(key, file.size, dict(metadata))
+
+    async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
+        """As the port says. It makes the root, also one that was there before."""
+        layout.check_key(key)
+        made = await self._run("write", key, lambda: incoming.create(self._root, key, data, replace=replace))
+        if replace:
+            return Creation.UNPROVEN
+        return Creation.CREATED if made else Creation.EXISTS
 
     async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         layout.check_key(key)
@@ -150,7 +159,8 @@ class DirectoryStore:
 
     async def _incoming(self, key: str) -> Incoming:
         making = asyncio.create_task(
-            self._run("write", key, lambda: Incoming(self._root, key)), name="directory-store-open"
+            self._run("write", key, lambda: Incoming(self._root, key, make_root=not self._seen)),
+            name="directory-store-open",
         )
         try:
             return await asyncio.shield(making)
@@ -163,7 +173,9 @@ class DirectoryStore:
     async def _run(self, action: str, key: str, work: Callable[[], T], *, reading: bool = False) -> T:
         def guarded() -> T:
             with translated(action, self._root, key, reading=reading):
-                return work()
+                result = work()
+                self._seen = self._seen or self._root.is_dir()
+                return result
 
         return await off_loop(guarded)
 

@@ -49,10 +49,14 @@ class Connection:
         self._owner: AbstractAsyncContextManager[Any] | None = None
 
     async def call(self, operation: str, key: str = "", **parameters: object) -> Answer:
-        """Call an operation of botocore's S3 client on the bucket; `key` is added where there is one."""
+        """Call an operation of botocore's S3 client on the bucket; `key` is added where there is one.
+
+        A parameter that is None leaves out what would be asked for by the settings.
+        """
         if key:
             parameters["Key"] = key
-        parameters |= self._at_rest.asked(operation)
+        asked = self._at_rest.asked(operation) | parameters
+        parameters = {name: value for name, value in asked.items() if value is not None}
         try:
             client = await self._client()
             body = parameters.get("Body")

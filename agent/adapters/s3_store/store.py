@@ -10,12 +10,13 @@ from agent.adapters.s3_store import examining, multipart, reading
 from agent.adapters.s3_store.at_rest import AtRest
 from agent.adapters.s3_store.connection import Connection, Limits
 from agent.adapters.s3_store.copying import SINGLE_COPY_BYTES, Copying
+from agent.adapters.s3_store.creating import Creating
 from agent.adapters.s3_store.deleting import AT_ONCE, Deleting
 from agent.adapters.s3_store.examining import Credentials, Unfinished
 from agent.adapters.s3_store.part import Pacing
 from agent.adapters.s3_store.place import Place
 from agent.adapters.s3_store.sending import Sending
-from agent.ports import Progress, StoredObject, untold
+from agent.ports import Creation, Progress, StoredObject, untold
 
 AVAILABLE_SECONDS = 0.9
 
@@ -49,6 +50,7 @@ class S3Store:
         )
         self._connection = Connection(self._place, limits, verify, at_rest)
         self._sending = Sending(self._connection, part_concurrency, pace)
+        self._creating = Creating(self._connection)
         self._deleting = Deleting(self._connection)
         self._copying = Copying(self._connection, single_copy_bytes, self._sending.live)
 
@@ -80,6 +82,9 @@ class S3Store:
     ) -> StoredObject:
         size = await self._sending.put(key, body, metadata, part_bytes, progress)
         return StoredObject(key, size, dict(metadata))
+
+    async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
+        return await self._creating.create(key, data, replace=replace)
 
     async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         return await self._copying.copy(source, key, expected, progress)
