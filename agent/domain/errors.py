@@ -5,8 +5,8 @@
     ├── NamingError            a text that cannot stand in a key, a subject or an id
     ├── WireError              bytes that are not what they should be: an event, a manifest, a note
     ├── StateError             the state directory or the ledger in it cannot be used
-    │   ├── AlreadyRunning     another process holds the state directory
-    │   └── SystemIdTaken      another machine owns the default system id: this one takes another
+    │   └── AlreadyRunning     another process holds the state directory
+    ├── SystemIdTaken          another machine owns the default system id: this one takes another
     ├── SnapshotError          the source's fault: a database that cannot be copied now
     │   └── StagingFull        our side's fault: no room to copy it to
     ├── StoreError             the bucket's or the network's fault
@@ -75,7 +75,7 @@ class AlreadyRunning(StateError):  # noqa: N818 - the name says the state of the
         self.command = command
 
 
-class SystemIdTaken(StateError):  # noqa: N818
+class SystemIdTaken(AkoshaError):  # noqa: N818
     """Another machine owns the default system id `taken` in the target; `instead` is the one that this machine takes.
 
     Nothing was sent. The identity file gets `instead`, and a new agent is built.
