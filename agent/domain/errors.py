@@ -24,25 +24,29 @@
 
 `transient` says whether trying the same again may help. `hint` is the command or setting that mends it.
 Only an adapter catches all that its library may raise; what it does not know becomes its own error, transient.
-Texts never carry secrets: they are made of names, keys, places and status codes.
+Texts never carry secrets or control characters: the root passes every message and hint through `plain_text`.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-MASK = "********"
-"""What stands in a text in a secret's place."""
+from agent.domain.plain_text import from_outside
 
 
 class AkoshaError(Exception):
     """Root of the tree. `str()` gives the message, then the hint.
 
+    A message may quote file names, servers and other programs: it is cleaned here, once for all that shows, stores or
+    publishes it. `has_lines` keeps line breaks.
     `unexpected`: the kind of error (`KeyError in head_object`) where a library raised what the adapter does not know.
     """
 
+    has_lines: ClassVar[bool] = False
+
     def __init__(self, message: str, *, hint: str = "", transient: bool = False) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = from_outside(message, lines=self.has_lines)
+        self.hint = from_outside(hint)
+        super().__init__(self.message)
         self.transient = transient
         self.unexpected = ""
 
@@ -51,7 +55,9 @@ class AkoshaError(Exception):
 
 
 class SettingsError(AkoshaError):
-    """A setting is missing, wrong or unsafe."""
+    """A setting is missing, wrong or unsafe. Several are one message, a line each."""
+
+    has_lines = True
 
 
 class NamingError(AkoshaError, ValueError):

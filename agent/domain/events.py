@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import ClassVar, Self
 
 from agent.domain import naming
+from agent.domain.plain_text import printable
 
 LONGEST_TEXT = 200
 MOST_NAMED = 10
@@ -71,14 +72,14 @@ class SyncAsked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodError:
-    """Why one method of the route did not deliver. What is no Unicode (bytes of a path) stands in it as escapes."""
+    """Why one method of the route did not deliver. Control characters and bytes that are no Unicode become escapes."""
 
     method: str
     error: str
 
     def __post_init__(self) -> None:
         # It travels on the request, which must come back as it went: else the agent would not know its own.
-        object.__setattr__(self, "error", self.error.encode(errors="backslashreplace").decode())
+        object.__setattr__(self, "error", printable(self.error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

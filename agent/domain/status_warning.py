@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
+from agent.domain.plain_text import from_outside
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusWarning:
@@ -17,6 +19,10 @@ class StatusWarning:
     message: str
     hint: str = ""
     since: datetime | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", from_outside(self.message))
+        object.__setattr__(self, "hint", from_outside(self.hint))
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

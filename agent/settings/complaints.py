@@ -6,7 +6,7 @@ from typing import Literal, get_args, get_origin
 
 from pydantic import SecretStr, ValidationError
 
-from agent.domain.errors import MASK
+from agent.domain.plain_text import MASK
 from agent.settings.endpoints import without_credentials
 from agent.settings.kinds import EarlierFieldError
 from agent.settings.sources import Given, nearest

@@ -9,7 +9,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from agent.domain.errors import MASK
+from agent.domain.plain_text import MASK
 
 BUCKETS = (
     "3 to 63 lower-case letters, digits, dots and hyphens, a letter or digit at both ends, no two dots in a row, "

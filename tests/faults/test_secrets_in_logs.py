@@ -19,9 +19,10 @@ import pytest
 import structlog
 from typer.testing import CliRunner
 
-from agent.domain.errors import MASK
+from agent.domain import plain_text
+from agent.domain.plain_text import MASK
 from agent.faces.cli import app
-from agent.faces.logs import lines, redaction
+from agent.faces.logs import lines
 from agent.settings.sources import variable
 from tests.fakes.session_buddy import create
 
@@ -99,7 +100,7 @@ def loud(monkeypatch):
     before = {name: logging.getLogger(name).level for name in LOUD}
     monkeypatch.setattr(lines, "LIBRARIES", ())
     monkeypatch.setattr(lines, "MUTE", ())
-    monkeypatch.setattr(redaction, "_hidden", ())
+    monkeypatch.setattr(plain_text, "_hidden", ())
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     for name in LOUD:
@@ -159,7 +160,7 @@ def kept(tmp_path: Path) -> str:
 
 
 def leaks(text: str) -> list[str]:
-    forms = {form for secret in SECRETS.values() for form in redaction._forms(secret)}
+    forms = {form for secret in SECRETS.values() for form in plain_text._forms(secret)}
     found = [form for form in forms if form in text]
     return found + re.findall(r"Signature=[0-9a-f]{8,}", text) + re.findall(r"Credential=\w+", text)
 

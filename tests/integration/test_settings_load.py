@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
-from agent.domain.errors import MASK, SettingsError
+from agent.domain.errors import SettingsError
+from agent.domain.plain_text import MASK
 from agent.settings import Settings, load, rows, tree, variable
 from agent.settings.complaints import allowed
 from agent.settings.endpoints import BUCKETS

@@ -8,7 +8,7 @@ import threading
 import pytest
 import structlog
 
-from agent.domain.errors import MASK
+from agent.domain.plain_text import MASK
 from agent.faces import logs
 from agent.faces.logs import lines
 
@@ -89,7 +89,7 @@ def test_a_value_that_cannot_be_shown_does_not_keep_the_line_from_coming(capsys)
     structlog.get_logger().info("odd", value=Odd(), ring=ring, number=1.5, flag=True, names=("a", "b"), bad="\udcff")
     (line,) = told(capsys)
     assert line["value"] == "<Odd>"
-    assert (line["number"], line["flag"], line["names"], line["bad"]) == (1.5, True, ["a", "b"], "\udcff")
+    assert (line["number"], line["flag"], line["names"], line["bad"]) == (1.5, True, ["a", "b"], "\\udcff")
 
 
 def test_nothing_is_raised_where_nobody_reads_stderr_any_more(monkeypatch):

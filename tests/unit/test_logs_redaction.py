@@ -8,8 +8,9 @@ from urllib.parse import quote
 
 import pytest
 
-from agent.domain.errors import MASK
-from agent.faces.logs import hide, known_secrets, redacted, redaction
+from agent.domain import plain_text
+from agent.domain.plain_text import MASK
+from agent.faces.logs import hide, known_secrets, lines, redacted
 from agent.settings import Settings
 
 SEED = f"SU{'CANARY' * 9}AA"
@@ -20,7 +21,7 @@ HEX = "fe5f80f77d5fa3beca038a248ff027d0445342fe2855ddc963176630326f1024"
 
 @pytest.fixture(autouse=True)
 def _nothing_hidden(monkeypatch):
-    monkeypatch.setattr(redaction, "_hidden", ())
+    monkeypatch.setattr(plain_text, "_hidden", ())
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_a_secret_is_masked_wherever_it_is_in_an_event():
             return "<Odd s3cr3t-canary>"
 
     hide("s3cr3t-canary")
-    event = redaction.redact(
+    event = lines.redact(
         None,
         "info",
         {
@@ -171,5 +172,5 @@ def test_a_line_without_secrets_costs_next_to_nothing():
 
 def _timed(line):
     begun = time.perf_counter()
-    redaction.redact(None, "info", line)
+    lines.redact(None, "info", line)
     return time.perf_counter() - begun

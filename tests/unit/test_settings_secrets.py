@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from agent.domain.errors import MASK, SettingsError
+from agent.domain.errors import SettingsError
+from agent.domain.plain_text import MASK
 from agent.settings import Settings, load, rows, variable
 from agent.settings.tree import FIELDS, SECRET
 

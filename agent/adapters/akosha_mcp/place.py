@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from agent.domain.errors import MASK
+from agent.domain.plain_text import MASK
 from agent.settings.endpoints import is_loopback, without_credentials
 
 SHOWN = 300

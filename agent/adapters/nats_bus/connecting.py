@@ -11,7 +11,8 @@ from nats.errors import AuthorizationError, Error as NatsPyError
 from agent.adapters.nats_bus.client import CLOSE_SECONDS, Client
 from agent.adapters.nats_bus.credentials import Proof
 from agent.adapters.nats_bus.options import NatsOptions, Server
-from agent.domain.errors import MASK, BusError
+from agent.domain.errors import BusError
+from agent.domain.plain_text import MASK
 
 NEVER_SECONDS = 10.0**9
 """nats-py's own pings are switched off: `Link` looks after the connection."""

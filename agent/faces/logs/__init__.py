@@ -6,9 +6,9 @@ secret that the process knows (`hide`).
 
 import sys
 
+from agent.domain.plain_text import hide, redacted
 from agent.faces.logs.lines import Stderr, goes_to_file, lines_to
 from agent.faces.logs.place import LogPlace
-from agent.faces.logs.redaction import hide, redacted
 from agent.faces.logs.secrets import known_secrets
 
 __all__ = ["LogPlace", "configure", "goes_to_file", "hide", "known_secrets", "redacted"]

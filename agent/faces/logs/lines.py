@@ -3,17 +3,25 @@
 import logging
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Protocol
 
 import structlog
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
-from agent.faces.logs.redaction import redact
+from agent.domain.plain_text import printable, redacted
 
 LIBRARIES = ("watchfiles", "botocore", "aiobotocore", "aiohttp", "asyncio")
 """They log through the standard library; from them, warnings are enough."""
+
+DEEPEST = 6
+"""Levels of nested values that a log line keeps their shape of."""
+
+_PLAIN = (int, float, bool, type(None))
+_OF_LINES = frozenset({"exception", "stack"})
+"""Keys whose values have several lines."""
 
 MUTE = ("nats",)
 """What these have to say, their adapters say in our words."""
@@ -134,3 +142,27 @@ def _thread_crashed(told: threading.ExceptHookArgs) -> None:
         name = told.thread.name if told.thread else ""
         trace = (told.exc_type, told.exc_value, told.exc_traceback)
         structlog.get_logger().error("thread_failed", thread=name, exc_info=trace)
+
+
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Mask secrets and escape control characters in all values: a structlog processor. Exceptions are text."""
+    return {key: _clean(value, DEEPEST, lines=key in _OF_LINES) for key, value in event.items()}
+
+
+def _clean(value: object, depth: int, *, lines: bool = False) -> object:
+    if isinstance(value, str):
+        return printable(redacted(value), lines=lines)
+    if isinstance(value, _PLAIN):
+        return value
+    if depth and isinstance(value, Mapping):
+        return {printable(redacted(_text(key, str))): _clean(one, depth - 1) for key, one in value.items()}
+    if depth and isinstance(value, (list, tuple, set, frozenset)):
+        return [_clean(one, depth - 1) for one in value]
+    return printable(redacted(_text(value, repr)))
+
+
+def _text(value: object, how: Callable[[object], str]) -> str:
+    try:
+        return how(value)
+    except Exception:  # noqa: BLE001 - whatever it is: a log line must come about
+        return f"<{type(value).__name__}>"

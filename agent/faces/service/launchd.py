@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 from xml.parsers.expat import ExpatError
 
-from agent.domain.errors import MASK, AkoshaError
+from agent.domain.errors import AkoshaError
+from agent.domain.plain_text import MASK
 from agent.faces.service.keeper import Course, Order
 from agent.faces.service.runner import Runner
 from agent.faces.service.sealed import seal

@@ -1,30 +1,31 @@
-"""No secret in a log line: the values that this process knows, and what looks like one.
+"""Makes a text safe to show: secrets masked, terminal control characters escaped, length bounded.
 
-What is known (`hide`) is masked wherever it appears, also as a URL, JSON or Python would write it. A value of fewer
-than six characters is not: it would eat words.
+A secret that this process knows (`hide`) is masked wherever it appears, also as a URL, JSON or Python would write it;
+so is what looks like one. A known value of fewer than six characters is not masked: it would eat words.
 """
 
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
 from urllib.parse import quote, quote_plus
 
-from structlog.typing import EventDict, WrappedLogger
-
-from agent.domain.errors import MASK
+MASK = "********"
+"""What replaces a secret."""
 
 SHORTEST = 6
-DEEPEST = 6
 
-_PLAIN = (int, float, bool, type(None))
+LONGEST_LINE = 2000
+"""Characters of a line that `from_outside` keeps."""
+
+_SPACES = "\u00a0\u202f\u3000"
+"""Spaces that Python does not count as printable and that text in many languages contains."""
 
 _hidden: tuple[str, ...] = ()
 """All forms of all secrets, the longest first: one may be a part of another."""
 
 
 def hide(*secrets: str) -> None:
-    """Never show these again, in this process. Cheap for those that are hidden already."""
+    """Mask these values in all texts of this process from now on. Idempotent and cheap for known values."""
     global _hidden  # noqa: PLW0603 - what a process knows, it knows for good
     forms = {form for secret in secrets if len(secret) >= SHORTEST for form in _forms(secret)}
     if not forms <= set(_hidden):
@@ -43,28 +44,32 @@ def redacted(text: str) -> str:
     return text
 
 
-def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Mask the secrets in all values, as a structlog processor; exceptions must be text by now."""
-    return {key: _clean(value, DEEPEST) for key, value in event.items()}
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return the text with everything that steers a terminal written as an escape: control characters, line breaks
+    (kept with `lines`), bidirectional marks, bytes that are no Unicode.
+    """
+    if text.isprintable():
+        return text
+    kept = f"{_SPACES}\n" if lines else _SPACES
+    return "".join(char if char.isprintable() or char in kept else _escape(char) for char in text)
 
 
-def _clean(value: object, depth: int) -> object:
-    if isinstance(value, str):
-        return redacted(value)
-    if isinstance(value, _PLAIN):
-        return value
-    if depth and isinstance(value, Mapping):
-        return {redacted(_text(key, str)): _clean(one, depth - 1) for key, one in value.items()}
-    if depth and isinstance(value, (list, tuple, set, frozenset)):
-        return [_clean(one, depth - 1) for one in value]
-    return redacted(_text(value, repr))
+def from_outside(text: str, *, lines: bool = False) -> str:
+    """Return a text that may quote files, servers or other programs as it may be shown, stored and published: secrets
+    masked, `printable`, and each line at most `LONGEST_LINE` characters.
+    """
+    shown = printable(redacted(text), lines=lines)
+    if len(shown) <= LONGEST_LINE:
+        return shown
+    return "\n".join(_cut(line) for line in shown.split("\n"))
 
 
-def _text(value: object, how: Callable[[object], str]) -> str:
-    try:
-        return how(value)
-    except Exception:  # noqa: BLE001 - whatever it is: a log line must come about
-        return f"<{type(value).__name__}>"
+def _cut(line: str) -> str:
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode()
 
 
 def _forms(secret: str) -> set[str]:
