@@ -148,7 +148,7 @@ class HttpSync:
         There is nothing to clean up after what had begun: pushing again changes nothing.
         """
         for name, snapshot in list(attempt.changed.items()):
-            if not snapshot.verified:
+            if not snapshot.is_readable:
                 seen = attempt.survey[name]
                 attempt.problems[name] = Problem(snapshot.unverified_reason, seen, 1, None)
                 await self._taker.discard(attempt.changed.pop(name))
@@ -248,7 +248,7 @@ class HttpSync:
             upload_id=attempt.request.request_id,
             triggered_by=attempt.request.reason,
             location=self._sink.location,
-            incomplete={**attempt.incomplete(record), **work.kept_back},
+            incomplete={**attempt.incomplete(record), **_unread(attempt), **work.kept_back},
             memories=work.brought.memories,
         )
 
@@ -261,6 +261,11 @@ class HttpSync:
             footing=self._footing,
             witness=lambda: self._sink.bytes_sent,  # a batch moves long before it is there
         )
+
+
+def _unread(attempt: Attempt) -> dict[str, str]:
+    """Return what the engine could not read of the databases that were pushed, by database."""
+    return {name: one.unverified_reason for name, one in sorted(attempt.changed.items()) if not one.verified}
 
 
 def _was_delivered(record: TargetRecord, database: str) -> bool:

@@ -64,7 +64,7 @@ class MemoryDelta:
         A database that cannot be read leaves nothing of itself behind, neither in the file nor in the ledger.
         """
         zone = await asyncio.to_thread(self._zone)
-        without = {name: copy.unverified_reason for name, copy in snapshots.items() if not copy.verified}
+        without = {name: copy.unverified_reason for name, copy in snapshots.items() if not copy.is_readable}
         for name, why in without.items():
             _log.warning("memories_unread", database=name, error=why)
         part = draft = None

@@ -15,7 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from agent.domain.errors import SinkError
+from agent.domain.errors import SinkError, SnapshotError
 from agent.domain.memories import EMBEDDING_LENGTH, Memory, Seen, Tally
 from agent.domain.states import Target
 from agent.ports import Clock, Held, MemoryLedger, MemorySink, MemorySource, Offer, Packed
@@ -91,6 +91,9 @@ class MemoryPush:
                         there.add(page)
                     await run.page(page, source)
             await run.finish()
+        except SnapshotError:
+            await run.finish()  # the rows that were read are right, whatever could not be read after them
+            raise
         finally:
             await run.stop()
         if whole:

@@ -43,6 +43,10 @@ class Scratch(Protocol):
         """Return the size of the folded file, None where it is not there."""
         ...
 
+    def file(self, main: str) -> Path:
+        """Return where a main file is: the folded one, else the one that has come."""
+        ...
+
 
 class Place(Protocol):
     """The directory that is restored to. Its calls block, and raise RestoreError."""
@@ -103,7 +107,14 @@ class Folder(Protocol):
     """Makes one file of a main file and its sidecars."""
 
     async def fold(self, main: Path) -> Rows:
-        """Fold what lies beside `main` into it; return the rows per table. Raises SnapshotError, StagingFull."""
+        """Fold what lies beside `main` into it; return the rows per table.
+
+        Raises SnapshotError where the engine cannot; its hint says what opens the files. StagingFull.
+        """
+        ...
+
+    def storage_version(self, main: Path) -> int | None:
+        """Return the storage version of a main file, None where it is no database. Blocks."""
         ...
 
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 SPARE_BYTES = 32 * 2**20
 """What stays free on the disk."""
 
-RAW_CURE = "--raw leaves the files as they were: a newer DuckDB may open them"
+RAW_CURE = "--raw leaves the files as they were"
 
 _ANOTHER = "akosha-agent verify says what is whole; restore another upload"
 
@@ -49,11 +49,20 @@ class _Came:
     item: Restorable
     folded_size: int | None = None
     rows: Rows | None = None
+    storage_version: int | None = None
     warning: str = ""
 
     @property
     def folded(self) -> bool:
         return self.folded_size is not None
+
+
+class _Reported:
+    """The Reporter of what is fetched a second time: its bytes were reported the first time."""
+
+    def phase(self, name: str, total_bytes: int) -> None: ...
+
+    def moved(self, count: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +92,8 @@ class Restoring:
             reporter.phase("download", sum(part.stored_size for item in chosen for part in item.parts))
             for one in came:
                 downloaded += await self._come(one, scratch, reporter)
+                main = await _blocking(scratch.file, one.item.main)
+                one.storage_version = await _blocking(self.folder.storage_version, main)
             at = self.clock.now()
             aside = await _blocking(self.place.aside, databases, at)
             report = Restored(
@@ -146,23 +157,27 @@ class Restoring:
         folder = await _blocking(scratch.begin_folding, item.names)
         try:
             one.rows = await self.folder.fold(folder / item.main)
-            if item.rows is not None and dict(item.rows) != dict(one.rows):
-                raise SnapshotError("it holds other rows than its manifest tells")
-            await _blocking(scratch.end_folding, item.main)
-            one.folded_size = await _blocking(scratch.folded, item.main)
         except StagingFull:
             raise
         except SnapshotError as error:
-            if item.unverified is None:
-                raise RestoreError(
-                    f"{item.database} cannot be made one file: {error.message}", hint=RAW_CURE
-                ) from error
-            # Nobody has ever read it here: what was uploaded is all there is, and better than nothing.
-            await _blocking(scratch.undo_folding, item.names)
-            downloaded += await self._land(item.parts, scratch, reporter)
-            one.rows = item.rows
-            one.warning = f"restored as it was uploaded, in {len(item.parts)} files: {error.message}"
-            _log.warning("restored_unfolded", database=item.database, why=error.message)
+            return downloaded + await self._leave_unfolded(one, error, scratch)
+        if item.rows is not None and dict(item.rows) != dict(one.rows):
+            raise RestoreError(f"{item.database} holds other rows than its manifest tells", hint=RAW_CURE)
+        await _blocking(scratch.end_folding, item.main)
+        one.folded_size = await _blocking(scratch.folded, item.main)
+        return downloaded
+
+    async def _leave_unfolded(self, one: _Came, error: SnapshotError, scratch: Scratch) -> int:
+        """Take the files apart again: they have their digests, so they are the database, whatever our engine can do."""
+        item = one.item
+        await _blocking(scratch.undo_folding, item.names)
+        downloaded = await self._land(item.parts, scratch, _Reported())
+        one.rows = item.rows
+        together = f"in {len(item.parts)} files that belong together"
+        one.warning = f"restored as it was uploaded, {together}: {error.message}"
+        if error.hint:
+            one.warning += f"; {error.hint}"
+        _log.warning("restored_unfolded", database=item.database, why=error.message)
         return downloaded
 
     async def _land(self, parts: Sequence[Part], scratch: Scratch, reporter: Reporter) -> int:
@@ -214,6 +229,7 @@ def _told(one: _Came, manifest: Manifest, aside: Mapping[str, str]) -> RestoredD
         size=item.size if one.folded_size is None else one.folded_size,
         folded=one.folded,
         rows=dict(one.rows or {}),
+        storage_version=one.storage_version,
         carried_from=item.carried_from,
         carried_age_seconds=item.carried_age(manifest.upload_id).total_seconds(),
         warning=one.warning,

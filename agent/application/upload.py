@@ -57,7 +57,12 @@ class Upload:
         )
         snapshot = self.staged.get(part.database)
         if snapshot is not None:
-            part = replace(part, verified=snapshot.verified, unverified_reason=snapshot.unverified_reason)
+            part = replace(
+                part,
+                verified=snapshot.verified,
+                unverified_reason=snapshot.unverified_reason,
+                storage_version=snapshot.storage_version,
+            )
         expected = StoredObject(part.key, part.stored_size, part.metadata)
         try:
             await self.store.copy(step.part.key, part.key, expected=expected, progress=lambda _: self.moved())
@@ -100,6 +105,7 @@ class Upload:
             verified=snapshot.verified,
             unverified_reason=snapshot.unverified_reason,
             header_iteration=snapshot.header_iteration,
+            storage_version=snapshot.storage_version,
         )
         stored = await self._already_there(part.key, part.metadata)
         if stored is None:

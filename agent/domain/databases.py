@@ -11,6 +11,12 @@ SIDECAR_SUFFIXES = (".wal", ".wal.checkpoint", ".wal.recovery", ".checkpoint.wal
 """What DuckDB adds to a main file's name: 1.5 and 2.0 write the first three (commits made during a checkpoint go to the
 second), documents name the last two."""
 
+READ_BY = {64: "1.0", 65: "1.2", 66: "1.3", 67: "1.4", 68: "1.5", 999: "2.0"}
+"""The first DuckDB that reads a storage version, as the main file's header has it."""
+
+_OLDEST_WRITER = 68
+"""What every DuckDB reads that Session-Buddy accepts: it wants 1.5.3 or newer."""
+
 REFLECTIONS = "reflection"
 KNOWLEDGE_GRAPH = "knowledge_graph"
 
@@ -36,6 +42,27 @@ def database_of(file_name: str) -> str | None:
 def main_name(database: str) -> str:
     """Return the file name of a database's main file."""
     return f"{database}.duckdb"
+
+
+def reader_of(storage_version: int | None) -> str:
+    """Return which DuckDB reads a file of this storage version: `DuckDB 2.0 or newer`."""
+    if storage_version is None:
+        return "the DuckDB that wrote it"
+    if storage_version in READ_BY:
+        return f"DuckDB {READ_BY[storage_version]} or newer"
+    if storage_version < max(READ_BY):
+        return f"a DuckDB that reads storage version {storage_version}"
+    return f"a DuckDB newer than {READ_BY[max(READ_BY)]}, for storage version {storage_version}"
+
+
+def storage_note(storage_version: int | None) -> str:
+    """Say which DuckDB a file needs, where an older Session-Buddy may have one that cannot open it; "" elsewhere."""
+    if storage_version is None or storage_version <= _OLDEST_WRITER:
+        return ""
+    return (
+        f"needs {reader_of(storage_version)} (storage version {storage_version}): "
+        "Session-Buddy with an older one cannot open it"
+    )
 
 
 def is_asked(database: str, *, reflections: bool, knowledge_graph: bool) -> bool:

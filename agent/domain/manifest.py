@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Literal, Self, cast, get_args
 
 from agent.domain import naming
-from agent.domain.databases import database_of, main_name
+from agent.domain.databases import database_of, main_name, storage_note
 from agent.domain.documents import expect, expect_optional, expect_optional_texts
 from agent.domain.errors import NamingError, WireError
 
@@ -39,7 +39,8 @@ class Part:
     the object's. `origin`: sent over the wire, copied by the store from the upload before (unchanged), or carried
     over from it because the database could not be copied this time or was not asked for (then `carried_from` names
     the upload whose state of the database this is). `verified` is false where the snapshot was not opened and read
-    through; `unverified_reason` says why. `header_iteration` counts the main file's checkpoints.
+    through; `unverified_reason` says why. `header_iteration` counts the main file's checkpoints; `storage_version` is
+    its format, None in uploads of earlier versions.
     """
 
     database: str
@@ -54,6 +55,7 @@ class Part:
     unverified_reason: str = ""
     header_iteration: int | None = None
     carried_from: str | None = None
+    storage_version: int | None = None
 
     def __post_init__(self) -> None:
         if self.raw_size < 0 or self.stored_size < 0:
@@ -88,6 +90,7 @@ class Part:
             expect(known, int, "raw_size", "stored_size")
             expect({"unverified_reason": "", **known}, str, "unverified_reason")
             expect_optional(known, int, "header_iteration")
+            expect_optional(known, int, "storage_version")
             expect_optional(known, str, "carried_from")
             if not isinstance(known["verified"], bool):
                 raise TypeError("verified is not bool")
@@ -200,6 +203,11 @@ class Manifest:
     def of(self, database: str) -> tuple[Part, ...]:
         """Return the parts of one database."""
         return tuple(part for part in self.parts if part.database == database)
+
+    def storage_notes(self) -> dict[str, str]:
+        """Return which DuckDB a database needs, where not each that Session-Buddy may have opens it."""
+        found = {part.database: storage_note(part.storage_version) for part in self.parts if part.storage_version}
+        return {database: note for database, note in sorted(found.items()) if note}
 
     def digests(self, databases: Iterable[str]) -> dict[str, str]:
         """Return file name -> SHA-256 of the raw bytes, for the databases named."""

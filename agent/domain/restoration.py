@@ -123,6 +123,7 @@ class RestoredDatabase:
     """What became of one database: its files now, and where the old ones are (name -> name).
 
     `folded`: main file and sidecars became one. `rows` per table, empty where they were not counted.
+    `storage_version` is the main file's, None where it is not known.
     """
 
     database: str
@@ -132,6 +133,7 @@ class RestoredDatabase:
     rows: Rows
     carried_from: str | None = None
     carried_age_seconds: float = 0.0
+    storage_version: int | None = None
     warning: str = ""
     set_aside: Mapping[str, str] = field(default_factory=dict)
 

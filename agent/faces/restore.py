@@ -14,6 +14,7 @@ import typer
 from agent.application.archive import LATEST, Archive, time_of
 from agent.application.restore_places import Reporter
 from agent.application.restoring import Wanted
+from agent.domain.databases import storage_note
 from agent.domain.errors import NamingError, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id
@@ -111,6 +112,8 @@ def _lines(found: RestoredDatabase) -> Iterator[str]:
         yield f"    carried over from {found.carried_from}: {age} older than the upload"
     for name, aside in found.set_aside.items():
         yield f"    {name} that was there is {aside} now"
+    if note := storage_note(found.storage_version):
+        yield f"    {note}"
     if found.warning:
         yield f"    warning: {found.warning}"
 

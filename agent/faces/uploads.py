@@ -166,6 +166,8 @@ def _print_one(listed: Listed) -> None:
         row = (part.name, human_bytes(part.raw_size), human_bytes(part.stored_size), origin, checked, part.sha256[:12])
         table.add_row(*row)
     console.print(table)
+    for database, note in manifest.storage_notes().items():
+        console.print(f"{database}: {note}")
     for database, tables in sorted(manifest.rows.items()):
         told = ", ".join(f"{table} {count:,}" for table, count in sorted(tables.items()))
         console.print(f"{database}: {told or 'no tables'}")

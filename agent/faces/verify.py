@@ -117,6 +117,8 @@ def _lines(found: Found) -> Iterator[str]:
         yield f"  {name}: {why}"
     for database, why in sorted(found.notes.items()):
         yield f"  {database}: its bytes are those that were uploaded; {why}"
+    for database, note in (found.manifest.storage_notes() if found.manifest else {}).items():
+        yield f"  {database}: {note}"
 
 
 def _document(found: Found) -> dict[str, object]:

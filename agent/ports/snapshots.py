@@ -15,7 +15,8 @@ class Snapshot:
     """A right copy of one database: main file and sidecars as they were at one moment, in a folder of our own.
 
     `fingerprint` was taken before the copying began, so that any later change shows. `rows` counts the rows per table
-    where the copy was `verified`: opened and read through by the engine.
+    where the copy was `verified`: opened and read through by the engine. Where the engine could read a part of it, they
+    are that part's, and it is not verified. `storage_version` is the main file's: it says which DuckDB reads it.
     """
 
     database: str
@@ -26,6 +27,12 @@ class Snapshot:
     verified: bool
     unverified_reason: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
+    storage_version: int | None = None
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the engine reads memories out of it, be it not all of it."""
+        return self.verified or bool(self.rows)
 
 
 class SnapshotTaker(Protocol):

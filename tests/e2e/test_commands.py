@@ -5,16 +5,14 @@ import os
 import pty
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
 from agent import __version__
 from tests.fakes import arrivals
 from tests.fakes.machine import COMMAND, Machine
-from tests.fakes.session_buddy import Checker, Finding
+from tests.fakes.session_buddy import REAL, STATES, Checker, Finding
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
 CONTRACT = {
     "method": str,
     "success": bool,
@@ -26,11 +24,7 @@ CONTRACT = {
     "triggered_by": str,
 }
 ESCAPE = "\x1b"
-ROWS = {
-    "closed": (200, 50, 40, 66),
-    "mid": (220, 61, 40, 66),
-    "first": (15, 3, 3, 5),
-}
+ROWS = {name: state.rows for name, state in STATES.items()}
 
 
 def assert_contract(result: dict) -> None:
@@ -198,6 +192,7 @@ def test_session_buddys_own_databases_arrive_with_all_their_rows(machine, state,
     memories = json.loads(machine.object(manifest["memories"]["key"]))["conversations"]
     assert manifest["conversation_count"] == len(memories) == conversations + reflections + entities + relationships
     assert all(part["verified"] for part in manifest["parts"])
+    assert {part["storage_version"] for part in manifest["parts"]} == {STATES[state].storage_version}
     for part in manifest["parts"]:
         assert (tmp_path / "arrived" / part["name"]).read_bytes() == (REAL / state / part["name"]).read_bytes()
     assert {part["name"] for part in manifest["parts"]} == {path.name for path in (REAL / state).iterdir()}

@@ -35,6 +35,39 @@ REFLECTION = "reflection.duckdb"
 GRAPH = "knowledge_graph.duckdb"
 TIMEOUT = 60.0
 
+REAL = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
+"""Databases that Session-Buddy's own code wrote: a folder for each of STATES. To be copied before use."""
+
+
+WRITERS = {"1.5.3": Path(sys.prefix) / "writer", "2.0.1": Path(sys.prefix) / "writer-2.0.1"}
+"""The engines that Session-Buddy writes with, by version: where each was installed. `make setup` does that."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Rows of conversations_v2, reflections_v2, kg_entities and kg_relationships, and how many have an embedding."""
+
+    rows: tuple[int, int, int, int]
+    embedded: tuple[int, int, int]
+    storage_version: int = 64
+    folds: bool = True
+    """Whether an engine without extensions makes one file of main file and WAL."""
+
+    @property
+    def kinds(self) -> dict[str, tuple[int, int]]:
+        """Kind of memory -> rows, and rows with an embedding."""
+        names = ("conversation", "reflection", "entity", "relationship")
+        return dict(zip(names, zip(self.rows, (*self.embedded, 0), strict=True), strict=True))
+
+
+STATES = {
+    "closed": State((200, 50, 40, 66), (187, 47, 39)),
+    "mid": State((220, 61, 40, 66), (208, 58, 39)),
+    "first": State((15, 3, 3, 5), (13, 3, 3)),
+    "hnsw": State((210, 50, 40, 66), (196, 47, 39), folds=False),
+    "duckdb2": State((230, 61, 40, 66), (217, 58, 39), storage_version=999),
+}
+
 _ACCESS_EVERY = 5
 
 _REFLECTION_TABLES = (

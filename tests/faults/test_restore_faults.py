@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore
+from tests.fakes.session_buddy import REAL
 from tests.fakes.uploaded import uploaded
 from tests.faults.killed_restore import OLD
 
 PROGRAM = Path(__file__).with_name("killed_restore.py")
-SESSION_BUDDY = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
 
 
 KILLS, KILLS_FOLDING = 28, 2
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.skipif(not SESSION_BUDDY.exists(), reason="the databases of Session-Buddy are not here"),
+    pytest.mark.skipif(not REAL.exists(), reason="the databases of Session-Buddy are not here"),
 ]
 
 
@@ -39,7 +39,7 @@ def found(tmp):
         (folder / "data").mkdir(parents=True)
     (plain / "data" / "reflection.duckdb").write_bytes(os.urandom(3 * 2**20))
     (plain / "data" / "knowledge_graph.duckdb").write_bytes(os.urandom(2**20))
-    for path in (SESSION_BUDDY / "mid").glob("reflection*"):
+    for path in (REAL / "mid").glob("reflection*"):
         shutil.copyfile(path, wal / "data" / path.name)
     for folder in (plain, wal):
         asyncio.run(uploaded(DirectoryStore(folder / "bucket"), folder / "data"))

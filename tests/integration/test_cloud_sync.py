@@ -30,8 +30,8 @@ from tests.fakes import session_buddy
 from tests.fakes.faulty_store import FaultyStore
 from tests.fakes.memory_source import ListedReader
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.session_buddy import REAL
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
 IDENTITY = Identity("agent-1", "laptop")
 PREFIX = naming.uploads_prefix("laptop")
 

@@ -18,13 +18,16 @@ from agent.domain.identity import Identity
 from agent.settings import Settings
 from agent.wiring import Home
 from tests.fakes import session_buddy
+from tests.fakes.session_buddy import REAL, STATES
 from tests.servers.akosha import Akosha
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
 IDENTITY = Identity("agent-1", "laptop")
-WITH_EMBEDDING = {"closed": (187, 47, 39), "mid": (208, 58, 39), "first": (13, 3, 3)}
-WITHOUT = {"closed": (13 + 3, 1), "mid": (12 + 3, 1), "first": (2 + 0, 0)}
-RELATIONSHIPS = {"closed": 66, "mid": 66, "first": 5}
+WITH_EMBEDDING = {name: state.embedded for name, state in STATES.items()}
+RELATIONSHIPS = {name: state.rows[-1] for name, state in STATES.items()}
+WITHOUT = {
+    name: (sum(state.rows[:2]) - sum(state.embedded[:2]), state.rows[2] - state.embedded[2])
+    for name, state in STATES.items()
+}
 
 
 class Rig:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from datetime import UTC, timedelta, timezone
-from pathlib import Path
 
 import psutil
 import pytest
@@ -21,9 +20,8 @@ from agent.adapters.duckdb_files.children import CHILD
 from agent.adapters.duckdb_files.frames import PAGE_ROWS
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
-from tests.fakes.session_buddy import create, make
+from tests.fakes.session_buddy import REAL, STATES, create, make
 
-REAL = Path(__file__).parents[3] / "shared/data/session-buddy"
 EMBEDDING = "list_transform(range(384), lambda i: i / 384.0)::FLOAT[384]"
 
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the databases that Session-Buddy wrote are not here")
@@ -71,15 +69,9 @@ def the_child():
 
 
 @needs_real_data
-@pytest.mark.parametrize(
-    ("state", "rows"),
-    [
-        ("closed", {"conversation": (200, 187), "reflection": (50, 47), "entity": (40, 39), "relationship": (66, 0)}),
-        ("mid", {"conversation": (220, 208), "reflection": (61, 58), "entity": (40, 39), "relationship": (66, 0)}),
-        ("first", {"conversation": (15, 13), "reflection": (3, 3), "entity": (3, 3), "relationship": (5, 0)}),
-    ],
-)
-async def test_session_buddys_own_databases_are_read_in_every_state_and_stay_as_they_are(state, rows, tmp_path):
+@pytest.mark.parametrize("state", STATES)
+async def test_session_buddys_own_databases_are_read_in_every_state_and_stay_as_they_are(state, tmp_path):
+    rows = STATES[state].kinds
     folder = tmp_path / state
     shutil.copytree(REAL / state, folder)
     before = bytes_in(folder)
@@ -112,6 +104,54 @@ async def test_session_buddys_own_databases_are_read_in_every_state_and_stay_as_
         "-> " in m.text and m.metadata["to_entity"] in m.text for m in found.values() if "to_entity" in m.metadata
     )
     assert bytes_in(folder) == before
+
+
+WITH_EXTENSION = """
+import sys, duckdb
+with duckdb.connect(":memory:") as base:
+    base.execute("CREATE MACRO host(t) AS t || ''")
+    base.execute(f"ATTACH '{sys.argv[1]}' AS s")
+    base.execute("CREATE TABLE s.conversations_v2(id VARCHAR, content VARCHAR, "
+                 "project VARCHAR GENERATED ALWAYS AS (host(content)))")
+    base.execute("CREATE TABLE s.reflections_v2(id VARCHAR, source VARCHAR, "
+                 "content VARCHAR GENERATED ALWAYS AS (host(source)))")
+    for table in ("conversations_v2", "reflections_v2"):
+        base.execute(f"INSERT INTO s.{table} SELECT 'row ' || n, 'text ' || n FROM range(700) rows(n)")
+"""
+"""Makes a database with a function that the file does not hold, and that the engine has in extension `inet` alone."""
+
+
+@pytest.fixture
+def beyond(copy):
+    subprocess.run([sys.executable, "-c", WITH_EXTENSION, str(copy)], check=True, timeout=60)
+    return copy
+
+
+async def test_what_needs_an_extension_costs_no_row_that_does_not_and_is_named(beyond):
+    """A column that a memory can do without is left out; a table that cannot be read is an error after all others."""
+    found = []
+
+    async def read():
+        async with source_of(beyond) as source:
+            async for page in source.pages():
+                found.extend([memory async for memory in source.read(page)])
+
+    with pytest.raises(SnapshotError, match=r"reflections_v2 \(.*inet extension"):
+        await read()
+    assert len(found) == 700
+    assert {memory.seen.kind for memory in found} == {"conversation"}
+    assert not any("project" in memory.metadata for memory in found)
+
+
+async def test_a_copy_of_which_a_part_needs_an_extension_is_unverified_with_the_rows_of_the_rest(beyond, tmp_path):
+    taker = DuckdbSnapshotTaker(beyond.parent, tmp_path / "staging", clock=SystemClock())
+    snapshot = await taker.take("reflection")
+    assert (snapshot.verified, snapshot.is_readable) == (False, True)
+    assert snapshot.rows == {"conversations_v2": 700, "reflections_v2": 700}
+    for column in ("conversations_v2.project", "reflections_v2.content"):
+        assert column in snapshot.unverified_reason
+    assert "inet extension" in snapshot.unverified_reason
+    await taker.sweep()
 
 
 async def test_reading_a_memory_changes_no_digest_but_writing_one_does(copy):

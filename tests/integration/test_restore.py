@@ -27,18 +27,14 @@ from agent.domain.retention import KeepRules
 from agent.wiring.restoring import finish_restores, restoring_to
 from tests.fakes.faulty_store import FaultyStore
 from tests.fakes.machine import Machine
+from tests.fakes.session_buddy import REAL, STATES, WRITERS
 from tests.fakes.uploaded import SYSTEM, UPLOAD, forge, put, uploaded
 
 pytest_plugins = ["tests.servers.fixtures"]
 
-SESSION_BUDDY = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
-WRITER = Path(sys.prefix) / "writer"
 REFLECTION = naming.object_key(SYSTEM, UPLOAD, "reflection.duckdb")
 GRAPH = naming.object_key(SYSTEM, UPLOAD, "knowledge_graph.duckdb")
-needs_databases = pytest.mark.skipif(not SESSION_BUDDY.exists(), reason="the databases of Session-Buddy are not here")
-
-ROWS = {"closed": (200, 50), "mid": (220, 61), "first": (15, 3)}
-"""conversations_v2, reflections_v2 by state."""
+needs_databases = pytest.mark.skipif(not REAL.exists(), reason="the databases of Session-Buddy are not here")
 
 
 class Watching:
@@ -96,17 +92,19 @@ def store(tmp_path):
 
 @pytest.fixture(scope="module")
 def states(tmp_path_factory):
-    """All states that Session-Buddy leaves databases in, as databases of one data directory; two have a WAL."""
+    """All states that Session-Buddy leaves databases in, as databases of one data directory; four have a WAL."""
     folder = tmp_path_factory.mktemp("states")
     for state, source, name in (
         ("mid", "reflection.duckdb", "reflection.duckdb"),
         ("mid", "knowledge_graph.duckdb", "knowledge_graph.duckdb"),
         ("first", "reflection.duckdb", "knowledge_graph_first.duckdb"),
         ("closed", "reflection.duckdb", "knowledge_graph_closed.duckdb"),
+        ("hnsw", "reflection.duckdb", "knowledge_graph_hnsw.duckdb"),
+        ("duckdb2", "reflection.duckdb", "knowledge_graph_duckdb2.duckdb"),
     ):
         for suffix in ("", ".wal"):
-            if (SESSION_BUDDY / state / (source + suffix)).exists():
-                shutil.copy(SESSION_BUDDY / state / (source + suffix), folder / (name + suffix))
+            if (REAL / state / (source + suffix)).exists():
+                shutil.copy(REAL / state / (source + suffix), folder / (name + suffix))
     return folder
 
 
@@ -133,34 +131,55 @@ async def opened(kind, request, tmp_path):
 @pytest.mark.parametrize(
     "kind", ["directory", pytest.param("moto", marks=pytest.mark.long), pytest.param("rclone", marks=pytest.mark.long)]
 )
-async def test_every_state_comes_back_with_equal_tables_each_in_one_file(kind, request, tmp_path, states, tables):
+async def test_every_state_comes_back_with_equal_tables_each_in_one_file_where_the_engine_can(
+    kind, request, tmp_path, states, tables
+):
     to = tmp_path / "to"
     async with opened(kind, request, tmp_path) as store:
         await uploaded(store, states)
         watching = Watching()
         done = await restore(store, to, watching=watching)
-    assert sorted(path.name for path in to.iterdir()) == sorted(tables)
-    assert {path.name: tables_of(path) for path in to.iterdir()} == tables
+    hnsw = "knowledge_graph_hnsw.duckdb"
+    assert sorted(path.name for path in to.iterdir()) == sorted([*tables, f"{hnsw}.wal"])
+    assert {path.name: tables_of(path) for path in to.glob("*.duckdb")} == tables
     found = {one.database: one for one in done.databases}
     for database, state in (
         ("reflection", "mid"),
         ("knowledge_graph_first", "first"),
+        ("knowledge_graph_duckdb2", "duckdb2"),
     ):
-        assert found[database].folded
-        assert (found[database].rows["conversations_v2"], found[database].rows["reflections_v2"]) == ROWS[state]
+        assert (found[database].folded, found[database].warning) == (True, "")
+        rows = found[database].rows["conversations_v2"], found[database].rows["reflections_v2"]
+        assert rows == STATES[state].rows[:2]
+        assert found[database].storage_version == STATES[state].storage_version
+    for name in (hnsw, f"{hnsw}.wal"):
+        assert (to / name).read_bytes() == (states / name).read_bytes(), "what cannot be folded is as it was uploaded"
+    assert not found["knowledge_graph_hnsw"].folded
+    assert "unknown index type 'HNSW'" in found["knowledge_graph_hnsw"].warning
+    assert "DuckDB 1.0 or newer with its extension vss" in found["knowledge_graph_hnsw"].warning
     closed = "knowledge_graph_closed.duckdb"
     assert (to / closed).read_bytes() == (states / closed).read_bytes(), "what needs no folding is not touched"
-    assert {one.size for one in done.databases} == {path.stat().st_size for path in to.iterdir()}
-    assert watching.done == watching.total == done.downloaded_bytes
+    size = sum(path.stat().st_size for path in to.iterdir())
+    assert sum(one.size for one in done.databases) == size
+    assert watching.done == watching.total <= done.downloaded_bytes, "a WAL that the engine has changed comes again"
     assert (to.stat().st_mode & 0o777, (to / closed).stat().st_mode & 0o777) == (0o700, 0o600)
-    if kind == "directory":
-        the_writer_goes_on(to, tables)
 
 
-def the_writer_goes_on(folder: Path, tables: dict) -> None:
-    """Its engine, which is older than ours, opens what was restored, finds all rows, and writes."""
-    if not WRITER.exists():
-        pytest.skip("no DuckDB 1.5 here: make setup installs it")
+@needs_databases
+@pytest.mark.parametrize("version", WRITERS)
+async def test_session_buddys_engine_goes_on_with_what_was_restored(version, tmp_path, states, tables):
+    store = DirectoryStore(tmp_path / "bucket")
+    await uploaded(store, states)
+    await restore(store, tmp_path / "to")
+    the_writer_goes_on(version, tmp_path / "to", tables)
+
+
+def the_writer_goes_on(version: str, folder: Path, tables: dict) -> None:
+    """Its engine opens what was restored and folded, finds all rows, and writes."""
+    if not (writer := WRITERS[version]).exists():
+        pytest.skip(f"no DuckDB {version} here: make setup installs it")
+    beyond = {"knowledge_graph_hnsw.duckdb"} | ({"knowledge_graph_duckdb2.duckdb"} if version < "2" else set())
+    mains = [path for path in sorted(folder.glob("*.duckdb")) if path.name not in beyond]
     code = """
 import json, sys, duckdb
 found = {}
@@ -177,12 +196,16 @@ for path in sys.argv[1:]:
             assert engine.execute("SELECT count(*) FROM conversations_v2 WHERE id = 'new'").fetchone() == (1,)
 print(json.dumps([duckdb.__version__, found]))
 """
-    command = [sys.executable, "-S", "-c", code, *map(str, sorted(folder.iterdir()))]
-    done = subprocess.run(command, env={"PYTHONPATH": str(WRITER)}, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-S", "-c", code, *map(str, mains)]
+    done = subprocess.run(command, env={"PYTHONPATH": str(writer)}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    version, found = json.loads(done.stdout)
-    assert version.startswith("1.5.")
-    counts = {name: {table: count for table, (count, _) in held.items()} for name, held in tables.items()}
+    ran, found = json.loads(done.stdout)
+    assert ran == version
+    counts = {
+        name: {table: count for table, (count, _) in held.items()}
+        for name, held in tables.items()
+        if name not in beyond
+    }
     assert {Path(path).name: held for path, held in found.items()} == counts
 
 
@@ -489,14 +512,35 @@ async def test_what_nobody_could_read_when_it_was_uploaded_is_restored_as_it_was
     assert "as it was uploaded" in found.warning
 
 
-async def test_what_was_read_then_and_cannot_be_made_one_file_now_is_refused_with_the_cure(tmp_path, unreadable, store):
+async def test_what_was_read_then_and_cannot_be_made_one_file_now_comes_as_it_was_with_the_reason(
+    tmp_path, unreadable, store
+):
     await uploaded(store, unreadable)
-    with pytest.raises(RestoreError, match="reflection cannot be made one file") as caught:
-        await restore(store, tmp_path / "to")
-    assert "--raw" in caught.value.hint
-    assert list((tmp_path / "to").iterdir()) == []
-    await restore(store, tmp_path / "to", raw=True)
+    done = await restore(store, tmp_path / "to")
     assert lies_in(tmp_path / "to") == lies_in(unreadable)
+    (found,) = [one for one in done.databases if one.database == "reflection"]
+    assert (found.folded, found.files) == (False, ("reflection.duckdb", "reflection.duckdb.wal"))
+    assert "the engine cannot" in found.warning
+    assert "DuckDB 2.0 or newer opens the files together" in found.warning
+
+
+@needs_databases
+@pytest.mark.parametrize("state", STATES)
+def test_each_state_is_uploaded_verified_and_restored_by_the_commands(tmp_path, state):
+    """Exit 0 for all of them, with what an older engine, or one without the extension, needs to know."""
+    machine, to = Machine(tmp_path / "machine"), tmp_path / "to"
+    for file in (REAL / state).iterdir():
+        shutil.copy(file, machine.data)
+    assert machine.sync()["success"]
+    verified = machine.call("verify", "--deep")
+    shown = machine.call("uploads", "show", "latest")
+    restored = machine.call("restore", "--to", str(to))
+    assert (verified.code, restored.code) == (0, 0), (verified.err, restored.err)
+    newer = "needs DuckDB 2.0 or newer (storage version 999): Session-Buddy with an older one cannot open it"
+    for told in (verified, shown, restored):
+        assert (newer in " ".join(told.out.split())) == (STATES[state].storage_version == 999)
+    assert ("warning: restored as it was uploaded" in restored.out) == (not STATES[state].folds)
+    assert tables_of(to / "reflection.duckdb")["conversations_v2"][0] == STATES[state].rows[0]
 
 
 async def test_where_no_restore_was_interrupted_there_is_nothing_to_finish(tmp_path, plain, store):

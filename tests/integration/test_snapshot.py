@@ -8,7 +8,6 @@ import stat
 import struct
 import subprocess
 import sys
-from pathlib import Path
 
 import duckdb
 import psutil
@@ -19,9 +18,7 @@ from agent.adapters.duckdb_files import DuckdbSnapshotTaker
 from agent.adapters.duckdb_files.children import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
-from tests.fakes.session_buddy import Writer, check, create
-
-REAL = Path(__file__).parents[3] / "shared/data/session-buddy"
+from tests.fakes.session_buddy import REAL, STATES, Writer, check, create
 
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the databases that Session-Buddy wrote are not here")
 
@@ -72,13 +69,9 @@ def give_version(path, version):
 
 
 @needs_real_data
-@pytest.mark.parametrize(
-    ("state", "conversations", "reflections", "entities", "relationships"),
-    [("closed", 200, 50, 40, 66), ("mid", 220, 61, 40, 66), ("first", 15, 3, 3, 5)],
-)
-async def test_session_buddys_own_databases_arrive_whole_in_every_state(
-    state, conversations, reflections, entities, relationships, data_dir, taker
-):
+@pytest.mark.parametrize("state", STATES)
+async def test_session_buddys_own_databases_arrive_whole_in_every_state(state, data_dir, taker):
+    conversations, reflections, entities, relationships = STATES[state].rows
     copied(state, data_dir)
     before = looks(data_dir)
     survey = await taker.survey()
@@ -94,7 +87,9 @@ async def test_session_buddys_own_databases_arrive_whole_in_every_state(
         }
         assert all(sha256(data_dir / file.name) == file.sha256 for file in snapshot.files)
         assert snapshot.fingerprint == survey[database]
-        assert snapshot.header_iteration == (0 if state == "first" else 1)
+        checkpoints = {"first": 0, "hnsw": 3 if database == "reflection" else 1}
+        assert snapshot.header_iteration == checkpoints.get(state, 1)
+        assert snapshot.storage_version == STATES[state].storage_version
     assert {table: count for table, count in rows.items() if count} == {
         "conversations_v2": conversations,
         "reflections_v2": reflections,

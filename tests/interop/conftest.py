@@ -7,11 +7,10 @@ from zlib import crc32
 import pytest
 
 from tests.fakes.machine import Machine
+from tests.fakes.session_buddy import REAL
 from tests.interop.real import VARIABLE, interpreter, running_akosha
 
 pytest_plugins = ["tests.servers.fixtures"]
-
-DATA = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -53,11 +52,11 @@ def machine(tmp_path, akosha, system_id):
 @pytest.fixture
 def real_databases():
     """Return a function that puts a copy of a state of Session-Buddy's own databases into a data directory."""
-    if not DATA.is_dir():
-        pytest.skip(f"the databases of Session-Buddy are not at {DATA}")
+    if not REAL.is_dir():
+        pytest.skip(f"the databases of Session-Buddy are not at {REAL}")
 
     def place(state: str, data_dir: Path) -> None:
-        for path in (DATA / state).iterdir():
+        for path in (REAL / state).iterdir():
             copy = data_dir / f".{path.name}.new"
             shutil.copyfile(path, copy)
             copy.replace(data_dir / path.name)

@@ -10,15 +10,9 @@ from agent.domain.memories import EMBEDDING_LENGTH
 from tests.bench.http_push import add
 from tests.fakes import machine as machines
 from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import REFLECTION
+from tests.fakes.session_buddy import REFLECTION, STATES
 from tests.interop.real import running_akosha
 
-# What their README counts: rows with an embedding, rows without, relationships.
-STATES = {
-    "closed": ({"conversation": 187, "reflection": 47, "entity": 39}, {"reflection": 16, "knowledge_graph": 1}, 66),
-    "mid": ({"conversation": 208, "reflection": 58, "entity": 39}, {"reflection": 15, "knowledge_graph": 1}, 66),
-    "first": ({"conversation": 13, "reflection": 3, "entity": 3}, {"reflection": 2}, 5),
-}
 NO_EMBEDDING, NO_TOOL = "no embedding", "the server has no tool for a relationship"
 
 
@@ -52,7 +46,10 @@ def account(machine, *words: str) -> dict:
 def test_what_has_an_embedding_arrives_the_rest_waits_and_is_told_and_a_second_sync_sends_nothing(
     machine, akosha, system_id, real_databases, state
 ):
-    arriving, without, relationships = STATES[state]
+    rows, embedded = STATES[state].rows, STATES[state].embedded
+    arriving = dict(zip(("conversation", "reflection", "entity"), embedded, strict=True))
+    lacking = {"reflection": sum(rows[:2]) - sum(embedded[:2]), "knowledge_graph": rows[2] - embedded[2]}
+    without, relationships = {name: count for name, count in lacking.items() if count}, rows[3]
     real_databases(state, machine.data)
     before = {path.name: path.read_bytes() for path in machine.data.iterdir()}
     result = machine.sync("--method", "http")

@@ -43,6 +43,7 @@ class Files:
         self.reader = ListedReader({})
         self._looks, self._rows, self._numbers = {}, {}, count(1)
         self.unverified: set[str] = set()
+        self.readable: set[str] = set()
         self.staged: set[str] = set()
 
     def put(self, database: str, *memories: Memory, fail_at: int | None = None, error: Exception | None = None) -> None:
@@ -69,7 +70,7 @@ class Files:
             header_iteration=1,
             verified=database not in self.unverified,
             unverified_reason="too new" if database in self.unverified else "",
-            rows={"any table": self._rows[database]},
+            rows={} if database in self.unverified - self.readable else {"any table": self._rows[database]},
         )
 
     async def discard(self, snapshot: Snapshot) -> None:
@@ -155,12 +156,21 @@ async def test_a_database_that_breaks_off_while_it_is_read_does_not_keep_the_oth
         r.files.put("reflection", *some(1, 2, 3))
         done = await r.attempt()
         assert isinstance(done, Delivered)
-        assert (done.result.memories, await r.pending()) == (3, {"knowledge_graph"})
+        assert (done.result.memories, await r.pending()) == (3 + 1, {"knowledge_graph"}), "what was read is sent"
         assert done.result.incomplete["knowledge_graph"] == error.message
         problem = (await r.ledger.record(TARGET)).databases["knowledge_graph"].problem
         assert (problem.failures, problem.retry_at is None) == (1, error is BROKEN)
         r.files.put("knowledge_graph", *some(1, 2, 3, kind="entity"))
-        assert (await r.attempt()).result.memories == 3
+        assert (await r.attempt()).result.memories == 2
+        assert await r.pending() == set()
+
+
+async def test_what_is_readable_of_a_database_is_pushed_and_what_is_not_is_said(tmp_path):
+    async with rig(tmp_path) as r:
+        r.files.put("reflection", *some(1, 2))
+        r.files.unverified, r.files.readable = {"reflection"}, {"reflection"}
+        done = await r.attempt()
+        assert (done.result.memories, done.result.incomplete) == (2, {"reflection": "too new"})
         assert await r.pending() == set()
 
 

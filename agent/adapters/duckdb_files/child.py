@@ -9,19 +9,16 @@ it. It sees the copy's folder, and no more.
 import json
 import os
 import queue
-import re
 import sys
 import threading
 from pathlib import Path
 
-from agent.adapters.duckdb_files.engine import limit, opened, quoted, reason
+from agent.adapters.duckdb_files.contents import Contents, contents, is_inability
+from agent.adapters.duckdb_files.engine import limit, opened, reason
 from agent.adapters.duckdb_files.frames import BEGIN, FOLD, OPEN, PAGE, READ, VERIFY, framed
 from agent.adapters.duckdb_files.merging import fold
 from agent.adapters.duckdb_files.reading import Reading
 from agent.domain.memories import Json
-
-_CANNOT = re.compile(r"\bversion\b|extension|encrypt|out of memory|not implemented", re.IGNORECASE)
-"""What the engine says where it is sound but cannot read such a file."""
 
 _encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -56,28 +53,16 @@ def _serve(copy: Path, commands: Commands) -> None:
 
 def _verdict(copy: Path) -> Json:
     try:
-        return {"rows": dict(examine(copy))}
+        found = examine(copy)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is the verdict
-        return {"error": reason(error, copy.parent), "damaged": not _CANNOT.search(f"{type(error)} {error}")}
+        return {"error": reason(error, copy.parent), "damaged": not is_inability(error)}
+    return {"rows": dict(found.rows), "unread": dict(found.unread)}
 
 
-def examine(copy: Path) -> dict[str, int]:
-    """Read every column of every row; return the rows per table. Leaves the copy's bytes alone."""
+def examine(copy: Path) -> Contents:
+    """Read every column of every row that this engine can read. Leaves the copy's bytes alone."""
     with opened(copy) as engine:
-        tables = list(
-            engine.rows(
-                "SELECT schema_name, table_name FROM duckdb_tables() "
-                "WHERE database_name = 's' AND NOT internal ORDER BY ALL"
-            )
-        )
-        rows: dict[str, int] = {}
-        for schema, table in tables:
-            # The alias stands for the whole row, as long as no column has its name.
-            source = f's.{quoted(str(schema))}.{quoted(str(table))} AS "the whole row"'
-            for count, _ in engine.rows(f'SELECT count(*), bit_xor(hash("the whole row")) FROM {source}'):  # noqa: S608 - quoted
-                assert isinstance(count, int)
-                rows[str(table) if schema == "main" else f"{schema}.{table}"] = count
-        return rows
+        return contents(engine)
 
 
 def _read(copy: Path, graph: str, commands: Commands) -> None:

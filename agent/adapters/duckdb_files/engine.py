@@ -82,8 +82,18 @@ def quoted(text: str, quote: str = '"') -> str:
 
 def reason(error: Exception, folder: Path) -> str:
     """Return the first line of the message, without the paths of this machine."""
+    return _PATH.sub(r"\1", _first_line(error).replace(f"{folder}/", ""))[:_LONGEST_REASON]
+
+
+def reason_in(error: Exception) -> str:
+    """Return the first line of a message about something in the database: it has no paths."""
+    return _first_line(error)[:_LONGEST_REASON]
+
+
+def _first_line(error: Exception) -> str:
+    """A checkpoint that fails says so at length before it says why."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return _PATH.sub(r"\1", lines[0].replace(f"{folder}/", ""))[:_LONGEST_REASON]
+    return lines[0].rpartition("Original error: ")[2]
 
 
 def limit() -> None:

@@ -7,14 +7,11 @@ from pathlib import Path
 
 from agent.adapters.duckdb_files.header import HEADER_BYTES, Header
 from agent.adapters.duckdb_files.source import Source
-from agent.domain.databases import database_of, main_name
+from agent.domain.databases import READ_BY, database_of, main_name
 from agent.domain.errors import AkoshaError, SnapshotError, WireError
 
 FORMATS = range(64, 1000)
 """Versions in the header that our engine reads: 64 is that of DuckDB 0.10 to 1.1, 999 that of 2.0."""
-
-READ_BY = {64: "1.0", 65: "1.2", 66: "1.3", 67: "1.4", 68: "1.5", 999: "2.0"}
-"""The first engine that reads a version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,15 @@ from agent.adapters.duckdb_files import children
 from agent.adapters.duckdb_files.exchange import Exchange, Unanswered, Unreadable
 from agent.adapters.duckdb_files.frames import FOLD
 from agent.adapters.duckdb_files.header import HEADER_BYTES, Header
+from agent.domain.databases import reader_of
 from agent.domain.errors import SnapshotError, StagingFull, WireError
 from agent.domain.manifest import Rows
 from agent.domain.memories import Json
+
+_INDEX = re.compile(r"unknown index type '(\w+)'", re.IGNORECASE)
+_EXTENSION = re.compile(r"in the (\w+) extension", re.IGNORECASE)
+_INDEXES = {"HNSW": "vss", "RTREE": "spatial"}
+"""The extension that brings an index type."""
 
 _FULL = re.compile(r"no space left|disk quota|file too large|out of disk", re.IGNORECASE)
 
@@ -25,10 +31,11 @@ class DuckdbFolder:
     async def fold(self, main: Path) -> Rows:
         """Make one file of a main file and the sidecars beside it; return the rows per table.
 
-        The file keeps the storage version of its writer. Raises SnapshotError; then the files may be neither what they
-        were nor what they should be. StagingFull where there is no room.
+        The file keeps the storage version of its writer. Raises SnapshotError, whose hint says what opens the files;
+        then they may be neither what they were nor what they should be. StagingFull where there is no room.
         """
         before = await asyncio.to_thread(_version, main)
+        opens = f"{reader_of(before)} opens the files together"
         try:
             child = await children.start(main)
         except OSError as error:
@@ -37,18 +44,40 @@ class DuckdbFolder:
             answer = await Exchange(child, self._timeout_seconds).ask(FOLD, "folded")
         except Unanswered as error:
             what = f"crashed on it ({error.what})" if error.crashed else error.what
-            raise SnapshotError(f"the engine {what}") from error
+            raise SnapshotError(f"the engine {what}", hint=opens) from error
         except Unreadable as error:
-            raise SnapshotError(f"the engine cannot read it: {error}") from error
+            raise SnapshotError(f"the engine cannot read it: {error}", hint=opens) from error
         finally:
             await children.end(child)
         found = cast(dict[str, Json], answer)
         if "error" in found:
-            kind = StagingFull if _FULL.search(str(found["error"])) else SnapshotError
-            raise kind(f"the engine cannot fold it: {found['error']}")
+            why = str(found["error"])
+            if _FULL.search(why):
+                raise StagingFull(f"the engine cannot fold it: {why}")
+            raise SnapshotError(f"the engine cannot fold it: {why}", hint=_what_opens(why, before))
         if await asyncio.to_thread(_version, main) != before:
-            raise SnapshotError("the engine gave it another storage version")
+            raise SnapshotError("the engine gave it another storage version", hint=opens)
         return cast(dict[str, int], found["rows"])
+
+    @staticmethod
+    def storage_version(main: Path) -> int | None:
+        """Return the storage version that a main file's header tells, None where it has no such header. Blocks."""
+        try:
+            return _version(main)
+        except SnapshotError:
+            return None
+
+
+def _what_opens(why: str, version: int) -> str:
+    """Return which DuckDB, with which extension, opens what could not be folded."""
+    index, extension = _INDEX.search(why), _EXTENSION.search(why)
+    if index:
+        needed = _INDEXES.get(index[1].upper(), f"that brings index type {index[1]}")
+    elif extension:
+        needed = extension[1]
+    else:
+        return f"{reader_of(version)} opens the files together"
+    return f"Session-Buddy opens the files together, as does {reader_of(version)} with its extension {needed}"
 
 
 def _version(main: Path) -> int:

@@ -3,10 +3,12 @@
 The parent writes commands, a line each; the child answers every one with a frame: four bytes of length, then so much
 JSON, an object.
 
-    verify          {"verdict": {"rows": {table: count}}}, or {"verdict": {"error": text, "damaged": bool}}
+    verify          {"verdict": {"rows": {table: count}, "unread": {table or column: why}}},
+                    or {"verdict": {"error": text, "damaged": bool}}
     open "graph"    {"tables": n}                   the copy is open from now on; what follows is of it
     begin           {"begun": true}                 the next page is the first
-    page            {"page": [[kind, id, digest, embedded, bytes], ...]}; an empty one is the end
+    page            {"page": [[kind, id, digest, embedded, bytes], ...]}; an empty one is the end, and so is an
+                    error that names the tables this engine cannot read: all other rows have come by then
     read [p, ...]   {"rows": [[text, embedding, time, metadata], ...]}   of the page before, by position
     fold            {"folded": {"rows": {table: count}}}, or {"folded": {"error": text}}
     (any)           {"error": text}                 and the child ends

@@ -35,13 +35,17 @@ class _TooMuch(Exception):  # noqa: N818 - asked for less, it goes
     """A block has more text than may be held here."""
 
 
+class Unread(Exception):  # noqa: N818 - the rest was read
+    """Tables with memories that this engine cannot read, and why."""
+
+
 class Reading:
     """One copy being read. What it holds is one block, the page that was shown last, and the next."""
 
     def __init__(self, engine: Engine, graph: str) -> None:
         self._engine = engine
         self._graph = graph
-        self.tables = tables_of(engine)
+        self.tables, self._unread = tables_of(engine)
         self._pages = self._paged()
         self._page: _Page = []
         self._ahead: _Page | None = None
@@ -51,9 +55,14 @@ class Reading:
         self._pages, self._page, self._ahead = self._paged(), [], None
 
     def page(self) -> list[Json]:
-        """Return the next page's rows as they are seen; nothing at the end."""
+        """Return the next page's rows as they are seen; nothing at the end.
+
+        Raises Unread there where the engine cannot read a table: all rows of the others have come by then.
+        """
         self.look_ahead()
         self._page, self._ahead = self._ahead or [], None
+        if not self._page and self._unread:
+            raise Unread(", ".join(f"{name} ({why})" for name, why in sorted(self._unread.items())))
         return [seen for _, seen in self._page]
 
     def look_ahead(self) -> None:

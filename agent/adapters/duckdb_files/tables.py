@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.adapters.duckdb_files.engine import Engine, quoted
+from agent.adapters.duckdb_files.contents import is_inability
+from agent.adapters.duckdb_files.engine import Engine, quoted, reason_in
 from agent.adapters.duckdb_files.rows import TIMES
 from agent.domain.memories import EMBEDDING_LENGTH, Kind
 
@@ -86,18 +87,42 @@ class Table:
     """Parameters: first and last rowid, list of rowids that are embedded. Returns rowid, and the embedding as JSON."""
 
 
-def tables_of(engine: Engine) -> list[Table]:
-    """Return the tables with memories, with at least one row. Raises whatever the engine raises."""
+def tables_of(engine: Engine) -> tuple[list[Table], dict[str, str]]:
+    """Return the tables with memories, with at least one row, and those that this engine cannot read: name -> why.
+
+    A column that it cannot read, and that a memory can do without, reads as absent. Raises whatever the engine raises.
+    """
     found = _columns(engine)
-    tables = []
+    tables, unread = [], dict[str, str]()
     for shape in _SHAPES:
         name = next((name for name in shape.tables if name in found), None)
         if name is None or not set(shape.needs) <= found[name].types.keys():
             continue
+        lost = _leave_out_unreadable(engine, shape, found[name])
+        if why := next((lost[column] for column in shape.needs if column in lost), None):
+            unread[name] = why
+            continue
         ((first, last),) = engine.rows(f"SELECT min(rowid), max(rowid) FROM {found[name].quoted}")  # noqa: S608 - quoted
         if isinstance(first, int) and isinstance(last, int):
             tables.append(_table(shape, found[name], first, last))
-    return tables
+    return tables, unread
+
+
+def _leave_out_unreadable(engine: Engine, shape: _Shape, found: "_Found") -> dict[str, str]:
+    """Drop what the engine cannot read from the columns that are found; return why, by column."""
+    wanted = (*shape.texts, *shape.lists, *shape.documents, *TIMES[shape.kind], "embedding")
+    lost = dict[str, str]()
+    for column in dict.fromkeys(wanted):
+        if column not in found.types:
+            continue
+        try:
+            list(engine.rows(f"SELECT {quoted(found.names[column])} FROM {found.quoted} LIMIT 0"))  # noqa: S608 - quoted
+        except Exception as error:
+            if not is_inability(error):
+                raise
+            lost[column] = reason_in(error)
+            del found.types[column]
+    return lost
 
 
 def entity_names(engine: Engine, ids: Sequence[str]) -> Mapping[str, str]:
@@ -109,7 +134,12 @@ def entity_names(engine: Engine, ids: Sequence[str]) -> Mapping[str, str]:
         f"SELECT id, min(name) FROM (SELECT {entities.text('id')} AS id, trim({entities.text('name')}) AS name "  # noqa: S608 - quoted
         f"FROM {entities.quoted}) WHERE name <> '' AND id IN (SELECT unnest(?::VARCHAR[])) GROUP BY id"
     )
-    return {str(row_id): str(name) for row_id, name in engine.rows(statement, [ids])}
+    try:
+        return {str(row_id): str(name) for row_id, name in engine.rows(statement, [ids])}
+    except Exception as error:
+        if not is_inability(error):
+            raise
+        return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

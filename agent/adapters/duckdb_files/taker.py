@@ -82,6 +82,7 @@ class DuckdbSnapshotTaker:
             verified=verdict.verified,
             unverified_reason=verdict.reason,
             rows=verdict.rows,
+            storage_version=copy.header.version,
         )
 
     async def discard(self, snapshot: Snapshot) -> None:

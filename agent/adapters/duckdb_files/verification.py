@@ -10,10 +10,16 @@ from agent.adapters.duckdb_files.exchange import Exchange, Unanswered, Unreadabl
 from agent.adapters.duckdb_files.frames import VERIFY
 from agent.domain.memories import Json
 
+MOST_NAMED = 3
+"""Of so many tables and columns it is said by name that they cannot be read."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the check found. `damaged`: the copy itself looks wrong, so another one may turn out better."""
+    """What the check found. `damaged`: the copy itself looks wrong, so another one may turn out better.
+
+    `rows` per table; where it is not `verified` they are those of the tables that could be read, empty for none.
+    """
 
     verified: bool
     reason: str = ""
@@ -33,7 +39,7 @@ async def verify(copy: Path, *, timeout_seconds: float, warm: children.Warm | No
     kept = False
     try:
         verdict = _read(cast(dict[str, Json], await Exchange(child, timeout_seconds).ask(VERIFY, "verdict")))
-        if verdict.verified and warm is not None:
+        if (verdict.verified or verdict.rows) and warm is not None:
             await warm.keep(copy, child)
             kept = True
     except Unanswered as error:
@@ -52,4 +58,14 @@ def _read(found: Mapping[str, Json]) -> Verdict:
     if "error" in found:
         reason = f"the engine cannot read it: {found['error']}"
         return Verdict(verified=False, reason=reason, damaged=bool(found["damaged"]))
-    return Verdict(verified=True, rows=cast(dict[str, int], found["rows"]))
+    rows = cast(dict[str, int], found["rows"])
+    if unread := cast(dict[str, str], found.get("unread", {})):
+        return Verdict(verified=False, reason=f"the engine cannot read all of it: {listed(unread)}", rows=rows)
+    return Verdict(verified=True, rows=rows)
+
+
+def listed(unread: Mapping[str, str]) -> str:
+    """Return what cannot be read, and why, in a line."""
+    shown = [f"{name} ({why})" for name, why in sorted(unread.items())[:MOST_NAMED]]
+    more = len(unread) - len(shown)
+    return ", ".join(shown) + (f", and {more} more" if more else "")

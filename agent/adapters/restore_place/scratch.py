@@ -102,6 +102,10 @@ class Scratch:
         look = Look.at(f"{FOLDED}/{main}", self.descriptor)
         return look.size if look else None
 
+    def file(self, main: str) -> Path:
+        """Return where a main file is: the folded one, else the one that has come. Raises OSError."""
+        return self.path / (RAW if self.folded(main) is None else FOLDED) / main
+
     def move(self, name: str, to: str) -> None:
         """Rename within the folder. Raises OSError."""
         os.rename(name, to, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
