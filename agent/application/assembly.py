@@ -11,14 +11,16 @@ from agent.application.changes import Changes
 from agent.application.daily_look import DailyLook
 from agent.application.desk import Desk
 from agent.application.feed import Feed
+from agent.application.http_sync import HttpSync
 from agent.application.intake import Intake
+from agent.application.probe_loop import ProbeLoop
 from agent.application.progress import Footing
 from agent.application.prune_rounds import PruneRounds
 from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
 from agent.application.remote_control import RemoteControl
 from agent.application.retries import Retries
-from agent.application.roaming import Roaming
+from agent.application.roaming import Roaming, Undaunted
 from agent.application.session_ends import SessionEnds
 from agent.application.spool_reader import SpoolReader
 from agent.application.supervision import Supervision
@@ -29,7 +31,7 @@ from agent.application.wake import Wake
 from agent.domain.debounce import DebounceRules
 from agent.domain.events import SyncAsked
 from agent.domain.identity import Identity
-from agent.domain.route import CLOUD, RETRY
+from agent.domain.route import CLOUD, HTTP, RETRY
 from agent.ports import (
     Clock,
     EventBus,
@@ -196,6 +198,7 @@ class Assembly:
             loops |= {"prune": self.pruning.run}
         if self.verifying is not None and CLOUD in self.methods:
             loops |= {"verify": self._daily_look(self.verifying).run}
+        loops |= self._probe_loop()
         if self.surroundings is not None:
             buses = (self.bus,) if self.results_bus is self.bus else (self.bus, self.results_bus)
             roaming = Roaming(self.surroundings, self.clock, buses, self.footing, self._retries)
@@ -219,6 +222,24 @@ class Assembly:
             owed=lambda: self.publisher.noticed(RETRY),
             bell=bell,
         )
+
+    def _probe_loop(self) -> dict[str, Loop]:
+        method = self.methods.get(HTTP)
+        method = method.method if isinstance(method, Undaunted) else method
+        if not isinstance(method, HttpSync):
+            return {}
+        bell = Wake(self.clock, "akosha-probe")
+        self.settled.also(bell)
+        loop = ProbeLoop(
+            probe=method.probe,
+            still_has_it=method.still_has_it,
+            publisher=self.publisher,
+            clock=self.clock,
+            flight=self.flight,
+            pass_seconds=self.settings.agent_rescan_seconds,
+            bell=bell,
+        )
+        return {"akosha-probe": loop.run}
 
     def _remote_control(self, responder: Responder) -> RemoteControl:
         return RemoteControl(

@@ -2,6 +2,7 @@
 
 look     stat fingerprints against the ledger: nothing differs, and nothing that is held back is worth another look
 meet     a session; another version of the server, and what it refused is tried again
+probe    in a new session, or where a person asks: has the server lost what it was given?
 stage    snapshots of what differs
 push     each row that this target does not have yet; a batch is remembered before the next is sent
 """
@@ -11,15 +12,18 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import tzinfo
 
+import structlog
+
 from agent.application.attempt import Attempt
-from agent.application.memory_push import Forgotten, MemoryPush, Pushed
+from agent.application.delivery_probe import DeliveryProbe, Forgotten
+from agent.application.memory_push import MemoryPush, Pushed
 from agent.application.progress import Footing, keep_moving
 from agent.application.pushed import Brought, Work
 from agent.application.staging import Staging, what_is_wrong
 from agent.domain.databases import main_name
 from agent.domain.errors import HTTPSyncError, SinkError, SnapshotError
 from agent.domain.events import SyncRequested, SyncSucceeded, outcome_event_id
-from agent.domain.route import HTTP
+from agent.domain.route import HTTP, MANUAL, REMOTE
 from agent.domain.states import Intent, Problem, Target, TargetRecord, due
 from agent.ports import (
     Clock,
@@ -36,6 +40,13 @@ from agent.ports import (
 )
 
 _NEWS = "http_server"
+
+_ASKED = frozenset({MANUAL, REMOTE})
+"""Reasons for which the server is asked what it has although nothing is to be sent."""
+
+CONFIRMED = "the server has what it was given"
+
+_log = structlog.get_logger()
 
 
 class HttpSync:
@@ -61,6 +72,7 @@ class HttpSync:
         self._clock, self._zone, self._standstill_seconds = clock, zone, standstill_seconds
         self._footing = footing
         self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=False)
+        self.probe = DeliveryProbe(target, push.sink, ledger, clock)
         self._proven_session = 0
         self._brought = Brought("", 0)
 
@@ -84,8 +96,7 @@ class HttpSync:
                 return await self._sync(attempt)
         except SinkError as error:
             if isinstance(error, Forgotten):
-                record = await self._ledger.record(self.target)
-                await self._ledger.forget(self.target, list(record.databases))
+                await self._start_over(error.message)
             raise HTTPSyncError(
                 error.message,
                 HTTP,
@@ -97,35 +108,67 @@ class HttpSync:
         except SnapshotError as error:
             raise HTTPSyncError(error.message, HTTP, error, hint=error.hint, forwardable=False) from error
 
+    async def still_has_it(self) -> bool:
+        """Ask the server, apart from any sync, whether it has what it was given; no sync may run meanwhile.
+
+        False: the ledger owes it all again. Raises SinkError, StateError.
+        """
+        if await self.probe.is_spoilt():
+            await self._start_over("it is not known what the server has")
+            return False
+        await self._sink.connect()
+        try:
+            await self._prove()
+        except Forgotten as error:
+            await self._start_over(error.message)
+            return False
+        return True
+
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
+        if await self.probe.is_spoilt():
+            await self._start_over("it is not known what the server has")
         record = await self._ledger.record(self.target)
         attempt.survey = await self._taker.survey()
         lacking = due(record, attempt.asked, self._clock.now(), urgent=attempt.urgent)
         if not lacking and not await self._has_news():
-            return Unchanged(why=attempt.why_nothing(record))
+            return Unchanged(why=attempt.why_nothing(record) + await self._asked_for(attempt))
         async with self._moving():
             offer = await self._sink.connect()
         again = await self._memories.meet(self.target, f"{offer.version}; {self._news()}")
         await self._ledger.note(_NEWS, self._news())  # what is worth another look is owed by now
+        if self._proven_session != self._sink.sessions:
+            # Within a session it is the same run of the server; in a new one nobody knows.
+            async with self._moving():
+                await self._prove()
         if not await self._staging.copy(attempt, record, also=again):
             return Unchanged(why=attempt.why_nothing(record))
         await self._begin(attempt)
-        work = Work(attempt, self._brought_by(attempt.request.request_id), probing=self._may_have_lost(record))
+        work = Work(attempt, self._brought_by(attempt.request.request_id))
         await self._push_all(work, record, offer)
         self._proven_session = self._sink.sessions
         await self._staging.settle(attempt)
         return await self._outcome(work, record)
 
-    def _may_have_lost(self, record: TargetRecord) -> bool:
-        """Say whether the server may be another run of it than the one that was given things last.
+    async def _asked_for(self, attempt: Attempt) -> str:
+        """Ask the server, where a person stands behind the request; return what it said, as the end of a sentence."""
+        if attempt.request.reason not in _ASKED or not attempt.survey:
+            return ""
+        async with self._moving():
+            await self._sink.connect()
+            return f"; {CONFIRMED}" if await self._prove() else ""
 
-        Within a session it is the same. In a new process nobody knows; but where the last one was killed in the middle
-        of a push, and no trouble with the server is on record, a batch that comes twice is enough.
-        """
-        if self._proven_session == self._sink.sessions:
-            return False
-        killed = record.intent is not None and not record.attempts and not record.failures
-        return not (killed and self._proven_session == 0)
+    async def _prove(self) -> bool:
+        """Offer a memory that the server should have. Raises Forgotten where it has lost it."""
+        proven = await self.probe.offer()
+        self._proven_session = self._sink.sessions
+        return proven
+
+    async def _start_over(self, why: str) -> None:
+        """Have all be owed again. Forgetting comes first: a kill in between repeats it."""
+        record = await self._ledger.record(self.target)
+        await self._ledger.forget(self.target, list(record.databases))
+        await self.probe.drop()
+        _log.warning("akosha_starts_over", location=self._sink.location, why=why, system_id=self.target.system_id)
 
     def _brought_by(self, request_id: str) -> Brought:
         if self._brought.request_id != request_id:
@@ -194,9 +237,9 @@ class HttpSync:
                 offer,
                 source,
                 whole=name,
-                probing=work.probing,
                 moved=passed,
                 arrived=work.brought.add,
+                confirmed=self.probe.keep,
             )
 
     async def _outcome(self, work: Work, record: TargetRecord) -> Delivered | Unchanged:

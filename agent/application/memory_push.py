@@ -1,20 +1,18 @@
 """From a source of memories to a sink: what the target lacks, in batches, each remembered before the next is sent.
 
 While one batch is on its way the next is read and packed; a kill in between repeats one batch, which changes nothing.
-
-A server that has lost what it was given says nothing of it. So, in a new session, a few memories that it should have go
-along with the first batch: where it stores them as new, it has lost them, and all the others.
 """
 
 import asyncio
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from agent.application.delivery_probe import LARGEST_BODY
 from agent.domain.errors import SinkError, SnapshotError
 from agent.domain.memories import EMBEDDING_LENGTH, Memory, Seen, Tally
 from agent.domain.states import Target
@@ -29,21 +27,15 @@ MOST_REASONS = 10
 
 ZEROS = f"[{','.join(['0.0'] * EMBEDDING_LENGTH)}]"
 
-PROBES = 3
-"""How many memories that the target should have are sent along. Those beside the new ones: they are the youngest."""
-
 MissingEmbedding = Literal["wait", "zero"]
-
-
-class Forgotten(SinkError):  # noqa: N818 - as NoSuchObject: it says the state of the world
-    """The server no longer has what it was given: whoever remembers it as delivered has to forget that."""
-
-    def __init__(self, location: str) -> None:
-        super().__init__(f"{location} has lost what it had been given", hint="all of it is sent again", transient=True)
 
 
 def _nothing(_: int) -> None:
     """Whoever does not want to hear of it."""
+
+
+async def _kept_by_nobody(_: Packed | None) -> None:
+    """For those who never ask whether the server has lost it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,19 +63,20 @@ class MemoryPush:
         moved: Callable[[int], None] = _nothing,
         *,
         whole: str = "",
-        probing: bool = False,
         arrived: Callable[[int], None] = _nothing,
+        confirmed: Callable[[Packed | None], Awaitable[None]] = _kept_by_nobody,
     ) -> Pushed:
         """Deliver all rows of the source that the target lacks.
 
         `whole` names the database that the source is all of: what is held of it and not there any more is let go.
-        `probing`: the server may have lost what it was given, for it may be another run of it than it was.
         `moved` is told how many rows more are done with, `arrived` how many more the target has that it lacked.
+        `confirmed` gets a memory of the first batch and of the last that the server has from now on and is known to
+        name as there when it comes again; None where the first batch has none. It is called before the batch is
+        remembered as delivered.
 
-        Raises SinkError and SnapshotError; what was delivered by then is remembered. Raises Forgotten, a SinkError,
-        where the ledger must forget what was delivered to the target before the next push.
+        Raises SinkError and SnapshotError; what was delivered by then is remembered.
         """
-        run, there = _Run(self, target, offer, moved, arrived, probing=probing), _Rows()
+        run, there = _Run(self, target, offer, moved, arrived, confirmed), _Rows()
         try:
             async with aclosing(source.pages()) as pages:
                 async for page in pages:
@@ -110,9 +103,10 @@ class _Run:
     offer: Offer
     moved: Callable[[int], None]
     arrived: Callable[[int], None]
-    probing: bool
+    confirmed: Callable[[Packed | None], Awaitable[None]]
 
-    _probes: frozenset[Seen] = field(default=frozenset(), init=False)
+    _first: bool = field(default=True, init=False)
+    _youngest: Packed | None = field(default=None, init=False)
     _batch: list[Packed] = field(default_factory=list, init=False)
     _bytes: int = field(default=0, init=False)
     _under_way: asyncio.Task[None] | None = field(default=None, init=False)
@@ -137,23 +131,16 @@ class _Run:
             self._held_anew += await self.push.ledger.hold(self.target, waiting)
         self.moved(len(page) - len(wanted))
         if wanted:
-            probes = self._beside(page, lacking, wanted[0]) if self.probing and not self._probes else []
-            self._probes |= frozenset(probes)
-            async with aclosing(source.read([*probes, *wanted])) as memories:
+            async with aclosing(source.read(wanted)) as memories:
                 async for memory in memories:
                     await self._add(memory)
-
-    def _beside(self, page: Sequence[Seen], lacking: Sequence[Seen], first: Seen) -> list[Seen]:
-        """Return the rows of the page that the target should have and that stand nearest before the first it lacks."""
-        left = frozenset(lacking)
-        there = [seen for seen in page[: page.index(first)] if seen not in left and not self._why_it_waits(seen)]
-        # A tool of a kind's own may not say that it has one already.
-        return [seen for seen in there if seen.kind == "conversation"][-PROBES:]
 
     async def finish(self) -> None:
         """Send what is left, and see it arrive."""
         await self._send()
         await self._arrived()
+        if self._youngest is not None:
+            await self.confirmed(self._youngest)
 
     async def stop(self) -> None:
         """End what is under way, where the push does not come to its end."""
@@ -206,9 +193,7 @@ class _Run:
         if self.push.sink.sessions != sessions:
             # What it was given a moment ago may be gone: nothing is remembered before that was looked after.
             raise SinkError(f"{self.push.sink.location} was started anew in the middle", transient=True)
-        probes = {at for at, packed in enumerate(batch) if packed.seen in self._probes}
-        if probes and not probes & (receipt.there | receipt.refused.keys()):
-            raise Forgotten(self.push.sink.location)
+        await self._confirm([packed for at, packed in enumerate(batch) if at not in receipt.refused])
         now = self.push.clock.now()
         refused = [
             Held(seen=batch[at].seen, state="refused", reason=reason, since=now)
@@ -220,11 +205,18 @@ class _Run:
         if refused:
             _count(self._refused, refused)
             self._held_anew += await self.push.ledger.hold(self.target, refused)
-        known = len(receipt.there - probes)
         self._stored += receipt.stored
-        self._known += known
-        self.arrived(receipt.stored + known)
-        self.moved(len(batch) - len(probes))
+        self._known += receipt.known
+        self.arrived(receipt.stored + receipt.known)
+        self.moved(len(batch))
+
+    async def _confirm(self, taken: Sequence[Packed]) -> None:
+        """Hand on what the server can be asked for later: at once of the first batch, else at the end of the push."""
+        fit = [one for one in taken if one.seen.kind in self.offer.tells_known and len(one.body) <= LARGEST_BODY]
+        if self._first:
+            await self.confirmed(fit[-1] if fit else None)
+        self._youngest = fit[-1] if fit and not self._first else self._youngest
+        self._first = False
 
 
 class _Rows:

@@ -29,11 +29,10 @@ class Brought:
 
 @dataclass(slots=True)
 class Work:
-    """One attempt at pushing, database by database. `probing`: the server may have lost things."""
+    """One attempt at pushing, database by database."""
 
     attempt: Attempt
     brought: Brought
-    probing: bool = False
     pushed: dict[str, Pushed] = field(default_factory=dict)
 
     @property

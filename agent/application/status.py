@@ -7,11 +7,19 @@ from datetime import datetime
 from typing import Self
 
 from agent.application.bus_watch import BUS, BUS_SINCE
+from agent.application.delivery_probe import Kept, without_probes
 from agent.application.status_warnings import warnings_in, without_warnings
 from agent.domain.databases import Survey
+from agent.domain.route import HTTP
 from agent.domain.states import Problem, State, TargetRecord, next_try, pending, problems
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Standing
+
+DELIVERED_TO_AKOSHA = (
+    "delivered means that the server acknowledged them; Akosha up to 0.11 keeps them in its process until it ends, "
+    "and its search tools do not read them"
+)
+"""What a count of delivered memories promises. The version that a server reports does not tell whether it is so."""
 
 VERIFIED = "verified"
 """The note of the last look."""
@@ -30,7 +38,11 @@ class DatabaseStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetStatus:
-    """One target: what it has, when it got it, and what stands in the way. `memories`: how many it has and has not."""
+    """One target: what it has, when it got it, and what stands in the way. `memories`: how many it has and has not.
+
+    `delivered_means` is what their number promises, `confirmed_at` when the server said last that it has what it was
+    given; both of an Akosha server alone.
+    """
 
     method: str
     endpoint: str
@@ -42,6 +54,8 @@ class TargetStatus:
     next_try: datetime | None
     error: str
     memories: Standing
+    delivered_means: str = ""
+    confirmed_at: datetime | None = None
 
     @property
     def pending(self) -> tuple[str, ...]:
@@ -121,7 +135,7 @@ def describe(
     `warnings` are those that were computed for this look; those that the notes hold follow.
     """
     used = [record for at, record in enumerate(records) if at == 0 or record.databases]
-    targets = tuple(_target(record, survey, standings.get(record.target.method, Standing())) for record in used)
+    targets = tuple(_target(record, survey, standings.get(record.target.method, Standing()), notes) for record in used)
     lacking = targets[0].pending if targets else tuple(sorted(survey))
     return Status(
         system_id=system_id,
@@ -129,7 +143,7 @@ def describe(
         route=tuple(route),
         targets=targets,
         pending=lacking,
-        notes=without_warnings(notes),
+        notes=without_probes(without_warnings(notes)),
         bus=_bus(notes) if running else None,
         results_waiting=results_waiting,
         verified=VerifyStatus.noted(notes),
@@ -148,7 +162,8 @@ def _bus(notes: Mapping[str, str]) -> BusStatus | None:
     return BusStatus(text=text, since=datetime.fromisoformat(since) if since else None)
 
 
-def _target(record: TargetRecord, survey: Survey, memories: Standing) -> TargetStatus:
+def _target(record: TargetRecord, survey: Survey, memories: Standing, notes: Mapping[str, str]) -> TargetStatus:
+    kept = Kept.noted(notes, record.target)
     lacking, waiting = pending(record, survey), problems(record, survey)
     databases = []
     for name in sorted({*survey, *record.databases}):
@@ -173,6 +188,8 @@ def _target(record: TargetRecord, survey: Survey, memories: Standing) -> TargetS
         next_try=next_try(record, survey),
         error=record.error,
         memories=memories,
+        delivered_means=DELIVERED_TO_AKOSHA if record.target.method == HTTP else "",
+        confirmed_at=kept.answered if kept else None,
     )
 
 

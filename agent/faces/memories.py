@@ -5,14 +5,20 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from agent.application.delivery_probe import PREFIX, Kept
+from agent.application.http_sync import CONFIRMED
+from agent.application.memory_push import NO_EMBEDDING
+from agent.application.pushed import EMBEDDING_CURE
+from agent.application.status import DELIVERED_TO_AKOSHA
 from agent.domain.route import HTTP
 from agent.domain.states import Target
-from agent.faces.results import WIDE
+from agent.faces.results import WIDE, when
 from agent.ports import Held, Standing
 from agent.settings import Settings
 from agent.wiring import Home
@@ -29,6 +35,7 @@ class _Account:
     target: Target
     standing: Standing
     held: Sequence[Held]
+    confirmed_at: datetime | None
 
 
 async def show_memories(settings: Settings, *, failed: bool, as_json: bool) -> int:
@@ -39,11 +46,13 @@ async def show_memories(settings: Settings, *, failed: bool, as_json: bool) -> i
     if await home.has_ledger():
         ledger = await home.read_ledger()
         try:
+            notes = await ledger.notes()
             for target in home.targets(identity).values():
                 standing = await ledger.memories().standing(target)
                 held = await ledger.memories().held(target, limit=MOST_SHOWN)
                 shown = [one for one in held if one.state == "refused" or not failed]
-                accounts.append(_Account(target, standing, shown))
+                kept = Kept.noted(notes, target)
+                accounts.append(_Account(target, standing, shown, kept.answered if kept else None))
         finally:
             await ledger.aclose()
     if as_json:
@@ -64,6 +73,7 @@ async def send_again(settings: Settings) -> int:
             target = home.targets(identity)[HTTP]
             delivered = (await ledger.memories().standing(target)).delivered
             await ledger.forget(target, list((await ledger.record(target)).databases))
+            await ledger.note(PREFIX + target.id, "")
         finally:
             await ledger.aclose()
     typer.echo(f"{delivered:,} memories go to {target.endpoint} once more, with the next sync by http")
@@ -78,6 +88,8 @@ def _document(account: _Account) -> Mapping[str, object]:
         "delivered": account.standing.delivered,
         "waiting": dict(account.standing.waiting),
         "refused": dict(account.standing.refused),
+        "confirmed_at": account.confirmed_at.isoformat() if account.confirmed_at else None,
+        "delivered_means": DELIVERED_TO_AKOSHA if account.target.method == HTTP else "",
         "memories": [
             {
                 "database": one.seen.database,
@@ -101,6 +113,12 @@ def _print(account: _Account, *, failed: bool) -> None:
         f"{account.target.method}  {account.target.endpoint} {account.target.bucket}".rstrip()
         + f": {standing.delivered:,} delivered, {waiting:,} wait, {refused:,} were refused"
     )
+    if account.target.method == HTTP and standing.delivered:
+        console.print(f"  {DELIVERED_TO_AKOSHA}")
+    if account.confirmed_at:
+        console.print(f"  {CONFIRMED}: asked at {when(account.confirmed_at)}")
+    if NO_EMBEDDING in standing.waiting:
+        console.print(f"  {standing.waiting[NO_EMBEDDING]:,} wait for an embedding: {EMBEDDING_CURE}")
     if not account.held:
         return
     table = Table("database", "kind", box=None, padding=(0, 2, 0, 2))

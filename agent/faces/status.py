@@ -8,7 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from agent.application.http_sync import CONFIRMED
+from agent.application.memory_push import NO_EMBEDDING
 from agent.application.publisher import CLOUD_CURE
+from agent.application.pushed import EMBEDDING_CURE
 from agent.application.status import TargetStatus, VerifyStatus
 from agent.faces.results import human_bytes, when
 from agent.faces.standing import Ground, View, standing
@@ -57,6 +60,10 @@ def _print(view: View, settings: Settings) -> None:
         console.print(f"  last upload  {_last(target)}")
         if memories := _counted(target.memories):
             console.print(f"  memories     {memories}")
+        if target.memories.delivered and target.delivered_means:
+            console.print(f"               {target.delivered_means}")
+        if target.confirmed_at:
+            console.print(f"  confirmed    {CONFIRMED}  ({_age(target.confirmed_at)})")
         if target.error:
             console.print(f"  last error   {target.error}")
         if target.next_try:
@@ -90,7 +97,10 @@ def _verified(last: VerifyStatus) -> str:
 def _counted(memories: Standing) -> str:
     """Return how many memories a target has, and how many not; empty where none was ever looked at."""
     told = [f"{memories.delivered:,} delivered"] if memories.delivered else []
-    told += [f"{count:,} wait: {why}" for why, count in sorted(memories.waiting.items())]
+    told += [
+        f"{count:,} wait: {why}" + (f" ({EMBEDDING_CURE})" if why == NO_EMBEDDING else "")
+        for why, count in sorted(memories.waiting.items())
+    ]
     if memories.refused:
         told.append(f"{sum(memories.refused.values()):,} were refused: akosha-agent memories --failed lists them")
     return "; ".join(told)

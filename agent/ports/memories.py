@@ -47,12 +47,14 @@ class Packed:
 class Offer:
     """What a server takes. `version` changes when what it refused may be worth another try (software, tools).
 
-    `kinds` that it takes at all; those of `need_embedding` only with one.
+    `kinds` that it takes at all; those of `need_embedding` only with one. `tells_known`: kinds of which it always says
+    that a memory was there already; the tool of another kind may not.
     """
 
     version: str
     kinds: frozenset[Kind]
     need_embedding: frozenset[Kind]
+    tells_known: frozenset[Kind] = frozenset({"conversation"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

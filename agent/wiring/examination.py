@@ -6,8 +6,8 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
-from datetime import UTC, timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,7 @@ from agent.adapters.sqlite_ledger import examining as ledger
 from agent.adapters.sqlite_ledger.examining import LedgerFacts
 from agent.adapters.state_directory import Holder
 from agent.adapters.watcher.mounts import file_system, silent
+from agent.application.delivery_probe import Kept
 from agent.application.status_warnings import warnings_in
 from agent.domain.errors import NotPermitted, StoreError
 from agent.domain.identity import Identity
@@ -36,8 +37,9 @@ from agent.domain.naming import (
     sanitise_system_id,
     uploads_prefix,
 )
+from agent.domain.route import HTTP
 from agent.domain.status_warning import StatusWarning
-from agent.ports import ObjectStore
+from agent.ports import ObjectStore, Standing
 from agent.settings import Settings
 from agent.settings.endpoints import is_loopback
 from agent.wiring import Home
@@ -103,6 +105,14 @@ class Reader:
 
     place: str
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What was given to the Akosha server, and when it said last that it has it (None: it has not been asked yet)."""
+
+    standing: Standing = field(default_factory=Standing)
+    confirmed_at: datetime | None = None
 
 
 class Examination:
@@ -248,6 +258,18 @@ class Examination:
             return Reader(sink.location, sink.health_version if healthy else "")
         finally:
             await sink.aclose()
+
+    async def given_to_akosha(self) -> Given:
+        """Return what the ledger knows of it; nothing where there is no ledger. Raises StateError, NamingError."""
+        if not await self.home.has_ledger():
+            return Given()
+        target = self.home.targets(await self.identity())[HTTP]
+        ledger = await self.home.read_ledger()
+        try:
+            kept = Kept.noted(await ledger.notes(), target)
+            return Given(await ledger.memories().standing(target), kept.answered if kept else None)
+        finally:
+            await ledger.aclose()
 
     async def identity(self) -> Identity:
         """Return who this agent is; before its first start, who it would be, with the agent id that none has.

@@ -40,6 +40,13 @@ def test_development_pushes_to_akosha_and_the_account_of_it_can_be_seen(machine,
     assert (account["method"], account["delivered"], account["memories"]) == ("http", 8, [])
     status = machine.status()
     assert (status["pending"], status["targets"][0]["memories"]["delivered"]) == ([], 8)
+    assert status["targets"][0]["confirmed_at"]
+    for command in ("status", "memories", "doctor"):
+        out = machine.call(command).out
+        assert "the server has what it was given" in out, command
+        assert "its search tools do not read them" in out, command
+    akosha.forget()
+    assert machine.sync()["memories"] == len(akosha.rows()) == 8
     akosha.forget()
     told = machine.call("memories", "--send-again")
     assert (told.code, "8 memories go" in told.out) == (0, True)

@@ -12,7 +12,6 @@ import duckdb
 import pytest
 
 from agent import wiring
-from agent.application.memory_push import PROBES
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Identity
 from agent.settings import Settings
@@ -144,8 +143,17 @@ async def test_what_is_unchanged_is_not_read_and_nothing_but_the_health_is_asked
     rig.make(50)
     await rig.sync()
     rig.akosha.forget()
-    assert isinstance(await rig.sync(), SyncSkipped)
+    assert isinstance(await rig.sync(reason="session_end"), SyncSkipped)
     assert rig.asked == {"GET /health": 1}
+
+
+async def test_where_a_person_asks_and_nothing_is_new_one_memory_is_offered_and_all_else_is_left_alone(rig):
+    rig.make(50)
+    await rig.sync()
+    result = await rig.sync()
+    assert isinstance(result, SyncSkipped)
+    assert result.why.endswith("; the server has what it was given")
+    assert (rig.batches, len(rig.akosha.rows())) == ([50, 1], 50)
 
 
 async def test_new_rows_alone_are_sent(rig):
@@ -154,7 +162,7 @@ async def test_new_rows_alone_are_sent(rig):
     assert rig.batches == [500, 200]
     rig.make(50, start=700)
     result = await rig.sync()
-    assert (rig.batches[2:], result.memories) == ([50 + PROBES], 50)
+    assert (rig.batches[2:], result.memories) == ([1, 50], 50)
 
 
 async def test_counting_an_access_is_no_news_for_akosha(rig):
@@ -164,7 +172,7 @@ async def test_counting_an_access_is_no_news_for_akosha(rig):
     result = await rig.sync()
     assert isinstance(result, SyncSkipped)
     assert "no memory is new" in result.why
-    assert (rig.batches, (await rig.known())[0]) == ([20], {"reflection": "clean"})
+    assert (rig.batches, (await rig.known())[0]) == ([20, 1], {"reflection": "clean"})
 
 
 async def test_a_row_that_changed_is_sent_as_another_memory(rig):
@@ -228,7 +236,7 @@ async def test_what_the_server_refuses_is_kept_with_its_reason_and_offered_to_it
     assert "1 were refused: Invalid text: too odd" in result.incomplete["reflection"]
     _, standing, (held,) = await rig.known()
     assert (standing.delivered, held.seen.id, held.state) == (9, "c3", "refused")
-    assert isinstance(await rig.sync(), SyncSkipped)
+    assert isinstance(await rig.sync(reason="session_end"), SyncSkipped)
     rig.akosha.interfere = None
     rig.akosha.stop()
     rig.akosha.version = "9.9.9"
@@ -256,7 +264,7 @@ async def test_a_server_that_goes_in_the_middle_gets_the_rest_when_it_is_back_an
     rig.akosha.start()
     assert isinstance(await rig.sync(), SyncSucceeded)
     assert len(rig.akosha.rows()) == 60
-    assert sum(rig.batches) <= 70 + PROBES, "one batch at most is sent twice, and what was asked after"
+    assert sum(rig.batches) <= 70 + 1, "one batch at most is sent twice, and what was asked after"
 
 
 async def test_two_systems_with_equal_rows_have_memories_of_their_own(rig, tmp_path):
@@ -352,17 +360,19 @@ async def test_an_akosha_that_loses_in_the_middle_what_it_had_is_given_all_of_it
     assert len(rig.akosha.rows()) == 60
 
 
-async def test_an_akosha_that_has_lost_what_it_had_is_given_all_of_it_again(rig):
-    """As one that keeps it in memory has after a restart. It is found out when there is something new to tell it."""
+@pytest.mark.parametrize("news", [0, 1])
+async def test_an_akosha_that_has_lost_what_it_had_is_given_all_of_it_again(rig, news):
+    """As one that keeps it in memory has after a restart: also where nothing is new."""
     rig.use("first")
     rig.settings["max_retries"] = 3
     await rig.sync()
     rig.akosha.stop()
     rig.akosha.forget()
     rig.akosha.start()
-    rig.make(1)
+    if news:
+        rig.make(news)
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
     conversations, reflections, entities = WITH_EMBEDDING["first"]
-    assert rig.akosha.types() == {"conversation": conversations + 1, "reflection": reflections, "entity": entities}
+    assert rig.akosha.types() == {"conversation": conversations + news, "reflection": reflections, "entity": entities}
     assert len(rig.akosha.rows()) == result.memories

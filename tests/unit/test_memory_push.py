@@ -23,14 +23,17 @@ TARGET = values.OTHER_TARGET
 
 class World:
     def __init__(self, ledger: SqliteLedger, **rules: object) -> None:
-        self.memories, self.sink = ledger.memories(), MemorySink()
+        self.memories, self.sink, self.confirmed = ledger.memories(), MemorySink(), []
         rules = {"batch_size": 4, "missing_embedding": "wait", **rules}
         self.push = MemoryPush(sink=self.sink, ledger=self.memories, clock=ManualClock(values.NOON), **rules)
 
-    async def deliver(self, *memories, target=TARGET, probing=False, **how):
+    async def deliver(self, *memories, target=TARGET, **how):
         source = ListedMemories(memories, **how)
         self.source = source
-        return await self.push.push(target, await self.sink.connect(), source, probing=probing)
+        return await self.push.push(target, await self.sink.connect(), source, confirmed=self.confirm)
+
+    async def confirm(self, packed) -> None:
+        self.confirmed.append((packed and packed.seen.id, (await self.memories.standing(TARGET)).delivered))
 
     @property
     def sizes(self) -> list[int]:
@@ -214,29 +217,17 @@ async def test_reasons_without_number_are_counted_together(tmp_path):
         assert (len(pushed.refused), sum(pushed.refused.values())) == (memory_push.MOST_REASONS + 1, 40)
 
 
-async def test_a_server_that_has_lost_what_it_was_given_is_found_out_with_the_first_batch(tmp_path):
-    async with world(tmp_path, batch_size=50) as w:
+async def test_a_memory_of_the_first_batch_and_the_youngest_are_confirmed_before_anything_is_remembered(tmp_path):
+    async with world(tmp_path, batch_size=4) as w:
         await w.deliver(*some(10))
-        w.sink.stored.clear()
-        with pytest.raises(memory_push.Forgotten, match="all of it is sent again") as raised:
-            await w.deliver(*some(10), memory("new"), page_rows=500, probing=True)
-        assert raised.value.transient
+        assert w.confirmed == [("conversation-3", 0), ("conversation-9", 10)]
 
 
-async def test_a_server_that_has_lost_one_memory_has_not_lost_all(tmp_path):
-    async with world(tmp_path, batch_size=50) as w:
-        await w.deliver(*some(10))
-        del w.sink.stored[memory_id(TARGET.system_id, memory(9).seen)]
-        pushed = await w.deliver(*some(10), memory("new"), page_rows=500, probing=True)
-        assert (w.sizes[-1], pushed.stored, pushed.known) == (1 + memory_push.PROBES, 2, 0)
-
-
-async def test_what_a_server_refused_is_no_proof_that_it_has_lost_the_rest(tmp_path):
+async def test_what_was_refused_is_too_large_or_of_a_kind_whose_tool_may_not_know_is_not_confirmed(tmp_path):
     async with world(tmp_path, batch_size=50) as w:
         w.sink.refuse = {"conversation-1:": "odd"}
-        await w.deliver(*some(2))
-        w.sink.stored.clear()
-        assert (await w.deliver(memory(1), memory("new"), page_rows=500, probing=True)).stored == 1
+        await w.deliver(memory(1), memory(2, text="x" * memory_push.LARGEST_BODY), memory(3, kind="reflection"))
+        assert w.confirmed == [(None, 0)]
 
 
 async def test_a_server_that_is_started_anew_in_the_middle_is_looked_after_before_anything_is_remembered(tmp_path):
@@ -254,6 +245,4 @@ async def test_a_server_that_is_started_anew_in_the_middle_is_looked_after_befor
             await w.deliver(*some(12))
         assert raised.value.transient
         assert (await w.memories.standing(TARGET)).delivered == 4
-        w.sink.store = store
-        with pytest.raises(memory_push.Forgotten):
-            await w.deliver(*some(12), page_rows=500, probing=True)
+        assert w.confirmed == [("conversation-3", 0)]

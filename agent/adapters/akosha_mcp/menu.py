@@ -90,7 +90,13 @@ class Menu:
         }
         kinds = _BATCHED.union(own)
         version = f"{server}; {', '.join(used)}; {digest}"
-        return cls(Offer(version=version, kinds=kinds, need_embedding=frozenset(need)), own)
+        offer = Offer(
+            version=version,
+            kinds=kinds,
+            need_embedding=frozenset(need),
+            tells_known=frozenset(_BATCHED - own.keys()),
+        )
+        return cls(offer, own)
 
 
 def _fits(name: str, shape: object) -> bool:

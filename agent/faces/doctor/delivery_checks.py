@@ -3,12 +3,18 @@
 from contextlib import suppress
 
 from agent.application.examination import Finding, Level, error, ok, skipped, warning, wrong
+from agent.application.http_sync import CONFIRMED
+from agent.application.memory_push import NO_EMBEDDING
+from agent.application.pushed import EMBEDDING_CURE
+from agent.application.status import DELIVERED_TO_AKOSHA
 from agent.domain.errors import NotPermitted, SinkError, StoreError
 from agent.domain.route import HTTP
 from agent.faces.doctor.ground import Ground
+from agent.faces.results import when
 from agent.settings import without_credentials
 
 CREDENTIALS, BUCKET, LEFTOVERS, CLOCK, AKOSHA = "credentials", "bucket", "leftovers", "clock", "Akosha"
+AKOSHA_MEMORIES = "memories in Akosha"
 
 NO_CLOUD = "no cloud is set up"
 SET_UP = f"{NO_CLOUD} (akosha_cloud_bucket, or a file:///dir akosha_cloud_endpoint, would)"
@@ -96,8 +102,23 @@ async def akosha(ground: Ground) -> list[Finding]:
         reader = await ground.examination.akosha()
     except SinkError as why:
         cure = START_AKOSHA if first else f"{START_AKOSHA}; where there is none, set akosha_enable_fallback: false"
-        return [wrong(AKOSHA, why, cure=cure, level=Level.ERROR if first else Level.WARNING)]
-    return [ok(AKOSHA, f"{reader.place} takes memories, version {reader.version or 'not told'}")]
+        found = [wrong(AKOSHA, why, cure=cure, level=Level.ERROR if first else Level.WARNING)]
+        return found + await _given(ground)
+    found = [ok(AKOSHA, f"{reader.place} takes memories, version {reader.version or 'not told'}")]
+    return found + await _given(ground)
+
+
+async def _given(ground: Ground) -> list[Finding]:
+    """Report what was given to the server, when it confirmed last that it has it, and what waits for an embedding."""
+    given = await ground.examination.given_to_akosha()
+    found = []
+    if delivered := given.standing.delivered:
+        asked = f"{CONFIRMED} (asked at {when(given.confirmed_at)})" if given.confirmed_at else "not asked yet for them"
+        text = f"{delivered:,} memories delivered, {asked}; akosha-agent sync asks now"
+        found.append(ok(AKOSHA_MEMORIES, text, detail=DELIVERED_TO_AKOSHA))
+    if waiting := given.standing.waiting.get(NO_EMBEDDING, 0):
+        found.append(warning(AKOSHA_MEMORIES, f"{waiting:,} memories wait for an embedding", cure=EMBEDDING_CURE))
+    return found
 
 
 def _compared(whose: str, ahead: float | None) -> list[Finding]:
