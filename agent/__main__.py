@@ -17,9 +17,20 @@ def main() -> None:
 
         session_end(words[2:])
     _fill_holes()
-    from agent.faces.cli import app  # noqa: PLC0415 - light commands must not pay for it
+    from agent.faces import streams  # noqa: PLC0415 - light commands must not pay for it
 
-    app()
+    streams.guard()
+    try:
+        from agent.faces.cli import app  # noqa: PLC0415 - as above
+
+        try:
+            app()
+        finally:
+            streams.flush()
+    except streams.OutputError as error:  # printed outside of `command.finish`, or by it
+        if not error.closed:
+            sys.stderr.write(f"akosha-agent: {error}\n")
+        sys.exit(error.exit_code)
 
 
 def _fill_holes() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from agent.faces.command import AsJson, DataDir, SettingsFile, StateDir, finish, load_settings
+from agent.faces.command import AsJson, CommandGroup, DataDir, SettingsFile, StateDir, finish, load_settings
 
 System = Annotated[
     str | None,
@@ -12,7 +12,7 @@ System = Annotated[
 ]
 Everything = Annotated[bool, typer.Option("--all", help="Read the manifests of old ones, too: a request each.")]
 
-uploads = typer.Typer(help="Show the uploads there are, the newest first; or everything about one.")
+uploads = CommandGroup(help="Show the uploads there are, the newest first; or everything about one.")
 
 
 @uploads.callback(invoke_without_command=True)

@@ -46,6 +46,9 @@ Hear = Callable[[SyncProgress], None]
 Waits = Callable[[AlreadyRunning], None]
 """Called every 0.1 s for as long as another process (the error tells which) holds the state directory."""
 
+Says = Callable[[str], None]
+"""Called with a sentence for a person who waits: what keeps the sync waiting; what becomes of it once cancelled."""
+
 
 def _unheard(_: object) -> None:
     """For those who want the result alone."""
@@ -89,19 +92,21 @@ class Asking:
         )
         return cls(home, identity, ask)
 
-    async def result(self, *, hear: Hear = _unheard, waits: Waits = _unheard) -> SyncResult:
+    async def result(self, *, hear: Hear = _unheard, waits: Waits = _unheard, says: Says = _unheard) -> SyncResult:
         """Do it here if nobody holds the state directory; else ask who does, and wait, and take over if that one goes.
 
         In the end it takes its note back; cancelled, what runs here cleans up after itself. Several at once, in one
         process or in many, take turns. Raises SettingsError, StateError, and what keeps a sync from having a result.
         """
-        waiting = _Waiting(self, hear)
+        waiting = _Waiting(self, hear, says)
+        holder: AlreadyRunning | None = None
         try:
             while True:
                 try:
                     with self.home.lock("sync", patient=False):
                         if result := await waiting.over():
                             return result
+                        holder = None
                         return await self._here(hear)
                 except AlreadyRunning as error:
                     holder = error
@@ -111,8 +116,23 @@ class Asking:
                 if result := await waiting.once(holder):
                     return result
                 await self.home.clock.sleep(LOOK_SECONDS)
+        except asyncio.CancelledError:
+            says(waiting.left_to(holder) if holder else await self._left_here())
+            raise
         finally:
             await waiting.end()
+
+    async def _left_here(self) -> str:
+        """Say what becomes of a sync that was cancelled in this process. Raises StateError."""
+        if await self.home.has_ledger():
+            ledger = await self.home.read_ledger()
+            try:
+                for target in self.home.targets(self.identity).values():
+                    if intent := (await ledger.record(target)).intent:
+                        return f"stopped: the next sync resumes the upload {intent.upload_id} under the same id"
+            finally:
+                await ledger.aclose()
+        return "stopped: no upload has begun; what is pending goes with the next sync"
 
     async def trouble(self) -> str:
         """Return what keeps the sync waiting for its next attempt, "" for nothing. Raises StateError."""
@@ -154,11 +174,12 @@ class Asking:
 class _Waiting:
     """Another process is to do it: how it has been asked, and what has come of that."""
 
-    def __init__(self, asking: Asking, hear: Hear) -> None:
-        self._asking, self._home, self._hear = asking, asking.home, hear
+    def __init__(self, asking: Asking, hear: Hear, says: Says) -> None:
+        self._asking, self._home, self._hear, self._says = asking, asking.home, hear, says
         self._door = Door(asking.home)
         self._note = ""
         self._asked = False  # somebody may have heard it: there may be a result
+        self._taken = False  # the agent has accepted it over its socket
         self._warned: set[str] = set()
 
     async def once(self, holder: AlreadyRunning) -> SyncResult | None:
@@ -173,7 +194,10 @@ class _Waiting:
                     return result
             except NoAnswer as error:
                 if error.silent:
-                    self._warn("agent_silent", pid=holder.pid, then="a note in its spool waits for it")
+                    then = "a note in its spool waits for it"
+                    self._warn(
+                        "agent_silent", f"process {holder.pid} (run) does not answer: {then}", then, pid=holder.pid
+                    )
             self._door.failed()
         await self._insist()
         return (await self._asking.outcome())[0]
@@ -185,6 +209,15 @@ class _Waiting:
             await self._home.withdraw_note(self._note)
             self._note = ""
         return result
+
+    def left_to(self, holder: AlreadyRunning) -> str:
+        """Say what becomes of the sync where nobody here waits for it any more."""
+        who = f"process {holder.pid} ({holder.command})"
+        if self._taken:
+            return f"the agent ({who}) goes on with the sync: akosha-agent status shows it"
+        if holder.command == RUN and self._asked:
+            return f"the request is withdrawn; if {who} has begun the sync, it goes on there"
+        return f"the request is withdrawn; {who} is not interrupted"
 
     async def end(self) -> None:
         """Take the note back, whoever cancels."""
@@ -200,7 +233,7 @@ class _Waiting:
                     await self._insist()
                 except StateError as error:  # it has been taken: that is no failure yet
                     then = "the agent has been asked all the same: what becomes of it is waited for"
-                    self._warn("note_not_left", error=str(error), then=then)
+                    self._warn("note_not_left", f"no note could be left: {error}; {then}", then, error=str(error))
                 if result := (await self._asking.outcome())[0]:
                     return result
             return following.result()
@@ -218,6 +251,7 @@ class _Waiting:
         async with client, client.events(after=position) as events:
             if not self._note:
                 await client.ask(ask)
+                self._taken = True
             self._door.opened()
             async for item in events:
                 if isinstance(item, SyncProgress):
@@ -238,11 +272,12 @@ class _Waiting:
             await _seen_through(self._withdrawn(writing), "withdraw-note")
             raise
 
-    def _warn(self, event: str, **fields: object) -> None:
-        """Say it once."""
+    def _warn(self, event: str, text: str, then: str, **fields: object) -> None:
+        """Log it, and say it to who waits, once."""
         if event not in self._warned:
             self._warned.add(event)
-            _log.warning(event, **fields)
+            _log.warning(event, **fields, then=then)
+            self._says(text)
 
     async def _withdrawn(self, writing: asyncio.Task[str]) -> None:
         await self._home.withdraw_note(await writing)

@@ -12,7 +12,17 @@ import typer
 from agent import __version__
 from agent.faces import logs
 from agent.faces.archive_commands import uploads, verify
-from agent.faces.command import AsJson, DataDir, SettingsFile, StateDir, finish, load_settings, read_settings
+from agent.faces.command import (
+    AsJson,
+    CommandGroup,
+    DataDir,
+    SettingsFile,
+    StateDir,
+    finish,
+    load_settings,
+    read_settings,
+    verbose,
+)
 from agent.faces.doctor.commands import doctor
 from agent.faces.hook.commands import hook
 from agent.faces.prune_command import prune
@@ -21,7 +31,7 @@ from agent.faces.results import WIDE
 from agent.faces.service.commands import service
 from agent.settings import rows
 
-app = typer.Typer(
+app = CommandGroup(
     name="akosha-agent",
     help="Gets every memory that Session-Buddy commits safely to Akosha: watches the databases, copies what changed, "
     "uploads it, and tells what happened.\n\nStart with [bold]akosha-agent demo[/bold] (a scratch database, no "
@@ -63,7 +73,7 @@ def run(data_dir: DataDir = None, state_dir: StateDir = None, settings: Settings
     from agent.faces.run import run_until_stopped  # noqa: PLC0415 - what only this command needs
 
     loaded = load_settings(data_dir, state_dir, settings, to_file=True)
-    again = partial(read_settings, data_dir, state_dir, settings, cwd=Path.cwd(), quiet=False, to_file=True)
+    again = partial(read_settings, data_dir, state_dir, settings, cwd=Path.cwd(), to_file=True)
     finish(run_until_stopped(loaded.settings, again), stopped=0)
 
 
@@ -133,8 +143,10 @@ def events(
 
     With --system, --durable or --exec: results alone, until Ctrl-C.
     """
-    loaded = load_settings(data_dir, state_dir, settings, quiet=True)
-    if system is None and durable is None and command is None:
+    listing = system is None and durable is None and command is None
+    once = listing and not follow
+    loaded = load_settings(data_dir, state_dir, settings, quiet=once, stays=not once)
+    if listing:
         from agent.faces.events import show_events  # noqa: PLC0415 - what only this command needs
 
         finish(show_events(loaded.settings, follow=follow, as_json=as_json))
@@ -186,8 +198,6 @@ def config(
         shown.add_row(row.key, row.value or '""', row.origin, style=None if row.origin != "default" else "dim")
     console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, emoji=False)  # values as they are
     console.print(shown)
-    for warning in loaded.warnings:
-        typer.echo(f"warning: {warning}", err=True)
 
 
 @app.command()
@@ -200,9 +210,9 @@ def mcp(data_dir: DataDir = None, state_dir: StateDir = None, settings: Settings
 
     if sys.stdin.isatty():
         typer.echo("this speaks MCP, for a program; to add it: claude mcp add akosha -- akosha-agent mcp", err=True)
-    logs.configure("WARNING", "auto")
+    logs.configure("INFO" if verbose() else "WARNING", "auto")
     cwd = Path.cwd()
-    finish(serve(lambda: read_settings(data_dir, state_dir, settings, cwd=cwd, quiet=True)), stopped=0)
+    finish(serve(lambda: read_settings(data_dir, state_dir, settings, cwd=cwd, stays=True)), stopped=0)
 
 
 @app.command()

@@ -1,9 +1,16 @@
-"""What all commands have in common: their options, the settings they load, and how they end."""
+"""What all commands have in common: their options, the settings they load, and how they end.
 
+A command that does one thing and ends prints its message, and no log: `-v` shows that, too. A command that stays
+(`run`, `react`, one that follows events) logs.
+"""
+
+import functools
+import inspect
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import structlog
 import typer
@@ -11,6 +18,7 @@ import typer
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.faces import logs
 from agent.faces.ending import run_to_end
+from agent.faces.streams import OutputError
 from agent.settings import Loaded, load
 
 FAILED = 1
@@ -32,6 +40,52 @@ SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="A settings file (YAML), before all other files.", show_default=False)
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log to standard error what is done.")]
+
+_verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class CommandGroup(typer.Typer):
+    """Commands that all take `-v`, as does the group itself where it has a callback."""
+
+    def command(self, name: str | None = None, **how: Any) -> Callable[[Command], Command]:
+        return _registering(super().command(name, **how))
+
+    def callback(self, **how: Any) -> Callable[[Command], Command]:
+        return _registering(super().callback(**how))
+
+
+def _registering(register: Callable[[Callable[..., Any]], object]) -> Callable[[Command], Command]:
+    def decorate(function: Command) -> Command:
+        register(_taking_verbose(function))
+        return function
+
+    return decorate
+
+
+def _taking_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with one more option, `-v`, which is seen to here."""
+
+    @functools.wraps(function)
+    def taking(*words: Any, verbose: bool = False, **options: Any) -> Any:
+        if verbose:
+            _verbose.set(True)
+        return function(*words, **options)
+
+    signature = inspect.signature(function)
+    option = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
+    taking.__signature__ = signature.replace(  # type: ignore[attr-defined] # what typer makes the options of
+        parameters=[*signature.parameters.values(), option]
+    )
+    taking.__annotations__ = function.__annotations__ | {"verbose": Verbose}
+    return taking
+
+
+def verbose() -> bool:
+    """Say whether this command was given `-v`."""
+    return _verbose.get()
 
 
 def load_settings(
@@ -40,18 +94,25 @@ def load_settings(
     settings_file: Path | None,
     *,
     quiet: bool = False,
+    stays: bool = False,
     to_file: bool = False,
 ) -> Loaded:
-    """Read the settings, log what the user should hear; what is wrong with them ends the command with 2.
+    """Read the settings and say what the user should hear of them; what is wrong ends the command with 2.
 
-    `to_file`: this command logs to the file that they name.
+    `quiet`: this command logs nothing, unless told to by `-v`. `stays`: from warnings on, where no setting says
+    otherwise. `to_file`: it logs to the file that the settings name, and there whatever they say.
     """
     try:
-        loaded = read_settings(data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=quiet, to_file=to_file)
+        loaded = read_settings(
+            data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=quiet, stays=stays, to_file=to_file
+        )
     except SettingsError as error:
         die(error)
     for warning in loaded.warnings:
-        structlog.get_logger().warning("settings", warning=warning)
+        if quiet:
+            typer.echo(f"warning: {logs.redacted(warning)}", err=True)
+        else:
+            structlog.get_logger().warning("settings", warning=warning)
     return loaded
 
 
@@ -61,12 +122,13 @@ def read_settings(
     settings_file: Path | None,
     *,
     cwd: Path,
-    quiet: bool,
+    quiet: bool = False,
+    stays: bool = False,
     to_file: bool = False,
 ) -> Loaded:
     """Read the settings, and let the logs follow them; none of their secrets is shown from now on.
 
-    Raises SettingsError; then the logs go on as they were.
+    `quiet`, `stays` and `to_file` are as for `load_settings`. Raises SettingsError; then the logs go on as they were.
     """
     given = {"agent_data_dir": data_dir, "agent_state_dir": state_dir}
     loaded = load(
@@ -77,10 +139,14 @@ def read_settings(
         home=Path.home(),
     )
     logs.hide(*logs.known_secrets(loaded.settings, os.environ))
-    level = loaded.settings.agent_log_level
-    if quiet and loaded.origins.get("agent_log_level", "default") == "default":
-        level = "WARNING"
-    logs.configure(level, loaded.settings.agent_log_format, logs.LogPlace.of(loaded.settings) if to_file else None)
+    level: str = loaded.settings.agent_log_level
+    place = logs.LogPlace.of(loaded.settings) if to_file else None
+    if not verbose():
+        if quiet and place is None:
+            level = logs.NOTHING
+        elif stays and loaded.origins.get("agent_log_level", "default") == "default":
+            level = "WARNING"
+    logs.configure(level, loaded.settings.agent_log_format, place)
     return loaded
 
 
@@ -94,7 +160,12 @@ def finish(work: Coroutine[None, None, int], *, stopped: int | None = None) -> N
 
 
 def die(error: AkoshaError) -> NoReturn:
-    """Say what is wrong, on stderr and where the log is, and exit with 1, or 2 where it is the settings."""
+    """Say what is wrong, on stderr and where the log is, and exit with 1, or 2 where it is the settings.
+
+    An OutputError goes on to the process's end, which knows what to do about it.
+    """
+    if isinstance(error, OutputError):
+        raise error
     if logs.goes_to_file():
         structlog.get_logger().critical("ended_by_error", error=error.message, hint=error.hint)
     typer.echo(f"akosha-agent: {logs.redacted(str(error))}", err=True)

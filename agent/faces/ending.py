@@ -1,9 +1,12 @@
 """How a command ends when it is told to: what it does is cancelled, cleans up, and has ten seconds for it."""
 
 import asyncio
+import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 
 import structlog
 
@@ -70,7 +73,12 @@ async def _run(work: Coroutine[None, None, int], stopped: int | None) -> int:
 
 
 def _end_hard(why: str) -> None:
-    _log.error("ends_hard", why=why)
+    if _log.is_enabled_for(logging.ERROR):
+        _log.error("ends_hard", why=why)
+    else:
+        with suppress(OSError):
+            sys.stderr.write(f"akosha-agent: ends at once: {why}\n")
+            sys.stderr.flush()
     os._exit(1)
 
 

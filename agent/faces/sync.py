@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from agent.domain.events import SyncProgress
+from agent.faces import logs
 from agent.faces.asking import Asking, Hear
 from agent.faces.results import contract, sentence
 from agent.settings import Settings
@@ -19,12 +20,16 @@ async def sync_once(settings: Settings, *, method: str, enable_fallback: bool, a
     """Sync and print the result. Returns 0 (uploaded or unchanged) or 1 (failed)."""
     asking = await Asking.prepare(settings, method=method, enable_fallback=enable_fallback)
     with _progress_bar() as show:
-        result = await asking.result(hear=show)
+        result = await asking.result(hear=show, says=_say)
     if as_json:
         typer.echo(json.dumps(contract(result), indent=2))
     else:
         typer.echo(sentence(result), err=not result.success)
     return 0 if result.success else 1
+
+
+def _say(text: str) -> None:
+    typer.echo(f"akosha-agent: {logs.redacted(text)}", err=True)
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def test_every_command_explains_itself(machine):
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("upload",), ("sync", "--method", "ftp"), ("status", "--verbose"), ("sync", "now")], ids=" ".join
+    "words", [(), ("upload",), ("sync", "--method", "ftp"), ("status", "--loud"), ("sync", "now")], ids=" ".join
 )
 def test_a_usage_error_exits_2_and_says_so_on_stderr(machine, words):
     done = machine.call(*words, places=False)

@@ -12,7 +12,7 @@ from tests.fakes.session_buddy import GRAPH, REFLECTION, Checker, Finding
 from tests.servers.bucket import Bucket
 from tests.servers.front import refuse, stall
 from tests.servers.s3 import SECRET_KEY, aws_environment
-from tests.servers.threaded_front import running_front
+from tests.servers.threaded_front import Gate, running_front
 
 pytestmark = pytest.mark.long
 
@@ -108,7 +108,7 @@ def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(mach
     machine.write(commits=1)
     front.on("put_object", refuse(500, "InternalError", secret=SECRET_KEY), times=5)
     front.on("put_object", refuse(503, "SlowDown", secret=SECRET_KEY))
-    done = machine.call("sync", "--json")
+    done = machine.call("sync", "--json", "-v")
     result = done.json
     assert (done.code, result["success"], result["outcome"]) == (1, False, "failed")
     assert "SlowDown, status 503" in result["error"]
@@ -128,12 +128,12 @@ def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(mach
 def test_a_refusal_is_not_tried_again_and_names_the_cure(machine, bucket, front):
     machine.write(commits=1)
     front.on("put_object", refuse(403, "AccessDenied", secret=SECRET_KEY))
-    denied = machine.call("sync", "--json")
+    denied = machine.call("sync", "--json", "-v")
     assert denied.code == 1
     assert "allow s3:PutObject" in denied.json["error"]
     assert front.count("put_object") == 1
     machine.set(cloud_bucket="nobody-made-this")
-    missing = machine.call("sync", "--json")
+    missing = machine.call("sync", "--json", "-v")
     assert missing.code == 1
     assert "create the bucket, or set akosha_cloud_bucket" in missing.json["error"]
     for done in (denied, missing):
@@ -164,10 +164,34 @@ def test_stopped_in_the_middle_of_an_upload_nothing_stays_behind(machine, bucket
         assert working.stop(number) == code  # told twice: by the terminal, and by a wrapper that passes it on
         done = working.end()
     assert "Traceback" not in done.err
+    told = re.findall(
+        r"^akosha-agent: stopped: the next sync resumes the upload (\S+) under the same id$", done.err, re.MULTILINE
+    )
+    assert len(told) == (command == "sync")
     assert (bucket.pending_uploads, bucket.keys, machine.staged) == (0, [], [])
     assert machine.status()["pending"] == ["reflection"]
     front._rules.clear()
-    assert machine.sync()["upload_id"] == bucket.manifests[0]["upload_id"]
+    done_then = machine.sync()["upload_id"]
+    assert done_then == bucket.manifests[0]["upload_id"]
+    assert told in ([], [done_then])
+
+
+def test_ctrl_c_in_a_sync_that_an_agent_does_says_that_the_agent_goes_on(machine, bucket, front):
+    gate = Gate()
+    machine.set(agent_upload_on_change="false")
+    with machine.run() as agent:
+        front.on("put_object", gate.hold(), times=1)
+        machine.write(commits=1)
+        with machine.started("sync") as syncing:
+            gate.wait()
+            assert syncing.stop(signal.SIGINT) == 130
+            told = syncing.end().err
+        gate.open()
+        agent.logged("sync_succeeded")
+    assert told == (
+        f"akosha-agent: the agent (process {agent.pid} (run)) goes on with the sync: akosha-agent status shows it\n"
+    )
+    assert len(bucket.manifests) == 1
 
 
 def test_put_get_and_list_are_enough_and_what_needs_more_is_a_notice(machine, bucket, front):
@@ -176,7 +200,7 @@ def test_put_get_and_list_are_enough_and_what_needs_more_is_a_notice(machine, bu
         front.on(operation, refuse(403, "AccessDenied"))
     machine.set(agent_log_level="INFO", max_retries=1)
     front.on("upload_part", refuse(500, "InternalError"), times=20)
-    failed = machine.call("sync", "--json")
+    failed = machine.call("sync", "--json", "-v")
     assert failed.code == 1
     assert '"event": "leftovers_stay"' in failed.err
     assert "allow s3:ListBucketMultipartUploads" in failed.err

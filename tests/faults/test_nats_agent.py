@@ -88,7 +88,7 @@ def test_a_single_sync_is_done_without_nats_and_told_by_the_next_agent(server, t
     machine = machine_on(server, tmp_path)
     machine.write(commits=3)
     server.kill()
-    done = machine.call("sync", "--json")
+    done = machine.call("sync", "--json", "-v")
     assert (done.code, done.json["outcome"]) == (0, "succeeded")
     assert "results_wait" in done.err
     server.start()

@@ -9,7 +9,7 @@ import typer
 from agent.application.examination import Finding, examine, exit_code
 from agent.domain.errors import SettingsError
 from agent.faces import logs
-from agent.faces.command import read_settings
+from agent.faces.command import read_settings, verbose
 from agent.faces.doctor.ground import Ground
 from agent.faces.doctor.registry import ALL, Entry, checks
 from agent.faces.doctor.screen import document, show
@@ -19,14 +19,15 @@ SECONDS = 20.0
 
 
 def ground_of(data_dir: Path | None, state_dir: Path | None, settings_file: Path | None) -> Ground:
-    """Read the settings; where they are wrong, what is left without them. The log says nothing of its own here."""
-    logs.configure("CRITICAL", "auto")
+    """Read the settings; where they are wrong, what is left without them.
+
+    What would be logged is among the findings: nothing is, without `-v`.
+    """
+    logs.configure("WARNING" if verbose() else logs.NOTHING, "auto")
     try:
         loaded = read_settings(data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=True)
     except SettingsError as trouble:
         return Ground.despite(trouble, data_dir, state_dir)
-    if loaded.settings.agent_log_level != "DEBUG":
-        logs.configure("CRITICAL", loaded.settings.agent_log_format)  # what would be logged is among the findings
     return Ground.of(loaded)
 
 

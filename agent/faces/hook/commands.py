@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from agent.domain.errors import AkoshaError
-from agent.faces.command import FAILED, USAGE, AsJson, DataDir, SettingsFile, StateDir, die, load_settings
+from agent.faces.command import FAILED, USAGE, AsJson, CommandGroup, DataDir, SettingsFile, StateDir, die, load_settings
 
-hook = typer.Typer(
+hook = CommandGroup(
     help="What a coding assistant runs when a session ends: it tells the agent, and costs nothing.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},

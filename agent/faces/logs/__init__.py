@@ -11,9 +11,12 @@ from agent.faces.logs.lines import Stderr, goes_to_file, lines_to
 from agent.faces.logs.place import LogPlace
 from agent.faces.logs.secrets import known_secrets
 
-__all__ = ["LogPlace", "configure", "goes_to_file", "hide", "known_secrets", "redacted"]
+__all__ = ["NOTHING", "LogPlace", "configure", "goes_to_file", "hide", "known_secrets", "redacted"]
 
 CONSOLE, JSON, AUTO = "console", "json", "auto"
+
+NOTHING = "CRITICAL"
+"""The level at which nothing is logged but a crash."""
 
 
 def configure(level: str, form: str, place: LogPlace | None = None) -> None:

@@ -88,6 +88,7 @@ def lines_to(out: Out, level: str, *, console: bool, colours: bool) -> None:
     )
     root, before = logging.getLogger(), _current
     _current = _Libraries(out, steps)
+    _current.setLevel(level.upper())
     root.addHandler(_current)
     if before is not None:
         root.removeHandler(before)

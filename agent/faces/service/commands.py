@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agent.domain.errors import AkoshaError, SettingsError
-from agent.faces.command import FAILED, AsJson, DataDir, SettingsFile, StateDir, die
+from agent.faces.command import FAILED, AsJson, CommandGroup, DataDir, SettingsFile, StateDir, die
 from agent.faces.results import when
 from agent.settings import Settings, load
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agent.faces.service.keeper import Keeper, Order
     from agent.faces.service.runner import Runner
 
-service = typer.Typer(
+service = CommandGroup(
     help="The agent as a service of this user: systemd on Linux, launchd on macOS.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},

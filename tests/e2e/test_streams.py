@@ -1,0 +1,118 @@
+"""What commands print where the terminal, pipe or file takes less than it should, and what they do not print."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.machine import COMMAND, Machine
+
+EACH = [
+    ("status",),
+    ("sync", "--json"),
+    ("uploads",),
+    ("verify",),
+    ("prune", "--dry-run"),
+    ("memories",),
+    ("events",),
+    ("config",),
+    ("doctor",),
+    ("hook", "status"),
+    ("service", "status"),
+    ("--version",),
+]
+PLACELESS = ("service", "--version")
+CLOSED = 128 + signal.SIGPIPE
+FULL = Path("/dev/full")
+
+
+def _places(words):
+    return words[0] not in PLACELESS
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory):
+    """A machine with an upload, whose directories have names that ASCII lacks."""
+    machine = Machine(tmp_path_factory.mktemp("häuschen"))
+    machine.data = machine.data.rename(machine.data.with_name("Dätä-…"))
+    machine.write(commits=2, entities=1)
+    machine.sync()
+    return machine
+
+
+@pytest.mark.parametrize("words", [("status",), ("uploads",), ("doctor", "--json"), ("events", "--json")], ids=" ".join)
+def test_a_stream_that_is_ascii_alone_gets_what_it_lacks_escaped(machine, words):
+    done = machine.call(*words, prefix=["env", "PYTHONIOENCODING=ascii", COMMAND])
+    assert ("Traceback" in done.err, "crashed" in done.err, bool(done.out)) == (False, False, True)
+    if words == ("status",):
+        assert r"D\u00e4t\u00e4-\u2026" in done.out
+    elif words[0] == "doctor":
+        assert str(machine.data) in json.dumps(done.json, ensure_ascii=False)
+    elif words[0] == "events":
+        assert [json.loads(line)["specversion"] for line in done.out.splitlines()]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("words", EACH, ids=" ".join)
+def test_a_full_disk_behind_standard_output_is_one_line_on_standard_error_and_exit_1(machine, words):
+    with FULL.open("w") as full:
+        done = machine.call(*words, stdout=full, places=_places(words))
+    assert done.code == 1
+    assert done.err.splitlines()[-1:] == ["akosha-agent: standard output cannot be written: No space left on device"]
+    assert len([line for line in done.err.splitlines() if "standard output" in line]) == 1
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("words", EACH, ids=" ".join)
+def test_a_pipe_whose_reader_has_gone_ends_a_command_without_a_word(machine, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = machine.call(*words, stdout=writer, places=_places(words))
+    os.close(writer)
+    assert (done.code, done.err) == (CLOSED, "")
+
+
+def test_events_that_are_followed_end_when_their_reader_has_gone(machine):
+    reader, writer = os.pipe()
+    with machine.started("events", "--follow", "--json", stdout=writer) as following:
+        os.close(writer)
+        with os.fdopen(reader) as shown:
+            assert json.loads(shown.readline())["type"].startswith("akosha.sync.")
+        machine.write(commits=3)
+        machine.sync()
+        assert following.end().code == CLOSED
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_standard_error_changes_no_exit_status(machine):
+    with FULL.open("w") as full:
+        assert machine.call("sync", "--method", "nonsense", stderr=full).code == 2
+        assert machine.call("uploads", "show", "20000101_000000_nobody", stderr=full).code == 1
+
+
+# --------------------------------------------------------------------------------------------------- one message, once
+
+
+def test_a_sync_that_fails_prints_its_message_once_and_logs_with_v_alone(machine, tmp_path):
+    other = Machine(tmp_path / "other", cloud_endpoint=None, agent_log_level="DEBUG")
+    other.write(commits=1)
+    told = other.call("sync")
+    assert (told.code, told.out, len(told.err.splitlines())) == (1, "", 1)
+    assert "akosha_cloud_bucket" in told.err
+    for where in (("sync", "-v"), ("-v", "sync")):
+        loud = other.call(*where)
+        events = [json.loads(line)["event"] for line in loud.err.splitlines() if line.startswith("{")]
+        assert "sync_failed" in events
+        assert loud.code == 1
+
+
+def test_what_is_odd_about_a_setting_is_said_in_one_plain_line(machine, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("akosha_chunk_size: 7\n")
+    for words in (("status",), ("config",), ("sync", "--json")):
+        done = machine.call(*words, "--settings", str(file))
+        (line,) = done.err.splitlines()
+        assert line.startswith("warning: ")
+        assert "akosha_chunk_size" in line
