@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
@@ -65,6 +65,13 @@ class SpoolDirectory:
         """
         return await asyncio.to_thread(self._waiting)
 
+    async def count(self, wanted: Callable[[Event], bool]) -> int:
+        """Return how many notes hold an event that is wanted. Nothing is set aside; what cannot be read is not counted.
+
+        Raises StateError where the directory cannot be read.
+        """
+        return await asyncio.to_thread(self._count, wanted)
+
     async def remove(self, note: str) -> None:
         """As the port says; one that is gone already is no error. Raises StateError, transient as above."""
         await asyncio.to_thread(self._remove, note)
@@ -101,6 +108,19 @@ class SpoolDirectory:
                     else:  # no descriptors left, a disk that fails: the note may be good, and is tried again
                         _log.warning("note_unreadable", note=name, error=str(error))
         return notes
+
+    def _count(self, wanted: Callable[[Event], bool]) -> int:
+        try:
+            names = [path.name for path in self._directory.iterdir() if is_note(path.name)]
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise self._unusable(error, transient=True) from error
+        found = 0
+        for name in names:
+            with suppress(OSError, WireError):
+                found += wanted(self._codec.decode(self._read(name)))
+        return found
 
     def _read(self, name: str) -> bytes:
         """Return a note's bytes, if it is a regular file of ours and of a note's size. Raises WireError, OSError."""

@@ -42,7 +42,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What one catching up of all systems has come to; `failures`: system -> what it waits for."""
+    """What one catching up has come to; `failures`: system -> what it waits for, or that it has no uploads."""
 
     caught: Mapping[str, Caught]
     failures: Mapping[str, str]
@@ -113,7 +113,6 @@ class Reactor:
                 async with asyncio.timeout(READY_SECONDS):
                     await self.bus.wait_until_ready()
         caught: dict[str, Caught] = {}
-        failures: dict[str, str] = {}
 
         async def catch_up(system_id: str) -> None:
             try:
@@ -123,8 +122,12 @@ class Reactor:
                     raise
                 failures[system_id] = str(error)
 
+        there = {*await systems_in(self.ingest.store), *await self._news.systems()}
+        absent = sorted(set(self.systems) - there)
+        named = f"systems there: {', '.join(sorted(there))}" if there else "no system has uploads there"
+        failures = dict.fromkeys(absent, f"there is no such system in {self.ingest.store.location} ({named})")
         async with asyncio.TaskGroup() as group:
-            for system_id in await self._all():
+            for system_id in sorted(there.intersection(self.systems) if self.systems else there):
                 group.create_task(catch_up(system_id), name=f"react-{system_id}")
         return Summary(caught, failures)
 

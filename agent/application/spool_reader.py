@@ -1,5 +1,6 @@
 """Takes up what other processes of this user leave in the spool: asks, ended sessions, news of the archive."""
 
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import structlog
@@ -7,10 +8,15 @@ import structlog
 from agent.application.intake import ArchiveNews, Intake
 from agent.application.publisher import Publisher
 from agent.domain.errors import WireError
-from agent.domain.events import SessionEnded, SyncAsked
+from agent.domain.events import Event, SessionEnded, SyncAsked
 from agent.ports import Ledger, Spool, Watch
 
 _log = structlog.get_logger()
+
+
+def answered_by_a_sync(event: Event) -> bool:
+    """Say whether a single sync takes a note up. An ask is its own process's: that one waits for its outcome."""
+    return isinstance(event, SessionEnded | ArchiveNews)
 
 
 class SpoolReader:
@@ -39,6 +45,20 @@ class SpoolReader:
                 await self._tell(event)
             else:
                 _log.warning("note_refused", id=event.id, why=f"{event.type} does not come through the spool")
+            await self._spool.remove(note)
+
+    async def unanswered(self) -> Sequence[tuple[str, Event]]:
+        """Return the notes that a sync which begins now answers, oldest first."""
+        return [(note, event) for note, event in await self._spool.waiting() if answered_by_a_sync(event)]
+
+    async def answered(self, notes: Sequence[tuple[str, Event]]) -> None:
+        """Count the session ends of these notes as handled, pass on the rest, and remove the notes."""
+        for note, event in notes:
+            if isinstance(event, SessionEnded):
+                if await self._ledger.is_new(self._intake.addressed(event)):
+                    _log.info("session_ended", session_id=event.session_id, reason=event.reason)
+            elif isinstance(event, ArchiveNews):
+                await self._tell(event)
             await self._spool.remove(note)
 
     async def _pass_on(self, event: SessionEnded) -> None:

@@ -44,3 +44,17 @@ def without_warnings(notes: Mapping[str, str]) -> dict[str, str]:
 def _decoded(notes: Mapping[str, str], code: str) -> StatusWarning | None:
     text = notes.get(PREFIX + code)
     return StatusWarning.decode(code, text) if text else None
+
+
+def notes_waiting(count: int) -> tuple[StatusWarning, ...]:
+    """Return the warning that notes wait in the spool for an agent, where `count` of them do and none runs."""
+    if not count:
+        return ()
+    what = "note of an ended session waits" if count == 1 else "notes of ended sessions wait"
+    return (
+        StatusWarning(
+            code="notes_waiting",
+            message=f"{count} {what} in the spool, and no agent runs",
+            hint="akosha-agent sync takes them up; akosha-agent service install, or akosha-agent run, starts an agent",
+        ),
+    )

@@ -18,10 +18,9 @@ from agent.domain.events import SyncAsked, SyncProgress, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.route import AUTO, MANUAL
 from agent.faces.control_client import Door, NoAnswer
-from agent.faces.standing import RUN
 from agent.ports import Message
 from agent.settings import Settings
-from agent.wiring import Home, build
+from agent.wiring import RUN, Home, build
 
 if TYPE_CHECKING:
     from agent.faces.control_client.client import ControlClient

@@ -14,10 +14,7 @@ from agent.domain.errors import SnapshotError
 from agent.domain.states import TargetRecord
 from agent.ports import Standing
 from agent.settings import Settings
-from agent.wiring import Home
-
-RUN = "run"
-"""The holder of the state directory that can be asked."""
+from agent.wiring import RUN, Home
 
 _log = structlog.get_logger()
 
@@ -120,6 +117,7 @@ async def _seen(home: Home) -> View:
         notes=notes,
         results_waiting=results_waiting,
         running=holder is not None and holder.command == RUN,
+        warnings=await home.unattended(),
     )
     running = None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
     return View(status, running, problem)

@@ -17,6 +17,7 @@ from agent.faces.results import human_bytes, when
 from agent.faces.standing import Ground, View, standing
 from agent.ports import Standing
 from agent.settings import Settings
+from agent.wiring import RUN
 
 
 async def show_status(settings: Settings, *, as_json: bool) -> int:
@@ -67,7 +68,7 @@ def _print(view: View, settings: Settings) -> None:
         if target.error:
             console.print(f"  last error   {target.error}")
         if target.next_try:
-            console.print(f"  next try     {when(target.next_try)}")
+            console.print(f"  next try     {_next_try(view, target.next_try)}")
         table = Table("database", "state", "size", "", box=None, padding=(0, 2, 0, 2))
         for row in target.databases:
             table.add_row(row.name, "pending" if row.pending else row.state, human_bytes(row.size), row.problem)
@@ -78,6 +79,13 @@ def _who(view: View) -> str:
     if view.running is None:
         return "not running: akosha-agent run"
     return view.silence() or f"running (pid {view.running.get('pid')}, {view.running.get('command')})"
+
+
+def _next_try(view: View, at: datetime) -> str:
+    """Return when the target is tried again; only a running agent keeps that time."""
+    if view.running is None or view.running.get("command") != RUN:
+        return "no agent runs: akosha-agent sync tries now"
+    return when(at) if at > datetime.now(UTC) else "now"
 
 
 def _last(target: TargetStatus) -> str:

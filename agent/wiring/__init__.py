@@ -23,6 +23,8 @@ from agent.application.progress import Footing
 from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
 from agent.application.requests import Requests
+from agent.application.spool_reader import answered_by_a_sync
+from agent.application.status_warnings import notes_waiting
 from agent.application.uploader import Uploader
 from agent.application.wake import Wake
 from agent.domain.databases import database_of
@@ -30,12 +32,16 @@ from agent.domain.events import Event, SyncAsked
 from agent.domain.identity import Identity
 from agent.domain.route import RetryRules
 from agent.domain.states import Target
+from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger, Meter, Responder, SnapshotTaker, Supervisor, Unmetered
 from agent.settings import Settings
 from agent.wiring.archive import verifying
 from agent.wiring.buses import run_buses, single_sync_buses
 from agent.wiring.methods import MEBIBYTE, sync_methods, targets_of
 from agent.wiring.pruning import prune_rounds
+
+RUN = "run"
+"""The command of the holder that is an agent."""
 
 LEDGER_EVENT_BYTES = 16 * MEBIBYTE
 """What the agent itself wrote, it must be able to read: a result may name hundreds of files."""
@@ -75,6 +81,13 @@ class Home:
     async def withdraw_note(self, note: str) -> None:
         """Take a note back; one that was taken up is gone already."""
         await self._spool().remove(note)
+
+    async def unattended(self) -> tuple[StatusWarning, ...]:
+        """Return the warning that notes wait for an agent where none runs, nothing otherwise. Raises StateError."""
+        holder = await asyncio.to_thread(self.holder)
+        if holder is not None and holder.command == RUN:
+            return ()
+        return notes_waiting(await self._spool().count(answered_by_a_sync))
 
     async def open_ledger(self, *, read_only: bool = False) -> Ledger:
         """Open the ledger. Raises StateError; for reading, beside an agent that may be writing, where there is none."""

@@ -160,12 +160,13 @@ class Examination:
         return await aside(lambda: ledger.examine(path) if path.exists() else None)
 
     async def warnings(self) -> tuple[StatusWarning, ...]:
-        """Return the lasting conditions that the ledger keeps; none where there is no ledger. Raises StateError."""
+        """Return the lasting conditions that the spool shows and the ledger keeps. Raises StateError."""
+        found = await self.home.unattended()
         if not await self.home.has_ledger():
-            return ()
+            return found
         ledger = await self.home.read_ledger()
         try:
-            return warnings_in(await ledger.notes())
+            return (*found, *warnings_in(await ledger.notes()))
         finally:
             await ledger.aclose()
 

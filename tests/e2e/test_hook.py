@@ -60,6 +60,30 @@ def test_every_end_is_taken_up_once_and_a_hundred_at_once_are_one_upload(machine
     assert len(machine.manifests) == 2
 
 
+def test_session_ends_that_no_agent_hears_are_counted_and_taken_up_by_a_sync(machine):
+    machine.write(commits=1)
+    machine.set(agent_upload_on_change="true")
+    for number in range(5):
+        end_session(machine, f"unheard {number}")
+    cure = "akosha-agent sync takes them up; akosha-agent service install, or akosha-agent run, starts an agent"
+    told = "5 notes of ended sessions wait in the spool, and no agent runs"
+    (warning,) = machine.status()["warnings"]
+    assert (warning["code"], warning["message"], warning["hint"]) == ("notes_waiting", told, cure)
+    assert told in machine.call("status").out
+    found = [one for one in machine.call("doctor", "--json").json["findings"] if one["detail"] == "notes_waiting"]
+    assert [(one["level"], one["found"], one["cure"]) for one in found] == [("warning", told, cure)]
+    kept = {path.name: path.read_bytes() for path in (machine.state / "spool").glob("[!.]*.json")}
+    assert machine.sync()["success"]
+    assert (list((machine.state / "spool").iterdir()), machine.status()["warnings"]) == ([], [])
+    for name, note in kept.items():  # the same events once more, by another way
+        (machine.state / "spool" / name).write_bytes(note)
+    machine.write(commits=2)
+    with machine.run() as agent:
+        agent.logged("sync_succeeded")
+        assert machine.status(lambda _: not list((machine.state / "spool").glob("[!.]*.json")))["warnings"] == []
+    assert "session_ended" not in [line.get("event") for line in agent.log.seen]
+
+
 @pytest.fixture
 def hook(machine, monkeypatch):
     for name in set(machine.environ):
@@ -75,7 +99,9 @@ def test_installed_it_runs_in_any_surroundings_and_uninstalled_nothing_is_left(m
     absent = hook("status")
     assert (absent.exit_code, absent.stdout.splitlines()[0].split(": ")[0]) == (1, "hook     not installed")
     assert hook("install").exit_code == 0
-    assert hook("install").stdout.startswith("installed already")
+    again = hook("install").stdout
+    assert again.startswith("installed already")
+    assert "agent    none runs: the notes of ended sessions wait for it. To start it: akosha-agent service" in again
     status = hook("status", "--json")
     assert (status.exit_code, json.loads(status.stdout)["state"]) == (0, "installed")
     ((entry,),) = [group["hooks"] for group in json.loads(settings.read_bytes())["hooks"]["SessionEnd"]]

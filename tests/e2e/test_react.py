@@ -121,6 +121,11 @@ def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_rea
     assert laptop.manifests[1]["memories"]["count"] == 1
     by_deltas, calls = akosha.ids(), len(akosha.calls)
     assert (once(reactor), len(akosha.calls)) == ("laptop: nothing new\n", calls)
+    words = ("react", "--once", "--system", "nosuch", "--state-dir", str(reactor.state))
+    absent = reactor.call(*words, places=False)
+    assert (absent.code, absent.out) == (1, "")
+    assert absent.err.startswith("nosuch: there is no such system in ")
+    assert "systems there: laptop" in absent.err
     akosha.forget()
     (first, second) = sorted((laptop.bucket / "systems/laptop/uploads").iterdir())
     for path in first.iterdir():

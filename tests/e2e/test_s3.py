@@ -117,6 +117,7 @@ def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(mach
     assert [round(delay / 0.05 / 2**n) for n, delay in enumerate(delays)] == [1, 1, 1]
     (target,) = machine.status()["targets"]
     assert (target["failures"], bool(target["next_try"]), bool(result["retry_at"])) == (1, True, True)
+    assert "  next try     no agent runs: akosha-agent sync tries now\n" in machine.call("status").out
     assert (bucket.manifests, machine.staged) == ([], [])
     front._rules.clear()
     machine.sync()

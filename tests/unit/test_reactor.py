@@ -201,6 +201,13 @@ async def test_deltas_are_taken_in_order_and_no_database_is_read(world):
     assert [(event.stored, event.source) for event in await world.events()] == [(3, "memories"), (1, "memories")]
 
 
+async def test_a_system_that_is_not_there_is_a_failure_that_names_those_that_are(world):
+    await world.laptop.upload(0, [1])
+    summary = await world.once("nosuch", LAPTOP)
+    assert (summary.success, summary.caught.keys(), summary.failures.keys()) == (False, {LAPTOP}, {"nosuch"})
+    assert f"systems there: {LAPTOP}" in summary.failures["nosuch"]
+
+
 async def test_what_was_taken_is_not_even_asked_for_again(world):
     await world.laptop.upload(0, [1, 2, 3])
     await world.once()

@@ -50,10 +50,10 @@ async def agent(ground: Ground) -> list[Finding]:
 
 
 async def warnings(ground: Ground) -> list[Finding]:
-    """Report each lasting condition that the agent has recorded."""
+    """Report each lasting condition: notes that wait for an agent, and what the agent has recorded."""
     found = await ground.examination.warnings()
     if not found:
-        return [ok(WARNINGS, "the agent has recorded none")]
+        return [ok(WARNINGS, "none is recorded, and no note waits for an agent")]
     return [warning(WARNINGS, one.message, cure=one.hint or "akosha-agent status", detail=one.code) for one in found]
 
 

@@ -53,20 +53,27 @@ def install(
     """Have Claude Code tell the agent of every session that ends. Everything else in its settings stays as it is."""
     from agent.faces.hook.command_line import hook_command  # noqa: PLC0415 - what only this command needs
     from agent.faces.hook.installing import Outcome, install as put  # noqa: PLC0415
-    from agent.wiring import Home  # noqa: PLC0415
+    from agent.wiring import RUN, Home  # noqa: PLC0415
 
     loaded = load_settings(data_dir, state_dir, settings, quiet=True)
     path = _path(settings_file)
     try:
-        Home.of(loaded.settings).prepare()  # the hook may come before the agent: it must know for whom
+        home = Home.of(loaded.settings)
+        home.prepare()  # the hook may come before the agent: it must know for whom
         command = hook_command(loaded.settings)
         change = put(path, command, loaded.settings.agent_state_dir)
+        holder = home.holder()
     except AkoshaError as error:
         die(error)
     typer.echo(f"{'installed already' if change.outcome is Outcome.UNCHANGED else change.outcome} in {path}")
     typer.echo(f"command  {command}")
     if change.backup:
         typer.echo(f"backup   {change.backup}")
+    if holder is None or holder.command != RUN:
+        typer.echo(
+            "agent    none runs: the notes of ended sessions wait for it. To start it: akosha-agent service install, "
+            "or akosha-agent run"
+        )
 
 
 @hook.command()
