@@ -204,12 +204,13 @@ def config(
 def mcp(data_dir: DataDir = None, state_dir: StateDir = None, settings: SettingsFile = None) -> None:
     """Serve a coding assistant: the MCP server (stdio) that it starts, with the tools to sync and to see how it stands.
 
-    To add it: claude mcp add akosha -- akosha-agent mcp
+    To add it: claude mcp add --scope user akosha-agent -- akosha-agent mcp
     """
     from agent.faces.mcp_server import serve  # noqa: PLC0415 - what only this command needs
 
     if sys.stdin.isatty():
-        typer.echo("this speaks MCP, for a program; to add it: claude mcp add akosha -- akosha-agent mcp", err=True)
+        how = "claude mcp add --scope user akosha-agent -- akosha-agent mcp"
+        typer.echo(f"this speaks MCP, for a program; to add it: {how}", err=True)
     logs.configure("INFO" if verbose() else "WARNING", "auto")
     cwd = Path.cwd()
     finish(serve(lambda: read_settings(data_dir, state_dir, settings, cwd=cwd, stays=True)), stopped=0)

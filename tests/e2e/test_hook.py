@@ -70,7 +70,7 @@ def test_session_ends_that_no_agent_hears_are_counted_and_taken_up_by_a_sync(mac
     (warning,) = machine.status()["warnings"]
     assert (warning["code"], warning["message"], warning["hint"]) == ("notes_waiting", told, cure)
     assert told in machine.call("status").out
-    found = [one for one in machine.call("doctor", "--json").json["findings"] if one["detail"] == "notes_waiting"]
+    found = [one for one in machine.call("doctor", "--json").json["checks"] if one["detail"] == "notes_waiting"]
     assert [(one["level"], one["found"], one["cure"]) for one in found] == [("warning", told, cure)]
     kept = {path.name: path.read_bytes() for path in (machine.state / "spool").glob("[!.]*.json")}
     assert machine.sync()["success"]
@@ -90,6 +90,8 @@ def hook(machine, monkeypatch):
         monkeypatch.setenv(name, machine.environ[name])
     monkeypatch.setenv(variable("agent_data_dir"), str(machine.data))
     monkeypatch.setenv(variable("agent_state_dir"), str(machine.state))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.delenv("CLAUDE_CONFIG_DIR", raising=False)
     monkeypatch.chdir(machine.home)
     return lambda *words: CliRunner().invoke(app, ["hook", *words])
 
@@ -125,6 +127,61 @@ def test_installed_it_runs_in_any_surroundings_and_uninstalled_nothing_is_left(m
     assert hook("uninstall").exit_code == 0
     assert not settings.parent.exists()
     assert hook("uninstall").stdout.startswith("not installed")
+
+
+def claude_code(folder, monkeypatch, version: str) -> None:
+    """A `claude` of that version, first on PATH."""
+    program = folder / "bin" / "claude"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\necho '{version} (Claude Code)'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+
+def test_a_newer_claude_code_gets_a_hook_without_a_shell_and_the_shell_line_of_before_is_replaced(
+    machine, hook, monkeypatch
+):
+    settings = machine.home / ".claude" / "settings.json"
+    state = machine.state.with_name("state of $HOME's")
+    monkeypatch.setenv(variable("agent_state_dir"), str(state))
+    claude_code(machine.home, monkeypatch, "2.1.138")
+    assert hook("install").exit_code == 0
+    (shell,) = entries(settings)
+    assert ("args" in shell, hook("status").exit_code) == (False, 0)
+    claude_code(machine.home, monkeypatch, "2.1.139")
+    assert hook("status").exit_code == 0, "a shell line runs in every version"
+    assert hook("install").stdout.startswith("updated")
+    (direct,) = entries(settings)
+    done = subprocess.run([direct["command"], *direct["args"]], input=b"{}", env={}, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert len(list((state / "spool").glob("[!.]*.json"))) == 1
+    (told,) = json.loads(hook("status", "--json").stdout)["commands"]
+    assert told["form"] == "exec"
+    claude_code(machine.home, monkeypatch, "garbage")
+    assert hook("install").stdout.startswith("installed already"), "an unknown version changes nothing"
+    claude_code(machine.home, monkeypatch, "2.0.9")
+    assert (hook("status").exit_code, "older than 2.1.139" in hook("status").stdout) == (1, True)
+    assert hook("install").stdout.startswith("updated")
+    assert entries(settings) == [shell]
+    assert hook("uninstall").exit_code == 0
+    assert not settings.parent.exists()
+
+
+def entries(settings) -> list[dict]:
+    return [one for group in json.loads(settings.read_bytes())["hooks"]["SessionEnd"] for one in group["hooks"]]
+
+
+def test_claude_config_dir_says_where_the_settings_are(machine, hook, monkeypatch):
+    moved = machine.home / "elsewhere" / "claude"
+    monkeypatch.setenv("CLAUDE_CONFIG_DIR", str(moved))
+    assert hook("install").exit_code == 0
+    assert len(entries(moved / "settings.json")) == 1
+    assert json.loads(hook("status", "--json").stdout)["file"] == str(moved / "settings.json")
+    machine.environ["CLAUDE_CONFIG_DIR"] = str(moved)
+    findings = {one["name"]: one for one in machine.call("doctor", "--json").json["checks"]}
+    assert (findings["session-end hook"]["level"], (machine.home / ".claude").exists()) == ("ok", False)
+    assert hook("uninstall").exit_code == 0
+    assert not moved.exists()
 
 
 def test_a_settings_file_that_is_not_understood_is_refused_with_the_place_and_2(machine, hook):

@@ -28,7 +28,7 @@ STOP_SECONDS = 10.0
 NOBODY = "http://127.0.0.1:9/mcp"
 """Where no Akosha is, whatever else runs on this machine."""
 
-_THIS_USERS = ("SESSION_BUDDY_", "AKOSHA_", "AWS_", "XDG_")
+_THIS_USERS = ("SESSION_BUDDY_", "AKOSHA_", "AWS_", "CLAUDE_", "XDG_")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What doctor says of the settings, of Session-Buddy's own sync, and of the versions."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -179,6 +180,23 @@ async def test_a_library_that_is_older_than_needed_is_an_error(tmp_path, monkeyp
     assert found.level is Level.ERROR
     assert "duckdb 1.4.3 is older than 2.0" in found.found
     assert "install akosha-agent again" in found.cure
+
+
+async def test_a_library_that_is_newer_than_what_was_tested_is_an_error(monkeypatch):
+    """Where private parts of it are used, the versions are capped; `pip install` of something else may not care."""
+    needed = [
+        "aiohttp<3.1,>=3.0",
+        "mcp<99,>=1.27",
+        "isal>=99; platform_machine in 'x86_64'",
+        "nats-py[nkeys]<2.13,>=2.12",
+    ]
+    monkeypatch.setattr(keeping_checks.metadata, "requires", lambda _name: needed)
+    (found,) = await keeping_checks.versions(None)
+    assert found.level is Level.ERROR
+    assert re.findall(r"(\S+) \S+ is not older than (\S+?)(?:,|$)", found.found) == [
+        ("aiohttp", "3.1"),
+        ("nats-py", "2.13"),
+    ]
 
 
 async def test_an_engine_that_is_not_installed_is_an_error(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Claude Code's settings with our hook in them: all else stays as it is, and nothing is left when it goes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,18 @@ from agent.faces.hook.json_text import checked
 
 PATH = Path("settings.json")
 COMMAND = HookCommand(("/opt/akosha-agent",), {"--state-dir": "/home/me/the state"})
+WITH_ARGS = replace(COMMAND, with_args=True)
 ENTRY = {"hooks": [{"type": "command", "command": str(COMMAND), "timeout": 5}]}
+ENTRY_WITH_ARGS = {
+    "hooks": [
+        {
+            "type": "command",
+            "command": "/opt/akosha-agent",
+            "args": ["hook", "session-end", "--state-dir", "/home/me/the state"],
+            "timeout": 5,
+        }
+    ]
+}
 THEIRS = {"hooks": [{"type": "command", "command": "say bye"}]}
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -67,13 +79,14 @@ def loaded(text: str):
 
 
 @settings(max_examples=50, deadline=None)
-@given(documents())
-def test_installing_adds_the_hook_and_keeps_all_else_and_uninstalling_restores_every_byte(text):
-    new = inserted(text, COMMAND, PATH)
+@given(documents(), st.sampled_from([(COMMAND, ENTRY), (WITH_ARGS, ENTRY_WITH_ARGS)]))
+def test_installing_adds_the_hook_and_keeps_all_else_and_uninstalling_restores_every_byte(text, ours):
+    command, entry = ours
+    new = inserted(text, command, PATH)
     expected = loaded(text)
-    expected.setdefault("hooks", {}).setdefault("SessionEnd", []).append(ENTRY)
+    expected.setdefault("hooks", {}).setdefault("SessionEnd", []).append(entry)
     assert loaded(new.text) == expected
-    assert inserted(new.text, COMMAND, PATH).text == new.text
+    assert inserted(new.text, command, PATH).text == new.text
     assert withdrawn(new.text, PATH, new.made, new.gap) == text
 
 
@@ -85,6 +98,17 @@ def test_an_earlier_command_is_brought_up_to_date_where_it_stands(text):
     again = inserted(new.text, COMMAND, PATH)
     assert again.text == new.text.replace(json.dumps(str(other)), json.dumps(str(COMMAND)))
     assert (again.made, again.gap) == (frozenset(), "")
+    assert withdrawn(again.text, PATH, new.made, new.gap) == text
+
+
+@settings(max_examples=50, deadline=None)
+@given(documents(), st.sampled_from([(COMMAND, WITH_ARGS), (WITH_ARGS, COMMAND)]))
+def test_a_hook_is_changed_from_a_shell_line_to_a_program_with_args_and_back_where_it_stands(text, forms):
+    before, after = forms
+    new = inserted(text, before, PATH)
+    again = inserted(new.text, after, PATH)
+    expected = loaded(inserted(text, after, PATH).text)
+    assert loaded(again.text) == expected
     assert withdrawn(again.text, PATH, new.made, new.gap) == text
 
 
@@ -179,3 +203,14 @@ def test_only_what_we_write_is_taken_for_ours(command, ours):
     assert (found is not None) is ours
     if found:
         assert parsed(str(found)) == found
+        assert parsed(
+            **{
+                "command" if key == "command" else "arguments": value
+                for key, value in replace(found, with_args=True).fields.items()
+            }
+        ) == replace(found, with_args=True)
+
+
+@pytest.mark.parametrize("arguments", ["hook session-end", [], ["sync"], ["hook", "session-end", 7], {"a": 1}])
+def test_other_arguments_are_not_taken_for_ours(arguments):
+    assert parsed("/opt/akosha-agent", arguments) is None

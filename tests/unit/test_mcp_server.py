@@ -17,7 +17,7 @@ from agent.faces.mcp_server.tools import STATUS, SYNC, TOOLS
 from agent.faces.results import contract, cure, refusal
 from tests.fakes.values import NOON, SYSTEM
 
-OUTPUT = {tool.name: Draft202012Validator(tool.output_schema) for tool in TOOLS}
+OUTPUT = {tool["name"]: Draft202012Validator(tool["outputSchema"]) for tool in TOOLS}
 
 
 def moved(done: int, total: int, *, phase: str = "upload", method: str = "cloud") -> SyncProgress:

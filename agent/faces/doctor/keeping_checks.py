@@ -9,7 +9,9 @@ from agent import __version__
 from agent.application.examination import Finding, Level, error, ok, skipped, warning
 from agent.faces.doctor.ground import Ground
 from agent.faces.hook import claude_settings
+from agent.faces.hook.claude_code import runs_args, settings_file
 from agent.faces.hook.command_line import HookCommand
+from agent.faces.hook.standing import TOO_OLD
 from agent.faces.service import look as look_at_service
 from agent.settings.sources import COMMAND_LINE
 from agent.wiring.examination import aside
@@ -23,7 +25,8 @@ INSTALL_HOOK = "akosha-agent hook install"
 SHOWN = ("duckdb", "botocore", "aioboto3", "nats-py", "watchfiles", "httpx2", "pydantic")
 """Libraries whose versions matter when something is wrong."""
 
-_NAME_AND_LEAST = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*>=\s*([0-9.]+)\s*(?:;.*)?")
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_LEAST, _BELOW = re.compile(r">=\s*([0-9.]+)"), re.compile(r"<\s*([0-9.]+)")
 
 
 async def agent(ground: Ground) -> list[Finding]:
@@ -75,7 +78,7 @@ async def service(ground: Ground) -> list[Finding]:
 
 
 async def hook(ground: Ground) -> list[Finding]:
-    found = await aside(lambda: claude_settings.look(claude_settings.settings_file(ground.home)))
+    found = await aside(lambda: claude_settings.look(settings_file(ground.environ, ground.home)))
     if found.trouble:
         cure = f"mend {found.path} where it says, then {_install_hook(ground)}"
         return [error(HOOK, found.trouble, cure=cure)]
@@ -102,6 +105,8 @@ def _judged(command: HookCommand, ground: Ground) -> Finding:
     if theirs is None or theirs.resolve() != state.resolve():
         text = f"it leaves its notes in {theirs or 'the default state directory'}, the agent looks in {state}"
         return error(HOOK, text, cure=_install_hook(ground))
+    if command.with_args and runs_args(ground.environ) is False:
+        return error(HOOK, TOO_OLD, cure=_install_hook(ground))
     return ok(HOOK, f"installed: {command}")
 
 
@@ -115,12 +120,14 @@ def _versions() -> list[Finding]:
     told = ", ".join(f"{name} {version or 'missing'}" for name, version in found.items())
     system = f"Python {platform.python_version()}, {platform.platform()}"
     wrong = []
-    for name, least in _needed():
+    for name, least, below in _needed():
         version = _version(name)
         if not version:
             wrong.append(f"{name} is missing")
         elif _numbers(version) < _numbers(least):
             wrong.append(f"{name} {version} is older than {least}")
+        elif below and _numbers(version) >= _numbers(below):
+            wrong.append(f"{name} {version} is not older than {below}")
     if wrong:
         cure = (
             "install akosha-agent again: uv tool upgrade akosha-agent, pipx reinstall akosha-agent, or pip install -U"
@@ -131,14 +138,21 @@ def _versions() -> list[Finding]:
     return [ok(VERSIONS, f"akosha-agent {__version__}, {system}", detail=told)]
 
 
-def _needed() -> list[tuple[str, str]]:
-    """Return name and least version of what every installation needs; nothing where it runs from its sources."""
+def _needed() -> list[tuple[str, str, str]]:
+    """Return name, least version and the first that is too new ("": none) of what every installation needs.
+
+    Nothing where it runs from its sources.
+    """
     try:
         needed = metadata.requires("akosha-agent") or []
     except metadata.PackageNotFoundError:
         return []
-    matches = (_NAME_AND_LEAST.fullmatch(line) for line in needed if ";" not in line)
-    return [(match[1], match[2]) for match in matches if match]
+    found = []
+    for line in needed:
+        name, least, below = _NAME.match(line), _LEAST.search(line), _BELOW.search(line)
+        if ";" not in line and name and least:
+            found.append((name[0], least[1], below[1] if below else ""))
+    return found
 
 
 def _version(name: str) -> str:

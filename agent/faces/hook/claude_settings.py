@@ -1,6 +1,7 @@
 """Claude Code's `settings.json`: what stands in it of ours, and its text with our hook in it or out of it.
 
     {"hooks": {"SessionEnd": [{"hooks": [{"type": "command", "command": "akosha-agent hook session-end ..."}]}]}}
+    {"hooks": {"SessionEnd": [{"hooks": [{"type": "command", "command": "/bin/akosha-agent", "args": ["hook", ...]}]}]}}
 
 Whatever else is there belongs to the user, and stays as it is, byte for byte.
 """
@@ -15,6 +16,7 @@ from agent.faces.hook.command_line import HookCommand, parsed
 from agent.faces.hook.json_text import Box, Piece
 
 HOOKS, EVENT = "hooks", "SessionEnd"
+COMMAND, ARGS = "command", "args"
 FILE = "file"
 ALL_MADE = frozenset({HOOKS, EVENT})
 TIMEOUT_SECONDS = 5
@@ -46,21 +48,16 @@ class Inserted:
     gap: str = ""
 
 
-def settings_file(home: Path) -> Path:
-    """Return where Claude Code keeps its user's settings."""
-    return home / ".claude" / "settings.json"
-
-
 def look(path: Path) -> Found:
     """Look for our hook in a settings file. What is wrong with the file is in the answer; nothing is raised."""
     try:
         text = read(path)
         if text is None:
             return Found(path)
-        ours = [parsed(json_text.value_of(text, command.value)) for _, _, _, command in _ours(text, path)]
+        ours = [command for _, _, _, command in _ours(text, path)]
         document = json_text.value_of(text, json_text.top(text))
         off = isinstance(document, dict) and document.get("disableAllHooks") is True
-        return Found(path, [command for command in ours if command], switched_off=off)
+        return Found(path, ours, switched_off=off)
     except SettingsError as error:
         return Found(path, trouble=str(error))
 
@@ -93,10 +90,10 @@ def inserted(text: str, command: HookCommand, path: Path) -> Inserted:
     """Return the text with this command for the session's end; one of ours that is there is brought up to date."""
     there = list(_ours(text, path))
     if there:
-        for *_, piece in reversed(there):
-            text = json_text.replaced(text, piece.value, str(command))
+        for _, _, hook, _ in reversed(there):
+            text = _updated(text, hook, command)
         return Inserted(text)
-    entry = {"hooks": [{"type": "command", "command": str(command), "timeout": TIMEOUT_SECONDS}]}
+    entry = {"hooks": [{"type": "command", **command.fields, "timeout": TIMEOUT_SECONDS}]}
     box = json_text.opened(text, json_text.top(text))
     made = set()
     for key, inner in ((HOOKS, {EVENT: [entry]}), (EVENT, [entry])):
@@ -139,7 +136,23 @@ def is_empty(text: str) -> bool:
     return json_text.value_of(text, json_text.top(text)) == {}
 
 
-def _ours(text: str, path: Path) -> Iterator[tuple[Piece, Box, Piece, Piece]]:
+def _updated(text: str, hook: Piece, command: HookCommand) -> str:
+    """Return the text with this command in a hook of ours; what else the hook says stays."""
+    fields = command.fields
+    there = json_text.opened(text, hook.value).member(ARGS)
+    if there and ARGS not in fields:
+        text = json_text.removed(text, json_text.opened(text, hook.value), there, "")
+    for key, value in fields.items():
+        box = json_text.opened(text, hook.value)
+        found = box.member(key)
+        if found is None:
+            text = json_text.added(text, box, key, value)
+        elif json_text.value_of(text, found.value) != value:
+            text = json_text.replaced(text, found.value, value)
+    return text
+
+
+def _ours(text: str, path: Path) -> Iterator[tuple[Piece, Box, Piece, HookCommand]]:
     """Yield for each hook of ours: its entry, the list of entries, the hook, and its command. Raises SettingsError."""
     top = json_text.top(text)
     _expect(text, top, "{", path, "")
@@ -155,9 +168,21 @@ def _ours(text: str, path: Path) -> Iterator[tuple[Piece, Box, Piece, Piece]]:
     for entry in entries.pieces:
         inner = _hooks_of(text, entry)
         for hook in inner.pieces if inner else ():
-            command = json_text.opened(text, hook.value).member("command") if text[hook.value] == "{" else None
-            if command and parsed(json_text.value_of(text, command.value)):
+            if command := _command_in(text, hook):
                 yield entry, entries, hook, command
+
+
+def _command_in(text: str, hook: Piece) -> HookCommand | None:
+    """Return a hook's command if it is one of ours."""
+    if text[hook.value] != "{":
+        return None
+    box = json_text.opened(text, hook.value)
+    command, arguments = box.member(COMMAND), box.member(ARGS)
+    if command is None:
+        return None
+    return parsed(
+        json_text.value_of(text, command.value), json_text.value_of(text, arguments.value) if arguments else None
+    )
 
 
 def _hooks_of(text: str, entry: Piece) -> Box | None:

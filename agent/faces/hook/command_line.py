@@ -23,14 +23,30 @@ _SCRIPT_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class HookCommand:
-    """A command of ours: the program's words, and the options by name."""
+    """A command of ours: the program's words, and the options by name.
+
+    `with_args`: it stands in the settings as a program and its arguments, to be started without a shell.
+    """
 
     program: tuple[str, ...]
     options: Mapping[str, str]
+    with_args: bool = False
 
     def __str__(self) -> str:
-        words = [word for option in self.options.items() for word in option]
-        return shlex.join([*self.program, *WORDS, *words])
+        return shlex.join(self.words)
+
+    @property
+    def words(self) -> list[str]:
+        """The program and all its arguments."""
+        return [*self.program, *WORDS, *(word for option in self.options.items() for word in option)]
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """What of a hook in Claude Code's settings says what it runs."""
+        if not self.with_args:
+            return {"command": str(self)}
+        program, *arguments = self.words
+        return {"command": program, "args": arguments}
 
     @property
     def state_dir(self) -> Path | None:
@@ -51,28 +67,40 @@ class HookCommand:
         return "" if shutil.which(first) and not absent else (absent or [first])[0]
 
 
-def hook_command(settings: Settings) -> HookCommand:
+def hook_command(settings: Settings, *, with_args: bool = False) -> HookCommand:
     """Return the command for these settings. The hook reads no files: it must be told what they say."""
     options = {"--state-dir": os.path.abspath(settings.agent_state_dir)}  # noqa: PTH100 - links stay as they are named
     if settings.system_id:
         options["--system-id"] = sanitise_system_id(settings.system_id)
-    return HookCommand(_program(), options)
+    return HookCommand(_program(), options, with_args)
 
 
-def parsed(command: object) -> HookCommand | None:
-    """Return a command if it is one of ours as we write them; None for anything else."""
+def parsed(command: object, arguments: object = None) -> HookCommand | None:
+    """Return a command if it is one of ours as we write them; None for anything else.
+
+    `arguments`: the hook's `args`, None where it has none: then the command is a line for a shell.
+    """
     if not isinstance(command, str):
         return None
-    try:
-        words = shlex.split(command)
-    except ValueError:
+    if isinstance(arguments, list):
+        words = [command, *(word for word in arguments if isinstance(word, str))]
+        if len(words) <= len(arguments):
+            return None
+    elif arguments is not None:
         return None
+    else:
+        try:
+            words = shlex.split(command)
+        except ValueError:
+            return None
     at = next((n for n in range(1, len(words)) if tuple(words[n : n + 2]) == WORDS), 0)
     program, given = words[:at], words[at + 2 :]
     if not at or not _is_ours(program) or len(given) % 2:
         return None
     options = dict(zip(given[::2], given[1::2], strict=True))
-    return HookCommand(tuple(program), options) if options.keys() <= _OPTIONS else None
+    if not options.keys() <= _OPTIONS:
+        return None
+    return HookCommand(tuple(program), options, arguments is not None)
 
 
 def _is_ours(program: list[str]) -> bool:

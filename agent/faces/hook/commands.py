@@ -1,6 +1,7 @@
 """The commands of `akosha-agent hook`. Light: what a command needs is imported by it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ ClaudeSettings = Annotated[
     Path | None,
     typer.Option(
         "--settings-file",
-        help="Claude Code's settings file. Default: ~/.claude/settings.json",
+        help="Claude Code's settings file. Default: settings.json in $CLAUDE_CONFIG_DIR, or in ~/.claude",
         show_default=False,
         dir_okay=False,
     ),
@@ -51,7 +52,9 @@ def install(
     settings: SettingsFile = None,
 ) -> None:
     """Have Claude Code tell the agent of every session that ends. Everything else in its settings stays as it is."""
-    from agent.faces.hook.command_line import hook_command  # noqa: PLC0415 - what only this command needs
+    from agent.faces.hook.claude_code import runs_args  # noqa: PLC0415 - what only this command needs
+    from agent.faces.hook.claude_settings import look  # noqa: PLC0415
+    from agent.faces.hook.command_line import hook_command  # noqa: PLC0415
     from agent.faces.hook.installing import Outcome, install as put  # noqa: PLC0415
     from agent.wiring import RUN, Home  # noqa: PLC0415
 
@@ -60,7 +63,10 @@ def install(
     try:
         home = Home.of(loaded.settings)
         home.prepare()  # the hook may come before the agent: it must know for whom
-        command = hook_command(loaded.settings)
+        with_args = runs_args(os.environ)
+        if with_args is None:  # what a version that cannot be asked was found to run stays as it is
+            with_args = any(one.with_args for one in look(path).commands)
+        command = hook_command(loaded.settings, with_args=with_args)
         change = put(path, command, loaded.settings.agent_state_dir)
         holder = home.holder()
     except AkoshaError as error:
@@ -106,12 +112,15 @@ def status(
     settings: SettingsFile = None,
 ) -> None:
     """Say whether the hook is installed and as it should be (0), or not (1); 2: its file is not understood."""
-    from agent.faces.hook.claude_settings import look  # noqa: PLC0415 - what only this command needs
+    from agent.faces.hook.claude_code import runs_args  # noqa: PLC0415 - what only this command needs
+    from agent.faces.hook.claude_settings import look  # noqa: PLC0415
     from agent.faces.hook.command_line import hook_command  # noqa: PLC0415
     from agent.faces.hook.standing import standing  # noqa: PLC0415
 
     loaded = load_settings(data_dir, state_dir, settings, quiet=True)
-    now = standing(look(_path(settings_file)), hook_command(loaded.settings))
+    found = look(_path(settings_file))
+    known = runs_args(os.environ) if any(one.with_args for one in found.commands) else None
+    now = standing(found, hook_command(loaded.settings), runs_args=known)
     if as_json:
         typer.echo(json.dumps(now.document(), indent=2))
     else:
@@ -125,6 +134,6 @@ def status(
 
 
 def _path(given: Path | None) -> Path:
-    from agent.faces.hook.claude_settings import settings_file  # noqa: PLC0415 - for those who need it
+    from agent.faces.hook.claude_code import settings_file  # noqa: PLC0415 - for those who need it
 
-    return settings_file(Path.home()) if given is None else given.expanduser().absolute()
+    return settings_file(os.environ, Path.home()) if given is None else given.expanduser().absolute()

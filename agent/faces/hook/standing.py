@@ -7,6 +7,7 @@ from agent.faces.hook.claude_settings import Found
 from agent.faces.hook.command_line import HookCommand
 
 INSTALL = "akosha-agent hook install"
+TOO_OLD = "this Claude Code is older than 2.1.139, and runs no hook with args"
 
 
 class State(StrEnum):
@@ -37,14 +38,20 @@ class HookStanding:
         return {
             "state": self.state.value,
             "file": str(self.found.path),
-            "commands": [{"command": str(one), "program_exists": one.runs} for one in self.found.commands],
+            "commands": [
+                {"command": str(one), "form": "exec" if one.with_args else "shell", "program_exists": one.runs}
+                for one in self.found.commands
+            ],
             "why": self.why,
             "hint": self.hint,
         }
 
 
-def standing(found: Found, wanted: HookCommand) -> HookStanding:
-    """Compare what a look has found with the command that the settings ask for."""
+def standing(found: Found, wanted: HookCommand, *, runs_args: bool | None = None) -> HookStanding:
+    """Compare what a look has found with the command that the settings ask for.
+
+    `runs_args`: whether Claude Code runs hooks with `args`, None where that is unknown.
+    """
     if found.trouble:
         return HookStanding(found, State.UNKNOWN, found.trouble)
     if not found.commands:
@@ -54,6 +61,8 @@ def standing(found: Found, wanted: HookCommand) -> HookStanding:
     gone = next((one for one in found.commands if not one.runs), None)
     if gone is not None:
         return HookStanding(found, State.BROKEN, f"there is no {gone.missing}, or it cannot be executed", INSTALL)
+    if runs_args is False and any(one.with_args for one in found.commands):
+        return HookStanding(found, State.BROKEN, TOO_OLD, INSTALL)
     if any(str(one) != str(wanted) for one in found.commands):
         return HookStanding(found, State.OUTDATED, f"with the present settings it is {wanted}", INSTALL)
     return HookStanding(found, State.INSTALLED)

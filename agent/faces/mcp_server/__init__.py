@@ -5,24 +5,14 @@ Light by design: the SDK is imported by this command alone, and what a call need
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import anyio
 import structlog
-from mcp.server.context import ServerRequestContext
-from mcp.server.lowlevel import Server
-from mcp.shared.exceptions import MCPError
-from mcp.types import (
-    INVALID_PARAMS,
-    CallToolRequestParams,
-    CallToolResult,
-    ListToolsResult,
-    PaginatedRequestParams,
-    TextContent,
-)
 
 from agent import __version__
+from agent.faces.mcp_server.sdk import Tell, refused, tool_server
 from agent.faces.mcp_server.stdio import claim, streams
 from agent.faces.mcp_server.tools import INSTRUCTIONS, RESTORE_POINTS, STATUS, SYNC, TOOLS
 from agent.settings import Loaded
@@ -31,7 +21,6 @@ __all__ = ["serve"]
 
 _log = structlog.get_logger()
 
-Context = ServerRequestContext[dict[str, Any]]
 Document = dict[str, object]
 
 
@@ -40,50 +29,43 @@ async def serve(loading: Callable[[], Loaded]) -> int:
 
     Cancelled, or left by its client, it cancels the calls that run, and waits until they have cleaned up.
     """
-    server = Server(
-        "akosha-agent",
+    server = tool_server(
+        name="akosha-agent",
         title="Akosha sync",
         version=__version__,
         instructions=INSTRUCTIONS,
-        on_list_tools=_list,
-        on_call_tool=_calling(loading),
+        tools=TOOLS,
+        call=_calling(loading),
     )
     async with streams(claim()) as (heard, said):
         await server.run(heard, said, server.create_initialization_options())
     return 0
 
 
-async def _list(_: Context, __: PaginatedRequestParams | None) -> ListToolsResult:
-    return ListToolsResult(tools=TOOLS)
-
-
 def _calling(
     loading: Callable[[], Loaded],
-) -> Callable[[Context, CallToolRequestParams], Coroutine[Any, Any, CallToolResult]]:
-    async def call(context: Context, params: CallToolRequestParams) -> CallToolResult:
+) -> Callable[[str, Mapping[str, object], Tell | None], Coroutine[Any, Any, Document]]:
+    async def call(name: str, given: Mapping[str, object], tell: Tell | None) -> Document:
         from agent.faces.mcp_server import calls  # noqa: PLC0415 - clients wait for the handshake, not for this
 
-        given = params.arguments or {}
-        if params.name == SYNC:
-            wanted = context.meta is not None and "progress_token" in context.meta
-            tell = context.session.report_progress if wanted else None
+        if name == SYNC:
             document = await _seen_through(calls.sync(loading, given, tell), SYNC)
-        elif params.name == STATUS:
+        elif name == STATUS:
             document = await _seen_through(calls.status(loading), STATUS)
-        elif params.name == RESTORE_POINTS:
+        elif name == RESTORE_POINTS:
             document = await _seen_through(calls.restore_points(loading), RESTORE_POINTS)
         else:
-            there_are = ", ".join(tool.name for tool in TOOLS)
-            raise MCPError(INVALID_PARAMS, f"there is no tool {params.name}; there are {there_are}")
+            there_are = ", ".join(str(tool["name"]) for tool in TOOLS)
+            raise refused(f"there is no tool {name}; there are {there_are}")
         return _result(document)
 
     return call
 
 
-def _result(document: Document) -> CallToolResult:
+def _result(document: Document) -> Document:
     text = json.dumps(document, indent=2, default=str, ensure_ascii=False)
     text = text.encode(errors="replace").decode()  # a path may hold what is no Unicode
-    return CallToolResult(content=[TextContent(text=text)], structured_content=json.loads(text))
+    return {"content": [{"type": "text", "text": text}], "structuredContent": json.loads(text)}
 
 
 async def _seen_through(work: Coroutine[Any, Any, Document], name: str) -> Document:

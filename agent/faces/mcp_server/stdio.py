@@ -17,9 +17,8 @@ from typing import TypeVar
 import anyio
 import structlog
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from mcp.shared.message import SessionMessage
-from mcp.types import jsonrpc_message_adapter
-from pydantic import ValidationError
+
+from agent.faces.mcp_server.sdk import SessionMessage, ValidationError, decoded, encoded
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 AT_ONCE = 65_536
@@ -94,9 +93,7 @@ async def _hear(descriptor: int, heard: MemoryObjectSendStream[SessionMessage | 
             while (line := await lines.get()) is not None:
                 more.release()
                 try:
-                    item: SessionMessage | Exception = SessionMessage(
-                        jsonrpc_message_adapter.validate_json(line, by_name=False)
-                    )
+                    item: SessionMessage | Exception = decoded(line)
                 except ValidationError as error:
                     _log.warning("not_understood", bytes=len(line))
                     item = error
@@ -121,8 +118,7 @@ async def _say(descriptor: int, said: MemoryObjectReceiveStream[SessionMessage])
     threading.Thread(target=write, name="stdout", daemon=True).start()
     async with said:
         async for message in said:
-            text = message.message.model_dump_json(by_alias=True, exclude_unset=True)
-            waiting.put(f"{text}\n".encode())
+            waiting.put(encoded(message))
             if error := await written.get():
                 _log.info("client_gone", error=str(error))
                 return

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from mcp.types import Tool, ToolAnnotations
-
 from agent.domain.route import AUTO, CLOUD, HTTP
 
 SYNC = "sync_to_akosha"
@@ -154,17 +152,17 @@ _POINTS_RESULT: dict[str, Any] = {
     "required": ["success", "error", "hint", "system_id", "location", "total", "restore_points"],
 }
 
-TOOLS = [
-    Tool(
-        name=SYNC,
-        title="Sync memories to Akosha",
-        description=(
+TOOLS: list[dict[str, Any]] = [
+    {
+        "name": SYNC,
+        "title": "Sync memories to Akosha",
+        "description": (
             "Get every memory that Session-Buddy has committed on this machine to Akosha now, and return when it is "
             "there. Use it when the user asks to sync, back up or upload memories. Calling it again does no harm: "
             "what has arrived is not sent again (outcome: skipped). It never fails as a call: look at success, and "
             "where it is false tell the user error and hint. It takes from a second to minutes, and tells its progress."
         ),
-        input_schema={
+        "inputSchema": {
             "type": "object",
             "properties": {
                 "method": {
@@ -182,38 +180,32 @@ TOOLS = [
             },
             "additionalProperties": False,
         },
-        output_schema=_SYNC_RESULT,
-        annotations=ToolAnnotations(
-            read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=True
-        ),
-    ),
-    Tool(
-        name=STATUS,
-        title="Status of syncing to Akosha",
-        description=(
+        "outputSchema": _SYNC_RESULT,
+        "annotations": {"readOnlyHint": False, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True},
+    },
+    {
+        "name": STATUS,
+        "title": "Status of syncing to Akosha",
+        "description": (
             "Show how syncing memories to Akosha is set up and how it stands: whether an agent runs, what is pending, "
             "the last upload, the last error and the next try, and every setting (secrets masked). It changes nothing "
             "and asks nobody over the network. Use it before changing settings, or when a sync has failed."
         ),
-        input_schema={"type": "object", "properties": {}, "additionalProperties": False},
-        output_schema=_STATUS_RESULT,
-        annotations=ToolAnnotations(
-            read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
-        ),
-    ),
-    Tool(
-        name=RESTORE_POINTS,
-        title="Restore points of the memories",
-        description=(
+        "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
+        "outputSchema": _STATUS_RESULT,
+        "annotations": {"readOnlyHint": True, "destructiveHint": False, "idempotentHint": True, "openWorldHint": False},
+    },
+    {
+        "name": RESTORE_POINTS,
+        "title": "Restore points of the memories",
+        "description": (
             "List the uploads of this machine's memories that could be restored, the newest first "
             f"({MOST_POINTS} at most): when each was made, how large it is, how many rows it has, and whether it looks "
             "damaged. It asks the bucket and changes nothing. Use it when the user wants to know what is backed up, or "
             "wants something back; restoring itself is a command for the user: akosha-agent restore ID --to DIR."
         ),
-        input_schema={"type": "object", "properties": {}, "additionalProperties": False},
-        output_schema=_POINTS_RESULT,
-        annotations=ToolAnnotations(
-            read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=True
-        ),
-    ),
+        "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
+        "outputSchema": _POINTS_RESULT,
+        "annotations": {"readOnlyHint": True, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True},
+    },
 ]
