@@ -10,6 +10,10 @@ from agent.domain.route import URGENT
 from agent.domain.states import Problem, TargetRecord, pending, problems
 from agent.ports import Reporter, Snapshot
 
+NO_DATABASES = (
+    "there are no databases in the data directory yet (start a session with Session-Buddy, or set "
+    "akosha_agent_data_dir to where its databases are)"
+)
 NOT_ASKED = "it was not asked for"
 
 
@@ -72,7 +76,7 @@ class Attempt:
     def why_nothing(self, record: TargetRecord) -> str:
         """Return why there is nothing to deliver, in words."""
         if not self.survey:
-            return "there are no databases yet"
+            return NO_DATABASES
         waiting = _reasons(record, self.survey)
         if waiting:
             return "; ".join(f"{name} waits: {reason}" for name, reason in sorted(waiting.items()))

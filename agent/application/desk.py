@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
+from agent.application.attempt import NO_DATABASES
 from agent.application.feed import Feed
 from agent.application.intake import Intake
 from agent.application.status import Status, describe
@@ -61,7 +62,7 @@ class Desk:
         return await self._described({})
 
     async def survey_problem(self) -> str:
-        """Return why the databases cannot be seen, "" where they can."""
+        """Return why no databases can be seen, "" where there are some."""
         return (await self._survey())[1]
 
     async def ask(self, ask: SyncAsked) -> SyncRequested | None:
@@ -122,7 +123,8 @@ class Desk:
 
     async def _survey(self) -> tuple[Survey, str]:
         try:
-            return await self._taker.survey(), ""
+            survey = await self._taker.survey()
+            return survey, "" if survey else NO_DATABASES
         except SnapshotError as error:
             return {}, str(error)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import structlog
 
+from agent.application.attempt import NO_DATABASES
 from agent.application.status import Status, describe
 from agent.domain.databases import Survey
 from agent.domain.errors import SnapshotError
@@ -104,6 +105,7 @@ async def _seen(home: Home) -> View:
     problem = ""
     try:
         survey = await home.taker().survey()
+        problem = "" if survey else NO_DATABASES
     except SnapshotError as error:
         problem = str(error)
     holder = await asyncio.to_thread(home.holder)

@@ -7,6 +7,7 @@ the file of --settings
 ./settings/local.yaml, ./settings/session-buddy.yaml (the keys of PROJECT_KEYS alone)
 ~/.claude/settings/local.yaml, ~/.claude/settings/session-buddy.yaml
 ~/.config/session-buddy/local.yaml, ~/.config/session-buddy/config.yaml
+Session-Buddy's own log level and data_dir: of its environment variables, then of these files
 defaults
 """
 
@@ -18,8 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from agent.domain.errors import SettingsError
 from agent.settings.complaints import complaints
-from agent.settings.kinds import LogLevel
+from agent.settings.kinds import Folder, LogLevel
 from agent.settings.sources import (
+    DATA_DIR,
     SESSION_BUDDY,
     SHORT_VARIABLES,
     Given,
@@ -36,6 +38,8 @@ from agent.settings.tree import FIELDS, PREFIX, PROJECT_KEYS, SOURCES, Settings
 from agent.settings.yaml_file import expand, identity_of, read_settings_file
 
 DEFAULT = "default"
+
+_FOLDER = TypeAdapter[Path](Folder)
 
 MOST_NAMED_KEYS = 10
 """How many ignored keys a warning names."""
@@ -77,6 +81,7 @@ class _Gathered:
 
     layers: list[Layer] = field(default_factory=list)
     session_buddy: dict[str, Given] = field(default_factory=dict)
+    data_dirs: list[Given] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
 
@@ -105,8 +110,11 @@ def load(
         name = f"SESSION_BUDDY_{key.upper()}"
         if found := place.given(key, environ.get(name), f"env {name}"):
             gathered.session_buddy[key] = found
+    name = f"SESSION_BUDDY_{DATA_DIR.upper()}"
+    if found := place.given("agent_data_dir", environ.get(name), f"env {name}"):
+        gathered.data_dirs.append(found)
     _read_files(gathered, list(_candidates(settings_file, place)), place)
-    gathered.layers += [_session_buddys_level(gathered), _defaults(place)]
+    gathered.layers += [_session_buddys_level(gathered), _session_buddys_data_dir(gathered), _defaults(place)]
 
     given = {key: layer.given[key] for layer in reversed(gathered.layers) for key in layer.given}
     token = SOURCES.set(tuple(gathered.layers))
@@ -156,7 +164,9 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Place)
     seen = set()
     for candidate in candidates:
         file = read_settings_file(
-            candidate.path, name=candidate.name, wanted=lambda key: key.startswith(PREFIX) or key in SESSION_BUDDY
+            candidate.path,
+            name=candidate.name,
+            wanted=lambda key: key.startswith(PREFIX) or key in SESSION_BUDDY or key == DATA_DIR,
         )
         if file is None and candidate.required:
             raise SettingsError(f"the settings file {candidate.name} does not exist", hint="check --settings")
@@ -167,6 +177,9 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Place)
             gathered.warnings += unknown_keys(file.values, candidate.name)
         layer: dict[str, Given] = {}
         for written_key, value in file.values.items():
+            if written_key == DATA_DIR:
+                _take_data_dir(gathered, value, candidate, place)
+                continue
             key = written_key.removeprefix(PREFIX)
             if not candidate.trusted and written_key not in SESSION_BUDDY and key not in PROJECT_KEYS:
                 if value is not None:
@@ -184,6 +197,26 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Place)
         gathered.layers.append(Layer(candidate.name, layer))
     if gathered.ignored:
         gathered.warnings.append(_project_warning(gathered.ignored))
+
+
+def _take_data_dir(gathered: _Gathered, value: object, candidate: _Candidate, place: Place) -> None:
+    """Keep Session-Buddy's own `data_dir`; not from a project's file, which must not choose what is uploaded."""
+    if not isinstance(value, str):
+        if value is not None:
+            gathered.warnings.append(_data_dir_warning(candidate.name))
+    elif not candidate.trusted:
+        if place.path(value.strip()) != _default_data_dir(place):
+            gathered.ignored.append((DATA_DIR, candidate.name))
+    else:
+        expansion = expand(value, place.environ)
+        gathered.warnings += [f"{DATA_DIR} in {candidate.name} uses {one}, which is not set" for one in expansion.unset]
+        origin = f"{DATA_DIR} in {candidate.name}"
+        if found := place.given("agent_data_dir", expansion.text, origin, written=value):
+            gathered.data_dirs.append(found)
+
+
+def _data_dir_warning(origin: str) -> str:
+    return f"{DATA_DIR} ({origin}) is not understood: it leaves {PREFIX}agent_data_dir alone"
 
 
 def _project_warning(ignored: list[tuple[str, str]]) -> str:
@@ -239,9 +272,25 @@ def _session_buddys_level(gathered: _Gathered) -> Layer:
     return Layer("Session-Buddy's log level", found)
 
 
+def _session_buddys_data_dir(gathered: _Gathered) -> Layer:
+    """Return the first of Session-Buddy's own data directories that can be used."""
+    for given in gathered.data_dirs:
+        try:
+            _FOLDER.validate_python(given.value)
+        except ValidationError:
+            gathered.warnings.append(_data_dir_warning(given.origin))
+            continue
+        return Layer("Session-Buddy's data_dir", {"agent_data_dir": given})
+    return Layer("Session-Buddy's data_dir", {})
+
+
 def _defaults(place: Place) -> Layer:
     # The one default that depends on what we were given; the others are the tree's.
-    return Layer(DEFAULT, {"agent_data_dir": Given(place.home / ".claude" / "data", DEFAULT, "")})
+    return Layer(DEFAULT, {"agent_data_dir": Given(_default_data_dir(place), DEFAULT, "")})
+
+
+def _default_data_dir(place: Place) -> Path:
+    return place.home / ".claude" / "data"
 
 
 def _is_text(given: Given | None) -> bool:

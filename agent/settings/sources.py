@@ -19,6 +19,9 @@ COMMAND_LINE = "command line"
 SESSION_BUDDY = ("enable_debug_mode", "log_level")
 """Session-Buddy's own keys that set our log level where nothing else does."""
 
+DATA_DIR = "data_dir"
+"""Session-Buddy's own key for the directory of its databases: the default of `agent_data_dir`."""
+
 SHORT_VARIABLES = {
     "cloud_bucket": "AKOSHA_CLOUD_BUCKET",
     "cloud_endpoint": "AKOSHA_CLOUD_ENDPOINT",

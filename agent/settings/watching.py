@@ -17,7 +17,7 @@ class Watching(BaseModel):
     agent_data_dir: Folder = Field(
         default_factory=lambda: Path.home() / ".claude" / "data",
         description="Directory of Session-Buddy's databases.",
-        json_schema_extra={"shown_default": "~/.claude/data"},
+        json_schema_extra={"shown_default": "Session-Buddy's own data_dir, else ~/.claude/data"},
     )
     agent_state_dir: Folder = Field(
         default_factory=lambda: platformdirs.user_state_path(APP, appauthor=False),

@@ -119,6 +119,59 @@ def world(tmp_path):
     return World(tmp_path)
 
 
+# ---------------------------------------------------------------------------------- Session-Buddy's own data directory
+
+
+def data_dir(world):
+    loaded = world.load()
+    return loaded.settings.agent_data_dir, loaded.origins["agent_data_dir"], loaded.warnings
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name.startswith("~/")])
+def test_session_buddys_own_data_dir_is_the_default_and_is_named(world, name):
+    world.write(name, "data_dir: ~/memories\nlog_level: INFO\n")
+    assert data_dir(world) == (world.home / "memories", f"data_dir in {name}", ())
+
+
+def test_any_explicit_data_directory_of_the_agent_comes_first(world):
+    world.environ["SESSION_BUDDY_DATA_DIR"] = "/elsewhere"
+    world.write("~/.claude/settings/local.yaml", "data_dir: /elsewhere\n")
+    world.write("~/.config/session-buddy/config.yaml", "akosha_agent_data_dir: /mine\n")
+    assert data_dir(world)[:2] == (Path("/mine"), "~/.config/session-buddy/config.yaml")
+
+
+def test_its_variable_comes_before_its_files_and_those_in_their_order(world):
+    world.write("~/.claude/settings/session-buddy.yaml", "data_dir: /low\n")
+    world.write("~/.claude/settings/local.yaml", "data_dir: ${BASE}/${MORE:high}\n")
+    world.environ["BASE"] = "/base"
+    assert data_dir(world)[:2] == (Path("/base/high"), "data_dir in ~/.claude/settings/local.yaml")
+    world.environ["SESSION_BUDDY_DATA_DIR"] = "relative/data"
+    assert data_dir(world)[:2] == (world.cwd / "relative/data", "env SESSION_BUDDY_DATA_DIR")
+
+
+def test_a_projects_file_does_not_choose_the_data_directory(world):
+    world.write("settings/local.yaml", "data_dir: /evil\n")
+    found, origin, (warning,) = data_dir(world)
+    assert (found, origin) == (world.home / ".claude" / "data", "default")
+    assert warning.startswith("data_dir in ./settings/local.yaml is ignored")
+    world.write("settings/local.yaml", "data_dir: ~/.claude/data\n")
+    assert data_dir(world)[2] == ()
+
+
+def test_a_named_file_of_the_project_does(world):
+    world.write("settings/local.yaml", "data_dir: chosen\n")
+    world.settings_file = Path("settings/local.yaml")
+    assert data_dir(world) == (world.cwd / "chosen", "data_dir in settings/local.yaml", ())
+
+
+@pytest.mark.parametrize("value", ["5", "[a]", "{a: b}", "~nobody-of-this-name/data"])
+def test_one_that_makes_no_sense_is_warned_of_and_left_alone(world, value):
+    world.write("~/.claude/settings/local.yaml", f"data_dir: {value}\n")
+    found, origin, (warning,) = data_dir(world)
+    assert (found, origin) == (world.home / ".claude" / "data", "default")
+    assert "is not understood" in warning
+
+
 # ------------------------------------------------------------------------------------------------------ precedence
 
 

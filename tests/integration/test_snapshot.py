@@ -114,8 +114,9 @@ async def test_copies_are_private_and_are_removed(data_dir, staging, taker):
     assert list(staging.iterdir()) == []
 
 
-async def test_without_directories_there_is_nothing_to_survey_and_nothing_to_sweep(taker):
-    assert await taker.survey() == {}
+async def test_without_a_data_directory_the_survey_says_so_and_there_is_nothing_to_sweep(taker):
+    with pytest.raises(SnapshotError, match=r"does not exist \(start Session-Buddy once"):
+        await taker.survey()
     await taker.sweep()
 
 

@@ -18,6 +18,7 @@ from agent.domain.errors import SnapshotError
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _ABSENT = (errno.ENOENT, errno.ENAMETOOLONG)
+_MISSING_HINT = "start Session-Buddy once, mount the disk that it is on, or set akosha_agent_data_dir (--data-dir)"
 _DATA_DIR_HINT = "let akosha_agent_data_dir name the directory that holds the databases themselves"
 
 
@@ -98,12 +99,12 @@ class Source:
 
 
 def survey(data_dir: Path) -> Survey:
-    """Return the fingerprints of all databases; empty where the directory is missing. Raises SnapshotError."""
+    """Return the fingerprints of all databases. Raises SnapshotError, also where there is no such directory."""
     try:
         with os.scandir(data_dir) as entries:
             names = {entry.name for entry in entries}
-    except FileNotFoundError:
-        return {}
+    except FileNotFoundError as error:
+        raise SnapshotError(f"the data directory {data_dir} does not exist", hint=_MISSING_HINT) from error
     except OSError as error:
         raise _unreachable(data_dir, error) from error
     found: Survey = {}

@@ -1,0 +1,72 @@
+"""A data directory that is not there, or has no databases: each command says so, and what mends it."""
+
+import pytest
+
+from agent.api import AkoshaSyncConfig, HTTPSyncError, HttpSyncMethod
+from agent.settings import variable
+from tests.fakes.machine import Machine
+from tests.servers.akosha import Akosha
+
+CURE = "akosha_agent_data_dir"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path, enable_fallback="false")
+
+
+def test_one_that_is_not_there_fails_the_sync_and_run_waits_for_it(machine):
+    machine.data.rmdir()
+    command = machine.call("sync")
+    assert command.code == 1
+    assert f"the data directory {machine.data} does not exist" in command.err
+    assert CURE in command.err
+    result = machine.sync(code=1)
+    assert (result["success"], CURE in result["hint"]) == (False, True)
+    status = machine.call("status").out
+    assert f"pending    the data directory {machine.data} does not exist" in status
+    with machine.run() as agent:
+        (line,) = agent.logged("databases_unseen")
+        assert f"{machine.data} does not exist" in line["error"]
+        assert "does not exist" in machine.status()["problem"]
+        assert "does not exist" in machine.sync(code=1)["error"]
+        machine.data.mkdir()
+        machine.write(commits=2, entities=1)
+        agent.logged("sync_succeeded", method="cloud")
+        assert len([line for line in agent.log.seen if line["event"] == "databases_unseen"]) == 1
+    assert machine.status()["problem"] == ""
+
+
+async def test_a_program_that_syncs_one_that_is_not_there_gets_an_error(machine, monkeypatch):
+    machine.data.rmdir()
+    for name, value in machine.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(variable("cloud_endpoint"))
+    with Akosha() as akosha:
+        monkeypatch.setenv(variable("http_endpoint"), akosha.url)
+        method = HttpSyncMethod(AkoshaSyncConfig(), data_dir=machine.data, state_dir=machine.state)
+        with pytest.raises(HTTPSyncError, match="does not exist") as raised:
+            await method.sync()
+    assert CURE in raised.value.hint
+
+
+def test_one_without_databases_is_a_plain_sentence(machine):
+    command = machine.call("sync")
+    assert command.code == 0
+    assert "there are no databases in the data directory yet" in command.out
+    assert CURE in command.out
+    assert "pending    there are no databases in the data directory yet" in machine.call("status").out
+    with machine.run():
+        assert CURE in machine.status()["problem"]
+        assert CURE in machine.sync()["why"]
+
+
+def test_session_buddys_own_data_dir_is_where_databases_are_looked_for(machine):
+    machine.write(commits=2, entities=1)
+    settings = machine.home / ".claude" / "settings" / "session-buddy.yaml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f"data_dir: {machine.data}\n")
+    done = machine.call("sync", "--json", "--state-dir", str(machine.state), places=False)
+    assert (done.code, done.json["method"]) == (0, "cloud"), done.err
+    row = machine.call("config", "--json", places=False).json["settings"]["akosha_agent_data_dir"]
+    assert (row["value"], row["origin"]) == (str(machine.data), "data_dir in ~/.claude/settings/session-buddy.yaml")
