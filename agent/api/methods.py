@@ -31,6 +31,8 @@ class SyncResult(TypedDict):
     error: str | None
     triggered_by: str
 
+    caused_by: NotRequired[list[str]]
+    """Ids of the session ends that it answers."""
     request_id: NotRequired[str]
     outcome: NotRequired[str]
     """`succeeded`, or `skipped`; then `why`."""

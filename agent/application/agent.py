@@ -121,9 +121,8 @@ class Agent(Assembly):
 
     async def run(self) -> None:
         """Run until cancelled. A loop that fails takes the agent down with its error: nothing dies in silence."""
-        if self.settings.upload_on_session_end:
-            session = naming.session_subject(self.identity.system_id)
-            await self.bus.subscribe(session, self._session_ends.handle, durable=self.identity.durable("session"))
+        session = naming.session_subject(self.identity.system_id)
+        await self.bus.subscribe(session, self._session_ends.handle, durable=self.identity.durable("session"))
         if self.control is not None:
             await self._remote_control(self.control).begin()
         self._vitals.subscribed()

@@ -25,7 +25,7 @@ from agent.application.upload import Gone, Upload
 from agent.application.uploads import Uploads
 from agent.domain import naming
 from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, StoreError, WireError
-from agent.domain.events import SyncRequested
+from agent.domain.events import SyncRequested, request_event_id
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
 from agent.domain.parts import Send, plan
@@ -148,7 +148,9 @@ class CloudSync:
             manifest = await self._uploads.newest_manifest()
         if manifest is not None:
             _log.info("upload_adopted", upload_id=manifest.upload_id, method=CLOUD, system_id=manifest.system_id)
-            result = succeeded(manifest, method=CLOUD, location=self._store.location)
+            asked = await self._ledger.remembered(request_event_id(manifest.request_id, CLOUD))
+            caused_by = asked.caused_by if isinstance(asked, SyncRequested) else ()
+            result = succeeded(manifest, method=CLOUD, location=self._store.location, caused_by=caused_by)
             await self._ledger.adopt(self.target, manifest, result)
             if self._markers is not None:
                 await self._markers.write(manifest)

@@ -19,6 +19,7 @@ from agent.domain.events import (
 )
 from agent.ports import EventBus, Ledger
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 ArchiveNews = UploadVerified | UploadsPruned
@@ -54,8 +55,8 @@ class Intake:
         self._publisher, self._bus, self._ledger, self._system_id = publisher, bus, ledger, system_id
         self._announced = announced
         self._asks: OrderedDict[str, tuple[SyncAsked, SyncRequested]] = OrderedDict()
-        self._ends: OrderedDict[str, None] = OrderedDict()
-        self._coming: dict[str, asyncio.Event] = {}
+        self._ends: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._coming: dict[tuple[str, str], asyncio.Event] = {}
 
     def check(self, event: SessionEnded | SyncAsked | ArchiveNews) -> None:
         """Raise WireError where it is for another system."""
@@ -72,7 +73,7 @@ class Intake:
 
         One without an outcome that an earlier life of the agent took is asked for again: requests are disposable.
         """
-        async with self._alone(ask.id):
+        async with self._alone("", ask.id):
             if await self._ledger.outcome(ask.id) is not None:
                 self._asks.pop(ask.id, None)
                 return Taken(await self._request_of(ask), new=False)
@@ -90,11 +91,12 @@ class Intake:
 
         Raises WireError for what cannot travel, BusError.
         """
-        async with self._alone(event.id):
-            if event.id in self._ends:
+        key = (event.sender, event.id)
+        async with self._alone(*key):
+            if key in self._ends:
                 return False
             await self._bus.publish(event)
-            self._ends[event.id] = None
+            self._ends[key] = None
             _trim(self._ends)
             return True
 
@@ -114,7 +116,7 @@ class Intake:
     async def ask_again(self) -> None:
         """Publish once more what has no outcome: the request may have stayed behind on another bus."""
         for ask in await self.open_asks():
-            async with self._alone(ask.id):
+            async with self._alone("", ask.id):
                 request = await self._publisher.asked(ask)
                 if request is None:
                     self._asks.pop(ask.id, None)
@@ -128,18 +130,19 @@ class Intake:
         return min(requests, key=lambda request: len(request.errors), default=None)
 
     @asynccontextmanager
-    async def _alone(self, event_id: str) -> AsyncIterator[None]:
-        """Let those of one id take turns; others do not wait."""
-        while (coming := self._coming.get(event_id)) is not None:
+    async def _alone(self, sender: str, event_id: str) -> AsyncIterator[None]:
+        """Let those of one id take turns; others do not wait. An id is its sender's own."""
+        key = (sender, event_id)
+        while (coming := self._coming.get(key)) is not None:
             await coming.wait()
-        self._coming[event_id] = over = asyncio.Event()
+        self._coming[key] = over = asyncio.Event()
         try:
             yield
         finally:
-            del self._coming[event_id]
+            del self._coming[key]
             over.set()
 
 
-def _trim(known: OrderedDict[str, T]) -> None:
+def _trim(known: OrderedDict[K, T]) -> None:
     while len(known) > REMEMBERED:
         known.popitem(last=False)

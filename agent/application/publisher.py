@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -12,7 +12,7 @@ from agent.domain.databases import Survey
 from agent.domain.errors import SnapshotError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
-from agent.domain.route import AUTO, CLOUD, RETRY, STARTUP, URGENT, open_route, plan_route
+from agent.domain.route import AUTO, CLOUD, RETRY, SESSION_END, STARTUP, URGENT, open_route, plan_route
 from agent.domain.states import TargetRecord, due, in_charge
 from agent.ports import Clock, Ledger, SnapshotTaker, SyncMethod
 from agent.settings import Settings
@@ -60,25 +60,53 @@ class Publisher:
         A retry goes to the targets that failed alone: where the fallback has delivered, to the one it stood in for; and
         to the fallback only while that one fails.
         """
+        route = await self._worth_a_request(reason)
+        return await self._publish(self._request(reason, route, None)) if route else None
+
+    async def session_ended(self, caused_by: tuple[str, ...]) -> SyncRequested | None:
+        """Sessions have ended: a request, or at once a result that says why there is none. Both name `caused_by`."""
+        route = await self._worth_a_request(SESSION_END) if self.settings.upload_on_session_end else ()
+        request = replace(self._request(SESSION_END, route, None), caused_by=caused_by)
+        if route:
+            return await self._publish(request)
+        planned = self.settings.route
+        if not self.settings.upload_on_session_end:
+            await self._skip(request, "akosha_upload_on_session_end is false")
+        elif not self.settings.sync_enabled:
+            await self._skip(request, "akosha_sync_enabled is false")
+        elif not self._open(planned, await self.records(), SESSION_END):
+            await self._refuse(request, AUTO, *self._why_no_way(planned))
+        elif self._unseen:
+            await self._refuse(request, AUTO, self._unseen, "")
+        else:
+            await self._skip(request, "nothing has changed since the last delivery")
+        return None
+
+    async def repeat(self, request: SyncRequested) -> None:
+        """Publish a request once more, as it was: it may have stayed behind on another bus."""
+        await self.requests.issue(request)
+
+    async def _worth_a_request(self, reason: str) -> tuple[str, ...]:
+        """Return the route of a request for this reason; empty where there is nothing to ask for, or none may be."""
         records = await self.records()
         route = self._open(self.settings.route, records, reason)
         if reason == RETRY:
             failing = in_charge(self.settings.route, records)
             route = tuple(m for m in route if m in failing and records[m].failures) or route
         if not route:
-            return None
+            return ()
         survey = await self.survey()
         # At a start also what waits for a change: the settings may be others now, and the method knows which matter.
         lacking = due(records[route[0]], survey, self.clock.now(), urgent=reason in URGENT or reason == STARTUP)
         if not lacking:
-            return None
+            return ()
         if not self.settings.sync_enabled:
             seen = {name: survey[name] for name in lacking}
             if seen != self._reported:
                 _log.info("change_seen", databases=sorted(lacking), why="akosha_sync_enabled is false")
             self._reported = seen
-            return None
-        return await self._publish(self._request(reason, route, None))
+            return ()
+        return route
 
     async def records(self) -> dict[str, TargetRecord]:
         """Return what the ledger knows of each method's target."""
@@ -133,7 +161,13 @@ class Publisher:
 
     async def refuse(self, ask: SyncAsked, what: str, cure: str) -> None:
         """Answer somebody who asks that there will be no sync, and why: whoever waits for the result gets one."""
-        request = self._request(ask.reason, (), ask)
-        error = MethodError(method=ask.method, error=f"{what} ({cure})")
+        await self._refuse(self._request(ask.reason, (), ask), ask.method, what, cure)
+
+    async def _refuse(self, request: SyncRequested, method: str, what: str, cure: str) -> None:
+        error = MethodError(method=method, error=f"{what} ({cure})" if cure else what)
         await self.recorder.refused(request, error)
+        self.recorder.flush_soon()
+
+    async def _skip(self, request: SyncRequested, why: str) -> None:
+        await self.recorder.skipped(None, request, method=AUTO, why=why)
         self.recorder.flush_soon()

@@ -90,6 +90,7 @@ class Recorder:
             method=method,
             success=True,
             triggered_by=request.reason,
+            caused_by=request.caused_by,
             why=why,
         )
         await self._ledger.settle(target, result)
@@ -107,6 +108,7 @@ class Recorder:
             success=False,
             error="; ".join(f"{e.method}: {e.error}" for e in errors),
             triggered_by=request.reason,
+            caused_by=request.caused_by,
             errors=errors,
         )
 
@@ -183,8 +185,10 @@ def _raw_bytes_sent(manifest: Manifest | None) -> int:
     return sum(part.raw_size for part in manifest.parts if part.origin == "sent") if manifest else 0
 
 
-def succeeded(manifest: Manifest, *, method: str, location: str) -> SyncSucceeded:
-    """Return the result that a manifest tells: also after a crash, from the bucket alone, with the same id."""
+def succeeded(manifest: Manifest, *, method: str, location: str, caused_by: tuple[str, ...] = ()) -> SyncSucceeded:
+    """Return the result that a manifest tells: also after a crash, with the same id. What caused its request is not in
+    the manifest: `caused_by`.
+    """
     return SyncSucceeded(
         id=upload_event_id(manifest.upload_id, manifest.agent_id),
         time=manifest.uploaded_at,
@@ -197,6 +201,7 @@ def succeeded(manifest: Manifest, *, method: str, location: str) -> SyncSucceede
         duration_seconds=manifest.duration_seconds,
         upload_id=manifest.upload_id,
         triggered_by=manifest.triggered_by,
+        caused_by=caused_by,
         location=location,
         manifest_key=manifest.key,
         incomplete=dict(manifest.incomplete),

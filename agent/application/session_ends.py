@@ -1,4 +1,8 @@
-"""Sessions that end: each causes a sync at once, and those that end while it runs cause one more."""
+"""Sessions that end: each causes a sync at once, and those that end while it runs cause one more.
+
+Every session's end is answered by a result that has its id in `caused_by`. From its acceptance until that result is
+written it is open in the ledger, so a crash in between costs no answer.
+"""
 
 from collections.abc import Callable
 
@@ -6,15 +10,14 @@ import structlog
 
 from agent.application.publisher import Publisher
 from agent.application.wake import Wake
-from agent.domain.events import SessionEnded, SyncRequested
-from agent.domain.route import SESSION_END
+from agent.domain.events import CAUSED_BY_BYTES, SessionEnded, SyncRequested, caused_by_bytes, caused_by_one
 from agent.ports import Clock, Ledger, Message
 
 _log = structlog.get_logger()
 
 
 class SessionEnds:
-    """Takes session ends off the bus. An end whose id was handled before is ignored, however old it is.
+    """Takes session ends off the bus. An end that was accepted before is ignored, however old it is.
 
     `busy` says whether a sync is under way; `patience` is how long, in seconds, a request may go unheard of otherwise.
     `settled` is to be rung when some sync may have come to an outcome.
@@ -33,14 +36,17 @@ class SessionEnds:
         self._publisher, self._ledger, self._system_id = publisher, ledger, system_id
         self._patience, self._busy = patience, busy
         self._ended, self.settled = Wake(clock, "session-end"), Wake(clock, "session-sync")
-        self._awaited: SyncRequested | None = None
+        self._left_behind = False
 
     async def handle(self, message: Message) -> None:
         """Take up one message; it is acked."""
         event = message.event
         if not isinstance(event, SessionEnded) or event.system_id != self._system_id:
             _log.warning("event_refused", id=event.id, type=event.type, why="it is no session's end of this system")
-        elif await self._ledger.is_new(event):
+        elif caused_by_bytes(event.id) > CAUSED_BY_BYTES:
+            why = f"its id is longer than the {CAUSED_BY_BYTES} bytes that a result can name"
+            _log.warning("event_refused", id=event.id[:80], type=event.type, why=why)
+        elif await self._ledger.accept(event):
             _log.info("session_ended", session_id=event.session_id, reason=event.reason, system_id=event.system_id)
             self._ended.ring()
         else:
@@ -48,22 +54,29 @@ class SessionEnds:
         await message.ack()
 
     def ask_again(self) -> None:
-        """A request that waits for its outcome may have stayed behind on another bus."""
-        if self._awaited is not None:
-            self._awaited = None
-            self.settled.ring()
-            self._ended.ring()
+        """A request that waits for its outcome may have stayed behind on another bus: it is published once more."""
+        self._left_behind = True
+        self.settled.ring()
 
     async def run(self) -> None:
-        """Ask for a sync for each end, or for all that came while one was under way."""
-        while True:
-            await self._ended.wait(None)
-            self._awaited = await self._publisher.noticed(SESSION_END)
-            while self._awaited is not None and not await self._has_outcome(self._awaited):
-                # Requests are disposable: one that is lost is not waited for.
-                if not await self.settled.wait(self._patience) and not self._busy():
-                    break
-            self._awaited = None
+        """Ask for a sync for all ends that are open, those of an earlier life included; then for those that came since.
 
-    async def _has_outcome(self, request: SyncRequested) -> bool:
-        return await self._ledger.outcome(request.request_id) is not None
+        As many as one event can name are answered together. Runs until cancelled.
+        """
+        while True:
+            if not (causes := caused_by_one(await self._ledger.open_ends())):
+                await self._ended.wait(None)
+                continue
+            self._left_behind = False
+            request = await self._publisher.session_ended(causes)
+            if request is not None:
+                await self._outcome_of(request)
+
+    async def _outcome_of(self, request: SyncRequested) -> None:
+        """Return when the request has an outcome; or when it is lost, as requests may be: its ends are open then."""
+        while await self._ledger.outcome(request.request_id) is None:
+            if self._left_behind:
+                self._left_behind = False
+                await self._publisher.repeat(request)
+            if not await self.settled.wait(self._patience) and not self._busy():
+                return

@@ -121,7 +121,9 @@ class Uploader:
                     await message.ack()
             return
         if isinstance(done, Delivered):
-            await self._recorder.delivered(target, done)
+            # Here, for all methods: one that somebody else has written need not know of it.
+            result = replace(done.result, caused_by=request.caused_by)
+            await self._recorder.delivered(target, replace(done, result=result))
         elif (known := await self._ledger.outcome(request.request_id)) is not None:
             self._meter.outcome(known)  # an upload that was finished before a crash, and is found now
         else:

@@ -5,7 +5,9 @@ consumers can drop what they know. A request's id names its place on the route; 
 who made it.
 """
 
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import ClassVar, Self
@@ -18,6 +20,9 @@ MOST_NAMED = 10
 """How many characters of each text, and how many of a list, an abridged result keeps: whatever they are (one may take
 8 bytes), that fits into an event.
 """
+
+CAUSED_BY_BYTES = 16 * 1024
+"""How many bytes of JSON the ids in `caused_by` take at most: 400 UUIDs, say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +43,17 @@ class Event(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionEnded(Event):
-    """A coding assistant's session is over; its memories should be safe now. Told by Session-Buddy and the hook."""
+    """A coding assistant's session is over; its memories should be safe now. Told by Session-Buddy and the hook.
+
+    `sender` is the CloudEvents source of the program that sent it: a URI reference, or "" for an agent's own,
+    `urn:akosha-agent:SYSTEM`. The id is unique per source.
+    """
 
     type: ClassVar[str] = "akosha.session.ended.v1"
 
     session_id: str = ""
     reason: str = ""
+    sender: str = ""
 
     @property
     def subject(self) -> str:
@@ -87,7 +97,8 @@ class SyncRequested(Event):
     """Sync what the target lacks. `route` is the routing slip: the methods still to try, the first one's turn now.
 
     Every trigger publishes this same event; they differ in `reason` alone (manual, session_end, file_change, startup,
-    retry, remote). `errors` are those of the methods that the request has been forwarded from.
+    retry, remote). `errors` are those of the methods that the request has been forwarded from. `caused_by` are the ids
+    of the session ends that the request answers.
     """
 
     type: ClassVar[str] = "akosha.sync.requested.v1"
@@ -99,6 +110,7 @@ class SyncRequested(Event):
     errors: tuple[MethodError, ...] = ()
     upload_reflections: bool = True
     upload_knowledge_graph: bool = True
+    caused_by: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:
@@ -110,7 +122,8 @@ class SyncResult(Event):
     """The result of a request.
 
     `files_uploaded` are keys (sent, copied and carried alike: what a reader finds), `bytes_transferred` what really
-    went over the wire. `error` is null, or the text with its cure.
+    went over the wire. `error` is null, or the text with its cure. `caused_by` are the ids of the session ends that the
+    result answers, empty where the request has another reason.
     """
 
     request_id: str
@@ -122,9 +135,13 @@ class SyncResult(Event):
     upload_id: str | None = None
     error: str | None = None
     triggered_by: str
+    caused_by: tuple[str, ...] = ()
 
     def abridged(self) -> Self:
-        """Return the result without what makes it long: the manifest names the files, `status` the rest."""
+        """Return the result without what makes it long: the manifest names the files, `status` the rest.
+
+        `caused_by` stays: it is bounded by `caused_by_one`.
+        """
         return replace(self, files_uploaded=(), error=_cut(self.error) if self.error else self.error)
 
 
@@ -308,6 +325,27 @@ def upload_event_id(upload_id: str, agent_id: str) -> str:
 def ingest_event_id(upload_id: str, agent_id: str, outcome: str) -> str:
     """The id of what an Akosha side (`agent_id` is its own) tells of an upload."""
     return f"{upload_id}.{agent_id[:8]}.ingest.{outcome}"
+
+
+def caused_by_one(ids: Iterable[str]) -> tuple[str, ...]:
+    """Return as many of the ids, from the first on, as one event takes in `caused_by`; each id once.
+
+    The rest belongs to a further result: an event must fit into 64 KiB.
+    """
+    taken: dict[str, None] = {}
+    left = CAUSED_BY_BYTES
+    for event_id in ids:
+        if event_id not in taken:
+            left -= caused_by_bytes(event_id)
+            if left < 0:
+                break
+            taken[event_id] = None
+    return tuple(taken)
+
+
+def caused_by_bytes(event_id: str) -> int:
+    """Return how many bytes an id takes in `caused_by` at most: as JSON, with a comma."""
+    return len(json.dumps(event_id)) + 1
 
 
 def archive_event_id(about: str, agent_id: str, outcome: str, at: datetime) -> str:

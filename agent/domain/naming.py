@@ -52,6 +52,15 @@ def check_system_id(text: str) -> str:
     return text
 
 
+def session_system(subject: str) -> str:
+    """Return the system in the subject of a session's end. Raises NamingError for any other subject."""
+    prefix, _, rest = subject.partition(".session.")
+    system, _, kind = rest.rpartition(".")
+    if prefix != SUBJECT_PREFIX or kind != "ended":
+        raise NamingError(f"{subject!r} is not the subject of a session's end")
+    return check_system_id(system)
+
+
 def check_method(text: str) -> str:
     """Return `text` if it can name a method in a subject, else raise NamingError."""
     if not _METHOD.fullmatch(text):

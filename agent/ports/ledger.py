@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 
 from agent.domain.databases import Fingerprint
-from agent.domain.events import Event, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
+from agent.domain.events import Event, SessionEnded, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
 from agent.domain.manifest import Manifest
 from agent.domain.states import Intent, Problem, Target, TargetRecord
 from agent.ports.memories import MemoryLedger
@@ -141,11 +141,15 @@ class Ledger(Protocol):
         """Return an event of the history."""
         ...
 
-    async def is_new(self, event: Event) -> bool:
-        """Say whether an event of somebody else is handled for the first time; from now on, for ever, it is not.
+    async def accept(self, event: SessionEnded) -> bool:
+        """Say whether a session's end comes for the first time; every later one of its system, sender and id does not.
 
-        Events are told apart by type, system and id.
+        One that does is open until a result that names its id in `caused_by` is written.
         """
+        ...
+
+    async def open_ends(self) -> Sequence[str]:
+        """Return the ids of session ends that no result has answered yet, oldest first."""
         ...
 
     async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:

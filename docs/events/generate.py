@@ -23,7 +23,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
 # The patterns themselves, private as they are: a second copy of them could differ.
-from agent.adapters.wire import _RFC3339, MAX_EVENT_BYTES, CloudEventsCodec
+from agent.adapters.wire import _ENVELOPE, _RFC3339, _URI_REFERENCE, MAX_EVENT_BYTES, CloudEventsCodec
 from agent.domain import events
 from agent.domain.events import Event
 from agent.domain.naming import _METHOD, _SYSTEM_ID
@@ -43,14 +43,18 @@ SYSTEM, METHOD = "SYSTEM", "a-method"
 ENVELOPE = {
     "specversion": "The version of CloudEvents.",
     "id": "Unique per source. It is derived, not drawn at sending: an event that is sent again has the id it had.",
-    "source": "The system that the event is about.",
+    "source": "Who sent it: the agent of the system that the event is about.",
     "type": "The kind of event. A minor version behind it (`.1`, `.2`) only adds fields.",
     "subject": "The NATS subject that the event belongs to.",
     "time": "When it happened, with an offset; the agent writes UTC.",
     "datacontenttype": "What data is.",
     "data": "The event's own fields. Fields that are not named here are to be passed over: later versions add some.",
 }
-MSG_ID = "{system_id}.{event id}. Within its window the stream keeps an event once, however often it is sent."
+MSG_ID = (
+    "{system_id}.{event id}, or any text that is the event's own. Within its window the stream keeps an event once, "
+    "however often it is sent."
+)
+FOREIGN_SOURCE = "Who sent it: any URI reference. subject and data.system_id say whose session it was."
 OPTIONAL = ("subject", "datacontenttype")
 """Attributes that decode does without."""
 
@@ -69,7 +73,8 @@ INGEST = Traffic(send="By the Akosha side (`akosha-agent react`), to whoever wan
 ARCHIVE = Traffic(send="To whoever wants to know, out of the agent's outbox.")
 TRAFFIC: Mapping[type[Event], Traffic] = {
     events.SessionEnded: Traffic(
-        receive="From Session-Buddy, or a coding assistant's hook. The agent syncs at once what its target lacks."
+        receive="From Session-Buddy, or a coding assistant's hook. The agent syncs at once what its target lacks, and "
+        "publishes a result that has the event's id in data.caused_by."
     ),
     events.SyncRequested: Traffic(
         send="To itself: to the method that the subject names.",
@@ -109,7 +114,9 @@ def schema_of(cls: type[Event]) -> dict[str, Any]:
     own = made["properties"]
     sample = events.SessionEnded(id="-", time=datetime.fromtimestamp(0, UTC), system_id=SYSTEM)
     written = json.loads(CloudEventsCodec().encode(sample))
-    own["system_id"] |= {"pattern": f"^{_SYSTEM_ID.pattern}$", "description": "The system in source; left out, that."}
+    foreign = cls is events.SessionEnded
+    where = "subject" if foreign else "source"
+    own["system_id"] |= {"pattern": f"^{_SYSTEM_ID.pattern}$", "description": f"The system in {where}; left out, that."}
     if "route" in own:
         # The first method is a token of the subject; decode looks at no other.
         own["route"] |= {"minItems": 1, "prefixItems": [{"type": "string", "pattern": f"^{_METHOD.pattern}$"}]}
@@ -123,17 +130,21 @@ def schema_of(cls: type[Event]) -> dict[str, Any]:
         "datacontenttype": _matching(written["datacontenttype"], "( *;.*)?"),
         "data": {
             "type": "object",
-            "properties": own,
+            "properties": {name: inner for name, inner in own.items() if name not in _ENVELOPE},
             "required": [name for name in made["required"] if name in own and name != "system_id"],
         },
     }
+    texts = ENVELOPE
+    if foreign:
+        envelope["source"] = {"type": "string", "minLength": 1, "pattern": f"^{_URI_REFERENCE.pattern}$"}
+        texts = ENVELOPE | {"source": FOREIGN_SOURCE}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$comment": MADE,
         "title": cls.__name__,
         "description": _doc(cls),
         "type": "object",
-        "properties": {name: envelope[name] | {"description": text} for name, text in ENVELOPE.items()},
+        "properties": {name: envelope[name] | {"description": text} for name, text in texts.items()},
         "required": [name for name in ENVELOPE if name not in OPTIONAL],
     } | ({"$defs": made["$defs"]} if "$defs" in made else {})
 

@@ -737,16 +737,39 @@ async def test_an_event_of_the_history_can_be_had_by_its_id(ledger):
     assert await ledger.remembered("r1") is None
 
 
-async def test_an_event_of_others_is_new_once_and_for_ever(book):
-    """However old it is, after restarts, and told apart by system and id."""
+async def test_a_sessions_end_is_accepted_once(book):
+    """However old it is, after restarts, and told apart by system, sender and id."""
     ended = SessionEnded(id="s-1", time=NOON, system_id=SYSTEM)
-    assert await book.now.is_new(ended)
-    assert not await book.now.is_new(ended)
+    assert await book.now.accept(ended)
+    assert not await book.now.accept(ended)
     book.clock.jump(timedelta(days=4000))
     ledger = await book.open()
-    assert not await ledger.is_new(replace(ended, time=NOON + timedelta(days=1), session_id="other"))
-    assert await ledger.is_new(replace(ended, system_id="other"))
-    assert await ledger.is_new(replace(ended, id="s-2"))
+    assert not await ledger.accept(replace(ended, time=NOON + timedelta(days=1), session_id="other"))
+    assert await ledger.accept(replace(ended, system_id="other"))
+    assert await ledger.accept(replace(ended, id="s-2"))
+    assert await ledger.accept(replace(ended, sender="/buddy"))
+    assert not await ledger.accept(replace(ended, sender="/buddy"))
+    assert await ledger.accept(replace(ended, sender="/buddy/2"))
+
+
+async def test_a_sessions_end_is_open_from_its_acceptance_until_a_result_that_names_it(book):
+    """Whichever way the result is written."""
+    for number in range(5):
+        await book.now.accept(SessionEnded(id=f"s-{number}", time=NOON, system_id=SYSTEM))
+    ledger = await book.open()
+    assert await ledger.open_ends() == ["s-0", "s-1", "s-2", "s-3", "s-4"]
+    await ledger.settle(None, replace(skipped("r1"), caused_by=("s-1", "unknown")))
+    assert await ledger.open_ends() == ["s-0", "s-2", "s-3", "s-4"]
+    first = manifest(reflection=1)
+    await ledger.begin(TARGET, intent(reflection=1))
+    result = replace(succeeded(first), caused_by=("s-0", "s-3"))
+    await ledger.deliver(TARGET, first, {"reflection": fingerprint("reflection", 1)}, {}, result)
+    assert await ledger.open_ends() == ["s-2", "s-4"]
+    lost = replace(failed("r3"), caused_by=("s-2",))
+    await ledger.give_up(TARGET, error="403", failures=1, retry_at=None, result=lost)
+    assert await ledger.open_ends() == ["s-4"]
+    await ledger.settle(TARGET, skipped("r4"))
+    assert await ledger.open_ends() == ["s-4"]
 
 
 # ----------------------------------------------------------------------------------------------- who follows, and size

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import shutil
 import socket
 
 import nats
 import pytest
 
-from tests.fakes.ear import listening
+from tests.fakes.ear import Ear, listening
 from tests.fakes.event_documents import check
 from tests.fakes.machine import Machine
 from tests.servers.nats import NatsServer, running_nats
@@ -81,7 +82,7 @@ def test_two_agents_with_one_system_id_each_do_their_own_work_and_only_that(serv
 
 
 def test_a_sessions_end_starts_a_sync_at_once_and_waits_for_an_agent_that_is_away(server, machine):
-    """One whose id was handled is ignored; without the setting, all are."""
+    """One whose id was handled is ignored."""
     machine.set(agent_upload_on_change=False)
     with machine.run() as agent:
         agent.logged("bus_in_use", bus="nats")
@@ -95,10 +96,88 @@ def test_a_sessions_end_starts_a_sync_at_once_and_waits_for_an_agent_that_is_awa
         assert [line["session_id"] for line in agent.logged("session_ended")] == ["2"]
         tell(server, (ENDED, session_end(1)), (ENDED, session_end(2)), (ENDED, session_end(3)))
         assert [line["session_id"] for line in agent.logged("session_ended", 2)] == ["2", "3"]
-    machine.set(upload_on_session_end=False)
-    with machine.run() as agent:
+
+
+def answers(ear: Ear, *numbers: int) -> list[dict]:
+    """Wait until results name each of these session ends; return those that do, in order."""
+    wanted = {f"session-{number}" for number in numbers}
+
+    def found() -> list[dict]:
+        return [event for event in ear.heard if wanted & set(event["data"]["caused_by"])]
+
+    ear.wait(lambda: {name for event in found() for name in event["data"]["caused_by"]} >= wanted)
+    return found()
+
+
+def test_each_session_end_of_session_buddys_own_source_has_a_result_that_names_it(server, machine):
+    """Succeeded, skipped or failed; and skipped with the setting that leaves it without a sync."""
+
+    def say(number: int, **changes: object) -> None:
+        event = json.loads(session_end(number, system_id="laptop")) | {"source": "https://session-buddy.example/1"}
+        tell(server, (ENDED, json.dumps(event | changes).encode()))
+
+    def outcome(number: int) -> tuple[str, str]:
+        (result,) = answers(ear, number)
+        check(json.dumps(result).encode())
+        assert result["data"]["triggered_by"] == "session_end"
+        return result["type"].split(".")[2], str(result["data"].get("why") or result["data"]["error"])
+
+    machine.set(agent_upload_on_change=False)
+    with listening(server.url) as ear:
+        with machine.run() as agent:
+            agent.logged("bus_in_use", bus="nats")
+            agent.logged("watch_mode", 2)
+            machine.write(commits=3)
+            say(1)
+            assert outcome(1)[0] == "succeeded"
+            say(1)
+            say(2)
+            assert outcome(2) == ("skipped", "nothing has changed since the last delivery")
+            say(2, source="/another")
+            ear.wait(lambda: [event["data"]["caused_by"] for event in ear.heard].count(["session-2"]) == 2)
+            machine.write(commits=4)
+            shutil.rmtree(machine.bucket)
+            machine.bucket.write_bytes(b"a file")
+            say(3)
+            assert outcome(3)[0] == "failed"
+        for number, setting in ((4, "upload_on_session_end"), (5, "sync_enabled")):
+            machine.set(**{setting: False})
+            with machine.run() as agent:
+                say(number)
+                assert outcome(number) == ("skipped", f"akosha_{setting} is false")
+            machine.set(**{setting: None})
+
+
+def test_a_session_end_that_was_accepted_is_answered_after_the_agent_was_killed(server, machine):
+    machine.set(agent_upload_on_change=False)
+    with listening(server.url) as ear:
+        with machine.started("run") as agent:
+            agent.logged("bus_in_use", bus="nats")
+            agent.logged("watch_mode", 2)
+            machine.write(commits=3)
+            tell(server, (ENDED, session_end(1)))
+            agent.logged("session_ended")
+            agent.process.kill()
+        with machine.run():
+            assert {event["data"]["success"] for event in answers(ear, 1)} == {True}
+    assert len(machine.manifests) == 1
+
+
+def test_three_hundred_sessions_that_end_at_once_are_all_named_by_a_few_results(server, machine):
+    numbers = range(1, 301)
+    machine.set(agent_upload_on_change=False)
+    with machine.run() as agent, listening(server.url) as ear:
         agent.logged("bus_in_use", bus="nats")
-    assert all("-session" not in line.get("subscription", "") for line in agent.log.seen)
+        agent.logged("watch_mode", 2)
+        machine.write(commits=3)
+        tell(server, *((ENDED, session_end(number)) for number in numbers))
+        found = answers(ear, *numbers)
+        assert found[0]["type"] == "akosha.sync.succeeded.v1"
+        named = [name for event in found for name in event["data"]["caused_by"]]
+        assert sorted(named) == sorted(f"session-{number}" for number in numbers), "each once"
+        for raw in ear.raw:
+            check(raw)
+    assert len(machine.manifests) == 1
 
 
 def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(server, machine):
@@ -112,7 +191,7 @@ def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(serve
         altered = {**own, "data": {**own["data"], "upload_reflections": False}}
         other = {**forged, "data": {**forged["data"], "agent_id": "f" * 32}}
         requests = [json.dumps(document).encode() for document in (forged, altered, other)]
-        foreign = session_end(1).replace(b"laptop", b"desktop")
+        foreign = session_end(1, system_id="desktop").replace(b"laptop", b"desktop")
         junk = (b"\0\xff junk", b"{}", b"[" * 50_000, session_end(2).replace(b'"session-2"', b"7"), foreign)
         tell(
             server,

@@ -1,5 +1,6 @@
 """A ledger's file that is damaged, of another version, out of reach or of room: said in our words, with the cure."""
 
+import hashlib
 import os
 import sqlite3
 import stat
@@ -12,11 +13,12 @@ from structlog.testing import capture_logs
 from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import StateError
+from agent.domain.events import SessionEnded
 from agent.domain.states import State
 from agent.ports import Standing
 from tests.fakes.clock import ManualClock
 from tests.fakes.memories import seen
-from tests.fakes.values import NOON, TARGET, request, skipped
+from tests.fakes.values import NOON, SYSTEM, TARGET, skipped
 from tests.servers.ledger_process import deliver, opened
 
 
@@ -163,16 +165,22 @@ OF_SECOND = ("targets", "databases", "intents", "events", "notes", "handled")
 """The tables of version 2, which knew of no memories."""
 
 
+def ended(event_id: str) -> SessionEnded:
+    return SessionEnded(id=event_id, time=NOON, system_id=SYSTEM)
+
+
 async def second_version(path: Path) -> None:
     """Make a ledger of version 2, with all that `filled` writes."""
     new = path.with_suffix(".new")
     await filled(new)
     ledger = await opened(new)
-    assert await ledger.is_new(request())
+    assert await ledger.accept(ended("e-1"))
     await ledger.aclose()
     steps = [statement for step in schema.MIGRATIONS[:2] for statement in step]
     copies = [f"INSERT INTO {table} SELECT * FROM new.{table}" for table in OF_SECOND]
     change(path, "PRAGMA journal_mode = WAL", *steps, f"ATTACH '{new}' AS new", *copies, "PRAGMA user_version = 2")
+    handled = hashlib.sha256(f"akosha.session.ended.v1\n{SYSTEM}\nby an earlier version".encode()).hexdigest()[:32]
+    change(path, f"INSERT INTO handled VALUES (x'{handled}')")
 
 
 async def told(ledger: SqliteLedger) -> tuple[object, ...]:
@@ -183,7 +191,9 @@ async def test_a_ledger_that_knew_of_no_memories_learns_of_them_and_keeps_all_it
     await second_version(path)
     ledger, of_now = await opened(path), await opened(path.with_suffix(".new"))
     assert await told(ledger) == await told(of_now)
-    assert not await ledger.is_new(request())
+    assert not await ledger.accept(ended("e-1"))
+    assert not await ledger.accept(ended("by an earlier version"))
+    assert await ledger.open_ends() == []
     await deliver(ledger, 5)
     await ledger.memories().delivered(TARGET, [seen(1)])
     assert await ledger.memories().standing(TARGET) == Standing(delivered=1)

@@ -20,7 +20,16 @@ from agent.application.uploader import Uploader
 from agent.application.wake import Wake
 from agent.domain.databases import Survey
 from agent.domain.errors import CloudUploadError, SnapshotError, StateError
-from agent.domain.events import Event, SessionEnded, SyncAsked, SyncFailed, SyncRequested
+from agent.domain.events import (
+    Event,
+    SessionEnded,
+    SyncAsked,
+    SyncFailed,
+    SyncRequested,
+    SyncResult,
+    SyncSkipped,
+    SyncSucceeded,
+)
 from agent.domain.identity import Identity
 from agent.domain.route import RetryRules
 from agent.settings import Settings
@@ -293,14 +302,70 @@ async def test_a_session_end_syncs_at_once(tmp_path):
         await w.settle()
         assert w.reasons == ["session_end"]
         assert w.notes.notes == {}
+        assert [(type(result), result.caused_by) for result in await results(w)] == [(SyncSucceeded, ("s1",))]
 
 
-async def test_a_session_end_syncs_nothing_where_the_setting_says_so(tmp_path):
-    async with world(tmp_path, [1], upload_on_session_end=False) as w:
+async def results(w: World) -> list[SyncResult]:
+    history = await w.agent.ledger.history()
+    return [entry.event for entry in history if isinstance(entry.event, SyncResult)]
+
+
+@pytest.mark.parametrize(
+    ("off", "why"),
+    [
+        ({"upload_on_session_end": False}, "akosha_upload_on_session_end is false"),
+        ({"sync_enabled": False}, "akosha_sync_enabled is false"),
+    ],
+)
+async def test_a_session_end_that_the_settings_leave_without_a_sync_is_answered_with_the_setting(tmp_path, off, why):
+    async with world(tmp_path, [1], agent_upload_on_change=False, **off) as w:
         w.files.change(1)
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
         await w.settle()
         assert w.reasons == []
+        (result,) = await results(w)
+        assert (type(result), result.caused_by, result.why) == (SyncSkipped, ("s1",), why)
+        assert (result.triggered_by, result.success) == ("session_end", True)
+        assert result in w.heard, "it is published, too"
+
+
+async def test_a_session_end_after_which_nothing_is_lacking_is_answered_as_skipped(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.change(1)
+        await w.pass_time(2.1)
+        w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
+        await w.settle()
+        delivered, skipped = await results(w)
+        assert (type(delivered), delivered.caused_by) == (SyncSucceeded, ())
+        assert (type(skipped), skipped.caused_by) == (SyncSkipped, ("s1",))
+        assert "nothing has changed" in skipped.why
+
+
+async def test_a_session_end_whose_sync_fails_is_answered_as_failed_and_the_sync_that_follows_by_itself_is_its_own(
+    tmp_path,
+):
+    async with world(tmp_path, [PERMANENT, 1], agent_upload_on_change=False) as w:
+        w.files.change(1)
+        w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
+        await w.settle()
+        await w.pass_time(32)
+        assert [(type(result), result.caused_by) for result in await results(w)] == [
+            (SyncFailed, ("s1",)),
+            (SyncSucceeded, ()),
+        ]
+
+
+async def test_a_session_end_while_the_databases_cannot_be_seen_is_answered_as_failed(tmp_path):
+    async def closed() -> Survey:
+        raise SnapshotError("the data directory cannot be read", hint="check its permissions")
+
+    async with world(tmp_path, [1]) as w:
+        w.files.survey = closed
+        w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
+        await w.settle()
+        (result,) = await results(w)
+        assert (type(result), result.caused_by) == (SyncFailed, ("s1",))
+        assert "the data directory cannot be read" in result.error
 
 
 async def test_a_failed_target_is_tried_again_after_30_s_then_60_s(tmp_path):

@@ -38,10 +38,16 @@ from tests.fakes.values import NOON, SYSTEM, failed, manifest, request, skipped,
 
 CODEC = CloudEventsCodec()
 ERRORS = (MethodError(method="cloud", error="403"), MethodError(method="http", error="no answer"))
-RESULT = {"files_uploaded": ("a", "b"), "bytes_transferred": 2**53, "duration_seconds": 0.5, "upload_id": upload_id()}
+RESULT = {
+    "files_uploaded": ("a", "b"),
+    "bytes_transferred": 2**53,
+    "duration_seconds": 0.5,
+    "upload_id": upload_id(),
+    "caused_by": ("e-1", "e-2"),
+}
 FULL: tuple[Event, ...] = (
-    SessionEnded(id="e-1", time=NOON, system_id=SYSTEM, session_id="s", reason="clear"),
-    replace(request(), errors=ERRORS, upload_reflections=False, upload_knowledge_graph=False),
+    SessionEnded(id="e-1", time=NOON, system_id=SYSTEM, session_id="s", reason="clear", sender="/session-buddy"),
+    replace(request(), errors=ERRORS, upload_reflections=False, upload_knowledge_graph=False, caused_by=("e-1",)),
     replace(
         succeeded(manifest(reflection=1)),
         **RESULT,
@@ -98,6 +104,7 @@ VALUES = (
     None, "", "x", 5, -2.5, True, [], {}, [5], [{}], ["cloud"], ["Cl.oud"], {"a": 5}, {"a": "b"}, "1.0", "mac",
     [{"method": "http"}], [{"method": "http", "error": "no", "status": 500}], [["cloud"]],
     "2026-03-01T12:00:00", "2026-03-01", "2026-03-01T12:00:00Z", "2026-03-01t12:00:00.5-11:30", "2026-03-01 12:00:00Z",
+    "//host:80/a?b#c", "a#b#c", "50%", "50%25", "1:2", "a/1:2",
     "urn:akosha-agent:", "urn:akosha-agent:my.mac", "urn:akosha-agent:mac", "akosha.session.mac.ended",
     "text/plain", "application/json; charset=utf-8", "akosha.session.ended", "akosha.session.ended.v2",
 )  # fmt: skip
@@ -153,7 +160,7 @@ def test_every_class_has_a_schema_and_what_stays_on_the_machine_has_none():
 def test_every_field_has_its_schema_and_what_has_no_default_is_required(cls):
     schema = validator(cls.type).schema
     data = schema["properties"]["data"]
-    own = [f for f in fields(cls) if f.name not in {"id", "time"}]
+    own = [f for f in fields(cls) if f.name not in {"id", "time", "sender"}]
     assert set(data["properties"]) == {f.name for f in own}
     needed = {f.name for f in own if f.default is MISSING and f.default_factory is MISSING}
     assert set(data["required"]) == needed - {"system_id"}

@@ -2,13 +2,15 @@
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import timedelta
+
+from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.session_ends import SessionEnds
-from agent.domain.events import Event, SessionEnded, SyncRequested
+from agent.domain.events import CAUSED_BY_BYTES, Event, SessionEnded, SyncRequested
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
 
@@ -16,15 +18,26 @@ PATIENCE = 60.0
 
 
 class Asked:
-    """A publisher that finds a reason for a sync each time it is asked (or never: `reason` False)."""
+    """A publisher that finds a reason for a sync each time it is asked (or never: `reason` False), and says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: SqliteLedger) -> None:
         self.requests: list[SyncRequested] = []
-        self.reason = True
+        self.repeated: list[str] = []
+        self.reason, self.before = True, 0
+        self._ledger = ledger
 
-    async def noticed(self, reason: str) -> SyncRequested | None:
-        self.requests.append(values.request(f"r{len(self.requests) + 1}", reason=reason))
-        return self.requests[-1] if self.reason else None
+    async def session_ended(self, caused_by: tuple[str, ...]) -> SyncRequested | None:
+        request = replace(
+            values.request(f"r{self.before + len(self.requests) + 1}", reason="session_end"), caused_by=caused_by
+        )
+        self.requests.append(request)
+        if self.reason:
+            return request
+        await self._ledger.settle(None, replace(values.skipped(request.request_id), caused_by=caused_by))
+        return None
+
+    async def repeat(self, request: SyncRequested) -> None:
+        self.repeated.append(request.request_id)
 
 
 @dataclass
@@ -40,10 +53,10 @@ class Letter:
 class World:
     clock: ManualClock
     ledger: SqliteLedger
-    publisher: Asked = field(default_factory=Asked)
     busy: bool = False
 
     def __post_init__(self) -> None:
+        self.publisher = Asked(self.ledger)
         self.ends = SessionEnds(
             publisher=self.publisher, ledger=self.ledger, clock=self.clock, system_id=values.SYSTEM,
             patience=PATIENCE, busy=lambda: self.busy,
@@ -60,7 +73,9 @@ class World:
 
     async def outcome(self, request_id: str) -> None:
         """The sync has come to its end."""
-        await self.ledger.settle(None, values.skipped(request_id))
+        asked = next((each for each in self.publisher.requests if each.request_id == request_id), None)
+        caused_by = asked.caused_by if asked else ()
+        await self.ledger.settle(None, replace(values.skipped(request_id), caused_by=caused_by))
         self.ends.settled.ring()
         await self.settle()
 
@@ -78,6 +93,10 @@ class World:
     @property
     def asked(self) -> int:
         return len(self.publisher.requests)
+
+    @property
+    def causes(self) -> list[tuple[str, ...]]:
+        return [request.caused_by for request in self.publisher.requests]
 
 
 @asynccontextmanager
@@ -110,11 +129,13 @@ async def test_all_ends_that_come_while_a_sync_is_under_way_ask_for_exactly_one_
         await w.settle()
         assert w.asked == 1, "another sync's outcome is not this one's"
         await w.outcome("r1")
-        assert w.asked == 2
+        assert w.causes == [("e-1",), ("e-2", "e-3", "e-4", "e-5")]
         await w.outcome("r2")
         assert w.asked == 2
         await w.end(6)
         assert w.asked == 3
+        await w.outcome("r3")
+        assert await w.ledger.open_ends() == []
 
 
 async def test_where_there_is_nothing_to_sync_the_next_end_asks_again(tmp_path):
@@ -134,6 +155,7 @@ async def test_an_end_that_is_known_asks_for_nothing_in_a_later_life_and_years_l
         assert w.asked == 1
     clock.jump(timedelta(days=10_000))
     async with world(tmp_path, clock) as w:
+        w.publisher.before = 1
         await w.end(1)
         assert w.asked == 0
         await w.end(2)
@@ -155,13 +177,11 @@ async def test_a_request_that_stayed_behind_on_another_bus_is_asked_for_again(tm
         await w.end(1)
         w.ends.ask_again()
         await w.settle()
-        assert w.asked == 2
+        assert (w.asked, w.publisher.repeated) == (1, ["r1"]), "as it was: it has one result, whichever bus brings it"
         await w.outcome("r1")
-        assert w.asked == 2
-        await w.outcome("r2")
         w.ends.ask_again()
         await w.settle()
-        assert w.asked == 2, "nothing is waited for"
+        assert (w.asked, w.publisher.repeated) == (1, ["r1"]), "nothing is waited for"
 
 
 async def test_a_request_that_is_never_heard_of_is_not_waited_for_longer_than_the_patience(tmp_path):
@@ -171,7 +191,7 @@ async def test_a_request_that_is_never_heard_of_is_not_waited_for_longer_than_th
         await w.pass_time(PATIENCE - 1)
         assert w.asked == 1
         await w.pass_time(1)
-        assert w.asked == 2
+        assert w.causes == [("e-1",), ("e-1", "e-2")], "the end that the lost one was to answer is asked for again"
 
 
 async def test_a_sync_that_is_under_way_is_waited_for_however_long_it_takes(tmp_path):
@@ -185,3 +205,45 @@ async def test_a_sync_that_is_under_way_is_waited_for_however_long_it_takes(tmp_
         w.busy = False
         await w.outcome("r1")
         assert w.asked == 2
+
+
+async def test_an_end_that_was_accepted_and_has_no_result_is_asked_for_in_the_next_life(tmp_path):
+    async with world(tmp_path) as w:
+        await w.end(1)
+        await w.end(2)
+    async with world(tmp_path) as w:
+        await w.settle()
+        assert w.causes == [("e-1", "e-2")]
+        await w.outcome("r1")
+        assert await w.ledger.open_ends() == []
+
+
+async def test_ends_of_one_id_and_several_senders_are_several(tmp_path):
+    async with world(tmp_path) as w:
+        for sender in ("", "/session-buddy", "/another", "/session-buddy"):
+            await w.take(SessionEnded(id="e", time=values.NOON, system_id=values.SYSTEM, sender=sender))
+        assert w.asked == 1
+        assert await w.ledger.open_ends() == ["e"] * 3
+
+
+async def test_more_ends_than_a_result_can_name_are_answered_by_several(tmp_path):
+    async with world(tmp_path) as w:
+        w.busy = True
+        await w.end(0)
+        for number in range(1, 1001):
+            event = SessionEnded(id=f"{number:036}", time=values.NOON, system_id=values.SYSTEM)
+            await w.ends.handle(Letter(event))
+        w.publisher.reason = False
+        await w.outcome("r1")
+        for _ in range(20):
+            await w.settle()
+        assert [len(causes) for causes in w.causes] == [1, 420, 420, 160]
+        assert len({event_id for causes in w.causes for event_id in causes}) == 1001
+        assert await w.ledger.open_ends() == []
+
+
+async def test_an_id_that_no_result_could_name_is_refused(tmp_path):
+    async with world(tmp_path) as w:
+        with capture_logs() as logs:
+            await w.take(SessionEnded(id="x" * CAUSED_BY_BYTES, time=values.NOON, system_id=values.SYSTEM))
+        assert (w.asked, [line["event"] for line in logs]) == (0, ["event_refused"])

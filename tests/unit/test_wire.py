@@ -1,5 +1,6 @@
 """The codec: every event survives the way there and back; what is wrong is refused with a reason."""
 
+import uuid
 from contextlib import suppress
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -12,6 +13,7 @@ from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
 from agent.domain.errors import WireError
 from agent.domain.events import (
     ALL,
+    CAUSED_BY_BYTES,
     Event,
     IngestCompleted,
     IngestFailed,
@@ -22,6 +24,7 @@ from agent.domain.events import (
     SyncResult,
     SyncSucceeded,
     UploadVerified,
+    caused_by_one,
 )
 
 CODEC = CloudEventsCodec()
@@ -36,6 +39,8 @@ TIMES = st.datetimes(
 )
 FIELDS = {
     "id": st.text(min_size=1, max_size=40),
+    "sender": st.sampled_from(["", "urn:akosha-agent:", "//host:80/a?b=c#d", "session-buddy", "https://a.example/%41"]),
+    "caused_by": st.lists(TEXT, max_size=3).map(tuple),
     "time": TIMES,
     "system_id": st.from_regex(r"[A-Za-z0-9_-]{1,100}", fullmatch=True),
     "route": st.lists(METHODS, min_size=1, max_size=3).map(tuple),
@@ -165,11 +170,24 @@ def test_what_is_optional_in_an_envelope_may_be_left_out():
         (envelope(id=""), "id is ''"),
         (envelope(id=5), "id is 5"),
         (envelope(source=None), "source is None"),
-        (envelope(source="urn:somebody-else:mac"), "source is 'urn:somebody-else:mac'"),
-        (envelope(source="urn:akosha-agent:"), "source names no system"),
-        (envelope(source="urn:akosha-agent:my.mac"), "source names no system"),
-        (envelope(source="urn:akosha-agent:*"), "source names no system"),
-        (envelope(source="urn:akosha-agent:pc"), "data.system_id is 'mac', but source says 'pc'"),
+        (envelope(source=5), "source is 5, a URI reference is expected"),
+        (envelope(source=""), "source is '', a URI reference is expected"),
+        (envelope(source="session buddy"), "source is 'session buddy', a URI reference is expected"),
+        (envelope(source="50%"), "a URI reference is expected"),
+        (envelope(source="1:2"), "a URI reference is expected"),
+        (envelope(source="\x1b[31m"), "a URI reference is expected"),
+        (envelope(REQUEST, source="urn:somebody-else:mac"), "source is 'urn:somebody-else:mac'"),
+        (envelope(REQUEST, source="urn:akosha-agent:"), "source names no system"),
+        (envelope(REQUEST, source="urn:akosha-agent:my.mac"), "source names no system"),
+        (envelope(REQUEST, source="urn:akosha-agent:*"), "source names no system"),
+        (envelope(REQUEST, source="urn:akosha-agent:pc"), "data.system_id is 'mac', but source says 'pc'"),
+        (envelope(source="/buddy", subject=None, data={}), "whose session it was is not said"),
+        (envelope(source="urn:akosha-agent:my.mac", subject=None, data={}), "source names no system"),
+        (envelope(source="/buddy", data={"system_id": 5}), "data.system_id is 5, a text is expected"),
+        (envelope(source="/buddy", data={"system_id": "my.mac"}), "it names no system"),
+        (envelope(source="/buddy", data={"system_id": "pc"}), "but its content belongs to 'akosha.session.pc.ended'"),
+        (envelope(source="/buddy", subject="akosha.session.*.ended", data={}), "it names no system"),
+        (envelope(source="/buddy", subject="akosha.sync.mac.failed", data={}), "it names no system"),
         (envelope(subject="akosha.session.pc.ended"), "subject is 'akosha.session.pc.ended'"),
         (envelope(subject=["akosha"]), "subject is ['akosha']"),
         (envelope(datacontenttype="text/plain"), "datacontenttype is 'text/plain'"),
@@ -288,3 +306,65 @@ def test_a_time_that_has_no_utc_is_refused_for_it_could_not_go_out_again(time):
     document = orjson.loads(CODEC.encode(SessionEnded(id="e", time=datetime(2025, 6, 1, tzinfo=UTC), system_id="mac")))
     with pytest.raises(WireError, match="out of range"):
         CODEC.decode(orjson.dumps(document | {"time": time}))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "https://buddy.example/mac?x=1#y",
+        "/buddy",
+        "buddy",
+        "urn:uuid:9d1b2c",
+        "urn:akosha-agent:pc",
+        "//[::1]:80/",
+        "1/3:4",
+    ],
+)
+def test_a_sessions_end_has_whatever_source_its_sender_has_and_keeps_it(source):
+    event = CODEC.decode(envelope(source=source))
+    assert event == session_ended(sender=source)
+    assert orjson.loads(CODEC.encode(event))["source"] == source
+
+
+def test_the_source_of_an_agent_is_no_other_sender():
+    assert CODEC.decode(envelope(source="urn:akosha-agent:mac")).sender == ""
+
+
+def test_whose_session_it_was_is_said_by_data_subject_or_where_it_came():
+    foreign = {"source": "/buddy", "data": {}}
+    assert CODEC.decode(envelope(**foreign)).system_id == "mac"
+    assert CODEC.decode(envelope(**foreign | {"data": {"system_id": "mac"}}, subject=None)).system_id == "mac"
+    nameless = envelope(**foreign, subject=None)
+    assert CODEC.decode(nameless, subject="akosha.session.pc.ended").system_id == "pc"
+    assert CODEC.decode(envelope(source="urn:akosha-agent:pc", data={}, subject=None)).system_id == "pc"
+
+
+def test_a_field_of_the_data_is_not_taken_for_the_sender():
+    assert CODEC.decode(with_data(session_ended(), sender="x", source="y")) == session_ended()
+
+
+@pytest.mark.parametrize("event", [REQUEST, FAILED], ids=lambda event: event.type)
+def test_events_of_an_earlier_version_say_nothing_of_what_caused_them(event):
+    old = orjson.loads(CODEC.encode(event))
+    del old["data"]["caused_by"]
+    assert CODEC.decode(orjson.dumps(old)) == event
+
+
+def test_the_longest_result_that_names_all_it_can_fits_into_an_event_once_it_is_abridged():
+    causes = caused_by_one(f"{number}-" + "\U0001f600" * 50 for number in range(1000))
+    long, most = "\x01" * 100_000, 50
+    failed = replace(FAILED, errors=(MethodError(method="http", error=long),) * most, error=long, caused_by=causes)
+    succeeded = SyncSucceeded(
+        id="u", time=AT, system_id="m" * 100, request_id="r", method="cloud", success=True, triggered_by="session_end",
+        incomplete={f"{number:03}{long}": long for number in range(most)}, location=long, caused_by=causes,
+    )  # fmt: skip
+    for result in (failed, succeeded):
+        assert CODEC.decode(CODEC.encode(result.abridged())).caused_by == causes
+
+
+def test_as_many_ids_as_an_event_takes_are_named_and_each_once():
+    ids = [str(uuid.UUID(int=number)) for number in range(1000)]
+    taken = caused_by_one([*ids[:2], *ids])
+    assert taken == tuple(ids[: len(taken)])
+    assert len(taken) == CAUSED_BY_BYTES // 39
+    assert caused_by_one([]) == ()

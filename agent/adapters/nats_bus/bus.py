@@ -12,7 +12,7 @@ import structlog
 from agent.adapters.nats_bus.client import Client
 from agent.adapters.nats_bus.errors import StreamGone, translated
 from agent.adapters.nats_bus.link import Link
-from agent.adapters.nats_bus.opening import Codec, written
+from agent.adapters.nats_bus.opening import Codec, message_id, written
 from agent.adapters.nats_bus.options import NatsOptions
 from agent.adapters.nats_bus.place import Place
 from agent.adapters.nats_bus.questions import Answering
@@ -170,8 +170,7 @@ class NatsBus:
 
     async def _put(self, client: Client, event: Event, data: bytes) -> None:
         seconds = self._options.patience.connect
-        # The id is unique per system alone: others' events must not be dropped for bearing it, too.
-        headers = {"Nats-Msg-Id": f"{event.system_id}.{event.id}"}
+        headers = {"Nats-Msg-Id": message_id(event)}
         try:
             with translated(f"publishing {event.id}", client):
                 confirmed = await client.jetstream(timeout=seconds).publish(event.subject, data, headers=headers)

@@ -1,11 +1,12 @@
 """From a message to an event: what anybody may have sent is looked at strictly before it gets any further."""
 
+import hashlib
 from typing import Protocol
 
 from nats.aio.msg import Msg
 
 from agent.domain.errors import WireError
-from agent.domain.events import Event, SyncResult
+from agent.domain.events import Event, SessionEnded, SyncResult
 
 
 class Codec(Protocol):
@@ -16,7 +17,7 @@ class Codec(Protocol):
 
     def encode(self, event: Event, /) -> bytes: ...
 
-    def decode(self, data: bytes, /) -> Event: ...
+    def decode(self, data: bytes, /, *, subject: str | None = None) -> Event: ...
 
 
 def written(event: Event, codec: Codec, *, most: int) -> bytes:
@@ -32,9 +33,19 @@ def written(event: Event, codec: Codec, *, most: int) -> bytes:
     return data
 
 
+def message_id(event: Event) -> str:
+    """Return what makes an event one of its kind within the stream, for the header `Nats-Msg-Id`.
+
+    Ids are unique per source, which is a system's agent, or the sender.
+    """
+    sender = event.sender if isinstance(event, SessionEnded) else ""
+    whose = f"{hashlib.sha256(sender.encode()).hexdigest()[:16]}." if sender else ""
+    return f"{event.system_id}.{whose}{event.id}"
+
+
 def opened(message: Msg, codec: Codec) -> Event:
     """Return the event in a message. Raises WireError, also for an event that stands on another one's subject."""
-    event = codec.decode(message.data)
+    event = codec.decode(message.data, subject=message.subject)
     if event.subject != message.subject:
         raise WireError(f"{event.type} belongs to {event.subject!r}, but came on {message.subject[:80]!r}")
     return event

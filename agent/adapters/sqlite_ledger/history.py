@@ -4,6 +4,7 @@ Runs on the ledger's thread; the transaction is the caller's.
 """
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -14,7 +15,7 @@ import structlog
 from agent.adapters.sqlite_ledger.file import damaged
 from agent.adapters.sqlite_ledger.rows import optional_time_text, time_text
 from agent.domain.errors import StateError, WireError
-from agent.domain.events import Event, SyncResult
+from agent.domain.events import Event, SessionEnded, SyncResult
 from agent.ports import HistoryEntry
 
 KEPT = timedelta(days=90)
@@ -38,7 +39,10 @@ class History:
         self._connection, self._codec = connection, codec
 
     def add(self, event: Event, *, published_at: datetime | None) -> None:
-        """Keep an event, unless one of its id is there. Not published, it is in the outbox."""
+        """Keep an event, unless one of its id is there. Not published, it is in the outbox.
+
+        The session ends that a result answers are open no longer.
+        """
         self._connection.execute(
             "INSERT INTO events (event_id, type, time, result_of, payload, published_at) VALUES (?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (event_id) DO NOTHING",
@@ -51,6 +55,10 @@ class History:
                 optional_time_text(published_at),
             ),
         )
+        if isinstance(event, SyncResult):
+            self._connection.executemany(
+                "DELETE FROM open_ends WHERE event_id = ?", [(event_id,) for event_id in event.caused_by]
+            )
 
     def publish(self, event_id: str, at: datetime) -> None:
         """Take a result out of the outbox; the first time counts. Raises StateError for one that was never put in."""
@@ -95,12 +103,21 @@ class History:
         found = self._connection.execute("SELECT payload FROM events WHERE event_id = ?", (event_id,)).fetchone()
         return self._event(found[0]) if found else None
 
-    def is_new(self, event: Event) -> bool:
-        """Say whether the event is handled for the first time, and keep that it was."""
-        name = f"{event.type}\n{event.system_id}\n{event.id}".encode(errors="surrogatepass")
-        digest = hashlib.sha256(name).digest()[:16]
+    def accept(self, event: SessionEnded) -> bool:
+        """Say whether a session's end comes for the first time; then it is open, until a result answers it."""
+        name = f"{event.type}\n{event.system_id}\n{event.id}"
+        if event.sender:  # without one, the name is what earlier versions made of it
+            name = json.dumps([event.type, event.system_id, event.sender, event.id])
+        digest = hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:16]
         found = self._connection.execute("INSERT INTO handled VALUES (?) ON CONFLICT DO NOTHING", (digest,))
+        if found.rowcount == 1:
+            self._connection.execute("INSERT INTO open_ends (event_id) VALUES (?)", (event.id,))
         return found.rowcount == 1
+
+    def open_ends(self) -> Sequence[str]:
+        """Return the ids of session ends that no result has answered yet, oldest first."""
+        found = self._connection.execute("SELECT event_id FROM open_ends ORDER BY position")
+        return [event_id for (event_id,) in found]
 
     def outcome(self, request_id: str) -> SyncResult | None:
         """Return the latest result of a request."""

@@ -21,7 +21,7 @@ from agent.adapters.sqlite_ledger.thread import finished
 from agent.adapters.sqlite_ledger.transactions import Transactions
 from agent.domain import moves
 from agent.domain.databases import Fingerprint
-from agent.domain.events import Event, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
+from agent.domain.events import Event, SessionEnded, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
 from agent.domain.manifest import Manifest
 from agent.domain.states import Intent, Problem, Target, TargetRecord
 from agent.ports import Clock, HistoryEntry
@@ -202,8 +202,11 @@ class SqliteLedger:
     async def remembered(self, event_id: str) -> Event | None:
         return await self._transactions.read(lambda: self._history.event(event_id))
 
-    async def is_new(self, event: Event) -> bool:
-        return await self._transactions.write(lambda: self._history.is_new(event))
+    async def accept(self, event: SessionEnded) -> bool:
+        return await self._transactions.write(lambda: self._history.accept(event))
+
+    async def open_ends(self) -> Sequence[str]:
+        return await self._transactions.read(self._history.open_ends)
 
     async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:
         return await self._transactions.read(lambda: self._history.after(after, limit))

@@ -102,7 +102,10 @@ _THIRD = (
     "CREATE TABLE memory_versions (target_id TEXT PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD)
+# Session ends that no result has answered yet, in the order of their arrival.
+_FOURTH = ("CREATE TABLE open_ends (position INTEGER PRIMARY KEY, event_id TEXT NOT NULL)",)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)
 """Step n leads from version n to n + 1. Never changed once released, only added to."""
 
 READABLE = 2

@@ -11,7 +11,7 @@ from agent.domain.events import ALL, Event, SessionEnded, SyncAsked
 from agent.faces.control.routes import Route, Schema, Told
 
 _REF = "#/components/schemas/{model}"
-_OUTSIDE = ("id", "time")
+_OUTSIDE = ("id", "time", "sender")
 """Fields of an event's class that stand in the envelope; the others are its data."""
 
 SOURCE = "urn:akosha-agent:"
@@ -43,6 +43,7 @@ _RESULT = {
         "upload_id": {"type": ["string", "null"]},
         "error": {"type": ["string", "null"]},
         "triggered_by": {"type": "string"},
+        "caused_by": {"type": "array", "items": {"type": "string"}, "description": "Ids of the session ends answered."},
         "request_id": {"type": "string"},
         "outcome": {"enum": ["succeeded", "skipped", "failed"]},
         "hint": {"type": ["string", "null"], "description": "What mends it."},
@@ -57,7 +58,7 @@ _RESULT = {
         "retry_at": {"type": ["string", "null"], "format": "date-time"},
     },
     "required": ["method", "success", "files_uploaded", "bytes_transferred", "duration_seconds", "upload_id", "error",
-                 "triggered_by", "request_id", "outcome", "hint"],
+                 "triggered_by", "caused_by", "request_id", "outcome", "hint"],
     "additionalProperties": False,
 }  # fmt: skip
 
@@ -148,7 +149,9 @@ def _enveloped(cls: type[Event], made: Schema) -> Schema:
         "properties": {
             "specversion": {"type": "string", "pattern": r"^1\.[0-9]+$"},
             "id": own["id"],
-            "source": {"type": "string", "pattern": f"^{re.escape(SOURCE)}"},
+            "source": {"type": "string", "minLength": 1}
+            if cls is SessionEnded
+            else {"type": "string", "pattern": f"^{re.escape(SOURCE)}"},
             "type": {"type": "string", "pattern": rf"^{re.escape(cls.type)}(\.[0-9]+)?$"},
             "subject": {"type": "string"},
             "time": own["time"],

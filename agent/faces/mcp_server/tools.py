@@ -35,6 +35,7 @@ _SYNC_RESULT: dict[str, Any] = {
         "upload_id": _TEXT_OR_NULL | {"description": "YYYYMMDD_HHMMSS_system; null where there was no upload."},
         "error": _TEXT_OR_NULL,
         "triggered_by": _TEXT,
+        "caused_by": _TEXTS | {"description": "Ids of the session ends that it answers."},
         "hint": _TEXT_OR_NULL | {"description": "The setting or command that mends the error."},
         "outcome": {"type": "string", "enum": ["succeeded", "skipped", "failed"]},
         "request_id": _TEXT_OR_NULL,
