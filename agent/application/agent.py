@@ -16,7 +16,7 @@ import structlog
 from agent.application.assembly import Assembly, Loop
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, BusError
-from agent.domain.events import Event, SyncAsked, SyncResult
+from agent.domain.events import SyncAsked, SyncResult, caused_by_one
 from agent.domain.route import STARTUP
 from agent.ports import reset_clients
 
@@ -63,16 +63,16 @@ class Agent(Assembly):
     async def once(self, ask: SyncAsked) -> SyncResult:
         """Do one sync, retries and fallback included, and return its result. Raises what keeps it from having one.
 
-        It answers the notes of ended sessions that wait in the spool when it begins.
+        The result answers the ended sessions whose notes wait in the spool when it begins, and those that an earlier
+        process has accepted and not answered.
         """
-        notes = await self._notes()
-        done = asyncio.create_task(self._outcome_of(ask), name="once")
+        caused_by = await self._session_ends_open()
+        done = asyncio.create_task(self._outcome_of(ask, caused_by), name="once")
         fault = asyncio.create_task(self.faults.get(), name="faults")
         try:
             await asyncio.wait({done, fault}, return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
                 raise fault.result()
-            await self._answer(notes)
             await self._tell_results()
             if self.pruning is not None and await self.pruning.after_sync(PRUNE_SECONDS):
                 await self._tell_results()
@@ -82,21 +82,15 @@ class Agent(Assembly):
                 task.cancel()
             await asyncio.wait({done, fault})
 
-    async def _notes(self) -> Sequence[tuple[str, Event]]:
+    async def _session_ends_open(self) -> tuple[str, ...]:
         try:
-            return await self._spool_reader.unanswered()
+            await self._spool_reader.take_over()
         except AkoshaError as error:  # they wait for the next sync, or agent: no reason to fail this one
             _log.warning("loop_interrupted", loop="spool", error=str(error))
-            return ()
+        return caused_by_one(await self.ledger.open_ends())
 
-    async def _answer(self, notes: Sequence[tuple[str, Event]]) -> None:
-        try:
-            await self._spool_reader.answered(notes)
-        except AkoshaError as error:  # as above
-            _log.warning("loop_interrupted", loop="spool", error=str(error))
-
-    async def _outcome_of(self, ask: SyncAsked) -> SyncResult:
-        await self.publisher.asked(ask)
+    async def _outcome_of(self, ask: SyncAsked, caused_by: tuple[str, ...]) -> SyncResult:
+        await self.publisher.asked(ask, caused_by=caused_by)
         while (result := await self.ledger.outcome(ask.id)) is None:
             await self.settled.wait(None)
         return result

@@ -38,8 +38,11 @@ class Publisher:
     _unseen: str = field(default="", init=False)
     _reported: Survey = field(default_factory=dict, init=False)
 
-    async def asked(self, ask: SyncAsked) -> SyncRequested | None:
-        """Somebody asks: there is a request, or at once a result that says why there is none."""
+    async def asked(self, ask: SyncAsked, *, caused_by: tuple[str, ...] = ()) -> SyncRequested | None:
+        """Somebody asks: there is a request, or at once a result that says why there is none.
+
+        The request answers the session ends `caused_by`, too; a refusal does not.
+        """
         route = plan_route(
             force_method=ask.method if ask.method != AUTO else self.settings.force_method,
             cloud_configured=self.settings.cloud_configured,
@@ -52,7 +55,7 @@ class Publisher:
         if not usable:
             await self.refuse(ask, *self._why_no_way(route))
             return None
-        return await self._publish(self._request(ask.reason, usable, ask))
+        return await self._publish(replace(self._request(ask.reason, usable, ask), caused_by=caused_by))
 
     async def noticed(self, reason: str) -> SyncRequested | None:
         """The agent itself sees a reason: a request, if the first target in reach lacks something that can be had now.

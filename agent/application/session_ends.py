@@ -43,14 +43,8 @@ class SessionEnds:
         event = message.event
         if not isinstance(event, SessionEnded) or event.system_id != self._system_id:
             _log.warning("event_refused", id=event.id, type=event.type, why="it is no session's end of this system")
-        elif caused_by_bytes(event.id) > CAUSED_BY_BYTES:
-            why = f"its id is longer than the {CAUSED_BY_BYTES} bytes that a result can name"
-            _log.warning("event_refused", id=event.id[:80], type=event.type, why=why)
-        elif await self._ledger.accept(event):
-            _log.info("session_ended", session_id=event.session_id, reason=event.reason, system_id=event.system_id)
+        elif await accept(self._ledger, event):
             self._ended.ring()
-        else:
-            _log.debug("session_end_known", id=event.id)
         await message.ack()
 
     def ask_again(self) -> None:
@@ -80,3 +74,16 @@ class SessionEnds:
                 await self._publisher.repeat(request)
             if not await self.settled.wait(self._patience) and not self._busy():
                 return
+
+
+async def accept(ledger: Ledger, event: SessionEnded) -> bool:
+    """Say whether a session's end comes for the first time: then a result will answer it. Raises StateError."""
+    if caused_by_bytes(event.id) > CAUSED_BY_BYTES:
+        why = f"its id is longer than the {CAUSED_BY_BYTES} bytes that a result can name"
+        _log.warning("event_refused", id=event.id[:80], type=event.type, why=why)
+        return False
+    if not await ledger.accept(event):
+        _log.debug("session_end_known", id=event.id)
+        return False
+    _log.info("session_ended", session_id=event.session_id, reason=event.reason, system_id=event.system_id)
+    return True

@@ -1,12 +1,12 @@
 """Takes up what other processes of this user leave in the spool: asks, ended sessions, news of the archive."""
 
-from collections.abc import Sequence
 from contextlib import aclosing
 
 import structlog
 
 from agent.application.intake import ArchiveNews, Intake
 from agent.application.publisher import Publisher
+from agent.application.session_ends import accept
 from agent.domain.errors import WireError
 from agent.domain.events import Event, SessionEnded, SyncAsked
 from agent.ports import Ledger, Spool, Watch
@@ -47,16 +47,13 @@ class SpoolReader:
                 _log.warning("note_refused", id=event.id, why=f"{event.type} does not come through the spool")
             await self._spool.remove(note)
 
-    async def unanswered(self) -> Sequence[tuple[str, Event]]:
-        """Return the notes that a sync which begins now answers, oldest first."""
-        return [(note, event) for note, event in await self._spool.waiting() if answered_by_a_sync(event)]
-
-    async def answered(self, notes: Sequence[tuple[str, Event]]) -> None:
-        """Count the session ends of these notes as handled, pass on the rest, and remove the notes."""
-        for note, event in notes:
+    async def take_over(self) -> None:
+        """Take up the notes that a sync which begins now answers: session ends are accepted, which a result follows."""
+        for note, event in await self._spool.waiting():
+            if not answered_by_a_sync(event):
+                continue
             if isinstance(event, SessionEnded):
-                if await self._ledger.is_new(self._intake.addressed(event)):
-                    _log.info("session_ended", session_id=event.session_id, reason=event.reason)
+                await accept(self._ledger, self._intake.addressed(event))
             elif isinstance(event, ArchiveNews):
                 await self._tell(event)
             await self._spool.remove(note)

@@ -73,7 +73,9 @@ def test_session_ends_that_no_agent_hears_are_counted_and_taken_up_by_a_sync(mac
     found = [one for one in machine.call("doctor", "--json").json["checks"] if one["detail"] == "notes_waiting"]
     assert [(one["level"], one["found"], one["cure"]) for one in found] == [("warning", told, cure)]
     kept = {path.name: path.read_bytes() for path in (machine.state / "spool").glob("[!.]*.json")}
-    assert machine.sync()["success"]
+    result = machine.sync()
+    assert (result["success"], len(result["caused_by"])) == (True, 5)
+    assert set(result["caused_by"]) == {json.loads(note)["id"] for note in kept.values()}
     assert (list((machine.state / "spool").iterdir()), machine.status()["warnings"]) == ([], [])
     for name, note in kept.items():  # the same events once more, by another way
         (machine.state / "spool" / name).write_bytes(note)
