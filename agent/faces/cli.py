@@ -27,7 +27,6 @@ from agent.faces.doctor.commands import doctor
 from agent.faces.hook.commands import hook
 from agent.faces.prune_command import prune
 from agent.faces.restore_command import restore
-from agent.faces.results import WIDE
 from agent.faces.service.commands import service
 from agent.settings import rows
 
@@ -187,8 +186,9 @@ def config(
         document = {row.key: {"value": row.value, "origin": row.origin, "default": row.default} for row in table}
         typer.echo(json.dumps({"settings": document, "warnings": list(loaded.warnings)}, indent=2))
         return
-    from rich.console import Console  # noqa: PLC0415 - only people need tables
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415 - only people need tables
+
+    from agent.faces.terminal import table_console  # noqa: PLC0415 - as above
 
     shown = Table(box=None, pad_edge=False)
     shown.add_column("setting", no_wrap=True)
@@ -196,8 +196,7 @@ def config(
     shown.add_column("from", overflow="fold")
     for row in table:
         shown.add_row(row.key, row.value or '""', row.origin, style=None if row.origin != "default" else "dim")
-    console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, emoji=False)  # values as they are
-    console.print(shown)
+    table_console().print(shown)
 
 
 @app.command()

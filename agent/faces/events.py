@@ -13,6 +13,7 @@ from agent.domain.events import (
     UploadsPruned,
     UploadVerified,
 )
+from agent.domain.plain_text import printable
 from agent.faces import control_client
 from agent.faces.results import ingested, pruned, sentence, verified, when
 from agent.ports import Ledger
@@ -56,7 +57,7 @@ def line(event: Event, *, system: bool = False) -> str:
         text = pruned(event)
     whose = f"{event.system_id}  " if system else ""
     told = f"{when(event.time)}  {what:<15}  {whose}{text}".rstrip()
-    return "".join(char if char.isprintable() else " " for char in told)
+    return printable(told)
 
 
 async def opened(home: Home, *, wait: bool) -> Ledger | None:

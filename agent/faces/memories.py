@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from agent.application.delivery_probe import PREFIX, Kept
@@ -18,7 +16,8 @@ from agent.application.pushed import EMBEDDING_CURE
 from agent.application.status import DELIVERED_TO_AKOSHA
 from agent.domain.route import HTTP
 from agent.domain.states import Target
-from agent.faces.results import WIDE, when
+from agent.faces.results import when
+from agent.faces.terminal import table_console
 from agent.ports import Held, Standing
 from agent.settings import Settings
 from agent.wiring import Home
@@ -105,8 +104,7 @@ def _document(account: _Account) -> Mapping[str, object]:
 
 
 def _print(account: _Account, *, failed: bool) -> None:
-    width = None if sys.stdout.isatty() else WIDE
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console = table_console()
     standing = account.standing
     refused, waiting = sum(standing.refused.values()), sum(standing.waiting.values())
     console.print(
@@ -133,6 +131,5 @@ def _print(account: _Account, *, failed: bool) -> None:
 
 
 def _fit(text: str) -> str:
-    """Return the text as a terminal may have it: an id may hold anything, also what moves the cursor."""
-    shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:LONGEST_SHOWN])
-    return shown if len(text) <= LONGEST_SHOWN else f"{shown[:-3]}..."
+    """Return the text as a cell holds it: an id may be of any length."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."

@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import sys
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from agent.application.prune_plan import PrunePlan
@@ -14,7 +12,8 @@ from agent.domain.errors import NotPermitted
 from agent.domain.lifecycle import r2_command, s3_rule
 from agent.domain.retention import KeepRules
 from agent.faces.announcing import announce
-from agent.faces.results import WIDE, human_bytes
+from agent.faces.results import human_bytes
+from agent.faces.terminal import table_console
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.pruning import prune_here
@@ -89,8 +88,7 @@ def _show(plan: PrunePlan) -> None:
         rows[upload] = human_bytes(sum(item.size for item in objects)), "left over, without a manifest: would go"
     for upload in sorted(rows, reverse=True):
         table.add_row(upload, *rows[upload])
-    width = None if sys.stdout.isatty() else WIDE
-    Console(width=width, soft_wrap=True, highlight=False, markup=False, emoji=False).print(table)
+    table_console().print(table, soft_wrap=True)
     typer.echo(f"{len(plan.going)} of {_uploads(len(plan.kept) + len(plan.going))} would go; nothing was deleted")
 
 

@@ -18,6 +18,7 @@ from agent.domain.databases import storage_note
 from agent.domain.errors import NamingError, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id
+from agent.domain.plain_text import printable
 from agent.domain.restoration import Restored, RestoredDatabase, restorable
 from agent.faces.results import human_bytes, when
 from agent.settings import Settings
@@ -99,7 +100,7 @@ def _tell(restored: Restored, *, as_json: bool) -> None:
     typer.echo(f"{restored.upload_id}, uploaded {uploaded}, is restored to {restored.to}")
     for database in restored.databases:
         for line in _lines(database):
-            typer.echo("".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line))
+            typer.echo(printable(line))
     typer.echo(f"{human_bytes(restored.downloaded_bytes)} downloaded in {restored.duration_seconds:.1f} s")
 
 

@@ -16,9 +16,6 @@ from agent.domain.events import (
 )
 from agent.domain.route import MANUAL
 
-WIDE = 240
-"""Columns of a table in a pipe: lines are not folded for a terminal that is not there."""
-
 LOOK = "akosha-agent status shows what stands in the way"
 CORRECT = "correct it there: settings are read anew each time"
 

@@ -4,7 +4,6 @@ import json
 from datetime import UTC, datetime
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -13,8 +12,10 @@ from agent.application.memory_push import NO_EMBEDDING
 from agent.application.publisher import CLOUD_CURE
 from agent.application.pushed import EMBEDDING_CURE
 from agent.application.status import TargetStatus, VerifyStatus
+from agent.domain.plain_text import printable
 from agent.faces.results import human_bytes, when
 from agent.faces.standing import Ground, View, standing
+from agent.faces.terminal import line_console
 from agent.ports import Standing
 from agent.settings import Settings
 from agent.wiring import RUN
@@ -34,8 +35,7 @@ async def show_status(settings: Settings, *, as_json: bool) -> int:
 
 def _print(view: View, settings: Settings) -> None:
     status, ground = view.status, view.ground or Ground.of(settings)
-    # Names, paths and errors are shown as they are: to rich, [...] and :...: in them would mean something.
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = line_console()
     console.print(f"agent      {_who(view)}")
     console.print(f"system     {status.system_id}")
     console.print(f"databases  {ground.data_dir}")
@@ -57,7 +57,7 @@ def _print(view: View, settings: Settings) -> None:
     console.print(f"pending    {view.problem or ', '.join(status.pending) or 'nothing'}")
     for target in status.targets:
         where = f"  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip()
-        console.print(Text.assemble("\n", (target.method, "bold"), where))
+        console.print(Text.assemble("\n", (target.method, "bold"), printable(where)))
         console.print(f"  last upload  {_last(target)}")
         if memories := _counted(target.memories):
             console.print(f"  memories     {memories}")

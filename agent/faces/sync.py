@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from agent.domain.events import SyncProgress
+from agent.domain.plain_text import printable
 from agent.faces import logs
 from agent.faces.asking import Asking, Hear
 from agent.faces.results import contract, sentence
@@ -24,7 +25,7 @@ async def sync_once(settings: Settings, *, method: str, enable_fallback: bool, a
     if as_json:
         typer.echo(json.dumps(contract(result), indent=2))
     else:
-        typer.echo(sentence(result), err=not result.success)
+        typer.echo(printable(sentence(result)), err=not result.success)
     return 0 if result.success else 1
 
 

@@ -2,20 +2,17 @@
 
 import asyncio
 import json
-import sys
 from collections.abc import Mapping
-from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from agent.application.archive import MANIFESTS, Archive, Listed, Listing
 from agent.domain.errors import NamingError, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id
-from agent.faces.results import WIDE, human_bytes, when
+from agent.faces.results import human_bytes, when
+from agent.faces.terminal import table_console
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.archive import archive_of
@@ -99,7 +96,7 @@ def _insides(manifest: Manifest | None) -> dict[str, object]:
 
 
 def _print_list(listing: Listing, system_id: str, where: str) -> None:
-    console = _console()
+    console = table_console()
     if not listing.uploads:
         console.print(f"there is no upload of {system_id} in {where}")
     else:
@@ -136,7 +133,7 @@ def _table(listing: Listing) -> Table:
 
 
 def _print_one(listed: Listed) -> None:
-    console, manifest = _console(), listed.manifest
+    console, manifest = table_console(), listed.manifest
     console.print(f"upload      {listed.upload_id}  ({when(listed.at)})")
     console.print(f"stored      {human_bytes(listed.stored_bytes)} in {len(listed.sizes)} objects")
     for name, why in sorted(listed.problems.items()):
@@ -173,11 +170,6 @@ def _print_one(listed: Listed) -> None:
         console.print(f"{database}: {told or 'no tables'}")
 
 
-def shown(text: str) -> str:
-    """Return a text from a bucket in one line that a terminal only shows."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-
-
 def wrong(problems: Mapping[str, str]) -> str:
     """Return what is wrong with an upload in a line, "" for nothing."""
     if not problems:
@@ -197,16 +189,3 @@ def _verified(manifest: Manifest | None) -> str:
 def _carried(manifest: Manifest) -> list[str]:
     """Return the databases of which an earlier upload's state was taken over."""
     return sorted({part.database for part in manifest.parts if part.origin == "carried"})
-
-
-def _console() -> Console:
-    # Names and reasons are shown as they are: to rich, [...] and :...: in them would mean something.
-    width = None if sys.stdout.isatty() else WIDE
-    return _Plain(width=width, highlight=False, markup=False, emoji=False)
-
-
-class _Plain(Console):
-    """A console on which no text does anything but stand there: a graph's name may hold what a terminal obeys."""
-
-    def render_str(self, text: str, **how: Any) -> Text:
-        return super().render_str(shown(text), **how)

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from agent.application.archive import LATEST, Archive
 from agent.application.verification import Found, Verification
 from agent.domain.errors import SettingsError
+from agent.domain.plain_text import printable
 from agent.faces.announcing import announce
-from agent.faces.uploads import shown, system_of
+from agent.faces.uploads import system_of
 from agent.ports import Progress as Moved, untold
 from agent.settings import Settings
 from agent.wiring import Home
@@ -47,7 +48,7 @@ async def verify(
     else:
         for one in found:
             for line in _lines(one):
-                typer.echo(shown(line), err=not one.whole)
+                typer.echo(printable(line), err=not one.whole)
     if system_id == identity.system_id:
         await announce(home, *(one.event(identity, home.clock) for one in found))
     return 0 if whole else 1

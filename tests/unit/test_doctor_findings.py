@@ -128,7 +128,7 @@ def test_in_a_pipe_each_finding_is_a_line_and_its_cure_another_and_nothing_steer
     lines = plain(FOUND)
     assert lines == [
         "ok       good: all well (more)",
-        "error    bad: broken  [2J[red]",
+        "error    bad: broken \\x1b[2J[red]",
         "         -> mend it",
         "skipped  left: not set up",
     ]

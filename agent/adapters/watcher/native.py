@@ -10,11 +10,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
 from watchfiles import Change, watch
 
 from agent.adapters.watcher.look import Root, root_of
 
 _STOP_SECONDS = 5.0
+
+_UNDECODABLE = "Unable to decode path"
+"""How watchfiles reports a change of a file whose name is not UTF-8. The error ends the watch."""
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -40,6 +46,7 @@ class Native:
         self._real = ""
         self._stopped = False
         self._told = False
+        self._undecodable = False
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         threading.Thread(target=self._run, name=f"watch-{path.name}", daemon=True).start()
@@ -65,6 +72,22 @@ class Native:
         why = "the native watch broke"
         try:
             self._real = os.path.realpath(self._path)
+            while self._watch_until_undecodable():
+                # Ringing again once the watch is set up leads to a look, which finds what changed in between.
+                self._told = False
+                time.sleep(self._step_ms / 1000)
+            why = ""
+        except FileNotFoundError:
+            why = ""
+            time.sleep(self._step_ms / 1000)  # it went away just now; whoever looks again at once may not see it yet
+        except (OSError, RuntimeError, UnicodeError) as error:  # the native layer's own is a RuntimeError
+            why = str(error)
+        finally:
+            self._call(self._end, why)
+
+    def _watch_until_undecodable(self) -> bool:
+        """Watch; return True where a file name that is not UTF-8 ended the watch, False where it is over."""
+        try:
             for changes in watch(
                 self._real,
                 watch_filter=self._concerns,
@@ -77,14 +100,15 @@ class Native:
                 recursive=False,
             ):
                 self._call(self._ring, frozenset(os.path.basename(path) for _, path in changes))  # noqa: PTH119
-            why = ""
-        except FileNotFoundError:
-            why = ""
-            time.sleep(self._step_ms / 1000)  # it went away just now; whoever looks again at once may not see it yet
-        except (OSError, RuntimeError, UnicodeError) as error:  # the native layer's own is a RuntimeError
-            why = str(error)
-        finally:
-            self._call(self._end, why)
+        except RuntimeError as error:
+            if not str(error).startswith(_UNDECODABLE):
+                raise
+            if not self._undecodable:
+                self._undecodable = True
+                hint = "rename the file: watching is native again at once, and databases are found all the same"
+                _log.warning("file_name_not_unicode", directory=str(self._path), error=str(error), hint=hint)
+            return not self._stopped
+        return False
 
     def _concerns(self, change: Change, path: str) -> bool:
         if path == self._real and change is Change.deleted:

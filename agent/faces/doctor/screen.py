@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent.application.examination import Finding, Level, exit_code
+from agent.domain.plain_text import printable
 
 MARKS = {
     Level.OK: ("✓", "green"),
@@ -45,7 +46,7 @@ def plain(found: Sequence[tuple[str, Finding]]) -> list[str]:
         lines.append(f"{finding.level.value:<8} {finding.name}: {finding.found}{more}")
         if finding.cure:
             lines.append(f"{'':8} -> {finding.cure}")
-    return [_shown(line) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def show(found: Sequence[tuple[str, Finding]], console: Console | None = None) -> None:
@@ -63,22 +64,17 @@ def show(found: Sequence[tuple[str, Finding]], console: Console | None = None) -
         table.add_column(overflow="fold")
         for _, finding in findings:
             mark, style = MARKS[finding.level]
-            table.add_row(Text(mark, style=style), Text(_shown(finding.name)), _told(finding, style))
+            table.add_row(Text(mark, style=style), Text(printable(finding.name)), _told(finding, style))
         console.print(Padding(table, (0, 0, 1, 1)))
     text, style = ENDS[exit_code([finding for _, finding in found])]
     console.print(Text(text, style=style))
 
 
 def _told(finding: Finding, style: str) -> Text:
-    text = Text(_shown(finding.found), style="dim" if finding.level is Level.SKIPPED else "")
+    text = Text(printable(finding.found), style="dim" if finding.level is Level.SKIPPED else "")
     if finding.detail:
-        text.append(f"\n{_shown(finding.detail)}", style="dim")
+        text.append(f"\n{printable(finding.detail)}", style="dim")
     if finding.cure:
         text.append("\n→ ", style=style)
-        text.append(_shown(finding.cure))
+        text.append(printable(finding.cure))
     return text
-
-
-def _shown(text: str) -> str:
-    """Return a text that steers no terminal: names of files, and what servers say, may hold anything."""
-    return "".join(char if char.isprintable() else " " for char in text)

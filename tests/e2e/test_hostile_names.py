@@ -1,0 +1,31 @@
+"""What a file name holds reaches no terminal: escape sequences and line breaks are shown as escapes."""
+
+import pytest
+
+from tests.fakes.machine import Machine
+
+HOSTILE = "knowledge_graph_a\x1b[2J\nzq\u202ec.duckdb"
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+def test_no_command_prints_what_a_graphs_name_makes_a_terminal_do(machine):
+    machine.write(commits=2, entities=2)
+    (machine.data / HOSTILE).write_bytes(b"no database")
+    machine.sync()
+    (machine.data / "knowledge_graph.duckdb").rename(machine.data / f"knowledge_graph_good{HOSTILE[15:]}")
+    machine.call("sync")
+    shown = ""
+    for words in (
+        ("sync",), ("status",), ("events",), ("uploads",), ("uploads", "show", "latest"), ("verify", "--deep"),
+        ("doctor",), ("restore", "latest", "--to", str(machine.home / "restored")), ("memories",),
+        ("prune", "--dry-run"),
+    ):  # fmt: skip
+        done = machine.call(*words)
+        shown += done.out + done.err
+    assert "\\x1b[2J\\nzq\\u202ec" in shown
+    assert not [char for char in shown if not (char.isprintable() or char == "\n")]
+    assert "\nzq" not in shown
