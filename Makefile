@@ -7,6 +7,9 @@ JOBS   ?= 3
 # The engine that Session-Buddy writes with, apart from ours: what is restored must be of use to it.
 WRITER_VERSION := 1.5.3
 WRITER := $(VENV)/writer/.ready-$(WRITER_VERSION)
+# The MCP SDK of version 1, which Session-Buddy needs: the MCP server's tests run on both. Its own HTTP client comes along.
+MCP1_VERSION := 1.30.0
+MCP1 := $(VENV)/mcp1/.ready-$(MCP1_VERSION)
 MINUTES ?= 30
 # What a second interpreter may change: pure code, tasks and sockets, the built wheel.
 ALSO   := tests/unit tests/integration/test_nats_cancelling.py tests/integration/test_akosha_mcp.py tests/e2e/test_wheel.py
@@ -15,14 +18,17 @@ ALSO   := tests/unit tests/integration/test_nats_cancelling.py tests/integration
 AKOSHA         := .venv-interop
 AKOSHA_VERSION := 0.11.0
 AKOSHA_READY   := $(AKOSHA)/.ready-$(AKOSHA_VERSION)
+# The newest Session-Buddy and this agent, resolved together, again whenever what the agent needs changes.
+BESIDE         := .venv-beside
+BESIDE_READY   := $(BESIDE)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cover test-one test-also test-here interop interop-here check format events bench soak clean
+.PHONY: help setup demo test cover test-one test-also test-here test-mcp1 interop interop-here check format events bench soak clean
 
 help:  ## what can be done here
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(READY) $(WRITER)  ## the virtual environment, from constraints.txt; again only where those change
+setup: $(READY) $(WRITER) $(MCP1)  ## the virtual environment, from constraints.txt; again only where those change
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
@@ -36,19 +42,25 @@ $(WRITER): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts --target $(VENV)/writer duckdb==$(WRITER_VERSION)
 	@touch $@
 
+$(MCP1): $(READY)
+	@rm -rf $(VENV)/mcp1
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts --target $(VENV)/mcp1 \
+	  mcp==$(MCP1_VERSION) httpx==0.28.1 httpcore==1.0.9 httpx-sse==0.4.3
+	@touch $@
+
 demo: $(READY)  ## watch the agent work on a scratch database, with no server and no account
 	$(BIN)/akosha-agent demo
 
-test: $(READY) $(WRITER)  ## every test
+test: $(READY) $(WRITER) $(MCP1)  ## every test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
-cover: $(READY) $(WRITER)  ## the coverage by all tests but those marked long
+cover: $(READY) $(WRITER) $(MCP1)  ## the coverage by all tests but those marked long
 	@rm -f .coverage .coverage.*
 	AKOSHA_TESTS_EXECUTE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not long' --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --fail-under=85
 	$(BIN)/coverage report --fail-under=90 --include='agent/domain/*,agent/application/*'
 
-test-one: $(READY) $(WRITER)  ## one test: make test-one T=tests/unit/test_route.py::test_name
+test-one: $(READY) $(WRITER) $(MCP1)  ## one test: make test-one T=tests/unit/test_route.py::test_name
 	$(BIN)/python -m pytest -q $(T)
 
 test-also:  ## what may depend on the interpreter, on Python 3.13 where there is one
@@ -61,20 +73,30 @@ test-also:  ## what may depend on the interpreter, on Python 3.13 where there is
 test-here: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
-interop: $(READY)  ## tests against the real Akosha (900 MB in .venv-interop), where there is a Python 3.13 or newer
+test-mcp1: $(READY) $(MCP1)  ## the MCP server on version 1 of the SDK
+	$(BIN)/python -m pytest -q -k mcp1 tests/e2e/test_mcp_server.py $(ARGS)
+
+interop: $(READY)  ## tests against the real Akosha (900 MB in .venv-interop) and beside the real Session-Buddy (.venv-beside), where there is a Python 3.13 or newer
 	@if [ -n "$$AKOSHA_PYTHON" ]; then exec $(MAKE) --no-print-directory interop-here; fi; \
 	for python in "$$(command -v python3.13)" "$$(command -v python3.14)" $$HOME/.pyenv/versions/3.1[34]*/bin/python3.1[34]; do \
 	  if [ -x "$$python" ] && "$$python" -c '' 2>/dev/null; then \
-	    exec $(MAKE) --no-print-directory NEWER="$$python" NEEDED=$(AKOSHA_READY) AKOSHA_PYTHON=$(CURDIR)/$(AKOSHA)/bin/python interop-here; \
+	    exec $(MAKE) --no-print-directory NEWER="$$python" NEEDED="$(AKOSHA_READY) $(BESIDE_READY)" \
+	      AKOSHA_PYTHON=$(CURDIR)/$(AKOSHA)/bin/python SESSION_BUDDY_PYTHON=$(CURDIR)/$(BESIDE)/bin/python interop-here; \
 	  fi; \
 	done; echo "no Python 3.13 or newer here: nothing done"
 
 interop-here: $(READY) $(NEEDED)
+	@if [ -f $(BESIDE_READY) ]; then $(BESIDE)/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .; fi
 	$(BIN)/python -m pytest -q tests/interop $(ARGS)
 
 $(AKOSHA_READY):
 	$(NEWER) -m venv --clear $(AKOSHA)
 	$(AKOSHA)/bin/pip install --quiet --disable-pip-version-check --pre akosha==$(AKOSHA_VERSION)
+	@touch $@
+
+$(BESIDE_READY): pyproject.toml
+	$(NEWER) -m venv --clear $(BESIDE)
+	$(BESIDE)/bin/pip install --quiet --disable-pip-version-check session-buddy .
 	@touch $@
 
 check: $(READY)  ## ruff, mypy --strict, import-linter

@@ -1,9 +1,13 @@
-"""`akosha-agent mcp` as a coding assistant meets it: a real MCP client over stdio, the command as a subprocess."""
+"""`akosha-agent mcp` as a coding assistant meets it: a real MCP client over stdio, the command as a subprocess.
+
+The server runs on the MCP SDK of this environment, and on that of version 1, which `make` puts aside.
+"""
 
 import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -21,6 +25,7 @@ from tests.fakes.machine import COMMAND, TIMEOUT, Machine, Running
 
 SYNC, STATUS, POINTS = "sync_to_akosha", "akosha_sync_status", "akosha_restore_points"
 TOKEN = "canary-t0ken"
+FIRST_SDK = Path(sys.prefix) / "mcp1"
 CONTRACT = {
     "method": str,
     "success": bool,
@@ -89,11 +94,22 @@ def assistant_on(machine: Machine, log: Path, **how: str) -> Iterator[Assistant]
     assert TOKEN not in told
 
 
+@pytest.fixture(scope="module", params=["mcp2", "mcp1"])
+def sdk(request) -> dict[str, str]:
+    """Variables that have the server import the SDK of a version."""
+    if request.param == "mcp2":
+        return {}
+    if not (FIRST_SDK / "mcp").is_dir():
+        pytest.skip(f"there is no MCP SDK of version 1 in {FIRST_SDK}: `make setup`")
+    return {"PYTHONPATH": str(FIRST_SDK)}
+
+
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(sdk, tmp_path_factory):
     """One server for all tests that need not look at its end; each makes what it syncs."""
     place = tmp_path_factory.mktemp("mcp")
     machine = Machine(place, cloud_endpoint=None, max_retries=0)
+    machine.environ |= sdk
     with assistant_on(machine, place / "log", mode="legacy") as assistant:
         yield assistant
 
@@ -107,8 +123,10 @@ def assistant(shared):
 
 
 @pytest.fixture
-def machine(tmp_path):
-    return Machine(tmp_path)
+def machine(sdk, tmp_path):
+    machine = Machine(tmp_path)
+    machine.environ |= sdk
+    return machine
 
 
 def until(true: Callable[[], object]) -> None:
@@ -142,6 +160,18 @@ def test_the_two_tools_have_the_names_parameters_and_defaults_that_were_promised
     assert tools[SYNC].annotations.idempotent_hint
     assert not tools[SYNC].annotations.read_only_hint
     assert not tools[SYNC].annotations.destructive_hint
+
+
+def test_the_server_is_called_akosha_agent_and_says_what_a_tool_that_is_none_could_be(machine):
+    with called(machine) as server:
+        (hello,) = [line for line in server.printed.seen if line.get("id") == 1]
+        assert hello["result"]["serverInfo"]["name"] == "akosha-agent"
+        say(server, "tools/call", id=3, params={"name": "nosuch", "arguments": {}})
+        (answer,) = server.printed.wait(lambda line: line.get("id") == 3)
+        assert (answer["error"]["code"], STATUS in answer["error"]["message"]) == (-32602, True)
+        server.printed.wait(lambda line: line.get("id") == 2)
+        server.process.stdin.close()
+        assert server.process.wait(TIMEOUT) == 0
 
 
 def test_a_sync_uploads_what_has_changed_and_tells_its_progress(assistant):
@@ -286,7 +316,8 @@ def say(server: Running, method: str, **message: object) -> None:
 @contextmanager
 def called(machine: Machine) -> Iterator[Running]:
     """The server, with a call of the sync tool under way; line by line, without the SDK."""
-    with machine.started("mcp", stdin=subprocess.PIPE) as server:
+    # By `env`: a fork of a process that has imported everything would have the SDK that this one has.
+    with machine.started("mcp", stdin=subprocess.PIPE, prefix=["env", COMMAND]) as server:
         hello = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
         say(server, "initialize", id=1, params=hello)
         server.printed.wait(lambda line: line.get("id") == 1)
