@@ -11,7 +11,7 @@ from agent.api.config import AUTO, AkoshaSyncConfig
 from agent.api.methods import CloudSyncMethod, HttpSyncMethod, SyncMethod, SyncResult
 from agent.domain.errors import CloudUploadError, HTTPSyncError, HybridSyncError, SyncError
 
-UNAVAILABLE = "not available: there was no answer within a second"
+UNAVAILABLE = "not available: it cannot be reached"
 
 _ERRORS: Mapping[str, type[SyncError]] = {"cloud": CloudUploadError, "http": HTTPSyncError}
 

@@ -56,7 +56,10 @@ class SyncMethod(Protocol):
         ...
 
     def is_available(self) -> bool:
-        """Say within 1 s whether an attempt makes sense. Called in a thread; no answer in time means no."""
+        """Say within 1 s whether an attempt makes sense: False only for a definite no.
+
+        Called in a thread. No answer in time means that nobody knows: the method is tried.
+        """
         ...
 
     def get_method_name(self) -> str:
@@ -130,7 +133,10 @@ class CloudSyncMethod(_OwnMethod):
             raise ValueError("\n".join(wrong))
 
     def is_available(self) -> bool:
-        """Say within 1 s whether the store's host takes a connection, or the directory is there and ours to write."""
+        """Say within 1 s whether the store's host may be reached, or the directory is there and ours to write.
+
+        False only for a definite no; True where nothing is known in time.
+        """
         from agent.settings.endpoints import directory_of, is_directory  # noqa: PLC0415 - 0.3 s, loaded by `validate`
 
         config = self.config
@@ -156,7 +162,10 @@ class HttpSyncMethod(_OwnMethod):
         super().__init__(config, data_dir=data_dir, state_dir=state_dir)
 
     def is_available(self) -> bool:
-        """Say within 1 s whether `/health` on the server's origin answers with 200."""
+        """Say within 1 s whether `/health` on the server's origin answers with 200.
+
+        False only for a definite no (also another answer than 200); True where nothing is known in time.
+        """
         return reach.answered(self._is_healthy)
 
     def _is_healthy(self) -> bool:

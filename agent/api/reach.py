@@ -1,6 +1,7 @@
 """Whether something is there, known within a second: by connecting, without anything heavy, in a thread of its own.
 
 It says that an attempt makes sense, not that it will succeed: credentials and rights are the attempt's to find out.
+False is a definite no (a refused connection, no route, a name that does not exist); what is not known in time is True.
 """
 
 import os
@@ -12,13 +13,15 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from agent.domain.reachability import is_definite_no
+
 SECONDS = 0.9
 
 _DEFAULT_REGION = "us-east-1"
 
 
 def answered(question: Callable[[], bool], seconds: float = SECONDS) -> bool:
-    """Return the answer, False where there is none in time. Raises what the question raises.
+    """Return the answer, True where there is none in time: nobody knows. Raises what the question raises.
 
     The question goes on in its thread: looking up a host's name or a mount that hangs cannot be interrupted.
     """
@@ -34,13 +37,16 @@ def answered(question: Callable[[], bool], seconds: float = SECONDS) -> bool:
     try:
         return answer.result(seconds)
     except TimeoutError:
-        return False
+        return True
 
 
 def healthy(endpoint: str) -> bool:
-    """Say whether `/health` at the origin of an http(s) address answers with 200, itself: a redirect is no answer."""
+    """Say whether `/health` at the origin of an http(s) address answers with 200, itself: a redirect is a no.
+
+    True, too, where nobody knows: no answer in time, or one that is garbled.
+    """
     from http.client import HTTPException  # noqa: PLC0415 - what is below costs 0.1 s
-    from urllib.error import HTTPError  # noqa: PLC0415
+    from urllib.error import HTTPError, URLError  # noqa: PLC0415
     from urllib.request import HTTPRedirectHandler, ProxyHandler, build_opener  # noqa: PLC0415
 
     from agent.settings.endpoints import is_loopback  # noqa: PLC0415
@@ -57,12 +63,14 @@ def healthy(endpoint: str) -> bool:
     except HTTPError as error:
         error.close()
         return False
-    except (OSError, HTTPException, ValueError):
-        return False
+    except URLError as error:
+        return not (isinstance(error.reason, OSError) and is_definite_no(error.reason))
+    except (OSError, HTTPException, ValueError) as error:
+        return not is_definite_no(error)
 
 
 def connects(endpoint: str, region: str) -> bool:
-    """Say whether an S3 store's host (empty: AWS's), or the proxy that the environment names for it, takes a call."""
+    """Say whether an S3 store's host (empty: AWS's), or the proxy that the environment names for it, may be there."""
     from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415 - as above
 
     parts = urlsplit(endpoint)
@@ -72,9 +80,11 @@ def connects(endpoint: str, region: str) -> bool:
     if proxy and (way := urlsplit(proxy if "//" in proxy else f"//{proxy}")).hostname:
         door = (way.hostname, way.port or 80)
     try:
-        socket.create_connection(door, timeout=SECONDS).close()
-    except OSError:
-        return False
+        socket.create_connection(door, timeout=SECONDS, all_errors=True).close()
+    except (OSError, ExceptionGroup) as error:
+        return not is_definite_no(error)
+    except UnicodeError:  # no host's name: the attempt says so
+        return True
     return True
 
 

@@ -98,7 +98,11 @@ class MemorySink(Protocol):
         ...
 
     async def is_available(self) -> bool:
-        """Say within 1 s whether it can be reached and is healthy. Never raises."""
+        """Say within 1 s whether it may be reached: False only for a definite no. Never raises.
+
+        A refused connection, no route, a name that does not exist, or its own word that it is not healthy are a no; a
+        time-out or a look-up that failed for the moment is not.
+        """
         ...
 
     async def connect(self) -> Offer:

@@ -54,7 +54,11 @@ class SyncMethod(Protocol):
     def target(self) -> Target: ...
 
     async def is_available(self) -> bool:
-        """Say within 1 s whether an attempt makes sense. Never raises."""
+        """Say within 1 s whether an attempt makes sense. Never raises.
+
+        False only for a definite no: a refused connection, no route, a name that does not exist. What is not known in
+        time is True, and the attempt's own error says what is wrong.
+        """
         ...
 
     async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:

@@ -51,7 +51,11 @@ class ObjectStore(Protocol):
         ...
 
     async def is_available(self) -> bool:
-        """Say within 1 s whether the store can be reached at all. Never raises."""
+        """Say within 1 s whether the store may be reached: False only for a definite no. Never raises.
+
+        A refused connection, no route, a name or place that does not exist are a no; a time-out or a look-up that
+        failed for the moment is not.
+        """
         ...
 
     async def put(

@@ -52,6 +52,9 @@ PROBE_NAME = ".probe"
 PATIENCE_SECONDS = 4.0
 """For a single step of a look: what is slower is told by the step's own error, before the whole check is cut off."""
 
+CONNECT_SECONDS = 10.0
+"""For a connection, its name's look-up included: as long as the agent itself takes."""
+
 LOST = timedelta(days=1)
 """Parts of an upload that began longer ago than this are nobody's: no upload takes a day."""
 
@@ -251,7 +254,7 @@ class Examination:
         sink = AkoshaSink(
             endpoint=self.settings.http_endpoint,
             token=self.settings.http_token.get_secret_value(),
-            timeout_seconds=PATIENCE_SECONDS,
+            timeout_seconds=CONNECT_SECONDS,
         )
         try:
             healthy = await sink.is_available()
@@ -298,7 +301,7 @@ class Examination:
                     bucket=s.cloud_bucket,
                     endpoint=s.cloud_endpoint,
                     region=s.cloud_region,
-                    connect_timeout=PATIENCE_SECONDS,
+                    connect_timeout=CONNECT_SECONDS,
                     read_timeout=PATIENCE_SECONDS,
                     at_rest=at_rest(s),
                 )

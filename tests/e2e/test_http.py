@@ -53,6 +53,14 @@ def test_development_pushes_to_akosha_and_the_account_of_it_can_be_seen(machine,
     assert machine.sync()["memories"] == len(akosha.rows()) == 8
 
 
+def test_an_akosha_whose_health_check_is_slow_gets_its_memories(machine, akosha):
+    machine.set(cloud_endpoint=None)
+    akosha.health_answers = False
+    result = machine.sync()
+    assert (result["method"], result["memories"]) == ("http", 8)
+    assert len(akosha.rows("laptop")) == 8
+
+
 def test_production_goes_to_the_bucket_and_akosha_is_not_asked(machine, akosha):
     assert machine.sync()["method"] == "cloud"
     assert akosha.requests == []

@@ -385,15 +385,30 @@ async def test_nobody_there_is_an_error_that_may_pass_and_not_available():
     await sink.aclose()
 
 
-async def test_who_accepts_and_says_nothing_is_not_available_within_a_second():
+async def test_who_accepts_and_says_nothing_within_a_second_is_unknown():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sink = AkoshaSink(endpoint=f"http://127.0.0.1:{listener.getsockname()[1]}/mcp")
         await sink.is_available()  # the library is loaded
         loop = asyncio.get_running_loop()
         began = loop.time()
-        assert not await sink.is_available()
+        assert await sink.is_available()
         assert loop.time() - began < 1.5
         await sink.aclose()
+
+
+@pytest.mark.parametrize(
+    ("code", "available"),
+    [(socket.EAI_NONAME, False), (socket.EAI_AGAIN, True)],
+    ids=["no such name", "for the moment"],
+)
+async def test_only_a_name_that_does_not_exist_is_nobody(code, available, monkeypatch):
+    async def getaddrinfo(*_, **__):
+        raise socket.gaierror(code, "from the name server")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    sink = AkoshaSink(endpoint="https://akosha.example.com/mcp")
+    assert await sink.is_available() is available
+    await sink.aclose()
 
 
 @pytest.mark.parametrize(
@@ -544,7 +559,7 @@ async def test_a_certificate_is_trusted_where_its_authority_is(tmp_path, monkeyp
 async def test_an_environment_with_a_broken_proxy_is_told_by_its_name(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "nonsense://x")
     sink = AkoshaSink(endpoint="https://akosha.example.com/mcp")
-    assert not await sink.is_available()
+    assert await sink.is_available(), "the attempt says what is wrong"
     with pytest.raises(SinkError, match="ALL_PROXY"):
         await sink.connect()
     await sink.aclose()

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -177,7 +176,8 @@ async def test_nothing_listens(closed_port, aws):
     assert "127.0.0.1" in error.hint
 
 
-async def test_a_name_that_does_not_resolve_is_transient(aws):
+async def test_a_name_that_does_not_exist_is_no_store_and_transient(aws, monkeypatch):
+    looked_up(monkeypatch, socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
     async with store_at("https://no-such-host.invalid") as store:
         assert not await store.is_available()
         assert (await failure_of(store)).transient
@@ -188,18 +188,100 @@ async def test_an_answer_that_does_not_come_is_transient(silent_port, aws):
         assert (await failure_of(store)).transient
 
 
-async def test_availability_is_known_within_a_second(aws, monkeypatch):
-    """A connection that never stands, as behind a firewall that drops packets."""
+def looked_up(monkeypatch, outcome):
+    """Have the name server answer so: an error, addresses, or whatever a coroutine function returns."""
 
-    async def never(*_, **__):
+    async def getaddrinfo(host, port, **_):
+        if isinstance(outcome, Exception):
+            raise outcome
+        found = await outcome() if callable(outcome) else outcome
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port)) for host in found]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+
+
+async def never(*_, **__):
+    await asyncio.Event().wait()
+
+
+async def test_a_look_up_that_failed_for_the_moment_proves_nothing(aws, monkeypatch):
+    looked_up(monkeypatch, socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"))
+    async with store_at("https://store.example.com") as store:
+        assert await store.is_available()
+
+
+async def test_a_connection_that_never_stands_proves_nothing(aws, monkeypatch):
+    """As behind a firewall that drops packets."""
+    monkeypatch.setattr("agent.adapters.s3_store.store.AVAILABLE_SECONDS", 0.05)
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", never)
+    async with store_at("http://127.0.0.1:9") as store:
+        assert await store.is_available()
+
+
+async def test_a_name_that_takes_longer_to_look_up_is_unknown_and_the_store_is_used(moto, aws, monkeypatch):
+    """A first name server that is dead costs 5 s, every time."""
+    answered, port = asyncio.Event(), moto.endpoint.rpartition(":")[2]
+
+    async def late():
+        await answered.wait()
+        return ["127.0.0.1"]
+
+    looked_up(monkeypatch, late)
+    monkeypatch.setattr("agent.adapters.s3_store.store.AVAILABLE_SECONDS", 0.05)
+    async with store_at(f"http://localhost:{port}", bucket=moto.new_bucket()) as store:
+        assert await store.is_available()
+        putting = asyncio.create_task(put(store))
+        answered.set()
+        assert (await putting).size == 1
+
+
+async def test_the_limit_for_a_connection_includes_the_look_up_and_is_one_for_all_tries(aws, monkeypatch):
+    asked = []
+
+    async def never_answered():
+        asked.append(1)
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("agent.adapters.s3_store.store.AVAILABLE_SECONDS", 0.05)
-    monkeypatch.setattr(asyncio, "open_connection", never)
-    begun = time.monotonic()
-    async with store_at("http://127.0.0.1:9") as store:
-        assert not await store.is_available()
-    assert time.monotonic() - begun < 1
+    looked_up(monkeypatch, never_answered)
+    async with store_at("http://store.example.com:9000", connect_timeout=0.05) as store:
+        error = await failure_of(store)
+    assert error.message.startswith("no connection to store.example.com:9000 in time")
+    assert error.transient
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("first", ["refuses", "is silent"])
+async def test_one_of_two_addresses_that_answers_is_enough(first, aws, monkeypatch, silent_port):
+    looked_up(monkeypatch, ["127.0.0.2", "127.0.0.1"])
+    loop = asyncio.get_running_loop()
+    connect = loop.sock_connect
+
+    async def connecting(sock, address):
+        if address[0] == "127.0.0.2" and first == "is silent":
+            await never()
+        await connect(sock, address)
+
+    monkeypatch.setattr(loop, "sock_connect", connecting)
+    monkeypatch.setattr("agent.adapters.s3_store.store.AVAILABLE_SECONDS", 30)
+    async with store_at(f"http://store.example.com:{silent_port}") as store:
+        assert await store.is_available()
+
+
+@pytest.mark.parametrize(("second", "available"), [("refuses", False), ("is silent", True)])
+async def test_only_where_each_address_refuses_nobody_is_there(second, available, aws, monkeypatch, closed_port):
+    looked_up(monkeypatch, ["127.0.0.2", "127.0.0.1"])
+    loop = asyncio.get_running_loop()
+    connect = loop.sock_connect
+
+    async def connecting(sock, address):
+        if address[0] == "127.0.0.1" and second == "is silent":
+            await never()
+        await connect(sock, address)
+
+    monkeypatch.setattr(loop, "sock_connect", connecting)
+    monkeypatch.setattr("agent.adapters.s3_store.store.AVAILABLE_SECONDS", 0.5)
+    async with store_at(f"http://store.example.com:{closed_port}") as store:
+        assert await store.is_available() is available
 
 
 async def test_a_certificate_of_an_unknown_authority_is_permanent_and_names_the_setting(moto_tls, aws):

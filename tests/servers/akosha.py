@@ -124,6 +124,8 @@ class Akosha:
         self.json_response, self.stateless, self.page_size = json_response, stateless, page_size
         self.batch_tool, self.interfere = batch_tool, interfere
         self.healthy = True
+        self.health_answers = True
+        """False: /health takes longer than anybody waits."""
         self.calls: list[Call] = []
         self.requests: list[Request] = []
         self.kept: dict[str, list[dict[str, Any]]] = {}
@@ -213,6 +215,8 @@ class Akosha:
         return application
 
     async def _health(self, _request: Any) -> Response:
+        if not self.health_answers:
+            await asyncio.Event().wait()
         if not self.healthy:
             return JSONResponse({"status": "starting"}, 503)
         return JSONResponse({"status": "ok", "service": "akosha", "version": self.version})

@@ -78,5 +78,5 @@ def test_behind_a_proxy_it_is_reached_where_the_proxy_is(monkeypatch):
 def test_what_people_read_has_no_secret():
     assert (
         str(Place("bucket", "https://user:canary@minio.example.org:9000/", "auto"))
-        == "s3://bucket at minio.example.org"
+        == "s3://bucket at minio.example.org:9000"
     )

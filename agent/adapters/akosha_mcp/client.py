@@ -17,6 +17,7 @@ from agent.adapters.akosha_mcp.menu import Menu
 from agent.adapters.akosha_mcp.place import Place, as_text
 from agent.adapters.akosha_mcp.results import Message, ToolResult
 from agent.domain.errors import SinkError
+from agent.domain.reachability import is_definite_no
 
 if TYPE_CHECKING:
     from agent.adapters.akosha_mcp.http import Http
@@ -56,12 +57,17 @@ class Client:
         """How many were begun: another one may be with another run of the server."""
 
     async def healthy(self) -> bool:
-        """Say within 0.9 s whether the server is up. Never raises."""
+        """Say within 0.9 s whether the server may be up: False where nobody is there, or it says that it is not well.
+
+        True where nothing is known: no answer in time, or a fault that the handshake explains. Never raises.
+        """
         try:
             async with asyncio.timeout(AVAILABLE_SECONDS):
                 version = await (await self._http()).health()
-        except (TimeoutError, SinkError):
-            return False
+        except TimeoutError:
+            return True
+        except SinkError as error:
+            return not is_definite_no(error)
         if version is None:
             return False
         self.health_version = version

@@ -112,6 +112,7 @@ class Http:
         """Return the version that the origin's /health tells, "" where it tells none; None where it is not healthy.
 
         Healthy is what answers 200 with JSON; and what wants to know who asks, so that the handshake can tell the cure.
+        Raises SinkError where there is no answer.
         """
         request = self._client.build_request("GET", f"{self._place.origin}/health")
         try:
@@ -121,13 +122,16 @@ class Http:
                     return ""
                 if response.status_code != httpx2.codes.OK:
                     return None
-                told = messages.parsed(await messages.whole(response, self._place, _REFUSAL_BYTES), self._place)
-                version = told.get("version")
+                body = await messages.whole(response, self._place, _REFUSAL_BYTES)
+                try:
+                    version = messages.parsed(body, self._place).get("version")
+                except SinkError:
+                    return None
                 return version[:_LONGEST_VERSION] if isinstance(version, str) else ""
             finally:
                 await response.aclose()
-        except (httpx2.HTTPError, httpx2.InvalidURL, SinkError):
-            return None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise _translated(error, self._place) from error
 
     async def let_go(self) -> None:
         """Close the connections that nothing uses now; one that does not close in time is left to the library."""

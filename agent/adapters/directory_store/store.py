@@ -46,12 +46,12 @@ class DirectoryStore:
         return self._root.as_uri()
 
     async def is_available(self) -> bool:
-        """As the port says: the place answers. Whether it takes a put, and if not what mends it, a put tells."""
+        """As the port says: the place answers, or not yet. Whether it takes a put, and if not why, a put tells."""
         # A mount that hangs holds one thread for ever, not one more at each call.
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(off_loop(self._answers), name="directory-store-probe")
         done, _ = await asyncio.wait({self._probe}, timeout=AVAILABLE_SECONDS)
-        return bool(done) and self._probe.result()
+        return not done or self._probe.result()
 
     async def put(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 from agent.adapters.s3_store.at_rest import AtRest, Doubt
 from agent.adapters.s3_store.batch_check import sign_by_md5
 from agent.adapters.s3_store.errors import translate
+from agent.adapters.s3_store.local_faults import check_ca_bundle, check_proxy, check_variants
 from agent.adapters.s3_store.part import PartBody
 from agent.adapters.s3_store.place import Place
 
@@ -17,6 +18,12 @@ Answer = dict[str, Any]
 
 ATTEMPTS = 3
 """Of a single request, by botocore's standard mode; attempts as a whole are the caller's."""
+
+BARE = frozenset({"400", "403", "Bad Request", "BadRequest", "Forbidden"})
+"""What botocore makes of a refusal without a body."""
+
+SILENT = BARE | {"InvalidRange", "416", "NoSuchKey", "404"}
+"""Answers to a GET of the first byte that say nothing about why the HEAD before was refused."""
 
 _CLOSING_TURNS = 3
 
@@ -64,9 +71,10 @@ class Connection:
             async with patience:
                 answer: Answer = await getattr(client, operation)(Bucket=self.place.bucket, **parameters)
         except Exception as error:
-            if (translated := translate(error, self.place, operation, key, self._at_rest)) is None:
+            cause = await self._explained(error, operation, key)
+            if (translated := translate(cause, self.place, operation, key, self._at_rest)) is None:
                 raise
-            raise translated from error
+            raise translated from cause
         self._doubt.look(operation, str(answer.get("ServerSideEncryption") or ""), self.place)
         return answer
 
@@ -87,6 +95,25 @@ class Connection:
         making = self._making
         if making is not None and making.done() and not making.cancelled() and making.exception() is None:
             making.result()._endpoint.http_session.let_go()  # noqa: SLF001 - there is no public way to it
+
+    async def _explained(self, error: Exception, operation: str, key: str) -> Exception:
+        """Return the refusal that says why a HEAD was refused: the answer to one has no body, and so no code.
+
+        Asks once more, by a GET of the first byte. Where that says no more, the refusal is returned as it was.
+        """
+        refusal = getattr(error, "response", None)
+        if operation != "head_object" or not isinstance(refusal, dict):
+            return error
+        if refusal.get("Error", {}).get("Code") not in BARE:
+            return error
+        try:
+            client = await self._client()
+            answer = await client.get_object(Bucket=self.place.bucket, Key=key, Range="bytes=0-0")
+            answer["Body"].close()
+        except Exception as said:  # noqa: BLE001 - it is translated, or the first refusal is
+            code = (getattr(said, "response", None) or {}).get("Error", {}).get("Code")
+            return error if code is None or code in SILENT else said
+        return error
 
     async def _client(self) -> Any:
         if self._making is None or (self._making.done() and self._making.exception() is not None):
@@ -119,7 +146,10 @@ class Connection:
             response_checksum_validation="when_required",
             s3={"addressing_style": place.addressing_style, "payload_signing_enabled": False},
         )
+        check_proxy(place)
         session = aioboto3.Session()
+        check_ca_bundle(self._verify, session._session.get_config_variable("ca_bundle"))  # noqa: SLF001 - no public way
+        check_variants(place, session._session.get_scoped_config())  # noqa: SLF001
         region = place.signing_region or session.region_name or "us-east-1"
         owner: AbstractAsyncContextManager[Any] = session.client(
             "s3", region_name=region, endpoint_url=place.endpoint or None, verify=self._verify, config=config

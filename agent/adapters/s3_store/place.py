@@ -13,6 +13,19 @@ _REGION_IN_HOST = re.compile(r"(?:^|\.)s3[.-](?:dualstack\.|fips\.)?([a-z]{2}[a-
 
 
 @dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy on the way to a store, without its credentials. `variable`: what names it."""
+
+    variable: str
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """A bucket at an endpoint. `endpoint` empty: AWS. `region` `auto`: from the endpoint, else from the AWS chain."""
 
@@ -21,12 +34,19 @@ class Place:
     region: str
 
     def __str__(self) -> str:
-        return f"s3://{self.bucket} at {self.host}"
+        return f"s3://{self.bucket} at {self.authority}"
 
     @property
     def host(self) -> str:
         """Name or address, without the port; credentials that somebody wrote into the endpoint are not in it."""
         return urlsplit(self.endpoint).hostname or f"s3.{self._aws_region}.amazonaws.com"
+
+    @property
+    def authority(self) -> str:
+        """The host, with the port where the endpoint names one: how texts name the server."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = urlsplit(self.endpoint).port
+        return f"{host}:{port}" if port else host
 
     @property
     def signing_region(self) -> str | None:
@@ -50,11 +70,27 @@ class Place:
     @property
     def front_door(self) -> tuple[str, int]:
         """Host and port to connect to: the endpoint's, or those of the proxy that the environment names for it."""
-        scheme = urlsplit(self.endpoint).scheme or "https"
-        proxy = None if proxy_bypass(self.host) else getproxies().get(scheme)
-        if proxy and (door := urlsplit(proxy if "//" in proxy else f"//{proxy}")).hostname:
-            return door.hostname, door.port or 80
-        return self.host, urlsplit(self.endpoint).port or (80 if scheme == "http" else 443)
+        proxy = self.proxy
+        if proxy is not None:
+            return proxy.host, proxy.port
+        return self.host, urlsplit(self.endpoint).port or (80 if self._scheme == "http" else 443)
+
+    @property
+    def proxy(self) -> "Proxy | None":
+        """The proxy that the environment, or the system, names for the endpoint."""
+        address = None if proxy_bypass(self.host) else getproxies().get(self._scheme)
+        if not address:
+            return None
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        names = (f"{self._scheme}_proxy", f"{self._scheme.upper()}_PROXY")
+        variable = next((name for name in names if os.environ.get(name)), "the system's proxy settings")
+        if not parts.hostname:
+            return None
+        return Proxy(variable, parts.scheme or "http", parts.hostname, parts.port or 80)
+
+    @property
+    def _scheme(self) -> str:
+        return urlsplit(self.endpoint).scheme or "https"
 
     @property
     def _aws_region(self) -> str:

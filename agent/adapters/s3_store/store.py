@@ -2,7 +2,6 @@
 
 import asyncio
 import builtins
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
 from datetime import datetime
 
@@ -15,6 +14,7 @@ from agent.adapters.s3_store.deleting import AT_ONCE, Deleting
 from agent.adapters.s3_store.examining import Credentials, Unfinished
 from agent.adapters.s3_store.part import Pacing
 from agent.adapters.s3_store.place import Place
+from agent.adapters.s3_store.reaching import may_be_reached
 from agent.adapters.s3_store.sending import Sending
 from agent.ports import Creation, Progress, StoredObject, untold
 
@@ -27,6 +27,7 @@ class S3Store:
     `part_concurrency` parts are in memory, and at most so many on their way, at once. `verify` is the file of a CA to
     trust; None: what AWS_CA_BUNDLE names, else the usual authorities. Sending has no time limit of its own: who waits
     watches `progress`, and cancels, which takes effect at once. `at_rest`: how whatever it makes is to lie there.
+    `connect_timeout`: seconds for one connection, from the look-up of the name on.
     `pace`: bodies leave at it, byte by byte, retries included.
     """
 
@@ -59,17 +60,9 @@ class S3Store:
         return str(self._place)
 
     async def is_available(self) -> bool:
-        """Say whether a connection to the endpoint (or its proxy) stands within 1 s; nothing is asked of it."""
+        """As the port says, of the endpoint or the proxy before it: it is connected to, and nothing is asked of it."""
         host, port = self._place.front_door
-        try:
-            async with asyncio.timeout(AVAILABLE_SECONDS):
-                _, writer = await asyncio.open_connection(host, port, happy_eyeballs_delay=0.25)
-        except (OSError, TimeoutError, UnicodeError):
-            return False
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-        return True
+        return await may_be_reached(host, port, seconds=AVAILABLE_SECONDS)
 
     async def put(
         self,

@@ -1,0 +1,59 @@
+"""Whether a store's host takes a connection: asked of all its addresses, without a word to it."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from agent.domain.reachability import is_definite_no
+
+STAGGER_SECONDS = 0.25
+"""An address that is silent for so long has company by the next one."""
+
+Address = tuple[Any, ...]
+"""What `getaddrinfo` says of an address."""
+
+
+async def may_be_reached(host: str, port: int, *, seconds: float) -> bool:
+    """Say False only where the host does not exist, or none of its addresses takes a connection. Never raises.
+
+    True where a connection stands, and where nothing is known within the time.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return await _any_of(iter(found))
+    except OSError as error:  # TimeoutError is one, too
+        return not is_definite_no(error)
+    except UnicodeError:  # no host's name: the attempt says so
+        return True
+
+
+async def _any_of(addresses: Iterator[Address]) -> bool:
+    trying: set[asyncio.Task[None]] = set()
+    all_refuse = True
+    try:
+        while True:
+            if (address := next(addresses, None)) is not None:
+                trying.add(asyncio.create_task(_connect(address), name="s3-reach"))
+            elif not trying:
+                return not all_refuse
+            pause = None if address is None else STAGGER_SECONDS
+            done, trying = await asyncio.wait(trying, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if (error := task.exception()) is None:
+                    return True
+                all_refuse &= is_definite_no(error)
+    finally:
+        for task in trying:
+            task.cancel()
+        if trying:
+            await asyncio.wait(trying)
+
+
+async def _connect(address: Address) -> None:
+    family, kind, protocol, _name, place = address
+    with contextlib.closing(socket.socket(family, kind, protocol)) as connection:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, place)

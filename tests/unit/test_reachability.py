@@ -1,0 +1,67 @@
+"""What proves that nobody can be reached: a refusal, a missing route, a name that does not exist; nothing else."""
+
+import errno
+import socket
+
+import pytest
+
+from agent.api import reach
+from agent.domain.errors import SinkError
+from agent.domain.reachability import is_definite_no
+
+REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+SILENT = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+
+def caused_by(cause: BaseException) -> Exception:
+    error = SinkError("http://akosha: no connection")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "definite"),
+    [
+        (REFUSED, True),
+        (OSError(errno.ENETUNREACH, "Network is unreachable"), True),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), True),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), True),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), False),
+        (socket.gaierror(socket.EAI_FAIL, "Non-recoverable failure in name resolution"), False),
+        (SILENT, False),
+        (TimeoutError(), False),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), False),
+        (ValueError("anything else"), False),
+        (ExceptionGroup("each address", [REFUSED, OSError(errno.EHOSTUNREACH, "No route to host")]), True),
+        (ExceptionGroup("each address", [REFUSED, SILENT]), False),
+        (caused_by(caused_by(REFUSED)), True),
+        (caused_by(caused_by(SILENT)), False),
+        (caused_by(ExceptionGroup("each address", [REFUSED, REFUSED])), True),
+    ],
+    ids=repr,
+)
+def test_only_a_definite_no_proves_that_nobody_is_there(error, definite):
+    assert is_definite_no(error) is definite
+
+
+def test_a_question_without_an_answer_in_time_means_that_nobody_knows():
+    import threading
+
+    release = threading.Event()
+    assert reach.answered(release.wait, seconds=0)
+    release.set()
+
+
+@pytest.mark.parametrize(
+    ("code", "available"),
+    [(socket.EAI_NONAME, False), (socket.EAI_AGAIN, True)],
+    ids=["no such name", "for the moment"],
+)
+def test_the_python_names_tell_a_missing_name_from_a_name_server_that_is_away(code, available, monkeypatch):
+    def getaddrinfo(*_, **__):
+        raise socket.gaierror(code, "from the name server")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    assert reach.connects("https://store.example.com", "auto") is available
+    assert reach.healthy("https://akosha.example.com/mcp") is available
