@@ -137,12 +137,17 @@ class CloudSyncMethod(_OwnMethod):
 
         False only for a definite no; True where nothing is known in time.
         """
-        from agent.settings.endpoints import directory_of, is_directory  # noqa: PLC0415 - 0.3 s, loaded by `validate`
+        return reach.answered(self._may_be_reached)
 
-        config = self.config
-        if is_directory(config.cloud_endpoint):
-            return reach.answered(lambda: reach.writable(directory_of(config.cloud_endpoint) / config.cloud_bucket))
-        return reach.answered(lambda: reach.connects(config.cloud_endpoint, config.cloud_region))
+    def _may_be_reached(self) -> bool:
+        try:
+            settings = self._request().load().settings
+        except SettingsError as error:
+            _log.warning("cloud: %s", error)
+            return False
+        if settings.directory is not None:
+            return reach.writable(settings.directory / settings.cloud_bucket)
+        return reach.connects(settings.cloud_endpoint, settings.cloud_region)
 
 
 class HttpSyncMethod(_OwnMethod):

@@ -34,7 +34,8 @@ class Delivery(BaseModel):
     )
     cloud_endpoint: CloudEndpoint = Field(
         default="",
-        description="Address of the S3 store, or file:///dir for a directory; empty: the provider's default.",
+        description="Address of the S3 store, or file:///dir for a directory; empty: that of the AWS configuration "
+        "(AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, ~/.aws/config), else the provider's default.",
     )
     cloud_region: Region = Field(
         default=AUTO_REGION, description="Region of the bucket; auto suits Cloudflare R2 and most others."
@@ -91,6 +92,12 @@ class Delivery(BaseModel):
             if isinstance(lent, str) and endpoints.is_akosha_address(lent.strip()):
                 return {**data, "http_endpoint": lent}
         return data
+
+    @field_validator("cloud_endpoint")
+    @classmethod
+    def _names_the_bucket_once(cls, value: str, info: ValidationInfo) -> str:
+        bucket = info.data.get("cloud_bucket")
+        return value if bucket is None else endpoints.without_bucket(value, bucket)
 
     @field_validator("force_method")
     @classmethod

@@ -23,6 +23,12 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 # URL parsers drop or reinterpret these, each in its own way: no address that we check may have one.
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\]")
+_PROVIDERS = re.compile(
+    r"s3[.-]?[a-z0-9.-]*\.amazonaws\.com(\.cn)?|[0-9a-f]{32}(\.[a-z]+)?\.r2\.cloudflarestorage\.com"
+    r"|s3\.[a-z0-9-]+\.backblazeb2\.com|s3\.([a-z0-9-]+\.)?wasabisys\.com|[a-z0-9]+\.digitaloceanspaces\.com"
+    r"|s3\.[a-z0-9-]+\.scw\.cloud"
+)
+"""Hosts that are a provider's own without a bucket before them."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -39,6 +45,29 @@ def check_cloud_endpoint(url: str) -> str:
         directory_of(url)
     elif url:
         _check_http(url, CLOUD)
+    return url
+
+
+def without_bucket(url: str, bucket: str) -> str:
+    """Return a checked cloud address without the bucket at its end, which R2's dashboard shows there.
+
+    Raises ValueError for any other path, and for a host that begins with the bucket at a known provider: the bucket
+    would be named twice. An address that ends in `/mcp` stays as it is: it may be lent to the http method.
+    """
+    if not url or is_directory(url):
+        return url
+    parts = urlsplit(url)
+    path = parts.path.strip("/")
+    plain = f"{parts.scheme}://{parts.netloc}"
+    if path and path == bucket:
+        return plain
+    if path and not is_akosha_address(url):
+        raise ValueError(
+            f"no path such as /{path} is allowed behind the host; the bucket belongs in akosha_cloud_bucket"
+        )
+    rest = parts.netloc.removeprefix(f"{bucket}.") if bucket else parts.netloc
+    if rest != parts.netloc and _PROVIDERS.fullmatch(rest.lower()):
+        raise ValueError(f"the host begins with the bucket of akosha_cloud_bucket; allowed is {parts.scheme}://{rest}")
     return url
 
 

@@ -8,6 +8,7 @@ the file of --settings
 ~/.claude/settings/local.yaml, ~/.claude/settings/session-buddy.yaml
 ~/.config/session-buddy/local.yaml, ~/.config/session-buddy/config.yaml
 Session-Buddy's own log level and data_dir: of its environment variables, then of these files
+the AWS configuration: where there is a bucket and nothing above names an endpoint
 defaults
 """
 
@@ -18,8 +19,10 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from agent.domain.errors import SettingsError
-from agent.settings.complaints import complaints
-from agent.settings.kinds import Folder, LogLevel
+from agent.settings.aws_config import aws_endpoint
+from agent.settings.complaints import complaints, quoted
+from agent.settings.endpoints import is_akosha_address, without_credentials
+from agent.settings.kinds import AUTO_REGION, Folder, LogLevel
 from agent.settings.sources import (
     DATA_DIR,
     SESSION_BUDDY,
@@ -116,7 +119,8 @@ def load(
     _read_files(gathered, list(_candidates(settings_file, place)), place)
     gathered.layers += [_session_buddys_level(gathered), _session_buddys_data_dir(gathered), _defaults(place)]
 
-    given = {key: layer.given[key] for layer in reversed(gathered.layers) for key in layer.given}
+    gathered.layers.insert(0, _aws_endpoint(_merged(gathered), place))
+    given = _merged(gathered)
     token = SOURCES.set(tuple(gathered.layers))
     try:
         settings = Settings()
@@ -133,6 +137,18 @@ def load(
         gathered.warnings.append(
             f"{PREFIX}cloud_endpoint ({origins['cloud_endpoint']}) has no effect without {PREFIX}cloud_bucket"
         )
+    if settings.cloud_bucket and is_akosha_address(settings.cloud_endpoint):
+        raise SettingsError(
+            f"{PREFIX}cloud_endpoint is {quoted('cloud_endpoint', settings.cloud_endpoint)} "
+            f"({origins['cloud_endpoint']}): with a bucket, no path is allowed behind the host",
+            hint=f"the address of an Akosha server belongs in {PREFIX}http_endpoint",
+        )
+    written = given.get("cloud_endpoint")
+    if written is not None and settings.cloud_endpoint and settings.cloud_endpoint != written.value:
+        gathered.warnings.append(
+            f"{PREFIX}cloud_endpoint ({written.origin}) ends in the bucket, which is left out: "
+            f"{without_credentials(settings.cloud_endpoint)}"
+        )
     if settings.directory is not None or not settings.cloud_configured:
         why = "without" if settings.directory is None else "with a directory in place of"
         gathered.warnings += [
@@ -146,6 +162,29 @@ def load(
             f"{PREFIX}agent_remote_control ({origins['agent_remote_control']}) has no effect {why}"
         )
     return Loaded(settings, origins, tuple(gathered.warnings))
+
+
+def _merged(gathered: _Gathered) -> dict[str, Given]:
+    return {key: layer.given[key] for layer in reversed(gathered.layers) for key in layer.given}
+
+
+def _aws_endpoint(given: Mapping[str, Given], place: Place) -> Layer:
+    """Return the endpoint of the AWS configuration, where there is a bucket and the settings name none."""
+    values = {key: given[key].value if key in given else "" for key in ("cloud_bucket", "cloud_endpoint")}
+    found = None
+    if values["cloud_bucket"] and values["cloud_endpoint"] == "":
+        found = aws_endpoint(place.environ, place.home)
+    if found is None:
+        return Layer("the AWS configuration", {})
+    taken = {"cloud_endpoint": found.url}
+    if found.region is not None and (given["cloud_region"].value if "cloud_region" in given else "") in (
+        "",
+        AUTO_REGION,
+    ):
+        taken["cloud_region"] = found.region
+    return Layer(
+        "the AWS configuration", {key: place.given(key, value.value, value.origin) for key, value in taken.items()}
+    )
 
 
 def _candidates(settings_file: Path | None, place: Place) -> Iterator[_Candidate]:

@@ -199,7 +199,7 @@ class Examination:
         return None if found is None else Key(found.source, found.key_end)
 
     async def probe(self) -> Probed:
-        """Put a small object, read it back, delete it. Raises StoreError for the first that fails, but deleting.
+        """Put a small object, read, list and delete it. Raises StoreError for the first that fails, but deleting.
 
         Its key is none that Akosha's scan, or ours, takes for an upload's: they lie below `uploads/`.
         """
@@ -212,6 +212,8 @@ class Examination:
         await store.put(key, _pieces(sent), metadata={}, part_bytes=5 * MEBIBYTE, progress=lambda _: None)
         async with aclosing(store.get(key)) as pieces:
             came = b"".join([piece async for piece in pieces])
+        async for _item in store.list(key):
+            break
         try:
             await store.delete([key])
         except NotPermitted as error:

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import sqlite3
 import threading
 
 import pytest
@@ -209,3 +210,45 @@ def test_put_get_and_list_are_enough_and_what_needs_more_is_a_notice(machine, bu
     front._rules = [rule for rule in front._rules if rule.operation != "upload_part"]
     assert machine.sync()["success"]
     assert len(bucket.manifests) == 1
+
+
+def test_an_endpoint_of_the_aws_configuration_is_the_one_that_everything_knows(machine, bucket, tmp_path):
+    endpoint = bucket.server.endpoint
+    machine.set(cloud_endpoint=None, cloud_bucket=bucket.name)
+    config = tmp_path / "aws-config"
+    config.write_text(f"[default]\nendpoint_url = {endpoint}\n")
+    machine.environ["AWS_CONFIG_FILE"] = str(config)
+    machine.write(commits=1, entities=0)
+    first = machine.sync()
+    assert first["location"] == f"s3://{bucket.name} at {endpoint.removeprefix('http://')}"
+    assert [one["upload_id"] for one in bucket.manifests] == [first["upload_id"]]
+    (target,) = machine.status()["targets"]
+    assert (target["endpoint"], target["bucket"]) == (endpoint, bucket.name)
+    shown = machine.call("config").out
+    assert endpoint in shown
+    assert "endpoint_url of profile default" in shown
+    found = machine.call("doctor", "--json").json
+    (checked,) = (one for one in found["checks"] if one["name"] == "bucket")
+    assert endpoint in checked["found"]
+
+
+def test_a_ledger_that_knew_the_bucket_without_its_endpoint_adopts_what_is_there(machine, bucket):
+    """Before, the endpoint of AWS_ENDPOINT_URL was the client's alone: the ledger has none."""
+    machine.set(cloud_endpoint=bucket.server.endpoint, cloud_bucket=bucket.name)
+    machine.write(commits=2, entities=1)
+    first = machine.sync()
+    with sqlite3.connect(machine.state / "ledger.sqlite") as ledger:
+        for (table,) in ledger.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            columns = [row[1] for row in ledger.execute(f"PRAGMA table_info({table})")]
+            if "endpoint" in columns:
+                ledger.execute(f"UPDATE {table} SET endpoint = '' WHERE endpoint = ?", [bucket.server.endpoint])
+    machine.set(cloud_endpoint=None)
+    machine.environ["AWS_ENDPOINT_URL"] = bucket.server.endpoint
+    again = machine.sync()
+    assert again["outcome"] == "skipped"
+    assert [one["upload_id"] for one in bucket.manifests] == [first["upload_id"]]
+    machine.write(commits=3)
+    third = machine.sync()
+    assert third["outcome"] == "succeeded"
+    (target,) = (one for one in machine.status()["targets"] if one["endpoint"])
+    assert target["newest_upload_id"] == third["upload_id"]

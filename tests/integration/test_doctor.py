@@ -347,7 +347,7 @@ async def test_a_bucket_that_is_well_is_left_empty(look, standing_ground, s3, mo
     ground = standing_ground(**s3)
     credentials = one(await look(delivery_checks.credentials, ground), OK)
     assert credentials.found == f"from the environment (AWS_ACCESS_KEY_ID), a key that ends in {ACCESS_KEY[-4:]}"
-    assert "put, get and delete work" in one(await look(delivery_checks.bucket, ground), OK).found
+    assert "put, get, list and delete work" in one(await look(delivery_checks.bucket, ground), OK).found
     assert one(await look(delivery_checks.leftovers, ground), OK).found == "none"
     assert b"<Key>" not in moto._ask("GET", f"/{s3['cloud_bucket']}?list-type=2")
 
@@ -447,7 +447,7 @@ async def test_a_directory_in_the_buckets_place_is_probed_alike(look, tmp_path):
     assert "first upload" in one(await look(delivery_checks.bucket, **cloud), OK).found
     assert not (tmp_path / "share" / "bucket").exists()
     (tmp_path / "share" / "bucket").mkdir()
-    assert "put, get and delete work" in one(await look(delivery_checks.bucket, **cloud), OK).found
+    assert "put, get, list and delete work" in one(await look(delivery_checks.bucket, **cloud), OK).found
     assert not [path for path in (tmp_path / "share" / "bucket").rglob("*") if path.is_file()]
     one(await look(delivery_checks.leftovers, **cloud), OK)
     found = one(await look(delivery_checks.bucket, cloud_endpoint=(tmp_path / "gone" / "bucket").as_uri()), ERROR)

@@ -723,3 +723,105 @@ def test_importing_the_settings_loads_nothing_heavy():
     heavy = {"boto3", "botocore", "aioboto3", "rich", "typer", "duckdb", "httpx", "watchfiles"}
     assert "agent.settings.tree" in modules
     assert not heavy.intersection(modules)
+
+
+# ------------------------------------------------------------------------------------------------ the cloud's endpoint
+
+AWS_CONFIG = """
+[default]
+endpoint_url = https://profile.example.com
+region = eu-profile-1
+"""
+
+
+@pytest.mark.parametrize(
+    ("put", "endpoint", "origin"),
+    [
+        ({}, "", "default"),
+        ({"AWS_ENDPOINT_URL": "https://all.example.com"}, "https://all.example.com", "env AWS_ENDPOINT_URL"),
+        (
+            {"AWS_ENDPOINT_URL": "https://all.example.com", "AWS_ENDPOINT_URL_S3": "https://s3.example.com"},
+            "https://s3.example.com",
+            "env AWS_ENDPOINT_URL_S3",
+        ),
+        (
+            {"~/.aws/config": AWS_CONFIG},
+            "https://profile.example.com",
+            "endpoint_url of profile default in ~/.aws/config",
+        ),
+        ({"~/.aws/config": AWS_CONFIG, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS": "true"}, "", "default"),
+        (
+            {"AKOSHA_CLOUD_ENDPOINT": "https://ours.example.com", "AWS_ENDPOINT_URL": "https://all.example.com"},
+            "https://ours.example.com",
+            "env AKOSHA_CLOUD_ENDPOINT",
+        ),
+    ],
+)
+def test_the_settings_name_the_endpoint_or_else_the_aws_configuration_does(world, put, endpoint, origin):
+    world.environ["AKOSHA_CLOUD_BUCKET"] = "memories"
+    for name, value in put.items():
+        if name.startswith("~"):
+            world.write(name, value)
+        else:
+            world.environ[name] = value
+    loaded = world.load()
+    assert (loaded.settings.cloud_endpoint, loaded.origins["cloud_endpoint"]) == (endpoint, origin)
+
+
+def test_an_empty_endpoint_leaves_it_to_the_aws_configuration_and_its_region_goes_along(world):
+    world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories", "AKOSHA_CLOUD_ENDPOINT": ""}
+    world.write("~/.aws/config", AWS_CONFIG)
+    loaded = world.load()
+    assert loaded.settings.cloud_endpoint == "https://profile.example.com"
+    assert loaded.settings.cloud_region == "eu-profile-1"
+    assert loaded.origins["cloud_region"] == "region of profile default in ~/.aws/config"
+    world.environ["AKOSHA_CLOUD_REGION"] = "weur"
+    assert world.load().settings.cloud_region == "weur"
+    world.environ |= {"AKOSHA_CLOUD_REGION": "", "AKOSHA_CLOUD_ENDPOINT": "https://ours.example.com"}
+    assert world.load().settings.cloud_region == "auto", "the region of AWS is not that of another endpoint"
+
+
+def test_without_a_bucket_the_aws_configuration_says_nothing(world):
+    world.environ |= {"AWS_ENDPOINT_URL": "http://store.lan/mcp"}
+    loaded = world.load()
+    assert loaded.settings.cloud_endpoint == ""
+    assert loaded.settings.http_endpoint == "http://localhost:8682/mcp"
+
+
+def test_an_endpoint_of_the_aws_configuration_meets_the_same_rules(world):
+    world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories", "AWS_ENDPOINT_URL": "http://minio.lan:9000"}
+    with pytest.raises(SettingsError, match=r"env AWS_ENDPOINT_URL\): unencrypted to another machine"):
+        world.load()
+
+
+def test_a_services_section_that_is_not_there_is_an_error_that_names_it(world):
+    world.environ["AKOSHA_CLOUD_BUCKET"] = "memories"
+    world.write("~/.aws/config", "[default]\nservices = mine\n")
+    with pytest.raises(SettingsError, match=r"no section \[services mine\] in ~/\.aws/config"):
+        world.load()
+
+
+@pytest.mark.parametrize("end", ["/memories", "/memories/"])
+@pytest.mark.parametrize("variable_name", ["AKOSHA_CLOUD_ENDPOINT", "AWS_ENDPOINT_URL_S3"])
+def test_a_bucket_at_the_end_of_the_endpoint_is_left_out_with_one_notice(world, end, variable_name):
+    host = "https://0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com"
+    world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories", variable_name: f"{host}{end}"}
+    loaded = world.load()
+    assert loaded.settings.cloud_endpoint == host
+    (notice,) = loaded.warnings
+    assert notice == f"akosha_cloud_endpoint (env {variable_name}) ends in the bucket, which is left out: {host}"
+
+
+@pytest.mark.parametrize("end", ["/other", "/memories/more", "/mcp", "/a/mcp"])
+def test_any_other_path_is_an_error_that_names_it_and_the_setting(world, end):
+    world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories", "AKOSHA_CLOUD_ENDPOINT": f"https://s3.example.com{end}"}
+    with pytest.raises(SettingsError) as failure:
+        world.load()
+    assert f"akosha_cloud_endpoint is 'https://s3.example.com{end}' (env AKOSHA_CLOUD_ENDPOINT)" in str(failure.value)
+    assert "path" in str(failure.value)
+
+
+def test_an_endpoint_that_ends_in_a_slash_stays_as_it_is(world):
+    world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories", "AKOSHA_CLOUD_ENDPOINT": "https://s3.example.com/"}
+    loaded = world.load()
+    assert (loaded.settings.cloud_endpoint, loaded.warnings) == ("https://s3.example.com/", ())

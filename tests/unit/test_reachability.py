@@ -44,14 +44,6 @@ def test_only_a_definite_no_proves_that_nobody_is_there(error, definite):
     assert is_definite_no(error) is definite
 
 
-def test_a_question_without_an_answer_in_time_means_that_nobody_knows():
-    import threading
-
-    release = threading.Event()
-    assert reach.answered(release.wait, seconds=0)
-    release.set()
-
-
 @pytest.mark.parametrize(
     ("code", "available"),
     [(socket.EAI_NONAME, False), (socket.EAI_AGAIN, True)],

@@ -1,5 +1,6 @@
 """Where memories may go: to buckets that can exist, encrypted or on this machine, nowhere else by a trick."""
 
+import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from agent.settings.endpoints import (
     is_loopback,
     is_plaintext,
     nats_servers,
+    without_bucket,
     without_credentials,
 )
 
@@ -249,3 +251,40 @@ def test_no_credentials_of_an_address_are_shown_whatever_surrounds_them(before, 
 def test_an_address_without_credentials_is_shown_as_it_is():
     for url in ("https://s3.example/base", "nats://a:4222,nats://b:4222", "file:///mnt/@home/a#b?c", ""):
         assert without_credentials(url) == url
+
+
+R2 = "0123456789abcdef0123456789abcdef.r2.cloudflarestorage.com"
+
+
+@pytest.mark.parametrize(
+    ("url", "bare"),
+    [
+        (f"https://memories.{R2}", R2),
+        (f"https://memories.0123456789abcdef0123456789abcdef.eu.{R2[33:]}", f"{R2[:32]}.eu.{R2[33:]}"),
+        ("https://memories.s3.eu-west-1.amazonaws.com", "s3.eu-west-1.amazonaws.com"),
+        ("https://memories.s3.amazonaws.com/", "s3.amazonaws.com"),
+        ("https://memories.s3-eu-west-1.amazonaws.com", "s3-eu-west-1.amazonaws.com"),
+        ("https://memories.s3.cn-north-1.amazonaws.com.cn", "s3.cn-north-1.amazonaws.com.cn"),
+        ("https://memories.nyc3.digitaloceanspaces.com", "nyc3.digitaloceanspaces.com"),
+        ("https://memories.s3.us-west-004.backblazeb2.com", "s3.us-west-004.backblazeb2.com"),
+    ],
+)
+def test_a_host_that_begins_with_the_bucket_is_refused_with_the_address_to_set(url, bare):
+    with pytest.raises(ValueError, match=f"allowed is https://{re.escape(bare)}$"):
+        without_bucket(url, "memories")
+
+
+@pytest.mark.parametrize(
+    ("url", "bucket"),
+    [
+        ("https://memories.example.com", "memories"),
+        ("https://s3.amazonaws.com", "s3"),
+        ("https://nyc3.digitaloceanspaces.com", "nyc3"),
+        (f"https://{R2}", R2[:32]),
+        ("https://s3.eu-west-1.amazonaws.com", "memories"),
+        ("file:///mnt/memories", "memories"),
+        ("", "memories"),
+    ],
+)
+def test_a_host_of_its_own_stays_whatever_the_bucket_is_called(url, bucket):
+    assert without_bucket(url, bucket) == url

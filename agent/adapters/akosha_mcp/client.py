@@ -16,6 +16,7 @@ from agent.adapters.akosha_mcp.errors import Rejected, SessionGone, ToolGone
 from agent.adapters.akosha_mcp.menu import Menu
 from agent.adapters.akosha_mcp.place import Place, as_text
 from agent.adapters.akosha_mcp.results import Message, ToolResult
+from agent.adapters.reaching import may_be_reached
 from agent.domain.errors import SinkError
 from agent.domain.reachability import is_definite_no
 
@@ -63,6 +64,9 @@ class Client:
         """
         try:
             async with asyncio.timeout(AVAILABLE_SECONDS):
+                # Without the library, which a busy machine may take longer than that to load.
+                if self._place.is_here and not await may_be_reached(*self._place.door, seconds=AVAILABLE_SECONDS):
+                    return False
                 version = await (await self._http()).health()
         except TimeoutError:
             return True

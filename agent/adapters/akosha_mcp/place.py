@@ -31,6 +31,12 @@ class Place:
         return is_loopback(urlsplit(self.endpoint).hostname or "")
 
     @property
+    def door(self) -> tuple[str, int]:
+        """Host and port to connect to, where no proxy stands before them."""
+        parts = urlsplit(self.endpoint)
+        return parts.hostname or "", parts.port or (443 if self.is_encrypted else 80)
+
+    @property
     def is_encrypted(self) -> bool:
         return urlsplit(self.endpoint).scheme == "https"
 

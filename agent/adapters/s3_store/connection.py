@@ -144,6 +144,8 @@ class Connection:
             # R2 and B2 refuse the trailing checksums that are botocore's default; Content-MD5 does their work.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
+            # The settings have decided on the endpoint, by the AWS configuration, too: the client knows no other.
+            ignore_configured_endpoint_urls=True,
             s3={"addressing_style": place.addressing_style, "payload_signing_enabled": False},
         )
         check_proxy(place)

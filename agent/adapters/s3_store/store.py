@@ -5,6 +5,7 @@ import builtins
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
 from datetime import datetime
 
+from agent.adapters.reaching import may_be_reached
 from agent.adapters.s3_store import examining, multipart, reading
 from agent.adapters.s3_store.at_rest import AtRest
 from agent.adapters.s3_store.connection import Connection, Limits
@@ -14,7 +15,6 @@ from agent.adapters.s3_store.deleting import AT_ONCE, Deleting
 from agent.adapters.s3_store.examining import Credentials, Unfinished
 from agent.adapters.s3_store.part import Pacing
 from agent.adapters.s3_store.place import Place
-from agent.adapters.s3_store.reaching import may_be_reached
 from agent.adapters.s3_store.sending import Sending
 from agent.ports import Creation, Progress, StoredObject, untold
 

@@ -51,7 +51,7 @@ async def credentials(ground: Ground) -> list[Finding]:
 
 
 async def bucket(ground: Ground) -> list[Finding]:
-    """A small object is put, read back and deleted. Put, get and list are enough: that it stays is no fault."""
+    """A small object is put, read back, listed and deleted. The first three are enough: that it stays is no fault."""
     if not ground.settings.cloud_configured:
         return [skipped(BUCKET, SET_UP)]
     place = _place(ground)
@@ -65,8 +65,8 @@ async def bucket(ground: Ground) -> list[Finding]:
         cure = "check what lies between here and there, and that nobody else writes to that key"
         return [error(BUCKET, f"{place}: what was put came back as something else", cure=cure)]
     if probed.kept is not None:
-        return [ok(BUCKET, f"{place}: put and get work; delete is not permitted, and not needed")]
-    return [ok(BUCKET, f"{place}: put, get and delete work")]
+        return [ok(BUCKET, f"{place}: put, get and list work; delete is not permitted, and not needed")]
+    return [ok(BUCKET, f"{place}: put, get, list and delete work")]
 
 
 async def leftovers(ground: Ground) -> list[Finding]:

@@ -1,4 +1,7 @@
-"""Whether a store's host takes a connection: asked of all its addresses, without a word to it."""
+"""Whether a host takes a connection: asked of all its addresses, without a word to it.
+
+The adapters of servers share it; import-linter knows.
+"""
 
 import asyncio
 import contextlib
@@ -36,7 +39,7 @@ async def _any_of(addresses: Iterator[Address]) -> bool:
     try:
         while True:
             if (address := next(addresses, None)) is not None:
-                trying.add(asyncio.create_task(_connect(address), name="s3-reach"))
+                trying.add(asyncio.create_task(_connect(address), name="reach"))
             elif not trying:
                 return not all_refuse
             pause = None if address is None else STAGGER_SECONDS
