@@ -17,6 +17,7 @@ from agent.application.uploads import NotAManifest, Uploads
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, SettingsError, StoreError
 from agent.domain.manifest import Manifest
+from agent.domain.upload_times import is_ahead, made_at, needs_manifest
 from agent.ports import ObjectStore
 
 T = TypeVar("T")
@@ -47,18 +48,19 @@ class Listed:
     """An upload as the listing has it. `sizes` are those of its objects, in bytes, by their name in the upload.
 
     `manifest` is None where it was not read, or `problems` says why it cannot be; these name objects that are not
-    there, or are of another size, as well.
+    there, or are of another size, as well. `modified` is the time of the manifest's object, by the store's clock.
     """
 
     upload_id: str
     sizes: Mapping[str, int]
     manifest: Manifest | None = None
     problems: Mapping[str, str] = field(default_factory=dict)
+    modified: datetime | None = None
 
     @property
     def at(self) -> datetime:
-        """When it was begun: the time in its id, which grows from upload to upload."""
-        return naming.upload_time(self.upload_id)
+        """When it was made, as `upload_times` says."""
+        return made_at(self.upload_id, self.modified, self.manifest.uploaded_at if self.manifest else None)
 
     @property
     def stored_bytes(self) -> int:
@@ -84,6 +86,21 @@ class Listing:
     unfinished: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a listing shows of whole uploads: the sizes of their objects by name, the time of each manifest's object."""
+
+    sizes: Mapping[str, Mapping[str, int]]
+    times: Mapping[str, datetime | None]
+    unfinished: Sequence[str]
+
+    def listed(self, upload: str) -> Listed:
+        return Listed(upload_id=upload, sizes=self.sizes[upload], modified=self.times[upload])
+
+    def unclear(self, upload: str) -> bool:
+        return needs_manifest(upload, self.times[upload])
+
+
 class Archive:
     """The uploads of one system in one store. Nothing may stand still for longer than `standstill_seconds`.
 
@@ -96,41 +113,42 @@ class Archive:
         self._standstill_seconds = standstill_seconds
 
     async def listing(self, *, manifests: int | None = MANIFESTS) -> Listing:
-        """Return the uploads, the newest first; the `manifests` of so many are read, of all where it is None."""
+        """Return the uploads, the newest first; the `manifests` of so many are read, of all where it is None.
+
+        So are those without which it is not known when an upload was made.
+        """
         async with self.moving() as moved:
-            sizes, unfinished = await self._sizes(moved)
-            newest_first = _newest_first(sizes)
+            seen = await self._seen(moved)
+            newest_first = _newest_first(seen.sizes)
+            first = {*newest_first[:manifests]}
+            wanted = [upload for upload in newest_first if upload in first or seen.unclear(upload)]
             room = asyncio.Semaphore(READ_AT_ONCE)
 
             async def read(upload: str) -> Listed:
                 async with room:
-                    listed = await self._listed(upload, sizes[upload])
+                    listed = await self._listed(upload, seen)
                     moved()
                     return listed
 
-            uploads = await all_of([read(upload) for upload in newest_first[:manifests]], "read-manifest")
-        unread = [Listed(upload_id=upload, sizes=sizes[upload]) for upload in newest_first[len(uploads) :]]
-        return Listing(uploads=(*uploads, *unread), unfinished=tuple(unfinished))
+            found = await all_of([read(upload) for upload in wanted], "read-manifest")
+        read_ones = {listed.upload_id: listed for listed in found}
+        uploads = tuple(read_ones.get(upload) or seen.listed(upload) for upload in newest_first)
+        return Listing(uploads=uploads, unfinished=tuple(seen.unfinished))
 
     async def ids(self) -> Sequence[str]:
         """Return the ids of the uploads, the newest first."""
         async with self.moving() as moved:
-            sizes, _ = await self._sizes(moved)
-        return _newest_first(sizes)
+            seen = await self._seen(moved)
+        return _newest_first(seen.sizes)
 
     async def resolve(self, which: str = LATEST) -> str:
         """Return the id of an upload: the `latest`, or the one that begins so.
 
         Raises NoSuchObject where there is none, SettingsError where several begin so.
         """
-        known = await self.ids()
         if which == LATEST:
-            if not known:
-                raise NoSuchObject(
-                    f"there is no upload of {self.system_id} in {self.store.location}",
-                    hint="akosha-agent sync makes one; --system names another machine's",
-                )
-            return known[0]
+            return await self._latest()
+        known = await self.ids()
         found = [which] if which in known else [upload for upload in known if which and upload.startswith(which)]
         if not found:
             raise NoSuchObject(f"there is no upload {which!r:.120} of {self.system_id}", hint=_LIST)
@@ -141,16 +159,35 @@ class Archive:
             )
         return found[0]
 
+    async def _latest(self) -> str:
+        """Return the newest upload. An id ahead of its object's time, with a manifest not of ours, is no upload."""
+        async with self.moving() as moved:
+            seen = await self._seen(moved)
+            for upload in _newest_first(seen.sizes):
+                modified = seen.times[upload]
+                if modified is None or not is_ahead(upload, modified) or await self._is_ours(upload):
+                    return upload
+        raise NoSuchObject(
+            f"there is no upload of {self.system_id} in {self.store.location}",
+            hint="akosha-agent sync makes one; --system names another machine's",
+        )
+
+    async def _is_ours(self, upload: str) -> bool:
+        try:
+            return await self.uploads.manifest(upload) is not None
+        except NotAManifest:
+            return False
+
     async def resolve_at(self, time: datetime) -> str:
-        """Return the id of the newest upload that is not after an aware time, by the time in its id.
+        """Return the id of the newest upload that was not made after an aware time, as `upload_times` says.
 
         Raises NoSuchObject where there is none.
         """
-        known = await self.ids()
-        for upload in known:
-            if naming.upload_time(upload) <= time:
-                return upload
-        oldest = f"the oldest is {known[-1]}" if known else "there is none at all"
+        known = (await self.listing(manifests=0)).uploads
+        for listed in known:
+            if listed.at <= time:
+                return listed.upload_id
+        oldest = f"the oldest is {known[-1].upload_id}" if known else "there is none at all"
         raise NoSuchObject(
             f"there is no upload of {self.system_id} from {time.isoformat()} or before: {oldest}", hint=_LIST
         )
@@ -158,10 +195,10 @@ class Archive:
     async def show(self, upload: str) -> Listed:
         """Return one upload. Raises NoSuchObject where it is not there."""
         async with self.moving() as moved:
-            sizes, _ = await self._sizes(moved, upload)
-            if upload not in sizes:
+            seen = await self._seen(moved, upload)
+            if upload not in seen.sizes:
                 raise NoSuchObject(f"there is no upload {upload} of {self.system_id}", hint=_LIST)
-            return await self._listed(upload, sizes[upload])
+            return await self._listed(upload, seen)
 
     async def manifest(self, upload: str) -> Manifest:
         """Return the manifest of an upload, of which everything that it says of itself has been checked.
@@ -190,23 +227,33 @@ class Archive:
                 transient=True,
             ) from error
 
-    async def _sizes(self, moved: Callable[[], None], upload: str = "") -> tuple[dict[str, dict[str, int]], list[str]]:
-        """Return the sizes of the objects of each upload, or of one, by name; and the ids of the unfinished ones."""
+    async def _seen(self, moved: Callable[[], None], upload: str = "") -> "_Seen":
+        """List the objects of all uploads, or of one."""
         uploads = naming.uploads_prefix(self.system_id)
         found: dict[str, dict[str, int]] = {}
+        times: dict[str, datetime | None] = {}
         folder, into = "", None
         async for item in self.store.list(f"{uploads}{upload}/" if upload else uploads):
             begins, _, name = item.key.removeprefix(uploads).partition("/")
             if begins != folder:  # thousands of keys come, and few uploads
                 moved()
-                folder, into = begins, found.setdefault(begins, {}) if _is_upload(begins) else None
+                folder, into = begins, found.setdefault(begins, {}) if self._is_upload(begins) else None
             if into is not None and name:  # else a marker that Akosha looks for, or no upload of ours
                 into[name] = item.size
+                if name == naming.MANIFEST_NAME:
+                    times[begins] = item.modified
         whole = {of: sizes for of, sizes in found.items() if naming.MANIFEST_NAME in sizes}
-        return whole, [of for of, sizes in found.items() if sizes and of not in whole]
+        return _Seen(whole, times, [of for of, sizes in found.items() if sizes and of not in whole])
 
-    async def _listed(self, upload: str, sizes: Mapping[str, int]) -> Listed:
-        listed = Listed(upload_id=upload, sizes=sizes)
+    def _is_upload(self, name: str) -> bool:
+        """Return whether a folder's name is an upload id of this system: others put there by hand are no uploads."""
+        try:
+            return name == naming.upload_id(naming.upload_time(name), self.system_id)
+        except NamingError:
+            return False
+
+    async def _listed(self, upload: str, seen: "_Seen") -> Listed:
+        listed = seen.listed(upload)
         try:
             manifest = await self.uploads.manifest(upload)
         except NotAManifest as error:
@@ -215,7 +262,7 @@ class Archive:
             return replace(listed, problems={naming.MANIFEST_NAME: NOT_THERE})
         if problems := implausible(manifest):
             return replace(listed, problems=problems)
-        return replace(listed, manifest=manifest, problems=wrong_sizes(manifest, sizes))
+        return replace(listed, manifest=manifest, problems=wrong_sizes(manifest, listed.sizes))
 
 
 def implausible(manifest: Manifest) -> dict[str, str]:
@@ -290,14 +337,6 @@ async def all_of(work: Sequence[Coroutine[Any, Any, T]], name: str) -> list[T]:
         first = failures.exceptions[0]
         raise first from first.__cause__
     return [task.result() for task in tasks]
-
-
-def _is_upload(name: str) -> bool:
-    try:
-        naming.upload_time(name)
-    except NamingError:
-        return False
-    return True
 
 
 def _newest_first(uploads: Collection[str]) -> list[str]:

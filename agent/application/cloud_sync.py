@@ -15,15 +15,17 @@ import structlog
 
 from agent import __version__
 from agent.application.attempt import Attempt
+from agent.application.confirmation import Confirmation
 from agent.application.ingestion_markers import IngestionMarkers
+from agent.application.lost_databases import LostDatabases
 from agent.application.memory_delta import Delta, MemoryDelta
 from agent.application.progress import Footing, keep_moving
 from agent.application.prune_plan import LEFT_OVER_AFTER
 from agent.application.recorder import succeeded
 from agent.application.staging import Staging, what_is_wrong
 from agent.application.upload import Gone, Upload
+from agent.application.upload_ids import UploadIds
 from agent.application.uploads import Uploads
-from agent.domain import naming
 from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, StoreError, WireError
 from agent.domain.events import SyncRequested, request_event_id
 from agent.domain.identity import Identity
@@ -74,6 +76,8 @@ class CloudSync:
         self._footing = footing
         self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=deduplicate)
         self._uploads = Uploads(store, target.system_id)
+        self._ids = UploadIds(self._uploads, target.system_id, store.location, ledger, clock)
+        self._lost = LostDatabases(ledger, clock)
         self._markers = (
             IngestionMarkers(store, chunk_bytes=chunk_bytes, standstill_seconds=standstill_seconds, footing=footing)
             if ingestion_markers
@@ -167,6 +171,7 @@ class CloudSync:
         with suppress(StoreError, CloudUploadError):
             async with self._moving():
                 missing |= await self._uploads.missing(parts)
+        await self._lost.add(missing - await self._staging.present())
         await self._ledger.forget(self.target, sorted(missing))
 
     async def _abandon_other(self, attempt: Attempt, record: TargetRecord) -> None:
@@ -191,6 +196,7 @@ class CloudSync:
             manifest = await self._put_all(attempt, record, intent, delta)
         if self._markers is not None:
             await self._markers.write(manifest)
+        await self._lost.drop({part.database for part in manifest.parts})
         return manifest
 
     async def _put_all(self, attempt: Attempt, record: TargetRecord, intent: Intent, delta: Delta) -> Manifest:
@@ -201,6 +207,8 @@ class CloudSync:
             compression=self._compressor.compression,
             deduplicate=self._deduplicate,
         )
+        held = {step.database if isinstance(step, Send) else step.part.database for step in steps}
+        lost = {name: why for name, why in (await self._lost.reasons()).items() if name not in held}
         to_send = sum(step.file.size for step in steps if isinstance(step, Send))
         attempt.report.phase("upload", to_send + (delta.part.size if delta.part else 0))
         async with self._moving() as moved:
@@ -215,10 +223,12 @@ class CloudSync:
                 report=attempt.report,
                 moved=moved,
                 resumed=record.intent is not None,
+                confirmation=Confirmation(self._store, self._clock, moved),
             )
             parts = tuple([await upload.place(step) for step in steps])
             if delta.part and delta.draft:
                 await upload.put_memories(delta.part, delta.draft)
+            parts, memories = await upload.confirmed(parts, delta.part)
             manifest = Manifest(
                 system_id=self.target.system_id,
                 upload_id=intent.upload_id,
@@ -229,24 +239,23 @@ class CloudSync:
                 triggered_by=attempt.request.reason,
                 parts=parts,
                 rows=attempt.rows(record),
-                incomplete=attempt.incomplete(record),
+                incomplete=lost | attempt.incomplete(record),
                 bytes_sent=upload.bytes_sent,
                 duration_seconds=round(self._clock.monotonic() - attempt.started, 3),
-                memories=delta.part,
+                memories=memories,
                 without_memories=delta.without,
                 time_zone=delta.time_zone,
             )
             await upload.put_manifest(manifest)
+        await self._ids.compare_with_clock(manifest.upload_id, upload.stored_at)
         return manifest
 
     async def _new_intent(self, attempt: Attempt, record: TargetRecord) -> Intent:
         async with self._moving():
-            begun, _ = await self._uploads.ids_after(record.newest_upload_id)
-        known = [upload for upload in (*begun, record.newest_upload_id, attempt.abandoned) if upload]
-        newest = max(known, key=naming.upload_time, default=None)
+            upload_id = await self._ids.next(record.newest_upload_id, attempt.abandoned)
         return Intent(
             request_id=attempt.request.request_id,
-            upload_id=naming.next_upload_id(self._clock.now(), newest, self.target.system_id),
+            upload_id=upload_id,
             digests=attempt.digests,
             databases=tuple(sorted(attempt.changed)),
         )

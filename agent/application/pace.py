@@ -132,6 +132,9 @@ class PacedStore:
     async def head(self, key: str) -> StoredObject:
         return await self.store.head(key)
 
+    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:
+        return await self.store.inspect(key, progress=progress)
+
     def get(self, key: str) -> AsyncGenerator[bytes, None]:
         return self.store.get(key)
 

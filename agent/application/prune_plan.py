@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from agent.domain import naming
 from agent.domain.errors import NamingError
+from agent.domain.upload_times import is_ahead
 from agent.ports import StoredObject
 
 LEFT_OVER_AFTER = timedelta(days=1)
@@ -17,13 +18,14 @@ class PrunePlan:
     """`kept`: uploads and the reasons, the newest first; `going`: those that go, with all their objects, likewise.
 
     `leftovers` are objects of uploads that never came to be whole, or were deleted in part. `begun_before`: unfinished
-    puts from before that time are left over, too.
+    puts from before that time are left over, too. `held` says why nothing may be deleted: the newest upload is damaged.
     """
 
     kept: Mapping[str, tuple[str, ...]]
     going: Mapping[str, tuple[StoredObject, ...]]
     leftovers: Mapping[str, tuple[StoredObject, ...]]
     begun_before: datetime
+    held: str = ""
 
     @property
     def is_empty(self) -> bool:
@@ -62,20 +64,32 @@ class Bucketful:
     def manifest_key(self, upload: str) -> str:
         return naming.manifest_key(self.system_id, upload)
 
+    def manifest_time(self, upload: str) -> datetime | None:
+        """Return the time of an upload's manifest object, by the store's clock, None where that is not known."""
+        key = self.manifest_key(upload)
+        return next((item.modified for item in self.objects[upload] if item.key == key), None)
+
     def sizes(self, upload: str) -> dict[str, int]:
         """Return the sizes of an upload's objects, by their name in it."""
         return {item.key.split("/", 4)[4]: item.size for item in self.objects[upload]}
 
+    def tags(self, upload: str) -> dict[str, str]:
+        """Return the ETags of an upload's objects as the listing has them, by their name in it."""
+        return {item.key.split("/", 4)[4]: item.etag for item in self.objects[upload]}
+
     def left_over(self, whole: Mapping[str, object] | set[str], spared: Mapping[str, str]) -> list[str]:
-        """Return the uploads that have no manifest, and in which nothing has happened for a day."""
+        """Return the uploads that have no manifest, and in which nothing has happened for a day.
+
+        An id that is ahead of the store's clock says nothing: the times of the objects decide.
+        """
         long_ago = self.begun_before
         return [
             upload
             for upload, objects in self.objects.items()
             if upload not in whole
             and upload not in spared
-            and naming.upload_time(upload) < long_ago
-            and all(item.modified is None or item.modified < long_ago for item in objects)
+            and (naming.upload_time(upload) < long_ago or is_ahead(upload, self.now))
+            and all((item.modified or naming.upload_time(upload)) < long_ago for item in objects)
         ]
 
     @property

@@ -12,14 +12,18 @@ import structlog
 
 from agent.application.pruning import Pruning, spared_by
 from agent.application.recorder import Recorder
+from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.wake import Wake
 from agent.domain.errors import AkoshaError, BusError, NotPermitted
 from agent.domain.identity import Identity
 from agent.domain.lifecycle import s3_rule
 from agent.domain.states import Target
+from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger
 
 NOTE = "prune"
+HELD = "pruning_held"
+HELD_HINT = "akosha-agent verify shows the damage; the next sync sends again what is still on this machine"
 TRY_AGAIN_AFTER = timedelta(days=1)
 TELL_SECONDS = 10.0
 """How long a round waits for the upload's result to be told, which goes on without it."""
@@ -79,6 +83,7 @@ class PruneRounds:
     async def _prune(self) -> bool:
         spared = spared_by(await self._ledger.record(self._target))
         plan = await self._pruning.plan(spared)
+        await self._tell_of_held(plan.held)
         if plan.is_empty:
             return False
         pruned = await self._pruning.carry_out(plan, spared)
@@ -98,6 +103,15 @@ class PruneRounds:
         self._said = ""
         await self._ledger.note(NOTE, "")
         return not pruned.is_nothing
+
+    async def _tell_of_held(self, why: str) -> None:
+        """Keep a warning while nothing is deleted because the newest upload is damaged."""
+        if not why:
+            await clear_warning(self._ledger, HELD)
+            return
+        warning = StatusWarning(code=HELD, message=f"no old upload is deleted: {why}", hint=HELD_HINT)
+        if await set_warning(self._ledger, warning, self._clock):
+            _log.warning("pruning_held", system_id=self._target.system_id, why=why, hint=HELD_HINT)
 
     async def _is_held_back(self) -> bool:
         since = refused_since((await self._ledger.notes()).get(NOTE, ""), self._pruning.location)

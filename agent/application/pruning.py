@@ -8,15 +8,18 @@ under it finds its manifest gone, and takes a newer one.
 import itertools
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from agent.application.archive import READ_AT_ONCE, Archive, all_of, wrong_sizes
 from agent.application.prune_plan import Bucketful, PrunePlan, own_upload
 from agent.application.uploads import NotAManifest
+from agent.application.verification import Verification, changed_tags
 from agent.domain import naming
 from agent.domain.errors import NamingError, NotPermitted, StoreError
 from agent.domain.events import UploadsPruned, archive_event_id
 from agent.domain.retention import KeepRules, bases_needed, keep
 from agent.domain.states import TargetRecord
+from agent.domain.upload_times import is_ahead, made_at, needs_manifest
 from agent.ports import Clock, StoredObject
 
 UPLOADS_AT_ONCE = 1000
@@ -59,19 +62,31 @@ class Pruning:
         """Look what would go. `spared`: uploads that must stay, and why.
 
         One listing tells whether anything may go; only then are manifests read: those of the uploads that stay. One
-        that is damaged counts for nothing, so that a good one stays in its place.
+        that is damaged counts for nothing, so that a good one stays in its place. Where the newest is damaged nothing
+        goes at all: what was copied from it may be damaged, too, and the uploads before it may be the last good ones.
         """
         there = await self._look()
         whole = there.whole
-        kept = keep(whole, self.rules, besides=spared)
+        times = await self._times(there, whole)
+        kept = keep(whole, self.rules, besides=spared, times=times)
+        leftovers = {upload: there.objects[upload] for upload in there.left_over(set(whole), spared)}
+        may_go = len(kept) < len(whole) or leftovers
+        if may_go and (held := await self._wrong_with_newest(kept, there)):
+            return PrunePlan(
+                kept=dict.fromkeys(sorted(whole, reverse=True), ("nothing goes while the newest is damaged",)),
+                going={},
+                leftovers={},
+                begun_before=there.begun_before,
+                held=held,
+            )
         if len(kept) < len(whole):
-            kept, vanished = await self._kept(there, whole, spared)
+            kept, vanished = await self._kept(there, whole, spared, times)
             whole = [upload for upload in whole if upload not in vanished]
         going = sorted((upload for upload in whole if upload not in kept), reverse=True)
         return PrunePlan(
             kept=kept,
             going={upload: there.objects[upload] for upload in going},
-            leftovers={upload: there.objects[upload] for upload in there.left_over(set(there.whole), spared)},
+            leftovers=leftovers,
             begun_before=there.begun_before,
         )
 
@@ -116,8 +131,42 @@ class Pruning:
             moved()
             yield item
 
+    async def _times(self, there: Bucketful, whole: Sequence[str]) -> dict[str, datetime]:
+        """Return when the uploads were made; manifests are read only where id and object disagree about it."""
+        modified = {upload: there.manifest_time(upload) for upload in whole}
+        unclear = [upload for upload in whole if needs_manifest(upload, modified[upload])]
+        told: dict[str, datetime | None] = {}
+        for few in _batches(unclear, READ_AT_ONCE):
+            found = await all_of([self._uploaded_at(upload) for upload in few], "prune-time")
+            told |= zip(few, found, strict=True)
+        return {upload: made_at(upload, modified[upload], told.get(upload)) for upload in whole}
+
+    async def _uploaded_at(self, upload: str) -> datetime | None:
+        async with self._archive.moving():
+            try:
+                manifest = await self._archive.uploads.manifest(upload)
+            except NotAManifest:
+                return None
+        return manifest.uploaded_at if manifest else None
+
+    async def _wrong_with_newest(self, kept: Iterable[str], there: Bucketful) -> str:
+        """Return what is wrong with the newest of the uploads, by listing, ETags and metadata; "" for nothing.
+
+        An id ahead of its object's time, with a manifest not of ours, is no upload: it is passed over.
+        """
+        verification = Verification(self._archive, self._clock)
+        for upload in kept:
+            found = await verification.shallow(upload)
+            if found.whole:
+                return ""
+            modified = there.manifest_time(upload)
+            foreign = found.manifest is None and modified is not None and is_ahead(upload, modified)
+            if not (found.gone or foreign):
+                return f"{upload} is damaged: {'; '.join(f'{n} {why}' for n, why in sorted(found.problems.items()))}"
+        return ""
+
     async def _kept(
-        self, there: Bucketful, whole: Sequence[str], spared: Mapping[str, str]
+        self, there: Bucketful, whole: Sequence[str], spared: Mapping[str, str], times: Mapping[str, datetime]
     ) -> tuple[dict[str, tuple[str, ...]], set[str]]:
         """Return what stays, and which uploads somebody else has deleted meanwhile."""
         needs: dict[str, frozenset[str]] = {}
@@ -125,7 +174,7 @@ class Pruning:
         vanished: set[str] = set()
         while True:
             counted = [upload for upload in whole if upload not in vanished and upload not in damaged]
-            kept = keep(counted, self.rules, needs=needs, besides=spared)
+            kept = keep(counted, self.rules, needs=needs, besides=spared, times=times)
             unread = [upload for upload in kept if upload not in needs]
             if not unread:
                 aside = {upload: (f"damaged, counts for nothing: {why}",) for upload, why in damaged.items()}
@@ -149,7 +198,8 @@ class Pruning:
                 return error.message
         if manifest is None:
             return None
-        if wrong := wrong_sizes(manifest, there.sizes(upload)):
+        wrong = wrong_sizes(manifest, there.sizes(upload))
+        if wrong := wrong or changed_tags(manifest, there.tags(upload)):
             return "; ".join(f"{name} {why}" for name, why in sorted(wrong.items()))
         return bases_needed(manifest)
 

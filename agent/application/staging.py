@@ -55,6 +55,10 @@ class Staging:
             await self._copy(database, attempt, record)
         return True
 
+    async def present(self) -> set[str]:
+        """Return the databases whose files are on this machine. Raises SnapshotError."""
+        return {*await self._taker.survey()}
+
     async def settle(self, attempt: Attempt) -> None:
         """Write down what the copying has found: unchanged databases are clean, those with a problem stay owed.
 

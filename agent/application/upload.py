@@ -1,11 +1,16 @@
-"""Carrying out one upload: every file sent, copied or carried, then the manifest. All of it or no upload."""
+"""Carrying out one upload: every file sent, copied or carried, then the manifest. All of it or no upload.
 
-from collections.abc import AsyncIterator, Callable, Mapping
+What the store answered to have is looked for before the manifest is put, and the manifest after it.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 import structlog
 
+from agent.application.confirmation import Confirmation
 from agent.application.uploads import Uploads
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
@@ -30,6 +35,7 @@ class Upload:
     """One upload on its way into the bucket. `moved` is called for every sign of progress.
 
     `resumed`: an attempt before this one may have put some of it. `bytes_sent` counts stored bytes that went from here.
+    `stored_at` is the time of its newest object, by the store's clock, where a listing tells, once it is `confirmed`.
     """
 
     upload_id: str
@@ -42,7 +48,10 @@ class Upload:
     report: Reporter
     moved: Callable[[], None]
     resumed: bool
+    confirmation: Confirmation
     bytes_sent: int = field(default=0, init=False)
+    stored_at: datetime | None = field(default=None, init=False)
+    _placed: dict[str, StoredObject] = field(default_factory=dict, init=False)
 
     async def place(self, step: Send | Reuse) -> Part:
         """Bring one file into the upload and return it as the manifest will name it. Raises StoreError, Gone."""
@@ -63,25 +72,42 @@ class Upload:
                 unverified_reason=snapshot.unverified_reason,
                 storage_version=snapshot.storage_version,
             )
-        expected = StoredObject(part.key, part.stored_size, part.metadata)
+        expected = StoredObject(part.key, part.stored_size, part.metadata, etag=step.part.etag)
         try:
-            await self.store.copy(step.part.key, part.key, expected=expected, progress=lambda _: self.moved())
+            copy = await self.store.copy(step.part.key, part.key, expected=expected, progress=lambda _: self.moved())
         except (CopyUnsupported, NoSuchObject) as error:
             return await self._without_copy(step, part, error)
         self.moved()
+        self._placed[part.key] = copy
         return part
 
     async def put_memories(self, part: MemoriesPart, draft: MemoriesDraft) -> None:
         """Bring memories.json into the upload."""
-        if await self._already_there(part.key, part.metadata) is None:
+        stored = await self._already_there(part.key, part.metadata)
+        if stored is None:
             async with aclosing(draft.stream()) as body:
-                await self._put(part.key, body, part.metadata, raw_size=part.size)
+                stored = await self._put(part.key, body, part.metadata, raw_size=part.size)
+        self._placed[part.key] = stored
+
+    async def confirmed(
+        self, parts: Iterable[Part], memories: MemoriesPart | None
+    ) -> tuple[tuple[Part, ...], MemoriesPart | None]:
+        """Return parts and memories with their ETags, once the store shows that it has them all.
+
+        Raises StoreError (transient) for an object that the store answered to have stored and does not have.
+        """
+        prefix = f"{naming.uploads_prefix(self.system_id)}{self.upload_id}/"
+        found = await self.confirmation.objects(prefix, self._placed.values())
+        self.stored_at = max((item.modified for item in found.values() if item.modified), default=None)
+        tagged = tuple(replace(part, etag=found[part.key].etag) for part in parts)
+        return tagged, replace(memories, etag=found[memories.key].etag) if memories else None
 
     async def put_manifest(self, manifest: Manifest) -> None:
-        """Make the upload exist; where the answer was lost, see whether it does."""
+        """Make the upload exist, and see that it does; where the answer was lost, that is all there is to do."""
         data = manifest.encode()
         try:
-            await self._put(manifest.key, _once(data), manifest_metadata(data), raw_size=len(data))
+            stored = await self._put(manifest.key, _once(data), manifest_metadata(data), raw_size=len(data))
+            await self.confirmation.object(stored)
         except StoreError as error:
             if not error.transient:
                 raise
@@ -111,6 +137,7 @@ class Upload:
         if stored is None:
             async with aclosing(self.compressor.stream(snapshot.folder / step.file.name)) as body:
                 stored = await self._put(part.key, body, part.metadata, raw_size=part.raw_size)
+        self._placed[part.key] = stored
         return replace(part, stored_size=stored.size)
 
     async def _without_copy(self, step: Reuse, part: Part, error: CopyUnsupported | NoSuchObject) -> Part:
@@ -126,6 +153,7 @@ class Upload:
             stored = await self._put(part.key, body, part.metadata, raw_size=part.stored_size)
         if stored.size != part.stored_size:
             raise Gone(step.part) from error
+        self._placed[part.key] = stored
         return part
 
     async def _already_there(self, key: str, metadata: Mapping[str, str]) -> StoredObject | None:

@@ -9,7 +9,7 @@ import structlog
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
 from agent.domain.manifest import Manifest, Part
-from agent.ports import ObjectStore
+from agent.ports import ObjectStore, is_changed
 
 MAX_MANIFEST_BYTES = 16 * 2**20
 
@@ -95,13 +95,16 @@ class Uploads:
         return {part.database for part in parts if not await self.holds(part)}
 
     async def holds(self, part: Part) -> bool:
-        """Say whether the part's object is there with its size, and the metadata put with it where any is told."""
+        """Say whether the part's object is there with its size, its bytes, and the metadata put with it.
+
+        What the store or the manifest does not tell of these is left out.
+        """
         try:
-            found = await self._store.head(part.key)
+            found = await self._store.inspect(part.key)
         except NoSuchObject:
             return False
         told = found.metadata.get("sha256", part.sha256)
-        return (found.size, told) == (part.stored_size, part.sha256)
+        return (found.size, told) == (part.stored_size, part.sha256) and not is_changed(part.etag, found.etag)
 
     async def remove(self, upload: str) -> None:
         """Remove the objects of an upload that will not be finished. Where that is not permitted, a notice."""

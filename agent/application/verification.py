@@ -1,8 +1,10 @@
 """Is an upload whole? Shallow: by what the store says of its objects. Deep: by their bytes, and what is in them.
 
-The shallow look costs a request an object. It finds what is missing, what has another size, and what carries another
-SHA-256 in its metadata than the manifest tells. That a store has changed bytes behind the same size and metadata shows
-only in the bytes.
+The shallow look costs a request an object; in a directory, which keeps no checksums, it reads the objects through:
+neither size nor mtime changes when a disk goes bad. It finds what is missing, what has another size, what carries
+another SHA-256 in its metadata than the manifest tells, and what has another ETag (or digest) than the store answered
+when it was written. The deep look compares the bytes themselves, so it takes no ETag for damage: uploads that were
+mirrored into another bucket may have others.
 """
 
 import asyncio
@@ -27,7 +29,8 @@ from agent.domain.errors import NoSuchObject
 from agent.domain.events import UploadVerified, archive_event_id
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest, MemoriesPart, Part
-from agent.ports import Clock, ObjectStore, Progress, untold
+from agent.ports import Clock, ObjectStore, Progress, is_changed, untold
+from agent.ports.objects import FILE_TAG
 
 LOOKED_AT_ONCE = 8
 """Objects that are asked for at a time."""
@@ -36,6 +39,7 @@ MOST_TOLD = 20
 LONGEST_TOLD = 300
 """How many problems an event names, and how much of each: whatever is in the bucket, it fits into an event."""
 
+OTHER_BYTES = "has other bytes than were put there: its ETag or digest is another (verify --deep reads them)"
 _CHANGED = "has other bytes than were put there: its SHA-256 is another"
 
 
@@ -106,10 +110,13 @@ class Verification:
 
     async def shallow(self, upload: str) -> Found:
         """Look at the manifest, and at what the store says of every object."""
+        return await self._look(upload, tags=True)
+
+    async def _look(self, upload: str, *, tags: bool) -> Found:
         started = self._clock.monotonic()
         manifest, problems = await self._manifest(upload)
         if manifest is not None:
-            problems |= await self._objects(manifest)
+            problems |= await self._objects(manifest, tags=tags)
             if problems and await self._is_gone(upload):
                 manifest, problems = None, {naming.MANIFEST_NAME: NOT_THERE}  # deleted while it was looked at
         return Found(
@@ -122,14 +129,14 @@ class Verification:
         )
 
     async def deep(self, upload: str, progress: Progress = untold, begun: Progress = untold) -> Found:
-        """Look at everything `shallow` does, then download what there is, hash it, and read it through.
+        """Look at everything `shallow` does but ETags, then download what there is, hash it, and read it through.
 
         `begun` is told how many bytes there are to download, `progress` as they come. Raises StagingFull, StateError
         for our own disk.
         """
         assert self._deep is not None
         started = self._clock.monotonic()
-        found = await self.shallow(upload)
+        found = await self._look(upload, tags=False)
         problems, notes = dict(found.problems), dict[str, str]()
         if (manifest := found.manifest) is not None:
             sizes = {key: size for key, size in expected_sizes(manifest).items() if object_name(key) not in problems}
@@ -172,14 +179,14 @@ class Verification:
         async with self._archive.moving():
             return not await self._archive.uploads.exists(upload)
 
-    async def _objects(self, manifest: Manifest) -> dict[str, str]:
+    async def _objects(self, manifest: Manifest, *, tags: bool) -> dict[str, str]:
         held: tuple[Part | MemoriesPart, ...] = (*manifest.parts, *((manifest.memories,) if manifest.memories else ()))
         room = asyncio.Semaphore(LOOKED_AT_ONCE)
         async with self._archive.moving() as moved:
 
             async def look(part: Part | MemoriesPart) -> str:
                 async with room:
-                    why = await _wrong_with(self._archive.store, part)
+                    why = await _wrong_with(self._archive.store, part, lambda _: moved(), tags=tags)
                     moved()
                     return why
 
@@ -190,11 +197,11 @@ class Verification:
         return round(self._clock.monotonic() - started, 3)
 
 
-async def _wrong_with(store: ObjectStore, part: Part | MemoriesPart) -> str:
+async def _wrong_with(store: ObjectStore, part: Part | MemoriesPart, progress: Progress, *, tags: bool) -> str:
     """Return what the store says of an object that is not as its manifest tells, "" for nothing."""
     size = part.stored_size if isinstance(part, Part) else part.size
     try:
-        found = await store.head(part.key)
+        found = await (store.inspect(part.key, progress=progress) if tags else store.head(part.key))
     except NoSuchObject:
         return NOT_THERE
     if found.size != size:
@@ -204,7 +211,29 @@ async def _wrong_with(store: ObjectStore, part: Part | MemoriesPart) -> str:
         return "is another object: the SHA-256 that was put with it is not the one that its manifest tells"
     if wrong := sorted(name for name, value in told.items() if value != part.metadata[name]):
         return f"is another object: its {wrong[0]} is not the one that its manifest tells"
+    if tags and is_changed(expected_etag(part, found.etag), found.etag):
+        return OTHER_BYTES
     return ""
+
+
+def changed_tags(manifest: Manifest, tags: Mapping[str, str]) -> dict[str, str]:
+    """Return what of a manifest's objects has another ETag than the store answered for it, by name.
+
+    `tags` are those of a listing, by name; where a listing has none, nothing is known.
+    """
+    held: tuple[Part | MemoriesPart, ...] = (*manifest.parts, *((manifest.memories,) if manifest.memories else ()))
+    named = {object_name(part.key): part for part in held}
+    return {name: OTHER_BYTES for name, part in named.items() if is_changed(part.etag, tags.get(name, ""))}
+
+
+def expected_etag(part: Part | MemoriesPart, found: str = "") -> str:
+    """Return the ETag that an object should have, "" where that is not known.
+
+    Where the tag `found` is a digest, that of an object stored as it is (not compressed) is known from its SHA-256.
+    """
+    if not part.etag and found.startswith(FILE_TAG) and (isinstance(part, MemoriesPart) or part.compression == "none"):
+        return FILE_TAG + part.sha256
+    return part.etag
 
 
 def _changed(manifest: Manifest, data: bytes, told: str | None) -> dict[str, str]:

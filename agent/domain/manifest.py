@@ -40,7 +40,8 @@ class Part:
     over from it because the database could not be copied this time or was not asked for (then `carried_from` names
     the upload whose state of the database this is). `verified` is false where the snapshot was not opened and read
     through; `unverified_reason` says why. `header_iteration` counts the main file's checkpoints; `storage_version` is
-    its format, None in uploads of earlier versions.
+    its format, None in uploads of earlier versions. `etag` is what the store answered for this very object, as
+    `StoredObject.etag`: empty where the version that wrote it kept none.
     """
 
     database: str
@@ -56,6 +57,7 @@ class Part:
     header_iteration: int | None = None
     carried_from: str | None = None
     storage_version: int | None = None
+    etag: str = ""
 
     def __post_init__(self) -> None:
         if self.raw_size < 0 or self.stored_size < 0:
@@ -88,7 +90,7 @@ class Part:
             known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
             expect(known, str, "database", "name", "key", "sha256", "compression", "origin")
             expect(known, int, "raw_size", "stored_size")
-            expect({"unverified_reason": "", **known}, str, "unverified_reason")
+            expect({"unverified_reason": "", "etag": "", **known}, str, "unverified_reason", "etag")
             expect_optional(known, int, "header_iteration")
             expect_optional(known, int, "storage_version")
             expect_optional(known, str, "carried_from")
@@ -104,7 +106,7 @@ class MemoriesPart:
     """The upload's memories.json: `count` memories that are new or changed since each database's base.
 
     `bases` names every database whose rows were looked at: the upload that its rows are a change to, or None where all
-    of them are in it. Who lacks a base reads the database itself.
+    of them are in it. Who lacks a base reads the database itself. `etag` as in `Part`.
     """
 
     key: str
@@ -112,6 +114,7 @@ class MemoriesPart:
     sha256: str
     count: int
     bases: Mapping[str, str | None]
+    etag: str = ""
 
     def __post_init__(self) -> None:
         if self.size < 0 or self.count < 0:
@@ -133,8 +136,9 @@ class MemoriesPart:
     def from_document(cls, document: Mapping[str, object]) -> Self:
         """Return what a document describes; unknown fields are tolerated. Raises WireError."""
         try:
-            known = {name: document[name] for name in cls.__dataclass_fields__}
-            expect(known, str, "key", "sha256")
+            known = {"etag": "", **document}
+            known = {name: known[name] for name in cls.__dataclass_fields__}
+            expect(known, str, "key", "sha256", "etag")
             expect(known, int, "size", "count")
             expect(known, dict, "bases")
             expect_optional_texts(cast("Mapping[str, object]", known["bases"]))
@@ -285,9 +289,9 @@ def manifest_metadata(data: bytes) -> dict[str, str]:
 
 
 def relocate(part: Part, *, system_id: str, upload: str, origin: Origin, carried_from: str | None) -> Part:
-    """Return the part as it will be in another upload, its bytes unchanged."""
+    """Return the part as it will be in another upload, its bytes unchanged. That object's `etag` is not known yet."""
     key = naming.object_key(system_id, upload, naming.object_name(part.name))
-    return replace(part, key=key, origin=origin, carried_from=carried_from)
+    return replace(part, key=key, origin=origin, carried_from=carried_from, etag="")
 
 
 def _counts(tables: Mapping[str, object]) -> Rows:

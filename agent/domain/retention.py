@@ -34,13 +34,16 @@ def keep(
     *,
     needs: Mapping[str, Collection[str]] | None = None,
     besides: Mapping[str, str] | None = None,
+    times: Mapping[str, datetime] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Return the uploads to keep, the newest first, each with the reasons: `newest`, `last`, `daily 2026-11-21`, ...
 
     `needs` names, for an upload, others that it cannot be read without: they are kept with it (`needed by ...`), and
-    what they need in turn. `besides`: those that are kept whatever the rules say, and why. Raises NamingError for what
-    is no upload id.
+    what they need in turn. `besides`: those that are kept whatever the rules say, and why. `times`: when uploads were
+    made, where that is not the time in their id; the newest are the newest by id all the same. Raises NamingError for
+    what is no upload id.
     """
+    made = {upload: upload_time(upload) for upload in uploads} | dict(times or {})
     newest_first = sorted(set(uploads), key=lambda upload: (upload_time(upload), upload), reverse=True)
     reasons: dict[str, list[str]] = {upload: [] for upload in newest_first}
     for upload in newest_first[:1]:
@@ -55,7 +58,7 @@ def keep(
         ("weekly", rules.weekly, _week),
         ("monthly", rules.monthly, _month),
     ):
-        for name, upload in _newest_of_each(newest_first, period, count).items():
+        for name, upload in _newest_of_each(newest_first, lambda upload: period(made[upload]), count).items():  # noqa: B023
             reasons[upload].append(f"{kind} {name}")
     _keep_needed(reasons, needs or {})
     return {upload: tuple(why) for upload, why in reasons.items() if why}
@@ -86,16 +89,12 @@ def _keep_needed(reasons: dict[str, list[str]], needs: Mapping[str, Collection[s
                 reasons[needed].append(f"needed by {upload}")
 
 
-def _newest_of_each(newest_first: Sequence[str], period: Callable[[datetime], str], count: int) -> dict[str, str]:
-    """Return period -> its newest upload, for the last `count` periods that have any."""
+def _newest_of_each(newest_first: Sequence[str], period: Callable[[str], str], count: int) -> dict[str, str]:
+    """Return period -> its newest upload, for the last `count` periods that have any. Names of periods sort by time."""
     found: dict[str, str] = {}
     for upload in newest_first:
-        name = period(upload_time(upload))
-        if name not in found:
-            if len(found) == count:
-                break
-            found[name] = upload
-    return found
+        found.setdefault(period(upload), upload)
+    return {name: found[name] for name in sorted(found, reverse=True)[:count]}
 
 
 def _day(at: datetime) -> str:

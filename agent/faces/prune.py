@@ -7,9 +7,11 @@ import typer
 from rich.table import Table
 
 from agent.application.prune_plan import PrunePlan
+from agent.application.prune_rounds import HELD_HINT
 from agent.application.pruning import Pruned, Pruning
 from agent.domain.errors import NotPermitted
 from agent.domain.lifecycle import r2_command, s3_rule
+from agent.domain.plain_text import printable
 from agent.domain.retention import KeepRules
 from agent.faces.announcing import announce
 from agent.faces.results import human_bytes
@@ -31,7 +33,8 @@ async def prune_once(settings: Settings, rules: KeepRules, *, dry_run: bool, as_
         async with prune_here(settings, identity, rules, home.clock, ledger) as here:
             pruning, spared = here.pruning, here.spared
             plan = await pruning.plan(spared)
-            pruned = None if dry_run else await pruning.carry_out(plan, spared)
+            held = Pruned(kept=len(plan.kept)) if plan.held else None
+            pruned = None if dry_run else held or await pruning.carry_out(plan, spared)
     finally:
         if ledger is not None:
             await ledger.aclose()
@@ -47,6 +50,9 @@ async def prune_once(settings: Settings, rules: KeepRules, *, dry_run: bool, as_
         _show(plan)
     else:
         _tell(pruned)
+    if plan.held:
+        typer.echo(f"akosha-agent: nothing is deleted: {printable(plan.held)} ({HELD_HINT})", err=True)
+        return 1
     if pruned is None or pruned.error is None:
         return 0
     typer.echo(f"akosha-agent: {pruned.error}", err=True)
@@ -75,7 +81,7 @@ def _document(pruning: Pruning, plan: PrunePlan, pruned: Pruned | None) -> dict[
         "bytes_freed": sum(item.size for item in going) if pruned is None else pruned.bytes_freed,
         "leftovers": len(left) if pruned is None else pruned.leftovers,
         "duration_seconds": None if pruned is None else pruned.duration_seconds,
-        "error": str(pruned.error) if pruned and pruned.error else None,
+        "error": str(pruned.error) if pruned and pruned.error else (plan.held or None),
         "notice": (pruned.unswept if pruned else "") or None,
     }
 

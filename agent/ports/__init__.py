@@ -20,7 +20,7 @@ from agent.ports.memories import (
 )
 from agent.ports.meter import Meter, Unmetered
 from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
-from agent.ports.objects import Creation, ObjectStore, Progress, StoredObject, untold
+from agent.ports.objects import Creation, ObjectStore, Progress, StoredObject, is_changed, untold
 from agent.ports.reconnecting import Reconnectable, reset_clients
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
 from agent.ports.supervisor import Supervisor
@@ -71,6 +71,7 @@ __all__ = [
     "Upheaval",
     "Watch",
     "WrittenMemories",
+    "is_changed",
     "reset_clients",
     "untold",
 ]

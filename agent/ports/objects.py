@@ -6,6 +6,9 @@ from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
+FILE_TAG = "sha256:"
+"""Begins the tag of an object in a store that keeps none of its own: the SHA-256 of the stored bytes."""
+
 Progress = Callable[[int], None]
 """Told, on the event loop, how many more bytes have moved. Cheap, never raises."""
 
@@ -18,13 +21,24 @@ def untold(_count: int) -> None:
 class StoredObject:
     """An object in a store: its key, its size in bytes, and the metadata put with it (empty in a listing).
 
-    `modified`: when it came to be there, by the store's clock, where a listing tells.
+    `modified`: when it came to be there, by the store's clock, where a listing tells. `etag` changes with the bytes:
+    the store's own ETag, bare, or `sha256:` and the digest of the stored bytes; empty where the call does not know it.
     """
 
     key: str
     size: int
     metadata: Mapping[str, str] = field(default_factory=dict)
     modified: datetime | None = field(default=None, compare=False)
+    etag: str = field(default="", compare=False)
+
+
+def is_changed(remembered: str, found: str) -> bool:
+    """Return whether two tags show that the bytes are others. Unknown tags, and those of different kinds, show nothing.
+
+    An upload that was mirrored from a bucket into a directory, or back, has tags of the other kind.
+    """
+    alike = remembered.startswith(FILE_TAG) == found.startswith(FILE_TAG)
+    return bool(remembered and found) and alike and remembered != found
 
 
 class Creation(Enum):
@@ -85,13 +99,21 @@ class ObjectStore(Protocol):
     async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         """Copy on the store's side, no bytes through here, and check the copy's size and metadata against `expected`.
 
-        `expected.metadata` becomes the copy's. Raises NoSuchObject for a missing source, CopyUnsupported where the
-        store cannot, or did not really, or the source is not what is expected. `progress` is told where it takes long.
+        `expected.metadata` becomes the copy's; `expected.etag`, where it is known, is the source's: a source with
+        another one is damaged or replaced. Raises NoSuchObject for a missing source, CopyUnsupported where the store
+        cannot, or did not really, or the source is not what is expected. `progress` is told where it takes long.
         """
         ...
 
     async def head(self, key: str) -> StoredObject:
         """Return the object without its bytes. Raises NoSuchObject."""
+        ...
+
+    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:
+        """Return what `head` does, with the `etag` of the bytes as they are now. Raises NoSuchObject.
+
+        A store that keeps no tags reads the object through; `progress` is told as it does.
+        """
         ...
 
     def get(self, key: str) -> AsyncGenerator[bytes, None]:

@@ -74,6 +74,32 @@ async def test_what_is_put_comes_back_with_size_and_metadata(store, size):
     assert {name: found.metadata.get(name) for name in METADATA} == METADATA
 
 
+@pytest.mark.parametrize("size", [65_536, 2 * PART + 1])
+async def test_the_tag_of_an_object_is_one_in_every_answer_and_another_for_other_bytes(store, size):
+    data = data_of(size)
+    placed = (await put(store, KEY, data)).etag
+    inspected = (await store.inspect(KEY)).etag
+    (listed,) = [item.etag async for item in store.list(KEY)]
+    assert inspected
+    assert (await store.head(KEY)).etag in ("", inspected)
+    assert listed in ("", inspected)
+    assert placed == inspected
+    copied = await store.copy(KEY, f"{KEY}2", expected=StoredObject(KEY, size, METADATA, etag=inspected))
+    assert copied.etag == (await store.inspect(f"{KEY}2")).etag
+    changed = bytearray(data)
+    changed[size // 2] ^= 1
+    await put(store, KEY, bytes(changed))
+    assert (await store.inspect(KEY)).etag != inspected
+
+
+async def test_a_source_with_another_tag_is_not_copied(store):
+    placed = await put(store, KEY, b"as it was put")
+    await put(store, KEY, b"as it was Put")
+    with pytest.raises(CopyUnsupported):
+        await store.copy(KEY, f"{KEY}2", expected=StoredObject(KEY, placed.size, METADATA, etag=placed.etag))
+    assert await keys(store) == [KEY]
+
+
 async def test_pieces_may_be_small_or_larger_than_a_part(store):
     data = data_of(PART + 300_000)
     await put(store, KEY, data, piece=len(data))

@@ -79,6 +79,9 @@ class FaultyStore:
     async def head(self, key: str) -> StoredObject:
         return await self._do("head", key, lambda: self._store.head(key))
 
+    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:
+        return await self._do("head", key, lambda: self._store.inspect(key, progress=progress))
+
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         await self._do("get", key, _nothing)
         async for piece in self._store.get(key):

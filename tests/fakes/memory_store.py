@@ -1,10 +1,12 @@
 """An ObjectStore in memory. It passes the contract suite of the real ones."""
 
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 from agent.domain.errors import CopyUnsupported, NoSuchObject
-from agent.ports import Creation, Progress, StoredObject, untold
+from agent.ports import Creation, Progress, StoredObject, is_changed, untold
 
 
 class MemoryStore:
@@ -36,7 +38,7 @@ class MemoryStore:
             data += piece
             progress(len(piece))
         self.objects[key] = bytes(data), dict(metadata)
-        return StoredObject(key, len(data), dict(metadata))
+        return StoredObject(key, len(data), dict(metadata), etag=_etag(data))
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
         if replace:
@@ -49,14 +51,18 @@ class MemoryStore:
 
     async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
         found = await self.head(source)
-        if (found.size, found.metadata) != (expected.size, dict(expected.metadata)):
+        wanted = (expected.size, dict(expected.metadata))
+        if (found.size, found.metadata) != wanted or is_changed(expected.etag, found.etag):
             raise CopyUnsupported(f"{source!r} is not what is expected")
         self.objects[key] = self.objects[source]
-        return StoredObject(key, found.size, found.metadata)
+        return StoredObject(key, found.size, found.metadata, etag=found.etag)
 
     async def head(self, key: str) -> StoredObject:
         data, metadata = self._object(key)
-        return StoredObject(key, len(data), dict(metadata))
+        return StoredObject(key, len(data), dict(metadata), etag=_etag(data))
+
+    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:
+        return await self.head(key)
 
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         data, _ = self._object(key)
@@ -66,7 +72,8 @@ class MemoryStore:
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
         for key in sorted(self.objects):
             if key.startswith(prefix) and key > start_after and key in self.objects:
-                yield StoredObject(key, len(self.objects[key][0]))
+                data = self.objects[key][0]
+                yield StoredObject(key, len(data), etag=_etag(data))
 
     async def delete(self, keys: Collection[str]) -> None:
         for key in keys:
@@ -83,3 +90,20 @@ class MemoryStore:
             return self.objects[key]
         except KeyError:
             raise NoSuchObject(f"there is no {key!r} in {self._location}") from None
+
+
+class DatedStore(MemoryStore):
+    """One whose listing says when objects came; `times` are of key prefixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: dict[str, datetime] = {}
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
+        async for item in super().list(prefix, start_after=start_after):
+            at = next((time for place, time in self.times.items() if item.key.startswith(place)), None)
+            yield replace(item, modified=at)
+
+
+def _etag(data: bytes | bytearray) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -29,6 +29,7 @@ def objects_of(
     bases: Mapping[str, str | None] | None = None,
     verified: bool = True,
     databases: tuple[str, ...] = DATABASES,
+    uploaded_at: datetime | None = None,
 ) -> dict[str, bytes]:
     """Return key -> bytes of a whole upload; `bases`: what its memories are changes to."""
     made: dict[str, bytes] = {}
@@ -49,6 +50,7 @@ def objects_of(
                 compression="none",
                 origin="sent",
                 verified=verified,
+                etag=hashlib.md5(data, usedforsecurity=False).hexdigest(),
             )
         )
     memories = b'{"conversations": []}'
@@ -57,7 +59,7 @@ def objects_of(
     manifest = Manifest(
         system_id=system_id,
         upload_id=upload,
-        uploaded_at=naming.upload_time(upload),
+        uploaded_at=uploaded_at or naming.upload_time(upload),
         request_id=f"request of {upload}",
         agent_id="agent-1",
         triggered_by="manual",

@@ -16,6 +16,7 @@ from agent import wiring
 from agent.application.archive import Archive
 from agent.application.pruning import Pruning, spared_by
 from agent.application.restoring import Wanted
+from agent.application.status_warnings import warnings_in
 from agent.application.verification import Verification
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NotPermitted, StateError, StoreError
@@ -73,6 +74,13 @@ class Rig:
         ledger = await home.open_ledger()
         try:
             return await ledger.record(home.targets(IDENTITY)["cloud"])
+        finally:
+            await ledger.aclose()
+
+    async def warnings(self):
+        ledger = await self.home().open_ledger()
+        try:
+            return warnings_in(await ledger.notes())
         finally:
             await ledger.aclose()
 
@@ -310,8 +318,7 @@ async def test_an_unreadable_newest_manifest_does_not_stop_a_lost_ledger_from_be
     rig.commit("reflection")
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
-    assert result.upload_id == "20990101_000001_laptop"
-    assert first.upload_id < result.upload_id
+    assert first.upload_id < result.upload_id < "2099"
     assert rig.origins(Manifest.decode(rig.kept.objects[result.manifest_key][0]))["knowledge_graph.duckdb"] == "copied"
 
 
@@ -501,11 +508,48 @@ async def test_many_objects_that_vanished_cost_one_attempt(rig):
     assert all(part.key in rig.kept.objects for part in newest.parts)
 
 
-async def test_an_upload_from_the_end_of_time_is_answered_not_waited_for(rig):
-    rig.kept.objects[f"{PREFIX}99991231_235959_laptop/x"] = b"", {}
-    result = await rig.sync()
-    assert isinstance(result, SyncFailed)
-    assert "9999" in result.error or "year" in result.error
+@pytest.mark.parametrize(
+    "foreign", ["99991231_235959_X/x", "99991231_235959_laptop/x", "20990101_000000_laptop/manifest.json"]
+)
+async def test_a_foreign_object_with_an_id_far_ahead_is_ignored_with_a_warning(rig, foreign):
+    first = await rig.sync()
+    rig.kept.objects[f"{PREFIX}{foreign}"] = b"{}", {}
+    rig.commit("reflection")
+    second = await rig.sync()
+    assert isinstance(second, SyncSucceeded)
+    assert first.upload_id < second.upload_id < "2099"
+    (warning,) = await rig.warnings()
+    assert warning.code == "foreign_uploads"
+    assert foreign.split("/")[0] in warning.message
+    rig.commit("reflection")
+    assert second.upload_id < (await rig.sync()).upload_id < "2099"
+    del rig.kept.objects[f"{PREFIX}{foreign}"]
+    rig.commit("reflection")
+    await rig.sync()
+    assert await rig.warnings() == ()
+
+
+async def test_an_id_under_which_something_lies_is_not_used(rig, monkeypatch):
+    now = wiring.SystemClock().now().replace(microsecond=0)
+    monkeypatch.setattr(wiring.SystemClock, "now", lambda self: now)
+    for second in range(3):
+        rig.kept.objects[f"{PREFIX}{naming.upload_id(now + timedelta(seconds=second), 'laptop')}/x"] = b"", {}
+    assert (await rig.sync()).upload_id == naming.upload_id(now + timedelta(seconds=3), "laptop")
+
+
+async def test_a_clock_that_was_ahead_once_is_a_warning_until_ids_agree_with_the_clock_again(rig, monkeypatch):
+    now = wiring.SystemClock.now
+    monkeypatch.setattr(wiring.SystemClock, "now", lambda self: now(self) + timedelta(days=1))
+    first = await rig.sync()
+    monkeypatch.setattr(wiring.SystemClock, "now", now)
+    rig.commit("reflection")
+    second = await rig.sync()
+    assert naming.upload_time(second.upload_id) == naming.upload_time(first.upload_id) + timedelta(seconds=1)
+    assert [warning.code for warning in await rig.warnings()] == ["upload_id_ahead"]
+    monkeypatch.setattr(wiring.SystemClock, "now", lambda self: now(self) + timedelta(days=2))
+    rig.commit("reflection")
+    await rig.sync()
+    assert await rig.warnings() == ()
 
 
 async def test_a_ledger_that_cannot_be_written_ends_a_single_sync_with_its_error(rig, monkeypatch):

@@ -7,6 +7,7 @@ Operations are named as botocore names them. `front.seen` lists those that came,
 """
 
 import asyncio
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -157,6 +158,25 @@ def answer_with(
         return answer
 
     return action
+
+
+def swallow() -> Action:
+    """Answer a PUT as if it had been stored, with the right ETag, and keep nothing."""
+
+    async def action(request: web.Request, _forward: Forward) -> web.StreamResponse:
+        etag = hashlib.md5(await request.read(), usedforsecurity=False).hexdigest()
+        return web.Response(status=200, headers={"ETag": f'"{etag}"'})
+
+    return action
+
+
+def ending(suffix: str, action: Action) -> Action:
+    """Do this where the key ends so; pass other requests on."""
+
+    async def chosen(request: web.Request, forward: Forward) -> web.StreamResponse:
+        return await (action(request, forward) if request.path.endswith(suffix) else forward())
+
+    return chosen
 
 
 def damage() -> Action:

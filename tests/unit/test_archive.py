@@ -11,7 +11,7 @@ from agent.domain.errors import NoSuchObject, SettingsError, StoreError
 from agent.faces.uploads import _print_list, _print_one
 from tests.fakes import values
 from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.memory_store import DatedStore, MemoryStore
 
 HOUR = 3600
 
@@ -173,3 +173,31 @@ def test_what_a_terminal_would_obey_is_only_shown(show, capsys):
     told = capsys.readouterr().out
     assert "knowledge_graph_\N{REPLACEMENT CHARACTER}[31m.duckdb: is not\N{REPLACEMENT CHARACTER}there" in told
     assert "\x1b" not in told
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+async def test_after_a_clock_that_was_ahead_uploads_are_shown_and_found_by_when_they_were_made(mirrored):
+    """Three ids a second apart in a year, made on three days; mirrored to another bucket, all objects are of today."""
+    store, ahead = DatedStore(), 365 * 24 * HOUR
+    for number in range(3):
+        manifest = values.manifest(ahead + number, reflection=number)
+        made = values.NOON - timedelta(days=3 - number)
+        manifest = values.replace(manifest, uploaded_at=made if mirrored else manifest.uploaded_at)
+        store.objects[manifest.key] = manifest.encode(), {}
+        store.times[manifest.key] = values.NOON if mirrored else made
+    archive = Archive(store, values.SYSTEM)
+    listing = await archive.listing(manifests=0)
+    assert [(values.NOON - listed.at).days for listed in listing.uploads] == [1, 2, 3]
+    assert await archive.resolve() == values.upload_id(ahead + 2)
+    assert await archive.resolve_at(values.NOON - timedelta(days=2)) == values.upload_id(ahead + 1)
+    with pytest.raises(NoSuchObject):
+        await archive.resolve_at(values.NOON - timedelta(days=4))
+
+
+async def test_a_manifest_that_is_not_ours_under_an_id_far_ahead_is_not_the_latest_upload():
+    store = DatedStore()
+    store.objects |= store_with(0, HOUR).objects
+    for foreign in (f"20990101_000000_{values.SYSTEM}", "20990101_000000_other", "99991231_235959_X"):
+        store.objects[f"systems/{values.SYSTEM}/uploads/{foreign}/manifest.json"] = b"{}", {}
+    store.times["systems/"] = values.NOON + timedelta(hours=2)
+    assert await Archive(store, values.SYSTEM).resolve() == values.upload_id(HOUR)

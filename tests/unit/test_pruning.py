@@ -20,25 +20,12 @@ from agent.ports import StoredObject
 from tests.fakes import uploads, values
 from tests.fakes.clock import ManualClock
 from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.memory_store import MemoryStore
+from tests.fakes.memory_store import DatedStore, MemoryStore
 
 PREFIX = naming.uploads_prefix(values.SYSTEM)
 LAST_TWO = KeepRules(last=2, daily=0, weekly=0, monthly=0)
 NOW = values.NOON + timedelta(hours=1)
 DAY = timedelta(days=1)
-
-
-class DatedStore(MemoryStore):
-    """One that says when its objects came; `times` are of key prefixes."""
-
-    def __init__(self):
-        super().__init__()
-        self.times = {}
-
-    async def list(self, prefix, *, start_after=""):
-        async for item in super().list(prefix, start_after=start_after):
-            at = next((time for place, time in self.times.items() if item.key.startswith(place)), None)
-            yield StoredObject(item.key, item.size, modified=at)
 
 
 def pruning_of(store, rules=LAST_TWO, *, now=NOW, system_id=values.SYSTEM):
@@ -107,24 +94,45 @@ async def test_what_the_ledger_names_stays_and_is_no_leftover():
     assert "this agent's last" in plan.kept[ids[3]]
 
 
-@pytest.mark.parametrize("kind", ["no json", "another's", "an object is missing", "an object is cut off"])
-async def test_a_damaged_upload_counts_for_nothing_so_a_good_one_stays_in_its_place(kind):
-    store, ids = await bucket()
-    key = naming.manifest_key(values.SYSTEM, ids[0])
-    database = naming.object_key(values.SYSTEM, ids[0], "reflection.duckdb")
+DAMAGE = ["no json", "another's", "an object is missing", "an object is cut off", "an object has other bytes"]
+
+
+def spoil(store, ids, number, kind):
+    """Damage one of these uploads."""
+    key = naming.manifest_key(values.SYSTEM, ids[number])
+    database = naming.object_key(values.SYSTEM, ids[number], "reflection.duckdb")
     if kind == "no json":
         store.objects[key] = b"{", {}
     elif kind == "another's":
-        store.objects[key] = store.objects[naming.manifest_key(values.SYSTEM, ids[1])]
+        store.objects[key] = store.objects[naming.manifest_key(values.SYSTEM, ids[number + 1])]
     elif kind == "an object is missing":
         del store.objects[database]
-    else:
+    elif kind == "an object is cut off":
         store.objects[database] = b"x", {}
+    else:
+        data, metadata = store.objects[database]
+        store.objects[database] = data.upper(), metadata
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+async def test_a_damaged_upload_counts_for_nothing_so_a_good_one_stays_in_its_place(kind):
+    store, ids = await bucket()
+    spoil(store, ids, 1, kind)
     plan = await pruning_of(store).plan({})
     assert list(plan.kept) == ids[:3]
-    assert plan.kept[ids[0]][0].startswith("damaged, counts for nothing: ")
-    assert "newest" in plan.kept[ids[1]]
+    assert plan.kept[ids[1]][0].startswith("damaged, counts for nothing: ")
+    assert plan.kept[ids[2]] == ("last",)
     assert list(plan.going) == ids[3:]
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+async def test_while_the_newest_upload_is_damaged_nothing_goes(kind):
+    store, ids = await bucket()
+    await uploads.put_object(store, naming.object_key(values.SYSTEM, uploads.days(9)[8], "left.duckdb"))
+    spoil(store, ids, 0, kind)
+    plan = await pruning_of(store).plan({})
+    assert (list(plan.kept), plan.going, plan.leftovers) == (ids, {}, {})
+    assert plan.held.startswith(f"{ids[0]} is damaged: ")
 
 
 async def test_if_all_are_damaged_none_goes():
@@ -153,6 +161,34 @@ def test_a_base_is_needed_if_the_database_is_missing_unverified_or_without_its_m
         assert bases_needed(values.replace(whole, memories=delta, parts=parts)) == {values.upload_id(1)}
     first = values.memories_part(5, reflection=None)
     assert bases_needed(values.replace(whole, memories=first, parts=())) == frozenset()
+
+
+def ahead(count):
+    """Return ids, the newest first, as they are after a clock that was a year ahead: a second apart."""
+    return [uploads.upload_id(NOW + 365 * DAY + timedelta(seconds=second)) for second in reversed(range(count))]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+async def test_after_a_clock_that_was_ahead_uploads_are_kept_by_the_days_on_which_they_were_made(mirrored):
+    """Two a day, ids a second apart; mirrored to another bucket, all objects are of today."""
+    store, ids = DatedStore(), ahead(8)
+    days = {upload: NOW - (number // 2) * DAY - timedelta(hours=number % 2) for number, upload in enumerate(ids)}
+    for upload, day in days.items():
+        await uploads.put(store, upload, uploaded_at=day if mirrored else None)
+        store.times[f"{PREFIX}{upload}"] = NOW if mirrored else day
+    plan = await pruning_of(store, KeepRules(last=0, daily=3, weekly=0, monthly=0)).plan({})
+    assert list(plan.kept) == ids[0:6:2]
+    assert [why[-1] for why in plan.kept.values()] == ["daily 2026-03-01", "daily 2026-02-28", "daily 2026-02-27"]
+
+
+async def test_a_foreign_manifest_with_an_id_far_ahead_holds_up_no_prune():
+    store, ids = await bucket(store=DatedStore())
+    foreign = f"20990101_000000_{values.SYSTEM}"
+    await uploads.put_object(store, naming.manifest_key(values.SYSTEM, foreign))
+    store.times[PREFIX] = NOW
+    plan = await pruning_of(store).plan({})
+    assert plan.held == ""
+    assert list(plan.going) == ids[2:]
 
 
 async def test_objects_without_a_manifest_go_when_they_are_a_day_old_by_id_and_by_the_stores_clock():

@@ -96,3 +96,13 @@ def test_nothing_that_is_kept_lacks_what_it_needs(uploads, chosen, data):
     needs = data.draw(st.dictionaries(named, st.sets(named, max_size=3), max_size=10)) if uploads else {}
     kept = keep(uploads, chosen, needs=needs)
     assert all(needs.get(upload, set()) <= kept.keys() for upload in kept)
+
+
+def test_times_decide_what_is_kept_for_a_day_and_ids_which_is_the_newest():
+    made = [upload_id(NOON + timedelta(seconds=second), "laptop") for second in (3, 2, 1, 0)]
+    days = [NOON - timedelta(days=day) for day in (0, 5, 5, 9)]
+    kept = keep(made, KeepRules(last=1, daily=2, weekly=0, monthly=0), times=dict(zip(made, days, strict=True)))
+    assert kept == {made[0]: ("newest", "last", "daily 2026-11-21"), made[1]: ("daily 2026-11-16",)}
+    days.reverse()
+    kept = keep(made, KeepRules(last=0, daily=1, weekly=0, monthly=0), times=dict(zip(made, days, strict=True)))
+    assert kept == {made[0]: ("newest",), made[3]: ("daily 2026-11-21",)}

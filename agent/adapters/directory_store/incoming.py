@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import threading
@@ -13,9 +14,12 @@ from typing import BinaryIO
 from agent.adapters.directory_store.layout import HIDDEN, encode_record, incoming_folder, object_path, record_path
 from agent.domain.errors import StoreError
 from agent.ports import Progress
+from agent.ports.objects import FILE_TAG
 
 FLUSH_BYTES = 32 * 2**20
 """What is written goes to the disk in steps of this, so that the last fsync does not have to wait for all of it."""
+
+READ_BYTES = 2**20
 
 ABANDONED_SECONDS = 900
 """Where the file system has no locks, a put that was not written to for so long is a dead process's."""
@@ -39,6 +43,7 @@ class Incoming:
         self._guard = threading.Lock()
         self._unflushed = 0
         self.size = 0
+        self._digest = hashlib.sha256()
         if not root.is_dir():
             if not make_root:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
@@ -51,15 +56,29 @@ class Incoming:
         with self._guard:
             for piece in pieces:
                 self._file.write(piece)
+                self._digest.update(piece)
                 self.size += len(piece)
                 self._unflushed += len(piece)
             if self._unflushed >= FLUSH_BYTES:
                 self._sync()
 
     def copy_from(self, source: Path, told: Progress) -> None:
-        """Append the source's bytes; shared with it where the file system can (reflink). `told` is called from here."""
+        """Append the source's bytes; shared with it where the file system can (reflink). `told` is called from here.
+
+        The copy is read through for its digest, so that a source that is damaged by now does not pass unseen.
+        """
         with self._guard, source.open("rb") as origin:
             self.size = _copy_range(origin, self._file, told)
+            self._file.flush()
+            self._file.seek(0)
+            while piece := self._file.read(READ_BYTES):
+                self._digest.update(piece)
+                told(0)
+
+    @property
+    def tag(self) -> str:
+        """The tag of the bytes that it has, as `StoredObject.etag`."""
+        return FILE_TAG + self._digest.hexdigest()
 
     def commit(self, metadata: Mapping[str, str]) -> None:
         """Make it the object, durably. Raises StoreError where what lies there is not what was written."""

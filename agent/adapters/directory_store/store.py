@@ -6,6 +6,7 @@ a put returns. Every system call runs off the event loop.
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,7 +20,8 @@ from agent.adapters.directory_store.errors import translate, translated
 from agent.adapters.directory_store.incoming import Incoming
 from agent.adapters.directory_store.threads import off_loop
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.ports import Creation, Progress, StoredObject, untold
+from agent.ports import Creation, Progress, StoredObject, is_changed, untold
+from agent.ports.objects import FILE_TAG
 
 T = TypeVar("T")
 
@@ -81,7 +83,7 @@ class DirectoryStore:
         except BaseException:
             await _finish(file.discard)
             raise
-        return StoredObject(key, file.size, dict(metadata))
+        return StoredObject(key, file.size, dict(metadata), etag=file.tag)
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
         """As the port says. It makes the root, also one that was there before."""
@@ -107,11 +109,13 @@ class DirectoryStore:
             await self._run("copy", source, lambda: file.copy_from(origin, told))
             if file.size != expected.size:
                 raise CopyUnsupported(f"{source!r} in {self._root} changed while it was copied")
+            if is_changed(expected.etag, file.tag):
+                raise CopyUnsupported(f"{source!r} in {self._root} has other bytes than were put there")
             await self._run("copy", key, _call(file.commit, expected.metadata))
         except BaseException:
             await _finish(file.discard)
             raise
-        return StoredObject(key, file.size, dict(expected.metadata))
+        return StoredObject(key, file.size, dict(expected.metadata), etag=file.tag)
 
     async def head(self, key: str) -> StoredObject:
         def work() -> StoredObject:
@@ -122,6 +126,17 @@ class DirectoryStore:
             return StoredObject(key, size, layout.read_record(layout.record_path(self._root, key), size))
 
         return await self._run("read", key, work, reading=True)
+
+    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:
+        """As the port says: a file system keeps no checksum, so the bytes are read through."""
+        found = await self.head(key)
+        digest, size = hashlib.sha256(), 0
+        async with contextlib.aclosing(self.get(key)) as pieces:
+            async for piece in pieces:
+                await asyncio.to_thread(digest.update, piece)
+                size += len(piece)
+                progress(len(piece))
+        return StoredObject(key, size, found.metadata, etag=FILE_TAG + digest.hexdigest())
 
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         file = await self._run("read", key, lambda: layout.object_path(self._root, key).open("rb"), reading=True)

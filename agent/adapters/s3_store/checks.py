@@ -6,16 +6,11 @@ from collections.abc import Sequence
 
 from agent.adapters.s3_store.connection import Answer, Connection
 from agent.adapters.s3_store.place import Place
-from agent.adapters.s3_store.reading import read
+from agent.adapters.s3_store.reading import etag_of, read
 from agent.domain.errors import StoreError
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _MULTIPART = re.compile(r"[0-9a-f]{32}-[0-9]+")
-
-
-def etag_of(answer: Answer) -> str:
-    """Return an answer's ETag, bare; empty where there is none."""
-    return str(answer.get("ETag") or "").strip('"').lower()
 
 
 def multipart_etag(md5s: Sequence[bytes]) -> str:

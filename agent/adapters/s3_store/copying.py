@@ -3,13 +3,12 @@
 import contextlib
 from collections.abc import Mapping
 
-from agent.adapters.s3_store.checks import etag_of
 from agent.adapters.s3_store.connection import Connection
 from agent.adapters.s3_store.errors import code_of
 from agent.adapters.s3_store.multipart import Multipart
-from agent.adapters.s3_store.reading import described
+from agent.adapters.s3_store.reading import described, etag_of
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.ports import Progress, StoredObject
+from agent.ports import Progress, StoredObject, is_changed
 
 SINGLE_COPY_BYTES = 5 * 2**30
 """What one CopyObject takes at most (AWS, R2)."""
@@ -34,7 +33,7 @@ class Copying:
 
     async def copy(self, source: str, key: str, expected: StoredObject, progress: Progress) -> StoredObject:
         answer = await self._connection.call("head_object", source)
-        if not _same(described(source, answer), expected):
+        if not _same(described(source, answer), expected) or is_changed(expected.etag, etag_of(answer)):
             raise CopyUnsupported(f"{source!r} in {self._connection.place} is not what the last upload put there")
         etag = str(answer.get("ETag") or "")
         origin = {"Bucket": self._connection.place.bucket, "Key": source}

@@ -12,10 +12,11 @@ from typing import Any, Self
 
 import structlog
 
-from agent.adapters.s3_store.checks import check_part, etag_of
+from agent.adapters.s3_store.checks import check_part
 from agent.adapters.s3_store.connection import Answer, Connection, see_through
 from agent.adapters.s3_store.errors import code_of
 from agent.adapters.s3_store.part import Pacing, Part, PartBody, content_md5
+from agent.adapters.s3_store.reading import etag_of
 from agent.domain.errors import NotPermitted, StoreError
 from agent.ports import Progress
 

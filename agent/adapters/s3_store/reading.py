@@ -10,12 +10,16 @@ from agent.ports import StoredObject
 READ_BYTES = 256 * 1024
 
 
+def etag_of(answer: Answer) -> str:
+    """Return the ETag in an answer, or in an item of a listing, bare; empty where there is none."""
+    return str(answer.get("ETag") or "").strip('"').lower()
+
+
 def described(key: str, answer: Answer) -> StoredObject:
     """Return the object that a HEAD describes. Stores differ in the case of metadata's names: here they are lower."""
     metadata = answer.get("Metadata") or {}
-    return StoredObject(
-        key, int(answer["ContentLength"]), {str(name).lower(): str(value) for name, value in metadata.items()}
-    )
+    named = {str(name).lower(): str(value) for name, value in metadata.items()}
+    return StoredObject(key, int(answer["ContentLength"]), named, etag=etag_of(answer))
 
 
 async def read(connection: Connection, key: str) -> AsyncIterator[bytes]:
@@ -43,7 +47,9 @@ async def listing(connection: Connection, prefix: str, start_after: str) -> Asyn
         for item in answer.get("Contents", ()):
             # Not every relative of S3 knows StartAfter.
             if item["Key"] > start_after:
-                yield StoredObject(item["Key"], int(item["Size"]), modified=item.get("LastModified"))
+                yield StoredObject(
+                    item["Key"], int(item["Size"]), modified=item.get("LastModified"), etag=etag_of(item)
+                )
         if not answer.get("IsTruncated"):
             return
         more = {"ContinuationToken": answer["NextContinuationToken"]}

@@ -12,9 +12,9 @@ from agent.adapters.s3_store.connection import Answer, Connection
 from agent.adapters.s3_store.errors import code_of
 from agent.adapters.s3_store.multipart import Multipart
 from agent.adapters.s3_store.part import Pacing, Part, PartBody, content_md5, parts
-from agent.adapters.s3_store.reading import described
+from agent.adapters.s3_store.reading import described, etag_of
 from agent.domain.errors import NoSuchObject, StoreError
-from agent.ports import Progress
+from agent.ports import Progress, StoredObject
 
 log = structlog.get_logger()
 
@@ -31,8 +31,8 @@ class Sending:
 
     async def put(
         self, key: str, body: AsyncIterable[bytes], metadata: Mapping[str, str], part_bytes: int, progress: Progress
-    ) -> int:
-        """Send the body; return its size."""
+    ) -> tuple[int, str]:
+        """Send the body; return its size and the ETag that the store answered."""
         async with aclosing(cast("AsyncGenerator[Part]", parts(body, part_bytes))) as stream:
             # Room for a part is taken before it is filled: `concurrency` parts are in memory, and no more.
             first = await anext(stream)
@@ -43,10 +43,9 @@ class Sending:
                 waiting = [first, second]
                 del first, second
                 size = await self._parts(upload, waiting, stream, progress)
-                await self._complete(upload, size, part_bytes)
-                return size
+                return size, await self._complete(upload, size, part_bytes)
 
-    async def _whole(self, key: str, part: Part, metadata: Mapping[str, str], progress: Progress) -> int:
+    async def _whole(self, key: str, part: Part, metadata: Mapping[str, str], progress: Progress) -> tuple[int, str]:
         md5 = await asyncio.to_thread(part.md5)
         answer = await self._connection.call(
             "put_object",
@@ -59,7 +58,7 @@ class Sending:
         async with self._removed_if_damaged(key):
             if not checks.check_part(answer, md5, self._connection.place, key):
                 await self._check_size(key, part.size)
-        return part.size
+        return part.size, etag_of(answer)
 
     async def _parts(
         self, upload: Multipart, waiting: list[Part], stream: AsyncGenerator[Part], progress: Progress
@@ -89,21 +88,22 @@ class Sending:
             reason = failures.exceptions[0]
             raise reason from reason.__cause__
 
-    async def _complete(self, upload: Multipart, size: int, part_bytes: int) -> None:
+    async def _complete(self, upload: Multipart, size: int, part_bytes: int) -> str:
         md5s = [upload.md5s[number] for number in sorted(upload.md5s)]
         try:
             answer = await upload.complete()
         except StoreError as error:
             if code_of(error) != "NoSuchUpload" or not await self._is_there(upload, size, md5s):
                 raise
-            return
+            return checks.multipart_etag(md5s)
         async with self._removed_if_damaged(upload.key):
-            await self._check_size(upload.key, size)
+            stored = await self._check_size(upload.key, size)
             if self._etags_tell and upload.etags_are_md5 and checks.in_another_form(answer, md5s):
                 # Damaged, or a store that counts otherwise: the bytes themselves tell, once.
                 await checks.read_back(self._connection, upload.key, md5s, part_bytes)
                 log.info("etags_of_another_form", store=str(self._connection.place))
                 self._etags_tell = False
+        return stored.etag
 
     async def _is_there(self, upload: Multipart, size: int, md5s: list[bytes]) -> bool:
         """Say whether a try to complete whose answer was lost has made this very object."""
@@ -111,18 +111,19 @@ class Sending:
             found = await self._head(upload.key)
         except StoreError:
             return False
-        if checks.etag_of(found) != checks.multipart_etag(md5s) or int(found["ContentLength"]) != size:
+        if etag_of(found) != checks.multipart_etag(md5s) or int(found["ContentLength"]) != size:
             return False
         upload.believe()
         return True
 
-    async def _check_size(self, key: str, size: int) -> None:
+    async def _check_size(self, key: str, size: int) -> StoredObject:
         place = self._connection.place
         try:
             found = described(key, await self._head(key))
         except NoSuchObject as error:
             raise checks.damaged(place, key, "nothing is there") from error
         checks.check_size(found.size, size, place, key)
+        return found
 
     async def _head(self, key: str) -> Answer:
         return await self._connection.call("head_object", key)

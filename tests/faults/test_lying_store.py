@@ -1,0 +1,143 @@
+"""Stores that answer what is not so: a PUT that is not kept, a listing that lags, bytes that change afterwards."""
+
+import pytest
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.system_clock import SystemClock
+from agent.application import confirmation
+from agent.application.archive import Archive
+from agent.application.lost_databases import REASON
+from agent.application.uploads import Uploads
+from agent.application.verification import Verification
+from agent.domain.events import SyncFailed, SyncSucceeded
+from tests.integration.test_cloud_sync import PREFIX, Rig
+from tests.servers.front import answer_with, ending, swallow
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+
+@pytest.fixture
+def rig(tmp_path, monkeypatch):
+    return Rig(tmp_path, monkeypatch, memories=True)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """An object that is not there at the first look counts as lost."""
+    monkeypatch.setattr(confirmation, "CONFIRM_SECONDS", 0.0)
+
+
+async def keys(store):
+    return {item.key.rpartition("/")[2] async for item in store.list(PREFIX)}
+
+
+@pytest.mark.parametrize("name", ["reflection.duckdb", "memories.json", "manifest.json"])
+async def test_an_object_that_is_answered_with_200_and_not_kept_is_sent_again(rig, front, fronted, impatient, name):
+    rig.store = fronted()
+    front.on("put_object", ending(name, swallow()), times=None)
+    rig.settings["max_retries"] = 0
+    result = await rig.sync()
+    assert isinstance(result, SyncFailed)
+    assert name in result.error
+    assert "stored" in result.error
+    assert name not in await keys(rig.store)
+    assert "manifest.json" not in await keys(rig.store)
+
+    front._rules.clear()
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert {name, "manifest.json"} <= await keys(rig.store)
+
+
+async def test_an_object_that_a_listing_lacks_is_asked_for_by_head(rig, front, fronted):
+    rig.store = fronted()
+    hidden = ("<Key>systems/laptop/uploads/", "<Key>systems/laptop/uploads/0")
+    front.on("list_objects_v2", answer_with(replace=hidden))
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert front.count("put_object") == 4
+
+
+async def test_an_object_that_was_replaced_before_the_manifest_makes_no_upload(rig, front, fronted, impatient):
+    rig.store = fronted()
+    rig.settings["max_retries"] = 0
+
+    async def replaced(request, forward):
+        answer = await forward()
+        body = bytearray(await request.read())
+        body[len(body) // 2] ^= 1
+        await forward(body=bytes(body))
+        return answer
+
+    front.on("put_object", ending("reflection.duckdb", replaced), times=None)
+    result = await rig.sync()
+    assert isinstance(result, SyncFailed)
+    assert "ETag" in result.error
+    assert "manifest.json" not in await keys(rig.store)
+
+
+async def test_a_flipped_bit_is_not_copied_on_from_a_bucket(rig, front, fronted, aws):
+    rig.store = fronted()
+    first = await rig.sync()
+    await flip(rig.store, f"{PREFIX}{first.upload_id}/knowledge_graph.duckdb")
+    rig.commit("reflection")
+    second = await rig.sync()
+    manifest = await Uploads(rig.store, "laptop").manifest(second.upload_id)
+    assert rig.origins(manifest) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
+    assert (await verified(rig.store, second.upload_id)).whole
+    assert set((await verified(rig.store, first.upload_id)).problems) == {"knowledge_graph.duckdb"}
+
+
+async def test_a_flipped_bit_is_not_copied_on_from_a_directory(rig, tmp_path):
+    rig.store = DirectoryStore(tmp_path / "bucket")
+    first = await rig.sync()
+    rig.commit("reflection")
+    second = await rig.sync()
+    manifest = await Uploads(rig.store, "laptop").manifest(second.upload_id)
+    assert rig.origins(manifest)["knowledge_graph.duckdb"] == "copied"
+    flip_file(tmp_path / "bucket" / f"{PREFIX}{second.upload_id}/knowledge_graph.duckdb")
+    assert set((await verified(rig.store, second.upload_id)).problems) == {"knowledge_graph.duckdb"}
+    assert (await verified(rig.store, first.upload_id)).whole
+    rig.commit("reflection")
+    third = await rig.sync()
+    manifest = await Uploads(rig.store, "laptop").manifest(third.upload_id)
+    assert rig.origins(manifest) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
+    assert (await verified(rig.store, third.upload_id)).whole
+
+
+async def test_damage_of_a_database_that_is_not_here_any_more_is_not_copied_and_is_said(rig, tmp_path):
+    rig.store = DirectoryStore(tmp_path / "bucket")
+    first = await rig.sync()
+    graph = rig.data / "knowledge_graph.duckdb"
+    graph.rename(tmp_path / "aside")
+    flip_file(tmp_path / "bucket" / f"{PREFIX}{first.upload_id}/knowledge_graph.duckdb")
+    rig.commit("reflection")
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert result.incomplete == {"knowledge_graph": REASON}
+    assert [warning.code for warning in await rig.warnings()] == ["database_lost"]
+    (tmp_path / "aside").rename(graph)
+    assert (await rig.sync()).incomplete == {}
+    assert await rig.warnings() == ()
+
+
+def flip_file(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+async def flip(store, key):
+    """Put the object again with one bit changed, its metadata as they were."""
+    found = await store.head(key)
+    data = bytearray(b"".join([piece async for piece in store.get(key)]))
+    data[len(data) // 2] ^= 1
+
+    async def body():
+        yield bytes(data)
+
+    await store.put(key, body(), metadata=found.metadata, part_bytes=5 * 2**20, progress=lambda _: None)
+
+
+async def verified(store, upload):
+    return await Verification(Archive(store, "laptop"), SystemClock()).shallow(upload)
