@@ -2,7 +2,7 @@
 
     python tests/faults/killed_sync.py POINT PUBLISHED.jsonl [options of `sync`]
 
-POINT is `room.method:before` or `:after` of one of the calls below, or `-` for a run to the end. Every event that
+POINT is `method:before` or `:after` of one of the calls below, or `-` for a run to the end. Every event that
 reaches the bus is appended to PUBLISHED.jsonl before the call returns, as a consumer would have seen it.
 """
 
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.directory_store.incoming import Incoming
 from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
@@ -52,7 +53,15 @@ def main() -> None:
                 file.write(codec.encode(event) + b"\n")
 
     MemoryBus.publish = told
-    if point.startswith("put-"):
+    if point == "record:after":  # the metadata is there, its object is not
+        write_record = Incoming._write_record
+
+        def deadly(self, place, record):
+            write_record(self, place, record)
+            kill()
+
+        Incoming._write_record = deadly
+    elif point.startswith("put-"):
         kind, _, when = point.partition(":")
         is_manifest = kind == "put-manifest"
         mine(DirectoryStore, "put", f"put:{when}", lambda key, *_: key.endswith("manifest.json") == is_manifest)

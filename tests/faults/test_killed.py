@@ -90,6 +90,19 @@ def test_an_upload_killed_before_its_manifest_is_abandoned_when_the_databases_ch
     assert manifest["upload_id"] > begun.name
 
 
+def test_metadata_of_an_object_that_never_came_is_gone_after_the_next_sync(machine):
+    assert machine.sync("record:after").code == -signal.SIGKILL
+    metadata = machine.bucket / ".akosha" / "metadata"
+    assert [path.suffix for path in metadata.rglob("*") if path.is_file()] == [".json"]
+    (machine.state / "ledger.sqlite").unlink()  # nobody knows of that upload any more: nothing goes on under its id
+    assert machine.sync().code == 0
+    (manifest,) = machine.manifests
+    left = [path for path in metadata.rglob("*") if manifest["upload_id"] not in path.as_posix()]
+    assert [path.name for path in left] == ["systems", "laptop", "uploads"]
+    records = {path.relative_to(metadata).as_posix() for path in metadata.rglob("*") if path.is_file()}
+    assert all((machine.bucket / record.removesuffix(".json")).is_file() for record in records)
+
+
 def test_staged_copies_of_a_killed_run_are_gone_after_the_next(machine):
     assert machine.sync("put-file:before").code == -signal.SIGKILL
     assert any(path.is_file() for path in (machine.state / "staging").rglob("*"))

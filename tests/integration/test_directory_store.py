@@ -390,3 +390,22 @@ async def test_a_root_that_was_there_and_is_gone_is_made_by_no_put(store, root):
         await put(store, KEY, b"memories")
     assert not root.exists()
     assert await store.create("systems/mac/owner.json", b"claim") is Creation.CREATED, "a person asks for it"
+
+
+async def test_sweeping_removes_metadata_without_an_object_unless_its_put_is_at_work(store):
+    gone, at_work, whole = f"{KEY}-gone", f"{KEY}-work", f"{KEY}-whole"
+    await put(store, whole, b"x", {"sha256": "ab"})
+    for key in (gone, at_work, "systems/pc/uploads/x/y"):
+        record = store._root / ".akosha" / "metadata" / f"{key}.json"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_bytes(b"{}")
+    (record.parent / "empty" / "below").mkdir(parents=True)
+    file = incoming.Incoming(store._root, at_work)
+    assert await store.left_behind("systems/mac/") == 1
+    assert await store.sweep("systems/mac/") == 1
+    file.discard()
+    assert await store.sweep("systems/") == 2
+    metadata = store._root / ".akosha" / "metadata"
+    assert [p.relative_to(metadata).as_posix() for p in metadata.rglob("*") if p.is_file()] == [f"{whole}.json"]
+    assert not (metadata / "systems" / "pc").exists()
+    assert dict((await store.head(whole)).metadata) == {"sha256": "ab"}

@@ -202,9 +202,10 @@ def _created(target: Path, data: bytes) -> bool:
 
 
 def sweep(root: Path, prefix: str) -> int:
-    """Remove the incoming files of keys under `prefix` that no living process writes; return how many.
+    """Remove what killed puts of keys under `prefix` left; return how many files.
 
-    A put holds a lock on its file, which ends with its process, on this machine or (NFS) another.
+    These are incoming files that no living process writes (a put holds a lock on its file, which ends with its process,
+    on this machine or on another one over NFS), and records whose object never appeared. Empty folders go with them.
     """
     top = root / HIDDEN / "incoming"
     removed = 0
@@ -213,18 +214,49 @@ def sweep(root: Path, prefix: str) -> int:
         if key.startswith(prefix):
             removed += sum(_remove_if_dead(Path(folder) / name) for name in names)
             prune(Path(folder), root / HIDDEN)
+    for key, record in [*_orphans(root, prefix)]:
+        # In this order: an object appears while its put still holds the lock.
+        if not _is_at_work(root, key) and not object_path(root, key).exists():
+            record.unlink(missing_ok=True)
+            removed += 1
+    _prune_empty(root / HIDDEN / "metadata", prefix)
     return removed
 
 
 def left_behind(root: Path, prefix: str) -> int:
     """Return how many files `sweep` would remove. Removes nothing."""
     top = root / HIDDEN / "incoming"
-    return sum(
+    orphans = sum(not _is_at_work(root, key) for key, _ in _orphans(root, prefix))
+    return orphans + sum(
         _is_dead(Path(folder) / name)
         for folder, _, names in os.walk(top)
         if Path(folder).relative_to(top).as_posix().startswith(prefix)
         for name in names
     )
+
+
+def _orphans(root: Path, prefix: str) -> Iterator[tuple[str, Path]]:
+    """Yield key and record of each object under `prefix` that is not there."""
+    top = root / HIDDEN / "metadata"
+    for folder, _, names in os.walk(top):
+        for name in names:
+            key = (Path(folder) / name).relative_to(top).as_posix().removesuffix(".json")
+            if name.endswith(".json") and key.startswith(prefix) and not (root / key).exists():
+                yield key, Path(folder) / name
+
+
+def _is_at_work(root: Path, key: str) -> bool:
+    """Return whether a put of this key may be under way."""
+    try:
+        return not all(_is_dead(path) for path in incoming_folder(root, key).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _prune_empty(top: Path, prefix: str) -> None:
+    for folder, _, _ in os.walk(top, topdown=False):
+        if Path(folder).relative_to(top).as_posix().startswith(prefix.rstrip("/")):
+            prune(Path(folder), top.parent)
 
 
 def prune(folder: Path, stop: Path) -> None:
