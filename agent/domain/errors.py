@@ -5,7 +5,8 @@
     ├── NamingError            a text that cannot stand in a key, a subject or an id
     ├── WireError              bytes that are not what they should be: an event, a manifest, a note
     ├── StateError             the state directory or the ledger in it cannot be used
-    │   └── AlreadyRunning     another process holds the state directory
+    │   ├── AlreadyRunning     another process holds the state directory
+    │   └── LedgerDamaged      the ledger's content is not what was written
     ├── SystemIdTaken          another machine owns the default system id: this one takes another
     ├── SnapshotError          the source's fault: a database that cannot be copied now
     │   └── StagingFull        our side's fault: no room to copy it to
@@ -91,6 +92,10 @@ class SystemIdTaken(AkoshaError):  # noqa: N818
         super().__init__(message, hint="set akosha_system_id to choose an id yourself")
         self.taken = taken
         self.instead = instead
+
+
+class LedgerDamaged(StateError):  # noqa: N818
+    """The ledger's file, or content in it, is not what was written. The holder of the state directory replaces it."""
 
 
 class SnapshotError(AkoshaError):

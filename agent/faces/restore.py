@@ -24,7 +24,7 @@ from agent.faces.results import human_bytes, when
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.archive import archive_of
-from agent.wiring.restoring import finish_restores, restoring_to
+from agent.wiring.restoring import check_destination, finish_restores, restoring_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,7 @@ async def restore(settings: Settings, asked: Asked) -> int:
     if asked.which is not None and asked.at is not None:
         raise SettingsError("an upload and --at were given", hint="leave out the one or the other")
     at = time_of(asked.at) if asked.at is not None else None
+    await asyncio.to_thread(check_destination, settings, asked.to)
     async with archive_of(settings, await _system(settings, asked.system)) as archive:
         finished = {one.upload_id: one for one in await asyncio.to_thread(finish_restores, asked.to)}
         done = None

@@ -13,7 +13,7 @@ import structlog
 from agent import wiring
 from agent.application.agent import Agent
 from agent.application.desk import Desk
-from agent.domain.errors import AkoshaError, SettingsError
+from agent.domain.errors import AkoshaError, LedgerDamaged, SettingsError
 from agent.domain.events import SyncAsked
 from agent.faces import logs
 from agent.faces.control import serving
@@ -109,6 +109,7 @@ class _Succession:
     def __init__(self, loading: Callable[[], Loaded], supervisor: Supervisor) -> None:
         self._loading, self._supervisor, self._counts = loading, supervisor, metering()
         self._hung_up = asyncio.Event()
+        self._ledger_replaced = False
 
     async def run(self, settings: Settings) -> NoReturn:
         """Run until cancelled. Raises what took an agent down that worked, or the first one."""
@@ -123,6 +124,12 @@ class _Succession:
             except asyncio.CancelledError:
                 self._supervisor.stopping()
                 raise
+            except LedgerDamaged as error:
+                if self._ledger_replaced:
+                    raise
+                await life.end()
+                self._ledger_replaced = await asyncio.to_thread(wiring.Home.of(life.settings).set_ledger_aside, error)
+                new = life.settings
             except AkoshaError as error:
                 if life.works or before is None:
                     raise

@@ -3,8 +3,8 @@
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from agent.adapters.allocator import give_back_large_blocks
@@ -28,6 +28,7 @@ from agent.application.status_warnings import notes_waiting
 from agent.application.uploader import Uploader
 from agent.application.wake import Wake
 from agent.domain.databases import database_of
+from agent.domain.errors import LedgerDamaged
 from agent.domain.events import Event, SyncAsked
 from agent.domain.identity import Identity
 from agent.domain.route import RetryRules
@@ -37,6 +38,7 @@ from agent.ports import Clock, Ledger, Meter, Responder, SnapshotTaker, Supervis
 from agent.settings import Settings
 from agent.wiring.archive import verifying
 from agent.wiring.buses import run_buses, single_sync_buses
+from agent.wiring.ledger import aside_if_damaged, open_for_holder, set_ledger_aside
 from agent.wiring.methods import MEBIBYTE, sync_methods, targets_of
 from agent.wiring.pruning import prune_rounds
 
@@ -67,8 +69,11 @@ class Home:
         return self.state.identity(socket.gethostname(), self.settings.system_id)
 
     def lock(self, command: str, *, patient: bool = True) -> AbstractContextManager[None]:
-        """Hold the state directory for as long as the block runs. Raises AlreadyRunning; not `patient`, at once."""
-        return self.state.lock(command, patient=patient)
+        """Hold the state directory for as long as the block runs. Raises AlreadyRunning; not `patient`, at once.
+
+        Where the block ends with LedgerDamaged, the ledger is moved aside: the next holder opens a new one.
+        """
+        return self._locked(command, patient=patient)
 
     def holder(self) -> Holder | None:
         """Return who holds the state directory now."""
@@ -90,9 +95,14 @@ class Home:
         return notes_waiting(await self._spool().count(answered_by_a_sync))
 
     async def open_ledger(self, *, read_only: bool = False) -> Ledger:
-        """Open the ledger. Raises StateError; for reading, beside an agent that may be writing, where there is none."""
-        codec = CloudEventsCodec(max_bytes=LEDGER_EVENT_BYTES)
-        return await SqliteLedger.open(self.state.ledger_file, codec, clock=self.clock, read_only=read_only)
+        """Open the ledger. Raises StateError; for reading, beside an agent that may be writing, where there is none.
+
+        For writing, a damaged one is replaced where this process holds the state directory.
+        """
+        path, codec = self.state.ledger_file, CloudEventsCodec(max_bytes=LEDGER_EVENT_BYTES)
+        if read_only:
+            return await SqliteLedger.open(path, codec, clock=self.clock, read_only=True)
+        return await open_for_holder(path, codec, self.clock, held=self._is_held)
 
     async def read_ledger(self) -> Ledger:
         """Open the ledger for reading. Raises StateError where there is none."""
@@ -109,6 +119,20 @@ class Home:
     def targets(self, identity: Identity) -> dict[str, Target]:
         """Return the targets of all methods that can be asked for, by method."""
         return targets_of(self.settings, identity.system_id)
+
+    def set_ledger_aside(self, error: LedgerDamaged) -> bool:
+        """Move the damaged ledger aside. The caller holds the state directory, and has closed the ledger."""
+        set_ledger_aside(self.state.ledger_file, self.clock, error)
+        return True
+
+    @contextmanager
+    def _locked(self, command: str, *, patient: bool) -> Iterator[None]:
+        with self.state.lock(command, patient=patient), aside_if_damaged(self.state.ledger_file, self.clock):
+            yield
+
+    def _is_held(self) -> bool:
+        holder = self.holder()
+        return holder is not None and holder.pid == os.getpid()
 
     def _spool(self) -> SpoolDirectory:
         return SpoolDirectory(self.state.spool, self.codec)

@@ -13,7 +13,9 @@ from agent.adapters.restore_place import RestorePlace
 from agent.adapters.system_clock import SystemClock
 from agent.application.archive import Archive
 from agent.application.restoring import Restoring
+from agent.domain.errors import RestoreError
 from agent.domain.restoration import Restored
+from agent.settings import Settings
 
 
 @asynccontextmanager
@@ -42,3 +44,34 @@ def finish_restores(directory: Path) -> tuple[Restored, ...]:
         return ()
     with RestorePlace(directory, opener) as place:
         return place.finish()
+
+
+def check_destination(settings: Settings, to: Path) -> None:
+    """Refuse the state directory and the target's directory, and what is inside of them. Blocks. Raises RestoreError.
+
+    Restored files beside the ledger, or among the uploads, would be taken for the agent's own or for objects. The
+    parent of the state directory is refused, too: it is named by mistake.
+    """
+    state = settings.agent_state_dir
+    if _is_inside(to, state) or _is_same(to, state.absolute().parent):
+        raise RestoreError(
+            f"{to} is the agent's own place: its state directory is {state}", hint="choose another directory for --to"
+        )
+    target = settings.directory / settings.cloud_bucket if settings.directory is not None else None
+    if target is not None and _is_inside(to, target):
+        raise RestoreError(
+            f"{to} is inside the directory that holds the uploads, {target}", hint="choose another directory for --to"
+        )
+
+
+def _is_inside(path: Path, directory: Path) -> bool:
+    real = path.resolve()
+    return any(_is_same(each, directory) for each in (real, *real.parents))
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Compare by what is there: names may differ in case, or lead through links and mounts."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one.resolve() == other.resolve()

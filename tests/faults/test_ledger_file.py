@@ -12,10 +12,13 @@ from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.wire import CloudEventsCodec
-from agent.domain.errors import StateError
+from agent.application.status_warnings import warnings_in
+from agent.domain.errors import LedgerDamaged, StateError
 from agent.domain.events import SessionEnded
 from agent.domain.states import State
 from agent.ports import Standing
+from agent.settings import Settings
+from agent.wiring import Home
 from tests.fakes.clock import ManualClock
 from tests.fakes.memories import seen
 from tests.fakes.values import NOON, SYSTEM, TARGET, skipped
@@ -301,3 +304,68 @@ async def test_a_full_disk_is_said_and_nothing_is_half_written_and_it_goes_on_wh
     await ledger.owe(TARGET, databases)
     await ledger.settle(None, skipped("r9"))
     await ledger.aclose()
+
+
+def home_of(tmp_path) -> Home:
+    home = Home.of(Settings(agent_state_dir=tmp_path / "state", agent_data_dir=tmp_path / "data"))
+    home.state.prepare()
+    return home
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+async def test_the_holder_of_the_directory_moves_a_damaged_ledger_aside_and_warns_until_it_is_deleted(tmp_path, damage):
+    home = home_of(tmp_path)
+    path = home.state.ledger_file
+    await filled(path)
+    spoiled = damage(path.read_bytes())
+    path.write_bytes(spoiled)
+    path.with_name(f"{path.name}-wal").write_bytes(b"left")
+    with pytest.raises(LedgerDamaged):
+        await home.open_ledger()
+    assert not list(path.parent.glob("*.damaged-*")), "who does not hold the directory moves nothing"
+    with home.lock("test"):
+        for _ in range(2):
+            ledger = await home.open_ledger()
+            (warning,) = warnings_in(await ledger.notes())
+            assert not (await ledger.record(TARGET)).known
+            await ledger.aclose()
+    (aside,) = [each for each in path.parent.glob("*.damaged-*") if not each.name.endswith(("-wal", "-shm"))]
+    assert aside.read_bytes()[-1000:] == spoiled[-1000:]
+    assert warning.code == "ledger_replaced"
+    assert str(aside) in warning.hint
+    for each in path.parent.glob("*.damaged-*"):
+        each.unlink()
+    with home.lock("test"):
+        ledger = await home.open_ledger()
+        assert warnings_in(await ledger.notes()) == ()
+        await ledger.aclose()
+
+
+async def test_damage_that_shows_while_it_is_in_use_moves_it_aside_when_its_holder_ends(tmp_path):
+    home = home_of(tmp_path)
+    path = home.state.ledger_file
+    await filled(path)
+    change(path, "UPDATE targets SET last_success = 'yesterday'")
+
+    async def used():
+        ledger = await home.open_ledger()
+        try:
+            await ledger.record(TARGET)
+        finally:
+            await ledger.aclose()
+
+    with pytest.raises(LedgerDamaged), home.lock("test"):
+        await used()
+    with home.lock("test"):
+        await used()
+    assert len(list(path.parent.glob("*.damaged-*"))) == 1
+
+
+async def test_a_ledger_of_a_newer_version_is_not_moved_aside(tmp_path):
+    home = home_of(tmp_path)
+    await filled(home.state.ledger_file)
+    change(home.state.ledger_file, f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}")
+    with pytest.raises(StateError, match="version"), home.lock("test"):
+        await home.open_ledger()
+    assert home.state.ledger_file.is_file()
+    assert not list(home.state.path.glob("*.damaged-*"))

@@ -24,7 +24,8 @@ from agent.application.restoring import Wanted
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, RestoreError, StoreError
 from agent.domain.retention import KeepRules
-from agent.wiring.restoring import finish_restores, restoring_to
+from agent.settings import Settings
+from agent.wiring.restoring import check_destination, finish_restores, restoring_to
 from tests.fakes.faulty_store import FaultyStore
 from tests.fakes.machine import Machine
 from tests.fakes.session_buddy import REAL, STATES, WRITERS
@@ -610,3 +611,19 @@ async def test_a_restore_that_was_interrupted_is_no_answer_to_one_that_asks_for_
     enough = await asyncio.to_thread(machine.call, "restore", "--to", str(to), "--only", "reflection")
     assert (enough.code, enough.err) == (0, "")
     assert "is restored to" in enough.out
+
+
+def test_the_state_directory_and_the_target_are_refused_as_destinations(tmp_path):
+    state, bucket = tmp_path / "agent" / "state", tmp_path / "nas" / "uploads"
+    for directory in (state / "staging", bucket / "systems"):
+        directory.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(bucket)
+    settings = Settings(agent_state_dir=state, cloud_endpoint=bucket.as_uri())
+    refused = [state, state / "staging", state / "new", state.parent]
+    refused += [bucket, bucket / "systems" / "new", tmp_path / "link"]
+    for to in refused:
+        with pytest.raises(RestoreError, match=r"own place|holds the uploads") as error:
+            check_destination(settings, to)
+        assert "--to" in error.value.hint
+    for to in (tmp_path, tmp_path / "agent" / "other", bucket.parent, tmp_path / "state"):
+        check_destination(settings, to)

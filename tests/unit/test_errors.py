@@ -13,6 +13,7 @@ TREE = {
     "WireError": "AkoshaError",
     "StateError": "AkoshaError",
     "AlreadyRunning": "StateError",
+    "LedgerDamaged": "StateError",
     "SystemIdTaken": "AkoshaError",
     "SnapshotError": "AkoshaError",
     "StagingFull": "SnapshotError",

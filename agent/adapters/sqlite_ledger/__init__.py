@@ -1,7 +1,7 @@
 """The ledger on SQLite: one file, one writer, as many readers as like."""
 
-from agent.adapters.sqlite_ledger.file import is_made
+from agent.adapters.sqlite_ledger.file import damaged_ledgers, is_made, set_aside
 from agent.adapters.sqlite_ledger.history import Codec
 from agent.adapters.sqlite_ledger.ledger import SqliteLedger
 
-__all__ = ["Codec", "SqliteLedger", "is_made"]
+__all__ = ["Codec", "SqliteLedger", "damaged_ledgers", "is_made", "set_aside"]

@@ -1,13 +1,15 @@
 """The ledger's file: opened, checked, and what SQLite complains about put into our words."""
 
+import itertools
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.adapters.sqlite_ledger import schema
-from agent.domain.errors import StateError
+from agent.domain.errors import LedgerDamaged, StateError
 
 BUSY_SECONDS = 10.0
 """How long a transaction waits for another process's before it fails."""
@@ -15,7 +17,11 @@ BUSY_SECONDS = 10.0
 WAL_KEPT_BYTES = 8 * 2**20
 """How large the -wal stays once its content is in the file: a first upload of a million memories makes it 100 MB."""
 
-_MOVE_ASIDE = "move it aside (with its -wal and -shm): the newest manifest in the bucket restores it, nothing is lost"
+_MOVE_ASIDE = (
+    "the next akosha-agent run or sync will move it aside (with its -wal and -shm) and open a new one:"
+    " the newest manifest in the bucket restores it, nothing is lost"
+)
+_ASIDE = ".damaged-"
 _PRIMARY_CODE = 0xFF
 
 
@@ -36,7 +42,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             schema.migrate(connection)
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if verdict != "ok":
-                raise StateError(f"{path} is damaged: {verdict}", hint=_MOVE_ASIDE)
+                raise LedgerDamaged(f"{path} is damaged: {verdict}", hint=_MOVE_ASIDE)
         return connection
 
 
@@ -80,6 +86,31 @@ def size_of(path: Path) -> int:
     return total
 
 
+def set_aside(path: Path, at: datetime) -> Path:
+    """Rename a damaged file, with its -wal and -shm, to `{name}.damaged-{time}`, and return its new path.
+
+    The main file goes first: SQLite ignores a -wal beside a new, empty file. Nobody may have it open for writing.
+    Raises StateError.
+    """
+    with translated(path):
+        stamp = f"{at.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+        aside = path.with_name(f"{path.name}{_ASIDE}{stamp}")
+        for number in itertools.count(1):
+            if not aside.exists():
+                break
+            aside = path.with_name(f"{path.name}{_ASIDE}{stamp}-{number}")
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+        return aside
+
+
+def damaged_ledgers(path: Path) -> list[Path]:
+    """Return the files that were set aside, the oldest first, without their -wal and -shm."""
+    found = path.parent.glob(f"{path.name}{_ASIDE}*")
+    return sorted(each for each in found if not each.name.endswith(("-wal", "-shm")))
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Raise what SQLite and the operating system raise as StateError, with the cure."""
@@ -93,9 +124,9 @@ def translated(path: Path) -> Iterator[None]:
         ) from error
 
 
-def damaged(what: str) -> StateError:
+def damaged(what: str) -> LedgerDamaged:
     """Return the error for content that no ledger of ours has written."""
-    return StateError(f"the ledger is damaged: {what}", hint=_MOVE_ASIDE)
+    return LedgerDamaged(f"the ledger is damaged: {what}", hint=_MOVE_ASIDE)
 
 
 def _connect_for_reading(path: Path) -> sqlite3.Connection:
@@ -150,7 +181,7 @@ def _code(error: sqlite3.Error) -> int:
 def _in_our_words(path: Path, error: sqlite3.Error) -> StateError:
     match _code(error):
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
-            return StateError(f"{path} is damaged: {error}", hint=_MOVE_ASIDE)
+            return LedgerDamaged(f"{path} is damaged: {error}", hint=_MOVE_ASIDE)
         case sqlite3.SQLITE_FULL:
             return StateError(f"{path} cannot grow: the disk is full", hint="free some space", transient=True)
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
@@ -161,4 +192,6 @@ def _in_our_words(path: Path, error: sqlite3.Error) -> StateError:
             return StateError(f"{path} cannot be opened: {error}", hint="check the state directory and who owns it")
         case sqlite3.SQLITE_IOERR:
             return StateError(f"{path} cannot be read or written: {error}", hint="check the disk", transient=True)
+    if str(error).startswith(("no such table", "no such column")):  # the version says that they are there
+        return LedgerDamaged(f"{path} is damaged: {error}", hint=_MOVE_ASIDE)
     return StateError(f"{path}: {error}")

@@ -1,0 +1,84 @@
+"""The ledger of a state directory, opened for its holder: one that is damaged is replaced by a new one.
+
+The newest manifest in the bucket restores a new ledger, so damage must not stop the agent. The damaged file is kept
+beside the new one, and only the process that holds the state directory's lock moves it.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from agent.adapters.sqlite_ledger import Codec, SqliteLedger, damaged_ledgers, is_made, set_aside
+from agent.application.status_warnings import clear_warning, set_warning
+from agent.domain.errors import LedgerDamaged
+from agent.domain.status_warning import StatusWarning
+from agent.ports import Clock, Ledger
+
+REPLACED = "ledger_replaced"
+
+_log = structlog.get_logger()
+
+
+async def open_for_holder(path: Path, codec: Codec, clock: Clock, *, held: Callable[[], bool]) -> Ledger:
+    """Open the ledger for writing; where it is damaged, move it aside and open a new one.
+
+    `held` says whether this process holds the state directory; otherwise LedgerDamaged is raised. Raises StateError.
+    """
+    fresh = not await asyncio.to_thread(is_made, path)
+    try:
+        ledger = await SqliteLedger.open(path, codec, clock=clock)
+    except LedgerDamaged as error:
+        if not await asyncio.to_thread(held):
+            raise
+        await asyncio.to_thread(set_ledger_aside, path, clock, error)
+        fresh, ledger = True, await SqliteLedger.open(path, codec, clock=clock)
+    try:
+        await _warn(ledger, await asyncio.to_thread(damaged_ledgers, path), clock, fresh=fresh)
+    except BaseException:
+        await ledger.aclose()
+        raise
+    return ledger
+
+
+@contextmanager
+def aside_if_damaged(path: Path, clock: Clock) -> Iterator[None]:
+    """Move the ledger aside where the block ends with LedgerDamaged: the next holder opens a new one.
+
+    The caller holds the state directory; the block has closed the ledger when it ends.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if (damage := _damage(error)) is not None and path.exists():
+            set_ledger_aside(path, clock, damage)
+        raise
+
+
+def _damage(error: BaseException) -> LedgerDamaged | None:
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for each in error.exceptions if (found := _damage(each))), None)
+    return error if isinstance(error, LedgerDamaged) else None
+
+
+def set_ledger_aside(path: Path, clock: Clock, error: LedgerDamaged) -> None:
+    """Move a damaged ledger that nobody has open aside, and log it. Raises StateError."""
+    kept = set_aside(path, clock.now())
+    _log.error(
+        "ledger_set_aside",
+        why=error.message,
+        kept_in=str(kept),
+        then="a new ledger is opened; the newest manifest in the bucket restores it",
+    )
+
+
+async def _warn(ledger: Ledger, kept: list[Path], clock: Clock, *, fresh: bool) -> None:
+    """Keep a warning from the replacement until the damaged file is deleted."""
+    if not kept:
+        await clear_warning(ledger, REPLACED)
+    elif fresh:
+        message = "the ledger was damaged and is a new one, restored from the bucket; its history begins there"
+        hint = f"{kept[-1]} is the damaged one: keep it for a report, or delete it"
+        await set_warning(ledger, StatusWarning(code=REPLACED, message=message, hint=hint), clock)
