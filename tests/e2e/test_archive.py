@@ -48,16 +48,21 @@ def test_uploads_shows_them_newest_first_and_everything_about_one(machine):
     assert (nothing.code, "there is no upload of another" in nothing.out) == (0, True)
 
 
-def test_verify_finds_a_whole_upload_whole_and_what_is_damaged_deep(machine):
+def test_verify_finds_a_whole_upload_whole_and_a_flipped_bit_in_a_directory_with_and_without_deep(machine):
     whole = machine.call("verify")
     assert (whole.code, whole.err) == (0, "")
     assert "whole, 4 objects" in whole.out
     damage(machine)
-    assert machine.call("verify", "--all").code == 0, "what the directory says of the object is as it was"
+    every = machine.call("verify", "--all")
+    assert (every.code, "DAMAGED\n  reflection.duckdb: has other bytes" in every.err) == (1, True)
     deep = machine.call("verify", "latest", "--deep")
     assert (deep.code, deep.out) == (1, "")
     assert "DAMAGED\n  reflection.duckdb: " in deep.err
-    assert [(event["deep"], event["whole"]) for event in told(machine)] == [(False, True), (False, True), (True, False)]
+    assert [(event["deep"], event["whole"]) for event in told(machine)] == [
+        (False, True),
+        (False, False),
+        (True, False),
+    ]
     assert list(told(machine)[-1]["problems"]) == ["reflection.duckdb"]
     assert not [path for path in (machine.state / "verifying").iterdir() if path.is_dir()]
 
