@@ -32,6 +32,8 @@ _DRAFT_SECONDS = 3600.0
 _NO_NOTE = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO})
 """What opening says of a file that will never be a note: closed to us, a link, a socket."""
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 _log = structlog.get_logger()
 
 
@@ -197,6 +199,12 @@ class SpoolDirectory:
         return name
 
     def _unusable(self, error: OSError, *, transient: bool = False) -> StateError:
+        if error.errno in _FULL:
+            return StateError(
+                f"the spool {self._directory} has no room for a note of {MAX_NOTE_BYTES:,} bytes: {error.strerror}",
+                hint="free some space there, or let akosha_agent_state_dir name a directory on a bigger disk",
+                transient=True,
+            )
         return StateError(
             f"the spool {self._directory} cannot be used: {error.strerror or error}",
             hint="make it writable for this user and leave room on its disk, or set akosha_agent_state_dir",

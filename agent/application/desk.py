@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from agent.application.attempt import NO_DATABASES
 from agent.application.feed import Feed
 from agent.application.intake import Intake
+from agent.application.state_disk import disk_warning
 from agent.application.status import Status, describe
 from agent.application.vitals import Vitals
 from agent.domain.databases import Survey
@@ -109,16 +110,19 @@ class Desk:
 
     async def _described(self, standings: Mapping[str, Standing]) -> Status:
         survey, _ = await self._survey()
+        records = [await self._ledger.record(target) for target in self._targets()]
+        full = disk_warning(str(self._settings.agent_state_dir), await self._taker.free_bytes(), records, survey)
         return describe(
             system_id=self._identity.system_id,
             agent_id=self._identity.agent_id,
             route=self._settings.route,
-            records=[await self._ledger.record(target) for target in self._targets()],
+            records=records,
             standings=standings,
             survey=survey,
             notes=dict(await self._ledger.notes()),
             results_waiting=len(await self._ledger.outbox()),
             running=True,
+            warnings=(full,) if full else (),
         )
 
     async def _survey(self) -> tuple[Survey, str]:

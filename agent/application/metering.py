@@ -10,6 +10,9 @@ class MeteredTaker:
     def __init__(self, taker: SnapshotTaker, meter: Meter, clock: Clock) -> None:
         self._taker, self._meter, self._clock = taker, meter, clock
 
+    async def free_bytes(self) -> int | None:
+        return await self._taker.free_bytes()
+
     async def survey(self) -> Survey:
         return await self._taker.survey()
 

@@ -17,7 +17,9 @@ from agent.domain.errors import AlreadyRunning, SettingsError, StateError
 from agent.domain.events import SyncAsked, SyncProgress, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.route import AUTO, MANUAL
+from agent.domain.status_warning import StatusWarning
 from agent.faces.control_client import Door, NoAnswer
+from agent.faces.standing import silence_of
 from agent.ports import Message
 from agent.settings import Settings
 from agent.wiring import RUN, Home, build
@@ -47,6 +49,13 @@ Waits = Callable[[AlreadyRunning], None]
 
 Says = Callable[[str], None]
 """Called with a sentence for a person who waits: what keeps the sync waiting; what becomes of it once cancelled."""
+
+
+SaysOnce = Callable[[str, str], None]
+"""Called with a code and a sentence; says it unless that code has been said."""
+
+WATCH_SECONDS = 1.0
+"""How often it is looked at what keeps another process from doing the sync."""
 
 
 def _unheard(_: object) -> None:
@@ -97,7 +106,15 @@ class Asking:
         In the end it takes its note back; cancelled, what runs here cleans up after itself. Several at once, in one
         process or in many, take turns. Raises SettingsError, StateError, and what keeps a sync from having a result.
         """
-        waiting = _Waiting(self, hear, says)
+        said = set[str]()
+
+        def say_once(code: str, text: str) -> None:
+            if code not in said:
+                said.add(code)
+                says(text)
+
+        waiting = _Waiting(self, hear, say_once)
+        watching: asyncio.Task[None] | None = None
         holder: AlreadyRunning | None = None
         try:
             while True:
@@ -106,11 +123,14 @@ class Asking:
                         if result := await waiting.over():
                             return result
                         holder = None
+                        await _ended(watching)
                         return await self._here(hear)
                 except AlreadyRunning as error:
                     holder = error
                 if holder.command == REACT:
                     raise AlreadyRunning(holder.message, pid=holder.pid, command=holder.command, hint=APART) from holder
+                if watching is None:
+                    watching = asyncio.create_task(self._watch(say_once), name="watch-obstacles")
                 waits(holder)
                 if result := await waiting.once(holder):
                     return result
@@ -119,7 +139,28 @@ class Asking:
             says(waiting.left_to(holder) if holder else await self._left_here())
             raise
         finally:
+            await _ended(watching)
             await waiting.end()
+
+    async def obstacle(self) -> StatusWarning | None:
+        """Return what keeps another process from doing the sync and a person can mend. Raises StateError.
+
+        That process is stopped; the disk has no room for the copies. None: nothing of the kind.
+        """
+        holder = await asyncio.to_thread(self.home.holder)
+        if holder is not None and await asyncio.to_thread(self.home.is_stopped, holder.pid):
+            return await asyncio.to_thread(silence_of, self.home, holder.pid, holder.command)
+        return await self.home.disk_warning(self.identity)
+
+    async def _watch(self, say_once: SaysOnce) -> None:
+        """Look for obstacles for as long as another process is waited for."""
+        while True:
+            await self.home.clock.sleep(WATCH_SECONDS)
+            try:
+                if found := await self.obstacle():
+                    say_once(found.code, str(found))
+            except StateError as error:
+                _log.debug("obstacle_unknown", error=str(error))
 
     async def _left_here(self) -> str:
         """Say what becomes of a sync that was cancelled in this process. Raises StateError."""
@@ -134,7 +175,9 @@ class Asking:
         return "stopped: no upload has begun; what is pending goes with the next sync"
 
     async def trouble(self) -> str:
-        """Return what keeps the sync waiting for its next attempt, "" for nothing. Raises StateError."""
+        """Return what the sync waits for, a person or its next attempt, "" for nothing. Raises StateError."""
+        if found := await self.obstacle():
+            return str(found)
         if not await self.home.has_ledger():
             return ""
         ledger = await self.home.read_ledger()
@@ -173,8 +216,8 @@ class Asking:
 class _Waiting:
     """Another process is to do it: how it has been asked, and what has come of that."""
 
-    def __init__(self, asking: Asking, hear: Hear, says: Says) -> None:
-        self._asking, self._home, self._hear, self._says = asking, asking.home, hear, says
+    def __init__(self, asking: Asking, hear: Hear, say_once: SaysOnce) -> None:
+        self._asking, self._home, self._hear, self._say_once = asking, asking.home, hear, say_once
         self._door = Door(asking.home)
         self._note = ""
         self._asked = False  # somebody may have heard it: there may be a result
@@ -193,10 +236,9 @@ class _Waiting:
                     return result
             except NoAnswer as error:
                 if error.silent:
-                    then = "a note in its spool waits for it"
-                    self._warn(
-                        "agent_silent", f"process {holder.pid} (run) does not answer: {then}", then, pid=holder.pid
-                    )
+                    silence = await asyncio.to_thread(silence_of, self._home, holder.pid, holder.command)
+                    self._say_once(silence.code, str(silence))
+                    self._log_once("agent_silent", pid=holder.pid, then="a note in its spool waits for it")
             self._door.failed()
         await self._insist()
         return (await self._asking.outcome())[0]
@@ -232,7 +274,8 @@ class _Waiting:
                     await self._insist()
                 except StateError as error:  # it has been taken: that is no failure yet
                     then = "the agent has been asked all the same: what becomes of it is waited for"
-                    self._warn("note_not_left", f"no note could be left: {error}; {then}", then, error=str(error))
+                    self._say_once("note_not_left", f"no note could be left: {error}; {then}")
+                    self._log_once("note_not_left", error=str(error), then=then)
                 if result := (await self._asking.outcome())[0]:
                     return result
             return following.result()
@@ -271,15 +314,19 @@ class _Waiting:
             await _seen_through(self._withdrawn(writing), "withdraw-note")
             raise
 
-    def _warn(self, event: str, text: str, then: str, **fields: object) -> None:
-        """Log it, and say it to who waits, once."""
+    def _log_once(self, event: str, **fields: object) -> None:
         if event not in self._warned:
             self._warned.add(event)
-            _log.warning(event, **fields, then=then)
-            self._says(text)
+            _log.warning(event, **fields)
 
     async def _withdrawn(self, writing: asyncio.Task[str]) -> None:
         await self._home.withdraw_note(await writing)
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def _seen_through(work: Coroutine[None, None, None], name: str) -> None:

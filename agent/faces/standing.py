@@ -9,13 +9,18 @@ from dataclasses import asdict, dataclass, replace
 import structlog
 
 from agent.application.attempt import NO_DATABASES
+from agent.application.state_disk import disk_warning
 from agent.application.status import Status, describe
 from agent.domain.databases import Survey
 from agent.domain.errors import SnapshotError
 from agent.domain.states import TargetRecord
+from agent.domain.status_warning import StatusWarning
 from agent.ports import Standing
 from agent.settings import Settings
 from agent.wiring import RUN, Home
+
+AGENT_STOPPED, AGENT_SILENT = "agent_stopped", "agent_silent"
+"""Codes of the warnings about an agent that holds the state directory and does not answer."""
 
 _log = structlog.get_logger()
 
@@ -80,7 +85,25 @@ async def standing(settings: Settings) -> View:
     except NoAnswer as error:
         silent = error.silent
         _log.debug("agent_unheard", error=str(error))
-    return replace(await _seen(home), silent=silent)
+    view = await _seen(home)
+    if not silent:
+        return view
+    warning = await asyncio.to_thread(silence_of, home, holder.pid, holder.command)
+    return replace(view, silent=True, status=replace(view.status, warnings=(warning, *view.status.warnings)))
+
+
+def silence_of(home: Home, pid: int, command: str) -> StatusWarning:
+    """Return what is the matter with a holder of the state directory that does not answer. Blocks for moments."""
+    who = f"process {pid} ({command})"
+    if home.is_stopped(pid):
+        return StatusWarning(
+            code=AGENT_STOPPED, message=f"{who} does not answer: it is stopped", hint=f"kill -CONT {pid}"
+        )
+    return StatusWarning(
+        code=AGENT_SILENT,
+        message=f"{who} does not answer",
+        hint="akosha-agent service restart, or end that process and start akosha-agent run",
+    )
 
 
 async def _seen(home: Home) -> View:
@@ -109,6 +132,7 @@ async def _seen(home: Home) -> View:
     except SnapshotError as error:
         problem = str(error)
     holder = await asyncio.to_thread(home.holder)
+    full = disk_warning(str(settings.agent_state_dir), await home.taker().free_bytes(), records, survey)
     status = describe(
         system_id=identity.system_id,
         agent_id=identity.agent_id,
@@ -119,7 +143,7 @@ async def _seen(home: Home) -> View:
         notes=notes,
         results_waiting=results_waiting,
         running=holder is not None and holder.command == RUN,
-        warnings=await home.unattended(),
+        warnings=(*((full,) if full else ()), *await home.unattended()),
     )
     running = None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
     return View(status, running, problem)

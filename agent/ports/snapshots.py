@@ -45,6 +45,10 @@ class SnapshotTaker(Protocol):
         """
         ...
 
+    async def free_bytes(self) -> int | None:
+        """Return how much room there is for copies; None where that cannot be known."""
+        ...
+
     async def take(self, database: str) -> Snapshot:
         """Copy, hash and verify one database. Raises SnapshotError, transient where the file was too busy."""
         ...

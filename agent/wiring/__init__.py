@@ -11,7 +11,7 @@ from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.duckdb_files import DuckdbSnapshotTaker, Warm
 from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.sqlite_ledger import SqliteLedger, is_made
-from agent.adapters.state_directory import Holder, StateDirectory
+from agent.adapters.state_directory import Holder, StateDirectory, is_stopped
 from agent.adapters.surroundings import MachineSurroundings
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.systemd_notify import SystemdSupervisor
@@ -24,15 +24,16 @@ from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
 from agent.application.requests import Requests
 from agent.application.spool_reader import answered_by_a_sync
+from agent.application.state_disk import disk_warning
 from agent.application.status_warnings import notes_waiting
 from agent.application.uploader import Uploader
 from agent.application.wake import Wake
 from agent.domain.databases import database_of
-from agent.domain.errors import LedgerDamaged
+from agent.domain.errors import LedgerDamaged, SnapshotError
 from agent.domain.events import Event, SyncAsked
 from agent.domain.identity import Identity
 from agent.domain.route import RetryRules
-from agent.domain.states import Target
+from agent.domain.states import Target, TargetRecord
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger, Meter, Responder, SnapshotTaker, Supervisor, Unmetered
 from agent.settings import Settings
@@ -78,6 +79,37 @@ class Home:
     def holder(self) -> Holder | None:
         """Return who holds the state directory now."""
         return self.state.holder()
+
+    @staticmethod
+    def is_stopped(pid: int) -> bool:
+        """Say whether a process is stopped, so that it cannot answer. False for 0, an unknown one."""
+        return is_stopped(pid) if pid else False
+
+    async def disk_warning(self, identity: Identity) -> StatusWarning | None:
+        """Return the warning that the state directory has no room for the next sync, None where it has.
+
+        Raises StateError.
+        """
+        taker = self.taker()
+        try:
+            survey = await taker.survey()
+        except SnapshotError:
+            return None  # it is said elsewhere that the databases cannot be seen
+        return disk_warning(
+            str(self.settings.agent_state_dir), await taker.free_bytes(), await self._records(identity), survey
+        )
+
+    async def _records(self, identity: Identity) -> list[TargetRecord]:
+        """Return the records of the route's targets, in its order."""
+        possible = self.targets(identity)
+        targets = [possible[method] for method in self.settings.route if method in possible]
+        if not await self.has_ledger():
+            return [TargetRecord(target) for target in targets]
+        ledger = await self.read_ledger()
+        try:
+            return [await ledger.record(target) for target in targets]
+        finally:
+            await ledger.aclose()
 
     async def leave_note(self, event: Event) -> str:
         """Leave an event for the running agent; return the note's name."""

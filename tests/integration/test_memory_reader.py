@@ -154,6 +154,17 @@ async def test_a_copy_of_which_a_part_needs_an_extension_is_unverified_with_the_
     await taker.sweep()
 
 
+async def test_a_child_that_is_stopped_is_given_up_for_its_silence_long_before_its_time(copy):
+    create(copy.parent, commits=3)
+    async with source_of(copy) as source:
+        source._exchange._stall_seconds = 0.5
+        the_child().send_signal(signal.SIGSTOP)
+        with pytest.raises(SnapshotError, match=r"the reading made no progress for 0\.5 s") as caught:
+            await anext(source.pages())
+    assert caught.value.transient
+    assert the_child() is None
+
+
 async def test_reading_a_memory_changes_no_digest_but_writing_one_does(copy):
     make(
         copy,

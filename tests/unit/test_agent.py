@@ -50,6 +50,7 @@ class Files:
         self.clock, self.stuck_from = clock, None
         self.seen: Survey = {}
         self.told_late = 0.0
+        self.room: int | None = None
         self._queue: asyncio.Queue[frozenset[str]] = asyncio.Queue()
 
     def change(self, generation: int, *, told: bool = True) -> None:
@@ -67,6 +68,9 @@ class Files:
 
     def hang(self) -> None:
         self.stuck_from = self.clock.monotonic()
+
+    async def free_bytes(self) -> int | None:
+        return self.room
 
     async def survey(self) -> Survey:
         return dict(self.seen)

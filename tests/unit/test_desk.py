@@ -186,7 +186,10 @@ async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings(tmp_p
         assert (status.system_id, status.route, status.pending) == (values.SYSTEM, ("cloud",), ("reflection",))
         assert status.targets[0].newest_upload_id == values.upload_id(1)
         assert (status.notes["watcher"], status.bus.text) == ("native", "in this process")
-        assert await w.agent.desk.survey_problem() == ""
+        assert (await w.agent.desk.survey_problem(), status.warnings) == ("", ())
+        w.files.room = 5
+        (full,) = (await w.agent.desk.status()).warnings
+        assert (full.code, "5 are free" in full.message) == ("state_disk_full", True)
 
         async def closed():
             raise SnapshotError("cannot look into the data directory")

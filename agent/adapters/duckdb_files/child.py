@@ -11,18 +11,58 @@ import os
 import queue
 import sys
 import threading
+import time
 from pathlib import Path
 
 from agent.adapters.duckdb_files.contents import Contents, contents, is_inability
 from agent.adapters.duckdb_files.engine import limit, opened, reason
-from agent.adapters.duckdb_files.frames import BEGIN, FOLD, OPEN, PAGE, READ, VERIFY, framed
+from agent.adapters.duckdb_files.frames import BEAT, BEAT_SECONDS, BEGIN, FOLD, OPEN, PAGE, READ, VERIFY, framed
 from agent.adapters.duckdb_files.merging import fold
 from agent.adapters.duckdb_files.reading import Reading
 from agent.domain.memories import Json
 
+LEAST_WORK_SECONDS = 0.001
+"""Of processor time between two beats."""
+
 _encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 Commands = queue.SimpleQueue[bytes]
+
+
+class _Voice:
+    """What goes to the parent: answers, and signs of progress while one is owed."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._owed = 0
+
+    def asked(self) -> None:
+        with self._guard:
+            self._owed += 1
+
+    def answer(self, document: Json) -> None:
+        with self._guard:
+            self._owed -= 1
+            self._write(framed(_encoded(document).encode()))
+
+    def beat(self) -> None:
+        """Tell of progress for as long as the process lives: an engine that hangs uses no processor time."""
+        used = 0.0
+        while True:
+            time.sleep(BEAT_SECONDS)
+            with self._guard:
+                now = time.process_time() - time.thread_time()  # the beating is no progress
+                if self._owed and now - used >= LEAST_WORK_SECONDS:
+                    self._write(BEAT)
+                    used = now
+
+    @staticmethod
+    def _write(data: bytes) -> None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+_voice = _Voice()
 
 
 def main() -> int:
@@ -30,11 +70,12 @@ def main() -> int:
     copy = Path(sys.argv[1])
     commands: Commands = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(commands,), name="end-with-parent", daemon=True).start()
+    threading.Thread(target=_voice.beat, name="beat", daemon=True).start()
     limit()
     try:
         _serve(copy, commands)
     except Exception as error:  # noqa: BLE001 - whatever the engine raises is the answer
-        _answer({"error": reason(error, copy.parent)})
+        _voice.answer({"error": reason(error, copy.parent)})
     return 0
 
 
@@ -42,9 +83,9 @@ def _serve(copy: Path, commands: Commands) -> None:
     while True:
         verb, argument = _next(commands)
         if verb == VERIFY:
-            _answer({"verdict": _verdict(copy)})
+            _voice.answer({"verdict": _verdict(copy)})
         elif verb == FOLD:
-            _answer({"folded": fold(copy)})
+            _voice.answer({"folded": fold(copy)})
         elif verb == OPEN:
             _read(copy, str(json.loads(argument)), commands)
         else:
@@ -69,17 +110,17 @@ def _read(copy: Path, graph: str, commands: Commands) -> None:
     """Serve the reading of the copy, to the end of this process."""
     with opened(copy) as engine:
         reading = Reading(engine, graph)
-        _answer({"tables": len(reading.tables)})
+        _voice.answer({"tables": len(reading.tables)})
         while True:
             verb, argument = _next(commands)
             if verb == BEGIN:
                 reading.begin()
-                _answer({"begun": True})
+                _voice.answer({"begun": True})
             elif verb == PAGE:
-                _answer({"page": reading.page()})
+                _voice.answer({"page": reading.page()})
                 reading.look_ahead()
             elif verb == READ:
-                _answer({"rows": reading.read(json.loads(argument))})
+                _voice.answer({"rows": reading.read(json.loads(argument))})
             else:
                 raise ValueError(f"no such command: {verb!r}")
 
@@ -89,13 +130,9 @@ def _next(commands: Commands) -> tuple[bytes, bytes]:
     return verb, argument
 
 
-def _answer(document: Json) -> None:
-    sys.stdout.buffer.write(framed(_encoded(document).encode()))
-    sys.stdout.buffer.flush()
-
-
 def _listen(commands: Commands) -> None:
     for line in sys.stdin.buffer:
+        _voice.asked()
         commands.put(line)
     os._exit(3)
 

@@ -8,8 +8,14 @@ from typing import NoReturn
 import orjson
 
 from agent.adapters.duckdb_files import children
-from agent.adapters.duckdb_files.frames import HEAD_BYTES, length_of
+from agent.adapters.duckdb_files.frames import BEAT, HEAD_BYTES, length_of
 from agent.domain.memories import Json
+
+STALL_SECONDS = 60.0
+"""How long a child may be silent while it owes an answer: it tells of progress every second."""
+
+_SLICES = 6
+"""In so many parts the silence is counted: where this process itself was stopped, or slept, that is one part."""
 
 _GOING_SECONDS = 5.0
 
@@ -29,13 +35,13 @@ class Unanswered(Exception):  # noqa: N818 - a turn of events; what it means is 
 class Exchange:
     """Question and answer, in lock-step. After one that was not carried through, nothing more is asked."""
 
-    def __init__(self, child: Process, timeout_seconds: float) -> None:
+    def __init__(self, child: Process, timeout_seconds: float, stall_seconds: float = STALL_SECONDS) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         self._child = child
         self._questions = child.stdin
         self._answers = child.stdout
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds, self._stall_seconds = timeout_seconds, stall_seconds
         self._sound = True
 
     async def ask(self, command: bytes, name: str) -> Json:
@@ -48,7 +54,8 @@ class Exchange:
             async with asyncio.timeout(self._timeout_seconds):
                 with suppress(ConnectionError):  # it has ended: what it said before is still to be read
                     await self._questions.drain()
-                head = await self._answers.readexactly(HEAD_BYTES)
+                while (head := await self._head()) == BEAT:
+                    pass
                 document = orjson.loads(await self._answers.readexactly(length_of(head)))
         except TimeoutError as error:
             raise Unanswered(f"was not done after {self._timeout_seconds:g} s") from error
@@ -59,6 +66,17 @@ class Exchange:
         self._sound = True
         found: Json = document[name]
         return found
+
+    async def _head(self) -> bytes:
+        """Return the next frame's head. Raises Unanswered where none comes for `stall_seconds`."""
+        for _ in range(_SLICES):
+            try:
+                # Cancelled, it leaves what has come in the buffer.
+                async with asyncio.timeout(self._stall_seconds / _SLICES):
+                    return await self._answers.readexactly(HEAD_BYTES)
+            except TimeoutError:
+                continue
+        raise Unanswered(f"made no progress for {self._stall_seconds:g} s")
 
     async def _died(self, error: Exception) -> NoReturn:
         """Tell how it ended."""

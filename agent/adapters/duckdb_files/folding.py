@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from agent.adapters.duckdb_files import children
-from agent.adapters.duckdb_files.exchange import Exchange, Unanswered, Unreadable
+from agent.adapters.duckdb_files.exchange import STALL_SECONDS, Exchange, Unanswered, Unreadable
 from agent.adapters.duckdb_files.frames import FOLD
 from agent.adapters.duckdb_files.header import HEADER_BYTES, Header
 from agent.domain.databases import reader_of
@@ -25,8 +25,8 @@ _FULL = re.compile(r"no space left|disk quota|file too large|out of disk", re.IG
 class DuckdbFolder:
     """Folds in a child process of its own."""
 
-    def __init__(self, *, timeout_seconds: float = 3600.0) -> None:
-        self._timeout_seconds = timeout_seconds
+    def __init__(self, *, timeout_seconds: float = 3600.0, stall_seconds: float = STALL_SECONDS) -> None:
+        self._timeout_seconds, self._stall_seconds = timeout_seconds, stall_seconds
 
     async def fold(self, main: Path) -> Rows:
         """Make one file of a main file and the sidecars beside it; return the rows per table.
@@ -41,7 +41,7 @@ class DuckdbFolder:
         except OSError as error:
             raise SnapshotError(f"the engine could not be started: {error.strerror}", transient=True) from error
         try:
-            answer = await Exchange(child, self._timeout_seconds).ask(FOLD, "folded")
+            answer = await Exchange(child, self._timeout_seconds, self._stall_seconds).ask(FOLD, "folded")
         except Unanswered as error:
             what = f"crashed on it ({error.what})" if error.crashed else error.what
             raise SnapshotError(f"the engine {what}", hint=opens) from error

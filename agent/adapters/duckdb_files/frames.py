@@ -12,6 +12,9 @@ JSON, an object.
     read [p, ...]   {"rows": [[text, embedding, time, metadata], ...]}   of the page before, by position
     fold            {"folded": {"rows": {table: count}}}, or {"folded": {"error": text}}
     (any)           {"error": text}                 and the child ends
+
+While it works at an answer, the child sends an empty frame every BEAT_SECONDS, unless it has used no processor time
+since the last one: a child that is stopped or hangs is silent.
 """
 
 import struct
@@ -21,8 +24,11 @@ VERIFY, OPEN, BEGIN, PAGE, READ, FOLD = b"verify", b"open", b"begin", b"page", b
 PAGE_ROWS = 500
 """Rows of a page at most."""
 
+BEAT_SECONDS = 1.0
+
 _LENGTH = struct.Struct(">I")
 HEAD_BYTES = _LENGTH.size
+BEAT = _LENGTH.pack(0)
 
 
 def framed(body: bytes) -> bytes:

@@ -11,7 +11,7 @@ from typing import cast
 import orjson
 
 from agent.adapters.duckdb_files import children
-from agent.adapters.duckdb_files.exchange import Exchange, Unanswered, Unreadable
+from agent.adapters.duckdb_files.exchange import STALL_SECONDS, Exchange, Unanswered, Unreadable
 from agent.adapters.duckdb_files.frames import BEGIN, OPEN, PAGE, READ, scratch_name
 from agent.adapters.duckdb_files.rows import instant
 from agent.domain.databases import KNOWLEDGE_GRAPH
@@ -31,12 +31,18 @@ _READ_HINT = "update akosha-agent where the file is newer than its engine; else 
 class DuckdbMemoryReader:
     """Reads each copy in a child process of its own: the one of `warm` that has checked it, if it still waits.
 
-    `timeout_seconds` bounds an answer, not the reading as a whole.
+    `timeout_seconds` bounds an answer, not the reading as a whole; `stall_seconds` how long there may be no progress.
     """
 
-    def __init__(self, *, warm: children.Warm | None = None, timeout_seconds: float = 600.0) -> None:
+    def __init__(
+        self,
+        *,
+        warm: children.Warm | None = None,
+        timeout_seconds: float = 600.0,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
         self._warm = warm
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds, self._stall_seconds = timeout_seconds, stall_seconds
 
     @asynccontextmanager
     async def open(self, copy: Path, database: str, *, zone: tzinfo) -> AsyncIterator[MemorySource]:
@@ -48,7 +54,7 @@ class DuckdbMemoryReader:
                 f"the engine could not be started: {error.strerror}", hint=_AGAIN, transient=True
             ) from error
         try:
-            source = _Source(Exchange(child, self._timeout_seconds), database, zone)
+            source = _Source(Exchange(child, self._timeout_seconds, self._stall_seconds), database, zone)
             await source.open(graph)
             yield source
         finally:

@@ -12,6 +12,7 @@ import structlog
 from agent.adapters.duckdb_files import source
 from agent.adapters.duckdb_files.bracket import Bracketed, copy_database
 from agent.adapters.duckdb_files.children import Warm
+from agent.adapters.duckdb_files.exchange import STALL_SECONDS
 from agent.adapters.duckdb_files.source import Source
 from agent.adapters.duckdb_files.verification import Verdict, verify
 from agent.domain.databases import Survey, main_name
@@ -41,6 +42,7 @@ class DuckdbSnapshotTaker:
         clock: Clock,
         verify: bool = True,
         verify_timeout_seconds: float = 600.0,
+        verify_stall_seconds: float = STALL_SECONDS,
         bracket_seconds: float = 15.0,
         warm: Warm | None = None,
     ) -> None:
@@ -48,13 +50,16 @@ class DuckdbSnapshotTaker:
         self._staging_dir = staging_dir
         self._clock = clock
         self._verify = verify
-        self._verify_timeout_seconds = verify_timeout_seconds
+        self._verify_timeout_seconds, self._verify_stall_seconds = verify_timeout_seconds, verify_stall_seconds
         self._bracket_seconds = bracket_seconds
         self._warm = warm
         self._cleaning: set[asyncio.Task[None]] = set()
 
     async def survey(self) -> Survey:
         return await asyncio.to_thread(source.survey, self._data_dir)
+
+    async def free_bytes(self) -> int | None:
+        return await asyncio.to_thread(_free_bytes, self._staging_dir)
 
     async def take(self, database: str) -> Snapshot:
         started = self._clock.monotonic()
@@ -105,7 +110,12 @@ class DuckdbSnapshotTaker:
             if not self._verify:
                 return folder, copy, _SWITCHED_OFF
             copied = folder / main_name(database)
-            verdict = await verify(copied, timeout_seconds=self._verify_timeout_seconds, warm=self._warm)
+            verdict = await verify(
+                copied,
+                timeout_seconds=self._verify_timeout_seconds,
+                stall_seconds=self._verify_stall_seconds,
+                warm=self._warm,
+            )
             await asyncio.to_thread(_keep_only, folder, {file.name for file in copy.files})
             return folder, copy, verdict
         except BaseException:
@@ -135,6 +145,15 @@ class DuckdbSnapshotTaker:
         if self._warm is not None:
             await self._warm.end_in(folder)
         await asyncio.to_thread(_remove, folder)
+
+
+def _free_bytes(staging: Path) -> int | None:
+    for folder in (staging, staging.parent):  # the staging directory is made at the first sync
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            continue
+    return None
 
 
 def _make_private(staging: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from agent.adapters.duckdb_files import children
-from agent.adapters.duckdb_files.exchange import Exchange, Unanswered, Unreadable
+from agent.adapters.duckdb_files.exchange import STALL_SECONDS, Exchange, Unanswered, Unreadable
 from agent.adapters.duckdb_files.frames import VERIFY
 from agent.domain.memories import Json
 
@@ -27,7 +27,9 @@ class Verdict:
     rows: Mapping[str, int] = field(default_factory=dict)
 
 
-async def verify(copy: Path, *, timeout_seconds: float, warm: children.Warm | None = None) -> Verdict:
+async def verify(
+    copy: Path, *, timeout_seconds: float, stall_seconds: float = STALL_SECONDS, warm: children.Warm | None = None
+) -> Verdict:
     """Have a child read the copy through. Never raises for what the child does; cancelled, it kills the child.
 
     A child that has found it well waits in `warm`, if given, from then on.
@@ -38,7 +40,9 @@ async def verify(copy: Path, *, timeout_seconds: float, warm: children.Warm | No
         return Verdict(verified=False, reason=f"the check could not be started: {error.strerror}")
     kept = False
     try:
-        verdict = _read(cast(dict[str, Json], await Exchange(child, timeout_seconds).ask(VERIFY, "verdict")))
+        verdict = _read(
+            cast(dict[str, Json], await Exchange(child, timeout_seconds, stall_seconds).ask(VERIFY, "verdict"))
+        )
         if (verdict.verified or verdict.rows) and warm is not None:
             await warm.keep(copy, child)
             kept = True

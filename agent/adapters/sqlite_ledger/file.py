@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -174,6 +175,13 @@ def _closed_unless_good(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def _free(path: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(path.parent).free:,} bytes are"
+    except OSError:
+        return "nothing is known to be"
+
+
 def _code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _PRIMARY_CODE
 
@@ -183,7 +191,11 @@ def _in_our_words(path: Path, error: sqlite3.Error) -> StateError:
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
             return LedgerDamaged(f"{path} is damaged: {error}", hint=_MOVE_ASIDE)
         case sqlite3.SQLITE_FULL:
-            return StateError(f"{path} cannot grow: the disk is full", hint="free some space", transient=True)
+            return StateError(
+                f"{path} cannot grow: the disk is full, {_free(path)} free",
+                hint="free some space there, or let akosha_agent_state_dir name a directory on a bigger disk",
+                transient=True,
+            )
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return StateError(
                 f"{path} is held by another process", hint="akosha-agent status says which", transient=True

@@ -19,11 +19,12 @@ import structlog
 
 from agent.adapters.state_directory.identity_file import IdentityFile
 from agent.adapters.state_directory.lock import Holder, Lock
+from agent.adapters.state_directory.process_state import is_stopped
 from agent.adapters.state_directory.unusable import unusable
 from agent.domain.errors import StateError
 from agent.domain.identity import Identity
 
-__all__ = ["Holder", "StateDirectory"]
+__all__ = ["Holder", "StateDirectory", "is_stopped"]
 
 _PRIVATE = 0o700
 _OTHERS = 0o077

@@ -43,7 +43,7 @@ async def glance(loaded: Loaded) -> dict[str, object]:
         view = await standing(settings)
     except AkoshaError as error:
         return document | {"success": False, "error": str(error), "hint": mend(error)}
-    warnings = [*loaded.warnings, *filter(None, [view.silence()]), *map(str, view.status.warnings)]
+    warnings = [*loaded.warnings, *map(str, view.status.warnings)]
     return document | view.document(settings) | {"warnings": warnings}
 
 
