@@ -4,6 +4,7 @@
 none. SIGTERM ends it tidily. Where whoever asked has been killed, it goes on: memories are saved all the same.
 """
 
+import asyncio
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from agent.faces import logs
 from agent.faces.asking import Asking
 from agent.faces.ending import run_to_end
 from agent.faces.results import contract
+from agent.wiring import Home
 
 STDERR = 2
 
@@ -58,8 +60,11 @@ async def _sync(request: Request) -> dict[str, object]:
     logs.configure(loaded.settings.agent_log_level, "json")
     for warning in loaded.warnings:
         structlog.get_logger().warning("settings", warning=warning)
+    settings = loaded.settings
+    if not request.config.system_id:
+        settings = (await asyncio.to_thread(Home.of(settings).as_the_agent)).settings
     asking = await Asking.prepare(
-        loaded.settings,
+        settings,
         method=request.method,
         upload_reflections=request.upload_reflections,
         upload_knowledge_graph=request.upload_knowledge_graph,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from agent.domain.errors import NamingError, SettingsError
+from agent.domain.errors import AkoshaError
 from agent.domain.naming import check_system_id, sanitise_system_id
 
 PREFIX = "akosha_"
@@ -85,10 +85,10 @@ class AkoshaSyncConfig:
     def system_id_resolved(self) -> str:
         """The name of this machine in the bucket, as an agent here would take it.
 
-        The setting; else the id that the agent of this user took at its first start; else the host name. Made of
-        letters, digits, - and _. Raises NamingError, a ValueError, where nothing is left of a text.
+        The field; else that of the agent of this user: its setting, or the id that it took at its first start; else the
+        host name. Made of letters, digits, - and _. Raises NamingError, a ValueError, where nothing is left of a text.
         """
-        return sanitise_system_id(self.system_id or _kept_system_id() or socket.gethostname())
+        return sanitise_system_id(self.system_id or _agents_system_id() or socket.gethostname())
 
     @property
     def should_use_cloud(self) -> bool:
@@ -103,13 +103,16 @@ class AkoshaSyncConfig:
         )
 
 
-def _kept_system_id() -> str:
-    """Return the system id in the agent's identity file; "" where no agent has run here, or the file is damaged."""
+def _agents_system_id() -> str:
+    """Return the system id of the agent here; "" where none has run here, or what it kept is damaged."""
     from agent.settings import load  # noqa: PLC0415 - as above
+    from agent.wiring import Home  # noqa: PLC0415
 
     try:
-        found = load(environ=os.environ, cwd=Path.cwd(), home=Path.home()).settings
-        kept = json.loads((found.agent_state_dir / "identity.json").read_bytes())["system_id"]
+        home = Home.of(load(environ=os.environ, cwd=Path.cwd(), home=Path.home()).settings).as_the_agent()
+        if home.settings.system_id:
+            return home.settings.system_id
+        kept = json.loads((home.state.path / "identity.json").read_bytes())["system_id"]
         return check_system_id(kept) if kept else ""
-    except (SettingsError, NamingError, OSError, ValueError, KeyError, TypeError):
-        return ""  # whoever starts an agent here is told what is wrong
+    except (AkoshaError, OSError, ValueError, KeyError, TypeError):
+        return ""  # the start of an agent names what is wrong

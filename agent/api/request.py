@@ -37,13 +37,13 @@ class Request:
     def load(self) -> "Loaded":
         """Return the settings that an agent has here, with these 13 in the place of whatever is set elsewhere.
 
-        Raises SettingsError.
+        An empty system id means the agent's: it takes the place of nothing. Raises SettingsError.
         """
         from agent.settings import load  # noqa: PLC0415 - 0.3 s, for those who need it
 
         directories = {"agent_data_dir": self.data_dir, "agent_state_dir": self.state_dir}
         return load(
-            command_line=self.config.values() | directories,
+            command_line={**self.config.values(), "system_id": self.config.system_id or None, **directories},
             environ=os.environ,
             cwd=Path.cwd(),
             home=Path.home(),

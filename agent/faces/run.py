@@ -87,6 +87,7 @@ class _Life:
     async def _live(self) -> None:
         home = wiring.Home.of(self.settings)
         identity = await asyncio.to_thread(home.prepare)
+        await asyncio.to_thread(home.remember_setting)
         try:
             async with await wiring.build(
                 home, identity, meter=self._counts.meter, supervisor=self._supervisor, left_over=self.left_over

@@ -32,6 +32,7 @@ from agent.domain.databases import database_of
 from agent.domain.errors import LedgerDamaged, SnapshotError
 from agent.domain.events import Event, SyncAsked
 from agent.domain.identity import Identity
+from agent.domain.naming import sanitise_system_id
 from agent.domain.route import RetryRules
 from agent.domain.states import Target, TargetRecord
 from agent.domain.status_warning import StatusWarning
@@ -68,6 +69,23 @@ class Home:
         """Make the state directory where there is none, and return who this agent is. Raises StateError."""
         self.state.prepare(self.settings.agent_data_dir)
         return self.state.identity(socket.gethostname(), self.settings.system_id)
+
+    def remember_setting(self) -> None:
+        """Keep this agent's `akosha_system_id` for `as_the_agent`. Blocks. Raises StateError."""
+        chosen = self.settings.system_id
+        self.state.remember_setting(chosen and sanitise_system_id(chosen))
+
+    def as_the_agent(self) -> "Home":
+        """Return this home under the system id of the agent of the state directory, for callers that name none.
+
+        The agent that runs decides; where none does, the settings do, and without them the agent that ran last. Blocks.
+        """
+        holder = self.holder()
+        runs = holder is not None and holder.command == RUN
+        known = self.state.remembered_setting()
+        if known is None or (self.settings.system_id and not runs):
+            return self
+        return Home.of(self.settings.model_copy(update={"system_id": known}))
 
     def lock(self, command: str, *, patient: bool = True) -> AbstractContextManager[None]:
         """Hold the state directory for as long as the block runs. Raises AlreadyRunning; not `patient`, at once.

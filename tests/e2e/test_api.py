@@ -29,7 +29,7 @@ from agent.api import (
     HybridSyncError,
 )
 from agent.domain.errors import AkoshaError
-from agent.settings import load
+from agent.settings import load, variable
 from agent.wiring import Home
 from tests.fakes import arrivals
 from tests.fakes.machine import TIMEOUT, Machine
@@ -240,6 +240,22 @@ async def test_where_an_agent_runs_it_is_asked_and_its_own_settings_count(machin
         assert agent.logged("sync_succeeded", request_id=result["request_id"], upload_id=result["upload_id"])
     assert [manifest["upload_id"] for manifest in machine.manifests] == [result["upload_id"]]
     assert not (tmp_path / "elsewhere").exists()
+
+
+async def test_an_empty_system_id_is_that_of_the_agent_whatever_its_setting_is_from(machine):
+    """Beside the agent, and when it has ended: there is one system in the bucket, and no second whole upload."""
+    os.environ.pop(variable("system_id"))
+    machine.set(system_id="desk", agent_upload_on_change=False)
+    made = hybrid(machine, system_id="")
+    with machine.run() as agent:
+        machine.write(commits=1, entities=1)
+        result = await made.sync_memories()
+        agent.logged("sync_succeeded", request_id=result["request_id"])
+    assert result["upload_id"].endswith("_desk")
+    assert (await made.sync_memories())["outcome"] == "skipped"
+    machine.write(commits=2)
+    assert (await made.sync_memories())["upload_id"].endswith("_desk")
+    assert [path.name for path in (machine.bucket / "systems").iterdir()] == ["desk"]
 
 
 # ---------------------------------------------------------------------------------------------------------- in need

@@ -181,6 +181,10 @@ def test_the_system_id_is_the_setting_else_what_the_agent_here_took_else_the_hos
         assert AkoshaSyncConfig().system_id_resolved == "my-mac-local"
     identity.write_text(json.dumps({"agent_id": "0" * 32, "system_id": "desk"}))
     assert AkoshaSyncConfig().system_id_resolved == "desk"
+    (tmp_path / "system-id").write_text("of-its-service\n")
+    assert AkoshaSyncConfig().system_id_resolved == "of-its-service"
+    monkeypatch.setenv("AKOSHA_SYSTEM_ID", "set here")
+    assert AkoshaSyncConfig().system_id_resolved == "set-here"
     monkeypatch.setattr(socket, "gethostname", lambda: "...")
     with pytest.raises(ValueError, match="akosha_system_id"):
         AkoshaSyncConfig(system_id="?").system_id_resolved  # noqa: B018
@@ -188,7 +192,7 @@ def test_the_system_id_is_the_setting_else_what_the_agent_here_took_else_the_hos
 
 @pytest.mark.parametrize("fields", [DEFAULTS, OTHERS])
 def test_the_process_sees_exactly_the_13_values_whatever_is_set_elsewhere(tmp_path, monkeypatch, fields):
-    """An empty text too, and over the environment and all files; the rest is the agent's own."""
+    """An empty text too, but for the system id, and over the environment and all files; the rest is the agent's own."""
     elsewhere = OTHERS if fields is DEFAULTS else DEFAULTS
     settings = tmp_path / ".claude" / "settings" / "local.yaml"
     settings.parent.mkdir(parents=True)
@@ -202,7 +206,8 @@ def test_the_process_sees_exactly_the_13_values_whatever_is_set_elsewhere(tmp_pa
         asked = Request(config=config, method="http", data_dir=data_dir, upload_reflections=False)
         assert Request.decode(asked.encode()) == asked
         seen = asked.load().settings
-    assert {name: getattr(seen, name) for name in fields} == fields
+    expected = fields | {"system_id": fields["system_id"] or elsewhere["system_id"]}
+    assert {name: getattr(seen, name) for name in fields} == expected
     assert (seen.agent_data_dir, seen.http_endpoint) == (tmp_path / "data", "http://localhost:1234/mcp")
 
 

@@ -3,6 +3,7 @@
     agent.lock       held by the one process that runs
     identity.json    agent id and system id, made at the first start
     identity.lock    held for the moment in which an identity is looked up or made
+    system-id        the akosha_system_id that `run` had last
     ledger.sqlite  staging/  spool/
 
 Synchronous, and quick on a local disk; callers on an event loop put it into a thread.
@@ -23,10 +24,12 @@ from agent.adapters.state_directory.process_state import is_stopped
 from agent.adapters.state_directory.unusable import unusable
 from agent.domain.errors import StateError
 from agent.domain.identity import Identity
+from agent.domain.naming import check_system_id
 
 __all__ = ["Holder", "StateDirectory", "is_stopped"]
 
 _PRIVATE = 0o700
+_SYSTEM_ID = "system-id"
 _OTHERS = 0o077
 
 _log = structlog.get_logger()
@@ -91,6 +94,28 @@ class StateDirectory:
         NamingError where neither can be made into one, StateError where what was kept is damaged.
         """
         return IdentityFile(self.path).identity(host_name, system_id_setting)
+
+    def remember_setting(self, system_id: str) -> None:
+        """Keep the `akosha_system_id` that the agent runs with ("": the default). Raises StateError.
+
+        Programs that name no system id take this one (`agent.api`): they may not see the agent's settings.
+        """
+        if self.remembered_setting() == system_id:
+            return
+        draft = self.path / f".{_SYSTEM_ID}.tmp"
+        try:
+            draft.write_text(f"{system_id}\n")
+            draft.rename(self.path / _SYSTEM_ID)
+        except OSError as error:
+            raise unusable(self.path, error) from error
+
+    def remembered_setting(self) -> str | None:
+        """Return the `akosha_system_id` that an agent ran with here last; None where none did, or it is damaged."""
+        try:
+            text = (self.path / _SYSTEM_ID).read_text().strip()
+            return text and check_system_id(text)
+        except (OSError, ValueError):  # a NamingError is a ValueError
+            return None
 
     def _check_apart(self, data_dir: Path) -> None:
         state, data = self.path.resolve(), data_dir.resolve()
