@@ -99,7 +99,7 @@ def load_settings(
 ) -> Loaded:
     """Read the settings and say what the user should hear of them; what is wrong ends the command with 2.
 
-    `quiet`: this command logs nothing, unless told to by `-v`. `stays`: from warnings on, where no setting says
+    `quiet`: this command logs nothing without `-v`. `stays`: from warnings on, where no setting says
     otherwise. `to_file`: it logs to the file that the settings name, and there whatever they say.
     """
     try:
