@@ -11,7 +11,8 @@ from agent.api.config import AUTO, AkoshaSyncConfig
 from agent.api.methods import CloudSyncMethod, HttpSyncMethod, SyncMethod, SyncResult
 from agent.domain.errors import CloudUploadError, HTTPSyncError, HybridSyncError, SyncError
 
-UNAVAILABLE = "not available: it cannot be reached"
+UNREACHED = "it cannot be reached"
+"""What is said of a method that does not say why it is not available."""
 
 _ERRORS: Mapping[str, type[SyncError]] = {"cloud": CloudUploadError, "http": HTTPSyncError}
 
@@ -56,7 +57,8 @@ class HybridAkoshaSync:
             name = method.get_method_name()
             try:
                 if not await asyncio.to_thread(reach.answered, method.is_available):
-                    raise SyncError(UNAVAILABLE, name, transient=True)
+                    why = getattr(method, "unavailable", "") or UNREACHED
+                    raise SyncError(f"not available: {why}", name, transient=True)
                 return await _sync(method, upload_reflections, upload_knowledge_graph)
             except Exception as error:  # noqa: BLE001 - a user's own may raise anything; all of it is told below
                 _log.warning("%s failed: %s", name, error)

@@ -72,6 +72,8 @@ class _OwnMethod:
 
     name: str
     error: type[SyncError]
+    unavailable = ""
+    """Why the last `is_available` said no."""
 
     def __init__(
         self, config: AkoshaSyncConfig, *, data_dir: Path | str | None = None, state_dir: Path | str | None = None
@@ -144,10 +146,13 @@ class CloudSyncMethod(_OwnMethod):
             settings = self._request().load().settings
         except SettingsError as error:
             _log.warning("cloud: %s", error)
+            self.unavailable = str(error)
             return False
         if settings.directory is not None:
-            return reach.writable(settings.directory / settings.cloud_bucket)
-        return reach.connects(settings.cloud_endpoint, settings.cloud_region)
+            self.unavailable = reach.not_writable(settings.directory / settings.cloud_bucket)
+        else:
+            self.unavailable = reach.no_connection(settings.cloud_endpoint, settings.cloud_region)
+        return not self.unavailable
 
 
 class HttpSyncMethod(_OwnMethod):
@@ -178,5 +183,7 @@ class HttpSyncMethod(_OwnMethod):
             endpoint = self._request().load().settings.http_endpoint
         except SettingsError as error:
             _log.warning("http: %s", error)
+            self.unavailable = str(error)
             return False
-        return reach.healthy(endpoint)
+        self.unavailable = reach.no_health(endpoint)
+        return not self.unavailable

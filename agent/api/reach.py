@@ -40,10 +40,10 @@ def answered(question: Callable[[], bool], seconds: float = SECONDS) -> bool:
         return True
 
 
-def healthy(endpoint: str) -> bool:
-    """Say whether `/health` at the origin of an http(s) address answers with 200, itself: a redirect is a no.
+def no_health(endpoint: str) -> str:
+    """Return why `/health` at the origin of an http(s) address does not answer with 200 itself, "" where it does.
 
-    True, too, where nobody knows: no answer in time, or one that is garbled.
+    A redirect is a no. "", too, where nobody knows: no answer in time, or one that is garbled.
     """
     from http.client import HTTPException  # noqa: PLC0415 - what is below costs 0.1 s
     from urllib.error import HTTPError, URLError  # noqa: PLC0415
@@ -57,20 +57,24 @@ def healthy(endpoint: str) -> bool:
 
     parts = urlsplit(endpoint)
     here = [ProxyHandler({})] if is_loopback(parts.hostname or "") else []
+    place = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}/health"
     try:
         with build_opener(Stay, *here).open(f"{parts.scheme}://{parts.netloc}/health", timeout=SECONDS) as response:
-            return response.status == HTTPStatus.OK  # type: ignore[no-any-return] # the stubs say Any
+            return "" if response.status == HTTPStatus.OK else f"{place} answers {response.status}"
     except HTTPError as error:
         error.close()
-        return False
+        return f"{place} answers {error.code}"
     except URLError as error:
-        return not (isinstance(error.reason, OSError) and is_definite_no(error.reason))
+        return _refusal(error.reason, parts.netloc) if isinstance(error.reason, OSError) else ""
     except (OSError, HTTPException, ValueError) as error:
-        return not is_definite_no(error)
+        return _refusal(error, place)
 
 
-def connects(endpoint: str, region: str) -> bool:
-    """Say whether an S3 store's host (empty: AWS's), or the proxy that the environment names for it, may be there."""
+def no_connection(endpoint: str, region: str) -> str:
+    """Return why nobody is at an S3 store's host (empty: AWS's), or at the proxy that the environment names for it.
+
+    "" where somebody takes the connection, or nobody knows.
+    """
     from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415 - as above
 
     parts = urlsplit(endpoint)
@@ -82,16 +86,28 @@ def connects(endpoint: str, region: str) -> bool:
     try:
         socket.create_connection(door, timeout=SECONDS, all_errors=True).close()
     except (OSError, ExceptionGroup) as error:
-        return not is_definite_no(error)
+        return _refusal(error, f"{door[0]}:{door[1]}")
     except UnicodeError:  # no host's name: the attempt says so
-        return True
-    return True
+        return ""
+    return ""
 
 
-def writable(directory: Path) -> bool:
-    """Say whether a directory is there, or may be made in one that is, and we may write there."""
+def not_writable(directory: Path) -> str:
+    """Return why uploads cannot go to a directory, "" where it is there, or may be made, and is ours to write."""
     there = directory if directory.exists() or directory.is_symlink() else directory.parent
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    if not there.is_dir():
+        return f"{there} is not a directory" if there.exists() else f"there is no directory {there}"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+
+
+def _refusal(error: BaseException, place: str) -> str:
+    """Return what a failed try to connect says, "" where it proves nothing."""
+    if not is_definite_no(error):
+        return ""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    words = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return f"{place}: {words.lower()}"
 
 
 def _aws_region(region: str) -> str:

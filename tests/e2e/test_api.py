@@ -274,13 +274,14 @@ async def test_when_all_fail_the_error_of_each_says_what_and_where(machine):
     machine.bucket.mkdir()
     (machine.bucket / "systems").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        os.environ["SESSION_BUDDY_AKOSHA_HTTP_ENDPOINT"] = f"http://127.0.0.1:{taken.getsockname()[1]}/mcp"
+        port = taken.getsockname()[1]
+        os.environ["SESSION_BUDDY_AKOSHA_HTTP_ENDPOINT"] = f"http://127.0.0.1:{port}/mcp"
     with pytest.raises(HybridSyncError) as caught:
         await hybrid(machine).sync_memories()
     cloud, web = caught.value.errors
     assert (cloud["method"], web["method"]) == ("cloud", "http")
     assert "systems" in cloud["error"]
-    assert web["error"].startswith("not available")
+    assert web["error"] == f"not available: 127.0.0.1:{port}: connection refused"
     failed, _ = caught.value.__cause__.exceptions
     assert isinstance(failed, CloudUploadError)
     assert failed.hint
