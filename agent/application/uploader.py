@@ -19,16 +19,20 @@ import structlog
 from agent.application.progress import ProgressTeller
 from agent.application.recorder import Recorder
 from agent.application.requests import Requests
-from agent.domain.errors import SyncError
+from agent.application.status_warnings import clear_warning, set_warning
+from agent.domain.errors import AkoshaError, SyncError
 from agent.domain.events import SyncRequested
 from agent.domain.route import HTTP, URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
 from agent.domain.states import TargetRecord
+from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Delivered, EventBus, Ledger, Message, Meter, SyncMethod, Unchanged, Unmetered
 
 _CURES = {HTTP: "is Akosha running there? akosha_http_endpoint says where, akosha_cloud_bucket sends elsewhere; "}
 
 _COUNTS = re.compile(r"[\d,]+ (?=wait|were refused)")
 """What changes from one telling of the same to the next."""
+
+UNEXPECTED_CURE = "the log has the traceback as unexpected_error; update akosha-agent, or report it"
 
 FAULT_SECONDS = 30.0
 """When a message comes again whose handling met a fault."""
@@ -99,6 +103,7 @@ class Uploader:
         except SyncError as error:
             record = await self._ledger.record(target)
             attempts = _attempts_before(record, request)
+            await self._watch_unexpected(error, again=bool(record.failures or record.attempts))
             step = next_step(request, error, attempts=attempts, rules=self._rules, jitter=self._jitter())
             tell = log.debug if _is_known(request, record, error) else log.warning
             match step:
@@ -120,6 +125,7 @@ class Uploader:
                     await self._give_up(request, record, error, step)
                     await message.ack()
             return
+        await clear_warning(self._ledger, self._unexpected_code)
         if isinstance(done, Delivered):
             # Here, for all methods: one that somebody else has written need not know of it.
             result = replace(done.result, caused_by=request.caused_by)
@@ -129,6 +135,18 @@ class Uploader:
         else:
             await self._recorder.skipped(target, request, method=self.method.name, why=self._told(request, done.why))
         await message.ack()
+
+    @property
+    def _unexpected_code(self) -> str:
+        return f"unexpected_error_{self.method.name}"
+
+    async def _watch_unexpected(self, error: SyncError, *, again: bool) -> None:
+        """Show an error that no adapter knows in the status, if it comes `again`; once may be chance."""
+        cause = error.original if isinstance(error.original, AkoshaError) else error
+        if cause.unexpected and again:
+            message = f"{self.method.name}: an error that the agent does not know comes again: {error.message}"
+            warning = StatusWarning(code=self._unexpected_code, message=message, hint=UNEXPECTED_CURE)
+            await set_warning(self._ledger, warning, self._clock)
 
     def _told(self, request: SyncRequested, why: str) -> str:
         """Say why there was nothing to deliver; where another method failed before, that too: it lacks something."""

@@ -1,5 +1,6 @@
 """The table of environments, by the commands: where memories go, with and without a bucket or Akosha."""
 
+import signal
 import socket
 import threading
 from contextlib import contextmanager
@@ -120,6 +121,25 @@ def test_an_answer_that_no_akosha_gives_is_one_line_of_sync_and_run_goes_on(mach
         akosha.interfere = None
         machine.sync()
         agent.logged("sync_succeeded", method="http")
+    assert len(akosha.rows()) == 8
+
+
+def test_a_token_that_was_replaced_in_the_settings_is_used_after_a_hangup(machine, akosha):
+    akosha.token = "the-right-one"
+    settings = machine.home / ".claude" / "settings" / "local.yaml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("akosha_http_token: the-one-before\n")
+    machine.set(cloud_endpoint=None, agent_upload_on_change=False)
+    with machine.run() as agent:
+        refused = machine.sync(code=1)["error"]
+        assert "401" in refused
+        assert "akosha_http_token" in refused
+        assert "kill -HUP" in refused
+        settings.write_text("akosha_http_token: the-right-one\n")
+        agent.process.send_signal(signal.SIGHUP)
+        agent.logged("settings_changed", keys=["akosha_http_token"])
+        agent.logged("agent_started", 2)
+        assert machine.sync()["success"]
     assert len(akosha.rows()) == 8
 
 

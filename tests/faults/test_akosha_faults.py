@@ -556,6 +556,57 @@ async def test_a_certificate_is_trusted_where_its_authority_is(tmp_path, monkeyp
         await sink.aclose()
 
 
+async def test_certificates_that_were_replaced_on_disk_are_read_by_the_attempt_after_the_one_that_failed(
+    tmp_path, monkeypatch
+):
+    for name in ("theirs", "other"):
+        (tmp_path / name).mkdir()
+    authority, trusted = Authority(tmp_path / "theirs"), tmp_path / "trusted.pem"
+    trusted.write_bytes(Authority(tmp_path / "other").ca.read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(authority.chain, authority.key)
+    async with Rogue(events(GOOD_EVENT), tls=tls) as rogue:
+        sink = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN)
+        assert "SSL_CERT_FILE" in (await failure(sink)).hint
+        trusted.write_bytes(authority.ca.read_bytes())
+        assert (await sink.store(batch(sink))).stored == 2
+        trusted.write_bytes((tmp_path / "other" / "ca.pem").read_bytes())
+        assert (await sink.store(batch(sink))).stored == 2, "what was read stays as long as it works"
+        await sink.reset_client()
+        assert "SSL_CERT_FILE" in (await failure(sink)).hint
+        await sink.aclose()
+
+
+async def test_a_file_of_certificates_that_is_not_there_is_named(tmp_path, monkeypatch):
+    missing = tmp_path / "missing.pem"
+    monkeypatch.setenv("SSL_CERT_FILE", str(missing))
+    sink = AkoshaSink(endpoint="https://akosha.example.com/mcp")
+    with pytest.raises(SinkError) as raised:
+        await sink.connect()
+    assert str(missing) in raised.value.message
+    await sink.aclose()
+
+
+async def test_a_call_under_way_ends_on_the_client_that_is_replaced_meanwhile_in_the_same_session():
+    answer = asyncio.Event()
+
+    async def late(writer, number):
+        await answer.wait()
+        respond(writer, rpc(number, stored(2)))
+
+    async with faced(late) as (rogue, sink):
+        storing = asyncio.create_task(sink.store(batch(sink)))
+        await rogue.arrived.wait()
+        async with asyncio.timeout(1):
+            await sink.reset_client()
+            await sink.reset_client()
+        answer.set()
+        assert (await storing).stored == 2
+        assert (await sink.store(batch(sink))).stored == 2
+        assert (rogue.count("initialize"), sink.sessions) == (1, 1)
+
+
 async def test_an_environment_with_a_broken_proxy_is_told_by_its_name(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "nonsense://x")
     sink = AkoshaSink(endpoint="https://akosha.example.com/mcp")

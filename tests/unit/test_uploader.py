@@ -9,8 +9,9 @@ from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.recorder import Recorder
 from agent.application.requests import Requests
+from agent.application.status_warnings import warnings_in
 from agent.application.uploader import Uploader
-from agent.domain.errors import CloudUploadError
+from agent.domain.errors import CloudUploadError, StoreError
 from agent.domain.events import Event, SyncProgress, SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.route import RetryRules
@@ -251,3 +252,23 @@ async def test_a_fault_is_handed_on_and_the_message_comes_again(tmp_path):
         assert "a bug" in str(b.faults.get_nowait())
         await b.clock.advance(31)
         await b.until(lambda: b.results() == ["succeeded"])
+
+
+def unexpected() -> CloudUploadError:
+    original = StoreError("the store: what it answers is not known", transient=True)
+    original.unexpected = "KeyError in head_object"
+    return CloudUploadError(original.message, "cloud", original, transient=True)
+
+
+async def test_an_error_that_no_adapter_knows_shows_in_the_status_when_it_repeats_until_a_sync_succeeds(tmp_path):
+    async with bench(tmp_path, cloud=[unexpected(), unexpected(), 1]) as b:
+        await b.requests.issue(values.request(route=("cloud",)))
+        await b.until(lambda: b.outcomes == 1)
+        assert warnings_in(await b.ledger.notes()) == ()
+        await b.clock.advance(2.2)
+        await b.until(lambda: b.outcomes == 2)
+        (warning,) = warnings_in(await b.ledger.notes())
+        assert (warning.code, "comes again: the store" in warning.message) == ("unexpected_error_cloud", True)
+        await b.clock.advance(4.4)
+        await b.until(lambda: b.results() == ["succeeded"])
+        assert warnings_in(await b.ledger.notes()) == ()

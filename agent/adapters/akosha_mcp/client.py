@@ -21,7 +21,7 @@ from agent.domain.errors import SinkError
 from agent.domain.reachability import is_definite_no
 
 if TYPE_CHECKING:
-    from agent.adapters.akosha_mcp.http import Http
+    from agent.adapters.akosha_mcp.http import Http, Reply
 
 PROTOCOL = "2025-06-18"
 HANDSHAKE_SECONDS = 30.0
@@ -71,6 +71,7 @@ class Client:
         except TimeoutError:
             return True
         except SinkError as error:
+            await self._discard_for(error)
             return not is_definite_no(error)
         if version is None:
             return False
@@ -121,6 +122,16 @@ class Client:
         making = self._making
         if making is not None and making.done() and not making.cancelled() and making.exception() is None:
             await making.result().let_go()
+
+    async def reset(self) -> None:
+        """Discard the HTTP client: the next call builds one that reads certificates again. The session goes on."""
+        making, self._making = self._making, None
+        if making is None:
+            return
+        if not making.done():
+            self._making = making  # it is being built now, and reads the files as they are now
+        elif not making.cancelled() and making.exception() is None:
+            await making.result().retire()
 
     async def aclose(self) -> None:
         """End the session and close the connections. Idempotent."""
@@ -210,8 +221,7 @@ class Client:
         """Return the result of a request, and the session id that came with it."""
         number = next(self._ids)
         head = b'{"jsonrpc":"2.0","id":%d,"method":"%s","params":' % (number, method.encode())
-        http = await self._http()
-        reply = await http.post([head, *params, b"}"], headers, wanted=number, silence=silence)
+        reply = await self._post([head, *params, b"}"], headers, wanted=number, silence=silence)
         error = reply.message.get("error")
         if isinstance(error, dict):
             raise self._failed(method, error)
@@ -228,9 +238,23 @@ class Client:
         return errors.trouble(self._place, why) if reasons.is_passing(why) else Rejected(self._place, why)
 
     async def _notify(self, method: str, headers: Mapping[str, str], silence: float) -> None:
-        http = await self._http()
         body = b'{"jsonrpc":"2.0","method":"%s"}' % method.encode()
-        await http.post([body], headers, wanted=None, silence=silence)
+        await self._post([body], headers, wanted=None, silence=silence)
+
+    async def _post(
+        self, body: Sequence[bytes], headers: Mapping[str, str], *, wanted: int | None, silence: float
+    ) -> "Reply":
+        http = await self._http()
+        try:
+            return await http.post(body, headers, wanted=wanted, silence=silence)
+        except SinkError as error:
+            await self._discard_for(error)
+            raise
+
+    async def _discard_for(self, error: SinkError) -> None:
+        """TLS has failed: the files that a new client reads may be others by the next attempt."""
+        if isinstance(error, errors.Untrusted):
+            await self.reset()
 
     async def _http(self) -> "Http":
         if self._making is None or (

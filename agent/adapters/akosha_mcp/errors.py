@@ -10,7 +10,10 @@ from agent.domain.errors import SinkError
 
 ADDRESS = "is akosha_http_endpoint the address of an Akosha server? It usually ends in /mcp"
 PORTAL = f"does this network want you to sign in first (a captive portal)? Otherwise, {ADDRESS}"
-TOKEN = "set akosha_http_token to a token that the server takes"  # noqa: S105 - the name of a setting
+TOKEN = (
+    "set akosha_http_token to a token that the server takes; a running agent reads it at "  # noqa: S105 - a setting
+    "systemctl --user reload akosha-agent, or kill -HUP"
+)
 SIZE = "lower akosha_http_batch_size"
 UNEXPECTED = "is akosha_http_endpoint the address of an Akosha server? The log has the traceback"
 SLOW = "see to the server, or raise akosha_upload_timeout_seconds"
@@ -21,6 +24,10 @@ _TOO_LARGE, _MALFORMED, _UNPROCESSABLE = 413, 400, 422
 _UNKNOWN = (404, 405, 410)
 _TRANSIENT = frozenset({408, 421, 423, 425, 429})
 _SERVER_FAULT, _NOT_IMPLEMENTED = 500, 501
+
+
+class Untrusted(SinkError):  # noqa: N818 - the name says the state of the world
+    """TLS failed on this side or the other: certificates may be replaced, and are read when a client is built."""
 
 
 class SessionGone(SinkError):  # noqa: N818 - the name says the state of the world

@@ -73,10 +73,18 @@ class Http:
                 limits=httpx2.Limits(keepalive_expiry=_IDLE_SECONDS),
             )
         except (OSError, ValueError, httpx2.InvalidURL, ImportError) as error:
+            if isinstance(error, OSError) and (file := os.environ.get("SSL_CERT_FILE")):
+                raise SinkError(
+                    f"{place}: the certificates that SSL_CERT_FILE names cannot be read: {place.words(file)}"
+                    f" ({place.words(error.strerror or type(error).__name__)})",
+                    hint="correct SSL_CERT_FILE, or the file",
+                ) from error
             raise SinkError(
                 f"{place}: the environment does not allow a connection ({type(error).__name__})",
                 hint="check HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR",
             ) from error
+        self._calls = 0
+        self._retired = False
 
     async def post(
         self, body: Sequence[bytes], headers: Mapping[str, str], *, wanted: int | None, silence: float
@@ -87,7 +95,7 @@ class Http:
         """
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(silence) as patience:
+            async with self._in_use(), asyncio.timeout(silence) as patience:
 
                 def alive() -> None:
                     if not patience.expired():
@@ -103,8 +111,9 @@ class Http:
     async def delete(self, headers: Mapping[str, str]) -> None:
         """Tell the server that a session has ended. What it says to that does not matter."""
         try:
-            request = self._client.build_request("DELETE", self._place.endpoint, headers=dict(headers))
-            await (await self._client.send(request, stream=True)).aclose()
+            async with self._in_use():
+                request = self._client.build_request("DELETE", self._place.endpoint, headers=dict(headers))
+                await (await self._client.send(request, stream=True)).aclose()
         except httpx2.HTTPError as error:
             raise _translated(error, self._place) from error
 
@@ -114,6 +123,30 @@ class Http:
         Healthy is what answers 200 with JSON; and what wants to know who asks, so that the handshake can tell the cure.
         Raises SinkError where there is no answer.
         """
+        async with self._in_use():
+            return await self._health()
+
+    async def retire(self) -> None:
+        """Close the client once no call uses it any more; later calls raise a transient SinkError. Idempotent."""
+        self._retired = True
+        await self._close_if_done()
+
+    @contextlib.asynccontextmanager
+    async def _in_use(self) -> AsyncIterator[None]:
+        if self._retired:
+            raise SinkError(f"{self._place}: the connection was replaced meanwhile", hint="try again", transient=True)
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            await self._close_if_done()
+
+    async def _close_if_done(self) -> None:
+        if self._retired and not self._calls:
+            await self.aclose()
+
+    async def _health(self) -> str | None:
         request = self._client.build_request("GET", f"{self._place.origin}/health")
         try:
             response = await self._client.send(request, stream=True)
@@ -204,9 +237,13 @@ def _translated(error: Exception, place: Place) -> SinkError:
         return errors.garbled(place, "the answer is larger than 16 MiB")
     reason = _reason(error)
     if "CERTIFICATE" in reason.upper():
-        return SinkError(
+        return errors.Untrusted(
             f"{place}: the certificate cannot be trusted",
             hint="set SSL_CERT_FILE to the file of the authority that signed it, or correct akosha_http_endpoint",
+        )
+    if _is_tls(error) and "WRONG_VERSION_NUMBER" not in reason.upper() and "RECORD LAYER" not in reason.upper():
+        return errors.Untrusted(
+            f"{place}: TLS failed: {place.words(reason)}", hint="see to the server's certificate", transient=True
         )
     if "WRONG_VERSION_NUMBER" in reason.upper() or "RECORD LAYER" in reason.upper():
         return SinkError(f"{place}: TLS is not spoken there", hint="check akosha_http_endpoint")
@@ -219,6 +256,13 @@ def _translated(error: Exception, place: Place) -> SinkError:
     if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError | httpx2.InvalidURL):
         return SinkError(f"{place}: not a usable address ({type(error).__name__})", hint=errors.ADDRESS)
     return SinkError(f"{place}: {place.words(reason)}", hint="is the Akosha server running there?", transient=True)
+
+
+def _is_tls(error: BaseException) -> bool:
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ssl.SSLError):
+        inner = inner.__cause__ or inner.__context__
+    return inner is not None
 
 
 def _reason(error: BaseException) -> str:

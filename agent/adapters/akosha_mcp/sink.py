@@ -78,6 +78,11 @@ class AkoshaSink:
         with contextlib.suppress(SinkError), self._translated("let_go"):
             await self._client.let_go()
 
+    async def reset_client(self) -> None:
+        """As `Reconnectable` says: certificates are read again. The token is a setting: another one is another sink."""
+        with contextlib.suppress(SinkError), self._translated("reset_client"):
+            await self._client.reset()
+
     async def aclose(self) -> None:
         with contextlib.suppress(SinkError), self._translated("aclose"):
             await self._client.aclose()
