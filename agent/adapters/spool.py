@@ -22,6 +22,7 @@ import structlog
 
 from agent.domain.errors import StateError, WireError
 from agent.domain.events import Event
+from agent.durability import sync_to_disk
 
 MAX_NOTE_BYTES = 64 * 1024
 KEPT_REJECTED = 20
@@ -217,12 +218,12 @@ def _write_durably(path: Path, data: bytes) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(descriptor)
+        sync_to_disk(descriptor)
 
 
 def _sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync_to_disk(descriptor)
     finally:
         os.close(descriptor)

@@ -28,6 +28,7 @@ from agent.adapters.sqlite_ledger import examining as ledger
 from agent.adapters.sqlite_ledger.examining import LedgerFacts
 from agent.adapters.state_directory import Holder
 from agent.adapters.watcher.mounts import file_system, silent
+from agent.application.bus_watch import BUS
 from agent.application.delivery_probe import Kept
 from agent.application.status_warnings import warnings_in
 from agent.domain.errors import NotPermitted, StoreError
@@ -170,6 +171,16 @@ class Examination:
         ledger = await self.home.read_ledger()
         try:
             return (*found, *warnings_in(await ledger.notes()))
+        finally:
+            await ledger.aclose()
+
+    async def bus_in_use(self) -> str:
+        """Return what the running agent says of its bus; "" where none runs, or it says nothing. Raises StateError."""
+        if await self.holder() is None or not await self.home.has_ledger():
+            return ""
+        ledger = await self.home.read_ledger()
+        try:
+            return (await ledger.notes()).get(BUS, "")
         finally:
             await ledger.aclose()
 

@@ -409,3 +409,34 @@ async def test_sweeping_removes_metadata_without_an_object_unless_its_put_is_at_
     assert [p.relative_to(metadata).as_posix() for p in metadata.rglob("*") if p.is_file()] == [f"{whole}.json"]
     assert not (metadata / "systems" / "pc").exists()
     assert dict((await store.head(whole)).metadata) == {"sha256": "ab"}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+async def test_a_file_system_without_fsync_takes_puts_all_the_same(store, monkeypatch, number):
+    """As some FUSE mounts and shares: neither files nor folders can be synced there."""
+
+    def unknown(_descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", unknown)
+    await put(store, KEY, b"x", {"a": "b"})
+    assert await fetch(store, KEY) == b"x"
+
+
+async def test_a_sync_that_fails_fails_the_put(store, monkeypatch):
+    def failing(_descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("os.fsync", failing)
+    with pytest.raises(StoreError):
+        await put(store, KEY, b"x")
+
+
+async def test_missing_locks_are_what_an_error_speaks_of(store, monkeypatch):
+    def no_locks(*_args, **_how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(incoming, "_create", no_locks)
+    with pytest.raises(StoreError, match="without locks") as failure:
+        await put(store, KEY, b"x")
+    assert "lock" in failure.value.hint

@@ -23,6 +23,7 @@ from agent.adapters.state_directory import StateDirectory
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import mounts
 from agent.adapters.wire import CloudEventsCodec
+from agent.application.bus_watch import BUS
 from agent.application.examination import Level
 from agent.faces.control import Limits, serving
 from agent.faces.doctor import bus_checks, database_checks, delivery_checks, keeping_checks, machine_checks
@@ -603,6 +604,35 @@ async def test_a_server_that_refuses_or_does_not_answer_is_an_error_and_one_of_t
     assert "akosha_agent_nats_user" in refused.cure
     one(await bus(agent_nats_url="nats://127.0.0.1:9"), ERROR)
     assert sorted(levels(await bus(agent_nats_url=f"nats://127.0.0.1:9,{nats.url}"))) == [OK, WARNING]
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [("max_streams: 1", "the account has 1 of 1 streams"), ("max_file: 1048576", "the account has 1048576")],
+)
+async def test_a_stream_that_cannot_be_made_is_an_error_and_no_reason_to_start_the_agent(look, tmp_path, limits, said):
+    user = f"users: [{{user: {USER}, password: {PASSWORD}}}]"
+    with running_nats(tmp_path, config=f"accounts {{ A {{ jetstream {{ {limits} }}, {user} }} }}") as server:
+        async with connected(server.url, user=USER, password=PASSWORD) as client:
+            await client.jsm().add_stream(name="OTHER", subjects=["other"], max_bytes=1000)
+        where = {"agent_nats_url": server.url, "agent_nats_user": USER, "agent_nats_password": PASSWORD}
+        found = one(await look(bus_checks.nats, **where), ERROR)
+    assert said in found.found
+    assert "operator" in found.cure
+    assert "start" not in found.cure
+
+
+async def test_a_running_agent_that_has_not_made_the_stream_is_not_to_be_started(bus, nats, places, tmp_path):
+    await with_stream(nats)
+    home = made_ground(places, tmp_path).examination.home
+    home.prepare()
+    ledger = await home.open_ledger()
+    await ledger.note(BUS, "memory: NATS refuses to make the stream")
+    await ledger.aclose()
+    with home.lock("run"):
+        found = one(await bus(), ERROR)
+    assert "NATS refuses to make the stream" in found.found
+    assert "start" not in found.cure
 
 
 async def test_a_server_without_jetstream_is_an_error(look, tmp_path):

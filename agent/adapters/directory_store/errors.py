@@ -58,6 +58,12 @@ def translate(error: OSError, action: str, root: Path, key: str, *, reading: boo
             hint=f"is the disk or share of {root} mounted? To make the directory: mkdir -p {root}",
             transient=root.is_dir(),
         )
+    if number == errno.ENOLCK:
+        return StoreError(
+            f"{root} is on a file system without locks: {what}: {reason}",
+            hint="mount it with locks (NFS: its lock service must run, or the option nolock), or use another directory",
+            transient=True,
+        )
     if number == errno.EEXIST:
         return StoreError(text, hint=f"{error.filename or root} is no directory: move it away")
     if number == errno.EFBIG:

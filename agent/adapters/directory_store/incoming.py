@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from agent.adapters.directory_store.layout import HIDDEN, encode_record, incoming_folder, object_path, record_path
 from agent.domain.errors import StoreError
+from agent.durability import sync_to_disk
 from agent.ports import Progress
 from agent.ports.objects import FILE_TAG
 
@@ -25,7 +26,6 @@ ABANDONED_SECONDS = 900
 """Where the file system has no locks, a put that was not written to for so long is a dead process's."""
 
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
-_NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS})
 _RACES = 5
 
 
@@ -122,14 +122,14 @@ class Incoming:
             with file:
                 file.write(record)
                 file.flush()
-                os.fsync(file.fileno())
+                sync_to_disk(file.fileno())
                 _move(self._root, temporary, place)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _sync(self) -> None:
         self._file.flush()
-        os.fsync(self._file.fileno())
+        sync_to_disk(self._file.fileno())
         self._unflushed = 0
 
     def _close(self) -> None:
@@ -153,7 +153,7 @@ def create(root: Path, key: str, data: bytes, *, replace: bool) -> bool:
         with file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            sync_to_disk(file.fileno())
             if replace:
                 record_path(root, key).unlink(missing_ok=True)
                 _move(root, temporary, target)
@@ -193,7 +193,7 @@ def _created(target: Path, data: bytes) -> bool:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(descriptor)
+            sync_to_disk(descriptor)
     except OSError:
         target.unlink(missing_ok=True)
         raise
@@ -273,10 +273,7 @@ def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable, where the file system knows how."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _NO_FSYNC:
-            raise
+        sync_to_disk(handle)
     finally:
         os.close(handle)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import orjson
 from nats.errors import Error as NatsPyError
+from nats.js.api import AccountInfo
 
 from agent.adapters.nats_bus import credentials
 from agent.adapters.nats_bus.cancelling import kept_cancellable
@@ -18,7 +19,7 @@ from agent.adapters.nats_bus.connecting import connect
 from agent.adapters.nats_bus.credentials import Proof
 from agent.adapters.nats_bus.errors import translated
 from agent.adapters.nats_bus.options import NatsOptions, Server
-from agent.adapters.nats_bus.stream import Stream
+from agent.adapters.nats_bus.stream import STREAM, Stream
 from agent.domain.errors import BusError
 from agent.domain.naming import subject_matches
 
@@ -90,12 +91,13 @@ async def _inside(place: str, client: Client, options: NatsOptions) -> NatsFacts
     there = False
     try:
         with translated("asking for JetStream", client):
-            await client.jetstream(timeout=seconds).account_info()
+            account = await client.jetstream(timeout=seconds).account_info()
     except BusError as error:
         jetstream = error
     else:
         try:
             there = await Stream(options.limits).fits(client, seconds)
+            stream = None if there else _no_room(account, options.limits.max_bytes)
         except BusError as error:
             stream = error
     return NatsFacts(
@@ -107,6 +109,25 @@ async def _inside(place: str, client: Client, options: NatsOptions) -> NatsFacts
         publish=publish,
         subscribe=subscribe,
     )
+
+
+def _no_room(account: AccountInfo, max_bytes: int) -> BusError | None:
+    """Return why the account has no room for a new stream of this size; None where it has, as far as it tells."""
+    tier = (account.tiers or {}).get("R1")
+    limits, streams = (tier.limits, tier.streams) if tier is not None else (account.limits, account.streams)
+    cannot = f"the stream {STREAM} cannot be made"
+    if 0 < limits.max_streams <= streams:
+        return BusError(
+            f"{cannot}: the account has {streams} of {limits.max_streams} streams",
+            hint="have the server's operator raise max_streams of the account, or remove a stream",
+        )
+    most = min((most for most in (limits.max_storage, limits.storage_max_stream_bytes) if most > 0), default=max_bytes)
+    if most < max_bytes:
+        return BusError(
+            f"{cannot}: it takes {max_bytes} bytes on disk, and the account has {most}",
+            hint="have the server's operator raise the storage of the account, or make a smaller stream of that name",
+        )
+    return None
 
 
 async def _rights(client: Client, seconds: float) -> tuple[Rights | None, Rights | None]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from agent.domain.errors import RestoreError
+from agent.durability import sync_to_disk
 
 CHUNK_BYTES = 2**20
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -55,7 +56,7 @@ def sync_file(name: str, folder: int) -> None:
     """Have a file on the disk. Raises OSError."""
     descriptor = os.open(name, READ, dir_fd=folder)
     try:
-        os.fsync(descriptor)
+        sync_to_disk(descriptor)
     finally:
         os.close(descriptor)
 
@@ -68,7 +69,7 @@ def copy_file(name: str, source: int, new: str, folder: int) -> None:
     ):
         shutil.copyfileobj(original, copy, CHUNK_BYTES)
         copy.flush()
-        os.fsync(copy.fileno())
+        sync_to_disk(copy.fileno())
 
 
 def write_file(name: str, data: bytes, folder: int) -> None:
@@ -76,7 +77,7 @@ def write_file(name: str, data: bytes, folder: int) -> None:
     with os.fdopen(os.open(name, _WRITE, 0o600, dir_fd=folder), "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        sync_to_disk(file.fileno())
 
 
 def remove_all(name: str, folder: int) -> None:

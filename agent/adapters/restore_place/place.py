@@ -19,6 +19,7 @@ from agent.domain.errors import NamingError, RestoreError, WireError
 from agent.domain.manifest import LONGEST_NAME_BYTES
 from agent.domain.naming import upload_time
 from agent.domain.restoration import SCRATCH, Restorable, Restored, aside_names, family
+from agent.durability import sync_to_disk
 
 Opener = Callable[[str, int], object | None]
 """Says who has a file (its name, the directory's descriptor) open, None for nobody. Raises OSError."""
@@ -203,7 +204,7 @@ class RestorePlace:
             self._placing = True
             put_in_place(placement, scratch, self._folder)
         scratch.remove()
-        os.fsync(self._folder)
+        sync_to_disk(self._folder)
 
     def _free(self) -> None:
         """See that no process has a database of the directory open."""

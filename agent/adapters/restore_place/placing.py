@@ -25,6 +25,7 @@ from agent.adapters.restore_place.scratch import FOLDED, INCOMING, JOURNAL, RAW,
 from agent.domain.databases import main_name
 from agent.domain.errors import RestoreError, WireError
 from agent.domain.restoration import family
+from agent.durability import sync_to_disk
 
 _NEW_JOURNAL = "journal.new"
 
@@ -64,7 +65,7 @@ class Journal:
             os.unlink(_NEW_JOURNAL, dir_fd=scratch.descriptor)
         write_file(_NEW_JOURNAL, json.dumps(asdict(self)).encode(), scratch.descriptor)
         scratch.move(_NEW_JOURNAL, JOURNAL)
-        os.fsync(scratch.descriptor)
+        sync_to_disk(scratch.descriptor)
 
     @classmethod
     def read(cls, scratch: Scratch) -> Self | None:
@@ -117,17 +118,17 @@ def put_in_place(placement: Placement, scratch: Scratch, folder: int) -> None:
     if main is None or Look.at(main.to, folder) != main.look:
         for old in standing:
             _copy_aside(old, scratch, folder)
-        os.fsync(folder)
+        sync_to_disk(folder)
         if main is not None and Look.at(main.source, folder) is not None:
             os.rename(main.source, main.to, src_dir_fd=folder, dst_dir_fd=folder)
-            os.fsync(folder)
+            sync_to_disk(folder)
     for old in standing:
         os.unlink(old.source, dir_fd=folder)
-    os.fsync(folder)
+    sync_to_disk(folder)
     for new in placement.new:
         if Look.at(new.source, scratch.descriptor) is not None:
             os.rename(new.source, new.to, src_dir_fd=scratch.descriptor, dst_dir_fd=folder)
-            os.fsync(folder)
+            sync_to_disk(folder)
 
 
 def check(placement: Placement, scratch: Scratch, folder: int) -> None:

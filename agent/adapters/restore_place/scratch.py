@@ -19,6 +19,7 @@ from pathlib import Path
 from agent.adapters.restore_place.files import FOLDER, Look, digest_of, names_in, remove_all, sync_file
 from agent.domain.errors import RestoreError
 from agent.domain.restoration import SCRATCH
+from agent.durability import sync_to_disk
 
 RAW, FOLDING, FOLDED, INCOMING, JOURNAL = "raw", "folding", "folded", "incoming", "journal.json"
 _KEPT = (RAW, FOLDED)
@@ -87,7 +88,7 @@ class Scratch:
         """The main file holds it all now. Raises OSError."""
         sync_file(f"{FOLDING}/{main}", self.descriptor)
         self.move(f"{FOLDING}/{main}", f"{FOLDED}/{main}")
-        os.fsync(self.descriptor)
+        sync_to_disk(self.descriptor)
         remove_all(FOLDING, self.descriptor)
 
     def undo_folding(self, names: Iterable[str]) -> None:

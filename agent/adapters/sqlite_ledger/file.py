@@ -11,6 +11,7 @@ from pathlib import Path
 
 from agent.adapters.sqlite_ledger import schema
 from agent.domain.errors import LedgerDamaged, StateError
+from agent.durability import sync_to_disk
 
 BUSY_SECONDS = 10.0
 """How long a transaction waits for another process's before it fails."""
@@ -160,7 +161,7 @@ def _make_private(path: Path) -> None:
     if made:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(folder)
+            sync_to_disk(folder)
         finally:
             os.close(folder)
 

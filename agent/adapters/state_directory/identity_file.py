@@ -12,6 +12,7 @@ from agent.adapters.state_directory.unusable import unusable
 from agent.domain.errors import NamingError, StateError
 from agent.domain.identity import Identity
 from agent.domain.naming import check_system_id, sanitise_system_id
+from agent.durability import sync_to_disk
 
 _AGENT_ID = re.compile(r"[0-9a-f]{16,64}")
 
@@ -79,10 +80,10 @@ class IdentityFile:
         with os.fdopen(descriptor, "wb") as file:
             file.write(text)
             file.flush()
-            os.fsync(descriptor)
+            sync_to_disk(descriptor)
         draft.rename(self._file)
         folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(folder)
+            sync_to_disk(folder)
         finally:
             os.close(folder)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import structlog
 
+from agent.durability import sync_to_disk
+
 NAME = "http-token"
 
 _DRAFT = "http-token.new"
@@ -39,7 +41,7 @@ def kept_token(directory: Path) -> str:
         os.fchmod(descriptor, 0o600)  # whatever the umask took away
         file.write(f"{token}\n")
         file.flush()
-        os.fsync(descriptor)
+        sync_to_disk(descriptor)
     draft.replace(path)
     return token
 

@@ -8,6 +8,7 @@ NATS = "NATS"
 
 ADDRESS = "check akosha_agent_nats_url, and that the server runs"
 ENABLE = "ask the server's operator: JetStream must be on for this account, and let this user in"
+LET_IT = "ask the server's operator to let this user make it; the agent's log says what the server answers"
 MADE = "start the agent (akosha-agent service start, or akosha-agent run): it makes the stream"
 
 
@@ -29,8 +30,16 @@ async def nats(ground: Ground) -> list[Finding]:
         if server.problems:
             continue
         if not server.has_stream:
-            found.append(warning(NATS, f"{place}: JetStream is on, the stream AKOSHA_SYNC is not there", cure=MADE))
+            found.append(await _streamless(ground, place))
             continue
         rights = "all that is needed is permitted" if server.rights_known else "it does not tell what is permitted"
         found.append(ok(NATS, f"{place}, version {server.version}: JetStream and the stream are there; {rights}"))
     return found
+
+
+async def _streamless(ground: Ground, place: str) -> Finding:
+    """An agent that starts makes the stream; where one runs and has not, its own words say why."""
+    missing = f"{place}: JetStream is on, the stream AKOSHA_SYNC is not there"
+    if said := await ground.examination.bus_in_use():
+        return error(NATS, f"{missing}, and the agent that runs has not made it: {said}", cure=LET_IT)
+    return warning(NATS, missing, cure=MADE)

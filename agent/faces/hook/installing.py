@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from agent.domain.errors import SettingsError, StateError
+from agent.durability import sync_to_disk
 from agent.faces.hook.claude_settings import ALL_MADE, FILE, Found, inserted, is_empty, look, read, withdrawn
 from agent.faces.hook.command_line import HookCommand
 
@@ -130,7 +131,7 @@ def _replace(path: Path, text: str, before: str | None) -> None:
                 os.fchmod(descriptor, stat.S_IMODE(seen.st_mode))
             file.write(text.encode())
             file.flush()
-            os.fsync(descriptor)
+            sync_to_disk(descriptor)
         _unchanged(path, before)
         draft.rename(target)
     except BaseException:
@@ -138,7 +139,7 @@ def _replace(path: Path, text: str, before: str | None) -> None:
         raise
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        sync_to_disk(folder)
     finally:
         os.close(folder)
 
@@ -169,7 +170,7 @@ def _back_up(path: Path) -> Path:
                 os.fchmod(descriptor, mode)
                 file.write(data)
                 file.flush()
-                os.fsync(descriptor)
+                sync_to_disk(descriptor)
         except BaseException:
             copy.unlink()
             raise

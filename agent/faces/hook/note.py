@@ -103,7 +103,7 @@ def keep(state: str, name: str, event: bytes) -> None:
             left = memoryview(event)
             while left:
                 left = left[os.write(descriptor, left) :]
-            os.fsync(descriptor)
+            _flush(descriptor)
         finally:
             os.close(descriptor)
         os.rename(draft, f"{spool}/{name}")
@@ -150,6 +150,15 @@ def _quoted(value: object) -> str:
 def _sync(directory: str) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        _flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        from agent.durability import sync_to_disk  # noqa: PLC0415 - rarely needed
+
+        sync_to_disk(descriptor)  # where fsync is not known at all, that is no error

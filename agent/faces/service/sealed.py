@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from agent.domain.errors import AkoshaError
+from agent.durability import sync_to_disk
 
 _MARK = "Written by `akosha-agent service install`; sha256"
 _SEAL = re.compile(rf"^.*{re.escape(_MARK)} ([0-9a-f]{{64}}).*\n", re.MULTILINE)
@@ -59,7 +60,7 @@ def place(path: Path, text: str, mode: int) -> None:
                 os.fchmod(file.fileno(), mode)
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                sync_to_disk(file.fileno())
             Path(scratch).replace(path)
         except BaseException:
             with suppress(OSError):
