@@ -9,6 +9,7 @@ from datetime import timedelta
 from agent.application.bus_watch import BusWatch
 from agent.application.changes import Changes
 from agent.application.daily_look import DailyLook
+from agent.application.deep_verify import DeepVerify
 from agent.application.desk import Desk
 from agent.application.feed import Feed
 from agent.application.http_sync import HttpSync
@@ -88,6 +89,8 @@ class Assembly:
     """Who deletes old uploads after a new one, where that is switched on."""
     verifying: Callable[[], AbstractAsyncContextManager[Verification]] | None = None
     """Opens what looks whether an upload is whole, where the agent is to look by itself."""
+    verifying_weekly: Callable[[], AbstractAsyncContextManager[Verification]] | None = None
+    """Opens what looks deep, where the agent is to do that."""
     left_over: Sequence[SyncAsked] = ()
     """What was asked of an agent that has given way to this one, and has no outcome yet."""
 
@@ -221,6 +224,19 @@ class Assembly:
             pass_seconds=self.settings.agent_rescan_seconds,
             owed=lambda: self.publisher.noticed(RETRY),
             bell=bell,
+            deep=self._deep_verify(),
+        )
+
+    def _deep_verify(self) -> DeepVerify | None:
+        if self.verifying_weekly is None:
+            return None
+        return DeepVerify(
+            opening=self.verifying_weekly,
+            identity=self.identity,
+            ledger=self.ledger,
+            recorder=self.recorder,
+            clock=self.clock,
+            most_bytes=self.settings.agent_deep_verify_mb * 1_000_000,
         )
 
     def _probe_loop(self) -> dict[str, Loop]:

@@ -1,4 +1,4 @@
-"""The agent's own look at its newest upload, shallow, every so many hours: is it still whole in the bucket?
+"""The agent's own look at its newest upload, shallow, every so many hours, and deep at one upload a week.
 
 A bucket that cannot be asked says nothing about the upload: it is asked again with the next pass. What is damaged, and
 is still on this machine, is owed again: the next upload has it anew, and is whole.
@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from agent.application.deep_verify import DeepVerify
 from agent.application.recorder import Recorder
 from agent.application.status import VERIFIED, VerifyStatus
 from agent.application.verification import Found, Verification
@@ -57,6 +58,9 @@ class DailyLook:
     bell: Wake
     """Rung after each sync."""
 
+    deep: DeepVerify | None = None
+    """What looks deep, once a week; None: nobody does."""
+
     _unreached: str = field(default="", init=False)
 
     async def run(self) -> None:
@@ -68,7 +72,19 @@ class DailyLook:
                 wait = BUSY_SECONDS
             elif wait <= 0:
                 wait = 0.0 if await self._look() else self.pass_seconds
+            if self.deep is not None:
+                wait = min(wait, await self._look_deep(self.deep))
             await self.bell.wait(max(1.0, min(wait, MOST_SECONDS)))
+
+    async def _look_deep(self, deep: DeepVerify) -> float:
+        """Have one upload verified deep where it is time; return how long it is until the next."""
+        if await deep.seconds_left() <= 0:
+            if self.flight.locked():
+                return BUSY_SECONDS
+            found = await deep.look()
+            if found is not None and not found.whole:
+                await self._mend(found)
+        return await deep.seconds_left()
 
     async def _seconds_left(self) -> float:
         """Return how long it is until the next look. An upload that came after a damaged one is looked at soon."""

@@ -10,7 +10,7 @@ mirrored into another bucket may have others.
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent.application.archive import (
@@ -47,7 +47,8 @@ _CHANGED = "has other bytes than were put there: its SHA-256 is another"
 class Found:
     """What a verification came to. `problems` are of objects, by their name in the upload.
 
-    `notes` say what could not be looked into, by database: no fault of the upload's. `manifest` is None where it is not
+    `notes` say what could not be looked into, by database: no fault of the upload's. `left_out` are databases that were
+    not downloaded, because that was limited. `manifest` is None where it is not
     there (then the upload is not, either) or cannot be read.
     """
 
@@ -57,6 +58,7 @@ class Found:
     manifest: Manifest | None
     problems: Mapping[str, str]
     notes: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     duration_seconds: float = 0.0
 
     @property
@@ -128,20 +130,34 @@ class Verification:
             duration_seconds=self._since(started),
         )
 
-    async def deep(self, upload: str, progress: Progress = untold, begun: Progress = untold) -> Found:
+    async def uploads(self) -> Sequence[str]:
+        """Return the ids of the uploads, the newest first."""
+        return await self._archive.ids()
+
+    async def deep(
+        self, upload: str, progress: Progress = untold, begun: Progress = untold, *, most_bytes: int | None = None
+    ) -> Found:
         """Look at everything `shallow` does but ETags, then download what there is, hash it, and read it through.
 
-        `begun` is told how many bytes there are to download, `progress` as they come. Raises StagingFull, StateError
+        `begun` is told how many bytes there are to download, `progress` as they come. With `most_bytes`, databases that
+        would exceed what is left of it are not downloaded. Raises StagingFull, StateError
         for our own disk.
         """
         assert self._deep is not None
         started = self._clock.monotonic()
         found = await self._look(upload, tags=False)
-        problems, notes = dict(found.problems), dict[str, str]()
+        problems, notes, left_out = dict(found.problems), dict[str, str](), list[str]()
         if (manifest := found.manifest) is not None:
             sizes = {key: size for key, size in expected_sizes(manifest).items() if object_name(key) not in problems}
             begun(sum(sizes.values()))
+            room = most_bytes
             for database in dict.fromkeys(part.database for part in manifest.parts):
+                if room is not None:
+                    size = sum(part.stored_size for part in manifest.of(database))
+                    if size > room:
+                        left_out.append(database)
+                        continue
+                    room -= size
                 await self._deep.database(manifest, database, problems, notes, progress)
             if manifest.memories and manifest.memories.key in sizes:
                 await self._deep.memories(manifest, manifest.memories, problems, progress)
@@ -154,6 +170,7 @@ class Verification:
             manifest=manifest,
             problems=problems,
             notes=notes,
+            left_out=tuple(left_out),
             duration_seconds=self._since(started),
         )
 

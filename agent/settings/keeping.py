@@ -29,3 +29,10 @@ class Keeping(BaseModel):
         le=8760,
         description="Hours between two looks whether the newest upload is whole in the bucket; 0: never.",
     )
+    agent_deep_verify_mb: Whole = Field(
+        default=500,
+        ge=0,
+        le=MOST,
+        description="Megabytes that the agent downloads once a week to verify one kept upload deep, with"
+        " `akosha_agent_verify_hours` above 0; 0: never.",
+    )

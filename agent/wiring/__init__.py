@@ -38,7 +38,7 @@ from agent.domain.states import Target, TargetRecord
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger, Meter, Responder, SnapshotTaker, Supervisor, Unmetered
 from agent.settings import Settings
-from agent.wiring.archive import verifying
+from agent.wiring.archive import verifying, verifying_weekly
 from agent.wiring.buses import run_buses, single_sync_buses
 from agent.wiring.ledger import aside_if_damaged, open_for_holder, set_ledger_aside
 from agent.wiring.methods import MEBIBYTE, sync_methods, targets_of
@@ -288,5 +288,6 @@ async def build(
         surroundings=None if single_sync else MachineSurroundings(clock),
         footing=footing,
         verifying=None if single_sync else verifying(settings, identity.system_id, clock),
+        verifying_weekly=None if single_sync else verifying_weekly(settings, home.state, identity.system_id, clock),
         left_over=left_over,
     )

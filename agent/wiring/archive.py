@@ -55,6 +55,21 @@ def verifying(
     return opening
 
 
+def verifying_weekly(
+    settings: Settings, state: StateDirectory, system_id: str, clock: Clock
+) -> Callable[[], AbstractAsyncContextManager[Verification]] | None:
+    """Return what opens a deep look; None where the agent is not to look deep by itself."""
+    if not settings.agent_deep_verify_mb or verifying(settings, system_id, clock) is None:
+        return None
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Verification]:
+        async with archive_of(settings, system_id) as archive, verifying_deep(archive, state, clock) as verification:
+            yield verification
+
+    return opening
+
+
 @asynccontextmanager
 async def verifying_deep(archive: Archive, state: StateDirectory, clock: Clock) -> AsyncIterator[Verification]:
     """Open what looks at uploads, deep too; its files lie in the state directory. Raises StateError."""

@@ -258,6 +258,16 @@ async def test_an_upload_that_is_deleted_while_it_is_looked_at_is_gone_and_not_d
     assert (await verification(store, tmp_path).shallow(kept.upload)).gone
 
 
+async def test_a_limited_deep_look_names_the_databases_that_it_did_not_download(kept, tmp_path):
+    look = looking(kept, tmp_path)
+    sizes = {part.database: part.stored_size for part in kept.manifest.parts}
+    kept.change("reflection.duckdb", flipped(kept.data("reflection.duckdb"), 4321))
+    found = await look.deep(kept.upload, most_bytes=sizes["knowledge_graph"])
+    assert (found.whole, found.left_out) == (True, ("reflection",))
+    found = await look.deep(kept.upload, most_bytes=sum(sizes.values()))
+    assert (set(found.problems), found.left_out) == ({"reflection.duckdb"}, ())
+
+
 @pytest.mark.parametrize("place", ["directory", "moto", "rclone"])
 async def test_every_kind_of_store_shows_the_same(request, made, kept, tmp_path, place):
     """On each: other metadata, another size, nothing at all at once, and other bytes behind the same metadata deep.

@@ -1,0 +1,195 @@
+"""The deep verification that the agent does once a week: whose turn it is, what it tells, what follows from damage."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.wire import CloudEventsCodec
+from agent.application.daily_look import FIRST_SECONDS, DailyLook
+from agent.application.deep_turns import EVERY, DeepTurns
+from agent.application.deep_verify import AGAIN_SECONDS, DeepVerify
+from agent.application.recorder import Recorder
+from agent.application.status_warnings import warnings_in
+from agent.application.verification import Found
+from agent.application.wake import Wake
+from agent.domain.errors import StagingFull, StoreError
+from agent.domain.events import UploadVerified
+from agent.domain.identity import Identity
+from tests.fakes import values
+from tests.fakes.clock import ManualClock
+
+IDENTITY = Identity("agent-1", values.SYSTEM)
+NEWEST, MIDDLE, OLDEST = IDS = [values.upload_id(second) for second in (200, 100, 0)]
+WEEK = EVERY.total_seconds()
+
+
+class Looking:
+    """A verification whose findings are scripted; `looked` lists the uploads in order."""
+
+    def __init__(self) -> None:
+        self.ids, self.looked, self.problems, self.error, self.left_out = list(IDS), [], {}, None, ()
+
+    async def uploads(self):
+        return self.ids
+
+    async def shallow(self, upload):
+        return self.found(upload, deep=False)
+
+    async def deep(self, upload, *, most_bytes):
+        if self.error is not None:
+            raise self.error
+        self.looked.append(upload)
+        return replace(self.found(upload, deep=True), left_out=self.left_out)
+
+    def found(self, upload, *, deep):
+        manifest = values.manifest(IDS.index(upload), reflection=1, knowledge_graph=1)
+        problems = {"reflection.duckdb": self.problems[upload]} if deep and upload in self.problems else {}
+        return Found(upload_id=upload, deep=deep, objects=3, manifest=manifest, problems=problems)
+
+
+class World:
+    def __init__(self, ledger, clock) -> None:
+        self.ledger, self.clock, self.looking, self.asked = ledger, clock, Looking(), 0
+        self.flight = asyncio.Lock()
+        recorder = Recorder(ledger, MemoryBus(clock), clock)
+        self.deep = DeepVerify(self._opening, IDENTITY, ledger, recorder, clock, most_bytes=10)
+        self.look = DailyLook(
+            opening=self._opening,
+            target=values.TARGET,
+            identity=IDENTITY,
+            ledger=ledger,
+            recorder=recorder,
+            clock=clock,
+            taker=self,
+            flight=self.flight,
+            every=timedelta(days=1),
+            pass_seconds=300,
+            owed=self._owed,
+            bell=Wake(clock, "verify"),
+            deep=self.deep,
+        )
+
+    @asynccontextmanager
+    async def _opening(self):
+        yield self.looking
+
+    async def survey(self):
+        return {"reflection": values.fingerprint("reflection")}
+
+    async def _owed(self) -> None:
+        self.asked += 1
+
+    async def pass_time(self, seconds: float) -> None:
+        end = self.clock.monotonic() + seconds
+        await self.clock.until_asleep()
+        while (due := self.clock.next_due) is not None and self.clock.monotonic() + due <= end:
+            await self.clock.advance(due)
+            await self.clock.until_asleep()
+        await self.clock.advance(end - self.clock.monotonic())
+
+    async def warnings(self):
+        return {warning.code: warning.message for warning in warnings_in(await self.ledger.notes())}
+
+    async def deliver_newest(self) -> None:
+        manifest = values.manifest(200, "r", reflection=1, knowledge_graph=1)
+        databases = {"reflection": 1, "knowledge_graph": 1}
+        await self.ledger.owe(values.TARGET, list(databases))
+        await self.ledger.begin(values.TARGET, values.intent(200, "r", **databases))
+        seen = {name: values.fingerprint(name) for name in databases}
+        await self.ledger.deliver(values.TARGET, manifest, seen, {}, values.succeeded(manifest))
+
+
+@pytest.fixture
+async def world(tmp_path):
+    clock = ManualClock(values.NOON)
+    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
+    made = World(ledger, clock)
+    await made.deliver_newest()
+    running = asyncio.create_task(made.look.run())
+    yield made
+    running.cancel()
+    await asyncio.wait({running})
+    assert running.cancelled()
+    await ledger.aclose()
+
+
+async def test_one_upload_a_week_is_verified_the_newest_first_then_the_longest_waiting(world):
+    await world.pass_time(FIRST_SECONDS + 1)
+    assert world.looking.looked == [NEWEST]
+    await world.pass_time(WEEK - 3600)
+    assert world.looking.looked == [NEWEST]
+    for _ in range(3):
+        await world.pass_time(WEEK)
+    assert world.looking.looked == [NEWEST, OLDEST, MIDDLE, OLDEST]
+    assert await world.warnings() == {}
+    events = [event for event in await world.ledger.outbox() if isinstance(event, UploadVerified) and event.deep]
+    assert [event.upload_id for event in events] == [OLDEST, MIDDLE, OLDEST], "the first has the shallow look's instant"
+
+
+async def test_a_damaged_newest_upload_is_a_warning_and_what_is_still_here_is_sent_again(world):
+    world.looking.problems = {NEWEST: "does not unpack"}
+    await world.pass_time(FIRST_SECONDS + 1)
+    assert NEWEST in (await world.warnings())["upload_damaged"]
+    assert world.asked == 1
+    assert (await world.ledger.record(values.TARGET)).databases["reflection"].parts == ()
+
+
+async def test_a_damaged_older_upload_has_the_newest_verified_at_once_and_the_warning_ends_when_it_is_gone(world):
+    await world.pass_time(FIRST_SECONDS + 1)
+    world.looking.problems = {OLDEST: "does not unpack"}
+    await world.pass_time(WEEK)
+    assert world.looking.looked == [NEWEST, OLDEST, NEWEST]
+    assert OLDEST in (await world.warnings())["upload_damaged"]
+    assert world.asked == 0
+    world.looking.ids.remove(OLDEST)
+    await world.pass_time(WEEK)
+    assert await world.warnings() == {}
+
+
+@pytest.mark.parametrize("error", [StoreError("no answer", transient=True), StagingFull("no room")])
+async def test_a_look_that_cannot_be_made_is_made_an_hour_later(world, error):
+    world.looking.error = error
+    await world.pass_time(FIRST_SECONDS + 1)
+    assert (await world.warnings(), world.looking.looked) == ({}, [])
+    world.looking.error = None
+    await world.pass_time(AGAIN_SECONDS - 10)
+    assert world.looking.looked == []
+    await world.pass_time(1000)
+    assert world.looking.looked == [NEWEST]
+
+
+async def test_databases_beyond_the_limit_are_named_with_the_setting(world):
+    world.looking.left_out = ("knowledge_graph",)
+    await world.pass_time(FIRST_SECONDS + 1)
+    assert "knowledge_graph" in (await world.warnings())["deep_verify_limited"]
+
+
+async def test_it_waits_while_a_sync_runs(world):
+    async with world.flight:
+        await world.pass_time(FIRST_SECONDS + 100)
+        assert world.looking.looked == []
+    await world.pass_time(20)
+    assert world.looking.looked == [NEWEST]
+
+
+def test_a_new_upload_every_week_does_not_keep_the_older_ones_from_their_turn():
+    turns, ids, looked, now = DeepTurns(), list(IDS), [], values.NOON + timedelta(hours=1)
+    for week in range(6):
+        ids.insert(0, values.upload_id(1000 + week))
+        upload = turns.next(ids)
+        looked.append(upload)
+        turns = turns.looked(upload, ids, now, "")
+        now += EVERY
+    assert looked == [ids[5], OLDEST, ids[3], MIDDLE, ids[1], NEWEST]
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"at": 5}'])
+def test_a_note_that_is_none_counts_as_no_look(note):
+    turns = DeepTurns.noted({"deep_verified": note})
+    assert (turns, turns.seconds_left(values.NOON)) == (DeepTurns(), 0.0)
+    assert DeepTurns.noted({"deep_verified": turns.note()}) == turns
