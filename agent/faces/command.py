@@ -7,7 +7,8 @@ A command that does one thing and ends prints its message, and no log: `-v` show
 import functools
 import inspect
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -51,28 +52,47 @@ class CommandGroup(typer.Typer):
     """Commands that all take `-v`, as does the group itself where it has a callback."""
 
     def command(self, name: str | None = None, **how: Any) -> Callable[[Command], Command]:
-        return _registering(super().command(name, **how))
+        return _registering(super().command(name, **how), _for_the_command)
 
     def callback(self, **how: Any) -> Callable[[Command], Command]:
-        return _registering(super().callback(**how))
+        return _registering(super().callback(**how), _from_now_on)
 
 
-def _registering(register: Callable[[Callable[..., Any]], object]) -> Callable[[Command], Command]:
+Aloud = Callable[[], AbstractContextManager[None]]
+"""A block in which the command is verbose."""
+
+
+@contextmanager
+def _for_the_command() -> Iterator[None]:
+    token = _verbose.set(True)
+    try:
+        yield
+    finally:
+        _verbose.reset(token)
+
+
+@contextmanager
+def _from_now_on() -> Iterator[None]:
+    """A group's callback returns before its command runs."""
+    _verbose.set(True)
+    yield
+
+
+def _registering(register: Callable[[Callable[..., Any]], object], aloud: Aloud) -> Callable[[Command], Command]:
     def decorate(function: Command) -> Command:
-        register(_taking_verbose(function))
+        register(_taking_verbose(function, aloud))
         return function
 
     return decorate
 
 
-def _taking_verbose(function: Callable[..., Any]) -> Callable[..., Any]:
+def _taking_verbose(function: Callable[..., Any], aloud: Aloud) -> Callable[..., Any]:
     """Return the function with one more option, `-v`, which is seen to here."""
 
     @functools.wraps(function)
     def taking(*words: Any, verbose: bool = False, **options: Any) -> Any:
-        if verbose:
-            _verbose.set(True)
-        return function(*words, **options)
+        with aloud() if verbose else nullcontext():
+            return function(*words, **options)
 
     signature = inspect.signature(function)
     option = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)

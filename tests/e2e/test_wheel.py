@@ -1,6 +1,7 @@
 """The wheel, built and installed into an environment of its own, away from the checkout."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -100,7 +101,7 @@ def test_the_wheel_names_all_that_it_imports(wheel, tmp_path):
         for name in imported - set(sys.stdlib_module_names) - {"agent"}
         if name in known
     }
-    stated = {text.split(";")[0].split(">")[0].split("[")[0].strip().lower() for text in declared}
+    stated = {re.match(r"[A-Za-z0-9._-]+", text)[0].lower() for text in declared}
     # Parts of a declared distribution's own promise: aioboto3 is aiobotocore and botocore, typer is click.
     through = {"aiobotocore", "botocore", "aiohttp", "pydantic", "click"}
     assert foreign - stated - through == set()

@@ -169,7 +169,7 @@ def leaks(text: str) -> list[str]:
 def test_no_secret_comes_out_though_servers_that_refuse_repeat_them(place, tmp_path):
     Echo.heard.clear()
     Nats.heard.clear()
-    synced = place("sync", "--json")
+    synced = place("sync", "--json", "-v")
     told = "\n".join(Echo.heard)
     assert "AWS4-HMAC-SHA256" in told  # the servers did hear them
     assert SECRETS["AWS_SESSION_TOKEN"] in told
@@ -188,7 +188,7 @@ def test_no_secret_comes_out_though_a_store_answers_with_nonsense_that_has_them(
     monkeypatch.setenv(variable("cloud_bucket"), "garbage")
     for key in ("agent_nats_url", "agent_nats_user", "agent_nats_password"):
         monkeypatch.delenv(variable(key))
-    synced = place("sync", "--json")
+    synced = place("sync", "--json", "-v")
     assert json.loads(synced.stdout)["success"] is False
     assert "garbage" in synced.stderr
     outputs = [shown(synced), shown(place("status")), kept(tmp_path)]
