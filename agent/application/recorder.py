@@ -6,12 +6,14 @@ publishes it again with the same id.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 
 import structlog
 
+from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.wake import Wake
-from agent.domain.errors import AkoshaError, BusError, WireError
+from agent.domain.errors import AkoshaError, BusError, StateError, WireError
 from agent.domain.events import (
     MethodError,
     SyncFailed,
@@ -23,10 +25,14 @@ from agent.domain.events import (
 )
 from agent.domain.manifest import Manifest
 from agent.domain.states import Target
+from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Delivered, EventBus, Ledger, Meter, Unmetered
 
 FIRST_WAIT_SECONDS = 1.0
 LAST_WAIT_SECONDS = 60.0
+
+UNEXPECTED = "bus_unexpected_error"
+"""The code of the status's warning that results wait because of an error that the bus does not know."""
 
 _log = structlog.get_logger()
 
@@ -36,7 +42,7 @@ class Recorder:
 
     def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock, meter: Meter | None = None) -> None:
         self._ledger, self._bus, self._clock, self._meter = ledger, bus, clock, meter or Unmetered()
-        self._waiting = False
+        self._waiting, self._warned = False, True  # an earlier life may have warned
         self._retold = 0
         self._on_published: Callable[[], None] = lambda: None
         self._on_told: Callable[[], None] = lambda: None
@@ -167,17 +173,32 @@ class Recorder:
             except AkoshaError as error:
                 if not (error.transient or isinstance(error, BusError)):
                     raise
-                self._tell_of_waiting(error)
+                await self._tell_of_waiting(error)
                 rung = await self._wake.wait(wait)
                 wait = FIRST_WAIT_SECONDS if rung else min(wait * 2, LAST_WAIT_SECONDS)
             else:
                 wait, self._waiting = FIRST_WAIT_SECONDS, False
+                await self._all_told()
                 await self._wake.wait(None)
 
-    def _tell_of_waiting(self, error: AkoshaError) -> None:
-        """Once is enough: the status says how many wait, and the bus may be away for days."""
+    async def _tell_of_waiting(self, error: AkoshaError) -> None:
+        """Once is enough: the status says how many wait, and the bus may be away for days.
+
+        An error that nobody knows, and that comes again, is a warning in the status.
+        """
         (_log.debug if self._waiting else _log.warning)("results_wait", error=str(error))
+        if error.unexpected and self._waiting:
+            warning = StatusWarning(code=UNEXPECTED, message=f"results wait: {error.message}", hint=error.hint)
+            with suppress(StateError):
+                await set_warning(self._ledger, warning, self._clock)
+                self._warned = True
         self._waiting = True
+
+    async def _all_told(self) -> None:
+        if self._warned:
+            with suppress(StateError):
+                await clear_warning(self._ledger, UNEXPECTED)
+                self._warned = False
 
 
 def _raw_bytes_sent(manifest: Manifest | None) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import signal
 import socket
 
 import nats
@@ -12,6 +13,7 @@ from tests.fakes.ear import Ear, listening
 from tests.fakes.event_documents import check
 from tests.fakes.machine import Machine
 from tests.servers.nats import NatsServer, running_nats
+from tests.servers.nats_credentials import Operator
 
 ENDED = "akosha.session.laptop.ended"
 
@@ -247,3 +249,27 @@ def test_where_nats_does_not_answer_the_agent_starts_without_it(tmp_path):
             status = machine.status()
             assert status["bus"]["text"].startswith("in this process: NATS at"), status["bus"]
             assert status["results_waiting"] == 1
+
+
+def test_a_hangup_has_the_agent_read_the_credentials_of_nats_again(tmp_path):
+    """Also where no setting has changed and the connection is in use."""
+    operator, file = Operator(), tmp_path / "agent.creds"
+    file.touch(0o600)
+    file.write_text(operator.credentials())
+    with running_nats(tmp_path / "nats", config=operator.config) as server:
+        machine = Machine(tmp_path / "machine", agent_nats_url=server.url, agent_nats_credentials_file=file)
+
+        def users() -> set[str]:
+            return {one["authorized_user"] for one in server.monitor("/connz?auth=1")["connections"]}
+
+        with machine.run() as agent:
+            agent.logged("bus_in_use", bus="nats")
+            before = users()
+            file.write_text(operator.credentials())
+            agent.process.send_signal(signal.SIGHUP)
+            agent.logged("bus_in_use", 2, bus="nats")
+            assert before
+            assert users() & before == set()
+            machine.write(commits=3)
+            agent.logged("sync_succeeded")
+            assert machine.status(lambda found: not found["results_waiting"])["notes"]["bus"].startswith("nats")

@@ -14,7 +14,7 @@ from agent.domain.events import SessionEnded, SyncProgress
 from agent.ports import Message
 from tests.servers.nats import NatsServer
 
-SECONDS = 5
+SECONDS = 60
 """What is to happen happens within these seconds, or never."""
 
 CLOCK, CODEC = SystemClock(), CloudEventsCodec()

@@ -25,6 +25,7 @@ async def test_an_nkey_file_that_is_of_no_use_is_told_and_its_mending_is_noticed
     file.write_text(text)
     with running_nats(tmp_path / "nats", config=nkey_config(KEY)) as server:
         async with opened_bus(server.url, ready=False, login=Login(nkey_file=file)) as bus:
+            await bus._link.tried(SECONDS)
             assert not (bus._link._task.done() and bus._link._task.exception())
             assert "agent_nats_nkey_file" in bus.state.detail
             file.write_text(KEY.seed)
@@ -47,6 +48,7 @@ async def test_a_credentials_file_that_is_of_no_use_is_told_and_its_mending_is_n
     file.write_text(text)
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
         async with opened_bus(server.url, ready=False, login=Login(credentials_file=file)) as bus:
+            await bus._link.tried(SECONDS)
             assert not (bus._link._task.done() and bus._link._task.exception())
             assert "agent_nats_credentials_file" in bus.state.detail
             file.write_text(GOOD)
@@ -62,6 +64,7 @@ async def test_a_greeting_that_makes_no_sense_is_one_more_failure(greeting):
     async with listening(greeting, then=b"PONG\r\n") as (place, _):
         login = Login(nkey_seed=KEY.seed)
         async with opened_bus(f"nats://{place}", ready=False, patience={"connect": 0.2}, login=login) as bus:
+            await bus._link.tried(SECONDS)
             assert not (bus._link._task.done() and bus._link._task.exception())
             assert not bus.state.ready
             assert "is being connected to" not in bus.state.detail

@@ -346,3 +346,91 @@ def test_no_representation_shows_a_secret(tmp_path, way):
     url = f"nats://{USER}:{quote(PASSWORD, safe='')}@example.org"
     made = NatsOptions(servers=(url,), name="test", login=login)
     assert_no_secret(repr(login), repr(made), str(made), made.place, repr(read(login)))
+
+
+async def ready(bus) -> None:
+    async with asyncio.timeout(SECONDS):
+        await bus.wait_until_ready()
+
+
+def users(server) -> set[str]:
+    """The users that have a connection now."""
+    return {one["authorized_user"] for one in server.monitor("/connz?auth=1")["connections"]}
+
+
+async def test_credentials_that_expire_are_followed_by_those_that_are_in_the_file_then(tmp_path):
+    file = tmp_path / "agent.creds"
+    file.write_text(OPERATOR.credentials(expires=3))
+    with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
+        async with opened_bus(server.url, login=Login(credentials_file=file)) as bus:
+            lost = bus._link.client().lost
+            file.write_text(EXPIRED)
+            async with asyncio.timeout(SECONDS):
+                await lost.wait()
+                while "check akosha_agent_nats_user" not in bus._link.trouble.hint:
+                    await asyncio.sleep(0)
+            file.write_text(CREDENTIALS)
+            await ready(bus)
+            await bus.publish(ended(next(NUMBERS)))
+
+
+async def test_a_client_that_is_reset_reads_the_credentials_again_though_the_old_ones_are_good(tmp_path):
+    file = tmp_path / "agent.creds"
+    file.write_text(CREDENTIALS)
+    inbox = Inbox()
+    with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
+        async with opened_bus(server.url, login=Login(credentials_file=file)) as bus:
+            await bus.subscribe("akosha.session.>", inbox, durable="d")
+            before, old = users(server), bus._link.client()
+            file.write_text(OPERATOR.credentials())
+            await bus.reset_client()
+            async with asyncio.timeout(SECONDS):
+                while not bus._link.is_up or bus._link.client() is old:
+                    await asyncio.sleep(0)
+            await ready(bus)
+            assert users(server) & before == set()
+            await bus.reset_client()
+            await bus.reset_client()
+            await ready(bus)
+            event = ended(next(NUMBERS))
+            await bus.publish(event)
+            assert await inbox.hears(event.id)
+
+
+async def test_a_ca_that_is_replaced_is_trusted_from_the_next_attempt_on(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    old, new, ca = Authority(tmp_path / "old"), Authority(tmp_path / "new"), tmp_path / "ca.pem"
+    ca.write_bytes(old.ca.read_bytes())
+    with running_nats(tmp_path / "nats", config=tls_config(old)) as server:
+        async with opened_bus(tls_url(server), tls=Tls(ca_file=ca)) as bus:
+            server.stop()
+            server.config = tls_config(new)
+            server.start()
+            async with asyncio.timeout(SECONDS):
+                while "certificate verify failed" not in bus._link.trouble.message.lower():
+                    await asyncio.sleep(0)
+            ca.write_bytes(new.ca.read_bytes())
+            await ready(bus)
+            await bus.publish(ended(next(NUMBERS)))
+
+
+async def test_a_client_certificate_that_is_replaced_is_shown_from_the_next_attempt_on(tmp_path, authority):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    old, new = ClientCertificate(tmp_path / "old"), ClientCertificate(tmp_path / "new")
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    chain.write_bytes(old.chain.read_bytes())
+    key.write_bytes(old.key.read_bytes())
+    tls = Tls(ca_file=authority.ca, certificate_file=chain, key_file=key)
+    with running_nats(tmp_path / "nats", config=tls_config(authority, clients=old)) as server:
+        async with opened_bus(tls_url(server), tls=tls) as bus:
+            lost = bus._link.client().lost
+            server.stop()
+            await lost.wait()
+            server.config = tls_config(authority, clients=new)
+            server.start()
+            chain.write_bytes(new.chain.read_bytes())
+            key.write_bytes(new.key.read_bytes())
+            await ready(bus)
+            await bus.publish(ended(next(NUMBERS)))

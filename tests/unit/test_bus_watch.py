@@ -12,6 +12,7 @@ from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.bus_watch import BusWatch
 from agent.application.recorder import Recorder
+from agent.application.status_warnings import warnings_in
 from agent.domain.errors import BusError
 from agent.domain.events import Event
 from agent.ports import BusState, StreamMark
@@ -294,3 +295,20 @@ async def test_an_error_while_a_change_is_dealt_with_is_logged_and_the_change_is
         await w.clock.advance(60)
         await w.settle()
         assert w.switches == [LOCAL] * 3
+
+
+async def test_an_unknown_error_that_comes_again_is_a_warning_in_the_status_until_results_are_told(tmp_path):
+    async with world(tmp_path, StreamMark("a", 10)) as w:
+        error = BusError("publishing e-1: an answer that makes no sense (KeyError)", hint="see the log", transient=True)
+        error.unexpected = "KeyError in publishing"
+        w.bus.error = error
+        await w.result("new")
+        assert warnings_in(await w.ledger.notes()) == ()
+        await w.clock.advance(1)
+        await w.settle()
+        (warning,) = warnings_in(await w.ledger.notes())
+        assert (warning.code, warning.hint) == ("bus_unexpected_error", "see the log")
+        assert "an answer that makes no sense (KeyError)" in warning.message
+        w.bus.error = None
+        await w.becomes(NATS, w.bus.stream)
+        assert warnings_in(await w.ledger.notes()) == ()

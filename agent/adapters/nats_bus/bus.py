@@ -102,6 +102,10 @@ class NatsBus:
     def look_alive(self) -> None:
         self._link.look_alive()
 
+    async def reset_client(self) -> None:
+        """As `Reconnectable` says; a call that awaits an answer fails as transient."""
+        self._link.renew()
+
     async def publish(self, event: Event) -> None:
         """As the port says: an event that is kept is in the stream when this returns, confirmed by the server.
 
@@ -112,7 +116,9 @@ class NatsBus:
             raise StateError(f"{event.type} stays on its machine: it is not for the bus")
         patient = self._patient and not isinstance(event, SyncProgress)
         client = await self._link.wait() if patient else self._link.client()
-        data = written(event, self._codec, most=client.max_payload - HEADER_BYTES)
+        with translated("reading what the server takes", client):
+            most = client.max_payload - HEADER_BYTES
+        data = written(event, self._codec, most=most)
         if isinstance(event, SyncProgress):
             with translated("telling progress", client):
                 await client.publish(event.subject, data)
@@ -174,28 +180,31 @@ class NatsBus:
         try:
             with translated(f"publishing {event.id}", client):
                 confirmed = await client.jetstream(timeout=seconds).publish(event.subject, data, headers=headers)
+                stream, sequence = confirmed.stream, int(confirmed.seq)
         except BusError:
             self._link.suspect(client)
             raise
-        if confirmed.stream != STREAM:
+        if stream != STREAM:
             raise BusError(
-                f"publishing {event.id}: the stream {confirmed.stream} took it, not {STREAM}",
+                f"publishing {event.id}: the stream {stream} took it, not {STREAM}",
                 hint="another stream on this server has our subjects",
                 transient=True,
             )
-        self._stream.passed(confirmed.seq)
+        self._stream.passed(sequence)
 
     async def _is_gone(self, client: Client) -> bool:
         """Say whether the stream is known not to be there."""
         try:
-            return client.is_connected and not await self._stream.exists(client, self._options.patience.connect)
+            with translated(f"looking for the stream {STREAM}", client):
+                return client.is_connected and not await self._stream.exists(client, self._options.patience.connect)
         except BusError:
             return False
 
     async def _prepare(self, client: Client) -> None:
         """Make the stream where there is none. The listeners hear where it is another one than before, or was cut."""
         before = self._stream.mark
-        await self._stream.ensure(client, self._options.patience.connect)
+        with translated(f"preparing the stream {STREAM}", client):
+            await self._stream.ensure(client, self._options.patience.connect)
         after = self._stream.mark
         if before is None or (after is not None and after.has_lost(before)):
             self._tell()

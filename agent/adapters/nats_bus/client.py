@@ -56,6 +56,13 @@ class Client(NatsPy):
         finally:
             self.give_up("nothing is read from it any more")
 
+    async def _flusher(self) -> None:
+        """A connection that nobody writes is lost, too: nats-py would answer our pings to it by itself."""
+        try:
+            await super()._flusher()
+        finally:
+            self.give_up("nothing is written to it any more")
+
     async def _process_pong(self) -> None:
         """An answer to a ping that nobody waits for any more (cancelled, timed out) must not end the reader."""
         if self._pongs and self._pongs[0].done():

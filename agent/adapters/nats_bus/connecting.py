@@ -10,6 +10,7 @@ from nats.errors import AuthorizationError, Error as NatsPyError
 
 from agent.adapters.nats_bus.client import CLOSE_SECONDS, Client
 from agent.adapters.nats_bus.credentials import Proof
+from agent.adapters.nats_bus.errors import guarded, unexpected
 from agent.adapters.nats_bus.options import NatsOptions, Server
 from agent.domain.errors import BusError
 from agent.domain.plain_text import MASK
@@ -31,21 +32,23 @@ async def connect(url: str, options: NatsOptions, context: ssl.SSLContext, proof
     async def begin() -> None:
         await client.connect(**_parameters(server, options, context, proof, client, hear))
 
+    secrets = tuple(_secrets(server, options, proof))
     attempt = asyncio.create_task(begin(), name="nats-connect")
     try:
-        ends: set[asyncio.Future[Any]] = {attempt, failed}
-        await asyncio.wait(ends, timeout=options.patience.connect, return_when=asyncio.FIRST_COMPLETED)
-        if attempt.done() and not failed.done():
+        with guarded(lambda error: _refused(server, error, secrets)):
+            ends: set[asyncio.Future[Any]] = {attempt, failed}
+            await asyncio.wait(ends, timeout=options.patience.connect, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                raise failed.result()
+            if attempt.cancelled():
+                raise ConnectionError("the NATS client gave up")
+            if not attempt.done():
+                raise TimeoutError(f"no answer in {options.patience.connect:g} s")
             attempt.result()
             return client
-        error = failed.result() if failed.done() else TimeoutError(f"no answer in {options.patience.connect:g} s")
-    except Exception as raised:  # noqa: BLE001 - nats-py does not survive every greeting, and says so in every way
-        error = raised
     except BaseException:
         await _undone(attempt, client)
         raise
-    await _undone(attempt, client)
-    raise _refused(server, error, _secrets(server, options, proof)) from error
 
 
 async def _undone(attempt: asyncio.Task[None], client: Client) -> None:
@@ -108,5 +111,6 @@ def _refused(server: Server, error: Exception, secrets: Iterable[str]) -> BusErr
     elif isinstance(error, ssl.SSLError):
         hint = "check akosha_agent_nats_ca_file and _certificate_file, and that the server speaks TLS"
     elif not isinstance(error, (NatsPyError, OSError)):
-        text, hint = f"what it says makes no sense ({type(error).__name__})", "is that a NATS server?"
+        what = f"NATS at {server.place} cannot be reached: what it says makes no sense"
+        return unexpected(error, "connecting", what, hint="is that a NATS server?")
     return BusError(f"NATS at {server.place} cannot be reached: {text}", hint=hint, transient=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 import nkeys
 from nats.aio.client import RawCredentials
 
+from agent.adapters.nats_bus.errors import guarded
 from agent.adapters.nats_bus.options import Login
 from agent.domain.errors import SettingsError
 
@@ -59,7 +60,6 @@ def _text(path: Path, key: str) -> str:
 
 
 def _check_seed(seed: str, key: str) -> None:
-    try:
+    wrong = SettingsError(f"{key}: the seed in it is none", hint="a user's seed begins with SU")
+    with guarded(lambda _: wrong, hidden=True):  # the cause would show the seed
         nkeys.from_seed(bytearray(seed.encode())).wipe()
-    except Exception:  # noqa: BLE001 - whatever is wrong with it; and the cause would show the seed
-        raise SettingsError(f"{key}: the seed in it is none", hint="a user's seed begins with SU") from None

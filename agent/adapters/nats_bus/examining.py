@@ -74,7 +74,10 @@ async def _one(url: str, options: NatsOptions, context: ssl.SSLContext, proof: P
     except BusError as error:
         return NatsFacts(place=place, refused=error)
     try:
-        return await _inside(place, client, options)
+        with translated(f"looking at NATS at {place}", client):
+            return await _inside(place, client, options)
+    except BusError as error:
+        return NatsFacts(place=place, refused=error)
     finally:
         await client.let_go()
 
@@ -96,8 +99,9 @@ async def _inside(place: str, client: Client, options: NatsOptions) -> NatsFacts
         jetstream = error
     else:
         try:
-            there = await Stream(options.limits).fits(client, seconds)
-            stream = None if there else _no_room(account, options.limits.max_bytes)
+            with translated("looking at the stream", client):
+                there = await Stream(options.limits).fits(client, seconds)
+                stream = None if there else _no_room(account, options.limits.max_bytes)
         except BusError as error:
             stream = error
     return NatsFacts(

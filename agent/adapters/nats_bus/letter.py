@@ -1,10 +1,12 @@
 """A message in hand: `agent.ports.delivery.Letter`."""
 
+from collections.abc import Awaitable, Callable
+
 import structlog
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsPyError
 
-from agent.adapters.nats_bus.cancelling import kept_cancellable
+from agent.adapters.nats_bus.errors import translated
+from agent.domain.errors import BusError
 from agent.domain.events import Event
 
 ACK_SECONDS = 5.0
@@ -22,30 +24,22 @@ class JetStreamLetter:
 
     async def ack(self) -> None:
         """Acknowledge, and see that the server has heard."""
-        try:
-            with kept_cancellable():
-                await self._message.ack_sync(timeout=ACK_SECONDS)
-        except (NatsPyError, TimeoutError, OSError) as error:
-            self._unheard("ack", error)
-        else:
-            self.acked = True
+        self.acked = await self._told("ack", lambda: self._message.ack_sync(timeout=ACK_SECONDS))
 
     async def nak(self, delay: float) -> None:
-        try:
-            with kept_cancellable():
-                await self._message.nak(delay)
-        except (NatsPyError, OSError) as error:
-            self._unheard("nak", error)
+        await self._told("nak", lambda: self._message.nak(delay))
 
     async def in_progress(self) -> None:
-        try:
-            with kept_cancellable():
-                await self._message.in_progress()
-        except (NatsPyError, OSError) as error:
-            self._unheard("in_progress", error)
+        await self._told("in_progress", self._message.in_progress)
 
-    def _unheard(self, what: str, error: Exception) -> None:
-        _log.debug("settling_unheard", what=what, id=self.event.id, error=repr(error), then="the event comes again")
+    async def _told(self, what: str, telling: Callable[[], Awaitable[object]]) -> bool:
+        try:
+            with translated(f"{what} of an event"):
+                await telling()
+        except BusError as error:
+            _log.debug("settling_unheard", what=what, id=self.event.id, error=str(error), then="the event comes again")
+            return False
+        return True
 
 
 class PassingLetter:

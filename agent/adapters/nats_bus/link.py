@@ -12,13 +12,12 @@ import ssl
 from collections.abc import Awaitable, Callable
 
 import structlog
-from nats.errors import Error as NatsPyError
 
 from agent.adapters.nats_bus import credentials
-from agent.adapters.nats_bus.cancelling import kept_cancellable
 from agent.adapters.nats_bus.client import Client
 from agent.adapters.nats_bus.connecting import connect
 from agent.adapters.nats_bus.credentials import Proof
+from agent.adapters.nats_bus.errors import translated
 from agent.adapters.nats_bus.options import NatsOptions
 from agent.domain.errors import BusError, SettingsError, StateError
 from agent.ports import Clock
@@ -47,7 +46,7 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._doubted, self._patience = asyncio.Event(), options.patience.ping_timeout
         self._limit: asyncio.Timeout | None = None
-        self._closed = False
+        self._closed, self._renewals = False, 0
         self.trouble: BusError = BusError(f"NATS at {options.place} is being connected to", transient=True)
 
     def start(self) -> None:
@@ -101,6 +100,13 @@ class Link:
             end = asyncio.get_running_loop().time() + self._patience
             self._limit.reschedule(min(self._limit.when() or end, end))
 
+    def renew(self) -> None:
+        """Replace the connection, or the attempt to make one: files are read again. Returns at once."""
+        self._renewals += 1
+        self._doubted.set()
+        if self._client is not None:
+            self._client.give_up("credentials and certificates are read again")
+
     async def aclose(self) -> None:
         self._closed = True
         if self._task is not None:
@@ -112,7 +118,12 @@ class Link:
         failures = 0
         while True:
             try:
-                client = await self._connect()
+                renewals = self._renewals
+                with translated("connecting"):
+                    client = await self._connect()
+                if renewals != self._renewals:  # the files were read before
+                    await client.let_go()
+                    continue
             except BusError as error:
                 self._down(error)
                 failures += 1
@@ -197,13 +208,13 @@ class Link:
             try:
                 if not client.lost.is_set():
                     async with asyncio.timeout(limit) as self._limit:
-                        with kept_cancellable():
+                        with translated("pinging", client):
                             await client.flush(NEVER)
                     self._doubted.clear()
             except TimeoutError:
                 return f"no answer to a ping in {min(limit, self._patience):g} s"
-            except (NatsPyError, OSError) as error:
-                return str(error).removeprefix("nats: ")
+            except BusError as error:
+                return error.message
             finally:
                 self._limit = None
             if client.lost.is_set() or not client.is_connected:

@@ -35,8 +35,8 @@ class Place:
 
         `mark` tells the stream of now from another one, or an earlier state of it, under the same name.
         """
-        jetstream = client.jetstream(timeout=self.options.patience.connect)
         with translated(f"taking up the subscription to {self.pattern}", client):
+            jetstream = client.jetstream(timeout=self.options.patience.connect)
             if self.durable is None:
                 return await self._passing(jetstream, mark)
             return await self._durable(client, jetstream, self.durable)
@@ -44,8 +44,8 @@ class Place:
     async def forget(self, client: Client, name: str) -> None:
         """A passing subscription has ended: the server need not keep its place."""
         if self.durable is None and not client.is_closed:
-            jetstream = client.jetstream(timeout=self.options.patience.connect)
             with translated("ending a subscription", client):
+                jetstream = client.jetstream(timeout=self.options.patience.connect)
                 await jetstream.delete_consumer(STREAM, name)
 
     async def _durable(self, client: Client, jetstream: JetStreamContext, name: str) -> str:

@@ -41,8 +41,8 @@ class Pull:
 
     @classmethod
     async def open(cls, client: Client, stream: str, consumer: str) -> Self:
-        inbox = client.new_inbox()
         with translated("subscribing to an inbox", client):
+            inbox = client.new_inbox()
             answers = await client.subscribe(inbox)
         return cls(client, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", inbox, answers)
 
@@ -63,9 +63,10 @@ class Pull:
                 except NatsTimeout:
                     self._asked = False
                     raise
-            if message.reply:  # an event; one may bear a header of that name, too
-                self._asked = False
-                return message
+                if message.reply:  # an event; one may bear a header of that name, too
+                    self._asked = False
+                    _ = message.metadata  # raises for a reply subject that is none of JetStream's
+                    return message
             headers = message.headers or {}
             status = headers.get("Status", "")
             if status == _HEARTBEAT:

@@ -8,7 +8,6 @@ from functools import partial
 
 import structlog
 from nats.aio.msg import Msg
-from nats.errors import Error as NatsPyError
 
 from agent.adapters.nats_bus.client import Client
 from agent.adapters.nats_bus.errors import StreamGone, translated
@@ -216,7 +215,7 @@ class NatsSubscription:
     async def _refuse(self, arrival: _Arrival, why: str) -> None:
         """What is no event of ours is taken out for good, counted, and told."""
         if arrival.kept:
-            with suppress(NatsPyError, OSError):  # it comes again, and is refused again
+            with suppress(BusError), translated("refusing a message"):  # it comes again, and is refused again
                 await arrival.message.term()
             self.place.seen = max(self.place.seen, arrival.sequence)
         count, subject = self._refused(), arrival.message.subject[:200]
@@ -228,7 +227,7 @@ async def _send_back(arrivals: _Arrivals) -> None:
     while not arrivals.empty():
         arrival = arrivals.get_nowait()
         if isinstance(arrival, _Arrival) and arrival.kept:
-            with suppress(NatsPyError, OSError):
+            with suppress(BusError), translated("returning a message"):
                 await arrival.message.nak()
 
 

@@ -1,0 +1,212 @@
+"""Whatever nats-py raises, and whatever answers where NATS is looked for, is a BusError, and the bus goes on."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+from nats.aio.client import Client as NatsPy
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js.client import JetStreamContext
+from nats.js.manager import JetStreamManager
+from structlog.testing import capture_logs
+
+from agent.adapters.nats_bus import subscription as subscription_module
+from agent.adapters.nats_bus.errors import translated
+from agent.adapters.nats_bus.examining import examine
+from agent.domain.errors import BusError, StateError
+from tests.fakes.nats_bus import CLOCK, SECONDS, Inbox, ended, listening, opened_bus, options, progress, pub, say, until
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+CALLS = {
+    "connect": (NatsPy, "connect"),
+    "flush": (NatsPy, "flush"),
+    "close": (NatsPy, "close"),
+    "subscribe": (NatsPy, "subscribe"),
+    "publish": (NatsPy, "publish"),
+    "request": (NatsPy, "request"),
+    "put": (JetStreamContext, "publish"),
+    "next message": (Subscription, "next_msg"),
+    "unsubscribe": (Subscription, "unsubscribe"),
+    "stream info": (JetStreamManager, "stream_info"),
+    "add stream": (JetStreamManager, "add_stream"),
+    "consumer info": (JetStreamManager, "consumer_info"),
+    "add consumer": (JetStreamManager, "add_consumer"),
+    "delete consumer": (JetStreamManager, "delete_consumer"),
+    "ack": (Msg, "ack_sync"),
+    "nak": (Msg, "nak"),
+    "term": (Msg, "term"),
+}
+
+
+class Odd(Exception):  # noqa: N818 - as odd as its name
+    """No library's error."""
+
+
+async def insist(bus, event) -> None:
+    """Publish until the bus takes it. Anything but a BusError that may pass fails the test."""
+    async with asyncio.timeout(4 * SECONDS):
+        while True:
+            try:
+                return await bus.publish(event)
+            except BusError as error:
+                if not error.transient:
+                    raise
+                await CLOCK.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        *((call, Odd("canary")) for call in CALLS),
+        ("put", AssertionError()),
+        ("flush", IndexError()),
+        ("ack", KeyError()),
+    ],
+    ids=str,
+)
+async def test_whatever_a_call_of_the_library_raises_the_bus_goes_on(fresh_nats, monkeypatch, call, error):
+    """From the first connection on, three times each; and once more on the next connection."""
+    cls, name = CALLS[call]
+    original, left = getattr(cls, name), 3
+
+    async def raising(*args, **kwargs):
+        nonlocal left
+        if left:
+            left -= 1
+            raise error
+        return await original(*args, **kwargs)
+
+    async def refuse(message) -> None:
+        await message.nak()
+
+    monkeypatch.setattr(cls, name, raising)
+    monkeypatch.setattr(subscription_module, "FIRST_PAUSE_SECONDS", 0.01)
+    kept, passing = Inbox(refuse), Inbox()
+    patience = {"ack_wait": 0.3, "ping": 0.05}
+    async with opened_bus(fresh_nats.url, ready=False, own_durables=True, patience=patience) as bus:
+        await bus.subscribe("akosha.session.>", kept, durable="d")
+        await bus.subscribe("akosha.progress.*", passing)
+        await insist(bus, ended(1))
+        await say(fresh_nats, pub(b"akosha.session.mac.ended", b"junk"))
+        assert await kept.hears("e-1")
+        left = 1
+        await bus.reset_client()
+        await insist(bus, ended(2))
+        assert await kept.hears("e-2")
+        await insist(bus, progress(3))
+        async with asyncio.timeout(SECONDS):
+            await bus.wait_until_ready()
+        assert not bus._link._task.done()
+        assert all(not one.worker.done() for one in bus._subscriptions)
+
+
+@pytest.mark.parametrize(
+    ("call", "operations"), [("put", ["publishing"]), ("publish", ["publishing", "looking"])], ids=["put", "publish"]
+)
+async def test_an_unknown_error_of_publishing_is_described_and_logged_once(fresh_nats, monkeypatch, call, operations):
+    class Strange(Exception):  # noqa: N818
+        pass
+
+    Strange.__name__ = f"Strange{call}"
+
+    async def raising(*_args, **_kwargs):
+        raise Strange("it may quote a secret")
+
+    async with opened_bus(fresh_nats.url) as bus:
+        with capture_logs() as logs:
+            with monkeypatch.context() as broken:
+                broken.setattr(*CALLS[call], raising)
+                for _ in range(3):
+                    with pytest.raises(BusError) as caught:
+                        await bus.publish(ended(1))
+            assert (caught.value.transient, caught.value.unexpected) == (True, f"Strange{call} in publishing")
+            assert "publishing e-1" in caught.value.message
+            assert "secret" not in str(caught.value)
+            assert isinstance(caught.value.__cause__, Strange)
+        assert [line["operation"] for line in logs if line["event"] == "unexpected_error"] == operations
+        await insist(bus, ended(2))
+
+
+async def test_what_is_no_exception_and_errors_of_ours_pass_as_they_are():
+    for error in (KeyboardInterrupt(), SystemExit(1), asyncio.CancelledError(), StateError("x"), BusError("y")):
+        with pytest.raises(type(error)) as caught, translated("anything"):
+            raise error
+        assert caught.value is error
+
+
+async def test_a_connection_that_nobody_writes_to_any_more_is_replaced(fresh_nats):
+    """nats-py answers a ping itself then."""
+    async with opened_bus(fresh_nats.url, patience={"ping": 0.05}) as bus:
+        client = bus._link.client()
+        client._flusher_task.cancel()
+        async with asyncio.timeout(SECONDS):
+            await client.lost.wait()
+        await until(lambda: bus._link.is_up and bus._link.client() is not client)
+        await insist(bus, ended(1))
+
+
+INFO = b'INFO {"server_id":"x","version":"2.10.0","headers":true,"max_payload":%b}\r\n'
+GOOD = INFO % b"1048576"
+RUBBISH = {
+    "nothing": (b"", b""),
+    "http": (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", b""),
+    "ssh": (b"SSH-2.0-OpenSSH_9.6\r\n", b""),
+    "binary": (bytes(range(256)) * 8, b""),
+    "a line without an end": (b"INFO " + b"x" * 200_000, b""),
+    "no JSON": (b"INFO {nonsense\r\n", b""),
+    "another JSON": (b"INFO [1, 2]\r\n", b"PONG\r\n"),
+    "odd types": (b'INFO {"server_id":5,"version":[],"headers":"no","max_payload":{},"nonce":7}\r\n', b"PONG\r\n"),
+    "a version that is none": (b'INFO {"version":"new","headers":true,"max_payload":1048576}\r\n', b"PONG\r\n"),
+    "no limit": (INFO % b'"x"', b"PONG\r\n"),
+    "a negative limit": (INFO % b"-1", b"PONG\r\n"),
+    "an error": (GOOD, b"-ERR 'Go Away'\r\n"),
+    "garbage after the greeting": (GOOD, b"PONG\r\n\x00\xff garbage\r\n"),
+    "a message for nobody": (GOOD, b"PONG\r\nMSG _INBOX.x 99 5\r\nhello\r\n"),
+    "a message of a negative size": (GOOD, b"PONG\r\nMSG a 1 -5\r\n\r\n"),
+    "headers that are none": (GOOD, b"PONG\r\nHMSG a 1 4 8\r\nXXXXYYYY\r\n"),
+    "silence": (GOOD, b"PONG\r\n"),
+}
+
+
+@pytest.mark.parametrize("login", [False, True], ids=["anonymous", "nkey"])
+@pytest.mark.parametrize("what", RUBBISH)
+async def test_what_is_no_nats_server_is_said_and_tried_again(what, login):
+    greeting, then = RUBBISH[what]
+    async with listening(greeting, then=then) as (place, _):
+        how = {"patience": {"connect": 0.2, "ping": 0.1, "ping_timeout": 0.1}}
+        async with opened_bus(f"nats://{place}", ready=False, **how) as bus:
+            await bus._link.tried(SECONDS)
+            for _ in range(3):
+                with pytest.raises(BusError) as caught:
+                    await bus.publish(ended(1))
+                assert caught.value.transient
+            assert not bus.state.ready
+            assert not bus._link._task.done()
+        if login:
+            (facts,) = await examine(options(f"nats://{place}", **how))
+            assert facts.refused or facts.jetstream
+
+
+async def test_a_server_that_closes_each_connection_at_once_is_said_and_tried_again():
+    count = 0
+
+    async def close(_reader, writer) -> None:
+        nonlocal count
+        count += 1
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    try:
+        async with opened_bus(f"nats://{host}:{port}", ready=False) as bus:
+            await until(lambda: count > 5)
+            with pytest.raises(BusError):
+                await bus.publish(ended(1))
+            assert not bus._link._task.done()
+    finally:
+        server.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await server.wait_closed()
