@@ -92,11 +92,14 @@ class HttpSync:
 
     async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
         try:
-            async with self._staging.attempt(request, report) as attempt:
-                return await self._sync(attempt)
-        except SinkError as error:
-            if isinstance(error, Forgotten):
+            try:
+                async with self._staging.attempt(request, report) as attempt:
+                    return await self._sync(attempt)
+            except Forgotten as error:  # before anything was copied; nothing is left to ask with, so it comes once
                 await self._start_over(error.message)
+                async with self._staging.attempt(request, report) as attempt:
+                    return await self._sync(attempt)
+        except SinkError as error:
             raise HTTPSyncError(
                 error.message,
                 HTTP,

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from agent.adapters.state_directory import lock
 from agent.application.status import DatabaseStatus, Status, TargetStatus
@@ -18,6 +17,7 @@ from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded, Upl
 from agent.faces import events, restore, status, sync, verify
 from agent.faces.results import sentence
 from agent.faces.standing import View
+from agent.faces.terminal import PlainConsole
 from agent.ports import Standing
 from agent.settings import load
 from agent.wiring import Home
@@ -94,7 +94,8 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
         notes={"watcher": "waiting for [q]"},
     )
     text = io.StringIO()
-    monkeypatch.setattr(status, "Console", functools.partial(Console, file=text, width=400))
+    made = functools.partial(PlainConsole, file=text, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    monkeypatch.setattr(status, "line_console", made)
     view = View(told, {"pid": 7, "command": "run [w]"}, "")
     status._print(view, settings_of(tmp_path, agent_data_dir=odd))
     for wanted in (
@@ -134,7 +135,7 @@ def test_every_event_has_a_line_for_people():
         "u: not whole, 4 objects downloaded and read through: b: cut; reflection.duckdb: is not there"
     )
     planted = replace(looked, whole=False, problems={"knowledge_graph_\x1b[2J\n.duckdb": "is not there"})
-    assert events.line(planted).endswith("looked at: knowledge_graph_ [2J .duckdb: is not there")
+    assert events.line(planted).endswith("looked at: knowledge_graph_\\x1b[2J\\n.duckdb: is not there")
     gone = UploadsPruned(
         id="i", time=AT, system_id="laptop", upload_ids=("a", "b"), kept=10, objects=6, bytes_freed=1_600, leftovers=0
     )
