@@ -5,21 +5,22 @@ kept: it is downloaded into a folder of our own, read, and gone.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import tzinfo
 from pathlib import Path
 from typing import Protocol
 
 from agent.application.memory_push import MemoryPush
 from agent.application.progress import limit_standstill
+from agent.application.turns import Turn
 from agent.application.uploads import manifest_bytes
 from agent.domain import naming
 from agent.domain.databases import main_name
 from agent.domain.errors import NoSuchObject, StoreError, WireError
 from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
-from agent.domain.memories import Tally
+from agent.domain.memories import Memory, Seen, Tally
 from agent.domain.states import Target
 from agent.ports import MemoriesFile, MemoryReader, MemorySource, ObjectStore, Offer
 
@@ -54,6 +55,31 @@ class Landing(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a database, or the memories.json, of an upload may have: rows, and bytes unpacked."""
+
+    rows: int = 5_000_000
+    raw_bytes: int = 8 * 2**30
+
+    def check(self, what: str, raw_bytes: int, rows: int) -> None:
+        """Raise WireError where the manifest already says that it is too much."""
+        if raw_bytes > self.raw_bytes:
+            raise WireError(
+                f"{what} has {raw_bytes:,} bytes unpacked: more than the {self.raw_bytes:,} that are taken of a system",
+                hint="akosha_agent_ingest_max_mb sets the limit",
+            )
+        if rows > self.rows:
+            raise self.too_many(what, rows)
+
+    def too_many(self, what: str, rows: int) -> WireError:
+        """Return the error for rows that are too many."""
+        return WireError(
+            f"{what} has {rows:,} rows or more: more than the {self.rows:,} that are taken of a system",
+            hint="akosha_agent_ingest_max_rows sets the limit",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ingest:
     """Takes what one bucket has into one Akosha. `endpoint` and `bucket` name the two in the ledger.
 
@@ -70,6 +96,7 @@ class Ingest:
     endpoint: str
     bucket: str
     standstill_seconds: float
+    limits: Limits = field(default_factory=Limits)
 
     def target(self, system_id: str) -> Target:
         """Return what the memory ledger calls this system's part of Akosha."""
@@ -97,19 +124,21 @@ class Ingest:
         version = f"{offer.version}, {self.push.missing_embedding} for embeddings"
         return offer, await self.push.ledger.meet(self.target(system_id), version)
 
-    async def memories(self, manifest: Manifest, offer: Offer) -> Tally:
+    async def memories(self, manifest: Manifest, offer: Offer, turn: Turn) -> Tally:
         """Push what is in the upload's memories.json. Raises WireError, StoreError, SinkError, StateError."""
         told = manifest.memories
         if told is None or not told.count:
             return Tally()
         if told.size > MAX_MEMORIES_BYTES:
             raise WireError(f"{told.key} has {told.size} bytes, which is more than is taken")
+        self.limits.check(told.key, told.size, told.count)
         async with self.landing.folder(told.size) as folder:
             path = folder / naming.MEMORIES_NAME
-            await self._fetch(told, path, "none", told.size)
-            return await self._push(manifest, offer, self.memories_file.open(path, manifest.system_id))
+            await self._fetch(told, path, "none", told.size, turn)
+            source = self.memories_file.open(path, manifest.system_id)
+            return await self._push(manifest, offer, source, turn, naming.MEMORIES_NAME)
 
-    async def database(self, manifest: Manifest, database: str, offer: Offer) -> Tally:
+    async def database(self, manifest: Manifest, database: str, offer: Offer, turn: Turn) -> Tally:
         """Push what is in a database of the upload. Raises as `memories` does; SnapshotError where it is unreadable."""
         parts = manifest.of(database)
         if main_name(database) not in {part.name for part in parts}:
@@ -117,14 +146,17 @@ class Ingest:
         size = sum(part.raw_size for part in parts)
         if max(size, sum(part.stored_size for part in parts)) > MAX_DATABASE_BYTES:
             raise WireError(f"{database} in {manifest.upload_id} has {size} bytes, which is more than is taken")
+        self.limits.check(f"{database} in {manifest.upload_id}", size, sum(manifest.rows.get(database, {}).values()))
         async with self.landing.folder(size) as folder:
             for part in parts:
-                await self._fetch(part, folder / part.name, part.compression, part.raw_size)
+                await self._fetch(part, folder / part.name, part.compression, part.raw_size, turn)
             zone = await asyncio.to_thread(self.zone, manifest.time_zone)
             async with self.reader.open(folder / main_name(database), database, zone=zone) as source:
-                return await self._push(manifest, offer, source)
+                return await self._push(manifest, offer, source, turn, database)
 
-    async def _fetch(self, told: Part | MemoriesPart, path: Path, compression: Compression, raw_size: int) -> None:
+    async def _fetch(
+        self, told: Part | MemoriesPart, path: Path, compression: Compression, raw_size: int, turn: Turn
+    ) -> None:
         stored_size = told.stored_size if isinstance(told, Part) else told.size
         try:
             async with self._moving() as moved, aclosing(self.store.get(told.key)) as pieces:
@@ -136,12 +168,25 @@ class Ingest:
                     raw_size=raw_size,
                     sha256=told.sha256,
                 )
+                turn.spend(raw_bytes=raw_size)
+                await turn.pause(moved, self._pause_seconds)
         except NoSuchObject as error:
             raise WireError(f"{told.key} is not there, and its manifest tells of it", transient=True) from error
 
-    async def _push(self, manifest: Manifest, offer: Offer, source: MemorySource) -> Tally:
+    async def _push(self, manifest: Manifest, offer: Offer, source: MemorySource, turn: Turn, name: str) -> Tally:
         async with self._moving() as moved:
-            return await self.push.push(self.target(manifest.system_id), offer, source, lambda _count: moved())
+
+            async def between(rows: int) -> None:
+                if rows > self.limits.rows:
+                    raise self.limits.too_many(f"{name} in {manifest.upload_id}", rows)
+                await turn.pause(moved, self._pause_seconds)
+
+            in_turns = _InTurns(source, turn, between)
+            return await self.push.push(self.target(manifest.system_id), offer, in_turns, lambda _count: moved())
+
+    @property
+    def _pause_seconds(self) -> float:
+        return self.standstill_seconds / 4
 
     @asynccontextmanager
     async def _moving(self) -> AsyncIterator[Callable[[], None]]:
@@ -154,6 +199,28 @@ class Ingest:
                 hint="is the network very slow? akosha_upload_timeout_seconds sets how long",
                 transient=True,
             ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _InTurns:
+    """A MemorySource that counts the rows it gives; after each page it may have to wait for the next turn."""
+
+    source: MemorySource
+    turn: Turn
+    between: Callable[[int], Awaitable[None]]
+
+    async def pages(self) -> AsyncGenerator[Sequence[Seen], None]:
+        rows = 0
+        async with aclosing(self.source.pages()) as pages:
+            async for page in pages:
+                rows += len(page)
+                self.turn.spend(rows=len(page))
+                if page:
+                    yield page
+                await self.between(rows)
+
+    def read(self, wanted: Sequence[Seen]) -> AsyncGenerator[Memory, None]:
+        return self.source.read(wanted)
 
 
 async def _watched(pieces: Pieces, moved: Callable[[], None]) -> AsyncIterator[bytes]:

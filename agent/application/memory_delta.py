@@ -111,7 +111,7 @@ class MemoryDelta:
             aclosing(source.pages()) as pages,
         ):
             async for page in pages:
-                lacking = await self._memories.lacking(self._target, page)
+                lacking = await self._memories.lacking(self._target, page) if page else []
                 if not lacking:
                     continue
                 async with aclosing(source.read(lacking)) as memories:

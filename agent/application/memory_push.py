@@ -80,6 +80,8 @@ class MemoryPush:
         try:
             async with aclosing(source.pages()) as pages:
                 async for page in pages:
+                    if not page:
+                        continue
                     if whole:
                         there.add(page)
                     await run.page(page, source)

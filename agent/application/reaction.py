@@ -4,7 +4,6 @@ An upload is done with when the position has gone past it: taken, or refused. Un
 which changes nothing: what Akosha has been given is in the memory ledger.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -15,6 +14,7 @@ from agent.application.ingest import Ingest
 from agent.application.ingest_news import IngestNews
 from agent.application.ingest_position import Position, passed, plan
 from agent.application.react_outlook import Outlook, is_final
+from agent.application.turns import Turn, Turns
 from agent.application.uploads import Uploads
 from agent.application.wake import Wake
 from agent.domain.errors import AkoshaError, SinkError, SnapshotError, StagingFull, WireError
@@ -33,15 +33,22 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caught:
-    """What one catching up has come to: uploads taken, uploads refused, and what became of the memories."""
+    """What one catching up has come to: uploads taken, uploads refused, and what became of the memories.
+
+    `why`: the reason of the first refusal.
+    """
 
     taken: int = 0
     refused: int = 0
+    why: str = ""
     tally: Tally = field(default_factory=Tally)
 
     def __add__(self, other: "Caught") -> "Caught":
         return Caught(
-            taken=self.taken + other.taken, refused=self.refused + other.refused, tally=self.tally + other.tally
+            taken=self.taken + other.taken,
+            refused=self.refused + other.refused,
+            why=self.why or other.why,
+            tally=self.tally + other.tally,
         )
 
 
@@ -51,13 +58,15 @@ class _Taking:
 
     manifest: Manifest
     later: Sequence[str]
+    turn: Turn
     tally: Tally = field(default_factory=Tally)
     source: str = "memories"
     faults: list[str] = field(default_factory=list)
 
 
 class Reaction:
-    """Brings one system up to date whenever there may be news. Takes turns with others: an upload, then the next one's.
+    """Brings one system up to date whenever there may be news. Takes turns with others: an upload, or the share of it
+    that a turn allows, then the next one's.
 
     What fails for a passing reason is tried again after 30 s, doubling to 15 min.
     """
@@ -69,7 +78,7 @@ class Reaction:
         ingest: Ingest,
         news: IngestNews,
         clock: Clock,
-        turns: asyncio.Semaphore,
+        turns: Turns,
         outlook: Outlook,
     ) -> None:
         self.system_id = system_id
@@ -134,14 +143,14 @@ class Reaction:
         self._position = await self._news.position(self.system_id)
         caught, failure = Caught(), None
         try:
-            async with self._turns:
+            async with self._turns.one():
                 if not self._begun:
                     await self._welcome()
                 _, whole = await self._uploads.ids_after(self._position.through)
             todo = [*await self._late(), *whole]
             for at, upload in enumerate(todo):
-                async with self._turns:
-                    caught += await self._take(upload, todo[at + 1 :])
+                async with self._turns.one() as turn:
+                    caught += await self._take(upload, todo[at + 1 :], turn)
                 self._told_of.discard(upload)
         except AkoshaError as error:
             failure = error
@@ -177,7 +186,7 @@ class Reaction:
                 self._told_of.discard(upload)
         return sorted(upload for upload in self._told_of if upload <= (self._position.through or ""))
 
-    async def _take(self, upload: str, later: Sequence[str]) -> Caught:
+    async def _take(self, upload: str, later: Sequence[str], turn: Turn) -> Caught:
         started = self._clock.monotonic()
         try:
             manifest = await self._ingest.manifest(self.system_id, upload)
@@ -186,7 +195,7 @@ class Reaction:
                 await self._keep(self._position.past(upload))
                 self._attempts = 0
                 return Caught()
-            taking = _Taking(manifest, later)
+            taking = _Taking(manifest, later, turn)
             await self._offer(taking)
         except WireError as error:
             if not error.transient:
@@ -235,7 +244,7 @@ class Reaction:
 
     async def _memories(self, taking: _Taking, offer: Offer, databases: frozenset[str]) -> None:
         try:
-            taking.tally += await self._ingest.memories(taking.manifest, offer)
+            taking.tally += await self._ingest.memories(taking.manifest, offer, taking.turn)
         except (WireError, SnapshotError) as error:
             if self._is_worth_waiting(error):
                 raise
@@ -253,7 +262,7 @@ class Reaction:
             fault = self._hopeless[who][1]
         else:
             try:
-                taking.tally += await self._ingest.database(newest, database, offer)
+                taking.tally += await self._ingest.database(newest, database, offer, taking.turn)
             except (WireError, SnapshotError) as error:
                 if self._is_worth_waiting(error):
                     raise
@@ -293,7 +302,7 @@ class Reaction:
         _log.error(
             "ingest_failed", system_id=self.system_id, upload_id=upload, error=why, then="a newer upload is waited for"
         )
-        return Caught(refused=1, tally=tally)
+        return Caught(refused=1, why=event.error, tally=tally)
 
     async def _keep(self, position: Position) -> None:
         self._position = position

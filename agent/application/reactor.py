@@ -16,15 +16,13 @@ from agent.application.ingest import Ingest
 from agent.application.ingest_news import IngestNews
 from agent.application.react_outlook import Outlook, is_final
 from agent.application.reaction import Caught, Reaction
+from agent.application.turns import Share, Turns
 from agent.application.wake import Wake
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, NamingError
 from agent.domain.events import SyncSucceeded
 from agent.domain.identity import Identity
 from agent.ports import Clock, EventBus, Ledger, Message, reset_clients
-
-AT_ONCE = 4
-"""How many systems' uploads are in hand at a time."""
 
 ROLE = "react"
 """Of the durable name under which NATS keeps our place."""
@@ -68,16 +66,18 @@ class Reactor:
     clock: Clock
     systems: Collection[str]
     pass_seconds: float
+    share: Share = field(default_factory=Share)
 
     _news: IngestNews = field(init=False)
     _bell: Wake = field(init=False)
-    _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE), init=False)
+    _turns: Turns = field(init=False)
     _outlook: Outlook = field(default_factory=Outlook, init=False)
     _reactions: dict[str, Reaction] = field(default_factory=dict, init=False)
     _group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
 
     def __post_init__(self) -> None:
         self._bell = Wake(self.clock, "react-passes")
+        self._turns = Turns(self.clock, share=self.share)
         way = self.ingest.store.location, self.ingest.endpoint
         self._news = IngestNews(self.ledger, self.bus, self.identity, self.clock, way=way)
 

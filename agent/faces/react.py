@@ -10,6 +10,7 @@ import typer
 from agent.application.reactor import Reactor, Summary
 from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, SettingsError
 from agent.domain.naming import check_system_id
+from agent.domain.plain_text import from_outside
 from agent.faces.asking import APART, REACT
 from agent.faces.ending import first_of, on_hangup
 from agent.settings import Settings
@@ -74,7 +75,7 @@ def _told(summary: Summary) -> Iterator[str]:
         told = [f"uploads: {caught.taken}", f"memories stored: {tally.stored}"]
         told += [f"there already: {tally.known}"] if tally.known else []
         told += [f"kept back: {count} ({why})" for why, count in sorted({**tally.waiting, **tally.refused}.items())]
-        told += [f"uploads refused: {caught.refused} (akosha-agent events --json says why)"] if caught.refused else []
+        told += [f"uploads refused: {caught.refused} ({from_outside(caught.why)})"] if caught.refused else []
         yield f"{system_id}: {', '.join(told) if caught.taken or caught.refused else 'nothing new'}"
 
 

@@ -15,7 +15,10 @@ class MemorySource(Protocol):
     """Where memories are read from, one page after the other. Memory stays flat, whatever the size."""
 
     def pages(self) -> AsyncGenerator[Sequence[Seen], None]:
-        """Yield all rows, as they are seen, in pages of at most a few hundred. Raises SnapshotError."""
+        """Yield all rows, as they are seen, in pages of at most a few hundred. Raises SnapshotError.
+
+        A page may be empty: a long stretch of what is no memory has no rows to show.
+        """
         ...
 
     def read(self, wanted: Sequence[Seen]) -> AsyncGenerator[Memory, None]:

@@ -11,14 +11,14 @@ from agent.adapters.gunzip import Landing
 from agent.adapters.local_zone import zone_named
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.wire import CloudEventsCodec
-from agent.application.ingest import Ingest
+from agent.application.ingest import Ingest, Limits
 from agent.application.reactor import Reactor
 from agent.domain.identity import Identity
 from agent.ports import Clock, EventBus
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.buses import checked, nats_options
-from agent.wiring.methods import memory_push, object_store
+from agent.wiring.methods import MEBIBYTE, memory_push, object_store
 
 
 @asynccontextmanager
@@ -51,6 +51,7 @@ async def reacting(home: Home, identity: Identity, systems: Collection[str]) -> 
                 endpoint=s.http_endpoint,
                 bucket=s.cloud_bucket or s.cloud_endpoint,
                 standstill_seconds=s.upload_timeout_seconds,
+                limits=Limits(rows=s.agent_ingest_max_rows, raw_bytes=s.agent_ingest_max_mb * MEBIBYTE),
             ),
             ledger=ledger,
             bus=bus,

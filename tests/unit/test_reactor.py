@@ -18,11 +18,12 @@ from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive import Archive
-from agent.application.ingest import Ingest
+from agent.application.ingest import Ingest, Limits
 from agent.application.memory_push import MemoryPush
 from agent.application.pruning import Pruning
 from agent.application.reaction import TRIES
 from agent.application.reactor import Reactor, Summary
+from agent.application.turns import Share
 from agent.domain.errors import BusError, SinkError, StoreError
 from agent.domain.events import Event, IngestCompleted, IngestFailed
 from agent.domain.identity import Identity
@@ -32,6 +33,7 @@ from agent.ports import BusState, Offer, Packed, Receipt
 from tests.fakes.clock import ManualClock
 from tests.fakes.faulty_store import FaultyStore
 from tests.fakes.memories import memory
+from tests.fakes.memory_source import ListedMemories
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.sending import UNREADABLE, LinesReader, Sender
 from tests.fakes.values import succeeded
@@ -130,7 +132,9 @@ class World:
     async def open(self) -> None:
         self.ledger = await SqliteLedger.open(self.place / "ledger", CloudEventsCodec(), clock=self.clock)
 
-    def reactor(self, *systems: str, bus: bool = True) -> Reactor:
+    def reactor(
+        self, *systems: str, bus: bool = True, share: Share | None = None, limits: Limits | None = None
+    ) -> Reactor:
         push = MemoryPush(
             sink=self.shelf, ledger=self.ledger.memories(), clock=self.clock, batch_size=2, missing_embedding="wait"
         )
@@ -144,9 +148,11 @@ class World:
             endpoint="shelf",
             bucket="bucket",
             standstill_seconds=60,
+            limits=limits or Limits(),
         )
         wire = self.wire if bus else None
-        return Reactor(IDENTITY, ingest, self.ledger, wire, self.clock, systems, pass_seconds=60)
+        share = share or Share()
+        return Reactor(IDENTITY, ingest, self.ledger, wire, self.clock, systems, pass_seconds=60, share=share)
 
     async def once(self, *systems: str) -> Summary:
         summary = await self.reactor(*systems).once()
@@ -499,6 +505,79 @@ async def test_one_system_that_stands_still_holds_up_no_other(world):
         await world.wire.publish(succeeded(await world.laptop.upload(1, [1, 2], new=[2], base=0)))
         await world.until(lambda: world.shelf.of() == [1, 2])
     assert world.shelf.of("slow") == []
+
+
+ROWS = 900
+
+
+async def with_hostile_systems(world: World, count: int, rows: int = ROWS) -> None:
+    """Put uploads of systems with the same row over and over, and one row of a system that comes after them."""
+    for number in range(count):
+        sender = Sender(world.store, world.laptop.scratch, system=f"hostile-{number}")
+        await sender.upload(0, [1] * rows, without_memories=True)
+    await Sender(world.store, world.laptop.scratch, system="later").upload(0, [7])
+
+
+def rows_read_before(world: World, system: str, monkeypatch) -> list[int]:
+    """Return a list that gets how many rows had been read from databases when a memory of the system arrived."""
+    read, found, store = 0, list[int](), world.shelf.store
+    pages = ListedMemories.pages
+
+    async def counted(source):
+        nonlocal read
+        async for page in pages(source):
+            read += len(page)
+            yield page
+
+    async def stored(batch):
+        if any(packed.memory_id.startswith(f"{system}:") for packed in batch):
+            found.append(read)
+        return await store(batch)
+
+    monkeypatch.setattr(ListedMemories, "pages", counted)
+    monkeypatch.setattr(world.shelf, "store", stored)
+    return found
+
+
+@pytest.mark.parametrize("hostile", [4, 6])
+async def test_systems_with_rows_without_end_leave_the_others_their_turn_and_are_gone_on_with(
+    world, monkeypatch, hostile
+):
+    await with_hostile_systems(world, hostile)
+    found = rows_read_before(world, "later", monkeypatch)
+    summary = await world.reactor(share=Share(rows=30)).once()
+    assert found[0] <= 3 * hostile * 30 < ROWS, "three turns of each at most, each of thirty rows"
+    assert all(caught.taken == 1 for caught in summary.caught.values()), "what had to wait lost nothing"
+    assert [len(rows) for rows in world.reader.opened] == [ROWS] * hostile, "each was opened once"
+
+
+async def test_a_turn_ends_with_its_bytes_and_with_its_time_too(world, monkeypatch):
+    await with_hostile_systems(world, 4, rows=3000)
+    found = rows_read_before(world, "later", monkeypatch)
+    await world.reactor(share=Share(raw_bytes=6000)).once()
+    assert found[0] < 3000, "a file of 6,000 bytes alone is a turn: none of the four was read to its end before"
+    slow = Sender(world.store, world.laptop.scratch, system="later")
+    await slow.upload(1, [7, 8], without_memories=True)
+    assert (await world.reactor(share=Share(seconds=0)).once()).success
+
+
+async def test_a_system_beyond_the_limit_of_rows_is_refused_with_the_reason_and_the_setting(world):
+    await with_hostile_systems(world, 1)
+    summary = await world.reactor(limits=Limits(rows=100)).once()
+    caught = summary.caught["hostile-0"]
+    assert (caught.taken, caught.refused, summary.caught["later"].taken) == (0, 1, 1)
+    for reason in ("more than the 100 that are taken of a system", "akosha_agent_ingest_max_rows"):
+        assert reason in caught.why
+    (event,) = [event for event in await world.events() if isinstance(event, IngestFailed)]
+    assert event.error == caught.why
+
+
+async def test_a_system_beyond_the_limit_of_bytes_is_refused_before_anything_is_downloaded(world):
+    await with_hostile_systems(world, 1, rows=3000)
+    summary = await world.reactor(limits=Limits(raw_bytes=5999)).once()
+    assert "akosha_agent_ingest_max_mb" in summary.caught["hostile-0"].why
+    assert summary.caught["later"].taken == 1
+    assert not [key for key in world.fetched(".duckdb") if "hostile" in key]
 
 
 async def test_a_broken_system_fails_alone_and_more_systems_than_turns_are_all_taken(world):

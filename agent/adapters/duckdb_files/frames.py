@@ -7,8 +7,8 @@ JSON, an object.
                     or {"verdict": {"error": text, "damaged": bool}}
     open "graph"    {"tables": n}                   the copy is open from now on; what follows is of it
     begin           {"begun": true}                 the next page is the first
-    page            {"page": [[kind, id, digest, embedded, bytes], ...]}; an empty one is the end, and so is an
-                    error that names the tables this engine cannot read: all other rows have come by then
+    page            {"page": [[kind, id, digest, embedded, bytes], ...]}, which may be empty; null is the end, and
+                    so is an error that names the tables this engine cannot read: all other rows have come by then
     read [p, ...]   {"rows": [[text, embedding, time, metadata], ...]}   of the page before, by position
     fold            {"folded": {"rows": {table: count}}}, or {"folded": {"error": text}}
     (any)           {"error": text}                 and the child ends

@@ -80,7 +80,7 @@ class _Source:
     async def pages(self) -> AsyncGenerator[Sequence[Seen], None]:
         self._page = []
         await self._ask(BEGIN, "begun")
-        while entries := cast(list[tuple[str, str, str, bool, int]], await self._ask(PAGE, "page")):
+        while (entries := await self._next_page()) is not None:
             self._page = [
                 Seen(database=self._database, kind=check_kind(kind), id=row_id, digest=digest, embedded=embedded)
                 for kind, row_id, digest, embedded, _ in entries
@@ -88,6 +88,9 @@ class _Source:
             self._sizes = [entry[-1] for entry in entries]
             yield self._page
         self._page = []
+
+    async def _next_page(self) -> list[tuple[str, str, str, bool, int]] | None:
+        return cast("list[tuple[str, str, str, bool, int]] | None", await self._ask(PAGE, "page"))
 
     async def read(self, wanted: Sequence[Seen]) -> AsyncGenerator[Memory, None]:
         """Rows that are not of the page yielded last are a KeyError: the caller's mistake."""

@@ -17,6 +17,10 @@ BLOCK_BYTES = 4 * 2**20
 """How much text of a block is aimed at; four times as much is read again in smaller blocks."""
 
 
+SCANNED_ROWS = 50_000
+"""After so many rows that are no memories (no id, no text) an answer is given all the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Shown:
     """A row of the page: `row` is None where it is large, and is read again when it is wanted."""
@@ -49,26 +53,28 @@ class Reading:
         self._pages = self._paged()
         self._page: _Page = []
         self._ahead: _Page | None = None
+        self._looked = False
 
     def begin(self) -> None:
         """Let the next page be the first."""
-        self._pages, self._page, self._ahead = self._paged(), [], None
+        self._pages, self._page, self._ahead, self._looked = self._paged(), [], None, False
 
-    def page(self) -> list[Json]:
-        """Return the next page's rows as they are seen; nothing at the end.
+    def page(self) -> list[Json] | None:
+        """Return the next page's rows as they are seen, None at the end. One that is empty is not the end.
 
         Raises Unread there where the engine cannot read a table: all rows of the others have come by then.
         """
         self.look_ahead()
-        self._page, self._ahead = self._ahead or [], None
-        if not self._page and self._unread:
+        ahead, self._ahead, self._looked = self._ahead, None, False
+        self._page = ahead or []
+        if ahead is None and self._unread:
             raise Unread(", ".join(f"{name} ({why})" for name, why in sorted(self._unread.items())))
-        return [seen for _, seen in self._page]
+        return None if ahead is None else [seen for _, seen in self._page]
 
     def look_ahead(self) -> None:
         """Get the page after this one ready, while nobody asks."""
-        if self._ahead is None:
-            self._ahead = next(self._pages, [])
+        if not self._looked:
+            self._ahead, self._looked = next(self._pages, None), True
 
     def read(self, positions: list[int]) -> list[Json]:
         """Return rows of the page, whole."""
@@ -90,17 +96,21 @@ class Reading:
         return {at: text for at, text in found if isinstance(at, int) and isinstance(text, str)}
 
     def _paged(self) -> Iterator[_Page]:
-        """Yield pages; none of them is of two tables."""
+        """Yield pages; none of them is of two tables. After SCANNED_ROWS there is one, be it empty."""
         for table in self.tables:
             page: _Page = []
-            held = 0
+            held = scanned = 0
             for block in self._blocks(table):
+                scanned += len(block)
                 for entry in self._shown(table, block):
                     page.append(entry)
                     held += entry[0].size if entry[0].row else 0
                     if len(page) == PAGE_ROWS or held > BLOCK_BYTES:
                         yield page
-                        page, held = [], 0
+                        page, held, scanned = [], 0, 0
+                if scanned >= SCANNED_ROWS:
+                    yield page
+                    page, held, scanned = [], 0, 0
             if page:
                 yield page
 

@@ -1,0 +1,86 @@
+"""Turns: who has one, for how long, and who is next."""
+
+import asyncio
+
+import pytest
+
+from agent.application.turns import Share, Turns
+from tests.fakes.clock import ManualClock
+
+
+def ignored() -> None:
+    pass
+
+
+@pytest.fixture
+def turns():
+    return Turns(ManualClock(), share=Share(rows=10, raw_bytes=100, seconds=5), at_once=1, begun_at_once=3)
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_what_is_not_used_up_goes_on_and_what_is_lets_the_next_one_go_first(turns):
+    order = []
+
+    async def work(name, parts):
+        async with turns.one() as turn:
+            for part in range(parts):
+                order.append(f"{name}{part}")
+                turn.spend(rows=5)
+                await turn.pause(ignored, 60)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        for name, parts in (("a", 5), ("b", 1), ("c", 3)):
+            group.create_task(work(name, parts))
+    assert order == ["a0", "a1", "b0", "c0", "c1", "a2", "a3", "c2", "a4"]
+
+
+@pytest.mark.parametrize("spent", [{"rows": 10}, {"raw_bytes": 100}])
+async def test_a_share_is_of_rows_and_of_bytes(turns, spent):
+    async with turns.one() as turn:
+        assert not turn.used_up
+        turn.spend(**spent)
+        assert turn.used_up
+        await turn.pause(ignored, 60)
+        assert not turn.used_up, "the next turn is a whole one"
+
+
+async def test_a_share_is_of_time():
+    clock = ManualClock()
+    async with Turns(clock, share=Share(seconds=5)).one() as turn:
+        await clock.advance(5)
+        assert turn.used_up
+
+
+async def test_who_is_cancelled_while_it_waits_for_its_next_turn_gives_none_away(turns):
+    async with asyncio.timeout(10):
+        kept = [turns.one(), turns.one()]  # a turn ends with who has it
+        async with turns.one() as first:
+            second = asyncio.create_task(kept[0].__aenter__())
+            await settled()
+            first.spend(rows=10)
+            waiting = asyncio.create_task(first.pause(ignored, 60))
+            await settled()
+            assert second.done()
+            waiting.cancel()
+            await asyncio.wait({waiting})
+        third = asyncio.create_task(kept[1].__aenter__())
+        await settled()
+        assert not third.done(), "the second one has it"
+        second.result().end()
+        await third
+
+
+async def test_no_more_are_begun_at_once_than_may_be(turns):
+    begun = [turns.one() for _ in range(4)]
+    async with asyncio.timeout(10):
+        for each in begun[:3]:
+            (await each.__aenter__()).end()
+        fourth = asyncio.create_task(begun[3].__aenter__())
+        await settled()
+        assert not fourth.done()
+        await begun[0].__aexit__(None, None, None)
+        await fourth
