@@ -40,6 +40,7 @@ class AkoshaError(Exception):
     A message may quote file names, servers and other programs: it is cleaned here, once for all that shows, stores or
     publishes it. `has_lines` keeps line breaks.
     `unexpected`: the kind of error (`KeyError in head_object`) where a library raised what the adapter does not know.
+    `credentials_refused`: the target refused the key or token, or there is none.
     """
 
     has_lines: ClassVar[bool] = False
@@ -50,6 +51,7 @@ class AkoshaError(Exception):
         super().__init__(self.message)
         self.transient = transient
         self.unexpected = ""
+        self.credentials_refused = False
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

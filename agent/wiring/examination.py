@@ -18,7 +18,6 @@ from agent.adapters import control_look, host_facts
 from agent.adapters.akosha_mcp import AkoshaSink
 from agent.adapters.control_look import Health
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.directory_store.threads import off_loop
 from agent.adapters.duckdb_files import examining as databases
 from agent.adapters.duckdb_files.examining import DatabaseFacts
 from agent.adapters.host_facts import PROC, Folder, Inotify
@@ -41,6 +40,7 @@ from agent.domain.naming import (
 from agent.domain.route import HTTP
 from agent.domain.status_warning import StatusWarning
 from agent.ports import ObjectStore, Standing
+from agent.ports.threads import off_loop
 from agent.settings import Settings
 from agent.settings.endpoints import is_loopback
 from agent.wiring import Home

@@ -89,7 +89,7 @@ async def test_without_a_setting_no_header_is_sent(request, server, aws):
     server = request.getfixturevalue(server)
     store = object_store(Settings(cloud_bucket=server.new_bucket(), cloud_endpoint=server.endpoint))
     seen = set()
-    client = await store._connection._client()
+    client = (await store._connection._client()).raw
     client.meta.events.register("before-send.s3", lambda request, **_: seen.update(map(str.lower, request.headers)))
     await put(store, "small")
     await put(store, "large", SEVERAL)

@@ -116,16 +116,18 @@ async def test_the_client_is_made_once_whoever_asks_first(moto, aws):
         await asyncio.gather(*others)
         with pytest.raises(asyncio.CancelledError):
             await first
-        client = await store._connection._client()
-        assert await store._connection._client() is client
+        client = (await store._connection._client()).raw
+        assert (await store._connection._client()).raw is client
 
 
 async def test_the_loop_does_not_make_the_client(moto, aws, monkeypatch):
     """Import, models and credentials are a thread's work."""
     async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
         threads = []
-        make = store._connection._make
-        monkeypatch.setattr(store._connection, "_make", lambda: (threads.append(threading.current_thread()), make())[1])
+        make = store._connection._building._open
+        monkeypatch.setattr(
+            store._connection._building, "_open", lambda on: (threads.append(threading.current_thread()), make(on))[1]
+        )
         await put(store)
     assert len(threads) == 1
     assert threads[0] is not threading.current_thread()
@@ -343,7 +345,7 @@ async def test_an_endpoint_that_is_no_address_is_permanent(aws):
 async def test_no_trailing_checksums_and_no_encoding_over_tls(rclone_tls, aws):
     """R2 and B2 refuse them; botocore's default would send them over TLS only."""
     async with store_at(rclone_tls.endpoint, bucket=rclone_tls.new_bucket(), verify=str(rclone_tls.ca)) as store:
-        client = await store._connection._client()
+        client = (await store._connection._client()).raw
         seen = []
         client.meta.events.register("before-send.s3", lambda request, **_: seen.append(dict(request.headers)))
         await put(store, bytes(100))

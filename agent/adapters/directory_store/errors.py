@@ -1,4 +1,4 @@
-"""What a file system says, in the project's words: the only place where an OSError becomes a StoreError."""
+"""What a file system says, in the project's words: the only place where its errors become StoreErrors."""
 
 import errno
 import os
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agent.domain.errors import NoSuchObject, NotPermitted, StoreError
+from agent.domain.errors import AkoshaError, NoSuchObject, NotPermitted, StoreError
+from agent.ports import UnexpectedErrors
 
 _TRANSIENT = frozenset(
     {
@@ -30,12 +31,19 @@ _NO_OBJECT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 
 
 @contextmanager
-def translated(action: str, root: Path, key: str = "", *, reading: bool = False) -> Iterator[None]:
-    """Raise the StoreError for an OSError in here. `reading`: what is not there is NoSuchObject."""
+def translated(
+    unexpected: UnexpectedErrors[StoreError], action: str, root: Path, key: str = "", *, reading: bool = False
+) -> Iterator[None]:
+    """Raise the StoreError for whatever is raised in here. `reading`: what is not there is NoSuchObject."""
     try:
         yield
-    except OSError as error:
-        raise translate(error, action, root, key, reading=reading) from error
+    except AkoshaError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError):
+            raise translate(error, action, root, key, reading=reading) from error
+        what = f"cannot {action} {key!r} in {root}" if key else f"cannot {action} {root}"
+        raise unexpected.translate(error, action, what) from error
 
 
 def translate(error: OSError, action: str, root: Path, key: str, *, reading: bool = False) -> StoreError:

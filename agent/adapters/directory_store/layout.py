@@ -98,12 +98,22 @@ def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, int, 
     yield from _walk(root, "", prefix, start_after)
 
 
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _walk(folder: Path, above: str, prefix: str, start_after: str) -> Iterator[tuple[str, int, float]]:
     try:
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
     # Key order: a directory sorts as the prefix that it is.
+    # A name that is no text cannot be a key of ours.
+    entries = [entry for entry in entries if _is_text(entry.name)]
     named = sorted((e.name + "/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in entries)
     for name, entry in named:
         key = above + name

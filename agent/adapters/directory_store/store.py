@@ -5,6 +5,7 @@ a put returns. Every system call runs off the event loop.
 """
 
 import asyncio
+import builtins
 import contextlib
 import hashlib
 import itertools
@@ -16,12 +17,12 @@ from typing import TypeVar
 import structlog
 
 from agent.adapters.directory_store import incoming, layout
-from agent.adapters.directory_store.errors import translate, translated
+from agent.adapters.directory_store.errors import translated
 from agent.adapters.directory_store.incoming import Incoming
-from agent.adapters.directory_store.threads import off_loop
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.ports import Creation, Progress, StoredObject, is_changed, untold
+from agent.ports import Creation, Progress, StoredObject, UnexpectedErrors, is_changed, untold
 from agent.ports.objects import FILE_TAG
+from agent.ports.threads import off_loop
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ class DirectoryStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._seen = False
+        self._unexpected = UnexpectedErrors("directory", StoreError)
         self._probe: asyncio.Task[bool] | None = None
 
     @property
@@ -148,14 +150,19 @@ class DirectoryStore:
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
         entries = layout.walk(self._root, prefix, start_after)
-        while batch := await self._run("list", "", lambda: [*itertools.islice(entries, LIST_BATCH)]):
-            for key, size, modified in batch:
-                yield StoredObject(key, size, modified=datetime.fromtimestamp(modified, UTC))
+
+        def some() -> builtins.list[StoredObject]:
+            batch = itertools.islice(entries, LIST_BATCH)
+            return [StoredObject(key, size, modified=_time(modified)) for key, size, modified in batch]
+
+        while batch := await self._run("list", "", some):
+            for item in batch:
+                yield item
 
     async def delete(self, keys: Collection[str]) -> None:
         rest = iter(keys)
         while batch := [*itertools.islice(rest, DELETE_BATCH)]:
-            await off_loop(_call(self._delete_all, batch))
+            await self._run("delete", "", _call(self._delete_all, batch))
 
     async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:  # noqa: ARG002
         """As the port says; who puts holds a lock, so that it is known whether it lives."""
@@ -186,17 +193,17 @@ class DirectoryStore:
             raise
 
     async def _run(self, action: str, key: str, work: Callable[[], T], *, reading: bool = False) -> T:
-        def guarded() -> T:
-            with translated(action, self._root, key, reading=reading):
-                result = work()
-                self._seen = self._seen or self._root.is_dir()
-                return result
+        def seeing() -> T:
+            result = work()
+            self._seen = self._seen or self._root.is_dir()
+            return result
 
-        return await off_loop(guarded)
+        with translated(self._unexpected, action, self._root, key, reading=reading):
+            return await off_loop(seeing, name="directory-store")
 
     def _delete_all(self, keys: Sequence[str]) -> None:
         for key in keys:
-            with translated("delete", self._root, key):
+            with translated(self._unexpected, "delete", self._root, key):
                 self._delete(key)
 
     def _delete(self, key: str) -> None:
@@ -213,10 +220,21 @@ class DirectoryStore:
         Not so is a mount that is missing: neither is there, or a link leads to where nothing is.
         """
         try:
-            return layout.is_there(self._root) or (not self._root.is_symlink() and layout.is_there(self._root.parent))
-        except OSError as error:
-            log.debug("store_unavailable", why=str(translate(error, "use", self._root, "")))
+            with translated(self._unexpected, "use", self._root):
+                return layout.is_there(self._root) or (
+                    not self._root.is_symlink() and layout.is_there(self._root.parent)
+                )
+        except StoreError as error:
+            log.debug("store_unavailable", why=str(error))
             return False
+
+
+def _time(modified: float) -> datetime | None:
+    """Return a file's time; None for one that no calendar has (an odd NAS, a damaged file system)."""
+    try:
+        return datetime.fromtimestamp(modified, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _call(function: Callable[..., T], *arguments: object) -> Callable[[], T]:

@@ -4,9 +4,10 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from agent.adapters.s3_store.connection import Answer, Connection
+from agent.adapters.s3_store.answers import Answer, etag_of
+from agent.adapters.s3_store.connection import Connection
 from agent.adapters.s3_store.place import Place
-from agent.adapters.s3_store.reading import etag_of, read
+from agent.adapters.s3_store.reading import read
 from agent.domain.errors import StoreError
 
 _MD5 = re.compile(r"[0-9a-f]{32}")

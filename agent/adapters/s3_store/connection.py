@@ -1,23 +1,26 @@
-"""The one S3 client of a store: made at the first call, off the event loop, and closed with the store."""
+"""Calls on one bucket, by a client that is built at the first call and replaced where its credentials may be wrong."""
 
 import asyncio
 import contextlib
-from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+import structlog
+
+from agent.adapters.s3_store import answers
+from agent.adapters.s3_store.answers import Answer, Heard
 from agent.adapters.s3_store.at_rest import AtRest, Doubt
-from agent.adapters.s3_store.batch_check import sign_by_md5
-from agent.adapters.s3_store.errors import translate
-from agent.adapters.s3_store.local_faults import check_ca_bundle, check_proxy, check_variants
+from agent.adapters.s3_store.client import Building, Client, Credentials, Limits
+from agent.adapters.s3_store.errors import doing_text, odd_answer, translate
 from agent.adapters.s3_store.part import PartBody
 from agent.adapters.s3_store.place import Place
+from agent.adapters.s3_store.replacing import concerns_credentials, is_to_be_replaced
+from agent.domain.errors import AkoshaError, StoreError
+from agent.ports import UnexpectedErrors
 
-Answer = dict[str, Any]
-"""What botocore makes of a response. It does not leave this package."""
-
-ATTEMPTS = 3
-"""Of a single request, by botocore's standard mode; attempts as a whole are the caller's."""
+T = TypeVar("T")
 
 BARE = frozenset({"400", "403", "Bad Request", "BadRequest", "Forbidden"})
 """What botocore makes of a refusal without a body."""
@@ -27,14 +30,7 @@ SILENT = BARE | {"InvalidRange", "416", "NoSuchKey", "404"}
 
 _CLOSING_TURNS = 3
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Seconds until a connection stands, and that an answer may take once the request is out; sending has no limit."""
-
-    connect_timeout: float
-    read_timeout: float
-    connections: int
+_log = structlog.get_logger()
 
 
 class Connection:
@@ -51,115 +47,192 @@ class Connection:
         self._at_rest = at_rest
         self._doubt = Doubt(at_rest)
         self._limits = limits
-        self._verify = verify
-        self._making: asyncio.Task[Any] | None = None
-        self._owner: AbstractAsyncContextManager[Any] | None = None
+        self._building = Building(place, limits, verify)
+        self._unexpected = UnexpectedErrors("s3", StoreError)
+        self._making: asyncio.Task[Client] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def call(self, operation: str, key: str = "", **parameters: object) -> Answer:
         """Call an operation of botocore's S3 client on the bucket; `key` is added where there is one.
 
         A parameter that is None leaves out what would be asked for by the settings.
         """
-        if key:
-            parameters["Key"] = key
-        asked = self._at_rest.asked(operation) | parameters
-        parameters = {name: value for name, value in asked.items() if value is not None}
-        try:
-            client = await self._client()
-            body = parameters.get("Body")
-            patience = body.patience(self._limits.read_timeout) if isinstance(body, PartBody) else nullcontext()
-            async with patience:
-                answer: Answer = await getattr(client, operation)(Bucket=self.place.bucket, **parameters)
-        except Exception as error:
-            cause = await self._explained(error, operation, key)
-            if (translated := translate(cause, self.place, operation, key, self._at_rest)) is None:
-                raise
-            raise translated from cause
-        self._doubt.look(operation, str(answer.get("ServerSideEncryption") or ""), self.place)
-        return answer
+        return await self.ask(lambda answer: answer, operation, key, **parameters)
+
+    async def ask(self, read: Callable[[Answer], T], operation: str, key: str = "", **parameters: object) -> T:
+        """Call an operation as `call` does and return what `read` makes of the answer; it may raise OddAnswer."""
+        async with self._leased(operation, key) as lease:
+            return read(await self._send(lease, operation, key, parameters))
+
+    async def stream(self, operation: str, key: str, piece_bytes: int) -> AsyncIterator[bytes]:
+        """Yield the body of an answer, all that its length announced."""
+        async with self._leased(operation, key) as lease:
+            answer = await self._send(lease, operation, key, {})
+            body = answer["Body"]
+            answers.check_whole(answer)
+            async with body:
+                while piece := await body.read(piece_bytes):
+                    yield piece
+
+    async def credentials(self) -> Credentials | None:
+        """Return what the AWS chain finds now, None where it finds nothing; the client stays as it is."""
+        async with self._guarded("looking for credentials", "", _Lease()):
+            return await self._building.credentials()
+
+    async def reset(self) -> None:
+        """Have the next call build a new client. Calls under way finish on the old one."""
+        making, self._making = self._making, None
+        if making is not None and making.done() and not making.cancelled() and making.exception() is None:
+            self._retire(making.result())
 
     async def aclose(self) -> None:
-        """Close the client's connections. Idempotent."""
-        making, self._making = self._making, None
-        if making is not None:
-            await asyncio.wait({making})
-        owner, self._owner = self._owner, None
-        if owner is not None:
-            await owner.__aexit__(None, None, None)
-            # Connections that broke are closed by the loop in its next turns, if it has any.
-            for _ in range(_CLOSING_TURNS):
-                await asyncio.sleep(0)
+        """Close the client's connections, stop building one. Idempotent."""
+        await self.reset()
+        for task in self._tasks:
+            if task.get_name() == _BUILD:
+                task.cancel()
+        self._building.helpers.kill()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def let_go(self) -> None:
         """Break the connections that nothing uses now."""
         making = self._making
         if making is not None and making.done() and not making.cancelled() and making.exception() is None:
-            making.result()._endpoint.http_session.let_go()  # noqa: SLF001 - there is no public way to it
+            making.result().raw._endpoint.http_session.let_go()  # noqa: SLF001 - there is no public way to it
 
-    async def _explained(self, error: Exception, operation: str, key: str) -> Exception:
+    async def _explained(self, error: Exception, client: Client | None, operation: str, key: str) -> Exception:
         """Return the refusal that says why a HEAD was refused: the answer to one has no body, and so no code.
 
         Asks once more, by a GET of the first byte. Where that says no more, the refusal is returned as it was.
         """
         refusal = getattr(error, "response", None)
-        if operation != "head_object" or not isinstance(refusal, dict):
+        if client is None or operation != "head_object" or not isinstance(refusal, dict):
             return error
         if refusal.get("Error", {}).get("Code") not in BARE:
             return error
         try:
-            client = await self._client()
-            answer = await client.get_object(Bucket=self.place.bucket, Key=key, Range="bytes=0-0")
+            answer = await client.raw.get_object(Bucket=self.place.bucket, Key=key, Range="bytes=0-0")
             answer["Body"].close()
         except Exception as said:  # noqa: BLE001 - it is translated, or the first refusal is
             code = (getattr(said, "response", None) or {}).get("Error", {}).get("Code")
             return error if code is None or code in SILENT else said
         return error
 
-    async def _client(self) -> Any:
-        if self._making is None or (self._making.done() and self._making.exception() is not None):
-            self._making = asyncio.create_task(asyncio.to_thread(self._make), name="s3-client")
-            self._making.add_done_callback(_retrieve)
-        return await asyncio.shield(self._making)
+    async def _send(self, lease: "_Lease", operation: str, key: str, parameters: dict[str, Any]) -> Answer:
+        if key:
+            parameters["Key"] = key
+        asked = self._at_rest.asked(operation) | parameters
+        parameters = {name: value for name, value in asked.items() if value is not None}
+        body = parameters.get("Body")
+        patience = body.patience(self._limits.read_timeout) if isinstance(body, PartBody) else nullcontext()
+        assert lease.client is not None
+        token = answers.heard.set(lease.heard)
+        try:
+            async with patience:
+                answer: Answer = await getattr(lease.client.raw, operation)(Bucket=self.place.bucket, **parameters)
+        finally:
+            answers.heard.reset(token)
+        self._doubt.look(operation, str(answer.get("ServerSideEncryption") or ""), self.place)
+        return answer
 
-    def _make(self) -> Any:
-        """Import the library, load its models, look for credentials: up to 2 s, so on a thread with a loop of its own.
+    @asynccontextmanager
+    async def _leased(self, operation: str, key: str) -> AsyncIterator["_Lease"]:
+        """Yield the client for one call: it stays open until the call is over, whatever replaces it."""
+        lease = _Lease()
+        async with self._guarded(operation, key, lease):
+            client = lease.client = await self._client()
+            client.users += 1
+            try:
+                yield lease
+            finally:
+                client.users -= 1
+                self._close_if_unused(client)
 
-        Nothing of a client is bound to a loop before its first request.
-        """
-        return asyncio.run(self._open())
+    @asynccontextmanager
+    async def _guarded(self, operation: str, key: str, lease: "_Lease") -> AsyncIterator[None]:
+        """Raise a StoreError for whatever the library raises in here: the only place that catches all of it."""
+        try:
+            yield
+        except AkoshaError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a library raises is translated here
+            cause = await self._explained(error, lease.client, operation, key)
+            failure = self._translated(cause, operation, key, lease.heard)
+            failure.credentials_refused = concerns_credentials(cause)
+            if lease.client is not None and await is_to_be_replaced(lease.client, cause):
+                self._replace(lease.client)
+            raise failure from cause
 
-    async def _open(self) -> Any:
-        import aioboto3  # noqa: PLC0415 - 0.5 s and 40 MB, only for those who upload
-        from aiobotocore.config import AioConfig  # noqa: PLC0415
+    def _translated(self, error: Exception, operation: str, key: str, note: Heard) -> StoreError:
+        if (odd := odd_answer(error, self.place, operation, key, note)) is not None:
+            return odd
+        if (
+            known := translate(error, self.place, operation, key, self._at_rest, answered=bool(note.status))
+        ) is not None:
+            return known
+        doing, answered = doing_text(operation, key), bool(note.status)
+        what = f"the answer of {self.place.authority} ({note}) cannot be read" if answered else f"{self.place} failed"
+        return self._unexpected.translate(error, operation, f"{what}, {doing}", hint=answers.NOT_S3 if answered else "")
 
-        from agent.adapters.s3_store.session import DirectSession  # noqa: PLC0415
-
-        place, limits = self.place, self._limits
-        config = AioConfig(
-            http_session_cls=DirectSession,
-            connect_timeout=limits.connect_timeout,
-            read_timeout=limits.read_timeout,
-            max_pool_connections=limits.connections,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            # R2 and B2 refuse the trailing checksums that are botocore's default; Content-MD5 does their work.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            # The settings have decided on the endpoint, by the AWS configuration, too: the client knows no other.
-            ignore_configured_endpoint_urls=True,
-            s3={"addressing_style": place.addressing_style, "payload_signing_enabled": False},
-        )
-        check_proxy(place)
-        session = aioboto3.Session()
-        check_ca_bundle(self._verify, session._session.get_config_variable("ca_bundle"))  # noqa: SLF001 - no public way
-        check_variants(place, session._session.get_scoped_config())  # noqa: SLF001
-        region = place.signing_region or session.region_name or "us-east-1"
-        owner: AbstractAsyncContextManager[Any] = session.client(
-            "s3", region_name=region, endpoint_url=place.endpoint or None, verify=self._verify, config=config
-        )
-        client = await owner.__aenter__()
-        client.meta.events.register("before-sign.s3.DeleteObjects", sign_by_md5)
-        self._owner = owner
+    async def _client(self) -> Client:
+        making = self._making
+        if making is None or (making.done() and (making.cancelled() or making.exception() is not None)):
+            making = self._making = self._start(self._building.client(), _BUILD)
+        try:
+            client = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if making.cancelled() and (task is None or not task.cancelling()):
+                raise StoreError(f"{self.place}: the store is being closed", transient=True) from None
+            raise
+        if self._making is not making:
+            client.retired = True
         return client
+
+    def _replace(self, client: Client) -> None:
+        """Have the next call build a new client, if this one is still in use."""
+        making = self._making
+        if making is None or not making.done() or making.cancelled() or making.exception() is not None:
+            return
+        if making.result() is client:
+            self._making = None
+            self._retire(client)
+            _log.info("s3_client_discarded", store=str(self.place), then="the next attempt reads the credentials again")
+
+    def _retire(self, client: Client) -> None:
+        client.retired = True
+        self._close_if_unused(client)
+
+    def _close_if_unused(self, client: Client) -> None:
+        if client.retired and not client.users and not client.closing:
+            client.closing = True
+            self._start(_close(client), "s3-client-close")
+
+    def _start(self, work: Any, name: str) -> "asyncio.Task[Any]":
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_retrieve)
+        return task
+
+
+_BUILD = "s3-client"
+
+
+@dataclass(slots=True)
+class _Lease:
+    """The client that a call uses, and what came back."""
+
+    client: Client | None = None
+    heard: Heard = field(default_factory=Heard)
+
+
+async def _close(client: Client) -> None:
+    await client.owner.__aexit__(None, None, None)
+    # Connections that broke are closed by the loop in its next turns, if it has any.
+    for _ in range(_CLOSING_TURNS):
+        await asyncio.sleep(0)
 
 
 def _retrieve(task: "asyncio.Task[Any]") -> None:

@@ -3,10 +3,10 @@
 import contextlib
 from collections.abc import Mapping
 
+from agent.adapters.s3_store.answers import Answer, described, etag_of
 from agent.adapters.s3_store.connection import Connection
 from agent.adapters.s3_store.errors import code_of
 from agent.adapters.s3_store.multipart import Multipart
-from agent.adapters.s3_store.reading import described, etag_of
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
 from agent.ports import Progress, StoredObject, is_changed
 
@@ -32,8 +32,8 @@ class Copying:
         self._live = live
 
     async def copy(self, source: str, key: str, expected: StoredObject, progress: Progress) -> StoredObject:
-        answer = await self._connection.call("head_object", source)
-        if not _same(described(source, answer), expected) or is_changed(expected.etag, etag_of(answer)):
+        origin_object, answer = await self._head(source)
+        if not _same(origin_object, expected) or is_changed(expected.etag, etag_of(answer)):
             raise CopyUnsupported(f"{source!r} in {self._connection.place} is not what the last upload put there")
         etag = str(answer.get("ETag") or "")
         origin = {"Bucket": self._connection.place.bucket, "Key": source}
@@ -72,9 +72,11 @@ class Copying:
                 progress(last - first + 1)
             await upload.complete()
 
+    async def _head(self, key: str) -> tuple[StoredObject, Answer]:
+        return await self._connection.ask(lambda answer: (described(key, answer), answer), "head_object", key)
+
     async def _check(self, key: str, expected: StoredObject) -> StoredObject:
-        answer = await self._connection.call("head_object", key)
-        copy = described(key, answer)
+        copy, answer = await self._head(key)
         if _same(copy, expected) and (etag_of(answer) or not copy.size):
             return copy
         with contextlib.suppress(StoreError):  # what stays is no upload: its manifest is missing

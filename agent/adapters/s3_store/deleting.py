@@ -50,7 +50,7 @@ class Deleting:
             if error.transient:
                 raise
             raise _Unheard from error
-        if refusals := [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]:
+        if refusals := [error for error in answer.get("Errors") or () if error.get("Code") != "NoSuchKey"]:
             raise refused_keys(refusals, self._connection.place, "delete_objects")
 
     async def _one_by_one(self, keys: Sequence[str]) -> None:

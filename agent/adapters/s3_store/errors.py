@@ -4,13 +4,16 @@ A text begins with what is wrong, and ends with the store's code and the operati
 places; what a server says in its own words stays in the cause.
 """
 
+import json
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.adapters.s3_store.answers import Heard, OddAnswer
 from agent.adapters.s3_store.at_rest import MAKING, AtRest
 from agent.adapters.s3_store.local_faults import PROXY_AUTHENTICATION, local_fault, proxy_refusal, reason_of
 from agent.adapters.s3_store.place import Place
+from agent.adapters.s3_store.sources import SourceTimeout
 from agent.domain.errors import NoSuchObject, NotPermitted, StoreError
 
 PERMISSIONS = {
@@ -108,9 +111,18 @@ _TOO_MANY, _SERVER_FAULT = 429, 500
 
 
 def translate(
-    error: BaseException, place: Place, operation: str, key: str, at_rest: AtRest = _PLAIN
+    error: BaseException,
+    place: Place,
+    operation: str,
+    key: str,
+    at_rest: AtRest = _PLAIN,
+    *,
+    answered: bool = False,
 ) -> StoreError | None:
-    """Return the StoreError for what a call raised; None for what is not the store's or the network's fault."""
+    """Return the StoreError for what a call raised; None for what is not known.
+
+    `answered`: the store had answered by then, so that a ValueError is about the answer.
+    """
     import aiohttp  # noqa: PLC0415 - loaded by the client long before anything of it can be raised
     from botocore import exceptions as boto  # noqa: PLC0415
 
@@ -134,10 +146,23 @@ def translate(
             f"the AWS configuration yields no credentials for {place.authority} ({type(error).__name__})",
             hint=f"check AWS_PROFILE and ~/.aws, or set {CREDENTIALS}",
         )
-    doing = _doing(operation, key)
+    doing = doing_text(operation, key)
     if isinstance(error, boto.SSLError | ssl.SSLError | aiohttp.ClientSSLError):
         return _tls_failure(error, doing, place)
-    if isinstance(error, boto.ParamValidationError | boto.NoRegionError | boto.InvalidRegionError | ValueError):
+    if isinstance(error, json.JSONDecodeError) and not answered:
+        return StoreError(
+            f"no credentials for {place.authority}: what credential_process or a cache under ~/.aws gave is no JSON",
+            hint="run the credential_process by hand",
+        )
+    if isinstance(error, SourceTimeout):
+        return StoreError(
+            f"no credentials for {place.authority}: {error}",
+            hint="run it by hand to see what it waits for; the next attempt starts it again",
+            transient=True,
+        )
+    if isinstance(error, boto.ParamValidationError | boto.NoRegionError | boto.InvalidRegionError) or (
+        isinstance(error, ValueError) and not isinstance(error, UnicodeDecodeError) and not answered
+    ):
         return StoreError(
             f"{place.authority} is not a usable address: {type(error).__name__}, {doing}",
             hint="check akosha_cloud_bucket, akosha_cloud_endpoint and akosha_cloud_region",
@@ -147,6 +172,16 @@ def translate(
             f"{_network_fault(error, place)}, {doing}", hint=f"is {place.authority} reachable?", transient=True
         )
     return None
+
+
+def odd_answer(error: BaseException, place: Place, operation: str, key: str, note: Heard) -> StoreError | None:
+    """Return the StoreError for an answer that is none of S3's; None for other errors."""
+    if not isinstance(error, OddAnswer):
+        return None
+    text = f"{place.authority} answered with {error.what} ({note}), {doing_text(operation, key)}"
+    failure = StoreError(text, hint=error.cure, transient=True)
+    failure.unexpected = f"{error.what} for {operation}"
+    return failure
 
 
 def refused_keys(refusals: Sequence[Mapping[str, Any]], place: Place, operation: str) -> StoreError:
@@ -180,7 +215,7 @@ def _refusal(response: Mapping[str, Any], place: Place, operation: str, key: str
     if code in _MISSING and operation in ("head_object", "get_object", "copy_object", "upload_part_copy"):
         return NoSuchObject(f"there is no {key!r} in {place}")
     answer = (code or "refused") + (f", status {status}" if str(status) != code else "")
-    answer = f"{answer}, {_doing(operation, key)}"
+    answer = f"{answer}, {doing_text(operation, key)}"
     if status == PROXY_AUTHENTICATION and (fault := proxy_refusal(place, status)) is not None:
         return fault
     if code in _CURES:
@@ -220,7 +255,7 @@ def _refusal(response: Mapping[str, Any], place: Place, operation: str, key: str
     return StoreError(f"{place.authority} refuses {operation}: {answer}", hint=f"the store does not take {operation}")
 
 
-def _doing(operation: str, key: str) -> str:
+def doing_text(operation: str, key: str) -> str:
     """Say what was being done, for the end of a text."""
     return f"{operation} of {key!r}" if key else operation
 

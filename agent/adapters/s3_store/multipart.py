@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import structlog
 
+from agent.adapters.s3_store.answers import Answer, Entry, Paging, etag_of, next_uploads, text, uploads_in
 from agent.adapters.s3_store.checks import check_part
-from agent.adapters.s3_store.connection import Answer, Connection, see_through
+from agent.adapters.s3_store.connection import Connection, see_through
 from agent.adapters.s3_store.errors import code_of
 from agent.adapters.s3_store.part import Pacing, Part, PartBody, content_md5
-from agent.adapters.s3_store.reading import etag_of
 from agent.domain.errors import NotPermitted, StoreError
 from agent.ports import Progress
 
@@ -45,7 +45,7 @@ class Multipart:
         self._metadata = dict(metadata)
         self._live = live
         self._pace = pace
-        self._beginning: asyncio.Task[Answer] | None = None
+        self._beginning: asyncio.Task[str] | None = None
         self._done: dict[int, str] = {}
         self._completed = False
         self.md5s: dict[int, bytes] = {}
@@ -77,6 +77,7 @@ class Multipart:
         md5 = await asyncio.to_thread(part.md5)
         answer = await self._call(
             "upload_part",
+            needed="ETag",
             PartNumber=number,
             Body=PartBody(part.chunks, part.size, progress, self._pace),
             ContentLength=part.size,
@@ -118,15 +119,24 @@ class Multipart:
         beginning = self._beginning
         if beginning is None or not beginning.done() or beginning.cancelled() or beginning.exception() is not None:
             return ""
-        return str(beginning.result()["UploadId"])
+        return beginning.result()
 
-    async def _begin(self) -> Answer:
-        answer = await self._connection.call("create_multipart_upload", self._key, Metadata=self._metadata)
-        self._live.add(str(answer["UploadId"]))
-        return answer
+    async def _begin(self) -> str:
+        upload = await self._connection.ask(
+            lambda answer: text(answer, "UploadId"), "create_multipart_upload", self._key, Metadata=self._metadata
+        )
+        self._live.add(upload)
+        return upload
 
-    async def _call(self, operation: str, **parameters: Any) -> Answer:
-        return await self._connection.call(operation, self._key, UploadId=self._id, **parameters)
+    async def _call(self, operation: str, *, needed: str = "", **parameters: Any) -> Answer:
+        """Call an operation on this upload. `needed`: a text without which its answer is of no use."""
+
+        def read(answer: Answer) -> Answer:
+            if needed:
+                text(answer, needed)
+            return answer
+
+        return await self._connection.ask(read, operation, self._key, UploadId=self._id, **parameters)
 
     async def _abort(self) -> None:
         if self._beginning is not None:
@@ -160,19 +170,25 @@ async def sweep(connection: Connection, prefix: str, live: set[str], begun_befor
     """
     swept = 0
     more: dict[str, Any] = {}
-    while True:
+    paging = Paging(next_uploads)
+
+    def page(answer: Answer) -> tuple[list[Entry], bool]:
+        found = uploads_in(answer)
+        return found, paging.has_next(answer, len(found))
+
+    goes_on = True
+    while goes_on:
         try:
-            answer = await connection.call("list_multipart_uploads", Prefix=prefix, **more)
+            found, goes_on = await connection.ask(page, "list_multipart_uploads", Prefix=prefix, **more)
         except StoreError as error:
             if code_of(error) in NONE_TO_LIST:
                 return swept
             raise
-        for item in answer.get("Uploads", ()):
-            if begun_before is not None and item["Initiated"] >= begun_before:
+        more = paging.more
+        for entry in found:
+            if begun_before is not None and (entry.begun is None or entry.begun >= begun_before):
                 continue
-            if item["UploadId"] not in live and item["Key"].startswith(prefix):
-                await abort(connection, item["Key"], item["UploadId"])
+            if entry.upload not in live and entry.key.startswith(prefix):
+                await abort(connection, entry.key, entry.upload)
                 swept += 1
-        if not answer.get("IsTruncated"):
-            return swept
-        more = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
+    return swept

@@ -8,11 +8,11 @@ from typing import cast
 import structlog
 
 from agent.adapters.s3_store import checks
-from agent.adapters.s3_store.connection import Answer, Connection
+from agent.adapters.s3_store.answers import Answer, described, etag_of
+from agent.adapters.s3_store.connection import Connection
 from agent.adapters.s3_store.errors import code_of
 from agent.adapters.s3_store.multipart import Multipart
 from agent.adapters.s3_store.part import Pacing, Part, PartBody, content_md5, parts
-from agent.adapters.s3_store.reading import described, etag_of
 from agent.domain.errors import NoSuchObject, StoreError
 from agent.ports import Progress, StoredObject
 
@@ -108,10 +108,10 @@ class Sending:
     async def _is_there(self, upload: Multipart, size: int, md5s: list[bytes]) -> bool:
         """Say whether a try to complete whose answer was lost has made this very object."""
         try:
-            found = await self._head(upload.key)
+            found, answer = await self._head(upload.key)
         except StoreError:
             return False
-        if etag_of(found) != checks.multipart_etag(md5s) or int(found["ContentLength"]) != size:
+        if etag_of(answer) != checks.multipart_etag(md5s) or found.size != size:
             return False
         upload.believe()
         return True
@@ -119,14 +119,14 @@ class Sending:
     async def _check_size(self, key: str, size: int) -> StoredObject:
         place = self._connection.place
         try:
-            found = described(key, await self._head(key))
+            found, _ = await self._head(key)
         except NoSuchObject as error:
             raise checks.damaged(place, key, "nothing is there") from error
         checks.check_size(found.size, size, place, key)
         return found
 
-    async def _head(self, key: str) -> Answer:
-        return await self._connection.call("head_object", key)
+    async def _head(self, key: str) -> tuple[StoredObject, Answer]:
+        return await self._connection.ask(lambda answer: (described(key, answer), answer), "head_object", key)
 
     @asynccontextmanager
     async def _removed_if_damaged(self, key: str) -> AsyncIterator[None]:

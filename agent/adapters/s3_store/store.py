@@ -1,18 +1,19 @@
 """`ObjectStore` on S3 and its relatives. Put, Get and List permissions are enough; what needs more says so."""
 
-import asyncio
 import builtins
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
 from datetime import datetime
 
 from agent.adapters.reaching import may_be_reached
 from agent.adapters.s3_store import examining, multipart, reading
+from agent.adapters.s3_store.answers import described
 from agent.adapters.s3_store.at_rest import AtRest
-from agent.adapters.s3_store.connection import Connection, Limits
+from agent.adapters.s3_store.client import BUILD_SECONDS, Credentials, Limits
+from agent.adapters.s3_store.connection import Connection
 from agent.adapters.s3_store.copying import SINGLE_COPY_BYTES, Copying
 from agent.adapters.s3_store.creating import Creating
 from agent.adapters.s3_store.deleting import AT_ONCE, Deleting
-from agent.adapters.s3_store.examining import Credentials, Unfinished
+from agent.adapters.s3_store.examining import Unfinished
 from agent.adapters.s3_store.part import Pacing
 from agent.adapters.s3_store.place import Place
 from agent.adapters.s3_store.sending import Sending
@@ -28,6 +29,7 @@ class S3Store:
     trust; None: what AWS_CA_BUNDLE names, else the usual authorities. Sending has no time limit of its own: who waits
     watches `progress`, and cancels, which takes effect at once. `at_rest`: how whatever it makes is to lie there.
     `connect_timeout`: seconds for one connection, from the look-up of the name on.
+    `build_seconds`: how long looking for credentials may take, at the first call and at each refresh.
     `pace`: bodies leave at it, byte by byte, retries included.
     """
 
@@ -40,6 +42,7 @@ class S3Store:
         part_concurrency: int = 3,
         connect_timeout: float = 10.0,
         read_timeout: float = 60.0,
+        build_seconds: float = BUILD_SECONDS,
         verify: str | bool | None = None,
         single_copy_bytes: int = SINGLE_COPY_BYTES,
         at_rest: AtRest = AtRest(),  # noqa: B008 - frozen
@@ -47,7 +50,10 @@ class S3Store:
     ) -> None:
         self._place = Place(bucket, endpoint, region)
         limits = Limits(
-            connect_timeout=connect_timeout, read_timeout=read_timeout, connections=part_concurrency + AT_ONCE
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            connections=part_concurrency + AT_ONCE,
+            build_seconds=build_seconds,
         )
         self._connection = Connection(self._place, limits, verify, at_rest)
         self._sending = Sending(self._connection, part_concurrency, pace)
@@ -83,7 +89,7 @@ class S3Store:
         return await self._copying.copy(source, key, expected, progress)
 
     async def head(self, key: str) -> StoredObject:
-        return reading.described(key, await self._connection.call("head_object", key))
+        return await self._connection.ask(lambda answer: described(key, answer), "head_object", key)
 
     async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:  # noqa: ARG002
         """As the port says: the store computes an ETag from the bytes when they are written, and tells it in a HEAD."""
@@ -113,11 +119,14 @@ class S3Store:
 
     async def credentials(self) -> Credentials | None:
         """Return where the AWS chain has credentials, None where it has none. Raises StoreError."""
-        # Looking for them may block: on a thread with a loop of its own.
-        return await asyncio.to_thread(lambda: asyncio.run(examining.credentials(self._place)))
+        return await self._connection.credentials()
 
     async def let_go(self) -> None:
         self._connection.let_go()
+
+    async def reset_client(self) -> None:
+        """As `Reconnectable` says: the next call looks for credentials again."""
+        await self._connection.reset()
 
     async def aclose(self) -> None:
         await self._connection.aclose()
