@@ -1,0 +1,67 @@
+"""A ledger that is damaged, before a command or under a running agent: it is replaced, and the bucket restores it."""
+
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from tests.fakes.machine import Machine
+from tests.fakes.session_buddy import create
+
+
+@pytest.fixture
+def machine(tmp_path):
+    machine = Machine(tmp_path)
+    create(machine.data, commits=6, entities=3)
+    return machine
+
+
+def damage(machine):
+    """Make the ledger a file that is no database."""
+    (machine.state / "ledger.sqlite").write_bytes(b"this is not a database\n" * 500)
+
+
+def codes(status):
+    return [warning["code"] for warning in status["warnings"]]
+
+
+def test_a_sync_replaces_a_damaged_ledger_from_the_bucket_and_status_says_so(machine):
+    machine.sync()
+    damage(machine)
+    for command in (("status",), ("events",)):
+        refused = machine.call(*command)
+        assert refused.code == 1
+        assert "is damaged" in refused.err
+        assert "sync will move it aside" in refused.err
+    result = machine.sync()
+    assert result["upload_id"] is None, "what the bucket has is not sent again"
+    assert len(machine.manifests) == 1
+    status = machine.status()
+    assert (status["pending"], codes(status)) == ([], ["ledger_replaced"])
+    for aside in machine.state.glob("ledger.sqlite.damaged-*"):
+        aside.unlink()
+    machine.write(commits=9)
+    assert machine.sync()["upload_id"]
+    assert codes(machine.status()) == []
+
+
+def test_an_agent_starts_with_a_damaged_ledger(machine):
+    machine.sync()
+    damage(machine)
+    with machine.run() as agent:
+        agent.logged("ledger_set_aside")
+        agent.logged("upload_adopted")
+    assert len(machine.manifests) == 1
+
+
+def test_an_agent_whose_ledger_is_damaged_under_it_goes_on_with_a_new_one(machine):
+    with machine.run() as agent:
+        agent.logged("sync_succeeded")
+        with closing(sqlite3.connect(machine.state / "ledger.sqlite", isolation_level=None)) as other:
+            other.execute("UPDATE targets SET last_success = 'yesterday'")
+        machine.write(commits=9)
+        agent.logged("ledger_set_aside")
+        agent.logged("agent_started", 2)
+        agent.logged("sync_succeeded", 2)
+    assert len(machine.manifests) == 2
+    assert codes(machine.status()) == ["ledger_replaced"]
