@@ -21,6 +21,7 @@ from agent.domain.errors import AkoshaError, SinkError, SnapshotError, StagingFu
 from agent.domain.manifest import Manifest
 from agent.domain.memories import Tally
 from agent.domain.route import target_backoff
+from agent.domain.upload_times import is_ahead
 from agent.ports import Clock, Offer
 
 TRIES = 7
@@ -90,6 +91,7 @@ class Reaction:
         self._failure: AkoshaError | None = None
         self._failures = 0
         self._told_of: set[str] = set()
+        self._foreign: set[str] = set()
         self._told, self._attempts = "", 0
         self._hopeless: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -146,7 +148,7 @@ class Reaction:
             async with self._turns.one():
                 if not self._begun:
                     await self._welcome()
-                _, whole = await self._uploads.ids_after(self._position.through)
+                whole = await self._new()
             todo = [*await self._late(), *whole]
             for at, upload in enumerate(todo):
                 async with self._turns.one() as turn:
@@ -161,6 +163,29 @@ class Reaction:
         self._begun = True
         self._outlook.passed(self.system_id, akosha=False)
         return caught
+
+    async def _new(self) -> list[str]:
+        """Return the uploads that are newer than the last one that was done with.
+
+        An id ahead of the clock whose manifest is not of this system is passed over: to go past it would be to miss all
+        uploads that follow.
+        """
+        _, whole = await self._uploads.ids_after(self._position.through)
+        now = self._clock.now()
+        return [upload for upload in whole if not is_ahead(upload, now) or await self._is_ours(upload)]
+
+    async def _is_ours(self, upload: str) -> bool:
+        if upload in self._foreign:
+            return False
+        try:
+            await self._ingest.manifest(self.system_id, upload)
+        except WireError as error:
+            if error.transient:
+                return True  # it may be on its way: it is taken, or refused, in its turn
+            self._foreign.add(upload)
+            _log.warning("foreign_uploads", system_id=self.system_id, names=[upload], why=error.message)
+            return False
+        return True
 
     def _delay(self, error: AkoshaError) -> timedelta:
         asked = error.retry_after if isinstance(error, SinkError) else None

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC
+from datetime import UTC, timedelta
 from pathlib import Path
 
 import pytest
@@ -36,7 +36,7 @@ from tests.fakes.memories import memory
 from tests.fakes.memory_source import ListedMemories
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.sending import UNREADABLE, LinesReader, Sender
-from tests.fakes.values import succeeded
+from tests.fakes.values import NOON, succeeded
 
 IDENTITY = Identity("f" * 32, "server")
 DOWN = SinkError("Akosha does not answer", transient=True)
@@ -120,7 +120,7 @@ class World:
     """A bucket, an Akosha, and a reactor's state directory; `reactor` makes a new one, as a restart does."""
 
     def __init__(self, tmp_path: Path) -> None:
-        self.clock = ManualClock()
+        self.clock = ManualClock(NOON + timedelta(hours=1))
         self.place = tmp_path
         self.bucket = MemoryStore()
         self.store = FaultyStore(self.bucket)
@@ -338,6 +338,15 @@ async def test_what_can_never_be_right_is_refused_at_once_and_the_next_upload_ma
     assert event.retry_at is None
     await world.laptop.upload(1, [1, 2, 3], new=[3], base=0)
     assert (await world.once()).success
+    assert world.shelf.of() == [1, 2, 3]
+
+
+async def test_a_foreign_manifest_under_an_id_far_ahead_keeps_no_upload_from_being_taken(world):
+    for foreign in ("99991231_235959_X", f"20990101_000000_{LAPTOP}"):
+        world.bucket.objects[f"systems/{LAPTOP}/uploads/{foreign}/manifest.json"] = b"{}", {}
+    for second in range(2):
+        await world.laptop.upload(second, [1, 2, 3][: second + 2])
+        assert (await world.once()).success
     assert world.shelf.of() == [1, 2, 3]
 
 
