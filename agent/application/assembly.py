@@ -33,6 +33,7 @@ from agent.domain.debounce import DebounceRules
 from agent.domain.events import SyncAsked
 from agent.domain.identity import Identity
 from agent.domain.route import CLOUD, HTTP, RETRY
+from agent.domain.status_warning import StatusWarning
 from agent.ports import (
     Clock,
     EventBus,
@@ -91,6 +92,8 @@ class Assembly:
     """Opens what looks whether an upload is whole, where the agent is to look by itself."""
     verifying_weekly: Callable[[], AbstractAsyncContextManager[Verification]] | None = None
     """Opens what looks deep, where the agent is to do that."""
+    warnings: Callable[[], Awaitable[Sequence[StatusWarning]]] | None = None
+    """Computes conditions that the ledger does not keep, at each look at the status."""
     left_over: Sequence[SyncAsked] = ()
     """What was asked of an agent that has given way to this one, and has no outcome yet."""
 
@@ -157,6 +160,7 @@ class Assembly:
             intake=self._intake,
             feed=Feed(ledger=self.ledger, bus=self.bus, system_id=system_id),
             vitals=self._vitals,
+            warnings=self.warnings,
         )
         self._bus_watch = BusWatch(
             bus=self.results_bus,

@@ -1,5 +1,6 @@
 """The cloud method: from what changed to a whole upload. Decides; `upload` carries out, the uploader records.
 
+claim      the target is this agent's, or nothing in it is touched
 recall     an upload that a killed process finished or left; a ledger that was lost: ask the bucket
 survey     stat fingerprints against the ledger: nothing differs, nothing is read
 stage      snapshots of what differs; digests against the ledger: the same bytes are no change
@@ -19,6 +20,7 @@ from agent.application.confirmation import Confirmation
 from agent.application.ingestion_markers import IngestionMarkers
 from agent.application.lost_databases import LostDatabases
 from agent.application.memory_delta import Delta, MemoryDelta
+from agent.application.ownership import Ownership
 from agent.application.progress import Footing, keep_moving
 from agent.application.prune_plan import LEFT_OVER_AFTER
 from agent.application.recorder import succeeded
@@ -30,6 +32,7 @@ from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, St
 from agent.domain.events import SyncRequested, request_event_id
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
+from agent.domain.owner import Machine
 from agent.domain.parts import Send, plan
 from agent.domain.route import CLOUD
 from agent.domain.states import Intent, Target, TargetRecord
@@ -63,6 +66,7 @@ class CloudSync:
         delta: MemoryDelta,
         ledger: Ledger,
         clock: Clock,
+        machine: Machine,
         chunk_bytes: int,
         deduplicate: bool,
         ingestion_markers: bool,
@@ -78,6 +82,9 @@ class CloudSync:
         self._uploads = Uploads(store, target.system_id)
         self._ids = UploadIds(self._uploads, target.system_id, store.location, ledger, clock)
         self._lost = LostDatabases(ledger, clock)
+        self.ownership = Ownership(
+            store=store, target=target, identity=identity, machine=machine, ledger=ledger, clock=clock
+        )
         self._markers = (
             IngestionMarkers(store, chunk_bytes=chunk_bytes, standstill_seconds=standstill_seconds, footing=footing)
             if ingestion_markers
@@ -94,6 +101,7 @@ class CloudSync:
         return await self._store.is_available()
 
     async def aclose(self) -> None:
+        await self.ownership.aclose()
         await self._store.aclose()
 
     async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
@@ -110,6 +118,7 @@ class CloudSync:
 
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
         async with self._moving():
+            await self.ownership.claim(take_over=attempt.request.take_over, new_target=attempt.request.new_target)
             record = await self._recall(attempt)
         if not await self._staging.copy(attempt, record):
             return Unchanged(why=attempt.why_nothing(record))
@@ -189,6 +198,9 @@ class CloudSync:
         await self._uploads.sweep(*ours, begun_before=self._clock.now() - LEFT_OVER_AFTER)
 
     async def _upload(self, attempt: Attempt) -> Manifest:
+        if not self.ownership.claimed:
+            async with self._moving():
+                await self.ownership.claim(take_over=attempt.request.take_over, create=True)
         record = await self._ledger.record(self.target)
         intent = record.intent or await self._new_intent(attempt, record)
         await self._ledger.begin(self.target, intent)
@@ -246,12 +258,14 @@ class CloudSync:
                 without_memories=delta.without,
                 time_zone=delta.time_zone,
             )
+            await self.ownership.check(uploads=False)  # another machine may have taken over while this was sent
             await upload.put_manifest(manifest)
         await self._ids.compare_with_clock(manifest.upload_id, upload.stored_at)
         return manifest
 
     async def _new_intent(self, attempt: Attempt, record: TargetRecord) -> Intent:
         async with self._moving():
+            await self.ownership.check_known(record)
             upload_id = await self._ids.next(record.newest_upload_id, attempt.abandoned)
         return Intent(
             request_id=attempt.request.request_id,

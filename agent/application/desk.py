@@ -1,6 +1,6 @@
 """The running agent's front desk: what local processes may ask of it, whatever the door they come through."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
 from agent.application.attempt import NO_DATABASES
 from agent.application.feed import Feed
@@ -13,6 +13,7 @@ from agent.domain.errors import BusError, SnapshotError, WireError
 from agent.domain.events import Event, SessionEnded, SyncAsked, SyncProgress, SyncRequested, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.states import Target
+from agent.domain.status_warning import StatusWarning
 from agent.ports import EventBus, HistoryEntry, Ledger, SnapshotTaker, Standing, SyncMethod
 from agent.settings import Settings
 
@@ -32,10 +33,12 @@ class Desk:
         intake: Intake,
         feed: Feed,
         vitals: Vitals,
+        warnings: Callable[[], Awaitable[Sequence[StatusWarning]]] | None = None,
     ) -> None:
         self._settings, self._identity, self._ledger, self._bus = settings, identity, ledger, bus
         self._taker, self._methods = taker, methods
         self._intake, self._feed, self._vitals = intake, feed, vitals
+        self._warnings = warnings
 
     @property
     def identity(self) -> Identity:
@@ -122,7 +125,8 @@ class Desk:
             notes=dict(await self._ledger.notes()),
             results_waiting=len(await self._ledger.outbox()),
             running=True,
-            warnings=(full,) if full else (),
+            warnings=(*((full,) if full else ()), *(await self._warnings() if self._warnings else ())),
+            default_system_id=self._identity.is_default,
         )
 
     async def _survey(self) -> tuple[Survey, str]:

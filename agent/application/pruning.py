@@ -6,7 +6,7 @@ under it finds its manifest gone, and takes a newer one.
 """
 
 import itertools
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -50,13 +50,23 @@ class Pruned:
 
 
 class Pruning:
-    """`archive` is where it is done, by these rules. Every method raises StoreError where the store does not answer."""
+    """`archive` is where it is done, by these rules. Every method raises StoreError where the store does not answer.
 
-    def __init__(self, archive: Archive, rules: KeepRules, clock: Clock) -> None:
+    `check` raises NotOwner where the uploads are not this agent's: asked before a look, and before a deletion.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        rules: KeepRules,
+        clock: Clock,
+        check: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.rules, self.system_id = rules, archive.system_id
         self.location = archive.store.location
         self._archive, self._store, self._clock = archive, archive.store, clock
         self._prefix = naming.uploads_prefix(archive.system_id)
+        self._check = check
 
     async def plan(self, spared: Mapping[str, str]) -> PrunePlan:
         """Look what would go. `spared`: uploads that must stay, and why.
@@ -65,6 +75,7 @@ class Pruning:
         that is damaged counts for nothing, so that a good one stays in its place. Where the newest is damaged nothing
         goes at all: what was copied from it may be damaged, too, and the uploads before it may be the last good ones.
         """
+        await self._check_owner()
         there = await self._look()
         whole = there.whole
         times = await self._times(there, whole)
@@ -95,6 +106,7 @@ class Pruning:
         started = self._clock.monotonic()
         done = Pruned()
         try:
+            await self._check_owner()
             await self._delete_uploads(plan.going)
             leftovers = await self._still_left(plan, spared)
             await self._delete([item.key for objects in leftovers.values() for item in objects])
@@ -121,6 +133,11 @@ class Pruning:
             error=str(pruned.error) if pruned.error else None,
             duration_seconds=pruned.duration_seconds,
         )
+
+    async def _check_owner(self) -> None:
+        if self._check is not None:
+            async with self._archive.moving():
+                await self._check()
 
     async def _look(self) -> Bucketful:
         async with self._archive.moving() as moved:

@@ -144,6 +144,8 @@ class Publisher:
             route=route,
             upload_reflections=ask.upload_reflections if ask else True,
             upload_knowledge_graph=ask.upload_knowledge_graph if ask else True,
+            take_over=ask.take_over if ask else False,
+            new_target=ask.new_target if ask else False,
         )
 
     async def _publish(self, request: SyncRequested) -> SyncRequested:

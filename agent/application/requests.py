@@ -30,7 +30,11 @@ class Requests:
         out. Raises what the bus raises, StateError.
         """
         before = self._issued.get(request.id) or await self._ledger.remembered(request.id)
-        if isinstance(before, SyncRequested) and before.agent_id == request.agent_id:
+        # Under another system id it is another request: see SystemIdTaken.
+        if isinstance(before, SyncRequested) and (before.agent_id, before.system_id) == (
+            request.agent_id,
+            request.system_id,
+        ):
             request = before
         self._issued[request.id] = request  # first: it may come back before publishing returns
         while len(self._issued) > REMEMBERED:

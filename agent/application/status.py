@@ -10,7 +10,8 @@ from agent.application.bus_watch import BUS, BUS_SINCE
 from agent.application.delivery_probe import Kept, without_probes
 from agent.application.status_warnings import warnings_in, without_warnings
 from agent.domain.databases import Survey
-from agent.domain.route import HTTP
+from agent.domain.owner import is_decided, without_claims
+from agent.domain.route import CLOUD, HTTP
 from agent.domain.states import Problem, State, TargetRecord, next_try, pending, problems
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Standing
@@ -114,6 +115,8 @@ class Status:
     results_waiting: int = 0
     verified: VerifyStatus | None = None
     warnings: tuple[StatusWarning, ...] = ()
+    system_id_undecided: bool = False
+    """The system id is the host name, and the cloud target may still make this machine take another one."""
 
 
 def describe(
@@ -128,12 +131,15 @@ def describe(
     results_waiting: int,
     running: bool,
     warnings: Sequence[StatusWarning] = (),
+    default_system_id: bool = False,
 ) -> Status:
     """Put the ledger's records and the files' present state side by side. `running`: an agent keeps the notes.
 
     `records` are in the order of the route, `standings` by method. A fallback that was never needed is left out.
     `warnings` are those that were computed for this look; those that the notes hold follow.
     """
+    clouds = [record for record in records if record.target.method == CLOUD and not record.known]
+    undecided = default_system_id and bool(clouds) and not is_decided(notes, system_id)
     used = [record for at, record in enumerate(records) if at == 0 or record.databases]
     targets = tuple(_target(record, survey, standings.get(record.target.method, Standing()), notes) for record in used)
     lacking = targets[0].pending if targets else tuple(sorted(survey))
@@ -143,11 +149,12 @@ def describe(
         route=tuple(route),
         targets=targets,
         pending=lacking,
-        notes=without_probes(without_warnings(notes)),
+        notes=without_claims(without_probes(without_warnings(notes))),
         bus=_bus(notes) if running else None,
         results_waiting=results_waiting,
         verified=VerifyStatus.noted(notes),
         warnings=(*warnings, *warnings_in(notes)),
+        system_id_undecided=undecided,
     )
 
 

@@ -9,10 +9,12 @@ request -> refused (not ours) | known (has an outcome) | attempt -> Done     rec
 import asyncio
 import random
 import re
+import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from urllib.parse import unquote
 
 import structlog
 
@@ -22,8 +24,8 @@ from agent.application.requests import Requests
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain.errors import AkoshaError, SyncError
 from agent.domain.events import SyncRequested
-from agent.domain.route import HTTP, URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
-from agent.domain.states import TargetRecord
+from agent.domain.route import CLOUD, HTTP, URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
+from agent.domain.states import Target, TargetRecord
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Delivered, EventBus, Ledger, Message, Meter, SyncMethod, Unchanged, Unmetered
 
@@ -161,7 +163,7 @@ class Uploader:
             raise SyncError(
                 f"{self.method.target.endpoint or 'the store'} cannot be reached",
                 self.method.name,
-                hint=_CURES.get(self.method.name, "") + "the sync follows by itself when it can",
+                hint=_cure(self.method.target) + "the sync follows by itself when it can",
                 # It was there a moment ago: it may be starting anew. Where another method can stand in, that does.
                 transient=bool(_attempts_before(record, request)) and len(request.route) == 1,
             )
@@ -202,6 +204,14 @@ class Uploader:
         finally:
             task.cancel()
             await asyncio.wait({task})
+
+
+def _cure(target: Target) -> str:
+    """Return what mends a target that cannot be reached, to be followed by what happens by itself; "" for nothing."""
+    if target.method == CLOUD and target.endpoint.startswith("file:"):
+        path = "/".join(filter(None, (unquote(target.endpoint.removeprefix("file://")).rstrip("/"), target.bucket)))
+        return f"is the disk mounted? To make the directory: mkdir -p {shlex.quote(path)}; "
+    return _CURES.get(target.method, "")
 
 
 def _is_known(request: SyncRequested, record: TargetRecord, error: SyncError) -> bool:

@@ -65,6 +65,8 @@ class SyncAsked(Event):
     """Somebody on this machine asks the running agent for a sync. Stays on the machine: it comes through the spool.
 
     `id` becomes the request's id, so whoever asks can wait for the result. `method` is auto, cloud or http.
+    `take_over`: this agent takes the place of the owner of its system id in the cloud target. `new_target`: the disk or
+    bucket was replaced on purpose.
     """
 
     type: ClassVar[str] = "akosha.sync.asked.v1"
@@ -74,6 +76,8 @@ class SyncAsked(Event):
     enable_fallback: bool = True
     upload_reflections: bool = True
     upload_knowledge_graph: bool = True
+    take_over: bool = False
+    new_target: bool = False
 
     @property
     def subject(self) -> str:
@@ -98,7 +102,7 @@ class SyncRequested(Event):
 
     Every trigger publishes this same event; they differ in `reason` alone (manual, session_end, file_change, startup,
     retry, remote). `errors` are those of the methods that the request has been forwarded from. `caused_by` are the ids
-    of the session ends that the request answers.
+    of the session ends that the request answers. `take_over` and `new_target` are those of the ask.
     """
 
     type: ClassVar[str] = "akosha.sync.requested.v1"
@@ -111,6 +115,8 @@ class SyncRequested(Event):
     upload_reflections: bool = True
     upload_knowledge_graph: bool = True
     caused_by: tuple[str, ...] = ()
+    take_over: bool = False
+    new_target: bool = False
 
     @property
     def subject(self) -> str:

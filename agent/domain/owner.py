@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -183,6 +184,17 @@ def suffixed(system_id: str, machine: Machine) -> str | None:
         return None
     base, suffix = (system_id.removesuffix(short), long) if system_id.endswith(short) else (system_id, short)
     return naming.check_system_id(base[: naming.LONGEST_MADE - len(suffix)].rstrip("-") + suffix)
+
+
+def is_decided(notes: Mapping[str, str], system_id: str) -> bool:
+    """Say whether a ledger's notes have a confirmed claim of this system id on any target."""
+    kept = (Claim.noted(text) for key, text in notes.items() if key.startswith(NOTE) and key.endswith(f" {system_id}"))
+    return any(claim.confirmed for claim in kept if claim is not None)
+
+
+def without_claims(notes: Mapping[str, str]) -> dict[str, str]:
+    """Return the other notes."""
+    return {key: text for key, text in notes.items() if not key.startswith(NOTE)}
 
 
 def _matching(pattern: re.Pattern[str], text: str) -> str:

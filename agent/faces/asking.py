@@ -7,13 +7,13 @@ it breaks, a note in the spool asks, and the ledger has the result. The ask has 
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 import structlog
 
 from agent.domain import naming
-from agent.domain.errors import AlreadyRunning, SettingsError, StateError
+from agent.domain.errors import AlreadyRunning, SettingsError, StateError, SystemIdTaken
 from agent.domain.events import SyncAsked, SyncProgress, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.route import AUTO, MANUAL
@@ -79,6 +79,8 @@ class Asking:
         enable_fallback: bool = True,
         upload_reflections: bool = True,
         upload_knowledge_graph: bool = True,
+        take_over: bool = False,
+        new_target: bool = False,
     ) -> Self:
         """Make the state directory where there is none, and the question. Nothing is synced yet.
 
@@ -97,6 +99,8 @@ class Asking:
             enable_fallback=enable_fallback,
             upload_reflections=upload_reflections,
             upload_knowledge_graph=upload_knowledge_graph,
+            take_over=take_over,
+            new_target=new_target,
         )
         return cls(home, identity, ask)
 
@@ -192,6 +196,16 @@ class Asking:
         return ""
 
     async def _here(self, hear: Hear) -> SyncResult:
+        """Sync; under another system id where another machine owns the default one."""
+        asking = self
+        while True:
+            try:
+                return await asking._once(hear)
+            except SystemIdTaken as taken:
+                identity = await asyncio.to_thread(self.home.rename, taken)
+                asking = replace(asking, identity=identity, ask=replace(asking.ask, system_id=identity.system_id))
+
+    async def _once(self, hear: Hear) -> SyncResult:
         async def listen(message: Message) -> None:
             if isinstance(message.event, SyncProgress):
                 hear(message.event)

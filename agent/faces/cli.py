@@ -80,6 +80,17 @@ def run(data_dir: DataDir = None, state_dir: StateDir = None, settings: Settings
 def sync(
     method: Annotated[Method, typer.Option(help="How to deliver; auto follows the settings.")] = Method.AUTO,
     no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Fail instead of trying the next method.")] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Own the uploads of this system id from now on, in place of the machine or state directory that does.",
+        ),
+    ] = False,
+    new_target: Annotated[
+        bool,
+        typer.Option("--new-target", help="The disk, directory or bucket was replaced on purpose: upload everything."),
+    ] = False,
     as_json: AsJson = False,
     data_dir: DataDir = None,
     state_dir: StateDir = None,
@@ -89,7 +100,16 @@ def sync(
     from agent.faces.sync import sync_once  # noqa: PLC0415 - what only this command needs
 
     loaded = load_settings(data_dir, state_dir, settings, quiet=True)
-    finish(sync_once(loaded.settings, method=method.value, enable_fallback=not no_fallback, as_json=as_json))
+    finish(
+        sync_once(
+            loaded.settings,
+            method=method.value,
+            enable_fallback=not no_fallback,
+            take_over=take_over,
+            new_target=new_target,
+            as_json=as_json,
+        )
+    )
 
 
 @app.command()

@@ -28,9 +28,10 @@ async def prune_once(settings: Settings, rules: KeepRules, *, dry_run: bool, as_
     """
     home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
+    machine = await asyncio.to_thread(home.machine)
     ledger = await home.read_ledger() if await home.has_ledger() else None
     try:
-        async with prune_here(settings, identity, rules, home.clock, ledger) as here:
+        async with prune_here(settings, identity, machine, rules, home.clock, ledger) as here:
             pruning, spared = here.pruning, here.spared
             plan = await pruning.plan(spared)
             held = Pruned(kept=len(plan.kept)) if plan.held else None

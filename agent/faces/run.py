@@ -6,6 +6,7 @@ Other settings build a new agent; with the same ones, stores, servers and buses 
 import asyncio
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 import structlog
@@ -13,7 +14,7 @@ import structlog
 from agent import wiring
 from agent.application.agent import Agent
 from agent.application.desk import Desk
-from agent.domain.errors import AkoshaError, LedgerDamaged, SettingsError
+from agent.domain.errors import AkoshaError, LedgerDamaged, SettingsError, SystemIdTaken
 from agent.domain.events import SyncAsked
 from agent.faces import logs
 from agent.faces.control import serving
@@ -100,12 +101,16 @@ class _Life:
                 except asyncio.CancelledError:
                     self.left_over = await agent.unanswered()
                     raise
+                except ExceptionGroup as group:
+                    if group.subgroup(SystemIdTaken):
+                        self.left_over = await agent.unanswered()
+                    raise
         except* AkoshaError as group:
             raise first_of(group) from group
 
 
 class _Succession:
-    """One agent after the other: each time that the settings have changed."""
+    """One agent after the other: each time that the settings, or a default system id, have changed."""
 
     def __init__(self, loading: Callable[[], Loaded], supervisor: Supervisor) -> None:
         self._loading, self._supervisor, self._counts = loading, supervisor, metering()
@@ -130,6 +135,10 @@ class _Succession:
                     raise
                 await life.end()
                 self._ledger_replaced = await asyncio.to_thread(wiring.Home.of(life.settings).set_ledger_aside, error)
+                new = life.settings
+            except SystemIdTaken as taken:
+                identity = await asyncio.to_thread(wiring.Home.of(life.settings).rename, taken)
+                life.left_over = [replace(ask, system_id=identity.system_id) for ask in life.left_over]
                 new = life.settings
             except AkoshaError as error:
                 if life.works or before is None:

@@ -13,11 +13,13 @@ from agent.application.state_disk import disk_warning
 from agent.application.status import Status, describe
 from agent.domain.databases import Survey
 from agent.domain.errors import SnapshotError
+from agent.domain.identity import Identity
 from agent.domain.states import TargetRecord
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Standing
 from agent.settings import Settings
 from agent.wiring import RUN, Home
+from agent.wiring.methods import object_store
 
 AGENT_STOPPED, AGENT_SILENT = "agent_stopped", "agent_silent"
 """Codes of the warnings about an agent that holds the state directory and does not answer."""
@@ -143,7 +145,20 @@ async def _seen(home: Home) -> View:
         notes=notes,
         results_waiting=results_waiting,
         running=holder is not None and holder.command == RUN,
-        warnings=(*((full,) if full else ()), *await home.unattended()),
+        warnings=(*((full,) if full else ()), *await _computed(home, identity), *await home.unattended()),
+        default_system_id=identity.is_default,
     )
     running = None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
     return View(status, running, problem)
+
+
+async def _computed(home: Home, identity: Identity) -> tuple[StatusWarning, ...]:
+    """Return what a look at the target's directory says; a bucket is not asked for a status."""
+    if home.settings.directory is None:
+        return ()
+    store = object_store(home.settings)
+    try:
+        async with home.ownership(identity, store) as ownership:
+            return await ownership.warnings()
+    finally:
+        await store.aclose()

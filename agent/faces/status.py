@@ -37,7 +37,8 @@ def _print(view: View, settings: Settings) -> None:
     status, ground = view.status, view.ground or Ground.of(settings)
     console = line_console()
     console.print(f"agent      {_who(view)}")
-    console.print(f"system     {status.system_id}")
+    undecided = "  (the cloud target may add a suffix at the first upload)" if status.system_id_undecided else ""
+    console.print(f"system     {status.system_id}{undecided}")
     console.print(f"databases  {ground.data_dir}")
     if view.running and status.notes.get("watcher"):
         console.print(f"watching   {status.notes['watcher']}")

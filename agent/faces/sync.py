@@ -17,9 +17,19 @@ from agent.faces.results import contract, sentence
 from agent.settings import Settings
 
 
-async def sync_once(settings: Settings, *, method: str, enable_fallback: bool, as_json: bool) -> int:
+async def sync_once(
+    settings: Settings,
+    *,
+    method: str,
+    enable_fallback: bool,
+    as_json: bool,
+    take_over: bool = False,
+    new_target: bool = False,
+) -> int:
     """Sync and print the result. Returns 0 (uploaded or unchanged) or 1 (failed)."""
-    asking = await Asking.prepare(settings, method=method, enable_fallback=enable_fallback)
+    asking = await Asking.prepare(
+        settings, method=method, enable_fallback=enable_fallback, take_over=take_over, new_target=new_target
+    )
     with _progress_bar() as show:
         result = await asking.result(hear=show, says=_say)
     if as_json:

@@ -36,6 +36,9 @@ async def verify(
     identity = await asyncio.to_thread(home.prepare)
     system_id = await system_of(home, system)
     async with archive_of(settings, system_id) as archive:
+        if system_id == identity.system_id:
+            async with home.ownership(identity, archive.store) as ownership, archive.moving():
+                await ownership.check_mounted()
         uploads = await archive.ids() if everything else []
         uploads = uploads or [await archive.resolve(LATEST if which is None else which)]
         async with _looking(home, archive, deep=deep) as verification:

@@ -3,12 +3,15 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+
+import structlog
 
 from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.duckdb_files import DuckdbSnapshotTaker, Warm
+from agent.adapters.machine_id import machine_id
 from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.sqlite_ledger import SqliteLedger, is_made
 from agent.adapters.state_directory import Holder, StateDirectory, is_stopped
@@ -19,6 +22,7 @@ from agent.adapters.watcher import DirectoryWatcher
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.agent import Agent
 from agent.application.metering import MeteredTaker
+from agent.application.ownership import Ownership
 from agent.application.progress import Footing
 from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
@@ -29,23 +33,26 @@ from agent.application.status_warnings import notes_waiting
 from agent.application.uploader import Uploader
 from agent.application.wake import Wake
 from agent.domain.databases import database_of
-from agent.domain.errors import LedgerDamaged, SnapshotError
+from agent.domain.errors import LedgerDamaged, SnapshotError, SystemIdTaken
 from agent.domain.events import Event, SyncAsked
 from agent.domain.identity import Identity
 from agent.domain.naming import sanitise_system_id
+from agent.domain.owner import Machine
 from agent.domain.route import RetryRules
 from agent.domain.states import Target, TargetRecord
 from agent.domain.status_warning import StatusWarning
-from agent.ports import Clock, Ledger, Meter, Responder, SnapshotTaker, Supervisor, Unmetered
+from agent.ports import Clock, Ledger, Meter, ObjectStore, Responder, SnapshotTaker, Supervisor, Unmetered
 from agent.settings import Settings
-from agent.wiring.archive import verifying, verifying_weekly
+from agent.wiring.archive import ownership_of, verifying, verifying_weekly
 from agent.wiring.buses import run_buses, single_sync_buses
 from agent.wiring.ledger import aside_if_damaged, open_for_holder, set_ledger_aside
-from agent.wiring.methods import MEBIBYTE, sync_methods, targets_of
+from agent.wiring.methods import MEBIBYTE, cloud_of, sync_methods, targets_of
 from agent.wiring.pruning import prune_rounds
 
 RUN = "run"
 """The command of the holder that is an agent."""
+
+_log = structlog.get_logger()
 
 LEDGER_EVENT_BYTES = 16 * MEBIBYTE
 """What the agent itself wrote, it must be able to read: a result may name hundreds of files."""
@@ -86,6 +93,12 @@ class Home:
         if known is None or (self.settings.system_id and not runs):
             return self
         return Home.of(self.settings.model_copy(update={"system_id": known}))
+
+    def rename(self, taken: SystemIdTaken) -> Identity:
+        """Take another default system id, because another machine owns this one. Blocks. Raises StateError."""
+        self.state.rename(taken.instead)
+        _log.warning("system_id_suffixed", system_id=taken.instead, why=taken.message, hint=taken.hint)
+        return self.prepare()
 
     def lock(self, command: str, *, patient: bool = True) -> AbstractContextManager[None]:
         """Hold the state directory for as long as the block runs. Raises AlreadyRunning; not `patient`, at once.
@@ -166,6 +179,27 @@ class Home:
         """Return what looks at, and copies, the databases. `warm`: where children wait for who reads the copies."""
         return DuckdbSnapshotTaker(self.settings.agent_data_dir, self.state.staging, clock=self.clock, warm=warm)
 
+    def machine(self) -> Machine:
+        """Return this machine, as the owner of uploads. Blocks. Raises StateError."""
+        data_dir = self.settings.agent_data_dir.resolve()
+        return Machine.of(machine_id(self.state.path), data_dir, socket.gethostname())
+
+    @asynccontextmanager
+    async def ownership(self, identity: Identity, store: ObjectStore) -> AsyncIterator[Ownership]:
+        """Return the ownership of this agent's uploads in the cloud target, beside an agent that may run.
+
+        Raises StateError.
+        """
+        machine = await asyncio.to_thread(self.machine)
+        ledger = await self.read_ledger() if await self.has_ledger() else None
+        ownership = ownership_of(self.settings, identity, machine, store, ledger, self.clock, keeps_warning=False)
+        try:
+            yield ownership
+        finally:
+            await ownership.aclose()
+            if ledger is not None:
+                await ledger.aclose()
+
     def targets(self, identity: Identity) -> dict[str, Target]:
         """Return the targets of all methods that can be asked for, by method."""
         return targets_of(self.settings, identity.system_id)
@@ -218,6 +252,7 @@ async def build(
         bus, control = await run_buses(settings, name, clock)
         results_bus = bus
     try:
+        machine = await asyncio.to_thread(home.machine)
         ledger = await home.open_ledger()
     except BaseException:
         await asyncio.gather(bus.aclose(), results_bus.aclose())
@@ -227,7 +262,7 @@ async def build(
     recorder = Recorder(ledger, results_bus, clock, meter)
     requests = Requests(identity, bus, ledger)
     footing = Footing()
-    methods = sync_methods(settings, home.state, identity, taker, warm, ledger, clock, footing)
+    methods = sync_methods(settings, home.state, identity, taker, warm, ledger, clock, machine, footing)
     flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue[Exception]()
     unreachable: set[str] = set()
     return Agent(
@@ -287,7 +322,10 @@ async def build(
         supervisor=supervisor,
         surroundings=None if single_sync else MachineSurroundings(clock),
         footing=footing,
-        verifying=None if single_sync else verifying(settings, identity.system_id, clock),
-        verifying_weekly=None if single_sync else verifying_weekly(settings, home.state, identity.system_id, clock),
+        verifying=None if single_sync else verifying(settings, identity, machine, ledger, clock),
+        verifying_weekly=None
+        if single_sync
+        else verifying_weekly(settings, home.state, identity, machine, ledger, clock),
+        warnings=cloud.ownership.warnings if (cloud := cloud_of(methods)) else None,
         left_over=left_over,
     )

@@ -11,11 +11,15 @@ from agent.adapters.scratch import scratch
 from agent.adapters.state_directory import StateDirectory
 from agent.application.archive import Archive
 from agent.application.deep_look import DeepMeans
+from agent.application.ownership import Ownership
 from agent.application.verification import Verification
 from agent.domain.errors import SettingsError
-from agent.ports import Clock
+from agent.domain.identity import Identity
+from agent.domain.owner import Machine
+from agent.domain.route import CLOUD
+from agent.ports import Clock, Ledger, ObjectStore
 from agent.settings import Settings
-from agent.wiring.methods import object_store
+from agent.wiring.methods import object_store, targets_of
 
 VERIFYING = "verifying"
 """Where a deep look has its files, in the state directory."""
@@ -41,33 +45,63 @@ async def archive_of(settings: Settings, system_id: str) -> AsyncIterator[Archiv
 
 
 def verifying(
-    settings: Settings, system_id: str, clock: Clock
+    settings: Settings, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
 ) -> Callable[[], AbstractAsyncContextManager[Verification]] | None:
-    """Return what opens a shallow look at the uploads of a system; None where the agent is not to look by itself."""
+    """Return what opens a shallow look at this agent's uploads; None where the agent is not to look by itself.
+
+    Opening raises NotOwner where the target is not, or no longer, this agent's: what is missing there is not damage.
+    """
     if not (settings.agent_verify_hours and settings.cloud_configured):
         return None
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[Verification]:
-        async with archive_of(settings, system_id) as archive:
+        async with archive_of(settings, identity.system_id) as archive:
+            async with archive.moving():
+                await ownership_of(settings, identity, machine, archive.store, ledger, clock).check(uploads=False)
             yield Verification(archive, clock)
 
     return opening
 
 
 def verifying_weekly(
-    settings: Settings, state: StateDirectory, system_id: str, clock: Clock
+    settings: Settings, state: StateDirectory, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
 ) -> Callable[[], AbstractAsyncContextManager[Verification]] | None:
-    """Return what opens a deep look; None where the agent is not to look deep by itself."""
-    if not settings.agent_deep_verify_mb or verifying(settings, system_id, clock) is None:
+    """Return what opens a deep look; None where the agent is not to look deep by itself. Opening raises NotOwner."""
+    if not settings.agent_deep_verify_mb or verifying(settings, identity, machine, ledger, clock) is None:
         return None
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[Verification]:
-        async with archive_of(settings, system_id) as archive, verifying_deep(archive, state, clock) as verification:
-            yield verification
+        async with archive_of(settings, identity.system_id) as archive:
+            async with archive.moving():
+                await ownership_of(settings, identity, machine, archive.store, ledger, clock).check(uploads=False)
+            async with verifying_deep(archive, state, clock) as verification:
+                yield verification
 
     return opening
+
+
+def ownership_of(
+    settings: Settings,
+    identity: Identity,
+    machine: Machine,
+    store: ObjectStore,
+    ledger: Ledger | None,
+    clock: Clock,
+    *,
+    keeps_warning: bool = True,
+) -> Ownership:
+    """Return the ownership of this agent's uploads in a store. Not `keeps_warning`: the ledger is only read."""
+    return Ownership(
+        store=store,
+        target=targets_of(settings, identity.system_id)[CLOUD],
+        identity=identity,
+        machine=machine,
+        ledger=ledger,
+        clock=clock,
+        keeps_warning=keeps_warning,
+    )
 
 
 @asynccontextmanager

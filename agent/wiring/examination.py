@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
@@ -212,11 +213,14 @@ class Examination:
     async def probe(self) -> Probed:
         """Put a small object, read, list and delete it. Raises StoreError for the first that fails, but deleting.
 
-        Its key is none that Akosha's scan, or ours, takes for an upload's: they lie below `uploads/`.
+        Its key is none that Akosha's scan, or ours, takes for an upload's: they lie below `uploads/`. Nothing is put
+        where another machine owns the system id, or the directory's disk is not mounted (NotOwner).
         """
-        store, key = self._bucket(), f"systems/{(await self.identity()).system_id}/{PROBE_NAME}"
+        store = self._bucket()
         if not await store.is_available():
             raise StoreError(f"{store.location} cannot be reached", hint=_reach(self.settings), transient=True)
+        async with self.home.ownership(await self.identity(), store) as ownership:
+            key = f"systems/{await ownership.system_id()}/{PROBE_NAME}"
         if await aside(self._is_to_be_made):
             return Probed(made=False)
         sent = f"akosha-agent doctor was here: {secrets.token_hex(16)}\n".encode()
@@ -299,7 +303,11 @@ class Examination:
             agent_id, system_id = str(kept["agent_id"]), check_system_id(str(kept["system_id"]))
         if self.settings.system_id:
             system_id = sanitise_system_id(self.settings.system_id)
-        return Identity(agent_id=agent_id, system_id=system_id or sanitise_system_id(socket.gethostname()))
+        return Identity(
+            agent_id=agent_id,
+            system_id=system_id or sanitise_system_id(socket.gethostname()),
+            is_default=not self.settings.system_id,
+        )
 
     async def _prefix(self) -> str:
         return uploads_prefix((await self.identity()).system_id)
@@ -346,5 +354,6 @@ async def _pieces(data: bytes) -> AsyncIterator[bytes]:
 
 def _reach(settings: Settings) -> str:
     if settings.directory is not None:
-        return f"mount or make {settings.directory.parent}, or set akosha_cloud_endpoint"
+        made = settings.directory / settings.cloud_bucket
+        return f"mount it, or make the directory: mkdir -p {shlex.quote(str(made))}; or set akosha_cloud_endpoint"
     return "check the network, akosha_cloud_endpoint, and HTTPS_PROXY where there is a proxy"

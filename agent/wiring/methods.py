@@ -1,5 +1,6 @@
 """From settings to the methods: what delivers, and what it is made of."""
 
+from collections.abc import Mapping
 from datetime import tzinfo
 
 from agent.adapters.akosha_mcp import AkoshaSink
@@ -18,6 +19,7 @@ from agent.application.pace import Pace, PacedSink, PacedStore
 from agent.application.progress import Footing
 from agent.application.roaming import Undaunted
 from agent.domain.identity import Identity
+from agent.domain.owner import Machine
 from agent.domain.route import CLOUD, HTTP
 from agent.domain.states import Target
 from agent.ports import Clock, Ledger, MemoryReader, ObjectStore, SnapshotTaker, SyncMethod
@@ -87,6 +89,7 @@ def sync_methods(
     warm: Warm,
     ledger: Ledger,
     clock: Clock,
+    machine: Machine,
     footing: Footing | None = None,
 ) -> dict[str, SyncMethod]:
     """Return the methods by name, those of the targets. `warm`: where the taker's children wait to read its copies.
@@ -114,8 +117,17 @@ def sync_methods(
         store = object_store(settings, pace)
         if isinstance(store, S3Store):
             footing.keeps(store)
-        methods[CLOUD] = _cloud(settings, targets[CLOUD], state, identity, store, taker, reader, ledger, clock, footing)
+        methods[CLOUD] = _cloud(
+            settings, targets[CLOUD], state, identity, store, taker, reader, ledger, clock, machine, footing
+        )
     return {name: Undaunted(method) for name, method in methods.items()}
+
+
+def cloud_of(methods: Mapping[str, SyncMethod]) -> CloudSync | None:
+    """Return the cloud method itself, None where there is none."""
+    cloud = methods.get(CLOUD)
+    cloud = cloud.method if isinstance(cloud, Undaunted) else cloud
+    return cloud if isinstance(cloud, CloudSync) else None
 
 
 def _cloud(
@@ -128,6 +140,7 @@ def _cloud(
     reader: MemoryReader,
     ledger: Ledger,
     clock: Clock,
+    machine: Machine,
     footing: Footing,
 ) -> CloudSync:
     return CloudSync(
@@ -145,6 +158,7 @@ def _cloud(
         ),
         ledger=ledger,
         clock=clock,
+        machine=machine,
         chunk_bytes=settings.chunk_size_mb * MEBIBYTE,
         deduplicate=settings.enable_deduplication,
         ingestion_markers=settings.ingestion_markers,

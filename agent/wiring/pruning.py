@@ -5,18 +5,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from agent.application.archive import Archive
-from agent.application.cloud_sync import CloudSync
 from agent.application.prune_rounds import PruneRounds
 from agent.application.pruning import Pruning, spared_by
 from agent.application.recorder import Recorder
-from agent.application.roaming import Undaunted
 from agent.domain.identity import Identity
+from agent.domain.owner import Machine
 from agent.domain.retention import KeepRules
 from agent.domain.route import CLOUD
 from agent.ports import Clock, Ledger, SyncMethod
 from agent.settings import Settings
-from agent.wiring.archive import archive_of
-from agent.wiring.methods import targets_of
+from agent.wiring.archive import archive_of, ownership_of
+from agent.wiring.methods import cloud_of, targets_of
 
 
 def keep_rules(settings: Settings) -> KeepRules:
@@ -38,13 +37,12 @@ def prune_rounds(
     clock: Clock,
 ) -> PruneRounds | None:
     """Return what prunes after uploads, in the store that they go to; None where that is switched off, or none go."""
-    cloud = methods.get(CLOUD)
-    cloud = cloud.method if isinstance(cloud, Undaunted) else cloud
-    if not settings.agent_prune or not isinstance(cloud, CloudSync):
+    cloud = cloud_of(methods)
+    if not settings.agent_prune or cloud is None:
         return None
     archive = Archive(cloud.store, identity.system_id, standstill_seconds=settings.upload_timeout_seconds)
     return PruneRounds(
-        Pruning(archive, keep_rules(settings), clock),
+        Pruning(archive, keep_rules(settings), clock, cloud.ownership.check),
         target=cloud.target,
         identity=identity,
         ledger=ledger,
@@ -63,11 +61,20 @@ class PruneHere:
 
 @asynccontextmanager
 async def prune_here(
-    settings: Settings, identity: Identity, rules: KeepRules, clock: Clock, ledger: Ledger | None
+    settings: Settings,
+    identity: Identity,
+    machine: Machine,
+    rules: KeepRules,
+    clock: Clock,
+    ledger: Ledger | None,
 ) -> AsyncIterator[PruneHere]:
-    """Open the bucket for as long as the block runs. Raises SettingsError where there is none, StateError."""
+    """Open the bucket for as long as the block runs. Raises SettingsError where there is none, StateError.
+
+    `ledger` is open for reading, None where there is none yet. Only this agent's uploads are pruned (NotOwner).
+    """
     async with archive_of(settings, identity.system_id) as archive:
         spared: dict[str, str] = {}
         if ledger is not None:
             spared = spared_by(await ledger.record(targets_of(settings, identity.system_id)[CLOUD]))
-        yield PruneHere(Pruning(archive, rules, clock), spared)
+        ownership = ownership_of(settings, identity, machine, archive.store, ledger, clock, keeps_warning=False)
+        yield PruneHere(Pruning(archive, rules, clock, ownership.check), spared)

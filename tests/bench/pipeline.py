@@ -17,6 +17,7 @@ from agent.application.memory_delta import MemoryDelta
 from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
+from agent.domain.owner import Machine
 from agent.domain.route import CLOUD, MANUAL
 from agent.domain.states import Target
 from agent.ports import Delivered, ObjectStore
@@ -59,6 +60,7 @@ async def upload(data_dir: Path, state_dir: Path, store: ObjectStore) -> Manifes
             ),
             ledger=ledger,
             clock=clock,
+            machine=Machine.of("bench", data_dir, ""),
             chunk_bytes=PART_BYTES,
             deduplicate=True,
             ingestion_markers=False,

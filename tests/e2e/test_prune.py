@@ -22,11 +22,14 @@ KEEP_TWO = ("--keep-last", "2", "--keep-daily", "0", "--keep-weekly", "0", "--ke
 PREFIX = f"systems/{LAPTOP}/uploads"
 
 
-def fill(store, count=5, *, system_id=LAPTOP):
-    """Put an upload of each of the last days into a store. Returns their ids, the newest first."""
+def fill(store, count=5, *, system_id=LAPTOP, of=None):
+    """Put an upload of each of the last days into a store. Returns their ids, the newest first. `of`: the owner."""
     ids = uploads.days(count, system_id, newest=datetime.now(UTC) - timedelta(days=1))
 
     async def work():
+        if of is not None:
+            owner = of.owner(system_id)
+            await store.create(owner.key, owner.encode())
         for upload in ids:
             await uploads.put(store, upload, system_id)
         await store.aclose()
@@ -52,7 +55,7 @@ def machine(tmp_path):
 
 def test_a_dry_run_says_what_would_go_and_why_the_rest_stays_and_a_prune_does_it(machine):
     store = DirectoryStore(machine.bucket)
-    ids, others = fill(store), fill(store, 3, system_id="other")
+    ids, others = fill(store, of=machine), fill(store, 3, system_id="other")
     left = (
         machine.bucket / PREFIX / uploads.upload_id(datetime.now(UTC) - timedelta(days=9), LAPTOP) / "reflection.duckdb"
     )
@@ -82,7 +85,7 @@ def test_a_dry_run_says_what_would_go_and_why_the_rest_stays_and_a_prune_does_it
 
 def test_a_prune_before_and_after_syncs_leaves_the_newest_to_build_on(machine):
     """What the ledger names stays, so the sync after a prune copies on the store's side, and all is whole."""
-    fill(DirectoryStore(machine.bucket))
+    fill(DirectoryStore(machine.bucket), of=machine)
     machine.write(commits=5, entities=2)
     machine.set(agent_keep_last=1, agent_keep_daily=0, agent_keep_weekly=0, agent_keep_monthly=0)
     first = machine.sync()
@@ -101,7 +104,7 @@ def test_a_prune_before_and_after_syncs_leaves_the_newest_to_build_on(machine):
 
 
 def test_the_running_agent_prunes_by_itself_and_not_where_that_is_switched_off(machine):
-    fill(DirectoryStore(machine.bucket))
+    fill(DirectoryStore(machine.bucket), of=machine)
     machine.write(commits=5)
     machine.set(agent_keep_last=2, agent_keep_daily=0, agent_keep_weekly=0, agent_keep_monthly=0, agent_prune="false")
     machine.sync()
@@ -133,7 +136,7 @@ def bucket(moto, tmp_path, aws):
 
 def test_where_deleting_is_denied_the_command_shows_a_lifecycle_rule_each_time_and_exits_with_1(bucket):
     machine, front, store = bucket
-    ids = fill(store(), 4)
+    ids = fill(store(), 4, of=machine)
     for operation in ("delete_object", "delete_objects"):
         front.on(operation, refuse(403, "AccessDenied"))
     for _ in range(2):
@@ -151,7 +154,7 @@ def test_where_deleting_is_denied_the_command_shows_a_lifecycle_rule_each_time_a
 @pytest.mark.parametrize("batch", ["the manifests", "the objects"])
 def test_killed_while_a_batch_is_on_its_way_nothing_looks_whole_that_is_not(bucket, batch):
     machine, front, store = bucket
-    ids, gate = fill(store(), 14), Gate()
+    ids, gate = fill(store(), 14, of=machine), Gate()
     if batch == "the objects":
         front.on("delete_objects", lambda _, forward: forward(), times=1)
     front.on("delete_objects", gate.hold(), times=1)
@@ -170,7 +173,7 @@ def test_killed_while_a_batch_is_on_its_way_nothing_looks_whole_that_is_not(buck
 def test_a_cloned_repository_neither_erases_the_archive_nor_reaches_into_anothers(machine):
     """Its ./settings names other rules of keeping, another system and a key: a sync started there ignores them."""
     store = DirectoryStore(machine.bucket)
-    ids, others = fill(store, 4), fill(store, 4, system_id="victim")
+    ids, others = fill(store, 4, of=machine), fill(store, 4, system_id="victim")
     machine.set(system_id=None)
     user = machine.home / ".claude" / "settings" / "local.yaml"
     user.parent.mkdir(parents=True)

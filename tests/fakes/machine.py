@@ -15,9 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from agent.adapters.machine_id import machine_id
+from agent.domain.owner import Machine as HashedMachine, Owner
 from agent.settings.sources import variable
 from tests.fakes import zygote
 from tests.fakes.session_buddy import GRAPH, REFLECTION, create
@@ -235,6 +238,11 @@ class Machine:
         done = self.call("events", "--json")
         assert (done.code, done.err) == (0, ""), done.err
         return [json.loads(line) for line in done.out.splitlines()]
+
+    def owner(self, system_id: str = "laptop") -> Owner:
+        """Return what another agent of this machine and data directory has put as owner.json."""
+        machine = HashedMachine.of(machine_id(self.state), self.data.resolve(), "here")
+        return Owner.new(system_id, machine, "1" * 32, datetime.now(UTC))
 
     @property
     def manifests(self) -> list[dict]:

@@ -106,6 +106,11 @@ class Rig:
         return [entry["metadata"]["original_id"] for entry in entries]
 
     @property
+    def objects(self) -> set[str]:
+        """The keys of all that is of uploads, or beside them: what remains without owner.json."""
+        return {*self.kept.objects} - {naming.owner_key("laptop")}
+
+    @property
     def manifests(self) -> list[Manifest]:
         keys = sorted(key for key in self.kept.objects if key.endswith("/manifest.json"))
         return [Manifest.decode(self.kept.objects[key][0]) for key in keys]
@@ -146,20 +151,21 @@ async def test_the_first_upload_is_whole_and_its_manifest_came_last(rig):
     assert isinstance(result, SyncSucceeded)
     memories, last = rig.store.keys("put")[-2:]
     assert (memories, last) == (rig.manifests[0].memories.key, result.manifest_key)
-    assert set(result.files_uploaded) == set(rig.kept.objects)
+    assert set(result.files_uploaded) == rig.objects
     (manifest,) = rig.manifests
     assert rig.origins(manifest) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
     assert manifest.rows["reflection"] == {"conversations_v2": 30, "reflections_v2": 30}
     rig.assert_whole()
 
 
-async def test_a_second_sync_without_a_change_sends_nothing_and_asks_for_nothing_but_leftovers(rig):
+async def test_a_second_sync_without_a_change_sends_nothing_and_asks_for_nothing_but_owner_and_leftovers(rig):
     await rig.sync()
     calls = len(rig.store.calls)
     result = await rig.sync()
     assert isinstance(result, SyncSkipped)
     asked = rig.store.calls[calls:]
-    assert {call for call, _ in asked} <= {"is_available", "sweep", "head", "aclose"}
+    assert {call for call, _ in asked} <= {"is_available", "sweep", "get", "head", "aclose"}
+    assert [key for call, key in asked if call == "get"] == ["systems/laptop/owner.json"], "is it still ours?"
     assert [key for call, key in asked if call == "head"] == [rig.manifests[0].key], "is it still there?"
 
 
@@ -390,13 +396,13 @@ async def test_what_others_have_begun_is_left_alone_for_a_day_and_ones_own_lefto
     rig.store.fail("put", StoreError("403"), key="reflection.duckdb", times=2)
     await rig.sync()
     assert asked == [(PREFIX, True)]
-    begun = naming.upload_of(next(iter(rig.kept.objects)))
+    begun = naming.upload_of(next(iter(rig.objects)))
     for change in (lambda: None, rig.commit):  # gone on with, and overtaken by a change
         asked.clear()
         change()
         await rig.sync()
         assert asked[:2] == [(f"{PREFIX}{begun}/", None), (PREFIX, True)]
-    assert {naming.upload_of(key) for key in rig.kept.objects} == {rig.manifests[0].upload_id} != {begun}
+    assert {naming.upload_of(key) for key in rig.objects} == {rig.manifests[0].upload_id} != {begun}
     asked.clear()
     await rig.sync()
     assert asked == [(PREFIX, True)]
@@ -445,17 +451,17 @@ async def test_an_upload_that_was_given_up_goes_on_under_its_id_and_sends_nothin
     assert isinstance(await rig.sync(), SyncFailed)
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
-    assert {naming.upload_of(key) for key in rig.kept.objects} == {result.upload_id}
+    assert {naming.upload_of(key) for key in rig.objects} == {result.upload_id}
     assert sum(key.endswith("knowledge_graph.duckdb") for key in rig.store.keys("put")) == 1
 
 
 async def test_an_upload_that_was_given_up_and_overtaken_by_a_change_leaves_no_objects(rig):
     rig.store.fail("put", StoreError("403"), key="reflection.duckdb")
     assert isinstance(await rig.sync(), SyncFailed)
-    assert rig.kept.objects
+    assert rig.objects
     rig.commit("reflection")
     result = await rig.sync()
-    assert {naming.upload_of(key) for key in rig.kept.objects} == {result.upload_id}
+    assert {naming.upload_of(key) for key in rig.objects} == {result.upload_id}
 
 
 async def test_where_deleting_is_not_permitted_leftovers_stay_and_nothing_else_suffers(rig):
@@ -488,7 +494,8 @@ async def test_a_part_that_was_damaged_in_the_bucket_is_sent_again_not_passed_on
 
 async def test_from_an_emptied_bucket_everything_is_sent_again_when_somebody_asks(rig):
     await rig.sync()
-    rig.kept.objects.clear()
+    for key in rig.objects:
+        del rig.kept.objects[key]
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
     assert set(rig.origins(rig.manifests[-1]).values()) == {"sent"}
@@ -559,7 +566,7 @@ async def test_a_ledger_that_cannot_be_written_ends_a_single_sync_with_its_error
     monkeypatch.setattr(wiring.SqliteLedger, "begin", full)
     with pytest.raises(StateError, match="the disk is full"):
         await rig.sync()
-    assert rig.kept.objects == {}, "nothing is put before the intent is written"
+    assert rig.objects == set(), "nothing is put before the intent is written"
 
 
 async def test_rows_that_could_not_be_counted_are_not_told_from_before(rig):
@@ -714,7 +721,7 @@ async def test_an_upload_overtaken_by_a_change_delivers_none_of_its_memories(rem
     (only,) = remembering.manifests
     assert only.memories.count == 72
     assert only.memories.bases == {"knowledge_graph": None, "reflection": None}
-    assert {naming.upload_of(key) for key in remembering.kept.objects} == {only.upload_id}
+    assert {naming.upload_of(key) for key in remembering.objects} == {only.upload_id}
 
 
 async def test_memories_that_cannot_be_put_make_no_upload(rig):
@@ -726,7 +733,8 @@ async def test_memories_that_cannot_be_put_make_no_upload(rig):
 
 async def test_from_an_emptied_bucket_or_with_a_lost_ledger_all_memories_are_sent_again(remembering):
     await remembering.sync()
-    remembering.kept.objects.clear()
+    for key in remembering.objects:
+        del remembering.kept.objects[key]
     await remembering.sync()
     assert remembering.manifests[-1].memories.count == 71
     assert set(remembering.manifests[-1].memories.bases.values()) == {None}
@@ -756,7 +764,7 @@ async def test_markers_of_an_ingestion_are_written_when_the_upload_is_whole(rig)
 
 async def test_without_the_setting_there_are_no_markers(rig):
     result = await rig.sync()
-    assert rig.kept.objects.keys() == {*result.files_uploaded}
+    assert rig.objects == {*result.files_uploaded}
 
 
 async def verified(rig, upload: str):
@@ -804,10 +812,11 @@ async def test_a_machine_that_takes_anothers_place_sends_what_was_made_one_file_
         await rig.sync()
     assert "reflection.duckdb.wal" in rig.origins(rig.manifests[-1])
     await restored_elsewhere(rig, "new")
-    result = await rig.sync()
+    assert isinstance(await rig.sync(), SyncFailed), "the old machine may still run"
+    result = await rig.sync(take_over=True)
     assert isinstance(result, SyncSucceeded)
     assert rig.origins(rig.manifests[-1]) == {"knowledge_graph.duckdb": "copied", "reflection.duckdb": "sent"}
     rig.assert_whole()
     await restored_elsewhere(rig, "newest")
-    assert isinstance(await rig.sync(), SyncSkipped), "nothing had a WAL any more"
+    assert isinstance(await rig.sync(take_over=True), SyncSkipped), "nothing had a WAL any more"
     assert len(rig.manifests) == 2

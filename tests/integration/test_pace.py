@@ -36,7 +36,9 @@ async def wired(tmp_path) -> AsyncIterator:
         )
         home = Home.of(settings)
         ledgers.append(ledger := await SqliteLedger.open(tmp_path / "ledger", codec, clock=clock))
-        methods = sync_methods(settings, home.state, Identity("a", "mac"), home.taker(), Warm(), ledger, clock, footing)
+        methods = sync_methods(
+            settings, home.state, Identity("a", "mac"), home.taker(), Warm(), ledger, clock, home.machine(), footing
+        )
         cloud, http = methods["cloud"]._method, methods["http"]._method
         return cloud._store, http._push.sink, clock
 

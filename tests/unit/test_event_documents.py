@@ -47,7 +47,15 @@ RESULT = {
 }
 FULL: tuple[Event, ...] = (
     SessionEnded(id="e-1", time=NOON, system_id=SYSTEM, session_id="s", reason="clear", sender="/session-buddy"),
-    replace(request(), errors=ERRORS, upload_reflections=False, upload_knowledge_graph=False, caused_by=("e-1",)),
+    replace(
+        request(),
+        errors=ERRORS,
+        upload_reflections=False,
+        upload_knowledge_graph=False,
+        caused_by=("e-1",),
+        take_over=True,
+        new_target=True,
+    ),
     replace(
         succeeded(manifest(reflection=1)),
         **RESULT,

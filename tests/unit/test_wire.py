@@ -70,6 +70,8 @@ FIELDS = {
     "enable_fallback": st.booleans(),
     "upload_reflections": st.booleans(),
     "upload_knowledge_graph": st.booleans(),
+    "take_over": st.booleans(),
+    "new_target": st.booleans(),
 }
 
 

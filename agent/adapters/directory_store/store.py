@@ -52,10 +52,11 @@ class DirectoryStore:
     async def is_available(self) -> bool:
         """As the port says: the place answers, or not yet. Whether it takes a put, and if not why, a put tells."""
         # A mount that hangs holds one thread for ever, not one more at each call.
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(off_loop(self._answers), name="directory-store-probe")
-        done, _ = await asyncio.wait({self._probe}, timeout=AVAILABLE_SECONDS)
-        return not done or self._probe.result()
+        probe = self._probe
+        if probe is None or probe.done():
+            probe = self._probe = asyncio.create_task(off_loop(self._answers), name="directory-store-probe")
+        done, _ = await asyncio.wait({probe}, timeout=AVAILABLE_SECONDS)
+        return not done or probe.result()
 
     async def put(
         self,

@@ -117,6 +117,10 @@ class StateDirectory:
         except (OSError, ValueError):  # a NamingError is a ValueError
             return None
 
+    def rename(self, system_id: str) -> None:
+        """Keep another default system id from now on. Raises StateError."""
+        IdentityFile(self.path).rename(system_id)
+
     def _check_apart(self, data_dir: Path) -> None:
         state, data = self.path.resolve(), data_dir.resolve()
         if state.is_relative_to(data) or data.is_relative_to(state):

@@ -4,6 +4,8 @@ import fcntl
 import os
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -35,13 +37,20 @@ class IdentityFile:
             agent_id, kept = self._agreed(host_name, optional=chosen is not None)
         except OSError as error:
             raise unusable(self._directory, error) from error
-        return Identity(agent_id=agent_id, system_id=chosen or kept)
+        return Identity(agent_id=agent_id, system_id=chosen or kept, is_default=chosen is None)
+
+    def rename(self, system_id: str) -> None:
+        """Keep another default system id. Raises StateError."""
+        try:
+            with self._guarded():
+                kept = self._kept()
+                self._keep(kept[0] if kept else secrets.token_hex(16), check_system_id(system_id))
+        except OSError as error:
+            raise unusable(self._directory, error) from error
 
     def _agreed(self, host_name: str, *, optional: bool) -> tuple[str, str]:
         """Return (agent id, system id) as kept from now on; the latter is "" where it is optional and cannot be."""
-        guard = os.open(self._directory / "identity.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(guard, fcntl.LOCK_EX)
+        with self._guarded():
             agent_id, system_id = self._kept() or (secrets.token_hex(16), "")
             if not system_id:
                 try:
@@ -51,6 +60,13 @@ class IdentityFile:
                         raise
                 self._keep(agent_id, system_id)
             return agent_id, system_id
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        guard = os.open(self._directory / "identity.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            yield
         finally:
             os.close(guard)
 

@@ -1,0 +1,95 @@
+"""Machines that share a system id, and disks that are not mounted, as users see them in the commands."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.machine import Machine
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Two machines with one bucket: their data directories tell them apart."""
+    made = [Machine(tmp_path / name, cloud_endpoint=(tmp_path / "bucket").as_uri()) for name in ("one", "two")]
+    for machine in made:
+        machine.bucket = tmp_path / "bucket"
+        machine.set(enable_fallback=False)
+        machine.write(commits=1)
+    return made
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def found(machine: Machine, name: str) -> dict:
+    checks = machine.call("doctor", "--json").json["checks"]
+    return next(check for check in checks if check["name"] == name)
+
+
+def test_a_disk_that_is_not_mounted_is_told_by_every_command_and_nothing_is_written_in_its_place(machines, tmp_path):
+    machine, _ = machines
+    machine.sync()
+    machine.bucket.rename(tmp_path / "disk")
+    machine.bucket.mkdir()
+    machine.write(commits=2)
+    assert "is the disk mounted?" in machine.sync(code=1)["error"]
+    for command in ("verify", "prune"):
+        done = machine.call(command)
+        assert done.code == 1
+        assert "is the disk mounted?" in done.err
+    (warning,) = machine.status()["warnings"]
+    assert warning["code"] == "target_not_mounted"
+    assert "is the disk mounted?" in machine.call("status").out
+    check = found(machine, "bucket")
+    assert (check["level"], "is the disk mounted?" in check["found"]) == ("error", True)
+    with machine.run():
+        assert [warning["code"] for warning in machine.status()["warnings"]] == ["target_not_mounted"]
+    assert [*machine.bucket.iterdir()] == []
+    machine.bucket.rmdir()
+    (tmp_path / "disk").rename(machine.bucket)
+    assert machine.status()["warnings"] == []
+    assert machine.sync()["success"]
+    assert machine.call("verify").code == 0
+    assert found(machine, "bucket")["level"] == "ok"
+
+
+def test_a_taken_system_id_is_told_by_both_and_taken_over_through_the_running_agent(machines):
+    one, two = machines
+    one.sync()
+    before = files(one.bucket)
+    with two.run() as agent:
+        agent.logged("sync_failed")
+        (warning,) = two.status(until=lambda status: status["warnings"])["warnings"]
+        assert warning["code"] == "target_not_ours"
+        assert "belongs to" in warning["message"]
+        assert found(two, "bucket")["level"] == "error"
+        assert two.call("prune").code == 1
+        assert files(one.bucket) == before
+        assert two.sync("--take-over")["success"]
+        assert two.status(until=lambda status: not status["warnings"])["system_id"] == "laptop"
+    before = files(one.bucket)
+    one.write(commits=2)
+    assert "taken over by" in one.sync(code=1)["error"]
+    assert [warning["code"] for warning in one.status()["warnings"]] == ["target_not_ours"]
+    assert "taken over by" in found(one, "warnings")["found"]
+    assert files(one.bucket) == before
+
+
+def test_a_running_agent_takes_a_suffix_before_it_sends_anything(machines):
+    one, two = machines
+    for machine in machines:
+        machine.set(system_id=None)
+    assert one.status()["system_id_undecided"]
+    name = one.sync()["upload_id"].split("_", 2)[2]
+    assert not one.status()["system_id_undecided"]
+    before = files(one.bucket)
+    with two.run() as agent:
+        (told,) = agent.logged("system_id_suffixed")
+        agent.logged("sync_succeeded", system_id=told["system_id"])
+        status = two.status()
+    assert told["system_id"].startswith(f"{name}-")
+    assert (status["system_id"], status["system_id_undecided"], status["warnings"]) == (told["system_id"], False, [])
+    assert before.items() <= files(one.bucket).items()
+    two.write(commits=2)
+    assert two.sync()["upload_id"].endswith(told["system_id"])

@@ -1,0 +1,561 @@
+"""Whose uploads a target has: machines that share a system id, copied state directories, disks that are not mounted.
+
+Each machine has a data directory, a state directory and a machine id of its own; all are in one process and use one
+target. Syncs are those of the `sync` command.
+"""
+
+import asyncio
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from agent import wiring
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.s3_store import S3Store
+from agent.application.ownership import NOT_MOUNTED, WARNING
+from agent.domain.errors import NotOwner
+from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
+from agent.domain.manifest import Manifest
+from agent.domain.owner import Owner
+from agent.domain.retention import KeepRules
+from agent.faces import standing as standing_module
+from agent.faces.asking import Asking
+from agent.faces.standing import standing
+from agent.settings import Settings
+from agent.wiring import archive, methods
+from agent.wiring.pruning import prune_here
+from tests.fakes import session_buddy
+from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.memory_source import ListedReader
+from tests.fakes.memory_store import MemoryStore
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+OWNER = "systems/laptop/owner.json"
+UPLOADS = "systems/laptop/uploads/"
+ALL_BUT_THE_LAST = KeepRules(last=1, daily=0, weekly=0, monthly=0)
+
+
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("databases")
+    session_buddy.create(folder, commits=3, entities=2)
+    return folder
+
+
+class Target:
+    """The store that all machines use: `kept` looks at it as somebody who is no agent."""
+
+    def __init__(self, kept, settings):
+        self.kept, self.settings = kept, settings
+        self.store = FaultyStore(kept)
+
+    async def objects(self):
+        return {item.key: await self.read(item.key) async for item in self.kept.list("")}
+
+    async def read(self, key):
+        return b"".join([piece async for piece in self.kept.get(key)])
+
+    async def uploads(self):
+        keys = [item.key async for item in self.kept.list("systems/")]
+        return [Manifest.decode(await self.read(key)) for key in keys if key.endswith("/manifest.json")]
+
+    async def owner(self, key=OWNER):
+        return Owner.decode(await self.read(key))
+
+
+@pytest.fixture(params=["memory"])
+async def target(request, tmp_path, monkeypatch):
+    if request.param == "memory":
+        made = Target(MemoryStore(), {"cloud_endpoint": "file:///bucket"})
+    elif request.param == "directory":
+        made = Target(DirectoryStore(tmp_path / "nas"), {"cloud_endpoint": (tmp_path / "nas").as_uri()})
+    else:
+        request.getfixturevalue("aws")
+        server = request.getfixturevalue(request.param)
+        bucket = server.new_bucket()
+        kept = S3Store(bucket=bucket, endpoint=server.endpoint, region="auto")
+        made = Target(kept, {"cloud_endpoint": server.endpoint, "cloud_bucket": bucket})
+    for module in (methods, archive, standing_module):
+        monkeypatch.setattr(module, "object_store", lambda *_, **__: made.store)
+    monkeypatch.setattr(FaultyStore, "aclose", _stays_open)
+    monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda **_: ListedReader(defaultdict(list)))
+    taker = wiring.DuckdbSnapshotTaker
+    monkeypatch.setattr(wiring, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=False, **how))
+    monkeypatch.setattr(wiring, "machine_id", lambda state: (state.parent / "machine-id").read_text())
+    monkeypatch.setattr(wiring.socket, "gethostname", lambda: "laptop")
+    yield made
+    await made.kept.aclose()
+
+
+async def _stays_open(_self):
+    pass
+
+
+on_all_stores = pytest.mark.parametrize("target", ["memory", "directory", "moto", "rclone"], indirect=True)
+on_directories = pytest.mark.parametrize("target", ["directory"], indirect=True)
+
+
+class Machine:
+    """One machine with one agent. `system_id` empty: the host name, which is `laptop` on all of them."""
+
+    def __init__(self, folder: Path, target: Target, databases: Path, *, system_id: str = "laptop") -> None:
+        self.folder, self.target, self.system_id = folder, target, system_id
+        self.data, self.state = folder / "data", folder / "state"
+        self.more = {}
+        folder.mkdir()
+        shutil.copytree(databases, self.data)
+        (folder / "machine-id").write_text(folder.name)
+
+    def settings(self) -> Settings:
+        return Settings(
+            **self.target.settings,
+            system_id=self.system_id,
+            agent_data_dir=self.data,
+            agent_state_dir=self.state,
+            retry_backoff_seconds=0.05,
+            enable_fallback=False,
+            agent_prune=False,
+            **self.more,
+        )
+
+    async def sync(self, **flags):
+        asking = await Asking.prepare(self.settings(), **flags)
+        async with asyncio.timeout(90):
+            return await asking.result()
+
+    def change(self) -> None:
+        with session_buddy._opened(self.data / "reflection.duckdb", ()) as base:
+            base.execute("CREATE TABLE IF NOT EXISTS extra(n INTEGER)")
+            base.execute("INSERT INTO extra SELECT 1")
+
+    def lose_ledger(self) -> None:
+        for path in self.state.glob("ledger*"):
+            path.unlink()
+
+    def forget_ownership(self) -> None:
+        """As before the upgrade: the ledger has no claim."""
+        import sqlite3
+
+        with sqlite3.connect(self.state / "ledger.sqlite") as base:
+            base.execute("DELETE FROM notes WHERE key LIKE 'owner %'")
+
+    async def warnings(self):
+        """Return what `status` says of the target."""
+        view = await standing(self.settings())
+        return [warning.message for warning in view.status.warnings if warning.code in (WARNING, NOT_MOUNTED)]
+
+    async def prune(self, rules=ALL_BUT_THE_LAST):
+        home = wiring.Home.of(self.settings())
+        identity, machine = home.prepare(), home.machine()
+        ledger = await home.read_ledger() if await home.has_ledger() else None
+        try:
+            async with prune_here(self.settings(), identity, machine, rules, home.clock, ledger) as here:
+                return await here.pruning.carry_out(await here.pruning.plan(here.spared), here.spared)
+        finally:
+            if ledger is not None:
+                await ledger.aclose()
+
+
+@pytest.fixture
+def machine(tmp_path, target, databases):
+    def made(name, **how):
+        return Machine(tmp_path / name, target, databases, **how)
+
+    return made
+
+
+def assert_refused(result, *texts):
+    assert isinstance(result, SyncFailed), result
+    for text in texts:
+        assert text in result.errors[-1].error
+
+
+@on_all_stores
+async def test_the_first_sync_claims_the_target_before_it_uploads_anything(machine, target):
+    one = machine("one")
+    result = await one.sync()
+    assert isinstance(result, SyncSucceeded)
+    owner = await target.owner()
+    assert (owner.system_id, owner.host) == ("laptop", "laptop")
+    written = [key for call, key in target.store.calls if call in ("create", "put")]
+    assert written[0] == OWNER
+    one.change()
+    assert isinstance(await one.sync(), SyncSucceeded)
+    assert await target.owner() == owner, "claimed once"
+
+
+@on_all_stores
+async def test_an_explicit_id_of_another_machine_is_refused_and_nothing_is_written(machine, target):
+    one, two = machine("one"), machine("two")
+    await one.sync()
+    before = await target.objects()
+    result = await two.sync()
+    assert_refused(result, "belongs to laptop", "--take-over", "akosha_system_id")
+    assert await target.objects() == before
+    assert "belongs to laptop" in (await two.warnings())[0]
+    with pytest.raises(NotOwner):
+        await two.prune()
+    assert await target.objects() == before
+
+
+@on_all_stores
+async def test_of_two_machines_that_claim_at_the_same_moment_one_uploads(machine, target):
+    one, two = machine("one"), machine("two")
+    results = await asyncio.gather(one.sync(), two.sync())
+    won = [result for result in results if isinstance(result, SyncSucceeded)]
+    assert len(won) == 1, results
+    (manifest,) = await target.uploads()
+    assert manifest.upload_id == won[0].upload_id
+    assert (await target.owner()).agent_id == manifest.agent_id
+
+
+@on_all_stores
+async def test_take_over_makes_the_other_one_stop_and_both_are_told(machine, target):
+    one, two = machine("one"), machine("two")
+    await one.sync()
+    assert_refused(await two.sync())
+    assert isinstance(await two.sync(take_over=True), SyncSucceeded | SyncSkipped)
+    two.change()
+    assert isinstance(await two.sync(), SyncSucceeded)
+    assert await two.warnings() == []
+    before = await target.objects()
+    one.change()
+    assert_refused(await one.sync(), "was taken over by laptop", "--take-over")
+    assert await target.objects() == before
+    assert "taken over" in (await one.warnings())[0]
+    assert isinstance(await one.sync(take_over=True), SyncSucceeded)
+    newest = (await target.uploads())[-1]
+    assert {part.origin for part in newest.parts} == {"sent"}, "nothing comes from the other's upload"
+    assert_refused(await two.sync(), "taken over")
+
+
+async def test_a_take_over_during_an_upload_leaves_it_without_a_manifest(machine, target):
+    one, two = machine("one"), machine("two")
+    await one.sync()
+    one.change()
+    stalled = target.store.stall("put", key="reflection.duckdb")
+    uploading = asyncio.create_task(one.sync())
+    await asyncio.wait_for(stalled.wait(), 60)
+    assert isinstance(await two.sync(take_over=True), SyncSkipped | SyncSucceeded)
+    uploading.cancel()
+    await asyncio.wait({uploading})
+    manifests = await target.uploads()
+    assert_refused(await one.sync(), "taken over")
+    assert await target.uploads() == manifests
+
+
+async def test_the_owner_is_compared_again_before_the_manifest(machine, target):
+    one, two = machine("one"), machine("two")
+    await one.sync()
+    one.change()
+    overtaken = await target.owner()
+    put = target.kept.put
+
+    async def put_and_be_overtaken(key, body, **how):
+        if key.endswith("reflection.duckdb"):
+            other = Owner.new("laptop", two_machine, "b" * 32, overtaken.claimed_at)
+            target.kept.objects[OWNER] = other.encode(), {}
+        return await put(key, body, **how)
+
+    two_machine = wiring.Home.of(two.settings()).machine()
+    target.kept.put = put_and_be_overtaken
+    assert_refused(await one.sync(), "taken over")
+    assert len(await target.uploads()) == 1
+
+
+@on_all_stores
+async def test_an_upgrade_claims_what_the_ledger_or_the_agent_id_knows(machine, target):
+    one = machine("one")
+    await one.sync()
+    for lost_ledger in (False, True):
+        await target.kept.delete([OWNER])
+        if lost_ledger:
+            one.lose_ledger()
+        else:
+            one.forget_ownership()
+        one.change()
+        assert isinstance(await one.sync(), SyncSucceeded)
+        newest = (await target.uploads())[-1]
+        assert (await target.owner()).agent_id == newest.agent_id
+        assert {part.name: part.origin for part in newest.parts}["knowledge_graph.duckdb"] == "copied"
+        one.change()
+
+
+async def test_uploads_of_another_agent_without_an_owner_are_not_taken_for_ours(machine, target):
+    one, two = machine("one"), machine("two")
+    await one.sync()
+    await target.kept.delete([OWNER])
+    before = await target.objects()
+    assert_refused(await two.sync(), "not this agent's", "--take-over")
+    with pytest.raises(NotOwner):
+        await two.prune()
+    assert await target.objects() == before
+    assert isinstance(await two.sync(take_over=True), SyncSucceeded | SyncSkipped)
+
+
+async def test_an_upgrade_beside_another_machine_that_uploaded_last_is_refused(machine, target):
+    one, two = machine("one"), machine("two")
+    await one.sync()
+    await two.sync(take_over=True)
+    two.change()
+    await two.sync()
+    await target.kept.delete([OWNER])
+    one.forget_ownership()
+    one.change()
+    assert_refused(await one.sync(), "not this agent's")
+
+
+async def test_a_lost_state_directory_on_the_same_machine_adopts_and_owns(machine, target):
+    one = machine("one")
+    await one.sync()
+    before = await target.owner()
+    shutil.move(one.state, one.folder / "old-state")
+    one.change()
+    assert isinstance(await one.sync(), SyncSucceeded)
+    assert {part.name: part.origin for part in (await target.uploads())[-1].parts} == {
+        "knowledge_graph.duckdb": "copied",
+        "reflection.duckdb": "sent",
+    }
+    assert (await target.owner()).claim_id != before.claim_id
+    one.state.rename(one.folder / "new-state")
+    shutil.move(one.folder / "old-state", one.state)
+    one.change()
+    assert_refused(await one.sync(), "taken over", "state directory")
+
+
+@pytest.mark.parametrize("with_memory_of_claim", [True, False])
+async def test_a_copied_state_directory_is_noticed(machine, target, with_memory_of_claim):
+    one = machine("one")
+    await one.sync()
+    shutil.copytree(one.state, one.folder / "copy")
+    one.change()
+    assert isinstance(await one.sync(), SyncSucceeded)
+    one.state.rename(one.folder / "original")
+    (one.folder / "copy").rename(one.state)
+    if not with_memory_of_claim:
+        one.forget_ownership()
+    before = await target.objects()
+    one.change()
+    assert_refused(await one.sync(), "does not know", "copied", "--take-over")
+    with pytest.raises(NotOwner):
+        await one.prune()
+    assert await target.objects() == before
+    assert isinstance(await one.sync(take_over=True), SyncSucceeded)
+    one.change()
+    assert isinstance(await one.sync(), SyncSucceeded)
+
+
+async def test_a_state_directory_on_another_machine_is_refused_whatever_its_ledger_says(machine, target):
+    one = machine("one")
+    await one.sync()
+    (one.folder / "machine-id").write_text("another board")
+    one.change()
+    assert_refused(await one.sync(), "belongs to", "an OS reinstalled")
+    assert isinstance(await one.sync(take_over=True), SyncSucceeded)
+    newest = (await target.uploads())[-1]
+    assert {part.name: part.origin for part in newest.parts}["knowledge_graph.duckdb"] == "copied", (
+        "nobody came between"
+    )
+
+
+@on_all_stores
+async def test_a_default_system_id_that_is_taken_gets_a_suffix_and_keeps_it(machine, target):
+    one, two = machine("one", system_id=""), machine("two", system_id="")
+    assert isinstance(await one.sync(), SyncSucceeded)
+    before = await target.objects()
+    result = await two.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert result.system_id.startswith("laptop-")
+    assert len(result.system_id) == len("laptop-3f2a")
+    after = await target.objects()
+    assert before.items() <= after.items()
+    assert {key.split("/")[1] for key in after} == {"laptop", result.system_id}
+    two.change()
+    assert (await two.sync()).system_id == result.system_id
+    assert json.loads((two.state / "identity.json").read_bytes())["system_id"] == result.system_id
+    shutil.rmtree(two.state)
+    assert (await two.sync()).system_id == result.system_id, "the same machine gets the same suffix"
+
+
+async def test_a_suffix_that_is_taken_too_is_longer_the_second_time(machine, target):
+    one, two = machine("one", system_id=""), machine("two", system_id="")
+    await one.sync()
+    theirs = wiring.Home.of(one.settings()).machine()
+    suffixed = f"laptop-{wiring.Home.of(two.settings()).machine().digest[:4]}"
+    owner = Owner.new(suffixed, theirs, "c" * 32, (await target.owner()).claimed_at)
+    target.kept.objects[owner.key] = owner.encode(), {}
+    result = await two.sync()
+    assert isinstance(result, SyncSucceeded)
+    assert len(result.system_id) == len("laptop-3f2a3f2a")
+
+
+async def test_a_default_system_id_that_has_uploads_of_its_own_is_refused_not_renamed(machine, target):
+    one, two = machine("one", system_id=""), machine("two", system_id="")
+    await one.sync()
+    two.system_id = "laptop"
+    await two.sync(take_over=True)
+    one.change()
+    assert_refused(await one.sync(), "taken over")
+    assert json.loads((one.state / "identity.json").read_bytes())["system_id"] == "laptop"
+
+
+@on_all_stores
+async def test_two_users_of_one_machine_are_two_owners(machine, target):
+    one, two = machine("one"), machine("two")
+    (two.folder / "machine-id").write_text("one")
+    await one.sync()
+    assert_refused(await two.sync(), "belongs to laptop")
+
+
+async def test_a_data_directory_behind_a_symbolic_link_is_the_same_one(machine):
+    one = machine("one")
+    await one.sync()
+    one.data.rename(one.folder / "elsewhere")
+    home = wiring.Home.of(one.settings())
+    direct = home.machine()
+    one.data.symlink_to(one.folder / "elsewhere")
+    assert wiring.Home.of(one.settings()).machine() != direct
+    one.data = one.folder / "elsewhere"
+    linked = wiring.Home.of(one.settings()).machine()
+    one.data = one.folder / "data"
+    assert wiring.Home.of(one.settings()).machine() == linked
+
+
+@on_directories
+@pytest.mark.parametrize("mount_point_stays", [True, False])
+async def test_a_disk_that_is_not_mounted_is_no_target_and_nothing_is_written_in_its_place(
+    machine, tmp_path, mount_point_stays
+):
+    one = machine("one")
+    await one.sync()
+    (tmp_path / "nas").rename(tmp_path / "disk")
+    if mount_point_stays:
+        (tmp_path / "nas").mkdir()
+    for _ in range(2):
+        assert_refused(await one.sync(), "is the disk mounted?", "--new-target", "mkdir -p")
+        one.change()
+    with pytest.raises(NotOwner, match="mounted"):
+        await one.prune()
+    assert "is the disk mounted?" in (await one.warnings())[0]
+    assert not (tmp_path / "nas").exists() or not [*(tmp_path / "nas").iterdir()]
+    if mount_point_stays:
+        (tmp_path / "nas").rmdir()
+    (tmp_path / "disk").rename(tmp_path / "nas")
+    assert await one.warnings() == [], "without a sync"
+    assert isinstance(await one.sync(), SyncSucceeded)
+
+
+@on_directories
+async def test_a_directory_whose_parent_is_not_there_is_told_with_mkdir(machine, target, tmp_path):
+    target.settings = {"cloud_endpoint": (tmp_path / "mnt" / "nas").as_uri(), "cloud_bucket": "akosha"}
+    target.kept = DirectoryStore(tmp_path / "mnt" / "nas" / "akosha")
+    target.store._store = target.kept
+    one = machine("one")
+    assert_refused(await one.sync(), "cannot be reached", f"mkdir -p {tmp_path}/mnt/nas/akosha")
+    assert not (tmp_path / "mnt").exists()
+    (tmp_path / "mnt" / "nas").mkdir(parents=True)
+    assert isinstance(await one.sync(), SyncSucceeded), "the first upload makes the directory itself"
+
+
+@on_directories
+async def test_an_upgrade_with_the_disk_not_mounted_is_refused_too(machine, tmp_path):
+    one = machine("one")
+    await one.sync()
+    one.forget_ownership()
+    (tmp_path / "nas").rename(tmp_path / "disk")
+    (tmp_path / "nas").mkdir()
+    assert_refused(await one.sync(), "is the disk mounted?")
+    assert_refused(await one.sync(take_over=True), "is the disk mounted?")
+    assert [*(tmp_path / "nas").iterdir()] == []
+
+
+@on_directories
+@pytest.mark.parametrize("made", [True, False])
+async def test_a_disk_replaced_on_purpose_gets_everything(machine, target, tmp_path, made):
+    one = machine("one")
+    await one.sync()
+    (tmp_path / "nas").rename(tmp_path / "disk")
+    if made:
+        (tmp_path / "nas").mkdir()
+    assert isinstance(await one.sync(new_target=True), SyncSucceeded)
+    (manifest,) = await target.uploads()
+    assert {part.origin for part in manifest.parts} == {"sent"}
+    assert isinstance(await one.sync(), SyncSkipped)
+    shutil.rmtree(tmp_path / "nas")
+    (tmp_path / "disk").rename(tmp_path / "nas")
+    one.change()
+    assert_refused(await one.sync(), "taken over")
+
+
+@on_directories
+async def test_a_disk_with_uploads_of_another_machine_is_no_new_target(machine, tmp_path):
+    one, two = machine("one"), machine("two")
+    await one.sync()
+    (tmp_path / "nas").rename(tmp_path / "disk")
+    await two.sync()
+    assert_refused(await one.sync(new_target=True), "taken over by laptop")
+
+
+@pytest.mark.parametrize("target", ["memory", "moto", "rclone"], indirect=True)
+async def test_an_emptied_bucket_is_refused_until_a_person_says_that_it_was_on_purpose(machine, target):
+    one = machine("one")
+    await one.sync()
+    await target.kept.delete([*await target.objects()])
+    assert_refused(await one.sync(), "owner.json is gone", "--new-target")
+    assert await target.objects() == {}
+    assert isinstance(await one.sync(new_target=True), SyncSucceeded)
+    (manifest,) = await target.uploads()
+    assert {part.origin for part in manifest.parts} == {"sent"}
+
+
+async def test_uploads_that_are_gone_while_the_owner_is_there_are_sent_whole(machine, target):
+    one = machine("one")
+    await one.sync()
+    await target.kept.delete([key for key in await target.objects() if key != OWNER])
+    assert isinstance(await one.sync(), SyncSucceeded)
+    (manifest,) = await target.uploads()
+    assert {part.origin for part in manifest.parts} == {"sent"}
+
+
+@on_all_stores
+async def test_killed_between_the_owner_and_the_claim_in_the_ledger_the_next_sync_goes_on(machine, target):
+    one = machine("one")
+    reached = target.store.stall("create", key=OWNER, after=True)
+    killed = asyncio.create_task(one.sync())
+    await asyncio.wait_for(reached.wait(), 60)
+    killed.cancel()
+    await asyncio.wait({killed})
+    owner = await target.owner()
+    assert isinstance(await one.sync(), SyncSucceeded)
+    assert await target.owner() == owner
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"x" * 100_000])
+async def test_an_owner_that_cannot_be_read_is_refused_until_somebody_takes_over(machine, target, data):
+    one = machine("one")
+    await one.sync()
+    target.kept.objects[OWNER] = data, {}
+    one.change()
+    assert_refused(await one.sync(), "cannot be read as an owner", "--take-over")
+    assert target.kept.objects[OWNER] == (data, {})
+    assert isinstance(await one.sync(take_over=True), SyncSucceeded)
+
+
+async def test_flags_without_a_reason_change_nothing(machine, target):
+    one = machine("one")
+    await one.sync()
+    owner = await target.owner()
+    assert isinstance(await one.sync(take_over=True, new_target=True), SyncSkipped)
+    assert await target.owner() == owner
+
+
+async def test_leftovers_and_unfinished_puts_of_the_owner_are_left_alone(machine, target):
+    one, two = machine("one"), machine("two")
+    await one.sync()
+    calls = len(target.store.calls)
+    assert_refused(await two.sync())
+    assert {call for call, _ in target.store.calls[calls:]} <= {"is_available", "get", "aclose"}
