@@ -1,13 +1,17 @@
-"""Whether a host takes a connection: asked of all its addresses, without a word to it.
+"""Which proxy stands before a host, and whether a host takes a connection: all its addresses, without a word to it.
 
 The adapters of servers share it; import-linter knows.
 """
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from agent.domain.reachability import is_definite_no
 
@@ -16,6 +20,34 @@ STAGGER_SECONDS = 0.25
 
 Address = tuple[Any, ...]
 """What `getaddrinfo` says of an address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy on the way to a server, without its credentials. `variable`: what names it."""
+
+    variable: str
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def proxy_for(host: str, *schemes: str) -> Proxy | None:
+    """Return the proxy that the environment, or the system, names for a host: of the first of the schemes with one."""
+    proxies = {} if proxy_bypass(host) else getproxies()
+    scheme = next((scheme for scheme in schemes if proxies.get(scheme)), None)
+    if scheme is None:
+        return None
+    address = proxies[scheme]
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    if not parts.hostname:
+        return None
+    names = (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")
+    variable = next((name for name in names if os.environ.get(name)), "the system's proxy settings")
+    return Proxy(variable, parts.scheme or "http", parts.hostname, parts.port or 80)
 
 
 async def may_be_reached(host: str, port: int, *, seconds: float) -> bool:

@@ -607,6 +607,33 @@ async def test_a_call_under_way_ends_on_the_client_that_is_replaced_meanwhile_in
         assert (rogue.count("initialize"), sink.sessions) == (1, 1)
 
 
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY"])
+async def test_a_proxy_that_wants_a_password_or_is_not_there_is_blamed_and_its_variable_named(name, monkeypatch):
+    for other in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+
+    async def refuse(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    proxy = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    where = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+    monkeypatch.setenv(name, f"http://user:canary@{where}")
+    sink = AkoshaSink(endpoint="https://akosha.example.com/mcp", token=TOKEN)
+    async with proxy:
+        refused = await failure(sink)
+    away = await failure(sink)
+    await sink.aclose()
+    assert f"the proxy {where} wants a user and a password" in refused.message
+    assert not refused.transient
+    assert f"no connection to the proxy {where}" in away.message
+    assert away.transient
+    for error in (refused, away):
+        assert name in error.hint
+        assert "canary" not in str(error)
+
+
 async def test_an_environment_with_a_broken_proxy_is_told_by_its_name(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "nonsense://x")
     sink = AkoshaSink(endpoint="https://akosha.example.com/mcp")

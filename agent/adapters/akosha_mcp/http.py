@@ -26,6 +26,7 @@ PIECE = 64 * 1024
 _IDLE_SECONDS = 3.0
 """Connections are kept for less than servers keep them (uvicorn: 5 s), so that a request rarely meets a closed one."""
 _LOGGERS = ("httpx2", "httpcore2")
+_PROXY_AUTHENTICATION = "407"
 _REFUSAL_BYTES = 16 * 1024
 _LONGEST_VERSION = 100
 
@@ -247,9 +248,20 @@ def _translated(error: Exception, place: Place) -> SinkError:
         )
     if "WRONG_VERSION_NUMBER" in reason.upper() or "RECORD LAYER" in reason.upper():
         return SinkError(f"{place}: TLS is not spoken there", hint="check akosha_http_endpoint")
-    if isinstance(error, httpx2.ProxyError):
+    proxy = place.proxy
+    if proxy is not None and isinstance(error, httpx2.ProxyError) and _PROXY_AUTHENTICATION in str(error):
         return SinkError(
-            f"{place}: the proxy refuses", hint="check HTTPS_PROXY, ALL_PROXY and NO_PROXY", transient=True
+            f"{place}: the proxy {proxy} wants a user and a password: status {_PROXY_AUTHENTICATION}",
+            hint=f"write them into {proxy.variable}: http://USER:PASSWORD@{proxy}",
+        )
+    if isinstance(error, httpx2.ProxyError):
+        hint = f"check {proxy.variable if proxy else 'HTTPS_PROXY, ALL_PROXY'} and NO_PROXY"
+        return SinkError(f"{place}: the proxy{f' {proxy}' if proxy else ''} refuses", hint=hint, transient=True)
+    if proxy is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return SinkError(
+            f"{place}: no connection to the proxy {proxy}: {place.words(reason)}",
+            hint=f"check {proxy.variable} and NO_PROXY",
+            transient=True,
         )
     if isinstance(error, httpx2.ConnectTimeout):
         reason = f"no connection within {CONNECT_SECONDS:g} s"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from agent.adapters.reaching import Proxy, proxy_for
 from agent.domain.plain_text import MASK
 from agent.settings.endpoints import is_loopback, without_credentials
 
@@ -35,6 +36,12 @@ class Place:
         """Host and port to connect to, where no proxy stands before them."""
         parts = urlsplit(self.endpoint)
         return parts.hostname or "", parts.port or (443 if self.is_encrypted else 80)
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy before the server: none before this machine."""
+        parts = urlsplit(self.endpoint)
+        return None if self.is_here else proxy_for(parts.hostname or "", parts.scheme, "all")
 
     @property
     def is_encrypted(self) -> bool:

@@ -4,25 +4,13 @@ import os
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+
+from agent.adapters.reaching import Proxy, proxy_for
 
 AUTO = "auto"
 _DEFAULT_REGION = "us-east-1"
 _AWS_HOST = re.compile(r"(?:^|\.)amazonaws\.com(?:\.cn)?$")
 _REGION_IN_HOST = re.compile(r"(?:^|\.)s3[.-](?:dualstack\.|fips\.)?([a-z]{2}[a-z0-9-]*-[a-z0-9-]+)\.")
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """A proxy on the way to a store, without its credentials. `variable`: what names it."""
-
-    variable: str
-    scheme: str
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +64,9 @@ class Place:
         return self.host, urlsplit(self.endpoint).port or (80 if self._scheme == "http" else 443)
 
     @property
-    def proxy(self) -> "Proxy | None":
+    def proxy(self) -> Proxy | None:
         """The proxy that the environment, or the system, names for the endpoint."""
-        address = None if proxy_bypass(self.host) else getproxies().get(self._scheme)
-        if not address:
-            return None
-        parts = urlsplit(address if "//" in address else f"//{address}")
-        names = (f"{self._scheme}_proxy", f"{self._scheme.upper()}_PROXY")
-        variable = next((name for name in names if os.environ.get(name)), "the system's proxy settings")
-        if not parts.hostname:
-            return None
-        return Proxy(variable, parts.scheme or "http", parts.hostname, parts.port or 80)
+        return proxy_for(self.host, self._scheme)
 
     @property
     def _scheme(self) -> str:
