@@ -64,8 +64,9 @@ class Client:
         """
         try:
             async with asyncio.timeout(AVAILABLE_SECONDS):
-                # Without the library, which a busy machine may take longer than that to load.
-                if self._place.is_here and not await may_be_reached(*self._place.door, seconds=AVAILABLE_SECONDS):
+                # A busy machine may take longer than that to load the library: nobody there is known without it.
+                cold = self._making is None or not self._making.done()
+                if cold and self._place.is_here and not await self._listens():
                     return False
                 version = await (await self._http()).health()
         except TimeoutError:
@@ -77,6 +78,10 @@ class Client:
             return False
         self.health_version = version
         return True
+
+    async def _listens(self) -> bool:
+        host, port = self._place.door
+        return await may_be_reached(host, port, seconds=AVAILABLE_SECONDS)
 
     async def session(self) -> Session:
         """Return the session; callers at the same time share one handshake. Raises SinkError."""
