@@ -121,7 +121,7 @@ class Inbox:
 
     async def holds(self, count: int) -> list[str]:
         """Return the ids of what was delivered, once it is so many."""
-        async with asyncio.timeout(15), self._news:
+        async with asyncio.timeout(60), self._news:
             await self._news.wait_for(lambda: len(self.deliveries) >= count)
         return [event.id for event in self.deliveries]
 
@@ -315,7 +315,7 @@ async def test_a_durable_name_keeps_what_was_not_acked_and_what_came_in_between(
     first = await bus.subscribe("akosha.session.>", Inbox(ack, hang), durable="mac-ab-cloud")
     for number in range(3):
         await bus.publish(ended(number))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await hang.begun.wait()
     await first.stop()
     assert hang.cancelled.is_set()
@@ -358,7 +358,7 @@ async def test_stop_waits_until_the_handler_has_cleaned_up(bus):
 
     subscription = await bus.subscribe("akosha.session.>", careful)
     await bus.publish(ended(1))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await begun.wait()
     await subscription.stop()
     assert cleaned.is_set()
@@ -370,7 +370,7 @@ async def test_a_closed_bus_has_stopped_everything_and_takes_nothing(bus):
     await bus.subscribe("akosha.session.>", Inbox(hangs[0]), durable="mac-ab-cloud")
     idle = await bus.subscribe("akosha.session.>", Inbox(hangs[1]))
     await bus.publish(ended(1))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for hang in hangs:
             await hang.begun.wait()
     await bus.aclose()
@@ -391,6 +391,6 @@ async def test_a_closed_bus_leaves_no_task_behind(bus):
     await bus.publish(ended(1))
     await inbox.holds(1)
     await bus.aclose()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while asyncio.all_tasks() - before:
             await asyncio.sleep(0)

@@ -49,7 +49,7 @@ def tell(server: NatsServer, *messages: tuple[str, bytes]) -> None:
 def ask(server: NatsServer, subject: str, question: bytes = b"") -> dict:
     async def answer() -> dict:
         async with await nats.connect(server.url) as client:
-            return json.loads((await client.request(subject, question, timeout=10)).data)
+            return json.loads((await client.request(subject, question, timeout=60)).data)
 
     return asyncio.run(answer())
 

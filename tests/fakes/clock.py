@@ -50,7 +50,7 @@ class ManualClock:
 
     async def until_asleep(self, count: int = 1) -> None:
         """Return once so many are asleep (bounded by 10 real seconds)."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while self.sleepers < count:
                 self._changed.clear()
                 await self._changed.wait()

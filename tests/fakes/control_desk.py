@@ -128,7 +128,7 @@ class FakeDesk(Desk):
 
     async def until(self, wanted) -> None:
         """Wait for what this desk is told."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not wanted():
                 await self._changed.wait()
 

@@ -13,7 +13,7 @@ import nats
 from nats.errors import Error as NatsPyError
 from nats.js.api import ConsumerConfig, DeliverPolicy
 
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 FETCH_SECONDS = 2.0
 
 

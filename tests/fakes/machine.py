@@ -26,8 +26,8 @@ from tests.fakes import zygote
 from tests.fakes.session_buddy import GRAPH, REFLECTION, create
 
 COMMAND = str(Path(sys.executable).with_name("akosha-agent"))
-TIMEOUT = 60.0
-STOP_SECONDS = 10.0
+TIMEOUT = 180.0
+STOP_SECONDS = 60.0
 NOBODY = "http://127.0.0.1:9/mcp"
 """Where no Akosha is, whatever else runs on this machine."""
 

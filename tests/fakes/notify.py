@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 
 
 class Notify:

@@ -33,7 +33,7 @@ from typing import Self
 
 REFLECTION = "reflection.duckdb"
 GRAPH = "knowledge_graph.duckdb"
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
 """Databases that Session-Buddy's own code wrote: a folder for each of STATES. To be copied before use."""

@@ -30,7 +30,7 @@ with socket.socket(socket.AF_UNIX) as door:
     door.connect(sys.argv[1])
     os.setuid(int(sys.argv[2]))
     with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.settimeout(10)
+        stranger.settimeout(60)
         try:
             stranger.connect(sys.argv[1])
             stranger.sendall(b"GET /v1/status HTTP/1.1\\r\\nHost: h\\r\\n\\r\\n")

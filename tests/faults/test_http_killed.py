@@ -131,7 +131,7 @@ def test_told_to_end_in_the_middle_of_a_push_it_ends_in_time_and_the_next_goes_o
     try:
         with machine.started(command) as running:
             assert gate.reached.wait(60)
-            code = running.stop(within=5)
+            code = running.stop(within=60)
             assert code == (0 if command == "run" else 128 + signal.SIGTERM)
     finally:
         gate.open()

@@ -82,7 +82,7 @@ async def test_cancelled_in_the_middle_of_a_deletion_nothing_looks_whole_that_is
     if operation == "the objects":
         front.on("delete_objects", lambda _, forward: forward(), times=1)
     front.on("delete_objects", stall(reached), times=1)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         task = asyncio.create_task(prune(store))
         await reached.wait()
         task.cancel()

@@ -17,7 +17,7 @@ from agent.adapters.s3_store import S3Store
 from agent.application import roaming
 from agent.application.agent import Agent
 from agent.application.progress import CutOff, Footing, limit_standstill
-from agent.domain.events import SyncFailed, SyncSucceeded
+from agent.domain.events import SyncFailed, SyncResult, SyncSucceeded
 from agent.domain.identity import Identity
 from agent.ports import Upheaval
 from agent.settings import Settings
@@ -124,7 +124,7 @@ async def put(store, data: bytes, moved=lambda _: None, key: str = "a") -> None:
 
 
 async def test_the_stores_unused_connections_are_not_used_again(aws, rclone):
-    async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(20):
+    async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(60):
         await put(store, b"one")
         assert way.connections == 1
         way.lose()
@@ -142,9 +142,9 @@ async def test_a_store_that_has_never_been_used_has_nothing_to_let_go_of(aws, mo
 
 @pytest.mark.long
 async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, moto):
-    """For longer than what stands still is given."""
-    footing, data = Footing(hurried_seconds=2, shaky_seconds=60), random.Random(1).randbytes(12 * MIB)
-    async with a_way(moto.endpoint, bytes_per_second=3 * MIB) as way, a_store(way, moto) as store:
+    """For longer than what stands still is given; and that is longer than a busy machine takes from move to move."""
+    footing, data = Footing(hurried_seconds=10, shaky_seconds=600), random.Random(1).randbytes(12 * MIB)
+    async with a_way(moto.endpoint, bytes_per_second=MIB) as way, a_store(way, moto) as store:
         footing.keeps(store)
         loop, moves = asyncio.get_running_loop(), []
 
@@ -161,13 +161,13 @@ async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, 
         await until(lambda: moves)
         await footing.shake()
         await task
-        assert moves[-1] - moves[0] > 2
+        assert moves[-1] - moves[0] > 10
         assert way.connections == 1
 
 
 async def test_a_request_whose_connection_died_is_cut_off_soon_and_the_next_goes_by_another(aws, rclone):
     footing = Footing(hurried_seconds=0.3, shaky_seconds=60)
-    async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(20):
+    async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(60):
         footing.keeps(store)
         await put(store, b"it is there")
         way.lose()
@@ -186,7 +186,7 @@ async def _get(store: S3Store, footing: Footing) -> bytes:
 
 async def test_akoshas_unused_connections_are_not_used_again_and_its_session_goes_on():
     with Akosha() as akosha:
-        async with a_way(akosha.url) as way, asyncio.timeout(20):
+        async with a_way(akosha.url) as way, asyncio.timeout(60):
             sink = AkoshaSink(endpoint=f"http://127.0.0.1:{way.port}/mcp", timeout_seconds=10)
             try:
                 await sink.let_go()
@@ -195,7 +195,8 @@ async def test_akoshas_unused_connections_are_not_used_again_and_its_session_goe
                 await sink.let_go()
                 assert await sink.is_available()
                 assert (await sink.store([sink.pack(memory(1), SYSTEM)])).stored == 1
-                assert (way.connections, akosha.handshakes) == (2, 1)
+                assert (way.swallowed, akosha.handshakes) == (0, 1)
+                assert way.connections > 1
             finally:
                 await sink.aclose()
 
@@ -205,7 +206,7 @@ def soon(monkeypatch):
     monkeypatch.setattr(link, "ALIVE_SECONDS", 0.3)
 
 
-PATIENT = {"ping": 60, "ping_timeout": 60, "reconnect": 60, "reconnect_max": 60}
+PATIENT = {"ping": 600, "ping_timeout": 600, "reconnect": 600, "reconnect_max": 600}
 
 
 async def test_a_nats_connection_that_died_silently_is_replaced_at_an_upheaval(fresh_nats, soon):
@@ -232,7 +233,8 @@ async def test_a_ping_that_is_out_when_the_upheaval_comes_is_not_waited_for_any_
             await bus.wait_until_ready()
 
 
-async def test_a_nats_connection_that_lives_is_kept_whatever_happens_around_it(fresh_nats, soon):
+async def test_a_nats_connection_that_lives_is_kept_whatever_happens_around_it(fresh_nats, monkeypatch):
+    monkeypatch.setattr(link, "ALIVE_SECONDS", SECONDS)
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         client = bus._link.client()
         for _ in range(3):
@@ -294,7 +296,7 @@ async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> A
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def hears(told: list, kind: type, seconds: float = 30) -> None:
+async def hears(told: list, kind: type, seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not any(isinstance(event, kind) for event in told):
             await asyncio.sleep(0.02)
@@ -315,14 +317,17 @@ async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_
                 front.on("put_object", stall(reached, at=1), times=1)
                 await way.open()
                 await agent.surroundings.happens.put(Upheaval.MOVED)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await reached.wait()
                 way.lose()
                 await agent.surroundings.happens.put(Upheaval.WOKE)
-                await hears(told, SyncSucceeded, 12)
+                await hears(told, SyncSucceeded)
                 record = await agent.ledger.record(agent.methods["cloud"].target)
         assert (record.failures, record.attempts) == (0, 0)
         events = [line["event"] for line in logged]
         assert events.count("sync_begins_anew") == 1
         assert events.count("surroundings_changed") == 2
         assert "sync_retries" not in events
+        assert [type(event) for event in told if isinstance(event, SyncResult)] == [SyncFailed, SyncSucceeded], (
+            "the attempt that was caught is not the one that was 30 s away"
+        )

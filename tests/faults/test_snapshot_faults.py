@@ -90,7 +90,7 @@ def loop(path):
 async def test_what_is_no_database_is_a_clear_error_for_good_and_leaves_nothing(make, words, data_dir, staging, taker):
     data_dir.mkdir()
     make(data_dir / "reflection.duckdb")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         survey = await taker.survey()
         with pytest.raises(SnapshotError, match=words) as caught:
             await taker.take("reflection")

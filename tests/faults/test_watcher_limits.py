@@ -21,7 +21,7 @@ async def read(watcher):
         told.extend(names)
 
 async def until(condition):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 

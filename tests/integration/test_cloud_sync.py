@@ -419,7 +419,7 @@ async def test_a_standstill_is_a_transient_failure_that_names_its_setting(rig):
 async def test_cancelled_in_the_middle_no_manifest_and_no_copy_remains(rig):
     reached = rig.store.stall("put", key="reflection.duckdb")
     task = asyncio.create_task(rig.sync())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await reached.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -434,7 +434,7 @@ async def test_a_change_during_an_upload_is_the_next_uploads(rig):
     rig.verify = True
     reached = rig.store.stall("put", key="manifest.json")
     task = asyncio.create_task(rig.sync())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await reached.wait()
     rig.commit("reflection")
     task.cancel()
@@ -688,7 +688,7 @@ async def test_a_database_whose_rows_cannot_be_read_goes_without_them_and_catche
 async def cancelled_at(rig, call: str, key: str) -> None:
     reached = rig.store.stall(call, key=key, after=True)
     task = asyncio.create_task(rig.sync())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await reached.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -23,7 +23,7 @@ from agent.wiring import Home
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
 
-SECONDS = 20
+SECONDS = 30
 SKIPPED = values.skipped("r1")
 
 

@@ -31,7 +31,7 @@ from tests.fakes.control_desk import NOON, SYSTEM, FakeDesk, ended, hold, progre
 from tests.fakes.machine import Machine
 
 CODEC = CloudEventsCodec()
-SECONDS = 20
+SECONDS = 60
 JSON = {"Content-Type": "application/json"}
 EVENT = {"Content-Type": "application/cloudevents+json"}
 ALL = Limits()

@@ -30,7 +30,7 @@ ACK_WAIT = 0.5
 HOUR = 3600.0
 LEFT = "the body was left"
 NOWHERE = "nats://127.0.0.1:9"
-SECONDS = 20
+SECONDS = 30
 STREAM = "AKOSHA_SYNC"
 
 

@@ -186,7 +186,7 @@ async def test_who_is_told_to_stop_while_waiting_for_the_agent_takes_the_note_ba
 
     with home.lock("run"):
         syncing = asyncio.create_task(sync.sync_once(home.settings, method="auto", enable_fallback=True, as_json=True))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not notes():
                 await asyncio.sleep(0.005)
             syncing.cancel()
@@ -207,7 +207,7 @@ async def test_told_to_stop_while_the_note_is_being_written_it_takes_it_back_all
     monkeypatch.setattr(Home, "leave_note", slow)
     with home.lock("run"):
         syncing = asyncio.create_task(sync.sync_once(home.settings, method="auto", enable_fallback=True, as_json=True))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await begun.wait()
             syncing.cancel()
             with pytest.raises(asyncio.CancelledError):

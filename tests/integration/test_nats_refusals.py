@@ -136,7 +136,7 @@ async def test_a_stream_that_was_cured_is_used_and_neither_progress_nor_answers_
             await bus.publish(progress(1))
             await bus.publish(ended(1))
             assert sorted(await inbox.holds(2)) == ["e-1", "p-1"]
-            assert (await other.request("akosha.agent.mac.status", b"?", timeout=2)).data == b"fine"
+            assert (await other.request("akosha.agent.mac.status", b"?", timeout=60)).data == b"fine"
             await bus.publish(ended(2))
             assert sorted(await inbox.holds(3)) == ["e-1", "e-2", "p-1"]
 

@@ -170,7 +170,7 @@ async def running(rounds):
 async def test_uploads_during_a_round_are_one_more_round_and_the_recorder_waits_for_none(world):
     await old_ones(world)
     reached = world.store.stall("delete")
-    async with running(world.rounds()) as task, asyncio.timeout(10):
+    async with running(world.rounds()) as task, asyncio.timeout(60):
         await world.upload()
         await reached.wait()
         await world.upload(second=60)
@@ -185,7 +185,7 @@ async def test_a_single_sync_does_not_wait_long_for_it(world):
     rounds = world.rounds()
     world.store.stall("delete")
     await world.upload()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await rounds.after_sync(0.01)
     world.store._faults.clear()
     await world.upload(second=60)

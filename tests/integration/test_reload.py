@@ -125,7 +125,7 @@ async def test_a_sync_that_runs_during_a_reload_is_neither_lost_nor_done_twice_a
         await world.reload(agent_quiet_seconds=0.2)
         await world.hears("STATUS", SYNCED)
         ledger = world.agents[1].ledger
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (result := await ledger.outcome("ask-1")) is None:
                 await world.agents[1].settled.wait(1)
         assert result.success

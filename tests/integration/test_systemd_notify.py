@@ -72,7 +72,7 @@ def test_an_abstract_address_begins_with_an_at_sign():
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         name = f"akosha-test-{os.getpid()}"
         listening.bind(f"\0{name}")
-        listening.settimeout(10)
+        listening.settimeout(60)
         SystemdSupervisor.of({"NOTIFY_SOCKET": f"@{name}"}).alive()
         assert listening.recv(100) == b"WATCHDOG=1"
 

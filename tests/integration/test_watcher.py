@@ -50,7 +50,7 @@ class Reader:
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -174,12 +174,12 @@ async def test_first_it_says_that_it_has_begun_and_every_change_from_then_on_is_
     """However soon: a reader that looks for itself when it is told so misses nothing."""
     (tmp_path / MAIN).write_bytes(b"main")
     async with aclosing(watcher_of(tmp_path, **WAYS[way]).changes()) as changes:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await anext(changes) == frozenset()
         append(tmp_path / MAIN)
         (tmp_path / WAL).touch()
         told = set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while told != {MAIN, WAL}:
                 told |= await anext(changes)
 
@@ -498,7 +498,7 @@ async def test_a_reader_that_turns_away_ends_it_too(tmp_path):
     first = asyncio.ensure_future(anext(changes))
     await until(watch_threads)
     (tmp_path / MAIN).touch()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert MAIN in await first
     await changes.aclose()
     await until(lambda: not watch_threads())

@@ -28,7 +28,7 @@ from starlette.routing import Route
 
 EMBEDDING_LENGTH = 384
 MAX_BATCH = 1000
-TIMEOUT = 30.0
+TIMEOUT = 180.0
 
 Answer = Mapping[str, object]
 Interference = Callable[[str, Mapping[str, Any]], Answer | None]

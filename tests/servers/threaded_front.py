@@ -9,7 +9,7 @@ from aiohttp import web
 
 from tests.servers.front import Action, Forward, Front
 
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 
 
 @contextmanager

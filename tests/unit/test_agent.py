@@ -136,7 +136,7 @@ class World:
     async def settle(self) -> None:
         """Let everything that can happen at this time happen: threads of the ledger included."""
         quiet = 0
-        async with asyncio.timeout(10), self._counted() as transactions:
+        async with asyncio.timeout(60), self._counted() as transactions:
             while quiet < 3:
                 before = (len(self.heard), len(self.method.asked), self.clock.sleepers, len(transactions) + 1)
                 await self.agent.ledger.last_position()
@@ -492,7 +492,7 @@ async def test_a_note_for_another_system_is_refused(tmp_path):
 
 async def test_asking_for_a_method_that_is_not_there_is_answered_with_the_cure(tmp_path):
     async with world(tmp_path, running=False) as w:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             result = await w.agent.once(ask(method="http"))
         assert isinstance(result, SyncFailed)
         assert "ask for cloud" in result.error
@@ -501,7 +501,7 @@ async def test_asking_for_a_method_that_is_not_there_is_answered_with_the_cure(t
 async def test_once_returns_the_result(tmp_path):
     async with world(tmp_path, [1], running=False) as w:
         w.files.change(1, told=False)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             result = await w.agent.once(ask())
         assert result.upload_id == values.upload_id(1)
 

@@ -12,7 +12,7 @@ from agent.ports import BusState, StreamMark
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
 
-SECONDS = 5
+SECONDS = 60
 TRANSIENT, PERMANENT = BusError("no answer", transient=True), BusError("larger than the server takes")
 EVENTS = [values.request(), SessionEnded(id="e-1", time=values.NOON, system_id=values.SYSTEM)]
 RESULTS = [values.skipped(), values.failed(), values.succeeded(values.manifest(reflection=1))]

@@ -83,7 +83,7 @@ async def settle(turns: int = 50) -> None:
 
 
 async def until(wanted) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not wanted():
             await asyncio.sleep(0)
 

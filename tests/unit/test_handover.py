@@ -10,7 +10,7 @@ from agent.events_client import handover as module
 from agent.events_client.handover import Handover
 from tests.fakes import values
 
-SECONDS = 10
+SECONDS = 60
 
 
 class Message:

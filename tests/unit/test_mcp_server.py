@@ -89,7 +89,7 @@ async def test_a_call_that_stands_still_tells_that_it_is_at_work_and_why_it_wait
         return found
 
     news = Telling(client.tell)
-    async with asyncio.timeout(10), news.open(trouble):
+    async with asyncio.timeout(60), news.open(trouble):
         await client.enough.wait()
     assert [message for _, _, message in client.told[:3]] == ["cloud: attempt 1 failed (0 s)"] + ["at work (0 s)"] * 2
 
@@ -106,7 +106,7 @@ async def test_who_is_waited_for_is_told_once(pid, words):
     async def no_trouble() -> str:
         return ""
 
-    async with asyncio.timeout(10), news.open(no_trouble):
+    async with asyncio.timeout(60), news.open(no_trouble):
         for _ in range(3):
             news.waits(AlreadyRunning("in use", pid=pid, command="run"))
         await client.enough.wait()

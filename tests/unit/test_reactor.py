@@ -179,7 +179,7 @@ class World:
 
     async def until(self, wanted) -> None:
         """Let the loop turn until it is so; time stands still."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not wanted():
                 await asyncio.sleep(0)
 
@@ -615,7 +615,7 @@ async def test_a_result_that_was_missed_is_found_by_looking_without_a_bus_every_
         await world.until(lambda: world.clock.sleepers)
         await world.laptop.upload(0, [1])
         await world.clock.advance(61)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await world.events():
                 pass
     assert world.shelf.of() == [1]
