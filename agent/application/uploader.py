@@ -34,6 +34,8 @@ _CURES = {HTTP: "is Akosha running there? akosha_http_endpoint says where, akosh
 _COUNTS = re.compile(r"[\d,]+ (?=wait|were refused)")
 """What changes from one telling of the same to the next."""
 
+REFUSED_CURE = "renew the credentials; the next attempt reads them again"
+
 UNEXPECTED_CURE = "the log has the traceback as unexpected_error; update akosha-agent, or report it"
 
 FAULT_SECONDS = 30.0
@@ -105,7 +107,7 @@ class Uploader:
         except SyncError as error:
             record = await self._ledger.record(target)
             attempts = _attempts_before(record, request)
-            await self._watch_unexpected(error, again=bool(record.failures or record.attempts))
+            await self._watch(error, again=bool(record.failures or record.attempts))
             step = next_step(request, error, attempts=attempts, rules=self._rules, jitter=self._jitter())
             tell = log.debug if _is_known(request, record, error) else log.warning
             match step:
@@ -127,7 +129,8 @@ class Uploader:
                     await self._give_up(request, record, error, step)
                     await message.ack()
             return
-        await clear_warning(self._ledger, self._unexpected_code)
+        for code in (self._unexpected_code, self._refused_code):
+            await clear_warning(self._ledger, code)
         if isinstance(done, Delivered):
             # Here, for all methods: one that somebody else has written need not know of it.
             result = replace(done.result, caused_by=request.caused_by)
@@ -142,9 +145,22 @@ class Uploader:
     def _unexpected_code(self) -> str:
         return f"unexpected_error_{self.method.name}"
 
-    async def _watch_unexpected(self, error: SyncError, *, again: bool) -> None:
-        """Show an error that no adapter knows in the status, if it comes `again`; once may be chance."""
+    @property
+    def _refused_code(self) -> str:
+        return f"credentials_refused_{self.method.name}"
+
+    async def _watch(self, error: SyncError, *, again: bool) -> None:
+        """Show in the status that the credentials were refused, and an error that no adapter knows.
+
+        The latter if it comes `again`; once may be chance.
+        """
         cause = error.original if isinstance(error.original, AkoshaError) else error
+        if cause.credentials_refused:
+            message = f"{self.method.name}: the running agent's last attempt had no usable credentials: {error.message}"
+            hint = error.hint or REFUSED_CURE
+            await set_warning(
+                self._ledger, StatusWarning(code=self._refused_code, message=message, hint=hint), self._clock
+            )
         if cause.unexpected and again:
             message = f"{self.method.name}: an error that the agent does not know comes again: {error.message}"
             warning = StatusWarning(code=self._unexpected_code, message=message, hint=UNEXPECTED_CURE)

@@ -254,6 +254,21 @@ async def test_a_fault_is_handed_on_and_the_message_comes_again(tmp_path):
         await b.until(lambda: b.results() == ["succeeded"])
 
 
+async def test_credentials_that_the_running_agent_was_refused_show_in_the_status_until_a_sync_succeeds(tmp_path):
+    original = StoreError("the store does not know this key", hint="renew it", transient=True)
+    original.credentials_refused = True
+    refused = CloudUploadError(original.message, "cloud", original, transient=True, hint=original.hint)
+    async with bench(tmp_path, cloud=[refused, 1]) as b:
+        await b.requests.issue(values.request(route=("cloud",)))
+        await b.until(lambda: b.outcomes == 1)
+        (warning,) = warnings_in(await b.ledger.notes())
+        assert (warning.code, warning.hint) == ("credentials_refused_cloud", "renew it")
+        assert "the running agent's last attempt" in warning.message
+        await b.clock.advance(2.2)
+        await b.until(lambda: b.results() == ["succeeded"])
+        assert warnings_in(await b.ledger.notes()) == ()
+
+
 def unexpected() -> CloudUploadError:
     original = StoreError("the store: what it answers is not known", transient=True)
     original.unexpected = "KeyError in head_object"

@@ -1,0 +1,324 @@
+"""Credentials and certificates that change while a store lives, and sources of them that hang."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.s3_store import S3Store, replacing
+from agent.domain.errors import StoreError
+from agent.ports import Reconnectable, StoredObject
+from tests.servers.front import refuse
+from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, Authority
+
+pytest_plugins = ["tests.servers.fixtures"]
+
+HANGS_SECONDS = 4
+"""The limit in tests of what hangs: a client on a busy machine must come as far as the source in this time."""
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
+
+
+@pytest.fixture
+def files(aws, tmp_path, monkeypatch):
+    """An AWS chain of files alone, in a directory that is returned; there are none yet."""
+    folder = tmp_path / "aws"
+    folder.mkdir()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(folder / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(folder / "config"))
+    return folder
+
+
+@pytest.fixture
+async def stores():
+    async with contextlib.AsyncExitStack() as stack:
+
+        def make(server, **how):
+            made = S3Store(**{"bucket": server.new_bucket(), "endpoint": server.endpoint, "region": "auto", **how})
+            stack.push_async_callback(made.aclose)
+            return made
+
+        yield make
+
+
+def write_keys(files: Path, secret: str = SECRET_KEY) -> None:
+    keys = f"[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {secret}\n"
+    (files / "credentials").write_text(keys)
+
+
+async def put(store) -> StoredObject:
+    async def body():
+        yield b"x"
+
+    return await store.put("key", body(), metadata={}, part_bytes=5 * 2**20, progress=lambda _: None)
+
+
+async def refused(store) -> StoreError:
+    with pytest.raises(StoreError) as failure:
+        await put(store)
+    assert SECRET_KEY not in str(failure.value)
+    return failure.value
+
+
+async def client_of(store):
+    return await store._connection._client()
+
+
+async def test_keys_that_are_replaced_on_disk_are_used_by_the_next_attempt(files, rclone, stores):
+    write_keys(files, "another secret")
+    store = stores(rclone)
+    error = await refused(store)
+    assert error.credentials_refused
+    assert not error.transient
+    write_keys(files)
+    assert (await put(store)).size == 1
+
+
+async def test_keys_that_are_added_after_a_start_without_any_are_used_by_the_next_attempt(files, moto, stores):
+    store = stores(moto)
+    assert (await refused(store)).credentials_refused
+    write_keys(files)
+    assert (await put(store)).size == 1
+
+
+@pytest.mark.parametrize("code", sorted(replacing.REFUSED))
+async def test_a_refusal_of_key_or_token_replaces_the_client(fronted, front, code):
+    store = fronted()
+    before = await client_of(store)
+    front.on("put_object", refuse(403, code), times=1)
+    await refused(store)
+    await put(store)
+    assert await client_of(store) is not before
+
+
+async def test_a_permission_that_is_missing_replaces_the_client_only_where_the_files_have_changed(
+    files, fronted, front
+):
+    write_keys(files)
+    store = fronted()
+    before = await client_of(store)
+    front.on("put_object", refuse(403, "AccessDenied"))
+    assert not (await refused(store)).credentials_refused
+    assert await client_of(store) is before
+    write_keys(files, SECRET_KEY + "\n# changed")
+    await refused(store)
+    assert await client_of(store) is not before
+
+
+@pytest.mark.parametrize("old", [False, True])
+async def test_a_head_refused_without_a_word_replaces_a_client_that_is_not_fresh(fronted, front, monkeypatch, old):
+    store = fronted()
+    before = await client_of(store)
+    for operation in ("head_object", "get_object"):
+        front.on(operation, refuse(403, ""))
+    if old:
+        monkeypatch.setattr(replacing, "STALE_SECONDS", 0.0)
+    with pytest.raises(StoreError):
+        await store.head("key")
+    assert (await client_of(store) is before) != old
+
+
+async def test_a_reset_lets_what_is_under_way_finish_and_closes_the_old_client_after_it(aws, moto, stores):
+    store = stores(moto)
+    assert isinstance(store, Reconnectable)
+    await store.reset_client()  # there is none yet
+    await put(store)
+    old = await client_of(store)
+    pieces = store.get("key")
+    assert await anext(pieces) == b"x"
+    await store.reset_client()
+    await put(store)
+    assert await client_of(store) is not old
+    assert (old.retired, old.closing) == (True, False)
+    assert [piece async for piece in pieces] == []
+    assert old.closing
+    await store.reset_client()
+    await store.reset_client()
+
+
+async def test_a_reset_while_a_client_is_built_keeps_nobody_waiting_and_the_next_call_builds_its_own(
+    files, moto, stores
+):
+    write_keys(files)
+    store = stores(moto)
+    first = asyncio.create_task(put(store))
+    await asyncio.sleep(0)
+    await store.reset_client()
+    second = await client_of(store)
+    assert (await first).size == 1
+    assert await client_of(store) is second
+
+
+async def test_an_authority_that_is_replaced_on_disk_is_trusted_by_the_next_attempt(
+    aws, moto_tls, stores, tmp_path, monkeypatch
+):
+    bundle = tmp_path / "bundle.pem"
+    shutil.copy(Authority(tmp_path).ca, bundle)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+    store = stores(moto_tls)
+    assert "certificate" in (await refused(store)).message
+    shutil.copy(moto_tls.ca, bundle)
+    assert (await put(store)).size == 1
+
+
+# Sources that hang
+
+HELPER = """
+import json, os, pathlib, subprocess, sys, time
+folder = pathlib.Path(sys.argv[1])
+with (folder / "runs").open("a") as runs:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    runs.write(f"{os.getpid()} {child.pid}\\n")
+answers = sorted(folder.glob("answer-*"))
+if answers:
+    child.kill()
+    print(answers[0].read_text())
+    answers[0].unlink()
+else:
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def helper(files, tmp_path, monkeypatch):
+    """A credential_process that hangs, with a child, where its folder (returned) has no `answer-N` for this run."""
+    (tmp_path / "helper.py").write_text(HELPER)
+    folder = tmp_path / "helper"
+    folder.mkdir()
+    (files / "config").write_text(
+        f"[profile work]\ncredential_process = {sys.executable} {tmp_path / 'helper.py'} {folder}\n"
+    )
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    return folder
+
+
+def answer(folder: Path, number: int, **more: str) -> None:
+    keys = {"Version": 1, "AccessKeyId": ACCESS_KEY, "SecretAccessKey": SECRET_KEY, **more}
+    (folder / f"answer-{number}").write_text(json.dumps(keys))
+
+
+def runs(folder: Path) -> list[list[int]]:
+    file = folder / "runs"
+    return [[int(pid) for pid in line.split()] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_credential_process_that_hangs_is_named_killed_and_run_again_next_time(helper, moto, stores):
+    store = stores(moto, build_seconds=HANGS_SECONDS)
+    error = await refused(store)
+    assert "credential_process of profile work did not answer within 4 s" in error.message
+    assert error.transient
+    assert error.credentials_refused
+    (first,) = runs(helper)
+    await until(lambda: not any(map(lives, first)))
+    answer(helper, 1)
+    assert (await put(store)).size == 1
+    assert len(runs(helper)) == 2
+
+
+async def test_closing_a_store_does_not_wait_for_a_helper_and_leaves_none_behind(helper, moto, stores):
+    store = stores(moto, build_seconds=600)
+    task = asyncio.create_task(put(store))
+    await until(lambda: runs(helper))
+    async with asyncio.timeout(5):
+        await store.aclose()
+        with pytest.raises(StoreError, match="closed"):
+            await task
+    await until(lambda: not any(map(lives, runs(helper)[0])))
+
+
+async def test_a_caller_that_gives_up_does_not_end_the_building_for_others(helper, moto, stores):
+    store = stores(moto, build_seconds=600)
+    tasks = [asyncio.create_task(put(store)) for _ in range(2)]
+    await until(lambda: runs(helper))
+    tasks[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[0]
+    assert all(map(lives, runs(helper)[0]))
+    assert not tasks[1].done()
+
+
+async def test_a_refresh_that_hangs_during_a_request_is_bounded_and_the_next_attempt_starts_again(helper, moto, stores):
+    soon = (datetime.now(UTC) + timedelta(seconds=30)).isoformat()
+    answer(helper, 1, Expiration=soon)
+    store = stores(moto, build_seconds=3 * HANGS_SECONDS)  # the first client is built in this time, too
+    error = await refused(store)
+    assert "credential_process" in error.message
+    assert "did not answer within 12 s" in error.message
+    await until(lambda: not any(map(lives, runs(helper)[1])))
+    answer(helper, 2)
+    assert (await put(store)).size == 1
+
+
+async def test_a_credential_process_that_prints_no_json_or_fails_is_named(helper, moto, stores):
+    (helper / "answer-1").write_text("Enter MFA code:")
+    store = stores(moto)
+    error = await refused(store)
+    assert "credential_process" in error.message
+    assert error.credentials_refused
+    answer(helper, 2)
+    assert (await put(store)).size == 1
+
+
+async def test_an_instance_metadata_service_that_hangs_is_named(files, moto, stores, monkeypatch):
+    async def silent(_reader, writer):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    monkeypatch.setenv("AWS_METADATA_SERVICE_TIMEOUT", "600")
+    store = stores(moto, build_seconds=HANGS_SECONDS)
+    assert "IMDS" in (await refused(store)).message
+    server.close()
+
+
+async def test_doctors_look_at_the_chain_is_fresh_and_bounded(helper, moto, stores):
+    store = stores(moto, build_seconds=HANGS_SECONDS)
+    with pytest.raises(StoreError, match="credential_process of profile work did not answer"):
+        await store.credentials()
+    answer(helper, 1)
+    found = await store.credentials()
+    assert (found.source, found.key_end) == ("custom-process", ACCESS_KEY[-4:])
+
+
+def test_the_library_still_has_what_bounds_its_sources():
+    """Private parts of aiobotocore that `sources` sets: a version without them must not be installed."""
+    import inspect
+
+    from aiobotocore import credentials
+    from aiobotocore.session import AioSession
+
+    assert "popen" in inspect.signature(credentials.AioProcessProvider.__init__).parameters
+    resolver = AioSession().get_component("credential_provider")
+    found = {provider.METHOD: provider for provider in resolver.providers}
+    assert callable(found["custom-process"]._popen)
+    builder = found["assume-role"]._profile_provider_builder
+    assert callable(builder._create_process_provider("x")._popen)
+    made = credentials.AioRefreshableCredentials("k", "s", None, datetime.now(UTC), lambda: None, "m")
+    assert callable(made._refresh_using)
+    assert callable(credentials.AioDeferredRefreshableCredentials(lambda: None, "m")._refresh_using)
