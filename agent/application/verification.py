@@ -248,7 +248,7 @@ def expected_etag(part: Part | MemoriesPart, found: str = "") -> str:
 
     Where the tag `found` is a digest, that of an object stored as it is (not compressed) is known from its SHA-256.
     """
-    if not part.etag and found.startswith(FILE_TAG) and (isinstance(part, MemoriesPart) or part.compression == "none"):
+    if found.startswith(FILE_TAG) and (isinstance(part, MemoriesPart) or part.compression == "none"):
         return FILE_TAG + part.sha256
     return part.etag
 

@@ -83,6 +83,20 @@ def test_a_dry_run_says_what_would_go_and_why_the_rest_stays_and_a_prune_does_it
     assert (again.code, again.out) == (0, "nothing was deleted; 2 uploads are kept\n")
 
 
+def test_a_prune_deletes_nothing_while_the_newest_upload_is_damaged_and_exits_with_1(machine):
+    ids = fill(DirectoryStore(machine.bucket))
+    path = machine.bucket / PREFIX / ids[0] / "reflection.duckdb"
+    path.write_bytes(path.read_bytes().swapcase())
+    for options in ((), ("--dry-run",)):
+        done = machine.call("prune", *KEEP_TWO, *options)
+        assert done.code == 1
+        assert f"nothing is deleted: {ids[0]} is damaged: reflection.duckdb" in done.err
+    document = machine.call("prune", *KEEP_TWO, "--json").json
+    assert (document["dry_run"], document["deleted"]) == (False, [])
+    assert ids[0] in document["error"]
+    assert standing(DirectoryStore(machine.bucket))[0] == ids
+
+
 def test_a_prune_before_and_after_syncs_leaves_the_newest_to_build_on(machine):
     """What the ledger names stays, so the sync after a prune copies on the store's side, and all is whole."""
     fill(DirectoryStore(machine.bucket), of=machine)

@@ -17,6 +17,7 @@ from agent.application.archive import Archive
 from agent.application.prune_rounds import NOTE, PruneRounds
 from agent.application.pruning import Pruning
 from agent.application.recorder import Recorder, succeeded
+from agent.application.status_warnings import warnings_in
 from agent.domain import naming
 from agent.domain.errors import NotPermitted, StoreError
 from agent.domain.events import UploadsPruned
@@ -102,6 +103,28 @@ async def test_after_an_upload_the_old_ones_go_and_an_event_tells_of_it(world):
     assert event in await world.ledger.outbox()
     await rounds.after_sync(10)
     assert len(await world.pruned()) == 1
+
+
+async def test_while_the_newest_upload_is_damaged_nothing_goes_and_a_warning_says_so(world):
+    ids = await old_ones(world)
+    await world.upload()
+    rounds = world.rounds()
+    damaged = naming.object_key(values.SYSTEM, values.upload_id(0), "reflection.duckdb")
+    (kept, metadata) = world.store._store.objects[damaged]
+    world.store._store.objects[damaged] = kept.swapcase(), metadata
+    with capture_logs() as logs:
+        for _ in range(2):
+            rounds._bell.ring()
+            await rounds.after_sync(10)
+    assert (await uploads.standing(world.store))[0] == [values.upload_id(0), *ids]
+    (warning,) = warnings_in(await world.ledger.notes())
+    assert (warning.code, values.upload_id(0) in warning.message) == ("pruning_held", True)
+    assert [line["event"] for line in logs] == ["pruning_held"], "said once"
+    world.store._store.objects[damaged] = kept, metadata
+    rounds._bell.ring()
+    await rounds.after_sync(10)
+    assert (await uploads.standing(world.store))[0] == [values.upload_id(0), ids[0]]
+    assert warnings_in(await world.ledger.notes()) == ()
 
 
 async def test_the_parts_that_the_ledger_names_are_there_after_a_prune(world):
