@@ -12,7 +12,7 @@ from tests.fakes.machine import Machine
 from tests.fakes.session_buddy import GRAPH, REFLECTION, Checker, Finding
 from tests.servers.bucket import Bucket
 from tests.servers.front import refuse, stall
-from tests.servers.s3 import SECRET_KEY, aws_environment
+from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, aws_environment
 from tests.servers.threaded_front import Gate, running_front
 
 pytestmark = pytest.mark.long
@@ -252,3 +252,34 @@ def test_a_ledger_that_knew_the_bucket_without_its_endpoint_adopts_what_is_there
     assert third["outcome"] == "succeeded"
     (target,) = (one for one in machine.status()["targets"] if one["endpoint"])
     assert target["newest_upload_id"] == third["upload_id"]
+
+
+def in_a_file(machine, folder):
+    """Put the credentials where only the AWS library finds them."""
+    path = folder / "credentials"
+    path.write_text(f"[default]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del machine.environ[name]
+    machine.environ["AWS_SHARED_CREDENTIALS_FILE"] = str(path)
+
+
+@pytest.mark.parametrize("place", ["environment", "file"])
+def test_a_store_that_echoes_a_secret_and_steers_the_terminal_gets_neither_through(machine, front, place, tmp_path):
+    """No command, no event and no file of the state directory has it; the error names the code with escapes."""
+    if place == "file":
+        in_a_file(machine, tmp_path)
+    machine.write(commits=2)
+    hostile = f"Odd{SECRET_KEY}&#x202e;{'x' * 9000}"
+    for operation in ("put_object", "list_objects_v2", "get_object", "head_object", "create_multipart_upload"):
+        front.on(operation, refuse(400, hostile, secret=SECRET_KEY))
+    with machine.run(), machine.follow() as following:
+        result = machine.sync(code=1)
+        following.told("failed")
+        machine.call("status")
+        machine.call("events")
+        machine.call("doctor")
+        machine.call("uploads")
+        (target,) = (one for one in machine.status()["targets"] if one["method"] == "cloud")
+    for text in (result["error"], target["error"]):
+        assert "Odd********\\u202exxx" in text
+        assert len(text) < 3000

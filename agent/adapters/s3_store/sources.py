@@ -12,10 +12,11 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.domain.plain_text import hide
 from agent.ports.threads import off_loop
 
 _PROCESS = "custom-process"
@@ -128,6 +129,8 @@ class Sources:
             self._prepare(provider, profile)
         found = await self._session.get_credentials()
         self.now = _FILES
+        if found is not None:
+            _hide(vars(found))
         if found is not None and hasattr(found, "_refresh_using"):
             found._refresh_using = self._bounded(  # noqa: SLF001 - there is no public way to bound it
                 found._refresh_using,  # noqa: SLF001
@@ -167,7 +170,9 @@ class Sources:
             try:
                 async with asyncio.timeout(self._seconds):
                     answer = refresh()
-                    return await answer if isinstance(answer, Awaitable) else answer
+                    fresh = await answer if isinstance(answer, Awaitable) else answer
+                _hide(fresh)
+                return fresh
             except (TimeoutError, SourceTimeout) as error:
                 failed_at = time.monotonic()
                 if isinstance(error, SourceTimeout):
@@ -175,6 +180,11 @@ class Sources:
                 raise SourceTimeout(name, self._seconds) from error
 
         return bounded
+
+
+def _hide(found: Mapping[str, object]) -> None:
+    """Mask the secrets of credentials in all texts from now on: a store may repeat them in an error."""
+    hide(*(str(value) for name, value in found.items() if value and name.lstrip("_") in ("secret_key", "token")))
 
 
 def fingerprint() -> Fingerprint:
