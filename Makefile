@@ -4,9 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 3
-# The engine that Session-Buddy writes with, apart from ours: what is restored must be of use to it.
+# The engines that Session-Buddy writes with, apart from ours: the oldest that it accepts, and the newest.
 WRITER_VERSION := 1.5.3
-WRITER := $(VENV)/writer/.ready-$(WRITER_VERSION)
+NEWER_WRITER_VERSION := 2.0.1
+NEWER_WRITER_READY := $(VENV)/writer-$(NEWER_WRITER_VERSION)/.ready
+WRITER := $(VENV)/writer/.ready-$(WRITER_VERSION) $(NEWER_WRITER_READY)
 # The MCP SDK of version 1, which Session-Buddy needs: the MCP server's tests run on both. Its own HTTP client comes along.
 MCP1_VERSION := 1.30.0
 MCP1 := $(VENV)/mcp1/.ready-$(MCP1_VERSION)
@@ -37,9 +39,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e .
 	@touch $@
 
-$(WRITER): $(READY)
+$(VENV)/writer/.ready-$(WRITER_VERSION): $(READY)
 	@rm -rf $(VENV)/writer
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts --target $(VENV)/writer duckdb==$(WRITER_VERSION)
+	@touch $@
+
+$(NEWER_WRITER_READY): $(READY)
+	@rm -rf $(@D)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-warn-conflicts --target $(@D) duckdb==$(NEWER_WRITER_VERSION)
 	@touch $@
 
 $(MCP1): $(READY)

@@ -125,12 +125,12 @@ def create(data_dir: Path, *, commits: int = 0, entities: int = 0, embeddings: b
 
 
 @contextmanager
-def _opened(path: Path, tables: tuple[str, ...]) -> Iterator["object"]:
+def _opened(path: Path, tables: tuple[str, ...], *, own_storage: bool = False) -> Iterator["object"]:
     import duckdb
 
     with duckdb.connect(":memory:") as connection:
-        # The storage version that Session-Buddy's engine writes; DuckDB 2.0's own could not be read by it.
-        connection.execute(f"ATTACH '{path}' AS base (STORAGE_VERSION 'v1.0.0')")
+        # DuckDB 1.5 does not read the storage version that 2.0 makes by itself.
+        connection.execute(f"ATTACH '{path}' AS base" + ("" if own_storage else " (STORAGE_VERSION 'v1.0.0')"))
         connection.execute("USE base")
         for table in tables:
             connection.execute(table)
@@ -210,15 +210,18 @@ class _Session:
     def run(self) -> None:
         threading.Thread(target=self._listen, daemon=True).start()
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        with _opened(self.data_dir / GRAPH, _GRAPH_TABLES) as graph:
+        with self._opened(GRAPH, _GRAPH_TABLES) as graph:
             (self.g,) = graph.execute("SELECT count(*) FROM kg_entities").fetchone()
         while self._session():
             self.say("reopened")
         self.say("closed", commits=self.n, entities=self.g)
 
+    def _opened(self, name: str, tables: tuple[str, ...]):
+        return _opened(self.data_dir / name, tables, own_storage=self.arguments.own_storage)
+
     def _session(self) -> bool:
         """Hold the database open until told to close it; say whether it is to be opened again."""
-        with _opened(self.data_dir / REFLECTION, _REFLECTION_TABLES) as base:
+        with self._opened(REFLECTION, _REFLECTION_TABLES) as base:
             base.execute(f"SET debug_checkpoint_sleep_ms = {self.arguments.slow_checkpoints}")
             (self.n,) = base.execute("SELECT count(*) FROM conversations_v2").fetchone()
             self.say("open", commits=self.n, entities=self.g)
@@ -277,7 +280,7 @@ class _Session:
         self.n += 1
 
     def _one_graph(self) -> None:
-        with _opened(self.data_dir / GRAPH, ()) as graph:
+        with self._opened(GRAPH, ()) as graph:
             _graph(graph, self.g)
         self.say("graph", n=self.g)
         self.g += 1
@@ -307,9 +310,13 @@ class Writer:
     `commits` and `entities` are the numbers of the last ones acknowledged, -1 for none. Waits are bounded by TIMEOUT.
     """
 
-    def __init__(self, data_dir: Path, *options: str, python: str = sys.executable) -> None:
+    def __init__(self, data_dir: Path, *options: str, python: str = sys.executable, engine: str | None = None) -> None:
+        """`engine`: a version of WRITERS; None: the DuckDB of `python`. 2.x makes its own storage version."""
+        environment = os.environ | ({"PYTHONPATH": str(WRITERS[engine])} if engine else {})
+        own = ["--own-storage"] if engine and engine >= "2" else []
         self._process = subprocess.Popen(
-            [python, __file__, "write", str(data_dir), *options],
+            [python, __file__, "write", str(data_dir), *options, *own],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -480,6 +487,7 @@ def main() -> int:
     write.add_argument("--payload", type=int, default=200, help="characters of text per row")
     write.add_argument("--slow-checkpoints", type=int, default=0, help="let each take so many ms more")
     write.add_argument("--embeddings", action="store_true")
+    write.add_argument("--own-storage", action="store_true", help="make files of the engine's own storage version")
     commands.add_parser("check")
     arguments = parser.parse_args()
     if arguments.command == "check":

@@ -170,8 +170,8 @@ async def test_the_survey_names_databases_and_what_pretends_to_be_one_but_nothin
     }  # fmt: skip
 
 
-async def test_a_commit_shows_in_the_survey_though_the_main_file_does_not_change(data_dir, taker):
-    with Writer(data_dir, "--paused") as writer:
+async def test_a_commit_shows_in_the_survey_though_the_main_file_does_not_change(engine, data_dir, taker):
+    with Writer(data_dir, "--paused", engine=engine) as writer:
         writer.ask("commit 2")
         before = (await taker.survey())["reflection"]
         writer.ask("commit 1")
@@ -191,13 +191,14 @@ async def test_taking_leaves_the_writers_lock_in_place(data_dir, taker):
         assert writer.close() == 0
 
 
-async def test_the_only_copy_of_a_first_session_survives_its_writer(data_dir, taker):
-    with Writer(data_dir, "--paused") as writer:
+async def test_the_only_copy_of_a_first_session_survives_its_writer(engine, data_dir, taker):
+    with Writer(data_dir, "--paused", engine=engine) as writer:
         writer.ask("commit 20")
         writer.crash()
     assert (data_dir / "reflection.duckdb").stat().st_size == 12_288
     snapshot = await taker.take("reflection")
     assert snapshot.rows["conversations_v2"] == 20
+    assert snapshot.storage_version == (999 if engine >= "2" else 64)
     assert not check(snapshot.folder / "reflection.duckdb").problems
 
 

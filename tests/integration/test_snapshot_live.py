@@ -14,7 +14,7 @@ from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.fakes.session_buddy import Checker, Writer, check, create
 
-SNAPSHOTS = 200
+SNAPSHOTS = 100
 BUSY = ("--slow-checkpoints", "20", "--checkpoint-every", "8", "--graph-every", "20")
 
 
@@ -33,11 +33,11 @@ def taker_of(data_dir, staging, *, verify=False, **options):
 
 
 @pytest.mark.long
-async def test_two_hundred_snapshots_none_torn_none_old_and_the_writer_never_fails(data_dir, staging):
+async def test_a_hundred_snapshots_none_torn_none_old_and_the_writer_never_fails(engine, data_dir, staging):
     """Commits go on during checkpoints (into another sidecar); each copy holds what was committed before it began."""
     fast, thorough = taker_of(data_dir, staging), taker_of(data_dir, staging, verify=True)
     sidecars: set[tuple[str, ...]] = set()
-    with Writer(data_dir, *BUSY) as writer, Checker() as checker:
+    with Writer(data_dir, *BUSY, engine=engine) as writer, Checker() as checker:
         await asyncio.to_thread(writer.wait, lambda: writer.commits > 20 and writer.entities > 1)
         for number in range(SNAPSHOTS):
             for database in ("reflection", "knowledge_graph")[: 1 + (number % 5 == 0)]:
@@ -84,8 +84,10 @@ def after_copying(monkeypatch, name, act, *, times=1):
 
 
 @pytest.mark.parametrize("name", ["reflection.duckdb", "reflection.duckdb.wal"])
-async def test_a_checkpoint_while_a_file_is_copied_is_noticed_and_copied_anew(name, data_dir, staging, monkeypatch):
-    with Writer(data_dir, "--paused") as writer:
+async def test_a_checkpoint_while_a_file_is_copied_is_noticed_and_copied_again(
+    name, engine, data_dir, staging, monkeypatch
+):
+    with Writer(data_dir, "--paused", engine=engine) as writer:
         for command in ("commit 10", "checkpoint", "commit 10"):
             writer.ask(command)
 
