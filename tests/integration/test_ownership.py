@@ -15,7 +15,12 @@ import pytest
 from agent import wiring
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3_store import S3Store
+from agent.application.archive import Archive
+from agent.application.catching_up import systems_in
 from agent.application.ownership import NOT_MOUNTED, WARNING
+from agent.application.prune_plan import Bucketful
+from agent.application.uploads import Uploads
+from agent.domain import naming
 from agent.domain.errors import NotOwner
 from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.manifest import Manifest
@@ -559,3 +564,18 @@ async def test_leftovers_and_unfinished_puts_of_the_owner_are_left_alone(machine
     calls = len(target.store.calls)
     assert_refused(await two.sync())
     assert {call for call, _ in target.store.calls[calls:]} <= {"is_available", "get", "aclose"}
+
+
+async def test_owner_json_is_no_upload_to_what_lists_and_prunes(machine, target):
+    """`react` walks through `Uploads`, `uploads` and `verify` through `Archive`, `prune` through `Bucketful`."""
+    one = machine("one")
+    uploaded = await one.sync()
+    assert await systems_in(target.kept) == ["laptop"]
+    assert await Uploads(target.kept, "laptop").ids_after(None) == ([uploaded.upload_id], [uploaded.upload_id])
+    listing = await Archive(target.kept, "laptop").listing()
+    assert ([one.upload_id for one in listing.uploads], listing.unfinished) == ([uploaded.upload_id], ())
+    there = await Bucketful.of("laptop", target.kept.list("systems/laptop/"), naming.upload_time(uploaded.upload_id))
+    assert [*there.objects] == [uploaded.upload_id]
+    pruned = await one.prune(KeepRules(last=1, daily=0, weekly=0, monthly=0))
+    assert pruned.is_nothing
+    assert OWNER in await target.objects()

@@ -20,10 +20,10 @@ class Bucket:
 
     @property
     def keys(self) -> list[str]:
-        """Its keys, sorted; fewer than a listing's 1000."""
+        """Its keys but those of owner.json, sorted; fewer than a listing's 1000."""
         listing = self.server._ask("GET", f"/{self.name}?list-type=2").decode()
         assert "<IsTruncated>true" not in listing
-        return sorted(re.findall(r"<Key>([^<]+)</Key>", listing))
+        return sorted(key for key in re.findall(r"<Key>([^<]+)</Key>", listing) if not key.endswith("/owner.json"))
 
     def object(self, key: str) -> bytes:
         return self.server._ask("GET", f"/{self.name}/{quote(key)}")
