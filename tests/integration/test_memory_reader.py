@@ -529,3 +529,15 @@ async def test_no_more_than_two_wait(tmp_path, copy):
     assert len([child for child in psutil.Process().children() if CHILD in child.cmdline()]) == 2
     await taker.sweep()
     assert the_child() is None
+
+
+async def test_a_long_stretch_of_rows_that_are_no_memories_is_answered_in_parts(copy):
+    """Who reads may let others have their turn between two answers, though there is nothing to show."""
+    make(
+        copy,
+        "INSERT INTO conversations_v2(id, content, category) SELECT n::VARCHAR, '', 'c' FROM range(150_000) rows(n)",
+    )
+    async with source_of(copy) as source:
+        pages = [list(page) async for page in source.pages()]
+    assert len(pages) >= 2
+    assert not any(pages)
