@@ -100,6 +100,10 @@ class _Seen:
     def unclear(self, upload: str) -> bool:
         return needs_manifest(upload, self.times[upload])
 
+    def ahead(self, upload: str) -> bool:
+        modified = self.times[upload]
+        return modified is not None and is_ahead(upload, modified)
+
 
 class Archive:
     """The uploads of one system in one store. Nothing may stand still for longer than `standstill_seconds`.
@@ -112,16 +116,18 @@ class Archive:
         self.uploads = Uploads(store, system_id)
         self._standstill_seconds = standstill_seconds
 
-    async def listing(self, *, manifests: int | None = MANIFESTS) -> Listing:
+    async def listing(self, *, manifests: int | None = MANIFESTS, exact: bool = False) -> Listing:
         """Return the uploads, the newest first; the `manifests` of so many are read, of all where it is None.
 
-        So are those without which it is not known when an upload was made.
+        So are those of uploads whose id is ahead of their object; with `exact` all without which it is not known when
+        an upload was made: in a bucket that was copied, these are all of them.
         """
         async with self.moving() as moved:
             seen = await self._seen(moved)
             newest_first = _newest_first(seen.sizes)
             first = {*newest_first[:manifests]}
-            wanted = [upload for upload in newest_first if upload in first or seen.unclear(upload)]
+            unclear = seen.unclear if exact else seen.ahead
+            wanted = [upload for upload in newest_first if upload in first or unclear(upload)]
             room = asyncio.Semaphore(READ_AT_ONCE)
 
             async def read(upload: str) -> Listed:
@@ -183,7 +189,7 @@ class Archive:
 
         Raises NoSuchObject where there is none.
         """
-        known = (await self.listing(manifests=0)).uploads
+        known = (await self.listing(manifests=0, exact=True)).uploads
         for listed in known:
             if listed.at <= time:
                 return listed.upload_id

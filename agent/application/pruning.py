@@ -9,6 +9,7 @@ import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import TypeVar
 
 from agent.application.archive import READ_AT_ONCE, Archive, all_of, wrong_sizes
 from agent.application.prune_plan import Bucketful, PrunePlan, own_upload
@@ -21,6 +22,8 @@ from agent.domain.retention import KeepRules, bases_needed, keep
 from agent.domain.states import TargetRecord
 from agent.domain.upload_times import is_ahead, made_at, needs_manifest
 from agent.ports import Clock, StoredObject
+
+T = TypeVar("T")
 
 UPLOADS_AT_ONCE = 1000
 KEYS_AT_ONCE = 1000
@@ -67,6 +70,7 @@ class Pruning:
         self._archive, self._store, self._clock = archive, archive.store, clock
         self._prefix = naming.uploads_prefix(archive.system_id)
         self._check = check
+        self._uploaded: dict[tuple[str, datetime | None], datetime | None] = {}
 
     async def plan(self, spared: Mapping[str, str]) -> PrunePlan:
         """Look what would go. `spared`: uploads that must stay, and why.
@@ -149,14 +153,19 @@ class Pruning:
             yield item
 
     async def _times(self, there: Bucketful, whole: Sequence[str]) -> dict[str, datetime]:
-        """Return when the uploads were made; manifests are read only where id and object disagree about it."""
-        modified = {upload: there.manifest_time(upload) for upload in whole}
-        unclear = [upload for upload in whole if needs_manifest(upload, modified[upload])]
-        told: dict[str, datetime | None] = {}
-        for few in _batches(unclear, READ_AT_ONCE):
-            found = await all_of([self._uploaded_at(upload) for upload in few], "prune-time")
-            told |= zip(few, found, strict=True)
-        return {upload: made_at(upload, modified[upload], told.get(upload)) for upload in whole}
+        """Return when the uploads were made.
+
+        A manifest is read where id and object disagree about it, once for each object: in a bucket that was copied, all
+        of them disagree, and an agent prunes after each upload.
+        """
+        seen = [(upload, there.manifest_time(upload)) for upload in whole]
+        unclear = [each for each in seen if needs_manifest(*each)]
+        known = {each: self._uploaded[each] for each in unclear if each in self._uploaded}
+        for few in _batches([each for each in unclear if each not in known], READ_AT_ONCE):
+            found = await all_of([self._uploaded_at(upload) for upload, _ in few], "prune-time")
+            known |= zip(few, found, strict=True)
+        self._uploaded = known
+        return {upload: made_at(upload, modified, known.get((upload, modified))) for upload, modified in seen}
 
     async def _uploaded_at(self, upload: str) -> datetime | None:
         async with self._archive.moving():
@@ -294,7 +303,7 @@ def _gone(objects: Mapping[str, Collection[StoredObject]], uploads: Collection[s
     )
 
 
-def _batches(items: Iterable[str], size: int) -> Iterable[list[str]]:
+def _batches(items: Iterable[T], size: int) -> Iterable[list[T]]:
     rest = iter(items)
     while batch := [*itertools.islice(rest, size)]:
         yield batch

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from datetime import timedelta
+from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -179,6 +180,26 @@ async def test_after_a_clock_that_was_ahead_uploads_are_kept_by_the_days_on_whic
     plan = await pruning_of(store, KeepRules(last=0, daily=3, weekly=0, monthly=0)).plan({})
     assert list(plan.kept) == ids[0:6:2]
     assert [why[-1] for why in plan.kept.values()] == ["daily 2026-03-01", "daily 2026-02-28", "daily 2026-02-27"]
+
+
+async def test_in_a_bucket_that_was_copied_each_manifest_is_read_for_its_time_once():
+    """All objects are newer than their ids there, and an agent prunes after each upload."""
+
+    class Reading(DatedStore):
+        read: ClassVar[list[str]] = []
+
+        async def get(self, key):
+            self.read.append(key)
+            async for piece in super().get(key):
+                yield piece
+
+    store, ids = await bucket(store=Reading())
+    store.times = {PREFIX: NOW + 9 * DAY}
+    pruning = pruning_of(store, KeepRules(last=9, daily=0, weekly=0, monthly=0))
+    await pruning.plan({})
+    assert sorted(store.read) == sorted(naming.manifest_key(values.SYSTEM, upload) for upload in ids)
+    await pruning.plan({})
+    assert len(store.read) == len(ids)
 
 
 async def test_a_foreign_manifest_with_an_id_far_ahead_holds_up_no_prune():
