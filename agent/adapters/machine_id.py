@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.domain.errors import StateError
+from agent.durability import sync_to_disk
 
 FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 OWN = "machine-id"
@@ -53,7 +54,7 @@ def _own(path: Path) -> str:
             with os.fdopen(descriptor, "w") as file:
                 file.write(secrets.token_hex(16) + "\n")
                 file.flush()
-                os.fsync(descriptor)
+                sync_to_disk(descriptor)
             with suppress(FileExistsError):
                 os.link(draft, path)
             draft.unlink(missing_ok=True)

@@ -181,7 +181,7 @@ async def test_a_body_may_take_longer_than_an_answer(request, server, aws):
 
 
 async def test_an_answer_that_does_not_come_after_the_body_is_transient(fronted, front):
-    store, reached = fronted(read_timeout=0.3), asyncio.Event()
+    store, reached = fronted(read_timeout=2.0), asyncio.Event()
     front.on("put_object", stall(reached, at=len(WHOLE)))
     with pytest.raises(StoreError, match="no answer in time") as failure:
         await put(store, WHOLE)
