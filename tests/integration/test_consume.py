@@ -107,7 +107,7 @@ async def test_what_others_sent_is_one_line_that_does_nothing_to_a_terminal(tmp_
     home = Home.of(settings_of(tmp_path))
     await module._printing(home, system=True, as_json=False)(bad)
     (line,) = capsys.readouterr().out.removesuffix("\n").split("\n")
-    assert line.endswith("  sync.failed      laptop-7  one  two  [31mred  2J  größer")
+    assert line.endswith("  sync.failed      laptop-7  one\\r\\ntwo \\x1b[31mred \\x9b2J\\x07 größer")
     await module._printing(home, system=False, as_json=True)(bad)
     assert json.loads(capsys.readouterr().out)["data"]["error"] == bad.error
 

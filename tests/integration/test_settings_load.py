@@ -142,7 +142,7 @@ def test_any_explicit_data_directory_of_the_agent_comes_first(world):
 
 def test_its_variable_comes_before_its_files_and_those_in_their_order(world):
     world.write("~/.claude/settings/session-buddy.yaml", "data_dir: /low\n")
-    world.write("~/.claude/settings/local.yaml", "data_dir: ${BASE}/${MORE:high}\n")
+    world.write("~/.claude/settings/local.yaml", "data_dir: ${BASE}/${MORE:-high}\n")
     world.environ["BASE"] = "/base"
     assert data_dir(world)[:2] == (Path("/base/high"), "data_dir in ~/.claude/settings/local.yaml")
     world.environ["SESSION_BUDDY_DATA_DIR"] = "relative/data"
@@ -690,7 +690,7 @@ def test_the_table_has_every_key_with_value_source_default_and_description(world
 
 def test_the_defaults_in_the_table_are_the_same_on_every_machine(world):
     table = {row.key: row for row in rows(world.load())}
-    assert table["akosha_agent_data_dir"].default == "~/.claude/data"
+    assert table["akosha_agent_data_dir"].default == "Session-Buddy's own data_dir, else ~/.claude/data"
     assert table["akosha_agent_state_dir"].default == "the platform's state directory"
     assert not [row for row in table.values() if str(Path.home()) in row.default]
 
