@@ -120,6 +120,18 @@ async def test_the_client_is_made_once_whoever_asks_first(moto, aws):
         assert (await store._connection._client()).raw is client
 
 
+async def test_a_reader_that_stops_early_gives_the_client_back_at_once(moto, aws):
+    """A call that is closed late keeps a retired client open, for somebody who has left."""
+    async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
+        await put(store, data=bytes(2**20))
+        pieces = store.get("key")
+        await anext(pieces)
+        client = await store._connection._client()
+        assert client.users == 1
+        await pieces.aclose()
+        assert client.users == 0
+
+
 async def test_the_loop_does_not_make_the_client(moto, aws, monkeypatch):
     """Import, models and credentials are a thread's work."""
     async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:

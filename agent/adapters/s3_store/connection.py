@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -64,7 +64,7 @@ class Connection:
         async with self._leased(operation, key) as lease:
             return read(await self._send(lease, operation, key, parameters))
 
-    async def stream(self, operation: str, key: str, piece_bytes: int) -> AsyncIterator[bytes]:
+    async def stream(self, operation: str, key: str, piece_bytes: int) -> AsyncGenerator[bytes, None]:
         """Yield the body of an answer, all that its length announced."""
         async with self._leased(operation, key) as lease:
             answer = await self._send(lease, operation, key, {})

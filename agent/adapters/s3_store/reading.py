@@ -1,6 +1,7 @@
 """What a bucket holds: one object's bytes, a listing."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from agent.adapters.s3_store.answers import Answer, Paging, next_objects, objects_in
@@ -10,10 +11,11 @@ from agent.ports import StoredObject
 READ_BYTES = 256 * 1024
 
 
-async def read(connection: Connection, key: str) -> AsyncIterator[bytes]:
+async def read(connection: Connection, key: str) -> AsyncGenerator[bytes, None]:
     """Yield the object's bytes, all that its length announced. Raises NoSuchObject, StoreError."""
-    async for piece in connection.stream("get_object", key, READ_BYTES):
-        yield piece
+    async with aclosing(connection.stream("get_object", key, READ_BYTES)) as pieces:
+        async for piece in pieces:
+            yield piece
 
 
 async def listing(connection: Connection, prefix: str, start_after: str) -> AsyncIterator[StoredObject]:

@@ -1,6 +1,7 @@
 """`ObjectStore` on S3 and its relatives. Put, Get and List permissions are enough; what needs more says so."""
 
 import builtins
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
 from datetime import datetime
 
@@ -96,8 +97,9 @@ class S3Store:
         return await self.head(key)
 
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
-        async for piece in reading.read(self._connection, key):
-            yield piece
+        async with contextlib.aclosing(reading.read(self._connection, key)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
         async for item in reading.listing(self._connection, prefix, start_after):
