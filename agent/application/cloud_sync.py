@@ -178,9 +178,10 @@ class CloudSync:
         parts = [part for known in record.databases.values() for part in known.parts]
         missing = {database}
         with suppress(StoreError, CloudUploadError):
-            async with self._moving():
-                missing |= await self._uploads.missing(parts)
-        await self._lost.add(missing - await self._staging.present())
+            async with self._moving() as moved:
+                missing |= await self._uploads.missing(parts, moved)
+        with suppress(SnapshotError):  # where the files cannot be seen, none of them counts as lost
+            await self._lost.add(missing - await self._staging.present())
         await self._ledger.forget(self.target, sorted(missing))
 
     async def _abandon_other(self, attempt: Attempt, record: TargetRecord) -> None:

@@ -146,7 +146,7 @@ class Upload:
         if snapshot is not None:
             raw = next(file for file in snapshot.files if file.name == part.name)
             return await self._send(Send(part.database, raw))
-        if isinstance(error, NoSuchObject) or not await self.uploads.holds(step.part):
+        if isinstance(error, NoSuchObject) or not await self.uploads.holds(step.part, self.moved):
             raise Gone(step.part) from error
         _log.info("copying_through", upload_id=self.upload_id, key=step.part.key, why=error.message)
         async with aclosing(self.store.get(step.part.key)) as body:

@@ -90,17 +90,19 @@ class Uploads:
             return False
         return True
 
-    async def missing(self, parts: Iterable[Part]) -> set[str]:
+    async def missing(self, parts: Iterable[Part], moved: Callable[[], None]) -> set[str]:
         """Return the databases of which one of these parts is not in the bucket, or is not what was put there."""
-        return {part.database for part in parts if not await self.holds(part)}
+        return {part.database for part in parts if not await self.holds(part, moved)}
 
-    async def holds(self, part: Part) -> bool:
+    async def holds(self, part: Part, moved: Callable[[], None]) -> bool:
         """Say whether the part's object is there with its size, its bytes, and the metadata put with it.
 
-        What the store or the manifest does not tell of these is left out.
+        What the store or the manifest does not tell of these is left out. `moved` is called while a store reads the
+        object through, and once it has answered.
         """
         try:
-            found = await self._store.inspect(part.key)
+            found = await self._store.inspect(part.key, progress=lambda _: moved())
+            moved()
         except NoSuchObject:
             return False
         told = found.metadata.get("sha256", part.sha256)

@@ -52,10 +52,13 @@ async def test_an_object_that_is_answered_with_200_and_not_kept_is_sent_again(ri
 async def test_an_object_that_a_listing_lacks_is_asked_for_by_head(rig, front, fronted):
     rig.store = fronted()
     hidden = ("<Key>systems/laptop/uploads/", "<Key>systems/laptop/uploads/0")
-    front.on("list_objects_v2", answer_with(replace=hidden))
+    front.on("list_objects_v2", answer_with(replace=hidden), times=None)
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
-    assert front.count("put_object") == 4
+    asked = [(request.method, request.path.rpartition("/")[2]) for request in front.requests]
+    files = ["knowledge_graph.duckdb", "manifest.json", "memories.json", "reflection.duckdb"]
+    assert sorted(name for method, name in asked if method == "PUT" and name != "owner.json") == files
+    assert sorted(name for method, name in asked if method == "HEAD" and name != "owner.json") == files
 
 
 async def test_an_object_that_was_replaced_before_the_manifest_makes_no_upload(rig, front, fronted, impatient):
@@ -119,6 +122,29 @@ async def test_damage_of_a_database_that_is_not_here_any_more_is_not_copied_and_
     (tmp_path / "aside").rename(graph)
     assert (await rig.sync()).incomplete == {}
     assert await rig.warnings() == ()
+
+
+async def test_damage_found_while_the_data_directory_is_away_fails_the_sync_and_loses_no_database(rig, tmp_path):
+    class Unmounting(DirectoryStore):
+        async def copy(self, *arguments, **how):
+            rig.data.rename(tmp_path / "aside")
+            return await super().copy(*arguments, **how)
+
+    rig.store, rig.settings["max_retries"] = DirectoryStore(tmp_path / "bucket"), 0
+    first = await rig.sync()
+    graph = rig.data / "knowledge_graph.duckdb"
+    graph.rename(tmp_path / "graph")
+    flip_file(tmp_path / "bucket" / f"{PREFIX}{first.upload_id}/knowledge_graph.duckdb")
+    rig.commit("reflection")
+    rig.store = Unmounting(tmp_path / "bucket")
+    result = await rig.sync()
+    assert isinstance(result, SyncFailed)
+    assert "knowledge_graph.duckdb is no longer in the bucket" in result.error
+    assert await rig.warnings() == ()
+    (tmp_path / "aside").rename(rig.data)
+    (tmp_path / "graph").rename(graph)
+    rig.store = DirectoryStore(tmp_path / "bucket")
+    assert (await rig.sync()).incomplete == {}
 
 
 def flip_file(path):

@@ -31,6 +31,24 @@ def ids(listing):
     return [listed.upload_id for listed in listing.uploads]
 
 
+async def test_an_object_that_is_read_through_for_its_tag_tells_that_it_moves():
+    """A directory keeps no tags: where a large object takes long, that is no standstill."""
+
+    class WithoutTags(MemoryStore):
+        async def inspect(self, key, *, progress):
+            for piece in range(3):
+                progress(piece)
+            return await self.head(key)
+
+    store, moved = WithoutTags(), []
+    store.objects |= store_with(0).objects
+    part = values.manifest(0, reflection=0).parts[0]
+    uploads = Archive(store, values.SYSTEM).uploads
+    assert await uploads.holds(part, lambda: moved.append(1))
+    assert len(moved) > 3
+    assert await uploads.missing([part], lambda: moved.append(1)) == set()
+
+
 async def test_uploads_come_the_newest_first_with_what_their_manifests_tell():
     listing = await Archive(store_with(0, HOUR, 2 * HOUR), values.SYSTEM).listing()
     assert ids(listing) == [values.upload_id(second) for second in (2 * HOUR, HOUR, 0)]
