@@ -167,16 +167,25 @@ class Asking:
                 _log.debug("obstacle_unknown", error=str(error))
 
     async def _left_here(self) -> str:
-        """Say what becomes of a sync that was cancelled in this process. Raises StateError."""
-        if await self.home.has_ledger():
-            ledger = await self.home.read_ledger()
-            try:
-                for target in self.home.targets(self.identity).values():
-                    if intent := (await ledger.record(target)).intent:
-                        return f"stopped: the next sync resumes the upload {intent.upload_id} under the same id"
-            finally:
-                await ledger.aclose()
+        """Say what becomes of a sync that was cancelled in this process."""
+        try:
+            upload = await self._begun()
+        except StateError:  # it must not take the cancellation's place
+            return "stopped: what is pending goes with the next sync"
+        if upload:
+            return f"stopped: the next sync resumes the upload {upload} under the same id"
         return "stopped: no upload has begun; what is pending goes with the next sync"
+
+    async def _begun(self) -> str:
+        """Return the id of an upload that has begun and not ended, "" for none. Raises StateError."""
+        if not await self.home.has_ledger():
+            return ""
+        ledger = await self.home.read_ledger()
+        try:
+            intents = [(await ledger.record(target)).intent for target in self.home.targets(self.identity).values()]
+        finally:
+            await ledger.aclose()
+        return next((intent.upload_id for intent in intents if intent), "")
 
     async def trouble(self) -> str:
         """Return what the sync waits for, a person or its next attempt, "" for nothing. Raises StateError."""

@@ -493,6 +493,27 @@ async def test_an_agent_that_dies_after_it_has_taken_the_ask_is_stood_in_for(age
     await agent.__aenter__()
 
 
+async def test_a_sync_that_is_cancelled_ends_as_cancelled_where_the_ledger_cannot_be_read(home, monkeypatch):
+    begun, said = asyncio.Event(), []
+
+    async def under_way(*_):
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def unreadable(_):
+        raise StateError("the ledger cannot be read")
+
+    monkeypatch.setattr(Asking, "_here", under_way)
+    asked = await Asking.prepare(home.settings)
+    syncing = asyncio.create_task(asked.result(says=said.append), name="sync")
+    await begun.wait()
+    monkeypatch.setattr(Home, "has_ledger", unreadable)
+    syncing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await syncing
+    assert said == ["stopped: what is pending goes with the next sync"]
+
+
 async def test_an_agent_that_dies_after_it_has_done_it_has_done_it(agent, home, monkeypatch):
     monkeypatch.setattr(Asking, "_here", lambda *_: pytest.fail("it is done once more"))
     asked, syncing = await started(home)
