@@ -21,7 +21,7 @@ from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
 from agent.application.remote_control import RemoteControl
 from agent.application.retries import Retries
-from agent.application.roaming import Roaming, Undaunted
+from agent.application.roaming import Roaming, without_undaunted
 from agent.application.session_ends import SessionEnds
 from agent.application.spool_reader import SpoolReader
 from agent.application.supervision import Supervision
@@ -244,8 +244,7 @@ class Assembly:
         )
 
     def _probe_loop(self) -> dict[str, Loop]:
-        method = self.methods.get(HTTP)
-        method = method.method if isinstance(method, Undaunted) else method
+        method = without_undaunted(self.methods.get(HTTP))
         if not isinstance(method, HttpSync):
             return {}
         bell = Wake(self.clock, "akosha-probe")

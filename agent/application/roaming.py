@@ -109,6 +109,11 @@ class Roaming:
         self._last = self.clock.monotonic()
 
 
+def without_undaunted(method: SyncMethod | None) -> SyncMethod | None:
+    """Return the method that an Undaunted stands before, any other as it is."""
+    return method.method if isinstance(method, Undaunted) else method
+
+
 class Undaunted:
     """A SyncMethod that an upheaval does not make fail: where it was cut off by one, it begins anew at once."""
 

@@ -56,9 +56,7 @@ def verifying(
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[Verification]:
-        async with archive_of(settings, identity.system_id) as archive:
-            async with archive.moving():
-                await ownership_of(settings, identity, machine, archive.store, ledger, clock).check(uploads=False)
+        async with _own_archive(settings, identity, machine, ledger, clock) as archive:
             yield Verification(archive, clock)
 
     return opening
@@ -73,13 +71,24 @@ def verifying_weekly(
 
     @asynccontextmanager
     async def opening() -> AsyncIterator[Verification]:
-        async with archive_of(settings, identity.system_id) as archive:
-            async with archive.moving():
-                await ownership_of(settings, identity, machine, archive.store, ledger, clock).check(uploads=False)
-            async with verifying_deep(archive, state, clock) as verification:
-                yield verification
+        async with (
+            _own_archive(settings, identity, machine, ledger, clock) as archive,
+            verifying_deep(archive, state, clock) as verification,
+        ):
+            yield verification
 
     return opening
+
+
+@asynccontextmanager
+async def _own_archive(
+    settings: Settings, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
+) -> AsyncIterator[Archive]:
+    """Open the archive of this agent's uploads. Raises NotOwner, StoreError."""
+    async with archive_of(settings, identity.system_id) as archive:
+        async with archive.moving():
+            await ownership_of(settings, identity, machine, archive.store, ledger, clock).check(uploads=False)
+        yield archive
 
 
 def ownership_of(

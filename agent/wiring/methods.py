@@ -17,7 +17,7 @@ from agent.application.memory_delta import MemoryDelta
 from agent.application.memory_push import MemoryPush
 from agent.application.pace import Pace, PacedSink, PacedStore
 from agent.application.progress import Footing
-from agent.application.roaming import Undaunted
+from agent.application.roaming import Undaunted, without_undaunted
 from agent.domain.identity import Identity
 from agent.domain.owner import Machine
 from agent.domain.route import CLOUD, HTTP
@@ -125,8 +125,7 @@ def sync_methods(
 
 def cloud_of(methods: Mapping[str, SyncMethod]) -> CloudSync | None:
     """Return the cloud method itself, None where there is none."""
-    cloud = methods.get(CLOUD)
-    cloud = cloud.method if isinstance(cloud, Undaunted) else cloud
+    cloud = without_undaunted(methods.get(CLOUD))
     return cloud if isinstance(cloud, CloudSync) else None
 
 
