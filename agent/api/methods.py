@@ -43,6 +43,8 @@ class SyncResult(TypedDict):
     """What stays owed, with the reason."""
     memories: NotRequired[int]
     """How many the target has now and lacked before."""
+    errors: NotRequired[list[dict[str, str]]]
+    """`method` and `error` of each method that failed before this one delivered."""
 
 
 @runtime_checkable

@@ -195,7 +195,8 @@ class Archive:
                 return listed.upload_id
         oldest = f"the oldest is {known[-1].upload_id}" if known else "there is none at all"
         raise NoSuchObject(
-            f"there is no upload of {self.system_id} from {time.isoformat()} or before: {oldest}", hint=_LIST
+            f"there is no upload of {self.system_id} from {time.isoformat(' ', 'seconds')} or before: {oldest}",
+            hint=_LIST,
         )
 
     async def show(self, upload: str) -> Listed:

@@ -39,7 +39,7 @@ class DatabaseStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetStatus:
-    """One target: what it has, when it got it, and what stands in the way. `memories`: how many it has and has not.
+    """One target: what it has, when it got it, and its last error. `memories`: how many it has and has not.
 
     `delivered_means` is what their number promises, `confirmed_at` when the server said last that it has what it was
     given; both of an Akosha server alone.

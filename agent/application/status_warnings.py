@@ -55,6 +55,6 @@ def notes_waiting(count: int) -> tuple[StatusWarning, ...]:
         StatusWarning(
             code="notes_waiting",
             message=f"{count} {what} in the spool, and no agent runs",
-            hint="akosha-agent sync takes them up; akosha-agent service install, or akosha-agent run, starts an agent",
+            hint="akosha-agent sync takes up notes; akosha-agent service install, or akosha-agent run, starts an agent",
         ),
     )

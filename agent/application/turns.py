@@ -86,7 +86,7 @@ class Turn:
         )
 
     async def pause(self, moved: Callable[[], None], every_seconds: float) -> None:
-        """Where the share is used up, let the others go first. `moved` is told meanwhile: waiting is no standstill."""
+        """Where the share is used up, let the others go first; `moved` is called meanwhile (no standstill)."""
         if not self.used_up:
             return
         self.end()

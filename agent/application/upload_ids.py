@@ -22,7 +22,7 @@ FOREIGN = "foreign_uploads"
 AHEAD = "upload_id_ahead"
 
 LAST_YEAR = 9998
-"""Nothing can follow an id of the year 9999 for long: such an id is ignored, whoever wrote it."""
+"""Nothing can follow an id of the year 9999 for long: such an id is ignored, also one of ours."""
 
 MOST_NAMED = 3
 

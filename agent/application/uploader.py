@@ -29,7 +29,7 @@ from agent.domain.states import Target, TargetRecord
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Delivered, EventBus, Ledger, Message, Meter, SyncMethod, Unchanged, Unmetered
 
-_CURES = {HTTP: "is Akosha running there? akosha_http_endpoint says where, akosha_cloud_bucket sends elsewhere; "}
+_CURES = {HTTP: "start Akosha there, or set akosha_http_endpoint, akosha_cloud_bucket or akosha_cloud_endpoint; "}
 
 _COUNTS = re.compile(r"[\d,]+ (?=wait|were refused)")
 """What changes from one telling of the same to the next."""
@@ -133,7 +133,7 @@ class Uploader:
             await clear_warning(self._ledger, code)
         if isinstance(done, Delivered):
             # Here, for all methods: one that somebody else has written need not know of it.
-            result = replace(done.result, caused_by=request.caused_by)
+            result = replace(done.result, caused_by=request.caused_by, errors=request.errors)
             await self._recorder.delivered(target, replace(done, result=result))
         elif (known := await self._ledger.outcome(request.request_id)) is not None:
             self._meter.outcome(known)  # an upload that was finished before a crash, and is found now
@@ -156,7 +156,7 @@ class Uploader:
         """
         cause = error.original if isinstance(error.original, AkoshaError) else error
         if cause.credentials_refused:
-            message = f"{self.method.name}: the running agent's last attempt had no usable credentials: {error.message}"
+            message = f"{self.method.name}: the last attempt had no usable credentials: {error.message}"
             hint = error.hint or REFUSED_CURE
             await set_warning(
                 self._ledger, StatusWarning(code=self._refused_code, message=message, hint=hint), self._clock
@@ -179,7 +179,7 @@ class Uploader:
             raise SyncError(
                 f"{self.method.target.endpoint or 'the store'} cannot be reached",
                 self.method.name,
-                hint=_cure(self.method.target) + "the sync follows by itself when it can",
+                hint=_cure(self.method.target) + "a running agent tries again by itself",
                 # It was there a moment ago: it may be starting anew. Where another method can stand in, that does.
                 transient=bool(_attempts_before(record, request)) and len(request.route) == 1,
             )

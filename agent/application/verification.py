@@ -139,7 +139,7 @@ class Verification:
     ) -> Found:
         """Look at everything `shallow` does but ETags, then download what there is, hash it, and read it through.
 
-        `begun` is told how many bytes there are to download, `progress` as they come. With `most_bytes`, databases that
+        `begun` gets the number of bytes to download, `progress` as they come. With `most_bytes`, databases that
         would exceed what is left of it are not downloaded. Raises StagingFull, StateError
         for our own disk.
         """

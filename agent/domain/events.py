@@ -43,7 +43,7 @@ class Event(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionEnded(Event):
-    """A coding assistant's session is over; its memories should be safe now. Told by Session-Buddy and the hook.
+    """A coding assistant's session is over; its memories should be safe now. Sent by Session-Buddy and the hook.
 
     `sender` is the CloudEvents source of the program that sent it: a URI reference, or "" for an agent's own,
     `urn:akosha-agent:SYSTEM`. The id is unique per source.
@@ -156,7 +156,7 @@ class SyncSucceeded(SyncResult):
     """A target has received a whole upload, or the memories that it lacked.
 
     `incomplete` names databases that stay owed, and memories that it did not take, with the reason. `memories` counts
-    those it has now and lacked before.
+    those it has now and lacked before. `errors` says why the methods before it on the route did not deliver.
     """
 
     type: ClassVar[str] = "akosha.sync.succeeded.v1"
@@ -165,11 +165,13 @@ class SyncSucceeded(SyncResult):
     manifest_key: str = ""
     incomplete: dict[str, str]
     memories: int = 0
+    errors: tuple[MethodError, ...] = ()
 
     def abridged(self) -> Self:
         first = sorted(self.incomplete)[:MOST_NAMED]
         incomplete = {_cut(name): _cut(self.incomplete[name]) for name in first}
-        return replace(self, files_uploaded=(), incomplete=incomplete, location=_cut(self.location))
+        errors = _abridged(self.errors)
+        return replace(self, files_uploaded=(), incomplete=incomplete, location=_cut(self.location), errors=errors)
 
     @property
     def subject(self) -> str:
@@ -205,8 +207,7 @@ class SyncFailed(SyncResult):
     retry_at: datetime | None = None
 
     def abridged(self) -> Self:
-        errors = tuple(replace(error, error=_cut(error.error)) for error in self.errors[:MOST_NAMED])
-        return replace(self, files_uploaded=(), error=_cut(self.error or ""), errors=errors)
+        return replace(self, files_uploaded=(), error=_cut(self.error or ""), errors=_abridged(self.errors))
 
     @property
     def subject(self) -> str:
@@ -362,6 +363,10 @@ def archive_event_id(about: str, agent_id: str, outcome: str, at: datetime) -> s
 def outcome_event_id(request_id: str, outcome: str) -> str:
     """The id of a result without an upload: of its request."""
     return f"{request_id}.{outcome}"
+
+
+def _abridged(errors: tuple[MethodError, ...]) -> tuple[MethodError, ...]:
+    return tuple(replace(error, error=_cut(error.error)) for error in errors[:MOST_NAMED])
 
 
 def _cut(text: str) -> str:

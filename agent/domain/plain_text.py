@@ -89,7 +89,7 @@ def _forms(secret: str) -> set[str]:
 
 
 _VALUE = r"""['"]?\s*[:=,]\s*b?['"]?"""
-"""What stands between a name and its value: in a header, a query, JSON, or what Python shows of a mapping or a pair."""
+"""The text between a name and its value: in a header, a query, JSON, or what Python shows of a mapping or a pair."""
 
 _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
     (("authorization",), re.compile(rf"(?i)(authorization{_VALUE})[^'\"\r\n}}]+"), rf"\1{MASK}"),

@@ -53,7 +53,7 @@ def list_(
 
 @uploads.command()
 def show(
-    upload: Annotated[str, typer.Argument(metavar="[latest|ID]", help="Its id, or as much of it as tells it apart.")],
+    upload: Annotated[str, typer.Argument(metavar="[latest|ID]", help="Upload ID or unique prefix.")],
     system: System = None,
     as_json: AsJson = False,
     data_dir: DataDir = None,
@@ -70,9 +70,7 @@ def show(
 def verify(
     upload: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[latest|ID]", help="Which; its id, or as much of it as tells it apart.", show_default="latest"
-        ),
+        typer.Argument(metavar="[latest|ID]", help="Upload ID or unique prefix.", show_default="latest"),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every upload.")] = False,
     deep: Annotated[

@@ -29,7 +29,7 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        help="Where the memory databases are. Default: ~/.claude/data",
+        help="Where the memory databases are. Default: Session-Buddy's data_dir, else ~/.claude/data",
         show_default=False,
         readable=False,  # one that is closed to us may be opened yet: the agent says what is wrong, and waits
     ),

@@ -1,5 +1,6 @@
 """A result as people and programs are promised it: CONTRACT's dict, and a line of text."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
@@ -7,6 +8,7 @@ from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.events import (
     IngestCompleted,
     IngestFailed,
+    MethodError,
     SyncFailed,
     SyncResult,
     SyncSkipped,
@@ -41,15 +43,20 @@ def contract(result: SyncResult) -> dict[str, object]:
             "location": result.location,
             "incomplete": dict(result.incomplete),
             "memories": result.memories,
+            "errors": _errors(result.errors),
         }
     elif isinstance(result, SyncSkipped):
         document["why"] = result.why
     elif isinstance(result, SyncFailed):
-        document["errors"] = [{"method": e.method, "error": e.error} for e in result.errors]
+        document["errors"] = _errors(result.errors)
         document["retry_at"] = result.retry_at.isoformat() if result.retry_at else None
         hints = dict.fromkeys(filter(None, (cure(e.error) for e in result.errors)))
         document["hint"] = "; ".join(hints) or LOOK
     return document
+
+
+def _errors(errors: Sequence[MethodError]) -> list[dict[str, str]]:
+    return [{"method": e.method, "error": e.error} for e in errors]
 
 
 def refusal(error: AkoshaError, *, method: str) -> dict[str, object]:
@@ -100,11 +107,13 @@ def sentence(result: SyncResult) -> str:
     """Return the result in one line for a person."""
     if isinstance(result, SyncSucceeded):
         sent = f"{human_bytes(result.bytes_transferred)} sent in {result.duration_seconds:.1f} s to {result.location}"
+        failed = "".join(f"; {e.method} failed: {e.error}" for e in result.errors)
         if not result.manifest_key:
             left = "".join(f"; {name}: {why}" for name, why in sorted(result.incomplete.items()))
-            return f"{result.memories:,} memories, {sent}{left}"
+            return f"{result.memories:,} memories, {sent}{left}{failed}"
         text = f"{result.upload_id}: {len(result.files_uploaded)} objects, {sent}"
-        return text + "".join(f"; {name} stays owed: {why}" for name, why in sorted(result.incomplete.items()))
+        owed = "".join(f"; {name} stays owed: {why}" for name, why in sorted(result.incomplete.items()))
+        return f"{text}{owed}{failed}"
     if isinstance(result, SyncSkipped):
         return result.why
     return result.error or "failed"

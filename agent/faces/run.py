@@ -1,4 +1,4 @@
-"""`run`: the agent until it is told to stop. At a SIGHUP settings and credentials are read again.
+"""`run`: the agent until it is stopped. At a SIGHUP settings and credentials are read again.
 
 Other settings build a new agent; with the same ones, stores, servers and buses build new clients.
 """

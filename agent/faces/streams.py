@@ -1,7 +1,7 @@
 r"""Standard output and error of a command, and what becomes of text that they cannot take.
 
 A character that the encoding lacks is written as JSON writes it (`\u00e9`), so that text stays readable and JSON stays
-JSON. A write that fails raises `OutputError` once, whoever printed; what is printed after that is dropped.
+JSON. A write that fails raises `OutputError` once, for all writers; what is printed after that is dropped.
 """
 
 import codecs

@@ -101,7 +101,7 @@ class ObjectStore(Protocol):
 
         `expected.metadata` becomes the copy's; `expected.etag`, where it is known, is the source's: a source with
         another one is damaged or replaced. Raises NoSuchObject for a missing source, CopyUnsupported where the store
-        cannot, or did not really, or the source is not what is expected. `progress` is told where it takes long.
+        cannot, or did not really, or the source is not what is expected. `progress` is called where it takes long.
         """
         ...
 
@@ -112,7 +112,7 @@ class ObjectStore(Protocol):
     async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:
         """Return what `head` does, with the `etag` of the bytes as they are now. Raises NoSuchObject.
 
-        A store that keeps no tags reads the object through; `progress` is told as it does.
+        A store that keeps no tags reads the object through; `progress` is called as it does.
         """
         ...
 

@@ -1,6 +1,6 @@
 """The endpoint of S3 that the AWS configuration names: variables, and `~/.aws/config`, as botocore reads them.
 
-botocore itself is told to leave this alone: what is found here becomes `cloud_endpoint`, so that status, ledger, rules
+botocore is configured to ignore this: what is found here becomes `cloud_endpoint`, so that status, ledger, rules
 and client know one endpoint. The order is botocore's: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, `endpoint_url` of the
 profile's services section, `endpoint_url` of the profile. The region goes along with it.
 """

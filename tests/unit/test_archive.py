@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -138,8 +139,9 @@ async def test_a_time_means_the_newest_upload_that_is_not_after_it():
     archive, noon = Archive(store_with(0, HOUR), values.SYSTEM), values.NOON.replace(microsecond=0)
     for minutes, second in ((0, 0), (59, 0), (60, HOUR), (10**5, HOUR)):
         assert await archive.resolve_at(noon + timedelta(minutes=minutes)) == values.upload_id(second)
-    with pytest.raises(NoSuchObject, match=f"the oldest is {values.upload_id(0)}"):
-        await archive.resolve_at(noon - timedelta(seconds=1))
+    earlier = (noon - timedelta(seconds=1)).isoformat(" ", "seconds")
+    with pytest.raises(NoSuchObject, match=re.escape(f"from {earlier} or before: the oldest is {values.upload_id(0)}")):
+        await archive.resolve_at(noon - timedelta(microseconds=10))
 
 
 async def test_show_reads_one_upload_alone():

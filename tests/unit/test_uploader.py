@@ -12,10 +12,11 @@ from agent.application.requests import Requests
 from agent.application.status_warnings import warnings_in
 from agent.application.uploader import Uploader
 from agent.domain.errors import CloudUploadError, StoreError
-from agent.domain.events import Event, SyncProgress, SyncRequested
+from agent.domain.events import Event, MethodError, SyncProgress, SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.route import RetryRules
 from agent.domain.states import State
+from agent.faces.results import contract, sentence
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
 from tests.fakes.method import ScriptedMethod
@@ -146,6 +147,16 @@ async def test_a_permanent_failure_is_forwarded_with_its_error_and_the_cloud_sta
         assert (await b.ledger.record(b.cloud.target)).failures == 1
 
 
+async def test_a_fallback_that_delivers_says_why_the_cloud_did_not(tmp_path):
+    async with bench(tmp_path, cloud=[PERMANENT], http=[1]) as b:
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.results() == ["succeeded"])
+        result = await b.ledger.outcome("r1")
+        assert result.errors == (MethodError(method="cloud", error="403 (allow s3:PutObject)"),)
+        assert sentence(result).endswith("; cloud failed: 403 (allow s3:PutObject)")
+        assert contract(result)["errors"] == [{"method": "cloud", "error": "403 (allow s3:PutObject)"}]
+
+
 async def test_an_unavailable_method_forwards_at_once_without_an_attempt(tmp_path):
     async with bench(tmp_path, cloud=[1], http=[2]) as b:
         b.cloud.available = False
@@ -254,7 +265,7 @@ async def test_a_fault_is_handed_on_and_the_message_comes_again(tmp_path):
         await b.until(lambda: b.results() == ["succeeded"])
 
 
-async def test_credentials_that_the_running_agent_was_refused_show_in_the_status_until_a_sync_succeeds(tmp_path):
+async def test_credentials_that_were_refused_show_in_the_status_until_a_sync_succeeds(tmp_path):
     original = StoreError("the store does not know this key", hint="renew it", transient=True)
     original.credentials_refused = True
     refused = CloudUploadError(original.message, "cloud", original, transient=True, hint=original.hint)
@@ -263,7 +274,7 @@ async def test_credentials_that_the_running_agent_was_refused_show_in_the_status
         await b.until(lambda: b.outcomes == 1)
         (warning,) = warnings_in(await b.ledger.notes())
         assert (warning.code, warning.hint) == ("credentials_refused_cloud", "renew it")
-        assert "the running agent's last attempt" in warning.message
+        assert warning.message.startswith("cloud: the last attempt had no usable credentials: ")
         await b.clock.advance(2.2)
         await b.until(lambda: b.results() == ["succeeded"])
         assert warnings_in(await b.ledger.notes()) == ()

@@ -359,6 +359,7 @@ def test_the_longest_result_that_names_all_it_can_fits_into_an_event_once_it_is_
     succeeded = SyncSucceeded(
         id="u", time=AT, system_id="m" * 100, request_id="r", method="cloud", success=True, triggered_by="session_end",
         incomplete={f"{number:03}{long}": long for number in range(most)}, location=long, caused_by=causes,
+        errors=(MethodError(method="http", error=long),) * most,
     )  # fmt: skip
     for result in (failed, succeeded):
         assert CODEC.decode(CODEC.encode(result.abridged())).caused_by == causes

@@ -82,13 +82,18 @@ async def _one(url: str, options: NatsOptions, context: ssl.SSLContext, proof: P
         await client.let_go()
 
 
+def _version(client: Client) -> str:
+    """Return the server's version as it reports it; the library's text of it is `<nats server v2.15.1>`."""
+    return str(client.connected_server_version).removeprefix("<nats server v").removesuffix(">")
+
+
 async def _inside(place: str, client: Client, options: NatsOptions) -> NatsFacts:
     seconds = options.patience.connect
     client.refused = ""
     publish, subscribe = await _rights(client, seconds)
     if publish is None and "subscription" in client.refused.lower():
         deaf = BusError(f"no answer comes to us: {client.refused}", hint="allow this user to subscribe to _INBOX.>")
-        return NatsFacts(place=place, version=str(client.connected_server_version), jetstream=deaf)
+        return NatsFacts(place=place, version=_version(client), jetstream=deaf)
     jetstream: BusError | None = None
     stream: BusError | None = None
     there = False
@@ -106,7 +111,7 @@ async def _inside(place: str, client: Client, options: NatsOptions) -> NatsFacts
             stream = error
     return NatsFacts(
         place=place,
-        version=str(client.connected_server_version),
+        version=_version(client),
         jetstream=jetstream,
         has_stream=there,
         stream=stream,

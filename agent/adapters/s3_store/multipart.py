@@ -129,7 +129,7 @@ class Multipart:
         return upload
 
     async def _call(self, operation: str, *, needed: str = "", **parameters: Any) -> Answer:
-        """Call an operation on this upload. `needed`: a text without which its answer is of no use."""
+        """Call an operation on this upload. `needed`: a text that its answer must hold."""
 
         def read(answer: Answer) -> Answer:
             if needed:

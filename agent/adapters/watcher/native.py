@@ -79,7 +79,7 @@ class Native:
             why = ""
         except FileNotFoundError:
             why = ""
-            time.sleep(self._step_ms / 1000)  # it went away just now; whoever looks again at once may not see it yet
+            time.sleep(self._step_ms / 1000)  # it went away just now; a look at once may not see it yet
         except (OSError, RuntimeError, UnicodeError) as error:  # the native layer's own is a RuntimeError
             why = str(error)
         finally:

@@ -90,7 +90,7 @@ async def clock(ground: Ground) -> list[Finding]:
     if HTTP in ground.settings.route:
         with suppress(SinkError):  # as above
             found += _compared("Akosha's", await ground.examination.akosha_ahead())
-    return found or [skipped(CLOCK, "no server told its time")]
+    return found or [skipped(CLOCK, "no server reports its time")]
 
 
 async def akosha(ground: Ground) -> list[Finding]:
@@ -104,7 +104,7 @@ async def akosha(ground: Ground) -> list[Finding]:
         cure = START_AKOSHA if first else f"{START_AKOSHA}; where there is none, set akosha_enable_fallback: false"
         found = [wrong(AKOSHA, why, cure=cure, level=Level.ERROR if first else Level.WARNING)]
         return found + await _given(ground)
-    found = [ok(AKOSHA, f"{reader.place} takes memories, version {reader.version or 'not told'}")]
+    found = [ok(AKOSHA, f"{reader.place} takes memories, version {reader.version or 'unknown'}")]
     return found + await _given(ground)
 
 

@@ -50,7 +50,7 @@ _SYNC_RESULT: dict[str, Any] = {
         "errors": {
             "type": "array",
             "items": {"type": "object", "properties": {"method": _TEXT, "error": _TEXT}},
-            "description": "Of a failed one: what each method that was tried met.",
+            "description": "Why methods failed: all of a failed one; of a success, those tried before.",
         },
         "retry_at": _TEXT_OR_NULL | {"description": "When a running agent tries again by itself."},
     },
