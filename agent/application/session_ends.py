@@ -19,7 +19,8 @@ _log = structlog.get_logger()
 class SessionEnds:
     """Takes session ends off the bus. An end that was accepted before is ignored, however old it is.
 
-    `busy` says whether a sync is under way; `patience` is how long, in seconds, a request may go unheard of otherwise.
+    `busy` says whether a sync is under way; `patience` is how long, in seconds, a request may go unheard of otherwise,
+    once its next attempt is due.
     `settled` is to be rung when some sync may have come to an outcome.
     """
 
@@ -35,6 +36,7 @@ class SessionEnds:
     ) -> None:
         self._publisher, self._ledger, self._system_id = publisher, ledger, system_id
         self._patience, self._busy = patience, busy
+        self._clock = clock
         self._ended, self.settled = Wake(clock, "session-end"), Wake(clock, "session-sync")
         self._left_behind = False
 
@@ -72,8 +74,22 @@ class SessionEnds:
             if self._left_behind:
                 self._left_behind = False
                 await self._publisher.repeat(request)
-            if not await self.settled.wait(self._patience) and not self._busy():
+            patience = self._patience + await self._until_next_try(request)
+            if not await self.settled.wait(patience) and not self._busy():
                 return
+
+    async def _until_next_try(self, request: SyncRequested) -> float:
+        """Return in how many seconds the request's next attempt is due; 0 where none is planned.
+
+        A server may ask for 15 min: the request is not lost, and another one would not respect that time.
+        """
+        now = self._clock.now()
+        planned = [
+            (record.retry_at - now).total_seconds()
+            for record in (await self._publisher.records()).values()
+            if record.retry_at is not None and record.attempt_request == request.request_id
+        ]
+        return max([0.0, *planned])
 
 
 async def accept(ledger: Ledger, event: SessionEnded) -> bool:

@@ -166,8 +166,8 @@ class World:
 
 
 @asynccontextmanager
-async def world(tmp_path: Path, script=(), *, fallback=None, running: bool = True, **settings):
-    """`fallback`: the script of a second method, http, that stands in for the first."""
+async def world(tmp_path: Path, script=(), *, fallback=None, running: bool = True, tries: int = 0, **settings):
+    """`fallback`: the script of a second method, http, that stands in for the first. `tries` again of an attempt."""
     clock = ManualClock(values.NOON)
     files, notes, heard = Files(clock), Notes(clock), []
     bus = MemoryBus(clock)
@@ -185,7 +185,7 @@ async def world(tmp_path: Path, script=(), *, fallback=None, running: bool = Tru
         methods=methods,
         uploaders=[
             Uploader(each, bus=bus, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
-                     rules=RetryRules(0, 2.0), flight=flight, after_outcome=settled.ring, faults=faults)
+                     rules=RetryRules(tries, 2.0), flight=flight, after_outcome=settled.ring, faults=faults)
             for each in methods.values()
         ],
         publisher=Publisher(
@@ -357,6 +357,20 @@ async def test_a_session_end_whose_sync_fails_is_answered_as_failed_and_the_sync
             (SyncFailed, ("s1",)),
             (SyncSucceeded, ()),
         ]
+
+
+async def test_a_session_end_whose_sync_waits_for_its_next_try_is_not_asked_for_again(tmp_path):
+    """A server may ask for 15 min, which is longer than a request may go unheard of."""
+    busy = CloudUploadError("503", "cloud", transient=True, retry_after=900.0)
+    async with world(tmp_path, [busy, 1], tries=3) as w:
+        w.files.change(1, told=False)
+        w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
+        await w.pass_time(890)
+        assert (w.reasons, len(w.method.asked)) == (["session_end"], 1)
+        await w.pass_time(20)
+        (result,) = [event for event in w.heard if isinstance(event, SyncResult)]
+        assert (type(result), result.caused_by) == (SyncSucceeded, ("s1",))
+        assert len(w.method.asked) == 2
 
 
 async def test_a_session_end_while_the_databases_cannot_be_seen_is_answered_as_failed(tmp_path):

@@ -11,6 +11,7 @@ from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.session_ends import SessionEnds
 from agent.domain.events import CAUSED_BY_BYTES, Event, SessionEnded, SyncRequested
+from agent.domain.states import TargetRecord
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
 
@@ -35,6 +36,9 @@ class Asked:
             return request
         await self._ledger.settle(None, replace(values.skipped(request.request_id), caused_by=caused_by))
         return None
+
+    async def records(self) -> dict[str, TargetRecord]:
+        return {}
 
     async def repeat(self, request: SyncRequested) -> None:
         self.repeated.append(request.request_id)
