@@ -61,6 +61,7 @@ FULL: tuple[Event, ...] = (
         **RESULT,
         error="odd",
         incomplete={"knowledge_graph": "it is a folder"},
+        errors=ERRORS[:1],
         memories=7,
     ),
     replace(skipped(), **RESULT, error="odd"),
