@@ -57,12 +57,15 @@ class Desk:
 
     async def status(self) -> Status:
         """Return how everything stands, as `akosha-agent status` shows it. Raises StateError."""
-        return await self._described(
-            {target.method: await self._ledger.memories().standing(target) for target in self._targets()}
-        )
+        warnings = await self._warnings() if self._warnings else ()
+        return await self._described(await self._standings(), warnings)
+
+    async def figures(self) -> Status:
+        """Return the status without the warnings for which the target is looked at: a scrape must not wake its disk."""
+        return await self._described(await self._standings())
 
     async def glance(self) -> Status:
-        """Return the status without its counts of memories, which take a while where there are millions."""
+        """Return `figures` without the counts of memories, which take a while where there are millions."""
         return await self._described({})
 
     async def survey_problem(self) -> str:
@@ -111,7 +114,10 @@ class Desk:
     def _targets(self) -> Sequence[Target]:
         return [self._methods[name].target for name in self._settings.route if name in self._methods]
 
-    async def _described(self, standings: Mapping[str, Standing]) -> Status:
+    async def _standings(self) -> Mapping[str, Standing]:
+        return {target.method: await self._ledger.memories().standing(target) for target in self._targets()}
+
+    async def _described(self, standings: Mapping[str, Standing], warnings: Sequence[StatusWarning] = ()) -> Status:
         survey, _ = await self._survey()
         records = [await self._ledger.record(target) for target in self._targets()]
         full = disk_warning(str(self._settings.agent_state_dir), await self._taker.free_bytes(), records, survey)
@@ -125,7 +131,7 @@ class Desk:
             notes=dict(await self._ledger.notes()),
             results_waiting=len(await self._ledger.outbox()),
             running=True,
-            warnings=(*((full,) if full else ()), *(await self._warnings() if self._warnings else ())),
+            warnings=(*((full,) if full else ()), *warnings),
             default_system_id=self._identity.is_default,
         )
 

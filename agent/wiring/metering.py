@@ -33,7 +33,7 @@ class Metering:
     async def _ledger(self, desk: Desk) -> LedgerReading | None:
         try:
             size = await self.ledger_bytes() if self.ledger_bytes else None
-            return reading_of(await desk.status(), ledger_bytes=size)
+            return reading_of(await desk.figures(), ledger_bytes=size)
         except StateError:
             return None
 

@@ -59,6 +59,9 @@ class FakeDesk(Desk):
     def trouble(self):
         return self.stuck
 
+    async def figures(self):
+        return await self.status()
+
     async def status(self):
         await self._enter()
         return describe(

@@ -8,7 +8,9 @@ import pytest
 
 from agent.domain.errors import BusError, SnapshotError, WireError
 from agent.domain.events import SessionEnded, SyncRequested, SyncSucceeded
+from agent.domain.status_warning import StatusWarning
 from agent.ports import BusState
+from agent.wiring.metering import metering
 from tests.fakes import values
 from tests.unit.test_agent import ask, world
 
@@ -25,6 +27,22 @@ async def test_an_ask_becomes_a_request_of_its_id(tmp_path):
         await w.settle()
         assert (await w.agent.desk.outcome("ask-1")).success
         assert await w.agent.desk.outcome("ask-2") is None
+
+
+async def test_only_a_status_that_a_person_reads_looks_at_the_target(tmp_path):
+    """The line for the supervisor is made at each event, metrics are scraped: neither shows what such a look finds."""
+    async with world(tmp_path) as w:
+        unmounted, looks = StatusWarning(code="target_not_mounted", message="the disk is not mounted"), []
+
+        async def look():
+            looks.append(1)
+            return (unmounted,)
+
+        w.agent.desk._warnings = look
+        assert (await w.agent.desk.glance()).warnings == ()
+        assert (await metering().exposition(w.agent.desk))[0]
+        assert looks == []
+        assert (await w.agent.desk.status()).warnings == (unmounted,)
 
 
 async def test_the_same_ask_again_is_the_same_request_before_during_and_after_its_sync(tmp_path):
