@@ -392,6 +392,22 @@ async def test_a_root_that_was_there_and_is_gone_is_made_by_no_put(store, root):
     assert await store.create("systems/mac/owner.json", b"claim") is Creation.CREATED, "a person asks for it"
 
 
+async def test_sweeping_one_system_does_not_walk_through_the_metadata_of_others(store, monkeypatch):
+    for system in ("mac", "pc"):
+        await put(store, f"systems/{system}/uploads/a", b"x", metadata={"sha256": "0"})
+    walked, walk = [], os.walk
+
+    def counted(*arguments, **how):
+        for folder, folders, names in walk(*arguments, **how):
+            walked.append(folder)
+            yield folder, folders, names
+
+    monkeypatch.setattr(incoming.os, "walk", counted)
+    assert await store.sweep("systems/mac/uploads/") == 0
+    assert walked
+    assert [folder for folder in walked if "systems/pc" in folder] == []
+
+
 async def test_sweeping_removes_metadata_without_an_object_unless_its_put_is_at_work(store):
     gone, at_work, whole = f"{KEY}-gone", f"{KEY}-work", f"{KEY}-whole"
     await put(store, whole, b"x", {"sha256": "ab"})

@@ -209,7 +209,7 @@ def sweep(root: Path, prefix: str) -> int:
     """
     top = root / HIDDEN / "incoming"
     removed = 0
-    for folder, _, names in os.walk(top):
+    for folder, names in _below(top, prefix):
         key = Path(folder).relative_to(top).as_posix()
         if key.startswith(prefix):
             removed += sum(_remove_if_dead(Path(folder) / name) for name in names)
@@ -229,7 +229,7 @@ def left_behind(root: Path, prefix: str) -> int:
     orphans = sum(not _is_at_work(root, key) for key, _ in _orphans(root, prefix))
     return orphans + sum(
         _is_dead(Path(folder) / name)
-        for folder, _, names in os.walk(top)
+        for folder, names in _below(top, prefix)
         if Path(folder).relative_to(top).as_posix().startswith(prefix)
         for name in names
     )
@@ -238,7 +238,7 @@ def left_behind(root: Path, prefix: str) -> int:
 def _orphans(root: Path, prefix: str) -> Iterator[tuple[str, Path]]:
     """Yield key and record of each object under `prefix` that is not there."""
     top = root / HIDDEN / "metadata"
-    for folder, _, names in os.walk(top):
+    for folder, names in _below(top, prefix):
         for name in names:
             key = (Path(folder) / name).relative_to(top).as_posix().removesuffix(".json")
             if name.endswith(".json") and key.startswith(prefix) and not (root / key).exists():
@@ -254,9 +254,15 @@ def _is_at_work(root: Path, key: str) -> bool:
 
 
 def _prune_empty(top: Path, prefix: str) -> None:
-    for folder, _, _ in os.walk(top, topdown=False):
+    for folder, _ in _below(top, prefix, topdown=False):
         if Path(folder).relative_to(top).as_posix().startswith(prefix.rstrip("/")):
             prune(Path(folder), top.parent)
+
+
+def _below(top: Path, prefix: str, *, topdown: bool = True) -> Iterator[tuple[str, list[str]]]:
+    """Yield folders and their files where what begins with `prefix` can be: other systems' folders cost time."""
+    for folder, _, names in os.walk(top / prefix.rpartition("/")[0], topdown=topdown):
+        yield folder, names
 
 
 def prune(folder: Path, stop: Path) -> None:
