@@ -61,6 +61,8 @@ class _Verdict:
     refusal: Refusal | None = None
     owner: Owner | None = None
     newest: Manifest | None = None
+    unread: WireError | None = None
+    """Why owner.json cannot be read."""
 
     @property
     def is_new(self) -> bool:
@@ -185,8 +187,8 @@ class Ownership:
     async def _look(self, claim: Claim | None, *, uploads: bool = False) -> _Verdict:
         try:
             found = await self._read()
-        except WireError:
-            return _Verdict(Refusal.DAMAGED)
+        except WireError as error:
+            return _Verdict(Refusal.DAMAGED, unread=error)
         return await self._judge(found, claim, await self._record(), uploads=uploads)
 
     async def _judge(
@@ -295,8 +297,8 @@ class Ownership:
             await self.clock.sleep(SETTLE_SECONDS)
         try:
             found = await self._read()
-        except WireError:
-            await self._refuse(_Verdict(Refusal.DAMAGED))
+        except WireError as error:
+            await self._refuse(_Verdict(Refusal.DAMAGED, unread=error))
             raise AssertionError from None
         if found is None:
             raise StoreError(f"{self._key} was written to {self.store.location} and is not there", transient=True)
@@ -345,8 +347,11 @@ class Ownership:
                 "restored from a backup, and another agent uploads under the same id",
                 hint=f"give each copy a system id of its own (akosha_system_id); {_REPLACES}",
             )
-        if refusal is Refusal.DAMAGED:
-            return NotOwner(f"{self._key} in {where} cannot be read as an owner", hint=other_cures)
+        if verdict.unread is not None:
+            return NotOwner(
+                f"{self._key} in {where} cannot be read as an owner: {verdict.unread.message}",
+                hint=verdict.unread.hint or other_cures,
+            )
         if self._is_directory:
             made = f"mkdir -p {shlex.quote(unquote(where.removeprefix('file://')))}"
             return NotOwner(

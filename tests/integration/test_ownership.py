@@ -550,6 +550,16 @@ async def test_an_owner_that_cannot_be_read_is_refused_until_somebody_takes_over
     assert isinstance(await one.sync(take_over=True), SyncSucceeded)
 
 
+async def test_an_owner_of_a_newer_version_asks_for_an_update_and_for_no_take_over(machine, target):
+    one = machine("one")
+    await one.sync()
+    target.kept.objects[OWNER] = b'{"version": 2}', {}
+    one.change()
+    result = await one.sync()
+    assert_refused(result, "written by another version", "update akosha-agent")
+    assert "--take-over" not in result.error
+
+
 async def test_flags_without_a_reason_change_nothing(machine, target):
     one = machine("one")
     await one.sync()
