@@ -3,6 +3,9 @@
 import os
 import sys
 
+INTERRUPTED = 130
+"""128 + SIGINT; the module `signal` takes the hook 6 ms to load."""
+
 _STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
@@ -17,6 +20,13 @@ def main() -> None:
 
         session_end(words[2:])
     _fill_holes()
+    try:
+        _command_line()
+    except KeyboardInterrupt:  # while modules are loaded: afterwards each command has its own handler
+        sys.exit(INTERRUPTED)
+
+
+def _command_line() -> None:
     from agent.faces import streams  # noqa: PLC0415 - light commands must not pay for it
 
     streams.guard()

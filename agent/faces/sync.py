@@ -8,11 +8,12 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.text import Text
 
 from agent.domain.events import SyncProgress
 from agent.domain.plain_text import printable
 from agent.faces import logs
-from agent.faces.asking import Asking, Hear
+from agent.faces.asking import Asking, Hear, Says
 from agent.faces.results import contract, sentence
 from agent.settings import Settings
 
@@ -30,8 +31,8 @@ async def sync_once(
     asking = await Asking.prepare(
         settings, method=method, enable_fallback=enable_fallback, take_over=take_over, new_target=new_target
     )
-    with _progress_bar() as show:
-        result = await asking.result(hear=show, says=_say)
+    with _progress_bar() as (show, say):
+        result = await asking.result(hear=show, says=say)
     if as_json:
         typer.echo(json.dumps(contract(result), indent=2))
     else:
@@ -40,14 +41,18 @@ async def sync_once(
 
 
 def _say(text: str) -> None:
-    typer.echo(f"akosha-agent: {logs.redacted(text)}", err=True)
+    typer.echo(_line(text), err=True)
+
+
+def _line(text: str) -> str:
+    return f"akosha-agent: {logs.redacted(text)}"
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Hear]:
-    """Show progress on a terminal; none in a pipe."""
+def _progress_bar() -> Iterator[tuple[Hear, Says]]:
+    """Show progress on a terminal, and what is said meanwhile on lines above it; no progress in a pipe."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda _: None, _say
         return
     columns = (TextColumn("{task.description:<9}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -60,4 +65,4 @@ def _progress_bar() -> Iterator[Hear]:
                 tasks[event.phase] = bar.add_task(event.phase, total=event.total_bytes)
             bar.update(tasks[event.phase], completed=event.done_bytes, total=event.total_bytes)
 
-        yield show
+        yield show, lambda text: bar.console.print(Text(_line(text)), soft_wrap=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from agent import __main__
 from agent.adapters.state_directory import lock
 from agent.application.status import DatabaseStatus, Status, TargetStatus
 from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded, UploadsPruned, UploadVerified
-from agent.faces import events, restore, status, sync, verify
+from agent.faces import events, restore, status, streams, sync, verify
 from agent.faces.results import sentence
 from agent.faces.standing import View
 from agent.faces.terminal import PlainConsole
@@ -111,6 +112,19 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
     ):
         assert wanted in text.getvalue(), wanted
     assert text.getvalue().count("knowledge_graph_[bold]") == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_what_a_sync_says_under_way_stands_on_a_line_of_its_own_above_the_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with sync._progress_bar() as (_, say):
+        say("stopped: nothing")
+    assert "\r\x1b[2Kakosha-agent: stopped: nothing\n" in terminal.getvalue()
 
 
 def test_every_event_has_a_line_for_people():
@@ -213,3 +227,14 @@ async def test_told_to_stop_while_the_note_is_being_written_it_takes_it_back_all
             with pytest.raises(asyncio.CancelledError):
                 await syncing
     assert list(home.state.spool.iterdir()) == []
+
+
+def test_ctrl_c_while_modules_are_loaded_ends_a_command_with_status_130_and_no_traceback(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(streams, "guard", interrupted)
+    monkeypatch.setattr("sys.argv", ["akosha-agent", "status"])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130
