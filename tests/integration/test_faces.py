@@ -161,11 +161,6 @@ def test_every_event_has_a_line_for_people():
     )
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 @pytest.mark.parametrize("screen", [Terminal, io.StringIO], ids=["terminal", "pipe"])
 def test_restore_and_verify_show_how_far_they_are_on_a_terminal_alone(monkeypatch, screen):
     monkeypatch.setattr("sys.stderr", shown := screen())
