@@ -229,6 +229,18 @@ async def test_an_event_published_twice_is_kept_once_and_another_systems_of_the_
     assert await stored(fresh_nats) == 2
 
 
+async def test_who_begins_to_listen_to_progress_does_not_move_events_to_the_bus_in_this_process(fresh_nats):
+    async with opened_bus(fresh_nats.url) as bus:
+        await bus.subscribe("akosha.sync.>", Inbox(), durable="one")
+        await ready(bus)
+        states = []
+        bus.on_change(lambda: states.append(bus.state.ready))
+        listening = await bus.subscribe("akosha.progress.*", Inbox())
+        await listening.stop()
+        assert bus.state.ready
+        assert False not in states
+
+
 async def test_a_passing_subscription_loses_nothing_over_a_restart_and_sees_nothing_twice(fresh_nats):
     inbox = Inbox()
     async with opened_bus(fresh_nats.url, patience={"reconnect": 0.3, "reconnect_max": 0.3}) as bus:

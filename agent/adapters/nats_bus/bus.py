@@ -83,8 +83,11 @@ class NatsBus:
 
     @property
     def _is_ready(self) -> bool:
-        """Connected, and every subscription sees what is published: else events would go where nobody hears them."""
-        heard = (one.ready.is_set() for one in self._subscriptions if isinstance(one, NatsSubscription))
+        """Connected, and every subscription sees what is published: else events would go where nobody hears them.
+
+        Those to progress alone do not count: progress may be lost, and each command that shows it makes one.
+        """
+        heard = (one.ready.is_set() for one in self._subscriptions if isinstance(one, NatsSubscription) and one.pulls)
         return self._link.is_up and all(heard)
 
     @property

@@ -79,7 +79,8 @@ class NatsSubscription:
         self._mend, self._refused = mend, refused
         self._next = asyncio.Event()
         self._listens = patterns_meet(place.pattern, progress_pattern())
-        self._pulls = any(patterns_meet(place.pattern, subject) for subject in STREAM_SUBJECTS)
+        self.pulls = any(patterns_meet(place.pattern, subject) for subject in STREAM_SUBJECTS)
+        """Whether it takes events that the stream keeps, not progress alone."""
         self._name = place.durable or place.pattern
         self.worker = asyncio.create_task(self._run(), name=f"bus-{self._name}")
         self.worker.add_done_callback(lambda _: released(self))
@@ -133,7 +134,7 @@ class NatsSubscription:
             stack.push_async_callback(_send_back, arrivals)
             if self._listens:
                 await self._listen(client, arrivals, stack)
-            if self._pulls:
+            if self.pulls:
                 mark = self._stream.mark
                 await self._pull(client, mark, arrivals, stack)
                 if mark is not None:
