@@ -79,11 +79,12 @@ class DeepVerify:
     async def _keep(self, turns: DeepTurns, uploads: Sequence[str], found: Found) -> None:
         why = "; ".join(f"{name}: {reason}" for name, reason in sorted(found.problems.items()))[:LONGEST_NAMED]
         turns = turns.looked(found.upload_id, uploads, self.clock.now(), why)
-        await self.ledger.announce(found.event(self.identity, self.clock))
+        event = found.event(self.identity, self.clock)
+        await self.ledger.announce(event)
         await self.ledger.note(NOTE, turns.note())
         self.recorder.flush_soon()
         await self._warn(turns, found)
-        if found.whole:
+        if event.whole and event.deep:
             _log.info(
                 "upload_verified_deep",
                 upload_id=found.upload_id,
@@ -91,12 +92,12 @@ class DeepVerify:
                 count=found.objects,
                 duration_seconds=found.duration_seconds,
             )
-        else:
+        elif not event.whole:
             _log.error(
                 "upload_damaged",
                 upload_id=found.upload_id,
                 system_id=self.identity.system_id,
-                problems=dict(found.problems),
+                problems=dict(event.problems),
                 then="what is still here of the newest upload is sent again",
             )
 
@@ -109,6 +110,10 @@ class DeepVerify:
             await clear_warning(self.ledger, DAMAGED)
         if found.left_out:
             message = f"{', '.join(found.left_out)} of {found.upload_id} were not verified deep: too many bytes"
-            await set_warning(self.ledger, StatusWarning(code=LIMITED, message=message, hint=_LIMITED_HINT), self.clock)
+            warning = StatusWarning(code=LIMITED, message=message, hint=_LIMITED_HINT)
+            if await set_warning(self.ledger, warning, self.clock):
+                _log.warning(
+                    "deep_verify_limited", upload_id=found.upload_id, names=list(found.left_out), hint=_LIMITED_HINT
+                )
         else:
             await clear_warning(self.ledger, LIMITED)

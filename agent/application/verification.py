@@ -10,6 +10,7 @@ mirrored into another bucket may have others.
 import asyncio
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -47,9 +48,9 @@ _CHANGED = "has other bytes than were put there: its SHA-256 is another"
 class Found:
     """What a verification came to. `problems` are of objects, by their name in the upload.
 
-    `notes` say what could not be looked into, by database: no fault of the upload's. `left_out` are databases that were
-    not downloaded, because that was limited. `manifest` is None where it is not
-    there (then the upload is not, either) or cannot be read.
+    `notes` say what could not be looked into, by database: no fault of the upload's. `left_out` are databases, and
+    memories.json, that were not downloaded, because that was limited: the event of such a look says that it was not
+    deep. `manifest` is None where it is not there (then the upload is not, either) or cannot be read.
     """
 
     upload_id: str
@@ -96,7 +97,7 @@ class Found:
             system_id=identity.system_id,
             upload_id=self.upload_id,
             whole=self.whole,
-            deep=self.deep,
+            deep=self.deep and not self.left_out,
             objects=self.objects,
             problems=told,
             duration_seconds=self.duration_seconds,
@@ -139,9 +140,9 @@ class Verification:
     ) -> Found:
         """Look at everything `shallow` does but ETags, then download what there is, hash it, and read it through.
 
-        `begun` gets the number of bytes to download, `progress` as they come. With `most_bytes`, databases that
-        would exceed what is left of it are not downloaded. Raises StagingFull, StateError
-        for our own disk.
+        `begun` gets the number of bytes to download, `progress` as they come. With `most_bytes`, a database,
+        or memories.json, that would exceed what is left of it is not downloaded. Raises StagingFull, StateError for our
+        own disk.
         """
         assert self._deep is not None
         started = self._clock.monotonic()
@@ -150,17 +151,19 @@ class Verification:
         if (manifest := found.manifest) is not None:
             sizes = {key: size for key, size in expected_sizes(manifest).items() if object_name(key) not in problems}
             begun(sum(sizes.values()))
-            room = most_bytes
+            room = math.inf if most_bytes is None else most_bytes
             for database in dict.fromkeys(part.database for part in manifest.parts):
-                if room is not None:
-                    size = sum(part.stored_size for part in manifest.of(database))
-                    if size > room:
-                        left_out.append(database)
-                        continue
-                    room -= size
+                size = sum(part.stored_size for part in manifest.of(database))
+                if size > room:
+                    left_out.append(database)
+                    continue
+                room -= size
                 await self._deep.database(manifest, database, problems, notes, progress)
-            if manifest.memories and manifest.memories.key in sizes:
-                await self._deep.memories(manifest, manifest.memories, problems, progress)
+            if (memories := manifest.memories) and memories.key in sizes:
+                if memories.size > room:
+                    left_out.append(naming.MEMORIES_NAME)
+                else:
+                    await self._deep.memories(manifest, memories, problems, progress)
             if problems.keys() - found.problems.keys() and await self._is_gone(upload):
                 manifest, problems = None, {naming.MANIFEST_NAME: NOT_THERE}
         return Found(

@@ -263,8 +263,10 @@ async def test_a_limited_deep_look_names_the_databases_that_it_did_not_download(
     sizes = {part.database: part.stored_size for part in kept.manifest.parts}
     kept.change("reflection.duckdb", flipped(kept.data("reflection.duckdb"), 4321))
     found = await look.deep(kept.upload, most_bytes=sizes["knowledge_graph"])
-    assert (found.whole, found.left_out) == (True, ("reflection",))
+    assert (found.whole, found.left_out) == (True, ("reflection", "memories.json"))
     found = await look.deep(kept.upload, most_bytes=sum(sizes.values()))
+    assert (set(found.problems), found.left_out) == ({"reflection.duckdb"}, ("memories.json",))
+    found = await look.deep(kept.upload, most_bytes=sum(sizes.values()) + kept.manifest.memories.size)
     assert (set(found.problems), found.left_out) == ({"reflection.duckdb"}, ())
 
 

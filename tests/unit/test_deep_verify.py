@@ -167,6 +167,10 @@ async def test_databases_beyond_the_limit_are_named_with_the_setting(world):
     world.looking.left_out = ("knowledge_graph",)
     await world.pass_time(FIRST_SECONDS + 1)
     assert "knowledge_graph" in (await world.warnings())["deep_verify_limited"]
+    found = world.looking.found(NEWEST, deep=True)
+    assert found.event(IDENTITY, world.clock).deep
+    limited = replace(found, left_out=("knowledge_graph",))
+    assert not limited.event(IDENTITY, world.clock).deep, "consumers must not take it for read through"
 
 
 async def test_it_waits_while_a_sync_runs(world):
