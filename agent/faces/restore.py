@@ -15,12 +15,13 @@ from agent.application.archive import LATEST, Archive, time_of
 from agent.application.restore_places import Reporter
 from agent.application.restoring import Wanted
 from agent.domain.databases import storage_note
-from agent.domain.errors import NamingError, SettingsError
+from agent.domain.errors import NamingError, NoSuchObject, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id
 from agent.domain.plain_text import printable
 from agent.domain.restoration import Restored, RestoredDatabase, restorable
 from agent.faces.results import human_bytes, when
+from agent.faces.uploads import check_mounted
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.archive import archive_of
@@ -55,6 +56,9 @@ async def restore(settings: Settings, asked: Asked) -> int:
             upload = await (archive.resolve_at(at) if at else archive.resolve(which))
             if upload in finished and _is_what_is_asked(finished[upload], await archive.manifest(upload), asked):
                 done = finished.pop(upload)
+        except NoSuchObject:
+            await check_mounted(settings, archive, asked.system)
+            raise
         finally:
             for one in finished.values():
                 what = ", ".join(database.database for database in one.databases)

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from agent.application.archive import MANIFESTS, Archive, Listed, Listing
-from agent.domain.errors import NamingError, SettingsError
+from agent.domain.errors import NamingError, NoSuchObject, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id
 from agent.faces.results import human_bytes, when
@@ -28,11 +28,27 @@ async def system_of(home: Home, system: str | None) -> str:
         raise SettingsError(f"--system: {error.message}", hint=error.hint) from error
 
 
+async def check_mounted(settings: Settings, archive: Archive, system: str | None) -> None:
+    """Raise NotOwner where nothing is found in this machine's own directory because its disk is not mounted.
+
+    `system` is what `--system` names: another system's uploads say nothing of a disk here. Raises StateError.
+    """
+    if system is None:
+        home = Home.of(settings)
+        async with home.ownership(await asyncio.to_thread(home.prepare), archive.store) as ownership:
+            await ownership.check_mounted()
+
+
 async def list_uploads(settings: Settings, *, system: str | None, everything: bool, as_json: bool) -> int:
-    """Print the uploads of a system; `everything`: what the manifests of the old ones say, too. Returns 0."""
+    """Print the uploads of a system; `everything`: what the manifests of the old ones say, too. Returns 0.
+
+    Raises NotOwner where there are none and the disk is not mounted.
+    """
     system_id = await system_of(Home.of(settings), system)
     async with archive_of(settings, system_id) as archive:
         listing = await archive.listing(manifests=None if everything else MANIFESTS)
+        if not listing.uploads:
+            await check_mounted(settings, archive, system)
         where = archive.store.location
     if as_json:
         typer.echo(json.dumps(listing_document(listing, system_id, where), indent=2))
@@ -45,7 +61,11 @@ async def show_upload(settings: Settings, which: str, *, system: str | None, as_
     """Print everything about one upload. Returns 0. Raises NoSuchObject where it is not there."""
     system_id = await system_of(Home.of(settings), system)
     async with archive_of(settings, system_id) as archive:
-        listed = await _one(archive, which)
+        try:
+            listed = await _one(archive, which)
+        except NoSuchObject:
+            await check_mounted(settings, archive, system)
+            raise
     if as_json:
         typer.echo(json.dumps(upload_document(listed) | _insides(listed.manifest), indent=2))
     else:

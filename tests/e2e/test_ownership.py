@@ -34,8 +34,9 @@ def test_a_disk_that_is_not_mounted_is_told_by_every_command_and_nothing_is_writ
     machine.bucket.mkdir()
     machine.write(commits=2)
     assert "is the disk mounted?" in machine.sync(code=1)["error"]
-    for command in ("verify", "prune"):
-        done = machine.call(command)
+    commands = (["verify"], ["prune"], ["uploads"], ["uploads", "show", "2"], ["restore", "--to", str(tmp_path / "to")])
+    for command in commands:
+        done = machine.call(*command)
         assert done.code == 1
         assert "is the disk mounted?" in done.err
     (warning,) = machine.status()["warnings"]
