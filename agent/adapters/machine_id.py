@@ -23,7 +23,11 @@ _IOREG_SECONDS = 5.0
 
 
 def machine_id(state_dir: Path, *, files: Sequence[Path] = FILES) -> str:
-    """Return the machine's id. Blocks. Raises StateError where one has to be kept and cannot be."""
+    """Return the machine's id. Blocks. Raises StateError where one has to be kept and cannot be.
+
+    Before the first start there is no state directory to keep one in, and nothing is made: the id is a new one each
+    time. No claim can have been made with it.
+    """
     for path in files:
         with suppress(OSError, UnicodeDecodeError):
             if _ID.fullmatch(text := path.read_text().strip()) and text.strip("0"):
@@ -43,6 +47,8 @@ def _of_macos() -> str:
 
 def _own(path: Path) -> str:
     """Return the random id kept in the state directory, made once; of processes that make it together, one wins."""
+    if not path.parent.exists():
+        return secrets.token_hex(16)
     draft = path.with_name(f".{OWN}.{os.getpid()}.tmp")
     try:
         for _ in range(2):

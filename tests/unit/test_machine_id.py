@@ -33,8 +33,15 @@ def test_a_kept_id_that_is_damaged_is_made_again(tmp_path):
 
 
 def test_where_none_can_be_kept_the_cure_is_named(tmp_path):
+    (tmp_path / module.OWN).mkdir()
     with pytest.raises(StateError, match="akosha_agent_state_dir"):
-        machine_id(tmp_path / "missing", files=())
+        machine_id(tmp_path, files=())
+
+
+def test_before_the_first_start_there_is_an_id_and_nothing_is_made(tmp_path):
+    """`doctor` looks at a machine on which no agent has run."""
+    assert len(machine_id(tmp_path / "state", files=())) == 32
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_macos_is_asked_for_its_platform_uuid(tmp_path, monkeypatch):
