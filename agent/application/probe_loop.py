@@ -63,8 +63,10 @@ class ProbeLoop:
         records = await self.publisher.records()
         if HTTP not in in_charge(self.publisher.settings.route, records) or records[HTTP].failures:
             return False
+        if not await self.probe.is_due():  # first: after every sync, this is all that is read
+            return False
         survey = await self.publisher.survey()
-        return bool(survey) and not pending(records[HTTP], survey) and await self.probe.is_due()
+        return bool(survey) and not pending(records[HTTP], survey)
 
     async def _ask(self) -> None:
         async with self.flight:
