@@ -116,6 +116,10 @@ async def test_the_tool_lists_restore_points_and_says_what_is_damaged(home, tmp_
     (tmp_path / "bucket" / "systems" / "laptop" / "uploads" / upload / "manifest.json").write_text("{}")
     (point,) = (await restore_points(loading))["restore_points"]
     assert list(point["problems"]) == ["manifest.json"]
+    (tmp_path / "bucket").rename(tmp_path / "disk")
+    (tmp_path / "bucket").mkdir()
+    unmounted = await restore_points(loading)
+    assert (unmounted["success"], "is the disk mounted?" in unmounted["error"]) == (False, True)
     settings = home.settings.model_copy(update={"cloud_endpoint": ""})
     nowhere = await restore_points(lambda: Loaded(settings, {}, ()))
     assert (nowhere["success"], nowhere["restore_points"]) == (False, [])

@@ -40,7 +40,7 @@ class Front:
                 _log.warning("control_unanswered", path=request.path[:80], error=str(error))
             response = Problem.of(error).response()
         except Exception as error:
-            if isinstance(error, ConnectionError) and request.transport is None:
+            if isinstance(error, ConnectionError) and _has_left(request):
                 raise  # nobody is there to get one
             _log.exception("control_failed", path=request.path[:80])
             what = "the agent met an error: its log says which"
@@ -85,6 +85,11 @@ class Front:
         """Return the routes of a path, None where there are none."""
         family, _, member = path.rpartition("/")
         return self._table.get(path) or (self._families.get(family) if member else None)
+
+
+def _has_left(request: web.BaseRequest) -> bool:
+    """Say whether the client has closed the connection; a stopped agent that goes on finds it closing."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _allowed(methods: Mapping[str, Route]) -> str:

@@ -1,7 +1,7 @@
 """What the tool for restore points tells: the newest uploads of this machine, as the bucket has them."""
 
 from agent.faces.mcp_server.tools import MOST_POINTS
-from agent.faces.uploads import system_of, upload_document
+from agent.faces.uploads import check_mounted, system_of, upload_document
 from agent.settings import Settings
 from agent.wiring import Home
 from agent.wiring.archive import archive_of
@@ -13,10 +13,12 @@ _SHOWN = ("upload_id", "time", "stored_bytes", "raw_bytes", "rows", "databases",
 
 
 async def points(settings: Settings) -> dict[str, object]:
-    """Return them. Raises SettingsError where there is no bucket, StoreError, StateError."""
+    """Return them. Raises SettingsError where there is no bucket, NotOwner, StoreError, StateError."""
     system_id = await system_of(Home.of(settings), None)
     async with archive_of(settings, system_id) as archive:
         listing = await archive.listing(manifests=MOST_POINTS)
+        if not listing.uploads:
+            await check_mounted(settings, archive, None)
     shown = [upload_document(listed) for listed in listing.uploads[:MOST_POINTS]]
     return {
         "success": True,
