@@ -34,7 +34,7 @@ from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
 from agent.domain.owner import Machine
 from agent.domain.parts import Send, plan
-from agent.domain.route import CLOUD
+from agent.domain.route import ASKED, CLOUD
 from agent.domain.states import Intent, Target, TargetRecord
 from agent.ports import (
     Clock,
@@ -117,9 +117,9 @@ class CloudSync:
             raise CloudUploadError(error.message, CLOUD, error, hint=error.hint, forwardable=False) from error
 
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
-        async with self._moving():
+        async with self._moving() as moved:
             await self.ownership.claim(take_over=attempt.request.take_over, new_target=attempt.request.new_target)
-            record = await self._recall(attempt)
+            record = await self._recall(attempt, moved)
         if not await self._staging.copy(attempt, record):
             return Unchanged(why=attempt.why_nothing(record))
         await self._abandon_other(attempt, record)
@@ -142,11 +142,11 @@ class CloudSync:
             self._standstill_seconds, self._store.location, CloudUploadError, CLOUD, footing=self._footing
         )
 
-    async def _recall(self, attempt: Attempt) -> TargetRecord:
+    async def _recall(self, attempt: Attempt, moved: Callable[[], None]) -> TargetRecord:
         """Bring the ledger up to what the bucket knows, and return what it says then.
 
         An upload that was finished but not recorded is adopted. Where somebody asks, the newest upload must still be
-        there: from an emptied bucket nothing can be restored.
+        there: from an emptied bucket nothing can be restored. Where a person asks, it must be whole, too.
         """
         record = await self._ledger.record(self.target)
         if not self._swept:
@@ -170,7 +170,17 @@ class CloudSync:
         elif attempt.urgent and record.newest_upload_id and not await self._uploads.exists(record.newest_upload_id):
             _log.warning("upload_gone", upload_id=record.newest_upload_id, location=self._store.location)
             await self._ledger.forget(self.target, list(record.databases))
+        elif attempt.request.reason in ASKED and record.newest_upload_id and record.intent is None:
+            await self._forget_damaged(record, record.newest_upload_id, moved)
         return await self._ledger.record(self.target)
+
+    async def _forget_damaged(self, record: TargetRecord, newest: str, moved: Callable[[], None]) -> None:
+        """Have sent whole what the newest upload does not hold as its manifest names it, and this machine has."""
+        damaged = await self._uploads.damaged(newest, moved)
+        names = {*record.databases} if damaged is None else damaged
+        if again := sorted(names & await self._staging.present()):
+            _log.warning("newest_upload_damaged", upload_id=newest, location=self._store.location, names=again)
+            await self._ledger.forget(self.target, again)
 
     async def _forget_missing(self, database: str) -> None:
         """Find out at once what else is no longer in the bucket: all of it is sent whole the next time."""

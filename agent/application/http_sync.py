@@ -23,7 +23,7 @@ from agent.application.staging import Staging, what_is_wrong
 from agent.domain.databases import main_name
 from agent.domain.errors import HTTPSyncError, SinkError, SnapshotError
 from agent.domain.events import SyncRequested, SyncSucceeded, outcome_event_id
-from agent.domain.route import HTTP, MANUAL, REMOTE
+from agent.domain.route import ASKED, HTTP
 from agent.domain.states import Intent, Problem, Target, TargetRecord, due
 from agent.ports import (
     Clock,
@@ -40,9 +40,6 @@ from agent.ports import (
 )
 
 _NEWS = "http_server"
-
-_ASKED = frozenset({MANUAL, REMOTE})
-"""Reasons for which the server is asked what it has although nothing is to be sent."""
 
 CONFIRMED = "the server has what it was given"
 
@@ -154,7 +151,7 @@ class HttpSync:
 
     async def _asked_for(self, attempt: Attempt) -> str:
         """Ask the server, where a person stands behind the request; return what it said, as the end of a sentence."""
-        if attempt.request.reason not in _ASKED or not attempt.survey:
+        if attempt.request.reason not in ASKED or not attempt.survey:
             return ""
         async with self._moving():
             await self._sink.connect()

@@ -23,7 +23,7 @@ from agent.ports import Clock, Ledger
 
 NOTE = "prune"
 HELD = "pruning_held"
-HELD_HINT = "akosha-agent verify shows the damage; the next sync sends again what is still on this machine"
+HELD_HINT = "akosha-agent verify shows the damage; akosha-agent sync sends again what is still on this machine"
 TRY_AGAIN_AFTER = timedelta(days=1)
 TELL_SECONDS = 10.0
 """How long a round waits for the upload's result to be told, which goes on without it."""

@@ -8,7 +8,7 @@ import structlog
 
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
-from agent.domain.manifest import Manifest, Part
+from agent.domain.manifest import Manifest, MemoriesPart, Part
 from agent.ports import ObjectStore, is_changed
 
 MAX_MANIFEST_BYTES = 16 * 2**20
@@ -90,11 +90,27 @@ class Uploads:
             return False
         return True
 
+    async def damaged(self, upload: str, moved: Callable[[], None]) -> set[str] | None:
+        """Return the databases that an upload does not hold as its manifest names them; None: no manifest names any.
+
+        `moved` as in `holds`.
+        """
+        try:
+            manifest = await self.manifest(upload)
+        except NotAManifest:
+            return None
+        if manifest is None:
+            return None
+        found = await self.missing(manifest.parts, moved)
+        if manifest.memories and not await self.holds(manifest.memories, moved):
+            found |= manifest.memories.bases.keys()
+        return found
+
     async def missing(self, parts: Iterable[Part], moved: Callable[[], None]) -> set[str]:
         """Return the databases of which one of these parts is not in the bucket, or is not what was put there."""
         return {part.database for part in parts if not await self.holds(part, moved)}
 
-    async def holds(self, part: Part, moved: Callable[[], None]) -> bool:
+    async def holds(self, part: Part | MemoriesPart, moved: Callable[[], None]) -> bool:
         """Say whether the part's object is there with its size, its bytes, and the metadata put with it.
 
         What the store or the manifest does not tell of these is left out. `moved` is called while a store reads the
@@ -105,8 +121,9 @@ class Uploads:
             moved()
         except NoSuchObject:
             return False
+        size = part.stored_size if isinstance(part, Part) else part.size
         told = found.metadata.get("sha256", part.sha256)
-        return (found.size, told) == (part.stored_size, part.sha256) and not is_changed(part.etag, found.etag)
+        return (found.size, told) == (size, part.sha256) and not is_changed(part.etag, found.etag)
 
     async def remove(self, upload: str) -> None:
         """Remove the objects of an upload that will not be finished. Where that is not permitted, a notice."""

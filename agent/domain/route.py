@@ -24,6 +24,9 @@ REMOTE = "remote"
 URGENT = frozenset({MANUAL, SESSION_END, REMOTE})
 """Reasons that a person or a session's end stands behind: they reset a target's back-off, a file change does not."""
 
+ASKED = frozenset({MANUAL, REMOTE})
+"""Reasons that a person stands behind: what was delivered is compared with what the target has."""
+
 FIRST_TARGET_BACKOFF = timedelta(seconds=30)
 LAST_TARGET_BACKOFF = timedelta(minutes=15)
 

@@ -158,15 +158,15 @@ async def test_the_first_upload_is_whole_and_its_manifest_came_last(rig):
     rig.assert_whole()
 
 
-async def test_a_second_sync_without_a_change_sends_nothing_and_asks_for_nothing_but_owner_and_leftovers(rig):
-    await rig.sync()
+async def test_a_second_sync_without_a_change_sends_nothing_and_asks_for_owner_newest_upload_and_leftovers(rig):
+    first = await rig.sync()
     calls = len(rig.store.calls)
     result = await rig.sync()
     assert isinstance(result, SyncSkipped)
     asked = rig.store.calls[calls:]
-    assert {call for call, _ in asked} <= {"is_available", "sweep", "get", "head", "aclose"}
-    assert [key for call, key in asked if call == "get"] == ["systems/laptop/owner.json"], "is it still ours?"
-    assert [key for call, key in asked if call == "head"] == [rig.manifests[0].key], "is it still there?"
+    assert {call for call, _ in asked} <= {"is_available", "sweep", "get", "head", "inspect", "aclose"}
+    assert [key for call, key in asked if call == "get"] == ["systems/laptop/owner.json", first.manifest_key]
+    assert {key for call, key in asked if call == "head"} == {first.manifest_key, *first.files_uploaded}, "is it whole?"
 
 
 async def test_an_unchanged_database_is_copied_by_the_store(rig):
@@ -478,6 +478,24 @@ async def test_a_manifest_whose_answer_was_lost_on_the_last_attempt_is_a_success
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
     assert len(rig.manifests) == 1
+
+
+@pytest.mark.parametrize("name", ["reflection.duckdb", "manifest.json"])
+async def test_a_sync_that_a_person_asks_for_sends_again_what_is_damaged_in_the_newest_upload(rig, name):
+    """`prune` and `verify` say so; nothing has changed on this machine, and a session's end alone compares nothing."""
+    await rig.sync()
+    (manifest,) = rig.manifests
+    key = naming.object_key("laptop", manifest.upload_id, name)
+    data, metadata = rig.kept.objects[key]
+    rig.kept.objects[key] = bytes([data[0] ^ 1]) + data[1:], metadata
+    assert isinstance(await rig.sync(reason="session_end"), SyncSkipped)
+    result = await rig.sync()
+    assert isinstance(result, SyncSucceeded)
+    sent = {"reflection.duckdb": "sent", "knowledge_graph.duckdb": "copied" if name != "manifest.json" else "sent"}
+    newest = Manifest.decode(rig.kept.objects[result.manifest_key][0])
+    assert rig.origins(newest) == sent
+    assert (await verified(rig, result.upload_id)).problems == {}
+    assert isinstance(await rig.sync(), SyncSkipped)
 
 
 async def test_a_part_that_was_damaged_in_the_bucket_is_sent_again_not_passed_on(rig):
