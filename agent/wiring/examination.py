@@ -189,6 +189,10 @@ class Examination:
         """Return who holds the state directory. Raises StateError."""
         return await aside(self.home.holder)
 
+    async def is_stopped(self, holder: Holder) -> bool:
+        """Say whether the holder's process is stopped (SIGSTOP); False where that cannot be known."""
+        return await aside(lambda: self.home.is_stopped(holder.pid))
+
     async def health(self) -> Health | None:
         """Return how the running agent says that it is; None where it has no control socket. Raises OSError."""
         path = self.home.state.path.absolute()

@@ -30,7 +30,7 @@ def stopped(running):
         running.process.send_signal(signal.SIGCONT)
 
 
-def test_a_stopped_agent_is_named_by_sync_and_status_with_the_command_that_continues_it(machine):
+def test_a_stopped_agent_is_named_by_sync_status_and_doctor_with_the_command_that_continues_it(machine):
     with machine.run() as agent:
         agent.logged("sync_succeeded")
         with stopped(agent):
@@ -39,6 +39,10 @@ def test_a_stopped_agent_is_named_by_sync_and_status_with_the_command_that_conti
             assert (status.code, cure in status.out) == (0, True), status.out
             (warning,) = machine.call("status", "--json").json["warnings"]
             assert (warning["code"], warning["hint"]) == ("agent_stopped", f"kill -CONT {agent.pid}")
+            checks = machine.call("doctor", "--json").json["checks"]
+            (check,) = [check for check in checks if check["name"] == "agent"]
+            assert (check["level"], check["cure"]) == ("error", f"kill -CONT {agent.pid}")
+            assert check["found"].endswith("does not answer: it is stopped")
             with machine.started("sync") as sync:
                 sync.log.wait(lambda line: cure in line.get("text", ""))
                 agent.process.send_signal(signal.SIGCONT)

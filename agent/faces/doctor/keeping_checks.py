@@ -39,6 +39,8 @@ async def agent(ground: Ground) -> list[Finding]:
     try:
         health = await ground.examination.health()
     except OSError as why:
+        if await ground.examination.is_stopped(holder):
+            return [error(AGENT, f"{holder} does not answer: it is stopped", cure=f"kill -CONT {holder.pid}")]
         text = f"{holder} does not answer at its control socket: {why.strerror or why}"
         return [error(AGENT, text, cure=f"{RESTART}, or end process {holder.pid} and start it again")]
     if health is None:
