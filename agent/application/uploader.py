@@ -162,8 +162,11 @@ class Uploader:
                 self._ledger, StatusWarning(code=self._refused_code, message=message, hint=hint), self._clock
             )
         if cause.unexpected and again:
-            message = f"{self.method.name}: an error that the agent does not know comes again: {error.message}"
-            warning = StatusWarning(code=self._unexpected_code, message=message, hint=UNEXPECTED_CURE)
+            message = f"{self.method.name}: an unexpected error comes again: {error.message}"
+            hint = (
+                error.hint or UNEXPECTED_CURE
+            )  # an odd answer is described: its cure is another, and no traceback is logged
+            warning = StatusWarning(code=self._unexpected_code, message=message, hint=hint)
             await set_warning(self._ledger, warning, self._clock)
 
     def _told(self, request: SyncRequested, why: str) -> str:

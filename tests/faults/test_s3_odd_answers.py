@@ -214,6 +214,7 @@ async def test_a_portal_or_proxy_is_transient_and_named(server, store, name):
     assert failure.value.transient
     assert "captive portal" in failure.value.hint
     assert failure.value.unexpected
+    assert str(failure.value).count("status") == 1, str(failure.value)
     assert len(server.seen) == 1, "no redirect is followed"
 
 

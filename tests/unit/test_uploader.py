@@ -280,10 +280,23 @@ async def test_credentials_that_were_refused_show_in_the_status_until_a_sync_suc
         assert warnings_in(await b.ledger.notes()) == ()
 
 
-def unexpected() -> CloudUploadError:
+def unexpected(hint: str = "") -> CloudUploadError:
     original = StoreError("the store: what it answers is not known", transient=True)
     original.unexpected = "KeyError in head_object"
-    return CloudUploadError(original.message, "cloud", original, transient=True)
+    return CloudUploadError(original.message, "cloud", original, transient=True, hint=hint)
+
+
+async def test_a_described_error_that_repeats_keeps_its_own_cure_in_the_status(tmp_path):
+    """A captive portal is no reason to update the agent, and no traceback of it is logged."""
+    async with bench(
+        tmp_path, cloud=[unexpected("log in to the network"), unexpected("log in to the network"), 1]
+    ) as b:
+        await b.requests.issue(values.request(route=("cloud",)))
+        await b.until(lambda: b.outcomes == 1)
+        await b.clock.advance(2.2)
+        await b.until(lambda: b.outcomes == 2)
+        (warning,) = warnings_in(await b.ledger.notes())
+        assert warning.hint == "log in to the network"
 
 
 async def test_an_error_that_no_adapter_knows_shows_in_the_status_when_it_repeats_until_a_sync_succeeds(tmp_path):

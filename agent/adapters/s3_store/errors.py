@@ -178,7 +178,8 @@ def odd_answer(error: BaseException, place: Place, operation: str, key: str, not
     """Return the StoreError for an answer that is none of S3's; None for other errors."""
     if not isinstance(error, OddAnswer):
         return None
-    text = f"{place.authority} answered with {error.what} ({note}), {doing_text(operation, key)}"
+    heard = "" if f"status {note.status}" in error.what else f" ({note})"
+    text = f"{place.authority} answered with {error.what}{heard}, {doing_text(operation, key)}"
     failure = StoreError(text, hint=error.cure, transient=True)
     failure.unexpected = f"{error.what} for {operation}"
     return failure
