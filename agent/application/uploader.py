@@ -163,9 +163,7 @@ class Uploader:
             )
         if cause.unexpected and again:
             message = f"{self.method.name}: an unexpected error comes again: {error.message}"
-            hint = (
-                error.hint or UNEXPECTED_CURE
-            )  # an odd answer is described: its cure is another, and no traceback is logged
+            hint = error.hint or UNEXPECTED_CURE  # an odd answer is described, with its own cure and no traceback
             warning = StatusWarning(code=self._unexpected_code, message=message, hint=hint)
             await set_warning(self._ledger, warning, self._clock)
 

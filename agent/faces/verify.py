@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import typer
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from agent.application.archive import LATEST, Archive
 from agent.application.verification import Found, Verification
-from agent.domain.errors import SettingsError
+from agent.domain.errors import LedgerDamaged, SettingsError
 from agent.domain.plain_text import printable
 from agent.faces.announcing import announce
 from agent.faces.uploads import system_of
@@ -37,8 +37,9 @@ async def verify(
     system_id = await system_of(home, system)
     async with archive_of(settings, system_id) as archive:
         if system_id == identity.system_id:
-            async with home.ownership(identity, archive.store) as ownership, archive.moving():
-                await ownership.check_mounted()
+            with suppress(LedgerDamaged):  # whether uploads are whole is asked of the target, not of the ledger
+                async with home.ownership(identity, archive.store) as ownership, archive.moving():
+                    await ownership.check_mounted()
         uploads = await archive.ids() if everything else []
         uploads = uploads or [await archive.resolve(LATEST if which is None else which)]
         async with _looking(home, archive, deep=deep) as verification:

@@ -55,6 +55,17 @@ def test_a_disk_that_is_not_mounted_is_told_by_every_command_and_nothing_is_writ
     assert found(machine, "bucket")["level"] == "ok"
 
 
+def test_verify_looks_at_uploads_also_where_the_ledger_is_damaged(machines):
+    machine, _ = machines
+    machine.sync()
+    for path in machine.state.glob("ledger.sqlite*"):
+        path.unlink()
+    (machine.state / "ledger.sqlite").write_bytes(b"no ledger" * 5000)
+    assert machine.call("verify").code == 0
+    assert [warning["code"] for warning in machine.status()["warnings"]] == ["ledger_replaced"]
+    assert machine.sync()["success"]
+
+
 def test_a_taken_system_id_is_told_by_both_and_taken_over_through_the_running_agent(machines):
     one, two = machines
     one.sync()
