@@ -6,11 +6,11 @@ cannot be read is there, too: it is told with what is wrong with it.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from agent.application.progress import limit_standstill
 from agent.application.uploads import NotAManifest, Uploads
@@ -19,6 +19,7 @@ from agent.domain.errors import NamingError, NoSuchObject, SettingsError, StoreE
 from agent.domain.manifest import Manifest
 from agent.domain.upload_times import is_ahead, made_at, needs_manifest
 from agent.ports import ObjectStore
+from agent.ports.tasks import all_of
 
 T = TypeVar("T")
 
@@ -330,20 +331,6 @@ def time_of(text: str) -> datetime:
     except (ValueError, OverflowError):
         pass
     raise SettingsError(f"{text!r:.60} is not a time", hint="write 2026-11-20 18:00, or 2026-11-20T18:00:00+01:00")
-
-
-async def all_of(work: Sequence[Coroutine[Any, Any, T]], name: str) -> list[T]:
-    """Do all of it side by side, in tasks of that name; return what each came to, in order.
-
-    Where one fails the others are cancelled, and its error, the first, is raised.
-    """
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(each, name=name) for each in work]
-    except BaseExceptionGroup as failures:
-        first = failures.exceptions[0]
-        raise first from first.__cause__
-    return [task.result() for task in tasks]
 
 
 def _newest_first(uploads: Collection[str]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeVar
 
-from agent.application.archive import READ_AT_ONCE, Archive, all_of, wrong_sizes
+from agent.application.archive import READ_AT_ONCE, Archive, wrong_sizes
 from agent.application.prune_plan import Bucketful, PrunePlan, own_upload
 from agent.application.uploads import NotAManifest
 from agent.application.verification import Verification, changed_tags
@@ -22,6 +22,7 @@ from agent.domain.retention import KeepRules, bases_needed, keep
 from agent.domain.states import TargetRecord
 from agent.domain.upload_times import is_ahead, made_at, needs_manifest
 from agent.ports import Clock, StoredObject
+from agent.ports.tasks import all_of
 
 T = TypeVar("T")
 

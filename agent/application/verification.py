@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from agent.application.archive import (
     NOT_THERE,
     Archive,
-    all_of,
     expected_sizes,
     implausible,
     object_name,
@@ -32,6 +31,7 @@ from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest, MemoriesPart, Part
 from agent.ports import Clock, ObjectStore, Progress, is_changed, untold
 from agent.ports.objects import FILE_TAG
+from agent.ports.tasks import all_of
 
 LOOKED_AT_ONCE = 8
 """Objects that are asked for at a time."""

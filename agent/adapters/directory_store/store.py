@@ -22,6 +22,7 @@ from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
 from agent.ports import Creation, Progress, StoredObject, UnexpectedErrors, is_changed, untold
 from agent.ports.objects import FILE_TAG
+from agent.ports.tasks import see_through
 from agent.ports.threads import off_loop
 
 T = TypeVar("T")
@@ -189,7 +190,8 @@ class DirectoryStore:
             return await asyncio.shield(making)
         except asyncio.CancelledError:
             with contextlib.suppress(StoreError, TimeoutError):
-                file = await asyncio.wait_for(making, CLEANUP_SECONDS)
+                async with asyncio.timeout(CLEANUP_SECONDS):
+                    file = await making
                 await _finish(file.discard)
             raise
 
@@ -244,6 +246,4 @@ def _call(function: Callable[..., T], *arguments: object) -> Callable[[], T]:
 
 async def _finish(work: Callable[[], None]) -> None:
     """See a clean-up through, whoever cancels, but no longer than a mount that hangs deserves."""
-    task = asyncio.create_task(off_loop(work), name="directory-store-cleanup")
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(asyncio.shield(task), CLEANUP_SECONDS)
+    await see_through(asyncio.create_task(off_loop(work), name="directory-store-cleanup"), CLEANUP_SECONDS)

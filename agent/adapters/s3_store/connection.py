@@ -1,7 +1,6 @@
 """Calls on one bucket, by a client that is built at the first call and replaced where its credentials may be wrong."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -239,14 +238,3 @@ def _retrieve(task: "asyncio.Task[Any]") -> None:
     """Look at a failure, so that one whose callers have all been cancelled does not count as overlooked."""
     if not task.cancelled():
         task.exception()
-
-
-async def see_through(task: "asyncio.Task[Any]", seconds: float) -> None:
-    """Wait for a clean-up that a cancellation must not stop, but no longer than `seconds`; then it is cancelled."""
-    done = False
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await asyncio.shield(task)
-            done = True
-    if not done:
-        task.cancel()

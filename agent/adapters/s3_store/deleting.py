@@ -9,6 +9,7 @@ import structlog
 from agent.adapters.s3_store.connection import Connection
 from agent.adapters.s3_store.errors import refused_keys
 from agent.domain.errors import NotPermitted, StoreError
+from agent.ports.tasks import all_of
 
 AT_ONCE = 8
 """Single deletions on their way at a time; so many keys, or fewer, are not worth a batch."""
@@ -60,13 +61,7 @@ class Deleting:
             async with room:
                 await self._connection.call("delete_object", key)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for key in keys:
-                    group.create_task(delete_one(key), name="s3-delete")
-        except BaseExceptionGroup as failures:
-            reason = failures.exceptions[0]
-            raise reason from reason.__cause__
+        await all_of([delete_one(key) for key in keys], "s3-delete")
 
 
 class _Unheard(Exception):  # noqa: N818 - a turn of events between two methods here

@@ -14,11 +14,12 @@ import structlog
 
 from agent.adapters.s3_store.answers import Answer, Entry, Paging, etag_of, next_uploads, text, uploads_in
 from agent.adapters.s3_store.checks import check_part
-from agent.adapters.s3_store.connection import Connection, see_through
+from agent.adapters.s3_store.connection import Connection
 from agent.adapters.s3_store.errors import code_of
 from agent.adapters.s3_store.part import Pacing, Part, PartBody, content_md5
 from agent.domain.errors import NotPermitted, StoreError
 from agent.ports import Progress
+from agent.ports.tasks import see_through
 
 ABORT_SECONDS = 10.0
 LIFECYCLE_HINT = "allow s3:AbortMultipartUpload, or add a lifecycle rule that aborts incomplete uploads after a day"

@@ -15,6 +15,7 @@ from agent.adapters.s3_store.multipart import Multipart
 from agent.adapters.s3_store.part import Pacing, Part, PartBody, content_md5, parts
 from agent.domain.errors import NoSuchObject, StoreError
 from agent.ports import Progress, StoredObject
+from agent.ports.tasks import SideBySide
 
 log = structlog.get_logger()
 
@@ -72,21 +73,18 @@ class Sending:
             finally:
                 room.release()
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                while True:
-                    await room.acquire()
-                    part = waiting.pop(0) if waiting else await anext(stream, None)
-                    if part is None:
-                        return size
-                    number += 1
-                    size += part.size
-                    group.create_task(send(number, part), name=f"s3-part-{number}")
-                    del part
-        except BaseExceptionGroup as failures:
-            # The first is the reason; the others were cancelled for it, or failed of the same.
-            reason = failures.exceptions[0]
-            raise reason from reason.__cause__
+        async with SideBySide("s3-part") as parts_under_way:
+            while True:
+                await room.acquire()
+                parts_under_way.check()
+                part = waiting.pop(0) if waiting else await anext(stream, None)
+                if part is None:
+                    break
+                number += 1
+                size += part.size
+                parts_under_way.start(send(number, part))
+                del part
+        return size
 
     async def _complete(self, upload: Multipart, size: int, part_bytes: int) -> str:
         md5s = [upload.md5s[number] for number in sorted(upload.md5s)]

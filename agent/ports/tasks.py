@@ -1,0 +1,81 @@
+"""Tasks that end well: clean-up that is seen through, tasks side by side of which one fails.
+
+A cancellation of the caller is never lost, at whatever moment it arrives: a loop that survives errors would not end.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+
+async def see_through(task: "asyncio.Task[Any]", seconds: float) -> None:
+    """Wait for a clean-up that a cancellation must not stop, but no longer than `seconds`; then it is cancelled.
+
+    `asyncio.wait_for` is not used: before Python 3.12 it drops a cancellation that arrives as the task ends.
+    """
+    done = False
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.shield(task)
+            done = True
+    if not done:
+        task.cancel()
+
+
+class SideBySide:
+    """Tasks of one name, all ended when the block ends. Where one fails, the others are cancelled and its error raised.
+
+    Not `asyncio.TaskGroup`: before Python 3.13 it drops a cancellation of the caller that arrives as a task fails.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._first: BaseException | None = None
+
+    def start(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Start a task."""
+        task = asyncio.create_task(work, name=self._name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+        return task
+
+    def check(self) -> None:
+        """Raise the error of the first task that failed, if one has: for a block that goes on starting tasks."""
+        if self._first is not None:
+            raise self._first from self._first.__cause__
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None and self._tasks:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            if unfinished := [task for task in self._tasks if not task.done()]:
+                for task in unfinished:
+                    task.cancel()
+                await asyncio.wait(unfinished)
+        if error is None:
+            self.check()
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        if not task.cancelled() and task.exception() is not None and self._first is None:
+            self._first = task.exception()
+
+
+async def all_of(work: Sequence[Coroutine[Any, Any, T]], name: str) -> list[T]:
+    """Do all of it side by side, in tasks of that name; return what each came to, in order.
+
+    Where one fails the others are cancelled, and its error, the first, is raised.
+    """
+    async with SideBySide(name) as tasks:
+        started = [tasks.start(each) for each in work]
+    return [task.result() for task in started]
