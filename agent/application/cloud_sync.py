@@ -156,7 +156,10 @@ class CloudSync:
         if record.intent is not None:
             manifest = await self._uploads.manifest(record.intent.upload_id)
             if manifest is not None and manifest.digests(record.intent.databases) != record.intent.digests:
-                manifest = None
+                # Neither gone on with nor cleared away: the upload of that id is somebody else's, and whole.
+                _log.warning("upload_id_taken", upload_id=manifest.upload_id, location=self._store.location)
+                await self._ledger.abandon(self.target)
+                attempt.abandoned, manifest = manifest.upload_id, None
         elif not record.known:
             manifest = await self._uploads.newest_manifest()
         if manifest is not None:

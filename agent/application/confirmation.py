@@ -15,6 +15,7 @@ CONFIRM_SECONDS = 10.0
 
 ASK_AGAIN_SECONDS = 0.5
 
+_COPIED = "is the state directory of this agent in use a second time, on a copy of this machine?"
 _HINT = "the upload is tried again; if this repeats, check the store and any proxy or cache in front of it"
 
 
@@ -24,15 +25,22 @@ class Confirmation:
     def __init__(self, store: ObjectStore, clock: Clock, moved: Callable[[], None]) -> None:
         self._store, self._clock, self._moved = store, clock, moved
 
-    async def objects(self, prefix: str, placed: Iterable[StoredObject]) -> dict[str, StoredObject]:
+    async def objects(
+        self, prefix: str, placed: Iterable[StoredObject], *, absent: str = ""
+    ) -> dict[str, StoredObject]:
         """Return the objects under `prefix` as the store has them, by key, once each of `placed` is confirmed.
 
-        Raises StoreError (transient) for one that is lost, or is not what was put.
+        Raises StoreError (transient) for one that is lost, or is not what was put, and where there is an object under
+        the key `absent`: somebody else has put it there meanwhile.
         """
         listed: dict[str, StoredObject] = {}
         async for item in self._store.list(prefix):
             listed[item.key] = item
             self._moved()
+        if absent in listed:
+            raise StoreError(
+                f"another agent has put {absent!r} into {self._store.location} meanwhile", hint=_COPIED, transient=True
+            )
         confirmed = {}
         for put in placed:
             found = listed.get(put.key)

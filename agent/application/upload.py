@@ -97,7 +97,8 @@ class Upload:
         Raises StoreError (transient) for an object that the store answered to have stored and does not have.
         """
         prefix = f"{naming.uploads_prefix(self.system_id)}{self.upload_id}/"
-        found = await self.confirmation.objects(prefix, self._placed.values())
+        manifest = naming.manifest_key(self.system_id, self.upload_id)
+        found = await self.confirmation.objects(prefix, self._placed.values(), absent=manifest)
         self.stored_at = max((item.modified for item in found.values() if item.modified), default=None)
         tagged = tuple(replace(part, etag=found[part.key].etag) for part in parts)
         return tagged, replace(memories, etag=found[memories.key].etag) if memories else None

@@ -5,6 +5,7 @@ target. Syncs are those of the `sync` command.
 """
 
 import asyncio
+import copy
 import json
 import shutil
 from collections import defaultdict
@@ -15,6 +16,7 @@ import pytest
 from agent import wiring
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3_store import S3Store
+from agent.application import upload_ids
 from agent.application.archive import Archive
 from agent.application.catching_up import systems_in
 from agent.application.ownership import NOT_MOUNTED, WARNING
@@ -589,3 +591,38 @@ async def test_owner_json_is_no_upload_to_what_lists_and_prunes(machine, target)
     pruned = await one.prune(KeepRules(last=1, daily=0, weekly=0, monthly=0))
     assert pruned.is_nothing
     assert OWNER in await target.objects()
+
+
+async def test_two_copies_of_an_agent_that_choose_one_upload_id_leave_one_upload(machine, target, monkeypatch):
+    """A copied virtual machine: who comes second neither replaces nor clears away the other's manifest, and is told.
+
+    What it had replaced of the other's objects, the other's next sync finds and sends again.
+    """
+    chosen = iter([f"20260101_00000{second}_laptop" for second in (0, 1, 1, 2)])
+    monkeypatch.setattr(upload_ids.naming, "next_upload_id", lambda *_: next(chosen))
+    one = machine("one")
+    await one.sync()
+    two = copy.copy(one)
+    two.state = one.folder / "copy"
+    shutil.copytree(one.state, two.state)
+    one.change()
+    between, copied = [], target.store.copy
+
+    async def second_comes_between(*args, **how):
+        if not between:
+            between.append(None)
+            one.change()
+            between[0] = await two.sync()
+        return await copied(*args, **how)
+
+    monkeypatch.setattr(target.store, "copy", second_comes_between)
+    assert_refused(await one.sync(), "does not know", "copied", "--take-over")
+    assert isinstance(between[0], SyncSucceeded)
+    assert [manifest.upload_id for manifest in await target.uploads()] == [
+        "20260101_000000_laptop", between[0].upload_id
+    ]  # fmt: skip
+    assert (await target.uploads())[-1].request_id == between[0].request_id
+    mended = await two.sync()
+    assert isinstance(mended, SyncSucceeded)
+    (manifest,) = [manifest for manifest in await target.uploads() if manifest.upload_id == mended.upload_id]
+    assert not await Uploads(target.kept, "laptop").damaged(manifest.upload_id, lambda: None)
