@@ -84,7 +84,7 @@ def test_a_dry_run_says_what_would_go_and_why_the_rest_stays_and_a_prune_does_it
 
 
 def test_a_prune_deletes_nothing_while_the_newest_upload_is_damaged_and_exits_with_1(machine):
-    ids = fill(DirectoryStore(machine.bucket))
+    ids = fill(DirectoryStore(machine.bucket), of=machine)
     path = machine.bucket / PREFIX / ids[0] / "reflection.duckdb"
     path.write_bytes(path.read_bytes().swapcase())
     for options in ((), ("--dry-run",)):

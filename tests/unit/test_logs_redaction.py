@@ -8,7 +8,6 @@ from urllib.parse import quote
 
 import pytest
 
-from agent.domain import plain_text
 from agent.domain.plain_text import MASK
 from agent.faces.logs import hide, known_secrets, lines, redacted
 from agent.settings import Settings
@@ -17,11 +16,6 @@ SEED = f"SU{'CANARY' * 9}AA"
 KEY = "wJalr/XUtn+FEMI'K7 é\"\\"
 JWT = "eyJ0eXAiOiJKV1QiLCJhbGciOiJlZDI1NTE5In0.eyJqdGkiOiJDQU5BUlkifQ.c2lnbmF0dXJl"
 HEX = "fe5f80f77d5fa3beca038a248ff027d0445342fe2855ddc963176630326f1024"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_hidden(monkeypatch):
-    monkeypatch.setattr(plain_text, "_hidden", ())
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,12 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from agent.domain import plain_text
 from agent.domain.errors import AkoshaError, SettingsError, StoreError, SyncError
 from agent.domain.events import MethodError
 from agent.domain.plain_text import LONGEST_LINE, MASK, from_outside, hide, printable
 from agent.domain.status_warning import StatusWarning
 
 HOSTILE = "a\x1b[2J\r\nb\u202ec\u2066\x00\x9b\x7f\udc80\u2028"
-
-
-@pytest.fixture(autouse=True)
-def _nothing_hidden(monkeypatch):
-    monkeypatch.setattr(plain_text, "_hidden", ())
 
 
 def test_what_steers_a_terminal_becomes_an_escape():

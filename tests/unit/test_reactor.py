@@ -561,10 +561,10 @@ async def test_systems_with_rows_without_end_leave_the_others_their_turn_and_are
 
 
 async def test_a_turn_ends_with_its_bytes_and_with_its_time_too(world, monkeypatch):
-    await with_hostile_systems(world, 4, rows=3000)
+    await with_hostile_systems(world, 4, rows=500)
     found = rows_read_before(world, "later", monkeypatch)
-    await world.reactor(share=Share(raw_bytes=6000)).once()
-    assert found[0] < 3000, "a file of 6,000 bytes alone is a turn: none of the four was read to its end before"
+    await world.reactor(share=Share(raw_bytes=1000)).once()
+    assert found[0] < 500, "a file of 1,000 bytes alone is a turn: none of the four was read to its end before"
     slow = Sender(world.store, world.laptop.scratch, system="later")
     await slow.upload(1, [7, 8], without_memories=True)
     assert (await world.reactor(share=Share(seconds=0)).once()).success
