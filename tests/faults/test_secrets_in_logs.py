@@ -100,7 +100,6 @@ def loud(monkeypatch):
     before = {name: logging.getLogger(name).level for name in LOUD}
     monkeypatch.setattr(lines, "LIBRARIES", ())
     monkeypatch.setattr(lines, "MUTE", ())
-    monkeypatch.setattr(plain_text, "_hidden", ())
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     for name in LOUD:
