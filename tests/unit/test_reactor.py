@@ -23,7 +23,7 @@ from agent.application.memory_push import MemoryPush
 from agent.application.pruning import Pruning
 from agent.application.reaction import TRIES
 from agent.application.reactor import Reactor, Summary
-from agent.application.turns import Share
+from agent.application.turns import Share, Turn
 from agent.domain.errors import BusError, SinkError, StoreError
 from agent.domain.events import Event, IngestCompleted, IngestFailed
 from agent.domain.identity import Identity
@@ -527,10 +527,14 @@ async def with_hostile_systems(world: World, count: int, rows: int = ROWS) -> No
     await Sender(world.store, world.laptop.scratch, system="later").upload(0, [7])
 
 
-def rows_read_before(world: World, system: str, monkeypatch) -> list[int]:
-    """Return a list that gets how many rows had been read from databases when a memory of the system arrived."""
-    read, found, store = 0, list[int](), world.shelf.store
-    pages = ListedMemories.pages
+def rows_read_before_all_had_a_turn(monkeypatch, systems: int) -> list[int]:
+    """Return a list that gets how many rows had been read from databases when the last system got its first turn.
+
+    No turn ends before all systems have asked for theirs: threads bring them there in any order.
+    """
+    read, asked, given, found = 0, set[Turn](), set[Turn](), list[int]()
+    all_asked = asyncio.Event()
+    pages, begin, pause = ListedMemories.pages, Turn.begin, Turn.pause
 
     async def counted(source):
         nonlocal read
@@ -538,13 +542,22 @@ def rows_read_before(world: World, system: str, monkeypatch) -> list[int]:
             read += len(page)
             yield page
 
-    async def stored(batch):
-        if any(packed.memory_id.startswith(f"{system}:") for packed in batch):
+    async def counted_begin(turn):
+        asked.add(turn)
+        if len(asked) == systems:
+            all_asked.set()
+        await begin(turn)
+        given.add(turn)
+        if len(given) == systems and not found:
             found.append(read)
-        return await store(batch)
+
+    async def held_pause(turn, moved, every_seconds):
+        await all_asked.wait()
+        await pause(turn, moved, every_seconds)
 
     monkeypatch.setattr(ListedMemories, "pages", counted)
-    monkeypatch.setattr(world.shelf, "store", stored)
+    monkeypatch.setattr(Turn, "begin", counted_begin)
+    monkeypatch.setattr(Turn, "pause", held_pause)
     return found
 
 
@@ -553,7 +566,7 @@ async def test_systems_with_rows_without_end_leave_the_others_their_turn_and_are
     world, monkeypatch, hostile
 ):
     await with_hostile_systems(world, hostile)
-    found = rows_read_before(world, "later", monkeypatch)
+    found = rows_read_before_all_had_a_turn(monkeypatch, hostile + 1)
     summary = await world.reactor(share=Share(rows=30)).once()
     assert found[0] <= 3 * hostile * 30 < ROWS, "three turns of each at most, each of thirty rows"
     assert all(caught.taken == 1 for caught in summary.caught.values()), "what had to wait lost nothing"
@@ -562,9 +575,9 @@ async def test_systems_with_rows_without_end_leave_the_others_their_turn_and_are
 
 async def test_a_turn_ends_with_its_bytes_and_with_its_time_too(world, monkeypatch):
     await with_hostile_systems(world, 4, rows=500)
-    found = rows_read_before(world, "later", monkeypatch)
+    found = rows_read_before_all_had_a_turn(monkeypatch, 5)
     await world.reactor(share=Share(raw_bytes=1000)).once()
-    assert found[0] < 500, "a file of 1,000 bytes alone is a turn: none of the four was read to its end before"
+    assert found[0] < 500, "a file of 1,000 bytes alone is a turn: all have one before any is read to its end"
     slow = Sender(world.store, world.laptop.scratch, system="later")
     await slow.upload(1, [7, 8], without_memories=True)
     assert (await world.reactor(share=Share(seconds=0)).once()).success
