@@ -1,6 +1,8 @@
 """The engines that write, and the order of tests: the long ones first, so that at the end no worker is left alone with
 one of them."""
 
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +10,10 @@ import structlog
 
 from agent.domain import plain_text
 from tests.fakes.session_buddy import WRITERS
+
+# Every worker and every command that a test starts imports the agent: compile it once, whatever the environment says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(autouse=True)

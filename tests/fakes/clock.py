@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 START = datetime(2025, 6, 1, 12, 0, tzinfo=UTC)
 
-_TURNS = 50
-"""Turns of the event loop granted to those who were woken, so that they can go to sleep again before time goes on."""
+_TURNS = 200
+"""Most turns of the event loop that woken tasks get before time goes on, where some task never comes to rest."""
 
 
 class ManualClock:
@@ -74,5 +74,9 @@ class ManualClock:
         self._offset += by
 
     async def _settle(self) -> None:
+        """Let all tasks run until each waits for something. Threads are not waited for."""
+        loop = asyncio.get_running_loop()
         for _ in range(_TURNS):
             await asyncio.sleep(0)
+            if not loop._ready:
+                return

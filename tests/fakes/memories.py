@@ -1,5 +1,6 @@
 """Memories, made in one line: for tests that are about what happens to them."""
 
+import functools
 import json
 import random
 
@@ -22,6 +23,7 @@ _EXTRAS: dict[Kind, dict[str, Json]] = {
 }
 
 
+@functools.cache
 def embedding(seed: object = 0) -> str:
     """Return an embedding as JSON: 384 numbers that follow from the seed alone."""
     numbers = random.Random(repr(seed))
