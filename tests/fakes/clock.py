@@ -11,6 +11,15 @@ _TURNS = 200
 """Most turns of the event loop that woken tasks get before time goes on, where some task never comes to rest."""
 
 
+async def until_idle() -> None:
+    """Let all tasks run until each waits for something. Threads are not waited for."""
+    loop = asyncio.get_running_loop()
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
+        if not loop._ready:
+            return
+
+
 class ManualClock:
     """`advance` moves both times; `jump` moves the wall time alone, either way, and wakes nobody."""
 
@@ -58,25 +67,17 @@ class ManualClock:
     async def advance(self, seconds: float) -> None:
         """Let so many seconds pass. Sleepers wake in order, each at its own time, and again where they sleep again."""
         end = self._elapsed + seconds
-        await self._settle()
+        await until_idle()
         while self._sleepers and self._sleepers[0][0] <= end:
             at, _, bell = heapq.heappop(self._sleepers)
             if bell.done():
                 continue
             self._elapsed = max(self._elapsed, at)
             bell.set_result(None)
-            await self._settle()
+            await until_idle()
         self._elapsed = end
-        await self._settle()
+        await until_idle()
 
     def jump(self, by: timedelta) -> None:
         """Set the wall clock forward or back; the monotonic time goes on as if nothing had happened."""
         self._offset += by
-
-    async def _settle(self) -> None:
-        """Let all tasks run until each waits for something. Threads are not waited for."""
-        loop = asyncio.get_running_loop()
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
-            if not loop._ready:
-                return

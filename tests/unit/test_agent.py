@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.memory_bus import MemoryBus
-from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.adapters.wire import CloudEventsCodec
 from agent.application.agent import Agent
 from agent.application.publisher import Publisher
 from agent.application.recorder import Recorder
@@ -35,6 +33,7 @@ from agent.domain.route import RetryRules
 from agent.settings import Settings
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
+from tests.fakes.ledger import inline_ledger
 from tests.fakes.method import ScriptedMethod
 
 IDENTITY = Identity("agent-1", values.SYSTEM)
@@ -134,26 +133,8 @@ class World:
         return [e.reason for e in self.heard if isinstance(e, SyncRequested)]
 
     async def settle(self) -> None:
-        """Let everything that can happen at this time happen: threads of the ledger included."""
-        quiet = 0
-        async with asyncio.timeout(60), self._counted() as transactions:
-            while quiet < 3:
-                before = (len(self.heard), len(self.method.asked), self.clock.sleepers, len(transactions) + 1)
-                await self.agent.ledger.last_position()
-                await self.clock.advance(0)
-                now = (len(self.heard), len(self.method.asked), self.clock.sleepers, len(transactions))
-                quiet = quiet + 1 if before == now else 0
-
-    @asynccontextmanager
-    async def _counted(self) -> AsyncIterator[list[str]]:
-        """Count the ledger's transactions: an ask has a dozen of them before anything else shows."""
-        transactions, seen = self.agent.ledger._transactions, []
-        run = transactions.run
-        transactions.run = lambda begin, work: (seen.append(begin), run(begin, work))[1]
-        try:
-            yield seen
-        finally:
-            del transactions.run
+        """Let everything that can happen at this time happen."""
+        await self.clock.advance(0)
 
     async def pass_time(self, seconds: float) -> None:
         """Let time pass from one sleeper's waking to the next, and let each of them finish what it does then."""
@@ -171,7 +152,7 @@ async def world(tmp_path: Path, script=(), *, fallback=None, running: bool = Tru
     clock = ManualClock(values.NOON)
     files, notes, heard = Files(clock), Notes(clock), []
     bus = MemoryBus(clock)
-    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
+    ledger = inline_ledger(clock)
     recorder = Recorder(ledger, bus, clock)
     requests = Requests(IDENTITY, bus, ledger)
     method = ScriptedMethod(ledger, script)

@@ -9,7 +9,6 @@ from datetime import timedelta
 from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.adapters.wire import CloudEventsCodec
 from agent.application.bus_watch import BusWatch
 from agent.application.recorder import Recorder
 from agent.application.status_warnings import warnings_in
@@ -17,7 +16,8 @@ from agent.domain.errors import BusError
 from agent.domain.events import Event
 from agent.ports import BusState, StreamMark
 from tests.fakes import values
-from tests.fakes.clock import ManualClock
+from tests.fakes.clock import ManualClock, until_idle
+from tests.fakes.ledger import inline_ledger
 
 KEPT = timedelta(days=7)
 NATS = BusState("nats", ready=True, detail="nats://example.org", since=values.NOON)
@@ -71,7 +71,7 @@ class World:
         """A sync has come to its outcome."""
         await self.ledger.settle(None, values.skipped(name, time=values.NOON))
         self.recorder.flush_soon()
-        await self.settle()
+        await until_idle()
 
     async def switched(self) -> None:
         self.switches.append(self.bus.state)
@@ -80,16 +80,9 @@ class World:
         if self.hold:
             await self.hold.wait()
 
-    async def settle(self) -> None:
-        """Let everything that can happen at this time happen: each turn sees one piece of the ledger's work done."""
-        for _ in range(20):
-            await self.ledger.last_position()
-            for _ in range(10):
-                await asyncio.sleep(0)
-
     async def becomes(self, state: BusState, stream: StreamMark | None = None) -> None:
         self.bus.becomes(state, stream)
-        await self.settle()
+        await until_idle()
 
     def told(self) -> list[str]:
         """What was told since this was last asked."""
@@ -105,7 +98,7 @@ class World:
 async def world(tmp_path, stream: StreamMark | None = None, *, state: BusState = NATS):
     """A life of the agent, in which one result of each age has been told in an earlier one."""
     clock = ManualClock(values.NOON)
-    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
+    ledger = inline_ledger(clock, tmp_path / "ledger")
     if not await ledger.last_position():
         for name, age in AGES.items():
             result = values.skipped(name, time=values.NOON - age)
@@ -117,7 +110,7 @@ async def world(tmp_path, stream: StreamMark | None = None, *, state: BusState =
     w = World(clock, ledger, bus, recorder)
     watch = BusWatch(bus=bus, ledger=ledger, recorder=recorder, clock=clock, kept=KEPT, switched=w.switched)
     tasks = [asyncio.create_task(watch.run()), asyncio.create_task(recorder.run())]
-    await w.settle()
+    await until_idle()
     try:
         yield w
         assert not any(task.done() for task in tasks)
@@ -133,7 +126,7 @@ async def test_a_stream_that_never_heard_of_us_is_told_the_results_of_the_kept_d
         assert w.told() == ["today", "yesterday"]
         assert await w.notes() == ("nats: nats://example.org", values.NOON.isoformat(), "2 a")
         w.bus.becomes(NATS, w.bus.stream)
-        await w.settle()
+        await until_idle()
         assert w.told() == []
 
 
@@ -215,7 +208,7 @@ async def test_a_change_that_comes_while_the_last_one_is_dealt_with_is_dealt_wit
         await w.becomes(NATS, StreamMark("a", 12))
         assert w.switches == [LOCAL]
         w.hold.set()
-        await w.settle()
+        await until_idle()
         assert w.switches == [LOCAL, NATS]
 
 
@@ -229,7 +222,7 @@ async def test_a_result_whose_stream_is_lost_while_the_bus_answers_is_told_again
 
         w.bus.before_the_answer = lose_the_stream
         await w.result("new")
-        await w.settle()
+        await until_idle()
         assert w.told() == ["new", "today", "yesterday", "new"]
         assert await w.ledger.outbox() == []
 
@@ -267,9 +260,9 @@ async def test_results_are_told_at_once_when_the_bus_is_back_whatever_else_its_c
         await w.result("new")
         for seconds in (1, 2, 4, 8):
             await w.clock.advance(seconds)
-            await w.settle()
+            await until_idle()
         attempts = w.bus.attempts
-        await w.settle()
+        await until_idle()
         assert w.bus.attempts == attempts, "a bus that is away is not asked without a pause"
         w.hold = asyncio.Event()
         await w.becomes(LOCAL, w.bus.stream)
@@ -290,10 +283,10 @@ async def test_an_error_while_a_change_is_dealt_with_is_logged_and_the_change_is
         await w.becomes(LOCAL, StreamMark("b", 0))
         assert w.told() == ["today", "yesterday"], "a loss is dealt with all the same"
         await w.clock.advance(1)
-        await w.settle()
+        await until_idle()
         assert w.switches == [LOCAL] * 3
         await w.clock.advance(60)
-        await w.settle()
+        await until_idle()
         assert w.switches == [LOCAL] * 3
 
 
@@ -305,7 +298,7 @@ async def test_an_unknown_error_that_comes_again_is_a_warning_in_the_status_unti
         await w.result("new")
         assert warnings_in(await w.ledger.notes()) == ()
         await w.clock.advance(1)
-        await w.settle()
+        await until_idle()
         (warning,) = warnings_in(await w.ledger.notes())
         assert (warning.code, warning.hint) == ("bus_unexpected_error", "see the log")
         assert "an answer that makes no sense (KeyError)" in warning.message

@@ -8,8 +8,6 @@ from datetime import timedelta
 import pytest
 
 from agent.adapters.memory_bus import MemoryBus
-from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.adapters.wire import CloudEventsCodec
 from agent.application.daily_look import FIRST_SECONDS, DailyLook
 from agent.application.deep_turns import EVERY, DeepTurns
 from agent.application.deep_verify import AGAIN_SECONDS, DeepVerify
@@ -22,6 +20,7 @@ from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
+from tests.fakes.ledger import inline_ledger
 
 IDENTITY = Identity("agent-1", values.SYSTEM)
 NEWEST, MIDDLE, OLDEST = IDS = [values.upload_id(second) for second in (200, 100, 0)]
@@ -107,7 +106,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path):
     clock = ManualClock(values.NOON)
-    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
+    ledger = inline_ledger(clock)
     made = World(ledger, clock)
     await made.deliver_newest()
     running = asyncio.create_task(made.look.run())

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.adapters.wire import CloudEventsCodec
 from agent.application.http_sync import HttpSync
 from agent.application.memory_push import MemoryPush
 from agent.application.recorder import Recorder
@@ -25,6 +24,7 @@ from agent.faces.memories import _fit
 from agent.ports import Delivered, Snapshot, Unchanged
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
+from tests.fakes.ledger import inline_ledger
 from tests.fakes.memories import memory
 from tests.fakes.memory_source import ListedMemories, ListedReader
 from tests.fakes.sink import MemorySink
@@ -135,7 +135,7 @@ class Rig:
 
 @asynccontextmanager
 async def rig(tmp_path, **rules):
-    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=ManualClock(values.NOON))
+    ledger = inline_ledger(ManualClock(values.NOON))
     try:
         yield Rig(ledger, **rules)
     finally:

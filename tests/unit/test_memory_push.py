@@ -7,13 +7,13 @@ import orjson
 import pytest
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.adapters.wire import CloudEventsCodec
 from agent.application import memory_push
 from agent.application.memory_push import MemoryPush
 from agent.domain.errors import SinkError, SnapshotError
 from agent.domain.memories import memory_id
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
+from tests.fakes.ledger import inline_ledger
 from tests.fakes.memories import memory
 from tests.fakes.memory_source import ListedMemories
 from tests.fakes.sink import MemorySink
@@ -42,7 +42,7 @@ class World:
 
 @asynccontextmanager
 async def world(tmp_path, **rules):
-    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=ManualClock(values.NOON))
+    ledger = inline_ledger(ManualClock(values.NOON))
     try:
         yield World(ledger, **rules)
     finally:

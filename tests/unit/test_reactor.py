@@ -15,8 +15,6 @@ import pytest
 from agent.adapters.gunzip import Landing
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.memory_bus import MemoryBus
-from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive import Archive
 from agent.application.ingest import Ingest, Limits
 from agent.application.memory_push import MemoryPush
@@ -32,6 +30,7 @@ from agent.domain.retention import KeepRules
 from agent.ports import BusState, Offer, Packed, Receipt
 from tests.fakes.clock import ManualClock
 from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.ledger import inline_ledger
 from tests.fakes.memories import memory
 from tests.fakes.memory_source import ListedMemories
 from tests.fakes.memory_store import MemoryStore
@@ -130,7 +129,7 @@ class World:
         self.staging.mkdir()
 
     async def open(self) -> None:
-        self.ledger = await SqliteLedger.open(self.place / "ledger", CloudEventsCodec(), clock=self.clock)
+        self.ledger = inline_ledger(self.clock)
 
     def reactor(
         self, *systems: str, bus: bool = True, share: Share | None = None, limits: Limits | None = None

@@ -7,7 +7,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.adapters.memory_bus import MemoryBus
-from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application import requests as module
 from agent.application.requests import Requests
@@ -16,6 +15,7 @@ from agent.domain.events import MethodError
 from agent.domain.identity import Identity
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
+from tests.fakes.ledger import inline_ledger
 
 CODEC = CloudEventsCodec()
 
@@ -24,7 +24,7 @@ CODEC = CloudEventsCodec()
 async def life(tmp_path):
     """One life of the agent: requests on an empty bus, and the ledger of all its lives."""
     clock = ManualClock(values.NOON)
-    ledger = await SqliteLedger.open(tmp_path / "ledger", CODEC, clock=clock)
+    ledger = inline_ledger(clock, tmp_path / "ledger")
     yield Requests(Identity("agent-1", values.SYSTEM), MemoryBus(clock), ledger)
     await ledger.aclose()
 

@@ -8,12 +8,12 @@ from datetime import timedelta
 from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.adapters.wire import CloudEventsCodec
 from agent.application.session_ends import SessionEnds
 from agent.domain.events import CAUSED_BY_BYTES, Event, SessionEnded, SyncRequested
 from agent.domain.states import TargetRecord
 from tests.fakes import values
-from tests.fakes.clock import ManualClock
+from tests.fakes.clock import ManualClock, until_idle
+from tests.fakes.ledger import inline_ledger
 
 PATIENCE = 60.0
 
@@ -73,7 +73,7 @@ class World:
         letter = Letter(event)
         await self.ends.handle(letter)
         assert letter.acked
-        await self.settle()
+        await until_idle()
 
     async def outcome(self, request_id: str) -> None:
         """The sync has come to its end."""
@@ -81,18 +81,11 @@ class World:
         caused_by = asked.caused_by if asked else ()
         await self.ledger.settle(None, replace(values.skipped(request_id), caused_by=caused_by))
         self.ends.settled.ring()
-        await self.settle()
-
-    async def settle(self) -> None:
-        """Let everything that can happen at this time happen: each turn sees one piece of the ledger's work done."""
-        for _ in range(8):
-            await self.ledger.last_position()
-            for _ in range(10):
-                await asyncio.sleep(0)
+        await until_idle()
 
     async def pass_time(self, seconds: float) -> None:
         await self.clock.advance(seconds)
-        await self.settle()
+        await until_idle()
 
     @property
     def asked(self) -> int:
@@ -106,7 +99,7 @@ class World:
 @asynccontextmanager
 async def world(tmp_path, clock=None):
     clock = clock or ManualClock(values.NOON)
-    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
+    ledger = inline_ledger(clock, tmp_path / "ledger")
     w = World(clock, ledger)
     running = asyncio.create_task(w.ends.run())
     try:
@@ -130,7 +123,7 @@ async def test_all_ends_that_come_while_a_sync_is_under_way_ask_for_exactly_one_
             await w.end(number)
         assert w.asked == 1
         w.ends.settled.ring()
-        await w.settle()
+        await until_idle()
         assert w.asked == 1, "another sync's outcome is not this one's"
         await w.outcome("r1")
         assert w.causes == [("e-1",), ("e-2", "e-3", "e-4", "e-5")]
@@ -180,11 +173,11 @@ async def test_a_request_that_stayed_behind_on_another_bus_is_asked_for_again(tm
     async with world(tmp_path) as w:
         await w.end(1)
         w.ends.ask_again()
-        await w.settle()
+        await until_idle()
         assert (w.asked, w.publisher.repeated) == (1, ["r1"]), "as it was: it has one result, whichever bus brings it"
         await w.outcome("r1")
         w.ends.ask_again()
-        await w.settle()
+        await until_idle()
         assert (w.asked, w.publisher.repeated) == (1, ["r1"]), "nothing is waited for"
 
 
@@ -216,7 +209,7 @@ async def test_an_end_that_was_accepted_and_has_no_result_is_asked_for_in_the_ne
         await w.end(1)
         await w.end(2)
     async with world(tmp_path) as w:
-        await w.settle()
+        await until_idle()
         assert w.causes == [("e-1", "e-2")]
         await w.outcome("r1")
         assert await w.ledger.open_ends() == []
@@ -240,7 +233,7 @@ async def test_more_ends_than_a_result_can_name_are_answered_by_several(tmp_path
         w.publisher.reason = False
         await w.outcome("r1")
         for _ in range(20):
-            await w.settle()
+            await until_idle()
         assert [len(causes) for causes in w.causes] == [1, 420, 420, 160]
         assert len({event_id for causes in w.causes for event_id in causes}) == 1001
         assert await w.ledger.open_ends() == []

@@ -2,19 +2,18 @@ from datetime import timedelta
 
 import pytest
 
-from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.adapters.wire import CloudEventsCodec
 from agent.application.status import describe
 from agent.application.status_warnings import clear_warning, set_warning, warnings_in, without_warnings
 from agent.domain.status_warning import StatusWarning
 from tests.fakes.clock import ManualClock
+from tests.fakes.ledger import inline_ledger
 
 CLOCK_AHEAD = StatusWarning(code="clock_ahead", message="the newest upload is 3 days ahead", hint="set the clock")
 
 
 @pytest.fixture
 async def ledger(tmp_path):
-    opened = await SqliteLedger.open(tmp_path / "ledger.sqlite", CloudEventsCodec(), clock=ManualClock())
+    opened = inline_ledger(ManualClock())
     yield opened
     await opened.aclose()
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.adapters.wire import CloudEventsCodec
 from agent.application.recorder import Recorder
 from agent.application.requests import Requests
 from agent.application.status_warnings import warnings_in
@@ -19,6 +18,7 @@ from agent.domain.states import State
 from agent.faces.results import contract, sentence
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
+from tests.fakes.ledger import inline_ledger
 from tests.fakes.method import ScriptedMethod
 
 TRANSIENT = CloudUploadError("the bucket answers 503", "cloud", transient=True)
@@ -52,7 +52,7 @@ class Bench:
 async def bench(tmp_path, cloud=(), http=()):
     clock = ManualClock(values.NOON)
     bus = MemoryBus(clock)
-    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
+    ledger = inline_ledger(clock)
     recorder = Recorder(ledger, bus, clock)
     requests = Requests(Identity("agent-1", values.SYSTEM), bus, ledger)
     b = Bench(

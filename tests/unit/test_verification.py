@@ -8,7 +8,6 @@ from datetime import timedelta
 import pytest
 
 from agent.adapters.memory_bus import MemoryBus
-from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive import Archive
 from agent.application.daily_look import FIRST_SECONDS, DailyLook
@@ -23,6 +22,7 @@ from agent.domain.states import State
 from tests.fakes import values
 from tests.fakes.clock import ManualClock
 from tests.fakes.faulty_store import FaultyStore
+from tests.fakes.ledger import inline_ledger
 from tests.fakes.memory_store import MemoryStore
 
 DAY = 86_400.0
@@ -107,7 +107,7 @@ class World:
 @pytest.fixture
 async def world(tmp_path):
     clock = ManualClock(values.NOON)
-    ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
+    ledger = inline_ledger(clock)
     made = World(ledger, clock)
     await made.upload(0, reflection=1, knowledge_graph=1)
     running = asyncio.create_task(made.look.run())

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class SqliteLedger:
     def __init__(
         self,
         path: Path,
-        thread: ThreadPoolExecutor,
+        thread: Executor,
         connection: sqlite3.Connection,
         codec: Codec,
         clock: Clock,

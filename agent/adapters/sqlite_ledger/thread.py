@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import TypeVar
 
 import structlog
@@ -12,9 +12,7 @@ T = TypeVar("T")
 _log = structlog.get_logger()
 
 
-async def finished(
-    thread: ThreadPoolExecutor, work: Callable[[], T], *, discard: Callable[[T], None] | None = None
-) -> T:
+async def finished(thread: Executor, work: Callable[[], T], *, discard: Callable[[T], None] | None = None) -> T:
     """Do the work on the thread to its end, also where the caller is cancelled: then it is awaited, and not told.
 
     What it returned in vain goes to `discard`, on the same thread; what it raised in vain is logged.

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,9 +16,7 @@ T = TypeVar("T")
 class Transactions:
     """All or nothing, and on disk when it returns. What SQLite complains about is a StateError."""
 
-    def __init__(
-        self, path: Path, thread: ThreadPoolExecutor, connection: sqlite3.Connection, *, read_only: bool
-    ) -> None:
+    def __init__(self, path: Path, thread: Executor, connection: sqlite3.Connection, *, read_only: bool) -> None:
         self._path, self._thread, self._connection = path, thread, connection
         self.read_only, self._closed = read_only, False
 

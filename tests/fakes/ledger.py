@@ -1,0 +1,35 @@
+"""The ledger without a thread and without fsync, in memory or in a file: for tests of what uses it."""
+
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import TypeVar
+
+from agent.adapters.sqlite_ledger import SqliteLedger, schema
+from agent.adapters.wire import CloudEventsCodec
+from agent.ports import Clock
+
+T = TypeVar("T")
+
+
+class InlineExecutor(Executor):
+    """Runs the work at once, in the thread of the caller."""
+
+    def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
+        future: Future[T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:  # noqa: BLE001 - what is raised in a thread goes to who waits for it
+            future.set_exception(error)
+        return future
+
+
+def inline_ledger(clock: Clock, path: Path | None = None) -> SqliteLedger:
+    """Return the ledger of that file, or an empty one in memory. A file can be opened again: the agent's next life."""
+    connection = sqlite3.connect(path or ":memory:", isolation_level=None)
+    connection.execute("PRAGMA synchronous = OFF")
+    connection.execute("PRAGMA foreign_keys = ON")
+    schema.migrate(connection)
+    codec = CloudEventsCodec()
+    return SqliteLedger(path or Path("/nowhere"), InlineExecutor(), connection, codec, clock, read_only=False)
