@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from agent.adapters.memory_bus import MemoryBus
+from agent.application import daily_look
 from agent.application.daily_look import FIRST_SECONDS, DailyLook
 from agent.application.deep_turns import EVERY, DeepTurns
 from agent.application.deep_verify import AGAIN_SECONDS, DeepVerify
@@ -104,7 +105,8 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path):
+async def world(monkeypatch):
+    monkeypatch.setattr(daily_look, "MOST_SECONDS", 86_400.0)  # weeks pass in few steps
     clock = ManualClock(values.NOON)
     ledger = inline_ledger(clock)
     made = World(ledger, clock)
