@@ -67,7 +67,7 @@ cover: $(READY) $(WRITER) $(MCP1)  ## the coverage by all tests but those marked
 	$(BIN)/coverage report --fail-under=85
 	$(BIN)/coverage report --fail-under=90 --include='agent/domain/*,agent/application/*'
 
-test-one: $(READY) $(WRITER) $(MCP1)  ## one test: make test-one T=tests/unit/test_route.py::test_name
+test-one: $(READY) $(WRITER) $(MCP1)  ## one test: make test-one T=tests/unit/test_routing.py::test_name
 	$(BIN)/python -m pytest -q $(T)
 
 test-also:  ## what may depend on the interpreter, on Python 3.13 where there is one

@@ -16,7 +16,7 @@ def main() -> None:
     """
     words = sys.argv[1:]
     if words[:2] == ["hook", "session-end"] and not {"-h", "--help"} & set(words):
-        from agent.faces.hook.session_end import main as session_end  # noqa: PLC0415 - it alone
+        from agent.entrypoints.hook.session_end import main as session_end  # noqa: PLC0415 - it alone
 
         session_end(words[2:])
     _fill_holes()
@@ -27,11 +27,11 @@ def main() -> None:
 
 
 def _command_line() -> None:
-    from agent.faces import streams  # noqa: PLC0415 - light commands must not pay for it
+    from agent.entrypoints.cli import streams  # noqa: PLC0415 - light commands must not pay for it
 
     streams.guard()
     try:
-        from agent.faces.cli import app  # noqa: PLC0415 - as above
+        from agent.entrypoints.cli.app import app  # noqa: PLC0415 - as above
 
         try:
             app()

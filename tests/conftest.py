@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from agent.domain import plain_text
-from tests.fakes.session_buddy import WRITERS
+from tests.support.session_buddy import WRITERS
 
 # Every worker and every command that a test starts imports the agent: compile it once, whatever the environment says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -42,9 +42,9 @@ class FailoverBus:
     async def wait_until_ready(self) -> None:
         """It always is: there is the local one."""
 
-    def look_alive(self) -> None:
-        self._distant.look_alive()
-        self._local.look_alive()
+    def check_connection(self) -> None:
+        self._distant.check_connection()
+        self._local.check_connection()
 
     async def reset_client(self) -> None:
         """As `Reconnectable` says, for those of the two that keep a client."""

@@ -16,13 +16,13 @@ from agent.domain.errors import StateError
 from agent.domain.events import Event
 from agent.domain.naming import subject_matches
 from agent.ports import BusState, Clock, Handler
-from agent.ports.delivery import Courier
+from agent.ports.dispatch import MessageDispatcher
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True, eq=False)
-class _Letter:
+class _MemoryMessage:
     """An event in a mailbox. Not to be delivered before `not_before` (monotonic)."""
 
     event: Event
@@ -37,7 +37,7 @@ class _Mailbox:
     pattern: str
     durable: bool
     limit: int
-    letters: deque[_Letter] = field(default_factory=deque)
+    letters: deque[_MemoryMessage] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, event: Event) -> None:
@@ -46,26 +46,26 @@ class _Mailbox:
             lost = self.letters[1].event
             del self.letters[1]
             _log.warning("event_discarded", subscription=self.name, id=lost.id, subject=lost.subject, limit=self.limit)
-        self.letters.append(_Letter(event))
+        self.letters.append(_MemoryMessage(event))
         self.arrived.set()
 
-    async def head(self) -> _Letter:
+    async def head(self) -> _MemoryMessage:
         """Return the oldest letter, when there is one."""
         while not self.letters:
             self.arrived.clear()
             await self.arrived.wait()
         return self.letters[0]
 
-    def drop(self, letter: _Letter) -> None:
+    def drop(self, letter: _MemoryMessage) -> None:
         """Forget the letter if it is still the head."""
         if self.letters and self.letters[0] is letter:
             self.letters.popleft()
 
 
 class _Kept:
-    """A letter in its mailbox: `agent.ports.delivery.Letter`."""
+    """A letter in its mailbox: `agent.ports.dispatch.Letter`."""
 
-    def __init__(self, mailbox: _Mailbox, letter: _Letter, clock: Clock) -> None:
+    def __init__(self, mailbox: _Mailbox, letter: _MemoryMessage, clock: Clock) -> None:
         self._mailbox, self._letter, self._clock = mailbox, letter, clock
 
     @property
@@ -95,7 +95,7 @@ class _Subscription:
         released: Callable[[_Mailbox], None],
     ) -> None:
         self._mailbox, self._clock = mailbox, clock
-        self._courier = Courier(mailbox.name, handler, clock=clock, ack_wait_seconds=ack_wait_seconds)
+        self._courier = MessageDispatcher(mailbox.name, handler, clock=clock, ack_wait_seconds=ack_wait_seconds)
         self.worker = asyncio.create_task(self._run(), name=f"bus-{mailbox.name}")
         self.worker.add_done_callback(lambda _: released(mailbox))
 
@@ -132,7 +132,7 @@ class MemoryBus:
     async def wait_until_ready(self) -> None:
         """It always is."""
 
-    def look_alive(self) -> None:
+    def check_connection(self) -> None:
         """Nothing here dies."""
 
     async def publish(self, event: Event) -> None:

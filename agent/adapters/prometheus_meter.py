@@ -10,10 +10,10 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.domain import route
+from agent.domain import routing
 from agent.domain.databases import KNOWLEDGE_GRAPH, REFLECTIONS
 from agent.domain.events import SyncResult, SyncSkipped, SyncSucceeded
-from agent.ports.meter import LedgerReading, Reading
+from agent.ports.metrics import LedgerMetrics, MetricsSnapshot
 
 PREFIX = "akosha_agent"
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -23,8 +23,8 @@ NAMED_GRAPH = "named_graph"
 NONE, OTHER = "none", "other"
 """In place of a method, where a request was refused at once; and of a trigger that is not ours."""
 
-METHODS = (route.CLOUD, route.HTTP)
-TRIGGERS = (route.MANUAL, route.SESSION_END, route.FILE_CHANGE, route.STARTUP, route.RETRY, route.REMOTE)
+METHODS = (routing.CLOUD, routing.HTTP)
+TRIGGERS = (routing.MANUAL, routing.SESSION_END, routing.FILE_CHANGE, routing.STARTUP, routing.RETRY, routing.REMOTE)
 KINDS = (REFLECTIONS, KNOWLEDGE_GRAPH, NAMED_GRAPH)
 BUSES = ("memory", "nats")
 WATCHERS = ("native", "polling", "waiting")
@@ -119,7 +119,7 @@ class PrometheusMeter:
         self._snapshots.labels(kind).observe(seconds)
         self._snapshot_bytes.labels(kind).inc(max(raw_bytes, 0))
 
-    def exposition(self, reading: Reading) -> bytes:
+    def exposition(self, reading: MetricsSnapshot) -> bytes:
         """Return all of it in Prometheus' text format (CONTENT_TYPE). Reads /proc; call it off the event loop."""
         return generate_latest(_Page(self._registry, reading))
 
@@ -127,7 +127,7 @@ class PrometheusMeter:
 class _Page(Collector):
     """What was counted, and how everything stands now. Nothing is kept of a reading: scrapes do not meet."""
 
-    def __init__(self, counted: CollectorRegistry, reading: Reading) -> None:
+    def __init__(self, counted: CollectorRegistry, reading: MetricsSnapshot) -> None:
         self._counted, self._reading = counted, reading
 
     def collect(self) -> Iterable[Metric]:
@@ -143,7 +143,7 @@ class _Page(Collector):
             yield from _targets(ledger)
 
 
-def _standing(ledger: LedgerReading) -> Iterator[Metric]:
+def _standing(ledger: LedgerMetrics) -> Iterator[Metric]:
     yield _gauge("results_waiting", "Results that no bus has confirmed yet.", ledger.results_waiting)
     if ledger.ledger_bytes is not None:
         yield _gauge("ledger_bytes", "Size of the ledger on disk.", ledger.ledger_bytes)
@@ -157,7 +157,7 @@ def _standing(ledger: LedgerReading) -> Iterator[Metric]:
     yield mode
 
 
-def _targets(ledger: LedgerReading) -> Iterator[Metric]:
+def _targets(ledger: LedgerMetrics) -> Iterator[Metric]:
     success = _labelled("last_success_timestamp_seconds", "When the method's target got all; 0: never.", "method")
     pending = _labelled("pending_databases", "Databases that the method's target lacks.", "method")
     failures = _labelled("target_failures", "Requests that failed there since the last success.", "method")

@@ -15,12 +15,12 @@ from typing import BinaryIO
 import structlog
 
 from agent.api.request import Request
+from agent.bootstrap import Home
 from agent.domain.errors import AkoshaError
-from agent.faces import logs
-from agent.faces.asking import Asking
-from agent.faces.ending import run_to_end
-from agent.faces.results import contract
-from agent.wiring import Home
+from agent.entrypoints import logs
+from agent.entrypoints.results import contract
+from agent.entrypoints.shutdown import run_to_end
+from agent.entrypoints.sync_client import SyncClient
 
 STDERR = 2
 
@@ -63,7 +63,7 @@ async def _sync(request: Request) -> dict[str, object]:
     settings = loaded.settings
     if not request.config.system_id:
         settings = (await asyncio.to_thread(Home.of(settings).as_the_agent)).settings
-    asking = await Asking.prepare(
+    asking = await SyncClient.prepare(
         settings,
         method=request.method,
         upload_reflections=request.upload_reflections,

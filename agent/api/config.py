@@ -62,7 +62,7 @@ class AkoshaSyncConfig:
         from pydantic import ValidationError  # noqa: PLC0415 - 0.3 s, for those who ask
 
         from agent.settings import Settings  # noqa: PLC0415
-        from agent.settings.complaints import complaints  # noqa: PLC0415
+        from agent.settings.error_messages import complaints  # noqa: PLC0415
         from agent.settings.sources import Given  # noqa: PLC0415
 
         values = self.values()
@@ -105,8 +105,8 @@ class AkoshaSyncConfig:
 
 def _agents_system_id() -> str:
     """Return the system id of the agent here; "" where none has run here, or what it kept is damaged."""
+    from agent.bootstrap import Home  # noqa: PLC0415
     from agent.settings import load  # noqa: PLC0415 - as above
-    from agent.wiring import Home  # noqa: PLC0415
 
     try:
         home = Home.of(load(environ=os.environ, cwd=Path.cwd(), home=Path.home()).settings).as_the_agent()

@@ -9,7 +9,7 @@ from agent.api.config import AkoshaSyncConfig
 from agent.api.process import answer_to
 from agent.api.request import Request
 from agent.domain.errors import AkoshaError, CloudUploadError, HTTPSyncError, SettingsError, SyncError
-from agent.faces.results import cure
+from agent.entrypoints.results import cure
 
 SyncMethodType = Literal["auto", "cloud", "http"]
 

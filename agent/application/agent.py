@@ -17,7 +17,7 @@ from agent.application.assembly import Assembly, Loop
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, BusError
 from agent.domain.events import SyncAsked, SyncResult, caused_by_one
-from agent.domain.route import STARTUP
+from agent.domain.routing import STARTUP
 from agent.ports import reset_clients
 
 READY_SECONDS = 1.0
@@ -103,7 +103,9 @@ class Agent(Assembly):
             async with asyncio.timeout(TELL_SECONDS):
                 await self.recorder.flush()
         except (BusError, TimeoutError):
-            _log.warning("results_wait", why=self.results_bus.state.detail, then="the next agent that runs tells them")
+            _log.warning(
+                "outbox_blocked", why=self.results_bus.state.detail, then="the next agent that runs tells them"
+            )
 
     async def _hear_faults(self) -> None:
         """What passes is told, and tried again by itself; a fault of ours takes the agent down, to be seen."""
@@ -130,7 +132,7 @@ class Agent(Assembly):
         await self.footing.reset_clients()
         await reset_clients(*{id(bus): bus for bus in (self.bus, self.results_bus)}.values())
         try:
-            await self._retries.welcome_back(set(self.methods))
+            await self._retries.retry_recovered_targets(set(self.methods))
         except AkoshaError as error:  # the retry loop tries at its own time
             _log.warning("loop_interrupted", loop="retry", error=str(error))
 

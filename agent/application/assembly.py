@@ -6,43 +6,43 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from agent.application.bus_watch import BusWatch
-from agent.application.changes import Changes
-from agent.application.daily_look import DailyLook
-from agent.application.deep_verify import DeepVerify
-from agent.application.desk import Desk
-from agent.application.feed import Feed
-from agent.application.http_sync import HttpSync
-from agent.application.intake import Intake
-from agent.application.probe_loop import ProbeLoop
-from agent.application.progress import Footing
-from agent.application.prune_rounds import PruneRounds
-from agent.application.publisher import Publisher
-from agent.application.recorder import Recorder
-from agent.application.remote_control import RemoteControl
-from agent.application.retries import Retries
-from agent.application.roaming import Roaming, without_undaunted
-from agent.application.session_ends import SessionEnds
-from agent.application.spool_reader import SpoolReader
-from agent.application.supervision import Supervision
-from agent.application.uploader import Uploader
-from agent.application.verification import Verification
-from agent.application.vitals import SPOOL, WATCH, Vitals
-from agent.application.wake import Wake
+from agent.application.archive.deep_verify import DeepVerifier
+from agent.application.archive.prune_loop import PruneLoop
+from agent.application.archive.verify import Verifier
+from agent.application.archive.verify_loop import VerifyLoop
+from agent.application.monitoring.agent_service import AgentService
+from agent.application.monitoring.event_stream import EventStream
+from agent.application.monitoring.health import SPOOL, WATCH, HealthMonitor
+from agent.application.monitoring.remote_control import RemoteControl
+from agent.application.monitoring.supervisor import SupervisorLoop
+from agent.application.signal import Signal
+from agent.application.sync.bus_recovery import BusRecovery
+from agent.application.sync.http import HttpSync
+from agent.application.sync.results import ResultRecorder
+from agent.application.sync.stall import StallMonitor
+from agent.application.sync.subscriber import SyncSubscriber
+from agent.application.triggers.file_changes import FileChanges
+from agent.application.triggers.inbox import Inbox
+from agent.application.triggers.network_changes import NetworkChanges, without_prompt_connect_retries
+from agent.application.triggers.probe_loop import ProbeLoop
+from agent.application.triggers.publisher import Publisher
+from agent.application.triggers.retry_scheduler import RetryScheduler
+from agent.application.triggers.session_ends import SessionEnds
+from agent.application.triggers.spool_reader import SpoolReader
 from agent.domain.debounce import DebounceRules
 from agent.domain.events import SyncAsked
 from agent.domain.identity import Identity
-from agent.domain.route import CLOUD, HTTP, RETRY
+from agent.domain.routing import CLOUD, HTTP, RETRY
 from agent.domain.status_warning import StatusWarning
 from agent.ports import (
     Clock,
     EventBus,
     Ledger,
+    NetworkMonitor,
     Responder,
     SnapshotTaker,
     Spool,
     Supervisor,
-    Surroundings,
     SyncMethod,
     Watch,
 )
@@ -62,15 +62,15 @@ class Assembly:
     ledger: Ledger
     taker: SnapshotTaker
     methods: Mapping[str, SyncMethod]
-    uploaders: Sequence[Uploader]
+    uploaders: Sequence[SyncSubscriber]
     publisher: Publisher
-    recorder: Recorder
+    recorder: ResultRecorder
     watch: Watch
     spool: Spool
     spool_watch: Watch
     flight: asyncio.Lock
     """Held while a sync runs."""
-    settled: Wake
+    settled: Signal
     """Rung by the uploaders after each attempt: retry times may have changed, an outcome may be there."""
     faults: asyncio.Queue[Exception]
     """What the uploaders met that is no outcome."""
@@ -82,34 +82,34 @@ class Assembly:
     """Who answers questions from outside, where that is switched on."""
     supervisor: Supervisor | None = None
     """Who keeps the agent running and wants to hear how it is."""
-    surroundings: Surroundings | None = None
+    surroundings: NetworkMonitor | None = None
     """Who notices that the machine slept, or came into another network."""
-    footing: Footing = field(default_factory=Footing)
+    footing: StallMonitor = field(default_factory=StallMonitor)
     """What the methods stand on, told when it may have moved."""
-    pruning: PruneRounds | None = None
+    pruning: PruneLoop | None = None
     """Who deletes old uploads after a new one, where that is switched on."""
-    verifying: Callable[[], AbstractAsyncContextManager[Verification]] | None = None
+    verifying: Callable[[], AbstractAsyncContextManager[Verifier]] | None = None
     """Opens what looks whether an upload is whole, where the agent is to look by itself."""
-    verifying_weekly: Callable[[], AbstractAsyncContextManager[Verification]] | None = None
+    verifying_weekly: Callable[[], AbstractAsyncContextManager[Verifier]] | None = None
     """Opens what looks deep, where the agent is to do that."""
     warnings: Callable[[], Awaitable[Sequence[StatusWarning]]] | None = None
     """Computes conditions that the ledger does not keep, at each look at the status."""
     left_over: Sequence[SyncAsked] = ()
     """What was asked of an agent that has given way to this one, and has no outcome yet."""
 
-    desk: Desk = field(init=False)
+    desk: AgentService = field(init=False)
     """What local processes may ask of the agent, while it runs."""
-    _changes: Changes = field(init=False)
+    _changes: FileChanges = field(init=False)
     _session_ends: SessionEnds = field(init=False)
-    _intake: Intake = field(init=False)
-    _vitals: Vitals = field(init=False)
+    _intake: Inbox = field(init=False)
+    _vitals: HealthMonitor = field(init=False)
     _spool_reader: SpoolReader = field(init=False)
-    _bus_watch: BusWatch = field(init=False)
-    _retries: Retries = field(init=False)
+    _bus_watch: BusRecovery = field(init=False)
+    _retries: RetryScheduler = field(init=False)
 
     def __post_init__(self) -> None:
         s, system_id = self.settings, self.identity.system_id
-        self._changes = Changes(
+        self._changes = FileChanges(
             self.watch,
             self.publisher,
             self.ledger,
@@ -118,7 +118,7 @@ class Assembly:
             enabled=s.agent_upload_on_change,
             busy=self.flight.locked,
         )
-        self.settled.also(self._changes.bell)
+        self.settled.chain(self._changes.signal)
         self._session_ends = SessionEnds(
             publisher=self.publisher,
             ledger=self.ledger,
@@ -127,8 +127,8 @@ class Assembly:
             patience=s.agent_rescan_seconds,
             busy=self.flight.locked,
         )
-        self.settled.also(self._session_ends.settled)
-        self._intake = Intake(
+        self.settled.chain(self._session_ends.settled)
+        self._intake = Inbox(
             publisher=self.publisher,
             bus=self.bus,
             ledger=self.ledger,
@@ -142,7 +142,7 @@ class Assembly:
             publisher=self.publisher,
             ledger=self.ledger,
         )
-        self._vitals = Vitals(
+        self._vitals = HealthMonitor(
             clock=self.clock,
             ledger=self.ledger,
             watches={WATCH: self.watch, SPOOL: self.spool_watch},
@@ -150,7 +150,7 @@ class Assembly:
             period_seconds=s.agent_rescan_seconds,
             begun=self._changes.begun,
         )
-        self.desk = Desk(
+        self.desk = AgentService(
             settings=s,
             identity=self.identity,
             ledger=self.ledger,
@@ -158,11 +158,11 @@ class Assembly:
             taker=self.taker,
             methods=self.methods,
             intake=self._intake,
-            feed=Feed(ledger=self.ledger, bus=self.bus, system_id=system_id),
+            feed=EventStream(ledger=self.ledger, bus=self.bus, system_id=system_id),
             vitals=self._vitals,
             warnings=self.warnings,
         )
-        self._bus_watch = BusWatch(
+        self._bus_watch = BusRecovery(
             bus=self.results_bus,
             ledger=self.ledger,
             recorder=self.recorder,
@@ -170,7 +170,7 @@ class Assembly:
             kept=timedelta(days=s.agent_nats_max_age_days),
             switched=self._ask_again,
         )
-        self._retries = Retries(
+        self._retries = RetryScheduler(
             self.publisher,
             self.ledger,
             self.clock,
@@ -189,7 +189,7 @@ class Assembly:
             WATCH: self._changes.listen,
             "debounce": self._changes.ask,
             "retry": self._retries.on_time,
-            "stat-pass": self._retries.now_and_then,
+            "stat-pass": self._retries.rescan_loop,
             SPOOL: self._spool_reader.run,
             "session-ends": self._session_ends.run,
             "bus": self._bus_watch.run,
@@ -197,7 +197,7 @@ class Assembly:
             "vitals": self._vitals.run,
         }
         if self.supervisor is not None:
-            supervision = Supervision(
+            supervision = SupervisorLoop(
                 self.supervisor, desk=self.desk, vitals=self._vitals, ledger=self.ledger, clock=self.clock
             )
             loops |= {"sign-of-life": supervision.keep_alive, "status-line": supervision.tell}
@@ -208,14 +208,14 @@ class Assembly:
         loops |= self._probe_loop()
         if self.surroundings is not None:
             buses = (self.bus,) if self.results_bus is self.bus else (self.bus, self.results_bus)
-            roaming = Roaming(self.surroundings, self.clock, buses, self.footing, self._retries)
+            roaming = NetworkChanges(self.surroundings, self.clock, buses, self.footing, self._retries)
             loops |= {"roaming": roaming.run}
         return loops
 
-    def _daily_look(self, opening: Callable[[], AbstractAsyncContextManager[Verification]]) -> DailyLook:
-        bell = Wake(self.clock, "verify")
-        self.settled.also(bell)
-        return DailyLook(
+    def _daily_look(self, opening: Callable[[], AbstractAsyncContextManager[Verifier]]) -> VerifyLoop:
+        signal = Signal(self.clock, "verify")
+        self.settled.chain(signal)
+        return VerifyLoop(
             opening=opening,
             target=self.methods[CLOUD].target,
             identity=self.identity,
@@ -227,14 +227,14 @@ class Assembly:
             every=timedelta(hours=self.settings.agent_verify_hours),
             pass_seconds=self.settings.agent_rescan_seconds,
             owed=lambda: self.publisher.noticed(RETRY),
-            bell=bell,
+            signal=signal,
             deep=self._deep_verify(),
         )
 
-    def _deep_verify(self) -> DeepVerify | None:
+    def _deep_verify(self) -> DeepVerifier | None:
         if self.verifying_weekly is None:
             return None
-        return DeepVerify(
+        return DeepVerifier(
             opening=self.verifying_weekly,
             identity=self.identity,
             ledger=self.ledger,
@@ -244,11 +244,11 @@ class Assembly:
         )
 
     def _probe_loop(self) -> dict[str, Loop]:
-        method = without_undaunted(self.methods.get(HTTP))
+        method = without_prompt_connect_retries(self.methods.get(HTTP))
         if not isinstance(method, HttpSync):
             return {}
-        bell = Wake(self.clock, "akosha-probe")
-        self.settled.also(bell)
+        signal = Signal(self.clock, "akosha-probe")
+        self.settled.chain(signal)
         loop = ProbeLoop(
             probe=method.probe,
             still_has_it=method.still_has_it,
@@ -256,7 +256,7 @@ class Assembly:
             clock=self.clock,
             flight=self.flight,
             pass_seconds=self.settings.agent_rescan_seconds,
-            bell=bell,
+            signal=signal,
         )
         return {"akosha-probe": loop.run}
 

@@ -14,8 +14,8 @@ from typing import Literal, Self, cast, get_args
 
 from agent.domain import naming
 from agent.domain.databases import database_of, main_name, storage_note
-from agent.domain.documents import expect, expect_optional, expect_optional_texts
 from agent.domain.errors import NamingError, WireError
+from agent.domain.json_fields import expect, expect_optional, expect_optional_texts
 
 VERSION = "1.0"
 SYSTEM_TYPE = "session-buddy"

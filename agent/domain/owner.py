@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Self
 
 from agent.domain import naming
+from agent.domain.delivery_state import Target
 from agent.domain.errors import WireError
-from agent.domain.states import Target
 
 VERSION = 1
 MAX_BYTES = 64 * 2**10

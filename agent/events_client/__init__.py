@@ -14,7 +14,7 @@ else can be set is in `NatsOptions`, which stands in the address's place. Errors
 What is to be told of NATS (that it is waited for) goes to `logging`, unless the program has set up structlog.
 """
 
-from agent.adapters.nats_bus import Limits, Login, NatsOptions, Patience, Tls
+from agent.adapters.nats import Limits, Login, NatsOptions, Patience, Tls
 from agent.domain.errors import AkoshaError, BusError, NamingError, SettingsError
 from agent.domain.events import SyncFailed, SyncResult, SyncSkipped, SyncSucceeded
 from agent.events_client.consuming import results

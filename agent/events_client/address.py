@@ -3,7 +3,7 @@
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from agent.adapters.nats_bus import Login, NatsOptions, Tls
+from agent.adapters.nats import Login, NatsOptions, Tls
 from agent.domain.errors import SettingsError
 
 NAME = "akosha events client"

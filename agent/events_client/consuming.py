@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, Collection
 
 import structlog
 
-from agent.adapters.nats_bus import Login, NatsOptions, Tls
-from agent.adapters.nats_bus.bus import NatsBus
+from agent.adapters.nats import Login, NatsOptions, Tls
+from agent.adapters.nats.bus import NatsBus
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import NamingError

@@ -3,8 +3,8 @@
 import asyncio
 import uuid
 
-from agent.adapters.nats_bus import Login, NatsOptions, Tls
-from agent.adapters.nats_bus.bus import NatsBus
+from agent.adapters.nats import Login, NatsOptions, Tls
+from agent.adapters.nats.bus import NatsBus
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import BusError

@@ -2,33 +2,34 @@
 
 from agent.ports.bus import BusState, EventBus, Handler, Message, Responder, StreamMark, Subscription
 from agent.ports.clock import Clock
-from agent.ports.inputs import Spool, Watch
 from agent.ports.ledger import HistoryEntry, Ledger
 from agent.ports.memories import (
+    Capabilities,
     Held,
     MemoriesDraft,
     MemoriesFile,
+    MemoryCounts,
     MemoryLedger,
     MemoryReader,
     MemorySink,
     MemorySource,
-    Offer,
     Packed,
-    Receipt,
-    Standing,
+    StoreResult,
     WrittenMemories,
 )
-from agent.ports.meter import Meter, Unmetered
 from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
+from agent.ports.metrics import Meter, NoMeter
+from agent.ports.network import Connected, NetworkChange, NetworkMonitor
 from agent.ports.objects import Creation, ObjectStore, Progress, StoredObject, is_changed, untold
 from agent.ports.reconnecting import Reconnectable, reset_clients
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
 from agent.ports.supervisor import Supervisor
-from agent.ports.surroundings import Connected, Surroundings, Upheaval
-from agent.ports.unexpected import UnexpectedErrors
+from agent.ports.trigger_sources import Spool, Watch
+from agent.ports.unexpected_errors import UnexpectedErrors
 
 __all__ = [
     "BusState",
+    "Capabilities",
     "Clock",
     "Compressor",
     "Connected",
@@ -41,34 +42,33 @@ __all__ = [
     "Ledger",
     "MemoriesDraft",
     "MemoriesFile",
+    "MemoryCounts",
     "MemoryLedger",
     "MemoryReader",
     "MemorySink",
     "MemorySource",
     "Message",
     "Meter",
+    "NetworkChange",
+    "NetworkMonitor",
+    "NoMeter",
     "ObjectStore",
-    "Offer",
     "Packed",
     "Progress",
-    "Receipt",
     "Reconnectable",
     "Reporter",
     "Responder",
     "Snapshot",
     "SnapshotTaker",
     "Spool",
-    "Standing",
+    "StoreResult",
     "StoredObject",
     "StreamMark",
     "Subscription",
     "Supervisor",
-    "Surroundings",
     "SyncMethod",
     "Unchanged",
     "UnexpectedErrors",
-    "Unmetered",
-    "Upheaval",
     "Watch",
     "WrittenMemories",
     "is_changed",

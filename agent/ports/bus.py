@@ -92,7 +92,7 @@ class EventBus(Protocol):
         """Return when `state` is ready."""
         ...
 
-    def look_alive(self) -> None:
+    def check_connection(self) -> None:
         """The machine slept, or its network changed: look now at what may be dead, and replace it. Returns at once."""
         ...
 

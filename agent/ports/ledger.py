@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Protocol
 
 from agent.domain.databases import Fingerprint
+from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord
 from agent.domain.events import Event, SessionEnded, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
 from agent.domain.manifest import Manifest
-from agent.domain.states import Intent, Problem, Target, TargetRecord
 from agent.ports.memories import MemoryLedger
 
 

@@ -7,8 +7,8 @@ from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Literal, Protocol
 
+from agent.domain.delivery_state import Target
 from agent.domain.memories import Kind, Memory, Seen
-from agent.domain.states import Target
 
 
 class MemorySource(Protocol):
@@ -47,7 +47,7 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
+class Capabilities:
     """What a server takes. `version` changes when what it refused may be worth another try (software, tools).
 
     `kinds` that it takes at all; those of `need_embedding` only with one. `tells_known`: kinds of which it always says
@@ -61,7 +61,7 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
+class StoreResult:
     """What became of one batch: how many were `stored`, which were there already, and why others were refused.
 
     `there` are positions in the batch, and `refused` maps positions to the server's reason.
@@ -108,7 +108,7 @@ class MemorySink(Protocol):
         """
         ...
 
-    async def connect(self) -> Offer:
+    async def connect(self) -> Capabilities:
         """Begin, or make sure of, a session and return what the server takes. Raises SinkError."""
         ...
 
@@ -116,7 +116,7 @@ class MemorySink(Protocol):
         """Return a memory of a system as it will be sent."""
         ...
 
-    async def store(self, batch: Sequence[Packed]) -> Receipt:
+    async def store(self, batch: Sequence[Packed]) -> StoreResult:
         """Send one batch; its size is the caller's choice. When it returns, what is not refused is in Akosha.
 
         Storing the same again changes nothing. Raises SinkError: then some of the batch may have arrived.
@@ -139,7 +139,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class MemoryCounts:
     """How many memories of a target were delivered; how many wait or were refused, by reason."""
 
     delivered: int = 0
@@ -169,7 +169,7 @@ class MemoryLedger(Protocol):
         """Of the rows of a database only these (`Seen.key`) are there: none of the others is held any more."""
         ...
 
-    async def standing(self, target: Target) -> Standing: ...
+    async def standing(self, target: Target) -> MemoryCounts: ...
 
     async def held(self, target: Target, *, limit: int) -> Sequence[Held]:
         """Return the first `limit` memories that wait or were refused: the refused ones first."""

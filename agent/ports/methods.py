@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agent.domain.databases import Fingerprint
+from agent.domain.delivery_state import Problem, Target
 from agent.domain.events import SyncRequested, SyncSucceeded
 from agent.domain.manifest import Manifest
-from agent.domain.states import Problem, Target
 
 
 class Reporter(Protocol):

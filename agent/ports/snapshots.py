@@ -7,7 +7,7 @@ from typing import Protocol
 
 from agent.domain.databases import Fingerprint, Survey
 from agent.domain.manifest import Compression
-from agent.domain.parts import RawFile
+from agent.domain.upload_plan import RawFile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What the user has set: one frozen tree, out of the command line, the environment and YAML files."""
 
+from agent.settings.display import Row, settings_table
 from agent.settings.endpoints import (
     check_bucket,
     check_cloud_endpoint,
@@ -8,10 +9,9 @@ from agent.settings.endpoints import (
     without_credentials,
 )
 from agent.settings.loading import Loaded, load
+from agent.settings.model import Settings
 from agent.settings.private_file import check_private
-from agent.settings.rows import Row, rows
 from agent.settings.sources import variable
-from agent.settings.tree import Settings
 
 __all__ = [
     "Loaded",
@@ -23,7 +23,7 @@ __all__ = [
     "check_private",
     "load",
     "nats_servers",
-    "rows",
+    "settings_table",
     "variable",
     "without_credentials",
 ]

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, Field, SecretStr
 
-from agent.settings.kinds import File, LogFormat, LogLevel, Token, Whole
+from agent.settings.validators import File, LogFormat, LogLevel, Token, Whole
 
 
 class Control(BaseModel):

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
-from agent.domain.route import plan_route
+from agent.domain.routing import plan_route
 from agent.settings import endpoints
-from agent.settings.kinds import (
+from agent.settings.validators import (
     AUTO_REGION,
     DEFAULT_HTTP_ENDPOINT,
     KMS,

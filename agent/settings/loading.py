@@ -20,16 +20,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from agent.domain.errors import SettingsError
 from agent.settings.aws_config import aws_endpoint
-from agent.settings.complaints import complaints, quoted
 from agent.settings.endpoints import is_akosha_address, without_credentials
-from agent.settings.kinds import AUTO_REGION, Folder, LogLevel
+from agent.settings.error_messages import complaints, quoted
+from agent.settings.model import FIELDS, PREFIX, PROJECT_KEYS, SOURCES, Settings
 from agent.settings.sources import (
     DATA_DIR,
     SESSION_BUDDY,
     SHORT_VARIABLES,
     Given,
     Layer,
-    Place,
+    SettingsContext,
     from_command_line,
     from_environment,
     key_for_message,
@@ -37,7 +37,7 @@ from agent.settings.sources import (
     unknown_variables,
     variable,
 )
-from agent.settings.tree import FIELDS, PREFIX, PROJECT_KEYS, SOURCES, Settings
+from agent.settings.validators import AUTO_REGION, Folder, LogLevel
 from agent.settings.yaml_file import expand, identity_of, read_settings_file
 
 DEFAULT = "default"
@@ -102,7 +102,7 @@ def load(
     Raises SettingsError: for every value that is wrong, in one error, a line each; for a file that cannot be read;
     for a `settings_file` that is not there.
     """
-    place = Place(environ=environ, cwd=cwd, home=home)
+    place = SettingsContext(environ=environ, cwd=cwd, home=home)
     gathered = _Gathered(warnings=list(unknown_variables(environ)))
     gathered.layers += [
         from_command_line(command_line or {}, place),
@@ -168,7 +168,7 @@ def _merged(gathered: _Gathered) -> dict[str, Given]:
     return {key: layer.given[key] for layer in reversed(gathered.layers) for key in layer.given}
 
 
-def _aws_endpoint(given: Mapping[str, Given], place: Place) -> Layer:
+def _aws_endpoint(given: Mapping[str, Given], place: SettingsContext) -> Layer:
     """Return the endpoint of the AWS configuration, where there is a bucket and the settings name none."""
     values = {key: given[key].value if key in given else "" for key in ("cloud_bucket", "cloud_endpoint")}
     found = None
@@ -187,7 +187,7 @@ def _aws_endpoint(given: Mapping[str, Given], place: Place) -> Layer:
     )
 
 
-def _candidates(settings_file: Path | None, place: Place) -> Iterator[_Candidate]:
+def _candidates(settings_file: Path | None, place: SettingsContext) -> Iterator[_Candidate]:
     if settings_file is not None:
         yield _Candidate(place.path(settings_file), str(settings_file), trusted=True, required=True)
     for name in _PROJECT_FILES:
@@ -196,7 +196,7 @@ def _candidates(settings_file: Path | None, place: Place) -> Iterator[_Candidate
         yield _Candidate(place.home / name, f"~/{name}", trusted=True)
 
 
-def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Place) -> None:
+def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: SettingsContext) -> None:
     # A file counts once. One of the user's own that is also found below ./settings (a working directory of ~/.claude, a
     # project's symbolic link) counts in its own place: a project can neither change its rank nor lower its trust.
     trusted = {identity_of(candidate.path) for candidate in candidates if candidate.trusted}
@@ -238,7 +238,7 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Place)
         gathered.warnings.append(_project_warning(gathered.ignored))
 
 
-def _take_data_dir(gathered: _Gathered, value: object, candidate: _Candidate, place: Place) -> None:
+def _take_data_dir(gathered: _Gathered, value: object, candidate: _Candidate, place: SettingsContext) -> None:
     """Keep Session-Buddy's own `data_dir`; not from a project's file, which must not choose what is uploaded."""
     if not isinstance(value, str):
         if value is not None:
@@ -272,7 +272,7 @@ def _project_warning(ignored: list[tuple[str, str]]) -> str:
 
 
 def _from_file(
-    gathered: _Gathered, key: str, value: object, origin: str, place: Place, *, trusted: bool
+    gathered: _Gathered, key: str, value: object, origin: str, place: SettingsContext, *, trusted: bool
 ) -> Given | None:
     name = key if key in SESSION_BUDDY else PREFIX + key
     if value is None:
@@ -323,12 +323,12 @@ def _session_buddys_data_dir(gathered: _Gathered) -> Layer:
     return Layer("Session-Buddy's data_dir", {})
 
 
-def _defaults(place: Place) -> Layer:
+def _defaults(place: SettingsContext) -> Layer:
     # The one default that depends on what we were given; the others are the tree's.
     return Layer(DEFAULT, {"agent_data_dir": Given(_default_data_dir(place), DEFAULT, "")})
 
 
-def _default_data_dir(place: Place) -> Path:
+def _default_data_dir(place: SettingsContext) -> Path:
     return place.home / ".claude" / "data"
 
 

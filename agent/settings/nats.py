@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_serializer, field_validator
 
 from agent.settings import endpoints
-from agent.settings.kinds import (
+from agent.settings.validators import (
     Bus,
     Days,
     EarlierFieldError,

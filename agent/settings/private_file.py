@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from agent.domain.errors import SettingsError
-from agent.settings.tree import PREFIX
+from agent.settings.model import PREFIX
 
 _OTHERS = 0o077
 

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from agent.settings.endpoints import without_credentials
-from agent.settings.tree import ADDRESSES, FIELDS, PATHS, PREFIX, SECRET, TEXTS, Settings
+from agent.settings.model import ADDRESSES, FIELDS, PATHS, PREFIX, SECRET, TEXTS, Settings
 
 LONGEST_KEY = 60
 COMMAND_LINE = "command line"
@@ -47,7 +47,7 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SettingsContext:
     """The process's surroundings, which values may refer to."""
 
     environ: Mapping[str, str] = field(repr=False)
@@ -103,12 +103,12 @@ class Layer(PydanticBaseSettingsSource):
         return {key: self.get_field_value(FIELDS[key], key)[0] if key in FIELDS else None for key in self.given}
 
 
-def from_command_line(values: Mapping[str, object], place: Place) -> Layer:
+def from_command_line(values: Mapping[str, object], place: SettingsContext) -> Layer:
     """Options of the command line, by field name; None is an option that was not used."""
     return Layer(COMMAND_LINE, {key: place.given(key, value, COMMAND_LINE) for key, value in values.items()})
 
 
-def from_environment(names: Mapping[str, str], place: Place) -> Layer:
+def from_environment(names: Mapping[str, str], place: SettingsContext) -> Layer:
     """Environment variables; `names` is key -> variable."""
     found = {key: place.given(key, place.environ.get(name), f"env {name}") for key, name in names.items()}
     return Layer(f"env {next(iter(names.values()))} and its like", found)

@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.s3_store import S3Store
-from agent.application.archive import Archive
+from agent.adapters.s3 import S3Store
+from agent.application.archive.catalog import Catalog
 from agent.ports import ObjectStore
 from tests.bench.report import Line, seconds
-from tests.fakes import values
-from tests.fakes.faulty_store import FaultyStore
-from tests.servers.s3 import S3Server
+from tests.support import values
+from tests.support.faulty_store import FaultyStore
+from tests.support.servers.s3 import S3Server
 
 BAR_SECONDS = 2.0
 
@@ -51,7 +51,7 @@ async def _line(what: str, store: ObjectStore, count: int, rounds: int) -> Line:
     for _ in range(rounds):
         counted.calls.clear()
         begun = time.perf_counter()
-        listing = await Archive(counted, values.SYSTEM).listing()
+        listing = await Catalog(counted, values.SYSTEM).listing()
         times.append(time.perf_counter() - begun)
         if len(listing.uploads) != count or any(upload.problems for upload in listing.uploads):
             raise RuntimeError(f"{what}: {len(listing.uploads)} uploads")

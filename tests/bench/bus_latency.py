@@ -8,17 +8,17 @@ import time
 from pathlib import Path
 
 from agent.adapters.memory_bus import MemoryBus
-from agent.adapters.nats_bus import NatsOptions
-from agent.adapters.nats_bus.bus import NatsBus
+from agent.adapters.nats import NatsOptions
+from agent.adapters.nats.bus import NatsBus
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.naming import request_subject
-from agent.domain.route import CLOUD
+from agent.domain.routing import CLOUD
 from agent.ports import EventBus, Message
 from tests.bench.pairs import difference, milliseconds
 from tests.bench.report import Line
-from tests.fakes import values
-from tests.servers.nats import running_nats
+from tests.support import values
+from tests.support.servers.nats import running_nats
 
 LEGS = ("a request published to its handler called", "its ack", "a result published to confirmed")
 PAUSE_SECONDS = 0.1

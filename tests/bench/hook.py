@@ -10,10 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agent.faces.hook.command_line import hook_command
+from agent.entrypoints.hook.command_line import hook_command
 from agent.settings import Settings
 from tests.bench.report import Line
-from tests.fakes.machine import Machine
+from tests.support.machine import Machine
 
 BAR = 2.5
 LONGEST_SECONDS = 0.2

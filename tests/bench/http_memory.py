@@ -15,9 +15,9 @@ from typing import Any
 from tests.bench import http_push
 from tests.bench.memory import Watch, family, rollup
 from tests.bench.report import MEBIBYTE, Line, mebibytes
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import REFLECTION
-from tests.servers.akosha import Akosha
+from tests.support.machine import Machine
+from tests.support.servers.akosha import Akosha
+from tests.support.session_buddy import REFLECTION
 
 PEAK_BAR = 400 * MEBIBYTE
 SAME_WITHIN = 20 * MEBIBYTE

@@ -18,24 +18,24 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.adapters.akosha_mcp import AkoshaSink
-from agent.adapters.duckdb_files import DuckdbMemoryReader, DuckdbSnapshotTaker
+from agent.adapters.akosha import AkoshaSink
+from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
-from agent.application.http_sync import HttpSync
-from agent.application.memory_push import MAX_BATCH_BYTES, MemoryPush
+from agent.application.memories.push import MAX_BATCH_BYTES, MemoryPush
+from agent.application.sync.http import HttpSync
+from agent.domain.delivery_state import Target
 from agent.domain.events import SyncRequested
 from agent.domain.memories import Memory
-from agent.domain.route import HTTP, MANUAL
-from agent.domain.states import Target
+from agent.domain.routing import HTTP, MANUAL
 from agent.ports import Delivered
 from tests.bench.pipeline import Silent
 from tests.bench.report import Line, seconds
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import REFLECTION
 from tests.interop.real import interpreter, running_akosha
-from tests.servers.akosha import Akosha
+from tests.support.machine import Machine
+from tests.support.servers.akosha import Akosha
+from tests.support.session_buddy import REFLECTION
 
 ROOT = Path(__file__).parents[2]
 RATIO_BAR = 1.15
@@ -229,7 +229,7 @@ def _server(folder: Path) -> Iterator[tuple[str, str]]:
         with running_akosha(folder / "akosha") as akosha:
             yield "Akosha", akosha.url
         return
-    command = [sys.executable, str(ROOT / "tests/servers/akosha_main.py")]
+    command = [sys.executable, str(ROOT / "tests/support/servers/akosha_main.py")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout

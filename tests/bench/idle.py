@@ -16,10 +16,10 @@ from tests.bench.databases import Databases
 from tests.bench.door import CountingDoor
 from tests.bench.memory import PssWatch, settled, uploaded
 from tests.bench.report import Line, mebibytes
-from tests.fakes.machine import Machine
-from tests.fakes.notify import Notify, notified
-from tests.servers.s3 import S3Server, aws_environment
 from tests.soak.company import asked
+from tests.support.machine import Machine
+from tests.support.notify import Notify, notified
+from tests.support.servers.s3 import S3Server, aws_environment
 
 CPU_BAR = 0.2
 PSS_BARS = {"before": 90_000_000, "after": 130_000_000}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tests.bench.memory import uploaded
 from tests.bench.report import Line
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import Writer
+from tests.support.machine import Machine
+from tests.support.session_buddy import Writer
 
 BAR_SECONDS = 0.1
 QUIET_SECONDS = 2.0

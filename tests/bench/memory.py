@@ -10,9 +10,9 @@ from typing import Self
 
 from tests.bench.databases import Databases
 from tests.bench.report import MEBIBYTE, Line, mebibytes
-from tests.fakes.machine import Machine, Running
+from tests.support.machine import Machine, Running
 
-CHILD = b"agent.adapters.duckdb_files.child"
+CHILD = b"agent.adapters.duckdb.child"
 GROWTH_BAR = 50 * MEBIBYTE
 CHILD_BAR = 128 * MEBIBYTE
 SAME_WITHIN = 10 * MEBIBYTE

@@ -15,20 +15,20 @@ from pathlib import Path
 
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from agent.adapters.nats_bus import NatsOptions
-from agent.adapters.nats_bus.bus import NatsBus
-from agent.adapters.nats_bus.options import DAY
-from agent.adapters.nats_bus.stream import STREAM
+from agent.adapters.nats import NatsOptions
+from agent.adapters.nats.bus import NatsBus
+from agent.adapters.nats.options import DAY
+from agent.adapters.nats.stream import STREAM
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
-from agent.application.recorder import succeeded
+from agent.application.sync.results import succeeded
 from agent.domain.naming import SUBJECT_PREFIX
-from agent.domain.route import CLOUD
+from agent.domain.routing import CLOUD
 from agent.events_client import results
 from agent.ports import Message
 from tests.bench.report import Line
-from tests.fakes import values
-from tests.servers.nats import connected, running_nats
+from tests.support import values
+from tests.support.servers.nats import connected, running_nats
 
 BAR = 0.5
 PATTERN = f"{SUBJECT_PREFIX}.sync.*.*"

@@ -11,8 +11,8 @@ from tests.bench.idle import START_SECONDS, cpu_seconds
 from tests.bench.memory import MEBIBYTE, settled
 from tests.bench.nats_door import NatsDoor
 from tests.bench.report import Line, mebibytes
-from tests.fakes.machine import Machine
-from tests.servers.nats import NatsServer, running_nats
+from tests.support.machine import Machine
+from tests.support.servers.nats import NatsServer, running_nats
 
 CPU_BAR = 0.1
 PSS_BAR = 80 * MEBIBYTE

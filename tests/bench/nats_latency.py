@@ -19,11 +19,11 @@ from pathlib import Path
 from tests.bench.memory import uploaded
 from tests.bench.pairs import Difference, difference, milliseconds
 from tests.bench.report import Line
-from tests.fakes import machine as machines
-from tests.fakes.ear import Ear
-from tests.fakes.machine import Machine, Running
-from tests.fakes.session_buddy import Writer
-from tests.servers.nats import running_nats
+from tests.support import machine as machines
+from tests.support.bus_listener import Ear
+from tests.support.machine import Machine, Running
+from tests.support.servers.nats import running_nats
+from tests.support.session_buddy import Writer
 
 BAR_SECONDS = 0.015
 QUIET_SECONDS = 0.6

@@ -6,20 +6,20 @@ import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
-from agent.adapters.duckdb_files import DuckdbMemoryReader, DuckdbSnapshotTaker
+from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker
 from agent.adapters.gzip_members import GzipMembers
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
-from agent.application.cloud_sync import CloudSync
-from agent.application.memory_delta import MemoryDelta
+from agent.application.memories.delta import MemoryDelta
+from agent.application.sync.cloud import CloudSync
+from agent.domain.delivery_state import Target
 from agent.domain.events import SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
 from agent.domain.owner import Machine
-from agent.domain.route import CLOUD, MANUAL
-from agent.domain.states import Target
+from agent.domain.routing import CLOUD, MANUAL
 from agent.ports import Delivered, ObjectStore
 
 PART_BYTES = 5 * 2**20

@@ -5,15 +5,15 @@ from collections import Counter
 from pathlib import Path
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 from agent.adapters.system_clock import SystemClock
-from agent.application.archive import Archive
-from agent.application.pruning import Pruning
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.prune import Pruner
 from agent.domain.retention import KeepRules
 from agent.ports import ObjectStore
 from tests.bench.report import Line
-from tests.fakes import uploads, values
-from tests.servers.s3 import running_rclone
+from tests.support import uploads, values
+from tests.support.servers.s3 import running_rclone
 
 KEPT = 10
 RULES = KeepRules(last=KEPT, daily=0, weekly=0, monthly=0)
@@ -70,7 +70,7 @@ async def lines(folder: Path, count: int) -> list[Line]:
 
 
 async def _prune(store: ObjectStore, count: int, objects: int) -> float:
-    pruning = Pruning(Archive(store, values.SYSTEM), RULES, SystemClock())
+    pruning = Pruner(Catalog(store, values.SYSTEM), RULES, SystemClock())
     started = time.perf_counter()
     pruned = await pruning.carry_out(await pruning.plan({}), {})
     took = time.perf_counter() - started

@@ -8,19 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from agent.adapters.s3_store import S3Store
-from agent.application.archive import Archive
-from agent.application.restoring import Wanted
+from agent.adapters.s3 import S3Store
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.restore import RestoreRequest
+from agent.bootstrap.restore import restoring_to
 from agent.domain.manifest import Manifest
-from agent.wiring.restoring import restoring_to
 from tests.bench import pipeline
 from tests.bench.databases import Databases
 from tests.bench.memory import SAME_WITHIN, PssWatch
 from tests.bench.pipeline import SYSTEM
 from tests.bench.report import Line, mebibytes, seconds
 from tests.bench.stages import timed
-from tests.fakes.machine import Machine
-from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, S3Server, aws_environment, running_rclone
+from tests.support.machine import Machine
+from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY, S3Server, aws_environment, running_rclone
 
 RATIO_BAR = 1.3
 _RCLONE = str(Path(sys.executable).with_name("rclone"))
@@ -35,7 +35,7 @@ async def against_rclone(folder: Path, databases: Databases, size: int, rounds: 
         store = S3Store(bucket=server.new_bucket(), endpoint=server.endpoint, region="auto")
         try:
             manifest = await pipeline.upload(data, folder / "state", store)
-            archive, bucket = Archive(store, SYSTEM), store.location.split("/")[2].split(" ")[0]
+            archive, bucket = Catalog(store, SYSTEM), store.location.split("/")[2].split(" ")[0]
             for number in range(rounds):
                 theirs, ours = folder / f"theirs-{number}", folder / f"ours-{number}"
                 theirs.mkdir()
@@ -101,9 +101,9 @@ async def _rival(server: S3Server, bucket: str, manifest: Manifest, folder: Path
                 raise subprocess.CalledProcessError(code, command[0])
 
 
-async def _restore(archive: Archive, manifest: Manifest, to: Path) -> None:
+async def _restore(archive: Catalog, manifest: Manifest, to: Path) -> None:
     async with restoring_to(to, archive) as restoring:
-        await restoring.restore(manifest, Wanted(), _Silent())
+        await restoring.restore(manifest, RestoreRequest(), _Silent())
 
 
 class _Silent:

@@ -44,9 +44,9 @@ from tests.bench import (
 from tests.bench.databases import Databases
 from tests.bench.report import Line, seconds, show
 from tests.bench.stages import Stages, timed
-from tests.fakes import machine, zygote
-from tests.fakes.machine import Machine
-from tests.servers.s3 import aws_environment, running_rclone
+from tests.support import machine, zygote
+from tests.support.machine import Machine
+from tests.support.servers.s3 import aws_environment, running_rclone
 
 RATIO_BAR = 1.5
 WAIT_SECONDS = 900.0

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 from agent.domain.manifest import Manifest
 from tests.bench import pipeline
 from tests.bench.stages import timed
-from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, S3Server, aws_environment, running_rclone
+from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY, S3Server, aws_environment, running_rclone
 
 BUCKET = "bench"
 _RCLONE = str(Path(sys.executable).with_name("rclone"))

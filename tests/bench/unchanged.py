@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.bench.databases import Databases
 from tests.bench.report import Line, mebibytes
-from tests.fakes.machine import Machine
+from tests.support.machine import Machine
 
 HEADER_BYTES = 12_288
 AHEAD_BYTES = 256 * 1024

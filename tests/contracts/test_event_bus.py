@@ -8,16 +8,16 @@ import pytest
 
 from agent.adapters.failover_bus import FailoverBus
 from agent.adapters.memory_bus import MemoryBus
-from agent.adapters.nats_bus import NatsOptions, Patience
-from agent.adapters.nats_bus.bus import NatsBus
+from agent.adapters.nats import NatsOptions, Patience
+from agent.adapters.nats.bus import NatsBus
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import StateError
 from agent.domain.events import Event, SessionEnded, SyncProgress, SyncRequested
 from agent.ports import EventBus, Message
-from tests.servers.nats import NatsServer
+from tests.support.servers.nats import NatsServer
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 ACK_WAIT = 0.5
 CLOCK = SystemClock()

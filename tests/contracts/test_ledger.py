@@ -9,12 +9,12 @@ from hypothesis import given, settings, strategies as st
 
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
-from agent.domain import moves
+from agent.domain import transitions
+from agent.domain.delivery_state import TargetRecord
 from agent.domain.errors import StateError
 from agent.domain.events import SessionEnded, UploadsPruned, outcome_event_id
-from agent.domain.states import TargetRecord
-from tests.fakes.clock import ManualClock
-from tests.fakes.values import (
+from tests.support.clock import ManualClock
+from tests.support.values import (
     NOON,
     OTHER_TARGET,
     SYSTEM,
@@ -615,44 +615,44 @@ async def test_closing_waits_for_what_was_begun_and_can_be_repeated(book):
 # ---------------------------------------------------------------------------------------------- any story, told to both
 
 STEPS = {
-    "owe reflection": (lambda b: b.owe(TARGET, ["reflection"]), lambda r: moves.owe(r, ["reflection"])),
-    "owe graph": (lambda b: b.owe(TARGET, ["knowledge_graph"]), lambda r: moves.owe(r, ["knowledge_graph"])),
+    "owe reflection": (lambda b: b.owe(TARGET, ["reflection"]), lambda r: transitions.owe(r, ["reflection"])),
+    "owe graph": (lambda b: b.owe(TARGET, ["knowledge_graph"]), lambda r: transitions.owe(r, ["knowledge_graph"])),
     "begin": (
         lambda b: b.begin(TARGET, intent(1, reflection=1)),
-        lambda r: moves.begin(r, intent(1, reflection=1)),
+        lambda r: transitions.begin(r, intent(1, reflection=1)),
     ),
-    "abandon": (lambda b: b.abandon(TARGET), moves.abandon),
+    "abandon": (lambda b: b.abandon(TARGET), transitions.abandon),
     "retry": (
         lambda b: b.count_attempt(TARGET, request(), attempts=1, retry_at=LATER, error="503"),
-        lambda r: moves.count_attempt(r, "r1", attempts=1, retry_at=LATER, error="503"),
+        lambda r: transitions.count_attempt(r, "r1", attempts=1, retry_at=LATER, error="503"),
     ),
     "give up": (
         lambda b: b.give_up(TARGET, error="403", failures=1, retry_at=LATER, result=failed()),
-        lambda r: moves.give_up(r, error="403", failures=1, retry_at=LATER),
+        lambda r: transitions.give_up(r, error="403", failures=1, retry_at=LATER),
     ),
     "refresh": (
         lambda b: b.refresh(TARGET, {"reflection": fingerprint("reflection", 2)}),
-        lambda r: moves.refresh(r, {"reflection": fingerprint("reflection", 2)}),
+        lambda r: transitions.refresh(r, {"reflection": fingerprint("reflection", 2)}),
     ),
     "trouble": (
         lambda b: b.trouble(TARGET, {"knowledge_graph": problem("knowledge_graph", retry_at=LATER)}),
-        lambda r: moves.trouble(r, {"knowledge_graph": problem("knowledge_graph", retry_at=LATER)}),
+        lambda r: transitions.trouble(r, {"knowledge_graph": problem("knowledge_graph", retry_at=LATER)}),
     ),
     "deliver": (
         lambda b: b.deliver(TARGET, WHOLE, SEEN, {}, succeeded(WHOLE)),
-        lambda r: moves.deliver(r, WHOLE, SEEN, {}, result_id=succeeded(WHOLE).id, at=WHOLE.uploaded_at),
+        lambda r: transitions.deliver(r, WHOLE, SEEN, {}, result_id=succeeded(WHOLE).id, at=WHOLE.uploaded_at),
     ),
     "hand over": (
         lambda b: b.hand_over(TARGET, SEEN, {}, handed()),
-        lambda r: moves.hand_over(r, SEEN, {}, result_id=handed().id, at=handed().time),
+        lambda r: transitions.hand_over(r, SEEN, {}, result_id=handed().id, at=handed().time),
     ),
     "adopt": (
         lambda b: b.adopt(TARGET, WHOLE, succeeded(WHOLE)),
-        lambda r: moves.adopt(r, WHOLE, result_id=succeeded(WHOLE).id),
+        lambda r: transitions.adopt(r, WHOLE, result_id=succeeded(WHOLE).id),
     ),
-    "forget": (lambda b: b.forget(TARGET, ["reflection"]), lambda r: moves.forget(r, ["reflection"])),
-    "settle": (lambda b: b.settle(TARGET, skipped()), moves.settle),
-    "reset": (lambda b: b.reset(TARGET), moves.reset),
+    "forget": (lambda b: b.forget(TARGET, ["reflection"]), lambda r: transitions.forget(r, ["reflection"])),
+    "settle": (lambda b: b.settle(TARGET, skipped()), transitions.settle),
+    "reset": (lambda b: b.reset(TARGET), transitions.reset),
 }
 WHOLE = manifest(1, reflection=1, knowledge_graph=(0, "carried"))
 SEEN = {"reflection": fingerprint("reflection", 1)}
@@ -686,7 +686,7 @@ async def tell(ledger, book, story):
         elif step == "confirm":
             for result in list(waiting.values()):
                 await ledger.confirm(result)
-                record = moves.confirm(record, result.id)
+                record = transitions.confirm(record, result.id)
             out |= waiting
             waiting = {}
         else:
@@ -701,7 +701,7 @@ async def tell(ledger, book, story):
                 record = expected
                 result = TELLS.get(step)
                 if result is not None and result.id in out:
-                    record = moves.confirm(record, result.id)
+                    record = transitions.confirm(record, result.id)
                 elif result is not None:
                     waiting.setdefault(result.id, result)
         assert await ledger.record(TARGET) == record

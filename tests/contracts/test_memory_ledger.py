@@ -12,14 +12,14 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.domain import naming
 from agent.domain.errors import StateError
 from agent.domain.manifest import MemoriesPart
-from agent.ports import Held, Standing
-from tests.fakes.clock import ManualClock
-from tests.fakes.memories import seen
-from tests.fakes.values import NOON, OTHER_TARGET, SYSTEM, TARGET, intent, manifest, sha256, succeeded, upload_id
+from agent.ports import Held, MemoryCounts
+from tests.support.clock import ManualClock
+from tests.support.memories import seen
+from tests.support.values import NOON, OTHER_TARGET, SYSTEM, TARGET, intent, manifest, sha256, succeeded, upload_id
 
 LATER = NOON + timedelta(hours=1)
 PAGE = (seen(3), seen(1), seen(1, kind="reflection"), seen(1, kind="entity"), seen(2, embedded=False))
-NOTHING = Standing()
+NOTHING = MemoryCounts()
 
 
 class Book:
@@ -87,7 +87,7 @@ async def test_what_was_delivered_is_lacking_no_more_until_it_changes(book):
     assert await lacking(book.memories, *page) == [seen(2), seen(1, state=1)]
     await book.memories.delivered(TARGET, [seen(1, state=1)])
     assert await lacking(book.memories, *page) == [seen(2), seen(1)], "only its last state is known"
-    assert await book.memories.standing(TARGET) == Standing(delivered=2)
+    assert await book.memories.standing(TARGET) == MemoryCounts(delivered=2)
 
 
 async def test_each_target_has_memories_of_its_own(memories):
@@ -95,7 +95,7 @@ async def test_each_target_has_memories_of_its_own(memories):
     await memories.hold(OTHER_TARGET, [refused(seen(2))])
     assert await lacking(memories, seen(1), seen(2)) == [seen(2)]
     assert await lacking(memories, seen(1), seen(2), target=OTHER_TARGET) == [seen(1)]
-    assert await memories.standing(OTHER_TARGET) == Standing(refused={"wrong dimension": 1})
+    assert await memories.standing(OTHER_TARGET) == MemoryCounts(refused={"wrong dimension": 1})
 
 
 async def test_rows_of_equal_ids_are_told_apart_by_database_and_kind(memories):
@@ -110,20 +110,20 @@ async def test_rows_of_equal_ids_are_told_apart_by_database_and_kind(memories):
 async def test_what_waits_stays_lacking_and_what_was_refused_is_lacking_when_it_changes(memories):
     await memories.hold(TARGET, [waiting(seen(1)), refused(seen(2))])
     assert await lacking(memories, seen(1), seen(2), seen(2, state=1)) == [seen(1), seen(2, state=1)]
-    assert await memories.standing(TARGET) == Standing(waiting={"no embedding": 1}, refused={"wrong dimension": 1})
+    assert await memories.standing(TARGET) == MemoryCounts(waiting={"no embedding": 1}, refused={"wrong dimension": 1})
 
 
 async def test_delivered_at_last_it_is_held_no_more(memories):
     await memories.hold(TARGET, [waiting(seen(1)), refused(seen(2))])
     await memories.delivered(TARGET, [seen(1), seen(2, state=1)])
-    assert await memories.standing(TARGET) == Standing(delivered=2)
+    assert await memories.standing(TARGET) == MemoryCounts(delivered=2)
     assert list(await memories.held(TARGET, limit=9)) == []
 
 
 async def test_a_row_that_was_delivered_in_an_earlier_state_is_held_in_its_new_one(memories):
     await memories.delivered(TARGET, [seen(1), seen(2)])
     await memories.hold(TARGET, [waiting(seen(1, state=1)), refused(seen(2, state=1))])
-    assert await memories.standing(TARGET) == Standing(waiting={"no embedding": 1}, refused={"wrong dimension": 1})
+    assert await memories.standing(TARGET) == MemoryCounts(waiting={"no embedding": 1}, refused={"wrong dimension": 1})
     assert await lacking(memories, seen(1, state=1), seen(2, state=1)) == [seen(1, state=1)]
 
 
@@ -161,7 +161,7 @@ async def test_pages_and_batches_may_be_large_mixed_and_repeat_themselves(memori
     await memories.delivered(TARGET, [*rows[::2], *rows[:7:2]])
     assert await lacking(memories, *rows, *rows[:4]) == [*rows[1::2], *rows[1:4:2]]
     assert await memories.hold(TARGET, [waiting(row) for row in (*rows[1::2], *rows[1::2])]) == len(rows[1::2])
-    assert await memories.standing(TARGET) == Standing(
+    assert await memories.standing(TARGET) == MemoryCounts(
         delivered=len(rows[::2]), waiting={"no embedding": len(rows[1::2])}
     )
 
@@ -191,7 +191,7 @@ async def test_ids_and_reasons_may_hold_anything(memories):
     rows = [replace(seen(1), id=row_id) for row_id in ids]
     await memories.hold(TARGET, [refused(row, "\udcff at 5") for row in rows])
     assert {held.seen.id for held in await memories.held(TARGET, limit=99)} == set(ids)
-    assert await memories.standing(TARGET) == Standing(refused={"\\udcff at 5": len(ids)})
+    assert await memories.standing(TARGET) == MemoryCounts(refused={"\\udcff at 5": len(ids)})
     await memories.meet(TARGET, "\udcff")
     for row in rows:
         assert await lacking(memories, row) == []
@@ -232,7 +232,7 @@ async def test_for_another_version_what_was_refused_is_lacking_and_what_is_held_
     await book.open()
     assert await lacking(book.memories, seen(1), seen(3)) == [seen(1), seen(3)]
     assert await lacking(book.memories, seen(1), target=OTHER_TARGET) == []
-    assert await book.memories.standing(TARGET) == Standing(
+    assert await book.memories.standing(TARGET) == MemoryCounts(
         delivered=1, waiting={"wrong dimension": 2, "no embedding": 1}
     ), "it is told of until it was tried"
     assert await book.memories.meet(TARGET, "0.12.0") == frozenset()
@@ -344,7 +344,7 @@ async def test_staged_once_more_the_later_state_counts_and_what_was_held_is_deli
     await deliver(book, 0, BOTH)
     page = [seen(1), seen(1, state=1), seen(2), seen(3)]
     assert await lacking(book.memories, *page) == [seen(1)]
-    assert await book.memories.standing(TARGET) == Standing(delivered=3)
+    assert await book.memories.standing(TARGET) == MemoryCounts(delivered=3)
 
 
 async def test_what_was_unstaged_or_abandoned_was_not_delivered_but_what_was_given_up_is_still_staged(book):
@@ -426,7 +426,7 @@ async def test_what_is_gone_from_the_bucket_is_new_again(book):
     page = [*ROWS, seen(4), seen(4, kind="entity")]
     assert await lacking(book.memories, *page) == [seen(1), seen(2), seen(4)]
     assert await lacking(book.memories, *ROWS, target=OTHER_TARGET) == []
-    assert await book.memories.standing(TARGET) == Standing(delivered=1, refused={"wrong dimension": 1})
+    assert await book.memories.standing(TARGET) == MemoryCounts(delivered=1, refused={"wrong dimension": 1})
     assert await book.memories.bases(TARGET) == {"knowledge_graph": upload_id(0)}
     await deliver(book, 1, BOTH)
     assert await lacking(book.memories, seen(5), seen(5, kind="entity")) == [seen(5)]

@@ -5,12 +5,12 @@ from datetime import datetime
 
 import pytest
 
-from agent.adapters.akosha_mcp import AkoshaSink
+from agent.adapters.akosha import AkoshaSink
 from agent.domain.memories import memory_id
-from tests.fakes.memories import CREATED, embedding, memory, seen
-from tests.fakes.sink import MemorySink
-from tests.fakes.values import SYSTEM
-from tests.servers.akosha import Akosha
+from tests.support.memories import CREATED, embedding, memory, seen
+from tests.support.servers.akosha import Akosha
+from tests.support.sink import MemorySink
+from tests.support.values import SYSTEM
 
 
 @pytest.fixture(scope="module")

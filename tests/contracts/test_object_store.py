@@ -7,13 +7,13 @@ import threading
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 from agent.domain.errors import CopyUnsupported, NoSuchObject
 from agent.ports import Creation, StoredObject
-from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.memory_store import MemoryStore
+from tests.support.faulty_store import FaultyStore
+from tests.support.memory_store import MemoryStore
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 MIB = 2**20
 PART = 5 * MIB

@@ -28,13 +28,13 @@ from agent.api import (
     HybridAkoshaSync,
     HybridSyncError,
 )
+from agent.bootstrap import Home
 from agent.domain.errors import AkoshaError
 from agent.settings import load, variable
-from agent.wiring import Home
-from tests.fakes import arrivals
-from tests.fakes.machine import TIMEOUT, Machine
-from tests.fakes.session_buddy import REFLECTION, Checker, create
-from tests.servers.akosha import Akosha
+from tests.support import arrivals
+from tests.support.machine import TIMEOUT, Machine
+from tests.support.servers.akosha import Akosha
+from tests.support.session_buddy import REFLECTION, Checker, create
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"pydantic", "structlog", "yaml", "duckdb", "aioboto3", "sqlite3", "orjson", "httpx2", "typer", "rich"}
@@ -44,7 +44,7 @@ HOST = """
     import asyncio, json, sys, threading
     from pathlib import Path
     from agent.api import AkoshaSyncConfig, HybridAkoshaSync
-    from tests.fakes.session_buddy import _REFLECTION_TABLES, _commit, _opened
+    from tests.support.session_buddy import _REFLECTION_TABLES, _commit, _opened
 
     data, state, bucket = map(Path, sys.argv[1:])
     file = data / "reflection.duckdb"

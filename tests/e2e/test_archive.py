@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.fakes.archive import flipped
-from tests.fakes.machine import Machine
+from tests.support.archive import flipped
+from tests.support.machine import Machine
 
 VERIFIED = "akosha.archive.verified.v1"
 

@@ -9,9 +9,9 @@ import shutil
 import pytest
 
 from agent import __version__
-from tests.fakes import arrivals
-from tests.fakes.machine import COMMAND, Machine
-from tests.fakes.session_buddy import REAL, STATES, Checker, Finding
+from tests.support import arrivals
+from tests.support.machine import COMMAND, Machine
+from tests.support.session_buddy import REAL, STATES, Checker, Finding
 
 CONTRACT = {
     "method": str,

@@ -4,8 +4,8 @@ import pytest
 
 from agent.api import AkoshaSyncConfig, HTTPSyncError, HttpSyncMethod
 from agent.settings import variable
-from tests.fakes.machine import Machine
-from tests.servers.akosha import Akosha
+from tests.support.machine import Machine
+from tests.support.servers.akosha import Akosha
 
 CURE = "akosha_agent_data_dir"
 

@@ -21,12 +21,12 @@ import psutil
 import pytest
 from rich.console import Console
 
-from agent.faces.demo import shape
-from agent.faces.demo.bucket import MANIFEST, upload_folders
-from agent.faces.demo.checks import Check, examine, open_all
-from agent.faces.demo.children import own_environment
-from agent.faces.demo.screen import Screen
-from agent.faces.demo.shape import Tally
+from agent.entrypoints.demo import shape
+from agent.entrypoints.demo.bucket import MANIFEST, upload_folders
+from agent.entrypoints.demo.checks import Check, examine, open_all
+from agent.entrypoints.demo.children import own_environment
+from agent.entrypoints.demo.screen import Screen
+from agent.entrypoints.demo.shape import Tally
 
 pytestmark = pytest.mark.long
 
@@ -376,7 +376,7 @@ def test_on_a_terminal_there_are_colours_and_a_table_with_marks():
 
 
 async def test_a_checker_that_crashes_is_a_failure_of_what_it_had_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("agent.faces.demo.checks.CHECKER", "agent.faces.demo.no_such_module")
+    monkeypatch.setattr("agent.entrypoints.demo.checks.CHECKER", "agent.entrypoints.demo.no_such_module")
     opened = await open_all([tmp_path / "one"])
     assert "no_such_module" in opened["one"].error
     assert opened["one"].tally == {}

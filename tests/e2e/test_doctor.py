@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fakes.machine import Machine
+from tests.support.machine import Machine
 
 SECRETS = ("canary-http-token", "AKIACANARYCANARYCANA", "canary+aws/secret")
 

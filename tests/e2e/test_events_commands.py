@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
-from tests.fakes.machine import Machine
+from tests.support.machine import Machine
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 @pytest.fixture

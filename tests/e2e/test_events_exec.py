@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.machine import TIMEOUT, Machine, Running
+from tests.support.machine import TIMEOUT, Machine, Running
 
 pytestmark = pytest.mark.long
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 FAILS_TWICE = """
 number=$(($(cat number 2>/dev/null || echo 0) + 1)); echo $number > number

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from typer.testing import CliRunner
 
-from agent.faces.cli import app
-from agent.faces.hook import command_line
+from agent.entrypoints.cli.app import app
+from agent.entrypoints.hook import command_line
 from agent.settings.sources import variable
-from tests.fakes.machine import COMMAND, Machine
 from tests.faults import restricted
+from tests.support.machine import COMMAND, Machine
 
 SESSIONS = 100
 

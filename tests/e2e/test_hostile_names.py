@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.fakes.machine import Machine
+from tests.support.machine import Machine
 
 HOSTILE = "knowledge_graph_a\x1b[2J\nzq\u202ec.duckdb"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import session_buddy
-from tests.fakes.machine import NOBODY, Machine
-from tests.servers.akosha import Akosha
+from tests.support import session_buddy
+from tests.support.machine import NOBODY, Machine
+from tests.support.servers.akosha import Akosha
 
 AWAY = {"cloud_endpoint": "http://127.0.0.1:9", "cloud_bucket": "memories"}
 KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
@@ -206,7 +206,7 @@ def test_the_token_is_nowhere_but_on_its_way(machine, akosha):
 
     akosha.interfere = look
     assert machine.sync()["memories"] == 8
-    assert [line for line in arguments if "duckdb_files" in line]
+    assert [line for line in arguments if "adapters.duckdb" in line]
     akosha.token = "another"
     machine.write(commits=6)
     machine.sync(code=1)

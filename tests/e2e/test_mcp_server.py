@@ -21,7 +21,7 @@ from mcp.client.client import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
 from agent.adapters.state_directory import StateDirectory
-from tests.fakes.machine import COMMAND, TIMEOUT, Machine, Running
+from tests.support.machine import COMMAND, TIMEOUT, Machine, Running
 
 SYNC, STATUS, POINTS = "sync_to_akosha", "akosha_sync_status", "akosha_restore_points"
 TOKEN = "canary-t0ken"

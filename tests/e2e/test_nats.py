@@ -9,11 +9,11 @@ import socket
 import nats
 import pytest
 
-from tests.fakes.ear import Ear, listening
-from tests.fakes.event_documents import check
-from tests.fakes.machine import Machine
-from tests.servers.nats import NatsServer, running_nats
-from tests.servers.nats_credentials import Operator
+from tests.support.bus_listener import Ear, listening
+from tests.support.event_documents import check
+from tests.support.machine import Machine
+from tests.support.servers.nats import NatsServer, running_nats
+from tests.support.servers.nats_credentials import Operator
 
 ENDED = "akosha.session.laptop.ended"
 

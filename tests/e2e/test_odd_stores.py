@@ -5,8 +5,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from tests.fakes.machine import Machine
-from tests.servers.s3 import aws_environment
+from tests.support.machine import Machine
+from tests.support.servers.s3 import aws_environment
 
 PAGE = b"<html><body>Log in</body></html>"
 ANSWERS = {

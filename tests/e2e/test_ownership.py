@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.machine import Machine
+from tests.support.machine import Machine
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.s3_store import S3Store
-from tests.fakes import uploads
-from tests.fakes.machine import Machine
-from tests.servers.front import refuse
-from tests.servers.s3 import aws_environment
-from tests.servers.threaded_front import Gate, running_front
+from agent.adapters.s3 import S3Store
+from tests.support import uploads
+from tests.support.machine import Machine
+from tests.support.servers.faulty_proxy import refuse
+from tests.support.servers.s3 import aws_environment
+from tests.support.servers.threaded_proxy import Gate, running_front
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 LAPTOP = "laptop"
 KEEP_TWO = ("--keep-last", "2", "--keep-daily", "0", "--keep-weekly", "0", "--keep-monthly", "0")

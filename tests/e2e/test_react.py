@@ -7,12 +7,12 @@ from contextlib import contextmanager
 import nats
 import pytest
 
-from tests.fakes.ear import listening
-from tests.fakes.event_documents import check
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import REFLECTION, create
-from tests.servers.akosha import Akosha
-from tests.servers.nats import running_nats
+from tests.support.bus_listener import listening
+from tests.support.event_documents import check
+from tests.support.machine import Machine
+from tests.support.servers.akosha import Akosha
+from tests.support.servers.nats import running_nats
+from tests.support.session_buddy import REFLECTION, create
 
 pytestmark = pytest.mark.long
 

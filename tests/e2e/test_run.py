@@ -4,14 +4,14 @@ import signal
 
 import pytest
 
-from tests.fakes import arrivals
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import GRAPH, REFLECTION, Checker, Finding, Writer
-from tests.servers.bucket import Bucket
-from tests.servers.s3 import SECRET_KEY, aws_environment
-from tests.servers.threaded_front import Gate, running_front
+from tests.support import arrivals
+from tests.support.machine import Machine
+from tests.support.servers.bucket import Bucket
+from tests.support.servers.s3 import SECRET_KEY, aws_environment
+from tests.support.servers.threaded_proxy import Gate, running_front
+from tests.support.session_buddy import GRAPH, REFLECTION, Checker, Finding, Writer
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 @pytest.fixture

@@ -7,17 +7,17 @@ import threading
 
 import pytest
 
-from tests.fakes import arrivals
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import GRAPH, REFLECTION, Checker, Finding
-from tests.servers.bucket import Bucket
-from tests.servers.front import refuse, stall
-from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, aws_environment
-from tests.servers.threaded_front import Gate, running_front
+from tests.support import arrivals
+from tests.support.machine import Machine
+from tests.support.servers.bucket import Bucket
+from tests.support.servers.faulty_proxy import refuse, stall
+from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY, aws_environment
+from tests.support.servers.threaded_proxy import Gate, running_front
+from tests.support.session_buddy import GRAPH, REFLECTION, Checker, Finding
 
 pytestmark = pytest.mark.long
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 TOKEN = "canary-token-that-is-nobody's-business"
 

@@ -12,11 +12,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from agent.adapters.state_directory import StateDirectory
-from agent.faces.cli import app
-from agent.faces.service import program as programs, standing as standings
-from agent.faces.service.launchd import Launchd
-from agent.faces.service.runner import Runner
-from tests.fakes.machine import COMMAND
+from agent.entrypoints.cli.app import app
+from agent.entrypoints.service import program as programs, status as standings
+from agent.entrypoints.service.launchd import Launchd
+from agent.entrypoints.service.runner import Runner
+from tests.support.machine import COMMAND
 
 UNIT = "akosha-agent.service"
 ME = os.getuid()
@@ -140,7 +140,7 @@ def test_installed_upgraded_and_removed_nothing_is_left(scratch, monkeypatch):
     assert scratch.did() == []
     assert scratch.tree() == installed
 
-    from agent.faces.service import systemd
+    from agent.entrypoints.service import systemd
 
     newer = systemd.template(f"systemd/{UNIT}").replace("Nice=10", "Nice=11")
     monkeypatch.setattr(systemd, "template", lambda _: newer)

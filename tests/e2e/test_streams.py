@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.machine import COMMAND, Machine
+from tests.support.machine import COMMAND, Machine
 
 EACH = [
     ("status",),

@@ -6,9 +6,9 @@ import pty
 import signal
 import termios
 
-from tests.fakes.machine import Machine
-from tests.fakes.notify import notified
-from tests.fakes.session_buddy import GRAPH
+from tests.support.machine import Machine
+from tests.support.notify import notified
+from tests.support.session_buddy import GRAPH
 
 
 def test_it_speaks_the_protocol_and_at_a_hangup_takes_new_settings_or_says_why_not(tmp_path):

@@ -8,13 +8,13 @@ from contextlib import aclosing, asynccontextmanager, suppress
 
 import pytest
 
+from agent.bootstrap import Home
 from agent.domain.events import Event, SyncProgress
-from agent.faces.asking import Asking
-from agent.faces.control_client import follow
-from agent.faces.standing import standing
+from agent.entrypoints.control_client import follow
+from agent.entrypoints.status_view import gather_status
+from agent.entrypoints.sync_client import SyncClient
 from agent.settings import load
-from agent.wiring import Home
-from tests.fakes.machine import TIMEOUT, Machine
+from tests.support.machine import TIMEOUT, Machine
 
 
 @pytest.fixture
@@ -66,27 +66,27 @@ async def test_an_agent_syncs_tells_says_how_it_stands_and_is_waited_for_while_i
     with machine.run() as agent:
         machine.write(commits=20)
         async with following(home) as told:
-            asked = await Asking.prepare(home.settings)
+            asked = await SyncClient.prepare(home.settings)
             result = await asked.result(hear=heard.append)
             agent.logged("sync_succeeded", request_id=asked.ask.id)
             assert {event.request_id for event in heard} >= {asked.ask.id}
             await until(lambda: result in told)
 
-            view = await standing(home.settings)
+            view = await gather_status(home.settings)
             assert (view.running["pid"], view.status.pending) == (agent.pid, ())
             assert view.ground is not None
             document = view.document(home.settings)
 
             other = home.settings.model_copy(update={"system_id": "desktop"})
-            refused = await (await Asking.prepare(other)).result()
+            refused = await (await SyncClient.prepare(other)).result()
             assert "it is for the system desktop" in refused.error
 
             agent.process.send_signal(signal.SIGSTOP)
             machine.write(commits=21)
-            wedged = await standing(home.settings)
+            wedged = await gather_status(home.settings)
             assert (wedged.silent, wedged.status.pending) == (True, ("reflection",))
             assert wedged.document(home.settings).keys() == document.keys()
-            asked = await Asking.prepare(home.settings)
+            asked = await SyncClient.prepare(home.settings)
             waiting = asyncio.create_task(asked.result(), name="sync")
             await until(lambda: list((machine.state / "spool").glob("[!.]*.json")))
             agent.process.send_signal(signal.SIGCONT)
@@ -95,7 +95,7 @@ async def test_an_agent_syncs_tells_says_how_it_stands_and_is_waited_for_while_i
             await until(lambda: result in told)
 
             assert agent.stop() == 0
-            result = await (await Asking.prepare(home.settings)).result()
+            result = await (await SyncClient.prepare(home.settings)).result()
             await until(lambda: result in told)
             assert len({event.id for event in told}) == len(told)
     assert len(machine.manifests) == 2
@@ -111,7 +111,7 @@ async def test_an_agent_that_is_killed_after_it_has_taken_an_ask_is_stood_in_for
         with machine.started("run") as agent:
             agent.logged("agent_started")
             machine.write(commits=20)
-            asked = await Asking.prepare(home.settings)
+            asked = await SyncClient.prepare(home.settings)
             syncing = asyncio.create_task(asked.result(), name="sync")
             await until(lambda: agent.log.seen[-1].get("request_id") == asked.ask.id)
             agent.process.kill()

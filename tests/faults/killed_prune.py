@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.application.archive import Archive
-from agent.application.pruning import Pruning
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.prune import Pruner
 from agent.domain.retention import KeepRules
-from tests.fakes import values
-from tests.fakes.clock import ManualClock
+from tests.support import values
+from tests.support.clock import ManualClock
 
 RULES = KeepRules(last=2, daily=0, weekly=0, monthly=0)
 
@@ -39,7 +39,7 @@ def prune(bucket: Path, left: int, *, before: bool) -> None:
     DirectoryStore._delete = deadly
 
     async def work() -> None:
-        pruning = Pruning(Archive(DirectoryStore(bucket), values.SYSTEM), RULES, ManualClock(values.NOON))
+        pruning = Pruner(Catalog(DirectoryStore(bucket), values.SYSTEM), RULES, ManualClock(values.NOON))
         await pruning.carry_out(await pruning.plan({}), {})
 
     asyncio.run(work())

@@ -24,10 +24,10 @@ from pathlib import Path
 import structlog
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.application.archive import Archive
-from agent.application.restoring import Wanted
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.restore import RestoreRequest
+from agent.bootstrap.restore import finish_restores, restoring_to
 from agent.domain.errors import AkoshaError
-from agent.wiring.restoring import finish_restores, restoring_to
 
 OLD = {"reflection.duckdb": b"old main", "reflection.duckdb.wal": b"old wal"}
 
@@ -39,12 +39,12 @@ class Silent:
 
 
 async def restore(bucket: Path, to: Path) -> None:
-    archive = Archive(DirectoryStore(bucket), "laptop")
+    archive = Catalog(DirectoryStore(bucket), "laptop")
     if await asyncio.to_thread(finish_restores, to):
         return
     manifest = await archive.manifest(await archive.resolve())
     async with restoring_to(to, archive) as restoring:
-        await restoring.restore(manifest, Wanted(force=True), Silent())
+        await restoring.restore(manifest, RestoreRequest(force=True), Silent())
 
 
 def begin(bucket: Path, to: Path, limit: int | None = None) -> tuple[int, int]:

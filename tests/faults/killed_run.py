@@ -8,11 +8,11 @@ POINT is `method:before` or `:after` of one of the calls below. `publish` is a r
 import sys
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.nats_bus.bus import NatsBus
-from agent.adapters.nats_bus.letter import JetStreamLetter
+from agent.adapters.nats.bus import NatsBus
+from agent.adapters.nats.raw_message import JetStreamMessage
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.domain.events import SyncResult
-from agent.faces.cli import app
+from agent.entrypoints.cli.app import app
 from tests.faults.killed_sync import mine
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     for method in ("deliver", "confirm"):
         mine(SqliteLedger, method, point)
     mine(NatsBus, "publish", point, lambda event: isinstance(event, SyncResult))
-    mine(JetStreamLetter, "ack", point)
+    mine(JetStreamMessage, "ack", point)
     app(["run", *sys.argv[2:]])
 
 

@@ -17,7 +17,7 @@ from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.events import SyncResult
-from agent.faces.cli import app
+from agent.entrypoints.cli.app import app
 
 
 def kill() -> None:

@@ -12,7 +12,7 @@ import resource
 import sys
 from pathlib import Path
 
-from agent.adapters.duckdb_files.taker import DuckdbSnapshotTaker
+from agent.adapters.duckdb.snapshot_taker import DuckdbSnapshotTaker
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 

@@ -11,11 +11,11 @@ from email.utils import format_datetime
 
 import pytest
 
-from agent.adapters.akosha_mcp import AkoshaSink
+from agent.adapters.akosha import AkoshaSink
 from agent.domain.errors import SinkError
-from tests.fakes.memories import memory
-from tests.fakes.values import SYSTEM
-from tests.servers.s3 import Authority
+from tests.support.memories import memory
+from tests.support.servers.s3 import Authority
+from tests.support.values import SYSTEM
 
 TOKEN = "canary-token-that-never-appears"
 TOOL = {"name": "batch_store_memories", "inputSchema": {"type": "object"}}

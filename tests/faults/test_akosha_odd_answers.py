@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 
-from agent.adapters.akosha_mcp import AkoshaSink
+from agent.adapters.akosha import AkoshaSink
 from agent.domain.errors import SinkError
 from tests.faults.test_akosha_faults import TOKEN, Rogue, batch, event, respond, rpc
 

@@ -15,10 +15,10 @@ import aiohttp
 import pytest
 import structlog
 from structlog.testing import capture_logs
-
-from agent.faces.control import Limits
-from tests.fakes.control_desk import FakeDesk
 from tests.integration.test_control import JSON, SECONDS, gone, served
+
+from agent.entrypoints.control_api import Limits
+from tests.support.control_api import FakeDesk
 
 HURRIED = Limits(head_seconds=0.2, body_seconds=0.2)
 NOBODY = 65_534

@@ -11,22 +11,22 @@ import zlib
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.duckdb_files.verification import Verdict
+from agent.adapters.duckdb.verification import Verdict
 from agent.adapters.gunzip import Landing
 from agent.adapters.memories_file import JsonMemoriesFile
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 from agent.adapters.system_clock import SystemClock
-from agent.application.archive import Archive
-from agent.application.deep_look import DeepMeans
-from agent.application.verification import Verification
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.deep_check import DeepCheckTools
+from agent.application.archive.verify import Verifier
+from agent.bootstrap.archive import _examine
 from agent.domain.errors import NoSuchObject, StoreError
 from agent.domain.manifest import Manifest
-from agent.wiring.archive import _examine
-from tests.fakes.archive import Kept, flipped, memory_store, objects_in, put
-from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.machine import Machine
+from tests.support.archive import Kept, flipped, memory_store, objects_in, put
+from tests.support.faulty_store import FaultyStore
+from tests.support.machine import Machine
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 SYSTEM = "laptop"
 OBJECTS = ["reflection.duckdb", "knowledge_graph.duckdb", "memories.json", "manifest.json"]
@@ -67,8 +67,8 @@ def rows_as_told(manifest):
 def verification(store, tmp_path, examine=_examine):
     place = tmp_path / "verifying"
     place.mkdir(exist_ok=True)
-    deep = DeepMeans(landing=Landing(place), examine=examine, memories_file=JsonMemoriesFile(place))
-    return Verification(Archive(store, SYSTEM, standstill_seconds=20), SystemClock(), deep)
+    deep = DeepCheckTools(landing=Landing(place), examine=examine, memories_file=JsonMemoriesFile(place))
+    return Verifier(Catalog(store, SYSTEM, standstill_seconds=20), SystemClock(), deep)
 
 
 def looking(kept, tmp_path):
@@ -201,7 +201,7 @@ async def test_a_size_that_cannot_be_is_refused_and_nothing_is_downloaded(kept, 
     assert set(found.problems) <= {"reflection.duckdb", "manifest.json"}
     assert not found.whole
     assert store.keys("get") == [kept.manifest.key]
-    listed = (await Archive(kept.store, SYSTEM).listing()).uploads[0]
+    listed = (await Catalog(kept.store, SYSTEM).listing()).uploads[0]
     assert (listed.upload_id, listed.manifest) == (kept.upload, None)
     assert listed.problems
 

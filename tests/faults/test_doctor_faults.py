@@ -9,15 +9,15 @@ import pytest
 import structlog
 
 from agent.adapters import host_facts
-from agent.application.examination import Level
-from agent.faces.doctor.ground import Ground
-from agent.faces.doctor.registry import ALL
-from agent.faces.doctor.run import diagnose, ground_of, look_around
+from agent.bootstrap import doctor as instruments
+from agent.bootstrap.doctor import DoctorContext
+from agent.entrypoints.doctor.context import CheckContext
+from agent.entrypoints.doctor.findings import Level
+from agent.entrypoints.doctor.registry import ALL
+from agent.entrypoints.doctor.run import diagnose, ground_of, look_around
 from agent.settings import Settings
-from agent.wiring import examination as instruments
-from agent.wiring.examination import Examination
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 LOCAL = [entry for entry in ALL if entry.name != "service"]
 
@@ -30,7 +30,7 @@ def settings(tmp_path):
 
 def ground_at(home, settings):
     tree = Settings(**settings)
-    return Ground(settings=tree, examination=Examination(tree), environ={}, cwd=home, home=home)
+    return CheckContext(settings=tree, examination=DoctorContext(tree), environ={}, cwd=home, home=home)
 
 
 def by_name(found):

@@ -18,7 +18,7 @@ import pytest
 
 from agent.adapters.spool import SpoolDirectory
 from agent.adapters.wire import CloudEventsCodec
-from tests.fakes.machine import COMMAND
+from tests.support.machine import COMMAND
 
 HOOK = ("hook", "session-end", "--state-dir")
 TOLD = b'{"session_id": "s-1", "reason": "clear", "hook_event_name": "SessionEnd"}'
@@ -107,7 +107,7 @@ def test_what_is_made_is_private(state):
     assert {path.stat().st_mode & 0o777 for path in (state / "spool").iterdir()} == {0o600}
 
 
-PATIENT = "from agent.faces.hook import session_end as s\ns.NOTE_SECONDS = s.LIMIT_SECONDS = 4"
+PATIENT = "from agent.entrypoints.hook import session_end as s\ns.NOTE_SECONDS = s.LIMIT_SECONDS = 4"
 """For what the hook says: on a busy machine it may be gone before its child has found out."""
 
 RESTRICTED = {

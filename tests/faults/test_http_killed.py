@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.faces.cli import app
-from tests.fakes import session_buddy
-from tests.fakes.machine import Machine
+from agent.entrypoints.cli.app import app
 from tests.faults.killed_sync import mine
-from tests.servers.akosha import Akosha
+from tests.support import session_buddy
+from tests.support.machine import Machine
+from tests.support.servers.akosha import Akosha
 
 pytestmark = pytest.mark.long
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.machine import Done, Machine
-from tests.fakes.session_buddy import create
+from tests.support.machine import Done, Machine
+from tests.support.session_buddy import create
 
 pytestmark = pytest.mark.long
 

@@ -13,16 +13,16 @@ from structlog.testing import capture_logs
 from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.status_warnings import warnings_in
+from agent.bootstrap import Home
+from agent.domain.delivery_state import State
 from agent.domain.errors import LedgerDamaged, StateError
 from agent.domain.events import SessionEnded
-from agent.domain.states import State
-from agent.ports import Standing
+from agent.ports import MemoryCounts
 from agent.settings import Settings
-from agent.wiring import Home
-from tests.fakes.clock import ManualClock
-from tests.fakes.memories import seen
-from tests.fakes.values import NOON, SYSTEM, TARGET, skipped
-from tests.servers.ledger_process import deliver, opened
+from tests.support.clock import ManualClock
+from tests.support.memories import seen
+from tests.support.servers.ledger_process import deliver, opened
+from tests.support.values import NOON, SYSTEM, TARGET, skipped
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ async def test_a_ledger_that_knew_of_no_memories_learns_of_them_and_keeps_all_it
     assert await ledger.open_ends() == []
     await deliver(ledger, 5)
     await ledger.memories().delivered(TARGET, [seen(1)])
-    assert await ledger.memories().standing(TARGET) == Standing(delivered=1)
+    assert await ledger.memories().standing(TARGET) == MemoryCounts(delivered=1)
     await ledger.aclose()
     await of_now.aclose()
 
@@ -209,14 +209,14 @@ async def test_a_ledger_that_knows_of_no_memories_is_read_as_it_lies_also_while_
     before, watching = path.read_bytes(), await reader(path)
     memories, page = watching.memories(), [seen(1), seen(2)]
     assert (await watching.record(TARGET)).known
-    assert await memories.standing(TARGET) == Standing()
+    assert await memories.standing(TARGET) == MemoryCounts()
     assert (await memories.held(TARGET, limit=9), await memories.bases(TARGET)) == ([], {})
     assert await memories.lacking(TARGET, page) == page
     assert path.read_bytes() == before
     ledger = await opened(path)
     await ledger.memories().delivered(TARGET, page[:1])
     assert await memories.lacking(TARGET, page) == page[1:]
-    assert await memories.standing(TARGET) == Standing(delivered=1)
+    assert await memories.standing(TARGET) == MemoryCounts(delivered=1)
     with pytest.raises(StateError, match="for reading only"):
         await memories.delivered(TARGET, page)
     await ledger.aclose()

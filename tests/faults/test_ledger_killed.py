@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from agent.ports import Standing
-from tests.fakes.memories import seen
-from tests.fakes.values import OTHER_TARGET, TARGET
-from tests.servers.ledger_process import STORY, opened
+from agent.ports import MemoryCounts
+from tests.support.memories import seen
+from tests.support.servers.ledger_process import STORY, opened
+from tests.support.values import OTHER_TARGET, TARGET
 
 ROOT = Path(__file__).parents[2]
 ROWS = [seen(number, state=state) for number in (1, 2, 3) for state in (0, 1)]
 
 
 def kill_when_ready(path: Path, count: int, where: str) -> None:
-    command = [sys.executable, "-m", "tests.servers.ledger_process", "story", str(path), str(count), where]
+    command = [sys.executable, "-m", "tests.support.servers.ledger_process", "story", str(path), str(count), where]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout.readline() == "ready\n"
@@ -66,6 +66,6 @@ async def test_the_story_goes_on_after_a_kill_as_if_nothing_had_happened(tmp_pat
     ledger = await opened(tmp_path / "ledger.db")
     for _, step in STORY[3:]:
         await step(ledger)
-    assert await ledger.memories().standing(TARGET) == Standing(delivered=3)
+    assert await ledger.memories().standing(TARGET) == MemoryCounts(delivered=3)
     await ledger.aclose()
     assert await read(tmp_path / "ledger.db") == await told(tmp_path / "peace.db", len(STORY))

@@ -5,8 +5,8 @@ from contextlib import closing
 
 import pytest
 
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import create
+from tests.support.machine import Machine
+from tests.support.session_buddy import create
 
 
 @pytest.fixture

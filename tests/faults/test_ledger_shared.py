@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 from agent.adapters.sqlite_ledger import SqliteLedger, file
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import StateError
-from tests.fakes.clock import ManualClock
-from tests.fakes.values import NOON, TARGET, skipped
-from tests.servers.ledger_process import deliver, opened
+from tests.support.clock import ManualClock
+from tests.support.servers.ledger_process import deliver, opened
+from tests.support.values import NOON, TARGET, skipped
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65_534
@@ -31,7 +31,7 @@ async def reader(path: Path) -> SqliteLedger:
 async def test_a_reader_beside_a_writing_process_sees_whole_entries_only(tmp_path):
     path, count = tmp_path / "ledger.db", 150
     await (await opened(path)).aclose()
-    command = [sys.executable, "-m", "tests.servers.ledger_process", "busy", str(path), str(count)]
+    command = [sys.executable, "-m", "tests.support.servers.ledger_process", "busy", str(path), str(count)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         watching = await reader(path)
         try:

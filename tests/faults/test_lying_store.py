@@ -4,16 +4,16 @@ import pytest
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.system_clock import SystemClock
-from agent.application import confirmation
-from agent.application.archive import Archive
-from agent.application.lost_databases import REASON
-from agent.application.uploads import Uploads
-from agent.application.verification import Verification
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.verify import Verifier
+from agent.application.sync import confirmation
+from agent.application.sync.bucket_uploads import BucketUploads
+from agent.application.sync.lost_databases import REASON
 from agent.domain.events import SyncFailed, SyncSucceeded
 from tests.integration.test_cloud_sync import PREFIX, Rig
-from tests.servers.front import answer_with, ending, swallow
+from tests.support.servers.faulty_proxy import answer_with, ending, swallow
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def test_a_flipped_bit_is_not_copied_on_from_a_bucket(rig, front, fronted,
     await flip(rig.store, f"{PREFIX}{first.upload_id}/knowledge_graph.duckdb")
     rig.commit("reflection")
     second = await rig.sync()
-    manifest = await Uploads(rig.store, "laptop").manifest(second.upload_id)
+    manifest = await BucketUploads(rig.store, "laptop").manifest(second.upload_id)
     assert rig.origins(manifest) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
     assert (await verified(rig.store, second.upload_id)).whole
     assert set((await verified(rig.store, first.upload_id)).problems) == {"knowledge_graph.duckdb"}
@@ -96,14 +96,14 @@ async def test_a_flipped_bit_is_not_copied_on_from_a_directory(rig, tmp_path):
     first = await rig.sync()
     rig.commit("reflection")
     second = await rig.sync()
-    manifest = await Uploads(rig.store, "laptop").manifest(second.upload_id)
+    manifest = await BucketUploads(rig.store, "laptop").manifest(second.upload_id)
     assert rig.origins(manifest)["knowledge_graph.duckdb"] == "copied"
     flip_file(tmp_path / "bucket" / f"{PREFIX}{second.upload_id}/knowledge_graph.duckdb")
     assert set((await verified(rig.store, second.upload_id)).problems) == {"knowledge_graph.duckdb"}
     assert (await verified(rig.store, first.upload_id)).whole
     rig.commit("reflection")
     third = await rig.sync()
-    manifest = await Uploads(rig.store, "laptop").manifest(third.upload_id)
+    manifest = await BucketUploads(rig.store, "laptop").manifest(third.upload_id)
     assert rig.origins(manifest) == {"knowledge_graph.duckdb": "sent", "reflection.duckdb": "sent"}
     assert (await verified(rig.store, third.upload_id)).whole
 
@@ -166,4 +166,4 @@ async def flip(store, key):
 
 
 async def verified(store, upload):
-    return await Verification(Archive(store, "laptop"), SystemClock()).shallow(upload)
+    return await Verifier(Catalog(store, "laptop"), SystemClock()).shallow(upload)

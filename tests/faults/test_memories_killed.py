@@ -15,10 +15,10 @@ from itertools import count
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.faces.cli import app
-from tests.fakes import session_buddy
-from tests.fakes.machine import Machine
+from agent.entrypoints.cli.app import app
 from tests.faults.killed_sync import mine
+from tests.support import session_buddy
+from tests.support.machine import Machine
 
 pytestmark = pytest.mark.long
 

@@ -4,17 +4,17 @@ import threading
 
 import pytest
 
-from tests.fakes.ear import listening
-from tests.fakes.machine import Machine, Running
 from tests.faults.test_nats_rounds import machine_on, upload_ids
-from tests.servers.bucket import Bucket
-from tests.servers.nats import NatsServer, running_nats
-from tests.servers.s3 import SECRET_KEY, aws_environment
-from tests.servers.threaded_front import Gate, running_front
+from tests.support.bus_listener import listening
+from tests.support.machine import Machine, Running
+from tests.support.servers.bucket import Bucket
+from tests.support.servers.nats import NatsServer, running_nats
+from tests.support.servers.s3 import SECRET_KEY, aws_environment
+from tests.support.servers.threaded_proxy import Gate, running_front
 
 pytestmark = pytest.mark.long
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_single_sync_is_done_without_nats_and_told_by_the_next_agent(server, t
     server.kill()
     done = machine.call("sync", "--json", "-v")
     assert (done.code, done.json["outcome"]) == (0, "succeeded")
-    assert "results_wait" in done.err
+    assert "outbox_blocked" in done.err
     server.start()
     with machine.run(), listening(server.url) as ear:
         ear.wait(lambda: ear.ids() == upload_ids(machine))

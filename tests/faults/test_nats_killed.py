@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from agent.domain.events import upload_event_id
-from tests.fakes.ear import listening
-from tests.fakes.machine import Machine
-from tests.servers.nats import running_nats
+from tests.support.bus_listener import listening
+from tests.support.machine import Machine
+from tests.support.servers.nats import running_nats
 
 pytestmark = pytest.mark.long
 

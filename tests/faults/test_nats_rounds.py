@@ -11,10 +11,10 @@ from nats.js import JetStreamContext
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from agent.domain.events import upload_event_id
-from tests.fakes.ear import Ear, listening
-from tests.fakes.event_documents import check
-from tests.fakes.machine import Machine, Running
-from tests.servers.nats import NatsServer, delete_streams, running_nats
+from tests.support.bus_listener import Ear, listening
+from tests.support.event_documents import check
+from tests.support.machine import Machine, Running
+from tests.support.servers.nats import NatsServer, delete_streams, running_nats
 
 pytestmark = pytest.mark.long
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.fakes.machine import COMMAND, Machine
+from tests.support.machine import COMMAND, Machine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process states and mounts are Linux's here")
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.application.archive import Archive
-from agent.application.pruning import Pruning
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.prune import Pruner
 from agent.domain import naming
 from agent.domain.errors import NotPermitted, StoreError
 from agent.domain.retention import KeepRules
-from tests.fakes import uploads, values
-from tests.fakes.clock import ManualClock
-from tests.servers.front import answer_with, refuse, reset, stall
+from tests.support import uploads, values
+from tests.support.clock import ManualClock
+from tests.support.servers.faulty_proxy import answer_with, refuse, reset, stall
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 HERE = Path(__file__).parent
 LAST_TWO = KeepRules(last=2, daily=0, weekly=0, monthly=0)
@@ -29,7 +29,7 @@ KILLS = 30
 
 
 def pruning_of(store, rules=LAST_TWO, *, now=None):
-    return Pruning(Archive(store, values.SYSTEM), rules, ManualClock(now or datetime.now(UTC)))
+    return Pruner(Catalog(store, values.SYSTEM), rules, ManualClock(now or datetime.now(UTC)))
 
 
 async def prune(store, rules=LAST_TWO, *, now=None):

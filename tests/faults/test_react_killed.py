@@ -20,8 +20,8 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
-from tests.fakes.machine import Machine
-from tests.fakes.sending import Sender
+from tests.support.machine import Machine
+from tests.support.sending import Sender
 
 ROWS = range(1, 8)
 
@@ -43,8 +43,8 @@ def mine(owner: type, method: str, when: str, call: int) -> None:
 
 
 def main() -> None:
-    from agent.adapters.akosha_mcp import AkoshaSink
-    from agent.faces.cli import app
+    from agent.adapters.akosha import AkoshaSink
+    from agent.entrypoints.cli.app import app
 
     place, when, call = sys.argv[1].split(":")
     room, _, method = place.partition(".")
@@ -66,7 +66,7 @@ async def told(machine: Machine) -> list[str]:
 
 @pytest.fixture
 def akosha():
-    from tests.servers.akosha import Akosha  # the process that is killed can do without
+    from tests.support.servers.akosha import Akosha  # the process that is killed can do without
 
     with Akosha() as akosha:
         yield akosha

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore
-from tests.fakes.session_buddy import REAL
-from tests.fakes.uploaded import uploaded
 from tests.faults.killed_restore import OLD
+from tests.support.session_buddy import REAL
+from tests.support.uploaded import uploaded
 
 PROGRAM = Path(__file__).with_name("killed_restore.py")
 

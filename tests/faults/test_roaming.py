@@ -10,27 +10,27 @@ from pathlib import Path
 import pytest
 import structlog
 
-from agent import wiring
-from agent.adapters.akosha_mcp import AkoshaSink
-from agent.adapters.nats_bus import link
-from agent.adapters.s3_store import S3Store
-from agent.application import roaming
+from agent import bootstrap
+from agent.adapters.akosha import AkoshaSink
+from agent.adapters.nats import link
+from agent.adapters.s3 import S3Store
 from agent.application.agent import Agent
-from agent.application.progress import CutOff, Footing, limit_standstill
+from agent.application.sync.stall import StallMonitor, StallTimeout, limit_stalls
+from agent.application.triggers import network_changes
+from agent.bootstrap import Home
 from agent.domain.events import SyncFailed, SyncResult, SyncSucceeded
 from agent.domain.identity import Identity
-from agent.ports import Upheaval
+from agent.ports import NetworkChange
 from agent.settings import Settings
-from agent.wiring import Home
-from tests.fakes import session_buddy
-from tests.fakes.machine import NOBODY
-from tests.fakes.memories import memory
-from tests.fakes.nats_bus import SECONDS, Inbox, ended, opened_bus, until
-from tests.fakes.values import SYSTEM
-from tests.servers.akosha import Akosha
-from tests.servers.front import stall
+from tests.support import session_buddy
+from tests.support.machine import NOBODY
+from tests.support.memories import memory
+from tests.support.nats_bus import SECONDS, Inbox, ended, opened_bus, until
+from tests.support.servers.akosha import Akosha
+from tests.support.servers.faulty_proxy import stall
+from tests.support.values import SYSTEM
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 MIB = 2**20
 IDENTITY = Identity("agent-1", "laptop")
@@ -128,7 +128,7 @@ async def test_the_stores_unused_connections_are_not_used_again(aws, rclone):
         await put(store, b"one")
         assert way.connections == 1
         way.lose()
-        await store.let_go()
+        await store.drop_idle_connections()
         await put(store, b"two")
         assert b"".join([piece async for piece in store.get("a")]) == b"two"
         assert way.connections == 2
@@ -136,20 +136,20 @@ async def test_the_stores_unused_connections_are_not_used_again(aws, rclone):
 
 async def test_a_store_that_has_never_been_used_has_nothing_to_let_go_of(aws, moto):
     async with a_way(moto.endpoint) as way, a_store(way, moto) as store:
-        await store.let_go()
+        await store.drop_idle_connections()
         assert way.connections == 0
 
 
 @pytest.mark.long
 async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, moto):
     """For longer than what stands still is given; and that is longer than a busy machine takes from move to move."""
-    footing, data = Footing(hurried_seconds=7, shaky_seconds=600), random.Random(1).randbytes(12 * MIB)
+    footing, data = StallMonitor(hurried_seconds=7, shaky_seconds=600), random.Random(1).randbytes(12 * MIB)
     async with a_way(moto.endpoint, bytes_per_second=MIB) as way, a_store(way, moto) as store:
         footing.keeps(store)
         loop, moves = asyncio.get_running_loop(), []
 
         async def upload() -> None:
-            async with limit_standstill(60, footing) as moved:
+            async with limit_stalls(60, footing) as moved:
 
                 def progress(_: int) -> None:
                     moves.append(loop.time())
@@ -159,28 +159,28 @@ async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, 
 
         task = asyncio.create_task(upload())
         await until(lambda: moves)
-        await footing.shake()
+        await footing.tighten()
         await task
         assert moves[-1] - moves[0] > 7
         assert way.connections == 1
 
 
 async def test_a_request_whose_connection_died_is_cut_off_soon_and_the_next_goes_by_another(aws, rclone):
-    footing = Footing(hurried_seconds=0.3, shaky_seconds=60)
+    footing = StallMonitor(hurried_seconds=0.3, shaky_seconds=60)
     async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(60):
         footing.keeps(store)
         await put(store, b"it is there")
         way.lose()
         task = asyncio.create_task(_get(store, footing))
         await until(lambda: way.swallowed)
-        await footing.shake()
-        with pytest.raises(CutOff):
+        await footing.tighten()
+        with pytest.raises(StallTimeout):
             await task
         assert await _get(store, footing) == b"it is there"
 
 
-async def _get(store: S3Store, footing: Footing) -> bytes:
-    async with limit_standstill(300, footing):
+async def _get(store: S3Store, footing: StallMonitor) -> bytes:
+    async with limit_stalls(300, footing):
         return b"".join([piece async for piece in store.get("a")])
 
 
@@ -189,10 +189,10 @@ async def test_akoshas_unused_connections_are_not_used_again_and_its_session_goe
         async with a_way(akosha.url) as way, asyncio.timeout(60):
             sink = AkoshaSink(endpoint=f"http://127.0.0.1:{way.port}/mcp", timeout_seconds=10)
             try:
-                await sink.let_go()
+                await sink.drop_idle_connections()
                 await sink.connect()
                 way.lose()
-                await sink.let_go()
+                await sink.drop_idle_connections()
                 assert await sink.is_available()
                 assert (await sink.store([sink.pack(memory(1), SYSTEM)])).stored == 1
                 assert (way.swallowed, akosha.handshakes) == (0, 1)
@@ -214,7 +214,7 @@ async def test_a_nats_connection_that_died_silently_is_replaced_at_an_upheaval(f
         inbox = Inbox()
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         way.lose()
-        bus.look_alive()
+        bus.check_connection()
         async with asyncio.timeout(SECONDS):
             await until(lambda: not bus.state.ready)
             await bus.wait_until_ready()
@@ -227,7 +227,7 @@ async def test_a_ping_that_is_out_when_the_upheaval_comes_is_not_waited_for_any_
         way.lose()
         bus._link.suspect(bus._link.client())
         await until(lambda: bus._link._limit)
-        bus.look_alive()
+        bus.check_connection()
         async with asyncio.timeout(SECONDS):
             await until(lambda: not bus.state.ready)
             await bus.wait_until_ready()
@@ -238,7 +238,7 @@ async def test_a_nats_connection_that_lives_is_kept_whatever_happens_around_it(f
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         client = bus._link.client()
         for _ in range(3):
-            bus.look_alive()
+            bus.check_connection()
             await until(lambda: not bus._link._doubted.is_set())
         assert bus._link.client() is client
         assert way.connections == 1
@@ -250,7 +250,7 @@ async def test_who_waits_before_another_attempt_tries_at_once(fresh_nats):
         async with opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT, ready=False) as bus:
             assert not bus.state.ready
             await way.open()
-            bus.look_alive()
+            bus.check_connection()
             async with asyncio.timeout(SECONDS):
                 await bus.wait_until_ready()
 
@@ -259,9 +259,9 @@ class Outside:
     """Surroundings in which happens what a test says."""
 
     def __init__(self, *_: object) -> None:
-        self.happens: asyncio.Queue[Upheaval] = asyncio.Queue()
+        self.happens: asyncio.Queue[NetworkChange] = asyncio.Queue()
 
-    async def upheavals(self) -> AsyncGenerator[Upheaval, None]:
+    async def upheavals(self) -> AsyncGenerator[NetworkChange, None]:
         while True:
             yield await self.happens.get()
 
@@ -269,9 +269,9 @@ class Outside:
 @contextlib.asynccontextmanager
 async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> AsyncIterator[tuple[Agent, list]]:
     """An agent at work, and what it tells. What stands still at an upheaval is cut off after half a second."""
-    monkeypatch.setattr(wiring, "MachineSurroundings", Outside)
-    monkeypatch.setattr(wiring, "Footing", lambda: Footing(hurried_seconds=0.5))
-    monkeypatch.setattr(roaming, "FIRST_CALM", 0.5)
+    monkeypatch.setattr(bootstrap, "MachineSurroundings", Outside)
+    monkeypatch.setattr(bootstrap, "StallMonitor", lambda: StallMonitor(hurried_seconds=0.5))
+    monkeypatch.setattr(network_changes, "FIRST_CALM", 0.5)
     session_buddy.create(tmp_path / "data", commits=3, entities=2)
     home = Home.of(
         Settings(
@@ -286,7 +286,7 @@ async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> A
         told.append(message.event)
         await message.ack()
 
-    async with await wiring.build(home, IDENTITY) as agent:
+    async with await bootstrap.build(home, IDENTITY) as agent:
         await agent.bus.subscribe("akosha.sync.>", hear)
         task = asyncio.create_task(agent.run())
         try:
@@ -316,17 +316,17 @@ async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_
                 reached = asyncio.Event()
                 front.on("put_object", stall(reached, at=1), times=1)
                 await way.open()
-                await agent.surroundings.happens.put(Upheaval.MOVED)
+                await agent.surroundings.happens.put(NetworkChange.MOVED)
                 async with asyncio.timeout(60):
                     await reached.wait()
                 way.lose()
-                await agent.surroundings.happens.put(Upheaval.WOKE)
+                await agent.surroundings.happens.put(NetworkChange.WOKE)
                 await hears(told, SyncSucceeded)
                 record = await agent.ledger.record(agent.methods["cloud"].target)
         assert (record.failures, record.attempts) == (0, 0)
         events = [line["event"] for line in logged]
-        assert events.count("sync_begins_anew") == 1
-        assert events.count("surroundings_changed") == 2
+        assert events.count("sync_restarted") == 1
+        assert events.count("network_changed") == 2
         assert "sync_retries" not in events
         assert [type(event) for event in told if isinstance(event, SyncResult)] == [SyncFailed, SyncSucceeded], (
             "the attempt that was caught is not the one that was 30 s away"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import arrivals
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import GRAPH, REFLECTION
+from tests.support import arrivals
+from tests.support.machine import Machine
+from tests.support.session_buddy import GRAPH, REFLECTION
 
 pytestmark = pytest.mark.long
 

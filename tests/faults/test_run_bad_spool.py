@@ -1,6 +1,6 @@
 """The running agent when its spool cannot be read: it says so, goes on, and reads it when it can again."""
 
-from tests.fakes.machine import Machine
+from tests.support.machine import Machine
 
 
 def test_a_spool_that_cannot_be_read_is_said_and_the_agent_goes_on(tmp_path):

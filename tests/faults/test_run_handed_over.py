@@ -4,12 +4,12 @@ import signal
 
 import pytest
 
-from tests.fakes.machine import Machine
-from tests.servers.bucket import Bucket
-from tests.servers.s3 import aws_environment
-from tests.servers.threaded_front import Gate, running_front
+from tests.support.machine import Machine
+from tests.support.servers.bucket import Bucket
+from tests.support.servers.s3 import aws_environment
+from tests.support.servers.threaded_proxy import Gate, running_front
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 @pytest.fixture

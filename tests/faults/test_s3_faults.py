@@ -6,13 +6,13 @@ import random
 import pytest
 import structlog
 
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 from agent.domain.errors import CopyUnsupported, NoSuchObject, NotPermitted, StoreError
 from agent.ports import StoredObject
-from tests.servers.front import answer_with, damage, lose_the_answer, refuse, reset, stall
-from tests.servers.s3 import SECRET_KEY
+from tests.support.servers.faulty_proxy import answer_with, damage, lose_the_answer, refuse, reset, stall
+from tests.support.servers.s3 import SECRET_KEY
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 MIB = 2**20
 PART = 5 * MIB
@@ -126,7 +126,7 @@ async def test_a_connection_that_breaks_is_tried_again_then_transient(fronted, f
 )
 async def test_a_stall_that_is_cancelled_ends_at_once_and_leaves_nothing(fronted, front, moto, operation, monkeypatch):
     # Only an upload whose beginning nobody answers makes the abort wait for all its time.
-    monkeypatch.setattr("agent.adapters.s3_store.multipart.ABORT_SECONDS", 3)
+    monkeypatch.setattr("agent.adapters.s3.multipart.ABORT_SECONDS", 3)
     store, reached, told = fronted(), asyncio.Event(), []
     at = 100_000 if operation in ("put_object", "upload_part") else 0
     front.on(operation, stall(reached, at=at))

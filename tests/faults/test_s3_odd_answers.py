@@ -7,12 +7,12 @@ import random
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 from agent.domain.errors import StoreError
 from agent.ports import StoredObject
-from tests.servers.odd import OddServer, answer
+from tests.support.servers.odd import OddServer, answer
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
 SECRET = "canary-in-an-answer"

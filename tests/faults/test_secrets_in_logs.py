@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 from agent.domain import plain_text
 from agent.domain.plain_text import MASK
-from agent.faces.cli import app
-from agent.faces.logs import lines
+from agent.entrypoints.cli.app import app
+from agent.entrypoints.logs import pipeline
 from agent.settings.sources import variable
-from tests.fakes.session_buddy import create
+from tests.support.session_buddy import create
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "c4n4ry+aws/secret=key",
@@ -98,8 +98,8 @@ def serving(server):
 def loud(monkeypatch):
     """Everything is heard, whatever the agent would leave out."""
     before = {name: logging.getLogger(name).level for name in LOUD}
-    monkeypatch.setattr(lines, "LIBRARIES", ())
-    monkeypatch.setattr(lines, "MUTE", ())
+    monkeypatch.setattr(pipeline, "LIBRARIES", ())
+    monkeypatch.setattr(pipeline, "MUTE", ())
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     for name in LOUD:
@@ -108,10 +108,10 @@ def loud(monkeypatch):
     for name, level in before.items():
         logging.getLogger(name).setLevel(level)
     structlog.reset_defaults()
-    if lines._current is not None:
-        logging.getLogger().removeHandler(lines._current)
-        lines._current.out.close()
-        lines._current = None
+    if pipeline._current is not None:
+        logging.getLogger().removeHandler(pipeline._current)
+        pipeline._current.out.close()
+        pipeline._current = None
 
 
 @pytest.fixture

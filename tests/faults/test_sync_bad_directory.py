@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.machine import Machine
+from tests.support.machine import Machine
 
 RESTRICTED = Path(__file__).with_name("restricted.py")
 UNREACHABLE = "cannot be reached"

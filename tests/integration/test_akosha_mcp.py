@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.adapters.akosha_mcp import AkoshaSink
+from agent.adapters.akosha import AkoshaSink
 from agent.domain.errors import SinkError
-from tests.fakes.memories import memory
-from tests.fakes.values import SYSTEM
-from tests.servers.akosha import EXTRA_TOOLS, Akosha, schema
+from tests.support.memories import memory
+from tests.support.servers.akosha import EXTRA_TOOLS, Akosha, schema
+from tests.support.values import SYSTEM
 
 ALL = tuple(EXTRA_TOOLS)
 MAIN = Path(__file__).parents[1] / "servers" / "akosha_main.py"
@@ -42,7 +42,7 @@ def sent_bodies(akosha):
 
 
 def test_the_http_library_is_loaded_at_the_first_use_alone():
-    code = "import sys; from agent.adapters.akosha_mcp import AkoshaSink; AkoshaSink(endpoint='http://127.0.0.1/mcp');"
+    code = "import sys; from agent.adapters.akosha import AkoshaSink; AkoshaSink(endpoint='http://127.0.0.1/mcp');"
     code += "raise SystemExit('httpx2' in sys.modules or 'mcp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

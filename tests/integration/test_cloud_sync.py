@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from agent import wiring
-from agent.application.archive import Archive
-from agent.application.pruning import Pruning, spared_by
-from agent.application.restoring import Wanted
+from agent import bootstrap
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.prune import Pruner, spared_by
+from agent.application.archive.restore import RestoreRequest
+from agent.application.archive.verify import Verifier
 from agent.application.status_warnings import warnings_in
-from agent.application.verification import Verification
+from agent.bootstrap import Home, methods
+from agent.bootstrap.restore import restoring_to
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NotPermitted, StateError, StoreError
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
@@ -25,13 +27,11 @@ from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest
 from agent.domain.retention import KeepRules
 from agent.settings import Settings
-from agent.wiring import Home, methods
-from agent.wiring.restoring import restoring_to
-from tests.fakes import session_buddy
-from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.memory_source import ListedReader
-from tests.fakes.memory_store import MemoryStore
-from tests.fakes.session_buddy import REAL
+from tests.support import session_buddy
+from tests.support.faulty_store import FaultyStore
+from tests.support.memory_source import ListedReader
+from tests.support.memory_store import MemoryStore
+from tests.support.session_buddy import REAL
 
 IDENTITY = Identity("agent-1", "laptop")
 PREFIX = naming.uploads_prefix("laptop")
@@ -47,8 +47,10 @@ class Rig:
         monkeypatch.setattr(methods, "object_store", lambda *_, **__: self.store)
         if not memories:  # then neither is a copy read through: children that start take most of the time
             monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda **_: ListedReader(defaultdict(list)))
-            taker = wiring.DuckdbSnapshotTaker
-            monkeypatch.setattr(wiring, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=self.verify, **how))
+            taker = bootstrap.DuckdbSnapshotTaker
+            monkeypatch.setattr(
+                bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=self.verify, **how)
+            )
         session_buddy.create(self.data, commits=30, entities=6)
         self.settings = {"retry_backoff_seconds": 0.05, "enable_fallback": False}
 
@@ -66,7 +68,7 @@ class Rig:
     async def sync(self, **asked):
         home = self.home()
         ask = SyncAsked(id=str(uuid.uuid4()), time=home.clock.now(), system_id="laptop", **asked)
-        async with await wiring.build(home, IDENTITY) as agent, asyncio.timeout(60):
+        async with await bootstrap.build(home, IDENTITY) as agent, asyncio.timeout(60):
             return await agent.once(ask)
 
     async def record(self):
@@ -330,8 +332,8 @@ async def test_an_unreadable_newest_manifest_does_not_stop_a_lost_ledger_from_be
 
 async def test_ids_grow_when_the_clock_goes_back_by_a_day(rig, monkeypatch):
     first = await rig.sync()
-    now = wiring.SystemClock.now
-    monkeypatch.setattr(wiring.SystemClock, "now", lambda self: now(self) - timedelta(days=1))
+    now = bootstrap.SystemClock.now
+    monkeypatch.setattr(bootstrap.SystemClock, "now", lambda self: now(self) - timedelta(days=1))
     rig.commit("reflection")
     second = await rig.sync()
     assert second.upload_id > first.upload_id
@@ -555,23 +557,23 @@ async def test_a_foreign_object_with_an_id_far_ahead_is_ignored_with_a_warning(r
 
 
 async def test_an_id_under_which_something_lies_is_not_used(rig, monkeypatch):
-    now = wiring.SystemClock().now().replace(microsecond=0)
-    monkeypatch.setattr(wiring.SystemClock, "now", lambda self: now)
+    now = bootstrap.SystemClock().now().replace(microsecond=0)
+    monkeypatch.setattr(bootstrap.SystemClock, "now", lambda self: now)
     for second in range(3):
         rig.kept.objects[f"{PREFIX}{naming.upload_id(now + timedelta(seconds=second), 'laptop')}/x"] = b"", {}
     assert (await rig.sync()).upload_id == naming.upload_id(now + timedelta(seconds=3), "laptop")
 
 
 async def test_a_clock_that_was_ahead_once_is_a_warning_until_ids_agree_with_the_clock_again(rig, monkeypatch):
-    now = wiring.SystemClock.now
-    monkeypatch.setattr(wiring.SystemClock, "now", lambda self: now(self) + timedelta(days=1))
+    now = bootstrap.SystemClock.now
+    monkeypatch.setattr(bootstrap.SystemClock, "now", lambda self: now(self) + timedelta(days=1))
     first = await rig.sync()
-    monkeypatch.setattr(wiring.SystemClock, "now", now)
+    monkeypatch.setattr(bootstrap.SystemClock, "now", now)
     rig.commit("reflection")
     second = await rig.sync()
     assert naming.upload_time(second.upload_id) == naming.upload_time(first.upload_id) + timedelta(seconds=1)
     assert [warning.code for warning in await rig.warnings()] == ["upload_id_ahead"]
-    monkeypatch.setattr(wiring.SystemClock, "now", lambda self: now(self) + timedelta(days=2))
+    monkeypatch.setattr(bootstrap.SystemClock, "now", lambda self: now(self) + timedelta(days=2))
     rig.commit("reflection")
     await rig.sync()
     assert await rig.warnings() == ()
@@ -581,7 +583,7 @@ async def test_a_ledger_that_cannot_be_written_ends_a_single_sync_with_its_error
     async def full(*_):
         raise StateError("the disk is full", transient=True)
 
-    monkeypatch.setattr(wiring.SqliteLedger, "begin", full)
+    monkeypatch.setattr(bootstrap.SqliteLedger, "begin", full)
     with pytest.raises(StateError, match="the disk is full"):
         await rig.sync()
     assert rig.objects == set(), "nothing is put before the intent is written"
@@ -786,14 +788,14 @@ async def test_without_the_setting_there_are_no_markers(rig):
 
 
 async def verified(rig, upload: str):
-    return await Verification(Archive(rig.kept, "laptop"), rig.home().clock).shallow(upload)
+    return await Verifier(Catalog(rig.kept, "laptop"), rig.home().clock).shallow(upload)
 
 
 async def test_after_a_prune_the_newest_upload_is_whole_and_syncs_go_on_from_it(rig):
     for _ in range(3):
         last = await rig.sync()
         rig.commit("reflection")
-    pruning = Pruning(Archive(rig.kept, "laptop"), KeepRules(last=1, daily=0, weekly=0, monthly=0), rig.home().clock)
+    pruning = Pruner(Catalog(rig.kept, "laptop"), KeepRules(last=1, daily=0, weekly=0, monthly=0), rig.home().clock)
     pruned = await pruning.carry_out(await pruning.plan(spared_by(await rig.record())), {})
     assert (len(pruned.upload_ids), pruned.error) == (2, None)
     assert [manifest.upload_id for manifest in rig.manifests] == [last.upload_id]
@@ -809,9 +811,9 @@ async def test_after_a_prune_the_newest_upload_is_whole_and_syncs_go_on_from_it(
 async def restored_elsewhere(rig, name: str) -> None:
     """Restore the newest upload to another machine's data directory; from now on, the rig is that machine."""
     rig.tmp_path, rig.data = rig.tmp_path / name, rig.tmp_path / name / "data"
-    archive = Archive(rig.kept, "laptop")
+    archive = Catalog(rig.kept, "laptop")
     async with restoring_to(rig.data, archive) as restoring:
-        await restoring.restore(await archive.manifest(await archive.resolve()), Wanted(), NoReport())
+        await restoring.restore(await archive.manifest(await archive.resolve()), RestoreRequest(), NoReport())
 
 
 class NoReport:

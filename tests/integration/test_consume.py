@@ -14,14 +14,14 @@ from structlog.testing import capture_logs
 
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
+from agent.bootstrap import Home
 from agent.domain.errors import SettingsError
-from agent.faces import consume as module, execute
-from agent.faces.consume import consume
-from agent.faces.execute import Execution
+from agent.entrypoints.cli import consume as module, events_exec
+from agent.entrypoints.cli.consume import consume
+from agent.entrypoints.cli.events_exec import Execution
 from agent.settings import load
-from agent.wiring import Home
-from tests.fakes import values
-from tests.fakes.clock import ManualClock
+from tests.support import values
+from tests.support.clock import ManualClock
 
 SECONDS = 30
 SKIPPED = values.skipped("r1")
@@ -166,7 +166,7 @@ async def test_a_command_that_cannot_be_started_is_tried_again(monkeypatch):
 
 @pytest.mark.parametrize("does_not", ["trap '' TERM; ", ""], ids=["does not end", "leaves one that does not"])
 async def test_whatever_does_not_end_in_time_is_killed_with_all_it_has_started(folder, monkeypatch, does_not):
-    monkeypatch.setattr(execute, "END_SECONDS", 0.3)
+    monkeypatch.setattr(events_exec, "END_SECONDS", 0.3)
     command = f"{does_not}(trap '' TERM; echo begun > begun; while :; do sleep 60; done) & wait; wait"
     running = asyncio.create_task(execution(f"echo $$ > group; {command}").see_to(SKIPPED), name="running")
     await appears(folder / "begun")
@@ -175,7 +175,7 @@ async def test_whatever_does_not_end_in_time_is_killed_with_all_it_has_started(f
     with pytest.raises(asyncio.CancelledError):
         await running
     async with asyncio.timeout(SECONDS):
-        while execute._lives(group):  # until whoever inherits them has buried them
+        while events_exec._lives(group):  # until whoever inherits them has buried them
             await asyncio.sleep(0.005)
 
 

@@ -15,17 +15,18 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from agent.application.status import BusStatus, DatabaseStatus, Status, TargetStatus
+from agent.application.monitoring.status import BusStatus, DatabaseStatus, Status, TargetStatus
+from agent.bootstrap import Home
 from agent.domain.errors import StateError
 from agent.domain.events import SyncAsked, SyncProgress, SyncRequested, SyncSkipped
-from agent.faces import asking, control_client, status
-from agent.faces.asking import Asking
-from agent.faces.control_client import client as control, door, follow
-from agent.faces.mcp_server.glance import glance
-from agent.faces.standing import View, standing
-from agent.ports import Standing
+from agent.entrypoints import control_client, sync_client
+from agent.entrypoints.cli import status
+from agent.entrypoints.control_client import client as control, endpoint, follow
+from agent.entrypoints.mcp.status import glance
+from agent.entrypoints.status_view import StatusView, gather_status
+from agent.entrypoints.sync_client import SyncClient
+from agent.ports import MemoryCounts
 from agent.settings import Loaded, load
-from agent.wiring import Home
 
 AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 PATIENCE = 20.0
@@ -50,7 +51,7 @@ async def home(tmp_path):
 def soon(monkeypatch):
     """Nobody here is slow but who is silent."""
     monkeypatch.setattr(control, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(door, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint, "FIRST_PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,7 @@ class Agent:
         app.router.add_route("*", "/{tail:.*}", self._answer)
         self.runner = web.AppRunner(app, shutdown_timeout=0.01, handler_cancellation=True)
         await self.runner.setup()
-        await web.UnixSite(self.runner, str(self.home.state.path / door.SOCKET)).start()
+        await web.UnixSite(self.runner, str(self.home.state.path / endpoint.SOCKET)).start()
 
     async def deaf(self) -> None:
         """Let go of the socket, with every connection."""
@@ -171,17 +172,17 @@ async def agent(home) -> AsyncIterator[Agent]:
 # ------------------------------------------------------------------------------------------------ status
 
 
-def view_of(home: Home) -> View:
+def view_of(home: Home) -> StatusView:
     database = DatabaseStatus(name="reflection", state="owed", pending=True, size=1, problem="bad")
     target = TargetStatus(
         method="cloud", endpoint="e", bucket="b", databases=(database,), newest_upload_id=None, last_success=AT,
-        failures=1, next_try=AT, error="no", memories=Standing(delivered=1, waiting={"why": 2}, refused={"odd": 3}),
+        failures=1, next_try=AT, error="no", memories=MemoryCounts(delivered=1, waiting={"why": 2}, refused={"odd": 3}),
     )  # fmt: skip
     told = Status(
         system_id="laptop", agent_id="a", route=("cloud",), targets=(target,), pending=("reflection",),
         notes={"watcher": "inotify"}, bus=BusStatus(text="in this process", since=AT), results_waiting=4,
     )  # fmt: skip
-    return View(told, {"pid": 7, "command": "run", "since": str(AT)}, "a problem")
+    return StatusView(told, {"pid": 7, "command": "run", "since": str(AT)}, "a problem")
 
 
 def document_of(home: Home) -> dict:
@@ -199,7 +200,7 @@ async def test_what_an_agent_says_of_itself_is_the_status_key_by_key(agent, home
     agent.answers["GET /v1/status"] = answering(document_of(home))
     assert await status.show_status(home.settings, as_json=True) == 0
     assert json.loads(capsys.readouterr().out) == document_of(home)
-    view = await standing(home.settings)
+    view = await gather_status(home.settings)
     assert (view.status, view.silent) == (view_of(home).status, False)
 
 
@@ -227,7 +228,7 @@ async def test_a_newer_agent_may_say_more(agent, home):
     for place in (newer, newer["targets"][0], newer["targets"][0]["databases"][0], newer["bus"], newer["running"]):
         place["tomorrow"] = {"a": [1]}
     agent.answers["GET /v1/status"] = answering(newer)
-    assert (await standing(home.settings)).status == view_of(home).status
+    assert (await gather_status(home.settings)).status == view_of(home).status
 
 
 async def hanging(_: web.Request) -> web.StreamResponse:
@@ -325,7 +326,7 @@ NO_SOCKET = {
 
 @pytest.mark.parametrize("name", NO_SOCKET)
 async def test_what_is_no_listening_socket_of_ours_is_passed_over_in_silence(home, name, capsys):
-    NO_SOCKET[name](home.state.path / door.SOCKET)
+    NO_SOCKET[name](home.state.path / endpoint.SOCKET)
     with home.lock("run"):
         assert await status.show_status(home.settings, as_json=True) == 0
     printed = capsys.readouterr()
@@ -334,7 +335,7 @@ async def test_what_is_no_listening_socket_of_ours_is_passed_over_in_silence(hom
 
 async def test_a_socket_of_somebody_else_is_not_spoken_to(agent, home, monkeypatch):
     agent.answers["GET /v1/status"] = answering(document_of(home))
-    assert (await standing(home.settings)).ground is not None
+    assert (await gather_status(home.settings)).ground is not None
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert await control_client.Door(home).client() is None
 
@@ -359,7 +360,7 @@ async def test_a_state_directory_with_a_path_too_long_for_a_socket_is_reached(tm
         await web.UnixSite(runner, "control.sock").start()
         before = descriptors()
         for _ in range(3):
-            assert (await standing(home.settings)).ground is not None
+            assert (await gather_status(home.settings)).ground is not None
         assert descriptors() <= before + 1  # the server's side may end a moment later
         await runner.cleanup()
 
@@ -367,8 +368,8 @@ async def test_a_state_directory_with_a_path_too_long_for_a_socket_is_reached(tm
 # ------------------------------------------------------------------------------------------------ sync
 
 
-async def started(home: Home, heard: list | None = None) -> tuple[Asking, asyncio.Task]:
-    asked = await Asking.prepare(home.settings)
+async def started(home: Home, heard: list | None = None) -> tuple[SyncClient, asyncio.Task]:
+    asked = await SyncClient.prepare(home.settings)
     hear = (lambda _: None) if heard is None else heard.append
     return asked, asyncio.create_task(asked.result(hear=hear), name="sync")
 
@@ -454,7 +455,7 @@ async def test_an_agent_that_does_not_take_the_ask_finds_it_in_the_spool(agent, 
 
 
 async def test_an_agent_that_tells_nothing_is_reminded_by_a_note_and_its_ledger_read(agent, home, monkeypatch):
-    monkeypatch.setattr(asking, "INSIST_SECONDS", 0.05)
+    monkeypatch.setattr(sync_client, "INSIST_SECONDS", 0.05)
     asked, syncing = await started(home)
     await noted(home)
     assert len(agent.readers) == 1
@@ -470,7 +471,7 @@ async def test_where_no_note_can_be_left_an_ask_that_was_taken_is_waited_for_all
     async def full(*_):
         raise StateError("no space left")
 
-    monkeypatch.setattr(asking, "INSIST_SECONDS", 0.02)
+    monkeypatch.setattr(sync_client, "INSIST_SECONDS", 0.02)
     monkeypatch.setattr(Home, "leave_note", full)
     asked, syncing = await started(home)
     await agent.until(lambda: agent.asked)
@@ -503,8 +504,8 @@ async def test_a_sync_that_is_cancelled_ends_as_cancelled_where_the_ledger_canno
     async def unreadable(_):
         raise StateError("the ledger cannot be read")
 
-    monkeypatch.setattr(Asking, "_here", under_way)
-    asked = await Asking.prepare(home.settings)
+    monkeypatch.setattr(SyncClient, "_here", under_way)
+    asked = await SyncClient.prepare(home.settings)
     syncing = asyncio.create_task(asked.result(says=said.append), name="sync")
     await begun.wait()
     monkeypatch.setattr(Home, "has_ledger", unreadable)
@@ -515,7 +516,7 @@ async def test_a_sync_that_is_cancelled_ends_as_cancelled_where_the_ledger_canno
 
 
 async def test_an_agent_that_dies_after_it_has_done_it_has_done_it(agent, home, monkeypatch):
-    monkeypatch.setattr(Asking, "_here", lambda *_: pytest.fail("it is done once more"))
+    monkeypatch.setattr(SyncClient, "_here", lambda *_: pytest.fail("it is done once more"))
     asked, syncing = await started(home)
     await agent.until(lambda: agent.asked)
     result = await agent.settle(asked.ask.id)

@@ -18,33 +18,33 @@ from pathlib import Path
 import pytest
 
 from agent import __version__
-from agent.adapters.duckdb_files.header import HEADER_BYTES
+from agent.adapters.duckdb.header import HEADER_BYTES
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.state_directory import StateDirectory
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import mounts
 from agent.adapters.wire import CloudEventsCodec
-from agent.application.bus_watch import BUS
-from agent.application.examination import Level
-from agent.faces.control import Limits, serving
-from agent.faces.doctor import bus_checks, database_checks, delivery_checks, keeping_checks, machine_checks
-from agent.faces.doctor.ground import Ground
-from agent.faces.hook import claude_settings
-from agent.faces.hook.command_line import HookCommand
-from agent.faces.service.keeper import Order
-from agent.faces.service.runner import Runner
-from agent.faces.service.systemd import Systemd
+from agent.application.sync.bus_recovery import BUS
+from agent.bootstrap import doctor as instruments
+from agent.bootstrap.doctor import DoctorContext
+from agent.entrypoints.control_api import Limits, serving
+from agent.entrypoints.doctor import bus_checks, database_checks, delivery_checks, keeping_checks, machine_checks
+from agent.entrypoints.doctor.context import CheckContext
+from agent.entrypoints.doctor.findings import Level
+from agent.entrypoints.hook import claude_settings
+from agent.entrypoints.hook.command_line import HookCommand
+from agent.entrypoints.service.manager import InstallOrder
+from agent.entrypoints.service.runner import Runner
+from agent.entrypoints.service.systemd import Systemd
 from agent.settings import Settings
-from agent.wiring import examination as instruments
-from agent.wiring.examination import Examination
-from tests.fakes.control_desk import FakeDesk
-from tests.servers.akosha import Akosha
-from tests.servers.front import answer_with, refuse
-from tests.servers.nats import connected, running_nats
-from tests.servers.nats_credentials import PASSWORD, USER
-from tests.servers.s3 import ACCESS_KEY, SECRET_KEY
+from tests.support.control_api import FakeDesk
+from tests.support.servers.akosha import Akosha
+from tests.support.servers.faulty_proxy import answer_with, refuse
+from tests.support.servers.nats import connected, running_nats
+from tests.support.servers.nats_credentials import PASSWORD, USER
+from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 TOKEN = "canary-token-that-never-appears"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
@@ -71,8 +71,8 @@ async def no_metrics():
 
 def made_ground(places, home, *, proc=Path("/proc"), environ=None, **settings):
     tree = Settings(**{**places, **settings})
-    examination = Examination(tree, proc=proc)
-    return Ground(settings=tree, examination=examination, environ=environ or {}, cwd=home, home=home)
+    examination = DoctorContext(tree, proc=proc)
+    return CheckContext(settings=tree, examination=examination, environ=environ or {}, cwd=home, home=home)
 
 
 @pytest.fixture
@@ -782,7 +782,7 @@ async def test_a_service_is_well_where_it_is_installed_enabled_and_runs(look, tm
     program = tmp_path / "akosha-agent"
     program.touch(mode=0o755)
     unit.file.parent.mkdir(parents=True)
-    unit.file.write_text(unit.render(Order((str(program), "run"))))
+    unit.file.write_text(unit.render(InstallOrder((str(program), "run"))))
     says(MainPID=os.getpid(), ExecMainStartTimestamp="Sat 2026-11-21 18:36:15 UTC")
     found = one(await look(keeping_checks.service, environ=environ), OK)
     assert "systemd" in found.found

@@ -11,20 +11,20 @@ import structlog
 from nats.js.errors import NotFoundError
 from structlog.testing import capture_logs
 
-from agent.adapters.nats_bus.bus import NatsBus
+from agent.adapters.nats.bus import NatsBus
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
-from agent.application.recorder import Recorder
+from agent.application.sync.results import ResultRecorder
 from agent.domain.errors import BusError, NamingError, SettingsError, WireError
 from agent.events_client import Login, NatsOptions, Patience, publish_session_ended, results
-from tests.fakes import values
-from tests.fakes.clock import ManualClock
-from tests.fakes.machine import Machine
-from tests.servers.nats import connected, running_nats
-from tests.servers.nats_credentials import TOKEN, token_config
+from tests.support import values
+from tests.support.clock import ManualClock
+from tests.support.machine import Machine
+from tests.support.servers.nats import connected, running_nats
+from tests.support.servers.nats_credentials import TOKEN, token_config
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 ACK_WAIT = 0.5
 HOUR = 3600.0
@@ -179,7 +179,7 @@ async def test_who_was_away_for_an_hour_gets_all_of_it(fresh_nats, tmp_path):
     clock = ManualClock(values.NOON)
     ledger = await SqliteLedger.open(tmp_path / "ledger.sqlite", CloudEventsCodec(), clock=clock)
     async with agents_bus(fresh_nats) as bus:
-        recorder = Recorder(ledger, bus, clock)
+        recorder = ResultRecorder(ledger, bus, clock)
 
         async def sync(name):
             await recorder.skipped(None, values.request(name), method="cloud", why="nothing has changed")
@@ -401,7 +401,8 @@ async def main(listening, nowhere):
 
 asyncio.run(main(*sys.argv[1:]))
 loaded = [name for name in sys.modules if name.split(".")[0] in HEAVY and sys.modules[name]]
-print(loaded + [name for name in sys.modules if name.startswith(("agent.settings", "agent.wiring", "agent.faces"))])
+ours = ("agent.settings", "agent.bootstrap", "agent.entrypoints")
+print(loaded + [name for name in sys.modules if name.startswith(ours)])
 """
 
 

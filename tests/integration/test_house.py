@@ -9,12 +9,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 PLANTED = {
-    "Floors: a room imports only from floors below it": ("application/recorder.py", "import agent.faces.results"),
-    "The core knows no technology": ("application/uploads.py", "import sqlite3"),
-    "The ground is the standard library": ("domain/route.py", "import asyncio"),
+    "Floors: a room imports only from floors below it": (
+        "application/sync/results.py",
+        "import agent.entrypoints.results",
+    ),
+    "The core knows no technology": ("application/sync/bucket_uploads.py", "import sqlite3"),
+    "The ground is the standard library": ("domain/routing.py", "import asyncio"),
     "Adapters are strangers to each other": ("adapters/spool.py", "import agent.adapters.wire"),
-    "Only the wiring imports adapters": ("faces/events.py", "import agent.adapters.wire"),
-    "Only the child process imports duckdb": ("faces/status.py", "import duckdb"),
+    "Only the bootstrap imports adapters": ("entrypoints/cli/events.py", "import agent.adapters.wire"),
+    "Only the child process imports duckdb": ("entrypoints/cli/status.py", "import duckdb"),
 }
 
 

@@ -7,16 +7,16 @@ import pytest
 import structlog
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.s3_store import S3Store
-from agent.application.ingestion_markers import IngestionMarkers
+from agent.adapters.s3 import S3Store
+from agent.application.ingest.markers import IngestionMarkers
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, NotPermitted
 from agent.domain.manifest import Manifest
-from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.memory_store import MemoryStore
-from tests.fakes.values import SYSTEM, manifest, memories_part
+from tests.support.faulty_store import FaultyStore
+from tests.support.memory_store import MemoryStore
+from tests.support.values import SYSTEM, manifest, memories_part
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 BODY = b'{"conversations":[\n]}\n'
 MIB = 2**20

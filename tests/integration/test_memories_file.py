@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from agent.adapters.memories_file import JsonMemoriesFile, reading, writing
 from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
 from agent.domain.memories import KINDS, Memory, Seen, memory_id
-from tests.fakes.memories import CREATED, embedding, memory
+from tests.support.memories import CREATED, embedding, memory
 
 SYSTEM = "laptop"
 

@@ -15,12 +15,12 @@ from datetime import UTC, timedelta, timezone
 import psutil
 import pytest
 
-from agent.adapters.duckdb_files import DuckdbMemoryReader, DuckdbSnapshotTaker, Warm
-from agent.adapters.duckdb_files.children import CHILD
-from agent.adapters.duckdb_files.frames import PAGE_ROWS
+from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, Warm
+from agent.adapters.duckdb.frames import PAGE_ROWS
+from agent.adapters.duckdb.warm_child import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
-from tests.fakes.session_buddy import REAL, STATES, create, make
+from tests.support.session_buddy import REAL, STATES, create, make
 
 EMBEDDING = "list_transform(range(384), lambda i: i / 384.0)::FLOAT[384]"
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agent import wiring
-from agent.application import publisher
+from agent import bootstrap
+from agent.application.triggers import publisher
+from agent.domain.delivery_state import Target
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Identity
-from agent.domain.states import Target
 from agent.settings import Settings
-from tests.fakes import session_buddy
+from tests.support import session_buddy
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 IDENTITY = Identity("agent-1", "laptop")
@@ -32,11 +32,11 @@ class Rig:
             page = names["FolderSync"](self.folder, target=target, taker=taker, ledger=ledger, clock=clock)
             return {page.name: page}
 
-        monkeypatch.setattr(wiring, "sync_methods", methods)
+        monkeypatch.setattr(bootstrap, "sync_methods", methods)
         monkeypatch.setattr(publisher, "plan_route", lambda **_: ("folder",))
         session_buddy.create(self.data, commits=3, entities=2)
         self.folder.mkdir()
-        self.home = wiring.Home.of(
+        self.home = bootstrap.Home.of(
             Settings(
                 agent_data_dir=self.data, agent_state_dir=tmp_path / "state", max_retries=1, retry_backoff_seconds=0.01
             )
@@ -45,7 +45,7 @@ class Rig:
 
     async def sync(self):
         ask = SyncAsked(id=str(uuid.uuid4()), time=self.home.clock.now(), system_id="laptop")
-        async with await wiring.build(self.home, IDENTITY, single_sync=True) as agent, asyncio.timeout(60):
+        async with await bootstrap.build(self.home, IDENTITY, single_sync=True) as agent, asyncio.timeout(60):
             return await agent.once(ask)
 
 

@@ -9,17 +9,17 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent import wiring
+from agent import bootstrap
+from agent.bootstrap import methods
+from agent.bootstrap.metrics import metering
 from agent.domain.errors import StateError, StoreError
 from agent.domain.events import SyncAsked
 from agent.settings import Settings
-from agent.wiring import methods
-from agent.wiring.metering import metering
-from tests.fakes.control_desk import FakeDesk
-from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.machine import NOBODY
-from tests.fakes.memory_store import MemoryStore
-from tests.fakes.session_buddy import create
+from tests.support.control_api import FakeDesk
+from tests.support.faulty_store import FaultyStore
+from tests.support.machine import NOBODY
+from tests.support.memory_store import MemoryStore
+from tests.support.session_buddy import create
 
 ROOT = Path(__file__).parents[2]
 OUTCOMES = ("succeeded", "skipped", "failed")
@@ -43,8 +43,8 @@ def value(page, name, **labels):
 async def at_work(tmp_path, monkeypatch):
     """Ask an agent for syncs; it has a directory as its bucket, and no Akosha."""
     create(tmp_path / "data", commits=3)
-    taker = wiring.DuckdbSnapshotTaker
-    monkeypatch.setattr(wiring, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, **how | {"verify": False}))
+    taker = bootstrap.DuckdbSnapshotTaker
+    monkeypatch.setattr(bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, **how | {"verify": False}))
     settings = Settings(
         cloud_endpoint=(tmp_path / "bucket").as_uri(),
         http_endpoint=NOBODY,
@@ -54,13 +54,13 @@ async def at_work(tmp_path, monkeypatch):
         max_retries=1,
         retry_backoff_seconds=0.05,
     )
-    identity = await asyncio.to_thread(wiring.Home.of(settings).prepare)
+    identity = await asyncio.to_thread(bootstrap.Home.of(settings).prepare)
     counts = metering()
 
     async def sync(*, enabled=True, **wishes):
-        home = wiring.Home.of(settings.model_copy(update={"sync_enabled": enabled}))
+        home = bootstrap.Home.of(settings.model_copy(update={"sync_enabled": enabled}))
         ask = SyncAsked(id=str(uuid.uuid4()), time=home.clock.now(), system_id="laptop", **wishes)
-        async with await wiring.build(home, identity, meter=counts.meter) as agent, asyncio.timeout(60):
+        async with await bootstrap.build(home, identity, meter=counts.meter) as agent, asyncio.timeout(60):
             counts.ledger_bytes = agent.ledger.size
             await agent.once(ask)
             return (await counts.exposition(agent.desk))[0]

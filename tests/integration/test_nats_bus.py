@@ -12,22 +12,22 @@ from structlog.testing import capture_logs
 
 from agent.adapters.failover_bus import FailoverBus
 from agent.adapters.memory_bus import MemoryBus
-from agent.adapters.nats_bus import (
+from agent.adapters.nats import (
     Limits,
     Login,
     client as client_module,
-    letter as letter_module,
     pull as pull_module,
+    raw_message as letter_module,
     subscription as subscription_module,
 )
-from agent.adapters.nats_bus.bus import NatsBus
-from agent.adapters.nats_bus.place import Place
+from agent.adapters.nats.bus import NatsBus
+from agent.adapters.nats.durable_consumer import DurableConsumer
 from agent.domain.errors import BusError, StateError
-from tests.fakes.nats_bus import CLOCK, CODEC, SECONDS, Inbox, ended, opened_bus, options, progress, sockets, until
-from tests.servers.nats import connected, running_nats
-from tests.servers.nats_credentials import PASSWORD, USER, password_config
+from tests.support.nats_bus import CLOCK, CODEC, SECONDS, Inbox, ended, opened_bus, options, progress, sockets, until
+from tests.support.servers.nats import connected, running_nats
+from tests.support.servers.nats_credentials import PASSWORD, USER, password_config
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 SUBJECTS = ["akosha.session.>", "akosha.sync.>", "akosha.ingest.>", "akosha.archive.>"]
 DAY = 86_400
@@ -351,7 +351,7 @@ async def test_a_stream_that_is_another_one_after_a_reconnection_is_told_before_
         await bus.subscribe("akosha.session.>", Inbox(), durable="d")
         await bus.publish(ended(1))
         before, lost = bus.stream, bus._link.client().lost
-        monkeypatch.setattr(Place, "ensure", never)
+        monkeypatch.setattr(DurableConsumer, "ensure", never)
         bus.on_change(lambda: marks.append((bus._link.is_up, bus.stream)))
         fresh_nats.restart(wipe=True)
         await lost.wait()

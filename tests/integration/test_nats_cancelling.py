@@ -3,12 +3,12 @@
 import asyncio
 import random
 
-from agent.adapters.nats_bus.bus import NatsBus
+from agent.adapters.nats.bus import NatsBus
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from tests.contracts.test_event_bus import ended, nats_options
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 ROUNDS = 300
 SECONDS = 60.0

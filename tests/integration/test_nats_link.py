@@ -7,13 +7,13 @@ import shutil
 import pytest
 from nats.errors import NoRespondersError
 
-from agent.adapters.nats_bus import Login
+from agent.adapters.nats import Login
 from agent.domain.errors import StateError
-from tests.fakes.nats_bus import SECONDS, Inbox, ended, listening, opened_bus, sockets, until
-from tests.servers.nats import connected, running_nats
-from tests.servers.nats_credentials import PLAIN_WEBSOCKET, NKey, Operator, nkey_config
+from tests.support.nats_bus import SECONDS, Inbox, ended, listening, opened_bus, sockets, until
+from tests.support.servers.nats import connected, running_nats
+from tests.support.servers.nats_credentials import PLAIN_WEBSOCKET, NKey, Operator, nkey_config
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 KEY = NKey()
 websocket = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning")

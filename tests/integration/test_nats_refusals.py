@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.application.recorder import Recorder
+from agent.application.sync.results import ResultRecorder
 from agent.domain.errors import BusError
 from agent.domain.naming import STREAM_SUBJECTS
-from tests.fakes import values
-from tests.fakes.nats_bus import CLOCK, CODEC, SECONDS, Inbox, ended, opened_bus, progress, pub, say
-from tests.servers.nats import connected, running_nats
+from tests.support import values
+from tests.support.nats_bus import CLOCK, CODEC, SECONDS, Inbox, ended, opened_bus, progress, pub, say
+from tests.support.servers.nats import connected, running_nats
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 @pytest.mark.parametrize("data", [CODEC.encode(progress(1)), b"no event"], ids=["event", "garbage"])
@@ -148,7 +148,7 @@ async def test_a_result_that_the_server_does_not_take_whole_holds_up_no_other(tm
             await ledger.settle(None, replace(values.skipped("r1"), why="x" * 20_000))
             await ledger.settle(None, values.skipped("r2"))
             try:
-                await Recorder(ledger, bus, CLOCK).flush()
+                await ResultRecorder(ledger, bus, CLOCK).flush()
                 assert not await ledger.outbox()
             finally:
                 await ledger.aclose()

@@ -10,15 +10,15 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from agent.adapters.nats_bus import Login, NatsOptions, Tls
-from agent.adapters.nats_bus.credentials import read
+from agent.adapters.nats import Login, NatsOptions, Tls
+from agent.adapters.nats.credentials import read
 from agent.adapters.system_clock import SystemClock
+from agent.bootstrap.buses import nats_options, run_buses, single_sync_buses
 from agent.domain.errors import BusError, SettingsError
 from agent.settings import Settings
-from agent.wiring.buses import nats_options, run_buses, single_sync_buses
-from tests.fakes.nats_bus import SECONDS, Inbox, ended, listening, opened_bus, options
-from tests.servers.nats import running_nats
-from tests.servers.nats_credentials import (
+from tests.support.nats_bus import SECONDS, Inbox, ended, listening, opened_bus, options
+from tests.support.servers.nats import running_nats
+from tests.support.servers.nats_credentials import (
     PASSWORD,
     PLAIN_WEBSOCKET,
     TOKEN,
@@ -31,9 +31,9 @@ from tests.servers.nats_credentials import (
     tls_config,
     token_config,
 )
-from tests.servers.s3 import Authority
+from tests.support.servers.s3 import Authority
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 # nats-py 2.16 hands aiohttp a timeout that it has deprecated.
 websocket = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning")

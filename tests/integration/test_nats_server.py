@@ -8,8 +8,8 @@ import pytest
 from nats.errors import Error, NoServersError
 from nats.js.errors import ServiceUnavailableError
 
-from tests.servers.nats import NatsServer, connected, running_nats
-from tests.servers.nats_credentials import (
+from tests.support.servers.nats import NatsServer, connected, running_nats
+from tests.support.servers.nats_credentials import (
     NO_JETSTREAM,
     PASSWORD,
     PLAIN_WEBSOCKET,
@@ -24,7 +24,7 @@ from tests.servers.nats_credentials import (
     token_config,
 )
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 # nats-py 2.16 hands aiohttp a timeout that it has deprecated.
 websocket = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWarning")

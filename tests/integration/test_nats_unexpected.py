@@ -11,13 +11,25 @@ from nats.js.client import JetStreamContext
 from nats.js.manager import JetStreamManager
 from structlog.testing import capture_logs
 
-from agent.adapters.nats_bus import subscription as subscription_module
-from agent.adapters.nats_bus.errors import translated
-from agent.adapters.nats_bus.examining import examine
+from agent.adapters.nats import subscription as subscription_module
+from agent.adapters.nats.errors import translated
+from agent.adapters.nats.server_facts import examine
 from agent.domain.errors import BusError, StateError
-from tests.fakes.nats_bus import CLOCK, SECONDS, Inbox, ended, listening, opened_bus, options, progress, pub, say, until
+from tests.support.nats_bus import (
+    CLOCK,
+    SECONDS,
+    Inbox,
+    ended,
+    listening,
+    opened_bus,
+    options,
+    progress,
+    pub,
+    say,
+    until,
+)
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 CALLS = {
     "connect": (NatsPy, "connect"),

@@ -13,33 +13,33 @@ from pathlib import Path
 
 import pytest
 
-from agent import wiring
+from agent import bootstrap
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.s3_store import S3Store
-from agent.application import upload_ids
-from agent.application.archive import Archive
-from agent.application.catching_up import systems_in
-from agent.application.ownership import NOT_MOUNTED, WARNING
-from agent.application.prune_plan import Bucketful
-from agent.application.uploads import Uploads
+from agent.adapters.s3 import S3Store
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.prune_plan import BucketContents
+from agent.application.ingest.systems import systems_in
+from agent.application.sync import upload_ids
+from agent.application.sync.bucket_uploads import BucketUploads
+from agent.application.sync.ownership import NOT_MOUNTED, WARNING
+from agent.bootstrap import archive, methods
+from agent.bootstrap.pruning import prune_here
 from agent.domain import naming
 from agent.domain.errors import NotOwner
 from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.manifest import Manifest
 from agent.domain.owner import Owner
 from agent.domain.retention import KeepRules
-from agent.faces import standing as standing_module
-from agent.faces.asking import Asking
-from agent.faces.standing import standing
+from agent.entrypoints import gather_status as standing_module
+from agent.entrypoints.status_view import gather_status
+from agent.entrypoints.sync_client import SyncClient
 from agent.settings import Settings
-from agent.wiring import archive, methods
-from agent.wiring.pruning import prune_here
-from tests.fakes import session_buddy
-from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.memory_source import ListedReader
-from tests.fakes.memory_store import MemoryStore
+from tests.support import session_buddy
+from tests.support.faulty_store import FaultyStore
+from tests.support.memory_source import ListedReader
+from tests.support.memory_store import MemoryStore
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 OWNER = "systems/laptop/owner.json"
 UPLOADS = "systems/laptop/uploads/"
@@ -90,10 +90,10 @@ async def target(request, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "object_store", lambda *_, **__: made.store)
     monkeypatch.setattr(FaultyStore, "aclose", _stays_open)
     monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda **_: ListedReader(defaultdict(list)))
-    taker = wiring.DuckdbSnapshotTaker
-    monkeypatch.setattr(wiring, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=False, **how))
-    monkeypatch.setattr(wiring, "machine_id", lambda state: (state.parent / "machine-id").read_text())
-    monkeypatch.setattr(wiring.socket, "gethostname", lambda: "laptop")
+    taker = bootstrap.DuckdbSnapshotTaker
+    monkeypatch.setattr(bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=False, **how))
+    monkeypatch.setattr(bootstrap, "machine_id", lambda state: (state.parent / "machine-id").read_text())
+    monkeypatch.setattr(bootstrap.socket, "gethostname", lambda: "laptop")
     yield made
     await made.kept.aclose()
 
@@ -130,7 +130,7 @@ class Machine:
         )
 
     async def sync(self, **flags):
-        asking = await Asking.prepare(self.settings(), **flags)
+        asking = await SyncClient.prepare(self.settings(), **flags)
         async with asyncio.timeout(90):
             return await asking.result()
 
@@ -152,11 +152,11 @@ class Machine:
 
     async def warnings(self):
         """Return what `status` says of the target."""
-        view = await standing(self.settings())
+        view = await gather_status(self.settings())
         return [warning.message for warning in view.status.warnings if warning.code in (WARNING, NOT_MOUNTED)]
 
     async def prune(self, rules=ALL_BUT_THE_LAST):
-        home = wiring.Home.of(self.settings())
+        home = bootstrap.Home.of(self.settings())
         identity, machine = home.prepare(), home.machine()
         ledger = await home.read_ledger() if await home.has_ledger() else None
         try:
@@ -268,7 +268,7 @@ async def test_the_owner_is_compared_again_before_the_manifest(machine, target):
             target.kept.objects[OWNER] = other.encode(), {}
         return await put(key, body, **how)
 
-    two_machine = wiring.Home.of(two.settings()).machine()
+    two_machine = bootstrap.Home.of(two.settings()).machine()
     target.kept.put = put_and_be_overtaken
     assert_refused(await one.sync(), "taken over")
     assert len(await target.uploads()) == 1
@@ -391,8 +391,8 @@ async def test_a_default_system_id_that_is_taken_gets_a_suffix_and_keeps_it(mach
 async def test_a_suffix_that_is_taken_too_is_longer_the_second_time(machine, target):
     one, two = machine("one", system_id=""), machine("two", system_id="")
     await one.sync()
-    theirs = wiring.Home.of(one.settings()).machine()
-    suffixed = f"laptop-{wiring.Home.of(two.settings()).machine().digest[:4]}"
+    theirs = bootstrap.Home.of(one.settings()).machine()
+    suffixed = f"laptop-{bootstrap.Home.of(two.settings()).machine().digest[:4]}"
     owner = Owner.new(suffixed, theirs, "c" * 32, (await target.owner()).claimed_at)
     target.kept.objects[owner.key] = owner.encode(), {}
     result = await two.sync()
@@ -422,14 +422,14 @@ async def test_a_data_directory_behind_a_symbolic_link_is_the_same_one(machine):
     one = machine("one")
     await one.sync()
     one.data.rename(one.folder / "elsewhere")
-    home = wiring.Home.of(one.settings())
+    home = bootstrap.Home.of(one.settings())
     direct = home.machine()
     one.data.symlink_to(one.folder / "elsewhere")
-    assert wiring.Home.of(one.settings()).machine() != direct
+    assert bootstrap.Home.of(one.settings()).machine() != direct
     one.data = one.folder / "elsewhere"
-    linked = wiring.Home.of(one.settings()).machine()
+    linked = bootstrap.Home.of(one.settings()).machine()
     one.data = one.folder / "data"
-    assert wiring.Home.of(one.settings()).machine() == linked
+    assert bootstrap.Home.of(one.settings()).machine() == linked
 
 
 @on_directories
@@ -579,14 +579,16 @@ async def test_leftovers_and_unfinished_puts_of_the_owner_are_left_alone(machine
 
 
 async def test_owner_json_is_no_upload_to_what_lists_and_prunes(machine, target):
-    """`react` walks through `Uploads`, `uploads` and `verify` through `Archive`, `prune` through `Bucketful`."""
+    """`react` walks `BucketUploads`, `uploads` and `verify` walk `Catalog`, `prune` walks `BucketContents`."""
     one = machine("one")
     uploaded = await one.sync()
     assert await systems_in(target.kept) == ["laptop"]
-    assert await Uploads(target.kept, "laptop").ids_after(None) == ([uploaded.upload_id], [uploaded.upload_id])
-    listing = await Archive(target.kept, "laptop").listing()
+    assert await BucketUploads(target.kept, "laptop").ids_after(None) == ([uploaded.upload_id], [uploaded.upload_id])
+    listing = await Catalog(target.kept, "laptop").listing()
     assert ([one.upload_id for one in listing.uploads], listing.unfinished) == ([uploaded.upload_id], ())
-    there = await Bucketful.of("laptop", target.kept.list("systems/laptop/"), naming.upload_time(uploaded.upload_id))
+    there = await BucketContents.of(
+        "laptop", target.kept.list("systems/laptop/"), naming.upload_time(uploaded.upload_id)
+    )
     assert [*there.objects] == [uploaded.upload_id]
     pruned = await one.prune(KeepRules(last=1, daily=0, weekly=0, monthly=0))
     assert pruned.is_nothing
@@ -625,4 +627,4 @@ async def test_two_copies_of_an_agent_that_choose_one_upload_id_leave_one_upload
     mended = await two.sync()
     assert isinstance(mended, SyncSucceeded)
     (manifest,) = [manifest for manifest in await target.uploads() if manifest.upload_id == mended.upload_id]
-    assert not await Uploads(target.kept, "laptop").damaged(manifest.upload_id, lambda: None)
+    assert not await BucketUploads(target.kept, "laptop").damaged(manifest.upload_id, lambda: None)

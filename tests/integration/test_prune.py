@@ -10,27 +10,27 @@ from structlog.testing import capture_logs
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.memory_bus import MemoryBus
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
-from agent.application.archive import Archive
-from agent.application.prune_rounds import NOTE, PruneRounds
-from agent.application.pruning import Pruning
-from agent.application.recorder import Recorder, succeeded
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.prune import Pruner
+from agent.application.archive.prune_loop import NOTE, PruneLoop
 from agent.application.status_warnings import warnings_in
+from agent.application.sync.results import ResultRecorder, succeeded
 from agent.domain import naming
+from agent.domain.delivery_state import Target
 from agent.domain.errors import NotPermitted, StoreError
 from agent.domain.events import UploadsPruned
 from agent.domain.identity import Identity
 from agent.domain.retention import KeepRules
-from agent.domain.states import Target
 from agent.ports import Delivered
-from tests.fakes import uploads, values
-from tests.fakes.clock import ManualClock
-from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.memory_store import MemoryStore
+from tests.support import uploads, values
+from tests.support.clock import ManualClock
+from tests.support.faulty_store import FaultyStore
+from tests.support.memory_store import MemoryStore
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 LAST_TWO = KeepRules(last=2, daily=0, weekly=0, monthly=0)
 IDENTITY = Identity("agent-1", values.SYSTEM)
@@ -41,13 +41,13 @@ class World:
     clock: ManualClock
     store: FaultyStore
     ledger: SqliteLedger
-    recorder: Recorder
+    recorder: ResultRecorder
     bus: MemoryBus
     target: Target = values.TARGET
 
     def rounds(self):
-        pruning = Pruning(Archive(self.store, values.SYSTEM), LAST_TWO, self.clock)
-        return PruneRounds(
+        pruning = Pruner(Catalog(self.store, values.SYSTEM), LAST_TWO, self.clock)
+        return PruneLoop(
             pruning,
             target=self.target,
             identity=IDENTITY,
@@ -78,7 +78,7 @@ async def world(tmp_path):
     bus = MemoryBus(clock)
     ledger = await SqliteLedger.open(tmp_path / "ledger", CloudEventsCodec(), clock=clock)
     store = FaultyStore(MemoryStore())
-    yield World(clock, store, ledger, Recorder(ledger, bus, clock), bus)
+    yield World(clock, store, ledger, ResultRecorder(ledger, bus, clock), bus)
     await ledger.aclose()
     await bus.aclose()
 
@@ -114,14 +114,14 @@ async def test_while_the_newest_upload_is_damaged_nothing_goes_and_a_warning_say
     world.store._store.objects[damaged] = kept.swapcase(), metadata
     with capture_logs() as logs:
         for _ in range(2):
-            rounds._bell.ring()
+            rounds._signal.set()
             await rounds.after_sync(10)
     assert (await uploads.standing(world.store))[0] == [values.upload_id(0), *ids]
     (warning,) = warnings_in(await world.ledger.notes())
     assert (warning.code, values.upload_id(0) in warning.message) == ("pruning_held", True)
     assert [line["event"] for line in logs] == ["pruning_held"], "said once"
     world.store._store.objects[damaged] = kept, metadata
-    rounds._bell.ring()
+    rounds._signal.set()
     await rounds.after_sync(10)
     assert (await uploads.standing(world.store))[0] == [values.upload_id(0), ids[0]]
     assert warnings_in(await world.ledger.notes()) == ()

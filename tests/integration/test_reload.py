@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agent import wiring
+from agent import bootstrap
 from agent.adapters.directory_store import DirectoryStore
 from agent.domain.errors import StateError
 from agent.domain.events import SyncAsked
-from agent.faces import logs, run
+from agent.entrypoints import logs
+from agent.entrypoints.cli import run
 from agent.settings import Loaded, Settings
-from tests.fakes import values
-from tests.fakes.machine import NOBODY
-from tests.fakes.notify import notified
-from tests.fakes.session_buddy import GRAPH, create
+from tests.support import values
+from tests.support.machine import NOBODY
+from tests.support.notify import notified
+from tests.support.session_buddy import GRAPH, create
 
 SYNCED = "nothing pending; last upload 2"
 
@@ -74,13 +75,13 @@ async def world(tmp_path, monkeypatch):
         monkeypatch.setenv("NOTIFY_SOCKET", notify.address)
         monkeypatch.setattr(logs, "configure", lambda *_: None)
         world = World(tmp_path, notify)
-        build = wiring.build
+        build = bootstrap.build
 
         async def built(*args, **how):
             world.agents.append(await build(*args, **how))
             return world.agents[-1]
 
-        monkeypatch.setattr(wiring, "build", built)
+        monkeypatch.setattr(bootstrap, "build", built)
         yield world
 
 
@@ -137,7 +138,7 @@ async def test_a_sync_that_runs_during_a_reload_is_neither_lost_nor_done_twice_a
 
 
 async def test_where_no_agent_can_be_built_with_the_new_settings_the_old_ones_go_on(world, monkeypatch):
-    build, holders = wiring.build, []
+    build, holders = bootstrap.build, []
 
     async def failing(home, *args, **how):
         holders.append(home.holder().pid)
@@ -145,7 +146,7 @@ async def test_where_no_agent_can_be_built_with_the_new_settings_the_old_ones_go
             raise StateError("the credentials file cannot be read", hint="chmod 600 it")
         return await build(home, *args, **how)
 
-    monkeypatch.setattr(wiring, "build", failing)
+    monkeypatch.setattr(bootstrap, "build", failing)
     with capture_logs() as told:
         async with running(world):
             await world.reload(agent_quiet_seconds=9)
@@ -183,7 +184,7 @@ async def test_a_hangup_resets_clients_whatever_the_settings_say(world, refused)
     class Client:
         resets = 0
 
-        async def let_go(self) -> None: ...
+        async def drop_idle_connections(self) -> None: ...
 
         async def reset_client(self) -> None:
             self.resets += 1

@@ -15,23 +15,23 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.restore_place import RestorePlace
-from agent.adapters.s3_store import S3Store
+from agent.adapters.restore_directory import RestoreDirectoryFiles
+from agent.adapters.s3 import S3Store
 from agent.adapters.system_clock import SystemClock
-from agent.application.archive import Archive
-from agent.application.pruning import Pruning
-from agent.application.restoring import Wanted
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.prune import Pruner
+from agent.application.archive.restore import RestoreRequest
+from agent.bootstrap.restore import check_destination, finish_restores, restoring_to
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, RestoreError, StoreError
 from agent.domain.retention import KeepRules
 from agent.settings import Settings
-from agent.wiring.restoring import check_destination, finish_restores, restoring_to
-from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import REAL, STATES, WRITERS
-from tests.fakes.uploaded import SYSTEM, UPLOAD, forge, put, uploaded
+from tests.support.faulty_store import FaultyStore
+from tests.support.machine import Machine
+from tests.support.session_buddy import REAL, STATES, WRITERS
+from tests.support.uploaded import SYSTEM, UPLOAD, forge, put, uploaded
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 REFLECTION = naming.object_key(SYSTEM, UPLOAD, "reflection.duckdb")
 GRAPH = naming.object_key(SYSTEM, UPLOAD, "knowledge_graph.duckdb")
@@ -52,10 +52,10 @@ class Watching:
 
 
 async def restore(store, to, *, upload=UPLOAD, watching=None, **wanted):
-    archive = Archive(store, SYSTEM)
+    archive = Catalog(store, SYSTEM)
     manifest = await archive.manifest(upload)
     async with restoring_to(to, archive) as restoring:
-        return await restoring.restore(manifest, Wanted(**wanted), watching or Watching())
+        return await restoring.restore(manifest, RestoreRequest(**wanted), watching or Watching())
 
 
 def lies_in(folder):
@@ -325,7 +325,7 @@ async def test_what_the_engine_itself_has_open_is_seen_whether_it_writes_or_read
 
 async def test_a_writer_that_comes_while_it_downloads_is_seen_before_anything_takes_its_name(tmp_path, plain, store):
     manifest = await uploaded(store, plain)
-    archive = Archive(store, SYSTEM)
+    archive = Catalog(store, SYSTEM)
     async with restoring_to(tmp_path / "to", archive) as restoring:
         landing = restoring.landing
 
@@ -335,7 +335,7 @@ async def test_a_writer_that_comes_while_it_downloads_is_seen_before_anything_ta
                 (tmp_path / "to" / "reflection.duckdb").write_bytes(b"a session began")
 
         with pytest.raises(RestoreError, match="nothing is overwritten"):
-            await replace(restoring, landing=Coming()).restore(manifest, Wanted(), Watching())
+            await replace(restoring, landing=Coming()).restore(manifest, RestoreRequest(), Watching())
     assert lies_in(tmp_path / "to") == {"reflection.duckdb": b"a session began"}
 
 
@@ -439,7 +439,7 @@ async def test_an_upload_that_is_made_meanwhile_changes_nothing_of_what_is_resto
 
     done = await restore(Meanwhile(store, GRAPH, upload), tmp_path / "to")
     assert (done.upload_id, lies_in(tmp_path / "to")) == (UPLOAD, lies_in(plain))
-    assert await Archive(store, SYSTEM).resolve() == NEWER
+    assert await Catalog(store, SYSTEM).resolve() == NEWER
 
 
 @pytest.mark.parametrize("kind", ["directory", "moto"])
@@ -451,7 +451,7 @@ async def test_a_prune_that_deletes_what_is_being_read_leaves_all_of_it_or_nothi
         pruned = []
 
         async def prune():
-            pruning = Pruning(Archive(store, SYSTEM), KeepRules(last=1, daily=0, weekly=0, monthly=0), SystemClock())
+            pruning = Pruner(Catalog(store, SYSTEM), KeepRules(last=1, daily=0, weekly=0, monthly=0), SystemClock())
             pruned.append(await pruning.carry_out(await pruning.plan({}), {}))
 
         try:
@@ -463,7 +463,7 @@ async def test_a_prune_that_deletes_what_is_being_read_leaves_all_of_it_or_nothi
             assert key == REFLECTION
             assert lies_in(tmp_path / "to") == lies_in(plain)
         assert [(one.upload_ids, one.error) for one in pruned] == [((UPLOAD,), None)]
-        await restore(store, tmp_path / "to2", upload=await Archive(store, SYSTEM).resolve())
+        await restore(store, tmp_path / "to2", upload=await Catalog(store, SYSTEM).resolve())
         assert lies_in(tmp_path / "to2") == lies_in(plain)
 
 
@@ -483,7 +483,7 @@ async def test_where_there_is_no_room_it_is_said_how_much_is_needed_and_nothing_
     tmp_path, plain, store, monkeypatch
 ):
     await uploaded(store, plain)
-    monkeypatch.setattr("agent.adapters.restore_place.place.RestorePlace.room", lambda _: 100_000)
+    monkeypatch.setattr("agent.adapters.restore_directory.directory.RestoreDirectoryFiles.room", lambda _: 100_000)
     with pytest.raises(RestoreError, match=r"needs 33,674,432 bytes free .* has 100,000"):
         await restore(store, tmp_path / "to")
     assert list((tmp_path / "to").iterdir()) == []
@@ -569,17 +569,17 @@ async def test_a_file_whose_name_is_too_long_to_be_kept_aside_stops_a_restore_be
 
 async def stopped_between_two(store, to, **wanted):
     """Restore; a process opens a database there as soon as the first one is in its place."""
-    archive = Archive(store, SYSTEM)
+    archive = Catalog(store, SYSTEM)
 
     def opener(_name, _folder):
         return "process 7 (session)" if (to / "knowledge_graph.duckdb").exists() else None
 
-    place = RestorePlace(to, opener)
+    place = RestoreDirectoryFiles(to, opener)
     async with restoring_to(to, archive) as restoring:
         try:
             with pytest.raises(RestoreError, match=r"process 7 .*may be in its place already.*completes it"):
                 await replace(restoring, place=place).restore(
-                    await archive.manifest(UPLOAD), Wanted(**wanted), Watching()
+                    await archive.manifest(UPLOAD), RestoreRequest(**wanted), Watching()
                 )
         finally:
             place.close()

@@ -5,11 +5,11 @@ import contextlib
 
 import pytest
 
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 from agent.domain.errors import NoSuchObject, NotPermitted, StoreError
-from tests.servers.front import refuse
+from tests.support.servers.faulty_proxy import refuse
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 @pytest.fixture(autouse=True)

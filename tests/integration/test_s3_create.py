@@ -2,12 +2,12 @@
 
 import pytest
 
-from agent.adapters.s3_store import AtRest
+from agent.adapters.s3 import AtRest
 from agent.domain.errors import StoreError
 from agent.ports import Creation
-from tests.servers.front import refuse
+from tests.support.servers.faulty_proxy import refuse
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 KEY = "systems/laptop/owner.json"
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.adapters.s3_store import S3Store, replacing
+from agent.adapters.s3 import S3Store, client_refresh
 from agent.domain.errors import StoreError
 from agent.ports import Reconnectable, StoredObject
-from tests.servers.front import refuse
-from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, Authority
+from tests.support.servers.faulty_proxy import refuse
+from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY, Authority
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 HANGS_SECONDS = 4
 """The limit in tests of what hangs: a client on a busy machine must come as far as the source in this time."""
@@ -91,7 +91,7 @@ async def test_keys_that_are_added_after_a_start_without_any_are_used_by_the_nex
     assert (await put(store)).size == 1
 
 
-@pytest.mark.parametrize("code", sorted(replacing.REFUSED))
+@pytest.mark.parametrize("code", sorted(client_refresh.REFUSED))
 async def test_a_refusal_of_key_or_token_replaces_the_client(fronted, front, code):
     store = fronted()
     before = await client_of(store)
@@ -122,7 +122,7 @@ async def test_a_head_refused_without_a_word_replaces_a_client_that_is_not_fresh
     for operation in ("head_object", "get_object"):
         front.on(operation, refuse(403, ""))
     if old:
-        monkeypatch.setattr(replacing, "STALE_SECONDS", 0.0)
+        monkeypatch.setattr(client_refresh, "STALE_SECONDS", 0.0)
     with pytest.raises(StoreError):
         await store.head("key")
     assert (await client_of(store) is before) != old

@@ -5,13 +5,13 @@ import random
 import pytest
 import structlog
 
-from agent.adapters.s3_store import AtRest, S3Store
+from agent.adapters.s3 import AtRest, S3Store
+from agent.bootstrap.methods import object_store
 from agent.domain.errors import CopyUnsupported, NotPermitted, StoreError
 from agent.settings import Settings
-from agent.wiring.methods import object_store
-from tests.servers.front import refuse
+from tests.support.servers.faulty_proxy import refuse
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 MIB = 2**20
 PART = 5 * MIB

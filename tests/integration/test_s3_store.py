@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 from agent.domain.errors import StoreError
-from tests.servers.s3 import ACCESS_KEY, SECRET_KEY, aws_environment
+from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY, aws_environment
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +66,7 @@ def closed_port():
 def test_no_aws_library_is_loaded_before_the_first_call():
     code = """
 import asyncio, json, sys
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 async def main():
     store = S3Store(bucket="b", endpoint="http://127.0.0.1:9", region="auto")
     await store.is_available()
@@ -85,7 +85,7 @@ def test_a_process_ends_cleanly_and_at_once_after_use(moto):
     bucket = moto.new_bucket()
     code = f"""
 import asyncio
-from agent.adapters.s3_store import S3Store
+from agent.adapters.s3 import S3Store
 async def body():
     for _ in range(12):
         yield bytes(2**20)
@@ -226,7 +226,7 @@ async def test_a_look_up_that_failed_for_the_moment_proves_nothing(aws, monkeypa
 
 async def test_a_connection_that_never_stands_proves_nothing(aws, monkeypatch):
     """As behind a firewall that drops packets."""
-    monkeypatch.setattr("agent.adapters.s3_store.store.AVAILABLE_SECONDS", 0.05)
+    monkeypatch.setattr("agent.adapters.s3.store.AVAILABLE_SECONDS", 0.05)
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", never)
     async with store_at("http://127.0.0.1:9") as store:
         assert await store.is_available()
@@ -241,7 +241,7 @@ async def test_a_name_that_takes_longer_to_look_up_is_unknown_and_the_store_is_u
         return ["127.0.0.1"]
 
     looked_up(monkeypatch, late)
-    monkeypatch.setattr("agent.adapters.s3_store.store.AVAILABLE_SECONDS", 0.05)
+    monkeypatch.setattr("agent.adapters.s3.store.AVAILABLE_SECONDS", 0.05)
     async with store_at(f"http://localhost:{port}", bucket=moto.new_bucket()) as store:
         assert await store.is_available()
         putting = asyncio.create_task(put(store))
@@ -276,7 +276,7 @@ async def test_one_of_two_addresses_that_answers_is_enough(first, aws, monkeypat
         await connect(sock, address)
 
     monkeypatch.setattr(loop, "sock_connect", connecting)
-    monkeypatch.setattr("agent.adapters.s3_store.store.AVAILABLE_SECONDS", 30)
+    monkeypatch.setattr("agent.adapters.s3.store.AVAILABLE_SECONDS", 30)
     async with store_at(f"http://store.example.com:{silent_port}") as store:
         assert await store.is_available()
 
@@ -293,7 +293,7 @@ async def test_only_where_each_address_refuses_nobody_is_there(second, available
         await connect(sock, address)
 
     monkeypatch.setattr(loop, "sock_connect", connecting)
-    monkeypatch.setattr("agent.adapters.s3_store.store.AVAILABLE_SECONDS", 0.5)
+    monkeypatch.setattr("agent.adapters.s3.store.AVAILABLE_SECONDS", 0.5)
     async with store_at(f"http://store.example.com:{closed_port}") as store:
         assert await store.is_available() is available
 

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings as hypothesis_settings, stra
 
 from agent.domain.errors import SettingsError
 from agent.domain.plain_text import MASK
-from agent.settings import Settings, load, rows, tree, variable
-from agent.settings.complaints import allowed
+from agent.settings import Settings, load, model, settings_table, variable
 from agent.settings.endpoints import BUCKETS
-from tests.fakes.machine import Machine
+from agent.settings.error_messages import allowed
+from tests.support.machine import Machine
 
 SEED = f"SU{'EVIL' * 14}"
 
@@ -62,7 +62,7 @@ HOSTILE = {
     "enable_fallback": "false",
     "sync_enabled": "false",
     "upload_on_session_end": "false",
-    **dict.fromkeys(sorted(tree.PATHS), "/evil"),
+    **dict.fromkeys(sorted(model.PATHS), "/evil"),
 }
 """Values that are valid and not the default; for any other key a number is."""
 PAIRS = {
@@ -337,7 +337,7 @@ OTHER_KEYS = [key for key in Settings.model_fields if key not in PROJECT_KEYS]
 
 
 def test_the_keys_that_a_projects_file_sets_are_those_below():
-    assert set(PROJECT_KEYS) == tree.PROJECT_KEYS
+    assert set(PROJECT_KEYS) == model.PROJECT_KEYS
 
 
 @pytest.mark.parametrize("file", PROJECT_FILES)
@@ -676,7 +676,7 @@ def test_a_level_of_session_buddy_that_we_do_not_understand_stops_nothing(world)
 
 def test_the_table_has_every_key_with_value_source_default_and_description(world):
     world.environ = {"SESSION_BUDDY_AKOSHA_CHUNK_SIZE_MB": "8"}
-    table = {row.key: row for row in rows(world.load())}
+    table = {row.key: row for row in settings_table(world.load())}
     assert list(table) == [f"akosha_{key}" for key in Settings.model_fields]
     row = table["akosha_chunk_size_mb"]
     assert (row.value, row.origin, row.default) == ("8", "env SESSION_BUDDY_AKOSHA_CHUNK_SIZE_MB", "5")
@@ -689,7 +689,7 @@ def test_the_table_has_every_key_with_value_source_default_and_description(world
 
 
 def test_the_defaults_in_the_table_are_the_same_on_every_machine(world):
-    table = {row.key: row for row in rows(world.load())}
+    table = {row.key: row for row in settings_table(world.load())}
     assert table["akosha_agent_data_dir"].default == "Session-Buddy's own data_dir, else ~/.claude/data"
     assert table["akosha_agent_state_dir"].default == "the platform's state directory"
     assert not [row for row in table.values() if str(Path.home()) in row.default]
@@ -721,7 +721,7 @@ def test_importing_the_settings_loads_nothing_heavy():
     code = "import agent.settings, sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     heavy = {"boto3", "botocore", "aioboto3", "rich", "typer", "duckdb", "httpx", "watchfiles"}
-    assert "agent.settings.tree" in modules
+    assert "agent.settings.model" in modules
     assert not heavy.intersection(modules)
 
 

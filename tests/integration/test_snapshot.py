@@ -15,12 +15,12 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.duckdb_files import DuckdbSnapshotTaker, children
-from agent.adapters.duckdb_files.children import CHILD
-from agent.adapters.duckdb_files.exchange import Exchange
+from agent.adapters.duckdb import DuckdbSnapshotTaker, warm_child
+from agent.adapters.duckdb.exchange import Exchange
+from agent.adapters.duckdb.warm_child import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
-from tests.fakes.session_buddy import REAL, STATES, Writer, check, create
+from tests.support.session_buddy import REAL, STATES, Writer, check, create
 
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the databases that Session-Buddy wrote are not here")
 
@@ -105,14 +105,14 @@ async def test_session_buddys_own_databases_arrive_whole_in_every_state(state, d
 async def test_a_copy_whose_check_hangs_is_given_unverified_and_the_child_is_killed(data_dir, staging, monkeypatch):
     create(data_dir, commits=3)
     started = []
-    start = children.start
+    start = warm_child.start
 
     async def stopped(copy):
         started.append(await start(copy))
         started[0].send_signal(signal.SIGSTOP)
         return started[0]
 
-    monkeypatch.setattr(children, "start", stopped)
+    monkeypatch.setattr(warm_child, "start", stopped)
     taker = DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock(), verify_stall_seconds=0.5)
     snapshot = await taker.take("reflection")
     assert (snapshot.verified, snapshot.is_readable) == (False, False)
@@ -124,7 +124,7 @@ async def test_a_copy_whose_check_hangs_is_given_unverified_and_the_child_is_kil
 async def test_a_check_that_takes_long_and_goes_on_is_waited_for(data_dir, staging):
     """A child tells of its progress: silence is counted from one sign to the next, not from the question."""
     program = (
-        "import sys, time; from agent.adapters.duckdb_files.frames import BEAT, framed\n"
+        "import sys, time; from agent.adapters.duckdb.frames import BEAT, framed\n"
         "sys.stdin.readline()\n"
         "for _ in range(8): sys.stdout.buffer.write(BEAT); sys.stdout.buffer.flush(); time.sleep(0.2)\n"
         "sys.stdout.buffer.write(framed(b'{\"verdict\": 1}')); sys.stdout.buffer.flush()"
@@ -133,7 +133,7 @@ async def test_a_check_that_takes_long_and_goes_on_is_waited_for(data_dir, stagi
         sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert await Exchange(child, 60, stall_seconds=1.2).ask(b"verify", "verdict") == 1
-    await children.end(child)
+    await warm_child.end(child)
 
 
 async def test_copies_are_private_and_are_removed(data_dir, staging, taker):

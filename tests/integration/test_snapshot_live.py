@@ -8,11 +8,11 @@ import threading
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.duckdb_files import DuckdbSnapshotTaker, filecopy, source
-from agent.adapters.duckdb_files.bracket import LEAST_ATTEMPTS
+from agent.adapters.duckdb import DuckdbSnapshotTaker, filecopy, source
+from agent.adapters.duckdb.bracket import LEAST_ATTEMPTS
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
-from tests.fakes.session_buddy import Checker, Writer, check, create
+from tests.support.session_buddy import Checker, Writer, check, create
 
 SNAPSHOTS = 100
 BUSY = ("--slow-checkpoints", "20", "--checkpoint-every", "8", "--graph-every", "20")

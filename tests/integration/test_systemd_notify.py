@@ -9,7 +9,7 @@ import time
 import pytest
 
 from agent.adapters.systemd_notify import SystemdSupervisor
-from tests.fakes.notify import notified
+from tests.support.notify import notified
 
 
 def test_each_call_is_one_datagram_of_the_protocol():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.faces.service.keeper import Order
-from agent.faces.service.runner import Runner
-from agent.faces.service.systemd import UNIT, Systemd
+from agent.entrypoints.service.manager import InstallOrder
+from agent.entrypoints.service.runner import Runner
+from agent.entrypoints.service.systemd import UNIT, Systemd
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "systemd"
 ANALYZE = shutil.which("systemd-analyze")
@@ -41,7 +41,7 @@ def knows_offline() -> bool:
 def made(tmp_path: Path) -> Path:
     """The user's unit, as it is really installed."""
     keeper = Systemd(tmp_path, Runner({}, say=lambda _: None))
-    text = keeper.render(Order((NOTHING, "run", "--data-dir", '/a b/$HOME/%h/"q"')))
+    text = keeper.render(InstallOrder((NOTHING, "run", "--data-dir", '/a b/$HOME/%h/"q"')))
     unit = tmp_path / UNIT
     unit.write_text(text)
     return unit

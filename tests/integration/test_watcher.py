@@ -17,7 +17,7 @@ from agent.adapters import watcher as watcher_module
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import DirectoryWatcher, mounts
 from agent.domain.databases import database_of
-from tests.fakes.clock import ManualClock
+from tests.support.clock import ManualClock
 
 NEVER = 1e6
 """A rescan so late that only the native watch can have told."""

@@ -6,11 +6,11 @@ from zlib import crc32
 
 import pytest
 
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import REAL
 from tests.interop.real import VARIABLE, interpreter, running_akosha
+from tests.support.machine import Machine
+from tests.support.session_buddy import REAL
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from agent.adapters.akosha_mcp import AkoshaSink
+from agent.adapters.akosha import AkoshaSink
 from agent.domain.errors import SinkError
 from agent.domain.memories import memory_id
-from tests.fakes.memories import memory, seen
 from tests.interop.real import running_akosha
+from tests.support.memories import memory, seen
 
 
 @pytest.fixture

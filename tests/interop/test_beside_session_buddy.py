@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import arrivals
-from tests.fakes.machine import TIMEOUT, Machine
+from tests.support import arrivals
+from tests.support.machine import TIMEOUT, Machine
 
 VARIABLE = "SESSION_BUDDY_PYTHON"
 NEWEST = (0, 23, 0)

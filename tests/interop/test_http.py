@@ -7,10 +7,10 @@ import pytest
 
 from agent.domain.memories import EMBEDDING_LENGTH
 from tests.bench.http_push import add
-from tests.fakes import machine as machines
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import REFLECTION, STATES
 from tests.interop.real import running_akosha
+from tests.support import machine as machines
+from tests.support.machine import Machine
+from tests.support.session_buddy import REFLECTION, STATES
 
 NO_EMBEDDING, NO_TOOL = "no embedding", "the server has no tool for a relationship"
 

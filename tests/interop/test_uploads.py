@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.machine import Machine
-from tests.fakes.session_buddy import GRAPH, REFLECTION
 from tests.interop.real import environment
-from tests.servers.bucket import Bucket
-from tests.servers.s3 import aws_environment
+from tests.support.machine import Machine
+from tests.support.servers.bucket import Bucket
+from tests.support.servers.s3 import aws_environment
+from tests.support.session_buddy import GRAPH, REFLECTION
 
 HERE = Path(__file__).parent
 MARK = "answer: "

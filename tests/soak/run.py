@@ -25,14 +25,14 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agent.faces.hook.command_line import hook_command
+from agent.entrypoints.hook.command_line import hook_command
 from agent.settings import Settings
 from tests.bench.report import machine as this_machine
-from tests.fakes import arrivals, zygote
-from tests.fakes.machine import Machine, Running
-from tests.fakes.session_buddy import Checker, Finding, Writer
 from tests.soak.company import Reader, asked
 from tests.soak.taken import FIFTHS, JUDGED, Taken, shown, taken, verdict
+from tests.support import arrivals, zygote
+from tests.support.machine import Machine, Running
+from tests.support.session_buddy import Checker, Finding, Writer
 
 ROOT = Path(__file__).parents[2]
 SAMPLE_SECONDS, SCRAPE_SECONDS, HOOK_SECONDS, HANGUP_SECONDS, TIDY_SECONDS = 10.0, 15.0, 60.0, 120.0, 60.0

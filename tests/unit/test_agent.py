@@ -11,11 +11,11 @@ import pytest
 
 from agent.adapters.memory_bus import MemoryBus
 from agent.application.agent import Agent
-from agent.application.publisher import Publisher
-from agent.application.recorder import Recorder
-from agent.application.requests import Requests
-from agent.application.uploader import Uploader
-from agent.application.wake import Wake
+from agent.application.signal import Signal
+from agent.application.sync.request_log import RequestLog
+from agent.application.sync.results import ResultRecorder
+from agent.application.sync.subscriber import SyncSubscriber
+from agent.application.triggers.publisher import Publisher
 from agent.domain.databases import Survey
 from agent.domain.errors import CloudUploadError, SnapshotError, StateError
 from agent.domain.events import (
@@ -29,12 +29,12 @@ from agent.domain.events import (
     SyncSucceeded,
 )
 from agent.domain.identity import Identity
-from agent.domain.route import RetryRules
+from agent.domain.routing import RetryRules
 from agent.settings import Settings
-from tests.fakes import values
-from tests.fakes.clock import ManualClock
-from tests.fakes.ledger import inline_ledger
-from tests.fakes.method import ScriptedMethod
+from tests.support import values
+from tests.support.clock import ManualClock
+from tests.support.ledger import inline_ledger
+from tests.support.method import ScriptedMethod
 
 IDENTITY = Identity("agent-1", values.SYSTEM)
 PERMANENT = CloudUploadError("403", "cloud")
@@ -100,9 +100,9 @@ class Notes:
 
     def leave(self, event: Event) -> None:
         self.notes[event.id] = event
-        self.ring()
+        self.set()
 
-    def ring(self) -> None:
+    def set(self) -> None:
         self._rung.set()
 
     async def waiting(self):
@@ -153,20 +153,20 @@ async def world(tmp_path: Path, script=(), *, fallback=None, running: bool = Tru
     files, notes, heard = Files(clock), Notes(clock), []
     bus = MemoryBus(clock)
     ledger = inline_ledger(clock)
-    recorder = Recorder(ledger, bus, clock)
-    requests = Requests(IDENTITY, bus, ledger)
+    recorder = ResultRecorder(ledger, bus, clock)
+    requests = RequestLog(IDENTITY, bus, ledger)
     method = ScriptedMethod(ledger, script)
     methods = {"cloud": method}
     if fallback is not None:
         methods["http"] = ScriptedMethod(ledger, fallback, "http")
-    flight, settled, faults = asyncio.Lock(), Wake(clock, "retry"), asyncio.Queue()
+    flight, settled, faults = asyncio.Lock(), Signal(clock, "retry"), asyncio.Queue()
     config = Settings(cloud_endpoint="file:///bucket", max_retries=0, enable_fallback=fallback is not None, **settings)
     agent = Agent(
         settings=config, identity=IDENTITY, clock=clock, bus=bus, ledger=ledger, taker=files,
         methods=methods,
         uploaders=[
-            Uploader(each, bus=bus, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
-                     rules=RetryRules(tries, 2.0), flight=flight, after_outcome=settled.ring, faults=faults)
+            SyncSubscriber(each, bus=bus, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
+                     rules=RetryRules(tries, 2.0), flight=flight, after_outcome=settled.set, faults=faults)
             for each in methods.values()
         ],
         publisher=Publisher(

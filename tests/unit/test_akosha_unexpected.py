@@ -6,13 +6,13 @@ import httpx2
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.akosha_mcp import AkoshaSink
-from agent.adapters.akosha_mcp.client import Client
-from agent.adapters.akosha_mcp.http import Http
-from agent.adapters.akosha_mcp.place import Place
+from agent.adapters.akosha import AkoshaSink
+from agent.adapters.akosha.client import Client
+from agent.adapters.akosha.http import Http
+from agent.adapters.akosha.server_address import ServerAddress
 from agent.domain.errors import SinkError
-from tests.fakes.memories import memory
-from tests.fakes.values import SYSTEM
+from tests.support.memories import memory
+from tests.support.values import SYSTEM
 
 TOKEN = "canary-token-that-never-appears"
 
@@ -68,9 +68,9 @@ async def test_a_library_that_fails_while_it_is_closed_stops_nobody(monkeypatch)
     sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
     await sink.is_available()
     monkeypatch.setattr(Http, "aclose", fail)
-    monkeypatch.setattr(Http, "let_go", fail)
+    monkeypatch.setattr(Http, "drop_idle_connections", fail)
     with capture_logs():
-        await sink.let_go()
+        await sink.drop_idle_connections()
         await sink.aclose()
 
 
@@ -119,4 +119,4 @@ async def _raise(error):
 
 
 def test_a_place_keeps_what_it_is_told_in_a_line():
-    assert Place("http://h/mcp", TOKEN).words(f"a\n{TOKEN}\x1b") == "a ********"
+    assert ServerAddress("http://h/mcp", TOKEN).words(f"a\n{TOKEN}\x1b") == "a ********"

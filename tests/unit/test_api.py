@@ -25,9 +25,9 @@ from agent.api import (
     reach,
 )
 from agent.api.request import Request
-from agent.faces.results import contract
+from agent.entrypoints.results import contract
 from agent.settings.sources import variable
-from tests.fakes import values
+from tests.support import values
 
 NAMES = {
     "AkoshaSyncConfig", "CloudSyncMethod", "CloudUploadError", "HTTPSyncError", "HttpSyncMethod", "HybridAkoshaSync",

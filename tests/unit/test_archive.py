@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.application.archive import MOST_UNPACKED, Archive, Listed, Listing, implausible, time_of
+from agent.application.archive.catalog import MOST_UNPACKED, Catalog, CatalogEntry, CatalogListing, implausible, time_of
 from agent.domain.errors import NoSuchObject, SettingsError, StoreError
-from agent.faces.uploads import _print_list, _print_one
-from tests.fakes import values
-from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.memory_store import DatedStore, MemoryStore
+from agent.entrypoints.cli.uploads import _print_list, _print_one
+from tests.support import values
+from tests.support.faulty_store import FaultyStore
+from tests.support.memory_store import DatedStore, MemoryStore
 
 HOUR = 3600
 
@@ -44,14 +44,14 @@ async def test_an_object_that_is_read_through_for_its_tag_tells_that_it_moves():
     store, moved = WithoutTags(), []
     store.objects |= store_with(0).objects
     part = values.manifest(0, reflection=0).parts[0]
-    uploads = Archive(store, values.SYSTEM).uploads
+    uploads = Catalog(store, values.SYSTEM).uploads
     assert await uploads.holds(part, lambda: moved.append(1))
     assert len(moved) > 3
     assert await uploads.missing([part], lambda: moved.append(1)) == set()
 
 
 async def test_uploads_come_the_newest_first_with_what_their_manifests_tell():
-    listing = await Archive(store_with(0, HOUR, 2 * HOUR), values.SYSTEM).listing()
+    listing = await Catalog(store_with(0, HOUR, 2 * HOUR), values.SYSTEM).listing()
     assert ids(listing) == [values.upload_id(second) for second in (2 * HOUR, HOUR, 0)]
     newest = listing.uploads[0]
     assert newest.at == (values.NOON + timedelta(hours=2)).replace(microsecond=0)
@@ -63,7 +63,7 @@ async def test_uploads_come_the_newest_first_with_what_their_manifests_tell():
 
 async def test_only_the_newest_manifests_are_read_and_few_of_them_at_a_time():
     store = FaultyStore(store_with(*range(60)))
-    listing = await Archive(store, values.SYSTEM).listing(manifests=40)
+    listing = await Catalog(store, values.SYSTEM).listing(manifests=40)
     assert len(listing.uploads) == 60
     assert [listed.manifest is not None for listed in listing.uploads] == [True] * 40 + [False] * 20
     assert listing.uploads[-1].raw_bytes is None
@@ -77,7 +77,7 @@ async def test_an_upload_is_there_when_its_manifest_is():
     del store.objects[values.manifest(1).key]
     store.objects[f"systems/{values.SYSTEM}/uploads/{values.upload_id(0)}/"] = b"", {}  # a marker of Akosha's
     store.objects[f"systems/{values.SYSTEM}/uploads/notes.txt"] = b"", {}
-    listing = await Archive(store, values.SYSTEM).listing()
+    listing = await Catalog(store, values.SYSTEM).listing()
     assert ids(listing) == [values.upload_id(0)]
     assert listing.unfinished == (values.upload_id(1),)
 
@@ -86,7 +86,7 @@ async def test_an_upload_is_there_when_its_manifest_is():
 async def test_an_upload_whose_manifest_is_none_of_it_is_shown_with_what_is_wrong(what):
     store = store_with(0, 1)
     store.objects[values.manifest(1).key] = what, {}
-    archive = Archive(store, values.SYSTEM)
+    archive = Catalog(store, values.SYSTEM)
     newest, older = (await archive.listing()).uploads
     assert list(newest.problems) == ["manifest.json"]
     assert older.manifest is not None
@@ -100,7 +100,7 @@ async def test_a_listing_shows_what_is_missing_and_what_has_another_size():
     main, sidecar = values.parts("reflection")
     del store.objects[main.key]
     store.objects[sidecar.key] = b"short", {}
-    (listed,) = (await Archive(store, values.SYSTEM).listing()).uploads
+    (listed,) = (await Catalog(store, values.SYSTEM).listing()).uploads
     assert dict(listed.problems) == {
         "reflection.duckdb": "is not there",
         "reflection.duckdb.wal": "has 5 bytes, not the 800 that its manifest tells",
@@ -111,19 +111,19 @@ async def test_a_store_that_fails_is_no_damaged_upload():
     store = FaultyStore(store_with(0, 1, 2))
     store.fail("get", StoreError("the network is down", transient=True), key=values.manifest(1).key)
     with pytest.raises(StoreError, match="the network is down"):
-        await Archive(store, values.SYSTEM).listing()
+        await Catalog(store, values.SYSTEM).listing()
 
 
 async def test_a_store_that_stands_still_is_told_of():
     store = FaultyStore(store_with(0))
     stalled = store.stall("list")
     with pytest.raises(StoreError, match="nothing moved"):
-        await Archive(store, values.SYSTEM, standstill_seconds=0.01).ids()
+        await Catalog(store, values.SYSTEM, standstill_seconds=0.01).ids()
     assert stalled.is_set()
 
 
 async def test_an_upload_is_found_by_its_id_or_its_unique_beginning():
-    archive = Archive(store_with(0, HOUR), values.SYSTEM)
+    archive = Catalog(store_with(0, HOUR), values.SYSTEM)
     newest = values.upload_id(HOUR)
     assert [await archive.resolve(which) for which in ("latest", newest, "20260301_13")] == [newest] * 3
     with pytest.raises(SettingsError, match="2 uploads begin with 20260301"):
@@ -132,11 +132,11 @@ async def test_an_upload_is_found_by_its_id_or_its_unique_beginning():
         with pytest.raises(NoSuchObject):
             await archive.resolve(nothing)
     with pytest.raises(NoSuchObject):
-        await Archive(MemoryStore(), values.SYSTEM).resolve()
+        await Catalog(MemoryStore(), values.SYSTEM).resolve()
 
 
 async def test_a_time_means_the_newest_upload_that_is_not_after_it():
-    archive, noon = Archive(store_with(0, HOUR), values.SYSTEM), values.NOON.replace(microsecond=0)
+    archive, noon = Catalog(store_with(0, HOUR), values.SYSTEM), values.NOON.replace(microsecond=0)
     for minutes, second in ((0, 0), (59, 0), (60, HOUR), (10**5, HOUR)):
         assert await archive.resolve_at(noon + timedelta(minutes=minutes)) == values.upload_id(second)
     earlier = (noon - timedelta(seconds=1)).isoformat(" ", "seconds")
@@ -146,7 +146,7 @@ async def test_a_time_means_the_newest_upload_that_is_not_after_it():
 
 async def test_show_reads_one_upload_alone():
     store = FaultyStore(store_with(0, 1))
-    archive = Archive(store, values.SYSTEM)
+    archive = Catalog(store, values.SYSTEM)
     assert (await archive.show(values.upload_id(0))).manifest == values.manifest(0, reflection=0)
     assert store.calls == [("list", f"systems/{values.SYSTEM}/uploads/{values.upload_id(0)}/"), *store.calls[1:]]
     with pytest.raises(NoSuchObject):
@@ -177,7 +177,7 @@ def test_a_manifest_of_ours_is_plausible_up_to_what_gzip_can_do():
 async def test_a_listing_that_is_given_up_leaves_no_task_behind():
     store = FaultyStore(store_with(0, 1, 2))
     stalled = store.stall("get")
-    listing = asyncio.create_task(Archive(store, values.SYSTEM).listing())
+    listing = asyncio.create_task(Catalog(store, values.SYSTEM).listing())
     await stalled.wait()
     listing.cancel()
     await asyncio.wait({listing})
@@ -185,11 +185,11 @@ async def test_a_listing_that_is_given_up_leaves_no_task_behind():
 
 
 @pytest.mark.parametrize(
-    "show", [_print_one, lambda listed: _print_list(Listing(uploads=(listed,)), "s", "w")], ids=["one", "list"]
+    "show", [_print_one, lambda listed: _print_list(CatalogListing(uploads=(listed,)), "s", "w")], ids=["one", "list"]
 )
 def test_what_a_terminal_would_obey_is_only_shown(show, capsys):
     problems = {"knowledge_graph_\x1b[31m.duckdb": "is not\nthere"}
-    show(Listed(upload_id=values.upload_id(0), sizes={}, problems=problems))
+    show(CatalogEntry(upload_id=values.upload_id(0), sizes={}, problems=problems))
     told = capsys.readouterr().out
     assert r"knowledge_graph_\x1b[31m.duckdb: is not\nthere" in told
     assert "\x1b" not in told
@@ -205,7 +205,7 @@ async def test_after_a_clock_that_was_ahead_uploads_are_shown_and_found_by_when_
         manifest = values.replace(manifest, uploaded_at=made if mirrored else manifest.uploaded_at)
         store.objects[manifest.key] = manifest.encode(), {}
         store.times[manifest.key] = values.NOON if mirrored else made
-    archive = Archive(store, values.SYSTEM)
+    archive = Catalog(store, values.SYSTEM)
     listing = await archive.listing(manifests=0)
     assert [(values.NOON - listed.at).days for listed in listing.uploads] == [1, 2, 3]
     assert await archive.resolve() == values.upload_id(ahead + 2)
@@ -220,4 +220,4 @@ async def test_a_manifest_that_is_not_ours_under_an_id_far_ahead_is_not_the_late
     for foreign in (f"20990101_000000_{values.SYSTEM}", "20990101_000000_other", "99991231_235959_X"):
         store.objects[f"systems/{values.SYSTEM}/uploads/{foreign}/manifest.json"] = b"{}", {}
     store.times["systems/"] = values.NOON + timedelta(hours=2)
-    assert await Archive(store, values.SYSTEM).resolve() == values.upload_id(HOUR)
+    assert await Catalog(store, values.SYSTEM).resolve() == values.upload_id(HOUR)

@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from agent.application.confirmation import CONFIRM_SECONDS, Confirmation
+from agent.application.sync.confirmation import CONFIRM_SECONDS, Confirmation
 from agent.domain.errors import StoreError
 from agent.ports import StoredObject
-from tests.fakes.clock import ManualClock
-from tests.fakes.faulty_store import FaultyStore
-from tests.fakes.memory_store import MemoryStore
+from tests.support.clock import ManualClock
+from tests.support.faulty_store import FaultyStore
+from tests.support.memory_store import MemoryStore
 
 KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
 PREFIX = KEY.removesuffix("reflection.duckdb")

@@ -4,7 +4,7 @@ import resource
 
 import pytest
 
-from agent.faces.control import Limits
+from agent.entrypoints.control_api import Limits
 
 
 @pytest.mark.parametrize(

@@ -8,20 +8,19 @@ from datetime import timedelta
 import pytest
 
 from agent.adapters.memory_bus import MemoryBus
-from agent.application import daily_look
-from agent.application.daily_look import FIRST_SECONDS, DailyLook
-from agent.application.deep_turns import EVERY, DeepTurns
-from agent.application.deep_verify import AGAIN_SECONDS, DeepVerify
-from agent.application.recorder import Recorder
+from agent.application.archive.deep_schedule import EVERY, DeepSchedule
+from agent.application.archive.deep_verify import AGAIN_SECONDS, DeepVerifier
+from agent.application.archive.verify import Found
+from agent.application.archive.verify_loop import FIRST_SECONDS, VerifyLoop
+from agent.application.signal import Signal
 from agent.application.status_warnings import warnings_in
-from agent.application.verification import Found
-from agent.application.wake import Wake
+from agent.application.sync.results import ResultRecorder
 from agent.domain.errors import StagingFull, StoreError
 from agent.domain.events import UploadVerified
 from agent.domain.identity import Identity
-from tests.fakes import values
-from tests.fakes.clock import ManualClock
-from tests.fakes.ledger import inline_ledger
+from tests.support import values
+from tests.support.clock import ManualClock
+from tests.support.ledger import inline_ledger
 
 IDENTITY = Identity("agent-1", values.SYSTEM)
 NEWEST, MIDDLE, OLDEST = IDS = [values.upload_id(second) for second in (200, 100, 0)]
@@ -56,9 +55,9 @@ class World:
     def __init__(self, ledger, clock) -> None:
         self.ledger, self.clock, self.looking, self.asked = ledger, clock, Looking(), 0
         self.flight = asyncio.Lock()
-        recorder = Recorder(ledger, MemoryBus(clock), clock)
-        self.deep = DeepVerify(self._opening, IDENTITY, ledger, recorder, clock, most_bytes=10)
-        self.look = DailyLook(
+        recorder = ResultRecorder(ledger, MemoryBus(clock), clock)
+        self.deep = DeepVerifier(self._opening, IDENTITY, ledger, recorder, clock, most_bytes=10)
+        self.look = VerifyLoop(
             opening=self._opening,
             target=values.TARGET,
             identity=IDENTITY,
@@ -70,7 +69,7 @@ class World:
             every=timedelta(days=1),
             pass_seconds=300,
             owed=self._owed,
-            bell=Wake(clock, "verify"),
+            signal=Signal(clock, "verify"),
             deep=self.deep,
         )
 
@@ -105,8 +104,7 @@ class World:
 
 
 @pytest.fixture
-async def world(monkeypatch):
-    monkeypatch.setattr(daily_look, "MOST_SECONDS", 86_400.0)  # weeks pass in few steps
+async def world(tmp_path):
     clock = ManualClock(values.NOON)
     ledger = inline_ledger(clock)
     made = World(ledger, clock)
@@ -183,7 +181,7 @@ async def test_it_waits_while_a_sync_runs(world):
 
 
 def test_a_new_upload_every_week_does_not_keep_the_older_ones_from_their_turn():
-    turns, ids, looked, now = DeepTurns(), list(IDS), [], values.NOON + timedelta(hours=1)
+    turns, ids, looked, now = DeepSchedule(), list(IDS), [], values.NOON + timedelta(hours=1)
     for week in range(6):
         ids.insert(0, values.upload_id(1000 + week))
         upload = turns.next(ids)
@@ -195,6 +193,6 @@ def test_a_new_upload_every_week_does_not_keep_the_older_ones_from_their_turn():
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"at": 5}'])
 def test_a_note_that_is_none_counts_as_no_look(note):
-    turns = DeepTurns.noted({"deep_verified": note})
-    assert (turns, turns.seconds_left(values.NOON)) == (DeepTurns(), 0.0)
-    assert DeepTurns.noted({"deep_verified": turns.note()}) == turns
+    turns = DeepSchedule.noted({"deep_verified": note})
+    assert (turns, turns.seconds_left(values.NOON)) == (DeepSchedule(), 0.0)
+    assert DeepSchedule.noted({"deep_verified": turns.note()}) == turns

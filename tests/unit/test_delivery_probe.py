@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import pytest
 
-from agent.application.delivery_probe import PREFIX, Kept, without_probes
-from agent.application.probe_loop import FIRST_SECONDS, ProbeLoop
-from agent.application.status import DELIVERED_TO_AKOSHA, describe
-from agent.application.wake import Wake
+from agent.application.monitoring.status import DELIVERED_TO_AKOSHA, describe
+from agent.application.signal import Signal
+from agent.application.sync.delivery_probe import PREFIX, Kept, without_probes
+from agent.application.triggers.probe_loop import FIRST_SECONDS, ProbeLoop
+from agent.domain.delivery_state import Target
 from agent.domain.errors import HTTPSyncError, SinkError
 from agent.domain.memories import memory_id
-from agent.domain.states import Target
-from agent.faces.status import _counted
-from agent.ports import Delivered, Standing, Unchanged
+from agent.entrypoints.cli.status import _counted
+from agent.ports import Delivered, MemoryCounts, Unchanged
 from agent.settings import Settings
-from tests.fakes import values
-from tests.fakes.memories import memory, seen
+from tests.support import values
+from tests.support.memories import memory, seen
 from tests.unit.test_http_outcomes import TARGET, rig, some
 
 GONE = SinkError("the connection was closed", transient=True)
@@ -158,7 +158,7 @@ async def test_the_status_says_what_delivered_means_and_when_it_was_confirmed(tm
 
 
 def test_memories_that_wait_for_an_embedding_are_counted_with_the_setting_that_sends_zeros():
-    assert "16 wait: no embedding (" in (told := _counted(Standing(waiting={"no embedding": 16})))
+    assert "16 wait: no embedding (" in (told := _counted(MemoryCounts(waiting={"no embedding": 16})))
     assert "akosha_http_missing_embedding to zero" in told
 
 
@@ -195,7 +195,7 @@ class Day:
             clock=r.clock,
             flight=asyncio.Lock(),
             pass_seconds=900,
-            bell=Wake(r.clock, "probe"),
+            signal=Signal(r.clock, "probe"),
         )
 
     async def look_in(self, hours: float) -> None:

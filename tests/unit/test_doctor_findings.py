@@ -8,7 +8,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from agent.application.examination import (
+from agent.domain.errors import StoreError
+from agent.entrypoints.doctor.findings import (
     Check,
     Finding,
     Level,
@@ -20,9 +21,8 @@ from agent.application.examination import (
     warning,
     wrong,
 )
-from agent.domain.errors import StoreError
-from agent.faces.doctor.registry import ALL
-from agent.faces.doctor.screen import document, plain, show
+from agent.entrypoints.doctor.registry import ALL
+from agent.entrypoints.doctor.screen import document, plain, show
 
 CANARY = "canary-in-the-text-of-somebody-elses-error"
 
@@ -157,7 +157,7 @@ def test_the_document_is_what_programs_were_promised():
 
 def test_a_thread_that_hangs_keeps_no_process_from_ending():
     """As a share that is gone: the system call never returns, and the loop ends all the same."""
-    from agent.wiring.examination import aside
+    from agent.bootstrap.doctor import aside
 
     gone = threading.Event()
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.application.examination import Level
+from agent.bootstrap.doctor import DoctorContext
 from agent.domain.errors import SettingsError
-from agent.faces.doctor import delivery_checks, keeping_checks, settings_checks
-from agent.faces.doctor.ground import Ground
+from agent.entrypoints.doctor import delivery_checks, keeping_checks, settings_checks
+from agent.entrypoints.doctor.context import CheckContext
+from agent.entrypoints.doctor.findings import Level
 from agent.settings import Settings, load
-from agent.wiring.examination import Examination
 
 CANARY = "canary-token-that-never-appears"
 
@@ -31,10 +31,10 @@ def ground_of(home, *, environ=None, settings_file=None):
     except SettingsError as trouble:
         settings = Settings(agent_data_dir=home / "data")
         how = {"environ": environ, "cwd": cwd, "home": home}
-        return Ground(settings=settings, examination=Examination(settings), trouble=trouble, **how)
-    return Ground(
+        return CheckContext(settings=settings, examination=DoctorContext(settings), trouble=trouble, **how)
+    return CheckContext(
         settings=loaded.settings,
-        examination=Examination(loaded.settings),
+        examination=DoctorContext(loaded.settings),
         origins=loaded.origins,
         warnings=loaded.warnings,
         environ=environ,
@@ -200,10 +200,10 @@ async def test_a_library_that_is_newer_than_what_was_tested_is_an_error(monkeypa
 
 
 async def test_an_engine_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
-    from agent.faces.doctor import database_checks
+    from agent.entrypoints.doctor import database_checks
 
     settings = Settings(agent_data_dir=tmp_path, agent_state_dir=tmp_path / "state")
     monkeypatch.setattr(sys, "path", [str(Path(tmp_path))])
-    first, *_ = await database_checks.databases(Ground(settings=settings, examination=Examination(settings)))
+    first, *_ = await database_checks.databases(CheckContext(settings=settings, examination=DoctorContext(settings)))
     assert first.level is Level.ERROR
     assert "duckdb" in first.found

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.durability import sync_to_disk
-from agent.faces.hook import note
+from agent.entrypoints.hook import note
 
 AGENT = Path(__file__).parents[2] / "agent"
 

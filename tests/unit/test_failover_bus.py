@@ -9,8 +9,8 @@ from agent.adapters.memory_bus import MemoryBus
 from agent.domain.errors import BusError, StateError, WireError
 from agent.domain.events import Event, SessionEnded
 from agent.ports import BusState, StreamMark
-from tests.fakes import values
-from tests.fakes.clock import ManualClock
+from tests.support import values
+from tests.support.clock import ManualClock
 
 SECONDS = 60
 TRANSIENT, PERMANENT = BusError("no answer", transient=True), BusError("larger than the server takes")

@@ -8,7 +8,7 @@ import pytest
 from agent.domain.events import SyncFailed, SyncSkipped
 from agent.events_client import handover as module
 from agent.events_client.handover import Handover
-from tests.fakes import values
+from tests.support import values
 
 SECONDS = 60
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from agent.domain.errors import SettingsError, StateError
-from agent.faces.hook import installing
-from agent.faces.hook.claude_settings import look
-from agent.faces.hook.command_line import HookCommand
-from agent.faces.hook.installing import Outcome, install, uninstall
-from agent.faces.hook.standing import State, standing
+from agent.entrypoints.hook import install as installing
+from agent.entrypoints.hook.claude_settings import look
+from agent.entrypoints.hook.command_line import HookCommand
+from agent.entrypoints.hook.install import Outcome, install, uninstall
+from agent.entrypoints.hook.status import State, hook_status
 
 ORIGINAL = '{\r\n\t"model": "x",\r\n\t"hooks": { }\r\n}'
 
@@ -50,7 +50,7 @@ def test_install_backs_up_and_uninstall_restores_and_takes_the_backup_back(path,
     assert done.backup.read_bytes() == ORIGINAL.encode()
     assert {path.stat().st_mode & 0o777, done.backup.stat().st_mode & 0o777} == {0o640}
     assert path.stat().st_ino != inode
-    assert standing(look(path), ours).well
+    assert hook_status(look(path), ours).well
     assert install(path, ours, state) == installing.Change(Outcome.UNCHANGED)
     assert uninstall(path, state) == installing.Change(Outcome.REMOVED)
     assert path.read_bytes() == ORIGINAL.encode()
@@ -93,7 +93,7 @@ def test_another_state_directory_updates_the_command_and_uninstall_knows_what_wa
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     newer = HookCommand(ours.program, {"--state-dir": str(elsewhere)})
-    assert standing(look(path), newer).state is State.OUTDATED
+    assert hook_status(look(path), newer).state is State.OUTDATED
     assert install(path, newer, elsewhere).outcome is Outcome.UPDATED
     assert [str(one) for one in look(path).commands] == [str(newer)]
     assert names(state) == []
@@ -105,9 +105,9 @@ def test_another_state_directory_updates_the_command_and_uninstall_knows_what_wa
 def test_a_program_that_is_gone_and_hooks_switched_off_are_told(path, ours, state):
     install(path, ours, state)
     Path(ours.program[0]).unlink()
-    assert standing(look(path), ours).state is State.BROKEN
+    assert hook_status(look(path), ours).state is State.BROKEN
     path.write_text(path.read_text().replace('"model"', '"disableAllHooks": true, "model"'))
-    assert "disableAllHooks" in standing(look(path), ours).why
+    assert "disableAllHooks" in hook_status(look(path), ours).why
 
 
 def test_what_is_not_understood_is_left_alone(path, ours, state):
@@ -116,7 +116,7 @@ def test_what_is_not_understood_is_left_alone(path, ours, state):
         with pytest.raises(SettingsError, match="line 1, column 2"):
             change()
     assert (path.read_text(), names(path.parent), names(state)) == ("{,}", ["settings.json"], [])
-    assert standing(look(path), ours).state is State.UNKNOWN
+    assert hook_status(look(path), ours).state is State.UNKNOWN
     path.write_bytes(b'{\n"a": "\xff"}')
     assert "not UTF-8: byte 8, in line 2" in look(path).trouble
 

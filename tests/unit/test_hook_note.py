@@ -14,8 +14,8 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import NamingError
 from agent.domain.events import SessionEnded
 from agent.domain.naming import sanitise_system_id
-from agent.faces.hook import note
-from agent.faces.hook.session_end import read_options, read_told
+from agent.entrypoints.hook import note
+from agent.entrypoints.hook.session_end import read_options, read_told
 from agent.settings import load
 
 CODEC = CloudEventsCodec()
@@ -147,8 +147,12 @@ def test_the_path_of_the_hook_loads_no_module_that_costs():
     import subprocess
     import sys
 
-    code = "import sys; before = set(sys.modules); import agent.__main__, agent.faces.hook.session_end; "
+    code = "import sys; before = set(sys.modules); import agent.__main__, agent.entrypoints.hook.session_end; "
     code += "print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
-    loaded = {"_socket", "_json", "select", "agent", "agent.__main__", "agent.faces", "agent.faces.hook"}
-    assert set(done.stdout.split()) <= loaded | {"agent.faces.hook.note", "agent.faces.hook.session_end", "_signal"}
+    loaded = {"_socket", "_json", "select", "agent", "agent.__main__", "agent.entrypoints", "agent.entrypoints.hook"}
+    assert set(done.stdout.split()) <= loaded | {
+        "agent.entrypoints.hook.note",
+        "agent.entrypoints.hook.session_end",
+        "_signal",
+    }

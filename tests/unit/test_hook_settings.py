@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from agent.domain.errors import SettingsError
-from agent.faces.hook.claude_settings import inserted, is_empty, withdrawn
-from agent.faces.hook.command_line import HookCommand, parsed
-from agent.faces.hook.json_text import checked
+from agent.entrypoints.hook.claude_settings import inserted, is_empty, withdrawn
+from agent.entrypoints.hook.command_line import HookCommand, parsed
+from agent.entrypoints.hook.json_text import checked
 
 PATH = Path("settings.json")
 COMMAND = HookCommand(("/opt/akosha-agent",), {"--state-dir": "/home/me/the state"})

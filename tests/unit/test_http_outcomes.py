@@ -10,24 +10,24 @@ from pathlib import Path
 import pytest
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.application.http_sync import HttpSync
-from agent.application.memory_push import MemoryPush
-from agent.application.recorder import Recorder
+from agent.application.memories.push import MemoryPush
+from agent.application.sync.http import HttpSync
+from agent.application.sync.results import ResultRecorder
 from agent.domain.databases import main_name
+from agent.domain.delivery_state import Problem, State, Target, next_try, pending
 from agent.domain.errors import CloudUploadError, HTTPSyncError, SinkError, SnapshotError
 from agent.domain.events import SyncAsked, SyncSkipped
 from agent.domain.memories import Memory
-from agent.domain.parts import RawFile
-from agent.domain.route import RetryRules
-from agent.domain.states import Problem, State, Target, next_try, pending
-from agent.faces.memories import _fit
+from agent.domain.routing import RetryRules
+from agent.domain.upload_plan import RawFile
+from agent.entrypoints.cli.memories import _fit
 from agent.ports import Delivered, Snapshot, Unchanged
-from tests.fakes import values
-from tests.fakes.clock import ManualClock
-from tests.fakes.ledger import inline_ledger
-from tests.fakes.memories import memory
-from tests.fakes.memory_source import ListedMemories, ListedReader
-from tests.fakes.sink import MemorySink
+from tests.support import values
+from tests.support.clock import ManualClock
+from tests.support.ledger import inline_ledger
+from tests.support.memories import memory
+from tests.support.memory_source import ListedMemories, ListedReader
+from tests.support.sink import MemorySink
 from tests.unit.test_agent import world
 
 TARGET = Target("http", "http://127.0.0.1:8682/mcp", "", values.SYSTEM)
@@ -94,7 +94,7 @@ class Report:
 class Rig:
     def __init__(self, ledger: SqliteLedger, *, standstill_seconds: float = 60.0, **rules) -> None:
         self.ledger, self.clock, self.files, self.sink = ledger, ManualClock(values.NOON), Files(), MemorySink()
-        self.memories, self.recorder = ledger.memories(), Recorder(ledger, None, self.clock)
+        self.memories, self.recorder = ledger.memories(), ResultRecorder(ledger, None, self.clock)
         rules = {"batch_size": 2, "missing_embedding": "wait", **rules}
         self.method = HttpSync(
             target=TARGET,

@@ -13,10 +13,10 @@ import pytest
 import structlog
 
 from agent.domain.errors import SettingsError
-from agent.faces import logs
-from agent.faces.logs import lines
-from agent.faces.logs.file import KEPT, LogFile
-from agent.faces.logs.place import LogPlace
+from agent.entrypoints import logs
+from agent.entrypoints.logs import pipeline
+from agent.entrypoints.logs.file import KEPT, LogFile
+from agent.entrypoints.logs.location import LogLocation
 from agent.settings import Settings
 
 
@@ -26,7 +26,7 @@ def place(tmp_path):
     (tmp_path / "state" / "spool").mkdir(parents=True)
 
     def of(file, bytes_each=1 << 20):
-        return LogPlace(
+        return LogLocation(
             file=tmp_path / file, bytes_each=bytes_each, data_dir=tmp_path / "data", state_dir=tmp_path / "state"
         )
 
@@ -39,10 +39,10 @@ def _as_before(monkeypatch):
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     yield
     structlog.reset_defaults()
-    if lines._current is not None:
-        lines.logging.getLogger().removeHandler(lines._current)
-        lines._current.out.close()
-        lines._current = None
+    if pipeline._current is not None:
+        pipeline.logging.getLogger().removeHandler(pipeline._current)
+        pipeline._current.out.close()
+        pipeline._current = None
 
 
 def mode(path):
@@ -57,7 +57,7 @@ def descriptors():
 def test_lines_go_to_the_file_as_json_and_to_nowhere_else(place, tmp_path, capsys):
     logs.configure("INFO", "auto", place("logs/deep/agent.log"))
     structlog.get_logger().info("agent_started", system_id="mac")
-    lines.logging.getLogger("aiohttp").warning("odd")
+    pipeline.logging.getLogger("aiohttp").warning("odd")
     file = tmp_path / "logs/deep/agent.log"
     assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["agent_started", "odd"]
     assert capsys.readouterr() == ("", "")
@@ -246,9 +246,9 @@ def test_a_symbolic_link_is_followed_so_that_what_it_leads_to_is_rotated(place, 
 
 
 def test_the_settings_name_the_place(tmp_path):
-    assert LogPlace.of(Settings()) is None
+    assert LogLocation.of(Settings()) is None
     settings = Settings(agent_log_file=tmp_path / "a.log", agent_log_file_mb=2)
-    found = LogPlace.of(settings)
+    found = LogLocation.of(settings)
     assert found is not None
     assert (found.file, found.bytes_each) == (tmp_path / "a.log", 2 << 20)
     assert (found.data_dir, found.state_dir) == (settings.agent_data_dir, settings.agent_state_dir)

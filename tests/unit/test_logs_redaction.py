@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from agent.domain.plain_text import MASK
-from agent.faces.logs import hide, known_secrets, lines, redacted
+from agent.entrypoints.logs import hide, known_secrets, pipeline, redacted
 from agent.settings import Settings
 
 SEED = f"SU{'CANARY' * 9}AA"
@@ -59,7 +59,7 @@ def test_a_secret_is_masked_wherever_it_is_in_an_event():
             return "<Odd s3cr3t-canary>"
 
     hide("s3cr3t-canary")
-    event = lines.redact(
+    event = pipeline.redact(
         None,
         "info",
         {
@@ -166,5 +166,5 @@ def test_a_line_without_secrets_costs_next_to_nothing():
 
 def _timed(line):
     begun = time.perf_counter()
-    lines.redact(None, "info", line)
+    pipeline.redact(None, "info", line)
     return time.perf_counter() - begun

@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from agent.domain.errors import NamingError, WireError
 from agent.domain.manifest import MAX_CONVERSATIONS, MAX_TOTAL_BYTES, Manifest, MemoriesPart, Part
-from tests.fakes.values import NOON, SYSTEM, manifest, memories_part, parts, upload_id
+from tests.support.values import NOON, SYSTEM, manifest, memories_part, parts, upload_id
 
 WHOLE = replace(
     manifest(20, reflection=3, knowledge_graph=(1, "carried")),

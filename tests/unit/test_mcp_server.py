@@ -10,12 +10,12 @@ from jsonschema import Draft202012Validator
 
 from agent.domain.errors import AlreadyRunning, SettingsError, StateError, StoreError
 from agent.domain.events import MethodError, SyncFailed, SyncProgress, SyncSucceeded
-from agent.faces.mcp_server import calls, telling
-from agent.faces.mcp_server.course import Course
-from agent.faces.mcp_server.telling import Telling
-from agent.faces.mcp_server.tools import STATUS, SYNC, TOOLS
-from agent.faces.results import contract, cure, refusal
-from tests.fakes.values import NOON, SYSTEM
+from agent.entrypoints.mcp import calls, notifications
+from agent.entrypoints.mcp.notifications import ProgressNotifications
+from agent.entrypoints.mcp.progress import ProgressCounter
+from agent.entrypoints.mcp.tools import STATUS, SYNC, TOOLS
+from agent.entrypoints.results import contract, cure, refusal
+from tests.support.values import NOON, SYSTEM
 
 OUTPUT = {tool["name"]: Draft202012Validator(tool["outputSchema"]) for tool in TOOLS}
 
@@ -61,7 +61,7 @@ events = st.builds(
 
 @given(st.lists(st.one_of(events, st.none()), max_size=40))
 def test_progress_grows_with_every_step_and_never_passes_its_total(seen):
-    course = Course()
+    course = ProgressCounter()
     steps = [course.begun("begins")]
     steps += [course.stood("waits") if event is None else course.moved(event) for event in seen]
     steps.append(course.ended("done"))
@@ -71,7 +71,7 @@ def test_progress_grows_with_every_step_and_never_passes_its_total(seen):
 
 
 def test_the_steps_of_two_phases_are_their_bytes_one_after_the_other():
-    course = Course()
+    course = ProgressCounter()
     seen = [moved(400, 1000, phase="snapshot"), moved(1000, 1000, phase="snapshot"), moved(100, 500), moved(500, 500)]
     steps = [course.moved(event) for event in seen]
     assert [(step.done, step.total) for step in steps] == [(400, 1000), (1000, 1000), (1100, 1500), (1500, 1500)]
@@ -79,7 +79,7 @@ def test_the_steps_of_two_phases_are_their_bytes_one_after_the_other():
 
 
 async def test_a_call_that_stands_still_tells_that_it_is_at_work_and_why_it_waits(monkeypatch):
-    monkeypatch.setattr(telling, "BEAT_SECONDS", 0)
+    monkeypatch.setattr(notifications, "BEAT_SECONDS", 0)
     client, troubles = Client(3), ["cloud: attempt 1 failed", StateError("the disk is gone"), ""]
 
     async def trouble() -> str:
@@ -88,7 +88,7 @@ async def test_a_call_that_stands_still_tells_that_it_is_at_work_and_why_it_wait
             raise found
         return found
 
-    news = Telling(client.tell)
+    news = ProgressNotifications(client.tell)
     async with asyncio.timeout(60), news.open(trouble):
         await client.enough.wait()
     assert [message for _, _, message in client.told[:3]] == ["cloud: attempt 1 failed (0 s)"] + ["at work (0 s)"] * 2
@@ -101,7 +101,7 @@ async def test_a_call_that_stands_still_tells_that_it_is_at_work_and_why_it_wait
 )
 async def test_who_is_waited_for_is_told_once(pid, words):
     client = Client(1)
-    news = Telling(client.tell)
+    news = ProgressNotifications(client.tell)
 
     async def no_trouble() -> str:
         return ""

@@ -7,8 +7,8 @@ import pytest
 
 from agent.adapters.sqlite_ledger import schema
 from agent.adapters.sqlite_ledger.memories import Memories
-from tests.fakes.memories import seen
-from tests.fakes.values import TARGET
+from tests.support.memories import seen
+from tests.support.values import TARGET
 
 
 class Listening(sqlite3.Connection):

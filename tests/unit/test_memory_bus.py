@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from agent.adapters.memory_bus import MemoryBus
 from agent.domain.errors import NamingError, StateError
 from agent.domain.events import SessionEnded
-from agent.ports import delivery
-from tests.fakes.clock import ManualClock
+from agent.ports import dispatch
+from tests.support.clock import ManualClock
 
 
 def ended(number: int, system: str = "mac") -> SessionEnded:
@@ -131,7 +131,7 @@ async def test_an_ack_during_the_cleanup_of_a_silent_handler_counts(bus, clock):
 
 
 async def test_a_handler_that_cannot_be_cancelled_is_left_to_itself(bus, clock, monkeypatch):
-    monkeypatch.setattr(delivery, "CANCEL_SECONDS", 0.05)
+    monkeypatch.setattr(dispatch, "CANCEL_SECONDS", 0.05)
     release, again, late = asyncio.Event(), asyncio.Event(), asyncio.Event()
     seen = []
 

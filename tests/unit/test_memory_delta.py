@@ -8,13 +8,13 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from agent.adapters.memories_file import JsonMemoriesFile, writing
-from agent.application.memory_delta import MemoryDelta, zone_name
+from agent.application.memories.delta import MemoryDelta, zone_name
 from agent.domain.databases import Fingerprint
 from agent.domain.errors import SnapshotError, StagingFull
 from agent.ports import Snapshot
-from tests.fakes.memories import memory
-from tests.fakes.memory_source import ListedMemories, ListedReader
-from tests.fakes.values import SYSTEM, TARGET, upload_id
+from tests.support.memories import memory
+from tests.support.memory_source import ListedMemories, ListedReader
+from tests.support.values import SYSTEM, TARGET, upload_id
 
 UPLOAD = upload_id(20)
 ZONE = ZoneInfo("Asia/Kolkata")

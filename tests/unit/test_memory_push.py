@@ -7,16 +7,16 @@ import orjson
 import pytest
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.application import memory_push
-from agent.application.memory_push import MemoryPush
+from agent.application.memories import push
+from agent.application.memories.push import MemoryPush
 from agent.domain.errors import SinkError, SnapshotError
 from agent.domain.memories import memory_id
-from tests.fakes import values
-from tests.fakes.clock import ManualClock
-from tests.fakes.ledger import inline_ledger
-from tests.fakes.memories import memory
-from tests.fakes.memory_source import ListedMemories
-from tests.fakes.sink import MemorySink
+from tests.support import values
+from tests.support.clock import ManualClock
+from tests.support.ledger import inline_ledger
+from tests.support.memories import memory
+from tests.support.memory_source import ListedMemories
+from tests.support.sink import MemorySink
 
 TARGET = values.OTHER_TARGET
 
@@ -84,7 +84,7 @@ async def test_a_row_that_changed_is_another_memory(tmp_path):
 
 
 async def test_a_batch_ends_before_it_has_more_than_4_mb(tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_push, "MAX_BATCH_BYTES", 12_000)
+    monkeypatch.setattr(push, "MAX_BATCH_BYTES", 12_000)
     async with world(tmp_path, batch_size=500) as w:
         await w.deliver(*some(3), memory("long", text="x" * 20_000), *some(5, state="other"))
         assert [sum(len(orjson.dumps(w.sink.stored[i])) for i in batch) > 12_000 for batch in w.sink.batches].count(
@@ -214,7 +214,7 @@ async def test_reasons_without_number_are_counted_together(tmp_path):
     async with world(tmp_path, batch_size=50) as w:
         w.sink.refuse = {f":conversation-{n}:": f"reason {n}" for n in range(40)}
         pushed = await w.deliver(*some(40))
-        assert (len(pushed.refused), sum(pushed.refused.values())) == (memory_push.MOST_REASONS + 1, 40)
+        assert (len(pushed.refused), sum(pushed.refused.values())) == (push.MOST_REASONS + 1, 40)
 
 
 async def test_a_memory_of_the_first_batch_and_the_youngest_are_confirmed_before_anything_is_remembered(tmp_path):
@@ -226,7 +226,7 @@ async def test_a_memory_of_the_first_batch_and_the_youngest_are_confirmed_before
 async def test_what_was_refused_is_too_large_or_of_a_kind_whose_tool_may_not_know_is_not_confirmed(tmp_path):
     async with world(tmp_path, batch_size=50) as w:
         w.sink.refuse = {"conversation-1:": "odd"}
-        await w.deliver(memory(1), memory(2, text="x" * memory_push.LARGEST_BODY), memory(3, kind="reflection"))
+        await w.deliver(memory(1), memory(2, text="x" * push.LARGEST_BODY), memory(3, kind="reflection"))
         assert w.confirmed == [(None, 0)]
 
 

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, strategies as st
 
-from agent.adapters.duckdb_files.rows import Row, digest, instant, json_or_text, row_of
+from agent.adapters.duckdb.rows import Row, digest, instant, json_or_text, row_of
 from agent.adapters.local_zone import local_zone, zone_named
 from agent.domain.errors import WireError
 from agent.domain.memories import KINDS

@@ -7,18 +7,18 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.adapters.prometheus_meter import CONTENT_TYPE, PrometheusMeter
-from agent.application.metering import MeteredTaker
-from agent.application.reading import reading_of
-from agent.application.status import DatabaseStatus, Status, TargetStatus
+from agent.application.monitoring.metrics import reading_of
+from agent.application.monitoring.status import DatabaseStatus, Status, TargetStatus
+from agent.application.sync.timed_snapshots import TimedSnapshots
 from agent.domain.databases import Fingerprint
 from agent.domain.events import MethodError, SyncFailed, SyncSkipped, SyncSucceeded
-from agent.domain.parts import RawFile
-from agent.ports import Meter, Snapshot, Standing, Unmetered
-from agent.ports.meter import LedgerReading, MethodReading, Reading
-from tests.fakes.clock import ManualClock
+from agent.domain.upload_plan import RawFile
+from agent.ports import MemoryCounts, Meter, NoMeter, Snapshot
+from agent.ports.metrics import LedgerMetrics, MethodMetrics, MetricsSnapshot
+from tests.support.clock import ManualClock
 
 AT = datetime(2025, 6, 1, 12, 0, tzinfo=UTC)
-ALL_WELL = Reading(ready=True, stuck=0, ledger=LedgerReading())
+ALL_WELL = MetricsSnapshot(ready=True, stuck=0, ledger=LedgerMetrics())
 COMMON = {"id": "e", "time": AT, "system_id": "mac", "request_id": "r"}
 
 
@@ -128,13 +128,13 @@ def test_threads_lose_no_count(meter):
 
 def test_a_reading_is_shown_as_it_is_and_not_kept(meter):
     methods = (
-        MethodReading(
+        MethodMetrics(
             method="cloud", last_success=1748779200.0, pending_databases=2, failures=3,
             memories={"delivered": 5, "waiting": 1, "refused": 0},
         ),
     )  # fmt: skip
-    ledger = LedgerReading(methods=methods, results_waiting=4, bus="nats", watcher="polling", ledger_bytes=8192)
-    now = shown(meter, Reading(ready=False, stuck=2, ledger=ledger))
+    ledger = LedgerMetrics(methods=methods, results_waiting=4, bus="nats", watcher="polling", ledger_bytes=8192)
+    now = shown(meter, MetricsSnapshot(ready=False, stuck=2, ledger=ledger))
     assert now[of("last_success_timestamp_seconds", method="cloud")] == 1748779200.0
     assert now[of("pending_databases", method="cloud")] == 2
     assert now[of("target_failures", method="cloud")] == 3
@@ -147,7 +147,7 @@ def test_a_reading_is_shown_as_it_is_and_not_kept(meter):
 
 
 def test_where_the_ledger_cannot_be_read_the_rest_is_told_and_that_too(meter):
-    now = shown(meter, Reading(ready=True, stuck=1, ledger=None))
+    now = shown(meter, MetricsSnapshot(ready=True, stuck=1, ledger=None))
     assert (now[of("scrape_error")], now[of("ready")], now[of("stuck")]) == (1, 1, 1)
     assert of("results_waiting") not in now
     assert now[of("retries_total", method="cloud")] == 0
@@ -178,14 +178,14 @@ def test_the_status_becomes_figures(notes, bus, watcher):
             for name, pending in (("reflection", True), ("knowledge_graph", False), ("knowledge_graph_x", True))
         ),
         newest_upload_id=None, last_success=AT, failures=7, next_try=None, error="",
-        memories=Standing(delivered=9, waiting={"no embedding": 2, "no tool": 3}, refused={"odd": 1}),
+        memories=MemoryCounts(delivered=9, waiting={"no embedding": 2, "no tool": 3}, refused={"odd": 1}),
     )  # fmt: skip
     status = Status(
         system_id="mac", agent_id="a", route=("cloud",), targets=(target,), pending=(), notes=notes, results_waiting=2
     )
-    assert reading_of(status, ledger_bytes=10) == LedgerReading(
+    assert reading_of(status, ledger_bytes=10) == LedgerMetrics(
         methods=(
-            MethodReading(
+            MethodMetrics(
                 method="cloud", last_success=AT.timestamp(), pending_databases=2, failures=7,
                 memories={"delivered": 9, "waiting": 5, "refused": 1},
             ),
@@ -223,13 +223,13 @@ class _Taker:
 async def test_a_snapshot_is_timed_by_the_clock_and_one_that_fails_is_not_counted():
     told = []
 
-    class Heard(Unmetered):
+    class Heard(NoMeter):
         def snapshot(self, database, seconds, raw_bytes):
             told.append((database, seconds, raw_bytes))
 
     clock = ManualClock()
     inner = _Taker(clock)
-    taker = MeteredTaker(inner, Heard(), clock)
+    taker = TimedSnapshots(inner, Heard(), clock)
     snapshot = await taker.take("reflection")
     with pytest.raises(OSError, match="torn"):
         await taker.take("torn")
@@ -241,7 +241,7 @@ async def test_a_snapshot_is_timed_by_the_clock_and_one_that_fails_is_not_counte
 
 
 def test_a_meter_that_does_not_watch_is_one_too():
-    meter: Meter = Unmetered()
+    meter: Meter = NoMeter()
     meter.outcome(succeeded())
     meter.retried("cloud")
     meter.snapshot("reflection", 1.0, 1)

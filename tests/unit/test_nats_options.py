@@ -7,17 +7,17 @@ from urllib.parse import quote
 
 import pytest
 
-from agent.adapters.nats_bus import Login, NatsOptions, Patience
-from agent.adapters.nats_bus.link import Link
-from agent.adapters.nats_bus.opening import written
-from agent.adapters.nats_bus.options import Server
+from agent.adapters.nats import Login, NatsOptions, Patience
+from agent.adapters.nats.decoding import written
+from agent.adapters.nats.link import Link
+from agent.adapters.nats.options import Server
 from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
 from agent.domain.errors import WireError
 from agent.domain.events import MethodError
 from agent.domain.naming import PASSING_SUBJECTS, STREAM_SUBJECTS, patterns_meet, subject_matches
 from agent.ports import StreamMark
-from tests.fakes import values
-from tests.fakes.clock import ManualClock
+from tests.support import values
+from tests.support.clock import ManualClock
 
 CODEC = CloudEventsCodec()
 NO_UTF8 = "\udce9" * 600

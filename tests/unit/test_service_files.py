@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from agent.domain.errors import AkoshaError
-from agent.faces.service import program as programs, sealed
-from agent.faces.service.environment import EMPTY, left_behind, must_close, read_environment
-from agent.faces.service.keeper import Order
-from agent.faces.service.launchd import Launchd
-from agent.faces.service.runner import Runner
-from agent.faces.service.sealed import Seal
-from agent.faces.service.systemd import Systemd
+from agent.entrypoints.service import program as programs, sealed_file
+from agent.entrypoints.service.environment import EMPTY, left_behind, must_close, read_environment
+from agent.entrypoints.service.launchd import Launchd
+from agent.entrypoints.service.manager import InstallOrder
+from agent.entrypoints.service.runner import Runner
+from agent.entrypoints.service.sealed_file import Seal
+from agent.entrypoints.service.systemd import Systemd
 
 HOME = Path("/home/jo")
 LAUNCHD_KEYS = {
@@ -60,52 +60,52 @@ WORDS = [
 @pytest.mark.parametrize("keeper", [systemd(), launchd()], ids=["systemd", "launchd"])
 def test_the_command_can_be_read_back_from_the_file(keeper, words, tmp_path):
     path = tmp_path / "file"
-    sealed.place(path, keeper.render(Order(words)), 0o600)
-    state, text = sealed.read(path)
+    sealed_file.place(path, keeper.render(InstallOrder(words)), 0o600)
+    state, text = sealed_file.read(path)
     assert state is Seal.WHOLE
     assert keeper.order_in(text).words == words
     assert keeper.render(keeper.order_in(text)) == text
 
 
 def test_systemd_is_given_words_as_it_reads_them():
-    text = systemd().render(Order(("/opt/a b%c/akosha-agent", "run", "--data-dir", '/x/$y %z "q" \\n')))
+    text = systemd().render(InstallOrder(("/opt/a b%c/akosha-agent", "run", "--data-dir", '/x/$y %z "q" \\n')))
     assert 'ExecStart="/opt/a b%%c/akosha-agent" run --data-dir "/x/$$y %%z \\"q\\" \\\\n"\n' in text
 
 
 @pytest.mark.parametrize("word", ['/a"b', "/a'b", "/a\\b", "/a\nb"])
 def test_systemd_takes_no_program_with_quotes_in_its_path(word):
     with pytest.raises(AkoshaError, match="cannot name"):
-        systemd().render(Order((word, "run")))
+        systemd().render(InstallOrder((word, "run")))
 
 
 @pytest.mark.parametrize("words", [b"", b"\n", b"# \n", b"ExecStartPre=/bin/true\n"])
 def test_any_change_by_others_breaks_the_seal(words, tmp_path):
     path = tmp_path / "unit"
-    text = systemd().render(Order(("/bin/a", "run"))).encode()
+    text = systemd().render(InstallOrder(("/bin/a", "run"))).encode()
     path.write_bytes(text + words)
-    assert sealed.read(path)[0] is (Seal.BROKEN if words else Seal.WHOLE)
+    assert sealed_file.read(path)[0] is (Seal.BROKEN if words else Seal.WHOLE)
     path.write_bytes(text.replace(b"Nice=10", b"Nice=1"))
-    assert sealed.read(path)[0] is Seal.BROKEN
+    assert sealed_file.read(path)[0] is Seal.BROKEN
 
 
 def test_what_others_wrote_is_never_taken_for_ours(tmp_path):
     path = tmp_path / "unit"
-    assert sealed.read(path)[0] is Seal.ABSENT
+    assert sealed_file.read(path)[0] is Seal.ABSENT
     for content in (b"", b"[Service]\n", b"\xff\xfe"):
         path.write_bytes(content)
-        assert sealed.read(path)[0] is Seal.BROKEN
+        assert sealed_file.read(path)[0] is Seal.BROKEN
 
 
 def test_setting_aside_loses_no_earlier_one(tmp_path):
     path = tmp_path / "unit"
     for number in range(3):
         path.write_text(str(number))
-        sealed.set_aside(path)
+        sealed_file.set_aside(path)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"unit.bak": "0", "unit.bak2": "1", "unit.bak3": "2"}
 
 
 def test_the_launchd_agent_has_documented_keys_of_the_right_types():
-    text = launchd().render(Order(("/opt/tools/akosha-agent", "run")))
+    text = launchd().render(InstallOrder(("/opt/tools/akosha-agent", "run")))
     document = plistlib.loads(text.encode())
     assert {key: type(value) for key, value in document.items()} == {key: LAUNCHD_KEYS[key] for key in document}
     assert document["ProgramArguments"] == ["/opt/tools/akosha-agent", "run"]
@@ -130,7 +130,7 @@ def test_the_launchd_templates_have_documented_keys_of_the_right_types(name):
 
 
 def test_credentials_in_the_launchd_agent_are_private_and_never_printed():
-    keeper, order = launchd(), Order(("/bin/a", "run"), {"AWS_SECRET_ACCESS_KEY": "canary-1"})
+    keeper, order = launchd(), InstallOrder(("/bin/a", "run"), {"AWS_SECRET_ACCESS_KEY": "canary-1"})
     text = keeper.render(order)
     assert plistlib.loads(text.encode())["EnvironmentVariables"]["AWS_SECRET_ACCESS_KEY"] == "canary-1"
     assert keeper.mode(order) == 0o600

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from agent.domain.errors import AkoshaError
-from agent.faces.service import sealed
-from agent.faces.service.keeper import Course, Order
-from agent.faces.service.launchd import Launchd
-from agent.faces.service.runner import Ran, Runner
-from agent.faces.service.standing import keeper_of, look, standing_of
-from agent.faces.service.systemd import Systemd
+from agent.entrypoints.service import sealed_file
+from agent.entrypoints.service.launchd import Launchd
+from agent.entrypoints.service.manager import Course, InstallOrder
+from agent.entrypoints.service.runner import Ran, Runner
+from agent.entrypoints.service.status import keeper_of, look, standing_of
+from agent.entrypoints.service.systemd import Systemd
 
 UNIT = "akosha-agent.service"
 ME = os.getuid()
@@ -101,7 +101,7 @@ def test_systemd_is_asked_in_one_question_and_its_answer_understood(tmp_path):
 
 def test_a_wrong_setting_is_told_from_other_ends(tmp_path):
     keeper, _ = systemd(tmp_path, WRONG)
-    sealed.place(keeper.file, keeper.render(Order(("/bin/sh", "run"))), 0o644)
+    sealed_file.place(keeper.file, keeper.render(InstallOrder(("/bin/sh", "run"))), 0o644)
     standing = standing_of(keeper)
     assert (standing.installed, standing.running, standing.last_exit) == (True, False, "2")
     assert "a setting is wrong" in standing.detail
@@ -275,10 +275,10 @@ def test_looking_never_raises(tmp_path):
 )
 def test_what_an_upgrade_left_behind_is_outdated(tmp_path, monkeypatch, words, version, outdated, detail):
     keeper, _ = systemd(tmp_path, RUNNING)
-    text = keeper.render(Order((words, "run")))
-    sealed.place(keeper.file, text, 0o644)
+    text = keeper.render(InstallOrder((words, "run")))
+    sealed_file.place(keeper.file, text, 0o644)
     if version:
-        from agent.faces.service import systemd as room
+        from agent.entrypoints.service import systemd as room
 
         newer = room.template("systemd/akosha-agent.service").replace(version, "Nice=11")
         monkeypatch.setattr(room, "template", lambda _: newer)
@@ -289,6 +289,6 @@ def test_what_an_upgrade_left_behind_is_outdated(tmp_path, monkeypatch, words, v
 
 def test_a_file_that_was_edited_is_said_to_be(tmp_path):
     keeper, _ = systemd(tmp_path, RUNNING)
-    sealed.place(keeper.file, keeper.render(Order(("/bin/sh", "run"))).replace("Nice=10", "Nice=1"), 0o644)
+    sealed_file.place(keeper.file, keeper.render(InstallOrder(("/bin/sh", "run"))).replace("Nice=10", "Nice=1"), 0o644)
     standing = standing_of(keeper)
     assert (standing.edited, standing.outdated, standing.installed) == (True, False, True)

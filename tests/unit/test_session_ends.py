@@ -8,12 +8,12 @@ from datetime import timedelta
 from structlog.testing import capture_logs
 
 from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.application.session_ends import SessionEnds
+from agent.application.triggers.session_ends import SessionEnds
+from agent.domain.delivery_state import TargetRecord
 from agent.domain.events import CAUSED_BY_BYTES, Event, SessionEnded, SyncRequested
-from agent.domain.states import TargetRecord
-from tests.fakes import values
-from tests.fakes.clock import ManualClock, until_idle
-from tests.fakes.ledger import inline_ledger
+from tests.support import values
+from tests.support.clock import ManualClock, until_idle
+from tests.support.ledger import inline_ledger
 
 PATIENCE = 60.0
 
@@ -80,7 +80,7 @@ class World:
         asked = next((each for each in self.publisher.requests if each.request_id == request_id), None)
         caused_by = asked.caused_by if asked else ()
         await self.ledger.settle(None, replace(values.skipped(request_id), caused_by=caused_by))
-        self.ends.settled.ring()
+        self.ends.settled.set()
         await until_idle()
 
     async def pass_time(self, seconds: float) -> None:
@@ -122,7 +122,7 @@ async def test_all_ends_that_come_while_a_sync_is_under_way_ask_for_exactly_one_
         for number in range(1, 6):
             await w.end(number)
         assert w.asked == 1
-        w.ends.settled.ring()
+        w.ends.settled.set()
         await until_idle()
         assert w.asked == 1, "another sync's outcome is not this one's"
         await w.outcome("r1")

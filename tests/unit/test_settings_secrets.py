@@ -11,8 +11,8 @@ from pydantic import SecretStr
 
 from agent.domain.errors import SettingsError
 from agent.domain.plain_text import MASK
-from agent.settings import Settings, load, rows, variable
-from agent.settings.tree import FIELDS, SECRET
+from agent.settings import Settings, load, settings_table, variable
+from agent.settings.model import FIELDS, SECRET
 
 CANARY = "c4n4ry-s3cr3t"
 SEED = f"SU{'CANARY' * 9}AA"
@@ -26,7 +26,7 @@ def test_secrets_in_valid_settings_are_in_no_text_of_them():
     loaded = loaded_with(
         {"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": CANARY, "AKOSHA_AGENT_NATS_URL": f"tls://me:{CANARY}@nats.lan:4222"}
     )
-    table = rows(loaded)
+    table = settings_table(loaded)
     texts = [
         str(loaded), repr(loaded), str(loaded.settings), repr(loaded.settings), loaded.settings.model_dump_json(),
         str(loaded.settings.http_token), repr(loaded.settings.http_token), str(loaded.warnings), str(loaded.origins),
@@ -50,7 +50,7 @@ def test_secrets_in_valid_settings_are_in_no_text_of_them():
 )
 def test_a_secret_of_nats_is_in_no_text_of_valid_settings(key, secret, rest):
     loaded = loaded_with({variable(key): secret, **rest})
-    table = rows(loaded)
+    table = settings_table(loaded)
     texts = [str(loaded), repr(loaded.settings), loaded.settings.model_dump_json(), str(table)]
     assert not [text for text in texts if secret in text]
     assert getattr(loaded.settings, key).get_secret_value() == secret
@@ -58,7 +58,7 @@ def test_a_secret_of_nats_is_in_no_text_of_valid_settings(key, secret, rest):
 
 
 def test_an_absent_secret_is_shown_as_absent():
-    values = {row.key: row.value for row in rows(loaded_with({}))}
+    values = {row.key: row.value for row in settings_table(loaded_with({}))}
     assert {values[f"akosha_{key}"] for key in SECRET} == {""}
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from agent.application.state_disk import MARGIN_BYTES, STATE_DISK_FULL, disk_warning
+from agent.application.monitoring.state_disk import MARGIN_BYTES, STATE_DISK_FULL, disk_warning
 from agent.domain.databases import FileStat, Fingerprint
-from agent.domain.states import Target, TargetRecord
+from agent.domain.delivery_state import Target, TargetRecord
 
 SURVEY = {"reflection": Fingerprint((FileStat("reflection.duckdb", 1, 42_000_000, 1),), "h")}
 RECORDS = [TargetRecord(Target(system_id="laptop", method="cloud", endpoint="", bucket="memories"))]

@@ -2,11 +2,11 @@ from datetime import timedelta
 
 import pytest
 
-from agent.application.status import describe
+from agent.application.monitoring.status import describe
 from agent.application.status_warnings import clear_warning, set_warning, warnings_in, without_warnings
 from agent.domain.status_warning import StatusWarning
-from tests.fakes.clock import ManualClock
-from tests.fakes.ledger import inline_ledger
+from tests.support.clock import ManualClock
+from tests.support.ledger import inline_ledger
 
 CLOCK_AHEAD = StatusWarning(code="clock_ahead", message="the newest upload is 3 days ahead", hint="set the clock")
 

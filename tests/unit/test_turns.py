@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from agent.application.turns import Share, Turns
-from tests.fakes.clock import ManualClock
+from agent.application.ingest.turns import Share, Turns
+from tests.support.clock import ManualClock
 
 
 def ignored() -> None:

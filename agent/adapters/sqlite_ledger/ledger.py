@@ -19,11 +19,11 @@ from agent.adapters.sqlite_ledger.staged import Staged
 from agent.adapters.sqlite_ledger.targets import Targets
 from agent.adapters.sqlite_ledger.thread import finished
 from agent.adapters.sqlite_ledger.transactions import Transactions
-from agent.domain import moves
+from agent.domain import transitions
 from agent.domain.databases import Fingerprint
+from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord
 from agent.domain.events import Event, SessionEnded, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
 from agent.domain.manifest import Manifest
-from agent.domain.states import Intent, Problem, Target, TargetRecord
 from agent.ports import Clock, HistoryEntry
 
 TRIM_SECONDS = 86_400.0
@@ -87,36 +87,38 @@ class SqliteLedger:
         return await self._transactions.read(lambda: self._targets.load(target))
 
     async def owe(self, target: Target, databases: Collection[str]) -> None:
-        await self._change(target, lambda record: moves.owe(record, databases))
+        await self._change(target, lambda record: transitions.owe(record, databases))
 
     async def refresh(self, target: Target, fingerprints: Mapping[str, Fingerprint]) -> None:
-        await self._change(target, lambda record: moves.refresh(record, fingerprints))
+        await self._change(target, lambda record: transitions.refresh(record, fingerprints))
 
     async def trouble(self, target: Target, problems: Mapping[str, Problem]) -> None:
-        await self._change(target, lambda record: moves.trouble(record, problems))
+        await self._change(target, lambda record: transitions.trouble(record, problems))
 
     async def forget(self, target: Target, databases: Collection[str]) -> None:
         await self._change(
             target,
-            lambda record: moves.forget(record, databases),
+            lambda record: transitions.forget(record, databases),
             also=lambda _: self._staged.forget(target, databases),
         )
 
     async def begin(self, target: Target, intent: Intent) -> None:
-        await self._change(target, lambda record: moves.begin(record, intent))
+        await self._change(target, lambda record: transitions.begin(record, intent))
 
     async def abandon(self, target: Target) -> None:
         def dropped(before: TargetRecord) -> None:
             if before.intent is not None:
                 self._staged.drop(target, before.intent.upload_id)
 
-        await self._change(target, moves.abandon, also=dropped)
+        await self._change(target, transitions.abandon, also=dropped)
 
     async def count_attempt(
         self, target: Target, request: SyncRequested, *, attempts: int, retry_at: datetime, error: str
     ) -> None:
         def counted(record: TargetRecord) -> TargetRecord:
-            return moves.count_attempt(record, request.request_id, attempts=attempts, retry_at=retry_at, error=error)
+            return transitions.count_attempt(
+                record, request.request_id, attempts=attempts, retry_at=retry_at, error=error
+            )
 
         await self._change(target, counted)
 
@@ -124,7 +126,7 @@ class SqliteLedger:
         self, target: Target, *, error: str, failures: int, retry_at: datetime | None, result: SyncFailed | None
     ) -> None:
         def given_up(record: TargetRecord) -> TargetRecord:
-            return moves.give_up(record, error=error, failures=failures, retry_at=retry_at)
+            return transitions.give_up(record, error=error, failures=failures, retry_at=retry_at)
 
         await self._change(target, given_up, result)
 
@@ -137,7 +139,7 @@ class SqliteLedger:
         result: SyncSucceeded,
     ) -> None:
         def delivered(record: TargetRecord) -> TargetRecord:
-            return moves.deliver(record, manifest, fingerprints, problems, result_id=result.id, at=result.time)
+            return transitions.deliver(record, manifest, fingerprints, problems, result_id=result.id, at=result.time)
 
         await self._change(target, delivered, result, also=self._settled(target, manifest))
 
@@ -149,13 +151,13 @@ class SqliteLedger:
         result: SyncSucceeded,
     ) -> None:
         def handed_over(record: TargetRecord) -> TargetRecord:
-            return moves.hand_over(record, fingerprints, problems, result_id=result.id, at=result.time)
+            return transitions.hand_over(record, fingerprints, problems, result_id=result.id, at=result.time)
 
         await self._change(target, handed_over, result)
 
     async def adopt(self, target: Target, manifest: Manifest, result: SyncSucceeded) -> None:
         def adopted(record: TargetRecord) -> TargetRecord:
-            return moves.adopt(record, manifest, result_id=result.id)
+            return transitions.adopt(record, manifest, result_id=result.id)
 
         await self._change(target, adopted, result, also=self._settled(target, manifest))
 
@@ -164,10 +166,10 @@ class SqliteLedger:
             await self._transactions.write(lambda: self._history.add(result, published_at=None))
             self._tell()
         else:
-            await self._change(target, moves.settle, result)
+            await self._change(target, transitions.settle, result)
 
     async def reset(self, target: Target) -> None:
-        await self._change(target, moves.reset)
+        await self._change(target, transitions.reset)
 
     async def announce(self, event: Event) -> None:
         await self._transactions.write(lambda: self._history.add(event, published_at=None))
@@ -251,7 +253,7 @@ class SqliteLedger:
         self._history.publish(event_id, self._clock.now())
         for target in self._targets.told_by(event_id):
             record = self._targets.load(target)
-            self._targets.save(record, moves.confirm(record, event_id))
+            self._targets.save(record, transitions.confirm(record, event_id))
 
     def _trim_daily(self) -> None:
         """Let go of what is old: at opening, and once a day in an agent that never stops."""
@@ -280,7 +282,7 @@ class SqliteLedger:
             if result is not None:
                 self._history.add(result, published_at=None)
                 if self._history.is_published(result.id):
-                    record = moves.confirm(record, result.id)
+                    record = transitions.confirm(record, result.id)
             if also is not None:
                 also(before)
             self._targets.save(before, record)

@@ -10,9 +10,9 @@ from itertools import islice
 from typing import Literal, get_args
 
 from agent.adapters.sqlite_ledger import rows, schema
+from agent.domain.delivery_state import Target
 from agent.domain.memories import Kind, Seen
-from agent.domain.states import Target
-from agent.ports import Held, Standing
+from agent.ports import Held, MemoryCounts
 
 Place = tuple[str, Kind]
 Row = tuple[int, bytes, bytes]
@@ -114,7 +114,7 @@ class Memories:
             gone = [(place, row_id) for (row_id,) in held if (database, kind, rows.read_id(row_id)) not in there]
             self._connection.executemany("DELETE FROM memories WHERE place = ? AND id = ?", gone)
 
-    def standing(self, target: Target) -> Standing:
+    def standing(self, target: Target) -> MemoryCounts:
         """Count them."""
         delivered = 0
         kept_back: dict[HeldState, dict[str, int]] = {state: {} for state in HELD}
@@ -129,7 +129,7 @@ class Memories:
                 for reason, count in found:
                     delivered -= count
                     counts[reason] = counts.get(reason, 0) + count
-        return Standing(delivered=delivered, **kept_back)
+        return MemoryCounts(delivered=delivered, **kept_back)
 
     def held(self, target: Target, limit: int) -> list[Held]:
         """Return the first that are held, the refused ones before those that wait."""

@@ -7,10 +7,10 @@ from agent.adapters.sqlite_ledger.memories import Memories
 from agent.adapters.sqlite_ledger.staged import Staged
 from agent.adapters.sqlite_ledger.targets import Targets
 from agent.adapters.sqlite_ledger.transactions import Transactions
-from agent.domain import moves
+from agent.domain import transitions
+from agent.domain.delivery_state import Target
 from agent.domain.memories import Kind, Seen
-from agent.domain.states import Target
-from agent.ports import Held, Standing
+from agent.ports import Held, MemoryCounts
 
 
 class SqliteMemories:
@@ -33,7 +33,7 @@ class SqliteMemories:
     async def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
         await self._transactions.write(lambda: self._memories.release(target, database, there))
 
-    async def standing(self, target: Target) -> Standing:
+    async def standing(self, target: Target) -> MemoryCounts:
         return await self._transactions.read(lambda: self._memories.standing(target))
 
     async def held(self, target: Target, *, limit: int) -> Sequence[Held]:
@@ -45,7 +45,7 @@ class SqliteMemories:
         def met() -> frozenset[str]:
             again = self._memories.meet(target, version)
             before = self._targets.load(target)
-            self._targets.save(before, moves.look_again(before, again & before.databases.keys()))
+            self._targets.save(before, transitions.look_again(before, again & before.databases.keys()))
             return again
 
         return await self._transactions.write(met)

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from agent.adapters.sqlite_ledger.file import damaged
 from agent.domain.databases import FileStat, Fingerprint
+from agent.domain.delivery_state import Problem, State
 from agent.domain.errors import WireError
 from agent.domain.manifest import Part
 from agent.domain.memories import Kind, check_kind
-from agent.domain.states import Problem, State
 
 T = TypeVar("T")
 

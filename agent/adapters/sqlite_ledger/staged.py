@@ -8,9 +8,9 @@ from collections.abc import Collection
 
 from agent.adapters.sqlite_ledger import schema
 from agent.adapters.sqlite_ledger.memories import Memories
+from agent.domain.delivery_state import Intent, Target
 from agent.domain.manifest import Manifest
 from agent.domain.memories import Seen
-from agent.domain.states import Intent, Target
 
 
 class Staged:

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Iterator
 
 from agent.adapters.sqlite_ledger import rows
-from agent.domain.states import DatabaseRecord, Intent, Target, TargetRecord
+from agent.domain.delivery_state import DatabaseRecord, Intent, Target, TargetRecord
 
 
 class Targets:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import orjson
 
-from agent.adapters.state_directory.unusable import unusable
+from agent.adapters.state_directory.errors import unusable
 from agent.domain.errors import AlreadyRunning, StateError
 
 _TRIES = 15

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import structlog
 
-from agent.adapters.watcher.look import Look, look
 from agent.adapters.watcher.mounts import file_system, silent
-from agent.adapters.watcher.native import Bell, Native
+from agent.adapters.watcher.native import Native, WatchSignal
+from agent.adapters.watcher.scan import Look, look
 from agent.ports import Clock
 
 __all__ = ["DirectoryWatcher"]
@@ -81,13 +81,13 @@ class DirectoryWatcher:
             self._first = False
             yield frozenset()
         while True:
-            async with self._listening() as bell:
-                while bell.failed is None and self._clock.monotonic() < bell.until:
-                    await bell.rung.wait()
-                    bell.rung.clear()
-                    heard, bell.names = bell.names, frozenset()
+            async with self._listening() as signal:
+                while signal.failed is None and self._clock.monotonic() < signal.until:
+                    await signal.rung.wait()
+                    signal.rung.clear()
+                    heard, signal.names = signal.names, frozenset()
                     before, self._seen = self._seen, await self._look()
-                    if bell.listening and bell.failed is None:
+                    if signal.listening and signal.failed is None:
                         self._enter("native")
                     names = heard | self._seen.differing(before)
                     if names or self._mode != told:
@@ -95,8 +95,8 @@ class DirectoryWatcher:
                         yield names
                     if self._seen.root != before.root:
                         break
-            if bell.failed:
-                self._failure, self._native_from = bell.failed, self._clock.monotonic() + self._rescan
+            if signal.failed:
+                self._failure, self._native_from = signal.failed, self._clock.monotonic() + self._rescan
 
     async def _look(self) -> Look:
         """Look, off the loop: a mount that hangs must hold up this reader alone."""
@@ -105,9 +105,9 @@ class DirectoryWatcher:
         return seen
 
     @asynccontextmanager
-    async def _listening(self) -> AsyncIterator[Bell]:
+    async def _listening(self) -> AsyncIterator[WatchSignal]:
         """Listen in the way that the directory allows now."""
-        bell, native, period = Bell(), None, min(_POLL_SECONDS, self._rescan)
+        signal, native, period = WatchSignal(), None, min(_POLL_SECONDS, self._rescan)
         if self._seen.root is None:
             self._enter(f"waiting for {self._directory}" + (f" ({self._seen.why})" if self._seen.why else ""))
             period = _MISSING_SECONDS
@@ -115,13 +115,13 @@ class DirectoryWatcher:
             self._enter(f"polling ({why})")
         elif self._clock.monotonic() < self._native_from:
             self._enter(f"polling ({self._failure})", hint=_LIMITS)
-            bell.until = self._native_from
+            signal.until = self._native_from
         else:
-            native, period = Native(self._directory, self._seen.root, self._wanted, self._step_ms, bell), self._rescan
+            native, period = Native(self._directory, self._seen.root, self._wanted, self._step_ms, signal), self._rescan
         self._told_within = period if native is None else 2 * self._step_ms / 1000
-        ticker = asyncio.create_task(self._tick(bell, period), name=f"watch-{self._directory.name}-rescan")
+        ticker = asyncio.create_task(self._tick(signal, period), name=f"watch-{self._directory.name}-rescan")
         try:
-            yield bell
+            yield signal
         finally:
             ticker.cancel()
             await asyncio.wait({ticker})
@@ -136,10 +136,10 @@ class DirectoryWatcher:
         age = self._clock.now().timestamp() - max(written) / 1e9
         return min(max(age, 0.0), self._told_within)
 
-    async def _tick(self, bell: Bell, period: float) -> None:
+    async def _tick(self, signal: WatchSignal, period: float) -> None:
         while True:
             await self._clock.sleep(period)
-            bell.rung.set()
+            signal.rung.set()
 
     async def _why_poll(self) -> str:
         """Return why this directory must be polled, "" if it need not."""

@@ -1,4 +1,4 @@
-"""The native watch: a thread that waits in watchfiles and rings a bell on the event loop."""
+"""The native watch: a thread that waits in watchfiles and rings a signal on the event loop."""
 
 import asyncio
 import math
@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 from watchfiles import Change, watch
 
-from agent.adapters.watcher.look import Root, root_of
+from agent.adapters.watcher.scan import Root, root_of
 
 _STOP_SECONDS = 5.0
 
@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
-class Bell:
+class WatchSignal:
     """Rung by the native thread and by a timer.
 
     `names` were heard to change since the last ring. `failed` says why the thread ended, "" where it is not at fault.
@@ -39,10 +39,12 @@ class Bell:
 
 
 class Native:
-    """A thread in watchfiles, for as long as `root` is the directory at `path`; rings the bell on the running loop."""
+    """A watchfiles thread, for as long as `root` is the directory at `path`; sets the signal on the running loop."""
 
-    def __init__(self, path: Path, root: Root, wanted: Callable[[str], bool], step_ms: int, bell: Bell) -> None:
-        self._path, self._root, self._wanted, self._step_ms, self._bell = path, root, wanted, step_ms, bell
+    def __init__(
+        self, path: Path, root: Root, wanted: Callable[[str], bool], step_ms: int, signal: WatchSignal
+    ) -> None:
+        self._path, self._root, self._wanted, self._step_ms, self._signal = path, root, wanted, step_ms, signal
         self._real = ""
         self._stopped = False
         self._told = False
@@ -117,13 +119,13 @@ class Native:
         return folder == self._real and self._wanted(name)
 
     def _ring(self, names: frozenset[str]) -> None:
-        self._bell.listening = True
-        self._bell.names |= names
-        self._bell.rung.set()
+        self._signal.listening = True
+        self._signal.names |= names
+        self._signal.rung.set()
 
     def _end(self, why: str) -> None:
-        self._bell.failed = why
-        self._bell.rung.set()
+        self._signal.failed = why
+        self._signal.rung.set()
         self._ended.set()
 
     def _call(self, tell: Callable[..., None], what: object) -> None:

@@ -1,0 +1,291 @@
+"""HTTP to the one address of the settings, on httpx2: never a redirect, never a token elsewhere.
+
+Importing this loads httpx2 (0.15 s), and making a client a TLS context (50 ms): both are done on a thread.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import httpx2
+
+from agent import __version__
+from agent.adapters.akosha import errors, messages
+from agent.adapters.akosha.results import Message
+from agent.adapters.akosha.server_address import ServerAddress, as_text
+from agent.domain.errors import SinkError
+
+CONNECT_SECONDS = 10.0
+LET_GO_SECONDS = 1.0
+PIECE = 64 * 1024
+_IDLE_SECONDS = 3.0
+"""Connections are kept for less than servers keep them (uvicorn: 5 s), so that a request rarely meets a closed one."""
+_LOGGERS = ("httpx2", "httpcore2")
+_PROXY_AUTHENTICATION = "407"
+_REFUSAL_BYTES = 16 * 1024
+_LONGEST_VERSION = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: the session's id if there was one in the headers, and the message that was waited for."""
+
+    session_id: str
+    message: Message
+
+
+class Http:
+    """Requests to a place. `count` is told of each piece of a body that goes out. Every failure is a SinkError."""
+
+    def __init__(self, place: ServerAddress, count: Callable[[int], None]) -> None:
+        """Make the client; blocks for a while. Raises SinkError for an environment that it cannot be made in."""
+        self._place = place
+        self._count = count
+        if not (place.token.isascii() and place.token.isprintable() and " " not in place.token):
+            # Said here, for what the library says of such a header repeats it.
+            raise SinkError(f"{place}: the token has characters that cannot stand in a header", hint=errors.TOKEN)
+        for name in _LOGGERS:
+            # At INFO it tells each request; what is worth telling, the agent tells.
+            if (logger := logging.getLogger(name)).level == logging.NOTSET:
+                logger.setLevel(logging.WARNING)
+        headers = {
+            "User-Agent": f"akosha-agent/{__version__}",
+            "Accept": "application/json, text/event-stream",
+            "Accept-Encoding": "identity",
+        }
+        if place.token:
+            headers["Authorization"] = f"Bearer {place.token}"
+        proxied = not place.is_here
+        try:
+            # A context without an authority trusts nobody; where nothing is encrypted nobody is asked.
+            needed = proxied or place.is_encrypted
+            context = httpx2.create_ssl_context() if needed else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            self._client = httpx2.AsyncClient(
+                headers=headers,
+                verify=context,
+                trust_env=proxied,
+                follow_redirects=False,
+                timeout=httpx2.Timeout(None, connect=CONNECT_SECONDS),
+                limits=httpx2.Limits(keepalive_expiry=_IDLE_SECONDS),
+            )
+        except (OSError, ValueError, httpx2.InvalidURL, ImportError) as error:
+            if isinstance(error, OSError) and (file := os.environ.get("SSL_CERT_FILE")):
+                raise SinkError(
+                    f"{place}: the certificates that SSL_CERT_FILE names cannot be read: {place.words(file)}"
+                    f" ({place.words(error.strerror or type(error).__name__)})",
+                    hint="correct SSL_CERT_FILE, or the file",
+                ) from error
+            raise SinkError(
+                f"{place}: the environment does not allow a connection ({type(error).__name__})",
+                hint="check HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR",
+            ) from error
+        self._calls = 0
+        self._retired = False
+
+    async def post(
+        self, body: Sequence[bytes], headers: Mapping[str, str], *, wanted: int | None, silence: float
+    ) -> Reply:
+        """Send a message and return the answer to the request `wanted` (None: there is none, `message` is empty).
+
+        `silence`: so many seconds may pass in which neither a piece of the body goes out nor an event comes in.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with self._in_use(), asyncio.timeout(silence) as patience:
+
+                def alive() -> None:
+                    if not patience.expired():
+                        patience.reschedule(loop.time() + silence)
+
+                length = {"Content-Type": "application/json", "Content-Length": str(sum(map(len, body)))}
+                request = self._client.build_request("POST", self._place.endpoint, headers={**headers, **length})
+                request.stream = _Body(body, self._count, alive)
+                return await self._exchange(request, wanted, alive, in_session="Mcp-Session-Id" in headers)
+        except TimeoutError as error:
+            raise errors.silent(self._place, silence) from error
+
+    async def delete(self, headers: Mapping[str, str]) -> None:
+        """Tell the server that a session has ended. What it says to that does not matter."""
+        try:
+            async with self._in_use():
+                request = self._client.build_request("DELETE", self._place.endpoint, headers=dict(headers))
+                await (await self._client.send(request, stream=True)).aclose()
+        except httpx2.HTTPError as error:
+            raise _translated(error, self._place) from error
+
+    async def health(self) -> str | None:
+        """Return the version that the origin's /health tells, "" where it tells none; None where it is not healthy.
+
+        Healthy is what answers 200 with JSON; and what wants to know who asks, so that the handshake can tell the cure.
+        Raises SinkError where there is no answer.
+        """
+        async with self._in_use():
+            return await self._health()
+
+    async def retire(self) -> None:
+        """Close the client once no call uses it any more; later calls raise a transient SinkError. Idempotent."""
+        self._retired = True
+        await self._close_if_done()
+
+    @contextlib.asynccontextmanager
+    async def _in_use(self) -> AsyncIterator[None]:
+        if self._retired:
+            raise SinkError(f"{self._place}: the connection was replaced meanwhile", hint="try again", transient=True)
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            await self._close_if_done()
+
+    async def _close_if_done(self) -> None:
+        if self._retired and not self._calls:
+            await self.aclose()
+
+    async def _health(self) -> str | None:
+        request = self._client.build_request("GET", f"{self._place.origin}/health")
+        try:
+            response = await self._client.send(request, stream=True)
+            try:
+                if response.status_code in (httpx2.codes.UNAUTHORIZED, httpx2.codes.FORBIDDEN):
+                    return ""
+                if response.status_code != httpx2.codes.OK:
+                    return None
+                body = await messages.whole(response, self._place, _REFUSAL_BYTES)
+                try:
+                    version = messages.parsed(body, self._place).get("version")
+                except SinkError:
+                    return None
+                return version[:_LONGEST_VERSION] if isinstance(version, str) else ""
+            finally:
+                await response.aclose()
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise _translated(error, self._place) from error
+
+    async def drop_idle_connections(self) -> None:
+        """Close the connections that nothing uses now; one that does not close in time is left to the library."""
+        transports = (self._client._transport, *self._client._mounts.values())  # noqa: SLF001 - it can only close all
+        pools = (getattr(transport, "_pool", None) for transport in transports)
+        kept = [connection for pool in pools if pool is not None for connection in pool.connections]
+        with contextlib.suppress(TimeoutError, httpx2.HTTPError, OSError):
+            async with asyncio.timeout(LET_GO_SECONDS):
+                for connection in kept:
+                    if connection.is_idle():
+                        await connection.aclose()
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def _exchange(
+        self, request: httpx2.Request, wanted: int | None, alive: Callable[[], None], *, in_session: bool
+    ) -> Reply:
+        try:
+            response = await self._client.send(request, stream=True)
+            try:
+                if not response.is_success:
+                    said = await self._said(response)
+                    raise errors.refusal(
+                        self._place, response.status_code, response.headers, said, in_session=in_session
+                    )
+                session_id = response.headers.get("mcp-session-id", "")
+                if wanted is None:
+                    # Read to its end, though there is nothing in it: only then can the connection be used again.
+                    await messages.whole(response, self._place, _REFUSAL_BYTES)
+                    return Reply(session_id, {})
+                return Reply(session_id, await messages.answer(response, self._place, wanted, alive))
+            finally:
+                await response.aclose()
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise _translated(error, self._place) from error
+
+    async def _said(self, response: httpx2.Response) -> str:
+        """Return the message of a refusal, if it has one that is meant for us."""
+        try:
+            said = messages.parsed(await messages.whole(response, self._place, _REFUSAL_BYTES), self._place)
+        except SinkError:
+            return ""
+        error = said.get("error")
+        return as_text(error.get("message", "")) if isinstance(error, dict) else ""
+
+
+class _Body(httpx2.AsyncByteStream):
+    """A request's body in pieces, each of them a sign of life. Not a generator: nothing is left to be closed."""
+
+    def __init__(self, parts: Sequence[bytes], count: Callable[[int], None], alive: Callable[[], None]) -> None:
+        self._pieces = (memoryview(part)[at : at + PIECE] for part in parts for at in range(0, len(part), PIECE))
+        self._count, self._alive = count, alive
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = bytes(next(self._pieces, b""))
+        if not piece:
+            raise StopAsyncIteration
+        self._alive()
+        self._count(len(piece))
+        return piece
+
+
+def _translated(error: Exception, place: ServerAddress) -> SinkError:
+    """Return the SinkError for what httpx2 raised."""
+    if isinstance(error, httpx2.SSEError):
+        return errors.garbled(place, "the answer is larger than 16 MiB")
+    reason = _reason(error)
+    if "CERTIFICATE" in reason.upper():
+        return errors.Untrusted(
+            f"{place}: the certificate cannot be trusted",
+            hint="set SSL_CERT_FILE to the file of the authority that signed it, or correct akosha_http_endpoint",
+        )
+    if _is_tls(error) and "WRONG_VERSION_NUMBER" not in reason.upper() and "RECORD LAYER" not in reason.upper():
+        return errors.Untrusted(
+            f"{place}: TLS failed: {place.words(reason)}", hint="see to the server's certificate", transient=True
+        )
+    if "WRONG_VERSION_NUMBER" in reason.upper() or "RECORD LAYER" in reason.upper():
+        return SinkError(f"{place}: TLS is not spoken there", hint="check akosha_http_endpoint")
+    proxy = place.proxy
+    if proxy is not None and isinstance(error, httpx2.ProxyError) and _PROXY_AUTHENTICATION in str(error):
+        return SinkError(
+            f"{place}: the proxy {proxy} wants a user and a password: status {_PROXY_AUTHENTICATION}",
+            hint=f"write them into {proxy.variable}: http://USER:PASSWORD@{proxy}",
+        )
+    if isinstance(error, httpx2.ProxyError):
+        hint = f"check {proxy.variable if proxy else 'HTTPS_PROXY, ALL_PROXY'} and NO_PROXY"
+        return SinkError(f"{place}: the proxy{f' {proxy}' if proxy else ''} refuses", hint=hint, transient=True)
+    if proxy is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+        return SinkError(
+            f"{place}: no connection to the proxy {proxy}: {place.words(reason)}",
+            hint=f"check {proxy.variable} and NO_PROXY",
+            transient=True,
+        )
+    if isinstance(error, httpx2.ConnectTimeout):
+        reason = f"no connection within {CONNECT_SECONDS:g} s"
+    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError | httpx2.InvalidURL):
+        return SinkError(f"{place}: not a usable address ({type(error).__name__})", hint=errors.ADDRESS)
+    return SinkError(f"{place}: {place.words(reason)}", hint="is the Akosha server running there?", transient=True)
+
+
+def _is_tls(error: BaseException) -> bool:
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, ssl.SSLError):
+        inner = inner.__cause__ or inner.__context__
+    return inner is not None
+
+
+def _reason(error: BaseException) -> str:
+    """Say what broke: the system's words where there are any, else the library's kind of error."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, ssl.SSLError | socket.gaierror) and inner.strerror:
+            return inner.strerror
+        if isinstance(inner, OSError) and inner.errno:
+            return os.strerror(inner.errno)
+        inner = inner.__cause__ or inner.__context__
+    return {"RemoteProtocolError": "the connection was closed before the answer was whole"}.get(
+        type(error).__name__, str(error) or type(error).__name__
+    )

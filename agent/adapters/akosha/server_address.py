@@ -1,0 +1,64 @@
+"""Where the Akosha server is, and how it is spoken of: what it says, fit to be shown."""
+
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from agent.adapters.tcp_probe import Proxy, proxy_for
+from agent.domain.plain_text import MASK
+from agent.settings.endpoints import is_loopback, without_credentials
+
+SHOWN = 300
+"""So many characters of what a server says are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """The address of an MCP server, already checked, and the bearer token for it ("": none)."""
+
+    endpoint: str
+    token: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return without_credentials(self.endpoint)
+
+    @property
+    def origin(self) -> str:
+        parts = urlsplit(self.endpoint)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine, which no proxy leads to."""
+        return is_loopback(urlsplit(self.endpoint).hostname or "")
+
+    @property
+    def door(self) -> tuple[str, int]:
+        """Host and port to connect to, where no proxy stands before them."""
+        parts = urlsplit(self.endpoint)
+        return parts.hostname or "", parts.port or (443 if self.is_encrypted else 80)
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy before the server: none before this machine."""
+        parts = urlsplit(self.endpoint)
+        return None if self.is_here else proxy_for(parts.hostname or "", parts.scheme, "all")
+
+    @property
+    def is_encrypted(self) -> bool:
+        return urlsplit(self.endpoint).scheme == "https"
+
+    def words(self, said: object) -> str:
+        """Return what a server said: in one line, at most 300 characters, without the token."""
+        text = as_text(said)
+        if self.token:
+            text = text.replace(self.token, MASK)
+        text = " ".join("".join(char if char.isprintable() else " " for char in text[: SHOWN * 10]).split())
+        return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def as_text(said: object) -> str:
+    """Return str() of anything that came as JSON, which may be nested deeper than str() goes."""
+    try:
+        return str(said)
+    except RecursionError:
+        return "nested too deep to be shown"

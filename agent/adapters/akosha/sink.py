@@ -1,0 +1,214 @@
+"""`MemorySink` on an Akosha server."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from agent.adapters.akosha import errors, store_results
+from agent.adapters.akosha.client import Client
+from agent.adapters.akosha.encoding import pack
+from agent.adapters.akosha.errors import Rejected
+from agent.adapters.akosha.server_address import ServerAddress
+from agent.adapters.akosha.tool_catalog import BATCH, OwnTool, ToolCatalog
+from agent.domain.errors import AkoshaError, SinkError
+from agent.domain.memories import KINDS, Memory
+from agent.ports import Capabilities, Packed, StoreResult, UnexpectedErrors
+
+HOPELESS = 16
+"""So many memories refused one by one, and none stored, and it is the server that is to blame."""
+
+Placed = tuple[int, Packed]
+"""A memory with its position in the batch."""
+
+
+class AkoshaSink:
+    """An Akosha server at a checked address. `token` "": none is sent.
+
+    `timeout_seconds`: so long may the server be silent, and sending stand still. `max_in_flight` calls at once of tools
+    that take one memory. Kinds with a tool of their own go by it where the server offers one whose arguments we can
+    fill; whether storing the same again changes nothing is then up to that tool.
+    """
+
+    def __init__(
+        self, *, endpoint: str, token: str = "", timeout_seconds: float = 300.0, max_in_flight: int = 4
+    ) -> None:
+        self._place = ServerAddress(endpoint, token)
+        self._client = Client(self._place, timeout_seconds)
+        self._unexpected = UnexpectedErrors("akosha_mcp", SinkError)
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._workers = max_in_flight
+
+    @property
+    def location(self) -> str:
+        return str(self._place)
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._client.bytes_sent
+
+    @property
+    def sessions(self) -> int:
+        return self._client.sessions
+
+    @property
+    def health_version(self) -> str:
+        return self._client.health_version
+
+    async def is_available(self) -> bool:
+        try:
+            with self._translated("is_available"):
+                return await self._client.healthy()
+        except SinkError:  # what nobody knows is no definite no: the attempt says what is wrong
+            return True
+
+    async def connect(self) -> Capabilities:
+        with self._translated("connect"):
+            return (await self._client.living_session()).menu.offer
+
+    def pack(self, memory: Memory, system_id: str) -> Packed:
+        with self._translated("pack"):
+            return pack(memory, system_id)
+
+    async def store(self, batch: Sequence[Packed]) -> StoreResult:
+        with self._translated("store"):
+            return await self._store(batch)
+
+    async def drop_idle_connections(self) -> None:
+        with contextlib.suppress(SinkError), self._translated("drop_idle_connections"):
+            await self._client.drop_idle_connections()
+
+    async def reset_client(self) -> None:
+        """As `Reconnectable` says: certificates are read again. The token is a setting: another one is another sink."""
+        with contextlib.suppress(SinkError), self._translated("reset_client"):
+            await self._client.reset()
+
+    async def aclose(self) -> None:
+        with contextlib.suppress(SinkError), self._translated("aclose"):
+            await self._client.aclose()
+
+    @contextlib.contextmanager
+    def _translated(self, operation: str) -> Iterator[None]:
+        """Raise a SinkError for whatever the adapter does not know; the only place that catches all of it."""
+        try:
+            yield
+        except AkoshaError:
+            raise
+        except Exception as error:
+            first: Exception = error
+            while isinstance(first, ExceptionGroup):  # of tasks side by side: its first error says what happened
+                first = first.exceptions[0]
+            if isinstance(first, AkoshaError):
+                raise first from error
+            text = f"{self._place}: an error that the agent does not know, in {operation}"
+            raise self._unexpected.translate(first, operation, text, hint=errors.UNEXPECTED) from error
+
+    async def _store(self, batch: Sequence[Packed]) -> StoreResult:
+        menu = (await self._client.session()).menu
+        done = _Done()
+        together: list[Placed] = []
+        alone: list[tuple[Placed, OwnTool, bytes]] = []
+        for placed in enumerate(batch):
+            self._assign(placed, menu, together, alone, done)
+        if together:
+            await self._together(together, done)
+        # One kind after the other: a relationship comes after the entities that it is between.
+        for kind in KINDS:
+            await self._each([one for one in alone if one[1].kind == kind], done)
+        return done.receipt()
+
+    def _assign(
+        self,
+        placed: Placed,
+        menu: ToolCatalog,
+        together: list[Placed],
+        alone: list[tuple[Placed, OwnTool, bytes]],
+        done: "_Done",
+    ) -> None:
+        position, packed = placed
+        kind = packed.seen.kind
+        tool = menu.own.get(kind)
+        arguments = tool.fill(packed) if tool else None
+        if tool and arguments is not None:
+            alone.append((placed, tool, arguments))
+        elif kind == "relationship" or (tool and not packed.seen.embedded):
+            if tool is None:
+                raise SinkError(
+                    f"{self._place}: relationships are not taken (any more)",
+                    hint="was Akosha replaced?",
+                    transient=True,
+                )
+            done.refused[position] = f"{tool.name} wants more than there is: {', '.join(sorted(tool.required))}"
+        else:
+            together.append(placed)
+
+    async def _together(self, items: Sequence[Placed], done: "_Done") -> None:
+        """Store memories by the batch tool. Where it refuses to look at them, halve: one must not stop the others."""
+        pieces = [b'{"memories":[', b",".join(packed.body for _, packed in items), b"]}"]
+        try:
+            result = await self._client.call(BATCH, pieces)
+        except Rejected as error:
+            if len(items) > 1:
+                middle = len(items) // 2
+                await self._together(items[:middle], done)
+                await self._together(items[middle:], done)
+                return
+            done.refused[items[0][0]] = error.reason
+            if len(done.refused) >= HOPELESS and not done.taken:
+                raise
+            return
+        receipt = store_results.of_batch(result, [packed.memory_id for _, packed in items], self._place)
+        done.add(receipt, items)
+
+    async def _each(self, jobs: Sequence[tuple[Placed, OwnTool, bytes]], done: "_Done") -> None:
+        """Store memories one by one, a few at once. The first failure ends it and is raised."""
+        failures: list[SinkError] = []
+        remaining = iter(jobs)
+
+        async def work(jobs: Iterable[tuple[Placed, OwnTool, bytes]]) -> None:
+            for placed, tool, arguments in jobs:
+                if failures:
+                    return
+                try:
+                    async with self._slots:
+                        await self._alone(placed, tool, arguments, done)
+                except SinkError as error:
+                    failures.append(error)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(min(self._workers, len(jobs))):
+                group.create_task(work(remaining), name=f"akosha-tool-{number}")
+        if failures:
+            raise failures[0]
+
+    async def _alone(self, placed: Placed, tool: OwnTool, arguments: bytes, done: "_Done") -> None:
+        position, packed = placed
+        try:
+            result = await self._client.call(tool.name, [arguments])
+        except Rejected as error:
+            done.refused[position] = error.reason
+            if len(done.refused) >= HOPELESS and not done.taken:
+                raise
+            return
+        done.add(store_results.of_one(result, packed.memory_id, self._place), [placed])
+
+
+@dataclass(slots=True)
+class _Done:
+    """What has become of a batch so far."""
+
+    stored: int = 0
+    there: set[int] = field(default_factory=set)
+    refused: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def taken(self) -> int:
+        return self.stored + len(self.there)
+
+    def add(self, receipt: StoreResult, items: Sequence[Placed]) -> None:
+        self.stored += receipt.stored
+        self.there |= {items[at][0] for at in receipt.there}
+        self.refused.update({items[at][0]: why for at, why in receipt.refused.items()})
+
+    def receipt(self) -> StoreResult:
+        return StoreResult(stored=self.stored, there=frozenset(self.there), refused=self.refused)

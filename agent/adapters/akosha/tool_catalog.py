@@ -1,0 +1,141 @@
+"""What a server offers: the tools that we use, and what each of them takes."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import orjson
+
+from agent.adapters.akosha.results import Message
+from agent.adapters.akosha.server_address import ServerAddress
+from agent.domain.errors import SinkError
+from agent.domain.memories import Kind
+from agent.ports import Capabilities, Packed
+
+BATCH = "batch_store_memories"
+OWN_TOOLS: Mapping[Kind, str] = {
+    "reflection": "store_reflection",
+    "entity": "create_entity",
+    "relationship": "create_relation",
+}
+"""Kinds that may have a tool of their own. Akosha 0.11 has none of these yet."""
+
+_BATCHED: frozenset[Kind] = frozenset({"conversation", "reflection", "entity"})
+_LISTS = ("tags", "observations", "embedding")
+_OBJECTS = ("metadata", "properties")
+_COMMON = ("memory_id", "id", "text", "content", "metadata", "properties", "source", "system_id", "original_id", "type")
+_ALWAYS: Mapping[Kind, tuple[str, ...]] = {
+    "reflection": (*_COMMON, "tags"),
+    "entity": (*_COMMON, "name", "entity_type", "observations"),
+    "relationship": (*_COMMON, "from_entity", "to_entity", "relation_type", "from", "to", "from_id", "to_id"),
+}
+_SOMETIMES = ("embedding", "created_at", "timestamp", "project", "session_id", "category", "graph", "namespace")
+_EVERYTHING = ("memory_id", "text", "metadata", "created_at")
+_HASH_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTool:
+    """A tool for one kind of memory, and those of its arguments that we can fill."""
+
+    kind: Kind
+    name: str
+    arguments: frozenset[str]
+    required: frozenset[str]
+
+    @classmethod
+    def read(cls, kind: Kind, schema: Message) -> Self | None:
+        """Return it, if all that it requires is something that we have."""
+        listed, required = schema.get("properties"), schema.get("required", [])
+        if not isinstance(listed, dict) or not isinstance(required, list):
+            return None
+        ours = {*_ALWAYS[kind], *_SOMETIMES}
+        taken = {name for name, shape in listed.items() if name in ours and _fits(name, shape)}
+        if schema.get("additionalProperties") is True:
+            taken |= {*_EVERYTHING} - {*listed}
+        return cls(kind, OWN_TOOLS[kind], frozenset(taken), frozenset(required)) if taken.issuperset(required) else None
+
+    def fill(self, packed: Packed) -> bytes | None:
+        """Return the arguments for a memory as JSON; None where it lacks one that is required."""
+        values = _values(self.kind, packed)
+        if not self.required <= {*values}:
+            return None
+        return orjson.dumps({name: values[name] for name in sorted(self.arguments) if name in values})
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCatalog:
+    """The tools of a server that we use: that for batches, and those of single kinds."""
+
+    offer: Capabilities
+    own: Mapping[Kind, OwnTool]
+
+    @classmethod
+    def read(cls, server: str, tools: Mapping[str, Message], place: ServerAddress) -> Self:
+        """Read name -> schema of what it takes. Raises SinkError where memories cannot be stored there at all."""
+        if BATCH not in tools:
+            raise SinkError(
+                f"{place}: {server} has no tool {BATCH}",
+                hint="update Akosha, or set akosha_http_endpoint to an Akosha server",
+            )
+        own: dict[Kind, OwnTool] = {}
+        for kind, name in OWN_TOOLS.items():
+            if name in tools and (tool := OwnTool.read(kind, tools[name])) is not None:
+                own[kind] = tool
+        used = {name: tools[name] for name in sorted({BATCH, *OWN_TOOLS.values()}) if name in tools}
+        digest = hashlib.sha256(orjson.dumps(used, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_HASH_DIGITS]
+        need = {kind for kind in _BATCHED if kind not in own} | {
+            kind for kind, tool in own.items() if "embedding" in tool.required
+        }
+        kinds = _BATCHED.union(own)
+        version = f"{server}; {', '.join(used)}; {digest}"
+        offer = Capabilities(
+            version=version,
+            kinds=kinds,
+            need_embedding=frozenset(need),
+            tells_known=frozenset(_BATCHED - own.keys()),
+        )
+        return cls(offer, own)
+
+
+def _fits(name: str, shape: object) -> bool:
+    """Whether our value for an argument is of a type that it may have."""
+    kind = "array" if name in _LISTS else "object" if name in _OBJECTS else "string"
+    if not isinstance(shape, dict):
+        return True
+    choices = [shape, *(c for word in ("anyOf", "oneOf") for c in shape.get(word) or () if isinstance(c, dict))]
+    types: set[object] = set()
+    for choice in choices:
+        given = choice.get("type")
+        types.update(given if isinstance(given, list) else [given] if given else [])
+    return not types or kind in types
+
+
+def _values(kind: Kind, packed: Packed) -> dict[str, object]:
+    """Return all that we could say of a memory, by the names that a tool may have for it."""
+    sent: Message = orjson.loads(packed.body)
+    metadata: Message = sent["metadata"]
+    values: dict[str, object] = {"tags": [], "observations": []}
+    values |= {name: value for name, value in metadata.items() if value is not None}
+    values |= {
+        "memory_id": packed.memory_id,
+        "id": packed.memory_id,
+        "text": sent["text"],
+        "content": sent["text"],
+        "metadata": metadata,
+        "system_id": metadata["source"],
+        "properties": {**metadata, "memory_id": packed.memory_id},
+    }
+    if "embedding" in sent:
+        values["embedding"] = sent["embedding"]
+    if "created_at" in metadata:
+        values["timestamp"] = metadata["created_at"]
+    if kind == "entity":
+        values["type"] = values.get("entity_type", kind)
+    if kind == "relationship":
+        values["type"] = values.get("relation_type", kind)
+        for end in ("from", "to"):
+            if (entity := values.get(f"{end}_entity")) is not None:
+                values[end] = values[f"{end}_id"] = entity
+    return values

@@ -1,5 +1,0 @@
-"""Akosha over MCP (streamable HTTP). Importing this loads no HTTP library: the first call does, on a thread."""
-
-from agent.adapters.akosha_mcp.sink import AkoshaSink
-
-__all__ = ["AkoshaSink"]

@@ -1,0 +1,156 @@
+"""The header-bracketed copy: right under a writer that commits and checkpoints all the time, without any lock.
+
+DuckDB never overwrites a block that the active header refers to; a checkpoint is complete when the other header
+becomes the active one, and only then may old blocks be used again. So the main file is copied between two readings of
+its header bytes: equal, no checkpoint was completed in between, and all blocks of the copy are of that header's state.
+The sidecars are read after the main file and must belong to the same header: none appears or vanishes, each is still
+the same file and still begins with exactly the bytes copied. What was committed before the copying began is in main or
+sidecars by then; a commit that is half written at the end of a sidecar is ignored when it is replayed. If anything
+moved: again.
+
+Everything here blocks; it runs in a thread. `halt` ends it at the next chunk.
+"""
+
+import os
+import random
+import shutil
+import threading
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from agent.adapters.duckdb.filecopy import FileCopy, Moved, staging_error, staging_full
+from agent.adapters.duckdb.header import HEADER_BYTES, Header
+from agent.adapters.duckdb.source import Found, Source
+from agent.domain.databases import Fingerprint
+from agent.domain.errors import SnapshotError, WireError
+from agent.domain.upload_plan import RawFile
+from agent.ports import Clock
+
+MARGIN_BYTES = 16 * 2**20
+LEAST_ATTEMPTS = 3
+
+_PAUSE_SECONDS = (0.010, 0.060)
+_RESTORE_HINT = "restore it from an earlier upload, or move it out of the data directory"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Bracketed:
+    """What lies in the folder now. `fingerprint` is of the originals, before the first byte was copied."""
+
+    files: tuple[RawFile, ...]
+    fingerprint: Fingerprint
+    header: Header
+    attempts: int
+
+
+class _Odd(Exception):  # noqa: N818 - becomes its SnapshotError once the file is seen to stay like that
+    """The main file is not what it should be. It may be in the making."""
+
+    def __init__(self, main: Found, error: SnapshotError) -> None:
+        super().__init__(error.message)
+        self.look = (main.identity, main.stat.st_size, main.stat.st_mtime_ns)
+        self.error = error
+
+
+def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float, halt: threading.Event) -> Bracketed:
+    """Copy into `folder`, which is made, and hash.
+
+    Tries for `seconds`, and at least three times. Raises SnapshotError; it is transient where the writer was too
+    quick or the disk has no room (StagingFull). What was copied by then is left for the caller to remove.
+    """
+    until = clock.monotonic() + seconds
+    attempts = 0
+    look: object = None
+    with ThreadPoolExecutor(1, thread_name_prefix="snapshot-hash") as hashing:
+        while not halt.is_set():
+            attempts += 1
+            try:
+                # Hashing while copying saves a second reading, but makes the bracket longer: worth it once.
+                files, fingerprint, header = _attempt(source, folder, hashing if attempts == 1 else None, halt)
+                return Bracketed(files, fingerprint, header, attempts)
+            except _Odd as odd:
+                if look == odd.look:
+                    raise odd.error from odd
+                look, why = odd.look, str(odd)
+            except Moved as moved:
+                why = str(moved)
+            except OSError as error:
+                raise SnapshotError(
+                    f"cannot read {source.name}: {error.strerror}", hint="check the disk", transient=True
+                ) from error
+            log.debug("snapshot_retried", database=source.database, attempts=attempts, why=why)
+            if attempts >= LEAST_ATTEMPTS and clock.monotonic() >= until:
+                raise SnapshotError(
+                    f"{source.name} is too busy: each of {attempts} copies in {seconds:g} s was overtaken ({why})",
+                    hint="it is tried again by itself",
+                    transient=True,
+                )
+            halt.wait(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - only meant to fall out of step with the writer
+    raise SnapshotError(f"copying {source.name} was cancelled", transient=True)
+
+
+def _attempt(
+    source: Source, folder: Path, hashing: Executor | None, halt: threading.Event
+) -> tuple[tuple[RawFile, ...], Fingerprint, Header]:
+    found = source.files()
+    if not found:
+        raise SnapshotError(
+            f"there is no {source.name} in {source.data_dir}",
+            hint="Session-Buddy makes it; akosha_agent_data_dir says where it is looked for",
+        )
+    fingerprint = source.fingerprint(found)
+    _make_room(folder, found[0].name, needed=fingerprint.size + MARGIN_BYTES)
+    with ExitStack() as stack:
+        main = stack.enter_context(FileCopy(found[0], folder, halt=halt))
+        before = os.pread(main.original, HEADER_BYTES, 0)
+        header = _parse(found[0], before)
+        # Looked for once more: what was found belongs to this header, and nothing came in between.
+        _expect(source, found)
+        main.run(hashing)
+        sidecars = [stack.enter_context(FileCopy(sidecar, folder, halt=halt)) for sidecar in found[1:]]
+        for sidecar in sidecars:
+            sidecar.run(hashing)
+
+        for sidecar in sidecars:
+            sidecar.check_prefix()
+        _expect(source, found)
+        if not before == os.pread(main.original, HEADER_BYTES, 0) == os.pread(main.copy, HEADER_BYTES, 0):
+            raise Moved("a checkpoint was completed")
+        # The bracket is closed: from here on only the copies are read.
+        raw = tuple(RawFile(copy.found.name, copy.size, copy.sha256()) for copy in (main, *sidecars))
+    return raw, fingerprint, header
+
+
+def _expect(source: Source, found: tuple[Found, ...]) -> None:
+    if [file.identity for file in source.files()] != [file.identity for file in found]:
+        raise Moved("a file appeared, vanished or was replaced")
+
+
+def _make_room(folder: Path, name: str, *, needed: int) -> None:
+    """Make the folder, or empty it, and see that the copy will fit."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for left in folder.iterdir():
+            left.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise staging_error(error, name, folder, needed=needed) from error
+    if free < needed:
+        raise staging_full(name, folder.parent, needed=needed)
+
+
+def _parse(main: Found, data: bytes) -> Header:
+    try:
+        return Header.parse(data)
+    except WireError as error:
+        raise _Odd(main, _damaged(main, f"it {error.message}")) from error
+
+
+def _damaged(main: Found, why: str) -> SnapshotError:
+    return SnapshotError(f"{main.name} is no whole DuckDB database: {why}", hint=_RESTORE_HINT)

@@ -1,0 +1,207 @@
+"""The port: survey, take, discard, sweep. Copying runs in a thread, the check in a child process."""
+
+import asyncio
+import os
+import shutil
+import threading
+import uuid
+from pathlib import Path
+
+import structlog
+
+from agent.adapters.duckdb import source
+from agent.adapters.duckdb.bracket import Bracketed, copy_database
+from agent.adapters.duckdb.exchange import STALL_SECONDS
+from agent.adapters.duckdb.source import Source
+from agent.adapters.duckdb.verification import Verdict, verify
+from agent.adapters.duckdb.warm_child import Warm
+from agent.domain.databases import Survey, main_name
+from agent.domain.errors import SnapshotError
+from agent.ports import Clock, Snapshot
+
+_SWITCHED_OFF = Verdict(verified=False, reason="verification is switched off")
+_HALT_SECONDS = 5.0
+
+log = structlog.get_logger()
+
+
+class DuckdbSnapshotTaker:
+    """Takes snapshots of the databases in `data_dir`, into private folders under `staging_dir`.
+
+    The originals are only ever read: no lock, no engine. The process that takes snapshots must not be the one that
+    writes the databases (closing a file that it read would drop the writer's lock). Not verifying is for measurements.
+    The child that has verified a copy waits in `warm`, if given, for who reads memories out of it, as long as the copy
+    is there.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        staging_dir: Path,
+        *,
+        clock: Clock,
+        verify: bool = True,
+        verify_timeout_seconds: float = 600.0,
+        verify_stall_seconds: float = STALL_SECONDS,
+        bracket_seconds: float = 15.0,
+        warm: Warm | None = None,
+    ) -> None:
+        self._data_dir = data_dir
+        self._staging_dir = staging_dir
+        self._clock = clock
+        self._verify = verify
+        self._verify_timeout_seconds, self._verify_stall_seconds = verify_timeout_seconds, verify_stall_seconds
+        self._bracket_seconds = bracket_seconds
+        self._warm = warm
+        self._cleaning: set[asyncio.Task[None]] = set()
+
+    async def survey(self) -> Survey:
+        return await asyncio.to_thread(source.survey, self._data_dir)
+
+    async def free_bytes(self) -> int | None:
+        return await asyncio.to_thread(_free_bytes, self._staging_dir)
+
+    async def take(self, database: str) -> Snapshot:
+        started = self._clock.monotonic()
+        folder, copy, verdict = await self._take_once(database)
+        if verdict.damaged:
+            # A right bracket never gives a torn copy; before somebody is told that his database is damaged, look twice.
+            log.warning("snapshot_doubted", database=database, why=verdict.reason)
+            await self._remove(folder)
+            folder, copy, verdict = await self._take_once(database)
+        log.info(
+            "snapshot_taken",
+            database=database,
+            bytes=sum(file.size for file in copy.files),
+            attempts=copy.attempts,
+            verified=verdict.verified,
+            why=verdict.reason,
+            duration_seconds=round(self._clock.monotonic() - started, 3),
+        )
+        return Snapshot(
+            database=database,
+            folder=folder,
+            files=copy.files,
+            fingerprint=copy.fingerprint,
+            header_iteration=copy.header.iteration,
+            verified=verdict.verified,
+            unverified_reason=verdict.reason,
+            rows=verdict.rows,
+            storage_version=copy.header.version,
+        )
+
+    async def discard(self, snapshot: Snapshot) -> None:
+        await self._remove(snapshot.folder)
+
+    async def sweep(self) -> None:
+        if self._warm is not None:
+            await self._warm.end_in()
+        await asyncio.to_thread(_empty, self._staging_dir)
+
+    async def _take_once(self, database: str) -> tuple[Path, Bracketed, Verdict]:
+        """Copy and check. However it fails, the folder is removed."""
+        folder = self._staging_dir / f"take-{uuid.uuid4().hex}"
+        halt = threading.Event()
+        copying = asyncio.create_task(
+            asyncio.to_thread(self._copy, database, folder, halt), name=f"snapshot-copy-{database}"
+        )
+        try:
+            copy = await asyncio.shield(copying)
+            if not self._verify:
+                return folder, copy, _SWITCHED_OFF
+            copied = folder / main_name(database)
+            verdict = await verify(
+                copied,
+                timeout_seconds=self._verify_timeout_seconds,
+                stall_seconds=self._verify_stall_seconds,
+                warm=self._warm,
+            )
+            await asyncio.to_thread(_keep_only, folder, {file.name for file in copy.files})
+            return folder, copy, verdict
+        except BaseException:
+            halt.set()
+            await self._clean(copying, folder)
+            raise
+
+    def _copy(self, database: str, folder: Path, halt: threading.Event) -> Bracketed:
+        _make_private(self._staging_dir)
+        return copy_database(
+            Source(self._data_dir, database), folder, clock=self._clock, seconds=self._bracket_seconds, halt=halt
+        )
+
+    async def _clean(self, copying: asyncio.Task[Bracketed], folder: Path) -> None:
+        """Wait for the thread to stop, remove the folder; goes on by itself where it is cancelled once more."""
+
+        async def clean() -> None:
+            await asyncio.wait({copying}, timeout=_HALT_SECONDS)
+            await self._remove(folder)
+
+        task = asyncio.create_task(clean(), name="snapshot-clean")
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
+        await asyncio.shield(task)
+
+    async def _remove(self, folder: Path) -> None:
+        if self._warm is not None:
+            await self._warm.end_in(folder)
+        await asyncio.to_thread(_remove, folder)
+
+
+def _free_bytes(staging: Path) -> int | None:
+    for folder in (staging, staging.parent):  # the staging directory is made at the first sync
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            continue
+    return None
+
+
+def _make_private(staging: Path) -> None:
+    try:
+        staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if staging.stat().st_mode & 0o077:
+            staging.chmod(0o700)
+    except OSError as error:
+        raise SnapshotError(
+            f"cannot make the staging directory {staging}: {error.strerror}",
+            hint="let akosha_agent_state_dir name a directory that you may write to",
+        ) from error
+
+
+def _empty(staging: Path) -> None:
+    try:
+        with os.scandir(staging) as entries:
+            left = [Path(entry.path) for entry in entries]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise SnapshotError(f"cannot look into the staging directory {staging}: {error.strerror}") from error
+    for path in left:
+        _remove(path)
+
+
+def _keep_only(folder: Path, names: set[str]) -> None:
+    try:
+        found = list(folder.iterdir())
+    except OSError as error:  # somebody has cleaned up after us
+        raise SnapshotError(
+            f"cannot look at the copy in {folder}: {error.strerror}",
+            hint="akosha_agent_state_dir must be a directory that nothing else cleans up",
+            transient=True,
+        ) from error
+    for path in found:
+        if path.name not in names:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder or a file. What cannot be removed is logged and left to the next sweep."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("staging_not_removed", path=str(path), why=error.strerror)

@@ -1,0 +1,101 @@
+"""A place in the stream: the consumer that remembers how far one subscription has come."""
+
+from dataclasses import dataclass
+
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
+from nats.nuid import NUID
+
+from agent.adapters.nats.client import Client
+from agent.adapters.nats.errors import StreamGone, translated
+from agent.adapters.nats.options import NatsOptions
+from agent.adapters.nats.stream import STREAM
+from agent.ports import StreamMark
+
+PASSING_SECONDS = 300.0
+"""How long the server keeps the place of a subscription without a durable name that is out of reach."""
+
+
+@dataclass(slots=True)
+class DurableConsumer:
+    """The consumer `durable`, which the server keeps; or a passing one, remembered here while this process lives.
+
+    A passing one begins with what is published from now on. When it must be made again (the server forgot it, the
+    stream is another one), it goes on after `seen`, the last sequence handled.
+    """
+
+    pattern: str
+    durable: str | None
+    options: NatsOptions
+    seen: int = 0
+    _origin: str = ""
+
+    async def ensure(self, client: Client, mark: StreamMark | None) -> str:
+        """Return the consumer's name; it is there then, with nothing in anybody's hands. Raises BusError, StreamGone.
+
+        `mark` tells the stream of now from another one, or an earlier state of it, under the same name.
+        """
+        with translated(f"taking up the subscription to {self.pattern}", client):
+            jetstream = client.jetstream(timeout=self.options.patience.connect)
+            if self.durable is None:
+                return await self._passing(jetstream, mark)
+            return await self._durable(client, jetstream, self.durable)
+
+    async def forget(self, client: Client, name: str) -> None:
+        """A passing subscription has ended: the server need not keep its place."""
+        if self.durable is None and not client.is_closed:
+            with translated("ending a subscription", client):
+                jetstream = client.jetstream(timeout=self.options.patience.connect)
+                await jetstream.delete_consumer(STREAM, name)
+
+    async def _durable(self, client: Client, jetstream: JetStreamContext, name: str) -> str:
+        try:
+            with translated("looking for a consumer", client):
+                found: ConsumerInfo | None = await jetstream.consumer_info(STREAM, name)
+        except StreamGone:
+            found = None
+        if found and self.options.own_durables and (found.num_ack_pending or found.num_waiting):
+            # A killed process, or a connection that was lost before the ack, has left these in nobody's hands: the
+            # server would wait a minute for their ack. And where it has not noticed that a connection died, the next
+            # event would go to the request that still waits on that one.
+            await jetstream.delete_consumer(STREAM, name)
+            floor = found.ack_floor.stream_seq if found.ack_floor else 0
+            await self._add(jetstream, name, DeliverPolicy.BY_START_SEQUENCE, floor + 1)
+        elif found:
+            config = found.config
+            await self._add(jetstream, name, config.deliver_policy or DeliverPolicy.ALL, config.opt_start_seq)
+        else:
+            await self._add(jetstream, name, DeliverPolicy.ALL, None)
+        return name
+
+    async def _passing(self, jetstream: JetStreamContext, mark: StreamMark | None) -> str:
+        name, created = f"passing-{NUID().next().decode()}", mark.created if mark else ""
+        if not self._origin:
+            info = await self._add(jetstream, name, DeliverPolicy.NEW, None)
+            self.seen = info.delivered.stream_seq if info.delivered else 0
+        elif mark is None or (created == self._origin and mark.sequence >= self.seen):
+            await self._add(jetstream, name, DeliverPolicy.BY_START_SEQUENCE, self.seen + 1)
+        else:
+            self.seen = 0
+            await self._add(jetstream, name, DeliverPolicy.ALL, None)
+        self._origin = created
+        return name
+
+    async def _add(
+        self, jetstream: JetStreamContext, name: str, begin: DeliverPolicy, sequence: int | None
+    ) -> ConsumerInfo:
+        return await jetstream.add_consumer(
+            STREAM,
+            ConsumerConfig(
+                name=name,
+                durable_name=self.durable,
+                filter_subject=self.pattern,
+                deliver_policy=begin,
+                opt_start_seq=sequence,
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=self.options.patience.ack_wait,
+                max_ack_pending=1,
+                max_deliver=-1,
+                inactive_threshold=PASSING_SECONDS if self.durable is None else self.options.limits.inactive,
+            ),
+        )

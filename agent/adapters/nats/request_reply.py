@@ -1,0 +1,83 @@
+"""Questions and answers over plain NATS: asked anew on every connection, nothing kept."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+
+import structlog
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from agent.adapters.nats.client import Client
+from agent.adapters.nats.errors import translated
+from agent.adapters.nats.link import Link
+from agent.domain.errors import BusError
+
+MOST_WAITING = 16
+"""Questions that wait for their turn; more go unanswered."""
+
+_log = structlog.get_logger()
+
+
+class Responding:
+    """`agent.ports.Subscription` to questions on one subject. One is answered at a time."""
+
+    def __init__(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]], *, link: Link) -> None:
+        self._subject, self._answer, self._link = subject, answer, link
+        self.ready = asyncio.Event()
+        self.worker = asyncio.create_task(self._run(), name=f"answer-{subject}")
+
+    async def stop(self) -> None:
+        self.worker.cancel()
+        await asyncio.wait({self.worker})
+
+    async def _run(self) -> None:
+        while True:
+            client = await self._link.wait()
+            try:
+                await self._serve(client)
+            except BusError as error:
+                _log.debug("answering_interrupted", subject=self._subject, why=str(error))
+                self._link.suspect(client)
+            finally:
+                self.ready.clear()
+            await self._link.wait_beyond(client)
+
+    async def _serve(self, client: Client) -> None:
+        asked: asyncio.Queue[Msg] = asyncio.Queue(MOST_WAITING)
+
+        async def hear(message: Msg) -> None:
+            if message.reply and not asked.full():
+                asked.put_nowait(message)
+
+        async with AsyncExitStack() as stack:
+            with translated(f"subscribing to {self._subject}", client):
+                heard = await client.subscribe(self._subject, cb=hear)
+                stack.push_async_callback(_unsubscribed, client, heard)
+                await client.settle()
+            self.ready.set()
+            gone = asyncio.create_task(self._link.wait_beyond(client), name=f"answer-{self._subject}-watch")
+            stack.callback(gone.cancel)
+            while not gone.done():
+                question = asyncio.create_task(asked.get(), name=f"answer-{self._subject}-next")
+                try:
+                    await asyncio.wait({question, gone}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    question.cancel()
+                if question.done() and not question.cancelled():
+                    await self._reply(client, question.result())
+
+    async def _reply(self, client: Client, question: Msg) -> None:
+        text = await self._answer(question.data)
+        try:
+            with translated("answering", client):
+                await client.publish(question.reply, text)
+        except BusError as error:
+            _log.warning("answer_untold", subject=self._subject, why=str(error))
+
+
+async def _unsubscribed(client: Client, heard: Subscription) -> None:
+    """Whoever asks from now on learns at once that nobody answers."""
+    if not client.lost.is_set():
+        with suppress(BusError), translated("leaving a subject", client):
+            await heard.unsubscribe()

@@ -1,0 +1,171 @@
+"""Old files aside, new ones in their place: a journal first, then an order in which every moment is whole.
+
+For each database:
+
+    1  old sidecars are copied aside             the old pair stands, as it was
+    2  the old main file is renamed aside        the old pair is aside, whole; there is no database of that name
+    3  old sidecars are removed
+    4  new sidecars take their names             (of a restore that does not fold)
+    5  the new main file takes its name          the new database is there, whole
+
+An old WAL never stands beside a new main file, nor a new one beside an old; and no main file ever lacks the sidecars
+that belong to it. A restore that was killed in between is finished by the next one in the same directory, as long as
+nobody else has changed what it finds.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from agent.adapters.restore_directory.files import Look, copy_file, sync_file, write_file
+from agent.adapters.restore_directory.scratch import FOLDED, INCOMING, JOURNAL, RAW, Scratch
+from agent.domain.databases import main_name
+from agent.domain.errors import RestoreError, WireError
+from agent.domain.restore_plan import family
+from agent.durability import sync_to_disk
+
+_NEW_JOURNAL = "journal.new"
+
+
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """A file that changes its name: in the scratch folder (`source`), or in the directory; how it looked before."""
+
+    source: str
+    to: str
+    look: Look
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One database: what comes, its main file last, and what makes way."""
+
+    database: str
+    new: tuple[Moving, ...]
+    old: tuple[Moving, ...]
+
+    @property
+    def main(self) -> Moving:
+        return self.new[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What is to be put in its place, and what will be told of it."""
+
+    placements: tuple[Placement, ...]
+    report: Mapping[str, object]
+
+    def write(self, scratch: Scratch) -> None:
+        """From here on it will be done, by us or by the next. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_NEW_JOURNAL, dir_fd=scratch.descriptor)
+        write_file(_NEW_JOURNAL, json.dumps(asdict(self)).encode(), scratch.descriptor)
+        scratch.move(_NEW_JOURNAL, JOURNAL)
+        sync_to_disk(scratch.descriptor)
+
+    @classmethod
+    def read(cls, scratch: Scratch) -> Self | None:
+        """Return what a killed restore was about to do, None where it was not that far. Raises OSError, WireError."""
+        try:
+            descriptor = os.open(JOURNAL, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=scratch.descriptor)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            try:
+                document = json.loads(file.read())
+                return cls(tuple(_placement(one) for one in document["placements"]), dict(document["report"]))
+            except (ValueError, TypeError, KeyError) as error:
+                raise WireError(f"{scratch.path / JOURNAL} is no journal of ours: {error}") from error
+
+    @staticmethod
+    def drop(scratch: Scratch) -> None:
+        """It will not be done. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(JOURNAL, dir_fd=scratch.descriptor)
+
+
+def planned(
+    database: str, names: Sequence[str], *, folded: bool, aside: Mapping[str, str], scratch: Scratch, folder: int
+) -> Placement:
+    """Return what is to be done for one database; its new files are on the disk. `names`: the main file's first.
+
+    Raises OSError.
+    """
+    new = []
+    for name in reversed(names):
+        source = f"{FOLDED if folded else RAW}/{name}"
+        sync_file(source, scratch.descriptor)
+        new.append(Moving(source, name, _look(source, scratch.descriptor)))
+    old = tuple(Moving(name, to, _look(name, folder)) for name, to in aside.items())
+    return Placement(database, tuple(new), old)
+
+
+def put_in_place(placement: Placement, scratch: Scratch, folder: int) -> None:
+    """Do it, or what is left of it.
+
+    Raises RestoreError where somebody else has changed what stands there, OSError.
+    """
+    if Look.at(placement.main.source, scratch.descriptor) is None:
+        return
+    check(placement, scratch, folder)
+    main = next((old for old in placement.old if old.source == main_name(placement.database)), None)
+    sidecars = [old for old in placement.old if old is not main]
+    standing = [old for old in sidecars if Look.at(old.source, folder) == old.look]
+    if main is None or Look.at(main.to, folder) != main.look:
+        for old in standing:
+            _copy_aside(old, scratch, folder)
+        sync_to_disk(folder)
+        if main is not None and Look.at(main.source, folder) is not None:
+            os.rename(main.source, main.to, src_dir_fd=folder, dst_dir_fd=folder)
+            sync_to_disk(folder)
+    for old in standing:
+        os.unlink(old.source, dir_fd=folder)
+    sync_to_disk(folder)
+    for new in placement.new:
+        if Look.at(new.source, scratch.descriptor) is not None:
+            os.rename(new.source, new.to, src_dir_fd=scratch.descriptor, dst_dir_fd=folder)
+            sync_to_disk(folder)
+
+
+def check(placement: Placement, scratch: Scratch, folder: int) -> None:
+    """See that what stands there is what stood there before, or what was put there by us. Raises RestoreError."""
+    expected: dict[str, set[Look]] = {}
+    for old in placement.old:
+        expected.setdefault(old.source, set()).add(old.look)
+    for new in placement.new:
+        if Look.at(new.source, scratch.descriptor) is None:
+            expected.setdefault(new.to, set()).add(new.look)
+    for name in family(placement.database):
+        look = Look.at(name, folder)
+        if look is not None and look not in expected.get(name, ()):
+            raise RestoreError(
+                f"{name} was changed while it was to make way", hint="end what writes there, and restore once more"
+            )
+
+
+def _copy_aside(old: Moving, scratch: Scratch, folder: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(INCOMING, dir_fd=scratch.descriptor)
+    copy_file(old.source, folder, INCOMING, scratch.descriptor)
+    os.rename(INCOMING, old.to, src_dir_fd=scratch.descriptor, dst_dir_fd=folder)
+
+
+def _look(name: str, folder: int) -> Look:
+    look = Look.at(name, folder)
+    if look is None:
+        raise FileNotFoundError(name)
+    return look
+
+
+def _placement(document: Mapping[str, object]) -> Placement:
+    def moving(one: Mapping[str, object]) -> Moving:
+        return Moving(str(one["source"]), str(one["to"]), Look(**one["look"]))  # type: ignore[arg-type] # ours
+
+    new, old = document["new"], document["old"]
+    assert isinstance(new, list)
+    assert isinstance(old, list)
+    return Placement(str(document["database"]), tuple(map(moving, new)), tuple(map(moving, old)))

@@ -1,0 +1,159 @@
+"""A restore's own folder in the directory: on the same file system, closed to others, one restore at a time.
+
+    incoming        the object that is on its way
+    raw/NAME        files that have come and were checked
+    folding/        a main file and its sidecars while they become one: what a killed restore left there is worthless
+    folded/NAME     main files that hold it all, on the disk
+    journal.json    what is being put in its place
+
+A killed restore leaves it; the next one of the same upload goes on with what is in it, any other removes it.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from agent.adapters.restore_directory.files import FOLDER, Look, digest_of, names_in, remove_all, sync_file
+from agent.domain.errors import RestoreError
+from agent.domain.restore_plan import SCRATCH
+from agent.durability import sync_to_disk
+
+RAW, FOLDING, FOLDED, INCOMING, JOURNAL = "raw", "folding", "folded", "incoming", "journal.json"
+_KEPT = (RAW, FOLDED)
+
+
+class Busy(Exception):  # noqa: N818 - the state of the world
+    """Another restore works in it."""
+
+
+class Scratch:
+    """The folder, held until `close`: a lock that goes with the process. Its calls block."""
+
+    def __init__(self, directory: Path, folder: int, upload: str, *, make: bool) -> None:
+        """Open it, `make` it where there is none. Raises RestoreError, Busy, FileNotFoundError, OSError."""
+        self.upload, self.name = upload, SCRATCH + upload
+        self.path = directory / self.name
+        self._parent = folder
+        self.descriptor = self._held(make=make)
+
+    def tidy(self) -> None:
+        """Remove what cannot be gone on with, and whatever is no file or folder of ours. Raises OSError."""
+        for name in names_in(self.descriptor):
+            if name not in (*_KEPT, JOURNAL) or self._strange(name):
+                remove_all(name, self.descriptor)
+        for name in _KEPT:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=self.descriptor)
+            inside = os.open(name, FOLDER, dir_fd=self.descriptor)
+            try:
+                for each in names_in(inside):
+                    if not (look := Look.at(each, inside)) or not look.regular:
+                        remove_all(each, inside)
+            finally:
+                os.close(inside)
+
+    def has(self, name: str, size: int, sha256: str) -> bool:
+        """Say whether a file has come and is what it should be; one that is not is removed. Raises OSError."""
+        inside = f"{RAW}/{name}"
+        if (look := Look.at(inside, self.descriptor)) is None:
+            return False
+        if look.size == size and digest_of(inside, self.descriptor) == sha256:
+            return True
+        os.unlink(inside, dir_fd=self.descriptor)
+        return False
+
+    def incoming(self) -> Path:
+        """Return where the next object goes; nothing is there."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(INCOMING, dir_fd=self.descriptor)
+        return self.path / INCOMING
+
+    def keep(self, name: str) -> None:
+        """What has come in is this file, checked. Raises OSError."""
+        self.move(INCOMING, f"{RAW}/{name}")
+
+    def begin_folding(self, names: Iterable[str]) -> Path:
+        """Bring files together to be folded; return the folder. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            remove_all(FOLDING, self.descriptor)
+        os.mkdir(FOLDING, 0o700, dir_fd=self.descriptor)
+        for name in names:
+            self.move(f"{RAW}/{name}", f"{FOLDING}/{name}")
+        return self.path / FOLDING
+
+    def end_folding(self, main: str) -> None:
+        """The main file holds it all now. Raises OSError."""
+        sync_file(f"{FOLDING}/{main}", self.descriptor)
+        self.move(f"{FOLDING}/{main}", f"{FOLDED}/{main}")
+        sync_to_disk(self.descriptor)
+        remove_all(FOLDING, self.descriptor)
+
+    def undo_folding(self, names: Iterable[str]) -> None:
+        """Take the files apart again; `has` says whether they are as they were. Raises OSError."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self.move(f"{FOLDING}/{name}", f"{RAW}/{name}")
+        remove_all(FOLDING, self.descriptor)
+
+    def folded(self, main: str) -> int | None:
+        """Return the size of a folded file, None where it is not there. Raises OSError."""
+        look = Look.at(f"{FOLDED}/{main}", self.descriptor)
+        return look.size if look else None
+
+    def file(self, main: str) -> Path:
+        """Return where a main file is: the folded one, else the one that has come. Raises OSError."""
+        return self.path / (RAW if self.folded(main) is None else FOLDED) / main
+
+    def move(self, name: str, to: str) -> None:
+        """Rename within the folder. Raises OSError."""
+        os.rename(name, to, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
+
+    def remove(self) -> None:
+        """Remove it; the journal last, so that what is done is known to be done. Raises OSError."""
+        for name in sorted(names_in(self.descriptor), key=lambda name: name == JOURNAL):
+            remove_all(name, self.descriptor)
+        os.rmdir(self.name, dir_fd=self._parent)
+
+    def close(self) -> None:
+        """Let others have it."""
+        os.close(self.descriptor)
+
+    def _held(self, *, make: bool) -> int:
+        while True:
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(self.name, 0o700, dir_fd=self._parent)
+            try:
+                descriptor = os.open(self.name, FOLDER, dir_fd=self._parent)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise RestoreError(f"{self.path} is no folder of ours", hint="remove it") from error
+            try:
+                self._check(os.fstat(descriptor))
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise Busy(str(self.path)) from error
+                # One who removed it meanwhile held the folder that we had opened, not the one that has its name now.
+                now = Look.at(self.name, self._parent)
+                if now is not None and now.inode == os.fstat(descriptor).st_ino:
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+            if not make:
+                raise FileNotFoundError(self.name)
+
+    def _check(self, status: os.stat_result) -> None:
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise RestoreError(f"{self.path} is open to others, or theirs", hint="remove it, or restore elsewhere")
+
+    def _strange(self, name: str) -> bool:
+        status = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
+        folder = stat.S_ISDIR(status.st_mode)
+        return not (folder if name in _KEPT else stat.S_ISREG(status.st_mode))

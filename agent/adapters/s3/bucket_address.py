@@ -1,0 +1,79 @@
+"""Where a bucket is: endpoint, region and style of address, worked out from what the settings say."""
+
+import os
+import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from agent.adapters.tcp_probe import Proxy, proxy_for
+
+AUTO = "auto"
+_DEFAULT_REGION = "us-east-1"
+_AWS_HOST = re.compile(r"(?:^|\.)amazonaws\.com(?:\.cn)?$")
+_REGION_IN_HOST = re.compile(r"(?:^|\.)s3[.-](?:dualstack\.|fips\.)?([a-z]{2}[a-z0-9-]*-[a-z0-9-]+)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class BucketAddress:
+    """A bucket at an endpoint. `endpoint` empty: AWS. `region` `auto`: from the endpoint, else from the AWS chain."""
+
+    bucket: str
+    endpoint: str
+    region: str
+
+    def __str__(self) -> str:
+        return f"s3://{self.bucket} at {self.authority}"
+
+    @property
+    def host(self) -> str:
+        """Name or address, without the port; credentials that somebody wrote into the endpoint are not in it."""
+        return urlsplit(self.endpoint).hostname or f"s3.{self._aws_region}.amazonaws.com"
+
+    @property
+    def authority(self) -> str:
+        """The host, with the port where the endpoint names one: how texts name the server."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = urlsplit(self.endpoint).port
+        return f"{host}:{port}" if port else host
+
+    @property
+    def signing_region(self) -> str | None:
+        """The region to sign for. None: whatever the AWS chain says.
+
+        R2 knows `auto` alone; what names its region in its host name wants that one; the rest takes AWS's default.
+        """
+        if self.region and self.region != AUTO:
+            return self.region
+        if not self.endpoint:
+            return None
+        if found := _REGION_IN_HOST.search(self.host):
+            return found[1]
+        return AUTO if self.host.endswith(".r2.cloudflarestorage.com") else _DEFAULT_REGION
+
+    @property
+    def addressing_style(self) -> str:
+        """Bucket in the host name on AWS, in the path elsewhere: R2, B2 and MinIO take it, addresses need it."""
+        return "auto" if _AWS_HOST.search(self.host) else "path"
+
+    @property
+    def front_door(self) -> tuple[str, int]:
+        """Host and port to connect to: the endpoint's, or those of the proxy that the environment names for it."""
+        proxy = self.proxy
+        if proxy is not None:
+            return proxy.host, proxy.port
+        return self.host, urlsplit(self.endpoint).port or (80 if self._scheme == "http" else 443)
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy that the environment, or the system, names for the endpoint."""
+        return proxy_for(self.host, self._scheme)
+
+    @property
+    def _scheme(self) -> str:
+        return urlsplit(self.endpoint).scheme or "https"
+
+    @property
+    def _aws_region(self) -> str:
+        if self.region and self.region != AUTO:
+            return self.region
+        return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or _DEFAULT_REGION

@@ -1,0 +1,240 @@
+"""Calls on one bucket, by a client that is built at the first call and replaced where its credentials may be wrong."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+
+from agent.adapters.s3 import answers
+from agent.adapters.s3.answers import Answer, Heard
+from agent.adapters.s3.bucket_address import BucketAddress
+from agent.adapters.s3.client import Building, Client, Credentials, Limits
+from agent.adapters.s3.client_refresh import concerns_credentials, is_to_be_replaced
+from agent.adapters.s3.encryption import AtRest, Doubt
+from agent.adapters.s3.errors import doing_text, odd_answer, translate
+from agent.adapters.s3.part import PartBody
+from agent.domain.errors import AkoshaError, StoreError
+from agent.ports import UnexpectedErrors
+
+T = TypeVar("T")
+
+BARE = frozenset({"400", "403", "Bad Request", "BadRequest", "Forbidden"})
+"""What botocore makes of a refusal without a body."""
+
+SILENT = BARE | {"InvalidRange", "416", "NoSuchKey", "404"}
+"""Answers to a GET of the first byte that say nothing about why the HEAD before was refused."""
+
+_CLOSING_TURNS = 3
+
+_log = structlog.get_logger()
+
+
+class Connection:
+    """Calls S3 operations on one bucket. Every failure is a StoreError. What makes an object says how it is to lie."""
+
+    def __init__(
+        self,
+        place: BucketAddress,
+        limits: Limits,
+        verify: str | bool | None,
+        at_rest: AtRest = AtRest(),  # noqa: B008 - frozen
+    ) -> None:
+        self.place = place
+        self._at_rest = at_rest
+        self._doubt = Doubt(at_rest)
+        self._limits = limits
+        self._building = Building(place, limits, verify)
+        self._unexpected = UnexpectedErrors("s3", StoreError)
+        self._making: asyncio.Task[Client] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def call(self, operation: str, key: str = "", **parameters: object) -> Answer:
+        """Call an operation of botocore's S3 client on the bucket; `key` is added where there is one.
+
+        A parameter that is None leaves out what would be asked for by the settings.
+        """
+        return await self.ask(lambda answer: answer, operation, key, **parameters)
+
+    async def ask(self, read: Callable[[Answer], T], operation: str, key: str = "", **parameters: object) -> T:
+        """Call an operation as `call` does and return what `read` makes of the answer; it may raise OddAnswer."""
+        async with self._leased(operation, key) as lease:
+            return read(await self._send(lease, operation, key, parameters))
+
+    async def stream(self, operation: str, key: str, piece_bytes: int) -> AsyncGenerator[bytes, None]:
+        """Yield the body of an answer, all that its length announced."""
+        async with self._leased(operation, key) as lease:
+            answer = await self._send(lease, operation, key, {})
+            body = answer["Body"]
+            answers.check_whole(answer)
+            async with body:
+                while piece := await body.read(piece_bytes):
+                    yield piece
+
+    async def credentials(self) -> Credentials | None:
+        """Return what the AWS chain finds now, None where it finds nothing; the client stays as it is."""
+        async with self._guarded("looking for credentials", "", _Lease()):
+            return await self._building.credentials()
+
+    async def reset(self) -> None:
+        """Have the next call build a new client. Calls under way finish on the old one."""
+        making, self._making = self._making, None
+        if making is not None and making.done() and not making.cancelled() and making.exception() is None:
+            self._retire(making.result())
+
+    async def aclose(self) -> None:
+        """Close the client's connections, stop building one. Idempotent."""
+        await self.reset()
+        for task in self._tasks:
+            if task.get_name() == _BUILD:
+                task.cancel()
+        self._building.helpers.kill()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def drop_idle_connections(self) -> None:
+        """Break the connections that nothing uses now."""
+        making = self._making
+        if making is not None and making.done() and not making.cancelled() and making.exception() is None:
+            making.result().raw._endpoint.http_session.drop_idle_connections()  # noqa: SLF001 - there is no public way to it
+
+    async def _explained(self, error: Exception, client: Client | None, operation: str, key: str) -> Exception:
+        """Return the refusal that says why a HEAD was refused: the answer to one has no body, and so no code.
+
+        Asks once more, by a GET of the first byte. Where that says no more, the refusal is returned as it was.
+        """
+        refusal = getattr(error, "response", None)
+        if client is None or operation != "head_object" or not isinstance(refusal, dict):
+            return error
+        if refusal.get("Error", {}).get("Code") not in BARE:
+            return error
+        try:
+            answer = await client.raw.get_object(Bucket=self.place.bucket, Key=key, Range="bytes=0-0")
+            answer["Body"].close()
+        except Exception as said:  # noqa: BLE001 - it is translated, or the first refusal is
+            code = (getattr(said, "response", None) or {}).get("Error", {}).get("Code")
+            return error if code is None or code in SILENT else said
+        return error
+
+    async def _send(self, lease: "_Lease", operation: str, key: str, parameters: dict[str, Any]) -> Answer:
+        if key:
+            parameters["Key"] = key
+        asked = self._at_rest.asked(operation) | parameters
+        parameters = {name: value for name, value in asked.items() if value is not None}
+        body = parameters.get("Body")
+        patience = body.patience(self._limits.read_timeout) if isinstance(body, PartBody) else nullcontext()
+        assert lease.client is not None
+        token = answers.heard.set(lease.heard)
+        try:
+            async with patience:
+                answer: Answer = await getattr(lease.client.raw, operation)(Bucket=self.place.bucket, **parameters)
+        finally:
+            answers.heard.reset(token)
+        self._doubt.look(operation, str(answer.get("ServerSideEncryption") or ""), self.place)
+        return answer
+
+    @asynccontextmanager
+    async def _leased(self, operation: str, key: str) -> AsyncIterator["_Lease"]:
+        """Yield the client for one call: it stays open until the call is over, whatever replaces it."""
+        lease = _Lease()
+        async with self._guarded(operation, key, lease):
+            client = lease.client = await self._client()
+            client.users += 1
+            try:
+                yield lease
+            finally:
+                client.users -= 1
+                self._close_if_unused(client)
+
+    @asynccontextmanager
+    async def _guarded(self, operation: str, key: str, lease: "_Lease") -> AsyncIterator[None]:
+        """Raise a StoreError for whatever the library raises in here: the only place that catches all of it."""
+        try:
+            yield
+        except AkoshaError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a library raises is translated here
+            cause = await self._explained(error, lease.client, operation, key)
+            failure = self._translated(cause, operation, key, lease.heard)
+            failure.credentials_refused = concerns_credentials(cause)
+            if lease.client is not None and await is_to_be_replaced(lease.client, cause):
+                self._replace(lease.client)
+            raise failure from cause
+
+    def _translated(self, error: Exception, operation: str, key: str, note: Heard) -> StoreError:
+        if (odd := odd_answer(error, self.place, operation, key, note)) is not None:
+            return odd
+        if (
+            known := translate(error, self.place, operation, key, self._at_rest, answered=bool(note.status))
+        ) is not None:
+            return known
+        doing, answered = doing_text(operation, key), bool(note.status)
+        what = f"the answer of {self.place.authority} ({note}) cannot be read" if answered else f"{self.place} failed"
+        return self._unexpected.translate(error, operation, f"{what}, {doing}", hint=answers.NOT_S3 if answered else "")
+
+    async def _client(self) -> Client:
+        making = self._making
+        if making is None or (making.done() and (making.cancelled() or making.exception() is not None)):
+            making = self._making = self._start(self._building.client(), _BUILD)
+        try:
+            client = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if making.cancelled() and (task is None or not task.cancelling()):
+                raise StoreError(f"{self.place}: the store is being closed", transient=True) from None
+            raise
+        if self._making is not making:
+            client.retired = True
+        return client
+
+    def _replace(self, client: Client) -> None:
+        """Have the next call build a new client, if this one is still in use."""
+        making = self._making
+        if making is None or not making.done() or making.cancelled() or making.exception() is not None:
+            return
+        if making.result() is client:
+            self._making = None
+            self._retire(client)
+            _log.info("s3_client_discarded", store=str(self.place), then="the next attempt reads the credentials again")
+
+    def _retire(self, client: Client) -> None:
+        client.retired = True
+        self._close_if_unused(client)
+
+    def _close_if_unused(self, client: Client) -> None:
+        if client.retired and not client.users and not client.closing:
+            client.closing = True
+            self._start(_close(client), "s3-client-close")
+
+    def _start(self, work: Any, name: str) -> "asyncio.Task[Any]":
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_retrieve)
+        return task
+
+
+_BUILD = "s3-client"
+
+
+@dataclass(slots=True)
+class _Lease:
+    """The client that a call uses, and what came back."""
+
+    client: Client | None = None
+    heard: Heard = field(default_factory=Heard)
+
+
+async def _close(client: Client) -> None:
+    await client.owner.__aexit__(None, None, None)
+    # Connections that broke are closed by the loop in its next turns, if it has any.
+    for _ in range(_CLOSING_TURNS):
+        await asyncio.sleep(0)
+
+
+def _retrieve(task: "asyncio.Task[Any]") -> None:
+    """Look at a failure, so that one whose callers have all been cancelled does not count as overlooked."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,195 @@
+"""A multipart upload of our own: it becomes the object, or it is aborted, whatever ends it.
+
+The abort is shielded from cancellation and bounded in time. Where the credentials do not allow it, parts stay until a
+lifecycle rule removes them: a notice, not an error.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from agent.adapters.s3.answers import Answer, Entry, Paging, etag_of, next_uploads, text, uploads_in
+from agent.adapters.s3.checks import check_part
+from agent.adapters.s3.connection import Connection
+from agent.adapters.s3.errors import code_of
+from agent.adapters.s3.part import Pacing, Part, PartBody, content_md5
+from agent.domain.errors import NotPermitted, StoreError
+from agent.ports import Progress
+from agent.ports.tasks import see_through
+
+ABORT_SECONDS = 10.0
+LIFECYCLE_HINT = "allow s3:AbortMultipartUpload, or add a lifecycle rule that aborts incomplete uploads after a day"
+
+NONE_TO_LIST = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405", "NoSuchUpload"})
+"""Answers of stores that do not list uploads, or (rclone) have none to list."""
+
+log = structlog.get_logger()
+
+
+class Multipart:
+    """One upload; `async with` aborts it unless `complete` was reached. `live` holds the ids of those at work."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        key: str,
+        metadata: Mapping[str, str],
+        live: set[str],
+        pace: Pacing | None = None,
+    ) -> None:
+        self._connection = connection
+        self._key = key
+        self._metadata = dict(metadata)
+        self._live = live
+        self._pace = pace
+        self._beginning: asyncio.Task[str] | None = None
+        self._done: dict[int, str] = {}
+        self._completed = False
+        self.md5s: dict[int, bytes] = {}
+        self.etags_are_md5 = True
+
+    @property
+    def key(self) -> str:
+        return self._key
+
+    async def __aenter__(self) -> Self:
+        self._beginning = asyncio.create_task(self._begin(), name="s3-multipart-begin")
+        try:
+            await asyncio.shield(self._beginning)
+        except asyncio.CancelledError:
+            # The store may have begun it all the same: see what it answers, and abort that.
+            await see_through(asyncio.create_task(self._abort(), name="s3-multipart-abort"), ABORT_SECONDS)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._completed:
+            await see_through(asyncio.create_task(self._abort(), name="s3-multipart-abort"), ABORT_SECONDS)
+        self._live.discard(self._id)
+
+    async def send(self, number: int, part: Part, progress: Progress) -> None:
+        """Send a part, the first being number 1. Raises StoreError where it does not arrive whole."""
+        md5 = await asyncio.to_thread(part.md5)
+        answer = await self._call(
+            "upload_part",
+            needed="ETag",
+            PartNumber=number,
+            Body=PartBody(part.chunks, part.size, progress, self._pace),
+            ContentLength=part.size,
+            ContentMD5=content_md5(md5),
+        )
+        self.etags_are_md5 &= check_part(answer, md5, self._connection.place, self._key)
+        self.add(number, answer, md5)
+
+    async def copy(self, number: int, source: Mapping[str, str], first: int, last: int, etag: str) -> bool:
+        """Have the store copy a range of bytes as a part. Returns False where it answers, but did not."""
+        answer = await self._call(
+            "upload_part_copy",
+            PartNumber=number,
+            CopySource=dict(source),
+            CopySourceRange=f"bytes={first}-{last}",
+            **({"CopySourceIfMatch": etag} if etag else {}),
+        )
+        result = answer.get("CopyPartResult") or {}
+        self.add(number, result, b"")
+        return bool(etag_of(result))
+
+    def add(self, number: int, answer: Answer, md5: bytes) -> None:
+        self._done[number] = str(answer.get("ETag") or "")
+        self.md5s[number] = md5
+
+    async def complete(self) -> Answer:
+        """Make it the object. Raises StoreError; `NoSuchUpload` may mean that an earlier try of the same was heard."""
+        listed = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self._done.items())]
+        answer = await self._call("complete_multipart_upload", MultipartUpload={"Parts": listed})
+        self._completed = True
+        return answer
+
+    def believe(self) -> None:
+        """Nothing is left to abort: the object is there, though no answer said so."""
+        self._completed = True
+
+    @property
+    def _id(self) -> str:
+        beginning = self._beginning
+        if beginning is None or not beginning.done() or beginning.cancelled() or beginning.exception() is not None:
+            return ""
+        return beginning.result()
+
+    async def _begin(self) -> str:
+        upload = await self._connection.ask(
+            lambda answer: text(answer, "UploadId"), "create_multipart_upload", self._key, Metadata=self._metadata
+        )
+        self._live.add(upload)
+        return upload
+
+    async def _call(self, operation: str, *, needed: str = "", **parameters: Any) -> Answer:
+        """Call an operation on this upload. `needed`: a text that its answer must hold."""
+
+        def read(answer: Answer) -> Answer:
+            if needed:
+                text(answer, needed)
+            return answer
+
+        return await self._connection.ask(read, operation, self._key, UploadId=self._id, **parameters)
+
+    async def _abort(self) -> None:
+        if self._beginning is not None:
+            await asyncio.wait({self._beginning})
+        upload = self._id
+        if not upload:
+            return
+        try:
+            await abort(self._connection, self._key, upload)
+        except NotPermitted as error:
+            log.info("parts_left_behind", key=self._key, why=error.message, hint=LIFECYCLE_HINT)
+        except StoreError as error:
+            log.warning("parts_left_behind", key=self._key, why=str(error), hint=LIFECYCLE_HINT)
+        finally:
+            self._live.discard(upload)
+
+
+async def abort(connection: Connection, key: str, upload: str) -> None:
+    """Abort an upload; one that is gone is no error. Raises NotPermitted, StoreError."""
+    try:
+        await connection.call("abort_multipart_upload", key, UploadId=upload)
+    except StoreError as error:
+        if code_of(error) != "NoSuchUpload":
+            raise
+
+
+async def sweep(connection: Connection, prefix: str, live: set[str], begun_before: datetime | None = None) -> int:
+    """Abort all uploads under `prefix` that are not `live`; return how many. 0 where the store does not tell.
+
+    With a time: those alone that began before it.
+    """
+    swept = 0
+    more: dict[str, Any] = {}
+    paging = Paging(next_uploads)
+
+    def page(answer: Answer) -> tuple[list[Entry], bool]:
+        found = uploads_in(answer)
+        return found, paging.has_next(answer, len(found))
+
+    goes_on = True
+    while goes_on:
+        try:
+            found, goes_on = await connection.ask(page, "list_multipart_uploads", Prefix=prefix, **more)
+        except StoreError as error:
+            if code_of(error) in NONE_TO_LIST:
+                return swept
+            raise
+        more = paging.more
+        for entry in found:
+            if begun_before is not None and (entry.begun is None or entry.begun >= begun_before):
+                continue
+            if entry.upload not in live and entry.key.startswith(prefix):
+                await abort(connection, entry.key, entry.upload)
+                swept += 1
+    return swept

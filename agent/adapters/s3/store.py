@@ -1,0 +1,134 @@
+"""`ObjectStore` on S3 and its relatives. Put, Get and List permissions are enough; what needs more says so."""
+
+import builtins
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
+from datetime import datetime
+
+from agent.adapters.s3 import multipart, reading, store_facts
+from agent.adapters.s3.answers import described
+from agent.adapters.s3.bucket_address import BucketAddress
+from agent.adapters.s3.client import BUILD_SECONDS, Credentials, Limits
+from agent.adapters.s3.connection import Connection
+from agent.adapters.s3.copying import SINGLE_COPY_BYTES, Copying
+from agent.adapters.s3.creating import Creating
+from agent.adapters.s3.deleting import AT_ONCE, Deleting
+from agent.adapters.s3.encryption import AtRest
+from agent.adapters.s3.part import Pacing
+from agent.adapters.s3.sending import Sending
+from agent.adapters.s3.store_facts import Unfinished
+from agent.adapters.tcp_probe import may_be_reached
+from agent.ports import Creation, Progress, StoredObject, untold
+
+AVAILABLE_SECONDS = 0.9
+
+
+class S3Store:
+    """A bucket. `endpoint` empty: AWS; `region` `auto`: found out. Credentials: the standard AWS chain.
+
+    `part_concurrency` parts are in memory, and at most so many on their way, at once. `verify` is the file of a CA to
+    trust; None: what AWS_CA_BUNDLE names, else the usual authorities. Sending has no time limit of its own: who waits
+    watches `progress`, and cancels, which takes effect at once. `at_rest`: how whatever it makes is to lie there.
+    `connect_timeout`: seconds for one connection, from the look-up of the name on.
+    `build_seconds`: how long looking for credentials may take, at the first call and at each refresh.
+    `pace`: bodies leave at it, byte by byte, retries included.
+    """
+
+    def __init__(
+        self,
+        *,
+        bucket: str,
+        endpoint: str,
+        region: str,
+        part_concurrency: int = 3,
+        connect_timeout: float = 10.0,
+        read_timeout: float = 60.0,
+        build_seconds: float = BUILD_SECONDS,
+        verify: str | bool | None = None,
+        single_copy_bytes: int = SINGLE_COPY_BYTES,
+        at_rest: AtRest = AtRest(),  # noqa: B008 - frozen
+        pace: Pacing | None = None,
+    ) -> None:
+        self._place = BucketAddress(bucket, endpoint, region)
+        limits = Limits(
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            connections=part_concurrency + AT_ONCE,
+            build_seconds=build_seconds,
+        )
+        self._connection = Connection(self._place, limits, verify, at_rest)
+        self._sending = Sending(self._connection, part_concurrency, pace)
+        self._creating = Creating(self._connection)
+        self._deleting = Deleting(self._connection)
+        self._copying = Copying(self._connection, single_copy_bytes, self._sending.live)
+
+    @property
+    def location(self) -> str:
+        return str(self._place)
+
+    async def is_available(self) -> bool:
+        """As the port says, of the endpoint or the proxy before it: it is connected to, and nothing is asked of it."""
+        host, port = self._place.front_door
+        return await may_be_reached(host, port, seconds=AVAILABLE_SECONDS)
+
+    async def put(
+        self,
+        key: str,
+        body: AsyncIterable[bytes],
+        *,
+        metadata: Mapping[str, str],
+        part_bytes: int,
+        progress: Progress,
+    ) -> StoredObject:
+        size, etag = await self._sending.put(key, body, metadata, part_bytes, progress)
+        return StoredObject(key, size, dict(metadata), etag=etag)
+
+    async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
+        return await self._creating.create(key, data, replace=replace)
+
+    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
+        return await self._copying.copy(source, key, expected, progress)
+
+    async def head(self, key: str) -> StoredObject:
+        return await self._connection.ask(lambda answer: described(key, answer), "head_object", key)
+
+    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:  # noqa: ARG002
+        """As the port says: the store computes an ETag from the bytes when they are written, and tells it in a HEAD."""
+        return await self.head(key)
+
+    async def get(self, key: str) -> AsyncGenerator[bytes, None]:
+        async with contextlib.aclosing(reading.read(self._connection, key)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
+        async for item in reading.listing(self._connection, prefix, start_after):
+            yield item
+
+    async def delete(self, keys: Collection[str]) -> None:
+        await self._deleting.delete(keys)
+
+    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
+        return await multipart.sweep(self._connection, prefix, self._sending.live, begun_before)
+
+    async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
+        """Return what `sweep` would abort, and what is under way. Raises NotPermitted."""
+        return await store_facts.unfinished(self._connection, prefix)
+
+    async def server_date(self, prefix: str) -> str:
+        """Return the Date header of an answer, "" where there is none. Raises StoreError where nobody answers."""
+        return await store_facts.server_date(self._connection, prefix)
+
+    async def credentials(self) -> Credentials | None:
+        """Return where the AWS chain has credentials, None where it has none. Raises StoreError."""
+        return await self._connection.credentials()
+
+    async def drop_idle_connections(self) -> None:
+        self._connection.drop_idle_connections()
+
+    async def reset_client(self) -> None:
+        """As `Reconnectable` says: the next call looks for credentials again."""
+        await self._connection.reset()
+
+    async def aclose(self) -> None:
+        await self._connection.aclose()

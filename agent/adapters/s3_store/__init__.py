@@ -1,6 +1,0 @@
-"""S3 and its relatives (R2, MinIO, B2, rclone) as a store. Importing this loads no AWS library: the first call does."""
-
-from agent.adapters.s3_store.at_rest import AtRest
-from agent.adapters.s3_store.store import S3Store
-
-__all__ = ["AtRest", "S3Store"]

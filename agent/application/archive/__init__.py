@@ -1,0 +1,1 @@
+"""The uploads in the bucket: list, verify, prune, restore."""

@@ -1,0 +1,150 @@
+"""Prunes by itself after uploads: one round at a time, when the upload's result is recorded and told.
+
+It never fails a sync. Where deleting is not permitted that is said once, with what does it instead; the ledger's notes
+remember, and it is tried again a day later, in silence.
+"""
+
+import asyncio
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+import structlog
+
+from agent.application.archive.prune import Pruner, spared_by
+from agent.application.signal import Signal
+from agent.application.status_warnings import clear_warning, set_warning
+from agent.application.sync.results import ResultRecorder
+from agent.domain.delivery_state import Target
+from agent.domain.errors import AkoshaError, BusError, NotPermitted
+from agent.domain.identity import Identity
+from agent.domain.lifecycle_rule import s3_rule
+from agent.domain.status_warning import StatusWarning
+from agent.ports import Clock, Ledger
+
+NOTE = "prune"
+HELD = "pruning_held"
+HELD_HINT = "akosha-agent verify shows the damage; akosha-agent sync sends again what is still on this machine"
+TRY_AGAIN_AFTER = timedelta(days=1)
+TELL_SECONDS = 10.0
+"""How long a round waits for the upload's result to be told, which goes on without it."""
+
+_log = structlog.get_logger()
+
+
+class PruneLoop:
+    """Rings with every upload that `recorder` writes down; `run` is the loop of an agent, `after_sync` for one sync."""
+
+    def __init__(
+        self,
+        pruning: Pruner,
+        *,
+        target: Target,
+        identity: Identity,
+        ledger: Ledger,
+        recorder: ResultRecorder,
+        clock: Clock,
+    ) -> None:
+        self._pruning, self._target, self._identity = pruning, target, identity
+        self._ledger, self._recorder, self._clock = ledger, recorder, clock
+        self._signal = Signal(clock, "prune")
+        self._said = ""
+        recorder.on_upload(self._signal.set)
+
+    async def run(self) -> None:
+        """Do a round after each upload, for ever; several uploads during a round are one."""
+        while True:
+            await self._signal.wait(None)
+            with suppress(BusError, TimeoutError):  # the outbox keeps it
+                async with asyncio.timeout(TELL_SECONDS):
+                    await self._recorder.flush()
+            await self._round()
+
+    async def after_sync(self, seconds: float) -> bool:
+        """Do the round that an upload has rung for, if one has; what is not done in so many seconds is the next's.
+
+        Returns whether there is something to tell.
+        """
+        if await self._signal.wait(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    return await self._round()
+        return False
+
+    async def _round(self) -> bool:
+        """Prune; return whether an event tells of it."""
+        try:
+            return not await self._is_held_back() and await self._prune()
+        except NotPermitted as error:
+            await self._stay(error)
+        except AkoshaError as error:
+            self._tell_of(str(error))
+        return False
+
+    async def _prune(self) -> bool:
+        spared = spared_by(await self._ledger.record(self._target))
+        plan = await self._pruning.plan(spared)
+        await self._tell_of_held(plan.held)
+        if plan.is_empty:
+            return False
+        pruned = await self._pruning.carry_out(plan, spared)
+        if not pruned.is_nothing:
+            await self._ledger.announce(self._pruning.event(pruned, self._identity.agent_id))
+            self._recorder.flush_soon()
+            _log.info(
+                "uploads_pruned",
+                system_id=self._target.system_id,
+                count=len(pruned.upload_ids),
+                leftovers=pruned.leftovers,
+                bytes=pruned.bytes_freed,
+                duration_seconds=pruned.duration_seconds,
+            )
+        if pruned.error is not None:
+            raise pruned.error
+        self._said = ""
+        await self._ledger.note(NOTE, "")
+        return not pruned.is_nothing
+
+    async def _tell_of_held(self, why: str) -> None:
+        """Keep a warning while nothing is deleted because the newest upload is damaged."""
+        if not why:
+            await clear_warning(self._ledger, HELD)
+            return
+        warning = StatusWarning(code=HELD, message=f"no old upload is deleted: {why}", hint=HELD_HINT)
+        if await set_warning(self._ledger, warning, self._clock):
+            _log.warning("pruning_held", system_id=self._target.system_id, why=why, hint=HELD_HINT)
+
+    async def _is_held_back(self) -> bool:
+        since = refused_since((await self._ledger.notes()).get(NOTE, ""), self._pruning.location)
+        return since is not None and abs(self._clock.now() - since) < TRY_AGAIN_AFTER
+
+    async def _stay(self, error: NotPermitted) -> None:
+        known = refused_since((await self._ledger.notes()).get(NOTE, ""), self._pruning.location) is not None
+        await self._ledger.note(NOTE, refusal(self._pruning.location, self._clock.now()))
+        (_log.debug if known else _log.warning)(
+            "pruning_not_permitted",
+            system_id=self._target.system_id,
+            why=error.message,
+            hint=f"{error.hint}; or have the bucket do it, by the rule (docs/pruning.md); or akosha_agent_prune: false",
+            rule=s3_rule(self._target.system_id, self._pruning.rules),
+        )
+
+    def _tell_of(self, text: str) -> None:
+        """Once is enough, until it is another."""
+        (_log.debug if text == self._said else _log.warning)(
+            "pruning_failed", system_id=self._target.system_id, error=text, then="tried again after the next upload"
+        )
+        self._said = text
+
+
+def refusal(location: str, at: datetime) -> str:
+    """Return the note that deleting was refused there."""
+    return f"{at.isoformat()} not permitted in {location}"
+
+
+def refused_since(note: str, location: str) -> datetime | None:
+    """Return when a note says that deleting was refused there; None where it does not."""
+    time, _, where = note.partition(" not permitted in ")
+    try:
+        return datetime.fromisoformat(time) if where == location else None
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""The Akosha side: uploads of all systems into Akosha."""

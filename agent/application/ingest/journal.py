@@ -1,0 +1,116 @@
+"""What the Akosha side tells of an upload: into the ledger, then on the bus, until that has confirmed it."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+import structlog
+
+from agent.application.ingest.cursor import Cursor
+from agent.domain.errors import BusError, WireError
+from agent.domain.events import LONGEST_TEXT, MOST_NAMED, IngestCompleted, IngestFailed, ingest_event_id
+from agent.domain.identity import Identity
+from agent.domain.memories import Tally
+from agent.ports import Clock, EventBus, Ledger
+
+_log = structlog.get_logger()
+
+
+class IngestJournal:
+    """Keeps the positions of systems and the events about their uploads, and tells those. `bus` None: the ledger alone.
+
+    Positions are kept for each `way`, from a bucket into an Akosha: on another one, every system begins anew. Each
+    system is written by one task at a time.
+    """
+
+    def __init__(
+        self, ledger: Ledger, bus: EventBus | None, identity: Identity, clock: Clock, *, way: tuple[str, str]
+    ) -> None:
+        self._ledger, self._bus, self._agent_id, self._clock = ledger, bus, identity.agent_id, clock
+        self._notes = f"react:{hashlib.sha256(chr(10).join(way).encode()).hexdigest()[:12]}:"
+
+    async def position(self, system_id: str) -> Cursor:
+        """Return how far the system has come. One that cannot be read is lost: the system is begun anew."""
+        kept = (await self._ledger.notes()).get(f"{self._notes}{system_id}")
+        try:
+            return Cursor.decode(kept) if kept else Cursor()
+        except WireError as error:
+            _log.warning("position_lost", system_id=system_id, why=error.message, then="its uploads are looked at anew")
+            return Cursor()
+
+    async def keep(self, system_id: str, position: Cursor) -> None:
+        await self._ledger.note(f"{self._notes}{system_id}", position.encode())
+
+    async def systems(self) -> list[str]:
+        """Return the systems that have a position."""
+        return [key.removeprefix(self._notes) for key in await self._ledger.notes() if key.startswith(self._notes)]
+
+    def completed(self, system_id: str, upload: str, source: str, tally: Tally, seconds: float) -> IngestCompleted:
+        return IngestCompleted(
+            id=ingest_event_id(upload, self._agent_id, "completed"),
+            time=self._clock.now(),
+            system_id=system_id,
+            upload_id=upload,
+            source=source,
+            stored=tally.stored,
+            known=tally.known,
+            kept_back=_few({**tally.waiting, **tally.refused}),
+            duration_seconds=round(seconds, 3),
+        )
+
+    def failed(self, system_id: str, upload: str, error: str, retry_at: datetime | None) -> IngestFailed:
+        """Return the event of an upload that is given up or, with `retry_at`, was tried for the first time."""
+        return IngestFailed(
+            id=ingest_event_id(upload, self._agent_id, "delayed" if retry_at else "failed"),
+            time=self._clock.now(),
+            system_id=system_id,
+            upload_id=upload,
+            error=error if len(error) <= 5 * LONGEST_TEXT else f"{error[: 5 * LONGEST_TEXT]}...",
+            retry_at=retry_at,
+        )
+
+    async def is_written(self, upload: str) -> bool:
+        """Say whether an upload was taken or given up."""
+        ids = [ingest_event_id(upload, self._agent_id, outcome) for outcome in ("completed", "failed")]
+        return any([await self._ledger.remembered(each) is not None for each in ids])
+
+    async def write(self, position: Cursor, event: IngestCompleted | IngestFailed) -> Cursor:
+        """Keep the event and the position it belongs to; return that, the event to be told.
+
+        The event first: a kill in between has the upload looked at again, and the event keeps its id.
+        """
+        await self._ledger.remember(event)
+        if self._bus is not None and event.id not in position.untold:
+            position = replace(position, untold=(*position.untold, event.id))
+        await self.keep(event.system_id, position)
+        return position
+
+    async def tell(self, system_id: str, position: Cursor) -> Cursor:
+        """Publish what is untold, oldest first; return the position without what the bus has confirmed."""
+        left = list(position.untold)
+        try:
+            while left and self._bus is not None:
+                event = await self._ledger.remembered(left[0])
+                if event is not None:
+                    await self._bus.publish(event)
+                del left[0]
+        except BusError as error:
+            _log.debug("ingest_results_wait", system_id=system_id, count=len(left), error=str(error))
+        except WireError as error:  # it would hold up all others, for ever
+            _log.error("result_set_aside", id=left.pop(0), why=str(error))
+        if tuple(left) != position.untold:
+            position = replace(position, untold=tuple(left))
+            await self.keep(system_id, position)
+        return position
+
+
+def _few(reasons: Mapping[str, int]) -> dict[str, int]:
+    """Return how many are kept back, by the most frequent reasons: a server may have a reason for each row."""
+    ordered = sorted(reasons.items(), key=lambda each: -each[1])
+    few: dict[str, int] = {}
+    for reason, count in ordered[:MOST_NAMED]:
+        name = reason if len(reason) <= LONGEST_TEXT else f"{reason[:LONGEST_TEXT]}..."
+        few[name] = few.get(name, 0) + count
+    rest = sum(count for _, count in ordered[MOST_NAMED:])
+    return {**few, "other reasons": rest} if rest else few

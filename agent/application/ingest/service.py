@@ -1,0 +1,212 @@
+"""The Akosha side: every upload of every system in a bucket, into Akosha. A result on the bus wakes its system.
+
+What is to be done follows from the bucket and the ledger alone, so a result that was missed is a result that comes
+late: at the start, and now and then, all systems are looked at. A system's trouble is its own: each has a task.
+"""
+
+import asyncio
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+
+from agent.application.ingest.journal import IngestJournal
+from agent.application.ingest.outages import Outages, is_final
+from agent.application.ingest.system_ingester import SystemIngester, SystemOutcome
+from agent.application.ingest.systems import systems_in
+from agent.application.ingest.turns import Share, Turns
+from agent.application.ingest.upload_ingester import UploadIngester
+from agent.application.signal import Signal
+from agent.domain import naming
+from agent.domain.errors import AkoshaError, NamingError
+from agent.domain.events import SyncSucceeded
+from agent.domain.identity import Identity
+from agent.ports import Clock, EventBus, Ledger, Message, reset_clients
+
+ROLE = "react"
+"""Of the durable name under which NATS keeps our place."""
+
+PASSES = 15
+"""Where results come over NATS, all systems are looked at once in so many passes."""
+
+READY_SECONDS = 5.0
+"""How long a single catching up waits for the bus to tell what it has done."""
+
+_ALL = "all systems"
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSummary:
+    """What one catching up has come to; `failures`: system -> what it waits for, or that it has no uploads."""
+
+    caught: Mapping[str, SystemOutcome]
+    failures: Mapping[str, str]
+
+    @property
+    def success(self) -> bool:
+        """Whether all that there is was taken."""
+        return not self.failures and not any(caught.refused for caught in self.caught.values())
+
+
+@dataclass(slots=True)
+class IngestService:
+    """Everything wired together. `run` is the service, `once` a single catching up.
+
+    `systems`: those to react to, all where it is empty. `bus` is None where there is no NATS: then all systems are
+    looked at every `pass_seconds`.
+    """
+
+    identity: Identity
+    ingest: UploadIngester
+    ledger: Ledger
+    bus: EventBus | None
+    clock: Clock
+    systems: Collection[str]
+    pass_seconds: float
+    share: Share = field(default_factory=Share)
+
+    _news: IngestJournal = field(init=False)
+    _signal: Signal = field(init=False)
+    _turns: Turns = field(init=False)
+    _outlook: Outages = field(default_factory=Outages, init=False)
+    _reactions: dict[str, SystemIngester] = field(default_factory=dict, init=False)
+    _group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
+
+    def __post_init__(self) -> None:
+        self._signal = Signal(self.clock, "react-passes")
+        self._turns = Turns(self.clock, share=self.share)
+        way = self.ingest.store.location, self.ingest.endpoint
+        self._news = IngestJournal(self.ledger, self.bus, self.identity, self.clock, way=way)
+
+    async def run(self) -> None:
+        """Run until cancelled. Raises what no later try mends."""
+        await self.ingest.landing.sweep()
+        async with self._group:
+            if self.bus is not None:
+                self.bus.on_change(self._look_everywhere)
+                pattern = naming.results_pattern("*", "succeeded")
+                await self.bus.subscribe(pattern, self._hear, durable=self.identity.durable(ROLE))
+            _log.info(
+                "reactor_started",
+                agent_id=self.identity.agent_id,
+                bucket=self.ingest.store.location,
+                akosha=self.ingest.push.sink.location,
+                systems=sorted(self.systems) or "all",
+            )
+            self._group.create_task(self._now_and_then(), name="react-passes")
+
+    async def reset_clients(self) -> None:
+        """Have store, server and bus read credentials and certificates again; retry what waits now."""
+        await reset_clients(self.ingest.store, self.ingest.push.sink, self.bus)
+        for reaction in self._reactions.values():
+            reaction.notify()
+        self._signal.set()
+
+    async def once(self) -> IngestSummary:
+        """Take all there is, trying everything once. Raises StoreError where the bucket cannot be listed."""
+        await self.ingest.landing.sweep()
+        if self.bus is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(READY_SECONDS):
+                    await self.bus.wait_until_ready()
+        caught: dict[str, SystemOutcome] = {}
+
+        async def catch_up(system_id: str) -> None:
+            try:
+                caught[system_id] = await self._reaction(system_id).catch_up()
+            except AkoshaError as error:
+                if is_final(error):
+                    raise
+                failures[system_id] = str(error)
+
+        there = {*await systems_in(self.ingest.store), *await self._news.systems()}
+        absent = sorted(set(self.systems) - there)
+        named = f"systems there: {', '.join(sorted(there))}" if there else "no system has uploads there"
+        failures = dict.fromkeys(absent, f"there is no such system in {self.ingest.store.location} ({named})")
+        async with asyncio.TaskGroup() as group:
+            for system_id in sorted(there.intersection(self.systems) if self.systems else there):
+                group.create_task(catch_up(system_id), name=f"react-{system_id}")
+        return IngestSummary(caught, failures)
+
+    async def _hear(self, message: Message) -> None:
+        """A result is but a ring: what there is to do is in the bucket, also after a kill."""
+        event = message.event
+        if isinstance(event, SyncSucceeded) and event.manifest_key and self._is_wanted(event.system_id):
+            self._running(event.system_id).notify(_upload(event))
+        await message.ack()
+
+    async def _now_and_then(self) -> None:
+        while True:
+            try:
+                for system_id in await self._all():
+                    self._running(system_id).look()
+            except AkoshaError as error:
+                if is_final(error):
+                    raise
+                self._outlook.failed(_ALL, error, delay_seconds=self.pass_seconds)
+                await self._signal.wait(self.pass_seconds)
+                continue
+            self._outlook.passed(_ALL, akosha=False)
+            for _ in range(PASSES):
+                if await self._signal.wait(self.pass_seconds):
+                    break
+                await self._welcome_back()
+                if self.bus is None or not self.bus.state.ready:
+                    break
+
+    async def _welcome_back(self) -> None:
+        """Whoever waits for Akosha need not wait for its time when that is there."""
+        waiting = [reaction for reaction in self._reactions.values() if reaction.waits_for_akosha]
+        if waiting and await self.ingest.push.sink.is_available():
+            for reaction in waiting:
+                reaction.notify()
+
+    async def _all(self) -> list[str]:
+        """Return the systems in the bucket, and those that have a position here."""
+        if self.systems:
+            return sorted(self.systems)
+        return sorted({*await systems_in(self.ingest.store), *await self._news.systems()})
+
+    def _look_everywhere(self) -> None:
+        for reaction in self._reactions.values():
+            reaction.look()
+
+    def _is_wanted(self, system_id: str) -> bool:
+        return not self.systems or system_id in self.systems
+
+    def _running(self, system_id: str) -> SystemIngester:
+        """Return the system's reaction, at work. One that finds nothing ends, so that no event leaves a task behind."""
+        if system_id in self._reactions:
+            return self._reactions[system_id]
+        reaction = self._reactions[system_id] = self._reaction(system_id)
+
+        async def run() -> None:
+            try:
+                await reaction.run()
+            finally:
+                del self._reactions[system_id]
+
+        self._group.create_task(run(), name=f"react-{system_id}")
+        return reaction
+
+    def _reaction(self, system_id: str) -> SystemIngester:
+        return SystemIngester(
+            system_id,
+            ingest=self.ingest,
+            news=self._news,
+            clock=self.clock,
+            turns=self._turns,
+            outlook=self._outlook,
+        )
+
+
+def _upload(event: SyncSucceeded) -> str:
+    """Return the upload of a result; empty where others wrote something else there."""
+    try:
+        naming.upload_time(event.upload_id or "")
+    except NamingError:
+        return ""
+    return event.upload_id or ""

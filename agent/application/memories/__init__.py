@@ -1,0 +1,1 @@
+"""Memories: what a target lacks, and its delivery."""

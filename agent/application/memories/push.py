@@ -1,0 +1,245 @@
+"""From a source of memories to a sink: what the target lacks, in batches, each remembered before the next is sent.
+
+While one batch is on its way the next is read and packed; a kill in between repeats one batch, which changes nothing.
+"""
+
+import asyncio
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from agent.application.sync.delivery_probe import LARGEST_BODY
+from agent.domain.delivery_state import Target
+from agent.domain.errors import SinkError, SnapshotError
+from agent.domain.memories import EMBEDDING_LENGTH, Memory, Seen, Tally
+from agent.ports import Capabilities, Clock, Held, MemoryLedger, MemorySink, MemorySource, Packed
+
+MAX_BATCH_BYTES = 4_000_000
+"""Of all memories in a batch. Akosha 0.11 takes no request above 4 MiB."""
+NO_EMBEDDING = "no embedding"
+OTHER_REASONS = "other reasons"
+MOST_REASONS = 10
+"""How many reasons are told apart: a server may have another one for each memory."""
+
+ZEROS = f"[{','.join(['0.0'] * EMBEDDING_LENGTH)}]"
+
+MissingEmbedding = Literal["wait", "zero"]
+
+
+def _nothing(_: int) -> None:
+    """Whoever does not want to hear of it."""
+
+
+async def _kept_by_nobody(_: Packed | None) -> None:
+    """For those who never ask whether the server has lost it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pushed(Tally):
+    """What became of the memories of one source. `held_anew`: how many are kept back that were not kept back before."""
+
+    held_anew: int = 0
+
+
+@dataclass(slots=True)
+class MemoryPush:
+    """Delivers to one sink; what was delivered is remembered per target. `batch_size` memories at once, and 4 MB."""
+
+    sink: MemorySink
+    ledger: MemoryLedger
+    clock: Clock
+    batch_size: int
+    missing_embedding: MissingEmbedding
+
+    async def push(
+        self,
+        target: Target,
+        offer: Capabilities,
+        source: MemorySource,
+        moved: Callable[[int], None] = _nothing,
+        *,
+        whole: str = "",
+        arrived: Callable[[int], None] = _nothing,
+        confirmed: Callable[[Packed | None], Awaitable[None]] = _kept_by_nobody,
+    ) -> Pushed:
+        """Deliver all rows of the source that the target lacks.
+
+        `whole` names the database that the source is all of: what is held of it and not there any more is let go.
+        `moved` is told how many rows more are done with, `arrived` how many more the target has that it lacked.
+        `confirmed` gets a memory of the first batch and of the last that the server has from now on and is known to
+        name as there when it comes again; None where the first batch has none. It is called before the batch is
+        remembered as delivered.
+
+        Raises SinkError and SnapshotError; what was delivered by then is remembered.
+        """
+        run, there = _Run(self, target, offer, moved, arrived, confirmed), _Rows()
+        try:
+            async with aclosing(source.pages()) as pages:
+                async for page in pages:
+                    if not page:
+                        continue
+                    if whole:
+                        there.add(page)
+                    await run.page(page, source)
+            await run.finish()
+        except SnapshotError:
+            await run.finish()  # the rows that were read are right, whatever could not be read after them
+            raise
+        finally:
+            await run.stop()
+        if whole:
+            await self.ledger.release(target, whole, there)
+        return run.result()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One push on its way."""
+
+    push: MemoryPush
+    target: Target
+    offer: Capabilities
+    moved: Callable[[int], None]
+    arrived: Callable[[int], None]
+    confirmed: Callable[[Packed | None], Awaitable[None]]
+
+    _first: bool = field(default=True, init=False)
+    _youngest: Packed | None = field(default=None, init=False)
+    _batch: list[Packed] = field(default_factory=list, init=False)
+    _bytes: int = field(default=0, init=False)
+    _under_way: asyncio.Task[None] | None = field(default=None, init=False)
+    _stored: int = field(default=0, init=False)
+    _known: int = field(default=0, init=False)
+    _held_anew: int = field(default=0, init=False)
+    _waiting: Counter[str] = field(default_factory=Counter, init=False)
+    _refused: Counter[str] = field(default_factory=Counter, init=False)
+
+    async def page(self, page: Sequence[Seen], source: MemorySource) -> None:
+        lacking = await self.push.ledger.lacking(self.target, page)
+        wanted: list[Seen] = []
+        waiting: list[Held] = []
+        for seen in lacking:
+            reason = self._why_it_waits(seen)
+            if reason:
+                waiting.append(Held(seen=seen, state="waiting", reason=reason, since=self.push.clock.now()))
+            else:
+                wanted.append(seen)
+        if waiting:
+            _count(self._waiting, waiting)
+            self._held_anew += await self.push.ledger.hold(self.target, waiting)
+        self.moved(len(page) - len(wanted))
+        if wanted:
+            async with aclosing(source.read(wanted)) as memories:
+                async for memory in memories:
+                    await self._add(memory)
+
+    async def finish(self) -> None:
+        """Send what is left, and see it arrive."""
+        await self._send()
+        await self._arrived()
+        if self._youngest is not None:
+            await self.confirmed(self._youngest)
+
+    async def stop(self) -> None:
+        """End what is under way, where the push does not come to its end."""
+        if self._under_way is not None:
+            self._under_way.cancel()
+            await asyncio.gather(self._under_way, return_exceptions=True)
+
+    def result(self) -> Pushed:
+        return Pushed(
+            stored=self._stored,
+            known=self._known,
+            waiting=dict(self._waiting),
+            refused=dict(self._refused),
+            held_anew=self._held_anew,
+        )
+
+    def _why_it_waits(self, seen: Seen) -> str:
+        if seen.kind not in self.offer.kinds:
+            return f"the server has no tool for a {seen.kind}"
+        needs = seen.kind in self.offer.need_embedding and self.push.missing_embedding == "wait"
+        return NO_EMBEDDING if needs and not seen.embedded else ""
+
+    async def _add(self, memory: Memory) -> None:
+        if memory.embedding is None and memory.seen.kind in self.offer.need_embedding:
+            memory = replace(memory, embedding=ZEROS)
+        packed = self.push.sink.pack(memory, self.target.system_id)
+        if self._batch and self._bytes + len(packed.body) > MAX_BATCH_BYTES:
+            await self._send()
+        self._batch.append(packed)
+        self._bytes += len(packed.body)
+        if len(self._batch) >= self.push.batch_size:
+            await self._send()
+
+    async def _send(self) -> None:
+        """Send the batch once the one before it has arrived and is remembered."""
+        await self._arrived()
+        if self._batch:
+            batch, self._batch, self._bytes = self._batch, [], 0
+            self._under_way = asyncio.create_task(self._store(batch), name=f"push-{self.target.system_id}")
+
+    async def _arrived(self) -> None:
+        if self._under_way is not None:
+            await asyncio.wait({self._under_way})
+            done, self._under_way = self._under_way, None
+            done.result()
+
+    async def _store(self, batch: Sequence[Packed]) -> None:
+        sessions = self.push.sink.sessions
+        receipt = await self.push.sink.store(batch)
+        if self.push.sink.sessions != sessions:
+            # What it was given a moment ago may be gone: nothing is remembered before that was looked after.
+            raise SinkError(f"{self.push.sink.location} was started anew in the middle", transient=True)
+        await self._confirm([packed for at, packed in enumerate(batch) if at not in receipt.refused])
+        now = self.push.clock.now()
+        refused = [
+            Held(seen=batch[at].seen, state="refused", reason=reason, since=now)
+            for at, reason in sorted(receipt.refused.items())
+        ]
+        await self.push.ledger.delivered(
+            self.target, [packed.seen for at, packed in enumerate(batch) if at not in receipt.refused]
+        )
+        if refused:
+            _count(self._refused, refused)
+            self._held_anew += await self.push.ledger.hold(self.target, refused)
+        self._stored += receipt.stored
+        self._known += receipt.known
+        self.arrived(receipt.stored + receipt.known)
+        self.moved(len(batch))
+
+    async def _confirm(self, taken: Sequence[Packed]) -> None:
+        """Hand on what the server can be asked for later: at once of the first batch, else at the end of the push."""
+        fit = [one for one in taken if one.seen.kind in self.offer.tells_known and len(one.body) <= LARGEST_BODY]
+        if self._first:
+            await self.confirmed(fit[-1] if fit else None)
+        self._youngest = fit[-1] if fit and not self._first else self._youngest
+        self._first = False
+
+
+class _Rows:
+    """Rows that were seen, at 8 bytes each: a database may have a million. Of `Seen.key`, by its hash."""
+
+    def __init__(self) -> None:
+        self._hashes = array("q")
+        self._sorted = True
+
+    def add(self, page: Sequence[Seen]) -> None:
+        self._hashes.extend(hash(seen.key) for seen in page)
+        self._sorted = False
+
+    def __contains__(self, key: object) -> bool:
+        if not self._sorted:
+            self._hashes, self._sorted = array("q", sorted(self._hashes)), True
+        wanted = hash(key)
+        at = bisect_left(self._hashes, wanted)
+        return at < len(self._hashes) and self._hashes[at] == wanted
+
+
+def _count(counts: Counter[str], held: Sequence[Held]) -> None:
+    for one in held:
+        counts[one.reason if one.reason in counts or len(counts) < MOST_REASONS else OTHER_REASONS] += 1

@@ -1,0 +1,153 @@
+"""The running agent's front desk: what local processes may ask of it, whatever the door they come through."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+
+from agent.application.monitoring.event_stream import EventStream
+from agent.application.monitoring.health import HealthMonitor
+from agent.application.monitoring.state_disk import disk_warning
+from agent.application.monitoring.status import Status, describe
+from agent.application.sync.attempt import NO_DATABASES
+from agent.application.triggers.inbox import Inbox
+from agent.domain.databases import Survey
+from agent.domain.delivery_state import Target
+from agent.domain.errors import BusError, SnapshotError, WireError
+from agent.domain.events import Event, SessionEnded, SyncAsked, SyncProgress, SyncRequested, SyncResult
+from agent.domain.identity import Identity
+from agent.domain.status_warning import StatusWarning
+from agent.ports import EventBus, HistoryEntry, Ledger, MemoryCounts, SnapshotTaker, SyncMethod
+from agent.settings import Settings
+
+
+class AgentService:
+    """Answers at once, from what the agent knows; what takes time happens elsewhere."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        identity: Identity,
+        ledger: Ledger,
+        bus: EventBus,
+        taker: SnapshotTaker,
+        methods: Mapping[str, SyncMethod],
+        intake: Inbox,
+        feed: EventStream,
+        vitals: HealthMonitor,
+        warnings: Callable[[], Awaitable[Sequence[StatusWarning]]] | None = None,
+    ) -> None:
+        self._settings, self._identity, self._ledger, self._bus = settings, identity, ledger, bus
+        self._taker, self._methods = taker, methods
+        self._intake, self._feed, self._vitals = intake, feed, vitals
+        self._warnings = warnings
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    @property
+    def ready(self) -> bool:
+        """Whether it watches and hears requests."""
+        return self._vitals.ready
+
+    def trouble(self) -> Mapping[str, str]:
+        """Return what is stuck: name -> why, in words. Empty: all is well. The event loop itself is not in it: who
+        gets an answer knows.
+        """
+        return self._vitals.trouble()
+
+    async def status(self) -> Status:
+        """Return how everything stands, as `akosha-agent status` shows it. Raises StateError."""
+        warnings = await self._warnings() if self._warnings else ()
+        return await self._described(await self._standings(), warnings)
+
+    async def figures(self) -> Status:
+        """Return the status without the warnings for which the target is looked at: a scrape must not wake its disk."""
+        return await self._described(await self._standings())
+
+    async def glance(self) -> Status:
+        """Return `figures` without the counts of memories, which take a while where there are millions."""
+        return await self._described({})
+
+    async def survey_problem(self) -> str:
+        """Return why no databases can be seen, "" where there are some."""
+        return (await self._survey())[1]
+
+    async def ask(self, ask: SyncAsked) -> SyncRequested | None:
+        """Ask for a sync. None: it was refused, and its result says why. The same ask again changes nothing.
+
+        Raises WireError where it is for another system, BusError while no bus takes requests, StateError.
+        """
+        self._intake.check(ask)
+        self._check_bus()
+        return (await self._intake.ask(ask)).request
+
+    async def outcome(self, request_id: str) -> SyncResult | None:
+        """Return the result of a request, if it has one: also of one that was refused. Raises StateError."""
+        return await self._ledger.outcome(request_id)
+
+    async def take(self, event: Event) -> bool:
+        """Take an event of another process: a session's end or a SyncAsked; True where it is new.
+
+        Raises WireError for any other type or system, BusError while no bus takes it, StateError.
+        """
+        if not isinstance(event, SessionEnded | SyncAsked):
+            raise WireError(f"{event.type} is not for others to tell")
+        self._intake.check(event)
+        self._check_bus()
+        if isinstance(event, SyncAsked):
+            return (await self._intake.ask(event)).new
+        return await self._intake.ended(event)
+
+    async def position(self) -> int:
+        """Return the present place in the history, to follow the `events` after. Raises StateError."""
+        return await self._ledger.last_position()
+
+    def events(self, *, after: int | None) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
+        """Yield the history after a position, then what happens, as it happens; None: from now on.
+
+        Never ends by itself. Progress of running syncs comes in between, while it is told, and is not repeated. Raises
+        StateError. A reader that is slow gets every entry, read from the ledger in batches, and misses progress; its
+        memory is bounded. A position that the ledger has not come to is of an earlier ledger: all of this is told.
+        """
+        return self._feed.events(after=after)
+
+    def _targets(self) -> Sequence[Target]:
+        return [self._methods[name].target for name in self._settings.route if name in self._methods]
+
+    async def _standings(self) -> Mapping[str, MemoryCounts]:
+        return {target.method: await self._ledger.memories().standing(target) for target in self._targets()}
+
+    async def _described(self, standings: Mapping[str, MemoryCounts], warnings: Sequence[StatusWarning] = ()) -> Status:
+        survey, _ = await self._survey()
+        records = [await self._ledger.record(target) for target in self._targets()]
+        full = disk_warning(str(self._settings.agent_state_dir), await self._taker.free_bytes(), records, survey)
+        return describe(
+            system_id=self._identity.system_id,
+            agent_id=self._identity.agent_id,
+            route=self._settings.route,
+            records=records,
+            standings=standings,
+            survey=survey,
+            notes=dict(await self._ledger.notes()),
+            results_waiting=len(await self._ledger.outbox()),
+            running=True,
+            warnings=(*((full,) if full else ()), *warnings),
+            default_system_id=self._identity.is_default,
+        )
+
+    async def _survey(self) -> tuple[Survey, str]:
+        try:
+            survey = await self._taker.survey()
+            return survey, "" if survey else NO_DATABASES
+        except SnapshotError as error:
+            return {}, str(error)
+
+    def _check_bus(self) -> None:
+        """Publishing may wait for a bus for hours; who asks here is to be told."""
+        state = self._bus.state
+        if not state.ready:
+            raise BusError(
+                f"the event bus is out of reach: {state.detail}",
+                hint="leave a note in the spool, as akosha-agent does by itself: it is taken up when the bus is back",
+                transient=True,
+            )

@@ -1,0 +1,149 @@
+"""Whether the agent gets on: what of it is stuck, which of its loops wait for something to pass.
+
+Stuck is what does nothing where it should have done something for a long time; a new start may help. A loop that was
+interrupted (a full disk, say) begins again by itself: that is worth telling, and no reason to end the agent.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from agent.domain.errors import AkoshaError
+from agent.ports import BusState, Clock, Ledger, Watch
+
+OBSERVE_SECONDS = 30.0
+"""How often is looked. Twice as long without a look, and the machine slept or the process stood still: all patience
+begins anew."""
+
+PERIODS = 3.0
+SLACK_SECONDS = 30.0
+"""A watch is stuck that has not looked for so many of its periods, and that much longer."""
+
+LEDGER_SECONDS = 120.0
+"""So long may the ledger be at work: to take over a million memories it needs half a minute on a slow disk."""
+
+WATCH, SPOOL, LEDGER = "watch", "spool", "ledger"
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class HealthMonitor:
+    """Observes, for as long as `run` does. The loops named `watch` and `spool` are those that read the two watches."""
+
+    clock: Clock
+    ledger: Ledger
+    watches: Mapping[str, Watch]
+    bus_state: Callable[[], BusState]
+    period_seconds: float
+    """How often, at least, a watch looks."""
+    begun: asyncio.Event
+    """Set once the watch of the databases has begun."""
+
+    _subscribed: bool = field(default=False, init=False)
+    _interrupted: dict[str, str] = field(default_factory=dict, init=False)
+    _stuck: Mapping[str, str] = field(default_factory=dict, init=False)
+    _patient_from: dict[str, float] = field(default_factory=dict, init=False)
+    _observed: float | None = field(default=None, init=False)
+    _probe: asyncio.Task[int] | None = field(default=None, init=False)
+    _probed: float = field(default=0.0, init=False)
+    _listeners: list[Callable[[], None]] = field(default_factory=list, init=False)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it watches and hears requests. A bus that is out of reach is waited for, and does not count."""
+        return self._subscribed and self.begun.is_set()
+
+    @property
+    def stuck(self) -> Mapping[str, str]:
+        """What was stuck when it was looked at last: name -> why, in words."""
+        return self._stuck
+
+    def trouble(self) -> Mapping[str, str]:
+        """Return what is stuck or interrupted, as it was observed last: name -> why, in words."""
+        return {**self._interrupted, **self._stuck}
+
+    def on_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener`, on the event loop, when the trouble is another."""
+        self._listeners.append(listener)
+
+    async def until_ready(self) -> None:
+        """Return when it watches; it has subscribed by then."""
+        await self.begun.wait()
+
+    def subscribed(self) -> None:
+        """All subscriptions are made."""
+        self._subscribed = True
+
+    def interrupted(self, loop: str, why: str) -> None:
+        """A loop was interrupted by what passes, and waits before it begins again."""
+        self._interrupted[loop] = why
+        self._tell()
+
+    def resumed(self, loop: str) -> None:
+        """The loop begins again; it is not at fault for what it has missed."""
+        self._forgive(loop)
+        if self._interrupted.pop(loop, None) is not None:
+            self._tell()
+
+    async def run(self) -> None:
+        """Observe, for ever."""
+        try:
+            while True:
+                self.observe()
+                await self.clock.sleep(OBSERVE_SECONDS)
+        finally:
+            if self._probe is not None:
+                self._probe.cancel()
+                await asyncio.wait({self._probe})
+
+    def observe(self) -> None:
+        """Look once. Cheap; asks the ledger in the background, and sees at later looks whether that came back."""
+        now = self.clock.monotonic()
+        if self._observed is None or now - self._observed > 2 * OBSERVE_SECONDS:
+            for name in (*self.watches, LEDGER):
+                self._forgive(name)
+        self._observed = now
+        if not self.bus_state().ready:  # the reader of notes waits for it, with a note in its hand
+            self._forgive(SPOOL)
+        stuck: dict[str, str] = {}
+        for name, watch in self.watches.items():
+            idle = now - max(watch.looked, self._patient_from[name])
+            if name not in self._interrupted and idle > PERIODS * self.period_seconds + SLACK_SECONDS:
+                stuck[name] = f"it has not looked at its directory for {idle:.0f} s"
+        busy = self._ledger_busy(now)
+        if busy > LEDGER_SECONDS:
+            stuck[LEDGER] = f"it has not answered for {busy:.0f} s"
+        if stuck.keys() != self._stuck.keys():
+            for name in stuck.keys() - self._stuck.keys():
+                _log.error("health_degraded", what=name, why=stuck[name])
+            for name in self._stuck.keys() - stuck.keys():
+                _log.info("no_longer_stuck", what=name)
+            self._stuck = stuck
+            self._tell()
+        self._stuck = stuck
+
+    def _ledger_busy(self, now: float) -> float:
+        """Return for how long the ledger has owed an answer; asks anew where it has given the last one."""
+        if self._probe is not None and not self._probe.done():
+            return now - max(self._probed, self._patient_from[LEDGER])
+        if self._probe is not None and not self._probe.cancelled():
+            error = self._probe.exception()
+            if error is not None and not isinstance(error, AkoshaError):
+                raise error
+            # What the ledger complains of, whoever needs it is told.
+        self._probe, self._probed = asyncio.create_task(_position(self.ledger), name="vitals-ledger"), now
+        return 0.0
+
+    def _forgive(self, name: str) -> None:
+        self._patient_from[name] = self.clock.monotonic()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+
+async def _position(ledger: Ledger) -> int:
+    return await ledger.last_position()

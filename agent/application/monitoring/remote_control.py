@@ -1,0 +1,123 @@
+"""What others may ask of this agent over the bus, where that is switched on: how it is, and to sync. Nothing else.
+
+    akosha.agent.{system}.status    any text     -> {"system_id", "agent_id", "version", "bus", "pending", "targets"}
+    akosha.agent.{system}.sync      {"method": "auto", "enable_fallback": true}, or nothing
+                                                 -> {"accepted": true, "request_id"}; the result comes as an event
+
+No path, address or setting is in an answer: whoever may ask need not be trusted with those.
+"""
+
+import json
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+
+from agent import __version__
+from agent.application.monitoring.agent_service import AgentService
+from agent.application.monitoring.status import TargetStatus
+from agent.domain import naming
+from agent.domain.errors import AkoshaError, WireError
+from agent.domain.events import SyncAsked
+from agent.domain.routing import AUTO, CLOUD, HTTP, REMOTE
+from agent.ports import BusState, Clock, Ledger, Responder
+
+STATUS, SYNC = "status", "sync"
+MAX_QUESTION_BYTES = 64 * 1024
+
+Answer = Callable[[bytes], Awaitable[bytes]]
+
+_log = structlog.get_logger()
+
+
+class RemoteControl:
+    """Answers the two questions. A question that is not understood is answered with an `error`."""
+
+    def __init__(
+        self,
+        *,
+        responder: Responder,
+        desk: AgentService,
+        ledger: Ledger,
+        clock: Clock,
+        bus_state: Callable[[], BusState],
+    ) -> None:
+        self._responder, self._desk, self._identity = responder, desk, desk.identity
+        self._ledger, self._clock, self._bus_state = ledger, clock, bus_state
+
+    async def begin(self) -> None:
+        """Answer from now on, until the bus is closed."""
+        for question, answer in ((STATUS, self._status), (SYNC, self._sync)):
+            subject = naming.control_subject(self._identity.system_id, question)
+            await self._responder.respond(subject, self._safely(answer))
+
+    def _safely(self, answer: Answer) -> Answer:
+        async def answered(question: bytes) -> bytes:
+            try:
+                return await answer(question)
+            except WireError as error:
+                return _json({"accepted": False, "error": error.message})
+            except AkoshaError as error:
+                _log.warning("question_unanswered", error=str(error))
+                return _json({"accepted": False, "error": "the agent cannot answer now: its log says why"})
+
+        return answered
+
+    async def _status(self, _question: bytes) -> bytes:
+        status, state = await self._desk.glance(), self._bus_state()
+        return _json(
+            {
+                "system_id": self._identity.system_id,
+                "agent_id": self._identity.agent_id,
+                "version": __version__,
+                "time": self._clock.now().isoformat(),
+                "bus": {"name": state.name, "since": state.since.isoformat()},
+                "pending": sorted(status.pending),
+                "targets": {target.method: _told(target) for target in status.targets},
+            }
+        )
+
+    async def _sync(self, question: bytes) -> bytes:
+        method, enable_fallback = _wishes(question)
+        ask = SyncAsked(
+            id=str(uuid.uuid4()),
+            time=self._clock.now(),
+            system_id=self._identity.system_id,
+            reason=REMOTE,
+            method=method,
+            enable_fallback=enable_fallback,
+        )
+        _log.info("sync_asked_remotely", request_id=ask.id, method=method, system_id=ask.system_id)
+        if await self._desk.ask(ask) is None:
+            refused = await self._ledger.outcome(ask.id)
+            return _json({"accepted": False, "request_id": ask.id, "error": refused.error if refused else "refused"})
+        return _json({"accepted": True, "request_id": ask.id})
+
+
+def _told(target: TargetStatus) -> Mapping[str, object]:
+    return {
+        "newest_upload_id": target.newest_upload_id,
+        "last_success": target.last_success.isoformat() if target.last_success else None,
+        "failures": target.failures,
+        "next_try": target.next_try.isoformat() if target.next_try else None,
+    }
+
+
+def _wishes(question: bytes) -> tuple[str, bool]:
+    """Return (method, enable_fallback) of a question to sync. Raises WireError."""
+    if len(question) > MAX_QUESTION_BYTES:
+        raise WireError(f"a question of {len(question)} bytes")
+    try:
+        wishes = json.loads(question or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise WireError("the question is not JSON") from error
+    if not isinstance(wishes, dict):
+        raise WireError("the question is no JSON object")
+    method, enable_fallback = wishes.get("method", AUTO), wishes.get("enable_fallback", True)
+    if method not in (AUTO, CLOUD, HTTP) or not isinstance(enable_fallback, bool):
+        raise WireError("method is auto, cloud or http, enable_fallback true or false")
+    return method, enable_fallback
+
+
+def _json(document: Mapping[str, object]) -> bytes:
+    return json.dumps(document).encode()

@@ -1,0 +1,208 @@
+"""The state of everything at a glance: who runs, what each target has, what is pending and why."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Self
+
+from agent.application.status_warnings import warnings_in, without_warnings
+from agent.application.sync.bus_recovery import BUS, BUS_SINCE
+from agent.application.sync.delivery_probe import Kept, without_probes
+from agent.domain.databases import Survey
+from agent.domain.delivery_state import Problem, State, TargetRecord, next_try, pending, problems
+from agent.domain.owner import is_decided, without_claims
+from agent.domain.routing import CLOUD, HTTP
+from agent.domain.status_warning import StatusWarning
+from agent.ports import MemoryCounts
+
+DELIVERED_TO_AKOSHA = (
+    "delivered means that the server acknowledged them; Akosha up to 0.11 keeps them in its process until it ends, "
+    "and its search tools do not read them"
+)
+"""What a count of delivered memories promises. The version that a server reports does not tell whether it is so."""
+
+VERIFIED = "verified"
+"""The note of the last look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseStatus:
+    """One database at one target. `size` in bytes, of all its files now; 0 where it is no longer there."""
+
+    name: str
+    state: str
+    pending: bool
+    size: int
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetStatus:
+    """One target: what it has, when it got it, and its last error. `memories`: how many it has and has not.
+
+    `delivered_means` is what their number promises, `confirmed_at` when the server said last that it has what it was
+    given; both of an Akosha server alone.
+    """
+
+    method: str
+    endpoint: str
+    bucket: str
+    databases: tuple[DatabaseStatus, ...]
+    newest_upload_id: str | None
+    last_success: datetime | None
+    failures: int
+    next_try: datetime | None
+    error: str
+    memories: MemoryCounts
+    delivered_means: str = ""
+    confirmed_at: datetime | None = None
+
+    @property
+    def pending(self) -> tuple[str, ...]:
+        """The databases that the target lacks."""
+        return tuple(database.name for database in self.databases if database.pending)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusStatus:
+    """Where events flow: the NATS server, or `in this process` and why, or `waiting` and for what. `since` when."""
+
+    text: str
+    since: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyStatus:
+    """What the agent's own last look at its newest upload has come to: `problems` by object, none where it is whole."""
+
+    upload_id: str
+    at: datetime
+    problems: Mapping[str, str]
+    whole: bool
+
+    @classmethod
+    def noted(cls, notes: Mapping[str, str]) -> Self | None:
+        """Return what the ledger's notes say of it, None where it has not looked yet."""
+        try:
+            note = json.loads(notes[VERIFIED])
+            problems = {str(name): str(why) for name, why in note["problems"].items()}
+            at = datetime.fromisoformat(note["at"])
+            return cls(upload_id=str(note["upload_id"]), at=at, problems=problems, whole=not problems)
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return None
+
+    def note(self) -> str:
+        """Return it as `noted` reads it."""
+        return json.dumps({"upload_id": self.upload_id, "at": self.at.isoformat(), "problems": dict(self.problems)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """All of it. `pending` names what the first target of the route lacks: where another stands in, that is still owed.
+
+    `bus` is there while an agent runs; `results_waiting` counts those that no bus has confirmed yet. `verified` is of
+    the agent's own last look whether its newest upload is whole. `warnings` are lasting conditions that need a person.
+    """
+
+    system_id: str
+    agent_id: str
+    route: tuple[str, ...]
+    targets: tuple[TargetStatus, ...]
+    pending: tuple[str, ...]
+    notes: Mapping[str, str]
+    bus: BusStatus | None = None
+    results_waiting: int = 0
+    verified: VerifyStatus | None = None
+    warnings: tuple[StatusWarning, ...] = ()
+    system_id_undecided: bool = False
+    """The system id is the host name, and the cloud target may still make this machine take another one."""
+
+
+def describe(
+    *,
+    system_id: str,
+    agent_id: str,
+    route: Sequence[str],
+    records: Sequence[TargetRecord],
+    standings: Mapping[str, MemoryCounts],
+    survey: Survey,
+    notes: Mapping[str, str],
+    results_waiting: int,
+    running: bool,
+    warnings: Sequence[StatusWarning] = (),
+    default_system_id: bool = False,
+) -> Status:
+    """Put the ledger's records and the files' present state side by side. `running`: an agent keeps the notes.
+
+    `records` are in the order of the route, `standings` by method. A fallback that was never needed is left out.
+    `warnings` are those that were computed for this look; those that the notes hold follow.
+    """
+    clouds = [record for record in records if record.target.method == CLOUD and not record.known]
+    undecided = default_system_id and bool(clouds) and not is_decided(notes, system_id)
+    used = [record for at, record in enumerate(records) if at == 0 or record.databases]
+    targets = tuple(
+        _target(record, survey, standings.get(record.target.method, MemoryCounts()), notes) for record in used
+    )
+    lacking = targets[0].pending if targets else tuple(sorted(survey))
+    return Status(
+        system_id=system_id,
+        agent_id=agent_id,
+        route=tuple(route),
+        targets=targets,
+        pending=lacking,
+        notes=without_claims(without_probes(without_warnings(notes))),
+        bus=_bus(notes) if running else None,
+        results_waiting=results_waiting,
+        verified=VerifyStatus.noted(notes),
+        warnings=(*warnings, *warnings_in(notes)),
+        system_id_undecided=undecided,
+    )
+
+
+def _bus(notes: Mapping[str, str]) -> BusStatus | None:
+    """Return what the notes say of the bus. Its name goes without saying: NATS has its address, `memory` its words."""
+    text = notes.get(BUS)
+    if text is None:
+        return None
+    for name in ("nats", "memory"):
+        text = text.removeprefix(f"{name}: ")
+    since = notes.get(BUS_SINCE)
+    return BusStatus(text=text, since=datetime.fromisoformat(since) if since else None)
+
+
+def _target(record: TargetRecord, survey: Survey, memories: MemoryCounts, notes: Mapping[str, str]) -> TargetStatus:
+    kept = Kept.noted(notes, record.target)
+    lacking, waiting = pending(record, survey), problems(record, survey)
+    databases = []
+    for name in sorted({*survey, *record.databases}):
+        known = record.databases.get(name)
+        databases.append(
+            DatabaseStatus(
+                name=name,
+                state=(known.state if known else State.OWED).value,
+                pending=name in lacking,
+                size=survey[name].size if name in survey else 0,
+                problem=_told(waiting.get(name)),
+            )
+        )
+    return TargetStatus(
+        method=record.target.method,
+        endpoint=record.target.endpoint,
+        bucket=record.target.bucket,
+        databases=tuple(databases),
+        newest_upload_id=record.newest_upload_id,
+        last_success=record.last_success,
+        failures=record.failures,
+        next_try=next_try(record, survey),
+        error=record.error,
+        memories=memories,
+        delivered_means=DELIVERED_TO_AKOSHA if record.target.method == HTTP else "",
+        confirmed_at=kept.answered if kept else None,
+    )
+
+
+def _told(problem: Problem | None) -> str:
+    if problem is None:
+        return ""
+    return f"{problem.reason} ({problem.cure})" if problem.cure else problem.reason

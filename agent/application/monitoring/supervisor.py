@@ -1,0 +1,67 @@
+"""Tells whoever keeps the agent running how it is: that it works, that it lives, and in a line what it is at."""
+
+import structlog
+
+from agent.application.monitoring.agent_service import AgentService
+from agent.application.monitoring.health import HealthMonitor
+from agent.application.monitoring.status import Status
+from agent.application.signal import Signal
+from agent.domain.errors import AkoshaError
+from agent.ports import Clock, Ledger, Supervisor
+
+_log = structlog.get_logger()
+
+
+class SupervisorLoop:
+    """Its two loops. Signs of life come from the event loop, and stay out while something is stuck."""
+
+    def __init__(
+        self, supervisor: Supervisor, *, desk: AgentService, vitals: HealthMonitor, ledger: Ledger, clock: Clock
+    ) -> None:
+        self._supervisor, self._desk, self._vitals, self._clock = supervisor, desk, vitals, clock
+        self._signal = Signal(clock, "supervision")
+        ledger.on_history(self._signal.set)
+        vitals.on_change(self._signal.set)
+
+    async def keep_alive(self) -> None:
+        """Say that the agent works once it does, then give signs of life, for ever, where they are wanted."""
+        await self._vitals.until_ready()
+        self._supervisor.ready()
+        every = self._supervisor.alive_every
+        while every is not None:
+            if not self._vitals.stuck:
+                self._supervisor.alive()
+            await self._clock.sleep(every)
+
+    async def tell(self) -> None:
+        """Say in a line how it is, whenever that may have changed, for ever."""
+        await self._vitals.until_ready()
+        told = ""
+        while True:
+            line = await self._line()
+            if line != told:
+                self._supervisor.status(line)
+                told = line
+            await self._signal.wait(None)
+
+    async def _line(self) -> str:
+        if trouble := self._vitals.trouble():
+            return "in trouble: " + "; ".join(f"{name}: {why}" for name, why in sorted(trouble.items()))
+        try:
+            return line(await self._desk.glance())
+        except AkoshaError as error:
+            return f"in trouble: {error.message}"
+
+
+def line(status: Status) -> str:
+    """Return a status in one line."""
+    told = [f"pending: {', '.join(status.pending)}" if status.pending else "nothing pending"]
+    if status.targets:
+        first = status.targets[0]
+        when = f"{first.last_success:%Y-%m-%d %H:%M:%S} UTC" if first.last_success else "never"
+        told.append(f"last upload {first.newest_upload_id or when}")
+        if first.failures:
+            told.append(f"{first.method} failed {first.failures} times: {first.error}")
+    else:
+        told.append("no way to sync")
+    return "; ".join(told)

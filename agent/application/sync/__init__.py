@@ -1,0 +1,1 @@
+"""One sync: from a request to its result."""

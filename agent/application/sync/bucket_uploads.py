@@ -1,0 +1,168 @@
+"""The uploads of one system as the bucket knows them: which is the newest, and what its manifest says."""
+
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from datetime import datetime
+
+import structlog
+
+from agent.domain import naming
+from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
+from agent.domain.manifest import Manifest, MemoriesPart, Part
+from agent.ports import ObjectStore, is_changed
+
+MAX_MANIFEST_BYTES = 16 * 2**20
+
+_log = structlog.get_logger()
+
+
+class NotAManifest(StoreError):  # noqa: N818 - it says what lies there
+    """What lies under a manifest's key is no manifest, or not that of this upload."""
+
+
+class BucketUploads:
+    """Reads what lies under `systems/{system_id}/uploads/`."""
+
+    def __init__(self, store: ObjectStore, system_id: str) -> None:
+        self._store, self._system_id = store, system_id
+        self._prefix = naming.uploads_prefix(system_id)
+
+    async def ids_after(self, newest: str | None) -> tuple[list[str], list[str]]:
+        """Return the ids of uploads newer than `newest` in order: all that have any object, and those with a manifest.
+
+        One listing of what came after it; of everything where `newest` is None.
+        """
+        begun: dict[str, None] = {}
+        whole: list[str] = []
+        start = f"{self._prefix}{newest}/~" if newest else ""
+        async for found in self._store.list(self._prefix, start_after=start):
+            try:
+                upload = naming.upload_of(found.key)
+            except NamingError:
+                continue
+            begun[upload] = None
+            if found.key == naming.manifest_key(self._system_id, upload):
+                whole.append(upload)
+        return list(begun), whole
+
+    async def manifest(self, upload: str) -> Manifest | None:
+        """Return the manifest of an upload, None where there is none.
+
+        Raises NotAManifest for one that is not ours, and StoreError.
+        """
+        found = await self.manifest_as_it_lies(upload)
+        return found[0] if found else None
+
+    async def manifest_as_it_lies(self, upload: str) -> tuple[Manifest, bytes] | None:
+        """Return the manifest of an upload and its bytes; else as `manifest`."""
+        key = naming.manifest_key(self._system_id, upload)
+        try:
+            data = await manifest_bytes(self._store, key)
+        except WireError as error:
+            raise NotAManifest(error.message, hint=error.hint) from error
+        if data is None:
+            return None
+        try:
+            manifest = Manifest.decode(data)
+        except WireError as error:
+            raise NotAManifest(f"{key}: {error.message}", hint="is another program writing there?") from error
+        if manifest.system_id != self._system_id or manifest.upload_id != upload:
+            raise NotAManifest(f"{key} is the manifest of {manifest.upload_id}", hint="was it moved there by hand?")
+        return manifest, data
+
+    async def newest_manifest(self) -> Manifest | None:
+        """Return the newest manifest that can be read, None where there is no upload."""
+        _, whole = await self.ids_after(None)
+        for upload in reversed(whole):
+            try:
+                return await self.manifest(upload)
+            except StoreError as error:
+                if error.transient:
+                    raise
+                _log.warning("manifest_unreadable", upload_id=upload, error=str(error))
+        return None
+
+    async def exists(self, upload: str) -> bool:
+        """Say whether an upload is there: it is when its manifest is."""
+        try:
+            await self._store.head(naming.manifest_key(self._system_id, upload))
+        except NoSuchObject:
+            return False
+        return True
+
+    async def damaged(self, upload: str, moved: Callable[[], None]) -> set[str] | None:
+        """Return the databases that an upload does not hold as its manifest names them; None: no manifest names any.
+
+        `moved` as in `holds`.
+        """
+        try:
+            manifest = await self.manifest(upload)
+        except NotAManifest:
+            return None
+        if manifest is None:
+            return None
+        found = await self.missing(manifest.parts, moved)
+        if manifest.memories and not await self.holds(manifest.memories, moved):
+            found |= manifest.memories.bases.keys()
+        return found
+
+    async def missing(self, parts: Iterable[Part], moved: Callable[[], None]) -> set[str]:
+        """Return the databases of which one of these parts is not in the bucket, or is not what was put there."""
+        return {part.database for part in parts if not await self.holds(part, moved)}
+
+    async def holds(self, part: Part | MemoriesPart, moved: Callable[[], None]) -> bool:
+        """Say whether the part's object is there with its size, its bytes, and the metadata put with it.
+
+        What the store or the manifest does not tell of these is left out. `moved` is called while a store reads the
+        object through, and once it has answered.
+        """
+        try:
+            found = await self._store.inspect(part.key, progress=lambda _: moved())
+            moved()
+        except NoSuchObject:
+            return False
+        size = part.stored_size if isinstance(part, Part) else part.size
+        told = found.metadata.get("sha256", part.sha256)
+        return (found.size, told) == (size, part.sha256) and not is_changed(part.etag, found.etag)
+
+    async def remove(self, upload: str) -> None:
+        """Remove the objects of an upload that will not be finished. Where that is not permitted, a notice."""
+        found = [item.key async for item in self._store.list(f"{self._prefix}{upload}/")]
+        if naming.manifest_key(self._system_id, upload) in found:
+            return
+        try:
+            await self._store.delete(found)
+        except NotPermitted as error:
+            _log.info("leftovers_stay", upload_id=upload, count=len(found), why=error.message, hint=error.hint)
+
+    async def sweep(self, *ours: str, begun_before: datetime) -> None:
+        """Remove what killed uploads left unfinished: of `ours` all of it, of others what began before that time.
+
+        Another machine of this system may be at work there. Where it is not permitted, a notice with the cure.
+        """
+        try:
+            removed = sum([await self._store.sweep(f"{self._prefix}{upload}/") for upload in ours])
+            removed += await self._store.sweep(self._prefix, begun_before=begun_before)
+        except NotPermitted as error:
+            _log.info("leftovers_stay", system_id=self._system_id, why=error.message, hint=error.hint)
+        else:
+            if removed:
+                _log.info("leftovers_removed", system_id=self._system_id, count=removed)
+
+
+async def manifest_bytes(store: ObjectStore, key: str, moved: Callable[[], None] = lambda: None) -> bytes | None:
+    """Return what lies under a manifest's key, None where nothing does; `moved` hears of each piece.
+
+    Raises StoreError, and WireError for what is larger than any manifest.
+    """
+    data = bytearray()
+    try:
+        async with aclosing(store.get(key)) as pieces:
+            async for piece in pieces:
+                moved()
+                data += piece
+                if len(data) > MAX_MANIFEST_BYTES:
+                    raise WireError(f"{key} is larger than any manifest", hint="is another program writing there?")
+    except NoSuchObject:
+        return None
+    return bytes(data)

@@ -1,0 +1,293 @@
+"""The cloud method: from what changed to a whole upload. Decides; `upload` carries out, the uploader records.
+
+claim      the target is this agent's, or nothing in it is touched
+recall     an upload that a killed process finished or left; a ledger that was lost: ask the bucket
+survey     stat fingerprints against the ledger: nothing differs, nothing is read
+stage      snapshots of what differs; digests against the ledger: the same bytes are no change
+intent     what is about to be uploaded, under which id: on disk before the first PUT
+memories   those rows of it that the bucket lacks
+upload     send, copy, carry; then the memories, and the manifest last
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+
+import structlog
+
+from agent import __version__
+from agent.application.archive.prune_plan import LEFT_OVER_AFTER
+from agent.application.ingest.markers import IngestionMarkers
+from agent.application.memories.delta import Delta, MemoryDelta
+from agent.application.sync.attempt import Attempt
+from agent.application.sync.bucket_uploads import BucketUploads
+from agent.application.sync.confirmation import Confirmation
+from agent.application.sync.lost_databases import LostDatabases
+from agent.application.sync.ownership import Ownership
+from agent.application.sync.results import succeeded
+from agent.application.sync.staging import Staging, what_is_wrong
+from agent.application.sync.stall import StallMonitor, stall_timeout
+from agent.application.sync.upload import Gone, Upload
+from agent.application.sync.upload_ids import UploadIds
+from agent.domain.delivery_state import Intent, Target, TargetRecord
+from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, StoreError, WireError
+from agent.domain.events import SyncRequested, request_event_id
+from agent.domain.identity import Identity
+from agent.domain.manifest import Manifest
+from agent.domain.owner import Machine
+from agent.domain.routing import ASKED, CLOUD
+from agent.domain.upload_plan import Send, plan
+from agent.ports import (
+    Clock,
+    Compressor,
+    Delivered,
+    Ledger,
+    ObjectStore,
+    Reporter,
+    SnapshotTaker,
+    Unchanged,
+)
+
+_log = structlog.get_logger()
+
+
+class CloudSync:
+    """Delivers whole uploads to one bucket or directory."""
+
+    name = CLOUD
+
+    def __init__(
+        self,
+        *,
+        target: Target,
+        identity: Identity,
+        store: ObjectStore,
+        taker: SnapshotTaker,
+        compressor: Compressor,
+        delta: MemoryDelta,
+        ledger: Ledger,
+        clock: Clock,
+        machine: Machine,
+        chunk_bytes: int,
+        deduplicate: bool,
+        ingestion_markers: bool,
+        standstill_seconds: float,
+        footing: StallMonitor | None = None,
+    ) -> None:
+        self.target = target
+        self._identity, self._store, self._compressor, self._delta = identity, store, compressor, delta
+        self._ledger, self._clock = ledger, clock
+        self._chunk_bytes, self._deduplicate, self._standstill_seconds = chunk_bytes, deduplicate, standstill_seconds
+        self._footing = footing
+        self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=deduplicate)
+        self._uploads = BucketUploads(store, target.system_id)
+        self._ids = UploadIds(self._uploads, target.system_id, store.location, ledger, clock)
+        self._lost = LostDatabases(ledger, clock)
+        self.ownership = Ownership(
+            store=store, target=target, identity=identity, machine=machine, ledger=ledger, clock=clock
+        )
+        self._markers = (
+            IngestionMarkers(store, chunk_bytes=chunk_bytes, standstill_seconds=standstill_seconds, footing=footing)
+            if ingestion_markers
+            else None
+        )
+        self._swept = False
+
+    @property
+    def store(self) -> ObjectStore:
+        """Where uploads go: for those who look after them there. It is closed with this."""
+        return self._store
+
+    async def is_available(self) -> bool:
+        return await self._store.is_available()
+
+    async def aclose(self) -> None:
+        await self.ownership.aclose()
+        await self._store.aclose()
+
+    async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
+        try:
+            async with self._staging.attempt(request, report) as attempt:
+                return await self._sync(attempt)
+        except Gone as gone:
+            await self._forget_missing(gone.database)
+            raise _failed(gone) from gone
+        except (StoreError, NamingError, WireError) as error:
+            raise _failed(error) from error
+        except SnapshotError as error:
+            raise CloudUploadError(error.message, CLOUD, error, hint=error.hint, forwardable=False) from error
+
+    async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
+        async with self._moving() as moved:
+            await self.ownership.claim(take_over=attempt.request.take_over, new_target=attempt.request.new_target)
+            record = await self._recall(attempt, moved)
+        if not await self._staging.copy(attempt, record):
+            return Unchanged(why=attempt.why_nothing(record))
+        await self._abandon_other(attempt, record)
+        await self._staging.settle(attempt)
+        if not attempt.changed:
+            if attempt.problems:
+                message, cure = what_is_wrong(attempt.problems)
+                raise CloudUploadError(message, CLOUD, hint=cure, forwardable=False)
+            return Unchanged(why="the bytes are those already delivered")
+        manifest = await self._upload(attempt)
+        return Delivered(
+            manifest=manifest,
+            fingerprints={name: snapshot.fingerprint for name, snapshot in attempt.changed.items()},
+            problems=attempt.problems,
+            result=succeeded(manifest, method=CLOUD, location=self._store.location),
+        )
+
+    def _moving(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+        return stall_timeout(
+            self._standstill_seconds, self._store.location, CloudUploadError, CLOUD, footing=self._footing
+        )
+
+    async def _recall(self, attempt: Attempt, moved: Callable[[], None]) -> TargetRecord:
+        """Bring the ledger up to what the bucket knows, and return what it says then.
+
+        An upload that was finished but not recorded is adopted. Where somebody asks, the newest upload must still be
+        there: from an emptied bucket nothing can be restored. Where a person asks, it must be whole, too.
+        """
+        record = await self._ledger.record(self.target)
+        if not self._swept:
+            await self._sweep(*([record.intent.upload_id] if record.intent else []))
+            self._swept = True
+        manifest = None
+        if record.intent is not None:
+            manifest = await self._uploads.manifest(record.intent.upload_id)
+            if manifest is not None and manifest.digests(record.intent.databases) != record.intent.digests:
+                # Neither gone on with nor cleared away: the upload of that id is somebody else's, and whole.
+                _log.warning("upload_id_taken", upload_id=manifest.upload_id, location=self._store.location)
+                await self._ledger.abandon(self.target)
+                attempt.abandoned, manifest = manifest.upload_id, None
+        elif not record.known:
+            manifest = await self._uploads.newest_manifest()
+        if manifest is not None:
+            _log.info("upload_adopted", upload_id=manifest.upload_id, method=CLOUD, system_id=manifest.system_id)
+            asked = await self._ledger.remembered(request_event_id(manifest.request_id, CLOUD))
+            caused_by = asked.caused_by if isinstance(asked, SyncRequested) else ()
+            result = succeeded(manifest, method=CLOUD, location=self._store.location, caused_by=caused_by)
+            await self._ledger.adopt(self.target, manifest, result)
+            if self._markers is not None:
+                await self._markers.write(manifest)
+        elif attempt.urgent and record.newest_upload_id and not await self._uploads.exists(record.newest_upload_id):
+            _log.warning("upload_gone", upload_id=record.newest_upload_id, location=self._store.location)
+            await self._ledger.forget(self.target, list(record.databases))
+        elif attempt.request.reason in ASKED and record.newest_upload_id and record.intent is None:
+            await self._forget_damaged(record, record.newest_upload_id, moved)
+        return await self._ledger.record(self.target)
+
+    async def _forget_damaged(self, record: TargetRecord, newest: str, moved: Callable[[], None]) -> None:
+        """Have sent whole what the newest upload does not hold as its manifest names it, and this machine has."""
+        damaged = await self._uploads.damaged(newest, moved)
+        names = {*record.databases} if damaged is None else damaged
+        if again := sorted(names & await self._staging.present()):
+            _log.warning("newest_upload_damaged", upload_id=newest, location=self._store.location, names=again)
+            await self._ledger.forget(self.target, again)
+
+    async def _forget_missing(self, database: str) -> None:
+        """Find out at once what else is no longer in the bucket: all of it is sent whole the next time."""
+        record = await self._ledger.record(self.target)
+        parts = [part for known in record.databases.values() for part in known.parts]
+        missing = {database}
+        with suppress(StoreError, CloudUploadError):
+            async with self._moving() as moved:
+                missing |= await self._uploads.missing(parts, moved)
+        with suppress(SnapshotError):  # where the files cannot be seen, none of them counts as lost
+            await self._lost.add(missing - await self._staging.present())
+        await self._ledger.forget(self.target, sorted(missing))
+
+    async def _abandon_other(self, attempt: Attempt, record: TargetRecord) -> None:
+        """Remove what is there of an upload that had begun for other bytes."""
+        if record.intent is None or record.intent.digests == attempt.digests:
+            return
+        _log.info("upload_abandoned", upload_id=record.intent.upload_id, why="the databases have changed since")
+        async with self._moving():
+            await self._sweep(record.intent.upload_id)
+            await self._uploads.remove(record.intent.upload_id)
+        await self._ledger.abandon(self.target)
+        attempt.abandoned = record.intent.upload_id
+
+    async def _sweep(self, *ours: str) -> None:
+        await self._uploads.sweep(*ours, begun_before=self._clock.now() - LEFT_OVER_AFTER)
+
+    async def _upload(self, attempt: Attempt) -> Manifest:
+        if not self.ownership.claimed:
+            async with self._moving():
+                await self.ownership.claim(take_over=attempt.request.take_over, create=True)
+        record = await self._ledger.record(self.target)
+        intent = record.intent or await self._new_intent(attempt, record)
+        await self._ledger.begin(self.target, intent)
+        async with self._delta.of(attempt.changed, intent.upload_id) as delta:
+            manifest = await self._put_all(attempt, record, intent, delta)
+        if self._markers is not None:
+            await self._markers.write(manifest)
+        await self._lost.drop({part.database for part in manifest.parts})
+        return manifest
+
+    async def _put_all(self, attempt: Attempt, record: TargetRecord, intent: Intent, delta: Delta) -> Manifest:
+        steps = plan(
+            {name: snapshot.files for name, snapshot in attempt.changed.items()},
+            record,
+            carried=attempt.carried(record),
+            compression=self._compressor.compression,
+            deduplicate=self._deduplicate,
+        )
+        held = {step.database if isinstance(step, Send) else step.part.database for step in steps}
+        lost = {name: why for name, why in (await self._lost.reasons()).items() if name not in held}
+        to_send = sum(step.file.size for step in steps if isinstance(step, Send))
+        attempt.report.phase("upload", to_send + (delta.part.size if delta.part else 0))
+        async with self._moving() as moved:
+            upload = Upload(
+                upload_id=intent.upload_id,
+                system_id=self.target.system_id,
+                store=self._store,
+                uploads=self._uploads,
+                compressor=self._compressor,
+                chunk_bytes=self._chunk_bytes,
+                staged=attempt.changed,
+                report=attempt.report,
+                moved=moved,
+                resumed=record.intent is not None,
+                confirmation=Confirmation(self._store, self._clock, moved),
+            )
+            parts = tuple([await upload.place(step) for step in steps])
+            if delta.part and delta.draft:
+                await upload.put_memories(delta.part, delta.draft)
+            parts, memories = await upload.confirmed(parts, delta.part)
+            manifest = Manifest(
+                system_id=self.target.system_id,
+                upload_id=intent.upload_id,
+                uploaded_at=self._clock.now(),
+                request_id=attempt.request.request_id,
+                agent_id=self._identity.agent_id,
+                agent_version=__version__,
+                triggered_by=attempt.request.reason,
+                parts=parts,
+                rows=attempt.rows(record),
+                incomplete=lost | attempt.incomplete(record),
+                bytes_sent=upload.bytes_sent,
+                duration_seconds=round(self._clock.monotonic() - attempt.started, 3),
+                memories=memories,
+                without_memories=delta.without,
+                time_zone=delta.time_zone,
+            )
+            await self.ownership.check(uploads=False)  # another machine may have taken over while this was sent
+            await upload.put_manifest(manifest)
+        await self._ids.compare_with_clock(manifest.upload_id, upload.stored_at)
+        return manifest
+
+    async def _new_intent(self, attempt: Attempt, record: TargetRecord) -> Intent:
+        async with self._moving():
+            await self.ownership.check_known(record)
+            upload_id = await self._ids.next(record.newest_upload_id, attempt.abandoned)
+        return Intent(
+            request_id=attempt.request.request_id,
+            upload_id=upload_id,
+            digests=attempt.digests,
+            databases=tuple(sorted(attempt.changed)),
+        )
+
+
+def _failed(error: StoreError | NamingError | WireError) -> CloudUploadError:
+    return CloudUploadError(error.message, CLOUD, error, transient=error.transient, hint=error.hint)

@@ -1,0 +1,147 @@
+"""Whether an Akosha server still has what it was given: one memory that it should have is offered once more.
+
+A server that has lost its memories says nothing of it (Akosha 0.11 keeps them in its process). Offering a memory again
+changes nothing where it is there; where the server stores it as new, the others are lost, too, and all are sent again.
+
+    kept       the memory as it was sent, after the server has confirmed it
+    sent       the offer is about to be sent; written first
+    answered   the server had it
+
+An offer without an answer may have stored the memory, so the answer to the next one would prove nothing: then all is
+sent again without asking. The process that holds the ledger is the only one that offers.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Self
+
+from agent.domain.delivery_state import Target
+from agent.domain.errors import SinkError
+from agent.domain.memories import Seen
+from agent.ports import Clock, Ledger, MemorySink, Packed
+
+PREFIX = "akosha_probe "
+"""Of the ledger's notes, one a target. They hold a memory's text: `describe` shows none of them."""
+
+EVERY = timedelta(days=1)
+
+LARGEST_BODY = 64 * 1024
+"""Bytes of a memory that is kept to be offered: the note is read with each status."""
+
+
+class Forgotten(SinkError):  # noqa: N818 - as NoSuchObject: it says the state of the world
+    """The server no longer has what it was given: the ledger must forget what was delivered to it."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(f"{location} has lost what it had been given", hint="all of it is sent again", transient=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What is offered next (`packed`, None where no memory is fit for it), and how the last offer went.
+
+    `answered` is the last time at which the server confirmed that it has the memory; `sent` is set while an offer has
+    no answer.
+    """
+
+    packed: Packed | None = None
+    sent: datetime | None = None
+    answered: datetime | None = None
+
+    @classmethod
+    def noted(cls, notes: Mapping[str, str], target: Target) -> Self | None:
+        """Return what the ledger's notes hold for a target, None where they hold nothing that can be read."""
+        try:
+            note = json.loads(notes[PREFIX + target.id])
+            body, sent, answered = note["body"], note["sent"], note["answered"]
+            seen = Seen(**note["seen"]) if body else None
+            packed = Packed(seen=seen, memory_id=note["memory_id"], body=body.encode()) if seen else None
+            return cls(
+                packed=packed,
+                sent=datetime.fromisoformat(sent) if sent else None,
+                answered=datetime.fromisoformat(answered) if answered else None,
+            )
+        except (KeyError, ValueError, TypeError, AttributeError):
+            return None
+
+    def note(self) -> str:
+        """Return it as `noted` reads it."""
+        packed = self.packed
+        seen = packed.seen if packed else None
+        return json.dumps(
+            {
+                "seen": seen and {name: getattr(seen, name) for name in seen.__slots__},
+                "memory_id": packed.memory_id if packed else "",
+                "body": packed.body.decode() if packed else "",
+                "sent": self.sent and self.sent.isoformat(),
+                "answered": self.answered and self.answered.isoformat(),
+            }
+        )
+
+
+class DeliveryProbe:
+    """Offers the memory that was kept for one target. The caller holds the ledger, and runs no push meanwhile."""
+
+    def __init__(self, target: Target, sink: MemorySink, ledger: Ledger, clock: Clock) -> None:
+        self._target, self._sink, self._ledger, self._clock = target, sink, ledger, clock
+
+    async def kept(self) -> Kept | None:
+        """Return what is kept, None for nothing. Raises StateError."""
+        return Kept.noted(await self._ledger.notes(), self._target)
+
+    async def keep(self, packed: Packed | None) -> None:
+        """The server has just confirmed this memory: offer it next. None: a batch held none that is fit for it."""
+        if packed is not None or await self.kept() is None:
+            await self._write(Kept(packed=packed, answered=self._clock.now()))
+
+    async def is_spoilt(self) -> bool:
+        """Say whether no answer can prove anything: an offer has none, or nothing is kept of what was delivered."""
+        kept = await self.kept()
+        if kept is not None:
+            return kept.sent is not None
+        return bool((await self._ledger.memories().standing(self._target)).delivered)
+
+    async def is_due(self) -> bool:
+        """Say whether a day has gone by since the server was asked last, and there is something to ask with."""
+        kept, now = await self.kept(), self._clock.now()
+        if kept is None or kept.sent is not None:
+            return await self.is_spoilt()
+        if kept.packed is None:
+            return False
+        # One in the future is of a clock that was put back since.
+        return kept.answered is None or not now - EVERY < kept.answered <= now
+
+    async def offer(self) -> bool:
+        """Offer the memory; False where there is none to offer, or the server refused it, so that nothing is proved.
+
+        Raises Forgotten where the server stored it as new, and other SinkErrors.
+        """
+        kept = await self.kept()
+        if kept is None or kept.packed is None:
+            return False
+        await self._write(replace(kept, sent=self._clock.now()))
+        try:
+            receipt = await self._sink.store([kept.packed])
+        except SinkError as error:
+            if not error.transient:  # it did not come to storing anything
+                await self._write(kept)
+            raise
+        if receipt.stored:
+            raise Forgotten(self._sink.location)
+        found = bool(receipt.there)
+        await self._write(replace(kept, sent=None, answered=self._clock.now() if found else kept.answered))
+        return found
+
+    async def drop(self) -> None:
+        """What was delivered is forgotten: nothing is left to be offered."""
+        await self._ledger.note(PREFIX + self._target.id, "")
+
+    async def _write(self, kept: Kept) -> None:
+        await self._ledger.note(PREFIX + self._target.id, kept.note())
+
+
+def without_probes(notes: Mapping[str, str]) -> dict[str, str]:
+    """Return the other notes."""
+    return {key: text for key, text in notes.items() if not key.startswith(PREFIX)}

@@ -1,0 +1,230 @@
+"""Writes down what became of a request and tells it: ledger first, then the bus, then the outbox is cleared.
+
+A result is in the outbox from the transaction that made it true until a bus has confirmed it. A crash in between
+publishes it again with the same id.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+
+import structlog
+
+from agent.application.signal import Signal
+from agent.application.status_warnings import clear_warning, set_warning
+from agent.domain.delivery_state import Target
+from agent.domain.errors import AkoshaError, BusError, StateError, WireError
+from agent.domain.events import (
+    MethodError,
+    SyncFailed,
+    SyncRequested,
+    SyncSkipped,
+    SyncSucceeded,
+    outcome_event_id,
+    upload_event_id,
+)
+from agent.domain.manifest import Manifest
+from agent.domain.status_warning import StatusWarning
+from agent.ports import Clock, Delivered, EventBus, Ledger, Meter, NoMeter
+
+FIRST_WAIT_SECONDS = 1.0
+LAST_WAIT_SECONDS = 60.0
+
+UNEXPECTED = "bus_unexpected_error"
+"""The code of the status's warning that results wait because of an error that the bus does not know."""
+
+_log = structlog.get_logger()
+
+
+class ResultRecorder:
+    """The one place where an outcome becomes ledger and event; what it writes, `meter` counts."""
+
+    def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock, meter: Meter | None = None) -> None:
+        self._ledger, self._bus, self._clock, self._meter = ledger, bus, clock, meter or NoMeter()
+        self._waiting, self._warned = False, True  # an earlier life may have warned
+        self._retold = 0
+        self._on_published: Callable[[], None] = lambda: None
+        self._on_told: Callable[[], None] = lambda: None
+        self._on_upload: Callable[[], None] = lambda: None
+        self._wake = Signal(clock, "outbox")
+        self._flushing = asyncio.Lock()
+
+    def on_published(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each event that the bus has confirmed, before the outbox is cleared of it."""
+        self._on_published = listener
+
+    def on_told(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when results have been told to the bus."""
+        self._on_told = listener
+
+    def on_upload(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when an upload has been written down."""
+        self._on_upload = listener
+
+    async def delivered(self, target: Target, delivered: Delivered) -> None:
+        """The target has the upload: one transaction; the next flush tells."""
+        result = delivered.result
+        seen, problems = delivered.fingerprints, delivered.problems
+        if delivered.manifest is None:
+            await self._ledger.hand_over(target, seen, problems, result)
+        else:
+            await self._ledger.deliver(target, delivered.manifest, seen, problems, result)
+        self._meter.outcome(result, raw_bytes=_raw_bytes_sent(delivered.manifest))
+        _log.info(
+            "sync_succeeded",
+            request_id=result.request_id,
+            upload_id=result.upload_id,
+            method=result.method,
+            system_id=result.system_id,
+            files=len(result.files_uploaded),
+            memories=result.memories,
+            bytes_sent=result.bytes_transferred,
+            duration_seconds=result.duration_seconds,
+            **({"incomplete": result.incomplete} if result.incomplete else {}),
+        )
+        if delivered.manifest is not None:
+            self._on_upload()
+
+    async def skipped(self, target: Target | None, request: SyncRequested, *, method: str, why: str) -> None:
+        """There was nothing to deliver. With a target: it was asked and has everything."""
+        result = SyncSkipped(
+            id=outcome_event_id(request.request_id, "skipped"),
+            time=self._clock.now(),
+            system_id=request.system_id,
+            request_id=request.request_id,
+            method=method,
+            success=True,
+            triggered_by=request.reason,
+            caused_by=request.caused_by,
+            why=why,
+        )
+        await self._ledger.settle(target, result)
+        self._meter.outcome(result)
+        _log.info("sync_skipped", request_id=request.request_id, method=method, system_id=request.system_id, why=why)
+
+    def failure(self, request: SyncRequested, errors: tuple[MethodError, ...]) -> SyncFailed:
+        """Return the result that says so; whoever gives up writes it."""
+        return SyncFailed(
+            id=outcome_event_id(request.request_id, "failed"),
+            time=self._clock.now(),
+            system_id=request.system_id,
+            request_id=request.request_id,
+            method=errors[-1].method if errors else "",
+            success=False,
+            error="; ".join(f"{e.method}: {e.error}" for e in errors),
+            triggered_by=request.reason,
+            caused_by=request.caused_by,
+            errors=errors,
+        )
+
+    async def refused(self, request: SyncRequested, error: MethodError) -> None:
+        """Somebody asked for what cannot be: that is the result."""
+        result = self.failure(request, (error,))
+        await self._ledger.settle(None, result)
+        self._meter.outcome(result)
+
+    def flush_soon(self) -> None:
+        """Let the outbox loop look at once."""
+        self._wake.set()
+
+    async def tell_again(self, since: datetime) -> int:
+        """Put the results since then into the outbox again: the bus has lost them. Returns how many.
+
+        An event that is being published now stays in the outbox, whatever the bus answers: the answer may be about the
+        state of the bus before the loss.
+        """
+        self._retold += 1
+        return await self._ledger.tell_again(since)
+
+    async def flush(self) -> None:
+        """Publish everything in the outbox, oldest first. Raises what the bus raises; what went out is confirmed.
+
+        One at a time: a second caller returns when there is nothing left to publish.
+        """
+        async with self._flushing:
+            told = False
+            try:
+                for result in await self._ledger.outbox():
+                    retold = self._retold
+                    try:
+                        await self._bus.publish(result)
+                    except WireError as error:  # it would hold up all others
+                        _log.error("result_set_aside", id=result.id, why=str(error))
+                    else:
+                        self._on_published()
+                        told = True
+                    # No await between the check and the write: the ledger does a later `tell_again` after it.
+                    if retold == self._retold:
+                        await self._ledger.confirm(result)
+            finally:
+                if told:
+                    self._on_told()
+
+    async def run(self) -> None:
+        """Keep the outbox empty until cancelled; a transient error is tried again after 1 s, doubling to 60.
+
+        `flush_soon` ends the wait, and starts it over at 1 s.
+        """
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            try:
+                await self.flush()
+            except AkoshaError as error:
+                if not (error.transient or isinstance(error, BusError)):
+                    raise
+                await self._tell_of_waiting(error)
+                rung = await self._wake.wait(wait)
+                wait = FIRST_WAIT_SECONDS if rung else min(wait * 2, LAST_WAIT_SECONDS)
+            else:
+                wait, self._waiting = FIRST_WAIT_SECONDS, False
+                await self._all_told()
+                await self._wake.wait(None)
+
+    async def _tell_of_waiting(self, error: AkoshaError) -> None:
+        """Once is enough: the status says how many wait, and the bus may be away for days.
+
+        An error that nobody knows, and that comes again, is a warning in the status.
+        """
+        (_log.debug if self._waiting else _log.warning)("outbox_blocked", error=str(error))
+        if error.unexpected and self._waiting:
+            warning = StatusWarning(code=UNEXPECTED, message=f"results wait: {error.message}", hint=error.hint)
+            with suppress(StateError):
+                await set_warning(self._ledger, warning, self._clock)
+                self._warned = True
+        self._waiting = True
+
+    async def _all_told(self) -> None:
+        if self._warned:
+            with suppress(StateError):
+                await clear_warning(self._ledger, UNEXPECTED)
+                self._warned = False
+
+
+def _raw_bytes_sent(manifest: Manifest | None) -> int:
+    """Return the size, before compression, of the database files that went over the wire."""
+    return sum(part.raw_size for part in manifest.parts if part.origin == "sent") if manifest else 0
+
+
+def succeeded(manifest: Manifest, *, method: str, location: str, caused_by: tuple[str, ...] = ()) -> SyncSucceeded:
+    """Return the result that a manifest tells: also after a crash, with the same id. What caused its request is not in
+    the manifest: `caused_by`.
+    """
+    return SyncSucceeded(
+        id=upload_event_id(manifest.upload_id, manifest.agent_id),
+        time=manifest.uploaded_at,
+        system_id=manifest.system_id,
+        request_id=manifest.request_id,
+        method=method,
+        success=True,
+        files_uploaded=(*manifest.keys, manifest.key),
+        bytes_transferred=manifest.bytes_sent,
+        duration_seconds=manifest.duration_seconds,
+        upload_id=manifest.upload_id,
+        triggered_by=manifest.triggered_by,
+        caused_by=caused_by,
+        location=location,
+        manifest_key=manifest.key,
+        incomplete=dict(manifest.incomplete),
+        memories=manifest.memories.count if manifest.memories else 0,
+    )

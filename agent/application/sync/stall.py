@@ -1,0 +1,223 @@
+"""How far a sync is: told on the bus a few times a second, and what tells a slow upload from a dead one."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+
+import structlog
+
+from agent.application.signal import Signal
+from agent.domain.errors import AkoshaError, SyncError
+from agent.domain.events import SyncProgress, SyncRequested
+from agent.ports import Clock, Connected, EventBus, reset_clients
+
+TELL_SECONDS = 0.25
+
+HURRIED_SECONDS = 10.0
+"""How long what is under way may stand still when the machine woke up, or the network changed."""
+
+SHAKY_SECONDS = 30.0
+"""How long that goes on: what a dead connection still takes into its buffers looks like a move."""
+
+_log = structlog.get_logger()
+
+
+class ProgressReporter:
+    """A Reporter whose figures go out as SyncProgress events while it is open, at most four times a second."""
+
+    def __init__(self, bus: EventBus, clock: Clock, request: SyncRequested, method: str) -> None:
+        self._bus, self._clock, self._request, self._method = bus, clock, request, method
+        self._wake = Signal(clock, "progress")
+        self._phase, self._done, self._total, self._told = "", 0, 0, 0
+
+    def phase(self, name: str, total_bytes: int) -> None:
+        self._phase, self._done, self._total = name, 0, total_bytes
+        self._wake.set()
+
+    def moved(self, count: int) -> None:
+        self._done += count
+        self._wake.set()
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["ProgressReporter"]:
+        """Tell for as long as the block runs; ends the telling with it."""
+        task = asyncio.create_task(self._tell(), name=f"progress-{self._method}")
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _tell(self) -> None:
+        while True:
+            await self._wake.wait(None)
+            self._told += 1
+            try:
+                await self._bus.publish(self._event())
+            except AkoshaError as error:
+                _log.debug("progress_untold", request_id=self._request.request_id, error=str(error))
+            await self._clock.sleep(TELL_SECONDS)
+
+    def _event(self) -> SyncProgress:
+        now = self._clock.now()
+        return SyncProgress(
+            id=f"{self._request.request_id}.{self._method}.progress.{now:%Y%m%dT%H%M%S.%f}.{self._told}",
+            time=now,
+            system_id=self._request.system_id,
+            request_id=self._request.request_id,
+            method=self._method,
+            phase=self._phase,
+            done_bytes=self._done,
+            total_bytes=self._total,
+        )
+
+
+class StallTimeout(TimeoutError):  # noqa: N818 - it says the state of the world
+    """What did not move after an upheaval was not waited for as long as usual."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"nothing moved for {seconds:g} s, and its connection may have been lost before")
+
+
+class _Standing:
+    """One limit on standing still: `seconds`, and fewer while it is hurried. `witness` is a figure that grows where
+    something moves that nobody tells of; it is looked at while it is hurried.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, seconds: float, witness: Callable[[], int] | None) -> None:
+        self._limit, self._seconds, self._witness = limit, seconds, witness
+        self._loop = asyncio.get_running_loop()
+        self._hurried_until, self._hurried_seconds, self._witnessed = 0.0, seconds, 0
+        self._look: asyncio.TimerHandle | None = None
+        self.cut_off: float | None = None
+        """The limit that it stands under, where that is less than usual."""
+
+    def moved(self) -> None:
+        if self._limit.expired():
+            return
+        now = self._loop.time()
+        hurried = now < self._hurried_until
+        self.cut_off = self._hurried_seconds if hurried else None
+        self._limit.reschedule(now + (self._hurried_seconds if hurried else self._seconds))
+
+    def hurry(self, seconds: float, *, until: float) -> None:
+        """From now until then (the loop's time) no more than so many seconds may pass without a move."""
+        end, limit = self._loop.time() + seconds, self._limit.when()
+        self._hurried_until, self._hurried_seconds = until, min(seconds, self._seconds)
+        if not self._limit.expired() and (limit is None or limit > end):
+            self.cut_off = self._hurried_seconds
+            self._limit.reschedule(end)
+        if self._witness is not None:
+            self._witnessed = self._witness()
+            self._look_soon()
+
+    def close(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+
+    def _look_soon(self) -> None:
+        self.close()
+        self._look = self._loop.call_later(self._hurried_seconds / 4, self._look_at_witness)
+
+    def _look_at_witness(self) -> None:
+        if self._witness is None:
+            return
+        before, self._witnessed = self._witnessed, self._witness()
+        if self._witnessed != before:
+            self.moved()
+        if self.cut_off is not None:
+            self._look_soon()
+
+
+class StallMonitor:
+    """What the syncs of an agent stand on, the network: which limits on standstill are open, who keeps connections.
+
+    After `shake`, for `shaky_seconds`, what was under way by then may stand still for `hurried_seconds` at most. What
+    begins later has connections of its own, and all the time it is given.
+    """
+
+    def __init__(self, *, hurried_seconds: float = HURRIED_SECONDS, shaky_seconds: float = SHAKY_SECONDS) -> None:
+        self._hurried_seconds, self._shaky_seconds = hurried_seconds, shaky_seconds
+        self._standing: set[_Standing] = set()
+        self._connected: list[Connected] = []
+
+    def keeps(self, connected: Connected) -> None:
+        """It keeps connections, and is told when they may be dead."""
+        self._connected.append(connected)
+
+    async def tighten(self) -> None:
+        """Every connection may be a dead one: unused ones are let go, and who uses one has to show that it lives."""
+        until = asyncio.get_running_loop().time() + self._shaky_seconds
+        for standing in self._standing:
+            standing.hurry(self._hurried_seconds, until=until)
+        for connected in self._connected:
+            await connected.drop_idle_connections()
+
+    async def reset_clients(self) -> None:
+        """Have each component that keeps a client build a new one at its next call."""
+        await reset_clients(*self._connected)
+
+    def moved(self) -> None:
+        """Whatever is under way stands still on purpose: no limit is to end it for that."""
+        for standing in self._standing:
+            standing.moved()
+
+    @contextmanager
+    def watching(self, standing: _Standing) -> Iterator[None]:
+        self._standing.add(standing)
+        try:
+            yield
+        finally:
+            self._standing.discard(standing)
+            standing.close()
+
+
+@asynccontextmanager
+async def limit_stalls(
+    seconds: float, footing: StallMonitor | None = None, witness: Callable[[], int] | None = None
+) -> AsyncIterator[Callable[[], None]]:
+    """Raise TimeoutError out of the block when the callable it yields has not been called for so many seconds.
+
+    A limit on time without progress, not on time: a file of any size may take as long as it moves. After an upheaval of
+    its `footing` it is shorter, and CutOff, a TimeoutError, says so; then `witness`, a figure that grows as something
+    moves, counts as well.
+    """
+    standing: _Standing | None = None
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            standing = _Standing(limit, seconds, witness)
+            with footing.watching(standing) if footing is not None else nullcontext():
+                yield standing.moved
+    except TimeoutError as error:
+        if standing is None or standing.cut_off is None or not limit.expired():
+            raise
+        raise StallTimeout(standing.cut_off) from error
+
+
+@asynccontextmanager
+async def stall_timeout(
+    seconds: float,
+    place: str,
+    failure: type[SyncError],
+    method: str,
+    *,
+    footing: StallMonitor | None = None,
+    witness: Callable[[], int] | None = None,
+) -> AsyncIterator[Callable[[], None]]:
+    """Limit the time without progress as `limit_stalls` does; raise a `failure` that names the setting.
+
+    Where an upheaval has cut it off, the failure's `original` is CutOff.
+    """
+    try:
+        async with limit_stalls(seconds, footing, witness) as moved:
+            yield moved
+    except StallTimeout as error:
+        raise failure(f"{place}: {error}", method, error, transient=True) from error
+    except TimeoutError as error:
+        raise failure(
+            f"{place}: nothing moved for {seconds:g} s",
+            method,
+            error,
+            transient=True,
+            hint="akosha_upload_timeout_seconds sets the limit",
+        ) from error

@@ -1,0 +1,244 @@
+"""Takes requests off the bus for one method and sees each to its outcome. Cloud and http are two of these.
+
+request -> refused (not ours) | known (has an outcome) | attempt -> Done     recorder, ack
+                                                                  RetryAt  counted, nak with delay
+                                                                  Forward  given up here, published on, ack
+                                                                  GiveUp   SyncFailed, ack
+"""
+
+import asyncio
+import random
+import re
+import shlex
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from urllib.parse import unquote
+
+import structlog
+
+from agent.application.status_warnings import clear_warning, set_warning
+from agent.application.sync.request_log import RequestLog
+from agent.application.sync.results import ResultRecorder
+from agent.application.sync.stall import ProgressReporter
+from agent.domain.delivery_state import Target, TargetRecord
+from agent.domain.errors import AkoshaError, SyncError
+from agent.domain.events import SyncRequested
+from agent.domain.routing import CLOUD, HTTP, URGENT, Forward, GiveUp, RetryAt, RetryRules, next_step, target_backoff
+from agent.domain.status_warning import StatusWarning
+from agent.ports import Clock, Delivered, EventBus, Ledger, Message, Meter, NoMeter, SyncMethod, Unchanged
+
+_CURES = {HTTP: "start Akosha there, or set akosha_http_endpoint, akosha_cloud_bucket or akosha_cloud_endpoint; "}
+
+_COUNTS = re.compile(r"[\d,]+ (?=wait|were refused)")
+"""What changes from one telling of the same to the next."""
+
+REFUSED_CURE = "renew the credentials; the next attempt reads them again"
+
+UNEXPECTED_CURE = "the log has the traceback as unexpected_error; update akosha-agent, or report it"
+
+FAULT_SECONDS = 30.0
+"""When a message comes again whose handling met a fault."""
+
+_log = structlog.get_logger()
+
+
+class SyncSubscriber:
+    """One method's subscriber. `flight` is the single-flight lock that all uploaders of this agent share, and
+    `unreachable` the names of methods that could not be reached when they were needed last.
+
+    `still_at_work_seconds`, a third of the bus's ack wait: how often a message in hand is kept from coming again.
+    """
+
+    def __init__(
+        self,
+        method: SyncMethod,
+        *,
+        bus: EventBus,
+        requests: RequestLog,
+        ledger: Ledger,
+        recorder: ResultRecorder,
+        clock: Clock,
+        rules: RetryRules,
+        flight: asyncio.Lock,
+        after_outcome: Callable[[], None],
+        faults: asyncio.Queue[Exception],
+        unreachable: set[str] | None = None,
+        still_at_work_seconds: float = 20.0,
+        jitter: Callable[[], float] = random.random,
+        meter: Meter | None = None,
+    ) -> None:
+        self.method = method
+        self._meter = meter or NoMeter()
+        self._unreachable = set() if unreachable is None else unreachable
+        self._rules, self._jitter, self._still_at_work = rules, jitter, still_at_work_seconds
+        self._bus, self._requests, self._ledger, self._recorder, self._clock = bus, requests, ledger, recorder, clock
+        self._flight, self._after_outcome, self._faults = flight, after_outcome, faults
+
+    async def handle(self, message: Message) -> None:
+        """Handle one message; returns with it acked or naked.
+
+        What is no SyncError is nobody's outcome (the ledger cannot be written, say): it goes to `faults`, whose owner
+        decides; the message comes again.
+        """
+        request = message.event
+        try:
+            if not isinstance(request, SyncRequested) or not await self._requests.is_ours(request):
+                await message.ack()
+                return
+            async with self._kept(message), self._flight:
+                if await self._ledger.outcome(request.request_id) is not None:
+                    await message.ack()
+                else:
+                    await self._perform(request, message)
+        except Exception as error:  # noqa: BLE001 - handed on whole, to the one that runs the agent
+            self._faults.put_nowait(error)
+            await message.nak(FAULT_SECONDS)
+        finally:
+            self._recorder.flush_soon()
+            self._after_outcome()
+
+    async def _perform(self, request: SyncRequested, message: Message) -> None:
+        target = self.method.target
+        log = _log.bind(request_id=request.request_id, method=self.method.name, system_id=request.system_id)
+        try:
+            done = await self._attempt(request)
+        except SyncError as error:
+            record = await self._ledger.record(target)
+            attempts = _attempts_before(record, request)
+            await self._watch(error, again=bool(record.failures or record.attempts))
+            step = next_step(request, error, attempts=attempts, rules=self._rules, jitter=self._jitter())
+            tell = log.debug if _is_known(request, record, error) else log.warning
+            match step:
+                case RetryAt():
+                    retry_at = self._clock.now() + timedelta(seconds=step.delay)
+                    tell("sync_retries", attempt=step.attempts, delay_seconds=round(step.delay, 2), error=str(error))
+                    await self._ledger.count_attempt(
+                        target, request, attempts=step.attempts, retry_at=retry_at, error=str(error)
+                    )
+                    self._meter.retried(self.method.name)
+                    await message.nak(step.delay)
+                case Forward():
+                    tell("sync_forwarded", to=step.request.route[0], error=str(error))
+                    await self._give_up(request, record, error, None)
+                    await self._requests.issue(step.request)
+                    await message.ack()
+                case GiveUp():
+                    tell("sync_failed", errors=[f"{e.method}: {e.error}" for e in step.errors])
+                    await self._give_up(request, record, error, step)
+                    await message.ack()
+            return
+        for code in (self._unexpected_code, self._refused_code):
+            await clear_warning(self._ledger, code)
+        if isinstance(done, Delivered):
+            # Here, for all methods: one that somebody else has written need not know of it.
+            result = replace(done.result, caused_by=request.caused_by, errors=request.errors)
+            await self._recorder.delivered(target, replace(done, result=result))
+        elif (known := await self._ledger.outcome(request.request_id)) is not None:
+            self._meter.outcome(known)  # an upload that was finished before a crash, and is found now
+        else:
+            await self._recorder.skipped(target, request, method=self.method.name, why=self._told(request, done.why))
+        await message.ack()
+
+    @property
+    def _unexpected_code(self) -> str:
+        return f"unexpected_error_{self.method.name}"
+
+    @property
+    def _refused_code(self) -> str:
+        return f"credentials_refused_{self.method.name}"
+
+    async def _watch(self, error: SyncError, *, again: bool) -> None:
+        """Show in the status that the credentials were refused, and an error that no adapter knows.
+
+        The latter if it comes `again`; once may be chance.
+        """
+        cause = error.original if isinstance(error.original, AkoshaError) else error
+        if cause.credentials_refused:
+            message = f"{self.method.name}: the last attempt had no usable credentials: {error.message}"
+            hint = error.hint or REFUSED_CURE
+            await set_warning(
+                self._ledger, StatusWarning(code=self._refused_code, message=message, hint=hint), self._clock
+            )
+        if cause.unexpected and again:
+            message = f"{self.method.name}: an unexpected error comes again: {error.message}"
+            hint = error.hint or UNEXPECTED_CURE  # an odd answer is described, with its own cure and no traceback
+            warning = StatusWarning(code=self._unexpected_code, message=message, hint=hint)
+            await set_warning(self._ledger, warning, self._clock)
+
+    def _told(self, request: SyncRequested, why: str) -> str:
+        """Say why there was nothing to deliver; where another method failed before, that too: it lacks something."""
+        if not request.errors:
+            return why
+        return "; ".join([*(f"{e.method}: {e.error}" for e in request.errors), f"{self.method.name}: {why}"])
+
+    async def _attempt(self, request: SyncRequested) -> Delivered | Unchanged:
+        if not await self.method.is_available():
+            self._unreachable.add(self.method.name)
+            record = await self._ledger.record(self.method.target)
+            raise SyncError(
+                f"{self.method.target.endpoint or 'the store'} cannot be reached",
+                self.method.name,
+                hint=_cure(self.method.target) + "a running agent tries again by itself",
+                # It was there a moment ago: it may be starting anew. Where another method can stand in, that does.
+                transient=bool(_attempts_before(record, request)) and len(request.route) == 1,
+            )
+        self._unreachable.discard(self.method.name)
+        async with ProgressReporter(self._bus, self._clock, request, self.method.name).open() as report:
+            return await self.method.sync(request, report)
+
+    async def _give_up(
+        self, request: SyncRequested, record: TargetRecord, error: SyncError, step: GiveUp | None
+    ) -> None:
+        """Leave the target in peace for a while if it is to blame; where the source is, its own problem tells when."""
+        failures, retry_at = 0 if request.reason in URGENT else record.failures, None
+        if step is None or step.blames_target:
+            failures += 1
+            retry_at = self._clock.now() + target_backoff(failures)
+        result = None
+        if step is not None:
+            waiting = (known.problem for known in record.databases.values() if known.problem)
+            times = [at for at in (retry_at, *(problem.retry_at for problem in waiting)) if at is not None]
+            again = min(times, default=None)
+            result = replace(self._recorder.failure(request, step.errors), retry_at=again)
+        await self._ledger.give_up(
+            self.method.target, error=str(error), failures=failures, retry_at=retry_at, result=result
+        )
+        if result is not None:
+            self._meter.outcome(result)
+
+    @asynccontextmanager
+    async def _kept(self, message: Message) -> AsyncIterator[None]:
+        async def keep() -> None:
+            while True:
+                await self._clock.sleep(self._still_at_work)
+                await message.in_progress()
+
+        task = asyncio.create_task(keep(), name=f"keep-{self.method.name}")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+def _cure(target: Target) -> str:
+    """Return what mends a target that cannot be reached, to be followed by what happens by itself; "" for nothing."""
+    if target.method == CLOUD and target.endpoint.startswith("file:"):
+        path = "/".join(filter(None, (unquote(target.endpoint.removeprefix("file://")).rstrip("/"), target.bucket)))
+        return f"is the disk mounted? To make the directory: mkdir -p {shlex.quote(path)}; "
+    return _CURES.get(target.method, "")
+
+
+def _is_known(request: SyncRequested, record: TargetRecord, error: SyncError) -> bool:
+    """Say whether it was told before, and nobody asks now: an agent that is offline for days says so once."""
+    before = bool(record.failures) or not error.forwardable  # else it is this very request that has failed so far
+    return request.reason not in URGENT and before and _COUNTS.sub("", record.error) == _COUNTS.sub("", str(error))
+
+
+def _attempts_before(record: TargetRecord, request: SyncRequested) -> int:
+    """Count from 0 for a new request that somebody stands behind; else go on counting, also after a restart."""
+    if request.reason in URGENT and record.attempt_request != request.request_id:
+        return 0
+    return record.attempts

@@ -1,0 +1,90 @@
+"""From changes of files to syncs: the watch tells, the debounce waits for quiet, the publisher asks."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import structlog
+
+from agent.application.signal import Signal
+from agent.application.triggers.publisher import Publisher
+from agent.domain.debounce import Debounce, DebounceRules
+from agent.domain.routing import FILE_CHANGE
+from agent.ports import Clock, Ledger, Watch
+
+WATCHER = "watcher"
+"""The ledger's note of how the files are watched."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class FileChanges:
+    """Turns bursts of changes into requests, unless `enabled` is false. `begun` is set once the watch has begun.
+
+    While a sync is under way (`busy`) none is asked for: one that takes longer than the interval would have a queue of
+    them behind it. `signal` is to be rung when it may have ended.
+    """
+
+    watch: Watch
+    publisher: Publisher
+    ledger: Ledger
+    clock: Clock
+    rules: DebounceRules
+    enabled: bool
+    busy: Callable[[], bool]
+    begun: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    signal: Signal = field(init=False)
+
+    _debounce: Debounce = field(default_factory=Debounce, init=False)
+    _mode: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        self.signal = Signal(self.clock, "debounce")
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no change waits to be looked after."""
+        return self._debounce.first is None
+
+    def noticed(self, ago: float = 0.0) -> None:
+        """Something changed, so many seconds ago."""
+        self._debounce = self._debounce.changed(self.clock.monotonic() - ago)
+        self.signal.set()
+
+    async def listen(self) -> None:
+        """Hear what changes, for ever."""
+        async with aclosing(self.watch.changes()) as changes:
+            async for names in changes:
+                self.begun.set()
+                await self.note_mode()
+                if names:
+                    _log.debug("files_changed", names=sorted(names))
+                    self.noticed(self.watch.lag)
+
+    async def note_mode(self) -> None:
+        """Keep for the status how the files are watched now."""
+        if self.watch.mode != self._mode:
+            self._mode = self.watch.mode
+            await self.ledger.note(WATCHER, self._mode)
+
+    async def ask(self) -> None:
+        """Ask for a sync when a burst is due, for ever."""
+        while True:
+            due = self._debounce.due(self.rules) if self.enabled else None
+            now = self.clock.monotonic()
+            if due is None or due > now:
+                await self.signal.wait(None if due is None else due - now)
+                continue
+            if self.busy():
+                await self.signal.wait(self.rules.deadline)  # who was busy may be another than a sync, and ring nothing
+                continue
+            burst, self._debounce = self._debounce, self._debounce.taken()
+            try:
+                request = await self.publisher.noticed(FILE_CHANGE)
+            except BaseException:
+                self._debounce = self._debounce.restored(burst)
+                raise
+            if request is not None:
+                self._debounce = self._debounce.fired(now)

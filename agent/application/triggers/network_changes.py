@@ -1,0 +1,152 @@
+"""After sleep, or in another network: what may be dead is replaced, and what is owed follows, within seconds.
+
+upheaval -> the bus looks at its connection
+            unused connections are let go; a sync under way has to show that it moves, else it begins anew
+            the databases are looked at, where the machine slept
+            targets that fail are tried now and a few times more: a network comes up slowly
+"""
+
+import asyncio
+from collections.abc import Collection, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import structlog
+
+from agent.application.signal import Signal
+from agent.application.sync.stall import StallMonitor, StallTimeout
+from agent.application.triggers.retry_scheduler import RetryScheduler
+from agent.domain.delivery_state import Target
+from agent.domain.errors import SyncError
+from agent.domain.events import SyncRequested
+from agent.ports import Clock, Delivered, EventBus, NetworkChange, NetworkMonitor, Reporter, SyncMethod, Unchanged
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Between the looks at targets that fail, after an upheaval."""
+
+FIRST_CALM = 5.0
+LAST_CALM = 60.0
+"""Upheavals that come sooner one after the other are one; where they do not end, the calm between two doubles."""
+
+MOST_BEGINNINGS = 3
+"""How often one attempt may begin anew."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class NetworkChanges:
+    """Its loop. `buses` are told, and the `footing` of the methods; `retries` looks at databases and targets."""
+
+    surroundings: NetworkMonitor
+    clock: Clock
+    buses: Collection[EventBus]
+    footing: StallMonitor
+    retries: RetryScheduler
+
+    _signal: Signal = field(init=False)
+    _heard: set[NetworkChange] = field(default_factory=set, init=False)
+    _last: float | None = field(default=None, init=False)
+    _calm: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._signal = Signal(self.clock, "roaming")
+
+    async def run(self) -> None:
+        """Answer upheavals, for ever. Raises what the ledger raises."""
+        listening = asyncio.create_task(self._listen(), name="surroundings")
+        try:
+            await self._answer(listening)
+        finally:
+            listening.cancel()
+            await asyncio.wait({listening})
+
+    async def _listen(self) -> None:
+        try:
+            async with aclosing(self.surroundings.upheavals()) as upheavals:
+                async for upheaval in upheavals:
+                    self._heard.add(upheaval)
+                    self._signal.set()
+        finally:
+            self._signal.set()
+
+    async def _answer(self, listening: "asyncio.Task[None]") -> None:
+        doubted: set[str] = set()
+        pauses: Iterator[float] = iter(())
+        while True:
+            rung = await self._signal.wait(next(pauses, None))
+            if listening.done():
+                return listening.result()
+            if not rung:
+                await self.retries.retry_recovered_targets(doubted)
+                continue
+            await self._become_calm()
+            heard, self._heard = self._heard, set()
+            if not heard:
+                continue  # it came while this was waited for, and was answered with the one before
+            _log.info("network_changed", what=", ".join(sorted(heard)))
+            for bus in self.buses:
+                bus.check_connection()
+            await self.footing.tighten()
+            doubted, pauses = set(self.retries.methods), iter(PAUSES)
+            asked = await self.retries.retry_recovered_targets(doubted)
+            if not asked and NetworkChange.WOKE in heard:
+                asked = await self.retries.rescan_now()
+            if not asked:
+                self.retries.settled.set()  # the times that it waits for have come nearer while the machine slept
+
+    async def _become_calm(self) -> None:
+        """Wait where the last upheaval was a moment ago."""
+        if not self._heard:
+            return
+        now = self.clock.monotonic()
+        ago = None if self._last is None else now - self._last
+        if ago is None or ago > LAST_CALM:
+            self._calm = FIRST_CALM
+        else:
+            await self.clock.sleep(self._calm - ago)
+            self._calm = min(self._calm * 2, LAST_CALM)
+        self._last = self.clock.monotonic()
+
+
+def without_prompt_connect_retries(method: SyncMethod | None) -> SyncMethod | None:
+    """Return the method that an Undaunted stands before, any other as it is."""
+    return method.method if isinstance(method, PromptConnectRetries) else method
+
+
+class PromptConnectRetries:
+    """A SyncMethod that an upheaval does not make fail: where it was cut off by one, it begins anew at once."""
+
+    def __init__(self, method: SyncMethod) -> None:
+        self._method = method
+
+    @property
+    def method(self) -> SyncMethod:
+        """What it stands before."""
+        return self._method
+
+    @property
+    def name(self) -> str:
+        return self._method.name
+
+    @property
+    def target(self) -> Target:
+        return self._method.target
+
+    async def is_available(self) -> bool:
+        return await self._method.is_available()
+
+    async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
+        """As the port says; no attempt is counted for having been cut off, as long as the target can be reached."""
+        for beginning in range(1, MOST_BEGINNINGS + 1):
+            try:
+                return await self._method.sync(request, report)
+            except SyncError as error:
+                lost = isinstance(error.original, StallTimeout) and beginning < MOST_BEGINNINGS
+                if not lost or not await self._method.is_available():
+                    raise
+                _log.info("sync_restarted", request_id=request.request_id, method=self.name, why=error.message)
+        raise AssertionError
+
+    async def aclose(self) -> None:
+        await self._method.aclose()

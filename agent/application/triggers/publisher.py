@@ -1,0 +1,178 @@
+"""Turns every trigger into the same SyncRequested. Whatever asks, only `reason` and the route differ."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from agent.application.sync.request_log import RequestLog
+from agent.application.sync.results import ResultRecorder
+from agent.domain.databases import Survey
+from agent.domain.delivery_state import TargetRecord, due, in_charge
+from agent.domain.errors import SnapshotError
+from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
+from agent.domain.identity import Identity
+from agent.domain.routing import AUTO, CLOUD, RETRY, SESSION_END, STARTUP, URGENT, open_route, plan_route
+from agent.ports import Clock, Ledger, SnapshotTaker, SyncMethod
+from agent.settings import Settings
+
+CLOUD_CURE = "set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory"
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Publisher:
+    """Decides whether a trigger is worth a request, and publishes it."""
+
+    settings: Settings
+    identity: Identity
+    requests: RequestLog
+    ledger: Ledger
+    recorder: ResultRecorder
+    clock: Clock
+    taker: SnapshotTaker
+    methods: Mapping[str, SyncMethod]
+
+    _unseen: str = field(default="", init=False)
+    _reported: Survey = field(default_factory=dict, init=False)
+
+    async def asked(self, ask: SyncAsked, *, caused_by: tuple[str, ...] = ()) -> SyncRequested | None:
+        """Somebody asks: there is a request, or at once a result that says why there is none.
+
+        The request answers the session ends `caused_by`, too; a refusal does not.
+        """
+        route = plan_route(
+            force_method=ask.method if ask.method != AUTO else self.settings.force_method,
+            cloud_configured=self.settings.cloud_configured,
+            enable_fallback=ask.enable_fallback and self.settings.enable_fallback,
+        )
+        usable = self._open(route, await self.records(), ask.reason)
+        if not self.settings.sync_enabled:
+            await self.refuse(ask, "sync is switched off", "set akosha_sync_enabled to true")
+            return None
+        if not usable:
+            await self.refuse(ask, *self._why_no_way(route))
+            return None
+        return await self._publish(replace(self._request(ask.reason, usable, ask), caused_by=caused_by))
+
+    async def noticed(self, reason: str) -> SyncRequested | None:
+        """The agent itself sees a reason: a request, if the first target in reach lacks something that can be had now.
+
+        A retry goes to the targets that failed alone: where the fallback has delivered, to the one it stood in for; and
+        to the fallback only while that one fails.
+        """
+        route = await self._worth_a_request(reason)
+        return await self._publish(self._request(reason, route, None)) if route else None
+
+    async def session_ended(self, caused_by: tuple[str, ...]) -> SyncRequested | None:
+        """Sessions have ended: a request, or at once a result that says why there is none. Both name `caused_by`."""
+        route = await self._worth_a_request(SESSION_END) if self.settings.upload_on_session_end else ()
+        request = replace(self._request(SESSION_END, route, None), caused_by=caused_by)
+        if route:
+            return await self._publish(request)
+        planned = self.settings.route
+        if not self.settings.upload_on_session_end:
+            await self._skip(request, "akosha_upload_on_session_end is false")
+        elif not self.settings.sync_enabled:
+            await self._skip(request, "akosha_sync_enabled is false")
+        elif not self._open(planned, await self.records(), SESSION_END):
+            await self._refuse(request, AUTO, *self._why_no_way(planned))
+        elif self._unseen:
+            await self._refuse(request, AUTO, self._unseen, "")
+        else:
+            await self._skip(request, "nothing has changed since the last delivery")
+        return None
+
+    async def repeat(self, request: SyncRequested) -> None:
+        """Publish a request once more, as it was: it may have stayed behind on another bus."""
+        await self.requests.issue(request)
+
+    async def _worth_a_request(self, reason: str) -> tuple[str, ...]:
+        """Return the route of a request for this reason; empty where there is nothing to ask for, or none may be."""
+        records = await self.records()
+        route = self._open(self.settings.route, records, reason)
+        if reason == RETRY:
+            failing = in_charge(self.settings.route, records)
+            route = tuple(m for m in route if m in failing and records[m].failures) or route
+        if not route:
+            return ()
+        survey = await self.survey()
+        # At a start also what waits for a change: the settings may be others now, and the method knows which matter.
+        lacking = due(records[route[0]], survey, self.clock.now(), urgent=reason in URGENT or reason == STARTUP)
+        if not lacking:
+            return ()
+        if not self.settings.sync_enabled:
+            seen = {name: survey[name] for name in lacking}
+            if seen != self._reported:
+                _log.info("change_seen", databases=sorted(lacking), why="akosha_sync_enabled is false")
+            self._reported = seen
+            return ()
+        return route
+
+    async def records(self) -> dict[str, TargetRecord]:
+        """Return what the ledger knows of each method's target."""
+        return {name: await self.ledger.record(method.target) for name, method in self.methods.items()}
+
+    async def survey(self) -> Survey:
+        """Return what lies in the data directory; nothing, and a warning when that is new, where it is closed to us."""
+        try:
+            survey = await self.taker.survey()
+        except SnapshotError as error:
+            if self._unseen != str(error):
+                _log.warning("databases_unseen", error=str(error))
+            self._unseen = str(error)
+            return {}
+        self._unseen = ""
+        return survey
+
+    def _open(self, route: tuple[str, ...], records: Mapping[str, TargetRecord], reason: str) -> tuple[str, ...]:
+        now = self.clock.now()
+        backing_off = [name for name, record in records.items() if record.backing_off(now)]
+        return open_route(route, available=records, backing_off=backing_off, reason=reason)
+
+    def _request(self, reason: str, route: tuple[str, ...], ask: SyncAsked | None) -> SyncRequested:
+        request_id = ask.id if ask else str(uuid.uuid4())
+        return SyncRequested(
+            id=request_event_id(request_id, route[0] if route else AUTO),
+            time=self.clock.now(),
+            system_id=self.identity.system_id,
+            request_id=request_id,
+            agent_id=self.identity.agent_id,
+            reason=reason,
+            route=route,
+            upload_reflections=ask.upload_reflections if ask else True,
+            upload_knowledge_graph=ask.upload_knowledge_graph if ask else True,
+            take_over=ask.take_over if ask else False,
+            new_target=ask.new_target if ask else False,
+        )
+
+    async def _publish(self, request: SyncRequested) -> SyncRequested:
+        request = await self.requests.issue(request)
+        # A target that is away is tried for hours: that is said once, not each time.
+        (_log.debug if request.reason == RETRY else _log.info)(
+            "sync_requested",
+            request_id=request.request_id,
+            reason=request.reason,
+            route=list(request.route),
+            system_id=request.system_id,
+        )
+        return request
+
+    def _why_no_way(self, route: tuple[str, ...]) -> tuple[str, str]:
+        cure = CLOUD_CURE if CLOUD in route else f"ask for {' or '.join(self.methods)}, or auto"
+        return f"there is no way to sync by {' or '.join(route)} here", cure
+
+    async def refuse(self, ask: SyncAsked, what: str, cure: str) -> None:
+        """Answer somebody who asks that there will be no sync, and why: whoever waits for the result gets one."""
+        await self._refuse(self._request(ask.reason, (), ask), ask.method, what, cure)
+
+    async def _refuse(self, request: SyncRequested, method: str, what: str, cure: str) -> None:
+        error = MethodError(method=method, error=f"{what} ({cure})" if cure else what)
+        await self.recorder.refused(request, error)
+        self.recorder.flush_soon()
+
+    async def _skip(self, request: SyncRequested, why: str) -> None:
+        await self.recorder.skipped(None, request, method=AUTO, why=why)
+        self.recorder.flush_soon()

@@ -1,0 +1,114 @@
+"""What is tried again by itself: at its time; on a pass every now and then; when a target is back."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from agent.application.signal import Signal
+from agent.application.triggers.file_changes import FileChanges
+from agent.application.triggers.publisher import Publisher
+from agent.domain.delivery_state import due, in_charge, next_try
+from agent.domain.routing import FILE_CHANGE, LAST_TARGET_BACKOFF, RETRY
+from agent.ports import Clock, Ledger, SyncMethod
+
+SLACK_SECONDS = 1.0
+"""Targets that failed one after the other are retried together."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class RetryScheduler:
+    """Its two loops. `settled` is rung after each attempt, `flight` held while a sync runs; `pass_seconds` apart,
+    the pass looks at everything, after `before_pass`.
+    """
+
+    publisher: Publisher
+    ledger: Ledger
+    clock: Clock
+    methods: Mapping[str, SyncMethod]
+    changes: FileChanges
+    settled: Signal
+    flight: asyncio.Lock
+    pass_seconds: float
+    before_pass: Callable[[], Awaitable[None]]
+    unreachable: Collection[str]
+    """Methods that could not be reached when they were needed last."""
+
+    _reachable: dict[str, bool] = field(default_factory=dict, init=False)
+
+    async def on_time(self) -> None:
+        """Retry what failed when its time has come; the times are the ledger's, so a restart changes nothing."""
+        while True:
+            records, survey = await self.publisher.records(), await self.publisher.survey()
+            failing = in_charge(self.publisher.settings.route, records)
+            times = [at for method in failing if (at := next_try(records[method], survey)) is not None]
+            if not times:
+                await self.settled.wait(None)
+                continue
+            wait = min((min(times) - self.clock.now()).total_seconds(), LAST_TARGET_BACKOFF.total_seconds())
+            if await self.settled.wait(wait + SLACK_SECONDS):
+                continue
+            if not self.flight.locked():
+                await self.publisher.noticed(RETRY)
+            await self.settled.wait(self.pass_seconds)
+
+    async def rescan_loop(self) -> None:
+        """Has the watcher missed something, is a target back?"""
+        while True:
+            await self.clock.sleep(self.pass_seconds)
+            await self.changes.note_mode()
+            await self.before_pass()
+            if self.flight.locked():
+                continue
+            if self.changes.quiet and await self._is_due():
+                self.changes.noticed()
+            await self.retry_recovered_targets()
+
+    async def rescan_now(self) -> bool:
+        """The machine slept: times stood still, and the watch may have missed something. What is due is synced now.
+
+        Returns whether it was asked for.
+        """
+        await self.changes.note_mode()
+        await self.before_pass()
+        if not await self._is_due():
+            return False
+        if self.flight.locked() or not self.changes.enabled:
+            self.changes.noticed()
+            return False
+        return await self.publisher.noticed(FILE_CHANGE) is not None
+
+    async def _is_due(self) -> bool:
+        """Say whether the first target lacks something that can be had now."""
+        survey, records = await self.publisher.survey(), await self.publisher.records()
+        primary = next((records[name] for name in self.publisher.settings.route if name in records), None)
+        return primary is not None and bool(due(primary, survey, self.clock.now(), urgent=False))
+
+    async def retry_recovered_targets(self, doubted: set[str] | None = None) -> bool:
+        """A target that was out of reach and can be reached again need not wait for its time.
+
+        `doubted`: methods of which nobody knows any more whether they can be reached; those that can are taken out.
+        Does nothing while a sync runs. Returns whether one was welcomed.
+        """
+        if self.flight.locked():
+            return False
+        doubted, welcomed = set() if doubted is None else doubted, False
+        records = await self.publisher.records()
+        failing = in_charge(self.publisher.settings.route, records)
+        for name, record in records.items():
+            if not record.failures or name not in failing:
+                self._reachable.pop(name, None)
+                continue
+            before = self._reachable.get(name, False if name in self.unreachable else None)
+            now = self._reachable[name] = await self.methods[name].is_available()
+            if now and (before is False or name in doubted):
+                doubted.discard(name)
+                _log.info("target_back", method=name, system_id=record.target.system_id)
+                await self.ledger.reset(record.target)
+                await self.publisher.noticed(RETRY)
+                self.settled.set()
+                welcomed = True
+        return welcomed

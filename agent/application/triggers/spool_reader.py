@@ -1,0 +1,95 @@
+"""Takes up what other processes of this user leave in the spool: asks, ended sessions, news of the archive."""
+
+from contextlib import aclosing
+
+import structlog
+
+from agent.application.triggers.inbox import ArchiveNews, Inbox
+from agent.application.triggers.publisher import Publisher
+from agent.application.triggers.session_ends import accept
+from agent.domain.errors import WireError
+from agent.domain.events import Event, SessionEnded, SyncAsked
+from agent.ports import Ledger, Spool, Watch
+
+_log = structlog.get_logger()
+
+
+def answered_by_a_sync(event: Event) -> bool:
+    """Say whether a single sync takes a note up. An ask is its own process's: that one waits for its outcome."""
+    return isinstance(event, SessionEnded | ArchiveNews)
+
+
+class SpoolReader:
+    """Reads the spool when it changes, and when told to."""
+
+    def __init__(self, *, spool: Spool, watch: Watch, intake: Inbox, publisher: Publisher, ledger: Ledger) -> None:
+        self._spool, self._watch, self._intake = spool, watch, intake
+        self._publisher, self._ledger = publisher, ledger
+
+    async def run(self) -> None:
+        """Take up notes, for ever."""
+        await self.empty()
+        async with aclosing(self._watch.changes()) as changes:
+            async for _ in changes:
+                await self.empty()
+
+    async def empty(self) -> None:
+        """Take up every note that waits."""
+        for note, event in await self._spool.waiting():
+            if isinstance(event, SyncAsked):
+                if await self.take_up(event):
+                    continue
+            elif isinstance(event, SessionEnded):
+                await self._pass_on(event)
+            elif isinstance(event, ArchiveNews):
+                await self._tell(event)
+            else:
+                _log.warning("note_refused", id=event.id, why=f"{event.type} does not come through the spool")
+            await self._spool.remove(note)
+
+    async def take_over(self) -> None:
+        """Take up the notes that a sync which begins now answers: session ends are accepted, which a result follows."""
+        for note, event in await self._spool.waiting():
+            if not answered_by_a_sync(event):
+                continue
+            if isinstance(event, SessionEnded):
+                await accept(self._ledger, self._intake.addressed(event))
+            elif isinstance(event, ArchiveNews):
+                await self._tell(event)
+            await self._spool.remove(note)
+
+    async def _pass_on(self, event: SessionEnded) -> None:
+        """Put a session's end on the bus. In this spool it is of this machine and user: whatever system the hook was
+        installed for, the memories that are to be safe now are those that this agent delivers.
+        """
+        ours = self._intake.addressed(event)
+        if ours is not event:
+            why, cure = f"it was told for the system {event.system_id}", "akosha-agent hook install"
+            _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, why=why, hint=cure)
+        try:
+            await self._intake.ended(ours)
+        except WireError as error:
+            _log.warning("note_refused", id=event.id[:80], why=error.message)
+
+    async def _tell(self, news: ArchiveNews) -> None:
+        """Tell what a command has found out about the archive, or done to it; of another system it is refused."""
+        try:
+            self._intake.check(news)
+        except WireError as error:
+            _log.warning("note_refused", id=news.id[:80], why=error.message)
+        else:
+            await self._intake.announce(news)
+
+    async def take_up(self, ask: SyncAsked) -> bool:
+        """Say whether somebody waits for an outcome that is still to come.
+
+        Then the note stays until there is one: whoever runs next here sees it, too.
+        """
+        if await self._ledger.outcome(ask.id) is not None:
+            return False
+        try:
+            self._intake.check(ask)
+        except WireError as error:
+            await self._publisher.refuse(ask, error.message, error.hint)
+            return False
+        return (await self._intake.ask(ask)).request is not None

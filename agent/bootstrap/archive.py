@@ -1,0 +1,129 @@
+"""From settings to the archive: what uploads there are, and whether they are whole."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+from agent.adapters.duckdb.verification import Verdict, verify
+from agent.adapters.gunzip import Landing
+from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.scratch_directory import scratch
+from agent.adapters.state_directory import StateDirectory
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.deep_check import DeepCheckTools
+from agent.application.archive.verify import Verifier
+from agent.application.sync.ownership import Ownership
+from agent.bootstrap.methods import object_store, targets_of
+from agent.domain.errors import SettingsError
+from agent.domain.identity import Identity
+from agent.domain.owner import Machine
+from agent.domain.routing import CLOUD
+from agent.ports import Clock, Ledger, ObjectStore
+from agent.settings import Settings
+
+VERIFYING = "verifying"
+"""Where a deep look has its files, in the state directory."""
+
+READ_SECONDS = 120.0
+SLOWEST_BYTES_PER_SECOND = 4e6
+"""How long reading a database through may take: so long, and as long again as its bytes at this pace."""
+
+
+@asynccontextmanager
+async def archive_of(settings: Settings, system_id: str) -> AsyncIterator[Catalog]:
+    """Open the archive of a system, for as long as the block runs. Raises SettingsError where there is no bucket."""
+    if not settings.cloud_configured:
+        raise SettingsError(
+            "there is no bucket to look into",
+            hint="set akosha_cloud_bucket and akosha_cloud_endpoint, or akosha_cloud_endpoint to file:///a/directory",
+        )
+    store = object_store(settings)
+    try:
+        yield Catalog(store, system_id, standstill_seconds=settings.upload_timeout_seconds)
+    finally:
+        await store.aclose()
+
+
+def verifying(
+    settings: Settings, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
+) -> Callable[[], AbstractAsyncContextManager[Verifier]] | None:
+    """Return what opens a shallow look at this agent's uploads; None where the agent is not to look by itself.
+
+    Opening raises NotOwner where the target is not, or no longer, this agent's: what is missing there is not damage.
+    """
+    if not (settings.agent_verify_hours and settings.cloud_configured):
+        return None
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Verifier]:
+        async with _own_archive(settings, identity, machine, ledger, clock) as archive:
+            yield Verifier(archive, clock)
+
+    return opening
+
+
+def verifying_weekly(
+    settings: Settings, state: StateDirectory, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
+) -> Callable[[], AbstractAsyncContextManager[Verifier]] | None:
+    """Return what opens a deep look; None where the agent is not to look deep by itself. Opening raises NotOwner."""
+    if not settings.agent_deep_verify_mb or verifying(settings, identity, machine, ledger, clock) is None:
+        return None
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[Verifier]:
+        async with (
+            _own_archive(settings, identity, machine, ledger, clock) as archive,
+            verifying_deep(archive, state, clock) as verification,
+        ):
+            yield verification
+
+    return opening
+
+
+@asynccontextmanager
+async def _own_archive(
+    settings: Settings, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
+) -> AsyncIterator[Catalog]:
+    """Open the archive of this agent's uploads. Raises NotOwner, StoreError."""
+    async with archive_of(settings, identity.system_id) as archive:
+        async with archive.moving():
+            await ownership_of(settings, identity, machine, archive.store, ledger, clock).check(uploads=False)
+        yield archive
+
+
+def ownership_of(
+    settings: Settings,
+    identity: Identity,
+    machine: Machine,
+    store: ObjectStore,
+    ledger: Ledger | None,
+    clock: Clock,
+    *,
+    keeps_warning: bool = True,
+) -> Ownership:
+    """Return the ownership of this agent's uploads in a store. Not `keeps_warning`: the ledger is only read."""
+    return Ownership(
+        store=store,
+        target=targets_of(settings, identity.system_id)[CLOUD],
+        identity=identity,
+        machine=machine,
+        ledger=ledger,
+        clock=clock,
+        keeps_warning=keeps_warning,
+    )
+
+
+@asynccontextmanager
+async def verifying_deep(archive: Catalog, state: StateDirectory, clock: Clock) -> AsyncIterator[Verifier]:
+    """Open what looks at uploads, deep too; its files lie in the state directory. Raises StateError."""
+    async with scratch(state.path / VERIFYING) as place:
+        yield Verifier(
+            archive,
+            clock,
+            DeepCheckTools(landing=Landing(place), examine=_examine, memories_file=JsonMemoriesFile(place)),
+        )
+
+
+async def _examine(copy: Path) -> Verdict:
+    size = sum(path.stat().st_size for path in copy.parent.iterdir())
+    return await verify(copy, timeout_seconds=READ_SECONDS + size / SLOWEST_BYTES_PER_SECOND)

@@ -1,0 +1,104 @@
+"""From settings to the buses that events flow on."""
+
+from agent.adapters.failover_bus import FailoverBus
+from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.nats import Limits, Login, NatsOptions, Patience, Tls
+from agent.adapters.nats.options import DAY, MEBIBYTE
+from agent.adapters.wire import CloudEventsCodec
+from agent.ports import Clock, EventBus, Responder
+from agent.settings import Settings, check_private, nats_servers
+
+NATS = "nats"
+
+_PRIVATE = ("agent_nats_credentials_file", "agent_nats_nkey_file", "agent_nats_key_file")
+
+
+async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventBus, Responder | None]:
+    """Return the bus that an agent runs on, and who answers questions from outside, where that is switched on.
+
+    Raises SettingsError for files that NATS needs and are of no use; a NATS that does not answer is no error.
+    """
+    if not settings.over_nats:
+        return _memory(settings, clock), None
+    from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded where there is a NATS to talk to
+
+    patient = settings.agent_bus == NATS
+    nats = await NatsBus.open(checked(nats_options(settings, name)), CloudEventsCodec(), clock=clock, patient=patient)
+    control = nats if settings.agent_remote_control else None
+    if patient:
+        return nats, control
+    third = settings.agent_nats_ack_wait_seconds / 3
+    return FailoverBus(nats, _memory(settings, clock), still_here_seconds=third), control
+
+
+def single_sync_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventBus, EventBus]:
+    """Return the bus of one sync's requests, in this process, and the one that its result is told to."""
+    local = _memory(settings, clock)
+    if not settings.over_nats:
+        return local, local
+    from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - as above
+
+    return local, NatsBus.begin(checked(nats_options(settings, name)), CloudEventsCodec(), clock=clock)
+
+
+def nats_options(settings: Settings, name: str, *, own_durables: bool = True) -> NatsOptions:
+    """Return how to reach NATS, as the settings say. `name` is what the server's operator sees."""
+    s = settings
+    return NatsOptions(
+        servers=nats_servers(s.agent_nats_url),
+        name=name,
+        login=Login(
+            user=s.agent_nats_user,
+            password=s.agent_nats_password.get_secret_value(),
+            token=s.agent_nats_token.get_secret_value(),
+            credentials_file=s.agent_nats_credentials_file,
+            nkey_seed=s.agent_nats_nkey_seed.get_secret_value(),
+            nkey_file=s.agent_nats_nkey_file,
+        ),
+        tls=Tls(
+            ca_file=s.agent_nats_ca_file,
+            certificate_file=s.agent_nats_certificate_file,
+            key_file=s.agent_nats_key_file,
+            first=s.agent_nats_tls_first,
+        ),
+        patience=Patience(
+            connect=s.agent_nats_connect_seconds,
+            ping=s.agent_nats_ping_seconds,
+            ping_timeout=s.agent_nats_ping_timeout_seconds,
+            reconnect=s.agent_nats_reconnect_seconds,
+            reconnect_max=s.agent_nats_reconnect_max_seconds,
+            ack_wait=s.agent_nats_ack_wait_seconds,
+        ),
+        limits=Limits(
+            max_age=s.agent_nats_max_age_days * DAY,
+            max_bytes=s.agent_nats_max_mb * MEBIBYTE,
+            duplicate_window=s.agent_nats_duplicate_window_seconds,
+            inactive=s.agent_nats_inactive_days * DAY,
+        ),
+        own_durables=own_durables,
+        check=lambda: _check_files(s),
+    )
+
+
+def checked(options: NatsOptions) -> NatsOptions:
+    """Look at the files now: what is wrong with them at the start is the user's to mend, at once.
+
+    Raises SettingsError. Reads files; on a local disk that is quick.
+    """
+    from agent.adapters.nats import credentials  # noqa: PLC0415 - as above
+
+    options.check()
+    options.tls.context()
+    credentials.read(options.login)
+    return options
+
+
+def _check_files(settings: Settings) -> None:
+    for key in _PRIVATE:
+        path = getattr(settings, key)
+        if path is not None:
+            check_private(path, key)
+
+
+def _memory(settings: Settings, clock: Clock) -> MemoryBus:
+    return MemoryBus(clock, ack_wait_seconds=settings.agent_nats_ack_wait_seconds)

@@ -1,0 +1,76 @@
+"""From settings to the Akosha side."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, tzinfo
+
+from agent.adapters.allocator import give_back_large_blocks
+from agent.adapters.duckdb import DuckdbMemoryReader
+from agent.adapters.gunzip import Landing
+from agent.adapters.local_zone import zone_named
+from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.wire import CloudEventsCodec
+from agent.application.ingest.service import IngestService
+from agent.application.ingest.upload_ingester import Limits, UploadIngester
+from agent.bootstrap import Home
+from agent.bootstrap.buses import checked, nats_options
+from agent.bootstrap.methods import MEBIBYTE, memory_push, object_store
+from agent.domain.identity import Identity
+from agent.ports import Clock, EventBus
+from agent.settings import Settings
+
+
+@asynccontextmanager
+async def reacting(home: Home, identity: Identity, systems: Collection[str]) -> AsyncIterator[IngestService]:
+    """Wire a reactor, for as long as the block runs. The caller holds the state directory's lock.
+
+    Raises SettingsError, StateError.
+    """
+    s = home.settings
+    give_back_large_blocks()
+    async with AsyncExitStack() as stack:
+        ledger = await home.open_ledger()
+        stack.push_async_callback(ledger.aclose)
+        store = object_store(s)
+        stack.push_async_callback(store.aclose)
+        push = memory_push(s, ledger, home.clock)
+        stack.push_async_callback(push.sink.aclose)
+        bus = await _bus(s, f"akosha-agent {identity.durable('react')}", home.clock)
+        if bus is not None:
+            stack.push_async_callback(bus.aclose)
+        yield IngestService(
+            identity=identity,
+            ingest=UploadIngester(
+                store=store,
+                landing=Landing(home.state.staging),
+                push=push,
+                reader=DuckdbMemoryReader(),
+                memories_file=JsonMemoriesFile(home.state.staging),
+                zone=_zone,
+                endpoint=s.http_endpoint,
+                bucket=s.cloud_bucket or s.cloud_endpoint,
+                standstill_seconds=s.upload_timeout_seconds,
+                limits=Limits(rows=s.agent_ingest_max_rows, raw_bytes=s.agent_ingest_max_mb * MEBIBYTE),
+            ),
+            ledger=ledger,
+            bus=bus,
+            clock=home.clock,
+            systems=systems,
+            pass_seconds=s.agent_rescan_seconds,
+        )
+
+
+def _zone(name: str) -> tzinfo:
+    """Return the zone of a manifest. An agent that did not know its own said nothing."""
+    return zone_named(name) if name else UTC
+
+
+async def _bus(settings: Settings, name: str, clock: Clock) -> EventBus | None:
+    """Return the bus that results come on; it is waited for by nobody. Raises SettingsError for files of no use."""
+    if not settings.over_nats:
+        return None
+    from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded where there is a NATS to talk to
+
+    options = await asyncio.to_thread(checked, nats_options(settings, name))
+    return NatsBus.begin(options, CloudEventsCodec(), clock=clock)

@@ -1,0 +1,176 @@
+"""From settings to the methods: what delivers, and what it is made of."""
+
+from collections.abc import Mapping
+from datetime import tzinfo
+
+from agent.adapters.akosha import AkoshaSink
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.duckdb import DuckdbMemoryReader, Warm
+from agent.adapters.gzip_members import GzipMembers, Uncompressed
+from agent.adapters.local_zone import local_zone
+from agent.adapters.memories_file import JsonMemoriesFile
+from agent.adapters.s3 import AtRest, S3Store
+from agent.adapters.state_directory import StateDirectory
+from agent.application.memories.delta import MemoryDelta
+from agent.application.memories.push import MemoryPush
+from agent.application.sync.cloud import CloudSync
+from agent.application.sync.http import HttpSync
+from agent.application.sync.rate_limit import RateLimitedSink, RateLimitedStore, RateLimiter
+from agent.application.sync.stall import StallMonitor
+from agent.application.triggers.network_changes import PromptConnectRetries, without_prompt_connect_retries
+from agent.domain.delivery_state import Target
+from agent.domain.identity import Identity
+from agent.domain.owner import Machine
+from agent.domain.routing import CLOUD, HTTP
+from agent.ports import Clock, Ledger, MemoryReader, ObjectStore, SnapshotTaker, SyncMethod
+from agent.settings import Settings
+
+KIBIBYTE = 2**10
+MEBIBYTE = 2**20
+
+
+def targets_of(settings: Settings, system_id: str) -> dict[str, Target]:
+    """Return the targets of all methods that can be asked for, by method: the cloud only where it is set up."""
+    targets = {HTTP: Target(HTTP, settings.http_endpoint, "", system_id)}
+    if settings.cloud_configured:
+        cloud = Target(CLOUD, settings.cloud_endpoint, settings.cloud_bucket, system_id)
+        return {CLOUD: cloud, **targets}
+    return targets
+
+
+def object_store(settings: Settings, pace: RateLimiter | None = None) -> ObjectStore:
+    """Return the bucket, or the directory in its place; what is put there goes at the pace, where there is one."""
+    if settings.directory is not None:
+        directory = DirectoryStore(settings.directory / settings.cloud_bucket)
+        return directory if pace is None else RateLimitedStore(directory, pace)
+    return S3Store(
+        bucket=settings.cloud_bucket,
+        endpoint=settings.cloud_endpoint,
+        region=settings.cloud_region,
+        at_rest=at_rest(settings),
+        pace=pace,
+    )
+
+
+def at_rest(settings: Settings) -> AtRest:
+    """Return how objects are to lie in the bucket."""
+    return AtRest(
+        encryption=settings.cloud_sse,
+        kms_key_id=settings.cloud_sse_kms_key_id,
+        storage_class=settings.cloud_storage_class,
+    )
+
+
+def memory_push(
+    settings: Settings,
+    ledger: Ledger,
+    clock: Clock,
+    *,
+    footing: StallMonitor | None = None,
+    pace: RateLimiter | None = None,
+) -> MemoryPush:
+    """Return what takes memories to the Akosha server of the settings; its sink is the caller's to close."""
+    server = AkoshaSink(
+        endpoint=settings.http_endpoint,
+        token=settings.http_token.get_secret_value(),
+        timeout_seconds=settings.upload_timeout_seconds,
+    )
+    footing = footing or StallMonitor()
+    footing.keeps(server)
+    return MemoryPush(
+        sink=server if pace is None else RateLimitedSink(server, pace, footing.moved),
+        ledger=ledger.memories(),
+        clock=clock,
+        batch_size=settings.http_batch_size,
+        missing_embedding=settings.http_missing_embedding,
+    )
+
+
+def sync_methods(
+    settings: Settings,
+    state: StateDirectory,
+    identity: Identity,
+    taker: SnapshotTaker,
+    warm: Warm,
+    ledger: Ledger,
+    clock: Clock,
+    machine: Machine,
+    footing: StallMonitor | None = None,
+) -> dict[str, SyncMethod]:
+    """Return the methods by name, those of the targets. `warm`: where the taker's children wait to read its copies.
+
+    What they stand on is made known to the `footing`.
+    """
+    footing = footing or StallMonitor()
+    rate = settings.agent_max_upload_kib_per_s * KIBIBYTE
+    pace = RateLimiter(rate, clock) if rate else None
+    targets, reader = targets_of(settings, identity.system_id), DuckdbMemoryReader(warm=warm)
+    methods: dict[str, SyncMethod] = {
+        HTTP: HttpSync(
+            target=targets[HTTP],
+            push=memory_push(settings, ledger, clock, footing=footing, pace=pace),
+            taker=taker,
+            reader=reader,
+            ledger=ledger,
+            clock=clock,
+            zone=_zone,
+            standstill_seconds=settings.upload_timeout_seconds,
+            footing=footing,
+        )
+    }
+    if CLOUD in targets:
+        store = object_store(settings, pace)
+        if isinstance(store, S3Store):
+            footing.keeps(store)
+        methods[CLOUD] = _cloud(
+            settings, targets[CLOUD], state, identity, store, taker, reader, ledger, clock, machine, footing
+        )
+    return {name: PromptConnectRetries(method) for name, method in methods.items()}
+
+
+def cloud_of(methods: Mapping[str, SyncMethod]) -> CloudSync | None:
+    """Return the cloud method itself, None where there is none."""
+    cloud = without_prompt_connect_retries(methods.get(CLOUD))
+    return cloud if isinstance(cloud, CloudSync) else None
+
+
+def _cloud(
+    settings: Settings,
+    target: Target,
+    state: StateDirectory,
+    identity: Identity,
+    store: ObjectStore,
+    taker: SnapshotTaker,
+    reader: MemoryReader,
+    ledger: Ledger,
+    clock: Clock,
+    machine: Machine,
+    footing: StallMonitor,
+) -> CloudSync:
+    return CloudSync(
+        target=target,
+        identity=identity,
+        store=store,
+        taker=taker,
+        compressor=GzipMembers() if settings.enable_compression else Uncompressed(),
+        delta=MemoryDelta(
+            target=target,
+            reader=reader,
+            memories=ledger.memories(),
+            file=JsonMemoriesFile(state.staging),
+            zone=_zone,
+        ),
+        ledger=ledger,
+        clock=clock,
+        machine=machine,
+        chunk_bytes=settings.chunk_size_mb * MEBIBYTE,
+        deduplicate=settings.enable_deduplication,
+        ingestion_markers=settings.ingestion_markers,
+        standstill_seconds=settings.upload_timeout_seconds,
+        footing=footing,
+    )
+
+
+def _zone() -> tzinfo:
+    zone, _name = local_zone()
+    return zone

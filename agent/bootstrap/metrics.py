@@ -1,0 +1,43 @@
+"""From nothing to a meter, and from the front desk to what Prometheus reads."""
+
+import asyncio
+import platform
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from agent import __version__
+from agent.adapters.prometheus_meter import CONTENT_TYPE, PrometheusMeter
+from agent.application.monitoring.agent_service import AgentService
+from agent.application.monitoring.metrics import reading_of
+from agent.domain.errors import StateError
+from agent.ports.metrics import LedgerMetrics, Meter, MetricsSnapshot
+
+
+@dataclass(slots=True)
+class Metering:
+    """A running agent's figures. `ledger_bytes` (`Ledger.size`) is asked when somebody looks, where it is set."""
+
+    counts: PrometheusMeter
+    ledger_bytes: Callable[[], Awaitable[int]] | None = None
+
+    @property
+    def meter(self) -> Meter:
+        """What counts; safe in any thread."""
+        return self.counts
+
+    async def exposition(self, desk: AgentService) -> tuple[bytes, str]:
+        """Return all metrics and their content type. A ledger that cannot be read is told of, and is no error."""
+        reading = MetricsSnapshot(ready=desk.ready, stuck=len(desk.trouble()), ledger=await self._ledger(desk))
+        return await asyncio.to_thread(self.counts.exposition, reading), CONTENT_TYPE
+
+    async def _ledger(self, desk: AgentService) -> LedgerMetrics | None:
+        try:
+            size = await self.ledger_bytes() if self.ledger_bytes else None
+            return reading_of(await desk.figures(), ledger_bytes=size)
+        except StateError:
+            return None
+
+
+def metering() -> Metering:
+    """Return the figures of an agent that starts now, all at 0."""
+    return Metering(PrometheusMeter(version=__version__, python=platform.python_version()))

@@ -1,0 +1,221 @@
+"""What each entry in the ledger does to what it knows of a target. Pure: a record goes in, the next one comes out.
+
+Every state of every database moves by `states.after`, so what the table does not have raises StateError here.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from agent.domain.databases import Fingerprint
+from agent.domain.delivery_state import DatabaseRecord, Intent, Move, Problem, State, TargetRecord, after
+from agent.domain.errors import StateError
+from agent.domain.manifest import Manifest
+from agent.domain.naming import upload_time
+
+
+def owe(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
+    """These changed. One that was never heard of is owed from now on."""
+    return _with(record, (_moved(_entry(record, name), Move.CHANGED) for name in databases))
+
+
+def refresh(record: TargetRecord, fingerprints: Mapping[str, Fingerprint]) -> TargetRecord:
+    """The bytes of these are those delivered. Raises StateError where nothing was delivered that they could be."""
+    return _with(record, (_unchanged(_entry(record, name), seen) for name, seen in fingerprints.items()))
+
+
+def trouble(record: TargetRecord, problems: Mapping[str, Problem]) -> TargetRecord:
+    """These could not be copied: they are owed, and what was delivered of them stays known."""
+    owed = owe(record, problems)
+    return _with(owed, (replace(_entry(owed, name), problem=problem) for name, problem in problems.items()))
+
+
+def look_again(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
+    """What these had to wait for may be there now: they are owed, and worth trying at once."""
+    owed = owe(record, databases)
+    return _with(owed, (replace(_entry(owed, name), problem=None) for name in databases))
+
+
+def forget(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
+    """What was delivered of these is gone: they are owed, and nothing of them can be reused or carried."""
+    owed = look_again(record, databases)
+    gone = (replace(_entry(owed, name), parts=(), rows={}, fingerprint=None, delivered_by="") for name in databases)
+    return _with(owed, gone)
+
+
+def begin(record: TargetRecord, intent: Intent) -> TargetRecord:
+    """An upload begins, or goes on after it was given up. Raises StateError while another one is under way."""
+    if record.intent not in (None, intent):
+        raise StateError(f"upload {intent.upload_id} cannot begin: {record.intent.upload_id} is not finished")
+    entries = [_entry(record, name) for name in intent.databases]
+    waiting = [e for e in entries if record.intent is None or e.state is not State.INTENT]
+    staged = _with(record, [_moved(entry, Move.STAGED) for entry in waiting])
+    return replace(staged, intent=intent, known=True)
+
+
+def abandon(record: TargetRecord) -> TargetRecord:
+    """The upload under way will not be finished; nothing happens where there is none."""
+    return replace(_halted(record), intent=None)
+
+
+def count_attempt(
+    record: TargetRecord, request_id: str, *, attempts: int, retry_at: datetime, error: str
+) -> TargetRecord:
+    """An attempt failed, another follows; the upload under way, if any, stays under way."""
+    waiting = _with(record, [_moved(entry, Move.RETRY) for entry in _under_way(record)])
+    return replace(waiting, attempts=attempts, attempt_request=request_id, retry_at=retry_at, error=error)
+
+
+def give_up(record: TargetRecord, *, error: str, failures: int, retry_at: datetime | None) -> TargetRecord:
+    """The request failed here; the next one counts its attempts from 0.
+
+    What had begun is owed again. Its intent is kept: the next request goes on under the same id if it finds the same
+    bytes, so that what is in the bucket already is not sent once more.
+    """
+    owed = _halted(record)
+    return replace(owed, attempts=0, attempt_request="", failures=failures, retry_at=retry_at, error=error)
+
+
+def deliver(
+    record: TargetRecord,
+    manifest: Manifest,
+    fingerprints: Mapping[str, Fingerprint],
+    problems: Mapping[str, Problem],
+    *,
+    result_id: str,
+    at: datetime,
+) -> TargetRecord:
+    """The upload under way is whole. What it holds beside it (copied, carried) lies under new keys now, no more."""
+    intent = _intent_of(record, manifest)
+    entries: list[DatabaseRecord] = []
+    for name in _databases(manifest):
+        entry = replace(_entry(record, name), parts=manifest.of(name))
+        if name in intent.databases:
+            entry = _delivered(entry, manifest, fingerprints.get(name), result_id)
+        entries.append(entry)
+    done = replace(settle(_with(record, entries)), intent=None)
+    return trouble(_succeeded(done, manifest, at), problems)
+
+
+def hand_over(
+    record: TargetRecord,
+    fingerprints: Mapping[str, Fingerprint],
+    problems: Mapping[str, Problem],
+    *,
+    result_id: str,
+    at: datetime,
+) -> TargetRecord:
+    """The target has taken over what is in the databases of the intent, row by row: no parts lie anywhere."""
+    intent = record.intent
+    if intent is None:
+        raise StateError(f"nothing has begun at {record.target.id} that could be handed over")
+    missing = sorted({*intent.databases} - {*fingerprints})
+    if missing:
+        raise StateError(f"how {', '.join(missing)} looked when it was handed over is not told")
+    entries = [
+        replace(_moved(_entry(record, name), Move.COMMITTED), parts=(), rows={}, problem=None, delivered_by=result_id)
+        for name in intent.databases
+    ]
+    seen = [replace(entry, fingerprint=fingerprints[entry.database]) for entry in entries]
+    done = replace(settle(_with(record, seen)), intent=None, last_success=at)
+    return trouble(done, problems)
+
+
+def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> TargetRecord:
+    """A manifest in the bucket is what was delivered: of a target unknown so far, or of the upload under way.
+
+    How the files looked then is not known, so each is compared once more; what was only carried is owed.
+    """
+    if record.intent is not None:
+        _intent_of(record, manifest)
+    entries: list[DatabaseRecord] = []
+    for name in _databases(manifest):
+        parts = manifest.of(name)
+        entry = _moved(_entry(record, name), Move.CHANGED)
+        if any(part.origin == "carried" for part in parts):
+            if entry.state is State.INTENT:
+                entry = _moved(entry, Move.ABANDONED)
+            entries.append(replace(entry, parts=parts, rows=_rows(manifest, entry), fingerprint=None))
+            continue
+        if entry.state is State.OWED:
+            entry = _moved(entry, Move.STAGED)
+        entries.append(_delivered(replace(entry, parts=parts), manifest, None, result_id))
+    done = replace(_with(record, entries), intent=None, known=True)
+    return _succeeded(_halted(done), manifest, manifest.uploaded_at)
+
+
+def settle(record: TargetRecord) -> TargetRecord:
+    """Nothing waits to be tried again."""
+    return replace(reset(record), error="")
+
+
+def reset(record: TargetRecord) -> TargetRecord:
+    """The target is worth trying now; the last error stays to be read."""
+    return replace(record, attempts=0, attempt_request="", failures=0, retry_at=None)
+
+
+def confirm(record: TargetRecord, result_id: str) -> TargetRecord:
+    """A bus has the result: what it told of is clean, unless it changed since."""
+    told = (
+        entry
+        for entry in record.databases.values()
+        if entry.state is State.DELIVERED and entry.delivered_by == result_id
+    )
+    return _with(record, [_moved(entry, Move.CONFIRMED) for entry in told])
+
+
+def _under_way(record: TargetRecord) -> list[DatabaseRecord]:
+    return [entry for entry in record.databases.values() if entry.state is State.INTENT]
+
+
+def _halted(record: TargetRecord) -> TargetRecord:
+    return _with(record, [_moved(entry, Move.ABANDONED) for entry in _under_way(record)])
+
+
+def _entry(record: TargetRecord, name: str) -> DatabaseRecord:
+    return record.databases.get(name) or DatabaseRecord(name, State.OWED)
+
+
+def _moved(entry: DatabaseRecord, move: Move) -> DatabaseRecord:
+    return replace(entry, state=after(entry.state, move))
+
+
+def _with(record: TargetRecord, entries: Iterable[DatabaseRecord]) -> TargetRecord:
+    return replace(record, databases={**record.databases, **{entry.database: entry for entry in entries}})
+
+
+def _unchanged(entry: DatabaseRecord, seen: Fingerprint) -> DatabaseRecord:
+    if not (entry.parts or entry.delivered_by):
+        raise StateError(f"{entry.database} cannot be unchanged: nothing of it was delivered")
+    if entry.state not in (State.CLEAN, State.DELIVERED):
+        entry = _moved(entry, Move.UNCHANGED)
+    return replace(entry, fingerprint=seen, problem=None)
+
+
+def _delivered(entry: DatabaseRecord, manifest: Manifest, seen: Fingerprint | None, result_id: str) -> DatabaseRecord:
+    moved = _moved(entry, Move.COMMITTED)
+    return replace(moved, fingerprint=seen, rows=_rows(manifest, entry), problem=None, delivered_by=result_id)
+
+
+def _intent_of(record: TargetRecord, manifest: Manifest) -> Intent:
+    """Return the upload under way. Raises StateError where the manifest is not its own or lacks a database of it."""
+    intent = record.intent
+    if intent is None or intent.upload_id != manifest.upload_id:
+        raise StateError(f"{manifest.upload_id} is not the upload that has begun at {record.target.id}")
+    missing = sorted({*intent.databases} - {*_databases(manifest)})
+    if missing:
+        raise StateError(f"the manifest of {manifest.upload_id} lacks {', '.join(missing)}")
+    return intent
+
+
+def _databases(manifest: Manifest) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.database for part in manifest.parts))
+
+
+def _rows(manifest: Manifest, entry: DatabaseRecord) -> Mapping[str, int]:
+    return dict(manifest.rows.get(entry.database, {}))
+
+
+def _succeeded(record: TargetRecord, manifest: Manifest, at: datetime) -> TargetRecord:
+    known = [upload for upload in (record.newest_upload_id, manifest.upload_id) if upload]
+    return replace(record, newest_upload_id=max(known, key=upload_time), last_success=at)

@@ -1,0 +1,135 @@
+"""`memories`: what each Akosha server has of the memories, and what it does not have, with the reason."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import typer
+from rich.table import Table
+
+from agent.application.memories.push import NO_EMBEDDING
+from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
+from agent.application.sync.delivery_probe import PREFIX, Kept
+from agent.application.sync.http import CONFIRMED
+from agent.application.sync.push_outcome import EMBEDDING_CURE
+from agent.bootstrap import Home
+from agent.domain.delivery_state import Target
+from agent.domain.routing import HTTP
+from agent.entrypoints.cli.terminal import table_console
+from agent.entrypoints.results import when
+from agent.ports import Held, MemoryCounts
+from agent.settings import Settings
+
+MOST_SHOWN = 1000
+LONGEST_SHOWN = 200
+"""Characters of an id or a reason in the table; in JSON they are whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """One target's memories."""
+
+    target: Target
+    standing: MemoryCounts
+    held: Sequence[Held]
+    confirmed_at: datetime | None
+
+
+async def show_memories(settings: Settings, *, failed: bool, as_json: bool) -> int:
+    """Print the memories that a server does not have (`failed`: only those that it refused). Returns 0."""
+    home = Home.of(settings)
+    identity = await asyncio.to_thread(home.prepare)
+    accounts = []
+    if await home.has_ledger():
+        ledger = await home.read_ledger()
+        try:
+            notes = await ledger.notes()
+            for target in home.targets(identity).values():
+                standing = await ledger.memories().standing(target)
+                held = await ledger.memories().held(target, limit=MOST_SHOWN)
+                shown = [one for one in held if one.state == "refused" or not failed]
+                kept = Kept.noted(notes, target)
+                accounts.append(_Account(target, standing, shown, kept.answered if kept else None))
+        finally:
+            await ledger.aclose()
+    if as_json:
+        typer.echo(json.dumps([_document(account) for account in accounts], indent=2))
+    else:
+        for account in accounts:
+            _print(account, failed=failed)
+    return 0
+
+
+async def send_again(settings: Settings) -> int:
+    """Have everything sent once more to an Akosha server that has lost it. Returns 0. Raises AlreadyRunning."""
+    home = Home.of(settings)
+    identity = await asyncio.to_thread(home.prepare)
+    with home.lock("memories", patient=False):
+        ledger = await home.open_ledger()
+        try:
+            target = home.targets(identity)[HTTP]
+            delivered = (await ledger.memories().standing(target)).delivered
+            await ledger.forget(target, list((await ledger.record(target)).databases))
+            await ledger.note(PREFIX + target.id, "")
+        finally:
+            await ledger.aclose()
+    typer.echo(f"{delivered:,} memories go to {target.endpoint} once more, with the next sync by http")
+    return 0
+
+
+def _document(account: _Account) -> Mapping[str, object]:
+    return {
+        "method": account.target.method,
+        "endpoint": account.target.endpoint,
+        "bucket": account.target.bucket,
+        "delivered": account.standing.delivered,
+        "waiting": dict(account.standing.waiting),
+        "refused": dict(account.standing.refused),
+        "confirmed_at": account.confirmed_at.isoformat() if account.confirmed_at else None,
+        "delivered_means": DELIVERED_TO_AKOSHA if account.target.method == HTTP else "",
+        "memories": [
+            {
+                "database": one.seen.database,
+                "kind": one.seen.kind,
+                "id": one.seen.id,
+                "state": one.state,
+                "reason": one.reason,
+                "since": one.since.isoformat(),
+            }
+            for one in account.held
+        ],
+    }
+
+
+def _print(account: _Account, *, failed: bool) -> None:
+    console = table_console()
+    standing = account.standing
+    refused, waiting = sum(standing.refused.values()), sum(standing.waiting.values())
+    console.print(
+        f"{account.target.method}  {account.target.endpoint} {account.target.bucket}".rstrip()
+        + f": {standing.delivered:,} delivered, {waiting:,} wait, {refused:,} were refused"
+    )
+    if account.target.method == HTTP and standing.delivered:
+        console.print(f"  {DELIVERED_TO_AKOSHA}")
+    if account.confirmed_at:
+        console.print(f"  {CONFIRMED}: asked at {when(account.confirmed_at)}")
+    if NO_EMBEDDING in standing.waiting:
+        console.print(f"  {standing.waiting[NO_EMBEDDING]:,} wait for an embedding: {EMBEDDING_CURE}")
+    if not account.held:
+        return
+    table = Table("database", "kind", box=None, padding=(0, 2, 0, 2))
+    for title in ("id", "state", "reason"):
+        table.add_column(title, overflow="fold")
+    for one in account.held:
+        table.add_row(one.seen.database, one.seen.kind, _fit(one.seen.id), one.state, _fit(one.reason))
+    console.print(table)
+    total = refused if failed else refused + waiting
+    if len(account.held) < total:
+        console.print(f"  and {total - len(account.held):,} more")
+
+
+def _fit(text: str) -> str:
+    """Return the text as a cell holds it: an id may be of any length."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."

@@ -1,0 +1,123 @@
+"""`status`: everything at a glance."""
+
+import json
+from datetime import UTC, datetime
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from agent.application.memories.push import NO_EMBEDDING
+from agent.application.monitoring.status import TargetStatus, VerifyStatus
+from agent.application.sync.http import CONFIRMED
+from agent.application.sync.push_outcome import EMBEDDING_CURE
+from agent.application.triggers.publisher import CLOUD_CURE
+from agent.bootstrap import RUN
+from agent.domain.plain_text import printable
+from agent.entrypoints.cli.terminal import line_console
+from agent.entrypoints.results import human_bytes, when
+from agent.entrypoints.status_view import StatusSources, StatusView, gather_status
+from agent.ports import MemoryCounts
+from agent.settings import Settings
+
+
+async def show_status(settings: Settings, *, as_json: bool) -> int:
+    """Print the status. Returns 0: what is wrong is in it."""
+    view = await gather_status(settings)
+    if as_json:
+        if silence := view.silence():
+            typer.echo(f"akosha-agent: {silence}", err=True)
+        typer.echo(json.dumps(view.document(settings), indent=2, default=str))
+    else:
+        _print(view, settings)
+    return 0
+
+
+def _print(view: StatusView, settings: Settings) -> None:
+    status, ground = view.status, view.ground or StatusSources.of(settings)
+    console = line_console()
+    console.print(f"agent      {_who(view)}")
+    undecided = "  (the cloud target may add a suffix at the first upload)" if status.system_id_undecided else ""
+    console.print(f"system     {status.system_id}{undecided}")
+    console.print(f"databases  {ground.data_dir}")
+    if view.running and status.notes.get("watcher"):
+        console.print(f"watching   {status.notes['watcher']}")
+    if status.bus:
+        since = "" if status.bus.since is None else f"  (since {when(status.bus.since)}, {_age(status.bus.since)})"
+        console.print(f"bus        {status.bus.text}{since}")
+    if settings.over_nats and status.results_waiting:
+        console.print(f"results    {status.results_waiting} wait to be told")
+    if status.verified:
+        console.print(f"verified   {_verified(status.verified)}")
+    for warning in status.warnings:
+        console.print(f"warning    {warning}")
+    if not ground.sync_enabled:
+        console.print("sync       switched off (akosha_sync_enabled is false)")
+    if not status.targets:
+        console.print(f"target     none: {CLOUD_CURE}")
+    console.print(f"pending    {view.problem or ', '.join(status.pending) or 'nothing'}")
+    for target in status.targets:
+        where = f"  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip()
+        console.print(Text.assemble("\n", (target.method, "bold"), printable(where)))
+        console.print(f"  last upload  {_last(target)}")
+        if memories := _counted(target.memories):
+            console.print(f"  memories     {memories}")
+        if target.memories.delivered and target.delivered_means:
+            console.print(f"               {target.delivered_means}")
+        if target.confirmed_at:
+            console.print(f"  confirmed    {CONFIRMED}  ({_age(target.confirmed_at)})")
+        if target.error:
+            console.print(f"  last error   {target.error}")
+        if target.next_try:
+            console.print(f"  next try     {_next_try(view, target.next_try)}")
+        table = Table("database", "state", "size", "", box=None, padding=(0, 2, 0, 2))
+        for row in target.databases:
+            table.add_row(row.name, "pending" if row.pending else row.state, human_bytes(row.size), row.problem)
+        console.print(table)
+
+
+def _who(view: StatusView) -> str:
+    if view.running is None:
+        return "not running: akosha-agent run"
+    return view.silence() or f"running (pid {view.running.get('pid')}, {view.running.get('command')})"
+
+
+def _next_try(view: StatusView, at: datetime) -> str:
+    """Return when the target is tried again; only a running agent keeps that time."""
+    if view.running is None or view.running.get("command") != RUN:
+        return "no agent runs: akosha-agent sync tries now"
+    return when(at) if at > datetime.now(UTC) else "now"
+
+
+def _last(target: TargetStatus) -> str:
+    if target.last_success is None:
+        return "never"
+    return f"{target.newest_upload_id or when(target.last_success)}  ({_age(target.last_success)})"
+
+
+def _verified(last: VerifyStatus) -> str:
+    """Return what the last look at the newest upload has come to."""
+    if last.whole:
+        return f"{last.upload_id} is whole  ({_age(last.at)})"
+    told = "; ".join(f"{name}: {why}" for name, why in sorted(last.problems.items()))
+    return f"{last.upload_id} is DAMAGED  ({_age(last.at)}): {told}"
+
+
+def _counted(memories: MemoryCounts) -> str:
+    """Return how many memories a target has, and how many not; empty where none was ever looked at."""
+    told = [f"{memories.delivered:,} delivered"] if memories.delivered else []
+    told += [
+        f"{count:,} wait: {why}" + (f" ({EMBEDDING_CURE})" if why == NO_EMBEDDING else "")
+        for why, count in sorted(memories.waiting.items())
+    ]
+    if memories.refused:
+        told.append(f"{sum(memories.refused.values()):,} were refused: akosha-agent memories --failed lists them")
+    return "; ".join(told)
+
+
+def _age(at: datetime) -> str:
+    seconds = max((datetime.now(UTC) - at).total_seconds(), 0)
+    for name, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {name} ago"
+    return f"{seconds:.0f} s ago"

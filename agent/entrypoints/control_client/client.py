@@ -1,0 +1,173 @@
+"""HTTP over the control socket, on httpx2: no proxy, no environment, no TLS; every failure is a NoAnswer.
+
+Importing this loads httpx2, and blocks for a moment.
+"""
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Protocol, Self, cast
+
+import httpx2
+import structlog
+
+from agent import __version__
+from agent.domain.errors import WireError
+from agent.domain.events import Event, SyncAsked, SyncProgress
+from agent.entrypoints.control_client.endpoint import NoAnswer
+from agent.entrypoints.control_client.status_document import told
+from agent.entrypoints.status_view import StatusView
+from agent.ports import HistoryEntry
+
+ANSWER_SECONDS = 3.0
+"""How long an answer may take, from the connection to its last byte; of events, to the first."""
+
+SILENCE_SECONDS = 40.0
+"""How long a stream of events may be without a word: the agent gives a sign of life every 15 s."""
+
+LARGEST_ANSWER_BYTES = 16 * 1024 * 1024
+LARGEST_EVENT_BYTES = 2 * LARGEST_ANSWER_BYTES
+
+_LOGGERS = ("httpx2", "httpcore2")
+_log = structlog.get_logger()
+
+
+class Codec(Protocol):
+    """Events as bytes and back; `decode` raises WireError."""
+
+    def encode(self, event: Event) -> bytes: ...
+
+    def decode(self, data: bytes) -> Event: ...
+
+
+class ControlClient:
+    """Asks the agent whose socket is `name` in `folder`; to be entered, once, which connects nothing yet.
+
+    `by_descriptor`: the path is longer than a socket's may be, and goes through a descriptor of the folder (Linux).
+    """
+
+    def __init__(self, folder: Path, name: str, codec: Codec, *, by_descriptor: bool) -> None:
+        self._folder, self._name, self._codec, self._by_descriptor = folder, name, codec, by_descriptor
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        """Raises NoAnswer where the folder cannot be opened."""
+        place = self._folder
+        with _translated():
+            if self._by_descriptor:
+                descriptor = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                self._open.callback(os.close, descriptor)
+                place = Path(f"/proc/self/fd/{descriptor}")
+        self._client = await self._open.enter_async_context(_connecting(place / self._name))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    async def status(self) -> StatusView:
+        """Return how everything stands, as the agent says it. Raises NoAnswer."""
+        return told(await self._answer(self._client.build_request("GET", "/v1/status"), httpx2.codes.OK))
+
+    async def ask(self, ask: SyncAsked) -> None:
+        """Ask for a sync; its result is among the events, and in the ledger. Raises NoAnswer.
+
+        After a NoAnswer it may have been heard all the same. It goes as the event that it is, not as a `POST /v1/sync`:
+        an agent of another system takes no part in it.
+        """
+        headers = {"Content-Type": "application/cloudevents+json"}
+        body = self._codec.encode(ask)
+        request = self._client.build_request("POST", "/v1/events", content=body, headers=headers)
+        await self._answer(request, httpx2.codes.ACCEPTED)
+
+    @asynccontextmanager
+    async def events(
+        self, *, after: int | None = None
+    ) -> AsyncIterator[AsyncGenerator[HistoryEntry | SyncProgress, None]]:
+        """Yield the history after a position (None: what comes from now on), as it grows, and progress in between.
+
+        Whatever happens once the block has begun is among them. They end where the agent ends. Raises NoAnswer, while
+        they are read too; what cannot be read of a newer agent is passed over.
+        """
+        headers = {"Accept": "text/event-stream"}
+        if after is not None:
+            headers["Last-Event-ID"] = str(after)
+        request = self._client.build_request(
+            "GET", "/v1/events", headers=headers, timeout=httpx2.Timeout(None, read=SILENCE_SECONDS)
+        )
+        with _translated():
+            async with asyncio.timeout(ANSWER_SECONDS):
+                response = await self._client.send(request, stream=True)
+        try:
+            if response.status_code != httpx2.codes.OK:
+                raise NoAnswer(f"the agent answers {response.status_code} to {request.url.path}")
+            async with aclosing(self._among(response)) as found:
+                yield found
+        finally:
+            await response.aclose()
+
+    async def _among(self, response: httpx2.Response) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
+        source = httpx2.EventSource(response, max_event_size=LARGEST_EVENT_BYTES)
+        with _translated():
+            # It is a generator, though its type does not say so.
+            async with aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", aiter(source))) as events:
+                async for event in events:
+                    if event.data and (item := self._read(event)) is not None:
+                        yield item
+
+    def _read(self, told: httpx2.ServerSentEvent) -> HistoryEntry | SyncProgress | None:
+        try:
+            event = self._codec.decode(told.data.encode())
+            if isinstance(event, SyncProgress):
+                return event
+            return HistoryEntry(int(told.id), event)
+        except (WireError, ValueError) as error:
+            _log.debug("event_not_understood", type=told.event[:80], error=str(error))
+            return None
+
+    async def _answer(self, request: httpx2.Request, wanted: int) -> bytes:
+        with _translated():
+            async with asyncio.timeout(ANSWER_SECONDS):
+                response = await self._client.send(request, stream=True)
+                try:
+                    body = bytearray()
+                    async for piece in response.aiter_bytes():
+                        body += piece
+                        if len(body) > LARGEST_ANSWER_BYTES:
+                            raise NoAnswer(f"the answer to {request.url.path} is larger than an answer can be")
+                finally:
+                    await response.aclose()
+        if response.status_code != wanted:
+            raise NoAnswer(f"the agent answers {response.status_code} to {request.url.path}")
+        return bytes(body)
+
+
+def _connecting(address: Path) -> httpx2.AsyncClient:
+    for name in _LOGGERS:
+        # At INFO it tells each request; what is worth telling, the agent tells.
+        if (logger := logging.getLogger(name)).level == logging.NOTSET:
+            logger.setLevel(logging.WARNING)
+    # A context without an authority costs nothing to make, and nobody is asked for one here.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return httpx2.AsyncClient(
+        base_url="http://localhost",
+        headers={"User-Agent": f"akosha-agent/{__version__}", "Accept-Encoding": "identity"},
+        transport=httpx2.AsyncHTTPTransport(uds=str(address), verify=context, trust_env=False),
+        trust_env=False,
+        follow_redirects=False,
+        timeout=httpx2.Timeout(None),
+    )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise what httpx2, the clock and the system say within the block as a NoAnswer."""
+    try:
+        yield
+    except (TimeoutError, httpx2.ReadTimeout) as error:
+        raise NoAnswer("the agent does not answer", silent=True) from error
+    except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
+        raise NoAnswer(f"the agent cannot be asked: {str(error) or type(error).__name__}") from error

@@ -1,0 +1,202 @@
+"""The service as systemd's user manager keeps it: a unit of the user."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+from agent.domain.errors import AkoshaError
+from agent.entrypoints.service.manager import Course, InstallOrder
+from agent.entrypoints.service.runner import Runner
+from agent.entrypoints.service.sealed_file import seal
+from agent.entrypoints.service.templates import template
+
+UNIT = "akosha-agent.service"
+LINGER = "loginctl enable-linger"
+
+_SHOWN = (
+    "LoadState",
+    "ActiveState",
+    "SubState",
+    "UnitFileState",
+    "MainPID",
+    "ExecMainStartTimestamp",
+    "ExecMainCode",
+    "ExecMainStatus",
+    "Result",
+    "NRestarts",
+    "StatusText",
+)
+_EXITED = "1"
+_CURE = (
+    "the user's systemd is reached from a session of the user's own: log in at the screen or by ssh, or "
+    "`sudo machinectl shell USER@` instead of su; where nobody logs in, `sudo loginctl enable-linger USER` starts it; "
+    "in a container there is none: start akosha-agent run there"
+)
+
+
+class Systemd:
+    """A Keeper. `home` is the user's; XDG_CONFIG_HOME is honoured."""
+
+    name = "systemd"
+
+    def __init__(self, home: Path, runner: Runner) -> None:
+        self.root = config_home(home, runner.environ)
+        self.file = self.root / "systemd" / "user" / UNIT
+        self._runner = runner
+        runtime = Path(f"/run/user/{os.geteuid()}")
+        if "XDG_RUNTIME_DIR" not in runner.environ and runtime.is_dir():
+            runner.environ["XDG_RUNTIME_DIR"] = str(
+                runtime
+            )  # after su and in cron jobs: the manager may be there all the same
+
+    def render(self, order: InstallOrder) -> str:
+        command = " ".join(_quoted(word, first=not number) for number, word in enumerate(order.words))
+        text = template(f"systemd/{UNIT}")
+        return seal(re.sub(r"(?m)^ExecStart=.*$", lambda _: f"ExecStart={command}", text), before="[Unit]\n")
+
+    def order_in(self, text: str) -> InstallOrder | None:
+        found = re.search(r"^ExecStart=(.+)$", text, re.MULTILINE)
+        try:
+            words = shlex.split(found[1]) if found else []
+        except ValueError:
+            return None
+        if not words:
+            return None
+        first, *others = (word.replace("%%", "%") for word in words)
+        return InstallOrder((first, *(word.replace("$$", "$") for word in others)))
+
+    def shown(self, text: str) -> str:
+        return text
+
+    def mode(self, order: InstallOrder) -> int:
+        del order
+        return 0o644
+
+    def course(self) -> Course:
+        ran = self._runner.ask("systemctl", "--user", "show", UNIT, f"--property={','.join(_SHOWN)}")
+        if ran.code:
+            raise AkoshaError(f"this user's systemd cannot be reached: {ran.err or ran.out}", hint=_CURE)
+        shown = dict(line.partition("=")[::2] for line in ran.out.splitlines())
+        pid = int(shown.get("MainPID") or 0)
+        return Course(
+            enabled=shown.get("UnitFileState", "").startswith("enabled"),
+            loaded=shown.get("LoadState") == "loaded",
+            running=pid > 0,
+            pid=pid or None,
+            since=_time(shown.get("ExecMainStartTimestamp", "")) if pid else None,
+            last_exit="" if pid else _last_exit(shown),
+            text=" ".join(_texts(shown)),
+            remark=self._lingers(),
+        )
+
+    def take_up(self, before: Course | None, *, changed: bool, start: bool) -> None:
+        if before is not None and (changed or not before.loaded):
+            self._systemctl("daemon-reload")
+        if before is None or not before.enabled:
+            self._systemctl("enable", UNIT)
+        if before is None or not start:
+            return
+        if before.running and changed:
+            self._systemctl("restart", UNIT)
+        elif not before.running:
+            self._start(before)
+
+    def let_go(self, before: Course | None) -> None:
+        self._systemctl("disable", *(() if before is None else ("--now",)), UNIT, forgiving=before is None)
+
+    def let_gone(self, before: Course | None) -> None:
+        if before is not None:
+            self._systemctl("daemon-reload")
+            self._systemctl("reset-failed", UNIT, forgiving=True)  # it was not failed, as a rule
+
+    def start(self) -> None:
+        self._start(self.course())
+
+    def stop(self) -> None:
+        self._systemctl("stop", UNIT)
+
+    def restart(self) -> None:
+        self._reset(self.course())
+        self._systemctl("restart", UNIT)
+
+    def show_log(self, lines: int, *, follow: bool, file: Path | None) -> NoReturn:
+        if file is not None:
+            self._runner.become("tail", "-n", str(lines), *(("-F",) if follow else ()), str(file))
+        followed = ("--follow",) if follow else ()
+        self._runner.become("journalctl", f"--user-unit={UNIT}", f"--lines={lines}", "--no-pager", *followed)
+
+    def linger(self) -> None:
+        self._runner.do("loginctl", "enable-linger")
+
+    def advice(self, course: Course | None) -> Iterator[str]:
+        if course is None or not course.remark.startswith("yes"):
+            yield f"It ends when you log out, and starts when you log in. To have it run always: {LINGER}"
+        yield f"Changes of your own to the unit: systemctl --user edit {UNIT.removesuffix('.service')}"
+
+    def _start(self, before: Course) -> None:
+        self._reset(before)
+        self._systemctl("start", UNIT)
+
+    def _reset(self, before: Course) -> None:
+        if before.text.startswith("failed"):
+            self._systemctl("reset-failed", UNIT, forgiving=True)  # else the limit on starts may be in the way
+
+    def _lingers(self) -> str:
+        try:
+            ran = self._runner.ask("loginctl", "show-user", str(os.geteuid()), "--property=Linger", "--value")
+        except AkoshaError:
+            return ""
+        if ran.code or ran.out not in {"yes", "no"}:
+            return ""
+        return "yes: it runs while you are logged out, too" if ran.out == "yes" else f"no: it ends with you; {LINGER}"
+
+    def _systemctl(self, *words: str, forgiving: bool = False) -> None:
+        self._runner.do("systemctl", "--user", *words, forgiving=forgiving)
+
+
+def config_home(home: Path, environ: Mapping[str, str]) -> Path:
+    """Return the directory of the user's settings: XDG_CONFIG_HOME if that is an absolute path, else ~/.config."""
+    set_ = Path(environ.get("XDG_CONFIG_HOME", ""))
+    return set_ if set_.is_absolute() else home / ".config"
+
+
+def _quoted(word: str, *, first: bool) -> str:
+    # systemd expands % everywhere, and $ in all words but the program's path, which it wants without quotes in it.
+    if any(ord(letter) < ord(" ") for letter in word) or (first and set(word) & set("\"'\\")):
+        raise AkoshaError(
+            f"a systemd unit cannot name {word!r}",
+            hint="choose a path without quotes and control characters",
+        )
+    escaped = word.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
+    if not first:
+        escaped = escaped.replace("$", "$$")
+    return escaped if re.fullmatch(r"[\w@%+=:,./$-]+", escaped, re.ASCII) else f'"{escaped}"'
+
+
+def _texts(shown: Mapping[str, str]) -> Iterator[str]:
+    yield f"{shown.get('ActiveState', 'unknown')} ({shown.get('SubState', '')})"
+    if shown.get("NRestarts", "0") not in {"", "0"}:
+        yield f"restarted {shown['NRestarts']} times"
+    if shown.get("StatusText"):
+        yield f"says: {shown['StatusText']}"
+
+
+def _last_exit(shown: Mapping[str, str]) -> str:
+    if not shown.get("ExecMainStartTimestamp"):
+        return ""
+    status = shown.get("ExecMainStatus", "")
+    ended = status if shown.get("ExecMainCode") == _EXITED else f"signal {status}"
+    result = shown.get("Result", "success")
+    return ended if result in {"success", "exit-code", "signal"} else f"{ended}, {result}"
+
+
+def _time(text: str) -> datetime | None:
+    # "Sat 2026-11-21 18:36:15 UTC", as asked for
+    try:
+        return datetime.strptime(text, "%a %Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC)
+    except ValueError:
+        return None

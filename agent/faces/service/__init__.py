@@ -1,8 +1,0 @@
-"""`service`: the agent as a service of this user: systemd on Linux, launchd on macOS.
-
-`look` tells how that stands, for others who want to know.
-"""
-
-from agent.faces.service.standing import Standing, look
-
-__all__ = ["Standing", "look"]

@@ -1,0 +1,235 @@
+"""The commands' faces on a real state directory: what they show of what is in it."""
+
+import asyncio
+import functools
+import io
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from agent import __main__
+from agent.adapters.state_directory import lock
+from agent.application.monitoring.status import DatabaseStatus, Status, TargetStatus
+from agent.bootstrap import Home
+from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded, UploadsPruned, UploadVerified
+from agent.entrypoints.cli import events, restore, status, streams, sync, verify
+from agent.entrypoints.cli.terminal import PlainConsole
+from agent.entrypoints.results import sentence
+from agent.entrypoints.status_view import StatusView
+from agent.ports import MemoryCounts
+from agent.settings import load
+from tests.support import values
+from tests.support.machine import Machine
+
+COUNT = 2_300
+AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+
+
+def settings_of(tmp_path: Path, **keys: object):
+    places = {"agent_data_dir": tmp_path / "data", "agent_state_dir": tmp_path / "state"}
+    given = {"system_id": "laptop", "cloud_endpoint": (tmp_path / "bucket").as_uri()} | places | keys
+    text = {key: str(value) for key, value in given.items()}
+    return load(command_line=text, settings_file=None, environ={}, cwd=tmp_path, home=tmp_path).settings
+
+
+@pytest.fixture
+async def home(tmp_path):
+    """A home in whose ledger COUNT events are: more than one reading of it brings."""
+    home = Home.of(settings_of(tmp_path))
+    await asyncio.to_thread(home.prepare)
+    ledger = await home.open_ledger()
+    found = [
+        SessionEnded(id=f"s{number}", time=AT, system_id="laptop", session_id=f"{number}") for number in range(COUNT)
+    ]
+    # In one transaction: one by one they would be synced to the disk one by one.
+    await ledger._transactions.write(lambda: [ledger._history.add(event, published_at=AT) for event in found])
+    await ledger.aclose()
+    return home
+
+
+async def test_all_events_are_shown_however_many_there_are(home, capsys):
+    assert await events.show_events(home.settings, follow=False, as_json=True) == 0
+    shown = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
+    assert shown == [f"s{number}" for number in range(COUNT)]
+
+
+async def test_who_follows_sees_all_events_that_were_and_then_those_that_come(home, capsys, monkeypatch):
+    class CaughtUpError(Exception):
+        pass
+
+    async def asleep(*_):
+        raise CaughtUpError
+
+    monkeypatch.setattr(type(home.clock), "sleep", asleep)
+    with pytest.raises(CaughtUpError):
+        await events.show_events(home.settings, follow=True, as_json=True)
+    assert len(capsys.readouterr().out.splitlines()) == COUNT
+
+
+def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypatch):
+    """To the library that prints, [...] and :...: in a text would be commands."""
+    odd = tmp_path / "[red]old :smile: [/]"
+    database = DatabaseStatus(name="knowledge_graph_[bold]", state="owed", pending=True, size=1, problem="bad [y]")
+    target = TargetStatus(
+        method="cloud",
+        endpoint="file:///nas [dim]",
+        bucket="b[x]",
+        databases=(database,),
+        newest_upload_id="u[z]",
+        last_success=AT,
+        failures=1,
+        next_try=AT,
+        error="cannot write [red]x[/red] :smile:",
+        memories=MemoryCounts(delivered=1_234, waiting={"no [embedding]": 2}, refused={"odd": 3}),
+    )
+    told = Status(
+        system_id="laptop",
+        agent_id="a",
+        route=("cloud",),
+        targets=(target,),
+        pending=(database.name,),
+        notes={"watcher": "waiting for [q]"},
+    )
+    text = io.StringIO()
+    made = functools.partial(PlainConsole, file=text, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    monkeypatch.setattr(status, "line_console", made)
+    view = StatusView(told, {"pid": 7, "command": "run [w]"}, "")
+    status._print(view, settings_of(tmp_path, agent_data_dir=odd))
+    for wanted in (
+        f"databases  {odd}\n",
+        "(pid 7, run [w])",
+        "watching   waiting for [q]",
+        "pending    knowledge_graph_[bold]",
+        "\ncloud  file:///nas [dim] b[x]\n",
+        "last upload  u[z]",
+        "last error   cannot write [red]x[/red] :smile:\n",
+        "memories     1,234 delivered; 2 wait: no [embedding]; 3 were refused: akosha-agent memories --failed",
+        "bad [y]",
+    ):
+        assert wanted in text.getvalue(), wanted
+    assert text.getvalue().count("knowledge_graph_[bold]") == 2
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_what_a_sync_says_under_way_stands_on_a_line_of_its_own_above_the_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with sync._progress_bar() as (_, say):
+        say("stopped: nothing")
+    assert "\r\x1b[2Kakosha-agent: stopped: nothing\n" in terminal.getvalue()
+
+
+def test_every_event_has_a_line_for_people():
+    pushed = replace(
+        values.succeeded(values.manifest(reflection=1)), method="http", files_uploaded=(), manifest_key="",
+        location="http://localhost:8682/mcp", memories=1_305, incomplete={"reflection": "15 wait: no embedding"},
+    )  # fmt: skip
+    assert sentence(pushed) == (
+        "1,305 memories, 1.6 kB sent in 1.5 s to http://localhost:8682/mcp; reflection: 15 wait: no embedding"
+    )
+    about = {"id": "i", "time": AT, "system_id": "laptop", "upload_id": "u"}
+    taken = IngestCompleted(**about, source="memories", stored=1_000, known=2, kept_back={"no embedding": 3})
+    assert events.line(taken).endswith(
+        "ingest.completed  u: 1,000 memories stored; 2 there already; 3 kept back: no embedding"
+    )
+    assert events.line(IngestFailed(**about, error="too large")).endswith("ingest.failed    u: too large")
+    assert "tried again at " in events.line(IngestFailed(**about, error="not yet", retry_at=AT))
+    looked = UploadVerified(**about, whole=True, deep=False, objects=4, problems={})
+    assert events.line(looked).endswith("archive.verified  u: whole, 4 objects looked at")
+    broken = replace(looked, whole=False, deep=True, problems={"reflection.duckdb": "is not there", "b": "cut"})
+    assert events.line(broken).endswith(
+        "u: not whole, 4 objects downloaded and read through: b: cut; reflection.duckdb: is not there"
+    )
+    planted = replace(looked, whole=False, problems={"knowledge_graph_\x1b[2J\n.duckdb": "is not there"})
+    assert events.line(planted).endswith("looked at: knowledge_graph_\\x1b[2J\\n.duckdb: is not there")
+    gone = UploadsPruned(
+        id="i", time=AT, system_id="laptop", upload_ids=("a", "b"), kept=10, objects=6, bytes_freed=1_600, leftovers=0
+    )
+    assert events.line(gone).endswith("archive.pruned   2 uploads deleted (6 objects, 1.6 kB), 10 kept")
+    refused = replace(gone, upload_ids=("a",), leftovers=3, error="403 (allow s3:DeleteObject)")
+    assert events.line(refused).endswith(
+        "  1 upload deleted (6 objects, 1.6 kB), 10 kept; 3 leftovers of unfinished ones deleted;"
+        " not all: 403 (allow s3:DeleteObject)"
+    )
+
+
+@pytest.mark.parametrize("screen", [Terminal, io.StringIO], ids=["terminal", "pipe"])
+def test_restore_and_verify_show_how_far_they_are_on_a_terminal_alone(monkeypatch, screen):
+    monkeypatch.setattr("sys.stderr", shown := screen())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with restore._progress_bar() as reporter:
+        reporter.phase("download", 1_000)
+        reporter.moved(250)
+    with verify._bar(["20261120_180000_laptop"], deep=True) as bar:
+        begun, moved = bar.next("20261120_180000_laptop")
+        begun(2_000)
+        moved(500)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    for wanted in ("download", "0.2/1.0 kB", "20261120_180000_laptop", "0.5/2.0 kB"):
+        assert (wanted in text) == shown.isatty(), text
+    assert bool(text) == shown.isatty()
+
+
+def test_config_shows_values_as_they_are(tmp_path):
+    machine = Machine(tmp_path)
+    machine.set(agent_data_dir=tmp_path / "[red]old :smile:")
+    assert f"{tmp_path}/[red]old :smile:" in machine.call("config", places=False).out
+
+
+async def test_who_is_told_to_stop_while_waiting_for_the_agent_takes_the_note_back(tmp_path, monkeypatch):
+    home = Home.of(settings_of(tmp_path))
+    await asyncio.to_thread(home.prepare)
+    monkeypatch.setattr(lock.time, "sleep", lambda _: pytest.fail("the event loop slept"))
+
+    def notes():
+        return list(home.state.spool.glob("*.json"))
+
+    with home.lock("run"):
+        syncing = asyncio.create_task(sync.sync_once(home.settings, method="auto", enable_fallback=True, as_json=True))
+        async with asyncio.timeout(60):
+            while not notes():
+                await asyncio.sleep(0.005)
+            syncing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await syncing
+    assert list(home.state.spool.iterdir()) == []
+
+
+async def test_told_to_stop_while_the_note_is_being_written_it_takes_it_back_all_the_same(tmp_path, monkeypatch):
+    home = Home.of(settings_of(tmp_path))
+    await asyncio.to_thread(home.prepare)
+    begun, write = asyncio.Event(), Home.leave_note
+
+    async def slow(self, event):
+        begun.set()
+        return await write(self, event)
+
+    monkeypatch.setattr(Home, "leave_note", slow)
+    with home.lock("run"):
+        syncing = asyncio.create_task(sync.sync_once(home.settings, method="auto", enable_fallback=True, as_json=True))
+        async with asyncio.timeout(60):
+            await begun.wait()
+            syncing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await syncing
+    assert list(home.state.spool.iterdir()) == []
+
+
+def test_ctrl_c_while_modules_are_loaded_ends_a_command_with_status_130_and_no_traceback(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(streams, "guard", interrupted)
+    monkeypatch.setattr("sys.argv", ["akosha-agent", "status"])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 130

@@ -1,0 +1,106 @@
+"""The reactor as it is wired, on a directory and a server that answers as Akosha does."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.application.ingest.systems import systems_in
+from agent.bootstrap import Home
+from agent.bootstrap.ingest import reacting
+from agent.settings import Settings
+from tests.support.memory_store import MemoryStore
+from tests.support.sending import Sender
+from tests.support.servers.akosha import Akosha
+
+
+@pytest.fixture
+def akosha():
+    with Akosha() as akosha:
+        yield akosha
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    return DirectoryStore(tmp_path / "bucket")
+
+
+@pytest.fixture
+def home(tmp_path, akosha):
+    settings = Settings(
+        cloud_endpoint=(tmp_path / "bucket").as_uri(),
+        http_endpoint=akosha.url,
+        http_batch_size=3,
+        agent_state_dir=tmp_path / "state",
+        agent_data_dir=tmp_path / "data",
+        agent_rescan_seconds=0.05,
+    )
+    return Home.of(settings)
+
+
+@asynccontextmanager
+async def wired(home, *systems):
+    identity = await asyncio.to_thread(home.prepare)
+    async with reacting(home, identity, systems) as reactor:
+        yield reactor
+
+
+async def test_two_systems_with_the_same_rows_both_arrive_and_a_second_look_sends_nothing(
+    home, akosha, bucket, tmp_path
+):
+    for system in ("laptop", "laptop-2"):
+        await Sender(bucket, tmp_path / "scratch", system=system).upload(0, range(1, 6))
+    async with wired(home) as reactor:
+        assert (await reactor.once()).success
+    assert (len(akosha.rows("laptop")), len(akosha.rows("laptop-2"))) == (5, 5)
+    akosha.requests.clear()
+    async with wired(home) as reactor:
+        summary = await reactor.once()
+    assert (summary.success, [caught.taken for caught in summary.caught.values()], akosha.requests) == (
+        True,
+        [0, 0],
+        [],
+    )
+
+
+async def test_akosha_may_go_in_the_middle_of_many_systems_and_come_back(home, akosha, bucket, tmp_path):
+    systems = [f"s-{number}" for number in range(6)]
+    for system in systems:
+        sender = Sender(bucket, tmp_path / "scratch", system=system)
+        await sender.upload(0, range(1, 8))
+        await sender.upload(1, range(1, 9), new=[8], base=0)
+    gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def go(_tool, _arguments):
+        if len(akosha.calls) >= 5:  # several come at once
+            loop.call_soon_threadsafe(gone.set)
+
+    akosha.interfere = go
+    async with wired(home) as reactor, asyncio.timeout(60):
+        running = asyncio.create_task(reactor.run())
+        await gone.wait()
+        await asyncio.to_thread(akosha.stop)
+        await asyncio.to_thread(akosha.start)
+        while len(akosha.rows()) < 6 * 8:
+            assert not running.done()
+            await asyncio.sleep(0.02)
+        running.cancel()
+        await asyncio.wait({running})
+    assert all(len(akosha.ids(system)) == 8 for system in systems)
+
+
+@pytest.mark.parametrize("kind", ["directory", "memory"])
+async def test_systems_are_found_among_names_that_begin_alike_and_things_that_are_no_systems(kind, bucket, tmp_path):
+    store = bucket if kind == "directory" else MemoryStore()
+    names = ["S", "S-1", "S0", "S_1", "a", "aa"]
+    for name in names:
+        await Sender(store, tmp_path / "scratch", system=name).upload(0, [1])
+
+    async def body():
+        yield b""
+
+    for key in ("systems/stray", "systems/not.a.system/x", "other/S9/uploads/x"):
+        await store.put(key, body(), metadata={}, part_bytes=5, progress=lambda _count: None)
+    assert sorted(await systems_in(store)) == names

@@ -1,0 +1,258 @@
+"""A user's machine: a home, a data directory, a state directory, a bucket, and the commands run on them as processes.
+
+Nothing of the real user's settings, credentials or proxies gets in. Waits are for lines that a process prints, and
+bounded by TIMEOUT.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from agent.adapters.machine_id import machine_id
+from agent.domain.owner import Machine as HashedMachine, Owner
+from agent.settings.sources import variable
+from tests.support import zygote
+from tests.support.session_buddy import GRAPH, REFLECTION, create
+
+COMMAND = str(Path(sys.executable).with_name("akosha-agent"))
+TIMEOUT = 180.0
+STOP_SECONDS = 60.0
+NOBODY = "http://127.0.0.1:9/mcp"
+"""Where no Akosha is, whatever else runs on this machine."""
+
+_THIS_USERS = ("SESSION_BUDDY_", "AKOSHA_", "AWS_", "CLAUDE_", "XDG_")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:
+        """Standard output, which must be one JSON document and nothing else."""
+        return json.loads(self.out)
+
+
+@dataclass
+class Lines:
+    """JSON lines that a process prints, as they come; what is no JSON is kept as `{"text": line}`."""
+
+    pipe: IO[str] | None
+    seen: list[dict] = field(default_factory=list)
+    raw: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._changed, self._ended = threading.Condition(), False
+        self._reader = threading.Thread(target=self._read, name="lines", daemon=True)
+        self._reader.start()
+
+    def wait(self, wanted: Callable[[dict], object], count: int = 1) -> list[dict]:
+        """Return the lines that are wanted as soon as there are `count` of them."""
+
+        def found() -> list[dict]:
+            return [line for line in self.seen if wanted(line)]
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or len(found()) >= count, TIMEOUT)
+            assert len(found()) >= count, "".join(self.raw[-30:])
+            return found()
+
+    def join(self) -> None:
+        self._reader.join(TIMEOUT)
+        if self.pipe:
+            self.pipe.close()
+
+    def _read(self) -> None:
+        for text in self.pipe or ():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = {"text": text}
+            with self._changed:
+                self.raw.append(text)
+                self.seen.append(line if isinstance(line, dict) else {"text": text})
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+@dataclass
+class Running:
+    """A command at work: `akosha-agent run` (its log is `log`), or one that waits for something."""
+
+    process: subprocess.Popen[str]
+    log: Lines
+    printed: Lines
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def logged(self, event: str, count: int = 1, **fields: object) -> list[dict]:
+        """Wait until the log has `count` such lines, and return them."""
+        return self.log.wait(lambda line: line.get("event") == event and fields.items() <= line.items(), count)
+
+    def told(self, kind: str, count: int = 1, **fields: object) -> list[dict]:
+        """Of `events --follow --json`: wait for `count` events of a kind (`requested`, `succeeded`, ...)."""
+
+        def wanted(line: dict) -> bool:
+            return line.get("type") == f"akosha.sync.{kind}.v1" and fields.items() <= line["data"].items()
+
+        return [line["data"] for line in self.printed.wait(wanted, count)]
+
+    def stop(self, number: int = signal.SIGTERM, *, within: float = STOP_SECONDS) -> int:
+        """Send a signal; return the exit status, which must come in time."""
+        self.process.send_signal(number)
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"it did not end within {within:g} s\n{''.join(self.log.raw[-30:])}") from error
+
+    def end(self) -> Done:
+        """Wait for it to end by itself, and return all it said."""
+        code = self.process.wait(TIMEOUT)
+        self.log.join()
+        self.printed.join()
+        return Done(code, "".join(self.printed.raw), "".join(self.log.raw))
+
+
+class Machine:
+    """`settings` are by field name, without `akosha_`; the bucket is a directory unless they name another place,
+    and there is no Akosha.
+
+    `secrets` are texts that no command may ever print.
+    """
+
+    def __init__(self, tmp_path: Path, **settings: object) -> None:
+        self.secrets: tuple[str, ...] = ()
+        self.home, self.data, self.state, self.bucket = (tmp_path / n for n in ("home", "data", "state", "bucket"))
+        for folder in (self.home, self.data):
+            folder.mkdir(parents=True)
+        self.environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(_THIS_USERS) and not name.lower().endswith("_proxy")
+        }
+        self.environ |= {"HOME": str(self.home), "AWS_CONFIG_FILE": os.devnull}
+        self.environ |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
+        self.set(cloud_endpoint=self.bucket.as_uri(), system_id="laptop", retry_backoff_seconds=0.05)
+        self.set(agent_quiet_seconds=0.1, agent_min_interval_seconds=0.1)
+        self.set(http_endpoint=NOBODY)
+        self.set(**settings)
+
+    def set(self, **settings: object) -> None:
+        """Set or (None) unset settings, for commands from now on."""
+        for key, value in settings.items():
+            self.environ.pop(variable(key), None)
+            if value is not None:
+                self.environ[variable(key)] = str(value)
+
+    def write(self, *, commits: int | None = None, entities: int | None = None) -> None:
+        """Put databases with so many commits in place of what is there, each in one rename; None: leave that one."""
+        scratch = self.home / "made"
+        create(scratch, commits=commits or 0, entities=entities or 0)
+        for name, count in ((REFLECTION, commits), (GRAPH, entities)):
+            if count is not None:
+                (scratch / name).replace(self.data / name)
+        shutil.rmtree(scratch)
+
+    def start(self, *words: str, prefix: Sequence[str] = (COMMAND,), places: bool = True, **how: object) -> Running:
+        """Start a command; whoever asks for it ends it. `how` is for Popen."""
+        where = ["--data-dir", str(self.data), "--state-dir", str(self.state)] if places else []
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        place = {"env": self.environ, "cwd": self.home}
+        command, how = [*prefix, *words, *where], pipes | place | how
+        if tuple(prefix) == (COMMAND,) and how.keys() == pipes.keys() | place.keys() and zygote.available():
+            env, cwd = how.pop("env"), how.pop("cwd")
+            process = zygote.zygote().start(command, env=env, cwd=cwd, pipes=how)
+        else:
+            process = subprocess.Popen(command, text=True, **how)
+        return Running(process, Lines(process.stderr), Lines(process.stdout))
+
+    @contextmanager
+    def started(self, *words: str, **how: object) -> Iterator[Running]:
+        """Start a command that is killed at the end of the block, if it has not come to its end by then."""
+        running = self.start(*words, **how)
+        try:
+            yield running
+        finally:
+            if running.process.poll() is None:
+                running.process.kill()
+            done = running.end()
+        assert not [secret for secret in self.secrets if secret in done.out + done.err]
+
+    @contextmanager
+    def run(self, **how: object) -> Iterator[Running]:
+        """The agent, at work. At the end of the block it is told to stop, and must exit with 0 in time."""
+        with self.started("run", **how) as agent:
+            agent.logged("agent_started")
+            yield agent
+            assert agent.stop() == 0, "".join(agent.log.raw[-30:])
+            assert "".join(agent.printed.raw) == ""
+
+    @contextmanager
+    def follow(self) -> Iterator[Running]:
+        """`events --follow --json`, at work."""
+        with self.started("events", "--follow", "--json") as following:
+            yield following
+            assert following.stop(signal.SIGINT) == 128 + signal.SIGINT, "".join(following.log.raw)
+
+    def call(self, *words: str, **how: object) -> Done:
+        """Run a command to its end."""
+        with self.started(*words, **how) as running:
+            return running.end()
+
+    def sync(self, *words: str, code: int = 0, **how: object) -> dict:
+        """`sync --json`: check the exit status and return the result."""
+        done = self.call("sync", "--json", *words, **how)
+        assert done.code == code, (done.code, done.out, done.err)
+        return done.json
+
+    def status(self, until: Callable[[dict], object] = lambda _: True) -> dict:
+        """`status --json`; asked again until it is as wanted, for TIMEOUT at most."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            done = self.call("status", "--json")
+            assert (done.code, done.err) == (0, ""), done.err
+            if until(done.json):
+                return done.json
+            assert time.monotonic() < deadline, done.out
+
+    def events(self) -> list[dict]:
+        done = self.call("events", "--json")
+        assert (done.code, done.err) == (0, ""), done.err
+        return [json.loads(line) for line in done.out.splitlines()]
+
+    def owner(self, system_id: str = "laptop") -> Owner:
+        """Return what another agent of this machine and data directory has put as owner.json."""
+        machine = HashedMachine.of(machine_id(self.state), self.data.resolve(), "here")
+        return Owner.new(system_id, machine, "1" * 32, datetime.now(UTC))
+
+    @property
+    def manifests(self) -> list[dict]:
+        """Of the uploads in the directory that is the bucket, oldest first."""
+        found = sorted(self.bucket.glob("systems/*/uploads/*/manifest.json"))
+        return [json.loads(path.read_bytes()) for path in found]
+
+    @property
+    def staged(self) -> list[Path]:
+        return [path for path in (self.state / "staging").rglob("*") if path.is_file()]
+
+    def object(self, key: str) -> bytes:
+        return (self.bucket / key).read_bytes()

@@ -1,0 +1,49 @@
+"""A SyncMethod that does as it is told: for tests of what happens around a method."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+
+from agent.domain.delivery_state import Target
+from agent.domain.events import SyncRequested
+from agent.ports import Delivered, Ledger, Reporter, Unchanged
+from tests.support import values
+
+
+class ScriptedMethod:
+    """Plays its script, an entry an attempt: an error is raised, a number is an upload delivered, None is unchanged."""
+
+    def __init__(self, ledger: Ledger, script: Iterable[Exception | int | None] = (), name: str = "cloud") -> None:
+        self.name = name
+        self.target: Target = replace(values.TARGET, method=name)
+        self.available = True
+        self.asked: list[SyncRequested] = []
+        self.hold: asyncio.Event | None = None
+        self._ledger, self._script = ledger, list(script)
+
+    async def is_available(self) -> bool:
+        return self.available
+
+    async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
+        self.asked.append(request)
+        report.phase("upload", 100)
+        report.moved(100)
+        if self.hold is not None:
+            await self.hold.wait()
+        step = self._script.pop(0) if self._script else None
+        if isinstance(step, Exception):
+            raise step
+        if step is None:
+            return Unchanged(why="nothing has changed")
+        await self._ledger.owe(self.target, ["reflection"])
+        await self._ledger.begin(self.target, values.intent(step, request.request_id, reflection=step))
+        manifest = values.manifest(step, request.request_id, reflection=step)
+        return Delivered(
+            manifest=manifest,
+            fingerprints={"reflection": values.fingerprint("reflection", step)},
+            problems={},
+            result=values.succeeded(manifest),
+        )
+
+    async def aclose(self) -> None:
+        pass

@@ -1,0 +1,21 @@
+"""Runs the stand-in for Akosha as a process and prints its address. Ends with its standard input.
+
+python akosha_main.py [TOOL...]        GET /stand-in tells what it keeps
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.support.servers.akosha import Akosha
+
+
+def main() -> None:
+    with Akosha(tools=sys.argv[1:]) as akosha:
+        print(akosha.url, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""A bucket on a real S3 server, as somebody sees it who is not the agent."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from tests.support.servers.s3 import S3Server
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A new bucket on `server`."""
+
+    server: S3Server
+    name: str = field(init=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "name", self.server.new_bucket())
+
+    @property
+    def keys(self) -> list[str]:
+        """Its keys but those of owner.json, sorted; fewer than a listing's 1000."""
+        listing = self.server._ask("GET", f"/{self.name}?list-type=2").decode()
+        assert "<IsTruncated>true" not in listing
+        return sorted(key for key in re.findall(r"<Key>([^<]+)</Key>", listing) if not key.endswith("/owner.json"))
+
+    def object(self, key: str) -> bytes:
+        return self.server._ask("GET", f"/{self.name}/{quote(key)}")
+
+    @property
+    def manifests(self) -> list[dict]:
+        """Of the uploads in it, oldest first."""
+        return [json.loads(self.object(key)) for key in self.keys if key.endswith("/manifest.json")]
+
+    @property
+    def pending_uploads(self) -> int:
+        """How many multipart uploads have begun and neither been completed nor aborted."""
+        return self.server.pending_uploads(self.name)

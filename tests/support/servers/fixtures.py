@@ -1,0 +1,92 @@
+"""Fixtures around the servers; a test module asks for them with `pytest_plugins = ["tests.support.servers.fixtures"]`.
+
+Servers live as long as the session (one set per worker process); buckets and stores are each test's own.
+"""
+
+import contextlib
+import os
+
+import pytest
+
+from agent.adapters.s3 import S3Store
+from tests.support.servers.faulty_proxy import Front
+from tests.support.servers.nats import delete_streams, running_nats
+from tests.support.servers.s3 import Authority, aws_environment, running_moto, running_rclone
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def both_motos(authority):
+    with running_moto(authority) as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def moto(both_motos):
+    return both_motos[0]
+
+
+@pytest.fixture(scope="session")
+def moto_tls(both_motos):
+    return both_motos[1]
+
+
+@pytest.fixture(scope="session")
+def rclone(tmp_path_factory):
+    with running_rclone(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_tls(authority, tmp_path_factory):
+    with running_rclone(tmp_path_factory.mktemp("rclone"), authority) as server:
+        yield server
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    """An AWS chain that knows the test's credentials and nothing of this machine's."""
+    for name in os.environ:
+        if name.startswith("AWS_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name, value in aws_environment().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+async def front(moto, aws):
+    """A server that passes everything on to moto, but for what a test tells it to spoil."""
+    async with Front(moto.endpoint) as running:
+        yield running
+
+
+@pytest.fixture
+async def fronted(front, moto):
+    """Return a function that makes a store on a new bucket behind the front; all are closed."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        def make(**settings):
+            settings = {"bucket": moto.new_bucket(), "endpoint": front.url, "region": "auto", **settings}
+            store = S3Store(**settings)
+            stack.push_async_callback(store.aclose)
+            return store
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory):
+    with running_nats(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+async def fresh_nats(nats_server):
+    """The same server, running and without a stream, whatever the test before did to it."""
+    nats_server.revive()
+    await delete_streams(nats_server)
+    return nats_server

@@ -1,0 +1,105 @@
+"""A process that writes a ledger, to be killed or read beside. Run as `python -m tests.support.servers.ledger_process`.
+
+    story PATH COUNT done     take COUNT steps of STORY, say `ready`, wait
+    story PATH COUNT inside   the same, but wait when the last step has written everything and is about to commit
+    busy PATH COUNT           deliver two databases together COUNT times, say `ready`, wait
+
+It waits until its standard input is closed, then closes the ledger.
+"""
+
+import asyncio
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.adapters.wire import CloudEventsCodec
+from agent.domain import naming
+from agent.domain.manifest import MemoriesPart
+from tests.support.clock import ManualClock
+from tests.support.memories import seen
+from tests.support.values import (
+    NOON,
+    SYSTEM,
+    TARGET,
+    failed,
+    fingerprint,
+    intent,
+    manifest,
+    problem,
+    request,
+    sha256,
+    skipped,
+    succeeded,
+    upload_id,
+)
+
+KEY = naming.memories_key(SYSTEM, upload_id(1))
+MEMORIES = MemoriesPart(key=KEY, size=9, sha256=sha256(KEY), count=2, bases={"reflection": None})
+FIRST = replace(manifest(1, "r1", reflection=1), memories=MEMORIES)
+SECOND = manifest(2, "r2", reflection=2, knowledge_graph=(0, "carried"))
+
+STORY = (
+    ("owe", lambda book: book.owe(TARGET, ["reflection", "knowledge_graph"])),
+    ("begin", lambda book: book.begin(TARGET, intent(1, "r1", reflection=1))),
+    ("stage", lambda book: book.memories().stage(TARGET, FIRST.upload_id, [seen(1), seen(2)])),
+    ("retry", lambda book: book.count_attempt(TARGET, request("r1"), attempts=1, retry_at=NOON, error="503")),
+    (
+        "deliver",
+        lambda book: book.deliver(
+            TARGET, FIRST, {"reflection": fingerprint("reflection", 1)}, {}, succeeded(FIRST)
+        ),
+    ),
+    ("deliver memories", lambda book: book.memories().delivered(TARGET, [seen(2, state=1), seen(3)])),
+    ("confirm", lambda book: book.confirm(succeeded(FIRST))),
+    ("trouble", lambda book: book.trouble(TARGET, {"knowledge_graph": problem("knowledge_graph")})),
+    ("owe again", lambda book: book.owe(TARGET, ["reflection"])),
+    ("begin again", lambda book: book.begin(TARGET, intent(2, "r2", reflection=2))),
+    ("give up", lambda book: book.give_up(TARGET, error="403", failures=1, retry_at=NOON, result=failed("r2"))),
+    ("settle", lambda book: book.settle(TARGET, skipped("r3"))),
+    ("adopt", lambda book: book.adopt(TARGET, SECOND, succeeded(SECOND))),
+    ("refresh", lambda book: book.refresh(TARGET, {"reflection": fingerprint("reflection", 9)})),
+    ("remember", lambda book: book.remember(request("r4"))),
+    ("note", lambda book: book.note("bus", "memory")),
+)  # fmt: skip
+
+
+async def opened(path: Path) -> SqliteLedger:
+    return await SqliteLedger.open(path, CloudEventsCodec(), clock=ManualClock(NOON))
+
+
+async def deliver(ledger: SqliteLedger, number: int) -> None:
+    """Deliver both databases at generation `number`, in one entry."""
+    whole = manifest(number, f"r{number}", reflection=number, knowledge_graph=number)
+    await ledger.owe(TARGET, ["reflection", "knowledge_graph"])
+    await ledger.begin(TARGET, intent(number, f"r{number}", reflection=number, knowledge_graph=number))
+    await ledger.deliver(TARGET, whole, {}, {}, succeeded(whole))
+
+
+def say_and_stay(statement: str) -> None:
+    if statement.startswith("COMMIT"):
+        os.write(1, b"ready\n")
+        while True:
+            time.sleep(60)
+
+
+async def main(what: str, path: Path, count: int, where: str = "done") -> None:
+    ledger = await opened(path)
+    if what == "busy":
+        for number in range(count):
+            await deliver(ledger, number)
+    else:
+        for _, step in STORY[: count - 1]:
+            await step(ledger)
+        if where == "inside":
+            ledger._thread.submit(ledger._connection.set_trace_callback, say_and_stay)
+        await STORY[count - 1][1](ledger)
+    os.write(1, b"ready\n")
+    await asyncio.to_thread(sys.stdin.read)
+    await ledger.aclose()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]))

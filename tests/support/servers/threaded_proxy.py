@@ -1,0 +1,57 @@
+"""The front before an S3 server, on a thread and a loop of its own: for tests that drive processes and block."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+
+from aiohttp import web
+
+from tests.support.servers.faulty_proxy import Action, Forward, Front
+
+TIMEOUT = 180.0
+
+
+@contextmanager
+def running_front(upstream: str) -> Iterator[Front]:
+    """Run it; its `seen` and `on` may be used from any thread."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="front")
+    thread.start()
+
+    def run(work: Coroutine[None, None, object]) -> None:
+        asyncio.run_coroutine_threadsafe(work, loop).result(TIMEOUT)
+
+    front = Front(upstream)
+    try:
+        run(front.__aenter__())
+        try:
+            yield front
+        finally:
+            run(front.__aexit__())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(TIMEOUT)
+        loop.close()
+
+
+class Gate:
+    """Holds requests from the moment they `arrived` until the gate is opened; the front's other traffic goes on."""
+
+    def __init__(self) -> None:
+        self._arrived, self._open = threading.Event(), threading.Event()
+
+    def hold(self) -> Action:
+        async def action(_request: web.Request, forward: Forward) -> web.StreamResponse:
+            self._arrived.set()
+            await asyncio.to_thread(self._open.wait, TIMEOUT)
+            return await forward()
+
+        return action
+
+    def wait(self) -> None:
+        """Return when a request has arrived."""
+        assert self._arrived.wait(TIMEOUT)
+
+    def open(self) -> None:
+        self._open.set()

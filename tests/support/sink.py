@@ -1,0 +1,84 @@
+"""An Akosha in memory: keeps the promises of MemorySink, answers as the real one does, fails by script."""
+
+from collections.abc import Sequence
+
+import orjson
+
+from agent.adapters.akosha.encoding import pack
+from agent.domain.errors import SinkError
+from agent.domain.memories import KINDS, Memory
+from agent.ports import Capabilities, Packed, StoreResult
+
+NO_EMBEDDING = "Embedding is required: must be a 384-dimensional vector"
+
+
+class MemorySink:
+    """What it keeps (`stored`: id -> what was sent) outlives it being closed. `events` tells what was asked, in order.
+
+    `refuse`: a memory's id, or a part of it -> the reason it is refused for. `failures` are raised by the next calls of
+    `store`, one each, before anything is stored; `None` among them lets one through. `lose_answers`: so many batches
+    are stored and the answer is lost. `relations`: relationships are taken.
+    """
+
+    def __init__(self, *, location: str = "http://127.0.0.1:8682/mcp", version: str = "1", relations: bool = False):
+        self.location, self.version, self.relations = location, version, relations
+        self.available = True
+        self.unreachable: SinkError | None = None
+        self.failures: list[SinkError | None] = []
+        self.lose_answers = 0
+        self.refuse: dict[str, str] = {}
+        self.stored: dict[str, dict[str, object]] = {}
+        self.batches: list[list[str]] = []
+        self.events: list[str] = []
+        self.bytes_sent = 0
+        self.closed = 0
+        self.health_version = ""
+        self.sessions = 1
+
+    async def is_available(self) -> bool:
+        self.events.append("is_available")
+        if self.available:
+            self.health_version = self.version
+        return self.available
+
+    async def connect(self) -> Capabilities:
+        self.events.append("connect")
+        if self.unreachable is not None:
+            raise self.unreachable
+        need = frozenset({kind for kind in KINDS if kind != "relationship"})
+        kinds = frozenset(KINDS) if self.relations else need
+        return Capabilities(version=self.version, kinds=kinds, need_embedding=need)
+
+    def pack(self, memory: Memory, system_id: str) -> Packed:
+        return pack(memory, system_id)
+
+    async def store(self, batch: Sequence[Packed]) -> StoreResult:
+        self.events.append("store")
+        if self.failures and (failure := self.failures.pop(0)) is not None:
+            raise failure
+        self.batches.append([packed.memory_id for packed in batch])
+        self.bytes_sent += sum(len(packed.body) for packed in batch)
+        stored, there = 0, set()
+        refused = {}
+        for position, packed in enumerate(batch):
+            if packed.memory_id in self.stored:
+                there.add(position)
+            elif why := self._complaint(packed):
+                refused[position] = why
+            else:
+                self.stored[packed.memory_id] = orjson.loads(packed.body)
+                stored += 1
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise SinkError(f"{self.location}: the connection was closed", transient=True)
+        return StoreResult(stored=stored, there=frozenset(there), refused=refused)
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+    def _complaint(self, packed: Packed) -> str:
+        for part, why in self.refuse.items():
+            if part in packed.memory_id:
+                return why
+        needs = packed.seen.kind != "relationship" and "embedding" not in orjson.loads(packed.body)
+        return NO_EMBEDDING if needs else ""

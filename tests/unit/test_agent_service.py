@@ -1,0 +1,246 @@
+"""What local processes may ask of the running agent, and that the same thing by several doors counts once."""
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+
+from agent.bootstrap.metrics import metering
+from agent.domain.errors import BusError, SnapshotError, WireError
+from agent.domain.events import SessionEnded, SyncRequested, SyncSucceeded
+from agent.domain.status_warning import StatusWarning
+from agent.ports import BusState
+from tests.support import values
+from tests.unit.test_agent import ask, world
+
+
+def ended(number: int = 1, system: str = values.SYSTEM) -> SessionEnded:
+    return SessionEnded(id=f"s{number}", time=values.NOON, system_id=system, session_id=f"{number}")
+
+
+async def test_an_ask_becomes_a_request_of_its_id(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.change(1, told=False)
+        request = await w.agent.desk.ask(ask())
+        assert (request.request_id, request.reason) == ("ask-1", "manual")
+        await w.settle()
+        assert (await w.agent.desk.outcome("ask-1")).success
+        assert await w.agent.desk.outcome("ask-2") is None
+
+
+async def test_only_a_status_that_a_person_reads_looks_at_the_target(tmp_path):
+    """The line for the supervisor is made at each event, metrics are scraped: neither shows what such a look finds."""
+    async with world(tmp_path) as w:
+        unmounted, looks = StatusWarning(code="target_not_mounted", message="the disk is not mounted"), []
+
+        async def look():
+            looks.append(1)
+            return (unmounted,)
+
+        w.agent.desk._warnings = look
+        assert (await w.agent.desk.glance()).warnings == ()
+        assert (await metering().exposition(w.agent.desk))[0]
+        assert looks == []
+        assert (await w.agent.desk.status()).warnings == (unmounted,)
+
+
+async def test_the_same_ask_again_is_the_same_request_before_during_and_after_its_sync(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.method.hold = asyncio.Event()
+        w.files.change(1, told=False)
+        at_once = await asyncio.gather(*(w.agent.desk.ask(ask()) for _ in range(10)))
+        await w.settle()
+        during = await w.agent.desk.ask(ask())
+        w.method.hold.set()
+        await w.settle()
+        after = await w.agent.desk.ask(ask())
+        assert [*at_once, during, after] == [at_once[0]] * 12
+        await w.pass_time(120)
+        assert (w.reasons, len(w.method.asked)) == (["manual"], 1)
+
+
+async def test_an_ask_by_socket_and_by_note_in_either_order_is_one_request_with_one_outcome(tmp_path):
+    async with world(tmp_path, [1, 2]) as w:
+        w.method.hold = asyncio.Event()
+        w.files.change(1, told=False)
+        assert await w.agent.desk.take(ask())
+        w.notes.leave(ask())
+        await w.settle()
+        w.notes.leave(ask(id="ask-2"))
+        await w.settle()
+        assert not await w.agent.desk.take(ask(id="ask-2"))
+        assert list(w.notes.notes) == ["ask-1", "ask-2"], "a note stays until there is an outcome"
+        w.method.hold.set()
+        await w.pass_time(61)
+        assert (w.reasons, w.notes.notes) == (["manual", "manual"], {})
+        assert not await w.agent.desk.take(ask())
+        results = [e.event for e in await w.agent.ledger.history() if getattr(e.event, "request_id", "") == "ask-1"]
+        assert len([one for one in results if not isinstance(one, SyncRequested)]) == 1
+
+
+async def test_an_ask_that_is_refused_is_refused_once(tmp_path):
+    async with world(tmp_path, sync_enabled=False) as w:
+        assert await w.agent.desk.ask(ask()) is None
+        assert await w.agent.desk.ask(ask()) is None
+        assert "switched off" in (await w.agent.desk.outcome("ask-1")).error
+        assert len(await w.agent.ledger.history()) == 1
+
+
+async def test_an_ask_for_another_system_is_refused_with_the_cure(tmp_path):
+    async with world(tmp_path) as w:
+        for asking in (w.agent.desk.ask, w.agent.desk.take):
+            with pytest.raises(WireError, match="other") as refused:
+                await asking(ask(system_id="other"))
+            assert values.SYSTEM in refused.value.hint
+
+
+async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answered_once(tmp_path):
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    async with world(tmp_path / "first", [1]) as w:
+        w.method.hold = asyncio.Event()
+        await w.agent.desk.ask(ask())
+        assert await w.agent.desk.ask(ask(id="refused", method="http")) is None
+        await w.settle()
+        left = await w.agent.unanswered()
+        assert [one.id for one in left] == ["ask-1"]
+    async with world(tmp_path / "second", [1], running=False) as w:
+        w.files.change(1, told=False)
+        w.agent.left_over = [*left, ask(id="other-1", system_id="other")]
+        task = asyncio.create_task(w.agent.run())
+        await w.settle()
+        assert w.reasons == ["manual", "startup"]
+        assert (await w.agent.ledger.outcome("ask-1")).upload_id == values.upload_id(1)
+        assert "other" in (await w.agent.ledger.outcome("other-1")).error
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_hundred_session_ends_at_once_by_both_doors_are_one_sync(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.change(1, told=False)
+        for number in range(100):
+            w.notes.leave(ended(number))
+        new = await asyncio.gather(*(w.agent.desk.take(ended(number)) for number in range(100)))
+        assert set(new) <= {True, False}
+        await w.pass_time(1)
+        assert (w.reasons, len(w.method.asked), w.notes.notes) == (["session_end"], 1, {})
+
+
+async def test_a_session_end_by_socket_and_by_note_is_one_event(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        assert await w.agent.desk.take(ended())
+        assert not await w.agent.desk.take(ended())
+        w.notes.leave(ended())
+        await w.settle()
+        assert w.notes.notes == {}
+        assert len([event for event in w.heard if isinstance(event, SessionEnded)]) == 1
+
+
+async def test_a_session_end_noted_for_the_system_of_an_older_hook_is_this_systems_and_counts_once(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.change(1, told=False)
+        for _ in ("by the note", "by the same note, after a crash"):
+            w.notes.leave(ended(system="former"))
+            await w.settle()
+        assert (w.reasons, w.notes.notes) == (["session_end"], {})
+        (told,) = (event for event in w.heard if isinstance(event, SessionEnded))
+        assert (told.id, told.system_id, told.session_id) == ("s1", values.SYSTEM, "1")
+
+
+async def test_a_session_end_whose_agent_is_killed_right_after_the_answer_is_in_its_note(tmp_path):
+    """The desk takes no note away: the next agent finds it."""
+    async with world(tmp_path, [1]) as w:
+        await w.settle()  # the spool has been read
+        w.notes.notes["s1"] = ended()  # left, and the watch has not told yet
+        assert await w.agent.desk.take(ended())
+        assert list(w.notes.notes) == ["s1"]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param(ended(system="other"), id="another system"),
+        pytest.param(values.skipped(), id="a result"),
+        pytest.param(values.request(), id="a request"),
+    ],
+)
+async def test_what_others_may_not_tell_is_refused(tmp_path, event):
+    async with world(tmp_path) as w:
+        with pytest.raises(WireError):
+            await w.agent.desk.take(event)
+        await w.settle()
+        assert w.reasons == []
+
+
+async def test_while_no_bus_takes_requests_who_asks_is_told_at_once(tmp_path):
+    async with world(tmp_path) as w:
+        w.agent.bus.state = BusState("nats", ready=False, detail="nats://nowhere", since=values.NOON)
+        with pytest.raises(BusError, match="nowhere"):
+            await w.agent.desk.ask(ask())
+        with pytest.raises(BusError, match="nowhere"):
+            await w.agent.desk.take(ended())
+
+
+async def test_a_bus_that_changes_is_asked_again_for_what_has_no_outcome_and_answers_once(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.method.hold = asyncio.Event()
+        w.files.change(1, told=False)
+        await w.agent.desk.ask(ask())
+        await w.settle()
+        await w.agent._ask_again()
+        w.method.hold.set()
+        await w.settle()
+        assert (w.reasons, len(w.method.asked)) == (["manual", "manual"], 1)
+
+
+async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.change(1)
+        await w.pass_time(3)
+        w.files.change(2, told=False)
+        status = await w.agent.desk.status()
+        assert (status.system_id, status.route, status.pending) == (values.SYSTEM, ("cloud",), ("reflection",))
+        assert status.targets[0].newest_upload_id == values.upload_id(1)
+        assert (status.notes["watcher"], status.bus.text) == ("native", "in this process")
+        assert (await w.agent.desk.survey_problem(), status.warnings) == ("", ())
+        w.files.room = 5
+        (full,) = (await w.agent.desk.status()).warnings
+        assert (full.code, "5 are free" in full.message) == ("state_disk_full", True)
+
+        async def closed():
+            raise SnapshotError("cannot look into the data directory")
+
+        w.files.survey = closed
+        assert "cannot look" in await w.agent.desk.survey_problem()
+        assert (await w.agent.desk.status()).targets[0].databases[0].size == 0
+
+
+async def test_whoever_follows_from_the_present_position_on_misses_nothing(tmp_path):
+    async with world(tmp_path, sync_enabled=False) as w:
+        assert await w.agent.desk.position() == 0
+        await w.agent.desk.ask(ask())
+        position = await w.agent.desk.position()
+        assert position == (await w.agent.ledger.history())[-1].position
+        await w.agent.desk.ask(replace(ask(), id="ask-2"))
+        async with aclosing(w.agent.desk.events(after=position)) as events:
+            assert (await anext(events)).event.request_id == "ask-2"
+
+
+async def test_a_reader_follows_a_sync_from_its_request_to_its_result(tmp_path):
+    async with world(tmp_path, [1]) as w:
+        w.files.change(1, told=False)
+        async with aclosing(w.agent.desk.events(after=None)) as events:
+            first = asyncio.create_task(anext(events))
+            await w.settle()
+            await w.agent.desk.ask(replace(ask(), id="ask-9"))
+            await w.settle()
+            told = [(await first).event]
+            while not isinstance(told[-1], SyncSucceeded):
+                one = await anext(events)
+                told.append(getattr(one, "event", one))
+        assert [event.type.split(".")[2] for event in told] in (
+            ["requested", "progress", "succeeded"],
+            ["requested", "succeeded"],
+        )

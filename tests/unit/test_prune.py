@@ -1,0 +1,408 @@
+"""What a prune deletes, and what it leaves: the plan, the order, and whatever stops it in the middle."""
+
+import asyncio
+import random
+from datetime import timedelta
+from typing import ClassVar
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from agent.application.archive.catalog import Catalog
+from agent.application.archive.prune import Pruner, spared_by
+from agent.application.archive.prune_plan import PrunePlan, own_upload
+from agent.domain import naming
+from agent.domain.delivery_state import DatabaseRecord, State, TargetRecord
+from agent.domain.errors import NamingError, NotPermitted, StoreError
+from agent.domain.lifecycle_rule import days_kept, r2_command, s3_rule
+from agent.domain.retention import KeepRules, bases_needed
+from agent.entrypoints.cli.prune import _show
+from agent.ports import StoredObject
+from tests.support import uploads, values
+from tests.support.clock import ManualClock
+from tests.support.faulty_store import FaultyStore
+from tests.support.memory_store import DatedStore, MemoryStore
+
+PREFIX = naming.uploads_prefix(values.SYSTEM)
+LAST_TWO = KeepRules(last=2, daily=0, weekly=0, monthly=0)
+NOW = values.NOON + timedelta(hours=1)
+DAY = timedelta(days=1)
+
+
+def pruning_of(store, rules=LAST_TWO, *, now=NOW, system_id=values.SYSTEM):
+    return Pruner(Catalog(store, system_id), rules, ManualClock(now))
+
+
+async def bucket(count=6, *, store=None):
+    """A bucket with so many uploads, one a day, and another system's beside them. Returns it and the ids."""
+    store = MemoryStore() if store is None else store
+    ids = uploads.days(count)
+    for upload in [*ids, *uploads.days(3, "other")]:
+        await uploads.put(store, upload, naming_system(upload))
+    return store, ids
+
+
+def naming_system(upload):
+    return upload.split("_", 2)[2]
+
+
+async def prune(store, rules=LAST_TWO, *, spared=None, now=NOW):
+    pruning = pruning_of(store, rules, now=now)
+    return await pruning.carry_out(await pruning.plan(spared or {}), spared or {})
+
+
+async def test_what_the_rules_do_not_keep_goes_and_the_rest_stays_whole():
+    store, ids = await bucket()
+    size = sum(len(data) for key, (data, _) in store.objects.items() if any(f"/{u}/" in key for u in ids[2:]))
+    pruned = await prune(store)
+    assert (pruned.upload_ids, pruned.kept, pruned.objects, pruned.bytes_freed) == (tuple(ids[2:]), 2, 16, size)
+    assert await uploads.standing(store) == (ids[:2], [])
+    assert len((await uploads.standing(store, "other"))[0]) == 3
+
+
+async def test_the_manifests_of_all_go_before_any_object():
+    store, ids = await bucket(store=FaultyStore(MemoryStore()))
+    await prune(store)
+    first, second = store.keys("delete")
+    assert first.split(" ") == [naming.manifest_key(values.SYSTEM, upload) for upload in reversed(ids[2:])]
+    assert "manifest.json" not in second
+
+
+async def test_where_the_ids_say_that_nothing_may_go_no_manifest_is_read():
+    store, _ = await bucket(count=2, store=FaultyStore(MemoryStore()))
+    before = len(store.calls)
+    assert (await pruning_of(store).plan({})).is_empty
+    assert [call for call, _ in store.calls[before:]] == ["list"]
+
+
+async def test_what_the_ledger_names_stays_and_is_no_leftover():
+    store, ids = await bucket()
+    under_way = uploads.upload_id(values.NOON - timedelta(days=30))
+    await uploads.put_object(store, f"{PREFIX}{under_way}/reflection.duckdb")
+    (part, *_) = values.parts("reflection", second=0)
+    old = naming.object_key(values.SYSTEM, ids[4], "reflection.duckdb")
+    record = TargetRecord(
+        values.TARGET,
+        newest_upload_id=ids[3],
+        intent=values.intent(reflection=1),
+        databases={"reflection": DatabaseRecord("reflection", State.CLEAN, parts=(values.replace(part, key=old),))},
+    )
+    spared = spared_by(values.replace(record, intent=values.replace(record.intent, upload_id=under_way)))
+    pruned = await prune(store, spared=spared)
+    assert pruned.upload_ids == (ids[2], ids[5])
+    assert await uploads.standing(store) == ([*ids[:2], ids[3], ids[4]], [under_way])
+    plan = await pruning_of(store).plan(spared)
+    assert "this agent's last" in plan.kept[ids[3]]
+
+
+DAMAGE = ["no json", "another's", "an object is missing", "an object is cut off", "an object has other bytes"]
+
+
+def spoil(store, ids, number, kind):
+    """Damage one of these uploads."""
+    key = naming.manifest_key(values.SYSTEM, ids[number])
+    database = naming.object_key(values.SYSTEM, ids[number], "reflection.duckdb")
+    if kind == "no json":
+        store.objects[key] = b"{", {}
+    elif kind == "another's":
+        store.objects[key] = store.objects[naming.manifest_key(values.SYSTEM, ids[number + 1])]
+    elif kind == "an object is missing":
+        del store.objects[database]
+    elif kind == "an object is cut off":
+        store.objects[database] = b"x", {}
+    else:
+        data, metadata = store.objects[database]
+        store.objects[database] = data.upper(), metadata
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+async def test_a_damaged_upload_counts_for_nothing_so_a_good_one_stays_in_its_place(kind):
+    store, ids = await bucket()
+    spoil(store, ids, 1, kind)
+    plan = await pruning_of(store).plan({})
+    assert list(plan.kept) == ids[:3]
+    assert plan.kept[ids[1]][0].startswith("damaged, counts for nothing: ")
+    assert plan.kept[ids[2]] == ("last",)
+    assert list(plan.going) == ids[3:]
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+async def test_while_the_newest_upload_is_damaged_nothing_goes(kind):
+    store, ids = await bucket()
+    await uploads.put_object(store, naming.object_key(values.SYSTEM, uploads.days(9)[8], "left.duckdb"))
+    spoil(store, ids, 0, kind)
+    plan = await pruning_of(store).plan({})
+    assert (list(plan.kept), plan.going, plan.leftovers) == (ids, {}, {})
+    assert plan.held.startswith(f"{ids[0]} is damaged: ")
+
+
+async def test_if_all_are_damaged_none_goes():
+    store, ids = await bucket()
+    for upload in ids:
+        store.objects[naming.manifest_key(values.SYSTEM, upload)] = b"", {}
+    plan = await pruning_of(store).plan({})
+    assert (list(plan.kept), plan.going) == (ids, {})
+
+
+async def test_a_base_stays_where_the_database_of_the_delta_does_not_serve_instead():
+    store, ids = await bucket()
+    await uploads.put(store, ids[0], bases={"reflection": ids[5]}, verified=False)
+    await uploads.put(store, ids[1], bases={"reflection": ids[4]})
+    plan = await pruning_of(store).plan({})
+    assert list(plan.kept) == [*ids[:2], ids[5]]
+    assert plan.kept[ids[5]] == (f"needed by {ids[0]}",)
+
+
+def test_a_base_is_needed_if_the_database_is_missing_unverified_or_without_its_main_file():
+    whole = values.manifest(5, reflection=1)
+    delta = values.memories_part(5, reflection=1)
+    assert bases_needed(whole) == bases_needed(values.replace(whole, memories=delta)) == frozenset()
+    unread = values.replace(whole.parts[0], verified=False)
+    for parts in ((), (unread, whole.parts[1]), (whole.parts[1],)):
+        assert bases_needed(values.replace(whole, memories=delta, parts=parts)) == {values.upload_id(1)}
+    first = values.memories_part(5, reflection=None)
+    assert bases_needed(values.replace(whole, memories=first, parts=())) == frozenset()
+
+
+def ahead(count):
+    """Return ids, the newest first, as they are after a clock that was a year ahead: a second apart."""
+    return [uploads.upload_id(NOW + 365 * DAY + timedelta(seconds=second)) for second in reversed(range(count))]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+async def test_after_a_clock_that_was_ahead_uploads_are_kept_by_the_days_on_which_they_were_made(mirrored):
+    """Two a day, ids a second apart; mirrored to another bucket, all objects are of today."""
+    store, ids = DatedStore(), ahead(8)
+    days = {upload: NOW - (number // 2) * DAY - timedelta(hours=number % 2) for number, upload in enumerate(ids)}
+    for upload, day in days.items():
+        await uploads.put(store, upload, uploaded_at=day if mirrored else None)
+        store.times[f"{PREFIX}{upload}"] = NOW if mirrored else day
+    plan = await pruning_of(store, KeepRules(last=0, daily=3, weekly=0, monthly=0)).plan({})
+    assert list(plan.kept) == ids[0:6:2]
+    assert [why[-1] for why in plan.kept.values()] == ["daily 2026-03-01", "daily 2026-02-28", "daily 2026-02-27"]
+
+
+async def test_in_a_bucket_that_was_copied_each_manifest_is_read_for_its_time_once():
+    """All objects are newer than their ids there, and an agent prunes after each upload."""
+
+    class Reading(DatedStore):
+        read: ClassVar[list[str]] = []
+
+        async def get(self, key):
+            self.read.append(key)
+            async for piece in super().get(key):
+                yield piece
+
+    store, ids = await bucket(store=Reading())
+    store.times = {PREFIX: NOW + 9 * DAY}
+    pruning = pruning_of(store, KeepRules(last=9, daily=0, weekly=0, monthly=0))
+    await pruning.plan({})
+    assert sorted(store.read) == sorted(naming.manifest_key(values.SYSTEM, upload) for upload in ids)
+    await pruning.plan({})
+    assert len(store.read) == len(ids)
+
+
+async def test_a_foreign_manifest_with_an_id_far_ahead_holds_up_no_prune():
+    store, ids = await bucket(store=DatedStore())
+    foreign = f"20990101_000000_{values.SYSTEM}"
+    await uploads.put_object(store, naming.manifest_key(values.SYSTEM, foreign))
+    store.times[PREFIX] = NOW
+    plan = await pruning_of(store).plan({})
+    assert plan.held == ""
+    assert list(plan.going) == ids[2:]
+
+
+async def test_objects_without_a_manifest_go_when_they_are_a_day_old_by_id_and_by_the_stores_clock():
+    store, ids = await bucket(2, store=DatedStore())
+    stale, fresh, resumed = (uploads.upload_id(NOW - timedelta(days=n, seconds=1)) for n in (9, 0.5, 8))
+    for upload in (stale, fresh, resumed):
+        await uploads.put_object(store, f"{PREFIX}{upload}/reflection.duckdb")
+    store.times = {f"{PREFIX}{resumed}/": NOW - timedelta(hours=2), f"{PREFIX}{ids[0]}": NOW, PREFIX: NOW - 9 * DAY}
+    pruned = await prune(store)
+    assert (pruned.upload_ids, pruned.leftovers) == ((), 1)
+    assert await uploads.standing(store) == (ids, [fresh, resumed])
+
+
+async def test_a_clock_that_is_a_year_ahead_takes_nothing_for_left_over():
+    store, _ = await bucket(2, store=DatedStore())
+    under_way = uploads.upload_id(NOW - timedelta(minutes=5))
+    await uploads.put_object(store, f"{PREFIX}{under_way}/reflection.duckdb")
+    store.times = {PREFIX: NOW}
+    assert (await prune(store, now=NOW + timedelta(days=365))).leftovers == 0
+
+
+async def test_an_upload_that_goes_on_while_it_is_taken_for_left_over_is_let_be():
+    store, _ = await bucket(2)
+    sleeper = uploads.upload_id(NOW - 9 * DAY)
+    await uploads.put_object(store, f"{PREFIX}{sleeper}/reflection.duckdb")
+    pruning = pruning_of(store)
+    plan = await pruning.plan({})
+    assert list(plan.leftovers) == [sleeper]
+    await uploads.put(store, sleeper)
+    assert (await pruning.carry_out(plan, {})).leftovers == 0
+    assert sleeper in (await uploads.standing(store))[0]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "systems/other/uploads/20260301_120000_other/reflection.duckdb",
+        "systems/laptop-7/uploads/20260301_120000_other/reflection.duckdb",
+        "systems/laptop-7/elsewhere/20260301_120000_laptop-7/reflection.duckdb",
+        "systems/laptop-7/uploads/notes.txt",
+        "systems/laptop-7",
+        "elsewhere/laptop-7/uploads/20260301_120000_laptop-7/reflection.duckdb",
+    ],
+)
+async def test_what_is_not_of_an_upload_of_this_system_is_never_deleted(key):
+    assert own_upload(values.SYSTEM, key) is None
+    store, ids = await bucket()
+    await uploads.put_object(store, key)
+    pruning = pruning_of(store)
+    plan = await pruning.plan({})
+    with pytest.raises(NamingError):
+        await pruning.carry_out(values.replace(plan, going={ids[5]: (StoredObject(key, 1),)}), {})
+    await pruning.carry_out(plan, {})
+    assert key in store.objects
+
+
+class Killed(BaseException):
+    """What a process does not survive."""
+
+
+class DyingStore(MemoryStore):
+    """Dies when it has deleted so many keys."""
+
+    left = 10**9
+
+    async def delete(self, keys):
+        for key in keys:
+            if self.left == 0:
+                raise Killed
+            self.left -= 1
+            await super().delete([key])
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_killed_at_any_key_nothing_looks_whole_that_is_not_and_the_next_prune_finds_the_rest(seed):
+    store, ids = await bucket(8, store=DyingStore())
+    store.left = random.Random(seed).randrange(24)
+    with pytest.raises(Killed):
+        await prune(store)
+    whole, _ = await uploads.standing(store)
+    assert whole[:2] == ids[:2]
+    store.left = 10**9
+    await prune(store, now=NOW + 2 * DAY)
+    assert await uploads.standing(store) == (ids[:2], [])
+    assert len((await uploads.standing(store, "other"))[0]) == 3
+
+
+@pytest.mark.parametrize("which", ["manifests", "objects", "leftovers"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_a_store_that_fails_at_any_deletion_is_told_of_with_what_is_gone(which, after):
+    store, ids = await bucket(8, store=FaultyStore(MemoryStore()))
+    leftover = f"{PREFIX}{uploads.upload_id(NOW - 9 * DAY)}/reflection.duckdb"
+    await uploads.put_object(store, leftover)
+    last = {"manifests": "/manifest.json", "objects": f"{ids[2]}/reflection.duckdb", "leftovers": leftover}[which]
+    reached = store.fail("delete", StoreError("503", transient=True), key=last, after=after)
+    pruned = await prune(store)
+    assert (str(pruned.error), reached.is_set()) == ("503", True)
+    assert pruned.leftovers == (which == "leftovers" and after)
+    whole, _ = await uploads.standing(store)
+    assert tuple(sorted({*ids} - {*whole}, reverse=True)) == pruned.upload_ids
+    assert pruned.kept == len(whole)
+    assert (await prune(store, now=NOW + 2 * DAY)).error is None
+    assert await uploads.standing(store) == (ids[:2], [])
+
+
+async def test_refused_it_has_deleted_nothing_and_says_so():
+    store, ids = await bucket(store=FaultyStore(MemoryStore()))
+    store.fail("delete", NotPermitted("no"))
+    pruned = await prune(store)
+    assert (pruned.is_nothing, pruned.kept, str(pruned.error)) == (True, 6, "no")
+    assert len(store.keys("delete")) == 1, "and has not tried again"
+    assert await uploads.standing(store) == (ids, [])
+
+
+async def test_where_unfinished_puts_may_not_be_looked_for_all_else_goes():
+    store, ids = await bucket(store=FaultyStore(MemoryStore()))
+    store.fail("sweep", NotPermitted("no s3:ListBucketMultipartUploads"))
+    pruned = await prune(store)
+    assert (pruned.upload_ids, pruned.error, pruned.unswept) == (
+        tuple(ids[2:]),
+        None,
+        "no s3:ListBucketMultipartUploads",
+    )
+
+
+async def test_two_prunes_side_by_side_do_no_harm():
+    store, ids = await bucket(40)
+    plans = [await pruning_of(store, rules).plan({}) for rules in (LAST_TWO, KeepRules(last=3, daily=0, weekly=0))]
+    await asyncio.gather(*(pruning_of(store).carry_out(plan, {}) for plan in plans))
+    assert await uploads.standing(store) == ([*ids[:2]], [])
+
+
+async def test_an_upload_that_another_prune_deletes_while_this_one_looks_is_neither_kept_nor_deleted():
+    store, ids = await bucket(store=FaultyStore(MemoryStore()))
+    real = store._store
+
+    class Racing(FaultyStore):
+        async def get(self, key):
+            for other in [key for key in real.objects if ids[1] in key]:
+                del real.objects[other]
+            async for piece in super().get(key):
+                yield piece
+
+    plan = await pruning_of(Racing(real)).plan({})
+    assert list(plan.kept) == [ids[0], ids[2]]
+    assert list(plan.going) == ids[3:]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 400 * 24), min_size=1, max_size=25, unique=True),
+    st.builds(
+        KeepRules, last=st.integers(0, 5), daily=st.integers(0, 5), weekly=st.integers(0, 3), monthly=st.integers(0, 3)
+    ),
+    st.data(),
+)
+def test_whatever_there_is_the_newest_good_one_stays_and_pruning_again_deletes_nothing(hours, rules, data):
+    ids = [uploads.upload_id(values.NOON - timedelta(hours=hour)) for hour in sorted(hours)]
+    damaged = set(data.draw(st.lists(st.sampled_from(ids), unique=True)))
+    spared = dict.fromkeys(data.draw(st.lists(st.sampled_from(ids), unique=True)), "because")
+
+    async def check():
+        store = MemoryStore()
+        for upload in ids:
+            await uploads.put(store, upload)
+            if upload in damaged:
+                store.objects[naming.manifest_key(values.SYSTEM, upload)] = b"damaged", {}
+        plan = await pruning_of(store, rules).plan(spared)
+        assert plan.kept.keys() | plan.going.keys() == set(ids)
+        assert not plan.kept.keys() & plan.going.keys()
+        assert not spared.keys() & plan.going.keys()
+        good = [upload for upload in ids if upload not in damaged]
+        assert not good or good[0] in plan.kept
+        await pruning_of(store, rules).carry_out(plan, spared)
+        again = await pruning_of(store, rules).plan(spared)
+        assert again.is_empty
+        assert list(again.kept) == list(plan.kept)
+
+    asyncio.run(check())
+
+
+def test_the_lifecycle_rule_reaches_as_far_back_as_the_rules_and_only_to_this_system():
+    rules = KeepRules()
+    assert days_kept(rules) == 31 * 13
+    assert days_kept(KeepRules(last=1, daily=0, weekly=0, monthly=0)) == 92
+    assert f'"Prefix": "{PREFIX}"' in s3_rule(values.SYSTEM, rules)
+    assert r2_command("memories", values.SYSTEM, rules).startswith("npx wrangler r2 bucket lifecycle add memories ")
+
+
+def test_each_upload_has_one_line_in_a_pipe_whatever_keeps_it(capsys):
+    reasons = ("newest", "this agent's last", "last", "daily 2026-11-21", "weekly 2026-W47", "monthly 2026-11")
+    upload = uploads.upload_id(NOW)
+    _show(PrunePlan(kept={upload: reasons}, going={}, leftovers={}, begun_before=NOW))
+    _, line, told = capsys.readouterr().out.splitlines()
+    assert line.split(maxsplit=1) == [upload, f"stays: {', '.join(reasons)}"]
+    assert told == "0 of 1 upload would go; nothing was deleted"

@@ -1,0 +1,140 @@
+"""Which requests are taken for this agent's own, and which are not, whoever sent them."""
+
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from structlog.testing import capture_logs
+
+from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.wire import CloudEventsCodec
+from agent.application.sync import request_log as module
+from agent.application.sync.request_log import RequestLog
+from agent.domain.errors import BusError
+from agent.domain.events import MethodError
+from agent.domain.identity import Identity
+from tests.support import values
+from tests.support.clock import ManualClock
+from tests.support.ledger import inline_ledger
+
+CODEC = CloudEventsCodec()
+
+
+@asynccontextmanager
+async def life(tmp_path):
+    """One life of the agent: requests on an empty bus, and the ledger of all its lives."""
+    clock = ManualClock(values.NOON)
+    ledger = inline_ledger(clock, tmp_path / "ledger")
+    yield RequestLog(Identity("agent-1", values.SYSTEM), MemoryBus(clock), ledger)
+    await ledger.aclose()
+
+
+@pytest.fixture
+async def requests(tmp_path):
+    async with life(tmp_path) as ours:
+        yield ours
+
+
+def over_the_wire(request):
+    return CODEC.decode(CODEC.encode(request))
+
+
+async def test_a_request_that_was_issued_is_known_when_it_comes_back_and_comes_again(requests):
+    await requests.issue(values.request())
+    for _ in range(2):
+        assert await requests.is_ours(over_the_wire(values.request()))
+
+
+async def test_a_request_issued_in_an_earlier_life_is_known(tmp_path):
+    async with life(tmp_path) as earlier:
+        await earlier.issue(values.request())
+    async with life(tmp_path) as later:
+        assert await later.is_ours(over_the_wire(values.request()))
+
+
+async def test_a_request_made_again_goes_out_as_it_was_in_this_life_and_in_a_later_one(tmp_path):
+    """NATS drops the second one of an id, and brings the first: refused, it would never be done, and its ask wait."""
+    first, again = values.request(), replace(values.request(), time=values.NOON.replace(year=2027))
+    async with life(tmp_path) as earlier:
+        assert await earlier.issue(first) == first
+        assert await earlier.issue(again) == first
+        assert await earlier.is_ours(over_the_wire(first))
+    async with life(tmp_path) as later:
+        assert await later.issue(again) == first
+        assert await later.is_ours(over_the_wire(first))
+
+
+async def test_a_request_that_is_no_longer_in_memory_is_known(requests, monkeypatch):
+    monkeypatch.setattr(module, "REMEMBERED", 2)
+    for number in range(5):
+        await requests.issue(values.request(f"r{number}"))
+    assert all([await requests.is_ours(over_the_wire(values.request(f"r{number}"))) for number in range(5)])
+
+
+async def test_a_forged_request_with_this_agents_id_is_refused_and_told_of(requests):
+    await requests.issue(values.request("r1"))
+    with capture_logs() as logs:
+        assert not await requests.is_ours(values.request("r2"))
+    assert [(line["event"], line["log_level"], line["id"]) for line in logs] == [
+        ("request_refused", "warning", "r2.cloud")
+    ]
+
+
+ALTERED = {
+    "route": {"route": ("cloud",)},
+    "reason": {"reason": "remote"},
+    "request": {"request_id": "r2"},
+    "system": {"system_id": "another"},
+    "errors": {"errors": (MethodError(method="cloud", error="403"),)},
+    "reflections": {"upload_reflections": False},
+    "graph": {"upload_knowledge_graph": False},
+    "time": {"time": values.NOON.replace(year=2027)},
+}
+
+
+async def test_an_altered_copy_of_a_request_is_refused_and_the_true_one_is_known_still(tmp_path):
+    issued = values.request()
+    copies = {what: over_the_wire(replace(issued, **change)) for what, change in ALTERED.items()}
+    async with life(tmp_path) as earlier:
+        await earlier.issue(issued)
+        assert not [what for what, copy in copies.items() if await earlier.is_ours(copy)]
+    async with life(tmp_path) as later:
+        assert not [what for what, copy in copies.items() if await later.is_ours(copy)]
+        assert await later.is_ours(over_the_wire(issued))
+
+
+async def test_requests_of_other_agents_are_refused_and_each_agent_is_told_of_once(requests):
+    with capture_logs() as logs:
+        for agent in ("agent-2", "agent-3", "agent-2"):
+            for number in range(3):
+                assert not await requests.is_ours(replace(values.request(f"r{number}"), agent_id=agent))
+    warned = [line["why"] for line in logs if line["log_level"] == "warning"]
+    assert warned == [f"it was issued by another agent, {agent}" for agent in ("agent-2", "agent-3")]
+
+
+async def test_however_many_agents_are_made_up_what_is_remembered_of_them_is_bounded(requests, monkeypatch):
+    monkeypatch.setattr(module, "REMEMBERED", 10)
+    with capture_logs() as logs:
+        for number in range(50):
+            assert not await requests.is_ours(replace(values.request(), agent_id=f"made-up-{number}"))
+    assert len(requests._others) == 10
+    assert len([line for line in logs if line["log_level"] == "warning"]) == 10
+
+
+async def test_a_request_that_the_bus_did_not_take_raises_and_is_known_if_it_arrived_all_the_same(
+    requests, monkeypatch
+):
+    async def lost(event):
+        raise BusError("no answer", transient=True)
+
+    monkeypatch.setattr(requests._bus, "publish", lost)
+    with pytest.raises(BusError):
+        await requests.issue(values.request())
+    assert await requests.is_ours(over_the_wire(values.request()))
+
+
+async def test_a_request_with_a_text_that_is_no_unicode_is_known_again(requests):
+    error = MethodError(method="cloud", error="cannot read caf\udce9.duckdb")
+    issued = replace(values.request(route=("http",)), errors=(error,))
+    await requests.issue(issued)
+    assert await requests.is_ours(over_the_wire(issued))

@@ -1,0 +1,228 @@
+"""How long something may stand still: as long as the setting says, and less after an upheaval that it was caught in."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from agent.application.sync.stall import StallMonitor, StallTimeout, limit_stalls, stall_timeout
+from agent.domain.errors import CloudUploadError
+
+
+class LoopTime:
+    """The event loop's time, moved by hand. Kept by the loop of one test."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.now = loop.time()
+        loop.time = lambda: self.now
+
+    async def passes(self, seconds: float) -> None:
+        for part in range(10):
+            self.now += seconds / 10
+            for _ in range(10 if part == 9 else 2):
+                await asyncio.sleep(0)
+
+
+class Work:
+    """What is under way, and stands still; `moved` is its sign of life."""
+
+    def __init__(self, footing: StallMonitor, seconds: float = 300, witness: Callable[[], int] | None = None) -> None:
+        self.moved: Callable[[], None]
+        self._begun = asyncio.Event()
+        self.task = asyncio.create_task(self._stand_still(footing, seconds, witness))
+
+    async def begun(self) -> "Work":
+        await self._begun.wait()
+        return self
+
+    @property
+    def ended(self) -> type[BaseException] | None:
+        return type(self.task.exception()) if self.task.done() else None
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def _stand_still(self, footing: StallMonitor, seconds: float, witness: Callable[[], int] | None) -> None:
+        async with limit_stalls(seconds, footing, witness) as self.moved:
+            self._begun.set()
+            await asyncio.Event().wait()
+
+
+@pytest.fixture
+async def footing():
+    return StallMonitor(hurried_seconds=10, shaky_seconds=30)
+
+
+@pytest.fixture
+async def time():
+    return LoopTime()
+
+
+@pytest.fixture
+async def work(time, footing):
+    work = await Work(footing).begun()
+    yield work
+    await work.stop()
+
+
+async def test_in_peace_the_setting_is_the_limit(time, work):
+    await time.passes(299)
+    work.moved()
+    await time.passes(299)
+    assert work.ended is None
+    await time.passes(2)
+    assert work.ended is TimeoutError
+
+
+async def test_what_stands_still_at_an_upheaval_is_cut_off_soon(time, footing, work):
+    await time.passes(5)
+    await footing.tighten()
+    await time.passes(9.9)
+    assert work.ended is None
+    await time.passes(0.2)
+    assert work.ended is StallTimeout
+
+
+async def test_what_moves_is_not_touched_and_has_all_its_time_again_when_the_ground_is_firm(time, footing, work):
+    await footing.tighten()
+    for _ in range(4):
+        await time.passes(9)
+        work.moved()
+    await time.passes(299)
+    assert work.ended is None
+    await time.passes(2)
+    assert work.ended is TimeoutError
+
+
+async def test_a_last_move_into_a_dead_connections_buffer_does_not_give_the_time_back(time, footing, work):
+    await footing.tighten()
+    await time.passes(1)
+    work.moved()
+    await time.passes(9.9)
+    assert work.ended is None
+    await time.passes(0.2)
+    assert work.ended is StallTimeout
+
+
+async def test_another_upheaval_gives_no_more_time(time, footing, work):
+    await footing.tighten()
+    await time.passes(9)
+    await footing.tighten()
+    await time.passes(1.1)
+    assert work.ended is StallTimeout
+
+
+async def test_what_begins_after_the_upheaval_has_all_its_time(time, footing):
+    await footing.tighten()
+    work = await Work(footing).begun()
+    await time.passes(299)
+    assert work.ended is None
+    await work.stop()
+
+
+async def test_a_limit_that_is_shorter_stays_as_it_is(time, footing):
+    work = await Work(footing, seconds=5).begun()
+    await footing.tighten()
+    work.moved()
+    await time.passes(5.1)
+    assert work.ended is not None
+
+
+async def test_a_figure_that_grows_counts_as_a_move_and_one_that_stops_does_not(time, footing):
+    sent = 0
+    work = await Work(footing, witness=lambda: sent).begun()
+    await footing.tighten()
+    for _ in range(8):
+        sent += 1
+        await time.passes(3)
+    assert work.ended is None
+    await time.passes(14)
+    assert work.ended is StallTimeout
+
+
+async def test_a_figure_is_not_looked_at_in_peace(time, footing):
+    looks = 0
+
+    def witness() -> int:
+        nonlocal looks
+        looks += 1
+        return looks
+
+    work = await Work(footing, witness=witness).begun()
+    await time.passes(200)
+    assert looks == 0
+    await footing.tighten()
+    await time.passes(40)
+    seen = looks
+    await time.passes(200)
+    assert 4 < seen == looks
+    await work.stop()
+
+
+async def test_whoever_stands_still_on_purpose_is_not_ended_for_that(time, footing, work):
+    await footing.tighten()
+    for _ in range(4):
+        await time.passes(9)
+        footing.moved()
+    assert work.ended is None
+
+
+async def test_a_failure_of_the_block_is_its_own(footing):
+    async def work() -> None:
+        async with limit_stalls(300, footing):
+            await footing.tighten()
+            raise TimeoutError("the block's")
+
+    with pytest.raises(TimeoutError, match="the block's") as failure:
+        await work()
+    assert not isinstance(failure.value, StallTimeout)
+
+
+async def test_being_cut_off_is_a_passing_failure_that_says_so(time, footing):
+    async def work() -> None:
+        async with stall_timeout(300, "s3://bucket", CloudUploadError, "cloud", footing=footing):
+            await footing.tighten()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    await time.passes(10.1)
+    error = task.exception()
+    assert isinstance(error, CloudUploadError)
+    assert isinstance(error.original, StallTimeout)
+    assert error.transient
+    assert str(error).startswith("s3://bucket: nothing moved for 10 s")
+
+
+async def test_clients_are_reset_where_a_component_keeps_one(footing):
+    class Pool:
+        async def drop_idle_connections(self) -> None:
+            raise AssertionError
+
+    class Client(Pool):
+        resets = 0
+
+        async def reset_client(self) -> None:
+            self.resets += 1
+
+    client = Client()
+    for connected in (Pool(), client):
+        footing.keeps(connected)
+    await footing.reset_clients()
+    assert client.resets == 1
+
+
+async def test_an_upheaval_lets_go_of_connections(footing):
+    class Pool:
+        let_go_of = 0
+
+        async def drop_idle_connections(self) -> None:
+            self.let_go_of += 1
+
+    pools = [Pool(), Pool()]
+    for pool in pools:
+        footing.keeps(pool)
+    await footing.tighten()
+    assert [pool.let_go_of for pool in pools] == [1, 1]

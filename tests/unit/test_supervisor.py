@@ -1,0 +1,147 @@
+"""What the supervisor of a running agent is told, and when it is told nothing."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+from agent.domain.errors import StateError
+from tests.unit.test_agent import PERMANENT, world
+
+EVERY = 10.0
+
+
+class Supervisor:
+    """Keeps what it is told, in order."""
+
+    def __init__(self, every: float | None = EVERY) -> None:
+        self.alive_every, self.told = every, []
+
+    def ready(self) -> None:
+        self.told.append("ready")
+
+    def reloading(self) -> None:
+        self.told.append("reloading")
+
+    def status(self, text: str) -> None:
+        self.told.append(text)
+
+    def alive(self) -> None:
+        self.told.append("alive")
+
+    def stopping(self) -> None:
+        self.told.append("stopping")
+
+    @property
+    def signs(self) -> int:
+        return self.told.count("alive")
+
+    @property
+    def lines(self) -> list[str]:
+        return [text for text in self.told if text not in ("ready", "alive")]
+
+
+@asynccontextmanager
+async def supervised(tmp_path, script=(), *, every: float | None = EVERY, **settings):
+    supervisor = Supervisor(every)
+    async with world(tmp_path, script, running=False, **settings) as w:
+        w.agent.supervisor = supervisor
+        task = asyncio.create_task(w.agent.run())
+        await w.settle()
+        try:
+            yield w, supervisor
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_it_is_ready_when_it_watches_and_then_gives_signs_of_life(tmp_path):
+    async with supervised(tmp_path) as (w, supervisor):
+        assert supervisor.told.index("ready") < supervisor.told.index("alive")
+        before = supervisor.signs
+        await w.pass_time(10 * EVERY)
+        assert supervisor.signs - before == 10
+        assert supervisor.told.count("ready") == 1
+
+
+async def test_it_is_not_ready_before_it_watches(tmp_path):
+    supervisor, held = Supervisor(), asyncio.Event()
+    async with world(tmp_path, running=False) as w:
+        changes = w.files.changes
+
+        async def late():
+            await held.wait()
+            async for names in changes():
+                yield names
+
+        w.agent.supervisor, w.files.changes = supervisor, late
+        task = asyncio.create_task(w.agent.run())
+        await w.pass_time(60)
+        assert (supervisor.told, w.agent.desk.ready) == ([], False)
+        held.set()
+        await w.settle()
+        assert ("ready" in supervisor.told, w.agent.desk.ready) == (True, True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_without_a_watchdog_there_are_no_signs_of_life(tmp_path):
+    async with supervised(tmp_path, every=None) as (w, supervisor):
+        await w.pass_time(60)
+        assert (supervisor.signs, supervisor.told[0]) == (0, "ready")
+
+
+async def test_a_watcher_that_is_stuck_stops_the_signs_of_life_and_is_named(tmp_path):
+    async with supervised(tmp_path, agent_rescan_seconds=20) as (w, supervisor):
+        w.files.hang()
+        await w.pass_time(150)
+        before = supervisor.signs
+        await w.pass_time(10 * EVERY)
+        assert supervisor.signs == before
+        assert "in trouble: watch: it has not looked" in supervisor.lines[-1]
+        assert "watch" in w.agent.desk.trouble()
+        w.files.stuck_from = None
+        await w.pass_time(60)
+        assert supervisor.signs > before
+        assert supervisor.lines[-1].startswith("nothing pending")
+
+
+async def test_a_long_sync_stops_no_sign_of_life(tmp_path):
+    async with supervised(tmp_path, [1]) as (w, supervisor):
+        w.method.hold = asyncio.Event()
+        w.files.change(1)
+        await w.pass_time(3)
+        before = supervisor.signs
+        await w.pass_time(300)
+        assert supervisor.signs - before == 30
+        w.method.hold.set()
+
+
+async def test_a_loop_that_waits_for_room_on_the_disk_is_told_of_and_the_signs_of_life_go_on(tmp_path):
+    async with supervised(tmp_path) as (w, supervisor):
+
+        async def full():
+            raise StateError("the disk is full", transient=True)
+
+        waiting, w.notes.waiting = w.notes.waiting, full
+        w.notes.set()
+        await w.pass_time(50)
+        assert w.agent.desk.trouble() == {"spool": "the disk is full"}
+        assert "the disk is full" in supervisor.lines[-1]
+        before = supervisor.signs
+        await w.pass_time(300)
+        assert supervisor.signs - before == 30
+        w.notes.waiting = waiting
+        await w.pass_time(130)
+        assert w.agent.desk.trouble() == {}
+
+
+async def test_the_line_tells_what_is_pending_uploaded_and_wrong_each_time_it_changes(tmp_path):
+    async with supervised(tmp_path, [PERMANENT, 1], agent_rescan_seconds=10_000) as (w, supervisor):
+        assert supervisor.lines == ["nothing pending; last upload never"]
+        w.files.change(1)
+        await w.pass_time(3)
+        assert supervisor.lines[-1] == "pending: reflection; last upload never; cloud failed 1 times: 403"
+        await w.pass_time(40)
+        assert supervisor.lines[-1].startswith("nothing pending; last upload 2026")
+        told = len(supervisor.lines)
+        await w.pass_time(100)
+        assert len(supervisor.lines) == told

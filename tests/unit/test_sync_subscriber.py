@@ -1,0 +1,313 @@
+"""What follows an attempt: the uploader obeys the route's decisions, and each request comes to one outcome."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from agent.adapters.memory_bus import MemoryBus
+from agent.adapters.sqlite_ledger import SqliteLedger
+from agent.application.status_warnings import warnings_in
+from agent.application.sync.request_log import RequestLog
+from agent.application.sync.results import ResultRecorder
+from agent.application.sync.subscriber import SyncSubscriber
+from agent.domain.delivery_state import State
+from agent.domain.errors import CloudUploadError, StoreError
+from agent.domain.events import Event, MethodError, SyncProgress, SyncRequested
+from agent.domain.identity import Identity
+from agent.domain.routing import RetryRules
+from agent.entrypoints.results import contract, sentence
+from tests.support import values
+from tests.support.clock import ManualClock
+from tests.support.ledger import inline_ledger
+from tests.support.method import ScriptedMethod
+
+TRANSIENT = CloudUploadError("the bucket answers 503", "cloud", transient=True)
+PERMANENT = CloudUploadError("403", "cloud", hint="allow s3:PutObject")
+SOURCE = CloudUploadError("reflection: it is a folder", "cloud", forwardable=False)
+
+
+@dataclass
+class Bench:
+    clock: ManualClock
+    bus: MemoryBus
+    requests: RequestLog
+    ledger: SqliteLedger
+    recorder: ResultRecorder
+    cloud: ScriptedMethod
+    http: ScriptedMethod
+    heard: list[Event] = field(default_factory=list)
+    faults: asyncio.Queue = field(default_factory=asyncio.Queue)
+    outcomes: int = 0
+
+    def results(self) -> list[str]:
+        return [e.type.split(".")[2] for e in self.heard if not isinstance(e, SyncRequested | SyncProgress)]
+
+    async def until(self, condition) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def bench(tmp_path, cloud=(), http=()):
+    clock = ManualClock(values.NOON)
+    bus = MemoryBus(clock)
+    ledger = inline_ledger(clock)
+    recorder = ResultRecorder(ledger, bus, clock)
+    requests = RequestLog(Identity("agent-1", values.SYSTEM), bus, ledger)
+    b = Bench(
+        clock, bus, requests, ledger, recorder, ScriptedMethod(ledger, cloud), ScriptedMethod(ledger, http, "http")
+    )
+    flight = asyncio.Lock()
+
+    def ended() -> None:
+        b.outcomes += 1
+
+    for method in (b.cloud, b.http):
+        uploader = SyncSubscriber(
+            method, bus=bus, requests=requests, ledger=ledger, recorder=recorder,
+            clock=clock, rules=RetryRules(3, 2.0), flight=flight, after_outcome=ended, faults=b.faults,
+            jitter=lambda: 0.5,
+        )  # fmt: skip
+        await bus.subscribe(f"akosha.sync.*.requested.{method.name}", uploader.handle, durable=method.name)
+
+    async def hear(message) -> None:
+        b.heard.append(message.event)
+        await message.ack()
+
+    await bus.subscribe("akosha.>", hear)
+    outbox = asyncio.create_task(recorder.run())
+    try:
+        yield b
+    finally:
+        outbox.cancel()
+        await asyncio.gather(outbox, return_exceptions=True)
+        await bus.aclose()
+        await ledger.aclose()
+
+
+async def test_a_delivery_is_recorded_told_and_confirmed(tmp_path):
+    async with bench(tmp_path, cloud=[1]) as b:
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.results() == ["succeeded"])
+        async with asyncio.timeout(60):
+            while await b.ledger.outbox():
+                await asyncio.sleep(0)
+        record = await b.ledger.record(b.cloud.target)
+        assert record.databases["reflection"].state is State.CLEAN
+        assert (await b.ledger.outcome("r1")).upload_id == values.upload_id(1)
+
+
+async def test_transient_failures_are_tried_again_after_2_4_and_8_seconds_then_given_up(tmp_path):
+    async with bench(tmp_path, cloud=[TRANSIENT] * 4) as b:
+        await b.requests.issue(values.request(route=("cloud",)))
+        for number, delay in enumerate((2.0, 4.0, 8.0), 1):
+            await b.until(lambda number=number: b.outcomes == number)
+            await b.clock.advance(delay * 0.9)
+            assert len(b.cloud.asked) == number
+            await b.clock.advance(delay * 0.2)
+        await b.until(lambda: b.results() == ["failed"])
+        assert len(b.cloud.asked) == 4
+        record = await b.ledger.record(b.cloud.target)
+        assert (record.failures, record.attempts) == (1, 0)
+        assert record.backing_off(b.clock.now())
+
+
+async def test_attempts_go_on_counting_where_the_ledger_left_them(tmp_path):
+    async with bench(tmp_path, cloud=[TRANSIENT] * 2) as b:
+        earlier = values.request("before", reason="file_change")
+        await b.ledger.count_attempt(
+            b.cloud.target, earlier, attempts=2, retry_at=b.clock.now(), error="the bucket answers 503"
+        )
+        await b.requests.issue(values.request("r2", reason="startup", route=("cloud",)))
+        await b.until(lambda: b.outcomes == 1)
+        assert (await b.ledger.record(b.cloud.target)).attempts == 3
+        await b.clock.advance(10)
+        await b.until(lambda: b.results() == ["failed"])
+
+
+async def test_a_person_asking_starts_the_attempts_anew(tmp_path):
+    async with bench(tmp_path, cloud=[TRANSIENT]) as b:
+        await b.ledger.count_attempt(
+            b.cloud.target, values.request("before"), attempts=3, retry_at=b.clock.now(), error="503"
+        )
+        await b.requests.issue(values.request("r2", route=("cloud",)))
+        await b.until(lambda: b.outcomes == 1)
+        record = await b.ledger.record(b.cloud.target)
+        assert (record.attempts, record.attempt_request) == (1, "r2")
+
+
+async def test_a_permanent_failure_is_forwarded_with_its_error_and_the_cloud_stays_owed(tmp_path):
+    async with bench(tmp_path, cloud=[PERMANENT], http=[1]) as b:
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.results() == ["succeeded"])
+        (forwarded,) = b.http.asked
+        assert forwarded.route == ("http",)
+        assert [(e.method, e.error) for e in forwarded.errors] == [("cloud", "403 (allow s3:PutObject)")]
+        assert (await b.ledger.record(b.cloud.target)).failures == 1
+
+
+async def test_a_fallback_that_delivers_says_why_the_cloud_did_not(tmp_path):
+    async with bench(tmp_path, cloud=[PERMANENT], http=[1]) as b:
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.results() == ["succeeded"])
+        result = await b.ledger.outcome("r1")
+        assert result.errors == (MethodError(method="cloud", error="403 (allow s3:PutObject)"),)
+        assert sentence(result).endswith("; cloud failed: 403 (allow s3:PutObject)")
+        assert contract(result)["errors"] == [{"method": "cloud", "error": "403 (allow s3:PutObject)"}]
+
+
+async def test_an_unavailable_method_forwards_at_once_without_an_attempt(tmp_path):
+    async with bench(tmp_path, cloud=[1], http=[2]) as b:
+        b.cloud.available = False
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.results() == ["succeeded"])
+        assert b.cloud.asked == []
+
+
+async def test_when_the_last_method_fails_all_errors_are_told(tmp_path):
+    async with bench(tmp_path, cloud=[PERMANENT], http=[replace_error(PERMANENT, "http")]) as b:
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.results() == ["failed"])
+        (failed,) = [e for e in b.heard if e.type == "akosha.sync.failed.v1"]
+        assert [e.method for e in failed.errors] == ["cloud", "http"]
+        assert failed.retry_at > b.clock.now()
+
+
+async def test_the_sources_fault_is_not_forwarded_and_not_blamed_on_the_target(tmp_path):
+    async with bench(tmp_path, cloud=[SOURCE], http=[1]) as b:
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.results() == ["failed"])
+        assert b.http.asked == []
+        record = await b.ledger.record(b.cloud.target)
+        assert (record.failures, record.retry_at) == (0, None)
+
+
+async def test_a_request_that_has_an_outcome_is_acked_silently(tmp_path):
+    async with bench(tmp_path, cloud=[1, 2]) as b:
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.results() == ["succeeded"])
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.outcomes == 1 and not b.cloud.hold)
+        await b.clock.advance(1)
+        assert len(b.cloud.asked) == 1
+        assert b.results() == ["succeeded"]
+
+
+async def test_another_agents_request_is_refused(tmp_path):
+    async with bench(tmp_path, cloud=[1, 2]) as b:
+        await b.bus.publish(replace(values.request(), agent_id="somebody-else"))
+        await b.requests.issue(values.request("mine"))
+        await b.until(lambda: b.results() == ["succeeded"])
+        assert [request.request_id for request in b.cloud.asked] == ["mine"]
+
+
+async def test_nothing_changed_is_told_as_skipped(tmp_path):
+    async with bench(tmp_path, cloud=[None]) as b:
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.results() == ["skipped"])
+        assert (await b.ledger.outcome("r1")).why == "nothing has changed"
+
+
+async def test_a_long_attempt_is_kept_from_being_delivered_again(tmp_path):
+    """The bus's ack wait is 60 s; the attempt takes ten minutes."""
+    async with bench(tmp_path, cloud=[1]) as b:
+        b.cloud.hold = asyncio.Event()
+        await b.requests.issue(values.request())
+        await b.until(lambda: len(b.cloud.asked) == 1)
+        await b.clock.advance(600)
+        assert len(b.cloud.asked) == 1
+        b.cloud.hold.set()
+        await b.until(lambda: b.results() == ["succeeded"])
+
+
+async def test_one_sync_runs_at_a_time_over_all_methods(tmp_path):
+    async with bench(tmp_path, cloud=[1], http=[2]) as b:
+        b.cloud.hold = asyncio.Event()
+        await b.requests.issue(values.request("first", route=("cloud",)))
+        await b.until(lambda: len(b.cloud.asked) == 1)
+        await b.requests.issue(values.request("second", route=("http",)))
+        await b.clock.advance(5)
+        assert b.http.asked == []
+        b.cloud.hold.set()
+        await b.until(lambda: b.results() == ["succeeded", "succeeded"])
+
+
+async def test_progress_is_told_on_the_bus(tmp_path):
+    async with bench(tmp_path, cloud=[1]) as b:
+        b.cloud.hold = asyncio.Event()
+        await b.requests.issue(values.request())
+        await b.until(lambda: any(isinstance(e, SyncProgress) for e in b.heard))
+        told = next(e for e in b.heard if isinstance(e, SyncProgress))
+        assert (told.phase, told.done_bytes, told.total_bytes) == ("upload", 100, 100)
+        b.cloud.hold.set()
+        await b.until(lambda: b.results() == ["succeeded"])
+
+
+def replace_error(error: CloudUploadError, method: str) -> CloudUploadError:
+    return CloudUploadError(error.message, method, hint=error.hint, transient=error.transient)
+
+
+async def test_a_person_asking_resets_the_back_off_also_where_it_fails_again(tmp_path):
+    async with bench(tmp_path, cloud=[PERMANENT]) as b:
+        await b.ledger.give_up(b.cloud.target, error="403", failures=7, retry_at=None, result=None)
+        await b.requests.issue(values.request(route=("cloud",)))
+        await b.until(lambda: b.results() == ["failed"])
+        assert (await b.ledger.record(b.cloud.target)).failures == 1
+
+
+async def test_a_fault_is_handed_on_and_the_message_comes_again(tmp_path):
+    async with bench(tmp_path, cloud=[RuntimeError("a bug"), 1]) as b:
+        await b.requests.issue(values.request())
+        await b.until(lambda: b.outcomes == 1)
+        assert "a bug" in str(b.faults.get_nowait())
+        await b.clock.advance(31)
+        await b.until(lambda: b.results() == ["succeeded"])
+
+
+async def test_credentials_that_were_refused_show_in_the_status_until_a_sync_succeeds(tmp_path):
+    original = StoreError("the store does not know this key", hint="renew it", transient=True)
+    original.credentials_refused = True
+    refused = CloudUploadError(original.message, "cloud", original, transient=True, hint=original.hint)
+    async with bench(tmp_path, cloud=[refused, 1]) as b:
+        await b.requests.issue(values.request(route=("cloud",)))
+        await b.until(lambda: b.outcomes == 1)
+        (warning,) = warnings_in(await b.ledger.notes())
+        assert (warning.code, warning.hint) == ("credentials_refused_cloud", "renew it")
+        assert warning.message.startswith("cloud: the last attempt had no usable credentials: ")
+        await b.clock.advance(2.2)
+        await b.until(lambda: b.results() == ["succeeded"])
+        assert warnings_in(await b.ledger.notes()) == ()
+
+
+def unexpected(hint: str = "") -> CloudUploadError:
+    original = StoreError("the store: what it answers is not known", transient=True)
+    original.unexpected = "KeyError in head_object"
+    return CloudUploadError(original.message, "cloud", original, transient=True, hint=hint)
+
+
+async def test_a_described_error_that_repeats_keeps_its_own_cure_in_the_status(tmp_path):
+    """A captive portal is no reason to update the agent, and no traceback of it is logged."""
+    async with bench(
+        tmp_path, cloud=[unexpected("log in to the network"), unexpected("log in to the network"), 1]
+    ) as b:
+        await b.requests.issue(values.request(route=("cloud",)))
+        await b.until(lambda: b.outcomes == 1)
+        await b.clock.advance(2.2)
+        await b.until(lambda: b.outcomes == 2)
+        (warning,) = warnings_in(await b.ledger.notes())
+        assert warning.hint == "log in to the network"
+
+
+async def test_an_error_that_no_adapter_knows_shows_in_the_status_when_it_repeats_until_a_sync_succeeds(tmp_path):
+    async with bench(tmp_path, cloud=[unexpected(), unexpected(), 1]) as b:
+        await b.requests.issue(values.request(route=("cloud",)))
+        await b.until(lambda: b.outcomes == 1)
+        assert warnings_in(await b.ledger.notes()) == ()
+        await b.clock.advance(2.2)
+        await b.until(lambda: b.outcomes == 2)
+        (warning,) = warnings_in(await b.ledger.notes())
+        assert (warning.code, "comes again: the store" in warning.message) == ("unexpected_error_cloud", True)
+        await b.clock.advance(4.4)
+        await b.until(lambda: b.results() == ["succeeded"])
+        assert warnings_in(await b.ledger.notes()) == ()

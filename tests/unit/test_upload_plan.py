@@ -1,0 +1,123 @@
+"""The plan of an upload is always whole; its parts are of one size."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from agent.domain.delivery_state import DatabaseRecord, State, TargetRecord
+from agent.domain.manifest import relocate
+from agent.domain.upload_plan import MAX_PARTS, RawFile, Reuse, Send, part_bytes, plan
+from tests.support.values import SYSTEM, TARGET, parts, sha256, upload_id
+
+MIB = 2**20
+
+
+def delivered(**generations: int) -> TargetRecord:
+    databases = {name: DatabaseRecord(name, State.OWED, None, parts(name, at)) for name, at in generations.items()}
+    return TargetRecord(target=TARGET, known=True, databases=databases)
+
+
+def snapshot(database: str, generation: int = 0, *, sidecar: bool = True) -> tuple[RawFile, ...]:
+    files = tuple(RawFile(part.name, part.raw_size, part.sha256) for part in parts(database, generation))
+    return files if sidecar else files[:1]
+
+
+def planned(staged, record, *, carried=(), compression="gzip", deduplicate=True):
+    return plan(staged, record, carried=carried, compression=compression, deduplicate=deduplicate)
+
+
+def file_name(step: Send | Reuse) -> str:
+    return step.file.name if isinstance(step, Send) else step.part.name
+
+
+def test_the_first_upload_sends_everything():
+    steps = planned({"reflection": snapshot("reflection")}, TargetRecord(target=TARGET))
+    assert steps == tuple(Send("reflection", file) for file in snapshot("reflection"))
+
+
+def test_an_unchanged_file_is_reused_and_a_changed_one_sent():
+    main, sidecar = snapshot("reflection", 0)
+    newer = replace(sidecar, sha256=sha256("newer"))
+    steps = planned({"reflection": (main, newer)}, delivered(reflection=0))
+    assert steps == (Reuse(parts("reflection", 0)[0], carried=False), Send("reflection", newer))
+
+
+def test_a_sidecar_that_is_gone_is_gone_from_the_upload():
+    steps = planned({"reflection": snapshot("reflection", 0, sidecar=False)}, delivered(reflection=0))
+    assert [file_name(step) for step in steps] == ["reflection.duckdb"]
+
+
+def test_without_deduplication_what_is_staged_is_sent_and_the_rest_reused():
+    steps = planned(
+        {"reflection": snapshot("reflection")}, delivered(reflection=0, knowledge_graph=0), deduplicate=False
+    )
+    assert [type(step) for step in steps] == [Reuse, Reuse, Send, Send]
+
+
+def test_another_compression_setting_sends_the_file_again():
+    steps = planned({"reflection": snapshot("reflection")}, delivered(reflection=0), compression="none")
+    assert all(isinstance(step, Send) for step in steps)
+
+
+@pytest.mark.parametrize("change", [{"size": 5}, {"sha256": sha256("x")}, {"name": "reflection.duckdb.recovery.wal"}])
+def test_only_the_very_same_file_is_reused(change):
+    (main,) = snapshot("reflection", 0, sidecar=False)
+    (step,) = planned({"reflection": (replace(main, **change),)}, delivered(reflection=0))
+    assert isinstance(step, Send)
+
+
+def test_what_could_not_be_had_is_carried_and_what_is_unchanged_copied():
+    steps = planned({}, delivered(reflection=0, knowledge_graph=0), carried={"reflection"})
+    assert {(step.part.database, step.carried) for step in steps} == {("reflection", True), ("knowledge_graph", False)}
+
+
+databases = st.sampled_from(["reflection", "knowledge_graph", "knowledge_graph_work", "knowledge_graph_ä b"])
+generations = st.dictionaries(databases, st.integers(0, 2), max_size=4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(generations, generations, st.sets(databases), st.booleans(), st.sampled_from(["gzip", "none"]), st.booleans())
+def test_a_plan_has_every_file_of_every_staged_and_every_delivered_database_exactly_once(
+    now, before, carried, deduplicate, compression, sidecar
+):
+    staged = {name: snapshot(name, at, sidecar=sidecar) for name, at in now.items()}
+    steps = planned(staged, delivered(**before), carried=carried, compression=compression, deduplicate=deduplicate)
+    names = sorted(file_name(step) for step in steps)
+    wanted = [file.name for files in staged.values() for file in files]
+    wanted += [part.name for name, at in before.items() if name not in staged for part in parts(name, at)]
+    assert names == sorted(wanted)
+    digests = {file.name: file.sha256 for files in staged.values() for file in files}
+    for step in steps:
+        if isinstance(step, Reuse) and step.part.database in staged:
+            assert step.part.sha256 == digests[step.part.name]
+            assert not step.carried
+
+
+def test_a_part_in_another_upload_is_the_same_but_for_its_place():
+    (part, _) = parts("reflection", 1)
+    moved = relocate(part, system_id=SYSTEM, upload=upload_id(9), origin="carried", carried_from=upload_id(0))
+    assert moved.key == f"systems/{SYSTEM}/uploads/{upload_id(9)}/reflection.duckdb"
+    assert replace(moved, key=part.key, origin="sent", carried_from=None) == part
+
+
+@pytest.mark.parametrize(
+    ("raw", "chunk", "wanted"),
+    [
+        (0, 5 * MIB, 5 * MIB),
+        (600 * MIB, 5 * MIB, 5 * MIB),
+        (48 * 1024 * MIB, 5 * MIB, 5 * MIB),
+        (100 * 1024 * MIB, 5 * MIB, 11 * MIB),
+        (100 * 1024 * MIB, 100 * MIB, 100 * MIB),
+    ],
+)
+def test_parts_are_as_set_and_larger_only_where_ten_thousand_would_not_do(raw, chunk, wanted):
+    assert part_bytes(raw, chunk) == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10 * 2**40), st.integers(1, 100))
+def test_even_what_compression_makes_larger_fits_into_ten_thousand_parts(raw, chunk):
+    size = part_bytes(raw, chunk * MIB)
+    assert size >= chunk * MIB
+    assert size * MAX_PARTS >= raw + raw // 10_000 + 65_536
