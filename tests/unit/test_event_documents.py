@@ -196,6 +196,16 @@ def test_a_file_name_that_is_no_unicode_is_valid_as_it_is_written():
     check(CODEC.encode(replace(FULL[2], files_uploaded=("\udcff.duckdb",), incomplete={"\udcff": "in use"})))
 
 
+def is_described_alike_before(event: Event, name: str) -> bool:
+    """Return whether the schema of an earlier event of FULL says the same about this attribute."""
+    earlier = FULL[: FULL.index(event)]
+    return any(attribute(other, name) == attribute(event, name) for other in earlier)
+
+
+def attribute(event: Event, name: str) -> dict:
+    return validator(event.type).schema["properties"][name]
+
+
 @pytest.mark.parametrize("event", FULL, ids=by_type)
 def test_the_schema_refuses_what_decode_refuses_and_nothing_else(event):
     """One value at a time, in the envelope and in the data, is left out or replaced by many others."""
@@ -203,6 +213,8 @@ def test_the_schema_refuses_what_decode_refuses_and_nothing_else(event):
         whole = envelope(event)
         held = whole if place == "envelope" else whole["data"]
         for name, before in list(held.items()):
+            if place == "envelope" and is_described_alike_before(event, name):
+                continue  # one check of the codec reads it, whatever the type
             for value in (ABSENT, *VALUES):
                 if value is ABSENT and name == "subject":
                     continue  # optional for decode; what is on the wire has one
