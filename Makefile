@@ -106,11 +106,12 @@ $(BESIDE_READY): pyproject.toml
 	$(BESIDE)/bin/pip install --quiet --disable-pip-version-check session-buddy .
 	@touch $@
 
-check: $(READY)  ## ruff, mypy --strict, import-linter
+check: $(READY)  ## ruff, mypy --strict, import-linter, and whether the docs agree with the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/checks
 
 format: $(READY)  ## let ruff put things in shape
 	$(BIN)/ruff check --fix .

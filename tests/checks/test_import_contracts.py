@@ -1,4 +1,4 @@
-"""The house keeps its floors: each import-linter contract goes red for the import that it is there to forbid."""
+"""Each import-linter contract breaks for an import that it forbids."""
 
 import re
 import shutil
