@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from agent.adapters import agent_probe, host_facts
-from agent.adapters.agent_probe import AgentHealth
+from agent.adapters import host_facts
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.duckdb import database_facts as databases
@@ -27,6 +26,7 @@ from agent.adapters.server_date import server_date
 from agent.adapters.sqlite_ledger import ledger_facts as ledger
 from agent.adapters.sqlite_ledger.ledger_facts import LedgerFacts
 from agent.adapters.state_directory import Holder
+from agent.adapters.unix_http import AgentHealth, agent_health
 from agent.adapters.watcher.mounts import file_system, silent
 from agent.application.status_warnings import warnings_in
 from agent.application.sync.bus_recovery import BUS
@@ -198,7 +198,7 @@ class DoctorContext:
     async def health(self) -> AgentHealth | None:
         """Return how the running agent says that it is; None where it has no control socket. Raises OSError."""
         path = self.home.state.path.absolute()
-        return await aside(lambda: agent_probe.ask(path, PATIENCE_SECONDS))
+        return await aside(lambda: agent_health(path, PATIENCE_SECONDS))
 
     async def engine(self) -> str:
         """Return the version of our engine, "" where it is not installed. It is not imported."""

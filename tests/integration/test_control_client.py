@@ -15,11 +15,12 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from agent.adapters.unix_http import CONTROL_SOCKET
 from agent.application.monitoring.status import BusStatus, DatabaseStatus, Status, TargetStatus
 from agent.bootstrap import Home
 from agent.domain.errors import StateError
 from agent.domain.events import SyncAsked, SyncProgress, SyncRequested, SyncSkipped
-from agent.entrypoints import control_client, sync_client
+from agent.entrypoints import sync_client
 from agent.entrypoints.cli import status
 from agent.entrypoints.control_client import client as control, endpoint, follow
 from agent.entrypoints.mcp.status import glance
@@ -91,7 +92,7 @@ class Agent:
         app.router.add_route("*", "/{tail:.*}", self._answer)
         self.runner = web.AppRunner(app, shutdown_timeout=0.01, handler_cancellation=True)
         await self.runner.setup()
-        await web.UnixSite(self.runner, str(self.home.state.path / endpoint.SOCKET)).start()
+        await web.UnixSite(self.runner, str(self.home.state.path / CONTROL_SOCKET)).start()
 
     async def deaf(self) -> None:
         """Let go of the socket, with every connection."""
@@ -326,7 +327,7 @@ NO_SOCKET = {
 
 @pytest.mark.parametrize("name", NO_SOCKET)
 async def test_what_is_no_listening_socket_of_ours_is_passed_over_in_silence(home, name, capsys):
-    NO_SOCKET[name](home.state.path / endpoint.SOCKET)
+    NO_SOCKET[name](home.state.path / CONTROL_SOCKET)
     with home.lock("run"):
         assert await status.show_status(home.settings, as_json=True) == 0
     printed = capsys.readouterr()
@@ -337,7 +338,7 @@ async def test_a_socket_of_somebody_else_is_not_spoken_to(agent, home, monkeypat
     agent.answers["GET /v1/status"] = answering(document_of(home))
     assert (await gather_status(home.settings)).ground is not None
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert await control_client.Door(home).client() is None
+    assert await endpoint.Endpoint(home).client() is None
 
 
 def descriptors() -> int:

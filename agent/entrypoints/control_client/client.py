@@ -4,9 +4,6 @@ Importing this loads httpx2, and blocks for a moment.
 """
 
 import asyncio
-import logging
-import os
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -15,7 +12,7 @@ from typing import Protocol, Self, cast
 import httpx2
 import structlog
 
-from agent import __version__
+from agent.adapters.unix_http import http_client, socket_address
 from agent.domain.errors import WireError
 from agent.domain.events import Event, SyncAsked, SyncProgress
 from agent.entrypoints.control_client.endpoint import NoAnswer
@@ -32,7 +29,6 @@ SILENCE_SECONDS = 40.0
 LARGEST_ANSWER_BYTES = 16 * 1024 * 1024
 LARGEST_EVENT_BYTES = 2 * LARGEST_ANSWER_BYTES
 
-_LOGGERS = ("httpx2", "httpcore2")
 _log = structlog.get_logger()
 
 
@@ -45,24 +41,17 @@ class Codec(Protocol):
 
 
 class ControlClient:
-    """Asks the agent whose socket is `name` in `folder`; to be entered, once, which connects nothing yet.
+    """A client of the agent that listens at a socket's path. Enter it once; that does not connect yet."""
 
-    `by_descriptor`: the path is longer than a socket's may be, and goes through a descriptor of the folder (Linux).
-    """
-
-    def __init__(self, folder: Path, name: str, codec: Codec, *, by_descriptor: bool) -> None:
-        self._folder, self._name, self._codec, self._by_descriptor = folder, name, codec, by_descriptor
+    def __init__(self, path: Path, codec: Codec) -> None:
+        self._path, self._codec = path, codec
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Raises NoAnswer where the folder cannot be opened."""
-        place = self._folder
+        """Raises NoAnswer where the socket has no address."""
         with _translated():
-            if self._by_descriptor:
-                descriptor = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                self._open.callback(os.close, descriptor)
-                place = Path(f"/proc/self/fd/{descriptor}")
-        self._client = await self._open.enter_async_context(_connecting(place / self._name))
+            address = self._open.enter_context(socket_address(self._path))
+        self._client = await self._open.enter_async_context(http_client(address))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -143,23 +132,6 @@ class ControlClient:
         if response.status_code != wanted:
             raise NoAnswer(f"the agent answers {response.status_code} to {request.url.path}")
         return bytes(body)
-
-
-def _connecting(address: Path) -> httpx2.AsyncClient:
-    for name in _LOGGERS:
-        # At INFO it tells each request; what is worth telling, the agent tells.
-        if (logger := logging.getLogger(name)).level == logging.NOTSET:
-            logger.setLevel(logging.WARNING)
-    # A context without an authority costs nothing to make, and nobody is asked for one here.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return httpx2.AsyncClient(
-        base_url="http://localhost",
-        headers={"User-Agent": f"akosha-agent/{__version__}", "Accept-Encoding": "identity"},
-        transport=httpx2.AsyncHTTPTransport(uds=str(address), verify=context, trust_env=False),
-        trust_env=False,
-        follow_redirects=False,
-        timeout=httpx2.Timeout(None),
-    )
 
 
 @contextmanager

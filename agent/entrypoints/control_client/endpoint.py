@@ -1,14 +1,11 @@
 """Where the agent listens, and when to try there once more."""
 
 import asyncio
-import os
-import stat
-import sys
 from typing import TYPE_CHECKING
 
+from agent.adapters.unix_http import CONTROL_SOCKET, is_own_socket
 from agent.bootstrap import LEDGER_EVENT_BYTES, Home
 from agent.domain.errors import AkoshaError
-from agent.entrypoints.control_api.socket_file import LONGEST_ADDRESS, SOCKET
 
 if TYPE_CHECKING:
     from agent.entrypoints.control_client.client import ControlClient
@@ -53,16 +50,11 @@ class Endpoint:
 
 
 def _client(home: Home) -> "ControlClient | None":
-    folder = home.state.path.absolute()
-    try:
-        seen = (folder / SOCKET).lstat()
-    except OSError:
-        return None
-    too_long = len(os.fsencode(folder / SOCKET)) > LONGEST_ADDRESS
-    if not stat.S_ISSOCK(seen.st_mode) or seen.st_uid != os.geteuid() or (too_long and sys.platform != "linux"):
+    path = home.state.path.absolute() / CONTROL_SOCKET
+    if not is_own_socket(path):
         return None
     from agent.entrypoints.control_client.client import ControlClient  # noqa: PLC0415 - it loads httpx2
 
     # What the agent itself wrote into its ledger can be read here: the codec of the bus takes less.
     codec = type(home.codec)(max_bytes=LEDGER_EVENT_BYTES)
-    return ControlClient(folder, SOCKET, codec, by_descriptor=too_long)
+    return ControlClient(path, codec)
