@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 import structlog
 from structlog.testing import capture_logs
-from tests.integration.test_control import JSON, SECONDS, gone, served
+from tests.integration.test_control_api import JSON, SECONDS, gone, served
 
 from agent.entrypoints.control_api import Limits
 from tests.support.control_api import FakeDesk
