@@ -15,9 +15,9 @@ import aiohttp
 import pytest
 import structlog
 from structlog.testing import capture_logs
-from tests.integration.test_control_api import JSON, SECONDS, gone, served
 
 from agent.entrypoints.control_api import Limits
+from tests.integration.test_control_api import JSON, SECONDS, gone, served
 from tests.support.control_api import FakeDesk
 
 HURRIED = Limits(head_seconds=0.2, body_seconds=0.2)
