@@ -15,7 +15,7 @@ from typing import BinaryIO
 import structlog
 
 from agent.api.request import Request
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.errors import AkoshaError
 from agent.entrypoints import logs
 from agent.entrypoints.results import contract

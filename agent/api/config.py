@@ -105,7 +105,7 @@ class AkoshaSyncConfig:
 
 def _agents_system_id() -> str:
     """Return the system id of the agent here; "" where none has run here, or what it kept is damaged."""
-    from agent.bootstrap import Home  # noqa: PLC0415
+    from agent.bootstrap.home import Home  # noqa: PLC0415
     from agent.settings import load  # noqa: PLC0415 - as above
 
     try:

@@ -31,8 +31,8 @@ from agent.adapters.watcher.mounts import file_system, silent
 from agent.application.status_warnings import warnings_in
 from agent.application.sync.bus_recovery import BUS
 from agent.application.sync.delivery_probe import Kept
-from agent.bootstrap import Home
 from agent.bootstrap.doctor_bus import ServerInfo, examine_servers
+from agent.bootstrap.home import Home
 from agent.bootstrap.methods import MEBIBYTE, at_rest
 from agent.domain.errors import NotPermitted, StoreError
 from agent.domain.identity import Identity

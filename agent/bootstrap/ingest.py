@@ -13,8 +13,8 @@ from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.ingest.service import IngestService
 from agent.application.ingest.upload_ingester import Limits, UploadIngester
-from agent.bootstrap import Home
 from agent.bootstrap.buses import checked, nats_options
+from agent.bootstrap.home import Home
 from agent.bootstrap.methods import MEBIBYTE, memory_push, object_store
 from agent.domain.identity import Identity
 from agent.ports import Clock, EventBus

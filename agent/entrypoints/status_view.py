@@ -11,7 +11,7 @@ import structlog
 from agent.application.monitoring.state_disk import disk_warning
 from agent.application.monitoring.status import Status, describe
 from agent.application.sync.attempt import NO_DATABASES
-from agent.bootstrap import RUN, Home
+from agent.bootstrap.home import RUN, Home
 from agent.bootstrap.methods import object_store
 from agent.domain.databases import Survey
 from agent.domain.delivery_state import TargetRecord

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from agent.bootstrap import RUN, Home, build
+from agent.bootstrap.agent import build
+from agent.bootstrap.home import RUN, Home
 from agent.domain import naming
 from agent.domain.errors import AlreadyRunning, SettingsError, StateError, SystemIdTaken
 from agent.domain.events import SyncAsked, SyncProgress, SyncResult

@@ -28,7 +28,7 @@ from agent.api import (
     HybridAkoshaSync,
     HybridSyncError,
 )
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.errors import AkoshaError
 from agent.settings import load, variable
 from tests.support import arrivals

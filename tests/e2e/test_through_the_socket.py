@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 
 import pytest
 
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.events import Event, SyncProgress
 from agent.entrypoints.control_client import follow
 from agent.entrypoints.status_view import gather_status

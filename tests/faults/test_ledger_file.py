@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from agent.adapters.sqlite_ledger import SqliteLedger, schema
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.status_warnings import warnings_in
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.delivery_state import State
 from agent.domain.errors import LedgerDamaged, StateError
 from agent.domain.events import SessionEnded

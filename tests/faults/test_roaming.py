@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import structlog
 
-from agent import bootstrap
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.nats import link
 from agent.adapters.s3 import S3Store
 from agent.application.agent import Agent
 from agent.application.sync.stall import StallMonitor, StallTimeout, limit_stalls
 from agent.application.triggers import network_changes
-from agent.bootstrap import Home
+from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap
+from agent.bootstrap.home import Home
 from agent.domain.events import SyncFailed, SyncResult, SyncSucceeded
 from agent.domain.identity import Identity
 from agent.ports import NetworkChange
@@ -269,8 +269,8 @@ class Outside:
 @contextlib.asynccontextmanager
 async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> AsyncIterator[tuple[Agent, list]]:
     """An agent at work, and what it tells. What stands still at an upheaval is cut off after half a second."""
-    monkeypatch.setattr(bootstrap, "MachineSurroundings", Outside)
-    monkeypatch.setattr(bootstrap, "StallMonitor", lambda: StallMonitor(hurried_seconds=0.5))
+    monkeypatch.setattr(home_bootstrap, "MachineSurroundings", Outside)
+    monkeypatch.setattr(home_bootstrap, "StallMonitor", lambda: StallMonitor(hurried_seconds=0.5))
     monkeypatch.setattr(network_changes, "FIRST_CALM", 0.5)
     session_buddy.create(tmp_path / "data", commits=3, entities=2)
     home = Home.of(
@@ -286,7 +286,7 @@ async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> A
         told.append(message.event)
         await message.ack()
 
-    async with await bootstrap.build(home, IDENTITY) as agent:
+    async with await agent_bootstrap.build(home, IDENTITY) as agent:
         await agent.bus.subscribe("akosha.sync.>", hear)
         task = asyncio.create_task(agent.run())
         try:

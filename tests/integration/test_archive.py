@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from agent import bootstrap
-from agent.application.archive.catalog import verify_loop
-from agent.bootstrap import Home
+from agent.application.archive import verify_loop
+from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap
+from agent.bootstrap.home import Home
 from agent.domain.events import SyncAsked, SyncSucceeded, UploadVerified
 from agent.domain.identity import Identity
 from agent.entrypoints.cli.archive_events import announce
@@ -18,8 +18,8 @@ from tests.support import session_buddy
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    taker = bootstrap.DuckdbSnapshotTaker
-    monkeypatch.setattr(bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=False, **how))
+    taker = home_bootstrap.DuckdbSnapshotTaker
+    monkeypatch.setattr(home_bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=False, **how))
     monkeypatch.setattr(verify_loop, "FIRST_SECONDS", 0.0)
     monkeypatch.setattr(verify_loop, "BUSY_SECONDS", 1.0)
     session_buddy.create(tmp_path / "data", commits=4, entities=2)
@@ -36,7 +36,7 @@ def home(tmp_path, monkeypatch):
 
 async def synced(home: Home, identity: Identity) -> str:
     ask = SyncAsked(id="ask", time=home.clock.now(), system_id="laptop")
-    async with await bootstrap.build(home, identity, single_sync=True) as agent, asyncio.timeout(60):
+    async with await agent_bootstrap.build(home, identity, single_sync=True) as agent, asyncio.timeout(60):
         return (await agent.once(ask)).upload_id
 
 
@@ -59,7 +59,7 @@ async def test_what_is_missing_of_the_newest_upload_is_found_told_and_uploaded_a
     upload = await synced(home, identity)
     folder = tmp_path / "bucket" / "systems" / "laptop" / "uploads" / upload
     (folder / "reflection.duckdb").unlink()
-    async with await bootstrap.build(home, identity) as agent:
+    async with await agent_bootstrap.build(home, identity) as agent:
         running = asyncio.create_task(agent.run())
         event = await until(agent.ledger, lambda event: isinstance(event, UploadVerified))
         assert (event.upload_id, event.whole) == (upload, False)
@@ -77,7 +77,7 @@ async def test_what_is_missing_of_the_newest_upload_is_found_told_and_uploaded_a
 async def test_an_agent_that_is_not_to_look_does_not(home):
     settings = home.settings.model_copy(update={"agent_verify_hours": 0.0})
     home = Home.of(settings)
-    async with await bootstrap.build(home, home.prepare()) as agent:
+    async with await agent_bootstrap.build(home, home.prepare()) as agent:
         assert agent.verifying is None
 
 
@@ -102,7 +102,7 @@ async def test_news_of_the_archive_go_into_the_ledger_or_wait_for_who_holds_it(h
     ledger = await home.open_ledger()
     assert [event.id for event in await ledger.outbox()] == ["event-1"]
     await ledger.aclose()
-    spool = bootstrap.SpoolDirectory(home.state.spool, home.codec)
+    spool = home_bootstrap.SpoolDirectory(home.state.spool, home.codec)
     assert [event for _, event in await spool.waiting()] == [second]
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from agent import bootstrap
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner, spared_by
 from agent.application.archive.restore import RestoreRequest
 from agent.application.archive.verify import Verifier
 from agent.application.status_warnings import warnings_in
-from agent.bootstrap import Home, methods
+from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap, methods
+from agent.bootstrap.home import Home
 from agent.bootstrap.restore import restoring_to
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NotPermitted, StateError, StoreError
@@ -47,9 +47,9 @@ class Rig:
         monkeypatch.setattr(methods, "object_store", lambda *_, **__: self.store)
         if not memories:  # then neither is a copy read through: children that start take most of the time
             monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda **_: ListedReader(defaultdict(list)))
-            taker = bootstrap.DuckdbSnapshotTaker
+            taker = home_bootstrap.DuckdbSnapshotTaker
             monkeypatch.setattr(
-                bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=self.verify, **how)
+                home_bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=self.verify, **how)
             )
         session_buddy.create(self.data, commits=30, entities=6)
         self.settings = {"retry_backoff_seconds": 0.05, "enable_fallback": False}
@@ -68,7 +68,7 @@ class Rig:
     async def sync(self, **asked):
         home = self.home()
         ask = SyncAsked(id=str(uuid.uuid4()), time=home.clock.now(), system_id="laptop", **asked)
-        async with await bootstrap.build(home, IDENTITY) as agent, asyncio.timeout(60):
+        async with await agent_bootstrap.build(home, IDENTITY) as agent, asyncio.timeout(60):
             return await agent.once(ask)
 
     async def record(self):
@@ -332,8 +332,8 @@ async def test_an_unreadable_newest_manifest_does_not_stop_a_lost_ledger_from_be
 
 async def test_ids_grow_when_the_clock_goes_back_by_a_day(rig, monkeypatch):
     first = await rig.sync()
-    now = bootstrap.SystemClock.now
-    monkeypatch.setattr(bootstrap.SystemClock, "now", lambda self: now(self) - timedelta(days=1))
+    now = home_bootstrap.SystemClock.now
+    monkeypatch.setattr(home_bootstrap.SystemClock, "now", lambda self: now(self) - timedelta(days=1))
     rig.commit("reflection")
     second = await rig.sync()
     assert second.upload_id > first.upload_id
@@ -557,23 +557,23 @@ async def test_a_foreign_object_with_an_id_far_ahead_is_ignored_with_a_warning(r
 
 
 async def test_an_id_under_which_something_lies_is_not_used(rig, monkeypatch):
-    now = bootstrap.SystemClock().now().replace(microsecond=0)
-    monkeypatch.setattr(bootstrap.SystemClock, "now", lambda self: now)
+    now = home_bootstrap.SystemClock().now().replace(microsecond=0)
+    monkeypatch.setattr(home_bootstrap.SystemClock, "now", lambda self: now)
     for second in range(3):
         rig.kept.objects[f"{PREFIX}{naming.upload_id(now + timedelta(seconds=second), 'laptop')}/x"] = b"", {}
     assert (await rig.sync()).upload_id == naming.upload_id(now + timedelta(seconds=3), "laptop")
 
 
 async def test_a_clock_that_was_ahead_once_is_a_warning_until_ids_agree_with_the_clock_again(rig, monkeypatch):
-    now = bootstrap.SystemClock.now
-    monkeypatch.setattr(bootstrap.SystemClock, "now", lambda self: now(self) + timedelta(days=1))
+    now = home_bootstrap.SystemClock.now
+    monkeypatch.setattr(home_bootstrap.SystemClock, "now", lambda self: now(self) + timedelta(days=1))
     first = await rig.sync()
-    monkeypatch.setattr(bootstrap.SystemClock, "now", now)
+    monkeypatch.setattr(home_bootstrap.SystemClock, "now", now)
     rig.commit("reflection")
     second = await rig.sync()
     assert naming.upload_time(second.upload_id) == naming.upload_time(first.upload_id) + timedelta(seconds=1)
     assert [warning.code for warning in await rig.warnings()] == ["upload_id_ahead"]
-    monkeypatch.setattr(bootstrap.SystemClock, "now", lambda self: now(self) + timedelta(days=2))
+    monkeypatch.setattr(home_bootstrap.SystemClock, "now", lambda self: now(self) + timedelta(days=2))
     rig.commit("reflection")
     await rig.sync()
     assert await rig.warnings() == ()
@@ -583,7 +583,7 @@ async def test_a_ledger_that_cannot_be_written_ends_a_single_sync_with_its_error
     async def full(*_):
         raise StateError("the disk is full", transient=True)
 
-    monkeypatch.setattr(bootstrap.SqliteLedger, "begin", full)
+    monkeypatch.setattr(home_bootstrap.SqliteLedger, "begin", full)
     with pytest.raises(StateError, match="the disk is full"):
         await rig.sync()
     assert rig.objects == set(), "nothing is put before the intent is written"

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.errors import SettingsError
 from agent.entrypoints.cli import consume as module, events_exec
 from agent.entrypoints.cli.consume import consume

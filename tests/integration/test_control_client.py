@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from agent.adapters.unix_http import CONTROL_SOCKET
 from agent.application.monitoring.status import BusStatus, DatabaseStatus, Status, TargetStatus
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.errors import StateError
 from agent.domain.events import SyncAsked, SyncProgress, SyncRequested, SyncSkipped
 from agent.entrypoints import sync_client

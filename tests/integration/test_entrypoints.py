@@ -14,7 +14,7 @@ import pytest
 from agent import __main__
 from agent.adapters.state_directory import lock
 from agent.application.monitoring.status import DatabaseStatus, Status, TargetStatus
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded, UploadsPruned, UploadVerified
 from agent.entrypoints.cli import events, restore, status, streams, sync, verify
 from agent.entrypoints.cli.terminal import PlainConsole

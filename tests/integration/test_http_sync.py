@@ -11,8 +11,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from agent import bootstrap
-from agent.bootstrap import Home
+from agent.bootstrap import agent as agent_bootstrap
+from agent.bootstrap.home import Home
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Identity
 from agent.settings import Settings
@@ -52,7 +52,7 @@ class Rig:
     async def sync(self, **asked):
         home = self.home()
         ask = SyncAsked(id=str(uuid.uuid4()), time=home.clock.now(), system_id="laptop", **asked)
-        async with await bootstrap.build(home, IDENTITY, single_sync=True) as agent, asyncio.timeout(60):
+        async with await agent_bootstrap.build(home, IDENTITY, single_sync=True) as agent, asyncio.timeout(60):
             return await agent.once(ask)
 
     async def sync_and_stop_akosha_in_the_third_batch(self) -> None:
@@ -274,7 +274,7 @@ async def test_two_systems_with_equal_rows_have_memories_of_their_own(rig, tmp_p
     home = rig.home()
     home.state.ledger_file.unlink()
     ask = SyncAsked(id=str(uuid.uuid4()), time=home.clock.now(), system_id="desktop")
-    async with await bootstrap.build(home, other, single_sync=True) as agent:
+    async with await agent_bootstrap.build(home, other, single_sync=True) as agent:
         assert (await agent.once(ask)).memories == 3
     assert (len(rig.akosha.rows("laptop")), len(rig.akosha.rows("desktop"))) == (3, 3)
 

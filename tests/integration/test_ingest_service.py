@@ -7,7 +7,7 @@ import pytest
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.application.ingest.systems import systems_in
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.bootstrap.ingest import reacting
 from agent.settings import Settings
 from tests.support.memory_store import MemoryStore

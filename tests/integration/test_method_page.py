@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import bootstrap
 from agent.application.triggers import publisher
+from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap
 from agent.domain.delivery_state import Target
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Identity
@@ -32,11 +32,11 @@ class Rig:
             page = names["FolderSync"](self.folder, target=target, taker=taker, ledger=ledger, clock=clock)
             return {page.name: page}
 
-        monkeypatch.setattr(bootstrap, "sync_methods", methods)
+        monkeypatch.setattr(home_bootstrap, "sync_methods", methods)
         monkeypatch.setattr(publisher, "plan_route", lambda **_: ("folder",))
         session_buddy.create(self.data, commits=3, entities=2)
         self.folder.mkdir()
-        self.home = bootstrap.Home.of(
+        self.home = home_bootstrap.Home.of(
             Settings(
                 agent_data_dir=self.data, agent_state_dir=tmp_path / "state", max_retries=1, retry_backoff_seconds=0.01
             )
@@ -45,7 +45,7 @@ class Rig:
 
     async def sync(self):
         ask = SyncAsked(id=str(uuid.uuid4()), time=self.home.clock.now(), system_id="laptop")
-        async with await bootstrap.build(self.home, IDENTITY, single_sync=True) as agent, asyncio.timeout(60):
+        async with await agent_bootstrap.build(self.home, IDENTITY, single_sync=True) as agent, asyncio.timeout(60):
             return await agent.once(ask)
 
 

@@ -9,8 +9,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent import bootstrap
-from agent.bootstrap import methods
+from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap, methods
 from agent.bootstrap.metrics import metering
 from agent.domain.errors import StateError, StoreError
 from agent.domain.events import SyncAsked
@@ -43,8 +42,8 @@ def value(page, name, **labels):
 async def at_work(tmp_path, monkeypatch):
     """Ask an agent for syncs; it has a directory as its bucket, and no Akosha."""
     create(tmp_path / "data", commits=3)
-    taker = bootstrap.DuckdbSnapshotTaker
-    monkeypatch.setattr(bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, **how | {"verify": False}))
+    taker = home_bootstrap.DuckdbSnapshotTaker
+    monkeypatch.setattr(home_bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, **how | {"verify": False}))
     settings = Settings(
         cloud_endpoint=(tmp_path / "bucket").as_uri(),
         http_endpoint=NOBODY,
@@ -54,13 +53,13 @@ async def at_work(tmp_path, monkeypatch):
         max_retries=1,
         retry_backoff_seconds=0.05,
     )
-    identity = await asyncio.to_thread(bootstrap.Home.of(settings).prepare)
+    identity = await asyncio.to_thread(home_bootstrap.Home.of(settings).prepare)
     counts = metering()
 
     async def sync(*, enabled=True, **wishes):
-        home = bootstrap.Home.of(settings.model_copy(update={"sync_enabled": enabled}))
+        home = home_bootstrap.Home.of(settings.model_copy(update={"sync_enabled": enabled}))
         ask = SyncAsked(id=str(uuid.uuid4()), time=home.clock.now(), system_id="laptop", **wishes)
-        async with await bootstrap.build(home, identity, meter=counts.meter) as agent, asyncio.timeout(60):
+        async with await agent_bootstrap.build(home, identity, meter=counts.meter) as agent, asyncio.timeout(60):
             counts.ledger_bytes = agent.ledger.size
             await agent.once(ask)
             return (await counts.exposition(agent.desk))[0]

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from agent import bootstrap
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3 import S3Store
 from agent.application.archive.catalog import Catalog
@@ -22,7 +21,7 @@ from agent.application.ingest.systems import systems_in
 from agent.application.sync import upload_ids
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.application.sync.ownership import NOT_MOUNTED, WARNING
-from agent.bootstrap import archive, methods
+from agent.bootstrap import archive, home as home_bootstrap, methods
 from agent.bootstrap.pruning import prune_here
 from agent.domain import naming
 from agent.domain.errors import NotOwner
@@ -30,7 +29,7 @@ from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.manifest import Manifest
 from agent.domain.owner import Owner
 from agent.domain.retention import KeepRules
-from agent.entrypoints import gather_status as standing_module
+from agent.entrypoints import status_view as standing_module
 from agent.entrypoints.status_view import gather_status
 from agent.entrypoints.sync_client import SyncClient
 from agent.settings import Settings
@@ -90,10 +89,10 @@ async def target(request, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "object_store", lambda *_, **__: made.store)
     monkeypatch.setattr(FaultyStore, "aclose", _stays_open)
     monkeypatch.setattr(methods, "DuckdbMemoryReader", lambda **_: ListedReader(defaultdict(list)))
-    taker = bootstrap.DuckdbSnapshotTaker
-    monkeypatch.setattr(bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=False, **how))
-    monkeypatch.setattr(bootstrap, "machine_id", lambda state: (state.parent / "machine-id").read_text())
-    monkeypatch.setattr(bootstrap.socket, "gethostname", lambda: "laptop")
+    taker = home_bootstrap.DuckdbSnapshotTaker
+    monkeypatch.setattr(home_bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, verify=False, **how))
+    monkeypatch.setattr(home_bootstrap, "machine_id", lambda state: (state.parent / "machine-id").read_text())
+    monkeypatch.setattr(home_bootstrap.socket, "gethostname", lambda: "laptop")
     yield made
     await made.kept.aclose()
 
@@ -156,7 +155,7 @@ class Machine:
         return [warning.message for warning in view.status.warnings if warning.code in (WARNING, NOT_MOUNTED)]
 
     async def prune(self, rules=ALL_BUT_THE_LAST):
-        home = bootstrap.Home.of(self.settings())
+        home = home_bootstrap.Home.of(self.settings())
         identity, machine = home.prepare(), home.machine()
         ledger = await home.read_ledger() if await home.has_ledger() else None
         try:
@@ -268,7 +267,7 @@ async def test_the_owner_is_compared_again_before_the_manifest(machine, target):
             target.kept.objects[OWNER] = other.encode(), {}
         return await put(key, body, **how)
 
-    two_machine = bootstrap.Home.of(two.settings()).machine()
+    two_machine = home_bootstrap.Home.of(two.settings()).machine()
     target.kept.put = put_and_be_overtaken
     assert_refused(await one.sync(), "taken over")
     assert len(await target.uploads()) == 1
@@ -391,8 +390,8 @@ async def test_a_default_system_id_that_is_taken_gets_a_suffix_and_keeps_it(mach
 async def test_a_suffix_that_is_taken_too_is_longer_the_second_time(machine, target):
     one, two = machine("one", system_id=""), machine("two", system_id="")
     await one.sync()
-    theirs = bootstrap.Home.of(one.settings()).machine()
-    suffixed = f"laptop-{bootstrap.Home.of(two.settings()).machine().digest[:4]}"
+    theirs = home_bootstrap.Home.of(one.settings()).machine()
+    suffixed = f"laptop-{home_bootstrap.Home.of(two.settings()).machine().digest[:4]}"
     owner = Owner.new(suffixed, theirs, "c" * 32, (await target.owner()).claimed_at)
     target.kept.objects[owner.key] = owner.encode(), {}
     result = await two.sync()
@@ -422,14 +421,14 @@ async def test_a_data_directory_behind_a_symbolic_link_is_the_same_one(machine):
     one = machine("one")
     await one.sync()
     one.data.rename(one.folder / "elsewhere")
-    home = bootstrap.Home.of(one.settings())
+    home = home_bootstrap.Home.of(one.settings())
     direct = home.machine()
     one.data.symlink_to(one.folder / "elsewhere")
-    assert bootstrap.Home.of(one.settings()).machine() != direct
+    assert home_bootstrap.Home.of(one.settings()).machine() != direct
     one.data = one.folder / "elsewhere"
-    linked = bootstrap.Home.of(one.settings()).machine()
+    linked = home_bootstrap.Home.of(one.settings()).machine()
     one.data = one.folder / "data"
-    assert bootstrap.Home.of(one.settings()).machine() == linked
+    assert home_bootstrap.Home.of(one.settings()).machine() == linked
 
 
 @on_directories

@@ -14,7 +14,7 @@ from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.sync.rate_limit import RateLimitedSink, RateLimitedStore
 from agent.application.sync.stall import StallMonitor
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.bootstrap.methods import sync_methods
 from agent.domain.identity import Identity
 from agent.settings import Settings

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agent import bootstrap
 from agent.adapters.directory_store import DirectoryStore
+from agent.bootstrap import agent as agent_bootstrap
 from agent.domain.errors import StateError
 from agent.domain.events import SyncAsked
 from agent.entrypoints import logs
@@ -75,13 +75,13 @@ async def world(tmp_path, monkeypatch):
         monkeypatch.setenv("NOTIFY_SOCKET", notify.address)
         monkeypatch.setattr(logs, "configure", lambda *_: None)
         world = World(tmp_path, notify)
-        build = bootstrap.build
+        build = agent_bootstrap.build
 
         async def built(*args, **how):
             world.agents.append(await build(*args, **how))
             return world.agents[-1]
 
-        monkeypatch.setattr(bootstrap, "build", built)
+        monkeypatch.setattr(agent_bootstrap, "build", built)
         yield world
 
 
@@ -138,7 +138,7 @@ async def test_a_sync_that_runs_during_a_reload_is_neither_lost_nor_done_twice_a
 
 
 async def test_where_no_agent_can_be_built_with_the_new_settings_the_old_ones_go_on(world, monkeypatch):
-    build, holders = bootstrap.build, []
+    build, holders = agent_bootstrap.build, []
 
     async def failing(home, *args, **how):
         holders.append(home.holder().pid)
@@ -146,7 +146,7 @@ async def test_where_no_agent_can_be_built_with_the_new_settings_the_old_ones_go
             raise StateError("the credentials file cannot be read", hint="chmod 600 it")
         return await build(home, *args, **how)
 
-    monkeypatch.setattr(bootstrap, "build", failing)
+    monkeypatch.setattr(agent_bootstrap, "build", failing)
     with capture_logs() as told:
         async with running(world):
             await world.reload(agent_quiet_seconds=9)

@@ -1,6 +1,6 @@
 """What a command has to tell of the archive: into the history and the outbox, whoever has the ledger."""
 
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.errors import AlreadyRunning
 from agent.domain.events import UploadsPruned, UploadVerified
 

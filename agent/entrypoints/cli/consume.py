@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 import typer
 
-from agent.bootstrap import Home
 from agent.bootstrap.buses import checked, nats_options
+from agent.bootstrap.home import Home
 from agent.domain.errors import NamingError, SettingsError
 from agent.domain.events import SyncResult
 from agent.entrypoints.cli.events import line, opened

@@ -4,7 +4,7 @@ from contextlib import aclosing
 
 import typer
 
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.events import (
     Event,
     IngestCompleted,

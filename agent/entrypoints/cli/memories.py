@@ -14,7 +14,7 @@ from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
 from agent.application.sync.delivery_probe import PREFIX, Kept
 from agent.application.sync.http import CONFIRMED
 from agent.application.sync.push_outcome import EMBEDDING_CURE
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.delivery_state import Target
 from agent.domain.routing import HTTP
 from agent.entrypoints.cli.terminal import table_console

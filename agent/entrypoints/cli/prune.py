@@ -9,7 +9,7 @@ from rich.table import Table
 from agent.application.archive.prune import Pruned, Pruner
 from agent.application.archive.prune_loop import HELD_HINT
 from agent.application.archive.prune_plan import PrunePlan
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.bootstrap.pruning import prune_here
 from agent.domain.errors import NotPermitted
 from agent.domain.lifecycle_rule import r2_command, s3_rule

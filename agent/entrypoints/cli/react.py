@@ -8,7 +8,7 @@ import structlog
 import typer
 
 from agent.application.ingest.service import IngestService, IngestSummary
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.bootstrap.ingest import reacting
 from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, SettingsError
 from agent.domain.naming import check_system_id

@@ -13,8 +13,8 @@ import typer
 
 from agent.application.archive.catalog import LATEST, Catalog, time_of
 from agent.application.archive.restore import RestoreRequest
-from agent.bootstrap import Home
 from agent.bootstrap.archive import archive_of
+from agent.bootstrap.home import Home
 from agent.bootstrap.restore import check_destination, finish_restores, restoring_to
 from agent.domain.databases import storage_note
 from agent.domain.errors import NamingError, NoSuchObject, SettingsError

@@ -11,9 +11,10 @@ from typing import NoReturn
 
 import structlog
 
-from agent import bootstrap
 from agent.application.agent import Agent
 from agent.application.monitoring.agent_service import AgentService
+from agent.bootstrap import agent as agent_bootstrap
+from agent.bootstrap.home import Home
 from agent.bootstrap.metrics import Metering, metering
 from agent.domain.errors import AkoshaError, LedgerDamaged, SettingsError, SystemIdTaken
 from agent.domain.events import SyncAsked
@@ -36,9 +37,9 @@ async def run_until_stopped(settings: Settings, loading: Callable[[], Loaded]) -
     The state directory is held from the first agent to the last. Settings that are wrong, or that no agent can be
     built with, are told of (`settings_refused`), and the old ones stay.
     """
-    home = bootstrap.Home.of(settings)
+    home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
-    supervisor = bootstrap.supervisor()
+    supervisor = agent_bootstrap.supervisor()
     with home.lock("run"):
         try:
             await ReloadLoop(loading, supervisor).run(settings)
@@ -86,11 +87,11 @@ class AgentInstance:
             raise asyncio.CancelledError
 
     async def _live(self) -> None:
-        home = bootstrap.Home.of(self.settings)
+        home = Home.of(self.settings)
         identity = await asyncio.to_thread(home.prepare)
         await asyncio.to_thread(home.remember_setting)
         try:
-            async with await bootstrap.build(
+            async with await agent_bootstrap.build(
                 home, identity, meter=self._counts.meter, supervisor=self._supervisor, left_over=self.left_over
             ) as agent:
                 self._agent, self._desk, self._counts.ledger_bytes = agent, agent.desk, agent.ledger.size
@@ -134,12 +135,10 @@ class ReloadLoop:
                 if self._ledger_replaced:
                     raise
                 await life.end()
-                self._ledger_replaced = await asyncio.to_thread(
-                    bootstrap.Home.of(life.settings).set_ledger_aside, error
-                )
+                self._ledger_replaced = await asyncio.to_thread(Home.of(life.settings).set_ledger_aside, error)
                 new = life.settings
             except SystemIdTaken as taken:
-                identity = await asyncio.to_thread(bootstrap.Home.of(life.settings).rename, taken)
+                identity = await asyncio.to_thread(Home.of(life.settings).rename, taken)
                 life.left_over = [replace(ask, system_id=identity.system_id) for ask in life.left_over]
                 new = life.settings
             except AkoshaError as error:
@@ -186,7 +185,7 @@ class ReloadLoop:
                     f"akosha_agent_state_dir is {new.agent_state_dir} now: that needs a restart",
                     hint="akosha-agent service restart",
                 )
-            await asyncio.to_thread(bootstrap.Home.of(new).prepare)
+            await asyncio.to_thread(Home.of(new).prepare)
         except AkoshaError as error:
             self._refuse(error, current)
             return current

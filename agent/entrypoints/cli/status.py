@@ -12,7 +12,7 @@ from agent.application.monitoring.status import TargetStatus, VerifyStatus
 from agent.application.sync.http import CONFIRMED
 from agent.application.sync.push_outcome import EMBEDDING_CURE
 from agent.application.triggers.publisher import CLOUD_CURE
-from agent.bootstrap import RUN
+from agent.bootstrap.home import RUN
 from agent.domain.plain_text import printable
 from agent.entrypoints.cli.terminal import line_console
 from agent.entrypoints.results import human_bytes, when

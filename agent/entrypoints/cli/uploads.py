@@ -8,8 +8,8 @@ import typer
 from rich.table import Table
 
 from agent.application.archive.catalog import MANIFESTS, Catalog, CatalogEntry, CatalogListing
-from agent.bootstrap import Home
 from agent.bootstrap.archive import archive_of
+from agent.bootstrap.home import Home
 from agent.domain.errors import NamingError, NoSuchObject, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import check_system_id

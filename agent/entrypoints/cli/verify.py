@@ -12,8 +12,8 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from agent.application.archive.catalog import LATEST, Catalog
 from agent.application.archive.verify import Found, Verifier
-from agent.bootstrap import Home
 from agent.bootstrap.archive import archive_of, verifying_deep
+from agent.bootstrap.home import Home
 from agent.domain.errors import LedgerDamaged, SettingsError
 from agent.domain.plain_text import printable
 from agent.entrypoints.cli.archive_events import announce

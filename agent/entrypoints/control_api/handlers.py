@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.application.monitoring.agent_service import AgentService
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.errors import WireError
 from agent.domain.events import SyncAsked
 from agent.domain.routing import MANUAL

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from agent.application.monitoring.agent_service import AgentService
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.entrypoints.control_api.app import ControlApp
 from agent.entrypoints.control_api.auth import ADDRESS, LoopbackRules
 from agent.entrypoints.control_api.connection import Connections

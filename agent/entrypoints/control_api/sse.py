@@ -8,7 +8,7 @@ import structlog
 from aiohttp import HttpVersion11, web
 
 from agent.application.monitoring.agent_service import AgentService
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.errors import AkoshaError
 from agent.domain.events import Event
 from agent.entrypoints.control_api.connection import Connection

@@ -4,7 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from agent.adapters.unix_http import CONTROL_SOCKET, is_own_socket
-from agent.bootstrap import LEDGER_EVENT_BYTES, Home
+from agent.bootstrap.home import LEDGER_EVENT_BYTES, Home
 from agent.domain.errors import AkoshaError
 
 if TYPE_CHECKING:

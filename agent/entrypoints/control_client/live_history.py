@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 import structlog
 
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.events import SyncProgress
 from agent.entrypoints.control_client.endpoint import Endpoint, NoAnswer
 from agent.ports import HistoryEntry, Ledger

@@ -62,7 +62,7 @@ def install(
     settings: SettingsFile = None,
 ) -> None:
     """Have Claude Code tell the agent of every session that ends. Everything else in its settings stays as it is."""
-    from agent.bootstrap import RUN, Home  # noqa: PLC0415
+    from agent.bootstrap.home import RUN, Home  # noqa: PLC0415
     from agent.entrypoints.hook.claude_code import runs_args  # noqa: PLC0415 - what only this command needs
     from agent.entrypoints.hook.claude_settings import look  # noqa: PLC0415
     from agent.entrypoints.hook.command_line import hook_command  # noqa: PLC0415

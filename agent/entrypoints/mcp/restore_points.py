@@ -1,7 +1,7 @@
 """What the tool for restore points tells: the newest uploads of this machine, as the bucket has them."""
 
-from agent.bootstrap import Home
 from agent.bootstrap.archive import archive_of
+from agent.bootstrap.home import Home
 from agent.entrypoints.cli.uploads import check_mounted, system_of, upload_document
 from agent.entrypoints.mcp.tools import MOST_POINTS
 from agent.settings import Settings

@@ -1,6 +1,6 @@
 """Another agent that holds the state directory of the service: as long as it runs, the service cannot."""
 
-from agent.bootstrap import Home
+from agent.bootstrap.home import Home
 from agent.domain.errors import AkoshaError, StateError
 from agent.entrypoints.service.manager import ServiceManager
 from agent.settings import Settings
