@@ -25,10 +25,10 @@ def machine(tmp_path):
 
 
 def end_session(machine, session_id: str, prefix=(COMMAND,)) -> None:
-    told = json.dumps({"session_id": session_id, "reason": "other", "hook_event_name": "SessionEnd"})
+    data = json.dumps({"session_id": session_id, "reason": "other", "hook_event_name": "SessionEnd"})
     words = [*prefix, "hook", "session-end", "--state-dir", str(machine.state)]
     with tempfile.TemporaryFile() as stdin:  # said before it starts, as Claude Code does, however busy this process is
-        stdin.write(told.encode())
+        stdin.write(data.encode())
         stdin.seek(0)
         done = subprocess.run(words, stdin=stdin, env=machine.environ, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b""), done.stderr
@@ -66,12 +66,12 @@ def test_session_ends_that_no_agent_hears_are_counted_and_taken_up_by_a_sync(mac
     for number in range(5):
         end_session(machine, f"unheard {number}")
     cure = "akosha-agent sync takes up notes; akosha-agent service install, or akosha-agent run, starts an agent"
-    told = "5 notes of ended sessions wait in the spool, and no agent runs"
+    message = "5 notes of ended sessions wait in the spool, and no agent runs"
     (warning,) = machine.status()["warnings"]
-    assert (warning["code"], warning["message"], warning["hint"]) == ("notes_waiting", told, cure)
-    assert told in machine.call("status").out
+    assert (warning["code"], warning["message"], warning["hint"]) == ("notes_waiting", message, cure)
+    assert message in machine.call("status").out
     found = [one for one in machine.call("doctor", "--json").json["checks"] if one["detail"] == "notes_waiting"]
-    assert [(one["level"], one["found"], one["cure"]) for one in found] == [("warning", told, cure)]
+    assert [(one["level"], one["found"], one["cure"]) for one in found] == [("warning", message, cure)]
     kept = {path.name: path.read_bytes() for path in (machine.state / "spool").glob("[!.]*.json")}
     result = machine.sync()
     assert (result["success"], len(result["caused_by"])) == (True, 5)
@@ -109,13 +109,13 @@ def test_installed_it_runs_in_any_surroundings_and_uninstalled_nothing_is_left(m
     status = hook("status", "--json")
     assert (status.exit_code, json.loads(status.stdout)["state"]) == (0, "installed")
     ((entry,),) = [group["hooks"] for group in json.loads(settings.read_bytes())["hooks"]["SessionEnd"]]
-    told = b'{"session_id": "s-1", "reason": "clear"}'
+    data = b'{"session_id": "s-1", "reason": "clear"}'
     project = machine.home / "project"  # with an `agent` of its own, found first by what is less careful
     (project / "agent").mkdir(parents=True)
     (project / "agent" / "__init__.py").write_text("raise SystemExit('another agent')")
     shell = ["/bin/sh", "-c", entry["command"]]
     environ = {"PYTHONPATH": str(project)}
-    done = subprocess.run(shell, input=told, env=environ, cwd=project, capture_output=True)
+    done = subprocess.run(shell, input=data, env=environ, cwd=project, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     (note,) = (machine.state / "spool").iterdir()
     event = json.loads(note.read_bytes())
@@ -157,8 +157,8 @@ def test_a_newer_claude_code_gets_a_hook_without_a_shell_and_the_shell_line_of_b
     done = subprocess.run([direct["command"], *direct["args"]], input=b"{}", env={}, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert len(list((state / "spool").glob("[!.]*.json"))) == 1
-    (told,) = json.loads(hook("status", "--json").stdout)["commands"]
-    assert told["form"] == "exec"
+    (command,) = json.loads(hook("status", "--json").stdout)["commands"]
+    assert command["form"] == "exec"
     claude_code(machine.home, monkeypatch, "garbage")
     assert hook("install").stdout.startswith("installed already"), "an unknown version changes nothing"
     claude_code(machine.home, monkeypatch, "2.0.9")
@@ -186,11 +186,11 @@ def test_claude_config_dir_says_where_the_settings_are(machine, hook, monkeypatc
     assert not moved.exists()
 
 
-def test_a_settings_file_that_is_not_understood_is_refused_with_the_place_and_2(machine, hook):
+def test_a_settings_file_that_cannot_be_edited_is_refused_with_the_reason_and_2(machine, hook):
     settings = machine.home / "other.json"
     settings.write_text('{\n  "hooks": 1\n}')
     for command in ("install", "uninstall", "status"):
         done = hook(command, "--settings-file", str(settings))
         assert done.exit_code == 2
-        assert "other.json: hooks is not an object (line 2, column 12)" in done.output
+        assert "other.json: hooks is not an object" in done.output
     assert settings.read_text() == '{\n  "hooks": 1\n}'

@@ -21,7 +21,7 @@ from agent.adapters.wire import CloudEventsCodec
 from tests.support.machine import COMMAND
 
 HOOK = ("hook", "session-end", "--state-dir")
-TOLD = b'{"session_id": "s-1", "reason": "clear", "hook_event_name": "SessionEnd"}'
+INPUT = b'{"session_id": "s-1", "reason": "clear", "hook_event_name": "SessionEnd"}'
 AT_ONCE = 5.0
 """Seconds, on a machine that has much else to do: a hook that hangs takes longer."""
 
@@ -31,9 +31,9 @@ def state(tmp_path):
     return tmp_path / "state"
 
 
-def run(state, *, told=TOLD, prefix=(COMMAND,), **how):
+def run(state, *, data=INPUT, prefix=(COMMAND,), **how):
     started = time.monotonic()
-    done = subprocess.run([*prefix, *HOOK, str(state)], **{"input": told, "capture_output": True} | how)
+    done = subprocess.run([*prefix, *HOOK, str(state)], **{"input": data, "capture_output": True} | how)
     assert time.monotonic() - started < AT_ONCE
     assert (done.returncode, done.stdout or b"") == (0, b"")
     return done
@@ -49,12 +49,12 @@ def patched(code: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    ("told", "session"),
+    ("data", "session"),
     [
-        pytest.param(TOLD, "s-1", id="as-documented"),
+        pytest.param(INPUT, "s-1", id="as-documented"),
         pytest.param(b"", "", id="empty"),
         pytest.param(b"\x00\xff\xfe{", "", id="binary"),
-        pytest.param(TOLD[:-3], "", id="torn"),
+        pytest.param(INPUT[:-3], "", id="torn"),
         pytest.param(b'{"session_id": {"a": 7}, "reason": ["x"]}', "", id="other-types"),
         pytest.param(b"[" * 100_000, "", id="deep-list"),
         pytest.param(b'{"a":' * 50_000, "", id="deep-object"),
@@ -62,8 +62,8 @@ def patched(code: str) -> tuple[str, ...]:
         pytest.param(b'{"session_id": "\\ud800\xc3\x28"}', "\\ud800\ufffd(", id="no-unicode"),
     ],
 )
-async def test_whatever_comes_on_stdin_the_note_is_one_that_the_agent_takes(state, told, session):
-    assert run(state, told=told).stderr == b""
+async def test_whatever_comes_on_stdin_the_note_is_one_that_the_agent_takes(state, data, session):
+    assert run(state, data=data).stderr == b""
     ((_, event),) = await SpoolDirectory(state / "spool", CloudEventsCodec()).waiting()
     assert event.session_id == session
 
@@ -71,9 +71,9 @@ async def test_whatever_comes_on_stdin_the_note_is_one_that_the_agent_takes(stat
 def test_an_stdin_that_stays_open_keeps_nobody_waiting(state):
     reading, writing = os.pipe()
     try:
-        run(state, told=None, stdin=reading)
-        os.write(writing, TOLD)
-        run(state, told=None, stdin=reading)
+        run(state, data=None, stdin=reading)
+        os.write(writing, INPUT)
+        run(state, data=None, stdin=reading)
     finally:
         os.close(reading)
         os.close(writing)
@@ -86,7 +86,7 @@ def test_closed_streams_harm_nothing(tmp_path, state, closed, kept):
     if not kept:
         state.touch()
     words = " ".join(f"'{word}'" for word in (COMMAND, *HOOK, state))
-    done = subprocess.run(["/bin/sh", "-c", f"{words} {closed}; echo $?"], input=TOLD, capture_output=True)
+    done = subprocess.run(["/bin/sh", "-c", f"{words} {closed}; echo $?"], input=INPUT, capture_output=True)
     assert done.stdout == b"0\n"
     assert len(notes(state)) == kept
     if not kept:
@@ -95,7 +95,7 @@ def test_closed_streams_harm_nothing(tmp_path, state, closed, kept):
 
 def test_without_home_path_and_everything_the_note_is_kept(tmp_path, state):
     run(state, env={})
-    done = subprocess.run([COMMAND, *HOOK[:2]], env={"XDG_STATE_HOME": str(tmp_path)}, input=TOLD, capture_output=True)
+    done = subprocess.run([COMMAND, *HOOK[:2]], env={"XDG_STATE_HOME": str(tmp_path)}, input=INPUT, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert len(notes(state)) == len(notes(tmp_path / "akosha-agent")) == 1
 
@@ -131,18 +131,18 @@ def test_where_it_can_be_kept_nowhere_one_line_says_so_and_nothing_is_left(state
     assert how == "a-file" or list((state / "spool").iterdir()) == []
 
 
-class Door:
-    """A control socket that answers what it is told to, and keeps what it heard."""
+class ControlSocket:
+    """A control socket that gives one answer, and keeps what it received."""
 
     def __init__(self, state: Path, answer: bytes) -> None:
-        self.heard = b""
+        self.received = b""
         self._answer, self._socket = answer, socket.socket(socket.AF_UNIX)
         state.mkdir(parents=True, exist_ok=True)
         folder = os.open(state, os.O_RDONLY)
         self._socket.bind(f"/proc/self/fd/{folder}/control.sock")
         os.close(folder)
         self._socket.listen(1)
-        self._thread = threading.Thread(target=self._serve, name="door")
+        self._thread = threading.Thread(target=self._serve, name="control")
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -156,8 +156,8 @@ class Door:
         caller, _ = self._socket.accept()
         with caller:
             caller.settimeout(AT_ONCE)
-            while b"}}" not in self.heard:
-                self.heard += caller.recv(65536)
+            while b"}}" not in self.received:
+                self.received += caller.recv(65536)
             caller.sendall(self._answer)
 
 
@@ -165,11 +165,11 @@ ACCEPTED = b"HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n{}"
 
 
 @pytest.mark.parametrize("deep", [False, True], ids=["short-path", "long-path"])
-def test_the_running_agent_is_told_the_same_event_that_is_noted(tmp_path, deep):
+def test_the_running_agent_receives_the_event_of_the_note(tmp_path, deep):
     state = tmp_path.joinpath(*["a-very-long-name-of-a-directory"] * 5) if deep else tmp_path / "s"
-    with Door(state, ACCEPTED) as door:
+    with ControlSocket(state, ACCEPTED) as control:
         run(state)
-    head, _, body = door.heard.partition(b"\r\n\r\n")
+    head, _, body = control.received.partition(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\n")
     assert f"Content-Length: {len(body)}\r\n".encode() in head
     assert [json.loads(body)] == notes(state)
@@ -179,7 +179,7 @@ def test_the_running_agent_is_told_the_same_event_that_is_noted(tmp_path, deep):
     ("answer", "lines"), [(ACCEPTED, 0), (b"HTTP/1.1 409 Conflict\r\n\r\n", 1)], ids=["taken", "refused"]
 )
 def test_where_it_cannot_be_kept_a_running_agent_may_take_it_all_the_same(state, answer, lines):
-    with Door(state, answer):
+    with ControlSocket(state, answer):
         (state / "spool").touch()
         assert run(state, prefix=patched(PATIENT)).stderr.count(b"\n") == lines
 
@@ -189,9 +189,9 @@ def test_an_agent_that_never_answers_keeps_nobody_waiting_and_the_note_is_there(
     state = tmp_path / "s"
     state.mkdir()
     callers = []
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(state / "control.sock"))
-        door.listen(0)
+    with socket.socket(socket.AF_UNIX) as control:
+        control.bind(str(state / "control.sock"))
+        control.listen(0)
         while crowded:
             callers.append(socket.socket(socket.AF_UNIX))
             callers[-1].setblocking(False)
@@ -206,8 +206,8 @@ def test_an_agent_that_never_answers_keeps_nobody_waiting_and_the_note_is_there(
 def test_a_socket_that_its_agent_left_behind_is_no_trouble(tmp_path):
     state = tmp_path / "s"
     state.mkdir()
-    with socket.socket(socket.AF_UNIX) as door:
-        door.bind(str(state / "control.sock"))
+    with socket.socket(socket.AF_UNIX) as control:
+        control.bind(str(state / "control.sock"))
     assert run(state).stderr == b""
     assert len(notes(state)) == 1
 
@@ -233,7 +233,7 @@ def test_a_disk_that_takes_long_to_sync_keeps_nobody_waiting_and_the_note_comes_
 
 
 def test_a_terminal_that_closes_takes_the_hook_along_but_not_the_note(tmp_path, state):
-    """The whole group is told to end, as soon as the child has begun: the note is in the child's hands."""
+    """The whole group gets SIGHUP, as soon as the child has begun: the note is written by the child."""
     (state / "spool").mkdir(parents=True)
     with subprocess.Popen(
         [*gated(tmp_path / "gate"), *HOOK, str(state)], stdin=subprocess.DEVNULL, start_new_session=True

@@ -31,7 +31,7 @@ from agent.entrypoints.control_api import Limits, serving
 from agent.entrypoints.doctor import bus_checks, database_checks, delivery_checks, keeping_checks, machine_checks
 from agent.entrypoints.doctor.context import CheckContext
 from agent.entrypoints.doctor.findings import Level
-from agent.entrypoints.hook import claude_settings
+from agent.entrypoints.hook.claude_settings import ClaudeSettings
 from agent.entrypoints.hook.command_line import HookCommand
 from agent.entrypoints.service.manager import InstallOrder
 from agent.entrypoints.service.runner import Runner
@@ -746,8 +746,9 @@ async def test_a_hook_is_well_where_its_program_is_there_and_leaves_notes_where_
     file.parent.mkdir()
 
     def install(program, folder, **more):
-        text = claude_settings.inserted("{}", HookCommand((str(program),), {"--state-dir": str(folder)}), file).text
-        file.write_text(json.dumps(json.loads(text) | more))
+        settings = ClaudeSettings(file, dict(more))
+        settings.insert(HookCommand((str(program),), {"--state-dir": str(folder)}))
+        file.write_bytes(settings.render())
 
     program = tmp_path / "bin" / "akosha-agent"
     program.parent.mkdir()

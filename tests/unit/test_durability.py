@@ -39,5 +39,5 @@ def test_the_note_of_the_hook_is_kept_without_fsync(tmp_path, monkeypatch):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
     monkeypatch.setattr("os.fsync", unknown)
-    note.keep(str(tmp_path / "state"), "a-note", b"{}")
+    note.write_note(str(tmp_path / "state"), "a-note", b"{}")
     assert [path.read_bytes() for path in (tmp_path / "state" / "spool").iterdir()] == [b"{}"]

@@ -1,4 +1,4 @@
-"""What the hook does without the rest of the project is what the rest of the project does."""
+"""What the hook implements a second time, without the rest of the project, has the same results."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from agent.domain.errors import NamingError
 from agent.domain.events import SessionEnded
 from agent.domain.naming import sanitise_system_id
 from agent.entrypoints.hook import note
-from agent.entrypoints.hook.session_end import read_options, read_told
+from agent.entrypoints.hook.session_end import read_input, read_options
 from agent.settings import load
 
 CODEC = CloudEventsCodec()
@@ -42,7 +42,7 @@ def test_the_notes_bytes_are_those_that_the_codec_writes():
     assert re.sub(rb"\.\d{6}\+00:00", b"", CODEC.encode(CODEC.decode(data))) == re.sub(rb"\.\d{6}\+00:00", b"", data)
 
 
-def test_a_text_that_is_no_unicode_is_told_as_its_escape():
+def test_a_text_that_is_no_unicode_is_sent_as_its_escape():
     _, data = note.session_ended("my-mac", "a\udc80", "")
     assert CODEC.decode(data).session_id == "a\\udc80"
 
@@ -131,12 +131,12 @@ def test_options_are_found_in_both_spellings_and_others_passed_over():
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["closed", "left-open"])
-def test_what_is_told_is_read_whether_the_other_side_closes_or_not(closed):
+def test_the_input_is_read_whether_the_other_side_closes_or_not(closed):
     reading, writing = os.pipe()
     os.write(writing, b'\xef\xbb\xbf {"session_id": "a", "n": 1.5e3, "x": [null, {"}": "}"}]}\n')
     if closed:
         os.close(writing)
-    assert read_told(reading)["session_id"] == "a"
+    assert read_input(reading)["session_id"] == "a"
     os.close(reading)
     if not closed:
         os.close(writing)

@@ -1,4 +1,4 @@
-"""Claude Code's settings with our hook in them: all else stays as it is, and nothing is left when it goes."""
+"""Claude Code's settings with the agent's hook in them: all else stays as it is, and nothing is left when it goes."""
 
 import json
 from dataclasses import replace
@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from agent.domain.errors import SettingsError
-from agent.entrypoints.hook.claude_settings import inserted, is_empty, withdrawn
+from agent.entrypoints.hook.claude_settings import ClaudeSettings
 from agent.entrypoints.hook.command_line import HookCommand, parsed
-from agent.entrypoints.hook.json_text import checked
 
-PATH = Path("settings.json")
 COMMAND = HookCommand(("/opt/akosha-agent",), {"--state-dir": "/home/me/the state"})
+OTHER = HookCommand(("/old/akosha-agent",), {"--state-dir": "/elsewhere", "--system-id": "x"})
 WITH_ARGS = replace(COMMAND, with_args=True)
 ENTRY = {"hooks": [{"type": "command", "command": str(COMMAND), "timeout": 5}]}
 ENTRY_WITH_ARGS = {
@@ -34,90 +33,85 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
-spaces = st.text(" \t\r\n", max_size=3)
-
-
-@st.composite
-def spelled(draw, value) -> str:
-    """A value as JSON, with space anywhere, members twice, and characters escaped or not."""
-
-    def gap() -> str:
-        return draw(spaces)
-
-    if isinstance(value, dict):
-        members = [(key, inner) for key, inner in value.items() if key or inner]
-        if members and draw(st.booleans()):
-            members.insert(0, (members[-1][0], draw(st.none() | st.just({}) | st.just([]))))
-        inside = ",".join(f"{gap()}{draw(spelled(key))}{gap()}:{draw(spelled(one))}" for key, one in members)
-        body = f"{{{inside}{gap()}}}"
-    elif isinstance(value, list):
-        body = f"[{','.join(draw(spelled(one)) for one in value)}{gap()}]"
-    else:
-        body = json.dumps(value, ensure_ascii=draw(st.booleans()))
-    return f"{gap()}{body}{gap()}"
 
 
 @st.composite
 def documents(draw) -> str:
+    """Settings as programs write them: any indent or one line, both kinds of line end, escaped or not, with a BOM."""
     document = draw(st.dictionaries(texts, values, max_size=3))
     if draw(st.booleans()):
         hooks = draw(st.dictionaries(texts, values, max_size=2))
         if draw(st.booleans()):
             hooks["SessionEnd"] = draw(st.lists(values | st.just(THEIRS), max_size=3))
         document["hooks"] = hooks
+    document = draw(st.permutations(list(document.items())).map(dict))
+    indent = draw(st.sampled_from([None, 0, 1, 2, 4, "\t"])) if document else 2
+    separators = draw(st.sampled_from([None, (",", ":")])) if indent is None else None
+    text = json.dumps(document, indent=indent, separators=separators, ensure_ascii=draw(st.booleans()))
     if draw(st.booleans()):
-        document = dict(reversed(document.items()))
-    made = st.sampled_from([None, 1, 2, 4, "\t"]).map(lambda indent: json.dumps(document, indent=indent) + "\n")
-    text = draw(made | spelled(document))
-    if draw(st.booleans()):
-        text = text.replace("\r", "").replace("\n", "\r\n")
-    return draw(st.sampled_from(["", "\ufeff"])) + text
+        text = text.replace("\n", "\r\n")
+    return draw(st.sampled_from(["", "\ufeff"])) + text + draw(st.sampled_from(["", "\n", "\r\n", "\n\n"]))
+
+
+def opened(text: str) -> ClaudeSettings:
+    return ClaudeSettings.parse(Path("settings.json"), text.encode())
+
+
+def with_hook(text: str, command: HookCommand = COMMAND) -> tuple[str, frozenset[str]]:
+    settings = opened(text)
+    made = settings.insert(command)
+    return settings.render().decode(), made
+
+
+def without_hook(text: str, *made: frozenset[str]) -> str:
+    settings = opened(text)
+    settings.remove(*made)
+    return settings.render().decode()
 
 
 def loaded(text: str):
     return json.loads(text.removeprefix("\ufeff"))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(documents(), st.sampled_from([(COMMAND, ENTRY), (WITH_ARGS, ENTRY_WITH_ARGS)]))
-def test_installing_adds_the_hook_and_keeps_all_else_and_uninstalling_restores_every_byte(text, ours):
+def test_installing_adds_the_hook_and_keeps_all_else_and_uninstalling_restores_it(text, ours):
     command, entry = ours
-    new = inserted(text, command, PATH)
+    new, made = with_hook(text, command)
     expected = loaded(text)
     expected.setdefault("hooks", {}).setdefault("SessionEnd", []).append(entry)
-    assert loaded(new.text) == expected
-    assert inserted(new.text, command, PATH).text == new.text
-    assert withdrawn(new.text, PATH, new.made, new.gap) == text
+    assert loaded(new) == expected
+    assert list(loaded(new)) == list(expected)
+    assert with_hook(new, command)[0] == new
+    left = without_hook(new, made)
+    assert (loaded(left), list(loaded(left))) == (loaded(text), list(loaded(text)))
 
 
 @settings(max_examples=50, deadline=None)
-@given(documents())
-def test_an_earlier_command_is_brought_up_to_date_where_it_stands(text):
-    other = HookCommand(("/old/akosha-agent",), {"--state-dir": "/elsewhere", "--system-id": "x"})
-    new = inserted(text, other, PATH)
-    again = inserted(new.text, COMMAND, PATH)
-    assert again.text == new.text.replace(json.dumps(str(other)), json.dumps(str(COMMAND)))
-    assert (again.made, again.gap) == (frozenset(), "")
-    assert withdrawn(again.text, PATH, new.made, new.gap) == text
+@given(documents().filter(lambda text: opened(text).render().decode() == text))
+def test_a_text_that_a_program_has_laid_out_comes_back_byte_for_byte(text):
+    new, made = with_hook(text)
+    assert without_hook(new, made) == text
 
 
 @settings(max_examples=50, deadline=None)
-@given(documents(), st.sampled_from([(COMMAND, WITH_ARGS), (WITH_ARGS, COMMAND)]))
-def test_a_hook_is_changed_from_a_shell_line_to_a_program_with_args_and_back_where_it_stands(text, forms):
-    before, after = forms
-    new = inserted(text, before, PATH)
-    again = inserted(new.text, after, PATH)
-    expected = loaded(inserted(text, after, PATH).text)
-    assert loaded(again.text) == expected
-    assert withdrawn(again.text, PATH, new.made, new.gap) == text
+@given(documents(), st.permutations([OTHER, COMMAND, WITH_ARGS]))
+def test_an_earlier_command_is_updated_in_its_position(text, commands):
+    """Another program, a shell line, a program with args: each becomes any other, and nothing else changes."""
+    first, second, _ = commands
+    new, made = with_hook(text, first)
+    again, made_again = with_hook(new, second)
+    assert loaded(again) == loaded(with_hook(text, second)[0])
+    assert made_again == frozenset()
+    assert loaded(without_hook(again, made)) == loaded(text)
 
 
 @settings(max_examples=50, deadline=None)
 @given(documents(), st.sampled_from([2, None, "\t"]))
 def test_rewritten_by_another_program_in_between_uninstalling_leaves_what_there_was(text, indent):
-    new = inserted(text, COMMAND, PATH)
-    rewritten = json.dumps(loaded(new.text), indent=indent, ensure_ascii=False)
-    assert loaded(withdrawn(rewritten, PATH, new.made, new.gap)) == loaded(text)
+    new, made = with_hook(text)
+    rewritten = json.dumps(loaded(new), indent=indent, ensure_ascii=False)
+    assert loaded(without_hook(rewritten, made)) == loaded(text)
 
 
 @pytest.mark.parametrize(
@@ -128,26 +122,33 @@ def test_rewritten_by_another_program_in_between_uninstalling_leaves_what_there_
         pytest.param(
             '{\r\n    "a": 1\r\n}', '{\r\n    "a": 1,\r\n    "hooks": {\r\n        "SessionEnd": [', id="crlf"
         ),
-        pytest.param('{"a":1}', '{"a":1, "hooks": {"SessionEnd": [{"hooks": [{"type"', id="one-line"),
+        pytest.param('{"a": 1}', '{"a": 1, "hooks": {"SessionEnd": [{"hooks": [{"type": ', id="one-line"),
+        pytest.param('{"a":1}', '{"a":1,"hooks":{"SessionEnd":[{"hooks":[{"type":', id="compact"),
         pytest.param("{}", '{\n  "hooks": {\n    "SessionEnd": [\n      {\n', id="empty"),
         pytest.param('{\n  "hooks": {}\n}\n', '{\n  "hooks": {\n    "SessionEnd": [\n      {\n', id="no-events"),
+        pytest.param(
+            '{\n  "a" : [ 1,2 ],\n   "b": "\\u00e9\\ud800"}',
+            '{\n  "a": [\n    1,\n    2\n  ],\n  "b": "\\u00e9\\ud800",\n  "hooks": {\n',
+            id="by-hand",
+        ),
     ],
 )
-def test_what_is_added_is_laid_out_as_its_surroundings_are(before, after):
-    assert inserted(before, COMMAND, PATH).text.startswith(after)
+def test_the_layout_of_the_file_is_kept(before, after):
+    new = with_hook(before)[0]
+    assert new.startswith(after)
+    assert new[new.rindex("}") + 1 :] == before[before.rindex("}") + 1 :]
 
 
 def test_what_others_added_beside_the_hook_stays_when_it_goes():
-    text = inserted("{}", COMMAND, PATH).text
-    document = json.loads(text)
+    document = json.loads(with_hook("{}")[0])
     document["hooks"]["SessionEnd"][0]["hooks"].append(THEIRS["hooks"][0])
     document["hooks"]["Stop"] = []
-    left = json.loads(withdrawn(json.dumps(document), PATH))
+    left = json.loads(without_hook(json.dumps(document)))
     assert left == {"hooks": {"SessionEnd": [THEIRS], "Stop": []}}
 
 
 def test_without_a_record_of_what_was_made_what_is_empty_goes():
-    assert is_empty(withdrawn(inserted("{}", COMMAND, PATH).text, PATH))
+    assert json.loads(without_hook(with_hook("{}")[0])) == {}
 
 
 @pytest.mark.parametrize(
@@ -157,30 +158,25 @@ def test_without_a_record_of_what_was_made_what_is_empty_goes():
         pytest.param('{\n  // why\n  "a": 1\n}', "line 2, column 3", id="comment"),
         pytest.param("", "line 1, column 1", id="nothing"),
         pytest.param('{"a": NaN}', "NaN is no number", id="nan"),
+        pytest.param('{"a": -1e400}', "-1e400 is out of range", id="range"),
+        pytest.param('{"a": 1, "b": {"c": 1, "c": 1}}', 'the key "c" occurs twice in one object', id="twice"),
         pytest.param("[" * 100_000, "nested too deeply", id="deep"),
+        pytest.param(f'{{"a": {"[" * 950}1{"]" * 950}}}', "nested too deeply", id="deep-to-write"),
         pytest.param('{"a": 1} {}', "line 1, column 10", id="two"),
+        pytest.param("[]", "the document is not an object", id="list"),
+        pytest.param('{\n "hooks": []}', "hooks is not an object", id="hooks"),
+        pytest.param('{"hooks": {"SessionEnd": {}}}', "hooks.SessionEnd is not a list", id="ends"),
     ],
 )
-def test_what_is_not_json_is_refused_with_the_place(text, said):
+def test_what_cannot_be_edited_without_loss_is_refused_with_the_reason(text, said):
     with pytest.raises(SettingsError, match=r"settings\.json") as caught:
-        checked(text, str(PATH))
+        with_hook(text)
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        pytest.param("[]", "the document is not an object (line 1, column 1)", id="list"),
-        pytest.param('{\n "hooks": []}', "hooks is not an object (line 2, column 11)", id="hooks"),
-        pytest.param(
-            '{"hooks": {\n"SessionEnd":\n  {}}}', "hooks.SessionEnd is not a list (line 3, column 3)", id="ends"
-        ),
-    ],
-)
-def test_what_is_shaped_otherwise_is_refused_with_the_place(text, said):
-    with pytest.raises(SettingsError) as caught:
-        inserted(text, COMMAND, PATH)
-    assert said in str(caught.value)
+def test_a_path_that_is_not_utf8_is_refused():
+    with pytest.raises(SettingsError, match="not UTF-8"):
+        with_hook('{"a": "\\u00e9"}', replace(COMMAND, options={"--state-dir": "/a\udcff"}))
 
 
 @pytest.mark.parametrize(

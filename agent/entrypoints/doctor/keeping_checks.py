@@ -9,10 +9,9 @@ from agent import __version__
 from agent.bootstrap.doctor import aside
 from agent.entrypoints.doctor.context import CheckContext
 from agent.entrypoints.doctor.findings import Finding, Level, error, ok, skipped, warning
-from agent.entrypoints.hook import claude_settings
-from agent.entrypoints.hook.claude_code import runs_args, settings_file
+from agent.entrypoints.hook.claude_settings import settings_file
 from agent.entrypoints.hook.command_line import HookCommand
-from agent.entrypoints.hook.status import TOO_OLD
+from agent.entrypoints.hook.status import TOO_OLD, installed_hook, runs_args
 from agent.entrypoints.service import look as look_at_service
 from agent.settings.sources import COMMAND_LINE
 
@@ -80,14 +79,14 @@ async def service(ground: CheckContext) -> list[Finding]:
 
 
 async def hook(ground: CheckContext) -> list[Finding]:
-    found = await aside(lambda: claude_settings.look(settings_file(ground.environ, ground.home)))
-    if found.trouble:
-        cure = f"mend {found.path} where it says, then {_install_hook(ground)}"
-        return [error(HOOK, found.trouble, cure=cure)]
-    if not found.installed:
+    found = await aside(lambda: installed_hook(settings_file(ground.environ, ground.home)))
+    if found.error:
+        cure = f"correct {found.path}, then {_install_hook(ground)}"
+        return [error(HOOK, found.error, cure=cure)]
+    if not found.commands:
         text = f"not in {found.path}: a session's end is noticed by the files alone"
         return [warning(HOOK, text, cure=_install_hook(ground))]
-    if found.switched_off:
+    if found.hooks_disabled:
         cure = "take disableAllHooks out of it"
         return [warning(HOOK, f"{found.path} has Claude Code run no hooks (disableAllHooks)", cure=cure)]
     return await aside(lambda: [_judged(command, ground) for command in found.commands])
@@ -101,7 +100,7 @@ def _install_hook(ground: CheckContext) -> str:
 
 def _judged(command: HookCommand, ground: CheckContext) -> Finding:
     state = ground.settings.agent_state_dir
-    if not command.runs:
+    if command.missing:
         return error(HOOK, f"there is no program {command.program[0]} (any more)", cure=_install_hook(ground))
     theirs = command.state_dir
     if theirs is None or theirs.resolve() != state.resolve():

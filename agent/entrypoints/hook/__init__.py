@@ -1,1 +1,1 @@
-"""`hook`: what a coding assistant runs when a session ends: it tells the agent, and costs nothing."""
+"""`hook`: the session-end hook of Claude Code, which notifies the agent; its installation and removal."""

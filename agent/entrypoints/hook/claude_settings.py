@@ -1,207 +1,227 @@
-"""Claude Code's `settings.json`: what stands in it of ours, and its text with our hook in it or out of it.
+"""Claude Code's `settings.json` as a document: find the agent's hook in it, add it, remove it.
 
     {"hooks": {"SessionEnd": [{"hooks": [{"type": "command", "command": "akosha-agent hook session-end ..."}]}]}}
     {"hooks": {"SessionEnd": [{"hooks": [{"type": "command", "command": "/bin/akosha-agent", "args": ["hook", ...]}]}]}}
 
-Whatever else is there belongs to the user, and stays as it is, byte for byte.
+All other values, the order of the keys, the indent, the line ends and what follows the last bracket stay. A file that
+cannot be written back without loss (comments, duplicate keys, numbers out of range) is refused.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from agent.domain.errors import SettingsError
-from agent.entrypoints.hook import json_text
 from agent.entrypoints.hook.command_line import HookCommand, parsed
-from agent.entrypoints.hook.json_text import Box, Piece
 
+CONFIG_DIR = "CLAUDE_CONFIG_DIR"
 HOOKS, EVENT = "hooks", "SessionEnd"
-COMMAND, ARGS = "command", "args"
-FILE = "file"
-ALL_MADE = frozenset({HOOKS, EVENT})
+CONTAINERS = frozenset({HOOKS, EVENT})
 TIMEOUT_SECONDS = 5
-"""What Claude Code may wait; we are done in a fraction of a second."""
+"""Claude Code's limit for the hook, which needs a fraction of a second."""
+
+_DEFAULT_INDENT = "  "
+_FIRST_KEY = re.compile(r'\n([ \t]*)"')
+_EDIT_HINT = "correct it, or move it away"
+_BOM = "\ufeff"
+
+
+def settings_file(environ: Mapping[str, str], home: Path) -> Path:
+    """Return the path of Claude Code's user settings."""
+    given = environ.get(CONFIG_DIR, "")
+    folder = Path(given).expanduser().absolute() if given else home / ".claude"
+    return folder / "settings.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a look at the settings file says: commands of ours in it; why it cannot be used (`trouble`), "" if it can;
-    whether Claude Code is told to run no hooks at all (`switched_off`).
-    """
+class Layout:
+    """How a JSON text is laid out. `indent`: None for a text on one line; `end`: the space after the last bracket."""
 
-    path: Path
-    commands: Sequence[HookCommand] = ()
-    trouble: str = ""
-    switched_off: bool = False
+    indent: str | None = _DEFAULT_INDENT
+    separators: tuple[str, str] = (",", ": ")
+    newline: str = "\n"
+    end: str = "\n"
+    start: str = ""
+    escaped: bool = False
 
-    @property
-    def installed(self) -> bool:
-        return bool(self.commands)
-
-
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """A text with our hook in it; what had to be made around it, and what stood between the brackets that it is in."""
-
-    text: str
-    made: frozenset[str] = frozenset()
-    gap: str = ""
-
-
-def look(path: Path) -> Found:
-    """Look for our hook in a settings file. What is wrong with the file is in the answer; nothing is raised."""
-    try:
-        text = read(path)
-        if text is None:
-            return Found(path)
-        ours = [command for _, _, _, command in _ours(text, path)]
-        document = json_text.value_of(text, json_text.top(text))
-        off = isinstance(document, dict) and document.get("disableAllHooks") is True
-        return Found(path, ours, switched_off=off)
-    except SettingsError as error:
-        return Found(path, trouble=str(error))
-
-
-def read(path: Path) -> str | None:
-    """Return the settings' text, None where there is no file.
-
-    Raises SettingsError where it cannot be read, is no JSON (with line and column), or is not shaped as Claude Code
-    has it.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}", hint="see to its owner and mode") from error
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SettingsError(
-            f"{path} is not UTF-8: byte {error.start}, in line {line}", hint="save it as UTF-8"
-        ) from error
-    json_text.checked(text, str(path))
-    list(_ours(text, path))
-    return text
-
-
-def inserted(text: str, command: HookCommand, path: Path) -> Inserted:
-    """Return the text with this command for the session's end; one of ours that is there is brought up to date."""
-    there = list(_ours(text, path))
-    if there:
-        for _, _, hook, _ in reversed(there):
-            text = _updated(text, hook, command)
-        return Inserted(text)
-    entry = {"hooks": [{"type": "command", **command.fields, "timeout": TIMEOUT_SECONDS}]}
-    box = json_text.opened(text, json_text.top(text))
-    made = set()
-    for key, inner in ((HOOKS, {EVENT: [entry]}), (EVENT, [entry])):
-        found = box.member(key)
-        if found is None:
-            made.add(key)
-            if key == HOOKS:
-                made.add(EVENT)
-            return Inserted(json_text.added(text, box, key, inner), frozenset(made), _gap(text, box))
-        box = json_text.opened(text, found.value)
-    return Inserted(json_text.added(text, box, "", entry), frozenset(), _gap(text, box))
-
-
-def withdrawn(text: str, path: Path, made: frozenset[str] = ALL_MADE, gap: str = "") -> str:
-    """Return the text without our hook, and without what of `made` is empty then; `gap` as `Inserted` has it."""
-    while there := list(_ours(text, path)):
-        entry, entry_box, hook, _ = there[-1]
-        inner = _hooks_of(text, entry)
-        assert inner is not None
-        if len(inner.pieces) > 1:
-            text = json_text.removed(text, inner, hook, "")
-            continue
-        top = json_text.opened(text, json_text.top(text))
-        hooks = top.member(HOOKS)
-        assert hooks is not None
-        events = json_text.opened(text, hooks.value)
-        event = events.member(EVENT)
-        assert event is not None
-        if len(entry_box.pieces) > 1 or EVENT not in made:
-            text = json_text.removed(text, entry_box, entry, gap)
-        elif len(events.pieces) > 1 or HOOKS not in made:
-            text = json_text.removed(text, events, event, gap)
-        else:
-            text = json_text.removed(text, top, hooks, gap)
-    return text
-
-
-def is_empty(text: str) -> bool:
-    """Say whether the settings say nothing at all."""
-    return json_text.value_of(text, json_text.top(text)) == {}
-
-
-def _updated(text: str, hook: Piece, command: HookCommand) -> str:
-    """Return the text with this command in a hook of ours; what else the hook says stays."""
-    fields = command.fields
-    there = json_text.opened(text, hook.value).member(ARGS)
-    if there and ARGS not in fields:
-        text = json_text.removed(text, json_text.opened(text, hook.value), there, "")
-    for key, value in fields.items():
-        box = json_text.opened(text, hook.value)
-        found = box.member(key)
-        if found is None:
-            text = json_text.added(text, box, key, value)
-        elif json_text.value_of(text, found.value) != value:
-            text = json_text.replaced(text, found.value, value)
-    return text
-
-
-def _ours(text: str, path: Path) -> Iterator[tuple[Piece, Box, Piece, HookCommand]]:
-    """Yield for each hook of ours: its entry, the list of entries, the hook, and its command. Raises SettingsError."""
-    top = json_text.top(text)
-    _expect(text, top, "{", path, "")
-    hooks = json_text.opened(text, top).member(HOOKS)
-    if hooks is None:
-        return
-    _expect(text, hooks.value, "{", path, HOOKS)
-    event = json_text.opened(text, hooks.value).member(EVENT)
-    if event is None:
-        return
-    _expect(text, event.value, "[", path, f"{HOOKS}.{EVENT}")
-    entries = json_text.opened(text, event.value)
-    for entry in entries.pieces:
-        inner = _hooks_of(text, entry)
-        for hook in inner.pieces if inner else ():
-            if command := _command_in(text, hook):
-                yield entry, entries, hook, command
-
-
-def _command_in(text: str, hook: Piece) -> HookCommand | None:
-    """Return a hook's command if it is one of ours."""
-    if text[hook.value] != "{":
-        return None
-    box = json_text.opened(text, hook.value)
-    command, arguments = box.member(COMMAND), box.member(ARGS)
-    if command is None:
-        return None
-    return parsed(
-        json_text.value_of(text, command.value), json_text.value_of(text, arguments.value) if arguments else None
-    )
-
-
-def _hooks_of(text: str, entry: Piece) -> Box | None:
-    """Return the list of hooks of an entry; None where it has none that we understand."""
-    if text[entry.value] != "{":
-        return None
-    found = json_text.opened(text, entry.value).member(HOOKS)
-    return json_text.opened(text, found.value) if found and text[found.value] == "[" else None
-
-
-def _expect(text: str, at: int, bracket: str, path: Path, name: str) -> None:
-    if text[at] != bracket:
-        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
-        what = {"{": "an object", "[": "a list"}[bracket]
-        raise SettingsError(
-            f"{path}: {name or 'the document'} is not {what} (line {line}, column {column})",
-            hint="mend it, as Claude Code's documentation has it",
+    @classmethod
+    def of(cls, text: str) -> "Layout":
+        body = text.strip()
+        first = _FIRST_KEY.search(body)
+        indent = first[1] if first else _DEFAULT_INDENT if "\n" in body or '"' not in body else None
+        spaced = indent is not None or not re.search(r'":\S', body)
+        return cls(
+            indent=indent,
+            separators=("," if indent is not None else ", ", ": ") if spaced else (",", ":"),
+            newline="\r\n" if "\r\n" in text else "\n",
+            end=text[len(text.rstrip()) :],
+            start=_BOM if text.startswith(_BOM) else "",
+            escaped="\\u" in text,
         )
 
+    def render(self, document: Mapping[str, object]) -> bytes:
+        body = json.dumps(document, indent=self.indent, separators=self.separators, ensure_ascii=self.escaped)
+        return (self.start + body.replace("\n", self.newline) + self.end).encode()
 
-def _gap(text: str, box: Box) -> str:
-    return "" if box.pieces else text[box.inside : box.end]
+
+@dataclass(slots=True)
+class ClaudeSettings:
+    """A settings file: its document, and the bytes that it was read from (None where there is no file)."""
+
+    path: Path
+    document: dict[str, object]
+    data: bytes | None = None
+    layout: Layout = Layout()
+
+    @classmethod
+    def read(cls, path: Path) -> "ClaudeSettings":
+        """Read a settings file; one that does not exist is an empty document. Raises SettingsError as `parse` does."""
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return cls(path, {})
+        except OSError as error:
+            raise SettingsError(f"{path} cannot be read: {error.strerror}", hint="check its owner and mode") from error
+        return cls.parse(path, data)
+
+    @classmethod
+    def parse(cls, path: Path, data: bytes) -> "ClaudeSettings":
+        """Parse the bytes of the file at `path`.
+
+        Raises SettingsError where they are not JSON (with line and column), cannot be written back without loss, or
+        are not structured as Claude Code's documentation describes.
+        """
+        try:
+            text = data.decode()
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise SettingsError(
+                f"{path} is not UTF-8: byte {error.start}, in line {line}", hint="save it as UTF-8"
+            ) from error
+        document = _decode(text.removeprefix(_BOM), path)
+        hooks = document.get(HOOKS, {})
+        if not isinstance(hooks, dict):
+            raise _unexpected(path, HOOKS, "an object")
+        if not isinstance(hooks.get(EVENT, []), list):
+            raise _unexpected(path, f"{HOOKS}.{EVENT}", "a list")
+        return cls(path, document, data, Layout.of(text))
+
+    @property
+    def commands(self) -> list[HookCommand]:
+        """The agent's commands in the file."""
+        return [command for _, _, command in self._installed()]
+
+    @property
+    def hooks_disabled(self) -> bool:
+        """Whether Claude Code runs no hooks at all."""
+        return self.document.get("disableAllHooks") is True
+
+    def insert(self, command: HookCommand) -> frozenset[str]:
+        """Add the command for the session's end, or update the agent's hooks that are there.
+
+        Returns the containers that had to be made. Raises SettingsError for a command that is not Unicode.
+        """
+        try:
+            str(command).encode()
+        except UnicodeEncodeError as error:
+            raise SettingsError("the command's paths are not UTF-8", hint="choose another --state-dir") from error
+        if installed := list(self._installed()):
+            for _, hook, _ in installed:
+                if not command.with_args:
+                    hook.pop("args", None)
+                hook.update(command.fields)
+            return frozenset()
+        made = {HOOKS} - self.document.keys()
+        hooks = self.document.setdefault(HOOKS, {})
+        assert isinstance(hooks, dict)
+        made |= {EVENT} - hooks.keys()
+        hook = {"type": "command", **command.fields, "timeout": TIMEOUT_SECONDS}
+        hooks.setdefault(EVENT, []).append({"hooks": [hook]})
+        return frozenset(made)
+
+    def remove(self, made: frozenset[str] = CONTAINERS) -> None:
+        """Remove the agent's hooks, and those containers of `made` that are empty then."""
+        for entry, hook, _ in list(self._installed()):
+            inner = entry["hooks"]
+            inner[:] = [one for one in inner if one is not hook]
+            if not inner:
+                entries = self._entries()
+                entries[:] = [one for one in entries if one is not entry]
+        hooks = self.document.get(HOOKS)
+        if isinstance(hooks, dict) and EVENT in made and hooks.get(EVENT) == []:
+            del hooks[EVENT]
+            if not hooks and HOOKS in made:
+                del self.document[HOOKS]
+
+    def render(self) -> bytes:
+        """Return the document in the layout of the file. Raises SettingsError where it is nested too deeply."""
+        try:
+            return self.layout.render(self.document)
+        except RecursionError as error:
+            raise SettingsError(f"{self.path} is nested too deeply to be written", hint=_EDIT_HINT) from error
+
+    def _entries(self) -> list[object]:
+        hooks = self.document.get(HOOKS, {})
+        assert isinstance(hooks, dict)
+        entries: list[object] = hooks.get(EVENT, [])
+        return entries
+
+    def _installed(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], HookCommand]]:
+        """Yield the entry, the hook and the command of each hook of the agent."""
+        for entry in self._entries():
+            if not isinstance(entry, dict) or not isinstance(entry.get("hooks"), list):
+                continue
+            for hook in entry["hooks"]:
+                if isinstance(hook, dict) and (command := parsed(hook.get("command"), hook.get("args"))):
+                    yield entry, hook, command
+
+
+class _LossyError(Exception):
+    """What JSON's decoder accepts and its encoder does not write back."""
+
+
+def _decode(text: str, path: Path) -> dict[str, object]:
+    try:
+        document: object = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise SettingsError(f"{path} is not JSON: {error.msg} at {where}", hint=_EDIT_HINT) from error
+    except RecursionError as error:
+        raise SettingsError(f"{path} is nested too deeply to be read", hint=_EDIT_HINT) from error
+    except _LossyError as error:
+        raise SettingsError(f"{path} is not JSON: {error}", hint=_EDIT_HINT) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise SettingsError(f"{path} cannot be read: {error}", hint=_EDIT_HINT) from error
+    if not isinstance(document, dict):
+        raise _unexpected(path, "the document", "an object")
+    return document
+
+
+def _unique(members: Sequence[tuple[str, object]]) -> dict[str, object]:
+    document = dict(members)
+    if len(document) < len(members):
+        keys = [key for key, _ in members]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise _LossyError(f"the key {json.dumps(double)} occurs twice in one object")
+    return document
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise _LossyError(f"{text} is out of range")
+    return number
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise _LossyError(f"{text} is no number")
+
+
+def _unexpected(path: Path, name: str, expected: str) -> SettingsError:
+    return SettingsError(
+        f"{path}: {name} is not {expected}", hint="correct it, as Claude Code's documentation describes"
+    )

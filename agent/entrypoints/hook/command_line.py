@@ -1,4 +1,4 @@
-"""The hook's command, as it stands in Claude Code's settings: made, and recognised."""
+"""The hook's command in Claude Code's settings: build it from the settings, and recognise it."""
 
 import os
 import shlex
@@ -16,16 +16,16 @@ WORDS = ("hook", "session-end")
 _OPTIONS = frozenset({"--state-dir", "--system-id"})
 _AS_MODULE = ["-m", "agent"]
 _ALONE = "-EP"
-"""For the interpreter: no variables of Python's, and no working directory among the places of modules."""
+"""Interpreter options: ignore PYTHON* variables, and keep the working directory out of the module path."""
 _MODULE = b"agent.__main__"
 _SCRIPT_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class HookCommand:
-    """A command of ours: the program's words, and the options by name.
+    """A command of the agent's hook: the program's words, and the options by name.
 
-    `with_args`: it stands in the settings as a program and its arguments, to be started without a shell.
+    `with_args`: the settings have it as a program and its arguments, to be started without a shell.
     """
 
     program: tuple[str, ...]
@@ -42,7 +42,7 @@ class HookCommand:
 
     @property
     def fields(self) -> dict[str, object]:
-        """What of a hook in Claude Code's settings says what it runs."""
+        """The members of a hook in Claude Code's settings that name the command."""
         if not self.with_args:
             return {"command": str(self)}
         program, *arguments = self.words
@@ -54,13 +54,8 @@ class HookCommand:
         return Path(given) if given else None
 
     @property
-    def runs(self) -> bool:
-        """Whether there is such a program, to be executed."""
-        return not self.missing
-
-    @property
     def missing(self) -> str:
-        """What of the program is not there, "" where all is."""
+        """The file of the program that does not exist or cannot be executed; "" if none."""
         first, *others = self.program
         paths = [word for word in others if word.startswith("/")]
         absent = [path for path in paths if not Path(path).exists()]
@@ -68,7 +63,7 @@ class HookCommand:
 
 
 def hook_command(settings: Settings, *, with_args: bool = False) -> HookCommand:
-    """Return the command for these settings. The hook reads no files: it must be told what they say."""
+    """Return the command for these settings. The hook reads no settings files: all that it needs is an option."""
     options = {"--state-dir": os.path.abspath(settings.agent_state_dir)}  # noqa: PTH100 - links stay as they are named
     if settings.system_id:
         options["--system-id"] = sanitise_system_id(settings.system_id)
@@ -76,7 +71,7 @@ def hook_command(settings: Settings, *, with_args: bool = False) -> HookCommand:
 
 
 def parsed(command: object, arguments: object = None) -> HookCommand | None:
-    """Return a command if it is one of ours as we write them; None for anything else.
+    """Parse a hook's command; None for anything but a command that `hook_command` may have built.
 
     `arguments`: the hook's `args`, None where it has none: then the command is a line for a shell.
     """
@@ -104,7 +99,7 @@ def parsed(command: object, arguments: object = None) -> HookCommand | None:
 
 
 def _is_ours(program: list[str]) -> bool:
-    """Say whether these words start us: alone, or by an interpreter with its options."""
+    """Say whether these words start the agent: its program alone, or an interpreter with its options."""
     tail = 2 if program[-2:] == _AS_MODULE else 1
     options = program[1:-tail]
     named = tail > 1 or Path(program[-1]).name == PROGRAM
@@ -112,24 +107,24 @@ def _is_ours(program: list[str]) -> bool:
 
 
 def _program() -> tuple[str, ...]:
-    """Return how to start us without PATH, in a way that upgrades leave in its place.
+    """Return the words that start the agent without PATH; an upgrade must not change them.
 
-    By our interpreter, where it is known to be the program's: Claude Code runs hooks in any project's directory and
-    environment, and neither `PYTHONPATH` nor an `agent` that lies there may come before us.
+    The interpreter is named where the program is known to use it: Claude Code runs hooks in any project's directory
+    and environment, and neither `PYTHONPATH` nor a package `agent` there may come before this one.
     """
     beside = Path(sys.executable).with_name(PROGRAM)
     found = beside if os.access(beside, os.X_OK) else None
-    if found and _starts_us(found):
+    if found and _is_console_script(found):
         return (sys.executable, _ALONE, str(found))
-    if found:  # somebody's wrapper, which knows better how to start us
+    if found:  # a wrapper: it sets up what the agent needs
         return (str(found),)
     if on_path := shutil.which(PROGRAM):
         return (os.path.abspath(on_path),)  # noqa: PTH100 - links stay as they are named
     return (sys.executable, _ALONE, *_AS_MODULE)
 
 
-def _starts_us(script: Path) -> bool:
-    """Say whether a program is the script that installers make, for our interpreter."""
+def _is_console_script(script: Path) -> bool:
+    """Say whether a program is the console script that installers make of the agent's entry point."""
     try:
         with script.open("rb") as file:
             return _MODULE in file.read(_SCRIPT_BYTES)

@@ -1,4 +1,4 @@
-"""The commands of `akosha-agent hook`. Light: what a command needs is imported by it."""
+"""The commands of `akosha-agent hook`. Each imports what it needs: the start of a command must stay fast."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from agent.entrypoints.cli.command import (
 )
 
 hook = CommandGroup(
-    help="What a coding assistant runs when a session ends: it tells the agent, and costs nothing.",
+    help="The session-end hook of Claude Code, which notifies the agent.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -44,11 +44,12 @@ def session_end(
         str | None, typer.Option("--system-id", help="The system, as akosha_system_id.", show_default=False)
     ] = None,
 ) -> None:
-    """Tell the agent that a session is over: what the hook runs, with Claude Code's JSON on standard input.
+    """Notify the agent that a session has ended. The hook runs this, with Claude Code's JSON on standard input.
 
-    Exits with 0 whatever happens, and prints nothing.
+    Always exits with 0, and prints nothing.
     """
-    from agent.entrypoints.hook.session_end import main  # noqa: PLC0415 - `agent.__main__` comes here first, past all this
+    # `agent.__main__` calls it before this module is imported; this is for `-v`, `--help` and the like.
+    from agent.entrypoints.hook.session_end import main  # noqa: PLC0415
 
     given = {"--state-dir": state_dir, "--system-id": system_id}
     main([word for name, value in given.items() if value is not None for word in (name, str(value))])
@@ -61,27 +62,26 @@ def install(
     state_dir: StateDir = None,
     settings: SettingsFile = None,
 ) -> None:
-    """Have Claude Code tell the agent of every session that ends. Everything else in its settings stays as it is."""
+    """Add the hook to Claude Code's settings: it notifies the agent of every session that ends."""
     from agent.bootstrap.home import RUN, Home  # noqa: PLC0415
-    from agent.entrypoints.hook.claude_code import runs_args  # noqa: PLC0415 - what only this command needs
-    from agent.entrypoints.hook.claude_settings import look  # noqa: PLC0415
+    from agent.entrypoints.hook import install as installer  # noqa: PLC0415
     from agent.entrypoints.hook.command_line import hook_command  # noqa: PLC0415
-    from agent.entrypoints.hook.install import Outcome, install as put  # noqa: PLC0415
+    from agent.entrypoints.hook.status import installed_hook, runs_args  # noqa: PLC0415
 
     loaded = load_settings(data_dir, state_dir, settings, quiet=True)
     path = _path(settings_file)
     try:
         home = Home.of(loaded.settings)
-        home.prepare()  # the hook may come before the agent: it must know for whom
+        home.prepare()  # the hook may run before the agent has: its notes name the system
         with_args = runs_args(os.environ)
-        if with_args is None:  # what a version that cannot be asked was found to run stays as it is
-            with_args = any(one.with_args for one in look(path).commands)
+        if with_args is None:  # the version is unknown: the installed form stays
+            with_args = any(one.with_args for one in installed_hook(path).commands)
         command = hook_command(loaded.settings, with_args=with_args)
-        change = put(path, command, loaded.settings.agent_state_dir)
+        change = installer.install(path, command, loaded.settings.agent_state_dir)
         holder = home.holder()
     except AkoshaError as error:
         die(error)
-    typer.echo(f"{'installed already' if change.outcome is Outcome.UNCHANGED else change.outcome} in {path}")
+    typer.echo(f"{'installed already' if change.outcome is installer.Outcome.UNCHANGED else change.outcome} in {path}")
     typer.echo(f"command  {command}")
     if change.backup:
         typer.echo(f"backup   {change.backup}")
@@ -99,16 +99,16 @@ def uninstall(
     state_dir: StateDir = None,
     settings: SettingsFile = None,
 ) -> None:
-    """Take the hook out of Claude Code's settings again, and nothing else."""
-    from agent.entrypoints.hook.install import Outcome, uninstall as take  # noqa: PLC0415 - what only this command needs
+    """Remove the hook from Claude Code's settings, and nothing else."""
+    from agent.entrypoints.hook import install as installer  # noqa: PLC0415
 
     loaded = load_settings(data_dir, state_dir, settings, quiet=True)
     path = _path(settings_file)
     try:
-        change = take(path, loaded.settings.agent_state_dir)
+        change = installer.uninstall(path, loaded.settings.agent_state_dir)
     except AkoshaError as error:
         die(error)
-    typer.echo(f"{'not installed' if change.outcome is Outcome.UNCHANGED else change.outcome} in {path}")
+    typer.echo(f"{'not installed' if change.outcome is installer.Outcome.UNCHANGED else change.outcome} in {path}")
     if change.backup:
         typer.echo(f"backup   {change.backup}")
 
@@ -121,29 +121,30 @@ def status(
     state_dir: StateDir = None,
     settings: SettingsFile = None,
 ) -> None:
-    """Say whether the hook is installed and as it should be (0), or not (1); 2: its file is not understood."""
-    from agent.entrypoints.hook.claude_code import runs_args  # noqa: PLC0415 - what only this command needs
-    from agent.entrypoints.hook.claude_settings import look  # noqa: PLC0415
+    """Show whether the hook is installed as the settings ask for.
+
+    Exits with 0 if it is, 1 if it is not, 2 if its file cannot be read.
+    """
     from agent.entrypoints.hook.command_line import hook_command  # noqa: PLC0415
-    from agent.entrypoints.hook.status import hook_status  # noqa: PLC0415
+    from agent.entrypoints.hook.status import State, hook_status, installed_hook, runs_args  # noqa: PLC0415
 
     loaded = load_settings(data_dir, state_dir, settings, quiet=True)
-    found = look(_path(settings_file))
-    known = runs_args(os.environ) if any(one.with_args for one in found.commands) else None
-    now = hook_status(found, hook_command(loaded.settings), runs_args=known)
+    installed = installed_hook(_path(settings_file))
+    known = runs_args(os.environ) if any(one.with_args for one in installed.commands) else None
+    now = hook_status(installed, hook_command(loaded.settings), runs_args=known)
     if as_json:
         typer.echo(json.dumps(now.document(), indent=2))
     else:
-        typer.echo(f"hook     {now.state}{f': {now.why}' if now.why else ''}")
-        typer.echo(f"file     {now.found.path}")
-        for command in now.found.commands:
+        typer.echo(f"hook     {now.state}{f': {now.reason}' if now.reason else ''}")
+        typer.echo(f"file     {installed.path}")
+        for command in installed.commands:
             typer.echo(f"command  {command}")
         if now.hint:
             typer.echo(f"to mend  {now.hint}")
-    raise typer.Exit(USAGE if now.found.trouble else 0 if now.well else FAILED)
+    raise typer.Exit(USAGE if installed.error else 0 if now.state is State.INSTALLED else FAILED)
 
 
 def _path(given: Path | None) -> Path:
-    from agent.entrypoints.hook.claude_code import settings_file  # noqa: PLC0415 - for those who need it
+    from agent.entrypoints.hook.claude_settings import settings_file  # noqa: PLC0415
 
     return settings_file(os.environ, Path.home()) if given is None else given.expanduser().absolute()

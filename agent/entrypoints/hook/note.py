@@ -1,7 +1,7 @@
-"""The note of a session's end: for which agent it is, what it says, and how it is kept.
+"""The spool note of a session's end: its state directory, its system id, its text, and the file.
 
-Free of imports that cost, as `session_end` explains. What is written here a second time (where the state directory is,
-what may be a system id, the form of an event and of a note) tests hold against the original.
+Without slow imports, as `session_end` explains. Tests compare what is implemented a second time here (the state
+directory, system ids, the form of an event and of a note) with the original.
 """
 # ruff: noqa: PTH103, PTH104, PTH108, PTH109, PTH111 - pathlib costs more than all of this
 
@@ -19,7 +19,7 @@ _IDENTITY_BYTES = 4096
 
 
 def state_directory(given: str, environ: "os._Environ[str] | dict[str, str]") -> str:
-    """Return where the agent keeps its state: what the option says, or else the variables; files are not asked."""
+    """Return the agent's state directory: the option, else the variable, else the default; reads no settings file."""
     home = environ.get("HOME", "")
     if not home.startswith("/"):
         import pwd  # noqa: PLC0415 - rarely needed
@@ -41,10 +41,10 @@ def state_directory(given: str, environ: "os._Environ[str] | dict[str, str]") ->
 
 
 def system_id(state: str, given: str, environ: "os._Environ[str] | dict[str, str]") -> str:
-    """Return the system whose memories the agent of this state directory delivers, or will once it has run.
+    """Return the system id of the agent with this state directory, or the one that it will have once it has run.
 
-    What is given, by option or variable, is akosha_system_id. Without that the agent goes by its identity.json, which
-    it makes of the host's name at its first start.
+    The option or the variable (akosha_system_id), else the agent's identity.json, else the host's name, of which the
+    agent makes identity.json at its first start.
     """
     chosen = given or environ.get("SESSION_BUDDY_AKOSHA_SYSTEM_ID", "") or environ.get("AKOSHA_SYSTEM_ID", "")
     if sanitised := sanitise(chosen):
@@ -66,12 +66,12 @@ def system_id(state: str, given: str, environ: "os._Environ[str] | dict[str, str
 def sanitise(text: str) -> str:
     """Return a text as a system id, "" where nothing is left of it."""
     plain = "".join(character if character in _PLAIN else " " for character in text)
-    # A run of other characters becomes one hyphen; hyphens that stand there themselves stay as many as they are.
+    # A run of other characters becomes one hyphen; hyphens of the text itself are not merged.
     return "-".join(plain.split()).strip("-")[:84].rstrip("-")
 
 
 def session_ended(system: str, session_id: object, reason: object) -> tuple[str, bytes]:
-    """Return the event, a new one and of now, and before it the name of its note."""
+    """Return the name of the note and the text of the event, with a new id and the present time."""
     nanoseconds = time.time_ns()
     now, micros = time.gmtime(nanoseconds // 10**9), f"{nanoseconds // 1000 % 10**6:06d}"
     event = (
@@ -84,10 +84,10 @@ def session_ended(system: str, session_id: object, reason: object) -> tuple[str,
     return name, event.encode()
 
 
-def keep(state: str, name: str, event: bytes) -> None:
-    """Leave the note in the spool of a state directory, made where there is none. On disk when this returns.
+def write_note(state: str, name: str, event: bytes) -> None:
+    """Write the note into the spool of a state directory, which is made if needed. On disk when this returns.
 
-    Raises OSError; then nothing is left behind.
+    Raises OSError; then no file is left behind.
     """
     spool = f"{state}/spool"
     draft, how = f"{spool}/.{name}.draft", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -114,7 +114,7 @@ def keep(state: str, name: str, event: bytes) -> None:
 
 
 class _Rules:
-    """How JSON's own scanner is to read; numbers are of no interest."""
+    """The options of JSON's scanner. Numbers are not used: they stay text."""
 
     strict = False
     object_hook = object_pairs_hook = array_hook = None
@@ -128,7 +128,7 @@ def parsed(data: bytes) -> dict[str, object]:
         return {}
     try:
         value: object = make_scanner(_Rules)(text, 0)[0]  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, the session has ended
+    except Exception:  # noqa: BLE001 - whatever is wrong with the text, the session has ended
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -142,7 +142,7 @@ def _random_id() -> str:
 
 
 def _quoted(value: object) -> str:
-    """Return a text in JSON, cut to what names are long; of what is no text, the empty one."""
+    """Return a string in JSON, cut to TEXT_CHARACTERS; the empty one for a value that is not a string."""
     text = value[:TEXT_CHARACTERS] if isinstance(value, str) else ""
     return encode_basestring_ascii(text.encode("utf-8", "backslashreplace").decode())
 
@@ -161,4 +161,4 @@ def _flush(descriptor: int) -> None:
     except OSError:
         from agent.durability import sync_to_disk  # noqa: PLC0415 - rarely needed
 
-        sync_to_disk(descriptor)  # where fsync is not known at all, that is no error
+        sync_to_disk(descriptor)  # a file system without fsync is no error

@@ -1,13 +1,68 @@
-"""How it stands with the hook: what was found, against what it should be."""
+"""Compare the hook in Claude Code's settings with the one that the agent's settings ask for."""
 
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
-from agent.entrypoints.hook.claude_settings import Found
+from agent.domain.errors import SettingsError
+from agent.entrypoints.hook.claude_settings import ClaudeSettings
 from agent.entrypoints.hook.command_line import HookCommand
 
-INSTALL = "akosha-agent hook install"
+FIRST_WITH_ARGS = (2, 1, 139)
+"""From this version on Claude Code starts a hook with `args` without a shell: `command` is the program, and each of
+`args` is one argument (https://code.claude.com/docs/en/hooks). An earlier version ignores `args`, and would start the
+program without them."""
 TOO_OLD = "this Claude Code is older than 2.1.139, and runs no hook with args"
+INSTALL = "akosha-agent hook install"
+VERSION_SECONDS = 10.0
+"""Limit for `claude --version`, which takes about a second."""
+
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+
+
+def runs_args(environ: Mapping[str, str]) -> bool | None:
+    """Say whether the `claude` on PATH runs hooks with `args`; None where its version is unknown."""
+    program = shutil.which("claude", path=environ.get("PATH", ""))
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(  # noqa: S603 - the user's own program, by its path
+            [program, "--version"],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=VERSION_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = _VERSION.search(done.stdout.decode("utf-8", "replace"))
+    if not found or done.returncode:
+        return None
+    return tuple(int(number) for number in found.groups()) >= FIRST_WITH_ARGS
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledHook:
+    """The agent's commands in a settings file. `error`: why the file cannot be used, "" if it can."""
+
+    path: Path
+    commands: Sequence[HookCommand] = ()
+    error: str = ""
+    hooks_disabled: bool = False
+
+
+def installed_hook(path: Path) -> InstalledHook:
+    """Read the agent's commands from a settings file. Raises nothing: an error is in the result."""
+    try:
+        settings = ClaudeSettings.read(path)
+    except SettingsError as error:
+        return InstalledHook(path, error=str(error))
+    return InstalledHook(path, settings.commands, hooks_disabled=settings.hooks_disabled)
 
 
 class State(StrEnum):
@@ -22,47 +77,47 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HookStatus:
-    """What is so, why, and what mends it."""
+    """The state of the hook, the reason, and the command that repairs it."""
 
-    found: Found
+    installed: InstalledHook
     state: State
-    why: str = ""
+    reason: str = ""
     hint: str = ""
 
-    @property
-    def well(self) -> bool:
-        return self.state is State.INSTALLED
-
     def document(self) -> dict[str, object]:
-        """Return it for programs."""
+        """Return the keys of `hook status --json`."""
         return {
             "state": self.state.value,
-            "file": str(self.found.path),
+            "file": str(self.installed.path),
             "commands": [
-                {"command": str(one), "form": "exec" if one.with_args else "shell", "program_exists": one.runs}
-                for one in self.found.commands
+                {
+                    "command": str(command),
+                    "form": "exec" if command.with_args else "shell",
+                    "program_exists": not command.missing,
+                }
+                for command in self.installed.commands
             ],
-            "why": self.why,
+            "why": self.reason,
             "hint": self.hint,
         }
 
 
-def hook_status(found: Found, wanted: HookCommand, *, runs_args: bool | None = None) -> HookStatus:
-    """Compare what a look has found with the command that the settings ask for.
+def hook_status(installed: InstalledHook, wanted: HookCommand, *, runs_args: bool | None = None) -> HookStatus:
+    """Compare the installed commands with the one that the settings ask for.
 
     `runs_args`: whether Claude Code runs hooks with `args`, None where that is unknown.
     """
-    if found.trouble:
-        return HookStatus(found, State.UNKNOWN, found.trouble)
-    if not found.commands:
-        return HookStatus(found, State.ABSENT, "the agent is not told when a session ends", INSTALL)
-    if found.switched_off:
-        return HookStatus(found, State.BROKEN, "disableAllHooks is true", f'take it out of "{found.path}"')
-    gone = next((one for one in found.commands if not one.runs), None)
-    if gone is not None:
-        return HookStatus(found, State.BROKEN, f"there is no {gone.missing}, or it cannot be executed", INSTALL)
-    if runs_args is False and any(one.with_args for one in found.commands):
-        return HookStatus(found, State.BROKEN, TOO_OLD, INSTALL)
-    if any(str(one) != str(wanted) for one in found.commands):
-        return HookStatus(found, State.OUTDATED, f"with the present settings it is {wanted}", INSTALL)
-    return HookStatus(found, State.INSTALLED)
+    if installed.error:
+        return HookStatus(installed, State.UNKNOWN, installed.error)
+    if not installed.commands:
+        return HookStatus(installed, State.ABSENT, "the agent is not notified when a session ends", INSTALL)
+    if installed.hooks_disabled:
+        return HookStatus(installed, State.BROKEN, "disableAllHooks is true", f'remove it from "{installed.path}"')
+    missing = next((command.missing for command in installed.commands if command.missing), "")
+    if missing:
+        return HookStatus(installed, State.BROKEN, f"there is no {missing}, or it cannot be executed", INSTALL)
+    if runs_args is False and any(command.with_args for command in installed.commands):
+        return HookStatus(installed, State.BROKEN, TOO_OLD, INSTALL)
+    if any(str(command) != str(wanted) for command in installed.commands):
+        return HookStatus(installed, State.OUTDATED, f"with the present settings it is {wanted}", INSTALL)
+    return HookStatus(installed, State.INSTALLED)
