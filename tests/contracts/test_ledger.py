@@ -14,6 +14,7 @@ from agent.domain.delivery_state import TargetRecord
 from agent.domain.errors import StateError
 from agent.domain.events import SessionEnded, UploadsPruned, outcome_event_id
 from tests.support.clock import ManualClock
+from tests.support.ledger import without_fsync
 from tests.support.values import (
     NOON,
     OTHER_TARGET,
@@ -37,12 +38,14 @@ LATER = NOON + timedelta(seconds=30)
 class Book:
     """One ledger's place. `open` opens it, closing what was open before: a restart."""
 
-    def __init__(self, place, clock):
-        self.place, self.clock, self.now = place, clock, None
+    def __init__(self, place, clock, *, fsync=True):
+        self.place, self.clock, self.fsync, self.now = place, clock, fsync, None
 
     async def open(self):
         await self.close()
         self.now = await SqliteLedger.open(self.place / "ledger.db", CloudEventsCodec(), clock=self.clock)
+        if not self.fsync:
+            without_fsync(self.now)
         return self.now
 
     async def close(self):
@@ -669,7 +672,7 @@ TELLS = {
 @given(st.lists(st.sampled_from([*STEPS, "confirm", "restart"]), max_size=14))
 def test_whatever_is_entered_the_ledger_says_what_a_record_in_memory_says(tmp_path_factory, story):
     async def told():
-        book = Book(tmp_path_factory.mktemp("ledger"), ManualClock(NOON))
+        book = Book(tmp_path_factory.mktemp("ledger"), ManualClock(NOON), fsync=False)
         try:
             await tell(await book.open(), book, story)
         finally:

@@ -14,6 +14,7 @@ from agent.domain.errors import StateError
 from agent.domain.manifest import MemoriesPart
 from agent.ports import Held, MemoryCounts
 from tests.support.clock import ManualClock
+from tests.support.ledger import without_fsync
 from tests.support.memories import seen
 from tests.support.values import NOON, OTHER_TARGET, SYSTEM, TARGET, intent, manifest, sha256, succeeded, upload_id
 
@@ -25,8 +26,8 @@ NOTHING = MemoryCounts()
 class Book:
     """One ledger's place. `open` opens it, closing what was open before: a restart."""
 
-    def __init__(self, place):
-        self.place, self.ledger = place, None
+    def __init__(self, place, *, fsync=True):
+        self.place, self.fsync, self.ledger = place, fsync, None
 
     @property
     def memories(self):
@@ -35,6 +36,8 @@ class Book:
     async def open(self):
         await self.close()
         self.ledger = await SqliteLedger.open(self.place / "ledger.db", CloudEventsCodec(), clock=ManualClock(NOON))
+        if not self.fsync:
+            without_fsync(self.ledger)
 
     async def close(self):
         if self.ledger is not None:
@@ -487,7 +490,7 @@ ENTRIES = st.one_of(
 @given(st.lists(ENTRIES, max_size=14))
 def test_whatever_is_entered_the_ledger_says_what_a_model_in_memory_says(tmp_path_factory, story):
     async def told():
-        book, model = Book(tmp_path_factory.mktemp("ledger")), Model()
+        book, model = Book(tmp_path_factory.mktemp("ledger"), fsync=False), Model()
         await book.open()
         try:
             for second, (what, of) in enumerate(story):

@@ -1,6 +1,7 @@
-"""What every ObjectStore promises, held against each: in memory, a directory, moto and rclone, plain and over TLS."""
+"""What every ObjectStore promises, held against each: in memory, a directory, S3 from moto, S3 over TLS from rclone."""
 
 import asyncio
+import functools
 import random
 import threading
 
@@ -19,7 +20,7 @@ MIB = 2**20
 PART = 5 * MIB
 KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
 METADATA = {"sha256": "ab" * 32, "size": "12345", "compression": "gzip"}
-STORES = ["memory", "faulty", "directory", "moto", "moto_tls", "rclone", "rclone_tls"]
+STORES = ["memory", "faulty", "directory", "moto", "rclone_tls"]
 
 
 @pytest.fixture(params=STORES)
@@ -43,6 +44,7 @@ async def store(request, tmp_path):
     await made.aclose()
 
 
+@functools.cache
 def data_of(size, seed=1):
     return random.Random(seed).randbytes(size)
 
@@ -64,7 +66,7 @@ async def keys(store, prefix="", **how):
     return [item.key async for item in store.list(prefix, **how)]
 
 
-@pytest.mark.parametrize("size", [0, 1, 65_536, PART - 1, PART, PART + 1, 2 * PART, 3 * PART + 77])
+@pytest.mark.parametrize("size", [0, 1, PART, PART + 1, 2 * PART])
 async def test_what_is_put_comes_back_with_size_and_metadata(store, size):
     data = data_of(size)
     assert await put(store, KEY, data) == StoredObject(KEY, size, METADATA)
@@ -74,7 +76,7 @@ async def test_what_is_put_comes_back_with_size_and_metadata(store, size):
     assert {name: found.metadata.get(name) for name in METADATA} == METADATA
 
 
-@pytest.mark.parametrize("size", [65_536, 2 * PART + 1])
+@pytest.mark.parametrize("size", [65_536, PART + 1])
 async def test_the_tag_of_an_object_is_one_in_every_answer_and_another_for_other_bytes(store, size):
     data = data_of(size)
     placed = (await put(store, KEY, data)).etag
@@ -117,7 +119,7 @@ async def test_a_put_replaces_what_was_there(store):
     assert await keys(store) == [KEY]
 
 
-@pytest.mark.parametrize("size", [10, 2 * PART + 5])
+@pytest.mark.parametrize("size", [10, PART + 5])
 async def test_progress_is_told_on_the_loop_and_adds_up_to_the_size(store, size):
     told, threads = [], set()
 
@@ -131,7 +133,7 @@ async def test_progress_is_told_on_the_loop_and_adds_up_to_the_size(store, size)
     assert threads == {threading.current_thread()}
 
 
-@pytest.mark.parametrize("size", [100, 3 * PART])
+@pytest.mark.parametrize("size", [100, 2 * PART])
 async def test_a_body_that_fails_leaves_what_was_there(store, size):
     class BodyError(Exception):
         pass
@@ -150,7 +152,7 @@ async def test_a_body_that_fails_leaves_what_was_there(store, size):
     assert await store.sweep("") == 0
 
 
-@pytest.mark.parametrize("size", [100, 3 * PART])
+@pytest.mark.parametrize("size", [100, 2 * PART])
 async def test_a_cancelled_put_leaves_what_was_there(store, size):
     reached = asyncio.Event()
 

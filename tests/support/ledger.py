@@ -25,6 +25,11 @@ class InlineExecutor(Executor):
         return future
 
 
+def without_fsync(ledger: SqliteLedger) -> None:
+    """Have the ledger's writes return before they are on the disk: for thousands of them in one test."""
+    ledger._thread.submit(ledger._connection.execute, "PRAGMA synchronous = OFF").result()
+
+
 def inline_ledger(clock: Clock, path: Path | None = None) -> SqliteLedger:
     """Return the ledger of that file, or an empty one in memory. A file can be opened again: the agent's next life."""
     connection = sqlite3.connect(path or ":memory:", isolation_level=None)
