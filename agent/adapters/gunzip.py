@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol, cast
 
+from agent.adapters import fs
 from agent.domain.errors import StagingFull, StateError, WireError
 from agent.domain.manifest import Compression
 
@@ -149,10 +150,9 @@ class _Incoming:
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._hashed: deque[Future[None]] = deque()
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._file = fs.create(path)
         except OSError as error:
             raise _unusable(path, error) from error
-        self._file = os.fdopen(descriptor, "wb")
 
     def take(self, piece: bytes) -> None:
         self._stored += len(piece)

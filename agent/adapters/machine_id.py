@@ -1,6 +1,5 @@
 """The machine's id as its operating system keeps it; where it keeps none, a random one in the state directory."""
 
-import os
 import platform
 import re
 import secrets
@@ -9,8 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from agent.adapters.fs import create_atomically
 from agent.domain.errors import StateError
-from agent.durability import sync_to_disk
 
 FILES = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 OWN = "machine-id"
@@ -49,21 +48,13 @@ def _own(path: Path) -> str:
     """Return the random id kept in the state directory, made once; of processes that make it together, one wins."""
     if not path.parent.exists():
         return secrets.token_hex(16)
-    draft = path.with_name(f".{OWN}.{os.getpid()}.tmp")
     try:
         for _ in range(2):
             with suppress(FileNotFoundError):
                 if _ID.fullmatch(text := path.read_text().strip()):
                     return text
                 path.unlink()
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_hex(16) + "\n")
-                file.flush()
-                sync_to_disk(descriptor)
-            with suppress(FileExistsError):
-                os.link(draft, path)
-            draft.unlink(missing_ok=True)
+            create_atomically(path, f"{secrets.token_hex(16)}\n".encode())
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise StateError(

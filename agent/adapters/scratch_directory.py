@@ -5,13 +5,13 @@ next one removes that finds itself alone.
 """
 
 import asyncio
-import fcntl
 import os
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+from agent.adapters import fs
 from agent.domain.errors import StateError
 
 _LOCK = "lock"
@@ -33,14 +33,13 @@ async def scratch(place: Path) -> AsyncIterator[Path]:
 def _entered(place: Path) -> int:
     try:
         place.mkdir(mode=0o700, exist_ok=True)
-        descriptor = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = fs.open_lock_file(place / _LOCK)
     except OSError as error:
         raise _unusable(place, error) from error
     try:
-        with suppress(BlockingIOError):  # others are at work: what lies there is theirs
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fs.try_lock(descriptor):  # nobody else works there: what lies there was left by a killed command
             _empty(place)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        fs.lock(descriptor, shared=True)
     except OSError as error:
         os.close(descriptor)
         raise _unusable(place, error) from error

@@ -7,7 +7,6 @@ A note appears whole (written aside, synced, renamed) and its name sorts by the 
 import asyncio
 import errno
 import itertools
-import os
 import secrets
 import shutil
 import stat
@@ -20,15 +19,14 @@ from typing import Protocol
 
 import structlog
 
+from agent.adapters import fs
 from agent.domain.errors import StateError, WireError
 from agent.domain.events import Event
-from agent.durability import sync_to_disk
 
 MAX_NOTE_BYTES = 64 * 1024
 KEPT_REJECTED = 20
 
 _SUFFIX = ".json"
-_DRAFT_SUFFIX = ".draft"
 _DRAFT_SECONDS = 3600.0
 _NO_NOTE = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO})
 """What opening says of a file that will never be a note: closed to us, a link, a socket."""
@@ -96,7 +94,7 @@ class SpoolDirectory:
         self._left.intersection_update(names)
         notes = []
         for name in names:
-            if name.endswith(_DRAFT_SUFFIX):
+            if name.endswith(fs.DRAFT_SUFFIX):
                 self._sweep(name)
             elif is_note(name) and name not in self._left:
                 try:
@@ -126,23 +124,14 @@ class SpoolDirectory:
         return found
 
     def _read(self, name: str) -> bytes:
-        """Return a note's bytes, if it is a regular file of ours and of a note's size. Raises WireError, OSError."""
+        """Return a note's bytes. Raises WireError for what is not a regular file of ours and of its size, OSError."""
         path = self._directory / name
-        seen = path.lstat()
-        if not stat.S_ISREG(seen.st_mode):
-            raise WireError(f"not a regular file ({stat.filemode(seen.st_mode)})")
-        # Not following and not blocking: it may be another thing than the one just looked at.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            seen = os.fstat(descriptor)
-            if not stat.S_ISREG(seen.st_mode):
-                raise WireError("not a regular file")
-            if seen.st_uid != os.geteuid():
-                raise WireError(f"written by user {seen.st_uid}")
-            data = file.read(MAX_NOTE_BYTES + 1)
-        if len(data) > MAX_NOTE_BYTES:
-            raise WireError(f"larger than {MAX_NOTE_BYTES} bytes")
-        return data
+        try:
+            if not stat.S_ISREG(path.lstat().st_mode):  # it is not even opened
+                raise ValueError("not a regular file")
+            return fs.read_own(path, MAX_NOTE_BYTES)
+        except ValueError as error:
+            raise WireError(str(error)) from error
 
     def _reject(self, name: str, why: str) -> None:
         _log.warning("note_rejected", note=name, why=why, kept_in=str(self._rejected))
@@ -185,16 +174,9 @@ class SpoolDirectory:
         # In order of time, then of writing within one process; told apart from other processes by chance.
         stamp = f"{event.time.astimezone(UTC):%Y%m%dT%H%M%S.%f}"
         name = f"{stamp}-{next(self._numbers):06d}-{secrets.token_hex(4)}{_SUFFIX}"
-        draft = self._directory / f".{name}{_DRAFT_SUFFIX}"
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                _write_durably(draft, data)
-                draft.rename(self._directory / name)
-            except BaseException:
-                draft.unlink(missing_ok=True)
-                raise
-            _sync_directory(self._directory)
+            fs.write_atomically(self._directory / name, data)
         except OSError as error:
             raise self._unusable(error) from error
         return name
@@ -211,19 +193,3 @@ class SpoolDirectory:
             hint="make it writable for this user and leave room on its disk, or set akosha_agent_state_dir",
             transient=transient,
         )
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        sync_to_disk(descriptor)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync_to_disk(descriptor)
-    finally:
-        os.close(descriptor)

@@ -124,7 +124,7 @@ async def test_a_crash_between_the_steps_of_a_replacement_never_gives_an_object_
         raise CrashError
 
     if step == "unlink":
-        monkeypatch.setattr(incoming, "sync_folder", crash)
+        monkeypatch.setattr(incoming.fs, "sync_directory", crash)
     elif step == "record":
         monkeypatch.setattr(incoming.Incoming, "_write_record", crash)
     else:

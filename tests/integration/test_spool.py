@@ -189,7 +189,7 @@ async def test_a_note_of_another_user_is_set_aside(spool, directory, monkeypatch
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with capture_logs() as logs:
         assert await spool.waiting() == []
-    assert logs[0]["why"] == f"written by user {os.getuid()}"
+    assert logs[0]["why"] == f"it belongs to user {os.getuid()}"
 
 
 async def test_only_the_last_few_rejected_are_kept(spool, directory):

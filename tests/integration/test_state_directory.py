@@ -340,11 +340,11 @@ def test_a_damaged_identity_is_an_error_with_its_cure_and_never_a_new_one(state,
 
 
 def test_what_a_killed_first_start_left_does_not_hinder(state):
-    (state.path / ".identity.json.tmp").write_bytes(b'{"agent')
+    (state.path / ".identity.json.draft").write_bytes(b'{"agent')
     identity = state.identity("host", "")
     kept = json.loads((state.path / "identity.json").read_bytes())
     assert kept == {"agent_id": identity.agent_id, "system_id": "host"}
-    assert not (state.path / ".identity.json.tmp").exists()
+    assert not (state.path / ".identity.json.draft").exists()
 
 
 def test_an_identity_from_a_newer_version_is_read(state):

@@ -155,7 +155,7 @@ def test_what_another_program_writes_meanwhile_is_not_lost(path, ours, state, mo
         path.write_text('{"model": "y"}')
         fsync(descriptor)
 
-    monkeypatch.setattr(installing.os, "fsync", meanwhile)
+    monkeypatch.setattr(os, "fsync", meanwhile)
     with pytest.raises(StateError, match="changed by another program"):
         install(path, ours, state)
     assert path.read_text() == '{"model": "y"}'
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(path, ours, state, monkeypatch):
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(installing.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StateError, match="No space left"):
         install(path, ours, state)
     assert (path.read_bytes(), names(path.parent)) == (ORIGINAL.encode(), ["settings.json"])

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -11,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from agent.adapters import fs
 from agent.adapters.directory_store.layout import HIDDEN, encode_record, incoming_folder, object_path, record_path
 from agent.domain.errors import StoreError
-from agent.durability import sync_to_disk
 from agent.ports import Progress
 from agent.ports.objects import FILE_TAG
 
@@ -98,7 +97,7 @@ class Incoming:
             if _is_file(self._target) and _bytes_of(place) != record:
                 place.unlink(missing_ok=True)
                 if place.parent.is_dir():
-                    sync_folder(place.parent)
+                    fs.sync_directory(place.parent)
                 _move(self._root, self._path, self._target)
                 self._write_record(place, record)
             else:
@@ -122,14 +121,14 @@ class Incoming:
             with file:
                 file.write(record)
                 file.flush()
-                sync_to_disk(file.fileno())
+                fs.sync(file.fileno())
                 _move(self._root, temporary, place)
         finally:
             temporary.unlink(missing_ok=True)
 
     def _sync(self) -> None:
         self._file.flush()
-        sync_to_disk(self._file.fileno())
+        fs.sync(self._file.fileno())
         self._unflushed = 0
 
     def _close(self) -> None:
@@ -153,7 +152,7 @@ def create(root: Path, key: str, data: bytes, *, replace: bool) -> bool:
         with file:
             file.write(data)
             file.flush()
-            sync_to_disk(file.fileno())
+            fs.sync(file.fileno())
             if replace:
                 record_path(root, key).unlink(missing_ok=True)
                 _move(root, temporary, target)
@@ -179,25 +178,17 @@ def _linked(root: Path, temporary: Path, target: Path, data: bytes) -> bool:
                 raise
             return _created(target, data)
         else:
-            sync_folder(target.parent)
+            fs.sync_directory(target.parent)
             return True
     raise AssertionError
 
 
 def _created(target: Path, data: bytes) -> bool:
     try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fs.write_new(target, data)
     except FileExistsError:
         return False
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            sync_to_disk(descriptor)
-    except OSError:
-        target.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
+    fs.sync_directory(target.parent)
     return True
 
 
@@ -275,23 +266,14 @@ def prune(folder: Path, stop: Path) -> None:
         folder = folder.parent
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the file system knows how."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        sync_to_disk(handle)
-    finally:
-        os.close(handle)
-
-
 def _create(folder: Path, name: str) -> tuple[Path, BinaryIO]:
     path = folder / f"{secrets.token_hex(8)}-{os.getpid()}"
     for _ in _races():
         with contextlib.suppress(FileNotFoundError):  # another put has just pruned the folder
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
-            with contextlib.suppress(OSError):  # no locks on this file system: its age tells
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = fs.create(path)
+            with contextlib.suppress(OSError):  # no locks on this file system: the file's age decides
+                fs.try_lock(file.fileno())
             return path, file
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
@@ -304,9 +286,8 @@ def _remove_if_dead(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
+                if not fs.try_lock(file.fileno()):
+                    return False
             except OSError:
                 if not _older_than_now(path, ABANDONED_SECONDS):
                     return False
@@ -319,9 +300,8 @@ def _remove_if_dead(path: Path) -> bool:
 def _is_dead(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return True
-    except OSError:  # at work, gone, or on a file system without locks: nobody knows
+            return fs.try_lock(file.fileno(), shared=True)
+    except OSError:  # gone, or on a file system without locks: unknown
         return False
 
 
@@ -342,7 +322,7 @@ def _make_folders(root: Path, folder: Path) -> None:
         folder = folder.parent
     for new in reversed(missing):
         new.mkdir(mode=0o700, exist_ok=True)
-        sync_folder(new.parent)
+        fs.sync_directory(new.parent)
 
 
 def _move(root: Path, source: Path, target: Path) -> None:
@@ -350,7 +330,7 @@ def _move(root: Path, source: Path, target: Path) -> None:
         try:
             _make_folders(root, target.parent)
             source.replace(target)
-            sync_folder(target.parent)
+            fs.sync_directory(target.parent)
         except FileNotFoundError:  # a deletion has just pruned the folder; or the source is gone
             if attempt == _RACES - 1 or not source.exists():
                 raise

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Self
 
+from agent.adapters import fs
 from agent.adapters.restore_directory.files import Look, names_in, unusable
 from agent.adapters.restore_directory.placement import Journal, check, planned, put_in_place
 from agent.adapters.restore_directory.scratch import Busy, Scratch
@@ -19,7 +20,6 @@ from agent.domain.errors import NamingError, RestoreError, WireError
 from agent.domain.manifest import LONGEST_NAME_BYTES
 from agent.domain.naming import upload_time
 from agent.domain.restore_plan import SCRATCH, Restorable, Restored, aside_names, family
-from agent.durability import sync_to_disk
 
 Opener = Callable[[str, int], object | None]
 """Says who has a file (its name, the directory's descriptor) open, None for nobody. Raises OSError."""
@@ -204,7 +204,7 @@ class RestoreDirectoryFiles:
             self._placing = True
             put_in_place(placement, scratch, self._folder)
         scratch.remove()
-        sync_to_disk(self._folder)
+        fs.sync(self._folder)
 
     def _free(self) -> None:
         """See that no process has a database of the directory open."""

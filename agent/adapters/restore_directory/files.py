@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
+from agent.adapters import fs
 from agent.domain.errors import RestoreError
-from agent.durability import sync_to_disk
 
 CHUNK_BYTES = 2**20
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -18,7 +18,6 @@ FOLDER = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECTORY
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _TRIES, _PAUSE_SECONDS = 50, 0.02
-_WRITE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def sync_file(name: str, folder: int) -> None:
     """Have a file on the disk. Raises OSError."""
     descriptor = os.open(name, READ, dir_fd=folder)
     try:
-        sync_to_disk(descriptor)
+        fs.sync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -65,19 +64,11 @@ def copy_file(name: str, source: int, new: str, folder: int) -> None:
     """Copy a file to a new name, on the disk when it returns. Raises OSError."""
     with (
         os.fdopen(os.open(name, READ, dir_fd=source), "rb") as original,
-        os.fdopen(os.open(new, _WRITE, 0o600, dir_fd=folder), "wb") as copy,
+        fs.create(new, dir_fd=folder) as copy,
     ):
         shutil.copyfileobj(original, copy, CHUNK_BYTES)
         copy.flush()
-        sync_to_disk(copy.fileno())
-
-
-def write_file(name: str, data: bytes, folder: int) -> None:
-    """Write a new file, on the disk when it returns. Raises OSError."""
-    with os.fdopen(os.open(name, _WRITE, 0o600, dir_fd=folder), "wb") as file:
-        file.write(data)
-        file.flush()
-        sync_to_disk(file.fileno())
+        fs.sync(copy.fileno())
 
 
 def remove_all(name: str, folder: int) -> None:

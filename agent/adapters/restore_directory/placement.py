@@ -20,12 +20,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from agent.adapters.restore_directory.files import Look, copy_file, sync_file, write_file
+from agent.adapters import fs
+from agent.adapters.restore_directory.files import Look, copy_file, sync_file
 from agent.adapters.restore_directory.scratch import FOLDED, INCOMING, JOURNAL, RAW, Scratch
 from agent.domain.databases import main_name
 from agent.domain.errors import RestoreError, WireError
 from agent.domain.restore_plan import family
-from agent.durability import sync_to_disk
 
 _NEW_JOURNAL = "journal.new"
 
@@ -63,9 +63,9 @@ class Journal:
         """From here on it will be done, by us or by the next. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_NEW_JOURNAL, dir_fd=scratch.descriptor)
-        write_file(_NEW_JOURNAL, json.dumps(asdict(self)).encode(), scratch.descriptor)
+        fs.write_new(_NEW_JOURNAL, json.dumps(asdict(self)).encode(), dir_fd=scratch.descriptor)
         scratch.move(_NEW_JOURNAL, JOURNAL)
-        sync_to_disk(scratch.descriptor)
+        fs.sync(scratch.descriptor)
 
     @classmethod
     def read(cls, scratch: Scratch) -> Self | None:
@@ -118,17 +118,17 @@ def put_in_place(placement: Placement, scratch: Scratch, folder: int) -> None:
     if main is None or Look.at(main.to, folder) != main.look:
         for old in standing:
             _copy_aside(old, scratch, folder)
-        sync_to_disk(folder)
+        fs.sync(folder)
         if main is not None and Look.at(main.source, folder) is not None:
             os.rename(main.source, main.to, src_dir_fd=folder, dst_dir_fd=folder)
-            sync_to_disk(folder)
+            fs.sync(folder)
     for old in standing:
         os.unlink(old.source, dir_fd=folder)
-    sync_to_disk(folder)
+    fs.sync(folder)
     for new in placement.new:
         if Look.at(new.source, scratch.descriptor) is not None:
             os.rename(new.source, new.to, src_dir_fd=scratch.descriptor, dst_dir_fd=folder)
-            sync_to_disk(folder)
+            fs.sync(folder)
 
 
 def check(placement: Placement, scratch: Scratch, folder: int) -> None:

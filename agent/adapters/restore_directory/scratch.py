@@ -10,16 +10,15 @@ A killed restore leaves it; the next one of the same upload goes on with what is
 """
 
 import contextlib
-import fcntl
 import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from agent.adapters import fs
 from agent.adapters.restore_directory.files import FOLDER, Look, digest_of, names_in, remove_all, sync_file
 from agent.domain.errors import RestoreError
 from agent.domain.restore_plan import SCRATCH
-from agent.durability import sync_to_disk
 
 RAW, FOLDING, FOLDED, INCOMING, JOURNAL = "raw", "folding", "folded", "incoming", "journal.json"
 _KEPT = (RAW, FOLDED)
@@ -88,7 +87,7 @@ class Scratch:
         """The main file holds it all now. Raises OSError."""
         sync_file(f"{FOLDING}/{main}", self.descriptor)
         self.move(f"{FOLDING}/{main}", f"{FOLDED}/{main}")
-        sync_to_disk(self.descriptor)
+        fs.sync(self.descriptor)
         remove_all(FOLDING, self.descriptor)
 
     def undo_folding(self, names: Iterable[str]) -> None:
@@ -134,10 +133,8 @@ class Scratch:
                 raise RestoreError(f"{self.path} is no folder of ours", hint="remove it") from error
             try:
                 self._check(os.fstat(descriptor))
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise Busy(str(self.path)) from error
+                if not fs.try_lock(descriptor):
+                    raise Busy(str(self.path))
                 # One who removed it meanwhile held the folder that we had opened, not the one that has its name now.
                 now = Look.at(self.name, self._parent)
                 if now is not None and now.inode == os.fstat(descriptor).st_ino:

@@ -9,9 +9,9 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from agent.adapters import fs
 from agent.adapters.sqlite_ledger import schema
 from agent.domain.errors import LedgerDamaged, StateError
-from agent.durability import sync_to_disk
 
 BUSY_SECONDS = 10.0
 """How long a transaction waits for another process's before it fails."""
@@ -159,11 +159,7 @@ def _make_private(path: Path) -> None:
     with closing(os.fdopen(descriptor, "rb")):
         os.fchmod(descriptor, 0o600)
     if made:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_to_disk(folder)
-        finally:
-            os.close(folder)
+        fs.sync_directory(path.parent)
 
 
 @contextmanager

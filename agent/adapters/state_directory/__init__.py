@@ -18,6 +18,7 @@ from pathlib import Path
 
 import structlog
 
+from agent.adapters import fs
 from agent.adapters.state_directory.errors import unusable
 from agent.adapters.state_directory.identity_file import IdentityFile
 from agent.adapters.state_directory.lock import Holder, Lock
@@ -102,10 +103,8 @@ class StateDirectory:
         """
         if self.remembered_setting() == system_id:
             return
-        draft = self.path / f".{_SYSTEM_ID}.tmp"
         try:
-            draft.write_text(f"{system_id}\n")
-            draft.rename(self.path / _SYSTEM_ID)
+            fs.write_atomically(self.path / _SYSTEM_ID, f"{system_id}\n".encode())
         except OSError as error:
             raise unusable(self.path, error) from error
 

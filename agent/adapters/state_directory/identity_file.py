@@ -1,20 +1,16 @@
 """Who this agent is, kept in `identity.json`: made once, whole or not at all, and never again silently."""
 
-import fcntl
-import os
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
 
+from agent.adapters import fs
 from agent.adapters.state_directory.errors import unusable
 from agent.domain.errors import NamingError, StateError
 from agent.domain.identity import Identity
 from agent.domain.naming import check_system_id, sanitise_system_id
-from agent.durability import sync_to_disk
 
 _AGENT_ID = re.compile(r"[0-9a-f]{16,64}")
 
@@ -42,7 +38,7 @@ class IdentityFile:
     def rename(self, system_id: str) -> None:
         """Keep another default system id. Raises StateError."""
         try:
-            with self._guarded():
+            with fs.locked(self._directory / "identity.lock"):
                 kept = self._kept()
                 self._keep(kept[0] if kept else secrets.token_hex(16), check_system_id(system_id))
         except OSError as error:
@@ -50,7 +46,7 @@ class IdentityFile:
 
     def _agreed(self, host_name: str, *, optional: bool) -> tuple[str, str]:
         """Return (agent id, system id) as kept from now on; the latter is "" where it is optional and cannot be."""
-        with self._guarded():
+        with fs.locked(self._directory / "identity.lock"):
             agent_id, system_id = self._kept() or (secrets.token_hex(16), "")
             if not system_id:
                 try:
@@ -60,15 +56,6 @@ class IdentityFile:
                         raise
                 self._keep(agent_id, system_id)
             return agent_id, system_id
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        guard = os.open(self._directory / "identity.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(guard)
 
     def _kept(self) -> tuple[str, str] | None:
         """Return what the file holds, None where there is none. Raises StateError where it is damaged."""
@@ -88,18 +75,6 @@ class IdentityFile:
             ) from error
 
     def _keep(self, agent_id: str, system_id: str) -> None:
-        """Write durably, all or nothing. Nobody else does meanwhile, so the draft's name is ours."""
-        draft = self._directory / ".identity.json.tmp"
-        draft.unlink(missing_ok=True)
+        """Write the file durably, all or nothing. The caller holds the lock."""
         text = orjson.dumps({"agent_id": agent_id, "system_id": system_id}, option=orjson.OPT_APPEND_NEWLINE)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(text)
-            file.flush()
-            sync_to_disk(descriptor)
-        draft.rename(self._file)
-        folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_to_disk(folder)
-        finally:
-            os.close(folder)
+        fs.write_atomically(self._file, text, sole_writer=True)

@@ -4,7 +4,6 @@ The lock is flock on `agent.lock`; the text in the file only tells who. The file
 two processes lock two files of one name.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import orjson
 
+from agent.adapters import fs
 from agent.adapters.state_directory.errors import unusable
 from agent.domain.errors import AlreadyRunning, StateError
 
@@ -52,8 +52,7 @@ class Lock:
         Not `patient`, it asks once and never sleeps: for those who come again soon.
         """
         try:
-            # Close-on-exec: a child that outlives us must not keep what we held.
-            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            descriptor = fs.open_lock_file(self._file)
         except OSError as error:
             raise unusable(self._directory, error) from error
         try:
@@ -76,38 +75,31 @@ class Lock:
         except OSError as error:
             raise unusable(self._directory, error) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _signature(descriptor, _TRIES)
+            return None if fs.try_lock(descriptor, shared=True) else _signature(descriptor, _TRIES)
         except OSError as error:
             raise unusable(self._directory, error) from error
-        else:
-            return None
         finally:
             os.close(descriptor)
 
     def _take(self, descriptor: int, tries: int) -> None:
         for more in reversed(range(tries)):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if more:
-                    time.sleep(_PAUSE_SECONDS)
-                    continue
-                holder = _signature(descriptor, tries)
-                raise AlreadyRunning(
-                    f"the state directory {self._directory} is in use by {holder}",
-                    pid=holder.pid,
-                    command=holder.command,
-                    hint="stop that one first, or choose another --state-dir",
-                ) from None
+                if fs.try_lock(descriptor):
+                    return
             except OSError as error:
                 raise StateError(
                     f"{self._file} cannot be locked: {error.strerror}",
                     hint="set akosha_agent_state_dir to a directory on a local disk",
                 ) from error
-            else:
-                return
+            if more:
+                time.sleep(_PAUSE_SECONDS)
+        holder = _signature(descriptor, tries)
+        raise AlreadyRunning(
+            f"the state directory {self._directory} is in use by {holder}",
+            pid=holder.pid,
+            command=holder.command,
+            hint="stop that one first, or choose another --state-dir",
+        )
 
     def _sign(self, descriptor: int, command: str) -> None:
         text = orjson.dumps({"pid": os.getpid(), "command": command, "since": self._now()})

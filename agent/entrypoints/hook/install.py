@@ -6,9 +6,6 @@ that, and nothing that was there before. A backup is never put back: the file ma
 
 import copy
 import json
-import os
-import secrets
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -16,15 +13,14 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
+from agent.adapters import fs
 from agent.domain.errors import SettingsError, StateError
-from agent.durability import sync_to_disk
 from agent.entrypoints.hook.claude_settings import CONTAINERS, ClaudeSettings
 from agent.entrypoints.hook.command_line import HookCommand
 
 RECORD = "claude-hook.json"
 
 _FILE, _FOLDER = "file", "folder"
-_NEW_MODE = 0o600
 
 
 class Outcome(StrEnum):
@@ -130,20 +126,8 @@ def _holds(backup: Path, text: bytes, record: _Record) -> bool:
 def _replace(settings: ClaudeSettings, text: bytes) -> None:
     """Replace the file that the path leads to, whole or not at all; its mode and owner stay."""
     target = settings.path.resolve()
-    seen = None if settings.data is None else target.stat()
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.draft")
-    try:
-        _write_new(draft, text, seen)
-        _check_unchanged(settings)
-        draft.rename(target)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        sync_to_disk(folder)
-    finally:
-        os.close(folder)
+    like = None if settings.data is None else target.stat()
+    fs.write_atomically(target, text, like=like, check=lambda: _check_unchanged(settings))
 
 
 def _check_unchanged(settings: ClaudeSettings) -> None:
@@ -163,29 +147,11 @@ def _back_up(path: Path) -> Path:
     for suffix in ("", *(f"-{number}" for number in range(2, 100))):
         backup = target.with_name(name + suffix)
         try:
-            _write_new(backup, target.read_bytes(), target.stat())
+            fs.write_new(backup, target.read_bytes(), like=target.stat())
         except FileExistsError:
             continue
         return backup
     raise StateError(f"{target.parent} has 99 backups of this second", hint="remove some")
-
-
-def _write_new(path: Path, data: bytes, like: os.stat_result | None = None) -> None:
-    """Write a new file with the mode and, where permitted, the owner of `like`: on disk on return, or not at all."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _NEW_MODE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            if like is not None:
-                if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
-                    with suppress(PermissionError):
-                        os.fchown(descriptor, like.st_uid, like.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
-            file.write(data)
-            file.flush()
-            sync_to_disk(descriptor)
-    except BaseException:
-        path.unlink()
-        raise
 
 
 def _read_record(state_dir: Path, path: Path) -> _Record:
@@ -219,14 +185,7 @@ def _update_records(state_dir: Path, path: Path, record: _Record | None) -> None
     if not kept:
         (state_dir / RECORD).unlink(missing_ok=True)
         return
-    draft = state_dir / f".{RECORD}.{secrets.token_hex(4)}.draft"
-    try:
-        draft.write_text(json.dumps(kept, indent=2) + "\n")
-        draft.chmod(_NEW_MODE)
-        draft.rename(state_dir / RECORD)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    fs.write_atomically(state_dir / RECORD, (json.dumps(kept, indent=2) + "\n").encode())
 
 
 @contextmanager

@@ -159,6 +159,6 @@ def _flush(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        from agent.durability import sync_to_disk  # noqa: PLC0415 - rarely needed
+        from agent.adapters import fs  # noqa: PLC0415 - it imports pathlib, and is needed only after an error
 
-        sync_to_disk(descriptor)  # a file system without fsync is no error
+        fs.sync(descriptor)  # a file system without fsync is no error

@@ -3,13 +3,11 @@
 import hashlib
 import os
 import re
-import tempfile
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
+from agent.adapters import fs
 from agent.domain.errors import AkoshaError
-from agent.durability import sync_to_disk
 
 _MARK = "Written by `akosha-agent service install`; sha256"
 _SEAL = re.compile(rf"^.*{re.escape(_MARK)} ([0-9a-f]{{64}}).*\n", re.MULTILINE)
@@ -54,18 +52,7 @@ def place(path: Path, text: str, mode: int) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                os.fchmod(file.fileno(), mode)
-                file.write(text)
-                file.flush()
-                sync_to_disk(file.fileno())
-            Path(scratch).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(scratch).unlink()
-            raise
+        fs.write_atomically(path, text.encode(), mode=mode)
     except OSError as error:
         raise AkoshaError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -1,0 +1,194 @@
+"""Files that survive a crash, files that nobody else can read, and locks between processes. Every call blocks.
+
+Imports the standard library only, and little of it: processes that live for moments load this.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+PRIVATE = 0o600
+DRAFT_SUFFIX = ".draft"
+"""How the names of files end that `write_atomically` is writing. They begin with a dot."""
+
+_NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OTHERS = 0o077
+
+
+def sync(descriptor: int) -> None:
+    """Flush a file's bytes, or a directory's names, to the disk. Raises OSError.
+
+    A file system without fsync (some network and FUSE file systems) is no error: a backup there is as durable as that
+    file system makes it.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno == errno.EBADF:
+            os.fstat(descriptor)  # raises for a closed descriptor; else the file system does not sync directories
+        elif error.errno not in _NO_FSYNC:
+            raise
+
+
+def sync_directory(path: Path) -> None:
+    """Flush the names in a directory to the disk. Raises OSError."""
+    descriptor = os.open(path, _DIRECTORY)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create(path: str | Path, *, dir_fd: int | None = None) -> BinaryIO:
+    """Create a file that only this user can open, for writing and reading. Raises FileExistsError, OSError."""
+    return os.fdopen(os.open(path, _CREATE, PRIVATE, dir_fd=dir_fd), "w+b")
+
+
+def write_new(
+    path: str | Path,
+    data: bytes,
+    *,
+    mode: int | None = None,
+    like: os.stat_result | None = None,
+    dir_fd: int | None = None,
+) -> None:
+    """Create a file with these bytes, flushed to the disk; its name is not. Raises FileExistsError, OSError.
+
+    `mode`: set whatever the umask is. `like`: a file whose mode, and owner where permitted, the new one takes. Without
+    both it is private. After another error there is no file.
+    """
+    file = create(path, dir_fd=dir_fd)
+    try:
+        with file:
+            if like is not None:
+                if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
+                    with suppress(PermissionError):
+                        os.fchown(file.fileno(), like.st_uid, like.st_gid)
+                mode = stat.S_IMODE(like.st_mode)
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            sync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path, dir_fd=dir_fd)
+        raise
+
+
+def write_atomically(
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = PRIVATE,
+    like: os.stat_result | None = None,
+    check: Callable[[], None] = lambda: None,
+    sole_writer: bool = False,
+) -> None:
+    """Create or replace a file; after a crash it has all the old or all the new bytes. Raises OSError.
+
+    `like` is as in `write_new`. `check` is called right before the file gets its name, and may raise to prevent that.
+    `sole_writer`: the caller holds a lock, so that a draft found there was left by a killed process, and is replaced.
+    After an error the old file is there, and no other.
+    """
+    draft = path.with_name(f".{path.name}{'' if sole_writer else f'.{secrets.token_hex(4)}'}{DRAFT_SUFFIX}")
+    if sole_writer:
+        draft.unlink(missing_ok=True)
+    write_new(draft, data, mode=mode, like=like)
+    try:
+        check()
+        draft.rename(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def create_atomically(path: Path, data: bytes) -> bool:
+    """Create a file with all its bytes; return False where there is one. Raises OSError.
+
+    Of processes that do this at the same time, one succeeds. The file system must have hard links.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}{DRAFT_SUFFIX}")
+    write_new(draft, data)
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_directory(path.parent)
+    return True
+
+
+def read_own(path: Path, max_bytes: int, *, private: bool = False) -> bytes:
+    """Return the bytes of a regular file of this user, `max_bytes` at most. Follows no link, waits for no pipe.
+
+    Raises ValueError with the reason for a link, another kind of file, another user's, a larger one, and with `private`
+    for one that others can open. Raises FileNotFoundError and other OSErrors.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise ValueError("not a regular file") from error
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        if status.st_uid != os.geteuid():
+            raise ValueError(f"it belongs to user {status.st_uid}")
+        if private and status.st_mode & _OTHERS:
+            raise ValueError(f"others can open it (mode {stat.S_IMODE(status.st_mode):04o})")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > max_bytes:
+        raise ValueError(f"larger than {max_bytes} bytes")
+    return data
+
+
+def open_lock_file(path: Path) -> int:
+    """Open, and create where needed, a file to lock. Close-on-exec: a child process does not keep the lock.
+
+    Raises OSError.
+    """
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
+
+
+def lock(descriptor: int, *, shared: bool = False) -> None:
+    """Lock an open file or directory, waiting for others. The lock ends with the descriptor. Raises OSError."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock as `lock` does; return False at once where others hold a lock that excludes it.
+
+    Raises OSError where the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a lock file within the block, waiting for others. Raises OSError."""
+    descriptor = open_lock_file(path)
+    try:
+        lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
