@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 
 from agent.adapters.memory_bus import MemoryBus
+from agent.application.archive import verify_loop
 from agent.application.archive.deep_schedule import EVERY, DeepSchedule
 from agent.application.archive.deep_verify import AGAIN_SECONDS, DeepVerifier
 from agent.application.archive.verify import Found
@@ -104,7 +105,8 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path):
+async def world(monkeypatch):
+    monkeypatch.setattr(verify_loop, "MOST_SECONDS", 86_400.0)  # weeks pass in few steps
     clock = ManualClock(values.NOON)
     ledger = inline_ledger(clock)
     made = World(ledger, clock)

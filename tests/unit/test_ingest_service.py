@@ -515,7 +515,7 @@ async def test_one_system_that_stands_still_holds_up_no_other(world):
     assert world.shelf.of("slow") == []
 
 
-ROWS = 900
+ROWS = 300
 
 
 async def with_hostile_systems(world: World, count: int, rows: int = ROWS) -> None:
@@ -566,17 +566,17 @@ async def test_systems_with_rows_without_end_leave_the_others_their_turn_and_are
 ):
     await with_hostile_systems(world, hostile)
     found = rows_read_before_all_had_a_turn(monkeypatch, hostile + 1)
-    summary = await world.reactor(share=Share(rows=30)).once()
-    assert found[0] <= 3 * hostile * 30 < ROWS, "three turns of each at most, each of thirty rows"
+    summary = await world.reactor(share=Share(rows=9)).once()
+    assert found[0] <= 3 * hostile * 9 < ROWS, "three turns of each at most, each of nine rows"
     assert all(caught.taken == 1 for caught in summary.caught.values()), "what had to wait lost nothing"
     assert [len(rows) for rows in world.reader.opened] == [ROWS] * hostile, "each was opened once"
 
 
 async def test_a_turn_ends_with_its_bytes_and_with_its_time_too(world, monkeypatch):
-    await with_hostile_systems(world, 4, rows=500)
+    await with_hostile_systems(world, 4, rows=150)
     found = rows_read_before_all_had_a_turn(monkeypatch, 5)
-    await world.reactor(share=Share(raw_bytes=1000)).once()
-    assert found[0] < 500, "a file of 1,000 bytes alone is a turn: all have one before any is read to its end"
+    await world.reactor(share=Share(raw_bytes=300)).once()
+    assert found[0] < 150, "a file of 300 bytes alone is a turn: all have one before any is read to its end"
     slow = Sender(world.store, world.laptop.scratch, system="later")
     await slow.upload(1, [7, 8], without_memories=True)
     assert (await world.reactor(share=Share(seconds=0)).once()).success
