@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 
 from agent.adapters import fs
 from agent.domain.errors import StateError, WireError
 from agent.domain.events import Event
+from agent.ports import Codec
 
 MAX_NOTE_BYTES = 64 * 1024
 KEPT_REJECTED = 20
@@ -36,14 +36,6 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _log = structlog.get_logger()
 
 
-class EventCodec(Protocol):
-    """Events as bytes and back; `decode` raises WireError."""
-
-    def encode(self, event: Event) -> bytes: ...
-
-    def decode(self, data: bytes) -> Event: ...
-
-
 def is_note(name: str) -> bool:
     """Say whether a file of this name in the spool is a note: what is being written, or was rejected, is none."""
     return name.endswith(_SUFFIX) and not name.startswith(".")
@@ -52,7 +44,7 @@ def is_note(name: str) -> bool:
 class SpoolDirectory:
     """`agent.ports.Spool` on the directory `directory`, and the other side of it: `write`."""
 
-    def __init__(self, directory: Path, codec: EventCodec) -> None:
+    def __init__(self, directory: Path, codec: Codec) -> None:
         self._directory, self._codec = directory, codec
         self._rejected = directory / "rejected"
         self._left: set[str] = set()  # rejected, but could not be moved away: said once, and passed over from then on

@@ -44,7 +44,7 @@ from agent.domain.naming import (
 from agent.domain.routing import HTTP
 from agent.domain.status_warning import StatusWarning
 from agent.ports import MemoryCounts, ObjectStore
-from agent.ports.threads import off_loop
+from agent.ports.concurrency import off_loop
 from agent.settings import Settings
 from agent.settings.endpoints import is_loopback
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import structlog
 
-from agent.adapters.sqlite_ledger import Codec, SqliteLedger, damaged_ledgers, is_made, set_aside
+from agent.adapters.sqlite_ledger import SqliteLedger, damaged_ledgers, is_made, set_aside
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain.errors import LedgerDamaged
 from agent.domain.status_warning import StatusWarning
-from agent.ports import Clock, Ledger
+from agent.ports import Clock, Codec, Ledger
 
 REPLACED = "ledger_replaced"
 

@@ -1,7 +1,6 @@
-"""What the core asks of the world, as promises. Adapters keep them; `tests/contracts` holds every adapter to them."""
+"""The protocols that the core needs, with their promises. `tests/contracts` holds every adapter to them."""
 
-from agent.ports.bus import BusState, EventBus, Handler, Message, Responder, StreamMark, Subscription
-from agent.ports.clock import Clock
+from agent.ports.bus import BusState, Codec, EventBus, Handler, Message, Responder, StreamMark, Subscription
 from agent.ports.ledger import HistoryEntry, Ledger
 from agent.ports.memories import (
     Capabilities,
@@ -19,18 +18,17 @@ from agent.ports.memories import (
 )
 from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
 from agent.ports.metrics import Meter, NoMeter
-from agent.ports.network import Connected, NetworkChange, NetworkMonitor
+from agent.ports.network import Connected, NetworkChange, NetworkMonitor, Reconnectable, reset_clients
 from agent.ports.objects import Creation, ObjectStore, Progress, StoredObject, is_changed, untold
-from agent.ports.reconnecting import Reconnectable, reset_clients
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
-from agent.ports.supervisor import Supervisor
-from agent.ports.trigger_sources import Spool, Watch
+from agent.ports.system import Clock, Spool, Supervisor, Watch
 from agent.ports.unexpected_errors import UnexpectedErrors
 
 __all__ = [
     "BusState",
     "Capabilities",
     "Clock",
+    "Codec",
     "Compressor",
     "Connected",
     "Creation",

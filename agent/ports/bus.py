@@ -8,6 +8,26 @@ from typing import Protocol
 from agent.domain.events import Event
 
 
+class Codec(Protocol):
+    """Events as bytes and back."""
+
+    @property
+    def max_bytes(self) -> int:
+        """The largest event that `decode` takes. `encode` writes larger ones, too: abridging them is the caller's."""
+        ...
+
+    def encode(self, event: Event, /) -> bytes:
+        """Return the event's bytes. Raises WireError for one that the format cannot hold."""
+        ...
+
+    def decode(self, data: bytes, /, *, subject: str | None = None) -> Event:
+        """Return the event; its content is checked. Raises WireError with what is wrong.
+
+        `subject`: where on the bus it came, for an event whose content does not name its system.
+        """
+        ...
+
+
 class Message(Protocol):
     """One delivery of an event to one subscription. One of `ack` and `nak` ends it; a second call does nothing."""
 

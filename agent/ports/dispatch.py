@@ -10,7 +10,7 @@ import structlog
 
 from agent.domain.events import Event
 from agent.ports.bus import Handler
-from agent.ports.clock import Clock
+from agent.ports.system import Clock
 
 FIRST_ERROR_DELAY_SECONDS = 0.1
 LAST_ERROR_DELAY_SECONDS = 30.0

@@ -21,9 +21,8 @@ from agent.adapters.directory_store.errors import translated
 from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
 from agent.ports import Creation, Progress, StoredObject, UnexpectedErrors, is_changed, untold
+from agent.ports.concurrency import off_loop, see_through
 from agent.ports.objects import FILE_TAG
-from agent.ports.tasks import see_through
-from agent.ports.threads import off_loop
 
 T = TypeVar("T")
 

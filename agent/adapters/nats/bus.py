@@ -10,7 +10,7 @@ from typing import Self
 import structlog
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.decoding import Codec, message_id, written
+from agent.adapters.nats.decoding import message_id, written
 from agent.adapters.nats.durable_consumer import DurableConsumer
 from agent.adapters.nats.errors import StreamGone, translated
 from agent.adapters.nats.link import Link
@@ -20,7 +20,7 @@ from agent.adapters.nats.stream import STREAM, Stream
 from agent.adapters.nats.subscription import NatsSubscription
 from agent.domain.errors import BusError, StateError
 from agent.domain.events import Event, SyncAsked, SyncProgress
-from agent.ports import BusState, Clock, Handler, StreamMark
+from agent.ports import BusState, Clock, Codec, Handler, StreamMark
 from agent.ports.dispatch import MessageDispatcher
 
 FIRST_TRY_SECONDS = 1.0

@@ -1,23 +1,12 @@
 """From a message to an event: what anybody may have sent is looked at strictly before it gets any further."""
 
 import hashlib
-from typing import Protocol
 
 from nats.aio.msg import Msg
 
 from agent.domain.errors import WireError
 from agent.domain.events import Event, SessionEnded, SyncResult
-
-
-class Codec(Protocol):
-    """Events as bytes and back; both raise WireError. `max_bytes`: what whoever reads an event takes at most."""
-
-    @property
-    def max_bytes(self) -> int: ...
-
-    def encode(self, event: Event, /) -> bytes: ...
-
-    def decode(self, data: bytes, /, *, subject: str | None = None) -> Event: ...
+from agent.ports import Codec
 
 
 def written(event: Event, codec: Codec, *, most: int) -> bytes:

@@ -10,7 +10,7 @@ import structlog
 from nats.aio.msg import Msg
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.decoding import Codec, opened
+from agent.adapters.nats.decoding import opened
 from agent.adapters.nats.durable_consumer import DurableConsumer
 from agent.adapters.nats.errors import StreamGone, translated
 from agent.adapters.nats.link import Link
@@ -19,7 +19,7 @@ from agent.adapters.nats.raw_message import CoreMessage, JetStreamMessage
 from agent.adapters.nats.stream import STREAM, Stream
 from agent.domain.errors import BusError, WireError
 from agent.domain.naming import STREAM_SUBJECTS, patterns_meet, progress_pattern
-from agent.ports import StreamMark
+from agent.ports import Codec, StreamMark
 from agent.ports.dispatch import MessageDispatcher
 
 FIRST_PAUSE_SECONDS = 1.0

@@ -17,7 +17,7 @@ from agent.adapters.s3.batch_check import sign_by_md5
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.credential_sources import Fingerprint, Helpers, Sources, SourceTimeout, fingerprint
 from agent.adapters.s3.local_faults import check_ca_bundle, check_proxy, check_variants
-from agent.ports.threads import DaemonExecutor, off_loop
+from agent.ports.concurrency import DaemonExecutor, off_loop
 
 T = TypeVar("T")
 

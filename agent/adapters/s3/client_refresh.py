@@ -5,7 +5,7 @@ import ssl
 
 from agent.adapters.s3.client import Client
 from agent.adapters.s3.credential_sources import SourceTimeout, fingerprint
-from agent.ports.threads import off_loop
+from agent.ports.concurrency import off_loop
 
 REFUSED = frozenset(
     {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.domain.plain_text import hide
-from agent.ports.threads import off_loop
+from agent.ports.concurrency import off_loop
 
 _PROCESS = "custom-process"
 _NAMES = {

@@ -9,7 +9,7 @@ import structlog
 from agent.adapters.s3.connection import Connection
 from agent.adapters.s3.errors import refused_keys
 from agent.domain.errors import NotPermitted, StoreError
-from agent.ports.tasks import all_of
+from agent.ports.concurrency import all_of
 
 AT_ONCE = 8
 """Single deletions on their way at a time; so many keys, or fewer, are not worth a batch."""

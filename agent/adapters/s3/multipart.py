@@ -19,7 +19,7 @@ from agent.adapters.s3.errors import code_of
 from agent.adapters.s3.part import Pacing, Part, PartBody, content_md5
 from agent.domain.errors import NotPermitted, StoreError
 from agent.ports import Progress
-from agent.ports.tasks import see_through
+from agent.ports.concurrency import see_through
 
 ABORT_SECONDS = 10.0
 LIFECYCLE_HINT = "allow s3:AbortMultipartUpload, or add a lifecycle rule that aborts incomplete uploads after a day"

@@ -15,7 +15,7 @@ from agent.adapters.s3.multipart import Multipart
 from agent.adapters.s3.part import Pacing, Part, PartBody, content_md5, parts
 from agent.domain.errors import NoSuchObject, StoreError
 from agent.ports import Progress, StoredObject
-from agent.ports.tasks import SideBySide
+from agent.ports.concurrency import SideBySide
 
 log = structlog.get_logger()
 

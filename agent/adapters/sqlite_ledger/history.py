@@ -8,7 +8,6 @@ import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Protocol
 
 import structlog
 
@@ -16,20 +15,12 @@ from agent.adapters.sqlite_ledger.file import damaged
 from agent.adapters.sqlite_ledger.rows import optional_time_text, time_text
 from agent.domain.errors import StateError, WireError
 from agent.domain.events import Event, SessionEnded, SyncResult
-from agent.ports import HistoryEntry
+from agent.ports import Codec, HistoryEntry
 
 KEPT = timedelta(days=90)
 """How long an event stays in the history once the bus has it."""
 
 _log = structlog.get_logger()
-
-
-class Codec(Protocol):
-    """Events as bytes and back. `decode` raises WireError."""
-
-    def encode(self, event: Event, /) -> bytes: ...
-
-    def decode(self, data: bytes, /) -> Event: ...
 
 
 class History:

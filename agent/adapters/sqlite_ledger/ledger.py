@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from agent.adapters.sqlite_ledger import file
-from agent.adapters.sqlite_ledger.history import Codec, History
+from agent.adapters.sqlite_ledger.history import History
 from agent.adapters.sqlite_ledger.memories import Memories
 from agent.adapters.sqlite_ledger.memory_ledger import SqliteMemories
 from agent.adapters.sqlite_ledger.rows import plain
@@ -24,7 +24,7 @@ from agent.domain.databases import Fingerprint
 from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord
 from agent.domain.events import Event, SessionEnded, SyncFailed, SyncRequested, SyncResult, SyncSucceeded
 from agent.domain.manifest import Manifest
-from agent.ports import Clock, HistoryEntry
+from agent.ports import Clock, Codec, HistoryEntry
 
 TRIM_SECONDS = 86_400.0
 """How often events that are too old are looked for."""

@@ -19,7 +19,7 @@ from agent.domain.errors import NamingError, NoSuchObject, SettingsError, StoreE
 from agent.domain.manifest import Manifest
 from agent.domain.upload_times import is_ahead, made_at, needs_manifest
 from agent.ports import ObjectStore
-from agent.ports.tasks import all_of
+from agent.ports.concurrency import all_of
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from agent.domain.events import UploadsPruned, archive_event_id
 from agent.domain.retention import KeepRules, bases_needed, keep
 from agent.domain.upload_times import is_ahead, made_at, needs_manifest
 from agent.ports import Clock, StoredObject
-from agent.ports.tasks import all_of
+from agent.ports.concurrency import all_of
 
 T = TypeVar("T")
 

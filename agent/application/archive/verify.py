@@ -30,8 +30,8 @@ from agent.domain.events import UploadVerified, archive_event_id
 from agent.domain.identity import Identity
 from agent.domain.manifest import Manifest, MemoriesPart, Part
 from agent.ports import Clock, ObjectStore, Progress, is_changed, untold
+from agent.ports.concurrency import all_of
 from agent.ports.objects import FILE_TAG
-from agent.ports.tasks import all_of
 
 LOOKED_AT_ONCE = 8
 """Objects that are asked for at a time."""

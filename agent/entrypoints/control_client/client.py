@@ -7,18 +7,18 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Protocol, Self, cast
+from typing import Self, cast
 
 import httpx2
 import structlog
 
 from agent.adapters.unix_http import http_client, socket_address
 from agent.domain.errors import WireError
-from agent.domain.events import Event, SyncAsked, SyncProgress
+from agent.domain.events import SyncAsked, SyncProgress
 from agent.entrypoints.control_client.endpoint import NoAnswer
 from agent.entrypoints.control_client.status_document import told
 from agent.entrypoints.status_view import StatusView
-from agent.ports import HistoryEntry
+from agent.ports import Codec, HistoryEntry
 
 ANSWER_SECONDS = 3.0
 """How long an answer may take, from the connection to its last byte; of events, to the first."""
@@ -30,14 +30,6 @@ LARGEST_ANSWER_BYTES = 16 * 1024 * 1024
 LARGEST_EVENT_BYTES = 2 * LARGEST_ANSWER_BYTES
 
 _log = structlog.get_logger()
-
-
-class Codec(Protocol):
-    """Events as bytes and back; `decode` raises WireError."""
-
-    def encode(self, event: Event) -> bytes: ...
-
-    def decode(self, data: bytes) -> Event: ...
 
 
 class ControlClient:

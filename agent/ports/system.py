@@ -1,9 +1,26 @@
-"""Where triggers come from."""
+"""The system that the agent runs on: time, files that change, notes of other processes, and the supervisor."""
 
 from collections.abc import AsyncGenerator, Sequence
+from datetime import datetime
 from typing import Protocol
 
 from agent.domain.events import Event
+
+
+class Clock(Protocol):
+    """The only source of time. Limits on an operation (`asyncio.timeout`) run on the loop's own monotonic clock."""
+
+    def now(self) -> datetime:
+        """Return the wall time, aware, in UTC. It may jump either way."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after so many seconds; at once where they are not positive."""
+        ...
 
 
 class Watch(Protocol):
@@ -45,4 +62,33 @@ class Spool(Protocol):
 
     async def remove(self, note: str) -> None:
         """The note has been taken up."""
+        ...
+
+
+class Supervisor(Protocol):
+    """systemd, or whoever else started the agent and wants to know how it is. Cheap; never raises."""
+
+    @property
+    def alive_every(self) -> float | None:
+        """How often, in seconds, it wants a sign of life; None: never."""
+        ...
+
+    def ready(self) -> None:
+        """The agent works: it watches, and hears requests. Also said after `reloading`."""
+        ...
+
+    def reloading(self) -> None:
+        """The settings are being read anew."""
+        ...
+
+    def status(self, text: str) -> None:
+        """How it is, in one line, for people."""
+        ...
+
+    def alive(self) -> None:
+        """A sign of life. When it stays out for twice `alive_every`, the supervisor ends the agent."""
+        ...
+
+    def stopping(self) -> None:
+        """The agent is coming to its end."""
         ...

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from agent.domain.errors import StoreError
-from agent.ports.tasks import SideBySide, all_of, see_through
+from agent.ports.concurrency import SideBySide, all_of, see_through
 
 
 async def turns(count):
