@@ -32,6 +32,7 @@ from agent.application.triggers.spool_reader import SpoolReader
 from agent.domain.debounce import DebounceRules
 from agent.domain.events import SyncAsked
 from agent.domain.identity import Identity
+from agent.domain.naming import EVENT_MAX_AGE
 from agent.domain.routing import CLOUD, HTTP, RETRY
 from agent.domain.status_warning import StatusWarning
 from agent.ports import (
@@ -167,7 +168,7 @@ class Assembly:
             ledger=self.ledger,
             recorder=self.recorder,
             clock=self.clock,
-            kept=timedelta(days=s.agent_nats_max_age_days),
+            kept=EVENT_MAX_AGE,
             switched=self._ask_again,
         )
         self._retries = RetryScheduler(

@@ -18,6 +18,7 @@ from agent.application.sync.stall import StallMonitor
 from agent.application.sync.subscriber import SyncSubscriber
 from agent.application.sync.timed_snapshots import TimedSnapshots
 from agent.application.triggers.publisher import Publisher
+from agent.bootstrap import buses
 from agent.bootstrap.archive import verifying, verifying_weekly
 from agent.bootstrap.buses import run_buses, single_sync_buses
 from agent.bootstrap.home import Home
@@ -95,7 +96,7 @@ async def build(
                 after_outcome=settled.set,
                 faults=faults,
                 unreachable=unreachable,
-                still_at_work_seconds=settings.agent_nats_ack_wait_seconds / 3,
+                still_at_work_seconds=buses.PATIENCE.ack_wait / 3,
                 meter=meter,
             )
             for method in methods.values()

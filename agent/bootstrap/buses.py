@@ -3,12 +3,14 @@
 from agent.adapters.failover_bus import FailoverBus
 from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.nats import Limits, Login, NatsOptions, Patience, Tls
-from agent.adapters.nats.options import DAY, MEBIBYTE
 from agent.adapters.wire import CloudEventsCodec
 from agent.ports import Clock, EventBus, Responder
 from agent.settings import Settings, check_private, nats_servers
 
 NATS = "nats"
+
+PATIENCE = Patience()
+LIMITS = Limits()
 
 _PRIVATE = ("agent_nats_credentials_file", "agent_nats_nkey_file", "agent_nats_key_file")
 
@@ -19,7 +21,7 @@ async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventB
     Raises SettingsError for files that NATS needs and are of no use; a NATS that does not answer is no error.
     """
     if not settings.over_nats:
-        return _memory(settings, clock), None
+        return _memory(clock), None
     from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded where there is a NATS to talk to
 
     patient = settings.agent_bus == NATS
@@ -27,13 +29,12 @@ async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventB
     control = nats if settings.agent_remote_control else None
     if patient:
         return nats, control
-    third = settings.agent_nats_ack_wait_seconds / 3
-    return FailoverBus(nats, _memory(settings, clock), still_here_seconds=third), control
+    return FailoverBus(nats, _memory(clock), still_here_seconds=PATIENCE.ack_wait / 3), control
 
 
 def single_sync_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventBus, EventBus]:
     """Return the bus of one sync's requests, in this process, and the one that its result is told to."""
-    local = _memory(settings, clock)
+    local = _memory(clock)
     if not settings.over_nats:
         return local, local
     from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - as above
@@ -61,20 +62,8 @@ def nats_options(settings: Settings, name: str, *, own_durables: bool = True) ->
             key_file=s.agent_nats_key_file,
             first=s.agent_nats_tls_first,
         ),
-        patience=Patience(
-            connect=s.agent_nats_connect_seconds,
-            ping=s.agent_nats_ping_seconds,
-            ping_timeout=s.agent_nats_ping_timeout_seconds,
-            reconnect=s.agent_nats_reconnect_seconds,
-            reconnect_max=s.agent_nats_reconnect_max_seconds,
-            ack_wait=s.agent_nats_ack_wait_seconds,
-        ),
-        limits=Limits(
-            max_age=s.agent_nats_max_age_days * DAY,
-            max_bytes=s.agent_nats_max_mb * MEBIBYTE,
-            duplicate_window=s.agent_nats_duplicate_window_seconds,
-            inactive=s.agent_nats_inactive_days * DAY,
-        ),
+        patience=PATIENCE,
+        limits=LIMITS,
         own_durables=own_durables,
         check=lambda: _check_files(s),
     )
@@ -100,5 +89,5 @@ def _check_files(settings: Settings) -> None:
             check_private(path, key)
 
 
-def _memory(settings: Settings, clock: Clock) -> MemoryBus:
-    return MemoryBus(clock, ack_wait_seconds=settings.agent_nats_ack_wait_seconds)
+def _memory(clock: Clock) -> MemoryBus:
+    return MemoryBus(clock, ack_wait_seconds=PATIENCE.ack_wait)

@@ -12,10 +12,10 @@ from agent.adapters.local_zone import zone_named
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.ingest.service import IngestService
-from agent.application.ingest.upload_ingester import Limits, UploadIngester
+from agent.application.ingest.upload_ingester import UploadIngester
 from agent.bootstrap.buses import checked, nats_options
 from agent.bootstrap.home import Home
-from agent.bootstrap.methods import MEBIBYTE, memory_push, object_store
+from agent.bootstrap.methods import memory_push, object_store
 from agent.domain.identity import Identity
 from agent.ports import Clock, EventBus
 from agent.settings import Settings
@@ -51,7 +51,6 @@ async def reacting(home: Home, identity: Identity, systems: Collection[str]) -> 
                 endpoint=s.http_endpoint,
                 bucket=s.cloud_bucket or s.cloud_endpoint,
                 standstill_seconds=s.upload_timeout_seconds,
-                limits=Limits(rows=s.agent_ingest_max_rows, raw_bytes=s.agent_ingest_max_mb * MEBIBYTE),
             ),
             ledger=ledger,
             bus=bus,

@@ -28,6 +28,9 @@ from agent.settings import Settings
 KIBIBYTE = 2**10
 MEBIBYTE = 2**20
 
+BATCH_SIZE = 500
+"""Memories in one request to the Akosha server, which takes 1,000."""
+
 
 def targets_of(settings: Settings, system_id: str) -> dict[str, Target]:
     """Return the targets of all methods that can be asked for, by method: the cloud only where it is set up."""
@@ -81,7 +84,7 @@ def memory_push(
         sink=server if pace is None else RateLimitedSink(server, pace, footing.moved),
         ledger=ledger.memories(),
         clock=clock,
-        batch_size=settings.http_batch_size,
+        batch_size=BATCH_SIZE,
         missing_embedding=settings.http_missing_embedding,
     )
 

@@ -22,6 +22,9 @@ SUBJECT_PREFIX = "akosha"
 STREAM_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("session", "sync", "ingest", "archive"))
 """What the stream keeps."""
 
+EVENT_MAX_AGE = timedelta(days=7)
+"""How long the stream keeps an event, where the agent creates it."""
+
 PASSING_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("progress", "agent"))
 """What it must not keep: progress, and questions, which the stream would answer in the agent's stead."""
 

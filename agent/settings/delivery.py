@@ -66,26 +66,11 @@ class Delivery(BaseModel):
         default=DEFAULT_HTTP_ENDPOINT, description="Address of the Akosha server (MCP over HTTP)."
     )
     http_token: Token = Field(default=SecretStr(""), description="Bearer token for the Akosha server.")
-    http_batch_size: Whole = Field(
-        default=500, ge=1, le=1000, description="How many memories go to the Akosha server at once (and 4 MB at most)."
-    )
     http_missing_embedding: Literal["wait", "zero"] = Field(
         default="wait", description="Memories without an embedding: wait for it, or send zeros in its place."
     )
     ingestion_markers: bool = Field(
         default=False, description="Write the extra objects that Akosha's own IngestionWorker looks for in the bucket."
-    )
-    agent_ingest_max_rows: Whole = Field(
-        default=5_000_000,
-        ge=1,
-        le=1_000_000_000,
-        description="react: rows that a database or memories.json of an upload may have; one with more is refused.",
-    )
-    agent_ingest_max_mb: Whole = Field(
-        default=8192,
-        ge=1,
-        le=65_536,
-        description="react: MiB, unpacked, that a database or memories.json of an upload may have.",
     )
     cloud_sse: Sse = Field(
         default="", description="Server-side encryption to ask the store for: AES256 or aws:kms; empty: its default."

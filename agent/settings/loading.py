@@ -12,7 +12,7 @@ the AWS configuration: where there is a bucket and nothing above names an endpoi
 defaults
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from agent.settings.sources import (
     from_command_line,
     from_environment,
     key_for_message,
+    removed_settings,
     unknown_keys,
     unknown_variables,
     variable,
@@ -201,6 +202,7 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Settin
     # project's symbolic link) counts in its own place: a project can neither change its rank nor lower its trust.
     trusted = {identity_of(candidate.path) for candidate in candidates if candidate.trusted}
     seen = set()
+    trusted_keys: list[tuple[str, Iterable[str]]] = []
     for candidate in candidates:
         file = read_settings_file(
             candidate.path,
@@ -214,6 +216,7 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Settin
         seen.add(file.identity)
         if candidate.trusted:
             gathered.warnings += unknown_keys(file.values, candidate.name)
+            trusted_keys.append((candidate.name, file.values))
         layer: dict[str, Given] = {}
         for written_key, value in file.values.items():
             if written_key == DATA_DIR:
@@ -234,6 +237,7 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Settin
             else:
                 layer[key] = given
         gathered.layers.append(Layer(candidate.name, layer))
+    gathered.warnings += removed_settings(place.environ, trusted_keys)
     if gathered.ignored:
         gathered.warnings.append(_project_warning(gathered.ignored))
 

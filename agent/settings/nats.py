@@ -1,4 +1,4 @@
-"""The settings of NATS: where events flow, as whom and how safely, how patiently, and what the stream keeps.
+"""The settings of NATS: where events flow, as whom and how safely.
 
 Fields are validated in their order, defaults too: a rule among several is checked at the last of them.
 """
@@ -12,19 +12,13 @@ from pydantic import BaseModel, Field, SecretStr, ValidationInfo, field_serializ
 from agent.settings import endpoints
 from agent.settings.validators import (
     Bus,
-    Days,
     EarlierFieldError,
     File,
     Line,
     NatsUrl,
     NkeySeed,
     Password,
-    Seconds,
-    Whole,
 )
-
-HOUR = 3600.0
-DAY = 24 * HOUR
 
 # A way to log in, by the key that stands for it. A password belongs to its user.
 _LOGINS = (
@@ -71,41 +65,6 @@ class Nats(BaseModel):
     agent_nats_allow_plaintext: bool = Field(
         default=False,
         description="Allow a password or token over unencrypted nats:// or ws:// to another machine.",
-    )
-    agent_nats_connect_seconds: Seconds = Field(
-        default=5.0, gt=0, le=600, description="Longest time for one attempt to connect."
-    )
-    agent_nats_ping_seconds: Seconds = Field(
-        default=20.0, gt=0, le=HOUR, description="Time between two pings, to see whether the connection lives."
-    )
-    agent_nats_ping_timeout_seconds: Seconds = Field(
-        default=10.0, gt=0, le=600, description="Longest wait for the answer to one; then the connection is replaced."
-    )
-    agent_nats_reconnect_seconds: Seconds = Field(
-        default=1.0, gt=0, le=HOUR, description="First pause between attempts to connect; it doubles with each one."
-    )
-    agent_nats_reconnect_max_seconds: Seconds = Field(
-        default=30.0, gt=0, le=HOUR, description="Longest pause between attempts to connect."
-    )
-    agent_nats_ack_wait_seconds: Seconds = Field(
-        default=60.0,
-        gt=0,
-        le=DAY,
-        description="Longest silence of who handles an event; then the event is delivered again.",
-    )
-    agent_nats_max_age_days: Days = Field(
-        default=7.0, gt=0, le=3650, description="How long the stream keeps an event, in days."
-    )
-    agent_nats_max_mb: Whole = Field(default=256, ge=1, le=100_000, description="Size of the stream, in MiB.")
-    # At least what JetStream takes; at most less than the default age, so that who breaks the rule has set an age.
-    agent_nats_duplicate_window_seconds: Seconds = Field(
-        default=600.0,
-        ge=0.1,
-        le=DAY,
-        description="Time in which the stream drops an event that it has already.",
-    )
-    agent_nats_inactive_days: Days = Field(
-        default=30.0, gt=0, le=3650, description="A consumer that nobody asks for so many days is forgotten."
     )
     agent_remote_control: bool = Field(
         default=False, description="Let others on NATS ask for the status and for a sync."
@@ -157,17 +116,6 @@ class Nats(BaseModel):
                 exposed,
                 "a password or token, unencrypted to another machine; allowed with tls:// or wss:// in "
                 "akosha_agent_nats_url, or with akosha_agent_nats_allow_plaintext: true",
-            )
-        return value
-
-    @field_validator("agent_nats_duplicate_window_seconds")
-    @classmethod
-    def _duplicates_are_kept(cls, value: float, info: ValidationInfo) -> float:
-        age = info.data.get("agent_nats_max_age_days")
-        if age is not None and value > age * DAY:
-            raise EarlierFieldError(
-                "agent_nats_max_age_days",
-                f"allowed is no less than akosha_agent_nats_duplicate_window_seconds, which is {value:g}",
             )
         return value
 

@@ -1,7 +1,7 @@
 """The layers that settings come from: each says, key by key, what is given and where it stands."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,25 @@ SHORT_VARIABLES = {
     "enable_fallback": "AKOSHA_ENABLE_FALLBACK",
 }
 """The variables of Session-Buddy's plan document, below those with its prefix."""
+
+_STREAM = "for a stream that the agent creates; `nats stream edit AKOSHA_SYNC` changes an existing one"
+
+REMOVED = {
+    "http_batch_size": "500 memories",
+    "agent_ingest_max_rows": "5,000,000 rows",
+    "agent_ingest_max_mb": "8192 MiB",
+    "agent_nats_connect_seconds": "5 s",
+    "agent_nats_ping_seconds": "20 s",
+    "agent_nats_ping_timeout_seconds": "10 s",
+    "agent_nats_reconnect_seconds": "1 s",
+    "agent_nats_reconnect_max_seconds": "30 s",
+    "agent_nats_ack_wait_seconds": "60 s",
+    "agent_nats_max_age_days": f"7 days, {_STREAM}",
+    "agent_nats_max_mb": f"256 MiB, {_STREAM}",
+    "agent_nats_duplicate_window_seconds": f"600 s, {_STREAM}",
+    "agent_nats_inactive_days": "30 days",
+}
+"""Settings of earlier versions, with the value used instead. One that is still set causes a warning and no error."""
 
 
 def variable(key: str) -> str:
@@ -117,8 +136,9 @@ def from_environment(names: Mapping[str, str], place: SettingsContext) -> Layer:
 def unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
     """Yield a warning for every variable that looks like ours and is not."""
     known = {key.upper(): variable(key) for key in FIELDS}
+    removed = {variable(key) for key in REMOVED}
     for name in sorted(environ):
-        if name.startswith(("SESSION_BUDDY_AKOSHA_", "AKOSHA_AGENT_")) and name not in known.values():
+        if name.startswith(("SESSION_BUDDY_AKOSHA_", "AKOSHA_AGENT_")) and name not in {*known.values(), *removed}:
             # The prefixes are long, and would make any two names alike.
             bare = name.removeprefix("SESSION_BUDDY_").removeprefix("AKOSHA_")
             yield f"env {name} is not a setting{nearest(bare, known)}"
@@ -128,8 +148,17 @@ def unknown_keys(keys: Iterable[str], origin: str) -> Iterable[str]:
     """Yield a warning for every `akosha_` key of a file that is not a setting."""
     known = [PREFIX + key for key in FIELDS]
     for key in keys:
-        if key.startswith(PREFIX) and key not in known:
+        if key.startswith(PREFIX) and key not in known and key.removeprefix(PREFIX) not in REMOVED:
             yield f"{key_for_message(key)} in {origin} is not a setting{nearest(key[:LONGEST_KEY], known)}"
+
+
+def removed_settings(environ: Mapping[str, str], files: Collection[tuple[str, Iterable[str]]]) -> Iterable[str]:
+    """Yield one warning for every removed setting that is set; `files` are (name, keys), the highest first."""
+    for key, instead in REMOVED.items():
+        where = [f"env {variable(key)}"] if environ.get(variable(key)) else []
+        where += [f"{PREFIX}{key} in {name}" for name, keys in files if PREFIX + key in keys]
+        if where:
+            yield f"{where[0]} has no effect any more; the value is {instead}"
 
 
 def key_for_message(key: str) -> str:

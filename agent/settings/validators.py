@@ -120,7 +120,6 @@ def _path(value: Path, what: str) -> Path:
 
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Seconds = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
-Days = Seconds
 Bucket = Annotated[str, AfterValidator(endpoints.check_bucket)]
 CloudEndpoint = Annotated[str, AfterValidator(endpoints.check_cloud_endpoint)]
 HttpEndpoint = Annotated[str, AfterValidator(_http_endpoint)]

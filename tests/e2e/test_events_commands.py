@@ -11,8 +11,9 @@ pytest_plugins = ["tests.support.servers.fixtures"]
 
 @pytest.fixture
 def machine(fresh_nats, tmp_path):
-    quick = {"agent_nats_reconnect_seconds": 0.1, "agent_nats_reconnect_max_seconds": 0.2}
-    return Machine(tmp_path / "laptop", agent_nats_url=fresh_nats.url, **quick)
+    machine = Machine(tmp_path / "laptop", agent_nats_url=fresh_nats.url)
+    machine.constants = {"agent.bootstrap.buses:PATIENCE": {"reconnect": 0.1, "reconnect_max": 0.2}}
+    return machine
 
 
 def words(running, count: int) -> list[list[str]]:

@@ -192,7 +192,8 @@ def test_a_cloud_that_comes_back_gets_everything_by_itself_and_then_akosha_is_no
 def test_the_token_is_nowhere_but_on_its_way(machine, akosha):
     token = "canary-token-of-nobody"
     machine.secrets = (token,)
-    machine.set(cloud_endpoint=None, http_token=token, http_batch_size=4, log_level="DEBUG")
+    machine.set(cloud_endpoint=None, http_token=token, log_level="DEBUG")
+    machine.constants = {"agent.bootstrap.methods:BATCH_SIZE": 4}
     akosha.token = token
     arguments: list[str] = []
 

@@ -222,7 +222,7 @@ PERMANENT = {
     "too large a batch": (
         told(status="failed", total=2, stored=0, failed=2, error="Batch size exceeds maximum of 1000 memories"),
         "exceeds maximum",
-        "akosha_http_batch_size",
+        "update Akosha",
     ),
 }
 

@@ -17,12 +17,14 @@ from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.entrypoints.cli.app import app
 from tests.faults.killed_sync import mine
 from tests.support import session_buddy
+from tests.support.constants import replace_constants
 from tests.support.machine import Machine
 from tests.support.servers.akosha import Akosha
 
 pytestmark = pytest.mark.long
 
 BATCH = 10
+SMALL_BATCHES = {"agent.bootstrap.methods:BATCH_SIZE": BATCH}
 POINTS = ("batch:after", "hand_over:before", "hand_over:after")
 STEP = 30
 """So many memories come with a session."""
@@ -54,7 +56,8 @@ class Pusher(Machine):
 
     def __init__(self, tmp_path: Path, akosha: Akosha) -> None:
         super().__init__(tmp_path, http_endpoint=akosha.url, cloud_endpoint=None)
-        self.set(http_missing_embedding="zero", http_batch_size=BATCH)
+        self.set(http_missing_embedding="zero")
+        self.constants = SMALL_BATCHES
         self.akosha, self.memories = akosha, 0
 
     def work(self) -> None:
@@ -162,5 +165,6 @@ def test_killed_while_it_asks_an_akosha_that_has_lost_everything_all_is_sent_aga
 
 
 if __name__ == "__main__":
+    replace_constants(SMALL_BATCHES)
     mine(SqliteLedger, "hand_over", sys.argv[1])
     app(["sync", "--json", *sys.argv[2:]])

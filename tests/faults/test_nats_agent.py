@@ -69,7 +69,8 @@ def test_a_sync_that_takes_longer_than_the_ack_wait_is_not_delivered_again(serve
     bucket, gate = Bucket(moto), Gate()
     with running_front(moto.endpoint) as front:
         machine = machine_on(server, tmp_path, cloud_endpoint=front.url, cloud_bucket=bucket.name)
-        machine.set(agent_nats_ack_wait_seconds=0.6, agent_bus="nats")
+        machine.set(agent_bus="nats")
+        machine.constants = {"agent.bootstrap.buses:PATIENCE": {"ack_wait": 0.6}}
         machine.environ |= aws_environment()
         machine.secrets = (SECRET_KEY,)
         front.on("put_object", gate.hold(), times=1)

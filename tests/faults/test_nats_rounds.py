@@ -20,18 +20,20 @@ pytestmark = pytest.mark.long
 
 ROUNDS = 20
 SEED = 7
+SMALL_STREAM = {"max_bytes": 2**20}
 UPLOAD_SECONDS = 0.6
 """About how long a change takes to be uploaded: the moment of the misfortune is drawn from it."""
 
 
 def machine_on(server: NatsServer, tmp_path, **settings: object) -> Machine:
     """A machine whose agent notices a dead NATS soon, and comes back soon."""
-    return Machine(
-        tmp_path / "machine", agent_nats_url=server.url, agent_nats_ping_seconds=0.2,
-        agent_nats_ping_timeout_seconds=0.3, agent_nats_reconnect_seconds=0.05, agent_nats_reconnect_max_seconds=0.2,
-        agent_nats_connect_seconds=1, agent_rescan_seconds=2, agent_nats_max_mb=1, agent_prune="false",
+    machine = Machine(
+        tmp_path / "machine", agent_nats_url=server.url, agent_rescan_seconds=2, agent_prune="false",
         agent_log_level="DEBUG", **settings,
     )  # fmt: skip
+    patience = {"connect": 1, "ping": 0.2, "ping_timeout": 0.3, "reconnect": 0.05, "reconnect_max": 0.2}
+    machine.constants = {"agent.bootstrap.buses:PATIENCE": patience, "agent.bootstrap.buses:LIMITS": SMALL_STREAM}
+    return machine
 
 
 def kill(server: NatsServer, pause: threading.Event, dice: random.Random) -> None:

@@ -20,10 +20,12 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
+from tests.support.constants import replace_constants
 from tests.support.machine import Machine
 from tests.support.sending import Sender
 
 ROWS = range(1, 8)
+SMALL_BATCHES = {"agent.bootstrap.methods:BATCH_SIZE": 3}
 
 
 def mine(owner: type, method: str, when: str, call: int) -> None:
@@ -46,6 +48,7 @@ def main() -> None:
     from agent.adapters.akosha import AkoshaSink
     from agent.entrypoints.cli.app import app
 
+    replace_constants(SMALL_BATCHES)
     place, when, call = sys.argv[1].split(":")
     room, _, method = place.partition(".")
     rooms = {"sink": AkoshaSink, "ledger": SqliteLedger}
@@ -77,7 +80,8 @@ def akosha():
     "point", ["sink.store:after:2", "ledger.remember:before:1", "ledger.remember:after:1", "ledger.note:after:2"]
 )
 def test_a_kill_anywhere_repeats_one_batch_at_most_and_loses_nothing(tmp_path, akosha, point):
-    machine = Machine(tmp_path / "m", http_endpoint=akosha.url, http_batch_size=3)
+    machine = Machine(tmp_path / "m", http_endpoint=akosha.url)
+    machine.constants = SMALL_BATCHES
     sender = Sender(DirectoryStore(machine.bucket), tmp_path / "scratch", system="laptop")
 
     async def fill() -> None:

@@ -17,7 +17,7 @@ from tests.support.servers.akosha import EXTRA_TOOLS, Akosha, schema
 from tests.support.values import SYSTEM
 
 ALL = tuple(EXTRA_TOOLS)
-MAIN = Path(__file__).parents[1] / "servers" / "akosha_main.py"
+MAIN = Path(__file__).parents[1] / "support" / "servers" / "akosha_main.py"
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ async def test_each_answer_of_akosha_is_understood(sink):
     for position, why in enumerate(odd):
         assert why in receipt.refused[position]
         assert len(receipt.refused[position]) <= 300
-    with pytest.raises(SinkError, match="akosha_http_batch_size") as raised:
+    with pytest.raises(SinkError, match=r"exceeds maximum.*update Akosha") as raised:
         await sink.store(pack(sink, 1001, embedded=False))
     assert not raised.value.transient
 

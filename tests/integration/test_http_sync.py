@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from agent.bootstrap import agent as agent_bootstrap
+from agent.bootstrap import agent as agent_bootstrap, methods
 from agent.bootstrap.home import Home
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Identity
@@ -256,9 +256,9 @@ async def test_an_akosha_that_is_away_fails_the_sync_with_the_cure_and_nothing_i
     assert (await rig.sync()).memories == 5
 
 
-async def test_a_server_that_goes_in_the_middle_gets_the_rest_when_it_is_back_and_nothing_twice(rig):
+async def test_a_server_that_goes_in_the_middle_gets_the_rest_when_it_is_back_and_nothing_twice(rig, monkeypatch):
     rig.make(60)
-    rig.settings["http_batch_size"] = 10
+    monkeypatch.setattr(methods, "BATCH_SIZE", 10)
     await rig.sync_and_stop_akosha_in_the_third_batch()
     assert 20 <= (await rig.known())[1].delivered <= 30
     rig.akosha.start()
@@ -348,9 +348,9 @@ async def test_what_is_asked_for_alone_is_pushed_alone(rig):
     assert rig.akosha.types()["conversation"] == 13
 
 
-async def test_an_akosha_that_loses_in_the_middle_what_it_had_is_given_all_of_it_again(rig):
+async def test_an_akosha_that_loses_in_the_middle_what_it_had_is_given_all_of_it_again(rig, monkeypatch):
     rig.make(60)
-    rig.settings["http_batch_size"] = 10
+    monkeypatch.setattr(methods, "BATCH_SIZE", 10)
     await rig.sync_and_stop_akosha_in_the_third_batch()
     rig.akosha.forget()
     rig.akosha.interfere = None

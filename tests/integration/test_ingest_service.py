@@ -7,6 +7,7 @@ import pytest
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.application.ingest.systems import systems_in
+from agent.bootstrap import methods
 from agent.bootstrap.home import Home
 from agent.bootstrap.ingest import reacting
 from agent.settings import Settings
@@ -27,11 +28,11 @@ def bucket(tmp_path):
 
 
 @pytest.fixture
-def home(tmp_path, akosha):
+def home(tmp_path, akosha, monkeypatch):
+    monkeypatch.setattr(methods, "BATCH_SIZE", 3)
     settings = Settings(
         cloud_endpoint=(tmp_path / "bucket").as_uri(),
         http_endpoint=akosha.url,
-        http_batch_size=3,
         agent_state_dir=tmp_path / "state",
         agent_data_dir=tmp_path / "data",
         agent_rescan_seconds=0.05,

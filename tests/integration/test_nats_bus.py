@@ -94,6 +94,18 @@ async def test_a_stream_that_is_there_is_used_as_it_is_with_one_warning(fresh_na
         assert (kept.max_age, kept.max_bytes) == (2 * DAY, 2**20)
 
 
+@pytest.mark.parametrize("kept", [(30 * DAY, 2**30), (0, -1)], ids=["longer and larger", "without limit"])
+async def test_a_stream_that_keeps_more_causes_no_warning(fresh_nats, kept):
+    max_age, max_bytes = kept
+    async with connected(fresh_nats.url) as other:
+        wanted = {"max_age": max_age, "max_bytes": max_bytes, "duplicate_window": 3600}
+        await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=SUBJECTS, **wanted)
+    with capture_logs() as logs:
+        async with opened_bus(fresh_nats.url) as bus:
+            await bus.publish(ended(1))
+    assert "stream_differs" not in [line["event"] for line in logs]
+
+
 @pytest.mark.parametrize("subjects", [["akosha.session.>"], ["akosha.session.>", "akosha.sync.*"], ["other"]])
 async def test_a_stream_without_our_subjects_is_not_used_until_it_is_cured(fresh_nats, subjects):
     async with connected(fresh_nats.url) as other:

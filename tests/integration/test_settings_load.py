@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings as hypothesis_settings, strategies as st
 
+from agent.adapters.nats.options import DAY, Limits as NatsLimits, Patience
+from agent.application.ingest.upload_ingester import Limits as UploadLimits
+from agent.bootstrap.methods import BATCH_SIZE
 from agent.domain.errors import SettingsError
 from agent.domain.plain_text import MASK
 from agent.settings import Settings, load, model, settings_table, variable
 from agent.settings.endpoints import BUCKETS
 from agent.settings.error_messages import allowed
+from agent.settings.sources import REMOVED
 from tests.support.machine import Machine
 
 SEED = f"SU{'EVIL' * 14}"
@@ -508,6 +512,41 @@ def test_unknown_variables_of_ours_warn_with_the_nearest_known_one(world):
     assert (
         third == "env SESSION_BUDDY_AKOSHA_MAX_RETRYS is not a setting: did you mean SESSION_BUDDY_AKOSHA_MAX_RETRIES?"
     )
+
+
+@pytest.mark.parametrize("key", REMOVED)
+@pytest.mark.parametrize("value", ["7", "nonsense"])
+def test_a_removed_setting_warns_once_and_has_no_effect(world, key, value):
+    world.environ = {variable(key): value}
+    world.write("~/.claude/settings/local.yaml", f"akosha_{key}: {value}\n")
+    world.write("~/.config/session-buddy/config.yaml", f"akosha_{key}: [1]\n")
+    loaded = world.load()
+    assert loaded.warnings == (f"env {variable(key)} has no effect any more; the value is {REMOVED[key]}",)
+    assert loaded.settings == Settings(agent_data_dir=world.home / ".claude" / "data")
+    assert f"akosha_{key}" not in [row.key for row in settings_table(loaded)]
+    world.environ = {variable(key): ""}
+    (warning,) = world.load().warnings
+    assert warning.startswith(f"akosha_{key} in ~/.claude/settings/local.yaml has no effect any more")
+
+
+def test_the_values_used_in_place_of_removed_settings_are_those_of_the_agent():
+    patience, stream, upload = Patience(), NatsLimits(), UploadLimits()
+    numbers = {key: float(text.partition(" ")[0].replace(",", "")) for key, text in REMOVED.items()}
+    assert numbers == {
+        "http_batch_size": BATCH_SIZE,
+        "agent_ingest_max_rows": upload.rows,
+        "agent_ingest_max_mb": upload.raw_bytes / 2**20,
+        "agent_nats_connect_seconds": patience.connect,
+        "agent_nats_ping_seconds": patience.ping,
+        "agent_nats_ping_timeout_seconds": patience.ping_timeout,
+        "agent_nats_reconnect_seconds": patience.reconnect,
+        "agent_nats_reconnect_max_seconds": patience.reconnect_max,
+        "agent_nats_ack_wait_seconds": patience.ack_wait,
+        "agent_nats_max_age_days": stream.max_age / DAY,
+        "agent_nats_max_mb": stream.max_bytes / 2**20,
+        "agent_nats_duplicate_window_seconds": stream.duplicate_window,
+        "agent_nats_inactive_days": stream.inactive / DAY,
+    }
 
 
 def test_an_unknown_option_is_an_error(world):

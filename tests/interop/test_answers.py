@@ -108,11 +108,11 @@ async def test_an_id_that_is_no_string_is_refused(sink, pack, akosha, system_id)
     assert len(akosha.rows(system_id)) == 1
 
 
-async def test_more_than_a_thousand_at_once_is_an_error_that_names_the_setting(sink, pack, akosha, system_id):
+async def test_more_than_a_thousand_at_once_is_an_error(sink, pack, akosha, system_id):
     packed = pack(1, embedded=False)  # small: it is the number that is refused
     with pytest.raises(SinkError, match="Batch size exceeds maximum of 1000 memories") as raised:
         await sink.store([packed] * 1001)
-    assert (raised.value.transient, "akosha_http_batch_size" in raised.value.hint) == (False, True)
+    assert (raised.value.transient, "update Akosha" in raised.value.hint) == (False, True)
     assert akosha.rows(system_id) == []
 
 

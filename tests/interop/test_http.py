@@ -30,8 +30,8 @@ def pushing(tmp_path, akosha, system_id: str, *, batch: int, count: int) -> Mach
         http_endpoint=akosha.url,
         system_id=system_id,
         cloud_endpoint=None,
-        http_batch_size=batch,
     )
+    machine.constants = {"agent.bootstrap.methods:BATCH_SIZE": batch}
     add(machine.data / REFLECTION, 0, count)
     return machine
 

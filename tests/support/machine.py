@@ -22,7 +22,7 @@ from typing import IO
 from agent.adapters.machine_id import machine_id
 from agent.domain.owner import Machine as HashedMachine, Owner
 from agent.settings.sources import variable
-from tests.support import zygote
+from tests.support import constants, zygote
 from tests.support.session_buddy import GRAPH, REFLECTION, create
 
 COMMAND = str(Path(sys.executable).with_name("akosha-agent"))
@@ -136,11 +136,12 @@ class Machine:
     """`settings` are by field name, without `akosha_`; the bucket is a directory unless they name another place,
     and there is no Akosha.
 
-    `secrets` are texts that no command may ever print.
+    `secrets` are texts that no command may ever print; `constants` are replaced in each command.
     """
 
     def __init__(self, tmp_path: Path, **settings: object) -> None:
         self.secrets: tuple[str, ...] = ()
+        self.constants: dict[str, object] = {}
         self.home, self.data, self.state, self.bucket = (tmp_path / n for n in ("home", "data", "state", "bucket"))
         for folder in (self.home, self.data):
             folder.mkdir(parents=True)
@@ -180,8 +181,10 @@ class Machine:
         command, how = [*prefix, *words, *where], pipes | place | how
         if tuple(prefix) == (COMMAND,) and how.keys() == pipes.keys() | place.keys() and zygote.available():
             env, cwd = how.pop("env"), how.pop("cwd")
-            process = zygote.zygote().start(command, env=env, cwd=cwd, pipes=how)
+            process = zygote.zygote().start(command, env=env, cwd=cwd, pipes=how, constants=self.constants)
         else:
+            if self.constants and tuple(prefix) == (COMMAND,):
+                command[:1] = [sys.executable, constants.__file__, json.dumps(self.constants)]
             process = subprocess.Popen(command, text=True, **how)
         return Running(process, Lines(process.stderr), Lines(process.stdout))
 

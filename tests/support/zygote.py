@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tests.support.constants import Constants, replace_constants
+
 EXECUTE = "AKOSHA_TESTS_EXECUTE"
 
 _SUBREAPER = 36
@@ -62,7 +64,15 @@ class Zygote:
             )
         atexit.register(self.close)
 
-    def start(self, args: Sequence[str], *, env: Mapping[str, str], cwd: Path, pipes: Mapping[str, object]) -> "Forked":
+    def start(
+        self,
+        args: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        pipes: Mapping[str, object],
+        constants: Constants,
+    ) -> "Forked":
         """Start a command; `pipes` are as Popen's stdin, stdout and stderr. What goes over PIPE is text."""
         given, ends, kept = [], {}, []
         for name in ("stdin", "stdout", "stderr"):
@@ -70,7 +80,7 @@ class Zygote:
             given.append(theirs)
             if theirs > 2 and theirs != _number(pipes.get(name)):
                 kept.append(theirs)
-        about = json.dumps({"args": list(args), "env": dict(env), "cwd": str(cwd)}).encode()
+        about = json.dumps({"args": list(args), "env": dict(env), "cwd": str(cwd), "constants": constants}).encode()
         with self._lock:
             _adopt(True)
             try:
@@ -173,6 +183,7 @@ def _become(about: Mapping, descriptors: Sequence[int]) -> None:
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    replace_constants(about["constants"])
     sys.modules["agent.__main__"].main()
 
 

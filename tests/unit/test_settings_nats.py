@@ -155,23 +155,6 @@ def test_credentials_in_one_address_are_no_concern_of_another():
     assert Settings(agent_nats_url="nats://me:p4ss@localhost, nats://nats.lan")
 
 
-# ------------------------------------------------------------------------------------------------ what the stream keeps
-
-
-def test_the_duplicate_window_is_no_longer_than_events_are_kept():
-    (key, line), *rest = refused(agent_nats_max_age_days=0.005).items()
-    assert (key, rest) == ("agent_nats_max_age_days", [])
-    assert line.endswith("allowed is no less than akosha_agent_nats_duplicate_window_seconds, which is 600")
-    assert list(refused(agent_nats_max_age_days=0.5, agent_nats_duplicate_window_seconds=86_400)) == [key]
-    assert Settings(agent_nats_max_age_days=1, agent_nats_duplicate_window_seconds=86_400)
-    assert Settings(agent_nats_max_age_days=0.00001, agent_nats_duplicate_window_seconds=0.5)
-
-
-def test_the_longest_duplicate_window_fits_into_the_default_age():
-    """So whoever breaks the rule has set an age, which the complaint can quote."""
-    assert Settings(agent_nats_duplicate_window_seconds=86_400)
-
-
 # ---------------------------------------------------------------------------------------------------------- all at once
 
 
@@ -183,8 +166,6 @@ def test_rules_among_keys_are_told_together_with_those_of_single_ones():
         agent_nats_password="p4ss",
         agent_nats_nkey_file="me.nk",
         agent_nats_key_file="key.pem",
-        agent_nats_max_mb=0,
-        agent_nats_max_age_days=0.001,
         agent_remote_control="perhaps",
     )
     assert set(lines) == {
@@ -192,8 +173,6 @@ def test_rules_among_keys_are_told_together_with_those_of_single_ones():
         "agent_nats_nkey_file",
         "agent_nats_key_file",
         "agent_nats_password",
-        "agent_nats_max_mb",
-        "agent_nats_max_age_days",
         "agent_remote_control",
     }
 

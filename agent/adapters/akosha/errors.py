@@ -14,7 +14,7 @@ TOKEN = (
     "set akosha_http_token to a token that the server takes; a running agent reads it at "  # noqa: S105 - a setting
     "systemctl --user reload akosha-agent, or kill -HUP"
 )
-SIZE = "lower akosha_http_batch_size"
+VERSION = "update Akosha or akosha-agent"
 UNEXPECTED = "is akosha_http_endpoint the address of an Akosha server? The log has the traceback"
 SLOW = "see to the server, or raise akosha_upload_timeout_seconds"
 
@@ -45,7 +45,7 @@ class Rejected(SinkError):  # noqa: N818
     """The server would not look at a request: something in it is not as it must be. `reason`: its own words."""
 
     def __init__(self, place: ServerAddress, reason: str) -> None:
-        super().__init__(f"{place}: the server refuses what is sent: {reason}", hint="update Akosha or akosha-agent")
+        super().__init__(f"{place}: the server refuses what is sent: {reason}", hint=VERSION)
         self.reason = reason
 
 

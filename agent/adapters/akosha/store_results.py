@@ -48,7 +48,7 @@ def of_one(result: ToolResult, memory_id: str, place: ServerAddress) -> StoreRes
 
 def _refused_whole(place: ServerAddress, why: str) -> SinkError:
     if "batch size" in why.lower():
-        return SinkError(f"{place}: {why}", hint=errors.SIZE)
+        return SinkError(f"{place}: {why}", hint=errors.VERSION)
     return errors.trouble(place, why)
 
 

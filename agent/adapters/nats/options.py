@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from agent.domain.errors import SettingsError
+from agent.domain.naming import EVENT_MAX_AGE
 
 MEBIBYTE = 2**20
 DAY = 86_400.0
@@ -72,7 +73,7 @@ class Patience:
 class Limits:
     """The stream as it is made where there is none (seconds, bytes), and when an unused consumer is forgotten."""
 
-    max_age: float = 7 * DAY
+    max_age: float = EVENT_MAX_AGE.total_seconds()
     max_bytes: int = 256 * MEBIBYTE
     duplicate_window: float = 600.0
     inactive: float = 30 * DAY

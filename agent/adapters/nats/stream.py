@@ -18,6 +18,9 @@ STREAM = "AKOSHA_SYNC"
 
 _DESCRIPTION = "What akosha-agent and those around it tell each other"
 
+_EXTENSIBLE = frozenset({"max_age", "max_bytes", "duplicate_window"})
+"""What an operator may extend with `nats stream edit`; less of it can lose events."""
+
 _log = structlog.get_logger()
 
 
@@ -127,7 +130,8 @@ class Stream:
         differ = {
             name: str(getattr(found, name))
             for name in ("retention", "discard", "storage", "max_age", "max_bytes", "duplicate_window")
-            if getattr(found, name) != getattr(wanted, name)
+            if (have := getattr(found, name)) != (own := getattr(wanted, name))
+            and not (name in _EXTENSIBLE and (have >= own or have <= 0))  # 0 and -1: unlimited
         }
         if differ and str(differ) != self._complained:
             _log.warning("stream_differs", stream=STREAM, **differ, why="it was there already: it is used as it is")

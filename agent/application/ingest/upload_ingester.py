@@ -65,18 +65,14 @@ class Limits:
         """Raise WireError where the manifest already says that it is too much."""
         if raw_bytes > self.raw_bytes:
             raise WireError(
-                f"{what} has {raw_bytes:,} bytes unpacked: more than the {self.raw_bytes:,} that are taken of a system",
-                hint="akosha_agent_ingest_max_mb sets the limit",
+                f"{what} has {raw_bytes:,} bytes unpacked: more than the {self.raw_bytes:,} that are taken of a system"
             )
         if rows > self.rows:
             raise self.too_many(what, rows)
 
     def too_many(self, what: str, rows: int) -> WireError:
         """Return the error for rows that are too many."""
-        return WireError(
-            f"{what} has {rows:,} rows or more: more than the {self.rows:,} that are taken of a system",
-            hint="akosha_agent_ingest_max_rows sets the limit",
-        )
+        return WireError(f"{what} has {rows:,} rows or more: more than the {self.rows:,} that are taken of a system")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
