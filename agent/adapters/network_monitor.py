@@ -74,7 +74,7 @@ class MachineNetworkMonitor:
     ) -> None:
         self._clock, self._look_seconds, self._slept, self._whence = clock, look_seconds, slept, whence
 
-    async def upheavals(self) -> AsyncGenerator[NetworkChange, None]:
+    async def changes(self) -> AsyncGenerator[NetworkChange, None]:
         """As the port says. A network that went away is told when there is one again: before, nothing can be done."""
         slept, ahead, whence = self._slept(), self._ahead(), self._whence()
         while True:

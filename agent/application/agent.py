@@ -47,10 +47,10 @@ class Agent(Assembly):
         stack.push_async_callback(self.bus.aclose)
         try:
             await self.taker.sweep()
-            for uploader in self.uploaders:
-                name = uploader.method.name
+            for subscriber in self.subscribers:
+                name = subscriber.method.name
                 subject = naming.request_subject(self.identity.system_id, name)
-                await self.bus.subscribe(subject, uploader.handle, durable=self.identity.durable(name))
+                await self.bus.subscribe(subject, subscriber.handle, durable=self.identity.durable(name))
         except BaseException:
             await stack.aclose()
             raise
@@ -92,7 +92,7 @@ class Agent(Assembly):
     async def _outcome_of(self, ask: SyncAsked, caused_by: tuple[str, ...]) -> SyncResult:
         await self.publisher.asked(ask, caused_by=caused_by)
         while (result := await self.ledger.outcome(ask.id)) is None:
-            await self.settled.wait(None)
+            await self.sync_finished.wait(None)
         return result
 
     async def _tell_results(self) -> None:
@@ -121,7 +121,7 @@ class Agent(Assembly):
         await self.bus.subscribe(session, self._session_ends.handle, durable=self.identity.durable("session"))
         if self.control is not None:
             await self._remote_control(self.control).begin()
-        self._vitals.subscribed()
+        self._health.subscribed()
         loops = {"start": self._start, "faults": self._hear_faults, **self._loops()}
         async with asyncio.TaskGroup() as group:
             for name, loop in loops.items():
@@ -129,7 +129,7 @@ class Agent(Assembly):
 
     async def reset_clients(self) -> None:
         """Have stores, servers and buses read credentials and certificates again; retry targets that fail now."""
-        await self.footing.reset_clients()
+        await self.stall_monitor.reset_clients()
         await reset_clients(*{id(bus): bus for bus in (self.bus, self.results_bus)}.values())
         try:
             await self._retries.retry_recovered_targets(set(self.methods))
@@ -138,7 +138,7 @@ class Agent(Assembly):
 
     async def unanswered(self) -> Sequence[SyncAsked]:
         """Return what was asked of this agent and has no outcome yet: for the one that takes its place."""
-        return await self._intake.open_asks()
+        return await self._inbox.open_asks()
 
     async def _keep(self, name: str, loop: Loop) -> None:
         """Begin a loop again that was interrupted by what passes (a full disk, say); let everything else rise."""
@@ -149,9 +149,9 @@ class Agent(Assembly):
                 if not error.transient:
                     raise
                 _log.warning("loop_interrupted", loop=name, error=str(error))
-                self._vitals.interrupted(name, str(error))
+                self._health.interrupted(name, str(error))
             await self.clock.sleep(self.settings.agent_rescan_seconds)
-            self._vitals.resumed(name)
+            self._health.resumed(name)
 
     async def _start(self) -> None:
         """Ask for what changed while no agent ran, once the watch has begun: no change falls between the two."""

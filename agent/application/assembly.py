@@ -63,15 +63,15 @@ class Assembly:
     ledger: Ledger
     taker: SnapshotTaker
     methods: Mapping[str, SyncMethod]
-    uploaders: Sequence[SyncSubscriber]
+    subscribers: Sequence[SyncSubscriber]
     publisher: Publisher
     recorder: ResultRecorder
     watch: Watch
     spool: Spool
     spool_watch: Watch
-    flight: asyncio.Lock
+    sync_lock: asyncio.Lock
     """Held while a sync runs."""
-    settled: Signal
+    sync_finished: Signal
     """Rung by the uploaders after each attempt: retry times may have changed, an outcome may be there."""
     faults: asyncio.Queue[Exception]
     """What the uploaders met that is no outcome."""
@@ -83,9 +83,9 @@ class Assembly:
     """Who answers questions from outside, where that is switched on."""
     supervisor: Supervisor | None = None
     """Who keeps the agent running and wants to hear how it is."""
-    surroundings: NetworkMonitor | None = None
+    network_monitor: NetworkMonitor | None = None
     """Who notices that the machine slept, or came into another network."""
-    footing: StallMonitor = field(default_factory=StallMonitor)
+    stall_monitor: StallMonitor = field(default_factory=StallMonitor)
     """What the methods stand on, told when it may have moved."""
     pruning: PruneLoop | None = None
     """Who deletes old uploads after a new one, where that is switched on."""
@@ -98,12 +98,12 @@ class Assembly:
     left_over: Sequence[SyncAsked] = ()
     """What was asked of an agent that has given way to this one, and has no outcome yet."""
 
-    desk: AgentService = field(init=False)
+    agent_service: AgentService = field(init=False)
     """What local processes may ask of the agent, while it runs."""
     _changes: FileChanges = field(init=False)
     _session_ends: SessionEnds = field(init=False)
-    _intake: Inbox = field(init=False)
-    _vitals: HealthMonitor = field(init=False)
+    _inbox: Inbox = field(init=False)
+    _health: HealthMonitor = field(init=False)
     _spool_reader: SpoolReader = field(init=False)
     _bus_watch: BusRecovery = field(init=False)
     _retries: RetryScheduler = field(init=False)
@@ -117,19 +117,19 @@ class Assembly:
             self.clock,
             DebounceRules(s.agent_quiet_seconds, s.agent_deadline_seconds, s.agent_min_interval_seconds),
             enabled=s.agent_upload_on_change,
-            busy=self.flight.locked,
+            busy=self.sync_lock.locked,
         )
-        self.settled.chain(self._changes.signal)
+        self.sync_finished.chain(self._changes.signal)
         self._session_ends = SessionEnds(
             publisher=self.publisher,
             ledger=self.ledger,
             clock=self.clock,
             system_id=system_id,
             patience=s.agent_rescan_seconds,
-            busy=self.flight.locked,
+            busy=self.sync_lock.locked,
         )
-        self.settled.chain(self._session_ends.settled)
-        self._intake = Inbox(
+        self.sync_finished.chain(self._session_ends.sync_finished)
+        self._inbox = Inbox(
             publisher=self.publisher,
             bus=self.bus,
             ledger=self.ledger,
@@ -139,11 +139,11 @@ class Assembly:
         self._spool_reader = SpoolReader(
             spool=self.spool,
             watch=self.spool_watch,
-            intake=self._intake,
+            inbox=self._inbox,
             publisher=self.publisher,
             ledger=self.ledger,
         )
-        self._vitals = HealthMonitor(
+        self._health = HealthMonitor(
             clock=self.clock,
             ledger=self.ledger,
             watches={WATCH: self.watch, SPOOL: self.spool_watch},
@@ -151,16 +151,16 @@ class Assembly:
             period_seconds=s.agent_rescan_seconds,
             begun=self._changes.begun,
         )
-        self.desk = AgentService(
+        self.agent_service = AgentService(
             settings=s,
             identity=self.identity,
             ledger=self.ledger,
             bus=self.bus,
             taker=self.taker,
             methods=self.methods,
-            intake=self._intake,
+            inbox=self._inbox,
             feed=EventStream(ledger=self.ledger, bus=self.bus, system_id=system_id),
-            vitals=self._vitals,
+            health=self._health,
             warnings=self.warnings,
         )
         self._bus_watch = BusRecovery(
@@ -177,8 +177,8 @@ class Assembly:
             self.clock,
             self.methods,
             self._changes,
-            settled=self.settled,
-            flight=self.flight,
+            sync_finished=self.sync_finished,
+            sync_lock=self.sync_lock,
             pass_seconds=s.agent_rescan_seconds,
             before_pass=self._spool_reader.empty,
             unreachable=self.unreachable,
@@ -195,11 +195,15 @@ class Assembly:
             "session-ends": self._session_ends.run,
             "bus": self._bus_watch.run,
             "outbox": self.recorder.run,
-            "vitals": self._vitals.run,
+            "vitals": self._health.run,
         }
         if self.supervisor is not None:
             supervision = SupervisorLoop(
-                self.supervisor, desk=self.desk, vitals=self._vitals, ledger=self.ledger, clock=self.clock
+                self.supervisor,
+                agent_service=self.agent_service,
+                health=self._health,
+                ledger=self.ledger,
+                clock=self.clock,
             )
             loops |= {"sign-of-life": supervision.keep_alive, "status-line": supervision.tell}
         if self.pruning is not None:
@@ -207,15 +211,15 @@ class Assembly:
         if self.verifying is not None and CLOUD in self.methods:
             loops |= {"verify": self._daily_look(self.verifying).run}
         loops |= self._probe_loop()
-        if self.surroundings is not None:
+        if self.network_monitor is not None:
             buses = (self.bus,) if self.results_bus is self.bus else (self.bus, self.results_bus)
-            roaming = NetworkChanges(self.surroundings, self.clock, buses, self.footing, self._retries)
+            roaming = NetworkChanges(self.network_monitor, self.clock, buses, self.stall_monitor, self._retries)
             loops |= {"roaming": roaming.run}
         return loops
 
     def _daily_look(self, opening: Callable[[], AbstractAsyncContextManager[Verifier]]) -> VerifyLoop:
         signal = Signal(self.clock, "verify")
-        self.settled.chain(signal)
+        self.sync_finished.chain(signal)
         return VerifyLoop(
             opening=opening,
             target=self.methods[CLOUD].target,
@@ -224,7 +228,7 @@ class Assembly:
             recorder=self.recorder,
             clock=self.clock,
             taker=self.taker,
-            flight=self.flight,
+            sync_lock=self.sync_lock,
             every=timedelta(hours=self.settings.agent_verify_hours),
             pass_seconds=self.settings.agent_rescan_seconds,
             owed=lambda: self.publisher.noticed(RETRY),
@@ -249,13 +253,13 @@ class Assembly:
         if not isinstance(method, HttpSync):
             return {}
         signal = Signal(self.clock, "akosha-probe")
-        self.settled.chain(signal)
+        self.sync_finished.chain(signal)
         loop = ProbeLoop(
             probe=method.probe,
             still_has_it=method.still_has_it,
             publisher=self.publisher,
             clock=self.clock,
-            flight=self.flight,
+            sync_lock=self.sync_lock,
             pass_seconds=self.settings.agent_rescan_seconds,
             signal=signal,
         )
@@ -264,7 +268,7 @@ class Assembly:
     def _remote_control(self, responder: Responder) -> RemoteControl:
         return RemoteControl(
             responder=responder,
-            desk=self.desk,
+            agent_service=self.agent_service,
             ledger=self.ledger,
             clock=self.clock,
             bus_state=lambda: self.bus.state,
@@ -273,7 +277,7 @@ class Assembly:
     async def _ask_again(self) -> None:
         """The bus has changed: what was asked for on the other, and not begun, is asked for on this one."""
         self._session_ends.ask_again()
-        await self._intake.ask_again()
+        await self._inbox.ask_again()
         await self._spool_reader.empty()
-        if not self.flight.locked():
+        if not self.sync_lock.locked():
             await self.publisher.noticed(RETRY)

@@ -70,9 +70,9 @@ async def build(
     taker = TimedSnapshots(home.taker(warm), meter, clock)
     recorder = ResultRecorder(ledger, results_bus, clock, meter)
     requests = RequestLog(identity, bus, ledger)
-    footing = StallMonitor()
-    methods = sync_methods(settings, home.state, identity, taker, warm, ledger, clock, machine, footing)
-    flight, settled, faults = asyncio.Lock(), Signal(clock, "retry"), asyncio.Queue[Exception]()
+    stall_monitor = StallMonitor()
+    methods = sync_methods(settings, home.state, identity, taker, warm, ledger, clock, machine, stall_monitor)
+    sync_lock, sync_finished, faults = asyncio.Lock(), Signal(clock, "retry"), asyncio.Queue[Exception]()
     unreachable: set[str] = set()
     return Agent(
         pruning=prune_rounds(settings, identity, methods, ledger, recorder, clock),
@@ -83,7 +83,7 @@ async def build(
         ledger=ledger,
         taker=taker,
         methods=methods,
-        uploaders=[
+        subscribers=[
             SyncSubscriber(
                 method,
                 bus=bus,
@@ -92,8 +92,8 @@ async def build(
                 recorder=recorder,
                 clock=clock,
                 rules=RetryRules(settings.max_retries, settings.retry_backoff_seconds),
-                flight=flight,
-                after_outcome=settled.set,
+                sync_lock=sync_lock,
+                after_outcome=sync_finished.set,
                 faults=faults,
                 unreachable=unreachable,
                 still_at_work_seconds=buses.PATIENCE.ack_wait / 3,
@@ -122,15 +122,15 @@ async def build(
         spool_watch=DirectoryWatcher(
             home.state.spool, wanted=is_note, rescan_seconds=settings.agent_rescan_seconds, clock=clock
         ),
-        flight=flight,
-        settled=settled,
+        sync_lock=sync_lock,
+        sync_finished=sync_finished,
         faults=faults,
         results_bus=results_bus,
         unreachable=unreachable,
         control=control,
         supervisor=supervisor,
-        surroundings=None if single_sync else MachineNetworkMonitor(clock),
-        footing=footing,
+        network_monitor=None if single_sync else MachineNetworkMonitor(clock),
+        stall_monitor=stall_monitor,
         verifying=None if single_sync else verifying(settings, identity, machine, ledger, clock),
         verifying_weekly=None
         if single_sync

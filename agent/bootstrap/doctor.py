@@ -294,7 +294,7 @@ class DoctorContext:
         ledger = await self.home.read_ledger()
         try:
             kept = Kept.noted(await ledger.notes(), target)
-            return Given(await ledger.memories().standing(target), kept.answered if kept else None)
+            return Given(await ledger.memories().counts(target), kept.answered if kept else None)
         finally:
             await ledger.aclose()
 

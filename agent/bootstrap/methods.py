@@ -41,17 +41,17 @@ def targets_of(settings: Settings, system_id: str) -> dict[str, Target]:
     return targets
 
 
-def object_store(settings: Settings, pace: RateLimiter | None = None) -> ObjectStore:
+def object_store(settings: Settings, rate_limiter: RateLimiter | None = None) -> ObjectStore:
     """Return the bucket, or the directory in its place; what is put there goes at the pace, where there is one."""
     if settings.directory is not None:
         directory = DirectoryStore(settings.directory / settings.cloud_bucket)
-        return directory if pace is None else RateLimitedStore(directory, pace)
+        return directory if rate_limiter is None else RateLimitedStore(directory, rate_limiter)
     return S3Store(
         bucket=settings.cloud_bucket,
         endpoint=settings.cloud_endpoint,
         region=settings.cloud_region,
         at_rest=at_rest(settings),
-        pace=pace,
+        rate_limiter=rate_limiter,
     )
 
 
@@ -69,8 +69,8 @@ def memory_push(
     ledger: Ledger,
     clock: Clock,
     *,
-    footing: StallMonitor | None = None,
-    pace: RateLimiter | None = None,
+    stall_monitor: StallMonitor | None = None,
+    rate_limiter: RateLimiter | None = None,
 ) -> MemoryPush:
     """Return what takes memories to the Akosha server of the settings; its sink is the caller's to close."""
     server = AkoshaSink(
@@ -78,10 +78,10 @@ def memory_push(
         token=settings.http_token.get_secret_value(),
         timeout_seconds=settings.upload_timeout_seconds,
     )
-    footing = footing or StallMonitor()
-    footing.keeps(server)
+    stall_monitor = stall_monitor or StallMonitor()
+    stall_monitor.keeps(server)
     return MemoryPush(
-        sink=server if pace is None else RateLimitedSink(server, pace, footing.moved),
+        sink=server if rate_limiter is None else RateLimitedSink(server, rate_limiter, stall_monitor.moved),
         ledger=ledger.memories(),
         clock=clock,
         batch_size=BATCH_SIZE,
@@ -98,35 +98,35 @@ def sync_methods(
     ledger: Ledger,
     clock: Clock,
     machine: Machine,
-    footing: StallMonitor | None = None,
+    stall_monitor: StallMonitor | None = None,
 ) -> dict[str, SyncMethod]:
     """Return the methods by name, those of the targets. `warm`: where the taker's children wait to read its copies.
 
     What they stand on is made known to the `footing`.
     """
-    footing = footing or StallMonitor()
+    stall_monitor = stall_monitor or StallMonitor()
     rate = settings.agent_max_upload_kib_per_s * KIBIBYTE
-    pace = RateLimiter(rate, clock) if rate else None
+    rate_limiter = RateLimiter(rate, clock) if rate else None
     targets, reader = targets_of(settings, identity.system_id), DuckdbMemoryReader(warm=warm)
     methods: dict[str, SyncMethod] = {
         HTTP: HttpSync(
             target=targets[HTTP],
-            push=memory_push(settings, ledger, clock, footing=footing, pace=pace),
+            push=memory_push(settings, ledger, clock, stall_monitor=stall_monitor, rate_limiter=rate_limiter),
             taker=taker,
             reader=reader,
             ledger=ledger,
             clock=clock,
             zone=_zone,
             standstill_seconds=settings.upload_timeout_seconds,
-            footing=footing,
+            stall_monitor=stall_monitor,
         )
     }
     if CLOUD in targets:
-        store = object_store(settings, pace)
+        store = object_store(settings, rate_limiter)
         if isinstance(store, S3Store):
-            footing.keeps(store)
+            stall_monitor.keeps(store)
         methods[CLOUD] = _cloud(
-            settings, targets[CLOUD], state, identity, store, taker, reader, ledger, clock, machine, footing
+            settings, targets[CLOUD], state, identity, store, taker, reader, ledger, clock, machine, stall_monitor
         )
     return {name: PromptConnectRetries(method) for name, method in methods.items()}
 
@@ -148,7 +148,7 @@ def _cloud(
     ledger: Ledger,
     clock: Clock,
     machine: Machine,
-    footing: StallMonitor,
+    stall_monitor: StallMonitor,
 ) -> CloudSync:
     return CloudSync(
         target=target,
@@ -170,7 +170,7 @@ def _cloud(
         deduplicate=settings.enable_deduplication,
         ingestion_markers=settings.ingestion_markers,
         standstill_seconds=settings.upload_timeout_seconds,
-        footing=footing,
+        stall_monitor=stall_monitor,
     )
 
 

@@ -25,15 +25,17 @@ class Metering:
         """What counts; safe in any thread."""
         return self.counts
 
-    async def exposition(self, desk: AgentService) -> tuple[bytes, str]:
+    async def exposition(self, agent_service: AgentService) -> tuple[bytes, str]:
         """Return all metrics and their content type. A ledger that cannot be read is told of, and is no error."""
-        reading = MetricsSnapshot(ready=desk.ready, stuck=len(desk.trouble()), ledger=await self._ledger(desk))
+        reading = MetricsSnapshot(
+            ready=agent_service.ready, stuck=len(agent_service.problems()), ledger=await self._ledger(agent_service)
+        )
         return await asyncio.to_thread(self.counts.exposition, reading), CONTENT_TYPE
 
-    async def _ledger(self, desk: AgentService) -> LedgerMetrics | None:
+    async def _ledger(self, agent_service: AgentService) -> LedgerMetrics | None:
         try:
             size = await self.ledger_bytes() if self.ledger_bytes else None
-            return reading_of(await desk.figures(), ledger_bytes=size)
+            return reading_of(await agent_service.status_for_metrics(), ledger_bytes=size)
         except StateError:
             return None
 

@@ -114,14 +114,14 @@ async def _seen(home: Home) -> StatusView:
     possible = home.targets(identity)
     targets = [possible[method] for method in settings.route if method in possible]
     records = [TargetRecord(target) for target in targets]
-    standings: dict[str, MemoryCounts] = {}
+    memory_counts: dict[str, MemoryCounts] = {}
     notes: dict[str, str] = {}
     results_waiting = 0
     if await home.has_ledger():
         ledger = await home.read_ledger()
         try:
             records = [await ledger.record(target) for target in targets]
-            standings = {target.method: await ledger.memories().standing(target) for target in targets}
+            memory_counts = {target.method: await ledger.memories().counts(target) for target in targets}
             notes = dict(await ledger.notes())
             results_waiting = len(await ledger.outbox())
         finally:
@@ -140,7 +140,7 @@ async def _seen(home: Home) -> StatusView:
         agent_id=identity.agent_id,
         route=settings.route,
         records=records,
-        standings=standings,
+        memory_counts=memory_counts,
         survey=survey,
         notes=notes,
         results_waiting=results_waiting,

@@ -15,7 +15,7 @@ class NetworkChange(StrEnum):
 class NetworkMonitor(Protocol):
     """Notices that the machine slept, or came into another network."""
 
-    def upheavals(self) -> AsyncGenerator[NetworkChange, None]:
+    def changes(self) -> AsyncGenerator[NetworkChange, None]:
         """Yield each a few seconds after it happened, at the latest. Never ends by itself, never raises."""
         ...
 

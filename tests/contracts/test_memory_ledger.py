@@ -71,7 +71,7 @@ async def lacking(memories, *page, target=TARGET):
 
 async def kept(memories, target=TARGET):
     """All that a ledger tells of memories, to see that it has not changed."""
-    standing, held = await memories.standing(target), list(await memories.held(target, limit=1000))
+    standing, held = await memories.counts(target), list(await memories.held(target, limit=1000))
     return standing, held, await lacking(memories, *PAGE, target=target), dict(await memories.bases(target))
 
 
@@ -90,7 +90,7 @@ async def test_what_was_delivered_is_lacking_no_more_until_it_changes(book):
     assert await lacking(book.memories, *page) == [seen(2), seen(1, state=1)]
     await book.memories.delivered(TARGET, [seen(1, state=1)])
     assert await lacking(book.memories, *page) == [seen(2), seen(1)], "only its last state is known"
-    assert await book.memories.standing(TARGET) == MemoryCounts(delivered=2)
+    assert await book.memories.counts(TARGET) == MemoryCounts(delivered=2)
 
 
 async def test_each_target_has_memories_of_its_own(memories):
@@ -98,7 +98,7 @@ async def test_each_target_has_memories_of_its_own(memories):
     await memories.hold(OTHER_TARGET, [refused(seen(2))])
     assert await lacking(memories, seen(1), seen(2)) == [seen(2)]
     assert await lacking(memories, seen(1), seen(2), target=OTHER_TARGET) == [seen(1)]
-    assert await memories.standing(OTHER_TARGET) == MemoryCounts(refused={"wrong dimension": 1})
+    assert await memories.counts(OTHER_TARGET) == MemoryCounts(refused={"wrong dimension": 1})
 
 
 async def test_rows_of_equal_ids_are_told_apart_by_database_and_kind(memories):
@@ -113,20 +113,20 @@ async def test_rows_of_equal_ids_are_told_apart_by_database_and_kind(memories):
 async def test_what_waits_stays_lacking_and_what_was_refused_is_lacking_when_it_changes(memories):
     await memories.hold(TARGET, [waiting(seen(1)), refused(seen(2))])
     assert await lacking(memories, seen(1), seen(2), seen(2, state=1)) == [seen(1), seen(2, state=1)]
-    assert await memories.standing(TARGET) == MemoryCounts(waiting={"no embedding": 1}, refused={"wrong dimension": 1})
+    assert await memories.counts(TARGET) == MemoryCounts(waiting={"no embedding": 1}, refused={"wrong dimension": 1})
 
 
 async def test_delivered_at_last_it_is_held_no_more(memories):
     await memories.hold(TARGET, [waiting(seen(1)), refused(seen(2))])
     await memories.delivered(TARGET, [seen(1), seen(2, state=1)])
-    assert await memories.standing(TARGET) == MemoryCounts(delivered=2)
+    assert await memories.counts(TARGET) == MemoryCounts(delivered=2)
     assert list(await memories.held(TARGET, limit=9)) == []
 
 
 async def test_a_row_that_was_delivered_in_an_earlier_state_is_held_in_its_new_one(memories):
     await memories.delivered(TARGET, [seen(1), seen(2)])
     await memories.hold(TARGET, [waiting(seen(1, state=1)), refused(seen(2, state=1))])
-    assert await memories.standing(TARGET) == MemoryCounts(waiting={"no embedding": 1}, refused={"wrong dimension": 1})
+    assert await memories.counts(TARGET) == MemoryCounts(waiting={"no embedding": 1}, refused={"wrong dimension": 1})
     assert await lacking(memories, seen(1, state=1), seen(2, state=1)) == [seen(1, state=1)]
 
 
@@ -164,7 +164,7 @@ async def test_pages_and_batches_may_be_large_mixed_and_repeat_themselves(memori
     await memories.delivered(TARGET, [*rows[::2], *rows[:7:2]])
     assert await lacking(memories, *rows, *rows[:4]) == [*rows[1::2], *rows[1:4:2]]
     assert await memories.hold(TARGET, [waiting(row) for row in (*rows[1::2], *rows[1::2])]) == len(rows[1::2])
-    assert await memories.standing(TARGET) == MemoryCounts(
+    assert await memories.counts(TARGET) == MemoryCounts(
         delivered=len(rows[::2]), waiting={"no embedding": len(rows[1::2])}
     )
 
@@ -178,7 +178,7 @@ async def test_of_a_databases_rows_that_are_gone_none_is_held(memories):
         )
     await memories.release(TARGET, "reflection", {kept.key})
     assert {held.seen for held in await kept_back(memories)} == {kept, graph}
-    assert (await memories.standing(TARGET)).delivered == 1
+    assert (await memories.counts(TARGET)).delivered == 1
     assert len(await kept_back(memories, OTHER_TARGET)) == 3
     await memories.release(TARGET, "knowledge_graph", ())
     await memories.release(TARGET, "unheard_of", ())
@@ -194,7 +194,7 @@ async def test_ids_and_reasons_may_hold_anything(memories):
     rows = [replace(seen(1), id=row_id) for row_id in ids]
     await memories.hold(TARGET, [refused(row, "\udcff at 5") for row in rows])
     assert {held.seen.id for held in await memories.held(TARGET, limit=99)} == set(ids)
-    assert await memories.standing(TARGET) == MemoryCounts(refused={"\\udcff at 5": len(ids)})
+    assert await memories.counts(TARGET) == MemoryCounts(refused={"\\udcff at 5": len(ids)})
     await memories.meet(TARGET, "\udcff")
     for row in rows:
         assert await lacking(memories, row) == []
@@ -235,7 +235,7 @@ async def test_for_another_version_what_was_refused_is_lacking_and_what_is_held_
     await book.open()
     assert await lacking(book.memories, seen(1), seen(3)) == [seen(1), seen(3)]
     assert await lacking(book.memories, seen(1), target=OTHER_TARGET) == []
-    assert await book.memories.standing(TARGET) == MemoryCounts(
+    assert await book.memories.counts(TARGET) == MemoryCounts(
         delivered=1, waiting={"wrong dimension": 2, "no embedding": 1}
     ), "it is told of until it was tried"
     assert await book.memories.meet(TARGET, "0.12.0") == frozenset()
@@ -295,7 +295,7 @@ async def test_what_is_staged_is_delivered_with_its_upload_and_not_before(book):
     await book.memories.stage(TARGET, upload_id(), ROWS[:2])
     await book.memories.stage(TARGET, upload_id(), ROWS[2:])
     assert await lacking(book.memories, *ROWS) == list(ROWS)
-    assert (await book.memories.standing(TARGET), dict(await book.memories.bases(TARGET))) == (NOTHING, {})
+    assert (await book.memories.counts(TARGET), dict(await book.memories.bases(TARGET))) == (NOTHING, {})
     await deliver(book, 0, BOTH)
     await book.open()
     assert await lacking(book.memories, *ROWS, seen(1, state=1)) == [seen(1, state=1)]
@@ -347,7 +347,7 @@ async def test_staged_once_more_the_later_state_counts_and_what_was_held_is_deli
     await deliver(book, 0, BOTH)
     page = [seen(1), seen(1, state=1), seen(2), seen(3)]
     assert await lacking(book.memories, *page) == [seen(1)]
-    assert await book.memories.standing(TARGET) == MemoryCounts(delivered=3)
+    assert await book.memories.counts(TARGET) == MemoryCounts(delivered=3)
 
 
 async def test_what_was_unstaged_or_abandoned_was_not_delivered_but_what_was_given_up_is_still_staged(book):
@@ -414,7 +414,7 @@ async def test_a_delivery_that_is_refused_delivers_no_memories(book):
     await book.memories.stage(TARGET, upload_id(), ROWS)
     with pytest.raises(StateError, match="not the upload that has begun"):
         await deliver(book, 0, BOTH)
-    assert (await book.memories.standing(TARGET), dict(await book.memories.bases(TARGET))) == (NOTHING, {})
+    assert (await book.memories.counts(TARGET), dict(await book.memories.bases(TARGET))) == (NOTHING, {})
     await upload(book, 0, BOTH)
     assert await lacking(book.memories, *ROWS) == [], "it is staged as before"
 
@@ -429,7 +429,7 @@ async def test_what_is_gone_from_the_bucket_is_new_again(book):
     page = [*ROWS, seen(4), seen(4, kind="entity")]
     assert await lacking(book.memories, *page) == [seen(1), seen(2), seen(4)]
     assert await lacking(book.memories, *ROWS, target=OTHER_TARGET) == []
-    assert await book.memories.standing(TARGET) == MemoryCounts(delivered=1, refused={"wrong dimension": 1})
+    assert await book.memories.counts(TARGET) == MemoryCounts(delivered=1, refused={"wrong dimension": 1})
     assert await book.memories.bases(TARGET) == {"knowledge_graph": upload_id(0)}
     await deliver(book, 1, BOTH)
     assert await lacking(book.memories, seen(5), seen(5, kind="entity")) == [seen(5)]
@@ -496,7 +496,7 @@ def test_whatever_is_entered_the_ledger_says_what_a_model_in_memory_says(tmp_pat
             for second, (what, of) in enumerate(story):
                 await enter(book, model, second, what, of)
                 assert await lacking(book.memories, *ALL) == [row for row in ALL if model.lacks(row)]
-                standing = await book.memories.standing(TARGET)
+                standing = await book.memories.counts(TARGET)
                 assert standing.delivered == len(model.delivered)
                 assert sum([*standing.waiting.values(), *standing.refused.values()]) == len(model.held)
                 held = await book.memories.held(TARGET, limit=99)

@@ -57,7 +57,7 @@ class Performance:
         return self.scratch / "cloud"
 
 
-def surroundings(folder: Path) -> dict[str, str]:
+def network_monitor(folder: Path) -> dict[str, str]:
     """A user's environment that would spoil everything, were it to get in."""
     home, temporary = folder / "home", folder / "tmp"
     settings = home / ".claude" / "settings"
@@ -84,7 +84,7 @@ def performance(tmp_path_factory) -> Performance:
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not status.exists():
-            place = {"env": surroundings(folder), "cwd": folder}
+            place = {"env": network_monitor(folder), "cwd": folder}
             done = subprocess.run(
                 [*DEMO, "--keep"], **place, check=False, capture_output=True, text=True, timeout=TIMEOUT
             )
@@ -309,7 +309,7 @@ class Running:
 @contextmanager
 def running(folder: Path) -> Iterator[Running]:
     process = subprocess.Popen(
-        DEMO, env=surroundings(folder), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        DEMO, env=network_monitor(folder), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
         yield Running(process)

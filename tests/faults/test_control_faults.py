@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from agent.entrypoints.control_api import Limits
 from tests.integration.test_control_api import JSON, SECONDS, gone, served
-from tests.support.control_api import FakeDesk
+from tests.support.control_api import FakeAgentService
 
 HURRIED = Limits(head_seconds=0.2, body_seconds=0.2)
 NOBODY = 65_534
@@ -58,8 +58,8 @@ def untouched_logs():
 
 
 @pytest.fixture
-def desk():
-    return FakeDesk()
+def agent_service():
+    return FakeAgentService()
 
 
 @asynccontextmanager
@@ -99,9 +99,9 @@ def open_place():
 
 
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="this system does not tell who connects")
-async def test_another_users_process_is_refused_even_where_the_modes_let_it_in(desk, open_place):
+async def test_another_users_process_is_refused_even_where_the_modes_let_it_in(agent_service, open_place):
     """It gets no byte. What had connected before it became another user's is answered."""
-    async with served(desk, open_place / "state") as agent:
+    async with served(agent_service, open_place / "state") as agent:
         agent.state.chmod(0o777)
         agent.path.chmod(0o777)
         with capture_logs() as logs:
@@ -113,13 +113,13 @@ async def test_another_users_process_is_refused_even_where_the_modes_let_it_in(d
     assert [(line["event"], line["uid"]) for line in logs] == [("control_peer_refused", NOBODY)]
 
 
-async def test_another_users_process_does_not_even_come_to_the_socket(desk, open_place):
-    async with served(desk, open_place / "state") as agent:
+async def test_another_users_process_does_not_even_come_to_the_socket(agent_service, open_place):
+    async with served(agent_service, open_place / "state") as agent:
         stranger, _ = await run(STRANGER, agent.path, NOBODY)
         assert stranger == "PermissionError"
 
 
-async def test_a_stale_socket_of_a_killed_agent_is_replaced(desk, tmp_path):
+async def test_a_stale_socket_of_a_killed_agent_is_replaced(agent_service, tmp_path):
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     with subprocess.Popen(
@@ -130,19 +130,19 @@ async def test_a_stale_socket_of_a_killed_agent_is_replaced(desk, tmp_path):
     (state / "control.new").touch()  # killed a moment earlier, it leaves this
     with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
         client.connect(str(state / "control.sock"))
-    async with served(desk, state) as agent:
+    async with served(agent_service, state) as agent:
         assert (await agent.ask("GET", "/healthz")).status == 200
     assert list(state.iterdir()) == []
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: h\r\n"])
-async def test_a_connection_without_a_request_is_closed_in_time(desk, tmp_path, begun):
-    async with served(desk, tmp_path / "state", limits=HURRIED) as agent, connected(agent) as (reader, writer):
+async def test_a_connection_without_a_request_is_closed_in_time(agent_service, tmp_path, begun):
+    async with served(agent_service, tmp_path / "state", limits=HURRIED) as agent, connected(agent) as (reader, writer):
         writer.write(begun)
         assert await reader.read() == b""
 
 
-async def test_a_head_that_comes_byte_by_byte_gets_no_more_time(desk, tmp_path):
+async def test_a_head_that_comes_byte_by_byte_gets_no_more_time(agent_service, tmp_path):
     async def drip(writer):
         with suppress(ConnectionError):
             for byte in b"GET /healthz HTTP/1.1\r\nX-Long: " + b"x" * 8000:
@@ -150,7 +150,7 @@ async def test_a_head_that_comes_byte_by_byte_gets_no_more_time(desk, tmp_path):
                 await writer.drain()
                 await asyncio.sleep(0.01)
 
-    async with served(desk, tmp_path / "state", limits=HURRIED) as agent:
+    async with served(agent_service, tmp_path / "state", limits=HURRIED) as agent:
         for asked_before in (False, True):
             async with connected(agent) as (reader, writer):
                 if asked_before:
@@ -162,23 +162,23 @@ async def test_a_head_that_comes_byte_by_byte_gets_no_more_time(desk, tmp_path):
                 await dripping
 
 
-async def test_a_body_that_does_not_come_in_time_is_told_so_and_the_connection_closed(desk, tmp_path):
-    async with served(desk, tmp_path / "state", limits=HURRIED) as agent, connected(agent) as (reader, writer):
+async def test_a_body_that_does_not_come_in_time_is_told_so_and_the_connection_closed(agent_service, tmp_path):
+    async with served(agent_service, tmp_path / "state", limits=HURRIED) as agent, connected(agent) as (reader, writer):
         writer.write(POST + b"Content-Length: 9\r\n\r\n{")
         status, told = await answered(reader)
         assert (status, told["detail"]) == (408, "the body did not come within 0.2 s")
         assert await reader.read() == b""
-    assert not desk.asked
+    assert not agent_service.asked
 
 
-async def test_a_body_that_ends_too_early_changes_nothing(desk, tmp_path):
-    async with served(desk, tmp_path / "state") as agent:
+async def test_a_body_that_ends_too_early_changes_nothing(agent_service, tmp_path):
+    async with served(agent_service, tmp_path / "state") as agent:
         async with connected(agent) as (_, writer):
             writer.write(POST + b"Content-Length: 9\r\n\r\n{}")
         with capture_logs() as logs:
             await gone(agent)
             assert (await agent.ask("GET", "/healthz")).status == 200
-    assert (desk.asked, logs) == ({}, [])
+    assert (agent_service.asked, logs) == ({}, [])
 
 
 @pytest.mark.parametrize(
@@ -196,18 +196,18 @@ async def test_a_body_that_ends_too_early_changes_nothing(desk, tmp_path):
     ],
     ids=["tls", "hello", "version", "header", "length", "smuggling", "chunks", "long-line", "long-header"],
 )  # fmt: skip
-async def test_what_is_no_request_is_told_so_and_logged_nowhere(desk, tmp_path, sent, status):
-    async with served(desk, tmp_path / "state") as agent:
+async def test_what_is_no_request_is_told_so_and_logged_nowhere(agent_service, tmp_path, sent, status):
+    async with served(agent_service, tmp_path / "state") as agent:
         with capture_logs() as logs:
             async with connected(agent) as (reader, writer):
                 writer.write(sent)
                 got, told = await answered(reader)
                 assert (got, told["status"], bool(told["detail"])) == (status, status, True)
                 assert await reader.read() == b""
-    assert (logs, desk.asked) == ([], {})
+    assert (logs, agent_service.asked) == ([], {})
 
 
-async def test_a_client_that_sends_far_too_much_before_it_reads_gets_its_answer(desk, tmp_path):
+async def test_a_client_that_sends_far_too_much_before_it_reads_gets_its_answer(agent_service, tmp_path):
     """Closing at once would reset the connection, and the answer with it."""
 
     def send_and_read(path) -> bytes:
@@ -218,13 +218,17 @@ async def test_a_client_that_sends_far_too_much_before_it_reads_gets_its_answer(
             client.sendall(POST + b"Content-Length: %d\r\n\r\n" % size + b" " * size)
             return client.recv(12)
 
-    async with served(desk, tmp_path / "state") as agent:
+    async with served(agent_service, tmp_path / "state") as agent:
         assert await asyncio.to_thread(send_and_read, agent.path) == b"HTTP/1.1 413"
 
 
-async def test_too_many_connections_are_told_so_and_there_is_room_again(desk, tmp_path):
+async def test_too_many_connections_are_told_so_and_there_is_room_again(agent_service, tmp_path):
     few = Limits(connections=2)
-    async with served(desk, tmp_path / "state", limits=few) as agent, connected(agent), connected(agent) as (_, second):
+    async with (
+        served(agent_service, tmp_path / "state", limits=few) as agent,
+        connected(agent),
+        connected(agent) as (_, second),
+    ):
         async with connected(agent) as (reader, writer):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
             status, told = await answered(reader)
@@ -237,32 +241,32 @@ async def test_too_many_connections_are_told_so_and_there_is_room_again(desk, tm
             assert await answered(reader) == (200, {"status": "ok"})
 
 
-async def test_requests_one_behind_the_other_are_answered_in_order(desk, tmp_path):
-    async with served(desk, tmp_path / "state") as agent, connected(agent) as (reader, writer):
+async def test_requests_one_behind_the_other_are_answered_in_order(agent_service, tmp_path):
+    async with served(agent_service, tmp_path / "state") as agent, connected(agent) as (reader, writer):
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\nGET /nothing HTTP/1.1\r\nHost: h\r\n\r\n")
         assert [(await answered(reader))[0] for _ in range(2)] == [200, 404]
 
 
-async def test_whoever_leaves_while_being_answered_leaves_nothing_behind(desk, tmp_path):
-    async with served(desk, tmp_path / "state") as agent:
-        desk.gate.clear()
+async def test_whoever_leaves_while_being_answered_leaves_nothing_behind(agent_service, tmp_path):
+    async with served(agent_service, tmp_path / "state") as agent:
+        agent_service.gate.clear()
         with capture_logs() as logs:
             for _ in range(20):
                 async with connected(agent) as (_, writer):
                     writer.write(b"GET /v1/status HTTP/1.1\r\nHost: h\r\n\r\n")
                     await writer.drain()
             await gone(agent)
-            desk.gate.set()
+            agent_service.gate.set()
             assert (await agent.ask("GET", "/v1/status")).status == 200
         assert logs == []
 
 
-async def test_a_change_is_seen_through_when_whoever_asked_has_left(desk, tmp_path):
-    async with served(desk, tmp_path / "state") as agent:
-        desk.gate.clear()
+async def test_a_change_is_seen_through_when_whoever_asked_has_left(agent_service, tmp_path):
+    async with served(agent_service, tmp_path / "state") as agent:
+        agent_service.gate.clear()
         timeout = aiohttp.ClientTimeout(total=0.2)
         with pytest.raises(TimeoutError):
             await agent.client.post(agent.base + "/v1/sync", data=b'{"id": "left"}', headers=JSON, timeout=timeout)
-        desk.gate.set()
+        agent_service.gate.set()
         await agent.ask("GET", "/v1/status")
-        assert list(desk.asked) == ["left"]
+        assert list(agent_service.asked) == ["left"]

@@ -199,7 +199,7 @@ async def test_a_ledger_that_knew_of_no_memories_learns_of_them_and_keeps_all_it
     assert await ledger.open_ends() == []
     await deliver(ledger, 5)
     await ledger.memories().delivered(TARGET, [seen(1)])
-    assert await ledger.memories().standing(TARGET) == MemoryCounts(delivered=1)
+    assert await ledger.memories().counts(TARGET) == MemoryCounts(delivered=1)
     await ledger.aclose()
     await of_now.aclose()
 
@@ -209,14 +209,14 @@ async def test_a_ledger_that_knows_of_no_memories_is_read_as_it_lies_also_while_
     before, watching = path.read_bytes(), await reader(path)
     memories, page = watching.memories(), [seen(1), seen(2)]
     assert (await watching.record(TARGET)).known
-    assert await memories.standing(TARGET) == MemoryCounts()
+    assert await memories.counts(TARGET) == MemoryCounts()
     assert (await memories.held(TARGET, limit=9), await memories.bases(TARGET)) == ([], {})
     assert await memories.lacking(TARGET, page) == page
     assert path.read_bytes() == before
     ledger = await opened(path)
     await ledger.memories().delivered(TARGET, page[:1])
     assert await memories.lacking(TARGET, page) == page[1:]
-    assert await memories.standing(TARGET) == MemoryCounts(delivered=1)
+    assert await memories.counts(TARGET) == MemoryCounts(delivered=1)
     with pytest.raises(StateError, match="for reading only"):
         await memories.delivered(TARGET, page)
     await ledger.aclose()
@@ -228,7 +228,7 @@ async def test_a_kind_of_memory_that_was_never_written_is_damage(path):
     await ledger.memories().delivered(TARGET, [seen(1)])
     change(path, "UPDATE memory_places SET kind = 'dream'")
     with pytest.raises(StateError, match="damaged"):
-        await ledger.memories().standing(TARGET)
+        await ledger.memories().counts(TARGET)
     await ledger.aclose()
 
 

@@ -44,7 +44,7 @@ async def read(path: Path) -> tuple[object, ...]:
             list(await ledger.outbox()),
             [entry.event for entry in await ledger.history()],
             dict(await ledger.notes()),
-            await ledger.memories().standing(TARGET),
+            await ledger.memories().counts(TARGET),
             list(await ledger.memories().lacking(TARGET, ROWS)),
             dict(await ledger.memories().bases(TARGET)),
         )
@@ -66,6 +66,6 @@ async def test_the_story_goes_on_after_a_kill_as_if_nothing_had_happened(tmp_pat
     ledger = await opened(tmp_path / "ledger.db")
     for _, step in STORY[3:]:
         await step(ledger)
-    assert await ledger.memories().standing(TARGET) == MemoryCounts(delivered=3)
+    assert await ledger.memories().counts(TARGET) == MemoryCounts(delivered=3)
     await ledger.aclose()
     assert await read(tmp_path / "ledger.db") == await told(tmp_path / "peace.db", len(STORY))

@@ -143,13 +143,13 @@ async def test_a_store_that_has_never_been_used_has_nothing_to_let_go_of(aws, mo
 @pytest.mark.long
 async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, moto):
     """For longer than what stands still is given; and that is longer than a busy machine takes from move to move."""
-    footing, data = StallMonitor(hurried_seconds=7, shaky_seconds=600), random.Random(1).randbytes(12 * MIB)
+    stall_monitor, data = StallMonitor(hurried_seconds=7, shaky_seconds=600), random.Random(1).randbytes(12 * MIB)
     async with a_way(moto.endpoint, bytes_per_second=MIB) as way, a_store(way, moto) as store:
-        footing.keeps(store)
+        stall_monitor.keeps(store)
         loop, moves = asyncio.get_running_loop(), []
 
         async def upload() -> None:
-            async with limit_stalls(60, footing) as moved:
+            async with limit_stalls(60, stall_monitor) as moved:
 
                 def progress(_: int) -> None:
                     moves.append(loop.time())
@@ -159,28 +159,28 @@ async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, 
 
         task = asyncio.create_task(upload())
         await until(lambda: moves)
-        await footing.tighten()
+        await stall_monitor.tighten()
         await task
         assert moves[-1] - moves[0] > 7
         assert way.connections == 1
 
 
 async def test_a_request_whose_connection_died_is_cut_off_soon_and_the_next_goes_by_another(aws, rclone):
-    footing = StallMonitor(hurried_seconds=0.3, shaky_seconds=60)
+    stall_monitor = StallMonitor(hurried_seconds=0.3, shaky_seconds=60)
     async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(60):
-        footing.keeps(store)
+        stall_monitor.keeps(store)
         await put(store, b"it is there")
         way.lose()
-        task = asyncio.create_task(_get(store, footing))
+        task = asyncio.create_task(_get(store, stall_monitor))
         await until(lambda: way.swallowed)
-        await footing.tighten()
+        await stall_monitor.tighten()
         with pytest.raises(StallTimeout):
             await task
-        assert await _get(store, footing) == b"it is there"
+        assert await _get(store, stall_monitor) == b"it is there"
 
 
-async def _get(store: S3Store, footing: StallMonitor) -> bytes:
-    async with limit_stalls(300, footing):
+async def _get(store: S3Store, stall_monitor: StallMonitor) -> bytes:
+    async with limit_stalls(300, stall_monitor):
         return b"".join([piece async for piece in store.get("a")])
 
 
@@ -261,7 +261,7 @@ class Outside:
     def __init__(self, *_: object) -> None:
         self.happens: asyncio.Queue[NetworkChange] = asyncio.Queue()
 
-    async def upheavals(self) -> AsyncGenerator[NetworkChange, None]:
+    async def changes(self) -> AsyncGenerator[NetworkChange, None]:
         while True:
             yield await self.happens.get()
 
@@ -316,11 +316,11 @@ async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_
                 reached = asyncio.Event()
                 front.on("put_object", stall(reached, at=1), times=1)
                 await way.open()
-                await agent.surroundings.happens.put(NetworkChange.MOVED)
+                await agent.network_monitor.happens.put(NetworkChange.MOVED)
                 async with asyncio.timeout(60):
                     await reached.wait()
                 way.lose()
-                await agent.surroundings.happens.put(NetworkChange.WOKE)
+                await agent.network_monitor.happens.put(NetworkChange.WOKE)
                 await hears(told, SyncSucceeded)
                 record = await agent.ledger.record(agent.methods["cloud"].target)
         assert (record.failures, record.attempts) == (0, 0)

@@ -171,11 +171,13 @@ class Slowly:
 async def test_a_body_may_take_longer_than_an_answer(request, server, aws):
     """However slowly it goes: only the time after the last byte counts."""
     server = request.getfixturevalue(server)
-    pace = Slowly(0.15)
-    store = S3Store(bucket=server.new_bucket(), endpoint=server.endpoint, region="auto", read_timeout=1, pace=pace)
+    rate_limiter = Slowly(0.15)
+    store = S3Store(
+        bucket=server.new_bucket(), endpoint=server.endpoint, region="auto", read_timeout=1, rate_limiter=rate_limiter
+    )
     data = random.Random(3).randbytes(640 * 1024)
     await put(store, data)
-    assert pace.taken == len(data), "not sent twice"
+    assert rate_limiter.taken == len(data), "not sent twice"
     assert await fetch(store) == data
     await store.aclose()
 
@@ -190,10 +192,10 @@ async def test_an_answer_that_does_not_come_after_the_body_is_transient(fronted,
 
 
 async def test_bytes_that_go_out_again_wait_for_their_turn_again(fronted, front):
-    pace, told = Slowly(0), []
+    rate_limiter, told = Slowly(0), []
     front.on("put_object", refuse(503, "SlowDown"), times=1)
-    await put(fronted(pace=pace), WHOLE, progress=told.append)
-    assert (pace.taken, sum(told)) == (2 * len(WHOLE), len(WHOLE))
+    await put(fronted(rate_limiter=rate_limiter), WHOLE, progress=told.append)
+    assert (rate_limiter.taken, sum(told)) == (2 * len(WHOLE), len(WHOLE))
 
 
 async def test_cancelled_while_the_upload_begins_it_is_aborted_all_the_same(fronted, front, moto):

@@ -27,7 +27,7 @@ from agent.entrypoints.results import contract
 from agent.entrypoints.status_view import StatusView
 from agent.settings import Settings
 from tests.support import event_documents, values
-from tests.support.control_api import NOON, SYSTEM, FakeDesk, ended, hold, progress
+from tests.support.control_api import NOON, SYSTEM, FakeAgentService, ended, hold, progress
 from tests.support.machine import Machine
 
 CODEC = CloudEventsCodec()
@@ -46,8 +46,8 @@ def untouched_logs():
 
 
 @pytest.fixture
-def desk():
-    return FakeDesk()
+def agent_service():
+    return FakeAgentService()
 
 
 @dataclass
@@ -165,12 +165,12 @@ def made(directory: Path) -> Path:
 
 
 @asynccontextmanager
-async def served(desk, state: Path, *, limits=ALL, metrics=no_metrics, door="unix", alone=True, **settings):
+async def served(agent_service, state: Path, *, limits=ALL, metrics=no_metrics, door="unix", alone=True, **settings):
     if not state.exists():
         made(state)
     settings = Settings(agent_state_dir=state, agent_data_dir=state.parent / "data", **settings)
     before = asyncio.all_tasks()
-    async with serving(desk, settings, state_dir=state, metrics=metrics, limits=limits):
+    async with serving(agent_service, settings, state_dir=state, metrics=metrics, limits=limits):
         descriptor = os.open(state, os.O_RDONLY)
         try:
             way = aiohttp.UnixConnector(f"/proc/self/fd/{descriptor}/control.sock", limit=0)
@@ -189,40 +189,40 @@ async def served(desk, state: Path, *, limits=ALL, metrics=no_metrics, door="uni
 
 
 @pytest.fixture
-async def agent(desk, tmp_path):
-    async with served(desk, tmp_path / "state") as agent:
+async def agent(agent_service, tmp_path):
+    async with served(agent_service, tmp_path / "state") as agent:
         yield agent
 
 
 # ----------------------------------------------------------------------------------------------------- what is asked
 
 
-async def test_the_status_is_the_document_of_the_command(agent, desk):
+async def test_the_status_is_the_document_of_the_command(agent, agent_service):
     answer = await agent.ask("GET", "/v1/status")
-    expected = StatusView(await desk.status(), None, "").document(agent.settings)
+    expected = StatusView(await agent_service.status(), None, "").document(agent.settings)
     assert (answer.status, answer.json) == (200, json.loads(json.dumps(expected, default=str)))
 
 
-async def test_a_sync_is_asked_for_once_per_id(agent, desk):
+async def test_a_sync_is_asked_for_once_per_id(agent, agent_service):
     answer = await agent.ask("POST", "/v1/sync", {"id": "mine", "method": "http", "enable_fallback": False})
     assert (answer.status, answer.json) == (202, {"request_id": "mine", "accepted": True})
-    asked = desk.asked["mine"]
+    asked = agent_service.asked["mine"]
     assert (asked.system_id, asked.reason, asked.method, asked.enable_fallback) == (SYSTEM, "manual", "http", False)
     assert (asked.upload_reflections, asked.upload_knowledge_graph) == (True, True)
     again = await agent.ask("POST", "/v1/sync", {"id": "mine"})
-    assert (again.status, again.json, list(desk.asked)) == (202, answer.json, ["mine"])
+    assert (again.status, again.json, list(agent_service.asked)) == (202, answer.json, ["mine"])
 
 
-async def test_without_an_id_or_a_body_a_sync_gets_an_id_of_its_own(agent, desk):
+async def test_without_an_id_or_a_body_a_sync_gets_an_id_of_its_own(agent, agent_service):
     first, second = await agent.ask("POST", "/v1/sync", {}), await agent.ask("POST", "/v1/sync")
-    assert list(desk.asked) == [first.json["request_id"], second.json["request_id"]]
-    assert len(desk.asked) == 2
+    assert list(agent_service.asked) == [first.json["request_id"], second.json["request_id"]]
+    assert len(agent_service.asked) == 2
 
 
-async def test_a_refused_sync_is_a_conflict_in_the_refusals_own_words(agent, desk):
-    desk.refuses = True
+async def test_a_refused_sync_is_a_conflict_in_the_refusals_own_words(agent, agent_service):
+    agent_service.refuses = True
     told = await agent.problem(409, "POST", "/v1/sync", {"id": "mine"})
-    expected = contract(desk.outcomes["mine"])
+    expected = contract(agent_service.outcomes["mine"])
     assert (told["detail"], told["hint"]) == (expected["error"], expected["hint"])
 
 
@@ -234,10 +234,10 @@ async def test_a_refused_sync_is_a_conflict_in_the_refusals_own_words(agent, des
         pytest.param(values.failed(), id="failed"),
     ],
 )
-async def test_the_result_of_a_request_is_the_documented_one(agent, desk, result):
+async def test_the_result_of_a_request_is_the_documented_one(agent, agent_service, result):
     path, key = f"/v1/sync/{result.request_id}", "/v1/sync/{request_id}"
     await agent.problem(404, "GET", path)
-    desk.outcomes[result.request_id] = result
+    agent_service.outcomes[result.request_id] = result
     answer = await agent.ask("GET", path)
     assert (answer.status, answer.json) == (200, json.loads(json.dumps(contract(result))))
     hold(Served.document, key, "GET", 200, "application/json", answer.json)
@@ -253,29 +253,29 @@ async def test_a_request_that_nobody_knows_has_no_result(agent, name):
 
 
 @pytest.mark.parametrize("headers", [JSON, EVENT, {"Content-Type": "application/json; charset=utf-8"}])
-async def test_an_event_is_taken_and_known_again(agent, desk, headers):
+async def test_an_event_is_taken_and_known_again(agent, agent_service, headers):
     event = CODEC.encode(ended())
     first = await agent.ask("POST", "/v1/events", event, headers=headers)
     again = await agent.ask("POST", "/v1/events", event, headers=headers)
     assert (first.status, first.json) == (202, {"id": "session-0", "new": True})
     assert (again.status, again.json) == (202, {"id": "session-0", "new": False})
-    assert desk.taken == [ended(), ended()]
+    assert agent_service.taken == [ended(), ended()]
 
 
-async def test_a_sync_can_be_asked_for_as_an_event(agent, desk):
+async def test_a_sync_can_be_asked_for_as_an_event(agent, agent_service):
     asked = SyncAsked(id="by-event", time=NOON, system_id=SYSTEM)
     assert (await agent.ask("POST", "/v1/events", CODEC.encode(asked), headers=EVENT)).status == 202
-    assert desk.taken == [asked]
+    assert agent_service.taken == [asked]
 
 
-async def test_whoever_tells_an_event_and_leaves_at_once_has_told_it(agent, desk):
+async def test_whoever_tells_an_event_and_leaves_at_once_has_told_it(agent, agent_service):
     body = CODEC.encode(ended())
     head = b"POST /v1/events HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with socket.socket(socket.AF_UNIX) as hook:
         hook.connect(str(agent.path))
         hook.sendall(head % len(body) + body)
-    await desk.until(lambda: desk.taken)
-    assert desk.taken == [ended()]
+    await agent_service.until(lambda: agent_service.taken)
+    assert agent_service.taken == [ended()]
 
 
 async def test_the_metrics_come_as_they_are(agent):
@@ -284,17 +284,17 @@ async def test_the_metrics_come_as_they_are(agent):
     assert answer.headers["Content-Type"] == "text/plain; version=1.0.0; charset=utf-8"
 
 
-async def test_health_and_readiness_follow_the_desk(agent, desk):
+async def test_health_and_readiness_follow_the_desk(agent, agent_service):
     assert (await agent.ask("GET", "/healthz")).json == {"status": "ok"}
     assert (await agent.ask("GET", "/readyz")).json == {"status": "ok"}
-    desk.is_ready = False
+    agent_service.is_ready = False
     assert (await agent.ask("GET", "/healthz")).status == 200
     unready = await agent.ask("GET", "/readyz")
     assert (unready.status, unready.json) == (503, {"status": "starting", "trouble": {}})
-    desk.is_ready, desk.stuck = True, {"watcher": "it has not looked for 9 min"}
+    agent_service.is_ready, agent_service.stuck = True, {"watcher": "it has not looked for 9 min"}
     for path in ("/healthz", "/readyz"):
         stuck = await agent.ask("GET", path)
-        assert (stuck.status, stuck.json) == (503, {"status": "stuck", "trouble": desk.stuck})
+        assert (stuck.status, stuck.json) == (503, {"status": "stuck", "trouble": agent_service.stuck})
 
 
 async def test_head_is_get_without_a_body(agent):
@@ -351,9 +351,9 @@ async def test_another_method_is_told_those_that_are_allowed(agent, method, path
     ],
     ids=WISHES.split(),
 )
-async def test_a_wish_that_is_not_understood_is_told_why(agent, desk, body, what):
+async def test_a_wish_that_is_not_understood_is_told_why(agent, agent_service, body, what):
     assert what in (await agent.problem(400, "POST", "/v1/sync", body))["detail"]
-    assert not desk.asked
+    assert not agent_service.asked
 
 
 @pytest.mark.parametrize(
@@ -368,9 +368,9 @@ async def test_a_wish_that_is_not_understood_is_told_why(agent, desk, body, what
     ],
     ids=["nothing", "empty", "progress", "ingest", "another-system", "another-version"],
 )
-async def test_an_event_that_is_not_for_the_agent_is_told_why(agent, desk, event):
+async def test_an_event_that_is_not_for_the_agent_is_told_why(agent, agent_service, event):
     assert (await agent.problem(400, "POST", "/v1/events", event, headers=EVENT))["detail"]
-    assert not desk.taken
+    assert not agent_service.taken
 
 
 @pytest.mark.parametrize(
@@ -384,10 +384,10 @@ async def test_an_event_that_is_not_for_the_agent_is_told_why(agent, desk, event
     ],
     ids=["text", "form", "event", "event-text", "gzip"],
 )
-async def test_only_json_is_taken(agent, desk, path, headers):
+async def test_only_json_is_taken(agent, agent_service, path, headers):
     await agent.problem(415, "POST", path, b"{}", headers=headers)
-    assert not desk.asked
-    assert not desk.taken
+    assert not agent_service.asked
+    assert not agent_service.taken
 
 
 async def chunks(size: int):
@@ -404,9 +404,9 @@ async def test_a_body_of_64_kib_is_read_and_a_larger_one_refused_however_it_come
     assert (await agent.ask("GET", "/healthz")).status == 200
 
 
-async def test_a_client_that_waits_to_be_told_to_go_on_is_told(agent, desk):
+async def test_a_client_that_waits_to_be_told_to_go_on_is_told(agent, agent_service):
     assert (await agent.ask("POST", "/v1/sync", {"id": "patient"}, expect100=True)).status == 202
-    assert list(desk.asked) == ["patient"]
+    assert list(agent_service.asked) == ["patient"]
 
 
 @pytest.mark.parametrize(
@@ -418,34 +418,34 @@ async def test_a_query_that_is_not_understood_is_told_so(agent, query):
 
 
 @pytest.mark.parametrize("error", [StateError("the disk is gone", hint="mount it"), BusError("the bus is gone")])
-async def test_what_is_stuck_here_is_said_with_its_cure(agent, desk, error):
-    desk.error = error
+async def test_what_is_stuck_here_is_said_with_its_cure(agent, agent_service, error):
+    agent_service.error = error
     told = await agent.problem(503, "POST", "/v1/sync", {})
     assert (told["detail"], told["hint"]) == (error.message, error.hint)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("sesame"), ConnectionResetError("sesame"), TimeoutError("sesame")])
-async def test_an_error_of_ours_is_logged_and_told_without_details(agent, desk, error):
-    desk.error = error
+async def test_an_error_of_ours_is_logged_and_told_without_details(agent, agent_service, error):
+    agent_service.error = error
     with capture_logs() as logs:
         answer = await agent.ask("GET", "/v1/status")
     assert answer.status == 500
     assert b"sesame" not in answer.body
     [line] = logs
     assert (line["event"], line["log_level"], line["exc_info"]) == ("control_failed", "error", True)
-    desk.error = None
+    agent_service.error = None
     assert (await agent.ask("GET", "/v1/status")).status == 200
 
 
 # ----------------------------------------------------------------------------------------------------- what happens
 
 
-async def test_a_reader_hears_what_happens_from_now_on_and_progress_without_a_place(agent, desk):
-    desk.happen(ended(1))
+async def test_a_reader_hears_what_happens_from_now_on_and_progress_without_a_place(agent, agent_service):
+    agent_service.happen(ended(1))
     async with agent.follow() as stream:
-        await desk.readers(1)
-        desk.happen(progress(1))
-        desk.happen(ended(2))
+        await agent_service.readers(1)
+        agent_service.happen(progress(1))
+        agent_service.happen(ended(2))
         passing, entry = await stream.messages(2)
     assert (passing["event"], json.loads(passing["data"])["id"], "id" in passing) == (
         "akosha.sync.progress.v1", "p1", False,
@@ -456,55 +456,55 @@ async def test_a_reader_hears_what_happens_from_now_on_and_progress_without_a_pl
         "session-2",
     )
     assert CODEC.decode(entry["data"].encode()) == ended(2)
-    await desk.readers(0)
+    await agent_service.readers(0)
 
 
-async def test_a_reader_that_drops_before_its_first_event_comes_back_without_a_gap(agent, desk):
+async def test_a_reader_that_drops_before_its_first_event_comes_back_without_a_gap(agent, agent_service):
     """The first thing it is told is where it begins."""
-    desk.happen(ended(), count=5)
+    agent_service.happen(ended(), count=5)
     async with agent.follow() as stream, asyncio.timeout(SECONDS):
         begins = [await stream._next() for _ in range(2)]
     assert begins == [{"retry": "1000"}, {"id": "5"}]
-    await desk.readers(0)
-    desk.happen(ended(), count=2)
+    await agent_service.readers(0)
+    agent_service.happen(ended(), count=2)
     async with agent.follow(**{"Last-Event-ID": "5"}) as stream:
         assert await stream.ids(2) == [6, 7]
 
 
-async def test_what_happens_while_a_reader_without_a_place_is_let_in_is_told(agent, desk):
+async def test_what_happens_while_a_reader_without_a_place_is_let_in_is_told(agent, agent_service):
     async with agent.follow() as stream:
-        desk.happen(ended())
+        agent_service.happen(ended())
         assert await stream.ids(1) == [1]
 
 
-async def test_a_reader_that_comes_back_goes_on_without_gap_or_duplicate(agent, desk):
-    desk.happen(ended(), count=5)
+async def test_a_reader_that_comes_back_goes_on_without_gap_or_duplicate(agent, agent_service):
+    agent_service.happen(ended(), count=5)
     async with agent.follow("?after=0") as stream:
         seen = await stream.ids(3)
-    await desk.readers(0)
-    desk.happen(ended(), count=2)
+    await agent_service.readers(0)
+    agent_service.happen(ended(), count=2)
     async with agent.follow("?after=0", **{"Last-Event-ID": str(seen[-1])}) as stream:
         seen += await stream.ids(4)
-        desk.happen(ended())
+        agent_service.happen(ended())
         seen += await stream.ids(1)
     assert seen == list(range(1, 9))
 
 
-async def test_readers_hear_a_sign_of_life_and_a_timer_runs_for_them_alone(desk, tmp_path):
-    async with served(desk, tmp_path / "state", limits=Limits(heartbeat_seconds=0.05)) as agent:
+async def test_readers_hear_a_sign_of_life_and_a_timer_runs_for_them_alone(agent_service, tmp_path):
+    async with served(agent_service, tmp_path / "state", limits=Limits(heartbeat_seconds=0.05)) as agent:
         assert timers() == []
         async with agent.follow() as stream:
             await stream.heartbeat()
-            desk.happen(ended())
+            agent_service.happen(ended())
             assert await stream.ids(1) == [1]
             await stream.heartbeat()
-        await desk.readers(0)
+        await agent_service.readers(0)
     assert timers() == []
 
 
-async def test_an_idle_server_has_no_timer_and_no_task(desk, tmp_path):
+async def test_an_idle_server_has_no_timer_and_no_task(agent_service, tmp_path):
     before = asyncio.all_tasks()
-    async with served(desk, tmp_path / "state") as agent:
+    async with served(agent_service, tmp_path / "state") as agent:
         await agent.ask("GET", "/healthz")
         await agent.client.close()
         await gone(agent)
@@ -530,36 +530,36 @@ async def gone(agent) -> None:
     await writer.wait_closed()
 
 
-async def test_a_reader_that_does_not_read_is_cut_off_and_the_others_go_on(desk, tmp_path):
+async def test_a_reader_that_does_not_read_is_cut_off_and_the_others_go_on(agent_service, tmp_path):
     limits = Limits(heartbeat_seconds=0.05, stalled_seconds=0.2)
-    async with served(desk, tmp_path / "state", limits=limits) as agent:
+    async with served(agent_service, tmp_path / "state", limits=limits) as agent:
         with socket.socket(socket.AF_UNIX) as lazy:
             lazy.connect(str(agent.path))
             lazy.sendall(b"GET /v1/events?after=0 HTTP/1.1\r\nHost: h\r\n\r\n")
-            await desk.readers(1)
+            await agent_service.readers(1)
             async with agent.follow() as stream:
-                await desk.readers(2)
+                await agent_service.readers(2)
                 with capture_logs() as logs:
-                    desk.happen(replace(ended(), reason="x" * 20_000), count=100)  # more than a socket buffers
+                    agent_service.happen(replace(ended(), reason="x" * 20_000), count=100)  # more than a socket buffers
                     assert await stream.ids(100) == list(range(1, 101))
-                    await desk.readers(1)
-                desk.happen(ended())
+                    await agent_service.readers(1)
+                agent_service.happen(ended())
                 assert await stream.ids(1) == [101]
     assert [line["event"] for line in logs] == ["control_reader_stalled"]
 
 
-async def test_too_many_readers_are_told_so(desk, tmp_path):
-    async with served(desk, tmp_path / "state", limits=Limits(readers=1)) as agent:
+async def test_too_many_readers_are_told_so(agent_service, tmp_path):
+    async with served(agent_service, tmp_path / "state", limits=Limits(readers=1)) as agent:
         async with agent.follow():
-            await desk.readers(1)
+            await agent_service.readers(1)
             assert "1 readers" in (await agent.problem(503, "GET", "/v1/events"))["detail"]
-        await desk.readers(0)
+        await agent_service.readers(0)
         async with agent.follow():
-            await desk.readers(1)
+            await agent_service.readers(1)
 
 
-async def test_a_ledger_that_fails_breaks_the_stream_off_so_that_readers_come_back(agent, desk):
-    desk.error = StateError("the disk is gone")
+async def test_a_ledger_that_fails_breaks_the_stream_off_so_that_readers_come_back(agent, agent_service):
+    agent_service.error = StateError("the disk is gone")
     with capture_logs() as logs, pytest.raises(aiohttp.ClientError):
         async with agent.follow() as stream:
             await stream.end()
@@ -567,16 +567,16 @@ async def test_a_ledger_that_fails_breaks_the_stream_off_so_that_readers_come_ba
     assert (line["event"], line["error"]) == ("control_events_broken", "the disk is gone")
 
 
-async def test_the_end_is_clean_for_readers_and_comes_within_a_second(desk, tmp_path):
-    agent = served(desk, tmp_path / "state")
+async def test_the_end_is_clean_for_readers_and_comes_within_a_second(agent_service, tmp_path):
+    agent = served(agent_service, tmp_path / "state")
     where = await agent.__aenter__()
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(where.path))) as client:
         others = Served(where.state, where.settings, client)
         async with others.follow("?after=0") as stream:
-            desk.happen(ended())
+            agent_service.happen(ended())
             assert await stream.ids(1) == [1]
             _, idle = await asyncio.open_unix_connection(where.path)
-            desk.gate.clear()
+            agent_service.gate.clear()
             stuck = asyncio.create_task(client.get(others.base + "/v1/status"))
             reading = asyncio.create_task(stream.end())
             await gone(where)
@@ -602,7 +602,7 @@ def many_descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_500_readers_at_once_get_every_event(desk, tmp_path, many_descriptors):
+async def test_500_readers_at_once_get_every_event(agent_service, tmp_path, many_descriptors):
     async def read(reader, count: int) -> list[bytes]:
         found = []
         while len(found) < count:
@@ -612,28 +612,28 @@ async def test_500_readers_at_once_get_every_event(desk, tmp_path, many_descript
                 found.append(line[4:].strip())
         return found
 
-    async with served(desk, tmp_path / "state") as agent, asyncio.timeout(SECONDS):
+    async with served(agent_service, tmp_path / "state") as agent, asyncio.timeout(SECONDS):
         ways = [await asyncio.open_unix_connection(agent.path) for _ in range(500)]
         for _, writer in ways:
             writer.write(b"GET /v1/events HTTP/1.1\r\nHost: h\r\n\r\n")
-        await desk.readers(500)
-        desk.happen(ended(1))
-        desk.happen(ended(2))
+        await agent_service.readers(500)
+        agent_service.happen(ended(1))
+        agent_service.happen(ended(2))
         heard = await asyncio.gather(*(read(reader, 3) for reader, _ in ways))
         assert heard == [[b"0", b"1", b"2"]] * 500  # where it begins, and what happens
         assert (await agent.ask("GET", "/healthz")).status == 200
         for _, writer in ways:
             writer.close()
-        await desk.readers(0)
+        await agent_service.readers(0)
 
 
 # ------------------------------------------------------------------------------------------------- the Unix socket
 
 
-async def test_the_socket_is_for_this_user_alone_and_gone_in_the_end(desk, tmp_path):
+async def test_the_socket_is_for_this_user_alone_and_gone_in_the_end(agent_service, tmp_path):
     old = os.umask(0)
     try:
-        async with served(desk, tmp_path / "state") as agent:
+        async with served(agent_service, tmp_path / "state") as agent:
             mode = agent.path.lstat().st_mode
             assert (stat.S_ISSOCK(mode), stat.S_IMODE(mode)) == (True, 0o600)
             assert names(agent.state) == ["control.sock"]
@@ -658,7 +658,7 @@ async def test_nobody_can_connect_before_the_socket_is_closed_to_others(tmp_path
 
 
 async def test_agents_with_two_state_directories_do_not_meet(tmp_path):
-    first, second = FakeDesk(), FakeDesk()
+    first, second = FakeAgentService(), FakeAgentService()
     one_place, other_place = tmp_path / "a" / "state", tmp_path / "b" / "state"
     async with served(first, one_place) as one, served(second, other_place, alone=False) as other:
         await one.ask("POST", "/v1/sync", {"id": "one"})
@@ -667,18 +667,18 @@ async def test_agents_with_two_state_directories_do_not_meet(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux reaches a socket through a descriptor")
-async def test_a_path_longer_than_an_address_is_reached_through_the_directory(desk, tmp_path):
+async def test_a_path_longer_than_an_address_is_reached_through_the_directory(agent_service, tmp_path):
     state = tmp_path / ("d" * 100) / ("e" * 100)
-    async with served(desk, state) as agent:
+    async with served(agent_service, state) as agent:
         assert stat.S_IMODE(agent.path.lstat().st_mode) == 0o600
         assert (await agent.ask("GET", "/healthz")).status == 200
     assert names(state) == []
 
 
-async def test_where_no_socket_can_be_made_the_agent_goes_on(desk, tmp_path):
+async def test_where_no_socket_can_be_made_the_agent_goes_on(agent_service, tmp_path):
     made(tmp_path / "state" / "control.sock")
     with capture_logs() as logs:
-        async with served(desk, tmp_path / "state"):
+        async with served(agent_service, tmp_path / "state"):
             pass
     [line] = logs
     assert (line["event"], line["log_level"], "control.sock" in line["error"]) == (
@@ -688,8 +688,8 @@ async def test_where_no_socket_can_be_made_the_agent_goes_on(desk, tmp_path):
     assert names(tmp_path / "state") == ["control.sock"]
 
 
-async def test_the_socket_of_a_successor_is_left_alone(desk, tmp_path):
-    async with served(desk, tmp_path / "state") as agent:
+async def test_the_socket_of_a_successor_is_left_alone(agent_service, tmp_path):
+    async with served(agent_service, tmp_path / "state") as agent:
         agent.path.unlink()
         agent.path.write_text("another's")
     assert agent.path.read_text() == "another's"
@@ -706,8 +706,10 @@ def port() -> int:
 
 
 @pytest.fixture
-async def exposed(desk, tmp_path, port):
-    async with served(desk, tmp_path / "state", door="tcp", agent_http_port=port, agent_http_token=TOKEN) as agent:
+async def exposed(agent_service, tmp_path, port):
+    async with served(
+        agent_service, tmp_path / "state", door="tcp", agent_http_port=port, agent_http_token=TOKEN
+    ) as agent:
         yield agent
 
 
@@ -715,12 +717,12 @@ def bearing(token: str, **more: str) -> dict:
     return JSON | {"Authorization": f"Bearer {token}"} | more
 
 
-async def test_over_the_port_reading_needs_no_token_and_changing_does(exposed, desk):
+async def test_over_the_port_reading_needs_no_token_and_changing_does(exposed, agent_service):
     assert (await exposed.ask("GET", "/v1/status")).status == 200
     assert (await exposed.ask("POST", "/v1/sync", {"id": "known"}, headers=bearing(TOKEN))).status == 202
     body = CODEC.encode(ended())
     assert (await exposed.ask("POST", "/v1/events", body, headers=bearing(TOKEN))).status == 202
-    assert (list(desk.asked), desk.taken) == (["known"], [ended()])
+    assert (list(agent_service.asked), agent_service.taken) == (["known"], [ended()])
 
 
 @pytest.mark.parametrize(
@@ -737,13 +739,13 @@ async def test_over_the_port_reading_needs_no_token_and_changing_does(exposed, d
     ],
     ids=["none", "empty", "another", "shorter", "longer", "basic", "bare", "not-ascii"],
 )
-async def test_over_the_port_nothing_changes_without_the_token(exposed, desk, headers):
+async def test_over_the_port_nothing_changes_without_the_token(exposed, agent_service, headers):
     for path, body in (("/v1/sync", b"{}"), ("/v1/events", CODEC.encode(ended()))):
         answer = await exposed.ask("POST", path, body, headers=headers)
         assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="akosha-agent"')
         assert TOKEN.encode() not in answer.body
-    assert not desk.asked
-    assert not desk.taken
+    assert not agent_service.asked
+    assert not agent_service.taken
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{}", "localhost:{}", "LocalHost:{}", "[::1]:{}"])
@@ -757,22 +759,22 @@ async def test_names_of_this_place_are_known(exposed, port, host):
 @pytest.mark.parametrize(
     "host", ["evil.example:{}", "127.0.0.1", "localhost", "127.0.0.1:1", "127.0.0.1:{}.evil.example"]
 )
-async def test_another_host_is_refused_also_for_reading(exposed, desk, port, host):
+async def test_another_host_is_refused_also_for_reading(exposed, agent_service, port, host):
     """A page whose name leads to this machine (DNS rebinding) is of its own origin to the browser."""
     told = await exposed.problem(403, "GET", "/v1/status", headers={"Host": host.format(port)})
     assert "Host" in told["detail"]
     headers = bearing(TOKEN, Host=host.format(port))
     assert (await exposed.ask("POST", "/v1/sync", {}, headers=headers)).status == 403
-    assert not desk.asked
+    assert not agent_service.asked
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:{}", "http://127.0.0.1:1", ""])
-async def test_another_origin_is_refused_also_for_reading(exposed, desk, port, origin):
+async def test_another_origin_is_refused_also_for_reading(exposed, agent_service, port, origin):
     told = await exposed.problem(403, "GET", "/v1/events", headers={"Origin": origin.format(port)})
     assert "Origin" in told["detail"]
     headers = bearing(TOKEN, Origin=origin.format(port))
     assert (await exposed.ask("POST", "/v1/sync", {}, headers=headers)).status == 403
-    assert not desk.asked
+    assert not agent_service.asked
 
 
 async def test_over_the_port_what_is_not_there_is_told_to_those_alone_who_may_ask(exposed):
@@ -780,12 +782,12 @@ async def test_over_the_port_what_is_not_there_is_told_to_those_alone_who_may_as
     assert (await exposed.ask("GET", "/nothing")).status == 404
 
 
-async def test_without_one_in_the_settings_a_token_is_made_once_for_this_user_alone(desk, tmp_path, port):
+async def test_without_one_in_the_settings_a_token_is_made_once_for_this_user_alone(agent_service, tmp_path, port):
     tokens = []
     old = os.umask(0)
     try:
         for _ in range(2):
-            async with served(desk, tmp_path / "state", door="tcp", agent_http_port=port) as agent:
+            async with served(agent_service, tmp_path / "state", door="tcp", agent_http_port=port) as agent:
                 file = agent.state / "http-token"
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600
                 tokens.append(file.read_text().strip())
@@ -820,10 +822,10 @@ def test_a_token_that_others_may_know_or_that_is_none_is_made_anew(tmp_path, spo
     assert kept_token(tmp_path) == token
 
 
-async def test_a_port_in_use_is_said_with_its_cure_and_the_agent_goes_on(desk, tmp_path):
+async def test_a_port_in_use_is_said_with_its_cure_and_the_agent_goes_on(agent_service, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other, capture_logs() as logs:
         taken = other.getsockname()[1]
-        async with served(desk, tmp_path / "state", agent_http_port=taken, agent_http_token=TOKEN) as agent:
+        async with served(agent_service, tmp_path / "state", agent_http_port=taken, agent_http_token=TOKEN) as agent:
             assert (await agent.ask("GET", "/healthz")).status == 200
     [line] = [line for line in logs if line["log_level"] == "error"]
     assert (line["event"], line["port"], "akosha_agent_http_port" in line["hint"]) == (
@@ -834,10 +836,10 @@ async def test_a_port_in_use_is_said_with_its_cure_and_the_agent_goes_on(desk, t
 # ------------------------------------------------------------------------------------------------------ the document
 
 
-async def test_the_document_is_a_valid_one_and_names_what_is_served(agent, desk):
+async def test_the_document_is_a_valid_one_and_names_what_is_served(agent, agent_service):
     from openapi_spec_validator import validate
 
-    desk.outcomes["r1"] = values.skipped()
+    agent_service.outcomes["r1"] = values.skipped()
     document = (await agent.ask("GET", "/openapi.json")).json
     validate(document)
     asked = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}

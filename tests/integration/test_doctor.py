@@ -37,7 +37,7 @@ from agent.entrypoints.service.manager import InstallOrder
 from agent.entrypoints.service.runner import Runner
 from agent.entrypoints.service.systemd import Systemd
 from agent.settings import Settings
-from tests.support.control_api import FakeDesk
+from tests.support.control_api import FakeAgentService
 from tests.support.servers.akosha import Akosha
 from tests.support.servers.faulty_proxy import answer_with, refuse
 from tests.support.servers.nats import connected, running_nats
@@ -695,12 +695,14 @@ async def test_no_agent_is_a_warning_and_a_sync_at_work_none(look, places):
 async def test_an_agent_that_answers_is_well(look, places):
     settings = Settings(**places)
     with at_work(settings.agent_state_dir):
-        desk = FakeDesk()
-        async with serving(desk, settings, state_dir=settings.agent_state_dir, metrics=no_metrics, limits=Limits()):
+        agent_service = FakeAgentService()
+        async with serving(
+            agent_service, settings, state_dir=settings.agent_state_dir, metrics=no_metrics, limits=Limits()
+        ):
             found = one(await look(keeping_checks.agent), OK)
             assert f"({'run'})" in found.found
             assert __version__ in found.found
-            desk.stuck = {"watcher": "it has not looked for 300 s"}
+            agent_service.stuck = {"watcher": "it has not looked for 300 s"}
             assert "watcher: it has not looked for 300 s" in one(await look(keeping_checks.agent), ERROR).found
 
 

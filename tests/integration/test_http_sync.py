@@ -75,7 +75,7 @@ class Rig:
             target = home.targets(IDENTITY)["http"]
             record = await ledger.record(target)
             states = {name: known.state.value for name, known in record.databases.items()}
-            return states, await ledger.memories().standing(target), await ledger.memories().held(target, limit=9)
+            return states, await ledger.memories().counts(target), await ledger.memories().held(target, limit=9)
         finally:
             await ledger.aclose()
 

@@ -14,7 +14,7 @@ from agent.bootstrap.metrics import metering
 from agent.domain.errors import StateError, StoreError
 from agent.domain.events import SyncAsked
 from agent.settings import Settings
-from tests.support.control_api import FakeDesk
+from tests.support.control_api import FakeAgentService
 from tests.support.faulty_store import FaultyStore
 from tests.support.machine import NOBODY
 from tests.support.memory_store import MemoryStore
@@ -62,7 +62,7 @@ async def at_work(tmp_path, monkeypatch):
         async with await agent_bootstrap.build(home, identity, meter=counts.meter) as agent, asyncio.timeout(60):
             counts.ledger_bytes = agent.ledger.size
             await agent.once(ask)
-            return (await counts.exposition(agent.desk))[0]
+            return (await counts.exposition(agent.agent_service))[0]
 
     return sync
 
@@ -112,10 +112,10 @@ async def test_what_is_refused_at_once_is_counted_as_a_failure_of_no_method(at_w
 
 
 async def test_a_ledger_that_cannot_be_read_leaves_the_rest_of_the_answer():
-    desk, counts = FakeDesk(), metering()
-    desk.stuck = {"watch": "it has not looked for 300 s"}
-    desk.error = StateError("the ledger is damaged")
-    page, kind = await counts.exposition(desk)
+    agent_service, counts = FakeAgentService(), metering()
+    agent_service.stuck = {"watch": "it has not looked for 300 s"}
+    agent_service.error = StateError("the ledger is damaged")
+    page, kind = await counts.exposition(agent_service)
     assert (value(page, "scrape_error"), value(page, "stuck"), value(page, "ready")) == (1, 1, 1)
     assert kind.startswith("text/plain; version=0.0.4")
 
@@ -129,7 +129,7 @@ async def exported():
         return 4096
 
     counts.ledger_bytes = size
-    page, _ = await counts.exposition(FakeDesk())
+    page, _ = await counts.exposition(FakeAgentService())
     return {
         f"{name}_total" if family.type == "counter" else name: (
             family.type,

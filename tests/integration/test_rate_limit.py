@@ -28,7 +28,7 @@ async def wired(tmp_path) -> AsyncIterator:
     """A function that wires the methods for a limit, and returns the cloud's store, the server's sink, the clock."""
     ledgers = []
 
-    async def wire(limit: int, footing: StallMonitor | None = None, **how: str):
+    async def wire(limit: int, stall_monitor: StallMonitor | None = None, **how: str):
         clock, codec = ManualClock(), CloudEventsCodec()
         where = how or {"cloud_endpoint": f"file://{tmp_path}/bucket"}
         settings = Settings(
@@ -37,7 +37,15 @@ async def wired(tmp_path) -> AsyncIterator:
         home = Home.of(settings)
         ledgers.append(ledger := await SqliteLedger.open(tmp_path / "ledger", codec, clock=clock))
         methods = sync_methods(
-            settings, home.state, Identity("a", "mac"), home.taker(), Warm(), ledger, clock, home.machine(), footing
+            settings,
+            home.state,
+            Identity("a", "mac"),
+            home.taker(),
+            Warm(),
+            ledger,
+            clock,
+            home.machine(),
+            stall_monitor,
         )
         cloud, http = methods["cloud"]._method, methods["http"]._method
         return cloud._store, http._push.sink, clock
@@ -55,8 +63,8 @@ async def test_without_a_limit_nothing_stands_in_between(wired):
 async def test_with_one_it_is_shared_by_objects_and_memories(wired):
     store, sink, _ = await wired(100)
     assert (type(store), type(sink)) == (RateLimitedStore, RateLimitedSink)
-    assert store.pace is sink.pace
-    assert store.pace.bytes_per_second == 100 * KIB
+    assert store.rate_limiter is sink.rate_limiter
+    assert store.rate_limiter.bytes_per_second == 100 * KIB
 
 
 async def test_a_bucket_paces_its_bytes_itself_as_they_leave(wired):
@@ -64,23 +72,23 @@ async def test_a_bucket_paces_its_bytes_itself_as_they_leave(wired):
     bucket = {"cloud_bucket": "bucket", "cloud_endpoint": "http://127.0.0.1:9"}
     store, sink, _ = await wired(100, **bucket)
     assert (type(store), type(sink)) == (S3Store, RateLimitedSink)
-    assert store._sending._pace is sink.pace
+    assert store._sending._rate_limiter is sink.rate_limiter
     store, sink, _ = await wired(0, **bucket)
-    assert (type(store), store._sending._pace, type(sink)) == (S3Store, None, AkoshaSink)
+    assert (type(store), store._sending._rate_limiter, type(sink)) == (S3Store, None, AkoshaSink)
 
 
 async def test_who_is_held_back_with_memories_does_not_count_as_standing_still(wired):
-    footing = StallMonitor()
-    _, sink, _ = await wired(100, footing)
-    assert sink.held_back == footing.moved
+    stall_monitor = StallMonitor()
+    _, sink, _ = await wired(100, stall_monitor)
+    assert sink.held_back == stall_monitor.moved
 
 
 @pytest.mark.parametrize("limit", [0, 100], ids=["no-limit", "limit"])
 async def test_whoever_keeps_connections_is_known_to_the_footing(wired, limit):
-    footing = StallMonitor()
-    await wired(limit, footing, cloud_bucket="bucket", cloud_endpoint="http://127.0.0.1:9")
-    assert sorted(type(one).__name__ for one in footing._connected) == ["AkoshaSink", "S3Store"]
-    await footing.tighten()  # before the first request: there is nothing to let go of
+    stall_monitor = StallMonitor()
+    await wired(limit, stall_monitor, cloud_bucket="bucket", cloud_endpoint="http://127.0.0.1:9")
+    assert sorted(type(one).__name__ for one in stall_monitor._connected) == ["AkoshaSink", "S3Store"]
+    await stall_monitor.tighten()  # before the first request: there is nothing to let go of
 
 
 async def test_a_real_object_takes_the_time_that_the_limit_gives_it(wired, tmp_path):

@@ -122,13 +122,13 @@ async def test_a_sync_that_runs_during_a_reload_is_neither_lost_nor_done_twice_a
     ask = SyncAsked(id="ask-1", time=values.NOON, system_id="laptop")
     async with running(world):
         await begun.wait()
-        assert await world.agents[0].desk.take(ask)
+        assert await world.agents[0].agent_service.accept(ask)
         await world.reload(agent_quiet_seconds=0.2)
         await world.hears("STATUS", SYNCED)
         ledger = world.agents[1].ledger
         async with asyncio.timeout(60):
             while (result := await ledger.outcome("ask-1")) is None:
-                await world.agents[1].settled.wait(1)
+                await world.agents[1].sync_finished.wait(1)
         assert result.success
         requests = [e.event for e in await ledger.history() if e.event.type == "akosha.sync.succeeded.v1"]
     assert len(requests) == 1
@@ -191,7 +191,7 @@ async def test_a_hangup_resets_clients_whatever_the_settings_say(world, refused)
 
     client = Client()
     async with running(world):
-        world.agents[0].footing.keeps(client)
+        world.agents[0].stall_monitor.keeps(client)
         await world.reload(**({"agent_state_dir": world.tmp_path / "elsewhere"} if refused else {}))
     assert (len(world.agents), client.resets) == (1, 1)
 

@@ -30,7 +30,7 @@ def progress(done: int = 1) -> SyncProgress:
     )  # fmt: skip
 
 
-class FakeDesk(AgentService):
+class FakeAgentService(AgentService):
     """`error` is raised by whatever is asked next; `gate` holds up whoever asks until it is set."""
 
     def __init__(self) -> None:
@@ -56,10 +56,10 @@ class FakeDesk(AgentService):
     def ready(self) -> bool:
         return self.is_ready
 
-    def trouble(self):
+    def problems(self):
         return self.stuck
 
-    async def figures(self):
+    async def status_for_metrics(self):
         return await self.status()
 
     async def status(self):
@@ -69,7 +69,7 @@ class FakeDesk(AgentService):
             agent_id="0" * 32,
             route=("cloud",),
             records=[TargetRecord(values.TARGET)],
-            standings={"cloud": MemoryCounts()},
+            memory_counts={"cloud": MemoryCounts()},
             survey={},
             notes={"bus": "memory: no NATS", "bus_since": NOON.isoformat()},
             results_waiting=0,
@@ -79,7 +79,7 @@ class FakeDesk(AgentService):
     async def survey_problem(self) -> str:
         return ""
 
-    async def ask(self, ask: SyncAsked) -> SyncRequested | None:
+    async def request_sync(self, ask: SyncAsked) -> SyncRequested | None:
         await self._enter()
         self.asked.setdefault(ask.id, ask)
         if self.refuses:
@@ -94,7 +94,7 @@ class FakeDesk(AgentService):
         await self._enter()
         return self.outcomes.get(request_id)
 
-    async def take(self, event) -> bool:
+    async def accept(self, event) -> bool:
         await self._enter()
         if not isinstance(event, SessionEnded | SyncAsked) or event.system_id != SYSTEM:
             raise WireError(f"{event.type} of {event.system_id} is not for this agent")
@@ -103,7 +103,7 @@ class FakeDesk(AgentService):
         self._tell()
         return new
 
-    async def position(self) -> int:
+    async def last_position(self) -> int:
         return len(self.history)
 
     async def events(self, *, after):

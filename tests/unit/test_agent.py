@@ -159,21 +159,22 @@ async def world(tmp_path: Path, script=(), *, fallback=None, running: bool = Tru
     methods = {"cloud": method}
     if fallback is not None:
         methods["http"] = ScriptedMethod(ledger, fallback, "http")
-    flight, settled, faults = asyncio.Lock(), Signal(clock, "retry"), asyncio.Queue()
+    sync_lock, sync_finished, faults = asyncio.Lock(), Signal(clock, "retry"), asyncio.Queue()
     config = Settings(cloud_endpoint="file:///bucket", max_retries=0, enable_fallback=fallback is not None, **settings)
     agent = Agent(
         settings=config, identity=IDENTITY, clock=clock, bus=bus, ledger=ledger, taker=files,
         methods=methods,
-        uploaders=[
+        subscribers=[
             SyncSubscriber(each, bus=bus, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
-                     rules=RetryRules(tries, 2.0), flight=flight, after_outcome=settled.set, faults=faults)
+                     rules=RetryRules(tries, 2.0), sync_lock=sync_lock, after_outcome=sync_finished.set, faults=faults)
             for each in methods.values()
         ],
         publisher=Publisher(
             settings=config, identity=IDENTITY, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
             taker=files, methods=methods,
         ),
-        recorder=recorder, watch=files, spool=notes, spool_watch=notes, flight=flight, settled=settled, faults=faults,
+        recorder=recorder, watch=files, spool=notes, spool_watch=notes,
+        sync_lock=sync_lock, sync_finished=sync_finished, faults=faults,
         results_bus=bus,
     )  # fmt: skip
 

@@ -22,11 +22,11 @@ def ended(number: int = 1, system: str = values.SYSTEM) -> SessionEnded:
 async def test_an_ask_becomes_a_request_of_its_id(tmp_path):
     async with world(tmp_path, [1]) as w:
         w.files.change(1, told=False)
-        request = await w.agent.desk.ask(ask())
+        request = await w.agent.agent_service.request_sync(ask())
         assert (request.request_id, request.reason) == ("ask-1", "manual")
         await w.settle()
-        assert (await w.agent.desk.outcome("ask-1")).success
-        assert await w.agent.desk.outcome("ask-2") is None
+        assert (await w.agent.agent_service.outcome("ask-1")).success
+        assert await w.agent.agent_service.outcome("ask-2") is None
 
 
 async def test_only_a_status_that_a_person_reads_looks_at_the_target(tmp_path):
@@ -38,23 +38,23 @@ async def test_only_a_status_that_a_person_reads_looks_at_the_target(tmp_path):
             looks.append(1)
             return (unmounted,)
 
-        w.agent.desk._warnings = look
-        assert (await w.agent.desk.glance()).warnings == ()
-        assert (await metering().exposition(w.agent.desk))[0]
+        w.agent.agent_service._warnings = look
+        assert (await w.agent.agent_service.brief_status()).warnings == ()
+        assert (await metering().exposition(w.agent.agent_service))[0]
         assert looks == []
-        assert (await w.agent.desk.status()).warnings == (unmounted,)
+        assert (await w.agent.agent_service.status()).warnings == (unmounted,)
 
 
 async def test_the_same_ask_again_is_the_same_request_before_during_and_after_its_sync(tmp_path):
     async with world(tmp_path, [1]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, told=False)
-        at_once = await asyncio.gather(*(w.agent.desk.ask(ask()) for _ in range(10)))
+        at_once = await asyncio.gather(*(w.agent.agent_service.request_sync(ask()) for _ in range(10)))
         await w.settle()
-        during = await w.agent.desk.ask(ask())
+        during = await w.agent.agent_service.request_sync(ask())
         w.method.hold.set()
         await w.settle()
-        after = await w.agent.desk.ask(ask())
+        after = await w.agent.agent_service.request_sync(ask())
         assert [*at_once, during, after] == [at_once[0]] * 12
         await w.pass_time(120)
         assert (w.reasons, len(w.method.asked)) == (["manual"], 1)
@@ -64,32 +64,32 @@ async def test_an_ask_by_socket_and_by_note_in_either_order_is_one_request_with_
     async with world(tmp_path, [1, 2]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, told=False)
-        assert await w.agent.desk.take(ask())
+        assert await w.agent.agent_service.accept(ask())
         w.notes.leave(ask())
         await w.settle()
         w.notes.leave(ask(id="ask-2"))
         await w.settle()
-        assert not await w.agent.desk.take(ask(id="ask-2"))
+        assert not await w.agent.agent_service.accept(ask(id="ask-2"))
         assert list(w.notes.notes) == ["ask-1", "ask-2"], "a note stays until there is an outcome"
         w.method.hold.set()
         await w.pass_time(61)
         assert (w.reasons, w.notes.notes) == (["manual", "manual"], {})
-        assert not await w.agent.desk.take(ask())
+        assert not await w.agent.agent_service.accept(ask())
         results = [e.event for e in await w.agent.ledger.history() if getattr(e.event, "request_id", "") == "ask-1"]
         assert len([one for one in results if not isinstance(one, SyncRequested)]) == 1
 
 
 async def test_an_ask_that_is_refused_is_refused_once(tmp_path):
     async with world(tmp_path, sync_enabled=False) as w:
-        assert await w.agent.desk.ask(ask()) is None
-        assert await w.agent.desk.ask(ask()) is None
-        assert "switched off" in (await w.agent.desk.outcome("ask-1")).error
+        assert await w.agent.agent_service.request_sync(ask()) is None
+        assert await w.agent.agent_service.request_sync(ask()) is None
+        assert "switched off" in (await w.agent.agent_service.outcome("ask-1")).error
         assert len(await w.agent.ledger.history()) == 1
 
 
 async def test_an_ask_for_another_system_is_refused_with_the_cure(tmp_path):
     async with world(tmp_path) as w:
-        for asking in (w.agent.desk.ask, w.agent.desk.take):
+        for asking in (w.agent.agent_service.request_sync, w.agent.agent_service.accept):
             with pytest.raises(WireError, match="other") as refused:
                 await asking(ask(system_id="other"))
             assert values.SYSTEM in refused.value.hint
@@ -100,8 +100,8 @@ async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answ
         (tmp_path / folder).mkdir()
     async with world(tmp_path / "first", [1]) as w:
         w.method.hold = asyncio.Event()
-        await w.agent.desk.ask(ask())
-        assert await w.agent.desk.ask(ask(id="refused", method="http")) is None
+        await w.agent.agent_service.request_sync(ask())
+        assert await w.agent.agent_service.request_sync(ask(id="refused", method="http")) is None
         await w.settle()
         left = await w.agent.unanswered()
         assert [one.id for one in left] == ["ask-1"]
@@ -122,7 +122,7 @@ async def test_a_hundred_session_ends_at_once_by_both_doors_are_one_sync(tmp_pat
         w.files.change(1, told=False)
         for number in range(100):
             w.notes.leave(ended(number))
-        new = await asyncio.gather(*(w.agent.desk.take(ended(number)) for number in range(100)))
+        new = await asyncio.gather(*(w.agent.agent_service.accept(ended(number)) for number in range(100)))
         assert set(new) <= {True, False}
         await w.pass_time(1)
         assert (w.reasons, len(w.method.asked), w.notes.notes) == (["session_end"], 1, {})
@@ -130,8 +130,8 @@ async def test_a_hundred_session_ends_at_once_by_both_doors_are_one_sync(tmp_pat
 
 async def test_a_session_end_by_socket_and_by_note_is_one_event(tmp_path):
     async with world(tmp_path, [1]) as w:
-        assert await w.agent.desk.take(ended())
-        assert not await w.agent.desk.take(ended())
+        assert await w.agent.agent_service.accept(ended())
+        assert not await w.agent.agent_service.accept(ended())
         w.notes.leave(ended())
         await w.settle()
         assert w.notes.notes == {}
@@ -154,7 +154,7 @@ async def test_a_session_end_whose_agent_is_killed_right_after_the_answer_is_in_
     async with world(tmp_path, [1]) as w:
         await w.settle()  # the spool has been read
         w.notes.notes["s1"] = ended()  # left, and the watch has not told yet
-        assert await w.agent.desk.take(ended())
+        assert await w.agent.agent_service.accept(ended())
         assert list(w.notes.notes) == ["s1"]
 
 
@@ -169,7 +169,7 @@ async def test_a_session_end_whose_agent_is_killed_right_after_the_answer_is_in_
 async def test_what_others_may_not_tell_is_refused(tmp_path, event):
     async with world(tmp_path) as w:
         with pytest.raises(WireError):
-            await w.agent.desk.take(event)
+            await w.agent.agent_service.accept(event)
         await w.settle()
         assert w.reasons == []
 
@@ -178,16 +178,16 @@ async def test_while_no_bus_takes_requests_who_asks_is_told_at_once(tmp_path):
     async with world(tmp_path) as w:
         w.agent.bus.state = BusState("nats", ready=False, detail="nats://nowhere", since=values.NOON)
         with pytest.raises(BusError, match="nowhere"):
-            await w.agent.desk.ask(ask())
+            await w.agent.agent_service.request_sync(ask())
         with pytest.raises(BusError, match="nowhere"):
-            await w.agent.desk.take(ended())
+            await w.agent.agent_service.accept(ended())
 
 
 async def test_a_bus_that_changes_is_asked_again_for_what_has_no_outcome_and_answers_once(tmp_path):
     async with world(tmp_path, [1]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, told=False)
-        await w.agent.desk.ask(ask())
+        await w.agent.agent_service.request_sync(ask())
         await w.settle()
         await w.agent._ask_again()
         w.method.hold.set()
@@ -200,41 +200,41 @@ async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings(tmp_p
         w.files.change(1)
         await w.pass_time(3)
         w.files.change(2, told=False)
-        status = await w.agent.desk.status()
+        status = await w.agent.agent_service.status()
         assert (status.system_id, status.route, status.pending) == (values.SYSTEM, ("cloud",), ("reflection",))
         assert status.targets[0].newest_upload_id == values.upload_id(1)
         assert (status.notes["watcher"], status.bus.text) == ("native", "in this process")
-        assert (await w.agent.desk.survey_problem(), status.warnings) == ("", ())
+        assert (await w.agent.agent_service.survey_problem(), status.warnings) == ("", ())
         w.files.room = 5
-        (full,) = (await w.agent.desk.status()).warnings
+        (full,) = (await w.agent.agent_service.status()).warnings
         assert (full.code, "5 are free" in full.message) == ("state_disk_full", True)
 
         async def closed():
             raise SnapshotError("cannot look into the data directory")
 
         w.files.survey = closed
-        assert "cannot look" in await w.agent.desk.survey_problem()
-        assert (await w.agent.desk.status()).targets[0].databases[0].size == 0
+        assert "cannot look" in await w.agent.agent_service.survey_problem()
+        assert (await w.agent.agent_service.status()).targets[0].databases[0].size == 0
 
 
 async def test_whoever_follows_from_the_present_position_on_misses_nothing(tmp_path):
     async with world(tmp_path, sync_enabled=False) as w:
-        assert await w.agent.desk.position() == 0
-        await w.agent.desk.ask(ask())
-        position = await w.agent.desk.position()
+        assert await w.agent.agent_service.last_position() == 0
+        await w.agent.agent_service.request_sync(ask())
+        position = await w.agent.agent_service.last_position()
         assert position == (await w.agent.ledger.history())[-1].position
-        await w.agent.desk.ask(replace(ask(), id="ask-2"))
-        async with aclosing(w.agent.desk.events(after=position)) as events:
+        await w.agent.agent_service.request_sync(replace(ask(), id="ask-2"))
+        async with aclosing(w.agent.agent_service.events(after=position)) as events:
             assert (await anext(events)).event.request_id == "ask-2"
 
 
 async def test_a_reader_follows_a_sync_from_its_request_to_its_result(tmp_path):
     async with world(tmp_path, [1]) as w:
         w.files.change(1, told=False)
-        async with aclosing(w.agent.desk.events(after=None)) as events:
+        async with aclosing(w.agent.agent_service.events(after=None)) as events:
             first = asyncio.create_task(anext(events))
             await w.settle()
-            await w.agent.desk.ask(replace(ask(), id="ask-9"))
+            await w.agent.agent_service.request_sync(replace(ask(), id="ask-9"))
             await w.settle()
             told = [(await first).event]
             while not isinstance(told[-1], SyncSucceeded):

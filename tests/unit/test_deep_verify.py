@@ -55,7 +55,7 @@ class Looking:
 class World:
     def __init__(self, ledger, clock) -> None:
         self.ledger, self.clock, self.looking, self.asked = ledger, clock, Looking(), 0
-        self.flight = asyncio.Lock()
+        self.sync_lock = asyncio.Lock()
         recorder = ResultRecorder(ledger, MemoryBus(clock), clock)
         self.deep = DeepVerifier(self._opening, IDENTITY, ledger, recorder, clock, most_bytes=10)
         self.look = VerifyLoop(
@@ -66,7 +66,7 @@ class World:
             recorder=recorder,
             clock=clock,
             taker=self,
-            flight=self.flight,
+            sync_lock=self.sync_lock,
             every=timedelta(days=1),
             pass_seconds=300,
             owed=self._owed,
@@ -175,7 +175,7 @@ async def test_databases_beyond_the_limit_are_named_with_the_setting(world):
 
 
 async def test_it_waits_while_a_sync_runs(world):
-    async with world.flight:
+    async with world.sync_lock:
         await world.pass_time(FIRST_SECONDS + 100)
         assert world.looking.looked == []
     await world.pass_time(20)

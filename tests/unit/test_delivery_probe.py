@@ -146,7 +146,7 @@ async def test_the_status_says_what_delivered_means_and_when_it_was_confirmed(tm
             agent_id="a",
             route=("http",),
             records=[await r.ledger.record(TARGET)],
-            standings={"http": await r.memories.standing(TARGET)},
+            memory_counts={"http": await r.memories.counts(TARGET)},
             survey=await r.files.survey(),
             notes=await r.ledger.notes(),
             results_waiting=0,
@@ -193,7 +193,7 @@ class Day:
             still_has_it=r.method.still_has_it,
             publisher=self.publisher,
             clock=r.clock,
-            flight=asyncio.Lock(),
+            sync_lock=asyncio.Lock(),
             pass_seconds=900,
             signal=Signal(r.clock, "probe"),
         )
@@ -267,7 +267,7 @@ async def test_a_sync_that_runs_and_one_that_is_due_go_first(tmp_path):
     async with rig(tmp_path) as r:
         await delivered(r)
         day = Day(r)
-        async with day.loop.flight:
+        async with day.loop.sync_lock:
             await day.look_in(hours=30)
         r.files.put("reflection", *some(*range(6)))
         await day.look_in(hours=1)

@@ -49,18 +49,18 @@ class World:
         self.clock = ManualClock()
         self.files, self.notes, self.ledger = Looking(self.clock), Looking(self.clock), Answering()
         self.bus_ready, self.begun, self.changes = True, asyncio.Event(), []
-        self.vitals = HealthMonitor(
+        self.health = HealthMonitor(
             clock=self.clock, ledger=self.ledger, watches={WATCH: self.files, SPOOL: self.notes},
             bus_state=lambda: BusState("nats", self.bus_ready, "there", values.NOON), period_seconds=PERIOD,
             begun=self.begun,
         )  # fmt: skip
-        self.vitals.on_change(lambda: self.changes.append(set(self.vitals.trouble())))
+        self.health.on_change(lambda: self.changes.append(set(self.health.problems())))
 
 
 @pytest.fixture
 async def world():
     world = World()
-    running = asyncio.create_task(world.vitals.run())
+    running = asyncio.create_task(world.health.run())
     await world.clock.until_asleep()
     yield world
     world.ledger.free.set()
@@ -72,35 +72,35 @@ async def world():
 async def test_an_agent_at_rest_is_well_for_days(world):
     for _ in range(200):
         await world.clock.advance(OBSERVE_SECONDS)
-    assert (world.vitals.trouble(), world.changes) == ({}, [])
+    assert (world.health.problems(), world.changes) == ({}, [])
 
 
 async def test_a_watch_that_has_not_looked_for_a_few_of_its_periods_is_stuck_until_it_looks_again(world):
     world.files.hang()
     await world.clock.advance(3 * PERIOD)
-    assert world.vitals.trouble() == {}
+    assert world.health.problems() == {}
     await world.clock.advance(PERIOD + OBSERVE_SECONDS)
-    assert "not looked at its directory" in world.vitals.stuck[WATCH]
+    assert "not looked at its directory" in world.health.stuck[WATCH]
     world.files.stuck_from = None
     await world.clock.advance(OBSERVE_SECONDS)
-    assert world.vitals.trouble() == {}
+    assert world.health.problems() == {}
     assert world.changes == [{WATCH}, set()]
 
 
 async def test_a_spool_that_is_not_looked_at_is_stuck(world):
     world.notes.hang()
     await world.clock.advance(5 * PERIOD)
-    assert set(world.vitals.stuck) == {SPOOL}
+    assert set(world.health.stuck) == {SPOOL}
 
 
 async def test_a_reader_of_notes_that_waits_for_the_bus_is_not_stuck(world):
     world.bus_ready = False
     world.notes.hang()
     await world.clock.advance(100 * PERIOD)
-    assert world.vitals.trouble() == {}
+    assert world.health.problems() == {}
     world.bus_ready = True
     await world.clock.advance(5 * PERIOD)
-    assert set(world.vitals.stuck) == {SPOOL}
+    assert set(world.health.stuck) == {SPOOL}
 
 
 async def test_a_machine_that_slept_is_given_all_its_time_anew(world):
@@ -111,23 +111,23 @@ async def test_a_machine_that_slept_is_given_all_its_time_anew(world):
     await world.clock.advance(OBSERVE_SECONDS)
     world.clock._elapsed += 8 * 3600  # nobody was woken meanwhile
     await world.clock.advance(0)
-    assert world.vitals.trouble() == {}
+    assert world.health.problems() == {}
     await world.clock.advance(PERIOD)
-    assert world.vitals.trouble() == {}
+    assert world.health.problems() == {}
     await world.clock.advance(5 * PERIOD)
-    assert set(world.vitals.stuck) == {WATCH, SPOOL, LEDGER}
+    assert set(world.health.stuck) == {WATCH, SPOOL, LEDGER}
 
 
 async def test_a_ledger_that_does_not_answer_in_time_is_stuck_and_is_asked_once(world):
     world.ledger.free.clear()
     await world.clock.advance(LEDGER_SECONDS)
-    assert world.vitals.trouble() == {}
+    assert world.health.problems() == {}
     await world.clock.advance(2 * OBSERVE_SECONDS)
-    assert "not answered" in world.vitals.stuck[LEDGER]
+    assert "not answered" in world.health.stuck[LEDGER]
     assert [task.get_name() for task in asyncio.all_tasks()].count("vitals-ledger") == 1
     world.ledger.free.set()
     await world.clock.advance(2 * OBSERVE_SECONDS)
-    assert world.vitals.trouble() == {}
+    assert world.health.problems() == {}
 
 
 async def test_a_ledger_that_is_at_work_for_long_is_not_stuck(world):
@@ -142,24 +142,24 @@ async def test_a_ledger_that_is_at_work_for_long_is_not_stuck(world):
 async def test_what_the_ledger_complains_of_is_told_to_those_who_need_it(world):
     world.ledger.error = StateError("the disk is full", transient=True)
     await world.clock.advance(5 * OBSERVE_SECONDS)
-    assert world.vitals.trouble() == {}
+    assert world.health.problems() == {}
 
 
 async def test_a_loop_that_was_interrupted_is_in_trouble_and_not_stuck_until_it_begins_again(world):
-    world.vitals.interrupted(WATCH, "the disk is full")
+    world.health.interrupted(WATCH, "the disk is full")
     world.files.hang()
     await world.clock.advance(100 * PERIOD)
-    assert (world.vitals.trouble(), world.vitals.stuck) == ({WATCH: "the disk is full"}, {})
-    world.vitals.resumed(WATCH)
+    assert (world.health.problems(), world.health.stuck) == ({WATCH: "the disk is full"}, {})
+    world.health.resumed(WATCH)
     await world.clock.advance(OBSERVE_SECONDS)
-    assert world.vitals.trouble() == {}
+    assert world.health.problems() == {}
     await world.clock.advance(5 * PERIOD)
-    assert set(world.vitals.stuck) == {WATCH}
+    assert set(world.health.stuck) == {WATCH}
 
 
 async def test_it_is_ready_once_it_has_subscribed_and_watches(world):
-    assert not world.vitals.ready
-    world.vitals.subscribed()
-    assert not world.vitals.ready
+    assert not world.health.ready
+    world.health.subscribed()
+    assert not world.health.ready
     world.begun.set()
-    assert world.vitals.ready
+    assert world.health.ready

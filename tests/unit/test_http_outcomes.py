@@ -298,7 +298,7 @@ async def test_rows_that_were_deleted_while_they_waited_or_were_refused_are_held
         r.files.put("reflection", *some(1, 4), *some(6, embedded=False))
         await r.attempt()
         assert {held.seen.id for held in await r.memories.held(TARGET, limit=9)} == {"conversation-4", "conversation-6"}
-        assert (await r.memories.standing(TARGET)).delivered == 2
+        assert (await r.memories.counts(TARGET)).delivered == 2
         r.files.put("reflection", *some(1, 4), *some(6, embedded=False))
         r.sink.refuse = {}
         assert isinstance(await r.attempt(), Unchanged), "what was refused as it is, is not offered again"
@@ -506,7 +506,7 @@ async def test_rows_that_wait_are_warned_of_once_however_many_they_become_and_ag
 async def test_the_first_failure_is_told_with_each_of_its_retries(tmp_path, capsys):
     with printed(capsys) as lines:
         async with world(tmp_path, [CloudUploadError("503", "cloud", transient=True)] * 9) as w:
-            w.agent.uploaders[0]._rules = RetryRules(2, 2.0)
+            w.agent.subscribers[0]._rules = RetryRules(2, 2.0)
             w.files.change(1)
             await w.pass_time(300)
             assert w.reasons.count("retry") > 1

@@ -33,7 +33,7 @@ class World:
         return await self.push.push(target, await self.sink.connect(), source, confirmed=self.confirm)
 
     async def confirm(self, packed) -> None:
-        self.confirmed.append((packed and packed.seen.id, (await self.memories.standing(TARGET)).delivered))
+        self.confirmed.append((packed and packed.seen.id, (await self.memories.counts(TARGET)).delivered))
 
     @property
     def sizes(self) -> list[int]:
@@ -57,7 +57,7 @@ async def test_batches_are_full_over_the_ends_of_pages(tmp_path):
     async with world(tmp_path) as w:
         pushed = await w.deliver(*some(10), page_rows=3)
         assert (w.sizes, pushed.stored, pushed.kept_back) == ([4, 4, 2], 10, 0)
-        assert (await w.memories.standing(TARGET)).delivered == 10
+        assert (await w.memories.counts(TARGET)).delivered == 10
 
 
 async def test_what_was_delivered_is_neither_read_whole_nor_sent_again(tmp_path):
@@ -96,11 +96,11 @@ async def test_a_batch_ends_before_it_has_more_than_4_mb(tmp_path, monkeypatch):
 async def test_without_an_embedding_a_row_waits_and_goes_when_it_has_one(tmp_path):
     async with world(tmp_path) as w:
         pushed = await w.deliver(memory(1), memory(2, embedded=False))
-        assert (pushed.stored, dict(pushed.waiting), pushed.held_anew) == (1, {"no embedding": 1}, 1)
+        assert (pushed.stored, dict(pushed.waiting), pushed.newly_held) == (1, {"no embedding": 1}, 1)
         again = await w.deliver(memory(1), memory(2, embedded=False))
-        assert (again.stored, dict(again.waiting), again.held_anew) == (0, {"no embedding": 1}, 0)
+        assert (again.stored, dict(again.waiting), again.newly_held) == (0, {"no embedding": 1}, 0)
         pushed = await w.deliver(memory(1), memory(2))
-        assert (pushed.stored, (await w.memories.standing(TARGET)).waiting) == (1, {})
+        assert (pushed.stored, (await w.memories.counts(TARGET)).waiting) == (1, {})
 
 
 async def test_with_zero_it_goes_with_zeros_and_once_more_when_it_has_one(tmp_path):
@@ -149,7 +149,7 @@ async def test_after_a_failure_what_arrived_is_remembered_and_the_rest_follows(t
         w.sink.failures = [None, SinkError("gone", transient=True)]
         with pytest.raises(SinkError, match="gone"):
             await w.deliver(*some(10))
-        assert (await w.memories.standing(TARGET)).delivered == 4
+        assert (await w.memories.counts(TARGET)).delivered == 4
         pushed = await w.deliver(*some(10))
         assert (pushed.stored, len(w.sink.stored)) == (6, 10)
 
@@ -244,5 +244,5 @@ async def test_a_server_that_is_started_anew_in_the_middle_is_looked_after_befor
         with pytest.raises(SinkError, match="started anew") as raised:
             await w.deliver(*some(12))
         assert raised.value.transient
-        assert (await w.memories.standing(TARGET)).delivered == 4
+        assert (await w.memories.counts(TARGET)).delivered == 4
         assert w.confirmed == [("conversation-3", 0)]

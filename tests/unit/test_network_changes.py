@@ -28,11 +28,11 @@ class TheWorldOutside:
     def __init__(self) -> None:
         self._queue: asyncio.Queue[NetworkChange] = asyncio.Queue()
 
-    def happens(self, *upheavals: NetworkChange) -> None:
-        for upheaval in upheavals:
-            self._queue.put_nowait(upheaval)
+    def happens(self, *changes: NetworkChange) -> None:
+        for change in changes:
+            self._queue.put_nowait(change)
 
-    async def upheavals(self) -> AsyncGenerator[NetworkChange, None]:
+    async def changes(self) -> AsyncGenerator[NetworkChange, None]:
         while True:
             yield await self._queue.get()
 
@@ -40,7 +40,7 @@ class TheWorldOutside:
 @asynccontextmanager
 async def roaming(tmp_path: Path, script=(), **settings) -> AsyncIterator[tuple[World, TheWorldOutside]]:
     async with world(tmp_path, script, running=False, agent_rescan_seconds=NEVER, **settings) as w:
-        outside = w.agent.surroundings = TheWorldOutside()
+        outside = w.agent.network_monitor = TheWorldOutside()
         task = asyncio.create_task(w.agent.run())
         await w.settle()
         try:
@@ -208,7 +208,7 @@ async def test_the_bus_is_told_and_the_methods_footing(tmp_path, monkeypatch):
             told.append("pool")
 
     async with roaming(tmp_path) as (w, outside):
-        w.agent.footing.keeps(Pool())
+        w.agent.stall_monitor.keeps(Pool())
         outside.happens(MOVED)
         await w.settle()
         assert told == ["bus", "pool"]

@@ -41,9 +41,9 @@ class Machine:
         return self.whence
 
     async def listen(self) -> None:
-        surroundings = MachineNetworkMonitor(self.clock, slept=lambda: self.asleep, whence=self._whence)
-        async for upheaval in surroundings.upheavals():
-            self.told.append(upheaval)
+        network_monitor = MachineNetworkMonitor(self.clock, slept=lambda: self.asleep, whence=self._whence)
+        async for change in network_monitor.changes():
+            self.told.append(change)
 
 
 @asynccontextmanager

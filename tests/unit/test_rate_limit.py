@@ -96,8 +96,8 @@ async def test_who_is_held_back_gives_a_sign_of_life_every_second_and_counts_no_
 
 async def test_two_objects_and_a_batch_share_the_limit_and_take_turns():
     clock, kept, sink = ManualClock(), MemoryStore(), MemorySink()
-    pace = RateLimiter(100 * KIB, clock)
-    store, paced_sink = RateLimitedStore(kept, pace), RateLimitedSink(sink, pace, lambda: None)
+    rate_limiter = RateLimiter(100 * KIB, clock)
+    store, paced_sink = RateLimitedStore(kept, rate_limiter), RateLimitedSink(sink, rate_limiter, lambda: None)
     batch = [sink.pack(memory(n), "mac") for n in range(50)]
     size = sum(len(packed.body) for packed in batch)
     objects = [asyncio.create_task(put(store, key, bytes(500 * KIB))) for key in "ab"]
@@ -129,9 +129,9 @@ async def test_a_batch_goes_at_once_and_is_paid_for_by_the_next():
 
 async def test_who_is_cancelled_while_held_back_has_ended_at_once_and_used_nothing_up():
     clock = ManualClock()
-    pace = RateLimiter(KIB, clock)
-    await pace.take(100 * KIB, lambda: None)
-    waiting = [asyncio.create_task(pace.take(50 * KIB, lambda: None)) for _ in range(3)]
+    rate_limiter = RateLimiter(KIB, clock)
+    await rate_limiter.take(100 * KIB, lambda: None)
+    waiting = [asyncio.create_task(rate_limiter.take(50 * KIB, lambda: None)) for _ in range(3)]
     await clock.advance(10)
     for task in waiting[:2]:
         task.cancel()
@@ -169,10 +169,10 @@ async def sent(clock: ManualClock, part: PartBody) -> list[tuple[float, int]]:
 async def test_parts_on_their_way_together_leave_evenly_and_again_at_a_price():
     """Bytes count when they leave, not when they are gathered: no ten seconds see more than the limit and a slice."""
     clock, told = ManualClock(), []
-    pace = RateLimiter(512 * KIB, clock)
+    rate_limiter = RateLimiter(512 * KIB, clock)
     size = 5 * KIB * KIB
     bodies = [
-        PartBody([bytes(size - 7), bytearray(7)], size, lambda n: told.append((clock.monotonic(), n)), pace)
+        PartBody([bytes(size - 7), bytearray(7)], size, lambda n: told.append((clock.monotonic(), n)), rate_limiter)
         for _ in range(3)
     ]
     tasks = [asyncio.create_task(sent(clock, one)) for one in bodies]
@@ -182,7 +182,7 @@ async def test_parts_on_their_way_together_leave_evenly_and_again_at_a_price():
     assert sum(count for _, count in told) == sum(count for _, count in left) == 3 * size
     for start, _ in left:
         within = sum(count for at, count in left if start <= at < start + WINDOW)
-        assert within <= 512 * KIB * WINDOW + 2 * pace.piece_bytes + 1
+        assert within <= 512 * KIB * WINDOW + 2 * rate_limiter.piece_bytes + 1
     for task in tasks:
         ats = [at for at, _ in task.result()]
         assert max(after - before for before, after in zip([0, *ats], ats, strict=False)) <= 1, "none waits for others"
@@ -192,11 +192,11 @@ async def test_parts_on_their_way_together_leave_evenly_and_again_at_a_price():
 
 async def test_who_waits_behind_a_large_piece_gives_signs_of_life_too():
     clock, signs = ManualClock(), []
-    pace = RateLimiter(KIB, clock)
-    await pace.take(100 * KIB, lambda: None)
-    first = asyncio.create_task(pace.take(1, lambda: None))
+    rate_limiter = RateLimiter(KIB, clock)
+    await rate_limiter.take(100 * KIB, lambda: None)
+    first = asyncio.create_task(rate_limiter.take(1, lambda: None))
     await clock.advance(0)
-    second = asyncio.create_task(pace.take(1, lambda: signs.append(clock.monotonic())))
+    second = asyncio.create_task(rate_limiter.take(1, lambda: signs.append(clock.monotonic())))
     await finished(clock, asyncio.gather(first, second))
     assert len(signs) >= 99
 

@@ -80,7 +80,7 @@ class World:
         asked = next((each for each in self.publisher.requests if each.request_id == request_id), None)
         caused_by = asked.caused_by if asked else ()
         await self.ledger.settle(None, replace(values.skipped(request_id), caused_by=caused_by))
-        self.ends.settled.set()
+        self.ends.sync_finished.set()
         await until_idle()
 
     async def pass_time(self, seconds: float) -> None:
@@ -122,7 +122,7 @@ async def test_all_ends_that_come_while_a_sync_is_under_way_ask_for_exactly_one_
         for number in range(1, 6):
             await w.end(number)
         assert w.asked == 1
-        w.ends.settled.set()
+        w.ends.sync_finished.set()
         await until_idle()
         assert w.asked == 1, "another sync's outcome is not this one's"
         await w.outcome("r1")

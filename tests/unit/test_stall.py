@@ -27,10 +27,12 @@ class LoopTime:
 class Work:
     """What is under way, and stands still; `moved` is its sign of life."""
 
-    def __init__(self, footing: StallMonitor, seconds: float = 300, witness: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self, stall_monitor: StallMonitor, seconds: float = 300, witness: Callable[[], int] | None = None
+    ) -> None:
         self.moved: Callable[[], None]
         self._begun = asyncio.Event()
-        self.task = asyncio.create_task(self._stand_still(footing, seconds, witness))
+        self.task = asyncio.create_task(self._stand_still(stall_monitor, seconds, witness))
 
     async def begun(self) -> "Work":
         await self._begun.wait()
@@ -44,14 +46,16 @@ class Work:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
-    async def _stand_still(self, footing: StallMonitor, seconds: float, witness: Callable[[], int] | None) -> None:
-        async with limit_stalls(seconds, footing, witness) as self.moved:
+    async def _stand_still(
+        self, stall_monitor: StallMonitor, seconds: float, witness: Callable[[], int] | None
+    ) -> None:
+        async with limit_stalls(seconds, stall_monitor, witness) as self.moved:
             self._begun.set()
             await asyncio.Event().wait()
 
 
 @pytest.fixture
-async def footing():
+async def stall_monitor():
     return StallMonitor(hurried_seconds=10, shaky_seconds=30)
 
 
@@ -61,8 +65,8 @@ async def time():
 
 
 @pytest.fixture
-async def work(time, footing):
-    work = await Work(footing).begun()
+async def work(time, stall_monitor):
+    work = await Work(stall_monitor).begun()
     yield work
     await work.stop()
 
@@ -76,17 +80,17 @@ async def test_in_peace_the_setting_is_the_limit(time, work):
     assert work.ended is TimeoutError
 
 
-async def test_what_stands_still_at_an_upheaval_is_cut_off_soon(time, footing, work):
+async def test_what_stands_still_at_an_upheaval_is_cut_off_soon(time, stall_monitor, work):
     await time.passes(5)
-    await footing.tighten()
+    await stall_monitor.tighten()
     await time.passes(9.9)
     assert work.ended is None
     await time.passes(0.2)
     assert work.ended is StallTimeout
 
 
-async def test_what_moves_is_not_touched_and_has_all_its_time_again_when_the_ground_is_firm(time, footing, work):
-    await footing.tighten()
+async def test_what_moves_is_not_touched_and_has_all_its_time_again_when_the_ground_is_firm(time, stall_monitor, work):
+    await stall_monitor.tighten()
     for _ in range(4):
         await time.passes(9)
         work.moved()
@@ -96,8 +100,8 @@ async def test_what_moves_is_not_touched_and_has_all_its_time_again_when_the_gro
     assert work.ended is TimeoutError
 
 
-async def test_a_last_move_into_a_dead_connections_buffer_does_not_give_the_time_back(time, footing, work):
-    await footing.tighten()
+async def test_a_last_move_into_a_dead_connections_buffer_does_not_give_the_time_back(time, stall_monitor, work):
+    await stall_monitor.tighten()
     await time.passes(1)
     work.moved()
     await time.passes(9.9)
@@ -106,34 +110,34 @@ async def test_a_last_move_into_a_dead_connections_buffer_does_not_give_the_time
     assert work.ended is StallTimeout
 
 
-async def test_another_upheaval_gives_no_more_time(time, footing, work):
-    await footing.tighten()
+async def test_another_upheaval_gives_no_more_time(time, stall_monitor, work):
+    await stall_monitor.tighten()
     await time.passes(9)
-    await footing.tighten()
+    await stall_monitor.tighten()
     await time.passes(1.1)
     assert work.ended is StallTimeout
 
 
-async def test_what_begins_after_the_upheaval_has_all_its_time(time, footing):
-    await footing.tighten()
-    work = await Work(footing).begun()
+async def test_what_begins_after_the_upheaval_has_all_its_time(time, stall_monitor):
+    await stall_monitor.tighten()
+    work = await Work(stall_monitor).begun()
     await time.passes(299)
     assert work.ended is None
     await work.stop()
 
 
-async def test_a_limit_that_is_shorter_stays_as_it_is(time, footing):
-    work = await Work(footing, seconds=5).begun()
-    await footing.tighten()
+async def test_a_limit_that_is_shorter_stays_as_it_is(time, stall_monitor):
+    work = await Work(stall_monitor, seconds=5).begun()
+    await stall_monitor.tighten()
     work.moved()
     await time.passes(5.1)
     assert work.ended is not None
 
 
-async def test_a_figure_that_grows_counts_as_a_move_and_one_that_stops_does_not(time, footing):
+async def test_a_figure_that_grows_counts_as_a_move_and_one_that_stops_does_not(time, stall_monitor):
     sent = 0
-    work = await Work(footing, witness=lambda: sent).begun()
-    await footing.tighten()
+    work = await Work(stall_monitor, witness=lambda: sent).begun()
+    await stall_monitor.tighten()
     for _ in range(8):
         sent += 1
         await time.passes(3)
@@ -142,7 +146,7 @@ async def test_a_figure_that_grows_counts_as_a_move_and_one_that_stops_does_not(
     assert work.ended is StallTimeout
 
 
-async def test_a_figure_is_not_looked_at_in_peace(time, footing):
+async def test_a_figure_is_not_looked_at_in_peace(time, stall_monitor):
     looks = 0
 
     def witness() -> int:
@@ -150,10 +154,10 @@ async def test_a_figure_is_not_looked_at_in_peace(time, footing):
         looks += 1
         return looks
 
-    work = await Work(footing, witness=witness).begun()
+    work = await Work(stall_monitor, witness=witness).begun()
     await time.passes(200)
     assert looks == 0
-    await footing.tighten()
+    await stall_monitor.tighten()
     await time.passes(40)
     seen = looks
     await time.passes(200)
@@ -161,18 +165,18 @@ async def test_a_figure_is_not_looked_at_in_peace(time, footing):
     await work.stop()
 
 
-async def test_whoever_stands_still_on_purpose_is_not_ended_for_that(time, footing, work):
-    await footing.tighten()
+async def test_whoever_stands_still_on_purpose_is_not_ended_for_that(time, stall_monitor, work):
+    await stall_monitor.tighten()
     for _ in range(4):
         await time.passes(9)
-        footing.moved()
+        stall_monitor.moved()
     assert work.ended is None
 
 
-async def test_a_failure_of_the_block_is_its_own(footing):
+async def test_a_failure_of_the_block_is_its_own(stall_monitor):
     async def work() -> None:
-        async with limit_stalls(300, footing):
-            await footing.tighten()
+        async with limit_stalls(300, stall_monitor):
+            await stall_monitor.tighten()
             raise TimeoutError("the block's")
 
     with pytest.raises(TimeoutError, match="the block's") as failure:
@@ -180,10 +184,10 @@ async def test_a_failure_of_the_block_is_its_own(footing):
     assert not isinstance(failure.value, StallTimeout)
 
 
-async def test_being_cut_off_is_a_passing_failure_that_says_so(time, footing):
+async def test_being_cut_off_is_a_passing_failure_that_says_so(time, stall_monitor):
     async def work() -> None:
-        async with stall_timeout(300, "s3://bucket", CloudUploadError, "cloud", footing=footing):
-            await footing.tighten()
+        async with stall_timeout(300, "s3://bucket", CloudUploadError, "cloud", stall_monitor=stall_monitor):
+            await stall_monitor.tighten()
             await asyncio.Event().wait()
 
     task = asyncio.create_task(work())
@@ -196,7 +200,7 @@ async def test_being_cut_off_is_a_passing_failure_that_says_so(time, footing):
     assert str(error).startswith("s3://bucket: nothing moved for 10 s")
 
 
-async def test_clients_are_reset_where_a_component_keeps_one(footing):
+async def test_clients_are_reset_where_a_component_keeps_one(stall_monitor):
     class Pool:
         async def drop_idle_connections(self) -> None:
             raise AssertionError
@@ -209,12 +213,12 @@ async def test_clients_are_reset_where_a_component_keeps_one(footing):
 
     client = Client()
     for connected in (Pool(), client):
-        footing.keeps(connected)
-    await footing.reset_clients()
+        stall_monitor.keeps(connected)
+    await stall_monitor.reset_clients()
     assert client.resets == 1
 
 
-async def test_an_upheaval_lets_go_of_connections(footing):
+async def test_an_upheaval_lets_go_of_connections(stall_monitor):
     class Pool:
         let_go_of = 0
 
@@ -223,6 +227,6 @@ async def test_an_upheaval_lets_go_of_connections(footing):
 
     pools = [Pool(), Pool()]
     for pool in pools:
-        footing.keeps(pool)
-    await footing.tighten()
+        stall_monitor.keeps(pool)
+    await stall_monitor.tighten()
     assert [pool.let_go_of for pool in pools] == [1, 1]

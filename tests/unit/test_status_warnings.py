@@ -20,7 +20,7 @@ async def ledger(tmp_path):
 
 def status_of(notes, *computed):
     return describe(
-        system_id="laptop", agent_id="a", route=(), records=(), standings={}, survey={}, notes=notes,
+        system_id="laptop", agent_id="a", route=(), records=(), memory_counts={}, survey={}, notes=notes,
         results_waiting=0, running=False, warnings=computed,
     )  # fmt: skip
 

@@ -75,10 +75,10 @@ async def test_it_is_not_ready_before_it_watches(tmp_path):
         w.agent.supervisor, w.files.changes = supervisor, late
         task = asyncio.create_task(w.agent.run())
         await w.pass_time(60)
-        assert (supervisor.told, w.agent.desk.ready) == ([], False)
+        assert (supervisor.told, w.agent.agent_service.ready) == ([], False)
         held.set()
         await w.settle()
-        assert ("ready" in supervisor.told, w.agent.desk.ready) == (True, True)
+        assert ("ready" in supervisor.told, w.agent.agent_service.ready) == (True, True)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -97,7 +97,7 @@ async def test_a_watcher_that_is_stuck_stops_the_signs_of_life_and_is_named(tmp_
         await w.pass_time(10 * EVERY)
         assert supervisor.signs == before
         assert "in trouble: watch: it has not looked" in supervisor.lines[-1]
-        assert "watch" in w.agent.desk.trouble()
+        assert "watch" in w.agent.agent_service.problems()
         w.files.stuck_from = None
         await w.pass_time(60)
         assert supervisor.signs > before
@@ -124,14 +124,14 @@ async def test_a_loop_that_waits_for_room_on_the_disk_is_told_of_and_the_signs_o
         waiting, w.notes.waiting = w.notes.waiting, full
         w.notes.set()
         await w.pass_time(50)
-        assert w.agent.desk.trouble() == {"spool": "the disk is full"}
+        assert w.agent.agent_service.problems() == {"spool": "the disk is full"}
         assert "the disk is full" in supervisor.lines[-1]
         before = supervisor.signs
         await w.pass_time(300)
         assert supervisor.signs - before == 30
         w.notes.waiting = waiting
         await w.pass_time(130)
-        assert w.agent.desk.trouble() == {}
+        assert w.agent.agent_service.problems() == {}
 
 
 async def test_the_line_tells_what_is_pending_uploaded_and_wrong_each_time_it_changes(tmp_path):

@@ -58,7 +58,7 @@ async def bench(tmp_path, cloud=(), http=()):
     b = Bench(
         clock, bus, requests, ledger, recorder, ScriptedMethod(ledger, cloud), ScriptedMethod(ledger, http, "http")
     )
-    flight = asyncio.Lock()
+    sync_lock = asyncio.Lock()
 
     def ended() -> None:
         b.outcomes += 1
@@ -66,7 +66,7 @@ async def bench(tmp_path, cloud=(), http=()):
     for method in (b.cloud, b.http):
         uploader = SyncSubscriber(
             method, bus=bus, requests=requests, ledger=ledger, recorder=recorder,
-            clock=clock, rules=RetryRules(3, 2.0), flight=flight, after_outcome=ended, faults=b.faults,
+            clock=clock, rules=RetryRules(3, 2.0), sync_lock=sync_lock, after_outcome=ended, faults=b.faults,
             jitter=lambda: 0.5,
         )  # fmt: skip
         await bus.subscribe(f"akosha.sync.*.requested.{method.name}", uploader.handle, durable=method.name)

@@ -47,7 +47,7 @@ class World:
 
     def __init__(self, ledger, clock) -> None:
         self.ledger, self.clock, self.kept, self.taker = ledger, clock, MemoryStore(), Taker()
-        self.store, self.flight, self.asked, self.opened = FaultyStore(self.kept), asyncio.Lock(), 0, 0
+        self.store, self.sync_lock, self.asked, self.opened = FaultyStore(self.kept), asyncio.Lock(), 0, 0
         recorder = ResultRecorder(ledger, MemoryBus(clock), clock)
         self.look = VerifyLoop(
             opening=self._opening,
@@ -57,7 +57,7 @@ class World:
             recorder=recorder,
             clock=clock,
             taker=self.taker,
-            flight=self.flight,
+            sync_lock=self.sync_lock,
             every=timedelta(days=1),
             pass_seconds=300,
             owed=self._owed,
@@ -203,7 +203,7 @@ async def test_a_bucket_that_cannot_be_asked_is_no_damage_and_is_asked_again(wor
 
 
 async def test_it_waits_while_a_sync_runs(world):
-    async with world.flight:
+    async with world.sync_lock:
         await world.pass_time(FIRST_SECONDS + 1000)
         assert world.opened == 0
     await world.pass_time(301)

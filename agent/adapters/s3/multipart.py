@@ -39,13 +39,13 @@ class Multipart:
         key: str,
         metadata: Mapping[str, str],
         live: set[str],
-        pace: Pacing | None = None,
+        rate_limiter: Pacing | None = None,
     ) -> None:
         self._connection = connection
         self._key = key
         self._metadata = dict(metadata)
         self._live = live
-        self._pace = pace
+        self._rate_limiter = rate_limiter
         self._beginning: asyncio.Task[str] | None = None
         self._done: dict[int, str] = {}
         self._completed = False
@@ -80,7 +80,7 @@ class Multipart:
             "upload_part",
             needed="ETag",
             PartNumber=number,
-            Body=PartBody(part.chunks, part.size, progress, self._pace),
+            Body=PartBody(part.chunks, part.size, progress, self._rate_limiter),
             ContentLength=part.size,
             ContentMD5=content_md5(md5),
         )

@@ -108,12 +108,14 @@ class PartBody:
     limit for the server to agree: `patience` is the limit, lifted when the bytes begin to move.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], size: int, progress: Progress, pace: Pacing | None = None) -> None:
+    def __init__(
+        self, chunks: Sequence[Chunk], size: int, progress: Progress, rate_limiter: Pacing | None = None
+    ) -> None:
         self._chunks = chunks
         self._size = size
         self._meter = Meter(progress)
-        self._pace = pace
-        self._slice_bytes = WIRE_BYTES if pace is None else min(WIRE_BYTES, pace.piece_bytes)
+        self._rate_limiter = rate_limiter
+        self._slice_bytes = WIRE_BYTES if rate_limiter is None else min(WIRE_BYTES, rate_limiter.piece_bytes)
         self._position = 0
         self._patience: asyncio.Timeout | None = None
         self._patience_seconds = 0.0
@@ -136,8 +138,8 @@ class PartBody:
             view = memoryview(chunk)
             for start in range(0, len(view), self._slice_bytes):
                 piece = view[start : start + self._slice_bytes]
-                if self._pace is not None:
-                    await self._pace.take(len(piece), self._meter.held_back)
+                if self._rate_limiter is not None:
+                    await self._rate_limiter.take(len(piece), self._meter.held_back)
                 yield piece
                 sent += len(piece)
                 self._meter.reached(sent)

@@ -23,10 +23,10 @@ log = structlog.get_logger()
 class Sending:
     """Puts of one store. Remembers, for its lifetime, when the store's ETags turn out to be of a form of its own."""
 
-    def __init__(self, connection: Connection, concurrency: int, pace: Pacing | None = None) -> None:
+    def __init__(self, connection: Connection, concurrency: int, rate_limiter: Pacing | None = None) -> None:
         self._connection = connection
         self._concurrency = concurrency
-        self._pace = pace
+        self._rate_limiter = rate_limiter
         self._etags_tell = True
         self.live: set[str] = set()
 
@@ -40,7 +40,7 @@ class Sending:
             second = await anext(stream, None)
             if second is None:
                 return await self._whole(key, first, metadata, progress)
-            async with Multipart(self._connection, key, metadata, self.live, self._pace) as upload:
+            async with Multipart(self._connection, key, metadata, self.live, self._rate_limiter) as upload:
                 waiting = [first, second]
                 del first, second
                 size = await self._parts(upload, waiting, stream, progress)
@@ -51,7 +51,7 @@ class Sending:
         answer = await self._connection.call(
             "put_object",
             key,
-            Body=PartBody(part.chunks, part.size, progress, self._pace) if part.size else b"",
+            Body=PartBody(part.chunks, part.size, progress, self._rate_limiter) if part.size else b"",
             ContentLength=part.size,
             ContentMD5=content_md5(md5),
             Metadata=dict(metadata),

@@ -47,7 +47,7 @@ class S3Store:
         verify: str | bool | None = None,
         single_copy_bytes: int = SINGLE_COPY_BYTES,
         at_rest: AtRest = AtRest(),  # noqa: B008 - frozen
-        pace: Pacing | None = None,
+        rate_limiter: Pacing | None = None,
     ) -> None:
         self._place = BucketAddress(bucket, endpoint, region)
         limits = Limits(
@@ -57,7 +57,7 @@ class S3Store:
             build_seconds=build_seconds,
         )
         self._connection = Connection(self._place, limits, verify, at_rest)
-        self._sending = Sending(self._connection, part_concurrency, pace)
+        self._sending = Sending(self._connection, part_concurrency, rate_limiter)
         self._creating = Creating(self._connection)
         self._deleting = Deleting(self._connection)
         self._copying = Copying(self._connection, single_copy_bytes, self._sending.live)

@@ -114,7 +114,7 @@ class Memories:
             gone = [(place, row_id) for (row_id,) in held if (database, kind, rows.read_id(row_id)) not in there]
             self._connection.executemany("DELETE FROM memories WHERE place = ? AND id = ?", gone)
 
-    def standing(self, target: Target) -> MemoryCounts:
+    def counts(self, target: Target) -> MemoryCounts:
         """Count them."""
         delivered = 0
         kept_back: dict[HeldState, dict[str, int]] = {state: {} for state in HELD}

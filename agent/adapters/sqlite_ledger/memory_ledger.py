@@ -33,8 +33,8 @@ class SqliteMemories:
     async def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
         await self._transactions.write(lambda: self._memories.release(target, database, there))
 
-    async def standing(self, target: Target) -> MemoryCounts:
-        return await self._transactions.read(lambda: self._memories.standing(target))
+    async def counts(self, target: Target) -> MemoryCounts:
+        return await self._transactions.read(lambda: self._memories.counts(target))
 
     async def held(self, target: Target, *, limit: int) -> Sequence[Held]:
         return await self._transactions.read(lambda: self._memories.held(target, limit))

@@ -51,7 +51,7 @@ class VerifyLoop:
     recorder: ResultRecorder
     clock: Clock
     taker: SnapshotTaker
-    flight: asyncio.Lock
+    sync_lock: asyncio.Lock
     every: timedelta
     pass_seconds: float
     owed: Callable[[], Awaitable[object]]
@@ -68,7 +68,7 @@ class VerifyLoop:
         await self.clock.sleep(FIRST_SECONDS)
         while True:
             wait = await self._seconds_left()
-            if wait <= 0 and self.flight.locked():
+            if wait <= 0 and self.sync_lock.locked():
                 wait = BUSY_SECONDS
             elif wait <= 0:
                 wait = 0.0 if await self._look() else self.pass_seconds
@@ -79,7 +79,7 @@ class VerifyLoop:
     async def _look_deep(self, deep: DeepVerifier) -> float:
         """Have one upload verified deep where it is time; return how long it is until the next."""
         if await deep.seconds_left() <= 0:
-            if self.flight.locked():
+            if self.sync_lock.locked():
                 return BUSY_SECONDS
             found = await deep.look()
             if found is not None and not found.whole:
@@ -113,7 +113,7 @@ class VerifyLoop:
             self._unreached = error.message
             return False
         self._unreached = ""
-        if self.flight.locked() or (await self.ledger.record(self.target)).newest_upload_id != upload:
+        if self.sync_lock.locked() or (await self.ledger.record(self.target)).newest_upload_id != upload:
             return False  # another one is the newest, or about to be
         await self._tell(found)
         if not found.whole:
@@ -144,7 +144,7 @@ class VerifyLoop:
 
     async def _mend(self, found: Found) -> None:
         """Have sent again what is damaged and still on this machine, by the next sync, which makes a whole upload."""
-        async with self.flight:
+        async with self.sync_lock:
             record = await self.ledger.record(self.target)
             if record.newest_upload_id != found.upload_id or record.intent is not None:
                 return  # what is newer, or under way, is another upload: it is looked at in its turn

@@ -24,10 +24,15 @@ class IngestionMarkers:
     """Writes the markers of whole uploads. What does not work is logged: an upload is whole without them."""
 
     def __init__(
-        self, store: ObjectStore, *, chunk_bytes: int, standstill_seconds: float, footing: StallMonitor | None = None
+        self,
+        store: ObjectStore,
+        *,
+        chunk_bytes: int,
+        standstill_seconds: float,
+        stall_monitor: StallMonitor | None = None,
     ) -> None:
         self._store, self._chunk_bytes, self._standstill_seconds = store, chunk_bytes, standstill_seconds
-        self._footing = footing
+        self._stall_monitor = stall_monitor
 
     async def write(self, manifest: Manifest) -> None:
         """Write the markers of this upload; where one is refused none follows, for all are needed."""
@@ -44,10 +49,10 @@ class IngestionMarkers:
     async def _moving(self, work: Callable[[Manifest, Progress], Awaitable[None]], manifest: Manifest) -> None:
         """Do it while it moves; once more where an upheaval has cut it off."""
         try:
-            async with limit_stalls(self._standstill_seconds, self._footing) as moved:
+            async with limit_stalls(self._standstill_seconds, self._stall_monitor) as moved:
                 await work(manifest, lambda _: moved())
         except StallTimeout:
-            async with limit_stalls(self._standstill_seconds, self._footing) as moved:
+            async with limit_stalls(self._standstill_seconds, self._stall_monitor) as moved:
                 await work(manifest, lambda _: moved())
 
     async def _write(self, manifest: Manifest, moved: Progress) -> None:

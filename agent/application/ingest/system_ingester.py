@@ -195,7 +195,7 @@ class SystemIngester:
 
     async def _welcome(self) -> None:
         """Where Akosha takes now what it did not before, the newest upload is looked at once more."""
-        standing = await self._ingest.push.ledger.standing(self._ingest.target(self.system_id))
+        standing = await self._ingest.push.ledger.counts(self._ingest.target(self.system_id))
         if not (standing.waiting or standing.refused):
             return
         _, again = await self._ingest.meet(self.system_id)
@@ -221,7 +221,7 @@ class SystemIngester:
                 self._attempts = 0
                 return SystemOutcome()
             taking = _Taking(manifest, later, turn)
-            await self._offer(taking)
+            await self._capabilities(taking)
         except WireError as error:
             if not error.transient:
                 return await self._refuse(upload, str(error), Tally())
@@ -251,25 +251,25 @@ class SystemIngester:
         )
         return SystemOutcome(taken=1, tally=taking.tally)
 
-    async def _offer(self, taking: _Taking) -> None:
+    async def _capabilities(self, taking: _Taking) -> None:
         """Push what Akosha lacks of an upload. What is wrong with it for good is among the faults."""
         manifest = taking.manifest
         todo = plan(manifest, self._position)
         if todo.delta or todo.whole:  # else there is nothing to disturb Akosha for
-            offer, again = await self._ingest.meet(self.system_id)
+            capabilities, again = await self._ingest.meet(self.system_id)
             if again:
                 await self._keep(self._position.without(again))
                 todo = plan(manifest, self._position)
             taking.source = "memories" if todo.delta else "databases"
             if todo.delta:
-                await self._memories(taking, offer, todo.delta)
+                await self._memories(taking, capabilities, todo.delta)
             for database in sorted(todo.whole):
-                await self._whole(taking, offer, database)
+                await self._whole(taking, capabilities, database)
         self._position = passed(manifest, self._position, todo.same)
 
-    async def _memories(self, taking: _Taking, offer: Capabilities, databases: frozenset[str]) -> None:
+    async def _memories(self, taking: _Taking, capabilities: Capabilities, databases: frozenset[str]) -> None:
         try:
-            taking.tally += await self._ingest.memories(taking.manifest, offer, taking.turn)
+            taking.tally += await self._ingest.memories(taking.manifest, capabilities, taking.turn)
         except (WireError, SnapshotError) as error:
             if self._is_worth_waiting(error):
                 raise
@@ -277,7 +277,7 @@ class SystemIngester:
         else:
             await self._keep(self._position.at(taking.manifest, databases))
 
-    async def _whole(self, taking: _Taking, offer: Capabilities, database: str) -> None:
+    async def _whole(self, taking: _Taking, capabilities: Capabilities, database: str) -> None:
         """Read a database of the newest upload that has it. One that is of no use is not fetched again."""
         newest = await self._newest(taking, database)
         who = newest.agent_id, database
@@ -287,7 +287,7 @@ class SystemIngester:
             fault = self._hopeless[who][1]
         else:
             try:
-                taking.tally += await self._ingest.database(newest, database, offer, taking.turn)
+                taking.tally += await self._ingest.database(newest, database, capabilities, taking.turn)
             except (WireError, SnapshotError) as error:
                 if self._is_worth_waiting(error):
                     raise

@@ -116,11 +116,11 @@ class UploadIngester:
         Raises SinkError.
         """
         async with self._moving():
-            offer = await self.push.sink.connect()
-        version = f"{offer.version}, {self.push.missing_embedding} for embeddings"
-        return offer, await self.push.ledger.meet(self.target(system_id), version)
+            capabilities = await self.push.sink.connect()
+        version = f"{capabilities.version}, {self.push.missing_embedding} for embeddings"
+        return capabilities, await self.push.ledger.meet(self.target(system_id), version)
 
-    async def memories(self, manifest: Manifest, offer: Capabilities, turn: Turn) -> Tally:
+    async def memories(self, manifest: Manifest, capabilities: Capabilities, turn: Turn) -> Tally:
         """Push what is in the upload's memories.json. Raises WireError, StoreError, SinkError, StateError."""
         told = manifest.memories
         if told is None or not told.count:
@@ -132,9 +132,9 @@ class UploadIngester:
             path = folder / naming.MEMORIES_NAME
             await self._fetch(told, path, "none", told.size, turn)
             source = self.memories_file.open(path, manifest.system_id)
-            return await self._push(manifest, offer, source, turn, naming.MEMORIES_NAME)
+            return await self._push(manifest, capabilities, source, turn, naming.MEMORIES_NAME)
 
-    async def database(self, manifest: Manifest, database: str, offer: Capabilities, turn: Turn) -> Tally:
+    async def database(self, manifest: Manifest, database: str, capabilities: Capabilities, turn: Turn) -> Tally:
         """Push what is in a database of the upload. Raises as `memories` does; SnapshotError where it is unreadable."""
         parts = manifest.of(database)
         if main_name(database) not in {part.name for part in parts}:
@@ -148,7 +148,7 @@ class UploadIngester:
                 await self._fetch(part, folder / part.name, part.compression, part.raw_size, turn)
             zone = await asyncio.to_thread(self.zone, manifest.time_zone)
             async with self.reader.open(folder / main_name(database), database, zone=zone) as source:
-                return await self._push(manifest, offer, source, turn, database)
+                return await self._push(manifest, capabilities, source, turn, database)
 
     async def _fetch(
         self, told: Part | MemoriesPart, path: Path, compression: Compression, raw_size: int, turn: Turn
@@ -170,7 +170,7 @@ class UploadIngester:
             raise WireError(f"{told.key} is not there, and its manifest tells of it", transient=True) from error
 
     async def _push(
-        self, manifest: Manifest, offer: Capabilities, source: MemorySource, turn: Turn, name: str
+        self, manifest: Manifest, capabilities: Capabilities, source: MemorySource, turn: Turn, name: str
     ) -> Tally:
         async with self._moving() as moved:
 
@@ -180,7 +180,7 @@ class UploadIngester:
                 await turn.pause(moved, self._pause_seconds)
 
             in_turns = _InTurns(source, turn, between)
-            return await self.push.push(self.target(manifest.system_id), offer, in_turns, lambda _count: moved())
+            return await self.push.push(self.target(manifest.system_id), capabilities, in_turns, lambda _count: moved())
 
     @property
     def _pause_seconds(self) -> float:

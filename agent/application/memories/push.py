@@ -42,7 +42,7 @@ async def _kept_by_nobody(_: Packed | None) -> None:
 class Pushed(Tally):
     """What became of the memories of one source. `held_anew`: how many are kept back that were not kept back before."""
 
-    held_anew: int = 0
+    newly_held: int = 0
 
 
 @dataclass(slots=True)
@@ -58,7 +58,7 @@ class MemoryPush:
     async def push(
         self,
         target: Target,
-        offer: Capabilities,
+        capabilities: Capabilities,
         source: MemorySource,
         moved: Callable[[int], None] = _nothing,
         *,
@@ -76,7 +76,7 @@ class MemoryPush:
 
         Raises SinkError and SnapshotError; what was delivered by then is remembered.
         """
-        run, there = _Run(self, target, offer, moved, arrived, confirmed), _Rows()
+        run, there = _Run(self, target, capabilities, moved, arrived, confirmed), _Rows()
         try:
             async with aclosing(source.pages()) as pages:
                 async for page in pages:
@@ -102,7 +102,7 @@ class _Run:
 
     push: MemoryPush
     target: Target
-    offer: Capabilities
+    capabilities: Capabilities
     moved: Callable[[int], None]
     arrived: Callable[[int], None]
     confirmed: Callable[[Packed | None], Awaitable[None]]
@@ -114,7 +114,7 @@ class _Run:
     _under_way: asyncio.Task[None] | None = field(default=None, init=False)
     _stored: int = field(default=0, init=False)
     _known: int = field(default=0, init=False)
-    _held_anew: int = field(default=0, init=False)
+    _newly_held: int = field(default=0, init=False)
     _waiting: Counter[str] = field(default_factory=Counter, init=False)
     _refused: Counter[str] = field(default_factory=Counter, init=False)
 
@@ -130,7 +130,7 @@ class _Run:
                 wanted.append(seen)
         if waiting:
             _count(self._waiting, waiting)
-            self._held_anew += await self.push.ledger.hold(self.target, waiting)
+            self._newly_held += await self.push.ledger.hold(self.target, waiting)
         self.moved(len(page) - len(wanted))
         if wanted:
             async with aclosing(source.read(wanted)) as memories:
@@ -156,17 +156,17 @@ class _Run:
             known=self._known,
             waiting=dict(self._waiting),
             refused=dict(self._refused),
-            held_anew=self._held_anew,
+            newly_held=self._newly_held,
         )
 
     def _why_it_waits(self, seen: Seen) -> str:
-        if seen.kind not in self.offer.kinds:
+        if seen.kind not in self.capabilities.kinds:
             return f"the server has no tool for a {seen.kind}"
-        needs = seen.kind in self.offer.need_embedding and self.push.missing_embedding == "wait"
+        needs = seen.kind in self.capabilities.need_embedding and self.push.missing_embedding == "wait"
         return NO_EMBEDDING if needs and not seen.embedded else ""
 
     async def _add(self, memory: Memory) -> None:
-        if memory.embedding is None and memory.seen.kind in self.offer.need_embedding:
+        if memory.embedding is None and memory.seen.kind in self.capabilities.need_embedding:
             memory = replace(memory, embedding=ZEROS)
         packed = self.push.sink.pack(memory, self.target.system_id)
         if self._batch and self._bytes + len(packed.body) > MAX_BATCH_BYTES:
@@ -206,7 +206,7 @@ class _Run:
         )
         if refused:
             _count(self._refused, refused)
-            self._held_anew += await self.push.ledger.hold(self.target, refused)
+            self._newly_held += await self.push.ledger.hold(self.target, refused)
         self._stored += receipt.stored
         self._known += receipt.known
         self.arrived(receipt.stored + receipt.known)
@@ -214,7 +214,7 @@ class _Run:
 
     async def _confirm(self, taken: Sequence[Packed]) -> None:
         """Hand on what the server can be asked for later: at once of the first batch, else at the end of the push."""
-        fit = [one for one in taken if one.seen.kind in self.offer.tells_known and len(one.body) <= LARGEST_BODY]
+        fit = [one for one in taken if one.seen.kind in self.capabilities.tells_known and len(one.body) <= LARGEST_BODY]
         if self._first:
             await self.confirmed(fit[-1] if fit else None)
         self._youngest = fit[-1] if fit and not self._first else self._youngest

@@ -30,14 +30,14 @@ class AgentService:
         bus: EventBus,
         taker: SnapshotTaker,
         methods: Mapping[str, SyncMethod],
-        intake: Inbox,
+        inbox: Inbox,
         feed: EventStream,
-        vitals: HealthMonitor,
+        health: HealthMonitor,
         warnings: Callable[[], Awaitable[Sequence[StatusWarning]]] | None = None,
     ) -> None:
         self._settings, self._identity, self._ledger, self._bus = settings, identity, ledger, bus
         self._taker, self._methods = taker, methods
-        self._intake, self._feed, self._vitals = intake, feed, vitals
+        self._inbox, self._feed, self._health = inbox, feed, health
         self._warnings = warnings
 
     @property
@@ -47,24 +47,24 @@ class AgentService:
     @property
     def ready(self) -> bool:
         """Whether it watches and hears requests."""
-        return self._vitals.ready
+        return self._health.ready
 
-    def trouble(self) -> Mapping[str, str]:
+    def problems(self) -> Mapping[str, str]:
         """Return what is stuck: name -> why, in words. Empty: all is well. The event loop itself is not in it: who
         gets an answer knows.
         """
-        return self._vitals.trouble()
+        return self._health.problems()
 
     async def status(self) -> Status:
         """Return how everything stands, as `akosha-agent status` shows it. Raises StateError."""
         warnings = await self._warnings() if self._warnings else ()
-        return await self._described(await self._standings(), warnings)
+        return await self._described(await self._memory_counts(), warnings)
 
-    async def figures(self) -> Status:
+    async def status_for_metrics(self) -> Status:
         """Return the status without the warnings for which the target is looked at: a scrape must not wake its disk."""
-        return await self._described(await self._standings())
+        return await self._described(await self._memory_counts())
 
-    async def glance(self) -> Status:
+    async def brief_status(self) -> Status:
         """Return `figures` without the counts of memories, which take a while where there are millions."""
         return await self._described({})
 
@@ -72,33 +72,33 @@ class AgentService:
         """Return why no databases can be seen, "" where there are some."""
         return (await self._survey())[1]
 
-    async def ask(self, ask: SyncAsked) -> SyncRequested | None:
+    async def request_sync(self, ask: SyncAsked) -> SyncRequested | None:
         """Ask for a sync. None: it was refused, and its result says why. The same ask again changes nothing.
 
         Raises WireError where it is for another system, BusError while no bus takes requests, StateError.
         """
-        self._intake.check(ask)
+        self._inbox.check(ask)
         self._check_bus()
-        return (await self._intake.ask(ask)).request
+        return (await self._inbox.ask(ask)).request
 
     async def outcome(self, request_id: str) -> SyncResult | None:
         """Return the result of a request, if it has one: also of one that was refused. Raises StateError."""
         return await self._ledger.outcome(request_id)
 
-    async def take(self, event: Event) -> bool:
+    async def accept(self, event: Event) -> bool:
         """Take an event of another process: a session's end or a SyncAsked; True where it is new.
 
         Raises WireError for any other type or system, BusError while no bus takes it, StateError.
         """
         if not isinstance(event, SessionEnded | SyncAsked):
             raise WireError(f"{event.type} is not for others to tell")
-        self._intake.check(event)
+        self._inbox.check(event)
         self._check_bus()
         if isinstance(event, SyncAsked):
-            return (await self._intake.ask(event)).new
-        return await self._intake.ended(event)
+            return (await self._inbox.ask(event)).new
+        return await self._inbox.ended(event)
 
-    async def position(self) -> int:
+    async def last_position(self) -> int:
         """Return the present place in the history, to follow the `events` after. Raises StateError."""
         return await self._ledger.last_position()
 
@@ -114,10 +114,12 @@ class AgentService:
     def _targets(self) -> Sequence[Target]:
         return [self._methods[name].target for name in self._settings.route if name in self._methods]
 
-    async def _standings(self) -> Mapping[str, MemoryCounts]:
-        return {target.method: await self._ledger.memories().standing(target) for target in self._targets()}
+    async def _memory_counts(self) -> Mapping[str, MemoryCounts]:
+        return {target.method: await self._ledger.memories().counts(target) for target in self._targets()}
 
-    async def _described(self, standings: Mapping[str, MemoryCounts], warnings: Sequence[StatusWarning] = ()) -> Status:
+    async def _described(
+        self, memory_counts: Mapping[str, MemoryCounts], warnings: Sequence[StatusWarning] = ()
+    ) -> Status:
         survey, _ = await self._survey()
         records = [await self._ledger.record(target) for target in self._targets()]
         full = disk_warning(str(self._settings.agent_state_dir), await self._taker.free_bytes(), records, survey)
@@ -126,7 +128,7 @@ class AgentService:
             agent_id=self._identity.agent_id,
             route=self._settings.route,
             records=records,
-            standings=standings,
+            memory_counts=memory_counts,
             survey=survey,
             notes=dict(await self._ledger.notes()),
             results_waiting=len(await self._ledger.outbox()),

@@ -61,7 +61,7 @@ class HealthMonitor:
         """What was stuck when it was looked at last: name -> why, in words."""
         return self._stuck
 
-    def trouble(self) -> Mapping[str, str]:
+    def problems(self) -> Mapping[str, str]:
         """Return what is stuck or interrupted, as it was observed last: name -> why, in words."""
         return {**self._interrupted, **self._stuck}
 

@@ -37,12 +37,12 @@ class RemoteControl:
         self,
         *,
         responder: Responder,
-        desk: AgentService,
+        agent_service: AgentService,
         ledger: Ledger,
         clock: Clock,
         bus_state: Callable[[], BusState],
     ) -> None:
-        self._responder, self._desk, self._identity = responder, desk, desk.identity
+        self._responder, self._agent_service, self._identity = responder, agent_service, agent_service.identity
         self._ledger, self._clock, self._bus_state = ledger, clock, bus_state
 
     async def begin(self) -> None:
@@ -64,7 +64,7 @@ class RemoteControl:
         return answered
 
     async def _status(self, _question: bytes) -> bytes:
-        status, state = await self._desk.glance(), self._bus_state()
+        status, state = await self._agent_service.brief_status(), self._bus_state()
         return _json(
             {
                 "system_id": self._identity.system_id,
@@ -88,7 +88,7 @@ class RemoteControl:
             enable_fallback=enable_fallback,
         )
         _log.info("sync_asked_remotely", request_id=ask.id, method=method, system_id=ask.system_id)
-        if await self._desk.ask(ask) is None:
+        if await self._agent_service.request_sync(ask) is None:
             refused = await self._ledger.outcome(ask.id)
             return _json({"accepted": False, "request_id": ask.id, "error": refused.error if refused else "refused"})
         return _json({"accepted": True, "request_id": ask.id})

@@ -125,7 +125,7 @@ def describe(
     agent_id: str,
     route: Sequence[str],
     records: Sequence[TargetRecord],
-    standings: Mapping[str, MemoryCounts],
+    memory_counts: Mapping[str, MemoryCounts],
     survey: Survey,
     notes: Mapping[str, str],
     results_waiting: int,
@@ -142,7 +142,7 @@ def describe(
     undecided = default_system_id and bool(clouds) and not is_decided(notes, system_id)
     used = [record for at, record in enumerate(records) if at == 0 or record.databases]
     targets = tuple(
-        _target(record, survey, standings.get(record.target.method, MemoryCounts()), notes) for record in used
+        _target(record, survey, memory_counts.get(record.target.method, MemoryCounts()), notes) for record in used
     )
     lacking = targets[0].pending if targets else tuple(sorted(survey))
     return Status(

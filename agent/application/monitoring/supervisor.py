@@ -16,26 +16,32 @@ class SupervisorLoop:
     """Its two loops. Signs of life come from the event loop, and stay out while something is stuck."""
 
     def __init__(
-        self, supervisor: Supervisor, *, desk: AgentService, vitals: HealthMonitor, ledger: Ledger, clock: Clock
+        self,
+        supervisor: Supervisor,
+        *,
+        agent_service: AgentService,
+        health: HealthMonitor,
+        ledger: Ledger,
+        clock: Clock,
     ) -> None:
-        self._supervisor, self._desk, self._vitals, self._clock = supervisor, desk, vitals, clock
+        self._supervisor, self._agent_service, self._health, self._clock = supervisor, agent_service, health, clock
         self._signal = Signal(clock, "supervision")
         ledger.on_history(self._signal.set)
-        vitals.on_change(self._signal.set)
+        health.on_change(self._signal.set)
 
     async def keep_alive(self) -> None:
         """Say that the agent works once it does, then give signs of life, for ever, where they are wanted."""
-        await self._vitals.until_ready()
+        await self._health.until_ready()
         self._supervisor.ready()
         every = self._supervisor.alive_every
         while every is not None:
-            if not self._vitals.stuck:
+            if not self._health.stuck:
                 self._supervisor.alive()
             await self._clock.sleep(every)
 
     async def tell(self) -> None:
         """Say in a line how it is, whenever that may have changed, for ever."""
-        await self._vitals.until_ready()
+        await self._health.until_ready()
         told = ""
         while True:
             line = await self._line()
@@ -45,10 +51,10 @@ class SupervisorLoop:
             await self._signal.wait(None)
 
     async def _line(self) -> str:
-        if trouble := self._vitals.trouble():
+        if trouble := self._health.problems():
             return "in trouble: " + "; ".join(f"{name}: {why}" for name, why in sorted(trouble.items()))
         try:
-            return line(await self._desk.glance())
+            return line(await self._agent_service.brief_status())
         except AkoshaError as error:
             return f"in trouble: {error.message}"
 

@@ -71,13 +71,13 @@ class CloudSync:
         deduplicate: bool,
         ingestion_markers: bool,
         standstill_seconds: float,
-        footing: StallMonitor | None = None,
+        stall_monitor: StallMonitor | None = None,
     ) -> None:
         self.target = target
         self._identity, self._store, self._compressor, self._delta = identity, store, compressor, delta
         self._ledger, self._clock = ledger, clock
         self._chunk_bytes, self._deduplicate, self._standstill_seconds = chunk_bytes, deduplicate, standstill_seconds
-        self._footing = footing
+        self._stall_monitor = stall_monitor
         self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=deduplicate)
         self._uploads = BucketUploads(store, target.system_id)
         self._ids = UploadIds(self._uploads, target.system_id, store.location, ledger, clock)
@@ -86,7 +86,9 @@ class CloudSync:
             store=store, target=target, identity=identity, machine=machine, ledger=ledger, clock=clock
         )
         self._markers = (
-            IngestionMarkers(store, chunk_bytes=chunk_bytes, standstill_seconds=standstill_seconds, footing=footing)
+            IngestionMarkers(
+                store, chunk_bytes=chunk_bytes, standstill_seconds=standstill_seconds, stall_monitor=stall_monitor
+            )
             if ingestion_markers
             else None
         )
@@ -139,7 +141,7 @@ class CloudSync:
 
     def _moving(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         return stall_timeout(
-            self._standstill_seconds, self._store.location, CloudUploadError, CLOUD, footing=self._footing
+            self._standstill_seconds, self._store.location, CloudUploadError, CLOUD, stall_monitor=self._stall_monitor
         )
 
     async def _recall(self, attempt: Attempt, moved: Callable[[], None]) -> TargetRecord:

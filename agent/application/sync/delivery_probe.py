@@ -101,7 +101,7 @@ class DeliveryProbe:
         kept = await self.kept()
         if kept is not None:
             return kept.sent is not None
-        return bool((await self._ledger.memories().standing(self._target)).delivered)
+        return bool((await self._ledger.memories().counts(self._target)).delivered)
 
     async def is_due(self) -> bool:
         """Say whether a day has gone by since the server was asked last, and there is something to ask with."""
@@ -113,7 +113,7 @@ class DeliveryProbe:
         # One in the future is of a clock that was put back since.
         return kept.answered is None or not now - EVERY < kept.answered <= now
 
-    async def offer(self) -> bool:
+    async def capabilities(self) -> bool:
         """Offer the memory; False where there is none to offer, or the server refused it, so that nothing is proved.
 
         Raises Forgotten where the server stored it as new, and other SinkErrors.

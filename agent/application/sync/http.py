@@ -62,12 +62,12 @@ class HttpSync:
         clock: Clock,
         zone: Callable[[], tzinfo],
         standstill_seconds: float,
-        footing: StallMonitor | None = None,
+        stall_monitor: StallMonitor | None = None,
     ) -> None:
         self.target = target
         self._push, self._taker, self._reader, self._ledger = push, taker, reader, ledger
         self._clock, self._zone, self._standstill_seconds = clock, zone, standstill_seconds
-        self._footing = footing
+        self._stall_monitor = stall_monitor
         self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=False)
         self.probe = DeliveryProbe(target, push.sink, ledger, clock)
         self._proven_session = 0
@@ -133,8 +133,8 @@ class HttpSync:
         if not lacking and not await self._has_news():
             return Unchanged(why=attempt.why_nothing(record) + await self._asked_for(attempt))
         async with self._moving():
-            offer = await self._sink.connect()
-        again = await self._memories.meet(self.target, f"{offer.version}; {self._news()}")
+            capabilities = await self._sink.connect()
+        again = await self._memories.meet(self.target, f"{capabilities.version}; {self._news()}")
         await self._ledger.note(_NEWS, self._news())  # what is worth another look is owed by now
         if self._proven_session != self._sink.sessions:
             # Within a session it is the same run of the server; in a new one nobody knows.
@@ -144,7 +144,7 @@ class HttpSync:
             return Unchanged(why=attempt.why_nothing(record))
         await self._begin(attempt)
         work = Work(attempt, self._brought_by(attempt.request.request_id))
-        await self._push_all(work, record, offer)
+        await self._push_all(work, record, capabilities)
         self._proven_session = self._sink.sessions
         await self._staging.settle(attempt)
         return await self._outcome(work, record)
@@ -159,7 +159,7 @@ class HttpSync:
 
     async def _prove(self) -> bool:
         """Offer a memory that the server should have. Raises Forgotten where it has lost it."""
-        proven = await self.probe.offer()
+        proven = await self.probe.capabilities()
         self._proven_session = self._sink.sessions
         return proven
 
@@ -179,7 +179,7 @@ class HttpSync:
         """Say whether the server, or how it is to be treated, has changed while memories are held back from it."""
         if (await self._ledger.notes()).get(_NEWS) == self._news():
             return False
-        standing = await self._memories.standing(self.target)
+        standing = await self._memories.counts(self.target)
         return bool(standing.waiting or standing.refused)
 
     def _news(self) -> str:
@@ -204,13 +204,13 @@ class HttpSync:
             intent = record.intent or Intent(request_id, request_id, attempt.digests, databases)
             await self._ledger.begin(self.target, intent)
 
-    async def _push_all(self, work: Work, record: TargetRecord, offer: Capabilities) -> None:
+    async def _push_all(self, work: Work, record: TargetRecord, capabilities: Capabilities) -> None:
         """Push the databases one after the other. One that cannot be read to its end is left out: it stays owed."""
         attempt = work.attempt
         attempt.report.phase("push", sum(attempt.survey[name].size for name in attempt.changed))
         for name, snapshot in sorted(attempt.changed.items()):
             try:
-                work.pushed[name] = await self._push_one(name, snapshot, work, offer)
+                work.pushed[name] = await self._push_one(name, snapshot, work, capabilities)
             except SnapshotError as error:
                 self._staging.fail(attempt, record, name, error, event="memories_unread")
                 await self._taker.discard(attempt.changed.pop(name))
@@ -219,7 +219,7 @@ class HttpSync:
         for name in record.databases.keys() - attempt.survey.keys():
             await self._memories.release(self.target, name, ())
 
-    async def _push_one(self, name: str, snapshot: Snapshot, work: Work, offer: Capabilities) -> Pushed:
+    async def _push_one(self, name: str, snapshot: Snapshot, work: Work, capabilities: Capabilities) -> Pushed:
         attempt = work.attempt
         size, rows = attempt.survey[name].size, max(sum(snapshot.rows.values()), 1)
         zone = await asyncio.to_thread(self._zone)  # it looks at files
@@ -234,7 +234,7 @@ class HttpSync:
 
             return await self._push.push(
                 self.target,
-                offer,
+                capabilities,
                 source,
                 whole=name,
                 moved=passed,
@@ -248,7 +248,7 @@ class HttpSync:
         # An attempt before this one, of this request or of one that a kill cut short, may have brought what is new.
         untold = delivered or record.intent is not None
         if not delivered and work.kept_back:
-            ever = (await self._memories.standing(self.target)).delivered
+            ever = (await self._memories.counts(self.target)).delivered
             if work.was_for_nothing(record, ever=ever):
                 await self._ledger.trouble(self.target, work.problems)
                 attempt.problems |= work.problems
@@ -301,7 +301,7 @@ class HttpSync:
             self._sink.location,
             HTTPSyncError,
             HTTP,
-            footing=self._footing,
+            stall_monitor=self._stall_monitor,
             witness=lambda: self._sink.bytes_sent,  # a batch moves long before it is there
         )
 

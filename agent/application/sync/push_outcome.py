@@ -54,7 +54,7 @@ class Work:
         """
         before = (record.databases.get(name) for name in self.kept_back)
         return (
-            any(pushed.held_anew for pushed in self.pushed.values())
+            any(pushed.newly_held for pushed in self.pushed.values())
             or any(known and known.problem for known in before)
             or not ever
         )

@@ -105,7 +105,7 @@ class RateLimitedStore:
     """
 
     store: ObjectStore
-    pace: RateLimiter
+    rate_limiter: RateLimiter
 
     @property
     def location(self) -> str:
@@ -127,11 +127,11 @@ class RateLimitedStore:
             return await self.store.put(key, paced, metadata=metadata, part_bytes=part_bytes, progress=progress)
 
     async def _paced(self, body: AsyncIterable[bytes], progress: Progress) -> AsyncGenerator[bytes, None]:
-        size = self.pace.piece_bytes
+        size = self.rate_limiter.piece_bytes
         async for whole in body:
             for start in range(0, len(whole), size):
                 piece = whole[start : start + size]
-                await self.pace.take(len(piece), lambda: progress(0))
+                await self.rate_limiter.take(len(piece), lambda: progress(0))
                 yield piece
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
@@ -167,7 +167,7 @@ class RateLimitedSink:
     """A `MemorySink` to which batches go at a pace, each as a whole. `held_back` is called while one has to wait."""
 
     sink: MemorySink
-    pace: RateLimiter
+    rate_limiter: RateLimiter
     held_back: Callable[[], None]
 
     @property
@@ -196,7 +196,7 @@ class RateLimitedSink:
         return self.sink.pack(memory, system_id)
 
     async def store(self, batch: Sequence[Packed]) -> StoreResult:
-        await self.pace.take(sum(len(packed.body) for packed in batch), self.held_back)
+        await self.rate_limiter.take(sum(len(packed.body) for packed in batch), self.held_back)
         return await self.sink.store(batch)
 
     async def aclose(self) -> None:

@@ -174,7 +174,7 @@ class StallMonitor:
 
 @asynccontextmanager
 async def limit_stalls(
-    seconds: float, footing: StallMonitor | None = None, witness: Callable[[], int] | None = None
+    seconds: float, stall_monitor: StallMonitor | None = None, witness: Callable[[], int] | None = None
 ) -> AsyncIterator[Callable[[], None]]:
     """Raise TimeoutError out of the block when the callable it yields has not been called for so many seconds.
 
@@ -186,7 +186,7 @@ async def limit_stalls(
     try:
         async with asyncio.timeout(seconds) as limit:
             standing = _Standing(limit, seconds, witness)
-            with footing.watching(standing) if footing is not None else nullcontext():
+            with stall_monitor.watching(standing) if stall_monitor is not None else nullcontext():
                 yield standing.moved
     except TimeoutError as error:
         if standing is None or standing.cut_off is None or not limit.expired():
@@ -201,7 +201,7 @@ async def stall_timeout(
     failure: type[SyncError],
     method: str,
     *,
-    footing: StallMonitor | None = None,
+    stall_monitor: StallMonitor | None = None,
     witness: Callable[[], int] | None = None,
 ) -> AsyncIterator[Callable[[], None]]:
     """Limit the time without progress as `limit_stalls` does; raise a `failure` that names the setting.
@@ -209,7 +209,7 @@ async def stall_timeout(
     Where an upheaval has cut it off, the failure's `original` is CutOff.
     """
     try:
-        async with limit_stalls(seconds, footing, witness) as moved:
+        async with limit_stalls(seconds, stall_monitor, witness) as moved:
             yield moved
     except StallTimeout as error:
         raise failure(f"{place}: {error}", method, error, transient=True) from error

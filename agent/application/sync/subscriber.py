@@ -61,7 +61,7 @@ class SyncSubscriber:
         recorder: ResultRecorder,
         clock: Clock,
         rules: RetryRules,
-        flight: asyncio.Lock,
+        sync_lock: asyncio.Lock,
         after_outcome: Callable[[], None],
         faults: asyncio.Queue[Exception],
         unreachable: set[str] | None = None,
@@ -74,7 +74,7 @@ class SyncSubscriber:
         self._unreachable = set() if unreachable is None else unreachable
         self._rules, self._jitter, self._still_at_work = rules, jitter, still_at_work_seconds
         self._bus, self._requests, self._ledger, self._recorder, self._clock = bus, requests, ledger, recorder, clock
-        self._flight, self._after_outcome, self._faults = flight, after_outcome, faults
+        self._sync_lock, self._after_outcome, self._faults = sync_lock, after_outcome, faults
 
     async def handle(self, message: Message) -> None:
         """Handle one message; returns with it acked or naked.
@@ -87,7 +87,7 @@ class SyncSubscriber:
             if not isinstance(request, SyncRequested) or not await self._requests.is_ours(request):
                 await message.ack()
                 return
-            async with self._kept(message), self._flight:
+            async with self._kept(message), self._sync_lock:
                 if await self._ledger.outcome(request.request_id) is not None:
                     await message.ack()
                 else:

@@ -38,10 +38,10 @@ _log = structlog.get_logger()
 class NetworkChanges:
     """Its loop. `buses` are told, and the `footing` of the methods; `retries` looks at databases and targets."""
 
-    surroundings: NetworkMonitor
+    network_monitor: NetworkMonitor
     clock: Clock
     buses: Collection[EventBus]
-    footing: StallMonitor
+    stall_monitor: StallMonitor
     retries: RetryScheduler
 
     _signal: Signal = field(init=False)
@@ -63,22 +63,22 @@ class NetworkChanges:
 
     async def _listen(self) -> None:
         try:
-            async with aclosing(self.surroundings.upheavals()) as upheavals:
-                async for upheaval in upheavals:
-                    self._heard.add(upheaval)
+            async with aclosing(self.network_monitor.changes()) as changes:
+                async for change in changes:
+                    self._heard.add(change)
                     self._signal.set()
         finally:
             self._signal.set()
 
     async def _answer(self, listening: "asyncio.Task[None]") -> None:
-        doubted: set[str] = set()
+        recheck: set[str] = set()
         pauses: Iterator[float] = iter(())
         while True:
             rung = await self._signal.wait(next(pauses, None))
             if listening.done():
                 return listening.result()
             if not rung:
-                await self.retries.retry_recovered_targets(doubted)
+                await self.retries.retry_recovered_targets(recheck)
                 continue
             await self._become_calm()
             heard, self._heard = self._heard, set()
@@ -87,13 +87,13 @@ class NetworkChanges:
             _log.info("network_changed", what=", ".join(sorted(heard)))
             for bus in self.buses:
                 bus.check_connection()
-            await self.footing.tighten()
-            doubted, pauses = set(self.retries.methods), iter(PAUSES)
-            asked = await self.retries.retry_recovered_targets(doubted)
+            await self.stall_monitor.tighten()
+            recheck, pauses = set(self.retries.methods), iter(PAUSES)
+            asked = await self.retries.retry_recovered_targets(recheck)
             if not asked and NetworkChange.WOKE in heard:
                 asked = await self.retries.rescan_now()
             if not asked:
-                self.retries.settled.set()  # the times that it waits for have come nearer while the machine slept
+                self.retries.sync_finished.set()  # the times that it waits for have come nearer while the machine slept
 
     async def _become_calm(self) -> None:
         """Wait where the last upheaval was a moment ago."""

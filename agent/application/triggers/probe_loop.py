@@ -37,7 +37,7 @@ class ProbeLoop:
     still_has_it: Callable[[], Awaitable[bool]]
     publisher: Publisher
     clock: Clock
-    flight: asyncio.Lock
+    sync_lock: asyncio.Lock
     pass_seconds: float
     signal: Signal
     """Set after each sync."""
@@ -58,7 +58,7 @@ class ProbeLoop:
 
     async def _is_time(self) -> bool:
         """Say whether Akosha is where memories go now, has them all as far as is known, and was not asked for a day."""
-        if self.flight.locked() or not self.publisher.settings.sync_enabled:
+        if self.sync_lock.locked() or not self.publisher.settings.sync_enabled:
             return False
         records = await self.publisher.records()
         if HTTP not in in_charge(self.publisher.settings.route, records) or records[HTTP].failures:
@@ -69,7 +69,7 @@ class ProbeLoop:
         return bool(survey) and not pending(records[HTTP], survey)
 
     async def _ask(self) -> None:
-        async with self.flight:
+        async with self.sync_lock:
             try:
                 has_it = await self.still_has_it()
             except SinkError as error:

@@ -30,8 +30,8 @@ class RetryScheduler:
     clock: Clock
     methods: Mapping[str, SyncMethod]
     changes: FileChanges
-    settled: Signal
-    flight: asyncio.Lock
+    sync_finished: Signal
+    sync_lock: asyncio.Lock
     pass_seconds: float
     before_pass: Callable[[], Awaitable[None]]
     unreachable: Collection[str]
@@ -46,14 +46,14 @@ class RetryScheduler:
             failing = in_charge(self.publisher.settings.route, records)
             times = [at for method in failing if (at := next_try(records[method], survey)) is not None]
             if not times:
-                await self.settled.wait(None)
+                await self.sync_finished.wait(None)
                 continue
             wait = min((min(times) - self.clock.now()).total_seconds(), LAST_TARGET_BACKOFF.total_seconds())
-            if await self.settled.wait(wait + SLACK_SECONDS):
+            if await self.sync_finished.wait(wait + SLACK_SECONDS):
                 continue
-            if not self.flight.locked():
+            if not self.sync_lock.locked():
                 await self.publisher.noticed(RETRY)
-            await self.settled.wait(self.pass_seconds)
+            await self.sync_finished.wait(self.pass_seconds)
 
     async def rescan_loop(self) -> None:
         """Has the watcher missed something, is a target back?"""
@@ -61,7 +61,7 @@ class RetryScheduler:
             await self.clock.sleep(self.pass_seconds)
             await self.changes.note_mode()
             await self.before_pass()
-            if self.flight.locked():
+            if self.sync_lock.locked():
                 continue
             if self.changes.quiet and await self._is_due():
                 self.changes.noticed()
@@ -76,7 +76,7 @@ class RetryScheduler:
         await self.before_pass()
         if not await self._is_due():
             return False
-        if self.flight.locked() or not self.changes.enabled:
+        if self.sync_lock.locked() or not self.changes.enabled:
             self.changes.noticed()
             return False
         return await self.publisher.noticed(FILE_CHANGE) is not None
@@ -87,15 +87,15 @@ class RetryScheduler:
         primary = next((records[name] for name in self.publisher.settings.route if name in records), None)
         return primary is not None and bool(due(primary, survey, self.clock.now(), urgent=False))
 
-    async def retry_recovered_targets(self, doubted: set[str] | None = None) -> bool:
+    async def retry_recovered_targets(self, recheck: set[str] | None = None) -> bool:
         """A target that was out of reach and can be reached again need not wait for its time.
 
         `doubted`: methods of which nobody knows any more whether they can be reached; those that can are taken out.
         Does nothing while a sync runs. Returns whether one was welcomed.
         """
-        if self.flight.locked():
+        if self.sync_lock.locked():
             return False
-        doubted, welcomed = set() if doubted is None else doubted, False
+        recheck, recovered = set() if recheck is None else recheck, False
         records = await self.publisher.records()
         failing = in_charge(self.publisher.settings.route, records)
         for name, record in records.items():
@@ -104,11 +104,11 @@ class RetryScheduler:
                 continue
             before = self._reachable.get(name, False if name in self.unreachable else None)
             now = self._reachable[name] = await self.methods[name].is_available()
-            if now and (before is False or name in doubted):
-                doubted.discard(name)
+            if now and (before is False or name in recheck):
+                recheck.discard(name)
                 _log.info("target_back", method=name, system_id=record.target.system_id)
                 await self.ledger.reset(record.target)
                 await self.publisher.noticed(RETRY)
-                self.settled.set()
-                welcomed = True
-        return welcomed
+                self.sync_finished.set()
+                recovered = True
+        return recovered

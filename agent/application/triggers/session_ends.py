@@ -37,7 +37,7 @@ class SessionEnds:
         self._publisher, self._ledger, self._system_id = publisher, ledger, system_id
         self._patience, self._busy = patience, busy
         self._clock = clock
-        self._ended, self.settled = Signal(clock, "session-end"), Signal(clock, "session-sync")
+        self._ended, self.sync_finished = Signal(clock, "session-end"), Signal(clock, "session-sync")
         self._left_behind = False
 
     async def handle(self, message: Message) -> None:
@@ -52,7 +52,7 @@ class SessionEnds:
     def ask_again(self) -> None:
         """A request that waits for its outcome may have stayed behind on another bus: it is published once more."""
         self._left_behind = True
-        self.settled.set()
+        self.sync_finished.set()
 
     async def run(self) -> None:
         """Ask for a sync for all ends that are open, those of an earlier life included; then for those that came since.
@@ -75,7 +75,7 @@ class SessionEnds:
                 self._left_behind = False
                 await self._publisher.repeat(request)
             patience = self._patience + await self._until_next_try(request)
-            if not await self.settled.wait(patience) and not self._busy():
+            if not await self.sync_finished.wait(patience) and not self._busy():
                 return
 
     async def _until_next_try(self, request: SyncRequested) -> float:

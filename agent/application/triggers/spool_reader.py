@@ -22,8 +22,8 @@ def answered_by_a_sync(event: Event) -> bool:
 class SpoolReader:
     """Reads the spool when it changes, and when told to."""
 
-    def __init__(self, *, spool: Spool, watch: Watch, intake: Inbox, publisher: Publisher, ledger: Ledger) -> None:
-        self._spool, self._watch, self._intake = spool, watch, intake
+    def __init__(self, *, spool: Spool, watch: Watch, inbox: Inbox, publisher: Publisher, ledger: Ledger) -> None:
+        self._spool, self._watch, self._inbox = spool, watch, inbox
         self._publisher, self._ledger = publisher, ledger
 
     async def run(self) -> None:
@@ -53,7 +53,7 @@ class SpoolReader:
             if not answered_by_a_sync(event):
                 continue
             if isinstance(event, SessionEnded):
-                await accept(self._ledger, self._intake.addressed(event))
+                await accept(self._ledger, self._inbox.addressed(event))
             elif isinstance(event, ArchiveNews):
                 await self._tell(event)
             await self._spool.remove(note)
@@ -62,23 +62,23 @@ class SpoolReader:
         """Put a session's end on the bus. In this spool it is of this machine and user: whatever system the hook was
         installed for, the memories that are to be safe now are those that this agent delivers.
         """
-        ours = self._intake.addressed(event)
+        ours = self._inbox.addressed(event)
         if ours is not event:
             why, cure = f"it was told for the system {event.system_id}", "akosha-agent hook install"
             _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, why=why, hint=cure)
         try:
-            await self._intake.ended(ours)
+            await self._inbox.ended(ours)
         except WireError as error:
             _log.warning("note_refused", id=event.id[:80], why=error.message)
 
     async def _tell(self, news: ArchiveNews) -> None:
         """Tell what a command has found out about the archive, or done to it; of another system it is refused."""
         try:
-            self._intake.check(news)
+            self._inbox.check(news)
         except WireError as error:
             _log.warning("note_refused", id=news.id[:80], why=error.message)
         else:
-            await self._intake.announce(news)
+            await self._inbox.announce(news)
 
     async def take_up(self, ask: SyncAsked) -> bool:
         """Say whether somebody waits for an outcome that is still to come.
@@ -88,8 +88,8 @@ class SpoolReader:
         if await self._ledger.outcome(ask.id) is not None:
             return False
         try:
-            self._intake.check(ask)
+            self._inbox.check(ask)
         except WireError as error:
             await self._publisher.refuse(ask, error.message, error.hint)
             return False
-        return (await self._intake.ask(ask)).request is not None
+        return (await self._inbox.ask(ask)).request is not None

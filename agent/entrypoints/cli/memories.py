@@ -47,7 +47,7 @@ async def show_memories(settings: Settings, *, failed: bool, as_json: bool) -> i
         try:
             notes = await ledger.notes()
             for target in home.targets(identity).values():
-                standing = await ledger.memories().standing(target)
+                standing = await ledger.memories().counts(target)
                 held = await ledger.memories().held(target, limit=MOST_SHOWN)
                 shown = [one for one in held if one.state == "refused" or not failed]
                 kept = Kept.noted(notes, target)
@@ -70,7 +70,7 @@ async def send_again(settings: Settings) -> int:
         ledger = await home.open_ledger()
         try:
             target = home.targets(identity)[HTTP]
-            delivered = (await ledger.memories().standing(target)).delivered
+            delivered = (await ledger.memories().counts(target)).delivered
             await ledger.forget(target, list((await ledger.record(target)).databases))
             await ledger.note(PREFIX + target.id, "")
         finally:

@@ -55,14 +55,14 @@ class AgentInstance:
     ) -> None:
         self.settings, self.left_over = settings, left_over
         self._supervisor, self._counts = supervisor, counts
-        self._desk: AgentService | None = None
+        self._agent_service: AgentService | None = None
         self._agent: Agent | None = None
         self.task = asyncio.create_task(self._live(), name="agent")
 
     @property
     def works(self) -> bool:
         """Whether it has come so far that it watches and hears requests."""
-        return self._desk is not None and self._desk.ready
+        return self._agent_service is not None and self._agent_service.ready
 
     async def reset_clients(self) -> None:
         """Have its next calls read credentials and certificates again."""
@@ -94,10 +94,14 @@ class AgentInstance:
             async with await agent_bootstrap.build(
                 home, identity, meter=self._counts.meter, supervisor=self._supervisor, left_over=self.left_over
             ) as agent:
-                self._agent, self._desk, self._counts.ledger_bytes = agent, agent.desk, agent.ledger.size
-                metrics = functools.partial(self._counts.exposition, agent.desk)
+                self._agent, self._agent_service, self._counts.ledger_bytes = (
+                    agent,
+                    agent.agent_service,
+                    agent.ledger.size,
+                )
+                metrics = functools.partial(self._counts.exposition, agent.agent_service)
                 try:
-                    async with serving(agent.desk, self.settings, state_dir=home.state.path, metrics=metrics):
+                    async with serving(agent.agent_service, self.settings, state_dir=home.state.path, metrics=metrics):
                         await agent.run()
                 except asyncio.CancelledError:
                     self.left_over = await agent.unanswered()

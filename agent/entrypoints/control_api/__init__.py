@@ -13,7 +13,7 @@ __all__ = ["Limits", "serving"]
 
 @asynccontextmanager
 async def serving(
-    desk: AgentService,
+    agent_service: AgentService,
     settings: Settings,
     *,
     state_dir: Path,
@@ -28,5 +28,5 @@ async def serving(
     """
     from agent.entrypoints.control_api.server import Server  # noqa: PLC0415 - aiohttp's server: what only `run` needs
 
-    async with Server(desk, settings, state_dir=state_dir, metrics=metrics, limits=limits):
+    async with Server(agent_service, settings, state_dir=state_dir, metrics=metrics, limits=limits):
         yield

@@ -45,19 +45,19 @@ class Handlers:
 
     def __init__(
         self,
-        desk: AgentService,
+        agent_service: AgentService,
         settings: Settings,
         *,
         metrics: Callable[[], Awaitable[tuple[bytes, str]]],
         readers: EventReaders,
         limits: Limits,
     ) -> None:
-        self._desk, self._settings, self._home = desk, settings, Home.of(settings)
+        self._agent_service, self._settings, self._home = agent_service, settings, Home.of(settings)
         self._metrics, self._readers, self._limits = metrics, readers, limits
 
     async def status(self, _request: web.BaseRequest) -> web.StreamResponse:
         """The document of `status --json`."""
-        status, problem = await self._desk.status(), await self._desk.survey_problem()
+        status, problem = await self._agent_service.status(), await self._agent_service.survey_problem()
         holder = await asyncio.to_thread(self._home.holder)
         running = None
         if holder is not None:
@@ -78,20 +78,20 @@ class Handlers:
         ask = SyncAsked(
             id=wish.id or str(uuid.uuid4()),
             time=self._home.clock.now(),
-            system_id=self._desk.identity.system_id,
+            system_id=self._agent_service.identity.system_id,
             reason=MANUAL,
             method=wish.method,
             enable_fallback=wish.enable_fallback,
             upload_reflections=wish.upload_reflections,
             upload_knowledge_graph=wish.upload_knowledge_graph,
         )
-        if await self._desk.ask(ask) is None:
+        if await self._agent_service.request_sync(ask) is None:
             raise await self._refused(ask.id)
         return _json(HTTPStatus.ACCEPTED, {"request_id": ask.id, "accepted": True})
 
     async def _refused(self, request_id: str) -> Problem:
         """Return the refusal's own words."""
-        result = await self._desk.outcome(request_id)
+        result = await self._agent_service.outcome(request_id)
         told = {} if result is None else contract(result)
         what = told.get("error") or f"the sync {request_id} was refused"
         return Problem(HTTPStatus.CONFLICT, str(what), hint=str(told.get("hint") or "akosha-agent status"))
@@ -99,7 +99,7 @@ class Handlers:
     async def result(self, request: web.BaseRequest) -> web.StreamResponse:
         """The result of a request."""
         request_id = request.path.rpartition("/")[2]
-        result = await self._desk.outcome(request_id)
+        result = await self._agent_service.outcome(request_id)
         if result is None:
             what = f"there is no result of {request_id[:128]!r}"
             cure = "ask again when it has ended, or follow GET /v1/events: it comes as an event with this request_id"
@@ -113,7 +113,7 @@ class Handlers:
             event = self._home.codec.decode(body)
         except WireError as error:
             raise Problem.of(error) from error
-        return _json(HTTPStatus.ACCEPTED, {"id": event.id, "new": await self._desk.take(event)})
+        return _json(HTTPStatus.ACCEPTED, {"id": event.id, "new": await self._agent_service.accept(event)})
 
     async def events(self, request: web.BaseRequest) -> web.StreamResponse:
         """Tell what happens. `Last-Event-ID`, which a reader sends that comes back, counts more than `after`."""
@@ -134,10 +134,10 @@ class Handlers:
 
     async def ready(self, _request: web.BaseRequest) -> web.StreamResponse:
         """Whether it watches and hears requests, and all is well."""
-        return self._told(ready=self._desk.ready)
+        return self._told(ready=self._agent_service.ready)
 
     def _told(self, *, ready: bool) -> web.StreamResponse:
-        if trouble := self._desk.trouble():
+        if trouble := self._agent_service.problems():
             return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "stuck", "trouble": dict(trouble)})
         if not ready:
             return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "starting", "trouble": {}})

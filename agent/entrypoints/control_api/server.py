@@ -36,7 +36,7 @@ class Server:
 
     def __init__(
         self,
-        desk: AgentService,
+        agent_service: AgentService,
         settings: Settings,
         *,
         state_dir: Path,
@@ -44,8 +44,8 @@ class Server:
         limits: Limits,
     ) -> None:
         self._settings, self._state_dir, self._limits = settings, state_dir, limits
-        self._readers = EventReaders(desk, Home.of(settings), limits)
-        answers = Handlers(desk, settings, metrics=metrics, readers=self._readers, limits=limits)
+        self._readers = EventReaders(agent_service, Home.of(settings), limits)
+        answers = Handlers(agent_service, settings, metrics=metrics, readers=self._readers, limits=limits)
         self._routes = (*routes(answers), self._own_route())
         self._document = b""
         self._front = ControlApp(self._routes)

@@ -29,8 +29,8 @@ _log = structlog.get_logger()
 class EventReaders:
     """All that read. A timer runs while there are any."""
 
-    def __init__(self, desk: AgentService, home: Home, limits: Limits) -> None:
-        self._desk, self._codec, self._limits = desk, home.codec, limits
+    def __init__(self, agent_service: AgentService, home: Home, limits: Limits) -> None:
+        self._agent_service, self._codec, self._limits = agent_service, home.codec, limits
         self._readers: set[_Reader] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -44,7 +44,7 @@ class EventReaders:
         with that, and misses nothing. Raises Problem where there are too many readers, StateError.
         """
         # Before the answer begins: whoever has its head hears all that happens from then on.
-        present = await self._desk.position() if after is None and request.method != "HEAD" else None
+        present = await self._agent_service.last_position() if after is None and request.method != "HEAD" else None
         if len(self._readers) >= self._limits.readers:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -89,7 +89,7 @@ class EventReaders:
 
     async def _tell(self, reader: "_Reader", after: int | None, present: int | None) -> None:
         await reader.write(_HELLO if present is None else _HELLO + b"id: %d\n\n" % present)
-        async with aclosing(self._desk.events(after=present if after is None else after)) as events:
+        async with aclosing(self._agent_service.events(after=present if after is None else after)) as events:
             async for happened in events:
                 if isinstance(happened, HistoryEntry):
                     await reader.write(self._written(happened.event, happened.position))
