@@ -18,7 +18,7 @@ from agent.api.request import Request
 from agent.bootstrap.home import Home
 from agent.domain.errors import AkoshaError
 from agent.entrypoints import logs
-from agent.entrypoints.results import contract
+from agent.entrypoints.documents import ResultDocument
 from agent.entrypoints.shutdown import run_to_end
 from agent.entrypoints.sync_client import SyncClient
 
@@ -69,7 +69,7 @@ async def _sync(request: Request) -> dict[str, object]:
         upload_reflections=request.upload_reflections,
         upload_knowledge_graph=request.upload_knowledge_graph,
     )
-    return contract(await asking.result())
+    return ResultDocument.of(await asking.result()).to_dict()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from agent.api.config import AkoshaSyncConfig
 from agent.api.process import answer_to
 from agent.api.request import Request
 from agent.domain.errors import AkoshaError, CloudUploadError, HTTPSyncError, SettingsError, SyncError
-from agent.entrypoints.results import cure
+from agent.entrypoints.results import hint_of_text
 
 SyncMethodType = Literal["auto", "cloud", "http"]
 
@@ -104,7 +104,7 @@ class _OwnMethod:
             raise self.error(error.message, self.name, error, hint=error.hint, transient=error.transient) from error
         if not result["success"]:
             told = result["errors"][-1]["error"] if result["errors"] else result["error"]
-            hint = cure(told)
+            hint = hint_of_text(told)
             message = told.removesuffix(f" ({hint})") if hint else told
             raise self.error(message, self.name, hint=hint, transient=result["retry_at"] is not None)
         return cast("SyncResult", result)

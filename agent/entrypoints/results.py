@@ -1,6 +1,5 @@
-"""A result as people and programs are promised it: CONTRACT's dict, and a line of text."""
+"""Results of syncs, ingests and prunes as one line of text."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
@@ -8,88 +7,28 @@ from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.events import (
     IngestCompleted,
     IngestFailed,
-    MethodError,
-    SyncFailed,
     SyncResult,
     SyncSkipped,
     SyncSucceeded,
     UploadsPruned,
     UploadVerified,
 )
-from agent.domain.routing import MANUAL
 
-LOOK = "akosha-agent status shows what stands in the way"
-CORRECT = "correct it there: settings are read anew each time"
-
-
-def contract(result: SyncResult) -> dict[str, object]:
-    """Return the documented result fields, and ours beside them."""
-    document: dict[str, object] = {
-        "method": result.method,
-        "success": result.success,
-        "files_uploaded": list(result.files_uploaded),
-        "bytes_transferred": result.bytes_transferred,
-        "duration_seconds": result.duration_seconds,
-        "upload_id": result.upload_id,
-        "error": result.error,
-        "triggered_by": result.triggered_by,
-        "caused_by": list(result.caused_by),
-        "request_id": result.request_id,
-        "outcome": result.type.split(".")[2],
-        "hint": None,
-    }
-    if isinstance(result, SyncSucceeded):
-        document |= {
-            "location": result.location,
-            "incomplete": dict(result.incomplete),
-            "memories": result.memories,
-            "errors": _errors(result.errors),
-        }
-    elif isinstance(result, SyncSkipped):
-        document["why"] = result.why
-    elif isinstance(result, SyncFailed):
-        document["errors"] = _errors(result.errors)
-        document["retry_at"] = result.retry_at.isoformat() if result.retry_at else None
-        hints = dict.fromkeys(filter(None, (cure(e.error) for e in result.errors)))
-        document["hint"] = "; ".join(hints) or LOOK
-    return document
+SEE_STATUS = "akosha-agent status shows what is wrong"
+_CORRECT_SETTING = "correct it there: settings are read again at each call"
 
 
-def _errors(errors: Sequence[MethodError]) -> list[dict[str, str]]:
-    return [{"method": e.method, "error": e.error} for e in errors]
+def hint_of(error: AkoshaError) -> str:
+    """Return the error's hint; where it has none, the command that shows more."""
+    return error.hint or (_CORRECT_SETTING if isinstance(error, SettingsError) else SEE_STATUS)
 
 
-def refusal(error: AkoshaError, *, method: str) -> dict[str, object]:
-    """Return the same for an error that came before there was a request, for those who want no exception."""
-    return {
-        "method": method,
-        "success": False,
-        "files_uploaded": [],
-        "bytes_transferred": 0,
-        "duration_seconds": 0.0,
-        "upload_id": None,
-        "error": str(error),
-        "triggered_by": MANUAL,
-        "caused_by": [],
-        "request_id": None,
-        "outcome": "failed",
-        "hint": mend(error),
-        "errors": [{"method": method, "error": str(error)}],
-        "retry_at": None,
-    }
+def hint_of_text(error: str) -> str:
+    """Return the hint at the end of the text of an AkoshaError, "" where it has none. A path or a number is none.
 
-
-def mend(error: AkoshaError) -> str:
-    """Return the error's hint, or, where it has none, where to look."""
-    return error.hint or (CORRECT if isinstance(error, SettingsError) else LOOK)
-
-
-def cure(error: str) -> str:
-    """Return the hint that ends the text of an AkoshaError, "" where it has none. A place or a figure is none.
-
-    >>> cure("the bucket memories does not exist (create it (or set akosha_cloud_bucket))")
+    >>> hint_of_text("the bucket memories does not exist (create it (or set akosha_cloud_bucket))")
     'create it (or set akosha_cloud_bucket)'
-    >>> cure("no space left (/var/lib)")
+    >>> hint_of_text("no space left (/var/lib)")
     ''
     """
     if not error.endswith(")"):
@@ -104,7 +43,7 @@ def cure(error: str) -> str:
 
 
 def sentence(result: SyncResult) -> str:
-    """Return the result in one line for a person."""
+    """Return the result of a sync in one line."""
     if isinstance(result, SyncSucceeded):
         sent = f"{human_bytes(result.bytes_transferred)} sent in {result.duration_seconds:.1f} s to {result.location}"
         failed = "".join(f"; {e.method} failed: {e.error}" for e in result.errors)
@@ -120,38 +59,38 @@ def sentence(result: SyncResult) -> str:
 
 
 def ingested(event: IngestCompleted | IngestFailed) -> str:
-    """Return what became of an upload on Akosha's side in one line for a person."""
+    """Return the outcome of an ingestion in one line."""
     if isinstance(event, IngestFailed):
-        again = f"; tried again at {event.retry_at.astimezone():%H:%M:%S}" if event.retry_at else ""
-        return f"{event.upload_id}: {event.error}{again}"
-    told = [f"{event.stored:,} memories stored", f"{event.known:,} there already"]
-    told += [f"{count:,} kept back: {why}" for why, count in sorted(event.kept_back.items())]
-    return f"{event.upload_id}: {'; '.join(told)}"
+        retry = f"; next attempt at {event.retry_at.astimezone():%H:%M:%S}" if event.retry_at else ""
+        return f"{event.upload_id}: {event.error}{retry}"
+    parts = [f"{event.stored:,} memories stored", f"{event.known:,} there already"]
+    parts += [f"{count:,} kept back: {why}" for why, count in sorted(event.kept_back.items())]
+    return f"{event.upload_id}: {'; '.join(parts)}"
 
 
 def verified(event: UploadVerified) -> str:
-    """Return what somebody saw who looked at an upload, in one line for a person."""
-    looked = "downloaded and read through" if event.deep else "looked at"
+    """Return the outcome of a verification in one line."""
+    how = "downloaded and read through" if event.deep else "looked at"
     if event.whole:
-        return f"{event.upload_id}: whole, {event.objects} objects {looked}"
+        return f"{event.upload_id}: whole, {event.objects} objects {how}"
     wrong = "; ".join(f"{name}: {why}" for name, why in sorted(event.problems.items()))
-    return f"{event.upload_id}: not whole, {event.objects} objects {looked}: {wrong}"
+    return f"{event.upload_id}: not whole, {event.objects} objects {how}: {wrong}"
 
 
 def pruned(event: UploadsPruned) -> str:
-    """Return what was deleted of the old uploads, in one line for a person."""
+    """Return what a prune deleted in one line."""
     freed = f"{event.objects} objects, {human_bytes(event.bytes_freed)}"
     count = len(event.upload_ids)
-    told = [f"{count} upload{'s' * (count != 1)} deleted ({freed}), {event.kept} kept"]
+    parts = [f"{count} upload{'s' * (count != 1)} deleted ({freed}), {event.kept} kept"]
     if event.leftovers:
-        told.append(f"{event.leftovers} leftovers of unfinished ones deleted")
+        parts.append(f"{event.leftovers} leftovers of unfinished ones deleted")
     if event.error:
-        told.append(f"not all: {event.error}")
-    return "; ".join(told)
+        parts.append(f"not all: {event.error}")
+    return "; ".join(parts)
 
 
 def human_bytes(count: float) -> str:
-    """Return a number of bytes as people read it.
+    """Return a number of bytes in decimal units.
 
     >>> human_bytes(43_200_000)
     '43.2 MB'
@@ -164,7 +103,7 @@ def human_bytes(count: float) -> str:
 
 
 def when(at: datetime) -> str:
-    """Return a time as the clock here shows it; one that no clock here can show, as it is."""
+    """Return a time in the local time zone; as it is where the system cannot convert it."""
     with suppress(OverflowError, OSError, ValueError):
         at = at.astimezone()
     return f"{at:%Y-%m-%d %H:%M:%S}"

@@ -1,10 +1,12 @@
-"""How everything stands: what `status` and the coding assistant's status tool show, gathered once for both.
+"""The status: what `status`, the control API and the MCP tool show.
 
-An agent that runs says it itself. Where none does, or it does not say, the ledger and the files do.
+A running agent provides it; without one, or where it does not answer, it is made from the ledger and the files.
 """
 
 import asyncio
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import ClassVar, Self
 
 import structlog
 
@@ -27,57 +29,63 @@ AGENT_STOPPED, AGENT_SILENT = "agent_stopped", "agent_silent"
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class StatusSources:
-    """What of the settings belongs to how everything stands."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusDocument(Status):
+    """The document of `status --json` and `GET /v1/status`; OpenAPI and the MCP tool derive their schemas from it.
 
+    `running` is the process that holds the state directory (`pid`, `command`, `since`); `problem` says why the
+    databases cannot be seen. A dataclass, not a pydantic model: without an agent, `status` needs no validation.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, bool]] = {"json_schema_serialization_defaults_required": True}
+
+    running: dict[str, object] | None
+    problem: str
     sync_enabled: bool
     data_dir: str
     state_dir: str
 
     @classmethod
-    def of(cls, settings: Settings) -> "StatusSources":
-        return cls(settings.sync_enabled, str(settings.agent_data_dir), str(settings.agent_state_dir))
+    def of(cls, status: Status, settings: Settings, *, running: dict[str, object] | None, problem: str) -> Self:
+        return cls(
+            **{field.name: getattr(status, field.name) for field in fields(status)},
+            running=running,
+            problem=problem,
+            sync_enabled=settings.sync_enabled,
+            data_dir=str(settings.agent_data_dir),
+            state_dir=str(settings.agent_state_dir),
+        )
 
+    def to_dict(self) -> dict[str, object]:
+        """Return what `status --json` prints; times are still datetimes."""
+        return asdict(self)
 
-@dataclass(frozen=True, slots=True)
-class StatusView:
-    """The status; who holds the state directory (`pid`, `command`, `since`); why the databases cannot be seen.
-
-    `ground` is there where an agent has said all this: it may have other settings. `silent`: there is one, and it does
-    not answer.
-    """
-
-    status: Status
-    running: dict[str, object] | None
-    problem: str
-    ground: StatusSources | None = None
-    silent: bool = False
-
-    def document(self, settings: Settings) -> dict[str, object]:
-        """Return what `status --json` prints; times are still times."""
-        around = {"running": self.running, "problem": self.problem}
-        return asdict(self.status) | around | asdict(self.ground or StatusSources.of(settings))
-
-    def silence(self) -> str:
-        """Return what there is to say of an agent that is silent, "" where none is."""
-        if not (self.silent and self.running):
+    @property
+    def unresponsive_agent(self) -> str:
+        """What is to be said of an agent that does not answer; "" where there is none."""
+        if not self.running or not any(w.code in (AGENT_STOPPED, AGENT_SILENT) for w in self.warnings):
             return ""
         who = f"process {self.running.get('pid')} ({self.running.get('command')})"
         return f"{who} is there, but does not answer: this is what its ledger says"
 
 
-async def gather_status(settings: Settings) -> StatusView:
-    """Ask the agent if one runs; else look at the ledger, if there is one, the files, and who is at work.
+def running_process(home: Home) -> dict[str, object] | None:
+    """Return the process that holds the state directory: `pid`, `command` and `since`. Blocks for moments."""
+    holder = home.holder()
+    return None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
 
-    Raises StateError. An agent that says nothing costs three seconds.
+
+async def gather_status(settings: Settings) -> StatusDocument:
+    """Return the running agent's status; without one, that of the ledger and the files.
+
+    Raises StateError. An agent that does not answer costs three seconds.
     """
     home = Home.of(settings)
     await asyncio.to_thread(home.prepare)
     holder = await asyncio.to_thread(home.holder)
     if holder is None or holder.command != RUN:
-        return await _seen(home)
-    from agent.entrypoints.control_client import Endpoint, NoAnswer  # noqa: PLC0415 - it makes Views
+        return await _from_ledger(home)
+    from agent.entrypoints.control_client import Endpoint, NoAnswer  # noqa: PLC0415 - it makes StatusDocuments
 
     silent = False
     try:
@@ -87,15 +95,15 @@ async def gather_status(settings: Settings) -> StatusView:
     except NoAnswer as error:
         silent = error.silent
         _log.debug("agent_unheard", error=str(error))
-    view = await _seen(home)
+    document = await _from_ledger(home)
     if not silent:
-        return view
-    warning = await asyncio.to_thread(silence_of, home, holder.pid, holder.command)
-    return replace(view, silent=True, status=replace(view.status, warnings=(warning, *view.status.warnings)))
+        return document
+    warning = await asyncio.to_thread(unresponsive_warning, home, holder.pid, holder.command)
+    return replace(document, warnings=(warning, *document.warnings))
 
 
-def silence_of(home: Home, pid: int, command: str) -> StatusWarning:
-    """Return what is the matter with a holder of the state directory that does not answer. Blocks for moments."""
+def unresponsive_warning(home: Home, pid: int, command: str) -> StatusWarning:
+    """Return the warning about a process that holds the state directory and does not answer. Blocks for moments."""
     who = f"process {pid} ({command})"
     if home.is_stopped(pid):
         return StatusWarning(
@@ -108,7 +116,7 @@ def silence_of(home: Home, pid: int, command: str) -> StatusWarning:
     )
 
 
-async def _seen(home: Home) -> StatusView:
+async def _from_ledger(home: Home) -> StatusDocument:
     settings = home.settings
     identity = await asyncio.to_thread(home.prepare)
     possible = home.targets(identity)
@@ -133,7 +141,7 @@ async def _seen(home: Home) -> StatusView:
         problem = "" if survey else NO_DATABASES
     except SnapshotError as error:
         problem = str(error)
-    holder = await asyncio.to_thread(home.holder)
+    running = await asyncio.to_thread(running_process, home)
     full = disk_warning(str(settings.agent_state_dir), await home.taker().free_bytes(), records, survey)
     status = describe(
         system_id=identity.system_id,
@@ -144,16 +152,15 @@ async def _seen(home: Home) -> StatusView:
         survey=survey,
         notes=notes,
         results_waiting=results_waiting,
-        running=holder is not None and holder.command == RUN,
-        warnings=(*((full,) if full else ()), *await _computed(home, identity), *await home.unattended()),
+        running=running is not None and running["command"] == RUN,
+        warnings=(*((full,) if full else ()), *await _ownership_warnings(home, identity), *await home.unattended()),
         default_system_id=identity.is_default,
     )
-    running = None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
-    return StatusView(status, running, problem)
+    return StatusDocument.of(status, settings, running=running, problem=problem)
 
 
-async def _computed(home: Home, identity: Identity) -> tuple[StatusWarning, ...]:
-    """Return what a look at the target's directory says; a bucket is not asked for a status."""
+async def _ownership_warnings(home: Home, identity: Identity) -> tuple[StatusWarning, ...]:
+    """Return the warnings about the target's directory; a bucket is not asked for a status."""
     if home.settings.directory is None:
         return ()
     store = object_store(home.settings)

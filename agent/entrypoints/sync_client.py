@@ -21,7 +21,7 @@ from agent.domain.identity import Identity
 from agent.domain.routing import AUTO, MANUAL
 from agent.domain.status_warning import StatusWarning
 from agent.entrypoints.control_client import Endpoint, NoAnswer
-from agent.entrypoints.status_view import silence_of
+from agent.entrypoints.status_view import unresponsive_warning
 from agent.ports import Message
 from agent.settings import Settings
 
@@ -154,7 +154,7 @@ class SyncClient:
         """
         holder = await asyncio.to_thread(self.home.holder)
         if holder is not None and await asyncio.to_thread(self.home.is_stopped, holder.pid):
-            return await asyncio.to_thread(silence_of, self.home, holder.pid, holder.command)
+            return await asyncio.to_thread(unresponsive_warning, self.home, holder.pid, holder.command)
         return await self.home.disk_warning(self.identity)
 
     async def _watch(self, say_once: SaysOnce) -> None:
@@ -260,7 +260,7 @@ class _Waiting:
                     return result
             except NoAnswer as error:
                 if error.silent:
-                    silence = await asyncio.to_thread(silence_of, self._home, holder.pid, holder.command)
+                    silence = await asyncio.to_thread(unresponsive_warning, self._home, holder.pid, holder.command)
                     self._say_once(silence.code, str(silence))
                     self._log_once("agent_silent", pid=holder.pid, then="a note in its spool waits for it")
             self._door.failed()

@@ -1,4 +1,4 @@
-"""The control API over real sockets, with a desk that says what the test wants. Every answer is held to OpenAPI."""
+"""The control API over real sockets, in front of a fake agent. Every response is held to the OpenAPI document."""
 
 import asyncio
 import json
@@ -20,11 +20,11 @@ from structlog.testing import capture_logs
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import BusError, StateError
 from agent.domain.events import IngestFailed, SyncAsked
-from agent.entrypoints.control_api import Limits, serving
-from agent.entrypoints.control_api.socket_file import SocketFile
-from agent.entrypoints.control_api.token_file import kept_token
-from agent.entrypoints.results import contract
-from agent.entrypoints.status_view import StatusView
+from agent.entrypoints.control_api import Limits, serve
+from agent.entrypoints.control_api.auth import load_or_create_token
+from agent.entrypoints.control_api.server import ControlSocket
+from agent.entrypoints.documents import ResultDocument
+from agent.entrypoints.status_view import StatusDocument
 from agent.settings import Settings
 from tests.support import event_documents, values
 from tests.support.control_api import NOON, SYSTEM, FakeAgentService, ended, hold, progress
@@ -170,7 +170,7 @@ async def served(agent_service, state: Path, *, limits=ALL, metrics=no_metrics, 
         made(state)
     settings = Settings(agent_state_dir=state, agent_data_dir=state.parent / "data", **settings)
     before = asyncio.all_tasks()
-    async with serving(agent_service, settings, state_dir=state, metrics=metrics, limits=limits):
+    async with serve(agent_service, settings, state_dir=state, metrics=metrics, limits=limits):
         descriptor = os.open(state, os.O_RDONLY)
         try:
             way = aiohttp.UnixConnector(f"/proc/self/fd/{descriptor}/control.sock", limit=0)
@@ -199,7 +199,7 @@ async def agent(agent_service, tmp_path):
 
 async def test_the_status_is_the_document_of_the_command(agent, agent_service):
     answer = await agent.ask("GET", "/v1/status")
-    expected = StatusView(await agent_service.status(), None, "").document(agent.settings)
+    expected = StatusDocument.of(await agent_service.status(), agent.settings, running=None, problem="").to_dict()
     assert (answer.status, answer.json) == (200, json.loads(json.dumps(expected, default=str)))
 
 
@@ -222,7 +222,7 @@ async def test_without_an_id_or_a_body_a_sync_gets_an_id_of_its_own(agent, agent
 async def test_a_refused_sync_is_a_conflict_in_the_refusals_own_words(agent, agent_service):
     agent_service.refuses = True
     told = await agent.problem(409, "POST", "/v1/sync", {"id": "mine"})
-    expected = contract(agent_service.outcomes["mine"])
+    expected = ResultDocument.of(agent_service.outcomes["mine"]).to_dict()
     assert (told["detail"], told["hint"]) == (expected["error"], expected["hint"])
 
 
@@ -239,7 +239,7 @@ async def test_the_result_of_a_request_is_the_documented_one(agent, agent_servic
     await agent.problem(404, "GET", path)
     agent_service.outcomes[result.request_id] = result
     answer = await agent.ask("GET", path)
-    assert (answer.status, answer.json) == (200, json.loads(json.dumps(contract(result))))
+    assert (answer.status, answer.json) == (200, json.loads(json.dumps(ResultDocument.of(result).to_dict())))
     hold(Served.document, key, "GET", 200, "application/json", answer.json)
     assert (await agent.ask("HEAD", path)).status == 200
 
@@ -652,7 +652,7 @@ async def test_nobody_can_connect_before_the_socket_is_closed_to_others(tmp_path
 
     real = socket.socket.listen
     monkeypatch.setattr(socket.socket, "listen", listen)
-    file = SocketFile.open(tmp_path, backlog=1)
+    file = ControlSocket.open(tmp_path, backlog=1)
     file.listening.close()
     assert seen == [("control.new", 0o600)]
 
@@ -811,15 +811,15 @@ def test_a_token_that_others_may_know_or_that_is_none_is_made_anew(tmp_path, spo
         file.symlink_to("elsewhere") if spoiled == "link" else file.mkdir()
     if spoiled == "directory":
         with pytest.raises(OSError, match="http-token"):
-            kept_token(tmp_path)
+            load_or_create_token(tmp_path)
         return
     with capture_logs() as logs:
-        token = kept_token(tmp_path)
+        token = load_or_create_token(tmp_path)
     assert token not in ("k" * 43, "e" * 43)
     assert (file.read_text().strip(), stat.S_IMODE(file.lstat().st_mode)) == (token, 0o600)
-    assert [line["event"] for line in logs] == ["http_token_made_anew"]
+    assert [line["event"] for line in logs] == ["http_token_replaced"]
     assert token not in str(logs)
-    assert kept_token(tmp_path) == token
+    assert load_or_create_token(tmp_path) == token
 
 
 async def test_a_port_in_use_is_said_with_its_cure_and_the_agent_goes_on(agent_service, tmp_path):

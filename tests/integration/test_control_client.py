@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -24,7 +25,7 @@ from agent.entrypoints import sync_client
 from agent.entrypoints.cli import status
 from agent.entrypoints.control_client import client as control, endpoint, follow
 from agent.entrypoints.mcp.status import glance
-from agent.entrypoints.status_view import StatusView, gather_status
+from agent.entrypoints.status_view import StatusDocument, gather_status
 from agent.entrypoints.sync_client import SyncClient
 from agent.ports import MemoryCounts
 from agent.settings import Loaded, load
@@ -173,7 +174,7 @@ async def agent(home) -> AsyncIterator[Agent]:
 # ------------------------------------------------------------------------------------------------ status
 
 
-def view_of(home: Home) -> StatusView:
+def status_of(home: Home) -> StatusDocument:
     database = DatabaseStatus(name="reflection", state="owed", pending=True, size=1, problem="bad")
     target = TargetStatus(
         method="cloud", endpoint="e", bucket="b", databases=(database,), newest_upload_id=None, last_success=AT,
@@ -183,11 +184,12 @@ def view_of(home: Home) -> StatusView:
         system_id="laptop", agent_id="a", route=("cloud",), targets=(target,), pending=("reflection",),
         notes={"watcher": "inotify"}, bus=BusStatus(text="in this process", since=AT), results_waiting=4,
     )  # fmt: skip
-    return StatusView(told, {"pid": 7, "command": "run", "since": str(AT)}, "a problem")
+    running = {"pid": 7, "command": "run", "since": str(AT)}
+    return StatusDocument.of(told, home.settings, running=running, problem="a problem")
 
 
 def document_of(home: Home) -> dict:
-    return json.loads(json.dumps(view_of(home).document(home.settings), default=str))
+    return json.loads(json.dumps(status_of(home).to_dict(), default=str))
 
 
 def answering(document: object):
@@ -201,8 +203,8 @@ async def test_what_an_agent_says_of_itself_is_the_status_key_by_key(agent, home
     agent.answers["GET /v1/status"] = answering(document_of(home))
     assert await status.show_status(home.settings, as_json=True) == 0
     assert json.loads(capsys.readouterr().out) == document_of(home)
-    view = await gather_status(home.settings)
-    assert (view.status, view.silent) == (view_of(home).status, False)
+    found = await gather_status(home.settings)
+    assert (found, found.unresponsive_agent) == (status_of(home), "")
 
 
 async def test_the_settings_of_the_agent_are_shown_not_those_of_the_command(agent, home, capsys):
@@ -229,7 +231,7 @@ async def test_a_newer_agent_may_say_more(agent, home):
     for place in (newer, newer["targets"][0], newer["targets"][0]["databases"][0], newer["bus"], newer["running"]):
         place["tomorrow"] = {"a": [1]}
     agent.answers["GET /v1/status"] = answering(newer)
-    assert (await gather_status(home.settings)).status == view_of(home).status
+    assert await gather_status(home.settings) == replace(status_of(home), running=newer["running"])
 
 
 async def hanging(_: web.Request) -> web.StreamResponse:
@@ -336,7 +338,7 @@ async def test_what_is_no_listening_socket_of_ours_is_passed_over_in_silence(hom
 
 async def test_a_socket_of_somebody_else_is_not_spoken_to(agent, home, monkeypatch):
     agent.answers["GET /v1/status"] = answering(document_of(home))
-    assert (await gather_status(home.settings)).ground is not None
+    assert await gather_status(home.settings) == status_of(home)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert await endpoint.Endpoint(home).client() is None
 
@@ -361,7 +363,7 @@ async def test_a_state_directory_with_a_path_too_long_for_a_socket_is_reached(tm
         await web.UnixSite(runner, "control.sock").start()
         before = descriptors()
         for _ in range(3):
-            assert (await gather_status(home.settings)).ground is not None
+            assert await gather_status(home.settings) == status_of(home)
         assert descriptors() <= before + 1  # the server's side may end a moment later
         await runner.cleanup()
 

@@ -19,7 +19,7 @@ from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded, Upl
 from agent.entrypoints.cli import events, restore, status, streams, sync, verify
 from agent.entrypoints.cli.terminal import PlainConsole
 from agent.entrypoints.results import sentence
-from agent.entrypoints.status_view import StatusView
+from agent.entrypoints.status_view import StatusDocument
 from agent.ports import MemoryCounts
 from agent.settings import load
 from tests.support import values
@@ -97,8 +97,9 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
     text = io.StringIO()
     made = functools.partial(PlainConsole, file=text, soft_wrap=True, highlight=False, markup=False, emoji=False)
     monkeypatch.setattr(status, "line_console", made)
-    view = StatusView(told, {"pid": 7, "command": "run [w]"}, "")
-    status._print(view, settings_of(tmp_path, agent_data_dir=odd))
+    settings = settings_of(tmp_path, agent_data_dir=odd)
+    document = StatusDocument.of(told, settings, running={"pid": 7, "command": "run [w]"}, problem="")
+    status._print(document, settings)
     for wanted in (
         f"databases  {odd}\n",
         "(pid 7, run [w])",
@@ -141,7 +142,7 @@ def test_every_event_has_a_line_for_people():
         "ingest.completed  u: 1,000 memories stored; 2 there already; 3 kept back: no embedding"
     )
     assert events.line(IngestFailed(**about, error="too large")).endswith("ingest.failed    u: too large")
-    assert "tried again at " in events.line(IngestFailed(**about, error="not yet", retry_at=AT))
+    assert "next attempt at " in events.line(IngestFailed(**about, error="not yet", retry_at=AT))
     looked = UploadVerified(**about, whole=True, deep=False, objects=4, problems={})
     assert events.line(looked).endswith("archive.verified  u: whole, 4 objects looked at")
     broken = replace(looked, whole=False, deep=True, problems={"reflection.duckdb": "is not there", "b": "cut"})

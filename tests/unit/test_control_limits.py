@@ -14,4 +14,4 @@ from agent.entrypoints.control_api import Limits
 )
 def test_connections_take_half_of_the_descriptors_at_most(monkeypatch, descriptors, connections):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, resource.RLIM_INFINITY))
-    assert Limits().fitting() == connections
+    assert Limits().max_connections() == connections

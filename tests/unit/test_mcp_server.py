@@ -9,12 +9,13 @@ from hypothesis import given, strategies as st
 from jsonschema import Draft202012Validator
 
 from agent.domain.errors import AlreadyRunning, SettingsError, StateError, StoreError
-from agent.domain.events import MethodError, SyncFailed, SyncProgress, SyncSucceeded
+from agent.domain.events import MethodError, SyncFailed, SyncProgress, SyncResult, SyncSucceeded
+from agent.entrypoints.documents import ResultDocument
 from agent.entrypoints.mcp import calls, notifications
 from agent.entrypoints.mcp.notifications import ProgressNotifications
 from agent.entrypoints.mcp.progress import ProgressCounter
 from agent.entrypoints.mcp.tools import STATUS, SYNC, TOOLS
-from agent.entrypoints.results import contract, cure, refusal
+from agent.entrypoints.results import hint_of_text
 from tests.support.values import NOON, SYSTEM
 
 OUTPUT = {tool["name"]: Draft202012Validator(tool["outputSchema"]) for tool in TOOLS}
@@ -33,6 +34,10 @@ def failed(*errors: tuple[str, str]) -> SyncFailed:
         error="; ".join(": ".join(error) for error in errors), triggered_by="manual",
         errors=tuple(MethodError(method=method, error=error) for method, error in errors),
     )  # fmt: skip
+
+
+def document(result: SyncResult) -> dict[str, object]:
+    return ResultDocument.of(result).to_dict()
 
 
 class Client:
@@ -166,7 +171,7 @@ async def test_whatever_is_raised_both_tools_return_it_as_a_result(error, said, 
 
 
 def test_the_hint_of_a_failed_result_is_the_cure_of_each_method_that_has_one():
-    result = contract(
+    result = document(
         failed(
             ("cloud", "the bucket memories does not exist (create it (or set akosha_cloud_bucket))"),
             ("http", "Akosha cannot be reached (start it: akosha start)"),
@@ -178,12 +183,12 @@ def test_the_hint_of_a_failed_result_is_the_cure_of_each_method_that_has_one():
 
 @pytest.mark.parametrize("error", ["no space left", "no space left (/var)", "refused)", "(", ")", ""])
 def test_an_error_without_a_cure_has_none_and_its_result_says_where_to_look(error):
-    assert cure(error) == ""
-    assert contract(failed(("cloud", error)))["hint"] == "akosha-agent status shows what stands in the way"
+    assert hint_of_text(error) == ""
+    assert document(failed(("cloud", error)))["hint"] == "akosha-agent status shows what is wrong"
 
 
 def test_a_success_tells_how_many_memories_have_arrived_and_has_no_hint():
-    result = contract(
+    result = document(
         SyncSucceeded(
             id="u",
             time=NOON,
@@ -201,4 +206,5 @@ def test_a_success_tells_how_many_memories_have_arrived_and_has_no_hint():
 
 
 def test_a_refusal_has_every_field_that_a_failed_result_has():
-    assert refusal(StoreError("gone"), method="cloud").keys() == contract(failed(("cloud", "gone"))).keys()
+    refused = ResultDocument.refused(StoreError("gone"), method="cloud").to_dict()
+    assert refused.keys() == document(failed(("cloud", "gone"))).keys()

@@ -18,8 +18,7 @@ from agent.bootstrap.home import Home
 from agent.bootstrap.metrics import Metering, metering
 from agent.domain.errors import AkoshaError, LedgerDamaged, SettingsError, SystemIdTaken
 from agent.domain.events import SyncAsked
-from agent.entrypoints import logs
-from agent.entrypoints.control_api import serving
+from agent.entrypoints import control_api, logs
 from agent.entrypoints.shutdown import first_of, on_hangup
 from agent.ports import Supervisor
 from agent.settings import Loaded, Settings
@@ -101,7 +100,9 @@ class AgentInstance:
                 )
                 metrics = functools.partial(self._counts.exposition, agent.agent_service)
                 try:
-                    async with serving(agent.agent_service, self.settings, state_dir=home.state.path, metrics=metrics):
+                    async with control_api.serve(
+                        agent.agent_service, self.settings, state_dir=home.state.path, metrics=metrics
+                    ):
                         await agent.run()
                 except asyncio.CancelledError:
                     self.left_over = await agent.unanswered()

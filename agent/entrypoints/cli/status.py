@@ -1,4 +1,4 @@
-"""`status`: everything at a glance."""
+"""`status`: the status as text or JSON."""
 
 import json
 from datetime import UTC, datetime
@@ -16,31 +16,30 @@ from agent.bootstrap.home import RUN
 from agent.domain.plain_text import printable
 from agent.entrypoints.cli.terminal import line_console
 from agent.entrypoints.results import human_bytes, when
-from agent.entrypoints.status_view import StatusSources, StatusView, gather_status
+from agent.entrypoints.status_view import StatusDocument, gather_status
 from agent.ports import MemoryCounts
 from agent.settings import Settings
 
 
 async def show_status(settings: Settings, *, as_json: bool) -> int:
     """Print the status. Returns 0: what is wrong is in it."""
-    view = await gather_status(settings)
+    status = await gather_status(settings)
     if as_json:
-        if silence := view.silence():
-            typer.echo(f"akosha-agent: {silence}", err=True)
-        typer.echo(json.dumps(view.document(settings), indent=2, default=str))
+        if status.unresponsive_agent:
+            typer.echo(f"akosha-agent: {status.unresponsive_agent}", err=True)
+        typer.echo(json.dumps(status.to_dict(), indent=2, default=str))
     else:
-        _print(view, settings)
+        _print(status, settings)
     return 0
 
 
-def _print(view: StatusView, settings: Settings) -> None:
-    status, ground = view.status, view.ground or StatusSources.of(settings)
+def _print(status: StatusDocument, settings: Settings) -> None:
     console = line_console()
-    console.print(f"agent      {_who(view)}")
+    console.print(f"agent      {_who(status)}")
     undecided = "  (the cloud target may add a suffix at the first upload)" if status.system_id_undecided else ""
     console.print(f"system     {status.system_id}{undecided}")
-    console.print(f"databases  {ground.data_dir}")
-    if view.running and status.notes.get("watcher"):
+    console.print(f"databases  {status.data_dir}")
+    if status.running and status.notes.get("watcher"):
         console.print(f"watching   {status.notes['watcher']}")
     if status.bus:
         since = "" if status.bus.since is None else f"  (since {when(status.bus.since)}, {_age(status.bus.since)})"
@@ -51,11 +50,11 @@ def _print(view: StatusView, settings: Settings) -> None:
         console.print(f"verified   {_verified(status.verified)}")
     for warning in status.warnings:
         console.print(f"warning    {warning}")
-    if not ground.sync_enabled:
+    if not status.sync_enabled:
         console.print("sync       switched off (akosha_sync_enabled is false)")
     if not status.targets:
         console.print(f"target     none: {CLOUD_CURE}")
-    console.print(f"pending    {view.problem or ', '.join(status.pending) or 'nothing'}")
+    console.print(f"pending    {status.problem or ', '.join(status.pending) or 'nothing'}")
     for target in status.targets:
         where = f"  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip()
         console.print(Text.assemble("\n", (target.method, "bold"), printable(where)))
@@ -69,22 +68,22 @@ def _print(view: StatusView, settings: Settings) -> None:
         if target.error:
             console.print(f"  last error   {target.error}")
         if target.next_try:
-            console.print(f"  next try     {_next_try(view, target.next_try)}")
+            console.print(f"  next try     {_next_try(status, target.next_try)}")
         table = Table("database", "state", "size", "", box=None, padding=(0, 2, 0, 2))
         for row in target.databases:
             table.add_row(row.name, "pending" if row.pending else row.state, human_bytes(row.size), row.problem)
         console.print(table)
 
 
-def _who(view: StatusView) -> str:
-    if view.running is None:
+def _who(status: StatusDocument) -> str:
+    if status.running is None:
         return "not running: akosha-agent run"
-    return view.silence() or f"running (pid {view.running.get('pid')}, {view.running.get('command')})"
+    return status.unresponsive_agent or f"running (pid {status.running.get('pid')}, {status.running.get('command')})"
 
 
-def _next_try(view: StatusView, at: datetime) -> str:
+def _next_try(status: StatusDocument, at: datetime) -> str:
     """Return when the target is tried again; only a running agent keeps that time."""
-    if view.running is None or view.running.get("command") != RUN:
+    if status.running is None or status.running.get("command") != RUN:
         return "no agent runs: akosha-agent sync tries now"
     return when(at) if at > datetime.now(UTC) else "now"
 

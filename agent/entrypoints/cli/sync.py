@@ -13,7 +13,7 @@ from rich.text import Text
 from agent.domain.events import SyncProgress
 from agent.domain.plain_text import printable
 from agent.entrypoints import logs
-from agent.entrypoints.results import contract, sentence
+from agent.entrypoints.results import sentence
 from agent.entrypoints.sync_client import Hear, Says, SyncClient
 from agent.settings import Settings
 
@@ -34,7 +34,9 @@ async def sync_once(
     with _progress_bar() as (show, say):
         result = await asking.result(hear=show, says=say)
     if as_json:
-        typer.echo(json.dumps(contract(result), indent=2))
+        from agent.entrypoints.documents import ResultDocument  # noqa: PLC0415 - its model takes time to build
+
+        typer.echo(json.dumps(ResultDocument.of(result).to_dict(), indent=2))
     else:
         typer.echo(printable(sentence(result)), err=not result.success)
     return 0 if result.success else 1

@@ -1,66 +1,128 @@
-"""The loopback port's own rules: any user's process reaches it, and any web page's script through a browser."""
+"""Who may use the control API: the peer's user on the Unix socket; Host, Origin and a token on the loopback port."""
 
 import hmac
+import re
+import secrets
+import socket
+import struct
+import sys
+from asyncio.trsock import TransportSocket
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 
+import structlog
 from aiohttp import web
 
+from agent.adapters import fs
 from agent.entrypoints.control_api.problems import Problem
 
 ADDRESS = "127.0.0.1"
-_NAMES = (ADDRESS, "localhost", "[::1]")
+_HOSTS = (ADDRESS, "localhost", "[::1]")
 _HTTP_PORT = 80
+
+TOKEN_FILE = "http-token"  # noqa: S105 - a file's name
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,512}")
+_MAX_TOKEN_BYTES = 1024
+
+_SYSTEM: str = sys.platform
+_LINUX_UCRED = struct.Struct("3i")
+"""pid, uid, gid."""
+_XUCRED = struct.Struct("=II")
+"""The first fields of `struct xucred` on macOS: version, uid."""
+_XUCRED_BYTES = 76
+_SOL_LOCAL, _LOCAL_PEERCRED = 0, 1
+
+_log = structlog.get_logger()
+
+
+def peer_uid(connection: socket.socket | TransportSocket) -> int | None:
+    """Return the user id of the process at the other end of a Unix socket; None where the system does not say.
+
+    Raises OSError where the peer is gone.
+    """
+    if _SYSTEM == "linux":
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _LINUX_UCRED.size)
+        return int(_LINUX_UCRED.unpack(credentials)[1])
+    if _SYSTEM == "darwin":
+        credentials = connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED_BYTES)
+        return int(_XUCRED.unpack_from(credentials)[1])
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class LoopbackRules:
-    """What a request on this port must bear. Every check raises Problem: 403 or 401, with what is wrong."""
+    """Rules of the loopback port, which every local process reaches, and every web page through a browser.
+
+    The checks raise Problem: 403 or 401.
+    """
 
     port: int
     token: str
 
-    def check_place(self, request: web.BaseRequest) -> None:
-        """Host must name this place, and so must Origin where a browser sends one.
+    def check_origin(self, request: web.BaseRequest) -> None:
+        """Require that Host, and Origin where a browser sends one, name this server.
 
-        A name of somebody else's that leads here (DNS rebinding) stays in Host.
+        With DNS rebinding, Host has the attacker's name.
         """
-        allowed = {f"{name}:{self.port}" for name in _NAMES} | (set(_NAMES) if self.port == _HTTP_PORT else set())
+        allowed = {f"{name}:{self.port}" for name in _HOSTS} | (set(_HOSTS) if self.port == _HTTP_PORT else set())
         hosts = request.headers.getall("Host", [])
         if len(hosts) != 1 or hosts[0].lower() not in allowed:
             raise Problem(
                 HTTPStatus.FORBIDDEN,
                 f"Host is {_quoted(hosts)}, not this agent's",
-                hint=f"ask http://{ADDRESS}:{self.port}/",
+                hint=f"use http://{ADDRESS}:{self.port}/",
                 close=True,
             )
         origins = request.headers.getall("Origin", [])
         if origins and origins != [f"http://{hosts[0].lower()}"]:
             raise Problem(
                 HTTPStatus.FORBIDDEN,
-                f"Origin is {_quoted(origins)}: pages from elsewhere may not ask",
-                hint="use a program of this machine",
+                f"Origin is {_quoted(origins)}: pages of other sites are refused",
+                hint="use a program on this machine",
                 close=True,
             )
 
     def check_token(self, request: web.BaseRequest) -> None:
-        """A change needs the token."""
+        """Require the token."""
         given = request.headers.getall("Authorization", [])
         scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() == "bearer" and hmac.compare_digest(
             token.strip().encode(errors="surrogateescape"), self.token.encode()
         ):
             return
-        what = "the token is not this agent's" if given else "there is no token"
+        detail = "the token is not this agent's" if given else "there is no token"
         raise Problem(
             HTTPStatus.UNAUTHORIZED,
-            f"changes over this port need a token: {what}",
+            f"changes over this port need a token: {detail}",
             hint="send Authorization: Bearer TOKEN, with akosha_agent_http_token's value, or, where that is not set, "
-            "the text of http-token in the state directory",
+            "the content of http-token in the state directory",
             headers={"WWW-Authenticate": 'Bearer realm="akosha-agent"'},
             close=True,
         )
 
 
+def load_or_create_token(directory: Path) -> str:
+    """Return the token in the directory; create one, readable by this user only, where there is no valid one.
+
+    The caller holds the directory's lock. Raises OSError.
+    """
+    path = directory / TOKEN_FILE
+    try:
+        token = fs.read_own(path, _MAX_TOKEN_BYTES, private=True).decode("ascii", "replace").strip()
+        if _TOKEN.fullmatch(token):
+            return token
+        reason = "it holds no token"
+    except FileNotFoundError:
+        reason = ""
+    except ValueError as error:
+        reason = str(error)
+    if reason:
+        _log.warning("http_token_replaced", path=str(path), reason=reason)
+    token = secrets.token_urlsafe(32)
+    fs.write_atomically(path, f"{token}\n".encode(), sole_writer=True)
+    return token
+
+
 def _quoted(texts: list[str]) -> str:
-    return ", ".join(repr(text[:80]) for text in texts[:3]) or "not there"
+    return ", ".join(repr(text[:80]) for text in texts[:3]) or "missing"

@@ -1,74 +1,243 @@
-"""The OpenAPI document, made from the routes that are served and from the classes that flow through them."""
+"""The routes of the control API, and the OpenAPI document that is derived from them and from their models."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Literal
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from agent import __version__
-from agent.application.monitoring.status import Status
 from agent.domain.events import ALL, Event, SessionEnded, SyncAsked
-from agent.entrypoints.control_api.route import Answer, Route, Schema
+from agent.entrypoints.control_api.problems import PROBLEM_TYPE, ProblemDocument
+from agent.entrypoints.control_api.sse import EVENT_STREAM
+from agent.entrypoints.documents import ResultDocument
+from agent.entrypoints.status_view import StatusDocument
+
+JSON = "application/json"
+CLOUD_EVENT = "application/cloudevents+json"
+
+Schema = Mapping[str, object]
 
 _REF = "#/components/schemas/{model}"
-_OUTSIDE = ("id", "time", "sender")
-"""Fields of an event's class that stand in the envelope; the others are its data."""
+_ENVELOPE = ("id", "time", "sender")
+"""Fields of an event's class that are attributes of the CloudEvent; the others are its data."""
 
-SOURCE = "urn:akosha-agent:"
-_TAKEN = (SessionEnded, SyncAsked)
+_AGENT_SOURCE = "urn:akosha-agent:"
+_TEXT: Schema = {"type": "string"}
+_POSITION: Schema = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
+_RECEIVED_EVENT: Schema = {"oneOf": [{"$ref": _REF.format(model=cls.__name__)} for cls in (SessionEnded, SyncAsked)]}
 
-_PROBLEM = {
-    "type": "object",
-    "description": "What is wrong, and what mends it (RFC 9457).",
-    "properties": {
-        "title": {"type": "string"},
-        "detail": {"type": "string"},
-        "hint": {"type": "string", "description": "The command or setting that mends it; empty where there is none."},
-        "status": {"type": "integer"},
-    },
-    "required": ["title", "detail", "hint", "status"],
-    "additionalProperties": False,
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class SyncOrder(_Model):
+    """Options of a sync. The same `id` again changes nothing."""
+
+    id: str = Field(default="", pattern=r"^[A-Za-z0-9._:-]{0,128}$", description="Id of the request; none: a new one.")
+    method: str = Field(default="auto", pattern="^(auto|cloud|http)$", description="auto follows the settings.")
+    enable_fallback: bool = Field(default=True, description="Whether the next method is tried where one fails.")
+    upload_reflections: bool = True
+    upload_knowledge_graph: bool = True
+
+
+class SyncAccepted(_Model):
+    """The sync is requested."""
+
+    request_id: str
+    accepted: Literal[True]
+
+
+class EventAccepted(_Model):
+    """The event is accepted."""
+
+    id: str
+    new: bool = Field(description="False where an event of this id has been accepted before.")
+
+
+class Healthy(_Model):
+    """Nothing is stuck."""
+
+    status: Literal["ok"]
+
+
+class Unhealthy(_Model):
+    """Something is stuck, or the agent is still starting."""
+
+    status: Literal["stuck", "starting"]
+    trouble: dict[str, str] = Field(description="What is stuck, and why.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A response: what it means, and its body, as a model or a schema."""
+
+    description: str
+    body: type | Schema = ProblemDocument
+    content_type: str = JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A route. `handler` is the name of a method of `ControlApp`; `parameters` are OpenAPI's.
+
+    GET is also served as HEAD. POST changes something, and needs the token over the port.
+    """
+
+    method: str
+    path: str
+    handler: str
+    operation_id: str
+    summary: str
+    responses: Mapping[HTTPStatus, Response]
+    parameters: tuple[Mapping[str, object], ...] = ()
+    request_body: type | Schema | None = None
+    content_types: tuple[str, ...] = ()
+
+    @property
+    def query_parameters(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(str(parameter["name"]) for parameter in self.parameters if parameter["in"] == "query")
+
+
+_PROBLEMS = {
+    HTTPStatus.BAD_REQUEST: Response(description="The request is malformed; `detail` says how."),
+    HTTPStatus.FORBIDDEN: Response(description="Over the port: Host or Origin is not this agent's."),
+    HTTPStatus.INTERNAL_SERVER_ERROR: Response(description="The agent met an error; see its log."),
+    HTTPStatus.SERVICE_UNAVAILABLE: Response(
+        description="The ledger or the bus is unavailable, or there are too many connections or readers."
+    ),
+}
+_CHANGE_PROBLEMS = _PROBLEMS | {
+    HTTPStatus.UNAUTHORIZED: Response(description="Over the port: the token is missing or wrong."),
+    HTTPStatus.REQUEST_TIMEOUT: Response(description="The body did not come in time."),
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Response(description="The body is larger than 64 KiB."),
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: Response(description="Another Content-Type, or a compressed body."),
+}
+_HEALTH_RESPONSES = _PROBLEMS | {
+    HTTPStatus.OK: Response(description="Nothing is stuck.", body=Healthy),
+    HTTPStatus.SERVICE_UNAVAILABLE: Response(description="Stuck, or still starting.", body=Unhealthy),
 }
 
-
-_RESULT = {
-    "type": "object",
-    "description": "What became of a request: the documented fields of a result, and the agent's own.",
-    "properties": {
-        "method": {"type": "string"},
-        "success": {"type": "boolean"},
-        "files_uploaded": {"type": "array", "items": {"type": "string"}, "description": "Keys."},
-        "bytes_transferred": {"type": "integer"},
-        "duration_seconds": {"type": "number"},
-        "upload_id": {"type": ["string", "null"]},
-        "error": {"type": ["string", "null"]},
-        "triggered_by": {"type": "string"},
-        "caused_by": {"type": "array", "items": {"type": "string"}, "description": "Ids of the session ends answered."},
-        "request_id": {"type": "string"},
-        "outcome": {"enum": ["succeeded", "skipped", "failed"]},
-        "hint": {"type": ["string", "null"], "description": "What mends it."},
-        "location": {"type": "string"},
-        "incomplete": {"type": "object", "additionalProperties": {"type": "string"}},
-        "memories": {"type": "integer"},
-        "why": {"type": "string", "description": "Of one that was skipped."},
-        "errors": {
-            "type": "array",
-            "items": {"type": "object", "properties": {"method": {"type": "string"}, "error": {"type": "string"}}},
+ROUTES = (
+    Route(
+        method="GET",
+        path="/v1/status",
+        handler="status",
+        operation_id="getStatus",
+        summary="The status: the document of `akosha-agent status --json`.",
+        responses=_PROBLEMS | {HTTPStatus.OK: Response(description="The status.", body=StatusDocument)},
+    ),
+    Route(
+        method="POST",
+        path="/v1/sync",
+        handler="sync",
+        operation_id="requestSync",
+        summary="Request a sync now. Its result is an event with the same request_id.",
+        request_body=SyncOrder,
+        content_types=(JSON,),
+        responses=_CHANGE_PROBLEMS
+        | {
+            HTTPStatus.ACCEPTED: Response(description="Requested; also where the id is known.", body=SyncAccepted),
+            HTTPStatus.CONFLICT: Response(description="Refused; `detail` says why."),
         },
-        "retry_at": {"type": ["string", "null"], "format": "date-time"},
-    },
-    "required": ["method", "success", "files_uploaded", "bytes_transferred", "duration_seconds", "upload_id", "error",
-                 "triggered_by", "caused_by", "request_id", "outcome", "hint"],
-    "additionalProperties": False,
-}  # fmt: skip
+    ),
+    Route(
+        method="GET",
+        path="/v1/sync/{request_id}",
+        handler="result",
+        operation_id="getResult",
+        summary="The result of a request of any origin.",
+        parameters=({"name": "request_id", "in": "path", "required": True, "description": "Id.", "schema": _TEXT},),
+        responses=_PROBLEMS
+        | {
+            HTTPStatus.OK: Response(description="The result.", body=ResultDocument),
+            HTTPStatus.NOT_FOUND: Response(description="No result: the request is in progress, or unknown."),
+        },
+    ),
+    Route(
+        method="POST",
+        path="/v1/events",
+        handler="receive_event",
+        operation_id="sendEvent",
+        summary="Report the end of a session, or request a sync, as one structured CloudEvent.",
+        request_body=_RECEIVED_EVENT,
+        content_types=(CLOUD_EVENT, JSON),
+        responses=_CHANGE_PROBLEMS
+        | {HTTPStatus.ACCEPTED: Response(description="The event is accepted.", body=EventAccepted)},
+    ),
+    Route(
+        method="GET",
+        path="/v1/events",
+        handler="events",
+        operation_id="followEvents",
+        summary="Events as they happen, as server-sent events. `id` is the position in the history, `event` the "
+        "CloudEvents type, `data` the CloudEvent. Without a position to begin after, the stream begins with the `id` "
+        "of the present one. Progress has no `id` and is not repeated. A comment is sent every 15 s.",
+        parameters=(
+            {
+                "name": "after",
+                "in": "query",
+                "description": "Begin after this position in the history; 0: with all of it. Absent: now.",
+                "schema": _POSITION,
+            },
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "The same, as a reader that reconnects sends it; it takes precedence over `after`.",
+                "schema": _POSITION,
+            },
+        ),
+        responses=_PROBLEMS
+        | {HTTPStatus.OK: Response(description="An endless stream.", body=_TEXT, content_type=EVENT_STREAM)},
+    ),
+    Route(
+        method="GET",
+        path="/metrics",
+        handler="metrics",
+        operation_id="getMetrics",
+        summary="Metrics for Prometheus.",
+        responses=_PROBLEMS
+        | {HTTPStatus.OK: Response(description="Prometheus text format.", body=_TEXT, content_type="text/plain")},
+    ),
+    Route(
+        method="GET",
+        path="/healthz",
+        handler="health",
+        operation_id="getHealth",
+        summary="Whether nothing is stuck.",
+        responses=_HEALTH_RESPONSES,
+    ),
+    Route(
+        method="GET",
+        path="/readyz",
+        handler="readiness",
+        operation_id="getReadiness",
+        summary="Whether the agent watches and receives requests, and nothing is stuck.",
+        responses=_HEALTH_RESPONSES,
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        handler="openapi",
+        operation_id="getOpenApi",
+        summary="This document.",
+        responses=_PROBLEMS | {HTTPStatus.OK: Response(description="This document.", body={"type": "object"})},
+    ),
+)
 
 
-def document(routes: Sequence[Route]) -> dict[str, object]:
-    """Return the document."""
+def openapi_document() -> dict[str, object]:
+    """Return the OpenAPI document of all routes."""
+    components: dict[str, Schema] = {}
+    for cls in ALL:
+        _add(components, cls.__name__, _cloud_event_schema(cls, _schema_of(cls, components)))
     paths: dict[str, dict[str, object]] = {}
-    for route in routes:
-        place = paths.setdefault(route.path, {})
-        place[route.method.lower()] = _operation(route)
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, components)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -81,7 +250,7 @@ def document(routes: Sequence[Route]) -> dict[str, object]:
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
-            "schemas": _schemas(),
+            "schemas": components,
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer", "description": "Over the port; the socket needs none."}
             },
@@ -89,89 +258,78 @@ def document(routes: Sequence[Route]) -> dict[str, object]:
     }
 
 
-def _operation(route: Route) -> dict[str, object]:
+def _operation(route: Route, components: dict[str, Schema]) -> dict[str, object]:
     operation: dict[str, object] = {
-        "operationId": route.name,
+        "operationId": route.operation_id,
         "summary": route.summary,
-        "responses": {str(status.value): _response(told) for status, told in sorted(route.told.items())},
+        "responses": {
+            str(status.value): {
+                "description": response.description,
+                "content": {_content_type(response): {"schema": _reference(response.body, components)}},
+            }
+            for status, response in sorted(route.responses.items())
+        },
     }
     if route.parameters:
-        operation["parameters"] = [
-            {"name": one.name, "in": one.place, "description": one.description, "schema": one.schema}
-            | ({"required": True} if one.place == "path" else {})
-            for one in route.parameters
-        ]
-    if route.changes:
+        operation["parameters"] = list(route.parameters)
+    if route.request_body is not None:
+        schema = _reference(route.request_body, components)
         operation["security"] = [{"token": []}, {}]
-        operation["requestBody"] = {"content": {kind: {"schema": route.body} for kind in route.takes}}
+        operation["requestBody"] = {"content": {kind: {"schema": schema} for kind in route.content_types}}
     return operation
 
 
-def _response(told: Answer) -> dict[str, object]:
-    return {"description": told.description, "content": {told.content_type: {"schema": told.schema}}}
+def _content_type(response: Response) -> str:
+    return PROBLEM_TYPE if response.body is ProblemDocument else response.content_type
 
 
-def _schemas() -> dict[str, Schema]:
-    schemas: dict[str, Schema] = {"Problem": _PROBLEM, "Result": _RESULT}
-    for cls in ALL:
-        _add(schemas, cls.__name__, _enveloped(cls, _made(cls, schemas)))
-    status = _made(Status, schemas)
-    more = {
-        "running": {"type": ["object", "null"], "description": "Who holds the state directory."},
-        "problem": {"type": "string", "description": "Why the databases cannot be seen; empty where they can."},
-        "sync_enabled": {"type": "boolean"},
-        "data_dir": {"type": "string"},
-        "state_dir": {"type": "string"},
-    }
-    properties = {**_part(status, "properties"), **more}
-    _add(schemas, "Status", {**status, "properties": properties, "required": sorted(properties)})
-    _add(schemas, "TakenEvent", {"oneOf": [{"$ref": _REF.format(model=cls.__name__)} for cls in _TAKEN]})
-    return schemas
+def _reference(body: type | Schema, components: dict[str, Schema]) -> Schema:
+    """Return a schema as it is, and for a model a reference to it among the components."""
+    if not isinstance(body, type):
+        return body
+    _add(components, body.__name__, _schema_of(body, components))
+    return {"$ref": _REF.format(model=body.__name__)}
 
 
-def _made(cls: type, schemas: dict[str, Schema]) -> dict[str, object]:
-    """Return pydantic's schema of a class; those it refers to are put among the others."""
-    made: dict[str, object] = TypeAdapter(cls).json_schema(ref_template=_REF)
-    for name, inner in _part(made, "$defs").items():
-        assert isinstance(inner, dict)
-        _add(schemas, name, inner)
-    return {name: inner for name, inner in made.items() if name != "$defs"}
+def _schema_of(cls: type, components: dict[str, Schema]) -> dict[str, object]:
+    """Return pydantic's schema of a class; the classes that it refers to are added to the components."""
+    schema: dict[str, object] = TypeAdapter(cls).json_schema(ref_template=_REF, mode="serialization")
+    for name, inner in _mapping(schema.pop("$defs", {})).items():
+        _add(components, name, _mapping(inner))
+    return schema
 
 
-def _enveloped(cls: type[Event], made: Schema) -> Schema:
-    """Return the schema of a structured CloudEvent: id and time outside, the event's own fields in data."""
-    own = _part(made, "properties")
-    required = made.get("required")
+def _cloud_event_schema(cls: type[Event], schema: Schema) -> Schema:
+    """Return the schema of a structured CloudEvent: id and time are attributes, the event's own fields are its data."""
+    fields, required = _mapping(schema["properties"]), schema["required"]
     assert isinstance(required, list)
+    source = {"minLength": 1} if cls is SessionEnded else {"pattern": f"^{re.escape(_AGENT_SOURCE)}"}
     return {
         "type": "object",
-        "description": made.get("description", ""),
+        "description": schema.get("description", ""),
         "properties": {
             "specversion": {"type": "string", "pattern": r"^1\.[0-9]+$"},
-            "id": own["id"],
-            "source": {"type": "string", "minLength": 1}
-            if cls is SessionEnded
-            else {"type": "string", "pattern": f"^{re.escape(SOURCE)}"},
+            "id": fields["id"],
+            "source": {"type": "string", **source},
             "type": {"type": "string", "pattern": rf"^{re.escape(cls.type)}(\.[0-9]+)?$"},
-            "subject": {"type": "string"},
-            "time": own["time"],
-            "datacontenttype": {"type": "string"},
+            "subject": _TEXT,
+            "time": fields["time"],
+            "datacontenttype": _TEXT,
             "data": {
                 "type": "object",
-                "properties": {name: inner for name, inner in own.items() if name not in _OUTSIDE},
-                "required": [name for name in required if name not in (*_OUTSIDE, "system_id")],
+                "properties": {name: field for name, field in fields.items() if name not in _ENVELOPE},
+                "required": [name for name in required if name not in (*_ENVELOPE, "system_id")],
             },
         },
         "required": ["specversion", "id", "source", "type", "time", "data"],
     }
 
 
-def _part(schema: Schema, name: str) -> Mapping[str, object]:
-    part = schema.get(name, {})
-    assert isinstance(part, dict)
-    return part
+def _mapping(value: object) -> Schema:
+    assert isinstance(value, dict)
+    return value
 
 
-def _add(schemas: dict[str, Schema], name: str, schema: Schema) -> None:
-    assert schemas.get(name, schema) == schema, f"two schemas of the name {name}"
-    schemas[name] = schema
+def _add(components: dict[str, Schema], name: str, schema: Schema) -> None:
+    assert components.get(name, schema) == schema, f"two schemas have the name {name}"
+    components[name] = schema

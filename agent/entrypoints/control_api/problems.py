@@ -1,22 +1,39 @@
-"""What goes wrong, as whoever asked is told it: problem documents (RFC 9457)."""
+"""Problem documents (RFC 9457), and the middleware that makes them of errors."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
 
 import orjson
+import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
+from pydantic import BaseModel, ConfigDict, Field
 
 from agent import __version__
 from agent.domain.errors import AkoshaError, WireError
 
 PROBLEM_TYPE = "application/problem+json"
+COMMON_HEADERS = {"Server": f"akosha-agent/{__version__}", "Cache-Control": "no-store"}
+"""Headers of every response."""
 
-COMMON = {"Server": f"akosha-agent/{__version__}", "Cache-Control": "no-store"}
-"""Headers of every answer."""
+_SEE_OPENAPI = "GET /openapi.json describes every route"
+
+_log = structlog.get_logger()
 
 
-class Problem(Exception):  # noqa: N818 - it is an answer
-    """The request ends with this status. `detail`: what is wrong; `hint`: what mends it; `close`: so ends the rest."""
+class ProblemDocument(BaseModel):
+    """What is wrong, and how to fix it (RFC 9457)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    detail: str
+    hint: str = Field(description="The command or setting that fixes it; empty where there is none.")
+    status: int
+
+
+class Problem(Exception):  # noqa: N818 - it is a response
+    """Ends a request with a problem document. `close`: the connection ends, too."""
 
     def __init__(
         self,
@@ -33,24 +50,49 @@ class Problem(Exception):  # noqa: N818 - it is an answer
 
     @classmethod
     def of(cls, error: AkoshaError) -> "Problem":
-        """Return what an error of ours is to whoever asked: their request's fault, or something that is stuck here."""
-        fault = HTTPStatus.BAD_REQUEST if isinstance(error, WireError) else HTTPStatus.SERVICE_UNAVAILABLE
-        return cls(fault, error.message, hint=error.hint)
+        """Return the problem for an error of the core: 400 for a malformed event, else 503."""
+        status = HTTPStatus.BAD_REQUEST if isinstance(error, WireError) else HTTPStatus.SERVICE_UNAVAILABLE
+        return cls(status, error.message, hint=error.hint)
 
     def response(self) -> web.Response:
-        """Return the answer."""
-        document = {
-            "title": self.status.phrase,
-            "detail": self.detail,
-            "hint": self.hint,
-            "status": self.status.value,
-        }
+        document = ProblemDocument(
+            title=self.status.phrase, detail=self.detail, hint=self.hint, status=self.status.value
+        )
         response = web.Response(
             status=self.status,
-            body=orjson.dumps(document),
+            body=orjson.dumps(document.model_dump()),
             content_type=PROBLEM_TYPE,
-            headers={**COMMON, **self.headers},
+            headers={**COMMON_HEADERS, **self.headers},
         )
         if self.close:
             response.force_close()
         return response
+
+
+@web.middleware
+async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error with a problem document; log those that are not the client's."""
+    try:
+        return await handler(request)
+    except Problem as error:
+        problem = error
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        detail = f"{request.path[:80]} does not allow {request.method[:20]}, only {allowed}"
+        problem = Problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, hint=_SEE_OPENAPI, headers={"Allow": allowed})
+    except web.HTTPNotFound:
+        problem = Problem(HTTPStatus.NOT_FOUND, f"there is no {request.path[:80]!r} here", hint=_SEE_OPENAPI)
+    except AkoshaError as error:
+        if not isinstance(error, WireError):
+            _log.warning("control_request_failed", path=request.path[:80], error=str(error))
+        problem = Problem.of(error)
+    except Exception as error:
+        if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            raise  # the client has left
+        _log.exception("control_failed", path=request.path[:80])
+        problem = internal_error()
+    return problem.response()
+
+
+def internal_error(status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR) -> Problem:
+    return Problem(status, "the agent met an error: see its log", close=True)

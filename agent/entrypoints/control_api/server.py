@@ -1,59 +1,87 @@
-"""The control API's server: two doors, one table of routes."""
+"""Server of the control API: one application on the Unix socket and the loopback port."""
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable
-from http import HTTPStatus
+import functools
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import orjson
 import structlog
 from aiohttp import web
 
+from agent.adapters.unix_http import CONTROL_SOCKET, socket_address
 from agent.application.monitoring.agent_service import AgentService
-from agent.bootstrap.home import Home
-from agent.entrypoints.control_api.app import ControlApp
-from agent.entrypoints.control_api.auth import ADDRESS, LoopbackRules
-from agent.entrypoints.control_api.connection import Connections
-from agent.entrypoints.control_api.handlers import Handlers
-from agent.entrypoints.control_api.limits import Limits
-from agent.entrypoints.control_api.route import JSON, Answer, Route
-from agent.entrypoints.control_api.routes import ALWAYS, routes
-from agent.entrypoints.control_api.socket_file import SocketFile
-from agent.entrypoints.control_api.sse import EventReaders
-from agent.entrypoints.control_api.token_file import kept_token
+from agent.entrypoints.control_api import Limits
+from agent.entrypoints.control_api.app import ControlApp, Metrics
+from agent.entrypoints.control_api.auth import ADDRESS, LoopbackRules, load_or_create_token
+from agent.entrypoints.control_api.connection import Connection, Connections
 from agent.settings import Settings
 
 BACKLOG = 1024
-"""Who connects while the loop is busy waits; one that does not block is refused where there is no room."""
+"""Connections that wait while the loop is busy; where there is no room, a non-blocking client is refused."""
+
+_NEW_SOCKET = "control.new"
 
 _log = structlog.get_logger()
 
 
-class Server:
-    """Serves for as long as it is entered; `agent.entrypoints.control_api.serving` tells the promises."""
+@dataclass(frozen=True, slots=True)
+class ControlSocket:
+    """The listening Unix socket, which only this user's processes can reach."""
+
+    path: Path
+    listening: socket.socket
+    inode: int
+
+    @classmethod
+    def open(cls, directory: Path, *, backlog: int) -> Self:
+        """Listen at `control.sock` in the directory, in place of one that a killed agent has left.
+
+        The caller holds the directory's lock. Raises OSError.
+        """
+        path, new = directory / CONTROL_SOCKET, directory / _NEW_SOCKET
+        new.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Nobody can connect before it listens, and by then its mode keeps others out.
+            with socket_address(new) as address:
+                listening.bind(address)
+            new.chmod(0o600)
+            listening.listen(backlog)
+            listening.setblocking(False)
+            inode = new.stat().st_ino
+            new.rename(path)
+        except BaseException:
+            listening.close()
+            new.unlink(missing_ok=True)
+            raise
+        return cls(path, listening, inode)
+
+    def close(self) -> None:
+        """Stop listening, and remove the file if it is still this socket's."""
+        self.listening.close()
+        with suppress(OSError):  # the state directory may be gone, and the file with it
+            if self.path.lstat().st_ino == self.inode:
+                self.path.unlink()
+
+
+class ControlServer:
+    """Serves while it is entered; see `agent.entrypoints.control_api.serve`."""
 
     def __init__(
-        self,
-        agent_service: AgentService,
-        settings: Settings,
-        *,
-        state_dir: Path,
-        metrics: Callable[[], Awaitable[tuple[bytes, str]]],
-        limits: Limits,
+        self, agent_service: AgentService, settings: Settings, *, state_dir: Path, metrics: Metrics, limits: Limits
     ) -> None:
-        self._settings, self._state_dir, self._limits = settings, state_dir, limits
-        self._readers = EventReaders(agent_service, Home.of(settings), limits)
-        answers = Handlers(agent_service, settings, metrics=metrics, readers=self._readers, limits=limits)
-        self._routes = (*routes(answers), self._own_route())
-        self._document = b""
-        self._front = ControlApp(self._routes)
-        self._doors: list[asyncio.Server] = []
-        self._file: SocketFile | None = None
+        self._settings, self._state_dir = settings, state_dir
+        self._app = ControlApp(agent_service, settings, metrics=metrics, limits=limits)
+        self._runner = web.AppRunner(self._app.application(), shutdown_timeout=limits.shutdown_seconds)
+        self._connections = Connections(limits)
+        self._listeners: list[asyncio.Server] = []
+        self._socket: ControlSocket | None = None
 
     async def __aenter__(self) -> Self:
-        self._connections = Connections(self._front.answer, limits=self._limits, uid=os.geteuid())
+        await self._runner.setup()
         try:
             await self._open_socket()
             if self._settings.agent_http_port:
@@ -68,60 +96,51 @@ class Server:
 
     async def _open_socket(self) -> None:
         try:
-            self._file = await asyncio.to_thread(SocketFile.open, self._state_dir, backlog=BACKLOG)
+            self._socket = await asyncio.to_thread(ControlSocket.open, self._state_dir, backlog=BACKLOG)
         except OSError as error:
             _log.warning(
                 "control_socket_unavailable",
                 error=str(error),
-                hint="the agent goes on and reads the spool; to be asked by others, set akosha_agent_state_dir to a "
-                "short path on a local disk",
+                hint="the agent goes on and reads the spool; for requests of other programs, set "
+                "akosha_agent_state_dir to a short path on a local disk",
             )
             return
-        loop = asyncio.get_running_loop()
-        self._doors.append(await loop.create_server(self._connections, sock=self._file.listening, backlog=BACKLOG))
-        _log.debug("control_socket_open", path=str(self._file.path))
+        loop, accept = asyncio.get_running_loop(), self._connection_factory(over_tcp=False)
+        self._listeners.append(await loop.create_server(accept, sock=self._socket.listening, backlog=BACKLOG))
+        _log.debug("control_socket_open", path=str(self._socket.path))
 
     async def _open_port(self, port: int) -> None:
         token = self._settings.agent_http_token.get_secret_value()
         try:
-            token = token or await asyncio.to_thread(kept_token, self._state_dir)
+            token = token or await asyncio.to_thread(load_or_create_token, self._state_dir)
         except OSError as error:
-            cure = "set akosha_agent_http_token, or move away what stands in the place of http-token"
-            _log.error("control_port_unavailable", port=port, error=f"no token: {error}", hint=cure)
+            hint = "set akosha_agent_http_token, or remove what is at http-token in the state directory"
+            _log.error("control_port_unavailable", port=port, error=f"no token: {error}", hint=hint)
             return
-        self._front.loopback = LoopbackRules(port, token)
-        loop = asyncio.get_running_loop()
+        self._app.loopback = LoopbackRules(port, token)
+        loop, accept = asyncio.get_running_loop(), self._connection_factory(over_tcp=True)
         try:
-            self._doors.append(await loop.create_server(self._connections, ADDRESS, port, backlog=BACKLOG))
+            self._listeners.append(await loop.create_server(accept, ADDRESS, port, backlog=BACKLOG))
         except OSError as error:
-            cure = "set akosha_agent_http_port to a port that is free, or to 0"
-            _log.error("control_port_unavailable", port=port, error=error.strerror or str(error), hint=cure)
+            hint = "set akosha_agent_http_port to a port that is free, or to 0"
+            _log.error("control_port_unavailable", port=port, error=error.strerror or str(error), hint=hint)
             return
         _log.info("control_port_open", address=f"http://{ADDRESS}:{port}/")
 
+    def _connection_factory(self, *, over_tcp: bool) -> functools.partial[Connection]:
+        assert self._runner.server is not None
+        return functools.partial(Connection, self._runner.server, self._connections, over_tcp=over_tcp)
+
     async def _close(self) -> None:
-        for door in self._doors:
-            door.close()
-        if self._file is not None:
-            self._file.listening.close()
-            await asyncio.to_thread(self._file.remove)
-        self._readers.end()
-        await self._connections.end()
-
-    def _own_route(self) -> Route:
-        told = Answer(description="This document.", schema={"type": "object"})
-        return Route(
-            method="GET",
-            path="/openapi.json",
-            name="getOpenApi",
-            summary="What can be asked, and what is answered.",
-            answer=self._openapi,
-            told=ALWAYS | {HTTPStatus.OK: told},
-        )
-
-    async def _openapi(self, _request: web.BaseRequest) -> web.StreamResponse:
-        if not self._document:
-            from agent.entrypoints.control_api.openapi import document  # noqa: PLC0415 - rarely asked for
-
-            self._document = await asyncio.to_thread(lambda: orjson.dumps(document(self._routes)))
-        return web.Response(body=self._document, content_type=JSON)
+        """Wait for the requests in progress, for a short time, then close everything."""
+        self._connections.closed = True  # a connection that has just been accepted may still come
+        for listener in self._listeners:
+            listener.close()
+        if self._socket is not None:
+            await asyncio.to_thread(self._socket.close)
+        self._app.streams.end()
+        await self._runner.cleanup()
+        for task in (requests := set(self._app.requests)):
+            task.cancel()
+        if requests:
+            await asyncio.wait(requests)

@@ -17,7 +17,7 @@ from agent.domain.errors import WireError
 from agent.domain.events import SyncAsked, SyncProgress
 from agent.entrypoints.control_client.endpoint import NoAnswer
 from agent.entrypoints.control_client.status_document import told
-from agent.entrypoints.status_view import StatusView
+from agent.entrypoints.status_view import StatusDocument
 from agent.ports import Codec, HistoryEntry
 
 ANSWER_SECONDS = 3.0
@@ -49,7 +49,7 @@ class ControlClient:
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
-    async def status(self) -> StatusView:
+    async def status(self) -> StatusDocument:
         """Return how everything stands, as the agent says it. Raises NoAnswer."""
         return told(await self._answer(self._client.build_request("GET", "/v1/status"), httpx2.codes.OK))
 

@@ -1,39 +1,21 @@
-"""The document of `GET /v1/status` as a View; an agent of another version may say more."""
+"""Reading of the document of `GET /v1/status`; an agent of another version may have more fields."""
 
 from functools import cache
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from agent.application.monitoring.status import Status
 from agent.entrypoints.control_client.endpoint import NoAnswer
-from agent.entrypoints.status_view import StatusSources, StatusView
+from agent.entrypoints.status_view import StatusDocument
 
 
-class _Around(BaseModel):
-    """What of the document is not the Status itself."""
-
-    running: dict[str, object] | None
-    problem: str
-    sync_enabled: bool
-    data_dir: str
-    state_dir: str
-
-
-def told(document: bytes) -> StatusView:
-    """Return what an agent says of itself. Raises NoAnswer for what does not say it."""
+def told(document: bytes) -> StatusDocument:
+    """Raises NoAnswer for what is no status."""
     try:
-        around = _Around.model_validate_json(document)
-        status = _validator().validate_json(document)
+        return _adapter().validate_json(document)
     except ValidationError as error:
-        raise NoAnswer(f"what the agent says of itself is not understood: {error.error_count()} errors") from error
-    return StatusView(
-        status,
-        around.running,
-        around.problem,
-        StatusSources(around.sync_enabled, around.data_dir, around.state_dir),
-    )
+        raise NoAnswer(f"the agent's status is not understood: {error.error_count()} errors") from error
 
 
 @cache
-def _validator() -> TypeAdapter[Status]:
-    return TypeAdapter(Status)
+def _adapter() -> TypeAdapter[StatusDocument]:
+    return TypeAdapter(StatusDocument)

@@ -8,11 +8,12 @@ import structlog
 
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.routing import AUTO
+from agent.entrypoints.documents import ResultDocument
 from agent.entrypoints.mcp.notifications import ProgressNotifications, Tell
 from agent.entrypoints.mcp.restore_points import NO_POINTS, points
 from agent.entrypoints.mcp.status import NO_SETTINGS, glance
 from agent.entrypoints.mcp.tools import METHODS
-from agent.entrypoints.results import contract, mend, refusal, sentence
+from agent.entrypoints.results import hint_of, sentence
 from agent.entrypoints.sync_client import SyncClient
 from agent.settings import Loaded
 
@@ -32,9 +33,9 @@ async def sync(loading: Loading, given: Given, tell: Tell | None) -> dict[str, o
     try:
         return await _sync(loading, given, tell)
     except AkoshaError as error:
-        return refusal(error, method=shown)
+        return ResultDocument.refused(error, method=shown).to_dict()
     except Exception as error:  # noqa: BLE001 - promised: it never raises; what is no AkoshaError is logged in full
-        return refusal(_ours(error), method=shown)
+        return ResultDocument.refused(_ours(error), method=shown).to_dict()
 
 
 async def status(loading: Loading) -> dict[str, object]:
@@ -70,7 +71,7 @@ async def _sync(loading: Loading, given: Given, tell: Tell | None) -> dict[str, 
         await telling.end(str(error))
         raise
     await telling.end(sentence(result))
-    return contract(result)
+    return ResultDocument.of(result).to_dict()
 
 
 async def _untold(*_: object) -> None:
@@ -101,4 +102,4 @@ def _ours(error: Exception) -> AkoshaError:
 
 
 def _told(error: AkoshaError) -> dict[str, object]:
-    return {"success": False, "error": str(error), "hint": mend(error)}
+    return {"success": False, "error": str(error), "hint": hint_of(error)}

@@ -2,7 +2,7 @@
 
 from agent.domain.errors import AkoshaError
 from agent.domain.routing import CLOUD, HTTP
-from agent.entrypoints.results import mend
+from agent.entrypoints.results import hint_of
 from agent.entrypoints.status_view import gather_status
 from agent.settings import Loaded, settings_table
 
@@ -40,11 +40,11 @@ async def glance(loaded: Loaded) -> dict[str, object]:
         "state_dir": str(settings.agent_state_dir),
     }
     try:
-        view = await gather_status(settings)
+        status = await gather_status(settings)
     except AkoshaError as error:
-        return document | {"success": False, "error": str(error), "hint": mend(error)}
-    warnings = [*loaded.warnings, *map(str, view.status.warnings)]
-    return document | view.document(settings) | {"warnings": warnings}
+        return document | {"success": False, "error": str(error), "hint": hint_of(error)}
+    warnings = [*loaded.warnings, *map(str, status.warnings)]
+    return document | status.to_dict() | {"warnings": warnings}
 
 
 def configuration(loaded: Loaded) -> dict[str, object]:
