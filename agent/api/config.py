@@ -62,7 +62,7 @@ class AkoshaSyncConfig:
         from pydantic import ValidationError  # noqa: PLC0415 - 0.3 s, for those who ask
 
         from agent.settings import Settings  # noqa: PLC0415
-        from agent.settings.error_messages import complaints  # noqa: PLC0415
+        from agent.settings.display import validation_messages  # noqa: PLC0415
         from agent.settings.sources import Given  # noqa: PLC0415
 
         values = self.values()
@@ -70,7 +70,9 @@ class AkoshaSyncConfig:
             Settings.model_validate(values)
         except ValidationError as error:
             return list(
-                complaints(error, {name: Given(value, type(self).__name__, value) for name, value in values.items()})
+                validation_messages(
+                    error, {name: Given(value, type(self).__name__, value) for name, value in values.items()}
+                )
             )
         return []
 

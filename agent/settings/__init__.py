@@ -1,4 +1,4 @@
-"""What the user has set: one frozen tree, out of the command line, the environment and YAML files."""
+"""Settings: one frozen model, loaded from the command line, the environment and YAML files."""
 
 from agent.settings.display import Row, settings_table
 from agent.settings.endpoints import (
@@ -8,10 +8,10 @@ from agent.settings.endpoints import (
     nats_servers,
     without_credentials,
 )
-from agent.settings.loading import Loaded, load
-from agent.settings.model import Settings
-from agent.settings.private_file import check_private
+from agent.settings.loading import load
+from agent.settings.model import Loaded, Settings
 from agent.settings.sources import variable
+from agent.settings.validators import check_private
 
 __all__ = [
     "Loaded",

@@ -1,7 +1,7 @@
 """The endpoint of S3 that the AWS configuration names: variables, and `~/.aws/config`, as botocore reads them.
 
-botocore is configured to ignore this: what is found here becomes `cloud_endpoint`, so that status, ledger, rules
-and client know one endpoint. The order is botocore's: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, `endpoint_url` of the
+botocore is configured to ignore this: the endpoint found here becomes `cloud_endpoint`, so that status, ledger, rules
+and client use the same one. The order is botocore's: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, `endpoint_url` of the
 profile's services section, `endpoint_url` of the profile. The region goes along with it.
 """
 
@@ -24,7 +24,7 @@ _Values = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class AwsValue:
-    """A value, and where it is from."""
+    """A value and its origin."""
 
     value: str = field(repr=False)
     origin: str
@@ -32,7 +32,7 @@ class AwsValue:
 
 @dataclass(frozen=True, slots=True)
 class AwsEndpoint:
-    """The endpoint of S3, and the region that belongs to it, if one is named."""
+    """The endpoint of S3, and its region, if configured."""
 
     url: AwsValue
     region: AwsValue | None
@@ -40,7 +40,7 @@ class AwsEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Profile:
-    """A profile's keys; its nested keys, and those of services sections, by section; and how a text names the file."""
+    """A profile's keys, the keys of services sections, and the file's name for messages."""
 
     name: str
     values: _Values
@@ -52,10 +52,10 @@ class _Profile:
 
 
 def aws_endpoint(environ: Mapping[str, str], home: Path) -> AwsEndpoint | None:
-    """Return the endpoint that the AWS configuration has for S3, None where it has none. Reads files.
+    """Return the endpoint of the AWS configuration for S3, None if it has none. Reads files.
 
-    A file that is not valid counts as empty: the client, which needs it for more, says so. Raises SettingsError for a
-    profile that names a services section which is not there.
+    An invalid file counts as empty: the client reports it. Raises SettingsError for a profile whose services section
+    does not exist.
     """
     profile = _profile(environ, home)
     ignored = environ.get(_IGNORE, profile.values.get("ignore_configured_endpoint_urls", ""))
@@ -90,9 +90,9 @@ def _url(environ: Mapping[str, str], profile: _Profile) -> AwsValue | None:
 
 
 def _profile(environ: Mapping[str, str], home: Path) -> _Profile:
-    """Return the profile in use; the credentials file, which botocore puts over it, may name an endpoint, too."""
+    """Return the profile in use. As in botocore, the credentials file takes precedence, and may name an endpoint."""
     name = next((environ[variable] for variable in _PROFILE_VARIABLES if variable in environ), "default")
-    path, shown = _place(environ, home, "AWS_CONFIG_FILE", "config")
+    path, shown = _configured_file(environ, home, "AWS_CONFIG_FILE", "config")
     config = _sections(path)
     values: dict[str, str] = dict(config.get("default", {})) if name == "default" else {}
     services = {}
@@ -102,12 +102,12 @@ def _profile(environ: Mapping[str, str], home: Path) -> _Profile:
             values = dict(keys)
         elif kind.startswith("services") and called:
             services[called] = keys
-    credentials, _ = _place(environ, home, "AWS_SHARED_CREDENTIALS_FILE", "credentials")
+    credentials, _ = _configured_file(environ, home, "AWS_SHARED_CREDENTIALS_FILE", "credentials")
     return _Profile(name, values | dict(_sections(credentials).get(name, {})), services, shown)
 
 
-def _place(environ: Mapping[str, str], home: Path, variable: str, default: str) -> tuple[Path, str]:
-    """Return a file's path as it is meant, and how a text names it."""
+def _configured_file(environ: Mapping[str, str], home: Path, variable: str, default: str) -> tuple[Path, str]:
+    """Return a file's path, and its name for messages."""
     written = environ.get(variable)
     if written is None:
         return home / ".aws" / default, f"~/.aws/{default}"

@@ -1,17 +1,25 @@
-"""The settings as a table: for `akosha-agent config`, and for the README."""
+"""Settings as text: the table of `akosha-agent config` and the README, and the messages about invalid values."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args, get_origin
 
+from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from agent.settings.error_messages import shown
-from agent.settings.loading import Loaded
-from agent.settings.model import FIELDS, PREFIX
+from agent.domain.plain_text import MASK
+from agent.settings.endpoints import without_credentials
+from agent.settings.model import ADDRESSES, FIELDS, PATHS, SECRET, Loaded
+from agent.settings.sources import Given, nearest
+from agent.settings.validators import PREFIX, EarlierFieldError
+
+MAX_CHARACTERS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One setting: its key as in a file, its value (secrets masked), where that is from, its default, what it does."""
+    """One setting: its key as in a file, value (secrets masked), source, default and description."""
 
     key: str
     value: str
@@ -21,7 +29,7 @@ class Row:
 
 
 def settings_table(loaded: Loaded) -> list[Row]:
-    """Return all settings, in the order of the tree."""
+    """Return all settings, in the order of the model."""
     return [
         Row(
             key=PREFIX + key,
@@ -35,6 +43,62 @@ def settings_table(loaded: Loaded) -> list[Row]:
 
 
 def _default(key: str, field: FieldInfo) -> str:
-    # Defaults that depend on the machine say so in words.
+    # Defaults that depend on the machine are described in words.
     extra = field.json_schema_extra
     return str(extra["shown_default"]) if isinstance(extra, dict) else shown(key, field.default)
+
+
+def validation_messages(error: ValidationError, given: Mapping[str, Given]) -> Iterator[str]:
+    """Yield one line for each invalid setting: key, value (secrets masked), source, and what is allowed."""
+    for detail in error.errors(include_url=False):
+        reason = detail.get("ctx", {}).get("error")
+        key = reason.key if isinstance(reason, EarlierFieldError) else str(detail["loc"][0])
+        found = given[key]
+        if key not in FIELDS:
+            yield f"{PREFIX}{key} ({found.origin}) is not a setting{nearest(key, list(FIELDS))}"
+            continue
+        problem = str(reason) if isinstance(reason, ValueError) else f"allowed is {allowed(key)}"
+        yield f"{PREFIX}{key} is {quoted(key, found.written)} ({found.origin}): {problem}"
+
+
+def shown(key: str, value: object) -> str:
+    """Return a value as text: secrets and credentials in URLs masked, booleans as in YAML."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if value is None:
+        return ""
+    if key in SECRET:
+        return MASK if value != "" else ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "a mapping"
+    return without_credentials(str(value)) if key in ADDRESSES else str(value)
+
+
+def quoted(key: str, value: object) -> str:
+    """Return a value for a message: one line of bounded length, texts in quotes."""
+    text = shown(key, value)
+    if len(text) > MAX_CHARACTERS:
+        text = f"{text[:MAX_CHARACTERS]}..."
+    return repr(text) if isinstance(value, (str, Path, SecretStr)) else text
+
+
+def allowed(key: str) -> str:
+    """Return in words the values that a key accepts, from its type and bounds."""
+    field = FIELDS[key]
+    kind = field.annotation
+    if get_origin(kind) is Literal:
+        *most, last = get_args(kind)
+        return f"{', '.join(most)} or {last}"
+    if kind is bool:
+        return "true or false"
+    if kind in (int, float):
+        bounds = {
+            name: getattr(part, name) for part in field.metadata for name in ("ge", "gt", "le") if hasattr(part, name)
+        }
+        low = f"from {bounds['ge']:g} to" if "ge" in bounds else f"above {bounds['gt']:g}, up to"
+        return f"a {'whole ' if kind is int else ''}number {low} {bounds['le']:g}"
+    if key in PATHS:
+        return "the path of a directory" if kind is Path else "the path of a file"
+    return "a text (in quotes, where YAML would take it for something else)"

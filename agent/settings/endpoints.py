@@ -1,7 +1,7 @@
-"""Where memories may go: the rules for buckets and addresses, and how an address is shown.
+"""The rules for bucket names and URLs, and URLs without credentials. Pure.
 
-Everything here is pure. A check returns the text it was given, or raises ValueError with what is allowed; the message
-never repeats the text, for there may be a password in it.
+A check returns its argument, or raises ValueError that says what is allowed; the message never repeats the argument,
+which may contain a password.
 """
 
 import re
@@ -21,19 +21,19 @@ NATS = "nats://, tls://, ws:// or wss://HOST[:PORT], several of them with commas
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
-# URL parsers drop or reinterpret these, each in its own way: no address that we check may have one.
+# URL parsers drop or reinterpret these characters, each in its own way: no URL may have one.
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\]")
 _PROVIDERS = re.compile(
     r"s3[.-]?[a-z0-9.-]*\.amazonaws\.com(\.cn)?|[0-9a-f]{32}(\.[a-z]+)?\.r2\.cloudflarestorage\.com"
     r"|s3\.[a-z0-9-]+\.backblazeb2\.com|s3\.([a-z0-9-]+\.)?wasabisys\.com|[a-z0-9]+\.digitaloceanspaces\.com"
     r"|s3\.[a-z0-9-]+\.scw\.cloud"
 )
-"""Hosts that are a provider's own without a bucket before them."""
+"""Hosts of providers, without a bucket before them."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def check_bucket(name: str) -> str:
-    """Return a bucket's name if S3 and its relatives would take it (empty: no bucket). Raises ValueError."""
+    """Return a bucket name that S3 and compatible stores accept (empty: no bucket). Raises ValueError."""
     if name and (not _BUCKET.fullmatch(name) or ".." in name or _ipv4(name)):
         raise ValueError(f"allowed is {BUCKETS}")
     return name
@@ -49,10 +49,10 @@ def check_cloud_endpoint(url: str) -> str:
 
 
 def without_bucket(url: str, bucket: str) -> str:
-    """Return a checked cloud address without the bucket at its end, which R2's dashboard shows there.
+    """Return a checked cloud URL without a bucket at its end, as in the URLs of R2's dashboard.
 
-    Raises ValueError for any other path, and for a host that begins with the bucket at a known provider: the bucket
-    would be named twice. An address that ends in `/mcp` stays as it is: it may be lent to the http method.
+    Raises ValueError for any other path, and for a host of a known provider that begins with the bucket: the bucket
+    would be named twice. A URL that ends in `/mcp` is returned as it is: it may be that of an Akosha server.
     """
     if not url or is_directory(url):
         return url
@@ -89,30 +89,30 @@ def check_nats_url(urls: str) -> str:
 
 
 def nats_servers(urls: str) -> tuple[str, ...]:
-    """Return NATS addresses that were checked, one by one, their schemes in lower case."""
+    """Return the URLs of a checked text, with their schemes in lower case."""
     return tuple(urlsplit(url.strip()).geturl() for url in urls.split(",")) if urls else ()
 
 
 def has_user_info(url: str) -> bool:
-    """Say whether there is a user or a token in a NATS address."""
+    """Return whether a NATS URL has a user or a token."""
     return urlsplit(url).username is not None
 
 
 def is_plaintext(url: str) -> bool:
-    """Say whether a NATS address leads to another machine over a connection that may be unencrypted."""
+    """Return whether a NATS URL means a connection to another machine that may be unencrypted."""
     parts = urlsplit(url)
     return parts.scheme in ("nats", "ws") and not is_loopback(parts.hostname or "")
 
 
 def is_directory(url: str) -> bool:
-    """Say whether an address means a local directory."""
+    """Return whether a URL means a local directory."""
     return url[:5].lower() == "file:"
 
 
 def directory_of(url: str) -> Path:
-    """Return the directory of a `file:///dir` address, percent-decoded. Raises ValueError where it names none.
+    """Return the directory of a `file:///dir` URL, percent-decoded. Raises ValueError if it has none.
 
-    The root directory is none: it is what remains of `file:///${DIR}` where the variable is empty.
+    The root directory is refused: it is what remains of `file:///${DIR}` with an empty variable.
     """
     _, _, rest = url.partition(":")
     host, slash, path = rest.removeprefix("//").partition("/")
@@ -125,7 +125,7 @@ def directory_of(url: str) -> Path:
 
 
 def is_akosha_address(url: str) -> bool:
-    """Say whether an address is one that the cloud endpoint may lend to the http method: http(s), ending in `/mcp`."""
+    """Return whether a cloud endpoint is an Akosha server's URL: http(s), ending in `/mcp`."""
     try:
         parts = urlsplit(check_cloud_endpoint(url))
     except ValueError:
@@ -134,7 +134,7 @@ def is_akosha_address(url: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host is this machine by its very text; no name is looked up."""
+    """Return whether a host is this machine, by its text alone; no name is resolved."""
     if host.lower() == "localhost":
         return True
     try:
@@ -144,10 +144,10 @@ def is_loopback(host: str) -> bool:
 
 
 def without_credentials(url: str) -> str:
-    """Return an address as people and logs may see it: no user, password, query or fragment. Takes any text."""
+    """Return a URL without user, password, query and fragment, for people and logs. Accepts any text."""
     if url[:8].lower() == "file:///":
         return url
-    # A password may hold any character, commas and slashes too: between the scheme and the last @, nothing is shown.
+    # A password may have any character, also commas and slashes: all between the scheme and the last @ is masked.
     head, at, tail = url.rpartition("@")
     scheme = re.match(r"[a-zA-Z]{2,6}://", head)
     return (scheme[0] if scheme else "") + (MASK if at else "") + at + re.sub(r"(?s)([?#]).+", rf"\1{MASK}", tail)
@@ -192,7 +192,7 @@ def _check_user_info(parts: SplitResult) -> None:
         raise ValueError("in a user, password or token, the characters / ? # are allowed as %2F %3F %23")
     if parts.username is None:
         return
-    # What remains of nats://${TOKEN}@HOST where the variable is empty is no way to log in.
+    # nats://${TOKEN}@HOST with an empty variable is no login.
     if not parts.username or parts.password == "" or _CONTROL.search(unquote(parts.netloc)):
         raise ValueError("before the @, TOKEN or USER:PASSWORD is allowed, none of them empty")
 

@@ -1,4 +1,6 @@
-"""From the sources to the tree: order, provenance, what a project's files may not do, and complaints in full.
+"""Loads the settings from their sources, with the source of each value; limits what a project's files may set.
+
+The sources, the highest first:
 
 command line
 env SESSION_BUDDY_AKOSHA_*, AKOSHA_AGENT_*
@@ -20,9 +22,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from agent.domain.errors import SettingsError
 from agent.settings.aws_config import aws_endpoint
+from agent.settings.display import quoted, validation_messages
 from agent.settings.endpoints import is_akosha_address, without_credentials
-from agent.settings.error_messages import complaints, quoted
-from agent.settings.model import FIELDS, PREFIX, PROJECT_KEYS, SOURCES, Settings
+from agent.settings.model import FIELDS, PROJECT_KEYS, SOURCES, Loaded, Settings
 from agent.settings.sources import (
     DATA_DIR,
     SESSION_BUDDY,
@@ -38,7 +40,7 @@ from agent.settings.sources import (
     unknown_variables,
     variable,
 )
-from agent.settings.validators import AUTO_REGION, Folder, LogLevel
+from agent.settings.validators import AUTO_REGION, PREFIX, Folder, LogLevel
 from agent.settings.yaml_file import expand, identity_of, read_settings_file
 
 DEFAULT = "default"
@@ -48,8 +50,8 @@ _FOLDER = TypeAdapter[Path](Folder)
 MOST_NAMED_KEYS = 10
 """How many ignored keys a warning names."""
 
-_OF_BUCKETS = ("cloud_sse", "cloud_sse_kms_key_id", "cloud_storage_class")
-"""How objects lie in a bucket: nothing to a directory."""
+_BUCKET_ONLY = ("cloud_sse", "cloud_sse_kms_key_id", "cloud_storage_class")
+"""Settings of objects in a bucket; a directory has none of them."""
 
 _PROJECT_FILES = ("settings/local.yaml", "settings/session-buddy.yaml")
 _USER_FILES = (
@@ -61,17 +63,8 @@ _USER_FILES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """The settings, where each key's value comes from, and what the user should hear (once; the caller logs it)."""
-
-    settings: Settings
-    origins: dict[str, str]
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A file that may be there. The user's own ones are trusted; those of the working directory are anybody's."""
+    """A file that may exist. The user's own files are trusted; those of the working directory are not."""
 
     path: Path
     name: str
@@ -81,7 +74,7 @@ class _Candidate:
 
 @dataclass(slots=True)
 class _Gathered:
-    """What the sources have said so far, the highest first."""
+    """What was read from the sources so far, the highest first."""
 
     layers: list[Layer] = field(default_factory=list)
     session_buddy: dict[str, Given] = field(default_factory=dict)
@@ -98,41 +91,41 @@ def load(
     cwd: Path,
     home: Path,
 ) -> Loaded:
-    """Read all sources and return the settings. `command_line` is by field name, None for an option not used.
+    """Read all sources and return the settings. `command_line` is by field name; None: the option is not used.
 
-    Raises SettingsError: for every value that is wrong, in one error, a line each; for a file that cannot be read;
-    for a `settings_file` that is not there.
+    Raises SettingsError: one error for all invalid values, a line each; for an unreadable file; for a missing
+    `settings_file`.
     """
-    place = SettingsContext(environ=environ, cwd=cwd, home=home)
+    context = SettingsContext(environ=environ, cwd=cwd, home=home)
     gathered = _Gathered(warnings=list(unknown_variables(environ)))
     gathered.layers += [
-        from_command_line(command_line or {}, place),
-        from_environment({key: variable(key) for key in FIELDS}, place),
-        from_environment(SHORT_VARIABLES, place),
+        from_command_line(command_line or {}, context),
+        from_environment({key: variable(key) for key in FIELDS}, context),
+        from_environment(SHORT_VARIABLES, context),
     ]
     for key in SESSION_BUDDY:
         name = f"SESSION_BUDDY_{key.upper()}"
-        if found := place.given(key, environ.get(name), f"env {name}"):
+        if found := context.given(key, environ.get(name), f"env {name}"):
             gathered.session_buddy[key] = found
     name = f"SESSION_BUDDY_{DATA_DIR.upper()}"
-    if found := place.given("agent_data_dir", environ.get(name), f"env {name}"):
+    if found := context.given("agent_data_dir", environ.get(name), f"env {name}"):
         gathered.data_dirs.append(found)
-    _read_files(gathered, list(_candidates(settings_file, place)), place)
-    gathered.layers += [_session_buddys_level(gathered), _session_buddys_data_dir(gathered), _defaults(place)]
+    _read_files(gathered, list(_candidates(settings_file, context)), context)
+    gathered.layers += [_session_buddy_log_level(gathered), _session_buddy_data_dir(gathered), _defaults(context)]
 
-    gathered.layers.insert(0, _aws_endpoint(_merged(gathered), place))
+    gathered.layers.insert(0, _aws_endpoint(_merged(gathered), context))
     given = _merged(gathered)
     token = SOURCES.set(tuple(gathered.layers))
     try:
         settings = Settings()
     except ValidationError as error:
-        raise SettingsError("\n".join(complaints(error, given))) from error
+        raise SettingsError("\n".join(validation_messages(error, given))) from error
     finally:
         SOURCES.reset(token)
 
     origins = {key: given[key].origin if key in given else DEFAULT for key in FIELDS}
-    lent = not settings.cloud_bucket and settings.http_endpoint == settings.cloud_endpoint
-    if lent and not _is_text(given.get("http_endpoint")):
+    uses_cloud_endpoint = not settings.cloud_bucket and settings.http_endpoint == settings.cloud_endpoint
+    if uses_cloud_endpoint and not _is_text(given.get("http_endpoint")):
         origins["http_endpoint"] = f"{PREFIX}cloud_endpoint, {origins['cloud_endpoint']}"
     elif settings.cloud_endpoint and not settings.cloud_configured:
         gathered.warnings.append(
@@ -151,16 +144,16 @@ def load(
             f"{without_credentials(settings.cloud_endpoint)}"
         )
     if settings.directory is not None or not settings.cloud_configured:
-        why = "without" if settings.directory is None else "with a directory in place of"
+        condition = "without" if settings.directory is None else "with a directory in place of"
         gathered.warnings += [
-            f"{PREFIX}{key} ({origins[key]}) has no effect {why} {PREFIX}cloud_bucket"
-            for key in _OF_BUCKETS
+            f"{PREFIX}{key} ({origins[key]}) has no effect {condition} {PREFIX}cloud_bucket"
+            for key in _BUCKET_ONLY
             if getattr(settings, key)
         ]
     if settings.agent_remote_control and not settings.over_nats:
-        why = f"with {PREFIX}agent_bus: memory" if settings.agent_nats_url else f"without {PREFIX}agent_nats_url"
+        condition = f"with {PREFIX}agent_bus: memory" if settings.agent_nats_url else f"without {PREFIX}agent_nats_url"
         gathered.warnings.append(
-            f"{PREFIX}agent_remote_control ({origins['agent_remote_control']}) has no effect {why}"
+            f"{PREFIX}agent_remote_control ({origins['agent_remote_control']}) has no effect {condition}"
         )
     return Loaded(settings, origins, tuple(gathered.warnings))
 
@@ -169,12 +162,12 @@ def _merged(gathered: _Gathered) -> dict[str, Given]:
     return {key: layer.given[key] for layer in reversed(gathered.layers) for key in layer.given}
 
 
-def _aws_endpoint(given: Mapping[str, Given], place: SettingsContext) -> Layer:
-    """Return the endpoint of the AWS configuration, where there is a bucket and the settings name none."""
+def _aws_endpoint(given: Mapping[str, Given], context: SettingsContext) -> Layer:
+    """Return the endpoint of the AWS configuration, if there is a bucket and the settings name no endpoint."""
     values = {key: given[key].value if key in given else "" for key in ("cloud_bucket", "cloud_endpoint")}
     found = None
     if values["cloud_bucket"] and values["cloud_endpoint"] == "":
-        found = aws_endpoint(place.environ, place.home)
+        found = aws_endpoint(context.environ, context.home)
     if found is None:
         return Layer("the AWS configuration", {})
     taken = {"cloud_endpoint": found.url}
@@ -184,22 +177,22 @@ def _aws_endpoint(given: Mapping[str, Given], place: SettingsContext) -> Layer:
     ):
         taken["cloud_region"] = found.region
     return Layer(
-        "the AWS configuration", {key: place.given(key, value.value, value.origin) for key, value in taken.items()}
+        "the AWS configuration", {key: context.given(key, value.value, value.origin) for key, value in taken.items()}
     )
 
 
-def _candidates(settings_file: Path | None, place: SettingsContext) -> Iterator[_Candidate]:
+def _candidates(settings_file: Path | None, context: SettingsContext) -> Iterator[_Candidate]:
     if settings_file is not None:
-        yield _Candidate(place.path(settings_file), str(settings_file), trusted=True, required=True)
+        yield _Candidate(context.path(settings_file), str(settings_file), trusted=True, required=True)
     for name in _PROJECT_FILES:
-        yield _Candidate(place.cwd / name, f"./{name}", trusted=False)
+        yield _Candidate(context.cwd / name, f"./{name}", trusted=False)
     for name in _USER_FILES:
-        yield _Candidate(place.home / name, f"~/{name}", trusted=True)
+        yield _Candidate(context.home / name, f"~/{name}", trusted=True)
 
 
-def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: SettingsContext) -> None:
-    # A file counts once. One of the user's own that is also found below ./settings (a working directory of ~/.claude, a
-    # project's symbolic link) counts in its own place: a project can neither change its rank nor lower its trust.
+def _read_files(gathered: _Gathered, candidates: list[_Candidate], context: SettingsContext) -> None:
+    # Each file is read once. A file of the user that is also found below ./settings (working directory ~/.claude, or a
+    # symbolic link of the project) keeps its rank and its trust: a project can change neither.
     trusted = {identity_of(candidate.path) for candidate in candidates if candidate.trusted}
     seen = set()
     trusted_keys: list[tuple[str, Iterable[str]]] = []
@@ -220,7 +213,7 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Settin
         layer: dict[str, Given] = {}
         for written_key, value in file.values.items():
             if written_key == DATA_DIR:
-                _take_data_dir(gathered, value, candidate, place)
+                _take_data_dir(gathered, value, candidate, context)
                 continue
             key = written_key.removeprefix(PREFIX)
             if not candidate.trusted and written_key not in SESSION_BUDDY and key not in PROJECT_KEYS:
@@ -229,7 +222,7 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Settin
                 continue
             if written_key not in SESSION_BUDDY and key not in FIELDS:
                 continue
-            given = _from_file(gathered, key, value, candidate.name, place, trusted=candidate.trusted)
+            given = _from_file(gathered, key, value, candidate.name, context, trusted=candidate.trusted)
             if given is None:
                 continue
             if written_key in SESSION_BUDDY:
@@ -237,24 +230,24 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], place: Settin
             else:
                 layer[key] = given
         gathered.layers.append(Layer(candidate.name, layer))
-    gathered.warnings += removed_settings(place.environ, trusted_keys)
+    gathered.warnings += removed_settings(context.environ, trusted_keys)
     if gathered.ignored:
         gathered.warnings.append(_project_warning(gathered.ignored))
 
 
-def _take_data_dir(gathered: _Gathered, value: object, candidate: _Candidate, place: SettingsContext) -> None:
-    """Keep Session-Buddy's own `data_dir`; not from a project's file, which must not choose what is uploaded."""
+def _take_data_dir(gathered: _Gathered, value: object, candidate: _Candidate, context: SettingsContext) -> None:
+    """Take Session-Buddy's own `data_dir`, but not from a project's file, which must not choose what is uploaded."""
     if not isinstance(value, str):
         if value is not None:
             gathered.warnings.append(_data_dir_warning(candidate.name))
     elif not candidate.trusted:
-        if place.path(value.strip()) != _default_data_dir(place):
+        if context.path(value.strip()) != _default_data_dir(context):
             gathered.ignored.append((DATA_DIR, candidate.name))
     else:
-        expansion = expand(value, place.environ)
+        expansion = expand(value, context.environ)
         gathered.warnings += [f"{DATA_DIR} in {candidate.name} uses {one}, which is not set" for one in expansion.unset]
         origin = f"{DATA_DIR} in {candidate.name}"
-        if found := place.given("agent_data_dir", expansion.text, origin, written=value):
+        if found := context.given("agent_data_dir", expansion.text, origin, written=value):
             gathered.data_dirs.append(found)
 
 
@@ -263,7 +256,7 @@ def _data_dir_warning(origin: str) -> str:
 
 
 def _project_warning(ignored: list[tuple[str, str]]) -> str:
-    """Return one warning for all keys that the project's files may not set, however many they hold."""
+    """Return one warning for all keys that the project's files may not set."""
     files = " and ".join(dict.fromkeys(origin for _, origin in ignored))
     keys = list(dict.fromkeys(key_for_message(key) for key, _ in ignored))
     named = ", ".join(keys[:MOST_NAMED_KEYS])
@@ -276,25 +269,25 @@ def _project_warning(ignored: list[tuple[str, str]]) -> str:
 
 
 def _from_file(
-    gathered: _Gathered, key: str, value: object, origin: str, place: SettingsContext, *, trusted: bool
+    gathered: _Gathered, key: str, value: object, origin: str, context: SettingsContext, *, trusted: bool
 ) -> Given | None:
     name = key if key in SESSION_BUDDY else PREFIX + key
     if value is None:
         return None
     if not isinstance(value, str):
-        return place.given(key, value, origin)
-    expansion = expand(value, place.environ)
+        return context.given(key, value, origin)
+    expansion = expand(value, context.environ)
     if expansion.credentials and not trusted:
         gathered.warnings.append(
             f"{name} in {origin} is ignored: a project's file may not read {', '.join(expansion.credentials)}"
         )
         return None
     gathered.warnings += [f"{name} in {origin} uses {unset}, which is not set" for unset in expansion.unset]
-    return place.given(key, expansion.text, origin, written=value)
+    return context.given(key, expansion.text, origin, written=value)
 
 
-def _session_buddys_level(gathered: _Gathered) -> Layer:
-    # Not our keys: a value that we do not understand must not stop the agent.
+def _session_buddy_log_level(gathered: _Gathered) -> Layer:
+    # Keys of Session-Buddy: an unknown value must not stop the agent.
     found: dict[str, Given] = {}
     for key, kind in (("log_level", TypeAdapter[object](LogLevel)), ("enable_debug_mode", TypeAdapter[object](bool))):
         given = gathered.session_buddy.get(key)
@@ -315,8 +308,8 @@ def _session_buddys_level(gathered: _Gathered) -> Layer:
     return Layer("Session-Buddy's log level", found)
 
 
-def _session_buddys_data_dir(gathered: _Gathered) -> Layer:
-    """Return the first of Session-Buddy's own data directories that can be used."""
+def _session_buddy_data_dir(gathered: _Gathered) -> Layer:
+    """Return the first valid data directory of Session-Buddy's own settings."""
     for given in gathered.data_dirs:
         try:
             _FOLDER.validate_python(given.value)
@@ -327,13 +320,13 @@ def _session_buddys_data_dir(gathered: _Gathered) -> Layer:
     return Layer("Session-Buddy's data_dir", {})
 
 
-def _defaults(place: SettingsContext) -> Layer:
-    # The one default that depends on what we were given; the others are the tree's.
-    return Layer(DEFAULT, {"agent_data_dir": Given(_default_data_dir(place), DEFAULT, "")})
+def _defaults(context: SettingsContext) -> Layer:
+    # The one default that depends on the context; all others are in the model.
+    return Layer(DEFAULT, {"agent_data_dir": Given(_default_data_dir(context), DEFAULT, "")})
 
 
-def _default_data_dir(place: SettingsContext) -> Path:
-    return place.home / ".claude" / "data"
+def _default_data_dir(context: SettingsContext) -> Path:
+    return context.home / ".claude" / "data"
 
 
 def _is_text(given: Given | None) -> bool:

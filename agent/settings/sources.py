@@ -1,4 +1,4 @@
-"""The layers that settings come from: each says, key by key, what is given and where it stands."""
+"""The sources of settings: each gives values by key, with their origin."""
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
@@ -11,13 +11,14 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from agent.settings.endpoints import without_credentials
-from agent.settings.model import ADDRESSES, FIELDS, PATHS, PREFIX, SECRET, TEXTS, Settings
+from agent.settings.model import ADDRESSES, FIELDS, PATHS, SECRET, TEXTS, Settings
+from agent.settings.validators import PREFIX
 
 LONGEST_KEY = 60
 COMMAND_LINE = "command line"
 
 SESSION_BUDDY = ("enable_debug_mode", "log_level")
-"""Session-Buddy's own keys that set our log level where nothing else does."""
+"""Session-Buddy's own keys that set the log level if no other source does."""
 
 DATA_DIR = "data_dir"
 """Session-Buddy's own key for the directory of its databases: the default of `agent_data_dir`."""
@@ -29,7 +30,7 @@ SHORT_VARIABLES = {
     "system_id": "AKOSHA_SYSTEM_ID",
     "enable_fallback": "AKOSHA_ENABLE_FALLBACK",
 }
-"""The variables of Session-Buddy's plan document, below those with its prefix."""
+"""Short environment variables, which rank below those with the prefix."""
 
 _STREAM = "for a stream that the agent creates; `nats stream edit AKOSHA_SYNC` changes an existing one"
 
@@ -52,13 +53,13 @@ REMOVED = {
 
 
 def variable(key: str) -> str:
-    """Return the environment variable of a key: the agent's own keys have a prefix of their own."""
+    """Return the environment variable of a key; keys of the agent have another prefix."""
     return ("AKOSHA_" if key.startswith("agent_") else "SESSION_BUDDY_AKOSHA_") + key.upper()
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value as a source gives it, where that is, and how the text read before variables were put in."""
+    """A value of a source, its origin, and the text before variables were expanded."""
 
     value: object = field(repr=False)
     origin: str
@@ -67,22 +68,22 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class SettingsContext:
-    """The process's surroundings, which values may refer to."""
+    """What values may refer to: environment, working and home directory."""
 
     environ: Mapping[str, str] = field(repr=False)
     cwd: Path
     home: Path
 
     def path(self, value: str | Path) -> Path:
-        """Return a path as it is meant here: `~` is our home, a relative one starts at the working directory."""
+        """Return an absolute path: `~` is the home directory, a relative path starts at the working directory."""
         path = Path(value)
         if path.parts[:1] == ("~",):
             return self.home.joinpath(*path.parts[1:])
-        # Another user's home (`~name`) is looked up where the path is validated.
+        # Another user's home (`~name`) is resolved by the validation of the path.
         return path if str(path).startswith("~") else self.cwd / path
 
     def given(self, key: str, value: object, origin: str, *, written: object = None) -> Given | None:
-        """Return the value made ready for its key, or None where it means: not set."""
+        """Return the value prepared for its key; None if it means: not set."""
         written = value if written is None else written
         if isinstance(value, str):
             value = value.strip()
@@ -94,7 +95,7 @@ class SettingsContext:
 
 
 class _Address(str):
-    """An address that shows no credentials where it is quoted."""
+    """A URL whose repr has no credentials."""
 
     __slots__ = ()
 
@@ -107,13 +108,13 @@ class Layer(PydanticBaseSettingsSource):
 
     def __init__(self, name: str, given: Mapping[str, Given | None]) -> None:
         super().__init__(Settings)
-        self.__name__ = name  # what pydantic-settings calls a source when asked to log them
+        self.__name__ = name  # the name of the source in the logs of pydantic-settings
         self.given = {key: found for key, found in given.items() if found is not None}
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - its signature
         given = self.given.get(field_name)
         value = given.value if given else None
-        # pydantic-settings can be told by a variable to log what its sources say.
+        # An environment variable makes pydantic-settings log the values of its sources.
         if isinstance(value, str) and field_name in SECRET | ADDRESSES:
             value = SecretStr(value) if field_name in SECRET else _Address(value)
         return value, field_name, False
@@ -122,30 +123,30 @@ class Layer(PydanticBaseSettingsSource):
         return {key: self.get_field_value(FIELDS[key], key)[0] if key in FIELDS else None for key in self.given}
 
 
-def from_command_line(values: Mapping[str, object], place: SettingsContext) -> Layer:
-    """Options of the command line, by field name; None is an option that was not used."""
-    return Layer(COMMAND_LINE, {key: place.given(key, value, COMMAND_LINE) for key, value in values.items()})
+def from_command_line(values: Mapping[str, object], context: SettingsContext) -> Layer:
+    """Return the options of the command line, by field name; None: the option is not used."""
+    return Layer(COMMAND_LINE, {key: context.given(key, value, COMMAND_LINE) for key, value in values.items()})
 
 
-def from_environment(names: Mapping[str, str], place: SettingsContext) -> Layer:
-    """Environment variables; `names` is key -> variable."""
-    found = {key: place.given(key, place.environ.get(name), f"env {name}") for key, name in names.items()}
+def from_environment(names: Mapping[str, str], context: SettingsContext) -> Layer:
+    """Return the environment variables; `names` is key -> variable."""
+    found = {key: context.given(key, context.environ.get(name), f"env {name}") for key, name in names.items()}
     return Layer(f"env {next(iter(names.values()))} and its like", found)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
-    """Yield a warning for every variable that looks like ours and is not."""
+    """Yield a warning for each variable that has a prefix of the agent and is not a setting."""
     known = {key.upper(): variable(key) for key in FIELDS}
     removed = {variable(key) for key in REMOVED}
     for name in sorted(environ):
         if name.startswith(("SESSION_BUDDY_AKOSHA_", "AKOSHA_AGENT_")) and name not in {*known.values(), *removed}:
-            # The prefixes are long, and would make any two names alike.
+            # With their long prefixes, any two names would be similar.
             bare = name.removeprefix("SESSION_BUDDY_").removeprefix("AKOSHA_")
             yield f"env {name} is not a setting{nearest(bare, known)}"
 
 
 def unknown_keys(keys: Iterable[str], origin: str) -> Iterable[str]:
-    """Yield a warning for every `akosha_` key of a file that is not a setting."""
+    """Yield a warning for each `akosha_` key of a file that is not a setting."""
     known = [PREFIX + key for key in FIELDS]
     for key in keys:
         if key.startswith(PREFIX) and key not in known and key.removeprefix(PREFIX) not in REMOVED:
@@ -162,14 +163,12 @@ def removed_settings(environ: Mapping[str, str], files: Collection[tuple[str, It
 
 
 def key_for_message(key: str) -> str:
-    """Return a file's key as a message shows it: anybody may have written the file, so it can neither steer nor fill
-    a terminal.
-    """
+    """Return a file's key for a message: bounded and printable, for anybody may have written the file."""
     return key if key.isidentifier() and len(key) <= LONGEST_KEY else ascii(key[:LONGEST_KEY])
 
 
 def nearest(name: str, known: Iterable[str] | Mapping[str, str]) -> str:
-    """Return a guess at what was meant, or where to look; a mapping says how each name is to be told."""
+    """Return the most similar known name, or where to find all; a mapping gives the form in which to show a name."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    told = [known[one] if isinstance(known, Mapping) else one for one in close]
-    return f": did you mean {told[0]}?" if told else "; akosha-agent config lists them all"
+    shown = [known[one] if isinstance(known, Mapping) else one for one in close]
+    return f": did you mean {shown[0]}?" if shown else "; akosha-agent config lists them all"

@@ -1,18 +1,24 @@
-"""The kinds of values that settings have, each with its rule. A rule raises ValueError with what is allowed."""
+"""The types of settings and their rules. A rule raises ValueError that says what is allowed."""
 
+import os
 import re
+import shlex
+import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from agent.domain import naming
+from agent.domain.errors import SettingsError
 from agent.settings import endpoints
 
+PREFIX = "akosha_"
 DEFAULT_HTTP_ENDPOINT = "http://localhost:8682/mcp"
 AUTO_REGION = "auto"
 KMS = "aws:kms"
 
+_OTHERS = 0o077
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _STORAGE_CLASS = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _TOKEN = re.compile(r"[\x21-\x7e]*")
@@ -21,10 +27,10 @@ _NKEY_SEED = re.compile(r"SU[A-Z2-7]{56}")
 
 
 class EarlierFieldError(ValueError):
-    """What is wrong with `key`, a field that came before the one where it shows: fields are validated in order."""
+    """An error of `key`, an earlier field than the one whose rule finds it: fields are validated in order."""
 
-    def __init__(self, key: str, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
         self.key = key
 
 
@@ -138,3 +144,36 @@ Method = Annotated[Literal["auto", "cloud", "http"], BeforeValidator(_lower)]
 Bus = Annotated[Literal["auto", "memory", "nats"], BeforeValidator(_lower)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_level)]
 LogFormat = Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)]
+
+
+def check_private(path: Path, key: str) -> None:
+    """Check that a setting names a regular file that this user can read, and no one else. Opens it; reads nothing.
+
+    Follows symbolic links. Raises SettingsError, with the key and the path.
+    """
+    name = f"{PREFIX}{key}"
+    try:
+        # A named pipe would block a plain open.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise SettingsError(f"{name}: there is no file {path}", hint=f"set {name} to the path of one") from error
+    except PermissionError as error:
+        raise SettingsError(
+            f"{name}: no permission to read {path}", hint=f"it must be of the user who runs this: chown, {_cure(path)}"
+        ) from error
+    except OSError as error:
+        raise SettingsError(
+            f"{name}: {path} cannot be opened: {error.strerror}", hint=f"set {name} to the path of a file"
+        ) from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+    finally:
+        os.close(descriptor)
+    if not stat.S_ISREG(mode):
+        raise SettingsError(f"{name}: {path} is not a regular file", hint=f"set {name} to the path of one")
+    if mode & _OTHERS:
+        raise SettingsError(f"{name}: others can open {path} (mode {stat.S_IMODE(mode):04o})", hint=_cure(path))
+
+
+def _cure(path: Path) -> str:
+    return f"chmod 600 {shlex.quote(str(path))}"

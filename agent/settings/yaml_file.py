@@ -1,7 +1,7 @@
 """One settings file: YAML, read with the safe loader, top-level values only, `${VAR}` and `${VAR:-default}` expanded.
 
-Session-Buddy's files hold many keys that are not ours. Only those asked for are constructed, so that nothing in the
-others can hurt. Messages never quote a file: there may be a token in it.
+Session-Buddy's files have many keys that are not the agent's. Only the wanted ones are constructed, so that no other
+value has an effect. Messages never quote a file: it may contain a token.
 """
 
 import os
@@ -31,7 +31,7 @@ _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class SettingsFile:
-    """What a file says: its values, None for YAML's null; an empty list or mapping stands for any such."""
+    """The values of a file: None for YAML's null, an empty list or mapping for any list or mapping."""
 
     identity: Identity
     values: Mapping[str, object] = field(repr=False)
@@ -39,7 +39,7 @@ class SettingsFile:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """A text with its variables put in, and their names: all, and those that are neither set nor have a default."""
+    """A text with its variables expanded, and their names: all, and those that are neither set nor have a default."""
 
     text: str = field(repr=False)
     used: tuple[str, ...]
@@ -47,12 +47,12 @@ class Expansion:
 
     @property
     def credentials(self) -> tuple[str, ...]:
-        """Those used whose name says that they hold a credential."""
+        """The used variables that contain a credential, by their name."""
         return tuple(name for name in self.used if _CREDENTIAL.search(name))
 
 
 def expand(text: str, environ: Mapping[str, str]) -> Expansion:
-    """Put variables in as a shell does: `:-` serves for unset and empty ones. What is put in is not expanded again."""
+    """Expand variables as a shell does: `:-` applies to unset and empty ones. Values are not expanded again."""
     found = [(match[1], match[2]) for match in _VARIABLE.finditer(text)]
     return Expansion(
         text=_VARIABLE.sub(lambda match: environ.get(match[1]) or match[2] or "", text),
@@ -62,7 +62,7 @@ def expand(text: str, environ: Mapping[str, str]) -> Expansion:
 
 
 def identity_of(path: Path) -> Identity | None:
-    """Return which file a path leads to, None where it leads to none."""
+    """Return the identity of the file at a path, None if there is none."""
     try:
         found = path.stat()
     except (OSError, ValueError):
@@ -71,12 +71,12 @@ def identity_of(path: Path) -> Identity | None:
 
 
 def read_settings_file(path: Path, *, name: str, wanted: Callable[[str], bool]) -> SettingsFile | None:
-    """Return the wanted top-level values of a file, None where there is no file.
+    """Return the wanted top-level values of a file, None if there is no file.
 
-    Raises SettingsError, with `name`, for one that cannot be read, is not YAML, or is not a mapping.
+    Raises SettingsError, with `name`, for a file that cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        # A named pipe would keep a plain open waiting for ever.
+        # A named pipe would block a plain open.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -98,8 +98,8 @@ def read_settings_file(path: Path, *, name: str, wanted: Callable[[str], bool]) 
 
 
 def _unreadable(name: str, error: Exception) -> SettingsError:
-    why = error.strerror if isinstance(error, OSError) else "not a path"
-    return SettingsError(f"{name} cannot be read: {why}", hint="make it readable for you, or take it away")
+    reason = error.strerror if isinstance(error, OSError) else "not a path"
+    return SettingsError(f"{name} cannot be read: {reason}", hint="make it readable for you, or take it away")
 
 
 def _top_level(data: bytes, name: str, wanted: Callable[[str], bool]) -> dict[str, object]:
@@ -128,8 +128,8 @@ def _top_level(data: bytes, name: str, wanted: Callable[[str], bool]) -> dict[st
         if mark is not None:
             line, column = mark.line + 1, mark.column + 1
         elif isinstance(error, yaml.reader.ReaderError):
-            line, column = _place(data, error)
-        # No `from error`: the parser's own message quotes the line, and a token may stand in it.
+            line, column = _position(data, error)
+        # No `from error`: the parser's own message quotes the line, which may contain a token.
         raise SettingsError(
             f"{name} is not valid YAML at line {line}, column {column}",
             hint="put values with special characters in quotes",
@@ -152,8 +152,8 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node) -> object:
     return {} if isinstance(node, yaml.MappingNode) else []
 
 
-def _place(data: bytes, error: yaml.reader.ReaderError) -> tuple[int, int]:
-    # PyYAML counts characters where one is not allowed, bytes where they are no text at all.
+def _position(data: bytes, error: yaml.reader.ReaderError) -> tuple[int, int]:
+    # PyYAML counts characters for one that is not allowed, and bytes for those that are no text.
     counts_characters = error.encoding == "unicode"
     before = (data if counts_characters else data[: error.position]).decode(errors="replace")
     lines = (before[: error.position] if counts_characters else before).split("\n")

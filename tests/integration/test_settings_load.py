@@ -15,8 +15,8 @@ from agent.bootstrap.methods import BATCH_SIZE
 from agent.domain.errors import SettingsError
 from agent.domain.plain_text import MASK
 from agent.settings import Settings, load, model, settings_table, variable
+from agent.settings.display import allowed
 from agent.settings.endpoints import BUCKETS
-from agent.settings.error_messages import allowed
 from agent.settings.sources import REMOVED
 from tests.support.machine import Machine
 

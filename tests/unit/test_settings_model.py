@@ -7,12 +7,7 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from agent.settings import Settings
-from agent.settings.control import Control
-from agent.settings.delivery import Delivery
 from agent.settings.model import SECRET
-from agent.settings.nats import Nats
-from agent.settings.retention import Keeping
-from agent.settings.triggers import Watching
 from agent.settings.validators import EarlierFieldError
 
 DOCUMENTED = {
@@ -75,11 +70,6 @@ def test_the_defaults_are_those_documented():
     assert settings.agent_data_dir == Path.home() / ".claude" / "data"
     assert settings.agent_state_dir.name == "akosha-agent"
     assert set(Settings.model_fields) == {*DOCUMENTED, *SECRET, "agent_data_dir", "agent_state_dir"}
-
-
-def test_the_table_has_the_documented_keys_then_the_agents_own_then_nats_what_is_kept_control_and_log():
-    parts = [key for part in (Delivery, Watching, Nats, Keeping, Control) for key in part.model_fields]
-    assert list(Settings.model_fields) == parts
 
 
 def test_every_setting_is_described_in_one_line():

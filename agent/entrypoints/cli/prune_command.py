@@ -6,12 +6,12 @@ import typer
 
 from agent.domain.retention import KeepRules
 from agent.entrypoints.cli.command import AsJson, DataDir, SettingsFile, StateDir, finish, load_settings
-from agent.settings.retention import MOST
+from agent.settings.model import MAX_KEPT
 
 
 def _count(name: str, what: str) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
-        name, metavar="N", min=0, max=MOST, help=f"{what} Default: the setting.", show_default=False
+        name, metavar="N", min=0, max=MAX_KEPT, help=f"{what} Default: the setting.", show_default=False
     )
     return option
 

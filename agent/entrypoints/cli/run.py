@@ -22,7 +22,8 @@ from agent.entrypoints import control_api, logs
 from agent.entrypoints.shutdown import first_of, on_hangup
 from agent.ports import Supervisor
 from agent.settings import Loaded, Settings
-from agent.settings.model import FIELDS, PREFIX
+from agent.settings.model import FIELDS
+from agent.settings.validators import PREFIX
 
 LOG_KEYS = frozenset({"agent_log_level", "agent_log_format", "agent_log_file", "agent_log_file_mb"})
 """Settings that come into force without a new agent."""
