@@ -260,7 +260,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch directory, to look around in.")] = False,
 ) -> None:
     """See it work: a scratch database that another process writes, the agent, a directory as the cloud."""
-    from agent.entrypoints.demo import run_demo  # noqa: PLC0415 - what only this command needs
+    from agent.entrypoints.demo.run import run_demo  # noqa: PLC0415 - what only this command needs
 
     raise typer.Exit(run_demo(keep=keep))
 

@@ -1,22 +1,22 @@
-"""A process that writes memories as Session-Buddy does. Alone with the checker in the demo to use DuckDB.
+"""The demo's own DuckDB process: writes memories as Session-Buddy does, or counts those in a directory.
 
     python -m agent.entrypoints.demo.writer DIR
+    python -m agent.entrypoints.demo.writer --count DIR
 
-It holds reflection.duckdb open from its start to its end and opens knowledge_graph.duckdb for each operation. It obeys
-one command per line of its standard input, and answers each with one or more JSON lines, the last with `"done"`:
+The writer holds reflection.duckdb open from its start to its end, and opens knowledge_graph.duckdb for each operation.
+It takes one command a line on standard input, and answers each with a JSON line, `{"text": ..., "commits": N}`:
 
     commit N      N reflections and four times as many conversations, in one transaction, into the WAL
     graph N       N operations in one transaction on the graph
-    work          commit small transactions until the next command comes
-    checkpoint    fold the WAL into the main file
-    close         close everything and end
+    work          commit small transactions until the next line comes
+    close         close both databases, which is a checkpoint, and end; the answer has `contents`
 
-The end of its input is a `close`. Any error ends it, with a traceback and exit status 1.
+The end of its input is a `close`. Any error ends it, with a traceback and exit status 1. `--count` prints the contents:
+table -> [rows, digest of all their values].
 """
 
 import hashlib
 import json
-import os
 import random
 import select
 import sys
@@ -28,17 +28,24 @@ from pathlib import Path
 
 import duckdb
 
-from agent.entrypoints.demo import shape
+from agent.entrypoints.demo.schema import (
+    CONVERSATIONS,
+    CONVERSATIONS_PER_REFLECTION,
+    DDL,
+    ENTITIES,
+    ENTITIES_PER_OPERATION,
+    GRAPH,
+    REFLECTION,
+    REFLECTIONS,
+    RELATIONSHIPS,
+    RELATIONSHIPS_PER_OPERATION,
+    TABLES,
+    Contents,
+)
 
 BETWEEN_COMMITS_SECONDS = 0.05
-COMMITS_PER_LINE = 20
 
-_WHO = ("The parser", "A test", "The cache", "The migration", "Our deployment", "The retry", "The index", "The hook")
-_DID = ("failed on", "was slow with", "now handles", "forgot", "was rewritten for", "had a race in", "is proven on")
-_WHAT = ("empty input", "time zones", "large files", "names with ümlauts", "a full disk", "two writers", "日本語")
-_SO = ("we added a test", "the fix is one line", "keep it in mind", "measure first", "see the notes", "done ✓")
-
-# One in eight has no embedding: so it looks where the local embedding server was away for a while.
+# One conversation in eight has no embedding, as after an outage of Session-Buddy's embedding server.
 _ADD_CONVERSATIONS = """
     INSERT INTO conversations_v2 (id, content, embedding, category, project, "timestamp", session_id, source_type)
     SELECT id, content,
@@ -60,167 +67,137 @@ _ADD_RELATIONSHIP = """
     INSERT INTO kg_relationships (id, from_entity, to_entity, relation_type, created_at, updated_at)
     VALUES ($id, $from, $to, 'relates_to', $now::TIMESTAMP, $now::TIMESTAMP)
 """
-_MET = "UPDATE conversations_v2 SET access_count = access_count + 1, last_accessed = $now::TIMESTAMP WHERE id = $id"
+_ACCESS = "UPDATE conversations_v2 SET access_count = access_count + 1, last_accessed = $now::TIMESTAMP WHERE id = $id"
 
-
-class Commands:
-    """Lines from a descriptor, without a buffer that would hide from `select` that one is there."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._read = descriptor, b""
-
-    def waiting(self, seconds: float) -> bool:
-        """Say whether a command comes (or the input ends) within so many seconds."""
-        return b"\n" in self._read or bool(select.select([self._descriptor], [], [], seconds)[0])
-
-    def next(self) -> str:
-        """Return the next command; `close` at the end of the input."""
-        while b"\n" not in self._read:
-            more = os.read(self._descriptor, 4096)
-            if not more:
-                return "close"
-            self._read += more
-        line, _, self._read = self._read.partition(b"\n")
-        return line.decode().strip()
+_WORDS = (
+    ("The parser", "A test", "The cache", "The migration", "Our deployment", "The retry", "The index", "The hook"),
+    ("failed on", "was slow with", "now handles", "was rewritten for", "had a race in", "is proven on"),
+    ("empty input", "time zones", "large files", "names with ümlauts", "a full disk", "two writers", "日本語"),
+)
 
 
 class Writer:
-    """One session's writer: holds reflection.duckdb open for as long as it lives."""
+    """One session: holds reflection.duckdb open for as long as it lives."""
 
-    def __init__(self, folder: Path, commands: Commands) -> None:
-        self._folder, self._commands = folder, commands
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._random = random.Random(7)  # noqa: S311 - made-up sentences, no secrets
         self._rows: Counter[str] = Counter()
-        self.commits = self.checkpoints = 0
-        self._session = self._open(shape.REFLECTION)
-        self._tell("opened reflection.duckdb, and keeps it open for the whole session")
+        self._commits = 0
+        self._session = _open(folder / REFLECTION)
 
-    def _open(self, name: str) -> duckdb.DuckDBPyConnection:
-        path = self._folder / name
-        new = not path.exists()
-        engine = duckdb.connect(":memory:")
-        quoted = str(path).replace("'", "''")
-        engine.execute(f"ATTACH '{quoted}' AS memories (STORAGE_VERSION '{shape.STORAGE_VERSION}')")
-        engine.execute("USE memories")
-        if new:
-            for statement in shape.DDL[name]:
-                engine.execute(statement)
-        return engine
-
-    def commit(self, reflections: int) -> None:
-        """Commit so many reflections and their conversations in one transaction."""
-        conversations = reflections * shape.CONVERSATIONS_PER_REFLECTION
-        first = self._rows[shape.CONVERSATIONS]
-        numbers = list(range(first, first + conversations))
-        texts = [self._sentence(number) for number in numbers]
-        ids = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
-        now = datetime.now().isoformat()  # noqa: DTZ005 - naive local time, as Session-Buddy writes it
-        kept = slice(None, None, shape.CONVERSATIONS_PER_REFLECTION)
-        engine = self._session
-        engine.execute("BEGIN")
-        engine.execute(_ADD_CONVERSATIONS, {"ids": ids, "texts": texts, "numbers": numbers, "now": now})
-        new = [uuid.uuid4().hex[:26].upper() for _ in range(reflections)]
-        engine.execute(_ADD_REFLECTIONS, {"ids": new, "conversations": ids[kept], "texts": texts[kept], "now": now})
-        engine.execute(_MET, {"id": ids[0], "now": now})
-        engine.execute("COMMIT")
-        self.commits += 1
-        self._rows.update({shape.CONVERSATIONS: conversations, shape.REFLECTIONS: reflections})
-
-    def graph(self, operations: int) -> None:
-        """Open the graph, add entities and relationships in one transaction, close it."""
-        now = datetime.now().isoformat()  # noqa: DTZ005 - naive local time
-        with closing(self._open(shape.GRAPH)) as engine:
-            engine.execute("BEGIN")
-            for _ in range(operations):
-                ids = [str(uuid.uuid4()) for _ in range(shape.ENTITIES_PER_OPERATION)]
-                for entity in ids:
-                    name, seen = self._random.choice(_WHAT), self._sentence(0)
-                    engine.execute(_ADD_ENTITY, {"id": entity, "name": name, "observation": seen, "now": now})
-                for _ in range(shape.RELATIONSHIPS_PER_OPERATION):
-                    ends = {"from": self._random.choice(ids), "to": self._random.choice(ids)}
-                    engine.execute(_ADD_RELATIONSHIP, {"id": str(uuid.uuid4()), "now": now, **ends})
-            engine.execute("COMMIT")
-        self.commits += 1
-        self._rows.update(
-            {
-                shape.ENTITIES: operations * shape.ENTITIES_PER_OPERATION,
-                shape.RELATIONSHIPS: operations * shape.RELATIONSHIPS_PER_OPERATION,
-            }
-        )
-
-    def obey(self, command: str) -> bool:
-        """Carry out one command; return False after the last."""
+    def execute(self, command: str) -> bool:
+        """Carry out one command and answer it; return False after `close`."""
         word, _, argument = command.partition(" ")
         before = Counter(self._rows)
+        contents: Contents = {}
         if word == "commit":
-            self.commit(int(argument))
-            self._done(f"committed {self._news(before)} into the WAL")
+            self._commit(int(argument))
         elif word == "graph":
-            self.graph(int(argument))
-            self._done(f"opened knowledge_graph.duckdb, added {self._news(before)}, closed it again")
+            self._graph(int(argument))
         elif word == "work":
-            self._work()
-        elif word == "checkpoint":
-            self._session.execute("CHECKPOINT memories")
-            self.checkpoints += 1
-            self._done("checkpoint: the WAL is folded into the main file")
+            while not select.select([sys.stdin], [], [], BETWEEN_COMMITS_SECONDS)[0]:
+                self._commit(1)
         elif word == "close":
-            self._close()
-            return False
+            contents = self._close()
         else:
             raise ValueError(f"unknown command {command!r}")
-        return True
+        new = ", ".join(f"{count} rows in {table}" for table, count in (self._rows - before).items())
+        text = f"committed {new}" if new else "closed reflection.duckdb: the session is over"
+        _answer({"text": text, "commits": self._commits, "contents": contents})
+        return word != "close"
 
-    def _work(self) -> None:
-        started, shown = self.commits, Counter(self._rows)
-        while not self._commands.waiting(BETWEEN_COMMITS_SECONDS):
-            self.commit(1)
-            if (self.commits - started) % COMMITS_PER_LINE == 0:
-                self._tell(f"{COMMITS_PER_LINE} commits more: {self._news(shown)} into the WAL")
-                shown = Counter(self._rows)
-        self._done(f"pauses after {self.commits - started} small commits")
+    def _commit(self, reflections: int) -> None:
+        first = self._rows[CONVERSATIONS]
+        numbers = list(range(first, first + reflections * CONVERSATIONS_PER_REFLECTION))
+        texts = [f"#{number} {self._sentences()}" for number in numbers]
+        ids = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts]
+        new = [uuid.uuid4().hex[:26].upper() for _ in range(reflections)]
+        kept = slice(None, None, CONVERSATIONS_PER_REFLECTION)
+        now, engine = _now(), self._session
+        engine.execute("BEGIN")
+        engine.execute(_ADD_CONVERSATIONS, {"ids": ids, "texts": texts, "numbers": numbers, "now": now})
+        engine.execute(_ADD_REFLECTIONS, {"ids": new, "conversations": ids[kept], "texts": texts[kept], "now": now})
+        engine.execute(_ACCESS, {"id": ids[0], "now": now})
+        engine.execute("COMMIT")
+        self._commits += 1
+        self._rows.update({CONVERSATIONS: len(ids), REFLECTIONS: reflections})
 
-    def _close(self) -> None:
-        """Say what was written, as DuckDB itself sees it in this process, and close: that is a checkpoint too."""
-        tally: dict[str, tuple[int, str]] = {}
-        with closing(self._open(shape.GRAPH)) as graph:
-            for engine, name in ((self._session, shape.REFLECTION), (graph, shape.GRAPH)):
-                for table in shape.TABLES[name]:
-                    row = engine.execute(shape.digest_query(table)).fetchone()
-                    assert row is not None
-                    # The rows are those counted at each commit, not those that the engine now finds.
-                    tally[table] = (self._rows[table], row[1])
-        self._session.close()
-        self._done("closed reflection.duckdb: the session is over", tally=tally)
-
-    def _sentence(self, number: int) -> str:
+    def _graph(self, operations: int) -> None:
         choose = self._random.choice
-        lines = [f"{choose(_WHO)} {choose(_DID)} {choose(_WHAT)}: {choose(_SO)}." for _ in range(6)]
-        return f"#{number} " + " ".join(lines)
+        with closing(_open(self._folder / GRAPH)) as engine:
+            engine.execute("BEGIN")
+            for _ in range(operations):
+                ids = [str(uuid.uuid4()) for _ in range(ENTITIES_PER_OPERATION)]
+                for id_ in ids:
+                    entity = {"id": id_, "name": choose(_WORDS[2]), "observation": self._sentences(), "now": _now()}
+                    engine.execute(_ADD_ENTITY, entity)
+                for _ in range(RELATIONSHIPS_PER_OPERATION):
+                    ends = {"from": choose(ids), "to": choose(ids)}
+                    engine.execute(_ADD_RELATIONSHIP, {"id": str(uuid.uuid4()), "now": _now(), **ends})
+            engine.execute("COMMIT")
+        self._commits += 1
+        self._rows[ENTITIES] += operations * ENTITIES_PER_OPERATION
+        self._rows[RELATIONSHIPS] += operations * RELATIONSHIPS_PER_OPERATION
 
-    def _news(self, before: Counter[str]) -> str:
-        names = {
-            shape.CONVERSATIONS: "conversations",
-            shape.REFLECTIONS: "reflections",
-            shape.ENTITIES: "entities",
-            shape.RELATIONSHIPS: "relationships",
-        }
-        new = self._rows - before
-        return " and ".join(f"{new[table]} {name}" for table, name in names.items() if new[table])
+    def _close(self) -> Contents:
+        """Return the rows counted at each commit, with the digests of what is there now, and close."""
+        with closing(self._session):
+            digests = _contents(self._session, REFLECTION)
+        with closing(_open(self._folder / GRAPH)) as engine:
+            digests |= _contents(engine, GRAPH)
+        return {table: (self._rows[table], digest) for table, (_, digest) in digests.items()}
 
-    def _done(self, text: str, **more: object) -> None:
-        files = {path.name: path.stat().st_size for path in sorted(self._folder.glob("*.duckdb*"))}
-        self._tell(text, done=True, files=files, commits=self.commits, checkpoints=self.checkpoints, **more)
+    def _sentences(self) -> str:
+        return " ".join(f"{' '.join(map(self._random.choice, _WORDS))}." for _ in range(6))
 
-    def _tell(self, text: str, **more: object) -> None:
-        print(json.dumps({"text": text, "rows": self._rows, **more}), flush=True)  # noqa: T201 - that is the answer
+
+def count(folder: Path) -> Contents:
+    """Return the contents of both databases in a directory, which are opened read-only. Raises duckdb.Error."""
+    found: Contents = {}
+    for name in TABLES:
+        with closing(_open(folder / name, "READ_ONLY")) as engine:
+            found |= _contents(engine, name)
+    return found
+
+
+def _contents(engine: duckdb.DuckDBPyConnection, name: str) -> Contents:
+    found: Contents = {}
+    for table in TABLES[name]:
+        digest = f"SELECT count(*), CAST(coalesce(bit_xor(hash(every)), 0) AS VARCHAR) FROM {table} AS every"  # noqa: S608
+        row = engine.execute(digest).fetchone()
+        assert row is not None
+        found[table] = (row[0], row[1])
+    return found
+
+
+def _open(path: Path, how: str = "STORAGE_VERSION 'v1.0.0'") -> duckdb.DuckDBPyConnection:
+    """Open a database, by default in the file format that Session-Buddy writes; make its tables if it is new."""
+    new = not path.exists()
+    engine = duckdb.connect(":memory:")
+    quoted = str(path).replace("'", "''")
+    engine.execute(f"ATTACH '{quoted}' AS memories ({how})")
+    engine.execute("USE memories")
+    if new:
+        engine.execute(DDL[path.name])
+    return engine
+
+
+def _now() -> str:
+    return datetime.now().isoformat()  # noqa: DTZ005 - naive local time, as Session-Buddy writes it
+
+
+def _answer(document: dict[str, object]) -> None:
+    print(json.dumps(document), flush=True)  # noqa: T201 - the answer
 
 
 def main() -> int:
-    """Write until told to close, or until standard input ends."""
-    commands = Commands(sys.stdin.fileno())
-    writer = Writer(Path(sys.argv[1]), commands)
-    while writer.obey(commands.next()):
+    """Write until `close` or the end of standard input; with `--count`, print the contents of a directory."""
+    if sys.argv[1] == "--count":
+        _answer(dict(count(Path(sys.argv[2]))))
+        return 0
+    writer = Writer(Path(sys.argv[1]))
+    while writer.execute(sys.stdin.readline().strip() or "close"):
         pass
     return 0
 
