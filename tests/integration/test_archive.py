@@ -69,9 +69,9 @@ async def test_what_is_missing_of_the_newest_upload_is_found_told_and_uploaded_a
         assert again.upload_id == mended.upload_id
         running.cancel()
         await asyncio.wait({running})
-    view = await gather_status(home.settings)
-    assert (view.status.verified.upload_id, view.status.verified.whole) == (mended.upload_id, True)
-    assert view.document(home.settings)["verified"]["problems"] == {}
+    status = await gather_status(home.settings)
+    assert (status.verified.upload_id, status.verified.whole) == (mended.upload_id, True)
+    assert status.to_dict()["verified"]["problems"] == {}
 
 
 async def test_an_agent_that_is_not_to_look_does_not(home):

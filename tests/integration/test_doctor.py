@@ -27,7 +27,7 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.application.sync.bus_recovery import BUS
 from agent.bootstrap import doctor as instruments
 from agent.bootstrap.doctor import DoctorContext
-from agent.entrypoints.control_api import Limits, serving
+from agent.entrypoints.control_api import Limits, serve
 from agent.entrypoints.doctor import bus_checks, database_checks, delivery_checks, keeping_checks, machine_checks
 from agent.entrypoints.doctor.context import CheckContext
 from agent.entrypoints.doctor.findings import Level
@@ -696,7 +696,7 @@ async def test_an_agent_that_answers_is_well(look, places):
     settings = Settings(**places)
     with at_work(settings.agent_state_dir):
         agent_service = FakeAgentService()
-        async with serving(
+        async with serve(
             agent_service, settings, state_dir=settings.agent_state_dir, metrics=no_metrics, limits=Limits()
         ):
             found = one(await look(keeping_checks.agent), OK)

@@ -151,8 +151,8 @@ class Machine:
 
     async def warnings(self):
         """Return what `status` says of the target."""
-        view = await gather_status(self.settings())
-        return [warning.message for warning in view.status.warnings if warning.code in (WARNING, NOT_MOUNTED)]
+        status = await gather_status(self.settings())
+        return [warning.message for warning in status.warnings if warning.code in (WARNING, NOT_MOUNTED)]
 
     async def prune(self, rules=ALL_BUT_THE_LAST):
         home = home_bootstrap.Home.of(self.settings())
