@@ -1,38 +1,96 @@
-"""The running agent: its loops, and who owns them. Every trigger ends in the publisher; the bus does the rest.
+"""The running agent: its subscriptions and its loops. Every trigger ends in the publisher; the bus does the rest.
 
-watch ----> debounce --+
-spool, session ends ---+--> publisher --> bus --> uploaders --> recorder --> outbox --> bus
-retry times, stat pass-+
+watcher ---> debounce --+
+spool, session ends ----+--> publisher --> bus --> subscribers --> recorder --> outbox --> bus
+retry times, rescans ---+
+
+`bootstrap.agent` builds it.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Self
 
 import structlog
 
-from agent.application.assembly import Assembly, Loop
+from agent.application.archive.prune_loop import PruneLoop
+from agent.application.archive.verify_loop import VerifyLoop
+from agent.application.monitoring.agent_service import AgentService
+from agent.application.monitoring.health import SPOOL, WATCH, HealthMonitor
+from agent.application.monitoring.remote_control import RemoteControl
+from agent.application.monitoring.supervisor import SupervisorLoop
+from agent.application.signal import Signal
+from agent.application.sync.bus_recovery import BusRecovery
+from agent.application.sync.results import ResultRecorder
+from agent.application.sync.stall import StallMonitor
+from agent.application.sync.subscriber import SyncSubscriber
+from agent.application.triggers.file_changes import FileChanges
+from agent.application.triggers.inbox import Inbox
+from agent.application.triggers.network_changes import NetworkChanges
+from agent.application.triggers.probe_loop import ProbeLoop
+from agent.application.triggers.publisher import Publisher
+from agent.application.triggers.retry_scheduler import RetryScheduler
+from agent.application.triggers.session_ends import SessionEnds
+from agent.application.triggers.spool_reader import SpoolReader
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, BusError
 from agent.domain.events import SyncAsked, SyncResult, caused_by_one
+from agent.domain.identity import Identity
 from agent.domain.routing import STARTUP
-from agent.ports import reset_clients
+from agent.ports import Clock, EventBus, Ledger, SnapshotTaker, SyncMethod, reset_clients
+
+Loop = Callable[[], Awaitable[None]]
 
 READY_SECONDS = 1.0
-TELL_SECONDS = 10.0
-"""How long a single sync, done, waits for a bus to tell its result to, and for the telling."""
+PUBLISH_SECONDS = 10.0
+"""Longest time that a single sync waits for a bus for its result, and for the bus to confirm it."""
 
 PRUNE_SECONDS = 30.0
-"""How long it may then take to prune."""
+"""Longest time that a single sync then spends on pruning."""
 
 _log = structlog.get_logger()
 
 
-@dataclass(slots=True)
-class Agent(Assembly):
-    """Everything wired together. `run` is the service, `once` a single sync; use as an async context manager."""
+@dataclass(slots=True, kw_only=True)
+class Agent:
+    """Use as an async context manager. `run` is the service, `once` a single sync.
+
+    `errors` are those that the subscribers raised and that are no outcome of a request. `sync_finished` is set after
+    each attempt. A loop that a transient error has ended starts again after `restart_seconds`. The start asks again
+    for the requests that the agent before this one left `unanswered`.
+    """
+
+    identity: Identity
+    clock: Clock
+    ledger: Ledger
+    bus: EventBus
+    results_bus: EventBus
+    taker: SnapshotTaker
+    methods: Mapping[str, SyncMethod]
+    subscribers: Sequence[SyncSubscriber]
+    publisher: Publisher
+    recorder: ResultRecorder
+    inbox: Inbox
+    spool_reader: SpoolReader
+    file_changes: FileChanges
+    session_ends: SessionEnds
+    retry_scheduler: RetryScheduler
+    bus_recovery: BusRecovery
+    stall_monitor: StallMonitor
+    health: HealthMonitor
+    agent_service: AgentService
+    sync_finished: Signal
+    errors: asyncio.Queue[Exception]
+    restart_seconds: float
+    unanswered: Sequence[SyncAsked] = ()
+    network_changes: NetworkChanges | None = None
+    supervisor_loop: SupervisorLoop | None = None
+    remote_control: RemoteControl | None = None
+    prune_loop: PruneLoop | None = None
+    verify_loop: VerifyLoop | None = None
+    probe_loop: ProbeLoop | None = None
 
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack, init=False)
 
@@ -57,8 +115,19 @@ class Agent(Assembly):
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop the uploaders, which clean up after themselves, then let go of everything."""
+        """Stop the subscribers, which clean up after themselves, then close everything else."""
         await self._stack.aclose()
+
+    async def run(self) -> None:
+        """Run until cancelled. A loop that fails with an error that is not transient ends the agent with it."""
+        session = naming.session_subject(self.identity.system_id)
+        await self.bus.subscribe(session, self.session_ends.handle, durable=self.identity.durable("session"))
+        if self.remote_control is not None:
+            await self.remote_control.start()
+        self.health.subscribed()
+        async with asyncio.TaskGroup() as group:
+            for name, loop in self._loops().items():
+                group.create_task(self._keep_running(name, loop), name=name)
 
     async def once(self, ask: SyncAsked) -> SyncResult:
         """Do one sync, retries and fallback included, and return its result. Raises what keeps it from having one.
@@ -66,82 +135,63 @@ class Agent(Assembly):
         The result answers the ended sessions whose notes wait in the spool when it begins, and those that an earlier
         process has accepted and not answered.
         """
-        caused_by = await self._session_ends_open()
+        caused_by = await self._open_session_ends()
         done = asyncio.create_task(self._outcome_of(ask, caused_by), name="once")
-        fault = asyncio.create_task(self.faults.get(), name="faults")
+        failed = asyncio.create_task(self.errors.get(), name="errors")
         try:
-            await asyncio.wait({done, fault}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({done, failed}, return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
-                raise fault.result()
-            await self._tell_results()
-            if self.pruning is not None and await self.pruning.after_sync(PRUNE_SECONDS):
-                await self._tell_results()
+                raise failed.result()
+            await self._publish_results()
+            if self.prune_loop is not None and await self.prune_loop.after_sync(PRUNE_SECONDS):
+                await self._publish_results()
             return done.result()
         finally:
-            for task in (done, fault):
+            for task in (done, failed):
                 task.cancel()
-            await asyncio.wait({done, fault})
-
-    async def _session_ends_open(self) -> tuple[str, ...]:
-        try:
-            await self._spool_reader.take_over()
-        except AkoshaError as error:  # they wait for the next sync, or agent: no reason to fail this one
-            _log.warning("loop_interrupted", loop="spool", error=str(error))
-        return caused_by_one(await self.ledger.open_ends())
-
-    async def _outcome_of(self, ask: SyncAsked, caused_by: tuple[str, ...]) -> SyncResult:
-        await self.publisher.asked(ask, caused_by=caused_by)
-        while (result := await self.ledger.outcome(ask.id)) is None:
-            await self.sync_finished.wait(None)
-        return result
-
-    async def _tell_results(self) -> None:
-        """Tell the world, if it can be reached now; else the next agent that runs here does."""
-        try:
-            async with asyncio.timeout(READY_SECONDS):
-                await self.results_bus.wait_until_ready()
-            async with asyncio.timeout(TELL_SECONDS):
-                await self.recorder.flush()
-        except (BusError, TimeoutError):
-            _log.warning(
-                "outbox_blocked", why=self.results_bus.state.detail, then="the next agent that runs tells them"
-            )
-
-    async def _hear_faults(self) -> None:
-        """What passes is told, and tried again by itself; a fault of ours takes the agent down, to be seen."""
-        while True:
-            error = await self.faults.get()
-            if not (isinstance(error, AkoshaError) and error.transient):
-                raise error
-            _log.warning("sync_interrupted", error=str(error), system_id=self.identity.system_id)
-
-    async def run(self) -> None:
-        """Run until cancelled. A loop that fails takes the agent down with its error: nothing dies in silence."""
-        session = naming.session_subject(self.identity.system_id)
-        await self.bus.subscribe(session, self._session_ends.handle, durable=self.identity.durable("session"))
-        if self.control is not None:
-            await self._remote_control(self.control).begin()
-        self._health.subscribed()
-        loops = {"start": self._start, "faults": self._hear_faults, **self._loops()}
-        async with asyncio.TaskGroup() as group:
-            for name, loop in loops.items():
-                group.create_task(self._keep(name, loop), name=name)
+            await asyncio.wait({done, failed})
 
     async def reset_clients(self) -> None:
         """Have stores, servers and buses read credentials and certificates again; retry targets that fail now."""
         await self.stall_monitor.reset_clients()
         await reset_clients(*{id(bus): bus for bus in (self.bus, self.results_bus)}.values())
         try:
-            await self._retries.retry_recovered_targets(set(self.methods))
+            await self.retry_scheduler.retry_recovered_targets(set(self.methods))
         except AkoshaError as error:  # the retry loop tries at its own time
             _log.warning("loop_interrupted", loop="retry", error=str(error))
 
-    async def unanswered(self) -> Sequence[SyncAsked]:
-        """Return what was asked of this agent and has no outcome yet: for the one that takes its place."""
-        return await self._inbox.open_asks()
+    async def open_asks(self) -> Sequence[SyncAsked]:
+        """Return the requests of others that have no outcome yet, for the agent that takes this one's place."""
+        return await self.inbox.open_asks()
 
-    async def _keep(self, name: str, loop: Loop) -> None:
-        """Begin a loop again that was interrupted by what passes (a full disk, say); let everything else rise."""
+    def _loops(self) -> dict[str, Loop]:
+        """Return what runs until the agent is cancelled, by the name of its task."""
+        loops: dict[str, Loop] = {
+            "start": self._start,
+            "errors": self._handle_errors,
+            WATCH: self.file_changes.watch_loop,
+            "debounce": self.file_changes.debounce_loop,
+            "retry": self.retry_scheduler.retry_loop,
+            "stat-pass": self.retry_scheduler.rescan_loop,
+            SPOOL: self.spool_reader.run,
+            "session-ends": self.session_ends.run,
+            "bus": self.bus_recovery.run,
+            "outbox": self.recorder.run,
+            "health": self.health.run,
+        }
+        if self.supervisor_loop is not None:
+            loops["watchdog"] = self.supervisor_loop.watchdog_loop
+            loops["status-line"] = self.supervisor_loop.status_loop
+        optional = {
+            "prune": self.prune_loop,
+            "verify": self.verify_loop,
+            "akosha-probe": self.probe_loop,
+            "network": self.network_changes,
+        }
+        return loops | {name: each.run for name, each in optional.items() if each is not None}
+
+    async def _keep_running(self, name: str, loop: Loop) -> None:
+        """Start a loop again after a transient error (a full disk, say); raise any other error."""
         while True:
             try:
                 return await loop()
@@ -149,14 +199,49 @@ class Agent(Assembly):
                 if not error.transient:
                     raise
                 _log.warning("loop_interrupted", loop=name, error=str(error))
-                self._health.interrupted(name, str(error))
-            await self.clock.sleep(self.settings.agent_rescan_seconds)
-            self._health.resumed(name)
+                self.health.interrupted(name, str(error))
+            await self.clock.sleep(self.restart_seconds)
+            self.health.resumed(name)
 
     async def _start(self) -> None:
         """Ask for what changed while no agent ran, once the watch has begun: no change falls between the two."""
         _log.info("agent_started", system_id=self.identity.system_id, agent_id=self.identity.agent_id)
-        await self._changes.begun.wait()
-        for ask in self.left_over:
-            await self._spool_reader.take_up(ask)
-        await self.publisher.noticed(STARTUP)
+        await self.file_changes.begun.wait()
+        for ask in self.unanswered:
+            await self.spool_reader.take_up(ask)
+        await self.publisher.trigger(STARTUP)
+
+    async def _handle_errors(self) -> None:
+        """Log a transient error, whose request the bus delivers again; raise any other error, which ends the agent."""
+        while True:
+            error = await self.errors.get()
+            if not (isinstance(error, AkoshaError) and error.transient):
+                raise error
+            _log.warning("sync_interrupted", error=str(error), system_id=self.identity.system_id)
+
+    async def _open_session_ends(self) -> tuple[str, ...]:
+        try:
+            await self.spool_reader.take_over()
+        except AkoshaError as error:  # the notes wait for the next sync, or agent: no reason to fail this one
+            _log.warning("loop_interrupted", loop="spool", error=str(error))
+        return caused_by_one(await self.ledger.open_ends())
+
+    async def _outcome_of(self, ask: SyncAsked, caused_by: tuple[str, ...]) -> SyncResult:
+        await self.publisher.submit(ask, caused_by=caused_by)
+        while (result := await self.ledger.outcome(ask.id)) is None:
+            await self.sync_finished.wait(None)
+        return result
+
+    async def _publish_results(self) -> None:
+        """Publish what is in the outbox, if a bus can be reached now; else the next agent that runs here does."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await self.results_bus.wait_until_ready()
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                await self.recorder.flush()
+        except (BusError, TimeoutError):
+            _log.warning(
+                "outbox_blocked",
+                reason=self.results_bus.state.detail,
+                next_step="the next agent that runs publishes the results",
+            )

@@ -1,8 +1,11 @@
-"""Builds an agent from settings."""
+"""Builds an agent: adapters from settings, then the objects of the application and how they wake each other."""
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import timedelta
 
 from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.duckdb import Warm
@@ -11,13 +14,30 @@ from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.systemd_notify import SystemdSupervisor
 from agent.adapters.watcher import DirectoryWatcher
 from agent.application.agent import Agent
+from agent.application.archive.deep_verify import DeepVerifier
+from agent.application.archive.verify import Verifier
+from agent.application.archive.verify_loop import VerifyLoop
+from agent.application.monitoring.agent_service import AgentService
+from agent.application.monitoring.event_stream import EventStream
+from agent.application.monitoring.health import SPOOL, WATCH, HealthMonitor
+from agent.application.monitoring.remote_control import RemoteControl
+from agent.application.monitoring.supervisor import SupervisorLoop
 from agent.application.signal import Signal
+from agent.application.sync.bus_recovery import BusRecovery
+from agent.application.sync.http import HttpSync
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
 from agent.application.sync.stall import StallMonitor
 from agent.application.sync.subscriber import SyncSubscriber
 from agent.application.sync.timed_snapshots import TimedSnapshots
+from agent.application.triggers.file_changes import FileChanges
+from agent.application.triggers.inbox import Inbox
+from agent.application.triggers.network_changes import NetworkChanges, without_prompt_connect_retries
+from agent.application.triggers.probe_loop import ProbeLoop
 from agent.application.triggers.publisher import Publisher
+from agent.application.triggers.retry_scheduler import RetryScheduler
+from agent.application.triggers.session_ends import SessionEnds
+from agent.application.triggers.spool_reader import SpoolReader
 from agent.bootstrap import buses
 from agent.bootstrap.archive import verifying, verifying_weekly
 from agent.bootstrap.buses import run_buses, single_sync_buses
@@ -25,14 +45,58 @@ from agent.bootstrap.home import Home
 from agent.bootstrap.methods import cloud_of, sync_methods
 from agent.bootstrap.pruning import prune_rounds
 from agent.domain.databases import database_of
+from agent.domain.debounce import DebounceRules
 from agent.domain.events import SyncAsked
 from agent.domain.identity import Identity
-from agent.domain.routing import RetryRules
-from agent.ports import Meter, NoMeter, Responder, Supervisor
+from agent.domain.naming import EVENT_MAX_AGE
+from agent.domain.routing import CLOUD, HTTP, RETRY, RetryRules, SyncPolicy
+from agent.ports import (
+    Clock,
+    EventBus,
+    Ledger,
+    Meter,
+    NetworkMonitor,
+    NoMeter,
+    Responder,
+    SnapshotTaker,
+    Spool,
+    Supervisor,
+    SyncMethod,
+    Watch,
+)
+from agent.settings import Settings
+
+OpenVerifier = Callable[[], AbstractAsyncContextManager[Verifier]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentAdapters:
+    """What an agent is built on. What is None is switched off, or not wanted for a single sync.
+
+    `results_bus` is where results are published: the bus itself, except for a single sync, whose requests stay in the
+    process. `stall_monitor` knows the connections of the methods.
+    """
+
+    clock: Clock
+    bus: EventBus
+    results_bus: EventBus
+    ledger: Ledger
+    taker: SnapshotTaker
+    methods: Mapping[str, SyncMethod]
+    stall_monitor: StallMonitor
+    watch: Watch
+    spool: Spool
+    spool_watch: Watch
+    meter: Meter
+    network_monitor: NetworkMonitor | None = None
+    supervisor: Supervisor | None = None
+    responder: Responder | None = None
+    open_verifier: OpenVerifier | None = None
+    open_deep_verifier: OpenVerifier | None = None
 
 
 def supervisor() -> Supervisor:
-    """Return who keeps this process running, as its environment says; from now on, that does not say so any more."""
+    """Return the supervisor that this process's environment names, and remove it from there for child processes."""
     return SystemdSupervisor.of(os.environ)
 
 
@@ -43,22 +107,22 @@ async def build(
     single_sync: bool = False,
     meter: Meter | None = None,
     supervisor: Supervisor | None = None,
-    left_over: Sequence[SyncAsked] = (),
+    unanswered: Sequence[SyncAsked] = (),
 ) -> Agent:
-    """Wire an agent, to run or for a single sync. The caller holds the state directory's lock.
+    """Return an agent, to run or for a single sync. The caller holds the state directory's lock.
 
-    `meter` counts what happens, `supervisor` hears how it is; `left_over` was asked of the agent whose place it takes.
-    Raises SettingsError, StateError.
+    `unanswered` are the requests that the agent before this one left without an outcome. Raises SettingsError,
+    StateError.
     """
     meter = meter or NoMeter()
     settings, clock = home.settings, home.clock
     give_back_large_blocks()
     name = f"akosha-agent {identity.durable('agent')}"
-    control: Responder | None = None
+    responder: Responder | None = None
     if single_sync:
         bus, results_bus = single_sync_buses(settings, name, clock)
     else:
-        bus, control = await run_buses(settings, name, clock)
+        bus, responder = await run_buses(settings, name, clock)
         results_bus = bus
     try:
         machine = await asyncio.to_thread(home.machine)
@@ -66,75 +130,286 @@ async def build(
     except BaseException:
         await asyncio.gather(bus.aclose(), results_bus.aclose())
         raise
-    warm = Warm()
+    warm, stall_monitor = Warm(), StallMonitor()
     taker = TimedSnapshots(home.taker(warm), meter, clock)
-    recorder = ResultRecorder(ledger, results_bus, clock, meter)
-    requests = RequestLog(identity, bus, ledger)
-    stall_monitor = StallMonitor()
     methods = sync_methods(settings, home.state, identity, taker, warm, ledger, clock, machine, stall_monitor)
-    sync_lock, sync_finished, faults = asyncio.Lock(), Signal(clock, "retry"), asyncio.Queue[Exception]()
-    unreachable: set[str] = set()
-    return Agent(
-        pruning=prune_rounds(settings, identity, methods, ledger, recorder, clock),
-        settings=settings,
-        identity=identity,
-        clock=clock,
-        bus=bus,
-        ledger=ledger,
-        taker=taker,
-        methods=methods,
-        subscribers=[
-            SyncSubscriber(
-                method,
-                bus=bus,
-                requests=requests,
-                ledger=ledger,
-                recorder=recorder,
+    rescan_seconds = settings.agent_rescan_seconds
+    return assemble(
+        settings,
+        identity,
+        AgentAdapters(
+            clock=clock,
+            bus=bus,
+            results_bus=results_bus,
+            ledger=ledger,
+            taker=taker,
+            methods=methods,
+            stall_monitor=stall_monitor,
+            watch=DirectoryWatcher(
+                settings.agent_data_dir,
+                wanted=lambda name: database_of(name) is not None,
+                rescan_seconds=rescan_seconds,
                 clock=clock,
-                rules=RetryRules(settings.max_retries, settings.retry_backoff_seconds),
-                sync_lock=sync_lock,
-                after_outcome=sync_finished.set,
-                faults=faults,
-                unreachable=unreachable,
-                still_at_work_seconds=buses.PATIENCE.ack_wait / 3,
-                meter=meter,
-            )
-            for method in methods.values()
-        ],
-        publisher=Publisher(
-            settings=settings,
-            identity=identity,
+            ),
+            spool=SpoolDirectory(home.state.spool, home.codec),
+            spool_watch=DirectoryWatcher(home.state.spool, wanted=is_note, rescan_seconds=rescan_seconds, clock=clock),
+            meter=meter,
+            network_monitor=None if single_sync else MachineNetworkMonitor(clock),
+            supervisor=supervisor,
+            responder=responder,
+            open_verifier=None if single_sync else verifying(settings, identity, machine, ledger, clock),
+            open_deep_verifier=None
+            if single_sync
+            else verifying_weekly(settings, home.state, identity, machine, ledger, clock),
+        ),
+        unanswered=unanswered,
+    )
+
+
+def assemble(
+    settings: Settings, identity: Identity, adapters: AgentAdapters, *, unanswered: Sequence[SyncAsked] = ()
+) -> Agent:
+    """Return the agent that is built on these adapters."""
+    a, s = adapters, settings
+    clock, bus, ledger, methods = a.clock, a.bus, a.ledger, a.methods
+    system_id, rescan_seconds = identity.system_id, s.agent_rescan_seconds
+    policy = SyncPolicy(
+        enabled=s.sync_enabled,
+        on_session_end=s.upload_on_session_end,
+        force_method=s.force_method,
+        cloud_configured=s.cloud_configured,
+        enable_fallback=s.enable_fallback,
+    )
+    sync_lock, errors, unreachable = asyncio.Lock(), asyncio.Queue[Exception](), set[str]()
+    sync_finished = Signal(clock, "retry")
+
+    # Requests out, attempts, results.
+    requests = RequestLog(identity, bus, ledger)
+    recorder = ResultRecorder(ledger, a.results_bus, clock, a.meter)
+    publisher = Publisher(
+        policy=policy,
+        identity=identity,
+        requests=requests,
+        ledger=ledger,
+        recorder=recorder,
+        clock=clock,
+        taker=a.taker,
+        methods=methods,
+    )
+    subscribers = [
+        SyncSubscriber(
+            method,
+            bus=bus,
             requests=requests,
             ledger=ledger,
             recorder=recorder,
             clock=clock,
-            taker=taker,
-            methods=methods,
-        ),
-        recorder=recorder,
-        watch=DirectoryWatcher(
-            settings.agent_data_dir,
-            wanted=lambda name: database_of(name) is not None,
-            rescan_seconds=settings.agent_rescan_seconds,
-            clock=clock,
-        ),
-        spool=SpoolDirectory(home.state.spool, home.codec),
-        spool_watch=DirectoryWatcher(
-            home.state.spool, wanted=is_note, rescan_seconds=settings.agent_rescan_seconds, clock=clock
-        ),
-        sync_lock=sync_lock,
+            rules=RetryRules(s.max_retries, s.retry_backoff_seconds),
+            sync_lock=sync_lock,
+            after_outcome=sync_finished.set,
+            errors=errors,
+            unreachable=unreachable,
+            still_at_work_seconds=buses.PATIENCE.ack_wait / 3,
+            meter=a.meter,
+        )
+        for method in methods.values()
+    ]
+
+    # Triggers.
+    file_changes = FileChanges(
+        a.watch,
+        publisher,
+        ledger,
+        clock,
+        DebounceRules(s.agent_quiet_seconds, s.agent_deadline_seconds, s.agent_min_interval_seconds),
+        enabled=s.agent_upload_on_change,
+        busy=sync_lock.locked,
+    )
+    session_ends = SessionEnds(
+        publisher=publisher,
+        ledger=ledger,
+        clock=clock,
+        system_id=system_id,
+        patience=rescan_seconds,
+        busy=sync_lock.locked,
+    )
+    inbox = Inbox(publisher=publisher, bus=bus, ledger=ledger, system_id=system_id, announced=recorder.flush_soon)
+    spool_reader = SpoolReader(spool=a.spool, watch=a.spool_watch, inbox=inbox, publisher=publisher, ledger=ledger)
+    retry_scheduler = RetryScheduler(
+        publisher=publisher,
+        ledger=ledger,
+        clock=clock,
+        methods=methods,
+        changes=file_changes,
         sync_finished=sync_finished,
-        faults=faults,
-        results_bus=results_bus,
+        sync_lock=sync_lock,
+        pass_seconds=rescan_seconds,
+        route=policy.route,
+        before_pass=spool_reader.empty,
         unreachable=unreachable,
-        control=control,
-        supervisor=supervisor,
-        network_monitor=None if single_sync else MachineNetworkMonitor(clock),
-        stall_monitor=stall_monitor,
-        verifying=None if single_sync else verifying(settings, identity, machine, ledger, clock),
-        verifying_weekly=None
-        if single_sync
-        else verifying_weekly(settings, home.state, identity, machine, ledger, clock),
-        warnings=cloud.ownership.warnings if (cloud := cloud_of(methods)) else None,
-        left_over=left_over,
+    )
+    network_changes = (
+        None
+        if a.network_monitor is None
+        else NetworkChanges(
+            network_monitor=a.network_monitor,
+            clock=clock,
+            buses={id(each): each for each in (bus, a.results_bus)}.values(),
+            stall_monitor=a.stall_monitor,
+            retries=retry_scheduler,
+        )
+    )
+
+    async def republish_requests() -> None:
+        """Publish what has no outcome on the bus that is in use now: it may be left on the other."""
+        session_ends.ask_again()
+        await inbox.ask_again()
+        await spool_reader.empty()
+        if not sync_lock.locked():
+            await publisher.trigger(RETRY)
+
+    bus_recovery = BusRecovery(
+        bus=a.results_bus,
+        ledger=ledger,
+        recorder=recorder,
+        clock=clock,
+        kept=EVENT_MAX_AGE,
+        switched=republish_requests,
+    )
+
+    # Monitoring.
+    health = HealthMonitor(
+        clock=clock,
+        ledger=ledger,
+        watches={WATCH: a.watch, SPOOL: a.spool_watch},
+        bus_state=lambda: bus.state,
+        period_seconds=rescan_seconds,
+        begun=file_changes.begun,
+    )
+    cloud = cloud_of(methods)
+    agent_service = AgentService(
+        route=policy.route,
+        state_dir=s.agent_state_dir,
+        identity=identity,
+        ledger=ledger,
+        bus=bus,
+        taker=a.taker,
+        methods=methods,
+        inbox=inbox,
+        event_stream=EventStream(ledger=ledger, bus=bus, system_id=system_id),
+        health=health,
+        warnings=cloud.ownership.warnings if cloud else None,
+    )
+    supervisor_loop = (
+        None
+        if a.supervisor is None
+        else SupervisorLoop(a.supervisor, agent_service=agent_service, health=health, ledger=ledger, clock=clock)
+    )
+    remote_control = (
+        None
+        if a.responder is None
+        else RemoteControl(
+            responder=a.responder, agent_service=agent_service, ledger=ledger, clock=clock, bus_state=lambda: bus.state
+        )
+    )
+
+    # The archive, and Akosha's memory of what it was given.
+    verify_loop = _verify_loop(settings, identity, adapters, recorder, publisher, sync_lock)
+    probe_loop = _probe_loop(adapters, publisher, sync_lock, rescan_seconds)
+
+    # An attempt that ends may have been what a loop waits for.
+    sync_finished.chain(file_changes.signal)
+    sync_finished.chain(session_ends.sync_finished)
+    for loop in (verify_loop, probe_loop):
+        if loop is not None:
+            sync_finished.chain(loop.signal)
+
+    return Agent(
+        identity=identity,
+        clock=clock,
+        ledger=ledger,
+        bus=bus,
+        results_bus=a.results_bus,
+        taker=a.taker,
+        methods=methods,
+        subscribers=subscribers,
+        publisher=publisher,
+        recorder=recorder,
+        inbox=inbox,
+        spool_reader=spool_reader,
+        file_changes=file_changes,
+        session_ends=session_ends,
+        retry_scheduler=retry_scheduler,
+        bus_recovery=bus_recovery,
+        stall_monitor=a.stall_monitor,
+        health=health,
+        agent_service=agent_service,
+        sync_finished=sync_finished,
+        errors=errors,
+        restart_seconds=rescan_seconds,
+        unanswered=unanswered,
+        network_changes=network_changes,
+        supervisor_loop=supervisor_loop,
+        remote_control=remote_control,
+        prune_loop=prune_rounds(settings, identity, methods, ledger, recorder, clock),
+        verify_loop=verify_loop,
+        probe_loop=probe_loop,
+    )
+
+
+def _verify_loop(
+    settings: Settings,
+    identity: Identity,
+    adapters: AgentAdapters,
+    recorder: ResultRecorder,
+    publisher: Publisher,
+    sync_lock: asyncio.Lock,
+) -> VerifyLoop | None:
+    a = adapters
+    if a.open_verifier is None or CLOUD not in a.methods:
+        return None
+
+    async def sync_again() -> None:
+        await publisher.trigger(RETRY)
+
+    return VerifyLoop(
+        opening=a.open_verifier,
+        target=a.methods[CLOUD].target,
+        identity=identity,
+        ledger=a.ledger,
+        recorder=recorder,
+        clock=a.clock,
+        taker=a.taker,
+        sync_lock=sync_lock,
+        every=timedelta(hours=settings.agent_verify_hours),
+        pass_seconds=settings.agent_rescan_seconds,
+        owed=sync_again,
+        signal=Signal(a.clock, "verify"),
+        deep=None
+        if a.open_deep_verifier is None
+        else DeepVerifier(
+            opening=a.open_deep_verifier,
+            identity=identity,
+            ledger=a.ledger,
+            recorder=recorder,
+            clock=a.clock,
+            most_bytes=settings.agent_deep_verify_mb * 1_000_000,
+        ),
+    )
+
+
+def _probe_loop(
+    adapters: AgentAdapters, publisher: Publisher, sync_lock: asyncio.Lock, pass_seconds: float
+) -> ProbeLoop | None:
+    method = without_prompt_connect_retries(adapters.methods.get(HTTP))
+    if not isinstance(method, HttpSync):
+        return None
+    return ProbeLoop(
+        probe=method.probe,
+        still_has_it=method.still_has_it,
+        publisher=publisher,
+        clock=adapters.clock,
+        sync_lock=sync_lock,
+        pass_seconds=pass_seconds,
+        signal=Signal(adapters.clock, "akosha-probe"),
     )

@@ -40,6 +40,30 @@ def plan_route(*, force_method: str, cloud_configured: bool, enable_fallback: bo
     return (CLOUD, HTTP) if enable_fallback else (CLOUD,)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncPolicy:
+    """The settings that decide whether there is a sync, and by which methods."""
+
+    enabled: bool = True
+    on_session_end: bool = True
+    force_method: str = AUTO
+    cloud_configured: bool = False
+    enable_fallback: bool = True
+
+    @property
+    def route(self) -> tuple[str, ...]:
+        """The methods of a sync that nobody asks for, in order."""
+        return self.route_of(AUTO, enable_fallback=True)
+
+    def route_of(self, method: str, *, enable_fallback: bool) -> tuple[str, ...]:
+        """Return the methods of a sync that somebody asks for; `auto` leaves the choice to the settings."""
+        return plan_route(
+            force_method=method if method != AUTO else self.force_method,
+            cloud_configured=self.cloud_configured,
+            enable_fallback=enable_fallback and self.enable_fallback,
+        )
+
+
 def open_route(
     route: tuple[str, ...], *, available: Collection[str], backing_off: Collection[str], reason: str
 ) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from agent.adapters.s3 import S3Store
 from agent.application.agent import Agent
 from agent.application.sync.stall import StallMonitor, StallTimeout, limit_stalls
 from agent.application.triggers import network_changes
-from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap
+from agent.bootstrap import agent as agent_bootstrap
 from agent.bootstrap.home import Home
 from agent.domain.events import SyncFailed, SyncResult, SyncSucceeded
 from agent.domain.identity import Identity
@@ -269,8 +269,8 @@ class Outside:
 @contextlib.asynccontextmanager
 async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> AsyncIterator[tuple[Agent, list]]:
     """An agent at work, and what it tells. What stands still at an upheaval is cut off after half a second."""
-    monkeypatch.setattr(home_bootstrap, "MachineSurroundings", Outside)
-    monkeypatch.setattr(home_bootstrap, "StallMonitor", lambda: StallMonitor(hurried_seconds=0.5))
+    monkeypatch.setattr(agent_bootstrap, "MachineNetworkMonitor", Outside)
+    monkeypatch.setattr(agent_bootstrap, "StallMonitor", lambda: StallMonitor(hurried_seconds=0.5))
     monkeypatch.setattr(network_changes, "FIRST_CALM", 0.5)
     session_buddy.create(tmp_path / "data", commits=3, entities=2)
     home = Home.of(
@@ -316,11 +316,11 @@ async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_
                 reached = asyncio.Event()
                 front.on("put_object", stall(reached, at=1), times=1)
                 await way.open()
-                await agent.network_monitor.happens.put(NetworkChange.MOVED)
+                await agent.network_changes.network_monitor.happens.put(NetworkChange.MOVED)
                 async with asyncio.timeout(60):
                     await reached.wait()
                 way.lose()
-                await agent.network_monitor.happens.put(NetworkChange.WOKE)
+                await agent.network_changes.network_monitor.happens.put(NetworkChange.WOKE)
                 await hears(told, SyncSucceeded)
                 record = await agent.ledger.record(agent.methods["cloud"].target)
         assert (record.failures, record.attempts) == (0, 0)

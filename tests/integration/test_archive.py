@@ -78,7 +78,7 @@ async def test_an_agent_that_is_not_to_look_does_not(home):
     settings = home.settings.model_copy(update={"agent_verify_hours": 0.0})
     home = Home.of(settings)
     async with await agent_bootstrap.build(home, home.prepare()) as agent:
-        assert agent.verifying is None
+        assert agent.verify_loop is None
 
 
 async def test_news_of_the_archive_go_into_the_ledger_or_wait_for_who_holds_it(home):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.application.triggers import publisher
 from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap
+from agent.domain import routing
 from agent.domain.delivery_state import Target
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.domain.identity import Identity
@@ -32,8 +32,8 @@ class Rig:
             page = names["FolderSync"](self.folder, target=target, taker=taker, ledger=ledger, clock=clock)
             return {page.name: page}
 
-        monkeypatch.setattr(home_bootstrap, "sync_methods", methods)
-        monkeypatch.setattr(publisher, "plan_route", lambda **_: ("folder",))
+        monkeypatch.setattr(agent_bootstrap, "sync_methods", methods)
+        monkeypatch.setattr(routing, "plan_route", lambda **_: ("folder",))
         session_buddy.create(self.data, commits=3, entities=2)
         self.folder.mkdir()
         self.home = home_bootstrap.Home.of(

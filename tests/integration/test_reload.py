@@ -150,9 +150,9 @@ async def test_where_no_agent_can_be_built_with_the_new_settings_the_old_ones_go
     with capture_logs() as told:
         async with running(world):
             await world.reload(agent_quiet_seconds=9)
-            assert world.agents[-1].settings.agent_quiet_seconds == 0.1
+            assert world.agents[-1].file_changes.rules.quiet == 0.1
             await world.reload(agent_quiet_seconds=0.3)
-            assert world.agents[-1].settings.agent_quiet_seconds == 0.3
+            assert world.agents[-1].file_changes.rules.quiet == 0.3
     (refused,) = [line for line in told if line["event"] == "settings_refused"]
     assert (refused["why"], refused["hint"]) == ("the credentials file cannot be read", "chmod 600 it")
     assert holders == [os.getpid()] * 4, "the state directory is held all the while"

@@ -11,11 +11,8 @@ import pytest
 
 from agent.adapters.memory_bus import MemoryBus
 from agent.application.agent import Agent
-from agent.application.signal import Signal
-from agent.application.sync.request_log import RequestLog
-from agent.application.sync.results import ResultRecorder
-from agent.application.sync.subscriber import SyncSubscriber
-from agent.application.triggers.publisher import Publisher
+from agent.application.sync.stall import StallMonitor
+from agent.bootstrap.agent import AgentAdapters, assemble
 from agent.domain.databases import Survey
 from agent.domain.errors import CloudUploadError, SnapshotError, StateError
 from agent.domain.events import (
@@ -29,7 +26,7 @@ from agent.domain.events import (
     SyncSucceeded,
 )
 from agent.domain.identity import Identity
-from agent.domain.routing import RetryRules
+from agent.ports import NoMeter
 from agent.settings import Settings
 from tests.support import values
 from tests.support.clock import ManualClock
@@ -147,35 +144,31 @@ class World:
 
 
 @asynccontextmanager
-async def world(tmp_path: Path, script=(), *, fallback=None, running: bool = True, tries: int = 0, **settings):
+async def world(
+    tmp_path: Path, script=(), *, fallback=None, running: bool = True, tries: int = 0, unanswered=(),
+    stall_monitor=None, network_monitor=None, supervisor=None, **settings,
+):  # fmt: skip
     """`fallback`: the script of a second method, http, that stands in for the first. `tries` again of an attempt."""
     clock = ManualClock(values.NOON)
     files, notes, heard = Files(clock), Notes(clock), []
     bus = MemoryBus(clock)
     ledger = inline_ledger(clock)
-    recorder = ResultRecorder(ledger, bus, clock)
-    requests = RequestLog(IDENTITY, bus, ledger)
     method = ScriptedMethod(ledger, script)
     methods = {"cloud": method}
     if fallback is not None:
         methods["http"] = ScriptedMethod(ledger, fallback, "http")
-    sync_lock, sync_finished, faults = asyncio.Lock(), Signal(clock, "retry"), asyncio.Queue()
-    config = Settings(cloud_endpoint="file:///bucket", max_retries=0, enable_fallback=fallback is not None, **settings)
-    agent = Agent(
-        settings=config, identity=IDENTITY, clock=clock, bus=bus, ledger=ledger, taker=files,
-        methods=methods,
-        subscribers=[
-            SyncSubscriber(each, bus=bus, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
-                     rules=RetryRules(tries, 2.0), sync_lock=sync_lock, after_outcome=sync_finished.set, faults=faults)
-            for each in methods.values()
-        ],
-        publisher=Publisher(
-            settings=config, identity=IDENTITY, requests=requests, ledger=ledger, recorder=recorder, clock=clock,
-            taker=files, methods=methods,
+    config = Settings(
+        cloud_endpoint="file:///bucket", max_retries=tries, enable_fallback=fallback is not None, **settings
+    )
+    agent = assemble(
+        config,
+        IDENTITY,
+        AgentAdapters(
+            clock=clock, bus=bus, results_bus=bus, ledger=ledger, taker=files, methods=methods,
+            stall_monitor=stall_monitor or StallMonitor(), watch=files, spool=notes, spool_watch=notes, meter=NoMeter(),
+            network_monitor=network_monitor, supervisor=supervisor,
         ),
-        recorder=recorder, watch=files, spool=notes, spool_watch=notes,
-        sync_lock=sync_lock, sync_finished=sync_finished, faults=faults,
-        results_bus=bus,
+        unanswered=unanswered,
     )  # fmt: skip
 
     async def hear(message) -> None:
@@ -571,7 +564,7 @@ async def test_a_change_while_a_request_is_being_made_is_a_burst_of_its_own(tmp_
             if during:
                 during.pop()
                 w.files.change(2)
-                w.agent._changes.noticed()
+                w.agent.file_changes.record_change()
             return seen
 
         w.files.change(1)
@@ -583,7 +576,7 @@ async def test_a_change_while_a_request_is_being_made_is_a_burst_of_its_own(tmp_
 
 async def test_a_fault_of_ours_takes_the_agent_down(tmp_path):
     async with world(tmp_path, running=False) as w:
-        w.agent.faults.put_nowait(RuntimeError("a bug"))
+        w.agent.errors.put_nowait(RuntimeError("a bug"))
         with pytest.raises(ExceptionGroup, check=lambda group: "a bug" in repr(group)):
             await w.agent.run()
 

@@ -103,11 +103,11 @@ async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answ
         await w.agent.agent_service.request_sync(ask())
         assert await w.agent.agent_service.request_sync(ask(id="refused", method="http")) is None
         await w.settle()
-        left = await w.agent.unanswered()
+        left = await w.agent.open_asks()
         assert [one.id for one in left] == ["ask-1"]
-    async with world(tmp_path / "second", [1], running=False) as w:
+    unanswered = [*left, ask(id="other-1", system_id="other")]
+    async with world(tmp_path / "second", [1], running=False, unanswered=unanswered) as w:
         w.files.change(1, told=False)
-        w.agent.left_over = [*left, ask(id="other-1", system_id="other")]
         task = asyncio.create_task(w.agent.run())
         await w.settle()
         assert w.reasons == ["manual", "startup"]
@@ -189,7 +189,7 @@ async def test_a_bus_that_changes_is_asked_again_for_what_has_no_outcome_and_ans
         w.files.change(1, told=False)
         await w.agent.agent_service.request_sync(ask())
         await w.settle()
-        await w.agent._ask_again()
+        await w.agent.bus_recovery._switched()
         w.method.hold.set()
         await w.settle()
         assert (w.reasons, len(w.method.asked)) == (["manual", "manual"], 1)

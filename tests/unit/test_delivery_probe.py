@@ -12,9 +12,9 @@ from agent.application.triggers.probe_loop import FIRST_SECONDS, ProbeLoop
 from agent.domain.delivery_state import Target
 from agent.domain.errors import HTTPSyncError, SinkError
 from agent.domain.memories import memory_id
+from agent.domain.routing import SyncPolicy
 from agent.entrypoints.cli.status import _counted
 from agent.ports import Delivered, MemoryCounts, Unchanged
-from agent.settings import Settings
 from tests.support import values
 from tests.support.memories import memory, seen
 from tests.unit.test_http_outcomes import TARGET, rig, some
@@ -169,18 +169,18 @@ class Publisher:
     """What the loop asks of the publisher."""
 
     def __init__(self, r, **settings) -> None:
-        self._r, self.settings, self.noticed_for = r, Settings(**settings), []
+        self._r, self.policy, self.triggered = r, SyncPolicy(**settings), []
 
     async def records(self):
         records = {"http": await self._r.ledger.record(TARGET)}
         cloud = Target("cloud", "https://s3.example.com", "memories", values.SYSTEM)
-        return records | ({"cloud": await self._r.ledger.record(cloud)} if self.settings.cloud_configured else {})
+        return records | ({"cloud": await self._r.ledger.record(cloud)} if self.policy.cloud_configured else {})
 
     async def survey(self):
         return await self._r.files.survey()
 
-    async def noticed(self, reason):
-        self.noticed_for.append(reason)
+    async def trigger(self, reason):
+        self.triggered.append(reason)
 
 
 class Day:
@@ -214,7 +214,7 @@ async def test_once_a_day_it_is_offered_and_what_is_lost_is_owed_again(tmp_path)
         assert len(r.sink.batches) == 1
         r.sink.stored.clear()
         await day.look_in(hours=24)
-        assert day.publisher.noticed_for == ["retry"]
+        assert day.publisher.triggered == ["retry"]
         assert await r.pending() == {"reflection"}
 
 
@@ -253,9 +253,7 @@ async def test_the_loop_looks_a_minute_after_the_start_and_with_each_pass(tmp_pa
         assert looks == [60, 960]
 
 
-@pytest.mark.parametrize(
-    "settings", [{"sync_enabled": False}, {"cloud_bucket": "memories", "cloud_endpoint": "https://s3.example.com"}]
-)
+@pytest.mark.parametrize("settings", [{"enabled": False}, {"cloud_configured": True}])
 async def test_where_nothing_goes_to_akosha_it_is_not_asked(tmp_path, settings):
     async with rig(tmp_path) as r:
         await delivered(r)

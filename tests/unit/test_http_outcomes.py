@@ -459,8 +459,8 @@ async def test_at_its_start_an_agent_asks_also_for_what_waits_for_a_change(tmp_p
         seen = w.files.seen["reflection"]
         problem = Problem("15 wait: no embedding", seen, 1, None)
         await w.agent.ledger.trouble(w.method.target, {"reflection": problem})
-        assert await w.agent.publisher.noticed("file_change") is None
-        assert await w.agent.publisher.noticed("startup") is not None
+        assert await w.agent.publisher.trigger("file_change") is None
+        assert await w.agent.publisher.trigger("startup") is not None
 
 
 @contextmanager
@@ -498,7 +498,7 @@ async def test_rows_that_wait_are_warned_of_once_however_many_they_become_and_ag
                 w.files.change(generation)
                 await w.pass_time(5)
             assert w.reasons == ["file_change"] * 4
-            await w.agent.publisher.asked(SyncAsked(id="r1", time=w.clock.now(), system_id=values.SYSTEM))
+            await w.agent.publisher.submit(SyncAsked(id="r1", time=w.clock.now(), system_id=values.SYSTEM))
             await w.settle()
     assert warned(lines) == ["sync_failed"] * 2
 

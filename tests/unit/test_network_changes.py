@@ -39,8 +39,10 @@ class TheWorldOutside:
 
 @asynccontextmanager
 async def roaming(tmp_path: Path, script=(), **settings) -> AsyncIterator[tuple[World, TheWorldOutside]]:
-    async with world(tmp_path, script, running=False, agent_rescan_seconds=NEVER, **settings) as w:
-        outside = w.agent.network_monitor = TheWorldOutside()
+    outside = TheWorldOutside()
+    async with world(
+        tmp_path, script, running=False, agent_rescan_seconds=NEVER, network_monitor=outside, **settings
+    ) as w:
         task = asyncio.create_task(w.agent.run())
         await w.settle()
         try:

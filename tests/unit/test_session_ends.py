@@ -27,7 +27,7 @@ class Asked:
         self.reason, self.before = True, 0
         self._ledger = ledger
 
-    async def session_ended(self, caused_by: tuple[str, ...]) -> SyncRequested | None:
+    async def trigger_session_end(self, caused_by: tuple[str, ...]) -> SyncRequested | None:
         request = replace(
             values.request(f"r{self.before + len(self.requests) + 1}", reason="session_end"), caused_by=caused_by
         )

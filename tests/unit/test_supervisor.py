@@ -42,8 +42,7 @@ class Supervisor:
 @asynccontextmanager
 async def supervised(tmp_path, script=(), *, every: float | None = EVERY, **settings):
     supervisor = Supervisor(every)
-    async with world(tmp_path, script, running=False, **settings) as w:
-        w.agent.supervisor = supervisor
+    async with world(tmp_path, script, running=False, supervisor=supervisor, **settings) as w:
         task = asyncio.create_task(w.agent.run())
         await w.settle()
         try:
@@ -64,7 +63,7 @@ async def test_it_is_ready_when_it_watches_and_then_gives_signs_of_life(tmp_path
 
 async def test_it_is_not_ready_before_it_watches(tmp_path):
     supervisor, held = Supervisor(), asyncio.Event()
-    async with world(tmp_path, running=False) as w:
+    async with world(tmp_path, running=False, supervisor=supervisor) as w:
         changes = w.files.changes
 
         async def late():
@@ -72,7 +71,7 @@ async def test_it_is_not_ready_before_it_watches(tmp_path):
             async for names in changes():
                 yield names
 
-        w.agent.supervisor, w.files.changes = supervisor, late
+        w.files.changes = late
         task = asyncio.create_task(w.agent.run())
         await w.pass_time(60)
         assert (supervisor.told, w.agent.agent_service.ready) == ([], False)

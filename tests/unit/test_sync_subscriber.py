@@ -36,7 +36,7 @@ class Bench:
     cloud: ScriptedMethod
     http: ScriptedMethod
     heard: list[Event] = field(default_factory=list)
-    faults: asyncio.Queue = field(default_factory=asyncio.Queue)
+    errors: asyncio.Queue = field(default_factory=asyncio.Queue)
     outcomes: int = 0
 
     def results(self) -> list[str]:
@@ -66,7 +66,7 @@ async def bench(tmp_path, cloud=(), http=()):
     for method in (b.cloud, b.http):
         uploader = SyncSubscriber(
             method, bus=bus, requests=requests, ledger=ledger, recorder=recorder,
-            clock=clock, rules=RetryRules(3, 2.0), sync_lock=sync_lock, after_outcome=ended, faults=b.faults,
+            clock=clock, rules=RetryRules(3, 2.0), sync_lock=sync_lock, after_outcome=ended, errors=b.errors,
             jitter=lambda: 0.5,
         )  # fmt: skip
         await bus.subscribe(f"akosha.sync.*.requested.{method.name}", uploader.handle, durable=method.name)
@@ -260,7 +260,7 @@ async def test_a_fault_is_handed_on_and_the_message_comes_again(tmp_path):
     async with bench(tmp_path, cloud=[RuntimeError("a bug"), 1]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.outcomes == 1)
-        assert "a bug" in str(b.faults.get_nowait())
+        assert "a bug" in str(b.errors.get_nowait())
         await b.clock.advance(31)
         await b.until(lambda: b.results() == ["succeeded"])
 

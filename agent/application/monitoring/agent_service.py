@@ -1,6 +1,7 @@
 """The running agent's front desk: what local processes may ask of it, whatever the door they come through."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 
 from agent.application.monitoring.event_stream import EventStream
 from agent.application.monitoring.health import HealthMonitor
@@ -15,7 +16,6 @@ from agent.domain.events import Event, SessionEnded, SyncAsked, SyncProgress, Sy
 from agent.domain.identity import Identity
 from agent.domain.status_warning import StatusWarning
 from agent.ports import EventBus, HistoryEntry, Ledger, MemoryCounts, SnapshotTaker, SyncMethod
-from agent.settings import Settings
 
 
 class AgentService:
@@ -24,20 +24,22 @@ class AgentService:
     def __init__(
         self,
         *,
-        settings: Settings,
+        route: Sequence[str],
+        state_dir: Path,
         identity: Identity,
         ledger: Ledger,
         bus: EventBus,
         taker: SnapshotTaker,
         methods: Mapping[str, SyncMethod],
         inbox: Inbox,
-        feed: EventStream,
+        event_stream: EventStream,
         health: HealthMonitor,
         warnings: Callable[[], Awaitable[Sequence[StatusWarning]]] | None = None,
     ) -> None:
-        self._settings, self._identity, self._ledger, self._bus = settings, identity, ledger, bus
+        self._route, self._state_dir, self._identity = route, state_dir, identity
+        self._ledger, self._bus = ledger, bus
         self._taker, self._methods = taker, methods
-        self._inbox, self._feed, self._health = inbox, feed, health
+        self._inbox, self._event_stream, self._health = inbox, event_stream, health
         self._warnings = warnings
 
     @property
@@ -109,10 +111,10 @@ class AgentService:
         StateError. A reader that is slow gets every entry, read from the ledger in batches, and misses progress; its
         memory is bounded. A position that the ledger has not come to is of an earlier ledger: all of this is told.
         """
-        return self._feed.events(after=after)
+        return self._event_stream.events(after=after)
 
     def _targets(self) -> Sequence[Target]:
-        return [self._methods[name].target for name in self._settings.route if name in self._methods]
+        return [self._methods[name].target for name in self._route if name in self._methods]
 
     async def _memory_counts(self) -> Mapping[str, MemoryCounts]:
         return {target.method: await self._ledger.memories().counts(target) for target in self._targets()}
@@ -122,11 +124,11 @@ class AgentService:
     ) -> Status:
         survey, _ = await self._survey()
         records = [await self._ledger.record(target) for target in self._targets()]
-        full = disk_warning(str(self._settings.agent_state_dir), await self._taker.free_bytes(), records, survey)
+        full = disk_warning(str(self._state_dir), await self._taker.free_bytes(), records, survey)
         return describe(
             system_id=self._identity.system_id,
             agent_id=self._identity.agent_id,
-            route=self._settings.route,
+            route=self._route,
             records=records,
             memory_counts=memory_counts,
             survey=survey,

@@ -45,7 +45,7 @@ class RemoteControl:
         self._responder, self._agent_service, self._identity = responder, agent_service, agent_service.identity
         self._ledger, self._clock, self._bus_state = ledger, clock, bus_state
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Answer from now on, until the bus is closed."""
         for question, answer in ((STATUS, self._status), (SYNC, self._sync)):
             subject = naming.control_subject(self._identity.system_id, question)

@@ -29,7 +29,7 @@ class SupervisorLoop:
         ledger.on_history(self._signal.set)
         health.on_change(self._signal.set)
 
-    async def keep_alive(self) -> None:
+    async def watchdog_loop(self) -> None:
         """Say that the agent works once it does, then give signs of life, for ever, where they are wanted."""
         await self._health.until_ready()
         self._supervisor.ready()
@@ -39,7 +39,7 @@ class SupervisorLoop:
                 self._supervisor.alive()
             await self._clock.sleep(every)
 
-    async def tell(self) -> None:
+    async def status_loop(self) -> None:
         """Say in a line how it is, whenever that may have changed, for ever."""
         await self._health.until_ready()
         told = ""

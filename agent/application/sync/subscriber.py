@@ -63,7 +63,7 @@ class SyncSubscriber:
         rules: RetryRules,
         sync_lock: asyncio.Lock,
         after_outcome: Callable[[], None],
-        faults: asyncio.Queue[Exception],
+        errors: asyncio.Queue[Exception],
         unreachable: set[str] | None = None,
         still_at_work_seconds: float = 20.0,
         jitter: Callable[[], float] = random.random,
@@ -74,7 +74,7 @@ class SyncSubscriber:
         self._unreachable = set() if unreachable is None else unreachable
         self._rules, self._jitter, self._still_at_work = rules, jitter, still_at_work_seconds
         self._bus, self._requests, self._ledger, self._recorder, self._clock = bus, requests, ledger, recorder, clock
-        self._sync_lock, self._after_outcome, self._faults = sync_lock, after_outcome, faults
+        self._sync_lock, self._after_outcome, self._errors = sync_lock, after_outcome, errors
 
     async def handle(self, message: Message) -> None:
         """Handle one message; returns with it acked or naked.
@@ -93,7 +93,7 @@ class SyncSubscriber:
                 else:
                     await self._perform(request, message)
         except Exception as error:  # noqa: BLE001 - handed on whole, to the one that runs the agent
-            self._faults.put_nowait(error)
+            self._errors.put_nowait(error)
             await message.nak(FAULT_SECONDS)
         finally:
             self._recorder.flush_soon()

@@ -48,12 +48,12 @@ class FileChanges:
         """Whether no change waits to be looked after."""
         return self._debounce.first is None
 
-    def noticed(self, ago: float = 0.0) -> None:
+    def record_change(self, ago: float = 0.0) -> None:
         """Something changed, so many seconds ago."""
         self._debounce = self._debounce.changed(self.clock.monotonic() - ago)
         self.signal.set()
 
-    async def listen(self) -> None:
+    async def watch_loop(self) -> None:
         """Hear what changes, for ever."""
         async with aclosing(self.watch.changes()) as changes:
             async for names in changes:
@@ -61,7 +61,7 @@ class FileChanges:
                 await self.note_mode()
                 if names:
                     _log.debug("files_changed", names=sorted(names))
-                    self.noticed(self.watch.lag)
+                    self.record_change(self.watch.lag)
 
     async def note_mode(self) -> None:
         """Keep for the status how the files are watched now."""
@@ -69,7 +69,7 @@ class FileChanges:
             self._mode = self.watch.mode
             await self.ledger.note(WATCHER, self._mode)
 
-    async def ask(self) -> None:
+    async def debounce_loop(self) -> None:
         """Ask for a sync when a burst is due, for ever."""
         while True:
             due = self._debounce.due(self.rules) if self.enabled else None
@@ -82,7 +82,7 @@ class FileChanges:
                 continue
             burst, self._debounce = self._debounce, self._debounce.taken()
             try:
-                request = await self.publisher.noticed(FILE_CHANGE)
+                request = await self.publisher.trigger(FILE_CHANGE)
             except BaseException:
                 self._debounce = self._debounce.restored(burst)
                 raise

@@ -80,7 +80,7 @@ class Inbox:
             if ask.id in self._asks:
                 return Received(self._asks[ask.id][1], new=False)
             known = await self._request_of(ask)
-            request = await self._publisher.asked(ask)
+            request = await self._publisher.submit(ask)
             if request is not None:
                 self._asks[ask.id] = (ask, request)
                 _trim(self._asks)
@@ -117,7 +117,7 @@ class Inbox:
         """Publish once more what has no outcome: the request may have stayed behind on another bus."""
         for ask in await self.open_asks():
             async with self._alone("", ask.id):
-                request = await self._publisher.asked(ask)
+                request = await self._publisher.submit(ask)
                 if request is None:
                     self._asks.pop(ask.id, None)
                 else:

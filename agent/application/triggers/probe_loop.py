@@ -58,10 +58,10 @@ class ProbeLoop:
 
     async def _is_time(self) -> bool:
         """Say whether Akosha is where memories go now, has them all as far as is known, and was not asked for a day."""
-        if self.sync_lock.locked() or not self.publisher.settings.sync_enabled:
+        if self.sync_lock.locked() or not self.publisher.policy.enabled:
             return False
         records = await self.publisher.records()
-        if HTTP not in in_charge(self.publisher.settings.route, records) or records[HTTP].failures:
+        if HTTP not in in_charge(self.publisher.policy.route, records) or records[HTTP].failures:
             return False
         if not await self.probe.is_due():  # first: after every sync, this is all that is read
             return False
@@ -80,4 +80,4 @@ class ProbeLoop:
                 return
         self._unasked = ""
         if not has_it:
-            await self.publisher.noticed(RETRY)
+            await self.publisher.trigger(RETRY)

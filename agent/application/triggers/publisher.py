@@ -13,9 +13,8 @@ from agent.domain.delivery_state import TargetRecord, due, in_charge
 from agent.domain.errors import SnapshotError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
-from agent.domain.routing import AUTO, CLOUD, RETRY, SESSION_END, STARTUP, URGENT, open_route, plan_route
+from agent.domain.routing import AUTO, CLOUD, RETRY, SESSION_END, STARTUP, URGENT, SyncPolicy, open_route
 from agent.ports import Clock, Ledger, SnapshotTaker, SyncMethod
-from agent.settings import Settings
 
 CLOUD_CURE = "set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory"
 
@@ -26,7 +25,7 @@ _log = structlog.get_logger()
 class Publisher:
     """Decides whether a trigger is worth a request, and publishes it."""
 
-    settings: Settings
+    policy: SyncPolicy
     identity: Identity
     requests: RequestLog
     ledger: Ledger
@@ -38,18 +37,14 @@ class Publisher:
     _unseen: str = field(default="", init=False)
     _reported: Survey = field(default_factory=dict, init=False)
 
-    async def asked(self, ask: SyncAsked, *, caused_by: tuple[str, ...] = ()) -> SyncRequested | None:
+    async def submit(self, ask: SyncAsked, *, caused_by: tuple[str, ...] = ()) -> SyncRequested | None:
         """Somebody asks: there is a request, or at once a result that says why there is none.
 
         The request answers the session ends `caused_by`, too; a refusal does not.
         """
-        route = plan_route(
-            force_method=ask.method if ask.method != AUTO else self.settings.force_method,
-            cloud_configured=self.settings.cloud_configured,
-            enable_fallback=ask.enable_fallback and self.settings.enable_fallback,
-        )
+        route = self.policy.route_of(ask.method, enable_fallback=ask.enable_fallback)
         usable = self._open(route, await self.records(), ask.reason)
-        if not self.settings.sync_enabled:
+        if not self.policy.enabled:
             await self.refuse(ask, "sync is switched off", "set akosha_sync_enabled to true")
             return None
         if not usable:
@@ -57,7 +52,7 @@ class Publisher:
             return None
         return await self._publish(replace(self._request(ask.reason, usable, ask), caused_by=caused_by))
 
-    async def noticed(self, reason: str) -> SyncRequested | None:
+    async def trigger(self, reason: str) -> SyncRequested | None:
         """The agent itself sees a reason: a request, if the first target in reach lacks something that can be had now.
 
         A retry goes to the targets that failed alone: where the fallback has delivered, to the one it stood in for; and
@@ -66,16 +61,16 @@ class Publisher:
         route = await self._worth_a_request(reason)
         return await self._publish(self._request(reason, route, None)) if route else None
 
-    async def session_ended(self, caused_by: tuple[str, ...]) -> SyncRequested | None:
+    async def trigger_session_end(self, caused_by: tuple[str, ...]) -> SyncRequested | None:
         """Sessions have ended: a request, or at once a result that says why there is none. Both name `caused_by`."""
-        route = await self._worth_a_request(SESSION_END) if self.settings.upload_on_session_end else ()
+        route = await self._worth_a_request(SESSION_END) if self.policy.on_session_end else ()
         request = replace(self._request(SESSION_END, route, None), caused_by=caused_by)
         if route:
             return await self._publish(request)
-        planned = self.settings.route
-        if not self.settings.upload_on_session_end:
+        planned = self.policy.route
+        if not self.policy.on_session_end:
             await self._skip(request, "akosha_upload_on_session_end is false")
-        elif not self.settings.sync_enabled:
+        elif not self.policy.enabled:
             await self._skip(request, "akosha_sync_enabled is false")
         elif not self._open(planned, await self.records(), SESSION_END):
             await self._refuse(request, AUTO, *self._why_no_way(planned))
@@ -92,9 +87,9 @@ class Publisher:
     async def _worth_a_request(self, reason: str) -> tuple[str, ...]:
         """Return the route of a request for this reason; empty where there is nothing to ask for, or none may be."""
         records = await self.records()
-        route = self._open(self.settings.route, records, reason)
+        route = self._open(self.policy.route, records, reason)
         if reason == RETRY:
-            failing = in_charge(self.settings.route, records)
+            failing = in_charge(self.policy.route, records)
             route = tuple(m for m in route if m in failing and records[m].failures) or route
         if not route:
             return ()
@@ -103,7 +98,7 @@ class Publisher:
         lacking = due(records[route[0]], survey, self.clock.now(), urgent=reason in URGENT or reason == STARTUP)
         if not lacking:
             return ()
-        if not self.settings.sync_enabled:
+        if not self.policy.enabled:
             seen = {name: survey[name] for name in lacking}
             if seen != self._reported:
                 _log.info("change_seen", databases=sorted(lacking), why="akosha_sync_enabled is false")

@@ -33,17 +33,18 @@ class RetryScheduler:
     sync_finished: Signal
     sync_lock: asyncio.Lock
     pass_seconds: float
+    route: tuple[str, ...]
     before_pass: Callable[[], Awaitable[None]]
     unreachable: Collection[str]
     """Methods that could not be reached when they were needed last."""
 
     _reachable: dict[str, bool] = field(default_factory=dict, init=False)
 
-    async def on_time(self) -> None:
+    async def retry_loop(self) -> None:
         """Retry what failed when its time has come; the times are the ledger's, so a restart changes nothing."""
         while True:
             records, survey = await self.publisher.records(), await self.publisher.survey()
-            failing = in_charge(self.publisher.settings.route, records)
+            failing = in_charge(self.route, records)
             times = [at for method in failing if (at := next_try(records[method], survey)) is not None]
             if not times:
                 await self.sync_finished.wait(None)
@@ -52,7 +53,7 @@ class RetryScheduler:
             if await self.sync_finished.wait(wait + SLACK_SECONDS):
                 continue
             if not self.sync_lock.locked():
-                await self.publisher.noticed(RETRY)
+                await self.publisher.trigger(RETRY)
             await self.sync_finished.wait(self.pass_seconds)
 
     async def rescan_loop(self) -> None:
@@ -64,7 +65,7 @@ class RetryScheduler:
             if self.sync_lock.locked():
                 continue
             if self.changes.quiet and await self._is_due():
-                self.changes.noticed()
+                self.changes.record_change()
             await self.retry_recovered_targets()
 
     async def rescan_now(self) -> bool:
@@ -77,14 +78,14 @@ class RetryScheduler:
         if not await self._is_due():
             return False
         if self.sync_lock.locked() or not self.changes.enabled:
-            self.changes.noticed()
+            self.changes.record_change()
             return False
-        return await self.publisher.noticed(FILE_CHANGE) is not None
+        return await self.publisher.trigger(FILE_CHANGE) is not None
 
     async def _is_due(self) -> bool:
         """Say whether the first target lacks something that can be had now."""
         survey, records = await self.publisher.survey(), await self.publisher.records()
-        primary = next((records[name] for name in self.publisher.settings.route if name in records), None)
+        primary = next((records[name] for name in self.route if name in records), None)
         return primary is not None and bool(due(primary, survey, self.clock.now(), urgent=False))
 
     async def retry_recovered_targets(self, recheck: set[str] | None = None) -> bool:
@@ -97,7 +98,7 @@ class RetryScheduler:
             return False
         recheck, recovered = set() if recheck is None else recheck, False
         records = await self.publisher.records()
-        failing = in_charge(self.publisher.settings.route, records)
+        failing = in_charge(self.route, records)
         for name, record in records.items():
             if not record.failures or name not in failing:
                 self._reachable.pop(name, None)
@@ -108,7 +109,7 @@ class RetryScheduler:
                 recheck.discard(name)
                 _log.info("target_back", method=name, system_id=record.target.system_id)
                 await self.ledger.reset(record.target)
-                await self.publisher.noticed(RETRY)
+                await self.publisher.trigger(RETRY)
                 self.sync_finished.set()
                 recovered = True
         return recovered

@@ -64,7 +64,7 @@ class SessionEnds:
                 await self._ended.wait(None)
                 continue
             self._left_behind = False
-            request = await self._publisher.session_ended(causes)
+            request = await self._publisher.trigger_session_end(causes)
             if request is not None:
                 await self._outcome_of(request)
 

@@ -51,9 +51,9 @@ class AgentInstance:
     """One agent at work, with the settings it was built with; what it leaves unanswered its successor is to take."""
 
     def __init__(
-        self, settings: Settings, supervisor: Supervisor, counts: Metering, left_over: Sequence[SyncAsked]
+        self, settings: Settings, supervisor: Supervisor, counts: Metering, unanswered: Sequence[SyncAsked]
     ) -> None:
-        self.settings, self.left_over = settings, left_over
+        self.settings, self.unanswered = settings, unanswered
         self._supervisor, self._counts = supervisor, counts
         self._agent_service: AgentService | None = None
         self._agent: Agent | None = None
@@ -92,7 +92,7 @@ class AgentInstance:
         await asyncio.to_thread(home.remember_setting)
         try:
             async with await agent_bootstrap.build(
-                home, identity, meter=self._counts.meter, supervisor=self._supervisor, left_over=self.left_over
+                home, identity, meter=self._counts.meter, supervisor=self._supervisor, unanswered=self.unanswered
             ) as agent:
                 self._agent, self._agent_service, self._counts.ledger_bytes = (
                     agent,
@@ -106,11 +106,11 @@ class AgentInstance:
                     ):
                         await agent.run()
                 except asyncio.CancelledError:
-                    self.left_over = await agent.unanswered()
+                    self.unanswered = await agent.open_asks()
                     raise
                 except ExceptionGroup as group:
                     if group.subgroup(SystemIdTaken):
-                        self.left_over = await agent.unanswered()
+                        self.unanswered = await agent.open_asks()
                     raise
         except* AkoshaError as group:
             raise first_of(group) from group
@@ -127,10 +127,10 @@ class ReloadLoop:
     async def run(self, settings: Settings) -> NoReturn:
         """Run until cancelled. Raises what took an agent down that worked, or the first one."""
         on_hangup(self._hung_up.set)
-        left_over: Sequence[SyncAsked] = ()
+        unanswered: Sequence[SyncAsked] = ()
         before: Settings | None = None
         while True:
-            life = AgentInstance(settings, self._supervisor, self._counts, left_over)
+            life = AgentInstance(settings, self._supervisor, self._counts, unanswered)
             try:
                 new = await self._changed(life)
                 before = life.settings if life.works or before is None else before
@@ -145,7 +145,7 @@ class ReloadLoop:
                 new = life.settings
             except SystemIdTaken as taken:
                 identity = await asyncio.to_thread(Home.of(life.settings).rename, taken)
-                life.left_over = [replace(ask, system_id=identity.system_id) for ask in life.left_over]
+                life.unanswered = [replace(ask, system_id=identity.system_id) for ask in life.unanswered]
                 new = life.settings
             except AkoshaError as error:
                 if life.works or before is None:
@@ -155,7 +155,7 @@ class ReloadLoop:
             finally:
                 await life.end()
             self._supervisor.alive()  # what comes now takes no longer than the ending did
-            settings, left_over = new, life.left_over
+            settings, unanswered = new, life.unanswered
 
     async def _changed(self, life: AgentInstance) -> Settings:
         """Return the settings that another agent has to work with. Raises what took this one down."""
