@@ -1,9 +1,9 @@
 """The engines that write, and the order of tests: the long ones first, so that at the end no worker is left alone with
 one of them."""
 
+import gc
 import os
 import sys
-from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -15,22 +15,8 @@ from tests.support.session_buddy import WRITERS
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-
-@pytest.fixture(autouse=True)
-def _no_secrets_of_other_tests(monkeypatch) -> None:
-    """A process masks what it has known as a secret in every text from then on: one test's is another's plain word."""
-    monkeypatch.setattr(plain_text, "_hidden", ())
-
-
-@pytest.fixture(autouse=True)
-def _logs_as_before() -> Iterator[None]:
-    """A command that runs in this process sets the log level of the whole process: other tests read what is logged."""
-    configured, before = structlog.is_configured(), structlog.get_config()
-    yield
-    if configured:
-        structlog.configure(**before)
-    else:
-        structlog.reset_defaults()
+# Tracebacks in the log as Python prints them: rich ones take a hundred times as long.
+structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
 
 
 @pytest.fixture(params=WRITERS)
@@ -43,3 +29,15 @@ def engine(request) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported and collected out of every garbage collection from now on."""
+    gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Begin each test with the default log and no secrets: both are of the process, and a test may set them."""
+    structlog.reset_defaults()
+    plain_text._hidden = ()

@@ -13,8 +13,8 @@ NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 NONE = KeepRules(last=0, daily=0, weekly=0, monthly=0)
 
 seconds = st.integers(0, 3 * 365 * 86_400)
-ids = st.sets(seconds, max_size=60).map(lambda ages: {ago(seconds=age) for age in ages})
-rules = st.builds(KeepRules, **dict.fromkeys(("last", "daily", "weekly", "monthly"), st.integers(0, 9)))
+ids = st.sets(seconds, max_size=30).map(lambda ages: {ago(seconds=age) for age in ages})
+rules = st.builds(KeepRules, **dict.fromkeys(("last", "daily", "weekly", "monthly"), st.integers(0, 5)))
 
 
 def ago(**how):
