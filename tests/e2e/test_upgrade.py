@@ -1,0 +1,97 @@
+"""An agent that is upgraded in place continues the work of an earlier one (tests/support/data/state_of_53ebc98)."""
+
+import gzip
+import re
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from agent.adapters.sqlite_ledger import schema
+from tests.support.bus_listener import listening
+from tests.support.machine import Machine
+
+pytest_plugins = ["tests.support.servers.fixtures"]
+
+EARLIER = Path(__file__).parents[1] / "support" / "data" / "state_of_53ebc98"
+DELIVERED, UNDER_WAY = "20261129_192521_laptop", "20261129_192529_laptop"
+RESULT_IN_OUTBOX = "20261129_192521_laptop.1f76a989.succeeded"
+SESSION_END = "7ab6d0cd-abef-4290-898a-6cbd19d8887d"
+
+
+def uploads(machine: Machine) -> Path:
+    return machine.bucket / "systems" / "laptop" / "uploads"
+
+
+def ask(machine: Machine, question: str) -> list[tuple]:
+    ledger = sqlite3.connect(f"file:{machine.state / 'ledger.sqlite'}?mode=ro", uri=True)
+    try:
+        return ledger.execute(question).fetchall()
+    finally:
+        ledger.close()
+
+
+def restored_ledger(path: Path, bucket: Path) -> None:
+    """Make the ledger from its SQL, in which `BUCKET` is the bucket's path, also within the events' JSON."""
+
+    def with_path(blob: re.Match[str]) -> str:
+        return f"X'{bytes.fromhex(blob[1]).replace(b'BUCKET', bytes(bucket)).hex()}'"
+
+    sql = (EARLIER / "state" / "ledger.sql").read_text()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.executescript(re.sub(r"X'([0-9A-F]*)'", with_path, sql).replace("BUCKET", str(bucket)))
+    connection.close()
+
+
+@pytest.fixture
+def machine(fresh_nats, tmp_path):
+    """A machine whose agent was killed in the middle of an upload, and then replaced by the present version."""
+    machine = Machine(tmp_path, agent_nats_url=fresh_nats.url)
+    shutil.copytree(EARLIER / "bucket", machine.bucket)
+    for database in ("reflection.duckdb", "knowledge_graph.duckdb"):
+        compressed = uploads(machine) / UNDER_WAY / database
+        (machine.data / database).write_bytes(gzip.decompress(compressed.read_bytes()))
+    shutil.copytree(EARLIER / "state", machine.state, ignore=shutil.ignore_patterns("ledger.sql"))
+    restored_ledger(machine.state / "ledger.sqlite", machine.bucket)
+    left_over = machine.state / "staging" / "take-5914a5d4c40e4ad19e5adcdb86407b15" / "reflection.duckdb"
+    left_over.parent.mkdir(parents=True)
+    left_over.write_bytes(b"a copy")
+    return machine
+
+
+def test_the_ledger_of_an_earlier_version_is_read_as_it_is(machine):
+    (target,) = (one for one in machine.status()["targets"] if one["method"] == "cloud")
+    assert {row["name"]: row["state"] for row in target["databases"]} == {
+        "knowledge_graph": "delivered",
+        "reflection": "intent",
+    }
+    assert [event["id"] for event in machine.events() if event["type"].endswith("succeeded.v1")] == [RESULT_IN_OUTBOX]
+    assert ask(machine, "PRAGMA user_version") == [(3,)]
+
+
+def test_the_upload_under_way_the_session_end_and_the_result_in_the_outbox_are_completed_once(machine, fresh_nats):
+    there = {path: path.read_bytes() for path in uploads(machine).rglob("*") if path.is_file()}
+    sent = uploads(machine) / UNDER_WAY / "reflection.duckdb"
+    inode = sent.stat().st_ino
+    with listening(fresh_nats.url) as ear, machine.run() as agent:
+        agent.logged("session_ended", session_id="before the upgrade")
+        ear.wait(lambda: any(SESSION_END in event["data"].get("caused_by", ()) for event in ear.heard))
+        status = machine.status(lambda found: not found["pending"])
+        assert {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}
+    assert ear.ids() == [RESULT_IN_OUTBOX, f"{UNDER_WAY}.1f76a989.succeeded"]
+    assert [SESSION_END in event["data"].get("caused_by", ()) for event in ear.heard].count(True) == 1
+
+    assert {path: path.read_bytes() for path in there} == there
+    assert sent.stat().st_ino == inode, "an object that is in the bucket is not sent again"
+    assert [manifest["upload_id"] for manifest in machine.manifests] == [DELIVERED, UNDER_WAY]
+    assert machine.manifests[1]["bytes_sent"] == machine.manifests[1]["memories"]["size"]
+    assert machine.call("verify", UNDER_WAY, "--deep").code == 0
+
+    assert ask(machine, "PRAGMA user_version") == [(len(schema.MIGRATIONS),)]
+    assert ask(machine, "SELECT COUNT(*) FROM intents") == [(0,)]
+    assert ask(machine, "SELECT COUNT(*) FROM memories WHERE held IS NULL") == [(13,)]
+    assert list((machine.state / "spool").glob("*.json")) == []
+    assert machine.staged == []
+    assert machine.sync()["outcome"] == "skipped"
