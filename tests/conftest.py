@@ -9,11 +9,15 @@ import pytest
 import structlog
 
 from agent.domain import plain_text
+from tests.support import zygote
 from tests.support.session_buddy import WRITERS
 
 # Every worker and every command that a test starts imports the agent: compile it once, whatever the environment says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+if zygote.available():
+    zygote.fork_children()
 
 # Tracebacks in the log as Python prints them: rich ones take a hundred times as long.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback

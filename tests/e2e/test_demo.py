@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pytest
 from agent.entrypoints.demo import checks
 from agent.entrypoints.demo.processes import environment
 from agent.entrypoints.demo.schema import CONVERSATIONS, ENTITIES, REFLECTIONS, RELATIONSHIPS, TABLES
+from tests.support import zygote
 
 DEMO = (sys.executable, "-P", "-m", "agent", "demo")
 TIMEOUT = 120.0
@@ -73,9 +75,7 @@ def running(folder: Path) -> Iterator[Running]:
         "AKOSHA_AGENT_BUS": "nats",
         "AKOSHA_CLOUD_BUCKET": "NOT A BUCKET",
     }
-    process = subprocess.Popen(
-        DEMO, env=environ, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = zygote.popen(DEMO, env=environ, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     demo = Running(process)
     try:
         yield demo
@@ -87,9 +87,12 @@ def running(folder: Path) -> Iterator[Running]:
         process.stdout.close()
 
 
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; an orphan that has ended may be waiting to be reaped."""
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+def assert_ended(processes: list[psutil.Process]) -> None:
+    """Wait until none of them runs; an orphan that has ended may be waiting to be reaped."""
+    deadline = time.monotonic() + TIMEOUT
+    while left := [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.02)
 
 
 @pytest.mark.long
@@ -138,7 +141,7 @@ def test_an_agent_that_dies_fails_the_demo_and_no_process_is_left(tmp_path):
         assert demo.rest() == 1
     assert "FAILED  the demo ran to its end  agent exited with -9 before the demo stopped it" in demo.output
     assert "The last lines of agent.log:" in demo.output
-    assert not alive(children)
+    assert_ended(children)
     assert not demo.scratch.exists()
 
 
@@ -152,7 +155,7 @@ def test_stopped_in_the_middle_it_ends_its_processes_and_cleans_up(tmp_path, nam
         demo.process.send_signal(name)
         assert demo.rest() == 130
     assert "Traceback" not in demo.output
-    assert not alive(children)
+    assert_ended(children)
     assert not demo.scratch.exists()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.ports import MemoryCounts
+from tests.support import zygote
 from tests.support.memories import seen
 from tests.support.servers.ledger_process import STORY, opened
 from tests.support.values import OTHER_TARGET, TARGET
@@ -18,7 +19,7 @@ ROWS = [seen(number, state=state) for number in (1, 2, 3) for state in (0, 1)]
 
 def kill_when_ready(path: Path, count: int, where: str) -> None:
     command = [sys.executable, "-m", "tests.support.servers.ledger_process", "story", str(path), str(count), where]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+    with zygote.popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout.readline() == "ready\n"
         finally:

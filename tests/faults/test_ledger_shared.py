@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from agent.adapters.sqlite_ledger import SqliteLedger, file
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import StateError
+from tests.support import zygote
 from tests.support.clock import ManualClock
 from tests.support.servers.ledger_process import deliver, opened
 from tests.support.values import NOON, TARGET, skipped
@@ -32,7 +33,7 @@ async def test_a_reader_beside_a_writing_process_sees_whole_entries_only(tmp_pat
     path, count = tmp_path / "ledger.db", 150
     await (await opened(path)).aclose()
     command = [sys.executable, "-m", "tests.support.servers.ledger_process", "busy", str(path), str(count)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with zygote.popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         watching = await reader(path)
         try:
             seen, position = set(), 0

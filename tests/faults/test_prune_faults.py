@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,7 +15,7 @@ from agent.application.archive.prune import Pruner
 from agent.domain import naming
 from agent.domain.errors import NotPermitted, StoreError
 from agent.domain.retention import KeepRules
-from tests.support import uploads, values
+from tests.support import uploads, values, zygote
 from tests.support.clock import ManualClock
 from tests.support.servers.faulty_proxy import answer_with, refuse, reset, stall
 
@@ -56,7 +55,7 @@ async def test_killed_at_thirty_moments_nothing_looks_whole_that_is_not_and_the_
     age(bucket)
     command = [sys.executable, str(HERE / "killed_prune.py"), str(bucket), "6", str(KILLS)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-    await asyncio.to_thread(subprocess.run, command, check=True, env=environment)
+    await asyncio.to_thread(zygote.run, command, check=True, env=environment)
     for number in range(KILLS):
         copy = bucket.with_name(f"{bucket.name}-{number}")
         whole, _ = await uploads.standing(DirectoryStore(copy))

@@ -8,7 +8,6 @@ is such a reactor; POINT is `room.method:before:N` or `room.method:after:N`, at 
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
+from tests.support import zygote
 from tests.support.constants import replace_constants
 from tests.support.machine import Machine
 from tests.support.sending import Sender
@@ -90,7 +90,7 @@ def test_a_kill_anywhere_repeats_one_batch_at_most_and_loses_nothing(tmp_path, a
 
     asyncio.run(fill())
     words = ["--state-dir", str(machine.state)]
-    killed = subprocess.run(
+    killed = zygote.run(
         [sys.executable, __file__, point, *words], env=machine.environ, cwd=machine.home, capture_output=True, text=True
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from agent.adapters.duckdb import DuckdbSnapshotTaker, snapshot_taker as taker_m
 from agent.adapters.duckdb.warm_child import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError, StagingFull
+from tests.support import zygote
 from tests.support.session_buddy import create
 
 PROCESS = Path(__file__).with_name("snapshot_process.py")
@@ -39,8 +39,8 @@ def taker(data_dir, staging):
 
 def restricted(*arguments):
     """Take a snapshot in a process that may do less; return what it says."""
-    answer = subprocess.run(
-        [sys.executable, str(PROCESS), *map(str, arguments)], check=False, capture_output=True, text=True, timeout=60
+    answer = zygote.run(
+        [sys.executable, str(PROCESS), *map(str, arguments)], capture_output=True, text=True, timeout=60
     )
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout.splitlines()[-1])

@@ -6,10 +6,11 @@ python arrivals.py FOLDER     prints the rows per table of every database in it:
 import gzip
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.support import zygote
 
 
 def unpack(manifest: dict, fetch: Callable[[str], bytes], folder: Path) -> Path:
@@ -34,7 +35,7 @@ def unpack(manifest: dict, fetch: Callable[[str], bytes], folder: Path) -> Path:
 
 def rows(folder: Path) -> dict[str, dict[str, int]]:
     """Return the rows per database and table."""
-    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, timeout=60, check=True)
+    done = zygote.run([sys.executable, __file__, folder], capture_output=True, text=True, timeout=60, check=True)
     return json.loads(done.stdout)
 
 

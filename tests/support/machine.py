@@ -24,8 +24,8 @@ from agent.domain.owner import Machine as HashedMachine, Owner
 from agent.settings.sources import variable
 from tests.support import constants, zygote
 from tests.support.session_buddy import GRAPH, REFLECTION, create
+from tests.support.zygote import COMMAND
 
-COMMAND = str(Path(sys.executable).with_name("akosha-agent"))
 TIMEOUT = 180.0
 STOP_SECONDS = 60.0
 NOBODY = "http://127.0.0.1:9/mcp"
@@ -142,6 +142,7 @@ class Machine:
     def __init__(self, tmp_path: Path, **settings: object) -> None:
         self.secrets: tuple[str, ...] = ()
         self.constants: dict[str, object] = {}
+        self._written: set[tuple[str, int | None]] = set()
         self.home, self.data, self.state, self.bucket = (tmp_path / n for n in ("home", "data", "state", "bucket"))
         for folder in (self.home, self.data):
             folder.mkdir(parents=True)
@@ -167,7 +168,9 @@ class Machine:
     def write(self, *, commits: int | None = None, entities: int | None = None) -> None:
         """Put databases with so many commits in place of what is there, each in one rename; None: leave that one."""
         scratch = self.home / "made"
-        create(scratch, commits=commits or 0, entities=entities or 0)
+        counts = {(REFLECTION, commits), (GRAPH, entities)}
+        create(scratch, commits=commits, entities=entities, own=bool(counts & self._written))
+        self._written |= {(name, count) for name, count in counts if count is not None}
         for name, count in ((REFLECTION, commits), (GRAPH, entities)):
             if count is not None:
                 (scratch / name).replace(self.data / name)
@@ -179,13 +182,9 @@ class Machine:
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         place = {"env": self.environ, "cwd": self.home}
         command, how = [*prefix, *words, *where], pipes | place | how
-        if tuple(prefix) == (COMMAND,) and how.keys() == pipes.keys() | place.keys() and zygote.available():
-            env, cwd = how.pop("env"), how.pop("cwd")
-            process = zygote.zygote().start(command, env=env, cwd=cwd, pipes=how, constants=self.constants)
-        else:
-            if self.constants and tuple(prefix) == (COMMAND,):
-                command[:1] = [sys.executable, constants.__file__, json.dumps(self.constants)]
-            process = subprocess.Popen(command, text=True, **how)
+        if self.constants and tuple(prefix) == (COMMAND,):
+            command[:1] = [sys.executable, constants.__file__, json.dumps(self.constants)]
+        process = zygote.popen(command, text=True, **how)
         return Running(process, Lines(process.stderr), Lines(process.stdout))
 
     @contextmanager

@@ -16,13 +16,16 @@ The module runs by itself with DuckDB 1.5 or newer.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
 import queue
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -111,15 +114,43 @@ _WORDS = (
 # ------------------------------------------------------------------------------------------------------ databases
 
 
-def create(data_dir: Path, *, commits: int = 0, entities: int = 0, embeddings: bool = False) -> None:
-    """Make both databases, closed (checkpointed), with so many commits in each."""
+def create(
+    data_dir: Path, *, commits: int | None = 0, entities: int | None = 0, embeddings: bool = False, own: bool = False
+) -> None:
+    """Make both databases, closed (checkpointed), with so many commits in each; None: not that one.
+
+    A database made before is copied, unless it is to be the test's `own`: then no other has its bytes.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
-    with _opened(data_dir / REFLECTION, _REFLECTION_TABLES) as base:
+    for name, count, make_one in ((REFLECTION, commits, _make_reflection), (GRAPH, entities, _make_graph)):
+        if count is None:
+            continue
+        path = data_dir / name
+        if own or path.exists():
+            make_one(path, count, embeddings)
+            continue
+        made = Path(_made().name) / f"{count}-{embeddings}-{name}"
+        if not made.exists():
+            make_one(made, count, embeddings)
+        shutil.copyfile(made, path)
+
+
+@functools.cache
+def _made() -> tempfile.TemporaryDirectory[str]:
+    """Return the folder of this process's databases to copy."""
+    return tempfile.TemporaryDirectory(prefix="session-buddy-")
+
+
+def _make_reflection(path: Path, commits: int, embeddings: bool) -> None:
+    with _opened(path, _REFLECTION_TABLES) as base:
         base.execute("BEGIN")
         for n in range(commits):
             _commit(base, n, payload=200, embeddings=embeddings)
         base.execute("COMMIT")
-    with _opened(data_dir / GRAPH, _GRAPH_TABLES) as base:
+
+
+def _make_graph(path: Path, entities: int, _embeddings: bool) -> None:
+    with _opened(path, _GRAPH_TABLES) as base:
         for n in range(entities):
             _graph(base, n)
 
@@ -303,6 +334,13 @@ class _Session:
         self.commands.put(None)
 
 
+def _popen() -> Callable[..., "subprocess.Popen[str]"]:
+    """Return what starts a process, imported where a test asks: the module runs by itself."""
+    from tests.support.zygote import popen
+
+    return popen
+
+
 class Writer:
     """
     The writing process, seen from a test. `with Writer(data_dir) as writer: ...`; it is ended at the end.
@@ -312,9 +350,10 @@ class Writer:
 
     def __init__(self, data_dir: Path, *options: str, python: str = sys.executable, engine: str | None = None) -> None:
         """`engine`: a version of WRITERS; None: the DuckDB of `python`. 2.x makes its own storage version."""
+        start = subprocess.Popen if engine else _popen()
         environment = os.environ | ({"PYTHONPATH": str(WRITERS[engine])} if engine else {})
         own = ["--own-storage"] if engine and engine >= "2" else []
-        self._process = subprocess.Popen(
+        self._process = start(
             [python, __file__, "write", str(data_dir), *options, *own],
             env=environment,
             stdin=subprocess.PIPE,
@@ -455,7 +494,7 @@ class Checker:
     """`check` in a process of its own. `with Checker() as checker: checker.check(path)`."""
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
+        self._process = _popen()(
             [sys.executable, __file__, "check"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         return self
