@@ -23,11 +23,11 @@ from agent.adapters.duckdb.database_facts import DatabaseFacts
 from agent.adapters.host_facts import PROC, Folder, Inotify
 from agent.adapters.s3 import S3Store
 from agent.adapters.server_date import server_date
-from agent.adapters.sqlite_ledger import ledger_facts as ledger
-from agent.adapters.sqlite_ledger.ledger_facts import LedgerFacts
+from agent.adapters.sqlite_ledger import file as ledger
+from agent.adapters.sqlite_ledger.file import LedgerFacts
 from agent.adapters.state_directory import Holder
 from agent.adapters.unix_http import AgentHealth, agent_health
-from agent.adapters.watcher.mounts import file_system, silent
+from agent.adapters.watcher.scan import file_system, silent
 from agent.application.status_warnings import warnings_in
 from agent.application.sync.bus_recovery import BUS
 from agent.application.sync.delivery_probe import Kept

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.duckdb.filecopy import FileCopy
+from agent.adapters.duckdb.bracketed_copy import FileCopy
 from agent.adapters.duckdb.source import Source
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.domain.databases import REFLECTIONS

@@ -9,7 +9,7 @@ import sys
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.nats.bus import NatsBus
-from agent.adapters.nats.raw_message import JetStreamMessage
+from agent.adapters.nats.messages import JetStreamMessage
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.domain.events import SyncResult
 from agent.entrypoints.cli.app import app

@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from agent.adapters.akosha import AkoshaSink
-from agent.adapters.nats import link
+from agent.adapters.nats import connection
 from agent.adapters.s3 import S3Store
 from agent.application.agent import Agent
 from agent.application.sync.stall import StallMonitor, StallTimeout, limit_stalls
@@ -203,7 +203,7 @@ async def test_akoshas_unused_connections_are_not_used_again_and_its_session_goe
 
 @pytest.fixture
 def soon(monkeypatch):
-    monkeypatch.setattr(link, "ALIVE_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "ALIVE_SECONDS", 0.3)
 
 
 PATIENT = {"ping": 600, "ping_timeout": 600, "reconnect": 600, "reconnect_max": 600}
@@ -234,7 +234,7 @@ async def test_a_ping_that_is_out_when_the_upheaval_comes_is_not_waited_for_any_
 
 
 async def test_a_nats_connection_that_lives_is_kept_whatever_happens_around_it(fresh_nats, monkeypatch):
-    monkeypatch.setattr(link, "ALIVE_SECONDS", SECONDS)
+    monkeypatch.setattr(connection, "ALIVE_SECONDS", SECONDS)
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         client = bus._link.client()
         for _ in range(3):

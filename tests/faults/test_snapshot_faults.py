@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from agent.adapters.duckdb import DuckdbSnapshotTaker, snapshot_taker as taker_module
-from agent.adapters.duckdb.warm_child import CHILD
+from agent.adapters.duckdb.child_process import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError, StagingFull
 from tests.support import zygote
@@ -234,7 +234,7 @@ def test_the_headers_layout_is_that_of_the_engine_in_use(data_dir):
     """The iteration that the header names grows with each checkpoint that the engine makes."""
     import duckdb
 
-    from agent.adapters.duckdb.header import HEADER_BYTES, Header
+    from agent.adapters.duckdb.source import HEADER_BYTES, Header
 
     data_dir.mkdir()
     seen = []

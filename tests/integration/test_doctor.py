@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from agent import __version__
-from agent.adapters.duckdb.header import HEADER_BYTES
+from agent.adapters.duckdb.source import HEADER_BYTES
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.state_directory import StateDirectory
 from agent.adapters.system_clock import SystemClock
-from agent.adapters.watcher import mounts
+from agent.adapters.watcher import scan
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.sync.bus_recovery import BUS
 from agent.bootstrap import doctor as instruments
@@ -190,7 +190,7 @@ def test_a_data_directory_that_is_closed_to_us_is_an_error_and_chmod_mends_it(lo
 async def test_directories_on_a_network_share_are_warnings(look, places, tmp_path, monkeypatch):
     """The kernel's table of mounts is the one thing made up here."""
     (tmp_path / "mountinfo").write_text(f"1 0 0:30 / {tmp_path} rw - nfs4 nas:/home rw\n")
-    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "mountinfo")
     assert "nfs4" in one(await look(machine_checks.data_directory), WARNING).found
     assert "akosha_agent_state_dir" in one(await look(machine_checks.state_directory), WARNING).cure
 

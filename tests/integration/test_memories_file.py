@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from agent.adapters.memories_file import JsonMemoriesFile, reading, writing
+from agent.adapters import memories_file
+from agent.adapters.memories_file import JsonMemoriesFile
 from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
 from agent.domain.memories import KINDS, Memory, Seen, memory_id
 from tests.support.memories import CREATED, embedding, memory
@@ -105,8 +106,8 @@ some_memories = st.builds(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(memories=st.lists(some_memories, max_size=6, unique_by=lambda each: each.seen), page=st.integers(1, 4))
 def test_what_goes_in_comes_out(memories, page, tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "PAGE_ROWS", page)
-    monkeypatch.setattr(writing, "_MOST_WAITING", page)
+    monkeypatch.setattr(memories_file, "PAGE_ROWS", page)
+    monkeypatch.setattr(memories_file, "_MOST_WAITING", page)
 
     async def round_trip():
         data, said = await written(JsonMemoriesFile(tmp_path), memories, tmp_path / "m.json")
@@ -139,7 +140,7 @@ async def test_cancelled_in_the_making_nothing_stays(file, tmp_path):
         async with file.write(SYSTEM) as draft:
             begun.set()
             while True:
-                await draft.add(memory(text="x" * writing.PIECE_BYTES))
+                await draft.add(memory(text="x" * memories_file.PIECE_BYTES))
 
     task = asyncio.create_task(write())
     await begun.wait()
@@ -165,7 +166,7 @@ async def test_no_room_says_so_without_naming_a_place(file, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     async with file.write(SYSTEM) as draft:
-        monkeypatch.setattr(writing.os, "write", full)
+        monkeypatch.setattr(memories_file.os, "write", full)
         with pytest.raises(StagingFull, match="no room for the memories") as caught:
             await draft.finish()
         monkeypatch.undo()
@@ -294,7 +295,7 @@ async def test_of_another_system_nothing_is_taken(file, tmp_path):
 
 
 async def test_a_line_has_a_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "MAX_LINE_BYTES", len(one().split(b"\n")[1]) - 1)
+    monkeypatch.setattr(memories_file, "MAX_LINE_BYTES", len(one().split(b"\n")[1]) - 1)
     (tmp_path / "m.json").write_bytes(one())
     with pytest.raises(WireError, match="line 2: it has more than"):
         await read(tmp_path / "m.json")
@@ -310,11 +311,13 @@ async def test_cut_short_anywhere_it_is_refused(file, tmp_path, cut):
 
 async def test_a_page_ends_by_its_bytes_and_what_is_in_the_making_waits_for_no_more_than_a_piece(tmp_path, monkeypatch):
     """Memory is bounded by pages and pieces, not by the file: 60 rows of 20 kB in pages and pieces of 64 kB."""
-    monkeypatch.setattr(reading, "PAGE_BYTES", 2**16)
-    monkeypatch.setattr(writing, "PIECE_BYTES", 2**16)
+    monkeypatch.setattr(memories_file, "PAGE_BYTES", 2**16)
+    monkeypatch.setattr(memories_file, "PIECE_BYTES", 2**16)
     flushed: list[int] = []
-    append = writing.Draft._append
-    monkeypatch.setattr(writing.Draft, "_append", lambda self, rows: (flushed.append(len(rows)), append(self, rows)))
+    append = memories_file.Draft._append
+    monkeypatch.setattr(
+        memories_file.Draft, "_append", lambda self, rows: (flushed.append(len(rows)), append(self, rows))
+    )
     await written(JsonMemoriesFile(tmp_path), [memory(n, text="x" * 20_000) for n in range(60)], tmp_path / "m.json")
     assert max(flushed) <= 4
     source = JsonMemoriesFile(tmp_path).open(tmp_path / "m.json", SYSTEM)

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, Warm
+from agent.adapters.duckdb.child_process import CHILD
 from agent.adapters.duckdb.frames import PAGE_ROWS
-from agent.adapters.duckdb.warm_child import CHILD
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.support.session_buddy import REAL, STATES, create, make

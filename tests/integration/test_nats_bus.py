@@ -21,7 +21,7 @@ from agent.adapters.nats import (
     subscription as subscription_module,
 )
 from agent.adapters.nats.bus import NatsBus
-from agent.adapters.nats.durable_consumer import DurableConsumer
+from agent.adapters.nats.consumer import DurableConsumer
 from agent.domain.errors import BusError, StateError
 from tests.support.nats_bus import CLOCK, CODEC, SECONDS, Inbox, ended, opened_bus, options, progress, sockets, until
 from tests.support.servers.nats import connected, running_nats

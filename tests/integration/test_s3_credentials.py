@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.adapters.s3 import S3Store, client_refresh
+from agent.adapters.s3 import S3Store, client
 from agent.domain.errors import StoreError
 from agent.ports import Reconnectable, StoredObject
 from tests.support.servers.faulty_proxy import refuse
@@ -91,7 +91,7 @@ async def test_keys_that_are_added_after_a_start_without_any_are_used_by_the_nex
     assert (await put(store)).size == 1
 
 
-@pytest.mark.parametrize("code", sorted(client_refresh.REFUSED))
+@pytest.mark.parametrize("code", sorted(client.REFUSED))
 async def test_a_refusal_of_key_or_token_replaces_the_client(fronted, front, code):
     store = fronted()
     before = await client_of(store)
@@ -122,7 +122,7 @@ async def test_a_head_refused_without_a_word_replaces_a_client_that_is_not_fresh
     for operation in ("head_object", "get_object"):
         front.on(operation, refuse(403, ""))
     if old:
-        monkeypatch.setattr(client_refresh, "STALE_SECONDS", 0.0)
+        monkeypatch.setattr(client, "STALE_SECONDS", 0.0)
     with pytest.raises(StoreError):
         await store.head("key")
     assert (await client_of(store) is before) != old

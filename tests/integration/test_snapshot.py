@@ -15,9 +15,8 @@ import psutil
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.duckdb import DuckdbSnapshotTaker, warm_child
-from agent.adapters.duckdb.exchange import Exchange
-from agent.adapters.duckdb.warm_child import CHILD
+from agent.adapters.duckdb import DuckdbSnapshotTaker, child_process
+from agent.adapters.duckdb.child_process import CHILD, Exchange
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.support.session_buddy import REAL, STATES, Writer, check, create
@@ -105,14 +104,14 @@ async def test_session_buddys_own_databases_arrive_whole_in_every_state(state, d
 async def test_a_copy_whose_check_hangs_is_given_unverified_and_the_child_is_killed(data_dir, staging, monkeypatch):
     create(data_dir, commits=3)
     started = []
-    start = warm_child.start
+    start = child_process.start
 
     async def stopped(copy):
         started.append(await start(copy))
         started[0].send_signal(signal.SIGSTOP)
         return started[0]
 
-    monkeypatch.setattr(warm_child, "start", stopped)
+    monkeypatch.setattr(child_process, "start", stopped)
     taker = DuckdbSnapshotTaker(data_dir, staging, clock=SystemClock(), verify_stall_seconds=0.5)
     snapshot = await taker.take("reflection")
     assert (snapshot.verified, snapshot.is_readable) == (False, False)
@@ -133,7 +132,7 @@ async def test_a_check_that_takes_long_and_goes_on_is_waited_for(data_dir, stagi
         sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert await Exchange(child, 60, stall_seconds=1.2).ask(b"verify", "verdict") == 1
-    await warm_child.end(child)
+    await child_process.end(child)
 
 
 async def test_copies_are_private_and_are_removed(data_dir, staging, taker):

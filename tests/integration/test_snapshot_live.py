@@ -8,8 +8,8 @@ import threading
 import pytest
 from structlog.testing import capture_logs
 
-from agent.adapters.duckdb import DuckdbSnapshotTaker, filecopy, source
-from agent.adapters.duckdb.bracket import LEAST_ATTEMPTS
+from agent.adapters.duckdb import DuckdbSnapshotTaker, bracketed_copy, source
+from agent.adapters.duckdb.bracketed_copy import LEAST_ATTEMPTS
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.support.session_buddy import Checker, Writer, check, create
@@ -72,7 +72,7 @@ def test_a_copy_without_a_bracket_is_seen_to_be_wrong(data_dir, tmp_path):
 
 def after_copying(monkeypatch, name, act, *, times=1):
     """Do something real each time a file of that name has been copied."""
-    copy, left = filecopy.FileCopy.run, [times]
+    copy, left = bracketed_copy.FileCopy.run, [times]
 
     def run(self, hashing):
         copy(self, hashing)
@@ -80,7 +80,7 @@ def after_copying(monkeypatch, name, act, *, times=1):
             left[0] -= 1
             act()
 
-    monkeypatch.setattr(filecopy.FileCopy, "run", run)
+    monkeypatch.setattr(bracketed_copy.FileCopy, "run", run)
 
 
 @pytest.mark.parametrize("name", ["reflection.duckdb", "reflection.duckdb.wal"])
@@ -156,7 +156,7 @@ async def test_a_sidecar_on_the_way_from_one_name_to_another_is_not_lost(listing
     main = data_dir / "reflection.duckdb"
     wal, other = data_dir / "reflection.duckdb.wal", data_dir / "reflection.duckdb.wal.checkpoint"
     wal.write_bytes(b"in the main file by now")
-    look, open_both, listings, pair = source._look, filecopy.FileCopy.__init__, [0], []
+    look, open_both, listings, pair = source._look, bracketed_copy.FileCopy.__init__, [0], []
 
     def flip(self, found, folder, *, halt):
         if found.name == main.name and not (other.exists() or wal.read_bytes() == b"committed meanwhile"):
@@ -176,7 +176,7 @@ async def test_a_sidecar_on_the_way_from_one_name_to_another_is_not_lost(listing
                 other.replace(wal)
         return look(root, name, path)
 
-    monkeypatch.setattr(filecopy.FileCopy, "__init__", flip)
+    monkeypatch.setattr(bracketed_copy.FileCopy, "__init__", flip)
     monkeypatch.setattr(source, "_look", rename)
     snapshot = await taker_of(data_dir, staging).take("reflection")
     assert snapshot.header_iteration == 9
@@ -223,13 +223,13 @@ async def test_cancelled_while_copying_it_stops_and_leaves_nothing(data_dir, sta
     create(data_dir, commits=5)
     os.truncate(data_dir / "reflection.duckdb", 2**30)
     taking = asyncio.create_task(taker_of(data_dir, staging).take("reflection"))
-    write, loop, writing = filecopy.FileCopy._write, asyncio.get_running_loop(), asyncio.Event()
+    write, loop, writing = bracketed_copy.FileCopy._write, asyncio.get_running_loop(), asyncio.Event()
 
     def tell(self, chunk):
         loop.call_soon_threadsafe(writing.set)
         write(self, chunk)
 
-    monkeypatch.setattr(filecopy.FileCopy, "_write", tell)
+    monkeypatch.setattr(bracketed_copy.FileCopy, "_write", tell)
     async with asyncio.timeout(60):
         await writing.wait()
         taking.cancel()

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from agent.adapters import watcher as watcher_module
 from agent.adapters.system_clock import SystemClock
-from agent.adapters.watcher import DirectoryWatcher, mounts
+from agent.adapters.watcher import DirectoryWatcher, scan
 from agent.domain.databases import database_of
 from tests.support.clock import ManualClock
 
@@ -430,23 +430,23 @@ MOUNTS = """\
 )
 def test_the_file_system_is_that_of_the_innermost_mount(tmp_path, monkeypatch, directory, kind, silent):
     (tmp_path / "mountinfo").write_text(MOUNTS)
-    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "mountinfo")
-    assert mounts.file_system(Path(directory)) == kind
-    assert mounts.silent(kind) is silent
+    monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "mountinfo")
+    assert scan.file_system(Path(directory)) == kind
+    assert scan.silent(kind) is silent
 
 
 def test_where_mounts_are_not_told_nothing_is_silent(tmp_path, monkeypatch):
-    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "none")
-    assert not mounts.silent(mounts.file_system(tmp_path))
+    monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "none")
+    assert not scan.silent(scan.file_system(tmp_path))
 
 
 def test_the_file_system_of_this_test_is_known_where_the_system_tells(tmp_path):
-    assert bool(mounts.file_system(tmp_path)) is Path("/proc/self/mountinfo").exists()
+    assert bool(scan.file_system(tmp_path)) is Path("/proc/self/mountinfo").exists()
 
 
 async def test_a_network_file_system_is_polled(tmp_path, monkeypatch):
     (tmp_path / "mountinfo").write_text(f"1 0 0:30 / {tmp_path}/data rw - cifs //nas/share rw\n")
-    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "mountinfo")
     (tmp_path / "data").mkdir()
     async with reading(watcher_of(tmp_path / "data", rescan_seconds=0.05)) as reader:
         await reader.mode("polling (cifs does not tell of changes)")
@@ -459,7 +459,7 @@ async def test_a_network_file_system_is_polled(tmp_path, monkeypatch):
 
 async def test_native_can_be_insisted_on(tmp_path, monkeypatch):
     (tmp_path / "mountinfo").write_text(f"1 0 0:30 / {tmp_path} rw - cifs //nas/share rw\n")
-    monkeypatch.setattr(mounts, "_MOUNTS", tmp_path / "mountinfo")
+    monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "mountinfo")
     async with reading(watcher_of(tmp_path, force_polling=False)) as reader:
         await reader.mode("native")
         (tmp_path / MAIN).touch()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from agent.adapters.akosha.encoding import pack
+from agent.adapters.akosha.sink import pack
 from agent.domain.errors import SinkError
 from agent.domain.memories import KINDS, Memory
 from agent.ports import Capabilities, Packed, StoreResult

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from agent.adapters.duckdb.header import HEADER_BYTES, Header
+from agent.adapters.duckdb.source import HEADER_BYTES, Header
 from agent.domain.errors import WireError
 
 

@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from agent.adapters.memories_file import JsonMemoriesFile, writing
+from agent.adapters import memories_file
+from agent.adapters.memories_file import JsonMemoriesFile
 from agent.application.memories.delta import MemoryDelta, zone_name
 from agent.domain.databases import Fingerprint
 from agent.domain.errors import SnapshotError, StagingFull
@@ -171,7 +172,7 @@ async def test_without_room_for_the_file_there_is_none(tmp_path, monkeypatch):
     def full(*_):
         raise StagingFull("no room for the memories")
 
-    monkeypatch.setattr(writing.Draft, "_finish", full)
+    monkeypatch.setattr(memories_file.Draft, "_finish", full)
     rig = Rig(tmp_path, reflection=rows_of(1), knowledge_graph=[])
     delta = await rig.delta()
     assert (delta.part, rig.books.staged) == (None, [])

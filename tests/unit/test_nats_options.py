@@ -8,8 +8,8 @@ from urllib.parse import quote
 import pytest
 
 from agent.adapters.nats import Login, NatsOptions, Patience
-from agent.adapters.nats.decoding import written
-from agent.adapters.nats.link import Link
+from agent.adapters.nats.connection import Link
+from agent.adapters.nats.messages import written
 from agent.adapters.nats.options import Server
 from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
 from agent.domain.errors import WireError

@@ -202,7 +202,7 @@ def test_killed_between_any_two_steps_every_pair_is_whole_and_the_next_restore_f
             ready(place, raw)
             left = itertools.count(-number)
             for call in CALLS:
-                patch.setattr(f"agent.adapters.restore_directory.files.os.{call}", dying(left, getattr(os, call)))
+                patch.setattr(f"agent.adapters.restore_directory.scratch.os.{call}", dying(left, getattr(os, call)))
             try:
                 put_in_place(place, raw)
                 survived = True

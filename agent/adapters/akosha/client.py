@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import orjson
 
 from agent import __version__
-from agent.adapters.akosha import errors, reasons
+from agent.adapters.akosha import errors
 from agent.adapters.akosha.errors import Rejected, SessionGone, ToolGone
-from agent.adapters.akosha.results import Message, ToolResult
 from agent.adapters.akosha.server_address import ServerAddress, as_text
-from agent.adapters.akosha.tool_catalog import ToolCatalog
+from agent.adapters.akosha.tools import Message, ToolCatalog, ToolResult
 from agent.adapters.tcp_probe import may_be_reached
 from agent.domain.errors import SinkError
 from agent.domain.reachability import is_definite_no
@@ -168,7 +167,7 @@ class Client:
             if answer.failed:
                 raise self._refused(self._place.words(answer.text) or "no reason given")
         except Rejected as error:
-            if reasons.is_unknown_tool(error.reason):
+            if errors.is_unknown_tool(error.reason):
                 self._forget(session)
                 raise ToolGone(self._place, tool) from error
             raise
@@ -240,7 +239,7 @@ class Client:
         return self._refused(why) if code == _INVALID_PARAMS else errors.trouble(self._place, why)
 
     def _refused(self, why: str) -> SinkError:
-        return errors.trouble(self._place, why) if reasons.is_passing(why) else Rejected(self._place, why)
+        return errors.trouble(self._place, why) if errors.is_passing(why) else Rejected(self._place, why)
 
     async def _notify(self, method: str, headers: Mapping[str, str], silence: float) -> None:
         body = b'{"jsonrpc":"2.0","method":"%s"}' % method.encode()

@@ -1,6 +1,7 @@
-"""HTTP to the one address of the settings, on httpx2: never a redirect, never a token elsewhere.
+"""HTTP to the one address of the settings, on httpx2: no redirects, and the token goes nowhere else.
 
-Importing this loads httpx2 (0.15 s), and making a client a TLS context (50 ms): both are done on a thread.
+A response has a JSON-RPC message in it, as JSON or as one of the events of a stream. Importing this loads httpx2
+(0.15 s), and making a client a TLS context (50 ms): both are done on a thread.
 """
 
 import asyncio
@@ -9,16 +10,110 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import httpx2
+import orjson
 
 from agent import __version__
-from agent.adapters.akosha import errors, messages
-from agent.adapters.akosha.results import Message
+from agent.adapters.akosha import errors
 from agent.adapters.akosha.server_address import ServerAddress, as_text
+from agent.adapters.akosha.tools import Message
 from agent.domain.errors import SinkError
+
+MAX_BYTES = 16 * 1024 * 1024
+ENDING_SECONDS = 0.5
+
+
+async def answer(response: httpx2.Response, place: ServerAddress, wanted: int, alive: Callable[[], None]) -> Message:
+    """Return the message that answers the request `wanted`. `alive` is told of each event before it.
+
+    Raises SinkError for anything else: another's answer, half an answer, no answer, a page for people.
+    """
+    _check_encoding(response, place)
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return _checked(parsed(await whole(response, place, MAX_BYTES), place), place, wanted)
+    if kind != "text/event-stream":
+        hint = errors.PORTAL if kind == "text/html" else errors.ADDRESS
+        raise errors.not_mcp(place, f"an answer of type {place.words(kind) or 'unknown'}", hint=hint)
+    return await _among_events(httpx2.EventSource(response, max_event_size=MAX_BYTES), place, wanted, alive)
+
+
+async def _among_events(
+    source: httpx2.EventSource, place: ServerAddress, wanted: int, alive: Callable[[], None]
+) -> Message:
+    size = 0
+    # It is a generator, though its type does not say so; closed at once, it leaves nothing to the loop's own hooks.
+    async with contextlib.aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", aiter(source))) as events:
+        async for event in events:
+            alive()
+            size += len(event.data)
+            if size > MAX_BYTES:
+                raise _too_large(place)
+            if event.event != "message" or not event.data:
+                continue
+            message = parsed(event.data.encode(), place)
+            # What has a method is a notification, or a request of the server's own: neither is for us.
+            if "method" not in message:
+                found = _checked(message, place, wanted)
+                await _to_the_end(events)
+                return found
+    raise errors.garbled(place, "the answer broke off")
+
+
+async def _to_the_end(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
+    """Wait a moment for the end of the events, which is due: only then can the connection be used again."""
+    with contextlib.suppress(TimeoutError, httpx2.HTTPError):
+        async with asyncio.timeout(ENDING_SECONDS):
+            async for _ in events:
+                pass
+
+
+async def whole(response: httpx2.Response, place: ServerAddress, limit: int) -> bytes:
+    """Return the body, if it is not compressed and no larger than `limit` bytes. Raises SinkError."""
+    _check_encoding(response, place)
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > limit:
+            raise _too_large(place)
+    return bytes(body)
+
+
+def parsed(data: bytes, place: ServerAddress) -> Message:
+    """Return a JSON object. Raises SinkError."""
+    try:
+        message = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise errors.garbled(place, "the answer is not JSON") from error
+    if not isinstance(message, dict):
+        raise errors.garbled(place, "the answer is not a JSON object")
+    return message
+
+
+def _checked(message: Message, place: ServerAddress, wanted: int) -> Message:
+    # A server that could not read the request answers without its id.
+    is_error = isinstance(message.get("error"), dict)
+    given = message.get("id")
+    if (isinstance(given, bool) or given != wanted) and not (is_error and given in (None, "server-error")):
+        raise errors.garbled(place, "the answer is to another request")
+    if not is_error and not isinstance(message.get("result"), dict):
+        raise errors.garbled(place, "the answer has neither a result nor an error")
+    return message
+
+
+def _check_encoding(response: httpx2.Response, place: ServerAddress) -> None:
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise errors.compressed(place, encoding)
+
+
+def _too_large(place: ServerAddress) -> SinkError:
+    return errors.garbled(place, f"the answer is larger than {MAX_BYTES // 2**20} MiB")
+
 
 CONNECT_SECONDS = 10.0
 LET_GO_SECONDS = 1.0
@@ -156,9 +251,9 @@ class Http:
                     return ""
                 if response.status_code != httpx2.codes.OK:
                     return None
-                body = await messages.whole(response, self._place, _REFUSAL_BYTES)
+                body = await whole(response, self._place, _REFUSAL_BYTES)
                 try:
-                    version = messages.parsed(body, self._place).get("version")
+                    version = parsed(body, self._place).get("version")
                 except SinkError:
                     return None
                 return version[:_LONGEST_VERSION] if isinstance(version, str) else ""
@@ -195,9 +290,9 @@ class Http:
                 session_id = response.headers.get("mcp-session-id", "")
                 if wanted is None:
                     # Read to its end, though there is nothing in it: only then can the connection be used again.
-                    await messages.whole(response, self._place, _REFUSAL_BYTES)
+                    await whole(response, self._place, _REFUSAL_BYTES)
                     return Reply(session_id, {})
-                return Reply(session_id, await messages.answer(response, self._place, wanted, alive))
+                return Reply(session_id, await answer(response, self._place, wanted, alive))
             finally:
                 await response.aclose()
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
@@ -206,7 +301,7 @@ class Http:
     async def _said(self, response: httpx2.Response) -> str:
         """Return the message of a refusal, if it has one that is meant for us."""
         try:
-            said = messages.parsed(await messages.whole(response, self._place, _REFUSAL_BYTES), self._place)
+            said = parsed(await whole(response, self._place, _REFUSAL_BYTES), self._place)
         except SinkError:
             return ""
         error = said.get("error")

@@ -3,9 +3,9 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from agent.adapters.akosha import errors, reasons
-from agent.adapters.akosha.results import Message, ToolResult
+from agent.adapters.akosha import errors
 from agent.adapters.akosha.server_address import ServerAddress, as_text
+from agent.adapters.akosha.tools import Message, ToolResult
 from agent.domain.errors import SinkError
 from agent.ports import StoreResult
 
@@ -39,9 +39,9 @@ def of_one(result: ToolResult, memory_id: str, place: ServerAddress) -> StoreRes
     why = _complaint(result)
     if not why:
         return StoreResult(stored=1)
-    if reasons.is_known(why, memory_id):
+    if errors.is_known(why, memory_id):
         return StoreResult(stored=0, there=frozenset({0}))
-    if reasons.is_passing(why):
+    if errors.is_passing(why):
         raise errors.trouble(place, place.words(why))
     return StoreResult(stored=0, refused={0: _reason(why, memory_id, place)})
 
@@ -73,7 +73,7 @@ def _failures(failures: Sequence[object], ids: Sequence[str], place: ServerAddre
         if not isinstance(memory_id, str) or not positions.get(memory_id):
             raise errors.garbled(place, "the answer names what was not sent")
         position, why = positions[memory_id].pop(), as_text(told.get("error"))
-        if reasons.is_known(why, memory_id):
+        if errors.is_known(why, memory_id):
             there.add(position)
         else:
             refused[position] = _reason(why, memory_id, place)
@@ -82,11 +82,11 @@ def _failures(failures: Sequence[object], ids: Sequence[str], place: ServerAddre
 
 def _check_fault(refused: dict[int, str], total: int, place: ServerAddress) -> None:
     for reason in refused.values():
-        if reasons.is_passing(reason):
+        if errors.is_passing(reason):
             raise errors.trouble(place, reason)
     if len(refused) == total > 1 and len(set(refused.values())) == 1:
         why = next(iter(refused.values()))
-        if not reasons.is_items_fault(why):
+        if not errors.is_items_fault(why):
             raise errors.trouble(place, f"it takes nothing: {why}")
 
 

@@ -19,10 +19,10 @@ rows          what is told of a row, and the digest over it
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from agent.adapters.duckdb.child_process import Warm
     from agent.adapters.duckdb.folding import DuckdbFolder
     from agent.adapters.duckdb.reader import DuckdbMemoryReader
     from agent.adapters.duckdb.snapshot_taker import DuckdbSnapshotTaker
-    from agent.adapters.duckdb.warm_child import Warm
 
 __all__ = ["DuckdbFolder", "DuckdbMemoryReader", "DuckdbSnapshotTaker", "Warm"]
 
@@ -42,7 +42,7 @@ def __getattr__(name: str) -> object:
 
         return folding.DuckdbFolder
     if name == "Warm":
-        from agent.adapters.duckdb import warm_child  # noqa: PLC0415
+        from agent.adapters.duckdb import child_process  # noqa: PLC0415
 
-        return warm_child.Warm
+        return child_process.Warm
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

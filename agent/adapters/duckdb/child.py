@@ -14,10 +14,9 @@ import threading
 import time
 from pathlib import Path
 
-from agent.adapters.duckdb.contents import Contents, contents, is_inability
+from agent.adapters.duckdb.contents import Contents, contents, fold, is_inability
 from agent.adapters.duckdb.engine import limit, opened, reason
 from agent.adapters.duckdb.frames import BEAT, BEAT_SECONDS, BEGIN, FOLD, OPEN, PAGE, READ, VERIFY, framed
-from agent.adapters.duckdb.merging import fold
 from agent.adapters.duckdb.reading import Reading
 from agent.domain.memories import Json
 

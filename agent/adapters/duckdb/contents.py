@@ -1,14 +1,18 @@
-"""What a copy holds: rows and a digest per table, and what this engine cannot read of it. In the child.
+"""The rows and a digest of each table of a copy, and folding a main file with its sidecars into one. In the child.
 
 A database may use what an extension brings: index types, column types, functions in generated columns. Rows do not need
-the extension, so what cannot be read here is left out by name, and the rest is read.
+the extension, so what cannot be read here is left out by name, and the rest is read. A folded file holds the same as
+before: hashed twice.
 """
 
 import hashlib
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from agent.adapters.duckdb.engine import Engine, quoted, reason_in
+from agent.adapters.duckdb.engine import FOLDING_MEMORY_LIMITS, Engine, opened, quoted, reason, reason_in
+from agent.domain.databases import SIDECAR_SUFFIXES
+from agent.domain.memories import Json
 
 _CANNOT = re.compile(
     r"\bversion\b|extension|encrypt|out of memory|not implemented|unknown index type|"
@@ -95,3 +99,41 @@ def _hashed(engine: Engine, source: str, what: str) -> tuple[int, str]:
 
 def _place(schema: object, table: object) -> str:
     return f"s.{quoted(str(schema))}.{quoted(str(table))}"
+
+
+_NO_MEMORY = re.compile(r"out of memory|failed to (allocate|pin)", re.IGNORECASE)
+
+
+def fold(copy: Path) -> Json:
+    """Fold it; return the rows per table, or what stands in the way."""
+    try:
+        before = _contents(copy)
+        _checkpoint(copy)
+        if left := [suffix for suffix in SIDECAR_SUFFIXES if copy.with_name(copy.name + suffix).exists()]:
+            return {"error": f"the engine leaves {', '.join(left)}"}
+        if _contents(copy) != before:
+            return {"error": "folded, it holds something else"}
+        return {"rows": dict(before.rows)}
+    except Exception as error:  # noqa: BLE001 - whatever the engine raises is the answer
+        return {"error": reason(error, copy.parent)}
+
+
+def _checkpoint(copy: Path) -> None:
+    """A checkpoint that came to nothing leaves main file and WAL as they were: with more memory it is tried again."""
+    for limit in FOLDING_MEMORY_LIMITS:
+        try:
+            with opened(copy, folding=limit) as engine:
+                for statement in ("CHECKPOINT s", "DETACH s"):
+                    for _ in engine.rows(statement):
+                        pass
+        except Exception as error:
+            if limit == FOLDING_MEMORY_LIMITS[-1] or not _NO_MEMORY.search(f"{type(error)} {error}"):
+                raise
+        else:
+            return
+
+
+def _contents(copy: Path) -> Contents:
+    """Return what all tables hold. Leaves the copy's bytes alone."""
+    with opened(copy) as engine:
+        return contents(engine)

@@ -5,8 +5,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.adapters.duckdb.header import HEADER_BYTES, Header
-from agent.adapters.duckdb.source import Source
+from agent.adapters.duckdb.source import HEADER_BYTES, Header, Source
 from agent.domain.databases import READ_BY, database_of, main_name
 from agent.domain.errors import AkoshaError, SnapshotError, WireError
 

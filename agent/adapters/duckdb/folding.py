@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 from typing import cast
 
-from agent.adapters.duckdb import warm_child
-from agent.adapters.duckdb.exchange import STALL_SECONDS, Exchange, Unanswered, Unreadable
+from agent.adapters.duckdb import child_process
+from agent.adapters.duckdb.child_process import STALL_SECONDS, Exchange, Unanswered, Unreadable
 from agent.adapters.duckdb.frames import FOLD
-from agent.adapters.duckdb.header import HEADER_BYTES, Header
+from agent.adapters.duckdb.source import HEADER_BYTES, Header
 from agent.domain.databases import reader_of
 from agent.domain.errors import SnapshotError, StagingFull, WireError
 from agent.domain.manifest import Rows
@@ -37,7 +37,7 @@ class DuckdbFolder:
         before = await asyncio.to_thread(_version, main)
         opens = f"{reader_of(before)} opens the files together"
         try:
-            child = await warm_child.start(main)
+            child = await child_process.start(main)
         except OSError as error:
             raise SnapshotError(f"the engine could not be started: {error.strerror}", transient=True) from error
         try:
@@ -48,7 +48,7 @@ class DuckdbFolder:
         except Unreadable as error:
             raise SnapshotError(f"the engine cannot read it: {error}", hint=opens) from error
         finally:
-            await warm_child.end(child)
+            await child_process.end(child)
         found = cast(dict[str, Json], answer)
         if "error" in found:
             why = str(found["error"])

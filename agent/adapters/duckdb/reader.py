@@ -10,8 +10,8 @@ from typing import cast
 
 import orjson
 
-from agent.adapters.duckdb import warm_child
-from agent.adapters.duckdb.exchange import STALL_SECONDS, Exchange, Unanswered, Unreadable
+from agent.adapters.duckdb import child_process
+from agent.adapters.duckdb.child_process import STALL_SECONDS, Exchange, Unanswered, Unreadable
 from agent.adapters.duckdb.frames import BEGIN, OPEN, PAGE, READ, scratch_name
 from agent.adapters.duckdb.rows import instant
 from agent.domain.databases import KNOWLEDGE_GRAPH
@@ -37,7 +37,7 @@ class DuckdbMemoryReader:
     def __init__(
         self,
         *,
-        warm: warm_child.Warm | None = None,
+        warm: child_process.Warm | None = None,
         timeout_seconds: float = 600.0,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
@@ -48,7 +48,7 @@ class DuckdbMemoryReader:
     async def open(self, copy: Path, database: str, *, zone: tzinfo) -> AsyncIterator[MemorySource]:
         graph = database.removeprefix(_NAMED_GRAPH) if database.startswith(_NAMED_GRAPH) else ""
         try:
-            child = (self._warm and self._warm.take(copy)) or await warm_child.start(copy)
+            child = (self._warm and self._warm.take(copy)) or await child_process.start(copy)
         except OSError as error:
             raise SnapshotError(
                 f"the engine could not be started: {error.strerror}", hint=_AGAIN, transient=True
@@ -58,7 +58,7 @@ class DuckdbMemoryReader:
             await source.open(graph)
             yield source
         finally:
-            await warm_child.end(child)
+            await child_process.end(child)
             scratch = copy.parent / scratch_name(child.pid)
             await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 

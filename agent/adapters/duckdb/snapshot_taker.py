@@ -10,11 +10,10 @@ from pathlib import Path
 import structlog
 
 from agent.adapters.duckdb import source
-from agent.adapters.duckdb.bracket import Bracketed, copy_database
-from agent.adapters.duckdb.exchange import STALL_SECONDS
+from agent.adapters.duckdb.bracketed_copy import Bracketed, copy_database
+from agent.adapters.duckdb.child_process import STALL_SECONDS, Warm
 from agent.adapters.duckdb.source import Source
 from agent.adapters.duckdb.verification import Verdict, verify
-from agent.adapters.duckdb.warm_child import Warm
 from agent.domain.databases import Survey, main_name
 from agent.domain.errors import SnapshotError
 from agent.ports import Clock, Snapshot

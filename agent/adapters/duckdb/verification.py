@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from agent.adapters.duckdb import warm_child
-from agent.adapters.duckdb.exchange import STALL_SECONDS, Exchange, Unanswered, Unreadable
+from agent.adapters.duckdb import child_process
+from agent.adapters.duckdb.child_process import STALL_SECONDS, Exchange, Unanswered, Unreadable
 from agent.adapters.duckdb.frames import VERIFY
 from agent.domain.memories import Json
 
@@ -28,14 +28,14 @@ class Verdict:
 
 
 async def verify(
-    copy: Path, *, timeout_seconds: float, stall_seconds: float = STALL_SECONDS, warm: warm_child.Warm | None = None
+    copy: Path, *, timeout_seconds: float, stall_seconds: float = STALL_SECONDS, warm: child_process.Warm | None = None
 ) -> Verdict:
     """Have a child read the copy through. Never raises for what the child does; cancelled, it kills the child.
 
     A child that has found it well waits in `warm`, if given, from then on.
     """
     try:
-        child = await warm_child.start(copy)
+        child = await child_process.start(copy)
     except OSError as error:
         return Verdict(verified=False, reason=f"the check could not be started: {error.strerror}")
     kept = False
@@ -54,7 +54,7 @@ async def verify(
         return Verdict(verified=False, reason=f"the check failed: {error}")
     finally:
         if not kept:
-            await warm_child.end(child)
+            await child_process.end(child)
     return verdict
 
 

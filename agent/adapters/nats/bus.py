@@ -10,10 +10,10 @@ from typing import Self
 import structlog
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.decoding import message_id, written
-from agent.adapters.nats.durable_consumer import DurableConsumer
+from agent.adapters.nats.connection import Link
+from agent.adapters.nats.consumer import DurableConsumer
 from agent.adapters.nats.errors import StreamGone, translated
-from agent.adapters.nats.link import Link
+from agent.adapters.nats.messages import message_id, written
 from agent.adapters.nats.options import NatsOptions
 from agent.adapters.nats.request_reply import Responding
 from agent.adapters.nats.stream import STREAM, Stream

@@ -1,18 +1,38 @@
-"""What nats-py raises, as BusError: translated once, here. All of it may pass, so all of it is transient.
+"""What nats-py raises, as BusError, translated once here; and cancellations, which nats-py may lose.
 
-`guarded` has the adapter's one `except Exception`. What it does not know is logged with its traceback, once a kind.
+All of it may pass, so all of it is transient. `guarded` has the adapter's one `except Exception`; what it does not know
+is logged with its traceback, once a kind.
+
+nats-py swallows some cancellations itself, and asyncio.wait_for, on which it builds, swallows one that meets the result
+(before Python 3.12). A task that is then not cancelled never ends, and neither does a task that waits for it.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from nats.errors import Error as NatsPyError, MaxPayloadError, NoRespondersError
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
-from agent.adapters.nats.cancellation import kept_cancellable
 from agent.adapters.nats.client import Client
 from agent.domain.errors import AkoshaError, BusError
 from agent.ports import UnexpectedErrors
+
+
+@contextmanager
+def kept_cancellable() -> Iterator[None]:
+    """Raise CancelledError at the end of the block if the task was told to end within it, however the block ended."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    try:
+        yield
+    except Exception as error:
+        if task and task.cancelling() > before:
+            raise asyncio.CancelledError from error
+        raise
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+
 
 _unexpected = UnexpectedErrors("nats_bus", BusError)
 

@@ -9,8 +9,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from agent.adapters.nats.client import Client
+from agent.adapters.nats.connection import Link
 from agent.adapters.nats.errors import translated
-from agent.adapters.nats.link import Link
 from agent.domain.errors import BusError
 
 MOST_WAITING = 16

@@ -13,11 +13,10 @@ from nats.errors import Error as NatsPyError
 from nats.js.api import AccountInfo
 
 from agent.adapters.nats import credentials
-from agent.adapters.nats.cancellation import kept_cancellable
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.connecting import connect
+from agent.adapters.nats.connection import connect
 from agent.adapters.nats.credentials import Proof
-from agent.adapters.nats.errors import translated
+from agent.adapters.nats.errors import kept_cancellable, translated
 from agent.adapters.nats.options import NatsOptions, Server
 from agent.adapters.nats.stream import STREAM, Stream
 from agent.domain.errors import BusError

@@ -10,12 +10,10 @@ import structlog
 from nats.aio.msg import Msg
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.decoding import opened
-from agent.adapters.nats.durable_consumer import DurableConsumer
+from agent.adapters.nats.connection import Link
+from agent.adapters.nats.consumer import DurableConsumer, Pull
 from agent.adapters.nats.errors import StreamGone, translated
-from agent.adapters.nats.link import Link
-from agent.adapters.nats.pull import Pull
-from agent.adapters.nats.raw_message import CoreMessage, JetStreamMessage
+from agent.adapters.nats.messages import CoreMessage, JetStreamMessage, opened
 from agent.adapters.nats.stream import STREAM, Stream
 from agent.domain.errors import BusError, WireError
 from agent.domain.naming import STREAM_SUBJECTS, patterns_meet, progress_pattern

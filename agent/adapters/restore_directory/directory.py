@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Self
 
 from agent.adapters import fs
-from agent.adapters.restore_directory.files import Look, names_in, unusable
 from agent.adapters.restore_directory.placement import Journal, check, planned, put_in_place
-from agent.adapters.restore_directory.scratch import Busy, Scratch
+from agent.adapters.restore_directory.scratch import Busy, Look, Scratch, names_in, unusable
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import NamingError, RestoreError, WireError
 from agent.domain.manifest import LONGEST_NAME_BYTES

@@ -21,8 +21,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from agent.adapters import fs
-from agent.adapters.restore_directory.files import Look, copy_file, sync_file
-from agent.adapters.restore_directory.scratch import FOLDED, INCOMING, JOURNAL, RAW, Scratch
+from agent.adapters.restore_directory.scratch import FOLDED, INCOMING, JOURNAL, RAW, Look, Scratch, copy_file, sync_file
 from agent.domain.databases import main_name
 from agent.domain.errors import RestoreError, WireError
 from agent.domain.restore_plan import family

@@ -11,8 +11,7 @@ import structlog
 from agent.adapters.s3 import answers
 from agent.adapters.s3.answers import Answer, Heard
 from agent.adapters.s3.bucket_address import BucketAddress
-from agent.adapters.s3.client import Building, Client, Credentials, Limits
-from agent.adapters.s3.client_refresh import concerns_credentials, is_to_be_replaced
+from agent.adapters.s3.client import Building, Client, Credentials, Limits, concerns_credentials, is_to_be_replaced
 from agent.adapters.s3.encryption import AtRest, Doubt
 from agent.adapters.s3.errors import doing_text, odd_answer, translate
 from agent.adapters.s3.part import PartBody

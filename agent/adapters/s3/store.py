@@ -5,18 +5,15 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
 from datetime import datetime
 
-from agent.adapters.s3 import multipart, reading, store_facts
+from agent.adapters.s3 import multipart, reading
 from agent.adapters.s3.answers import described
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.client import BUILD_SECONDS, Credentials, Limits
 from agent.adapters.s3.connection import Connection
-from agent.adapters.s3.copying import SINGLE_COPY_BYTES, Copying
-from agent.adapters.s3.creating import Creating
-from agent.adapters.s3.deleting import AT_ONCE, Deleting
 from agent.adapters.s3.encryption import AtRest
 from agent.adapters.s3.part import Pacing
-from agent.adapters.s3.sending import Sending
-from agent.adapters.s3.store_facts import Unfinished
+from agent.adapters.s3.reading import Unfinished
+from agent.adapters.s3.writing import AT_ONCE, SINGLE_COPY_BYTES, Copying, Creating, Deleting, Sending
 from agent.adapters.tcp_probe import may_be_reached
 from agent.ports import Creation, Progress, StoredObject, untold
 
@@ -102,7 +99,7 @@ class S3Store:
                 yield piece
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
-        async for item in reading.listing(self._connection, prefix, start_after):
+        async for item in reading.list_objects(self._connection, prefix, start_after):
             yield item
 
     async def delete(self, keys: Collection[str]) -> None:
@@ -113,11 +110,11 @@ class S3Store:
 
     async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
         """Return what `sweep` would abort, and what is under way. Raises NotPermitted."""
-        return await store_facts.unfinished(self._connection, prefix)
+        return await reading.unfinished(self._connection, prefix)
 
     async def server_date(self, prefix: str) -> str:
         """Return the Date header of an answer, "" where there is none. Raises StoreError where nobody answers."""
-        return await store_facts.server_date(self._connection, prefix)
+        return await reading.server_date(self._connection, prefix)
 
     async def credentials(self) -> Credentials | None:
         """Return where the AWS chain has credentials, None where it has none. Raises StoreError."""

@@ -1,4 +1,4 @@
-"""The ledger's file: opened, checked, and what SQLite complains about put into our words."""
+"""The file of the ledger: opening and checking it, and SQLite's errors as StateErrors."""
 
 import itertools
 import os
@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -204,3 +205,33 @@ def _in_our_words(path: Path, error: sqlite3.Error) -> StateError:
     if str(error).startswith(("no such table", "no such column")):  # the version says that they are there
         return LedgerDamaged(f"{path} is damaged: {error}", hint=_MOVE_ASIDE)
     return StateError(f"{path}: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerFacts:
+    """Bytes on disk, with what SQLite keeps beside the file; the version of its tables."""
+
+    size: int
+    version: int
+
+
+def examine(path: Path) -> LedgerFacts:
+    """Check the whole file, as quickly as SQLite can. Blocks. Raises StateError: damaged, newer, closed to us."""
+    with translated(path), closing(_opened(path)) as connection:
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise damaged(str(verdict).splitlines()[0])
+        return LedgerFacts(size_of(path), schema.version(connection))
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """Where nobody has it open, SQLite would make its sidecars anew: then the file alone is the whole ledger."""
+    if path.is_file() and not path.with_name(f"{path.name}-wal").exists():
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+        try:
+            schema.check_not_newer(schema.version(connection))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+    return open_for_reading(path)

@@ -12,13 +12,10 @@ import structlog
 
 from agent.adapters.sqlite_ledger import file
 from agent.adapters.sqlite_ledger.history import History
-from agent.adapters.sqlite_ledger.memories import Memories
-from agent.adapters.sqlite_ledger.memory_ledger import SqliteMemories
+from agent.adapters.sqlite_ledger.memories import Memories, SqliteMemories, Staged
 from agent.adapters.sqlite_ledger.rows import plain
-from agent.adapters.sqlite_ledger.staged import Staged
 from agent.adapters.sqlite_ledger.targets import Targets
-from agent.adapters.sqlite_ledger.thread import finished
-from agent.adapters.sqlite_ledger.transactions import Transactions
+from agent.adapters.sqlite_ledger.transactions import Transactions, finished
 from agent.domain import transitions
 from agent.domain.databases import Fingerprint
 from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord

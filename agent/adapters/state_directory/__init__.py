@@ -19,10 +19,8 @@ from pathlib import Path
 import structlog
 
 from agent.adapters import fs
-from agent.adapters.state_directory.errors import unusable
 from agent.adapters.state_directory.identity_file import IdentityFile
-from agent.adapters.state_directory.lock import Holder, Lock
-from agent.adapters.state_directory.process_state import is_stopped
+from agent.adapters.state_directory.lock import Holder, Lock, is_stopped, unusable
 from agent.domain.errors import StateError
 from agent.domain.identity import Identity
 from agent.domain.naming import check_system_id

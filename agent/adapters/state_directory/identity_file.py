@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 
 from agent.adapters import fs
-from agent.adapters.state_directory.errors import unusable
+from agent.adapters.state_directory.lock import unusable
 from agent.domain.errors import NamingError, StateError
 from agent.domain.identity import Identity
 from agent.domain.naming import check_system_id, sanitise_system_id

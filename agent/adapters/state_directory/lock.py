@@ -1,10 +1,12 @@
-"""One process per state directory: a lock that the kernel keeps, and lets go when its holder dies in any way.
+"""One process per state directory: a lock that the kernel keeps, and releases when its holder ends in any way.
 
-The lock is flock on `agent.lock`; the text in the file only tells who. The file stays for ever: to remove it would let
-two processes lock two files of one name.
+The lock is flock on `agent.lock`; the text in the file only says which process holds it. The file is never removed: to
+remove it would let two processes lock two files of one name.
 """
 
+import errno
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +17,48 @@ from pathlib import Path
 import orjson
 
 from agent.adapters import fs
-from agent.adapters.state_directory.errors import unusable
 from agent.domain.errors import AlreadyRunning, StateError
+
+
+def unusable(directory: Path, error: OSError) -> StateError:
+    """Return the error to raise from `error`."""
+    cure = "make it writable for this user and leave room on its disk, or set akosha_agent_state_dir"
+    if error.errno == errno.ENOLCK:
+        cure = "its file system has no locks: set akosha_agent_state_dir to a directory on a local disk"
+    return StateError(
+        f"the state directory {directory} cannot be used: {error.strerror or error} ({error.filename or directory})",
+        hint=cure,
+    )
+
+
+_STOPPED = "Tt"
+_PS_SECONDS = 2.0
+
+
+def is_stopped(pid: int) -> bool:
+    """Say whether a process is stopped (SIGSTOP, Ctrl-Z, a debugger). False where there is none. Blocks for moments."""
+    try:
+        # Its second field is the program's name in parentheses, which may hold anything.
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        state = _state_by_ps(pid)
+    return state[:1] in tuple(_STOPPED)
+
+
+def _state_by_ps(pid: int) -> str:
+    """Where there is no /proc (macOS)."""
+    try:
+        done = subprocess.run(  # noqa: S603 - a fixed program, a number
+            ["/bin/ps", "-o", "state=", "-p", str(int(pid))],
+            capture_output=True,
+            text=True,
+            timeout=_PS_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
 
 _TRIES = 15
 _PAUSE_SECONDS = 0.02

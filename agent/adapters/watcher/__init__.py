@@ -19,9 +19,8 @@ from pathlib import Path
 
 import structlog
 
-from agent.adapters.watcher.mounts import file_system, silent
 from agent.adapters.watcher.native import Native, WatchSignal
-from agent.adapters.watcher.scan import Look, look
+from agent.adapters.watcher.scan import Look, file_system, look, silent
 from agent.ports import Clock
 
 __all__ = ["DirectoryWatcher"]

@@ -1,17 +1,59 @@
-"""What a server offers: the tools that we use, and what each of them takes."""
+"""The tools of a server: which of them are used, what each takes, and what it returns.
+
+A result is structured where the server does that, else JSON in its text.
+"""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import orjson
 
-from agent.adapters.akosha.results import Message
 from agent.adapters.akosha.server_address import ServerAddress
 from agent.domain.errors import SinkError
 from agent.domain.memories import Kind
 from agent.ports import Capabilities, Packed
+
+Message = dict[str, Any]
+"""A JSON object from outside. It does not leave this package."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """`data` is None where the server said nothing structured; `text` is all that it said in words."""
+
+    failed: bool
+    text: str
+    data: Message | None
+
+    @classmethod
+    def of(cls, result: Message) -> Self:
+        """Read the result of tools/call. Takes anything."""
+        content = result.get("content")
+        texts = [part["text"] for part in content if _is_text(part)] if isinstance(content, list) else []
+        text = "\n".join(texts)
+        data = result.get("structuredContent")
+        if not isinstance(data, dict):
+            data = _object(texts[0]) if len(texts) == 1 else None
+        # Tools that return something else than an object have it wrapped so.
+        if data is not None and set(data) == {"result"}:
+            inner = data["result"]
+            data = inner if isinstance(inner, dict) else _object(inner) if isinstance(inner, str) else None
+        return cls(failed=result.get("isError") is True, text=text, data=data)
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
+def _object(text: str) -> Message | None:
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
 
 BATCH = "batch_store_memories"
 OWN_TOOLS: Mapping[Kind, str] = {

@@ -1,0 +1,375 @@
+"""memories.json: the rows of an upload, as Akosha's ingestion reads them. Plain JSON, one entry per line.
+
+A file is written in the staging directory: encoded, hashed and written in steps of about a mebibyte, on a thread. It is
+read line by line, each validated: whatever wrote it need not be trusted. In an entry the embedding comes last, digit by
+digit as it was read; `metadata` holds what the row brings along, and what makes its `Seen`.
+"""
+
+import asyncio
+import errno
+import hashlib
+import json
+import os
+import re
+import threading
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import orjson
+import structlog
+
+from agent.domain.databases import database_of, main_name
+from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
+from agent.domain.memories import EMBEDDING_LENGTH, Memory, Seen, check_kind, memory_id
+from agent.ports import MemoriesDraft, MemorySource, WrittenMemories
+
+T = TypeVar("T")
+
+_OURS = frozenset({"type", "original_id", "database", "digest"})
+_EMBEDDING = b',"embedding":'
+_DIGEST = re.compile(r"[0-9a-f]{32}")
+
+
+def encode(memory: Memory, system_id: str) -> bytes:
+    """Return the memory as a line without its end. Raises SnapshotError for what JSON cannot hold."""
+    seen = memory.seen
+    ours = {"type": seen.kind, "original_id": seen.id, "database": seen.database, "digest": seen.digest}
+    entry = {
+        "id": memory_id(system_id, seen),
+        "content": memory.text,
+        **({"timestamp": memory.created_at} if memory.created_at is not None else {}),
+        "source": system_id,
+        "metadata": {**memory.metadata, **ours},
+    }
+    try:
+        if taken := _OURS & memory.metadata.keys():
+            raise ValueError(f"its {', '.join(sorted(taken))} would be lost")
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        if memory.embedding is not None:
+            line = line[:-1] + _EMBEDDING + memory.embedding.replace("\n", " ").encode("ascii") + b"}"
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SnapshotError(f"{seen.database}: the {seen.kind} {seen.id} cannot be written: {error}") from error
+    return line
+
+
+def decode(line: bytes, system_id: str) -> Memory:
+    """Return the memory in a line. Raises WireError, saying what is wrong with it."""
+    head, embedding = _split(line)
+    try:
+        entry = orjson.loads(head)  # strict: no NaN, no half characters
+    except ValueError as error:
+        raise WireError(f"it is not JSON: {error}") from error
+    if not isinstance(entry, dict):
+        raise WireError("it is not an object")
+    if "embedding" in entry:
+        raise WireError("its embedding is not an array at its end")
+    metadata = dict(_of(entry, "metadata", dict))
+    seen = Seen(
+        database=_database(metadata),
+        kind=check_kind(_of(metadata, "type", str)),
+        id=_of(metadata, "original_id", str),
+        digest=_digest(metadata),
+        embedded=embedding is not None,
+    )
+    if _of(entry, "id", str) != memory_id(system_id, seen):
+        raise WireError(f"id {entry['id'][:200]!r} is not that of {seen.kind} {seen.id[:100]!r} of {system_id}")
+    if _of(entry, "source", str) != system_id:
+        raise WireError(f"source {entry['source'][:200]!r} is not {system_id}")
+    return Memory(
+        seen=seen,
+        text=_of(entry, "content", str),
+        embedding=embedding,
+        created_at=_time(entry),
+        metadata={name: value for name, value in metadata.items() if name not in _OURS},
+    )
+
+
+def _split(line: bytes) -> tuple[bytes, str | None]:
+    """Return the entry without its embedding, and the embedding as it stands there."""
+    before, found, rest = line.rpartition(_EMBEDDING)
+    # Without an embedding of its own an entry ends in its metadata: two braces, and never a bracket before one.
+    if not found or not (rest.startswith(b"[") and rest.endswith(b"]}")):
+        return line, None
+    embedding = rest[:-1]
+    try:
+        numbers = orjson.loads(embedding)  # strict: all of them finite
+    except ValueError as error:
+        raise WireError(f"its embedding is not JSON: {error}") from error
+    if len(numbers) != EMBEDDING_LENGTH or not {*map(type, numbers)} <= {int, float}:
+        raise WireError(f"its embedding is not {EMBEDDING_LENGTH} numbers")
+    return before + b"}", embedding.decode()
+
+
+def _of(document: Mapping[str, object], name: str, kind: type[T]) -> T:
+    value = document.get(name)
+    if not isinstance(value, kind) or value == "":
+        raise WireError(f"its {name} is missing, empty or not {kind.__name__}")
+    return value
+
+
+def _database(metadata: Mapping[str, object]) -> str:
+    database = _of(metadata, "database", str)
+    if database_of(main_name(database)) != database:
+        raise WireError(f"{database[:200]!r} is no database")
+    return database
+
+
+def _digest(metadata: Mapping[str, object]) -> str:
+    digest = _of(metadata, "digest", str)
+    if not _DIGEST.fullmatch(digest):
+        raise WireError(f"{digest[:200]!r} is no digest")
+    return digest
+
+
+def _time(entry: Mapping[str, object]) -> str | None:
+    if "timestamp" not in entry:
+        return None
+    text = _of(entry, "timestamp", str)
+    try:
+        if datetime.fromisoformat(text).tzinfo is not None:
+            return text
+    except ValueError:
+        pass
+    raise WireError(f"{text[:100]!r} is no time with an offset")
+
+
+OPENING = b'{"conversations":['
+CLOSING = b"]}"
+PIECE_BYTES = 2**20
+
+_log = structlog.get_logger()
+
+_MOST_WAITING = 500
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Draft:
+    """The port, in one file of its own in `folder`."""
+
+    def __init__(self, folder: Path, system_id: str) -> None:
+        self._path = folder / f"memories-{uuid.uuid4().hex}.json"
+        self._system_id = system_id
+        self._waiting: list[Memory] = []
+        self._waiting_size = 0
+        # A cancelled caller leaves its thread behind: whoever comes next waits for it here.
+        self._guard = threading.Lock()
+        self._file = -1
+        self._discarded = False
+        self._digest = hashlib.sha256()
+        self._size = self._count = 0
+
+    async def begin(self) -> None:
+        """Make the file."""
+        await asyncio.to_thread(self._begin)
+
+    async def add(self, memory: Memory) -> None:
+        self._waiting.append(memory)
+        self._waiting_size += len(memory.text) + len(memory.embedding or "")
+        if self._waiting_size >= PIECE_BYTES or len(self._waiting) >= _MOST_WAITING:
+            await self.flush()
+
+    async def flush(self) -> None:
+        waiting, self._waiting, self._waiting_size = self._waiting, [], 0
+        if waiting:
+            await asyncio.to_thread(self._append, waiting)
+
+    async def finish(self) -> WrittenMemories:
+        await self.flush()
+        await asyncio.to_thread(self._finish)
+        return WrittenMemories(size=self._size, sha256=self._digest.hexdigest(), count=self._count)
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        offset = 0
+        while offset < self._size:
+            piece = await asyncio.to_thread(self._read, offset)
+            offset += len(piece)
+            yield piece
+
+    async def discard(self) -> None:
+        """Close and remove the file, also where it was never begun."""
+        await asyncio.shield(asyncio.to_thread(self._discard))
+
+    def _begin(self) -> None:
+        with self._guard:
+            if self._discarded:
+                return
+            try:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._file = os.open(self._path, _CREATE, 0o600)
+            except OSError as error:
+                raise self._translated(error) from error
+            self._write(OPENING)
+
+    def _append(self, memories: Sequence[Memory]) -> None:
+        with self._guard:
+            for memory in memories:
+                line = encode(memory, self._system_id)
+                self._write((b",\n" if self._count else b"\n") + line)
+                self._count += 1
+
+    def _finish(self) -> None:
+        with self._guard:
+            self._write(b"\n" + CLOSING + b"\n")
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as error:
+            raise self._translated(error) from error
+        self._digest.update(data)
+        self._size += len(data)
+
+    def _read(self, offset: int) -> bytes:
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                file.seek(offset)
+                piece = file.read(PIECE_BYTES)
+        except OSError as error:
+            raise StateError(
+                f"the staged memories cannot be read: {error.strerror}",
+                hint=f"look at {self._path.parent}",
+                transient=True,
+            ) from error
+        if not piece:
+            raise StateError("the staged memories became shorter while they were read", transient=True)
+        return piece
+
+    def _discard(self) -> None:
+        with self._guard:
+            self._discarded = True
+            if self._file < 0:
+                return
+            os.close(self._file)
+            self._file = -1
+            try:
+                self._path.unlink(missing_ok=True)
+            except OSError as error:  # the next sweep of the staging directory takes it
+                _log.warning("staging_not_removed", path=str(self._path), why=error.strerror)
+
+    def _translated(self, error: OSError) -> SnapshotError:
+        reason, folder = error.strerror or type(error).__name__, self._path.parent
+        if error.errno in _FULL:
+            return StagingFull(
+                f"no room for the memories: {reason}",
+                hint=f"free some space for {folder}, or let akosha_agent_state_dir name a directory on a bigger disk",
+                transient=True,
+            )
+        return SnapshotError(f"the memories cannot be written: {reason}", hint=f"look at {folder}", transient=True)
+
+
+MAX_LINE_BYTES = 64 * 2**20
+PAGE_ROWS = 200
+PAGE_BYTES = 4 * 2**20
+"""A page ends with the row that goes beyond this: memory holds a page and a line, not a file."""
+
+
+class FileSource:
+    """The memories in one file of one system. A page is read whole: what is asked for of it is there already."""
+
+    def __init__(self, path: Path, system_id: str) -> None:
+        self._path, self._system_id = path, system_id
+        self._page: dict[Seen, Memory] = {}
+
+    async def pages(self) -> AsyncGenerator[Sequence[Seen], None]:
+        """Yield the rows in pages. Raises WireError for what is no memories.json, SnapshotError where it is gone."""
+        reading = _Reading(self._path, self._system_id)
+        while not reading.ended:
+            self._page = {}
+            self._page = await asyncio.to_thread(reading.next_page)
+            if self._page:
+                yield list(self._page)
+
+    async def read(self, wanted: Sequence[Seen]) -> AsyncGenerator[Memory, None]:
+        """Yield these memories of the page yielded last."""
+        page = self._page
+        for seen in wanted:
+            yield page[seen]
+
+
+class _Reading:
+    """How far a file was read. Blocks."""
+
+    def __init__(self, path: Path, system_id: str) -> None:
+        self._path, self._system_id = path, system_id
+        self._offset = self._line = 0
+        self._another_must_follow = self._none_may_follow = False
+        self.ended = False
+
+    def next_page(self) -> dict[Seen, Memory]:
+        """Return the next rows; none where the file has `ended`."""
+        page: dict[Seen, Memory] = {}
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                if not self._line and self._next(file) != OPENING:
+                    raise self._wrong(f"it is not {OPENING.decode()}")
+                begun = file.tell()
+                while not self.ended and len(page) < PAGE_ROWS and file.tell() - begun < PAGE_BYTES:
+                    line = self._next(file)
+                    if line == CLOSING:
+                        self._end(file)
+                    else:
+                        memory = self._memory(line)
+                        page[memory.seen] = memory
+                self._offset = file.tell()
+        except OSError as error:
+            raise SnapshotError(f"{self._path.name} cannot be read: {os.strerror(error.errno or 0)}") from error
+        return page
+
+    def _next(self, file: BinaryIO) -> bytes:
+        line = file.readline(MAX_LINE_BYTES + 1)
+        self._line += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise self._wrong(f"it has more than {MAX_LINE_BYTES:,} bytes")
+        if not line.endswith(b"\n"):
+            raise self._wrong("it is cut short")
+        return line[:-1]
+
+    def _memory(self, line: bytes) -> Memory:
+        if self._none_may_follow:
+            raise self._wrong("there is no comma before it")
+        self._another_must_follow = line.endswith(b",")
+        self._none_may_follow = not self._another_must_follow
+        try:
+            return decode(line.removesuffix(b","), self._system_id)
+        except WireError as error:
+            raise self._wrong(error.message) from error
+
+    def _end(self, file: BinaryIO) -> None:
+        if self._another_must_follow:
+            raise self._wrong("there is a comma before it")
+        if file.read(1):
+            raise self._wrong("it is not the last")
+        self.ended = True
+
+    def _wrong(self, what: str) -> WireError:
+        return WireError(f"memories.json, line {self._line}: {what}")
+
+
+__all__ = ["JsonMemoriesFile"]
+
+
+class JsonMemoriesFile:
+    """Files in the making lie in `staging_dir`, mode 0600."""
+
+    def __init__(self, staging_dir: Path) -> None:
+        self._staging_dir = staging_dir
+
+    @asynccontextmanager
+    async def write(self, system_id: str) -> AsyncIterator[MemoriesDraft]:
+        draft = Draft(self._staging_dir, system_id)
+        try:
+            await draft.begin()
+            yield draft
+        finally:
+            await draft.discard()
+
+    def open(self, path: Path, system_id: str) -> MemorySource:
+        return FileSource(path, system_id)
