@@ -9,17 +9,14 @@ import pytest
 import structlog
 
 from agent.adapters import host_facts
-from agent.bootstrap import doctor as instruments
-from agent.bootstrap.doctor import DoctorContext
-from agent.entrypoints.doctor.context import CheckContext
+from agent.entrypoints.doctor.context import DoctorContext
 from agent.entrypoints.doctor.findings import Level
-from agent.entrypoints.doctor.registry import ALL
-from agent.entrypoints.doctor.run import diagnose, ground_of, look_around
+from agent.entrypoints.doctor.run import CHECKS, diagnose, examine, read_context
 from agent.settings import Settings
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
-LOCAL = [entry for entry in ALL if entry.name != "service"]
+LOCAL = [check for check in CHECKS if check.name != "service"]
 
 
 @pytest.fixture
@@ -28,26 +25,25 @@ def settings(tmp_path):
     return {"agent_data_dir": tmp_path / "data", "agent_state_dir": tmp_path / "state", "system_id": "laptop"}
 
 
-def ground_at(home, settings):
-    tree = Settings(**settings)
-    return CheckContext(settings=tree, examination=DoctorContext(tree), environ={}, cwd=home, home=home)
+def make_context(home, settings, **how):
+    return DoctorContext(settings=Settings(**settings), environ={}, cwd=home, user_home=home, **how)
 
 
 def by_name(found):
     return {finding.name: finding for _, finding in found}
 
 
-async def test_servers_that_take_connections_and_never_answer_hold_up_nobody(settings, tmp_path, aws, monkeypatch):
-    monkeypatch.setattr(instruments, "PATIENCE_SECONDS", 60)
+async def test_servers_that_take_connections_and_never_answer_hold_up_nobody(settings, tmp_path, aws):
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         port = silent.getsockname()[1]
-        ground = ground_at(
+        context = make_context(
             tmp_path,
             settings
             | {"cloud_bucket": "memories", "cloud_endpoint": f"http://127.0.0.1:{port}"}
             | {"http_endpoint": f"http://127.0.0.1:{port}/mcp", "agent_nats_url": f"nats://127.0.0.1:{port}"},
+            step_seconds=60,
         )
-        found = by_name(await look_around(ground, LOCAL, seconds=3))
+        found = by_name(await examine(context, LOCAL, seconds=3))
     for name in ("bucket", "leftovers", "clock", "NATS"):
         assert (found[name].level, "no answer" in found[name].found) == (Level.ERROR, True), found[name]
     assert found["Akosha"].level in (Level.ERROR, Level.WARNING)
@@ -67,8 +63,8 @@ def test_a_share_that_hangs_is_told_and_the_process_comes_to_its_end(settings, t
 
     monkeypatch.setattr(host_facts, "folder", folder)
     try:
-        entries = [entry for entry in LOCAL if entry.name not in ("Akosha", "clock")]
-        found = by_name(asyncio.run(look_around(ground_at(tmp_path, settings), entries, seconds=0.5)))
+        checks = [check for check in LOCAL if check.name not in ("Akosha", "clock")]
+        found = by_name(asyncio.run(examine(make_context(tmp_path, settings), checks, seconds=0.5)))
     finally:
         gone.set()
     assert found["data directory"].level is Level.ERROR
@@ -96,9 +92,9 @@ def test_settings_that_are_wrong_are_the_finding_and_the_rest_is_looked_at(home,
     (home / "data" / "reflection.duckdb").touch()
     (home / ".claude").mkdir()
     (home / ".claude" / "settings.json").write_text("{")
-    ground = ground_of(home / "data", None, None)
-    assert ground.settings.agent_state_dir == home / "state"
-    assert asyncio.run(diagnose(ground, as_json=False)) == 2
+    context = read_context(home / "data", None, None)
+    assert context.settings.agent_state_dir == home / "state"
+    assert asyncio.run(diagnose(context, as_json=False)) == 2
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert said.err == ""
@@ -112,6 +108,6 @@ def test_settings_that_are_wrong_are_the_finding_and_the_rest_is_looked_at(home,
 
 def test_directories_that_are_wrong_themselves_leave_the_defaults(home, monkeypatch):
     monkeypatch.setenv("AKOSHA_AGENT_STATE_DIR", "~nobody-of-this-name/state")
-    ground = ground_of(None, None, None)
-    assert ground.trouble is not None
-    assert ground.settings.agent_data_dir == home / ".claude" / "data"
+    context = read_context(None, None, None)
+    assert context.settings_error is not None
+    assert context.settings.agent_data_dir == home / ".claude" / "data"

@@ -25,12 +25,11 @@ from agent.adapters.system_clock import SystemClock
 from agent.adapters.watcher import scan
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.sync.bus_recovery import BUS
-from agent.bootstrap import doctor as instruments
-from agent.bootstrap.doctor import DoctorContext
 from agent.entrypoints.control_api import Limits, serve
-from agent.entrypoints.doctor import bus_checks, database_checks, delivery_checks, keeping_checks, machine_checks
-from agent.entrypoints.doctor.context import CheckContext
+from agent.entrypoints.doctor import agent_checks, delivery_checks, machine_checks, nats_checks
+from agent.entrypoints.doctor.context import DoctorContext
 from agent.entrypoints.doctor.findings import Level
+from agent.entrypoints.doctor.run import examine
 from agent.entrypoints.hook.claude_settings import ClaudeSettings
 from agent.entrypoints.hook.command_line import HookCommand
 from agent.entrypoints.service.manager import InstallOrder
@@ -69,42 +68,43 @@ async def no_metrics():
     return b"", "text/plain"
 
 
-def made_ground(places, home, *, proc=Path("/proc"), environ=None, **settings):
+def make_context(places, home, *, proc=Path("/proc"), environ=None, step_seconds=4.0, **settings):
     tree = Settings(**{**places, **settings})
-    examination = DoctorContext(tree, proc=proc)
-    return CheckContext(settings=tree, examination=examination, environ=environ or {}, cwd=home, home=home)
+    return DoctorContext(
+        settings=tree, proc=proc, environ=environ or {}, cwd=home, user_home=home, step_seconds=step_seconds
+    )
 
 
 @pytest.fixture
-async def standing_ground(places, tmp_path):
-    """Return a function that makes a ground for several checks: they share their connections."""
+async def shared_context(places, tmp_path):
+    """Return a function that makes a context for several checks, which share its connections."""
     async with contextlib.AsyncExitStack() as stack:
 
         def make(**how):
-            ground = made_ground(places, tmp_path, **how)
-            stack.push_async_callback(ground.examination.aclose)
-            return ground
+            context = make_context(places, tmp_path, **how)
+            stack.push_async_callback(context.aclose)
+            return context
 
         yield make
 
 
 @pytest.fixture
-def look(places, tmp_path):
-    """Return a function that makes one check, on a ground or under some settings. What it finds has no secret in it."""
+def run(places, tmp_path):
+    """Return a function that runs one check, in a context or under some settings. Its findings have no secret."""
 
-    async def made(check, ground=None, **how):
-        here = ground or made_ground(places, tmp_path, **how)
+    async def run_check(check, context=None, **how):
+        used = context or make_context(places, tmp_path, **how)
         try:
             async with asyncio.timeout(60):
-                found = await check(here)
+                found = await check(used)
         finally:
-            if ground is None:
-                await here.examination.aclose()
-        told = repr(found)
-        assert not [secret for secret in (SECRET_KEY, ACCESS_KEY, ACCESS_KEY[:8], PASSWORD, TOKEN) if secret in told]
+            if context is None:
+                await used.aclose()
+        texts = repr(found)
+        assert not [secret for secret in (SECRET_KEY, ACCESS_KEY, ACCESS_KEY[:8], PASSWORD, TOKEN) if secret in texts]
         return found
 
-    return made
+    return run_check
 
 
 def levels(found):
@@ -159,97 +159,97 @@ def tree(folder):
 # This machine.
 
 
-async def test_a_data_directory_that_is_there_is_told_with_its_file_system(look, places):
-    found = one(await look(machine_checks.data_directory), OK)
+async def test_a_data_directory_that_is_there_is_told_with_its_file_system(run, places):
+    found = one(await run(machine_checks.data_directory), OK)
     assert str(places["agent_data_dir"]) in found.found
 
 
-async def test_a_data_directory_that_is_missing_or_a_file_is_an_error(look, tmp_path):
+async def test_a_data_directory_that_is_missing_or_a_file_is_an_error(run, tmp_path):
     (tmp_path / "file").touch()
-    missing = one(await look(machine_checks.data_directory, agent_data_dir=tmp_path / "none"), ERROR)
+    missing = one(await run(machine_checks.data_directory, agent_data_dir=tmp_path / "none"), ERROR)
     assert "does not exist" in missing.found
     assert "akosha_agent_data_dir" in missing.cure
     assert (
         "not a directory"
-        in one(await look(machine_checks.data_directory, agent_data_dir=tmp_path / "file"), ERROR).found
+        in one(await run(machine_checks.data_directory, agent_data_dir=tmp_path / "file"), ERROR).found
     )
 
 
 @LINUX
-def test_a_data_directory_that_is_closed_to_us_is_an_error_and_chmod_mends_it(look, places):
+def test_a_data_directory_that_is_closed_to_us_is_an_error_and_chmod_mends_it(run, places):
     data = places["agent_data_dir"]
     data.chmod(0)
-    found = one(unprivileged(lambda: look(machine_checks.data_directory)), ERROR)
+    found = one(unprivileged(lambda: run(machine_checks.data_directory)), ERROR)
     words = shlex.split(found.cure)
     assert words[0] == "chmod"
     assert words[2] == str(data)
     data.chmod(0o500)
-    one(unprivileged(lambda: look(machine_checks.data_directory)), OK)
+    one(unprivileged(lambda: run(machine_checks.data_directory)), OK)
 
 
-async def test_directories_on_a_network_share_are_warnings(look, places, tmp_path, monkeypatch):
+async def test_directories_on_a_network_share_are_warnings(run, places, tmp_path, monkeypatch):
     """The kernel's table of mounts is the one thing made up here."""
     (tmp_path / "mountinfo").write_text(f"1 0 0:30 / {tmp_path} rw - nfs4 nas:/home rw\n")
     monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "mountinfo")
-    assert "nfs4" in one(await look(machine_checks.data_directory), WARNING).found
-    assert "akosha_agent_state_dir" in one(await look(machine_checks.state_directory), WARNING).cure
+    assert "nfs4" in one(await run(machine_checks.data_directory), WARNING).found
+    assert "akosha_agent_state_dir" in one(await run(machine_checks.state_directory), WARNING).cure
 
 
-async def test_a_state_directory_of_mode_0700_is_well_and_one_that_is_missing_will_be_made(look, tmp_path):
-    one(await look(machine_checks.state_directory), OK)
-    found = one(await look(machine_checks.state_directory, agent_state_dir=tmp_path / "new" / "state"), OK)
+async def test_a_state_directory_of_mode_0700_is_well_and_one_that_is_missing_will_be_made(run, tmp_path):
+    one(await run(machine_checks.state_directory), OK)
+    found = one(await run(machine_checks.state_directory, agent_state_dir=tmp_path / "new" / "state"), OK)
     assert "made at the first start" in found.found
     assert not (tmp_path / "new").exists()
 
 
-async def test_a_state_directory_that_is_open_to_others_is_a_warning_and_is_left_so(look, places):
+async def test_a_state_directory_that_is_open_to_others_is_a_warning_and_is_left_so(run, places):
     places["agent_state_dir"].chmod(0o755)
-    found = one(await look(machine_checks.state_directory), WARNING)
+    found = one(await run(machine_checks.state_directory), WARNING)
     assert found.cure == f"chmod 700 {places['agent_state_dir']}"
     assert places["agent_state_dir"].stat().st_mode & 0o777 == 0o755
 
 
-async def test_a_state_directory_within_the_data_directory_or_in_a_files_place_is_an_error(look, places, tmp_path):
-    found = one(await look(machine_checks.state_directory, agent_state_dir=places["agent_data_dir"] / "s"), ERROR)
+async def test_a_state_directory_within_the_data_directory_or_in_a_files_place_is_an_error(run, places, tmp_path):
+    found = one(await run(machine_checks.state_directory, agent_state_dir=places["agent_data_dir"] / "s"), ERROR)
     assert "within each other" in found.found
     (tmp_path / "file").touch()
     assert (
         "not a directory"
-        in one(await look(machine_checks.state_directory, agent_state_dir=tmp_path / "file"), ERROR).found
+        in one(await run(machine_checks.state_directory, agent_state_dir=tmp_path / "file"), ERROR).found
     )
 
 
 @LINUX
-def test_a_state_directory_that_cannot_be_written_or_made_is_an_error(look, places, tmp_path):
+def test_a_state_directory_that_cannot_be_written_or_made_is_an_error(run, places, tmp_path):
     places["agent_state_dir"].chmod(0o500)
-    assert "written" in one(unprivileged(lambda: look(machine_checks.state_directory)), ERROR).found
+    assert "written" in one(unprivileged(lambda: run(machine_checks.state_directory)), ERROR).found
     (tmp_path / "closed").mkdir(mode=0o500)
     found = one(
-        unprivileged(lambda: look(machine_checks.state_directory, agent_state_dir=tmp_path / "closed" / "state")), ERROR
+        unprivileged(lambda: run(machine_checks.state_directory, agent_state_dir=tmp_path / "closed" / "state")), ERROR
     )
     assert "cannot be made" in found.found
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a directory away")
-async def test_a_state_directory_of_somebody_else_is_an_error(look, places):
+async def test_a_state_directory_of_somebody_else_is_an_error(run, places):
     os.chown(places["agent_state_dir"], 65534, 65534)
-    assert "belongs to user 65534" in one(await look(machine_checks.state_directory), ERROR).found
+    assert "belongs to user 65534" in one(await run(machine_checks.state_directory), ERROR).found
 
 
-async def test_room_for_two_copies_of_the_largest_database_is_enough_and_for_less_than_one_an_error(look, places):
-    one(await look(machine_checks.free_space), OK)
+async def test_room_for_two_copies_of_the_largest_database_is_enough_and_for_less_than_one_an_error(run, places):
+    one(await run(machine_checks.free_space), OK)
     told = os.statvfs(places["agent_state_dir"])
     free = told.f_bavail * told.f_frsize
     database = places["agent_data_dir"] / "reflection.duckdb"
     for size, level in ((int(free * 0.75), WARNING), (free * 2, ERROR)):
         database.touch()
         os.truncate(database, size)  # sparse: it takes up nothing
-        found = one(await look(machine_checks.free_space), level)
+        found = one(await run(machine_checks.free_space), level)
         assert "akosha_agent_state_dir" in found.cure
 
 
 @LINUX
-async def test_inotify_instances_in_use_are_counted_against_the_limit(look, tmp_path):
+async def test_inotify_instances_in_use_are_counted_against_the_limit(run, tmp_path):
     """This process's real descriptors, under limits lower than this machine's."""
     limits = tmp_path / "proc" / "sys" / "fs" / "inotify"
     limits.mkdir(parents=True)
@@ -260,37 +260,37 @@ async def test_inotify_instances_in_use_are_counted_against_the_limit(look, tmp_
     descriptor = libc.inotify_init1(os.O_CLOEXEC)
     try:
         libc.inotify_add_watch(descriptor, str(tmp_path).encode(), 2)
-        found = one(await look(machine_checks.inotify, proc=tmp_path / "proc"), OK)
+        found = one(await run(machine_checks.inotify, proc=tmp_path / "proc"), OK)
         assert "1 of 1000 watches" in found.found
         assert "1 of 128 instances" in found.found
         (limits / "max_user_instances").write_text("2\n")
-        found = one(await look(machine_checks.inotify, proc=tmp_path / "proc"), WARNING)
+        found = one(await run(machine_checks.inotify, proc=tmp_path / "proc"), WARNING)
         assert "sysctl -w fs.inotify.max_user_instances=512" in found.cure
     finally:
         os.close(descriptor)
-    one(await look(machine_checks.inotify, proc=tmp_path / "no-proc"), SKIPPED)
+    one(await run(machine_checks.inotify, proc=tmp_path / "no-proc"), SKIPPED)
 
 
-async def test_databases_are_told_with_size_wal_format_and_who_has_them_open(look, places):
+async def test_databases_are_told_with_size_wal_format_and_who_has_them_open(run, places):
     database = places["agent_data_dir"] / "reflection.duckdb"
     database.write_bytes(header())
     (places["agent_data_dir"] / "reflection.duckdb.wal").write_bytes(b"w" * 5000)
     with database.open("rb"):
-        found = one(await look(database_checks.databases), OK)
+        found = one(await run(machine_checks.databases), OK)
         assert "17.3 kB, 5.0 kB of it in its WAL" in found.found
         assert "DuckDB 1.0 and later" in found.found
         if sys.platform == "linux":
             assert f"({os.getpid()})" in found.detail
-    assert one(await look(database_checks.databases), OK).detail == ""
+    assert one(await run(machine_checks.databases), OK).detail == ""
 
 
-async def test_no_database_is_a_warning_and_no_directory_is_left_to_its_own_check(look, tmp_path):
-    one(await look(database_checks.databases), WARNING)
-    one(await look(database_checks.databases, agent_data_dir=tmp_path / "none"), SKIPPED)
+async def test_no_database_is_a_warning_and_no_directory_is_left_to_its_own_check(run, tmp_path):
+    one(await run(machine_checks.databases), WARNING)
+    one(await run(machine_checks.databases, agent_data_dir=tmp_path / "none"), SKIPPED)
 
 
 @LINUX
-def test_each_database_that_cannot_be_read_is_an_error_and_the_others_are_well(look, places):
+def test_each_database_that_cannot_be_read_is_an_error_and_the_others_are_well(run, places):
     data = places["agent_data_dir"]
     (data / "reflection.duckdb").write_bytes(header())
     (data / "knowledge_graph.duckdb").write_bytes(header()[:100])
@@ -299,7 +299,7 @@ def test_each_database_that_cannot_be_read_is_an_error_and_the_others_are_well(l
     (data / "knowledge_graph_b.duckdb").chmod(0)
     (data / "knowledge_graph_c.duckdb").write_bytes(header())
     (data / "knowledge_graph_c.duckdb.wal").touch(mode=0)
-    found = {one.name: one for one in unprivileged(lambda: look(database_checks.databases))}
+    found = {one.name: one for one in unprivileged(lambda: run(machine_checks.databases))}
     assert found.pop("database reflection").level is OK
     assert {one.level for one in found.values()} == {ERROR}
     assert "100 bytes" in found["database knowledge_graph"].found
@@ -308,32 +308,32 @@ def test_each_database_that_cannot_be_read_is_an_error_and_the_others_are_well(l
     assert "knowledge_graph_c.duckdb.wal" in found["database knowledge_graph_c"].found
     data.chmod(0)
     with pytest.raises(Exception, match="cannot look into"):
-        unprivileged(lambda: look(database_checks.databases))
+        unprivileged(lambda: run(machine_checks.databases))
     data.chmod(0o700)
 
 
 @pytest.mark.parametrize("data", [header(version=5000), header(block_bytes=7)], ids=["newer", "encrypted"])
-async def test_a_database_that_our_engine_does_not_know_is_a_warning(look, places, data):
+async def test_a_database_that_our_engine_does_not_know_is_a_warning(run, places, data):
     (places["agent_data_dir"] / "reflection.duckdb").write_bytes(data)
-    found = one(await look(database_checks.databases), WARNING)
+    found = one(await run(machine_checks.databases), WARNING)
     assert "unverified" in found.cure
 
 
-async def test_a_ledger_that_is_whole_is_told_and_left_as_it_is_and_a_damaged_one_is_an_error(look, places):
+async def test_a_ledger_that_is_whole_is_told_and_left_as_it_is_and_a_damaged_one_is_an_error(run, places):
     state = places["agent_state_dir"]
-    one(await look(database_checks.ledger), SKIPPED)
+    one(await run(machine_checks.ledger), SKIPPED)
     ledger = await SqliteLedger.open(state / "ledger.sqlite", CloudEventsCodec(), clock=SystemClock())
-    assert "whole" in one(await look(database_checks.ledger), OK).found  # beside its writer
+    assert "whole" in one(await run(machine_checks.ledger), OK).found  # beside its writer
     await ledger.aclose()
     before = tree(state)
-    one(await look(database_checks.ledger), OK)
+    one(await run(machine_checks.ledger), OK)
     assert tree(state) == before
     with (state / "ledger.sqlite").open("r+b") as file:
         file.seek(4096)
         file.write(b"\xff" * 8192)
-    with pytest.raises(Exception, match="damaged") as damaged:
-        await look(database_checks.ledger)
-    assert "move it aside" in damaged.value.hint
+    damaged = one(await run(machine_checks.ledger), ERROR)
+    assert "damaged" in damaged.found
+    assert "move it aside" in damaged.cure
 
 
 # Delivery.
@@ -345,137 +345,150 @@ def s3(moto, aws):
     return {"cloud_bucket": moto.new_bucket(), "cloud_endpoint": moto.endpoint}
 
 
-async def test_a_bucket_that_is_well_is_left_empty(look, standing_ground, s3, moto):
-    ground = standing_ground(**s3)
-    credentials = one(await look(delivery_checks.credentials, ground), OK)
+async def test_a_bucket_that_is_well_is_left_empty(run, shared_context, s3, moto):
+    context = shared_context(**s3)
+    credentials = one(await run(delivery_checks.credentials, context), OK)
     assert credentials.found == f"from the environment (AWS_ACCESS_KEY_ID), a key that ends in {ACCESS_KEY[-4:]}"
-    assert "put, get, list and delete work" in one(await look(delivery_checks.bucket, ground), OK).found
-    assert one(await look(delivery_checks.leftovers, ground), OK).found == "none"
+    assert "put, get, list and delete work" in one(await run(delivery_checks.bucket, context), OK).found
+    assert one(await run(delivery_checks.leftovers, context), OK).found == "none"
     assert b"<Key>" not in moto._ask("GET", f"/{s3['cloud_bucket']}?list-type=2")
 
 
-async def test_credentials_are_told_by_their_file_and_none_at_all_are_an_error(look, s3, monkeypatch, tmp_path):
+async def test_credentials_are_told_by_their_file_and_none_at_all_are_an_error(run, s3, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    found = one(await look(delivery_checks.credentials, **s3), ERROR)
+    found = one(await run(delivery_checks.credentials, **s3), ERROR)
     assert "AWS_ACCESS_KEY_ID" in found.cure
     text = f"[default]\naws_access_key_id = short\naws_secret_access_key = {SECRET_KEY}\n"
     (tmp_path / "credentials").write_text(text)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    found = one(await look(delivery_checks.credentials, **s3), OK)
+    found = one(await run(delivery_checks.credentials, **s3), OK)
     assert found.found == "from ~/.aws/credentials"
 
 
-async def test_a_bucket_that_is_not_there_or_closed_to_puts_is_an_error(look, s3, front):
-    missing = one(await look(delivery_checks.bucket, **{**s3, "cloud_bucket": "no-such-bucket"}), ERROR)
+async def test_a_bucket_that_is_not_there_or_closed_to_puts_is_an_error(run, s3, front):
+    missing = one(await run(delivery_checks.bucket, **{**s3, "cloud_bucket": "no-such-bucket"}), ERROR)
     assert "create the bucket" in missing.cure
     front.on("put_object", refuse(403, "AccessDenied"))
-    found = one(await look(delivery_checks.bucket, **{**s3, "cloud_endpoint": front.url}), ERROR)
+    found = one(await run(delivery_checks.bucket, **{**s3, "cloud_endpoint": front.url}), ERROR)
     assert "s3:PutObject" in found.cure
 
 
 async def test_least_privilege_is_enough_and_the_probe_is_one_object_for_ever_outside_of_all_uploads(
-    look, standing_ground, s3, front, moto
+    run, shared_context, s3, front, moto
 ):
     """Put, get and list are promised to be enough: that nothing else is permitted is no fault."""
     front.on("delete_object", refuse(403, "AccessDenied"))
     front.on("list_multipart_uploads", refuse(403, "AccessDenied"))
-    ground = standing_ground(**{**s3, "cloud_endpoint": front.url})
+    context = shared_context(**{**s3, "cloud_endpoint": front.url})
     for _ in range(2):
-        assert "delete is not permitted" in one(await look(delivery_checks.bucket, ground), OK).found
-    assert "may not be listed" in one(await look(delivery_checks.leftovers, ground), OK).found
+        assert "delete is not permitted" in one(await run(delivery_checks.bucket, context), OK).found
+    assert "may not be listed" in one(await run(delivery_checks.leftovers, context), OK).found
     listing = moto._ask("GET", f"/{s3['cloud_bucket']}?list-type=2").decode()
     assert listing.count("<Key>") == 1
     assert "<Key>systems/laptop/.probe</Key>" in listing
     front.on("get_object", answer_with(replace=("akosha-agent", "somebody-els")))
-    assert "something else" in one(await look(delivery_checks.bucket, ground), ERROR).found
+    assert "something else" in one(await run(delivery_checks.bucket, context), ERROR).found
 
 
-async def test_the_probe_asks_for_the_encryption_of_uploads_and_what_keeps_them_out_is_found(look, s3, front):
+async def test_the_probe_asks_for_the_encryption_of_uploads_and_what_keeps_them_out_is_found(run, s3, front):
     ways = {"cloud_sse": "aws:kms", "cloud_sse_kms_key_id": "key-1", "cloud_storage_class": "standard_ia"}
     there = {**s3, "cloud_endpoint": front.url} | ways
-    one(await look(delivery_checks.bucket, **there), OK)
+    one(await run(delivery_checks.bucket, **there), OK)
     put = front.requests[front.seen.index("put_object")].headers
     asked = [put.get(f"x-amz-{name}") for name in (
         "server-side-encryption", "server-side-encryption-aws-kms-key-id", "storage-class")]  # fmt: skip
     assert asked == ["aws:kms", "key-1", "STANDARD_IA"]
     front.on("put_object", refuse(400, "KMS.NotFoundException"))
-    found = one(await look(delivery_checks.bucket, **there), ERROR)
+    found = one(await run(delivery_checks.bucket, **there), ERROR)
     assert "akosha_cloud_sse_kms_key_id" in found.cure
 
 
-async def test_a_bucket_that_nobody_answers_for_is_an_error_at_once(look, aws):
+async def test_a_bucket_that_nobody_answers_for_is_an_error_at_once(run, aws):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     found = one(
-        await look(delivery_checks.bucket, cloud_bucket="memories", cloud_endpoint=f"http://127.0.0.1:{port}"), ERROR
+        await run(delivery_checks.bucket, cloud_bucket="memories", cloud_endpoint=f"http://127.0.0.1:{port}"), ERROR
     )
     assert "cannot be reached" in found.found
     assert "akosha_cloud_endpoint" in found.cure
 
 
 async def test_uploads_that_were_never_finished_are_a_warning_and_younger_ones_may_be_under_way(
-    look, standing_ground, s3, moto, monkeypatch
+    run, shared_context, s3, moto, monkeypatch
 ):
     moto._ask("POST", f"/{s3['cloud_bucket']}/systems/laptop/uploads/x/reflection.duckdb?uploads=")
     moto._ask("POST", f"/{s3['cloud_bucket']}/systems/other/uploads/x/reflection.duckdb?uploads=")
-    ground = standing_ground(**s3)
-    found = one(await look(delivery_checks.leftovers, ground), WARNING)
+    context = shared_context(**s3)
+    found = one(await run(delivery_checks.leftovers, context), WARNING)
     assert found.found.startswith("1 uploads")
     assert "akosha-agent sync" in found.cure
-    monkeypatch.setattr(instruments, "LOST", timedelta(days=10_000))
-    assert "1 may be under way" in one(await look(delivery_checks.leftovers, ground), OK).found
+    monkeypatch.setattr(delivery_checks, "UNFINISHED_AGE", timedelta(days=10_000))
+    assert "1 may be under way" in one(await run(delivery_checks.leftovers, context), OK).found
 
 
 async def test_the_clock_is_compared_with_the_stores_and_a_refusal_tells_the_time_as_well(
-    look, standing_ground, s3, front
+    run, shared_context, s3, front
 ):
-    ground = standing_ground(**{**s3, "cloud_endpoint": front.url}, enable_fallback=False)
-    assert "the bucket's" in one(await look(delivery_checks.clock, ground), OK).found
+    context = shared_context(**{**s3, "cloud_endpoint": front.url}, enable_fallback=False)
+    assert "the bucket's" in one(await run(delivery_checks.clock, context), OK).found
     for seconds, level in ((120, WARNING), (-120, WARNING), (1200, ERROR)):
         date = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
         front.on("list_objects_v2", answer_with(headers={"Date": date}), times=1)
-        found = one(await look(delivery_checks.clock, ground), level)
+        found = one(await run(delivery_checks.clock, context), level)
         assert ("behind" in found.found) is (seconds > 0)
     date = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
     front.on("list_objects_v2", refuse(403, "RequestTimeTooSkewed", headers={"Date": date}))
-    one(await look(delivery_checks.clock, ground), ERROR)
+    one(await run(delivery_checks.clock, context), ERROR)
 
 
-async def test_a_directory_in_the_buckets_place_is_probed_alike(look, tmp_path):
+async def test_a_directory_in_the_buckets_place_is_probed_alike(run, tmp_path):
     (tmp_path / "share").mkdir()
     cloud = {"cloud_endpoint": (tmp_path / "share" / "bucket").as_uri()}
-    one(await look(delivery_checks.credentials, **cloud), SKIPPED)
-    assert "first upload" in one(await look(delivery_checks.bucket, **cloud), OK).found
+    one(await run(delivery_checks.credentials, **cloud), SKIPPED)
+    assert "first upload" in one(await run(delivery_checks.bucket, **cloud), OK).found
     assert not (tmp_path / "share" / "bucket").exists()
     (tmp_path / "share" / "bucket").mkdir()
-    assert "put, get, list and delete work" in one(await look(delivery_checks.bucket, **cloud), OK).found
+    assert "put, get, list and delete work" in one(await run(delivery_checks.bucket, **cloud), OK).found
     assert not [path for path in (tmp_path / "share" / "bucket").rglob("*") if path.is_file()]
-    one(await look(delivery_checks.leftovers, **cloud), OK)
-    found = one(await look(delivery_checks.bucket, cloud_endpoint=(tmp_path / "gone" / "bucket").as_uri()), ERROR)
+    one(await run(delivery_checks.leftovers, **cloud), OK)
+    found = one(await run(delivery_checks.bucket, cloud_endpoint=(tmp_path / "gone" / "bucket").as_uri()), ERROR)
     assert str(tmp_path / "gone") in found.cure
 
 
-async def test_what_a_killed_upload_left_in_a_directory_is_a_warning_and_stays(look, tmp_path):
+async def test_what_a_killed_upload_left_in_a_directory_is_a_warning_and_stays(run, tmp_path):
     left = tmp_path / "bucket" / ".akosha" / "incoming" / "systems" / "laptop" / "uploads" / "u" / "x" / "123-4"
     left.parent.mkdir(parents=True)
     left.touch()
-    one(await look(delivery_checks.leftovers, cloud_endpoint=(tmp_path / "bucket").as_uri()), WARNING)
+    one(await run(delivery_checks.leftovers, cloud_endpoint=(tmp_path / "bucket").as_uri()), WARNING)
     assert left.exists()
 
 
 @LINUX
-def test_a_directory_that_cannot_be_written_is_an_error(look, tmp_path):
+def test_a_directory_that_cannot_be_written_is_an_error(run, tmp_path):
     (tmp_path / "bucket").mkdir(mode=0o500)
-    found = one(
-        unprivileged(lambda: look(delivery_checks.bucket, cloud_endpoint=(tmp_path / "bucket").as_uri())), ERROR
-    )
+    found = one(unprivileged(lambda: run(delivery_checks.bucket, cloud_endpoint=(tmp_path / "bucket").as_uri())), ERROR)
     assert "chmod" in found.cure
 
 
-async def test_without_a_cloud_there_is_nothing_to_look_at(look):
+async def test_a_damaged_ledger_is_one_error_of_all_checks(places, tmp_path):
+    state = places["agent_state_dir"]
+    ledger = await SqliteLedger.open(state / "ledger.sqlite", CloudEventsCodec(), clock=SystemClock())
+    await ledger.aclose()
+    whole = (state / "ledger.sqlite").read_bytes()
+    (tmp_path / "bucket").mkdir()
+    for first in (0, 4096):  # SQLite's header; the tables
+        (state / "ledger.sqlite").write_bytes(whole[:first] + b"\xff" * 8192 + whole[first + 8192 :])
+        context = make_context(places, tmp_path, cloud_endpoint=(tmp_path / "bucket").as_uri())
+        found = [finding for _, finding in await examine(context)]
+        assert [finding.name for finding in found if "damaged" in finding.found and finding.level is ERROR] == [
+            "ledger"
+        ]
+
+
+async def test_without_a_cloud_there_is_nothing_to_look_at(run):
     for check in (delivery_checks.credentials, delivery_checks.bucket, delivery_checks.leftovers):
-        one(await look(check), SKIPPED)
+        one(await run(check), SKIPPED)
 
 
 @pytest.fixture(scope="module")
@@ -484,27 +497,27 @@ def akosha():
         yield server
 
 
-async def test_an_akosha_that_is_well_is_told_with_its_version_and_time(look, akosha):
+async def test_an_akosha_that_is_well_is_told_with_its_version_and_time(run, akosha):
     http = {"http_endpoint": akosha.url, "http_token": TOKEN}
-    assert f"version {akosha.version}" in one(await look(delivery_checks.akosha, **http), OK).found
-    assert "Akosha's" in one(await look(delivery_checks.clock, **http), OK).found
+    assert f"version {akosha.version}" in one(await run(delivery_checks.akosha, **http), OK).found
+    assert "Akosha's" in one(await run(delivery_checks.clock, **http), OK).found
 
 
-async def test_an_akosha_that_does_not_know_us_is_an_error_where_it_comes_first(look, akosha, tmp_path):
+async def test_an_akosha_that_does_not_know_us_is_an_error_where_it_comes_first(run, akosha, tmp_path):
     http = {"http_endpoint": akosha.url, "http_token": "another"}
-    assert "akosha_http_token" in one(await look(delivery_checks.akosha, **http), ERROR).cure
+    assert "akosha_http_token" in one(await run(delivery_checks.akosha, **http), ERROR).cure
     cloud = {"cloud_endpoint": tmp_path.as_uri()}
     assert (
         "akosha_enable_fallback"
-        in one(await look(delivery_checks.akosha, http_endpoint="http://127.0.0.1:9/mcp", **cloud), WARNING).cure
+        in one(await run(delivery_checks.akosha, http_endpoint="http://127.0.0.1:9/mcp", **cloud), WARNING).cure
     )
-    one(await look(delivery_checks.akosha, **http, **cloud, enable_fallback=False), SKIPPED)
+    one(await run(delivery_checks.akosha, **http, **cloud, enable_fallback=False), SKIPPED)
 
 
-async def test_an_akosha_that_is_down_is_an_error_and_tells_no_time(look):
+async def test_an_akosha_that_is_down_is_an_error_and_tells_no_time(run):
     http = {"http_endpoint": "http://127.0.0.1:9/mcp"}
-    assert "akosha_http_endpoint" in one(await look(delivery_checks.akosha, **http), ERROR).cure
-    one(await look(delivery_checks.clock, **http), SKIPPED)
+    assert "akosha_http_endpoint" in one(await run(delivery_checks.akosha, **http), ERROR).cure
+    one(await run(delivery_checks.clock, **http), SKIPPED)
 
 
 # The bus.
@@ -539,10 +552,10 @@ def nats(tmp_path_factory):
 
 
 @pytest.fixture
-def bus(nats, look):
+def bus(nats, run):
     async def made(user=USER, **settings):
         how = {"agent_nats_url": nats.url, "agent_nats_user": user, "agent_nats_password": PASSWORD}
-        return await look(bus_checks.nats, **{**how, **settings})
+        return await run(nats_checks.nats, **{**how, **settings})
 
     return made
 
@@ -559,8 +572,8 @@ async def with_stream(nats, *subjects):
 OURS = ("akosha.session.>", "akosha.sync.>", "akosha.ingest.>", "akosha.archive.>")
 
 
-async def test_without_an_address_there_is_no_bus_to_look_at(look):
-    one(await look(bus_checks.nats), SKIPPED)
+async def test_without_an_address_there_is_no_bus_to_look_at(run):
+    one(await run(nats_checks.nats), SKIPPED)
 
 
 async def test_a_bus_that_is_well_is_told_and_nothing_is_published(bus, nats):
@@ -586,13 +599,12 @@ async def test_a_stream_that_does_not_take_our_events_is_an_error_with_the_comma
     assert found.cure.startswith("nats stream edit AKOSHA_SYNC --subjects ")
 
 
-async def test_what_the_user_may_not_say_or_hear_is_an_error(bus, nats, monkeypatch):
+async def test_what_the_user_may_not_say_or_hear_is_an_error(bus, nats):
     await with_stream(nats, *OURS)
     assert (
         "publish akosha.sync.laptop.succeeded, akosha.sync.laptop.requested." in one(await bus("listener"), ERROR).cure
     )
-    monkeypatch.setattr(instruments, "PATIENCE_SECONDS", 0.5)
-    deaf = one(await bus("deaf"), ERROR)
+    deaf = one(await bus("deaf", step_seconds=0.5), ERROR)
     assert "_inbox" in deaf.found.lower()
     assert "_INBOX.>" in deaf.cure
     assert "not tell what is permitted" in one(await bus("silent"), OK).found
@@ -611,13 +623,13 @@ async def test_a_server_that_refuses_or_does_not_answer_is_an_error_and_one_of_t
     ("limits", "said"),
     [("max_streams: 1", "the account has 1 of 1 streams"), ("max_file: 1048576", "the account has 1048576")],
 )
-async def test_a_stream_that_cannot_be_made_is_an_error_and_no_reason_to_start_the_agent(look, tmp_path, limits, said):
+async def test_a_stream_that_cannot_be_made_is_an_error_and_no_reason_to_start_the_agent(run, tmp_path, limits, said):
     user = f"users: [{{user: {USER}, password: {PASSWORD}}}]"
     with running_nats(tmp_path, config=f"accounts {{ A {{ jetstream {{ {limits} }}, {user} }} }}") as server:
         async with connected(server.url, user=USER, password=PASSWORD) as client:
             await client.jsm().add_stream(name="OTHER", subjects=["other"], max_bytes=1000)
         where = {"agent_nats_url": server.url, "agent_nats_user": USER, "agent_nats_password": PASSWORD}
-        found = one(await look(bus_checks.nats, **where), ERROR)
+        found = one(await run(nats_checks.nats, **where), ERROR)
     assert said in found.found
     assert "operator" in found.cure
     assert "start" not in found.cure
@@ -625,7 +637,7 @@ async def test_a_stream_that_cannot_be_made_is_an_error_and_no_reason_to_start_t
 
 async def test_a_running_agent_that_has_not_made_the_stream_is_not_to_be_started(bus, nats, places, tmp_path):
     await with_stream(nats)
-    home = made_ground(places, tmp_path).examination.home
+    home = make_context(places, tmp_path).home
     home.prepare()
     ledger = await home.open_ledger()
     await ledger.note(BUS, "memory: NATS refuses to make the stream")
@@ -636,9 +648,9 @@ async def test_a_running_agent_that_has_not_made_the_stream_is_not_to_be_started
     assert "start" not in found.cure
 
 
-async def test_a_server_without_jetstream_is_an_error(look, tmp_path):
+async def test_a_server_without_jetstream_is_an_error(run, tmp_path):
     with running_nats(tmp_path, jetstream=False) as server:
-        found = one(await look(bus_checks.nats, agent_nats_url=server.url), ERROR)
+        found = one(await run(nats_checks.nats, agent_nats_url=server.url), ERROR)
     assert "JetStream" in found.found + found.cure
 
 
@@ -686,64 +698,63 @@ def http(status, body, version=__version__):
     return f"{head}{body}".encode()
 
 
-async def test_no_agent_is_a_warning_and_a_sync_at_work_none(look, places):
-    assert "akosha-agent service install" in one(await look(keeping_checks.agent), WARNING).cure
+async def test_no_agent_is_a_warning_and_a_sync_at_work_none(run, places):
+    assert "akosha-agent service install" in one(await run(agent_checks.agent), WARNING).cure
     with at_work(places["agent_state_dir"], "sync"):
-        assert "(sync)" in one(await look(keeping_checks.agent), OK).found
+        assert "(sync)" in one(await run(agent_checks.agent), OK).found
 
 
-async def test_an_agent_that_answers_is_well(look, places):
+async def test_an_agent_that_answers_is_well(run, places):
     settings = Settings(**places)
     with at_work(settings.agent_state_dir):
         agent_service = FakeAgentService()
         async with serve(
             agent_service, settings, state_dir=settings.agent_state_dir, metrics=no_metrics, limits=Limits()
         ):
-            found = one(await look(keeping_checks.agent), OK)
+            found = one(await run(agent_checks.agent), OK)
             assert f"({'run'})" in found.found
             assert __version__ in found.found
             agent_service.stuck = {"watcher": "it has not looked for 300 s"}
-            assert "watcher: it has not looked for 300 s" in one(await look(keeping_checks.agent), ERROR).found
+            assert "watcher: it has not looked for 300 s" in one(await run(agent_checks.agent), ERROR).found
 
 
-async def test_an_agent_that_is_deaf_garbled_silent_or_of_another_version_is_told(look, places, monkeypatch):
-    monkeypatch.setattr(instruments, "PATIENCE_SECONDS", 0.3)
+async def test_an_agent_that_is_deaf_garbled_silent_or_of_another_version_is_told(run, places):
     state = places["agent_state_dir"]
     with at_work(state):
-        assert "no control socket" in one(await look(keeping_checks.agent), WARNING).found
+        assert "no control socket" in one(await run(agent_checks.agent), WARNING).found
         with answering(state, b""):
-            silent = one(await look(keeping_checks.agent), ERROR)
+            silent = one(await run(agent_checks.agent, step_seconds=0.3), ERROR)
             assert f"process {os.getpid()}" in silent.cure
         (state / "control.sock").unlink()
         with answering(state, b"SSH-2.0-no http\r\n\r\n"):
-            assert "does not answer" in one(await look(keeping_checks.agent), ERROR).found
+            assert "does not answer" in one(await run(agent_checks.agent), ERROR).found
         (state / "control.sock").unlink()
         with answering(state, http(200, "{}", "0.0.1")):
-            old = one(await look(keeping_checks.agent), WARNING)
+            old = one(await run(agent_checks.agent), WARNING)
             assert "version 0.0.1" in old.found
             assert old.cure == "akosha-agent service restart"
         # Nobody listens any more: a killed agent's socket, while another command holds the directory.
-        one(await look(keeping_checks.agent), ERROR)
+        one(await run(agent_checks.agent), ERROR)
 
 
-async def test_a_socket_whose_path_is_too_long_is_reached_all_the_same(look, tmp_path):
+async def test_a_socket_whose_path_is_too_long_is_reached_all_the_same(run, tmp_path):
     state = tmp_path / ("long" * 30)
     state.mkdir(mode=0o700)
     with at_work(state), answering(state, http(200, "{}")):
-        one(await look(keeping_checks.agent, agent_state_dir=state), OK)
+        one(await run(agent_checks.agent, agent_state_dir=state), OK)
 
 
-async def test_a_hook_that_is_missing_switched_off_or_damaged_is_told(look, tmp_path):
+async def test_a_hook_that_is_missing_switched_off_or_damaged_is_told(run, tmp_path):
     file = tmp_path / ".claude" / "settings.json"
-    assert one(await look(keeping_checks.hook), WARNING).cure == "akosha-agent hook install"
+    assert one(await run(agent_checks.hook), WARNING).cure == "akosha-agent hook install"
     file.parent.mkdir()
     file.write_text('{"hooks": [')
-    assert str(file) in one(await look(keeping_checks.hook), ERROR).cure
+    assert str(file) in one(await run(agent_checks.hook), ERROR).cure
     file.write_text('{"hooks": {"SessionEnd": []}}')
-    one(await look(keeping_checks.hook), WARNING)
+    one(await run(agent_checks.hook), WARNING)
 
 
-async def test_a_hook_is_well_where_its_program_is_there_and_leaves_notes_where_the_agent_looks(look, places, tmp_path):
+async def test_a_hook_is_well_where_its_program_is_there_and_leaves_notes_where_the_agent_looks(run, places, tmp_path):
     file, state = tmp_path / ".claude" / "settings.json", places["agent_state_dir"]
     file.parent.mkdir()
 
@@ -755,20 +766,20 @@ async def test_a_hook_is_well_where_its_program_is_there_and_leaves_notes_where_
     program = tmp_path / "bin" / "akosha-agent"
     program.parent.mkdir()
     install(program, state)
-    assert str(program) in one(await look(keeping_checks.hook), ERROR).found
+    assert str(program) in one(await run(agent_checks.hook), ERROR).found
     program.touch(mode=0o755)
-    one(await look(keeping_checks.hook), OK)
+    one(await run(agent_checks.hook), OK)
     install(program, tmp_path / "elsewhere")
-    assert str(tmp_path / "elsewhere") in one(await look(keeping_checks.hook), ERROR).found
+    assert str(tmp_path / "elsewhere") in one(await run(agent_checks.hook), ERROR).found
     install(program, state, disableAllHooks=True)
-    assert "disableAllHooks" in one(await look(keeping_checks.hook), WARNING).found
+    assert "disableAllHooks" in one(await run(agent_checks.hook), WARNING).found
 
 
 RUNS = {"LoadState": "loaded", "ActiveState": "active", "SubState": "running", "UnitFileState": "enabled"}
 
 
 @LINUX
-async def test_a_service_is_well_where_it_is_installed_enabled_and_runs(look, tmp_path):
+async def test_a_service_is_well_where_it_is_installed_enabled_and_runs(run, tmp_path):
     """The unit is real, its manager made up: a `systemctl` that says what the test wants."""
     tools, unit = tmp_path / "tools", Systemd(tmp_path, Runner({}, say=print))
     tools.mkdir()
@@ -781,21 +792,21 @@ async def test_a_service_is_well_where_it_is_installed_enabled_and_runs(look, tm
         (tools / "shown").write_text("".join(f"{name}={value}\n" for name, value in (RUNS | shown).items()))
 
     says()
-    assert "install" in one(await look(keeping_checks.service, environ=environ), WARNING).cure
+    assert "install" in one(await run(agent_checks.service, environ=environ), WARNING).cure
     program = tmp_path / "akosha-agent"
     program.touch(mode=0o755)
     unit.file.parent.mkdir(parents=True)
     unit.file.write_text(unit.render(InstallOrder((str(program), "run"))))
     says(MainPID=os.getpid(), ExecMainStartTimestamp="Sat 2026-11-21 18:36:15 UTC")
-    found = one(await look(keeping_checks.service, environ=environ), OK)
+    found = one(await run(agent_checks.service, environ=environ), OK)
     assert "systemd" in found.found
     says(MainPID=os.getpid(), UnitFileState="disabled")
-    one(await look(keeping_checks.service, environ=environ), WARNING)
+    one(await run(agent_checks.service, environ=environ), WARNING)
     says(MainPID=0, ActiveState="failed", SubState="failed")
-    found = one(await look(keeping_checks.service, environ=environ), ERROR)
+    found = one(await run(agent_checks.service, environ=environ), ERROR)
     assert "akosha-agent service start" in found.cure
     says(MainPID=os.getpid())
     program.unlink()
-    assert str(program) in one(await look(keeping_checks.service, environ=environ), WARNING).found
+    assert str(program) in one(await run(agent_checks.service, environ=environ), WARNING).found
     (tools / "systemctl").write_text("#!/bin/sh\necho no bus >&2\nexit 1\n")
-    assert "no bus" in one(await look(keeping_checks.service, environ=environ), ERROR).found
+    assert "no bus" in one(await run(agent_checks.service, environ=environ), ERROR).found

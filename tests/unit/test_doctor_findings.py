@@ -8,47 +8,56 @@ import threading
 import pytest
 from rich.console import Console
 
-from agent.domain.errors import StoreError
+from agent.domain.errors import LedgerDamaged, SettingsError, StoreError
+from agent.entrypoints.doctor.context import DoctorContext, in_thread
 from agent.entrypoints.doctor.findings import (
     Check,
     Finding,
     Level,
     error,
-    examine,
     exit_code,
+    from_error,
     ok,
+    run_checks,
     skipped,
     warning,
-    wrong,
 )
-from agent.entrypoints.doctor.registry import ALL
-from agent.entrypoints.doctor.screen import document, plain, show
+from agent.entrypoints.doctor.output import document, plain, show
+from agent.entrypoints.doctor.run import CHECKS
+from agent.settings import Settings
 
 CANARY = "canary-in-the-text-of-somebody-elses-error"
 
 
-def check(name, look, *, cure="turn it off and on"):
-    return Check(group="g", name=name, look=look, silent_cure=cure)
+CONTEXT = DoctorContext(settings=Settings())
 
 
-async def fine():
+def check(name, run, *, cure="turn it off and on", needs_settings=False):
+    return Check("g", name, run, cure, needs_settings)
+
+
+async def examine(checks, *, seconds=20, context=CONTEXT):
+    return await run_checks(context, checks, seconds=seconds)
+
+
+async def fine(_context):
     return [ok("fine", "well")]
 
 
-async def hangs():
+async def hangs(_context):
     await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("level", [Level.WARNING, Level.ERROR])
 def test_what_is_wrong_cannot_be_told_without_a_cure(level):
-    with pytest.raises(ValueError, match="mends"):
+    with pytest.raises(ValueError, match="cure"):
         Finding(name="x", level=level, found="broken")
 
 
 def test_an_errors_hint_is_the_cure_and_a_question_is_followed_by_one():
-    assert wrong("x", StoreError("no", hint="do this"), cure="or that").cure == "do this"
-    assert wrong("x", StoreError("no"), cure="do that").cure == "do that"
-    assert wrong("x", StoreError("no", hint="is it there?"), cure="look").cure == "is it there? look"
+    assert from_error("x", StoreError("no", hint="do this"), cure="or that").cure == "do this"
+    assert from_error("x", StoreError("no"), cure="do that").cure == "do that"
+    assert from_error("x", StoreError("no", hint="is it there?"), cure="look").cure == "is it there? look"
 
 
 async def test_a_check_that_hangs_is_an_error_and_the_others_come_to_their_end():
@@ -64,30 +73,44 @@ async def test_a_check_that_hangs_is_an_error_and_the_others_come_to_their_end()
 async def test_checks_are_made_side_by_side():
     met = asyncio.Barrier(3)
 
-    async def meets():
+    async def meets(_context):
         await met.wait()
         return [ok("met", "all three are here")]
 
-    found = await examine([check(str(n), meets) for n in range(3)], seconds=20)
+    found = await examine([check(str(n), meets) for n in range(3)])
     assert [finding.level for _, finding in found] == [Level.OK] * 3
 
 
 async def test_what_a_check_raises_is_a_finding_and_a_strangers_text_is_not_shown():
-    async def ours():
+    async def ours(_context):
         raise StoreError("the bucket is gone", hint="make it")
 
-    async def theirs():
+    async def theirs(_context):
         raise RuntimeError(CANARY)
 
-    (_, first), (_, second) = await examine([check("a", ours), check("b", theirs)], seconds=20)
+    (_, first), (_, second) = await examine([check("a", ours), check("b", theirs)])
     assert (first.level, first.found, first.cure) == (Level.ERROR, "the bucket is gone", "make it")
     assert second.level is Level.ERROR
     assert "RuntimeError" in second.found
     assert CANARY not in repr(second)
 
 
+async def test_a_damaged_ledger_is_an_error_once_and_skips_the_checks_that_need_it():
+    async def damaged(_context):
+        raise LedgerDamaged("the ledger is damaged")
+
+    ((_, found),) = await examine([check("warnings", damaged)])
+    assert (found.level, found.found) == (Level.SKIPPED, "it needs the ledger, which is damaged")
+
+
+async def test_checks_that_need_settings_are_skipped_where_these_are_wrong():
+    context = DoctorContext(settings=Settings(), settings_error=SettingsError("wrong"))
+    found = await examine([check("a", fine), check("b", fine, needs_settings=True)], context=context)
+    assert [finding.level for _, finding in found] == [Level.OK, Level.SKIPPED]
+
+
 async def test_a_command_that_is_cancelled_leaves_no_check_behind():
-    examining = asyncio.create_task(examine([check("a", hangs)], seconds=20))
+    examining = asyncio.create_task(examine([check("a", hangs)]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     examining.cancel()
@@ -113,8 +136,8 @@ def test_the_worst_finding_decides_how_the_command_ends(levels, code):
 
 
 def test_every_check_has_a_name_of_its_own_and_a_cure_for_silence():
-    assert len({entry.name for entry in ALL}) == len(ALL)
-    assert all(entry.silent_cure for entry in ALL)
+    assert len({one.name for one in CHECKS}) == len(CHECKS)
+    assert all(one.timeout_cure for one in CHECKS)
 
 
 FOUND = [
@@ -157,12 +180,10 @@ def test_the_document_is_what_programs_were_promised():
 
 def test_a_thread_that_hangs_keeps_no_process_from_ending():
     """As a share that is gone: the system call never returns, and the loop ends all the same."""
-    from agent.bootstrap.doctor import aside
-
     gone = threading.Event()
 
-    async def look():
-        return await aside(gone.wait)
+    async def look(_context):
+        return await in_thread(gone.wait)
 
     try:
         ((_, found),) = asyncio.run(examine([check("share", look)], seconds=0.05))

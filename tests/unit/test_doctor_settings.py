@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.bootstrap.doctor import DoctorContext
 from agent.domain.errors import SettingsError
-from agent.entrypoints.doctor import delivery_checks, keeping_checks, settings_checks
-from agent.entrypoints.doctor.context import CheckContext
+from agent.entrypoints.doctor import agent_checks, delivery_checks, settings_checks
+from agent.entrypoints.doctor.context import DoctorContext
 from agent.entrypoints.doctor.findings import Level
 from agent.settings import Settings, load
 
@@ -23,23 +22,16 @@ def home(tmp_path):
     return tmp_path
 
 
-def ground_of(home, *, environ=None, settings_file=None):
+def read_context(home, *, environ=None, settings_file=None):
     """Read as the command does, with this home and these variables alone."""
-    environ, cwd = environ or {}, home / "work"
+    where = {"environ": environ or {}, "cwd": home / "work"}
     try:
-        loaded = load(settings_file=settings_file, environ=environ, cwd=cwd, home=home)
-    except SettingsError as trouble:
+        loaded = load(settings_file=settings_file, home=home, **where)
+    except SettingsError as problem:
         settings = Settings(agent_data_dir=home / "data")
-        how = {"environ": environ, "cwd": cwd, "home": home}
-        return CheckContext(settings=settings, examination=DoctorContext(settings), trouble=trouble, **how)
-    return CheckContext(
-        settings=loaded.settings,
-        examination=DoctorContext(loaded.settings),
-        origins=loaded.origins,
-        warnings=loaded.warnings,
-        environ=environ,
-        cwd=cwd,
-        home=home,
+        return DoctorContext(settings=settings, settings_error=problem, user_home=home, **where)
+    return DoctorContext(
+        settings=loaded.settings, origins=loaded.origins, warnings=loaded.warnings, user_home=home, **where
     )
 
 
@@ -51,7 +43,7 @@ def write(home, name, text):
 
 async def test_settings_that_are_right_are_told_with_their_sources(home):
     write(home, ".claude/settings/local.yaml", "akosha_max_retries: 5\nakosha_system_id: laptop\n")
-    (found,) = await settings_checks.sources(ground_of(home, environ={"AKOSHA_CLOUD_REGION": "eu-1"}))
+    (found,) = await settings_checks.sources(read_context(home, environ={"AKOSHA_CLOUD_REGION": "eu-1"}))
     assert found.level is Level.OK
     assert "3 set" in found.found
     assert "~/.claude/settings/local.yaml (2)" in found.found
@@ -61,7 +53,7 @@ async def test_settings_that_are_right_are_told_with_their_sources(home):
 async def test_each_value_that_is_wrong_is_an_error_with_its_place_and_no_secret(home):
     write(home, ".claude/settings/local.yaml", "akosha_max_retries: many\nakosha_chunk_size_mb: 0\n")
     found = await settings_checks.sources(
-        ground_of(home, environ={"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": f"{CANARY}\n{CANARY}"})
+        read_context(home, environ={"SESSION_BUDDY_AKOSHA_HTTP_TOKEN": f"{CANARY}\n{CANARY}"})
     )
     assert {one.level for one in found} == {Level.ERROR}
     assert any("akosha_max_retries" in one.found and "~/.claude/settings/local.yaml" in one.found for one in found)
@@ -72,7 +64,7 @@ async def test_each_value_that_is_wrong_is_an_error_with_its_place_and_no_secret
 
 async def test_a_file_that_is_no_yaml_is_an_error_with_its_line(home):
     write(home, ".claude/settings/local.yaml", "akosha_http_token: 'x\n")
-    (found,) = await settings_checks.sources(ground_of(home))
+    (found,) = await settings_checks.sources(read_context(home))
     assert found.level is Level.ERROR
     assert "line" in found.found
 
@@ -80,14 +72,14 @@ async def test_a_file_that_is_no_yaml_is_an_error_with_its_line(home):
 async def test_keys_that_are_no_settings_are_warnings(home):
     write(home, ".claude/settings/local.yaml", "akosha_max_retrys: 5\n")
     environ = {"AKOSHA_AGENT_STATEDIR": "/somewhere"}
-    _, first, second = await settings_checks.sources(ground_of(home, environ=environ))
+    _, first, second = await settings_checks.sources(read_context(home, environ=environ))
     assert (first.level, second.level) == (Level.WARNING, Level.WARNING)
     assert "akosha_max_retries" in first.found + second.found
     assert "akosha-agent config" in first.cure
 
 
 async def built_in(home, **how):
-    (found,) = await settings_checks.built_in_sync(ground_of(home, **how))
+    (found,) = await settings_checks.built_in_sync(read_context(home, **how))
     return found
 
 
@@ -123,7 +115,7 @@ async def test_the_cure_works_and_leaves_this_agents_session_ends_on(home):
     found = await built_in(home)
     assert found.level is Level.OK
     assert "~/.config/session-buddy/local.yaml" in found.found
-    settings = ground_of(home).settings
+    settings = read_context(home).settings
     assert settings.upload_on_session_end
     assert settings.cloud_bucket == "memories"
 
@@ -164,7 +156,7 @@ def test_a_clock_may_be_off_by_a_minute_and_never_by_five(ahead, level):
 
 
 async def test_versions_name_everything_a_report_needs():
-    (found,) = await keeping_checks.versions(None)
+    (found,) = await agent_checks.versions(None)
     assert found.level is Level.OK, found
     assert "Python" in found.found
     assert all(name in found.detail for name in ("duckdb 2", "botocore", "nats-py", "watchfiles"))
@@ -176,7 +168,7 @@ async def test_a_library_that_is_older_than_needed_is_an_error(tmp_path, monkeyp
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: duckdb\nVersion: 1.4.3\n")
     monkeypatch.syspath_prepend(tmp_path)
-    (found,) = await keeping_checks.versions(None)
+    (found,) = await agent_checks.versions(None)
     assert found.level is Level.ERROR
     assert "duckdb 1.4.3 is older than 2.0" in found.found
     assert "install akosha-agent again" in found.cure
@@ -190,8 +182,8 @@ async def test_a_library_that_is_newer_than_what_was_tested_is_an_error(monkeypa
         "isal>=99; platform_machine in 'x86_64'",
         "nats-py[nkeys]<2.13,>=2.12",
     ]
-    monkeypatch.setattr(keeping_checks.metadata, "requires", lambda _name: needed)
-    (found,) = await keeping_checks.versions(None)
+    monkeypatch.setattr(agent_checks.metadata, "requires", lambda _name: needed)
+    (found,) = await agent_checks.versions(None)
     assert found.level is Level.ERROR
     assert re.findall(r"(\S+) \S+ is not older than (\S+?)(?:,|$)", found.found) == [
         ("aiohttp", "3.1"),
@@ -200,10 +192,10 @@ async def test_a_library_that_is_newer_than_what_was_tested_is_an_error(monkeypa
 
 
 async def test_an_engine_that_is_not_installed_is_an_error(tmp_path, monkeypatch):
-    from agent.entrypoints.doctor import database_checks
+    from agent.entrypoints.doctor import machine_checks
 
     settings = Settings(agent_data_dir=tmp_path, agent_state_dir=tmp_path / "state")
     monkeypatch.setattr(sys, "path", [str(Path(tmp_path))])
-    first, *_ = await database_checks.databases(CheckContext(settings=settings, examination=DoctorContext(settings)))
+    first, *_ = await machine_checks.databases(DoctorContext(settings=settings))
     assert first.level is Level.ERROR
     assert "duckdb" in first.found

@@ -1,4 +1,4 @@
-"""The command. Light: what it needs is imported when it runs."""
+"""The command `doctor`, which imports what it needs when it runs."""
 
 from agent.entrypoints.cli.command import AsJson, DataDir, SettingsFile, StateDir, finish
 
@@ -6,7 +6,10 @@ from agent.entrypoints.cli.command import AsJson, DataDir, SettingsFile, StateDi
 def doctor(
     as_json: AsJson = False, data_dir: DataDir = None, state_dir: StateDir = None, settings: SettingsFile = None
 ) -> None:
-    """Check everything that can be wrong, and say for each what mends it. Exit 0 (well), 1 (warnings), 2 (errors)."""
-    from agent.entrypoints.doctor.run import diagnose, ground_of  # noqa: PLC0415 - what only this command needs
+    """Check settings, directories, servers and services, and name the cure of each problem.
 
-    finish(diagnose(ground_of(data_dir, state_dir, settings), as_json=as_json))
+    Exits with 0 (all is well), 1 (warnings) or 2 (errors).
+    """
+    from agent.entrypoints.doctor.run import diagnose, read_context  # noqa: PLC0415 - what only this command needs
+
+    finish(diagnose(read_context(data_dir, state_dir, settings), as_json=as_json))

@@ -1,57 +1,113 @@
-"""What the checks stand on."""
+"""What the checks share: the settings, the state directory, and the object store that they describe."""
 
+import json
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from agent.bootstrap.doctor import DoctorContext
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.host_facts import PROC
+from agent.adapters.s3 import S3Store
+from agent.bootstrap.home import Home
+from agent.bootstrap.methods import at_rest
 from agent.domain.errors import SettingsError
-from agent.settings import Loaded, Settings, variable
+from agent.domain.identity import Identity
+from agent.domain.naming import check_system_id, sanitise_system_id
+from agent.ports.concurrency import off_loop
+from agent.settings import Settings, variable
 from agent.settings.sources import SettingsContext
 
+T = TypeVar("T")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckContext:
+CONNECT_SECONDS = 10.0
+"""Limit for a connection, name resolution included: the agent's own."""
+
+UNKNOWN_AGENT = "0" * 32
+
+
+@dataclass(slots=True, kw_only=True)
+class DoctorContext:
     """The settings, or why there are none: then `settings` has the directories that were asked for, and defaults.
 
-    `environ`, `cwd` and `home` are the surroundings they were read in.
+    `environ`, `cwd` and `user_home` are those that the settings were read with. `step_seconds` limits a single step of
+    a check: below the limit of the whole check, because the error of the step says more. Nothing is changed, made or
+    locked but the probe object.
     """
 
     settings: Settings
-    examination: DoctorContext
     origins: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    trouble: SettingsError | None = None
+    settings_error: SettingsError | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     cwd: Path = field(default_factory=Path.cwd)
-    home: Path = field(default_factory=Path.home)
+    user_home: Path = field(default_factory=Path.home)
+    proc: Path = PROC
+    step_seconds: float = 4.0
+    home: Home = field(init=False)
+    _store: DirectoryStore | S3Store | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.home = Home.of(self.settings)
 
     @classmethod
-    def of(cls, loaded: Loaded) -> "CheckContext":
-        settings = loaded.settings
-        return cls(
-            settings=settings,
-            examination=DoctorContext(settings),
-            origins=loaded.origins,
-            warnings=loaded.warnings,
-        )
-
-    @classmethod
-    def despite(cls, trouble: SettingsError, data_dir: Path | None, state_dir: Path | None) -> "CheckContext":
-        """Return what is left where the settings are wrong: the directories of options and environment, if usable."""
-        place = SettingsContext(environ=os.environ, cwd=Path.cwd(), home=Path.home())
+    def without_settings(cls, problem: SettingsError, data_dir: Path | None, state_dir: Path | None) -> "DoctorContext":
+        """Return the context where the settings are wrong: the directories of options and environment, if usable."""
+        paths = SettingsContext(environ=os.environ, cwd=Path.cwd(), home=Path.home())
         given = {"agent_data_dir": data_dir, "agent_state_dir": state_dir}
         found = {key: path or os.environ.get(variable(key)) for key, path in given.items()}
         try:
-            settings = Settings(**{key: place.path(path) for key, path in found.items() if path})  # type: ignore[arg-type] # pydantic's
+            settings = Settings(**{key: paths.path(path) for key, path in found.items() if path})  # type: ignore[arg-type] # pydantic's
         except ValidationError:
             settings = Settings()
-        return cls(settings=settings, examination=DoctorContext(settings), trouble=trouble)
+        return cls(settings=settings, settings_error=problem)
 
-    @property
-    def http_first(self) -> bool:
-        """Whether everything goes to Akosha, and not there only where the cloud fails."""
-        return self.settings.route[:1] == ("http",)
+    def store(self) -> DirectoryStore | S3Store:
+        """Return the object store of the settings; all checks share its connections."""
+        if self._store is None:
+            s = self.settings
+            if s.directory is not None:
+                self._store = DirectoryStore(s.directory / s.cloud_bucket)
+            else:
+                self._store = S3Store(
+                    bucket=s.cloud_bucket,
+                    endpoint=s.cloud_endpoint,
+                    region=s.cloud_region,
+                    connect_timeout=CONNECT_SECONDS,
+                    read_timeout=self.step_seconds,
+                    at_rest=at_rest(s),
+                )
+        return self._store
+
+    async def identity(self) -> Identity:
+        """Return the agent's identity; before its first start the one that it will have, with an agent id of zeros.
+
+        Raises NamingError.
+        """
+        agent_id, system_id, file = UNKNOWN_AGENT, "", self.home.state.path / "identity.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            kept = json.loads(await in_thread(file.read_bytes))
+            agent_id, system_id = str(kept["agent_id"]), check_system_id(str(kept["system_id"]))
+        if self.settings.system_id:
+            system_id = sanitise_system_id(self.settings.system_id)
+        return Identity(
+            agent_id=agent_id,
+            system_id=system_id or sanitise_system_id(socket.gethostname()),
+            is_default=not self.settings.system_id,
+        )
+
+    async def aclose(self) -> None:
+        """Close connections. Idempotent."""
+        store, self._store = self._store, None
+        if store is not None:
+            await store.aclose()
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run what blocks on a thread that the process does not wait for: a mount that has gone away may hold it."""
+    return await off_loop(work, name="doctor")

@@ -1,31 +1,51 @@
-"""Where memories go: the bucket, or the directory in its place, and the Akosha server; and what time it is there."""
+"""Checks of the targets: the bucket, or the directory in its place, and the Akosha server; and of their clocks."""
 
-from contextlib import suppress
+import os
+import secrets
+import shlex
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from datetime import UTC, timedelta
+from email.utils import parsedate_to_datetime
+from urllib.parse import urlsplit
 
+from agent.adapters.akosha import AkoshaSink
+from agent.adapters.directory_store import DirectoryStore
+from agent.adapters.s3 import S3Store
+from agent.adapters.server_date import server_date
 from agent.application.memories.push import NO_EMBEDDING
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
+from agent.application.sync.delivery_probe import Kept
 from agent.application.sync.http import CONFIRMED
 from agent.application.sync.push_outcome import EMBEDDING_CURE
-from agent.domain.errors import NotPermitted, SinkError, StoreError
+from agent.bootstrap.methods import MEBIBYTE
+from agent.domain.errors import NotPermitted, SinkError, StateError, StoreError
+from agent.domain.naming import uploads_prefix
 from agent.domain.routing import HTTP
-from agent.entrypoints.doctor.context import CheckContext
-from agent.entrypoints.doctor.findings import Finding, Level, error, ok, skipped, warning, wrong
+from agent.entrypoints.doctor.context import CONNECT_SECONDS, DoctorContext, in_thread
+from agent.entrypoints.doctor.findings import Finding, Level, error, from_error, ok, skipped, warning
 from agent.entrypoints.results import when
 from agent.settings import without_credentials
+from agent.settings.endpoints import is_loopback
 
 CREDENTIALS, BUCKET, LEFTOVERS, CLOCK, AKOSHA = "credentials", "bucket", "leftovers", "clock", "Akosha"
 AKOSHA_MEMORIES = "memories in Akosha"
 
 NO_CLOUD = "no cloud is set up"
 SET_UP = f"{NO_CLOUD} (akosha_cloud_bucket, or a file:///dir akosha_cloud_endpoint, would)"
+CHECK_ADDRESS = "check akosha_cloud_bucket and akosha_cloud_endpoint"
 SET_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run aws configure"
 START_AKOSHA = "start it, or set akosha_http_endpoint"
 LIFECYCLE = "akosha-agent sync removes them; so does a lifecycle rule that aborts incomplete uploads after a day"
+SET_CLOCK = "set it by network time: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
 
+PROBE_NAME = ".probe"
+UNFINISHED_AGE = timedelta(days=1)
+"""No upload takes a day: an older one that is not finished was left by a process that was killed."""
 WARN_SECONDS, REFUSED_SECONDS = 60.0, 300.0
-"""Akosha refuses what comes from further ahead than five minutes."""
+"""Akosha refuses a request from a clock that is more than five minutes ahead of its own."""
 
-_PARTS = {
+_CREDENTIAL_SOURCES = {
     "env": "the environment (AWS_ACCESS_KEY_ID)",
     "shared-credentials-file": "~/.aws/credentials",
     "config-file": "~/.aws/config",
@@ -40,85 +60,172 @@ _PARTS = {
 }
 
 
-async def credentials(ground: CheckContext) -> list[Finding]:
-    if (why := _no_s3(ground)) is not None:
-        return [skipped(CREDENTIALS, why)]
-    key = await ground.examination.credentials()
-    if key is None:
+async def credentials(context: DoctorContext) -> list[Finding]:
+    if not context.settings.cloud_configured:
+        return [skipped(CREDENTIALS, NO_CLOUD)]
+    store = context.store()
+    if not isinstance(store, S3Store):
+        return [skipped(CREDENTIALS, "a directory needs none")]
+    found = await store.credentials()
+    if found is None:
         return [error(CREDENTIALS, "the AWS chain has none", cure=SET_KEYS)]
-    ending = f", a key that ends in {key.end}" if key.end else ""
-    return [ok(CREDENTIALS, f"from {_PARTS.get(key.source, key.source)}{ending}")]
+    ending = f", a key that ends in {found.key_end}" if found.key_end else ""
+    return [ok(CREDENTIALS, f"from {_CREDENTIAL_SOURCES.get(found.source, found.source)}{ending}")]
 
 
-async def bucket(ground: CheckContext) -> list[Finding]:
-    """A small object is put, read back, listed and deleted. The first three are enough: that it stays is no fault."""
-    if not ground.settings.cloud_configured:
+async def bucket(context: DoctorContext) -> list[Finding]:
+    """Put a small object, read it, list it and delete it. Deleting need not be permitted."""
+    if not context.settings.cloud_configured:
         return [skipped(BUCKET, SET_UP)]
-    place = _place(ground)
+    s = context.settings
+    directory = s.directory / s.cloud_bucket if s.directory is not None else None
+    place = str(directory or f"s3://{s.cloud_bucket} at {without_credentials(s.cloud_endpoint) or 'AWS'}")
     try:
-        probed = await ground.examination.probe()
-    except StoreError as why:
-        return [wrong(BUCKET, why, cure="check akosha_cloud_bucket and akosha_cloud_endpoint")]
-    if not probed.made:
-        return [ok(BUCKET, f"{place} is made by the first upload")]
-    if not probed.same:
-        cure = "check what lies between here and there, and that nobody else writes to that key"
-        return [error(BUCKET, f"{place}: what was put came back as something else", cure=cure)]
-    if probed.kept is not None:
+        key = await _probe_key(context)
+        if directory is not None and await in_thread(
+            lambda: not directory.exists() and os.access(directory.parent, os.W_OK | os.X_OK)
+        ):
+            return [ok(BUCKET, f"{place} is made by the first upload")]
+        if not await _comes_back(context, key):
+            cure = "check the proxies between here and there, and that no other program writes to that key"
+            return [error(BUCKET, f"{place}: what was put came back as something else", cure=cure)]
+    except StoreError as problem:
+        return [from_error(BUCKET, problem, cure=CHECK_ADDRESS)]
+    try:
+        await context.store().delete([key])
+    except NotPermitted:
         return [ok(BUCKET, f"{place}: put, get and list work; delete is not permitted, and not needed")]
+    except StoreError as problem:
+        return [from_error(BUCKET, problem, cure=CHECK_ADDRESS)]
     return [ok(BUCKET, f"{place}: put, get, list and delete work")]
 
 
-async def leftovers(ground: CheckContext) -> list[Finding]:
-    if not ground.settings.cloud_configured:
+async def leftovers(context: DoctorContext) -> list[Finding]:
+    """Report unfinished uploads: those of processes that were killed, and those that may be under way."""
+    if not context.settings.cloud_configured:
         return [skipped(LEFTOVERS, NO_CLOUD)]
+    store, prefix = context.store(), uploads_prefix((await context.identity()).system_id)
     try:
-        found = await ground.examination.leftovers()
+        if isinstance(store, DirectoryStore):
+            left, young = await store.left_behind(prefix), 0
+        else:
+            unfinished = await store.unfinished(prefix)
+            left = sum(context.home.clock.now() - upload.begun > UNFINISHED_AGE for upload in unfinished)
+            young = len(unfinished) - left
     except NotPermitted:
         return [ok(LEFTOVERS, "unfinished uploads may not be listed (s3:ListBucketMultipartUploads): nothing needs it")]
-    if found.lost:
-        return [warning(LEFTOVERS, f"{found.lost} uploads that were never finished take up room", cure=LIFECYCLE)]
-    return [ok(LEFTOVERS, f"none; {found.young} may be under way" if found.young else "none")]
+    if left:
+        return [warning(LEFTOVERS, f"{left} uploads that were never finished take up room", cure=LIFECYCLE)]
+    return [ok(LEFTOVERS, f"none; {young} may be under way" if young else "none")]
 
 
-async def clock(ground: CheckContext) -> list[Finding]:
-    """Compare with the clocks of those servers that answer."""
+async def clock(context: DoctorContext) -> list[Finding]:
+    """Compare this machine's clock with those of the servers that answer."""
     found: list[Finding] = []
-    if _no_s3(ground) is None:
-        with suppress(StoreError):  # the bucket's own check says so
-            found += _compared("the bucket's", await ground.examination.bucket_ahead())
-    if HTTP in ground.settings.route:
-        with suppress(SinkError):  # as above
-            found += _compared("Akosha's", await ground.examination.akosha_ahead())
+    settings = context.settings
+    if settings.cloud_configured and isinstance(store := context.store(), S3Store):
+        with suppress(StoreError):  # reported by the bucket's own check
+            prefix = uploads_prefix((await context.identity()).system_id)
+            date = await store.server_date(prefix)
+            found += _compared("the bucket's", _seconds_ahead(context, date))
+    if HTTP in settings.route:
+        parts = urlsplit(settings.http_endpoint)
+        url, proxied = f"{parts.scheme}://{parts.netloc}/health", not is_loopback(parts.hostname or "")
+        with suppress(SinkError):  # reported by Akosha's own check
+            date = await server_date(url, proxied=proxied, seconds=context.step_seconds)
+            found += _compared("Akosha's", _seconds_ahead(context, date))
     return found or [skipped(CLOCK, "no server reports its time")]
 
 
-async def akosha(ground: CheckContext) -> list[Finding]:
-    """Where everything goes to Akosha, one that is out of reach is an error; where it only stands in, a warning."""
-    if HTTP not in ground.settings.route:
+async def akosha(context: DoctorContext) -> list[Finding]:
+    """A server that cannot be reached is an error if it is the first method, and a warning if it is the fallback."""
+    settings = context.settings
+    if HTTP not in settings.route:
         return [skipped(AKOSHA, "nothing goes there: akosha_force_method or akosha_enable_fallback say so")]
-    first = ground.http_first
+    sink = AkoshaSink(
+        endpoint=settings.http_endpoint,
+        token=settings.http_token.get_secret_value(),
+        timeout_seconds=CONNECT_SECONDS,
+    )
     try:
-        reader = await ground.examination.akosha()
-    except SinkError as why:
+        healthy = await sink.is_available()
+        await sink.connect()
+    except SinkError as problem:
+        first = settings.route[0] == HTTP
         cure = START_AKOSHA if first else f"{START_AKOSHA}; where there is none, set akosha_enable_fallback: false"
-        found = [wrong(AKOSHA, why, cure=cure, level=Level.ERROR if first else Level.WARNING)]
-        return found + await _given(ground)
-    found = [ok(AKOSHA, f"{reader.place} takes memories, version {reader.version or 'unknown'}")]
-    return found + await _given(ground)
+        finding = from_error(AKOSHA, problem, cure=cure, level=Level.ERROR if first else Level.WARNING)
+    else:
+        version = sink.health_version if healthy else ""
+        finding = ok(AKOSHA, f"{sink.location} takes memories, version {version or 'unknown'}")
+    finally:
+        await sink.aclose()
+    return [finding, *await _delivered_memories(context)]
 
 
-async def _given(ground: CheckContext) -> list[Finding]:
-    """Report what was given to the server, when it confirmed last that it has it, and what waits for an embedding."""
-    given = await ground.examination.given_to_akosha()
+async def _delivered_memories(context: DoctorContext) -> list[Finding]:
+    """Report how many memories the server was given, when it confirmed them last, and how many wait."""
+    try:
+        if not await context.home.has_ledger():
+            return []
+        target = context.home.targets(await context.identity())[HTTP]
+        ledger = await context.home.read_ledger()
+        try:
+            kept, counts = Kept.noted(await ledger.notes(), target), await ledger.memories().counts(target)
+        finally:
+            await ledger.aclose()
+    except StateError:
+        return []  # reported by the ledger's own check
     found = []
-    if delivered := given.standing.delivered:
-        asked = f"{CONFIRMED} (asked at {when(given.confirmed_at)})" if given.confirmed_at else "not asked yet for them"
-        text = f"{delivered:,} memories delivered, {asked}; akosha-agent sync asks now"
+    if counts.delivered:
+        asked = f"{CONFIRMED} (asked at {when(kept.answered)})" if kept and kept.answered else "not asked yet for them"
+        text = f"{counts.delivered:,} memories delivered, {asked}; akosha-agent sync asks now"
         found.append(ok(AKOSHA_MEMORIES, text, detail=DELIVERED_TO_AKOSHA))
-    if waiting := given.standing.waiting.get(NO_EMBEDDING, 0):
+    if waiting := counts.waiting.get(NO_EMBEDDING, 0):
         found.append(warning(AKOSHA_MEMORIES, f"{waiting:,} memories wait for an embedding", cure=EMBEDDING_CURE))
     return found
+
+
+async def _probe_key(context: DoctorContext) -> str:
+    """Return the key of the probe object: outside of `uploads/`, so that neither Akosha nor the agent reads it.
+
+    Raises StoreError where the store cannot be reached, another machine owns the system id, or the directory's disk is
+    not mounted.
+    """
+    store, settings = context.store(), context.settings
+    if not await store.is_available():
+        hint = "check the network, akosha_cloud_endpoint, and HTTPS_PROXY where there is a proxy"
+        if settings.directory is not None:
+            path = shlex.quote(str(settings.directory / settings.cloud_bucket))
+            hint = f"mount it, or make the directory: mkdir -p {path}; or set akosha_cloud_endpoint"
+        raise StoreError(f"{store.location} cannot be reached", hint=hint, transient=True)
+    async with context.home.ownership(await context.identity(), store) as ownership:
+        return f"systems/{await ownership.system_id()}/{PROBE_NAME}"
+
+
+async def _comes_back(context: DoctorContext, key: str) -> bool:
+    """Put the probe object, read and list it; say whether it came back as it was. Raises StoreError."""
+    store = context.store()
+    sent = f"akosha-agent doctor was here: {secrets.token_hex(16)}\n".encode()
+    await store.put(key, _pieces(sent), metadata={}, part_bytes=5 * MEBIBYTE, progress=lambda _: None)
+    async with aclosing(store.get(key)) as pieces:
+        received = b"".join([piece async for piece in pieces])
+    async for _item in store.list(key):
+        break
+    return received == sent
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def _seconds_ahead(context: DoctorContext, date: str) -> float | None:
+    """Return how far the clock of a server is ahead of this machine's, by its Date header; None without one."""
+    try:
+        server = parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    server = server if server.tzinfo else server.replace(tzinfo=UTC)
+    return (server - context.home.clock.now()).total_seconds()
 
 
 def _compared(whose: str, ahead: float | None) -> list[Finding]:
@@ -127,19 +234,6 @@ def _compared(whose: str, ahead: float | None) -> list[Finding]:
     off = abs(ahead)
     if off < WARN_SECONDS:
         return [ok(CLOCK, f"within {max(off, 1):.0f} s of {whose}")]
-    told = f"this machine's clock is {off:.0f} s {'behind' if ahead > 0 else 'ahead of'} {whose}"
-    cure = "set it by network time: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
-    return [error(CLOCK, told, cure=cure) if off >= REFUSED_SECONDS else warning(CLOCK, told, cure=cure)]
-
-
-def _no_s3(ground: CheckContext) -> str | None:
-    if not ground.settings.cloud_configured:
-        return NO_CLOUD
-    return "a directory needs none" if ground.settings.directory is not None else None
-
-
-def _place(ground: CheckContext) -> str:
-    s = ground.settings
-    if s.directory is not None:
-        return str(s.directory / s.cloud_bucket)
-    return f"s3://{s.cloud_bucket} at {without_credentials(s.cloud_endpoint) or 'AWS'}"
+    report = error if off >= REFUSED_SECONDS else warning
+    direction = "behind" if ahead > 0 else "ahead of"
+    return [report(CLOCK, f"this machine's clock is {off:.0f} s {direction} {whose}", cure=SET_CLOCK)]

@@ -1,4 +1,4 @@
-"""`doctor`: takes all looks at once, prints what was found, and ends with what it is worth."""
+"""`doctor`: the list of all checks; runs them, prints their findings, and exits with the worst level."""
 
 import json
 from collections.abc import Sequence
@@ -9,43 +9,77 @@ import typer
 from agent.domain.errors import SettingsError
 from agent.entrypoints import logs
 from agent.entrypoints.cli.command import read_settings, verbose
-from agent.entrypoints.doctor.context import CheckContext
-from agent.entrypoints.doctor.findings import Finding, examine, exit_code
-from agent.entrypoints.doctor.registry import ALL, Entry, checks
-from agent.entrypoints.doctor.screen import document, show
+from agent.entrypoints.doctor import (
+    agent_checks,
+    delivery_checks,
+    machine_checks,
+    nats_checks,
+    output,
+    settings_checks,
+)
+from agent.entrypoints.doctor.context import DoctorContext
+from agent.entrypoints.doctor.findings import Check, Finding, exit_code, run_checks
 
 SECONDS = 20.0
-"""For all checks together: each has as long, for they are made side by side."""
+"""Limit for each check, and for all of them: they run at once."""
+
+SETTINGS, MACHINE, DELIVERY, AT_WORK = "settings", "this machine", "delivery", "at work"
+
+_MOUNT = "is it on a share or disk that hangs? mount it again, or set another directory"
+_NETWORK = "check the network, and the address in the settings"
+_SYSTEMCTL = "systemctl --user status (macOS: launchctl list)"
+
+CHECKS = (  # in the order of the output
+    Check(SETTINGS, settings_checks.NAME, settings_checks.sources, _MOUNT),
+    Check(SETTINGS, settings_checks.BUILT_IN, settings_checks.built_in_sync, _MOUNT),
+    Check(MACHINE, machine_checks.DATA, machine_checks.data_directory, _MOUNT),
+    Check(MACHINE, machine_checks.DATABASES, machine_checks.databases, _MOUNT),
+    Check(MACHINE, machine_checks.STATE, machine_checks.state_directory, _MOUNT),
+    Check(MACHINE, machine_checks.SPACE, machine_checks.free_space, _MOUNT),
+    Check(MACHINE, machine_checks.LEDGER, machine_checks.ledger, _MOUNT),
+    Check(MACHINE, machine_checks.INOTIFY, machine_checks.inotify, _MOUNT),
+    Check(DELIVERY, delivery_checks.CREDENTIALS, delivery_checks.credentials, _NETWORK, needs_settings=True),
+    Check(DELIVERY, delivery_checks.BUCKET, delivery_checks.bucket, _NETWORK, needs_settings=True),
+    Check(DELIVERY, delivery_checks.LEFTOVERS, delivery_checks.leftovers, _NETWORK, needs_settings=True),
+    Check(DELIVERY, delivery_checks.AKOSHA, delivery_checks.akosha, _NETWORK, needs_settings=True),
+    Check(DELIVERY, delivery_checks.CLOCK, delivery_checks.clock, _NETWORK, needs_settings=True),
+    Check(DELIVERY, nats_checks.NATS, nats_checks.nats, _NETWORK, needs_settings=True),
+    Check(AT_WORK, agent_checks.AGENT, agent_checks.agent, agent_checks.RESTART),
+    Check(AT_WORK, agent_checks.WARNINGS, agent_checks.warnings, _MOUNT),
+    Check(AT_WORK, agent_checks.SERVICE, agent_checks.service, _SYSTEMCTL),
+    Check(AT_WORK, agent_checks.HOOK, agent_checks.hook, _MOUNT),
+    Check(AT_WORK, agent_checks.VERSIONS, agent_checks.versions, _MOUNT),
+)
 
 
-def ground_of(data_dir: Path | None, state_dir: Path | None, settings_file: Path | None) -> CheckContext:
-    """Read the settings; where they are wrong, what is left without them.
+def read_context(data_dir: Path | None, state_dir: Path | None, settings_file: Path | None) -> DoctorContext:
+    """Read the settings; where they are wrong, that is in the context.
 
-    What would be logged is among the findings: nothing is, without `-v`.
+    Without `-v` nothing is logged: what would be is among the findings.
     """
     logs.configure("WARNING" if verbose() else logs.NOTHING, "auto")
     try:
         loaded = read_settings(data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=True)
-    except SettingsError as trouble:
-        return CheckContext.despite(trouble, data_dir, state_dir)
-    return CheckContext.of(loaded)
+    except SettingsError as problem:
+        return DoctorContext.without_settings(problem, data_dir, state_dir)
+    return DoctorContext(settings=loaded.settings, origins=loaded.origins, warnings=loaded.warnings)
 
 
-async def look_around(
-    ground: CheckContext, entries: Sequence[Entry] = ALL, *, seconds: float = SECONDS
+async def examine(
+    context: DoctorContext, checks: Sequence[Check] = CHECKS, *, seconds: float = SECONDS
 ) -> list[tuple[str, Finding]]:
-    """Make the checks; return (group, finding) in their order."""
+    """Run the checks and close the context; return (group, finding) in their order."""
     try:
-        return await examine(checks(ground, entries), seconds=seconds)
+        return await run_checks(context, checks, seconds=seconds)
     finally:
-        await ground.examination.aclose()
+        await context.aclose()
 
 
-async def diagnose(ground: CheckContext, *, as_json: bool) -> int:
-    """Print what was found. Returns 0 (well), 1 (warnings) or 2 (errors)."""
-    found = await look_around(ground)
+async def diagnose(context: DoctorContext, *, as_json: bool) -> int:
+    """Print the findings. Returns 0 (all is well), 1 (warnings) or 2 (errors)."""
+    found = await examine(context)
     if as_json:
-        typer.echo(json.dumps(document(found), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(output.document(found), indent=2, ensure_ascii=False))
     else:
-        show(found)
+        output.show(found)
     return exit_code([finding for _, finding in found])

@@ -1,4 +1,4 @@
-"""What was found, for people: grouped and coloured on a terminal, a line each in a pipe."""
+"""The findings as JSON, as plain lines in a pipe, and grouped and coloured on a terminal."""
 
 import itertools
 import sys
@@ -24,7 +24,7 @@ WIDEST_NAME = 32
 
 
 def document(found: Sequence[tuple[str, Finding]]) -> dict[str, object]:
-    """Return it for programs. `healthy`: neither warnings nor errors."""
+    """Return the JSON document. `healthy`: neither warnings nor errors."""
     checks = [
         {
             "name": finding.name,
@@ -50,7 +50,7 @@ def plain(found: Sequence[tuple[str, Finding]]) -> list[str]:
 
 
 def show(found: Sequence[tuple[str, Finding]], console: Console | None = None) -> None:
-    """Print it."""
+    """Print the findings."""
     console = console or Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         sys.stdout.write("".join(f"{line}\n" for line in plain(found)))
@@ -64,13 +64,13 @@ def show(found: Sequence[tuple[str, Finding]], console: Console | None = None) -
         table.add_column(overflow="fold")
         for _, finding in findings:
             mark, style = MARKS[finding.level]
-            table.add_row(Text(mark, style=style), Text(printable(finding.name)), _told(finding, style))
+            table.add_row(Text(mark, style=style), Text(printable(finding.name)), _details(finding, style))
         console.print(Padding(table, (0, 0, 1, 1)))
     text, style = ENDS[exit_code([finding for _, finding in found])]
     console.print(Text(text, style=style))
 
 
-def _told(finding: Finding, style: str) -> Text:
+def _details(finding: Finding, style: str) -> Text:
     text = Text(printable(finding.found), style="dim" if finding.level is Level.SKIPPED else "")
     if finding.detail:
         text.append(f"\n{printable(finding.detail)}", style="dim")
