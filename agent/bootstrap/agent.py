@@ -2,8 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -14,9 +13,7 @@ from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.systemd_notify import SystemdSupervisor
 from agent.adapters.watcher import DirectoryWatcher
 from agent.application.agent import Agent
-from agent.application.archive.deep_verify import DeepVerifier
-from agent.application.archive.verify import Verifier
-from agent.application.archive.verify_loop import VerifyLoop
+from agent.application.archive.verify_loop import DeepVerifier, OpenVerifier, VerifyLoop, VerifyReporter
 from agent.application.monitoring.agent_service import AgentService
 from agent.application.monitoring.event_stream import EventStream
 from agent.application.monitoring.health import SPOOL, WATCH, HealthMonitor
@@ -27,23 +24,21 @@ from agent.application.sync.bus_recovery import BusRecovery
 from agent.application.sync.http import HttpSync
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
-from agent.application.sync.stall import StallMonitor
+from agent.application.sync.stall import StallMonitor, without_prompt_connect_retries
 from agent.application.sync.subscriber import SyncSubscriber
-from agent.application.sync.timed_snapshots import TimedSnapshots
 from agent.application.triggers.file_changes import FileChanges
 from agent.application.triggers.inbox import Inbox
-from agent.application.triggers.network_changes import NetworkChanges, without_prompt_connect_retries
+from agent.application.triggers.network_changes import NetworkChanges
 from agent.application.triggers.probe_loop import ProbeLoop
 from agent.application.triggers.publisher import Publisher
 from agent.application.triggers.retry_scheduler import RetryScheduler
 from agent.application.triggers.session_ends import SessionEnds
 from agent.application.triggers.spool_reader import SpoolReader
 from agent.bootstrap import buses
-from agent.bootstrap.archive import verifying, verifying_weekly
+from agent.bootstrap.archive import prune_rounds, verifying, verifying_weekly
 from agent.bootstrap.buses import run_buses, single_sync_buses
 from agent.bootstrap.home import Home
 from agent.bootstrap.methods import cloud_of, sync_methods
-from agent.bootstrap.pruning import prune_rounds
 from agent.domain.databases import database_of
 from agent.domain.debounce import DebounceRules
 from agent.domain.events import SyncAsked
@@ -65,8 +60,6 @@ from agent.ports import (
     Watch,
 )
 from agent.settings import Settings
-
-OpenVerifier = Callable[[], AbstractAsyncContextManager[Verifier]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +124,7 @@ async def build(
         await asyncio.gather(bus.aclose(), results_bus.aclose())
         raise
     warm, stall_monitor = Warm(), StallMonitor()
-    taker = TimedSnapshots(home.taker(warm), meter, clock)
+    taker = home.taker(warm, meter)
     methods = sync_methods(settings, home.state, identity, taker, warm, ledger, clock, machine, stall_monitor)
     rescan_seconds = settings.agent_rescan_seconds
     return assemble(
@@ -369,29 +362,29 @@ def _verify_loop(
     if a.open_verifier is None or CLOUD not in a.methods:
         return None
 
+    reporter = VerifyReporter(identity, a.ledger, recorder, a.clock)
+
     async def sync_again() -> None:
         await publisher.trigger(RETRY)
 
     return VerifyLoop(
-        opening=a.open_verifier,
+        open_verifier=a.open_verifier,
+        reporter=reporter,
         target=a.methods[CLOUD].target,
-        identity=identity,
         ledger=a.ledger,
-        recorder=recorder,
         clock=a.clock,
         taker=a.taker,
         sync_lock=sync_lock,
         every=timedelta(hours=settings.agent_verify_hours),
         pass_seconds=settings.agent_rescan_seconds,
-        owed=sync_again,
+        sync_again=sync_again,
         signal=Signal(a.clock, "verify"),
         deep=None
         if a.open_deep_verifier is None
         else DeepVerifier(
-            opening=a.open_deep_verifier,
-            identity=identity,
+            open_verifier=a.open_deep_verifier,
+            reporter=reporter,
             ledger=a.ledger,
-            recorder=recorder,
             clock=a.clock,
             most_bytes=settings.agent_deep_verify_mb * 1_000_000,
         ),

@@ -1,7 +1,8 @@
 """From settings to the archive: what uploads there are, and whether they are whole."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.adapters.duckdb.verification import Verdict, verify
@@ -10,15 +11,17 @@ from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.scratch_directory import scratch
 from agent.adapters.state_directory import StateDirectory
 from agent.application.archive.catalog import Catalog
-from agent.application.archive.deep_check import DeepCheckTools
-from agent.application.archive.verify import Verifier
+from agent.application.archive.prune import Pruner, spared_by
+from agent.application.archive.prune_loop import PruneLoop
+from agent.application.archive.verify import DeepCheckTools, Verifier
 from agent.application.sync.ownership import Ownership
-from agent.bootstrap.methods import object_store, targets_of
+from agent.application.sync.results import ResultRecorder
+from agent.bootstrap.methods import cloud_of, object_store, targets_of
 from agent.domain.errors import SettingsError
-from agent.domain.identity import Identity
-from agent.domain.owner import Machine
+from agent.domain.identity import Identity, Machine
+from agent.domain.retention import KeepRules
 from agent.domain.routing import CLOUD
-from agent.ports import Clock, Ledger, ObjectStore
+from agent.ports import Clock, Ledger, ObjectStore, SyncMethod
 from agent.settings import Settings
 
 VERIFYING = "verifying"
@@ -127,3 +130,65 @@ async def verifying_deep(archive: Catalog, state: StateDirectory, clock: Clock) 
 async def _examine(copy: Path) -> Verdict:
     size = sum(path.stat().st_size for path in copy.parent.iterdir())
     return await verify(copy, timeout_seconds=READ_SECONDS + size / SLOWEST_BYTES_PER_SECOND)
+
+
+def keep_rules(settings: Settings) -> KeepRules:
+    """Return how many uploads of which kind are kept."""
+    return KeepRules(
+        last=settings.agent_keep_last,
+        daily=settings.agent_keep_daily,
+        weekly=settings.agent_keep_weekly,
+        monthly=settings.agent_keep_monthly,
+    )
+
+
+def prune_rounds(
+    settings: Settings,
+    identity: Identity,
+    methods: Mapping[str, SyncMethod],
+    ledger: Ledger,
+    recorder: ResultRecorder,
+    clock: Clock,
+) -> PruneLoop | None:
+    """Return what prunes after uploads, in the store that they go to; None where that is switched off, or none go."""
+    cloud = cloud_of(methods)
+    if not settings.agent_prune or cloud is None:
+        return None
+    archive = Catalog(cloud.store, identity.system_id, standstill_seconds=settings.upload_timeout_seconds)
+    return PruneLoop(
+        Pruner(archive, keep_rules(settings), clock, cloud.ownership.check),
+        target=cloud.target,
+        identity=identity,
+        ledger=ledger,
+        recorder=recorder,
+        clock=clock,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PruneHere:
+    """A prune that somebody asks for: in the bucket of the settings, sparing what this machine's ledger names."""
+
+    pruning: Pruner
+    spared: Mapping[str, str]
+
+
+@asynccontextmanager
+async def prune_here(
+    settings: Settings,
+    identity: Identity,
+    machine: Machine,
+    rules: KeepRules,
+    clock: Clock,
+    ledger: Ledger | None,
+) -> AsyncIterator[PruneHere]:
+    """Open the bucket for as long as the block runs. Raises SettingsError where there is none, StateError.
+
+    `ledger` is open for reading, None where there is none yet. Only this agent's uploads are pruned (NotOwner).
+    """
+    async with archive_of(settings, identity.system_id) as archive:
+        spared: dict[str, str] = {}
+        if ledger is not None:
+            spared = spared_by(await ledger.record(targets_of(settings, identity.system_id)[CLOUD]))
+        ownership = ownership_of(settings, identity, machine, archive.store, ledger, clock, keeps_warning=False)
+        yield PruneHere(Pruner(archive, rules, clock, ownership.check), spared)

@@ -16,7 +16,7 @@ from agent.adapters.sqlite_ledger import SqliteLedger, is_made
 from agent.adapters.state_directory import Holder, StateDirectory, is_stopped
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
-from agent.application.monitoring.state_disk import disk_warning
+from agent.application.monitoring.status import disk_warning
 from agent.application.status_warnings import notes_waiting
 from agent.application.sync.ownership import Ownership
 from agent.application.triggers.spool_reader import answered_by_a_sync
@@ -26,11 +26,10 @@ from agent.bootstrap.methods import MEBIBYTE, targets_of
 from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import LedgerDamaged, SnapshotError, SystemIdTaken
 from agent.domain.events import Event
-from agent.domain.identity import Identity
+from agent.domain.identity import Identity, Machine
 from agent.domain.naming import sanitise_system_id
-from agent.domain.owner import Machine
 from agent.domain.status_warning import StatusWarning
-from agent.ports import Clock, Ledger, ObjectStore, SnapshotTaker
+from agent.ports import Clock, Ledger, Meter, ObjectStore, SnapshotTaker
 from agent.settings import Settings
 
 RUN = "run"
@@ -159,9 +158,11 @@ class Home:
         """Say whether an agent has ever run here. From then on, `read_ledger` finds one."""
         return await asyncio.to_thread(is_made, self.state.ledger_file)
 
-    def taker(self, warm: Warm | None = None) -> SnapshotTaker:
+    def taker(self, warm: Warm | None = None, meter: Meter | None = None) -> SnapshotTaker:
         """Return what looks at, and copies, the databases. `warm`: where children wait for who reads the copies."""
-        return DuckdbSnapshotTaker(self.settings.agent_data_dir, self.state.staging, clock=self.clock, warm=warm)
+        return DuckdbSnapshotTaker(
+            self.settings.agent_data_dir, self.state.staging, clock=self.clock, warm=warm, meter=meter
+        )
 
     def machine(self) -> Machine:
         """Return this machine, as the owner of uploads. Blocks. Raises StateError."""

@@ -16,11 +16,9 @@ from agent.application.memories.push import MemoryPush
 from agent.application.sync.cloud import CloudSync
 from agent.application.sync.http import HttpSync
 from agent.application.sync.rate_limit import RateLimitedSink, RateLimitedStore, RateLimiter
-from agent.application.sync.stall import StallMonitor
-from agent.application.triggers.network_changes import PromptConnectRetries, without_prompt_connect_retries
+from agent.application.sync.stall import PromptConnectRetries, StallMonitor, without_prompt_connect_retries
 from agent.domain.delivery_state import Target
-from agent.domain.identity import Identity
-from agent.domain.owner import Machine
+from agent.domain.identity import Identity, Machine
 from agent.domain.routing import CLOUD, HTTP
 from agent.ports import Clock, Ledger, MemoryReader, ObjectStore, SnapshotTaker, SyncMethod
 from agent.settings import Settings

@@ -1,6 +1,24 @@
-"""Who this agent is: a random id of its own, and the system whose memories it delivers."""
+"""Who this agent is, and which machine and agent the uploads of a system id belong to: `systems/{id}/owner.json`.
 
+One agent owns a system id in a target. It creates owner.json before its first upload, and its ledger keeps the claim.
+No other agent adopts, carries, prunes or overwrites anything there. In a directory owner.json is the mount marker, too:
+where the ledger has a claim and the directory has no owner.json, another file system is there.
+"""
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Self
+
+from agent.domain import naming
+from agent.domain.delivery_state import Target
+from agent.domain.errors import WireError
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,3 +36,197 @@ class Identity:
     def durable(self, role: str) -> str:
         """Return the name under which a bus keeps this agent's place in a stream, for one role."""
         return f"{self.system_id}-{self.agent_id[:8]}-{role}"
+
+
+VERSION = 1
+MAX_BYTES = 64 * 2**10
+"""Anything larger is no owner.json."""
+
+SUFFIX_DIGITS = (4, 8)
+"""How many digits of the machine's hash tell a default system id apart; the second where the first is taken, too."""
+
+_SALT = b"akosha-agent owner 1\0"
+_HEX_64 = re.compile(r"[0-9a-f]{64}")
+_AGENT_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_CLAIM_ID = re.compile(r"[0-9a-f]{32}")
+_NOT_HOST = re.compile(r"[^A-Za-z0-9_.-]+")
+_LONGEST_HOST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine as an owner of uploads: `digest` of its id and the data directory, `host` name as a label."""
+
+    digest: str
+    host: str = ""
+
+    @classmethod
+    def of(cls, machine_id: str, data_dir: Path, host: str) -> Self:
+        """Hash the machine's id and the data directory: two users of one machine have a directory each.
+
+        `data_dir` is absolute, with symbolic links resolved, so that one directory has one hash.
+        """
+        digest = hashlib.sha256(_SALT + machine_id.encode() + b"\0" + str(data_dir).encode(errors="surrogateescape"))
+        return cls(digest.hexdigest(), host)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The content of owner.json. `claim_id` is random: two claims differ, even of one agent in one second."""
+
+    system_id: str
+    machine: str
+    agent_id: str
+    claim_id: str
+    claimed_at: datetime
+    host: str = ""
+
+    @classmethod
+    def new(cls, system_id: str, machine: Machine, agent_id: str, at: datetime) -> Self:
+        """Return a claim that nobody has made before."""
+        return cls(
+            system_id=system_id,
+            machine=machine.digest,
+            agent_id=agent_id,
+            claim_id=secrets.token_hex(16),
+            claimed_at=at,
+            host=_label(machine.host),
+        )
+
+    @property
+    def key(self) -> str:
+        return naming.owner_key(self.system_id)
+
+    def encode(self) -> bytes:
+        """Return the object's bytes: JSON, for people too."""
+        document = {
+            "version": VERSION,
+            "system_id": self.system_id,
+            "machine": self.machine,
+            "host": self.host,
+            "agent_id": self.agent_id,
+            "claim_id": self.claim_id,
+            "claimed_at": self.claimed_at.astimezone(UTC).isoformat(),
+        }
+        return json.dumps(document, indent=2).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Return what the bytes say. Raises WireError; unknown fields are ignored."""
+        try:
+            document = json.loads(data)
+            if document["version"] != VERSION:
+                raise WireError("owner.json was written by another version", hint="update akosha-agent")
+            return cls(
+                system_id=naming.check_system_id(document["system_id"]),
+                machine=_matching(_HEX_64, document["machine"]),
+                agent_id=_matching(_AGENT_ID, document["agent_id"]),
+                claim_id=_matching(_CLAIM_ID, document["claim_id"]),
+                claimed_at=_aware(document["claimed_at"]),
+                host=_label(str(document.get("host", ""))),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, WireError):
+                raise
+            raise WireError(f"owner.json is damaged: {type(error).__name__}") from error
+
+    def __str__(self) -> str:
+        """Name it for people: the host, the first digits of its machine's hash, and the time of the claim."""
+        who = f"{self.host} " if self.host else ""
+        return f"{who}(machine {self.machine[:8]}, since {self.claimed_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a ledger keeps of its own claim, in a note for each target.
+
+    Not `confirmed`: the claim was about to be written. `seen` is the newest upload that was there when the claim was
+    made, "" for none: uploads up to it are not a sign of a copied state directory.
+    """
+
+    claim_id: str
+    confirmed: bool
+    seen: str = ""
+
+    def note(self) -> str:
+        """Return the text of the note."""
+        return json.dumps({"claim_id": self.claim_id, "confirmed": self.confirmed, "seen": self.seen})
+
+    @classmethod
+    def noted(cls, text: str | None) -> Self | None:
+        """Return what a note says, None for no note."""
+        try:
+            document = json.loads(text or "")
+            return cls(
+                claim_id=_matching(_CLAIM_ID, document["claim_id"]),
+                confirmed=document["confirmed"] is True,
+                seen=str(document["seen"]),
+            )
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+class Refusal(StrEnum):
+    """Why a target is not this agent's."""
+
+    TAKEN = "taken"
+    """owner.json is another machine's, and this ledger has no claim."""
+    TAKEN_OVER = "taken_over"
+    """owner.json is not the one that this ledger claimed."""
+    FOREIGN = "foreign"
+    """There is no owner.json, and the newest upload is another agent's."""
+    COPIED = "copied"
+    """This machine made an upload that this ledger does not know: the state directory is a copy, or was restored."""
+    GONE = "gone"
+    """This ledger has a claim, or uploads, and owner.json is not there."""
+    DAMAGED = "damaged"
+    """owner.json cannot be read."""
+
+
+NOTE = "owner "
+"""Notes of claims begin so; the target's id follows."""
+
+
+def note_key(target: Target) -> str:
+    """Return the key of the note that keeps the claim on a target."""
+    return NOTE + target.id
+
+
+def suffixed(system_id: str, machine: Machine) -> str | None:
+    """Return a default system id with digits of the machine's hash, None where both lengths were tried already.
+
+    The same machine and data directory get the same digits always.
+    """
+    short, long = (f"-{machine.digest[:digits]}" for digits in SUFFIX_DIGITS)
+    if system_id.endswith(long):
+        return None
+    base, suffix = (system_id.removesuffix(short), long) if system_id.endswith(short) else (system_id, short)
+    return naming.check_system_id(base[: naming.LONGEST_MADE - len(suffix)].rstrip("-") + suffix)
+
+
+def is_decided(notes: Mapping[str, str], system_id: str) -> bool:
+    """Say whether a ledger's notes have a confirmed claim of this system id on any target."""
+    kept = (Claim.noted(text) for key, text in notes.items() if key.startswith(NOTE) and key.endswith(f" {system_id}"))
+    return any(claim.confirmed for claim in kept if claim is not None)
+
+
+def without_claims(notes: Mapping[str, str]) -> dict[str, str]:
+    """Return the other notes."""
+    return {key: text for key, text in notes.items() if not key.startswith(NOTE)}
+
+
+def _matching(pattern: re.Pattern[str], text: str) -> str:
+    if not pattern.fullmatch(text):
+        raise ValueError(f"a field does not match {pattern.pattern}")
+    return text
+
+
+def _aware(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError("a time without an offset")
+    return at
+
+
+def _label(host: str) -> str:
+    return _NOT_HOST.sub("-", host)[:_LONGEST_HOST].strip("-")

@@ -3,13 +3,14 @@
 A day is one of UTC, as in an upload's id; a week begins on Monday. What is deleted, and when, is decided elsewhere.
 """
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from agent.domain.databases import main_name
 from agent.domain.manifest import Manifest
-from agent.domain.naming import upload_time
+from agent.domain.naming import check_system_id, upload_time, uploads_prefix
 
 NEWEST = "newest"
 
@@ -108,3 +109,35 @@ def _month(at: datetime) -> str:
 def _week(at: datetime) -> str:
     year, week, _ = at.isocalendar()
     return f"{year:04d}-W{week:02d}"
+
+
+LEAST_DAYS = 92
+
+
+def days_kept(rules: KeepRules) -> int:
+    """Return for how many days such a rule keeps an upload."""
+    return max(LEAST_DAYS, rules.daily + 1, 7 * (rules.weekly + 1), 31 * (rules.monthly + 1))
+
+
+def s3_rule(system_id: str, rules: KeepRules) -> str:
+    """Return the lifecycle configuration of S3-compatible stores, JSON in one line.
+
+    With it a bucket deletes old uploads itself, for credentials that may not delete. It counts days alone: it keeps
+    everything for as long as the rules reach back, and deletes the last upload of a system without news for longer.
+    """
+    rule = {
+        "ID": f"akosha-agent-{check_system_id(system_id)}",
+        "Status": "Enabled",
+        "Filter": {"Prefix": uploads_prefix(system_id)},
+        "Expiration": {"Days": days_kept(rules)},
+        "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2},
+    }
+    return json.dumps({"Rules": [rule]})
+
+
+def r2_command(bucket: str, system_id: str, rules: KeepRules) -> str:
+    """Return the command that makes the same rule on Cloudflare R2."""
+    return (
+        f"npx wrangler r2 bucket lifecycle add {bucket} akosha-agent-{check_system_id(system_id)}"
+        f" {uploads_prefix(system_id)} --expire-days {days_kept(rules)} --abort-multipart-days 2"
+    )

@@ -10,8 +10,7 @@ from typing import ClassVar, Self
 
 import structlog
 
-from agent.application.monitoring.state_disk import disk_warning
-from agent.application.monitoring.status import Status, describe
+from agent.application.monitoring.status import Status, describe, disk_warning
 from agent.application.sync.attempt import NO_DATABASES
 from agent.bootstrap.home import RUN, Home
 from agent.bootstrap.methods import object_store

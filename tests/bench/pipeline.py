@@ -16,9 +16,8 @@ from agent.application.memories.delta import MemoryDelta
 from agent.application.sync.cloud import CloudSync
 from agent.domain.delivery_state import Target
 from agent.domain.events import SyncRequested
-from agent.domain.identity import Identity
+from agent.domain.identity import Identity, Machine
 from agent.domain.manifest import Manifest
-from agent.domain.owner import Machine
 from agent.domain.routing import CLOUD, MANUAL
 from agent.ports import Delivered, ObjectStore
 

@@ -13,6 +13,7 @@ PLANTED = {
         "application/sync/results.py",
         "import agent.entrypoints.results",
     ),
+    "Layers of the application": ("application/sync/attempt.py", "import agent.application.archive.catalog"),
     "The core knows no technology": ("application/sync/bucket_uploads.py", "import sqlite3"),
     "The ground is the standard library": ("domain/routing.py", "import asyncio"),
     "Adapters are strangers to each other": ("adapters/spool.py", "import agent.adapters.wire"),

@@ -17,8 +17,7 @@ from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.s3 import S3Store
 from agent.adapters.system_clock import SystemClock
 from agent.application.archive.catalog import Catalog
-from agent.application.archive.deep_check import DeepCheckTools
-from agent.application.archive.verify import Verifier
+from agent.application.archive.verify import DeepCheckTools, Verifier
 from agent.bootstrap.archive import _examine
 from agent.domain.errors import NoSuchObject, StoreError
 from agent.domain.manifest import Manifest

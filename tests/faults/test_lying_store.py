@@ -6,9 +6,9 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.system_clock import SystemClock
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.verify import Verifier
-from agent.application.sync import confirmation
+from agent.application.sync import upload
 from agent.application.sync.bucket_uploads import BucketUploads
-from agent.application.sync.lost_databases import REASON
+from agent.application.sync.cloud import LOST_REASON
 from agent.domain.events import SyncFailed, SyncSucceeded
 from tests.integration.test_cloud_sync import PREFIX, Rig
 from tests.support.servers.faulty_proxy import answer_with, ending, swallow
@@ -24,7 +24,7 @@ def rig(tmp_path, monkeypatch):
 @pytest.fixture
 def impatient(monkeypatch):
     """An object that is not there at the first look counts as lost."""
-    monkeypatch.setattr(confirmation, "CONFIRM_SECONDS", 0.0)
+    monkeypatch.setattr(upload, "CONFIRM_SECONDS", 0.0)
 
 
 async def keys(store):
@@ -117,7 +117,7 @@ async def test_damage_of_a_database_that_is_not_here_any_more_is_not_copied_and_
     rig.commit("reflection")
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
-    assert result.incomplete == {"knowledge_graph": REASON}
+    assert result.incomplete == {"knowledge_graph": LOST_REASON}
     assert [warning.code for warning in await rig.warnings()] == ["database_lost"]
     (tmp_path / "aside").rename(graph)
     assert (await rig.sync()).incomplete == {}

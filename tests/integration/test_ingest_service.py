@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from agent.adapters.directory_store import DirectoryStore
-from agent.application.ingest.systems import systems_in
+from agent.application.ingest.service import systems_in
 from agent.bootstrap import methods
 from agent.bootstrap.home import Home
 from agent.bootstrap.ingest import reacting

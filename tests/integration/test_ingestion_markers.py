@@ -8,7 +8,7 @@ import structlog
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3 import S3Store
-from agent.application.ingest.markers import IngestionMarkers
+from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, NotPermitted
 from agent.domain.manifest import Manifest

@@ -16,18 +16,18 @@ import pytest
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3 import S3Store
 from agent.application.archive.catalog import Catalog
-from agent.application.archive.prune_plan import BucketContents
-from agent.application.ingest.systems import systems_in
-from agent.application.sync import upload_ids
+from agent.application.archive.prune import BucketContents
+from agent.application.ingest.service import systems_in
+from agent.application.sync import bucket_uploads
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.application.sync.ownership import NOT_MOUNTED, WARNING
 from agent.bootstrap import archive, home as home_bootstrap, methods
-from agent.bootstrap.pruning import prune_here
+from agent.bootstrap.archive import prune_here
 from agent.domain import naming
 from agent.domain.errors import NotOwner
 from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
+from agent.domain.identity import Owner
 from agent.domain.manifest import Manifest
-from agent.domain.owner import Owner
 from agent.domain.retention import KeepRules
 from agent.entrypoints import status_view as standing_module
 from agent.entrypoints.status_view import gather_status
@@ -600,7 +600,7 @@ async def test_two_copies_of_an_agent_that_choose_one_upload_id_leave_one_upload
     What it had replaced of the other's objects, the other's next sync finds and sends again.
     """
     chosen = iter([f"20260101_00000{second}_laptop" for second in (0, 1, 1, 2)])
-    monkeypatch.setattr(upload_ids.naming, "next_upload_id", lambda *_: next(chosen))
+    monkeypatch.setattr(bucket_uploads.naming, "next_upload_id", lambda *_: next(chosen))
     one = machine("one")
     await one.sync()
     two = copy.copy(one)

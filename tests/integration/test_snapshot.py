@@ -19,6 +19,8 @@ from agent.adapters.duckdb import DuckdbSnapshotTaker, child_process
 from agent.adapters.duckdb.child_process import CHILD, Exchange
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
+from agent.ports import NoMeter
+from tests.support.clock import ManualClock
 from tests.support.session_buddy import REAL, STATES, Writer, check, create
 
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the databases that Session-Buddy wrote are not here")
@@ -314,3 +316,18 @@ def test_the_child_ends_with_its_parent(data_dir):
     )
     answer, _ = child.communicate(timeout=60)
     assert (child.returncode, answer) == (3, b"")
+
+
+async def test_a_snapshot_is_measured_and_one_that_fails_is_not(data_dir, staging):
+    create(data_dir, commits=3)
+    measured = []
+
+    class Measured(NoMeter):
+        def snapshot(self, database, seconds, raw_bytes):
+            measured.append((database, seconds, raw_bytes))
+
+    taker = DuckdbSnapshotTaker(data_dir, staging, clock=ManualClock(), verify=False, meter=Measured())
+    snapshot = await taker.take("reflection")
+    with pytest.raises(SnapshotError):
+        await taker.take("knowledge_graph_none")
+    assert measured == [("reflection", 0.0, sum(file.size for file in snapshot.files))]

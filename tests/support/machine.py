@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from agent.adapters.machine_id import machine_id
-from agent.domain.owner import Machine as HashedMachine, Owner
+from agent.domain.identity import Machine as HashedMachine, Owner
 from agent.settings.sources import variable
 from tests.support import constants, zygote
 from tests.support.session_buddy import GRAPH, REFLECTION, create

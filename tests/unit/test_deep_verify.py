@@ -9,10 +9,16 @@ import pytest
 
 from agent.adapters.memory_bus import MemoryBus
 from agent.application.archive import verify_loop
-from agent.application.archive.deep_schedule import EVERY, DeepSchedule
-from agent.application.archive.deep_verify import AGAIN_SECONDS, DeepVerifier
 from agent.application.archive.verify import Found
-from agent.application.archive.verify_loop import FIRST_SECONDS, VerifyLoop
+from agent.application.archive.verify_loop import (
+    AGAIN_SECONDS,
+    EVERY,
+    FIRST_SECONDS,
+    DeepSchedule,
+    DeepVerifier,
+    VerifyLoop,
+    VerifyReporter,
+)
 from agent.application.signal import Signal
 from agent.application.status_warnings import warnings_in
 from agent.application.sync.results import ResultRecorder
@@ -57,19 +63,19 @@ class World:
         self.ledger, self.clock, self.looking, self.asked = ledger, clock, Looking(), 0
         self.sync_lock = asyncio.Lock()
         recorder = ResultRecorder(ledger, MemoryBus(clock), clock)
-        self.deep = DeepVerifier(self._opening, IDENTITY, ledger, recorder, clock, most_bytes=10)
+        reporter = VerifyReporter(IDENTITY, ledger, recorder, clock)
+        self.deep = DeepVerifier(self._opening, reporter, ledger, clock, most_bytes=10)
         self.look = VerifyLoop(
-            opening=self._opening,
+            open_verifier=self._opening,
+            reporter=reporter,
             target=values.TARGET,
-            identity=IDENTITY,
             ledger=ledger,
-            recorder=recorder,
             clock=clock,
             taker=self,
             sync_lock=self.sync_lock,
             every=timedelta(days=1),
             pass_seconds=300,
-            owed=self._owed,
+            sync_again=self._owed,
             signal=Signal(clock, "verify"),
             deep=self.deep,
         )
@@ -188,7 +194,7 @@ def test_a_new_upload_every_week_does_not_keep_the_older_ones_from_their_turn():
         ids.insert(0, values.upload_id(1000 + week))
         upload = turns.next(ids)
         looked.append(upload)
-        turns = turns.looked(upload, ids, now, "")
+        turns = turns.record(upload, ids, now, "")
         now += EVERY
     assert looked == [ids[5], OLDEST, ids[3], MIDDLE, ids[1], NEWEST]
 

@@ -226,7 +226,7 @@ async def test_a_memory_of_the_first_batch_and_the_youngest_are_confirmed_before
 async def test_what_was_refused_is_too_large_or_of_a_kind_whose_tool_may_not_know_is_not_confirmed(tmp_path):
     async with world(tmp_path, batch_size=50) as w:
         w.sink.refuse = {"conversation-1:": "odd"}
-        await w.deliver(memory(1), memory(2, text="x" * push.LARGEST_BODY), memory(3, kind="reflection"))
+        await w.deliver(memory(1), memory(2, text="x" * push.LARGEST_PROBE_BYTES), memory(3, kind="reflection"))
         assert w.confirmed == [(None, 0)]
 
 

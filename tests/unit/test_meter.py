@@ -9,13 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent.adapters.prometheus_meter import CONTENT_TYPE, PrometheusMeter
 from agent.application.monitoring.metrics import reading_of
 from agent.application.monitoring.status import DatabaseStatus, Status, TargetStatus
-from agent.application.sync.timed_snapshots import TimedSnapshots
-from agent.domain.databases import Fingerprint
 from agent.domain.events import MethodError, SyncFailed, SyncSkipped, SyncSucceeded
-from agent.domain.upload_plan import RawFile
-from agent.ports import MemoryCounts, Meter, NoMeter, Snapshot
+from agent.ports import MemoryCounts, Meter, NoMeter
 from agent.ports.metrics import LedgerMetrics, MethodMetrics, MetricsSnapshot
-from tests.support.clock import ManualClock
 
 AT = datetime(2025, 6, 1, 12, 0, tzinfo=UTC)
 ALL_WELL = MetricsSnapshot(ready=True, stuck=0, ledger=LedgerMetrics())
@@ -192,52 +188,6 @@ def test_the_status_becomes_figures(notes, bus, watcher):
         ),
         results_waiting=2, bus=bus, watcher=watcher, ledger_bytes=10,
     )  # fmt: skip
-
-
-class _Taker:
-    def __init__(self, clock):
-        self.clock, self.calls = clock, []
-
-    async def survey(self):
-        return {}
-
-    async def take(self, database):
-        await self.clock.advance(1.5)
-        if database == "torn":
-            raise OSError("torn")
-        files = (
-            RawFile("reflection.duckdb", 1000, "0" * 64),
-            RawFile("reflection.duckdb.wal", 24, "0" * 64),
-        )
-        return Snapshot(
-            database=database, folder=None, files=files, fingerprint=Fingerprint(()), header_iteration=1, verified=True
-        )
-
-    async def discard(self, snapshot):
-        self.calls.append(snapshot)
-
-    async def sweep(self):
-        self.calls.append("sweep")
-
-
-async def test_a_snapshot_is_timed_by_the_clock_and_one_that_fails_is_not_counted():
-    told = []
-
-    class Heard(NoMeter):
-        def snapshot(self, database, seconds, raw_bytes):
-            told.append((database, seconds, raw_bytes))
-
-    clock = ManualClock()
-    inner = _Taker(clock)
-    taker = TimedSnapshots(inner, Heard(), clock)
-    snapshot = await taker.take("reflection")
-    with pytest.raises(OSError, match="torn"):
-        await taker.take("torn")
-    await taker.discard(snapshot)
-    await taker.sweep()
-    assert await taker.survey() == {}
-    assert told == [("reflection", 1.5, 1024)]
-    assert inner.calls == [snapshot, "sweep"]
 
 
 def test_a_meter_that_does_not_watch_is_one_too():

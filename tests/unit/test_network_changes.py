@@ -10,8 +10,7 @@ import pytest
 import structlog
 
 from agent.adapters.memory_bus import MemoryBus
-from agent.application.sync.stall import StallTimeout
-from agent.application.triggers.network_changes import PromptConnectRetries
+from agent.application.sync.stall import PromptConnectRetries, StallTimeout
 from agent.domain.errors import CloudUploadError
 from agent.ports import NetworkChange, Unchanged
 from tests.support import values

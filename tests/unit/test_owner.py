@@ -9,7 +9,7 @@ import pytest
 from agent.domain import naming
 from agent.domain.delivery_state import Target
 from agent.domain.errors import WireError
-from agent.domain.owner import Claim, Machine, Owner, note_key, suffixed
+from agent.domain.identity import Claim, Machine, Owner, note_key, suffixed
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 MACHINE = Machine.of("1234", Path("/home/a/.claude/data"), "laptop")

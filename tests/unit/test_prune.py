@@ -9,13 +9,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from agent.application.archive.catalog import Catalog
-from agent.application.archive.prune import Pruner, spared_by
-from agent.application.archive.prune_plan import PrunePlan, own_upload
+from agent.application.archive.prune import PrunePlan, Pruner, own_upload, spared_by
 from agent.domain import naming
 from agent.domain.delivery_state import DatabaseRecord, State, TargetRecord
 from agent.domain.errors import NamingError, NotPermitted, StoreError
-from agent.domain.lifecycle_rule import days_kept, r2_command, s3_rule
-from agent.domain.retention import KeepRules, bases_needed
+from agent.domain.retention import KeepRules, bases_needed, days_kept, r2_command, s3_rule
 from agent.entrypoints.cli.prune import _show
 from agent.ports import StoredObject
 from tests.support import uploads, values

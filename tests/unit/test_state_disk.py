@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.application.monitoring.state_disk import MARGIN_BYTES, STATE_DISK_FULL, disk_warning
+from agent.application.monitoring.status import MARGIN_BYTES, STATE_DISK_FULL, disk_warning
 from agent.domain.databases import FileStat, Fingerprint
 from agent.domain.delivery_state import Target, TargetRecord
 

@@ -11,7 +11,7 @@ from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.verify import MOST_TOLD, Found, Verifier
-from agent.application.archive.verify_loop import FIRST_SECONDS, VerifyLoop
+from agent.application.archive.verify_loop import FIRST_SECONDS, VerifyLoop, VerifyReporter
 from agent.application.monitoring.status import VerifyStatus
 from agent.application.signal import Signal
 from agent.application.sync.results import ResultRecorder
@@ -49,18 +49,18 @@ class World:
         self.ledger, self.clock, self.kept, self.taker = ledger, clock, MemoryStore(), Taker()
         self.store, self.sync_lock, self.asked, self.opened = FaultyStore(self.kept), asyncio.Lock(), 0, 0
         recorder = ResultRecorder(ledger, MemoryBus(clock), clock)
+        reporter = VerifyReporter(IDENTITY, ledger, recorder, clock)
         self.look = VerifyLoop(
-            opening=self._opening,
+            open_verifier=self._opening,
+            reporter=reporter,
             target=values.TARGET,
-            identity=IDENTITY,
             ledger=ledger,
-            recorder=recorder,
             clock=clock,
             taker=self.taker,
             sync_lock=self.sync_lock,
             every=timedelta(days=1),
             pass_seconds=300,
-            owed=self._owed,
+            sync_again=self._owed,
             signal=Signal(clock, "verify"),
         )
 

@@ -16,7 +16,7 @@ from agent.adapters.duckdb.source import Source
 from agent.adapters.duckdb.verification import Verdict, verify
 from agent.domain.databases import Survey, main_name
 from agent.domain.errors import SnapshotError
-from agent.ports import Clock, Snapshot
+from agent.ports import Clock, Meter, NoMeter, Snapshot
 
 _SWITCHED_OFF = Verdict(verified=False, reason="verification is switched off")
 _HALT_SECONDS = 5.0
@@ -44,6 +44,7 @@ class DuckdbSnapshotTaker:
         verify_stall_seconds: float = STALL_SECONDS,
         bracket_seconds: float = 15.0,
         warm: Warm | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self._data_dir = data_dir
         self._staging_dir = staging_dir
@@ -51,7 +52,7 @@ class DuckdbSnapshotTaker:
         self._verify = verify
         self._verify_timeout_seconds, self._verify_stall_seconds = verify_timeout_seconds, verify_stall_seconds
         self._bracket_seconds = bracket_seconds
-        self._warm = warm
+        self._warm, self._meter = warm, meter or NoMeter()
         self._cleaning: set[asyncio.Task[None]] = set()
 
     async def survey(self) -> Survey:
@@ -68,14 +69,16 @@ class DuckdbSnapshotTaker:
             log.warning("snapshot_doubted", database=database, why=verdict.reason)
             await self._remove(folder)
             folder, copy, verdict = await self._take_once(database)
+        seconds, size = self._clock.monotonic() - started, sum(file.size for file in copy.files)
+        self._meter.snapshot(database, seconds, size)
         log.info(
             "snapshot_taken",
             database=database,
-            bytes=sum(file.size for file in copy.files),
+            bytes=size,
             attempts=copy.attempts,
             verified=verdict.verified,
             why=verdict.reason,
-            duration_seconds=round(self._clock.monotonic() - started, 3),
+            duration_seconds=round(seconds, 3),
         )
         return Snapshot(
             database=database,

@@ -17,7 +17,7 @@ from agent.application.sync.stall import limit_stalls
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, SettingsError, StoreError
 from agent.domain.manifest import Manifest
-from agent.domain.upload_times import is_ahead, made_at, needs_manifest
+from agent.domain.naming import is_ahead, made_at, needs_manifest
 from agent.ports import ObjectStore
 from agent.ports.concurrency import all_of
 

@@ -17,7 +17,7 @@ from agent.application.sync.results import ResultRecorder
 from agent.domain.delivery_state import Target
 from agent.domain.errors import AkoshaError, BusError, NotPermitted
 from agent.domain.identity import Identity
-from agent.domain.lifecycle_rule import s3_rule
+from agent.domain.retention import s3_rule
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger
 

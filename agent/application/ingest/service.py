@@ -5,16 +5,14 @@ late: at the start, and now and then, all systems are looked at. A system's trou
 """
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
 
 from agent.application.ingest.journal import IngestJournal
-from agent.application.ingest.outages import Outages, is_final
-from agent.application.ingest.system_ingester import SystemIngester, SystemOutcome
-from agent.application.ingest.systems import systems_in
+from agent.application.ingest.system_ingester import Outages, SystemIngester, SystemOutcome, is_final
 from agent.application.ingest.turns import Share, Turns
 from agent.application.ingest.upload_ingester import UploadIngester
 from agent.application.signal import Signal
@@ -22,7 +20,7 @@ from agent.domain import naming
 from agent.domain.errors import AkoshaError, NamingError
 from agent.domain.events import SyncSucceeded
 from agent.domain.identity import Identity
-from agent.ports import Clock, EventBus, Ledger, Message, reset_clients
+from agent.ports import Clock, EventBus, Ledger, Message, ObjectStore, reset_clients
 
 ROLE = "react"
 """Of the durable name under which NATS keeps our place."""
@@ -210,3 +208,39 @@ def _upload(event: SyncSucceeded) -> str:
     except NamingError:
         return ""
     return event.upload_id or ""
+
+
+PREFIX = "systems/"
+
+
+async def systems_in(store: ObjectStore) -> list[str]:
+    """Return the ids of the systems that have any object, in the order of their keys.
+
+    One short listing for each, and one more. A folder that cannot be a system's is passed over. Raises StoreError.
+    """
+    found: list[str] = []
+    start = PREFIX
+    while key := await _first_key(store, start):
+        folder, slash, _ = key.removeprefix(PREFIX).partition("/")
+        if not slash:
+            start = key
+            continue
+        # What is in the folder begins with "folder/", and "0" is the character after "/".
+        start = f"{PREFIX}{folder}0"
+        try:
+            found.append(naming.check_system_id(folder))
+        except NamingError:
+            continue
+    return found
+
+
+async def _first_key(store: ObjectStore, start: str) -> str:
+    """Return the first key under the prefix after `start`, empty where there is none."""
+    listing = store.list(PREFIX, start_after=start)
+    try:
+        async for item in listing:
+            return item.key
+    finally:
+        if isinstance(listing, AsyncGenerator):
+            await listing.aclose()
+    return ""

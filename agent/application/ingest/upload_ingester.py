@@ -6,11 +6,10 @@ kept: it is downloaded into a folder of our own, read, and gone.
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from pathlib import Path
-from typing import Protocol
 
 from agent.application.ingest.turns import Turn
 from agent.application.memories.push import MemoryPush
@@ -23,35 +22,12 @@ from agent.domain.errors import NoSuchObject, StoreError, WireError
 from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
 from agent.domain.memories import Memory, Seen, Tally
 from agent.ports import Capabilities, MemoriesFile, MemoryReader, MemorySource, ObjectStore
+from agent.ports.landing import Landing, Pieces
 
 MAX_MEMORIES_BYTES = 8 * 2**30
 MAX_DATABASE_BYTES = 64 * 2**30
 
 _ELSEWHERE = "is another program writing there?"
-
-
-class Pieces(Protocol):
-    """An object's bytes, on their way."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-
-
-class Landing(Protocol):
-    """Where objects become files."""
-
-    def folder(self, size: int) -> AbstractAsyncContextManager[Path]:
-        """Make a folder for `size` bytes, gone when the block ends. Raises StagingFull, StateError."""
-        ...
-
-    async def land(
-        self, pieces: Pieces, path: Path, *, compression: Compression, stored_size: int, raw_size: int, sha256: str
-    ) -> None:
-        """Write an object's raw bytes to `path`. Raises WireError, transient where it may be on its way there yet."""
-        ...
-
-    async def sweep(self) -> None:
-        """Remove what a process that was killed left."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from agent.application.sync.delivery_probe import LARGEST_BODY
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SinkError, SnapshotError
 from agent.domain.memories import EMBEDDING_LENGTH, Memory, Seen, Tally
@@ -20,6 +19,9 @@ from agent.ports import Capabilities, Clock, Held, MemoryLedger, MemorySink, Mem
 
 MAX_BATCH_BYTES = 4_000_000
 """Of all memories in a batch. Akosha 0.11 takes no request above 4 MiB."""
+LARGEST_PROBE_BYTES = 64 * 1024
+"""Largest memory that is kept to be offered once more: each status reads the note that holds it."""
+
 NO_EMBEDDING = "no embedding"
 OTHER_REASONS = "other reasons"
 MOST_REASONS = 10
@@ -214,7 +216,11 @@ class _Run:
 
     async def _confirm(self, taken: Sequence[Packed]) -> None:
         """Hand on what the server can be asked for later: at once of the first batch, else at the end of the push."""
-        fit = [one for one in taken if one.seen.kind in self.capabilities.tells_known and len(one.body) <= LARGEST_BODY]
+        fit = [
+            one
+            for one in taken
+            if one.seen.kind in self.capabilities.tells_known and len(one.body) <= LARGEST_PROBE_BYTES
+        ]
         if self._first:
             await self.confirmed(fit[-1] if fit else None)
         self._youngest = fit[-1] if fit and not self._first else self._youngest

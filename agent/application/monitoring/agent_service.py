@@ -5,8 +5,7 @@ from pathlib import Path
 
 from agent.application.monitoring.event_stream import EventStream
 from agent.application.monitoring.health import HealthMonitor
-from agent.application.monitoring.state_disk import disk_warning
-from agent.application.monitoring.status import Status, describe
+from agent.application.monitoring.status import Status, describe, disk_warning
 from agent.application.sync.attempt import NO_DATABASES
 from agent.application.triggers.inbox import Inbox
 from agent.domain.databases import Survey

@@ -11,7 +11,7 @@ from agent.application.sync.bus_recovery import BUS, BUS_SINCE
 from agent.application.sync.delivery_probe import Kept, without_probes
 from agent.domain.databases import Survey
 from agent.domain.delivery_state import Problem, State, TargetRecord, next_try, pending, problems
-from agent.domain.owner import is_decided, without_claims
+from agent.domain.identity import is_decided, without_claims
 from agent.domain.routing import CLOUD, HTTP
 from agent.domain.status_warning import StatusWarning
 from agent.ports import MemoryCounts
@@ -206,3 +206,29 @@ def _told(problem: Problem | None) -> str:
     if problem is None:
         return ""
     return f"{problem.reason} ({problem.cure})" if problem.cure else problem.reason
+
+
+MARGIN_BYTES = 16 * 2**20
+"""What stays free beside the copies: for the ledger, notes and memories.json."""
+
+STATE_DISK_FULL = "state_disk_full"
+
+
+def disk_warning(
+    directory: str, free_bytes: int | None, records: Sequence[TargetRecord], survey: Survey
+) -> StatusWarning | None:
+    """Return the warning that the state directory's disk has no room, None where it has or that is not known.
+
+    Computed for each status: on a full disk the ledger can keep no warning.
+
+    A sync copies all databases that its first target lacks; their copies are there until it ends.
+    """
+    lacking = pending(records[0], survey) if records else frozenset[str]()
+    needed = MARGIN_BYTES + sum(survey[name].size for name in lacking if name in survey)
+    if free_bytes is None or free_bytes >= needed:
+        return None
+    return StatusWarning(
+        code=STATE_DISK_FULL,
+        message=f"the disk of {directory} is full: a sync needs {needed:,} bytes there, {free_bytes:,} are free",
+        hint="free some space there, or let akosha_agent_state_dir name a directory on a bigger disk",
+    )

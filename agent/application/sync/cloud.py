@@ -9,32 +9,29 @@ memories   those rows of it that the bucket lacks
 upload     send, copy, carry; then the memories, and the manifest last
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 
 import structlog
 
 from agent import __version__
-from agent.application.archive.prune_plan import LEFT_OVER_AFTER
-from agent.application.ingest.markers import IngestionMarkers
 from agent.application.memories.delta import Delta, MemoryDelta
-from agent.application.sync.attempt import Attempt
-from agent.application.sync.bucket_uploads import BucketUploads
-from agent.application.sync.confirmation import Confirmation
-from agent.application.sync.lost_databases import LostDatabases
+from agent.application.status_warnings import clear_warning, set_warning
+from agent.application.sync.attempt import Attempt, Staging, what_is_wrong
+from agent.application.sync.bucket_uploads import LEFT_OVER_AFTER, BucketUploads, UploadIds
+from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.application.sync.ownership import Ownership
 from agent.application.sync.results import succeeded
-from agent.application.sync.staging import Staging, what_is_wrong
 from agent.application.sync.stall import StallMonitor, stall_timeout
-from agent.application.sync.upload import Gone, Upload
-from agent.application.sync.upload_ids import UploadIds
+from agent.application.sync.upload import Confirmation, Gone, Upload
 from agent.domain.delivery_state import Intent, Target, TargetRecord
 from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, StoreError, WireError
 from agent.domain.events import SyncRequested, request_event_id
-from agent.domain.identity import Identity
+from agent.domain.identity import Identity, Machine
 from agent.domain.manifest import Manifest
-from agent.domain.owner import Machine
 from agent.domain.routing import ASKED, CLOUD
+from agent.domain.status_warning import StatusWarning
 from agent.domain.upload_plan import Send, plan
 from agent.ports import (
     Clock,
@@ -46,6 +43,57 @@ from agent.ports import (
     SnapshotTaker,
     Unchanged,
 )
+
+DATABASE_LOST = "database_lost"
+LOST_NOTE = "lost_databases"
+LOST_HINT = "akosha-agent verify --all names uploads that are whole; restore it from one of them"
+LOST_REASON = "its objects in the bucket are damaged or gone, and its file is no longer on this machine"
+
+
+class LostDatabases:
+    """Databases whose objects in the bucket are damaged or gone, and whose files are no longer on this machine.
+
+    Damage is not copied: later uploads are made without these. Manifests and results name them as incomplete, and a
+    status warning stays until a file of that name is uploaded again. Kept in the ledger's notes; every method raises
+    StateError.
+    """
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        self._ledger, self._clock = ledger, clock
+
+    async def reasons(self) -> Mapping[str, str]:
+        """Return the lost databases, each with the reason for manifests and results."""
+        return dict.fromkeys(sorted(await self._names()), LOST_REASON)
+
+    async def add(self, databases: Collection[str]) -> None:
+        """Keep these as lost, and log them."""
+        known = await self._names()
+        if new := {*databases} - known:
+            _log.error("databases_lost", names=sorted(new), hint=LOST_HINT)
+            await self._keep(known | new)
+
+    async def drop(self, databases: Collection[str]) -> None:
+        """Forget these: an upload has them again."""
+        known = await self._names()
+        if known & {*databases}:
+            await self._keep(known - {*databases})
+
+    async def _names(self) -> set[str]:
+        try:
+            return {str(name) for name in json.loads((await self._ledger.notes()).get(LOST_NOTE) or "[]")}
+        except (ValueError, TypeError):
+            return set()
+
+    async def _keep(self, names: set[str]) -> None:
+        await self._ledger.note(LOST_NOTE, json.dumps(sorted(names)) if names else "")
+        if names:
+            message = f"later uploads are made without {', '.join(sorted(names))}: {LOST_REASON}"
+            await set_warning(
+                self._ledger, StatusWarning(code=DATABASE_LOST, message=message, hint=LOST_HINT), self._clock
+            )
+        else:
+            await clear_warning(self._ledger, DATABASE_LOST)
+
 
 _log = structlog.get_logger()
 
@@ -281,8 +329,9 @@ class CloudSync:
 
     async def _new_intent(self, attempt: Attempt, record: TargetRecord) -> Intent:
         async with self._moving():
-            await self.ownership.check_known(record)
-            upload_id = await self._ids.next(record.newest_upload_id, attempt.abandoned)
+            begun, whole = await self._uploads.ids_after(record.newest_upload_id)
+            await self.ownership.check_known(record, whole)
+            upload_id = await self._ids.next(begun, whole, record.newest_upload_id, attempt.abandoned)
         return Intent(
             request_id=attempt.request.request_id,
             upload_id=upload_id,

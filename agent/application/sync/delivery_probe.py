@@ -27,9 +27,6 @@ PREFIX = "akosha_probe "
 
 EVERY = timedelta(days=1)
 
-LARGEST_BODY = 64 * 1024
-"""Bytes of a memory that is kept to be offered: the note is read with each status."""
-
 
 class Forgotten(SinkError):  # noqa: N818 - as NoSuchObject: it says the state of the world
     """The server no longer has what it was given: the ledger must forget what was delivered to it."""

@@ -13,7 +13,7 @@ a warning for `status` and `doctor` until a sync finds the target its own.
 
 import asyncio
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from urllib.parse import unquote
@@ -26,9 +26,8 @@ from agent.domain import naming
 from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import NoSuchObject, NotOwner, StoreError, SystemIdTaken, WireError
 from agent.domain.events import request_event_id
-from agent.domain.identity import Identity
+from agent.domain.identity import MAX_BYTES, Claim, Identity, Machine, Owner, Refusal, is_decided, note_key, suffixed
 from agent.domain.manifest import Manifest
-from agent.domain.owner import MAX_BYTES, Claim, Machine, Owner, Refusal, is_decided, note_key, suffixed
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Creation, Ledger, ObjectStore
 
@@ -204,7 +203,8 @@ class Ownership:
         if claim is not None and claim.confirmed and found.claim_id != claim.claim_id:
             return _Verdict(Refusal.TAKEN_OVER, found)
         if record.known and (uploads or not confirmed or record.intent is not None):
-            newer = await self._unknown_upload(record, claim)
+            _, whole = await self._uploads.ids_after(record.newest_upload_id)
+            newer = await self._unknown_upload(record, claim, whole)
             if newer is not None:
                 return _Verdict(Refusal.COPIED, found, newer)
         return _Verdict(None, found)
@@ -218,15 +218,17 @@ class Ownership:
         ours = newest.upload_id in known or newest.agent_id == self.identity.agent_id
         return _Verdict(None if ours else Refusal.FOREIGN, None, newest)
 
-    async def check_known(self, record: TargetRecord) -> None:
-        """Raise NotOwner where an upload newer than the ledger's newest is not known to the ledger. One listing."""
-        newer = await self._unknown_upload(record, await self._claim_kept())
+    async def check_known(self, record: TargetRecord, whole: Sequence[str]) -> None:
+        """Raise NotOwner where one of the uploads that are newer than the ledger's newest is not known to the ledger.
+
+        `whole` as `BucketUploads.ids_after` returns it for the ledger's newest.
+        """
+        newer = await self._unknown_upload(record, await self._claim_kept(), whole)
         if newer is not None:
             await self._refuse(_Verdict(Refusal.COPIED, None, newer))
 
-    async def _unknown_upload(self, record: TargetRecord, claim: Claim | None) -> Manifest | None:
+    async def _unknown_upload(self, record: TargetRecord, claim: Claim | None, whole: Sequence[str]) -> Manifest | None:
         """Return the newest whole upload that the ledger did not make, nor see when it made its claim."""
-        _, whole = await self._uploads.ids_after(record.newest_upload_id)
         for upload in reversed(whole):
             if claim is not None and claim.seen and _time(upload) <= _time(claim.seen):
                 return None

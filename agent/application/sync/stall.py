@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 import structlog
 
 from agent.application.signal import Signal
+from agent.domain.delivery_state import Target
 from agent.domain.errors import AkoshaError, SyncError
 from agent.domain.events import SyncProgress, SyncRequested
-from agent.ports import Clock, Connected, EventBus, reset_clients
+from agent.ports import Clock, Connected, Delivered, EventBus, Reporter, SyncMethod, Unchanged, reset_clients
 
 TELL_SECONDS = 0.25
 
@@ -18,6 +19,9 @@ HURRIED_SECONDS = 10.0
 
 SHAKY_SECONDS = 30.0
 """How long that goes on: what a dead connection still takes into its buffers looks like a move."""
+
+MOST_RESTARTS = 2
+"""How often one attempt starts again after a network change has cut it off."""
 
 _log = structlog.get_logger()
 
@@ -221,3 +225,46 @@ async def stall_timeout(
             transient=True,
             hint="akosha_upload_timeout_seconds sets the limit",
         ) from error
+
+
+def without_prompt_connect_retries(method: SyncMethod | None) -> SyncMethod | None:
+    """Return the method that an Undaunted stands before, any other as it is."""
+    return method.method if isinstance(method, PromptConnectRetries) else method
+
+
+class PromptConnectRetries:
+    """A SyncMethod that an upheaval does not make fail: where it was cut off by one, it begins anew at once."""
+
+    def __init__(self, method: SyncMethod) -> None:
+        self._method = method
+
+    @property
+    def method(self) -> SyncMethod:
+        """What it stands before."""
+        return self._method
+
+    @property
+    def name(self) -> str:
+        return self._method.name
+
+    @property
+    def target(self) -> Target:
+        return self._method.target
+
+    async def is_available(self) -> bool:
+        return await self._method.is_available()
+
+    async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
+        """As the port says; no attempt is counted for having been cut off, as long as the target can be reached."""
+        for restarts in range(MOST_RESTARTS + 1):
+            try:
+                return await self._method.sync(request, report)
+            except SyncError as error:
+                lost = isinstance(error.original, StallTimeout) and restarts < MOST_RESTARTS
+                if not lost or not await self._method.is_available():
+                    raise
+                _log.info("sync_restarted", request_id=request.request_id, method=self.name, why=error.message)
+        raise AssertionError
+
+    async def aclose(self) -> None:
+        await self._method.aclose()

@@ -14,12 +14,9 @@ from dataclasses import dataclass, field
 import structlog
 
 from agent.application.signal import Signal
-from agent.application.sync.stall import StallMonitor, StallTimeout
+from agent.application.sync.stall import StallMonitor
 from agent.application.triggers.retry_scheduler import RetryScheduler
-from agent.domain.delivery_state import Target
-from agent.domain.errors import SyncError
-from agent.domain.events import SyncRequested
-from agent.ports import Clock, Delivered, EventBus, NetworkChange, NetworkMonitor, Reporter, SyncMethod, Unchanged
+from agent.ports import Clock, EventBus, NetworkChange, NetworkMonitor
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Between the looks at targets that fail, after an upheaval."""
@@ -27,9 +24,6 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 FIRST_CALM = 5.0
 LAST_CALM = 60.0
 """Upheavals that come sooner one after the other are one; where they do not end, the calm between two doubles."""
-
-MOST_BEGINNINGS = 3
-"""How often one attempt may begin anew."""
 
 _log = structlog.get_logger()
 
@@ -107,46 +101,3 @@ class NetworkChanges:
             await self.clock.sleep(self._calm - ago)
             self._calm = min(self._calm * 2, LAST_CALM)
         self._last = self.clock.monotonic()
-
-
-def without_prompt_connect_retries(method: SyncMethod | None) -> SyncMethod | None:
-    """Return the method that an Undaunted stands before, any other as it is."""
-    return method.method if isinstance(method, PromptConnectRetries) else method
-
-
-class PromptConnectRetries:
-    """A SyncMethod that an upheaval does not make fail: where it was cut off by one, it begins anew at once."""
-
-    def __init__(self, method: SyncMethod) -> None:
-        self._method = method
-
-    @property
-    def method(self) -> SyncMethod:
-        """What it stands before."""
-        return self._method
-
-    @property
-    def name(self) -> str:
-        return self._method.name
-
-    @property
-    def target(self) -> Target:
-        return self._method.target
-
-    async def is_available(self) -> bool:
-        return await self._method.is_available()
-
-    async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
-        """As the port says; no attempt is counted for having been cut off, as long as the target can be reached."""
-        for beginning in range(1, MOST_BEGINNINGS + 1):
-            try:
-                return await self._method.sync(request, report)
-            except SyncError as error:
-                lost = isinstance(error.original, StallTimeout) and beginning < MOST_BEGINNINGS
-                if not lost or not await self._method.is_available():
-                    raise
-                _log.info("sync_restarted", request_id=request.request_id, method=self.name, why=error.message)
-        raise AssertionError
-
-    async def aclose(self) -> None:
-        await self._method.aclose()

@@ -12,8 +12,7 @@ from rich.table import Table
 from agent.application.memories.push import NO_EMBEDDING
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
 from agent.application.sync.delivery_probe import PREFIX, Kept
-from agent.application.sync.http import CONFIRMED
-from agent.application.sync.push_outcome import EMBEDDING_CURE
+from agent.application.sync.http import CONFIRMED, EMBEDDING_CURE
 from agent.bootstrap.home import Home
 from agent.domain.delivery_state import Target
 from agent.domain.routing import HTTP

@@ -6,15 +6,13 @@ import json
 import typer
 from rich.table import Table
 
-from agent.application.archive.prune import Pruned, Pruner
+from agent.application.archive.prune import Pruned, PrunePlan, Pruner
 from agent.application.archive.prune_loop import HELD_HINT
-from agent.application.archive.prune_plan import PrunePlan
+from agent.bootstrap.archive import prune_here
 from agent.bootstrap.home import Home
-from agent.bootstrap.pruning import prune_here
 from agent.domain.errors import NotPermitted
-from agent.domain.lifecycle_rule import r2_command, s3_rule
 from agent.domain.plain_text import printable
-from agent.domain.retention import KeepRules
+from agent.domain.retention import KeepRules, r2_command, s3_rule
 from agent.entrypoints.cli.archive_events import announce
 from agent.entrypoints.cli.terminal import table_console
 from agent.entrypoints.results import human_bytes

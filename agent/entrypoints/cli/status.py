@@ -9,8 +9,7 @@ from rich.text import Text
 
 from agent.application.memories.push import NO_EMBEDDING
 from agent.application.monitoring.status import TargetStatus, VerifyStatus
-from agent.application.sync.http import CONFIRMED
-from agent.application.sync.push_outcome import EMBEDDING_CURE
+from agent.application.sync.http import CONFIRMED, EMBEDDING_CURE
 from agent.application.triggers.publisher import CLOUD_CURE
 from agent.bootstrap.home import RUN
 from agent.domain.plain_text import printable

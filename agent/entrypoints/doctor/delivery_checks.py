@@ -16,8 +16,7 @@ from agent.adapters.server_date import server_date
 from agent.application.memories.push import NO_EMBEDDING
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
 from agent.application.sync.delivery_probe import Kept
-from agent.application.sync.http import CONFIRMED
-from agent.application.sync.push_outcome import EMBEDDING_CURE
+from agent.application.sync.http import CONFIRMED, EMBEDDING_CURE
 from agent.bootstrap.methods import MEBIBYTE
 from agent.domain.errors import NotPermitted, SinkError, StateError, StoreError
 from agent.domain.naming import uploads_prefix
