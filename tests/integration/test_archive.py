@@ -10,7 +10,7 @@ from agent.bootstrap.home import Home
 from agent.domain.events import SyncAsked, SyncSucceeded, UploadVerified
 from agent.domain.identity import Identity
 from agent.entrypoints.cli.archive_events import announce
-from agent.entrypoints.mcp.calls import restore_points
+from agent.entrypoints.mcp.tools import RESTORE_POINTS, call_tool
 from agent.entrypoints.status_view import gather_status
 from agent.settings import Loaded, Settings
 from tests.support import session_buddy
@@ -109,18 +109,18 @@ async def test_news_of_the_archive_go_into_the_ledger_or_wait_for_who_holds_it(h
 async def test_the_tool_lists_restore_points_and_says_what_is_damaged(home, tmp_path):
     upload = await synced(home, home.prepare())
     loading = lambda: Loaded(home.settings, {}, ())  # noqa: E731
-    document = await restore_points(loading)
+    document = await call_tool(RESTORE_POINTS, {}, loading)
     assert (document["success"], document["total"]) == (True, 1)
     (point,) = document["restore_points"]
     assert (point["upload_id"], point["problems"]) == (upload, {})
     (tmp_path / "bucket" / "systems" / "laptop" / "uploads" / upload / "manifest.json").write_text("{}")
-    (point,) = (await restore_points(loading))["restore_points"]
+    (point,) = (await call_tool(RESTORE_POINTS, {}, loading))["restore_points"]
     assert list(point["problems"]) == ["manifest.json"]
     (tmp_path / "bucket").rename(tmp_path / "disk")
     (tmp_path / "bucket").mkdir()
-    unmounted = await restore_points(loading)
+    unmounted = await call_tool(RESTORE_POINTS, {}, loading)
     assert (unmounted["success"], "is the disk mounted?" in unmounted["error"]) == (False, True)
     settings = home.settings.model_copy(update={"cloud_endpoint": ""})
-    nowhere = await restore_points(lambda: Loaded(settings, {}, ()))
+    nowhere = await call_tool(RESTORE_POINTS, {}, lambda: Loaded(settings, {}, ()))
     assert (nowhere["success"], nowhere["restore_points"]) == (False, [])
     assert nowhere["hint"]

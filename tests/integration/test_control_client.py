@@ -24,7 +24,7 @@ from agent.domain.events import SyncAsked, SyncProgress, SyncRequested, SyncSkip
 from agent.entrypoints import sync_client
 from agent.entrypoints.cli import status
 from agent.entrypoints.control_client import client as control, endpoint, follow
-from agent.entrypoints.mcp.status import glance
+from agent.entrypoints.mcp.tools import STATUS, call_tool
 from agent.entrypoints.status_view import StatusDocument, gather_status
 from agent.entrypoints.sync_client import SyncClient
 from agent.ports import MemoryCounts
@@ -218,11 +218,11 @@ async def test_the_settings_of_the_agent_are_shown_not_those_of_the_command(agen
 async def test_the_coding_assistant_is_told_the_same_and_of_silence(agent, home):
     loaded = loaded_of(home.settings.agent_data_dir.parent)
     agent.answers["GET /v1/status"] = answering(document_of(home))
-    told = await glance(loaded)
+    told = await call_tool(STATUS, {}, lambda: loaded)
     assert json.loads(json.dumps(told, default=str)) == json.loads(json.dumps(told, default=str)) | document_of(home)
     assert told["warnings"] == []
     agent.answers["GET /v1/status"] = hanging
-    [warning] = (await glance(loaded))["warnings"]
+    [warning] = (await call_tool(STATUS, {}, lambda: loaded))["warnings"]
     assert "does not answer" in warning
 
 

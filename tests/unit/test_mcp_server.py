@@ -11,14 +11,13 @@ from jsonschema import Draft202012Validator
 from agent.domain.errors import AlreadyRunning, SettingsError, StateError, StoreError
 from agent.domain.events import MethodError, SyncFailed, SyncProgress, SyncResult, SyncSucceeded
 from agent.entrypoints.documents import ResultDocument
-from agent.entrypoints.mcp import calls, notifications
-from agent.entrypoints.mcp.notifications import ProgressNotifications
-from agent.entrypoints.mcp.progress import ProgressCounter
-from agent.entrypoints.mcp.tools import STATUS, SYNC, TOOLS
+from agent.entrypoints.mcp import progress
+from agent.entrypoints.mcp.progress import ProgressCounter, ProgressReporter
+from agent.entrypoints.mcp.tools import RESTORE_POINTS, STATUS, SYNC, call_tool, tool_definitions
 from agent.entrypoints.results import hint_of_text
 from tests.support.values import NOON, SYSTEM
 
-OUTPUT = {tool["name"]: Draft202012Validator(tool["outputSchema"]) for tool in TOOLS}
+OUTPUT = {tool["name"]: Draft202012Validator(tool["outputSchema"]) for tool in tool_definitions()}
 
 
 def moved(done: int, total: int, *, phase: str = "upload", method: str = "cloud") -> SyncProgress:
@@ -41,15 +40,15 @@ def document(result: SyncResult) -> dict[str, object]:
 
 
 class Client:
-    """Notes what it is told; `enough` is set once that are `count` steps."""
+    """Keeps what is reported; `enough` is set once that are `count` steps."""
 
     def __init__(self, count: int) -> None:
-        self.told: list[tuple[float, float | None, str]] = []
+        self.reported: list[tuple[float, float | None, str]] = []
         self.count, self.enough = count, asyncio.Event()
 
-    async def tell(self, done: float, total: float | None, message: str) -> None:
-        self.told.append((done, total, message))
-        if len(self.told) >= self.count:
+    async def report(self, done: float, total: float | None, message: str) -> None:
+        self.reported.append((done, total, message))
+        if len(self.reported) >= self.count:
             self.enough.set()
 
 
@@ -66,25 +65,25 @@ events = st.builds(
 
 @given(st.lists(st.one_of(events, st.none()), max_size=40))
 def test_progress_grows_with_every_step_and_never_passes_its_total(seen):
-    course = ProgressCounter()
-    steps = [course.begun("begins")]
-    steps += [course.stood("waits") if event is None else course.moved(event) for event in seen]
-    steps.append(course.ended("done"))
+    counter = ProgressCounter()
+    steps = [counter.begin("begins")]
+    steps += [counter.wait("waits") if event is None else counter.advance(event) for event in seen]
+    steps.append(counter.finish("done"))
     assert all(earlier.done < later.done for earlier, later in pairwise(steps))
     assert all(step.total is None or step.done <= step.total for step in steps)
     assert steps[-1].done == steps[-1].total
 
 
 def test_the_steps_of_two_phases_are_their_bytes_one_after_the_other():
-    course = ProgressCounter()
+    counter = ProgressCounter()
     seen = [moved(400, 1000, phase="snapshot"), moved(1000, 1000, phase="snapshot"), moved(100, 500), moved(500, 500)]
-    steps = [course.moved(event) for event in seen]
+    steps = [counter.advance(event) for event in seen]
     assert [(step.done, step.total) for step in steps] == [(400, 1000), (1000, 1000), (1100, 1500), (1500, 1500)]
     assert steps[2].message == "cloud: upload, 100 bytes of 500 bytes"
 
 
 async def test_a_call_that_stands_still_tells_that_it_is_at_work_and_why_it_waits(monkeypatch):
-    monkeypatch.setattr(notifications, "BEAT_SECONDS", 0)
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0)
     client, troubles = Client(3), ["cloud: attempt 1 failed", StateError("the disk is gone"), ""]
 
     async def trouble() -> str:
@@ -93,10 +92,12 @@ async def test_a_call_that_stands_still_tells_that_it_is_at_work_and_why_it_wait
             raise found
         return found
 
-    news = ProgressNotifications(client.tell)
-    async with asyncio.timeout(60), news.open(trouble):
+    reporter = ProgressReporter(client.report)
+    async with asyncio.timeout(60), reporter.running(trouble):
         await client.enough.wait()
-    assert [message for _, _, message in client.told[:3]] == ["cloud: attempt 1 failed (0 s)"] + ["at work (0 s)"] * 2
+    assert [message for _, _, message in client.reported[:3]] == ["cloud: attempt 1 failed (0 s)"] + [
+        "at work (0 s)"
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -106,16 +107,16 @@ async def test_a_call_that_stands_still_tells_that_it_is_at_work_and_why_it_wait
 )
 async def test_who_is_waited_for_is_told_once(pid, words):
     client = Client(1)
-    news = ProgressNotifications(client.tell)
+    reporter = ProgressReporter(client.report)
 
     async def no_trouble() -> str:
         return ""
 
-    async with asyncio.timeout(60), news.open(no_trouble):
+    async with asyncio.timeout(60), reporter.running(no_trouble):
         for _ in range(3):
-            news.waits(AlreadyRunning("in use", pid=pid, command="run"))
+            reporter.on_wait(AlreadyRunning("in use", pid=pid, command="run"))
         await client.enough.wait()
-    assert [message for _, _, message in client.told] == [f"{words}: waiting for its result"]
+    assert [message for _, _, message in client.reported] == [f"{words}: waiting for its result"]
 
 
 # ------------------------------------------------------------------------------------------------ results of errors
@@ -135,7 +136,7 @@ async def test_who_is_waited_for_is_told_once(pid, words):
     ids=lambda given: f"{given}"[:40],
 )
 async def test_arguments_that_are_none_are_a_result_with_a_cure_and_nothing_is_loaded(given):
-    result = await calls.sync(pytest.fail, given, None)
+    result = await call_tool(SYNC, given, pytest.fail)
     OUTPUT[SYNC].validate(result)
     assert (result["success"], result["outcome"]) == (False, "failed")
     assert next(iter(given)) in result["error"]
@@ -154,20 +155,18 @@ async def test_arguments_that_are_none_are_a_result_with_a_cure_and_nothing_is_l
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-async def test_whatever_is_raised_both_tools_return_it_as_a_result(error, said, hint):
+async def test_whatever_is_raised_every_tool_returns_it_as_a_result(error, said, hint):
     def loading():
         raise error
 
-    for result, tool in (
-        (await calls.sync(loading, {"method": "http"}, None), SYNC),
-        (await calls.status(loading), STATUS),
-    ):
+    for tool in (SYNC, STATUS, RESTORE_POINTS):
+        result = await call_tool(tool, {"method": "http"} if tool == SYNC else {}, loading)
         OUTPUT[tool].validate(result)
         assert result["success"] is False
         assert said in result["error"]
         assert hint in result["hint"]
         assert "canary" not in f"{result}"
-    assert (await calls.sync(loading, {"method": "http"}, None))["method"] == "http"
+    assert (await call_tool(SYNC, {"method": "http"}, loading))["method"] == "http"
 
 
 def test_the_hint_of_a_failed_result_is_the_cure_of_each_method_that_has_one():

@@ -1,14 +1,29 @@
-"""How far a call is, in the figures of MCP: they grow with every notification, whatever the phases of a sync do."""
+"""Progress notifications of a call: MCP wants their figures to grow with each one."""
 
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import structlog
+
+from agent.domain.errors import AlreadyRunning, StateError
 from agent.domain.events import SyncProgress
 from agent.entrypoints.results import human_bytes
+
+INTERVAL_SECONDS = 5.0
+"""Time between notifications while nothing moves."""
+
+ReportProgress = Callable[[float, float | None, str], Awaitable[None]]
+"""Sends one notification: done, total, message."""
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One notification: `done` of `total` (None: nobody knows) in bytes, but for what keeps it growing; in words."""
+    """A notification: `done` of `total` bytes (None: unknown), and a message. A step without progress adds a byte."""
 
     done: float
     total: float | None
@@ -16,45 +31,115 @@ class Step:
 
 
 class ProgressCounter:
-    """The steps of one call. Each phase goes on from where the one before it has come to."""
+    """Makes the steps of one call. Each phase of a sync continues from where the one before it ended."""
 
     def __init__(self) -> None:
         self._last = 0.0
         self._total: float | None = None
-        self._base = 0.0
-        self._stretch = ("", "", 0)
-        self._seen = 0
+        self._phase_start = 0.0
+        self._phase = ("", "", 0)
+        self._phase_done = 0
 
-    def begun(self, message: str) -> Step:
-        """Return the first step."""
+    def begin(self, message: str) -> Step:
         return Step(self._last, self._total, message)
 
-    def moved(self, event: SyncProgress) -> Step:
-        """Return the step for what a sync tells of itself."""
-        stretch = (event.method, event.phase, event.total_bytes)
-        if stretch != self._stretch or event.done_bytes < self._seen:
-            self._stretch, self._base = stretch, self._last
-            self._total = self._base + event.total_bytes if event.total_bytes else None
-        self._seen = event.done_bytes
-        of = f" of {human_bytes(event.total_bytes)}" if event.total_bytes else ""
-        message = f"{event.method}: {event.phase}, {human_bytes(event.done_bytes)}{of}"
-        return self._step(self._base + event.done_bytes, message)
+    def advance(self, event: SyncProgress) -> Step:
+        """Return the step for a sync's progress."""
+        phase = (event.method, event.phase, event.total_bytes)
+        if phase != self._phase or event.done_bytes < self._phase_done:
+            self._phase, self._phase_start = phase, self._last
+            self._total = self._phase_start + event.total_bytes if event.total_bytes else None
+        self._phase_done = event.done_bytes
+        total = f" of {human_bytes(event.total_bytes)}" if event.total_bytes else ""
+        message = f"{event.method}: {event.phase}, {human_bytes(event.done_bytes)}{total}"
+        return self._step(self._phase_start + event.done_bytes, message)
 
-    def stood(self, message: str) -> Step:
-        """Return a step for a time in which nothing has moved."""
+    def wait(self, message: str) -> Step:
+        """Return a step for a time without progress."""
         return self._step(self._last, message)
 
-    def ended(self, message: str) -> Step:
-        """Return the last step: all of it is done."""
+    def finish(self, message: str) -> Step:
+        """Return the last step: everything is done."""
         self._last = self._total if self._total is not None and self._total > self._last else self._last + 1
         return Step(self._last, self._last, message)
 
     def _step(self, done: float, message: str) -> Step:
-        if done <= self._last:  # half of what is left, but no more than a byte: it never gets there
-            left = self._total - self._last if self._total is not None else 2.0
-            done = self._last + min(1.0, left / 2)
+        if done <= self._last:  # half of the rest, but at most a byte: it never reaches the total
+            rest = self._total - self._last if self._total is not None else 2.0
+            done = self._last + min(1.0, rest / 2)
         if done <= self._last or (self._total is not None and done > self._total):
             self._total = None
             done = max(done, self._last + 1)
         self._last = done
         return Step(done, self._total, message)
+
+
+class ProgressReporter:
+    """Reports the progress of one call: as it comes, and every few seconds while nothing moves, with the reason.
+
+    The newest progress replaces what a slow client has not received.
+    """
+
+    def __init__(self, report: ReportProgress) -> None:
+        self._report = report
+        self._counter = ProgressCounter()
+        self._newest: SyncProgress | None = None
+        self._state = "at work"
+        self._changed = asyncio.Event()
+        self._holder = ""
+
+    def on_progress(self, event: SyncProgress) -> None:
+        self._newest = event
+        self._changed.set()
+
+    def on_wait(self, holder: AlreadyRunning) -> None:
+        """Another process does the sync, or has to end first."""
+        name = f"process {holder.pid} ({holder.command})" if holder.pid else "another process"
+        name = "another call" if holder.pid == os.getpid() else name
+        if name != self._holder:
+            self._holder = name
+            self._state = f"{name} is at work: waiting for its result"
+            self._changed.set()
+
+    @asynccontextmanager
+    async def running(self, trouble: Callable[[], Awaitable[str]]) -> AsyncIterator[None]:
+        """Report while the block runs. `trouble` returns what keeps the sync waiting, "" for nothing."""
+        task = asyncio.create_task(self._run(trouble), name="report-progress")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+            if not task.cancelled() and (error := task.exception()):
+                _log.warning("progress_not_sent", exc_info=error)
+
+    async def begin(self, message: str) -> None:
+        await self._send(self._counter.begin(message))
+
+    async def finish(self, message: str) -> None:
+        await self._send(self._counter.finish(message))
+
+    async def _run(self, trouble: Callable[[], Awaitable[str]]) -> None:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        while True:
+            try:
+                async with asyncio.timeout(INTERVAL_SECONDS):
+                    await self._changed.wait()
+            except TimeoutError:
+                message = await self._reason(trouble) or self._state
+                await self._send(self._counter.wait(f"{message} ({loop.time() - start:.0f} s)"))
+                continue
+            self._changed.clear()
+            newest, self._newest = self._newest, None
+            await self._send(self._counter.advance(newest) if newest else self._counter.wait(self._state))
+
+    async def _reason(self, trouble: Callable[[], Awaitable[str]]) -> str:
+        try:
+            return await trouble()
+        except StateError as error:
+            _log.debug("progress_unknown", error=str(error))
+            return ""
+
+    async def _send(self, step: Step) -> None:
+        await self._report(step.done, step.total, step.message)

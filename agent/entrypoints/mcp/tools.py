@@ -1,212 +1,280 @@
-"""The tools as the client sees them: names, parameters, results, and when an assistant should use them."""
+"""The tools: their definitions, with schemas that are derived from the models of their results, and what they do."""
 
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
-from agent.domain.routing import AUTO, CLOUD, HTTP
+import structlog
+from pydantic import BaseModel, Field, TypeAdapter
 
-SYNC = "sync_to_akosha"
-STATUS = "akosha_sync_status"
-RESTORE_POINTS = "akosha_restore_points"
-MOST_POINTS = 100
+from agent.bootstrap.archive import archive_of
+from agent.bootstrap.home import Home
+from agent.domain.errors import AkoshaError, SettingsError
+from agent.domain.routing import AUTO, CLOUD, HTTP
+from agent.entrypoints.cli.uploads import check_mounted, system_of, upload_document
+from agent.entrypoints.documents import ResultDocument
+from agent.entrypoints.mcp.progress import ProgressReporter, ReportProgress
+from agent.entrypoints.results import hint_of, sentence
+from agent.entrypoints.status_view import StatusDocument, gather_status
+from agent.entrypoints.sync_client import SyncClient
+from agent.settings import Loaded, Settings, settings_table
+
+SYNC, STATUS, RESTORE_POINTS = TOOL_NAMES = ("sync_to_akosha", "akosha_sync_status", "akosha_restore_points")
+MAX_RESTORE_POINTS = 100
 METHODS = (AUTO, CLOUD, HTTP)
 
-INSTRUCTIONS = (
-    "Gets the memories that Session-Buddy keeps on this machine to Akosha. Changes are synced by themselves where "
-    f"`akosha-agent run` is running; call {SYNC} when the user wants it done now, {STATUS} to see what is pending, "
-    f"what stands in the way, and how it is set up, and {RESTORE_POINTS} to see what could be restored. None of them "
-    "takes or gives the memories themselves."
-)
+_log = structlog.get_logger()
 
-_TEXT = {"type": "string"}
-_TEXT_OR_NULL = {"type": ["string", "null"]}
-_FLAG = {"type": "boolean"}
-_FLAG_OR_NULL = {"type": ["boolean", "null"]}
-_COUNT = {"type": "integer", "minimum": 0}
-_TEXTS = {"type": "array", "items": _TEXT}
 
-_SYNC_RESULT: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "method": _TEXT | {"description": "How it was delivered: cloud or http; auto where it came to no attempt."},
-        "success": _FLAG | {"description": "True also where there was nothing to deliver (outcome: skipped)."},
-        "files_uploaded": _TEXTS | {"description": "Keys in the bucket, or nothing where it went to a server."},
-        "bytes_transferred": _COUNT | {"description": "What went over the wire."},
-        "duration_seconds": {"type": "number", "minimum": 0},
-        "upload_id": _TEXT_OR_NULL | {"description": "YYYYMMDD_HHMMSS_system; null where there was no upload."},
-        "error": _TEXT_OR_NULL,
-        "triggered_by": _TEXT,
-        "caused_by": _TEXTS | {"description": "Ids of the session ends that it answers."},
-        "hint": _TEXT_OR_NULL | {"description": "The setting or command that mends the error."},
-        "outcome": {"type": "string", "enum": ["succeeded", "skipped", "failed"]},
-        "request_id": _TEXT_OR_NULL,
-        "why": _TEXT | {"description": "Of a skipped one: why there was nothing to do."},
-        "location": _TEXT | {"description": "Where it is now."},
-        "incomplete": {
-            "type": "object",
-            "additionalProperties": _TEXT,
-            "description": "What has not been delivered yet, and why. It is tried again by itself.",
-        },
-        "memories": _COUNT | {"description": "How many memories the target has now and lacked before."},
-        "errors": {
-            "type": "array",
-            "items": {"type": "object", "properties": {"method": _TEXT, "error": _TEXT}},
-            "description": "Why methods failed: all of a failed one; of a success, those tried before.",
-        },
-        "retry_at": _TEXT_OR_NULL | {"description": "When a running agent tries again by itself."},
-    },
-    "required": [
-        "method",
-        "success",
-        "files_uploaded",
-        "bytes_transferred",
-        "duration_seconds",
-        "upload_id",
-        "error",
-        "triggered_by",
-        "hint",
-        "outcome",
-    ],
-}
+class ToolResult(BaseModel):
+    """Fields of the results of all tools but sync, whose result has them, too."""
 
-_STATUS_RESULT: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "cloud_configured": _FLAG_OR_NULL | {"description": "Whether a bucket, or a directory, is set."},
-        "system_id": _TEXT_OR_NULL | {"description": "This machine's name in the bucket and in Akosha."},
-        "should_use_cloud": _FLAG_OR_NULL,
-        "should_use_http": _FLAG_OR_NULL,
-        "force_method": {"type": ["string", "null"], "enum": [*METHODS, None]},
-        "enable_fallback": _FLAG_OR_NULL,
-        "upload_on_session_end": _FLAG_OR_NULL,
-        "configuration": {
-            "type": "object",
-            "description": "Every setting by its key, secrets masked. Empty where a setting is wrong.",
-        },
-        "success": _FLAG
-        | {"description": "False where the settings or the state directory cannot be used: see error."},
-        "error": _TEXT_OR_NULL,
-        "hint": _TEXT_OR_NULL,
-        "warnings": _TEXTS
-        | {"description": "Settings without effect, an agent that does not answer, and lasting conditions."},
-        "running": {
-            "type": ["object", "null"],
-            "description": "Which process holds the state directory: pid, command.",
-        },
-        "pending": _TEXTS | {"description": "Databases that a target lacks."},
-        "targets": {
-            "type": "array",
-            "items": {"type": "object"},
-            "description": "Each target: its databases, the newest upload, last success, next try, last error.",
-        },
-        "bus": {"type": ["object", "null"]},
-        "results_waiting": _COUNT,
-        "problem": _TEXT | {"description": "Why the databases cannot be looked at."},
-    },
-    "required": [
-        "cloud_configured",
-        "system_id",
-        "should_use_cloud",
-        "should_use_http",
-        "force_method",
-        "enable_fallback",
-        "upload_on_session_end",
-        "configuration",
-        "success",
-        "error",
-        "hint",
-    ],
-}
+    success: bool
+    error: str | None
+    hint: str | None
 
-_COUNT_OR_NULL = {"type": ["integer", "null"], "minimum": 0}
+    @classmethod
+    def failed(cls, failure: AkoshaError, /, **fields: object) -> dict[str, object]:
+        """Return a failure; fields that are not given are null."""
+        known = dict.fromkeys(name for name, field in cls.model_fields.items() if field.is_required())
+        return known | fields | {"success": False, "error": str(failure), "hint": hint_of(failure)}
 
-_POINTS_RESULT: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "success": _FLAG | {"description": "False where the bucket cannot be looked into: see error."},
-        "error": _TEXT_OR_NULL,
-        "hint": _TEXT_OR_NULL,
-        "system_id": _TEXT_OR_NULL,
-        "location": _TEXT_OR_NULL | {"description": "The bucket, or the directory in its place."},
-        "total": _COUNT | {"description": "How many there are; the newest of them are listed."},
-        "restore_points": {
-            "type": "array",
-            "description": "The newest first. null: not known without looking closer (akosha-agent uploads show ID).",
-            "items": {
+
+class StatusResult(ToolResult):
+    """How syncing is set up: null where the settings cannot be read. The status document's fields are beside these."""
+
+    success: bool = Field(description="False where the settings or the state directory cannot be used: see error.")
+    cloud_configured: bool | None = Field(description="Whether a bucket, or a directory, is set.")
+    system_id: str | None = Field(description="This machine's name in the bucket and in Akosha.")
+    should_use_cloud: bool | None
+    should_use_http: bool | None
+    force_method: str | None = Field(json_schema_extra={"enum": [*METHODS, None]})
+    enable_fallback: bool | None
+    upload_on_session_end: bool | None
+    configuration: dict[str, Any] = Field(
+        description="Every setting by its key, secrets masked. Empty where a setting is wrong."
+    )
+    warnings: list[str] = Field(
+        default_factory=list,
+        description="Settings without effect, an agent that does not respond, and lasting conditions.",
+    )
+
+
+class RestorePoint(BaseModel):
+    """An upload. null: unknown without reading more of it (akosha-agent uploads show ID)."""
+
+    upload_id: str
+    time: str
+    stored_bytes: int = Field(ge=0)
+    raw_bytes: int | None
+    rows: int | None
+    databases: list[str] | None
+    problems: dict[str, str] = Field(description="What is damaged, and how; empty where no damage is known.")
+
+
+class RestorePointsResult(ToolResult):
+    """The newest uploads of this machine."""
+
+    success: bool = Field(description="False where the bucket cannot be read: see error.")
+    system_id: str | None
+    location: str | None = Field(description="The bucket, or the directory in its place.")
+    total: int = Field(ge=0, description="How many uploads there are; the newest of them are listed.")
+    restore_points: list[RestorePoint] = Field(description="The newest first.")
+
+
+def tool_definitions() -> list[dict[str, object]]:
+    """Return the tools as `tools/list` has them."""
+    return [
+        {
+            "name": SYNC,
+            "title": "Sync memories to Akosha",
+            "description": (
+                "Upload every memory that Session-Buddy has committed on this machine to Akosha now, and return when "
+                "it is there. Use it when the user asks to sync, back up or upload memories. It is safe to call again: "
+                "what has arrived is not sent again (outcome: skipped). It never fails as a call: look at success, and "
+                "where it is false tell the user error and hint. It takes from a second to minutes, and reports its "
+                "progress."
+            ),
+            "inputSchema": {
                 "type": "object",
                 "properties": {
-                    "upload_id": _TEXT,
-                    "time": _TEXT,
-                    "stored_bytes": _COUNT,
-                    "raw_bytes": _COUNT_OR_NULL,
-                    "rows": _COUNT_OR_NULL,
-                    "databases": {"type": ["array", "null"], "items": _TEXT},
-                    "problems": {
-                        "type": "object",
-                        "additionalProperties": _TEXT,
-                        "description": "What of it is damaged, and how; empty where nothing is seen to be.",
+                    "method": {
+                        "type": "string",
+                        "enum": list(METHODS),
+                        "default": AUTO,
+                        "description": "auto follows the settings (the cloud where it is set up, else http); cloud "
+                        "uploads to the bucket, http sends to the Akosha server.",
+                    },
+                    "enable_fallback": {
+                        "type": "boolean",
+                        "default": True,
+                        "description": "Where the cloud fails, send to the Akosha server. False: fail instead.",
                     },
                 },
-                "required": ["upload_id", "time", "stored_bytes", "raw_bytes", "rows", "databases", "problems"],
+                "additionalProperties": False,
             },
+            "outputSchema": ResultDocument.model_json_schema(),
+            "annotations": _annotations(read_only=False, open_world=True),
         },
-    },
-    "required": ["success", "error", "hint", "system_id", "location", "total", "restore_points"],
-}
+        {
+            "name": STATUS,
+            "title": "Status of syncing to Akosha",
+            "description": (
+                "Show how syncing memories to Akosha is set up and its status: whether an agent runs, what is pending, "
+                "the last upload, the last error and the next try, and every setting (secrets masked). It changes "
+                "nothing and uses no network. Use it before changing settings, or when a sync has failed."
+            ),
+            "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
+            "outputSchema": _status_schema(),
+            "annotations": _annotations(read_only=True, open_world=False),
+        },
+        {
+            "name": RESTORE_POINTS,
+            "title": "Restore points of the memories",
+            "description": (
+                "List the uploads of this machine's memories that could be restored, the newest first "
+                f"({MAX_RESTORE_POINTS} at most): when each was made, how large it is, how many rows it has, and "
+                "whether it looks damaged. It reads the bucket and changes nothing. Use it when the user wants to know "
+                "what is backed up, or wants something back; restoring itself is a command for the user: "
+                "akosha-agent restore ID --to DIR."
+            ),
+            "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
+            "outputSchema": RestorePointsResult.model_json_schema(),
+            "annotations": _annotations(read_only=True, open_world=True),
+        },
+    ]
 
-TOOLS: list[dict[str, Any]] = [
-    {
-        "name": SYNC,
-        "title": "Sync memories to Akosha",
-        "description": (
-            "Get every memory that Session-Buddy has committed on this machine to Akosha now, and return when it is "
-            "there. Use it when the user asks to sync, back up or upload memories. Calling it again does no harm: "
-            "what has arrived is not sent again (outcome: skipped). It never fails as a call: look at success, and "
-            "where it is false tell the user error and hint. It takes from a second to minutes, and tells its progress."
-        ),
-        "inputSchema": {
-            "type": "object",
-            "properties": {
-                "method": {
-                    "type": "string",
-                    "enum": list(METHODS),
-                    "default": AUTO,
-                    "description": "auto follows the settings (the cloud where it is set up, else http); cloud uploads "
-                    "to the bucket, http sends to the Akosha server.",
-                },
-                "enable_fallback": {
-                    "type": "boolean",
-                    "default": True,
-                    "description": "Where the cloud fails, send to the Akosha server. False: fail instead.",
-                },
-            },
-            "additionalProperties": False,
-        },
-        "outputSchema": _SYNC_RESULT,
-        "annotations": {"readOnlyHint": False, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True},
-    },
-    {
-        "name": STATUS,
-        "title": "Status of syncing to Akosha",
-        "description": (
-            "Show how syncing memories to Akosha is set up and how it stands: whether an agent runs, what is pending, "
-            "the last upload, the last error and the next try, and every setting (secrets masked). It changes nothing "
-            "and asks nobody over the network. Use it before changing settings, or when a sync has failed."
-        ),
-        "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
-        "outputSchema": _STATUS_RESULT,
-        "annotations": {"readOnlyHint": True, "destructiveHint": False, "idempotentHint": True, "openWorldHint": False},
-    },
-    {
-        "name": RESTORE_POINTS,
-        "title": "Restore points of the memories",
-        "description": (
-            "List the uploads of this machine's memories that could be restored, the newest first "
-            f"({MOST_POINTS} at most): when each was made, how large it is, how many rows it has, and whether it looks "
-            "damaged. It asks the bucket and changes nothing. Use it when the user wants to know what is backed up, or "
-            "wants something back; restoring itself is a command for the user: akosha-agent restore ID --to DIR."
-        ),
-        "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
-        "outputSchema": _POINTS_RESULT,
-        "annotations": {"readOnlyHint": True, "destructiveHint": False, "idempotentHint": True, "openWorldHint": True},
-    },
-]
+
+def _annotations(*, read_only: bool, open_world: bool) -> dict[str, bool]:
+    return {
+        "readOnlyHint": read_only,
+        "destructiveHint": False,
+        "idempotentHint": True,
+        "openWorldHint": open_world,
+    }
+
+
+def _status_schema() -> dict[str, object]:
+    """Return the schema of the setup, with the fields of the status document as optional ones."""
+    schema, status = StatusResult.model_json_schema(), TypeAdapter(StatusDocument).json_schema(mode="serialization")
+    return schema | {"properties": status["properties"] | schema["properties"], "$defs": status["$defs"]}
+
+
+async def call_tool(
+    name: str, arguments: Mapping[str, object], load: Callable[[], Loaded], report: ReportProgress | None = None
+) -> dict[str, object]:
+    """Return the result of a tool; errors are results, too. `report`, where given, gets the progress of a sync."""
+    try:
+        if name == SYNC:
+            return await _sync(arguments, load, report or _no_report)
+        loaded = await asyncio.to_thread(load)
+        return await _status(loaded) if name == STATUS else await _restore_points(loaded.settings)
+    except AkoshaError as error:
+        failure = error
+    except Exception as error:  # noqa: BLE001 - a call never fails as such
+        # Its text, which may hold anything, goes to the log only.
+        _log.exception("call_failed", tool=name)
+        failure = AkoshaError(
+            f"the call failed because of an error in akosha-agent: {type(error).__name__}",
+            hint="its traceback is in the log of akosha-agent mcp (standard error)",
+        )
+    if name == SYNC:
+        method = arguments.get("method")
+        return ResultDocument.refused(
+            failure, method=method if isinstance(method, str) and method in METHODS else AUTO
+        ).to_dict()
+    if name == STATUS:
+        return StatusResult.failed(failure, configuration={})
+    return RestorePointsResult.failed(failure, total=0, restore_points=[])
+
+
+async def _no_report(*_: object) -> None:
+    """For a client that has not asked for progress."""
+
+
+async def _sync(
+    arguments: Mapping[str, object], load: Callable[[], Loaded], report: ReportProgress
+) -> dict[str, object]:
+    method, enable_fallback = _sync_arguments(arguments)
+    reporter = ProgressReporter(report)
+    await reporter.begin("looking for changes")
+    try:
+        loaded = await asyncio.to_thread(load)
+        client = await SyncClient.prepare(loaded.settings, method=method, enable_fallback=enable_fallback)
+        async with nullcontext() if report is _no_report else reporter.running(client.trouble):
+            result = await client.result(hear=reporter.on_progress, waits=reporter.on_wait)
+    except AkoshaError as error:
+        await reporter.finish(str(error))
+        raise
+    await reporter.finish(sentence(result))
+    return ResultDocument.of(result).to_dict()
+
+
+def _sync_arguments(arguments: Mapping[str, object]) -> tuple[str, bool]:
+    """Return method and enable_fallback. Raises SettingsError for invalid ones."""
+    if unknown := sorted(set(arguments) - {"method", "enable_fallback"}):
+        raise SettingsError(
+            f"there is no parameter {', '.join(unknown)}", hint="the parameters are method and enable_fallback"
+        )
+    method, enable_fallback = arguments.get("method", AUTO), arguments.get("enable_fallback", True)
+    if not isinstance(method, str) or method not in METHODS:
+        raise SettingsError(f"there is no method {method!r:.100}", hint=f"method is one of {', '.join(METHODS)}")
+    if not isinstance(enable_fallback, bool):
+        raise SettingsError(f"enable_fallback is {enable_fallback!r:.100}", hint="enable_fallback is true or false")
+    return method, enable_fallback
+
+
+async def _status(loaded: Loaded) -> dict[str, object]:
+    """Return setup and status. Where the state directory cannot be used, the setup is returned with the error."""
+    settings = loaded.settings
+    setup: dict[str, object] = {
+        "cloud_configured": settings.cloud_configured,
+        "system_id": settings.system_id or None,
+        "should_use_cloud": CLOUD in settings.route,
+        "should_use_http": HTTP in settings.route,
+        "force_method": settings.force_method,
+        "enable_fallback": settings.enable_fallback,
+        "upload_on_session_end": settings.upload_on_session_end,
+        "configuration": configuration(loaded),
+        "success": True,
+        "error": None,
+        "hint": None,
+        "warnings": list(loaded.warnings),
+        "sync_enabled": settings.sync_enabled,
+        "data_dir": str(settings.agent_data_dir),
+        "state_dir": str(settings.agent_state_dir),
+    }
+    try:
+        status = await gather_status(settings)
+    except AkoshaError as error:
+        return StatusResult.failed(error, **setup)
+    return setup | status.to_dict() | {"warnings": [*loaded.warnings, *map(str, status.warnings)]}
+
+
+def configuration(loaded: Loaded) -> dict[str, object]:
+    """Return every setting by its key as in a file: flags and numbers as such, secrets and credentials masked."""
+    values: dict[str, object] = {}
+    for row in settings_table(loaded):
+        value = getattr(loaded.settings, row.key.removeprefix("akosha_"))
+        values[row.key] = value if isinstance(value, (bool, int, float)) else row.value
+    return values
+
+
+async def _restore_points(settings: Settings) -> dict[str, object]:
+    """Return the newest uploads. Raises SettingsError where there is no bucket, NotOwner, StoreError, StateError."""
+    system_id = await system_of(Home.of(settings), None)
+    async with archive_of(settings, system_id) as archive:
+        listing = await archive.listing(manifests=MAX_RESTORE_POINTS)
+        if not listing.uploads:
+            await check_mounted(settings, archive, None)
+    uploads = [upload_document(entry) for entry in listing.uploads[:MAX_RESTORE_POINTS]]
+    return {
+        "success": True,
+        "error": None,
+        "hint": None,
+        "system_id": system_id,
+        "location": archive.store.location,
+        "total": len(listing.uploads),
+        "restore_points": [{name: upload[name] for name in RestorePoint.model_fields} for upload in uploads],
+    }
