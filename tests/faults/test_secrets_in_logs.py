@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import socketserver
-import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-import structlog
 from typer.testing import CliRunner
 
 from agent.domain import plain_text
@@ -24,6 +22,7 @@ from agent.domain.plain_text import MASK
 from agent.entrypoints.cli.app import app
 from agent.entrypoints.logs import pipeline
 from agent.settings.sources import variable
+from tests.support.logging_state import logging_restored
 from tests.support.session_buddy import create
 
 SECRETS = {
@@ -97,21 +96,12 @@ def serving(server):
 @pytest.fixture
 def loud(monkeypatch):
     """Everything is heard, whatever the agent would leave out."""
-    before = {name: logging.getLogger(name).level for name in LOUD}
     monkeypatch.setattr(pipeline, "LIBRARIES", ())
     monkeypatch.setattr(pipeline, "MUTE", ())
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    for name in LOUD:
-        logging.getLogger(name).setLevel(logging.DEBUG)
-    yield
-    for name, level in before.items():
-        logging.getLogger(name).setLevel(level)
-    structlog.reset_defaults()
-    if pipeline._current is not None:
-        logging.getLogger().removeHandler(pipeline._current)
-        pipeline._current.out.close()
-        pipeline._current = None
+    with logging_restored(*LOUD):
+        for name in LOUD:
+            logging.getLogger(name).setLevel(logging.DEBUG)
+        yield
 
 
 @pytest.fixture

@@ -11,22 +11,13 @@ import structlog
 from agent.domain.plain_text import MASK
 from agent.entrypoints import logs
 from agent.entrypoints.logs import pipeline
+from tests.support.logging_state import logging_restored
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch):
-    """What `configure` sets is the process's."""
-    levels = {name: logging.getLogger(name).level for name in (*pipeline.LIBRARIES, *pipeline.MUTE)}
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    yield
-    structlog.reset_defaults()
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    if pipeline._current is not None:
-        logging.getLogger().removeHandler(pipeline._current)
-        pipeline._current.out.close()
-        pipeline._current = None
+def _as_before():
+    with logging_restored():
+        yield
 
 
 def told(capsys):
@@ -73,7 +64,7 @@ def test_what_a_library_says_comes_in_the_same_form_and_says_who(capsys):
 def test_a_librarys_line_that_cannot_be_made_is_told_of_without_what_is_in_it(capsys):
     logs.configure("INFO", "json")
     record = logging.LogRecord("aiohttp", logging.WARNING, __file__, 1, "%d of them", ("c4n4ry-s3cr3t",), None)
-    pipeline._current.handle(record)
+    pipeline._handler.handle(record)
     shown = capsys.readouterr().err
     assert shown == "akosha-agent: a log line of aiohttp cannot be shown\n"
 

@@ -2,10 +2,10 @@
 
 import errno
 import json
+import logging
 import os
 import resource
 import stat
-import sys
 import threading
 from pathlib import Path
 
@@ -14,35 +14,29 @@ import structlog
 
 from agent.domain.errors import SettingsError
 from agent.entrypoints import logs
-from agent.entrypoints.logs import pipeline
 from agent.entrypoints.logs.file import KEPT, LogFile
 from agent.entrypoints.logs.location import LogLocation
 from agent.settings import Settings
+from tests.support.logging_state import logging_restored
 
 
 @pytest.fixture
-def place(tmp_path):
+def location(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "state" / "spool").mkdir(parents=True)
 
-    def of(file, bytes_each=1 << 20):
+    def of(file, max_bytes=1 << 20):
         return LogLocation(
-            file=tmp_path / file, bytes_each=bytes_each, data_dir=tmp_path / "data", state_dir=tmp_path / "state"
+            file=tmp_path / file, max_bytes=max_bytes, data_dir=tmp_path / "data", state_dir=tmp_path / "state"
         )
 
     return of
 
 
 @pytest.fixture
-def _as_before(monkeypatch):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    yield
-    structlog.reset_defaults()
-    if pipeline._current is not None:
-        pipeline.logging.getLogger().removeHandler(pipeline._current)
-        pipeline._current.out.close()
-        pipeline._current = None
+def _as_before():
+    with logging_restored():
+        yield
 
 
 def mode(path):
@@ -54,10 +48,10 @@ def descriptors():
 
 
 @pytest.mark.usefixtures("_as_before")
-def test_lines_go_to_the_file_as_json_and_to_nowhere_else(place, tmp_path, capsys):
-    logs.configure("INFO", "auto", place("logs/deep/agent.log"))
+def test_lines_go_to_the_file_as_json_and_to_nowhere_else(location, tmp_path, capsys):
+    logs.configure("INFO", "auto", location("logs/deep/agent.log"))
     structlog.get_logger().info("agent_started", system_id="mac")
-    pipeline.logging.getLogger("aiohttp").warning("odd")
+    logging.getLogger("aiohttp").warning("odd")
     file = tmp_path / "logs/deep/agent.log"
     assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["agent_started", "odd"]
     assert capsys.readouterr() == ("", "")
@@ -65,10 +59,10 @@ def test_lines_go_to_the_file_as_json_and_to_nowhere_else(place, tmp_path, capsy
 
 
 @pytest.mark.usefixtures("_as_before")
-def test_configuring_again_closes_the_file_from_before(place, tmp_path):
+def test_configuring_again_closes_the_file_from_before(location, tmp_path):
     before = descriptors()
     for number in range(20):
-        logs.configure("INFO", "json", place(f"logs/{number % 2}.log"))
+        logs.configure("INFO", "json", location(f"logs/{number % 2}.log"))
         structlog.get_logger().info("line", number=number)
     assert descriptors() == before + 1
     logs.configure("INFO", "json")
@@ -125,8 +119,8 @@ def test_what_the_file_does_not_take_goes_to_stderr_with_one_line_that_says_why(
     log = LogFile(folder / "agent.log", 1000)  # there is no such folder
     log.write("one\n")
     log.write("two\n")
-    why, *rest = capsys.readouterr().err.splitlines()
-    assert why == (
+    reason, *rest = capsys.readouterr().err.splitlines()
+    assert reason == (
         f"akosha-agent: the log file {folder}/agent.log cannot be written, the log goes on here: "
         "No such file or directory"
     )
@@ -178,7 +172,7 @@ def test_a_file_that_cannot_be_set_aside_grows_on_and_that_is_said(tmp_path, cap
     def refuse(*_):
         raise OSError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(log._files, "rotate", refuse)
+    monkeypatch.setattr(log, "rotate", refuse)
     for _ in range(4):
         log.write("0123456789\n")
     log.close()
@@ -207,7 +201,7 @@ def test_many_threads_write_whole_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "why"),
+    ("file", "reason"),
     [
         ("data/agent.log", "lies in the data directory"),
         ("data/logs/agent.log", "lies in the data directory"),
@@ -222,27 +216,27 @@ def test_many_threads_write_whole_lines(tmp_path):
         ("folder.log", "is not a file"),
     ],
 )
-def test_a_place_that_is_no_place_for_a_log_is_refused_with_the_cure(tmp_path, place, file, why):
+def test_a_place_that_is_no_place_for_a_log_is_refused_with_the_cure(tmp_path, location, file, reason):
     (tmp_path / "link").symlink_to(tmp_path / "data")
     (tmp_path / "a-link.log").symlink_to(tmp_path / "data" / "not-yet.log")
     os.mkfifo(tmp_path / "pipe.log")
     (tmp_path / "folder.log").mkdir()
-    with pytest.raises(SettingsError, match=why) as caught:
-        place(file).prepared()
+    with pytest.raises(SettingsError, match=reason) as caught:
+        location(file).prepare()
     assert "akosha_agent_log_file" in caught.value.message
     assert caught.value.hint
     assert not list((tmp_path / "data").iterdir())
 
 
 @pytest.mark.parametrize("file", ["agent.log", "state/agent.log", "state/logs/agent.log", "database/agent.log"])
-def test_other_places_are_taken(place, file):
-    assert place(file).prepared().parent.is_dir()
+def test_other_places_are_taken(location, file):
+    assert location(file).prepare().parent.is_dir()
 
 
-def test_a_symbolic_link_is_followed_so_that_what_it_leads_to_is_rotated(place, tmp_path):
+def test_a_symbolic_link_is_followed_so_that_what_it_leads_to_is_rotated(location, tmp_path):
     (tmp_path / "var").mkdir()
     (tmp_path / "agent.log").symlink_to(tmp_path / "var" / "real.log")
-    assert place("agent.log").prepared() == tmp_path / "var" / "real.log"
+    assert location("agent.log").prepare() == tmp_path / "var" / "real.log"
 
 
 def test_the_settings_name_the_place(tmp_path):
@@ -250,5 +244,5 @@ def test_the_settings_name_the_place(tmp_path):
     settings = Settings(agent_log_file=tmp_path / "a.log", agent_log_file_mb=2)
     found = LogLocation.of(settings)
     assert found is not None
-    assert (found.file, found.bytes_each) == (tmp_path / "a.log", 2 << 20)
+    assert (found.file, found.max_bytes) == (tmp_path / "a.log", 2 << 20)
     assert (found.data_dir, found.state_dir) == (settings.agent_data_dir, settings.agent_state_dir)

@@ -1,4 +1,4 @@
-"""Where a log file may lie: in no directory where it would be taken for something else."""
+"""Where a log file may be: in no directory where it would be taken for something else."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -14,36 +14,36 @@ KEY = "akosha_agent_log_file"
 ENDING = ".log"
 MEBIBYTE = 2**20
 
-_OURS = ("spool", "staging")
+_EMPTIED = ("spool", "staging")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogLocation:
-    """A log file, the size at which it is set aside, and the directories that it must keep out of."""
+    """A log file, the size at which it is rotated, and the directories in which it must not be."""
 
     file: Path
-    bytes_each: int
+    max_bytes: int
     data_dir: Path
     state_dir: Path
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """Return the place that the settings name, None where they name none."""
+        """Return the location in the settings, None if they have none."""
         if settings.agent_log_file is None:
             return None
         return cls(
             file=settings.agent_log_file,
-            bytes_each=settings.agent_log_file_mb * MEBIBYTE,
+            max_bytes=settings.agent_log_file_mb * MEBIBYTE,
             data_dir=settings.agent_data_dir,
             state_dir=settings.agent_state_dir,
         )
 
-    def prepared(self) -> Path:
-        """Make the directories that are missing, for this user alone; return the file, symbolic links followed.
+    def prepare(self) -> Path:
+        """Create missing directories, with access for this user only; return the file, symbolic links resolved.
 
-        Raises SettingsError where the file would be seen as a change (each line, for ever), swept away, or taken for a
-        file of the agent's own, and where what is there is no file. A directory that cannot be made is no error here:
-        whoever opens the file says why.
+        Raises SettingsError for a file in the data directory (each line would be a change there), in a directory that
+        the agent empties, or that may be one of the agent's own, and for what is not a regular file. A directory that
+        cannot be created is no error here: opening the file reports it.
         """
         file = Path(os.path.realpath(self.file))
         if _within(file, self.data_dir):
@@ -51,7 +51,7 @@ class LogLocation:
                 f"{KEY}: {self.file} lies in the data directory {self.data_dir}: each line would be a change there",
                 hint=f"let it name a file elsewhere, such as {self.state_dir / 'agent.log'}",
             )
-        if any(_within(file, self.state_dir / name) for name in _OURS):
+        if any(_within(file, self.state_dir / name) for name in _EMPTIED):
             raise SettingsError(
                 f"{KEY}: {self.file} lies where the agent keeps files for a short time only",
                 hint=f"let it name a file elsewhere, such as {self.state_dir / 'agent.log'}",
@@ -70,17 +70,17 @@ class LogLocation:
 
 
 def _within(file: Path, directory: Path) -> bool:
-    """Say whether the file lies in or below the directory, also where a name's case does not matter."""
+    """Return whether the file is in or below the directory, also if names are case-insensitive."""
     if file.is_relative_to(os.path.realpath(directory)):
         return True
     try:
         wanted = directory.stat()
     except OSError:
         return False
-    return any(os.path.samestat(seen, wanted) for seen in _seen(file.parents))
+    return any(os.path.samestat(seen, wanted) for seen in _stats(file.parents))
 
 
-def _seen(directories: Iterable[Path]) -> Iterator[os.stat_result]:
+def _stats(directories: Iterable[Path]) -> Iterator[os.stat_result]:
     for directory in directories:
         try:
             yield directory.stat()

@@ -1,4 +1,4 @@
-"""From an event to a line: the same steps for what the agent says and for what libraries say."""
+"""From an event to a line: one formatter for events of the agent and log records of libraries."""
 
 import logging
 import sys
@@ -6,148 +6,142 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Protocol
 
 import structlog
+from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from agent.domain.plain_text import printable, redacted
 
 LIBRARIES = ("watchfiles", "botocore", "aiobotocore", "aiohttp", "asyncio")
-"""They log through the standard library; from them, warnings are enough."""
-
-DEEPEST = 6
-"""Levels of nested values that a log line keeps their shape of."""
-
-_PLAIN = (int, float, bool, type(None))
-_OF_LINES = frozenset({"exception", "stack"})
-"""Keys whose values have several lines."""
+"""Libraries of which only warnings and errors are logged."""
 
 MUTE = ("nats",)
-"""What these have to say, their adapters say in our words."""
+"""Libraries whose errors the adapters log in their own words."""
+
+MAX_DEPTH = 6
+"""Levels of nested values that keep their structure in a log line."""
+
+_PLAIN = (int, float, bool, type(None))
+_MULTILINE = frozenset({"exception", "stack"})
+"""Keys whose values have several lines."""
+
+_EVENTS = logging.getLogger("akosha-agent")
+"""The logger of the agent's own events."""
 
 
-class Out(Protocol):
-    """Takes lines. Never raises."""
-
-    def write(self, text: str) -> None:
-        """Write a whole line, its end included."""
-        ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Stderr:
-    """Standard error, whatever that is at the time."""
-
-    def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):  # nobody reads it any more: there is nobody to tell
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _Libraries(logging.Handler):
-    """What comes through the standard library, made into lines."""
-
-    def __init__(self, out: Out, steps: list[Processor]) -> None:
-        super().__init__()
-        self.out = out
-        self._steps = steps
+class LineHandler(logging.Handler):
+    """A handler that writes whole lines, and raises nothing."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            event: EventDict = {"event": record.getMessage(), "logger": record.name, "exc_info": record.exc_info}
-            made: object = event
-            for step in self._steps:
-                made = step(None, record.levelname.lower(), made)  # type: ignore[arg-type] # the last makes it a text
-            self.out.write(f"{made}\n")
-        except Exception:  # noqa: BLE001 - a library's line that cannot be shown; saying why might show what is in it
-            self.out.write(f"akosha-agent: a log line of {record.name} cannot be shown\n")
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - the error may quote the line, which may contain a secret
+            line = f"akosha-agent: a log line of {record.name} cannot be shown"
+        self.write(f"{line}\n")
+
+    def write(self, text: str) -> None:
+        """Write a line, including its end. Must not raise."""
+        raise NotImplementedError
 
 
-_current: _Libraries | None = None
+class StderrHandler(LineHandler):
+    """Writes to the present `sys.stderr`."""
+
+    def write(self, text: str) -> None:
+        write_stderr(text)
 
 
-def lines_to(out: Out, level: str, *, console: bool, colours: bool) -> None:
-    """Send all lines there from now on; what they went to before is closed."""
-    global _current  # noqa: PLW0603 - logging is the process's
-    steps = _steps(console=console, colours=colours)
+def write_stderr(text: str) -> None:
+    """Write to standard error; do nothing if nobody reads it."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+_handler: LineHandler | None = None
+
+
+def log_to(handler: LineHandler, level: str, *, console: bool, colours: bool) -> None:
+    """Send all lines to this handler from now on, and close the previous one."""
+    global _handler  # noqa: PLW0603 - logging is global, too
+    level = level.upper()
     structlog.configure(
-        processors=steps,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=out),  # type: ignore[arg-type] # it writes and flushes
+        processors=[ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level]),
+        logger_factory=lambda *_: _EVENTS,
         cache_logger_on_first_use=False,
     )
-    root, before = logging.getLogger(), _current
-    _current = _Libraries(out, steps)
-    _current.setLevel(level.upper())
-    root.addHandler(_current)
-    if before is not None:
-        root.removeHandler(before)
-        before.out.close()
+    handler.setFormatter(_formatter(console=console, colours=colours))
+    handler.setLevel(level)
+    for logger in (_EVENTS, logging.getLogger()):
+        logger.addHandler(handler)
+        if _handler is not None:
+            logger.removeHandler(_handler)
+    if _handler is not None:
+        _handler.close()
+    _handler = handler
+    _EVENTS.setLevel(level)
+    _EVENTS.propagate = False  # another handler of the root logger would show events that are not redacted
     for library in LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
     for library in MUTE:
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
-    logging.getLogger("asyncio").addFilter(_is_news)
-    sys.excepthook = _crashed
-    threading.excepthook = _thread_crashed
+    logging.getLogger("asyncio").addFilter(_is_relevant)
+    sys.excepthook = _log_crash
+    threading.excepthook = _log_thread_crash
 
 
 def goes_to_file() -> bool:
-    """Say whether lines go elsewhere than to stderr."""
-    return _current is not None and not isinstance(_current.out, Stderr)
+    """Return whether lines are written elsewhere than to standard error."""
+    return _handler is not None and not isinstance(_handler, StderrHandler)
 
 
-def _steps(*, console: bool, colours: bool) -> list[Processor]:
+def _formatter(*, console: bool, colours: bool) -> ProcessorFormatter:
     render: Processor
     if console:
-        # The default, rich tracebacks, prints local variables, and with them whatever secrets they hold.
+        # The default, rich tracebacks, prints local variables, which may contain secrets.
         plain = structlog.dev.plain_traceback
         render = structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain)
     else:
         render = structlog.processors.JSONRenderer()
-    return [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=not console),
-        structlog.processors.format_exc_info,
-        redact,
-        render,
-    ]
+    return ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.add_logger_name],
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=not console),
+            structlog.processors.format_exc_info,
+            ProcessorFormatter.remove_processors_meta,
+            redact,
+            render,
+        ],
+    )
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Asyncio warns of each TLS connection that its other end has closed; that is no news."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Drop asyncio's warning about each TLS connection that the peer has closed."""
     return "eof_received" not in record.getMessage()
 
 
-def _crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What nobody has caught is told like all else: where people look for it, and without secrets."""
+def _log_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Log an uncaught exception like any other event: in the same place, and without secrets."""
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
     structlog.get_logger().critical("crashed", exc_info=(kind, error, trace))
 
 
-def _thread_crashed(told: threading.ExceptHookArgs) -> None:
-    if told.exc_value is not None and not issubclass(told.exc_type, SystemExit):
-        name = told.thread.name if told.thread else ""
-        trace = (told.exc_type, told.exc_value, told.exc_traceback)
+def _log_thread_crash(crash: threading.ExceptHookArgs) -> None:
+    if crash.exc_value is not None and not issubclass(crash.exc_type, SystemExit):
+        name = crash.thread.name if crash.thread else ""
+        trace = (crash.exc_type, crash.exc_value, crash.exc_traceback)
         structlog.get_logger().error("thread_failed", thread=name, exc_info=trace)
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Mask secrets and escape control characters in all values: a structlog processor. Exceptions are text."""
-    return {key: _clean(value, DEEPEST, lines=key in _OF_LINES) for key, value in event.items()}
+    return {key: _clean(value, MAX_DEPTH, lines=key in _MULTILINE) for key, value in event.items()}
 
 
 def _clean(value: object, depth: int, *, lines: bool = False) -> object:
@@ -162,8 +156,8 @@ def _clean(value: object, depth: int, *, lines: bool = False) -> object:
     return printable(redacted(_text(value, repr)))
 
 
-def _text(value: object, how: Callable[[object], str]) -> str:
+def _text(value: object, convert: Callable[[object], str]) -> str:
     try:
-        return how(value)
-    except Exception:  # noqa: BLE001 - whatever it is: a log line must come about
+        return convert(value)
+    except Exception:  # noqa: BLE001 - any error of any type: the line must be written
         return f"<{type(value).__name__}>"

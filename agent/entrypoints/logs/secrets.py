@@ -1,4 +1,4 @@
-"""The secrets that this process was given: in its settings, in files that they name, in its environment."""
+"""The secrets that this process knows: of its settings, of files that they name, of its environment."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,11 @@ _VARIABLES = (
 )
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _LINES = re.compile(r"^[\w.+/=-]{20,}\s*$", re.MULTILINE)
-"""In a credentials file: the JWT and the seed; in a key's: the key."""
+"""The JWT and the seed of a credentials file, and the key of a key file."""
 
 
 def known_secrets(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield the values that must never be shown. Reads the files of NATS; one that is of no use is others' to tell."""
+    """Yield the values that must never be shown. Reads the files of NATS; invalid ones are reported elsewhere."""
     for key in SECRET:
         value = getattr(settings, key)
         assert isinstance(value, SecretStr)
@@ -42,7 +42,7 @@ def known_secrets(settings: Settings, environ: Mapping[str, str]) -> Iterator[st
 
 
 def _credentials(url: str) -> Iterator[str]:
-    """Yield what an address has before its @, a user's name aside: the password, or a token in its place."""
+    """Yield the password of a URL, or the token that takes its place."""
     with suppress(ValueError):
         parts = urlsplit(url)
         secret = parts.password or ("" if parts.password is not None else parts.username) or ""
