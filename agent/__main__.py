@@ -3,48 +3,53 @@
 import os
 import sys
 
+from agent import __version__
+
 INTERRUPTED = 130
-"""128 + SIGINT; the module `signal` takes the hook 6 ms to load."""
+"""128 + SIGINT. The module `signal` takes 6 ms to import, which the hook has no time for."""
 
 _STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
 def main() -> None:
-    """Hand over to the command line; what is heavy is imported there, by the command that needs it.
+    """Run the command line.
 
-    A session's end goes first: it may take no longer than Python takes to start.
+    The hook of a session's end comes first: it may take hardly longer than Python takes to start.
     """
     words = sys.argv[1:]
     if words[:2] == ["hook", "session-end"] and not {"-h", "--help"} & set(words):
-        from agent.entrypoints.hook.session_end import main as session_end  # noqa: PLC0415 - it alone
+        from agent.entrypoints.hook.session_end import main as session_end  # noqa: PLC0415
 
         session_end(words[2:])
     _fill_holes()
     try:
-        _command_line()
+        _command_line(words)
     except KeyboardInterrupt:  # while modules are loaded: afterwards each command has its own handler
         sys.exit(INTERRUPTED)
 
 
-def _command_line() -> None:
-    from agent.entrypoints.cli import streams  # noqa: PLC0415 - light commands must not pay for it
+def _command_line(words: list[str]) -> None:
+    from agent.entrypoints.cli import streams  # noqa: PLC0415 - the hook does without
 
     streams.guard()
     try:
-        from agent.entrypoints.cli.app import app  # noqa: PLC0415 - as above
-
         try:
-            app()
+            if words[:1] == ["--version"]:  # before typer is imported, which takes five times as long as Python itself
+                print(f"akosha-agent {__version__}")  # noqa: T201
+            else:
+                from agent.entrypoints.cli.app import app  # noqa: PLC0415
+
+                app()
         finally:
             streams.flush()
-    except streams.OutputError as error:  # printed outside of `command.finish`, or by it
+    except streams.OutputError as error:  # what no command has handled
         if not error.closed:
             sys.stderr.write(f"akosha-agent: {error}\n")
         sys.exit(error.exit_code)
 
 
 def _fill_holes() -> None:
-    """Open those of the standard streams that are closed: else a database may be what is printed to."""
+    """Open those of the standard streams that are closed: else the next file opened would be printed to."""
     for descriptor, (name, mode) in enumerate(_STREAMS.items()):
         try:
             os.fstat(descriptor)

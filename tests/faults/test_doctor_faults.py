@@ -9,6 +9,7 @@ import pytest
 import structlog
 
 from agent.adapters import host_facts
+from agent.entrypoints.cli.command import Options
 from agent.entrypoints.doctor.context import DoctorContext
 from agent.entrypoints.doctor.findings import Level
 from agent.entrypoints.doctor.run import CHECKS, diagnose, examine, read_context
@@ -92,7 +93,7 @@ def test_settings_that_are_wrong_are_the_finding_and_the_rest_is_looked_at(home,
     (home / "data" / "reflection.duckdb").touch()
     (home / ".claude").mkdir()
     (home / ".claude" / "settings.json").write_text("{")
-    context = read_context(home / "data", None, None)
+    context = read_context(Options(data_dir=home / "data"))
     assert context.settings.agent_state_dir == home / "state"
     assert asyncio.run(diagnose(context, as_json=False)) == 2
     said = capsys.readouterr()
@@ -108,6 +109,6 @@ def test_settings_that_are_wrong_are_the_finding_and_the_rest_is_looked_at(home,
 
 def test_directories_that_are_wrong_themselves_leave_the_defaults(home, monkeypatch):
     monkeypatch.setenv("AKOSHA_AGENT_STATE_DIR", "~nobody-of-this-name/state")
-    context = read_context(None, None, None)
+    context = read_context(Options())
     assert context.settings_error is not None
     assert context.settings.agent_data_dir == home / ".claude" / "data"

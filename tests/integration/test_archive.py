@@ -9,7 +9,7 @@ from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap
 from agent.bootstrap.home import Home
 from agent.domain.events import SyncAsked, SyncSucceeded, UploadVerified
 from agent.domain.identity import Identity
-from agent.entrypoints.cli.archive_events import announce
+from agent.entrypoints.cli.archive import record_events
 from agent.entrypoints.mcp.tools import RESTORE_POINTS, call_tool
 from agent.entrypoints.status_view import gather_status
 from agent.settings import Loaded, Settings
@@ -96,9 +96,9 @@ async def test_news_of_the_archive_go_into_the_ledger_or_wait_for_who_holds_it(h
         )
         for number in (1, 2)
     )
-    await announce(home, first)
+    await record_events(home, first)
     with home.lock("run"):
-        await announce(Home.of(home.settings), second)
+        await record_events(Home.of(home.settings), second)
     ledger = await home.open_ledger()
     assert [event.id for event in await ledger.outbox()] == ["event-1"]
     await ledger.aclose()

@@ -16,9 +16,8 @@ from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.bootstrap.home import Home
 from agent.domain.errors import SettingsError
-from agent.entrypoints.cli import consume as module, events_exec
-from agent.entrypoints.cli.consume import consume
-from agent.entrypoints.cli.events_exec import Execution
+from agent.entrypoints.cli import events
+from agent.entrypoints.cli.events import Execution, consume_results
 from agent.settings import load
 from tests.support import values
 from tests.support.clock import ManualClock
@@ -71,7 +70,7 @@ async def test_the_ledger_is_followed_from_now_on_and_results_alone(tmp_path, mo
         await sleep(clock, seconds / 10)
 
     monkeypatch.setattr(SystemClock, "sleep", asleep)
-    async with aclosing(module._from_ledger(home)) as found, asyncio.timeout(SECONDS):
+    async with aclosing(events._results_from_ledger(home)) as found, asyncio.timeout(SECONDS):
         first = asyncio.create_task(anext(found), name="first")
         await caught_up.wait()
         await ledger.remember(values.request("after"))
@@ -90,7 +89,7 @@ async def test_a_ledger_that_is_made_meanwhile_is_followed_from_its_beginning(tm
         await asyncio.sleep(0)
 
     monkeypatch.setattr(SystemClock, "sleep", asleep)
-    async with aclosing(module._from_ledger(home)) as found, asyncio.timeout(SECONDS):
+    async with aclosing(events._results_from_ledger(home)) as found, asyncio.timeout(SECONDS):
         first = asyncio.create_task(anext(found), name="first")
         await waiting.wait()
         ledger = await home.open_ledger()
@@ -105,10 +104,10 @@ async def test_a_ledger_that_is_made_meanwhile_is_followed_from_its_beginning(tm
 async def test_what_others_sent_is_one_line_that_does_nothing_to_a_terminal(tmp_path, capsys):
     bad = replace(values.failed(), error="one\r\ntwo \x1b[31mred \x9b2J\x07 größer")
     home = Home.of(settings_of(tmp_path))
-    await module._printing(home, system=True, as_json=False)(bad)
+    await events._printing(home, system=True, as_json=False)(bad)
     (line,) = capsys.readouterr().out.removesuffix("\n").split("\n")
     assert line.endswith("  sync.failed      laptop-7  one\\r\\ntwo \\x1b[31mred \\x9b2J\\x07 größer")
-    await module._printing(home, system=False, as_json=True)(bad)
+    await events._printing(home, system=False, as_json=True)(bad)
     assert json.loads(capsys.readouterr().out)["data"]["error"] == bad.error
 
 
@@ -118,7 +117,7 @@ async def test_what_others_sent_is_one_line_that_does_nothing_to_a_terminal(tmp_
 async def test_a_command_has_the_event_on_its_stdin_and_the_gist_in_its_environment(folder):
     told = replace(values.succeeded(values.manifest(reflection=1)), id="with a \0 in it")
     variables = "$AKOSHA_EVENT_SYSTEM_ID,$AKOSHA_EVENT_OUTCOME,$AKOSHA_EVENT_UPLOAD_ID,$AKOSHA_EVENT_ID"
-    await execution(f'cat > event; echo "{variables}" > gist').see_to(told)
+    await execution(f'cat > event; echo "{variables}" > gist').handle(told)
     assert (folder / "gist").read_text() == f"laptop-7,succeeded,{told.upload_id},with a  in it\n"
     assert (folder / "event").read_bytes() == CloudEventsCodec().encode(told) + b"\n"
 
@@ -127,7 +126,7 @@ async def test_a_command_need_not_read(folder):
     large = replace(SKIPPED, files_uploaded=tuple("x" * 100 for _ in range(10_000)))  # more than a pipe holds
     for command in ("true", "exec <&-", "sleep 60 >/dev/null 2>&1 & echo $! > left"):
         async with asyncio.timeout(SECONDS):
-            await execution(command).see_to(large)
+            await execution(command).handle(large)
     os.kill(int((folder / "left").read_text()), signal.SIGKILL)
 
 
@@ -135,7 +134,7 @@ async def test_a_command_that_fails_is_run_again_later_and_later_up_to_a_minute(
     clock = ManualClock()
     command = "echo x >> runs; [ $(wc -l < runs) -ge 9 ] || kill -9 $$"
     with capture_logs() as logs:
-        running = asyncio.create_task(execution(command, clock).see_to(SKIPPED), name="running")
+        running = asyncio.create_task(execution(command, clock).handle(SKIPPED), name="running")
         for wait in (1, 2, 4, 8, 16, 32, 60, 60):
             await clock.until_asleep()
             assert clock.next_due == wait
@@ -156,7 +155,7 @@ async def test_a_command_that_cannot_be_started_is_tried_again(monkeypatch):
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse)
     with capture_logs() as logs:
-        running = asyncio.create_task(execution("true", clock).see_to(SKIPPED), name="running")
+        running = asyncio.create_task(execution("true", clock).handle(SKIPPED), name="running")
         await clock.until_asleep()
         await clock.advance(1)
         async with asyncio.timeout(SECONDS):
@@ -166,16 +165,16 @@ async def test_a_command_that_cannot_be_started_is_tried_again(monkeypatch):
 
 @pytest.mark.parametrize("does_not", ["trap '' TERM; ", ""], ids=["does not end", "leaves one that does not"])
 async def test_whatever_does_not_end_in_time_is_killed_with_all_it_has_started(folder, monkeypatch, does_not):
-    monkeypatch.setattr(events_exec, "END_SECONDS", 0.3)
+    monkeypatch.setattr(events, "END_SECONDS", 0.3)
     command = f"{does_not}(trap '' TERM; echo begun > begun; while :; do sleep 60; done) & wait; wait"
-    running = asyncio.create_task(execution(f"echo $$ > group; {command}").see_to(SKIPPED), name="running")
+    running = asyncio.create_task(execution(f"echo $$ > group; {command}").handle(SKIPPED), name="running")
     await appears(folder / "begun")
     group = int(await appears(folder / "group"))
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     async with asyncio.timeout(SECONDS):
-        while events_exec._lives(group):  # until whoever inherits them has buried them
+        while events._is_alive(group):  # until whoever inherits them has buried them
             await asyncio.sleep(0.005)
 
 
@@ -190,7 +189,7 @@ async def test_who_is_told_to_stop_while_the_command_is_being_started_ends_it_al
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
     command = "trap 'echo told > told; exit' TERM; echo $$ > group; while :; do sleep 0.05; done"
-    running = asyncio.create_task(execution(command).see_to(SKIPPED), name="running")
+    running = asyncio.create_task(execution(command).handle(SKIPPED), name="running")
     await begun.wait()
     await appears(folder / "group")
     running.cancel()
@@ -203,7 +202,7 @@ async def test_who_is_told_to_stop_while_the_command_is_being_started_ends_it_al
 
 async def test_a_command_that_ends_when_told_has_its_time_for_it(folder):
     command = "(trap 'sleep 0.2; echo done > done; exit' TERM; echo begun > begun; while :; do sleep 0.05; done) & wait"
-    running = asyncio.create_task(execution(command).see_to(SKIPPED), name="running")
+    running = asyncio.create_task(execution(command).handle(SKIPPED), name="running")
     await appears(folder / "begun")
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -236,7 +235,7 @@ NATS = {"agent_nats_url": "nats://127.0.0.1:9"}
 )
 async def test_what_cannot_be_followed_is_refused_with_the_cure(tmp_path, asked, keys, cure):
     with pytest.raises(SettingsError) as failure:
-        await consume(
+        await consume_results(
             settings_of(tmp_path, **keys),
             **{"system": None, "durable": None, "command": None, "as_json": False} | asked,
         )

@@ -16,7 +16,9 @@ from agent.adapters.state_directory import lock
 from agent.application.monitoring.status import DatabaseStatus, Status, TargetStatus
 from agent.bootstrap.home import Home
 from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded, UploadsPruned, UploadVerified
-from agent.entrypoints.cli import events, restore, status, streams, sync, verify
+from agent.entrypoints.cli import events, status, streams
+from agent.entrypoints.cli.progress import progress_bar
+from agent.entrypoints.cli.sync import sync
 from agent.entrypoints.cli.terminal import PlainConsole
 from agent.entrypoints.results import sentence
 from agent.entrypoints.status_view import StatusDocument
@@ -52,7 +54,7 @@ async def home(tmp_path):
 
 
 async def test_all_events_are_shown_however_many_there_are(home, capsys):
-    assert await events.show_events(home.settings, follow=False, as_json=True) == 0
+    assert await events.show_history(home.settings, follow=False, as_json=True) == 0
     shown = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
     assert shown == [f"s{number}" for number in range(COUNT)]
 
@@ -66,7 +68,7 @@ async def test_who_follows_sees_all_events_that_were_and_then_those_that_come(ho
 
     monkeypatch.setattr(type(home.clock), "sleep", asleep)
     with pytest.raises(CaughtUpError):
-        await events.show_events(home.settings, follow=True, as_json=True)
+        await events.show_history(home.settings, follow=True, as_json=True)
     assert len(capsys.readouterr().out.splitlines()) == COUNT
 
 
@@ -123,9 +125,10 @@ class Terminal(io.StringIO):
 def test_what_a_sync_says_under_way_stands_on_a_line_of_its_own_above_the_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
-    with sync._progress_bar() as (_, say):
-        say("stopped: nothing")
-    assert "\r\x1b[2Kakosha-agent: stopped: nothing\n" in terminal.getvalue()
+    with progress_bar() as bar:
+        bar.phase("sync", None)
+        bar.say("stopped: nothing")
+    assert "\r\x1b[2Kstopped: nothing\n" in terminal.getvalue()
 
 
 def test_every_event_has_a_line_for_people():
@@ -163,17 +166,17 @@ def test_every_event_has_a_line_for_people():
 
 
 @pytest.mark.parametrize("screen", [Terminal, io.StringIO], ids=["terminal", "pipe"])
-def test_restore_and_verify_show_how_far_they_are_on_a_terminal_alone(monkeypatch, screen):
+def test_a_progress_bar_is_shown_on_a_terminal_alone(monkeypatch, screen):
     monkeypatch.setattr("sys.stderr", shown := screen())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    with restore._progress_bar() as reporter:
-        reporter.phase("download", 1_000)
-        reporter.moved(250)
-    with verify._bar(["20261120_180000_laptop"], deep=True) as bar:
-        begun, moved = bar.next("20261120_180000_laptop")
-        begun(2_000)
-        moved(500)
+    with progress_bar() as bar:
+        bar.phase("download", 1_000)
+        bar.moved(250)
+    with progress_bar() as bar:
+        bar.phase("20261120_180000_laptop", None)
+        bar.phase("20261120_180000_laptop", 2_000)
+        bar.moved(500)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
     for wanted in ("download", "0.2/1.0 kB", "20261120_180000_laptop", "0.5/2.0 kB"):
         assert (wanted in text) == shown.isatty(), text
@@ -195,7 +198,7 @@ async def test_who_is_told_to_stop_while_waiting_for_the_agent_takes_the_note_ba
         return list(home.state.spool.glob("*.json"))
 
     with home.lock("run"):
-        syncing = asyncio.create_task(sync.sync_once(home.settings, method="auto", enable_fallback=True, as_json=True))
+        syncing = asyncio.create_task(sync(home.settings, as_json=True))
         async with asyncio.timeout(60):
             while not notes():
                 await asyncio.sleep(0.005)
@@ -216,7 +219,7 @@ async def test_told_to_stop_while_the_note_is_being_written_it_takes_it_back_all
 
     monkeypatch.setattr(Home, "leave_note", slow)
     with home.lock("run"):
-        syncing = asyncio.create_task(sync.sync_once(home.settings, method="auto", enable_fallback=True, as_json=True))
+        syncing = asyncio.create_task(sync(home.settings, as_json=True))
         async with asyncio.timeout(60):
             await begun.wait()
             syncing.cancel()

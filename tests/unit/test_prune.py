@@ -14,7 +14,7 @@ from agent.domain import naming
 from agent.domain.delivery_state import DatabaseRecord, State, TargetRecord
 from agent.domain.errors import NamingError, NotPermitted, StoreError
 from agent.domain.retention import KeepRules, bases_needed, days_kept, r2_command, s3_rule
-from agent.entrypoints.cli.prune import _show
+from agent.entrypoints.cli.prune import _print_plan
 from agent.ports import StoredObject
 from tests.support import uploads, values
 from tests.support.clock import ManualClock
@@ -400,7 +400,7 @@ def test_the_lifecycle_rule_reaches_as_far_back_as_the_rules_and_only_to_this_sy
 def test_each_upload_has_one_line_in_a_pipe_whatever_keeps_it(capsys):
     reasons = ("newest", "this agent's last", "last", "daily 2026-11-21", "weekly 2026-W47", "monthly 2026-11")
     upload = uploads.upload_id(NOW)
-    _show(PrunePlan(kept={upload: reasons}, going={}, leftovers={}, begun_before=NOW))
+    _print_plan(PrunePlan(kept={upload: reasons}, going={}, leftovers={}, begun_before=NOW))
     _, line, told = capsys.readouterr().out.splitlines()
     assert line.split(maxsplit=1) == [upload, f"stays: {', '.join(reasons)}"]
     assert told == "0 of 1 upload would go; nothing was deleted"

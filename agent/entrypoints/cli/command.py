@@ -1,188 +1,179 @@
-"""What all commands have in common: their options, the settings they load, and how they end.
+"""What all commands share: their common options, the settings they load, and how they end.
 
-A command that does one thing and ends prints its message, and no log: `-v` shows that, too. A command that stays
+A command that does one thing prints its message and logs nothing, unless `-v` is given. A command that keeps running
 (`run`, `react`, one that follows events) logs.
 """
 
 import functools
 import inspect
 import os
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import structlog
 import typer
 
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.entrypoints import logs
+from agent.entrypoints.cli.options import DataDir, SettingsFile, StateDir, Verbose
 from agent.entrypoints.cli.streams import OutputError
 from agent.entrypoints.shutdown import run_to_end
-from agent.settings import Loaded, load
+from agent.settings import Loaded, Settings, load
 
 FAILED = 1
 USAGE = 2
 
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        help="Where the memory databases are. Default: Session-Buddy's data_dir, else ~/.claude/data",
-        show_default=False,
-        readable=False,  # one that is closed to us may be opened yet: the agent says what is wrong, and waits
-    ),
-]
-StateDir = Annotated[
-    Path | None, typer.Option("--state-dir", help="Where the agent keeps its ledger and copies.", show_default=False)
-]
-SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="A settings file (YAML), before all other files.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log to standard error what is done.")]
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
-_verbose: ContextVar[bool] = ContextVar("verbose", default=False)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+
+class LogMode(Enum):
+    """What a command logs without `-v`, which makes it log at the level of the settings."""
+
+    NOTHING = auto()
+    WARNINGS = auto()
+    """Warnings and errors, unless a setting names a level."""
+    SETTING = auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The common options of a command line, and the directory that relative paths start from."""
+
+    data_dir: Path | None = None
+    state_dir: Path | None = None
+    settings_file: Path | None = None
+    verbose: bool = False
+    cwd: Path = field(default_factory=Path.cwd)
+
+    def read(self, mode: LogMode, *, to_file: bool = False) -> Loaded:
+        """Read the settings and configure the logs by them; no line shows a secret of theirs from now on.
+
+        `to_file`: log to the file that the settings name, at their level. Raises SettingsError; then the logs stay as
+        they were.
+        """
+        directories = {"agent_data_dir": self.data_dir, "agent_state_dir": self.state_dir}
+        loaded = load(
+            command_line={key: str(value) for key, value in directories.items() if value is not None},
+            settings_file=self.settings_file,
+            environ=os.environ,
+            cwd=self.cwd,
+            home=Path.home(),
+        )
+        logs.hide(*logs.known_secrets(loaded.settings, os.environ))
+        level: str = loaded.settings.agent_log_level
+        location = logs.LogLocation.of(loaded.settings) if to_file else None
+        if not self.verbose:
+            if mode is LogMode.NOTHING and location is None:
+                level = logs.NOTHING
+            elif mode is LogMode.WARNINGS and loaded.origins.get("agent_log_level", "default") == "default":
+                level = "WARNING"
+        logs.configure(level, loaded.settings.agent_log_format, location)
+        return loaded
+
+    def load(self, mode: LogMode = LogMode.NOTHING, *, to_file: bool = False) -> Loaded:
+        """Do as `read`, and print or log the warnings. Raises SettingsError."""
+        loaded = self.read(mode, to_file=to_file)
+        for warning in loaded.warnings:
+            if mode is LogMode.NOTHING:
+                typer.echo(f"warning: {logs.redacted(warning)}", err=True)
+            else:
+                structlog.get_logger().warning("settings", warning=warning)
+        return loaded
 
 
 class CommandGroup(typer.Typer):
-    """Commands that all take `-v`, as does the group itself where it has a callback."""
+    """Commands that take `-v` and, where their function asks for them, the common options."""
 
-    def command(self, name: str | None = None, **how: Any) -> Callable[[Command], Command]:
-        return _registering(super().command(name, **how), _for_the_command)
+    def __init__(self, **how: Any) -> None:
+        super().__init__(rich_markup_mode=None, add_completion=False, context_settings=HELP_OPTIONS, **how)
 
-    def callback(self, **how: Any) -> Callable[[Command], Command]:
-        return _registering(super().callback(**how), _from_now_on)
+    def command(
+        self, name: str | None = None, *, stopped: int | None = None, data_dir: bool = True, **how: Any
+    ) -> Callable[[Function], Function]:
+        """Register a function as a command; the function itself stays as it is.
 
+        A parameter of type `Options` gets `--data-dir` (unless `data_dir` is false), `--state-dir` and `--settings`;
+        one of type `Settings` gets the settings that those load. A coroutine function runs until it ends; SIGTERM or
+        Ctrl-C cancels it, and the exit code is `stopped` (None: 128 + the signal's number). An int that the function
+        returns is the exit code. An AkoshaError is printed; the exit code is 1, or 2 for the settings.
+        """
 
-Aloud = Callable[[], AbstractContextManager[None]]
-"""A block in which the command is verbose."""
+        def register(function: Function) -> Function:
+            summary = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())  # whole in lists, too
+            add = super(CommandGroup, self).command(name, short_help=summary, **how)
+            add(_with_common_options(function, stopped, data_dir=data_dir))
+            return function
 
+        return register
 
-@contextmanager
-def _for_the_command() -> Iterator[None]:
-    token = _verbose.set(True)
-    try:
-        yield
-    finally:
-        _verbose.reset(token)
+    def callback(self, **how: Any) -> Callable[[Function], Function]:
+        def register(function: Function) -> Function:
+            super(CommandGroup, self).callback(**how)(_with_common_options(function))
+            return function
 
-
-@contextmanager
-def _from_now_on() -> Iterator[None]:
-    """A group's callback returns before its command runs."""
-    _verbose.set(True)
-    yield
-
-
-def _registering(register: Callable[[Callable[..., Any]], object], aloud: Aloud) -> Callable[[Command], Command]:
-    def decorate(function: Command) -> Command:
-        register(_taking_verbose(function, aloud))
-        return function
-
-    return decorate
+        return register
 
 
-def _taking_verbose(function: Callable[..., Any], aloud: Aloud) -> Callable[..., Any]:
-    """Return the function with one more option, `-v`, which is seen to here."""
+def _with_common_options(
+    function: Callable[..., Any], stopped: int | None = None, *, data_dir: bool = True
+) -> Callable[..., Any]:
+    """Return a function with the signature that typer makes the options of."""
+    signature = inspect.signature(function, eval_str=True)
+    own = list(signature.parameters.values())
+    injected = next((parameter for parameter in own if parameter.annotation in (Options, Settings)), None)
+    common: dict[str, Any] = {}
+    if injected is not None:
+        own.remove(injected)
+        common = ({"data_dir": DataDir} if data_dir else {}) | {"state_dir": StateDir, "settings_file": SettingsFile}
 
     @functools.wraps(function)
-    def taking(*words: Any, verbose: bool = False, **options: Any) -> Any:
-        with aloud() if verbose else nullcontext():
-            return function(*words, **options)
-
-    signature = inspect.signature(function)
-    option = inspect.Parameter("verbose", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Verbose)
-    taking.__signature__ = signature.replace(  # type: ignore[attr-defined] # what typer makes the options of
-        parameters=[*signature.parameters.values(), option]
-    )
-    taking.__annotations__ = function.__annotations__ | {"verbose": Verbose}
-    return taking
-
-
-def verbose() -> bool:
-    """Say whether this command was given `-v`."""
-    return _verbose.get()
-
-
-def load_settings(
-    data_dir: Path | None,
-    state_dir: Path | None,
-    settings_file: Path | None,
-    *,
-    quiet: bool = False,
-    stays: bool = False,
-    to_file: bool = False,
-) -> Loaded:
-    """Read the settings and say what the user should hear of them; what is wrong ends the command with 2.
-
-    `quiet`: this command logs nothing without `-v`. `stays`: from warnings on, where no setting says
-    otherwise. `to_file`: it logs to the file that the settings name, and there whatever they say.
-    """
-    try:
-        loaded = read_settings(
-            data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=quiet, stays=stays, to_file=to_file
+    def call(*, click_context: typer.Context, verbose: bool = False, **given: Any) -> None:
+        options = Options(
+            **{name: given.pop(name) for name in common}, verbose=verbose or _is_verbose(click_context.parent)
         )
-    except SettingsError as error:
-        die(error)
-    for warning in loaded.warnings:
-        if quiet:
-            typer.echo(f"warning: {logs.redacted(warning)}", err=True)
-        else:
-            structlog.get_logger().warning("settings", warning=warning)
-    return loaded
+        try:
+            if injected is not None:
+                given[injected.name] = options if injected.annotation is Options else options.load().settings
+            result = function(**given)
+            if inspect.iscoroutine(result):
+                result = run_to_end(result, stopped=stopped)
+        except AkoshaError as error:
+            die(error)
+        if isinstance(result, int):
+            raise typer.Exit(result)
+
+    def parameter(name: str, annotation: object, **default: object) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, **default)
+
+    parameters = [
+        parameter("click_context", typer.Context),
+        *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own),
+        *(parameter(name, annotation, default=None) for name, annotation in common.items()),
+        parameter("verbose", Verbose, default=False),
+    ]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # what typer reads
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    return call
 
 
-def read_settings(
-    data_dir: Path | None,
-    state_dir: Path | None,
-    settings_file: Path | None,
-    *,
-    cwd: Path,
-    quiet: bool = False,
-    stays: bool = False,
-    to_file: bool = False,
-) -> Loaded:
-    """Read the settings, and let the logs follow them; none of their secrets is shown from now on.
-
-    `quiet`, `stays` and `to_file` are as for `load_settings`. Raises SettingsError; then the logs go on as they were.
-    """
-    given = {"agent_data_dir": data_dir, "agent_state_dir": state_dir}
-    loaded = load(
-        command_line={key: str(value) for key, value in given.items() if value is not None},
-        settings_file=settings_file,
-        environ=os.environ,
-        cwd=cwd,
-        home=Path.home(),
-    )
-    logs.hide(*logs.known_secrets(loaded.settings, os.environ))
-    level: str = loaded.settings.agent_log_level
-    place = logs.LogLocation.of(loaded.settings) if to_file else None
-    if not verbose():
-        if quiet and place is None:
-            level = logs.NOTHING
-        elif stays and loaded.origins.get("agent_log_level", "default") == "default":
-            level = "WARNING"
-    logs.configure(level, loaded.settings.agent_log_format, place)
-    return loaded
-
-
-def finish(work: Coroutine[None, None, int], *, stopped: int | None = None) -> NoReturn:
-    """Do the work and exit with its code; told to stop, with `stopped`, or 128 + the signal's number."""
-    try:
-        code = run_to_end(work, stopped=stopped)
-    except AkoshaError as error:
-        die(error)
-    raise typer.Exit(code)
+def _is_verbose(context: Any) -> bool:
+    """Return whether a group above the command was given `-v`."""
+    while context is not None:
+        if context.params.get("verbose"):
+            return True
+        context = context.parent
+    return False
 
 
 def die(error: AkoshaError) -> NoReturn:
-    """Say what is wrong, on stderr and where the log is, and exit with 1, or 2 where it is the settings.
+    """Print the error, log it where the log is a file, and exit with 1, or 2 where it is the settings.
 
-    An OutputError goes on to the process's end, which knows what to do about it.
+    An OutputError is raised as it is: `agent.__main__` handles it.
     """
     if isinstance(error, OutputError):
         raise error

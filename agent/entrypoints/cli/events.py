@@ -1,10 +1,19 @@
-"""`events`: the ledger's history, and what follows."""
+"""`events`: the ledger's history; or results as they come, printed or given to a command."""
 
-from contextlib import aclosing
+import asyncio
+import os
+import signal
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing, suppress
+from typing import Annotated, Any, NoReturn
 
+import structlog
 import typer
 
+from agent.bootstrap.buses import checked, nats_options
 from agent.bootstrap.home import Home
+from agent.domain.errors import NamingError, SettingsError
 from agent.domain.events import (
     Event,
     IngestCompleted,
@@ -16,15 +25,77 @@ from agent.domain.events import (
 )
 from agent.domain.plain_text import printable
 from agent.entrypoints import control_client
+from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
+from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.results import ingested, pruned, sentence, verified, when
-from agent.ports import Ledger
+from agent.ports import Clock, Ledger
 from agent.settings import Settings
 
+EVERY = "*"
 
-async def show_events(settings: Settings, *, follow: bool, as_json: bool) -> int:
-    """Print events, oldest first; with `follow`, for ever: live while an agent runs. Returns 0."""
+FIRST_WAIT_SECONDS = 1.0
+LAST_WAIT_SECONDS = 60.0
+"""A command that fails is run again after the first, doubling to the last."""
+
+END_SECONDS = 5.0
+"""Time for a command to end after SIGTERM; then it is killed."""
+
+POLL_SECONDS = 0.05
+
+app = CommandGroup()
+
+_log = structlog.get_logger()
+
+
+@app.command()
+async def events(
+    options: Options,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing events as they happen.")] = False,
+    as_json: AsJson = False,
+    system: Annotated[
+        str | None,
+        typer.Option(
+            "--system",
+            metavar="SYSTEM",
+            help="Follow the results of this system, or of all ('*', in quotes), over NATS.",
+            show_default=False,
+        ),
+    ] = None,
+    durable: Annotated[
+        str | None,
+        typer.Option(
+            "--durable",
+            metavar="NAME",
+            help="Follow results over NATS, which keeps the position under this name: results missed are shown, too.",
+            show_default=False,
+        ),
+    ] = None,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--exec",
+            metavar="COMMAND",
+            help="Run a shell command for each result, its event (JSON) on stdin, until that exits with 0.",
+            show_default=False,
+        ),
+    ] = None,
+) -> int:
+    """Show requests and their results, oldest first; or follow results, here and elsewhere.
+
+    With --system, --durable or --exec: results alone, until Ctrl-C.
+    """
+    listing = system is None and durable is None and command is None
+    mode = LogMode.NOTHING if listing and not follow else LogMode.WARNINGS
+    settings = options.load(mode).settings
+    if listing:
+        return await show_history(settings, follow=follow, as_json=as_json)
+    return await consume_results(settings, system=system, durable=durable, command=command, as_json=as_json)
+
+
+async def show_history(settings: Settings, *, follow: bool, as_json: bool) -> int:
+    """Print events, oldest first; with `follow`, until cancelled: live while an agent runs. Returns 0."""
     home = Home.of(settings)
-    ledger = await opened(home, wait=follow)
+    ledger = await _open_ledger(home, wait=follow)
     if ledger is None:
         typer.echo("nothing has happened yet: no agent has run with this state directory", err=True)
         return 0
@@ -39,11 +110,11 @@ async def show_events(settings: Settings, *, follow: bool, as_json: bool) -> int
 
 
 def line(event: Event, *, system: bool = False) -> str:
-    """Return an event in one line for a person; with `system`, its system id in it.
+    """Return an event as one line, with its system id where `system` is set.
 
-    Names and texts in it may be others', from a bucket or a bus: the line does nothing to a terminal.
+    It may quote names and texts from a bucket or a bus: nothing in the line steers a terminal.
     """
-    what = event.type.removeprefix("akosha.").rsplit(".", 1)[0]
+    kind = event.type.removeprefix("akosha.").rsplit(".", 1)[0]
     text = ""
     if isinstance(event, SyncRequested):
         text = f"{event.reason}, by {' then '.join(event.route)}"
@@ -55,15 +126,158 @@ def line(event: Event, *, system: bool = False) -> str:
         text = verified(event)
     elif isinstance(event, UploadsPruned):
         text = pruned(event)
-    whose = f"{event.system_id}  " if system else ""
-    told = f"{when(event.time)}  {what:<15}  {whose}{text}".rstrip()
-    return printable(told)
+    system_id = f"{event.system_id}  " if system else ""
+    return printable(f"{when(event.time)}  {kind:<15}  {system_id}{text}".rstrip())
 
 
-async def opened(home: Home, *, wait: bool) -> Ledger | None:
+async def _open_ledger(home: Home, *, wait: bool) -> Ledger | None:
     """Open the ledger for reading; where there is none, wait for it, or return None."""
     while not await home.has_ledger():
         if not wait:
             return None
         await home.clock.sleep(control_client.LOOK_SECONDS)
     return await home.read_ledger()
+
+
+async def consume_results(
+    settings: Settings, *, system: str | None, durable: str | None, command: str | None, as_json: bool
+) -> NoReturn:
+    """Print each result, or run the command for it, until cancelled. A result is acked when that has succeeded.
+
+    Raises SettingsError for options that contradict the settings, StateError for a state directory of no use.
+    """
+    home = Home.of(settings)
+    own = ""
+    if settings.over_nats:
+        if system != EVERY:
+            own = (await asyncio.to_thread(home.prepare)).system_id
+        found = await _results_from_nats(settings, system=own if system is None else system, durable=durable)
+    elif system is None and durable is None:
+        found = _results_from_ledger(home)
+    else:
+        raise SettingsError(
+            "--system and --durable follow results over NATS, and there is none",
+            hint="set akosha_agent_nats_url (and akosha_agent_bus to auto); without it, events --follow and --exec "
+            "follow this machine's own ledger",
+        )
+    if command is None:
+        handle = _printing(home, system=system not in (None, own), as_json=as_json)
+    else:
+        handle = Execution(_checked_command(command), home.clock, home.codec.encode).handle
+    async with aclosing(found):
+        async for result in found:
+            await handle(result)
+    raise AssertionError("results never end")
+
+
+async def _results_from_nats(
+    settings: Settings, *, system: str, durable: str | None
+) -> AsyncGenerator[SyncResult, None]:
+    from agent.events_client import results  # noqa: PLC0415 - imports the NATS client, which is not needed without NATS
+
+    options = nats_options(settings, "akosha-agent events", own_durables=False)
+    await asyncio.to_thread(checked, options)
+    try:
+        return results(options, system=system, durable=durable)
+    except NamingError as error:
+        raise SettingsError(error.message, hint=error.hint) from error
+
+
+async def _results_from_ledger(home: Home) -> AsyncGenerator[SyncResult, None]:
+    """Yield the results of this machine's agent, from now on."""
+    from_the_first = not await home.has_ledger()
+    ledger = await _open_ledger(home, wait=True)
+    assert ledger is not None
+    try:
+        position = 0 if from_the_first else await ledger.last_position()
+        async with aclosing(control_client.follow(home, ledger, after=position)) as entries:
+            async for entry in entries:
+                if isinstance(entry.event, SyncResult):
+                    yield entry.event
+    finally:
+        await ledger.aclose()
+
+
+def _printing(home: Home, *, system: bool, as_json: bool) -> Callable[[SyncResult], Coroutine[Any, Any, None]]:
+    async def show(result: SyncResult) -> None:
+        typer.echo(home.codec.encode(result).decode() if as_json else line(result, system=system))
+
+    return show
+
+
+def _checked_command(command: str) -> str:
+    if not command.strip() or "\0" in command:
+        raise SettingsError("--exec names no command", hint="--exec './notify.sh'")
+    return command
+
+
+class Execution:
+    """Runs `command` through the shell, in a session of its own; the event, as `encode` writes it, is on its stdin."""
+
+    def __init__(self, command: str, clock: Clock, encode: Callable[[SyncResult], bytes]) -> None:
+        self._command, self._clock, self._encode = command, clock, encode
+
+    async def handle(self, result: SyncResult) -> None:
+        """Run the command until it exits with 0, however often that takes. Cancelled, end the command."""
+        wait = FIRST_WAIT_SECONDS
+        while failure := await self._run(result):
+            _log.warning("command_failed", **failure, id=result.id, system_id=result.system_id, delay_seconds=wait)
+            await self._clock.sleep(wait)
+            wait = min(wait * 2, LAST_WAIT_SECONDS)
+
+    async def _run(self, result: SyncResult) -> Mapping[str, object]:
+        """Run it once; return the log keys of a failure, none for success."""
+        starting = asyncio.create_task(self._start(result), name="command-start")
+        try:
+            process = await asyncio.shield(starting)
+        except OSError as error:
+            return {"error": str(error)}
+        except asyncio.CancelledError:
+            with suppress(OSError):
+                await self._end(await starting)
+            raise
+        try:
+            await process.communicate(self._encode(result) + b"\n")
+        except BaseException:
+            await self._end(process)
+            raise
+        return {"exit_code": process.returncode} if process.returncode else {}
+
+    async def _start(self, result: SyncResult) -> Process:
+        """Start it. A caller that is cancelled meanwhile must wait for this: the shell may run already."""
+        return await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", self._command, stdin=PIPE, env=_environment(result), start_new_session=True
+        )
+
+    async def _end(self, process: Process) -> None:
+        """Send SIGTERM to the command and all that it has started; kill what is left after END_SECONDS."""
+        group, deadline = process.pid, self._clock.monotonic() + END_SECONDS
+        _signal_group(group, signal.SIGTERM)
+        while _is_alive(group) and self._clock.monotonic() < deadline:
+            await self._clock.sleep(POLL_SECONDS)
+        _signal_group(group, signal.SIGKILL)
+        await process.wait()
+
+
+def _environment(result: SyncResult) -> dict[str, str]:
+    """Return our environment with the main facts of the result. An event may hold a NUL, the environment none."""
+    facts = {
+        "AKOSHA_EVENT_SYSTEM_ID": result.system_id,
+        "AKOSHA_EVENT_OUTCOME": result.type.split(".")[2],
+        "AKOSHA_EVENT_UPLOAD_ID": result.upload_id or "",
+        "AKOSHA_EVENT_ID": result.id,
+    }
+    return os.environ | {name: text.replace("\0", "") for name, text in facts.items()}
+
+
+def _signal_group(group: int, number: signal.Signals | int) -> bool:
+    """Return whether the group has a process that could be signalled."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):  # macOS: EPERM where only dead ones are left
+        return False
+    return True
+
+
+def _is_alive(group: int) -> bool:
+    return _signal_group(group, 0)

@@ -1,10 +1,11 @@
-"""`memories`: what each Akosha server has of the memories, and what it does not have, with the reason."""
+"""`memories`: how many memories each target has, and those that it does not have, with the reason."""
 
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -16,6 +17,8 @@ from agent.application.sync.http import CONFIRMED, EMBEDDING_CURE
 from agent.bootstrap.home import Home
 from agent.domain.delivery_state import Target
 from agent.domain.routing import HTTP
+from agent.entrypoints.cli.command import CommandGroup
+from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import table_console
 from agent.entrypoints.results import when
 from agent.ports import Held, MemoryCounts
@@ -36,9 +39,23 @@ class _Account:
     confirmed_at: datetime | None
 
 
-async def show_memories(settings: Settings, *, failed: bool, as_json: bool) -> int:
-    """Print the memories that a server does not have (`failed`: only those that it refused). Returns 0."""
+app = CommandGroup()
+
+
+@app.command()
+async def memories(
+    settings: Settings,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those that the server refused.")] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--send-again", help="Send all again, to a server that has lost them. Stop the agent first."),
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Show how many memories Akosha has, and which wait or were refused, and why."""
     home = Home.of(settings)
+    if again:
+        return await _send_again(home)
     identity = await asyncio.to_thread(home.prepare)
     accounts = []
     if await home.has_ledger():
@@ -61,9 +78,8 @@ async def show_memories(settings: Settings, *, failed: bool, as_json: bool) -> i
     return 0
 
 
-async def send_again(settings: Settings) -> int:
-    """Have everything sent once more to an Akosha server that has lost it. Returns 0. Raises AlreadyRunning."""
-    home = Home.of(settings)
+async def _send_again(home: Home) -> int:
+    """Make the next sync send everything again. Raises AlreadyRunning."""
     identity = await asyncio.to_thread(home.prepare)
     with home.lock("memories", patient=False):
         ledger = await home.open_ledger()

@@ -1,7 +1,8 @@
-"""`prune`: delete the uploads that the rules of keeping let go, or say which those are."""
+"""`prune`: delete the uploads that the retention rules do not keep, or print which those are."""
 
 import asyncio
 import json
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -13,42 +14,71 @@ from agent.bootstrap.home import Home
 from agent.domain.errors import NotPermitted
 from agent.domain.plain_text import printable
 from agent.domain.retention import KeepRules, r2_command, s3_rule
-from agent.entrypoints.cli.archive_events import announce
+from agent.entrypoints.cli.archive import record_events
+from agent.entrypoints.cli.command import CommandGroup
+from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import table_console
 from agent.entrypoints.results import human_bytes
 from agent.settings import Settings
+from agent.settings.model import MAX_KEPT
+
+app = CommandGroup()
 
 
-async def prune_once(settings: Settings, rules: KeepRules, *, dry_run: bool, as_json: bool) -> int:
-    """Prune and print what came of it. Returns 0, or 1 where not all of it could be deleted.
+def _count(name: str, what: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        name, metavar="N", min=0, max=MAX_KEPT, help=f"{what} Default: the setting.", show_default=False
+    )
+    return option
 
-    Works without a running agent and beside one, which hears of it. Raises SettingsError, StateError, StoreError.
+
+@app.command()
+async def prune(
+    settings: Settings,
+    keep_last: Annotated[int | None, _count("--keep-last", "Keep so many of the last uploads.")] = None,
+    keep_daily: Annotated[int | None, _count("--keep-daily", "Keep the last one of so many days.")] = None,
+    keep_weekly: Annotated[int | None, _count("--keep-weekly", "Keep the last one of so many weeks.")] = None,
+    keep_monthly: Annotated[int | None, _count("--keep-monthly", "Keep the last one of so many months.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be deleted, and why the others stay; delete nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Delete old uploads of this system, all but those that the rules keep; never the newest.
+
+    The agent does this by itself after each upload (akosha_agent_prune). Exits with 1 where not all could be deleted.
     """
+    rules = KeepRules(
+        last=settings.agent_keep_last if keep_last is None else keep_last,
+        daily=settings.agent_keep_daily if keep_daily is None else keep_daily,
+        weekly=settings.agent_keep_weekly if keep_weekly is None else keep_weekly,
+        monthly=settings.agent_keep_monthly if keep_monthly is None else keep_monthly,
+    )
     home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
     machine = await asyncio.to_thread(home.machine)
     ledger = await home.read_ledger() if await home.has_ledger() else None
     try:
         async with prune_here(settings, identity, machine, rules, home.clock, ledger) as here:
-            pruning, spared = here.pruning, here.spared
-            plan = await pruning.plan(spared)
+            pruner, spared = here.pruning, here.spared
+            plan = await pruner.plan(spared)
             held = Pruned(kept=len(plan.kept)) if plan.held else None
-            pruned = None if dry_run else held or await pruning.carry_out(plan, spared)
+            pruned = None if dry_run else held or await pruner.carry_out(plan, spared)
     finally:
         if ledger is not None:
             await ledger.aclose()
     if pruned is not None and not (pruned.is_nothing and pruned.error is None):
-        await announce(home, pruning.event(pruned, identity.agent_id))
+        await record_events(home, pruner.event(pruned, identity.agent_id))
     refused = pruned is not None and isinstance(pruned.error, NotPermitted)
-    system_id, bucket = pruning.system_id, settings.cloud_bucket
-    instead = {"s3": s3_rule(system_id, rules), "r2": r2_command(bucket, system_id, rules)}
+    system_id, bucket = pruner.system_id, settings.cloud_bucket
+    lifecycle = {"s3": s3_rule(system_id, rules), "r2": r2_command(bucket, system_id, rules)}
     if as_json:
-        document = _document(pruning, plan, pruned)
-        typer.echo(json.dumps(document | ({"lifecycle": instead} if refused else {}), indent=2))
+        document = _document(pruner, plan, pruned)
+        typer.echo(json.dumps(document | ({"lifecycle": lifecycle} if refused else {}), indent=2))
     elif pruned is None:
-        _show(plan)
+        _print_plan(plan)
     else:
-        _tell(pruned)
+        _print_result(pruned)
     if plan.held:
         typer.echo(f"akosha-agent: nothing is deleted: {printable(plan.held)} ({HELD_HINT})", err=True)
         return 1
@@ -59,21 +89,21 @@ async def prune_once(settings: Settings, rules: KeepRules, *, dry_run: bool, as_
         typer.echo(
             "or let the bucket delete old uploads, by days alone (docs/pruning.md says what that means):\n"
             f"  S3: aws s3api put-bucket-lifecycle-configuration --bucket {bucket}"
-            f" --lifecycle-configuration '{instead['s3']}'\n"
-            f"  R2: {instead['r2']}",
+            f" --lifecycle-configuration '{lifecycle['s3']}'\n"
+            f"  R2: {lifecycle['r2']}",
             err=True,
         )
     return 1
 
 
-def _document(pruning: Pruner, plan: PrunePlan, pruned: Pruned | None) -> dict[str, object]:
-    """Return the JSON: what is gone, or (of a dry run) would go."""
+def _document(pruner: Pruner, plan: PrunePlan, pruned: Pruned | None) -> dict[str, object]:
+    """Return the JSON: what was deleted or, of a dry run, would be."""
     going = [item for objects in plan.going.values() for item in objects]
     left = [item for objects in plan.leftovers.values() for item in objects]
     return {
         "dry_run": pruned is None,
-        "system_id": pruning.system_id,
-        "location": pruning.location,
+        "system_id": pruner.system_id,
+        "location": pruner.location,
         "deleted": list(plan.going if pruned is None else pruned.upload_ids),
         "kept": [{"upload_id": upload, "reasons": list(reasons)} for upload, reasons in plan.kept.items()],
         "objects": len(going) if pruned is None else pruned.objects,
@@ -85,7 +115,7 @@ def _document(pruning: Pruner, plan: PrunePlan, pruned: Pruned | None) -> dict[s
     }
 
 
-def _show(plan: PrunePlan) -> None:
+def _print_plan(plan: PrunePlan) -> None:
     table = Table("upload", "size", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     rows = {upload: ("", f"stays: {', '.join(reasons)}") for upload, reasons in plan.kept.items()}
     rows |= {u: (human_bytes(sum(item.size for item in objects)), "would go") for u, objects in plan.going.items()}
@@ -97,7 +127,7 @@ def _show(plan: PrunePlan) -> None:
     typer.echo(f"{len(plan.going)} of {_uploads(len(plan.kept) + len(plan.going))} would go; nothing was deleted")
 
 
-def _tell(pruned: Pruned) -> None:
+def _print_result(pruned: Pruned) -> None:
     if pruned.is_nothing:
         typer.echo(f"nothing was deleted; {_uploads(pruned.kept)} {'is' if pruned.kept == 1 else 'are'} kept")
     else:

@@ -1,8 +1,9 @@
-"""`react`: the Akosha side. Every upload in the bucket, into Akosha, until told to stop; or what there is now."""
+"""`react`: the Akosha side. Every upload in the bucket, into Akosha, until stopped; or the uploads there are now."""
 
 import asyncio
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import structlog
 import typer
@@ -13,70 +14,96 @@ from agent.bootstrap.ingest import reacting
 from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, SettingsError
 from agent.domain.naming import check_system_id
 from agent.domain.plain_text import from_outside
+from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
 from agent.entrypoints.shutdown import first_of, on_hangup
 from agent.entrypoints.sync_client import APART, REACT
 from agent.settings import Settings
 
+app = CommandGroup()
+
 _log = structlog.get_logger()
 
 
-async def react(settings: Settings, *, systems: Collection[str], once: bool) -> int:
-    """React until cancelled; `once`: take what there is, say what came of it, return 0 (all taken) or 1.
+@app.command(data_dir=False)
+async def react(
+    options: Options,
+    system: Annotated[
+        list[str] | None,
+        typer.Option("--system", metavar="SYSTEM", help="React to this system alone; may be repeated. Default: all."),
+    ] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Take the uploads there are, print the result, and exit.")
+    ] = False,
+) -> int:
+    """On Akosha's side: bring every upload in the bucket into Akosha, until stopped.
 
-    Raises SettingsError, StateError.
+    Each is taken as soon as its result is published. Beside an agent on the same machine it needs a --state-dir of
+    its own.
     """
+    settings = options.load(LogMode.NOTHING if once else LogMode.SETTING, to_file=True).settings
+    try:
+        return await _react(settings, frozenset(system or ()), once=once)
+    except asyncio.CancelledError:
+        if once:
+            raise
+        return 0
+
+
+async def _react(settings: Settings, systems: Collection[str], *, once: bool) -> int:
+    """Raises SettingsError, StateError."""
     _check(settings, systems)
     home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
-    with _held(home):
+    with _locked(home):
         try:
-            async with reacting(home, identity, systems) as reactor:
+            async with reacting(home, identity, systems) as service:
                 if once:
-                    return await _once(reactor)
-                await _run(reactor)
+                    return await _ingest_once(service)
+                await _ingest_until_stopped(service)
         except* AkoshaError as group:
             raise first_of(group) from group
         finally:
             _log.info("reactor_stopped", agent_id=identity.agent_id)
-    raise AssertionError("the reactor runs until it is cancelled, or fails")
+    raise AssertionError("the service runs until it is cancelled, or fails")
 
 
-async def _run(reactor: IngestService) -> None:
-    """React until cancelled; a SIGHUP has credentials and certificates read again."""
+async def _ingest_until_stopped(service: IngestService) -> None:
+    """Run until cancelled. A SIGHUP makes it read credentials and certificates again."""
     hung_up = asyncio.Event()
     on_hangup(hung_up.set)
 
-    async def reset() -> None:
+    async def reset_clients() -> None:
         while True:
             await hung_up.wait()
             hung_up.clear()
-            await reactor.reset_clients()
-            _log.info("clients_reset", agent_id=reactor.identity.agent_id)
+            await service.reset_clients()
+            _log.info("clients_reset", agent_id=service.identity.agent_id)
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(reset(), name="hangup")
-        await reactor.run()
+        group.create_task(reset_clients(), name="hangup")
+        await service.run()
 
 
-async def _once(reactor: IngestService) -> int:
-    summary = await reactor.once()
-    for text in _told(summary):
-        typer.echo(text)
-    for system_id, why in sorted(summary.failures.items()):
-        typer.echo(f"{system_id}: {why}", err=True)
+async def _ingest_once(service: IngestService) -> int:
+    summary = await service.once()
+    for line in _lines(summary):
+        typer.echo(line)
+    for system_id, reason in sorted(summary.failures.items()):
+        typer.echo(f"{system_id}: {reason}", err=True)
     return 0 if summary.success else 1
 
 
-def _told(summary: IngestSummary) -> Iterator[str]:
+def _lines(summary: IngestSummary) -> Iterator[str]:
     if not summary.caught and not summary.failures:
         yield "no system has uploads there"
     for system_id, caught in sorted(summary.caught.items()):
         tally = caught.tally
-        told = [f"uploads: {caught.taken}", f"memories stored: {tally.stored}"]
-        told += [f"there already: {tally.known}"] if tally.known else []
-        told += [f"kept back: {count} ({why})" for why, count in sorted({**tally.waiting, **tally.refused}.items())]
-        told += [f"uploads refused: {caught.refused} ({from_outside(caught.why)})"] if caught.refused else []
-        yield f"{system_id}: {', '.join(told) if caught.taken or caught.refused else 'nothing new'}"
+        kept_back = sorted({**tally.waiting, **tally.refused}.items())
+        parts = [f"uploads: {caught.taken}", f"memories stored: {tally.stored}"]
+        parts += [f"there already: {tally.known}"] if tally.known else []
+        parts += [f"kept back: {count} ({reason})" for reason, count in kept_back]
+        parts += [f"uploads refused: {caught.refused} ({from_outside(caught.why)})"] if caught.refused else []
+        yield f"{system_id}: {', '.join(parts) if caught.taken or caught.refused else 'nothing new'}"
 
 
 def _check(settings: Settings, systems: Collection[str]) -> None:
@@ -94,14 +121,10 @@ def _check(settings: Settings, systems: Collection[str]) -> None:
 
 
 @contextmanager
-def _held(home: Home) -> Iterator[None]:
+def _locked(home: Home) -> Iterator[None]:
     try:
         with home.lock(REACT):
             yield
     except AlreadyRunning as error:
-        raise AlreadyRunning(
-            error.message,
-            pid=error.pid,
-            command=error.command,
-            hint=f"stop that one first; {APART}",
-        ) from error
+        hint = f"stop that one first; {APART}"
+        raise AlreadyRunning(error.message, pid=error.pid, command=error.command, hint=hint) from error

@@ -1,166 +1,142 @@
-"""`restore`: an upload's databases as files again, and what came of it."""
+"""`restore`: the databases of an upload as files."""
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from agent.application.archive.catalog import LATEST, Catalog, time_of
 from agent.application.archive.restore import RestoreRequest
 from agent.bootstrap.archive import archive_of
-from agent.bootstrap.home import Home
 from agent.bootstrap.restore import check_destination, finish_restores, restoring_to
 from agent.domain.databases import storage_note
-from agent.domain.errors import NamingError, NoSuchObject, SettingsError
+from agent.domain.errors import NoSuchObject, SettingsError
 from agent.domain.manifest import Manifest
-from agent.domain.naming import check_system_id
 from agent.domain.plain_text import printable
 from agent.domain.restore_plan import Restored, RestoredDatabase, restorable
-from agent.entrypoints.cli.uploads import check_mounted
+from agent.entrypoints.cli.archive import check_mounted, system_of
+from agent.entrypoints.cli.command import CommandGroup
+from agent.entrypoints.cli.options import AsJson, System
+from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.results import human_bytes, when
-from agent.ports.restore import Reporter
 from agent.settings import Settings
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """The command line."""
-
-    to: Path
-    which: str | None = None
-    at: str | None = None
-    only: tuple[str, ...] = ()
-    raw: bool = False
-    force: bool = False
-    system: str | None = None
-    as_json: bool = False
+app = CommandGroup()
 
 
-async def restore(settings: Settings, asked: Asked) -> int:
-    """Restore and print what came of it. Returns 0. Raises RestoreError, StoreError, SettingsError."""
-    if asked.which is not None and asked.at is not None:
+def _directory(text: str) -> Path:
+    """An empty text is a variable that was not set, not the working directory."""
+    if not text:
+        raise typer.BadParameter("no directory is named")
+    return Path(text)
+
+
+@app.command()
+async def restore(
+    settings: Settings,
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", parser=_directory, help="Directory to restore to; made if missing.")
+    ],
+    upload: Annotated[
+        str | None,
+        typer.Argument(metavar="[latest|ID]", help="Upload ID or unique prefix. Default: latest."),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", metavar="TIME", help="The newest upload up to then: '2026-11-20 18:00', or RFC 3339."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="This database alone (reflection); may be repeated. Default: all."),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Leave main file and WAL as they were, instead of making one file of them.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Restore over files that are there: they are renamed, with the time.")
+    ] = False,
+    system: System = None,
+    as_json: AsJson = False,
+) -> int:
+    """Restore the databases of an upload as files: checked, and never over what is in use.
+
+    A restore that was interrupted continues where it was when the command is run again.
+    """
+    if upload is not None and at is not None:
         raise SettingsError("an upload and --at were given", hint="leave out the one or the other")
-    at = time_of(asked.at) if asked.at is not None else None
-    await asyncio.to_thread(check_destination, settings, asked.to)
-    async with archive_of(settings, await _system(settings, asked.system)) as archive:
-        finished = {one.upload_id: one for one in await asyncio.to_thread(finish_restores, asked.to)}
-        done = None
-        try:
-            which = LATEST if asked.which is None else asked.which
-            upload = await (archive.resolve_at(at) if at else archive.resolve(which))
-            if upload in finished and _is_what_is_asked(finished[upload], await archive.manifest(upload), asked):
-                done = finished.pop(upload)
-        except NoSuchObject:
-            await check_mounted(settings, archive, asked.system)
-            raise
-        finally:
-            for one in finished.values():
-                what = ", ".join(database.database for database in one.databases)
-                typer.echo(f"{one.upload_id}: a restore of {what} that was interrupted is done now, too", err=True)
-        if done is not None:
-            _tell(done, as_json=asked.as_json)
-            return 0
-        _tell(await _restored(archive, upload, asked), as_json=asked.as_json)
+    moment = time_of(at) if at is not None else None
+    request = RestoreRequest(only=tuple(only or ()), raw=raw, force=force)
+    await asyncio.to_thread(check_destination, settings, to)
+    async with archive_of(settings, await system_of(settings, system)) as archive:
+        restored = await _restored(settings, archive, to, upload, moment, request, system)
+    if as_json:
+        typer.echo(json.dumps(restored.to_document(), indent=2))
+    else:
+        for line in _lines(restored):
+            typer.echo(line)
     return 0
 
 
-def _is_what_is_asked(done: Restored, manifest: Manifest, asked: Asked) -> bool:
-    """Say whether a restore that was interrupted, and is done now, is the one that is asked for."""
-    there = {one.database: one for one in done.databases}
-    for wanted in restorable(manifest, only=asked.only, raw=asked.raw):
-        one = there.get(wanted.database)
+async def _restored(
+    settings: Settings,
+    archive: Catalog,
+    to: Path,
+    upload: str | None,
+    at: datetime | None,
+    request: RestoreRequest,
+    system: str | None,
+) -> Restored:
+    """Finish the restores to the directory that were interrupted; restore the upload, unless that was one of them."""
+    finished = {one.upload_id: one for one in await asyncio.to_thread(finish_restores, to)}
+    try:
+        found = await (archive.resolve_at(at) if at else archive.resolve(LATEST if upload is None else upload))
+        if found in finished and _satisfies(finished[found], await archive.manifest(found), request):
+            return finished.pop(found)
+    except NoSuchObject:
+        await check_mounted(settings, archive, system)
+        raise
+    finally:
+        for one in finished.values():
+            names = ", ".join(database.database for database in one.databases)
+            typer.echo(f"{one.upload_id}: a restore of {names} that was interrupted is finished now, too", err=True)
+    manifest = await archive.manifest(found)
+    async with restoring_to(to, archive) as restoring:
+        with progress_bar() as bar:
+            return await restoring.restore(manifest, request, bar)
+
+
+def _satisfies(done: Restored, manifest: Manifest, request: RestoreRequest) -> bool:
+    """Return whether a restore that was interrupted, and is finished now, is the one requested."""
+    restored = {one.database: one for one in done.databases}
+    for wanted in restorable(manifest, only=request.only, raw=request.raw):
+        one = restored.get(wanted.database)
         if one is None or (one.folded != wanted.folds and not one.warning):
             return False
     return True
 
 
-async def _restored(archive: Catalog, upload: str, asked: Asked) -> Restored:
-    manifest = await archive.manifest(upload)
-    wanted = RestoreRequest(only=asked.only, raw=asked.raw, force=asked.force)
-    async with restoring_to(asked.to, archive) as restoring:
-        with _progress_bar() as reporter:
-            return await restoring.restore(manifest, wanted, reporter)
-
-
-async def _system(settings: Settings, given: str | None) -> str:
-    if given is not None:
-        try:
-            return check_system_id(given)
-        except NamingError as error:
-            raise SettingsError(f"--system: {error.message}", hint=error.hint) from error
-    return (await asyncio.to_thread(Home.of(settings).prepare)).system_id
-
-
-def _tell(restored: Restored, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(restored.to_document(), indent=2))
-        return
+def _lines(restored: Restored) -> Iterator[str]:
     uploaded = when(datetime.fromisoformat(restored.uploaded_at))
-    typer.echo(f"{restored.upload_id}, uploaded {uploaded}, is restored to {restored.to}")
+    yield f"{restored.upload_id}, uploaded {uploaded}, is restored to {restored.to}"
     for database in restored.databases:
-        for line in _lines(database):
-            typer.echo(printable(line))
-    typer.echo(f"{human_bytes(restored.downloaded_bytes)} downloaded in {restored.duration_seconds:.1f} s")
+        yield from map(printable, _database_lines(database))
+    yield f"{human_bytes(restored.downloaded_bytes)} downloaded in {restored.duration_seconds:.1f} s"
 
 
-def _lines(found: RestoredDatabase) -> Iterator[str]:
-    rows = f", {sum(found.rows.values()):,} rows" if found.rows else ""
-    folded = ", in one file with what was in its WAL" if found.folded else ""
-    yield f"  {' + '.join(found.files)}: {human_bytes(found.size)}{rows}{folded}"
-    if found.carried_from:
-        age = timedelta(seconds=found.carried_age_seconds)
-        yield f"    carried over from {found.carried_from}: {age} older than the upload"
-    for name, aside in found.set_aside.items():
+def _database_lines(restored: RestoredDatabase) -> Iterator[str]:
+    rows = f", {sum(restored.rows.values()):,} rows" if restored.rows else ""
+    folded = ", in one file with what was in its WAL" if restored.folded else ""
+    yield f"  {' + '.join(restored.files)}: {human_bytes(restored.size)}{rows}{folded}"
+    if restored.carried_from:
+        age = timedelta(seconds=restored.carried_age_seconds)
+        yield f"    carried over from {restored.carried_from}: {age} older than the upload"
+    for name, aside in restored.set_aside.items():
         yield f"    {name} that was there is {aside} now"
-    if note := storage_note(found.storage_version):
+    if note := storage_note(restored.storage_version):
         yield f"    {note}"
-    if found.warning:
-        yield f"    warning: {found.warning}"
-
-
-class _Silent:
-    """A Reporter for where nobody looks."""
-
-    def phase(self, name: str, total_bytes: int) -> None: ...
-
-    def moved(self, count: int) -> None: ...
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Reporter]:
-    """Show progress on a terminal; none in a pipe."""
-    if not sys.stderr.isatty():
-        yield _Silent()
-        return
-    from rich.console import Console  # noqa: PLC0415 - only people need bars
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TaskID,
-        TextColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-
-        class Shown:
-            """A Reporter whose figures are the bar's."""
-
-            task: TaskID | None = None
-
-            def phase(self, name: str, total_bytes: int) -> None:
-                self.task = bar.add_task(name, total=total_bytes)
-
-            def moved(self, count: int) -> None:
-                if self.task is not None:
-                    bar.advance(self.task, count)
-
-        yield Shown()
+    if restored.warning:
+        yield f"    warning: {restored.warning}"

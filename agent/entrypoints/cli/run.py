@@ -4,9 +4,9 @@ Other settings build a new agent; with the same ones, stores, servers and buses 
 """
 
 import asyncio
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 import structlog
@@ -19,6 +19,7 @@ from agent.bootstrap.metrics import Metering, metering
 from agent.domain.errors import AkoshaError, LedgerDamaged, SettingsError, SystemIdTaken
 from agent.domain.events import SyncAsked
 from agent.entrypoints import control_api, logs
+from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
 from agent.entrypoints.shutdown import first_of, on_hangup
 from agent.ports import Supervisor
 from agent.settings import Loaded, Settings
@@ -28,7 +29,16 @@ from agent.settings.validators import PREFIX
 LOG_KEYS = frozenset({"agent_log_level", "agent_log_format", "agent_log_file", "agent_log_file_mb"})
 """Settings that come into force without a new agent."""
 
+app = CommandGroup()
+
 _log = structlog.get_logger()
+
+
+@app.command(stopped=0)
+async def run(options: Options) -> NoReturn:
+    """Watch the databases and sync what changes, until stopped (Ctrl-C or SIGTERM)."""
+    loaded = options.load(LogMode.SETTING, to_file=True)
+    await run_until_stopped(loaded.settings, partial(options.read, LogMode.SETTING, to_file=True))
 
 
 async def run_until_stopped(settings: Settings, loading: Callable[[], Loaded]) -> NoReturn:
@@ -99,7 +109,7 @@ class AgentInstance:
                     agent.agent_service,
                     agent.ledger.size,
                 )
-                metrics = functools.partial(self._counts.exposition, agent.agent_service)
+                metrics = partial(self._counts.exposition, agent.agent_service)
                 try:
                     async with control_api.serve(
                         agent.agent_service, self.settings, state_dir=home.state.path, metrics=metrics

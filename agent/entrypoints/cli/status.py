@@ -13,22 +13,27 @@ from agent.application.sync.http import CONFIRMED, EMBEDDING_CURE
 from agent.application.triggers.publisher import CLOUD_CURE
 from agent.bootstrap.home import RUN
 from agent.domain.plain_text import printable
+from agent.entrypoints.cli.command import CommandGroup
+from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import line_console
 from agent.entrypoints.results import human_bytes, when
 from agent.entrypoints.status_view import StatusDocument, gather_status
 from agent.ports import MemoryCounts
 from agent.settings import Settings
 
+app = CommandGroup()
 
-async def show_status(settings: Settings, *, as_json: bool) -> int:
-    """Print the status. Returns 0: what is wrong is in it."""
-    status = await gather_status(settings)
+
+@app.command()
+async def status(settings: Settings, as_json: AsJson = False) -> int:
+    """Show the agent, what is pending, the last uploads, and what prevents the next."""
+    document = await gather_status(settings)
     if as_json:
-        if status.unresponsive_agent:
-            typer.echo(f"akosha-agent: {status.unresponsive_agent}", err=True)
-        typer.echo(json.dumps(status.to_dict(), indent=2, default=str))
+        if document.unresponsive_agent:
+            typer.echo(f"akosha-agent: {document.unresponsive_agent}", err=True)
+        typer.echo(json.dumps(document.to_dict(), indent=2, default=str))
     else:
-        _print(status, settings)
+        _print(document, settings)
     return 0
 
 
@@ -57,7 +62,7 @@ def _print(status: StatusDocument, settings: Settings) -> None:
     for target in status.targets:
         where = f"  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip()
         console.print(Text.assemble("\n", (target.method, "bold"), printable(where)))
-        console.print(f"  last upload  {_last(target)}")
+        console.print(f"  last upload  {_last_upload(target)}")
         if memories := _counted(target.memories):
             console.print(f"  memories     {memories}")
         if target.memories.delivered and target.delivered_means:
@@ -87,30 +92,30 @@ def _next_try(status: StatusDocument, at: datetime) -> str:
     return when(at) if at > datetime.now(UTC) else "now"
 
 
-def _last(target: TargetStatus) -> str:
+def _last_upload(target: TargetStatus) -> str:
     if target.last_success is None:
         return "never"
     return f"{target.newest_upload_id or when(target.last_success)}  ({_age(target.last_success)})"
 
 
 def _verified(last: VerifyStatus) -> str:
-    """Return what the last look at the newest upload has come to."""
+    """Return the result of the last verification of the newest upload."""
     if last.whole:
         return f"{last.upload_id} is whole  ({_age(last.at)})"
-    told = "; ".join(f"{name}: {why}" for name, why in sorted(last.problems.items()))
-    return f"{last.upload_id} is DAMAGED  ({_age(last.at)}): {told}"
+    problems = "; ".join(f"{name}: {reason}" for name, reason in sorted(last.problems.items()))
+    return f"{last.upload_id} is DAMAGED  ({_age(last.at)}): {problems}"
 
 
 def _counted(memories: MemoryCounts) -> str:
-    """Return how many memories a target has, and how many not; empty where none was ever looked at."""
-    told = [f"{memories.delivered:,} delivered"] if memories.delivered else []
-    told += [
-        f"{count:,} wait: {why}" + (f" ({EMBEDDING_CURE})" if why == NO_EMBEDDING else "")
-        for why, count in sorted(memories.waiting.items())
+    """Return how many memories the target has, and how many it does not have; "" where none was ever found."""
+    counts = [f"{memories.delivered:,} delivered"] if memories.delivered else []
+    counts += [
+        f"{count:,} wait: {reason}" + (f" ({EMBEDDING_CURE})" if reason == NO_EMBEDDING else "")
+        for reason, count in sorted(memories.waiting.items())
     ]
     if memories.refused:
-        told.append(f"{sum(memories.refused.values()):,} were refused: akosha-agent memories --failed lists them")
-    return "; ".join(told)
+        counts.append(f"{sum(memories.refused.values()):,} were refused: akosha-agent memories --failed lists them")
+    return "; ".join(counts)
 
 
 def _age(at: datetime) -> str:

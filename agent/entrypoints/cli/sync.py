@@ -1,38 +1,70 @@
-"""`sync`: one sync now, done here, or by the agent that runs."""
+"""`sync`: one sync now, done here or by the running agent."""
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
-from rich.text import Text
 
 from agent.domain.events import SyncProgress
 from agent.domain.plain_text import printable
 from agent.entrypoints import logs
+from agent.entrypoints.cli.command import CommandGroup
+from agent.entrypoints.cli.options import AsJson
+from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.results import sentence
-from agent.entrypoints.sync_client import Hear, Says, SyncClient
+from agent.entrypoints.sync_client import SyncClient
 from agent.settings import Settings
 
+app = CommandGroup()
 
-async def sync_once(
+
+class Method(StrEnum):
+    """How to deliver."""
+
+    AUTO = "auto"
+    CLOUD = "cloud"
+    HTTP = "http"
+
+
+@app.command()
+async def sync(
     settings: Settings,
-    *,
-    method: str,
-    enable_fallback: bool,
-    as_json: bool,
-    take_over: bool = False,
-    new_target: bool = False,
+    method: Annotated[Method, typer.Option(help="How to deliver; auto follows the settings.")] = Method.AUTO,
+    no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Fail instead of trying the next method.")] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over",
+            help="Own the uploads of this system id from now on, in place of the machine or state directory that does.",
+        ),
+    ] = False,
+    new_target: Annotated[
+        bool,
+        typer.Option("--new-target", help="The disk, directory or bucket was replaced on purpose: upload everything."),
+    ] = False,
+    as_json: AsJson = False,
 ) -> int:
-    """Sync and print the result. Returns 0 (uploaded or unchanged) or 1 (failed)."""
-    asking = await SyncClient.prepare(
-        settings, method=method, enable_fallback=enable_fallback, take_over=take_over, new_target=new_target
+    """Sync once, now. A running agent does the sync; the result is the same."""
+    client = await SyncClient.prepare(
+        settings,
+        method=method.value,
+        enable_fallback=not no_fallback,
+        take_over=take_over,
+        new_target=new_target,
     )
-    with _progress_bar() as (show, say):
-        result = await asking.result(hear=show, says=say)
+    with progress_bar() as bar:
+        bar.phase("sync", None)
+        waiting = True
+
+        def show(event: SyncProgress) -> None:
+            nonlocal waiting
+            if waiting:
+                bar.clear()
+                waiting = False
+            bar.show(event.phase, event.done_bytes, event.total_bytes)
+
+        result = await client.result(hear=show, says=lambda text: bar.say(f"akosha-agent: {logs.redacted(text)}"))
     if as_json:
         from agent.entrypoints.documents import ResultDocument  # noqa: PLC0415 - its model takes time to build
 
@@ -40,31 +72,3 @@ async def sync_once(
     else:
         typer.echo(printable(sentence(result)), err=not result.success)
     return 0 if result.success else 1
-
-
-def _say(text: str) -> None:
-    typer.echo(_line(text), err=True)
-
-
-def _line(text: str) -> str:
-    return f"akosha-agent: {logs.redacted(text)}"
-
-
-@contextmanager
-def _progress_bar() -> Iterator[tuple[Hear, Says]]:
-    """Show progress on a terminal, and what is said meanwhile on lines above it; no progress in a pipe."""
-    if not sys.stderr.isatty():
-        yield lambda _: None, _say
-        return
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-        waiting = bar.add_task("sync", total=None)
-
-        def show(event: SyncProgress) -> None:
-            bar.update(waiting, visible=False)
-            if event.phase not in tasks:
-                tasks[event.phase] = bar.add_task(event.phase, total=event.total_bytes)
-            bar.update(tasks[event.phase], completed=event.done_bytes, total=event.total_bytes)
-
-        yield show, lambda text: bar.console.print(Text(_line(text)), soft_wrap=True)

@@ -1,110 +1,114 @@
 """`uploads`: what can be restored, the newest first; and everything about one."""
 
-import asyncio
 import json
 from collections.abc import Mapping
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from agent.application.archive.catalog import MANIFESTS, Catalog, CatalogEntry, CatalogListing
+from agent.application.archive.catalog import MANIFESTS, CatalogEntry, CatalogListing
 from agent.bootstrap.archive import archive_of
-from agent.bootstrap.home import Home
-from agent.domain.errors import NamingError, NoSuchObject, SettingsError
+from agent.domain.errors import NoSuchObject
 from agent.domain.manifest import Manifest
-from agent.domain.naming import check_system_id
+from agent.entrypoints.cli.archive import check_mounted, system_of
+from agent.entrypoints.cli.command import CommandGroup, Options
+from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.cli.terminal import table_console
 from agent.entrypoints.results import human_bytes, when
+from agent.entrypoints.shutdown import run_to_end
 from agent.settings import Settings
 
+Everything = Annotated[bool, typer.Option("--all", help="Read the manifests of old ones, too: a request each.")]
 
-async def system_of(home: Home, system: str | None) -> str:
-    """Return the system that is meant: the one named, or this machine's. Raises SettingsError, StateError."""
-    if system is None:
-        return (await asyncio.to_thread(home.prepare)).system_id
-    try:
-        return check_system_id(system)
-    except NamingError as error:
-        raise SettingsError(f"--system: {error.message}", hint=error.hint) from error
+app = CommandGroup(help="Show the uploads there are, the newest first; or everything about one.")
 
 
-async def check_mounted(settings: Settings, archive: Catalog, system: str | None) -> None:
-    """Raise NotOwner where nothing is found in this machine's own directory because its disk is not mounted.
+@app.callback(invoke_without_command=True)
+def _list_by_default(
+    context: typer.Context,
+    options: Options,
+    everything: Everything = False,
+    system: System = None,
+    as_json: AsJson = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        listing = list_uploads(options.load().settings, everything=everything, system=system, as_json=as_json)
+        raise typer.Exit(run_to_end(listing))
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            # The subcommand would not get it, and show this system's uploads in place of another's.
+            context.fail(f"{option.opts[0]} goes behind {context.invoked_subcommand}")
 
-    `system` is what `--system` names: another system's uploads say nothing of a disk here. Raises StateError.
-    """
-    if system is None:
-        home = Home.of(settings)
-        async with home.ownership(await asyncio.to_thread(home.prepare), archive.store) as ownership:
-            await ownership.check_mounted()
 
-
-async def list_uploads(settings: Settings, *, system: str | None, everything: bool, as_json: bool) -> int:
-    """Print the uploads of a system; `everything`: what the manifests of the old ones say, too. Returns 0.
-
-    Raises NotOwner where there are none and the disk is not mounted.
-    """
-    system_id = await system_of(Home.of(settings), system)
+@app.command(name="list")
+async def list_uploads(
+    settings: Settings, everything: Everything = False, system: System = None, as_json: AsJson = False
+) -> int:
+    """Show the uploads there are, the newest first."""
+    system_id = await system_of(settings, system)
     async with archive_of(settings, system_id) as archive:
         listing = await archive.listing(manifests=None if everything else MANIFESTS)
         if not listing.uploads:
             await check_mounted(settings, archive, system)
-        where = archive.store.location
+        location = archive.store.location
     if as_json:
-        typer.echo(json.dumps(listing_document(listing, system_id, where), indent=2))
+        typer.echo(json.dumps(listing_document(listing, system_id, location), indent=2))
     else:
-        _print_list(listing, system_id, where)
+        _print_list(listing, system_id, location)
     return 0
 
 
-async def show_upload(settings: Settings, which: str, *, system: str | None, as_json: bool) -> int:
-    """Print everything about one upload. Returns 0. Raises NoSuchObject where it is not there."""
-    system_id = await system_of(Home.of(settings), system)
-    async with archive_of(settings, system_id) as archive:
+@app.command()
+async def show(
+    settings: Settings,
+    upload: Annotated[str, typer.Argument(metavar="[latest|ID]", help="Upload ID or unique prefix.")],
+    system: System = None,
+    as_json: AsJson = False,
+) -> int:
+    """Show one upload: its files, its memories, what is missing in it."""
+    async with archive_of(settings, await system_of(settings, system)) as archive:
         try:
-            listed = await _one(archive, which)
+            entry = await archive.show(await archive.resolve(upload))
         except NoSuchObject:
             await check_mounted(settings, archive, system)
             raise
     if as_json:
-        typer.echo(json.dumps(upload_document(listed) | _insides(listed.manifest), indent=2))
+        typer.echo(json.dumps(upload_document(entry) | _manifest_document(entry.manifest), indent=2))
     else:
-        _print_one(listed)
+        _print_one(entry)
     return 0
 
 
-async def _one(archive: Catalog, which: str) -> CatalogEntry:
-    return await archive.show(await archive.resolve(which))
-
-
-def listing_document(listing: CatalogListing, system_id: str, where: str) -> dict[str, object]:
+def listing_document(listing: CatalogListing, system_id: str, location: str) -> dict[str, object]:
     """Return a listing as programs get it."""
     return {
         "system_id": system_id,
-        "location": where,
-        "uploads": [upload_document(listed) for listed in listing.uploads],
+        "location": location,
+        "uploads": [upload_document(entry) for entry in listing.uploads],
         "unfinished": list(listing.unfinished),
     }
 
 
-def upload_document(listed: CatalogEntry) -> dict[str, object]:
+def upload_document(entry: CatalogEntry) -> dict[str, object]:
     """Return an upload as programs get it; null: its manifest was not read, or cannot be, as `problems` say."""
-    manifest = listed.manifest
+    manifest = entry.manifest
     return {
-        "upload_id": listed.upload_id,
-        "time": listed.at.isoformat(),
-        "stored_bytes": listed.stored_bytes,
-        "raw_bytes": listed.raw_bytes,
-        "rows": listed.rows,
+        "upload_id": entry.upload_id,
+        "time": entry.at.isoformat(),
+        "stored_bytes": entry.stored_bytes,
+        "raw_bytes": entry.raw_bytes,
+        "rows": entry.rows,
         "databases": sorted({part.database for part in manifest.parts}) if manifest else None,
         "verified": all(part.verified for part in manifest.parts) if manifest else None,
         "carried": _carried(manifest) if manifest else None,
         "triggered_by": manifest.triggered_by if manifest else None,
-        "problems": dict(listed.problems),
+        "problems": dict(entry.problems),
     }
 
 
-def _insides(manifest: Manifest | None) -> dict[str, object]:
+def _manifest_document(manifest: Manifest | None) -> dict[str, object]:
     if manifest is None:
         return {}
     document: Mapping[str, object] = json.loads(manifest.encode())
@@ -115,13 +119,13 @@ def _insides(manifest: Manifest | None) -> dict[str, object]:
     }
 
 
-def _print_list(listing: CatalogListing, system_id: str, where: str) -> None:
+def _print_list(listing: CatalogListing, system_id: str, location: str) -> None:
     console = table_console()
     if not listing.uploads:
-        console.print(f"there is no upload of {system_id} in {where}")
+        console.print(f"there is no upload of {system_id} in {location}")
     else:
         console.print(_table(listing))
-    if unread := sum(1 for listed in listing.uploads if listed.manifest is None and not listed.problems):
+    if unread := sum(1 for entry in listing.uploads if entry.manifest is None and not entry.problems):
         console.print(f"{unread} older ones by what the bucket lists alone: --all reads every manifest")
     if listing.unfinished:
         console.print(f"{len(listing.unfinished)} unfinished, the newest {max(listing.unfinished)}")
@@ -129,8 +133,8 @@ def _print_list(listing: CatalogListing, system_id: str, where: str) -> None:
 
 def _table(listing: CatalogListing) -> Table:
     """Return the table of uploads. What would be empty all the way down has no column: lines are to fit."""
-    carried = {listed.upload_id: _carried(listed.manifest) if listed.manifest else [] for listed in listing.uploads}
-    damaged = any(listed.problems for listed in listing.uploads)
+    carried = {entry.upload_id: _carried(entry.manifest) if entry.manifest else [] for entry in listing.uploads}
+    damaged = any(entry.problems for entry in listing.uploads)
     table = Table(box=None, pad_edge=False)
     table.add_column("upload", overflow="fold")
     table.add_column("time", no_wrap=True)
@@ -138,40 +142,40 @@ def _table(listing: CatalogListing) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     for title in ("verified", *(("carried over",) if any(carried.values()) else ()), *(("",) if damaged else ())):
         table.add_column(title, overflow="fold")
-    for listed in listing.uploads:
+    for entry in listing.uploads:
         table.add_row(
-            listed.upload_id,
-            when(listed.at)[: len("2026-11-21 18:00")],
-            human_bytes(listed.stored_bytes),
-            "" if listed.raw_bytes is None else human_bytes(listed.raw_bytes),
-            "" if listed.rows is None else f"{listed.rows:,}",
-            _verified(listed.manifest),
-            *((", ".join(carried[listed.upload_id]),) if any(carried.values()) else ()),
-            *((wrong(listed.problems),) if damaged else ()),
+            entry.upload_id,
+            when(entry.at)[: len("2026-11-21 18:00")],
+            human_bytes(entry.stored_bytes),
+            "" if entry.raw_bytes is None else human_bytes(entry.raw_bytes),
+            "" if entry.rows is None else f"{entry.rows:,}",
+            _verified(entry.manifest),
+            *((", ".join(carried[entry.upload_id]),) if any(carried.values()) else ()),
+            *((wrong(entry.problems),) if damaged else ()),
         )
     return table
 
 
-def _print_one(listed: CatalogEntry) -> None:
-    console, manifest = table_console(), listed.manifest
-    console.print(f"upload      {listed.upload_id}  ({when(listed.at)})")
-    console.print(f"stored      {human_bytes(listed.stored_bytes)} in {len(listed.sizes)} objects")
-    for name, why in sorted(listed.problems.items()):
-        console.print(f"DAMAGED     {name}: {why}")
+def _print_one(entry: CatalogEntry) -> None:
+    console, manifest = table_console(), entry.manifest
+    console.print(f"upload      {entry.upload_id}  ({when(entry.at)})")
+    console.print(f"stored      {human_bytes(entry.stored_bytes)} in {len(entry.sizes)} objects")
+    for name, reason in sorted(entry.problems.items()):
+        console.print(f"DAMAGED     {name}: {reason}")
     if manifest is None:
         return
-    console.print(f"raw         {human_bytes(listed.raw_bytes or 0)}")
+    console.print(f"raw         {human_bytes(entry.raw_bytes or 0)}")
     console.print(f"made        {when(manifest.uploaded_at)} by agent {manifest.agent_id} {manifest.agent_version}")
     console.print(f"because of  {manifest.triggered_by}")
-    for name, why in sorted(manifest.incomplete.items()):
-        console.print(f"incomplete  {name}: {why}")
+    for name, reason in sorted(manifest.incomplete.items()):
+        console.print(f"incomplete  {name}: {reason}")
     if manifest.memories:
         held = manifest.memories
         console.print(f"memories    {held.count:,} in {human_bytes(held.size)}")
         for name, base in sorted(held.bases.items()):
             console.print(f"  {name}: {f'new or changed since {base}' if base else 'all of them'}")
-    for name, why in sorted(manifest.without_memories.items()):
-        console.print(f"  {name}: not among the memories: {why}")
+    for name, reason in sorted(manifest.without_memories.items()):
+        console.print(f"  {name}: not among the memories: {reason}")
     table = Table("file", box=None, padding=(0, 2, 0, 0))
     for title in ("raw", "stored"):
         table.add_column(title, justify="right")
@@ -186,17 +190,17 @@ def _print_one(listed: CatalogEntry) -> None:
     for database, note in manifest.storage_notes().items():
         console.print(f"{database}: {note}")
     for database, tables in sorted(manifest.rows.items()):
-        told = ", ".join(f"{table} {count:,}" for table, count in sorted(tables.items()))
-        console.print(f"{database}: {told or 'no tables'}")
+        rows = ", ".join(f"{table} {count:,}" for table, count in sorted(tables.items()))
+        console.print(f"{database}: {rows or 'no tables'}")
 
 
 def wrong(problems: Mapping[str, str]) -> str:
     """Return what is wrong with an upload in a line, "" for nothing."""
     if not problems:
         return ""
-    name, why = min(problems.items())
+    name, reason = min(problems.items())
     more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return f"DAMAGED: {name}: {why}{more}"
+    return f"DAMAGED: {name}: {reason}{more}"
 
 
 def _verified(manifest: Manifest | None) -> str:

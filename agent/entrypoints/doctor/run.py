@@ -8,7 +8,8 @@ import typer
 
 from agent.domain.errors import SettingsError
 from agent.entrypoints import logs
-from agent.entrypoints.cli.command import read_settings, verbose
+from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
+from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.doctor import (
     agent_checks,
     delivery_checks,
@@ -52,16 +53,28 @@ CHECKS = (  # in the order of the output
 )
 
 
-def read_context(data_dir: Path | None, state_dir: Path | None, settings_file: Path | None) -> DoctorContext:
+app = CommandGroup()
+
+
+@app.command()
+async def doctor(options: Options, as_json: AsJson = False) -> int:
+    """Check settings, directories, servers and services, and name the cure of each problem.
+
+    Exits with 0 (all is well), 1 (warnings) or 2 (errors).
+    """
+    return await diagnose(read_context(options), as_json=as_json)
+
+
+def read_context(options: Options) -> DoctorContext:
     """Read the settings; where they are wrong, that is in the context.
 
     Without `-v` nothing is logged: what would be is among the findings.
     """
-    logs.configure("WARNING" if verbose() else logs.NOTHING, "auto")
+    logs.configure("WARNING" if options.verbose else logs.NOTHING, "auto")
     try:
-        loaded = read_settings(data_dir, state_dir, settings_file, cwd=Path.cwd(), quiet=True)
+        loaded = options.read(LogMode.NOTHING)
     except SettingsError as problem:
-        return DoctorContext.without_settings(problem, data_dir, state_dir)
+        return DoctorContext.without_settings(problem, options.data_dir, options.state_dir)
     return DoctorContext(settings=loaded.settings, origins=loaded.origins, warnings=loaded.warnings)
 
 

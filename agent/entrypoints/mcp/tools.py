@@ -12,7 +12,8 @@ from agent.bootstrap.archive import archive_of
 from agent.bootstrap.home import Home
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.routing import AUTO, CLOUD, HTTP
-from agent.entrypoints.cli.uploads import check_mounted, system_of, upload_document
+from agent.entrypoints.cli.archive import check_mounted, system_of
+from agent.entrypoints.cli.uploads import upload_document
 from agent.entrypoints.documents import ResultDocument
 from agent.entrypoints.mcp.progress import ProgressReporter, ReportProgress
 from agent.entrypoints.results import hint_of, sentence
@@ -263,7 +264,7 @@ def configuration(loaded: Loaded) -> dict[str, object]:
 
 async def _restore_points(settings: Settings) -> dict[str, object]:
     """Return the newest uploads. Raises SettingsError where there is no bucket, NotOwner, StoreError, StateError."""
-    system_id = await system_of(Home.of(settings), None)
+    system_id = await system_of(settings, None)
     async with archive_of(settings, system_id) as archive:
         listing = await archive.listing(manifests=MAX_RESTORE_POINTS)
         if not listing.uploads:

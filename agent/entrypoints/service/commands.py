@@ -1,35 +1,35 @@
-"""The commands of `akosha-agent service`. Light: what a command needs is imported by it."""
+"""The commands of `akosha-agent service`."""
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from agent.domain.errors import AkoshaError, SettingsError
-from agent.entrypoints.cli.command import FAILED, AsJson, CommandGroup, DataDir, SettingsFile, StateDir, die
+from agent.entrypoints.cli.command import FAILED, CommandGroup, Options
+from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.results import when
+from agent.entrypoints.service import environment as env, install as installer, sealed_file
+from agent.entrypoints.service.manager import InstallOrder, ServiceManager
+from agent.entrypoints.service.other_agent import check_alone
+from agent.entrypoints.service.program import program
+from agent.entrypoints.service.runner import Runner
+from agent.entrypoints.service.status import ServiceStatus, keeper_of, look
 from agent.settings import Settings, load
 
-if TYPE_CHECKING:
-    from agent.entrypoints.service.manager import InstallOrder, ServiceManager
-    from agent.entrypoints.service.runner import Runner
-
-service = CommandGroup(
-    help="The agent as a service of this user: systemd on Linux, launchd on macOS.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+app = CommandGroup(
+    help="The agent as a service of this user: systemd on Linux, launchd on macOS.", no_args_is_help=True
 )
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written and run; change nothing.")]
 
 
-@service.command()
+@app.command()
 def install(
+    options: Options,
     no_start: Annotated[bool, typer.Option("--no-start", help="Do not start it: it starts at the next login.")] = False,
     linger: Annotated[
         bool,
@@ -42,77 +42,61 @@ def install(
         ),
     ] = False,
     dry_run: DryRun = False,
-    data_dir: DataDir = None,
-    state_dir: StateDir = None,
-    settings: SettingsFile = None,
 ) -> None:
     """Install the service, or bring it up to date: started now and at every login, with the options given here."""
-    from agent.entrypoints.service import environment as env, install  # noqa: PLC0415 - what only this command needs
-    from agent.entrypoints.service.manager import InstallOrder  # noqa: PLC0415
-    from agent.entrypoints.service.program import program  # noqa: PLC0415
-
     home = Path.home()
-    with _told():
-        keeper, runner = _keeper(home, dry=dry_run)
-        install.check_owner(home)
-        if linger and keeper.name != "systemd":
-            raise AkoshaError("launchd cannot run it while you are logged out", hint="--linger is for Linux")
-        options = _options({"--data-dir": data_dir, "--state-dir": state_dir, "--settings": settings})
-        carried = env.carried(os.environ) if with_environment else {}
-        file = _environment_file(keeper)
-        if with_environment:
-            _check_carried(carried, file)
-        order = InstallOrder((*program(home, os.environ), "run", *options), carried)
-        service_environ = install.service_environment(home, order, env.read_environment(file) if file else {})
-        found, warnings = _settings(home, order, service_environ)
-        if not (no_start or dry_run):
-            _check_alone(keeper, found)
-        for warning in warnings:
-            typer.echo(f"warning: {warning}", err=True)
-        if missing := env.left_behind(os.environ, service_environ):
-            cure = f"put them into {file}" if file else "put them into ~/.aws or a settings file, or --with-environment"
-            typer.echo(f"warning: this shell has {', '.join(missing)}; the service will not: {cure}", err=True)
-        install.install(keeper, runner, order, environment=file, start=not no_start, linger=linger, say=typer.echo)
+    keeper, runner = _keeper(home, dry=dry_run)
+    installer.check_owner(home)
+    if linger and keeper.name != "systemd":
+        raise AkoshaError("launchd cannot run it while you are logged out", hint="--linger is for Linux")
+    words = _words(options)
+    carried = env.carried(os.environ) if with_environment else {}
+    file = _environment_file(keeper)
+    if with_environment:
+        _check_carried(carried, file)
+    order = InstallOrder((*program(home, os.environ), "run", *words), carried)
+    service_environ = installer.service_environment(home, order, env.read_environment(file) if file else {})
+    found, warnings = _settings(home, order, service_environ)
+    if not (no_start or dry_run):
+        _check_alone(keeper, found)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if missing := env.left_behind(os.environ, service_environ):
+        cure = f"put them into {file}" if file else "put them into ~/.aws or a settings file, or --with-environment"
+        typer.echo(f"warning: this shell has {', '.join(missing)}; the service will not: {cure}", err=True)
+    installer.install(keeper, runner, order, environment=file, start=not no_start, linger=linger, say=typer.echo)
 
 
-@service.command()
+@app.command()
 def uninstall(dry_run: DryRun = False) -> None:
     """Stop the service and remove it. Settings, state and ledger stay."""
-    from agent.entrypoints.service import install  # noqa: PLC0415 - what only this command needs
-
     home = Path.home()
-    with _told():
-        keeper, runner = _keeper(home, dry=dry_run)
-        install.check_owner(home)
-        install.uninstall(keeper, runner, environment=_environment_file(keeper), say=typer.echo)
+    keeper, runner = _keeper(home, dry=dry_run)
+    installer.check_owner(home)
+    installer.uninstall(keeper, runner, environment=_environment_file(keeper), say=typer.echo)
 
 
-@service.command()
+@app.command()
 def start(dry_run: DryRun = False) -> None:
     """Start it, if it does not run."""
-    with _told():
-        _installed(dry=dry_run, alone=not dry_run).start()
+    _installed(dry=dry_run, alone=not dry_run).start()
 
 
-@service.command()
+@app.command()
 def stop(dry_run: DryRun = False) -> None:
     """Stop it, until it is started or you log in again."""
-    with _told():
-        _installed(dry=dry_run).stop()
+    _installed(dry=dry_run).stop()
 
 
-@service.command()
+@app.command()
 def restart(dry_run: DryRun = False) -> None:
     """Stop it, if it runs, and start it. For new settings, SIGHUP is enough: systemctl --user reload akosha-agent."""
-    with _told():
-        _installed(dry=dry_run, alone=not dry_run).restart()
+    _installed(dry=dry_run, alone=not dry_run).restart()
 
 
-@service.command()
-def status(as_json: AsJson = False) -> None:
+@app.command()
+def status(as_json: AsJson = False) -> int:
     """Show whether it is installed, enabled and running. Exit 0: it runs; 1: it does not."""
-    from agent.entrypoints.service.status import ServiceStatus, look  # noqa: PLC0415 - what only this command needs
-
     standing: ServiceStatus = look(Path.home(), os.environ)
     if as_json:
         typer.echo(json.dumps(asdict(standing), indent=2, default=str))
@@ -131,37 +115,26 @@ def status(as_json: AsJson = False) -> None:
             typer.echo(f"state      {standing.detail}")
         if standing.cure:
             typer.echo(f"hint       {standing.cure}")
-    raise typer.Exit(0 if standing.running else FAILED)
+    return 0 if standing.running else FAILED
 
 
-@service.command()
+@app.command()
 def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing lines as they come.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 50,
 ) -> None:
     """Show what the service logged."""
-    with _told():
-        keeper = _installed(dry=False)
-        keeper.show_log(lines, follow=follow, file=_log_file(keeper))
+    keeper = _installed(dry=False)
+    keeper.show_log(lines, follow=follow, file=_log_file(keeper))
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except AkoshaError as error:
-        die(error)
-
-
-def _keeper(home: Path, *, dry: bool) -> "tuple[ServiceManager, Runner]":
-    from agent.entrypoints.service.runner import Runner  # noqa: PLC0415 - what only these commands need
-    from agent.entrypoints.service.status import keeper_of  # noqa: PLC0415
+def _keeper(home: Path, *, dry: bool) -> tuple[ServiceManager, Runner]:
 
     runner = Runner(os.environ, dry=dry, say=typer.echo)
     return keeper_of(home, runner), runner
 
 
-def _installed(*, dry: bool, alone: bool = False) -> "ServiceManager":
+def _installed(*, dry: bool, alone: bool = False) -> ServiceManager:
     """Return who keeps the service. Raises AkoshaError where it is not installed, or (`alone`) has a rival."""
     keeper, _ = _keeper(Path.home(), dry=dry)
     if not os.path.lexists(keeper.file):
@@ -173,14 +146,15 @@ def _installed(*, dry: bool, alone: bool = False) -> "ServiceManager":
     return keeper
 
 
-def _environment_file(keeper: "ServiceManager") -> Path | None:
-    from agent.entrypoints.service.environment import environment_file  # noqa: PLC0415 - as above
+def _environment_file(keeper: ServiceManager) -> Path | None:
 
-    return environment_file(keeper.root) if keeper.name == "systemd" else None
+    return env.environment_file(keeper.root) if keeper.name == "systemd" else None
 
 
-def _options(given: dict[str, Path | None]) -> list[str]:
+def _words(options: Options) -> list[str]:
+    """Return the options that the service is started with."""
     words = []
+    given = {"--data-dir": options.data_dir, "--state-dir": options.state_dir, "--settings": options.settings_file}
     for option, path in given.items():
         if path is not None:
             words += [option, os.path.abspath(path.expanduser())]  # noqa: PTH100 - links are kept as they are named
@@ -197,7 +171,7 @@ def _check_carried(carried: dict[str, str], file: Path | None) -> None:
         )
 
 
-def _settings(home: Path, order: "InstallOrder", environ: dict[str, str]) -> tuple[Settings, tuple[str, ...]]:
+def _settings(home: Path, order: InstallOrder, environ: dict[str, str]) -> tuple[Settings, tuple[str, ...]]:
     """Load the settings as the service will, and what the user should hear of them. Raises SettingsError."""
     options = dict(zip(order.words, order.words[1:], strict=False))
     given = {"agent_data_dir": options.get("--data-dir"), "agent_state_dir": options.get("--state-dir")}
@@ -212,30 +186,25 @@ def _settings(home: Path, order: "InstallOrder", environ: dict[str, str]) -> tup
     return loaded.settings, loaded.warnings
 
 
-def _check_alone(keeper: "ServiceManager", settings: Settings | None) -> None:
-    from agent.entrypoints.service.other_agent import check_alone  # noqa: PLC0415 - what only what starts it needs
+def _check_alone(keeper: ServiceManager, settings: Settings | None) -> None:
 
     if settings is not None:
         check_alone(keeper, settings)
 
 
-def _log_file(keeper: "ServiceManager") -> Path | None:
+def _log_file(keeper: ServiceManager) -> Path | None:
     """Return the file that the service logs to by its settings."""
     settings = _installed_settings(keeper)
     return settings.agent_log_file if settings else None
 
 
-def _installed_settings(keeper: "ServiceManager") -> Settings | None:
+def _installed_settings(keeper: ServiceManager) -> Settings | None:
     """Return the settings of the service as it is installed; None where they are wrong, or not to be found."""
-    from agent.entrypoints.service import sealed_file  # noqa: PLC0415 - what only this command needs
-    from agent.entrypoints.service.environment import read_environment  # noqa: PLC0415
-    from agent.entrypoints.service.install import service_environment  # noqa: PLC0415
-
     order = keeper.order_in(sealed_file.read(keeper.file)[1])
     if order is None:
         return None
     home, file = Path.home(), _environment_file(keeper)
-    environ = service_environment(home, order, read_environment(file) if file else {})
+    environ = installer.service_environment(home, order, env.read_environment(file) if file else {})
     try:
         return _settings(home, order, environ)[0]
     except SettingsError:

@@ -1,0 +1,72 @@
+"""A progress bar on standard error where that is a terminal, and nothing where it is not."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TransferSpeedColumn,
+)
+from rich.text import Text
+
+
+class ProgressBar:
+    """One line for each phase. `agent.ports.restore.Reporter`."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._current = ""
+
+    def phase(self, name: str, total: int | None) -> None:
+        """Begin a phase, or set its total; None: not known yet."""
+        self.show(name, 0, total)
+
+    def moved(self, count: int) -> None:
+        """Advance the current phase."""
+        if self._progress is not None and self._current:
+            self._progress.advance(self._tasks[self._current], count)
+
+    def show(self, name: str, done: int, total: int | None) -> None:
+        """Show how far a phase is, and make it the current one."""
+        if self._progress is None:
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self._progress.update(self._tasks[name], completed=done, total=total)
+        self._current = name
+
+    def clear(self) -> None:
+        """Remove all lines."""
+        if self._progress is not None:
+            for task in self._tasks.values():
+                self._progress.remove_task(task)
+        self._tasks.clear()
+        self._current = ""
+
+    def say(self, text: str) -> None:
+        """Print a message on a line of its own, above the bar."""
+        if self._progress is None:
+            typer.echo(text, err=True)
+        else:
+            self._progress.console.print(Text(text), soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(*, of_bytes: bool = True) -> Iterator[ProgressBar]:
+    """Show a bar while the block runs; counts are bytes, or else pieces."""
+    if not sys.stderr.isatty():
+        yield ProgressBar(None)
+        return
+    counts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description:<9}"), BarColumn(), *counts)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield ProgressBar(progress)
