@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from agent.adapters.state_directory import StateDirectory
 from agent.entrypoints.cli.app import app
-from agent.entrypoints.service import program as programs, status as memory_counts
+from agent.entrypoints.service import commands, program as programs, status
 from agent.entrypoints.service.launchd import Launchd
 from agent.entrypoints.service.runner import Runner
 from tests.support.machine import COMMAND
@@ -320,7 +320,8 @@ def test_the_log_is_the_journals_or_the_file_of_the_settings(scratch, monkeypatc
 
 
 def test_launchds_agent_installed_upgraded_and_removed_nothing_is_left(scratch, monkeypatch):
-    monkeypatch.setattr(memory_counts, "keeper_of", Launchd)
+    monkeypatch.setattr(commands, "keeper_of", Launchd)
+    monkeypatch.setattr(status, "keeper_of", Launchd)
     before = scratch.tree()
     file = scratch.home / "Library" / "LaunchAgents" / "org.akosha.agent.plist"
     target = f"gui/{ME}/org.akosha.agent"

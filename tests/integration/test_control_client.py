@@ -201,7 +201,7 @@ def answering(document: object):
 
 async def test_what_an_agent_says_of_itself_is_the_status_key_by_key(agent, home, capsys):
     agent.answers["GET /v1/status"] = answering(document_of(home))
-    assert await status.show_status(home.settings, as_json=True) == 0
+    assert await status.status(home.settings, as_json=True) == 0
     assert json.loads(capsys.readouterr().out) == document_of(home)
     found = await gather_status(home.settings)
     assert (found, found.unresponsive_agent) == (status_of(home), "")
@@ -209,7 +209,7 @@ async def test_what_an_agent_says_of_itself_is_the_status_key_by_key(agent, home
 
 async def test_the_settings_of_the_agent_are_shown_not_those_of_the_command(agent, home, capsys):
     agent.answers["GET /v1/status"] = answering(document_of(home) | {"data_dir": "/other", "sync_enabled": False})
-    await status.show_status(home.settings, as_json=False)
+    await status.status(home.settings, as_json=False)
     told = capsys.readouterr().out
     assert "databases  /other\n" in told
     assert "switched off" in told
@@ -296,7 +296,7 @@ async def test_a_status_that_cannot_be_had_from_the_agent_is_what_the_ledger_say
     await agent.settle("before")
     agent.answers["GET /v1/status"] = BROKEN[name]
     async with asyncio.timeout(PATIENCE):
-        assert await status.show_status(home.settings, as_json=True) == 0
+        assert await status.status(home.settings, as_json=True) == 0
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert document.keys() == document_of(home).keys()
@@ -308,7 +308,7 @@ async def test_a_status_that_cannot_be_had_from_the_agent_is_what_the_ledger_say
 
 async def test_a_wedged_agent_is_said_to_be_silent_in_one_line(agent, home, capsys):
     agent.answers["GET /v1/status"] = hanging
-    await status.show_status(home.settings, as_json=False)
+    await status.status(home.settings, as_json=False)
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(f"agent      process {os.getpid()} (run) is there, but does not answer: ")
 
@@ -331,7 +331,7 @@ NO_SOCKET = {
 async def test_what_is_no_listening_socket_of_ours_is_passed_over_in_silence(home, name, capsys):
     NO_SOCKET[name](home.state.path / CONTROL_SOCKET)
     with home.lock("run"):
-        assert await status.show_status(home.settings, as_json=True) == 0
+        assert await status.status(home.settings, as_json=True) == 0
     printed = capsys.readouterr()
     assert (json.loads(printed.out)["running"]["command"], printed.err) == ("run", "")
 

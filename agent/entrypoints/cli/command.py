@@ -98,9 +98,10 @@ class CommandGroup(typer.Typer):
         """Register a function as a command; the function itself stays as it is.
 
         A parameter of type `Options` gets `--data-dir` (unless `data_dir` is false), `--state-dir` and `--settings`;
-        one of type `Settings` gets the settings that those load. A coroutine function runs until it ends; SIGTERM or
-        Ctrl-C cancels it, and the exit code is `stopped` (None: 128 + the signal's number). An int that the function
-        returns is the exit code. An AkoshaError is printed; the exit code is 1, or 2 for the settings.
+        one of type `Settings` gets the settings that those load; `context: typer.Context` is typer's. A coroutine
+        function runs until it ends; SIGTERM or Ctrl-C cancels it, and the exit code is `stopped` (None: 128 + the
+        signal's number). An int that the function returns is the exit code. An AkoshaError is printed; the exit code is
+        1, or 2 for the settings.
         """
 
         def register(function: Function) -> Function:
@@ -125,20 +126,21 @@ def _with_common_options(
     """Return a function with the signature that typer makes the options of."""
     signature = inspect.signature(function, eval_str=True)
     own = list(signature.parameters.values())
-    injected = next((parameter for parameter in own if parameter.annotation in (Options, Settings)), None)
+    injected = next((one for one in own if one.annotation in (Options, Settings)), None)
+    takes_context = any(one.annotation is typer.Context for one in own)
     common: dict[str, Any] = {}
     if injected is not None:
         own.remove(injected)
         common = ({"data_dir": DataDir} if data_dir else {}) | {"state_dir": StateDir, "settings_file": SettingsFile}
 
     @functools.wraps(function)
-    def call(*, click_context: typer.Context, verbose: bool = False, **given: Any) -> None:
-        options = Options(
-            **{name: given.pop(name) for name in common}, verbose=verbose or _is_verbose(click_context.parent)
-        )
+    def call(*, context: typer.Context, verbose: bool = False, **given: Any) -> None:
+        options = Options(**{name: given.pop(name) for name in common}, verbose=verbose or _is_verbose(context.parent))
         try:
             if injected is not None:
                 given[injected.name] = options if injected.annotation is Options else options.load().settings
+            if takes_context:
+                given["context"] = context
             result = function(**given)
             if inspect.iscoroutine(result):
                 result = run_to_end(result, stopped=stopped)
@@ -151,8 +153,8 @@ def _with_common_options(
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, **default)
 
     parameters = [
-        parameter("click_context", typer.Context),
-        *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own),
+        parameter("context", typer.Context),
+        *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own if one.annotation is not typer.Context),
         *(parameter(name, annotation, default=None) for name, annotation in common.items()),
         parameter("verbose", Verbose, default=False),
     ]
