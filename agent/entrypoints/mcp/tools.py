@@ -9,7 +9,6 @@ import structlog
 from pydantic import BaseModel, Field, TypeAdapter
 
 from agent.bootstrap.archive import archive_of
-from agent.bootstrap.home import Home
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.routing import AUTO, CLOUD, HTTP
 from agent.entrypoints.cli.archive import check_mounted, system_of
