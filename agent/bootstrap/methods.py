@@ -15,12 +15,11 @@ from agent.application.memories.delta import MemoryDelta
 from agent.application.memories.push import MemoryPush
 from agent.application.sync.cloud import CloudSync
 from agent.application.sync.http import HttpSync
-from agent.application.sync.rate_limit import RateLimitedSink, RateLimitedStore, RateLimiter
 from agent.application.sync.stall import PromptConnectRetries, StallMonitor, without_prompt_connect_retries
 from agent.domain.delivery_state import Target
 from agent.domain.identity import Identity, Machine
 from agent.domain.routing import CLOUD, HTTP
-from agent.ports import Clock, Ledger, MemoryReader, ObjectStore, SnapshotTaker, SyncMethod
+from agent.ports import Clock, Ledger, MemoryReader, ObjectStore, RateLimiter, SnapshotTaker, SyncMethod
 from agent.settings import Settings
 
 KIBIBYTE = 2**10
@@ -40,10 +39,9 @@ def targets_of(settings: Settings, system_id: str) -> dict[str, Target]:
 
 
 def object_store(settings: Settings, rate_limiter: RateLimiter | None = None) -> ObjectStore:
-    """Return the bucket, or the directory in its place; what is put there goes at the pace, where there is one."""
+    """Return the bucket, or the directory in its place; with a rate limiter, bodies are put within its limit."""
     if settings.directory is not None:
-        directory = DirectoryStore(settings.directory / settings.cloud_bucket)
-        return directory if rate_limiter is None else RateLimitedStore(directory, rate_limiter)
+        return DirectoryStore(settings.directory / settings.cloud_bucket, rate_limiter=rate_limiter)
     return S3Store(
         bucket=settings.cloud_bucket,
         endpoint=settings.cloud_endpoint,
@@ -71,15 +69,17 @@ def memory_push(
     rate_limiter: RateLimiter | None = None,
 ) -> MemoryPush:
     """Return what takes memories to the Akosha server of the settings; its sink is the caller's to close."""
+    stall_monitor = stall_monitor or StallMonitor()
     server = AkoshaSink(
         endpoint=settings.http_endpoint,
         token=settings.http_token.get_secret_value(),
         timeout_seconds=settings.upload_timeout_seconds,
+        rate_limiter=rate_limiter,
+        waiting=stall_monitor.moved,
     )
-    stall_monitor = stall_monitor or StallMonitor()
     stall_monitor.keeps(server)
     return MemoryPush(
-        sink=server if rate_limiter is None else RateLimitedSink(server, rate_limiter, stall_monitor.moved),
+        sink=server,
         ledger=ledger.memories(),
         clock=clock,
         batch_size=BATCH_SIZE,

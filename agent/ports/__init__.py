@@ -20,6 +20,7 @@ from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
 from agent.ports.metrics import Meter, NoMeter
 from agent.ports.network import Connected, NetworkChange, NetworkMonitor, Reconnectable, reset_clients
 from agent.ports.objects import Creation, ObjectStore, Progress, StoredObject, is_changed, untold
+from agent.ports.rate_limit import RateLimiter
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
 from agent.ports.system import Clock, Spool, Supervisor, Watch
 from agent.ports.unexpected_errors import UnexpectedErrors
@@ -53,6 +54,7 @@ __all__ = [
     "ObjectStore",
     "Packed",
     "Progress",
+    "RateLimiter",
     "Reconnectable",
     "Reporter",
     "Responder",

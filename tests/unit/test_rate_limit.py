@@ -2,16 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from hypothesis import given, settings, strategies as st
 
+from agent.adapters.akosha import AkoshaSink
 from agent.adapters.s3.part import PartBody
-from agent.application.sync.rate_limit import RateLimitedSink, RateLimitedStore, RateLimiter, TokenBucket
-from agent.ports import untold
+from agent.ports import StoreResult, untold
+from agent.ports.rate_limit import RateLimiter, TokenBucket
 from tests.support.clock import ManualClock
 from tests.support.memories import memory
-from tests.support.memory_store import MemoryStore
-from tests.support.sink import MemorySink
 
 KIB = 1024
 WINDOW = 10
@@ -71,43 +71,66 @@ async def body(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def put(store: RateLimitedStore, key: str, *pieces: bytes, progress=untold) -> None:
-    await store.put(key, body(*pieces), metadata={"sha256": "x"}, part_bytes=2**23, progress=progress)
+async def send(limiter: RateLimiter, *pieces: bytes, progress=untold) -> bytes:
+    """Send a body as a store does that writes each piece when it gets it; return what came."""
+    came = bytearray()
+    async with aclosing(limiter.limited(body(*pieces), progress)) as limited:
+        async for piece in limited:
+            progress(len(piece))
+            came += piece
+    return bytes(came)
 
 
 async def test_an_object_takes_the_time_that_the_limit_gives_it_and_arrives_as_it_is():
-    clock, kept = ManualClock(), MemoryStore()
-    store = RateLimitedStore(kept, RateLimiter(100 * KIB, clock))
+    clock = ManualClock()
     pieces = [bytes([n]) * 333_333 for n in range(6)]
-    took = await finished(clock, asyncio.create_task(put(store, "a/b", *pieces)))
+    sending = asyncio.create_task(send(RateLimiter(100 * KIB, clock), *pieces))
+    took = await finished(clock, sending)
     assert abs(took - 6 * 333_333 / (100 * KIB)) < 0.3
-    assert kept.objects["a/b"] == (b"".join(pieces), {"sha256": "x"})
+    assert sending.result() == b"".join(pieces)
 
 
-async def test_who_is_held_back_gives_a_sign_of_life_every_second_and_counts_no_byte_twice():
-    clock, told = ManualClock(), []
-    store = RateLimitedStore(MemoryStore(), RateLimiter(KIB, clock))
-    work = asyncio.create_task(put(store, "a", bytes(10 * KIB), progress=lambda n: told.append((clock.monotonic(), n))))
-    took = await finished(clock, work)
-    assert sum(count for _, count in told) == 10 * KIB
-    signs = [at for at, _ in told]
+async def test_a_waiting_sender_reports_every_second_and_counts_no_byte_twice():
+    clock, reports = ManualClock(), []
+
+    def report(count):
+        reports.append((clock.monotonic(), count))
+
+    took = await finished(clock, asyncio.create_task(send(RateLimiter(KIB, clock), bytes(10 * KIB), progress=report)))
+    assert sum(count for _, count in reports) == 10 * KIB
+    signs = [at for at, _ in reports]
     assert max(after - before for before, after in zip([0, *signs], [*signs, took], strict=True)) <= 1.0
 
 
 async def test_two_objects_and_a_batch_share_the_limit_and_take_turns():
-    clock, kept, sink = ManualClock(), MemoryStore(), MemorySink()
-    rate_limiter = RateLimiter(100 * KIB, clock)
-    store, paced_sink = RateLimitedStore(kept, rate_limiter), RateLimitedSink(sink, rate_limiter, lambda: None)
-    batch = [sink.pack(memory(n), "mac") for n in range(50)]
-    size = sum(len(packed.body) for packed in batch)
-    objects = [asyncio.create_task(put(store, key, bytes(500 * KIB))) for key in "ab"]
-    pushed = asyncio.create_task(paced_sink.store(batch))
+    clock = ManualClock()
+    limiter = RateLimiter(100 * KIB, clock)
+    sink, batch = limited_sink(limiter), packed(50)
+    size = sum(len(one.body) for one in batch)
+    objects = [asyncio.create_task(send(limiter, bytes(500 * KIB))) for _ in "ab"]
+    pushed = asyncio.create_task(sink.store(batch))
     ends = [asyncio.create_task(finished_at(clock, task)) for task in objects]
     took = await finished(clock, asyncio.gather(*ends, pushed))
     assert abs(took - (1_000 * KIB + size) / (100 * KIB)) < 0.5
     first, second = (end.result() for end in ends)
     assert abs(first - second) < 0.5
-    assert len(sink.stored) == 50
+    assert pushed.result().stored == 50
+
+
+class Sink(AkoshaSink):
+    """Its server stores everything at once."""
+
+    async def _store(self, batch):
+        return StoreResult(stored=len(batch))
+
+
+def limited_sink(limiter: RateLimiter, waiting=lambda: None) -> Sink:
+    return Sink(endpoint="http://127.0.0.1:9/mcp", rate_limiter=limiter, waiting=waiting)
+
+
+def packed(count: int, start: int = 0):
+    sink = Sink(endpoint="http://127.0.0.1:9/mcp")
+    return [sink.pack(memory(n), "mac") for n in range(start, start + count)]
 
 
 async def finished_at(clock: ManualClock, task: asyncio.Task) -> float:
@@ -116,13 +139,13 @@ async def finished_at(clock: ManualClock, task: asyncio.Task) -> float:
 
 
 async def test_a_batch_goes_at_once_and_is_paid_for_by_the_next():
-    clock, sink, signs = ManualClock(), MemorySink(), []
-    paced = RateLimitedSink(sink, RateLimiter(KIB, clock), lambda: signs.append(clock.monotonic()))
-    first, second = ([sink.pack(memory(n), "mac") for n in range(start, start + 40)] for start in (0, 40))
-    size = sum(len(packed.body) for packed in first)
-    assert await finished(clock, asyncio.create_task(paced.store(first))) == 0
+    clock, signs = ManualClock(), []
+    sink = limited_sink(RateLimiter(KIB, clock), lambda: signs.append(clock.monotonic()))
+    first, second = packed(40), packed(40, start=40)
+    size = sum(len(one.body) for one in first)
+    assert await finished(clock, asyncio.create_task(sink.store(first))) == 0
     assert signs == []
-    took = await finished(clock, asyncio.create_task(paced.store(second)))
+    took = await finished(clock, asyncio.create_task(sink.store(second)))
     assert abs(took - size / KIB) < 0.01
     assert max(after - before for before, after in zip([0, *signs], [*signs, took], strict=True)) <= 1.0
 
@@ -140,25 +163,13 @@ async def test_who_is_cancelled_while_held_back_has_ended_at_once_and_used_nothi
     assert abs(await finished(clock, waiting[2]) - 90) < 1
 
 
-async def test_a_put_that_is_cancelled_closes_its_body():
-    clock, closed = ManualClock(), asyncio.Event()
-
-    async def endless() -> AsyncIterator[bytes]:
-        try:
-            while True:
-                yield bytes(KIB)
-        finally:
-            closed.set()
-
-    whole = endless()
-    store = RateLimitedStore(MemoryStore(), RateLimiter(KIB, clock))
-    work = asyncio.create_task(store.put("a", whole, metadata={}, part_bytes=2**23, progress=untold))
+async def test_a_sender_that_is_cancelled_leaves_nothing_waiting():
+    clock = ManualClock()
+    work = asyncio.create_task(send(RateLimiter(KIB, clock), bytes(100 * KIB)))
     await clock.advance(3)
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     assert clock.sleepers == 0
-    await whole.aclose()
-    assert closed.is_set()
 
 
 async def sent(clock: ManualClock, part: PartBody) -> list[tuple[float, int]]:
@@ -199,17 +210,3 @@ async def test_who_waits_behind_a_large_piece_gives_signs_of_life_too():
     second = asyncio.create_task(rate_limiter.take(1, lambda: signs.append(clock.monotonic())))
     await finished(clock, asyncio.gather(first, second))
     assert len(signs) >= 99
-
-
-async def test_copies_and_reads_cost_nothing():
-    clock, kept = ManualClock(), MemoryStore()
-    store = RateLimitedStore(kept, RateLimiter(KIB, clock))
-    kept.objects["a"] = (bytes(100 * KIB), {})
-    assert b"".join([piece async for piece in store.get("a")]) == bytes(100 * KIB)
-    await store.copy("a", "b", expected=await store.head("a"))
-    assert [item.key async for item in store.list("")] == ["a", "b"]
-    await store.delete(["a"])
-    assert await store.sweep("") == 0
-    assert await store.is_available()
-    assert kept.objects.keys() == {"b"}
-    assert clock.monotonic() == 0

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -15,7 +15,7 @@ from agent.adapters.akosha.server_address import ServerAddress
 from agent.adapters.akosha.tools import BATCH, OwnTool, ToolCatalog
 from agent.domain.errors import AkoshaError, SinkError
 from agent.domain.memories import KINDS, Json, Memory, memory_id
-from agent.ports import Capabilities, Packed, StoreResult, UnexpectedErrors
+from agent.ports import Capabilities, Packed, RateLimiter, StoreResult, UnexpectedErrors
 
 _DEEPEST = 64
 _LARGEST = 2**63
@@ -65,17 +65,26 @@ class AkoshaSink:
 
     `timeout_seconds`: so long may the server be silent, and sending stand still. `max_in_flight` calls at once of tools
     that take one memory. Kinds with a tool of their own go by it where the server offers one whose arguments we can
-    fill; whether storing the same again changes nothing is then up to that tool.
+    fill; whether storing the same again changes nothing is then up to that tool. Each batch as a whole goes within the
+    `rate_limiter`; `waiting` is called every second while one waits for it.
     """
 
     def __init__(
-        self, *, endpoint: str, token: str = "", timeout_seconds: float = 300.0, max_in_flight: int = 4
+        self,
+        *,
+        endpoint: str,
+        token: str = "",
+        timeout_seconds: float = 300.0,
+        max_in_flight: int = 4,
+        rate_limiter: RateLimiter | None = None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
         self._place = ServerAddress(endpoint, token)
         self._client = Client(self._place, timeout_seconds)
         self._unexpected = UnexpectedErrors("akosha_mcp", SinkError)
         self._slots = asyncio.Semaphore(max_in_flight)
         self._workers = max_in_flight
+        self._rate_limiter, self._waiting = rate_limiter, waiting
 
     @property
     def location(self) -> str:
@@ -109,6 +118,8 @@ class AkoshaSink:
             return pack(memory, system_id)
 
     async def store(self, batch: Sequence[Packed]) -> StoreResult:
+        if self._rate_limiter is not None:
+            await self._rate_limiter.take(sum(len(packed.body) for packed in batch), self._waiting)
         with self._translated("store"):
             return await self._store(batch)
 

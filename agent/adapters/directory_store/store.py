@@ -20,7 +20,7 @@ from agent.adapters.directory_store import incoming, layout
 from agent.adapters.directory_store.errors import translated
 from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.ports import Creation, Progress, StoredObject, UnexpectedErrors, is_changed, untold
+from agent.ports import Creation, Progress, RateLimiter, StoredObject, UnexpectedErrors, is_changed, untold
 from agent.ports.concurrency import off_loop, see_through
 from agent.ports.objects import FILE_TAG
 
@@ -39,8 +39,8 @@ log = structlog.get_logger()
 class DirectoryStore:
     """Objects below `root`, an absolute path. `create` makes the root, and so does a put that has never seen it."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, *, rate_limiter: RateLimiter | None = None) -> None:
+        self._root, self._rate_limiter = root, rate_limiter
         self._seen = False
         self._unexpected = UnexpectedErrors("directory", StoreError)
         self._probe: asyncio.Task[bool] | None = None
@@ -71,22 +71,31 @@ class DirectoryStore:
         batch_bytes = min(part_bytes, WRITE_BYTES)
         file = await self._incoming(key)
         try:
-            batch: list[bytes] = []
-            size = 0
-            async for piece in body:
-                batch.append(piece)
-                size += len(piece)
-                if size >= batch_bytes:
-                    await self._run("write", key, _call(file.write, batch))
-                    progress(size)
-                    batch, size = [], 0
-            await self._run("write", key, _call(file.write, batch))
-            progress(size)
+            if self._rate_limiter is None:
+                await self._write(key, file, body, batch_bytes, progress)
+            else:
+                async with contextlib.aclosing(self._rate_limiter.limited(body, progress)) as limited:
+                    await self._write(key, file, limited, batch_bytes, progress)
             await self._run("write", key, _call(file.commit, metadata))
         except BaseException:
             await _finish(file.discard)
             raise
         return StoredObject(key, file.size, dict(metadata), etag=file.tag)
+
+    async def _write(
+        self, key: str, file: Incoming, body: AsyncIterable[bytes], batch_bytes: int, progress: Progress
+    ) -> None:
+        batch: list[bytes] = []
+        size = 0
+        async for piece in body:
+            batch.append(piece)
+            size += len(piece)
+            if size >= batch_bytes:
+                await self._run("write", key, _call(file.write, batch))
+                progress(size)
+                batch, size = [], 0
+        await self._run("write", key, _call(file.write, batch))
+        progress(size)
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
         """As the port says. It makes the root, also one that was there before."""

@@ -20,10 +20,10 @@ from agent.adapters.s3.answers import Answer, etag_of, text
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.connection import Connection
 from agent.adapters.s3.errors import code_of
-from agent.adapters.s3.part import Pacing, Part, PartBody, content_md5
+from agent.adapters.s3.part import Part, PartBody, content_md5
 from agent.adapters.s3.reading import list_uploads, read
 from agent.domain.errors import NotPermitted, StoreError
-from agent.ports import Progress
+from agent.ports import Progress, RateLimiter
 from agent.ports.concurrency import see_through
 
 ABORT_SECONDS = 10.0
@@ -100,7 +100,7 @@ class Multipart:
         key: str,
         metadata: Mapping[str, str],
         live: set[str],
-        rate_limiter: Pacing | None = None,
+        rate_limiter: RateLimiter | None = None,
     ) -> None:
         self._connection = connection
         self._key = key

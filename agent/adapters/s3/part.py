@@ -3,30 +3,16 @@
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from agent.ports import Progress
+from agent.ports import Progress, RateLimiter
 
 WIRE_BYTES = 128 * 1024
 _SMALL = 64 * 1024
 
 Chunk = bytes | bytearray | memoryview
-
-
-class Pacing(Protocol):
-    """How fast bytes may leave: a limit that all who send share."""
-
-    @property
-    def piece_bytes(self) -> int:
-        """Who sends pieces of this size sends evenly."""
-        ...
-
-    async def take(self, count: int, held_back: Callable[[], None]) -> None:
-        """Return when so many bytes may go; `held_back` is called every second until then."""
-        ...
 
 
 @dataclass(slots=True)
@@ -89,8 +75,8 @@ class Meter:
         self._progress(max(0, position - self._furthest))
         self._furthest = max(self._furthest, position)
 
-    def held_back(self) -> None:
-        """It waits for its turn: no byte, but no standstill either."""
+    def waiting(self) -> None:
+        """Report that the part waits for the rate limiter: no bytes, but not a stall either."""
         self._progress(0)
 
 
@@ -101,15 +87,15 @@ class PartBody:
     told as bytes leave, not as they are handed over. Each request iterates anew. botocore asks for the length, rewinds
     before a retry, and would read only to sign the payload, which this store does not.
 
-    With a `pace` each slice waits for its turn before it leaves, also one that goes out again; while it waits, that is
-    progress of 0 bytes.
+    With a `rate_limiter` each slice waits for its turn before it leaves, also one that goes out again; while it waits,
+    that is progress of 0 bytes.
 
     A request with such a body says `Expect: 100-continue`, so that a refusal costs no bytes. aiohttp waits without
     limit for the server to agree: `patience` is the limit, lifted when the bytes begin to move.
     """
 
     def __init__(
-        self, chunks: Sequence[Chunk], size: int, progress: Progress, rate_limiter: Pacing | None = None
+        self, chunks: Sequence[Chunk], size: int, progress: Progress, rate_limiter: RateLimiter | None = None
     ) -> None:
         self._chunks = chunks
         self._size = size
@@ -139,7 +125,7 @@ class PartBody:
             for start in range(0, len(view), self._slice_bytes):
                 piece = view[start : start + self._slice_bytes]
                 if self._rate_limiter is not None:
-                    await self._rate_limiter.take(len(piece), self._meter.held_back)
+                    await self._rate_limiter.take(len(piece), self._meter.waiting)
                 yield piece
                 sent += len(piece)
                 self._meter.reached(sent)

@@ -11,11 +11,10 @@ from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.client import BUILD_SECONDS, Credentials, Limits
 from agent.adapters.s3.connection import Connection
 from agent.adapters.s3.encryption import AtRest
-from agent.adapters.s3.part import Pacing
 from agent.adapters.s3.reading import Unfinished
 from agent.adapters.s3.writing import AT_ONCE, SINGLE_COPY_BYTES, Copying, Creating, Deleting, Sending
 from agent.adapters.tcp_probe import may_be_reached
-from agent.ports import Creation, Progress, StoredObject, untold
+from agent.ports import Creation, Progress, RateLimiter, StoredObject, untold
 
 AVAILABLE_SECONDS = 0.9
 
@@ -28,7 +27,7 @@ class S3Store:
     watches `progress`, and cancels, which takes effect at once. `at_rest`: how whatever it makes is to lie there.
     `connect_timeout`: seconds for one connection, from the look-up of the name on.
     `build_seconds`: how long looking for credentials may take, at the first call and at each refresh.
-    `pace`: bodies leave at it, byte by byte, retries included.
+    `rate_limiter`: bodies leave within it, byte by byte, retries included.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class S3Store:
         verify: str | bool | None = None,
         single_copy_bytes: int = SINGLE_COPY_BYTES,
         at_rest: AtRest = AtRest(),  # noqa: B008 - frozen
-        rate_limiter: Pacing | None = None,
+        rate_limiter: RateLimiter | None = None,
     ) -> None:
         self._place = BucketAddress(bucket, endpoint, region)
         limits = Limits(

@@ -29,9 +29,9 @@ from agent.adapters.s3.multipart import (
     multipart_etag,
     read_back,
 )
-from agent.adapters.s3.part import Pacing, Part, PartBody, content_md5, parts
+from agent.adapters.s3.part import Part, PartBody, content_md5, parts
 from agent.domain.errors import CopyUnsupported, NoSuchObject, NotPermitted, StoreError
-from agent.ports import Creation, Progress, StoredObject, is_changed, untold
+from agent.ports import Creation, Progress, RateLimiter, StoredObject, is_changed, untold
 from agent.ports.concurrency import SideBySide, all_of
 
 log = structlog.get_logger()
@@ -40,7 +40,7 @@ log = structlog.get_logger()
 class Sending:
     """Puts of one store. Remembers, for its lifetime, when the store's ETags turn out to be of a form of its own."""
 
-    def __init__(self, connection: Connection, concurrency: int, rate_limiter: Pacing | None = None) -> None:
+    def __init__(self, connection: Connection, concurrency: int, rate_limiter: RateLimiter | None = None) -> None:
         self._connection = connection
         self._concurrency = concurrency
         self._rate_limiter = rate_limiter
