@@ -16,8 +16,8 @@ from agent.adapters.nats import (
     Limits,
     Login,
     client as client_module,
-    pull as pull_module,
-    raw_message as letter_module,
+    consumer as consumer_module,
+    messages as messages_module,
     subscription as subscription_module,
 )
 from agent.adapters.nats.bus import NatsBus
@@ -292,7 +292,7 @@ async def test_a_stream_deleted_under_a_living_connection_is_made_again_and_that
 
 
 async def test_a_stream_deleted_while_an_event_of_it_is_in_hand_is_made_again(fresh_nats, monkeypatch):
-    monkeypatch.setattr(letter_module, "ACK_SECONDS", 0.2)
+    monkeypatch.setattr(messages_module, "ACK_SECONDS", 0.2)
 
     async def delete_and_ack(message) -> None:
         await other.jsm().delete_stream("AKOSHA_SYNC")
@@ -324,7 +324,7 @@ async def test_each_subscription_of_a_deleted_stream_goes_on_also_one_whose_requ
     fresh_nats, monkeypatch
 ):
     """The server does not tell all who wait that the consumer is gone, and they would wait for the next heartbeats."""
-    original = pull_module.Pull.next
+    original = consumer_module.Pull.next
 
     async def next_or_never(pull):
         try:
@@ -334,7 +334,7 @@ async def test_each_subscription_of_a_deleted_stream_goes_on_also_one_whose_requ
                 await asyncio.Event().wait()
             raise
 
-    monkeypatch.setattr(pull_module.Pull, "next", next_or_never)
+    monkeypatch.setattr(consumer_module.Pull, "next", next_or_never)
     answered, unanswered = Inbox(), Inbox()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         subscriptions = [
@@ -534,7 +534,7 @@ async def test_what_is_subscribed_while_nats_is_away_begins_when_it_is_there(fre
 
 
 async def test_a_request_for_the_next_event_that_got_lost_is_made_again(fresh_nats, monkeypatch):
-    monkeypatch.setattr(pull_module, "MISSED_SECONDS", 0.1)
+    monkeypatch.setattr(consumer_module, "MISSED_SECONDS", 0.1)
     monkeypatch.setattr(subscription_module, "FIRST_PAUSE_SECONDS", 0.01)
     inbox, lost, publish = Inbox(), [], client_module.Client.publish
 
