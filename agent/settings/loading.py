@@ -40,12 +40,12 @@ from agent.settings.sources import (
     unknown_variables,
     variable,
 )
-from agent.settings.validators import AUTO_REGION, PREFIX, Folder, LogLevel
+from agent.settings.validators import AUTO_REGION, PREFIX, Directory, LogLevel
 from agent.settings.yaml_file import expand, identity_of, read_settings_file
 
 DEFAULT = "default"
 
-_FOLDER = TypeAdapter[Path](Folder)
+_DIRECTORY = TypeAdapter[Path](Directory)
 
 MOST_NAMED_KEYS = 10
 """How many ignored keys a warning names."""
@@ -312,7 +312,7 @@ def _session_buddy_data_dir(gathered: _Gathered) -> Layer:
     """Return the first valid data directory of Session-Buddy's own settings."""
     for given in gathered.data_dirs:
         try:
-            _FOLDER.validate_python(given.value)
+            _DIRECTORY.validate_python(given.value)
         except ValidationError:
             gathered.warnings.append(_data_dir_warning(given.origin))
             continue

@@ -25,24 +25,24 @@ from agent.settings.validators import (
     Bucket,
     Bus,
     CloudEndpoint,
+    Directory,
     EarlierFieldError,
-    File,
-    Folder,
     HttpEndpoint,
+    Integer,
     Line,
     LogFormat,
     LogLevel,
     Method,
     NatsUrl,
     NkeySeed,
+    Number,
+    OptionalFile,
     Password,
     Region,
-    Seconds,
     Sse,
     StorageClass,
     SystemId,
     Token,
-    Whole,
 )
 
 APP = "akosha-agent"
@@ -110,24 +110,24 @@ class Settings(BaseSettings):
     force_method: Method = Field(
         default="auto", description="Use this method only. auto: the cloud if it is configured, else http."
     )
-    upload_timeout_seconds: Whole = Field(
+    upload_timeout_seconds: Integer = Field(
         default=300,
         ge=1,
         le=86_400,
         description="Seconds without progress after which an upload fails, whatever its size.",
     )
     # The bounds of these two keep the last retry's time within what a date can hold.
-    max_retries: Whole = Field(
+    max_retries: Integer = Field(
         default=3, ge=0, le=20, description="Retries after a first attempt that failed for a transient reason."
     )
-    retry_backoff_seconds: Seconds = Field(
+    retry_backoff_seconds: Number = Field(
         default=2.0, gt=0, le=3600, description="Delay before the first retry; it doubles with each retry."
     )
     enable_compression: bool = Field(default=True, description="Compress uploads with gzip.")
     enable_deduplication: bool = Field(
         default=True, description="Do not upload what is already in the bucket (SHA-256)."
     )
-    chunk_size_mb: Whole = Field(default=5, ge=1, le=100, description="Size of an upload's parts, in MiB.")
+    chunk_size_mb: Integer = Field(default=5, ge=1, le=100, description="Size of an upload's parts, in MiB.")
     sync_enabled: bool = Field(default=True, description="Master switch. false: watch and report, sync nothing.")
     http_endpoint: HttpEndpoint = Field(
         default=DEFAULT_HTTP_ENDPOINT, description="URL of the Akosha server (MCP over HTTP)."
@@ -148,12 +148,12 @@ class Settings(BaseSettings):
         default="", description="Storage class of uploaded objects (STANDARD_IA, ...). Empty: the store's default."
     )
 
-    agent_data_dir: Folder = Field(
+    agent_data_dir: Directory = Field(
         default_factory=lambda: Path.home() / ".claude" / "data",
         description="Directory of Session-Buddy's databases.",
         json_schema_extra={"shown_default": "Session-Buddy's own data_dir, else ~/.claude/data"},
     )
-    agent_state_dir: Folder = Field(
+    agent_state_dir: Directory = Field(
         default_factory=lambda: platformdirs.user_state_path(APP, appauthor=False),
         description="Directory of the agent's own files: ledger, spool, lock, staged copies.",
         json_schema_extra={"shown_default": "the platform's state directory"},
@@ -161,22 +161,22 @@ class Settings(BaseSettings):
     agent_upload_on_change: bool = Field(
         default=True, description="Sync when a database changes, not only when a session ends."
     )
-    agent_quiet_seconds: Seconds = Field(
+    agent_quiet_seconds: Number = Field(
         default=2.0, ge=0, le=WEEK, description="Seconds without a change before a sync starts."
     )
-    agent_deadline_seconds: Seconds = Field(
+    agent_deadline_seconds: Number = Field(
         default=30.0, gt=0, le=WEEK, description="Maximum wait for that quiet period while changes continue."
     )
-    agent_min_interval_seconds: Seconds = Field(
+    agent_min_interval_seconds: Number = Field(
         default=300.0, ge=0, le=WEEK, description="Minimum seconds between two syncs that file changes start."
     )
-    agent_rescan_seconds: Seconds = Field(
+    agent_rescan_seconds: Number = Field(
         default=60.0,
         gt=0,
         le=WEEK,
         description="Seconds between two scans of all databases for changes that were not noticed.",
     )
-    agent_max_upload_kib_per_s: Whole = Field(
+    agent_max_upload_kib_per_s: Integer = Field(
         default=0, ge=0, le=2**30, description="Maximum rate of uploads and pushes, in KiB per second. 0: no limit."
     )
 
@@ -193,20 +193,22 @@ class Settings(BaseSettings):
     agent_nats_token: Password = Field(
         default=SecretStr(""), description="Token for the NATS server, instead of user and password."
     )
-    agent_nats_credentials_file: File = Field(
+    agent_nats_credentials_file: OptionalFile = Field(
         default=None, description="NATS credentials file (.creds: a JWT and a seed) to log in with."
     )
     agent_nats_nkey_seed: NkeySeed = Field(
         default=SecretStr(""), description="Seed of a NATS user's NKey (SU...) to log in with."
     )
-    agent_nats_nkey_file: File = Field(default=None, description="File that contains such a seed, to log in with.")
-    agent_nats_ca_file: File = Field(
+    agent_nats_nkey_file: OptionalFile = Field(
+        default=None, description="File that contains such a seed, to log in with."
+    )
+    agent_nats_ca_file: OptionalFile = Field(
         default=None, description="CA certificates (PEM) to trust instead of the system's."
     )
-    agent_nats_certificate_file: File = Field(
+    agent_nats_certificate_file: OptionalFile = Field(
         default=None, description="Client certificate chain (PEM) for the NATS server."
     )
-    agent_nats_key_file: File = Field(default=None, description="Private key (PEM) of that certificate.")
+    agent_nats_key_file: OptionalFile = Field(default=None, description="Private key (PEM) of that certificate.")
     agent_nats_tls_first: bool = Field(
         default=False, description="Start the TLS handshake before the server's greeting."
     )
@@ -222,23 +224,25 @@ class Settings(BaseSettings):
         default=True,
         description="After an upload, delete uploads of this system that the next four settings do not keep.",
     )
-    agent_keep_last: Whole = Field(default=10, ge=0, le=MAX_KEPT, description="Number of most recent uploads to keep.")
-    agent_keep_daily: Whole = Field(
+    agent_keep_last: Integer = Field(
+        default=10, ge=0, le=MAX_KEPT, description="Number of most recent uploads to keep."
+    )
+    agent_keep_daily: Integer = Field(
         default=7, ge=0, le=MAX_KEPT, description="Number of days (with uploads) of which the last upload is kept."
     )
-    agent_keep_weekly: Whole = Field(
+    agent_keep_weekly: Integer = Field(
         default=4, ge=0, le=MAX_KEPT, description="Number of weeks (with uploads) of which the last upload is kept."
     )
-    agent_keep_monthly: Whole = Field(
+    agent_keep_monthly: Integer = Field(
         default=12, ge=0, le=MAX_KEPT, description="Number of months (with uploads) of which the last upload is kept."
     )
-    agent_verify_hours: Seconds = Field(
+    agent_verify_hours: Number = Field(
         default=24.0,
         ge=0,
         le=8760,
         description="Hours between two checks that the newest upload in the bucket is complete. 0: never.",
     )
-    agent_deep_verify_mb: Whole = Field(
+    agent_deep_verify_mb: Integer = Field(
         default=500,
         ge=0,
         le=MAX_KEPT,
@@ -246,7 +250,7 @@ class Settings(BaseSettings):
         "`akosha_agent_verify_hours` above 0. 0: never.",
     )
 
-    agent_http_port: Whole = Field(
+    agent_http_port: Integer = Field(
         default=0,
         ge=0,
         le=65_535,
@@ -261,10 +265,10 @@ class Settings(BaseSettings):
     agent_log_format: LogFormat = Field(
         default="auto", description="Format of log lines. auto: console on a terminal, else json."
     )
-    agent_log_file: File = Field(
+    agent_log_file: OptionalFile = Field(
         default=None, description="File that `run` and `react` log to instead of standard error. Empty: none."
     )
-    agent_log_file_mb: Whole = Field(
+    agent_log_file_mb: Integer = Field(
         default=10, ge=1, le=1024, description="Size at which that file is rotated, in MiB; five old files are kept."
     )
 

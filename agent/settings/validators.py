@@ -124,8 +124,8 @@ def _path(value: Path, what: str) -> Path:
         raise ValueError(f"there is no such user's home directory; allowed is {what}") from None
 
 
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Seconds = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Integer = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Bucket = Annotated[str, AfterValidator(endpoints.check_bucket)]
 CloudEndpoint = Annotated[str, AfterValidator(endpoints.check_cloud_endpoint)]
 HttpEndpoint = Annotated[str, AfterValidator(_http_endpoint)]
@@ -136,8 +136,8 @@ Token = Annotated[SecretStr, AfterValidator(_token)]
 Line = Annotated[str, AfterValidator(_line)]
 Password = Annotated[SecretStr, AfterValidator(_password)]
 NkeySeed = Annotated[SecretStr, AfterValidator(_nkey_seed)]
-Folder = Annotated[Path, AfterValidator(_folder)]
-File = Annotated[Path | None, BeforeValidator(_none), AfterValidator(_file)]
+Directory = Annotated[Path, AfterValidator(_folder)]
+OptionalFile = Annotated[Path | None, BeforeValidator(_none), AfterValidator(_file)]
 Sse = Annotated[Literal["", "AES256", "aws:kms"], BeforeValidator(_sse)]
 StorageClass = Annotated[str, AfterValidator(_storage_class)]
 Method = Annotated[Literal["auto", "cloud", "http"], BeforeValidator(_lower)]
