@@ -127,10 +127,6 @@ def load(
     uses_cloud_endpoint = not settings.cloud_bucket and settings.http_endpoint == settings.cloud_endpoint
     if uses_cloud_endpoint and not _is_text(given.get("http_endpoint")):
         origins["http_endpoint"] = f"{PREFIX}cloud_endpoint, {origins['cloud_endpoint']}"
-    elif settings.cloud_endpoint and not settings.cloud_configured:
-        gathered.warnings.append(
-            f"{PREFIX}cloud_endpoint ({origins['cloud_endpoint']}) has no effect without {PREFIX}cloud_bucket"
-        )
     if settings.cloud_bucket and is_akosha_address(settings.cloud_endpoint):
         raise SettingsError(
             f"{PREFIX}cloud_endpoint is {quoted('cloud_endpoint', settings.cloud_endpoint)} "
@@ -143,19 +139,22 @@ def load(
             f"{PREFIX}cloud_endpoint ({written.origin}) ends in the bucket, which is left out: "
             f"{without_credentials(settings.cloud_endpoint)}"
         )
+    for key, condition in _without_effect(settings, origins):
+        gathered.warnings.append(f"{PREFIX}{key} ({origins[key]}) has no effect {condition}")
+    return Loaded(settings, origins, tuple(gathered.warnings))
+
+
+def _without_effect(settings: Settings, origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the keys that have no effect in combination with others, and the reason."""
+    is_http_endpoint = origins["http_endpoint"].startswith(f"{PREFIX}cloud_endpoint")
+    if settings.cloud_endpoint and not settings.cloud_configured and not is_http_endpoint:
+        yield "cloud_endpoint", f"without {PREFIX}cloud_bucket"
     if settings.directory is not None or not settings.cloud_configured:
         condition = "without" if settings.directory is None else "with a directory in place of"
-        gathered.warnings += [
-            f"{PREFIX}{key} ({origins[key]}) has no effect {condition} {PREFIX}cloud_bucket"
-            for key in _BUCKET_ONLY
-            if getattr(settings, key)
-        ]
+        yield from ((key, f"{condition} {PREFIX}cloud_bucket") for key in _BUCKET_ONLY if getattr(settings, key))
     if settings.agent_remote_control and not settings.over_nats:
         condition = f"with {PREFIX}agent_bus: memory" if settings.agent_nats_url else f"without {PREFIX}agent_nats_url"
-        gathered.warnings.append(
-            f"{PREFIX}agent_remote_control ({origins['agent_remote_control']}) has no effect {condition}"
-        )
-    return Loaded(settings, origins, tuple(gathered.warnings))
+        yield "agent_remote_control", condition
 
 
 def _merged(gathered: _Gathered) -> dict[str, Given]:
