@@ -33,6 +33,12 @@ async def see_through(task: "asyncio.Task[Any]", seconds: float) -> None:
         task.cancel()
 
 
+def mark_retrieved(task: "asyncio.Task[Any]") -> None:
+    """Retrieve a task's exception: one whose waiters have all been cancelled is not reported as overlooked."""
+    if not task.cancelled():
+        task.exception()
+
+
 class SideBySide:
     """Tasks of one name, all ended when the block ends. Where one fails, the others are cancelled and its error raised.
 

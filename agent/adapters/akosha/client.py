@@ -18,6 +18,7 @@ from agent.adapters.akosha.tools import Message, ToolCatalog, ToolResult
 from agent.adapters.tcp_probe import may_be_reached
 from agent.domain.errors import SinkError
 from agent.domain.reachability import is_definite_no
+from agent.ports.concurrency import mark_retrieved
 
 if TYPE_CHECKING:
     from agent.adapters.akosha.http import Http, Reply
@@ -77,6 +78,10 @@ class Client:
             return False
         self.health_version = version
         return True
+
+    async def server_date(self, seconds: float) -> str:
+        """Return the Date header of an answer, "" where there is none. Raises SinkError without an answer."""
+        return await (await self._http()).server_date(seconds)
 
     async def _listens(self) -> bool:
         host, port = self._place.door
@@ -265,7 +270,7 @@ class Client:
             self._making.done() and (self._making.cancelled() or self._making.exception() is not None)
         ):
             self._making = asyncio.create_task(asyncio.to_thread(self._make), name="akosha-client")
-            self._making.add_done_callback(_retrieve)
+            self._making.add_done_callback(mark_retrieved)
         return await asyncio.shield(self._making)
 
     def _make(self) -> "Http":
@@ -275,9 +280,3 @@ class Client:
 
     def _count(self, size: int) -> None:
         self.bytes_sent += size
-
-
-def _retrieve(task: "asyncio.Task[Http]") -> None:
-    """Look at a failure, so that one whose callers have all been cancelled does not count as overlooked."""
-    if not task.cancelled():
-        task.exception()

@@ -222,6 +222,19 @@ class Http:
         async with self._in_use():
             return await self._health()
 
+    async def server_date(self, seconds: float) -> str:
+        """Return the Date header of the origin's /health, "" where there is none. Raises SinkError."""
+        try:
+            async with self._in_use(), asyncio.timeout(seconds):
+                request = self._client.build_request("GET", f"{self._place.origin}/health")
+                response = await self._client.send(request, stream=True)
+                await response.aclose()
+        except TimeoutError as error:
+            raise errors.silent(self._place, seconds) from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise _translated(error, self._place) from error
+        return str(response.headers.get("date", ""))
+
     async def retire(self) -> None:
         """Close the client once no call uses it any more; later calls raise a transient SinkError. Idempotent."""
         self._retired = True

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from agent.adapters.tcp_probe import Proxy, proxy_for
-from agent.domain.plain_text import MASK
+from agent.domain.plain_text import MASK, printable
 from agent.settings.endpoints import is_loopback, without_credentials
 
 SHOWN = 300
@@ -48,11 +48,11 @@ class ServerAddress:
         return urlsplit(self.endpoint).scheme == "https"
 
     def words(self, said: object) -> str:
-        """Return what a server said: in one line, at most 300 characters, without the token."""
+        """Return what a server said: one printable line, at most 300 characters, without the token."""
         text = as_text(said)
         if self.token:
             text = text.replace(self.token, MASK)
-        text = " ".join("".join(char if char.isprintable() else " " for char in text[: SHOWN * 10]).split())
+        text = printable(" ".join(text[: SHOWN * 10].split()))
         return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 

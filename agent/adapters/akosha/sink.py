@@ -109,6 +109,11 @@ class AkoshaSink:
         except SinkError:  # what nobody knows is no definite no: the attempt says what is wrong
             return True
 
+    async def server_date(self, seconds: float) -> str:
+        """Return the Date header of an answer, "" where there is none. Raises SinkError without an answer in time."""
+        with self._translated("server_date"):
+            return await self._client.server_date(seconds)
+
     async def connect(self) -> Capabilities:
         with self._translated("connect"):
             return (await self._client.living_session()).menu.offer

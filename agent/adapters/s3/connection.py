@@ -17,6 +17,7 @@ from agent.adapters.s3.errors import doing_text, odd_answer, translate
 from agent.adapters.s3.part import PartBody
 from agent.domain.errors import AkoshaError, StoreError
 from agent.ports import UnexpectedErrors
+from agent.ports.concurrency import mark_retrieved
 
 T = TypeVar("T")
 
@@ -211,7 +212,7 @@ class Connection:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_retrieve)
+        task.add_done_callback(mark_retrieved)
         return task
 
 
@@ -231,9 +232,3 @@ async def _close(client: Client) -> None:
     # Connections that broke are closed by the loop in its next turns, if it has any.
     for _ in range(_CLOSING_TURNS):
         await asyncio.sleep(0)
-
-
-def _retrieve(task: "asyncio.Task[Any]") -> None:
-    """Look at a failure, so that one whose callers have all been cancelled does not count as overlooked."""
-    if not task.cancelled():
-        task.exception()

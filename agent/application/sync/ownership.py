@@ -30,6 +30,7 @@ from agent.domain.identity import MAX_BYTES, Claim, Identity, Machine, Owner, Re
 from agent.domain.manifest import Manifest
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Creation, Ledger, ObjectStore
+from agent.ports.concurrency import mark_retrieved
 
 WARNING = "target_not_ours"
 NOT_MOUNTED = "target_not_mounted"
@@ -152,7 +153,7 @@ class Ownership:
             return ()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self.check_mounted(), name="look-at-target")
-            self._looking.add_done_callback(_retrieve)
+            self._looking.add_done_callback(mark_retrieved)
         looking = self._looking
         if not (await asyncio.wait({looking}, timeout=LOOK_SECONDS))[0] or looking.cancelled():
             return ()
@@ -399,12 +400,6 @@ class Ownership:
     async def _keep(self, claim: Claim) -> None:
         assert self.ledger is not None
         await self.ledger.note(note_key(self.target), claim.note())
-
-
-def _retrieve(task: "asyncio.Task[None]") -> None:
-    """Look at an error, so that one of a look that nobody waits for any more does not count as overlooked."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _time(upload: str) -> tuple[object, str]:

@@ -7,12 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from datetime import UTC, timedelta
 from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit
 
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3 import S3Store
-from agent.adapters.server_date import server_date
 from agent.application.memories.push import NO_EMBEDDING
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
 from agent.application.sync.delivery_probe import Kept
@@ -25,7 +23,6 @@ from agent.entrypoints.doctor.context import CONNECT_SECONDS, DoctorContext, in_
 from agent.entrypoints.doctor.findings import Finding, Level, error, from_error, ok, skipped, warning
 from agent.entrypoints.results import when
 from agent.settings import without_credentials
-from agent.settings.endpoints import is_loopback
 
 CREDENTIALS, BUCKET, LEFTOVERS, CLOCK, AKOSHA = "credentials", "bucket", "leftovers", "clock", "Akosha"
 AKOSHA_MEMORIES = "memories in Akosha"
@@ -128,11 +125,13 @@ async def clock(context: DoctorContext) -> list[Finding]:
             date = await store.server_date(prefix)
             found += _compared("the bucket's", _seconds_ahead(context, date))
     if HTTP in settings.route:
-        parts = urlsplit(settings.http_endpoint)
-        url, proxied = f"{parts.scheme}://{parts.netloc}/health", not is_loopback(parts.hostname or "")
-        with suppress(SinkError):  # reported by Akosha's own check
-            date = await server_date(url, proxied=proxied, seconds=context.step_seconds)
-            found += _compared("Akosha's", _seconds_ahead(context, date))
+        sink = _sink(context)
+        try:
+            with suppress(SinkError):  # reported by Akosha's own check
+                date = await sink.server_date(context.step_seconds)
+                found += _compared("Akosha's", _seconds_ahead(context, date))
+        finally:
+            await sink.aclose()
     return found or [skipped(CLOCK, "no server reports its time")]
 
 
@@ -141,11 +140,7 @@ async def akosha(context: DoctorContext) -> list[Finding]:
     settings = context.settings
     if HTTP not in settings.route:
         return [skipped(AKOSHA, "nothing goes there: akosha_force_method or akosha_enable_fallback say so")]
-    sink = AkoshaSink(
-        endpoint=settings.http_endpoint,
-        token=settings.http_token.get_secret_value(),
-        timeout_seconds=CONNECT_SECONDS,
-    )
+    sink = _sink(context)
     try:
         healthy = await sink.is_available()
         await sink.connect()
@@ -159,6 +154,14 @@ async def akosha(context: DoctorContext) -> list[Finding]:
     finally:
         await sink.aclose()
     return [finding, *await _delivered_memories(context)]
+
+
+def _sink(context: DoctorContext) -> AkoshaSink:
+    return AkoshaSink(
+        endpoint=context.settings.http_endpoint,
+        token=context.settings.http_token.get_secret_value(),
+        timeout_seconds=CONNECT_SECONDS,
+    )
 
 
 async def _delivered_memories(context: DoctorContext) -> list[Finding]:
