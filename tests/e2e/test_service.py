@@ -1,4 +1,4 @@
-"""`service`: install, upgrade, look, uninstall, in a scratch home, with a systemctl and a launchctl that write down."""
+"""`service`: install, upgrade, status, uninstall, in a scratch home, with recording systemctl and launchctl."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from agent.adapters.state_directory import StateDirectory
 from agent.entrypoints.cli.app import app
 from agent.entrypoints.service import commands, program as programs, status
 from agent.entrypoints.service.launchd import Launchd
-from agent.entrypoints.service.runner import Runner
+from agent.entrypoints.service.manager import Runner
 from tests.support.machine import COMMAND
 
 UNIT = "akosha-agent.service"
@@ -132,11 +132,11 @@ def test_installed_upgraded_and_removed_nothing_is_left(scratch, monkeypatch):
     assert f'ExecStart={COMMAND} run --data-dir "{scratch.home}/some data"\n' in scratch.unit.read_text()
     assert stat.S_IMODE(scratch.environment.stat().st_mode) == 0o600
     installed = scratch.tree()
-    standing = json.loads(scratch.call("status", "--json").output)
-    assert (standing["installed"], standing["enabled"], standing["running"]) == (True, True, True)
-    assert (standing["outdated"], standing["pid"], standing["path"]) == (False, 4711, str(scratch.unit))
+    service = json.loads(scratch.call("status", "--json").output)
+    assert (service["installed"], service["enabled"], service["running"]) == (True, True, True)
+    assert (service["outdated"], service["pid"], service["path"]) == (False, 4711, str(scratch.unit))
 
-    assert "is as it must be" in scratch.call("install", "--data-dir", "some data").output
+    assert "up to date" in scratch.call("install", "--data-dir", "some data").output
     assert scratch.did() == []
     assert scratch.tree() == installed
 
@@ -145,7 +145,7 @@ def test_installed_upgraded_and_removed_nothing_is_left(scratch, monkeypatch):
     newer = systemd.template(f"systemd/{UNIT}").replace("Nice=10", "Nice=11")
     monkeypatch.setattr(systemd, "template", lambda _: newer)
     assert json.loads(scratch.call("status", "--json").output)["outdated"]
-    assert "writes anew" in scratch.call("install", "--data-dir", "some data").output
+    assert "replaces" in scratch.call("install", "--data-dir", "some data").output
     assert scratch.did() == [f"systemctl --user {words}" for words in ("daemon-reload", f"restart {UNIT}")]
     assert "Nice=11" in scratch.unit.read_text()
     assert not list(scratch.unit.parent.glob("*.bak"))
@@ -201,7 +201,7 @@ def test_a_link_in_the_units_place_is_kept_and_not_followed(scratch):
     for target in (theirs, Path("/nowhere")):
         scratch.unit.unlink(missing_ok=True)
         scratch.unit.symlink_to(target)
-        assert "changed by somebody else" in scratch.call("install", "--no-start").output
+        assert "edited since it was installed" in scratch.call("install", "--no-start").output
     assert theirs.read_text() == "[Service]\n"
     assert scratch.unit.with_name(f"{UNIT}.bak").readlink() == theirs
     assert scratch.unit.with_name(f"{UNIT}.bak2").is_symlink()
@@ -305,12 +305,12 @@ def test_the_log_is_the_journals_or_the_file_of_the_settings(scratch, monkeypatc
     scratch.call("install")
     became = []
 
-    def become(_, *words):
+    def replace_process(_, *words):
         became.extend(words)
         raise SystemExit(0)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Runner, "become", become)
+        patched.setattr(Runner, "replace_process", replace_process)
         scratch.call("logs", "-f", "-n", "5")
     assert became == ["journalctl", f"--user-unit={UNIT}", "--lines=5", "--no-pager", "--follow"]
     (scratch.home / "agent.log").write_text("one\ntwo\n")
@@ -320,8 +320,8 @@ def test_the_log_is_the_journals_or_the_file_of_the_settings(scratch, monkeypatc
 
 
 def test_launchds_agent_installed_upgraded_and_removed_nothing_is_left(scratch, monkeypatch):
-    monkeypatch.setattr(commands, "keeper_of", Launchd)
-    monkeypatch.setattr(status, "keeper_of", Launchd)
+    monkeypatch.setattr(commands, "service_manager", Launchd)
+    monkeypatch.setattr(status, "service_manager", Launchd)
     before = scratch.tree()
     file = scratch.home / "Library" / "LaunchAgents" / "org.akosha.agent.plist"
     target = f"gui/{ME}/org.akosha.agent"

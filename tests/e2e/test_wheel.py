@@ -73,7 +73,9 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
     for name in ("run", "sync", "status", "events", "config", "demo"):
         assert f" {name} " in whole
     assert "akosha_cloud_bucket" in call(command, "config", folder=tmp_path)
-    template = "from agent.entrypoints.service.templates import template as t; print(t('systemd/akosha-agent.service'))"
+    template = (
+        "from agent.entrypoints.service.service_file import template as t; print(t('systemd/akosha-agent.service'))"
+    )
     assert "ExecStart=" in call(python, "-c", template, folder=tmp_path)
     assert call(command, "status", "--json", folder=tmp_path, XDG_STATE_HOME=str(tmp_path / "state"))
 

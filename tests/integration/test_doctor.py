@@ -32,8 +32,7 @@ from agent.entrypoints.doctor.findings import Level
 from agent.entrypoints.doctor.run import examine
 from agent.entrypoints.hook.claude_settings import ClaudeSettings
 from agent.entrypoints.hook.command_line import HookCommand
-from agent.entrypoints.service.manager import InstallOrder
-from agent.entrypoints.service.runner import Runner
+from agent.entrypoints.service.manager import Runner, ServiceSpec
 from agent.entrypoints.service.systemd import Systemd
 from agent.settings import Settings
 from tests.support.control_api import FakeAgentService
@@ -796,7 +795,7 @@ async def test_a_service_is_well_where_it_is_installed_enabled_and_runs(run, tmp
     program = tmp_path / "akosha-agent"
     program.touch(mode=0o755)
     unit.file.parent.mkdir(parents=True)
-    unit.file.write_text(unit.render(InstallOrder((str(program), "run"))))
+    unit.file.write_text(unit.render(ServiceSpec((str(program), "run"))))
     says(MainPID=os.getpid(), ExecMainStartTimestamp="Sat 2026-11-21 18:36:15 UTC")
     found = one(await run(agent_checks.service, environ=environ), OK)
     assert "systemd" in found.found

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.entrypoints.service.manager import InstallOrder
-from agent.entrypoints.service.runner import Runner
+from agent.entrypoints.service.manager import Runner, ServiceSpec
 from agent.entrypoints.service.systemd import UNIT, Systemd
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "systemd"
@@ -41,7 +40,7 @@ def knows_offline() -> bool:
 def made(tmp_path: Path) -> Path:
     """The user's unit, as it is really installed."""
     keeper = Systemd(tmp_path, Runner({}, say=lambda _: None))
-    text = keeper.render(InstallOrder((NOTHING, "run", "--data-dir", '/a b/$HOME/%h/"q"')))
+    text = keeper.render(ServiceSpec((NOTHING, "run", "--data-dir", '/a b/$HOME/%h/"q"')))
     unit = tmp_path / UNIT
     unit.write_text(text)
     return unit

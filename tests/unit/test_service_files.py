@@ -1,4 +1,4 @@
-"""What the service's files say: sealed, quoted, and read back."""
+"""The service's files: with their digest, quoted, and read back."""
 
 import plistlib
 import tempfile
@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 
 from agent.domain.errors import AkoshaError
-from agent.entrypoints.service import program as programs, sealed_file
-from agent.entrypoints.service.environment import EMPTY, left_behind, must_close, read_environment
+from agent.entrypoints.service import program as programs, service_file
+from agent.entrypoints.service.environment import (
+    ENVIRONMENT_TEMPLATE,
+    is_open_to_others,
+    missing_variables,
+    read_environment,
+)
 from agent.entrypoints.service.launchd import Launchd
-from agent.entrypoints.service.manager import InstallOrder
-from agent.entrypoints.service.runner import Runner
-from agent.entrypoints.service.sealed_file import Seal
+from agent.entrypoints.service.manager import Runner, ServiceSpec
+from agent.entrypoints.service.service_file import FileState
 from agent.entrypoints.service.systemd import Systemd
 
 HOME = Path("/home/jo")
@@ -57,55 +61,55 @@ WORDS = [
 
 
 @pytest.mark.parametrize("words", WORDS)
-@pytest.mark.parametrize("keeper", [systemd(), launchd()], ids=["systemd", "launchd"])
-def test_the_command_can_be_read_back_from_the_file(keeper, words, tmp_path):
+@pytest.mark.parametrize("manager", [systemd(), launchd()], ids=["systemd", "launchd"])
+def test_the_command_can_be_read_back_from_the_file(manager, words, tmp_path):
     path = tmp_path / "file"
-    sealed_file.place(path, keeper.render(InstallOrder(words)), 0o600)
-    state, text = sealed_file.read(path)
-    assert state is Seal.WHOLE
-    assert keeper.order_in(text).words == words
-    assert keeper.render(keeper.order_in(text)) == text
+    service_file.write(path, manager.render(ServiceSpec(words)), 0o600)
+    state, text = service_file.read(path)
+    assert state is FileState.UNCHANGED
+    assert manager.parse(text).words == words
+    assert manager.render(manager.parse(text)) == text
 
 
 def test_systemd_is_given_words_as_it_reads_them():
-    text = systemd().render(InstallOrder(("/opt/a b%c/akosha-agent", "run", "--data-dir", '/x/$y %z "q" \\n')))
+    text = systemd().render(ServiceSpec(("/opt/a b%c/akosha-agent", "run", "--data-dir", '/x/$y %z "q" \\n')))
     assert 'ExecStart="/opt/a b%%c/akosha-agent" run --data-dir "/x/$$y %%z \\"q\\" \\\\n"\n' in text
 
 
 @pytest.mark.parametrize("word", ['/a"b', "/a'b", "/a\\b", "/a\nb"])
 def test_systemd_takes_no_program_with_quotes_in_its_path(word):
     with pytest.raises(AkoshaError, match="cannot name"):
-        systemd().render(InstallOrder((word, "run")))
+        systemd().render(ServiceSpec((word, "run")))
 
 
 @pytest.mark.parametrize("words", [b"", b"\n", b"# \n", b"ExecStartPre=/bin/true\n"])
-def test_any_change_by_others_breaks_the_seal(words, tmp_path):
+def test_any_edit_of_the_file_is_found(words, tmp_path):
     path = tmp_path / "unit"
-    text = systemd().render(InstallOrder(("/bin/a", "run"))).encode()
+    text = systemd().render(ServiceSpec(("/bin/a", "run"))).encode()
     path.write_bytes(text + words)
-    assert sealed_file.read(path)[0] is (Seal.BROKEN if words else Seal.WHOLE)
+    assert service_file.read(path)[0] is (FileState.EDITED if words else FileState.UNCHANGED)
     path.write_bytes(text.replace(b"Nice=10", b"Nice=1"))
-    assert sealed_file.read(path)[0] is Seal.BROKEN
+    assert service_file.read(path)[0] is FileState.EDITED
 
 
-def test_what_others_wrote_is_never_taken_for_ours(tmp_path):
+def test_a_file_without_the_digest_counts_as_edited(tmp_path):
     path = tmp_path / "unit"
-    assert sealed_file.read(path)[0] is Seal.ABSENT
+    assert service_file.read(path)[0] is FileState.ABSENT
     for content in (b"", b"[Service]\n", b"\xff\xfe"):
         path.write_bytes(content)
-        assert sealed_file.read(path)[0] is Seal.BROKEN
+        assert service_file.read(path)[0] is FileState.EDITED
 
 
 def test_setting_aside_loses_no_earlier_one(tmp_path):
     path = tmp_path / "unit"
     for number in range(3):
         path.write_text(str(number))
-        sealed_file.set_aside(path)
+        service_file.set_aside(path)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"unit.bak": "0", "unit.bak2": "1", "unit.bak3": "2"}
 
 
 def test_the_launchd_agent_has_documented_keys_of_the_right_types():
-    text = launchd().render(InstallOrder(("/opt/tools/akosha-agent", "run")))
+    text = launchd().render(ServiceSpec(("/opt/tools/akosha-agent", "run")))
     document = plistlib.loads(text.encode())
     assert {key: type(value) for key, value in document.items()} == {key: LAUNCHD_KEYS[key] for key in document}
     assert document["ProgramArguments"] == ["/opt/tools/akosha-agent", "run"]
@@ -130,32 +134,32 @@ def test_the_launchd_templates_have_documented_keys_of_the_right_types(name):
 
 
 def test_credentials_in_the_launchd_agent_are_private_and_never_printed():
-    keeper, order = launchd(), InstallOrder(("/bin/a", "run"), {"AWS_SECRET_ACCESS_KEY": "canary-1"})
-    text = keeper.render(order)
+    manager, spec = launchd(), ServiceSpec(("/bin/a", "run"), {"AWS_SECRET_ACCESS_KEY": "canary-1"})
+    text = manager.render(spec)
     assert plistlib.loads(text.encode())["EnvironmentVariables"]["AWS_SECRET_ACCESS_KEY"] == "canary-1"
-    assert keeper.mode(order) == 0o600
-    assert "canary-1" not in keeper.shown(text)
-    assert "AWS_SECRET_ACCESS_KEY" in keeper.shown(text)
+    assert manager.file_mode(spec) == 0o600
+    assert "canary-1" not in manager.redacted(text)
+    assert "AWS_SECRET_ACCESS_KEY" in manager.redacted(text)
 
 
 def test_the_environment_file_is_read_as_systemd_reads_it(tmp_path):
     path = tmp_path / "environment"
     path.write_text("# A=1\n; B=2\n\n C = 3 4 \nD=\"5 6\"\nE='7'\nnothing\n9=8\nF=a=b\nG=one\\\ntwo\nH=\n")
     assert read_environment(path) == {"C": "3 4", "D": "5 6", "E": "7", "F": "a=b", "G": "onetwo", "H": ""}
-    path.write_text(EMPTY)
+    path.write_text(ENVIRONMENT_TEMPLATE)
     assert read_environment(path) == {}
     assert read_environment(tmp_path / "none") == {}
 
 
 def test_what_only_this_shell_has_is_named():
     environ = {"AWS_PROFILE": "x", "AKOSHA_CLOUD_BUCKET": "b", "https_proxy": "p", "HOME": "h", "SESSION_BUDDY_X": "y"}
-    assert left_behind(environ, {"AKOSHA_CLOUD_BUCKET"}) == ["AWS_PROFILE", "https_proxy"]
+    assert missing_variables(environ, {"AKOSHA_CLOUD_BUCKET"}) == ["AWS_PROFILE", "https_proxy"]
 
 
 def test_an_environment_file_that_is_no_file_is_refused(tmp_path):
-    assert not must_close(tmp_path / "none")
+    assert not is_open_to_others(tmp_path / "none")
     with pytest.raises(AkoshaError, match="not a file of yours"):
-        must_close(tmp_path)
+        is_open_to_others(tmp_path)
 
 
 @pytest.fixture

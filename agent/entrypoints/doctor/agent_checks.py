@@ -14,7 +14,7 @@ from agent.entrypoints.doctor.findings import Finding, Level, error, ok, skipped
 from agent.entrypoints.hook.claude_settings import settings_file
 from agent.entrypoints.hook.command_line import HookCommand
 from agent.entrypoints.hook.status import TOO_OLD, installed_hook, runs_args
-from agent.entrypoints.service.status import look as service_status
+from agent.entrypoints.service.status import service_status
 from agent.settings.sources import COMMAND_LINE
 
 AGENT, SERVICE, HOOK, VERSIONS = "agent", "service", "session-end hook", "versions"
@@ -75,11 +75,11 @@ async def service(context: DoctorContext) -> list[Finding]:
     """Check the service. Not installed is a warning only, as is one that does not run while an agent does."""
     status = await in_thread(lambda: service_status(context.user_home, context.environ))
     cure = status.cure or "akosha-agent service install"
-    if status.path is None or not status.keeper:
+    if status.path is None or not status.manager:
         return [skipped(SERVICE, status.detail)]
     if not status.installed:
         return [warning(SERVICE, status.detail, cure=cure)]
-    text = f"{status.keeper}: {status.detail}" if status.detail else status.keeper
+    text = f"{status.manager}: {status.detail}" if status.detail else status.manager
     if status.cure:
         runs = status.running or await in_thread(context.home.holder) is not None
         level = Level.WARNING if runs else Level.ERROR

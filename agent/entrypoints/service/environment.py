@@ -1,4 +1,4 @@
-"""What the service has in its environment: the file that systemd reads it from, and what of this shell it lacks."""
+"""The environment of the service: the file that systemd reads, and the variables of this shell that it lacks."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from agent.domain.errors import AkoshaError
 
 PRIVATE = 0o600
 
-EMPTY = """\
+ENVIRONMENT_TEMPLATE = """\
 # The environment of the akosha-agent service, as systemd reads it: NAME=value, one a line. This file stays mode 0600.
 # It is for credentials that are not in ~/.aws, and for settings that are in no YAML file. What a shell has in its
 # environment, the service has not. After a change: akosha-agent service restart
@@ -22,16 +22,16 @@ EMPTY = """\
 # SESSION_BUDDY_AKOSHA_CLOUD_ENDPOINT=
 """
 
-_OURS = re.compile(r"(SESSION_BUDDY_AKOSHA|AKOSHA|AWS)_\w+")
-_ALSO = {"XDG_STATE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
+_AGENT_VARIABLE = re.compile(r"(SESSION_BUDDY_AKOSHA|AKOSHA|AWS)_\w+")
+_OTHERS = {"XDG_STATE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
 
 
 def environment_file(config_home: Path) -> Path:
-    """Return where the file is."""
+    """Return the path of the environment file."""
     return config_home / "akosha-agent" / "environment"
 
 
-def must_close(path: Path) -> bool:
+def is_open_to_others(path: Path) -> bool:
     """Say whether others can open the file. Raises AkoshaError if it is not a file of this user's."""
     try:
         found = path.stat()
@@ -47,9 +47,9 @@ def must_close(path: Path) -> bool:
 
 
 def read_environment(path: Path) -> dict[str, str]:
-    """Return what systemd makes of the file; nothing where there is none. Raises AkoshaError if it cannot be read.
+    """Parse the file as systemd does; return {} where there is none. Raises AkoshaError if it cannot be read.
 
-    A line that is no assignment is left out, as systemd does.
+    A line that is no assignment is ignored.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -65,14 +65,18 @@ def read_environment(path: Path) -> dict[str, str]:
     return found
 
 
-def carried(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what of this environment the agent goes by."""
-    return {name: value for name, value in sorted(environ.items()) if _OURS.fullmatch(name) or name.upper() in _ALSO}
+def agent_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that the agent reads."""
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if _AGENT_VARIABLE.fullmatch(name) or name.upper() in _OTHERS
+    }
 
 
-def left_behind(environ: Mapping[str, str], service: Iterable[str]) -> list[str]:
-    """Return the names of what the agent goes by here, and does not have as a service."""
-    return sorted(carried(environ).keys() - set(service))
+def missing_variables(environ: Mapping[str, str], service: Iterable[str]) -> list[str]:
+    """Return the names of variables that the agent reads here, and that the service does not have."""
+    return sorted(agent_variables(environ).keys() - set(service))
 
 
 def _unquoted(value: str) -> str:

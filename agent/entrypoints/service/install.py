@@ -1,16 +1,17 @@
-"""`service install` and `service uninstall`: the files, then what the platform must be told."""
+"""`service install` and `service uninstall`: write or remove the files, then call the service manager."""
 
 import os
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from agent.domain.errors import AkoshaError
-from agent.entrypoints.service import sealed_file
-from agent.entrypoints.service.environment import EMPTY, PRIVATE, must_close
-from agent.entrypoints.service.manager import Course, InstallOrder, ServiceManager
-from agent.entrypoints.service.runner import Runner
-from agent.entrypoints.service.sealed_file import Seal
+from agent.bootstrap.home import RUN, Home
+from agent.domain.errors import AkoshaError, StateError
+from agent.entrypoints.service import service_file
+from agent.entrypoints.service.environment import ENVIRONMENT_TEMPLATE, PRIVATE, is_open_to_others
+from agent.entrypoints.service.manager import Runner, ServiceManager, ServiceSpec, ServiceState
+from agent.entrypoints.service.service_file import FileState
+from agent.settings import Settings
 
 Say = Callable[[str], None]
 
@@ -26,87 +27,112 @@ def check_owner(home: Path) -> None:
 
 
 def install(
-    keeper: ServiceManager,
+    manager: ServiceManager,
     runner: Runner,
-    order: InstallOrder,
+    spec: ServiceSpec,
     *,
     environment: Path | None,
     start: bool,
     linger: bool,
     say: Say,
 ) -> None:
-    """Write the service's file where it is not as it must be, enable it, and (`start`) have it running.
+    """Write the service's file if it has to change, enable the service and, with `start`, start it.
 
-    `environment`: the file for credentials; an empty one is made where there is none. Raises AkoshaError; with `start`,
-    before anything is written where the platform cannot be reached (a dry run says that, and goes on).
+    `environment`: the file for credentials, made where there is none. Raises AkoshaError; with `start`, before anything
+    is written if the platform cannot be reached (a dry run reports that and continues).
     """
-    text = keeper.render(order)
-    state, old = sealed_file.read(keeper.file)
-    close = environment is not None and must_close(environment)
-    before = _course(keeper, needed=(start or linger) and not runner.dry, say=say)
+    text = manager.render(spec)
+    file_state, old = service_file.read(manager.file)
+    close = environment is not None and is_open_to_others(environment)
+    before = _state(manager, required=(start or linger) and not runner.dry_run, say=say)
     changed = text != old
     if environment is not None:
         _prepare(environment, runner, close=close, say=say)
-    if state is Seal.BROKEN:
-        say(f"changed by somebody else: {keeper.file}")
-        aside = "the first free .bak beside it" if runner.dry else sealed_file.set_aside(keeper.file)
-        say(f"  is kept as {aside}; changes of your own survive in a drop-in")
-    if changed or _mode(keeper.file) != keeper.mode(order):
-        say(f"{'writes' if state is Seal.ABSENT else 'writes anew, as it is to be another now:'} {keeper.file}")
-        if runner.dry:
-            say("\n" + keeper.shown(text))
+    if file_state is FileState.EDITED:
+        say(f"edited since it was installed: {manager.file}")
+        backup = "the first free .bak beside it" if runner.dry_run else service_file.set_aside(manager.file)
+        say(f"  is kept as {backup}; changes of your own survive in a drop-in")
+    if changed or _mode(manager.file) != manager.file_mode(spec):
+        say(f"{'writes' if file_state is FileState.ABSENT else 'replaces'} {manager.file}")
+        if runner.dry_run:
+            say("\n" + manager.redacted(text))
         else:
-            sealed_file.place(keeper.file, text, keeper.mode(order))
+            service_file.write(manager.file, text, manager.file_mode(spec))
     else:
-        say(f"is as it must be: {keeper.file}")
-    keeper.take_up(before, changed=changed, start=start)
+        say(f"up to date: {manager.file}")
+    manager.enable(before, changed=changed, start=start)
     if linger:
-        keeper.linger()
+        manager.enable_linger()
     if before is not None and before.running and changed and not start:
-        say("It runs on as before until: akosha-agent service restart")
-    after = None if runner.dry or before is None else keeper.course()
+        say("The running service keeps its old file until: akosha-agent service restart")
+    after = None if runner.dry_run or before is None else manager.state()
     if after is not None and after.running:
         say(f"It runs (pid {after.pid}).")
-    for line in keeper.advice(after):
+    for line in manager.advice(after):
         say(line)
 
 
-def uninstall(keeper: ServiceManager, runner: Runner, *, environment: Path | None, say: Say) -> None:
-    """Stop the service and remove what `install` wrote; what others wrote is kept. Raises AkoshaError."""
-    state, _ = sealed_file.read(keeper.file)
-    untouched = environment is not None and _text(environment) == EMPTY
-    if state is Seal.ABSENT and not untouched:
-        say(f"not installed: there is no {keeper.file}")
+def uninstall(manager: ServiceManager, runner: Runner, *, environment: Path | None, say: Say) -> None:
+    """Stop the service and remove the files that `install` wrote; edited files are kept. Raises AkoshaError."""
+    file_state, _ = service_file.read(manager.file)
+    unchanged = environment is not None and _text(environment) == ENVIRONMENT_TEMPLATE
+    if file_state is FileState.ABSENT and not unchanged:
+        say(f"not installed: there is no {manager.file}")
         return
-    before = _course(keeper, needed=False, say=say)
-    if state is not Seal.ABSENT:
-        keeper.let_go(before)
-    if state is Seal.BROKEN:
-        aside = "the first free .bak beside it" if runner.dry else sealed_file.set_aside(keeper.file)
-        say(f"changed by somebody else: {keeper.file} is kept as {aside}")
-    elif state is Seal.WHOLE:
-        say(f"removes {keeper.file}")
-        if not runner.dry:
-            sealed_file.remove(keeper.file, up_to=keeper.root)
-    if state is not Seal.ABSENT:
-        keeper.let_gone(before)
-    if environment is not None and untouched:
+    before = _state(manager, required=False, say=say)
+    if file_state is not FileState.ABSENT:
+        manager.disable(before)
+    if file_state is FileState.EDITED:
+        backup = "the first free .bak beside it" if runner.dry_run else service_file.set_aside(manager.file)
+        say(f"edited since it was installed: {manager.file} is kept as {backup}")
+    elif file_state is FileState.UNCHANGED:
+        say(f"removes {manager.file}")
+        if not runner.dry_run:
+            service_file.remove(manager.file, up_to=manager.root)
+    if file_state is not FileState.ABSENT:
+        manager.after_removal(before)
+    if environment is not None and unchanged:
         say(f"removes {environment}")
-        if not runner.dry:
-            sealed_file.remove(environment, up_to=keeper.root)
+        if not runner.dry_run:
+            service_file.remove(environment, up_to=manager.root)
     elif environment is not None and environment.exists():
         say(f"stays, as it was changed: {environment}")
-    own = keeper.file.with_name(f"{keeper.file.name}.d")
-    if own.exists():
-        say(f"stays, as it is yours: {own}")
+    drop_ins = manager.file.with_name(f"{manager.file.name}.d")
+    if drop_ins.exists():
+        say(f"stays, as it is yours: {drop_ins}")
     say("Settings, ledger and logs stay.")
 
 
-def _course(keeper: ServiceManager, *, needed: bool, say: Say) -> Course | None:
+def check_no_other_agent(manager: ServiceManager, settings: Settings) -> None:
+    """Raise AkoshaError if another agent than the service holds the state directory; a single sync does not count."""
     try:
-        return keeper.course()
+        holder = Home.of(settings).holder()
+    except StateError:
+        return  # the agent itself reports it, and retries
+    if holder is None or holder.command != RUN:
+        return
+    try:
+        if holder.pid == manager.state().pid:
+            return
+    except AkoshaError:
+        pass  # the state is unknown: then it is not the service
+    raise AkoshaError(
+        f"the state directory {settings.agent_state_dir} is in use by {holder}, which is not the service",
+        hint=f"end that one first (Ctrl-C where it runs, or kill {holder.pid}), or choose another --state-dir; "
+        "service install --no-start installs beside it",
+    )
+
+
+def service_environment(home: Path, spec: ServiceSpec, file: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the service that the agent reads."""
+    return {"HOME": str(home), **spec.environment, **file}
+
+
+def _state(manager: ServiceManager, *, required: bool, say: Say) -> ServiceState | None:
+    try:
+        return manager.state()
     except AkoshaError as error:
-        if needed:
+        if required:
             raise AkoshaError(
                 error.message, hint=f"{error.hint}; --no-start writes the file all the same, for the next login"
             ) from error
@@ -117,15 +143,15 @@ def _course(keeper: ServiceManager, *, needed: bool, say: Say) -> Course | None:
 def _prepare(path: Path, runner: Runner, *, close: bool, say: Say) -> None:
     if close:
         say(f"closes to others (mode 0600): {path}")
-        if not runner.dry:
+        if not runner.dry_run:
             try:
                 path.chmod(PRIVATE)
             except OSError as error:
                 raise AkoshaError(f"{path} cannot be closed to others: {error.strerror}") from error
     elif not path.exists():
         say(f"writes {path} (empty, mode 0600, for credentials)")
-        if not runner.dry:
-            sealed_file.place(path, EMPTY, PRIVATE)
+        if not runner.dry_run:
+            service_file.write(path, ENVIRONMENT_TEMPLATE, PRIVATE)
 
 
 def _mode(path: Path) -> int:
@@ -140,8 +166,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-def service_environment(home: Path, order: InstallOrder, file: Mapping[str, str]) -> dict[str, str]:
-    """Return what the agent will have in its environment, as far as it goes by it."""
-    return {"HOME": str(home), **order.environment, **file}

@@ -1,4 +1,4 @@
-"""The service as macOS's launchd keeps it: an agent of the logged-in user."""
+"""The service on macOS: a launchd agent of the logged-in user."""
 
 import os
 import plistlib
@@ -12,14 +12,12 @@ from xml.parsers.expat import ExpatError
 
 from agent.domain.errors import AkoshaError
 from agent.domain.plain_text import MASK
-from agent.entrypoints.service.manager import Course, InstallOrder
-from agent.entrypoints.service.runner import Runner
-from agent.entrypoints.service.sealed_file import seal
-from agent.entrypoints.service.templates import template
+from agent.entrypoints.service.manager import Runner, ServiceSpec, ServiceState
+from agent.entrypoints.service.service_file import template, with_digest
 
 LABEL = "org.akosha.agent"
-GONE_SECONDS = 30.0
-LOOK_SECONDS = 0.1
+END_SECONDS = 30.0
+POLL_SECONDS = 0.1
 
 _PATH = ("/opt/homebrew/bin", "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin")
 _FIELD = re.compile(r"^\t(state|pid|last exit code) = (.*)$", re.MULTILINE)
@@ -30,7 +28,7 @@ _CURE = (
 
 
 class Launchd:
-    """A Keeper. `home` is the user's."""
+    """A ServiceManager. `home` is the user's home directory."""
 
     name = "launchd"
 
@@ -43,12 +41,12 @@ class Launchd:
         self._domain = f"gui/{os.getuid()}"
         self._target = f"{self._domain}/{LABEL}"
 
-    def render(self, order: InstallOrder) -> str:
+    def render(self, spec: ServiceSpec) -> str:
         document = plistlib.loads(template(f"launchd/{LABEL}.plist").encode())
-        places = (str(Path(order.words[0]).parent), str(self._home / ".local" / "bin"), *_PATH)
+        path = (str(Path(spec.words[0]).parent), str(self._home / ".local" / "bin"), *_PATH)
         document |= {
-            "ProgramArguments": list(order.words),
-            "EnvironmentVariables": {"PATH": ":".join(dict.fromkeys(places)), **order.environment},
+            "ProgramArguments": list(spec.words),
+            "EnvironmentVariables": {"PATH": ":".join(dict.fromkeys(path)), **spec.environment},
             "WorkingDirectory": str(self._home),
             "StandardErrorPath": str(self.log),
         }
@@ -56,35 +54,35 @@ class Launchd:
             text = plistlib.dumps(document, sort_keys=False).decode()
         except ValueError as error:
             raise AkoshaError(f"a launchd agent cannot have that in it: {error}") from error
-        return seal(text, before="<plist ", opening="<!-- ", closing=" -->")
+        return with_digest(text, before="<plist ", opening="<!-- ", closing=" -->")
 
-    def order_in(self, text: str) -> InstallOrder | None:
+    def parse(self, text: str) -> ServiceSpec | None:
         document = _parsed(text)
         words, environment = document.get("ProgramArguments"), document.get("EnvironmentVariables", {})
         if not isinstance(words, list) or not words or not isinstance(environment, dict):
             return None
-        carried = {str(name): str(value) for name, value in environment.items() if name != "PATH"}
-        return InstallOrder(tuple(str(word) for word in words), carried)
+        agent_variables = {str(name): str(value) for name, value in environment.items() if name != "PATH"}
+        return ServiceSpec(tuple(str(word) for word in words), agent_variables)
 
-    def shown(self, text: str) -> str:
-        order = self.order_in(text)
-        if order is None or not order.environment:
+    def redacted(self, text: str) -> str:
+        spec = self.parse(text)
+        if spec is None or not spec.environment:
             return text
-        return self.render(InstallOrder(order.words, dict.fromkeys(order.environment, MASK)))
+        return self.render(ServiceSpec(spec.words, dict.fromkeys(spec.environment, MASK)))
 
-    def mode(self, order: InstallOrder) -> int:
-        return 0o600 if order.environment else 0o644
+    def file_mode(self, spec: ServiceSpec) -> int:
+        return 0o600 if spec.environment else 0o644
 
-    def course(self) -> Course:
-        ran = self._runner.ask("launchctl", "print", self._target)
+    def state(self) -> ServiceState:
+        ran = self._runner.query("launchctl", "print", self._target)
         if ran.code:
-            domain = self._runner.ask("launchctl", "print", self._domain)
+            domain = self._runner.query("launchctl", "print", self._domain)
             if domain.code:
                 raise AkoshaError(f"launchd has no {self._domain}: {domain.err or domain.out}", hint=_CURE)
-        shown = dict(reversed(_FIELD.findall(ran.out))) if not ran.code else {}  # of a field twice, the first
+        shown = dict(reversed(_FIELD.findall(ran.out))) if not ran.code else {}  # the first of two
         pid = int(shown["pid"]) if shown.get("pid", "").isdecimal() else None
         last = shown.get("last exit code", "")
-        return Course(
+        return ServiceState(
             enabled=self.file.exists() and not self._disabled(),
             loaded=not ran.code,
             running=pid is not None,
@@ -92,12 +90,12 @@ class Launchd:
             since=None if pid is None else self._since(pid),
             last_exit="" if last.startswith("(never") else last,
             text=shown.get("state", "") if not ran.code else "not loaded",
-            remark="no: launchd runs it while you are logged in",
+            linger="no: launchd runs it while you are logged in",
         )
 
-    def take_up(self, before: Course | None, *, changed: bool, start: bool) -> None:
+    def enable(self, before: ServiceState | None, *, changed: bool, start: bool) -> None:
         if before is None or not start:
-            return  # what lies in LaunchAgents is started at the next login
+            return  # launchd starts what is in LaunchAgents at the next login
         if not before.enabled:
             self._launchctl("enable", self._target)
         if before.loaded and changed:
@@ -107,15 +105,15 @@ class Launchd:
         elif not before.running:
             self._launchctl("kickstart", self._target)
 
-    def let_go(self, before: Course | None) -> None:
+    def disable(self, before: ServiceState | None) -> None:
         if before is not None and before.loaded:
             self._bootout()
 
-    def let_gone(self, before: Course | None) -> None:
-        """It keeps no memory of what is gone."""
+    def after_removal(self, before: ServiceState | None) -> None:
+        """Do nothing: launchd has forgotten it already."""
 
     def start(self) -> None:
-        before = self.course()
+        before = self.state()
         if not before.enabled:
             self._launchctl("enable", self._target)
         if not before.loaded:
@@ -124,25 +122,25 @@ class Launchd:
             self._launchctl("kickstart", self._target)
 
     def stop(self) -> None:
-        # It exits with 0, which launchd takes for its end. bootout would have it forgotten.
-        if self.course().running:
+        # It exits with 0, and launchd does not restart it. After bootout launchd would not know it any more.
+        if self.state().running:
             self._launchctl("kill", "SIGTERM", self._target)
-            self._until(lambda: not self.course().running, "it did not end")
+            self._until(lambda: not self.state().running, "it did not end")
 
     def restart(self) -> None:
-        if self.course().loaded:
+        if self.state().loaded:
             self._launchctl("kickstart", "-k", self._target)
         else:
             self.start()
 
     def show_log(self, lines: int, *, follow: bool, file: Path | None) -> NoReturn:
-        self._runner.become("tail", "-n", str(lines), *(("-F",) if follow else ()), str(file or self.log))
+        self._runner.replace_process("tail", "-n", str(lines), *(("-F",) if follow else ()), str(file or self.log))
 
-    def linger(self) -> None:
+    def enable_linger(self) -> None:
         raise AkoshaError("launchd cannot run it while you are logged out", hint="--linger is for Linux")
 
-    def advice(self, course: Course | None) -> Iterator[str]:
-        del course
+    def advice(self, state: ServiceState | None) -> Iterator[str]:
+        del state
         yield "It runs while you are logged in. Where macOS keeps a directory to itself (Desktop, Documents, iCloud,"
         yield "other disks), allow Full Disk Access to the Python that runs it: deploy/README.md"
         yield f"Its log is {self.log}"
@@ -150,30 +148,30 @@ class Launchd:
     def _bootout(self) -> None:
         self._launchctl("bootout", self._target)
         # It returns before the process has ended; a bootstrap meanwhile fails with "5: Input/output error".
-        self._until(lambda: self._runner.ask("launchctl", "print", self._target).code != 0, "it is still there")
+        self._until(lambda: self._runner.query("launchctl", "print", self._target).code != 0, "it is still there")
 
-    def _until(self, done: Callable[[], bool], why: str) -> None:
-        if self._runner.dry:
+    def _until(self, done: Callable[[], bool], problem: str) -> None:
+        if self._runner.dry_run:
             return
-        deadline = time.monotonic() + GONE_SECONDS
+        deadline = time.monotonic() + END_SECONDS
         while not done():
             if time.monotonic() > deadline:
-                raise AkoshaError(f"{why} after {GONE_SECONDS:g} s", hint=f"see launchctl print {self._target}")
-            time.sleep(LOOK_SECONDS)  # launchd tells nobody
+                raise AkoshaError(f"{problem} after {END_SECONDS:g} s", hint=f"see launchctl print {self._target}")
+            time.sleep(POLL_SECONDS)  # launchd has no notification
 
     def _disabled(self) -> bool:
-        ran = self._runner.ask("launchctl", "print-disabled", self._domain)
+        ran = self._runner.query("launchctl", "print-disabled", self._domain)
         return re.search(rf'"{re.escape(LABEL)}" => (disabled|true)', ran.out) is not None
 
     def _since(self, pid: int) -> datetime | None:
-        ran = self._runner.ask("ps", "-o", "lstart=", "-p", str(pid))
+        ran = self._runner.query("ps", "-o", "lstart=", "-p", str(pid))
         try:
             return datetime.strptime(ran.out, "%a %b %d %H:%M:%S %Y").replace(tzinfo=UTC)
         except ValueError:
             return None
 
     def _launchctl(self, *words: str) -> None:
-        self._runner.do("launchctl", *words)
+        self._runner.execute("launchctl", *words)
 
 
 def _parsed(text: str) -> dict[str, object]:

@@ -1,26 +1,34 @@
-"""What keeps the agent running: one for systemd, one for launchd."""
+"""The service managers' common protocol, and the runner of the platform's commands."""
 
-from collections.abc import Iterable, Mapping
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
+
+from agent.domain.errors import AkoshaError
+
+QUERY_SECONDS = 20.0
+EXECUTE_SECONDS = 180.0
+"""A start takes until the agent has reported that it is ready."""
 
 
 @dataclass(frozen=True, slots=True)
-class InstallOrder:
-    """What is to be kept running: the command, in words, and what it has in its environment besides."""
+class ServiceSpec:
+    """What the service runs: the words of its command, and variables that its file adds to the environment."""
 
     words: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """How the service is doing.
+class ServiceState:
+    """The state of the service.
 
-    `enabled`: it starts by itself. `loaded`: the keeper knows of it. `last_exit`: its exit status, or what ended it; ""
-    where it never ended. `remark`: one line on whether it goes on while nobody is logged in.
+    `enabled`: it starts by itself. `loaded`: the manager knows it. `last_exit`: its exit status, or the signal that
+    ended it; "" if it never ended. `linger`: one line on whether it runs while the user is logged out.
     """
 
     enabled: bool
@@ -30,74 +38,138 @@ class Course:
     since: datetime | None = None
     last_exit: str = ""
     text: str = ""
-    remark: str = ""
+    linger: str = ""
 
 
 class ServiceManager(Protocol):
-    """All methods that reach for the platform raise AkoshaError, where it cannot be reached too."""
+    """systemd or launchd. Methods that use the platform raise AkoshaError, also where it cannot be reached."""
 
     name: str
     file: Path
-    """The file that tells it about the agent."""
+    """The file that describes the service."""
     root: Path
     """The directory below which `uninstall` removes directories that it leaves empty."""
 
-    def render(self, order: InstallOrder) -> str:
-        """Return the file's text, sealed."""
+    def render(self, spec: ServiceSpec) -> str:
+        """Return the text of the file, with its digest."""
         ...
 
-    def order_in(self, text: str) -> InstallOrder | None:
-        """Return the order that a text of `render`'s was made from; None: it is not to be found."""
+    def parse(self, text: str) -> ServiceSpec | None:
+        """Return the spec that `render` made the text from; None where it cannot be found."""
         ...
 
-    def shown(self, text: str) -> str:
-        """Return the text as it may be printed: what may be secret is masked."""
+    def redacted(self, text: str) -> str:
+        """Return the text for output: values that may be secret are masked."""
         ...
 
-    def mode(self, order: InstallOrder) -> int:
-        """Return the file's mode."""
+    def file_mode(self, spec: ServiceSpec) -> int:
+        """Return the mode of the file."""
         ...
 
-    def course(self) -> Course:
-        """Look how it is doing."""
+    def state(self) -> ServiceState:
+        """Return the present state."""
         ...
 
-    def take_up(self, before: Course | None, *, changed: bool, start: bool) -> None:
-        """After the file was written: enable it, and have it running if `start` or if it was.
+    def enable(self, before: ServiceState | None, *, changed: bool, start: bool) -> None:
+        """Enable the service after its file was written, and start it if `start` or if it was running.
 
-        `before`: how it was doing before; None: unknown, as the platform cannot be reached (then `start` is false).
+        `before`: its state before; None: unknown, as the platform cannot be reached (then `start` is false).
         `changed`: the file is another than before.
         """
         ...
 
-    def let_go(self, before: Course | None) -> None:
-        """Before the file is removed: stop it, have it forgotten."""
+    def disable(self, before: ServiceState | None) -> None:
+        """Stop and disable the service before its file is removed."""
         ...
 
-    def let_gone(self, before: Course | None) -> None:
-        """After the file was removed."""
+    def after_removal(self, before: ServiceState | None) -> None:
+        """Make the manager forget the service after its file was removed."""
         ...
 
     def start(self) -> None:
-        """Have it running; if it runs already, nothing happens."""
+        """Start it, if it does not run."""
         ...
 
     def stop(self) -> None:
-        """End it, until it is started or the user logs in again. Returns when it has ended."""
+        """Stop it, until it is started or the user logs in again. Returns when it has ended."""
         ...
 
     def restart(self) -> None:
-        """End it, if it runs, and start it."""
+        """Stop it, if it runs, and start it."""
         ...
 
     def show_log(self, lines: int, *, follow: bool, file: Path | None) -> None:
-        """Become the command that shows the log. `file`: where the settings have the agent log to."""
+        """Replace this process by the command that shows the log. `file`: the log file of the settings."""
         ...
 
-    def linger(self) -> None:
-        """Have it run while the user is not logged in. Raises AkoshaError where the platform has no such thing."""
+    def enable_linger(self) -> None:
+        """Let it run while the user is logged out. Raises AkoshaError where the platform does not offer that."""
         ...
 
-    def advice(self, course: Course | None) -> Iterable[str]:
-        """Say what who has just installed it should know."""
+    def advice(self, state: ServiceState | None) -> Iterable[str]:
+        """Return the lines that a user should read after the installation."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """The exit status of a command, and its output without the last newline."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Runner:
+    """Runs the platform's commands with `environ`. `dry_run`: commands that change something are only reported."""
+
+    def __init__(self, environ: Mapping[str, str], *, dry_run: bool = False, say: Callable[[str], None]) -> None:
+        self.environ = dict(environ)
+        self.dry_run = dry_run
+        self._say = say
+
+    def query(self, *words: str) -> CommandResult:
+        """Run a command that changes nothing. Raises AkoshaError if it cannot be run or does not end in time."""
+        # English and UTC: the output is parsed.
+        return self._run(words, self.environ | {"LC_ALL": "C", "TZ": "UTC"}, QUERY_SECONDS)
+
+    def execute(self, *words: str, ignore_failure: bool = False) -> None:
+        """Report a command and, unless `dry_run`, run it. Raises AkoshaError if it fails, unless `ignore_failure`."""
+        self._say(f"  $ {' '.join(words)}")
+        if self.dry_run:
+            return
+        ran = self._run(words, self.environ, EXECUTE_SECONDS)
+        if ran.code and not ignore_failure:
+            problem = ran.err or ran.out or f"exit status {ran.code}"
+            raise AkoshaError(f"{' '.join(words)}: {problem}", hint="akosha-agent service logs shows the reason")
+
+    def replace_process(self, *words: str) -> NoReturn:
+        """Replace this process by a command. Raises AkoshaError if there is none of that name."""
+        try:
+            os.execvpe(words[0], list(words), self.environ)  # noqa: S606 - fixed words, no shell
+        except OSError as error:
+            raise _not_found(words[0], error) from error
+
+    def _run(self, words: tuple[str, ...], environ: dict[str, str], seconds: float) -> CommandResult:
+        try:
+            done = subprocess.run(  # noqa: S603 - fixed words, no shell
+                words,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=seconds,
+                check=False,
+            )
+        except OSError as error:
+            raise _not_found(words[0], error) from error
+        except subprocess.TimeoutExpired as error:
+            raise AkoshaError(f"{' '.join(words)} did not end within {seconds:g} s") from error
+        return CommandResult(done.returncode, done.stdout.strip(), done.stderr.strip())
+
+
+def _not_found(name: str, error: OSError) -> AkoshaError:
+    return AkoshaError(
+        f"{name} cannot be run: {error.strerror}", hint="without it, start akosha-agent run by hand (deploy/README.md)"
+    )

@@ -1,4 +1,4 @@
-"""Where `akosha-agent` is installed, by a path that survives upgrades."""
+"""The path of the installed `akosha-agent`, one that survives upgrades."""
 
 import importlib.metadata
 import os
@@ -18,13 +18,13 @@ _TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/var/folders")  # noqa: S108 - co
 
 
 def program(home: Path, environ: Mapping[str, str], *, python: str = sys.executable) -> tuple[str, ...]:
-    """Return the words that start this very program, whatever becomes of this terminal.
+    """Return the words that start this installation of the agent.
 
-    The link that pipx and uv make is preferred to what it leads to. Where there is no command, it is `python -m agent`.
-    Raises AkoshaError for a place that will be gone: a cache of uvx or `pipx run`, a directory for temporary files.
+    The link that pipx and uv make is preferred to its target. Without a command it is `python -m agent`. Raises
+    AkoshaError for a directory that does not last: a cache of uvx or `pipx run`, a directory for temporary files.
     """
-    command = next((path for path in _beside(python) if path.is_file() and os.access(path, os.X_OK)), None)
-    _check_stays(command or Path(python), home, environ)
+    command = next((path for path in _commands_of(python) if path.is_file() and os.access(path, os.X_OK)), None)
+    _check_lasting(command or Path(python), home, environ)
     if command is None:
         _check_installed(python)
         return python, "-m", "agent"
@@ -35,7 +35,7 @@ def program(home: Path, environ: Mapping[str, str], *, python: str = sys.executa
     return (str(command),)
 
 
-def _beside(python: str) -> Iterator[Path]:
+def _commands_of(python: str) -> Iterator[Path]:
     yield Path(python).with_name(NAME)
     if python == sys.executable:
         for scheme in (sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user")):
@@ -49,7 +49,7 @@ def _links(home: Path, environ: Mapping[str, str]) -> Iterator[Path]:
             yield folder / NAME
 
 
-def _check_stays(path: Path, home: Path, environ: Mapping[str, str]) -> None:
+def _check_lasting(path: Path, home: Path, environ: Mapping[str, str]) -> None:
     caches = [home / ".cache" / "uv", home / "Library" / "Caches" / "uv", home / ".cache" / "pipx"]
     caches += [home / ".local" / "share" / "pipx" / ".cache", home / ".local" / "pipx" / ".cache"]
     caches += [home / "Library" / "Application Support" / "pipx" / ".cache", home / "Library" / "Caches" / "pipx"]
@@ -59,11 +59,11 @@ def _check_stays(path: Path, home: Path, environ: Mapping[str, str]) -> None:
         caches.append(Path(environ["UV_CACHE_DIR"]))
     if environ.get("PIPX_HOME"):
         caches.append(Path(environ["PIPX_HOME"]) / ".cache")
-    temporary = [Path(place) for place in (*_TEMPORARY, tempfile.gettempdir())]
-    places = {path.absolute(), path.parent.resolve()}
+    temporary = [Path(folder) for folder in (*_TEMPORARY, tempfile.gettempdir())]
+    directories = {path.absolute(), path.parent.resolve()}
     for kind, folders in (("a cache that is cleared", caches), ("a directory for temporary files", temporary)):
         for folder in folders:
-            if any(place.is_relative_to(real) for place in places for real in (folder, folder.resolve())):
+            if any(path_.is_relative_to(real) for path_ in directories for real in (folder, folder.resolve())):
                 raise AkoshaError(f"{path} is in {kind} ({folder}): the service would lose it", hint=INSTALL)
 
 

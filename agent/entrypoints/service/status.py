@@ -1,28 +1,27 @@
-"""How the service stands: installed, enabled, running. For `service status`, and for others who want to know."""
+"""The status of the service: installed, enabled, running. For `service status` and `doctor`."""
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from agent.domain.errors import AkoshaError
-from agent.entrypoints.service import sealed_file
-from agent.entrypoints.service.manager import Course, ServiceManager
-from agent.entrypoints.service.runner import Runner
-from agent.entrypoints.service.sealed_file import Seal
+from agent.entrypoints.service import service_file
+from agent.entrypoints.service.manager import Runner, ServiceManager, ServiceState
+from agent.entrypoints.service.service_file import FileState
 
 _WRONG_SETTINGS = "2"
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """How the service of this user stands.
+    """The status of this user's service.
 
-    `outdated`: its file is not what `service install` would write now (a newer template), or what it starts is gone.
-    `edited`: somebody else has changed the file. `path`: where the file is, or would be; None on a platform without.
-    `detail`: one line for people: what is wrong, or how it is; `cure`: the command that mends it.
-    `keeper`: systemd or launchd; "" on a platform without.
+    `outdated`: `service install` would write another file (a newer template), or the program that it starts is gone.
+    `edited`: the file was changed since it was installed. `path`: where the file is, or would be; None on a platform
+    without services. `detail`: the problem, or the state, on one line; `cure`: the command that solves the problem.
+    `manager`: systemd or launchd; "" on a platform without services.
     """
 
     installed: bool
@@ -33,15 +32,19 @@ class ServiceStatus:
     detail: str
     cure: str = ""
     edited: bool = False
-    keeper: str = ""
+    manager: str = ""
     pid: int | None = None
     since: datetime | None = None
     last_exit: str = ""
     linger: str = ""
 
+    def document(self) -> dict[str, object]:
+        """Return the keys of `service status --json`."""
+        return {"keeper" if key == "manager" else key: value for key, value in asdict(self).items()}
 
-def keeper_of(home: Path, runner: Runner, platform: str = "") -> ServiceManager:
-    """Return the keeper of a platform, by default of this one. Raises AkoshaError where there is none."""
+
+def service_manager(home: Path, runner: Runner, platform: str = "") -> ServiceManager:
+    """Return the manager of a platform, by default of this one. Raises AkoshaError where there is none."""
     platform = platform or sys.platform
     if platform == "linux":
         from agent.entrypoints.service.systemd import Systemd  # noqa: PLC0415 - one of two
@@ -57,10 +60,10 @@ def keeper_of(home: Path, runner: Runner, platform: str = "") -> ServiceManager:
     )
 
 
-def look(home: Path, environ: Mapping[str, str]) -> ServiceStatus:
-    """Look how the service stands. Never raises; runs systemctl and loginctl, or launchctl: some 50 ms, blocking."""
+def service_status(home: Path, environ: Mapping[str, str]) -> ServiceStatus:
+    """Return the status. Raises nothing; runs systemctl and loginctl, or launchctl: blocks for some 50 ms."""
     try:
-        keeper = keeper_of(home, Runner(environ, say=lambda _: None))
+        manager = service_manager(home, Runner(environ, say=lambda _: None))
     except AkoshaError as error:
         return ServiceStatus(
             installed=False,
@@ -71,23 +74,22 @@ def look(home: Path, environ: Mapping[str, str]) -> ServiceStatus:
             detail=error.message,
             cure=error.hint,
         )
-    return standing_of(keeper)
+    return status_of(manager)
 
 
-def standing_of(keeper: ServiceManager) -> ServiceStatus:
-    """Return how the service of this keeper stands. Never raises."""
-    course, trouble = None, None
-    state, text = Seal.BROKEN, ""
+def status_of(manager: ServiceManager) -> ServiceStatus:
+    """Return the status by this manager. Raises nothing."""
+    now, problem = ServiceState(enabled=False, loaded=False, running=False), None
+    file_state, text = FileState.EDITED, ""
     try:
-        state, text = sealed_file.read(keeper.file)
-        course = keeper.course()
+        file_state, text = service_file.read(manager.file)
+        now = manager.state()
     except AkoshaError as error:
-        trouble = error
-    installed = state is not Seal.ABSENT
-    gone, outdated = _outdated(keeper, text) if state is Seal.WHOLE else ("", False)
-    now = course or Course(enabled=False, loaded=False, running=False)
-    if trouble is not None:
-        detail, cure = trouble.message, trouble.hint
+        problem = error
+    installed = file_state is not FileState.ABSENT
+    gone, outdated = _outdated(manager, text) if file_state is FileState.UNCHANGED else ("", False)
+    if problem is not None:
+        detail, cure = problem.message, problem.hint
     elif not installed:
         detail, cure = "not installed", "akosha-agent service install"
     elif outdated:
@@ -107,25 +109,25 @@ def standing_of(keeper: ServiceManager) -> ServiceStatus:
         enabled=now.enabled,
         running=now.running,
         outdated=outdated,
-        path=keeper.file,
+        path=manager.file,
         detail=detail,
         cure=cure,
-        edited=state is Seal.BROKEN,
-        keeper=keeper.name,
+        edited=file_state is FileState.EDITED,
+        manager=manager.name,
         pid=now.pid,
         since=now.since,
         last_exit=now.last_exit,
-        linger=now.remark,
+        linger=now.linger,
     )
 
 
-def _outdated(keeper: ServiceManager, text: str) -> tuple[str, bool]:
-    order = keeper.order_in(text)
-    if order is None:
+def _outdated(manager: ServiceManager, text: str) -> tuple[str, bool]:
+    spec = manager.parse(text)
+    if spec is None:
         return "", True
-    if not Path(order.words[0]).exists():
-        return f"what it starts is gone: {order.words[0]}", True
+    if not Path(spec.words[0]).exists():
+        return f"what it starts is gone: {spec.words[0]}", True
     try:
-        return "", keeper.render(order) != text
+        return "", manager.render(spec) != text
     except AkoshaError:
         return "", False

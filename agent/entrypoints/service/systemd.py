@@ -1,4 +1,4 @@
-"""The service as systemd's user manager keeps it: a unit of the user."""
+"""The service on Linux: a unit of systemd's user manager."""
 
 import os
 import re
@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from agent.domain.errors import AkoshaError
-from agent.entrypoints.service.manager import Course, InstallOrder
-from agent.entrypoints.service.runner import Runner
-from agent.entrypoints.service.sealed_file import seal
-from agent.entrypoints.service.templates import template
+from agent.entrypoints.service.manager import Runner, ServiceSpec, ServiceState
+from agent.entrypoints.service.service_file import template, with_digest
 
 UNIT = "akosha-agent.service"
 LINGER = "loginctl enable-linger"
 
-_SHOWN = (
+_PROPERTIES = (
     "LoadState",
     "ActiveState",
     "SubState",
@@ -30,7 +28,7 @@ _SHOWN = (
     "NRestarts",
     "StatusText",
 )
-_EXITED = "1"
+_CLD_EXITED = "1"
 _CURE = (
     "the user's systemd is reached from a session of the user's own: log in at the screen or by ssh, or "
     "`sudo machinectl shell USER@` instead of su; where nobody logs in, `sudo loginctl enable-linger USER` starts it; "
@@ -39,7 +37,7 @@ _CURE = (
 
 
 class Systemd:
-    """A Keeper. `home` is the user's; XDG_CONFIG_HOME is honoured."""
+    """A ServiceManager. `home` is the user's home directory; XDG_CONFIG_HOME is used if it is absolute."""
 
     name = "systemd"
 
@@ -53,12 +51,12 @@ class Systemd:
                 runtime
             )  # after su and in cron jobs: the manager may be there all the same
 
-    def render(self, order: InstallOrder) -> str:
-        command = " ".join(_quoted(word, first=not number) for number, word in enumerate(order.words))
+    def render(self, spec: ServiceSpec) -> str:
+        command = " ".join(_quoted(word, first=not number) for number, word in enumerate(spec.words))
         text = template(f"systemd/{UNIT}")
-        return seal(re.sub(r"(?m)^ExecStart=.*$", lambda _: f"ExecStart={command}", text), before="[Unit]\n")
+        return with_digest(re.sub(r"(?m)^ExecStart=.*$", lambda _: f"ExecStart={command}", text), before="[Unit]\n")
 
-    def order_in(self, text: str) -> InstallOrder | None:
+    def parse(self, text: str) -> ServiceSpec | None:
         found = re.search(r"^ExecStart=(.+)$", text, re.MULTILINE)
         try:
             words = shlex.split(found[1]) if found else []
@@ -67,22 +65,22 @@ class Systemd:
         if not words:
             return None
         first, *others = (word.replace("%%", "%") for word in words)
-        return InstallOrder((first, *(word.replace("$$", "$") for word in others)))
+        return ServiceSpec((first, *(word.replace("$$", "$") for word in others)))
 
-    def shown(self, text: str) -> str:
+    def redacted(self, text: str) -> str:
         return text
 
-    def mode(self, order: InstallOrder) -> int:
-        del order
+    def file_mode(self, spec: ServiceSpec) -> int:
+        del spec
         return 0o644
 
-    def course(self) -> Course:
-        ran = self._runner.ask("systemctl", "--user", "show", UNIT, f"--property={','.join(_SHOWN)}")
+    def state(self) -> ServiceState:
+        ran = self._runner.query("systemctl", "--user", "show", UNIT, f"--property={','.join(_PROPERTIES)}")
         if ran.code:
             raise AkoshaError(f"this user's systemd cannot be reached: {ran.err or ran.out}", hint=_CURE)
         shown = dict(line.partition("=")[::2] for line in ran.out.splitlines())
         pid = int(shown.get("MainPID") or 0)
-        return Course(
+        return ServiceState(
             enabled=shown.get("UnitFileState", "").startswith("enabled"),
             loaded=shown.get("LoadState") == "loaded",
             running=pid > 0,
@@ -90,10 +88,10 @@ class Systemd:
             since=_time(shown.get("ExecMainStartTimestamp", "")) if pid else None,
             last_exit="" if pid else _last_exit(shown),
             text=" ".join(_texts(shown)),
-            remark=self._lingers(),
+            linger=self._lingers(),
         )
 
-    def take_up(self, before: Course | None, *, changed: bool, start: bool) -> None:
+    def enable(self, before: ServiceState | None, *, changed: bool, start: bool) -> None:
         if before is not None and (changed or not before.loaded):
             self._systemctl("daemon-reload")
         if before is None or not before.enabled:
@@ -105,57 +103,57 @@ class Systemd:
         elif not before.running:
             self._start(before)
 
-    def let_go(self, before: Course | None) -> None:
-        self._systemctl("disable", *(() if before is None else ("--now",)), UNIT, forgiving=before is None)
+    def disable(self, before: ServiceState | None) -> None:
+        self._systemctl("disable", *(() if before is None else ("--now",)), UNIT, ignore_failure=before is None)
 
-    def let_gone(self, before: Course | None) -> None:
+    def after_removal(self, before: ServiceState | None) -> None:
         if before is not None:
             self._systemctl("daemon-reload")
-            self._systemctl("reset-failed", UNIT, forgiving=True)  # it was not failed, as a rule
+            self._systemctl("reset-failed", UNIT, ignore_failure=True)  # it was not failed, as a rule
 
     def start(self) -> None:
-        self._start(self.course())
+        self._start(self.state())
 
     def stop(self) -> None:
         self._systemctl("stop", UNIT)
 
     def restart(self) -> None:
-        self._reset(self.course())
+        self._reset(self.state())
         self._systemctl("restart", UNIT)
 
     def show_log(self, lines: int, *, follow: bool, file: Path | None) -> NoReturn:
         if file is not None:
-            self._runner.become("tail", "-n", str(lines), *(("-F",) if follow else ()), str(file))
+            self._runner.replace_process("tail", "-n", str(lines), *(("-F",) if follow else ()), str(file))
         followed = ("--follow",) if follow else ()
-        self._runner.become("journalctl", f"--user-unit={UNIT}", f"--lines={lines}", "--no-pager", *followed)
+        self._runner.replace_process("journalctl", f"--user-unit={UNIT}", f"--lines={lines}", "--no-pager", *followed)
 
-    def linger(self) -> None:
-        self._runner.do("loginctl", "enable-linger")
+    def enable_linger(self) -> None:
+        self._runner.execute("loginctl", "enable-linger")
 
-    def advice(self, course: Course | None) -> Iterator[str]:
-        if course is None or not course.remark.startswith("yes"):
-            yield f"It ends when you log out, and starts when you log in. To have it run always: {LINGER}"
+    def advice(self, state: ServiceState | None) -> Iterator[str]:
+        if state is None or not state.linger.startswith("yes"):
+            yield f"It ends when you log out, and starts when you log in. To let it run always: {LINGER}"
         yield f"Changes of your own to the unit: systemctl --user edit {UNIT.removesuffix('.service')}"
 
-    def _start(self, before: Course) -> None:
+    def _start(self, before: ServiceState) -> None:
         self._reset(before)
         self._systemctl("start", UNIT)
 
-    def _reset(self, before: Course) -> None:
+    def _reset(self, before: ServiceState) -> None:
         if before.text.startswith("failed"):
-            self._systemctl("reset-failed", UNIT, forgiving=True)  # else the limit on starts may be in the way
+            self._systemctl("reset-failed", UNIT, ignore_failure=True)  # else the limit on starts may be in the way
 
     def _lingers(self) -> str:
         try:
-            ran = self._runner.ask("loginctl", "show-user", str(os.geteuid()), "--property=Linger", "--value")
+            ran = self._runner.query("loginctl", "show-user", str(os.geteuid()), "--property=Linger", "--value")
         except AkoshaError:
             return ""
         if ran.code or ran.out not in {"yes", "no"}:
             return ""
         return "yes: it runs while you are logged out, too" if ran.out == "yes" else f"no: it ends with you; {LINGER}"
 
-    def _systemctl(self, *words: str, forgiving: bool = False) -> None:
-        self._runner.do("systemctl", "--user", *words, forgiving=forgiving)
+    def _systemctl(self, *words: str, ignore_failure: bool = False) -> None:
+        self._runner.execute("systemctl", "--user", *words, ignore_failure=ignore_failure)
 
 
 def config_home(home: Path, environ: Mapping[str, str]) -> Path:
@@ -189,7 +187,7 @@ def _last_exit(shown: Mapping[str, str]) -> str:
     if not shown.get("ExecMainStartTimestamp"):
         return ""
     status = shown.get("ExecMainStatus", "")
-    ended = status if shown.get("ExecMainCode") == _EXITED else f"signal {status}"
+    ended = status if shown.get("ExecMainCode") == _CLD_EXITED else f"signal {status}"
     result = shown.get("Result", "success")
     return ended if result in {"success", "exit-code", "signal"} else f"{ended}, {result}"
 

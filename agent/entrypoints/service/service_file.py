@@ -1,4 +1,4 @@
-"""A file that carries the digest of its own text: whether somebody else has changed it since can be told."""
+"""The service's file: from a template of `deploy`, with a digest of its own text that shows later edits."""
 
 import hashlib
 import os
@@ -6,50 +6,61 @@ import re
 from enum import StrEnum
 from pathlib import Path
 
+import agent
 from agent.adapters import fs
 from agent.domain.errors import AkoshaError
 
 _MARK = "Written by `akosha-agent service install`; sha256"
-_SEAL = re.compile(rf"^.*{re.escape(_MARK)} ([0-9a-f]{{64}}).*\n", re.MULTILINE)
+_DIGEST_LINE = re.compile(rf"^.*{re.escape(_MARK)} ([0-9a-f]{{64}}).*\n", re.MULTILINE)
 
 
-class Seal(StrEnum):
-    """What a file is."""
+class FileState(StrEnum):
+    """Whether the file is there, and as `service install` wrote it."""
 
     ABSENT = "absent"
-    WHOLE = "whole"
-    BROKEN = "broken"
-    """Somebody else has written or changed it, or has put a link in its place."""
+    UNCHANGED = "unchanged"
+    EDITED = "edited"
+    """Written or changed by another program, or replaced by a link."""
 
 
-def seal(text: str, *, before: str, opening: str = "# ", closing: str = "") -> str:
-    """Return the text with a line of its digest in front of the first `before`. The line is a comment."""
+def template(name: str) -> str:
+    """Return the text of `deploy/{name}`. Raises AkoshaError if it is not there."""
+    package = Path(agent.__file__).parent
+    for folder in (package / "deploy", package.parent / "deploy"):
+        try:
+            return (folder / name).read_text(encoding="utf-8")
+        except OSError:
+            continue
+    raise AkoshaError(
+        f"the template {name} is missing from {package}", hint="install akosha-agent again: its files are not complete"
+    )
+
+
+def with_digest(text: str, *, before: str, opening: str = "# ", closing: str = "") -> str:
+    """Return the text with a comment line that has its digest in front of the first `before`."""
     head, mark, tail = text.partition(before)
     line = f"{opening}{_MARK} {_digest(text)}{closing}\n"
     return head + line + mark + tail
 
 
-def read(path: Path) -> tuple[Seal, str]:
-    """Return what the file is, and its text ("" where there is none). Raises AkoshaError if it cannot be read."""
+def read(path: Path) -> tuple[FileState, str]:
+    """Return the state of the file and its text ("" where there is none). Raises AkoshaError if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return (Seal.BROKEN if path.is_symlink() else Seal.ABSENT), ""
+        return (FileState.EDITED if path.is_symlink() else FileState.ABSENT), ""
     except UnicodeDecodeError:
-        return Seal.BROKEN, ""
+        return FileState.EDITED, ""
     except OSError as error:
         raise AkoshaError(f"{path} cannot be read: {error.strerror}") from error
-    found = _SEAL.search(text)
-    if path.is_symlink() or found is None or _digest(_SEAL.sub("", text, count=1)) != found[1]:
-        return Seal.BROKEN, text
-    return Seal.WHOLE, text
+    found = _DIGEST_LINE.search(text)
+    if path.is_symlink() or found is None or _digest(_DIGEST_LINE.sub("", text, count=1)) != found[1]:
+        return FileState.EDITED, text
+    return FileState.UNCHANGED, text
 
 
-def place(path: Path, text: str, mode: int) -> None:
-    """Put the text there, whole or not at all, with this mode; directories that are missing are made.
-
-    Raises AkoshaError.
-    """
+def write(path: Path, text: str, mode: int) -> None:
+    """Write the file atomically with this mode, and make the directories above it. Raises AkoshaError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fs.write_atomically(path, text.encode(), mode=mode)
@@ -79,7 +90,7 @@ def remove(path: Path, *, up_to: Path) -> None:
             return
         try:
             folder.rmdir()
-        except OSError:  # not empty: somebody else's, too
+        except OSError:  # not empty
             return
 
 
