@@ -84,18 +84,18 @@ async def gather_status(settings: Settings) -> StatusDocument:
     holder = await asyncio.to_thread(home.holder)
     if holder is None or holder.command != RUN:
         return await _from_ledger(home)
-    from agent.entrypoints.control_client import Endpoint, NoAnswer  # noqa: PLC0415 - it makes StatusDocuments
+    from agent.entrypoints.control_client import AgentUnavailable, Endpoint  # noqa: PLC0415 - it makes StatusDocuments
 
-    silent = False
+    unresponsive = False
     try:
         if client := await Endpoint(home).client():
             async with client:
                 return await client.status()
-    except NoAnswer as error:
-        silent = error.silent
-        _log.debug("agent_unheard", error=str(error))
+    except AgentUnavailable as error:
+        unresponsive = error.unresponsive
+        _log.debug("agent_unavailable", error=str(error))
     document = await _from_ledger(home)
-    if not silent:
+    if not unresponsive:
         return document
     warning = await asyncio.to_thread(unresponsive_warning, home, holder.pid, holder.command)
     return replace(document, warnings=(warning, *document.warnings))

@@ -20,7 +20,7 @@ from agent.domain.events import SyncAsked, SyncProgress, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.routing import AUTO, MANUAL
 from agent.domain.status_warning import StatusWarning
-from agent.entrypoints.control_client import Endpoint, NoAnswer
+from agent.entrypoints.control_client import AgentUnavailable, Endpoint
 from agent.entrypoints.status_view import unresponsive_warning
 from agent.ports import Message
 from agent.settings import Settings
@@ -242,7 +242,7 @@ class _Waiting:
 
     def __init__(self, asking: SyncClient, hear: Hear, say_once: SaysOnce) -> None:
         self._asking, self._home, self._hear, self._say_once = asking, asking.home, hear, say_once
-        self._door = Endpoint(asking.home)
+        self._endpoint = Endpoint(asking.home)
         self._note = ""
         self._asked = False  # somebody may have heard it: there may be a result
         self._taken = False  # the agent has accepted it over its socket
@@ -253,17 +253,17 @@ class _Waiting:
 
         For as long as an agent tells over its socket how it goes on, it waits for that.
         """
-        if holder.command == RUN and (client := await self._door.client()):
+        if holder.command == RUN and (client := await self._endpoint.client()):
             self._asked = True
             try:
                 if result := await self._told_by(client):
                     return result
-            except NoAnswer as error:
-                if error.silent:
+            except AgentUnavailable as error:
+                if error.unresponsive:
                     silence = await asyncio.to_thread(unresponsive_warning, self._home, holder.pid, holder.command)
                     self._say_once(silence.code, str(silence))
                     self._log_once("agent_silent", pid=holder.pid, then="a note in its spool waits for it")
-            self._door.failed()
+            self._endpoint.back_off()
         await self._insist()
         return (await self._asking.outcome())[0]
 
@@ -290,7 +290,7 @@ class _Waiting:
             await _seen_through(self._home.withdraw_note(self._note), "withdraw-note")
 
     async def _told_by(self, client: "ControlClient") -> SyncResult | None:
-        """Ask, and wait for the result; None where the agent ends. Raises NoAnswer."""
+        """Ask, and wait for the result; None where the agent ends. Raises AgentUnavailable."""
         following = asyncio.create_task(self._follow(client), name="follow-sync")
         try:
             while not (await asyncio.wait({following}, timeout=INSIST_SECONDS))[0]:
@@ -307,7 +307,7 @@ class _Waiting:
             following.cancel()
             await asyncio.wait({following})
             if not following.cancelled() and (met := following.exception()):
-                _log.debug("agent_unheard", error=str(met))
+                _log.debug("agent_unavailable", error=str(met))
 
     async def _follow(self, client: "ControlClient") -> SyncResult | None:
         ask = self._asking.ask
@@ -318,7 +318,7 @@ class _Waiting:
             if not self._note:
                 await client.ask(ask)
                 self._taken = True
-            self._door.opened()
+            self._endpoint.reset_pause()
             async for item in events:
                 if isinstance(item, SyncProgress):
                     self._hear(item)

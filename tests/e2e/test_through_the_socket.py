@@ -10,7 +10,7 @@ import pytest
 
 from agent.bootstrap.home import Home
 from agent.domain.events import Event, SyncProgress
-from agent.entrypoints.control_client import follow
+from agent.entrypoints.control_client import follow_history
 from agent.entrypoints.status_view import gather_status
 from agent.entrypoints.sync_client import SyncClient
 from agent.settings import load
@@ -39,7 +39,7 @@ async def following(home: Home) -> AsyncIterator[list[Event]]:
     async def read() -> None:
         ledger = await home.read_ledger()
         try:
-            async with aclosing(follow(home, ledger, after=0)) as entries:
+            async with aclosing(follow_history(home, ledger, after=0)) as entries:
                 async for entry in entries:
                     told.append(entry.event)  # noqa: PERF401 - it never ends
         finally:

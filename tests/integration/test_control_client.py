@@ -23,7 +23,7 @@ from agent.domain.errors import StateError
 from agent.domain.events import SyncAsked, SyncProgress, SyncRequested, SyncSkipped
 from agent.entrypoints import sync_client
 from agent.entrypoints.cli import status
-from agent.entrypoints.control_client import client as control, endpoint, follow
+from agent.entrypoints.control_client import client as control, endpoint, follow_history
 from agent.entrypoints.mcp.tools import STATUS, call_tool
 from agent.entrypoints.status_view import StatusDocument, gather_status
 from agent.entrypoints.sync_client import SyncClient
@@ -52,8 +52,9 @@ async def home(tmp_path):
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """Nobody here is slow but who is silent."""
-    monkeypatch.setattr(control, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(endpoint, "FIRST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(control, "RESPONSE_SECONDS", 0.5)
+    monkeypatch.setattr(control, "MAX_RESPONSE_BYTES", 2**20)  # which are read in time on a busy machine, too
+    monkeypatch.setattr(endpoint, "MIN_PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -556,7 +557,7 @@ async def followed(home: Home, **how: int) -> AsyncIterator[list[str]]:
     async def read() -> None:
         ledger = await home.read_ledger()
         try:
-            async with aclosing(follow(home, ledger, after=how.get("after", 0))) as entries:
+            async with aclosing(follow_history(home, ledger, after=how.get("after", 0))) as entries:
                 async for entry in entries:
                     seen.append(entry.event.id)  # noqa: PERF401 - it never ends
         finally:

@@ -24,9 +24,9 @@ from agent.domain.events import (
     UploadVerified,
 )
 from agent.domain.plain_text import printable
-from agent.entrypoints import control_client
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
 from agent.entrypoints.cli.options import AsJson
+from agent.entrypoints.control_client import POLL_SECONDS as HISTORY_POLL_SECONDS, follow_history, read_history
 from agent.entrypoints.results import ingested, pruned, sentence, verified, when
 from agent.ports import Clock, Ledger
 from agent.settings import Settings
@@ -100,7 +100,7 @@ async def show_history(settings: Settings, *, follow: bool, as_json: bool) -> in
         typer.echo("nothing has happened yet: no agent has run with this state directory", err=True)
         return 0
     try:
-        found = control_client.follow(home, ledger, after=0) if follow else control_client.written(ledger, after=0)
+        found = follow_history(home, ledger, after=0) if follow else read_history(ledger, after=0)
         async with aclosing(found):
             async for entry in found:
                 typer.echo(home.codec.encode(entry.event).decode() if as_json else line(entry.event))
@@ -135,7 +135,7 @@ async def _open_ledger(home: Home, *, wait: bool) -> Ledger | None:
     while not await home.has_ledger():
         if not wait:
             return None
-        await home.clock.sleep(control_client.LOOK_SECONDS)
+        await home.clock.sleep(HISTORY_POLL_SECONDS)
     return await home.read_ledger()
 
 
@@ -190,7 +190,7 @@ async def _results_from_ledger(home: Home) -> AsyncGenerator[SyncResult, None]:
     assert ledger is not None
     try:
         position = 0 if from_the_first else await ledger.last_position()
-        async with aclosing(control_client.follow(home, ledger, after=position)) as entries:
+        async with aclosing(follow_history(home, ledger, after=position)) as entries:
             async for entry in entries:
                 if isinstance(entry.event, SyncResult):
                     yield entry.event

@@ -1,10 +1,10 @@
-"""The running agent, asked over its control socket: how it stands, what happens, and for a sync.
+"""Client of the running agent's control socket: status, events, and requests of a sync.
 
-Whoever asks has another way, too: the ledger, and notes in the spool. So no agent, an old one, a broken or a wedged one
-is nothing that fails: it is `NoAnswer`, in three seconds at most. httpx2 is loaded where there is a socket, not before.
+Callers have another way, too: the ledger, and notes in the spool. So an agent that is absent, old, broken or hanging is
+`AgentUnavailable`, after three seconds at most. httpx2 is loaded only where there is a socket.
 """
 
-from agent.entrypoints.control_client.endpoint import Endpoint, NoAnswer
-from agent.entrypoints.control_client.live_history import LOOK_SECONDS, follow, written
+from agent.entrypoints.control_client.endpoint import AgentUnavailable, Endpoint
+from agent.entrypoints.control_client.history import POLL_SECONDS, follow_history, read_history
 
-__all__ = ["LOOK_SECONDS", "Endpoint", "NoAnswer", "follow", "written"]
+__all__ = ["POLL_SECONDS", "AgentUnavailable", "Endpoint", "follow_history", "read_history"]

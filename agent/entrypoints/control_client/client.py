@@ -1,33 +1,34 @@
-"""HTTP over the control socket, on httpx2: no proxy, no environment, no TLS; every failure is a NoAnswer.
+"""HTTP client of the control socket, on httpx2. Every failure is an AgentUnavailable.
 
-Importing this loads httpx2, and blocks for a moment.
+Importing this loads httpx2, which blocks for a moment.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Self, cast
 
 import httpx2
 import structlog
+from pydantic import TypeAdapter, ValidationError
 
 from agent.adapters.unix_http import http_client, socket_address
 from agent.domain.errors import WireError
 from agent.domain.events import SyncAsked, SyncProgress
-from agent.entrypoints.control_client.endpoint import NoAnswer
-from agent.entrypoints.control_client.status_document import told
+from agent.entrypoints.control_client.endpoint import AgentUnavailable
 from agent.entrypoints.status_view import StatusDocument
 from agent.ports import Codec, HistoryEntry
 
-ANSWER_SECONDS = 3.0
-"""How long an answer may take, from the connection to its last byte; of events, to the first."""
+RESPONSE_SECONDS = 3.0
+"""Time limit of a response, from the connection to its last byte; of an event stream, to its headers."""
 
 SILENCE_SECONDS = 40.0
-"""How long a stream of events may be without a word: the agent gives a sign of life every 15 s."""
+"""Time limit between two messages of an event stream: the agent sends a heartbeat every 15 s."""
 
-LARGEST_ANSWER_BYTES = 16 * 1024 * 1024
-LARGEST_EVENT_BYTES = 2 * LARGEST_ANSWER_BYTES
+MAX_RESPONSE_BYTES = 16 * 1024 * 1024
+MAX_EVENT_BYTES = 2 * MAX_RESPONSE_BYTES
 
 _log = structlog.get_logger()
 
@@ -40,8 +41,8 @@ class ControlClient:
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Raises NoAnswer where the socket has no address."""
-        with _translated():
+        """Raises AgentUnavailable where the socket has no address."""
+        with _translated_errors():
             address = self._open.enter_context(socket_address(self._path))
         self._client = await self._open.enter_async_context(http_client(address))
         return self
@@ -50,28 +51,32 @@ class ControlClient:
         await self._open.aclose()
 
     async def status(self) -> StatusDocument:
-        """Return how everything stands, as the agent says it. Raises NoAnswer."""
-        return told(await self._answer(self._client.build_request("GET", "/v1/status"), httpx2.codes.OK))
+        """Return the agent's status. Fields of a newer agent are ignored. Raises AgentUnavailable."""
+        body = await self._response(self._client.build_request("GET", "/v1/status"), httpx2.codes.OK)
+        try:
+            return _status_adapter().validate_json(body)
+        except ValidationError as error:
+            raise AgentUnavailable(f"the agent's status is not understood: {error.error_count()} errors") from error
 
     async def ask(self, ask: SyncAsked) -> None:
-        """Ask for a sync; its result is among the events, and in the ledger. Raises NoAnswer.
+        """Request a sync; its result is among the events, and in the ledger. Raises AgentUnavailable.
 
-        After a NoAnswer it may have been heard all the same. It goes as the event that it is, not as a `POST /v1/sync`:
-        an agent of another system takes no part in it.
+        After an AgentUnavailable the agent may have received it all the same. It is sent as an event, not as a
+        `POST /v1/sync`: an agent of another system refuses it.
         """
         headers = {"Content-Type": "application/cloudevents+json"}
         body = self._codec.encode(ask)
         request = self._client.build_request("POST", "/v1/events", content=body, headers=headers)
-        await self._answer(request, httpx2.codes.ACCEPTED)
+        await self._response(request, httpx2.codes.ACCEPTED)
 
     @asynccontextmanager
     async def events(
         self, *, after: int | None = None
     ) -> AsyncIterator[AsyncGenerator[HistoryEntry | SyncProgress, None]]:
-        """Yield the history after a position (None: what comes from now on), as it grows, and progress in between.
+        """Yield the history after a position (None: from now on) as it grows, and progress in between.
 
-        Whatever happens once the block has begun is among them. They end where the agent ends. Raises NoAnswer, while
-        they are read too; what cannot be read of a newer agent is passed over.
+        All that happens after the block has begun is among them. They end when the agent ends. Raises AgentUnavailable,
+        also while they are read; events of unknown types are skipped.
         """
         headers = {"Accept": "text/event-stream"}
         if after is not None:
@@ -79,59 +84,67 @@ class ControlClient:
         request = self._client.build_request(
             "GET", "/v1/events", headers=headers, timeout=httpx2.Timeout(None, read=SILENCE_SECONDS)
         )
-        with _translated():
-            async with asyncio.timeout(ANSWER_SECONDS):
+        with _translated_errors():
+            async with asyncio.timeout(RESPONSE_SECONDS):
                 response = await self._client.send(request, stream=True)
         try:
-            if response.status_code != httpx2.codes.OK:
-                raise NoAnswer(f"the agent answers {response.status_code} to {request.url.path}")
-            async with aclosing(self._among(response)) as found:
-                yield found
+            _check_status(response, httpx2.codes.OK)
+            async with aclosing(self._decoded(response)) as events:
+                yield events
         finally:
             await response.aclose()
 
-    async def _among(self, response: httpx2.Response) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
-        source = httpx2.EventSource(response, max_event_size=LARGEST_EVENT_BYTES)
-        with _translated():
+    async def _decoded(self, response: httpx2.Response) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
+        source = httpx2.EventSource(response, max_event_size=MAX_EVENT_BYTES)
+        with _translated_errors():
             # It is a generator, though its type does not say so.
-            async with aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", aiter(source))) as events:
-                async for event in events:
-                    if event.data and (item := self._read(event)) is not None:
+            async with aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", aiter(source))) as messages:
+                async for message in messages:
+                    if message.data and (item := self._decode(message)) is not None:
                         yield item
 
-    def _read(self, told: httpx2.ServerSentEvent) -> HistoryEntry | SyncProgress | None:
+    def _decode(self, message: httpx2.ServerSentEvent) -> HistoryEntry | SyncProgress | None:
         try:
-            event = self._codec.decode(told.data.encode())
+            event = self._codec.decode(message.data.encode())
             if isinstance(event, SyncProgress):
                 return event
-            return HistoryEntry(int(told.id), event)
+            return HistoryEntry(int(message.id), event)
         except (WireError, ValueError) as error:
-            _log.debug("event_not_understood", type=told.event[:80], error=str(error))
+            _log.debug("event_not_understood", type=message.event[:80], error=str(error))
             return None
 
-    async def _answer(self, request: httpx2.Request, wanted: int) -> bytes:
-        with _translated():
-            async with asyncio.timeout(ANSWER_SECONDS):
+    async def _response(self, request: httpx2.Request, expected_status: int) -> bytes:
+        with _translated_errors():
+            async with asyncio.timeout(RESPONSE_SECONDS):
                 response = await self._client.send(request, stream=True)
                 try:
                     body = bytearray()
                     async for piece in response.aiter_bytes():
                         body += piece
-                        if len(body) > LARGEST_ANSWER_BYTES:
-                            raise NoAnswer(f"the answer to {request.url.path} is larger than an answer can be")
+                        if len(body) > MAX_RESPONSE_BYTES:
+                            raise AgentUnavailable(f"the agent's response to {request.url.path} is too large")
                 finally:
                     await response.aclose()
-        if response.status_code != wanted:
-            raise NoAnswer(f"the agent answers {response.status_code} to {request.url.path}")
+        _check_status(response, expected_status)
         return bytes(body)
 
 
+@cache
+def _status_adapter() -> TypeAdapter[StatusDocument]:
+    return TypeAdapter(StatusDocument)
+
+
+def _check_status(response: httpx2.Response, expected: int) -> None:
+    if response.status_code != expected:
+        raise AgentUnavailable(f"the agent answers {response.status_code} to {response.request.url.path}")
+
+
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Raise what httpx2, the clock and the system say within the block as a NoAnswer."""
+def _translated_errors() -> Iterator[None]:
+    """Raise errors of httpx2 and the system, and time-outs, as AgentUnavailable."""
     try:
         yield
     except (TimeoutError, httpx2.ReadTimeout) as error:
-        raise NoAnswer("the agent does not answer", silent=True) from error
+        raise AgentUnavailable("the agent does not answer", unresponsive=True) from error
     except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
-        raise NoAnswer(f"the agent cannot be asked: {str(error) or type(error).__name__}") from error
+        raise AgentUnavailable(f"the agent cannot be reached: {str(error) or type(error).__name__}") from error
