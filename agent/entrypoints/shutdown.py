@@ -1,4 +1,4 @@
-"""How a command ends when it is told to: what it does is cancelled, cleans up, and has ten seconds for it."""
+"""How a command stops on a signal: its task is cancelled, cleans up, and has ten seconds for that."""
 
 import asyncio
 import logging
@@ -15,8 +15,8 @@ from agent.domain.errors import AkoshaError
 STOP_SECONDS = 10.0
 STDIN = 0
 ECHO_SECONDS = 1.0
-"""`timeout`, `uv run` and their like pass on what the terminal has told us already: a signal so soon after the first
-is the same one."""
+"""`timeout`, `uv run` and their like pass on a signal that the terminal has sent to us as well: one so soon after the
+first is the same signal."""
 
 _log = structlog.get_logger()
 
@@ -24,60 +24,59 @@ _log = structlog.get_logger()
 def run_to_end(work: Coroutine[None, None, int], *, stopped: int | None = None) -> int:
     """Run a command and return its exit code.
 
-    SIGTERM and Ctrl-C cancel it; then the code is `stopped`, or 128 + the signal's number. Another signal a while
-    later, or ten seconds that were not enough, end the process hard: the ledger says what was under way, so that loses
-    nothing.
+    SIGTERM and Ctrl-C cancel it; then the code is `stopped` (None: 128 + the signal's number). A second signal, or a
+    clean-up that takes more than ten seconds, ends the process at once: no data is lost, as the ledger says what was
+    under way.
     """
     return asyncio.run(_run(work, stopped))
 
 
 def on_hangup(reload: Callable[[], None]) -> None:
-    """Call `reload`, on the running loop, at each SIGHUP. One that says that the terminal has gone is as SIGTERM."""
+    """Call `reload`, on the running loop, at each SIGHUP. A SIGHUP because the terminal has closed acts as SIGTERM."""
     terminal = os.isatty(STDIN)
 
-    def told() -> None:
+    def handle() -> None:
         if terminal and not os.isatty(STDIN):
             signal.raise_signal(signal.SIGTERM)
         else:
             reload()
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, told)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, handle)
 
 
 async def _run(work: Coroutine[None, None, int], stopped: int | None) -> int:
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work, name="command")
-    told: list[signal.Signals] = []
-    insists_from = 0.0
+    received: signal.Signals | None = None
+    second_from = 0.0
 
-    def end(name: signal.Signals) -> None:
-        nonlocal insists_from
-        if told:
-            if loop.time() >= insists_from:
-                _end_hard("it was told to stop twice")
+    def stop(number: signal.Signals) -> None:
+        nonlocal received, second_from
+        if received is not None:
+            if loop.time() >= second_from:
+                _exit_at_once("a second signal")
             return
-        told.append(name)
-        insists_from = loop.time() + ECHO_SECONDS
-        _log.info("stopping", signal=name.name)
+        received, second_from = number, loop.time() + ECHO_SECONDS
+        _log.info("stopping", signal=number.name)
         task.cancel()
-        loop.call_later(STOP_SECONDS, _end_hard, f"it did not come to an end within {STOP_SECONDS:g} s")
+        loop.call_later(STOP_SECONDS, _exit_at_once, f"the clean-up took more than {STOP_SECONDS:g} s")
 
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, end, name)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
     try:
         return await task
     except asyncio.CancelledError:
-        if not told:
+        if received is None:
             raise
-        return 128 + told[0] if stopped is None else stopped
+        return 128 + received if stopped is None else stopped
 
 
-def _end_hard(why: str) -> None:
+def _exit_at_once(reason: str) -> None:
     if _log.is_enabled_for(logging.ERROR):
-        _log.error("ends_hard", why=why)
+        _log.error("forced_exit", reason=reason)
     else:
         with suppress(OSError):
-            sys.stderr.write(f"akosha-agent: ends at once: {why}\n")
+            sys.stderr.write(f"akosha-agent: exits at once: {reason}\n")
             sys.stderr.flush()
     os._exit(1)
 

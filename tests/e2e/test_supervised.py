@@ -39,7 +39,7 @@ def test_it_speaks_the_protocol_and_at_a_hangup_takes_new_settings_or_says_why_n
 
             told = hang_up(first + "akosha_agent_quiet_seconds: soon\n")
             assert any("settings refused" in one.get("STATUS", "") for one in told)
-            assert "akosha_agent_quiet_seconds" in agent.logged("settings_refused")[0]["why"]
+            assert "akosha_agent_quiet_seconds" in agent.logged("settings_refused")[0]["reason"]
 
             hang_up(first + f"akosha_agent_state_dir: {machine.home}/elsewhere\n")  # the command line's word stands
             agent.logged("settings_unchanged")

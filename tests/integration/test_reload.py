@@ -154,7 +154,7 @@ async def test_where_no_agent_can_be_built_with_the_new_settings_the_old_ones_go
             await world.reload(agent_quiet_seconds=0.3)
             assert world.agents[-1].file_changes.rules.quiet == 0.3
     (refused,) = [line for line in told if line["event"] == "settings_refused"]
-    assert (refused["why"], refused["hint"]) == ("the credentials file cannot be read", "chmod 600 it")
+    assert (refused["reason"], refused["hint"]) == ("the credentials file cannot be read", "chmod 600 it")
     assert holders == [os.getpid()] * 4, "the state directory is held all the while"
 
 
@@ -163,7 +163,7 @@ async def test_a_changed_state_directory_is_refused_with_the_command_that_does_i
         async with running(world):
             await world.reload(agent_state_dir=world.tmp_path / "elsewhere", agent_quiet_seconds=5)
     (refused,) = [line for line in told if line["event"] == "settings_refused"]
-    assert "needs a restart" in refused["why"]
+    assert "needs a restart" in refused["reason"]
     assert refused["hint"] == "akosha-agent service restart"
     assert (len(world.agents), (world.tmp_path / "elsewhere").exists()) == (1, False)
 
