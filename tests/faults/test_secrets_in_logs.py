@@ -1,4 +1,4 @@
-"""Canaries in every place where a secret may stand, and servers that repeat what they were told: none comes out.
+"""Canaries in every setting with a secret, and servers that repeat what they receive: none is shown.
 
 The commands run in this process, with every library at DEBUG, against an S3 that refuses or talks nonsense, an Akosha
 that refuses, and a NATS that refuses; then all output, the log file and all files of the state directory are searched.
@@ -36,22 +36,22 @@ LOUD = ("", "aiobotocore", "aiohttp", "asyncio", "botocore", "hpack", "httpcore2
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Says no, and repeats all that it was told. `/garbage` is no XML, no JSON, and of no use."""
+    """Refuses, and repeats all that it receives. `/garbage` is neither XML nor JSON."""
 
     protocol_version = "HTTP/1.1"
-    heard: ClassVar[list[str]] = []
+    received_lines: ClassVar[list[str]] = []
 
     def do_any(self):
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        told = "\n".join(f"{name}: {value}" for name, value in self.headers.items())
-        self.heard.append(f"{self.path}\n{told}")
+        received = "\n".join(f"{name}: {value}" for name, value in self.headers.items())
+        self.received_lines.append(f"{self.path}\n{received}")
         if self.path.startswith("/garbage"):
-            code, body = 200, f"<html \0 {told}"
+            code, body = 200, f"<html \0 {received}"
         elif self.path.startswith("/mcp"):
-            code, body = 401, json.dumps({"error": {"code": -32001, "message": told}})
+            code, body = 401, json.dumps({"error": {"code": -32001, "message": received}})
         else:
-            message = told.replace("<", "")
+            message = received.replace("<", "")
             code, body = 403, f"<Error><Code>SignatureDoesNotMatch</Code><Message>{message}</Message></Error>"
         data = body.encode()
         self.send_response(code, "No, and you said so")
@@ -70,15 +70,15 @@ class Echo(BaseHTTPRequestHandler):
 
 
 class Nats(socketserver.StreamRequestHandler):
-    """Greets, hears CONNECT, and says that this is no login, repeating it."""
+    """Reads CONNECT, and refuses the login, repeating it."""
 
-    heard: ClassVar[list[str]] = []
+    received_lines: ClassVar[list[str]] = []
 
     def handle(self):
         self.wfile.write(b'INFO {"server_id":"X","version":"2.11.0","max_payload":1048576,"auth_required":true}\r\n')
-        told = self.rfile.readline().decode()
-        self.heard.append(told)
-        self.wfile.write(f"-ERR 'Authorization Violation for {told.strip()}'\r\n".encode())
+        received = self.rfile.readline().decode()
+        self.received_lines.append(received)
+        self.wfile.write(f"-ERR 'Authorization Violation for {received.strip()}'\r\n".encode())
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def serving(server):
 
 @pytest.fixture
 def loud(monkeypatch):
-    """Everything is heard, whatever the agent would leave out."""
+    """Every library logs at DEBUG."""
     monkeypatch.setattr(pipeline, "LIBRARIES", ())
     monkeypatch.setattr(pipeline, "MUTE", ())
     with logging_restored(*LOUD):
@@ -105,7 +105,7 @@ def loud(monkeypatch):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, loud):
+def run_command(tmp_path, monkeypatch, loud):
     """A machine whose servers are all against it; yields a way to run a command there."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -138,7 +138,7 @@ def place(tmp_path, monkeypatch, loud):
 
 
 def shown(result):
-    """All that a command has said; what it raised, too."""
+    """All output of a command, and the error that it raised."""
     return f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
 
 
@@ -155,40 +155,40 @@ def leaks(text: str) -> list[str]:
 
 
 @pytest.mark.long
-def test_no_secret_comes_out_though_servers_that_refuse_repeat_them(place, tmp_path):
-    Echo.heard.clear()
-    Nats.heard.clear()
-    synced = place("sync", "--json", "-v")
-    told = "\n".join(Echo.heard)
-    assert "AWS4-HMAC-SHA256" in told  # the servers did hear them
-    assert SECRETS["AWS_SESSION_TOKEN"] in told
-    assert f"Bearer {SECRETS['http_token']}" in told
-    assert any(json.dumps(SECRETS["agent_nats_password"])[1:-1] in line for line in Nats.heard)
+def test_no_secret_comes_out_though_servers_that_refuse_repeat_them(run_command, tmp_path):
+    Echo.received_lines.clear()
+    Nats.received_lines.clear()
+    synced = run_command("sync", "--json", "-v")
+    received = "\n".join(Echo.received_lines)
+    assert "AWS4-HMAC-SHA256" in received  # the servers did receive them
+    assert SECRETS["AWS_SESSION_TOKEN"] in received
+    assert f"Bearer {SECRETS['http_token']}" in received
+    assert any(json.dumps(SECRETS["agent_nats_password"])[1:-1] in line for line in Nats.received_lines)
     assert json.loads(synced.stdout)["success"] is False
     assert "botocore" in synced.stderr
     assert MASK in synced.stderr
     commands = ("status",), ("events", "--json"), ("config", "--json"), ("doctor",), ("memories",), ("react", "--once")
-    outputs = [shown(synced), *(shown(place(*words)) for words in commands), kept(tmp_path)]
+    outputs = [shown(synced), *(shown(run_command(*words)) for words in commands), kept(tmp_path)]
     assert [leaks(text) for text in outputs] == [[]] * len(outputs)
     assert "botocore" in (tmp_path / "state" / "agent.log").read_text()
 
 
-def test_no_secret_comes_out_though_a_store_answers_with_nonsense_that_has_them(place, tmp_path, monkeypatch):
+def test_no_secret_comes_out_though_a_store_answers_with_nonsense_that_has_them(run_command, tmp_path, monkeypatch):
     monkeypatch.setenv(variable("cloud_bucket"), "garbage")
     for key in ("agent_nats_url", "agent_nats_user", "agent_nats_password"):
         monkeypatch.delenv(variable(key))
-    synced = place("sync", "--json", "-v")
+    synced = run_command("sync", "--json", "-v")
     assert json.loads(synced.stdout)["success"] is False
     assert "garbage" in synced.stderr
-    outputs = [shown(synced), shown(place("status")), kept(tmp_path)]
+    outputs = [shown(synced), shown(run_command("status")), kept(tmp_path)]
     assert [leaks(text) for text in outputs] == [[], [], []]
 
 
-def test_settings_that_are_wrong_are_told_of_without_their_secrets(place, tmp_path, monkeypatch):
+def test_invalid_settings_are_reported_without_their_secrets(run_command, tmp_path, monkeypatch):
     monkeypatch.setenv(variable("http_token"), "c4n4ry with blanks")
     monkeypatch.setenv(variable("agent_nats_url"), "http://somebody:c4n4ry@nats.lan")
     monkeypatch.setenv(variable("max_retries"), "many")
-    result = place("run")
+    result = run_command("run")
     assert result.exit_code == 2
     assert "akosha_max_retries" in result.stderr
     assert "c4n4ry" not in shown(result)

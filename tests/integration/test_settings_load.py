@@ -1,4 +1,4 @@
-"""From the sources to the tree: who wins, where a value is from, what a project's files may not do, what is said."""
+"""Loading of settings: precedence, the origin of each value, the limits of a project's files, the messages."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ from tests.support.machine import Machine
 
 SEED = f"SU{'EVIL' * 14}"
 
-# The order of the documents, high to low: name of the source as told -> where it is put.
+# The order of the documents, high to low: name of the source in messages -> where it is.
 ORDER = {
     "command line": "command line",
     "env SESSION_BUDDY_AKOSHA_SYSTEM_ID": "env",
@@ -469,7 +469,7 @@ def test_variables_in_values_are_put_in(world):
     assert loaded.warnings == ()
 
 
-def test_a_variable_that_is_not_set_is_told(world):
+def test_a_variable_that_is_not_set_causes_a_warning(world):
     world.put("~/.claude/settings/local.yaml", "system_id", "${NOBODY}")
     assert world.load().warnings == ("akosha_system_id in ~/.claude/settings/local.yaml uses NOBODY, which is not set",)
 
@@ -560,7 +560,7 @@ def test_an_unknown_option_is_an_error(world):
 # ------------------------------------------------------------------------------------------------- what is wrong
 
 
-def test_all_that_is_wrong_is_told_at_once_with_key_value_source_and_what_is_allowed(world):
+def test_all_invalid_values_are_reported_at_once_with_key_value_source_and_what_is_allowed(world):
     world.command_line = {"chunk_size_mb": 500}
     world.environ = {
         "AKOSHA_CLOUD_BUCKET": "My_Bucket",
@@ -588,7 +588,7 @@ def test_all_that_is_wrong_is_told_at_once_with_key_value_source_and_what_is_all
     }
 
 
-def test_the_path_of_a_file_that_is_none_is_told(world):
+def test_an_invalid_path_of_a_settings_file_is_reported(world):
     world.put("~/.claude/settings/local.yaml", "agent_nats_ca_file", 5)
     with pytest.raises(SettingsError, match=r"akosha_agent_nats_ca_file is 5 \(~/.*\): allowed is the path of a file"):
         world.load()
@@ -601,13 +601,13 @@ def test_a_number_where_a_secret_should_stand_is_not_shown(world):
     assert "8675309" not in str(caught.value)
 
 
-def test_a_path_that_is_none_is_told(world):
+def test_an_invalid_path_is_reported(world):
     world.put("~/.claude/settings/local.yaml", "agent_data_dir", 5)
     with pytest.raises(SettingsError, match=r"akosha_agent_data_dir is 5 \(~/.*\): allowed is the path of a directory"):
         world.load()
 
 
-def test_a_value_that_came_out_of_a_variable_is_told_as_it_was_written(world):
+def test_a_value_with_a_variable_is_reported_as_it_was_written(world):
     world.environ = {"N": "c4n4ry"}
     world.put("./settings/local.yaml", "max_retries", "${N}")
     with pytest.raises(SettingsError, match=r"akosha_max_retries is '\$\{N\}' \(./settings/local.yaml\)"):
@@ -640,14 +640,14 @@ def test_a_lent_akosha_address_says_where_it_is_from(world):
     assert (loaded.settings.cloud_configured, loaded.warnings) == (False, ())
 
 
-def test_an_endpoint_without_a_bucket_is_told(world):
+def test_an_endpoint_without_a_bucket_causes_a_warning(world):
     world.environ = {"AKOSHA_CLOUD_ENDPOINT": "https://s3.example"}
     assert world.load().warnings == (
         "akosha_cloud_endpoint (env AKOSHA_CLOUD_ENDPOINT) has no effect without akosha_cloud_bucket",
     )
 
 
-def test_encryption_and_class_where_there_is_no_bucket_are_told(world):
+def test_encryption_and_storage_class_without_a_bucket_cause_a_warning(world):
     world.environ = {"AKOSHA_CLOUD_ENDPOINT": "file:///srv/memories"}
     assert world.load().warnings == ()
     world.environ |= {
@@ -656,20 +656,20 @@ def test_encryption_and_class_where_there_is_no_bucket_are_told(world):
         "SESSION_BUDDY_AKOSHA_CLOUD_STORAGE_CLASS": "STANDARD_IA",
     }
     names = [name for name in world.environ if name.startswith("SESSION")]
-    told = [f"{name[14:].lower()} (env {name}) has no effect" for name in names]
-    assert world.load().warnings == tuple(f"{one} with a directory in place of akosha_cloud_bucket" for one in told)
+    expected = [f"{name[14:].lower()} (env {name}) has no effect" for name in names]
+    assert world.load().warnings == tuple(f"{one} with a directory in place of akosha_cloud_bucket" for one in expected)
     del world.environ["AKOSHA_CLOUD_ENDPOINT"]
-    assert world.load().warnings == tuple(f"{one} without akosha_cloud_bucket" for one in told)
+    assert world.load().warnings == tuple(f"{one} without akosha_cloud_bucket" for one in expected)
     world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories"}
     assert world.load().warnings == ()
 
 
-def test_remote_control_that_nobody_can_reach_is_told(world):
+def test_remote_control_without_nats_causes_a_warning(world):
     world.environ = {"AKOSHA_AGENT_REMOTE_CONTROL": "true"}
-    told = "akosha_agent_remote_control (env AKOSHA_AGENT_REMOTE_CONTROL) has no effect "
-    assert world.load().warnings == (f"{told}without akosha_agent_nats_url",)
+    expected = "akosha_agent_remote_control (env AKOSHA_AGENT_REMOTE_CONTROL) has no effect "
+    assert world.load().warnings == (f"{expected}without akosha_agent_nats_url",)
     world.environ |= {"AKOSHA_AGENT_NATS_URL": "nats://localhost", "AKOSHA_AGENT_BUS": "memory"}
-    assert world.load().warnings == (f"{told}with akosha_agent_bus: memory",)
+    assert world.load().warnings == (f"{expected}with akosha_agent_bus: memory",)
     world.environ |= {"AKOSHA_AGENT_BUS": "auto"}
     assert world.load().warnings == ()
 

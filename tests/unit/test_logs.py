@@ -1,4 +1,4 @@
-"""The logs: their form, what they show of an error and of libraries, and what they do not."""
+"""The log: its form, tracebacks, records of libraries, and what is not shown."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ def _as_before():
         yield
 
 
-def told(capsys):
+def logged(capsys):
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
@@ -42,26 +42,26 @@ def test_a_traceback_shows_where_and_never_what_the_variables_held(capsys, form)
 @pytest.mark.parametrize(
     "name", ["watchfiles.main", "botocore.endpoint", "aiobotocore.session", "aiohttp.access", "asyncio"]
 )
-def test_libraries_tell_no_more_than_warnings_whatever_the_level_of_others(name, caplog):
+def test_libraries_log_warnings_only_whatever_the_level(name, caplog):
     caplog.set_level(logging.DEBUG)
     logs.configure("DEBUG", "console")
     assert not logging.getLogger(name).isEnabledFor(logging.INFO)
     assert logging.getLogger(name).isEnabledFor(logging.WARNING)
 
 
-def test_what_a_library_says_comes_in_the_same_form_and_says_who(capsys):
+def test_a_record_of_a_library_has_the_same_form_and_its_name(capsys):
     logs.configure("INFO", "json")
     try:
         raise OSError("the peer is gone")
     except OSError:
         logging.getLogger("aiohttp.server").exception("Error handling %s", "request")
-    (line,) = told(capsys)
+    (line,) = logged(capsys)
     assert (line["event"], line["logger"], line["level"]) == ("Error handling request", "aiohttp.server", "error")
     assert line["exception"].endswith("OSError: the peer is gone")
     assert line["timestamp"].endswith("Z")
 
 
-def test_a_librarys_line_that_cannot_be_made_is_told_of_without_what_is_in_it(capsys):
+def test_a_record_of_a_library_that_cannot_be_formatted_is_reported_without_its_contents(capsys):
     logs.configure("INFO", "json")
     record = logging.LogRecord("aiohttp", logging.WARNING, __file__, 1, "%d of them", ("c4n4ry-s3cr3t",), None)
     pipeline._handler.handle(record)
@@ -78,12 +78,12 @@ def test_a_value_that_cannot_be_shown_does_not_keep_the_line_from_coming(capsys)
     ring["ring"] = ring
     logs.configure("INFO", "json")
     structlog.get_logger().info("odd", value=Odd(), ring=ring, number=1.5, flag=True, names=("a", "b"), bad="\udcff")
-    (line,) = told(capsys)
+    (line,) = logged(capsys)
     assert line["value"] == "<Odd>"
     assert (line["number"], line["flag"], line["names"], line["bad"]) == (1.5, True, ["a", "b"], "\\udcff")
 
 
-def test_nothing_is_raised_where_nobody_reads_stderr_any_more(monkeypatch):
+def test_nothing_is_raised_if_nobody_reads_stderr(monkeypatch):
     class Closed:
         def isatty(self):
             return False
@@ -97,16 +97,16 @@ def test_nothing_is_raised_where_nobody_reads_stderr_any_more(monkeypatch):
     logging.getLogger("aiohttp").warning("unheard")
 
 
-def test_configuring_again_leaves_one_place_that_lines_go_to(capsys):
+def test_configuring_again_leaves_one_handler(capsys):
     for level in ("DEBUG", "WARNING"):
         logs.configure(level, "json")
     structlog.get_logger().info("quiet")
     structlog.get_logger().warning("loud")
     logging.getLogger("aiohttp").warning("loud, too")
-    assert [line["event"] for line in told(capsys)] == ["loud", "loud, too"]
+    assert [line["event"] for line in logged(capsys)] == ["loud", "loud, too"]
 
 
-def test_a_crash_is_told_like_all_else_and_without_secrets(capsys):
+def test_a_crash_is_logged_like_any_event_and_without_secrets(capsys):
     logs.configure("INFO", "json")
     logs.hide("c4n4ry-of-a-crash")
     try:
@@ -116,7 +116,7 @@ def test_a_crash_is_told_like_all_else_and_without_secrets(capsys):
     thread = threading.Thread(target=lambda: 1 // 0, name="worker")
     thread.start()
     thread.join()
-    crash, failed = told(capsys)
+    crash, failed = logged(capsys)
     assert (crash["event"], crash["level"]) == ("crashed", "critical")
     assert crash["exception"].endswith(f"RuntimeError: it was {MASK}")
     assert (failed["event"], failed["thread"]) == ("thread_failed", "worker")

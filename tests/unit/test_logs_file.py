@@ -93,7 +93,7 @@ def test_a_line_longer_than_a_file_may_be_is_written_whole(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["moved", "deleted"])
-def test_a_file_that_logrotate_has_taken_is_made_anew(tmp_path, how):
+def test_a_file_that_logrotate_has_moved_or_deleted_is_reopened(tmp_path, how):
     file = tmp_path / "agent.log"
     log = LogFile(file, 1000)
     log.write("one\n")
@@ -104,7 +104,7 @@ def test_a_file_that_logrotate_has_taken_is_made_anew(tmp_path, how):
     assert how == "deleted" or (tmp_path / "old").read_text() == "one\n"
 
 
-def test_a_file_that_was_cut_to_nothing_goes_on_at_its_beginning(tmp_path):
+def test_a_truncated_file_continues_at_its_beginning(tmp_path):
     file = tmp_path / "agent.log"
     log = LogFile(file, 1000)
     log.write("one\n")
@@ -114,7 +114,7 @@ def test_a_file_that_was_cut_to_nothing_goes_on_at_its_beginning(tmp_path):
     assert file.read_text() == "two\n"
 
 
-def test_what_the_file_does_not_take_goes_to_stderr_with_one_line_that_says_why(tmp_path, capsys):
+def test_what_the_file_does_not_take_goes_to_stderr_after_one_line_with_the_reason(tmp_path, capsys):
     folder = tmp_path / "logs"
     log = LogFile(folder / "agent.log", 1000)  # there is no such folder
     log.write("one\n")
@@ -146,9 +146,9 @@ def test_a_full_disk_loses_no_line_and_tears_none(tmp_path, capsys):
     log.write("four\n")
     log.close()
     assert file.read_text().splitlines() == ["one", "two", "four"]
-    told = capsys.readouterr().err.splitlines()
-    assert "File too large" in told[0]
-    assert told[1:] == ["two, torn", "three, untouched"]
+    lines = capsys.readouterr().err.splitlines()
+    assert "File too large" in lines[0]
+    assert lines[1:] == ["two, torn", "three, untouched"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -166,7 +166,7 @@ def test_a_directory_that_is_closed_keeps_the_file_from_being_set_aside_and_no_l
     assert "cannot be set aside" in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_set_aside_grows_on_and_that_is_said(tmp_path, capsys, monkeypatch):
+def test_a_file_that_cannot_be_rotated_grows_on_and_that_is_reported(tmp_path, capsys, monkeypatch):
     log = LogFile(tmp_path / "agent.log", 20)
 
     def refuse(*_):
@@ -177,10 +177,10 @@ def test_a_file_that_cannot_be_set_aside_grows_on_and_that_is_said(tmp_path, cap
         log.write("0123456789\n")
     log.close()
     assert (tmp_path / "agent.log").read_text() == "0123456789\n" * 4
-    told = capsys.readouterr().err.splitlines()
-    assert told
-    assert all("cannot be set aside, it grows on: Permission denied" in line for line in told)
-    assert len(told) < 4
+    lines = capsys.readouterr().err.splitlines()
+    assert lines
+    assert all("cannot be set aside, it grows on: Permission denied" in line for line in lines)
+    assert len(lines) < 4
 
 
 def test_many_threads_write_whole_lines(tmp_path):
@@ -216,7 +216,7 @@ def test_many_threads_write_whole_lines(tmp_path):
         ("folder.log", "is not a file"),
     ],
 )
-def test_a_place_that_is_no_place_for_a_log_is_refused_with_the_cure(tmp_path, location, file, reason):
+def test_a_location_that_is_not_allowed_is_refused_with_a_hint(tmp_path, location, file, reason):
     (tmp_path / "link").symlink_to(tmp_path / "data")
     (tmp_path / "a-link.log").symlink_to(tmp_path / "data" / "not-yet.log")
     os.mkfifo(tmp_path / "pipe.log")
@@ -229,7 +229,7 @@ def test_a_place_that_is_no_place_for_a_log_is_refused_with_the_cure(tmp_path, l
 
 
 @pytest.mark.parametrize("file", ["agent.log", "state/agent.log", "state/logs/agent.log", "database/agent.log"])
-def test_other_places_are_taken(location, file):
+def test_other_locations_are_accepted(location, file):
     assert location(file).prepare().parent.is_dir()
 
 
@@ -239,7 +239,7 @@ def test_a_symbolic_link_is_followed_so_that_what_it_leads_to_is_rotated(locatio
     assert location("agent.log").prepare() == tmp_path / "var" / "real.log"
 
 
-def test_the_settings_name_the_place(tmp_path):
+def test_the_settings_name_the_location(tmp_path):
     assert LogLocation.of(Settings()) is None
     settings = Settings(agent_log_file=tmp_path / "a.log", agent_log_file_mb=2)
     found = LogLocation.of(settings)

@@ -105,7 +105,7 @@ def test_a_secret_is_masked_wherever_it_is_in_an_event():
         "jwt", "nats-connect", "key-in-a-file", "pem", "pem-cut",
     ],
 )  # fmt: skip
-def test_what_looks_like_a_secret_is_masked_though_nobody_has_told_of_it(text, secret):
+def test_what_looks_like_a_secret_is_masked_though_it_is_not_known(text, secret):
     shown = redacted(text)
     assert secret not in shown
     assert MASK in shown

@@ -169,13 +169,13 @@ def test_what_is_no_nats_address_is_refused(urls):
         "tls://to#ken@nats.lan",
     ],
 )
-def test_half_a_login_in_a_nats_address_is_refused_and_not_told(urls):
+def test_half_a_login_in_a_nats_address_is_refused_and_not_shown(urls):
     with pytest.raises(ValueError, match="allowed") as caught:
         check_nats_url(urls)
     assert "ken" not in str(caught.value).replace("token", "")
 
 
-def test_nats_addresses_are_told_apart_with_what_is_in_them():
+def test_nats_addresses_are_split_with_their_user_info():
     urls = "TLS://me:p%40ss@a:1, nats://[::1]:2 ,wss://b/x"
     assert check_nats_url(urls) == urls
     assert nats_servers(urls) == ("tls://me:p%40ss@a:1", "nats://[::1]:2", "wss://b/x")

@@ -282,15 +282,15 @@ def test_the_directory_is_that_of_a_file_endpoint_only():
 
 
 def test_with_no_bucket_a_cloud_endpoint_that_ends_in_mcp_is_akoshas_address():
-    lent = "https://akosha.example/mcp"
-    assert Settings(cloud_endpoint=lent).http_endpoint == lent
-    assert Settings(cloud_endpoint=lent, http_endpoint="").http_endpoint == lent
+    endpoint = "https://akosha.example/mcp"
+    assert Settings(cloud_endpoint=endpoint).http_endpoint == endpoint
+    assert Settings(cloud_endpoint=endpoint, http_endpoint="").http_endpoint == endpoint
 
 
 def test_an_address_given_for_akosha_wins_and_with_a_bucket_the_endpoint_is_the_buckets():
-    lent, own = "https://akosha.example/mcp", "http://localhost:8682/mcp"
-    assert Settings(cloud_endpoint=lent, http_endpoint=own).http_endpoint == own
-    assert Settings(cloud_endpoint=lent, cloud_bucket="bucket").http_endpoint == own
+    endpoint, own = "https://akosha.example/mcp", "http://localhost:8682/mcp"
+    assert Settings(cloud_endpoint=endpoint, http_endpoint=own).http_endpoint == own
+    assert Settings(cloud_endpoint=endpoint, cloud_bucket="bucket").http_endpoint == own
 
 
 @given(st.sampled_from(sorted(DOCUMENTED)), st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text()))

@@ -158,7 +158,7 @@ def test_credentials_in_one_address_are_no_concern_of_another():
 # ---------------------------------------------------------------------------------------------------------- all at once
 
 
-def test_rules_among_keys_are_told_together_with_those_of_single_ones():
+def test_errors_of_combinations_are_reported_together_with_those_of_single_keys():
     lines = refused(
         agent_nats_url=FAR,
         agent_bus="kafka",
@@ -181,7 +181,7 @@ def test_a_wrong_address_adds_no_complaint_about_what_depends_on_it():
     assert list(refused(agent_nats_url="http://nats.lan", agent_bus="nats", **USER)) == ["agent_nats_url"]
 
 
-def test_events_flow_over_nats_where_there_is_an_address_and_the_bus_is_not_told_otherwise():
+def test_events_flow_over_nats_if_it_has_a_url_and_the_bus_is_not_memory():
     assert not Settings().over_nats
     assert Settings(agent_nats_url=FAR).over_nats
     assert Settings(agent_nats_url=FAR, agent_bus="nats").over_nats

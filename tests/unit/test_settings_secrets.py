@@ -1,4 +1,4 @@
-"""A canary in every place where a secret may stand never appears in a text."""
+"""A canary in each setting that may contain a secret never appears in a text."""
 
 import json
 import logging
