@@ -61,7 +61,7 @@ class FailoverBus:
                 if not error.transient:
                     raise
                 # It may have arrived all the same: whoever is given it twice finds it done.
-                _log.info("event_stays_here", id=event.id, subject=event.subject, why=str(error))
+                _log.info("event_kept_local", id=event.id, subject=event.subject, reason=str(error))
             else:
                 return
         await self._local.publish(event)

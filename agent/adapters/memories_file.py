@@ -251,7 +251,7 @@ class Draft:
             try:
                 self._path.unlink(missing_ok=True)
             except OSError as error:  # the next sweep of the staging directory takes it
-                _log.warning("staging_not_removed", path=str(self._path), why=error.strerror)
+                _log.warning("staging_not_removed", path=str(self._path), reason=error.strerror)
 
     def _translated(self, error: OSError) -> SnapshotError:
         reason, folder = error.strerror or type(error).__name__, self._path.parent

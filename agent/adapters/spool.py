@@ -126,7 +126,7 @@ class SpoolDirectory:
             raise WireError(str(error)) from error
 
     def _reject(self, name: str, why: str) -> None:
-        _log.warning("note_rejected", note=name, why=why, kept_in=str(self._rejected))
+        _log.warning("note_rejected", note=name, reason=why, kept_in=str(self._rejected))
         try:
             self._rejected.mkdir(mode=0o700, exist_ok=True)
             (self._directory / name).rename(self._rejected / name)

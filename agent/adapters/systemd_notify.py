@@ -71,7 +71,7 @@ class SystemdSupervisor:
                 to.sendto("\n".join(assignments).encode(errors="replace"), self._address)
         except (OSError, ValueError) as error:
             if not self._failed:  # said once: whoever does not listen today does not tomorrow
-                _log.warning("supervisor_untold", told=assignments[0], error=str(error))
+                _log.warning("supervisor_not_notified", message=assignments[0], error=str(error))
             self._failed = True
         else:
             self._failed = False

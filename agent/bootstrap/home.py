@@ -80,7 +80,7 @@ class Home:
     def rename(self, taken: SystemIdTaken) -> Identity:
         """Take another default system id, because another machine owns this one. Blocks. Raises StateError."""
         self.state.rename(taken.instead)
-        _log.warning("system_id_suffixed", system_id=taken.instead, why=taken.message, hint=taken.hint)
+        _log.warning("system_id_suffixed", system_id=taken.instead, reason=taken.message, hint=taken.hint)
         return self.prepare()
 
     def lock(self, command: str, *, patient: bool = True) -> AbstractContextManager[None]:

@@ -68,9 +68,9 @@ def set_ledger_aside(path: Path, clock: Clock, error: LedgerDamaged) -> None:
     kept = set_aside(path, clock.now())
     _log.error(
         "ledger_set_aside",
-        why=error.message,
+        reason=error.message,
         kept_in=str(kept),
-        then="a new ledger is opened; the newest manifest in the bucket restores it",
+        next_step="a new ledger is opened; the newest manifest in the bucket restores it",
     )
 
 

@@ -262,7 +262,7 @@ class _Waiting:
                 if error.unresponsive:
                     silence = await asyncio.to_thread(unresponsive_warning, self._home, holder.pid, holder.command)
                     self._say_once(silence.code, str(silence))
-                    self._log_once("agent_silent", pid=holder.pid, then="a note in its spool waits for it")
+                    self._log_once("agent_silent", pid=holder.pid, next_step="a note in its spool waits for it")
             self._endpoint.back_off()
         await self._insist()
         return (await self._asking.outcome())[0]
@@ -299,7 +299,7 @@ class _Waiting:
                 except StateError as error:  # it has been taken: that is no failure yet
                     then = "the agent has been asked all the same: what becomes of it is waited for"
                     self._say_once("note_not_left", f"no note could be left: {error}; {then}")
-                    self._log_once("note_not_left", error=str(error), then=then)
+                    self._log_once("note_not_left", error=str(error), next_step=then)
                 if result := (await self._asking.outcome())[0]:
                     return result
             return following.result()
@@ -359,6 +359,6 @@ async def _seen_through(work: Coroutine[None, None, None], name: str) -> None:
     await asyncio.wait({task}, timeout=WITHDRAW_SECONDS)
     if not task.done():
         task.cancel()
-        _log.warning("note_stays", error=f"the spool did not answer within {WITHDRAW_SECONDS:g} s")
+        _log.warning("note_not_withdrawn", error=f"the spool did not answer within {WITHDRAW_SECONDS:g} s")
     elif error := task.exception():
-        _log.warning("note_stays", error=str(error))
+        _log.warning("note_not_withdrawn", error=str(error))

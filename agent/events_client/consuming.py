@@ -107,6 +107,6 @@ class _Outlook:
             return
         self._waiting = not state.ready
         if self._waiting:
-            _log.warning("nats_waited_for", why=state.detail)
+            _log.warning("nats_waiting", reason=state.detail)
         else:
-            _log.info("nats_there_again", nats=state.detail)
+            _log.info("nats_recovered", nats=state.detail)

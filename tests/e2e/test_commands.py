@@ -162,9 +162,9 @@ def test_switched_off_nothing_is_synced_and_changes_are_reported(machine):
     assert (done.code, done.out) == (2, "")
     assert "akosha_sync_enabled" in done.err
     with machine.run() as agent:
-        agent.logged("change_seen")
+        agent.logged("change_ignored")
         machine.write(commits=2)
-        first, second = agent.logged("change_seen", 2)
+        first, second = agent.logged("change_ignored", 2)
         assert first["databases"] == second["databases"] == ["reflection"]
     assert not machine.bucket.exists()
     status = machine.status()

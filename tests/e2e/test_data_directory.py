@@ -26,14 +26,14 @@ def test_one_that_is_not_there_fails_the_sync_and_run_waits_for_it(machine):
     status = machine.call("status").out
     assert f"pending    the data directory {machine.data} does not exist" in status
     with machine.run() as agent:
-        (line,) = agent.logged("databases_unseen")
+        (line,) = agent.logged("data_directory_unreadable")
         assert f"{machine.data} does not exist" in line["error"]
         assert "does not exist" in machine.status()["problem"]
         assert "does not exist" in machine.sync(code=1)["error"]
         machine.data.mkdir()
         machine.write(commits=2, entities=1)
         agent.logged("sync_succeeded", method="cloud")
-        assert len([line for line in agent.log.seen if line["event"] == "databases_unseen"]) == 1
+        assert len([line for line in agent.log.seen if line["event"] == "data_directory_unreadable"]) == 1
     assert machine.status()["problem"] == ""
 
 

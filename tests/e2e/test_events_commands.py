@@ -51,8 +51,8 @@ def test_nats_is_waited_for(machine, fresh_nats):
     machine.write(commits=1)
     fresh_nats.kill()
     with machine.started("events", "--follow", "--system", "*", "--durable", "all", "--json") as following:
-        (line,) = following.logged("nats_waited_for")
-        assert fresh_nats.url in line["why"]
+        (line,) = following.logged("nats_waiting")
+        assert fresh_nats.url in line["reason"]
         fresh_nats.start()
         machine.sync()
         following.told("succeeded")

@@ -181,7 +181,7 @@ def test_a_cloud_that_comes_back_gets_everything_by_itself_and_then_akosha_is_no
         agent.logged("sync_succeeded", 2, method="http")  # the cloud backs off: at once by the other way
         asked = len(akosha.calls)
         with s3_on(port):
-            agent.logged("target_back", method="cloud")
+            agent.logged("target_recovered", method="cloud")
             agent.logged("sync_succeeded", method="cloud", memories=12)
             machine.write(commits=7)
             agent.logged("sync_succeeded", 2, method="cloud")

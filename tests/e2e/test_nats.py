@@ -202,7 +202,7 @@ def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(serve
             (ENDED, session_end(3, padding="x" * 70_000)),
         )
         refused = agent.logged("message_refused", len(junk) + 1)
-        assert all(line["sequence"] > 0 and line["why"] for line in refused)
+        assert all(line["sequence"] > 0 and line["reason"] for line in refused)
         assert len(agent.logged("request_refused", 3)) == 3
         assert len([line for line in agent.log.seen if line["event"] == "sync_requested"]) == 1
         assert machine.sync()["outcome"] == "skipped"

@@ -66,7 +66,7 @@ def add_a_memory(machine: Machine) -> None:
 @contextmanager
 def reacting(machine: Machine, *words: str):
     with machine.started("react", "--state-dir", str(machine.state), *words, places=False) as running:
-        running.logged("reactor_started")
+        running.logged("ingest_started")
         yield running
         assert running.stop() == 0, "".join(running.log.raw[-30:])
 
@@ -152,7 +152,7 @@ def test_a_sync_beside_a_reactor_in_the_same_state_directory_is_told_so_and_does
     machine = Machine(tmp_path)
     machine.write(commits=1)
     with machine.started("react", "--state-dir", str(machine.state), places=False) as reactor:
-        reactor.logged("reactor_started")
+        reactor.logged("ingest_started")
         told = machine.call("sync")
         assert (told.code, told.out) == (1, "")
         assert "need a --state-dir each" in told.err

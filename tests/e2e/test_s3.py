@@ -140,7 +140,7 @@ def test_a_refusal_is_not_tried_again_and_names_the_cure(machine, bucket, front)
     assert missing.code == 1
     assert "create the bucket, or set akosha_cloud_bucket" in missing.json["error"]
     for done in (denied, missing):
-        assert "sync_retries" not in done.err
+        assert "sync_retry_scheduled" not in done.err
 
 
 def test_an_upload_that_stands_still_fails_after_the_time_set(machine, bucket, front):
@@ -205,9 +205,9 @@ def test_put_get_and_list_are_enough_and_what_needs_more_is_a_notice(machine, bu
     front.on("upload_part", refuse(500, "InternalError"), times=20)
     failed = machine.call("sync", "--json", "-v")
     assert failed.code == 1
-    assert '"event": "leftovers_stay"' in failed.err
+    assert '"event": "leftovers_not_removed"' in failed.err
     assert "allow s3:ListBucketMultipartUploads" in failed.err
-    assert '"event": "parts_left_behind"' in failed.err
+    assert '"event": "parts_not_removed"' in failed.err
     front._rules = [rule for rule in front._rules if rule.operation != "upload_part"]
     assert machine.sync()["success"]
     assert len(bucket.manifests) == 1

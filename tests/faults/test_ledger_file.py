@@ -118,8 +118,8 @@ async def test_a_result_that_cannot_be_read_is_set_aside_and_holds_up_no_other(p
                 assert list(await ledger.outbox()) == [first, last]
             await ledger.aclose()
     ((line),) = logs
-    assert (line["event"], line["log_level"], line["id"]) == ("result_set_aside", "error", damaged.id)
-    assert "cannot be read" in line["why"]
+    assert (line["event"], line["log_level"], line["id"]) == ("result_rejected", "error", damaged.id)
+    assert "cannot be read" in line["reason"]
 
 
 async def test_no_database_waits_for_a_result_that_was_set_aside(path):

@@ -206,7 +206,7 @@ async def test_what_fails_for_a_cancelled_caller_is_logged_also_when_it_was_canc
         other.execute("ROLLBACK")
         other.close()
         await ledger.owe(TARGET, ["reflection"])
-    assert [log["event"] for log in logs] == ["ledger_failed_unheard"]
+    assert [log["event"] for log in logs] == ["ledger_write_failed"]
     await ledger.aclose()
 
 

@@ -34,7 +34,7 @@ def test_a_stream_that_was_wiped_is_told_the_results_again(server, tmp_path, age
     machine = machine_on(server, tmp_path)
 
     def is_told_again(agent: Running) -> None:
-        agent.logged("results_told_again")
+        agent.logged("results_republished")
         with listening(server.url) as ear:
             ear.wait(lambda: sorted(set(ear.ids())) == sorted(upload_ids(machine)))
 
@@ -53,7 +53,7 @@ def test_a_stream_that_was_wiped_is_told_the_results_again(server, tmp_path, age
     server.restart()
     with machine.run() as agent:
         upload(machine, agent, 1)
-        assert not [line for line in agent.log.seen if line["event"] == "results_told_again"]
+        assert not [line for line in agent.log.seen if line["event"] == "results_republished"]
 
 
 def test_results_of_before_nats_was_set_are_told_when_it_is(server, tmp_path):
@@ -110,7 +110,7 @@ def test_an_agent_that_wants_nats_alone_waits_for_it_and_says_so(server, tmp_pat
     machine.write(commits=3)
     server.kill()
     with machine.run() as agent:
-        agent.logged("bus_waits")
+        agent.logged("bus_unavailable")
         assert machine.status()["notes"]["bus"].startswith("waiting: NATS at")
         server.start()
         agent.logged("sync_succeeded")

@@ -327,7 +327,7 @@ async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_
         events = [line["event"] for line in logged]
         assert events.count("sync_restarted") == 1
         assert events.count("network_changed") == 2
-        assert "sync_retries" not in events
+        assert "sync_retry_scheduled" not in events
         assert [type(event) for event in told if isinstance(event, SyncResult)] == [SyncFailed, SyncSucceeded], (
             "the attempt that was caught is not the one that was 30 s away"
         )

@@ -264,7 +264,7 @@ async def test_a_store_that_names_wholes_in_its_own_way_is_read_back_once(fronte
         await put(store, SEVERAL)
         await put(store, SEVERAL, key="second")
     assert front.count("get_object") == 1
-    assert [entry["event"] for entry in logs] == ["etags_of_another_form"]
+    assert [entry["event"] for entry in logs] == ["etags_not_md5"]
 
 
 async def test_a_whole_that_is_not_its_parts_is_damage(fronted, front, moto):
@@ -360,7 +360,7 @@ async def test_parts_that_may_not_be_aborted_are_a_notice_with_the_cure(fronted,
     with structlog.testing.capture_logs() as logs, pytest.raises(StoreError, match="InvalidAccessKeyId"):
         await put(store, SEVERAL)
     (notice,) = [line for line in logs if line["event"] != "s3_client_discarded"]
-    assert (notice["event"], notice["log_level"]) == ("parts_left_behind", "info")
+    assert (notice["event"], notice["log_level"]) == ("parts_not_removed", "info")
     assert "lifecycle rule" in notice["hint"]
 
 

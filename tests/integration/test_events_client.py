@@ -225,7 +225,7 @@ async def test_nats_killed_while_a_client_waits(fresh_nats, durable):
             fresh_nats.restart()
             await tell(fresh_nats, values.skipped("r1"))
             assert await first == ["r1.skipped"]
-    assert [one["event"] for one in logs].count("nats_waited_for") == 1
+    assert [one["event"] for one in logs].count("nats_waiting") == 1
 
 
 @pytest.mark.parametrize("wipe", [False, True])
@@ -258,9 +258,9 @@ async def test_nats_that_is_not_there_yet_is_waited_for_and_that_is_told_once(fr
             assert await first == ["r1.skipped"]
     told = [one for one in logs if one["log_level"] != "debug" and one["event"].startswith("nats_")]
     assert [(one["event"], one["log_level"]) for one in told] == [
-        ("nats_waited_for", "warning"), ("nats_there_again", "info"),
+        ("nats_waiting", "warning"), ("nats_recovered", "info"),
     ]  # fmt: skip
-    assert fresh_nats.url.removeprefix("nats://") in told[0]["why"]
+    assert fresh_nats.url.removeprefix("nats://") in told[0]["reason"]
 
 
 async def test_a_server_that_wants_to_know_who_asks(tmp_path):
@@ -412,4 +412,4 @@ def test_a_program_loads_and_prints_nothing_of_the_agents(fresh_nats):
     )
     assert (done.returncode, done.stdout) == (0, "waits\nnot told\n[]\n"), done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("event='nats_waited_for'")
+    assert line.startswith("event='nats_waiting'")

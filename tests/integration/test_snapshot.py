@@ -257,7 +257,7 @@ async def test_a_file_newer_than_the_engine_is_copied_and_marked(data_dir, stagi
     assert "version" in snapshot.unverified_reason.lower()
     assert (snapshot.verified, snapshot.header_iteration, snapshot.rows) == (False, 1, {})
     assert sha256(data_dir / "reflection.duckdb") == snapshot.files[0].sha256
-    assert "snapshot_doubted" not in {entry["event"] for entry in logs}
+    assert "snapshot_suspect" not in {entry["event"] for entry in logs}
 
 
 def overwritten(path):
@@ -276,7 +276,7 @@ async def test_a_damaged_database_is_looked_at_twice_then_copied_and_marked(dama
     damage(data_dir / "reflection.duckdb")
     with capture_logs() as logs:
         snapshot = await taker.take("reflection")
-    assert [entry["event"] for entry in logs].count("snapshot_doubted") == 1
+    assert [entry["event"] for entry in logs].count("snapshot_suspect") == 1
     assert not snapshot.verified
     assert snapshot.unverified_reason.startswith("the engine cannot read it: ")
     assert str(staging) not in snapshot.unverified_reason

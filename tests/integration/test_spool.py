@@ -174,7 +174,7 @@ async def test_what_is_no_note_is_set_aside_and_said_once(spool, directory, plan
         for _ in range(3):
             assert [(name, event.id) for name, event in await spool.waiting()] == [(good, "r-1")]
     assert [(line["event"], line["note"]) for line in logs] == [("note_rejected", "00-bad.json")]
-    assert logs[0]["why"]
+    assert logs[0]["reason"]
     assert [path.name for path in (directory / "rejected").iterdir()] == ["00-bad.json"]
 
 
@@ -189,7 +189,7 @@ async def test_a_note_of_another_user_is_set_aside(spool, directory, monkeypatch
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with capture_logs() as logs:
         assert await spool.waiting() == []
-    assert logs[0]["why"] == f"it belongs to user {os.getuid()}"
+    assert logs[0]["reason"] == f"it belongs to user {os.getuid()}"
 
 
 async def test_only_the_last_few_rejected_are_kept(spool, directory):

@@ -82,7 +82,7 @@ def test_a_supervisor_that_is_gone_is_said_once_and_harms_nobody(capsys):
         supervisor = SystemdSupervisor(notify.address)
     for _ in range(3):
         supervisor.alive()
-    assert capsys.readouterr().out.count("supervisor_untold") == 1
+    assert capsys.readouterr().out.count("supervisor_not_notified") == 1
 
 
 def test_a_supervisor_that_does_not_read_blocks_nobody():

@@ -62,7 +62,7 @@ def akoshas_side(tmp_path, bucket, server):
 @contextmanager
 def reacting(machine, *words: str):
     with machine.started("react", "--state-dir", str(machine.state), *words, places=False) as running:
-        running.logged("reactor_started")
+        running.logged("ingest_started")
         yield running
         assert running.stop() == 0, "".join(running.log.raw[-30:])
 

@@ -552,7 +552,7 @@ async def test_a_data_directory_that_is_closed_to_us_is_told_once_and_looked_at_
         w.files.survey = survey
         await w.pass_time(400)
         assert w.reasons == ["file_change"]
-    assert "".join(capsys.readouterr()).count("databases_unseen") == 1
+    assert "".join(capsys.readouterr()).count("data_directory_unreadable") == 1
 
 
 async def test_a_change_while_a_request_is_being_made_is_a_burst_of_its_own(tmp_path):

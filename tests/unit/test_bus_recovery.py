@@ -198,7 +198,7 @@ async def test_what_is_to_be_done_when_the_bus_changes_is_done_then_and_only_the
             await w.becomes(NATS, StreamMark("b", 0))
         assert w.switches == [LOCAL, WAITING, NATS]
         named = [(line["event"], line["log_level"]) for line in logs if line["event"].startswith("bus_")]
-        assert named == [("bus_in_use", "info"), ("bus_waits", "warning"), ("bus_in_use", "info")]
+        assert named == [("bus_in_use", "info"), ("bus_unavailable", "warning"), ("bus_in_use", "info")]
 
 
 async def test_a_change_that_comes_while_the_last_one_is_dealt_with_is_dealt_with_after_it(tmp_path):
@@ -278,7 +278,7 @@ async def test_an_error_while_a_change_is_dealt_with_is_logged_and_the_change_is
         w.switch_errors = [BusError("no answer", transient=True)] * 2
         with capture_logs() as logs:
             await w.becomes(LOCAL, w.bus.stream)
-        interrupted = [line for line in logs if line["event"] == "bus_watch_interrupted"]
+        interrupted = [line for line in logs if line["event"] == "bus_recovery_interrupted"]
         assert [(line["error"], line["delay_seconds"]) for line in interrupted] == [("no answer", 1)]
         await w.becomes(LOCAL, StreamMark("b", 0))
         assert w.told() == ["today", "yesterday"], "a loss is dealt with all the same"

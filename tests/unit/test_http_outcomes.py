@@ -510,4 +510,4 @@ async def test_the_first_failure_is_told_with_each_of_its_retries(tmp_path, caps
             w.files.change(1)
             await w.pass_time(300)
             assert w.reasons.count("retry") > 1
-    assert warned(lines) == ["sync_retries", "sync_retries", "sync_failed"]
+    assert warned(lines) == ["sync_retry_scheduled", "sync_retry_scheduled", "sync_failed"]

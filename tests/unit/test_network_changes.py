@@ -164,7 +164,7 @@ async def test_waking_up_elsewhere_is_one_upheaval_and_one_line(tmp_path, logged
         outside.happens(WOKE, MOVED)
         await w.pass_time(60)
         lines = [line for line in logged if line["event"] == "network_changed"]
-        assert [line["what"] for line in lines] == ["the machine woke up, the network changed"]
+        assert [line["changes"] for line in lines] == ["the machine woke up, the network changed"]
 
 
 async def test_a_network_that_comes_after_the_waking_is_answered_within_seconds(tmp_path):

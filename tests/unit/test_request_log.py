@@ -108,7 +108,7 @@ async def test_requests_of_other_agents_are_refused_and_each_agent_is_told_of_on
         for agent in ("agent-2", "agent-3", "agent-2"):
             for number in range(3):
                 assert not await requests.is_ours(replace(values.request(f"r{number}"), agent_id=agent))
-    warned = [line["why"] for line in logs if line["log_level"] == "warning"]
+    warned = [line["reason"] for line in logs if line["log_level"] == "warning"]
     assert warned == [f"it was issued by another agent, {agent}" for agent in ("agent-2", "agent-3")]
 
 

@@ -236,7 +236,7 @@ class DirectoryStore:
                     not self._root.is_symlink() and layout.is_there(self._root.parent)
                 )
         except StoreError as error:
-            log.debug("store_unavailable", why=str(error))
+            log.debug("store_unavailable", reason=str(error))
             return False
 
 

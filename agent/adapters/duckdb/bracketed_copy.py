@@ -233,7 +233,7 @@ def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float,
                 raise SnapshotError(
                     f"cannot read {source.name}: {error.strerror}", hint="check the disk", transient=True
                 ) from error
-            log.debug("snapshot_retried", database=source.database, attempts=attempts, why=why)
+            log.debug("snapshot_retried", database=source.database, attempts=attempts, reason=why)
             if attempts >= LEAST_ATTEMPTS and clock.monotonic() >= until:
                 raise SnapshotError(
                     f"{source.name} is too busy: each of {attempts} copies in {seconds:g} s was overtaken ({why})",

@@ -66,7 +66,7 @@ class DuckdbSnapshotTaker:
         folder, copy, verdict = await self._take_once(database)
         if verdict.damaged:
             # A right bracket never gives a torn copy; before somebody is told that his database is damaged, look twice.
-            log.warning("snapshot_doubted", database=database, why=verdict.reason)
+            log.warning("snapshot_suspect", database=database, reason=verdict.reason)
             await self._remove(folder)
             folder, copy, verdict = await self._take_once(database)
         seconds, size = self._clock.monotonic() - started, sum(file.size for file in copy.files)
@@ -77,7 +77,7 @@ class DuckdbSnapshotTaker:
             bytes=size,
             attempts=copy.attempts,
             verified=verdict.verified,
-            why=verdict.reason,
+            reason=verdict.reason,
             duration_seconds=round(seconds, 3),
         )
         return Snapshot(
@@ -206,4 +206,4 @@ def _remove(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        log.warning("staging_not_removed", path=str(path), why=error.strerror)
+        log.warning("staging_not_removed", path=str(path), reason=error.strerror)

@@ -331,7 +331,7 @@ class Link:
         if news:
             self._announce()
         else:
-            _log.debug("nats_unreachable", why=str(trouble))
+            _log.debug("nats_unreachable", reason=str(trouble))
 
     def _announce(self) -> None:
         self._tried.set()

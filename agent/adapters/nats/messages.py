@@ -71,7 +71,9 @@ class JetStreamMessage:
             with translated(f"{what} of an event"):
                 await telling()
         except BusError as error:
-            _log.debug("settling_unheard", what=what, id=self.event.id, error=str(error), then="the event comes again")
+            _log.debug(
+                "ack_failed", operation=what, id=self.event.id, error=str(error), next_step="the event comes again"
+            )
             return False
         return True
 

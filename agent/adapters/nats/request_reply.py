@@ -37,7 +37,7 @@ class Responding:
             try:
                 await self._serve(client)
             except BusError as error:
-                _log.debug("answering_interrupted", subject=self._subject, why=str(error))
+                _log.debug("responder_interrupted", subject=self._subject, reason=str(error))
                 self._link.suspect(client)
             finally:
                 self.ready.clear()
@@ -73,7 +73,7 @@ class Responding:
             with translated("answering", client):
                 await client.publish(question.reply, text)
         except BusError as error:
-            _log.warning("answer_untold", subject=self._subject, why=str(error))
+            _log.warning("answer_not_sent", subject=self._subject, reason=str(error))
 
 
 async def _unsubscribed(client: Client, heard: Subscription) -> None:

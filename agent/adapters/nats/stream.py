@@ -80,7 +80,9 @@ class Stream:
     async def _make(self, client: Client, jetstream: JetStreamContext) -> StreamInfo:
         with translated(f"making the stream {STREAM}", client):
             info = await jetstream.add_stream(self._wanted())
-        _log.info("stream_made", stream=STREAM, max_age_seconds=self._limits.max_age, max_bytes=self._limits.max_bytes)
+        _log.info(
+            "stream_created", stream=STREAM, max_age_seconds=self._limits.max_age, max_bytes=self._limits.max_bytes
+        )
         return info
 
     async def _widened(self, client: Client, jetstream: JetStreamContext, found: StreamInfo) -> StreamInfo:
@@ -93,9 +95,9 @@ class Stream:
                 wider = replace(found.config, subjects=[*(found.config.subjects or []), *missing])
                 info = await jetstream.update_stream(wider)
         except BusError as error:  # what follows says what it lacks, and the cure
-            _log.warning("stream_unchanged", stream=STREAM, error=str(error))
+            _log.warning("stream_not_updated", stream=STREAM, error=str(error))
             return found
-        _log.info("stream_widened", stream=STREAM, subjects=missing)
+        _log.info("stream_updated", stream=STREAM, subjects=missing)
         return info
 
     def _wanted(self) -> StreamConfig:
@@ -134,7 +136,7 @@ class Stream:
             and not (name in _EXTENSIBLE and (have >= own or have <= 0))  # 0 and -1: unlimited
         }
         if differ and str(differ) != self._complained:
-            _log.warning("stream_differs", stream=STREAM, **differ, why="it was there already: it is used as it is")
+            _log.warning("stream_differs", stream=STREAM, **differ, reason="it was there already: it is used as it is")
         self._complained = str(differ)
 
 

@@ -93,7 +93,7 @@ class NatsSubscription:
             try:
                 await self._serve(client)
             except StreamGone as error:
-                _log.info("subscription_mended", subscription=self._name, why=str(error))
+                _log.info("subscription_recreated", subscription=self._name, reason=str(error))
                 await self._mended(client)
             except BusError as error:
                 await self._interrupted(client, error)
@@ -109,7 +109,7 @@ class NatsSubscription:
         """Say why, have the connection looked at, and wait for another one; for a while, where this one lives."""
         self.trouble = error
         self._is_ready(False)
-        _log.debug("subscription_interrupted", subscription=self._name, why=str(error))
+        _log.debug("subscription_interrupted", subscription=self._name, reason=str(error))
         self._link.suspect(client)
         pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 20), LAST_PAUSE_SECONDS)
         self._failures += 1
@@ -218,7 +218,7 @@ class NatsSubscription:
                 await arrival.message.term()
             self.place.seen = max(self.place.seen, arrival.sequence)
         count, subject = self._refused(), arrival.message.subject[:200]
-        _log.warning("message_refused", subject=subject, sequence=arrival.sequence, why=why, so_far=count)
+        _log.warning("message_refused", subject=subject, sequence=arrival.sequence, reason=why, so_far=count)
 
 
 async def _send_back(arrivals: _Arrivals) -> None:

@@ -197,7 +197,9 @@ class Connection:
         if making.result() is client:
             self._making = None
             self._retire(client)
-            _log.info("s3_client_discarded", store=str(self.place), then="the next attempt reads the credentials again")
+            _log.info(
+                "s3_client_discarded", store=str(self.place), next_step="the next attempt reads the credentials again"
+            )
 
     def _retire(self, client: Client) -> None:
         client.retired = True

@@ -74,6 +74,6 @@ class Doubt:
         log.warning(
             "encryption_unconfirmed",
             store=str(place),
-            why=f"asked for {wanted}, it answers {encryption or 'nothing about it'}",
+            reason=f"asked for {wanted}, it answers {encryption or 'nothing about it'}",
             hint=f"{_SSE} has no effect there, as it seems",
         )

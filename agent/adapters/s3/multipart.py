@@ -209,9 +209,9 @@ class Multipart:
         try:
             await abort(self._connection, self._key, upload)
         except NotPermitted as error:
-            log.info("parts_left_behind", key=self._key, why=error.message, hint=LIFECYCLE_HINT)
+            log.info("parts_not_removed", key=self._key, reason=error.message, hint=LIFECYCLE_HINT)
         except StoreError as error:
-            log.warning("parts_left_behind", key=self._key, why=str(error), hint=LIFECYCLE_HINT)
+            log.warning("parts_not_removed", key=self._key, reason=str(error), hint=LIFECYCLE_HINT)
         finally:
             self._live.discard(upload)
 

@@ -116,7 +116,7 @@ class Sending:
             if self._etags_tell and upload.etags_are_md5 and in_another_form(answer, md5s):
                 # Damaged, or a store that counts otherwise: the bytes themselves tell, once.
                 await read_back(self._connection, upload.key, md5s, part_bytes)
-                log.info("etags_of_another_form", store=str(self._connection.place))
+                log.info("etags_not_md5", store=str(self._connection.place))
                 self._etags_tell = False
         return stored.etag
 
@@ -328,7 +328,7 @@ class Deleting:
             except _Unheard as error:
                 await self._one_by_one(batch)
                 self._singly = True
-                log.info("deleting_singly", location=str(self._connection.place), why=str(error.__cause__))
+                log.info("batch_delete_unsupported", location=str(self._connection.place), reason=str(error.__cause__))
 
     async def _together(self, keys: Sequence[str]) -> None:
         wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}

@@ -127,7 +127,7 @@ class History:
             try:
                 entries.append(HistoryEntry(at, self._event(payload)))
             except StateError as error:
-                _log.warning("event_unreadable", position=at, why=error.message)
+                _log.warning("event_unreadable", position=at, reason=error.message)
             if len(entries) == limit:
                 break
         return entries

@@ -178,7 +178,7 @@ class SqliteLedger:
         if unreadable and not self._transactions.read_only:
             for event_id, why in unreadable.items():
                 await self._transactions.write(functools.partial(self._told, event_id))
-                _log.error("result_set_aside", id=event_id, why=why)
+                _log.error("result_rejected", id=event_id, reason=why)
         return results
 
     async def confirm(self, event: Event) -> None:

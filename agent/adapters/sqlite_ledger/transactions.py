@@ -30,7 +30,7 @@ async def finished(thread: Executor, work: Callable[[], T], *, discard: Callable
         def look(done: "asyncio.Future[T]") -> None:
             error = done.exception()
             if error is not None:
-                _log.error("ledger_failed_unheard", error=str(error))
+                _log.error("ledger_write_failed", error=str(error))
             elif discard is not None:
                 thread.submit(discard, done.result())
 

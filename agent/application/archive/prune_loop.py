@@ -111,7 +111,7 @@ class PruneLoop:
             return
         warning = StatusWarning(code=HELD, message=f"no old upload is deleted: {why}", hint=HELD_HINT)
         if await set_warning(self._ledger, warning, self._clock):
-            _log.warning("pruning_held", system_id=self._target.system_id, why=why, hint=HELD_HINT)
+            _log.warning("pruning_held", system_id=self._target.system_id, reason=why, hint=HELD_HINT)
 
     async def _is_held_back(self) -> bool:
         since = refused_since((await self._ledger.notes()).get(NOTE, ""), self._pruning.location)
@@ -123,7 +123,7 @@ class PruneLoop:
         (_log.debug if known else _log.warning)(
             "pruning_not_permitted",
             system_id=self._target.system_id,
-            why=error.message,
+            reason=error.message,
             hint=f"{error.hint}; or have the bucket do it, by the rule (docs/pruning.md); or akosha_agent_prune: false",
             rule=s3_rule(self._target.system_id, self._pruning.rules),
         )
@@ -131,7 +131,10 @@ class PruneLoop:
     def _tell_of(self, text: str) -> None:
         """Once is enough, until it is another."""
         (_log.debug if text == self._said else _log.warning)(
-            "pruning_failed", system_id=self._target.system_id, error=text, then="tried again after the next upload"
+            "pruning_failed",
+            system_id=self._target.system_id,
+            error=text,
+            next_step="tried again after the next upload",
         )
         self._said = text
 

@@ -177,7 +177,7 @@ class Restore:
         one.warning = f"restored as it was uploaded, {together}: {error.message}"
         if error.hint:
             one.warning += f"; {error.hint}"
-        _log.warning("restored_unfolded", database=item.database, why=error.message)
+        _log.warning("restored_with_sidecars", database=item.database, reason=error.message)
         return downloaded
 
     async def _land(self, parts: Sequence[Part], scratch: ScratchDirectory, reporter: Reporter) -> int:

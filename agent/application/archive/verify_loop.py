@@ -327,7 +327,7 @@ class VerifyLoop:
             try:
                 here = await self.taker.survey()
             except SnapshotError as error:
-                _log.warning("databases_unseen", error=str(error))
+                _log.warning("data_directory_unreadable", error=str(error))
                 return
             damaged = {*record.databases} if found.manifest is None else found.damaged
             if again := sorted(damaged & here.keys()):

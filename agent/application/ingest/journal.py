@@ -36,7 +36,9 @@ class IngestJournal:
         try:
             return Cursor.decode(kept) if kept else Cursor()
         except WireError as error:
-            _log.warning("position_lost", system_id=system_id, why=error.message, then="its uploads are looked at anew")
+            _log.warning(
+                "cursor_lost", system_id=system_id, reason=error.message, next_step="its uploads are looked at anew"
+            )
             return Cursor()
 
     async def keep(self, system_id: str, position: Cursor) -> None:
@@ -96,9 +98,9 @@ class IngestJournal:
                     await self._bus.publish(event)
                 del left[0]
         except BusError as error:
-            _log.debug("ingest_results_wait", system_id=system_id, count=len(left), error=str(error))
+            _log.debug("ingest_outbox_blocked", system_id=system_id, count=len(left), error=str(error))
         except WireError as error:  # it would hold up all others, for ever
-            _log.error("result_set_aside", id=left.pop(0), why=str(error))
+            _log.error("result_rejected", id=left.pop(0), reason=str(error))
         if tuple(left) != position.untold:
             position = replace(position, untold=tuple(left))
             await self.keep(system_id, position)

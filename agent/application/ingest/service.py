@@ -88,7 +88,7 @@ class IngestService:
                 pattern = naming.results_pattern("*", "succeeded")
                 await self.bus.subscribe(pattern, self._hear, durable=self.identity.durable(ROLE))
             _log.info(
-                "reactor_started",
+                "ingest_started",
                 agent_id=self.identity.agent_id,
                 bucket=self.ingest.store.location,
                 akosha=self.ingest.push.sink.location,

@@ -45,13 +45,13 @@ class Outages:
         place = _place(system_id, error)
         tell = _log.debug if place in self._waits else _log.warning
         self._waits.add(place)
-        tell("ingest_waits", system_id=system_id, error=str(error), **more)
+        tell("ingest_waiting", system_id=system_id, error=str(error), **more)
 
     def passed(self, system_id: str, *, akosha: bool) -> None:
         """The system waits for nothing; with `akosha`, that has taken something."""
         over = self._waits & ({system_id, _AKOSHA} if akosha else {system_id})
         if over:
-            _log.info("ingest_goes_on", system_id=system_id)
+            _log.info("ingest_resumed", system_id=system_id)
         self._waits -= over
 
 
@@ -215,7 +215,7 @@ class SystemIngester:
             if error.transient:
                 return True  # it may be on its way: it is taken, or refused, in its turn
             self._foreign.add(upload)
-            _log.warning("foreign_uploads", system_id=self.system_id, names=[upload], why=error.message)
+            _log.warning("foreign_uploads", system_id=self.system_id, names=[upload], reason=error.message)
             return False
         return True
 
@@ -248,7 +248,7 @@ class SystemIngester:
         try:
             manifest = await self._ingest.manifest(self.system_id, upload)
             if manifest is None:
-                _log.info("upload_gone", system_id=self.system_id, upload_id=upload)
+                _log.info("upload_missing", system_id=self.system_id, upload_id=upload)
                 await self._keep(self._position.past(upload))
                 self._attempts = 0
                 return SystemOutcome()
@@ -357,7 +357,11 @@ class SystemIngester:
         self._position = await self._news.write(self._position.past(upload), event)
         self._attempts = 0
         _log.error(
-            "ingest_failed", system_id=self.system_id, upload_id=upload, error=why, then="a newer upload is waited for"
+            "ingest_failed",
+            system_id=self.system_id,
+            upload_id=upload,
+            error=why,
+            next_step="a newer upload is waited for",
         )
         return SystemOutcome(refused=1, why=event.error, tally=tally)
 

@@ -66,7 +66,7 @@ class MemoryDelta:
         zone = await asyncio.to_thread(self._zone)
         without = {name: copy.unverified_reason for name, copy in snapshots.items() if not copy.is_readable}
         for name, why in without.items():
-            _log.warning("memories_unread", database=name, error=why)
+            _log.warning("memories_unreadable", database=name, error=why)
         part = draft = None
         await self._memories.unstage(self._target)
         async with AsyncExitStack() as written:
@@ -77,10 +77,10 @@ class MemoryDelta:
                     break
                 except _Unreadable as error:  # once more without it: such a database is rare, and fails early
                     without[error.database] = error.why.message
-                    _log.warning("memories_unread", database=error.database, error=str(error.why))
+                    _log.warning("memories_unreadable", database=error.database, error=str(error.why))
                 except SnapshotError as error:
                     without |= dict.fromkeys(readable, error.message)
-                    _log.warning("memories_unwritten", error=str(error))
+                    _log.warning("memories_not_written", error=str(error))
                 draft = None
                 await written.aclose()
                 await self._memories.unstage(self._target)

@@ -118,9 +118,9 @@ class HealthMonitor:
             stuck[LEDGER] = f"it has not answered for {busy:.0f} s"
         if stuck.keys() != self._stuck.keys():
             for name in stuck.keys() - self._stuck.keys():
-                _log.error("health_degraded", what=name, why=stuck[name])
+                _log.error("health_degraded", component=name, reason=stuck[name])
             for name in self._stuck.keys() - stuck.keys():
-                _log.info("no_longer_stuck", what=name)
+                _log.info("health_recovered", component=name)
             self._stuck = stuck
             self._tell()
         self._stuck = stuck

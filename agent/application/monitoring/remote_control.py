@@ -58,7 +58,7 @@ class RemoteControl:
             except WireError as error:
                 return _json({"accepted": False, "error": error.message})
             except AkoshaError as error:
-                _log.warning("question_unanswered", error=str(error))
+                _log.warning("question_failed", error=str(error))
                 return _json({"accepted": False, "error": "the agent cannot answer now: its log says why"})
 
         return answered
@@ -87,7 +87,7 @@ class RemoteControl:
             method=method,
             enable_fallback=enable_fallback,
         )
-        _log.info("sync_asked_remotely", request_id=ask.id, method=method, system_id=ask.system_id)
+        _log.info("remote_sync_requested", request_id=ask.id, method=method, system_id=ask.system_id)
         if await self._agent_service.request_sync(ask) is None:
             refused = await self._ledger.outcome(ask.id)
             return _json({"accepted": False, "request_id": ask.id, "error": refused.error if refused else "refused"})

@@ -140,7 +140,9 @@ class BucketUploads:
         try:
             await self._store.delete(found)
         except NotPermitted as error:
-            _log.info("leftovers_stay", upload_id=upload, count=len(found), why=error.message, hint=error.hint)
+            _log.info(
+                "leftovers_not_removed", upload_id=upload, count=len(found), reason=error.message, hint=error.hint
+            )
 
     async def sweep(self, *ours: str, begun_before: datetime) -> None:
         """Remove what killed uploads left unfinished: of `ours` all of it, of others what began before that time.
@@ -151,7 +153,7 @@ class BucketUploads:
             removed = sum([await self._store.sweep(f"{self._prefix}{upload}/") for upload in ours])
             removed += await self._store.sweep(self._prefix, begun_before=begun_before)
         except NotPermitted as error:
-            _log.info("leftovers_stay", system_id=self._system_id, why=error.message, hint=error.hint)
+            _log.info("leftovers_not_removed", system_id=self._system_id, reason=error.message, hint=error.hint)
         else:
             if removed:
                 _log.info("leftovers_removed", system_id=self._system_id, count=removed)

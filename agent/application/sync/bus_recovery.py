@@ -63,7 +63,7 @@ class BusRecovery:
             except AkoshaError as error:
                 if not error.transient:
                     raise
-                _log.warning("bus_watch_interrupted", error=str(error), delay_seconds=wait)
+                _log.warning("bus_recovery_interrupted", error=str(error), delay_seconds=wait)
                 changed = await self._signal.wait(wait)
                 wait = FIRST_WAIT_SECONDS if changed else min(wait * 2, LAST_WAIT_SECONDS)
             else:
@@ -105,7 +105,7 @@ class BusRecovery:
         switched = before is None or (state.name, state.ready) != (before.name, before.ready)
         if switched:
             tell = _log.info if state.ready else _log.warning
-            tell("bus_in_use" if state.ready else "bus_waits", bus=state.name, detail=state.detail)
+            tell("bus_in_use" if state.ready else "bus_unavailable", bus=state.name, detail=state.detail)
         await self._ledger.note(BUS, f"{state.name}: {state.detail}" if state.ready else f"waiting: {state.detail}")
         await self._ledger.note(BUS_SINCE, state.since.isoformat())
         return switched and before is not None
@@ -121,7 +121,7 @@ class BusRecovery:
             again = await self._recorder.tell_again(self._clock.now() - self._kept)
             self._answered = losses
             if again:
-                _log.info("results_told_again", count=again, why="the stream is new, or has lost events")
+                _log.info("results_republished", count=again, reason="the stream is new, or has lost events")
         if mark != noted:
             await self._ledger.note(STREAM, f"{mark.sequence} {mark.created}")
         self._recorder.flush_soon()

@@ -221,7 +221,7 @@ class CloudSync:
             if self._markers is not None:
                 await self._markers.write(manifest)
         elif attempt.urgent and record.newest_upload_id and not await self._uploads.exists(record.newest_upload_id):
-            _log.warning("upload_gone", upload_id=record.newest_upload_id, location=self._store.location)
+            _log.warning("upload_missing", upload_id=record.newest_upload_id, location=self._store.location)
             await self._ledger.forget(self.target, list(record.databases))
         elif attempt.request.reason in ASKED and record.newest_upload_id and record.intent is None:
             await self._forget_damaged(record, record.newest_upload_id, moved)
@@ -251,7 +251,7 @@ class CloudSync:
         """Remove what is there of an upload that had begun for other bytes."""
         if record.intent is None or record.intent.digests == attempt.digests:
             return
-        _log.info("upload_abandoned", upload_id=record.intent.upload_id, why="the databases have changed since")
+        _log.info("upload_abandoned", upload_id=record.intent.upload_id, reason="the databases have changed since")
         async with self._moving():
             await self._sweep(record.intent.upload_id)
             await self._uploads.remove(record.intent.upload_id)

@@ -232,7 +232,7 @@ class HttpSync:
         record = await self._ledger.record(self.target)
         await self._ledger.forget(self.target, list(record.databases))
         await self.probe.drop()
-        _log.warning("akosha_starts_over", location=self._sink.location, why=why, system_id=self.target.system_id)
+        _log.warning("akosha_data_lost", location=self._sink.location, reason=why, system_id=self.target.system_id)
 
     def _brought_by(self, request_id: str) -> PushOutcome:
         if self._brought.request_id != request_id:
@@ -276,7 +276,7 @@ class HttpSync:
             try:
                 work.pushed[name] = await self._push_one(name, snapshot, work, capabilities)
             except SnapshotError as error:
-                self._staging.fail(attempt, record, name, error, event="memories_unread")
+                self._staging.fail(attempt, record, name, error, event="memories_unreadable")
                 await self._taker.discard(attempt.changed.pop(name))
         if attempt.problems:
             await self._begin(attempt)

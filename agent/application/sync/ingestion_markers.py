@@ -40,11 +40,11 @@ class IngestionMarkers:
             await self._moving(self._write, manifest)
         except (StoreError, NamingError, TimeoutError) as error:
             why = str(error) or f"nothing moved for {self._standstill_seconds:g} s"
-            _log.warning("ingestion_markers_refused", upload_id=manifest.upload_id, why=why)
+            _log.warning("ingestion_markers_refused", upload_id=manifest.upload_id, reason=why)
         try:
             await self._moving(self._make_sure_of, manifest)
         except (StoreError, TimeoutError) as error:
-            _log.error("ingestion_markers_harm", upload_id=manifest.upload_id, why=str(error), hint=_CURE)
+            _log.error("ingestion_markers_harm", upload_id=manifest.upload_id, reason=str(error), hint=_CURE)
 
     async def _moving(self, work: Callable[[Manifest, Progress], Awaitable[None]], manifest: Manifest) -> None:
         """Do it while it moves; once more where an upheaval has cut it off."""

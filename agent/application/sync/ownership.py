@@ -113,7 +113,7 @@ class Ownership:
                     "target_replaced",
                     location=self.store.location,
                     system_id=self.target.system_id,
-                    why="--new-target: everything is sent whole",
+                    reason="--new-target: everything is sent whole",
                 )
         if refusal is None and verdict.is_new and not (create or new_target):
             self.claimed = False
@@ -126,7 +126,7 @@ class Ownership:
             await self._refuse(verdict)
         self.claimed = True
         if await clear_warning(self.ledger, WARNING):
-            _log.info("target_ours_again", location=self.store.location, system_id=self.target.system_id)
+            _log.info("target_ownership_restored", location=self.store.location, system_id=self.target.system_id)
 
     async def check(self, *, uploads: bool = True) -> None:
         """Raise NotOwner where the target is not, or no longer, ours. Changes nothing but the warning.
@@ -279,7 +279,7 @@ class Ownership:
             "target_taken_over",
             location=self.store.location,
             system_id=self.target.system_id,
-            why=f"--take-over: {was}",
+            reason=f"--take-over: {was}",
         )
         await self._write(replace=True, why="--take-over")
 
@@ -308,7 +308,7 @@ class Ownership:
         if found.claim_id != owner.claim_id:
             await self._refuse(_Verdict(Refusal.TAKEN, found))
         await self._keep(Claim(claim_id=owner.claim_id, confirmed=True, seen=claim.seen))
-        _log.info("target_claimed", location=self.store.location, system_id=self.target.system_id, why=why)
+        _log.info("target_claimed", location=self.store.location, system_id=self.target.system_id, reason=why)
 
     async def _refuse(self, verdict: _Verdict, *, may_suffix: bool = True) -> None:
         """Raise NotOwner or SystemIdTaken, with the warning kept."""

@@ -45,7 +45,7 @@ class RequestLog:
         except StateError as error:
             if not error.transient:
                 raise
-            _log.warning("request_not_in_history", request_id=request.request_id, error=str(error))
+            _log.warning("request_not_recorded", request_id=request.request_id, error=str(error))
         return request
 
     async def is_ours(self, request: SyncRequested) -> bool:
@@ -56,7 +56,7 @@ class RequestLog:
         known = self._issued.get(request.id) or await self._ledger.remembered(request.id)
         if known != request:
             why = "it bears this agent's id, but was not issued by it"
-            _log.warning("request_refused", id=request.id, request_id=request.request_id, why=why)
+            _log.warning("request_refused", id=request.id, request_id=request.request_id, reason=why)
             return False
         return True
 
@@ -67,4 +67,4 @@ class RequestLog:
             self._others.add(request.agent_id)
             tell = _log.warning
         why = f"it was issued by another agent, {request.agent_id}"
-        tell("request_refused", id=request.id, request_id=request.request_id, why=why)
+        tell("request_refused", id=request.id, request_id=request.request_id, reason=why)

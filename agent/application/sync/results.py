@@ -101,7 +101,7 @@ class ResultRecorder:
         )
         await self._ledger.settle(target, result)
         self._meter.outcome(result)
-        _log.info("sync_skipped", request_id=request.request_id, method=method, system_id=request.system_id, why=why)
+        _log.info("sync_skipped", request_id=request.request_id, method=method, system_id=request.system_id, reason=why)
 
     def failure(self, request: SyncRequested, errors: tuple[MethodError, ...]) -> SyncFailed:
         """Return the result that says so; whoever gives up writes it."""
@@ -150,7 +150,7 @@ class ResultRecorder:
                     try:
                         await self._bus.publish(result)
                     except WireError as error:  # it would hold up all others
-                        _log.error("result_set_aside", id=result.id, why=str(error))
+                        _log.error("result_rejected", id=result.id, reason=str(error))
                     else:
                         self._on_published()
                         told = True

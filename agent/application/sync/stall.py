@@ -59,7 +59,7 @@ class ProgressReporter:
             try:
                 await self._bus.publish(self._event())
             except AkoshaError as error:
-                _log.debug("progress_untold", request_id=self._request.request_id, error=str(error))
+                _log.debug("progress_not_published", request_id=self._request.request_id, error=str(error))
             await self._clock.sleep(TELL_SECONDS)
 
     def _event(self) -> SyncProgress:
@@ -263,7 +263,7 @@ class PromptConnectRetries:
                 lost = isinstance(error.original, StallTimeout) and restarts < MOST_RESTARTS
                 if not lost or not await self._method.is_available():
                     raise
-                _log.info("sync_restarted", request_id=request.request_id, method=self.name, why=error.message)
+                _log.info("sync_restarted", request_id=request.request_id, method=self.name, reason=error.message)
         raise AssertionError
 
     async def aclose(self) -> None:

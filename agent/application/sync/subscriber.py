@@ -113,7 +113,12 @@ class SyncSubscriber:
             match step:
                 case RetryAt():
                     retry_at = self._clock.now() + timedelta(seconds=step.delay)
-                    tell("sync_retries", attempt=step.attempts, delay_seconds=round(step.delay, 2), error=str(error))
+                    tell(
+                        "sync_retry_scheduled",
+                        attempt=step.attempts,
+                        delay_seconds=round(step.delay, 2),
+                        error=str(error),
+                    )
                     await self._ledger.count_attempt(
                         target, request, attempts=step.attempts, retry_at=retry_at, error=str(error)
                     )

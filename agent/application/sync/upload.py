@@ -226,7 +226,7 @@ class Upload:
             return await self._send(Send(part.database, raw))
         if isinstance(error, NoSuchObject) or not await self.uploads.holds(step.part, self.moved):
             raise Gone(step.part) from error
-        _log.info("copying_through", upload_id=self.upload_id, key=step.part.key, why=error.message)
+        _log.info("copy_fallback", upload_id=self.upload_id, key=step.part.key, reason=error.message)
         async with aclosing(self.store.get(step.part.key)) as body:
             stored = await self._put(part.key, body, part.metadata, raw_size=part.stored_size)
         if stored.size != part.stored_size:

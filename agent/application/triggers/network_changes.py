@@ -78,7 +78,7 @@ class NetworkChanges:
             heard, self._heard = self._heard, set()
             if not heard:
                 continue  # it came while this was waited for, and was answered with the one before
-            _log.info("network_changed", what=", ".join(sorted(heard)))
+            _log.info("network_changed", changes=", ".join(sorted(heard)))
             for bus in self.buses:
                 bus.check_connection()
             await self.stall_monitor.tighten()

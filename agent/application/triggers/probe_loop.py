@@ -74,7 +74,7 @@ class ProbeLoop:
                 has_it = await self.still_has_it()
             except SinkError as error:
                 (_log.debug if error.message == self._unasked else _log.info)(
-                    "akosha_unasked", error=error.message, hint=error.hint
+                    "akosha_not_checked", error=error.message, hint=error.hint
                 )
                 self._unasked = error.message
                 return

@@ -101,7 +101,7 @@ class Publisher:
         if not self.policy.enabled:
             seen = {name: survey[name] for name in lacking}
             if seen != self._reported:
-                _log.info("change_seen", databases=sorted(lacking), why="akosha_sync_enabled is false")
+                _log.info("change_ignored", databases=sorted(lacking), reason="akosha_sync_enabled is false")
             self._reported = seen
             return ()
         return route
@@ -116,7 +116,7 @@ class Publisher:
             survey = await self.taker.survey()
         except SnapshotError as error:
             if self._unseen != str(error):
-                _log.warning("databases_unseen", error=str(error))
+                _log.warning("data_directory_unreadable", error=str(error))
             self._unseen = str(error)
             return {}
         self._unseen = ""

@@ -107,7 +107,7 @@ class RetryScheduler:
             now = self._reachable[name] = await self.methods[name].is_available()
             if now and (before is False or name in recheck):
                 recheck.discard(name)
-                _log.info("target_back", method=name, system_id=record.target.system_id)
+                _log.info("target_recovered", method=name, system_id=record.target.system_id)
                 await self.ledger.reset(record.target)
                 await self.publisher.trigger(RETRY)
                 self.sync_finished.set()

@@ -44,7 +44,7 @@ class SessionEnds:
         """Take up one message; it is acked."""
         event = message.event
         if not isinstance(event, SessionEnded) or event.system_id != self._system_id:
-            _log.warning("event_refused", id=event.id, type=event.type, why="it is no session's end of this system")
+            _log.warning("event_refused", id=event.id, type=event.type, reason="it is no session's end of this system")
         elif await accept(self._ledger, event):
             self._ended.set()
         await message.ack()
@@ -96,10 +96,10 @@ async def accept(ledger: Ledger, event: SessionEnded) -> bool:
     """Say whether a session's end comes for the first time: then a result will answer it. Raises StateError."""
     if caused_by_bytes(event.id) > CAUSED_BY_BYTES:
         why = f"its id is longer than the {CAUSED_BY_BYTES} bytes that a result can name"
-        _log.warning("event_refused", id=event.id[:80], type=event.type, why=why)
+        _log.warning("event_refused", id=event.id[:80], type=event.type, reason=why)
         return False
     if not await ledger.accept(event):
-        _log.debug("session_end_known", id=event.id)
+        _log.debug("session_end_duplicate", id=event.id)
         return False
     _log.info("session_ended", session_id=event.session_id, reason=event.reason, system_id=event.system_id)
     return True

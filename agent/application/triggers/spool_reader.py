@@ -44,7 +44,7 @@ class SpoolReader:
             elif isinstance(event, ArchiveNews):
                 await self._tell(event)
             else:
-                _log.warning("note_refused", id=event.id, why=f"{event.type} does not come through the spool")
+                _log.warning("note_refused", id=event.id, reason=f"{event.type} does not come through the spool")
             await self._spool.remove(note)
 
     async def take_over(self) -> None:
@@ -65,18 +65,18 @@ class SpoolReader:
         ours = self._inbox.addressed(event)
         if ours is not event:
             why, cure = f"it was told for the system {event.system_id}", "akosha-agent hook install"
-            _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, why=why, hint=cure)
+            _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, reason=why, hint=cure)
         try:
             await self._inbox.ended(ours)
         except WireError as error:
-            _log.warning("note_refused", id=event.id[:80], why=error.message)
+            _log.warning("note_refused", id=event.id[:80], reason=error.message)
 
     async def _tell(self, news: ArchiveNews) -> None:
         """Tell what a command has found out about the archive, or done to it; of another system it is refused."""
         try:
             self._inbox.check(news)
         except WireError as error:
-            _log.warning("note_refused", id=news.id[:80], why=error.message)
+            _log.warning("note_refused", id=news.id[:80], reason=error.message)
         else:
             await self._inbox.announce(news)
 

@@ -63,7 +63,7 @@ async def _react(settings: Settings, systems: Collection[str], *, once: bool) ->
         except* AkoshaError as group:
             raise first_of(group) from group
         finally:
-            _log.info("reactor_stopped", agent_id=identity.agent_id)
+            _log.info("ingest_stopped", agent_id=identity.agent_id)
     raise AssertionError("the service runs until it is cancelled, or fails")
 
 

@@ -93,7 +93,7 @@ class AgentInstance:
                 cancelled = True
                 self._supervisor.stopping()
         if not self.task.cancelled() and (error := self.task.exception()) is not None:
-            _log.error("agent_ended_badly", error=str(error), exc_info=error)
+            _log.error("agent_failed", error=str(error), exc_info=error)
         if cancelled:
             raise asyncio.CancelledError
 

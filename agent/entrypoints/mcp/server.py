@@ -193,7 +193,7 @@ class _Stdout:
             while rest:
                 rest = rest[await _in_daemon_thread(os.write, self._descriptor, rest) :]
         except OSError as error:
-            _log.info("client_gone", error=str(error))
+            _log.info("client_disconnected", error=str(error))
             raise anyio.ClosedResourceError from error  # which ends the SDK's writer
 
     async def flush(self) -> None:
