@@ -61,7 +61,7 @@ exit 0
 
 @dataclass
 class Scratch:
-    """A home, and a platform that can be looked into."""
+    """A home directory, and a platform whose commands are recorded."""
 
     home: Path
     fake: Path
@@ -208,7 +208,7 @@ def test_a_link_in_the_units_place_is_kept_and_not_followed(scratch):
     assert not scratch.unit.is_symlink()
 
 
-def test_a_linux_without_systemd_is_told_what_to_do(scratch, monkeypatch):
+def test_a_linux_without_systemd_names_the_alternative(scratch, monkeypatch):
     monkeypatch.setenv("PATH", str(scratch.home))
     before = scratch.tree()
     assert "systemctl cannot be run" in scratch.call("install", code=1).stderr

@@ -1,4 +1,4 @@
-"""What hangs or is closed while doctor looks: it is told, and keeps nothing else from being told."""
+"""What hangs or is closed while doctor runs is reported, and delays no other finding."""
 
 import asyncio
 import os
@@ -53,7 +53,7 @@ async def test_servers_that_take_connections_and_never_answer_hold_up_nobody(set
     assert all(one.cure for one in found.values() if one.level in (Level.WARNING, Level.ERROR))
 
 
-def test_a_share_that_hangs_is_told_and_the_process_comes_to_its_end(settings, tmp_path, monkeypatch):
+def test_a_share_that_hangs_is_reported_and_the_process_comes_to_its_end(settings, tmp_path, monkeypatch):
     """As an NFS server that is gone: the system call does not return, whatever is cancelled."""
     gone, real = threading.Event(), host_facts.folder
 
@@ -65,7 +65,7 @@ def test_a_share_that_hangs_is_told_and_the_process_comes_to_its_end(settings, t
     monkeypatch.setattr(host_facts, "folder", folder)
     try:
         checks = [check for check in LOCAL if check.name not in ("Akosha", "clock")]
-        found = by_name(asyncio.run(examine(make_context(tmp_path, settings), checks, seconds=0.5)))
+        found = by_name(asyncio.run(examine(make_context(tmp_path, settings), checks, seconds=2)))
     finally:
         gone.set()
     assert found["data directory"].level is Level.ERROR

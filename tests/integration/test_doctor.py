@@ -136,7 +136,7 @@ def unprivileged(work):
                 head, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
                 assert ctypes.CDLL(None, use_errno=True).capset(head, nothing) == 0
             outcome["found"] = asyncio.run(work())
-        except BaseException as error:  # noqa: BLE001 - told to who waits
+        except BaseException as error:  # noqa: BLE001 - raised by the caller
             outcome["error"] = error
 
     thread = threading.Thread(target=run)
@@ -158,7 +158,7 @@ def tree(folder):
 # This machine.
 
 
-async def test_a_data_directory_that_is_there_is_told_with_its_file_system(run, places):
+async def test_a_data_directory_that_is_there_is_reported_with_its_file_system(run, places):
     found = one(await run(machine_checks.data_directory), OK)
     assert str(places["agent_data_dir"]) in found.found
 
@@ -175,7 +175,7 @@ async def test_a_data_directory_that_is_missing_or_a_file_is_an_error(run, tmp_p
 
 
 @LINUX
-def test_a_data_directory_that_is_closed_to_us_is_an_error_and_chmod_mends_it(run, places):
+def test_a_data_directory_that_is_closed_to_us_is_an_error_and_chmod_is_the_cure(run, places):
     data = places["agent_data_dir"]
     data.chmod(0)
     found = one(unprivileged(lambda: run(machine_checks.data_directory)), ERROR)
@@ -237,8 +237,8 @@ async def test_a_state_directory_of_somebody_else_is_an_error(run, places):
 
 async def test_room_for_two_copies_of_the_largest_database_is_enough_and_for_less_than_one_an_error(run, places):
     one(await run(machine_checks.free_space), OK)
-    told = os.statvfs(places["agent_state_dir"])
-    free = told.f_bavail * told.f_frsize
+    reported = os.statvfs(places["agent_state_dir"])
+    free = reported.f_bavail * reported.f_frsize
     database = places["agent_data_dir"] / "reflection.duckdb"
     for size, level in ((int(free * 0.75), WARNING), (free * 2, ERROR)):
         database.touch()
@@ -270,7 +270,7 @@ async def test_inotify_instances_in_use_are_counted_against_the_limit(run, tmp_p
     one(await run(machine_checks.inotify, proc=tmp_path / "no-proc"), SKIPPED)
 
 
-async def test_databases_are_told_with_size_wal_format_and_who_has_them_open(run, places):
+async def test_databases_are_reported_with_size_wal_format_and_who_has_them_open(run, places):
     database = places["agent_data_dir"] / "reflection.duckdb"
     database.write_bytes(header())
     (places["agent_data_dir"] / "reflection.duckdb.wal").write_bytes(b"w" * 5000)
@@ -318,7 +318,7 @@ async def test_a_database_that_our_engine_does_not_know_is_a_warning(run, places
     assert "unverified" in found.cure
 
 
-async def test_a_ledger_that_is_whole_is_told_and_left_as_it_is_and_a_damaged_one_is_an_error(run, places):
+async def test_a_ledger_that_is_whole_is_reported_and_left_as_it_is_and_a_damaged_one_is_an_error(run, places):
     state = places["agent_state_dir"]
     one(await run(machine_checks.ledger), SKIPPED)
     ledger = await SqliteLedger.open(state / "ledger.sqlite", CloudEventsCodec(), clock=SystemClock())
@@ -353,7 +353,7 @@ async def test_a_bucket_that_is_well_is_left_empty(run, shared_context, s3, moto
     assert b"<Key>" not in moto._ask("GET", f"/{s3['cloud_bucket']}?list-type=2")
 
 
-async def test_credentials_are_told_by_their_file_and_none_at_all_are_an_error(run, s3, monkeypatch, tmp_path):
+async def test_credentials_are_reported_by_their_file_and_none_at_all_are_an_error(run, s3, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     found = one(await run(delivery_checks.credentials, **s3), ERROR)
@@ -496,7 +496,7 @@ def akosha():
         yield server
 
 
-async def test_an_akosha_that_is_well_is_told_with_its_version_and_time(run, akosha):
+async def test_an_akosha_that_is_well_is_reported_with_its_version_and_time(run, akosha):
     http = {"http_endpoint": akosha.url, "http_token": TOKEN}
     assert f"version {akosha.version}" in one(await run(delivery_checks.akosha, **http), OK).found
     assert "Akosha's" in one(await run(delivery_checks.clock, **http), OK).found
@@ -575,7 +575,7 @@ async def test_without_an_address_there_is_no_bus_to_look_at(run):
     one(await run(nats_checks.nats), SKIPPED)
 
 
-async def test_a_bus_that_is_well_is_told_and_nothing_is_published(bus, nats):
+async def test_a_bus_that_is_well_is_reported_and_nothing_is_published(bus, nats):
     await with_stream(nats, *OURS)
     assert re.search(r", version \d+\.\d+\.\d+: .*all that is needed is permitted", one(await bus(), OK).found)
     assert "all that is needed is permitted" in one(await bus("asker"), OK).found
@@ -592,7 +592,7 @@ async def test_a_stream_that_is_missing_is_a_warning_and_is_not_made(bus, nats):
         assert await client.jsm().streams_info() == []
 
 
-async def test_a_stream_that_does_not_take_our_events_is_an_error_with_the_command_that_mends_it(bus, nats):
+async def test_a_stream_that_does_not_take_our_events_is_an_error_with_the_command_that_corrects_it(bus, nats):
     await with_stream(nats, "akosha.session.>")
     found = one(await bus(), ERROR)
     assert found.cure.startswith("nats stream edit AKOSHA_SYNC --subjects ")
@@ -606,7 +606,7 @@ async def test_what_the_user_may_not_say_or_hear_is_an_error(bus, nats):
     deaf = one(await bus("deaf", step_seconds=0.5), ERROR)
     assert "_inbox" in deaf.found.lower()
     assert "_INBOX.>" in deaf.cure
-    assert "not tell what is permitted" in one(await bus("silent"), OK).found
+    assert "does not report the permissions" in one(await bus("silent"), OK).found
     assert "$js.api.info" in one(await bus("streamless"), ERROR).found.lower()
 
 
@@ -717,7 +717,7 @@ async def test_an_agent_that_answers_is_well(run, places):
             assert "watcher: it has not looked for 300 s" in one(await run(agent_checks.agent), ERROR).found
 
 
-async def test_an_agent_that_is_deaf_garbled_silent_or_of_another_version_is_told(run, places):
+async def test_an_agent_that_is_deaf_garbled_silent_or_of_another_version_is_reported(run, places):
     state = places["agent_state_dir"]
     with at_work(state):
         assert "no control socket" in one(await run(agent_checks.agent), WARNING).found
@@ -743,7 +743,7 @@ async def test_a_socket_whose_path_is_too_long_is_reached_all_the_same(run, tmp_
         one(await run(agent_checks.agent, agent_state_dir=state), OK)
 
 
-async def test_a_hook_that_is_missing_switched_off_or_damaged_is_told(run, tmp_path):
+async def test_a_hook_that_is_missing_switched_off_or_damaged_is_reported(run, tmp_path):
     file = tmp_path / ".claude" / "settings.json"
     assert one(await run(agent_checks.hook), WARNING).cure == "akosha-agent hook install"
     file.parent.mkdir()

@@ -49,7 +49,7 @@ async def hangs(_context):
 
 
 @pytest.mark.parametrize("level", [Level.WARNING, Level.ERROR])
-def test_what_is_wrong_cannot_be_told_without_a_cure(level):
+def test_what_is_wrong_needs_a_cure(level):
     with pytest.raises(ValueError, match="cure"):
         Finding(name="x", level=level, found="broken")
 
@@ -142,7 +142,7 @@ def test_every_check_has_a_name_of_its_own_and_a_cure_for_silence():
 
 FOUND = [
     ("one", ok("good", "all well", detail="more")),
-    ("one", error("bad", "broken \x1b[2J[red]", cure="mend it")),
+    ("one", error("bad", "broken \x1b[2J[red]", cure="repair it")),
     ("two", skipped("left", "not set up")),
 ]
 
@@ -152,7 +152,7 @@ def test_in_a_pipe_each_finding_is_a_line_and_its_cure_another_and_nothing_steer
     assert lines == [
         "ok       good: all well (more)",
         "error    bad: broken \\x1b[2J[red]",
-        "         -> mend it",
+        "         -> repair it",
         "skipped  left: not set up",
     ]
 
@@ -161,19 +161,21 @@ def test_on_a_terminal_findings_stand_in_their_groups_with_their_cures():
     out = io.StringIO()
     show(FOUND, Console(file=out, force_terminal=True, color_system=None, width=60, markup=False, highlight=False))
     text = out.getvalue()
-    assert text.index("one") < text.index("✓ good") < text.index("✗ bad") < text.index("→ mend it") < text.index("two")
+    assert (
+        text.index("one") < text.index("✓ good") < text.index("✗ bad") < text.index("→ repair it") < text.index("two")
+    )
     assert "\x1b[2J" not in text
     assert text.rstrip().endswith("Something is wrong.")
 
 
 def test_the_document_is_what_programs_were_promised():
-    told = json.loads(json.dumps(document(FOUND)))
-    assert told["healthy"] is False
-    assert told["checks"][1] == {
+    reported = json.loads(json.dumps(document(FOUND)))
+    assert reported["healthy"] is False
+    assert reported["checks"][1] == {
         "name": "bad",
         "level": "error",
         "found": "broken \x1b[2J[red]",
-        "cure": "mend it",
+        "cure": "repair it",
         "detail": "",
     }
 
@@ -182,11 +184,11 @@ def test_a_thread_that_hangs_keeps_no_process_from_ending():
     """As a share that is gone: the system call never returns, and the loop ends all the same."""
     gone = threading.Event()
 
-    async def look(_context):
+    async def hang(_context):
         return await in_thread(gone.wait)
 
     try:
-        ((_, found),) = asyncio.run(examine([check("share", look)], seconds=0.05))
+        ((_, found),) = asyncio.run(examine([check("share", hang)], seconds=0.05))
         assert found.level is Level.ERROR
     finally:
         gone.set()

@@ -41,7 +41,7 @@ def write(home, name, text):
     path.write_text(text)
 
 
-async def test_settings_that_are_right_are_told_with_their_sources(home):
+async def test_settings_that_are_right_are_reported_with_their_sources(home):
     write(home, ".claude/settings/local.yaml", "akosha_max_retries: 5\nakosha_system_id: laptop\n")
     (found,) = await settings_checks.sources(read_context(home, environ={"AKOSHA_CLOUD_REGION": "eu-1"}))
     assert found.level is Level.OK

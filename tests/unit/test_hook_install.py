@@ -129,7 +129,7 @@ def test_another_state_directory_updates_the_command_and_uninstall_knows_what_wa
     assert (names(path.parent), names(elsewhere)) == (["settings.json"], [])
 
 
-def test_a_program_that_is_gone_and_hooks_switched_off_are_told(path, ours, state):
+def test_a_program_that_is_gone_and_hooks_switched_off_are_reported(path, ours, state):
     install(path, ours, state)
     Path(ours.program[0]).unlink()
     assert hook_status(installed_hook(path), ours).state is State.BROKEN

@@ -100,7 +100,7 @@ def test_systemds_state_is_one_query(tmp_path):
     ]
 
 
-def test_a_wrong_setting_is_told_from_other_ends(tmp_path):
+def test_a_wrong_setting_is_reported_from_other_ends(tmp_path):
     manager, _ = systemd(tmp_path, WRONG)
     service_file.write(manager.file, manager.render(ServiceSpec(("/bin/sh", "run"))), 0o644)
     status = status_of(manager)

@@ -1,1 +1,1 @@
-"""`doctor`: looks at everything that can be wrong, and says what mends it."""
+"""`doctor`: checks everything that can be wrong, and names the cure of each problem."""

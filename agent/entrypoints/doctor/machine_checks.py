@@ -42,7 +42,7 @@ async def data_directory(context: DoctorContext) -> list[Finding]:
         return [
             warning(
                 DATA,
-                f"{path} is on a file system ({kind}) that reports no changes: it is read every 2 s",
+                f"{path} is on a file system ({kind}) that reports no changes: it is scanned every 2 s",
                 cure="keep the databases on a local disk, and set akosha_agent_data_dir to them",
             )
         ]
@@ -166,7 +166,7 @@ async def inotify(context: DoctorContext) -> list[Finding]:
             found.append(
                 warning(
                     INOTIFY,
-                    f"{used} of {most} {what} are in use: changes are looked for every 2 s instead",
+                    f"{used} of {most} {what} are in use: the directories are scanned every 2 s instead",
                     cure=f"sudo sysctl -w {setting}={max(2 * most, 512)}, and the same in /etc/sysctl.d/akosha.conf",
                 )
             )

@@ -49,7 +49,9 @@ async def nats(context: DoctorContext) -> list[Finding]:
 async def _without_problems(context: DoctorContext, facts: "NatsFacts") -> Finding:
     server = without_credentials(facts.place)
     if facts.has_stream:
-        permitted = "it does not tell what is permitted" if facts.publish is None else "all that is needed is permitted"
+        permitted = (
+            "the server does not report the permissions" if facts.publish is None else "all that is needed is permitted"
+        )
         return ok(NATS, f"{server}, version {facts.version}: JetStream and the stream are there; {permitted}")
     missing = f"{server}: JetStream is on, the stream AKOSHA_SYNC is not there"
     if reason := await _bus_in_use(context):

@@ -96,10 +96,9 @@ def status(settings: Settings, claude_settings: ClaudeSettings = None, as_json: 
         for command in installed.commands:
             typer.echo(f"command  {command}")
         if now.hint:
-            typer.echo(f"to mend  {now.hint}")
+            typer.echo(f"hint     {now.hint}")
     return USAGE if installed.error else 0 if now.state is State.INSTALLED else FAILED
 
 
 def _path(given: Path | None) -> Path:
-
     return settings_file(os.environ, Path.home()) if given is None else given.expanduser().absolute()

@@ -38,7 +38,7 @@ def is_open_to_others(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise AkoshaError(f"{path} cannot be looked at: {error.strerror}") from error
+        raise AkoshaError(f"{path} cannot be accessed: {error.strerror}") from error
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
         raise AkoshaError(
             f"{path} is not a file of yours", hint="the service's credentials belong in one: move it away"

@@ -21,7 +21,7 @@ def check_owner(home: Path) -> None:
     try:
         owner = home.stat().st_uid
     except OSError as error:
-        raise AkoshaError(f"the home directory {home} cannot be looked at: {error.strerror}") from error
+        raise AkoshaError(f"the home directory {home} cannot be accessed: {error.strerror}") from error
     if owner != os.geteuid():
         raise AkoshaError(f"{home} is not the home of the user who runs this", hint="run it as yourself, without sudo")
 
