@@ -9,7 +9,7 @@ from agent.api.config import AkoshaSyncConfig
 from agent.api.process import answer_to
 from agent.api.request import Request
 from agent.domain.errors import AkoshaError, CloudUploadError, HTTPSyncError, SettingsError, SyncError
-from agent.entrypoints.results import hint_of_text
+from agent.entrypoints.formatting import hint_of_text
 
 SyncMethodType = Literal["auto", "cloud", "http"]
 

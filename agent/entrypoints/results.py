@@ -1,109 +1,119 @@
-"""Results of syncs, ingests and prunes as one line of text."""
+"""JSON document of a sync's result: `sync --json`, the control API, the MCP tool and `agent.api` return it.
 
-from contextlib import suppress
-from datetime import datetime
+Its schemas in OpenAPI and in the MCP tool are derived from the model; tests compare README and `agent.api` with it.
+"""
 
-from agent.domain.errors import AkoshaError, SettingsError
-from agent.domain.events import (
-    IngestCompleted,
-    IngestFailed,
-    SyncResult,
-    SyncSkipped,
-    SyncSucceeded,
-    UploadsPruned,
-    UploadVerified,
-)
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
-SEE_STATUS = "akosha-agent status shows what is wrong"
-_CORRECT_SETTING = "correct it there: settings are read again at each call"
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent.domain.errors import AkoshaError
+from agent.domain.events import MethodError, SyncFailed, SyncResult, SyncSkipped, SyncSucceeded
+from agent.domain.routing import MANUAL
+from agent.entrypoints.formatting import SEE_STATUS, hint_of, hint_of_text
 
 
-def hint_of(error: AkoshaError) -> str:
-    """Return the error's hint; where it has none, the command that shows more."""
-    return error.hint or (_CORRECT_SETTING if isinstance(error, SettingsError) else SEE_STATUS)
+class MethodErrorDocument(BaseModel):
+    """Why one method failed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    error: str
 
 
-def hint_of_text(error: str) -> str:
-    """Return the hint at the end of the text of an AkoshaError, "" where it has none. A path or a number is none.
+class ResultDocument(BaseModel):
+    """Result of a sync. The fields after `hint` are present only for the outcomes that have them."""
 
-    >>> hint_of_text("the bucket memories does not exist (create it (or set akosha_cloud_bucket))")
-    'create it (or set akosha_cloud_bucket)'
-    >>> hint_of_text("no space left (/var/lib)")
-    ''
-    """
-    if not error.endswith(")"):
-        return ""
-    depth = 0
-    for at in range(len(error) - 1, -1, -1):
-        depth += (error[at] == ")") - (error[at] == "(")
-        if depth == 0:
-            found = error[at + 1 : -1]
-            return found if " " in found else ""
-    return ""
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str = Field(description="How it was delivered: cloud or http; auto where no method was tried.")
+    success: bool = Field(description="True also where there was nothing to deliver (outcome: skipped).")
+    files_uploaded: list[str] = Field(description="Keys in the bucket; empty where it went to a server.")
+    bytes_transferred: int = Field(ge=0, description="Bytes sent over the network.")
+    duration_seconds: float = Field(ge=0)
+    upload_id: str | None = Field(description="YYYYMMDD_HHMMSS_system; null where there was no upload.")
+    error: str | None
+    triggered_by: str
+    caused_by: list[str] = Field(description="Ids of the session ends that it answers.")
+    request_id: str | None = Field(description="Null where the sync was refused before there was a request.")
+    outcome: Literal["succeeded", "skipped", "failed"]
+    hint: str | None = Field(description="The setting or command that fixes the error.")
+    location: str = Field(default="", description="Where the upload is.")
+    incomplete: dict[str, str] = Field(
+        default_factory=dict, description="What has not been delivered yet, and why. It is retried automatically."
+    )
+    memories: int = Field(default=0, ge=0, description="How many memories the target has now and lacked before.")
+    why: str = Field(default="", description="Of a skipped one: why there was nothing to do.")
+    errors: list[MethodErrorDocument] = Field(
+        default_factory=list, description="Why methods failed: of a success, those that were tried before."
+    )
+    retry_at: str | None = Field(
+        default=None,
+        description="When a running agent tries again by itself.",
+        json_schema_extra={"format": "date-time"},
+    )
+
+    @classmethod
+    def of(cls, result: SyncResult) -> Self:
+        fields: dict[str, Any] = {
+            "method": result.method,
+            "success": result.success,
+            "files_uploaded": list(result.files_uploaded),
+            "bytes_transferred": result.bytes_transferred,
+            "duration_seconds": result.duration_seconds,
+            "upload_id": result.upload_id,
+            "error": result.error,
+            "triggered_by": result.triggered_by,
+            "caused_by": list(result.caused_by),
+            "request_id": result.request_id,
+            "outcome": result.type.split(".")[2],
+            "hint": None,
+        }
+        if isinstance(result, SyncSucceeded):
+            fields |= {
+                "location": result.location,
+                "incomplete": dict(result.incomplete),
+                "memories": result.memories,
+                "errors": _errors(result.errors),
+            }
+        elif isinstance(result, SyncSkipped):
+            fields["why"] = result.why
+        elif isinstance(result, SyncFailed):
+            hints = dict.fromkeys(filter(None, (hint_of_text(e.error) for e in result.errors)))
+            fields |= {
+                "hint": "; ".join(hints) or SEE_STATUS,
+                "errors": _errors(result.errors),
+                "retry_at": result.retry_at.isoformat() if result.retry_at else None,
+            }
+        # Not validated: a path in it may hold bytes that are no Unicode, which pydantic refuses.
+        return cls.model_construct(**fields)
+
+    @classmethod
+    def refused(cls, error: AkoshaError, *, method: str) -> Self:
+        """Return the result for an error that was raised before there was a request."""
+        return cls.model_construct(
+            method=method,
+            success=False,
+            files_uploaded=[],
+            bytes_transferred=0,
+            duration_seconds=0.0,
+            upload_id=None,
+            error=str(error),
+            triggered_by=MANUAL,
+            caused_by=[],
+            request_id=None,
+            outcome="failed",
+            hint=hint_of(error),
+            errors=[MethodErrorDocument.model_construct(method=method, error=str(error))],
+            retry_at=None,
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the document, without the fields that its outcome does not have."""
+        return self.model_dump(exclude_unset=True)
 
 
-def sentence(result: SyncResult) -> str:
-    """Return the result of a sync in one line."""
-    if isinstance(result, SyncSucceeded):
-        sent = f"{human_bytes(result.bytes_transferred)} sent in {result.duration_seconds:.1f} s to {result.location}"
-        failed = "".join(f"; {e.method} failed: {e.error}" for e in result.errors)
-        if not result.manifest_key:
-            left = "".join(f"; {name}: {why}" for name, why in sorted(result.incomplete.items()))
-            return f"{result.memories:,} memories, {sent}{left}{failed}"
-        text = f"{result.upload_id}: {len(result.files_uploaded)} objects, {sent}"
-        owed = "".join(f"; {name} stays owed: {why}" for name, why in sorted(result.incomplete.items()))
-        return f"{text}{owed}{failed}"
-    if isinstance(result, SyncSkipped):
-        return result.why
-    return result.error or "failed"
-
-
-def ingested(event: IngestCompleted | IngestFailed) -> str:
-    """Return the outcome of an ingestion in one line."""
-    if isinstance(event, IngestFailed):
-        retry = f"; next attempt at {event.retry_at.astimezone():%H:%M:%S}" if event.retry_at else ""
-        return f"{event.upload_id}: {event.error}{retry}"
-    parts = [f"{event.stored:,} memories stored", f"{event.known:,} there already"]
-    parts += [f"{count:,} kept back: {why}" for why, count in sorted(event.kept_back.items())]
-    return f"{event.upload_id}: {'; '.join(parts)}"
-
-
-def verified(event: UploadVerified) -> str:
-    """Return the outcome of a verification in one line."""
-    how = "downloaded and read through" if event.deep else "looked at"
-    if event.whole:
-        return f"{event.upload_id}: whole, {event.objects} objects {how}"
-    wrong = "; ".join(f"{name}: {why}" for name, why in sorted(event.problems.items()))
-    return f"{event.upload_id}: not whole, {event.objects} objects {how}: {wrong}"
-
-
-def pruned(event: UploadsPruned) -> str:
-    """Return what a prune deleted in one line."""
-    freed = f"{event.objects} objects, {human_bytes(event.bytes_freed)}"
-    count = len(event.upload_ids)
-    parts = [f"{count} upload{'s' * (count != 1)} deleted ({freed}), {event.kept} kept"]
-    if event.leftovers:
-        parts.append(f"{event.leftovers} leftovers of unfinished ones deleted")
-    if event.error:
-        parts.append(f"not all: {event.error}")
-    return "; ".join(parts)
-
-
-def human_bytes(count: float) -> str:
-    """Return a number of bytes in decimal units.
-
-    >>> human_bytes(43_200_000)
-    '43.2 MB'
-    """
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:  # noqa: PLR2004 - SI prefixes
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def when(at: datetime) -> str:
-    """Return a time in the local time zone; as it is where the system cannot convert it."""
-    with suppress(OverflowError, OSError, ValueError):
-        at = at.astimezone()
-    return f"{at:%Y-%m-%d %H:%M:%S}"
+def _errors(errors: Sequence[MethodError]) -> list[MethodErrorDocument]:
+    return [MethodErrorDocument.model_construct(method=e.method, error=e.error) for e in errors]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from agent.entrypoints.control_api.openapi import ROUTES, SyncOrder
-from agent.entrypoints.documents import ResultDocument
 from agent.entrypoints.mcp.tools import RestorePoint, tool_definitions
+from agent.entrypoints.results import ResultDocument
 
 ROOT = Path(__file__).parents[2]
 CONTROL = (ROOT / "docs" / "control.md").read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from agent.domain.events import IngestFailed, SyncAsked
 from agent.entrypoints.control_api import Limits, serve
 from agent.entrypoints.control_api.auth import load_or_create_token
 from agent.entrypoints.control_api.server import ControlSocket
-from agent.entrypoints.documents import ResultDocument
+from agent.entrypoints.results import ResultDocument
 from agent.entrypoints.status_view import StatusDocument
 from agent.settings import Settings
 from tests.support import event_documents, values

@@ -20,7 +20,7 @@ from agent.entrypoints.cli import events, status, streams
 from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.cli.sync import sync
 from agent.entrypoints.cli.terminal import PlainConsole
-from agent.entrypoints.results import sentence
+from agent.entrypoints.formatting import sync_summary
 from agent.entrypoints.status_view import StatusDocument
 from agent.ports import MemoryCounts
 from agent.settings import load
@@ -136,7 +136,7 @@ def test_every_event_has_a_line_for_people():
         values.succeeded(values.manifest(reflection=1)), method="http", files_uploaded=(), manifest_key="",
         location="http://localhost:8682/mcp", memories=1_305, incomplete={"reflection": "15 wait: no embedding"},
     )  # fmt: skip
-    assert sentence(pushed) == (
+    assert sync_summary(pushed) == (
         "1,305 memories, 1.6 kB sent in 1.5 s to http://localhost:8682/mcp; reflection: 15 wait: no embedding"
     )
     about = {"id": "i", "time": AT, "system_id": "laptop", "upload_id": "u"}

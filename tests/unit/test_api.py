@@ -25,7 +25,7 @@ from agent.api import (
     reach,
 )
 from agent.api.request import Request
-from agent.entrypoints.documents import ResultDocument
+from agent.entrypoints.results import ResultDocument
 from agent.settings.sources import variable
 
 NAMES = {

@@ -10,11 +10,11 @@ from jsonschema import Draft202012Validator
 
 from agent.domain.errors import AlreadyRunning, SettingsError, StateError, StoreError
 from agent.domain.events import MethodError, SyncFailed, SyncProgress, SyncResult, SyncSucceeded
-from agent.entrypoints.documents import ResultDocument
+from agent.entrypoints.formatting import hint_of_text
 from agent.entrypoints.mcp import progress
 from agent.entrypoints.mcp.progress import ProgressCounter, ProgressReporter
 from agent.entrypoints.mcp.tools import RESTORE_POINTS, STATUS, SYNC, call_tool, tool_definitions
-from agent.entrypoints.results import hint_of_text
+from agent.entrypoints.results import ResultDocument
 from tests.support.values import NOON, SYSTEM
 
 OUTPUT = {tool["name"]: Draft202012Validator(tool["outputSchema"]) for tool in tool_definitions()}

@@ -15,8 +15,8 @@ from agent.domain.errors import CloudUploadError, StoreError
 from agent.domain.events import Event, MethodError, SyncProgress, SyncRequested
 from agent.domain.identity import Identity
 from agent.domain.routing import RetryRules
-from agent.entrypoints.documents import ResultDocument
-from agent.entrypoints.results import sentence
+from agent.entrypoints.formatting import sync_summary
+from agent.entrypoints.results import ResultDocument
 from tests.support import values
 from tests.support.clock import ManualClock
 from tests.support.ledger import inline_ledger
@@ -154,7 +154,7 @@ async def test_a_fallback_that_delivers_says_why_the_cloud_did_not(tmp_path):
         await b.until(lambda: b.results() == ["succeeded"])
         result = await b.ledger.outcome("r1")
         assert result.errors == (MethodError(method="cloud", error="403 (allow s3:PutObject)"),)
-        assert sentence(result).endswith("; cloud failed: 403 (allow s3:PutObject)")
+        assert sync_summary(result).endswith("; cloud failed: 403 (allow s3:PutObject)")
         errors = ResultDocument.of(result).to_dict()["errors"]
         assert errors == [{"method": "cloud", "error": "403 (allow s3:PutObject)"}]
 

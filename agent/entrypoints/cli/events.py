@@ -27,7 +27,7 @@ from agent.domain.plain_text import printable
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.control_client import POLL_SECONDS as HISTORY_POLL_SECONDS, follow_history, read_history
-from agent.entrypoints.results import ingested, pruned, sentence, verified, when
+from agent.entrypoints.formatting import ingest_summary, local_time, prune_summary, sync_summary, verify_summary
 from agent.ports import Clock, Ledger
 from agent.settings import Settings
 
@@ -119,15 +119,15 @@ def line(event: Event, *, system: bool = False) -> str:
     if isinstance(event, SyncRequested):
         text = f"{event.reason}, by {' then '.join(event.route)}"
     elif isinstance(event, SyncResult):
-        text = sentence(event)
+        text = sync_summary(event)
     elif isinstance(event, IngestCompleted | IngestFailed):
-        text = ingested(event)
+        text = ingest_summary(event)
     elif isinstance(event, UploadVerified):
-        text = verified(event)
+        text = verify_summary(event)
     elif isinstance(event, UploadsPruned):
-        text = pruned(event)
+        text = prune_summary(event)
     system_id = f"{event.system_id}  " if system else ""
-    return printable(f"{when(event.time)}  {kind:<15}  {system_id}{text}".rstrip())
+    return printable(f"{local_time(event.time)}  {kind:<15}  {system_id}{text}".rstrip())
 
 
 async def _open_ledger(home: Home, *, wait: bool) -> Ledger | None:

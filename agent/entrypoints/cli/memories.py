@@ -20,7 +20,7 @@ from agent.domain.routing import HTTP
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import table_console
-from agent.entrypoints.results import when
+from agent.entrypoints.formatting import local_time
 from agent.ports import Held, MemoryCounts
 from agent.settings import Settings
 
@@ -129,7 +129,7 @@ def _print(account: _Account, *, failed: bool) -> None:
     if account.target.method == HTTP and standing.delivered:
         console.print(f"  {DELIVERED_TO_AKOSHA}")
     if account.confirmed_at:
-        console.print(f"  {CONFIRMED}: asked at {when(account.confirmed_at)}")
+        console.print(f"  {CONFIRMED}: asked at {local_time(account.confirmed_at)}")
     if NO_EMBEDDING in standing.waiting:
         console.print(f"  {standing.waiting[NO_EMBEDDING]:,} wait for an embedding: {EMBEDDING_CURE}")
     if not account.held:

@@ -18,7 +18,7 @@ from agent.entrypoints.cli.archive import record_events
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import table_console
-from agent.entrypoints.results import human_bytes
+from agent.entrypoints.formatting import human_bytes
 from agent.settings import Settings
 from agent.settings.model import MAX_KEPT
 

@@ -22,7 +22,7 @@ from agent.entrypoints.cli.archive import check_mounted, system_of
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.cli.progress import progress_bar
-from agent.entrypoints.results import human_bytes, when
+from agent.entrypoints.formatting import human_bytes, local_time
 from agent.settings import Settings
 
 app = CommandGroup()
@@ -120,7 +120,7 @@ def _satisfies(done: Restored, manifest: Manifest, request: RestoreRequest) -> b
 
 
 def _lines(restored: Restored) -> Iterator[str]:
-    uploaded = when(datetime.fromisoformat(restored.uploaded_at))
+    uploaded = local_time(datetime.fromisoformat(restored.uploaded_at))
     yield f"{restored.upload_id}, uploaded {uploaded}, is restored to {restored.to}"
     for database in restored.databases:
         yield from map(printable, _database_lines(database))

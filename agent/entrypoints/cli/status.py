@@ -16,7 +16,7 @@ from agent.domain.plain_text import printable
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import line_console
-from agent.entrypoints.results import human_bytes, when
+from agent.entrypoints.formatting import human_bytes, local_time
 from agent.entrypoints.status_view import StatusDocument, gather_status
 from agent.ports import MemoryCounts
 from agent.settings import Settings
@@ -46,7 +46,9 @@ def _print(status: StatusDocument, settings: Settings) -> None:
     if status.running and status.notes.get("watcher"):
         console.print(f"watching   {status.notes['watcher']}")
     if status.bus:
-        since = "" if status.bus.since is None else f"  (since {when(status.bus.since)}, {_age(status.bus.since)})"
+        since = (
+            "" if status.bus.since is None else f"  (since {local_time(status.bus.since)}, {_age(status.bus.since)})"
+        )
         console.print(f"bus        {status.bus.text}{since}")
     if settings.over_nats and status.results_waiting:
         console.print(f"results    {status.results_waiting} wait to be told")
@@ -89,13 +91,13 @@ def _next_try(status: StatusDocument, at: datetime) -> str:
     """Return when the target is tried again; only a running agent keeps that time."""
     if status.running is None or status.running.get("command") != RUN:
         return "no agent runs: akosha-agent sync tries now"
-    return when(at) if at > datetime.now(UTC) else "now"
+    return local_time(at) if at > datetime.now(UTC) else "now"
 
 
 def _last_upload(target: TargetStatus) -> str:
     if target.last_success is None:
         return "never"
-    return f"{target.newest_upload_id or when(target.last_success)}  ({_age(target.last_success)})"
+    return f"{target.newest_upload_id or local_time(target.last_success)}  ({_age(target.last_success)})"
 
 
 def _verified(last: VerifyStatus) -> str:

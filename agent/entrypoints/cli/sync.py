@@ -12,7 +12,7 @@ from agent.entrypoints import logs
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.progress import progress_bar
-from agent.entrypoints.results import sentence
+from agent.entrypoints.formatting import sync_summary
 from agent.entrypoints.sync_client import SyncClient
 from agent.settings import Settings
 
@@ -66,9 +66,9 @@ async def sync(
 
         result = await client.result(hear=show, says=lambda text: bar.say(f"akosha-agent: {logs.redacted(text)}"))
     if as_json:
-        from agent.entrypoints.documents import ResultDocument  # noqa: PLC0415 - its model takes time to build
+        from agent.entrypoints.results import ResultDocument  # noqa: PLC0415 - its model takes time to build
 
         typer.echo(json.dumps(ResultDocument.of(result).to_dict(), indent=2))
     else:
-        typer.echo(printable(sentence(result)), err=not result.success)
+        typer.echo(printable(sync_summary(result)), err=not result.success)
     return 0 if result.success else 1

@@ -15,7 +15,7 @@ from agent.entrypoints.cli.archive import check_mounted, system_of
 from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.cli.terminal import table_console
-from agent.entrypoints.results import human_bytes, when
+from agent.entrypoints.formatting import human_bytes, local_time
 from agent.entrypoints.shutdown import run_to_end
 from agent.settings import Settings
 
@@ -145,7 +145,7 @@ def _table(listing: CatalogListing) -> Table:
     for entry in listing.uploads:
         table.add_row(
             entry.upload_id,
-            when(entry.at)[: len("2026-11-21 18:00")],
+            local_time(entry.at)[: len("2026-11-21 18:00")],
             human_bytes(entry.stored_bytes),
             "" if entry.raw_bytes is None else human_bytes(entry.raw_bytes),
             "" if entry.rows is None else f"{entry.rows:,}",
@@ -158,14 +158,16 @@ def _table(listing: CatalogListing) -> Table:
 
 def _print_one(entry: CatalogEntry) -> None:
     console, manifest = table_console(), entry.manifest
-    console.print(f"upload      {entry.upload_id}  ({when(entry.at)})")
+    console.print(f"upload      {entry.upload_id}  ({local_time(entry.at)})")
     console.print(f"stored      {human_bytes(entry.stored_bytes)} in {len(entry.sizes)} objects")
     for name, reason in sorted(entry.problems.items()):
         console.print(f"DAMAGED     {name}: {reason}")
     if manifest is None:
         return
     console.print(f"raw         {human_bytes(entry.raw_bytes or 0)}")
-    console.print(f"made        {when(manifest.uploaded_at)} by agent {manifest.agent_id} {manifest.agent_version}")
+    console.print(
+        f"made        {local_time(manifest.uploaded_at)} by agent {manifest.agent_id} {manifest.agent_version}"
+    )
     console.print(f"because of  {manifest.triggered_by}")
     for name, reason in sorted(manifest.incomplete.items()):
         console.print(f"incomplete  {name}: {reason}")

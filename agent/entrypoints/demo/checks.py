@@ -6,7 +6,7 @@ from typing import Any
 
 from agent.entrypoints.demo import schema
 from agent.entrypoints.demo.schema import Contents
-from agent.entrypoints.results import human_bytes
+from agent.entrypoints.formatting import human_bytes
 
 
 @dataclass(frozen=True, slots=True)

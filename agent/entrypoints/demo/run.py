@@ -21,7 +21,7 @@ from agent.entrypoints.demo import checks
 from agent.entrypoints.demo.checks import Check
 from agent.entrypoints.demo.processes import Processes, environment
 from agent.entrypoints.demo.schema import Contents
-from agent.entrypoints.results import human_bytes
+from agent.entrypoints.formatting import human_bytes
 
 STOPPED = 130
 STEP_SECONDS = 45.0

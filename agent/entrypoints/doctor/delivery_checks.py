@@ -21,7 +21,7 @@ from agent.domain.naming import uploads_prefix
 from agent.domain.routing import HTTP
 from agent.entrypoints.doctor.context import CONNECT_SECONDS, DoctorContext, in_thread
 from agent.entrypoints.doctor.findings import Finding, Level, error, from_error, ok, skipped, warning
-from agent.entrypoints.results import when
+from agent.entrypoints.formatting import local_time
 from agent.settings import without_credentials
 
 CREDENTIALS, BUCKET, LEFTOVERS, CLOCK, AKOSHA = "credentials", "bucket", "leftovers", "clock", "Akosha"
@@ -179,7 +179,11 @@ async def _delivered_memories(context: DoctorContext) -> list[Finding]:
         return []  # reported by the ledger's own check
     found = []
     if counts.delivered:
-        asked = f"{CONFIRMED} (asked at {when(kept.answered)})" if kept and kept.answered else "not asked yet for them"
+        asked = (
+            f"{CONFIRMED} (asked at {local_time(kept.answered)})"
+            if kept and kept.answered
+            else "not asked yet for them"
+        )
         text = f"{counts.delivered:,} memories delivered, {asked}; akosha-agent sync asks now"
         found.append(ok(AKOSHA_MEMORIES, text, detail=DELIVERED_TO_AKOSHA))
     if waiting := counts.waiting.get(NO_EMBEDDING, 0):

@@ -14,7 +14,7 @@ from agent.adapters.watcher.scan import file_system, silent
 from agent.domain.errors import LedgerDamaged, SnapshotError
 from agent.entrypoints.doctor.context import DoctorContext, in_thread
 from agent.entrypoints.doctor.findings import Finding, error, from_error, ok, skipped, warning
-from agent.entrypoints.results import human_bytes
+from agent.entrypoints.formatting import human_bytes
 
 DATA, DATABASES, STATE, SPACE = "data directory", "databases", "state directory", "free space"
 LEDGER, INOTIFY = "ledger", "inotify"

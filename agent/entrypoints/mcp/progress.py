@@ -10,7 +10,7 @@ import structlog
 
 from agent.domain.errors import AlreadyRunning, StateError
 from agent.domain.events import SyncProgress
-from agent.entrypoints.results import human_bytes
+from agent.entrypoints.formatting import human_bytes
 
 INTERVAL_SECONDS = 5.0
 """Time between notifications while nothing moves."""

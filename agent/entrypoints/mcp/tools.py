@@ -13,9 +13,9 @@ from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.routing import AUTO, CLOUD, HTTP
 from agent.entrypoints.cli.archive import check_mounted, system_of
 from agent.entrypoints.cli.uploads import upload_document
-from agent.entrypoints.documents import ResultDocument
+from agent.entrypoints.formatting import hint_of, sync_summary
 from agent.entrypoints.mcp.progress import ProgressReporter, ReportProgress
-from agent.entrypoints.results import hint_of, sentence
+from agent.entrypoints.results import ResultDocument
 from agent.entrypoints.status_view import StatusDocument, gather_status
 from agent.entrypoints.sync_client import SyncClient
 from agent.settings import Loaded, Settings, settings_table
@@ -207,7 +207,7 @@ async def _sync(
     except AkoshaError as error:
         await reporter.finish(str(error))
         raise
-    await reporter.finish(sentence(result))
+    await reporter.finish(sync_summary(result))
     return ResultDocument.of(result).to_dict()
 
 

@@ -10,7 +10,7 @@ import typer
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.entrypoints.cli.command import FAILED, CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson
-from agent.entrypoints.results import when
+from agent.entrypoints.formatting import local_time
 from agent.entrypoints.service import environment as env, install as installer, service_file
 from agent.entrypoints.service.manager import Runner, ServiceManager, ServiceSpec
 from agent.entrypoints.service.program import program
@@ -99,7 +99,7 @@ def status(as_json: AsJson = False) -> int:
         typer.echo(json.dumps(found.document(), indent=2, default=str))
     else:
         pid = f", pid {found.pid}" if found.pid else ""
-        since = f" since {when(found.since)}" if found.since else ""
+        since = f" since {local_time(found.since)}" if found.since else ""
         edited = " (edited since it was installed)" if found.edited else ""
         typer.echo(f"installed  {f'{found.path}{edited}' if found.installed else 'no'}")
         typer.echo(f"enabled    {_yes(found.enabled)}")

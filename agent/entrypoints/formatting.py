@@ -1,0 +1,109 @@
+"""Text for terminals and logs: results in one line, sizes, times, and hints."""
+
+from contextlib import suppress
+from datetime import datetime
+
+from agent.domain.errors import AkoshaError, SettingsError
+from agent.domain.events import (
+    IngestCompleted,
+    IngestFailed,
+    SyncResult,
+    SyncSkipped,
+    SyncSucceeded,
+    UploadsPruned,
+    UploadVerified,
+)
+
+SEE_STATUS = "akosha-agent status shows what is wrong"
+_CORRECT_SETTING = "correct it there: settings are read again at each call"
+
+
+def hint_of(error: AkoshaError) -> str:
+    """Return the error's hint; where it has none, the command that shows more."""
+    return error.hint or (_CORRECT_SETTING if isinstance(error, SettingsError) else SEE_STATUS)
+
+
+def hint_of_text(error: str) -> str:
+    """Return the hint at the end of the text of an AkoshaError, "" where it has none. A path or a number is none.
+
+    >>> hint_of_text("the bucket memories does not exist (create it (or set akosha_cloud_bucket))")
+    'create it (or set akosha_cloud_bucket)'
+    >>> hint_of_text("no space left (/var/lib)")
+    ''
+    """
+    if not error.endswith(")"):
+        return ""
+    depth = 0
+    for at in range(len(error) - 1, -1, -1):
+        depth += (error[at] == ")") - (error[at] == "(")
+        if depth == 0:
+            found = error[at + 1 : -1]
+            return found if " " in found else ""
+    return ""
+
+
+def sync_summary(result: SyncResult) -> str:
+    """Return the result of a sync in one line."""
+    if isinstance(result, SyncSucceeded):
+        sent = f"{human_bytes(result.bytes_transferred)} sent in {result.duration_seconds:.1f} s to {result.location}"
+        failed = "".join(f"; {e.method} failed: {e.error}" for e in result.errors)
+        if not result.manifest_key:
+            left = "".join(f"; {name}: {why}" for name, why in sorted(result.incomplete.items()))
+            return f"{result.memories:,} memories, {sent}{left}{failed}"
+        text = f"{result.upload_id}: {len(result.files_uploaded)} objects, {sent}"
+        owed = "".join(f"; {name} stays owed: {why}" for name, why in sorted(result.incomplete.items()))
+        return f"{text}{owed}{failed}"
+    if isinstance(result, SyncSkipped):
+        return result.why
+    return result.error or "failed"
+
+
+def ingest_summary(event: IngestCompleted | IngestFailed) -> str:
+    """Return the outcome of an ingestion in one line."""
+    if isinstance(event, IngestFailed):
+        retry = f"; next attempt at {event.retry_at.astimezone():%H:%M:%S}" if event.retry_at else ""
+        return f"{event.upload_id}: {event.error}{retry}"
+    parts = [f"{event.stored:,} memories stored", f"{event.known:,} there already"]
+    parts += [f"{count:,} kept back: {why}" for why, count in sorted(event.kept_back.items())]
+    return f"{event.upload_id}: {'; '.join(parts)}"
+
+
+def verify_summary(event: UploadVerified) -> str:
+    """Return the outcome of a verification in one line."""
+    how = "downloaded and read through" if event.deep else "looked at"
+    if event.whole:
+        return f"{event.upload_id}: whole, {event.objects} objects {how}"
+    wrong = "; ".join(f"{name}: {why}" for name, why in sorted(event.problems.items()))
+    return f"{event.upload_id}: not whole, {event.objects} objects {how}: {wrong}"
+
+
+def prune_summary(event: UploadsPruned) -> str:
+    """Return what a prune deleted in one line."""
+    freed = f"{event.objects} objects, {human_bytes(event.bytes_freed)}"
+    count = len(event.upload_ids)
+    parts = [f"{count} upload{'s' * (count != 1)} deleted ({freed}), {event.kept} kept"]
+    if event.leftovers:
+        parts.append(f"{event.leftovers} leftovers of unfinished ones deleted")
+    if event.error:
+        parts.append(f"not all: {event.error}")
+    return "; ".join(parts)
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes in decimal units.
+
+    >>> human_bytes(43_200_000)
+    '43.2 MB'
+    """
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:  # noqa: PLR2004 - SI prefixes
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def local_time(at: datetime) -> str:
+    """Return a time in the local time zone; as it is where the system cannot convert it."""
+    with suppress(OverflowError, OSError, ValueError):
+        at = at.astimezone()
+    return f"{at:%Y-%m-%d %H:%M:%S}"
