@@ -111,7 +111,7 @@ def hand_over(
         raise StateError(f"nothing has begun at {record.target.id} that could be handed over")
     missing = sorted({*intent.databases} - {*fingerprints})
     if missing:
-        raise StateError(f"how {', '.join(missing)} looked when it was handed over is not told")
+        raise StateError(f"no fingerprint of {', '.join(missing)} was given")
     entries = [
         replace(_moved(_entry(record, name), Move.COMMITTED), parts=(), rows={}, problem=None, delivered_by=result_id)
         for name in intent.databases

@@ -75,7 +75,7 @@ def test_the_status_says_which_bus_is_in_use_and_what_waits_to_be_told(machine, 
         assert machine.status(lambda status: status["results_waiting"])["results_waiting"] == 1
         told = machine.call("status").out
         assert f"\nbus        in this process: NATS at {fresh_nats.url} cannot be reached" in told
-        assert "\nresults    1 wait to be told\n" in told
+        assert "\nresults    1 wait to be published\n" in told
         fresh_nats.start()
         status = machine.status(lambda status: status["bus"]["text"] == fresh_nats.url)
         assert status["bus"]["since"] > status["running"]["since"][:10]

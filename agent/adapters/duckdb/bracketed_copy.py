@@ -117,7 +117,7 @@ class FileCopy:
             self._go_on()
             count = min(CHUNK_BYTES, self.size - at)
             if os.pread(self.original, count, at) != os.pread(self.copy, count, at):
-                raise Moved(f"{self.found.name} was written anew")
+                raise Moved(f"{self.found.name} was replaced")
 
     def sha256(self) -> str:
         """Return the SHA-256 of the copy; it is read where it was not hashed on the way."""

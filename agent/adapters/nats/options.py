@@ -40,7 +40,7 @@ class Tls:
             made = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
             raise SettingsError(
-                f"akosha_agent_nats_ca_file: {self.ca_file} is of no use: {error.strerror or error}",
+                f"akosha_agent_nats_ca_file: {self.ca_file} is invalid: {error.strerror or error}",
                 hint="it must hold certificates in PEM form",
             ) from error
         if self.certificate_file is not None:
@@ -48,8 +48,8 @@ class Tls:
                 made.load_cert_chain(self.certificate_file, self.key_file, password=lambda: "")
             except OSError as error:
                 raise SettingsError(
-                    f"akosha_agent_nats_certificate_file: {self.certificate_file} or its key {self.key_file} is of no "
-                    f"use: {error.strerror or error}",
+                    f"akosha_agent_nats_certificate_file: {self.certificate_file} or its key {self.key_file} is "
+                    f"invalid: {error.strerror or error}",
                     hint="they must be a certificate chain and its unencrypted key, in PEM form",
                 ) from error
         return made

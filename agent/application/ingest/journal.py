@@ -37,7 +37,7 @@ class IngestJournal:
             return Cursor.decode(kept) if kept else Cursor()
         except WireError as error:
             _log.warning(
-                "cursor_lost", system_id=system_id, reason=error.message, next_step="its uploads are looked at anew"
+                "cursor_lost", system_id=system_id, reason=error.message, next_step="its uploads are checked again"
             )
             return Cursor()
 

@@ -196,7 +196,7 @@ class _Run:
         receipt = await self.push.sink.store(batch)
         if self.push.sink.sessions != sessions:
             # What it was given a moment ago may be gone: nothing is remembered before that was looked after.
-            raise SinkError(f"{self.push.sink.location} was started anew in the middle", transient=True)
+            raise SinkError(f"{self.push.sink.location} was restarted during the push", transient=True)
         await self._confirm([packed for at, packed in enumerate(batch) if at not in receipt.refused])
         now = self.push.clock.now()
         refused = [

@@ -64,7 +64,7 @@ class SpoolReader:
         """
         ours = self._inbox.addressed(event)
         if ours is not event:
-            why, cure = f"it was told for the system {event.system_id}", "akosha-agent hook install"
+            why, cure = f"it names the system {event.system_id}", "akosha-agent hook install"
             _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, reason=why, hint=cure)
         try:
             await self._inbox.ended(ours)

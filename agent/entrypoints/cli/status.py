@@ -51,7 +51,7 @@ def _print(status: StatusDocument, settings: Settings) -> None:
         )
         console.print(f"bus        {status.bus.text}{since}")
     if settings.over_nats and status.results_waiting:
-        console.print(f"results    {status.results_waiting} wait to be told")
+        console.print(f"results    {status.results_waiting} wait to be published")
     if status.verified:
         console.print(f"verified   {_verified(status.verified)}")
     for warning in status.warnings:
