@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from agent.domain import plain_text
 from tests.support import zygote
@@ -21,6 +22,10 @@ if zygote.available():
 
 # Tracebacks in the log as Python prints them: rich ones take a hundred times as long.
 structlog.get_config()["processors"][-1].exception_formatter = structlog.dev.plain_traceback
+
+# How long an example takes depends on the load of the machine.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 @pytest.fixture(params=WRITERS)

@@ -668,7 +668,7 @@ TELLS = {
 }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from([*STEPS, "confirm", "restart"]), max_size=14))
 def test_whatever_is_entered_the_ledger_says_what_a_record_in_memory_says(tmp_path_factory, story):
     async def told():

@@ -486,7 +486,7 @@ ENTRIES = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(ENTRIES, max_size=14))
 def test_whatever_is_entered_the_ledger_says_what_a_model_in_memory_says(tmp_path_factory, story):
     async def told():

@@ -103,7 +103,7 @@ some_memories = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(memories=st.lists(some_memories, max_size=6, unique_by=lambda each: each.seen), page=st.integers(1, 4))
 def test_what_goes_in_comes_out(memories, page, tmp_path, monkeypatch):
     monkeypatch.setattr(memories_file, "PAGE_ROWS", page)

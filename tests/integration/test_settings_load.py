@@ -213,7 +213,7 @@ def test_every_source_wins_over_the_default(world, source):
         st.sampled_from([name for name in ORDER if name not in PROJECT_FILES]), st.integers(0, 9), min_size=1
     )
 )
-@hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_of_any_set_of_sources_the_highest_wins(tmp_path_factory, given_by):
     world = World(tmp_path_factory.mktemp("world"))
     for source, value in given_by.items():

@@ -49,7 +49,7 @@ def test_other_files_belong_to_none(name):
 graphs = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graphs)
 def test_every_file_of_a_database_leads_back_to_it(graph):
     database = f"knowledge_graph_{graph}"

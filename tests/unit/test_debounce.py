@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from agent.domain.debounce import Debounce, DebounceRules
 
 RULES = DebounceRules(quiet=2, deadline=30, min_interval=300)
-quick = settings(max_examples=80, deadline=None)
+quick = settings(max_examples=80)
 
 
 def test_nothing_is_due_without_a_change():

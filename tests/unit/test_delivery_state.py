@@ -311,7 +311,7 @@ steps = st.sampled_from(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(steps, max_size=25))
 def test_whatever_happens_intent_rows_are_those_of_the_intent_or_none_and_clean_means_delivered(story):
     known = EMPTY

@@ -21,7 +21,7 @@ from agent.settings import load
 CODEC = CloudEventsCodec()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=300) | st.none() | st.integers(), st.text(st.characters(), max_size=20))
 def test_the_note_is_the_event_as_the_codec_writes_it(session_id, reason):
     name, data = note.session_ended("my-mac", session_id, reason)
@@ -52,7 +52,7 @@ def test_no_two_events_have_an_id_or_a_name_in_common():
     assert len({name for name, _ in made}) == len({json.loads(data)["id"] for _, data in made}) == 500
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=120) | st.text("aZ09-_ ./é", max_size=120))
 def test_a_name_becomes_the_system_id_that_the_agent_makes_of_it(text):
     try:

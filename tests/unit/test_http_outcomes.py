@@ -409,14 +409,19 @@ async def test_once_zeros_may_be_sent_what_waited_goes_without_a_change_of_the_f
 # ------------------------------------------------------------------------------------------------------- a standstill
 
 
-async def test_a_slow_server_may_take_its_time_as_long_as_batches_arrive(tmp_path):
-    """All of a page takes longer than the limit, no batch of it does."""
-    async with rig(tmp_path, batch_size=1, standstill_seconds=0.25) as r:
+async def test_a_slow_server_may_take_its_time_as_long_as_batches_arrive(tmp_path, monkeypatch):
+    """All of a page takes longer than the limit of 60 s, no batch of it does."""
+    async with rig(tmp_path, batch_size=1) as r:
         r.files.put("reflection", *some(1, 2, 3, 4))
-        store = r.sink.store
+        store, loop, passed = r.sink.store, asyncio.get_running_loop(), 0
+        real = loop.time
+        monkeypatch.setattr(loop, "time", lambda: real() + passed)
 
         async def slow(batch):
-            await asyncio.sleep(0.12)
+            nonlocal passed
+            passed += 40
+            for _ in range(2):
+                await asyncio.sleep(0)  # a time-out that is due comes now
             return await store(batch)
 
         r.sink.store = slow

@@ -38,7 +38,7 @@ def test_a_manifest_survives_its_bytes():
 graphs = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=20)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(graphs, max_size=3, unique=True),
     st.dictionaries(st.text(max_size=5), st.dictionaries(st.text(max_size=5), st.integers(0, 2**40), max_size=2)),
@@ -311,7 +311,7 @@ def test_bytes_that_are_no_manifest_of_ours_are_refused_in_our_words(data):
         Manifest.decode(data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=50), st.integers(0, 3000))
 def test_damage_anywhere_is_a_manifest_or_a_wire_error_never_anything_else(junk, at):
     data = WHOLE.encode()

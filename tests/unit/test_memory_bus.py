@@ -282,7 +282,7 @@ async def test_tasks_have_names_that_tell_whose_they_are(bus, clock):
     assert {"bus-mac-ab-cloud", "bus-mac-ab-cloud-handler"} <= set(names)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(script=st.lists(st.sampled_from(["ack", "nak", "nak later", "raise", "return", "hang"]), max_size=25))
 def test_whatever_a_handler_does_every_event_is_acked_once_and_in_order(script):
     async def run() -> None:

@@ -10,7 +10,7 @@ from agent.domain import naming
 from agent.domain.databases import SIDECAR_SUFFIXES, database_of
 from agent.domain.errors import NamingError
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 system_ids = st.from_regex(r"[A-Za-z0-9_-]{1,100}", fullmatch=True)
 times = st.timedeltas(timedelta(), timedelta(days=7000 * 365)).map(
     lambda since: datetime(2000, 1, 1, tzinfo=UTC) + since

@@ -356,7 +356,7 @@ async def test_an_upload_that_another_prune_deletes_while_this_one_looks_is_neit
     assert list(plan.going) == ids[3:]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(0, 400 * 24), min_size=1, max_size=25, unique=True),
     st.builds(

@@ -21,7 +21,7 @@ WINDOW = 10
     rate=st.integers(1, 10_000).map(lambda kib: kib * KIB),
     pieces=st.lists(st.tuples(st.integers(0, 5_000_000), st.floats(0, 30)), min_size=1, max_size=60),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_no_ten_seconds_see_more_than_the_rate_and_one_piece(rate, pieces):
     bucket, now, sent = TokenBucket.of(rate, 0), 0.0, []
     for size, idle in pieces:
@@ -37,7 +37,7 @@ def test_no_ten_seconds_see_more_than_the_rate_and_one_piece(rate, pieces):
 
 
 @given(st.lists(st.integers(1, 5_000_000), min_size=1, max_size=60), st.integers(1, 10_000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_whoever_always_has_more_to_send_gets_all_of_the_rate(pieces, kib):
     bucket, now = TokenBucket.of(kib * KIB, 0), 0.0
     for size in pieces:

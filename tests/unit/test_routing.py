@@ -73,7 +73,7 @@ def test_three_retries_are_one_attempt_and_three_more_after_2_4_and_8_seconds():
     assert isinstance(step, Forward)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2), st.floats(0, 1, exclude_max=True))
 def test_jitter_moves_a_delay_by_a_tenth_at_most(attempts, jitter):
     step = next_step(request(), TRANSIENT, attempts=attempts, rules=RULES, jitter=jitter)

@@ -76,7 +76,7 @@ databases = st.sampled_from(["reflection", "knowledge_graph", "knowledge_graph_w
 generations = st.dictionaries(databases, st.integers(0, 2), max_size=4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(generations, generations, st.sets(databases), st.booleans(), st.sampled_from(["gzip", "none"]), st.booleans())
 def test_a_plan_has_every_file_of_every_staged_and_every_delivered_database_exactly_once(
     now, before, carried, deduplicate, compression, sidecar
@@ -115,7 +115,7 @@ def test_parts_are_as_set_and_larger_only_where_ten_thousand_would_not_do(raw, c
     assert part_bytes(raw, chunk) == wanted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10 * 2**40), st.integers(1, 100))
 def test_even_what_compression_makes_larger_fits_into_ten_thousand_parts(raw, chunk):
     size = part_bytes(raw, chunk * MIB)

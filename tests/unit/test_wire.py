@@ -109,7 +109,7 @@ FAILED = SyncFailed(
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.type)
 def test_every_event_survives_the_way_there_and_back(cls):
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
     @given(event=events_of(cls))
     def survives(event: Event) -> None:
         back = CODEC.decode(CODEC.encode(event))
@@ -273,7 +273,7 @@ def test_what_json_would_lose_is_refused_at_the_sender(event, says):
         CODEC.encode(event)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=300))
 def test_random_bytes_are_refused_never_more(data):
     with pytest.raises(WireError):
@@ -287,7 +287,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(event=st.sampled_from([session_ended(), REQUEST, FAILED]), changes=st.data())
 def test_an_event_with_any_one_value_replaced_is_read_or_refused(event, changes):
     whole = orjson.loads(CODEC.encode(event))
