@@ -63,7 +63,7 @@ class AkoshaSyncConfig:
 
         from agent.settings import Settings  # noqa: PLC0415
         from agent.settings.display import validation_messages  # noqa: PLC0415
-        from agent.settings.sources import Given  # noqa: PLC0415
+        from agent.settings.sources import SourcedValue  # noqa: PLC0415
 
         values = self.values()
         try:
@@ -71,7 +71,7 @@ class AkoshaSyncConfig:
         except ValidationError as error:
             return list(
                 validation_messages(
-                    error, {name: Given(value, type(self).__name__, value) for name, value in values.items()}
+                    error, {name: SourcedValue(value, type(self).__name__, value) for name, value in values.items()}
                 )
             )
         return []

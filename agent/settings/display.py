@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from agent.domain.plain_text import MASK
 from agent.settings.endpoints import without_credentials
 from agent.settings.model import ADDRESSES, FIELDS, PATHS, SECRET, Loaded
-from agent.settings.sources import Given, nearest
+from agent.settings.sources import SourcedValue, nearest
 from agent.settings.validators import PREFIX, EarlierFieldError
 
 MAX_CHARACTERS = 200
@@ -48,7 +48,7 @@ def _default(key: str, field: FieldInfo) -> str:
     return str(extra["shown_default"]) if isinstance(extra, dict) else shown(key, field.default)
 
 
-def validation_messages(error: ValidationError, given: Mapping[str, Given]) -> Iterator[str]:
+def validation_messages(error: ValidationError, given: Mapping[str, SourcedValue]) -> Iterator[str]:
     """Yield one line for each invalid setting: key, value (secrets masked), source, and what is allowed."""
     for detail in error.errors(include_url=False):
         reason = detail.get("ctx", {}).get("error")

@@ -29,9 +29,9 @@ from agent.settings.sources import (
     DATA_DIR,
     SESSION_BUDDY,
     SHORT_VARIABLES,
-    Given,
     Layer,
     SettingsContext,
+    SourcedValue,
     from_command_line,
     from_environment,
     key_for_message,
@@ -73,12 +73,12 @@ class _Candidate:
 
 
 @dataclass(slots=True)
-class _Gathered:
-    """What was read from the sources so far, the highest first."""
+class _Sources:
+    """The values that were read so far, the highest source first, and the warnings about them."""
 
     layers: list[Layer] = field(default_factory=list)
-    session_buddy: dict[str, Given] = field(default_factory=dict)
-    data_dirs: list[Given] = field(default_factory=list)
+    session_buddy: dict[str, SourcedValue] = field(default_factory=dict)
+    data_dirs: list[SourcedValue] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
 
@@ -97,25 +97,25 @@ def load(
     `settings_file`.
     """
     context = SettingsContext(environ=environ, cwd=cwd, home=home)
-    gathered = _Gathered(warnings=list(unknown_variables(environ)))
-    gathered.layers += [
+    sources = _Sources(warnings=list(unknown_variables(environ)))
+    sources.layers += [
         from_command_line(command_line or {}, context),
         from_environment({key: variable(key) for key in FIELDS}, context),
         from_environment(SHORT_VARIABLES, context),
     ]
     for key in SESSION_BUDDY:
         name = f"SESSION_BUDDY_{key.upper()}"
-        if found := context.given(key, environ.get(name), f"env {name}"):
-            gathered.session_buddy[key] = found
+        if found := context.prepare(key, environ.get(name), f"env {name}"):
+            sources.session_buddy[key] = found
     name = f"SESSION_BUDDY_{DATA_DIR.upper()}"
-    if found := context.given("agent_data_dir", environ.get(name), f"env {name}"):
-        gathered.data_dirs.append(found)
-    _read_files(gathered, list(_candidates(settings_file, context)), context)
-    gathered.layers += [_session_buddy_log_level(gathered), _session_buddy_data_dir(gathered), _defaults(context)]
+    if found := context.prepare("agent_data_dir", environ.get(name), f"env {name}"):
+        sources.data_dirs.append(found)
+    _read_files(sources, list(_candidates(settings_file, context)), context)
+    sources.layers += [_session_buddy_log_level(sources), _session_buddy_data_dir(sources), _defaults(context)]
 
-    gathered.layers.insert(0, _aws_endpoint(_merged(gathered), context))
-    given = _merged(gathered)
-    token = SOURCES.set(tuple(gathered.layers))
+    sources.layers.insert(0, _aws_endpoint(_merged(sources), context))
+    given = _merged(sources)
+    token = SOURCES.set(tuple(sources.layers))
     try:
         settings = Settings()
     except ValidationError as error:
@@ -135,13 +135,13 @@ def load(
         )
     written = given.get("cloud_endpoint")
     if written is not None and settings.cloud_endpoint and settings.cloud_endpoint != written.value:
-        gathered.warnings.append(
+        sources.warnings.append(
             f"{PREFIX}cloud_endpoint ({written.origin}) ends in the bucket, which is left out: "
             f"{without_credentials(settings.cloud_endpoint)}"
         )
     for key, condition in _without_effect(settings, origins):
-        gathered.warnings.append(f"{PREFIX}{key} ({origins[key]}) has no effect {condition}")
-    return Loaded(settings, origins, tuple(gathered.warnings))
+        sources.warnings.append(f"{PREFIX}{key} ({origins[key]}) has no effect {condition}")
+    return Loaded(settings, origins, tuple(sources.warnings))
 
 
 def _without_effect(settings: Settings, origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -157,11 +157,11 @@ def _without_effect(settings: Settings, origins: Mapping[str, str]) -> Iterator[
         yield "agent_remote_control", condition
 
 
-def _merged(gathered: _Gathered) -> dict[str, Given]:
-    return {key: layer.given[key] for layer in reversed(gathered.layers) for key in layer.given}
+def _merged(sources: _Sources) -> dict[str, SourcedValue]:
+    return {key: layer.given[key] for layer in reversed(sources.layers) for key in layer.given}
 
 
-def _aws_endpoint(given: Mapping[str, Given], context: SettingsContext) -> Layer:
+def _aws_endpoint(given: Mapping[str, SourcedValue], context: SettingsContext) -> Layer:
     """Return the endpoint of the AWS configuration, if there is a bucket and the settings name no endpoint."""
     values = {key: given[key].value if key in given else "" for key in ("cloud_bucket", "cloud_endpoint")}
     found = None
@@ -176,7 +176,7 @@ def _aws_endpoint(given: Mapping[str, Given], context: SettingsContext) -> Layer
     ):
         taken["cloud_region"] = found.region
     return Layer(
-        "the AWS configuration", {key: context.given(key, value.value, value.origin) for key, value in taken.items()}
+        "the AWS configuration", {key: context.prepare(key, value.value, value.origin) for key, value in taken.items()}
     )
 
 
@@ -189,7 +189,7 @@ def _candidates(settings_file: Path | None, context: SettingsContext) -> Iterato
         yield _Candidate(context.home / name, f"~/{name}", trusted=True)
 
 
-def _read_files(gathered: _Gathered, candidates: list[_Candidate], context: SettingsContext) -> None:
+def _read_files(sources: _Sources, candidates: list[_Candidate], context: SettingsContext) -> None:
     # Each file is read once. A file of the user that is also found below ./settings (working directory ~/.claude, or a
     # symbolic link of the project) keeps its rank and its trust: a project can change neither.
     trusted = {identity_of(candidate.path) for candidate in candidates if candidate.trusted}
@@ -207,47 +207,47 @@ def _read_files(gathered: _Gathered, candidates: list[_Candidate], context: Sett
             continue
         seen.add(file.identity)
         if candidate.trusted:
-            gathered.warnings += unknown_keys(file.values, candidate.name)
+            sources.warnings += unknown_keys(file.values, candidate.name)
             trusted_keys.append((candidate.name, file.values))
-        layer: dict[str, Given] = {}
+        layer: dict[str, SourcedValue] = {}
         for written_key, value in file.values.items():
             if written_key == DATA_DIR:
-                _take_data_dir(gathered, value, candidate, context)
+                _take_data_dir(sources, value, candidate, context)
                 continue
             key = written_key.removeprefix(PREFIX)
             if not candidate.trusted and written_key not in SESSION_BUDDY and key not in PROJECT_KEYS:
                 if value is not None:
-                    gathered.ignored.append((written_key, candidate.name))
+                    sources.ignored.append((written_key, candidate.name))
                 continue
             if written_key not in SESSION_BUDDY and key not in FIELDS:
                 continue
-            given = _from_file(gathered, key, value, candidate.name, context, trusted=candidate.trusted)
+            given = _from_file(sources, key, value, candidate.name, context, trusted=candidate.trusted)
             if given is None:
                 continue
             if written_key in SESSION_BUDDY:
-                gathered.session_buddy.setdefault(key, given)
+                sources.session_buddy.setdefault(key, given)
             else:
                 layer[key] = given
-        gathered.layers.append(Layer(candidate.name, layer))
-    gathered.warnings += removed_settings(context.environ, trusted_keys)
-    if gathered.ignored:
-        gathered.warnings.append(_project_warning(gathered.ignored))
+        sources.layers.append(Layer(candidate.name, layer))
+    sources.warnings += removed_settings(context.environ, trusted_keys)
+    if sources.ignored:
+        sources.warnings.append(_project_warning(sources.ignored))
 
 
-def _take_data_dir(gathered: _Gathered, value: object, candidate: _Candidate, context: SettingsContext) -> None:
+def _take_data_dir(sources: _Sources, value: object, candidate: _Candidate, context: SettingsContext) -> None:
     """Take Session-Buddy's own `data_dir`, but not from a project's file, which must not choose what is uploaded."""
     if not isinstance(value, str):
         if value is not None:
-            gathered.warnings.append(_data_dir_warning(candidate.name))
+            sources.warnings.append(_data_dir_warning(candidate.name))
     elif not candidate.trusted:
         if context.path(value.strip()) != _default_data_dir(context):
-            gathered.ignored.append((DATA_DIR, candidate.name))
+            sources.ignored.append((DATA_DIR, candidate.name))
     else:
         expansion = expand(value, context.environ)
-        gathered.warnings += [f"{DATA_DIR} in {candidate.name} uses {one}, which is not set" for one in expansion.unset]
+        sources.warnings += [f"{DATA_DIR} in {candidate.name} uses {one}, which is not set" for one in expansion.unset]
         origin = f"{DATA_DIR} in {candidate.name}"
-        if found := context.given("agent_data_dir", expansion.text, origin, written=value):
-            gathered.data_dirs.append(found)
+        if found := context.prepare("agent_data_dir", expansion.text, origin, written=value):
+            sources.data_dirs.append(found)
 
 
 def _data_dir_warning(origin: str) -> str:
@@ -268,52 +268,50 @@ def _project_warning(ignored: list[tuple[str, str]]) -> str:
 
 
 def _from_file(
-    gathered: _Gathered, key: str, value: object, origin: str, context: SettingsContext, *, trusted: bool
-) -> Given | None:
+    sources: _Sources, key: str, value: object, origin: str, context: SettingsContext, *, trusted: bool
+) -> SourcedValue | None:
     name = key if key in SESSION_BUDDY else PREFIX + key
     if value is None:
         return None
     if not isinstance(value, str):
-        return context.given(key, value, origin)
+        return context.prepare(key, value, origin)
     expansion = expand(value, context.environ)
     if expansion.credentials and not trusted:
-        gathered.warnings.append(
+        sources.warnings.append(
             f"{name} in {origin} is ignored: a project's file may not read {', '.join(expansion.credentials)}"
         )
         return None
-    gathered.warnings += [f"{name} in {origin} uses {unset}, which is not set" for unset in expansion.unset]
-    return context.given(key, expansion.text, origin, written=value)
+    sources.warnings += [f"{name} in {origin} uses {unset}, which is not set" for unset in expansion.unset]
+    return context.prepare(key, expansion.text, origin, written=value)
 
 
-def _session_buddy_log_level(gathered: _Gathered) -> Layer:
+def _session_buddy_log_level(sources: _Sources) -> Layer:
     # Keys of Session-Buddy: an unknown value must not stop the agent.
-    found: dict[str, Given] = {}
+    found: dict[str, SourcedValue] = {}
     for key, kind in (("log_level", TypeAdapter[object](LogLevel)), ("enable_debug_mode", TypeAdapter[object](bool))):
-        given = gathered.session_buddy.get(key)
+        given = sources.session_buddy.get(key)
         if given is None:
             continue
         origin = given.origin if given.origin.startswith("env ") else f"{key} in {given.origin}"
         try:
             value = kind.validate_python(given.value)
         except ValidationError:
-            gathered.warnings.append(
-                f"{key} ({given.origin}) is not understood: it leaves akosha_agent_log_level alone"
-            )
+            sources.warnings.append(f"{key} ({given.origin}) is not understood: it leaves akosha_agent_log_level alone")
             continue
         if value is True:
-            found["agent_log_level"] = Given("DEBUG", origin, value)
+            found["agent_log_level"] = SourcedValue("DEBUG", origin, value)
         elif value is not False:
-            found["agent_log_level"] = Given(value, origin, value)
+            found["agent_log_level"] = SourcedValue(value, origin, value)
     return Layer("Session-Buddy's log level", found)
 
 
-def _session_buddy_data_dir(gathered: _Gathered) -> Layer:
+def _session_buddy_data_dir(sources: _Sources) -> Layer:
     """Return the first valid data directory of Session-Buddy's own settings."""
-    for given in gathered.data_dirs:
+    for given in sources.data_dirs:
         try:
             _DIRECTORY.validate_python(given.value)
         except ValidationError:
-            gathered.warnings.append(_data_dir_warning(given.origin))
+            sources.warnings.append(_data_dir_warning(given.origin))
             continue
         return Layer("Session-Buddy's data_dir", {"agent_data_dir": given})
     return Layer("Session-Buddy's data_dir", {})
@@ -321,12 +319,12 @@ def _session_buddy_data_dir(gathered: _Gathered) -> Layer:
 
 def _defaults(context: SettingsContext) -> Layer:
     # The one default that depends on the context; all others are in the model.
-    return Layer(DEFAULT, {"agent_data_dir": Given(_default_data_dir(context), DEFAULT, "")})
+    return Layer(DEFAULT, {"agent_data_dir": SourcedValue(_default_data_dir(context), DEFAULT, "")})
 
 
 def _default_data_dir(context: SettingsContext) -> Path:
     return context.home / ".claude" / "data"
 
 
-def _is_text(given: Given | None) -> bool:
+def _is_text(given: SourcedValue | None) -> bool:
     return given is not None and given.value != ""

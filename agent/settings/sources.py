@@ -58,7 +58,7 @@ def variable(key: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class SourcedValue:
     """A value of a source, its origin, and the text before variables were expanded."""
 
     value: object = field(repr=False)
@@ -82,7 +82,7 @@ class SettingsContext:
         # Another user's home (`~name`) is resolved by the validation of the path.
         return path if str(path).startswith("~") else self.cwd / path
 
-    def given(self, key: str, value: object, origin: str, *, written: object = None) -> Given | None:
+    def prepare(self, key: str, value: object, origin: str, *, written: object = None) -> SourcedValue | None:
         """Return the value prepared for its key; None if it means: not set."""
         written = value if written is None else written
         if isinstance(value, str):
@@ -91,7 +91,7 @@ class SettingsContext:
                 return None
         if key in PATHS and isinstance(value, (str, Path)) and value != "":
             value = self.path(value)
-        return None if value is None else Given(value, origin, written)
+        return None if value is None else SourcedValue(value, origin, written)
 
 
 class _Address(str):
@@ -106,7 +106,7 @@ class _Address(str):
 class Layer(PydanticBaseSettingsSource):
     """One source of settings, for pydantic-settings to merge."""
 
-    def __init__(self, name: str, given: Mapping[str, Given | None]) -> None:
+    def __init__(self, name: str, given: Mapping[str, SourcedValue | None]) -> None:
         super().__init__(Settings)
         self.__name__ = name  # the name of the source in the logs of pydantic-settings
         self.given = {key: found for key, found in given.items() if found is not None}
@@ -125,12 +125,12 @@ class Layer(PydanticBaseSettingsSource):
 
 def from_command_line(values: Mapping[str, object], context: SettingsContext) -> Layer:
     """Return the options of the command line, by field name; None: the option is not used."""
-    return Layer(COMMAND_LINE, {key: context.given(key, value, COMMAND_LINE) for key, value in values.items()})
+    return Layer(COMMAND_LINE, {key: context.prepare(key, value, COMMAND_LINE) for key, value in values.items()})
 
 
 def from_environment(names: Mapping[str, str], context: SettingsContext) -> Layer:
     """Return the environment variables; `names` is key -> variable."""
-    found = {key: context.given(key, context.environ.get(name), f"env {name}") for key, name in names.items()}
+    found = {key: context.prepare(key, context.environ.get(name), f"env {name}") for key, name in names.items()}
     return Layer(f"env {next(iter(names.values()))} and its like", found)
 
 
