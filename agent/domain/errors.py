@@ -84,6 +84,17 @@ class AlreadyRunning(StateError):  # noqa: N818 - the name says the state of the
         self.command = command
 
 
+class AgentUnavailable(AkoshaError):  # noqa: N818
+    """The running agent cannot be reached, or does not understand the request.
+
+    `unresponsive`: it runs, but does not answer.
+    """
+
+    def __init__(self, message: str, *, unresponsive: bool = False) -> None:
+        super().__init__(message, transient=True)
+        self.unresponsive = unresponsive
+
+
 class SystemIdTaken(AkoshaError):  # noqa: N818
     """Another machine owns the default system id `taken` in the target; `instead` is the one that this machine takes.
 

@@ -15,13 +15,13 @@ import structlog
 from agent.bootstrap.agent import build
 from agent.bootstrap.home import RUN, Home
 from agent.domain import naming
-from agent.domain.errors import AlreadyRunning, SettingsError, StateError, SystemIdTaken
+from agent.domain.errors import AgentUnavailable, AlreadyRunning, SettingsError, StateError, SystemIdTaken
 from agent.domain.events import SyncAsked, SyncProgress, SyncResult
 from agent.domain.identity import Identity
 from agent.domain.routing import AUTO, MANUAL
 from agent.domain.status_warning import StatusWarning
-from agent.entrypoints.control_client import AgentUnavailable, Endpoint
-from agent.entrypoints.status_view import unresponsive_warning
+from agent.entrypoints.control_client import Endpoint
+from agent.entrypoints.status_document import unresponsive_warning
 from agent.ports import Message
 from agent.settings import Settings
 

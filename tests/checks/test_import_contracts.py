@@ -19,6 +19,7 @@ PLANTED = {
     "Adapters are strangers to each other": ("adapters/spool.py", "import agent.adapters.wire"),
     "Only the bootstrap imports adapters": ("entrypoints/cli/events.py", "import agent.adapters.wire"),
     "Only the child process imports duckdb": ("entrypoints/cli/status.py", "import duckdb"),
+    "No import cycles": ("entrypoints/results.py", "import agent.entrypoints.cli.sync"),
 }
 
 

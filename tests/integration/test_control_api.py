@@ -24,7 +24,7 @@ from agent.entrypoints.control_api import Limits, serve
 from agent.entrypoints.control_api.auth import load_or_create_token
 from agent.entrypoints.control_api.server import ControlSocket
 from agent.entrypoints.results import ResultDocument
-from agent.entrypoints.status_view import StatusDocument
+from agent.entrypoints.status_document import StatusDocument
 from agent.settings import Settings
 from tests.support import event_documents, values
 from tests.support.control_api import NOON, SYSTEM, FakeAgentService, ended, hold, progress

@@ -25,7 +25,8 @@ from agent.entrypoints import sync_client
 from agent.entrypoints.cli import status
 from agent.entrypoints.control_client import client as control, endpoint, follow_history
 from agent.entrypoints.mcp.tools import STATUS, call_tool
-from agent.entrypoints.status_view import StatusDocument, gather_status
+from agent.entrypoints.status_document import StatusDocument
+from agent.entrypoints.status_view import gather_status
 from agent.entrypoints.sync_client import SyncClient
 from agent.ports import MemoryCounts
 from agent.settings import Loaded, load

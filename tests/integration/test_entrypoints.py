@@ -21,7 +21,7 @@ from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.cli.sync import sync
 from agent.entrypoints.cli.terminal import PlainConsole
 from agent.entrypoints.formatting import sync_summary
-from agent.entrypoints.status_view import StatusDocument
+from agent.entrypoints.status_document import StatusDocument
 from agent.ports import MemoryCounts
 from agent.settings import load
 from tests.support import values

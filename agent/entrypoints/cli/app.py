@@ -16,7 +16,7 @@ COMMANDS = {
     "events": ("cli.events", "Show requests and their results, oldest first; or follow results, here and elsewhere."),
     "memories": ("cli.memories", "Show how many memories Akosha has, and which wait or were refused, and why."),
     "config": ("cli.config", "Show every setting, its value and where it came from. Secrets are masked."),
-    "mcp": ("cli.mcp", "Serve a coding assistant: an MCP server (stdio) with tools to sync and to show the status."),
+    "mcp": ("mcp.command", "Serve a coding assistant: an MCP server (stdio) with tools to sync and show the status."),
     "react": ("cli.react", "On Akosha's side: bring every upload in the bucket into Akosha, until stopped."),
     "demo": ("cli.demo", "Show how it works: a scratch database, the agent, a directory as the cloud."),
     "verify": (

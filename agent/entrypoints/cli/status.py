@@ -17,7 +17,8 @@ from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import line_console
 from agent.entrypoints.formatting import human_bytes, local_time
-from agent.entrypoints.status_view import StatusDocument, gather_status
+from agent.entrypoints.status_document import StatusDocument
+from agent.entrypoints.status_view import gather_status
 from agent.ports import MemoryCounts
 from agent.settings import Settings
 

@@ -17,14 +17,13 @@ from agent.application.monitoring.agent_service import AgentService
 from agent.bootstrap.home import Home
 from agent.domain.events import SyncAsked
 from agent.domain.routing import MANUAL
-from agent.entrypoints.control_api import Limits
 from agent.entrypoints.control_api.auth import LoopbackRules
-from agent.entrypoints.control_api.connection import Connection
+from agent.entrypoints.control_api.connection import Connection, Limits
 from agent.entrypoints.control_api.openapi import CLOUD_EVENT, JSON, ROUTES, SyncOrder, openapi_document
 from agent.entrypoints.control_api.problems import COMMON_HEADERS, Problem, problem_middleware
 from agent.entrypoints.control_api.sse import EventStreams
 from agent.entrypoints.results import ResultDocument
-from agent.entrypoints.status_view import StatusDocument, running_process
+from agent.entrypoints.status_document import StatusDocument, running_process
 from agent.settings import Settings
 
 _QUERY_PARAMETERS = {(route.method, route.path): route.query_parameters for route in ROUTES}

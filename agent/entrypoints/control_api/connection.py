@@ -2,14 +2,15 @@
 
 import asyncio
 import os
+import resource
 import socket
+from dataclasses import dataclass
 from http import HTTPStatus
 
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
-from agent.entrypoints.control_api import Limits
 from agent.entrypoints.control_api.auth import peer_uid
 from agent.entrypoints.control_api.problems import Problem, internal_error
 
@@ -20,6 +21,34 @@ _LINGERING_SECONDS = 1.0
 """How long a body is read and discarded after an early response, so that the client reads the response."""
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits of the control API. Times in seconds, sizes in bytes.
+
+    `head_seconds` is also how long a connection may be idle between two requests. `stalled_seconds` is how long a
+    reader of events may accept nothing of what is sent to it. `shutdown_seconds` is what requests in progress get at
+    the end.
+    """
+
+    head_seconds: float = 10.0
+    body_seconds: float = 10.0
+    heartbeat_seconds: float = 15.0
+    stalled_seconds: float = 60.0
+    shutdown_seconds: float = 0.3
+    body_bytes: int = 64 * 1024
+    line_bytes: int = 8 * 1024
+    readers: int = 1000
+    connections: int = 1100
+
+    def max_connections(self) -> int:
+        """Return the connection limit of this process: at most half of its file descriptors."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return self.connections if soft == resource.RLIM_INFINITY else max(min(self.connections, soft // 2), 1)
+
+
+DEFAULT_LIMITS = Limits()
 
 
 class Connections:

@@ -13,10 +13,9 @@ from aiohttp import web
 
 from agent.adapters.unix_http import CONTROL_SOCKET, socket_address
 from agent.application.monitoring.agent_service import AgentService
-from agent.entrypoints.control_api import Limits
 from agent.entrypoints.control_api.app import ControlApp, Metrics
 from agent.entrypoints.control_api.auth import ADDRESS, LoopbackRules, load_or_create_token
-from agent.entrypoints.control_api.connection import Connection, Connections
+from agent.entrypoints.control_api.connection import Connection, Connections, Limits
 from agent.settings import Settings
 
 BACKLOG = 1024

@@ -11,8 +11,7 @@ from aiohttp import HttpVersion11, web
 from agent.application.monitoring.agent_service import AgentService
 from agent.domain.errors import AkoshaError
 from agent.domain.events import Event, SyncProgress
-from agent.entrypoints.control_api import Limits
-from agent.entrypoints.control_api.connection import Connection
+from agent.entrypoints.control_api.connection import Connection, Limits
 from agent.entrypoints.control_api.problems import Problem
 from agent.ports import HistoryEntry
 

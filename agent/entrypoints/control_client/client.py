@@ -15,10 +15,9 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from agent.adapters.unix_http import http_client, socket_address
-from agent.domain.errors import WireError
+from agent.domain.errors import AgentUnavailable, WireError
 from agent.domain.events import SyncAsked, SyncProgress
-from agent.entrypoints.control_client.endpoint import AgentUnavailable
-from agent.entrypoints.status_view import StatusDocument
+from agent.entrypoints.status_document import StatusDocument
 from agent.ports import Codec, HistoryEntry
 
 RESPONSE_SECONDS = 3.0

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from agent.adapters.unix_http import CONTROL_SOCKET, is_own_socket
 from agent.bootstrap.home import LEDGER_EVENT_BYTES, Home
-from agent.domain.errors import AkoshaError
 
 if TYPE_CHECKING:
     from agent.entrypoints.control_client.client import ControlClient
@@ -13,14 +12,6 @@ if TYPE_CHECKING:
 MIN_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 5.0
 """Pauses after failures double from the first to the last."""
-
-
-class AgentUnavailable(AkoshaError):  # noqa: N818 - a state, not a fault
-    """The agent cannot be reached, or does not understand the request. `unresponsive`: it runs, but does not answer."""
-
-    def __init__(self, message: str, *, unresponsive: bool = False) -> None:
-        super().__init__(message, transient=True)
-        self.unresponsive = unresponsive
 
 
 class Endpoint:

@@ -6,8 +6,9 @@ from contextlib import aclosing
 import structlog
 
 from agent.bootstrap.home import Home
+from agent.domain.errors import AgentUnavailable
 from agent.domain.events import SyncProgress
-from agent.entrypoints.control_client.endpoint import AgentUnavailable, Endpoint
+from agent.entrypoints.control_client.endpoint import Endpoint
 from agent.ports import HistoryEntry, Ledger
 
 POLL_SECONDS = 0.25

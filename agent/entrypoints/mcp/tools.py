@@ -16,7 +16,8 @@ from agent.entrypoints.cli.uploads import upload_document
 from agent.entrypoints.formatting import hint_of, sync_summary
 from agent.entrypoints.mcp.progress import ProgressReporter, ReportProgress
 from agent.entrypoints.results import ResultDocument
-from agent.entrypoints.status_view import StatusDocument, gather_status
+from agent.entrypoints.status_document import StatusDocument
+from agent.entrypoints.status_view import gather_status
 from agent.entrypoints.sync_client import SyncClient
 from agent.settings import Loaded, Settings, settings_table
 

@@ -6,7 +6,7 @@ import typer
 
 from agent.entrypoints import logs
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
-from agent.entrypoints.mcp import serve
+from agent.entrypoints.mcp.server import serve
 
 app = CommandGroup()
 
@@ -15,7 +15,7 @@ ADD = "claude mcp add --scope user akosha-agent -- akosha-agent mcp"
 
 @app.command(stopped=0)
 async def mcp(options: Options) -> int:
-    """Serve a coding assistant: an MCP server (stdio) with tools to sync and to show the status.
+    """Serve a coding assistant: an MCP server (stdio) with tools to sync and show the status.
 
     To add it: claude mcp add --scope user akosha-agent -- akosha-agent mcp
     """

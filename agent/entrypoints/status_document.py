@@ -1,0 +1,73 @@
+"""The status as a document: what `status --json` prints, the control API answers and the MCP tool returns."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import ClassVar, Self
+
+from agent.application.monitoring.status import Status
+from agent.bootstrap.home import Home
+from agent.domain.status_warning import StatusWarning
+from agent.settings import Settings
+
+AGENT_STOPPED, AGENT_SILENT = "agent_stopped", "agent_silent"
+"""Codes of the warnings about an agent that holds the state directory and does not answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusDocument(Status):
+    """The document; OpenAPI and the MCP tool derive their schemas from it.
+
+    `running` is the process that holds the state directory (`pid`, `command`, `since`); `problem` says why the
+    databases cannot be seen. A dataclass, not a pydantic model: without an agent, `status` needs no validation.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, bool]] = {"json_schema_serialization_defaults_required": True}
+
+    running: dict[str, object] | None
+    problem: str
+    sync_enabled: bool
+    data_dir: str
+    state_dir: str
+
+    @classmethod
+    def of(cls, status: Status, settings: Settings, *, running: dict[str, object] | None, problem: str) -> Self:
+        return cls(
+            **{field.name: getattr(status, field.name) for field in fields(status)},
+            running=running,
+            problem=problem,
+            sync_enabled=settings.sync_enabled,
+            data_dir=str(settings.agent_data_dir),
+            state_dir=str(settings.agent_state_dir),
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what `status --json` prints; times are still datetimes."""
+        return asdict(self)
+
+    @property
+    def unresponsive_agent(self) -> str:
+        """What is to be said of an agent that does not answer; "" where there is none."""
+        if not self.running or not any(w.code in (AGENT_STOPPED, AGENT_SILENT) for w in self.warnings):
+            return ""
+        who = f"process {self.running.get('pid')} ({self.running.get('command')})"
+        return f"{who} is there, but does not answer: this is what its ledger says"
+
+
+def running_process(home: Home) -> dict[str, object] | None:
+    """Return the process that holds the state directory: `pid`, `command` and `since`. Blocks for moments."""
+    holder = home.holder()
+    return None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
+
+
+def unresponsive_warning(home: Home, pid: int, command: str) -> StatusWarning:
+    """Return the warning about a process that holds the state directory and does not answer. Blocks for moments."""
+    who = f"process {pid} ({command})"
+    if home.is_stopped(pid):
+        return StatusWarning(
+            code=AGENT_STOPPED, message=f"{who} does not answer: it is stopped", hint=f"kill -CONT {pid}"
+        )
+    return StatusWarning(
+        code=AGENT_SILENT,
+        message=f"{who} does not answer",
+        hint="akosha-agent service restart, or end that process and start akosha-agent run",
+    )
