@@ -10,13 +10,14 @@ import structlog
 from hypothesis import settings
 
 from agent.domain import plain_text
-from tests.support import zygote
+from tests.support import botocore_data, zygote
 from tests.support.session_buddy import WRITERS
 
 # Every worker and every command that a test starts imports the agent: compile it once, whatever the environment says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+botocore_data.share()
 if zygote.available():
     zygote.fork_children()
 

@@ -18,7 +18,7 @@ from tests.support.servers.nats import NatsServer, delete_streams, running_nats
 
 pytestmark = pytest.mark.long
 
-ROUNDS = 20
+ROUNDS = 14
 SEED = 7
 SMALL_STREAM = {"max_bytes": 2**20}
 UPLOAD_SECONDS = 0.6

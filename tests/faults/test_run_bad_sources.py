@@ -81,9 +81,7 @@ def origins(manifest) -> dict[str, str]:
         (
             (),
             {
-                empty: "has 0 bytes",
                 garbage: "does not begin as a DuckDB file does",
-                a_directory: "is a directory, not a database",
                 a_link_out: "is a symlink out of the data directory",
             },
         ),

@@ -17,6 +17,7 @@ pytest_plugins = ["tests.support.servers.fixtures"]
 KEY = "systems/mac/uploads/20260101_000000_mac/reflection.duckdb"
 SECRET = "canary-in-an-answer"
 MIB = 2**20
+PART = MIB // 16
 XML = {"Content_Type": "application/xml"}
 HTML = {"Content_Type": "text/html; charset=utf-8"}
 PAGE = f"<html><head><title>Welcome, {SECRET}</title></head><body><p>Log in</p></body></html>"
@@ -120,7 +121,7 @@ async def body(size: int = 1):
 
 
 async def put(store, size: int = 1):
-    await store.put(KEY, body(size), metadata={}, part_bytes=5 * MIB, progress=lambda _: None)
+    await store.put(KEY, body(size), metadata={}, part_bytes=PART, progress=lambda _: None)
 
 
 async def list_all(store):
@@ -133,7 +134,7 @@ async def get(store):
 
 OPERATIONS = {
     "put": put,
-    "put in parts": lambda store: put(store, 5 * MIB + 1),
+    "put in parts": lambda store: put(store, PART + 1),
     "head": lambda store: store.head(KEY),
     "get": get,
     "list": list_all,
@@ -264,7 +265,7 @@ async def test_odd_answers_in_the_middle_of_a_put_in_parts(server, store, odd_fr
         server.answering = play
         try:
             async with asyncio.timeout(30):
-                await put(store, 5 * MIB + 1)
+                await put(store, PART + 1)
         except StoreError:
             pass
         except BaseException as error:  # noqa: BLE001 - as above

@@ -20,6 +20,7 @@ from agent.adapters.duckdb.child_process import CHILD
 from agent.adapters.duckdb.frames import PAGE_ROWS
 from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
+from tests.support import zygote
 from tests.support.session_buddy import REAL, STATES, create, make
 
 EMBEDDING = "list_transform(range(384), lambda i: i / 384.0)::FLOAT[384]"
@@ -328,8 +329,9 @@ async def test_pages_miss_nothing_whatever_was_deleted(copy):
 
 
 @pytest.mark.long
-async def test_many_texts_of_a_megabyte_among_small_ones_go_one_by_one(copy):
+async def test_many_texts_of_a_megabyte_among_small_ones_go_one_by_one(copy, monkeypatch):
     """More than the engine and its process may hold at once, in one of the engine's vectors."""
+    monkeypatch.setenv(zygote.EXECUTE, "1")  # a child that shares nothing with this process, for its size counts
     make(
         copy,
         "SET memory_limit = '400MB'",

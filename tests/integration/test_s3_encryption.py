@@ -14,7 +14,7 @@ from tests.support.servers.faulty_proxy import refuse
 pytest_plugins = ["tests.support.servers.fixtures"]
 
 MIB = 2**20
-PART = 5 * MIB
+PART = MIB // 2
 WHOLE = b"one part" * 1000
 SEVERAL = random.Random(2).randbytes(2 * PART + 77)
 KEY_ID = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd"

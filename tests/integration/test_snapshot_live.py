@@ -14,7 +14,7 @@ from agent.adapters.system_clock import SystemClock
 from agent.domain.errors import SnapshotError
 from tests.support.session_buddy import Checker, Writer, check, create
 
-SNAPSHOTS = 100
+SNAPSHOTS = 50
 BUSY = ("--slow-checkpoints", "20", "--checkpoint-every", "8", "--graph-every", "20")
 
 
@@ -33,7 +33,7 @@ def taker_of(data_dir, staging, *, verify=False, **options):
 
 
 @pytest.mark.long
-async def test_a_hundred_snapshots_none_torn_none_old_and_the_writer_never_fails(engine, data_dir, staging):
+async def test_of_many_snapshots_none_is_torn_none_is_old_and_the_writer_never_fails(engine, data_dir, staging):
     """Commits go on during checkpoints (into another sidecar); each copy holds what was committed before it began."""
     fast, thorough = taker_of(data_dir, staging), taker_of(data_dir, staging, verify=True)
     sidecars: set[tuple[str, ...]] = set()

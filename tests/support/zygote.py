@@ -27,6 +27,7 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import agent
+from tests.support import botocore_data
 
 EXECUTE = "AKOSHA_TESTS_EXECUTE"
 
@@ -209,6 +210,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     for name in (*_HEAVY, *(module.name for module in pkgutil.walk_packages(agent.__path__, "agent."))):
         importlib.import_module(name)
+    botocore_data.share()
     gc.collect()
     gc.freeze()
     serve(asked)

@@ -7,11 +7,14 @@ import logging
 import sys
 import threading
 
+import moto.s3.models
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 
 def main() -> None:
+    # Tests send objects in smaller parts than AWS takes.
+    moto.s3.models.S3_UPLOAD_PART_MIN_SIZE = 1
     # Connections are kept, as S3 keeps them.
     WSGIRequestHandler.protocol_version = "HTTP/1.1"
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
