@@ -1,204 +1,31 @@
 """When the agent asks for a sync by itself: changes, times, session ends, notes; and when it keeps quiet."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
-from agent.adapters.memory_bus import MemoryBus
-from agent.application.agent import Agent
-from agent.application.sync.stall import StallMonitor
-from agent.bootstrap.agent import AgentAdapters, assemble
 from agent.domain.databases import Survey
 from agent.domain.errors import CloudUploadError, SnapshotError, StateError
 from agent.domain.events import (
-    Event,
     SessionEnded,
-    SyncAsked,
     SyncFailed,
-    SyncRequested,
     SyncResult,
     SyncSkipped,
     SyncSucceeded,
 )
-from agent.domain.identity import Identity
-from agent.ports import NoMeter
-from agent.settings import Settings
 from tests.support import values
-from tests.support.clock import ManualClock
-from tests.support.ledger import inline_ledger
-from tests.support.method import ScriptedMethod
-
-IDENTITY = Identity("agent-1", values.SYSTEM)
-PERMANENT = CloudUploadError("403", "cloud")
+from tests.support.agent import PERMANENT, SimulatedAgent, ask, simulated_agent
 
 
-class Files:
-    """The data directory as the agent sees it: a survey, and a watch that tells when it changed."""
-
-    mode = "native"
-
-    def __init__(self, clock: ManualClock) -> None:
-        self.clock, self.stuck_from = clock, None
-        self.seen: Survey = {}
-        self.told_late = 0.0
-        self.room: int | None = None
-        self._queue: asyncio.Queue[frozenset[str]] = asyncio.Queue()
-
-    def change(self, generation: int, *, told: bool = True) -> None:
-        self.seen["reflection"] = values.fingerprint("reflection", generation)
-        if told:
-            self._queue.put_nowait(frozenset({"reflection.duckdb.wal"}))
-
-    @property
-    def lag(self) -> float:
-        return self.told_late
-
-    @property
-    def looked(self) -> float:
-        return self.clock.monotonic() if self.stuck_from is None else self.stuck_from
-
-    def hang(self) -> None:
-        self.stuck_from = self.clock.monotonic()
-
-    async def free_bytes(self) -> int | None:
-        return self.room
-
-    async def survey(self) -> Survey:
-        return dict(self.seen)
-
-    async def sweep(self) -> None:
-        pass
-
-    async def changes(self) -> AsyncIterator[frozenset[str]]:
-        yield frozenset()
-        while True:
-            yield await self._queue.get()
-
-
-class Notes:
-    """A spool in memory, and its watch."""
-
-    mode = "native"
-    lag = 0.0
-
-    def __init__(self, clock: ManualClock) -> None:
-        self.clock = clock
-        self.notes: dict[str, Event] = {}
-        self._rung = asyncio.Event()
-
-    @property
-    def looked(self) -> float:
-        return self.clock.monotonic()
-
-    def leave(self, event: Event) -> None:
-        self.notes[event.id] = event
-        self.set()
-
-    def set(self) -> None:
-        self._rung.set()
-
-    async def waiting(self):
-        return list(self.notes.items())
-
-    async def remove(self, note: str) -> None:
-        del self.notes[note]
-
-    async def changes(self) -> AsyncIterator[frozenset[str]]:
-        while True:
-            await self._rung.wait()
-            self._rung.clear()
-            yield frozenset({"note"})
-
-
-@dataclass
-class World:
-    clock: ManualClock
-    files: Files
-    notes: Notes
-    method: ScriptedMethod
-    agent: Agent
-    heard: list[Event]
-    fallback: ScriptedMethod | None = None
-
-    @property
-    def reasons(self) -> list[str]:
-        return [e.reason for e in self.heard if isinstance(e, SyncRequested)]
-
-    async def settle(self) -> None:
-        """Let everything that can happen at this time happen."""
-        await self.clock.advance(0)
-
-    async def pass_time(self, seconds: float) -> None:
-        """Let time pass from one sleeper's waking to the next, and let each of them finish what it does then."""
-        end = self.clock.monotonic() + seconds
-        await self.settle()
-        while (left := end - self.clock.monotonic()) > 0:
-            due = self.clock.next_due
-            await self.clock.advance(left if due is None else min(left, due))
-            await self.settle()
-
-
-@asynccontextmanager
-async def world(
-    tmp_path: Path, script=(), *, fallback=None, running: bool = True, tries: int = 0, unanswered=(),
-    stall_monitor=None, network_monitor=None, supervisor=None, **settings,
-):  # fmt: skip
-    """`fallback`: the script of a second method, http, that stands in for the first. `tries` again of an attempt."""
-    clock = ManualClock(values.NOON)
-    files, notes, heard = Files(clock), Notes(clock), []
-    bus = MemoryBus(clock)
-    ledger = inline_ledger(clock)
-    method = ScriptedMethod(ledger, script)
-    methods = {"cloud": method}
-    if fallback is not None:
-        methods["http"] = ScriptedMethod(ledger, fallback, "http")
-    config = Settings(
-        cloud_endpoint="file:///bucket", max_retries=tries, enable_fallback=fallback is not None, **settings
-    )
-    agent = assemble(
-        config,
-        IDENTITY,
-        AgentAdapters(
-            clock=clock, bus=bus, results_bus=bus, ledger=ledger, taker=files, methods=methods,
-            stall_monitor=stall_monitor or StallMonitor(), watch=files, spool=notes, spool_watch=notes, meter=NoMeter(),
-            network_monitor=network_monitor, supervisor=supervisor,
-        ),
-        unanswered=unanswered,
-    )  # fmt: skip
-
-    async def hear(message) -> None:
-        heard.append(message.event)
-        await message.ack()
-
-    await bus.subscribe("akosha.>", hear)
-    w = World(clock, files, notes, method, agent, heard)
-    w.fallback = methods.get("http")
-    async with agent:
-        if not running:
-            yield w
-            return
-        task = asyncio.create_task(agent.run())
-        await w.settle()
-        try:
-            yield w
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-
-async def test_with_nothing_there_it_keeps_quiet(tmp_path):
-    async with world(tmp_path) as w:
+async def test_with_nothing_there_it_keeps_quiet():
+    async with simulated_agent() as w:
         await w.pass_time(600)
         assert w.reasons == []
 
 
-async def test_what_changed_while_it_was_away_is_synced_at_start(tmp_path):
-    async with world(tmp_path, [1], running=False) as w:
+async def test_what_changed_while_it_was_away_is_synced_at_start():
+    async with simulated_agent([1], running=False) as w:
         w.files.change(1, told=False)
         task = asyncio.create_task(w.agent.run())
         await w.settle()
@@ -207,8 +34,8 @@ async def test_what_changed_while_it_was_away_is_synced_at_start(tmp_path):
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_change_is_synced_after_the_quiet_time(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_change_is_synced_after_the_quiet_time():
+    async with simulated_agent([1]) as w:
         w.files.change(1)
         await w.pass_time(1.9)
         assert w.reasons == []
@@ -216,8 +43,8 @@ async def test_a_change_is_synced_after_the_quiet_time(tmp_path):
         assert w.reasons == ["file_change"]
 
 
-async def test_the_quiet_time_runs_from_the_change_not_from_its_telling(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_the_quiet_time_runs_from_the_change_not_from_its_telling():
+    async with simulated_agent([1]) as w:
         w.files.told_late = 0.5
         w.files.change(1)
         await w.pass_time(1.4)
@@ -226,16 +53,16 @@ async def test_the_quiet_time_runs_from_the_change_not_from_its_telling(tmp_path
         assert w.reasons == ["file_change"]
 
 
-async def test_constant_change_is_synced_at_the_deadline(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_constant_change_is_synced_at_the_deadline():
+    async with simulated_agent([1]) as w:
         for second in range(31):
             w.files.change(second)
             await w.pass_time(1)
         assert w.reasons == ["file_change"]
 
 
-async def test_changes_within_the_minimum_interval_are_synced_at_its_end(tmp_path):
-    async with world(tmp_path, [1, 2], agent_rescan_seconds=10_000) as w:
+async def test_changes_within_the_minimum_interval_are_synced_at_its_end():
+    async with simulated_agent([1, 2], agent_rescan_seconds=10_000) as w:
         w.files.change(1)
         await w.pass_time(3)
         w.files.change(2)
@@ -245,8 +72,8 @@ async def test_changes_within_the_minimum_interval_are_synced_at_its_end(tmp_pat
         assert w.reasons == ["file_change", "file_change"]
 
 
-async def test_what_changes_while_a_sync_takes_longer_than_the_interval_is_one_more_sync(tmp_path):
-    async with world(tmp_path, [1, 2], agent_rescan_seconds=10_000) as w:
+async def test_what_changes_while_a_sync_takes_longer_than_the_interval_is_one_more_sync():
+    async with simulated_agent([1, 2], agent_rescan_seconds=10_000) as w:
         w.method.hold = asyncio.Event()
         for version in range(1, 5):
             w.files.change(version)
@@ -257,15 +84,15 @@ async def test_what_changes_while_a_sync_takes_longer_than_the_interval_is_one_m
         assert w.reasons == ["file_change", "file_change"]
 
 
-async def test_a_change_that_the_watcher_missed_is_found_by_the_stat_pass(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_change_that_the_watcher_missed_is_found_by_the_stat_pass():
+    async with simulated_agent([1]) as w:
         w.files.change(1, told=False)
         await w.pass_time(63)
         assert w.reasons == ["file_change"]
 
 
-async def test_upload_on_change_off_leaves_changes_to_session_ends(tmp_path):
-    async with world(tmp_path, [1], agent_upload_on_change=False) as w:
+async def test_upload_on_change_off_leaves_changes_to_session_ends():
+    async with simulated_agent([1], agent_upload_on_change=False) as w:
         w.files.change(1)
         await w.pass_time(600)
         assert w.reasons == []
@@ -274,8 +101,8 @@ async def test_upload_on_change_off_leaves_changes_to_session_ends(tmp_path):
         assert w.reasons == ["session_end"]
 
 
-async def test_a_session_end_syncs_at_once(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_session_end_syncs_at_once():
+    async with simulated_agent([1]) as w:
         w.files.change(1)
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
         await w.settle()
@@ -284,7 +111,7 @@ async def test_a_session_end_syncs_at_once(tmp_path):
         assert [(type(result), result.caused_by) for result in await results(w)] == [(SyncSucceeded, ("s1",))]
 
 
-async def results(w: World) -> list[SyncResult]:
+async def results(w: SimulatedAgent) -> list[SyncResult]:
     history = await w.agent.ledger.history()
     return [entry.event for entry in history if isinstance(entry.event, SyncResult)]
 
@@ -296,8 +123,8 @@ async def results(w: World) -> list[SyncResult]:
         ({"sync_enabled": False}, "akosha_sync_enabled is false"),
     ],
 )
-async def test_a_session_end_that_the_settings_leave_without_a_sync_is_answered_with_the_setting(tmp_path, off, why):
-    async with world(tmp_path, [1], agent_upload_on_change=False, **off) as w:
+async def test_a_session_end_that_the_settings_leave_without_a_sync_is_answered_with_the_setting(off, why):
+    async with simulated_agent([1], agent_upload_on_change=False, **off) as w:
         w.files.change(1)
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
         await w.settle()
@@ -308,8 +135,8 @@ async def test_a_session_end_that_the_settings_leave_without_a_sync_is_answered_
         assert result in w.heard, "it is published, too"
 
 
-async def test_a_session_end_after_which_nothing_is_lacking_is_answered_as_skipped(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_session_end_after_which_nothing_is_lacking_is_answered_as_skipped():
+    async with simulated_agent([1]) as w:
         w.files.change(1)
         await w.pass_time(2.1)
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
@@ -320,10 +147,8 @@ async def test_a_session_end_after_which_nothing_is_lacking_is_answered_as_skipp
         assert "nothing has changed" in skipped.why
 
 
-async def test_a_session_end_whose_sync_fails_is_answered_as_failed_and_the_sync_that_follows_by_itself_is_its_own(
-    tmp_path,
-):
-    async with world(tmp_path, [PERMANENT, 1], agent_upload_on_change=False) as w:
+async def test_a_session_end_whose_sync_fails_is_answered_as_failed_and_the_sync_that_follows_by_itself_is_its_own():
+    async with simulated_agent([PERMANENT, 1], agent_upload_on_change=False) as w:
         w.files.change(1)
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
         await w.settle()
@@ -334,10 +159,10 @@ async def test_a_session_end_whose_sync_fails_is_answered_as_failed_and_the_sync
         ]
 
 
-async def test_a_session_end_whose_sync_waits_for_its_next_try_is_not_asked_for_again(tmp_path):
+async def test_a_session_end_whose_sync_waits_for_its_next_try_is_not_asked_for_again():
     """A server may ask for 15 min, which is longer than a request may go unheard of."""
     busy = CloudUploadError("503", "cloud", transient=True, retry_after=900.0)
-    async with world(tmp_path, [busy, 1], tries=3) as w:
+    async with simulated_agent([busy, 1], tries=3) as w:
         w.files.change(1, told=False)
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
         await w.pass_time(890)
@@ -348,11 +173,11 @@ async def test_a_session_end_whose_sync_waits_for_its_next_try_is_not_asked_for_
         assert len(w.method.asked) == 2
 
 
-async def test_a_session_end_while_the_databases_cannot_be_seen_is_answered_as_failed(tmp_path):
+async def test_a_session_end_while_the_databases_cannot_be_seen_is_answered_as_failed():
     async def closed() -> Survey:
         raise SnapshotError("the data directory cannot be read", hint="check its permissions")
 
-    async with world(tmp_path, [1]) as w:
+    async with simulated_agent([1]) as w:
         w.files.survey = closed
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
         await w.settle()
@@ -361,8 +186,8 @@ async def test_a_session_end_while_the_databases_cannot_be_seen_is_answered_as_f
         assert "the data directory cannot be read" in result.error
 
 
-async def test_a_failed_target_is_tried_again_after_30_s_then_60_s(tmp_path):
-    async with world(tmp_path, [PERMANENT, PERMANENT, 1], agent_rescan_seconds=10_000) as w:
+async def test_a_failed_target_is_tried_again_after_30_s_then_60_s():
+    async with simulated_agent([PERMANENT, PERMANENT, 1], agent_rescan_seconds=10_000) as w:
         w.files.change(1)
         await w.pass_time(2.1)
         await w.pass_time(28)
@@ -376,8 +201,8 @@ async def test_a_failed_target_is_tried_again_after_30_s_then_60_s(tmp_path):
         assert (await w.agent.ledger.record(w.method.target)).failures == 0
 
 
-async def test_where_the_fallback_has_delivered_the_cloud_alone_is_tried_again(tmp_path):
-    async with world(tmp_path, [PERMANENT, 1], fallback=[1, 2], agent_rescan_seconds=10_000) as w:
+async def test_where_the_fallback_has_delivered_the_cloud_alone_is_tried_again():
+    async with simulated_agent([PERMANENT, 1], fallback=[1, 2], agent_rescan_seconds=10_000) as w:
         w.files.change(1)
         await w.pass_time(3)
         assert len(w.fallback.asked) == 1
@@ -389,8 +214,8 @@ async def test_where_the_fallback_has_delivered_the_cloud_alone_is_tried_again(t
         )
 
 
-async def test_while_the_cloud_backs_off_changes_go_by_the_fallback(tmp_path):
-    async with world(tmp_path, [PERMANENT] * 9, fallback=[1, 2], agent_min_interval_seconds=1) as w:
+async def test_while_the_cloud_backs_off_changes_go_by_the_fallback():
+    async with simulated_agent([PERMANENT] * 9, fallback=[1, 2], agent_min_interval_seconds=1) as w:
         w.files.change(1)
         await w.pass_time(3)
         w.files.change(2)
@@ -398,8 +223,8 @@ async def test_while_the_cloud_backs_off_changes_go_by_the_fallback(tmp_path):
         assert (len(w.method.asked), len(w.fallback.asked)) == (1, 2)
 
 
-async def test_once_the_cloud_has_everything_nobody_tries_the_fallback_that_failed(tmp_path):
-    async with world(tmp_path, [PERMANENT, 1], fallback=[PERMANENT] * 9, agent_rescan_seconds=5) as w:
+async def test_once_the_cloud_has_everything_nobody_tries_the_fallback_that_failed():
+    async with simulated_agent([PERMANENT, 1], fallback=[PERMANENT] * 9, agent_rescan_seconds=5) as w:
         w.files.change(1)
         await w.pass_time(40)
         assert (await w.agent.ledger.record(w.method.target)).failures == 0
@@ -408,8 +233,8 @@ async def test_once_the_cloud_has_everything_nobody_tries_the_fallback_that_fail
         assert (len(w.method.asked), len(w.fallback.asked)) == (2, asked)
 
 
-async def test_what_fails_again_by_itself_in_the_same_way_is_said_once(tmp_path, capsys):
-    async with world(tmp_path, [PERMANENT] * 9, agent_rescan_seconds=10_000) as w:
+async def test_what_fails_again_by_itself_in_the_same_way_is_said_once(capsys):
+    async with simulated_agent([PERMANENT] * 9, agent_rescan_seconds=10_000) as w:
         w.files.change(1)
         await w.pass_time(400)
         assert len(w.method.asked) > 3
@@ -418,8 +243,8 @@ async def test_what_fails_again_by_itself_in_the_same_way_is_said_once(tmp_path,
     assert len([line for line in printed if "sync_requested" in line]) == 1
 
 
-async def test_a_file_change_does_not_wake_a_target_that_is_backing_off(tmp_path):
-    async with world(tmp_path, [PERMANENT] * 9, agent_min_interval_seconds=1) as w:
+async def test_a_file_change_does_not_wake_a_target_that_is_backing_off():
+    async with simulated_agent([PERMANENT] * 9, agent_min_interval_seconds=1) as w:
         w.files.change(1)
         await w.pass_time(3)
         for generation in range(2, 10):
@@ -428,8 +253,8 @@ async def test_a_file_change_does_not_wake_a_target_that_is_backing_off(tmp_path
         assert w.reasons == ["file_change"]
 
 
-async def test_a_session_end_tries_a_target_that_is_backing_off(tmp_path):
-    async with world(tmp_path, [PERMANENT, 1]) as w:
+async def test_a_session_end_tries_a_target_that_is_backing_off():
+    async with simulated_agent([PERMANENT, 1]) as w:
         w.files.change(1)
         await w.pass_time(3)
         await w.agent.bus.publish(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
@@ -437,8 +262,8 @@ async def test_a_session_end_tries_a_target_that_is_backing_off(tmp_path):
         assert w.reasons == ["file_change", "session_end"]
 
 
-async def test_a_target_that_can_be_reached_again_is_tried_without_waiting_for_its_time(tmp_path):
-    async with world(tmp_path, [1], agent_rescan_seconds=5) as w:
+async def test_a_target_that_can_be_reached_again_is_tried_without_waiting_for_its_time():
+    async with simulated_agent([1], agent_rescan_seconds=5) as w:
         w.method.available = False
         w.files.change(1)
         await w.pass_time(3)
@@ -452,51 +277,47 @@ async def test_a_target_that_can_be_reached_again_is_tried_without_waiting_for_i
         assert (await w.agent.ledger.record(w.method.target)).failures == 0
 
 
-async def test_switched_off_it_watches_and_syncs_nothing(tmp_path):
-    async with world(tmp_path, [1], sync_enabled=False) as w:
+async def test_switched_off_it_watches_and_syncs_nothing():
+    async with simulated_agent([1], sync_enabled=False) as w:
         w.files.change(1)
         await w.pass_time(600)
         assert w.method.asked == []
 
 
-def ask(**changes) -> SyncAsked:
-    return replace(SyncAsked(id="ask-1", time=values.NOON, system_id=values.SYSTEM), **changes)
-
-
-async def test_a_note_that_asks_gets_its_outcome_under_its_own_id(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_note_that_asks_gets_its_outcome_under_its_own_id():
+    async with simulated_agent([1]) as w:
         w.files.change(1, told=False)
         w.notes.leave(ask())
         await w.settle()
         assert (await w.agent.ledger.outcome("ask-1")).success
 
 
-async def test_a_note_for_another_system_is_refused(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_note_for_another_system_is_refused():
+    async with simulated_agent([1]) as w:
         w.notes.leave(ask(system_id="other"))
         await w.settle()
         assert (w.reasons, w.notes.notes) == ([], {})
         assert "other" in (await w.agent.ledger.outcome("ask-1")).error, "whoever waits is told"
 
 
-async def test_asking_for_a_method_that_is_not_there_is_answered_with_the_cure(tmp_path):
-    async with world(tmp_path, running=False) as w:
+async def test_asking_for_a_method_that_is_not_there_is_answered_with_the_cure():
+    async with simulated_agent(running=False) as w:
         async with asyncio.timeout(60):
             result = await w.agent.once(ask(method="http"))
         assert isinstance(result, SyncFailed)
         assert "ask for cloud" in result.error
 
 
-async def test_once_returns_the_result(tmp_path):
-    async with world(tmp_path, [1], running=False) as w:
+async def test_once_returns_the_result():
+    async with simulated_agent([1], running=False) as w:
         w.files.change(1, told=False)
         async with asyncio.timeout(60):
             result = await w.agent.once(ask())
         assert result.upload_id == values.upload_id(1)
 
 
-async def test_a_loop_that_fails_takes_the_agent_down(tmp_path):
-    async with world(tmp_path, running=False) as w:
+async def test_a_loop_that_fails_takes_the_agent_down():
+    async with simulated_agent(running=False) as w:
 
         async def broken() -> Survey:
             raise RuntimeError("the disk is gone")
@@ -518,8 +339,8 @@ def fail_once(ledger, method: str, errors: list[Exception]) -> None:
     setattr(ledger, method, failing)
 
 
-async def test_a_full_disk_interrupts_a_loop_and_does_not_end_the_agent(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_full_disk_interrupts_a_loop_and_does_not_end_the_agent():
+    async with simulated_agent([1]) as w:
         full = [StateError("the disk is full", transient=True)]
         fail_once(w.agent.ledger, "record", full)
         w.files.change(1)
@@ -527,8 +348,8 @@ async def test_a_full_disk_interrupts_a_loop_and_does_not_end_the_agent(tmp_path
         assert (w.reasons, full) == (["file_change"], [])
 
 
-async def test_a_history_that_cannot_be_written_does_not_keep_a_request_from_going_out(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_history_that_cannot_be_written_does_not_keep_a_request_from_going_out():
+    async with simulated_agent([1]) as w:
         full = [StateError("the disk is full", transient=True)]
         fail_once(w.agent.ledger, "remember", full)
         w.files.change(1)
@@ -537,8 +358,8 @@ async def test_a_history_that_cannot_be_written_does_not_keep_a_request_from_goi
         assert len(w.method.asked) == 1
 
 
-async def test_a_data_directory_that_is_closed_to_us_is_told_once_and_looked_at_again(tmp_path, capsys):
-    async with world(tmp_path, [1]) as w:
+async def test_a_data_directory_that_is_closed_to_us_is_told_once_and_looked_at_again(capsys):
+    async with simulated_agent([1]) as w:
         survey = w.files.survey
 
         async def closed() -> Survey:
@@ -555,8 +376,8 @@ async def test_a_data_directory_that_is_closed_to_us_is_told_once_and_looked_at_
     assert "".join(capsys.readouterr()).count("data_directory_unreadable") == 1
 
 
-async def test_a_change_while_a_request_is_being_made_is_a_burst_of_its_own(tmp_path):
-    async with world(tmp_path, [1, 2], agent_min_interval_seconds=0, agent_rescan_seconds=10_000) as w:
+async def test_a_change_while_a_request_is_being_made_is_a_burst_of_its_own():
+    async with simulated_agent([1, 2], agent_min_interval_seconds=0, agent_rescan_seconds=10_000) as w:
         survey, during = w.files.survey, [True]
 
         async def changing() -> Survey:
@@ -574,15 +395,15 @@ async def test_a_change_while_a_request_is_being_made_is_a_burst_of_its_own(tmp_
         assert w.reasons == ["file_change", "file_change"]
 
 
-async def test_a_fault_of_ours_takes_the_agent_down(tmp_path):
-    async with world(tmp_path, running=False) as w:
+async def test_a_fault_of_ours_takes_the_agent_down():
+    async with simulated_agent(running=False) as w:
         w.agent.errors.put_nowait(RuntimeError("a bug"))
         with pytest.raises(ExceptionGroup, check=lambda group: "a bug" in repr(group)):
             await w.agent.run()
 
 
-async def test_a_note_stays_until_its_outcome_so_that_whoever_runs_next_takes_it_up(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_note_stays_until_its_outcome_so_that_whoever_runs_next_takes_it_up():
+    async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, told=False)
         w.notes.leave(ask())

@@ -12,15 +12,15 @@ from agent.domain.events import SessionEnded, SyncRequested, SyncSucceeded
 from agent.domain.status_warning import StatusWarning
 from agent.ports import BusState
 from tests.support import values
-from tests.unit.test_agent import ask, world
+from tests.support.agent import ask, simulated_agent
 
 
 def ended(number: int = 1, system: str = values.SYSTEM) -> SessionEnded:
     return SessionEnded(id=f"s{number}", time=values.NOON, system_id=system, session_id=f"{number}")
 
 
-async def test_an_ask_becomes_a_request_of_its_id(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_an_ask_becomes_a_request_of_its_id():
+    async with simulated_agent([1]) as w:
         w.files.change(1, told=False)
         request = await w.agent.agent_service.request_sync(ask())
         assert (request.request_id, request.reason) == ("ask-1", "manual")
@@ -29,9 +29,9 @@ async def test_an_ask_becomes_a_request_of_its_id(tmp_path):
         assert await w.agent.agent_service.outcome("ask-2") is None
 
 
-async def test_only_a_status_that_a_person_reads_looks_at_the_target(tmp_path):
+async def test_only_a_status_that_a_person_reads_looks_at_the_target():
     """The line for the supervisor is made at each event, metrics are scraped: neither shows what such a look finds."""
-    async with world(tmp_path) as w:
+    async with simulated_agent() as w:
         unmounted, looks = StatusWarning(code="target_not_mounted", message="the disk is not mounted"), []
 
         async def look():
@@ -45,8 +45,8 @@ async def test_only_a_status_that_a_person_reads_looks_at_the_target(tmp_path):
         assert (await w.agent.agent_service.status()).warnings == (unmounted,)
 
 
-async def test_the_same_ask_again_is_the_same_request_before_during_and_after_its_sync(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_the_same_ask_again_is_the_same_request_before_during_and_after_its_sync():
+    async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, told=False)
         at_once = await asyncio.gather(*(w.agent.agent_service.request_sync(ask()) for _ in range(10)))
@@ -60,8 +60,8 @@ async def test_the_same_ask_again_is_the_same_request_before_during_and_after_it
         assert (w.reasons, len(w.method.asked)) == (["manual"], 1)
 
 
-async def test_an_ask_by_socket_and_by_note_in_either_order_is_one_request_with_one_outcome(tmp_path):
-    async with world(tmp_path, [1, 2]) as w:
+async def test_an_ask_by_socket_and_by_note_in_either_order_is_one_request_with_one_outcome():
+    async with simulated_agent([1, 2]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, told=False)
         assert await w.agent.agent_service.accept(ask())
@@ -79,26 +79,24 @@ async def test_an_ask_by_socket_and_by_note_in_either_order_is_one_request_with_
         assert len([one for one in results if not isinstance(one, SyncRequested)]) == 1
 
 
-async def test_an_ask_that_is_refused_is_refused_once(tmp_path):
-    async with world(tmp_path, sync_enabled=False) as w:
+async def test_an_ask_that_is_refused_is_refused_once():
+    async with simulated_agent(sync_enabled=False) as w:
         assert await w.agent.agent_service.request_sync(ask()) is None
         assert await w.agent.agent_service.request_sync(ask()) is None
         assert "switched off" in (await w.agent.agent_service.outcome("ask-1")).error
         assert len(await w.agent.ledger.history()) == 1
 
 
-async def test_an_ask_for_another_system_is_refused_with_the_cure(tmp_path):
-    async with world(tmp_path) as w:
+async def test_an_ask_for_another_system_is_refused_with_the_cure():
+    async with simulated_agent() as w:
         for asking in (w.agent.agent_service.request_sync, w.agent.agent_service.accept):
             with pytest.raises(WireError, match="other") as refused:
                 await asking(ask(system_id="other"))
             assert values.SYSTEM in refused.value.hint
 
 
-async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answered_once(tmp_path):
-    for folder in ("first", "second"):
-        (tmp_path / folder).mkdir()
-    async with world(tmp_path / "first", [1]) as w:
+async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answered_once():
+    async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
         await w.agent.agent_service.request_sync(ask())
         assert await w.agent.agent_service.request_sync(ask(id="refused", method="http")) is None
@@ -106,7 +104,7 @@ async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answ
         left = await w.agent.open_asks()
         assert [one.id for one in left] == ["ask-1"]
     unanswered = [*left, ask(id="other-1", system_id="other")]
-    async with world(tmp_path / "second", [1], running=False, unanswered=unanswered) as w:
+    async with simulated_agent([1], running=False, unanswered=unanswered) as w:
         w.files.change(1, told=False)
         task = asyncio.create_task(w.agent.run())
         await w.settle()
@@ -117,8 +115,8 @@ async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answ
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_hundred_session_ends_at_once_by_both_doors_are_one_sync(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_hundred_session_ends_at_once_by_both_doors_are_one_sync():
+    async with simulated_agent([1]) as w:
         w.files.change(1, told=False)
         for number in range(100):
             w.notes.leave(ended(number))
@@ -128,8 +126,8 @@ async def test_a_hundred_session_ends_at_once_by_both_doors_are_one_sync(tmp_pat
         assert (w.reasons, len(w.method.asked), w.notes.notes) == (["session_end"], 1, {})
 
 
-async def test_a_session_end_by_socket_and_by_note_is_one_event(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_session_end_by_socket_and_by_note_is_one_event():
+    async with simulated_agent([1]) as w:
         assert await w.agent.agent_service.accept(ended())
         assert not await w.agent.agent_service.accept(ended())
         w.notes.leave(ended())
@@ -138,8 +136,8 @@ async def test_a_session_end_by_socket_and_by_note_is_one_event(tmp_path):
         assert len([event for event in w.heard if isinstance(event, SessionEnded)]) == 1
 
 
-async def test_a_session_end_noted_for_the_system_of_an_older_hook_is_this_systems_and_counts_once(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_session_end_noted_for_the_system_of_an_older_hook_is_this_systems_and_counts_once():
+    async with simulated_agent([1]) as w:
         w.files.change(1, told=False)
         for _ in ("by the note", "by the same note, after a crash"):
             w.notes.leave(ended(system="former"))
@@ -149,9 +147,9 @@ async def test_a_session_end_noted_for_the_system_of_an_older_hook_is_this_syste
         assert (told.id, told.system_id, told.session_id) == ("s1", values.SYSTEM, "1")
 
 
-async def test_a_session_end_whose_agent_is_killed_right_after_the_answer_is_in_its_note(tmp_path):
+async def test_a_session_end_whose_agent_is_killed_right_after_the_answer_is_in_its_note():
     """The desk takes no note away: the next agent finds it."""
-    async with world(tmp_path, [1]) as w:
+    async with simulated_agent([1]) as w:
         await w.settle()  # the spool has been read
         w.notes.notes["s1"] = ended()  # left, and the watch has not told yet
         assert await w.agent.agent_service.accept(ended())
@@ -166,16 +164,16 @@ async def test_a_session_end_whose_agent_is_killed_right_after_the_answer_is_in_
         pytest.param(values.request(), id="a request"),
     ],
 )
-async def test_what_others_may_not_tell_is_refused(tmp_path, event):
-    async with world(tmp_path) as w:
+async def test_what_others_may_not_tell_is_refused(event):
+    async with simulated_agent() as w:
         with pytest.raises(WireError):
             await w.agent.agent_service.accept(event)
         await w.settle()
         assert w.reasons == []
 
 
-async def test_while_no_bus_takes_requests_who_asks_is_told_at_once(tmp_path):
-    async with world(tmp_path) as w:
+async def test_while_no_bus_takes_requests_who_asks_is_told_at_once():
+    async with simulated_agent() as w:
         w.agent.bus.state = BusState("nats", ready=False, detail="nats://nowhere", since=values.NOON)
         with pytest.raises(BusError, match="nowhere"):
             await w.agent.agent_service.request_sync(ask())
@@ -183,8 +181,8 @@ async def test_while_no_bus_takes_requests_who_asks_is_told_at_once(tmp_path):
             await w.agent.agent_service.accept(ended())
 
 
-async def test_a_bus_that_changes_is_asked_again_for_what_has_no_outcome_and_answers_once(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_bus_that_changes_is_asked_again_for_what_has_no_outcome_and_answers_once():
+    async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
         w.files.change(1, told=False)
         await w.agent.agent_service.request_sync(ask())
@@ -195,8 +193,8 @@ async def test_a_bus_that_changes_is_asked_again_for_what_has_no_outcome_and_ans
         assert (w.reasons, len(w.method.asked)) == (["manual", "manual"], 1)
 
 
-async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings():
+    async with simulated_agent([1]) as w:
         w.files.change(1)
         await w.pass_time(3)
         w.files.change(2, told=False)
@@ -217,8 +215,8 @@ async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings(tmp_p
         assert (await w.agent.agent_service.status()).targets[0].databases[0].size == 0
 
 
-async def test_whoever_follows_from_the_present_position_on_misses_nothing(tmp_path):
-    async with world(tmp_path, sync_enabled=False) as w:
+async def test_whoever_follows_from_the_present_position_on_misses_nothing():
+    async with simulated_agent(sync_enabled=False) as w:
         assert await w.agent.agent_service.last_position() == 0
         await w.agent.agent_service.request_sync(ask())
         position = await w.agent.agent_service.last_position()
@@ -228,8 +226,8 @@ async def test_whoever_follows_from_the_present_position_on_misses_nothing(tmp_p
             assert (await anext(events)).event.request_id == "ask-2"
 
 
-async def test_a_reader_follows_a_sync_from_its_request_to_its_result(tmp_path):
-    async with world(tmp_path, [1]) as w:
+async def test_a_reader_follows_a_sync_from_its_request_to_its_result():
+    async with simulated_agent([1]) as w:
         w.files.change(1, told=False)
         async with aclosing(w.agent.agent_service.events(after=None)) as events:
             first = asyncio.create_task(anext(events))

@@ -16,8 +16,8 @@ from agent.domain.routing import SyncPolicy
 from agent.entrypoints.cli.status import _counted
 from agent.ports import Delivered, MemoryCounts, Unchanged
 from tests.support import values
+from tests.support.http_sync import TARGET, rig, some
 from tests.support.memories import memory, seen
-from tests.unit.test_http_outcomes import TARGET, rig, some
 
 GONE = SinkError("the connection was closed", transient=True)
 
@@ -28,8 +28,8 @@ async def delivered(r, count=5):
     r.sink.batches.clear()
 
 
-async def test_a_manual_sync_without_news_offers_the_youngest_memory_and_no_other_trigger_does(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_manual_sync_without_news_offers_the_youngest_memory_and_no_other_trigger_does():
+    async with rig() as r:
         await delivered(r)
         assert isinstance(await r.attempt(), Unchanged)
         assert r.sink.batches == []
@@ -39,8 +39,8 @@ async def test_a_manual_sync_without_news_offers_the_youngest_memory_and_no_othe
         assert len(r.files.reader.opened) == 1
 
 
-async def test_a_server_that_stores_it_as_new_is_given_everything_again(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_server_that_stores_it_as_new_is_given_everything_again():
+    async with rig() as r:
         await delivered(r)
         r.sink.stored.clear()
         done = await r.attempt(reason="manual")
@@ -49,8 +49,8 @@ async def test_a_server_that_stores_it_as_new_is_given_everything_again(tmp_path
         assert r.sink.stored.keys() == {memory_id(values.SYSTEM, seen(n)) for n in range(5)}
 
 
-async def test_in_a_new_session_it_is_offered_before_what_is_new(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_in_a_new_session_it_is_offered_before_what_is_new():
+    async with rig() as r:
         await delivered(r)
         r.files.put("reflection", *some(*range(6)))
         r.sink.sessions += 1
@@ -62,9 +62,9 @@ async def test_in_a_new_session_it_is_offered_before_what_is_new(tmp_path):
 
 
 @pytest.mark.parametrize("reason", ["manual", "file_change"])
-async def test_an_offer_without_an_answer_starts_over(tmp_path, reason):
+async def test_an_offer_without_an_answer_starts_over(reason):
     """The server may have lost everything and stored the memory: the next answer would be that it is there."""
-    async with rig(tmp_path) as r:
+    async with rig() as r:
         await delivered(r)
         r.sink.stored.clear()
         r.sink.lose_answers = 1
@@ -74,8 +74,8 @@ async def test_an_offer_without_an_answer_starts_over(tmp_path, reason):
         assert len(r.sink.stored) == 5
 
 
-async def test_that_it_is_offered_is_in_the_ledger_before_it_is_sent(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_that_it_is_offered_is_in_the_ledger_before_it_is_sent():
+    async with rig() as r:
         await delivered(r)
         store, noted = r.sink.store, []
 
@@ -89,24 +89,24 @@ async def test_that_it_is_offered_is_in_the_ledger_before_it_is_sent(tmp_path):
         assert Kept.noted(await r.ledger.notes(), TARGET).sent is None
 
 
-async def test_a_refusal_that_came_before_anything_was_stored_does_not_start_over(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_refusal_that_came_before_anything_was_stored_does_not_start_over():
+    async with rig() as r:
         await delivered(r)
         r.sink.failures = [SinkError("status 401")]
         assert isinstance(await r.attempt(reason="manual"), HTTPSyncError)
         assert isinstance(await r.attempt(), Unchanged)
 
 
-async def test_a_server_that_refuses_what_it_took_before_proves_nothing(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_server_that_refuses_what_it_took_before_proves_nothing():
+    async with rig() as r:
         await delivered(r)
         r.sink.stored.clear()
         r.sink.refuse = {"conversation": "odd"}
         assert "the server has" not in (await r.attempt(reason="manual")).why
 
 
-async def test_deliveries_of_a_ledger_that_has_nothing_to_ask_with_are_sent_once_more(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_deliveries_of_a_ledger_that_has_nothing_to_ask_with_are_sent_once_more():
+    async with rig() as r:
         await delivered(r)
         await r.ledger.note(PREFIX + TARGET.id, "")
         assert isinstance(await r.attempt(), Delivered)
@@ -114,8 +114,8 @@ async def test_deliveries_of_a_ledger_that_has_nothing_to_ask_with_are_sent_once
         assert isinstance(await r.attempt(reason="manual"), Unchanged)
 
 
-async def test_where_no_memory_is_fit_to_be_offered_none_is_and_nothing_starts_over(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_where_no_memory_is_fit_to_be_offered_none_is_and_nothing_starts_over():
+    async with rig() as r:
         r.files.put("reflection", *some(1, 2, kind="reflection"))
         await r.attempt()
         r.sink.batches.clear()
@@ -123,8 +123,8 @@ async def test_where_no_memory_is_fit_to_be_offered_none_is_and_nothing_starts_o
         assert r.sink.batches == []
 
 
-async def test_each_target_has_its_own_and_the_status_shows_none(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_each_target_has_its_own_and_the_status_shows_none():
+    async with rig() as r:
         await delivered(r)
         notes = await r.ledger.notes()
         assert Kept.noted(notes, replace(TARGET, endpoint="http://127.0.0.1:1/mcp")) is None
@@ -138,8 +138,8 @@ def test_a_note_that_cannot_be_read_is_none(text):
     assert Kept.noted({PREFIX + TARGET.id: text}, TARGET) is None
 
 
-async def test_the_status_says_what_delivered_means_and_when_it_was_confirmed(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_the_status_says_what_delivered_means_and_when_it_was_confirmed():
+    async with rig() as r:
         await delivered(r)
         status = describe(
             system_id=values.SYSTEM,
@@ -203,8 +203,8 @@ class Day:
         await self.loop.look()
 
 
-async def test_once_a_day_it_is_offered_and_what_is_lost_is_owed_again(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_once_a_day_it_is_offered_and_what_is_lost_is_owed_again():
+    async with rig() as r:
         await delivered(r)
         day = Day(r)
         await day.look_in(hours=23)
@@ -218,8 +218,8 @@ async def test_once_a_day_it_is_offered_and_what_is_lost_is_owed_again(tmp_path)
         assert await r.pending() == {"reflection"}
 
 
-async def test_a_server_that_is_away_is_asked_again_and_no_sync_is_said_to_fail(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_server_that_is_away_is_asked_again_and_no_sync_is_said_to_fail():
+    async with rig() as r:
         await delivered(r)
         r.sink.unreachable = GONE
         day = Day(r)
@@ -231,8 +231,8 @@ async def test_a_server_that_is_away_is_asked_again_and_no_sync_is_said_to_fail(
         assert not (await r.ledger.record(TARGET)).failures
 
 
-async def test_the_loop_looks_a_minute_after_the_start_and_with_each_pass(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_the_loop_looks_a_minute_after_the_start_and_with_each_pass():
+    async with rig() as r:
         looks = []
         loop = Day(r).loop
         loop.probe.is_due = None
@@ -254,15 +254,15 @@ async def test_the_loop_looks_a_minute_after_the_start_and_with_each_pass(tmp_pa
 
 
 @pytest.mark.parametrize("settings", [{"enabled": False}, {"cloud_configured": True}])
-async def test_where_nothing_goes_to_akosha_it_is_not_asked(tmp_path, settings):
-    async with rig(tmp_path) as r:
+async def test_where_nothing_goes_to_akosha_it_is_not_asked(settings):
+    async with rig() as r:
         await delivered(r)
         await Day(r, **settings).look_in(hours=30)
         assert r.sink.batches == []
 
 
-async def test_a_sync_that_runs_and_one_that_is_due_go_first(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_sync_that_runs_and_one_that_is_due_go_first():
+    async with rig() as r:
         await delivered(r)
         day = Day(r)
         async with day.loop.sync_lock:

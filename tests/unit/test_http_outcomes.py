@@ -2,156 +2,27 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
-from itertools import count
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 
-from agent.adapters.sqlite_ledger import SqliteLedger
-from agent.application.memories.push import MemoryPush
-from agent.application.sync.http import HttpSync
-from agent.application.sync.results import ResultRecorder
-from agent.domain.databases import main_name
-from agent.domain.delivery_state import Problem, State, Target, next_try, pending
-from agent.domain.errors import CloudUploadError, HTTPSyncError, SinkError, SnapshotError
+from agent.domain.delivery_state import Problem, State, next_try
+from agent.domain.errors import CloudUploadError, HTTPSyncError
 from agent.domain.events import SyncAsked, SyncSkipped
-from agent.domain.memories import Memory
 from agent.domain.routing import RetryRules
-from agent.domain.upload_plan import RawFile
 from agent.entrypoints.cli.memories import _fit
-from agent.ports import Delivered, Snapshot, Unchanged
+from agent.ports import Delivered, Unchanged
 from tests.support import values
-from tests.support.clock import ManualClock
-from tests.support.ledger import inline_ledger
-from tests.support.memories import memory
-from tests.support.memory_source import ListedMemories, ListedReader
+from tests.support.agent import simulated_agent
+from tests.support.http_sync import BROKEN, BUSY, KILLED, TARGET, Report, rig, some
 from tests.support.sink import MemorySink
-from tests.unit.test_agent import world
-
-TARGET = Target("http", "http://127.0.0.1:8682/mcp", "", values.SYSTEM)
-BUSY = SinkError("busy", transient=True)
-BROKEN = SnapshotError("the engine crashed on it")
-KILLED = SnapshotError("the reading was killed (SIGKILL)", transient=True)
-
-
-class Files:
-    """Databases and their memories, as a test says. Each change has another look."""
-
-    def __init__(self) -> None:
-        self.reader = ListedReader({})
-        self._looks, self._rows, self._numbers = {}, {}, count(1)
-        self.unverified: set[str] = set()
-        self.readable: set[str] = set()
-        self.staged: set[str] = set()
-
-    def put(self, database: str, *memories: Memory, fail_at: int | None = None, error: Exception | None = None) -> None:
-        held = ListedMemories(memories, page_rows=100 if fail_at is None else 1, fail_at=fail_at, error=error)
-        self.reader.databases[database] = held
-        self._looks[database], self._rows[database] = values.fingerprint(database, next(self._numbers)), len(memories)
-
-    def remove(self, database: str) -> None:
-        del self._looks[database]
-
-    async def survey(self):
-        return dict(self._looks)
-
-    async def take(self, database: str) -> Snapshot:
-        if database not in self._looks:
-            raise SnapshotError(f"{database} is not there", transient=True)
-        self.staged.add(database)
-        look = self._looks[database]
-        return Snapshot(
-            database=database,
-            folder=Path("/staged"),
-            files=(RawFile(main_name(database), look.size, look.header),),
-            fingerprint=look,
-            header_iteration=1,
-            verified=database not in self.unverified,
-            unverified_reason="too new" if database in self.unverified else "",
-            rows={} if database in self.unverified - self.readable else {"any table": self._rows[database]},
-        )
-
-    async def discard(self, snapshot: Snapshot) -> None:
-        self.staged.discard(snapshot.database)
-
-
-class Report:
-    """Hears the progress, and holds it against what a progress is."""
-
-    def __init__(self) -> None:
-        self.done = self.total = 0
-
-    def phase(self, _name: str, total_bytes: int) -> None:
-        self.done, self.total = 0, total_bytes
-
-    def moved(self, count: int) -> None:
-        self.done += count
-        assert 0 <= self.done <= self.total
-
-
-class Rig:
-    def __init__(self, ledger: SqliteLedger, *, standstill_seconds: float = 60.0, **rules) -> None:
-        self.ledger, self.clock, self.files, self.sink = ledger, ManualClock(values.NOON), Files(), MemorySink()
-        self.memories, self.recorder = ledger.memories(), ResultRecorder(ledger, None, self.clock)
-        rules = {"batch_size": 2, "missing_embedding": "wait", **rules}
-        self.method = HttpSync(
-            target=TARGET,
-            push=MemoryPush(sink=self.sink, ledger=self.memories, clock=self.clock, **rules),
-            taker=self.files,
-            reader=self.files.reader,
-            ledger=ledger,
-            clock=self.clock,
-            zone=lambda: values.NOON.tzinfo,
-            standstill_seconds=standstill_seconds,
-        )
-        self._numbers = count(1)
-
-    async def attempt(self, *, reason: str = "file_change", **asked):
-        """One attempt, recorded as the uploader does; what it raises is returned, given up."""
-        await self.sink.is_available()
-        request = replace(values.request(f"r{next(self._numbers)}", route=("http",), reason=reason), **asked)
-        try:
-            done = await self.method.sync(request, Report())
-        except HTTPSyncError as error:
-            await self.ledger.give_up(TARGET, error=str(error), failures=1, retry_at=None, result=None)
-            return error
-        finally:
-            assert self.files.staged == set()
-        if isinstance(done, Delivered):
-            await self.recorder.delivered(TARGET, done)
-            await self.ledger.confirm(done.result)
-        else:
-            await self.recorder.skipped(TARGET, request, method="http", why=done.why)
-        return done
-
-    async def states(self) -> dict[str, State]:
-        return {name: known.state for name, known in (await self.ledger.record(TARGET)).databases.items()}
-
-    async def pending(self) -> set[str]:
-        return {*pending(await self.ledger.record(TARGET), await self.files.survey())}
-
-
-@asynccontextmanager
-async def rig(tmp_path, **rules):
-    ledger = inline_ledger(ManualClock(values.NOON))
-    try:
-        yield Rig(ledger, **rules)
-    finally:
-        await ledger.aclose()
-
-
-def some(*numbers, **how) -> list[Memory]:
-    return [memory(number, **how) for number in numbers]
-
 
 # ------------------------------------------------------------------------------------------- problems of one database
 
 
 @pytest.mark.parametrize("error", [BROKEN, KILLED])
-async def test_a_database_that_breaks_off_while_it_is_read_does_not_keep_the_others_from_going(tmp_path, error):
-    async with rig(tmp_path) as r:
+async def test_a_database_that_breaks_off_while_it_is_read_does_not_keep_the_others_from_going(error):
+    async with rig() as r:
         r.files.put("knowledge_graph", *some(1, 2, 3, kind="entity"), fail_at=1, error=error)
         r.files.put("reflection", *some(1, 2, 3))
         done = await r.attempt()
@@ -165,8 +36,8 @@ async def test_a_database_that_breaks_off_while_it_is_read_does_not_keep_the_oth
         assert await r.pending() == set()
 
 
-async def test_what_is_readable_of_a_database_is_pushed_and_what_is_not_is_said(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_what_is_readable_of_a_database_is_pushed_and_what_is_not_is_said():
+    async with rig() as r:
         r.files.put("reflection", *some(1, 2))
         r.files.unverified, r.files.readable = {"reflection"}, {"reflection"}
         done = await r.attempt()
@@ -174,8 +45,8 @@ async def test_what_is_readable_of_a_database_is_pushed_and_what_is_not_is_said(
         assert await r.pending() == set()
 
 
-async def test_a_database_that_cannot_be_read_waits_for_a_change_and_is_not_read_again_without_end(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_database_that_cannot_be_read_waits_for_a_change_and_is_not_read_again_without_end():
+    async with rig() as r:
         r.files.put("reflection", *some(1, 2, 3), fail_at=1, error=BROKEN)
         failed = await r.attempt()
         assert (failed.forwardable, "the engine crashed on it" in str(failed)) == (False, True)
@@ -185,8 +56,8 @@ async def test_a_database_that_cannot_be_read_waits_for_a_change_and_is_not_read
         assert len(r.files.reader.opened) == 2
 
 
-async def test_a_copy_that_the_engine_cannot_read_is_a_problem_of_that_database_alone(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_copy_that_the_engine_cannot_read_is_a_problem_of_that_database_alone():
+    async with rig() as r:
         r.files.put("knowledge_graph", *some(1, kind="entity"))
         r.files.put("reflection", *some(1))
         r.files.unverified = {"knowledge_graph"}
@@ -194,8 +65,8 @@ async def test_a_copy_that_the_engine_cannot_read_is_a_problem_of_that_database_
         assert await r.pending() == {"knowledge_graph"}
 
 
-async def test_a_database_that_vanishes_before_it_is_copied_is_left_out_and_waits_for_nothing(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_database_that_vanishes_before_it_is_copied_is_left_out_and_waits_for_nothing():
+    async with rig() as r:
         r.files.put("knowledge_graph", *some(1, kind="entity"))
         r.files.put("reflection", *some(1))
         take = r.files.take
@@ -213,9 +84,9 @@ async def test_a_database_that_vanishes_before_it_is_copied_is_left_out_and_wait
 
 
 @pytest.mark.parametrize("trouble", ["waits", "breaks off", "unverified"])
-async def test_what_fails_for_one_database_leaves_those_without_news_clean(tmp_path, trouble):
+async def test_what_fails_for_one_database_leaves_those_without_news_clean(trouble):
     """Else they would be copied once more with the next pass, and told of as delivered."""
-    async with rig(tmp_path) as r:
+    async with rig() as r:
         r.files.put("reflection", *some(1))
         await r.attempt()
         r.files.put("reflection", *some(1))
@@ -233,8 +104,8 @@ async def test_what_fails_for_one_database_leaves_those_without_news_clean(tmp_p
 
 
 @pytest.mark.parametrize("changed", [False, True])
-async def test_what_was_given_up_in_the_middle_goes_on_and_is_told_as_delivered(tmp_path, changed):
-    async with rig(tmp_path) as r:
+async def test_what_was_given_up_in_the_middle_goes_on_and_is_told_as_delivered(changed):
+    async with rig() as r:
         r.files.put("reflection", *some(0))
         await r.attempt()
         r.files.put("reflection", *some(0, 1, 2, 3, 4))
@@ -249,9 +120,9 @@ async def test_what_was_given_up_in_the_middle_goes_on_and_is_told_as_delivered(
         assert (await r.states(), (await r.ledger.record(TARGET)).intent) == ({"reflection": State.CLEAN}, None)
 
 
-async def test_when_all_had_arrived_but_nobody_was_told_it_is_told_and_not_passed_over_as_nothing_new(tmp_path):
+async def test_when_all_had_arrived_but_nobody_was_told_it_is_told_and_not_passed_over_as_nothing_new():
     """Killed after the last batch; the database had been delivered before."""
-    async with rig(tmp_path) as r:
+    async with rig() as r:
         r.files.put("reflection", *some(0))
         await r.attempt()
         r.files.put("reflection", *some(0, 1, 2))
@@ -262,8 +133,8 @@ async def test_when_all_had_arrived_but_nobody_was_told_it_is_told_and_not_passe
         assert (len(r.sink.stored), await r.pending()) == (3, set())
 
 
-async def test_tried_again_a_request_counts_all_that_it_has_brought(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_tried_again_a_request_counts_all_that_it_has_brought():
+    async with rig() as r:
         r.files.put("reflection", *some(*range(6)))
         r.sink.failures = [None, BUSY, None, BUSY]
         request = values.request("r1", route=("http",))
@@ -275,8 +146,8 @@ async def test_tried_again_a_request_counts_all_that_it_has_brought(tmp_path):
         assert done.result.bytes_transferred == r.sink.bytes_sent
 
 
-async def test_a_database_that_goes_while_it_is_owed_holds_up_nothing(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_database_that_goes_while_it_is_owed_holds_up_nothing():
+    async with rig() as r:
         r.files.put("knowledge_graph_work", *some(1, kind="entity"))
         r.files.put("reflection", *some(1, 2, 3))
         r.sink.failures = [BUSY]
@@ -289,8 +160,8 @@ async def test_a_database_that_goes_while_it_is_owed_holds_up_nothing(tmp_path):
 # --------------------------------------------------------------------------------------------------- held and let go
 
 
-async def test_rows_that_were_deleted_while_they_waited_or_were_refused_are_held_no_more(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_rows_that_were_deleted_while_they_waited_or_were_refused_are_held_no_more():
+    async with rig() as r:
         r.sink.refuse = {":conversation-3:": "odd", ":conversation-4:": "odd"}
         r.files.put("reflection", *some(1, 2, 3, 4), *some(5, 6, embedded=False))
         await r.attempt()
@@ -304,8 +175,8 @@ async def test_rows_that_were_deleted_while_they_waited_or_were_refused_are_held
         assert isinstance(await r.attempt(), Unchanged), "what was refused as it is, is not offered again"
 
 
-async def test_a_push_that_breaks_off_lets_nothing_go(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_push_that_breaks_off_lets_nothing_go():
+    async with rig() as r:
         r.files.put("reflection", *some(1, 2), *some(5, 6, embedded=False))
         await r.attempt()
         r.files.put("reflection", *some(1, 2, 3), *some(5, 6, embedded=False), fail_at=2, error=BROKEN)
@@ -313,8 +184,8 @@ async def test_a_push_that_breaks_off_lets_nothing_go(tmp_path):
         assert len(await r.memories.held(TARGET, limit=9)) == 2
 
 
-async def test_nothing_is_held_of_a_database_that_is_gone(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_nothing_is_held_of_a_database_that_is_gone():
+    async with rig() as r:
         r.files.put("knowledge_graph", *some(1, kind="entity"), *some(2, kind="entity", embedded=False))
         r.files.put("reflection", *some(1))
         await r.attempt()
@@ -324,8 +195,8 @@ async def test_nothing_is_held_of_a_database_that_is_gone(tmp_path):
         assert await r.memories.held(TARGET, limit=9) == []
 
 
-async def test_once_all_that_waited_is_deleted_the_target_is_owed_nothing(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_once_all_that_waited_is_deleted_the_target_is_owed_nothing():
+    async with rig() as r:
         r.files.put("reflection", *some(1, 2, embedded=False))
         assert isinstance(await r.attempt(), HTTPSyncError)
         r.files.put("reflection")
@@ -336,8 +207,8 @@ async def test_once_all_that_waited_is_deleted_the_target_is_owed_nothing(tmp_pa
 # ------------------------------------------------------------------------------------------------------ second looks
 
 
-async def test_a_second_look_is_owed_until_it_was_taken(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_second_look_is_owed_until_it_was_taken():
+    async with rig() as r:
         r.sink.refuse = {":conversation-1:": "odd"}
         r.files.put("reflection", *some(1, 2))
         await r.attempt()
@@ -347,8 +218,8 @@ async def test_a_second_look_is_owed_until_it_was_taken(tmp_path):
         assert (await r.attempt()).result.memories == 1
 
 
-async def test_a_second_look_at_what_all_waited_is_not_forgotten_when_it_fails(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_a_second_look_at_what_all_waited_is_not_forgotten_when_it_fails():
+    async with rig() as r:
         r.files.put("knowledge_graph", *some(1, 2, kind="relationship", embedded=False))
         assert isinstance(await r.attempt(), HTTPSyncError)
         r.sink.relations, r.sink.version, r.sink.failures = True, "2", [BUSY]
@@ -356,8 +227,8 @@ async def test_a_second_look_at_what_all_waited_is_not_forgotten_when_it_fails(t
         assert (await r.attempt()).result.memories == 2
 
 
-async def test_what_is_to_be_sent_again_goes_also_where_its_news_wait(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_what_is_to_be_sent_again_goes_also_where_its_news_wait():
+    async with rig() as r:
         r.files.put("reflection", *some(1))
         await r.attempt()
         r.files.put("reflection", *some(1), *some(2, embedded=False))
@@ -367,9 +238,9 @@ async def test_what_is_to_be_sent_again_goes_also_where_its_news_wait(tmp_path):
         assert (await r.attempt()).result.memories == 1
 
 
-async def test_news_without_a_second_look_is_looked_at_once(tmp_path):
+async def test_news_without_a_second_look_is_looked_at_once():
     """The health check tells another version, the session the same one as before: then there is nothing to do."""
-    async with rig(tmp_path) as r:
+    async with rig() as r:
         r.files.put("reflection", *some(1), *some(2, embedded=False))
         await r.attempt()
         r.sink.is_available = told(r.sink, "another")
@@ -379,8 +250,8 @@ async def test_news_without_a_second_look_is_looked_at_once(tmp_path):
         assert "connect" not in r.sink.events
 
 
-async def test_what_was_refused_is_offered_again_when_the_health_check_alone_tells_another_version(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_what_was_refused_is_offered_again_when_the_health_check_alone_tells_another_version():
+    async with rig() as r:
         r.sink.refuse = {":conversation-1:": "odd"}
         r.files.put("reflection", *some(1, 2))
         await r.attempt()
@@ -397,8 +268,8 @@ def told(sink: MemorySink, version: str):
     return is_available
 
 
-async def test_once_zeros_may_be_sent_what_waited_goes_without_a_change_of_the_files(tmp_path):
-    async with rig(tmp_path) as r:
+async def test_once_zeros_may_be_sent_what_waited_goes_without_a_change_of_the_files():
+    async with rig() as r:
         r.files.put("reflection", *some(1, 2, embedded=False))
         assert isinstance(await r.attempt(), HTTPSyncError)
         assert isinstance(await r.attempt(reason="startup"), Unchanged)
@@ -409,9 +280,9 @@ async def test_once_zeros_may_be_sent_what_waited_goes_without_a_change_of_the_f
 # ------------------------------------------------------------------------------------------------------- a standstill
 
 
-async def test_a_slow_server_may_take_its_time_as_long_as_batches_arrive(tmp_path, monkeypatch):
+async def test_a_slow_server_may_take_its_time_as_long_as_batches_arrive(monkeypatch):
     """All of a page takes longer than the limit of 60 s, no batch of it does."""
-    async with rig(tmp_path, batch_size=1) as r:
+    async with rig(batch_size=1) as r:
         r.files.put("reflection", *some(1, 2, 3, 4))
         store, loop, passed = r.sink.store, asyncio.get_running_loop(), 0
         real = loop.time
@@ -428,8 +299,8 @@ async def test_a_slow_server_may_take_its_time_as_long_as_batches_arrive(tmp_pat
         assert (await r.attempt()).result.memories == 4
 
 
-async def test_where_nothing_moves_the_attempt_ends_and_the_setting_is_named(tmp_path):
-    async with rig(tmp_path, standstill_seconds=0.02) as r:
+async def test_where_nothing_moves_the_attempt_ends_and_the_setting_is_named():
+    async with rig(standstill_seconds=0.02) as r:
         r.files.put("reflection", *some(1, 2, 3))
         r.sink.store = lambda _: asyncio.Event().wait()
         failed = await r.attempt()
@@ -448,18 +319,18 @@ def test_an_id_of_any_length_fits_into_its_cell(text, shown):
     assert _fit(text) == shown
 
 
-async def test_where_the_fallback_has_everything_the_answer_still_names_what_failed_before_it(tmp_path):
+async def test_where_the_fallback_has_everything_the_answer_still_names_what_failed_before_it():
     cloud = CloudUploadError("403", "cloud", hint="allow s3:PutObject")
-    async with world(tmp_path, [cloud], fallback=[None], running=False) as w:
+    async with simulated_agent([cloud], fallback=[None], running=False) as w:
         w.files.change(1, told=False)
         result = await w.agent.once(SyncAsked(id="r1", time=w.clock.now(), system_id=values.SYSTEM))
         assert isinstance(result, SyncSkipped)
         assert result.why == "cloud: 403 (allow s3:PutObject); http: nothing has changed"
 
 
-async def test_at_its_start_an_agent_asks_also_for_what_waits_for_a_change(tmp_path):
+async def test_at_its_start_an_agent_asks_also_for_what_waits_for_a_change():
     """The settings may be others now, or the server: the method knows."""
-    async with world(tmp_path, [None], running=False) as w:
+    async with simulated_agent([None], running=False) as w:
         w.files.change(1, told=False)
         seen = w.files.seen["reflection"]
         problem = Problem("15 wait: no embedding", seen, 1, None)
@@ -477,9 +348,9 @@ def printed(capsys) -> Iterator[list[str]]:
     lines += [line for line in capsys.readouterr().out.splitlines() if "[debug" not in line]
 
 
-async def test_an_agent_that_is_offline_for_hours_warns_once_of_each_way(tmp_path, capsys):
+async def test_an_agent_that_is_offline_for_hours_warns_once_of_each_way(capsys):
     with printed(capsys) as lines:
-        async with world(tmp_path, fallback=[], agent_rescan_seconds=600) as w:
+        async with simulated_agent(fallback=[], agent_rescan_seconds=600) as w:
             w.method.available = w.fallback.available = False
             w.files.change(1)
             await w.pass_time(3 * 3600)
@@ -491,14 +362,12 @@ def warned(lines: list[str]) -> list[str]:
     return [line.split("]")[1].split()[0] for line in lines if "[warning" in line]
 
 
-async def test_rows_that_wait_are_warned_of_once_however_many_they_become_and_again_where_somebody_asks(
-    tmp_path, capsys
-):
+async def test_rows_that_wait_are_warned_of_once_however_many_they_become_and_again_where_somebody_asks(capsys):
     waits = [
         HTTPSyncError(f"reflection: {1_000 + n:,} wait: no embedding", "cloud", forwardable=False) for n in range(9)
     ]
     with printed(capsys) as lines:
-        async with world(tmp_path, waits, agent_min_interval_seconds=1) as w:
+        async with simulated_agent(waits, agent_min_interval_seconds=1) as w:
             for generation in range(1, 5):
                 w.files.change(generation)
                 await w.pass_time(5)
@@ -508,9 +377,9 @@ async def test_rows_that_wait_are_warned_of_once_however_many_they_become_and_ag
     assert warned(lines) == ["sync_failed"] * 2
 
 
-async def test_the_first_failure_is_told_with_each_of_its_retries(tmp_path, capsys):
+async def test_the_first_failure_is_told_with_each_of_its_retries(capsys):
     with printed(capsys) as lines:
-        async with world(tmp_path, [CloudUploadError("503", "cloud", transient=True)] * 9) as w:
+        async with simulated_agent([CloudUploadError("503", "cloud", transient=True)] * 9) as w:
             w.agent.subscribers[0]._rules = RetryRules(2, 2.0)
             w.files.change(1)
             await w.pass_time(300)

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import structlog
@@ -14,7 +13,7 @@ from agent.application.sync.stall import PromptConnectRetries, StallTimeout
 from agent.domain.errors import CloudUploadError
 from agent.ports import NetworkChange, Unchanged
 from tests.support import values
-from tests.unit.test_agent import PERMANENT, World, world
+from tests.support.agent import PERMANENT, SimulatedAgent, simulated_agent
 
 WOKE, MOVED = NetworkChange.WOKE, NetworkChange.MOVED
 NEVER = 604_800
@@ -37,10 +36,10 @@ class TheWorldOutside:
 
 
 @asynccontextmanager
-async def roaming(tmp_path: Path, script=(), **settings) -> AsyncIterator[tuple[World, TheWorldOutside]]:
+async def roaming(script=(), **settings) -> AsyncIterator[tuple[SimulatedAgent, TheWorldOutside]]:
     outside = TheWorldOutside()
-    async with world(
-        tmp_path, script, running=False, agent_rescan_seconds=NEVER, network_monitor=outside, **settings
+    async with simulated_agent(
+        script, running=False, agent_rescan_seconds=NEVER, network_monitor=outside, **settings
     ) as w:
         task = asyncio.create_task(w.agent.run())
         await w.settle()
@@ -51,7 +50,7 @@ async def roaming(tmp_path: Path, script=(), **settings) -> AsyncIterator[tuple[
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def until_it_is_minutes_away(w: World) -> None:
+async def until_it_is_minutes_away(w: SimulatedAgent) -> None:
     """Fail for want of a connection, until the next try is minutes away."""
     w.method.available = False
     w.files.change(1)
@@ -71,8 +70,8 @@ def said(logged, event: str) -> int:
 
 
 @pytest.mark.parametrize("what", [WOKE, MOVED], ids=["woke", "moved"])
-async def test_what_could_not_be_delivered_follows_within_a_second_though_its_time_is_minutes_away(tmp_path, what):
-    async with roaming(tmp_path, [1]) as (w, outside):
+async def test_what_could_not_be_delivered_follows_within_a_second_though_its_time_is_minutes_away(what):
+    async with roaming([1]) as (w, outside):
         await until_it_is_minutes_away(w)
         w.method.available = True
         outside.happens(what)
@@ -81,8 +80,8 @@ async def test_what_could_not_be_delivered_follows_within_a_second_though_its_ti
         assert (await w.agent.ledger.record(w.method.target)).failures == 0
 
 
-async def test_a_network_that_comes_up_slowly_is_looked_for_again(tmp_path):
-    async with roaming(tmp_path, [1]) as (w, outside):
+async def test_a_network_that_comes_up_slowly_is_looked_for_again():
+    async with roaming([1]) as (w, outside):
         await until_it_is_minutes_away(w)
         outside.happens(WOKE)
         await w.pass_time(6)
@@ -91,8 +90,8 @@ async def test_a_network_that_comes_up_slowly_is_looked_for_again(tmp_path):
         assert len(w.method.asked) == 1
 
 
-async def test_what_is_not_reachable_at_the_upheaval_is_not_asked_for_again_and_again(tmp_path):
-    async with roaming(tmp_path) as (w, outside):
+async def test_what_is_not_reachable_at_the_upheaval_is_not_asked_for_again_and_again():
+    async with roaming() as (w, outside):
         await until_it_is_minutes_away(w)
         before = len(w.reasons)
         outside.happens(MOVED)
@@ -100,8 +99,8 @@ async def test_what_is_not_reachable_at_the_upheaval_is_not_asked_for_again_and_
         assert len(w.reasons) == before
 
 
-async def test_a_target_that_can_be_reached_and_refuses_is_tried_once_an_upheaval(tmp_path):
-    async with roaming(tmp_path, [PERMANENT] * 99) as (w, outside):
+async def test_a_target_that_can_be_reached_and_refuses_is_tried_once_an_upheaval():
+    async with roaming([PERMANENT] * 99) as (w, outside):
         w.files.change(1)
         await w.pass_time(600)
         before = len(w.method.asked)
@@ -110,16 +109,16 @@ async def test_a_target_that_can_be_reached_and_refuses_is_tried_once_an_upheava
         assert len(w.method.asked) == before + 1
 
 
-async def test_without_an_upheaval_its_time_is_waited_for(tmp_path):
-    async with roaming(tmp_path, [1]) as (w, _):
+async def test_without_an_upheaval_its_time_is_waited_for():
+    async with roaming([1]) as (w, _):
         await until_it_is_minutes_away(w)
         w.method.available = True
         await w.pass_time(60)
         assert w.method.asked == []
 
 
-async def test_a_machine_that_wakes_syncs_what_the_watch_missed_and_waits_for_no_interval(tmp_path):
-    async with roaming(tmp_path, [1, 2]) as (w, outside):
+async def test_a_machine_that_wakes_syncs_what_the_watch_missed_and_waits_for_no_interval():
+    async with roaming([1, 2]) as (w, outside):
         w.files.change(1)
         await w.pass_time(3)
         w.files.change(2, told=False)
@@ -131,8 +130,8 @@ async def test_a_machine_that_wakes_syncs_what_the_watch_missed_and_waits_for_no
         assert w.reasons == ["file_change", "file_change"]
 
 
-async def test_where_session_ends_alone_are_synced_a_machine_that_wakes_syncs_nothing(tmp_path):
-    async with roaming(tmp_path, [1], agent_upload_on_change=False) as (w, outside):
+async def test_where_session_ends_alone_are_synced_a_machine_that_wakes_syncs_nothing():
+    async with roaming([1], agent_upload_on_change=False) as (w, outside):
         w.files.change(1, told=False)
         outside.happens(WOKE)
         await w.pass_time(60)
@@ -140,8 +139,8 @@ async def test_where_session_ends_alone_are_synced_a_machine_that_wakes_syncs_no
 
 
 @pytest.mark.parametrize("what", [WOKE, MOVED], ids=["woke", "moved"])
-async def test_a_time_that_came_while_the_machine_slept_is_not_waited_for(tmp_path, what):
-    async with roaming(tmp_path) as (w, outside):
+async def test_a_time_that_came_while_the_machine_slept_is_not_waited_for(what):
+    async with roaming() as (w, outside):
         await until_it_is_minutes_away(w)
         tried = len(w.reasons)
         w.clock.jump(timedelta(hours=8))
@@ -150,8 +149,8 @@ async def test_a_time_that_came_while_the_machine_slept_is_not_waited_for(tmp_pa
         assert len(w.reasons) == tried + 1
 
 
-async def test_where_nothing_is_owed_an_upheaval_asks_for_nothing(tmp_path):
-    async with roaming(tmp_path, [1]) as (w, outside):
+async def test_where_nothing_is_owed_an_upheaval_asks_for_nothing():
+    async with roaming([1]) as (w, outside):
         w.files.change(1)
         await w.pass_time(3)
         outside.happens(WOKE, MOVED)
@@ -159,16 +158,16 @@ async def test_where_nothing_is_owed_an_upheaval_asks_for_nothing(tmp_path):
         assert w.reasons == ["file_change"]
 
 
-async def test_waking_up_elsewhere_is_one_upheaval_and_one_line(tmp_path, logged):
-    async with roaming(tmp_path) as (w, outside):
+async def test_waking_up_elsewhere_is_one_upheaval_and_one_line(logged):
+    async with roaming() as (w, outside):
         outside.happens(WOKE, MOVED)
         await w.pass_time(60)
         lines = [line for line in logged if line["event"] == "network_changed"]
         assert [line["changes"] for line in lines] == ["the machine woke up, the network changed"]
 
 
-async def test_a_network_that_comes_after_the_waking_is_answered_within_seconds(tmp_path):
-    async with roaming(tmp_path, [1]) as (w, outside):
+async def test_a_network_that_comes_after_the_waking_is_answered_within_seconds():
+    async with roaming([1]) as (w, outside):
         await until_it_is_minutes_away(w)
         outside.happens(WOKE)
         await w.pass_time(1)
@@ -178,8 +177,8 @@ async def test_a_network_that_comes_after_the_waking_is_answered_within_seconds(
         assert len(w.method.asked) == 1
 
 
-async def test_a_network_that_flaps_for_half_an_hour_is_answered_about_once_a_minute(tmp_path, logged):
-    async with roaming(tmp_path, [PERMANENT] * 999) as (w, outside):
+async def test_a_network_that_flaps_for_half_an_hour_is_answered_about_once_a_minute(logged):
+    async with roaming([PERMANENT] * 999) as (w, outside):
         w.files.change(1)
         for _ in range(360):
             outside.happens(MOVED)
@@ -188,8 +187,8 @@ async def test_a_network_that_flaps_for_half_an_hour_is_answered_about_once_a_mi
         assert len(w.method.asked) <= 3 * 40
 
 
-async def test_after_the_flapping_the_next_upheaval_is_answered_at_once(tmp_path, logged):
-    async with roaming(tmp_path) as (w, outside):
+async def test_after_the_flapping_the_next_upheaval_is_answered_at_once(logged):
+    async with roaming() as (w, outside):
         for _ in range(60):
             outside.happens(MOVED)
             await w.clock.advance(5)
@@ -200,7 +199,7 @@ async def test_after_the_flapping_the_next_upheaval_is_answered_at_once(tmp_path
         assert said(logged, "network_changed") == before + 1
 
 
-async def test_the_bus_is_told_and_the_methods_footing(tmp_path, monkeypatch):
+async def test_the_bus_is_told_and_the_methods_footing(monkeypatch):
     told = []
     monkeypatch.setattr(MemoryBus, "check_connection", lambda _: told.append("bus"))
 
@@ -208,15 +207,15 @@ async def test_the_bus_is_told_and_the_methods_footing(tmp_path, monkeypatch):
         async def drop_idle_connections(self) -> None:
             told.append("pool")
 
-    async with roaming(tmp_path) as (w, outside):
+    async with roaming() as (w, outside):
         w.agent.stall_monitor.keeps(Pool())
         outside.happens(MOVED)
         await w.settle()
         assert told == ["bus", "pool"]
 
 
-async def test_while_a_sync_runs_no_other_is_asked_for(tmp_path):
-    async with roaming(tmp_path, [PERMANENT, 1]) as (w, outside):
+async def test_while_a_sync_runs_no_other_is_asked_for():
+    async with roaming([PERMANENT, 1]) as (w, outside):
         w.files.change(1)
         await w.pass_time(3)
         w.method.hold = asyncio.Event()

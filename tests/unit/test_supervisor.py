@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 from agent.domain.errors import StateError
-from tests.unit.test_agent import PERMANENT, world
+from tests.support.agent import PERMANENT, simulated_agent
 
 EVERY = 10.0
 
@@ -40,9 +40,9 @@ class Supervisor:
 
 
 @asynccontextmanager
-async def supervised(tmp_path, script=(), *, every: float | None = EVERY, **settings):
+async def supervised(script=(), *, every: float | None = EVERY, **settings):
     supervisor = Supervisor(every)
-    async with world(tmp_path, script, running=False, supervisor=supervisor, **settings) as w:
+    async with simulated_agent(script, running=False, supervisor=supervisor, **settings) as w:
         task = asyncio.create_task(w.agent.run())
         await w.settle()
         try:
@@ -52,8 +52,8 @@ async def supervised(tmp_path, script=(), *, every: float | None = EVERY, **sett
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_it_is_ready_when_it_watches_and_then_gives_signs_of_life(tmp_path):
-    async with supervised(tmp_path) as (w, supervisor):
+async def test_it_is_ready_when_it_watches_and_then_gives_signs_of_life():
+    async with supervised() as (w, supervisor):
         assert supervisor.told.index("ready") < supervisor.told.index("alive")
         before = supervisor.signs
         await w.pass_time(10 * EVERY)
@@ -61,9 +61,9 @@ async def test_it_is_ready_when_it_watches_and_then_gives_signs_of_life(tmp_path
         assert supervisor.told.count("ready") == 1
 
 
-async def test_it_is_not_ready_before_it_watches(tmp_path):
+async def test_it_is_not_ready_before_it_watches():
     supervisor, held = Supervisor(), asyncio.Event()
-    async with world(tmp_path, running=False, supervisor=supervisor) as w:
+    async with simulated_agent(running=False, supervisor=supervisor) as w:
         changes = w.files.changes
 
         async def late():
@@ -82,14 +82,14 @@ async def test_it_is_not_ready_before_it_watches(tmp_path):
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_without_a_watchdog_there_are_no_signs_of_life(tmp_path):
-    async with supervised(tmp_path, every=None) as (w, supervisor):
+async def test_without_a_watchdog_there_are_no_signs_of_life():
+    async with supervised(every=None) as (w, supervisor):
         await w.pass_time(60)
         assert (supervisor.signs, supervisor.told[0]) == (0, "ready")
 
 
-async def test_a_watcher_that_is_stuck_stops_the_signs_of_life_and_is_named(tmp_path):
-    async with supervised(tmp_path, agent_rescan_seconds=20) as (w, supervisor):
+async def test_a_watcher_that_is_stuck_stops_the_signs_of_life_and_is_named():
+    async with supervised(agent_rescan_seconds=20) as (w, supervisor):
         w.files.hang()
         await w.pass_time(150)
         before = supervisor.signs
@@ -103,8 +103,8 @@ async def test_a_watcher_that_is_stuck_stops_the_signs_of_life_and_is_named(tmp_
         assert supervisor.lines[-1].startswith("nothing pending")
 
 
-async def test_a_long_sync_stops_no_sign_of_life(tmp_path):
-    async with supervised(tmp_path, [1]) as (w, supervisor):
+async def test_a_long_sync_stops_no_sign_of_life():
+    async with supervised([1]) as (w, supervisor):
         w.method.hold = asyncio.Event()
         w.files.change(1)
         await w.pass_time(3)
@@ -114,8 +114,8 @@ async def test_a_long_sync_stops_no_sign_of_life(tmp_path):
         w.method.hold.set()
 
 
-async def test_a_loop_that_waits_for_room_on_the_disk_is_told_of_and_the_signs_of_life_go_on(tmp_path):
-    async with supervised(tmp_path) as (w, supervisor):
+async def test_a_loop_that_waits_for_room_on_the_disk_is_told_of_and_the_signs_of_life_go_on():
+    async with supervised() as (w, supervisor):
 
         async def full():
             raise StateError("the disk is full", transient=True)
@@ -133,8 +133,8 @@ async def test_a_loop_that_waits_for_room_on_the_disk_is_told_of_and_the_signs_o
         assert w.agent.agent_service.problems() == {}
 
 
-async def test_the_line_tells_what_is_pending_uploaded_and_wrong_each_time_it_changes(tmp_path):
-    async with supervised(tmp_path, [PERMANENT, 1], agent_rescan_seconds=10_000) as (w, supervisor):
+async def test_the_line_tells_what_is_pending_uploaded_and_wrong_each_time_it_changes():
+    async with supervised([PERMANENT, 1], agent_rescan_seconds=10_000) as (w, supervisor):
         assert supervisor.lines == ["nothing pending; last upload never"]
         w.files.change(1)
         await w.pass_time(3)
