@@ -16,7 +16,7 @@ import pytest
 
 from agent.entrypoints.demo import checks
 from agent.entrypoints.demo.processes import environment
-from agent.entrypoints.demo.schema import CONVERSATIONS, ENTITIES, REFLECTIONS, RELATIONSHIPS, TABLES
+from agent.entrypoints.demo.writer import CONVERSATIONS, ENTITIES, REFLECTIONS, RELATIONSHIPS, TABLES
 from tests.support import zygote
 
 DEMO = (sys.executable, "-P", "-m", "agent", "demo")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.entrypoints.demo import schema
-from agent.entrypoints.demo.schema import Contents
+from agent.entrypoints.demo import writer
+from agent.entrypoints.demo.writer import Contents
 from agent.entrypoints.formatting import human_bytes
 
 
@@ -37,16 +37,16 @@ def unchanged_not_sent(sent: int, sizes: Mapping[str, int]) -> Check:
     """Check an upload made while only the reflections changed: `sent` bytes, `sizes` of its objects by name."""
     total = sum(sizes.values())
     found = f"{human_bytes(sent)} sent for an upload of {human_bytes(total)}"
-    return Check("what has not changed is not sent again", 0 < sent <= total - sizes[schema.GRAPH], found)
+    return Check("what has not changed is not sent again", 0 < sent <= total - sizes[writer.GRAPH], found)
 
 
 def whole_transactions(contents: Contents) -> Check:
     """Check that an upload made while the writer wrote has the ratios that each transaction keeps."""
     rows = {table: count for table, (count, _) in contents.items()}
     found = f"made while the writer wrote: {', '.join(f'{table} {count}' for table, count in rows.items())}"
-    session = rows[schema.CONVERSATIONS] == schema.CONVERSATIONS_PER_REFLECTION * rows[schema.REFLECTIONS] > 0
-    operations = rows[schema.ENTITIES] / schema.ENTITIES_PER_OPERATION
-    graph = rows[schema.RELATIONSHIPS] == operations * schema.RELATIONSHIPS_PER_OPERATION > 0
+    session = rows[writer.CONVERSATIONS] == writer.CONVERSATIONS_PER_REFLECTION * rows[writer.REFLECTIONS] > 0
+    operations = rows[writer.ENTITIES] / writer.ENTITIES_PER_OPERATION
+    graph = rows[writer.RELATIONSHIPS] == operations * writer.RELATIONSHIPS_PER_OPERATION > 0
     return Check("an upload holds whole transactions", session and graph, found)
 
 

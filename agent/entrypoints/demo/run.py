@@ -20,7 +20,7 @@ from agent.domain.errors import AkoshaError
 from agent.entrypoints.demo import checks
 from agent.entrypoints.demo.checks import Check
 from agent.entrypoints.demo.processes import Processes, environment
-from agent.entrypoints.demo.schema import Contents
+from agent.entrypoints.demo.writer import Contents
 from agent.entrypoints.formatting import human_bytes
 
 STOPPED = 130

@@ -25,26 +25,50 @@ from collections import Counter
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import duckdb
+if TYPE_CHECKING:
+    import duckdb
 
-from agent.entrypoints.demo.schema import (
-    CONVERSATIONS,
-    CONVERSATIONS_PER_REFLECTION,
-    DDL,
-    ENTITIES,
-    ENTITIES_PER_OPERATION,
-    GRAPH,
-    REFLECTION,
-    REFLECTIONS,
-    RELATIONSHIPS,
-    RELATIONSHIPS_PER_OPERATION,
-    TABLES,
-    Contents,
-)
+REFLECTION, GRAPH = "reflection.duckdb", "knowledge_graph.duckdb"
+CONVERSATIONS, REFLECTIONS = "conversations_v2", "reflections_v2"
+ENTITIES, RELATIONSHIPS = "kg_entities", "kg_relationships"
+TABLES = {REFLECTION: (CONVERSATIONS, REFLECTIONS), GRAPH: (ENTITIES, RELATIONSHIPS)}
 
 BETWEEN_COMMITS_SECONDS = 0.05
+CONVERSATIONS_PER_REFLECTION = 4
+ENTITIES_PER_OPERATION, RELATIONSHIPS_PER_OPERATION = 6, 10
+"""Fixed ratios within a transaction: half of one shows."""
 
+Contents = dict[str, tuple[int, str]]
+"""Table -> number of rows, and a digest of all their values, in no order, by DuckDB's `hash`."""
+
+_DDL = {
+    REFLECTION: """
+        CREATE TABLE conversations_v2(
+            id VARCHAR PRIMARY KEY, content VARCHAR NOT NULL, embedding FLOAT[384], category VARCHAR NOT NULL,
+            subcategory VARCHAR, importance_score FLOAT DEFAULT 0.5, memory_tier VARCHAR DEFAULT 'long_term',
+            access_count INTEGER DEFAULT 0, last_accessed TIMESTAMP, project VARCHAR,
+            namespace VARCHAR DEFAULT 'default', "timestamp" TIMESTAMP, session_id VARCHAR,
+            user_id VARCHAR DEFAULT 'default', searchable_content VARCHAR, reasoning VARCHAR, metadata VARCHAR,
+            source_type VARCHAR, turn_parent_id VARCHAR, causal_parent_id VARCHAR, fingerprint BLOB);
+        CREATE TABLE reflections_v2(
+            id VARCHAR PRIMARY KEY, conversation_id VARCHAR REFERENCES conversations_v2(id), content VARCHAR NOT NULL,
+            embedding FLOAT[384], category VARCHAR DEFAULT 'context', subcategory VARCHAR,
+            importance_score FLOAT DEFAULT 0.5, memory_tier VARCHAR DEFAULT 'long_term', tags VARCHAR[],
+            related_entities VARCHAR[], namespace VARCHAR DEFAULT 'default', project VARCHAR,
+            access_count INTEGER DEFAULT 0, last_accessed TIMESTAMP, "timestamp" TIMESTAMP, created_at TIMESTAMP,
+            updated_at TIMESTAMP, metadata JSON, insight_type VARCHAR DEFAULT 'general', usage_count INTEGER DEFAULT 0,
+            last_used_at TIMESTAMP, confidence_score FLOAT DEFAULT 0.5, fingerprint BLOB)""",
+    GRAPH: """
+        CREATE TABLE kg_entities(
+            id VARCHAR PRIMARY KEY, name VARCHAR NOT NULL, entity_type VARCHAR NOT NULL, observations VARCHAR[],
+            properties JSON, created_at TIMESTAMP, updated_at TIMESTAMP, metadata JSON, embedding FLOAT[384]);
+        CREATE TABLE kg_relationships(
+            id VARCHAR PRIMARY KEY, from_entity VARCHAR NOT NULL, to_entity VARCHAR NOT NULL,
+            relation_type VARCHAR NOT NULL, properties JSON, created_at TIMESTAMP, updated_at TIMESTAMP,
+            metadata JSON)""",
+}
 # One conversation in eight has no embedding, as after an outage of Session-Buddy's embedding server.
 _ADD_CONVERSATIONS = """
     INSERT INTO conversations_v2 (id, content, embedding, category, project, "timestamp", session_id, source_type)
@@ -161,7 +185,7 @@ def count(folder: Path) -> Contents:
     return found
 
 
-def _contents(engine: duckdb.DuckDBPyConnection, name: str) -> Contents:
+def _contents(engine: "duckdb.DuckDBPyConnection", name: str) -> Contents:
     found: Contents = {}
     for table in TABLES[name]:
         digest = f"SELECT count(*), CAST(coalesce(bit_xor(hash(every)), 0) AS VARCHAR) FROM {table} AS every"  # noqa: S608
@@ -171,15 +195,17 @@ def _contents(engine: duckdb.DuckDBPyConnection, name: str) -> Contents:
     return found
 
 
-def _open(path: Path, how: str = "STORAGE_VERSION 'v1.0.0'") -> duckdb.DuckDBPyConnection:
+def _open(path: Path, how: str = "STORAGE_VERSION 'v1.0.0'") -> "duckdb.DuckDBPyConnection":
     """Open a database, by default in the file format that Session-Buddy writes; make its tables if it is new."""
+    import duckdb  # noqa: PLC0415 - the process of the demo itself imports this module's names, and no engine
+
     new = not path.exists()
     engine = duckdb.connect(":memory:")
     quoted = str(path).replace("'", "''")
     engine.execute(f"ATTACH '{quoted}' AS memories ({how})")
     engine.execute("USE memories")
     if new:
-        engine.execute(DDL[path.name])
+        engine.execute(_DDL[path.name])
     return engine
 
 
