@@ -206,9 +206,9 @@ class Agent:
     async def _start(self) -> None:
         """Ask for what changed while no agent ran, once the watch has begun: no change falls between the two."""
         _log.info("agent_started", system_id=self.identity.system_id, agent_id=self.identity.agent_id)
-        await self.file_changes.begun.wait()
+        await self.file_changes.started.wait()
         for ask in self.unanswered:
-            await self.spool_reader.take_up(ask)
+            await self.spool_reader.submit(ask)
         await self.publisher.trigger(STARTUP)
 
     async def _handle_errors(self) -> None:
@@ -221,7 +221,7 @@ class Agent:
 
     async def _open_session_ends(self) -> tuple[str, ...]:
         try:
-            await self.spool_reader.take_over()
+            await self.spool_reader.drain_for_single_sync()
         except AkoshaError as error:  # the notes wait for the next sync, or agent: no reason to fail this one
             _log.warning("loop_interrupted", loop="spool", error=str(error))
         return caused_by_one(await self.ledger.open_ends())

@@ -35,7 +35,7 @@ from agent.application.triggers.retry_scheduler import RetryScheduler
 from agent.application.triggers.session_ends import SessionEnds
 from agent.application.triggers.spool_reader import SpoolReader
 from agent.bootstrap import buses
-from agent.bootstrap.archive import prune_rounds, verifying, verifying_weekly
+from agent.bootstrap.archive import build_prune_loop, deep_verifier_opener, verifying
 from agent.bootstrap.buses import run_buses, single_sync_buses
 from agent.bootstrap.home import Home
 from agent.bootstrap.methods import cloud_of, sync_methods
@@ -153,7 +153,7 @@ async def build(
             open_verifier=None if single_sync else verifying(settings, identity, machine, ledger, clock),
             open_deep_verifier=None
             if single_sync
-            else verifying_weekly(settings, home.state, identity, machine, ledger, clock),
+            else deep_verifier_opener(settings, home.state, identity, machine, ledger, clock),
         ),
         unanswered=unanswered,
     )
@@ -223,10 +223,10 @@ def assemble(
         ledger=ledger,
         clock=clock,
         system_id=system_id,
-        patience=rescan_seconds,
+        timeout_seconds=rescan_seconds,
         busy=sync_lock.locked,
     )
-    inbox = Inbox(publisher=publisher, bus=bus, ledger=ledger, system_id=system_id, announced=recorder.flush_soon)
+    inbox = Inbox(publisher=publisher, bus=bus, ledger=ledger, system_id=system_id, outbox_changed=recorder.flush_soon)
     spool_reader = SpoolReader(spool=a.spool, watch=a.spool_watch, inbox=inbox, publisher=publisher, ledger=ledger)
     retry_scheduler = RetryScheduler(
         publisher=publisher,
@@ -236,9 +236,9 @@ def assemble(
         changes=file_changes,
         sync_finished=sync_finished,
         sync_lock=sync_lock,
-        pass_seconds=rescan_seconds,
+        rescan_seconds=rescan_seconds,
         route=policy.route,
-        before_pass=spool_reader.empty,
+        before_rescan=spool_reader.drain,
         unreachable=unreachable,
     )
     network_changes = (
@@ -255,9 +255,9 @@ def assemble(
 
     async def republish_requests() -> None:
         """Publish what has no outcome on the bus that is in use now: it may be left on the other."""
-        session_ends.ask_again()
-        await inbox.ask_again()
-        await spool_reader.empty()
+        session_ends.republish()
+        await inbox.republish()
+        await spool_reader.drain()
         if not sync_lock.locked():
             await publisher.trigger(RETRY)
 
@@ -266,7 +266,7 @@ def assemble(
         ledger=ledger,
         recorder=recorder,
         clock=clock,
-        kept=EVENT_MAX_AGE,
+        max_age=EVENT_MAX_AGE,
         switched=republish_requests,
     )
 
@@ -277,7 +277,7 @@ def assemble(
         watches={WATCH: a.watch, SPOOL: a.spool_watch},
         bus_state=lambda: bus.state,
         period_seconds=rescan_seconds,
-        begun=file_changes.begun,
+        started=file_changes.started,
     )
     cloud = cloud_of(methods)
     agent_service = AgentService(
@@ -344,7 +344,7 @@ def assemble(
         network_changes=network_changes,
         supervisor_loop=supervisor_loop,
         remote_control=remote_control,
-        prune_loop=prune_rounds(settings, identity, methods, ledger, recorder, clock),
+        prune_loop=build_prune_loop(settings, identity, methods, ledger, recorder, clock),
         verify_loop=verify_loop,
         probe_loop=probe_loop,
     )
@@ -376,7 +376,7 @@ def _verify_loop(
         taker=a.taker,
         sync_lock=sync_lock,
         every=timedelta(hours=settings.agent_verify_hours),
-        pass_seconds=settings.agent_rescan_seconds,
+        rescan_seconds=settings.agent_rescan_seconds,
         sync_again=sync_again,
         signal=Signal(a.clock, "verify"),
         deep=None
@@ -392,7 +392,7 @@ def _verify_loop(
 
 
 def _probe_loop(
-    adapters: AgentAdapters, publisher: Publisher, sync_lock: asyncio.Lock, pass_seconds: float
+    adapters: AgentAdapters, publisher: Publisher, sync_lock: asyncio.Lock, rescan_seconds: float
 ) -> ProbeLoop | None:
     method = without_prompt_connect_retries(adapters.methods.get(HTTP))
     if not isinstance(method, HttpSync):
@@ -403,6 +403,6 @@ def _probe_loop(
         publisher=publisher,
         clock=adapters.clock,
         sync_lock=sync_lock,
-        pass_seconds=pass_seconds,
+        rescan_seconds=rescan_seconds,
         signal=Signal(adapters.clock, "akosha-probe"),
     )

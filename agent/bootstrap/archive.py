@@ -65,7 +65,7 @@ def verifying(
     return opening
 
 
-def verifying_weekly(
+def deep_verifier_opener(
     settings: Settings, state: StateDirectory, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
 ) -> Callable[[], AbstractAsyncContextManager[Verifier]] | None:
     """Return what opens a deep look; None where the agent is not to look deep by itself. Opening raises NotOwner."""
@@ -76,7 +76,7 @@ def verifying_weekly(
     async def opening() -> AsyncIterator[Verifier]:
         async with (
             _own_archive(settings, identity, machine, ledger, clock) as archive,
-            verifying_deep(archive, state, clock) as verification,
+            open_deep_verifier(archive, state, clock) as verification,
         ):
             yield verification
 
@@ -117,7 +117,7 @@ def ownership_of(
 
 
 @asynccontextmanager
-async def verifying_deep(archive: Catalog, state: StateDirectory, clock: Clock) -> AsyncIterator[Verifier]:
+async def open_deep_verifier(archive: Catalog, state: StateDirectory, clock: Clock) -> AsyncIterator[Verifier]:
     """Open what looks at uploads, deep too; its files lie in the state directory. Raises StateError."""
     async with scratch(state.path / VERIFYING) as place:
         yield Verifier(
@@ -142,7 +142,7 @@ def keep_rules(settings: Settings) -> KeepRules:
     )
 
 
-def prune_rounds(
+def build_prune_loop(
     settings: Settings,
     identity: Identity,
     methods: Mapping[str, SyncMethod],
@@ -166,7 +166,7 @@ def prune_rounds(
 
 
 @dataclass(frozen=True, slots=True)
-class PruneHere:
+class PruneJob:
     """A prune that somebody asks for: in the bucket of the settings, sparing what this machine's ledger names."""
 
     pruning: Pruner
@@ -174,14 +174,14 @@ class PruneHere:
 
 
 @asynccontextmanager
-async def prune_here(
+async def open_prune(
     settings: Settings,
     identity: Identity,
     machine: Machine,
     rules: KeepRules,
     clock: Clock,
     ledger: Ledger | None,
-) -> AsyncIterator[PruneHere]:
+) -> AsyncIterator[PruneJob]:
     """Open the bucket for as long as the block runs. Raises SettingsError where there is none, StateError.
 
     `ledger` is open for reading, None where there is none yet. Only this agent's uploads are pruned (NotOwner).
@@ -191,4 +191,4 @@ async def prune_here(
         if ledger is not None:
             spared = spared_by(await ledger.record(targets_of(settings, identity.system_id)[CLOUD]))
         ownership = ownership_of(settings, identity, machine, archive.store, ledger, clock, keeps_warning=False)
-        yield PruneHere(Pruner(archive, rules, clock, ownership.check), spared)
+        yield PruneJob(Pruner(archive, rules, clock, ownership.check), spared)

@@ -19,7 +19,7 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.application.monitoring.status import disk_warning
 from agent.application.status_warnings import notes_waiting
 from agent.application.sync.ownership import Ownership
-from agent.application.triggers.spool_reader import answered_by_a_sync
+from agent.application.triggers.spool_reader import is_for_single_sync
 from agent.bootstrap.archive import ownership_of
 from agent.bootstrap.ledger import aside_if_damaged, open_for_holder, set_ledger_aside
 from agent.bootstrap.methods import MEBIBYTE, targets_of
@@ -138,7 +138,7 @@ class Home:
         holder = await asyncio.to_thread(self.holder)
         if holder is not None and holder.command == RUN:
             return ()
-        return notes_waiting(await self._spool().count(answered_by_a_sync))
+        return notes_waiting(await self._spool().count(is_for_single_sync))
 
     async def open_ledger(self, *, read_only: bool = False) -> Ledger:
         """Open the ledger. Raises StateError; for reading, beside an agent that may be writing, where there is none.

@@ -22,7 +22,7 @@ from agent.settings import Settings
 
 
 @asynccontextmanager
-async def reacting(home: Home, identity: Identity, systems: Collection[str]) -> AsyncIterator[IngestService]:
+async def open_ingest_service(home: Home, identity: Identity, systems: Collection[str]) -> AsyncIterator[IngestService]:
     """Wire a reactor, for as long as the block runs. The caller holds the state directory's lock.
 
     Raises SettingsError, StateError.
@@ -56,7 +56,7 @@ async def reacting(home: Home, identity: Identity, systems: Collection[str]) -> 
             bus=bus,
             clock=home.clock,
             systems=systems,
-            pass_seconds=s.agent_rescan_seconds,
+            rescan_seconds=s.agent_rescan_seconds,
         )
 
 

@@ -77,7 +77,7 @@ def memory_push(
         rate_limiter=rate_limiter,
         waiting=stall_monitor.moved,
     )
-    stall_monitor.keeps(server)
+    stall_monitor.register(server)
     return MemoryPush(
         sink=server,
         ledger=ledger.memories(),
@@ -122,7 +122,7 @@ def sync_methods(
     if CLOUD in targets:
         store = object_store(settings, rate_limiter)
         if isinstance(store, S3Store):
-            stall_monitor.keeps(store)
+            stall_monitor.register(store)
         methods[CLOUD] = _cloud(
             settings, targets[CLOUD], state, identity, store, taker, reader, ledger, clock, machine, stall_monitor
         )

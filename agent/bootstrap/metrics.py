@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from agent import __version__
 from agent.adapters.prometheus_meter import CONTENT_TYPE, PrometheusMeter
 from agent.application.monitoring.agent_service import AgentService
-from agent.application.monitoring.metrics import reading_of
+from agent.application.monitoring.metrics import ledger_metrics
 from agent.domain.errors import StateError
 from agent.ports.metrics import LedgerMetrics, Meter, MetricsSnapshot
 
@@ -35,7 +35,7 @@ class Metering:
     async def _ledger(self, agent_service: AgentService) -> LedgerMetrics | None:
         try:
             size = await self.ledger_bytes() if self.ledger_bytes else None
-            return reading_of(await agent_service.status_for_metrics(), ledger_bytes=size)
+            return ledger_metrics(await agent_service.status_for_metrics(), ledger_bytes=size)
         except StateError:
             return None
 

@@ -19,7 +19,7 @@ from agent.settings import Settings
 
 
 @asynccontextmanager
-async def restoring_to(directory: Path, archive: Catalog) -> AsyncIterator[Restore]:
+async def open_restore(directory: Path, archive: Catalog) -> AsyncIterator[Restore]:
     """Open the directory, made where there is none, for as long as the block runs. Raises RestoreError."""
     give_back_large_blocks()
     place = await asyncio.to_thread(RestoreDirectoryFiles, directory, opener)

@@ -154,7 +154,7 @@ class TargetRecord:
         return _ahead(self.retry_at, now)
 
 
-def in_charge(route: Sequence[str], records: Mapping[str, TargetRecord]) -> tuple[str, ...]:
+def active_methods(route: Sequence[str], records: Mapping[str, TargetRecord]) -> tuple[str, ...]:
     """Return the methods of the route whose targets matter now: each up to the first that does not fail.
 
     What stands behind that one stands in for nobody: what it lacks is not missed.

@@ -153,7 +153,7 @@ class Claim:
         return json.dumps({"claim_id": self.claim_id, "confirmed": self.confirmed, "seen": self.seen})
 
     @classmethod
-    def noted(cls, text: str | None) -> Self | None:
+    def from_notes(cls, text: str | None) -> Self | None:
         """Return what a note says, None for no note."""
         try:
             document = json.loads(text or "")
@@ -206,7 +206,9 @@ def suffixed(system_id: str, machine: Machine) -> str | None:
 
 def is_decided(notes: Mapping[str, str], system_id: str) -> bool:
     """Say whether a ledger's notes have a confirmed claim of this system id on any target."""
-    kept = (Claim.noted(text) for key, text in notes.items() if key.startswith(NOTE) and key.endswith(f" {system_id}"))
+    kept = (
+        Claim.from_notes(text) for key, text in notes.items() if key.startswith(NOTE) and key.endswith(f" {system_id}")
+    )
     return any(claim.confirmed for claim in kept if claim is not None)
 
 

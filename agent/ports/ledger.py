@@ -125,7 +125,7 @@ class Ledger(Protocol):
         """A bus has confirmed a result (CONFIRMED), or what was announced."""
         ...
 
-    async def tell_again(self, since: datetime) -> int:
+    async def republish_since(self, since: datetime) -> int:
         """Put results from then on into the outbox once more: the bus has lost them. Returns how many."""
         ...
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from agent.adapters.s3 import S3Store
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.restore import RestoreRequest
-from agent.bootstrap.restore import restoring_to
+from agent.bootstrap.restore import open_restore
 from agent.domain.manifest import Manifest
 from tests.bench import pipeline
 from tests.bench.databases import Databases
@@ -102,7 +102,7 @@ async def _rival(server: S3Server, bucket: str, manifest: Manifest, folder: Path
 
 
 async def _restore(archive: Catalog, manifest: Manifest, to: Path) -> None:
-    async with restoring_to(to, archive) as restoring:
+    async with open_restore(to, archive) as restoring:
         await restoring.restore(manifest, RestoreRequest(), _Silent())
 
 

@@ -723,7 +723,7 @@ async def test_what_a_bus_has_lost_is_told_again_and_nothing_else_changes(book):
         await ledger.confirm(result)
     await ledger.remember(request("r3"))
     before = await ledger.record(TARGET)
-    assert await ledger.tell_again(NOON - timedelta(days=7)) == 2
+    assert await ledger.republish_since(NOON - timedelta(days=7)) == 2
     ledger = await book.open()
     assert {result.id for result in await ledger.outbox()} == {succeeded(first).id, new.id}
     assert await ledger.record(TARGET) == before

@@ -64,7 +64,7 @@ def add_a_memory(machine: Machine) -> None:
 
 
 @contextmanager
-def reacting(machine: Machine, *words: str):
+def open_ingest_service(machine: Machine, *words: str):
     with machine.started("react", "--state-dir", str(machine.state), *words, places=False) as running:
         running.logged("ingest_started")
         yield running
@@ -95,7 +95,7 @@ def test_a_session_s_end_becomes_an_upload_a_result_and_rows_in_akosha_and_that_
 ):
     for machine in (laptop, reactor):
         machine.set(agent_nats_url=server.url)
-    with listening(server.url, pattern="akosha.ingest.*.*") as ear, reacting(reactor), laptop.run() as agent:
+    with listening(server.url, pattern="akosha.ingest.*.*") as ear, open_ingest_service(reactor), laptop.run() as agent:
         ear.wait(lambda: len(ear.heard) == 1)
         before = len(akosha.rows("laptop"))
         add_a_memory(laptop)
@@ -140,7 +140,7 @@ def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_rea
 
 
 def test_a_bucket_that_is_missing_in_the_settings_and_a_state_directory_in_use_are_told_with_the_cure(reactor):
-    with reacting(reactor):
+    with open_ingest_service(reactor):
         done = reactor.call("react", "--once", "--state-dir", str(reactor.state), places=False)
         assert (done.code, "a --state-dir each" in done.err) == (1, True)
     reactor.set(cloud_endpoint=None)

@@ -26,7 +26,7 @@ import structlog
 from agent.adapters.directory_store import DirectoryStore
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.restore import RestoreRequest
-from agent.bootstrap.restore import finish_restores, restoring_to
+from agent.bootstrap.restore import finish_restores, open_restore
 from agent.domain.errors import AkoshaError
 
 OLD = {"reflection.duckdb": b"old main", "reflection.duckdb.wal": b"old wal"}
@@ -43,7 +43,7 @@ async def restore(bucket: Path, to: Path) -> None:
     if await asyncio.to_thread(finish_restores, to):
         return
     manifest = await archive.manifest(await archive.resolve())
-    async with restoring_to(to, archive) as restoring:
+    async with open_restore(to, archive) as restoring:
         await restoring.restore(manifest, RestoreRequest(force=True), Silent())
 
 

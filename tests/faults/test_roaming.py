@@ -143,9 +143,9 @@ async def test_a_store_that_has_never_been_used_has_nothing_to_let_go_of(aws, mo
 @pytest.mark.long
 async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, moto):
     """For longer than what stands still is given; and that is longer than a busy machine takes from move to move."""
-    stall_monitor, data = StallMonitor(hurried_seconds=7, shaky_seconds=600), random.Random(1).randbytes(12 * MIB)
+    stall_monitor, data = StallMonitor(tight_seconds=7, tight_for_seconds=600), random.Random(1).randbytes(12 * MIB)
     async with a_way(moto.endpoint, bytes_per_second=MIB) as way, a_store(way, moto) as store:
-        stall_monitor.keeps(store)
+        stall_monitor.register(store)
         loop, moves = asyncio.get_running_loop(), []
 
         async def upload() -> None:
@@ -166,9 +166,9 @@ async def test_a_slow_upload_that_moves_goes_on_over_the_connection_it_has(aws, 
 
 
 async def test_a_request_whose_connection_died_is_cut_off_soon_and_the_next_goes_by_another(aws, rclone):
-    stall_monitor = StallMonitor(hurried_seconds=0.3, shaky_seconds=60)
+    stall_monitor = StallMonitor(tight_seconds=0.3, tight_for_seconds=60)
     async with a_way(rclone.endpoint) as way, a_store(way, rclone) as store, asyncio.timeout(60):
-        stall_monitor.keeps(store)
+        stall_monitor.register(store)
         await put(store, b"it is there")
         way.lose()
         task = asyncio.create_task(_get(store, stall_monitor))
@@ -270,8 +270,8 @@ class Outside:
 async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> AsyncIterator[tuple[Agent, list]]:
     """An agent at work, and what it tells. What stands still at an upheaval is cut off after half a second."""
     monkeypatch.setattr(agent_bootstrap, "MachineNetworkMonitor", Outside)
-    monkeypatch.setattr(agent_bootstrap, "StallMonitor", lambda: StallMonitor(hurried_seconds=0.5))
-    monkeypatch.setattr(network_changes, "FIRST_CALM", 0.5)
+    monkeypatch.setattr(agent_bootstrap, "StallMonitor", lambda: StallMonitor(tight_seconds=0.5))
+    monkeypatch.setattr(network_changes, "FIRST_PAUSE_SECONDS", 0.5)
     session_buddy.create(tmp_path / "data", commits=3, entities=2)
     home = Home.of(
         Settings(

@@ -19,7 +19,7 @@ from agent.application.archive.verify import Verifier
 from agent.application.status_warnings import warnings_in
 from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap, methods
 from agent.bootstrap.home import Home
-from agent.bootstrap.restore import restoring_to
+from agent.bootstrap.restore import open_restore
 from agent.domain import naming
 from agent.domain.errors import CopyUnsupported, NotPermitted, StateError, StoreError
 from agent.domain.events import SyncAsked, SyncFailed, SyncSkipped, SyncSucceeded
@@ -812,7 +812,7 @@ async def restored_elsewhere(rig, name: str) -> None:
     """Restore the newest upload to another machine's data directory; from now on, the rig is that machine."""
     rig.tmp_path, rig.data = rig.tmp_path / name, rig.tmp_path / name / "data"
     archive = Catalog(rig.kept, "laptop")
-    async with restoring_to(rig.data, archive) as restoring:
+    async with open_restore(rig.data, archive) as restoring:
         await restoring.restore(await archive.manifest(await archive.resolve()), RestoreRequest(), NoReport())
 
 

@@ -9,7 +9,7 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.application.ingest.service import systems_in
 from agent.bootstrap import methods
 from agent.bootstrap.home import Home
-from agent.bootstrap.ingest import reacting
+from agent.bootstrap.ingest import open_ingest_service
 from agent.settings import Settings
 from tests.support.memory_store import MemoryStore
 from tests.support.sending import Sender
@@ -43,7 +43,7 @@ def home(tmp_path, akosha, monkeypatch):
 @asynccontextmanager
 async def wired(home, *systems):
     identity = await asyncio.to_thread(home.prepare)
-    async with reacting(home, identity, systems) as reactor:
+    async with open_ingest_service(home, identity, systems) as reactor:
         yield reactor
 
 

@@ -22,7 +22,7 @@ from agent.application.sync import bucket_uploads
 from agent.application.sync.bucket_uploads import BucketUploads
 from agent.application.sync.ownership import NOT_MOUNTED, WARNING
 from agent.bootstrap import archive, home as home_bootstrap, methods
-from agent.bootstrap.archive import prune_here
+from agent.bootstrap.archive import open_prune
 from agent.domain import naming
 from agent.domain.errors import NotOwner
 from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
@@ -159,7 +159,7 @@ class Machine:
         identity, machine = home.prepare(), home.machine()
         ledger = await home.read_ledger() if await home.has_ledger() else None
         try:
-            async with prune_here(self.settings(), identity, machine, rules, home.clock, ledger) as here:
+            async with open_prune(self.settings(), identity, machine, rules, home.clock, ledger) as here:
                 return await here.pruning.carry_out(await here.pruning.plan(here.spared), here.spared)
         finally:
             if ledger is not None:

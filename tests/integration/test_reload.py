@@ -191,7 +191,7 @@ async def test_a_hangup_resets_clients_whatever_the_settings_say(world, refused)
 
     client = Client()
     async with running(world):
-        world.agents[0].stall_monitor.keeps(client)
+        world.agents[0].stall_monitor.register(client)
         await world.reload(**({"agent_state_dir": world.tmp_path / "elsewhere"} if refused else {}))
     assert (len(world.agents), client.resets) == (1, 1)
 

@@ -21,7 +21,7 @@ from agent.adapters.system_clock import SystemClock
 from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner
 from agent.application.archive.restore import RestoreRequest
-from agent.bootstrap.restore import check_destination, finish_restores, restoring_to
+from agent.bootstrap.restore import check_destination, finish_restores, open_restore
 from agent.domain import naming
 from agent.domain.errors import AkoshaError, RestoreError, StoreError
 from agent.domain.retention import KeepRules
@@ -54,7 +54,7 @@ class Watching:
 async def restore(store, to, *, upload=UPLOAD, watching=None, **wanted):
     archive = Catalog(store, SYSTEM)
     manifest = await archive.manifest(upload)
-    async with restoring_to(to, archive) as restoring:
+    async with open_restore(to, archive) as restoring:
         return await restoring.restore(manifest, RestoreRequest(**wanted), watching or Watching())
 
 
@@ -326,7 +326,7 @@ async def test_what_the_engine_itself_has_open_is_seen_whether_it_writes_or_read
 async def test_a_writer_that_comes_while_it_downloads_is_seen_before_anything_takes_its_name(tmp_path, plain, store):
     manifest = await uploaded(store, plain)
     archive = Catalog(store, SYSTEM)
-    async with restoring_to(tmp_path / "to", archive) as restoring:
+    async with open_restore(tmp_path / "to", archive) as restoring:
         landing = restoring.landing
 
         class Coming:
@@ -575,7 +575,7 @@ async def stopped_between_two(store, to, **wanted):
         return "process 7 (session)" if (to / "knowledge_graph.duckdb").exists() else None
 
     place = RestoreDirectoryFiles(to, opener)
-    async with restoring_to(to, archive) as restoring:
+    async with open_restore(to, archive) as restoring:
         try:
             with pytest.raises(RestoreError, match=r"process 7 .*may be in its place already.*completes it"):
                 await replace(restoring, place=place).restore(

@@ -60,7 +60,7 @@ def akoshas_side(tmp_path, bucket, server):
 
 
 @contextmanager
-def reacting(machine, *words: str):
+def open_ingest_service(machine, *words: str):
     with machine.started("react", "--state-dir", str(machine.state), *words, places=False) as running:
         running.logged("ingest_started")
         yield running
@@ -89,7 +89,7 @@ def test_a_session_ends_and_its_memories_are_in_akosha_while_the_writer_holds_it
     with (
         Writer(laptop.data, "--paused", "--embeddings") as writer,
         listening(server.url, pattern="akosha.ingest.*.*") as ear,
-        reacting(reactor),
+        open_ingest_service(reactor),
         laptop.run() as agent,
     ):
         for number, commits in enumerate((20, 35), start=1):
@@ -122,7 +122,7 @@ def test_akosha_is_away_when_the_uploads_come_and_catches_up_when_it_is_back(
             path.unlink()
         real_databases(state, laptop.data)
         assert laptop.sync()["outcome"] == "succeeded"
-    with reacting(reactor) as running:
+    with open_ingest_service(reactor) as running:
         running.log.wait(lambda line: line.get("level") in ("warning", "error"))
         kept_akosha.start()
         running.logged("ingest_completed", 2)

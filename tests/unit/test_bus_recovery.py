@@ -108,7 +108,7 @@ async def world(tmp_path, stream: StreamMark | None = None, *, state: BusState =
     bus.state = state
     recorder = ResultRecorder(ledger, bus, clock)
     w = World(clock, ledger, bus, recorder)
-    watch = BusRecovery(bus=bus, ledger=ledger, recorder=recorder, clock=clock, kept=KEPT, switched=w.switched)
+    watch = BusRecovery(bus=bus, ledger=ledger, recorder=recorder, clock=clock, max_age=KEPT, switched=w.switched)
     tasks = [asyncio.create_task(watch.run()), asyncio.create_task(recorder.run())]
     await until_idle()
     try:

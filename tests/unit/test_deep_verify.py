@@ -74,7 +74,7 @@ class World:
             taker=self,
             sync_lock=self.sync_lock,
             every=timedelta(days=1),
-            pass_seconds=300,
+            rescan_seconds=300,
             sync_again=self._owed,
             signal=Signal(clock, "verify"),
             deep=self.deep,
@@ -201,6 +201,6 @@ def test_a_new_upload_every_week_does_not_keep_the_older_ones_from_their_turn():
 
 @pytest.mark.parametrize("note", ["", "{", "[]", '{"at": 5}'])
 def test_a_note_that_is_none_counts_as_no_look(note):
-    turns = DeepSchedule.noted({"deep_verified": note})
+    turns = DeepSchedule.from_notes({"deep_verified": note})
     assert (turns, turns.seconds_left(values.NOON)) == (DeepSchedule(), 0.0)
-    assert DeepSchedule.noted({"deep_verified": turns.note()}) == turns
+    assert DeepSchedule.from_notes({"deep_verified": turns.note()}) == turns

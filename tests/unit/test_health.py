@@ -52,7 +52,7 @@ class World:
         self.health = HealthMonitor(
             clock=self.clock, ledger=self.ledger, watches={WATCH: self.files, SPOOL: self.notes},
             bus_state=lambda: BusState("nats", self.bus_ready, "there", values.NOON), period_seconds=PERIOD,
-            begun=self.begun,
+            started=self.begun,
         )  # fmt: skip
         self.health.on_change(lambda: self.changes.append(set(self.health.problems())))
 

@@ -151,7 +151,7 @@ class World:
         )
         wire = self.wire if bus else None
         share = share or Share()
-        return IngestService(IDENTITY, ingest, self.ledger, wire, self.clock, systems, pass_seconds=60, share=share)
+        return IngestService(IDENTITY, ingest, self.ledger, wire, self.clock, systems, rescan_seconds=60, share=share)
 
     async def once(self, *systems: str) -> IngestSummary:
         summary = await self.reactor(*systems).once()
@@ -458,7 +458,7 @@ async def test_a_kill_between_push_and_position_repeats_nothing_that_shows(world
 
     monkeypatch.setattr(world.ledger, "note", killed)
     with pytest.raises(KeyboardInterrupt):
-        await world.reactor()._reaction(LAPTOP).catch_up()
+        await world.reactor()._ingester(LAPTOP).catch_up()
     assert world.shelf.of() == [1, 2, 3]
     monkeypatch.setattr(world.ledger, "note", note)
     world.shelf.stored.clear()
@@ -615,10 +615,10 @@ async def test_a_result_wakes_its_system_alone_and_one_without_a_bucket_or_of_ot
         manifest = await world.laptop.upload(0, [1])
         await world.wire.publish(replace(succeeded(manifest), manifest_key=""))
         await world.wire.publish(replace(succeeded(manifest), system_id="nobody"))
-        await world.until(lambda: not reactor._reactions)
+        await world.until(lambda: not reactor._ingesters)
         assert world.shelf.of() == []
         await world.wire.publish(succeeded(manifest))
-        await world.until(lambda: world.shelf.of() == [1] and list(reactor._reactions) == [LAPTOP])
+        await world.until(lambda: world.shelf.of() == [1] and list(reactor._ingesters) == [LAPTOP])
 
 
 async def test_a_result_that_was_missed_is_found_by_looking_without_a_bus_every_minute(world):
@@ -670,7 +670,7 @@ async def test_another_akosha_is_given_everything(world):
     world.shelf.rows.clear()
     reactor = world.reactor()
     elsewhere = IngestService(
-        IDENTITY, replace(reactor.ingest, endpoint="another"), world.ledger, None, world.clock, (), pass_seconds=60
+        IDENTITY, replace(reactor.ingest, endpoint="another"), world.ledger, None, world.clock, (), rescan_seconds=60
     )
     assert (await elsewhere.once()).success
     assert world.shelf.of() == [1, 2]

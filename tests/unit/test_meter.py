@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.adapters.prometheus_meter import CONTENT_TYPE, PrometheusMeter
-from agent.application.monitoring.metrics import reading_of
+from agent.application.monitoring.metrics import ledger_metrics
 from agent.application.monitoring.status import DatabaseStatus, Status, TargetStatus
 from agent.domain.events import MethodError, SyncFailed, SyncSkipped, SyncSucceeded
 from agent.ports import MemoryCounts, Meter, NoMeter
@@ -179,7 +179,7 @@ def test_the_status_becomes_figures(notes, bus, watcher):
     status = Status(
         system_id="mac", agent_id="a", route=("cloud",), targets=(target,), pending=(), notes=notes, results_waiting=2
     )
-    assert reading_of(status, ledger_bytes=10) == LedgerMetrics(
+    assert ledger_metrics(status, ledger_bytes=10) == LedgerMetrics(
         methods=(
             MethodMetrics(
                 method="cloud", last_success=AT.timestamp(), pending_databases=2, failures=7,

@@ -208,7 +208,7 @@ async def test_the_bus_is_told_and_the_methods_footing(monkeypatch):
             told.append("pool")
 
     async with roaming() as (w, outside):
-        w.agent.stall_monitor.keeps(Pool())
+        w.agent.stall_monitor.register(Pool())
         outside.happens(MOVED)
         await w.settle()
         assert told == ["bus", "pool"]

@@ -63,9 +63,9 @@ def test_a_host_name_from_outside_is_a_plain_name():
 
 def test_a_claim_comes_back_from_its_note_and_no_note_is_no_claim():
     claim = Claim(claim_id="b" * 32, confirmed=True, seen="20260101_120000_laptop")
-    assert Claim.noted(claim.note()) == claim
+    assert Claim.from_notes(claim.note()) == claim
     for text in (None, "", "x", "{}", '{"claim_id": "b", "confirmed": true, "seen": ""}'):
-        assert Claim.noted(text) is None
+        assert Claim.from_notes(text) is None
     assert note_key(Target("cloud", "https://x", "b", "laptop")) == "owner cloud https://x b laptop"
 
 

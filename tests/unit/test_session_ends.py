@@ -40,7 +40,7 @@ class Asked:
     async def records(self) -> dict[str, TargetRecord]:
         return {}
 
-    async def repeat(self, request: SyncRequested) -> None:
+    async def republish(self, request: SyncRequested) -> None:
         self.repeated.append(request.request_id)
 
 
@@ -63,7 +63,7 @@ class World:
         self.publisher = Asked(self.ledger)
         self.ends = SessionEnds(
             publisher=self.publisher, ledger=self.ledger, clock=self.clock, system_id=values.SYSTEM,
-            patience=PATIENCE, busy=lambda: self.busy,
+            timeout_seconds=PATIENCE, busy=lambda: self.busy,
         )  # fmt: skip
 
     async def end(self, number: int, system: str = values.SYSTEM) -> None:
@@ -172,11 +172,11 @@ async def test_what_is_no_end_of_this_system_is_acked_and_asks_for_nothing(tmp_p
 async def test_a_request_that_stayed_behind_on_another_bus_is_asked_for_again(tmp_path):
     async with world(tmp_path) as w:
         await w.end(1)
-        w.ends.ask_again()
+        w.ends.republish()
         await until_idle()
         assert (w.asked, w.publisher.repeated) == (1, ["r1"]), "as it was: it has one result, whichever bus brings it"
         await w.outcome("r1")
-        w.ends.ask_again()
+        w.ends.republish()
         await until_idle()
         assert (w.asked, w.publisher.repeated) == (1, ["r1"]), "nothing is waited for"
 

@@ -28,11 +28,11 @@ class Work:
     """What is under way, and stands still; `moved` is its sign of life."""
 
     def __init__(
-        self, stall_monitor: StallMonitor, seconds: float = 300, witness: Callable[[], int] | None = None
+        self, stall_monitor: StallMonitor, seconds: float = 300, progress_count: Callable[[], int] | None = None
     ) -> None:
         self.moved: Callable[[], None]
         self._begun = asyncio.Event()
-        self.task = asyncio.create_task(self._stand_still(stall_monitor, seconds, witness))
+        self.task = asyncio.create_task(self._stand_still(stall_monitor, seconds, progress_count))
 
     async def begun(self) -> "Work":
         await self._begun.wait()
@@ -47,16 +47,16 @@ class Work:
         await asyncio.gather(self.task, return_exceptions=True)
 
     async def _stand_still(
-        self, stall_monitor: StallMonitor, seconds: float, witness: Callable[[], int] | None
+        self, stall_monitor: StallMonitor, seconds: float, progress_count: Callable[[], int] | None
     ) -> None:
-        async with limit_stalls(seconds, stall_monitor, witness) as self.moved:
+        async with limit_stalls(seconds, stall_monitor, progress_count) as self.moved:
             self._begun.set()
             await asyncio.Event().wait()
 
 
 @pytest.fixture
 async def stall_monitor():
-    return StallMonitor(hurried_seconds=10, shaky_seconds=30)
+    return StallMonitor(tight_seconds=10, tight_for_seconds=30)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ async def test_a_limit_that_is_shorter_stays_as_it_is(time, stall_monitor):
 
 async def test_a_figure_that_grows_counts_as_a_move_and_one_that_stops_does_not(time, stall_monitor):
     sent = 0
-    work = await Work(stall_monitor, witness=lambda: sent).begun()
+    work = await Work(stall_monitor, progress_count=lambda: sent).begun()
     await stall_monitor.tighten()
     for _ in range(8):
         sent += 1
@@ -149,12 +149,12 @@ async def test_a_figure_that_grows_counts_as_a_move_and_one_that_stops_does_not(
 async def test_a_figure_is_not_looked_at_in_peace(time, stall_monitor):
     looks = 0
 
-    def witness() -> int:
+    def progress_count() -> int:
         nonlocal looks
         looks += 1
         return looks
 
-    work = await Work(stall_monitor, witness=witness).begun()
+    work = await Work(stall_monitor, progress_count=progress_count).begun()
     await time.passes(200)
     assert looks == 0
     await stall_monitor.tighten()
@@ -213,7 +213,7 @@ async def test_clients_are_reset_where_a_component_keeps_one(stall_monitor):
 
     client = Client()
     for connected in (Pool(), client):
-        stall_monitor.keeps(connected)
+        stall_monitor.register(connected)
     await stall_monitor.reset_clients()
     assert client.resets == 1
 
@@ -227,6 +227,6 @@ async def test_an_upheaval_lets_go_of_connections(stall_monitor):
 
     pools = [Pool(), Pool()]
     for pool in pools:
-        stall_monitor.keeps(pool)
+        stall_monitor.register(pool)
     await stall_monitor.tighten()
     assert [pool.let_go_of for pool in pools] == [1, 1]

@@ -10,7 +10,7 @@ import pytest
 from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive.catalog import Catalog
-from agent.application.archive.verify import MOST_TOLD, Found, Verifier
+from agent.application.archive.verify import MOST_PROBLEMS, Found, Verifier
 from agent.application.archive.verify_loop import FIRST_SECONDS, VerifyLoop, VerifyReporter
 from agent.application.monitoring.status import VerifyStatus
 from agent.application.signal import Signal
@@ -59,7 +59,7 @@ class World:
             taker=self.taker,
             sync_lock=self.sync_lock,
             every=timedelta(days=1),
-            pass_seconds=300,
+            rescan_seconds=300,
             sync_again=self._owed,
             signal=Signal(clock, "verify"),
         )
@@ -97,7 +97,7 @@ class World:
         return [event for event in await self.ledger.outbox() if isinstance(event, UploadVerified)]
 
     async def status(self) -> VerifyStatus | None:
-        return VerifyStatus.noted(await self.ledger.notes())
+        return VerifyStatus.from_notes(await self.ledger.notes())
 
     async def states(self):
         record = await self.ledger.record(values.TARGET)
@@ -214,7 +214,7 @@ async def test_an_event_names_some_of_many_problems_and_fits(world):
     problems = {f"{number:03}.duckdb": "is not there" * 100 for number in range(500)}
     found = Found(upload_id=values.upload_id(), deep=True, objects=501, manifest=None, problems=problems)
     event = found.event(IDENTITY, world.clock)
-    assert len(event.problems) == MOST_TOLD + 1
+    assert len(event.problems) == MOST_PROBLEMS + 1
     assert event.problems["..."] == "480 more"
     assert CloudEventsCodec().decode(CloudEventsCodec().encode(event)) == event
 
@@ -233,4 +233,4 @@ def test_damaged_memories_have_the_databases_sent_again_whose_rows_they_were():
 
 @pytest.mark.parametrize("note", ["", "{}", "[]", "null", '{"upload_id": 1, "at": "yesterday", "problems": {}}'])
 def test_a_note_that_is_none_counts_as_no_look(note):
-    assert VerifyStatus.noted({"verified": note}) is None
+    assert VerifyStatus.from_notes({"verified": note}) is None

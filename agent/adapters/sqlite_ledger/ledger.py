@@ -188,7 +188,7 @@ class SqliteLedger:
 
         await self._transactions.write(confirmed)
 
-    async def tell_again(self, since: datetime) -> int:
+    async def republish_since(self, since: datetime) -> int:
         return await self._transactions.write(lambda: self._history.unpublish(since))
 
     async def outcome(self, request_id: str) -> SyncResult | None:

@@ -307,8 +307,8 @@ def expected_sizes(manifest: Manifest) -> dict[str, int]:
     return sizes | ({manifest.memories.key: manifest.memories.size} if manifest.memories else {})
 
 
-def other_size(found: int, told: int) -> str:
-    return f"has {found} bytes, not the {told} that its manifest tells"
+def other_size(found: int, expected: int) -> str:
+    return f"has {found} bytes, not the {expected} that its manifest tells"
 
 
 def object_name(key: str) -> str:

@@ -25,7 +25,7 @@ NOTE = "prune"
 HELD = "pruning_held"
 HELD_HINT = "akosha-agent verify shows the damage; akosha-agent sync sends again what is still on this machine"
 TRY_AGAIN_AFTER = timedelta(days=1)
-TELL_SECONDS = 10.0
+PUBLISH_SECONDS = 10.0
 """How long a round waits for the upload's result to be told, which goes on without it."""
 
 _log = structlog.get_logger()
@@ -47,7 +47,7 @@ class PruneLoop:
         self._pruning, self._target, self._identity = pruning, target, identity
         self._ledger, self._recorder, self._clock = ledger, recorder, clock
         self._signal = Signal(clock, "prune")
-        self._said = ""
+        self._logged = ""
         recorder.on_upload(self._signal.set)
 
     async def run(self) -> None:
@@ -55,7 +55,7 @@ class PruneLoop:
         while True:
             await self._signal.wait(None)
             with suppress(BusError, TimeoutError):  # the outbox keeps it
-                async with asyncio.timeout(TELL_SECONDS):
+                async with asyncio.timeout(PUBLISH_SECONDS):
                     await self._recorder.flush()
             await self._round()
 
@@ -77,7 +77,7 @@ class PruneLoop:
         except NotPermitted as error:
             await self._stay(error)
         except AkoshaError as error:
-            self._tell_of(str(error))
+            self._log_failure(str(error))
         return False
 
     async def _prune(self) -> bool:
@@ -100,7 +100,7 @@ class PruneLoop:
             )
         if pruned.error is not None:
             raise pruned.error
-        self._said = ""
+        self._logged = ""
         await self._ledger.note(NOTE, "")
         return not pruned.is_nothing
 
@@ -128,15 +128,15 @@ class PruneLoop:
             rule=s3_rule(self._target.system_id, self._pruning.rules),
         )
 
-    def _tell_of(self, text: str) -> None:
+    def _log_failure(self, text: str) -> None:
         """Once is enough, until it is another."""
-        (_log.debug if text == self._said else _log.warning)(
+        (_log.debug if text == self._logged else _log.warning)(
             "pruning_failed",
             system_id=self._target.system_id,
             error=text,
             next_step="tried again after the next upload",
         )
-        self._said = text
+        self._logged = text
 
 
 def refusal(location: str, at: datetime) -> str:

@@ -101,7 +101,7 @@ class Restore:
                 upload_id=manifest.upload_id,
                 uploaded_at=manifest.uploaded_at.isoformat(),
                 to=str(self.place.directory),
-                databases=tuple(_told(one, manifest, aside[one.item.database]) for one in came),
+                databases=tuple(_count_pieces(one, manifest, aside[one.item.database]) for one in came),
                 downloaded_bytes=downloaded,
                 duration_seconds=round(self.clock.monotonic() - started, 3),
             )
@@ -195,12 +195,12 @@ class Restore:
         try:
             async with self.archive.moving() as moved, aclosing(self.archive.store.get(part.key)) as pieces:
 
-                def told(count: int) -> None:
+                def count_pieces(count: int) -> None:
                     moved()
                     reporter.moved(count)
 
                 await self.landing.land(
-                    _watched(pieces, told),
+                    _watched(pieces, count_pieces),
                     path,
                     compression=part.compression,
                     stored_size=part.stored_size,
@@ -221,7 +221,7 @@ class Restore:
         return await _blocking(scratch.has, part.name, part.raw_size, part.sha256)
 
 
-def _told(one: _Came, manifest: Manifest, aside: Mapping[str, str]) -> RestoredDatabase:
+def _count_pieces(one: _Came, manifest: Manifest, aside: Mapping[str, str]) -> RestoredDatabase:
     item = one.item
     return RestoredDatabase(
         database=item.database,
@@ -255,7 +255,7 @@ async def _blocking(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         raise
 
 
-async def _watched(pieces: AsyncIterable[bytes], told: Callable[[int], None]) -> AsyncIterator[bytes]:
+async def _watched(pieces: AsyncIterable[bytes], count_pieces: Callable[[int], None]) -> AsyncIterator[bytes]:
     async for piece in pieces:
-        told(len(piece))
+        count_pieces(len(piece))
         yield piece

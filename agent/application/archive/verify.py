@@ -107,12 +107,12 @@ class DeepCheck:
                 notes[database] = verdict.reason
 
     async def memories(
-        self, manifest: Manifest, told: MemoriesPart, problems: dict[str, str], progress: Progress
+        self, manifest: Manifest, recorded: MemoriesPart, problems: dict[str, str], progress: Progress
     ) -> None:
         """Download memories.json, and read it to its end."""
-        async with self._means.landing.folder(told.size) as folder:
+        async with self._means.landing.folder(recorded.size) as folder:
             path = folder / naming.MEMORIES_NAME
-            why = await self._fetch(told, path, progress)
+            why = await self._fetch(recorded, path, progress)
             if not why:
                 source, count = self._means.memories_file.open(path, manifest.system_id), 0
                 try:
@@ -122,17 +122,19 @@ class DeepCheck:
                 except (WireError, SnapshotError) as error:
                     why = error.message
                 else:
-                    why = "" if count == told.count else f"has {count} memories, its manifest tells {told.count}"
+                    why = (
+                        "" if count == recorded.count else f"has {count} memories, its manifest tells {recorded.count}"
+                    )
             if why:
                 problems[naming.MEMORIES_NAME] = why
 
-    async def _fetch(self, told: Part | MemoriesPart, path: Path, progress: Progress) -> str:
+    async def _fetch(self, recorded: Part | MemoriesPart, path: Path, progress: Progress) -> str:
         """Download an object to a file; return what is wrong with it, "" for nothing."""
         compression: Compression
         compression, stored_size, raw_size = (
-            (told.compression, told.stored_size, told.raw_size)
-            if isinstance(told, Part)
-            else ("none", told.size, told.size)
+            (recorded.compression, recorded.stored_size, recorded.raw_size)
+            if isinstance(recorded, Part)
+            else ("none", recorded.size, recorded.size)
         )
 
         async def watched() -> AsyncIterator[bytes]:
@@ -142,14 +144,14 @@ class DeepCheck:
                 yield piece
 
         try:
-            async with self._archive.moving() as moved, aclosing(self._archive.store.get(told.key)) as pieces:
+            async with self._archive.moving() as moved, aclosing(self._archive.store.get(recorded.key)) as pieces:
                 await self._means.landing.land(
                     watched(),
                     path,
                     compression=compression,
                     stored_size=stored_size,
                     raw_size=raw_size,
-                    sha256=told.sha256,
+                    sha256=recorded.sha256,
                 )
         except NoSuchObject:
             return NOT_THERE
@@ -170,8 +172,8 @@ def _differing(rows: Mapping[str, int], verdict: Verdict) -> str:
 LOOKED_AT_ONCE = 8
 """Objects that are asked for at a time."""
 
-MOST_TOLD = 20
-LONGEST_TOLD = 300
+MOST_PROBLEMS = 20
+LONGEST_PROBLEM = 300
 """How many problems an event names, and how much of each: whatever is in the bucket, it fits into an event."""
 
 OTHER_BYTES = "has other bytes than were put there: its ETag or digest is another (verify --deep reads them)"
@@ -221,10 +223,10 @@ class Found:
     def event(self, identity: Identity, clock: Clock) -> UploadVerified:
         """Return what is told of it."""
         now = clock.now()
-        first = sorted(self.problems.items())[:MOST_TOLD]
-        told = {_cut(name): _cut(why) for name, why in first}
+        first = sorted(self.problems.items())[:MOST_PROBLEMS]
+        recorded = {_cut(name): _cut(why) for name, why in first}
         if more := len(self.problems) - len(first):
-            told["..."] = f"{more} more"
+            recorded["..."] = f"{more} more"
         return UploadVerified(
             id=archive_event_id(self.upload_id, identity.agent_id, "verified", now),
             time=now,
@@ -233,7 +235,7 @@ class Found:
             whole=self.whole,
             deep=self.deep and not self.left_out,
             objects=self.objects,
-            problems=told,
+            problems=recorded,
             duration_seconds=self.duration_seconds,
         )
 
@@ -320,14 +322,14 @@ class Verifier:
                 if read is None:
                     return None, {naming.MANIFEST_NAME: NOT_THERE}
                 manifest, data = read
-                told = (await self._archive.store.head(manifest.key)).metadata
+                recorded = (await self._archive.store.head(manifest.key)).metadata
         except NotAManifest as error:
             return None, {naming.MANIFEST_NAME: error.message}
         except NoSuchObject:
             return None, {naming.MANIFEST_NAME: NOT_THERE}
         if problems := implausible(manifest):
             return None, problems
-        return manifest, _changed(manifest, data, told.get("sha256"))
+        return manifest, _changed(manifest, data, recorded.get("sha256"))
 
     async def _is_gone(self, upload: str) -> bool:
         async with self._archive.moving():
@@ -360,10 +362,10 @@ async def _wrong_with(store: ObjectStore, part: Part | MemoriesPart, progress: P
         return NOT_THERE
     if found.size != size:
         return other_size(found.size, size)
-    told = {name: found.metadata[name] for name in part.metadata if name in found.metadata}
-    if told.get("sha256", part.sha256) != part.sha256:
+    recorded = {name: found.metadata[name] for name in part.metadata if name in found.metadata}
+    if recorded.get("sha256", part.sha256) != part.sha256:
         return "is another object: the SHA-256 that was put with it is not the one that its manifest tells"
-    if wrong := sorted(name for name, value in told.items() if value != part.metadata[name]):
+    if wrong := sorted(name for name, value in recorded.items() if value != part.metadata[name]):
         return f"is another object: its {wrong[0]} is not the one that its manifest tells"
     if tags and is_changed(expected_etag(part, found.etag), found.etag):
         return OTHER_BYTES
@@ -390,9 +392,9 @@ def expected_etag(part: Part | MemoriesPart, found: str = "") -> str:
     return part.etag
 
 
-def _changed(manifest: Manifest, data: bytes, told: str | None) -> dict[str, str]:
+def _changed(manifest: Manifest, data: bytes, recorded: str | None) -> dict[str, str]:
     """Return what is wrong with the manifest's own bytes, by the SHA-256 put with them and the checksum in them."""
-    if told is not None and hashlib.sha256(data).hexdigest() != told:
+    if recorded is not None and hashlib.sha256(data).hexdigest() != recorded:
         return {naming.MANIFEST_NAME: _CHANGED}
     try:
         document = json.loads(data)
@@ -404,4 +406,4 @@ def _changed(manifest: Manifest, data: bytes, told: str | None) -> dict[str, str
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TOLD else f"{text[:LONGEST_TOLD]}..."
+    return text if len(text) <= LONGEST_PROBLEM else f"{text[:LONGEST_PROBLEM]}..."

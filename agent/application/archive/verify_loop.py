@@ -75,7 +75,7 @@ class DeepSchedule:
     damaged: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def noted(cls, notes: Mapping[str, str]) -> Self:
+    def from_notes(cls, notes: Mapping[str, str]) -> Self:
         """Return what the ledger's notes say; an empty schedule where they say nothing that can be read."""
         try:
             note = json.loads(notes[NOTE])
@@ -186,7 +186,7 @@ class DeepVerifier:
 
     async def seconds_left(self) -> float:
         """Return the seconds until the next verification is due. Raises StateError."""
-        schedule = DeepSchedule.noted(await self.ledger.notes())
+        schedule = DeepSchedule.from_notes(await self.ledger.notes())
         return max(schedule.seconds_left(self.clock.now()), self._not_before - self.clock.monotonic())
 
     async def verify_next(self) -> Found | None:
@@ -195,7 +195,7 @@ class DeepVerifier:
         Raises StateError where the ledger cannot be used.
         """
         self._not_before = self.clock.monotonic() + AGAIN_SECONDS
-        schedule = DeepSchedule.noted(await self.ledger.notes())
+        schedule = DeepSchedule.from_notes(await self.ledger.notes())
         upload: str | None = None
         try:
             async with self.open_verifier() as verifier:
@@ -252,7 +252,7 @@ class VerifyLoop:
     taker: SnapshotTaker
     sync_lock: asyncio.Lock
     every: timedelta
-    pass_seconds: float
+    rescan_seconds: float
     sync_again: Callable[[], Awaitable[None]]
     signal: Signal
     """Set after each sync."""
@@ -269,7 +269,7 @@ class VerifyLoop:
             if wait <= 0 and self.sync_lock.locked():
                 wait = BUSY_SECONDS
             elif wait <= 0:
-                wait = 0.0 if await self._verify_newest() else self.pass_seconds
+                wait = 0.0 if await self._verify_newest() else self.rescan_seconds
             if self.deep is not None:
                 wait = min(wait, await self._verify_deep(self.deep))
             await self.signal.wait(max(1.0, min(wait, MOST_SECONDS)))
@@ -286,7 +286,7 @@ class VerifyLoop:
 
     async def _seconds_left(self) -> float:
         """Return the seconds until the next verification. An upload after a damaged one is verified at once."""
-        last = VerifyStatus.noted(await self.ledger.notes())
+        last = VerifyStatus.from_notes(await self.ledger.notes())
         if last is None:
             return 0.0
         now, upload = self.clock.now(), (await self.ledger.record(self.target)).newest_upload_id

@@ -27,14 +27,14 @@ class DatabaseCursor:
 class Cursor:
     """`through`: the last upload that is done with, taken or refused. `places` are by `agent/database`.
 
-    `untold` are the ids of events that are in the ledger and that no bus has confirmed yet.
+    `unpublished` are the ids of events in the ledger that no bus has confirmed yet.
     """
 
     through: str | None = None
     places: Mapping[str, DatabaseCursor] = field(default_factory=dict)
-    untold: tuple[str, ...] = ()
+    unpublished: tuple[str, ...] = ()
 
-    def place(self, manifest: Manifest, database: str) -> DatabaseCursor | None:
+    def database_cursor(self, manifest: Manifest, database: str) -> DatabaseCursor | None:
         """Return the place of a database of the agent that made the upload."""
         return self.places.get(_name(manifest, database))
 
@@ -56,8 +56,10 @@ class Cursor:
 
     def encode(self) -> str:
         """Return the position as the ledger keeps it."""
-        places = {name: [place.upload, place.state] for name, place in self.places.items()}
-        return json.dumps({"through": self.through, "places": places, "untold": self.untold})
+        places = {
+            name: [database_cursor.upload, database_cursor.state] for name, database_cursor in self.places.items()
+        }
+        return json.dumps({"through": self.through, "places": places, "untold": self.unpublished})
 
     @classmethod
     def decode(cls, text: str) -> Self:
@@ -87,10 +89,10 @@ def plan(manifest: Manifest, position: Cursor) -> Plan:
     bases = manifest.memories.bases if manifest.memories else {}
     same, delta, whole = set(), set(), set()
     for database in {part.database for part in manifest.parts} | bases.keys():
-        place, state = position.place(manifest, database), state_of(manifest, database)
-        if place and (place.upload >= manifest.upload_id or (state and state == place.state)):
+        cursor, state = position.database_cursor(manifest, database), state_of(manifest, database)
+        if cursor and (cursor.upload >= manifest.upload_id or (state and state == cursor.state)):
             same.add(database)
-        elif database in bases and _begins_there(bases[database], place):
+        elif database in bases and _begins_there(bases[database], cursor):
             delta.add(database)
         else:
             whole.add(database)
@@ -103,7 +105,11 @@ def passed(manifest: Manifest, position: Cursor, same: Iterable[str]) -> Cursor:
     Where it is the beginning of deltas to come, it is the place from now on.
     """
     bases = manifest.memories.bases if manifest.memories else {}
-    older = {each for each in same if each in bases and _upload(position.place(manifest, each)) < manifest.upload_id}
+    older = {
+        each
+        for each in same
+        if each in bases and _upload(position.database_cursor(manifest, each)) < manifest.upload_id
+    }
     return position.at(manifest, older)
 
 
@@ -114,12 +120,12 @@ def state_of(manifest: Manifest, database: str) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()[:32] if digests else ""
 
 
-def _begins_there(base: str | None, place: DatabaseCursor | None) -> bool:
-    return base is None or (place is not None and base <= place.upload)
+def _begins_there(base: str | None, cursor: DatabaseCursor | None) -> bool:
+    return base is None or (cursor is not None and base <= cursor.upload)
 
 
-def _upload(place: DatabaseCursor | None) -> str:
-    return place.upload if place else ""
+def _upload(cursor: DatabaseCursor | None) -> str:
+    return cursor.upload if cursor else ""
 
 
 def _name(manifest: Manifest, database: str) -> str:

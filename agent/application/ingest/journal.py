@@ -25,10 +25,10 @@ class IngestJournal:
     """
 
     def __init__(
-        self, ledger: Ledger, bus: EventBus | None, identity: Identity, clock: Clock, *, way: tuple[str, str]
+        self, ledger: Ledger, bus: EventBus | None, identity: Identity, clock: Clock, *, endpoints: tuple[str, str]
     ) -> None:
         self._ledger, self._bus, self._agent_id, self._clock = ledger, bus, identity.agent_id, clock
-        self._notes = f"react:{hashlib.sha256(chr(10).join(way).encode()).hexdigest()[:12]}:"
+        self._notes = f"react:{hashlib.sha256(chr(10).join(endpoints).encode()).hexdigest()[:12]}:"
 
     async def position(self, system_id: str) -> Cursor:
         """Return how far the system has come. One that cannot be read is lost: the system is begun anew."""
@@ -83,14 +83,14 @@ class IngestJournal:
         The event first: a kill in between has the upload looked at again, and the event keeps its id.
         """
         await self._ledger.remember(event)
-        if self._bus is not None and event.id not in position.untold:
-            position = replace(position, untold=(*position.untold, event.id))
+        if self._bus is not None and event.id not in position.unpublished:
+            position = replace(position, unpublished=(*position.unpublished, event.id))
         await self.keep(event.system_id, position)
         return position
 
-    async def tell(self, system_id: str, position: Cursor) -> Cursor:
+    async def publish(self, system_id: str, position: Cursor) -> Cursor:
         """Publish what is untold, oldest first; return the position without what the bus has confirmed."""
-        left = list(position.untold)
+        left = list(position.unpublished)
         try:
             while left and self._bus is not None:
                 event = await self._ledger.remembered(left[0])
@@ -101,8 +101,8 @@ class IngestJournal:
             _log.debug("ingest_outbox_blocked", system_id=system_id, count=len(left), error=str(error))
         except WireError as error:  # it would hold up all others, for ever
             _log.error("result_rejected", id=left.pop(0), reason=str(error))
-        if tuple(left) != position.untold:
-            position = replace(position, untold=tuple(left))
+        if tuple(left) != position.unpublished:
+            position = replace(position, unpublished=tuple(left))
             await self.keep(system_id, position)
         return position
 

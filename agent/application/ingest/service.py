@@ -63,30 +63,30 @@ class IngestService:
     bus: EventBus | None
     clock: Clock
     systems: Collection[str]
-    pass_seconds: float
+    rescan_seconds: float
     share: Share = field(default_factory=Share)
 
     _news: IngestJournal = field(init=False)
     _signal: Signal = field(init=False)
     _turns: Turns = field(init=False)
-    _outlook: Outages = field(default_factory=Outages, init=False)
-    _reactions: dict[str, SystemIngester] = field(default_factory=dict, init=False)
+    _outages: Outages = field(default_factory=Outages, init=False)
+    _ingesters: dict[str, SystemIngester] = field(default_factory=dict, init=False)
     _group: asyncio.TaskGroup = field(default_factory=asyncio.TaskGroup, init=False)
 
     def __post_init__(self) -> None:
         self._signal = Signal(self.clock, "react-passes")
         self._turns = Turns(self.clock, share=self.share)
-        way = self.ingest.store.location, self.ingest.endpoint
-        self._news = IngestJournal(self.ledger, self.bus, self.identity, self.clock, way=way)
+        endpoints = self.ingest.store.location, self.ingest.endpoint
+        self._news = IngestJournal(self.ledger, self.bus, self.identity, self.clock, endpoints=endpoints)
 
     async def run(self) -> None:
         """Run until cancelled. Raises what no later try mends."""
         await self.ingest.landing.sweep()
         async with self._group:
             if self.bus is not None:
-                self.bus.on_change(self._look_everywhere)
+                self.bus.on_change(self._notify_all)
                 pattern = naming.results_pattern("*", "succeeded")
-                await self.bus.subscribe(pattern, self._hear, durable=self.identity.durable(ROLE))
+                await self.bus.subscribe(pattern, self._on_result, durable=self.identity.durable(ROLE))
             _log.info(
                 "ingest_started",
                 agent_id=self.identity.agent_id,
@@ -99,8 +99,8 @@ class IngestService:
     async def reset_clients(self) -> None:
         """Have store, server and bus read credentials and certificates again; retry what waits now."""
         await reset_clients(self.ingest.store, self.ingest.push.sink, self.bus)
-        for reaction in self._reactions.values():
-            reaction.notify()
+        for ingester in self._ingesters.values():
+            ingester.notify()
         self._signal.set()
 
     async def once(self) -> IngestSummary:
@@ -114,7 +114,7 @@ class IngestService:
 
         async def catch_up(system_id: str) -> None:
             try:
-                caught[system_id] = await self._reaction(system_id).catch_up()
+                caught[system_id] = await self._ingester(system_id).catch_up()
             except AkoshaError as error:
                 if is_final(error):
                     raise
@@ -129,7 +129,7 @@ class IngestService:
                 group.create_task(catch_up(system_id), name=f"react-{system_id}")
         return IngestSummary(caught, failures)
 
-    async def _hear(self, message: Message) -> None:
+    async def _on_result(self, message: Message) -> None:
         """A result is but a ring: what there is to do is in the bucket, also after a kill."""
         event = message.event
         if isinstance(event, SyncSucceeded) and event.manifest_key and self._is_wanted(event.system_id):
@@ -144,12 +144,12 @@ class IngestService:
             except AkoshaError as error:
                 if is_final(error):
                     raise
-                self._outlook.failed(_ALL, error, delay_seconds=self.pass_seconds)
-                await self._signal.wait(self.pass_seconds)
+                self._outages.failed(_ALL, error, delay_seconds=self.rescan_seconds)
+                await self._signal.wait(self.rescan_seconds)
                 continue
-            self._outlook.passed(_ALL, akosha=False)
+            self._outages.passed(_ALL, akosha=False)
             for _ in range(PASSES):
-                if await self._signal.wait(self.pass_seconds):
+                if await self._signal.wait(self.rescan_seconds):
                     break
                 await self._welcome_back()
                 if self.bus is None or not self.bus.state.ready:
@@ -157,10 +157,10 @@ class IngestService:
 
     async def _welcome_back(self) -> None:
         """Whoever waits for Akosha need not wait for its time when that is there."""
-        waiting = [reaction for reaction in self._reactions.values() if reaction.waits_for_akosha]
+        waiting = [ingester for ingester in self._ingesters.values() if ingester.waits_for_akosha]
         if waiting and await self.ingest.push.sink.is_available():
-            for reaction in waiting:
-                reaction.notify()
+            for ingester in waiting:
+                ingester.notify()
 
     async def _all(self) -> list[str]:
         """Return the systems in the bucket, and those that have a position here."""
@@ -168,36 +168,36 @@ class IngestService:
             return sorted(self.systems)
         return sorted({*await systems_in(self.ingest.store), *await self._news.systems()})
 
-    def _look_everywhere(self) -> None:
-        for reaction in self._reactions.values():
-            reaction.look()
+    def _notify_all(self) -> None:
+        for ingester in self._ingesters.values():
+            ingester.look()
 
     def _is_wanted(self, system_id: str) -> bool:
         return not self.systems or system_id in self.systems
 
     def _running(self, system_id: str) -> SystemIngester:
         """Return the system's reaction, at work. One that finds nothing ends, so that no event leaves a task behind."""
-        if system_id in self._reactions:
-            return self._reactions[system_id]
-        reaction = self._reactions[system_id] = self._reaction(system_id)
+        if system_id in self._ingesters:
+            return self._ingesters[system_id]
+        ingester = self._ingesters[system_id] = self._ingester(system_id)
 
         async def run() -> None:
             try:
-                await reaction.run()
+                await ingester.run()
             finally:
-                del self._reactions[system_id]
+                del self._ingesters[system_id]
 
         self._group.create_task(run(), name=f"react-{system_id}")
-        return reaction
+        return ingester
 
-    def _reaction(self, system_id: str) -> SystemIngester:
+    def _ingester(self, system_id: str) -> SystemIngester:
         return SystemIngester(
             system_id,
             ingest=self.ingest,
             news=self._news,
             clock=self.clock,
             turns=self._turns,
-            outlook=self._outlook,
+            outages=self._outages,
         )
 
 

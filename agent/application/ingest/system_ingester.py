@@ -26,7 +26,7 @@ from agent.ports import Capabilities, Clock
 TRIES = 7
 """An upload that is not as its manifest tells may be on its way yet: 30 s, 60 s ... 15 min later it may be."""
 
-MOST_TOLD_OF = 10_000
+MOST_LOGGED = 10_000
 
 _AKOSHA = "akosha "
 """What all systems wait for; no system is called that."""
@@ -42,10 +42,10 @@ class Outages:
 
     def failed(self, system_id: str, error: AkoshaError, **more: object) -> None:
         """What all systems wait for is said once for all."""
-        place = _place(system_id, error)
-        tell = _log.debug if place in self._waits else _log.warning
-        self._waits.add(place)
-        tell("ingest_waiting", system_id=system_id, error=str(error), **more)
+        database_cursor = _database_cursor(system_id, error)
+        publish = _log.debug if database_cursor in self._waits else _log.warning
+        self._waits.add(database_cursor)
+        publish("ingest_waiting", system_id=system_id, error=str(error), **more)
 
     def passed(self, system_id: str, *, akosha: bool) -> None:
         """The system waits for nothing; with `akosha`, that has taken something."""
@@ -60,7 +60,7 @@ def is_final(error: AkoshaError) -> bool:
     return isinstance(error, StateError) and not error.transient
 
 
-def _place(system_id: str, error: AkoshaError) -> str:
+def _database_cursor(system_id: str, error: AkoshaError) -> str:
     return _AKOSHA if isinstance(error, SinkError) else system_id
 
 
@@ -112,10 +112,10 @@ class SystemIngester:
         news: IngestJournal,
         clock: Clock,
         turns: Turns,
-        outlook: Outages,
+        outages: Outages,
     ) -> None:
         self.system_id = system_id
-        self._ingest, self._news, self._clock, self._turns, self._outlook = ingest, news, clock, turns, outlook
+        self._ingest, self._news, self._clock, self._turns, self._outages = ingest, news, clock, turns, outages
         self._uploads = BucketUploads(ingest.store, system_id)
         self._signal = Signal(clock, f"react-{system_id}")
         self._position = Cursor()
@@ -124,7 +124,7 @@ class SystemIngester:
         self._failures = 0
         self._told_of: set[str] = set()
         self._foreign: set[str] = set()
-        self._told, self._attempts = "", 0
+        self._logged_upload, self._attempts = "", 0
         self._hopeless: dict[tuple[str, str], tuple[str, str]] = {}
 
     @property
@@ -136,7 +136,7 @@ class SystemIngester:
 
         Two agents of one system upload at the same time: whose id is the older may come later.
         """
-        if upload and len(self._told_of) < MOST_TOLD_OF:
+        if upload and len(self._told_of) < MOST_LOGGED:
             self._told_of.add(upload)
         self._signal.set()
 
@@ -188,12 +188,12 @@ class SystemIngester:
                 self._told_of.discard(upload)
         except AkoshaError as error:
             failure = error
-        self._position = await self._news.tell(self.system_id, self._position)
+        self._position = await self._news.publish(self.system_id, self._position)
         self._failure, self._failures = failure, self._failures + 1 if failure else 0
         if failure is not None:
             raise failure
         self._begun = True
-        self._outlook.passed(self.system_id, akosha=False)
+        self._outages.passed(self.system_id, akosha=False)
         return caught
 
     async def _new(self) -> list[str]:
@@ -222,13 +222,13 @@ class SystemIngester:
     def _delay(self, error: AkoshaError) -> timedelta:
         asked = error.retry_after if isinstance(error, SinkError) else None
         delay = max(target_backoff(self._failures), timedelta(seconds=min(asked or 0.0, 900.0)))
-        self._outlook.failed(self.system_id, error, delay_seconds=delay.total_seconds())
+        self._outages.failed(self.system_id, error, delay_seconds=delay.total_seconds())
         return delay
 
     async def _welcome(self) -> None:
         """Where Akosha takes now what it did not before, the newest upload is looked at once more."""
-        standing = await self._ingest.push.ledger.counts(self._ingest.target(self.system_id))
-        if not (standing.waiting or standing.refused):
+        counts = await self._ingest.push.ledger.counts(self._ingest.target(self.system_id))
+        if not (counts.waiting or counts.refused):
             return
         _, again = await self._ingest.meet(self.system_id)
         if again:
@@ -270,7 +270,7 @@ class SystemIngester:
         event = self._news.completed(self.system_id, upload, taking.source, taking.tally, seconds)
         self._position = await self._news.write(self._position.past(upload), event)
         self._attempts = 0
-        self._outlook.passed(self.system_id, akosha=True)
+        self._outages.passed(self.system_id, akosha=True)
         _log.info(
             "ingest_completed",
             system_id=self.system_id,
@@ -345,11 +345,11 @@ class SystemIngester:
 
     async def _delayed(self, upload: str, error: AkoshaError) -> None:
         """Tell of an upload's first failure that is not its last."""
-        if self._told != upload:
+        if self._logged_upload != upload:
             retry_at = self._clock.now() + target_backoff(self._failures + 1)
             event = self._news.failed(self.system_id, upload, str(error), retry_at)
             self._position = await self._news.write(self._position, event)
-            self._told = upload
+            self._logged_upload = upload
 
     async def _refuse(self, upload: str, why: str, tally: Tally) -> SystemOutcome:
         """Go past the upload; a newer one brings what it lacks, from its databases."""

@@ -98,15 +98,15 @@ class UploadIngester:
 
     async def memories(self, manifest: Manifest, capabilities: Capabilities, turn: Turn) -> Tally:
         """Push what is in the upload's memories.json. Raises WireError, StoreError, SinkError, StateError."""
-        told = manifest.memories
-        if told is None or not told.count:
+        memories = manifest.memories
+        if memories is None or not memories.count:
             return Tally()
-        if told.size > MAX_MEMORIES_BYTES:
-            raise WireError(f"{told.key} has {told.size} bytes, which is more than is taken")
-        self.limits.check(told.key, told.size, told.count)
-        async with self.landing.folder(told.size) as folder:
+        if memories.size > MAX_MEMORIES_BYTES:
+            raise WireError(f"{memories.key} has {memories.size} bytes, which is more than is taken")
+        self.limits.check(memories.key, memories.size, memories.count)
+        async with self.landing.folder(memories.size) as folder:
             path = folder / naming.MEMORIES_NAME
-            await self._fetch(told, path, "none", told.size, turn)
+            await self._fetch(memories, path, "none", memories.size, turn)
             source = self.memories_file.open(path, manifest.system_id)
             return await self._push(manifest, capabilities, source, turn, naming.MEMORIES_NAME)
 
@@ -127,23 +127,23 @@ class UploadIngester:
                 return await self._push(manifest, capabilities, source, turn, database)
 
     async def _fetch(
-        self, told: Part | MemoriesPart, path: Path, compression: Compression, raw_size: int, turn: Turn
+        self, memories: Part | MemoriesPart, path: Path, compression: Compression, raw_size: int, turn: Turn
     ) -> None:
-        stored_size = told.stored_size if isinstance(told, Part) else told.size
+        stored_size = memories.stored_size if isinstance(memories, Part) else memories.size
         try:
-            async with self._moving() as moved, aclosing(self.store.get(told.key)) as pieces:
+            async with self._moving() as moved, aclosing(self.store.get(memories.key)) as pieces:
                 await self.landing.land(
                     _watched(pieces, moved),
                     path,
                     compression=compression,
                     stored_size=stored_size,
                     raw_size=raw_size,
-                    sha256=told.sha256,
+                    sha256=memories.sha256,
                 )
                 turn.spend(raw_bytes=raw_size)
                 await turn.pause(moved, self._pause_seconds)
         except NoSuchObject as error:
-            raise WireError(f"{told.key} is not there, and its manifest tells of it", transient=True) from error
+            raise WireError(f"{memories.key} is not there, and its manifest tells of it", transient=True) from error
 
     async def _push(
         self, manifest: Manifest, capabilities: Capabilities, source: MemorySource, turn: Turn, name: str

@@ -80,7 +80,7 @@ class AgentService:
         """
         self._inbox.check(ask)
         self._check_bus()
-        return (await self._inbox.ask(ask)).request
+        return (await self._inbox.submit(ask)).request
 
     async def outcome(self, request_id: str) -> SyncResult | None:
         """Return the result of a request, if it has one: also of one that was refused. Raises StateError."""
@@ -96,8 +96,8 @@ class AgentService:
         self._inbox.check(event)
         self._check_bus()
         if isinstance(event, SyncAsked):
-            return (await self._inbox.ask(event)).new
-        return await self._inbox.ended(event)
+            return (await self._inbox.submit(event)).new
+        return await self._inbox.accept_session_end(event)
 
     async def last_position(self) -> int:
         """Return the present place in the history, to follow the `events` after. Raises StateError."""

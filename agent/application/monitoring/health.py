@@ -39,14 +39,14 @@ class HealthMonitor:
     bus_state: Callable[[], BusState]
     period_seconds: float
     """How often, at least, a watch looks."""
-    begun: asyncio.Event
+    started: asyncio.Event
     """Set once the watch of the databases has begun."""
 
     _subscribed: bool = field(default=False, init=False)
     _interrupted: dict[str, str] = field(default_factory=dict, init=False)
     _stuck: Mapping[str, str] = field(default_factory=dict, init=False)
     _patient_from: dict[str, float] = field(default_factory=dict, init=False)
-    _observed: float | None = field(default=None, init=False)
+    _last_observed: float | None = field(default=None, init=False)
     _probe: asyncio.Task[int] | None = field(default=None, init=False)
     _probed: float = field(default=0.0, init=False)
     _listeners: list[Callable[[], None]] = field(default_factory=list, init=False)
@@ -54,7 +54,7 @@ class HealthMonitor:
     @property
     def ready(self) -> bool:
         """Whether it watches and hears requests. A bus that is out of reach is waited for, and does not count."""
-        return self._subscribed and self.begun.is_set()
+        return self._subscribed and self.started.is_set()
 
     @property
     def stuck(self) -> Mapping[str, str]:
@@ -71,7 +71,7 @@ class HealthMonitor:
 
     async def until_ready(self) -> None:
         """Return when it watches; it has subscribed by then."""
-        await self.begun.wait()
+        await self.started.wait()
 
     def subscribed(self) -> None:
         """All subscriptions are made."""
@@ -80,13 +80,13 @@ class HealthMonitor:
     def interrupted(self, loop: str, why: str) -> None:
         """A loop was interrupted by what passes, and waits before it begins again."""
         self._interrupted[loop] = why
-        self._tell()
+        self._notify()
 
     def resumed(self, loop: str) -> None:
         """The loop begins again; it is not at fault for what it has missed."""
-        self._forgive(loop)
+        self._reset_patience(loop)
         if self._interrupted.pop(loop, None) is not None:
-            self._tell()
+            self._notify()
 
     async def run(self) -> None:
         """Observe, for ever."""
@@ -102,12 +102,12 @@ class HealthMonitor:
     def observe(self) -> None:
         """Look once. Cheap; asks the ledger in the background, and sees at later looks whether that came back."""
         now = self.clock.monotonic()
-        if self._observed is None or now - self._observed > 2 * OBSERVE_SECONDS:
+        if self._last_observed is None or now - self._last_observed > 2 * OBSERVE_SECONDS:
             for name in (*self.watches, LEDGER):
-                self._forgive(name)
-        self._observed = now
+                self._reset_patience(name)
+        self._last_observed = now
         if not self.bus_state().ready:  # the reader of notes waits for it, with a note in its hand
-            self._forgive(SPOOL)
+            self._reset_patience(SPOOL)
         stuck: dict[str, str] = {}
         for name, watch in self.watches.items():
             idle = now - max(watch.looked, self._patient_from[name])
@@ -122,7 +122,7 @@ class HealthMonitor:
             for name in self._stuck.keys() - stuck.keys():
                 _log.info("health_recovered", component=name)
             self._stuck = stuck
-            self._tell()
+            self._notify()
         self._stuck = stuck
 
     def _ledger_busy(self, now: float) -> float:
@@ -137,10 +137,10 @@ class HealthMonitor:
         self._probe, self._probed = asyncio.create_task(_position(self.ledger), name="vitals-ledger"), now
         return 0.0
 
-    def _forgive(self, name: str) -> None:
+    def _reset_patience(self, name: str) -> None:
         self._patient_from[name] = self.clock.monotonic()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for listener in self._listeners:
             listener()
 

@@ -11,7 +11,7 @@ WAITING = "waiting"
 DELIVERED, REFUSED = "delivered", "refused"
 
 
-def reading_of(status: Status, *, ledger_bytes: int | None) -> LedgerMetrics:
+def ledger_metrics(status: Status, *, ledger_bytes: int | None) -> LedgerMetrics:
     """Return the figures of a status. `bus` is nats, memory or waiting; `watcher` native, polling or waiting."""
     return LedgerMetrics(
         methods=tuple(_method(target) for target in status.targets),

@@ -73,12 +73,12 @@ class RemoteControl:
                 "time": self._clock.now().isoformat(),
                 "bus": {"name": state.name, "since": state.since.isoformat()},
                 "pending": sorted(status.pending),
-                "targets": {target.method: _told(target) for target in status.targets},
+                "targets": {target.method: _target_document(target) for target in status.targets},
             }
         )
 
     async def _sync(self, question: bytes) -> bytes:
-        method, enable_fallback = _wishes(question)
+        method, enable_fallback = _options(question)
         ask = SyncAsked(
             id=str(uuid.uuid4()),
             time=self._clock.now(),
@@ -94,7 +94,7 @@ class RemoteControl:
         return _json({"accepted": True, "request_id": ask.id})
 
 
-def _told(target: TargetStatus) -> Mapping[str, object]:
+def _target_document(target: TargetStatus) -> Mapping[str, object]:
     return {
         "newest_upload_id": target.newest_upload_id,
         "last_success": target.last_success.isoformat() if target.last_success else None,
@@ -103,17 +103,17 @@ def _told(target: TargetStatus) -> Mapping[str, object]:
     }
 
 
-def _wishes(question: bytes) -> tuple[str, bool]:
+def _options(question: bytes) -> tuple[str, bool]:
     """Return (method, enable_fallback) of a question to sync. Raises WireError."""
     if len(question) > MAX_QUESTION_BYTES:
         raise WireError(f"a question of {len(question)} bytes")
     try:
-        wishes = json.loads(question or b"{}")
+        options = json.loads(question or b"{}")
     except (ValueError, RecursionError) as error:
         raise WireError("the question is not JSON") from error
-    if not isinstance(wishes, dict):
+    if not isinstance(options, dict):
         raise WireError("the question is no JSON object")
-    method, enable_fallback = wishes.get("method", AUTO), wishes.get("enable_fallback", True)
+    method, enable_fallback = options.get("method", AUTO), options.get("enable_fallback", True)
     if method not in (AUTO, CLOUD, HTTP) or not isinstance(enable_fallback, bool):
         raise WireError("method is auto, cloud or http, enable_fallback true or false")
     return method, enable_fallback

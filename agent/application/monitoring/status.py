@@ -82,7 +82,7 @@ class VerifyStatus:
     whole: bool
 
     @classmethod
-    def noted(cls, notes: Mapping[str, str]) -> Self | None:
+    def from_notes(cls, notes: Mapping[str, str]) -> Self | None:
         """Return what the ledger's notes say of it, None where it has not looked yet."""
         try:
             note = json.loads(notes[VERIFIED])
@@ -154,7 +154,7 @@ def describe(
         notes=without_claims(without_probes(without_warnings(notes))),
         bus=_bus(notes) if running else None,
         results_waiting=results_waiting,
-        verified=VerifyStatus.noted(notes),
+        verified=VerifyStatus.from_notes(notes),
         warnings=(*warnings, *warnings_in(notes)),
         system_id_undecided=undecided,
     )
@@ -172,7 +172,7 @@ def _bus(notes: Mapping[str, str]) -> BusStatus | None:
 
 
 def _target(record: TargetRecord, survey: Survey, memories: MemoryCounts, notes: Mapping[str, str]) -> TargetStatus:
-    kept = Kept.noted(notes, record.target)
+    kept = Kept.from_notes(notes, record.target)
     lacking, waiting = pending(record, survey), problems(record, survey)
     databases = []
     for name in sorted({*survey, *record.databases}):
@@ -183,7 +183,7 @@ def _target(record: TargetRecord, survey: Survey, memories: MemoryCounts, notes:
                 state=(known.state if known else State.OWED).value,
                 pending=name in lacking,
                 size=survey[name].size if name in survey else 0,
-                problem=_told(waiting.get(name)),
+                problem=_described(waiting.get(name)),
             )
         )
     return TargetStatus(
@@ -202,7 +202,7 @@ def _target(record: TargetRecord, survey: Survey, memories: MemoryCounts, notes:
     )
 
 
-def _told(problem: Problem | None) -> str:
+def _described(problem: Problem | None) -> str:
     if problem is None:
         return ""
     return f"{problem.reason} ({problem.cure})" if problem.cure else problem.reason

@@ -42,12 +42,12 @@ class SupervisorLoop:
     async def status_loop(self) -> None:
         """Say in a line how it is, whenever that may have changed, for ever."""
         await self._health.until_ready()
-        told = ""
+        last_line = ""
         while True:
             line = await self._line()
-            if line != told:
+            if line != last_line:
                 self._supervisor.status(line)
-                told = line
+                last_line = line
             await self._signal.wait(None)
 
     async def _line(self) -> str:
@@ -61,13 +61,13 @@ class SupervisorLoop:
 
 def line(status: Status) -> str:
     """Return a status in one line."""
-    told = [f"pending: {', '.join(status.pending)}" if status.pending else "nothing pending"]
+    last_line = [f"pending: {', '.join(status.pending)}" if status.pending else "nothing pending"]
     if status.targets:
         first = status.targets[0]
         when = f"{first.last_success:%Y-%m-%d %H:%M:%S} UTC" if first.last_success else "never"
-        told.append(f"last upload {first.newest_upload_id or when}")
+        last_line.append(f"last upload {first.newest_upload_id or when}")
         if first.failures:
-            told.append(f"{first.method} failed {first.failures} times: {first.error}")
+            last_line.append(f"{first.method} failed {first.failures} times: {first.error}")
     else:
-        told.append("no way to sync")
-    return "; ".join(told)
+        last_line.append("no way to sync")
+    return "; ".join(last_line)

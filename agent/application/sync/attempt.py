@@ -78,7 +78,7 @@ class Attempt:
         waiting = {**_reasons(record, self.survey), **{name: p.reason for name, p in self.problems.items()}}
         return {name: waiting.get(name, NOT_ASKED) for name in sorted(missed)}
 
-    def why_nothing(self, record: TargetRecord) -> str:
+    def skip_reason(self, record: TargetRecord) -> str:
         """Return why there is nothing to deliver, in words."""
         if not self.survey:
             return NO_DATABASES
@@ -157,8 +157,8 @@ class Staging:
         attempt.problems[database] = Problem(
             error.message, attempt.survey[database], failures, retry_at, cure=error.hint
         )
-        tell = _log.debug if before and before.reason == error.message and not attempt.urgent else _log.warning
-        tell(event, database=database, transient=error.transient, error=str(error))
+        log = _log.debug if before and before.reason == error.message and not attempt.urgent else _log.warning
+        log(event, database=database, transient=error.transient, error=str(error))
 
     async def _copy(self, database: str, attempt: Attempt, record: TargetRecord) -> None:
         known, seen = record.databases.get(database), attempt.survey[database]
@@ -175,6 +175,6 @@ class Staging:
 
 def what_is_wrong(problems: Mapping[str, Problem]) -> tuple[str, str]:
     """Return what is wrong with the databases, and the cure: they are at fault, no other method would fare better."""
-    told = (f"{name}: {problem.reason}" for name, problem in sorted(problems.items()))
+    messages = (f"{name}: {problem.reason}" for name, problem in sorted(problems.items()))
     cures = dict.fromkeys(problem.cure for problem in problems.values() if problem.cure)
-    return "; ".join(told), "; ".join(cures)
+    return "; ".join(messages), "; ".join(cures)

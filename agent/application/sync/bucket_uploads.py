@@ -129,8 +129,8 @@ class BucketUploads:
         except NoSuchObject:
             return False
         size = part.stored_size if isinstance(part, Part) else part.size
-        told = found.metadata.get("sha256", part.sha256)
-        return (found.size, told) == (size, part.sha256) and not is_changed(part.etag, found.etag)
+        sha256 = found.metadata.get("sha256", part.sha256)
+        return (found.size, sha256) == (size, part.sha256) and not is_changed(part.etag, found.etag)
 
     async def remove(self, upload: str) -> None:
         """Remove the objects of an upload that will not be finished. Where that is not permitted, a notice."""

@@ -36,19 +36,19 @@ class BusRecovery:
         ledger: Ledger,
         recorder: ResultRecorder,
         clock: Clock,
-        kept: timedelta,
+        max_age: timedelta,
         switched: Callable[[], Awaitable[None]],
     ) -> None:
         self._bus, self._ledger, self._recorder, self._clock = bus, ledger, recorder, clock
-        self._kept, self._switched = kept, switched
+        self._max_age, self._switched = max_age, switched
         self._signal = Signal(clock, "bus")
-        self._shown: BusState | None = None
+        self._reported: BusState | None = None
         self._seen: StreamMark | None = None
         self._losses = self._answered = 0
         self._switching = False
         bus.on_change(self._changed)
-        recorder.on_published(self._look)
-        recorder.on_told(self._signal.set)
+        recorder.on_published(self._note_mark)
+        recorder.on_outbox_flushed(self._signal.set)
 
     async def run(self) -> None:
         """Follow the bus until cancelled. After a transient error it tries again in 1 s, doubling to 60; at once when
@@ -72,11 +72,11 @@ class BusRecovery:
 
     def _changed(self) -> None:
         """Have the outbox tried at once: what waits for the bus must not wait for this loop, too."""
-        self._look()
+        self._note_mark()
         self._recorder.flush_soon()
         self._signal.set()
 
-    def _look(self) -> None:
+    def _note_mark(self) -> None:
         """Remember how far the stream has come, and whether it has lost events since.
 
         Called at each change of the bus and after each result that is published: a loss between two passes of the loop
@@ -90,35 +90,35 @@ class BusRecovery:
         self._seen = mark
 
     async def _follow(self) -> None:
-        self._switching = await self._show() or self._switching
+        self._switching = await self._report_state() or self._switching
         await self._reconcile()
         if self._switching:
             await self._switched()
             self._switching = False
 
-    async def _show(self) -> bool:
+    async def _report_state(self) -> bool:
         """Say which bus is in use, where that has changed; return whether events go another way than before."""
-        state, before = self._bus.state, self._shown
+        state, before = self._bus.state, self._reported
         if state == before:
             return False
-        self._shown = state
+        self._reported = state
         switched = before is None or (state.name, state.ready) != (before.name, before.ready)
         if switched:
-            tell = _log.info if state.ready else _log.warning
-            tell("bus_in_use" if state.ready else "bus_unavailable", bus=state.name, detail=state.detail)
+            log = _log.info if state.ready else _log.warning
+            log("bus_in_use" if state.ready else "bus_unavailable", bus=state.name, detail=state.detail)
         await self._ledger.note(BUS, f"{state.name}: {state.detail}" if state.ready else f"waiting: {state.detail}")
         await self._ledger.note(BUS_SINCE, state.since.isoformat())
         return switched and before is not None
 
     async def _reconcile(self) -> None:
         """A stream that has lost what it was told, or never heard of us, is told the results of the last days."""
-        self._look()
+        self._note_mark()
         mark, losses = self._seen, self._losses
         if mark is None:
             return
         noted = _mark((await self._ledger.notes()).get(STREAM, ""))
         if losses != self._answered or noted is None or mark.has_lost(noted):
-            again = await self._recorder.tell_again(self._clock.now() - self._kept)
+            again = await self._recorder.republish_since(self._clock.now() - self._max_age)
             self._answered = losses
             if again:
                 _log.info("results_republished", count=again, reason="the stream is new, or has lost events")

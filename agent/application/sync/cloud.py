@@ -171,7 +171,7 @@ class CloudSync:
             await self.ownership.claim(take_over=attempt.request.take_over, new_target=attempt.request.new_target)
             record = await self._recall(attempt, moved)
         if not await self._staging.copy(attempt, record):
-            return Unchanged(why=attempt.why_nothing(record))
+            return Unchanged(why=attempt.skip_reason(record))
         await self._abandon_other(attempt, record)
         await self._staging.settle(attempt)
         if not attempt.changed:

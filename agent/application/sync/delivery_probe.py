@@ -28,7 +28,7 @@ PREFIX = "akosha_probe "
 EVERY = timedelta(days=1)
 
 
-class Forgotten(SinkError):  # noqa: N818 - as NoSuchObject: it says the state of the world
+class MemoriesLost(SinkError):  # noqa: N818 - as NoSuchObject: it says the state of the world
     """The server no longer has what it was given: the ledger must forget what was delivered to it."""
 
     def __init__(self, location: str) -> None:
@@ -48,7 +48,7 @@ class Kept:
     answered: datetime | None = None
 
     @classmethod
-    def noted(cls, notes: Mapping[str, str], target: Target) -> Self | None:
+    def from_notes(cls, notes: Mapping[str, str], target: Target) -> Self | None:
         """Return what the ledger's notes hold for a target, None where they hold nothing that can be read."""
         try:
             note = json.loads(notes[PREFIX + target.id])
@@ -84,59 +84,59 @@ class DeliveryProbe:
     def __init__(self, target: Target, sink: MemorySink, ledger: Ledger, clock: Clock) -> None:
         self._target, self._sink, self._ledger, self._clock = target, sink, ledger, clock
 
-    async def kept(self) -> Kept | None:
+    async def state(self) -> Kept | None:
         """Return what is kept, None for nothing. Raises StateError."""
-        return Kept.noted(await self._ledger.notes(), self._target)
+        return Kept.from_notes(await self._ledger.notes(), self._target)
 
     async def keep(self, packed: Packed | None) -> None:
         """The server has just confirmed this memory: offer it next. None: a batch held none that is fit for it."""
-        if packed is not None or await self.kept() is None:
+        if packed is not None or await self.state() is None:
             await self._write(Kept(packed=packed, answered=self._clock.now()))
 
-    async def is_spoilt(self) -> bool:
+    async def is_inconclusive(self) -> bool:
         """Say whether no answer can prove anything: an offer has none, or nothing is kept of what was delivered."""
-        kept = await self.kept()
-        if kept is not None:
-            return kept.sent is not None
+        state = await self.state()
+        if state is not None:
+            return state.sent is not None
         return bool((await self._ledger.memories().counts(self._target)).delivered)
 
     async def is_due(self) -> bool:
         """Say whether a day has gone by since the server was asked last, and there is something to ask with."""
-        kept, now = await self.kept(), self._clock.now()
-        if kept is None or kept.sent is not None:
-            return await self.is_spoilt()
-        if kept.packed is None:
+        state, now = await self.state(), self._clock.now()
+        if state is None or state.sent is not None:
+            return await self.is_inconclusive()
+        if state.packed is None:
             return False
         # One in the future is of a clock that was put back since.
-        return kept.answered is None or not now - EVERY < kept.answered <= now
+        return state.answered is None or not now - EVERY < state.answered <= now
 
     async def capabilities(self) -> bool:
         """Offer the memory; False where there is none to offer, or the server refused it, so that nothing is proved.
 
         Raises Forgotten where the server stored it as new, and other SinkErrors.
         """
-        kept = await self.kept()
-        if kept is None or kept.packed is None:
+        state = await self.state()
+        if state is None or state.packed is None:
             return False
-        await self._write(replace(kept, sent=self._clock.now()))
+        await self._write(replace(state, sent=self._clock.now()))
         try:
-            receipt = await self._sink.store([kept.packed])
+            receipt = await self._sink.store([state.packed])
         except SinkError as error:
             if not error.transient:  # it did not come to storing anything
-                await self._write(kept)
+                await self._write(state)
             raise
         if receipt.stored:
-            raise Forgotten(self._sink.location)
+            raise MemoriesLost(self._sink.location)
         found = bool(receipt.there)
-        await self._write(replace(kept, sent=None, answered=self._clock.now() if found else kept.answered))
+        await self._write(replace(state, sent=None, answered=self._clock.now() if found else state.answered))
         return found
 
     async def drop(self) -> None:
         """What was delivered is forgotten: nothing is left to be offered."""
         await self._ledger.note(PREFIX + self._target.id, "")
 
-    async def _write(self, kept: Kept) -> None:
-        await self._ledger.note(PREFIX + self._target.id, kept.note())
+    async def _write(self, state: Kept) -> None:
+        await self._ledger.note(PREFIX + self._target.id, state.note())
 
 
 def without_probes(notes: Mapping[str, str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ import structlog
 
 from agent.application.memories.push import NO_EMBEDDING, MemoryPush, Pushed
 from agent.application.sync.attempt import Attempt, Staging, what_is_wrong
-from agent.application.sync.delivery_probe import DeliveryProbe, Forgotten
+from agent.application.sync.delivery_probe import DeliveryProbe, MemoriesLost
 from agent.application.sync.stall import StallMonitor, stall_timeout
 from agent.domain.databases import main_name
 from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord, due
@@ -64,7 +64,7 @@ class Work:
     """One attempt at pushing, database by database."""
 
     attempt: Attempt
-    brought: PushOutcome
+    outcome: PushOutcome
     pushed: dict[str, Pushed] = field(default_factory=dict)
 
     @property
@@ -92,15 +92,15 @@ class Work:
         )
 
     @property
-    def why_nothing(self) -> str:
-        told = "; ".join(f"{name}: {why}" for name, why in sorted(self.kept_back.items()))
-        return f"no memory is new{f' ({told})' if told else ''}"
+    def skip_reason(self) -> str:
+        parts = "; ".join(f"{name}: {why}" for name, why in sorted(self.kept_back.items()))
+        return f"no memory is new{f' ({parts})' if parts else ''}"
 
 
 def kept_back(pushed: Pushed) -> str:
     """Return how many memories a target did not take, and why, in words; empty where it took all."""
-    told = [f"{count:,} wait: {why}" for why, count in sorted(pushed.waiting.items())]
-    return "; ".join(told + [f"{count:,} were refused: {why}" for why, count in sorted(pushed.refused.items())])
+    parts = [f"{count:,} wait: {why}" for why, count in sorted(pushed.waiting.items())]
+    return "; ".join(parts + [f"{count:,} were refused: {why}" for why, count in sorted(pushed.refused.items())])
 
 
 _NEWS = "http_server"
@@ -135,7 +135,7 @@ class HttpSync:
         self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=False)
         self.probe = DeliveryProbe(target, push.sink, ledger, clock)
         self._proven_session = 0
-        self._brought = PushOutcome("", 0)
+        self._push_outcome = PushOutcome("", 0)
 
     @property
     def _sink(self) -> MemorySink:
@@ -156,7 +156,7 @@ class HttpSync:
             try:
                 async with self._staging.attempt(request, report) as attempt:
                     return await self._sync(attempt)
-            except Forgotten as error:  # before anything was copied; nothing is left to ask with, so it comes once
+            except MemoriesLost as error:  # before anything was copied; nothing is left to ask with, so it comes once
                 await self._start_over(error.message)
                 async with self._staging.attempt(request, report) as attempt:
                     return await self._sync(attempt)
@@ -177,25 +177,25 @@ class HttpSync:
 
         False: the ledger owes it all again. Raises SinkError, StateError.
         """
-        if await self.probe.is_spoilt():
+        if await self.probe.is_inconclusive():
             await self._start_over("it is not known what the server has")
             return False
         await self._sink.connect()
         try:
             await self._prove()
-        except Forgotten as error:
+        except MemoriesLost as error:
             await self._start_over(error.message)
             return False
         return True
 
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
-        if await self.probe.is_spoilt():
+        if await self.probe.is_inconclusive():
             await self._start_over("it is not known what the server has")
         record = await self._ledger.record(self.target)
         attempt.survey = await self._taker.survey()
         lacking = due(record, attempt.asked, self._clock.now(), urgent=attempt.urgent)
         if not lacking and not await self._has_news():
-            return Unchanged(why=attempt.why_nothing(record) + await self._asked_for(attempt))
+            return Unchanged(why=attempt.skip_reason(record) + await self._asked_for(attempt))
         async with self._moving():
             capabilities = await self._sink.connect()
         again = await self._memories.meet(self.target, f"{capabilities.version}; {self._news()}")
@@ -205,9 +205,9 @@ class HttpSync:
             async with self._moving():
                 await self._prove()
         if not await self._staging.copy(attempt, record, also=again):
-            return Unchanged(why=attempt.why_nothing(record))
+            return Unchanged(why=attempt.skip_reason(record))
         await self._begin(attempt)
-        work = Work(attempt, self._brought_by(attempt.request.request_id))
+        work = Work(attempt, self._outcome_of(attempt.request.request_id))
         await self._push_all(work, record, capabilities)
         self._proven_session = self._sink.sessions
         await self._staging.settle(attempt)
@@ -234,17 +234,17 @@ class HttpSync:
         await self.probe.drop()
         _log.warning("akosha_data_lost", location=self._sink.location, reason=why, system_id=self.target.system_id)
 
-    def _brought_by(self, request_id: str) -> PushOutcome:
-        if self._brought.request_id != request_id:
-            self._brought = PushOutcome(request_id, self._sink.bytes_sent)
-        return self._brought
+    def _outcome_of(self, request_id: str) -> PushOutcome:
+        if self._push_outcome.request_id != request_id:
+            self._push_outcome = PushOutcome(request_id, self._sink.bytes_sent)
+        return self._push_outcome
 
     async def _has_news(self) -> bool:
         """Say whether the server, or how it is to be treated, has changed while memories are held back from it."""
         if (await self._ledger.notes()).get(_NEWS) == self._news():
             return False
-        standing = await self._memories.counts(self.target)
-        return bool(standing.waiting or standing.refused)
+        counts = await self._memories.counts(self.target)
+        return bool(counts.waiting or counts.refused)
 
     def _news(self) -> str:
         return f"{self.target.endpoint} {self._sink.health_version} {self._push.missing_embedding}"
@@ -302,28 +302,28 @@ class HttpSync:
                 source,
                 whole=name,
                 moved=passed,
-                arrived=work.brought.add,
+                arrived=work.outcome.add,
                 confirmed=self.probe.keep,
             )
 
     async def _outcome(self, work: Work, record: TargetRecord) -> Delivered | Unchanged:
         """Tell what came of it. A delivery of which everything had to wait is none."""
-        attempt, delivered = work.attempt, work.brought.memories
+        attempt, delivered = work.attempt, work.outcome.memories
         # An attempt before this one, of this request or of one that a kill cut short, may have brought what is new.
-        untold = delivered or record.intent is not None
+        already_delivered = delivered or record.intent is not None
         if not delivered and work.kept_back:
             ever = (await self._memories.counts(self.target)).delivered
             if work.was_for_nothing(record, ever=ever):
                 await self._ledger.trouble(self.target, work.problems)
                 attempt.problems |= work.problems
         if attempt.problems and not (delivered and attempt.changed):
-            if not untold:
+            if not already_delivered:
                 await self._nothing_new(attempt, record)
             message, cure = what_is_wrong(attempt.problems)
             raise HTTPSyncError(message, HTTP, hint=cure, forwardable=False)
-        if not untold and all(_was_delivered(record, name) for name in attempt.changed):
+        if not already_delivered and all(_was_delivered(record, name) for name in attempt.changed):
             await self._nothing_new(attempt, record)
-            return Unchanged(why=work.why_nothing)
+            return Unchanged(why=work.skip_reason)
         return Delivered(
             manifest=None,
             fingerprints={name: snapshot.fingerprint for name, snapshot in attempt.changed.items()},
@@ -350,13 +350,13 @@ class HttpSync:
             request_id=attempt.request.request_id,
             method=HTTP,
             success=True,
-            bytes_transferred=self._sink.bytes_sent - work.brought.bytes_before,
+            bytes_transferred=self._sink.bytes_sent - work.outcome.bytes_before,
             duration_seconds=round(self._clock.monotonic() - attempt.started, 3),
             upload_id=attempt.request.request_id,
             triggered_by=attempt.request.reason,
             location=self._sink.location,
             incomplete={**attempt.incomplete(record), **_unread(attempt), **work.kept_back},
-            memories=work.brought.memories,
+            memories=work.outcome.memories,
         )
 
     def _moving(self) -> AbstractAsyncContextManager[Callable[[], None]]:
@@ -366,7 +366,7 @@ class HttpSync:
             HTTPSyncError,
             HTTP,
             stall_monitor=self._stall_monitor,
-            witness=lambda: self._sink.bytes_sent,  # a batch moves long before it is there
+            progress_count=lambda: self._sink.bytes_sent,  # a batch moves long before it is there
         )
 
 

@@ -395,7 +395,7 @@ class Ownership:
         return {} if self.ledger is None else await self.ledger.notes()
 
     async def _claim_kept(self) -> Claim | None:
-        return Claim.noted((await self._notes()).get(note_key(self.target)))
+        return Claim.from_notes((await self._notes()).get(note_key(self.target)))
 
     async def _keep(self, claim: Claim) -> None:
         assert self.ledger is not None

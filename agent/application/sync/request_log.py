@@ -51,7 +51,7 @@ class RequestLog:
     async def is_ours(self, request: SyncRequested) -> bool:
         """Say whether this agent issued the request, in this life or an earlier one; tell of one it did not."""
         if request.agent_id != self._identity.agent_id:
-            self._tell_of_other(request)
+            self._log_foreign(request)
             return False
         known = self._issued.get(request.id) or await self._ledger.remembered(request.id)
         if known != request:
@@ -60,11 +60,11 @@ class RequestLog:
             return False
         return True
 
-    def _tell_of_other(self, request: SyncRequested) -> None:
+    def _log_foreign(self, request: SyncRequested) -> None:
         """Another agent of the same system is nothing unusual; what is not ours is told of once an agent."""
-        tell = _log.debug
+        log = _log.debug
         if request.agent_id not in self._others and len(self._others) < REMEMBERED:
             self._others.add(request.agent_id)
-            tell = _log.warning
+            log = _log.warning
         why = f"it was issued by another agent, {request.agent_id}"
-        tell("request_refused", id=request.id, request_id=request.request_id, reason=why)
+        log("request_refused", id=request.id, request_id=request.request_id, reason=why)

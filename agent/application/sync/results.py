@@ -43,9 +43,9 @@ class ResultRecorder:
     def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock, meter: Meter | None = None) -> None:
         self._ledger, self._bus, self._clock, self._meter = ledger, bus, clock, meter or NoMeter()
         self._waiting, self._warned = False, True  # an earlier life may have warned
-        self._retold = 0
+        self._republished = 0
         self._on_published: Callable[[], None] = lambda: None
-        self._on_told: Callable[[], None] = lambda: None
+        self._on_outbox_flushed: Callable[[], None] = lambda: None
         self._on_upload: Callable[[], None] = lambda: None
         self._wake = Signal(clock, "outbox")
         self._flushing = asyncio.Lock()
@@ -54,9 +54,9 @@ class ResultRecorder:
         """Call `listener` after each event that the bus has confirmed, before the outbox is cleared of it."""
         self._on_published = listener
 
-    def on_told(self, listener: Callable[[], None]) -> None:
+    def on_outbox_flushed(self, listener: Callable[[], None]) -> None:
         """Call `listener` when results have been told to the bus."""
-        self._on_told = listener
+        self._on_outbox_flushed = listener
 
     def on_upload(self, listener: Callable[[], None]) -> None:
         """Call `listener` when an upload has been written down."""
@@ -128,14 +128,14 @@ class ResultRecorder:
         """Let the outbox loop look at once."""
         self._wake.set()
 
-    async def tell_again(self, since: datetime) -> int:
+    async def republish_since(self, since: datetime) -> int:
         """Put the results since then into the outbox again: the bus has lost them. Returns how many.
 
         An event that is being published now stays in the outbox, whatever the bus answers: the answer may be about the
         state of the bus before the loss.
         """
-        self._retold += 1
-        return await self._ledger.tell_again(since)
+        self._republished += 1
+        return await self._ledger.republish_since(since)
 
     async def flush(self) -> None:
         """Publish everything in the outbox, oldest first. Raises what the bus raises; what went out is confirmed.
@@ -143,23 +143,23 @@ class ResultRecorder:
         One at a time: a second caller returns when there is nothing left to publish.
         """
         async with self._flushing:
-            told = False
+            published = False
             try:
                 for result in await self._ledger.outbox():
-                    retold = self._retold
+                    republished = self._republished
                     try:
                         await self._bus.publish(result)
                     except WireError as error:  # it would hold up all others
                         _log.error("result_rejected", id=result.id, reason=str(error))
                     else:
                         self._on_published()
-                        told = True
+                        published = True
                     # No await between the check and the write: the ledger does a later `tell_again` after it.
-                    if retold == self._retold:
+                    if republished == self._republished:
                         await self._ledger.confirm(result)
             finally:
-                if told:
-                    self._on_told()
+                if published:
+                    self._on_outbox_flushed()
 
     async def run(self) -> None:
         """Keep the outbox empty until cancelled; a transient error is tried again after 1 s, doubling to 60.
@@ -178,7 +178,7 @@ class ResultRecorder:
                 wait = FIRST_WAIT_SECONDS if rung else min(wait * 2, LAST_WAIT_SECONDS)
             else:
                 wait, self._waiting = FIRST_WAIT_SECONDS, False
-                await self._all_told()
+                await self._clear_warning_of_errors()
                 await self._wake.wait(None)
 
     async def _tell_of_waiting(self, error: AkoshaError) -> None:
@@ -194,7 +194,7 @@ class ResultRecorder:
                 self._warned = True
         self._waiting = True
 
-    async def _all_told(self) -> None:
+    async def _clear_warning_of_errors(self) -> None:
         if self._warned:
             with suppress(StateError):
                 await clear_warning(self._ledger, UNEXPECTED)

@@ -12,12 +12,12 @@ from agent.domain.errors import AkoshaError, SyncError
 from agent.domain.events import SyncProgress, SyncRequested
 from agent.ports import Clock, Connected, Delivered, EventBus, Reporter, SyncMethod, Unchanged, reset_clients
 
-TELL_SECONDS = 0.25
+PUBLISH_SECONDS = 0.25
 
-HURRIED_SECONDS = 10.0
+TIGHT_SECONDS = 10.0
 """How long what is under way may stand still when the machine woke up, or the network changed."""
 
-SHAKY_SECONDS = 30.0
+TIGHT_FOR_SECONDS = 30.0
 """How long that goes on: what a dead connection still takes into its buffers looks like a move."""
 
 MOST_RESTARTS = 2
@@ -31,41 +31,41 @@ class ProgressReporter:
 
     def __init__(self, bus: EventBus, clock: Clock, request: SyncRequested, method: str) -> None:
         self._bus, self._clock, self._request, self._method = bus, clock, request, method
-        self._wake = Signal(clock, "progress")
-        self._phase, self._done, self._total, self._told = "", 0, 0, 0
+        self._signal = Signal(clock, "progress")
+        self._phase, self._done, self._total, self._published = "", 0, 0, 0
 
     def phase(self, name: str, total_bytes: int) -> None:
         self._phase, self._done, self._total = name, 0, total_bytes
-        self._wake.set()
+        self._signal.set()
 
     def moved(self, count: int) -> None:
         self._done += count
-        self._wake.set()
+        self._signal.set()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["ProgressReporter"]:
         """Tell for as long as the block runs; ends the telling with it."""
-        task = asyncio.create_task(self._tell(), name=f"progress-{self._method}")
+        task = asyncio.create_task(self._publish_loop(), name=f"progress-{self._method}")
         try:
             yield self
         finally:
             task.cancel()
             await asyncio.wait({task})
 
-    async def _tell(self) -> None:
+    async def _publish_loop(self) -> None:
         while True:
-            await self._wake.wait(None)
-            self._told += 1
+            await self._signal.wait(None)
+            self._published += 1
             try:
                 await self._bus.publish(self._event())
             except AkoshaError as error:
                 _log.debug("progress_not_published", request_id=self._request.request_id, error=str(error))
-            await self._clock.sleep(TELL_SECONDS)
+            await self._clock.sleep(PUBLISH_SECONDS)
 
     def _event(self) -> SyncProgress:
         now = self._clock.now()
         return SyncProgress(
-            id=f"{self._request.request_id}.{self._method}.progress.{now:%Y%m%dT%H%M%S.%f}.{self._told}",
+            id=f"{self._request.request_id}.{self._method}.progress.{now:%Y%m%dT%H%M%S.%f}.{self._published}",
             time=now,
             system_id=self._request.system_id,
             request_id=self._request.request_id,
@@ -83,54 +83,54 @@ class StallTimeout(TimeoutError):  # noqa: N818 - it says the state of the world
         super().__init__(f"nothing moved for {seconds:g} s, and its connection may have been lost before")
 
 
-class _Standing:
+class _StallLimit:
     """One limit on standing still: `seconds`, and fewer while it is hurried. `witness` is a figure that grows where
     something moves that nobody tells of; it is looked at while it is hurried.
     """
 
-    def __init__(self, limit: asyncio.Timeout, seconds: float, witness: Callable[[], int] | None) -> None:
-        self._limit, self._seconds, self._witness = limit, seconds, witness
+    def __init__(self, limit: asyncio.Timeout, seconds: float, progress_count: Callable[[], int] | None) -> None:
+        self._limit, self._seconds, self._progress_count = limit, seconds, progress_count
         self._loop = asyncio.get_running_loop()
-        self._hurried_until, self._hurried_seconds, self._witnessed = 0.0, seconds, 0
-        self._look: asyncio.TimerHandle | None = None
-        self.cut_off: float | None = None
+        self._tight_until, self._tight_seconds, self._last_count = 0.0, seconds, 0
+        self._check: asyncio.TimerHandle | None = None
+        self.tight_limit: float | None = None
         """The limit that it stands under, where that is less than usual."""
 
     def moved(self) -> None:
         if self._limit.expired():
             return
         now = self._loop.time()
-        hurried = now < self._hurried_until
-        self.cut_off = self._hurried_seconds if hurried else None
-        self._limit.reschedule(now + (self._hurried_seconds if hurried else self._seconds))
+        tight = now < self._tight_until
+        self.tight_limit = self._tight_seconds if tight else None
+        self._limit.reschedule(now + (self._tight_seconds if tight else self._seconds))
 
-    def hurry(self, seconds: float, *, until: float) -> None:
+    def tighten(self, seconds: float, *, until: float) -> None:
         """From now until then (the loop's time) no more than so many seconds may pass without a move."""
         end, limit = self._loop.time() + seconds, self._limit.when()
-        self._hurried_until, self._hurried_seconds = until, min(seconds, self._seconds)
+        self._tight_until, self._tight_seconds = until, min(seconds, self._seconds)
         if not self._limit.expired() and (limit is None or limit > end):
-            self.cut_off = self._hurried_seconds
+            self.tight_limit = self._tight_seconds
             self._limit.reschedule(end)
-        if self._witness is not None:
-            self._witnessed = self._witness()
-            self._look_soon()
+        if self._progress_count is not None:
+            self._last_count = self._progress_count()
+            self._schedule_check()
 
     def close(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
+        if self._check is not None:
+            self._check.cancel()
 
-    def _look_soon(self) -> None:
+    def _schedule_check(self) -> None:
         self.close()
-        self._look = self._loop.call_later(self._hurried_seconds / 4, self._look_at_witness)
+        self._check = self._loop.call_later(self._tight_seconds / 4, self._check_progress)
 
-    def _look_at_witness(self) -> None:
-        if self._witness is None:
+    def _check_progress(self) -> None:
+        if self._progress_count is None:
             return
-        before, self._witnessed = self._witnessed, self._witness()
-        if self._witnessed != before:
+        before, self._last_count = self._last_count, self._progress_count()
+        if self._last_count != before:
             self.moved()
-        if self.cut_off is not None:
-            self._look_soon()
+        if self.tight_limit is not None:
+            self._schedule_check()
 
 
 class StallMonitor:
@@ -140,20 +140,20 @@ class StallMonitor:
     begins later has connections of its own, and all the time it is given.
     """
 
-    def __init__(self, *, hurried_seconds: float = HURRIED_SECONDS, shaky_seconds: float = SHAKY_SECONDS) -> None:
-        self._hurried_seconds, self._shaky_seconds = hurried_seconds, shaky_seconds
-        self._standing: set[_Standing] = set()
+    def __init__(self, *, tight_seconds: float = TIGHT_SECONDS, tight_for_seconds: float = TIGHT_FOR_SECONDS) -> None:
+        self._tight_seconds, self._tight_for_seconds = tight_seconds, tight_for_seconds
+        self._limits: set[_StallLimit] = set()
         self._connected: list[Connected] = []
 
-    def keeps(self, connected: Connected) -> None:
+    def register(self, connected: Connected) -> None:
         """It keeps connections, and is told when they may be dead."""
         self._connected.append(connected)
 
     async def tighten(self) -> None:
         """Every connection may be a dead one: unused ones are let go, and who uses one has to show that it lives."""
-        until = asyncio.get_running_loop().time() + self._shaky_seconds
-        for standing in self._standing:
-            standing.hurry(self._hurried_seconds, until=until)
+        until = asyncio.get_running_loop().time() + self._tight_for_seconds
+        for stall_limit in self._limits:
+            stall_limit.tighten(self._tight_seconds, until=until)
         for connected in self._connected:
             await connected.drop_idle_connections()
 
@@ -163,22 +163,22 @@ class StallMonitor:
 
     def moved(self) -> None:
         """Whatever is under way stands still on purpose: no limit is to end it for that."""
-        for standing in self._standing:
-            standing.moved()
+        for stall_limit in self._limits:
+            stall_limit.moved()
 
     @contextmanager
-    def watching(self, standing: _Standing) -> Iterator[None]:
-        self._standing.add(standing)
+    def watching(self, stall_limit: _StallLimit) -> Iterator[None]:
+        self._limits.add(stall_limit)
         try:
             yield
         finally:
-            self._standing.discard(standing)
-            standing.close()
+            self._limits.discard(stall_limit)
+            stall_limit.close()
 
 
 @asynccontextmanager
 async def limit_stalls(
-    seconds: float, stall_monitor: StallMonitor | None = None, witness: Callable[[], int] | None = None
+    seconds: float, stall_monitor: StallMonitor | None = None, progress_count: Callable[[], int] | None = None
 ) -> AsyncIterator[Callable[[], None]]:
     """Raise TimeoutError out of the block when the callable it yields has not been called for so many seconds.
 
@@ -186,16 +186,16 @@ async def limit_stalls(
     its `footing` it is shorter, and CutOff, a TimeoutError, says so; then `witness`, a figure that grows as something
     moves, counts as well.
     """
-    standing: _Standing | None = None
+    stall_limit: _StallLimit | None = None
     try:
         async with asyncio.timeout(seconds) as limit:
-            standing = _Standing(limit, seconds, witness)
-            with stall_monitor.watching(standing) if stall_monitor is not None else nullcontext():
-                yield standing.moved
+            stall_limit = _StallLimit(limit, seconds, progress_count)
+            with stall_monitor.watching(stall_limit) if stall_monitor is not None else nullcontext():
+                yield stall_limit.moved
     except TimeoutError as error:
-        if standing is None or standing.cut_off is None or not limit.expired():
+        if stall_limit is None or stall_limit.tight_limit is None or not limit.expired():
             raise
-        raise StallTimeout(standing.cut_off) from error
+        raise StallTimeout(stall_limit.tight_limit) from error
 
 
 @asynccontextmanager
@@ -206,14 +206,14 @@ async def stall_timeout(
     method: str,
     *,
     stall_monitor: StallMonitor | None = None,
-    witness: Callable[[], int] | None = None,
+    progress_count: Callable[[], int] | None = None,
 ) -> AsyncIterator[Callable[[], None]]:
     """Limit the time without progress as `limit_stalls` does; raise a `failure` that names the setting.
 
     Where an upheaval has cut it off, the failure's `original` is CutOff.
     """
     try:
-        async with limit_stalls(seconds, stall_monitor, witness) as moved:
+        async with limit_stalls(seconds, stall_monitor, progress_count) as moved:
             yield moved
     except StallTimeout as error:
         raise failure(f"{place}: {error}", method, error, transient=True) from error

@@ -29,7 +29,7 @@ from agent.domain.routing import CLOUD, HTTP, URGENT, Forward, GiveUp, RetryAt, 
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Delivered, EventBus, Ledger, Message, Meter, NoMeter, SyncMethod, Unchanged
 
-_CURES = {HTTP: "start Akosha there, or set akosha_http_endpoint, akosha_cloud_bucket or akosha_cloud_endpoint; "}
+_HINTS = {HTTP: "start Akosha there, or set akosha_http_endpoint, akosha_cloud_bucket or akosha_cloud_endpoint; "}
 
 _COUNTS = re.compile(r"[\d,]+ (?=wait|were refused)")
 """What changes from one telling of the same to the next."""
@@ -87,7 +87,7 @@ class SyncSubscriber:
             if not isinstance(request, SyncRequested) or not await self._requests.is_ours(request):
                 await message.ack()
                 return
-            async with self._kept(message), self._sync_lock:
+            async with self._keep_in_progress(message), self._sync_lock:
                 if await self._ledger.outcome(request.request_id) is not None:
                     await message.ack()
                 else:
@@ -107,13 +107,13 @@ class SyncSubscriber:
         except SyncError as error:
             record = await self._ledger.record(target)
             attempts = _attempts_before(record, request)
-            await self._watch(error, again=bool(record.failures or record.attempts))
+            await self._update_warnings(error, again=bool(record.failures or record.attempts))
             step = next_step(request, error, attempts=attempts, rules=self._rules, jitter=self._jitter())
-            tell = log.debug if _is_known(request, record, error) else log.warning
+            log_failure = log.debug if _is_known(request, record, error) else log.warning
             match step:
                 case RetryAt():
                     retry_at = self._clock.now() + timedelta(seconds=step.delay)
-                    tell(
+                    log_failure(
                         "sync_retry_scheduled",
                         attempt=step.attempts,
                         delay_seconds=round(step.delay, 2),
@@ -125,12 +125,12 @@ class SyncSubscriber:
                     self._meter.retried(self.method.name)
                     await message.nak(step.delay)
                 case Forward():
-                    tell("sync_forwarded", to=step.request.route[0], error=str(error))
+                    log_failure("sync_forwarded", to=step.request.route[0], error=str(error))
                     await self._give_up(request, record, error, None)
                     await self._requests.issue(step.request)
                     await message.ack()
                 case GiveUp():
-                    tell("sync_failed", errors=[f"{e.method}: {e.error}" for e in step.errors])
+                    log_failure("sync_failed", errors=[f"{e.method}: {e.error}" for e in step.errors])
                     await self._give_up(request, record, error, step)
                     await message.ack()
             return
@@ -143,7 +143,9 @@ class SyncSubscriber:
         elif (known := await self._ledger.outcome(request.request_id)) is not None:
             self._meter.outcome(known)  # an upload that was finished before a crash, and is found now
         else:
-            await self._recorder.skipped(target, request, method=self.method.name, why=self._told(request, done.why))
+            await self._recorder.skipped(
+                target, request, method=self.method.name, why=self._reason_of_skip(request, done.why)
+            )
         await message.ack()
 
     @property
@@ -154,7 +156,7 @@ class SyncSubscriber:
     def _refused_code(self) -> str:
         return f"credentials_refused_{self.method.name}"
 
-    async def _watch(self, error: SyncError, *, again: bool) -> None:
+    async def _update_warnings(self, error: SyncError, *, again: bool) -> None:
         """Show in the status that the credentials were refused, and an error that no adapter knows.
 
         The latter if it comes `again`; once may be chance.
@@ -172,7 +174,7 @@ class SyncSubscriber:
             warning = StatusWarning(code=self._unexpected_code, message=message, hint=hint)
             await set_warning(self._ledger, warning, self._clock)
 
-    def _told(self, request: SyncRequested, why: str) -> str:
+    def _reason_of_skip(self, request: SyncRequested, why: str) -> str:
         """Say why there was nothing to deliver; where another method failed before, that too: it lacks something."""
         if not request.errors:
             return why
@@ -185,7 +187,7 @@ class SyncSubscriber:
             raise SyncError(
                 f"{self.method.target.endpoint or 'the store'} cannot be reached",
                 self.method.name,
-                hint=_cure(self.method.target) + "a running agent tries again by itself",
+                hint=_hint_for(self.method.target) + "a running agent tries again by itself",
                 # It was there a moment ago: it may be starting anew. Where another method can stand in, that does.
                 transient=bool(_attempts_before(record, request)) and len(request.route) == 1,
             )
@@ -214,7 +216,7 @@ class SyncSubscriber:
             self._meter.outcome(result)
 
     @asynccontextmanager
-    async def _kept(self, message: Message) -> AsyncIterator[None]:
+    async def _keep_in_progress(self, message: Message) -> AsyncIterator[None]:
         async def keep() -> None:
             while True:
                 await self._clock.sleep(self._still_at_work)
@@ -228,12 +230,12 @@ class SyncSubscriber:
             await asyncio.wait({task})
 
 
-def _cure(target: Target) -> str:
+def _hint_for(target: Target) -> str:
     """Return what mends a target that cannot be reached, to be followed by what happens by itself; "" for nothing."""
     if target.method == CLOUD and target.endpoint.startswith("file:"):
         path = "/".join(filter(None, (unquote(target.endpoint.removeprefix("file://")).rstrip("/"), target.bucket)))
         return f"is the disk mounted? To make the directory: mkdir -p {shlex.quote(path)}; "
-    return _CURES.get(target.method, "")
+    return _HINTS.get(target.method, "")
 
 
 def _is_known(request: SyncRequested, record: TargetRecord, error: SyncError) -> bool:

@@ -34,7 +34,7 @@ class FileChanges:
     rules: DebounceRules
     enabled: bool
     busy: Callable[[], bool]
-    begun: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    started: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     signal: Signal = field(init=False)
 
     _debounce: Debounce = field(default_factory=Debounce, init=False)
@@ -44,7 +44,7 @@ class FileChanges:
         self.signal = Signal(self.clock, "debounce")
 
     @property
-    def quiet(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether no change waits to be looked after."""
         return self._debounce.first is None
 
@@ -57,7 +57,7 @@ class FileChanges:
         """Hear what changes, for ever."""
         async with aclosing(self.watch.changes()) as changes:
             async for names in changes:
-                self.begun.set()
+                self.started.set()
                 await self.note_mode()
                 if names:
                     _log.debug("files_changed", names=sorted(names))

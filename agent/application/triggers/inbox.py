@@ -50,13 +50,13 @@ class Inbox:
         bus: EventBus,
         ledger: Ledger,
         system_id: str,
-        announced: Callable[[], None] = lambda: None,
+        outbox_changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._publisher, self._bus, self._ledger, self._system_id = publisher, bus, ledger, system_id
-        self._announced = announced
+        self._outbox_changed = outbox_changed
         self._asks: OrderedDict[str, tuple[SyncAsked, SyncRequested]] = OrderedDict()
         self._ends: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._coming: dict[tuple[str, str], asyncio.Event] = {}
+        self._in_progress: dict[tuple[str, str], asyncio.Event] = {}
 
     def check(self, event: SessionEnded | SyncAsked | ArchiveNews) -> None:
         """Raise WireError where it is for another system."""
@@ -64,16 +64,16 @@ class Inbox:
             cure = f"the agent that runs here is {self._system_id}'s: stop it, or use its settings"
             raise WireError(f"it is for the system {event.system_id}", hint=cure)
 
-    def addressed(self, event: SessionEnded) -> SessionEnded:
+    def readdressed(self, event: SessionEnded) -> SessionEnded:
         """Return a session's end as one of this system: itself, where it is that already. Its id stays."""
         return event if event.system_id == self._system_id else replace(event, system_id=self._system_id)
 
-    async def ask(self, ask: SyncAsked) -> Received:
+    async def submit(self, ask: SyncAsked) -> Received:
         """Take an ask of this system; a second one of its id changes nothing. Raises BusError, StateError.
 
         One without an outcome that an earlier life of the agent took is asked for again: requests are disposable.
         """
-        async with self._alone("", ask.id):
+        async with self._exclusive("", ask.id):
             if await self._ledger.outcome(ask.id) is not None:
                 self._asks.pop(ask.id, None)
                 return Received(await self._request_of(ask), new=False)
@@ -86,13 +86,13 @@ class Inbox:
                 _trim(self._asks)
             return Received(request, new=known is None)
 
-    async def ended(self, event: SessionEnded) -> bool:
+    async def accept_session_end(self, event: SessionEnded) -> bool:
         """Put a session's end of this system on the bus; False where this agent has done so already.
 
         Raises WireError for what cannot travel, BusError.
         """
         key = (event.sender, event.id)
-        async with self._alone(*key):
+        async with self._exclusive(*key):
             if key in self._ends:
                 return False
             await self._bus.publish(event)
@@ -106,17 +106,17 @@ class Inbox:
         Raises StateError.
         """
         await self._ledger.announce(event)
-        self._announced()
+        self._outbox_changed()
 
     async def open_asks(self) -> Sequence[SyncAsked]:
         """Return the asks of this life that have no outcome yet, oldest first."""
         waiting = [ask for ask, _ in self._asks.values()]
         return [ask for ask in waiting if await self._ledger.outcome(ask.id) is None]
 
-    async def ask_again(self) -> None:
+    async def republish(self) -> None:
         """Publish once more what has no outcome: the request may have stayed behind on another bus."""
         for ask in await self.open_asks():
-            async with self._alone("", ask.id):
+            async with self._exclusive("", ask.id):
                 request = await self._publisher.submit(ask)
                 if request is None:
                     self._asks.pop(ask.id, None)
@@ -130,16 +130,16 @@ class Inbox:
         return min(requests, key=lambda request: len(request.errors), default=None)
 
     @asynccontextmanager
-    async def _alone(self, sender: str, event_id: str) -> AsyncIterator[None]:
+    async def _exclusive(self, sender: str, event_id: str) -> AsyncIterator[None]:
         """Let those of one id take turns; others do not wait. An id is its sender's own."""
         key = (sender, event_id)
-        while (coming := self._coming.get(key)) is not None:
-            await coming.wait()
-        self._coming[key] = over = asyncio.Event()
+        while (in_progress := self._in_progress.get(key)) is not None:
+            await in_progress.wait()
+        self._in_progress[key] = over = asyncio.Event()
         try:
             yield
         finally:
-            del self._coming[key]
+            del self._in_progress[key]
             over.set()
 
 

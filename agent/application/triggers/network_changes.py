@@ -21,8 +21,8 @@ from agent.ports import Clock, EventBus, NetworkChange, NetworkMonitor
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Between the looks at targets that fail, after an upheaval."""
 
-FIRST_CALM = 5.0
-LAST_CALM = 60.0
+FIRST_PAUSE_SECONDS = 5.0
+LAST_PAUSE_SECONDS = 60.0
 """Upheavals that come sooner one after the other are one; where they do not end, the calm between two doubles."""
 
 _log = structlog.get_logger()
@@ -39,9 +39,9 @@ class NetworkChanges:
     retries: RetryScheduler
 
     _signal: Signal = field(init=False)
-    _heard: set[NetworkChange] = field(default_factory=set, init=False)
+    _changes: set[NetworkChange] = field(default_factory=set, init=False)
     _last: float | None = field(default=None, init=False)
-    _calm: float = field(default=0.0, init=False)
+    _pause: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._signal = Signal(self.clock, "roaming")
@@ -50,7 +50,7 @@ class NetworkChanges:
         """Answer upheavals, for ever. Raises what the ledger raises."""
         listening = asyncio.create_task(self._listen(), name="surroundings")
         try:
-            await self._answer(listening)
+            await self._handle(listening)
         finally:
             listening.cancel()
             await asyncio.wait({listening})
@@ -59,45 +59,45 @@ class NetworkChanges:
         try:
             async with aclosing(self.network_monitor.changes()) as changes:
                 async for change in changes:
-                    self._heard.add(change)
+                    self._changes.add(change)
                     self._signal.set()
         finally:
             self._signal.set()
 
-    async def _answer(self, listening: "asyncio.Task[None]") -> None:
+    async def _handle(self, listening: "asyncio.Task[None]") -> None:
         recheck: set[str] = set()
         pauses: Iterator[float] = iter(())
         while True:
-            rung = await self._signal.wait(next(pauses, None))
+            was_set = await self._signal.wait(next(pauses, None))
             if listening.done():
                 return listening.result()
-            if not rung:
+            if not was_set:
                 await self.retries.retry_recovered_targets(recheck)
                 continue
-            await self._become_calm()
-            heard, self._heard = self._heard, set()
-            if not heard:
+            await self._debounce()
+            changes, self._changes = self._changes, set()
+            if not changes:
                 continue  # it came while this was waited for, and was answered with the one before
-            _log.info("network_changed", changes=", ".join(sorted(heard)))
+            _log.info("network_changed", changes=", ".join(sorted(changes)))
             for bus in self.buses:
                 bus.check_connection()
             await self.stall_monitor.tighten()
             recheck, pauses = set(self.retries.methods), iter(PAUSES)
             asked = await self.retries.retry_recovered_targets(recheck)
-            if not asked and NetworkChange.WOKE in heard:
+            if not asked and NetworkChange.WOKE in changes:
                 asked = await self.retries.rescan_now()
             if not asked:
                 self.retries.sync_finished.set()  # the times that it waits for have come nearer while the machine slept
 
-    async def _become_calm(self) -> None:
+    async def _debounce(self) -> None:
         """Wait where the last upheaval was a moment ago."""
-        if not self._heard:
+        if not self._changes:
             return
         now = self.clock.monotonic()
         ago = None if self._last is None else now - self._last
-        if ago is None or ago > LAST_CALM:
-            self._calm = FIRST_CALM
+        if ago is None or ago > LAST_PAUSE_SECONDS:
+            self._pause = FIRST_PAUSE_SECONDS
         else:
-            await self.clock.sleep(self._calm - ago)
-            self._calm = min(self._calm * 2, LAST_CALM)
+            await self.clock.sleep(self._pause - ago)
+            self._pause = min(self._pause * 2, LAST_PAUSE_SECONDS)
         self._last = self.clock.monotonic()

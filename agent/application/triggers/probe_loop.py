@@ -12,7 +12,7 @@ import structlog
 from agent.application.signal import Signal
 from agent.application.sync.delivery_probe import DeliveryProbe
 from agent.application.triggers.publisher import Publisher
-from agent.domain.delivery_state import in_charge, pending
+from agent.domain.delivery_state import active_methods, pending
 from agent.domain.errors import SinkError
 from agent.domain.routing import HTTP, RETRY
 from agent.ports import Clock
@@ -38,7 +38,7 @@ class ProbeLoop:
     publisher: Publisher
     clock: Clock
     sync_lock: asyncio.Lock
-    pass_seconds: float
+    rescan_seconds: float
     signal: Signal
     """Set after each sync."""
 
@@ -49,7 +49,7 @@ class ProbeLoop:
         await self.clock.sleep(FIRST_SECONDS)
         while True:
             await self.look()
-            await self.signal.wait(min(self.pass_seconds, LONGEST_SECONDS))
+            await self.signal.wait(min(self.rescan_seconds, LONGEST_SECONDS))
 
     async def look(self) -> None:
         """Ask, if it is time. Raises StateError."""
@@ -61,7 +61,7 @@ class ProbeLoop:
         if self.sync_lock.locked() or not self.publisher.policy.enabled:
             return False
         records = await self.publisher.records()
-        if HTTP not in in_charge(self.publisher.policy.route, records) or records[HTTP].failures:
+        if HTTP not in active_methods(self.publisher.policy.route, records) or records[HTTP].failures:
             return False
         if not await self.probe.is_due():  # first: after every sync, this is all that is read
             return False

@@ -9,7 +9,7 @@ import structlog
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
 from agent.domain.databases import Survey
-from agent.domain.delivery_state import TargetRecord, due, in_charge
+from agent.domain.delivery_state import TargetRecord, active_methods, due
 from agent.domain.errors import SnapshotError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
@@ -34,7 +34,7 @@ class Publisher:
     taker: SnapshotTaker
     methods: Mapping[str, SyncMethod]
 
-    _unseen: str = field(default="", init=False)
+    _survey_error: str = field(default="", init=False)
     _reported: Survey = field(default_factory=dict, init=False)
 
     async def submit(self, ask: SyncAsked, *, caused_by: tuple[str, ...] = ()) -> SyncRequested | None:
@@ -43,12 +43,12 @@ class Publisher:
         The request answers the session ends `caused_by`, too; a refusal does not.
         """
         route = self.policy.route_of(ask.method, enable_fallback=ask.enable_fallback)
-        usable = self._open(route, await self.records(), ask.reason)
+        usable = self._usable_route(route, await self.records(), ask.reason)
         if not self.policy.enabled:
             await self.refuse(ask, "sync is switched off", "set akosha_sync_enabled to true")
             return None
         if not usable:
-            await self.refuse(ask, *self._why_no_way(route))
+            await self.refuse(ask, *self._no_route(route))
             return None
         return await self._publish(replace(self._request(ask.reason, usable, ask), caused_by=caused_by))
 
@@ -58,12 +58,12 @@ class Publisher:
         A retry goes to the targets that failed alone: where the fallback has delivered, to the one it stood in for; and
         to the fallback only while that one fails.
         """
-        route = await self._worth_a_request(reason)
+        route = await self._route_of_trigger(reason)
         return await self._publish(self._request(reason, route, None)) if route else None
 
     async def trigger_session_end(self, caused_by: tuple[str, ...]) -> SyncRequested | None:
         """Sessions have ended: a request, or at once a result that says why there is none. Both name `caused_by`."""
-        route = await self._worth_a_request(SESSION_END) if self.policy.on_session_end else ()
+        route = await self._route_of_trigger(SESSION_END) if self.policy.on_session_end else ()
         request = replace(self._request(SESSION_END, route, None), caused_by=caused_by)
         if route:
             return await self._publish(request)
@@ -72,24 +72,24 @@ class Publisher:
             await self._skip(request, "akosha_upload_on_session_end is false")
         elif not self.policy.enabled:
             await self._skip(request, "akosha_sync_enabled is false")
-        elif not self._open(planned, await self.records(), SESSION_END):
-            await self._refuse(request, AUTO, *self._why_no_way(planned))
-        elif self._unseen:
-            await self._refuse(request, AUTO, self._unseen, "")
+        elif not self._usable_route(planned, await self.records(), SESSION_END):
+            await self._refuse(request, AUTO, *self._no_route(planned))
+        elif self._survey_error:
+            await self._refuse(request, AUTO, self._survey_error, "")
         else:
             await self._skip(request, "nothing has changed since the last delivery")
         return None
 
-    async def repeat(self, request: SyncRequested) -> None:
+    async def republish(self, request: SyncRequested) -> None:
         """Publish a request once more, as it was: it may have stayed behind on another bus."""
         await self.requests.issue(request)
 
-    async def _worth_a_request(self, reason: str) -> tuple[str, ...]:
+    async def _route_of_trigger(self, reason: str) -> tuple[str, ...]:
         """Return the route of a request for this reason; empty where there is nothing to ask for, or none may be."""
         records = await self.records()
-        route = self._open(self.policy.route, records, reason)
+        route = self._usable_route(self.policy.route, records, reason)
         if reason == RETRY:
-            failing = in_charge(self.policy.route, records)
+            failing = active_methods(self.policy.route, records)
             route = tuple(m for m in route if m in failing and records[m].failures) or route
         if not route:
             return ()
@@ -115,14 +115,16 @@ class Publisher:
         try:
             survey = await self.taker.survey()
         except SnapshotError as error:
-            if self._unseen != str(error):
+            if self._survey_error != str(error):
                 _log.warning("data_directory_unreadable", error=str(error))
-            self._unseen = str(error)
+            self._survey_error = str(error)
             return {}
-        self._unseen = ""
+        self._survey_error = ""
         return survey
 
-    def _open(self, route: tuple[str, ...], records: Mapping[str, TargetRecord], reason: str) -> tuple[str, ...]:
+    def _usable_route(
+        self, route: tuple[str, ...], records: Mapping[str, TargetRecord], reason: str
+    ) -> tuple[str, ...]:
         now = self.clock.now()
         backing_off = [name for name, record in records.items() if record.backing_off(now)]
         return open_route(route, available=records, backing_off=backing_off, reason=reason)
@@ -155,7 +157,7 @@ class Publisher:
         )
         return request
 
-    def _why_no_way(self, route: tuple[str, ...]) -> tuple[str, str]:
+    def _no_route(self, route: tuple[str, ...]) -> tuple[str, str]:
         cure = CLOUD_CURE if CLOUD in route else f"ask for {' or '.join(self.methods)}, or auto"
         return f"there is no way to sync by {' or '.join(route)} here", cure
 

@@ -9,7 +9,7 @@ import structlog
 from agent.application.signal import Signal
 from agent.application.triggers.file_changes import FileChanges
 from agent.application.triggers.publisher import Publisher
-from agent.domain.delivery_state import due, in_charge, next_try
+from agent.domain.delivery_state import active_methods, due, next_try
 from agent.domain.routing import FILE_CHANGE, LAST_TARGET_BACKOFF, RETRY
 from agent.ports import Clock, Ledger, SyncMethod
 
@@ -32,9 +32,9 @@ class RetryScheduler:
     changes: FileChanges
     sync_finished: Signal
     sync_lock: asyncio.Lock
-    pass_seconds: float
+    rescan_seconds: float
     route: tuple[str, ...]
-    before_pass: Callable[[], Awaitable[None]]
+    before_rescan: Callable[[], Awaitable[None]]
     unreachable: Collection[str]
     """Methods that could not be reached when they were needed last."""
 
@@ -44,7 +44,7 @@ class RetryScheduler:
         """Retry what failed when its time has come; the times are the ledger's, so a restart changes nothing."""
         while True:
             records, survey = await self.publisher.records(), await self.publisher.survey()
-            failing = in_charge(self.route, records)
+            failing = active_methods(self.route, records)
             times = [at for method in failing if (at := next_try(records[method], survey)) is not None]
             if not times:
                 await self.sync_finished.wait(None)
@@ -54,17 +54,17 @@ class RetryScheduler:
                 continue
             if not self.sync_lock.locked():
                 await self.publisher.trigger(RETRY)
-            await self.sync_finished.wait(self.pass_seconds)
+            await self.sync_finished.wait(self.rescan_seconds)
 
     async def rescan_loop(self) -> None:
         """Has the watcher missed something, is a target back?"""
         while True:
-            await self.clock.sleep(self.pass_seconds)
+            await self.clock.sleep(self.rescan_seconds)
             await self.changes.note_mode()
-            await self.before_pass()
+            await self.before_rescan()
             if self.sync_lock.locked():
                 continue
-            if self.changes.quiet and await self._is_due():
+            if self.changes.is_idle and await self._is_due():
                 self.changes.record_change()
             await self.retry_recovered_targets()
 
@@ -74,7 +74,7 @@ class RetryScheduler:
         Returns whether it was asked for.
         """
         await self.changes.note_mode()
-        await self.before_pass()
+        await self.before_rescan()
         if not await self._is_due():
             return False
         if self.sync_lock.locked() or not self.changes.enabled:
@@ -98,7 +98,7 @@ class RetryScheduler:
             return False
         recheck, recovered = set() if recheck is None else recheck, False
         records = await self.publisher.records()
-        failing = in_charge(self.route, records)
+        failing = active_methods(self.route, records)
         for name, record in records.items():
             if not record.failures or name not in failing:
                 self._reachable.pop(name, None)

@@ -31,14 +31,14 @@ class SessionEnds:
         ledger: Ledger,
         clock: Clock,
         system_id: str,
-        patience: float,
+        timeout_seconds: float,
         busy: Callable[[], bool],
     ) -> None:
         self._publisher, self._ledger, self._system_id = publisher, ledger, system_id
-        self._patience, self._busy = patience, busy
+        self._timeout_seconds, self._busy = timeout_seconds, busy
         self._clock = clock
         self._ended, self.sync_finished = Signal(clock, "session-end"), Signal(clock, "session-sync")
-        self._left_behind = False
+        self._republish_due = False
 
     async def handle(self, message: Message) -> None:
         """Take up one message; it is acked."""
@@ -49,9 +49,9 @@ class SessionEnds:
             self._ended.set()
         await message.ack()
 
-    def ask_again(self) -> None:
+    def republish(self) -> None:
         """A request that waits for its outcome may have stayed behind on another bus: it is published once more."""
-        self._left_behind = True
+        self._republish_due = True
         self.sync_finished.set()
 
     async def run(self) -> None:
@@ -63,7 +63,7 @@ class SessionEnds:
             if not (causes := caused_by_one(await self._ledger.open_ends())):
                 await self._ended.wait(None)
                 continue
-            self._left_behind = False
+            self._republish_due = False
             request = await self._publisher.trigger_session_end(causes)
             if request is not None:
                 await self._outcome_of(request)
@@ -71,11 +71,11 @@ class SessionEnds:
     async def _outcome_of(self, request: SyncRequested) -> None:
         """Return when the request has an outcome; or when it is lost, as requests may be: its ends are open then."""
         while await self._ledger.outcome(request.request_id) is None:
-            if self._left_behind:
-                self._left_behind = False
-                await self._publisher.repeat(request)
-            patience = self._patience + await self._until_next_try(request)
-            if not await self.sync_finished.wait(patience) and not self._busy():
+            if self._republish_due:
+                self._republish_due = False
+                await self._publisher.republish(request)
+            timeout_seconds = self._timeout_seconds + await self._until_next_try(request)
+            if not await self.sync_finished.wait(timeout_seconds) and not self._busy():
                 return
 
     async def _until_next_try(self, request: SyncRequested) -> float:

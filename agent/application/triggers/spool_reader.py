@@ -14,7 +14,7 @@ from agent.ports import Ledger, Spool, Watch
 _log = structlog.get_logger()
 
 
-def answered_by_a_sync(event: Event) -> bool:
+def is_for_single_sync(event: Event) -> bool:
     """Say whether a single sync takes a note up. An ask is its own process's: that one waits for its outcome."""
     return isinstance(event, SessionEnded | ArchiveNews)
 
@@ -28,50 +28,50 @@ class SpoolReader:
 
     async def run(self) -> None:
         """Take up notes, for ever."""
-        await self.empty()
+        await self.drain()
         async with aclosing(self._watch.changes()) as changes:
             async for _ in changes:
-                await self.empty()
+                await self.drain()
 
-    async def empty(self) -> None:
+    async def drain(self) -> None:
         """Take up every note that waits."""
         for note, event in await self._spool.waiting():
             if isinstance(event, SyncAsked):
-                if await self.take_up(event):
+                if await self.submit(event):
                     continue
             elif isinstance(event, SessionEnded):
-                await self._pass_on(event)
+                await self._publish_session_end(event)
             elif isinstance(event, ArchiveNews):
-                await self._tell(event)
+                await self._announce(event)
             else:
                 _log.warning("note_refused", id=event.id, reason=f"{event.type} does not come through the spool")
             await self._spool.remove(note)
 
-    async def take_over(self) -> None:
+    async def drain_for_single_sync(self) -> None:
         """Take up the notes that a sync which begins now answers: session ends are accepted, which a result follows."""
         for note, event in await self._spool.waiting():
-            if not answered_by_a_sync(event):
+            if not is_for_single_sync(event):
                 continue
             if isinstance(event, SessionEnded):
-                await accept(self._ledger, self._inbox.addressed(event))
+                await accept(self._ledger, self._inbox.readdressed(event))
             elif isinstance(event, ArchiveNews):
-                await self._tell(event)
+                await self._announce(event)
             await self._spool.remove(note)
 
-    async def _pass_on(self, event: SessionEnded) -> None:
+    async def _publish_session_end(self, event: SessionEnded) -> None:
         """Put a session's end on the bus. In this spool it is of this machine and user: whatever system the hook was
         installed for, the memories that are to be safe now are those that this agent delivers.
         """
-        ours = self._inbox.addressed(event)
+        ours = self._inbox.readdressed(event)
         if ours is not event:
             why, cure = f"it names the system {event.system_id}", "akosha-agent hook install"
             _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, reason=why, hint=cure)
         try:
-            await self._inbox.ended(ours)
+            await self._inbox.accept_session_end(ours)
         except WireError as error:
             _log.warning("note_refused", id=event.id[:80], reason=error.message)
 
-    async def _tell(self, news: ArchiveNews) -> None:
+    async def _announce(self, news: ArchiveNews) -> None:
         """Tell what a command has found out about the archive, or done to it; of another system it is refused."""
         try:
             self._inbox.check(news)
@@ -80,7 +80,7 @@ class SpoolReader:
         else:
             await self._inbox.announce(news)
 
-    async def take_up(self, ask: SyncAsked) -> bool:
+    async def submit(self, ask: SyncAsked) -> bool:
         """Say whether somebody waits for an outcome that is still to come.
 
         Then the note stays until there is one: whoever runs next here sees it, too.
@@ -92,4 +92,4 @@ class SpoolReader:
         except WireError as error:
             await self._publisher.refuse(ask, error.message, error.hint)
             return False
-        return (await self._inbox.ask(ask)).request is not None
+        return (await self._inbox.submit(ask)).request is not None

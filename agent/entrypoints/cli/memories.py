@@ -66,7 +66,7 @@ async def memories(
                 standing = await ledger.memories().counts(target)
                 held = await ledger.memories().held(target, limit=MOST_SHOWN)
                 shown = [one for one in held if one.state == "refused" or not failed]
-                kept = Kept.noted(notes, target)
+                kept = Kept.from_notes(notes, target)
                 accounts.append(_Account(target, standing, shown, kept.answered if kept else None))
         finally:
             await ledger.aclose()

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from agent.application.archive.prune import Pruned, PrunePlan, Pruner
 from agent.application.archive.prune_loop import HELD_HINT
-from agent.bootstrap.archive import prune_here
+from agent.bootstrap.archive import open_prune
 from agent.bootstrap.home import Home
 from agent.domain.errors import NotPermitted
 from agent.domain.plain_text import printable
@@ -59,7 +59,7 @@ async def prune(
     machine = await asyncio.to_thread(home.machine)
     ledger = await home.read_ledger() if await home.has_ledger() else None
     try:
-        async with prune_here(settings, identity, machine, rules, home.clock, ledger) as here:
+        async with open_prune(settings, identity, machine, rules, home.clock, ledger) as here:
             pruner, spared = here.pruning, here.spared
             plan = await pruner.plan(spared)
             held = Pruned(kept=len(plan.kept)) if plan.held else None

@@ -10,7 +10,7 @@ import typer
 
 from agent.application.ingest.service import IngestService, IngestSummary
 from agent.bootstrap.home import Home
-from agent.bootstrap.ingest import reacting
+from agent.bootstrap.ingest import open_ingest_service
 from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, SettingsError
 from agent.domain.naming import check_system_id
 from agent.domain.plain_text import from_outside
@@ -56,7 +56,7 @@ async def _react(settings: Settings, systems: Collection[str], *, once: bool) ->
     identity = await asyncio.to_thread(home.prepare)
     with _locked(home):
         try:
-            async with reacting(home, identity, systems) as service:
+            async with open_ingest_service(home, identity, systems) as service:
                 if once:
                     return await _ingest_once(service)
                 await _ingest_until_stopped(service)

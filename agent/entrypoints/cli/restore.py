@@ -12,7 +12,7 @@ import typer
 from agent.application.archive.catalog import LATEST, Catalog, time_of
 from agent.application.archive.restore import RestoreRequest
 from agent.bootstrap.archive import archive_of
-from agent.bootstrap.restore import check_destination, finish_restores, restoring_to
+from agent.bootstrap.restore import check_destination, finish_restores, open_restore
 from agent.domain.databases import storage_note
 from agent.domain.errors import NoSuchObject, SettingsError
 from agent.domain.manifest import Manifest
@@ -104,7 +104,7 @@ async def _restored(
             names = ", ".join(database.database for database in one.databases)
             typer.echo(f"{one.upload_id}: a restore of {names} that was interrupted is finished now, too", err=True)
     manifest = await archive.manifest(found)
-    async with restoring_to(to, archive) as restoring:
+    async with open_restore(to, archive) as restoring:
         with progress_bar() as bar:
             return await restoring.restore(manifest, request, bar)
 

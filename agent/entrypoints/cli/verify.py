@@ -11,7 +11,7 @@ import typer
 
 from agent.application.archive.catalog import LATEST, Catalog
 from agent.application.archive.verify import Found, Verifier
-from agent.bootstrap.archive import archive_of, verifying_deep
+from agent.bootstrap.archive import archive_of, open_deep_verifier
 from agent.bootstrap.home import Home
 from agent.domain.errors import LedgerDamaged, SettingsError
 from agent.domain.plain_text import printable
@@ -75,7 +75,7 @@ async def _verifier(home: Home, archive: Catalog, *, deep: bool) -> AsyncIterato
     if not deep:
         yield Verifier(archive, home.clock)
         return
-    async with verifying_deep(archive, home.state, home.clock) as verifier:
+    async with open_deep_verifier(archive, home.state, home.clock) as verifier:
         yield verifier
 
 

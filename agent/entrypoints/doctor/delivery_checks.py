@@ -172,7 +172,7 @@ async def _delivered_memories(context: DoctorContext) -> list[Finding]:
         target = context.home.targets(await context.identity())[HTTP]
         ledger = await context.home.read_ledger()
         try:
-            kept, counts = Kept.noted(await ledger.notes(), target), await ledger.memories().counts(target)
+            kept, counts = Kept.from_notes(await ledger.notes(), target), await ledger.memories().counts(target)
         finally:
             await ledger.aclose()
     except StateError:
