@@ -1,4 +1,4 @@
-"""The documented Python names: syncs to Akosha out of any program, Session-Buddy's own process included.
+"""The documented Python API: syncs to Akosha from any program, Session-Buddy's own process included.
 
     import asyncio
     from agent.api import AkoshaSyncConfig, HybridAkoshaSync
@@ -10,15 +10,15 @@
 
     asyncio.run(main())
 
-A sync is done by a process of its own: a program that has the databases open would lose DuckDB's lock on them if
-anything in it read the files, and nothing of the agent is loaded into the caller's. Where an agent runs on this
-machine, it is asked. Log lines go to `logging`, as `agent.api`.
+Each sync runs in a child process: a program that has the databases open would lose DuckDB's lock on them if it read
+the files itself, and the caller loads nothing of the agent. Where an agent runs on this machine, it does the sync. Log
+lines go to the logger `agent.api`.
 
-config     the 13 settings
-methods    what a method is, and the two that are here
-hybrid     methods in their order
-reach      whether something is there, within a second
-request    what the process is asked for; `process` starts it, `child` is what runs in it
+config         the 13 settings
+methods        what a method is, and the methods cloud and http
+hybrid         methods in their order
+reachability   whether a server or directory is available, within a second
+process        the request to the child process, which `process` starts; `child` runs in it
 """
 
 from agent.api.config import AkoshaSyncConfig

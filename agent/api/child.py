@@ -1,7 +1,7 @@
-"""The process of its own: a request on stdin, one JSON document on stdout, log lines (JSON) on stderr.
+"""The child process of a sync: a request on stdin, one JSON document on stdout, log lines (JSON) on stderr.
 
-{"result": {...}} is CONTRACT's result, failed or not; {"refused": {"message", "hint", "transient"}} says why there is
-none. SIGTERM ends it tidily. Where whoever asked has been killed, it goes on: memories are saved all the same.
+{"result": {...}} is the result, also of a sync that failed; {"refused": {"message", "hint", "transient"}} is the reason
+for none. SIGTERM makes it clean up and end. If its parent is killed, it completes the sync.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import structlog
 
-from agent.api.request import Request
+from agent.api.process import Request
 from agent.bootstrap.home import Home
 from agent.domain.errors import AkoshaError
 from agent.entrypoints import logs
@@ -26,7 +26,7 @@ STDERR = 2
 
 
 class _Log(io.TextIOBase):
-    """Stderr, for as long as somebody reads it."""
+    """Stderr, as long as it is read."""
 
     def write(self, text: str, /) -> int:
         with suppress(BrokenPipeError):
@@ -35,22 +35,22 @@ class _Log(io.TextIOBase):
 
 
 def main() -> None:
-    """Do what stdin asks for."""
+    """Carry out the request on stdin."""
     sys.stderr = _Log()
-    # The answer alone goes to stdout: what a library might print goes where the log goes.
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as answer:
+    # Only the document goes to stdout: output of libraries goes where the log goes.
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as output:
         os.dup2(STDERR, sys.stdout.fileno())
-        raise SystemExit(run_to_end(_see_to(Request.decode(sys.stdin.buffer.read()), answer)))
+        raise SystemExit(run_to_end(_respond(Request.decode(sys.stdin.buffer.read()), output)))
 
 
-async def _see_to(request: Request, answer: BinaryIO) -> int:
+async def _respond(request: Request, output: BinaryIO) -> int:
     try:
         document: dict[str, object] = {"result": await _sync(request)}
     except AkoshaError as error:
         document = {"refused": {"message": error.message, "hint": error.hint, "transient": error.transient}}
     with suppress(BrokenPipeError):
-        answer.write(json.dumps(document).encode())
-        answer.flush()
+        output.write(json.dumps(document).encode())
+        output.flush()
     return 0
 
 
@@ -63,13 +63,13 @@ async def _sync(request: Request) -> dict[str, object]:
     settings = loaded.settings
     if not request.config.system_id:
         settings = (await asyncio.to_thread(Home.of(settings).as_the_agent)).settings
-    asking = await SyncClient.prepare(
+    client = await SyncClient.prepare(
         settings,
         method=request.method,
         upload_reflections=request.upload_reflections,
         upload_knowledge_graph=request.upload_knowledge_graph,
     )
-    return ResultDocument.of(await asking.result()).to_dict()
+    return ResultDocument.of(await client.result()).to_dict()
 
 
 if __name__ == "__main__":

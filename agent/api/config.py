@@ -1,4 +1,4 @@
-"""The 13 documented settings as one value. Their rules are those of `agent.settings`, which is loaded when asked."""
+"""The 13 documented settings as one value. `agent.settings`, which has their rules, is imported when it is needed."""
 
 import json
 import os
@@ -16,10 +16,10 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class AkoshaSyncConfig:
-    """What to sync with. Any values are taken; `validate` says what is wrong with them.
+    """The settings of a sync. The constructor accepts any values; `validate` returns what is wrong with them.
 
-    Texts lose the blanks around them. A `cloud_endpoint` of `file:///dir` means a directory, which needs no bucket;
-    without a bucket, one that ends in `/mcp` is the address of the Akosha server.
+    Texts are stripped. A `cloud_endpoint` of `file:///dir` is a directory, which needs no bucket; without a bucket, one
+    that ends in `/mcp` is the address of the Akosha server.
     """
 
     cloud_bucket: str = ""
@@ -44,12 +44,12 @@ class AkoshaSyncConfig:
 
     @classmethod
     def from_settings(cls, settings: object) -> Self:
-        """Take the attributes `akosha_cloud_bucket` and so on of any object; one that is missing or None: the default.
+        """Read the attributes `akosha_cloud_bucket` and so on of any object; the default for one missing or None.
 
-        Whatever is taken is taken as it is: `validate` says what is wrong with it.
+        Values are not checked: `validate` does that.
         """
         given = {field.name: getattr(settings, PREFIX + field.name, None) for field in fields(cls)}
-        # An object's attributes may hold anything: that is what `validate` is for.
+        # An object's attributes may have any type.
         known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         return cls(**known)
 
@@ -58,8 +58,8 @@ class AkoshaSyncConfig:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def validate(self) -> list[str]:
-        """Return what is wrong, a sentence each: the setting, its value, and what is allowed. Empty: nothing is."""
-        from pydantic import ValidationError  # noqa: PLC0415 - 0.3 s, for those who ask
+        """Return one sentence for each error: the setting, its value, and what is allowed. Empty: all are valid."""
+        from pydantic import ValidationError  # noqa: PLC0415 - these imports take 0.3 s
 
         from agent.settings import Settings  # noqa: PLC0415
         from agent.settings.display import validation_messages  # noqa: PLC0415
@@ -78,35 +78,35 @@ class AkoshaSyncConfig:
 
     @property
     def cloud_configured(self) -> bool:
-        """Whether the cloud method has somewhere to deliver to: a bucket, or a directory."""
+        """Whether the cloud method has a target: a bucket, or a directory."""
         from agent.settings.endpoints import is_directory  # noqa: PLC0415 - as above
 
         return bool(self.cloud_bucket) or is_directory(self.cloud_endpoint)
 
     @property
     def system_id_resolved(self) -> str:
-        """The name of this machine in the bucket, as an agent here would take it.
+        """The name of this machine in the bucket, as an agent here uses it.
 
-        The field; else that of the agent of this user: its setting, or the id that it took at its first start; else the
-        host name. Made of letters, digits, - and _. Raises NamingError, a ValueError, where nothing is left of a text.
+        The field; else the id of this user's agent, from its setting or its first start; else the host name. Letters,
+        digits, - and _. Raises NamingError, a ValueError, where the text has none of these.
         """
         return sanitise_system_id(self.system_id or _agents_system_id() or socket.gethostname())
 
     @property
     def should_use_cloud(self) -> bool:
-        """Whether the cloud is set up, and http is not forced."""
+        """Whether the cloud is configured, and http is not forced."""
         return self.cloud_configured and self.force_method != "http"
 
     @property
     def should_use_http(self) -> bool:
-        """Whether http is forced; or is the fallback, or all there is, and the cloud is not forced."""
+        """Whether http is forced; or is the fallback or the only method, and the cloud is not forced."""
         return self.force_method == "http" or (
             self.force_method != "cloud" and (self.enable_fallback or not self.cloud_configured)
         )
 
 
 def _agents_system_id() -> str:
-    """Return the system id of the agent here; "" where none has run here, or what it kept is damaged."""
+    """Return the system id of the agent here; "" where none has run, or its file is damaged."""
     from agent.bootstrap.home import Home  # noqa: PLC0415
     from agent.settings import load  # noqa: PLC0415 - as above
 
@@ -114,7 +114,7 @@ def _agents_system_id() -> str:
         home = Home.of(load(environ=os.environ, cwd=Path.cwd(), home=Path.home()).settings).as_the_agent()
         if home.settings.system_id:
             return home.settings.system_id
-        kept = json.loads((home.state.path / "identity.json").read_bytes())["system_id"]
-        return check_system_id(kept) if kept else ""
+        system_id = json.loads((home.state.path / "identity.json").read_bytes())["system_id"]
+        return check_system_id(system_id) if system_id else ""
     except (AkoshaError, OSError, ValueError, KeyError, TypeError):
-        return ""  # the start of an agent names what is wrong
+        return ""  # an agent reports the fault when it starts

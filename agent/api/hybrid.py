@@ -1,4 +1,4 @@
-"""Methods in their order: the first that delivers is enough."""
+"""Methods in their order: the first that delivers ends the sync."""
 
 import asyncio
 import logging
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from agent.api import reach
 from agent.api.config import AUTO, AkoshaSyncConfig
 from agent.api.methods import CloudSyncMethod, HttpSyncMethod, SyncMethod, SyncResult
+from agent.api.reachability import within
 from agent.domain.errors import CloudUploadError, HTTPSyncError, HybridSyncError, SyncError
 
-UNREACHED = "it cannot be reached"
-"""What is said of a method that does not say why it is not available."""
+UNREACHABLE = "it cannot be reached"
+"""The reason where an unavailable method names none."""
 
 _ERRORS: Mapping[str, type[SyncError]] = {"cloud": CloudUploadError, "http": HTTPSyncError}
 
@@ -20,11 +20,10 @@ _log = logging.getLogger("agent.api")
 
 
 class HybridAkoshaSync:
-    """Syncs by the first of `methods` that can: the cloud where it is set up, then http.
+    """Syncs by the first of `methods` that can: the cloud where it is configured, then http.
 
-    The list is the user's to change: a method of one's own may be added, put in front, or take another's place.
-    Directories are those of the agent's own settings, unless they are given. Raises ValueError where the config names
-    a cloud and is not valid.
+    Callers may change the list: add a method of their own, put it first, or replace one. Directories default to those
+    of the agent's settings. Raises ValueError where the config names a cloud and is not valid.
     """
 
     def __init__(
@@ -39,12 +38,15 @@ class HybridAkoshaSync:
     async def sync_memories(
         self, force_method: str = AUTO, upload_reflections: bool = True, upload_knowledge_graph: bool = True
     ) -> SyncResult:
-        """Sync now and return the result of the method that did it.
+        """Sync now and return the result of the method that delivered.
 
-        A `force_method` other than auto, here or else in the config, is the only one tried, and its error is raised as
-        it is; ValueError for a name that no method has. On auto, methods that are not available are passed over, and
-        HybridSyncError, with the error of each, is raised when none has delivered; without `enable_fallback` the first
-        method is the only one.
+        A `force_method` other than auto, here or in the config, is the only one tried. With auto, unavailable methods
+        are skipped; without `enable_fallback` only the first method is tried.
+
+        Raises:
+            HybridSyncError: With auto, no method has delivered; it has the error of each.
+            CloudUploadError, HTTPSyncError: The error of a forced method.
+            ValueError: No method has the forced name.
         """
         methods = {method.get_method_name(): method for method in reversed(self.methods)}  # of two, the first
         forced = force_method if force_method != AUTO else self.config.force_method
@@ -56,21 +58,21 @@ class HybridAkoshaSync:
         for method in self.methods if self.config.enable_fallback else self.methods[:1]:
             name = method.get_method_name()
             try:
-                if not await asyncio.to_thread(reach.answered, method.is_available):
-                    why = getattr(method, "unavailable", "") or UNREACHED
-                    raise SyncError(f"not available: {why}", name, transient=True)
+                if not await asyncio.to_thread(within, method.is_available):
+                    reason = getattr(method, "unavailable", "") or UNREACHABLE
+                    raise SyncError(f"not available: {reason}", name, transient=True)
                 return await _sync(method, upload_reflections, upload_knowledge_graph)
-            except Exception as error:  # noqa: BLE001 - a user's own may raise anything; all of it is told below
+            except Exception as error:  # noqa: BLE001 - a caller's method may raise anything; all of it is in the error below
                 _log.warning("%s failed: %s", name, error)
                 errors.append({"method": name, "error": str(error) or type(error).__name__})
                 causes.append(error)
-        told = "; ".join(f"{error['method']}: {error['error']}" for error in errors)
+        message = "; ".join(f"{error['method']}: {error['error']}" for error in errors)
         cause = ExceptionGroup("each method's error", causes) if causes else None
-        raise HybridSyncError(told or "there is no method to sync by", AUTO, errors) from cause
+        raise HybridSyncError(message or "there is no method to sync by", AUTO, errors) from cause
 
 
 async def _sync(method: SyncMethod, upload_reflections: bool, upload_knowledge_graph: bool) -> SyncResult:
-    """Have one method sync; a failure that it returns is raised, as ours is."""
+    """Sync by one method; a failure that it returns is raised."""
     result = await method.sync(upload_reflections=upload_reflections, upload_knowledge_graph=upload_knowledge_graph)
     if not result.get("success", True):
         name = method.get_method_name()

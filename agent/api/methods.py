@@ -1,13 +1,12 @@
-"""What a method is, and the two that are here: each asks for one sync, which a process of its own does."""
+"""What a method is, and the methods cloud and http, which sync in a child process."""
 
 import logging
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Protocol, TypedDict, cast, runtime_checkable
 
-from agent.api import reach
+from agent.api import reachability
 from agent.api.config import AkoshaSyncConfig
-from agent.api.process import answer_to
-from agent.api.request import Request
+from agent.api.process import Request, run_sync
 from agent.domain.errors import AkoshaError, CloudUploadError, HTTPSyncError, SettingsError, SyncError
 from agent.entrypoints.formatting import hint_of_text
 
@@ -19,7 +18,7 @@ _log = logging.getLogger("agent.api")
 class SyncResult(TypedDict):
     """The result of a sync that succeeded; where nothing had changed, `files_uploaded` is empty and `upload_id` None.
 
-    `bytes_transferred` is what really went over the wire. The http method's `upload_id` is the id of its request.
+    `bytes_transferred` are bytes sent over the network. The http method's `upload_id` is the id of its request.
     """
 
     method: str
@@ -49,33 +48,33 @@ class SyncResult(TypedDict):
 
 @runtime_checkable
 class SyncMethod(Protocol):
-    """A way to sync. A user's own stands in `HybridAkoshaSync.methods` beside ours."""
+    """A way to sync. Callers may add their own to `HybridAkoshaSync.methods`."""
 
     async def sync(
         self, upload_reflections: bool = True, upload_knowledge_graph: bool = True, **kwargs: Any
     ) -> SyncResult | dict[str, Any]:
-        """Deliver, and return the result. Raises (or returns `success: False`) where it cannot."""
+        """Deliver, and return the result. On failure raise, or return `success: False`."""
         ...
 
     def is_available(self) -> bool:
-        """Say within 1 s whether an attempt makes sense: False only for a definite no.
+        """Return within 1 s whether an attempt makes sense: False only if it is certain to fail.
 
-        Called in a thread. No answer in time means that nobody knows: the method is tried.
+        Called in a thread. Without an answer in time, the method is tried.
         """
         ...
 
     def get_method_name(self) -> str:
-        """`cloud`, `http`, or a name of its own."""
+        """Return `cloud`, `http`, or another name."""
         ...
 
 
-class _OwnMethod:
-    """What the two have in common. Directories: those of the agent's own settings, unless they are given."""
+class _ChildProcessMethod:
+    """Base of the two methods. Directories default to those of the agent's settings."""
 
     name: str
     error: type[SyncError]
     unavailable = ""
-    """Why the last `is_available` said no."""
+    """Why the last `is_available` returned False."""
 
     def __init__(
         self, config: AkoshaSyncConfig, *, data_dir: Path | str | None = None, state_dir: Path | str | None = None
@@ -91,21 +90,21 @@ class _OwnMethod:
         self,
         upload_reflections: bool = True,
         upload_knowledge_graph: bool = True,
-        **kwargs: Any,  # noqa: ARG002 - what other methods may want to know
+        **kwargs: Any,  # noqa: ARG002 - the protocol's
     ) -> SyncResult:
-        """Sync what the target lacks, retries included. Raises `CloudUploadError`, or `HTTPSyncError`.
+        """Sync what the target lacks, with retries. Raises `CloudUploadError`, or `HTTPSyncError`.
 
-        A process of its own does it; or the agent that runs on this machine, with its own settings. Cancelled, it
-        returns when that process has cleaned up and ended. Other arguments are taken, and mean nothing here.
+        A child process syncs; or the agent that runs on this machine, with its own settings. When cancelled, this
+        returns once the child has cleaned up and ended. Other arguments are ignored.
         """
         try:
-            result = await answer_to(self._request(upload_reflections, upload_knowledge_graph))
+            result = await run_sync(self._request(upload_reflections, upload_knowledge_graph))
         except AkoshaError as error:
             raise self.error(error.message, self.name, error, hint=error.hint, transient=error.transient) from error
         if not result["success"]:
-            told = result["errors"][-1]["error"] if result["errors"] else result["error"]
-            hint = hint_of_text(told)
-            message = told.removesuffix(f" ({hint})") if hint else told
+            text = result["errors"][-1]["error"] if result["errors"] else result["error"]
+            hint = hint_of_text(text)
+            message = text.removesuffix(f" ({hint})") if hint else text
             raise self.error(message, self.name, hint=hint, transient=result["retry_at"] is not None)
         return cast("SyncResult", result)
 
@@ -120,8 +119,11 @@ class _OwnMethod:
         )
 
 
-class CloudSyncMethod(_OwnMethod):
-    """The databases, into a bucket or a directory. Raises ValueError for a config that is not valid, or has neither."""
+class CloudSyncMethod(_ChildProcessMethod):
+    """Uploads the databases to a bucket or a directory.
+
+    Raises ValueError for a config that is not valid, or has neither.
+    """
 
     name = "cloud"
     error = CloudUploadError
@@ -130,20 +132,20 @@ class CloudSyncMethod(_OwnMethod):
         self, config: AkoshaSyncConfig, *, data_dir: Path | str | None = None, state_dir: Path | str | None = None
     ) -> None:
         super().__init__(config, data_dir=data_dir, state_dir=state_dir)
-        wrong = config.validate()
-        if not wrong and not config.cloud_configured:
-            wrong = ["there is no cloud to sync to: set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///dir"]
-        if wrong:
-            raise ValueError("\n".join(wrong))
+        errors = config.validate()
+        if not errors and not config.cloud_configured:
+            errors = ["there is no cloud to sync to: set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///dir"]
+        if errors:
+            raise ValueError("\n".join(errors))
 
     def is_available(self) -> bool:
-        """Say within 1 s whether the store's host may be reached, or the directory is there and ours to write.
+        """Return within 1 s whether the store's host accepts connections, or the directory is there and writable.
 
-        False only for a definite no; True where nothing is known in time.
+        False only if that is certain; True without an answer in time.
         """
-        return reach.answered(self._may_be_reached)
+        return reachability.within(self._is_reachable)
 
-    def _may_be_reached(self) -> bool:
+    def _is_reachable(self) -> bool:
         try:
             settings = self._request().load().settings
         except SettingsError as error:
@@ -151,14 +153,14 @@ class CloudSyncMethod(_OwnMethod):
             self.unavailable = str(error)
             return False
         if settings.directory is not None:
-            self.unavailable = reach.not_writable(settings.directory / settings.cloud_bucket)
+            self.unavailable = reachability.not_writable(settings.directory / settings.cloud_bucket)
         else:
-            self.unavailable = reach.no_connection(settings.cloud_endpoint, settings.cloud_region)
+            self.unavailable = reachability.connection_refusal(settings.cloud_endpoint, settings.cloud_region)
         return not self.unavailable
 
 
-class HttpSyncMethod(_OwnMethod):
-    """The memories, to an Akosha server: that of `akosha_http_endpoint`, which is no field but a setting of the agent.
+class HttpSyncMethod(_ChildProcessMethod):
+    """Pushes the memories to an Akosha server: that of `akosha_http_endpoint`, a setting of the agent alone.
 
     Where that is not set and there is no bucket, a `cloud_endpoint` that ends in `/mcp` is its address.
     """
@@ -169,16 +171,16 @@ class HttpSyncMethod(_OwnMethod):
     def __init__(
         self, config: AkoshaSyncConfig, *, data_dir: Path | str | None = None, state_dir: Path | str | None = None
     ) -> None:
-        import agent.settings  # noqa: F401, PLC0415 - here, and not within the second that `is_available` has
+        import agent.settings  # noqa: F401, PLC0415 - now: `is_available` has one second
 
         super().__init__(config, data_dir=data_dir, state_dir=state_dir)
 
     def is_available(self) -> bool:
-        """Say within 1 s whether `/health` on the server's origin answers with 200.
+        """Return within 1 s whether `/health` on the server's origin answers with 200.
 
-        False only for a definite no (also another answer than 200); True where nothing is known in time.
+        False only if it certainly does not (another status counts); True without an answer in time.
         """
-        return reach.answered(self._is_healthy)
+        return reachability.within(self._is_healthy)
 
     def _is_healthy(self) -> bool:
         try:
@@ -187,5 +189,5 @@ class HttpSyncMethod(_OwnMethod):
             _log.warning("http: %s", error)
             self.unavailable = str(error)
             return False
-        self.unavailable = reach.no_health(endpoint)
+        self.unavailable = reachability.health_failure(endpoint)
         return not self.unavailable

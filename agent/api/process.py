@@ -1,4 +1,4 @@
-"""Starts the process of its own, hears what it says, and ends it with whoever waits for it."""
+"""The child process that syncs: what it is asked for, how it is started, and how it ends."""
 
 import asyncio
 import json
@@ -9,29 +9,75 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
-from agent.api.request import Request
+from agent.api.config import AkoshaSyncConfig
 from agent.domain.errors import AkoshaError
+
+if TYPE_CHECKING:
+    from agent.settings import Loaded
 
 CHILD = "agent.api.child"
 END_SECONDS = 12.0
-"""How long a process that is told to end may take: it gives itself ten seconds."""
+"""Time for the child to end after SIGTERM; it gives itself ten seconds."""
 
 LOG_SECONDS = 1.0
-"""Its end of the log is closed when it has ended, unless it left a process behind."""
+"""Wait for the end of the child's log after its exit: a process that it left behind may keep the pipe open."""
 
-LONGEST_LINE = 64 * 1024
-LONGEST_SAID = 500
+MAX_LINE_BYTES = 64 * 1024
+MAX_QUOTED = 500
 
 _log = logging.getLogger("agent.api")
 
 
-async def answer_to(request: Request) -> Mapping[str, Any]:
-    """Have a sync done and return its result, failed or not, as CONTRACT has it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sync by one method (`cloud`, `http`), as JSON on the child's stdin. It holds no secret.
 
-    Raises AkoshaError for what kept it from having one. Cancelled, it returns when the process has cleaned up and
-    ended; cancelled again, it kills it.
+    Directories that are None are those of the agent's settings.
+    """
+
+    config: AkoshaSyncConfig
+    method: str
+    upload_reflections: bool = True
+    upload_knowledge_graph: bool = True
+    data_dir: str | None = None
+    state_dir: str | None = None
+
+    def encode(self) -> bytes:
+        """Return it as JSON."""
+        document = {name: getattr(self, name) for name in self.__slots__ if name != "config"}
+        return json.dumps(document | {"config": self.config.values()}, default=str).encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> Self:
+        """Return what `encode` wrote."""
+        document = json.loads(text)
+        return cls(**document | {"config": AkoshaSyncConfig(**document["config"])})
+
+    def load(self) -> "Loaded":
+        """Return the settings of an agent here, with these 13 above all other sources.
+
+        An empty system id overrides nothing. Raises SettingsError.
+        """
+        from agent.settings import load  # noqa: PLC0415 - importing it takes 0.3 s
+
+        directories = {"agent_data_dir": self.data_dir, "agent_state_dir": self.state_dir}
+        return load(
+            command_line={**self.config.values(), "system_id": self.config.system_id or None, **directories},
+            environ=os.environ,
+            cwd=Path.cwd(),
+            home=Path.home(),
+        )
+
+
+async def run_sync(request: Request) -> Mapping[str, Any]:
+    """Run a sync in a child process and return its result as a document, also of a sync that failed.
+
+    Raises AkoshaError where there is no result. When cancelled, it returns once the child has cleaned up and ended;
+    cancelled again, it kills the child.
     """
     starting = asyncio.create_task(_start(), name="akosha-start")
     try:
@@ -39,57 +85,57 @@ async def answer_to(request: Request) -> Mapping[str, Any]:
     except OSError as error:
         raise AkoshaError(f"the process that syncs cannot be started: {error.strerror}", transient=True) from error
     except asyncio.CancelledError:
-        # Whoever cancels a start in the middle would leave behind what has been started already.
+        # Cancelling the start itself could leave a process behind.
         with suppress(OSError):
             await _end(await starting)
         raise
-    listening = asyncio.create_task(_relay(process), name="akosha-log")
+    relaying = asyncio.create_task(_relay_log(process), name="akosha-log")
     try:
-        answer = await _talk(process, request)
+        output = await _exchange(process, request)
         status = await process.wait()
     except BaseException:
         await _end(process)
         raise
     finally:
         try:
-            await asyncio.wait({listening}, timeout=LOG_SECONDS)
+            await asyncio.wait({relaying}, timeout=LOG_SECONDS)
         finally:
-            listening.cancel()
-    return _result(answer, status, listening.result() if listening.done() else "")
+            relaying.cancel()
+    return _result(output, status, relaying.result() if relaying.done() else "")
 
 
 async def _start() -> Process:
-    # -P: the working directory must not be able to supply another package of our name. In a session of its own:
-    # a terminal's Ctrl-C reaches the caller, who decides.
+    # -P: the working directory must not supply another package of this name. In a session of its own: a terminal's
+    # Ctrl-C reaches the caller alone, which decides.
     return await asyncio.create_subprocess_exec(
         sys.executable or "python3", "-P", "-m", CHILD, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
     )
 
 
-async def _talk(process: Process, request: Request) -> bytes:
+async def _exchange(process: Process, request: Request) -> bytes:
     assert process.stdin is not None
     assert process.stdout is not None
-    with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: its exit status tells
+    with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: its exit status says how
         process.stdin.write(request.encode())
         await process.stdin.drain()
     process.stdin.close()
     return await process.stdout.read()
 
 
-async def _relay(process: Process) -> str:
-    """Hand its log lines to `logging` until it ends; return the last line that was none: a crash's last word."""
+async def _relay_log(process: Process) -> str:
+    """Pass its log lines on to `logging` until it ends; return the last line that was none, as of a crash."""
     assert process.stderr is not None
     rest, last = b"", ""
-    while piece := await process.stderr.read(LONGEST_LINE):
+    while piece := await process.stderr.read(MAX_LINE_BYTES):
         *lines, rest = (rest + piece).split(b"\n")
-        rest = rest[-LONGEST_LINE:]
+        rest = rest[-MAX_LINE_BYTES:]
         for line in lines:
-            last = _told(line) or last
-    return _told(rest) or last
+            last = _log_line(line) or last
+    return _log_line(rest) or last
 
 
-def _told(line: bytes) -> str:
-    """Log one line; return it where it was no log line."""
+def _log_line(line: bytes) -> str:
+    """Log one line; return it if it is no log line."""
     text = line.decode(errors="replace").strip()
     try:
         entry = json.loads(text)
@@ -104,13 +150,14 @@ def _told(line: bytes) -> str:
     return ""
 
 
-def _result(answer: bytes, status: int, said: str) -> Mapping[str, Any]:
+def _result(output: bytes, status: int, last_line: str) -> Mapping[str, Any]:
     try:
-        document = json.loads(answer)
+        document = json.loads(output)
     except ValueError:
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
         raise AkoshaError(
-            f"the process that syncs {how}, without a result{said and f': {said[:LONGEST_SAID]}'}", transient=True
+            f"the process that syncs {how}, without a result{last_line and f': {last_line[:MAX_QUOTED]}'}",
+            transient=True,
         ) from None
     if refused := document.get("refused"):
         raise AkoshaError(refused["message"], hint=refused["hint"], transient=refused["transient"])
@@ -119,7 +166,7 @@ def _result(answer: bytes, status: int, said: str) -> Mapping[str, Any]:
 
 
 async def _end(process: Process) -> None:
-    """Tell it to end, and wait until it has. After 12 s, or cancelled, kill it and all that it has started."""
+    """Send SIGTERM and wait for the end. After 12 s, or when cancelled, kill it and all that it has started."""
     ended = asyncio.create_task(process.wait(), name="akosha-end")
     try:
         with suppress(ProcessLookupError):

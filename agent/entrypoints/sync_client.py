@@ -1,7 +1,8 @@
-"""One sync, asked for: done here where nobody holds the state directory, else by the process that does.
+"""One sync: done in this process, or by the process that holds the state directory.
 
-A running agent is asked over its control socket, and tells its progress there. Where that is not to be had, and where
-it breaks, a note in the spool asks, and the ledger has the result. The ask has one id on all ways: it is done once.
+A running agent gets the request over its control socket, and reports progress and result there. Where the socket is
+not available, or the connection breaks, the request is left as a note in the spool, and the ledger has the result. The
+request has the same id on all ways, so it is carried out once.
 """
 
 import asyncio
@@ -28,44 +29,43 @@ from agent.settings import Settings
 if TYPE_CHECKING:
     from agent.entrypoints.control_client.client import ControlClient
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 WITHDRAW_SECONDS = 5.0
 
-INSIST_SECONDS = 5.0
-"""An ask that the agent has taken over the socket is left in the spool, too, when it is not done by then: another agent
-may follow this one, and the bus that has it may go. The ledger is looked into as often."""
+NOTE_AFTER_SECONDS = 5.0
+"""A request that the agent has accepted over its socket is left in the spool, too, if it has no result by then: another
+agent may follow this one, and a bus may lose requests. The ledger is read as often."""
+
+OBSTACLE_SECONDS = 1.0
+"""How often obstacles are looked for while another process is waited for."""
 
 REACT = "react"
-"""A holder of the state directory that does no syncs, and reads no notes."""
+"""The command of a holder that does no syncs and reads no notes."""
 
-APART = "an agent and a reactor on one machine need a --state-dir each"
+SEPARATE_STATE_DIRS = "an agent and a reactor on one machine need a --state-dir each"
 
 _log = structlog.get_logger()
 
-Hear = Callable[[SyncProgress], None]
-"""Called as the sync goes on, here or in the agent that does it, a few times a second."""
+ProgressCallback = Callable[[SyncProgress], None]
+"""Called a few times a second while the sync runs, here or in the agent."""
 
-Waits = Callable[[AlreadyRunning], None]
-"""Called every 0.1 s for as long as another process (the error tells which) holds the state directory."""
+WaitCallback = Callable[[AlreadyRunning], None]
+"""Called every 0.1 s while another process, which the error names, holds the state directory."""
 
-Says = Callable[[str], None]
-"""Called with a sentence for a person who waits: what keeps the sync waiting; what becomes of it once cancelled."""
+MessageCallback = Callable[[str], None]
+"""Called with a sentence for the user: what keeps the sync waiting; what becomes of it once it is cancelled."""
 
-
-SaysOnce = Callable[[str, str], None]
-"""Called with a code and a sentence; says it unless that code has been said."""
-
-WATCH_SECONDS = 1.0
-"""How often it is looked at what keeps another process from doing the sync."""
+CodedMessageCallback = Callable[[str, str], None]
+"""Called with a code and a sentence; only the first sentence of each code is passed on."""
 
 
-def _unheard(_: object) -> None:
-    """For those who want the result alone."""
+def _ignore(_: object) -> None:
+    """For callers that need the result alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncClient:
-    """Somebody asks for one sync: where, who, and what for."""
+    """Requests one sync and waits for its result."""
 
     home: Home
     identity: Identity
@@ -83,7 +83,7 @@ class SyncClient:
         take_over: bool = False,
         new_target: bool = False,
     ) -> Self:
-        """Make the state directory where there is none, and the question. Nothing is synced yet.
+        """Create the state directory where there is none, and the request. Nothing is synced yet.
 
         Raises SettingsError where sync is switched off, StateError, NamingError.
         """
@@ -105,79 +105,86 @@ class SyncClient:
         )
         return cls(home, identity, ask)
 
-    async def result(self, *, hear: Hear = _unheard, waits: Waits = _unheard, says: Says = _unheard) -> SyncResult:
-        """Do it here if nobody holds the state directory; else ask who does, and wait, and take over if that one goes.
+    async def result(
+        self,
+        *,
+        on_progress: ProgressCallback = _ignore,
+        on_wait: WaitCallback = _ignore,
+        on_message: MessageCallback = _ignore,
+    ) -> SyncResult:
+        """Sync here, or have the holder of the state directory do it; take over if that process ends without a result.
 
-        In the end it takes its note back; cancelled, what runs here cleans up after itself. Several at once, in one
-        process or in many, take turns. Raises SettingsError, StateError, and what keeps a sync from having a result.
+        Several at once, in one process or in many, take turns. When cancelled, it withdraws its note, and a sync here
+        cleans up. Raises SettingsError, StateError, and errors that leave a sync without a result.
         """
-        said = set[str]()
+        sent = set[str]()
 
-        def say_once(code: str, text: str) -> None:
-            if code not in said:
-                said.add(code)
-                says(text)
+        def message_once(code: str, text: str) -> None:
+            if code not in sent:
+                sent.add(code)
+                on_message(text)
 
-        waiting = _Waiting(self, hear, say_once)
+        delegated = _DelegatedSync(self, on_progress, message_once)
         watching: asyncio.Task[None] | None = None
         holder: AlreadyRunning | None = None
         try:
             while True:
                 try:
                     with self.home.lock("sync", patient=False):
-                        if result := await waiting.over():
+                        if result := await delegated.take_back():
                             return result
                         holder = None
-                        await _ended(watching)
-                        return await self._here(hear)
+                        await _cancel(watching)
+                        return await self._sync_here(on_progress)
                 except AlreadyRunning as error:
                     holder = error
                 if holder.command == REACT:
-                    raise AlreadyRunning(holder.message, pid=holder.pid, command=holder.command, hint=APART) from holder
+                    raise AlreadyRunning(
+                        holder.message, pid=holder.pid, command=holder.command, hint=SEPARATE_STATE_DIRS
+                    ) from holder
                 if watching is None:
-                    watching = asyncio.create_task(self._watch(say_once), name="watch-obstacles")
-                waits(holder)
-                if result := await waiting.once(holder):
+                    watching = asyncio.create_task(self._watch_obstacles(message_once), name="watch-obstacles")
+                on_wait(holder)
+                if result := await delegated.poll(holder):
                     return result
-                await self.home.clock.sleep(LOOK_SECONDS)
+                await self.home.clock.sleep(POLL_SECONDS)
         except asyncio.CancelledError:
-            says(waiting.left_to(holder) if holder else await self._left_here())
+            on_message(delegated.cancelled_message(holder) if holder else await self._cancelled_message())
             raise
         finally:
-            await _ended(watching)
-            await waiting.end()
+            await _cancel(watching)
+            await delegated.close()
 
     async def obstacle(self) -> StatusWarning | None:
-        """Return what keeps another process from doing the sync and a person can mend. Raises StateError.
+        """Return what prevents another process from syncing and the user can mend: it is stopped, or the disk is full.
 
-        That process is stopped; the disk has no room for the copies. None: nothing of the kind.
+        Raises StateError.
         """
         holder = await asyncio.to_thread(self.home.holder)
         if holder is not None and await asyncio.to_thread(self.home.is_stopped, holder.pid):
             return await asyncio.to_thread(unresponsive_warning, self.home, holder.pid, holder.command)
         return await self.home.disk_warning(self.identity)
 
-    async def _watch(self, say_once: SaysOnce) -> None:
-        """Look for obstacles for as long as another process is waited for."""
+    async def _watch_obstacles(self, message_once: CodedMessageCallback) -> None:
         while True:
-            await self.home.clock.sleep(WATCH_SECONDS)
+            await self.home.clock.sleep(OBSTACLE_SECONDS)
             try:
                 if found := await self.obstacle():
-                    say_once(found.code, str(found))
+                    message_once(found.code, str(found))
             except StateError as error:
                 _log.debug("obstacle_unknown", error=str(error))
 
-    async def _left_here(self) -> str:
-        """Say what becomes of a sync that was cancelled in this process."""
+    async def _cancelled_message(self) -> str:
+        """Return what becomes of a sync that was cancelled in this process."""
         try:
-            upload = await self._begun()
-        except StateError:  # it must not take the cancellation's place
+            upload = await self._unfinished_upload()
+        except StateError:  # it must not replace the cancellation
             return "stopped: what is pending goes with the next sync"
         if upload:
             return f"stopped: the next sync resumes the upload {upload} under the same id"
         return "stopped: no upload has begun; what is pending goes with the next sync"
 
-    async def _begun(self) -> str:
+    async def _unfinished_upload(self) -> str:
         """Return the id of an upload that has begun and not ended, "" for none. Raises StateError."""
         if not await self.home.has_ledger():
             return ""
@@ -188,8 +195,8 @@ class SyncClient:
             await ledger.aclose()
         return next((intent.upload_id for intent in intents if intent), "")
 
-    async def trouble(self) -> str:
-        """Return what the sync waits for, a person or its next attempt, "" for nothing. Raises StateError."""
+    async def wait_reason(self) -> str:
+        """Return what the sync waits for: an obstacle, or its next attempt; "" for nothing. Raises StateError."""
         if found := await self.obstacle():
             return str(found)
         if not await self.home.has_ledger():
@@ -205,30 +212,30 @@ class SyncClient:
             await ledger.aclose()
         return ""
 
-    async def _here(self, hear: Hear) -> SyncResult:
+    async def _sync_here(self, on_progress: ProgressCallback) -> SyncResult:
         """Sync; under another system id where another machine owns the default one."""
-        asking = self
+        client = self
         while True:
             try:
-                return await asking._once(hear)
+                return await client._sync_once(on_progress)
             except SystemIdTaken as taken:
                 identity = await asyncio.to_thread(self.home.rename, taken)
-                asking = replace(asking, identity=identity, ask=replace(asking.ask, system_id=identity.system_id))
+                client = replace(client, identity=identity, ask=replace(client.ask, system_id=identity.system_id))
 
-    async def _once(self, hear: Hear) -> SyncResult:
-        async def listen(message: Message) -> None:
+    async def _sync_once(self, on_progress: ProgressCallback) -> SyncResult:
+        async def handle(message: Message) -> None:
             if isinstance(message.event, SyncProgress):
-                hear(message.event)
+                on_progress(message.event)
             await message.ack()
 
         async with await build(self.home, self.identity, single_sync=True) as agent:
-            await agent.bus.subscribe(naming.progress_subject(self.identity.system_id), listen)
+            await agent.bus.subscribe(naming.progress_subject(self.identity.system_id), handle)
             return await agent.once(self.ask)
 
     async def outcome(self) -> tuple[SyncResult | None, int]:
-        """Return what the ledger has for it, and how far its history has come before. Raises StateError."""
+        """Return the result in the ledger, and the position of its history before that. Raises StateError."""
         if not await self.home.has_ledger():
-            return None, 0  # the agent that holds the directory is just making it
+            return None, 0  # the agent that holds the directory is creating it
         ledger = await self.home.read_ledger()
         try:
             position = await ledger.last_position()
@@ -237,124 +244,124 @@ class SyncClient:
             await ledger.aclose()
 
 
-class _Waiting:
-    """Another process is to do it: how it has been asked, and what has come of that."""
+class _DelegatedSync:
+    """The sync as a request to the process that holds the state directory."""
 
-    def __init__(self, asking: SyncClient, hear: Hear, say_once: SaysOnce) -> None:
-        self._asking, self._home, self._hear, self._say_once = asking, asking.home, hear, say_once
-        self._endpoint = Endpoint(asking.home)
+    def __init__(self, client: SyncClient, on_progress: ProgressCallback, message_once: CodedMessageCallback) -> None:
+        self._client, self._home, self._on_progress, self._message_once = client, client.home, on_progress, message_once
+        self._endpoint = Endpoint(client.home)
         self._note = ""
-        self._asked = False  # somebody may have heard it: there may be a result
-        self._taken = False  # the agent has accepted it over its socket
+        self._requested = False  # a process may have the request: there may be a result
+        self._accepted = False  # the agent has accepted it over its socket
         self._warned: set[str] = set()
 
-    async def once(self, holder: AlreadyRunning) -> SyncResult | None:
-        """See to it that the holder is asked; return the result where there is one now.
+    async def poll(self, holder: AlreadyRunning) -> SyncResult | None:
+        """Make sure that the holder gets the request; return the result if there is one.
 
-        For as long as an agent tells over its socket how it goes on, it waits for that.
+        While an agent reports over its socket, this waits for the result.
         """
         if holder.command == RUN and (client := await self._endpoint.client()):
-            self._asked = True
+            self._requested = True
             try:
-                if result := await self._told_by(client):
+                if result := await self._result_from_agent(client):
                     return result
             except AgentUnavailable as error:
                 if error.unresponsive:
-                    silence = await asyncio.to_thread(unresponsive_warning, self._home, holder.pid, holder.command)
-                    self._say_once(silence.code, str(silence))
-                    self._log_once("agent_silent", pid=holder.pid, next_step="a note in its spool waits for it")
+                    warning = await asyncio.to_thread(unresponsive_warning, self._home, holder.pid, holder.command)
+                    self._message_once(warning.code, str(warning))
+                    self._warn_once("agent_silent", pid=holder.pid, next_step="a note in its spool waits for it")
             self._endpoint.back_off()
-        await self._insist()
-        return (await self._asking.outcome())[0]
+        await self._leave_note()
+        return (await self._client.outcome())[0]
 
-    async def over(self) -> SyncResult | None:
-        """Nobody else holds the directory any more: return the result that was left, or take the ask back."""
-        result = (await self._asking.outcome())[0] if self._asked else None
+    async def take_back(self) -> SyncResult | None:
+        """Once no other process holds the directory: return the result that it left, or withdraw the note."""
+        result = (await self._client.outcome())[0] if self._requested else None
         if result is None and self._note:
             await self._home.withdraw_note(self._note)
             self._note = ""
         return result
 
-    def left_to(self, holder: AlreadyRunning) -> str:
-        """Say what becomes of the sync where nobody here waits for it any more."""
+    def cancelled_message(self, holder: AlreadyRunning) -> str:
+        """Return what becomes of the sync when this process no longer waits for it."""
         who = f"process {holder.pid} ({holder.command})"
-        if self._taken:
+        if self._accepted:
             return f"the agent ({who}) goes on with the sync: akosha-agent status shows it"
-        if holder.command == RUN and self._asked:
+        if holder.command == RUN and self._requested:
             return f"the request is withdrawn; if {who} has begun the sync, it goes on there"
         return f"the request is withdrawn; {who} is not interrupted"
 
-    async def end(self) -> None:
-        """Take the note back, whoever cancels."""
+    async def close(self) -> None:
+        """Withdraw the note, also while being cancelled."""
         if self._note:
-            await _seen_through(self._home.withdraw_note(self._note), "withdraw-note")
+            await _complete(self._home.withdraw_note(self._note), "withdraw-note")
 
-    async def _told_by(self, client: "ControlClient") -> SyncResult | None:
-        """Ask, and wait for the result; None where the agent ends. Raises AgentUnavailable."""
+    async def _result_from_agent(self, client: "ControlClient") -> SyncResult | None:
+        """Send the request and wait for the result; None where the agent ends. Raises AgentUnavailable."""
         following = asyncio.create_task(self._follow(client), name="follow-sync")
         try:
-            while not (await asyncio.wait({following}, timeout=INSIST_SECONDS))[0]:
+            while not (await asyncio.wait({following}, timeout=NOTE_AFTER_SECONDS))[0]:
                 try:
-                    await self._insist()
-                except StateError as error:  # it has been taken: that is no failure yet
-                    then = "the agent has been asked all the same: what becomes of it is waited for"
-                    self._say_once("note_not_left", f"no note could be left: {error}; {then}")
-                    self._log_once("note_not_left", error=str(error), next_step=then)
-                if result := (await self._asking.outcome())[0]:
+                    await self._leave_note()
+                except StateError as error:  # the agent has the request: the sync has not failed yet
+                    next_step = "the agent has the request all the same, and its result is waited for"
+                    self._message_once("note_not_left", f"no note could be left: {error}; {next_step}")
+                    self._warn_once("note_not_left", error=str(error), next_step=next_step)
+                if result := (await self._client.outcome())[0]:
                     return result
             return following.result()
         finally:
             following.cancel()
             await asyncio.wait({following})
-            if not following.cancelled() and (met := following.exception()):
-                _log.debug("agent_unavailable", error=str(met))
+            if not following.cancelled() and (failure := following.exception()):
+                _log.debug("agent_unavailable", error=str(failure))
 
     async def _follow(self, client: "ControlClient") -> SyncResult | None:
-        ask = self._asking.ask
-        result, position = await self._asking.outcome()
+        ask = self._client.ask
+        result, position = await self._client.outcome()
         if result is not None:
             return result
         async with client, client.events(after=position) as events:
             if not self._note:
                 await client.ask(ask)
-                self._taken = True
+                self._accepted = True
             self._endpoint.reset_pause()
             async for item in events:
                 if isinstance(item, SyncProgress):
-                    self._hear(item)
+                    self._on_progress(item)
                 elif isinstance(item.event, SyncResult) and item.event.request_id == ask.id:
                     return item.event
         return None
 
-    async def _insist(self) -> None:
-        """Leave a note where there is none; none stays where the caller is cancelled while it is written."""
+    async def _leave_note(self) -> None:
+        """Leave a note if there is none. When cancelled meanwhile, withdraw it once it is written."""
         if self._note:
             return
-        self._asked = True
-        writing = asyncio.create_task(self._home.leave_note(self._asking.ask), name="leave-note")
+        self._requested = True
+        writing = asyncio.create_task(self._home.leave_note(self._client.ask), name="leave-note")
         try:
             self._note = await asyncio.shield(writing)
         except asyncio.CancelledError:
-            await _seen_through(self._withdrawn(writing), "withdraw-note")
+            await _complete(self._withdraw(writing), "withdraw-note")
             raise
 
-    def _log_once(self, event: str, **fields: object) -> None:
+    async def _withdraw(self, writing: asyncio.Task[str]) -> None:
+        await self._home.withdraw_note(await writing)
+
+    def _warn_once(self, event: str, **fields: object) -> None:
         if event not in self._warned:
             self._warned.add(event)
             _log.warning(event, **fields)
 
-    async def _withdrawn(self, writing: asyncio.Task[str]) -> None:
-        await self._home.withdraw_note(await writing)
 
-
-async def _ended(task: asyncio.Task[None] | None) -> None:
+async def _cancel(task: asyncio.Task[None] | None) -> None:
     if task is not None:
         task.cancel()
         await asyncio.wait({task})
 
 
-async def _seen_through(work: Coroutine[None, None, None], name: str) -> None:
-    """Do it to its end, whoever cancels; a note that cannot be taken back is said, and harms nobody."""
+async def _complete(work: Coroutine[None, None, None], name: str) -> None:
+    """Complete the withdrawal of a note, also while being cancelled. A note that stays is logged, and does no harm."""
     task = asyncio.create_task(work, name=name)
     await asyncio.wait({task}, timeout=WITHDRAW_SECONDS)
     if not task.done():

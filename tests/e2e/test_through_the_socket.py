@@ -67,7 +67,7 @@ async def test_an_agent_syncs_tells_says_how_it_stands_and_is_waited_for_while_i
         machine.write(commits=20)
         async with following(home) as told:
             asked = await SyncClient.prepare(home.settings)
-            result = await asked.result(hear=heard.append)
+            result = await asked.result(on_progress=heard.append)
             agent.logged("sync_succeeded", request_id=asked.ask.id)
             assert {event.request_id for event in heard} >= {asked.ask.id}
             await until(lambda: result in told)

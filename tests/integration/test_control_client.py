@@ -376,7 +376,7 @@ async def test_a_state_directory_with_a_path_too_long_for_a_socket_is_reached(tm
 async def started(home: Home, heard: list | None = None) -> tuple[SyncClient, asyncio.Task]:
     asked = await SyncClient.prepare(home.settings)
     hear = (lambda _: None) if heard is None else heard.append
-    return asked, asyncio.create_task(asked.result(hear=hear), name="sync")
+    return asked, asyncio.create_task(asked.result(on_progress=hear), name="sync")
 
 
 def progress(request_id: str, done: int) -> SyncProgress:
@@ -460,7 +460,7 @@ async def test_an_agent_that_does_not_take_the_ask_finds_it_in_the_spool(agent, 
 
 
 async def test_an_agent_that_tells_nothing_is_reminded_by_a_note_and_its_ledger_read(agent, home, monkeypatch):
-    monkeypatch.setattr(sync_client, "INSIST_SECONDS", 0.05)
+    monkeypatch.setattr(sync_client, "NOTE_AFTER_SECONDS", 0.05)
     asked, syncing = await started(home)
     await noted(home)
     assert len(agent.readers) == 1
@@ -476,7 +476,7 @@ async def test_where_no_note_can_be_left_an_ask_that_was_taken_is_waited_for_all
     async def full(*_):
         raise StateError("no space left")
 
-    monkeypatch.setattr(sync_client, "INSIST_SECONDS", 0.02)
+    monkeypatch.setattr(sync_client, "NOTE_AFTER_SECONDS", 0.02)
     monkeypatch.setattr(Home, "leave_note", full)
     asked, syncing = await started(home)
     await agent.until(lambda: agent.asked)
@@ -509,9 +509,9 @@ async def test_a_sync_that_is_cancelled_ends_as_cancelled_where_the_ledger_canno
     async def unreadable(_):
         raise StateError("the ledger cannot be read")
 
-    monkeypatch.setattr(SyncClient, "_here", under_way)
+    monkeypatch.setattr(SyncClient, "_sync_here", under_way)
     asked = await SyncClient.prepare(home.settings)
-    syncing = asyncio.create_task(asked.result(says=said.append), name="sync")
+    syncing = asyncio.create_task(asked.result(on_message=said.append), name="sync")
     await begun.wait()
     monkeypatch.setattr(Home, "has_ledger", unreadable)
     syncing.cancel()
@@ -521,7 +521,7 @@ async def test_a_sync_that_is_cancelled_ends_as_cancelled_where_the_ledger_canno
 
 
 async def test_an_agent_that_dies_after_it_has_done_it_has_done_it(agent, home, monkeypatch):
-    monkeypatch.setattr(SyncClient, "_here", lambda *_: pytest.fail("it is done once more"))
+    monkeypatch.setattr(SyncClient, "_sync_here", lambda *_: pytest.fail("it is done once more"))
     asked, syncing = await started(home)
     await agent.until(lambda: agent.asked)
     result = await agent.settle(asked.ask.id)

@@ -22,9 +22,9 @@ from agent.api import (
     SyncError,
     SyncMethod,
     SyncResult,
-    reach,
+    reachability,
 )
-from agent.api.request import Request
+from agent.api.process import Request
 from agent.entrypoints.results import ResultDocument
 from agent.settings.sources import variable
 
@@ -243,9 +243,9 @@ def test_all_that_a_result_may_hold_has_its_type():
 
 def test_what_gives_no_answer_in_time_is_unknown_and_so_worth_an_attempt():
     gate = threading.Event()
-    assert reach.answered(lambda: not gate.wait(), seconds=0.01)
+    assert reachability.within(lambda: not gate.wait(), seconds=0.01)
     gate.set()
-    assert not reach.answered(lambda: not gate.wait())
+    assert not reachability.within(lambda: not gate.wait())
 
 
 def test_a_directory_is_there_where_it_or_what_it_is_to_be_made_in_can_be_written(tmp_path):

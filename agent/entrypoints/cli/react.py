@@ -16,7 +16,7 @@ from agent.domain.naming import check_system_id
 from agent.domain.plain_text import from_outside
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
 from agent.entrypoints.shutdown import first_of, on_hangup
-from agent.entrypoints.sync_client import APART, REACT
+from agent.entrypoints.sync_client import REACT, SEPARATE_STATE_DIRS
 from agent.settings import Settings
 
 app = CommandGroup()
@@ -126,5 +126,5 @@ def _locked(home: Home) -> Iterator[None]:
         with home.lock(REACT):
             yield
     except AlreadyRunning as error:
-        hint = f"stop that one first; {APART}"
+        hint = f"stop that one first; {SEPARATE_STATE_DIRS}"
         raise AlreadyRunning(error.message, pid=error.pid, command=error.command, hint=hint) from error

@@ -64,7 +64,10 @@ async def sync(
                 waiting = False
             bar.show(event.phase, event.done_bytes, event.total_bytes)
 
-        result = await client.result(hear=show, says=lambda text: bar.say(f"akosha-agent: {logs.redacted(text)}"))
+        def say(text: str) -> None:
+            bar.say(f"akosha-agent: {logs.redacted(text)}")
+
+        result = await client.result(on_progress=show, on_message=say)
     if as_json:
         from agent.entrypoints.results import ResultDocument  # noqa: PLC0415 - its model takes time to build
 

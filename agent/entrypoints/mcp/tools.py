@@ -203,8 +203,8 @@ async def _sync(
     try:
         loaded = await asyncio.to_thread(load)
         client = await SyncClient.prepare(loaded.settings, method=method, enable_fallback=enable_fallback)
-        async with nullcontext() if report is _no_report else reporter.running(client.trouble):
-            result = await client.result(hear=reporter.on_progress, waits=reporter.on_wait)
+        async with nullcontext() if report is _no_report else reporter.running(client.wait_reason):
+            result = await client.result(on_progress=reporter.on_progress, on_wait=reporter.on_wait)
     except AkoshaError as error:
         await reporter.finish(str(error))
         raise
