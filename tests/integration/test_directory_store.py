@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -456,3 +457,25 @@ async def test_missing_locks_are_what_an_error_speaks_of(store, monkeypatch):
     with pytest.raises(StoreError, match="without locks") as failure:
         await put(store, KEY, b"x")
     assert "lock" in failure.value.hint
+
+
+async def test_an_object_that_is_opened_after_its_reader_was_cancelled_is_closed(tmp_path, monkeypatch):
+    (tmp_path / "object").write_bytes(b"bytes")
+    store, opening, go_on = DirectoryStore(tmp_path), threading.Event(), threading.Event()
+    path_of, opened = store_module.layout.object_path, []
+
+    class Held:
+        def open(self, mode):
+            opening.set()
+            assert go_on.wait(30)
+            opened.append(path_of(tmp_path, "object").open(mode))
+            return opened[0]
+
+    monkeypatch.setattr(store_module.layout, "object_path", lambda *_: Held())
+    reading = asyncio.create_task(anext(store.get("object")))
+    await asyncio.to_thread(opening.wait, 30)
+    reading.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert [file.closed for file in opened] == [True]

@@ -9,7 +9,16 @@ import builtins
 import contextlib
 import hashlib
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -151,7 +160,8 @@ class DirectoryStore:
         return StoredObject(key, size, found.metadata, etag=FILE_TAG + digest.hexdigest())
 
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
-        file = await self._run("read", key, lambda: layout.object_path(self._root, key).open("rb"), reading=True)
+        opening = self._run("read", key, lambda: layout.object_path(self._root, key).open("rb"), reading=True)
+        file = await _opened(opening, lambda file: file.close)
         try:
             while piece := await self._run("read", key, lambda: file.read(READ_BYTES)):
                 yield piece
@@ -190,18 +200,8 @@ class DirectoryStore:
             self._probe = None
 
     async def _incoming(self, key: str) -> Incoming:
-        making = asyncio.create_task(
-            self._run("write", key, lambda: Incoming(self._root, key, make_root=not self._seen)),
-            name="directory-store-open",
-        )
-        try:
-            return await asyncio.shield(making)
-        except asyncio.CancelledError:
-            with contextlib.suppress(StoreError, TimeoutError):
-                async with asyncio.timeout(CLEANUP_SECONDS):
-                    file = await making
-                await _finish(file.discard)
-            raise
+        opening = self._run("write", key, lambda: Incoming(self._root, key, make_root=not self._seen))
+        return await _opened(opening, lambda file: file.discard)
 
     async def _run(self, action: str, key: str, work: Callable[[], T], *, reading: bool = False) -> T:
         def seeing() -> T:
@@ -250,6 +250,19 @@ def _time(modified: float) -> datetime | None:
 
 def _call(function: Callable[..., T], *arguments: object) -> Callable[[], T]:
     return lambda: function(*arguments)
+
+
+async def _opened(opening: Coroutine[None, None, T], closer: Callable[[T], Callable[[], None]]) -> T:
+    """Return what a thread opens; close it where the caller is cancelled meanwhile, as the thread goes on."""
+    task = asyncio.create_task(opening, name="directory-store-open")
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(CLEANUP_SECONDS):
+                file = await task
+            await _finish(closer(file))
+        raise
 
 
 async def _finish(work: Callable[[], None]) -> None:

@@ -1,8 +1,10 @@
 """The header-bracketed copy: right under a writer that commits and checkpoints all the time, without any lock.
 
-DuckDB never overwrites a block that the active header refers to; a checkpoint is complete when the other header
+DuckDB never overwrites a data block that the active header refers to; a checkpoint is complete when the other header
 becomes the active one, and only then may old blocks be used again. So the main file is copied between two readings of
 its header bytes: equal, no checkpoint was completed in between, and all blocks of the copy are of that header's state.
+The exception is a block of metadata (DuckDB 1.5 and 2.0): a checkpoint adds to it in place, before the header. What was
+in it stays, but a copy made during that write may be torn. Its checksum shows it, so verification finds it.
 The sidecars are read after the main file and must belong to the same header: none appears or vanishes, each is still
 the same file and still begins with exactly the bytes copied. What was committed before the copying began is in main or
 sidecars by then; a commit that is half written at the end of a sidecar is ignored when it is replayed. If anything

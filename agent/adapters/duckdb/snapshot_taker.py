@@ -65,7 +65,7 @@ class DuckdbSnapshotTaker:
         started = self._clock.monotonic()
         folder, copy, verdict = await self._take_once(database)
         if verdict.damaged:
-            # A right bracket never gives a torn copy; before somebody is told that his database is damaged, look twice.
+            # The block that holds the metadata is written in place, so a copy of it may be torn: take another one.
             log.warning("snapshot_suspect", database=database, reason=verdict.reason)
             await self._remove(folder)
             folder, copy, verdict = await self._take_once(database)
