@@ -9,7 +9,7 @@ from agent.adapters.duckdb import DuckdbMemoryReader, Warm
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.local_zone import local_zone
 from agent.adapters.memories_file import JsonMemoriesFile
-from agent.adapters.s3 import AtRest, S3Store
+from agent.adapters.s3 import ObjectOptions, S3Store
 from agent.adapters.state_directory import StateDirectory
 from agent.application.memories.delta import MemoryDelta
 from agent.application.memories.push import MemoryPush
@@ -46,14 +46,14 @@ def object_store(settings: Settings, rate_limiter: RateLimiter | None = None) ->
         bucket=settings.cloud_bucket,
         endpoint=settings.cloud_endpoint,
         region=settings.cloud_region,
-        at_rest=at_rest(settings),
+        object_options=object_options(settings),
         rate_limiter=rate_limiter,
     )
 
 
-def at_rest(settings: Settings) -> AtRest:
+def object_options(settings: Settings) -> ObjectOptions:
     """Return how objects are to lie in the bucket."""
-    return AtRest(
+    return ObjectOptions(
         encryption=settings.cloud_sse,
         kms_key_id=settings.cloud_sse_kms_key_id,
         storage_class=settings.cloud_storage_class,

@@ -19,7 +19,7 @@ from agent.ports.memories import (
 from agent.ports.methods import Delivered, Reporter, SyncMethod, Unchanged
 from agent.ports.metrics import Meter, NoMeter
 from agent.ports.network import Connected, NetworkChange, NetworkMonitor, Reconnectable, reset_clients
-from agent.ports.objects import Creation, ObjectStore, Progress, StoredObject, is_changed, untold
+from agent.ports.objects import Creation, ObjectStore, Progress, StoredObject, ignore_progress, is_changed
 from agent.ports.rate_limit import RateLimiter
 from agent.ports.snapshots import Compressor, Snapshot, SnapshotTaker
 from agent.ports.system import Clock, Spool, Supervisor, Watch
@@ -71,7 +71,7 @@ __all__ = [
     "UnexpectedErrors",
     "Watch",
     "WrittenMemories",
+    "ignore_progress",
     "is_changed",
     "reset_clients",
-    "untold",
 ]

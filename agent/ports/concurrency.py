@@ -39,6 +39,13 @@ def mark_retrieved(task: "asyncio.Task[Any]") -> None:
         task.exception()
 
 
+def result_of(task: "asyncio.Task[T] | None") -> T | None:
+    """Return a task's result; None without a task, while it runs, and where it was cancelled or failed."""
+    if task is None or not task.done() or task.cancelled() or task.exception() is not None:
+        return None
+    return task.result()
+
+
 class SideBySide:
     """Tasks of one name, all ended when the block ends. Where one fails, the others are cancelled and its error raised.
 

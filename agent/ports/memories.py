@@ -57,24 +57,24 @@ class Capabilities:
     version: str
     kinds: frozenset[Kind]
     need_embedding: frozenset[Kind]
-    tells_known: frozenset[Kind] = frozenset({"conversation"})
+    reports_known: frozenset[Kind] = frozenset({"conversation"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreResult:
     """What became of one batch: how many were `stored`, which were there already, and why others were refused.
 
-    `there` are positions in the batch, and `refused` maps positions to the server's reason.
+    `existing` are positions in the batch, and `refused` maps positions to the server's reason.
     """
 
     stored: int
-    there: frozenset[int] = frozenset()
+    existing: frozenset[int] = frozenset()
     refused: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def known(self) -> int:
         """How many were there already."""
-        return len(self.there)
+        return len(self.existing)
 
 
 class MemorySink(Protocol):

@@ -13,7 +13,7 @@ Progress = Callable[[int], None]
 """Told, on the event loop, how many more bytes have moved. Cheap, never raises."""
 
 
-def untold(_count: int) -> None:
+def ignore_progress(_count: int) -> None:
     """A Progress for those who do not watch."""
 
 
@@ -96,7 +96,9 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
+    async def copy(
+        self, source: str, key: str, *, expected: StoredObject, progress: Progress = ignore_progress
+    ) -> StoredObject:
         """Copy on the store's side, no bytes through here, and check the copy's size and metadata against `expected`.
 
         `expected.metadata` becomes the copy's; `expected.etag`, where it is known, is the source's: a source with
@@ -109,7 +111,7 @@ class ObjectStore(Protocol):
         """Return the object without its bytes. Raises NoSuchObject."""
         ...
 
-    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:
+    async def inspect(self, key: str, *, progress: Progress = ignore_progress) -> StoredObject:
         """Return what `head` does, with the `etag` of the bytes as they are now. Raises NoSuchObject.
 
         A store that keeps no tags reads the object through; `progress` is called as it does.

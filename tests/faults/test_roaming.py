@@ -225,8 +225,8 @@ async def test_a_nats_connection_that_died_silently_is_replaced_at_an_upheaval(f
 async def test_a_ping_that_is_out_when_the_upheaval_comes_is_not_waited_for_any_longer(fresh_nats, soon):
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         way.lose()
-        bus._link.suspect(bus._link.client())
-        await until(lambda: bus._link._limit)
+        bus._connection.suspect(bus._connection.client())
+        await until(lambda: bus._connection._limit)
         bus.check_connection()
         async with asyncio.timeout(SECONDS):
             await until(lambda: not bus.state.ready)
@@ -236,11 +236,11 @@ async def test_a_ping_that_is_out_when_the_upheaval_comes_is_not_waited_for_any_
 async def test_a_nats_connection_that_lives_is_kept_whatever_happens_around_it(fresh_nats, monkeypatch):
     monkeypatch.setattr(connection, "ALIVE_SECONDS", SECONDS)
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
-        client = bus._link.client()
+        client = bus._connection.client()
         for _ in range(3):
             bus.check_connection()
-            await until(lambda: not bus._link._doubted.is_set())
-        assert bus._link.client() is client
+            await until(lambda: not bus._connection._doubted.is_set())
+        assert bus._connection.client() is client
         assert way.connections == 1
 
 

@@ -40,7 +40,7 @@ async def ready(bus) -> None:
 
 async def restarted(bus, server, *, end="stop") -> None:
     """End the server, see that the bus has noticed, and start it again; return when the bus is ready."""
-    lost = bus._link.client().lost
+    lost = bus._connection.client().lost
     getattr(server, end)()
     async with asyncio.timeout(SECONDS):
         await lost.wait()
@@ -54,7 +54,7 @@ async def handled(sequence: int, *subscriptions) -> None:
 
 
 def break_connection(bus) -> None:
-    bus._link.client()._transport._io_writer.transport.abort()
+    bus._connection.client()._transport._io_writer.transport.abort()
 
 
 async def stored(server) -> int:
@@ -259,7 +259,7 @@ async def test_a_passing_subscription_loses_nothing_over_a_restart_and_sees_noth
         subscription = await bus.subscribe("akosha.>", inbox)
         await bus.publish(ended(1))
         await handled(1, subscription)
-        lost = bus._link.client().lost
+        lost = bus._connection.client().lost
         fresh_nats.stop()
         await lost.wait()
         fresh_nats.start()
@@ -330,7 +330,7 @@ async def test_each_subscription_of_a_deleted_stream_goes_on_also_one_whose_requ
         try:
             return await original(pull)
         except BusError:
-            if pull._subject.endswith(".unanswered") and not bus._link.client().lost.is_set():
+            if pull._subject.endswith(".unanswered") and not bus._connection.client().lost.is_set():
                 await asyncio.Event().wait()
             raise
 
@@ -362,9 +362,9 @@ async def test_a_stream_that_is_another_one_after_a_reconnection_is_told_before_
     async with opened_bus(fresh_nats.url, own_durables=True) as bus:
         await bus.subscribe("akosha.session.>", Inbox(), durable="d")
         await bus.publish(ended(1))
-        before, lost = bus.stream, bus._link.client().lost
+        before, lost = bus.stream, bus._connection.client().lost
         monkeypatch.setattr(DurableConsumer, "ensure", never)
-        bus.on_change(lambda: marks.append((bus._link.is_up, bus.stream)))
+        bus.on_change(lambda: marks.append((bus._connection.is_up, bus.stream)))
         fresh_nats.restart(wipe=True)
         await lost.wait()
         await until(lambda: any(up and mark.has_lost(before) for up, mark in marks))
@@ -408,7 +408,7 @@ async def test_a_server_that_comes_back_empty_goes_on(fresh_nats):
         for number in range(1, 4):
             await bus.publish(ended(number))
         await handled(3, one, another)
-        before, lost = bus.stream, bus._link.client().lost
+        before, lost = bus.stream, bus._connection.client().lost
         fresh_nats.restart(wipe=True)
         await lost.wait()
         await ready(bus)
@@ -451,12 +451,12 @@ async def test_a_handler_at_work_outlives_the_connection_and_its_event_comes_aga
     inbox = Inbox(work)
     async with opened_bus(fresh_nats.url, own_durables=True) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
-        lost = bus._link.client().lost
+        lost = bus._connection.client().lost
         await bus.publish(ended(1))
         await inbox.holds(1)
         await lost.wait()
         async with asyncio.timeout(SECONDS):
-            await bus._link.wait()
+            await bus._connection.wait()
         go_on.set()
         assert await inbox.holds(2) == ["e-1", "e-1"]
 
@@ -466,7 +466,7 @@ async def test_a_server_that_hangs_is_noticed_and_replaced_and_publishing_meanwh
     patience = {"connect": 0.3, "ping": 0.2, "ping_timeout": 0.2}
     async with opened_bus(fresh_nats.url, patience=patience, own_durables=True) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
-        lost = bus._link.client().lost
+        lost = bus._connection.client().lost
         fresh_nats.pause()
         for number in (8, 9):
             began = time.monotonic()
@@ -486,11 +486,11 @@ async def test_a_server_that_hangs_is_noticed_and_replaced_and_publishing_meanwh
 
 async def test_a_server_that_hangs_is_noticed_where_nobody_publishes(fresh_nats):
     async with opened_bus(fresh_nats.url, patience={"connect": 0.3, "ping": 0.2, "ping_timeout": 0.2}) as bus:
-        lost = bus._link.client().lost
+        lost = bus._connection.client().lost
         fresh_nats.pause()
         async with asyncio.timeout(SECONDS):
             await lost.wait()
-        await until(lambda: "no answer to a ping in 0.2 s" in bus._link.trouble.message)
+        await until(lambda: "no answer to a ping in 0.2 s" in bus._connection.trouble.message)
         fresh_nats.resume()
         await ready(bus)
 
@@ -513,7 +513,7 @@ async def test_who_is_patient_waits_until_nats_is_there(fresh_nats):
     fresh_nats.stop()
     async with opened_bus(fresh_nats.url, patient=True, ready=False) as bus:
         publishing = [asyncio.create_task(bus.publish(ended(number))) for number in range(3)]
-        await bus._link.tried(SECONDS)
+        await bus._connection.tried(SECONDS)
         assert not any(task.done() for task in publishing)
         fresh_nats.start()
         async with asyncio.timeout(SECONDS):

@@ -25,8 +25,8 @@ async def test_an_nkey_file_that_is_of_no_use_is_told_and_its_mending_is_noticed
     file.write_text(text)
     with running_nats(tmp_path / "nats", config=nkey_config(KEY)) as server:
         async with opened_bus(server.url, ready=False, login=Login(nkey_file=file)) as bus:
-            await bus._link.tried(SECONDS)
-            assert not (bus._link._task.done() and bus._link._task.exception())
+            await bus._connection.tried(SECONDS)
+            assert not (bus._connection._task.done() and bus._connection._task.exception())
             assert "agent_nats_nkey_file" in bus.state.detail
             file.write_text(KEY.seed)
             async with asyncio.timeout(SECONDS):
@@ -48,8 +48,8 @@ async def test_a_credentials_file_that_is_of_no_use_is_told_and_its_mending_is_n
     file.write_text(text)
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
         async with opened_bus(server.url, ready=False, login=Login(credentials_file=file)) as bus:
-            await bus._link.tried(SECONDS)
-            assert not (bus._link._task.done() and bus._link._task.exception())
+            await bus._connection.tried(SECONDS)
+            assert not (bus._connection._task.done() and bus._connection._task.exception())
             assert "agent_nats_credentials_file" in bus.state.detail
             file.write_text(GOOD)
             async with asyncio.timeout(SECONDS):
@@ -64,8 +64,8 @@ async def test_a_greeting_that_makes_no_sense_is_one_more_failure(greeting):
     async with listening(greeting, then=b"PONG\r\n") as (place, _):
         login = Login(nkey_seed=KEY.seed)
         async with opened_bus(f"nats://{place}", ready=False, patience={"connect": 0.2}, login=login) as bus:
-            await bus._link.tried(SECONDS)
-            assert not (bus._link._task.done() and bus._link._task.exception())
+            await bus._connection.tried(SECONDS)
+            assert not (bus._connection._task.done() and bus._connection._task.exception())
             assert not bus.state.ready
             assert "is being connected to" not in bus.state.detail
 
@@ -74,7 +74,7 @@ async def test_a_subscription_stopped_while_it_begins_does_not_deafen_the_bus(fr
     async with opened_bus(fresh_nats.url, patience={"connect": 0.3, "ping": 0.2, "ping_timeout": 2}) as bus:
         fresh_nats.pause()
         beginning = asyncio.create_task(bus.subscribe("akosha.progress.*", Inbox()))
-        await until(lambda: bus._link.client()._pongs)
+        await until(lambda: bus._connection.client()._pongs)
         await bus._subscriptions[0].stop()
         fresh_nats.resume()
         await beginning
@@ -94,7 +94,7 @@ async def test_what_was_naked_before_the_connection_was_lost_comes_again_without
         await bus.subscribe("akosha.session.>", inbox)
         await bus.publish(ended(1))
         assert await inbox.holds(1) == ["e-1"]
-        lost = bus._link.client().lost
+        lost = bus._connection.client().lost
         fresh_nats.restart()
         await lost.wait()
         assert await inbox.holds(2) == ["e-1", "e-1"]
@@ -106,7 +106,7 @@ async def test_a_stream_that_was_set_back_is_followed_from_where_it_is(fresh_nat
         subscription = await bus.subscribe("akosha.session.>", inbox)
         await bus.publish(ended(1))
         await until(lambda: subscription.place.seen == 1)
-        lost = bus._link.client().lost
+        lost = bus._connection.client().lost
         fresh_nats.stop()
         await lost.wait()
         shutil.copytree(fresh_nats.store, tmp_path / "backup")
@@ -115,7 +115,7 @@ async def test_a_stream_that_was_set_back_is_followed_from_where_it_is(fresh_nat
         for number in range(2, 6):
             await bus.publish(ended(number))
         await until(lambda: subscription.place.seen == 5)
-        lost = bus._link.client().lost
+        lost = bus._connection.client().lost
         fresh_nats.kill()
         await lost.wait()
         fresh_nats.wipe()
@@ -144,7 +144,7 @@ async def test_who_has_stopped_answering_is_not_asked_any_more(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         answering = await bus.respond("akosha.agent.mac.status", lambda question: asyncio.sleep(0, b""))
         await answering.stop()
-        await bus._link.client().flush()
+        await bus._connection.client().flush()
         with pytest.raises(NoRespondersError):
             await other.request("akosha.agent.mac.status", b"?", timeout=0.5)
 
@@ -167,7 +167,7 @@ async def test_a_websocket_to_a_server_that_hangs_leaves_no_socket(tmp_path):
     with running_nats(tmp_path, websocket=PLAIN_WEBSOCKET) as server:
         before = sockets()
         async with opened_bus(server.websocket_url, patience={"ping": 0.1, "ping_timeout": 0.1}) as bus:
-            client = bus._link.client()
+            client = bus._connection.client()
             server.pause()
             await client.lost.wait()
         assert sockets() <= before
@@ -177,7 +177,7 @@ async def test_a_websocket_to_a_server_that_hangs_leaves_no_socket(tmp_path):
 async def test_a_server_that_hangs_leaves_no_task(fresh_nats):
     before = asyncio.all_tasks()
     async with opened_bus(fresh_nats.url, patience={"ping": 0.1, "ping_timeout": 0.1}) as bus:
-        client = bus._link.client()
+        client = bus._connection.client()
         fresh_nats.pause()
         for _ in range(10):
             await client._send_command(b"PUB x 1048576\r\n" + bytes(2**20) + b"\r\n")

@@ -77,12 +77,14 @@ async def refusal(*urls: str, **how: object) -> str:
     """Assert that the bus is not ready, and no text shows a secret; return what it says."""
     with capture_logs() as logs:
         async with opened_bus(*urls, ready=False, **how) as bus:
-            await bus._link.tried(SECONDS)
+            await bus._connection.tried(SECONDS)
             assert not bus.state.ready
             with pytest.raises(BusError) as failure:
                 await bus.publish(ended(1))
             detail = bus.state.detail
-    whole = "".join(traceback.format_exception(failure.value)) + "".join(traceback.format_exception(bus._link.trouble))
+    whole = "".join(traceback.format_exception(failure.value)) + "".join(
+        traceback.format_exception(bus._connection.trouble)
+    )
     assert_no_secret(detail, whole, failure.value.hint, str(logs), repr(options(*urls, **how)))
     return detail
 
@@ -306,7 +308,7 @@ async def test_a_secret_file_that_becomes_readable_for_others_is_not_used_any_mo
         how = {"login": Login(credentials_file=file), "check": nats_options(settings, "test").check}
         async with opened_bus(server.url, **how) as bus:
             file.chmod(0o644)
-            lost = bus._link.client().lost
+            lost = bus._connection.client().lost
             server.restart()
             async with asyncio.timeout(SECONDS):
                 await lost.wait()
@@ -363,11 +365,11 @@ async def test_credentials_that_expire_are_followed_by_those_that_are_in_the_fil
     file.write_text(OPERATOR.credentials(expires=3))
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
         async with opened_bus(server.url, login=Login(credentials_file=file)) as bus:
-            lost = bus._link.client().lost
+            lost = bus._connection.client().lost
             file.write_text(EXPIRED)
             async with asyncio.timeout(SECONDS):
                 await lost.wait()
-                while "check akosha_agent_nats_user" not in bus._link.trouble.hint:
+                while "check akosha_agent_nats_user" not in bus._connection.trouble.hint:
                     await asyncio.sleep(0)
             file.write_text(CREDENTIALS)
             await ready(bus)
@@ -381,11 +383,11 @@ async def test_a_client_that_is_reset_reads_the_credentials_again_though_the_old
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
         async with opened_bus(server.url, login=Login(credentials_file=file)) as bus:
             await bus.subscribe("akosha.session.>", inbox, durable="d")
-            before, old = users(server), bus._link.client()
+            before, old = users(server), bus._connection.client()
             file.write_text(OPERATOR.credentials())
             await bus.reset_client()
             async with asyncio.timeout(SECONDS):
-                while not bus._link.is_up or bus._link.client() is old:
+                while not bus._connection.is_up or bus._connection.client() is old:
                     await asyncio.sleep(0)
             await ready(bus)
             assert users(server) & before == set()
@@ -408,7 +410,7 @@ async def test_a_ca_that_is_replaced_is_trusted_from_the_next_attempt_on(tmp_pat
             server.config = tls_config(new)
             server.start()
             async with asyncio.timeout(SECONDS):
-                while "certificate verify failed" not in bus._link.trouble.message.lower():
+                while "certificate verify failed" not in bus._connection.trouble.message.lower():
                     await asyncio.sleep(0)
             ca.write_bytes(new.ca.read_bytes())
             await ready(bus)
@@ -425,7 +427,7 @@ async def test_a_client_certificate_that_is_replaced_is_shown_from_the_next_atte
     tls = Tls(ca_file=authority.ca, certificate_file=chain, key_file=key)
     with running_nats(tmp_path / "nats", config=tls_config(authority, clients=old)) as server:
         async with opened_bus(tls_url(server), tls=tls) as bus:
-            lost = bus._link.client().lost
+            lost = bus._connection.client().lost
             server.stop()
             await lost.wait()
             server.config = tls_config(authority, clients=new)

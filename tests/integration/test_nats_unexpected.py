@@ -110,7 +110,7 @@ async def test_whatever_a_call_of_the_library_raises_the_bus_goes_on(fresh_nats,
         await insist(bus, progress(3))
         async with asyncio.timeout(SECONDS):
             await bus.wait_until_ready()
-        assert not bus._link._task.done()
+        assert not bus._connection._task.done()
         assert all(not one.worker.done() for one in bus._subscriptions)
 
 
@@ -151,11 +151,11 @@ async def test_what_is_no_exception_and_errors_of_ours_pass_as_they_are():
 async def test_a_connection_that_nobody_writes_to_any_more_is_replaced(fresh_nats):
     """nats-py answers a ping itself then."""
     async with opened_bus(fresh_nats.url, patience={"ping": 0.05}) as bus:
-        client = bus._link.client()
+        client = bus._connection.client()
         client._flusher_task.cancel()
         async with asyncio.timeout(SECONDS):
             await client.lost.wait()
-        await until(lambda: bus._link.is_up and bus._link.client() is not client)
+        await until(lambda: bus._connection.is_up and bus._connection.client() is not client)
         await insist(bus, ended(1))
 
 
@@ -189,13 +189,13 @@ async def test_what_is_no_nats_server_is_said_and_tried_again(what, login):
     async with listening(greeting, then=then) as (place, _):
         how = {"patience": {"connect": 0.2, "ping": 0.1, "ping_timeout": 0.1}}
         async with opened_bus(f"nats://{place}", ready=False, **how) as bus:
-            await bus._link.tried(SECONDS)
+            await bus._connection.tried(SECONDS)
             for _ in range(3):
                 with pytest.raises(BusError) as caught:
                     await bus.publish(ended(1))
                 assert caught.value.transient
             assert not bus.state.ready
-            assert not bus._link._task.done()
+            assert not bus._connection._task.done()
         if login:
             (facts,) = await examine(options(f"nats://{place}", **how))
             assert facts.refused or facts.jetstream
@@ -216,7 +216,7 @@ async def test_a_server_that_closes_each_connection_at_once_is_said_and_tried_ag
             await until(lambda: count > 5)
             with pytest.raises(BusError):
                 await bus.publish(ended(1))
-            assert not bus._link._task.done()
+            assert not bus._connection._task.done()
     finally:
         server.close()
         with suppress(TimeoutError):

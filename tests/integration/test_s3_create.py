@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.adapters.s3 import AtRest
+from agent.adapters.s3 import ObjectOptions
 from agent.domain.errors import StoreError
 from agent.ports import Creation
 from tests.support.servers.faulty_proxy import refuse
@@ -76,7 +76,7 @@ async def test_it_needs_no_permission_but_put_get_and_list(fronted, front):
 
 
 async def test_it_is_encrypted_as_asked_and_in_no_storage_class(fronted):
-    store = fronted(at_rest=AtRest(encryption="AES256", storage_class="GLACIER"))
+    store = fronted(object_options=ObjectOptions(encryption="AES256", storage_class="GLACIER"))
     await store.create(KEY, b"claim")
     told = await store._connection.call("head_object", KEY)
     assert told["ServerSideEncryption"] == "AES256"

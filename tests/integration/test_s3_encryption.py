@@ -5,7 +5,7 @@ import random
 import pytest
 import structlog
 
-from agent.adapters.s3 import AtRest, S3Store
+from agent.adapters.s3 import ObjectOptions, S3Store
 from agent.bootstrap.methods import object_store
 from agent.domain.errors import CopyUnsupported, NotPermitted, StoreError
 from agent.settings import Settings
@@ -19,10 +19,10 @@ WHOLE = b"one part" * 1000
 SEVERAL = random.Random(2).randbytes(2 * PART + 77)
 KEY_ID = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd"
 WAYS = {
-    "AES256": AtRest(encryption="AES256"),
-    "kms": AtRest(encryption="aws:kms"),
-    "kms-key-class": AtRest(encryption="aws:kms", kms_key_id=KEY_ID, storage_class="STANDARD_IA"),
-    "class": AtRest(storage_class="STANDARD_IA"),
+    "AES256": ObjectOptions(encryption="AES256"),
+    "kms": ObjectOptions(encryption="aws:kms"),
+    "kms-key-class": ObjectOptions(encryption="aws:kms", kms_key_id=KEY_ID, storage_class="STANDARD_IA"),
+    "class": ObjectOptions(storage_class="STANDARD_IA"),
 }
 MAKING = {"put_object", "copy_object", "create_multipart_upload"}
 
@@ -42,7 +42,7 @@ async def put(store, key, data=WHOLE):
 async def lies(store, key):
     """Return how the server says that an object lies."""
     told = await store._connection.call("head_object", key)
-    return AtRest(
+    return ObjectOptions(
         encryption=told.get("ServerSideEncryption", ""),
         kms_key_id=told.get("SSEKMSKeyId", ""),
         storage_class=told.get("StorageClass", ""),
@@ -59,7 +59,7 @@ async def made_in_every_way(store):
 
 @pytest.mark.parametrize("wanted", WAYS.values(), ids=WAYS)
 async def test_whatever_makes_an_object_asks_for_it_and_parts_do_not(fronted, front, wanted):
-    store = fronted(at_rest=wanted, single_copy_bytes=PART)
+    store = fronted(object_options=wanted, single_copy_bytes=PART)
     with structlog.testing.capture_logs() as logs:
         keys = await made_in_every_way(store)
     assert logs == []
@@ -75,12 +75,12 @@ async def test_whatever_makes_an_object_asks_for_it_and_parts_do_not(fronted, fr
 async def test_a_copy_is_encrypted_whatever_its_source_was(fronted):
     plain = fronted()
     source = await put(plain, "plain")
-    assert await lies(plain, "plain") == AtRest()
-    dressed = fronted(bucket=plain._place.bucket, at_rest=WAYS["kms-key-class"])
+    assert await lies(plain, "plain") == ObjectOptions()
+    dressed = fronted(bucket=plain._place.bucket, object_options=WAYS["kms-key-class"])
     await dressed.copy("plain", "copy", expected=source)
     assert await lies(dressed, "copy") == WAYS["kms-key-class"]
     await plain.copy("copy", "plain-again", expected=source)
-    assert await lies(plain, "plain-again") == AtRest()
+    assert await lies(plain, "plain-again") == ObjectOptions()
 
 
 @pytest.mark.parametrize("server", ["moto", "rclone"])
@@ -115,7 +115,7 @@ async def test_the_settings_say_how_everything_lies(moto, aws):
 
 async def test_a_store_that_says_nothing_about_encryption_is_doubted_once(rclone, aws):
     """rclone takes the header, and stores as ever."""
-    store = S3Store(bucket=rclone.new_bucket(), endpoint=rclone.endpoint, region="auto", at_rest=WAYS["AES256"])
+    store = S3Store(bucket=rclone.new_bucket(), endpoint=rclone.endpoint, region="auto", object_options=WAYS["AES256"])
     with structlog.testing.capture_logs() as logs:
         await put(store, "small")
         await put(store, "large", SEVERAL)
@@ -143,7 +143,7 @@ REFUSALS = {
 @pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
 @pytest.mark.parametrize(("status", "code", "said", "way", "named"), REFUSALS.values(), ids=REFUSALS)
 async def test_a_refusal_is_permanent_and_names_the_setting(fronted, front, status, code, said, way, named, data):
-    store = fronted(at_rest=WAYS[way])
+    store = fronted(object_options=WAYS[way])
     front.on("put_object" if data is WHOLE else "create_multipart_upload", refuse(status, code, secret=said))
     with pytest.raises(StoreError) as failure:
         await put(store, "key", data)
@@ -159,7 +159,7 @@ async def test_a_refusal_is_permanent_and_names_the_setting(fronted, front, stat
 async def test_a_key_service_that_is_busy_is_transient(fronted, front):
     front.on("put_object", refuse(400, "KMS.ThrottlingException"))
     with pytest.raises(StoreError, match="KMS") as failure:
-        await put(fronted(at_rest=WAYS["kms"]), "key")
+        await put(fronted(object_options=WAYS["kms"]), "key")
     assert failure.value.transient
 
 
@@ -181,7 +181,7 @@ async def test_without_a_setting_none_is_blamed(fronted, front, status):
 
 async def test_a_copy_that_is_refused_is_sent_instead(fronted, front):
     """What the put then meets names the setting, if it is that."""
-    store = fronted(at_rest=WAYS["kms"])
+    store = fronted(object_options=WAYS["kms"])
     source = await put(store, "source")
     front.on("copy_object", refuse(400, "KMS.NotFoundException"))
     with pytest.raises(CopyUnsupported):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from agent.ports import Creation, ObjectStore, Progress, StoredObject, untold
+from agent.ports import Creation, ObjectStore, Progress, StoredObject, ignore_progress
 
 T = TypeVar("T")
 
@@ -73,13 +73,15 @@ class FaultyStore:
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
         return await self._do("create", key, lambda: self._store.create(key, data, replace=replace))
 
-    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
+    async def copy(
+        self, source: str, key: str, *, expected: StoredObject, progress: Progress = ignore_progress
+    ) -> StoredObject:
         return await self._do("copy", key, lambda: self._store.copy(source, key, expected=expected, progress=progress))
 
     async def head(self, key: str) -> StoredObject:
         return await self._do("head", key, lambda: self._store.head(key))
 
-    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:
+    async def inspect(self, key: str, *, progress: Progress = ignore_progress) -> StoredObject:
         return await self._do("head", key, lambda: self._store.inspect(key, progress=progress))
 
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from agent.domain.errors import CopyUnsupported, NoSuchObject
-from agent.ports import Creation, Progress, StoredObject, is_changed, untold
+from agent.ports import Creation, Progress, StoredObject, ignore_progress, is_changed
 
 
 class MemoryStore:
@@ -49,7 +49,9 @@ class MemoryStore:
         self.objects[key] = data, {}
         return Creation.CREATED
 
-    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
+    async def copy(
+        self, source: str, key: str, *, expected: StoredObject, progress: Progress = ignore_progress
+    ) -> StoredObject:
         found = await self.head(source)
         wanted = (expected.size, dict(expected.metadata))
         if (found.size, found.metadata) != wanted or is_changed(expected.etag, found.etag):
@@ -61,7 +63,7 @@ class MemoryStore:
         data, metadata = self._object(key)
         return StoredObject(key, len(data), dict(metadata), etag=_etag(data))
 
-    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:
+    async def inspect(self, key: str, *, progress: Progress = ignore_progress) -> StoredObject:
         return await self.head(key)
 
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:

@@ -17,7 +17,7 @@ from agent.domain.databases import main_name
 from agent.domain.errors import SnapshotError
 from agent.domain.manifest import Manifest, MemoriesPart, Part
 from agent.domain.memories import Memory
-from agent.ports import ObjectStore, untold
+from agent.ports import ObjectStore, ignore_progress
 from tests.support.memories import memory
 from tests.support.memory_source import ListedMemories
 from tests.support.values import NOON
@@ -90,7 +90,7 @@ class Sender:
         async def body() -> AsyncGenerator[bytes, None]:
             yield data
 
-        await self.store.put(key, body(), metadata={}, part_bytes=2**23, progress=untold)
+        await self.store.put(key, body(), metadata={}, part_bytes=2**23, progress=ignore_progress)
 
     async def _document(self, memories: Sequence[Memory]) -> bytes:
         async with JsonMemoriesFile(self.scratch).write(self.system) as draft:

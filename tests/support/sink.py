@@ -71,7 +71,7 @@ class MemorySink:
         if self.lose_answers:
             self.lose_answers -= 1
             raise SinkError(f"{self.location}: the connection was closed", transient=True)
-        return StoreResult(stored=stored, there=frozenset(there), refused=refused)
+        return StoreResult(stored=stored, existing=frozenset(there), refused=refused)
 
     async def aclose(self) -> None:
         self.closed += 1

@@ -11,7 +11,7 @@ from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.domain import naming
 from agent.domain.databases import database_of
 from agent.domain.manifest import Manifest, Part, manifest_metadata
-from agent.ports import ObjectStore, untold
+from agent.ports import ObjectStore, ignore_progress
 
 SYSTEM = "laptop"
 UPLOAD = f"20261120_180000_{SYSTEM}"
@@ -81,4 +81,4 @@ async def put(store: ObjectStore, key: str, data: bytes, metadata: Mapping[str, 
     async def body():
         yield data
 
-    await store.put(key, body(), metadata=metadata, part_bytes=5 * 2**20, progress=untold)
+    await store.put(key, body(), metadata=metadata, part_bytes=5 * 2**20, progress=ignore_progress)

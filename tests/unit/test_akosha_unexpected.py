@@ -119,4 +119,4 @@ async def _raise(error):
 
 
 def test_a_place_keeps_what_it_is_told_in_a_line():
-    assert ServerAddress("http://h/mcp", TOKEN).words(f"a\n{TOKEN}\x1b") == "a ********\\x1b"
+    assert ServerAddress("http://h/mcp", TOKEN).quote(f"a\n{TOKEN}\x1b") == "a ********\\x1b"

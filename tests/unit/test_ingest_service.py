@@ -80,7 +80,7 @@ class Shelf:
         new = [each for each in taken if each not in self.rows]
         self.rows |= dict.fromkeys(new, "")
         self.stored.append(taken)
-        return StoreResult(stored=len(new), there=frozenset(there), refused=refused)
+        return StoreResult(stored=len(new), existing=frozenset(there), refused=refused)
 
     async def aclose(self) -> None:
         pass

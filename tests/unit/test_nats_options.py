@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from agent.adapters.nats import Login, NatsOptions, Patience
-from agent.adapters.nats.connection import Link
+from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.messages import written
 from agent.adapters.nats.options import Server
 from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
@@ -143,7 +143,7 @@ def test_a_stream_has_lost_events_where_it_is_another_or_was_cut(now, lost):
 
 def pauses(failures: int, **patience: float) -> list[float]:
     options = NatsOptions(servers=("nats://example.org",), name="test", patience=Patience(**patience))
-    link = Link(options, ManualClock(), prepare=lambda client: asyncio.sleep(0), changed=lambda: None)
+    link = NatsConnection(options, ManualClock(), prepare=lambda client: asyncio.sleep(0), changed=lambda: None)
     return [link._pause(failures) for _ in range(200)]
 
 

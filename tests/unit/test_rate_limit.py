@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.s3.part import PartBody
-from agent.ports import StoreResult, untold
+from agent.ports import StoreResult, ignore_progress
 from agent.ports.rate_limit import RateLimiter, TokenBucket
 from tests.support.clock import ManualClock
 from tests.support.memories import memory
@@ -71,7 +71,7 @@ async def body(*pieces: bytes) -> AsyncIterator[bytes]:
         yield piece
 
 
-async def send(limiter: RateLimiter, *pieces: bytes, progress=untold) -> bytes:
+async def send(limiter: RateLimiter, *pieces: bytes, progress=ignore_progress) -> bytes:
     """Send a body as a store does that writes each piece when it gets it; return what came."""
     came = bytearray()
     async with aclosing(limiter.limited(body(*pieces), progress)) as limited:

@@ -59,7 +59,7 @@ def test_the_bucket_is_in_the_path_but_at_aws(endpoint, style):
     ],
 )
 def test_it_is_reached_at_the_endpoints_port(endpoint, door):
-    assert BucketAddress("bucket", endpoint, "auto").front_door == door
+    assert BucketAddress("bucket", endpoint, "auto").tcp_address == door
 
 
 def test_aws_is_reached_in_the_region_of_the_environment(monkeypatch):
@@ -71,8 +71,8 @@ def test_aws_is_reached_in_the_region_of_the_environment(monkeypatch):
 def test_behind_a_proxy_it_is_reached_where_the_proxy_is(monkeypatch):
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     monkeypatch.setenv("no_proxy", "minio.example.org")
-    assert BucketAddress("bucket", R2, "auto").front_door == ("proxy.example", 3128)
-    assert BucketAddress("bucket", "https://minio.example.org", "auto").front_door == ("minio.example.org", 443)
+    assert BucketAddress("bucket", R2, "auto").tcp_address == ("proxy.example", 3128)
+    assert BucketAddress("bucket", "https://minio.example.org", "auto").tcp_address == ("minio.example.org", 443)
 
 
 def test_what_people_read_has_no_secret():

@@ -34,9 +34,9 @@ class Untrusted(SinkError):  # noqa: N818 - the name says the state of the world
 class SessionGone(SinkError):  # noqa: N818 - the name says the state of the world
     """The server does not know our session (any more): it was restarted, or forgot it."""
 
-    def __init__(self, place: ServerAddress) -> None:
+    def __init__(self, address: ServerAddress) -> None:
         super().__init__(
-            f"{place}: the server does not know the session that it has just begun",
+            f"{address}: the server does not know the session that it has just begun",
             hint="are there several servers behind one address? Sessions must stick to one",
             transient=True,
         )
@@ -45,58 +45,60 @@ class SessionGone(SinkError):  # noqa: N818 - the name says the state of the wor
 class Rejected(SinkError):  # noqa: N818
     """The server would not look at a request: something in it is not as it must be. `reason`: its own words."""
 
-    def __init__(self, place: ServerAddress, reason: str) -> None:
-        super().__init__(f"{place}: the server refuses what is sent: {reason}", hint=VERSION)
+    def __init__(self, address: ServerAddress, reason: str) -> None:
+        super().__init__(f"{address}: the server refuses what is sent: {reason}", hint=VERSION)
         self.reason = reason
 
 
 class ToolGone(SinkError):  # noqa: N818
     """The server no longer offers a tool that it offered when the session began."""
 
-    def __init__(self, place: ServerAddress, tool: str) -> None:
-        super().__init__(f"{place}: there is no tool {tool} any more", hint="was Akosha replaced?", transient=True)
+    def __init__(self, address: ServerAddress, tool: str) -> None:
+        super().__init__(f"{address}: there is no tool {tool} any more", hint="was Akosha replaced?", transient=True)
 
 
-def trouble(place: ServerAddress, why: str) -> SinkError:
+def server_trouble(address: ServerAddress, why: str) -> SinkError:
     """The server's own trouble, in its words."""
-    return SinkError(f"{place}: the server is in trouble: {why}", hint="see to the server", transient=True)
+    return SinkError(f"{address}: the server is in trouble: {why}", hint="see to the server", transient=True)
 
 
-def garbled(place: ServerAddress, what: str) -> SinkError:
+def garbled(address: ServerAddress, what: str) -> SinkError:
     """An answer that is none, or not the whole: what was asked may have been done."""
-    return SinkError(f"{place}: {what}", hint="does something between here and the server spoil it?", transient=True)
+    return SinkError(f"{address}: {what}", hint="does something between here and the server spoil it?", transient=True)
 
 
-def compressed(place: ServerAddress, encoding: str) -> SinkError:
+def compressed(address: ServerAddress, encoding: str) -> SinkError:
     """A compressed answer. Only `identity` is accepted: an answer must not unpack to a multiple of its limit."""
-    return garbled(place, f"the answer is compressed ({place.words(encoding)}), which the agent did not ask for")
+    return garbled(address, f"the answer is compressed ({address.quote(encoding)}), which the agent did not ask for")
 
 
-def not_mcp(place: ServerAddress, what: str, *, hint: str = ADDRESS) -> SinkError:
+def not_mcp(address: ServerAddress, what: str, *, hint: str = ADDRESS) -> SinkError:
     """Something else than an MCP server answers."""
-    return SinkError(f"{place}: {what}: no MCP server answers there", hint=hint)
+    return SinkError(f"{address}: {what}: no MCP server answers there", hint=hint)
 
 
-def silent(place: ServerAddress, seconds: float) -> SinkError:
-    return SinkError(f"{place}: no answer for {seconds:g} s", hint=SLOW, transient=True)
+def silent(address: ServerAddress, seconds: float) -> SinkError:
+    return SinkError(f"{address}: no answer for {seconds:g} s", hint=SLOW, transient=True)
 
 
-def refusal(place: ServerAddress, status: int, headers: Mapping[str, str], said: str, *, in_session: bool) -> SinkError:
+def refusal(
+    address: ServerAddress, status: int, headers: Mapping[str, str], detail: str, *, in_session: bool
+) -> SinkError:
     """Return the error for an HTTP status other than success. `said` is the server's message, if any."""
-    words = place.words(said)
-    text = f"{place}: status {status}" + (f": {words}" if words else "")
+    quote = address.quote(detail)
+    text = f"{address}: status {status}" + (f": {quote}" if quote else "")
     if status in (401, 403):
         return SinkError(text, hint=TOKEN)
     if 300 <= status < 400:  # noqa: PLR2004 - all redirects
-        return _redirect(place, status, headers)
-    if (status == 404 and in_session) or (status == _MALFORMED and "session" in said.lower()):  # noqa: PLR2004
-        return SessionGone(place)
+        return _redirect(address, status, headers)
+    if (status == 404 and in_session) or (status == _MALFORMED and "session" in detail.lower()):  # noqa: PLR2004
+        return SessionGone(address)
     if status in _UNKNOWN:
-        return not_mcp(place, f"status {status}")
+        return not_mcp(address, f"status {status}")
     if status == _TOO_LARGE:
-        return Rejected(place, "larger than the server takes")
+        return Rejected(address, "larger than the server takes")
     if status in (_MALFORMED, _UNPROCESSABLE):
-        return Rejected(place, words or f"status {status}")
+        return Rejected(address, quote or f"status {status}")
     if status in _TRANSIENT or (status >= _SERVER_FAULT and status != _NOT_IMPLEMENTED):
         return SinkError(text, hint="see to the server", transient=True, retry_after=retry_after(headers))
     return SinkError(text, hint=ADDRESS)
@@ -123,20 +125,21 @@ def _date(text: str) -> datetime | None:
         return None
 
 
-def _redirect(place: ServerAddress, status: int, headers: Mapping[str, str]) -> SinkError:
+def _redirect(address: ServerAddress, status: int, headers: Mapping[str, str]) -> SinkError:
     """A redirect is never followed: the token, and the memories, are for the address in the settings alone."""
     try:
-        there = urlsplit(urljoin(place.endpoint, headers.get("location", "")))
-        host, path = there.hostname or "nowhere", there.path
+        target = urlsplit(urljoin(address.endpoint, headers.get("location", "")))
+        host, path = target.hostname or "nowhere", target.path
     except ValueError:
-        return not_mcp(place, f"status {status}, a redirect to nowhere")
-    if f"{there.scheme}://{there.netloc}" == place.origin and there.geturl() != place.endpoint:
-        path = place.words(path)
+        return not_mcp(address, f"status {status}, a redirect to nowhere")
+    if f"{target.scheme}://{target.netloc}" == address.origin and target.geturl() != address.endpoint:
+        path = address.quote(path)
         return SinkError(
-            f"{place}: status {status}, a redirect to {path}", hint=f"set akosha_http_endpoint to {place.origin}{path}"
+            f"{address}: status {status}, a redirect to {path}",
+            hint=f"set akosha_http_endpoint to {address.origin}{path}",
         )
     return SinkError(
-        f"{place}: status {status}, a redirect to {there.scheme}://{place.words(host)}, which was not followed",
+        f"{address}: status {status}, a redirect to {target.scheme}://{address.quote(host)}, which was not followed",
         hint="sign in where this network wants that (a captive portal), "
         "or set akosha_http_endpoint to the server's own address, if you trust it",
     )

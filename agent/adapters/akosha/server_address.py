@@ -7,7 +7,7 @@ from agent.adapters.tcp_probe import Proxy, proxy_for
 from agent.domain.plain_text import MASK, printable
 from agent.settings.endpoints import is_loopback, without_credentials
 
-SHOWN = 300
+MAX_QUOTE_CHARACTERS = 300
 """So many characters of what a server says are kept."""
 
 
@@ -27,12 +27,12 @@ class ServerAddress:
         return f"{parts.scheme}://{parts.netloc}"
 
     @property
-    def is_here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether it is this machine, which no proxy leads to."""
         return is_loopback(urlsplit(self.endpoint).hostname or "")
 
     @property
-    def door(self) -> tuple[str, int]:
+    def tcp_address(self) -> tuple[str, int]:
         """Host and port to connect to, where no proxy stands before them."""
         parts = urlsplit(self.endpoint)
         return parts.hostname or "", parts.port or (443 if self.is_encrypted else 80)
@@ -41,24 +41,24 @@ class ServerAddress:
     def proxy(self) -> Proxy | None:
         """The proxy before the server: none before this machine."""
         parts = urlsplit(self.endpoint)
-        return None if self.is_here else proxy_for(parts.hostname or "", parts.scheme, "all")
+        return None if self.is_local else proxy_for(parts.hostname or "", parts.scheme, "all")
 
     @property
     def is_encrypted(self) -> bool:
         return urlsplit(self.endpoint).scheme == "https"
 
-    def words(self, said: object) -> str:
+    def quote(self, detail: object) -> str:
         """Return what a server said: one printable line, at most 300 characters, without the token."""
-        text = as_text(said)
+        text = as_text(detail)
         if self.token:
             text = text.replace(self.token, MASK)
-        text = printable(" ".join(text[: SHOWN * 10].split()))
-        return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+        text = printable(" ".join(text[: MAX_QUOTE_CHARACTERS * 10].split()))
+        return text if len(text) <= MAX_QUOTE_CHARACTERS else text[: MAX_QUOTE_CHARACTERS - 3] + "..."
 
 
-def as_text(said: object) -> str:
+def as_text(detail: object) -> str:
     """Return str() of anything that came as JSON, which may be nested deeper than str() goes."""
     try:
-        return str(said)
+        return str(detail)
     except RecursionError:
         return "nested too deep to be shown"

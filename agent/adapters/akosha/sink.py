@@ -53,10 +53,10 @@ def _plain(value: object, depth: int) -> object:
     return value
 
 
-HOPELESS = 16
+MAX_REFUSED = 16
 """So many memories refused one by one, and none stored, and it is the server that is to blame."""
 
-Placed = tuple[int, Packed]
+Numbered = tuple[int, Packed]
 """A memory with its position in the batch."""
 
 
@@ -79,8 +79,8 @@ class AkoshaSink:
         rate_limiter: RateLimiter | None = None,
         waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        self._place = ServerAddress(endpoint, token)
-        self._client = Client(self._place, timeout_seconds)
+        self._address = ServerAddress(endpoint, token)
+        self._client = Client(self._address, timeout_seconds)
         self._unexpected = UnexpectedErrors("akosha_mcp", SinkError)
         self._slots = asyncio.Semaphore(max_in_flight)
         self._workers = max_in_flight
@@ -88,7 +88,7 @@ class AkoshaSink:
 
     @property
     def location(self) -> str:
-        return str(self._place)
+        return str(self._address)
 
     @property
     def bytes_sent(self) -> int:
@@ -116,7 +116,7 @@ class AkoshaSink:
 
     async def connect(self) -> Capabilities:
         with self._translated("connect"):
-            return (await self._client.living_session()).menu.offer
+            return (await self._client.checked_session()).catalog.capabilities
 
     def pack(self, memory: Memory, system_id: str) -> Packed:
         with self._translated("pack"):
@@ -154,49 +154,49 @@ class AkoshaSink:
                 first = first.exceptions[0]
             if isinstance(first, AkoshaError):
                 raise first from error
-            text = f"{self._place}: an error that the agent does not know, in {operation}"
+            text = f"{self._address}: an error that the agent does not know, in {operation}"
             raise self._unexpected.translate(first, operation, text, hint=errors.UNEXPECTED) from error
 
     async def _store(self, batch: Sequence[Packed]) -> StoreResult:
-        menu = (await self._client.session()).menu
+        catalog = (await self._client.session()).catalog
         done = _Done()
-        together: list[Placed] = []
-        alone: list[tuple[Placed, OwnTool, bytes]] = []
-        for placed in enumerate(batch):
-            self._assign(placed, menu, together, alone, done)
-        if together:
-            await self._together(together, done)
+        batched: list[Numbered] = []
+        single: list[tuple[Numbered, OwnTool, bytes]] = []
+        for numbered in enumerate(batch):
+            self._assign(numbered, catalog, batched, single, done)
+        if batched:
+            await self._store_batch(batched, done)
         # One kind after the other: a relationship comes after the entities that it is between.
         for kind in KINDS:
-            await self._each([one for one in alone if one[1].kind == kind], done)
-        return done.receipt()
+            await self._store_each([one for one in single if one[1].kind == kind], done)
+        return done.outcome()
 
     def _assign(
         self,
-        placed: Placed,
-        menu: ToolCatalog,
-        together: list[Placed],
-        alone: list[tuple[Placed, OwnTool, bytes]],
+        numbered: Numbered,
+        catalog: ToolCatalog,
+        batched: list[Numbered],
+        single: list[tuple[Numbered, OwnTool, bytes]],
         done: "_Done",
     ) -> None:
-        position, packed = placed
+        position, packed = numbered
         kind = packed.seen.kind
-        tool = menu.own.get(kind)
+        tool = catalog.own.get(kind)
         arguments = tool.fill(packed) if tool else None
         if tool and arguments is not None:
-            alone.append((placed, tool, arguments))
+            single.append((numbered, tool, arguments))
         elif kind == "relationship" or (tool and not packed.seen.embedded):
             if tool is None:
                 raise SinkError(
-                    f"{self._place}: relationships are not taken (any more)",
+                    f"{self._address}: relationships are not taken (any more)",
                     hint="was Akosha replaced?",
                     transient=True,
                 )
             done.refused[position] = f"{tool.name} wants more than there is: {', '.join(sorted(tool.required))}"
         else:
-            together.append(placed)
+            batched.append(numbered)
 
-    async def _together(self, items: Sequence[Placed], done: "_Done") -> None:
+    async def _store_batch(self, items: Sequence[Numbered], done: "_Done") -> None:
         """Store memories by the batch tool. Where it refuses to look at them, halve: one must not stop the others."""
         pieces = [b'{"memories":[', b",".join(packed.body for _, packed in items), b"]}"]
         try:
@@ -204,28 +204,28 @@ class AkoshaSink:
         except Rejected as error:
             if len(items) > 1:
                 middle = len(items) // 2
-                await self._together(items[:middle], done)
-                await self._together(items[middle:], done)
+                await self._store_batch(items[:middle], done)
+                await self._store_batch(items[middle:], done)
                 return
             done.refused[items[0][0]] = error.reason
-            if len(done.refused) >= HOPELESS and not done.taken:
+            if len(done.refused) >= MAX_REFUSED and not done.taken:
                 raise
             return
-        receipt = store_results.of_batch(result, [packed.memory_id for _, packed in items], self._place)
-        done.add(receipt, items)
+        outcome = store_results.of_batch(result, [packed.memory_id for _, packed in items], self._address)
+        done.add(outcome, items)
 
-    async def _each(self, jobs: Sequence[tuple[Placed, OwnTool, bytes]], done: "_Done") -> None:
+    async def _store_each(self, jobs: Sequence[tuple[Numbered, OwnTool, bytes]], done: "_Done") -> None:
         """Store memories one by one, a few at once. The first failure ends it and is raised."""
         failures: list[SinkError] = []
         remaining = iter(jobs)
 
-        async def work(jobs: Iterable[tuple[Placed, OwnTool, bytes]]) -> None:
-            for placed, tool, arguments in jobs:
+        async def work(jobs: Iterable[tuple[Numbered, OwnTool, bytes]]) -> None:
+            for numbered, tool, arguments in jobs:
                 if failures:
                     return
                 try:
                     async with self._slots:
-                        await self._alone(placed, tool, arguments, done)
+                        await self._store_single(numbered, tool, arguments, done)
                 except SinkError as error:
                     failures.append(error)
 
@@ -235,16 +235,16 @@ class AkoshaSink:
         if failures:
             raise failures[0]
 
-    async def _alone(self, placed: Placed, tool: OwnTool, arguments: bytes, done: "_Done") -> None:
-        position, packed = placed
+    async def _store_single(self, numbered: Numbered, tool: OwnTool, arguments: bytes, done: "_Done") -> None:
+        position, packed = numbered
         try:
             result = await self._client.call(tool.name, [arguments])
         except Rejected as error:
             done.refused[position] = error.reason
-            if len(done.refused) >= HOPELESS and not done.taken:
+            if len(done.refused) >= MAX_REFUSED and not done.taken:
                 raise
             return
-        done.add(store_results.of_one(result, packed.memory_id, self._place), [placed])
+        done.add(store_results.of_one(result, packed.memory_id, self._address), [numbered])
 
 
 @dataclass(slots=True)
@@ -252,17 +252,17 @@ class _Done:
     """What has become of a batch so far."""
 
     stored: int = 0
-    there: set[int] = field(default_factory=set)
+    existing: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
 
     @property
     def taken(self) -> int:
-        return self.stored + len(self.there)
+        return self.stored + len(self.existing)
 
-    def add(self, receipt: StoreResult, items: Sequence[Placed]) -> None:
-        self.stored += receipt.stored
-        self.there |= {items[at][0] for at in receipt.there}
-        self.refused.update({items[at][0]: why for at, why in receipt.refused.items()})
+    def add(self, outcome: StoreResult, items: Sequence[Numbered]) -> None:
+        self.stored += outcome.stored
+        self.existing |= {items[at][0] for at in outcome.existing}
+        self.refused.update({items[at][0]: why for at, why in outcome.refused.items()})
 
-    def receipt(self) -> StoreResult:
-        return StoreResult(stored=self.stored, there=frozenset(self.there), refused=self.refused)
+    def outcome(self) -> StoreResult:
+        return StoreResult(stored=self.stored, existing=frozenset(self.existing), refused=self.refused)

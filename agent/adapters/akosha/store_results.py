@@ -14,7 +14,7 @@ _GOOD = frozenset({"", "stored", "created", "completed", "ok", "success", "exist
 _FAILING_WORDS = ("error", "failed", "failure", "\N{CROSS MARK}")
 
 
-def of_batch(result: ToolResult, ids: Sequence[str], place: ServerAddress) -> StoreResult:
+def of_batch(result: ToolResult, ids: Sequence[str], address: ServerAddress) -> StoreResult:
     """Return what became of the memories of these ids. Raises SinkError where the answer does not say it of each.
 
     Raises it too where the server is in trouble: it is then not the memories' fault.
@@ -22,72 +22,74 @@ def of_batch(result: ToolResult, ids: Sequence[str], place: ServerAddress) -> St
     data = result.data
     status = None if data is None else data.get("status")
     if data is None or not isinstance(status, str) or status not in _STATUSES:
-        raise errors.garbled(place, "the answer does not say what was stored")
+        raise errors.garbled(address, "the answer does not say what was stored")
     failures = data.get("errors")
     if data.get("error") and not failures:
-        raise _refused_whole(place, place.words(data["error"]))
+        raise _refused_whole(address, address.quote(data["error"]))
     if not isinstance(failures, list):
-        raise errors.garbled(place, "the answer does not name what was not stored")
-    _check_numbers(data, len(ids), len(failures), place)
-    refused, there = _failures(failures, ids, place)
-    _check_fault(refused, len(ids), place)
-    return StoreResult(stored=len(ids) - len(there) - len(refused), there=frozenset(there), refused=refused)
+        raise errors.garbled(address, "the answer does not name what was not stored")
+    _check_numbers(data, len(ids), len(failures), address)
+    refused, existing = _failures(failures, ids, address)
+    _check_fault(refused, len(ids), address)
+    return StoreResult(stored=len(ids) - len(existing) - len(refused), existing=frozenset(existing), refused=refused)
 
 
-def of_one(result: ToolResult, memory_id: str, place: ServerAddress) -> StoreResult:
+def of_one(result: ToolResult, memory_id: str, address: ServerAddress) -> StoreResult:
     """Return what became of one memory that went by a tool of its kind. Raises SinkError for the server's trouble."""
     why = _complaint(result)
     if not why:
         return StoreResult(stored=1)
     if errors.is_known(why, memory_id):
-        return StoreResult(stored=0, there=frozenset({0}))
+        return StoreResult(stored=0, existing=frozenset({0}))
     if errors.is_passing(why):
-        raise errors.trouble(place, place.words(why))
-    return StoreResult(stored=0, refused={0: _reason(why, memory_id, place)})
+        raise errors.server_trouble(address, address.quote(why))
+    return StoreResult(stored=0, refused={0: _reason(why, memory_id, address)})
 
 
-def _refused_whole(place: ServerAddress, why: str) -> SinkError:
+def _refused_whole(address: ServerAddress, why: str) -> SinkError:
     if "batch size" in why.lower():
-        return SinkError(f"{place}: {why}", hint=errors.VERSION)
-    return errors.trouble(place, why)
+        return SinkError(f"{address}: {why}", hint=errors.VERSION)
+    return errors.server_trouble(address, why)
 
 
-def _check_numbers(data: Message, total: int, failures: int, place: ServerAddress) -> None:
+def _check_numbers(data: Message, total: int, failures: int, address: ServerAddress) -> None:
     told = {"stored": total - failures, "failed": failures, "total": total}
     for name, expected in told.items():
         given = data.get(name, None if name == "stored" else expected)
         if isinstance(given, bool) or given != expected:
-            raise errors.garbled(place, f"the answer does not add up: {name} is not {expected}")
+            raise errors.garbled(address, f"the answer does not add up: {name} is not {expected}")
 
 
-def _failures(failures: Sequence[object], ids: Sequence[str], place: ServerAddress) -> tuple[dict[int, str], set[int]]:
+def _failures(
+    failures: Sequence[object], ids: Sequence[str], address: ServerAddress
+) -> tuple[dict[int, str], set[int]]:
     """Return position -> why for what was not stored, and the positions of what was there already."""
     positions: dict[object, list[int]] = defaultdict(list)
     for position, sent in enumerate(ids):
         positions[sent].append(position)
     refused: dict[int, str] = {}
-    there: set[int] = set()
+    existing: set[int] = set()
     for failure in failures:
         told: Message = failure if isinstance(failure, dict) else {}
         memory_id = told.get("memory_id")
         if not isinstance(memory_id, str) or not positions.get(memory_id):
-            raise errors.garbled(place, "the answer names what was not sent")
+            raise errors.garbled(address, "the answer names what was not sent")
         position, why = positions[memory_id].pop(), as_text(told.get("error"))
         if errors.is_known(why, memory_id):
-            there.add(position)
+            existing.add(position)
         else:
-            refused[position] = _reason(why, memory_id, place)
-    return refused, there
+            refused[position] = _reason(why, memory_id, address)
+    return refused, existing
 
 
-def _check_fault(refused: dict[int, str], total: int, place: ServerAddress) -> None:
+def _check_fault(refused: dict[int, str], total: int, address: ServerAddress) -> None:
     for reason in refused.values():
         if errors.is_passing(reason):
-            raise errors.trouble(place, reason)
+            raise errors.server_trouble(address, reason)
     if len(refused) == total > 1 and len(set(refused.values())) == 1:
         why = next(iter(refused.values()))
         if not errors.is_items_fault(why):
-            raise errors.trouble(place, f"it takes nothing: {why}")
+            raise errors.server_trouble(address, f"it takes nothing: {why}")
 
 
 def _complaint(result: ToolResult) -> str:
@@ -103,6 +105,6 @@ def _complaint(result: ToolResult) -> str:
     return ""
 
 
-def _reason(why: str, memory_id: str, place: ServerAddress) -> str:
+def _reason(why: str, memory_id: str, address: ServerAddress) -> str:
     """Return the server's reason without the id, so that equal reasons are equal."""
-    return place.words(why.replace(memory_id, "ID")) or "no reason given"
+    return address.quote(why.replace(memory_id, "ID")) or "no reason given"

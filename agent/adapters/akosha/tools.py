@@ -110,15 +110,15 @@ class OwnTool:
 class ToolCatalog:
     """The tools of a server that we use: that for batches, and those of single kinds."""
 
-    offer: Capabilities
+    capabilities: Capabilities
     own: Mapping[Kind, OwnTool]
 
     @classmethod
-    def read(cls, server: str, tools: Mapping[str, Message], place: ServerAddress) -> Self:
+    def read(cls, server: str, tools: Mapping[str, Message], address: ServerAddress) -> Self:
         """Read name -> schema of what it takes. Raises SinkError where memories cannot be stored there at all."""
         if BATCH not in tools:
             raise SinkError(
-                f"{place}: {server} has no tool {BATCH}",
+                f"{address}: {server} has no tool {BATCH}",
                 hint="update Akosha, or set akosha_http_endpoint to an Akosha server",
             )
         own: dict[Kind, OwnTool] = {}
@@ -132,13 +132,13 @@ class ToolCatalog:
         }
         kinds = _BATCHED.union(own)
         version = f"{server}; {', '.join(used)}; {digest}"
-        offer = Capabilities(
+        capabilities = Capabilities(
             version=version,
             kinds=kinds,
             need_embedding=frozenset(need),
-            tells_known=frozenset(_BATCHED - own.keys()),
+            reports_known=frozenset(_BATCHED - own.keys()),
         )
-        return cls(offer, own)
+        return cls(capabilities, own)
 
 
 def _fits(name: str, shape: object) -> bool:

@@ -29,7 +29,7 @@ from agent.adapters.directory_store import incoming, layout
 from agent.adapters.directory_store.errors import translated
 from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
-from agent.ports import Creation, Progress, RateLimiter, StoredObject, UnexpectedErrors, is_changed, untold
+from agent.ports import Creation, Progress, RateLimiter, StoredObject, UnexpectedErrors, ignore_progress, is_changed
 from agent.ports.concurrency import off_loop, see_through
 from agent.ports.objects import FILE_TAG
 
@@ -114,7 +114,9 @@ class DirectoryStore:
             return Creation.UNPROVEN
         return Creation.CREATED if made else Creation.EXISTS
 
-    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
+    async def copy(
+        self, source: str, key: str, *, expected: StoredObject, progress: Progress = ignore_progress
+    ) -> StoredObject:
         layout.check_key(key)
         found = await self.head(source)
         if found.size != expected.size or dict(found.metadata) != dict(expected.metadata):
@@ -148,7 +150,7 @@ class DirectoryStore:
 
         return await self._run("read", key, work, reading=True)
 
-    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:
+    async def inspect(self, key: str, *, progress: Progress = ignore_progress) -> StoredObject:
         """As the port says: a file system keeps no checksum, so the bytes are read through."""
         found = await self.head(key)
         digest, size = hashlib.sha256(), 0

@@ -10,12 +10,12 @@ from typing import Self
 import structlog
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.connection import Link
+from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.consumer import DurableConsumer
 from agent.adapters.nats.errors import StreamGone, translated
-from agent.adapters.nats.messages import message_id, written
+from agent.adapters.nats.messages import encoded, message_id
 from agent.adapters.nats.options import NatsOptions
-from agent.adapters.nats.request_reply import Responding
+from agent.adapters.nats.request_reply import NatsResponder
 from agent.adapters.nats.stream import STREAM, Stream
 from agent.adapters.nats.subscription import NatsSubscription
 from agent.domain.errors import BusError, StateError
@@ -41,9 +41,9 @@ class NatsBus:
     def __init__(self, options: NatsOptions, codec: Codec, clock: Clock, *, patient: bool) -> None:
         self._options, self._codec, self._clock, self._patient = options, codec, clock, patient
         self._stream = Stream(options.limits)
-        self._link = Link(options, clock, prepare=self._prepare, changed=self._turned)
-        self._mending = asyncio.Lock()
-        self._subscriptions: list[NatsSubscription | Responding] = []
+        self._connection = NatsConnection(options, clock, prepare=self._prepare, changed=self._connection_changed)
+        self._recreating = asyncio.Lock()
+        self._subscriptions: list[NatsSubscription | NatsResponder] = []
         self._listeners: list[Callable[[], None]] = []
         self._closed = False
         self._was_ready, self._since = False, clock.now()
@@ -66,19 +66,19 @@ class NatsBus:
 
     def start(self) -> None:
         """Begin to connect, in the background, for as long as the bus is open."""
-        self._link.start()
+        self._connection.start()
 
     async def first_try(self) -> None:
         """Return when the first attempt to connect has come to an end, or after a second."""
-        await self._link.tried(FIRST_TRY_SECONDS)
+        await self._connection.tried(FIRST_TRY_SECONDS)
 
     @property
     def state(self) -> BusState:
         if self._is_ready:
-            return BusState("nats", ready=True, detail=self._options.place, since=self._since)
+            return BusState("nats", ready=True, detail=self._options.location, since=self._since)
         troubles = (one.trouble for one in self._subscriptions if isinstance(one, NatsSubscription))
-        trouble = next(filter(None, troubles), None) if self._link.is_up else self._link.trouble
-        detail = str(trouble or f"subscribing at {self._options.place}")
+        trouble = next(filter(None, troubles), None) if self._connection.is_up else self._connection.trouble
+        detail = str(trouble or f"subscribing at {self._options.location}")
         return BusState("nats", ready=False, detail=detail, since=self._since)
 
     @property
@@ -87,8 +87,8 @@ class NatsBus:
 
         Those to progress alone do not count: progress may be lost, and each command that shows it makes one.
         """
-        heard = (one.ready.is_set() for one in self._subscriptions if isinstance(one, NatsSubscription) and one.pulls)
-        return self._link.is_up and all(heard)
+        ready = (one.ready.is_set() for one in self._subscriptions if isinstance(one, NatsSubscription) and one.pulls)
+        return self._connection.is_up and all(ready)
 
     @property
     def stream(self) -> StreamMark | None:
@@ -98,16 +98,16 @@ class NatsBus:
         self._listeners.append(listener)
 
     async def wait_until_ready(self) -> None:
-        await self._link.wait()
+        await self._connection.wait()
         for one in list(self._subscriptions):
             await one.ready.wait()
 
     def check_connection(self) -> None:
-        self._link.check_connection()
+        self._connection.check_connection()
 
     async def reset_client(self) -> None:
         """As `Reconnectable` says; a call that awaits an answer fails as transient."""
-        self._link.renew()
+        self._connection.renew()
 
     async def publish(self, event: Event) -> None:
         """As the port says: an event that is kept is in the stream when this returns, confirmed by the server.
@@ -118,10 +118,10 @@ class NatsBus:
         if isinstance(event, SyncAsked):
             raise StateError(f"{event.type} stays on its machine: it is not for the bus")
         patient = self._patient and not isinstance(event, SyncProgress)
-        client = await self._link.wait() if patient else self._link.client()
+        client = await self._connection.wait() if patient else self._connection.client()
         with translated("reading what the server takes", client):
             most = client.max_payload - HEADER_BYTES
-        data = written(event, self._codec, most=most)
+        data = encoded(event, self._codec, most=most)
         if isinstance(event, SyncProgress):
             with translated("telling progress", client):
                 await client.publish(event.subject, data)
@@ -132,7 +132,7 @@ class NatsBus:
             # Where somebody listens on plain NATS, a stream that is gone is a publish without an answer.
             if not (isinstance(error, StreamGone) or await self._is_gone(client)):
                 raise
-            await self._mend(client)
+            await self._recreate_stream(client)
             await self._put(client, event, data)
 
     async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> NatsSubscription:
@@ -142,32 +142,34 @@ class NatsBus:
         """
         self._check_open()
         if durable is not None and any(
-            isinstance(one, NatsSubscription) and one.place.durable == durable for one in self._subscriptions
+            isinstance(one, NatsSubscription) and one.consumer.durable == durable for one in self._subscriptions
         ):
             raise StateError(f"the durable subscription {durable!r} is in use", hint="stop the other one first")
         name = durable or pattern
-        courier = MessageDispatcher(name, handler, clock=self._clock, ack_wait_seconds=self._options.patience.ack_wait)
+        dispatcher = MessageDispatcher(
+            name, handler, clock=self._clock, ack_wait_seconds=self._options.patience.ack_wait
+        )
         subscription = NatsSubscription(
             DurableConsumer(pattern, durable, self._options),
-            courier,
-            link=self._link,
+            dispatcher,
+            connection=self._connection,
             stream=self._stream,
             codec=self._codec,
-            mend=self._mend,
+            recreate_stream=self._recreate_stream,
             released=self._release,
             refused=self._count,
-            changed=self._look,
+            changed=self._check_ready,
         )
         self._subscriptions.append(subscription)
-        self._look()
-        await self._begun(subscription)
+        self._check_ready()
+        await self._wait_started(subscription)
         return subscription
 
-    async def respond(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> Responding:
+    async def respond(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> NatsResponder:
         self._check_open()
-        answering = Responding(subject, answer, link=self._link)
+        answering = NatsResponder(subject, answer, connection=self._connection)
         self._subscriptions.append(answering)
-        await self._begun(answering)
+        await self._wait_started(answering)
         return answering
 
     async def aclose(self) -> None:
@@ -175,7 +177,7 @@ class NatsBus:
         stopping = [asyncio.create_task(one.stop(), name="bus-stop") for one in self._subscriptions]
         if stopping:
             await asyncio.wait(stopping)
-        await self._link.aclose()
+        await self._connection.aclose()
 
     async def _put(self, client: Client, event: Event, data: bytes) -> None:
         seconds = self._options.patience.connect
@@ -185,7 +187,7 @@ class NatsBus:
                 confirmed = await client.jetstream(timeout=seconds).publish(event.subject, data, headers=headers)
                 stream, sequence = confirmed.stream, int(confirmed.seq)
         except BusError:
-            self._link.suspect(client)
+            self._connection.suspect(client)
             raise
         if stream != STREAM:
             raise BusError(
@@ -193,7 +195,7 @@ class NatsBus:
                 hint="another stream on this server has our subjects",
                 transient=True,
             )
-        self._stream.passed(sequence)
+        self._stream.advance(sequence)
 
     async def _is_gone(self, client: Client) -> bool:
         """Say whether the stream is known not to be there."""
@@ -210,16 +212,16 @@ class NatsBus:
             await self._stream.ensure(client, self._options.patience.connect)
         after = self._stream.mark
         if before is None or (after is not None and after.has_lost(before)):
-            self._tell()
+            self._notify()
 
-    async def _mend(self, client: Client) -> None:
+    async def _recreate_stream(self, client: Client) -> None:
         """Make the stream again that has gone away under a living connection."""
-        async with self._mending:
+        async with self._recreating:
             await self._prepare(client)
 
-    async def _begun(self, one: "NatsSubscription | Responding") -> None:
+    async def _wait_started(self, one: "NatsSubscription | NatsResponder") -> None:
         """Where NATS is there: return when what is published from now on will be seen."""
-        if self._link.is_up:
+        if self._connection.is_up:
             ready = asyncio.create_task(one.ready.wait(), name="bus-begun")
             try:
                 ends: set[asyncio.Task[object]] = {ready, one.worker}
@@ -228,18 +230,18 @@ class NatsBus:
             finally:
                 ready.cancel()
 
-    def _turned(self) -> None:
+    def _connection_changed(self) -> None:
         """A connection was made or lost: what waits for one is worth a try, also before every subscription is ready."""
-        self._look()
-        self._tell()
+        self._check_ready()
+        self._notify()
 
-    def _look(self) -> None:
+    def _check_ready(self) -> None:
         """Tell the listeners where the bus has become ready, or is no longer."""
         if self._is_ready != self._was_ready:
             self._was_ready, self._since = self._is_ready, self._clock.now()
-            self._tell()
+            self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for listener in self._listeners:
             listener()
 
@@ -247,10 +249,10 @@ class NatsBus:
         self.refused += 1
         return self.refused
 
-    def _release(self, one: "NatsSubscription | Responding") -> None:
+    def _release(self, one: "NatsSubscription | NatsResponder") -> None:
         if one in self._subscriptions:
             self._subscriptions.remove(one)
-            self._look()
+            self._check_ready()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -29,7 +29,7 @@ class Client(NatsPy):
     def __init__(self) -> None:
         super().__init__()
         self.lost = asyncio.Event()
-        self.why_lost = ""
+        self.lost_reason = ""
         self.refused = ""
         """The newest thing that the server did not permit."""
 
@@ -46,7 +46,7 @@ class Client(NatsPy):
 
     async def _process_op_err(self, e: Exception) -> None:
         """Told at once: nats-py calls back only after a clean-up in which it may hang."""
-        self.give_up(str(e) or type(e).__name__)
+        self.mark_lost(str(e) or type(e).__name__)
         await super()._process_op_err(e)
 
     async def _read_loop(self) -> None:
@@ -54,14 +54,14 @@ class Client(NatsPy):
         try:
             await super()._read_loop()
         finally:
-            self.give_up("nothing is read from it any more")
+            self.mark_lost("nothing is read from it any more")
 
     async def _flusher(self) -> None:
         """A connection that nobody writes is lost, too: nats-py would answer our pings to it by itself."""
         try:
             await super()._flusher()
         finally:
-            self.give_up("nothing is written to it any more")
+            self.mark_lost("nothing is written to it any more")
 
     async def _process_pong(self) -> None:
         """An answer to a ping that nobody waits for any more (cancelled, timed out) must not end the reader."""
@@ -85,25 +85,25 @@ class Client(NatsPy):
         message: Msg = super()._build_message(sid, subject, reply, data, headers)
         return message
 
-    def give_up(self, why: str) -> None:
+    def mark_lost(self, why: str) -> None:
         """The connection is of no use any more: who waits for an answer over it learns that at once."""
-        self.why_lost = self.why_lost or why.removeprefix("nats: ")
+        self.lost_reason = self.lost_reason or why.removeprefix("nats: ")
         self.lost.set()
         for answer in list(self._resp_map.values()):
             if not answer.done():
                 answer.set_exception(ConnectionClosedError())
                 answer.exception()  # nobody may be waiting any more
 
-    async def hear_error(self, error: Exception) -> None:
+    async def on_error(self, error: Exception) -> None:
         text = str(error).removeprefix("nats: ")
         if "permissions violation" in text.lower():
             self.refused = text
         _log.debug("nats_client_error", error=text or repr(error))
 
-    async def hear_close(self) -> None:
-        self.give_up(str(self.last_error or "the server closed the connection"))
+    async def on_close(self) -> None:
+        self.mark_lost(str(self.last_error or "the server closed the connection"))
 
-    async def settle(self) -> None:
+    async def confirm_sent(self) -> None:
         """Return when the server has heard all that was sent. nats-py's ping overtakes what it has in its buffer: once
         the first was answered, that is on its way, and the second comes after it.
         """

@@ -34,13 +34,13 @@ async def connect(url: str, options: NatsOptions, context: ssl.SSLContext, proof
     server, client = Server.of(url), Client()
     failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
-    async def hear(error: Exception) -> None:
+    async def on_message(error: Exception) -> None:
         if not failed.done():
             failed.set_result(error)
-        await client.hear_error(error)
+        await client.on_error(error)
 
     async def begin() -> None:
-        await client.connect(**_parameters(server, options, context, proof, client, hear))
+        await client.connect(**_parameters(server, options, context, proof, client, on_message))
 
     secrets = tuple(_secrets(server, options, proof))
     attempt = asyncio.create_task(begin(), name="nats-connect")
@@ -75,7 +75,7 @@ def _parameters(
     context: ssl.SSLContext,
     proof: Proof,
     client: Client,
-    hear: Callable[[Exception], Any],
+    on_message: Callable[[Exception], Any],
 ) -> dict[str, Any]:
     login = options.login
     user, password, token = login.user or None, login.password or None, login.token or None
@@ -84,15 +84,15 @@ def _parameters(
     elif server.user is not None:
         token = server.user
     return {
-        "servers": [server.place],
+        "servers": [server.location],
         "name": options.name,
         "allow_reconnect": False,
         "max_reconnect_attempts": 1,
         "reconnect_time_wait": NEVER_SECONDS,  # one attempt: nats-py would make another, after this
         "connect_timeout": options.patience.connect,
         "ping_interval": NEVER_SECONDS,
-        "error_cb": hear,
-        "closed_cb": client.hear_close,
+        "error_cb": on_message,
+        "closed_cb": client.on_close,
         "tls": context,
         "tls_handshake_first": options.tls.first and server.scheme in ("nats", "tls"),
         "user": user,
@@ -121,9 +121,9 @@ def _refused(server: Server, error: Exception, secrets: Iterable[str]) -> BusErr
     elif isinstance(error, ssl.SSLError):
         hint = "check akosha_agent_nats_ca_file and _certificate_file, and that the server speaks TLS"
     elif not isinstance(error, (NatsPyError, OSError)):
-        what = f"NATS at {server.place} cannot be reached: what it says makes no sense"
+        what = f"NATS at {server.location} cannot be reached: what it says makes no sense"
         return unexpected(error, "connecting", what, hint="is that a NATS server?")
-    return BusError(f"NATS at {server.place} cannot be reached: {text}", hint=hint, transient=True)
+    return BusError(f"NATS at {server.location} cannot be reached: {text}", hint=hint, transient=True)
 
 
 Prepare = Callable[[Client], Awaitable[None]]
@@ -137,7 +137,7 @@ ALIVE_SECONDS = 3.0
 _log = structlog.get_logger()
 
 
-class Link:
+class NatsConnection:
     """Keeps a connection to one of the servers. `prepare` makes it fit for use, or raises BusError.
 
     `changed` is called when the link goes up or down, or first learns why it is down.
@@ -146,12 +146,12 @@ class Link:
     def __init__(self, options: NatsOptions, clock: Clock, *, prepare: Prepare, changed: Callable[[], None]) -> None:
         self._options, self._clock, self._prepare, self._changed = options, clock, prepare, changed
         self._client: Client | None = None
-        self._turned, self._suspected, self._tried = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._connection_changed, self._suspected, self._tried = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._doubted, self._patience = asyncio.Event(), options.patience.ping_timeout
         self._limit: asyncio.Timeout | None = None
         self._closed, self._renewals = False, 0
-        self.trouble: BusError = BusError(f"NATS at {options.place} is being connected to", transient=True)
+        self.trouble: BusError = BusError(f"NATS at {options.location} is being connected to", transient=True)
 
     def start(self) -> None:
         """Begin to connect, in the background."""
@@ -182,13 +182,13 @@ class Link:
         while not self.is_up:
             if self._closed:
                 raise StateError("the event bus is closed")
-            await self._turned.wait()
+            await self._connection_changed.wait()
         return self.client()
 
     async def wait_beyond(self, client: Client) -> None:
         """Return when this connection is no longer the living one."""
         while self.is_up and self._client is client:
-            await self._turned.wait()
+            await self._connection_changed.wait()
 
     def suspect(self, client: Client) -> None:
         """Something that needed an answer got none: look at once whether the connection lives."""
@@ -209,14 +209,14 @@ class Link:
         self._renewals += 1
         self._doubted.set()
         if self._client is not None:
-            self._client.give_up("credentials and certificates are read again")
+            self._client.mark_lost("credentials and certificates are read again")
 
     async def aclose(self) -> None:
         self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        self._turned.set()
+        self._connection_changed.set()
 
     async def _run(self) -> None:
         failures = 0
@@ -289,8 +289,8 @@ class Link:
         try:
             why = await self._watched(client)
         finally:
-            client.give_up(why)
-            self._down(BusError(f"NATS at {self._options.place} was lost: {why}", transient=True))
+            client.mark_lost(why)
+            self._down(BusError(f"NATS at {self._options.location} was lost: {why}", transient=True))
             await client.drop_idle_connections()
 
     async def _watched(self, client: Client) -> str:
@@ -322,7 +322,7 @@ class Link:
             finally:
                 self._limit = None
             if client.lost.is_set() or not client.is_connected:
-                return client.why_lost or "the connection was closed"
+                return client.lost_reason or "the connection was closed"
 
     def _down(self, trouble: BusError) -> None:
         """Remember why. The listener hears of the first time only: attempts go on, and their reasons vary."""
@@ -335,7 +335,7 @@ class Link:
 
     def _announce(self) -> None:
         self._tried.set()
-        turned, self._turned = self._turned, asyncio.Event()
+        turned, self._connection_changed = self._connection_changed, asyncio.Event()
         turned.set()
         self._changed()
 

@@ -12,7 +12,7 @@ from agent.domain.events import Event, SessionEnded, SyncResult
 from agent.ports import Codec
 
 
-def written(event: Event, codec: Codec, *, most: int) -> bytes:
+def encoded(event: Event, codec: Codec, *, most: int) -> bytes:
     """Return the event as bytes that its readers take, and the server (`most`): a result that is too long is abridged.
 
     Raises WireError.
@@ -35,7 +35,7 @@ def message_id(event: Event) -> str:
     return f"{event.system_id}.{whose}{event.id}"
 
 
-def opened(message: Msg, codec: Codec) -> Event:
+def decoded(message: Msg, codec: Codec) -> Event:
     """Return the event in a message. Raises WireError, also for an event that stands on another one's subject."""
     event = codec.decode(message.data, subject=message.subject)
     if event.subject != message.subject:

@@ -96,9 +96,9 @@ class NatsOptions:
     check: Callable[[], None] = lambda: None
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The servers as people and logs may see them: no user, no password."""
-        return ", ".join(Server.of(url).place for url in self.servers)
+        return ", ".join(Server.of(url).location for url in self.servers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Server:
     """One address, taken apart: user info in it is percent-decoded, and never shown."""
 
     scheme: str
-    place: str
+    location: str
     user: str | None = field(repr=False)
     password: str | None = field(repr=False)
 
@@ -116,7 +116,7 @@ class Server:
         host = parts.netloc.rpartition("@")[2]
         return cls(
             scheme=parts.scheme,
-            place=f"{parts.scheme}://{host}{parts.path}",
+            location=f"{parts.scheme}://{host}{parts.path}",
             user=None if parts.username is None else unquote(parts.username),
             password=None if parts.password is None else unquote(parts.password),
         )

@@ -9,7 +9,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.connection import Link
+from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.errors import translated
 from agent.domain.errors import BusError
 
@@ -19,11 +19,13 @@ MOST_WAITING = 16
 _log = structlog.get_logger()
 
 
-class Responding:
+class NatsResponder:
     """`agent.ports.Subscription` to questions on one subject. One is answered at a time."""
 
-    def __init__(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]], *, link: Link) -> None:
-        self._subject, self._answer, self._link = subject, answer, link
+    def __init__(
+        self, subject: str, answer: Callable[[bytes], Awaitable[bytes]], *, connection: NatsConnection
+    ) -> None:
+        self._subject, self._answer, self._connection = subject, answer, connection
         self.ready = asyncio.Event()
         self.worker = asyncio.create_task(self._run(), name=f"answer-{subject}")
 
@@ -33,30 +35,30 @@ class Responding:
 
     async def _run(self) -> None:
         while True:
-            client = await self._link.wait()
+            client = await self._connection.wait()
             try:
                 await self._serve(client)
             except BusError as error:
                 _log.debug("responder_interrupted", subject=self._subject, reason=str(error))
-                self._link.suspect(client)
+                self._connection.suspect(client)
             finally:
                 self.ready.clear()
-            await self._link.wait_beyond(client)
+            await self._connection.wait_beyond(client)
 
     async def _serve(self, client: Client) -> None:
         asked: asyncio.Queue[Msg] = asyncio.Queue(MOST_WAITING)
 
-        async def hear(message: Msg) -> None:
+        async def on_message(message: Msg) -> None:
             if message.reply and not asked.full():
                 asked.put_nowait(message)
 
         async with AsyncExitStack() as stack:
             with translated(f"subscribing to {self._subject}", client):
-                heard = await client.subscribe(self._subject, cb=hear)
-                stack.push_async_callback(_unsubscribed, client, heard)
-                await client.settle()
+                subscription = await client.subscribe(self._subject, cb=on_message)
+                stack.push_async_callback(_unsubscribed, client, subscription)
+                await client.confirm_sent()
             self.ready.set()
-            gone = asyncio.create_task(self._link.wait_beyond(client), name=f"answer-{self._subject}-watch")
+            gone = asyncio.create_task(self._connection.wait_beyond(client), name=f"answer-{self._subject}-watch")
             stack.callback(gone.cancel)
             while not gone.done():
                 question = asyncio.create_task(asked.get(), name=f"answer-{self._subject}-next")
@@ -76,8 +78,8 @@ class Responding:
             _log.warning("answer_not_sent", subject=self._subject, reason=str(error))
 
 
-async def _unsubscribed(client: Client, heard: Subscription) -> None:
+async def _unsubscribed(client: Client, subscription: Subscription) -> None:
     """Whoever asks from now on learns at once that nobody answers."""
     if not client.lost.is_set():
         with suppress(BusError), translated("leaving a subject", client):
-            await heard.unsubscribe()
+            await subscription.unsubscribe()

@@ -45,7 +45,7 @@ class NatsFacts:
     `publish`, `subscribe`: None where the server does not tell them.
     """
 
-    place: str
+    location: str
     version: str = ""
     refused: BusError | None = None
     jetstream: BusError | None = None
@@ -67,16 +67,16 @@ def _look_at_files(options: NatsOptions) -> tuple[ssl.SSLContext, Proof]:
 
 
 async def _one(url: str, options: NatsOptions, context: ssl.SSLContext, proof: Proof) -> NatsFacts:
-    place = Server.of(url).place
+    location = Server.of(url).location
     try:
         client = await connect(url, options, context, proof)
     except BusError as error:
-        return NatsFacts(place=place, refused=error)
+        return NatsFacts(location=location, refused=error)
     try:
-        with translated(f"looking at NATS at {place}", client):
-            return await _inside(place, client, options)
+        with translated(f"looking at NATS at {location}", client):
+            return await _inside(location, client, options)
     except BusError as error:
-        return NatsFacts(place=place, refused=error)
+        return NatsFacts(location=location, refused=error)
     finally:
         await client.drop_idle_connections()
 
@@ -86,13 +86,13 @@ def _version(client: Client) -> str:
     return str(client.connected_server_version).removeprefix("<nats server v").removesuffix(">")
 
 
-async def _inside(place: str, client: Client, options: NatsOptions) -> NatsFacts:
+async def _inside(location: str, client: Client, options: NatsOptions) -> NatsFacts:
     seconds = options.patience.connect
     client.refused = ""
     publish, subscribe = await _rights(client, seconds)
     if publish is None and "subscription" in client.refused.lower():
         deaf = BusError(f"no answer comes to us: {client.refused}", hint="allow this user to subscribe to _INBOX.>")
-        return NatsFacts(place=place, version=_version(client), jetstream=deaf)
+        return NatsFacts(location=location, version=_version(client), jetstream=deaf)
     jetstream: BusError | None = None
     stream: BusError | None = None
     there = False
@@ -109,7 +109,7 @@ async def _inside(place: str, client: Client, options: NatsOptions) -> NatsFacts
         except BusError as error:
             stream = error
     return NatsFacts(
-        place=place,
+        location=location,
         version=_version(client),
         jetstream=jetstream,
         has_stream=there,
@@ -142,15 +142,15 @@ async def _rights(client: Client, seconds: float) -> tuple[Rights | None, Rights
     try:
         with kept_cancellable():
             answer = await client.request(WHO_AM_I, b"", timeout=min(seconds, 2.0))
-        told = orjson.loads(answer.data)["data"].get("permissions") or {}
-        return _side(told.get("publish")), _side(told.get("subscribe"))
+        permissions = orjson.loads(answer.data)["data"].get("permissions") or {}
+        return _side(permissions.get("publish")), _side(permissions.get("subscribe"))
     except (NatsPyError, OSError, TimeoutError, ValueError, KeyError, TypeError, AttributeError):
         return None, None  # an older server, or one that does not let this user ask
 
 
-def _side(told: dict[str, Sequence[str]] | None) -> Rights:
-    allow = (told or {}).get("allow")
+def _side(permissions: dict[str, Sequence[str]] | None) -> Rights:
+    allow = (permissions or {}).get("allow")
     return Rights(
         allow=None if allow is None else tuple(map(str, allow)),
-        deny=tuple(map(str, (told or {}).get("deny") or ())),
+        deny=tuple(map(str, (permissions or {}).get("deny") or ())),
     )

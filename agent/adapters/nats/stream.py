@@ -46,7 +46,7 @@ class Stream:
         except StreamGone:
             info = await self._make(client, jetstream)
         else:
-            info = await self._widened(client, jetstream, info)
+            info = await self._with_missing_subjects(client, jetstream, info)
             self._compare(info.config)
         before, self.mark = self.mark, StreamMark(str(info.created), info.state.last_seq)
         if before is None or before.created != self.mark.created:
@@ -72,7 +72,7 @@ class Stream:
         self._compare(info.config)
         return True
 
-    def passed(self, sequence: int) -> None:
+    def advance(self, sequence: int) -> None:
         """An event was put there: the stream has come so far."""
         if self.mark is not None:
             self.mark = StreamMark(self.mark.created, max(self.mark.sequence, sequence))
@@ -85,7 +85,9 @@ class Stream:
         )
         return info
 
-    async def _widened(self, client: Client, jetstream: JetStreamContext, found: StreamInfo) -> StreamInfo:
+    async def _with_missing_subjects(
+        self, client: Client, jetstream: JetStreamContext, found: StreamInfo
+    ) -> StreamInfo:
         """Have a stream that an earlier version of ours made take what that did not know of; return how it is now."""
         missing = _missing(found.config)
         if not missing or found.config.description != _DESCRIPTION:

@@ -10,10 +10,10 @@ import structlog
 from nats.aio.msg import Msg
 
 from agent.adapters.nats.client import Client
-from agent.adapters.nats.connection import Link
+from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.consumer import DurableConsumer, Pull
 from agent.adapters.nats.errors import StreamGone, translated
-from agent.adapters.nats.messages import CoreMessage, JetStreamMessage, opened
+from agent.adapters.nats.messages import CoreMessage, JetStreamMessage, decoded
 from agent.adapters.nats.stream import STREAM, Stream
 from agent.domain.errors import BusError, WireError
 from agent.domain.naming import STREAM_SUBJECTS, patterns_meet, progress_pattern
@@ -31,7 +31,7 @@ TIDY_SECONDS = 2.0
 
 _log = structlog.get_logger()
 
-Mend = Callable[[Client], Awaitable[None]]
+RecreateStream = Callable[[Client], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +58,28 @@ class NatsSubscription:
 
     def __init__(
         self,
-        place: DurableConsumer,
-        courier: MessageDispatcher,
+        consumer: DurableConsumer,
+        dispatcher: MessageDispatcher,
         *,
-        link: Link,
+        connection: NatsConnection,
         stream: Stream,
         codec: Codec,
-        mend: Mend,
+        recreate_stream: RecreateStream,
         released: Callable[["NatsSubscription"], None],
         refused: Callable[[], int],
         changed: Callable[[], None],
     ) -> None:
-        self.place = place
+        self.consumer = consumer
         self.ready = asyncio.Event()
         self.trouble: BusError | None = None
         self._changed, self._failures = changed, 0
-        self._courier, self._link, self._stream, self._codec = courier, link, stream, codec
-        self._mend, self._refused = mend, refused
+        self._dispatcher, self._connection, self._stream, self._codec = dispatcher, connection, stream, codec
+        self._recreate_stream, self._refused = recreate_stream, refused
         self._next = asyncio.Event()
-        self._listens = patterns_meet(place.pattern, progress_pattern())
-        self.pulls = any(patterns_meet(place.pattern, subject) for subject in STREAM_SUBJECTS)
+        self._listens = patterns_meet(consumer.pattern, progress_pattern())
+        self.pulls = any(patterns_meet(consumer.pattern, subject) for subject in STREAM_SUBJECTS)
         """Whether it takes events that the stream keeps, not progress alone."""
-        self._name = place.durable or place.pattern
+        self._name = consumer.durable or consumer.pattern
         self.worker = asyncio.create_task(self._run(), name=f"bus-{self._name}")
         self.worker.add_done_callback(lambda _: released(self))
 
@@ -89,19 +89,19 @@ class NatsSubscription:
 
     async def _run(self) -> None:
         while True:
-            client = await self._link.wait()
+            client = await self._connection.wait()
             try:
                 await self._serve(client)
             except StreamGone as error:
                 _log.info("subscription_recreated", subscription=self._name, reason=str(error))
-                await self._mended(client)
+                await self._recreated(client)
             except BusError as error:
                 await self._interrupted(client, error)
 
-    async def _mended(self, client: Client) -> None:
+    async def _recreated(self, client: Client) -> None:
         self._is_ready(False)
         try:
-            await self._mend(client)
+            await self._recreate_stream(client)
         except BusError as error:
             await self._interrupted(client, error)
 
@@ -110,12 +110,12 @@ class NatsSubscription:
         self.trouble = error
         self._is_ready(False)
         _log.debug("subscription_interrupted", subscription=self._name, reason=str(error))
-        self._link.suspect(client)
+        self._connection.suspect(client)
         pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 20), LAST_PAUSE_SECONDS)
         self._failures += 1
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
-                await self._link.wait_beyond(client)
+                await self._connection.wait_beyond(client)
 
     def _is_ready(self, ready: bool) -> None:
         if ready:
@@ -149,21 +149,21 @@ class NatsSubscription:
     async def _listen(self, client: Client, arrivals: _Arrivals, stack: AsyncExitStack) -> None:
         """Take in what passes by and is not kept. Whoever is slow misses some."""
 
-        async def hear(message: Msg) -> None:
+        async def on_message(message: Msg) -> None:
             if arrivals.qsize() < MOST_WAITING:
                 arrivals.put_nowait(_Arrival(message, kept=False))
 
         with translated("subscribing to progress", client):
-            heard = await client.subscribe(progress_pattern(), cb=hear)
-            await client.settle()
-        stack.push_async_callback(_quietly, client, heard.unsubscribe)
+            subscription = await client.subscribe(progress_pattern(), cb=on_message)
+            await client.confirm_sent()
+        stack.push_async_callback(_ignore_errors, client, subscription.unsubscribe)
 
     async def _pull(self, client: Client, mark: StreamMark | None, arrivals: _Arrivals, stack: AsyncExitStack) -> None:
         """Take in what the stream keeps, one event after the other has been settled."""
-        name = await self.place.ensure(client, mark)
-        stack.push_async_callback(_quietly, client, partial(self.place.forget, client, name))
+        name = await self.consumer.ensure(client, mark)
+        stack.push_async_callback(_ignore_errors, client, partial(self.consumer.forget, client, name))
         pull = await Pull.open(client, STREAM, name)
-        stack.push_async_callback(_quietly, client, pull.close)
+        stack.push_async_callback(_ignore_errors, client, pull.close)
         self._next.set()
 
         async def feed() -> None:
@@ -178,8 +178,8 @@ class NatsSubscription:
         self._feed(feed(), "pull", stack)
 
     async def _watch(self, client: Client, arrivals: _Arrivals) -> None:
-        await self._link.wait_beyond(client)
-        arrivals.put_nowait(self._link.trouble)
+        await self._connection.wait_beyond(client)
+        arrivals.put_nowait(self._connection.trouble)
 
     async def _watch_stream(self, created: str, arrivals: _Arrivals) -> None:
         """A consumer is gone with its stream, and the server does not say so to all who wait for its next event."""
@@ -199,24 +199,24 @@ class NatsSubscription:
 
     async def _hand_over(self, arrival: _Arrival) -> None:
         try:
-            event = opened(arrival.message, self._codec)
+            event = decoded(arrival.message, self._codec)
         except WireError as error:
             await self._refuse(arrival, str(error))
             return
         if not arrival.kept:
-            await self._courier.hand_over(CoreMessage(event))
+            await self._dispatcher.hand_over(CoreMessage(event))
             return
-        letter = JetStreamMessage(event, arrival.message)
-        await self._courier.hand_over(letter)
-        if letter.acked:
-            self.place.seen = max(self.place.seen, arrival.sequence)
+        delivery = JetStreamMessage(event, arrival.message)
+        await self._dispatcher.hand_over(delivery)
+        if delivery.acked:
+            self.consumer.seen = max(self.consumer.seen, arrival.sequence)
 
     async def _refuse(self, arrival: _Arrival, why: str) -> None:
         """What is no event of ours is taken out for good, counted, and told."""
         if arrival.kept:
             with suppress(BusError), translated("refusing a message"):  # it comes again, and is refused again
                 await arrival.message.term()
-            self.place.seen = max(self.place.seen, arrival.sequence)
+            self.consumer.seen = max(self.consumer.seen, arrival.sequence)
         count, subject = self._refused(), arrival.message.subject[:200]
         _log.warning("message_refused", subject=subject, sequence=arrival.sequence, reason=why, so_far=count)
 
@@ -230,7 +230,7 @@ async def _send_back(arrivals: _Arrivals) -> None:
                 await arrival.message.nak()
 
 
-async def _quietly(client: Client, work: Callable[[], Awaitable[object]]) -> None:
+async def _ignore_errors(client: Client, work: Callable[[], Awaitable[object]]) -> None:
     """Tidy up at the server, where it still hears us."""
     if not client.lost.is_set():
         with suppress(BusError, TimeoutError), translated("ending a subscription", client):

@@ -52,7 +52,7 @@ class OddAnswer(Exception):  # noqa: N818 - it says what was answered
 
 
 @dataclass(slots=True)
-class Heard:
+class ResponseInfo:
     """What came back for the request under way: the status is 0 before anything did."""
 
     status: int = 0
@@ -62,7 +62,7 @@ class Heard:
         return f"status {self.status}" + (f", {self.content_type}" if self.content_type else "")
 
 
-heard: ContextVar[Heard | None] = ContextVar("heard", default=None)
+response_info: ContextVar[ResponseInfo | None] = ContextVar("response_info", default=None)
 """Where `check_answer` notes what came back, for the error's text."""
 
 
@@ -72,7 +72,7 @@ def check_answer(operation_model: Any, response_dict: Mapping[str, Any], **_: ob
     headers: Mapping[str, str] = response_dict["headers"]
     body = response_dict["body"]
     content_type = str(headers.get("content-type", "")).split(";")[0].strip().lower()
-    if (note := heard.get()) is not None:
+    if (note := response_info.get()) is not None:
         note.status, note.content_type = status, content_type if _TYPE.fullmatch(content_type) else ""
     if _REDIRECT <= status < _REFUSED:
         _check_redirect(operation, status, headers, body)

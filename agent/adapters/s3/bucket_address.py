@@ -56,7 +56,7 @@ class BucketAddress:
         return "auto" if _AWS_HOST.search(self.host) else "path"
 
     @property
-    def front_door(self) -> tuple[str, int]:
+    def tcp_address(self) -> tuple[str, int]:
         """Host and port to connect to: the endpoint's, or those of the proxy that the environment names for it."""
         proxy = self.proxy
         if proxy is not None:

@@ -89,8 +89,8 @@ class Client:
 class Building:
     """Builds clients, and looks for credentials. Of what hangs nobody waits for the end."""
 
-    def __init__(self, place: BucketAddress, limits: Limits, verify: str | bool | None) -> None:
-        self._place, self._limits, self._verify = place, limits, verify
+    def __init__(self, address: BucketAddress, limits: Limits, verify: str | bool | None) -> None:
+        self._address, self._limits, self._verify = address, limits, verify
         self.helpers = Helpers(limits.build_seconds)
 
     async def client(self) -> Client:
@@ -120,7 +120,7 @@ class Building:
 
         from agent.adapters.s3.session import DirectSession  # noqa: PLC0415
 
-        place, limits = self._place, self._limits
+        address, limits = self._address, self._limits
         files = fingerprint()
         config = AioConfig(
             http_session_cls=DirectSession,
@@ -133,16 +133,16 @@ class Building:
             response_checksum_validation="when_required",
             # The settings have decided on the endpoint, by the AWS configuration, too: the client knows no other.
             ignore_configured_endpoint_urls=True,
-            s3={"addressing_style": place.addressing_style, "payload_signing_enabled": False},
+            s3={"addressing_style": address.addressing_style, "payload_signing_enabled": False},
         )
-        check_proxy(place)
+        check_proxy(address)
         session = aioboto3.Session()
         check_ca_bundle(self._verify, session._session.get_config_variable("ca_bundle"))  # noqa: SLF001 - no public way
-        check_variants(place, session._session.get_scoped_config())  # noqa: SLF001
+        check_variants(address, session._session.get_scoped_config())  # noqa: SLF001
         await self._chain(session, thread).credentials()
-        region = place.signing_region or session.region_name or "us-east-1"
+        region = address.signing_region or session.region_name or "us-east-1"
         owner: AbstractAsyncContextManager[Any] = session.client(
-            "s3", region_name=region, endpoint_url=place.endpoint or None, verify=self._verify, config=config
+            "s3", region_name=region, endpoint_url=address.endpoint or None, verify=self._verify, config=config
         )
         client = await owner.__aenter__()
         client.meta.events.register("before-sign.s3.DeleteObjects", sign_by_md5)

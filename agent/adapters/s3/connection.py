@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 import structlog
 
 from agent.adapters.s3 import answers
-from agent.adapters.s3.answers import Answer, Heard
+from agent.adapters.s3.answers import Answer, ResponseInfo
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.client import Building, Client, Credentials, Limits, concerns_credentials, is_to_be_replaced
-from agent.adapters.s3.encryption import AtRest, Doubt
-from agent.adapters.s3.errors import doing_text, odd_answer, translate
+from agent.adapters.s3.errors import odd_answer, operation_text, translate
+from agent.adapters.s3.object_options import EncryptionCheck, ObjectOptions
 from agent.adapters.s3.part import PartBody
 from agent.domain.errors import AkoshaError, StoreError
 from agent.ports import UnexpectedErrors
-from agent.ports.concurrency import mark_retrieved
+from agent.ports.concurrency import mark_retrieved, result_of
 
 T = TypeVar("T")
 
@@ -37,18 +37,18 @@ class Connection:
 
     def __init__(
         self,
-        place: BucketAddress,
+        address: BucketAddress,
         limits: Limits,
         verify: str | bool | None,
-        at_rest: AtRest = AtRest(),  # noqa: B008 - frozen
+        object_options: ObjectOptions = ObjectOptions(),  # noqa: B008 - frozen
     ) -> None:
-        self.place = place
-        self._at_rest = at_rest
-        self._doubt = Doubt(at_rest)
+        self.address = address
+        self._object_options = object_options
+        self._encryption_check = EncryptionCheck(object_options)
         self._limits = limits
-        self._building = Building(place, limits, verify)
+        self._building = Building(address, limits, verify)
         self._unexpected = UnexpectedErrors("s3", StoreError)
-        self._making: asyncio.Task[Client] | None = None
+        self._client_task: asyncio.Task[Client] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def call(self, operation: str, key: str = "", **parameters: object) -> Answer:
@@ -60,13 +60,13 @@ class Connection:
 
     async def ask(self, read: Callable[[Answer], T], operation: str, key: str = "", **parameters: object) -> T:
         """Call an operation as `call` does and return what `read` makes of the answer; it may raise OddAnswer."""
-        async with self._leased(operation, key) as lease:
-            return read(await self._send(lease, operation, key, parameters))
+        async with self._client_use(operation, key) as use:
+            return read(await self._send(use, operation, key, parameters))
 
     async def stream(self, operation: str, key: str, piece_bytes: int) -> AsyncGenerator[bytes, None]:
         """Yield the body of an answer, all that its length announced."""
-        async with self._leased(operation, key) as lease:
-            answer = await self._send(lease, operation, key, {})
+        async with self._client_use(operation, key) as use:
+            answer = await self._send(use, operation, key, {})
             body = answer["Body"]
             answers.check_whole(answer)
             async with body:
@@ -75,14 +75,14 @@ class Connection:
 
     async def credentials(self) -> Credentials | None:
         """Return what the AWS chain finds now, None where it finds nothing; the client stays as it is."""
-        async with self._guarded("looking for credentials", "", _Lease()):
+        async with self._guarded("looking for credentials", "", _ClientUse()):
             return await self._building.credentials()
 
     async def reset(self) -> None:
         """Have the next call build a new client. Calls under way finish on the old one."""
-        making, self._making = self._making, None
-        if making is not None and making.done() and not making.cancelled() and making.exception() is None:
-            self._retire(making.result())
+        client_task, self._client_task = self._client_task, None
+        if (client := result_of(client_task)) is not None:
+            self._retire(client)
 
     async def aclose(self) -> None:
         """Close the client's connections, stop building one. Idempotent."""
@@ -96,11 +96,10 @@ class Connection:
 
     def drop_idle_connections(self) -> None:
         """Break the connections that nothing uses now."""
-        making = self._making
-        if making is not None and making.done() and not making.cancelled() and making.exception() is None:
-            making.result().raw._endpoint.http_session.drop_idle_connections()  # noqa: SLF001 - there is no public way to it
+        if (client := result_of(self._client_task)) is not None:
+            client.raw._endpoint.http_session.drop_idle_connections()  # noqa: SLF001 - there is no public way to it
 
-    async def _explained(self, error: Exception, client: Client | None, operation: str, key: str) -> Exception:
+    async def _detailed_error(self, error: Exception, client: Client | None, operation: str, key: str) -> Exception:
         """Return the refusal that says why a HEAD was refused: the answer to one has no body, and so no code.
 
         Asks once more, by a GET of the first byte. Where that says no more, the refusal is returned as it was.
@@ -111,94 +110,93 @@ class Connection:
         if refusal.get("Error", {}).get("Code") not in BARE:
             return error
         try:
-            answer = await client.raw.get_object(Bucket=self.place.bucket, Key=key, Range="bytes=0-0")
+            answer = await client.raw.get_object(Bucket=self.address.bucket, Key=key, Range="bytes=0-0")
             answer["Body"].close()
         except Exception as said:  # noqa: BLE001 - it is translated, or the first refusal is
             code = (getattr(said, "response", None) or {}).get("Error", {}).get("Code")
             return error if code is None or code in SILENT else said
         return error
 
-    async def _send(self, lease: "_Lease", operation: str, key: str, parameters: dict[str, Any]) -> Answer:
+    async def _send(self, use: "_ClientUse", operation: str, key: str, parameters: dict[str, Any]) -> Answer:
         if key:
             parameters["Key"] = key
-        asked = self._at_rest.asked(operation) | parameters
+        asked = self._object_options.asked(operation) | parameters
         parameters = {name: value for name, value in asked.items() if value is not None}
         body = parameters.get("Body")
         patience = body.patience(self._limits.read_timeout) if isinstance(body, PartBody) else nullcontext()
-        assert lease.client is not None
-        token = answers.heard.set(lease.heard)
+        assert use.client is not None
+        token = answers.response_info.set(use.response)
         try:
             async with patience:
-                answer: Answer = await getattr(lease.client.raw, operation)(Bucket=self.place.bucket, **parameters)
+                answer: Answer = await getattr(use.client.raw, operation)(Bucket=self.address.bucket, **parameters)
         finally:
-            answers.heard.reset(token)
-        self._doubt.look(operation, str(answer.get("ServerSideEncryption") or ""), self.place)
+            answers.response_info.reset(token)
+        self._encryption_check.check(operation, str(answer.get("ServerSideEncryption") or ""), self.address)
         return answer
 
     @asynccontextmanager
-    async def _leased(self, operation: str, key: str) -> AsyncIterator["_Lease"]:
+    async def _client_use(self, operation: str, key: str) -> AsyncIterator["_ClientUse"]:
         """Yield the client for one call: it stays open until the call is over, whatever replaces it."""
-        lease = _Lease()
-        async with self._guarded(operation, key, lease):
-            client = lease.client = await self._client()
+        use = _ClientUse()
+        async with self._guarded(operation, key, use):
+            client = use.client = await self._client()
             client.users += 1
             try:
-                yield lease
+                yield use
             finally:
                 client.users -= 1
                 self._close_if_unused(client)
 
     @asynccontextmanager
-    async def _guarded(self, operation: str, key: str, lease: "_Lease") -> AsyncIterator[None]:
+    async def _guarded(self, operation: str, key: str, use: "_ClientUse") -> AsyncIterator[None]:
         """Raise a StoreError for whatever the library raises in here: the only place that catches all of it."""
         try:
             yield
         except AkoshaError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a library raises is translated here
-            cause = await self._explained(error, lease.client, operation, key)
-            failure = self._translated(cause, operation, key, lease.heard)
+            cause = await self._detailed_error(error, use.client, operation, key)
+            failure = self._translated(cause, operation, key, use.response)
             failure.credentials_refused = concerns_credentials(cause)
-            if lease.client is not None and await is_to_be_replaced(lease.client, cause):
-                self._replace(lease.client)
+            if use.client is not None and await is_to_be_replaced(use.client, cause):
+                self._replace(use.client)
             raise failure from cause
 
-    def _translated(self, error: Exception, operation: str, key: str, note: Heard) -> StoreError:
-        if (odd := odd_answer(error, self.place, operation, key, note)) is not None:
+    def _translated(self, error: Exception, operation: str, key: str, note: ResponseInfo) -> StoreError:
+        if (odd := odd_answer(error, self.address, operation, key, note)) is not None:
             return odd
         if (
-            known := translate(error, self.place, operation, key, self._at_rest, answered=bool(note.status))
+            known := translate(error, self.address, operation, key, self._object_options, answered=bool(note.status))
         ) is not None:
             return known
-        doing, answered = doing_text(operation, key), bool(note.status)
-        what = f"the answer of {self.place.authority} ({note}) cannot be read" if answered else f"{self.place} failed"
+        doing, answered = operation_text(operation, key), bool(note.status)
+        what = (
+            f"the answer of {self.address.authority} ({note}) cannot be read" if answered else f"{self.address} failed"
+        )
         return self._unexpected.translate(error, operation, f"{what}, {doing}", hint=answers.NOT_S3 if answered else "")
 
     async def _client(self) -> Client:
-        making = self._making
-        if making is None or (making.done() and (making.cancelled() or making.exception() is not None)):
-            making = self._making = self._start(self._building.client(), _BUILD)
+        client_task = self._client_task
+        if client_task is None or (client_task.done() and result_of(client_task) is None):
+            client_task = self._client_task = self._start(self._building.client(), _BUILD)
         try:
-            client = await asyncio.shield(making)
+            client = await asyncio.shield(client_task)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if making.cancelled() and (task is None or not task.cancelling()):
-                raise StoreError(f"{self.place}: the store is being closed", transient=True) from None
+            if client_task.cancelled() and (task is None or not task.cancelling()):
+                raise StoreError(f"{self.address}: the store is being closed", transient=True) from None
             raise
-        if self._making is not making:
+        if self._client_task is not client_task:
             client.retired = True
         return client
 
     def _replace(self, client: Client) -> None:
         """Have the next call build a new client, if this one is still in use."""
-        making = self._making
-        if making is None or not making.done() or making.cancelled() or making.exception() is not None:
-            return
-        if making.result() is client:
-            self._making = None
+        if result_of(self._client_task) is client:
+            self._client_task = None
             self._retire(client)
             _log.info(
-                "s3_client_discarded", store=str(self.place), next_step="the next attempt reads the credentials again"
+                "s3_client_discarded", store=str(self.address), next_step="the next attempt reads the credentials again"
             )
 
     def _retire(self, client: Client) -> None:
@@ -222,11 +220,11 @@ _BUILD = "s3-client"
 
 
 @dataclass(slots=True)
-class _Lease:
+class _ClientUse:
     """The client that a call uses, and what came back."""
 
     client: Client | None = None
-    heard: Heard = field(default_factory=Heard)
+    response: ResponseInfo = field(default_factory=ResponseInfo)
 
 
 async def _close(client: Client) -> None:

@@ -9,11 +9,11 @@ import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.adapters.s3.answers import Heard, OddAnswer
+from agent.adapters.s3.answers import OddAnswer, ResponseInfo
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.credential_sources import SourceTimeout
-from agent.adapters.s3.encryption import MAKING, AtRest
 from agent.adapters.s3.local_faults import PROXY_AUTHENTICATION, local_fault, proxy_refusal, reason_of
+from agent.adapters.s3.object_options import CREATING, ObjectOptions
 from agent.domain.errors import NoSuchObject, NotPermitted, StoreError
 
 PERMISSIONS = {
@@ -106,16 +106,16 @@ _KMS = "KMS."
 _KMS_PERMISSIONS = "kms:GenerateDataKey and kms:Decrypt on the KMS key"
 _RESEND = "it was damaged on its way"
 _BAD_REQUEST, _NOT_IMPLEMENTED = 400, 501
-_PLAIN = AtRest()
+_PLAIN = ObjectOptions()
 _TOO_MANY, _SERVER_FAULT = 429, 500
 
 
 def translate(
     error: BaseException,
-    place: BucketAddress,
+    address: BucketAddress,
     operation: str,
     key: str,
-    at_rest: AtRest = _PLAIN,
+    object_options: ObjectOptions = _PLAIN,
     *,
     answered: bool = False,
 ) -> StoreError | None:
@@ -127,10 +127,10 @@ def translate(
     from botocore import exceptions as boto  # noqa: PLC0415
 
     if isinstance(error, boto.ClientError):
-        return _refusal(error.response, place, operation, key, at_rest)
+        return _refusal(error.response, address, operation, key, object_options)
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError | boto.NoAuthTokenError):
-        return StoreError(f"there are no credentials for {place.authority}", hint=f"set {CREDENTIALS}")
-    if (fault := local_fault(error, place)) is not None:
+        return StoreError(f"there are no credentials for {address.authority}", hint=f"set {CREDENTIALS}")
+    if (fault := local_fault(error, address)) is not None:
         return fault
     if isinstance(
         error,
@@ -143,20 +143,20 @@ def translate(
         | boto.InvalidConfigError,
     ):
         return StoreError(
-            f"the AWS configuration yields no credentials for {place.authority} ({type(error).__name__})",
+            f"the AWS configuration yields no credentials for {address.authority} ({type(error).__name__})",
             hint=f"check AWS_PROFILE and ~/.aws, or set {CREDENTIALS}",
         )
-    doing = doing_text(operation, key)
+    doing = operation_text(operation, key)
     if isinstance(error, boto.SSLError | ssl.SSLError | aiohttp.ClientSSLError):
-        return _tls_failure(error, doing, place)
+        return _tls_failure(error, doing, address)
     if isinstance(error, json.JSONDecodeError) and not answered:
         return StoreError(
-            f"no credentials for {place.authority}: what credential_process or a cache under ~/.aws gave is no JSON",
+            f"no credentials for {address.authority}: what credential_process or a cache under ~/.aws gave is no JSON",
             hint="run the credential_process by hand",
         )
     if isinstance(error, SourceTimeout):
         return StoreError(
-            f"no credentials for {place.authority}: {error}",
+            f"no credentials for {address.authority}: {error}",
             hint="run it by hand to see what it waits for; the next attempt starts it again",
             transient=True,
         )
@@ -164,36 +164,38 @@ def translate(
         isinstance(error, ValueError) and not isinstance(error, UnicodeDecodeError) and not answered
     ):
         return StoreError(
-            f"{place.authority} is not a usable address: {type(error).__name__}, {doing}",
+            f"{address.authority} is not a usable address: {type(error).__name__}, {doing}",
             hint="check akosha_cloud_bucket, akosha_cloud_endpoint and akosha_cloud_region",
         )
     if isinstance(error, boto.BotoCoreError | aiohttp.ClientError | OSError | TimeoutError):
         return StoreError(
-            f"{_network_fault(error, place)}, {doing}", hint=f"is {place.authority} reachable?", transient=True
+            f"{_network_fault(error, address)}, {doing}", hint=f"is {address.authority} reachable?", transient=True
         )
     return None
 
 
-def odd_answer(error: BaseException, place: BucketAddress, operation: str, key: str, note: Heard) -> StoreError | None:
+def odd_answer(
+    error: BaseException, address: BucketAddress, operation: str, key: str, note: ResponseInfo
+) -> StoreError | None:
     """Return the StoreError for an answer that is none of S3's; None for other errors."""
     if not isinstance(error, OddAnswer):
         return None
-    heard = "" if f"status {note.status}" in error.what else f" ({note})"
-    text = f"{place.authority} answered with {error.what}{heard}, {doing_text(operation, key)}"
+    status = "" if f"status {note.status}" in error.what else f" ({note})"
+    text = f"{address.authority} answered with {error.what}{status}, {operation_text(operation, key)}"
     failure = StoreError(text, hint=error.cure, transient=True)
     failure.unexpected = f"{error.what} for {operation}"
     return failure
 
 
-def refused_keys(refusals: Sequence[Mapping[str, Any]], place: BucketAddress, operation: str) -> StoreError:
+def refused_keys(refusals: Sequence[Mapping[str, Any]], address: BucketAddress, operation: str) -> StoreError:
     """Return the StoreError for keys that a store refused in an answer that is none: the worst of them speaks."""
     codes = [str(refusal.get("Code") or "refused") for refusal in refusals]
     denied, passing = [code in _DENIED for code in codes], [code in _TRANSIENT for code in codes]
     at = denied.index(True) if any(denied) else passing.index(False) if not all(passing) else 0
-    what = f"{refusals[at].get('Key')!r} and {len(codes) - 1} more in {place}"
-    text = f"{place.authority} did not delete {what}: {codes[at]}"
+    what = f"{refusals[at].get('Key')!r} and {len(codes) - 1} more in {address}"
+    text = f"{address.authority} did not delete {what}: {codes[at]}"
     if denied[at]:
-        return NotPermitted(text, hint=f"allow {PERMISSIONS[operation]} on bucket {place.bucket}")
+        return NotPermitted(text, hint=f"allow {PERMISSIONS[operation]} on bucket {address.bucket}")
     return StoreError(text, hint="" if passing[at] else "the store does not delete them", transient=passing[at])
 
 
@@ -210,89 +212,94 @@ def status_of(error: StoreError) -> int:
 
 
 def _refusal(
-    response: Mapping[str, Any], place: BucketAddress, operation: str, key: str, at_rest: AtRest
+    response: Mapping[str, Any], address: BucketAddress, operation: str, key: str, object_options: ObjectOptions
 ) -> StoreError:
     code = str(response.get("Error", {}).get("Code", ""))
     metadata = response.get("ResponseMetadata", {})
     status = int(metadata.get("HTTPStatusCode", 0))
     if code in _MISSING and operation in ("head_object", "get_object", "copy_object", "upload_part_copy"):
-        return NoSuchObject(f"there is no {key!r} in {place}")
+        return NoSuchObject(f"there is no {key!r} in {address}")
     answer = (code or "refused") + (f", status {status}" if str(status) != code else "")
-    answer = f"{answer}, {doing_text(operation, key)}"
-    if status == PROXY_AUTHENTICATION and (fault := proxy_refusal(place, status)) is not None:
+    answer = f"{answer}, {operation_text(operation, key)}"
+    if status == PROXY_AUTHENTICATION and (fault := proxy_refusal(address, status)) is not None:
         return fault
     if code in _CURES:
-        wrong = _WRONG[code].format(bucket=place.bucket, host=place.authority, place=place)
+        wrong = _WRONG[code].format(bucket=address.bucket, host=address.authority, address=address)
         return StoreError(f"{wrong}: {answer}", hint=_CURES[code])
     if code in _REGION:
         wanted = response["Error"].get("Region") or metadata.get("HTTPHeaders", {}).get("x-amz-bucket-region")
         return StoreError(
-            f"bucket {place.bucket} is not in this region of {place.authority}: {answer}",
+            f"bucket {address.bucket} is not in this region of {address.authority}: {answer}",
             hint=f"set akosha_cloud_region to {wanted or 'the region of the bucket'}",
         )
     said = str(response.get("Error", {}).get("Message", ""))
     if code in _DENIED:
-        allow = f"allow {PERMISSIONS[operation]} on bucket {place.bucket}"
+        allow = f"allow {PERMISSIONS[operation]} on bucket {address.bucket}"
         if "kms:" in said:  # the text names what is missing
-            allow = f"allow {_KMS_PERMISSIONS}{_of_settings(at_rest)}"
-        elif at_rest.by_kms:
-            allow = f"{allow}, and {_KMS_PERMISSIONS}{_of_settings(at_rest)}"
+            allow = f"allow {_KMS_PERMISSIONS}{_of_settings(object_options)}"
+        elif object_options.by_kms:
+            allow = f"{allow}, and {_KMS_PERMISSIONS}{_of_settings(object_options)}"
         action = _ACTIONS.get(operation, operation)
-        return NotPermitted(f"no permission to {action} {place}: {answer}", hint=allow)
+        return NotPermitted(f"no permission to {action} {address}: {answer}", hint=allow)
     if code in _DAMAGED:
-        return StoreError(f"what was sent arrived damaged in {place}: {answer}", hint=_RESEND, transient=True)
+        return StoreError(f"what was sent arrived damaged in {address}: {answer}", hint=_RESEND, transient=True)
     transient = code.removeprefix(_KMS) in _TRANSIENT or status >= _SERVER_FAULT or status == _TOO_MANY
     if status == _NOT_IMPLEMENTED:  # it never will be
         transient = False
     if code.startswith(_KMS) and not transient:
-        cure = f"check the KMS key{_of_settings(at_rest)}: it must exist, be enabled, and be usable from here"
-        return StoreError(f"the KMS key cannot be used in {place}: {answer}", hint=cure)
-    if operation in MAKING and at_rest.settings and not transient and status in (_BAD_REQUEST, _NOT_IMPLEMENTED):
+        cure = f"check the KMS key{_of_settings(object_options)}: it must exist, be enabled, and be usable from here"
+        return StoreError(f"the KMS key cannot be used in {address}: {answer}", hint=cure)
+    if (
+        operation in CREATING
+        and object_options.settings
+        and not transient
+        and status in (_BAD_REQUEST, _NOT_IMPLEMENTED)
+    ):
         return StoreError(
-            f"{place.authority} refuses the object: {answer}",
-            hint=f"the store may not offer what {at_rest.blamed(said)} asks for: change it, or leave it empty",
+            f"{address.authority} refuses the object: {answer}",
+            hint=f"the store may not offer what {object_options.blamed(said)} asks for: change it, or leave it empty",
         )
     if transient:
         trouble = "is in trouble" if status >= _SERVER_FAULT else "asks for another try"
-        return StoreError(f"{place.authority} {trouble}: {answer}", transient=True)
-    return StoreError(f"{place.authority} refuses {operation}: {answer}", hint=f"the store does not take {operation}")
+        return StoreError(f"{address.authority} {trouble}: {answer}", transient=True)
+    return StoreError(f"{address.authority} refuses {operation}: {answer}", hint=f"the store does not take {operation}")
 
 
-def doing_text(operation: str, key: str) -> str:
+def operation_text(operation: str, key: str) -> str:
     """Say what was being done, for the end of a text."""
     return f"{operation} of {key!r}" if key else operation
 
 
-def _of_settings(at_rest: AtRest) -> str:
-    return f" of {at_rest.blamed('kms')}" if at_rest.by_kms else ""
+def _of_settings(object_options: ObjectOptions) -> str:
+    return f" of {object_options.blamed('kms')}" if object_options.by_kms else ""
 
 
-def _tls_failure(error: BaseException, doing: str, place: BucketAddress) -> StoreError:
+def _tls_failure(error: BaseException, doing: str, address: BucketAddress) -> StoreError:
     text = str(error).upper()
     if "CERTIFICATE" in text:
         return StoreError(
-            f"the certificate of {place.authority} cannot be trusted, {doing}",
+            f"the certificate of {address.authority} cannot be trusted, {doing}",
             hint="set AWS_CA_BUNDLE to the file of the authority that signed it, or correct akosha_cloud_endpoint",
         )
     if "WRONG_VERSION_NUMBER" in text or "RECORD LAYER FAILURE" in text:
-        return StoreError(f"{place.authority} does not speak TLS, {doing}", hint="check akosha_cloud_endpoint")
+        return StoreError(f"{address.authority} does not speak TLS, {doing}", hint="check akosha_cloud_endpoint")
     return StoreError(
-        f"the TLS connection to {place.authority} broke, {doing}",
-        hint=f"is {place.authority} reachable?",
+        f"the TLS connection to {address.authority} broke, {doing}",
+        hint=f"is {address.authority} reachable?",
         transient=True,
     )
 
 
-def _network_fault(error: BaseException, place: BucketAddress) -> str:
+def _network_fault(error: BaseException, address: BucketAddress) -> str:
     """Say what broke in a few words: the system's where there are any, else the kind of the error."""
     import aiohttp  # noqa: PLC0415 - as above
     from botocore import exceptions as boto  # noqa: PLC0415
 
     if isinstance(error, aiohttp.ConnectionTimeoutError | boto.ConnectTimeoutError):
-        return f"no connection to {place.authority} in time"
+        return f"no connection to {address.authority} in time"
     if isinstance(error, TimeoutError | boto.ReadTimeoutError):
-        return f"no answer in time from {place.authority}"
+        return f"no answer in time from {address.authority}"
     reason = reason_of(error)
     if isinstance(error, boto.EndpointConnectionError):
-        return f"no connection to {place.authority}: {reason}"
-    return f"the connection to {place.authority} broke: {reason}"
+        return f"no connection to {address.authority}: {reason}"
+    return f"the connection to {address.authority} broke: {reason}"

@@ -24,12 +24,12 @@ _VARIANTS = {
 _TRUE = ("true", "1")
 
 
-def local_fault(error: BaseException, place: BucketAddress) -> StoreError | None:
+def local_fault(error: BaseException, address: BucketAddress) -> StoreError | None:
     """Return the StoreError for a fault of this machine; None for any other."""
     from botocore import exceptions as boto  # noqa: PLC0415 - loaded by the client, as in `errors`
 
     if isinstance(error, boto.ProxyConnectionError):
-        return _proxy_fault(error, place)
+        return _proxy_fault(error, address)
     if isinstance(
         error,
         boto.EndpointProviderError
@@ -43,7 +43,7 @@ def local_fault(error: BaseException, place: BucketAddress) -> StoreError | None
         | boto.InvalidChecksumConfigError,
     ) and not isinstance(error, boto.NoRegionError):
         return StoreError(
-            f"the AWS configuration does not go with {place.authority}: {type(error).__name__}",
+            f"the AWS configuration does not go with {address.authority}: {type(error).__name__}",
             hint=f"check {', '.join(_VARIANTS)} and the other keys for S3 in ~/.aws/config, and AWS_ variables like "
             "them",
         )
@@ -52,25 +52,25 @@ def local_fault(error: BaseException, place: BucketAddress) -> StoreError | None
     return None
 
 
-def proxy_refusal(place: BucketAddress, status: int) -> StoreError | None:
+def proxy_refusal(address: BucketAddress, status: int) -> StoreError | None:
     """Return the StoreError for a proxy that answers itself; None where there is no proxy."""
-    proxy = place.proxy
+    proxy = address.proxy
     if proxy is None:
         return None
     if status == PROXY_AUTHENTICATION:
         why, cure = "wants a user and a password", f"write them into {proxy.variable}: http://USER:PASSWORD@{proxy}"
     else:
-        why, cure = "refuses", f"correct {proxy.variable}, or name {place.host} in NO_PROXY"
+        why, cure = "refuses", f"correct {proxy.variable}, or name {address.host} in NO_PROXY"
     return StoreError(f"the proxy {proxy} {why}: status {status}", hint=cure)
 
 
-def check_proxy(place: BucketAddress) -> None:
+def check_proxy(address: BucketAddress) -> None:
     """Raise StoreError where the proxy's scheme is one that the client would misunderstand."""
-    proxy = place.proxy
+    proxy = address.proxy
     if proxy is not None and proxy.scheme not in _PROXY_SCHEMES:
         raise StoreError(
             f"the proxy {proxy} is not supported: it is a {proxy.scheme} proxy",
-            hint=f"set {proxy.variable} to an http:// or https:// proxy, or name {place.host} in NO_PROXY",
+            hint=f"set {proxy.variable} to an http:// or https:// proxy, or name {address.host} in NO_PROXY",
         )
 
 
@@ -101,12 +101,12 @@ def check_ca_bundle(verify: str | bool | None, configured: str | None) -> None:
         raise StoreError(f"the CA bundle {path} cannot be read: {reason_of(error)}", hint=f"correct {name}") from error
 
 
-def check_variants(place: BucketAddress, profile: Mapping[str, Any]) -> None:
+def check_variants(address: BucketAddress, profile: Mapping[str, Any]) -> None:
     """Raise StoreError where the AWS profile asks for a variant of AWS's own addresses, and there is an endpoint."""
-    if not place.endpoint or not (asked := [*_asked(profile)]):
+    if not address.endpoint or not (asked := [*_asked(profile)]):
         return
     raise StoreError(
-        f"{place.authority} does not have what the AWS configuration asks for: {', '.join(asked)}",
+        f"{address.authority} does not have what the AWS configuration asks for: {', '.join(asked)}",
         hint="take it out, or set AWS_PROFILE to a profile without it",
     )
 
@@ -130,12 +130,12 @@ def reason_of(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _proxy_fault(error: BaseException, place: BucketAddress) -> StoreError:
+def _proxy_fault(error: BaseException, address: BucketAddress) -> StoreError:
     cause = getattr(error, "kwargs", {}).get("error")
     status = getattr(cause, "status", 0)
-    if status and (refusal := proxy_refusal(place, int(status))) is not None:
+    if status and (refusal := proxy_refusal(address, int(status))) is not None:
         return refusal
-    proxy = place.proxy
+    proxy = address.proxy
     return StoreError(
         f"no connection to the proxy {proxy or ''}: {reason_of(error)}",
         hint=f"check {proxy.variable if proxy else 'HTTPS_PROXY and HTTP_PROXY'}",

@@ -46,12 +46,12 @@ def says_md5(answer: Answer) -> bool:
     return not encrypted and not answer.get("SSECustomerAlgorithm") and bool(_MD5.fullmatch(etag_of(answer)))
 
 
-def check_part(answer: Answer, md5: bytes, place: BucketAddress, key: str) -> bool:
+def check_part(answer: Answer, md5: bytes, address: BucketAddress, key: str) -> bool:
     """Return whether the answer proves that the bytes arrived. Raises StoreError where it proves that they did not."""
     if not says_md5(answer):
         return False
     if etag_of(answer) != md5.hex():
-        raise damaged(place, key, f"MD5 {etag_of(answer)} instead of {md5.hex()}")
+        raise damaged(address, key, f"MD5 {etag_of(answer)} instead of {md5.hex()}")
     return True
 
 
@@ -75,19 +75,19 @@ async def read_back(connection: Connection, key: str, md5s: Sequence[bytes], par
         room -= len(rest)
     found.append(digest.digest())
     if found != list(md5s):
-        raise damaged(connection.place, key, "read back, it is not what was sent")
+        raise damaged(connection.address, key, "read back, it is not what was sent")
 
 
-def check_size(found: int, sent: int, place: BucketAddress, key: str) -> None:
+def check_size(found: int, sent: int, address: BucketAddress, key: str) -> None:
     """Raise StoreError where the store has another number of bytes than were sent."""
     if found != sent:
-        raise damaged(place, key, f"{found} bytes of {sent}")
+        raise damaged(address, key, f"{found} bytes of {sent}")
 
 
-def damaged(place: BucketAddress, key: str, how: str) -> StoreError:
+def damaged(address: BucketAddress, key: str, how: str) -> StoreError:
     """Return the error for an object or part that the store does not have as it was sent."""
     return StoreError(
-        f"{key!r} arrived damaged in {place}: {how}", hint="check what lies between here and there", transient=True
+        f"{key!r} arrived damaged in {address}: {how}", hint="check what lies between here and there", transient=True
     )
 
 
@@ -99,13 +99,13 @@ class Multipart:
         connection: Connection,
         key: str,
         metadata: Mapping[str, str],
-        live: set[str],
+        active: set[str],
         rate_limiter: RateLimiter | None = None,
     ) -> None:
         self._connection = connection
         self._key = key
         self._metadata = dict(metadata)
-        self._live = live
+        self._active = active
         self._rate_limiter = rate_limiter
         self._beginning: asyncio.Task[str] | None = None
         self._done: dict[int, str] = {}
@@ -132,7 +132,7 @@ class Multipart:
     ) -> None:
         if not self._completed:
             await see_through(asyncio.create_task(self._abort(), name="s3-multipart-abort"), ABORT_SECONDS)
-        self._live.discard(self._id)
+        self._active.discard(self._id)
 
     async def send(self, number: int, part: Part, progress: Progress) -> None:
         """Send a part, the first being number 1. Raises StoreError where it does not arrive whole."""
@@ -145,7 +145,7 @@ class Multipart:
             ContentLength=part.size,
             ContentMD5=content_md5(md5),
         )
-        self.etags_are_md5 &= check_part(answer, md5, self._connection.place, self._key)
+        self.etags_are_md5 &= check_part(answer, md5, self._connection.address, self._key)
         self.add(number, answer, md5)
 
     async def copy(self, number: int, source: Mapping[str, str], first: int, last: int, etag: str) -> bool:
@@ -172,7 +172,7 @@ class Multipart:
         self._completed = True
         return answer
 
-    def believe(self) -> None:
+    def mark_completed(self) -> None:
         """Nothing is left to abort: the object is there, though no answer said so."""
         self._completed = True
 
@@ -187,7 +187,7 @@ class Multipart:
         upload = await self._connection.ask(
             lambda answer: text(answer, "UploadId"), "create_multipart_upload", self._key, Metadata=self._metadata
         )
-        self._live.add(upload)
+        self._active.add(upload)
         return upload
 
     async def _call(self, operation: str, *, needed: str = "", **parameters: Any) -> Answer:
@@ -213,7 +213,7 @@ class Multipart:
         except StoreError as error:
             log.warning("parts_not_removed", key=self._key, reason=str(error), hint=LIFECYCLE_HINT)
         finally:
-            self._live.discard(upload)
+            self._active.discard(upload)
 
 
 async def abort(connection: Connection, key: str, upload: str) -> None:
@@ -225,7 +225,7 @@ async def abort(connection: Connection, key: str, upload: str) -> None:
             raise
 
 
-async def sweep(connection: Connection, prefix: str, live: set[str], begun_before: datetime | None = None) -> int:
+async def sweep(connection: Connection, prefix: str, active: set[str], begun_before: datetime | None = None) -> int:
     """Abort all uploads under `prefix` that are not `live`; return how many. 0 where the store does not tell.
 
     With a time: those alone that began before it.
@@ -235,7 +235,7 @@ async def sweep(connection: Connection, prefix: str, live: set[str], begun_befor
         async for entry in uploads:
             if begun_before is not None and (entry.begun is None or entry.begun >= begun_before):
                 continue
-            if entry.upload not in live:
+            if entry.upload not in active:
                 await abort(connection, entry.key, entry.upload)
                 swept += 1
     return swept

@@ -10,11 +10,11 @@ from agent.adapters.s3.answers import described
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.client import BUILD_SECONDS, Credentials, Limits
 from agent.adapters.s3.connection import Connection
-from agent.adapters.s3.encryption import AtRest
+from agent.adapters.s3.object_options import ObjectOptions
 from agent.adapters.s3.reading import Unfinished
 from agent.adapters.s3.writing import AT_ONCE, SINGLE_COPY_BYTES, Copying, Creating, Deleting, Sending
 from agent.adapters.tcp_probe import may_be_reached
-from agent.ports import Creation, Progress, RateLimiter, StoredObject, untold
+from agent.ports import Creation, Progress, RateLimiter, StoredObject, ignore_progress
 
 AVAILABLE_SECONDS = 0.9
 
@@ -42,29 +42,29 @@ class S3Store:
         build_seconds: float = BUILD_SECONDS,
         verify: str | bool | None = None,
         single_copy_bytes: int = SINGLE_COPY_BYTES,
-        at_rest: AtRest = AtRest(),  # noqa: B008 - frozen
+        object_options: ObjectOptions = ObjectOptions(),  # noqa: B008 - frozen
         rate_limiter: RateLimiter | None = None,
     ) -> None:
-        self._place = BucketAddress(bucket, endpoint, region)
+        self._address = BucketAddress(bucket, endpoint, region)
         limits = Limits(
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
             connections=part_concurrency + AT_ONCE,
             build_seconds=build_seconds,
         )
-        self._connection = Connection(self._place, limits, verify, at_rest)
+        self._connection = Connection(self._address, limits, verify, object_options)
         self._sending = Sending(self._connection, part_concurrency, rate_limiter)
         self._creating = Creating(self._connection)
         self._deleting = Deleting(self._connection)
-        self._copying = Copying(self._connection, single_copy_bytes, self._sending.live)
+        self._copying = Copying(self._connection, single_copy_bytes, self._sending.active)
 
     @property
     def location(self) -> str:
-        return str(self._place)
+        return str(self._address)
 
     async def is_available(self) -> bool:
         """As the port says, of the endpoint or the proxy before it: it is connected to, and nothing is asked of it."""
-        host, port = self._place.front_door
+        host, port = self._address.tcp_address
         return await may_be_reached(host, port, seconds=AVAILABLE_SECONDS)
 
     async def put(
@@ -82,13 +82,15 @@ class S3Store:
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
         return await self._creating.create(key, data, replace=replace)
 
-    async def copy(self, source: str, key: str, *, expected: StoredObject, progress: Progress = untold) -> StoredObject:
+    async def copy(
+        self, source: str, key: str, *, expected: StoredObject, progress: Progress = ignore_progress
+    ) -> StoredObject:
         return await self._copying.copy(source, key, expected, progress)
 
     async def head(self, key: str) -> StoredObject:
         return await self._connection.ask(lambda answer: described(key, answer), "head_object", key)
 
-    async def inspect(self, key: str, *, progress: Progress = untold) -> StoredObject:  # noqa: ARG002
+    async def inspect(self, key: str, *, progress: Progress = ignore_progress) -> StoredObject:  # noqa: ARG002
         """As the port says: the store computes an ETag from the bytes when they are written, and tells it in a HEAD."""
         return await self.head(key)
 
@@ -105,7 +107,7 @@ class S3Store:
         await self._deleting.delete(keys)
 
     async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
-        return await multipart.sweep(self._connection, prefix, self._sending.live, begun_before)
+        return await multipart.sweep(self._connection, prefix, self._sending.active, begun_before)
 
     async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
         """Return what `sweep` would abort, and what is under way. Raises NotPermitted."""

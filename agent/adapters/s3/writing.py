@@ -31,7 +31,7 @@ from agent.adapters.s3.multipart import (
 )
 from agent.adapters.s3.part import Part, PartBody, content_md5, parts
 from agent.domain.errors import CopyUnsupported, NoSuchObject, NotPermitted, StoreError
-from agent.ports import Creation, Progress, RateLimiter, StoredObject, is_changed, untold
+from agent.ports import Creation, Progress, RateLimiter, StoredObject, ignore_progress, is_changed
 from agent.ports.concurrency import SideBySide, all_of
 
 log = structlog.get_logger()
@@ -45,7 +45,7 @@ class Sending:
         self._concurrency = concurrency
         self._rate_limiter = rate_limiter
         self._etags_tell = True
-        self.live: set[str] = set()
+        self.active: set[str] = set()
 
     async def put(
         self, key: str, body: AsyncIterable[bytes], metadata: Mapping[str, str], part_bytes: int, progress: Progress
@@ -57,7 +57,7 @@ class Sending:
             second = await anext(stream, None)
             if second is None:
                 return await self._whole(key, first, metadata, progress)
-            async with Multipart(self._connection, key, metadata, self.live, self._rate_limiter) as upload:
+            async with Multipart(self._connection, key, metadata, self.active, self._rate_limiter) as upload:
                 waiting = [first, second]
                 del first, second
                 size = await self._parts(upload, waiting, stream, progress)
@@ -74,7 +74,7 @@ class Sending:
             Metadata=dict(metadata),
         )
         async with self._removed_if_damaged(key):
-            if not check_part(answer, md5, self._connection.place, key):
+            if not check_part(answer, md5, self._connection.address, key):
                 await self._check_size(key, part.size)
         return part.size, etag_of(answer)
 
@@ -116,7 +116,7 @@ class Sending:
             if self._etags_tell and upload.etags_are_md5 and in_another_form(answer, md5s):
                 # Damaged, or a store that counts otherwise: the bytes themselves tell, once.
                 await read_back(self._connection, upload.key, md5s, part_bytes)
-                log.info("etags_not_md5", store=str(self._connection.place))
+                log.info("etags_not_md5", store=str(self._connection.address))
                 self._etags_tell = False
         return stored.etag
 
@@ -128,16 +128,16 @@ class Sending:
             return False
         if etag_of(answer) != multipart_etag(md5s) or found.size != size:
             return False
-        upload.believe()
+        upload.mark_completed()
         return True
 
     async def _check_size(self, key: str, size: int) -> StoredObject:
-        place = self._connection.place
+        address = self._connection.address
         try:
             found, _ = await self._head(key)
         except NoSuchObject as error:
-            raise damaged(place, key, "nothing is there") from error
-        check_size(found.size, size, place, key)
+            raise damaged(address, key, "nothing is there") from error
+        check_size(found.size, size, address, key)
         return found
 
     async def _head(self, key: str) -> tuple[StoredObject, Answer]:
@@ -211,7 +211,7 @@ class Creating:
         await self._connection.call(
             "put_object",
             key,
-            Body=PartBody(part.chunks, part.size, untold),
+            Body=PartBody(part.chunks, part.size, ignore_progress),
             ContentLength=part.size,
             ContentMD5=content_md5(md5),
             StorageClass=None,
@@ -234,18 +234,18 @@ _NOT_ABOUT_COPYING = frozenset(
 class Copying:
     """Copies within one bucket; in ranges where the source is larger than `single_copy_bytes`."""
 
-    def __init__(self, connection: Connection, single_copy_bytes: int, live: set[str]) -> None:
+    def __init__(self, connection: Connection, single_copy_bytes: int, active: set[str]) -> None:
         self._connection = connection
         self._single_copy_bytes = single_copy_bytes
         self._part_bytes = min(single_copy_bytes, PART_COPY_BYTES)
-        self._live = live
+        self._active = active
 
     async def copy(self, source: str, key: str, expected: StoredObject, progress: Progress) -> StoredObject:
         origin_object, answer = await self._head(source)
         if not _same(origin_object, expected) or is_changed(expected.etag, etag_of(answer)):
-            raise CopyUnsupported(f"{source!r} in {self._connection.place} is not what the last upload put there")
+            raise CopyUnsupported(f"{source!r} in {self._connection.address} is not what the last upload put there")
         etag = str(answer.get("ETag") or "")
-        origin = {"Bucket": self._connection.place.bucket, "Key": source}
+        origin = {"Bucket": self._connection.address.bucket, "Key": source}
         try:
             if expected.size <= self._single_copy_bytes:
                 await self._whole(key, origin, etag, expected.metadata)
@@ -257,7 +257,7 @@ class Copying:
             code = code_of(error)
             if error.transient or not code or code in _NOT_ABOUT_COPYING:
                 raise
-            raise CopyUnsupported(f"{self._connection.place} did not copy {source!r}: {code}") from error
+            raise CopyUnsupported(f"{self._connection.address} did not copy {source!r}: {code}") from error
         return await self._check(key, expected)
 
     async def _whole(self, key: str, origin: Mapping[str, str], etag: str, metadata: Mapping[str, str]) -> None:
@@ -273,11 +273,11 @@ class Copying:
     async def _in_parts(
         self, key: str, origin: Mapping[str, str], etag: str, expected: StoredObject, progress: Progress
     ) -> None:
-        async with Multipart(self._connection, key, expected.metadata, self._live) as upload:
+        async with Multipart(self._connection, key, expected.metadata, self._active) as upload:
             for number, first in enumerate(range(0, expected.size, self._part_bytes), start=1):
                 last = min(first + self._part_bytes, expected.size) - 1
                 if not await upload.copy(number, origin, first, last, etag):
-                    raise CopyUnsupported(f"{self._connection.place} answered as if it had copied, and did not")
+                    raise CopyUnsupported(f"{self._connection.address} answered as if it had copied, and did not")
                 progress(last - first + 1)
             await upload.complete()
 
@@ -291,7 +291,7 @@ class Copying:
         with contextlib.suppress(StoreError):  # what stays is no upload: its manifest is missing
             await self._connection.call("delete_object", key)
         raise CopyUnsupported(
-            f"the copy at {key!r} in {self._connection.place} is not right: {copy.size} bytes of {expected.size}, "
+            f"the copy at {key!r} in {self._connection.address} is not right: {copy.size} bytes of {expected.size}, "
             f"metadata {sorted(copy.metadata)}"
         )
 
@@ -328,7 +328,11 @@ class Deleting:
             except _Unheard as error:
                 await self._one_by_one(batch)
                 self._singly = True
-                log.info("batch_delete_unsupported", location=str(self._connection.place), reason=str(error.__cause__))
+                log.info(
+                    "batch_delete_unsupported",
+                    location=str(self._connection.address),
+                    reason=str(error.__cause__),
+                )
 
     async def _together(self, keys: Sequence[str]) -> None:
         wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
@@ -341,7 +345,7 @@ class Deleting:
                 raise
             raise _Unheard from error
         if refusals := [error for error in answer.get("Errors") or () if error.get("Code") != "NoSuchKey"]:
-            raise refused_keys(refusals, self._connection.place, "delete_objects")
+            raise refused_keys(refusals, self._connection.address, "delete_objects")
 
     async def _one_by_one(self, keys: Sequence[str]) -> None:
         room = asyncio.Semaphore(AT_ONCE)

@@ -32,7 +32,7 @@ from agent.domain.errors import NoSuchObject, SnapshotError, WireError
 from agent.domain.events import UploadVerified, archive_event_id
 from agent.domain.identity import Identity
 from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
-from agent.ports import Clock, MemoriesFile, ObjectStore, Progress, is_changed, untold
+from agent.ports import Clock, MemoriesFile, ObjectStore, Progress, ignore_progress, is_changed
 from agent.ports.concurrency import all_of
 from agent.ports.landing import Landing
 from agent.ports.objects import FILE_TAG
@@ -272,7 +272,12 @@ class Verifier:
         return await self._archive.ids()
 
     async def deep(
-        self, upload: str, progress: Progress = untold, begun: Progress = untold, *, most_bytes: int | None = None
+        self,
+        upload: str,
+        progress: Progress = ignore_progress,
+        begun: Progress = ignore_progress,
+        *,
+        most_bytes: int | None = None,
     ) -> Found:
         """Look at everything `shallow` does but ETags, then download what there is, hash it, and read it through.
 

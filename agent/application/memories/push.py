@@ -219,7 +219,7 @@ class _Run:
         fit = [
             one
             for one in taken
-            if one.seen.kind in self.capabilities.tells_known and len(one.body) <= LARGEST_PROBE_BYTES
+            if one.seen.kind in self.capabilities.reports_known and len(one.body) <= LARGEST_PROBE_BYTES
         ]
         if self._first:
             await self.confirmed(fit[-1] if fit else None)

@@ -127,7 +127,7 @@ class DeliveryProbe:
             raise
         if receipt.stored:
             raise MemoriesLost(self._sink.location)
-        found = bool(receipt.there)
+        found = bool(receipt.existing)
         await self._write(replace(state, sent=None, answered=self._clock.now() if found else state.answered))
         return found
 

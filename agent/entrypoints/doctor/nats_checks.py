@@ -47,7 +47,7 @@ async def nats(context: DoctorContext) -> list[Finding]:
 
 
 async def _without_problems(context: DoctorContext, facts: "NatsFacts") -> Finding:
-    server = without_credentials(facts.place)
+    server = without_credentials(facts.location)
     if facts.has_stream:
         permitted = (
             "the server does not report the permissions" if facts.publish is None else "all that is needed is permitted"
@@ -60,7 +60,7 @@ async def _without_problems(context: DoctorContext, facts: "NatsFacts") -> Findi
 
 
 def _problems(facts: "NatsFacts", settings: Settings, identity: Identity) -> Iterator[Finding]:
-    server = without_credentials(facts.place)
+    server = without_credentials(facts.location)
     for problem in (facts.jetstream, facts.stream):
         if problem is not None:
             finding = from_error(NATS, problem, cure=ENABLE)

@@ -10,7 +10,7 @@ import structlog
 
 KMS = "aws:kms"
 
-MAKING = frozenset({"put_object", "copy_object", "create_multipart_upload"})
+CREATING = frozenset({"put_object", "copy_object", "create_multipart_upload"})
 """The operations that say how an object will lie. Parts follow the upload that they belong to."""
 
 _SSE, _KEY, _CLASS = "akosha_cloud_sse", "akosha_cloud_sse_kms_key_id", "akosha_cloud_storage_class"
@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AtRest:
+class ObjectOptions:
     """`encryption`: `AES256`, `aws:kms`; `kms_key_id` is for the latter. Empty: the store's or the bucket's own."""
 
     encryption: str = ""
@@ -28,7 +28,7 @@ class AtRest:
 
     def asked(self, operation: str) -> dict[str, str]:
         """Return the parameters of an operation of botocore's S3 client that say so."""
-        if operation not in MAKING:
+        if operation not in CREATING:
             return {}
         said = {
             "ServerSideEncryption": self.encryption,
@@ -58,22 +58,22 @@ class AtRest:
         return self.settings
 
 
-class Doubt:
+class EncryptionCheck:
     """Whether the store says that it encrypts, where it was asked to: one that knows no such thing may be silent."""
 
-    def __init__(self, at_rest: AtRest) -> None:
-        self._at_rest = at_rest
-        self._told = False
+    def __init__(self, object_options: ObjectOptions) -> None:
+        self._object_options = object_options
+        self._warned = False
 
-    def look(self, operation: str, encryption: str, place: object) -> None:
+    def check(self, operation: str, encryption: str, address: object) -> None:
         """Say once, in the log, that the answer to an operation that makes an object did not confirm it."""
-        wanted = self._at_rest.encryption
-        if self._told or not wanted or operation not in MAKING or encryption == wanted:
+        wanted = self._object_options.encryption
+        if self._warned or not wanted or operation not in CREATING or encryption == wanted:
             return
-        self._told = True
+        self._warned = True
         log.warning(
             "encryption_unconfirmed",
-            store=str(place),
+            store=str(address),
             reason=f"asked for {wanted}, it answers {encryption or 'nothing about it'}",
             hint=f"{_SSE} has no effect there, as it seems",
         )
