@@ -66,8 +66,8 @@ _inflater, _NotGzip = _fastest_inflater()
 class Landing:
     """Folders below `place`, which is there already and ours alone."""
 
-    def __init__(self, place: Path) -> None:
-        self._place = place
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
 
     @asynccontextmanager
     async def folder(self, size: int) -> AsyncIterator[Path]:
@@ -122,19 +122,19 @@ class Landing:
 
     def _make(self, size: int) -> Path:
         try:
-            free = shutil.disk_usage(self._place).free
+            free = shutil.disk_usage(self._directory).free
             if free < size + SPARE_BYTES:
                 raise StagingFull(
-                    f"{size} bytes are to be downloaded, and {self._place} has room for {free}",
+                    f"{size} bytes are to be downloaded, and {self._directory} has room for {free}",
                     hint="make room there, or set akosha_agent_state_dir to a larger disk",
                     transient=True,
                 )
-            return Path(tempfile.mkdtemp(prefix="ingest-", dir=self._place))
+            return Path(tempfile.mkdtemp(prefix="ingest-", dir=self._directory))
         except OSError as error:
-            raise _unusable(self._place, error) from error
+            raise _unusable(self._directory, error) from error
 
     def _sweep(self) -> None:
-        for folder in self._place.glob("ingest-*"):
+        for folder in self._directory.glob("ingest-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
 

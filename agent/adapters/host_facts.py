@@ -1,6 +1,6 @@
 """What this machine tells about itself: directories, inotify, who has a file open. Reads only; blocks.
 
-What is not told (elsewhere than on Linux, of other users' processes) is left out, not guessed.
+What is unknown (elsewhere than on Linux, of other users' processes) is left out, not guessed.
 """
 
 import os
@@ -81,8 +81,8 @@ def inotify(proc: Path = PROC) -> Inotify | None:
         if target == "anon_inode:inotify":
             used_instances += 1
             with suppress(OSError):
-                told = (process / "fdinfo" / number).read_text()
-                used_watches += sum(line.startswith("inotify ") for line in told.splitlines())
+                found = (process / "fdinfo" / number).read_text()
+                used_watches += sum(line.startswith("inotify ") for line in found.splitlines())
     return Inotify(max_watches=watches, max_instances=instances, watches=used_watches, instances=used_instances)
 
 
@@ -112,5 +112,5 @@ def _descriptors(proc: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 def _free(path: Path) -> int:
-    told = os.statvfs(path)
-    return told.f_bavail * told.f_frsize
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize

@@ -31,14 +31,14 @@ class Opener:
 def holder_of(descriptor: int) -> Opener | None:
     """Return who holds a lock on an open file, None where nobody does. The file is left as it is. Raises OSError."""
     kind_whence, span_pid = (fcntl.F_WRLCK, os.SEEK_SET), (0, 0, 0)
-    asked = _LOCK.pack(*kind_whence, *span_pid) if _LINUX else _LOCK.pack(*span_pid, *kind_whence)
+    request = _LOCK.pack(*kind_whence, *span_pid) if _LINUX else _LOCK.pack(*span_pid, *kind_whence)
     try:
-        told = _LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+        found = _LOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, request))
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOLCK):
             return None  # a file system without locks: nobody can hold one
         raise
-    kind, pid = (told[0], told[4]) if _LINUX else (told[3], told[2])
+    kind, pid = (found[0], found[4]) if _LINUX else (found[3], found[2])
     return None if kind == fcntl.F_UNLCK else Opener(pid, _command(pid))
 
 

@@ -37,53 +37,53 @@ class _Mailbox:
     pattern: str
     durable: bool
     limit: int
-    letters: deque[_MemoryMessage] = field(default_factory=deque)
+    messages: deque[_MemoryMessage] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, event: Event) -> None:
         """Append; a mailbox that is full loses its oldest, but never the one that may be in hand."""
-        if len(self.letters) >= self.limit:
-            lost = self.letters[1].event
-            del self.letters[1]
+        if len(self.messages) >= self.limit:
+            lost = self.messages[1].event
+            del self.messages[1]
             _log.warning("event_discarded", subscription=self.name, id=lost.id, subject=lost.subject, limit=self.limit)
-        self.letters.append(_MemoryMessage(event))
+        self.messages.append(_MemoryMessage(event))
         self.arrived.set()
 
     async def head(self) -> _MemoryMessage:
-        """Return the oldest letter, when there is one."""
-        while not self.letters:
+        """Return the oldest message, when there is one."""
+        while not self.messages:
             self.arrived.clear()
             await self.arrived.wait()
-        return self.letters[0]
+        return self.messages[0]
 
-    def drop(self, letter: _MemoryMessage) -> None:
-        """Forget the letter if it is still the head."""
-        if self.letters and self.letters[0] is letter:
-            self.letters.popleft()
+    def drop(self, message: _MemoryMessage) -> None:
+        """Remove the message if it is still the head."""
+        if self.messages and self.messages[0] is message:
+            self.messages.popleft()
 
 
-class _Kept:
-    """A letter in its mailbox: `agent.ports.dispatch.Letter`."""
+class _RawMessage:
+    """A message in its mailbox: `agent.ports.dispatch.RawMessage`."""
 
-    def __init__(self, mailbox: _Mailbox, letter: _MemoryMessage, clock: Clock) -> None:
-        self._mailbox, self._letter, self._clock = mailbox, letter, clock
+    def __init__(self, mailbox: _Mailbox, message: _MemoryMessage, clock: Clock) -> None:
+        self._mailbox, self._message, self._clock = mailbox, message, clock
 
     @property
     def event(self) -> Event:
-        return self._letter.event
+        return self._message.event
 
     async def ack(self) -> None:
-        self._mailbox.drop(self._letter)
+        self._mailbox.drop(self._message)
 
     async def nak(self, delay: float) -> None:
-        self._letter.not_before = self._clock.monotonic() + delay
+        self._message.not_before = self._clock.monotonic() + delay
 
     async def in_progress(self) -> None:
         pass
 
 
 class _Subscription:
-    """Hands a mailbox's letters to a handler until it is stopped: `agent.ports.Subscription`."""
+    """Hands a mailbox's messages to a handler until it is stopped: `agent.ports.Subscription`."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class _Subscription:
         released: Callable[[_Mailbox], None],
     ) -> None:
         self._mailbox, self._clock = mailbox, clock
-        self._courier = MessageDispatcher(mailbox.name, handler, clock=clock, ack_wait_seconds=ack_wait_seconds)
+        self._dispatcher = MessageDispatcher(mailbox.name, handler, clock=clock, ack_wait_seconds=ack_wait_seconds)
         self.worker = asyncio.create_task(self._run(), name=f"bus-{mailbox.name}")
         self.worker.add_done_callback(lambda _: released(mailbox))
 
@@ -105,10 +105,10 @@ class _Subscription:
 
     async def _run(self) -> None:
         while True:
-            letter = await self._mailbox.head()
-            # Also where there is nothing to wait for: whoever naks without a delay must not keep the loop to itself.
-            await self._clock.sleep(letter.not_before - self._clock.monotonic())
-            await self._courier.hand_over(_Kept(self._mailbox, letter, self._clock))
+            message = await self._mailbox.head()
+            # Also where there is nothing to wait for: a handler that naks without a delay must not block the loop.
+            await self._clock.sleep(message.not_before - self._clock.monotonic())
+            await self._dispatcher.hand_over(_RawMessage(self._mailbox, message, self._clock))
 
 
 class MemoryBus:
@@ -146,7 +146,7 @@ class MemoryBus:
     async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> _Subscription:
         """As the port says. Raises StateError where the durable name is in use, or stands for another pattern."""
         self._check_open()
-        mailbox = self._kept(durable) if durable is not None else None
+        mailbox = self._durable_mailbox(durable) if durable is not None else None
         if mailbox is None:
             mailbox = _Mailbox(durable or pattern, pattern, durable=durable is not None, limit=self._limit)
             self._mailboxes.append(mailbox)
@@ -168,11 +168,11 @@ class MemoryBus:
             await asyncio.wait(workers)
         self._mailboxes.clear()
 
-    def _kept(self, durable: str) -> _Mailbox | None:
+    def _durable_mailbox(self, durable: str) -> _Mailbox | None:
         return next((box for box in self._mailboxes if box.durable and box.name == durable), None)
 
     def _release(self, mailbox: _Mailbox) -> None:
-        """Its subscription has ended; a durable one's letters stay."""
+        """Its subscription has ended; a durable one's messages stay."""
         self._running.pop(mailbox, None)
         if not mailbox.durable and mailbox in self._mailboxes:
             self._mailboxes.remove(mailbox)

@@ -44,7 +44,7 @@ def slept() -> float:
 def whence() -> Whence | None:
     """Return where the machine would send from. None where that cannot be found out now."""
     found: list[str] = []
-    for family, place in OUTSIDE.items():
+    for family, host in OUTSIDE.items():
         try:
             probe = socket.socket(family, socket.SOCK_DGRAM)
         except OSError as error:
@@ -54,7 +54,7 @@ def whence() -> Whence | None:
             continue
         with probe:
             try:
-                probe.connect((place, _DISCARD_PORT))
+                probe.connect((host, _DISCARD_PORT))
                 found.append(str(probe.getsockname()[0]))
             except OSError:
                 found.append("")

@@ -1,7 +1,7 @@
-"""A place for files that a command needs for a while, beside others that do the same, and beside the agent.
+"""A directory for temporary files of commands, which may run at the same time as others and as the agent.
 
-The staging directory is the agent's: it is emptied when the agent likes. What a command that was killed left here, the
-next one removes that finds itself alone.
+The staging directory is not used for it: the agent empties that at any time. Files that a killed command left are
+removed by the next command that runs alone.
 """
 
 import asyncio
@@ -18,42 +18,42 @@ _LOCK = "lock"
 
 
 @asynccontextmanager
-async def scratch(place: Path) -> AsyncIterator[Path]:
-    """Yield a directory of ours alone at `place`, made where there is none, emptied first where nobody else is in it.
+async def scratch(path: Path) -> AsyncIterator[Path]:
+    """Yield a private directory at a path, made where there is none, emptied first where no other command uses it.
 
     Raises StateError.
     """
-    descriptor = await asyncio.to_thread(_entered, place)
+    descriptor = await asyncio.to_thread(_open, path)
     try:
-        yield place
+        yield path
     finally:
         os.close(descriptor)
 
 
-def _entered(place: Path) -> int:
+def _open(path: Path) -> int:
     try:
-        place.mkdir(mode=0o700, exist_ok=True)
-        descriptor = fs.open_lock_file(place / _LOCK)
+        path.mkdir(mode=0o700, exist_ok=True)
+        descriptor = fs.open_lock_file(path / _LOCK)
     except OSError as error:
-        raise _unusable(place, error) from error
+        raise _unusable(path, error) from error
     try:
         if fs.try_lock(descriptor):  # nobody else works there: what lies there was left by a killed command
-            _empty(place)
+            _empty(path)
         fs.lock(descriptor, shared=True)
     except OSError as error:
         os.close(descriptor)
-        raise _unusable(place, error) from error
+        raise _unusable(path, error) from error
     return descriptor
 
 
-def _empty(place: Path) -> None:
-    for path in place.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+def _empty(path: Path) -> None:
+    for entry in path.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
 
 
-def _unusable(place: Path, error: OSError) -> StateError:
+def _unusable(path: Path, error: OSError) -> StateError:
     return StateError(
-        f"{place} cannot be used: {error.strerror or error}",
+        f"{path} cannot be used: {error.strerror or error}",
         hint="make it writable for this user, or set akosha_agent_state_dir to a directory on a local disk",
     )

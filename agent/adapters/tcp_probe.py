@@ -88,7 +88,7 @@ async def _any_of(addresses: Iterator[Address]) -> bool:
 
 
 async def _connect(address: Address) -> None:
-    family, kind, protocol, _name, place = address
+    family, kind, protocol, _name, socket_address = address
     with contextlib.closing(socket.socket(family, kind, protocol)) as connection:
         connection.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(connection, place)
+        await asyncio.get_running_loop().sock_connect(connection, socket_address)

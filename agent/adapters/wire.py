@@ -148,8 +148,8 @@ class CloudEventsCodec:
             event = validator.validate_json(orjson.dumps(given), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            place = ".".join(str(piece) for piece in first["loc"])[:_SHOWN]
-            raise WireError(f"{cls.type}: {place}: {first['msg']}") from error
+            field_path = ".".join(str(piece) for piece in first["loc"])[:_SHOWN]
+            raise WireError(f"{cls.type}: {field_path}: {first['msg']}") from error
         for f in fields(event):
             if isinstance(at := getattr(event, f.name), datetime):
                 if not _RFC3339.fullmatch(str(given[f.name])):

@@ -1,6 +1,6 @@
-"""What every bus does with a handler: one event at a time, cancelled when it falls silent, nak where it fails.
+"""The dispatch of messages to a handler, the same on every bus: one event at a time, a time limit, nak after an error.
 
-The promise of `EventBus` to handlers, kept in one place. A bus brings letters; how they are kept is its own business.
+This implements what `EventBus` promises to handlers. A bus brings messages; how it stores them is its own matter.
 """
 
 import asyncio
@@ -36,50 +36,50 @@ class RawMessage(Protocol):
 
 
 class _Delivery:
-    """One delivery of a letter: `agent.ports.Message`. The first of ack and nak counts."""
+    """One delivery of a message: `agent.ports.Message`. The first of ack and nak counts."""
 
-    def __init__(self, letter: RawMessage, clock: Clock) -> None:
-        self._letter, self._clock = letter, clock
+    def __init__(self, message: RawMessage, clock: Clock) -> None:
+        self._message, self._clock = message, clock
         self.settled = False
-        self.heard = clock.monotonic()
+        self.active_at = clock.monotonic()
 
     @property
     def event(self) -> Event:
-        return self._letter.event
+        return self._message.event
 
     async def ack(self) -> None:
         if not self.settled:
             self.settled = True
-            await self._letter.ack()
+            await self._message.ack()
 
     async def nak(self, delay: float = 0.0) -> None:
         if not self.settled:
             self.settled = True
-            await self._letter.nak(max(delay, 0.0))
+            await self._message.nak(max(delay, 0.0))
 
     async def in_progress(self) -> None:
         if not self.settled:
-            self.heard = self._clock.monotonic()
-            await self._letter.in_progress()
+            self.active_at = self._clock.monotonic()
+            await self._message.in_progress()
 
 
 class MessageDispatcher:
-    """Hands the letters of one subscription, `name`, to its handler, which may stay silent for `ack_wait_seconds`.
+    """Hands the messages of one subscription, `name`, to its handler, which may stay silent for `ack_wait_seconds`.
 
-    Whoever brings them brings one at a time.
+    The caller brings one at a time.
     """
 
     def __init__(self, name: str, handler: Handler, *, clock: Clock, ack_wait_seconds: float) -> None:
         self._name, self._handler, self._clock, self._ack_wait = name, handler, clock, ack_wait_seconds
         self._failing, self._failures = "", 0
 
-    async def hand_over(self, letter: RawMessage) -> None:
-        """Return when the letter is settled: by the handler, or naked where it failed or fell silent.
+    async def hand_over(self, message: RawMessage) -> None:
+        """Return when the message is settled: by the handler, or by a nak where the handler failed or fell silent.
 
         Cancelled, it sees the handler end (for up to 10 s) and naks what that has not settled.
         """
-        log = _log.bind(subscription=self._name, id=letter.event.id, subject=letter.event.subject)
-        delivery = _Delivery(letter, self._clock)
+        log = _log.bind(subscription=self._name, id=message.event.id, subject=message.event.subject)
+        delivery = _Delivery(message, self._clock)
         work = asyncio.create_task(_handle(self._handler, delivery), name=f"bus-{self._name}-handler")
         try:
             in_time = await self._ended(work, delivery)
@@ -96,15 +96,15 @@ class MessageDispatcher:
         if error is None and delivery.settled:
             self._failures = 0
             return
-        again = None if delivery.settled else self._next_delay(letter.event.id)
-        log.error("handler_failed", error=repr(error or "neither ack nor nak"), delay_seconds=again, exc_info=error)
-        if again is not None:
-            await delivery.nak(again)
+        delay = None if delivery.settled else self._next_delay(message.event.id)
+        log.error("handler_failed", error=repr(error or "neither ack nor nak"), delay_seconds=delay, exc_info=error)
+        if delay is not None:
+            await delivery.nak(delay)
 
     async def _ended(self, work: asyncio.Task[None], delivery: _Delivery) -> bool:
         """Wait for the handler's end; False when nothing was heard of it for the ack wait."""
         while True:
-            patience = delivery.heard + self._ack_wait - self._clock.monotonic()
+            patience = delivery.active_at + self._ack_wait - self._clock.monotonic()
             if patience <= 0:
                 return False
             timer = asyncio.create_task(self._clock.sleep(patience), name=f"{work.get_name()}-timer")

@@ -84,7 +84,7 @@ class ObjectStore(Protocol):
         """Stream `body` under `key`; all or nothing, replacing what was there; durable and checked when it returns.
 
         Holds a bounded number of parts of `part_bytes` in memory. Cancelled or failed, it leaves nothing behind that
-        it may remove. `progress` is told as bytes leave.
+        it may remove. `progress` is called as bytes leave.
         """
         ...
 

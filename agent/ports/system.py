@@ -33,7 +33,7 @@ class Watch(Protocol):
 
     @property
     def lag(self) -> float:
-        """How many seconds ago the newest of the changes told last was made, for telling takes its time.
+        """How many seconds ago the newest of the changes reported last was made: reporting takes time.
 
         As far as file times say so, and no more than the telling can have taken: 0 where they say nothing.
         """
@@ -47,8 +47,8 @@ class Watch(Protocol):
     def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """Yield sets of names of files that changed; an empty one where only `mode` did.
 
-        The very first is empty, and says that the watch has begun: what changed before it was told is for the reader to
-        see for itself, what changes from then on is told. Never ends by itself; survives what happens to the directory.
+        The very first is empty, and says that the watch has begun: what changed before it is for the reader to
+        find, what changes from then on is reported. Never ends by itself; survives what happens to the directory.
         """
         ...
 

@@ -61,18 +61,18 @@ class Incoming:
             if self._unflushed >= FLUSH_BYTES:
                 self._sync()
 
-    def copy_from(self, source: Path, told: Progress) -> None:
+    def copy_from(self, source: Path, progress: Progress) -> None:
         """Append the source's bytes; shared with it where the file system can (reflink). `told` is called from here.
 
         The copy is read through for its digest, so that a source that is damaged by now does not pass unseen.
         """
         with self._guard, source.open("rb") as origin:
-            self.size = _copy_range(origin, self._file, told)
+            self.size = _copy_range(origin, self._file, progress)
             self._file.flush()
             self._file.seek(0)
             while piece := self._file.read(READ_BYTES):
                 self._digest.update(piece)
-                told(0)
+                progress(0)
 
     @property
     def tag(self) -> str:
@@ -93,15 +93,15 @@ class Incoming:
                     transient=True,
                 )
             record = encode_record(self.size, metadata)
-            place = record_path(self._root, self._key)
-            if _is_file(self._target) and _bytes_of(place) != record:
-                place.unlink(missing_ok=True)
-                if place.parent.is_dir():
-                    fs.sync_directory(place.parent)
+            record_file = record_path(self._root, self._key)
+            if _is_file(self._target) and _bytes_of(record_file) != record:
+                record_file.unlink(missing_ok=True)
+                if record_file.parent.is_dir():
+                    fs.sync_directory(record_file.parent)
                 _move(self._root, self._path, self._target)
-                self._write_record(place, record)
+                self._write_record(record_file, record)
             else:
-                self._write_record(place, record)
+                self._write_record(record_file, record)
                 _move(self._root, self._path, self._target)
             self._close()
 
@@ -113,16 +113,16 @@ class Incoming:
             self._discarded = True
             self._close()
 
-    def _write_record(self, place: Path, record: bytes) -> None:
-        if _bytes_of(place) == record:
+    def _write_record(self, record_file: Path, record: bytes) -> None:
+        if _bytes_of(record_file) == record:
             return
-        temporary, file = _create(incoming_folder(self._root, self._key), place.name)
+        temporary, file = _create(incoming_folder(self._root, self._key), record_file.name)
         try:
             with file:
                 file.write(record)
                 file.flush()
                 fs.sync(file.fileno())
-                _move(self._root, temporary, place)
+                _move(self._root, temporary, record_file)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -349,14 +349,14 @@ def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _copy_range(origin: BinaryIO, target: BinaryIO, told: Progress) -> int:
+def _copy_range(origin: BinaryIO, target: BinaryIO, progress: Progress) -> int:
     copied = 0
     step = 2**23
     if hasattr(os, "copy_file_range"):
         try:
             while count := os.copy_file_range(origin.fileno(), target.fileno(), step):
                 copied += count
-                told(count)
+                progress(count)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
                 raise
@@ -365,5 +365,5 @@ def _copy_range(origin: BinaryIO, target: BinaryIO, told: Progress) -> int:
     while piece := origin.read(2**20):
         target.write(piece)
         copied += len(piece)
-        told(len(piece))
+        progress(len(piece))
     return copied

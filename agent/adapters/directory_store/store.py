@@ -126,10 +126,10 @@ class DirectoryStore:
             loop = asyncio.get_running_loop()
             origin = layout.object_path(self._root, source)
 
-            def told(count: int) -> None:
+            def report(count: int) -> None:
                 loop.call_soon_threadsafe(progress, count)
 
-            await self._run("copy", source, lambda: file.copy_from(origin, told))
+            await self._run("copy", source, lambda: file.copy_from(origin, report))
             if file.size != expected.size:
                 raise CopyUnsupported(f"{source!r} in {self._root} changed while it was copied")
             if is_changed(expected.etag, file.tag):

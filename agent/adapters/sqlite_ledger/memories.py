@@ -20,7 +20,7 @@ from agent.domain.manifest import Manifest
 from agent.domain.memories import Kind, Seen
 from agent.ports import Held, MemoryCounts
 
-Place = tuple[str, Kind]
+Group = tuple[str, Kind]
 Row = tuple[int, bytes, bytes]
 """A place's number, a row's own id, its digest."""
 
@@ -38,7 +38,7 @@ class Memories:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
-    def places(self, target: Target) -> dict[Place, int]:
+    def groups(self, target: Target) -> dict[Group, int]:
         """Return the numbers under which the rows of each database and kind are kept, in the order of their names."""
         if schema.version(self._connection) < schema.MEMORIES:
             return {}
@@ -47,34 +47,34 @@ class Memories:
         )
         return {(database, rows.read_kind(kind)): number for database, kind, number in found}
 
-    def placed(self, target: Target, batch: Iterable[Seen]) -> list[Row]:
+    def grouped(self, target: Target, batch: Iterable[Seen]) -> list[Row]:
         """Return rows as they are kept, in that order; what is kept for the first time gets its place."""
-        places = self.places(target)
-        placed: list[Row] = []
+        groups = self.groups(target)
+        grouped: list[Row] = []
         for seen in batch:
-            place = places.get((seen.database, seen.kind))
-            if place is None:
-                place = places[seen.database, seen.kind] = self._make_place(target, seen)
-            placed.append((place, rows.id_bytes(seen.id), bytes.fromhex(seen.digest)))
-        return placed
+            group = groups.get((seen.database, seen.kind))
+            if group is None:
+                group = groups[seen.database, seen.kind] = self._make_group(target, seen)
+            grouped.append((group, rows.id_bytes(seen.id), bytes.fromhex(seen.digest)))
+        return grouped
 
     def lacking(self, target: Target, page: Sequence[Seen]) -> list[Seen]:
         """Return those that are neither delivered nor refused as they are."""
-        places = self.places(target)
+        groups = self.groups(target)
         wanted: defaultdict[int, list[bytes]] = defaultdict(list)
         for seen in page:
-            place = places.get((seen.database, seen.kind))
-            if place is not None:
-                wanted[place].append(rows.id_bytes(seen.id))
+            group = groups.get((seen.database, seen.kind))
+            if group is not None:
+                wanted[group].append(rows.id_bytes(seen.id))
         settled = {
-            (place, row_id): digest
-            for place, ids in wanted.items()
-            for row_id, digest, held in self._found(place, ids)
+            (group, row_id): digest
+            for group, ids in wanted.items()
+            for row_id, digest, held in self._found(group, ids)
             if held != HELD["waiting"]
         }
 
         def is_settled(seen: Seen) -> bool:
-            digest = settled.get((places.get((seen.database, seen.kind), 0), rows.id_bytes(seen.id)))
+            digest = settled.get((groups.get((seen.database, seen.kind), 0), rows.id_bytes(seen.id)))
             return digest is not None and digest == bytes.fromhex(seen.digest)
 
         return [seen for seen in page if not is_settled(seen)]
@@ -82,20 +82,20 @@ class Memories:
     def deliver(self, target: Target, batch: Collection[Seen]) -> None:
         """The target has these; nothing of them is held any more."""
         self._connection.executemany(
-            "INSERT OR REPLACE INTO memories (place, id, digest) VALUES (?, ?, ?)", sorted(self.placed(target, batch))
+            "INSERT OR REPLACE INTO memories (place, id, digest) VALUES (?, ?, ?)", sorted(self.grouped(target, batch))
         )
 
     def hold(self, target: Target, held: Collection[Held]) -> int:
         """The target does not have these; return how many of them were not held as they are before."""
         entries = sorted(held, key=lambda entry: entry.seen.key)
-        placed = self.placed(target, (entry.seen for entry in entries))
+        grouped = self.grouped(target, (entry.seen for entry in entries))
         ids: defaultdict[int, list[bytes]] = defaultdict(list)
-        for place, row_id, _ in placed:
-            ids[place].append(row_id)
+        for group, row_id, _ in grouped:
+            ids[group].append(row_id)
         before = {
-            (place, row_id, digest)
-            for place, wanted in ids.items()
-            for row_id, digest, was_held in self._found(place, wanted)
+            (group, row_id, digest)
+            for group, wanted in ids.items()
+            for row_id, digest, was_held in self._found(group, wanted)
             if was_held is not None
         }
         self._connection.executemany(
@@ -106,31 +106,31 @@ class Memories:
             " WHERE held IS NOT excluded.held OR digest <> excluded.digest OR reason <> excluded.reason",
             (
                 (*row, HELD[entry.state], entry.seen.embedded, rows.plain(entry.reason), rows.microseconds(entry.since))
-                for row, entry in zip(placed, entries, strict=True)
+                for row, entry in zip(grouped, entries, strict=True)
             ),
         )
-        return len({*placed} - before)
+        return len({*grouped} - before)
 
     def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
         """Forget what is held of the database's rows that are not `there` any more."""
-        for (name, kind), place in self.places(target).items():
+        for (name, kind), group in self.groups(target).items():
             if name != database:
                 continue
-            held = self._connection.execute("SELECT id FROM memories WHERE place = ? AND held IS NOT NULL", (place,))
-            gone = [(place, row_id) for (row_id,) in held if (database, kind, rows.read_id(row_id)) not in there]
+            held = self._connection.execute("SELECT id FROM memories WHERE place = ? AND held IS NOT NULL", (group,))
+            gone = [(group, row_id) for (row_id,) in held if (database, kind, rows.read_id(row_id)) not in there]
             self._connection.executemany("DELETE FROM memories WHERE place = ? AND id = ?", gone)
 
     def counts(self, target: Target) -> MemoryCounts:
         """Count them."""
         delivered = 0
         kept_back: dict[HeldState, dict[str, int]] = {state: {} for state in HELD}
-        for place in self.places(target).values():
-            (count,) = self._connection.execute("SELECT COUNT(*) FROM memories WHERE place = ?", (place,)).fetchone()
+        for group in self.groups(target).values():
+            (count,) = self._connection.execute("SELECT COUNT(*) FROM memories WHERE place = ?", (group,)).fetchone()
             delivered += count
             for state, counts in kept_back.items():
                 found = self._connection.execute(
                     "SELECT reason, COUNT(*) FROM memories WHERE place = ? AND held = ? GROUP BY reason",
-                    (place, HELD[state]),
+                    (group, HELD[state]),
                 )
                 for reason, count in found:
                     delivered -= count
@@ -139,9 +139,9 @@ class Memories:
 
     def held(self, target: Target, limit: int) -> list[Held]:
         """Return the first that are held, the refused ones before those that wait."""
-        places = self.places(target)
+        groups = self.groups(target)
         states: tuple[HeldState, ...] = ("refused", "waiting")
-        return list(islice((held for state in states for held in self._held(places, state, limit)), max(limit, 0)))
+        return list(islice((held for state in states for held in self._held(groups, state, limit)), max(limit, 0)))
 
     def meet(self, target: Target, version: str) -> frozenset[str]:
         """Remember the version. Another one than before: what it refused waits now; return what is held back where."""
@@ -156,18 +156,18 @@ class Memories:
 
     def forget(self, target: Target, databases: Collection[str]) -> None:
         """Nothing is known of the rows of these databases any more."""
-        for (database, _), place in self.places(target).items():
+        for (database, _), group in self.groups(target).items():
             if database in databases:
-                self._connection.execute("DELETE FROM memories WHERE place = ?", (place,))
+                self._connection.execute("DELETE FROM memories WHERE place = ?", (group,))
 
-    def _make_place(self, target: Target, seen: Seen) -> int:
+    def _make_group(self, target: Target, seen: Seen) -> int:
         (number,) = self._connection.execute(
             "INSERT INTO memory_places (target_id, database, kind) VALUES (?, ?, ?) RETURNING number",
             (target.id, seen.database, seen.kind),
         ).fetchone()
         return int(number)
 
-    def _found(self, place: int, ids: list[bytes]) -> Iterator[tuple[bytes, bytes, int | None]]:
+    def _found(self, group: int, ids: list[bytes]) -> Iterator[tuple[bytes, bytes, int | None]]:
         """Yield id, digest and `held` of those of the rows that are known."""
         for start in range(0, len(ids), _AT_ONCE):
             some = ids[start : start + _AT_ONCE]
@@ -176,14 +176,14 @@ class Memories:
             some += some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
             marks = ", ".join("?" * len(some))
             question = f"SELECT id, digest, held FROM memories WHERE place = ? AND id IN ({marks})"  # noqa: S608 - marks
-            yield from self._connection.execute(question, (place, *some))
+            yield from self._connection.execute(question, (group, *some))
 
-    def _held(self, places: Mapping[Place, int], state: HeldState, limit: int) -> Iterator[Held]:
-        for (database, kind), place in places.items():
+    def _held(self, groups: Mapping[Group, int], state: HeldState, limit: int) -> Iterator[Held]:
+        for (database, kind), group in groups.items():
             found = self._connection.execute(
                 "SELECT id, digest, embedded, reason, since FROM memories WHERE place = ? AND held = ?"
                 " ORDER BY reason, id LIMIT ?",
-                (place, HELD[state], limit),
+                (group, HELD[state], limit),
             )
             for row_id, digest, embedded, reason, since in found:
                 seen = Seen(
@@ -197,12 +197,12 @@ class Memories:
 
     def _try_again(self, target: Target) -> frozenset[str]:
         worth_a_look: set[str] = set()
-        for (database, _), place in self.places(target).items():
+        for (database, _), group in self.groups(target).items():
             self._connection.execute(
-                "UPDATE memories SET held = ? WHERE place = ? AND held = ?", (HELD["waiting"], place, HELD["refused"])
+                "UPDATE memories SET held = ? WHERE place = ? AND held = ?", (HELD["waiting"], group, HELD["refused"])
             )
             waits = self._connection.execute(
-                "SELECT 1 FROM memories WHERE place = ? AND held = ? LIMIT 1", (place, HELD["waiting"])
+                "SELECT 1 FROM memories WHERE place = ? AND held = ? LIMIT 1", (group, HELD["waiting"])
             )
             if waits.fetchone():
                 worth_a_look.add(database)
@@ -225,7 +225,7 @@ class Staged:
             ).fetchone()
         self._connection.executemany(
             "INSERT INTO staged_memories VALUES (?, ?, ?, ?)",
-            ((upload, *row) for row in self._memories.placed(target, batch)),
+            ((upload, *row) for row in self._memories.grouped(target, batch)),
         )
 
     def drop(self, target: Target, upload_id: str) -> None:
@@ -266,9 +266,9 @@ class Staged:
     def forget(self, target: Target, databases: Collection[str]) -> None:
         """All of these databases is new again: nothing was delivered, nothing is staged, they have no base."""
         self._memories.forget(target, databases)
-        for (database, _), place in self._memories.places(target).items():
+        for (database, _), group in self._memories.groups(target).items():
             if database in databases:
-                self._connection.execute("DELETE FROM staged_memories WHERE place = ?", (place,))
+                self._connection.execute("DELETE FROM staged_memories WHERE place = ?", (group,))
         self._connection.executemany(
             "DELETE FROM memory_bases WHERE target_id = ? AND database = ?",
             [(target.id, database) for database in databases],
@@ -276,12 +276,12 @@ class Staged:
 
     def _take_over(self, target: Target, upload_id: str, databases: Collection[str]) -> None:
         upload = self._number(target, upload_id)
-        for (database, _), place in self._memories.places(target).items():
+        for (database, _), group in self._memories.groups(target).items():
             if database in databases:
                 self._connection.execute(
                     "INSERT OR REPLACE INTO memories (place, id, digest) SELECT place, id, digest FROM staged_memories"
                     " WHERE upload = ? AND place = ? ORDER BY id, rowid",
-                    (upload, place),
+                    (upload, group),
                 )
 
     def _number(self, target: Target, upload_id: str) -> int | None:

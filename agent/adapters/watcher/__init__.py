@@ -8,8 +8,8 @@ Three things are asked, because none tells all:
              stays with a directory that was deleted or renamed, and never says anything again
 
 Whatever happens to the directory ends the native watch, and all begins anew with a look: nothing in between is missed.
-Only the clock's monotonic time is used, but for how old a change is when it is told: there a clock that jumps costs no
-more than the time that telling may take.
+Only the clock's monotonic time is used, except for the age of a change when it is reported: a clock that jumps changes
+that by no more than the time that reporting may take.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ _log = structlog.get_logger()
 class DirectoryWatcher:
     """`agent.ports.Watch` on `directory`, which may be missing, for names that are `wanted`. One reader at a time.
 
-    Changes are those since the first look, which the first reader begins with, or since the last one told. `step_ms` is
-    how often the native thread wakes; a change is told within two steps, `rescan_seconds` later where it went unheard.
+    Changes are those since the first look, which the first reader begins with, or since the last report. The native
+    thread wakes every `step_ms`; a change is reported within two steps, or by the next look after `rescan_seconds`.
     `force_polling` None means: where the file system asks for it. What fails natively is polled, and tried again
     after `rescan_seconds`. `wanted` is called from several threads.
     """
@@ -55,7 +55,7 @@ class DirectoryWatcher:
         self._rescan, self._step_ms, self._force = rescan_seconds, step_ms, force_polling
         self._failure, self._native_from = "", clock.monotonic()
         self._mode = "starting"
-        self._lag = self._told_within = 0.0
+        self._lag = self._reported_within = 0.0
         self._first = True
         self._seen = Look(None)
         self._looked = clock.monotonic()
@@ -74,7 +74,7 @@ class DirectoryWatcher:
 
     async def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """As the port says. A set names what changed, appeared or disappeared."""
-        told = self._mode
+        reported = self._mode
         if self._first:
             self._seen = await self._look()
             self._first = False
@@ -84,13 +84,13 @@ class DirectoryWatcher:
                 while signal.failed is None and self._clock.monotonic() < signal.until:
                     await signal.rung.wait()
                     signal.rung.clear()
-                    heard, signal.names = signal.names, frozenset()
+                    named, signal.names = signal.names, frozenset()
                     before, self._seen = self._seen, await self._look()
                     if signal.listening and signal.failed is None:
-                        self._enter("native")
-                    names = heard | self._seen.differing(before)
-                    if names or self._mode != told:
-                        told, self._lag = self._mode, self._age(names)
+                        self._set_mode("native")
+                    names = named | self._seen.differing(before)
+                    if names or self._mode != reported:
+                        reported, self._lag = self._mode, self._age(names)
                         yield names
                     if self._seen.root != before.root:
                         break
@@ -108,16 +108,16 @@ class DirectoryWatcher:
         """Listen in the way that the directory allows now."""
         signal, native, period = WatchSignal(), None, min(_POLL_SECONDS, self._rescan)
         if self._seen.root is None:
-            self._enter(f"waiting for {self._directory}" + (f" ({self._seen.why})" if self._seen.why else ""))
+            self._set_mode(f"waiting for {self._directory}" + (f" ({self._seen.reason})" if self._seen.reason else ""))
             period = _MISSING_SECONDS
-        elif why := await self._why_poll():
-            self._enter(f"polling ({why})")
+        elif reason := await self._poll_reason():
+            self._set_mode(f"polling ({reason})")
         elif self._clock.monotonic() < self._native_from:
-            self._enter(f"polling ({self._failure})", hint=_LIMITS)
+            self._set_mode(f"polling ({self._failure})", hint=_LIMITS)
             signal.until = self._native_from
         else:
             native, period = Native(self._directory, self._seen.root, self._wanted, self._step_ms, signal), self._rescan
-        self._told_within = period if native is None else 2 * self._step_ms / 1000
+        self._reported_within = period if native is None else 2 * self._step_ms / 1000
         ticker = asyncio.create_task(self._tick(signal, period), name=f"watch-{self._directory.name}-rescan")
         try:
             yield signal
@@ -133,22 +133,22 @@ class DirectoryWatcher:
         if not written:
             return 0.0
         age = self._clock.now().timestamp() - max(written) / 1e9
-        return min(max(age, 0.0), self._told_within)
+        return min(max(age, 0.0), self._reported_within)
 
     async def _tick(self, signal: WatchSignal, period: float) -> None:
         while True:
             await self._clock.sleep(period)
             signal.rung.set()
 
-    async def _why_poll(self) -> str:
+    async def _poll_reason(self) -> str:
         """Return why this directory must be polled, "" if it need not."""
         if self._force is not None:
             return "as set" if self._force else ""
         kind = await asyncio.to_thread(file_system, self._directory)
         return f"{kind} does not tell of changes" if silent(kind) else ""
 
-    def _enter(self, mode: str, hint: str = "") -> None:
+    def _set_mode(self, mode: str, hint: str = "") -> None:
         if mode != self._mode:
             self._mode = mode
-            say = _log.warning if hint else _log.info
-            say("watch_mode", directory=str(self._directory), mode=mode, **({"hint": hint} if hint else {}))
+            log = _log.warning if hint else _log.info
+            log("watch_mode", directory=str(self._directory), mode=mode, **({"hint": hint} if hint else {}))

@@ -71,21 +71,21 @@ class Native:
             return True
 
     def _run(self) -> None:
-        why = "the native watch broke"
+        reason = "the native watch broke"
         try:
             self._real = os.path.realpath(self._path)
             while self._watch_until_undecodable():
                 # Ringing again once the watch is set up leads to a look, which finds what changed in between.
                 self._told = False
                 time.sleep(self._step_ms / 1000)
-            why = ""
+            reason = ""
         except FileNotFoundError:
-            why = ""
+            reason = ""
             time.sleep(self._step_ms / 1000)  # it went away just now; a look at once may not see it yet
         except (OSError, RuntimeError, UnicodeError) as error:  # the native layer's own is a RuntimeError
-            why = str(error)
+            reason = str(error)
         finally:
-            self._call(self._end, why)
+            self._call(self._end, reason)
 
     def _watch_until_undecodable(self) -> bool:
         """Watch; return True where a file name that is not UTF-8 ended the watch, False where it is over."""
@@ -123,8 +123,8 @@ class Native:
         self._signal.names |= names
         self._signal.rung.set()
 
-    def _end(self, why: str) -> None:
-        self._signal.failed = why
+    def _end(self, reason: str) -> None:
+        self._signal.failed = reason
         self._signal.rung.set()
         self._ended.set()
 

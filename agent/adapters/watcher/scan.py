@@ -49,7 +49,7 @@ class Look:
 
     root: Root | None
     files: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
-    why: str = ""
+    reason: str = ""
 
     def differing(self, earlier: "Look") -> frozenset[str]:
         """Names that appeared, disappeared or changed since."""
@@ -65,7 +65,7 @@ def look(directory: Path, wanted: Callable[[str], bool]) -> Look:
     except FileNotFoundError:
         return Look(None)
     except OSError as error:
-        return Look(None, why=error.strerror or str(error))
+        return Look(None, reason=error.strerror or str(error))
     files = {}
     for name in names:
         with suppress(OSError):  # gone again
