@@ -41,7 +41,7 @@ async def fetch(store, key=KEY):
 
 
 def bucket_of(store):
-    return store._place.bucket
+    return store._address.bucket
 
 
 async def assert_nothing_left(store, front, moto):

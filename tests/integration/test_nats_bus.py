@@ -50,7 +50,7 @@ async def restarted(bus, server, *, end="stop") -> None:
 
 async def handled(sequence: int, *subscriptions) -> None:
     """Return when the server has confirmed the acks of the subscriptions up to that place in the stream."""
-    await until(lambda: all(one.place.seen == sequence for one in subscriptions))
+    await until(lambda: all(one.consumer.seen == sequence for one in subscriptions))
 
 
 def break_connection(bus) -> None:

@@ -105,7 +105,7 @@ async def test_a_stream_that_was_set_back_is_followed_from_where_it_is(fresh_nat
     async with opened_bus(fresh_nats.url) as bus:
         subscription = await bus.subscribe("akosha.session.>", inbox)
         await bus.publish(ended(1))
-        await until(lambda: subscription.place.seen == 1)
+        await until(lambda: subscription.consumer.seen == 1)
         lost = bus._connection.client().lost
         fresh_nats.stop()
         await lost.wait()
@@ -114,7 +114,7 @@ async def test_a_stream_that_was_set_back_is_followed_from_where_it_is(fresh_nat
         await bus.wait_until_ready()
         for number in range(2, 6):
             await bus.publish(ended(number))
-        await until(lambda: subscription.place.seen == 5)
+        await until(lambda: subscription.consumer.seen == 5)
         lost = bus._connection.client().lost
         fresh_nats.kill()
         await lost.wait()

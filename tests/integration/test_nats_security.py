@@ -347,7 +347,7 @@ def test_no_representation_shows_a_secret(tmp_path, way):
     login = LOGINS[way][1](tmp_path)
     url = f"nats://{USER}:{quote(PASSWORD, safe='')}@example.org"
     made = NatsOptions(servers=(url,), name="test", login=login)
-    assert_no_secret(repr(login), repr(made), str(made), made.place, repr(read(login)))
+    assert_no_secret(repr(login), repr(made), str(made), made.location, repr(read(login)))
 
 
 async def ready(bus) -> None:

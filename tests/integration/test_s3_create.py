@@ -34,7 +34,7 @@ async def test_a_store_that_refuses_the_condition_gets_a_plain_put_and_proves_no
 
 async def test_the_condition_decides_where_another_create_came_in_between(fronted, front):
     store = fronted()
-    other = fronted(bucket=store._place.bucket)
+    other = fronted(bucket=store._address.bucket)
 
     async def overtaken(request, forward):
         await other._creating._put(KEY, b"theirs")

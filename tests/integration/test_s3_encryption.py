@@ -76,7 +76,7 @@ async def test_a_copy_is_encrypted_whatever_its_source_was(fronted):
     plain = fronted()
     source = await put(plain, "plain")
     assert await lies(plain, "plain") == ObjectOptions()
-    dressed = fronted(bucket=plain._place.bucket, object_options=WAYS["kms-key-class"])
+    dressed = fronted(bucket=plain._address.bucket, object_options=WAYS["kms-key-class"])
     await dressed.copy("plain", "copy", expected=source)
     assert await lies(dressed, "copy") == WAYS["kms-key-class"]
     await plain.copy("copy", "plain-again", expected=source)

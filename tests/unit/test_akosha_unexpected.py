@@ -87,7 +87,7 @@ async def test_the_client_itself_may_fail_to_be_made(monkeypatch):
 
 @pytest.mark.parametrize("raised", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
 async def test_what_is_no_exception_passes_through(monkeypatch, raised):
-    monkeypatch.setattr(Client, "living_session", lambda _client: _raise(raised()))
+    monkeypatch.setattr(Client, "checked_session", lambda _client: _raise(raised()))
     sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
     with pytest.raises(raised):
         await sink.connect()
@@ -96,7 +96,7 @@ async def test_what_is_no_exception_passes_through(monkeypatch, raised):
 async def test_an_error_of_our_own_passes_through_as_it_is_also_out_of_a_task_group(monkeypatch):
     ours = SinkError("there: gone", hint="look")
     for raised in (ours, ExceptionGroup("tasks", [ExceptionGroup("inner", [ours])])):
-        monkeypatch.setattr(Client, "living_session", lambda _client, raised=raised: _raise(raised))
+        monkeypatch.setattr(Client, "checked_session", lambda _client, raised=raised: _raise(raised))
         with pytest.raises(SinkError) as caught:
             await AkoshaSink(endpoint="http://127.0.0.1:1/mcp").connect()
         assert caught.value is ours
@@ -107,7 +107,7 @@ async def test_the_traceback_of_each_kind_is_logged_once(monkeypatch):
     sink = AkoshaSink(endpoint="http://127.0.0.1:1/mcp")
     with capture_logs() as logs:
         for raised in (KeyError(1), TypeError(1), KeyError(2)):
-            monkeypatch.setattr(Client, "living_session", lambda _client, raised=raised: _raise(raised))
+            monkeypatch.setattr(Client, "checked_session", lambda _client, raised=raised: _raise(raised))
             with pytest.raises(SinkError) as caught:
                 await sink.connect()
             assert caught.value.unexpected == f"{type(raised).__name__} in connect"

@@ -9,7 +9,7 @@ import pytest
 
 from agent.adapters.nats import Login, NatsOptions, Patience
 from agent.adapters.nats.connection import NatsConnection
-from agent.adapters.nats.messages import written
+from agent.adapters.nats.messages import encoded
 from agent.adapters.nats.options import Server
 from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
 from agent.domain.errors import WireError
@@ -36,7 +36,7 @@ LONG = {
 
 @pytest.mark.parametrize("kind", LONG)
 def test_whatever_makes_a_result_long_it_can_be_told(kind):
-    data = written(LONG[kind], CODEC, most=MAX_EVENT_BYTES)
+    data = encoded(LONG[kind], CODEC, most=MAX_EVENT_BYTES)
     assert len(data) <= MAX_EVENT_BYTES
     assert CODEC.decode(data).id == LONG[kind].id
 
@@ -64,7 +64,7 @@ def test_an_abridged_result_fits_whatever_its_texts(text):
     ):
         data = CODEC.encode(result.abridged())
         assert len(data) <= MAX_EVENT_BYTES
-        assert written(result, CODEC, most=MAX_EVENT_BYTES) == data
+        assert encoded(result, CODEC, most=MAX_EVENT_BYTES) == data
         told = CODEC.decode(data)
         kept = ("id", "time", "system_id", "request_id", "method", "success", "upload_id", "triggered_by", "subject")
         assert [getattr(told, name) for name in kept] == [getattr(result, name) for name in kept]
@@ -72,13 +72,13 @@ def test_an_abridged_result_fits_whatever_its_texts(text):
 
 def test_a_result_that_fits_is_told_whole():
     result = replace(values.skipped(), why="x" * 10_000)
-    assert CODEC.decode(written(result, CODEC, most=MAX_EVENT_BYTES)) == result
+    assert CODEC.decode(encoded(result, CODEC, most=MAX_EVENT_BYTES)) == result
 
 
 def test_what_is_no_result_and_does_not_fit_is_refused():
     errors = (MethodError(method="cloud", error="x" * MAX_EVENT_BYTES),)
     with pytest.raises(WireError, match="larger than"):
-        written(replace(values.request(), errors=errors), CODEC, most=MAX_EVENT_BYTES)
+        encoded(replace(values.request(), errors=errors), CODEC, most=MAX_EVENT_BYTES)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_what_is_no_result_and_does_not_fit_is_refused():
 )
 def test_an_address_is_taken_apart_and_shows_no_secret(url, scheme, place, user, password):
     server = Server.of(url)
-    assert (server.scheme, server.place, server.user, server.password) == (scheme, place, user, password)
+    assert (server.scheme, server.location, server.user, server.password) == (scheme, place, user, password)
     made = NatsOptions(servers=(url, url), name="test", login=Login(user="u", password=SECRET, token=SECRET))
-    assert made.place == f"{place}, {place}"
-    for text in (repr(server), str(server), server.place, repr(made), made.place):
+    assert made.location == f"{place}, {place}"
+    for text in (repr(server), str(server), server.location, repr(made), made.location):
         assert "canary" not in text
         assert "pw" not in text
 
