@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from agent.api import reach
+from agent.api import reachability
 from agent.domain.errors import SinkError
 from agent.domain.reachability import is_definite_no
 
@@ -55,5 +55,5 @@ def test_the_python_names_tell_a_missing_name_from_a_name_server_that_is_away(co
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    assert (reach.no_connection("https://store.example.com", "auto") == "") is available
-    assert (reach.no_health("https://akosha.example.com/mcp") == "") is available
+    assert (reachability.no_connection("https://store.example.com", "auto") == "") is available
+    assert (reachability.no_health("https://akosha.example.com/mcp") == "") is available
