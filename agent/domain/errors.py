@@ -18,6 +18,7 @@
     ├── RestoreError           an upload cannot be restored there: what stands in the way
     ├── SinkError              Akosha cannot be reached, refused or failed
     ├── BusError               an event bus cannot be reached, refused or failed
+    ├── AgentUnavailable       the running agent cannot be reached, or does not understand the request
     └── SyncError              a method's attempt as a whole failed (CONTRACT)
         ├── CloudUploadError
         ├── HTTPSyncError

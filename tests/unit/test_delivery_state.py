@@ -259,7 +259,7 @@ def test_what_has_not_begun_or_whose_looks_are_not_told_cannot_be_handed_over():
     for known, what in ((EMPTY, "nothing has begun"), (given_up, "owed cannot be committed")):
         with pytest.raises(StateError, match=what):
             transitions.hand_over(known, seen, {}, result_id="told", at=NOON)
-    with pytest.raises(StateError, match="how knowledge_graph looked"):
+    with pytest.raises(StateError, match="no fingerprint of knowledge_graph"):
         transitions.hand_over(uploading(reflection=0, knowledge_graph=0), seen, {}, result_id="told", at=NOON)
 
 

@@ -25,6 +25,7 @@ TREE = {
     "RestoreError": "AkoshaError",
     "SinkError": "AkoshaError",
     "BusError": "AkoshaError",
+    "AgentUnavailable": "AkoshaError",
     "SyncError": "AkoshaError",
     "CloudUploadError": "SyncError",
     "HTTPSyncError": "SyncError",

@@ -241,7 +241,7 @@ async def test_a_server_that_is_started_anew_in_the_middle_is_looked_after_befor
             return await store(batch)
 
         w.sink.store = store_in_another_session
-        with pytest.raises(SinkError, match="started anew") as raised:
+        with pytest.raises(SinkError, match="restarted") as raised:
             await w.deliver(*some(12))
         assert raised.value.transient
         assert (await w.memories.counts(TARGET)).delivered == 4

@@ -3,7 +3,3 @@
 Only this command imports the SDK. What the tools need is imported when they are listed or called: the client waits for
 the handshake.
 """
-
-from agent.entrypoints.mcp.server import serve
-
-__all__ = ["serve"]
