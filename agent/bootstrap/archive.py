@@ -29,7 +29,7 @@ VERIFYING = "verifying"
 
 READ_SECONDS = 120.0
 SLOWEST_BYTES_PER_SECOND = 4e6
-"""How long reading a database through may take: so long, and as long again as its bytes at this pace."""
+"""Time limit for reading a database through: `READ_SECONDS` plus its size at this rate."""
 
 
 @asynccontextmanager

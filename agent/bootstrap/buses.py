@@ -18,7 +18,7 @@ _PRIVATE = ("agent_nats_credentials_file", "agent_nats_nkey_file", "agent_nats_k
 async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventBus, Responder | None]:
     """Return the bus that an agent runs on, and who answers questions from outside, where that is switched on.
 
-    Raises SettingsError for files that NATS needs and are of no use; a NATS that does not answer is no error.
+    Raises SettingsError for invalid files of the NATS settings; a NATS that does not answer is no error.
     """
     if not settings.over_nats:
         return _memory(clock), None
@@ -33,7 +33,7 @@ async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventB
 
 
 def single_sync_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventBus, EventBus]:
-    """Return the bus of one sync's requests, in this process, and the one that its result is told to."""
+    """Return the bus of one sync's requests, in this process, and the one that its result is published on."""
     local = _memory(clock)
     if not settings.over_nats:
         return local, local

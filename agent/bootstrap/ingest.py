@@ -23,7 +23,7 @@ from agent.settings import Settings
 
 @asynccontextmanager
 async def open_ingest_service(home: Home, identity: Identity, systems: Collection[str]) -> AsyncIterator[IngestService]:
-    """Wire a reactor, for as long as the block runs. The caller holds the state directory's lock.
+    """Open an IngestService for as long as the block runs. The caller holds the state directory's lock.
 
     Raises SettingsError, StateError.
     """
@@ -66,7 +66,7 @@ def _zone(name: str) -> tzinfo:
 
 
 async def _bus(settings: Settings, name: str, clock: Clock) -> EventBus | None:
-    """Return the bus that results come on; it is waited for by nobody. Raises SettingsError for files of no use."""
+    """Return the bus of results, which need not be reachable. Raises SettingsError for invalid files."""
     if not settings.over_nats:
         return None
     from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded where there is a NATS to talk to

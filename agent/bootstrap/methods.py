@@ -100,7 +100,7 @@ def sync_methods(
 ) -> dict[str, SyncMethod]:
     """Return the methods by name, those of the targets. `warm`: where the taker's children wait to read its copies.
 
-    What they stand on is made known to the `footing`.
+    The `stall_monitor` gets to know their connections.
     """
     stall_monitor = stall_monitor or StallMonitor()
     rate = settings.agent_max_upload_kib_per_s * KIBIBYTE

@@ -1,4 +1,4 @@
-"""From nothing to a meter, and from the front desk to what Prometheus reads."""
+"""Builds the metrics of an agent, and what Prometheus reads."""
 
 import asyncio
 import platform
@@ -26,7 +26,7 @@ class Metering:
         return self.counts
 
     async def exposition(self, agent_service: AgentService) -> tuple[bytes, str]:
-        """Return all metrics and their content type. A ledger that cannot be read is told of, and is no error."""
+        """Return all metrics and their content type. A ledger that cannot be read is a metric, and no error."""
         reading = MetricsSnapshot(
             ready=agent_service.ready, stuck=len(agent_service.problems()), ledger=await self._ledger(agent_service)
         )

@@ -1,7 +1,7 @@
-"""Which files in the data directory are memory databases, and what tells that one changed.
+"""Which files in the data directory are memory databases, and how a change of one is seen.
 
 Session-Buddy's work in progress lives in sidecars: the main file of a first session has 12,288 bytes and no table. A
-database is its main file *and* its sidecars; whoever looks at main files alone misses a whole session.
+database is its main file *and* its sidecars; the main file alone may lack a whole session.
 """
 
 import re

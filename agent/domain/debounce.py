@@ -29,7 +29,7 @@ class Debounce:
     started: float | None = None
 
     def changed(self, at: float) -> "Debounce":
-        """A change was made at `at`. Changes may be told late, and not in their order."""
+        """A change was made at `at`. Changes may be reported late, and out of order."""
         return replace(
             self,
             first=at if self.first is None else min(at, self.first),

@@ -25,7 +25,7 @@ from agent.domain.routing import LAST_TARGET_BACKOFF
 
 
 class State(StrEnum):
-    """Where one database stands with one target."""
+    """State of one database at one target."""
 
     CLEAN = "clean"
     OWED = "owed"
@@ -115,7 +115,7 @@ class DatabaseRecord:
     """One database at one target. `parts` and `fingerprint` are of the state that was delivered last.
 
     A target to which memories are handed over has no parts.
-    `delivered_by` is the id of the result that told of it: confirmed, that result makes the database clean.
+    `delivered_by` is the id of the result that reports it: confirmed, that result makes the database clean.
     """
 
     database: str
@@ -150,14 +150,14 @@ class TargetRecord:
     attempt_request: str = ""
 
     def backing_off(self, now: datetime) -> bool:
-        """Say whether the target wants to be left in peace until `retry_at`."""
+        """Say whether the target is backing off until `retry_at`."""
         return _ahead(self.retry_at, now)
 
 
 def active_methods(route: Sequence[str], records: Mapping[str, TargetRecord]) -> tuple[str, ...]:
     """Return the methods of the route whose targets matter now: each up to the first that does not fail.
 
-    What stands behind that one stands in for nobody: what it lacks is not missed.
+    Those after it replace none: what they lack is not missed.
     """
     found: list[str] = []
     for method in route:

@@ -2,7 +2,7 @@
 
     AkoshaError
     ├── SettingsError          a setting is missing, wrong or unsafe; commands exit with 2
-    ├── NamingError            a text that cannot stand in a key, a subject or an id
+    ├── NamingError            a text that is invalid in a key, a subject or an id
     ├── WireError              bytes that are not what they should be: an event, a manifest, a note
     ├── StateError             the state directory or the ledger in it cannot be used
     │   ├── AlreadyRunning     another process holds the state directory
@@ -15,11 +15,11 @@
     │   ├── CopyUnsupported    the store cannot copy on its side, or did not really do it
     │   ├── NotPermitted       the credentials do not allow the operation
     │   └── NotOwner           the system id there belongs to another machine or agent, or what it held is gone
-    ├── RestoreError           an upload cannot be restored there: what stands in the way
+    ├── RestoreError           an upload cannot be restored there, and why
     ├── SinkError              Akosha cannot be reached, refused or failed
     ├── BusError               an event bus cannot be reached, refused or failed
     ├── AgentUnavailable       the running agent cannot be reached, or does not understand the request
-    └── SyncError              a method's attempt as a whole failed (CONTRACT)
+    └── SyncError              a method's attempt as a whole failed
         ├── CloudUploadError
         ├── HTTPSyncError
         └── HybridSyncError    all methods failed, each in its own way
@@ -65,7 +65,7 @@ class SettingsError(AkoshaError):
 
 
 class NamingError(AkoshaError, ValueError):
-    """A text cannot stand in a key, a subject or an id."""
+    """A text is invalid in a key, a subject or an id."""
 
 
 class WireError(AkoshaError, ValueError):
@@ -77,7 +77,7 @@ class StateError(AkoshaError):
 
 
 class AlreadyRunning(StateError):  # noqa: N818 - the name says the state of the world, as FileExistsError does
-    """Another process holds the state directory: `pid` and `command` tell who (0 and "" where that is unknown)."""
+    """Another process holds the state directory: `pid` and `command` name it (0 and "" where that is unknown)."""
 
     def __init__(self, message: str, *, pid: int = 0, command: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -141,7 +141,7 @@ class NotOwner(StoreError):  # noqa: N818
 
 
 class RestoreError(AkoshaError):
-    """An upload cannot be restored there, or is not what its manifest tells. Nothing stands half under its name."""
+    """An upload cannot be restored there, or differs from its manifest. No file is left half written."""
 
 
 class SinkError(AkoshaError):

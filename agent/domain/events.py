@@ -64,7 +64,7 @@ class SessionEnded(Event):
 class SyncAsked(Event):
     """Somebody on this machine asks the running agent for a sync. Stays on the machine: it comes through the spool.
 
-    `id` becomes the request's id, so whoever asks can wait for the result. `method` is auto, cloud or http.
+    `id` becomes the request's id, so a client can wait for the result. `method` is auto, cloud or http.
     `take_over`: this agent takes the place of the owner of its system id in the cloud target. `new_target`: the disk or
     bucket was replaced on purpose.
     """
@@ -323,14 +323,14 @@ def request_event_id(request_id: str, method: str) -> str:
 
 
 def upload_event_id(upload_id: str, agent_id: str) -> str:
-    """The id of the result that tells of an upload. Agents of one system may make uploads of one second: whose it is
+    """The id of the result about an upload. Agents of one system may make uploads of one second: whose it is
     belongs to the id.
     """
     return f"{upload_id}.{agent_id[:8]}.succeeded"
 
 
 def ingest_event_id(upload_id: str, agent_id: str, outcome: str) -> str:
-    """The id of what an Akosha side (`agent_id` is its own) tells of an upload."""
+    """The id of an ingester's event about an upload; `agent_id` is the ingester's."""
     return f"{upload_id}.{agent_id[:8]}.ingest.{outcome}"
 
 
@@ -356,7 +356,7 @@ def caused_by_bytes(event_id: str) -> int:
 
 
 def archive_event_id(about: str, agent_id: str, outcome: str, at: datetime) -> str:
-    """The id of what an agent tells of an upload (`about`), or of all of a system's, each time it has looked."""
+    """The id of an agent's event about an upload, or about all of a system: another one at each time."""
     return f"{about}.{agent_id[:8]}.{outcome}.{at:%Y%m%dT%H%M%S.%f}"
 
 

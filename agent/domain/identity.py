@@ -43,7 +43,7 @@ MAX_BYTES = 64 * 2**10
 """Anything larger is no owner.json."""
 
 SUFFIX_DIGITS = (4, 8)
-"""How many digits of the machine's hash tell a default system id apart; the second where the first is taken, too."""
+"""Digits of the machine's hash in a suffix; the second number where the first suffix is taken, too."""
 
 _SALT = b"akosha-agent owner 1\0"
 _HEX_64 = re.compile(r"[0-9a-f]{64}")

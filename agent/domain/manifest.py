@@ -1,6 +1,6 @@
 """The manifest: what an upload holds. It is written last, so an upload exists exactly when its manifest does.
 
-It satisfies Akosha's schema for uploads of systems (FACTS: `uploaded_at` with offset, 64 hex `checksum`, `compressed`
+It satisfies Akosha's schema for uploads of systems (`uploaded_at` with offset, 64 hex `checksum`, `compressed`
 and `compression_format` both or neither, plain names in `files`); our own fields ride along, which the schema allows.
 """
 
@@ -156,7 +156,7 @@ class Manifest:
     offset such as +02:00; empty where it is not known.
 
     `rows` counts the rows per database and table, where the database was verified. `bytes_sent` and
-    `duration_seconds` are the result's figures, kept so that a result can be told again from the manifest alone.
+    `duration_seconds` are the result's figures, kept so that a result can be made again from the manifest alone.
     """
 
     system_id: str

@@ -26,7 +26,7 @@ class Seen:
     """A row as a snapshot shows it, before it is read whole: enough to decide whether a target lacks it.
 
     `id` is the row's own. `digest` (32 hex digits) covers all that is sent of it: kind, id, text, metadata, the naive
-    time as it stands in the row (travelling is no change), and whether an embedding is there (`embedded`); not the
+    time as it is in the row (travelling is no change), and whether an embedding is there (`embedded`); not the
     embedding's numbers, and nothing that reading a memory changes.
     """
 
@@ -57,7 +57,7 @@ class Memory:
 
 
 def memory_id(system_id: str, seen: Seen) -> str:
-    """Return the id under which Akosha keeps this state of the row, for ever."""
+    """Return the id under which Akosha keeps this state of the row."""
     return f"{system_id}:{seen.id}:{seen.digest[:HASH_DIGITS]}"
 
 

@@ -99,7 +99,7 @@ def next_upload_id(now: datetime, newest: str | None, system_id: str) -> str:
 
 
 def object_name(file_name: str) -> str:
-    """Return a file's name as a store and Akosha's schema take it: itself where plain, else made plain and told apart.
+    """Return a file's name as a store and Akosha's schema take it: itself where plain, else made plain and unique.
 
     A named graph may have any name; two that become alike differ by eight digits of their SHA-256.
     """

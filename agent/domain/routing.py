@@ -1,4 +1,4 @@
-"""The routing slip of a request, and the next step after each attempt. All pure: the uploader obeys.
+"""The routing slip of a request, and the next step after each attempt. All pure: the subscriber carries it out.
 
 Fallback is a forwarded event: the same request, on the next method's subject, with the error appended.
 """
@@ -22,17 +22,17 @@ RETRY = "retry"
 REMOTE = "remote"
 
 URGENT = frozenset({MANUAL, SESSION_END, REMOTE})
-"""Reasons that a person or a session's end stands behind: they reset a target's back-off, a file change does not."""
+"""Reasons of a person or a session's end: they reset a target's back-off, a file change does not."""
 
 ASKED = frozenset({MANUAL, REMOTE})
-"""Reasons that a person stands behind: what was delivered is compared with what the target has."""
+"""Reasons of a person: what was delivered is compared with what the target has."""
 
 FIRST_TARGET_BACKOFF = timedelta(seconds=30)
 LAST_TARGET_BACKOFF = timedelta(minutes=15)
 
 
 def plan_route(*, force_method: str, cloud_configured: bool, enable_fallback: bool) -> tuple[str, ...]:
-    """Return the methods to try, in order, as the settings ask (CONTRACT's table of environments)."""
+    """Return the methods to try, in order, as the settings say."""
     if force_method != AUTO:
         return (force_method,)
     if not cloud_configured:
@@ -99,7 +99,7 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No method is left. What was owed stays owed. `blames_target` says whether the target should be left in peace."""
+    """No method is left. What was owed stays owed. `blames_target` says whether the target backs off."""
 
     errors: tuple[MethodError, ...]
     blames_target: bool
@@ -123,6 +123,6 @@ def next_step(request: SyncRequested, error: SyncError, *, attempts: int, rules:
 
 
 def target_backoff(failures: int) -> timedelta:
-    """Return how long a target is left in peace after its nth failed request in a row: 30 s, doubling to 15 min."""
+    """Return how long a target backs off after its nth failed request in a row: 30 s, doubling to 15 min."""
     doublings = min(max(failures, 1) - 1, 10)
     return min(FIRST_TARGET_BACKOFF * (1 << doublings), LAST_TARGET_BACKOFF)

@@ -155,7 +155,7 @@ def reset(record: TargetRecord) -> TargetRecord:
 
 
 def confirm(record: TargetRecord, result_id: str) -> TargetRecord:
-    """A bus has the result: what it told of is clean, unless it changed since."""
+    """A bus has the result: its databases are clean, unless they changed since."""
     told = (
         entry
         for entry in record.databases.values()

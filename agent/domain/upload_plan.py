@@ -29,7 +29,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """Have the store copy what the last upload has. `carried`: it stands in for a state that could not be had."""
+    """Have the store copy what the last upload has. `carried`: it replaces a state that could not be copied."""
 
     part: Part
     carried: bool

@@ -1,7 +1,7 @@
 """What uploads of a system there are: listed, found by name or by time, and what each says of itself.
 
 The bucket is asked every time; nothing is remembered. An upload is there when its manifest is, and one whose manifest
-cannot be read is there, too: it is told with what is wrong with it.
+cannot be read is listed, too, with what is wrong with it.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class CatalogEntry:
 
     @property
     def at(self) -> datetime:
-        """When it was made, as `upload_times` says."""
+        """When it was made, as `naming.made_at` says."""
         return made_at(self.upload_id, self.modified, self.manifest.uploaded_at if self.manifest else None)
 
     @property
@@ -107,7 +107,7 @@ class _Seen:
 
 
 class Catalog:
-    """The uploads of one system in one store. Nothing may stand still for longer than `standstill_seconds`.
+    """The uploads of one system in one store. A call may make no progress for `standstill_seconds` at most.
 
     Every method raises StoreError where the store cannot be reached, or refuses.
     """
@@ -186,7 +186,7 @@ class Catalog:
             return False
 
     async def resolve_at(self, time: datetime) -> str:
-        """Return the id of the newest upload that was not made after an aware time, as `upload_times` says.
+        """Return the id of the newest upload that was not made after an aware time, as `naming.made_at` says.
 
         Raises NoSuchObject where there is none.
         """
@@ -212,7 +212,7 @@ class Catalog:
         """Return the manifest of an upload, of which everything that it says of itself has been checked.
 
         Raises NoSuchObject where it is not there, StoreError (not transient) for one that is none, or is not ours, or
-        tells of what cannot be.
+        has values that cannot be.
         """
         async with self.moving():
             manifest = await self.uploads.manifest(upload)
@@ -290,7 +290,7 @@ def implausible(manifest: Manifest) -> dict[str, str]:
 
 
 def wrong_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> dict[str, str]:
-    """Return what of a manifest's objects is not there, or has another size than it tells, by name."""
+    """Return what of a manifest's objects is missing, or has another size than recorded, by name."""
     found = {}
     for key, size in expected_sizes(manifest).items():
         name = object_name(key)
@@ -302,7 +302,7 @@ def wrong_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> dict[str, str]:
 
 
 def expected_sizes(manifest: Manifest) -> dict[str, int]:
-    """Return key -> size of all objects that a manifest tells of."""
+    """Return key -> size of all objects in a manifest."""
     sizes = {part.key: part.stored_size for part in manifest.parts}
     return sizes | ({manifest.memories.key: manifest.memories.size} if manifest.memories else {})
 

@@ -1,4 +1,4 @@
-"""Deletes the uploads of one system that the rules of keeping let go, and what was left over.
+"""Deletes the uploads of one system that the retention rules do not keep, and leftovers.
 
 The manifests go first, then the objects: killed anywhere, it leaves no upload that looks whole and is not, and the next
 prune finds the rest. Uploads that are made, and other prunes, may go on meanwhile; a reader whose upload is deleted
@@ -46,7 +46,8 @@ class PrunePlan:
 
 @dataclass(frozen=True, slots=True)
 class BucketContents:
-    """What lies under a system's prefix, by upload. `now` is not after the time of the newest object, where one tells.
+    """What lies under a system's prefix, by upload. `now` is not after the time of the newest object, where the store
+    dates objects.
 
     The store's clock dates its objects, and ours may be wrong: what is a day older than the newest object is at least a
     day old.
@@ -170,7 +171,7 @@ class Pruner:
     async def plan(self, spared: Mapping[str, str]) -> PrunePlan:
         """Look what would go. `spared`: uploads that must stay, and why.
 
-        One listing tells whether anything may go; only then are manifests read: those of the uploads that stay. One
+        One listing shows whether anything may go; only then are manifests read: those of the uploads that stay. One
         that is damaged counts for nothing, so that a good one stays in its place. Where the newest is damaged nothing
         goes at all: what was copied from it may be damaged, too, and the uploads before it may be the last good ones.
         """
@@ -201,7 +202,7 @@ class Pruner:
         )
 
     async def carry_out(self, plan: PrunePlan, spared: Mapping[str, str]) -> Pruned:
-        """Delete what the plan says; what a store refuses, or does not answer, stops it and is told in the result."""
+        """Delete what the plan says; what a store refuses, or does not answer, stops it and is named in the result."""
         started = self._clock.monotonic()
         done = Pruned()
         try:
@@ -218,7 +219,7 @@ class Pruner:
         return replace(done, kept=kept, duration_seconds=seconds)
 
     def event(self, pruned: Pruned, agent_id: str) -> UploadsPruned:
-        """Return the event that tells of it."""
+        """Return the event about it."""
         at = self._clock.now()
         return UploadsPruned(
             id=archive_event_id(self.system_id, agent_id, "pruned", at),
@@ -366,7 +367,9 @@ class Pruner:
         return replace(done, leftovers=done.leftovers + swept)
 
     async def _what_is_gone(self, plan: PrunePlan) -> Pruned:
-        """Return what was deleted before it was stopped; where nobody answers, that is not known, and not told."""
+        """Return what was deleted before it was stopped; where the store does not answer, that is not known, and left
+        out.
+        """
         try:
             there = await self._look()
         except StoreError:

@@ -1,4 +1,4 @@
-"""Prunes by itself after uploads: one round at a time, when the upload's result is recorded and told.
+"""Prunes after uploads, one round at a time, once the upload's result is recorded and published.
 
 It never fails a sync. Where deleting is not permitted that is said once, with what does it instead; the ledger's notes
 remember, and it is tried again a day later, in silence.
@@ -26,7 +26,7 @@ HELD = "pruning_held"
 HELD_HINT = "akosha-agent verify shows the damage; akosha-agent sync sends again what is still on this machine"
 TRY_AGAIN_AFTER = timedelta(days=1)
 PUBLISH_SECONDS = 10.0
-"""How long a round waits for the upload's result to be told, which goes on without it."""
+"""Longest time that a round waits for the upload's result to be published."""
 
 _log = structlog.get_logger()
 
@@ -51,7 +51,7 @@ class PruneLoop:
         recorder.on_upload(self._signal.set)
 
     async def run(self) -> None:
-        """Do a round after each upload, for ever; several uploads during a round are one."""
+        """Do a round after each upload, until cancelled; several uploads during a round are one."""
         while True:
             await self._signal.wait(None)
             with suppress(BusError, TimeoutError):  # the outbox keeps it
@@ -60,9 +60,9 @@ class PruneLoop:
             await self._round()
 
     async def after_sync(self, seconds: float) -> bool:
-        """Do the round that an upload has rung for, if one has; what is not done in so many seconds is the next's.
+        """Do the round that an upload has asked for, if one has; what takes longer than `seconds` is left to the next.
 
-        Returns whether there is something to tell.
+        Returns whether there is an event to publish.
         """
         if await self._signal.wait(0):
             with suppress(TimeoutError):
@@ -71,7 +71,7 @@ class PruneLoop:
         return False
 
     async def _round(self) -> bool:
-        """Prune; return whether an event tells of it."""
+        """Prune; return whether there is an event to publish."""
         try:
             return not await self._is_held_back() and await self._prune()
         except NotPermitted as error:

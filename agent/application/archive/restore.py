@@ -1,7 +1,7 @@
 """An upload becomes files again: downloaded, checked and folded out of sight, then put in its place in one go.
 
-Whatever lies in the bucket was written by others: sizes and digests are the limits of what comes in, and nothing stands
-under its final name before all of it is there and right. What a killed restore left is gone on with.
+Whatever lies in the bucket was written by others: sizes and digests are the limits of what comes in, and nothing gets
+its final name before all of it is there and right. The next restore finishes what a killed one left.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class Restore:
     clock: Clock
 
     async def restore(self, manifest: Manifest, wanted: RestoreRequest, reporter: Reporter) -> Restored:
-        """Restore it. Raises RestoreError, StoreError, SettingsError; then nothing new stands under its final name.
+        """Restore it. Raises RestoreError, StoreError, SettingsError; then nothing new has its final name.
 
         What has come is kept for the next time where trying again may help, also when cancelled.
         """

@@ -2,7 +2,7 @@
 
 The shallow look costs a request an object; in a directory, which keeps no checksums, it reads the objects through:
 neither size nor mtime changes when a disk goes bad. It finds what is missing, what has another size, what carries
-another SHA-256 in its metadata than the manifest tells, and what has another ETag (or digest) than the store answered
+another SHA-256 in its metadata than the manifest has, and what has another ETag (or digest) than the store answered
 when it was written. The deep look compares the bytes themselves, so it takes no ETag for damage: uploads that were
 mirrored into another bucket may have others.
 """
@@ -221,7 +221,7 @@ class Found:
         return frozenset(found)
 
     def event(self, identity: Identity, clock: Clock) -> UploadVerified:
-        """Return what is told of it."""
+        """Return the event about it."""
         now = clock.now()
         first = sorted(self.problems.items())[:MOST_PROBLEMS]
         recorded = {_cut(name): _cut(why) for name, why in first}
@@ -359,7 +359,7 @@ class Verifier:
 
 
 async def _wrong_with(store: ObjectStore, part: Part | MemoriesPart, progress: Progress, *, tags: bool) -> str:
-    """Return what the store says of an object that is not as its manifest tells, "" for nothing."""
+    """Return what the store says of an object that differs from its manifest, "" for nothing."""
     size = part.stored_size if isinstance(part, Part) else part.size
     try:
         found = await (store.inspect(part.key, progress=progress) if tags else store.head(part.key))

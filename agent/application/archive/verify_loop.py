@@ -32,7 +32,7 @@ FIRST_SECONDS = 60.0
 """Time after the start until the first verification: what has waited is synced before."""
 
 MOST_SECONDS = 900.0
-"""Longest sleep: while the machine sleeps, the loop's time stands still."""
+"""Longest sleep: while the machine sleeps, the loop's clock is stopped."""
 
 BUSY_SECONDS = 5.0
 """Pause before the next try while a sync runs."""
@@ -241,7 +241,7 @@ class VerifyLoop:
     """Verifies the newest upload `every` so long, and has `deep` verify others; None: no deep verification.
 
     `sync_lock` is held while a sync runs; `sync_again` is called where there is something to send once more.
-    `pass_seconds` apart it tries again what it could not verify.
+    Every `rescan_seconds` it tries again what it could not verify.
     """
 
     open_verifier: OpenVerifier

@@ -17,7 +17,7 @@ from agent.domain.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class DatabaseCursor:
-    """All rows of a database, as they were in `upload`, were offered to Akosha. `state` tells its files from others."""
+    """All rows of a database, as they were in `upload`, were offered to Akosha. `state` is a digest of its files."""
 
     upload: str
     state: str
@@ -100,7 +100,7 @@ def plan(manifest: Manifest, position: Cursor) -> Plan:
 
 
 def passed(manifest: Manifest, position: Cursor, same: Iterable[str]) -> Cursor:
-    """Return the position behind an upload whose `same` databases brought nothing new.
+    """Return the position behind an upload whose `same` databases had nothing new.
 
     Where it is the beginning of deltas to come, it is the place from now on.
     """
@@ -114,7 +114,7 @@ def passed(manifest: Manifest, position: Cursor, same: Iterable[str]) -> Cursor:
 
 
 def state_of(manifest: Manifest, database: str) -> str:
-    """Return what tells the files of a database from any others; empty where the upload has none of it."""
+    """Return a digest of the files of a database; empty where the upload has none of it."""
     digests = manifest.digests({database})
     listing = "".join(f"{digests[name]} {name}\n" for name in sorted(digests))
     return hashlib.sha256(listing.encode()).hexdigest()[:32] if digests else ""

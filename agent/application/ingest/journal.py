@@ -1,4 +1,4 @@
-"""What the Akosha side tells of an upload: into the ledger, then on the bus, until that has confirmed it."""
+"""Events about uploads that were ingested: kept in the ledger, then published until the bus confirms them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,9 +18,9 @@ _log = structlog.get_logger()
 
 
 class IngestJournal:
-    """Keeps the positions of systems and the events about their uploads, and tells those. `bus` None: the ledger alone.
+    """Keeps the positions of systems and the events about their uploads, and publishes those. `bus` None: no bus.
 
-    Positions are kept for each `way`, from a bucket into an Akosha: on another one, every system begins anew. Each
+    Positions are kept for each pair of bucket and Akosha (`endpoints`): every system starts over on another one. Each
     system is written by one task at a time.
     """
 
@@ -31,7 +31,7 @@ class IngestJournal:
         self._notes = f"react:{hashlib.sha256(chr(10).join(endpoints).encode()).hexdigest()[:12]}:"
 
     async def position(self, system_id: str) -> Cursor:
-        """Return how far the system has come. One that cannot be read is lost: the system is begun anew."""
+        """Return how far the system has come. One that cannot be read is lost: the system starts over."""
         kept = (await self._ledger.notes()).get(f"{self._notes}{system_id}")
         try:
             return Cursor.decode(kept) if kept else Cursor()
@@ -78,7 +78,7 @@ class IngestJournal:
         return any([await self._ledger.remembered(each) is not None for each in ids])
 
     async def write(self, position: Cursor, event: IngestCompleted | IngestFailed) -> Cursor:
-        """Keep the event and the position it belongs to; return that, the event to be told.
+        """Keep the event and the position it belongs to; return that, with the event to be published.
 
         The event first: a kill in between has the upload looked at again, and the event keeps its id.
         """
@@ -89,7 +89,7 @@ class IngestJournal:
         return position
 
     async def publish(self, system_id: str, position: Cursor) -> Cursor:
-        """Publish what is untold, oldest first; return the position without what the bus has confirmed."""
+        """Publish what is not published, oldest first; return the position without what the bus has confirmed."""
         left = list(position.unpublished)
         try:
             while left and self._bus is not None:
@@ -99,7 +99,7 @@ class IngestJournal:
                 del left[0]
         except BusError as error:
             _log.debug("ingest_outbox_blocked", system_id=system_id, count=len(left), error=str(error))
-        except WireError as error:  # it would hold up all others, for ever
+        except WireError as error:  # it would block all others
             _log.error("result_rejected", id=left.pop(0), reason=str(error))
         if tuple(left) != position.unpublished:
             position = replace(position, unpublished=tuple(left))

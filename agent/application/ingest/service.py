@@ -29,7 +29,7 @@ PASSES = 15
 """Where results come over NATS, all systems are looked at once in so many passes."""
 
 READY_SECONDS = 5.0
-"""How long a single catching up waits for the bus to tell what it has done."""
+"""Longest time that a single run waits for the bus to publish its events."""
 
 _ALL = "all systems"
 
@@ -54,7 +54,7 @@ class IngestService:
     """Everything wired together. `run` is the service, `once` a single catching up.
 
     `systems`: those to react to, all where it is empty. `bus` is None where there is no NATS: then all systems are
-    looked at every `pass_seconds`.
+    looked at every `rescan_seconds`.
     """
 
     identity: Identity
@@ -130,7 +130,7 @@ class IngestService:
         return IngestSummary(caught, failures)
 
     async def _on_result(self, message: Message) -> None:
-        """A result is but a ring: what there is to do is in the bucket, also after a kill."""
+        """A result is a hint: the bucket says what there is to do, also after a kill."""
         event = message.event
         if isinstance(event, SyncSucceeded) and event.manifest_key and self._is_wanted(event.system_id):
             self._running(event.system_id).notify(_upload(event))

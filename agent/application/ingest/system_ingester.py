@@ -24,7 +24,7 @@ from agent.domain.routing import target_backoff
 from agent.ports import Capabilities, Clock
 
 TRIES = 7
-"""An upload that is not as its manifest tells may be on its way yet: 30 s, 60 s ... 15 min later it may be."""
+"""An upload that differs from its manifest may still be incomplete: it is tried again after 30 s, 60 s ... 15 min."""
 
 MOST_LOGGED = 10_000
 
@@ -132,7 +132,7 @@ class SystemIngester:
         return isinstance(self._failure, SinkError)
 
     def notify(self, upload: str = "") -> None:
-        """There is news: look at once. An `upload` that is told of is taken also where newer ones have been.
+        """Look at once. An `upload` that is named is taken also where newer ones have been.
 
         Two agents of one system upload at the same time: whose id is the older may come later.
         """
@@ -146,12 +146,12 @@ class SystemIngester:
             self._signal.set()
 
     async def run(self) -> None:
-        """Catch up, and again at each ring, for ever; return where the system has nothing at all.
+        """Catch up, and again at each notification, until cancelled; return where the system has nothing at all.
 
         Raises what a later try does not mend: a ledger that cannot be used.
         """
         while True:
-            await self._signal.wait(0)  # what was rung for until now, this look sees
+            await self._signal.wait(0)  # this look sees what was notified until now
             wait = None
             self._looking = True
             try:
@@ -237,7 +237,7 @@ class SystemIngester:
             await self._keep(replace(self._position.without(again), through=before[-1] if before else None))
 
     async def _late(self) -> list[str]:
-        """Return the uploads that were told of and that the position has gone past without seeing them."""
+        """Return the uploads that were named and that the position has gone past without seeing them."""
         for upload in sorted(self._told_of):
             if await self._news.is_written(upload):
                 self._told_of.discard(upload)
@@ -310,7 +310,7 @@ class SystemIngester:
             await self._keep(self._position.at(taking.manifest, databases))
 
     async def _whole(self, taking: _Taking, capabilities: Capabilities, database: str) -> None:
-        """Read a database of the newest upload that has it. One that is of no use is not fetched again."""
+        """Read a database of the newest upload that has it. One that is unusable is not fetched again."""
         newest = await self._newest(taking, database)
         who = newest.agent_id, database
         taking.source = "databases"

@@ -56,7 +56,7 @@ class UploadIngester:
     """Takes what one bucket has into one Akosha. `endpoint` and `bucket` name the two in the ledger.
 
     `zone` knows a time zone by its name; it may read files, and raises WireError for one that it does not know. Nothing
-    may stand still for longer than `standstill_seconds`.
+    may make no progress for longer than `standstill_seconds`.
     """
 
     store: ObjectStore

@@ -25,7 +25,7 @@ LARGEST_PROBE_BYTES = 64 * 1024
 NO_EMBEDDING = "no embedding"
 OTHER_REASONS = "other reasons"
 MOST_REASONS = 10
-"""How many reasons are told apart: a server may have another one for each memory."""
+"""Maximum number of distinct reasons: a server may have another one for each memory."""
 
 ZEROS = f"[{','.join(['0.0'] * EMBEDDING_LENGTH)}]"
 
@@ -42,7 +42,7 @@ async def _kept_by_nobody(_: Packed | None) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushed(Tally):
-    """What became of the memories of one source. `held_anew`: how many are kept back that were not kept back before."""
+    """What became of the memories of one source. `newly_held`: how many are held back that were not held before."""
 
     newly_held: int = 0
 
@@ -70,8 +70,8 @@ class MemoryPush:
     ) -> Pushed:
         """Deliver all rows of the source that the target lacks.
 
-        `whole` names the database that the source is all of: what is held of it and not there any more is let go.
-        `moved` is told how many rows more are done with, `arrived` how many more the target has that it lacked.
+        `whole` names the database that the source is all of: held rows that are no longer in it are released.
+        `moved` gets how many rows more are done, `arrived` how many more the target has that it lacked.
         `confirmed` gets a memory of the first batch and of the last that the server has from now on and is known to
         name as there when it comes again; None where the first batch has none. It is called before the batch is
         remembered as delivered.

@@ -1,4 +1,4 @@
-"""The running agent's front desk: what local processes may ask of it, whatever the door they come through."""
+"""What local processes may ask of the running agent, over any interface."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,7 +57,7 @@ class AgentService:
         return self._health.problems()
 
     async def status(self) -> Status:
-        """Return how everything stands, as `akosha-agent status` shows it. Raises StateError."""
+        """Return the status, as `akosha-agent status` shows it. Raises StateError."""
         warnings = await self._warnings() if self._warnings else ()
         return await self._described(await self._memory_counts(), warnings)
 
@@ -66,7 +66,7 @@ class AgentService:
         return await self._described(await self._memory_counts())
 
     async def brief_status(self) -> Status:
-        """Return `figures` without the counts of memories, which take a while where there are millions."""
+        """Return `status_for_metrics` without the counts of memories, which take a while where there are millions."""
         return await self._described({})
 
     async def survey_problem(self) -> str:
@@ -106,9 +106,9 @@ class AgentService:
     def events(self, *, after: int | None) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
         """Yield the history after a position, then what happens, as it happens; None: from now on.
 
-        Never ends by itself. Progress of running syncs comes in between, while it is told, and is not repeated. Raises
-        StateError. A reader that is slow gets every entry, read from the ledger in batches, and misses progress; its
-        memory is bounded. A position that the ledger has not come to is of an earlier ledger: all of this is told.
+        Never ends by itself. Progress of running syncs comes in between, and is not repeated. Raises StateError. A
+        reader that is slow gets every entry, read from the ledger in batches, and misses progress; its memory is
+        bounded. A position that the ledger has not come to is of an earlier ledger: the whole history follows.
         """
         return self._event_stream.events(after=after)
 
@@ -146,7 +146,7 @@ class AgentService:
             return {}, str(error)
 
     def _check_bus(self) -> None:
-        """Publishing may wait for a bus for hours; who asks here is to be told."""
+        """Raise BusError at once: publishing may wait for a bus for hours."""
         state = self._bus.state
         if not state.ready:
             raise BusError(

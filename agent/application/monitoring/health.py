@@ -1,7 +1,7 @@
 """Whether the agent gets on: what of it is stuck, which of its loops wait for something to pass.
 
 Stuck is what does nothing where it should have done something for a long time; a new start may help. A loop that was
-interrupted (a full disk, say) begins again by itself: that is worth telling, and no reason to end the agent.
+interrupted (a full disk, say) starts again by itself: that is reported, and no reason to restart the agent.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from agent.ports import BusState, Clock, Ledger, Watch
 
 OBSERVE_SECONDS = 30.0
 """How often is looked. Twice as long without a look, and the machine slept or the process stood still: all patience
-begins anew."""
+starts over."""
 
 PERIODS = 3.0
 SLACK_SECONDS = 30.0
@@ -89,7 +89,7 @@ class HealthMonitor:
             self._notify()
 
     async def run(self) -> None:
-        """Observe, for ever."""
+        """Observe until cancelled."""
         try:
             while True:
                 self.observe()
@@ -126,14 +126,14 @@ class HealthMonitor:
         self._stuck = stuck
 
     def _ledger_busy(self, now: float) -> float:
-        """Return for how long the ledger has owed an answer; asks anew where it has given the last one."""
+        """Return the time for which the ledger has not answered; asks again where it has."""
         if self._probe is not None and not self._probe.done():
             return now - max(self._probed, self._patient_from[LEDGER])
         if self._probe is not None and not self._probe.cancelled():
             error = self._probe.exception()
             if error is not None and not isinstance(error, AkoshaError):
                 raise error
-            # What the ledger complains of, whoever needs it is told.
+            # Errors of the ledger are reported where it is used.
         self._probe, self._probed = asyncio.create_task(_position(self.ledger), name="vitals-ledger"), now
         return 0.0
 

@@ -38,5 +38,5 @@ def _method(target: TargetStatus) -> MethodMetrics:
 
 
 def _first_word(notes: Mapping[str, str], key: str) -> str:
-    """Return the kind that a note begins with: `nats: tls://...`, `polling (nfs does not tell of changes)`."""
+    """Return the kind that a note begins with: `nats: tls://...`, `polling (nfs ...)`."""
     return notes.get(key, "").partition(" ")[0].rstrip(":")

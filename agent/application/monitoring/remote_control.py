@@ -4,7 +4,7 @@
     akosha.agent.{system}.sync      {"method": "auto", "enable_fallback": true}, or nothing
                                                  -> {"accepted": true, "request_id"}; the result comes as an event
 
-No path, address or setting is in an answer: whoever may ask need not be trusted with those.
+No path, address or setting is in an answer: clients need not be trusted with those.
 """
 
 import json

@@ -20,7 +20,7 @@ DELIVERED_TO_AKOSHA = (
     "delivered means that the server acknowledged them; Akosha up to 0.11 keeps them in its process until it ends, "
     "and its search tools do not read them"
 )
-"""What a count of delivered memories promises. The version that a server reports does not tell whether it is so."""
+"""What a count of delivered memories promises. The version that a server reports does not show which applies."""
 
 VERIFIED = "verified"
 """The note of the last look."""
@@ -99,7 +99,8 @@ class VerifyStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """All of it. `pending` names what the first target of the route lacks: where another stands in, that is still owed.
+    """All of it. `pending` names what the first target of the route lacks: also while another method delivers, that is
+    still owed.
 
     `bus` is there while an agent runs; `results_waiting` counts those that no bus has confirmed yet. `verified` is of
     the agent's own last look whether its newest upload is whole. `warnings` are lasting conditions that need a person.
@@ -135,7 +136,7 @@ def describe(
 ) -> Status:
     """Put the ledger's records and the files' present state side by side. `running`: an agent keeps the notes.
 
-    `records` are in the order of the route, `standings` by method. A fallback that was never needed is left out.
+    `records` are in the order of the route, `memory_counts` by method. A fallback that was never needed is left out.
     `warnings` are those that were computed for this look; those that the notes hold follow.
     """
     clouds = [record for record in records if record.target.method == CLOUD and not record.known]

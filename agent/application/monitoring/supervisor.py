@@ -1,4 +1,4 @@
-"""Tells whoever keeps the agent running how it is: that it works, that it lives, and in a line what it is at."""
+"""Notifies the service manager: readiness, watchdog pings, and a status line."""
 
 import structlog
 
@@ -30,7 +30,7 @@ class SupervisorLoop:
         health.on_change(self._signal.set)
 
     async def watchdog_loop(self) -> None:
-        """Say that the agent works once it does, then give signs of life, for ever, where they are wanted."""
+        """Report readiness, then send watchdog pings where they are wanted, until cancelled."""
         await self._health.until_ready()
         self._supervisor.ready()
         every = self._supervisor.alive_every
@@ -40,7 +40,7 @@ class SupervisorLoop:
             await self._clock.sleep(every)
 
     async def status_loop(self) -> None:
-        """Say in a line how it is, whenever that may have changed, for ever."""
+        """Send a status line whenever it has changed, until cancelled."""
         await self._health.until_ready()
         last_line = ""
         while True:

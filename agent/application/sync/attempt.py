@@ -40,7 +40,7 @@ class Attempt:
 
     @property
     def urgent(self) -> bool:
-        """Whether a person or a session's end stands behind the request."""
+        """Whether a person or a session's end caused the request."""
         return self.request.reason in URGENT
 
     @property

@@ -120,7 +120,7 @@ class BucketUploads:
     async def holds(self, part: Part | MemoriesPart, moved: Callable[[], None]) -> bool:
         """Say whether the part's object is there with its size, its bytes, and the metadata put with it.
 
-        What the store or the manifest does not tell of these is left out. `moved` is called while a store reads the
+        What the store or the manifest does not have of these is not compared. `moved` is called while a store reads the
         object through, and once it has answered.
         """
         try:
@@ -224,7 +224,7 @@ class UploadIds:
     async def compare_with_clock(self, upload: str, stored_at: datetime | None) -> None:
         """Keep a warning while the id of a new upload is ahead of the store's clock, which dated its objects.
 
-        Where a store does not date them, this machine's clock stands in.
+        Where a store does not date them, this machine's clock is used.
         """
         if not is_ahead(upload, stored_at or self.clock.now()):
             await clear_warning(self.ledger, AHEAD)

@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 
 class BusRecovery:
-    """Owner of what has to be done when the bus changes. `kept`: how long results are told again to a new stream.
+    """Reacts to changes of the bus. Results of the last `max_age` are published again to a new stream.
 
     `switched` is awaited after each change of bus.
     """
@@ -111,7 +111,7 @@ class BusRecovery:
         return switched and before is not None
 
     async def _reconcile(self) -> None:
-        """A stream that has lost what it was told, or never heard of us, is told the results of the last days."""
+        """Publish the results of the last days again to a stream that is new, or has lost events."""
         self._note_mark()
         mark, losses = self._seen, self._losses
         if mark is None:

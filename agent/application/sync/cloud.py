@@ -1,4 +1,4 @@
-"""The cloud method: from what changed to a whole upload. Decides; `upload` carries out, the uploader records.
+"""The cloud method: from what changed to a whole upload. Decides; `upload` carries out, the subscriber records.
 
 claim      the target is this agent's, or nothing in it is touched
 recall     an upload that a killed process finished or left; a ledger that was lost: ask the bucket

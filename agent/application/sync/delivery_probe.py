@@ -113,7 +113,7 @@ class DeliveryProbe:
     async def capabilities(self) -> bool:
         """Offer the memory; False where there is none to offer, or the server refused it, so that nothing is proved.
 
-        Raises Forgotten where the server stored it as new, and other SinkErrors.
+        Raises MemoriesLost where the server stored it as new, and other SinkErrors.
         """
         state = await self.state()
         if state is None or state.packed is None:

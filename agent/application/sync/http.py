@@ -45,7 +45,8 @@ EMBEDDING_CURE = (
 
 @dataclass(slots=True)
 class PushOutcome:
-    """What a request has brought so far, in all its attempts. `bytes_before`: what the sink had sent before the first.
+    """What a request has delivered so far, in all its attempts. `bytes_before`: what the sink had sent before the
+    first.
 
     `memories`: how many the target has now that it lacked.
     """
@@ -74,15 +75,16 @@ class Work:
 
     @property
     def problems(self) -> dict[str, Problem]:
-        """The same as what stands in the way of these databases, until they change."""
+        """The same as problems of these databases, until they change."""
         waits = any(NO_EMBEDDING in pushed.waiting for pushed in self.pushed.values())
         cure = EMBEDDING_CURE if waits else "akosha-agent memories --failed lists them"
         return {name: Problem(why, self.attempt.survey[name], 1, None, cure) for name, why in self.kept_back.items()}
 
     def was_for_nothing(self, record: TargetRecord, *, ever: int) -> bool:
-        """Say of a work that brought nothing whether it was to; `ever`: how many memories the target has in all.
+        """Say whether an attempt that delivered nothing has failed; `ever`: how many memories the target has in all.
 
-        What has been waiting all along, beside others that were delivered, is no news: it is told, it holds up nothing.
+        What has been waiting all along, beside others that were delivered, is no failure: it is reported, and blocks
+        nothing.
         """
         before = (record.databases.get(name) for name in self.kept_back)
         return (
@@ -214,7 +216,7 @@ class HttpSync:
         return await self._outcome(work, record)
 
     async def _asked_for(self, attempt: Attempt) -> str:
-        """Ask the server, where a person stands behind the request; return what it said, as the end of a sentence."""
+        """Ask the server, where a person made the request; return its answer, as the end of a sentence."""
         if attempt.request.reason not in ASKED or not attempt.survey:
             return ""
         async with self._moving():
@@ -222,7 +224,7 @@ class HttpSync:
             return f"; {CONFIRMED}" if await self._prove() else ""
 
     async def _prove(self) -> bool:
-        """Offer a memory that the server should have. Raises Forgotten where it has lost it."""
+        """Offer a memory that the server should have. Raises MemoriesLost where it has lost it."""
         proven = await self.probe.capabilities()
         self._proven_session = self._sink.sessions
         return proven
@@ -309,7 +311,7 @@ class HttpSync:
     async def _outcome(self, work: Work, record: TargetRecord) -> Delivered | Unchanged:
         """Tell what came of it. A delivery of which everything had to wait is none."""
         attempt, delivered = work.attempt, work.outcome.memories
-        # An attempt before this one, of this request or of one that a kill cut short, may have brought what is new.
+        # An attempt before this one, of this request or of one that a kill cut short, may have delivered what is new.
         already_delivered = delivered or record.intent is not None
         if not delivered and work.kept_back:
             ever = (await self._memories.counts(self.target)).delivered

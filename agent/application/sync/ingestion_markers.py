@@ -47,7 +47,7 @@ class IngestionMarkers:
             _log.error("ingestion_markers_harm", upload_id=manifest.upload_id, reason=str(error), hint=_CURE)
 
     async def _moving(self, work: Callable[[Manifest, Progress], Awaitable[None]], manifest: Manifest) -> None:
-        """Do it while it moves; once more where an upheaval has cut it off."""
+        """Do it while it makes progress; once more where a network change has interrupted it."""
         try:
             async with limit_stalls(self._standstill_seconds, self._stall_monitor) as moved:
                 await work(manifest, lambda _: moved())

@@ -49,7 +49,7 @@ class RequestLog:
         return request
 
     async def is_ours(self, request: SyncRequested) -> bool:
-        """Say whether this agent issued the request, in this life or an earlier one; tell of one it did not."""
+        """Say whether this agent issued the request, in this process or an earlier one; log one that it did not."""
         if request.agent_id != self._identity.agent_id:
             self._log_foreign(request)
             return False
@@ -61,7 +61,7 @@ class RequestLog:
         return True
 
     def _log_foreign(self, request: SyncRequested) -> None:
-        """Another agent of the same system is nothing unusual; what is not ours is told of once an agent."""
+        """Warn once for each other agent: several agents of one system are nothing unusual."""
         log = _log.debug
         if request.agent_id not in self._others and len(self._others) < REMEMBERED:
             self._others.add(request.agent_id)

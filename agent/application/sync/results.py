@@ -1,4 +1,4 @@
-"""Writes down what became of a request and tells it: ledger first, then the bus, then the outbox is cleared.
+"""Records the outcome of a request and publishes it: ledger first, then the bus, then the outbox is cleared.
 
 A result is in the outbox from the transaction that made it true until a bus has confirmed it. A crash in between
 publishes it again with the same id.
@@ -55,7 +55,7 @@ class ResultRecorder:
         self._on_published = listener
 
     def on_outbox_flushed(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when results have been told to the bus."""
+        """Call `listener` when results have been published."""
         self._on_outbox_flushed = listener
 
     def on_upload(self, listener: Callable[[], None]) -> None:
@@ -63,7 +63,7 @@ class ResultRecorder:
         self._on_upload = listener
 
     async def delivered(self, target: Target, delivered: Delivered) -> None:
-        """The target has the upload: one transaction; the next flush tells."""
+        """Record a delivery in one transaction; the next flush publishes it."""
         result = delivered.result
         seen, problems = delivered.fingerprints, delivered.problems
         if delivered.manifest is None:
@@ -104,7 +104,7 @@ class ResultRecorder:
         _log.info("sync_skipped", request_id=request.request_id, method=method, system_id=request.system_id, reason=why)
 
     def failure(self, request: SyncRequested, errors: tuple[MethodError, ...]) -> SyncFailed:
-        """Return the result that says so; whoever gives up writes it."""
+        """Return the result of a failure; the caller records it."""
         return SyncFailed(
             id=outcome_event_id(request.request_id, "failed"),
             time=self._clock.now(),
@@ -154,7 +154,7 @@ class ResultRecorder:
                     else:
                         self._on_published()
                         published = True
-                    # No await between the check and the write: the ledger does a later `tell_again` after it.
+                    # No await between the check and the write: the ledger does a later `republish_since` after it.
                     if republished == self._republished:
                         await self._ledger.confirm(result)
             finally:
@@ -207,7 +207,7 @@ def _raw_bytes_sent(manifest: Manifest | None) -> int:
 
 
 def succeeded(manifest: Manifest, *, method: str, location: str, caused_by: tuple[str, ...] = ()) -> SyncSucceeded:
-    """Return the result that a manifest tells: also after a crash, with the same id. What caused its request is not in
+    """Return the result of a manifest: also after a crash, with the same id. What caused its request is not in
     the manifest: `caused_by`.
     """
     return SyncSucceeded(

@@ -1,4 +1,4 @@
-"""How far a sync is: told on the bus a few times a second, and what tells a slow upload from a dead one."""
+"""Progress of a sync: published a few times a second, and watched to find stalled connections."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,7 +15,7 @@ from agent.ports import Clock, Connected, Delivered, EventBus, Reporter, SyncMet
 PUBLISH_SECONDS = 0.25
 
 TIGHT_SECONDS = 10.0
-"""How long what is under way may stand still when the machine woke up, or the network changed."""
+"""Longest time without progress after the machine woke up, or the network changed."""
 
 TIGHT_FOR_SECONDS = 30.0
 """How long that goes on: what a dead connection still takes into its buffers looks like a move."""
@@ -44,7 +44,7 @@ class ProgressReporter:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["ProgressReporter"]:
-        """Tell for as long as the block runs; ends the telling with it."""
+        """Publish progress for as long as the block runs."""
         task = asyncio.create_task(self._publish_loop(), name=f"progress-{self._method}")
         try:
             yield self
@@ -77,15 +77,15 @@ class ProgressReporter:
 
 
 class StallTimeout(TimeoutError):  # noqa: N818 - it says the state of the world
-    """What did not move after an upheaval was not waited for as long as usual."""
+    """Nothing moved for the shorter limit that holds after a network change."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"nothing moved for {seconds:g} s, and its connection may have been lost before")
 
 
 class _StallLimit:
-    """One limit on standing still: `seconds`, and fewer while it is hurried. `witness` is a figure that grows where
-    something moves that nobody tells of; it is looked at while it is hurried.
+    """One limit on standing still: `seconds`, and fewer while it is hurried. `progress_count` is a figure that grows
+    where data moves that is not reported; it is checked while the limit is tight.
     """
 
     def __init__(self, limit: asyncio.Timeout, seconds: float, progress_count: Callable[[], int] | None) -> None:
@@ -94,7 +94,7 @@ class _StallLimit:
         self._tight_until, self._tight_seconds, self._last_count = 0.0, seconds, 0
         self._check: asyncio.TimerHandle | None = None
         self.tight_limit: float | None = None
-        """The limit that it stands under, where that is less than usual."""
+        """The limit in seconds while it is less than usual."""
 
     def moved(self) -> None:
         if self._limit.expired():
@@ -134,10 +134,10 @@ class _StallLimit:
 
 
 class StallMonitor:
-    """What the syncs of an agent stand on, the network: which limits on standstill are open, who keeps connections.
+    """Knows the open limits on time without progress, and the components that keep connections.
 
-    After `shake`, for `shaky_seconds`, what was under way by then may stand still for `hurried_seconds` at most. What
-    begins later has connections of its own, and all the time it is given.
+    For `tight_for_seconds` after `tighten`, what was under way then may make no progress for `tight_seconds` at most.
+    What begins later has connections of its own, and all the time it is given.
     """
 
     def __init__(self, *, tight_seconds: float = TIGHT_SECONDS, tight_for_seconds: float = TIGHT_FOR_SECONDS) -> None:
@@ -146,11 +146,11 @@ class StallMonitor:
         self._connected: list[Connected] = []
 
     def register(self, connected: Connected) -> None:
-        """It keeps connections, and is told when they may be dead."""
+        """Add a component whose idle connections `tighten` drops."""
         self._connected.append(connected)
 
     async def tighten(self) -> None:
-        """Every connection may be a dead one: unused ones are let go, and who uses one has to show that it lives."""
+        """Every connection may be dead: drop idle ones, and shorten the limits of those in use."""
         until = asyncio.get_running_loop().time() + self._tight_for_seconds
         for stall_limit in self._limits:
             stall_limit.tighten(self._tight_seconds, until=until)
@@ -162,7 +162,7 @@ class StallMonitor:
         await reset_clients(*self._connected)
 
     def moved(self) -> None:
-        """Whatever is under way stands still on purpose: no limit is to end it for that."""
+        """Restart all limits: what is under way waits on purpose."""
         for stall_limit in self._limits:
             stall_limit.moved()
 
@@ -182,8 +182,8 @@ async def limit_stalls(
 ) -> AsyncIterator[Callable[[], None]]:
     """Raise TimeoutError out of the block when the callable it yields has not been called for so many seconds.
 
-    A limit on time without progress, not on time: a file of any size may take as long as it moves. After an upheaval of
-    its `footing` it is shorter, and CutOff, a TimeoutError, says so; then `witness`, a figure that grows as something
+    A limit on time without progress, not on time: a file of any size may take as long as it moves. After `tighten` of
+    the `stall_monitor` it is shorter, and raises StallTimeout; then `progress_count`, a figure that grows as something
     moves, counts as well.
     """
     stall_limit: _StallLimit | None = None
@@ -210,7 +210,7 @@ async def stall_timeout(
 ) -> AsyncIterator[Callable[[], None]]:
     """Limit the time without progress as `limit_stalls` does; raise a `failure` that names the setting.
 
-    Where an upheaval has cut it off, the failure's `original` is CutOff.
+    After a network change the failure's `original` is StallTimeout.
     """
     try:
         async with limit_stalls(seconds, stall_monitor, progress_count) as moved:
@@ -228,19 +228,19 @@ async def stall_timeout(
 
 
 def without_prompt_connect_retries(method: SyncMethod | None) -> SyncMethod | None:
-    """Return the method that an Undaunted stands before, any other as it is."""
+    """Return the method that PromptConnectRetries wraps, any other as it is."""
     return method.method if isinstance(method, PromptConnectRetries) else method
 
 
 class PromptConnectRetries:
-    """A SyncMethod that an upheaval does not make fail: where it was cut off by one, it begins anew at once."""
+    """A SyncMethod that starts an attempt again at once where a network change has interrupted it."""
 
     def __init__(self, method: SyncMethod) -> None:
         self._method = method
 
     @property
     def method(self) -> SyncMethod:
-        """What it stands before."""
+        """The wrapped method."""
         return self._method
 
     @property

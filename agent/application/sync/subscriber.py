@@ -32,7 +32,7 @@ from agent.ports import Clock, Delivered, EventBus, Ledger, Message, Meter, NoMe
 _HINTS = {HTTP: "start Akosha there, or set akosha_http_endpoint, akosha_cloud_bucket or akosha_cloud_endpoint; "}
 
 _COUNTS = re.compile(r"[\d,]+ (?=wait|were refused)")
-"""What changes from one telling of the same to the next."""
+"""Counts, which differ between messages about the same condition."""
 
 REFUSED_CURE = "renew the credentials; the next attempt reads them again"
 
@@ -45,7 +45,7 @@ _log = structlog.get_logger()
 
 
 class SyncSubscriber:
-    """One method's subscriber. `flight` is the single-flight lock that all uploaders of this agent share, and
+    """One method's subscriber. `sync_lock` is shared by all subscribers of this agent: one sync at a time; and
     `unreachable` the names of methods that could not be reached when they were needed last.
 
     `still_at_work_seconds`, a third of the bus's ack wait: how often a message in hand is kept from coming again.
@@ -188,7 +188,7 @@ class SyncSubscriber:
                 f"{self.method.target.endpoint or 'the store'} cannot be reached",
                 self.method.name,
                 hint=_hint_for(self.method.target) + "a running agent tries again by itself",
-                # It was there a moment ago: it may be starting anew. Where another method can stand in, that does.
+                # It was there a moment ago, and may be restarting. Where another method can deliver, that does.
                 transient=bool(_attempts_before(record, request)) and len(request.route) == 1,
             )
         self._unreachable.discard(self.method.name)
@@ -198,7 +198,7 @@ class SyncSubscriber:
     async def _give_up(
         self, request: SyncRequested, record: TargetRecord, error: SyncError, step: GiveUp | None
     ) -> None:
-        """Leave the target in peace for a while if it is to blame; where the source is, its own problem tells when."""
+        """Back off from the target if it is to blame; where the source is, its problem has the time of the next try."""
         failures, retry_at = 0 if request.reason in URGENT else record.failures, None
         if step is None or step.blames_target:
             failures += 1
@@ -239,13 +239,13 @@ def _hint_for(target: Target) -> str:
 
 
 def _is_known(request: SyncRequested, record: TargetRecord, error: SyncError) -> bool:
-    """Say whether it was told before, and nobody asks now: an agent that is offline for days says so once."""
+    """Say whether it was logged before, and nobody asks now: an agent that is offline for days warns once."""
     before = bool(record.failures) or not error.forwardable  # else it is this very request that has failed so far
     return request.reason not in URGENT and before and _COUNTS.sub("", record.error) == _COUNTS.sub("", str(error))
 
 
 def _attempts_before(record: TargetRecord, request: SyncRequested) -> int:
-    """Count from 0 for a new request that somebody stands behind; else go on counting, also after a restart."""
+    """Count from 0 for a new request of a person or a session's end; else go on counting, also after a restart."""
     if request.reason in URGENT and record.attempt_request != request.request_id:
         return 0
     return record.attempts

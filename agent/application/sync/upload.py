@@ -112,7 +112,7 @@ class Upload:
     """One upload on its way into the bucket. `moved` is called for every sign of progress.
 
     `resumed`: an attempt before this one may have put some of it. `bytes_sent` counts stored bytes that went from here.
-    `stored_at` is the time of its newest object, by the store's clock, where a listing tells, once it is `confirmed`.
+    `stored_at` is the time of its newest object, by the store's clock, where a listing has it, once it is `confirmed`.
     """
 
     upload_id: str

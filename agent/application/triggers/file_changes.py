@@ -1,4 +1,4 @@
-"""From changes of files to syncs: the watch tells, the debounce waits for quiet, the publisher asks."""
+"""From file changes to syncs: the watch reports, the debounce waits for quiet, the publisher requests."""
 
 import asyncio
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class FileChanges:
     """Turns bursts of changes into requests, unless `enabled` is false. `begun` is set once the watch has begun.
 
     While a sync is under way (`busy`) none is asked for: one that takes longer than the interval would have a queue of
-    them behind it. `signal` is to be rung when it may have ended.
+    them behind it. Set `signal` when it may have ended.
     """
 
     watch: Watch
@@ -54,7 +54,7 @@ class FileChanges:
         self.signal.set()
 
     async def watch_loop(self) -> None:
-        """Hear what changes, for ever."""
+        """Record what the watch reports, until cancelled."""
         async with aclosing(self.watch.changes()) as changes:
             async for names in changes:
                 self.started.set()
@@ -70,7 +70,7 @@ class FileChanges:
             await self.ledger.note(WATCHER, self._mode)
 
     async def debounce_loop(self) -> None:
-        """Ask for a sync when a burst is due, for ever."""
+        """Request a sync when a burst is due, until cancelled."""
         while True:
             due = self._debounce.due(self.rules) if self.enabled else None
             now = self.clock.monotonic()
@@ -78,7 +78,9 @@ class FileChanges:
                 await self.signal.wait(None if due is None else due - now)
                 continue
             if self.busy():
-                await self.signal.wait(self.rules.deadline)  # who was busy may be another than a sync, and ring nothing
+                await self.signal.wait(
+                    self.rules.deadline
+                )  # the lock may be held by what is no sync, and sets no signal
                 continue
             burst, self._debounce = self._debounce, self._debounce.taken()
             try:

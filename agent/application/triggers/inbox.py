@@ -38,9 +38,9 @@ class Received:
 
 
 class Inbox:
-    """One request for each ask, one SessionEnded on the bus for each session's end, each piece of news told once.
+    """One request for each ask, one SessionEnded on the bus for each session's end, each archive event announced once.
 
-    `announced` is called where there is something in the outbox.
+    `outbox_changed` is called where there is something in the outbox.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """After sleep, or in another network: what may be dead is replaced, and what is owed follows, within seconds.
 
-upheaval -> the bus looks at its connection
-            unused connections are let go; a sync under way has to show that it moves, else it begins anew
+change -> the bus checks its connection
+            idle connections are dropped; a sync under way that makes no progress starts again
             the databases are looked at, where the machine slept
             targets that fail are tried now and a few times more: a network comes up slowly
 """
@@ -19,7 +19,7 @@ from agent.application.triggers.retry_scheduler import RetryScheduler
 from agent.ports import Clock, EventBus, NetworkChange, NetworkMonitor
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Between the looks at targets that fail, after an upheaval."""
+"""Pauses between the checks of failing targets after a change."""
 
 FIRST_PAUSE_SECONDS = 5.0
 LAST_PAUSE_SECONDS = 60.0
@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class NetworkChanges:
-    """Its loop. `buses` are told, and the `footing` of the methods; `retries` looks at databases and targets."""
+    """Its loop. Notifies `buses` and the `stall_monitor` of the methods; `retries` checks databases and targets."""
 
     network_monitor: NetworkMonitor
     clock: Clock
@@ -47,7 +47,7 @@ class NetworkChanges:
         self._signal = Signal(self.clock, "roaming")
 
     async def run(self) -> None:
-        """Answer upheavals, for ever. Raises what the ledger raises."""
+        """Handle network changes until cancelled. Raises what the ledger raises."""
         listening = asyncio.create_task(self._listen(), name="surroundings")
         try:
             await self._handle(listening)
@@ -90,7 +90,7 @@ class NetworkChanges:
                 self.retries.sync_finished.set()  # the times that it waits for have come nearer while the machine slept
 
     async def _debounce(self) -> None:
-        """Wait where the last upheaval was a moment ago."""
+        """Wait where the last change was a moment ago."""
         if not self._changes:
             return
         now = self.clock.monotonic()

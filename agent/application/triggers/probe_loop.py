@@ -21,7 +21,7 @@ FIRST_SECONDS = 60.0
 """Time after the start until the first look: what has waited is synced before."""
 
 LONGEST_SECONDS = 900.0
-"""Longest sleep: while the machine sleeps, the loop's time stands still."""
+"""Longest sleep: while the machine sleeps, the loop's clock is stopped."""
 
 _log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ _log = structlog.get_logger()
 class ProbeLoop:
     """`still_has_it` asks the server, and makes the ledger owe everything where it returns False.
 
-    `flight` is held while a sync runs. `pass_seconds` apart the loop tries again what it could not ask.
+    `sync_lock` is held while a sync runs. Every `rescan_seconds` the loop tries again what it could not ask.
     """
 
     probe: DeliveryProbe

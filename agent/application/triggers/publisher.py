@@ -162,7 +162,7 @@ class Publisher:
         return f"there is no way to sync by {' or '.join(route)} here", cure
 
     async def refuse(self, ask: SyncAsked, what: str, cure: str) -> None:
-        """Answer somebody who asks that there will be no sync, and why: whoever waits for the result gets one."""
+        """Record a result for a request that causes no sync: a client that waits for it gets the reason."""
         await self._refuse(self._request(ask.reason, (), ask), ask.method, what, cure)
 
     async def _refuse(self, request: SyncRequested, method: str, what: str, cure: str) -> None:

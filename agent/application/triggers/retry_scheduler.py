@@ -21,8 +21,8 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class RetryScheduler:
-    """Its two loops. `settled` is rung after each attempt, `flight` held while a sync runs; `pass_seconds` apart,
-    the pass looks at everything, after `before_pass`.
+    """Its two loops. `sync_finished` is set after each attempt, `sync_lock` held while a sync runs; every
+    `rescan_seconds` the pass looks at everything, after `before_rescan`.
     """
 
     publisher: Publisher

@@ -19,9 +19,8 @@ _log = structlog.get_logger()
 class SessionEnds:
     """Takes session ends off the bus. An end that was accepted before is ignored, however old it is.
 
-    `busy` says whether a sync is under way; `patience` is how long, in seconds, a request may go unheard of otherwise,
-    once its next attempt is due.
-    `settled` is to be rung when some sync may have come to an outcome.
+    `busy` says whether a sync is under way; `timeout_seconds` is how long, in seconds, a request may go unheard of
+    otherwise, once its next attempt is due. Set `sync_finished` when a sync may have an outcome.
     """
 
     def __init__(

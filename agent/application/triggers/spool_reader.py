@@ -20,14 +20,14 @@ def is_for_single_sync(event: Event) -> bool:
 
 
 class SpoolReader:
-    """Reads the spool when it changes, and when told to."""
+    """Reads the spool when it changes, and on `drain`."""
 
     def __init__(self, *, spool: Spool, watch: Watch, inbox: Inbox, publisher: Publisher, ledger: Ledger) -> None:
         self._spool, self._watch, self._inbox = spool, watch, inbox
         self._publisher, self._ledger = publisher, ledger
 
     async def run(self) -> None:
-        """Take up notes, for ever."""
+        """Take up notes until cancelled."""
         await self.drain()
         async with aclosing(self._watch.changes()) as changes:
             async for _ in changes:
@@ -83,7 +83,7 @@ class SpoolReader:
     async def submit(self, ask: SyncAsked) -> bool:
         """Say whether somebody waits for an outcome that is still to come.
 
-        Then the note stays until there is one: whoever runs next here sees it, too.
+        Then the note stays until there is one: the next agent here sees it, too.
         """
         if await self._ledger.outcome(ask.id) is not None:
             return False
