@@ -1,8 +1,8 @@
-"""The C library's allocator: what is let go of goes back to the system.
+"""The C library's allocator: freed memory is returned to the system.
 
 glibc takes blocks of 128 KiB and more from the system one by one and gives them back one by one, but only until the
 first is freed: then it raises that limit to the block's size, up to 32 MiB, and from there on such blocks lie in its
-heaps, where what is freed between two that live stays. An upload lets go of hundreds of blocks of half a mebibyte in
+heaps, where what is freed between two that live stays. An upload frees hundreds of blocks of half a mebibyte in
 no order: of 16 MiB in use it made 60. A limit that is set is not raised.
 """
 

@@ -1,7 +1,8 @@
 """Two buses as one: the distant one while it is there, the local one while it is not.
 
 Requests and session ends go to the bus that is there when they are published, and stay on it: they are disposable, for
-the files are the truth. Results go to the distant bus alone, whoever has to wait for it: only it tells the world.
+the files are the truth. Results go to the remote bus only, even if they have to wait for it: only that reaches other
+machines.
 """
 
 import asyncio
@@ -60,7 +61,7 @@ class FailoverBus:
             except BusError as error:
                 if not error.transient:
                     raise
-                # It may have arrived all the same: whoever is given it twice finds it done.
+                # It may have arrived all the same: a subscriber that receives it twice finds it done.
                 _log.info("event_kept_local", id=event.id, subject=event.subject, reason=str(error))
             else:
                 return
@@ -89,7 +90,7 @@ class FailoverBus:
         await asyncio.gather(self._local.aclose(), self._distant.aclose())
 
     async def _turn(self, lock: asyncio.Lock, message: Message) -> None:
-        """Take the lock; whoever waits for it long is not silent."""
+        """Take the lock; a long wait for it does not count as silence."""
         while True:
             try:
                 async with asyncio.timeout(self._still_here):

@@ -218,7 +218,7 @@ class _Incoming:
 async def _closed(file: _Incoming, taking: asyncio.Task[None] | None) -> None:
     """Close the file as soon as nobody writes to it any more."""
     if taking is not None:
-        await asyncio.gather(taking, return_exceptions=True)  # it has been told of, or something before it was
+        await asyncio.gather(taking, return_exceptions=True)  # the error is raised already, or one before it was
     await asyncio.to_thread(file.close)
 
 

@@ -5,7 +5,7 @@ reads gzip reads them in a row as one file. What comes out depends on the input 
 headers): a part that is sent again is the same part.
 
 Memory is bounded by what is in flight: as many compressed members as there are threads, and the one that is being
-handed out and let go piece by piece. Raw bytes are only ever held one piece at a time.
+handed out and released piece by piece. Raw bytes are only ever held one piece at a time.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ class GzipMembers:
             while ahead:
                 member = await ahead[0]
                 ahead.popleft()
-                begin_next()  # before handing out: whoever takes the pieces takes his time
+                begin_next()  # before handing out: the consumer may be slow
                 while member:
                     yield member.popleft()
         finally:

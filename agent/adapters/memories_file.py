@@ -89,7 +89,7 @@ def decode(line: bytes, system_id: str) -> Memory:
 
 
 def _split(line: bytes) -> tuple[bytes, str | None]:
-    """Return the entry without its embedding, and the embedding as it stands there."""
+    """Return the entry without its embedding, and the embedding as the entry has it."""
     before, found, rest = line.rpartition(_EMBEDDING)
     # Without an embedding of its own an entry ends in its metadata: two braces, and never a bracket before one.
     if not found or not (rest.startswith(b"[") and rest.endswith(b"]}")):
@@ -156,7 +156,7 @@ class Draft:
         self._system_id = system_id
         self._waiting: list[Memory] = []
         self._waiting_size = 0
-        # A cancelled caller leaves its thread behind: whoever comes next waits for it here.
+        # A cancelled caller leaves its thread behind: the next caller waits for it here.
         self._guard = threading.Lock()
         self._file = -1
         self._discarded = False

@@ -144,7 +144,7 @@ class MemoryBus:
                 mailbox.put(event)
 
     async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> _Subscription:
-        """As the port says. Raises StateError where the durable name is in use, or stands for another pattern."""
+        """As the port says. Raises StateError where the durable name is in use, or has another pattern."""
         self._check_open()
         mailbox = self._durable_mailbox(durable) if durable is not None else None
         if mailbox is None:

@@ -75,7 +75,7 @@ class MachineNetworkMonitor:
         self._clock, self._look_seconds, self._slept, self._whence = clock, look_seconds, slept, whence
 
     async def changes(self) -> AsyncGenerator[NetworkChange, None]:
-        """As the port says. A network that went away is told when there is one again: before, nothing can be done."""
+        """As the port says. A lost network is reported when there is one again: before, nothing can be done."""
         slept, ahead, whence = self._slept(), self._ahead(), self._whence()
         while True:
             await self._clock.sleep(self._look_seconds)

@@ -1,4 +1,4 @@
-"""A Meter that Prometheus can scrape. What the metrics mean stands in docs/metrics.md.
+"""A Meter that Prometheus can scrape. docs/metrics.md explains the metrics.
 
 Label values are few: methods, outcomes, triggers and kinds of databases, whatever names users choose.
 """
@@ -125,7 +125,7 @@ class PrometheusMeter:
 
 
 class _Page(Collector):
-    """What was counted, and how everything stands now. Nothing is kept of a reading: scrapes do not meet."""
+    """The counters and the present state. A reading keeps nothing: scrapes do not affect each other."""
 
     def __init__(self, counted: CollectorRegistry, reading: MetricsSnapshot) -> None:
         self._counted, self._reading = counted, reading

@@ -163,7 +163,7 @@ class SpoolDirectory:
         data = self._codec.encode(event)
         if len(data) > MAX_NOTE_BYTES:
             raise WireError(f"a note of {len(data)} bytes is larger than the {MAX_NOTE_BYTES} allowed")
-        # In order of time, then of writing within one process; told apart from other processes by chance.
+        # In order of time, then of writing within one process; distinguished from other processes by random digits.
         stamp = f"{event.time.astimezone(UTC):%Y%m%dT%H%M%S.%f}"
         name = f"{stamp}-{next(self._numbers):06d}-{secrets.token_hex(4)}{_SUFFIX}"
         try:

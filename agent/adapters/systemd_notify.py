@@ -32,7 +32,7 @@ class SystemdSupervisor:
 
     @classmethod
     def of(cls, environ: MutableMapping[str, str]) -> "SystemdSupervisor":
-        """Take what the supervisor has told from the environment; out of it, so that children do not speak for us."""
+        """Read the settings of the supervisor from the environment and remove them: children must not notify it."""
         address = environ.pop(SOCKET, "")
         microseconds, pid = environ.pop(WATCHDOG_MICROSECONDS, ""), environ.pop(WATCHDOG_PID, "")
         if not address.startswith(("/", "@")) or len(address) < 2:  # noqa: PLR2004 - a name after its sign
@@ -70,7 +70,7 @@ class SystemdSupervisor:
                 to.settimeout(patience)
                 to.sendto("\n".join(assignments).encode(errors="replace"), self._address)
         except (OSError, ValueError) as error:
-            if not self._failed:  # said once: whoever does not listen today does not tomorrow
+            if not self._failed:  # logged once: a supervisor that does not listen now will not later
                 _log.warning("supervisor_not_notified", message=assignments[0], error=str(error))
             self._failed = True
         else:

@@ -1,4 +1,4 @@
-"""Which proxy stands before a host, and whether a host takes a connection: all its addresses, without a word to it.
+"""The proxy for a host, and whether a host takes a connection: at all its addresses, without sending anything.
 
 The adapters of servers share it; import-linter knows.
 """
@@ -53,7 +53,7 @@ def proxy_for(host: str, *schemes: str) -> Proxy | None:
 async def may_be_reached(host: str, port: int, *, seconds: float) -> bool:
     """Say False only where the host does not exist, or none of its addresses takes a connection. Never raises.
 
-    True where a connection stands, and where nothing is known within the time.
+    True where a connection is made, and where nothing is known within the time.
     """
     try:
         async with asyncio.timeout(seconds):

@@ -75,7 +75,7 @@ class CloudEventsCodec:
         except TypeError:
             pass
         try:
-            # Both rare and real: a file name that is not UTF-8 stands in a result. The result must still get out.
+            # Both rare and real: a file name in a result is not UTF-8. The result must still get out.
             return orjson.dumps(_as_text(envelope))
         except TypeError as error:
             raise WireError(f"an event {event.type} cannot be written as JSON: {error}") from error

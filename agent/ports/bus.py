@@ -43,7 +43,7 @@ class Message(Protocol):
         ...
 
     async def in_progress(self) -> None:
-        """Still at work: the time to ack starts anew."""
+        """Still at work: the time to ack starts again."""
         ...
 
 
@@ -88,7 +88,7 @@ class EventBus(Protocol):
 
     One event at a time per subscription; the next comes after an ack. A handler that raises, or returns with neither
     ack nor nak, means nak; one that stays silent for longer than the bus's ack wait is cancelled and its event
-    delivered again. Progress is an exception: it is passed on to whoever listens, and losing one loses nothing.
+    delivered again. Progress is an exception: it goes to current listeners only, and may be lost.
     """
 
     @property

@@ -102,7 +102,7 @@ class MessageDispatcher:
             await delivery.nak(delay)
 
     async def _ended(self, work: asyncio.Task[None], delivery: _Delivery) -> bool:
-        """Wait for the handler's end; False when nothing was heard of it for the ack wait."""
+        """Wait for the handler's end; False when it reported nothing for the ack wait."""
         while True:
             patience = delivery.active_at + self._ack_wait - self._clock.monotonic()
             if patience <= 0:

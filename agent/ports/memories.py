@@ -78,7 +78,7 @@ class StoreResult:
 
 
 class MemorySink(Protocol):
-    """Akosha, or what stands for it. Every failure is a SinkError that says transient or not, with the cure."""
+    """Akosha, or a stand-in. Every failure is a SinkError that says transient or not, with the cure."""
 
     @property
     def location(self) -> str:
@@ -205,7 +205,7 @@ class WrittenMemories:
 
 
 class MemoriesDraft(Protocol):
-    """A memories.json in the making, in a place of our own. What it holds in memory is bounded."""
+    """A memories.json in the making, in a private directory. What it holds in memory is bounded."""
 
     async def add(self, memory: Memory) -> None:
         """Append a memory. Raises SnapshotError where there is no room, or where JSON cannot hold it."""

@@ -1,4 +1,4 @@
-"""Ways to deliver, and who hears how far they are."""
+"""Ways to deliver, and reporters of their progress."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from agent.domain.manifest import Manifest
 
 
 class Reporter(Protocol):
-    """Hears how far a sync is. Cheap; never raises."""
+    """Receives the progress of a sync. Cheap; never raises."""
 
     def phase(self, name: str, total_bytes: int) -> None:
         """A phase (`snapshot`, `upload`) begins, in which so many bytes are to move."""
@@ -70,5 +70,5 @@ class SyncMethod(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Let go of connections and threads. Idempotent."""
+        """Close connections and end threads. Idempotent."""
         ...

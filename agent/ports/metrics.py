@@ -1,4 +1,4 @@
-"""Who counts, and what else there is to measure when somebody looks."""
+"""Counters, and the values measured when metrics are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from agent.domain.events import SyncResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodMetrics:
-    """How one method's target stands. `last_success` in seconds since 1970, 0 for never; `failures` are consecutive.
+    """The state of one method's target. `last_success` in seconds since 1970, 0 for never; `failures` are consecutive.
 
     `memories`: how many were delivered, wait, or were refused.
     """
@@ -37,7 +37,7 @@ class LedgerMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsSnapshot:
-    """How everything stands at the moment that somebody looks. `stuck` counts what is; `ledger` None: unreadable."""
+    """The state at one moment. `stuck` counts the parts that are; `ledger` is None where it is unreadable."""
 
     ready: bool
     stuck: int
@@ -45,7 +45,7 @@ class MetricsSnapshot:
 
 
 class Meter(Protocol):
-    """Counts what happens, for whoever watches over the agent. Cheap, callable from any thread; never raises."""
+    """Counts what happens, for monitoring. Cheap, callable from any thread; never raises."""
 
     def outcome(self, result: SyncResult, *, raw_bytes: int = 0) -> None:
         """A request has come to its result. `raw_bytes`: of the files that were sent, before compression."""
@@ -61,7 +61,7 @@ class Meter(Protocol):
 
 
 class NoMeter:
-    """A Meter for those who do not watch."""
+    """A Meter that counts nothing."""
 
     def outcome(self, result: SyncResult, *, raw_bytes: int = 0) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Keys and bytes: where uploads lie."""
+"""Keys and bytes: the store of uploads."""
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ FILE_TAG = "sha256:"
 """Begins the tag of an object in a store that keeps none of its own: the SHA-256 of the stored bytes."""
 
 Progress = Callable[[int], None]
-"""Told, on the event loop, how many more bytes have moved. Cheap, never raises."""
+"""Called on the event loop with the number of bytes that have moved since. Cheap, never raises."""
 
 
 def ignore_progress(_count: int) -> None:
-    """A Progress for those who do not watch."""
+    """A Progress that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)

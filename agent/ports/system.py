@@ -66,7 +66,7 @@ class Spool(Protocol):
 
 
 class Supervisor(Protocol):
-    """systemd, or whoever else started the agent and wants to know how it is. Cheap; never raises."""
+    """systemd, or another supervisor that wants to know the state of the agent. Cheap; never raises."""
 
     @property
     def alive_every(self) -> float | None:
@@ -78,7 +78,7 @@ class Supervisor(Protocol):
         ...
 
     def reloading(self) -> None:
-        """The settings are being read anew."""
+        """The settings are being read again."""
         ...
 
     def status(self, text: str) -> None:

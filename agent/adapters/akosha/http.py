@@ -28,7 +28,7 @@ ENDING_SECONDS = 0.5
 
 
 async def answer(response: httpx2.Response, address: ServerAddress, wanted: int, alive: Callable[[], None]) -> Message:
-    """Return the message that answers the request `wanted`. `alive` is told of each event before it.
+    """Return the message that answers the request `wanted`. `alive` is called for each event before it.
 
     Raises SinkError for anything else: another's answer, half an answer, no answer, a page for people.
     """
@@ -135,7 +135,10 @@ class Reply:
 
 
 class Http:
-    """Requests to a place. `count` is told of each piece of a body that goes out. Every failure is a SinkError."""
+    """Requests to an address.
+
+    `count` is called with the size of each piece of a body that is sent. Every failure is a SinkError.
+    """
 
     def __init__(self, address: ServerAddress, count: Callable[[int], None]) -> None:
         """Make the client; blocks for a while. Raises SinkError for an environment that it cannot be made in."""

@@ -1,4 +1,4 @@
-"""Where the Akosha server is, and how it is spoken of: what it says, fit to be shown."""
+"""The address of the Akosha server, and how its texts are quoted."""
 
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -33,7 +33,7 @@ class ServerAddress:
 
     @property
     def tcp_address(self) -> tuple[str, int]:
-        """Host and port to connect to, where no proxy stands before them."""
+        """Host and port to connect to without a proxy."""
         parts = urlsplit(self.endpoint)
         return parts.hostname or "", parts.port or (443 if self.is_encrypted else 80)
 

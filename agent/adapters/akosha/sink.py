@@ -29,7 +29,7 @@ def pack(memory: Memory, system_id: str) -> Packed:
     if memory.created_at is not None:
         metadata["created_at"] = memory.created_at
     sent: dict[str, object] = {"memory_id": identity, "text": memory.text, "metadata": metadata}
-    # As it stands: 384 numbers, a thousand times, are most of the work otherwise.
+    # Copied as it is: to format 384 numbers, a thousand times, would be most of the work.
     vector = {} if memory.embedding is None else {"embedding": orjson.Fragment(memory.embedding)}
     try:
         body = orjson.dumps(sent | vector)

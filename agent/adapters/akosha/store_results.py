@@ -53,8 +53,8 @@ def _refused_whole(address: ServerAddress, why: str) -> SinkError:
 
 
 def _check_numbers(data: Message, total: int, failures: int, address: ServerAddress) -> None:
-    told = {"stored": total - failures, "failed": failures, "total": total}
-    for name, expected in told.items():
+    expected_counts = {"stored": total - failures, "failed": failures, "total": total}
+    for name, expected in expected_counts.items():
         given = data.get(name, None if name == "stored" else expected)
         if isinstance(given, bool) or given != expected:
             raise errors.garbled(address, f"the answer does not add up: {name} is not {expected}")
@@ -70,11 +70,11 @@ def _failures(
     refused: dict[int, str] = {}
     existing: set[int] = set()
     for failure in failures:
-        told: Message = failure if isinstance(failure, dict) else {}
-        memory_id = told.get("memory_id")
+        entry: Message = failure if isinstance(failure, dict) else {}
+        memory_id = entry.get("memory_id")
         if not isinstance(memory_id, str) or not positions.get(memory_id):
             raise errors.garbled(address, "the answer names what was not sent")
-        position, why = positions[memory_id].pop(), as_text(told.get("error"))
+        position, why = positions[memory_id].pop(), as_text(entry.get("error"))
         if errors.is_known(why, memory_id):
             existing.add(position)
         else:

@@ -79,5 +79,7 @@ def translate(error: OSError, action: str, root: Path, key: str, *, reading: boo
     if number == errno.ENAMETOOLONG:
         return StoreError(text, hint="the file system takes no names this long: choose another akosha_cloud_endpoint")
     if number in _NO_OBJECT:
-        return StoreError(text, hint="a file stands where a directory is needed, or the other way round: move it away")
+        return StoreError(
+            text, hint="there is a file in place of a directory, or a directory in place of a file: move it away"
+        )
     return StoreError(text, hint=f"look at the disk or share of {root}", transient=number in _TRANSIENT)

@@ -46,7 +46,7 @@ class Incoming:
         if not root.is_dir():
             if not make_root:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
-            # The root itself is made, what it stands in is not: a mount point that is missing is no place for backups.
+            # The root is made, its parent is not: a missing mount point must not be replaced by a directory.
             root.mkdir(mode=0o700, exist_ok=True)
         self._path, self._file = _create(incoming_folder(root, key), self._target.name)
         self._discarded = False
@@ -62,7 +62,9 @@ class Incoming:
                 self._sync()
 
     def copy_from(self, source: Path, progress: Progress) -> None:
-        """Append the source's bytes; shared with it where the file system can (reflink). `told` is called from here.
+        """Append the source's bytes; shared with it where the file system can (reflink).
+
+        `progress` is called from this thread.
 
         The copy is read through for its digest, so that a source that is damaged by now does not pass unseen.
         """

@@ -60,7 +60,7 @@ class DirectoryStore:
 
     async def is_available(self) -> bool:
         """As the port says: the place answers, or not yet. Whether it takes a put, and if not why, a put tells."""
-        # A mount that hangs holds one thread for ever, not one more at each call.
+        # A mount that hangs blocks one thread, not one more at each call.
         probe = self._probe
         if probe is None or probe.done():
             probe = self._probe = asyncio.create_task(off_loop(self._answers), name="directory-store-probe")
@@ -268,5 +268,5 @@ async def _opened(opening: Coroutine[None, None, T], closer: Callable[[T], Calla
 
 
 async def _finish(work: Callable[[], None]) -> None:
-    """See a clean-up through, whoever cancels, but no longer than a mount that hangs deserves."""
+    """Complete a clean-up despite cancellation, within a time limit: a mount may hang."""
     await see_through(asyncio.create_task(off_loop(work), name="directory-store-cleanup"), CLEANUP_SECONDS)

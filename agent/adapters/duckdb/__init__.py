@@ -13,7 +13,7 @@ verification  the check of a copy
 reading       pages of memories, in the child
 folding       main file and sidecars become one; `merging` is its inside, in the child
 tables        which tables hold memories, and the statements that read them
-rows          what is told of a row, and the digest over it
+rows          the text, metadata and digest of a row
 """
 
 from typing import TYPE_CHECKING

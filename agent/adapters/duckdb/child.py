@@ -1,4 +1,4 @@
-"""The process that has the engine: it checks a copy, and reads memories out of it, as it is told.
+"""The process that has the engine: it checks a copy, and reads memories out of it, as the parent asks.
 
     python -m agent.adapters.duckdb.child COPY
 

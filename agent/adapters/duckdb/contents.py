@@ -54,7 +54,7 @@ def contents(engine: Engine) -> Contents:
     for schema, table in tables:
         name = str(table) if schema == "main" else f"{schema}.{table}"
         try:
-            # The alias stands for the whole row, as long as no column has its name.
+            # The alias means the whole row, as long as no column has its name.
             found.tables[name] = _hashed(engine, f"{_place(schema, table)} AS {_ROW}", _ROW)
         except Exception as error:
             if not is_inability(error):
@@ -105,7 +105,7 @@ _NO_MEMORY = re.compile(r"out of memory|failed to (allocate|pin)", re.IGNORECASE
 
 
 def fold(copy: Path) -> Json:
-    """Fold it; return the rows per table, or what stands in the way."""
+    """Fold it; return the rows per table, or the reason why it cannot be folded."""
     try:
         before = _contents(copy)
         _checkpoint(copy)

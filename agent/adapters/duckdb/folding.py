@@ -1,4 +1,4 @@
-"""Folding: the parent's side. Whatever becomes of the child is told as an error."""
+"""Folding: the parent's side. Whatever happens to the child becomes an error."""
 
 import asyncio
 import re

@@ -115,7 +115,7 @@ class Reading:
                 yield page
 
     def _blocks(self, table: Table) -> Iterator[list[tuple[Cell, ...]]]:
-        """Yield what stands in the table, range after range, each as wide as its texts allow."""
+        """Yield the rows of the table, range after range, each as wide as its texts allow."""
         at, width = table.first, table.block
         while at <= table.last:
             # Up to the next multiple of its width: so it never takes two of the engine's vectors where one would do.

@@ -1,4 +1,4 @@
-"""From what stands in a row to what Akosha is told of it: text, metadata, raw time, and the digest over them.
+"""From a row to what is sent to Akosha: text, metadata, raw time, and the digest over them.
 
 Only what is stable goes along: no access counters, no importance, tier or `updated_at`, which reading or decay change.
 """
@@ -27,7 +27,7 @@ _INTEGERS = range(-(2**63), 2**64)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What is sent of a row, but for its embedding. `time` is as it stands there, ISO 8601, naive where it is naive."""
+    """What is sent of a row, but for its embedding. `time` is as the row has it, ISO 8601, naive where it is naive."""
 
     kind: Kind
     id: str

@@ -37,7 +37,7 @@ class Header:
     """What the active header says: the format's version, and how many checkpoints there were.
 
     `iteration` is None where the layout is not the known one (an encrypted file, a format of the future). Such a file
-    can be copied all the same: equal bytes are equal. The block count is of no use for judging a file's size: free
+    can be copied all the same: equal bytes are equal. The block count does not help to judge a file's size: free
     blocks at the end are cut off after the header was written, so a healthy file may be shorter than it says.
     """
 
@@ -120,7 +120,7 @@ class Source:
     def files(self) -> tuple[Found, ...]:
         """Return the main file and the sidecars that exist; nothing where there is no main file.
 
-        A sidecar without its main file is of no use to anybody: it has the changes to a state that is gone.
+        A sidecar without its main file is useless: it has the changes to a state that is gone.
         """
         root = os.path.realpath(self.data_dir)
         try:
@@ -181,7 +181,7 @@ def _header_digest(main: Found) -> str:
     try:
         descriptor = main.open()
     except (SnapshotError, OSError):
-        return ""  # told by an empty digest; whoever takes the database gets the reason
+        return ""  # the digest stays empty; copying the database gives the reason
     try:
         return hashlib.sha256(os.pread(descriptor, HEADER_BYTES, 0)).hexdigest()[:16]
     except OSError:

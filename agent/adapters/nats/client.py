@@ -1,4 +1,6 @@
-"""One connection to one NATS server, from the handshake to its end. Never reconnects: whoever wants another makes one.
+"""One connection to one NATS server, from the handshake to its end.
+
+It never reconnects: for another connection, make another client.
 
 nats-py can reconnect by itself, but gives up after a number of tries, waits without jitter, keeps what was published
 meanwhile in a buffer that may be lost, and may hang in its own clean-up. A client of its own for each connection has
@@ -17,7 +19,7 @@ from nats.errors import ConnectionClosedError
 CLOSE_SECONDS = 2.0
 HANDSHAKE_CLOSE_SECONDS = 0.1
 """Where there is no connection yet, there is nothing to take leave of; after a TLS handshake that failed, nats-py's
-`close` waits for ever.
+`close` never returns.
 """
 
 _log = structlog.get_logger()
@@ -45,7 +47,7 @@ class Client(NatsPy):
         await super()._process_info(info, initial_connection)
 
     async def _process_op_err(self, e: Exception) -> None:
-        """Told at once: nats-py calls back only after a clean-up in which it may hang."""
+        """Report the loss at once: nats-py calls back only after a clean-up in which it may hang."""
         self.mark_lost(str(e) or type(e).__name__)
         await super()._process_op_err(e)
 
@@ -86,7 +88,7 @@ class Client(NatsPy):
         return message
 
     def mark_lost(self, why: str) -> None:
-        """The connection is of no use any more: who waits for an answer over it learns that at once."""
+        """Mark the connection as lost: calls that wait for an answer over it fail at once."""
         self.lost_reason = self.lost_reason or why.removeprefix("nats: ")
         self.lost.set()
         for answer in list(self._resp_map.values()):
@@ -104,8 +106,10 @@ class Client(NatsPy):
         self.mark_lost(str(self.last_error or "the server closed the connection"))
 
     async def confirm_sent(self) -> None:
-        """Return when the server has heard all that was sent. nats-py's ping overtakes what it has in its buffer: once
-        the first was answered, that is on its way, and the second comes after it.
+        """Return when the server has received all that was sent.
+
+        nats-py's ping overtakes what it has in its buffer: once the first was answered, that is on its way, and the
+        second comes after it.
         """
         for _ in range(2):
             await self.flush()
@@ -123,7 +127,7 @@ class Client(NatsPy):
             _log.debug("nats_client_error", error=repr(error))
 
     def _break(self) -> set[asyncio.Task[Any]]:
-        """nats-py cannot abort: to a peer that takes nothing any more, its sockets and tasks would stay for ever.
+        """nats-py cannot abort: to a peer that takes nothing any more, its sockets and tasks would never end.
 
         Returns the tasks that come to an end now.
         """

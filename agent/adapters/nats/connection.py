@@ -104,14 +104,14 @@ def _parameters(
 
 
 def _secrets(server: Server, options: NatsOptions, proof: Proof) -> Iterator[str]:
-    """Yield what the server is told to let us in."""
+    """Yield the secrets that the server is sent."""
     yield from (options.login.password, options.login.token, proof.seed or "")
     yield server.password or ("" if server.password is not None else server.user or "")
     yield from (line for line in str(proof.credentials or "").splitlines() if not line.startswith("-"))
 
 
 def _refused(server: Server, error: Exception, secrets: Iterable[str]) -> BusError:
-    """Say what keeps us out. The text is the server's, or the system's; a server may repeat what it was told."""
+    """Return why the connection failed, in the server's or the system's words, without secrets it may repeat."""
     text = str(error).removeprefix("nats: ").strip("'\" ") or type(error).__name__
     for secret in filter(None, secrets):
         text = text.replace(json.dumps(secret)[1:-1], MASK).replace(secret, MASK)
@@ -294,7 +294,7 @@ class NatsConnection:
             await client.drop_idle_connections()
 
     async def _watched(self, client: Client) -> str:
-        """Return why the connection is of no use any more."""
+        """Return why the connection was lost."""
         patience = self._options.patience
         while True:
             bells = {

@@ -1,6 +1,6 @@
 """The secrets of a login, read out of their files and looked at before nats-py does: some it does not survive.
 
-A credentials file without a JWT, for one, has nats-py look for it for ever, on the event loop.
+A credentials file without a JWT, for one, has nats-py look for it endlessly, on the event loop.
 """
 
 import re
@@ -29,7 +29,7 @@ class Proof:
 
 
 def read(login: Login) -> Proof:
-    """Return the proof. Reads files: call it off the event loop. Raises SettingsError for those of no use."""
+    """Return the proof. Reads files: call it off the event loop. Raises SettingsError for invalid ones."""
     if login.credentials_file is not None:
         key = "akosha_agent_nats_credentials_file"
         text = _text(login.credentials_file, key)

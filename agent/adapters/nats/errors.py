@@ -21,7 +21,7 @@ from agent.ports import UnexpectedErrors
 
 @contextmanager
 def kept_cancellable() -> Iterator[None]:
-    """Raise CancelledError at the end of the block if the task was told to end within it, however the block ended."""
+    """Raise CancelledError at the end of the block if the task was cancelled within it, however the block ended."""
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
     try:

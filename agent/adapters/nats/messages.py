@@ -36,7 +36,7 @@ def message_id(event: Event) -> str:
 
 
 def decoded(message: Msg, codec: Codec) -> Event:
-    """Return the event in a message. Raises WireError, also for an event that stands on another one's subject."""
+    """Return the event in a message. Raises WireError, also for an event on another one's subject."""
     event = codec.decode(message.data, subject=message.subject)
     if event.subject != message.subject:
         raise WireError(f"{event.type} belongs to {event.subject!r}, but came on {message.subject[:80]!r}")
@@ -49,7 +49,7 @@ _log = structlog.get_logger()
 
 
 class JetStreamMessage:
-    """What cannot be told to the server (the connection is lost) is no failure: the message comes again."""
+    """Settle a message. That the server cannot be reached is no error: the message comes again."""
 
     def __init__(self, event: Event, message: Msg) -> None:
         self.event, self._message = event, message
@@ -57,7 +57,7 @@ class JetStreamMessage:
         """Whether the server has confirmed the ack."""
 
     async def ack(self) -> None:
-        """Acknowledge, and see that the server has heard."""
+        """Acknowledge, and wait for the confirmation of the server."""
         self.acked = await self._told("ack", lambda: self._message.ack_sync(timeout=ACK_SECONDS))
 
     async def nak(self, delay: float) -> None:

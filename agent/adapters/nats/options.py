@@ -35,7 +35,7 @@ class Tls:
     first: bool = False
 
     def context(self) -> ssl.SSLContext:
-        """Return the TLS context. Reads files: call it off the event loop. Raises SettingsError for those of no use."""
+        """Return the TLS context. Reads files: call it off the event loop. Raises SettingsError for invalid ones."""
         try:
             made = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Questions and answers over plain NATS: asked anew on every connection, nothing kept."""
+"""Requests and replies over plain NATS: subscribed again on every connection, nothing is stored."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -79,7 +79,7 @@ class NatsResponder:
 
 
 async def _unsubscribed(client: Client, subscription: Subscription) -> None:
-    """Whoever asks from now on learns at once that nobody answers."""
+    """Unsubscribe: later requests are refused at once."""
     if not client.lost.is_set():
         with suppress(BusError), translated("leaving a subject", client):
             await subscription.unsubscribe()

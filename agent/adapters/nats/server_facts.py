@@ -56,7 +56,7 @@ class NatsFacts:
 
 
 async def examine(options: NatsOptions) -> list[NatsFacts]:
-    """Look at each of the servers, all at once. Raises SettingsError for files that are of no use."""
+    """Look at each of the servers, all at once. Raises SettingsError for invalid files."""
     context, proof = await asyncio.to_thread(_look_at_files, options)
     return await asyncio.gather(*(_one(url, options, context, proof) for url in options.servers))
 

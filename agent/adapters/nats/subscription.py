@@ -147,7 +147,7 @@ class NatsSubscription:
                 self._next.set()
 
     async def _listen(self, client: Client, arrivals: _Arrivals, stack: AsyncExitStack) -> None:
-        """Take in what passes by and is not kept. Whoever is slow misses some."""
+        """Receive progress, which the stream does not keep. A slow handler misses some."""
 
         async def on_message(message: Msg) -> None:
             if arrivals.qsize() < MOST_WAITING:
@@ -212,7 +212,7 @@ class NatsSubscription:
             self.consumer.seen = max(self.consumer.seen, arrival.sequence)
 
     async def _refuse(self, arrival: _Arrival, why: str) -> None:
-        """What is no event of ours is taken out for good, counted, and told."""
+        """Remove a message that is no event of ours for good, count it and log it."""
         if arrival.kept:
             with suppress(BusError), translated("refusing a message"):  # it comes again, and is refused again
                 await arrival.message.term()

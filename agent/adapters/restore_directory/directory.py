@@ -46,7 +46,7 @@ class RestoreDirectoryFiles:
         self.close()
 
     def finish(self) -> tuple[Restored, ...]:
-        """Finish what killed restores were about to put in its place; return what came of each.
+        """Complete killed restores that had begun to replace files; return the result of each.
 
         Raises RestoreError where a process has a database open.
         """
@@ -168,7 +168,7 @@ class RestoreDirectoryFiles:
                 self._scratch.remove()
 
     def close(self) -> None:
-        """Let go of the directory; the folder stays, where it was not removed."""
+        """Close the directory; the folder stays, where it was not removed."""
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
@@ -189,7 +189,7 @@ class RestoreDirectoryFiles:
         try:
             self._carry_out(journal, scratch)
         except RestoreError:
-            # Somebody has written there since: what was agreed to is not there any more. It is decided anew.
+            # Another program has written there since: the files agreed to are gone, and the caller decides again.
             self._free()
             Journal.drop(scratch)
             return None

@@ -2,13 +2,13 @@
 
 For each database:
 
-    1  old sidecars are copied aside             the old pair stands, as it was
+    1  old sidecars are copied aside             the old pair is unchanged
     2  the old main file is renamed aside        the old pair is aside, whole; there is no database of that name
     3  old sidecars are removed
     4  new sidecars take their names             (of a restore that does not fold)
     5  the new main file takes its name          the new database is there, whole
 
-An old WAL never stands beside a new main file, nor a new one beside an old; and no main file ever lacks the sidecars
+An old WAL is never beside a new main file, nor a new one beside an old; and no main file ever lacks the sidecars
 that belong to it. A restore that was killed in between is finished by the next one in the same directory, as long as
 nobody else has changed what it finds.
 """
@@ -53,7 +53,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """What is to be put in its place, and what will be told of it."""
+    """The files to be moved, and the report to be returned."""
 
     placements: tuple[Placement, ...]
     report: Mapping[str, object]
@@ -106,22 +106,22 @@ def planned(
 def put_in_place(placement: Placement, scratch: Scratch, folder: int) -> None:
     """Do it, or what is left of it.
 
-    Raises RestoreError where somebody else has changed what stands there, OSError.
+    Raises RestoreError where another program has changed the files there, OSError.
     """
     if Look.at(placement.main.source, scratch.descriptor) is None:
         return
     check(placement, scratch, folder)
     main = next((old for old in placement.old if old.source == main_name(placement.database)), None)
     sidecars = [old for old in placement.old if old is not main]
-    standing = [old for old in sidecars if Look.at(old.source, folder) == old.look]
+    remaining = [old for old in sidecars if Look.at(old.source, folder) == old.look]
     if main is None or Look.at(main.to, folder) != main.look:
-        for old in standing:
+        for old in remaining:
             _copy_aside(old, scratch, folder)
         fs.sync(folder)
         if main is not None and Look.at(main.source, folder) is not None:
             os.rename(main.source, main.to, src_dir_fd=folder, dst_dir_fd=folder)
             fs.sync(folder)
-    for old in standing:
+    for old in remaining:
         os.unlink(old.source, dir_fd=folder)
     fs.sync(folder)
     for new in placement.new:
@@ -131,7 +131,7 @@ def put_in_place(placement: Placement, scratch: Scratch, folder: int) -> None:
 
 
 def check(placement: Placement, scratch: Scratch, folder: int) -> None:
-    """See that what stands there is what stood there before, or what was put there by us. Raises RestoreError."""
+    """Check that the files there are those of before, or those put there by this restore. Raises RestoreError."""
     expected: dict[str, set[Look]] = {}
     for old in placement.old:
         expected.setdefault(old.source, set()).add(old.look)

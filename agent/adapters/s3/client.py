@@ -50,7 +50,7 @@ SHORTEST = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Seconds until a connection stands, and that an answer may take once the request is out; sending has no limit.
+    """Seconds until a connection is made, and that an answer may take once the request is out; sending has no limit.
 
     `build_seconds` limits the building of a client and each refresh of its credentials.
     """

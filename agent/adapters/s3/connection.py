@@ -33,7 +33,10 @@ _log = structlog.get_logger()
 
 
 class Connection:
-    """Calls S3 operations on one bucket. Every failure is a StoreError. What makes an object says how it is to lie."""
+    """Calls S3 operations on one bucket.
+
+    Every failure is a StoreError. Operations that make an object send the object options.
+    """
 
     def __init__(
         self,

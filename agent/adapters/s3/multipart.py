@@ -166,7 +166,7 @@ class Multipart:
         self.md5s[number] = md5
 
     async def complete(self) -> Answer:
-        """Make it the object. Raises StoreError; `NoSuchUpload` may mean that an earlier try of the same was heard."""
+        """Make it the object. Raises StoreError; `NoSuchUpload` may mean that an earlier try of the same succeeded."""
         listed = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self._done.items())]
         answer = await self._call("complete_multipart_upload", MultipartUpload={"Parts": listed})
         self._completed = True

@@ -1,7 +1,7 @@
-"""How objects are to lie in the store: encrypted by whom, in which storage class, where a setting asks for it.
+"""Options of objects in the store: encryption and storage class, where a setting asks for them.
 
 R2 and B2 refuse headers that they do not know, so there are none where nothing is set. A copy does not inherit from its
-source: what makes an object asks anew.
+source: each operation that makes an object sets the options itself.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import structlog
 KMS = "aws:kms"
 
 CREATING = frozenset({"put_object", "copy_object", "create_multipart_upload"})
-"""The operations that say how an object will lie. Parts follow the upload that they belong to."""
+"""The operations that take options. Parts have those of their upload."""
 
 _SSE, _KEY, _CLASS = "akosha_cloud_sse", "akosha_cloud_sse_kms_key_id", "akosha_cloud_storage_class"
 
@@ -59,14 +59,14 @@ class ObjectOptions:
 
 
 class EncryptionCheck:
-    """Whether the store says that it encrypts, where it was asked to: one that knows no such thing may be silent."""
+    """Checks that the store confirms the encryption it was asked for: one that does not know it may ignore it."""
 
     def __init__(self, object_options: ObjectOptions) -> None:
         self._object_options = object_options
         self._warned = False
 
     def check(self, operation: str, encryption: str, address: object) -> None:
-        """Say once, in the log, that the answer to an operation that makes an object did not confirm it."""
+        """Log once that the response to an operation that makes an object did not confirm the encryption."""
         wanted = self._object_options.encryption
         if self._warned or not wanted or operation not in CREATING or encryption == wanted:
             return

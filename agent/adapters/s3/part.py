@@ -17,7 +17,7 @@ Chunk = bytes | bytearray | memoryview
 
 @dataclass(slots=True)
 class Part:
-    """The chunks as they came, not joined: no byte is copied, and each is let go with its part."""
+    """The chunks as they came, not joined: no byte is copied, and each is freed with its part."""
 
     chunks: list[Chunk] = field(default_factory=list)
     size: int = 0
@@ -84,8 +84,8 @@ class PartBody:
     """A part as botocore and aiohttp take it.
 
     aiohttp iterates, and asks for the next slice only when the connection has taken the one before: so progress is
-    told as bytes leave, not as they are handed over. Each request iterates anew. botocore asks for the length, rewinds
-    before a retry, and would read only to sign the payload, which this store does not.
+    reported as bytes leave, not as they are handed over. Each request iterates from the start. botocore asks for the
+    length, rewinds before a retry, and would read only to sign the payload, which this store does not.
 
     With a `rate_limiter` each slice waits for its turn before it leaves, also one that goes out again; while it waits,
     that is progress of 0 bytes.

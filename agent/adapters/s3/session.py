@@ -2,8 +2,9 @@
 
 Imported when the client is made, because it loads the library.
 
-S3 answers a request for the wrong region with 301 and no address: an error to be told, like any other. aiohttp would
-follow what has an address, wherever it leads, turn a POST into a GET, and fail on a body that it has sent already.
+S3 answers a request for the wrong region with 301 and no address: an error to be reported, like any other. aiohttp
+would follow what has an address, wherever it leads, turn a POST into a GET, and fail on a body that it has sent
+already.
 
 The limit for a connection is one for all of it, from the look-up of the name to the TLS handshake; aiobotocore's own
 leaves the look-up out.
@@ -11,7 +12,7 @@ leaves the look-up out.
 Through a proxy, the store's certificate is checked like any other; aiobotocore checks none there.
 
 A TLS connection that is given up in the middle of a body stays open until the other side has taken the rest, or for
-30 s. aiohttp keeps book of those, and ends them with the session, where it is told to (by default, on no recent
+30 s. aiohttp keeps book of those, and ends them with the session, where it is configured to (by default, on no recent
 Python).
 """
 

@@ -225,7 +225,7 @@ def examine(path: Path) -> LedgerFacts:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """Where nobody has it open, SQLite would make its sidecars anew: then the file alone is the whole ledger."""
+    """Where nobody has it open, SQLite would create its sidecars: then the file alone is the whole ledger."""
     if path.is_file() and not path.with_name(f"{path.name}-wal").exists():
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
         try:

@@ -138,7 +138,7 @@ class History:
         return int(found)
 
     def trim(self, now: datetime) -> None:
-        """Let go of events older than 90 days; the outbox stays."""
+        """Delete events older than 90 days; the outbox stays."""
         self._connection.execute(
             "DELETE FROM events WHERE time < ? AND published_at IS NOT NULL", (time_text(now - KEPT),)
         )

@@ -58,7 +58,7 @@ class SqliteLedger:
         """Open the file; raises StateError with the cure where it cannot be used.
 
         For writing, it is made where it is missing (mode 0600), brought up to date, checked; now, and once a day from
-        then on, events that were published more than 90 days ago are let go. For reading, it is left as it is, also
+        then on, events that were published more than 90 days ago are deleted. For reading, it is left as it is, also
         while another process writes it; where there is none yet, that is a StateError too.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
@@ -253,7 +253,7 @@ class SqliteLedger:
             self._targets.save(record, transitions.confirm(record, event_id))
 
     def _trim_daily(self) -> None:
-        """Let go of what is old: at opening, and once a day in an agent that never stops."""
+        """Delete old events: at opening, and once a day in an agent that never stops."""
         now = self._clock.monotonic()
         if self._trimmed is None or now - self._trimmed >= TRIM_SECONDS:
             self._history.trim(self._clock.now())
@@ -270,7 +270,7 @@ class SqliteLedger:
     ) -> None:
         """Move a target on, and put the result into the outbox, in one transaction.
 
-        What it means for memories (`also`, told the record before) is done in the same one.
+        What it means for memories (`also`, called with the record before) is done in the same one.
         """
 
         def changed() -> None:

@@ -41,7 +41,7 @@ _FIRST = (
         digests TEXT NOT NULL,
         databases TEXT NOT NULL
     )""",
-    # A position is never used twice (AUTOINCREMENT), also after events were let go. published_at NULL is the outbox.
+    # A position is never used twice (AUTOINCREMENT), also after events were deleted. published_at NULL is the outbox.
     """CREATE TABLE events (
         position INTEGER PRIMARY KEY AUTOINCREMENT,
         event_id TEXT NOT NULL UNIQUE,
@@ -56,11 +56,11 @@ _FIRST = (
     "CREATE TABLE notes (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 
-# Kept for ever, so kept small: 16 bytes of a digest for each event of others that was handled.
+# Never deleted, so kept small: 16 bytes of a digest for each event of others that was handled.
 _SECOND = ("CREATE TABLE handled (digest BLOB PRIMARY KEY) WITHOUT ROWID",)
 
-# A row in a few dozen bytes, for a million rows: `place` stands for target, database and kind, ids are UTF-8, digests
-# 16 bytes. `held` NULL is delivered; 1 waits, 2 was refused: then `since` is in microseconds since 1970.
+# A row in a few dozen bytes, for a million rows: `place` is the number of a target, database and kind, ids are UTF-8,
+# digests 16 bytes. `held` NULL is delivered; 1 waits, 2 was refused: then `since` is in microseconds since 1970.
 _THIRD = (
     """CREATE TABLE memory_places (
         number INTEGER PRIMARY KEY,

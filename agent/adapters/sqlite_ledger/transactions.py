@@ -18,9 +18,9 @@ _log = structlog.get_logger()
 
 
 async def finished(thread: Executor, work: Callable[[], T], *, discard: Callable[[T], None] | None = None) -> T:
-    """Do the work on the thread to its end, also where the caller is cancelled: then it is awaited, and not told.
+    """Do the work on the thread to its end, also where the caller is cancelled: then it is awaited first.
 
-    What it returned in vain goes to `discard`, on the same thread; what it raised in vain is logged.
+    Its result then goes to `discard`, on the same thread; its error is logged.
     """
     future = asyncio.get_running_loop().run_in_executor(thread, work)
     try:

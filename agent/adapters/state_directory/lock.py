@@ -62,7 +62,7 @@ def _state_by_ps(pid: int) -> str:
 
 _TRIES = 15
 _PAUSE_SECONDS = 0.02
-"""Whoever looks who the holder is has the lock for microseconds: it is refused only after 0.3 s of asking."""
+"""A process that reads who the holder is has the lock for microseconds: it is refused only after 0.3 s of asking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Lock:
             try:
                 yield
             finally:
-                with suppress(OSError):  # on a disk that is full or gone the lock itself is still let go, just below
+                with suppress(OSError):  # on a disk that is full or gone the lock itself is still released, just below
                     os.ftruncate(descriptor, 0)
         finally:
             os.close(descriptor)

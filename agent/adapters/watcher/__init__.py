@@ -7,7 +7,7 @@ Three things are asked, because none tells all:
     root     is this still the directory that was there? asked by the thread at each of its steps: a native watch
              stays with a directory that was deleted or renamed, and never says anything again
 
-Whatever happens to the directory ends the native watch, and all begins anew with a look: nothing in between is missed.
+Whatever happens to the directory ends the native watch, and the next begins with a look: nothing is missed.
 Only the clock's monotonic time is used, except for the age of a change when it is reported: a clock that jumps changes
 that by no more than the time that reporting may take.
 """

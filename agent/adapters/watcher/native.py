@@ -27,8 +27,8 @@ _log = structlog.get_logger()
 class WatchSignal:
     """Rung by the native thread and by a timer.
 
-    `names` were heard to change since the last ring. `failed` says why the thread ended, "" where it is not at fault.
-    `until` is when (monotonic) listening in another way should be tried.
+    `names` were reported to change since the last signal. `failed` says why the thread ended, "" where it is not at
+    fault. `until` is when (monotonic) listening in another way should be tried.
     """
 
     rung: asyncio.Event = field(default_factory=asyncio.Event)
@@ -129,5 +129,5 @@ class Native:
         self._ended.set()
 
     def _call(self, tell: Callable[..., None], what: object) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
+        with suppress(RuntimeError):  # the loop is closed: no reader is left
             self._loop.call_soon_threadsafe(tell, what)

@@ -25,7 +25,7 @@ def silent(kind: str) -> bool:
 
 
 def file_system(directory: Path) -> str:
-    """Return the type of file system that a directory lies on, "" where that is not told (elsewhere than on Linux)."""
+    """Return the type of file system that a directory lies on, "" where it is unknown (elsewhere than on Linux)."""
     try:
         lines = _MOUNTS.read_text(errors="surrogateescape").splitlines()
     except OSError:
