@@ -301,7 +301,7 @@ class CloudSync:
                 resumed=record.intent is not None,
                 confirmation=Confirmation(self._store, self._clock, moved),
             )
-            parts = tuple([await upload.place(step) for step in steps])
+            parts = tuple([await upload.put_part(step) for step in steps])
             if delta.part and delta.draft:
                 await upload.put_memories(delta.part, delta.draft)
             parts, memories = await upload.confirmed(parts, delta.part)

@@ -130,7 +130,7 @@ class Upload:
     stored_at: datetime | None = field(default=None, init=False)
     _placed: dict[str, StoredObject] = field(default_factory=dict, init=False)
 
-    async def place(self, step: Send | Reuse) -> Part:
+    async def put_part(self, step: Send | Reuse) -> Part:
         """Bring one file into the upload and return it as the manifest will name it. Raises StoreError, Gone."""
         if isinstance(step, Send):
             return await self._send(step)
