@@ -55,5 +55,5 @@ def test_the_python_names_tell_a_missing_name_from_a_name_server_that_is_away(co
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    assert (reachability.no_connection("https://store.example.com", "auto") == "") is available
-    assert (reachability.no_health("https://akosha.example.com/mcp") == "") is available
+    assert (reachability.connection_refusal("https://store.example.com", "auto") == "") is available
+    assert (reachability.health_failure("https://akosha.example.com/mcp") == "") is available
