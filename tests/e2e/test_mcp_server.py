@@ -143,7 +143,7 @@ def notes(machine: Machine) -> list[Path]:
 # ------------------------------------------------------------------------------------------------ what is promised
 
 
-def test_the_two_tools_have_the_names_parameters_and_defaults_that_were_promised(shared):
+def test_the_tools_have_the_documented_names_parameters_and_defaults(shared):
     tools = {tool.name: tool for tool in shared.portal.call(shared.client.list_tools).tools}
     assert set(tools) == {SYNC, STATUS, POINTS}
     parameters = tools[SYNC].input_schema["properties"]
@@ -162,7 +162,7 @@ def test_the_two_tools_have_the_names_parameters_and_defaults_that_were_promised
     assert not tools[SYNC].annotations.destructive_hint
 
 
-def test_the_server_is_called_akosha_agent_and_says_what_a_tool_that_is_none_could_be(machine):
+def test_the_server_is_named_akosha_agent_and_refuses_an_unknown_tool_with_the_known_ones(machine):
     with called(machine) as server:
         (hello,) = [line for line in server.printed.seen if line.get("id") == 1]
         assert hello["result"]["serverInfo"]["name"] == "akosha-agent"
@@ -174,7 +174,7 @@ def test_the_server_is_called_akosha_agent_and_says_what_a_tool_that_is_none_cou
         assert server.process.wait(TIMEOUT) == 0
 
 
-def test_a_sync_uploads_what_has_changed_and_tells_its_progress(assistant):
+def test_a_sync_uploads_what_has_changed_and_reports_its_progress(assistant):
     result = assistant.sync(method="cloud")
     assert (result["success"], result["outcome"], result["method"]) == (True, "succeeded", "cloud")
     assert (result["error"], result["hint"], result["triggered_by"]) == (None, None, "manual")
@@ -242,7 +242,7 @@ def test_a_target_that_cannot_be_written_is_a_result_with_a_hint_and_no_fallback
     assert assistant.told[-1][2] == result["error"]
 
 
-def test_settings_are_read_anew_at_each_call_and_wrong_ones_are_results(assistant):
+def test_settings_are_read_at_each_call_and_wrong_ones_are_results(assistant):
     assistant.set_up(max_retries=-1, chunk_size_mb="many")
     for told in (assistant.sync(), assistant.status()):
         assert told["success"] is False
@@ -257,7 +257,7 @@ def test_settings_are_read_anew_at_each_call_and_wrong_ones_are_results(assistan
     assert assistant.sync()["success"] is True
 
 
-def test_a_call_that_the_client_cancels_takes_its_note_back_and_the_next_one_works(assistant):
+def test_a_cancelled_call_withdraws_its_note_and_the_next_one_works(assistant):
     assistant.status()  # makes the state directory, where this test is the first
     assistant.told.clear()
     with StateDirectory(assistant.machine.state).lock("holder"):
@@ -329,7 +329,7 @@ def called(machine: Machine) -> Iterator[Running]:
     assert "Traceback" not in "".join(server.log.raw)
 
 
-def test_when_the_client_goes_it_takes_its_note_back_and_ends_with_0(machine):
+def test_when_the_client_disconnects_the_note_is_withdrawn_and_the_exit_code_is_0(machine):
     machine.write(commits=1)
     StateDirectory(machine.state).prepare()
     with StateDirectory(machine.state).lock("holder"), called(machine) as server:
@@ -341,7 +341,7 @@ def test_when_the_client_goes_it_takes_its_note_back_and_ends_with_0(machine):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM], ids=lambda number: number.name)
-def test_told_to_stop_while_a_sync_runs_here_it_cleans_up_and_ends_with_0_though_the_client_holds_on(machine, number):
+def test_a_signal_during_a_sync_cleans_up_and_ends_with_0_though_the_client_stays_connected(machine, number):
     machine.write(commits=1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         machine.environ |= {"AWS_ACCESS_KEY_ID": "scratch", "AWS_SECRET_ACCESS_KEY": "scratch"}

@@ -60,7 +60,7 @@ async def until(true) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_an_agent_syncs_tells_says_how_it_stands_and_is_waited_for_while_it_is_wedged(machine):
+async def test_an_agent_syncs_reports_its_status_and_is_waited_for_while_it_hangs(machine):
     home = home_of(machine)
     heard: list[SyncProgress] = []
     machine.write(commits=19)
@@ -103,7 +103,7 @@ async def test_an_agent_syncs_tells_says_how_it_stands_and_is_waited_for_while_i
     assert not (machine.state / "control.sock").exists()
 
 
-async def test_an_agent_that_is_killed_after_it_has_taken_an_ask_is_stood_in_for(machine):
+async def test_the_sync_of_an_agent_that_is_killed_after_accepting_it_is_done_here(machine):
     home = home_of(machine)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         machine.environ |= {"AWS_ACCESS_KEY_ID": "scratch", "AWS_SECRET_ACCESS_KEY": "scratch"}

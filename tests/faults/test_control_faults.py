@@ -17,10 +17,9 @@ import structlog
 from structlog.testing import capture_logs
 
 from agent.entrypoints.control_api import Limits
-from tests.integration.test_control_api import JSON, SECONDS, gone, served
-from tests.support.control_api import FakeAgentService
+from tests.support.control_api import JSON, SECONDS, FakeAgentService, serve_agent, wait_until_clients_left
 
-HURRIED = Limits(head_seconds=0.2, body_seconds=0.2)
+SHORT = Limits(head_seconds=0.2, body_seconds=0.2)
 NOBODY = 65_534
 POST = b"POST /v1/sync HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
 
@@ -72,8 +71,8 @@ async def connected(agent):
         writer.close()
 
 
-async def answered(reader) -> tuple[int, dict]:
-    """The status and the problem document of the next answer."""
+async def read_problem(reader) -> tuple[int, dict]:
+    """The status and the problem document of the next response."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
     fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:])}
     return int(head[0].split()[1]), json.loads(await reader.readexactly(int(fields["content-length"])))
@@ -101,7 +100,7 @@ def open_place():
 @pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="this system does not tell who connects")
 async def test_another_users_process_is_refused_even_where_the_modes_let_it_in(agent_service, open_place):
     """It gets no byte. What had connected before it became another user's is answered."""
-    async with served(agent_service, open_place / "state") as agent:
+    async with serve_agent(agent_service, open_place / "state") as agent:
         agent.state.chmod(0o777)
         agent.path.chmod(0o777)
         with capture_logs() as logs:
@@ -109,12 +108,12 @@ async def test_another_users_process_is_refused_even_where_the_modes_let_it_in(a
                 stranger, ours = await run(STRANGER, agent.path, NOBODY)
                 assert stranger in ("b''", "ConnectionResetError", "BrokenPipeError")
                 assert ours == "b'HTTP/1.1 200 OK'"
-        assert (await agent.ask("GET", "/healthz")).status == 200
+        assert (await agent.request("GET", "/healthz")).status == 200
     assert [(line["event"], line["uid"]) for line in logs] == [("control_peer_refused", NOBODY)]
 
 
 async def test_another_users_process_does_not_even_come_to_the_socket(agent_service, open_place):
-    async with served(agent_service, open_place / "state") as agent:
+    async with serve_agent(agent_service, open_place / "state") as agent:
         stranger, _ = await run(STRANGER, agent.path, NOBODY)
         assert stranger == "PermissionError"
 
@@ -130,14 +129,17 @@ async def test_a_stale_socket_of_a_killed_agent_is_replaced(agent_service, tmp_p
     (state / "control.new").touch()  # killed a moment earlier, it leaves this
     with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
         client.connect(str(state / "control.sock"))
-    async with served(agent_service, state) as agent:
-        assert (await agent.ask("GET", "/healthz")).status == 200
+    async with serve_agent(agent_service, state) as agent:
+        assert (await agent.request("GET", "/healthz")).status == 200
     assert list(state.iterdir()) == []
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: h\r\n"])
 async def test_a_connection_without_a_request_is_closed_in_time(agent_service, tmp_path, begun):
-    async with served(agent_service, tmp_path / "state", limits=HURRIED) as agent, connected(agent) as (reader, writer):
+    async with (
+        serve_agent(agent_service, tmp_path / "state", limits=SHORT) as agent,
+        connected(agent) as (reader, writer),
+    ):
         writer.write(begun)
         assert await reader.read() == b""
 
@@ -150,34 +152,37 @@ async def test_a_head_that_comes_byte_by_byte_gets_no_more_time(agent_service, t
                 await writer.drain()
                 await asyncio.sleep(0.01)
 
-    async with served(agent_service, tmp_path / "state", limits=HURRIED) as agent:
+    async with serve_agent(agent_service, tmp_path / "state", limits=SHORT) as agent:
         for asked_before in (False, True):
             async with connected(agent) as (reader, writer):
                 if asked_before:
                     writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
-                    assert await answered(reader) == (200, {"status": "ok"})
+                    assert await read_problem(reader) == (200, {"status": "ok"})
                 dripping = asyncio.create_task(drip(writer))
                 with suppress(ConnectionError):
                     assert await reader.read() == b""
                 await dripping
 
 
-async def test_a_body_that_does_not_come_in_time_is_told_so_and_the_connection_closed(agent_service, tmp_path):
-    async with served(agent_service, tmp_path / "state", limits=HURRIED) as agent, connected(agent) as (reader, writer):
+async def test_a_body_that_does_not_come_in_time_is_a_408_and_the_connection_is_closed(agent_service, tmp_path):
+    async with (
+        serve_agent(agent_service, tmp_path / "state", limits=SHORT) as agent,
+        connected(agent) as (reader, writer),
+    ):
         writer.write(POST + b"Content-Length: 9\r\n\r\n{")
-        status, told = await answered(reader)
-        assert (status, told["detail"]) == (408, "the body did not come within 0.2 s")
+        status, problem = await read_problem(reader)
+        assert (status, problem["detail"]) == (408, "the body did not come within 0.2 s")
         assert await reader.read() == b""
     assert not agent_service.asked
 
 
 async def test_a_body_that_ends_too_early_changes_nothing(agent_service, tmp_path):
-    async with served(agent_service, tmp_path / "state") as agent:
+    async with serve_agent(agent_service, tmp_path / "state") as agent:
         async with connected(agent) as (_, writer):
             writer.write(POST + b"Content-Length: 9\r\n\r\n{}")
         with capture_logs() as logs:
-            await gone(agent)
-            assert (await agent.ask("GET", "/healthz")).status == 200
+            await wait_until_clients_left(agent)
+            assert (await agent.request("GET", "/healthz")).status == 200
     assert (agent_service.asked, logs) == ({}, [])
 
 
@@ -196,19 +201,19 @@ async def test_a_body_that_ends_too_early_changes_nothing(agent_service, tmp_pat
     ],
     ids=["tls", "hello", "version", "header", "length", "smuggling", "chunks", "long-line", "long-header"],
 )  # fmt: skip
-async def test_what_is_no_request_is_told_so_and_logged_nowhere(agent_service, tmp_path, sent, status):
-    async with served(agent_service, tmp_path / "state") as agent:
+async def test_bytes_that_are_no_request_get_a_problem_and_are_not_logged(agent_service, tmp_path, sent, status):
+    async with serve_agent(agent_service, tmp_path / "state") as agent:
         with capture_logs() as logs:
             async with connected(agent) as (reader, writer):
                 writer.write(sent)
-                got, told = await answered(reader)
-                assert (got, told["status"], bool(told["detail"])) == (status, status, True)
+                got, problem = await read_problem(reader)
+                assert (got, problem["status"], bool(problem["detail"])) == (status, status, True)
                 assert await reader.read() == b""
     assert (logs, agent_service.asked) == ([], {})
 
 
 async def test_a_client_that_sends_far_too_much_before_it_reads_gets_its_answer(agent_service, tmp_path):
-    """Closing at once would reset the connection, and the answer with it."""
+    """Closing at once would reset the connection, and the response with it."""
 
     def send_and_read(path) -> bytes:
         with socket.socket(socket.AF_UNIX) as client:
@@ -218,55 +223,55 @@ async def test_a_client_that_sends_far_too_much_before_it_reads_gets_its_answer(
             client.sendall(POST + b"Content-Length: %d\r\n\r\n" % size + b" " * size)
             return client.recv(12)
 
-    async with served(agent_service, tmp_path / "state") as agent:
+    async with serve_agent(agent_service, tmp_path / "state") as agent:
         assert await asyncio.to_thread(send_and_read, agent.path) == b"HTTP/1.1 413"
 
 
-async def test_too_many_connections_are_told_so_and_there_is_room_again(agent_service, tmp_path):
+async def test_too_many_connections_get_a_503_until_others_close(agent_service, tmp_path):
     few = Limits(connections=2)
     async with (
-        served(agent_service, tmp_path / "state", limits=few) as agent,
+        serve_agent(agent_service, tmp_path / "state", limits=few) as agent,
         connected(agent),
         connected(agent) as (_, second),
     ):
         async with connected(agent) as (reader, writer):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
-            status, told = await answered(reader)
-            assert (status, "connections" in told["detail"]) == (503, True)
+            status, problem = await read_problem(reader)
+            assert (status, "connections" in problem["detail"]) == (503, True)
             assert await reader.read() == b""
         second.close()
         await second.wait_closed()
         async with connected(agent) as (reader, writer):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
-            assert await answered(reader) == (200, {"status": "ok"})
+            assert await read_problem(reader) == (200, {"status": "ok"})
 
 
-async def test_requests_one_behind_the_other_are_answered_in_order(agent_service, tmp_path):
-    async with served(agent_service, tmp_path / "state") as agent, connected(agent) as (reader, writer):
+async def test_pipelined_requests_are_answered_in_order(agent_service, tmp_path):
+    async with serve_agent(agent_service, tmp_path / "state") as agent, connected(agent) as (reader, writer):
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\nGET /nothing HTTP/1.1\r\nHost: h\r\n\r\n")
-        assert [(await answered(reader))[0] for _ in range(2)] == [200, 404]
+        assert [(await read_problem(reader))[0] for _ in range(2)] == [200, 404]
 
 
-async def test_whoever_leaves_while_being_answered_leaves_nothing_behind(agent_service, tmp_path):
-    async with served(agent_service, tmp_path / "state") as agent:
+async def test_a_client_that_disconnects_during_the_response_leaves_nothing_behind(agent_service, tmp_path):
+    async with serve_agent(agent_service, tmp_path / "state") as agent:
         agent_service.gate.clear()
         with capture_logs() as logs:
             for _ in range(20):
                 async with connected(agent) as (_, writer):
                     writer.write(b"GET /v1/status HTTP/1.1\r\nHost: h\r\n\r\n")
                     await writer.drain()
-            await gone(agent)
+            await wait_until_clients_left(agent)
             agent_service.gate.set()
-            assert (await agent.ask("GET", "/v1/status")).status == 200
+            assert (await agent.request("GET", "/v1/status")).status == 200
         assert logs == []
 
 
-async def test_a_change_is_seen_through_when_whoever_asked_has_left(agent_service, tmp_path):
-    async with served(agent_service, tmp_path / "state") as agent:
+async def test_a_change_is_completed_when_its_client_has_disconnected(agent_service, tmp_path):
+    async with serve_agent(agent_service, tmp_path / "state") as agent:
         agent_service.gate.clear()
         timeout = aiohttp.ClientTimeout(total=0.2)
         with pytest.raises(TimeoutError):
             await agent.client.post(agent.base + "/v1/sync", data=b'{"id": "left"}', headers=JSON, timeout=timeout)
         agent_service.gate.set()
-        await agent.ask("GET", "/v1/status")
+        await agent.request("GET", "/v1/status")
         assert list(agent_service.asked) == ["left"]

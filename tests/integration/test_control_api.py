@@ -7,8 +7,7 @@ import resource
 import socket
 import stat
 import time
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -20,22 +19,32 @@ from structlog.testing import capture_logs
 from agent.adapters.wire import CloudEventsCodec
 from agent.domain.errors import BusError, StateError
 from agent.domain.events import IngestFailed, SyncAsked
-from agent.entrypoints.control_api import Limits, serve
+from agent.entrypoints.control_api import Limits
 from agent.entrypoints.control_api.auth import load_or_create_token
 from agent.entrypoints.control_api.server import ControlSocket
 from agent.entrypoints.results import ResultDocument
 from agent.entrypoints.status_document import StatusDocument
 from agent.settings import Settings
-from tests.support import event_documents, values
-from tests.support.control_api import NOON, SYSTEM, FakeAgentService, ended, hold, progress
+from tests.support import values
+from tests.support.control_api import (
+    JSON,
+    NOON,
+    SECONDS,
+    SYSTEM,
+    FakeAgentService,
+    ServedAgent,
+    check_response,
+    ended,
+    make_private,
+    progress,
+    serve_agent,
+    wait_until_clients_left,
+)
 from tests.support.machine import Machine
 
 CODEC = CloudEventsCodec()
-SECONDS = 60
-JSON = {"Content-Type": "application/json"}
 EVENT = {"Content-Type": "application/cloudevents+json"}
-ALL = Limits()
-WISHES = "cut bytes deep nan array unknown method null number text space newline long id-number"
+INVALID_ORDERS = "cut bytes deep nan array unknown method null number text space newline long id-number"
 TOKEN = "a-token-of-the-settings-0123456789"
 
 
@@ -50,147 +59,9 @@ def agent_service():
     return FakeAgentService()
 
 
-@dataclass
-class Answer:
-    status: int
-    headers: dict
-    body: bytes
-
-    @property
-    def json(self):
-        return json.loads(self.body)
-
-
-@dataclass
-class Served:
-    state: Path
-    settings: Settings
-    client: aiohttp.ClientSession
-    base: str = "http://localhost"
-    document = ""
-    """Asked for once: it is the same for all."""
-
-    @property
-    def path(self) -> Path:
-        return self.state / "control.sock"
-
-    async def ask(self, method: str, path: str, body: object = None, **how) -> Answer:
-        """Ask, and hold the answer to the OpenAPI document, where the path is one of it."""
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-        if method == "POST":
-            how.setdefault("headers", JSON)
-        async with asyncio.timeout(SECONDS):
-            async with self.client.request(method, self.base + path, data=body, **how) as answer:
-                told = Answer(answer.status, dict(answer.headers), await answer.read())
-        if not self.document and path != "/openapi.json":
-            async with self.client.get(self.base + "/openapi.json") as answer:
-                Served.document = await answer.text()
-        plain = path.partition("?")[0]
-        kind = told.headers.get("Content-Type", "").partition(";")[0]
-        if f'"{plain}":' in self.document and told.status != 405 and method != "HEAD":
-            content = told.json if kind.endswith("json") else told.body.decode()
-            hold(self.document, plain, method, told.status, kind, content)
-        if told.status >= 400 and kind == "application/problem+json" and method != "HEAD":
-            assert told.json["status"] == told.status
-        return told
-
-    async def problem(self, status: int, method: str, path: str, body: object = None, **how) -> dict:
-        answer = await self.ask(method, path, body, **how)
-        assert answer.status == status, (answer.status, answer.body)
-        assert answer.headers["Content-Type"] == "application/problem+json"
-        return answer.json
-
-    @asynccontextmanager
-    async def follow(self, query: str = "", **headers):
-        async with self.client.get(f"{self.base}/v1/events{query}", headers=headers) as answer:
-            assert answer.status == 200, await answer.text()
-            assert answer.headers["Content-Type"] == "text/event-stream"
-            yield Stream(answer)
-
-
-class Stream:
-    """Server-sent events, as their standard has them."""
-
-    def __init__(self, answer) -> None:
-        self.answer, self.comments = answer, 0
-
-    async def messages(self, count: int) -> list[dict]:
-        found = []
-        async with asyncio.timeout(SECONDS):
-            while len(found) < count:
-                message = await self._next()
-                assert message is not None, "the stream has ended"
-                if "data" in message:
-                    event_documents.check(message["data"].encode())
-                    assert json.loads(message["data"])["type"] == message["event"]
-                    found.append(message)
-        return found
-
-    async def ids(self, count: int) -> list[int]:
-        return [int(message["id"]) for message in await self.messages(count)]
-
-    async def end(self) -> None:
-        """Read to the end, which must be a clean one."""
-        async with asyncio.timeout(SECONDS):
-            while await self._next() is not None:
-                pass
-
-    async def heartbeat(self) -> None:
-        seen = self.comments
-        async with asyncio.timeout(SECONDS):
-            while self.comments == seen:
-                assert "data" not in await self._next()
-
-    async def _next(self) -> dict | None:
-        message = {}
-        while line := await self.answer.content.readline():
-            if line == b"\n":
-                return message
-            name, _, value = line.decode().rstrip("\n").partition(":")
-            if name:
-                message[name] = value.removeprefix(" ")
-            else:
-                self.comments += 1
-        return None
-
-
-async def no_metrics() -> tuple[bytes, str]:
-    return b"akosha_up 1\n", "text/plain; version=1.0.0; charset=utf-8"
-
-
-def made(directory: Path) -> Path:
-    directory.mkdir(mode=0o700, parents=True)
-    return directory
-
-
-@asynccontextmanager
-async def served(agent_service, state: Path, *, limits=ALL, metrics=no_metrics, door="unix", alone=True, **settings):
-    if not state.exists():
-        made(state)
-    settings = Settings(agent_state_dir=state, agent_data_dir=state.parent / "data", **settings)
-    before = asyncio.all_tasks()
-    async with serve(agent_service, settings, state_dir=state, metrics=metrics, limits=limits):
-        descriptor = os.open(state, os.O_RDONLY)
-        try:
-            way = aiohttp.UnixConnector(f"/proc/self/fd/{descriptor}/control.sock", limit=0)
-            base = "http://localhost"
-            if door == "tcp":
-                await way.close()
-                way, base = aiohttp.TCPConnector(), f"http://127.0.0.1:{settings.agent_http_port}"
-            timeout = aiohttp.ClientTimeout(total=None)
-            async with aiohttp.ClientSession(connector=way, timeout=timeout) as client:
-                yield Served(state, settings, client, base)
-        finally:
-            os.close(descriptor)
-    assert not alone or not [
-        task for task in asyncio.all_tasks() - before if "aiohttp" in str(task) or "control" in str(task)
-    ]
-
-
 @pytest.fixture
 async def agent(agent_service, tmp_path):
-    async with served(agent_service, tmp_path / "state") as agent:
+    async with serve_agent(agent_service, tmp_path / "state") as agent:
         yield agent
 
 
@@ -198,32 +69,32 @@ async def agent(agent_service, tmp_path):
 
 
 async def test_the_status_is_the_document_of_the_command(agent, agent_service):
-    answer = await agent.ask("GET", "/v1/status")
+    response = await agent.request("GET", "/v1/status")
     expected = StatusDocument.of(await agent_service.status(), agent.settings, running=None, problem="").to_dict()
-    assert (answer.status, answer.json) == (200, json.loads(json.dumps(expected, default=str)))
+    assert (response.status, response.json) == (200, json.loads(json.dumps(expected, default=str)))
 
 
-async def test_a_sync_is_asked_for_once_per_id(agent, agent_service):
-    answer = await agent.ask("POST", "/v1/sync", {"id": "mine", "method": "http", "enable_fallback": False})
-    assert (answer.status, answer.json) == (202, {"request_id": "mine", "accepted": True})
+async def test_a_sync_is_requested_once_per_id(agent, agent_service):
+    response = await agent.request("POST", "/v1/sync", {"id": "mine", "method": "http", "enable_fallback": False})
+    assert (response.status, response.json) == (202, {"request_id": "mine", "accepted": True})
     asked = agent_service.asked["mine"]
     assert (asked.system_id, asked.reason, asked.method, asked.enable_fallback) == (SYSTEM, "manual", "http", False)
     assert (asked.upload_reflections, asked.upload_knowledge_graph) == (True, True)
-    again = await agent.ask("POST", "/v1/sync", {"id": "mine"})
-    assert (again.status, again.json, list(agent_service.asked)) == (202, answer.json, ["mine"])
+    again = await agent.request("POST", "/v1/sync", {"id": "mine"})
+    assert (again.status, again.json, list(agent_service.asked)) == (202, response.json, ["mine"])
 
 
 async def test_without_an_id_or_a_body_a_sync_gets_an_id_of_its_own(agent, agent_service):
-    first, second = await agent.ask("POST", "/v1/sync", {}), await agent.ask("POST", "/v1/sync")
+    first, second = await agent.request("POST", "/v1/sync", {}), await agent.request("POST", "/v1/sync")
     assert list(agent_service.asked) == [first.json["request_id"], second.json["request_id"]]
     assert len(agent_service.asked) == 2
 
 
-async def test_a_refused_sync_is_a_conflict_in_the_refusals_own_words(agent, agent_service):
-    agent_service.refuses = True
-    told = await agent.problem(409, "POST", "/v1/sync", {"id": "mine"})
+async def test_a_refused_sync_is_a_conflict_with_the_error_of_the_refusal(agent, agent_service):
+    agent_service.refusing = True
+    problem = await agent.problem(409, "POST", "/v1/sync", {"id": "mine"})
     expected = ResultDocument.of(agent_service.outcomes["mine"]).to_dict()
-    assert (told["detail"], told["hint"]) == (expected["error"], expected["hint"])
+    assert (problem["detail"], problem["hint"]) == (expected["error"], expected["hint"])
 
 
 @pytest.mark.parametrize(
@@ -238,71 +109,71 @@ async def test_the_result_of_a_request_is_the_documented_one(agent, agent_servic
     path, key = f"/v1/sync/{result.request_id}", "/v1/sync/{request_id}"
     await agent.problem(404, "GET", path)
     agent_service.outcomes[result.request_id] = result
-    answer = await agent.ask("GET", path)
-    assert (answer.status, answer.json) == (200, json.loads(json.dumps(ResultDocument.of(result).to_dict())))
-    hold(Served.document, key, "GET", 200, "application/json", answer.json)
-    assert (await agent.ask("HEAD", path)).status == 200
+    response = await agent.request("GET", path)
+    assert (response.status, response.json) == (200, json.loads(json.dumps(ResultDocument.of(result).to_dict())))
+    check_response(ServedAgent.document, key, "GET", 200, "application/json", response.json)
+    assert (await agent.request("HEAD", path)).status == 200
 
 
 @pytest.mark.parametrize("name", ["none", "%00", "..%2f..", "{request_id}", "x" * 3000, "%F0%9F%90%98", "a b"])
-async def test_a_request_that_nobody_knows_has_no_result(agent, name):
+async def test_an_unknown_request_has_no_result(agent, name):
     path = f"/v1/sync/{name}"
-    told = await agent.problem(404, "GET", path)
-    hold(Served.document, "/v1/sync/{request_id}", "GET", 404, "application/problem+json", told)
-    assert len(told["detail"]) < 600
+    problem = await agent.problem(404, "GET", path)
+    check_response(ServedAgent.document, "/v1/sync/{request_id}", "GET", 404, "application/problem+json", problem)
+    assert len(problem["detail"]) < 600
 
 
 @pytest.mark.parametrize("headers", [JSON, EVENT, {"Content-Type": "application/json; charset=utf-8"}])
-async def test_an_event_is_taken_and_known_again(agent, agent_service, headers):
+async def test_an_event_is_accepted_and_recognized_when_it_comes_again(agent, agent_service, headers):
     event = CODEC.encode(ended())
-    first = await agent.ask("POST", "/v1/events", event, headers=headers)
-    again = await agent.ask("POST", "/v1/events", event, headers=headers)
+    first = await agent.request("POST", "/v1/events", event, headers=headers)
+    again = await agent.request("POST", "/v1/events", event, headers=headers)
     assert (first.status, first.json) == (202, {"id": "session-0", "new": True})
     assert (again.status, again.json) == (202, {"id": "session-0", "new": False})
-    assert agent_service.taken == [ended(), ended()]
+    assert agent_service.accepted == [ended(), ended()]
 
 
-async def test_a_sync_can_be_asked_for_as_an_event(agent, agent_service):
+async def test_a_sync_can_be_requested_as_an_event(agent, agent_service):
     asked = SyncAsked(id="by-event", time=NOON, system_id=SYSTEM)
-    assert (await agent.ask("POST", "/v1/events", CODEC.encode(asked), headers=EVENT)).status == 202
-    assert agent_service.taken == [asked]
+    assert (await agent.request("POST", "/v1/events", CODEC.encode(asked), headers=EVENT)).status == 202
+    assert agent_service.accepted == [asked]
 
 
-async def test_whoever_tells_an_event_and_leaves_at_once_has_told_it(agent, agent_service):
+async def test_an_event_of_a_client_that_disconnects_at_once_is_accepted(agent, agent_service):
     body = CODEC.encode(ended())
     head = b"POST /v1/events HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with socket.socket(socket.AF_UNIX) as hook:
         hook.connect(str(agent.path))
         hook.sendall(head % len(body) + body)
-    await agent_service.until(lambda: agent_service.taken)
-    assert agent_service.taken == [ended()]
+    await agent_service.wait_for(lambda: agent_service.accepted)
+    assert agent_service.accepted == [ended()]
 
 
 async def test_the_metrics_come_as_they_are(agent):
-    answer = await agent.ask("GET", "/metrics")
-    assert (answer.status, answer.body) == (200, b"akosha_up 1\n")
-    assert answer.headers["Content-Type"] == "text/plain; version=1.0.0; charset=utf-8"
+    response = await agent.request("GET", "/metrics")
+    assert (response.status, response.body) == (200, b"akosha_up 1\n")
+    assert response.headers["Content-Type"] == "text/plain; version=1.0.0; charset=utf-8"
 
 
-async def test_health_and_readiness_follow_the_desk(agent, agent_service):
-    assert (await agent.ask("GET", "/healthz")).json == {"status": "ok"}
-    assert (await agent.ask("GET", "/readyz")).json == {"status": "ok"}
+async def test_health_and_readiness_are_those_of_the_agent(agent, agent_service):
+    assert (await agent.request("GET", "/healthz")).json == {"status": "ok"}
+    assert (await agent.request("GET", "/readyz")).json == {"status": "ok"}
     agent_service.is_ready = False
-    assert (await agent.ask("GET", "/healthz")).status == 200
-    unready = await agent.ask("GET", "/readyz")
+    assert (await agent.request("GET", "/healthz")).status == 200
+    unready = await agent.request("GET", "/readyz")
     assert (unready.status, unready.json) == (503, {"status": "starting", "trouble": {}})
     agent_service.is_ready, agent_service.stuck = True, {"watcher": "it has not looked for 9 min"}
     for path in ("/healthz", "/readyz"):
-        stuck = await agent.ask("GET", path)
+        stuck = await agent.request("GET", path)
         assert (stuck.status, stuck.json) == (503, {"status": "stuck", "trouble": agent_service.stuck})
 
 
 async def test_head_is_get_without_a_body(agent):
     for path in ("/v1/status", "/v1/events", "/metrics", "/healthz", "/readyz", "/openapi.json"):
-        answer = await agent.ask("HEAD", path)
-        assert (path, answer.status, answer.body) == (path, 200, b"")
-    get = await agent.ask("GET", "/v1/status")
-    head = await agent.ask("HEAD", "/v1/status")
+        response = await agent.request("HEAD", path)
+        assert (path, response.status, response.body) == (path, 200, b"")
+    get = await agent.request("GET", "/v1/status")
+    head = await agent.request("HEAD", "/v1/status")
     assert head.headers["Content-Length"] == get.headers["Content-Length"]
 
 
@@ -310,8 +181,8 @@ async def test_head_is_get_without_a_body(agent):
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/status/", "//v1/status", "/v1%2fstatus/", "/%2e", "/v1/sync/x"])
-async def test_what_is_not_there_is_not_found(agent, path):
-    assert (await agent.ask("GET", path)).status == 404
+async def test_an_unknown_path_is_not_found(agent, path):
+    assert (await agent.request("GET", path)).status == 404
 
 
 @pytest.mark.parametrize(
@@ -325,10 +196,10 @@ async def test_what_is_not_there_is_not_found(agent, path):
         ("PATCH", "/healthz", "GET, HEAD"),
     ],
 )
-async def test_another_method_is_told_those_that_are_allowed(agent, method, path, allowed):
-    answer = await agent.ask(method, path)
-    assert (answer.status, answer.headers["Allow"]) == (405, allowed)
-    assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+async def test_a_method_that_is_not_allowed_is_answered_with_those_that_are(agent, method, path, allowed):
+    response = await agent.request(method, path)
+    assert (response.status, response.headers["Allow"]) == (405, allowed)
+    assert not [name for name in response.headers if name.lower().startswith("access-control")]
 
 
 @pytest.mark.parametrize(
@@ -349,9 +220,9 @@ async def test_another_method_is_told_those_that_are_allowed(agent, method, path
         ({"id": "x" * 129}, "id: "),
         ({"id": 1}, "id: "),
     ],
-    ids=WISHES.split(),
+    ids=INVALID_ORDERS.split(),
 )
-async def test_a_wish_that_is_not_understood_is_told_why(agent, agent_service, body, what):
+async def test_an_invalid_sync_request_is_answered_with_the_reason(agent, agent_service, body, what):
     assert what in (await agent.problem(400, "POST", "/v1/sync", body))["detail"]
     assert not agent_service.asked
 
@@ -368,9 +239,9 @@ async def test_a_wish_that_is_not_understood_is_told_why(agent, agent_service, b
     ],
     ids=["nothing", "empty", "progress", "ingest", "another-system", "another-version"],
 )
-async def test_an_event_that_is_not_for_the_agent_is_told_why(agent, agent_service, event):
+async def test_an_event_that_is_not_for_the_agent_is_refused_with_the_reason(agent, agent_service, event):
     assert (await agent.problem(400, "POST", "/v1/events", event, headers=EVENT))["detail"]
-    assert not agent_service.taken
+    assert not agent_service.accepted
 
 
 @pytest.mark.parametrize(
@@ -384,10 +255,10 @@ async def test_an_event_that_is_not_for_the_agent_is_told_why(agent, agent_servi
     ],
     ids=["text", "form", "event", "event-text", "gzip"],
 )
-async def test_only_json_is_taken(agent, agent_service, path, headers):
+async def test_only_json_is_accepted(agent, agent_service, path, headers):
     await agent.problem(415, "POST", path, b"{}", headers=headers)
     assert not agent_service.asked
-    assert not agent_service.taken
+    assert not agent_service.accepted
 
 
 async def chunks(size: int):
@@ -397,15 +268,15 @@ async def chunks(size: int):
 
 async def test_a_body_of_64_kib_is_read_and_a_larger_one_refused_however_it_comes(agent):
     fits = b"{" + b" " * (64 * 1024 - 2) + b"}"
-    assert (await agent.ask("POST", "/v1/sync", fits)).status == 202
+    assert (await agent.request("POST", "/v1/sync", fits)).status == 202
     assert "65536" in (await agent.problem(413, "POST", "/v1/sync", fits + b" "))["detail"]
-    async with agent.client.post(agent.base + "/v1/sync", data=chunks(80 * 1024), headers=JSON) as answer:
-        assert answer.status == 413
-    assert (await agent.ask("GET", "/healthz")).status == 200
+    async with agent.client.post(agent.base + "/v1/sync", data=chunks(80 * 1024), headers=JSON) as response:
+        assert response.status == 413
+    assert (await agent.request("GET", "/healthz")).status == 200
 
 
-async def test_a_client_that_waits_to_be_told_to_go_on_is_told(agent, agent_service):
-    assert (await agent.ask("POST", "/v1/sync", {"id": "patient"}, expect100=True)).status == 202
+async def test_a_client_that_expects_100_continue_gets_it(agent, agent_service):
+    assert (await agent.request("POST", "/v1/sync", {"id": "patient"}, expect100=True)).status == 202
     assert list(agent_service.asked) == ["patient"]
 
 
@@ -413,39 +284,39 @@ async def test_a_client_that_waits_to_be_told_to_go_on_is_told(agent, agent_serv
     "query", ["status?verbose=1", "events?afetr=1", "events?after=-1", "events?after=", "events?after=1e3",
               "events?after=9999999999999999999", "events?after=\u0661"],
 )  # fmt: skip
-async def test_a_query_that_is_not_understood_is_told_so(agent, query):
+async def test_an_invalid_query_is_a_bad_request(agent, query):
     assert (await agent.problem(400, "GET", f"/v1/{query}"))["detail"]
 
 
 @pytest.mark.parametrize("error", [StateError("the disk is gone", hint="mount it"), BusError("the bus is gone")])
-async def test_what_is_stuck_here_is_said_with_its_cure(agent, agent_service, error):
+async def test_an_unavailable_ledger_or_bus_is_a_503_with_a_hint(agent, agent_service, error):
     agent_service.error = error
-    told = await agent.problem(503, "POST", "/v1/sync", {})
-    assert (told["detail"], told["hint"]) == (error.message, error.hint)
+    problem = await agent.problem(503, "POST", "/v1/sync", {})
+    assert (problem["detail"], problem["hint"]) == (error.message, error.hint)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("sesame"), ConnectionResetError("sesame"), TimeoutError("sesame")])
-async def test_an_error_of_ours_is_logged_and_told_without_details(agent, agent_service, error):
+async def test_an_internal_error_is_logged_and_answered_without_details(agent, agent_service, error):
     agent_service.error = error
     with capture_logs() as logs:
-        answer = await agent.ask("GET", "/v1/status")
-    assert answer.status == 500
-    assert b"sesame" not in answer.body
+        response = await agent.request("GET", "/v1/status")
+    assert response.status == 500
+    assert b"sesame" not in response.body
     [line] = logs
     assert (line["event"], line["log_level"], line["exc_info"]) == ("control_failed", "error", True)
     agent_service.error = None
-    assert (await agent.ask("GET", "/v1/status")).status == 200
+    assert (await agent.request("GET", "/v1/status")).status == 200
 
 
 # ----------------------------------------------------------------------------------------------------- what happens
 
 
-async def test_a_reader_hears_what_happens_from_now_on_and_progress_without_a_place(agent, agent_service):
-    agent_service.happen(ended(1))
+async def test_a_reader_gets_events_from_now_on_and_progress_without_a_position(agent, agent_service):
+    agent_service.add_event(ended(1))
     async with agent.follow() as stream:
-        await agent_service.readers(1)
-        agent_service.happen(progress(1))
-        agent_service.happen(ended(2))
+        await agent_service.wait_for_readers(1)
+        agent_service.add_event(progress(1))
+        agent_service.add_event(ended(2))
         passing, entry = await stream.messages(2)
     assert (passing["event"], json.loads(passing["data"])["id"], "id" in passing) == (
         "akosha.sync.progress.v1", "p1", False,
@@ -456,58 +327,58 @@ async def test_a_reader_hears_what_happens_from_now_on_and_progress_without_a_pl
         "session-2",
     )
     assert CODEC.decode(entry["data"].encode()) == ended(2)
-    await agent_service.readers(0)
+    await agent_service.wait_for_readers(0)
 
 
-async def test_a_reader_that_drops_before_its_first_event_comes_back_without_a_gap(agent, agent_service):
-    """The first thing it is told is where it begins."""
-    agent_service.happen(ended(), count=5)
+async def test_a_reader_that_disconnects_before_its_first_event_continues_without_a_gap(agent, agent_service):
+    """The first thing it is problem is where it begins."""
+    agent_service.add_event(ended(), count=5)
     async with agent.follow() as stream, asyncio.timeout(SECONDS):
         begins = [await stream._next() for _ in range(2)]
     assert begins == [{"retry": "1000"}, {"id": "5"}]
-    await agent_service.readers(0)
-    agent_service.happen(ended(), count=2)
+    await agent_service.wait_for_readers(0)
+    agent_service.add_event(ended(), count=2)
     async with agent.follow(**{"Last-Event-ID": "5"}) as stream:
         assert await stream.ids(2) == [6, 7]
 
 
-async def test_what_happens_while_a_reader_without_a_place_is_let_in_is_told(agent, agent_service):
+async def test_an_event_during_the_start_of_a_stream_is_in_it(agent, agent_service):
     async with agent.follow() as stream:
-        agent_service.happen(ended())
+        agent_service.add_event(ended())
         assert await stream.ids(1) == [1]
 
 
-async def test_a_reader_that_comes_back_goes_on_without_gap_or_duplicate(agent, agent_service):
-    agent_service.happen(ended(), count=5)
+async def test_a_reader_that_reconnects_continues_without_gap_or_duplicate(agent, agent_service):
+    agent_service.add_event(ended(), count=5)
     async with agent.follow("?after=0") as stream:
         seen = await stream.ids(3)
-    await agent_service.readers(0)
-    agent_service.happen(ended(), count=2)
+    await agent_service.wait_for_readers(0)
+    agent_service.add_event(ended(), count=2)
     async with agent.follow("?after=0", **{"Last-Event-ID": str(seen[-1])}) as stream:
         seen += await stream.ids(4)
-        agent_service.happen(ended())
+        agent_service.add_event(ended())
         seen += await stream.ids(1)
     assert seen == list(range(1, 9))
 
 
-async def test_readers_hear_a_sign_of_life_and_a_timer_runs_for_them_alone(agent_service, tmp_path):
-    async with served(agent_service, tmp_path / "state", limits=Limits(heartbeat_seconds=0.05)) as agent:
+async def test_readers_get_heartbeats_and_timers_run_only_while_there_are_readers(agent_service, tmp_path):
+    async with serve_agent(agent_service, tmp_path / "state", limits=Limits(heartbeat_seconds=0.05)) as agent:
         assert timers() == []
         async with agent.follow() as stream:
             await stream.heartbeat()
-            agent_service.happen(ended())
+            agent_service.add_event(ended())
             assert await stream.ids(1) == [1]
             await stream.heartbeat()
-        await agent_service.readers(0)
+        await agent_service.wait_for_readers(0)
     assert timers() == []
 
 
 async def test_an_idle_server_has_no_timer_and_no_task(agent_service, tmp_path):
     before = asyncio.all_tasks()
-    async with served(agent_service, tmp_path / "state") as agent:
-        await agent.ask("GET", "/healthz")
+    async with serve_agent(agent_service, tmp_path / "state") as agent:
+        await agent.request("GET", "/healthz")
         await agent.client.close()
-        await gone(agent)
+        await wait_until_clients_left(agent)
         assert timers() == []
         assert asyncio.all_tasks() <= before
 
@@ -520,45 +391,37 @@ def timers() -> list:
     return [timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled()]
 
 
-async def gone(agent) -> None:
-    """Wait until the server has seen its clients leave: one more, who is answered after them, comes and goes."""
-    reader, writer = await asyncio.open_unix_connection(agent.path)
-    writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-    async with asyncio.timeout(SECONDS):
-        await reader.read()
-    writer.close()
-    await writer.wait_closed()
-
-
-async def test_a_reader_that_does_not_read_is_cut_off_and_the_others_go_on(agent_service, tmp_path):
+async def test_a_stalled_reader_is_disconnected_and_the_others_continue(agent_service, tmp_path):
     limits = Limits(heartbeat_seconds=0.05, stalled_seconds=0.2)
-    async with served(agent_service, tmp_path / "state", limits=limits) as agent:
+    async with serve_agent(agent_service, tmp_path / "state", limits=limits) as agent:
         with socket.socket(socket.AF_UNIX) as lazy:
             lazy.connect(str(agent.path))
             lazy.sendall(b"GET /v1/events?after=0 HTTP/1.1\r\nHost: h\r\n\r\n")
-            await agent_service.readers(1)
+            await agent_service.wait_for_readers(1)
             async with agent.follow() as stream:
-                await agent_service.readers(2)
+                await agent_service.wait_for_readers(2)
                 with capture_logs() as logs:
-                    agent_service.happen(replace(ended(), reason="x" * 20_000), count=100)  # more than a socket buffers
+                    agent_service.add_event(
+                        replace(ended(), reason="x" * 20_000), count=100
+                    )  # more than a socket buffers
                     assert await stream.ids(100) == list(range(1, 101))
-                    await agent_service.readers(1)
-                agent_service.happen(ended())
+                    await agent_service.wait_for_readers(1)
+                agent_service.add_event(ended())
                 assert await stream.ids(1) == [101]
     assert [line["event"] for line in logs] == ["control_reader_stalled"]
 
 
-async def test_too_many_readers_are_told_so(agent_service, tmp_path):
-    async with served(agent_service, tmp_path / "state", limits=Limits(readers=1)) as agent:
+async def test_too_many_readers_get_a_503(agent_service, tmp_path):
+    async with serve_agent(agent_service, tmp_path / "state", limits=Limits(readers=1)) as agent:
         async with agent.follow():
-            await agent_service.readers(1)
+            await agent_service.wait_for_readers(1)
             assert "1 readers" in (await agent.problem(503, "GET", "/v1/events"))["detail"]
-        await agent_service.readers(0)
+        await agent_service.wait_for_readers(0)
         async with agent.follow():
-            await agent_service.readers(1)
+            await agent_service.wait_for_readers(1)
 
 
-async def test_a_ledger_that_fails_breaks_the_stream_off_so_that_readers_come_back(agent, agent_service):
+async def test_a_failing_ledger_breaks_the_stream_so_that_readers_reconnect(agent, agent_service):
     agent_service.error = StateError("the disk is gone")
     with capture_logs() as logs, pytest.raises(aiohttp.ClientError):
         async with agent.follow() as stream:
@@ -568,18 +431,18 @@ async def test_a_ledger_that_fails_breaks_the_stream_off_so_that_readers_come_ba
 
 
 async def test_the_end_is_clean_for_readers_and_comes_within_a_second(agent_service, tmp_path):
-    agent = served(agent_service, tmp_path / "state")
+    agent = serve_agent(agent_service, tmp_path / "state")
     where = await agent.__aenter__()
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(where.path))) as client:
-        others = Served(where.state, where.settings, client)
+        others = ServedAgent(where.state, where.settings, client)
         async with others.follow("?after=0") as stream:
-            agent_service.happen(ended())
+            agent_service.add_event(ended())
             assert await stream.ids(1) == [1]
             _, idle = await asyncio.open_unix_connection(where.path)
             agent_service.gate.clear()
             stuck = asyncio.create_task(client.get(others.base + "/v1/status"))
             reading = asyncio.create_task(stream.end())
-            await gone(where)
+            await wait_until_clients_left(where)
             begun = time.monotonic()
             await agent.__aexit__(None, None, None)
             took = time.monotonic() - begun
@@ -612,19 +475,19 @@ async def test_500_readers_at_once_get_every_event(agent_service, tmp_path, many
                 found.append(line[4:].strip())
         return found
 
-    async with served(agent_service, tmp_path / "state") as agent, asyncio.timeout(SECONDS):
+    async with serve_agent(agent_service, tmp_path / "state") as agent, asyncio.timeout(SECONDS):
         ways = [await asyncio.open_unix_connection(agent.path) for _ in range(500)]
         for _, writer in ways:
             writer.write(b"GET /v1/events HTTP/1.1\r\nHost: h\r\n\r\n")
-        await agent_service.readers(500)
-        agent_service.happen(ended(1))
-        agent_service.happen(ended(2))
+        await agent_service.wait_for_readers(500)
+        agent_service.add_event(ended(1))
+        agent_service.add_event(ended(2))
         heard = await asyncio.gather(*(read(reader, 3) for reader, _ in ways))
         assert heard == [[b"0", b"1", b"2"]] * 500  # where it begins, and what happens
-        assert (await agent.ask("GET", "/healthz")).status == 200
+        assert (await agent.request("GET", "/healthz")).status == 200
         for _, writer in ways:
             writer.close()
-        await agent_service.readers(0)
+        await agent_service.wait_for_readers(0)
 
 
 # ------------------------------------------------------------------------------------------------- the Unix socket
@@ -633,7 +496,7 @@ async def test_500_readers_at_once_get_every_event(agent_service, tmp_path, many
 async def test_the_socket_is_for_this_user_alone_and_gone_in_the_end(agent_service, tmp_path):
     old = os.umask(0)
     try:
-        async with served(agent_service, tmp_path / "state") as agent:
+        async with serve_agent(agent_service, tmp_path / "state") as agent:
             mode = agent.path.lstat().st_mode
             assert (stat.S_ISSOCK(mode), stat.S_IMODE(mode)) == (True, 0o600)
             assert names(agent.state) == ["control.sock"]
@@ -660,25 +523,25 @@ async def test_nobody_can_connect_before_the_socket_is_closed_to_others(tmp_path
 async def test_agents_with_two_state_directories_do_not_meet(tmp_path):
     first, second = FakeAgentService(), FakeAgentService()
     one_place, other_place = tmp_path / "a" / "state", tmp_path / "b" / "state"
-    async with served(first, one_place) as one, served(second, other_place, alone=False) as other:
-        await one.ask("POST", "/v1/sync", {"id": "one"})
-        await other.ask("POST", "/v1/sync", {"id": "other"})
+    async with serve_agent(first, one_place) as one, serve_agent(second, other_place, alone=False) as other:
+        await one.request("POST", "/v1/sync", {"id": "one"})
+        await other.request("POST", "/v1/sync", {"id": "other"})
     assert (list(first.asked), list(second.asked)) == (["one"], ["other"])
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux reaches a socket through a descriptor")
 async def test_a_path_longer_than_an_address_is_reached_through_the_directory(agent_service, tmp_path):
     state = tmp_path / ("d" * 100) / ("e" * 100)
-    async with served(agent_service, state) as agent:
+    async with serve_agent(agent_service, state) as agent:
         assert stat.S_IMODE(agent.path.lstat().st_mode) == 0o600
-        assert (await agent.ask("GET", "/healthz")).status == 200
+        assert (await agent.request("GET", "/healthz")).status == 200
     assert names(state) == []
 
 
-async def test_where_no_socket_can_be_made_the_agent_goes_on(agent_service, tmp_path):
-    made(tmp_path / "state" / "control.sock")
+async def test_without_a_socket_the_agent_runs(agent_service, tmp_path):
+    make_private(tmp_path / "state" / "control.sock")
     with capture_logs() as logs:
-        async with served(agent_service, tmp_path / "state"):
+        async with serve_agent(agent_service, tmp_path / "state"):
             pass
     [line] = logs
     assert (line["event"], line["log_level"], "control.sock" in line["error"]) == (
@@ -689,7 +552,7 @@ async def test_where_no_socket_can_be_made_the_agent_goes_on(agent_service, tmp_
 
 
 async def test_the_socket_of_a_successor_is_left_alone(agent_service, tmp_path):
-    async with served(agent_service, tmp_path / "state") as agent:
+    async with serve_agent(agent_service, tmp_path / "state") as agent:
         agent.path.unlink()
         agent.path.write_text("another's")
     assert agent.path.read_text() == "another's"
@@ -707,8 +570,8 @@ def port() -> int:
 
 @pytest.fixture
 async def exposed(agent_service, tmp_path, port):
-    async with served(
-        agent_service, tmp_path / "state", door="tcp", agent_http_port=port, agent_http_token=TOKEN
+    async with serve_agent(
+        agent_service, tmp_path / "state", over="tcp", agent_http_port=port, agent_http_token=TOKEN
     ) as agent:
         yield agent
 
@@ -717,12 +580,12 @@ def bearing(token: str, **more: str) -> dict:
     return JSON | {"Authorization": f"Bearer {token}"} | more
 
 
-async def test_over_the_port_reading_needs_no_token_and_changing_does(exposed, agent_service):
-    assert (await exposed.ask("GET", "/v1/status")).status == 200
-    assert (await exposed.ask("POST", "/v1/sync", {"id": "known"}, headers=bearing(TOKEN))).status == 202
+async def test_over_the_port_changes_need_a_token_and_reading_does_not(exposed, agent_service):
+    assert (await exposed.request("GET", "/v1/status")).status == 200
+    assert (await exposed.request("POST", "/v1/sync", {"id": "known"}, headers=bearing(TOKEN))).status == 202
     body = CODEC.encode(ended())
-    assert (await exposed.ask("POST", "/v1/events", body, headers=bearing(TOKEN))).status == 202
-    assert (list(agent_service.asked), agent_service.taken) == (["known"], [ended()])
+    assert (await exposed.request("POST", "/v1/events", body, headers=bearing(TOKEN))).status == 202
+    assert (list(agent_service.asked), agent_service.accepted) == (["known"], [ended()])
 
 
 @pytest.mark.parametrize(
@@ -741,19 +604,19 @@ async def test_over_the_port_reading_needs_no_token_and_changing_does(exposed, a
 )
 async def test_over_the_port_nothing_changes_without_the_token(exposed, agent_service, headers):
     for path, body in (("/v1/sync", b"{}"), ("/v1/events", CODEC.encode(ended()))):
-        answer = await exposed.ask("POST", path, body, headers=headers)
-        assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="akosha-agent"')
-        assert TOKEN.encode() not in answer.body
+        response = await exposed.request("POST", path, body, headers=headers)
+        assert (response.status, response.headers["WWW-Authenticate"]) == (401, 'Bearer realm="akosha-agent"')
+        assert TOKEN.encode() not in response.body
     assert not agent_service.asked
-    assert not agent_service.taken
+    assert not agent_service.accepted
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{}", "localhost:{}", "LocalHost:{}", "[::1]:{}"])
-async def test_names_of_this_place_are_known(exposed, port, host):
+async def test_the_names_of_the_loopback_address_are_accepted_as_host(exposed, port, host):
     place = host.format(port)
-    assert (await exposed.ask("GET", "/healthz", headers={"Host": place})).status == 200
+    assert (await exposed.request("GET", "/healthz", headers={"Host": place})).status == 200
     origin = {"Host": place, "Origin": f"http://{place.lower()}"}
-    assert (await exposed.ask("GET", "/healthz", headers=origin)).status == 200
+    assert (await exposed.request("GET", "/healthz", headers=origin)).status == 200
 
 
 @pytest.mark.parametrize(
@@ -761,25 +624,25 @@ async def test_names_of_this_place_are_known(exposed, port, host):
 )
 async def test_another_host_is_refused_also_for_reading(exposed, agent_service, port, host):
     """A page whose name leads to this machine (DNS rebinding) is of its own origin to the browser."""
-    told = await exposed.problem(403, "GET", "/v1/status", headers={"Host": host.format(port)})
-    assert "Host" in told["detail"]
+    problem = await exposed.problem(403, "GET", "/v1/status", headers={"Host": host.format(port)})
+    assert "Host" in problem["detail"]
     headers = bearing(TOKEN, Host=host.format(port))
-    assert (await exposed.ask("POST", "/v1/sync", {}, headers=headers)).status == 403
+    assert (await exposed.request("POST", "/v1/sync", {}, headers=headers)).status == 403
     assert not agent_service.asked
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:{}", "http://127.0.0.1:1", ""])
 async def test_another_origin_is_refused_also_for_reading(exposed, agent_service, port, origin):
-    told = await exposed.problem(403, "GET", "/v1/events", headers={"Origin": origin.format(port)})
-    assert "Origin" in told["detail"]
+    problem = await exposed.problem(403, "GET", "/v1/events", headers={"Origin": origin.format(port)})
+    assert "Origin" in problem["detail"]
     headers = bearing(TOKEN, Origin=origin.format(port))
-    assert (await exposed.ask("POST", "/v1/sync", {}, headers=headers)).status == 403
+    assert (await exposed.request("POST", "/v1/sync", {}, headers=headers)).status == 403
     assert not agent_service.asked
 
 
-async def test_over_the_port_what_is_not_there_is_told_to_those_alone_who_may_ask(exposed):
-    assert (await exposed.ask("GET", "/nothing", headers={"Host": "evil.example"})).status == 403
-    assert (await exposed.ask("GET", "/nothing")).status == 404
+async def test_over_the_port_host_is_checked_before_the_path(exposed):
+    assert (await exposed.request("GET", "/nothing", headers={"Host": "evil.example"})).status == 403
+    assert (await exposed.request("GET", "/nothing")).status == 404
 
 
 async def test_without_one_in_the_settings_a_token_is_made_once_for_this_user_alone(agent_service, tmp_path, port):
@@ -787,13 +650,13 @@ async def test_without_one_in_the_settings_a_token_is_made_once_for_this_user_al
     old = os.umask(0)
     try:
         for _ in range(2):
-            async with served(agent_service, tmp_path / "state", door="tcp", agent_http_port=port) as agent:
+            async with serve_agent(agent_service, tmp_path / "state", over="tcp", agent_http_port=port) as agent:
                 file = agent.state / "http-token"
                 assert stat.S_IMODE(file.stat().st_mode) == 0o600
                 tokens.append(file.read_text().strip())
-                answer = await agent.ask("POST", "/v1/sync", {}, headers=bearing(tokens[-1]))
-                assert answer.status == 202
-                assert (await agent.ask("POST", "/v1/sync", {}, headers=bearing(TOKEN))).status == 401
+                response = await agent.request("POST", "/v1/sync", {}, headers=bearing(tokens[-1]))
+                assert response.status == 202
+                assert (await agent.request("POST", "/v1/sync", {}, headers=bearing(TOKEN))).status == 401
     finally:
         os.umask(old)
     assert tokens[0] == tokens[1]
@@ -801,7 +664,7 @@ async def test_without_one_in_the_settings_a_token_is_made_once_for_this_user_al
 
 
 @pytest.mark.parametrize("spoiled", ["exposed", "empty", "short", "link", "directory"])
-def test_a_token_that_others_may_know_or_that_is_none_is_made_anew(tmp_path, spoiled):
+def test_a_token_that_is_invalid_or_not_private_is_replaced(tmp_path, spoiled):
     file = tmp_path / "http-token"
     (tmp_path / "elsewhere").write_text("e" * 43)
     file.write_text({"empty": "", "short": "abc"}.get(spoiled, "k" * 43))
@@ -822,11 +685,13 @@ def test_a_token_that_others_may_know_or_that_is_none_is_made_anew(tmp_path, spo
     assert load_or_create_token(tmp_path) == token
 
 
-async def test_a_port_in_use_is_said_with_its_cure_and_the_agent_goes_on(agent_service, tmp_path):
+async def test_a_port_in_use_is_logged_with_a_hint_and_the_agent_runs_without_it(agent_service, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other, capture_logs() as logs:
         taken = other.getsockname()[1]
-        async with served(agent_service, tmp_path / "state", agent_http_port=taken, agent_http_token=TOKEN) as agent:
-            assert (await agent.ask("GET", "/healthz")).status == 200
+        async with serve_agent(
+            agent_service, tmp_path / "state", agent_http_port=taken, agent_http_token=TOKEN
+        ) as agent:
+            assert (await agent.request("GET", "/healthz")).status == 200
     [line] = [line for line in logs if line["log_level"] == "error"]
     assert (line["event"], line["port"], "akosha_agent_http_port" in line["hint"]) == (
         "control_port_unavailable", taken, True,
@@ -836,11 +701,11 @@ async def test_a_port_in_use_is_said_with_its_cure_and_the_agent_goes_on(agent_s
 # ------------------------------------------------------------------------------------------------------ the document
 
 
-async def test_the_document_is_a_valid_one_and_names_what_is_served(agent, agent_service):
+async def test_the_openapi_document_is_valid_and_has_every_route_that_is_served(agent, agent_service):
     from openapi_spec_validator import validate
 
     agent_service.outcomes["r1"] = values.skipped()
-    document = (await agent.ask("GET", "/openapi.json")).json
+    document = (await agent.request("GET", "/openapi.json")).json
     validate(document)
     asked = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     assert asked == {
@@ -848,14 +713,14 @@ async def test_the_document_is_a_valid_one_and_names_what_is_served(agent, agent
         ("/v1/events", "GET"), ("/metrics", "GET"), ("/healthz", "GET"), ("/readyz", "GET"), ("/openapi.json", "GET"),
     }  # fmt: skip
     for path, method in asked:
-        answer = await agent.ask("HEAD" if method == "GET" else method, path.replace("{request_id}", "r1"))
-        assert answer.status not in (404, 405)
+        response = await agent.request("HEAD" if method == "GET" else method, path.replace("{request_id}", "r1"))
+        assert response.status not in (404, 405)
 
 
 @pytest.mark.parametrize("event", [ended(), progress(), SyncAsked(id="a", time=NOON, system_id=SYSTEM)])
-async def test_events_are_as_the_document_has_them(agent, event):
-    await agent.ask("GET", "/healthz")
-    schemas = json.loads(Served.document)["components"]["schemas"]
+async def test_events_match_their_schemas_in_the_openapi_document(agent, event):
+    await agent.request("GET", "/healthz")
+    schemas = json.loads(ServedAgent.document)["components"]["schemas"]
     whole = {"components": {"schemas": schemas}, "$ref": f"#/components/schemas/{type(event).__name__}"}
     Draft202012Validator(whole).validate(json.loads(CODEC.encode(event)))
     with pytest.raises(ValidationError):
@@ -865,25 +730,26 @@ async def test_events_are_as_the_document_has_them(agent, event):
 # ---------------------------------------------------------------------------------------------------- the agent's own
 
 
-async def test_the_agent_that_runs_syncs_when_asked_and_tells_how_it_went(tmp_path):
+async def test_a_running_agent_syncs_on_request_and_sends_the_result(tmp_path):
     machine = Machine(tmp_path)
     machine.write(commits=3)
     with machine.run():
         way = aiohttp.UnixConnector(str(machine.state / "control.sock"))
         async with aiohttp.ClientSession(connector=way) as client, asyncio.timeout(SECONDS):
-            agent = Served(machine.state, Settings(), client)
+            agent = ServedAgent(machine.state, Settings(), client)
             async with agent.follow("?after=0") as stream:
-                assert (await agent.ask("POST", "/v1/sync", {"id": "mine"})).status == 202
-                told = []
-                while not told or told[-1]["data"].get("request_id") != "mine" or "success" not in told[-1]["data"]:
-                    told += [json.loads(message["data"]) for message in await stream.messages(1)]
-                assert told[-1]["data"]["success"] is True
-            result = (await agent.ask("GET", "/v1/sync/mine")).json
+                assert (await agent.request("POST", "/v1/sync", {"id": "mine"})).status == 202
+                data = {}
+                while data.get("request_id") != "mine" or "success" not in data:
+                    [message] = await stream.messages(1)
+                    data = json.loads(message["data"])["data"]
+                assert data["success"] is True
+            result = (await agent.request("GET", "/v1/sync/mine")).json
             assert {name: result[name] for name in ("success", "upload_id", "triggered_by")} == {
-                name: told[-1]["data"][name] for name in ("success", "upload_id", "triggered_by")
+                name: data[name] for name in ("success", "upload_id", "triggered_by")
             }
-            status = await agent.ask("GET", "/v1/status")
+            status = await agent.request("GET", "/v1/status")
             assert (status.json["pending"], status.json["running"]["command"]) == ([], "run")
-            assert (await agent.ask("GET", "/readyz")).json == {"status": "ok"}
-            assert b"akosha" in (await agent.ask("GET", "/metrics")).body
+            assert (await agent.request("GET", "/readyz")).json == {"status": "ok"}
+            assert b"akosha" in (await agent.request("GET", "/metrics")).body
     assert not (machine.state / "control.sock").exists()

@@ -201,7 +201,7 @@ def answering(document: object):
     return answer
 
 
-async def test_what_an_agent_says_of_itself_is_the_status_key_by_key(agent, home, capsys):
+async def test_the_status_of_a_running_agent_is_printed_key_by_key(agent, home, capsys):
     agent.answers["GET /v1/status"] = answering(document_of(home))
     assert await status.status(home.settings, as_json=True) == 0
     assert json.loads(capsys.readouterr().out) == document_of(home)
@@ -217,7 +217,7 @@ async def test_the_settings_of_the_agent_are_shown_not_those_of_the_command(agen
     assert "switched off" in told
 
 
-async def test_the_coding_assistant_is_told_the_same_and_of_silence(agent, home):
+async def test_the_mcp_tool_returns_the_same_status_and_warns_of_an_unresponsive_agent(agent, home):
     loaded = loaded_of(home.settings.agent_data_dir.parent)
     agent.answers["GET /v1/status"] = answering(document_of(home))
     told = await call_tool(STATUS, {}, lambda: loaded)
@@ -228,7 +228,7 @@ async def test_the_coding_assistant_is_told_the_same_and_of_silence(agent, home)
     assert "does not answer" in warning
 
 
-async def test_a_newer_agent_may_say_more(agent, home):
+async def test_fields_of_a_newer_agent_are_ignored(agent, home):
     newer = document_of(home)
     for place in (newer, newer["targets"][0], newer["targets"][0]["databases"][0], newer["bus"], newer["running"]):
         place["tomorrow"] = {"a": [1]}
@@ -308,7 +308,7 @@ async def test_a_status_that_cannot_be_had_from_the_agent_is_what_the_ledger_say
     assert {line["log_level"] for line in logged} == {"debug"}
 
 
-async def test_a_wedged_agent_is_said_to_be_silent_in_one_line(agent, home, capsys):
+async def test_an_agent_that_hangs_is_reported_in_one_line(agent, home, capsys):
     agent.answers["GET /v1/status"] = hanging
     await status.status(home.settings, as_json=False)
     first = capsys.readouterr().out.splitlines()[0]
@@ -330,7 +330,7 @@ NO_SOCKET = {
 
 
 @pytest.mark.parametrize("name", NO_SOCKET)
-async def test_what_is_no_listening_socket_of_ours_is_passed_over_in_silence(home, name, capsys):
+async def test_a_file_that_is_no_listening_socket_is_ignored(home, name, capsys):
     NO_SOCKET[name](home.state.path / CONTROL_SOCKET)
     with home.lock("run"):
         assert await status.status(home.settings, as_json=True) == 0
@@ -338,7 +338,7 @@ async def test_what_is_no_listening_socket_of_ours_is_passed_over_in_silence(hom
     assert (json.loads(printed.out)["running"]["command"], printed.err) == ("run", "")
 
 
-async def test_a_socket_of_somebody_else_is_not_spoken_to(agent, home, monkeypatch):
+async def test_a_socket_of_another_user_is_not_used(agent, home, monkeypatch):
     agent.answers["GET /v1/status"] = answering(document_of(home))
     assert await gather_status(home.settings) == status_of(home)
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
@@ -396,7 +396,7 @@ async def noted(home: Home) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_the_agent_is_asked_once_tells_its_progress_and_the_result_and_no_note_is_left(agent, home):
+async def test_one_request_brings_progress_and_result_and_leaves_no_note(agent, home):
     heard: list[SyncProgress] = []
     asked, syncing = await started(home, heard)
     await agent.until(lambda: agent.asked and agent.readers)
@@ -426,7 +426,7 @@ async def test_a_result_that_is_there_before_the_answer_is_not_missed(agent, hom
         assert (await syncing).why == "all is there"
 
 
-async def test_where_the_connection_breaks_a_note_asks_under_the_same_id_and_progress_is_told_on_the_next(agent, home):
+async def test_after_a_broken_connection_a_note_has_the_same_id_and_progress_continues(agent, home):
     heard: list[SyncProgress] = []
     asked, syncing = await started(home, heard)
     await agent.until(lambda: agent.asked)
@@ -459,7 +459,7 @@ async def test_an_agent_that_does_not_take_the_ask_finds_it_in_the_spool(agent, 
     )
 
 
-async def test_an_agent_that_tells_nothing_is_reminded_by_a_note_and_its_ledger_read(agent, home, monkeypatch):
+async def test_without_events_from_the_agent_a_note_is_left_and_its_ledger_is_read(agent, home, monkeypatch):
     monkeypatch.setattr(sync_client, "NOTE_AFTER_SECONDS", 0.05)
     asked, syncing = await started(home)
     await noted(home)
@@ -470,9 +470,7 @@ async def test_an_agent_that_tells_nothing_is_reminded_by_a_note_and_its_ledger_
     assert list(home.state.spool.iterdir()) == []
 
 
-async def test_where_no_note_can_be_left_an_ask_that_was_taken_is_waited_for_all_the_same(
-    agent, home, monkeypatch, logged
-):
+async def test_without_a_note_the_result_of_an_accepted_request_is_waited_for(agent, home, monkeypatch, logged):
     async def full(*_):
         raise StateError("no space left")
 
@@ -488,7 +486,7 @@ async def test_where_no_note_can_be_left_an_ask_that_was_taken_is_waited_for_all
     assert [line["event"] for line in logged if line["log_level"] == "warning"] == ["note_not_left"]
 
 
-async def test_an_agent_that_dies_after_it_has_taken_the_ask_is_stood_in_for(agent, home):
+async def test_the_sync_of_an_agent_that_dies_after_accepting_it_is_done_here(agent, home):
     asked, syncing = await started(home)
     await agent.until(lambda: agent.asked)
     await agent.die()
@@ -532,7 +530,7 @@ async def test_an_agent_that_dies_after_it_has_done_it_has_done_it(agent, home, 
 
 
 @pytest.mark.parametrize("name", ["follows", "hang", "endless"])
-async def test_who_is_told_to_stop_leaves_no_note_no_connection_and_no_task(agent, home, name):
+async def test_a_cancelled_sync_leaves_no_note_no_connection_and_no_task(agent, home, name):
     if name in BROKEN:
         agent.answers["POST /v1/events"] = BROKEN[name]
     _, syncing = await started(home)
@@ -580,7 +578,7 @@ async def reached(seen: list[str], wanted: list[str]) -> None:
     assert seen == wanted
 
 
-async def test_who_follows_is_told_by_the_agent_and_does_not_look(agent, home, monkeypatch):
+async def test_events_are_pushed_by_the_agent_and_the_ledger_is_not_polled(agent, home, monkeypatch):
     ids = await agent.remember(2)
     async with followed(home) as seen:
         await agent.until(lambda: agent.readers)
@@ -595,7 +593,7 @@ async def test_who_follows_is_told_by_the_agent_and_does_not_look(agent, home, m
 
 
 @pytest.mark.parametrize("place", ["between", "within", "after half a line"])
-async def test_a_stream_that_breaks_is_gone_on_with_and_nothing_is_missed_or_told_twice(agent, home, place):
+async def test_a_broken_stream_is_continued_without_gap_or_duplicate(agent, home, place):
     ids = await agent.remember(1)
     async with followed(home) as seen:
         await agent.until(lambda: agent.readers)

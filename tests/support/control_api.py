@@ -1,9 +1,15 @@
-"""A desk that says what a test wants, and tells events as they happen; and the documents that answers are held to."""
+"""A fake agent behind the real control API, a client that checks each response, and a reader of event streams."""
 
 import asyncio
+import json
+import os
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 
+import aiohttp
 from jsonschema import Draft202012Validator
 
 from agent.application.monitoring.agent_service import AgentService
@@ -12,10 +18,15 @@ from agent.domain.delivery_state import TargetRecord
 from agent.domain.errors import WireError
 from agent.domain.events import SessionEnded, SyncAsked, SyncProgress, SyncRequested, SyncResult, request_event_id
 from agent.domain.identity import Identity
+from agent.entrypoints.control_api import Limits, serve
 from agent.ports import HistoryEntry, MemoryCounts
-from tests.support import values
+from agent.settings import Settings
+from tests.support import event_documents, values
 
 SYSTEM = values.SYSTEM
+SECONDS = 60
+JSON = {"Content-Type": "application/json"}
+DEFAULT_LIMITS = Limits()
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
 
@@ -31,7 +42,7 @@ def progress(done: int = 1) -> SyncProgress:
 
 
 class FakeAgentService(AgentService):
-    """`error` is raised by whatever is asked next; `gate` holds up whoever asks until it is set."""
+    """Methods raise `error` where it is set, and wait for `gate`."""
 
     def __init__(self) -> None:
         self.is_ready, self.stuck = True, {}
@@ -39,13 +50,13 @@ class FakeAgentService(AgentService):
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked: dict[str, SyncAsked] = {}
-        self.taken: list[object] = []
-        self.refuses = False
+        self.accepted: list[object] = []
+        self.refusing = False
         self.outcomes: dict[str, SyncResult] = {}
         self.history: list[HistoryEntry] = []
-        self.reading = 0
-        """How many follow the events."""
-        self._passing: list[asyncio.Queue] = []
+        self.reader_count = 0
+        """How many read the events."""
+        self._queues: list[asyncio.Queue] = []
         self._changed = asyncio.Event()
 
     @property
@@ -82,7 +93,7 @@ class FakeAgentService(AgentService):
     async def request_sync(self, ask: SyncAsked) -> SyncRequested | None:
         await self._enter()
         self.asked.setdefault(ask.id, ask)
-        if self.refuses:
+        if self.refusing:
             self.outcomes[ask.id] = values.failed(ask.id)
             return None
         return SyncRequested(
@@ -98,55 +109,55 @@ class FakeAgentService(AgentService):
         await self._enter()
         if not isinstance(event, SessionEnded | SyncAsked) or event.system_id != SYSTEM:
             raise WireError(f"{event.type} of {event.system_id} is not for this agent")
-        new = event.id not in [known.id for known in self.taken]
-        self.taken.append(event)
-        self._tell()
+        new = event.id not in [known.id for known in self.accepted]
+        self.accepted.append(event)
+        self._notify()
         return new
 
     async def last_position(self) -> int:
         return len(self.history)
 
     async def events(self, *, after):
-        passing: asyncio.Queue = asyncio.Queue()
-        self._passing.append(passing)
+        queue: asyncio.Queue = asyncio.Queue()
+        self._queues.append(queue)
         position = len(self.history) if after is None else after
-        self.reading += 1
-        self._tell()
+        self.reader_count += 1
+        self._notify()
         try:
             await self._enter()
             while True:
                 for entry in self.history[position:]:
                     position = entry.position
                     yield entry
-                while (told := await passing.get()) is not None:
-                    yield told
+                while (item := await queue.get()) is not None:
+                    yield item
         finally:
-            self._passing.remove(passing)
-            self.reading -= 1
-            self._tell()
+            self._queues.remove(queue)
+            self.reader_count -= 1
+            self._notify()
 
-    async def readers(self, count: int) -> None:
-        """Wait until so many follow."""
-        await self.until(lambda: self.reading == count)
+    async def wait_for_readers(self, count: int) -> None:
+        """Wait until so many read the events."""
+        await self.wait_for(lambda: self.reader_count == count)
 
-    async def until(self, wanted) -> None:
-        """Wait for what this desk is told."""
+    async def wait_for(self, wanted) -> None:
+        """Wait until a condition on this object is true."""
         async with asyncio.timeout(60):
             while not wanted():
                 await self._changed.wait()
 
-    def happen(self, event, count: int = 1) -> None:
-        """An event for the history, or progress in passing."""
+    def add_event(self, event, count: int = 1) -> None:
+        """Add an event to the history, or send progress."""
         if isinstance(event, SyncProgress):
-            told = event
+            item = event
         else:
-            told = None
+            item = None
             for _ in range(count):
                 self.history.append(HistoryEntry(len(self.history) + 1, event))
-        for passing in self._passing:
-            passing.put_nowait(told)
+        for queue in self._queues:
+            queue.put_nowait(item)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -158,19 +169,167 @@ class FakeAgentService(AgentService):
 
 @cache
 def _validator(document: str, path: str, method: str, status: int, kind: str) -> Draft202012Validator:
-    import json
-
     whole = json.loads(document)
     operation = whole["paths"][path]["get" if method == "HEAD" else method.lower()]
-    answer = operation["responses"].get(str(status))
-    assert answer, f"{method} {path} is answered with {status}: not in the document"
-    assert kind in answer["content"], f"{method} {path} {status}: {kind} is not in {list(answer['content'])}"
-    schema = {"components": whole["components"], "allOf": [answer["content"][kind]["schema"]]}
+    response = operation["responses"].get(str(status))
+    assert response, f"{method} {path} is answered with {status}: not in the document"
+    assert kind in response["content"], f"{method} {path} {status}: {kind} is not in {list(response['content'])}"
+    schema = {"components": whole["components"], "allOf": [response["content"][kind]["schema"]]}
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
 
 
-def hold(document: str, path: str, method: str, status: int, kind: str, body: object) -> None:
-    """Assert that the OpenAPI document has this answer; `body` as JSON, or as text."""
+def check_response(document: str, path: str, method: str, status: int, kind: str, body: object) -> None:
+    """Assert that the OpenAPI document has this response; `body` as JSON, or as text."""
     wrong = [f"{e.json_path}: {e.message}" for e in _validator(document, path, method, status, kind).iter_errors(body)]
     assert not wrong, f"{method} {path} {status}: {wrong}: {body}"
+
+
+@dataclass
+class Response:
+    status: int
+    headers: dict
+    body: bytes
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+@dataclass
+class ServedAgent:
+    state: Path
+    settings: Settings
+    client: aiohttp.ClientSession
+    base: str = "http://localhost"
+    document = ""
+    """Read once: it is the same for all."""
+
+    @property
+    def path(self) -> Path:
+        return self.state / "control.sock"
+
+    async def request(self, method: str, path: str, body: object = None, **how) -> Response:
+        """Send a request; check the response against the OpenAPI document where that has the path."""
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+        if method == "POST":
+            how.setdefault("headers", JSON)
+        async with asyncio.timeout(SECONDS):
+            async with self.client.request(method, self.base + path, data=body, **how) as answer:
+                response = Response(answer.status, dict(answer.headers), await answer.read())
+        if not self.document and path != "/openapi.json":
+            async with self.client.get(self.base + "/openapi.json") as answer:
+                ServedAgent.document = await answer.text()
+        plain = path.partition("?")[0]
+        kind = response.headers.get("Content-Type", "").partition(";")[0]
+        if f'"{plain}":' in self.document and response.status != 405 and method != "HEAD":
+            content = response.json if kind.endswith("json") else response.body.decode()
+            check_response(self.document, plain, method, response.status, kind, content)
+        if response.status >= 400 and kind == "application/problem+json" and method != "HEAD":
+            assert response.json["status"] == response.status
+        return response
+
+    async def problem(self, status: int, method: str, path: str, body: object = None, **how) -> dict:
+        response = await self.request(method, path, body, **how)
+        assert response.status == status, (response.status, response.body)
+        assert response.headers["Content-Type"] == "application/problem+json"
+        return response.json
+
+    @asynccontextmanager
+    async def follow(self, query: str = "", **headers):
+        async with self.client.get(f"{self.base}/v1/events{query}", headers=headers) as response:
+            assert response.status == 200, await response.text()
+            assert response.headers["Content-Type"] == "text/event-stream"
+            yield Stream(response)
+
+
+class Stream:
+    """Server-sent events, as their standard has them."""
+
+    def __init__(self, response) -> None:
+        self.response, self.comments = response, 0
+
+    async def messages(self, count: int) -> list[dict]:
+        found = []
+        async with asyncio.timeout(SECONDS):
+            while len(found) < count:
+                message = await self._next()
+                assert message is not None, "the stream has ended"
+                if "data" in message:
+                    event_documents.check(message["data"].encode())
+                    assert json.loads(message["data"])["type"] == message["event"]
+                    found.append(message)
+        return found
+
+    async def ids(self, count: int) -> list[int]:
+        return [int(message["id"]) for message in await self.messages(count)]
+
+    async def end(self) -> None:
+        """Read to the end, which must be a clean one."""
+        async with asyncio.timeout(SECONDS):
+            while await self._next() is not None:
+                pass
+
+    async def heartbeat(self) -> None:
+        seen = self.comments
+        async with asyncio.timeout(SECONDS):
+            while self.comments == seen:
+                assert "data" not in await self._next()
+
+    async def _next(self) -> dict | None:
+        message = {}
+        while line := await self.response.content.readline():
+            if line == b"\n":
+                return message
+            name, _, value = line.decode().rstrip("\n").partition(":")
+            if name:
+                message[name] = value.removeprefix(" ")
+            else:
+                self.comments += 1
+        return None
+
+
+async def no_metrics() -> tuple[bytes, str]:
+    return b"akosha_up 1\n", "text/plain; version=1.0.0; charset=utf-8"
+
+
+def make_private(directory: Path) -> Path:
+    directory.mkdir(mode=0o700, parents=True)
+    return directory
+
+
+@asynccontextmanager
+async def serve_agent(
+    agent_service, state: Path, *, limits=DEFAULT_LIMITS, metrics=no_metrics, over="unix", alone=True, **settings
+):
+    if not state.exists():
+        make_private(state)
+    settings = Settings(agent_state_dir=state, agent_data_dir=state.parent / "data", **settings)
+    before = asyncio.all_tasks()
+    async with serve(agent_service, settings, state_dir=state, metrics=metrics, limits=limits):
+        descriptor = os.open(state, os.O_RDONLY)
+        try:
+            connector = aiohttp.UnixConnector(f"/proc/self/fd/{descriptor}/control.sock", limit=0)
+            base = "http://localhost"
+            if over == "tcp":
+                await connector.close()
+                connector, base = aiohttp.TCPConnector(), f"http://127.0.0.1:{settings.agent_http_port}"
+            timeout = aiohttp.ClientTimeout(total=None)
+            async with aiohttp.ClientSession(connector=connector, timeout=timeout) as client:
+                yield ServedAgent(state, settings, client, base)
+        finally:
+            os.close(descriptor)
+    assert not alone or not [
+        task for task in asyncio.all_tasks() - before if "aiohttp" in str(task) or "control" in str(task)
+    ]
+
+
+async def wait_until_clients_left(agent) -> None:
+    """Wait until the server has seen its clients leave: one more, who is answered after them, comes and goes."""
+    reader, writer = await asyncio.open_unix_connection(agent.path)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(SECONDS):
+        await reader.read()
+    writer.close()
+    await writer.wait_closed()

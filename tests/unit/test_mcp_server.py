@@ -82,7 +82,7 @@ def test_the_steps_of_two_phases_are_their_bytes_one_after_the_other():
     assert steps[2].message == "cloud: upload, 100 bytes of 500 bytes"
 
 
-async def test_a_call_that_stands_still_tells_that_it_is_at_work_and_why_it_waits(monkeypatch):
+async def test_a_call_without_progress_reports_that_it_is_at_work_and_why_it_waits(monkeypatch):
     monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0)
     client, troubles = Client(3), ["cloud: attempt 1 failed", StateError("the disk is gone"), ""]
 
@@ -105,7 +105,7 @@ async def test_a_call_that_stands_still_tells_that_it_is_at_work_and_why_it_wait
     [(1, "process 1 (run) is at work"), (0, "another process is at work"), (os.getpid(), "another call is at work")],
     ids=["run", "unknown", "own"],
 )
-async def test_who_is_waited_for_is_told_once(pid, words):
+async def test_the_process_that_is_waited_for_is_reported_once(pid, words):
     client = Client(1)
     reporter = ProgressReporter(client.report)
 
@@ -135,7 +135,7 @@ async def test_who_is_waited_for_is_told_once(pid, words):
     ],
     ids=lambda given: f"{given}"[:40],
 )
-async def test_arguments_that_are_none_are_a_result_with_a_cure_and_nothing_is_loaded(given):
+async def test_invalid_arguments_are_a_result_with_a_hint_and_no_settings_are_read(given):
     result = await call_tool(SYNC, given, pytest.fail)
     OUTPUT[SYNC].validate(result)
     assert (result["success"], result["outcome"]) == (False, "failed")
@@ -155,7 +155,7 @@ async def test_arguments_that_are_none_are_a_result_with_a_cure_and_nothing_is_l
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-async def test_whatever_is_raised_every_tool_returns_it_as_a_result(error, said, hint):
+async def test_every_tool_returns_any_error_as_a_result(error, said, hint):
     def loading():
         raise error
 
@@ -169,7 +169,7 @@ async def test_whatever_is_raised_every_tool_returns_it_as_a_result(error, said,
     assert (await call_tool(SYNC, {"method": "http"}, loading))["method"] == "http"
 
 
-def test_the_hint_of_a_failed_result_is_the_cure_of_each_method_that_has_one():
+def test_the_hint_of_a_failed_result_has_those_of_its_methods():
     result = document(
         failed(
             ("cloud", "the bucket memories does not exist (create it (or set akosha_cloud_bucket))"),
@@ -181,12 +181,12 @@ def test_the_hint_of_a_failed_result_is_the_cure_of_each_method_that_has_one():
 
 
 @pytest.mark.parametrize("error", ["no space left", "no space left (/var)", "refused)", "(", ")", ""])
-def test_an_error_without_a_cure_has_none_and_its_result_says_where_to_look(error):
+def test_the_hint_of_an_error_without_one_is_the_status_command(error):
     assert hint_of_text(error) == ""
     assert document(failed(("cloud", error)))["hint"] == "akosha-agent status shows what is wrong"
 
 
-def test_a_success_tells_how_many_memories_have_arrived_and_has_no_hint():
+def test_a_success_has_the_number_of_memories_and_no_hint():
     result = document(
         SyncSucceeded(
             id="u",
