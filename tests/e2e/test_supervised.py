@@ -69,7 +69,7 @@ def test_where_its_terminal_goes_away_it_ends_as_if_told_to(tmp_path):
             os.close(terminal)
             terminal = -1
             agent.logged("agent_stopped")
-            assert agent.process.wait(10) == 0
+            assert agent.process.wait(60) == 0
     finally:
         if terminal >= 0:
             os.close(terminal)

@@ -176,10 +176,10 @@ CASES = [
 @pytest.mark.parametrize(("step", "play"), [pytest.param(s, p, id=f"{s}: {n}") for s, n, p in CASES])
 async def test_each_is_a_sink_error_that_names_the_server_or_changes_nothing(step, play):
     async with Rogue(play, on=step) as rogue:
-        sink = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN, timeout_seconds=10)
+        sink = AkoshaSink(endpoint=f"{rogue.origin}/mcp", token=TOKEN, timeout_seconds=60)
         try:
             try:
-                async with asyncio.timeout(9):
+                async with asyncio.timeout(50):
                     await sink.store(batch(sink))
             except SinkError as error:
                 found = error

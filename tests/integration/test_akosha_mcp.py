@@ -75,11 +75,11 @@ async def test_a_server_stopped_while_it_works_is_an_error_that_may_pass(akosha,
 
     def slow(_tool, _arguments):
         working.set()
-        release.wait(10)
+        release.wait(60)
 
     akosha.interfere = slow
     storing = asyncio.create_task(sink.store(pack(sink)))
-    await asyncio.to_thread(working.wait, 10)
+    await asyncio.to_thread(working.wait, 60)
     stopping = asyncio.create_task(asyncio.to_thread(akosha.stop))
     with pytest.raises(SinkError) as raised:
         await storing
@@ -204,7 +204,7 @@ async def test_tools_of_one_memory_are_called_a_few_at_once():
         with lock:
             running += 1
             most = max(most, running)
-        full.wait(10)  # three must be there at once, or none goes on
+        full.wait(60)  # three must be there at once, or none goes on
         with lock:
             running -= 1
 
@@ -330,4 +330,4 @@ async def test_the_stand_in_answers_as_a_process_of_its_own_too():
         assert "relationship" in (await sink.connect()).kinds
         await sink.aclose()
         process.stdin.close()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
