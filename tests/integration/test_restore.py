@@ -602,7 +602,7 @@ async def test_a_restore_that_was_interrupted_is_no_answer_to_one_that_asks_for_
     await stopped_between_two(store, to, only=("reflection", "knowledge_graph"))
     less = await asyncio.to_thread(machine.call, "restore", "--to", str(to))
     assert less.code == 1
-    assert "a restore of knowledge_graph, reflection that was interrupted is done now" in less.err
+    assert "a restore of knowledge_graph, reflection that was interrupted is finished now" in less.err
     assert "nothing is overwritten" in less.err
     assert sorted(lies_in(to)) == ["knowledge_graph.duckdb", "reflection.duckdb"]
     shutil.rmtree(to)
