@@ -62,7 +62,7 @@ async def _sync(request: Request) -> dict[str, object]:
         structlog.get_logger().warning("settings", warning=warning)
     settings = loaded.settings
     if not request.config.system_id:
-        settings = (await asyncio.to_thread(Home.of(settings).as_the_agent)).settings
+        settings = (await asyncio.to_thread(Home.of(settings).with_agent_system_id)).settings
     client = await SyncClient.prepare(
         settings,
         method=request.method,

@@ -111,7 +111,7 @@ def _agents_system_id() -> str:
     from agent.settings import load  # noqa: PLC0415 - as above
 
     try:
-        home = Home.of(load(environ=os.environ, cwd=Path.cwd(), home=Path.home()).settings).as_the_agent()
+        home = Home.of(load(environ=os.environ, cwd=Path.cwd(), home=Path.home()).settings).with_agent_system_id()
         if home.settings.system_id:
             return home.settings.system_id
         system_id = json.loads((home.state.path / "identity.json").read_bytes())["system_id"]

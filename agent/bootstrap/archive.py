@@ -58,11 +58,11 @@ def verifying(
         return None
 
     @asynccontextmanager
-    async def opening() -> AsyncIterator[Verifier]:
+    async def open_verifier() -> AsyncIterator[Verifier]:
         async with _own_archive(settings, identity, machine, ledger, clock) as archive:
             yield Verifier(archive, clock)
 
-    return opening
+    return open_verifier
 
 
 def deep_verifier_opener(
@@ -73,14 +73,14 @@ def deep_verifier_opener(
         return None
 
     @asynccontextmanager
-    async def opening() -> AsyncIterator[Verifier]:
+    async def open_verifier() -> AsyncIterator[Verifier]:
         async with (
             _own_archive(settings, identity, machine, ledger, clock) as archive,
             open_deep_verifier(archive, state, clock) as verification,
         ):
             yield verification
 
-    return opening
+    return open_verifier
 
 
 @asynccontextmanager

@@ -65,7 +65,7 @@ class Home:
         chosen = self.settings.system_id
         self.state.remember_setting(chosen and sanitise_system_id(chosen))
 
-    def as_the_agent(self) -> "Home":
+    def with_agent_system_id(self) -> "Home":
         """Return this home under the system id of the agent of the state directory, for callers that name none.
 
         The agent that runs decides; where none does, the settings do, and without them the agent that ran last. Blocks.
@@ -133,7 +133,7 @@ class Home:
         """Take a note back; one that was taken up is gone already."""
         await self._spool().remove(note)
 
-    async def unattended(self) -> tuple[StatusWarning, ...]:
+    async def waiting_notes(self) -> tuple[StatusWarning, ...]:
         """Return the warning that notes wait for an agent where none runs, nothing otherwise. Raises StateError."""
         holder = await asyncio.to_thread(self.holder)
         if holder is not None and holder.command == RUN:

@@ -86,7 +86,7 @@ class Target:
 class Problem:
     """Why a database could not be copied: what was seen of it then, and when to try again.
 
-    `retry_at` None: not before the files change or somebody asks. `failures` counts in a row. `cure` may name places
+    `retry_at` None: not before the files change or somebody asks. `failures` counts in a row. `hint` may name places
     on this machine, so it stays here; `reason` travels with manifests and results.
     """
 
@@ -94,7 +94,7 @@ class Problem:
     fingerprint: Fingerprint
     failures: int
     retry_at: datetime | None
-    cure: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

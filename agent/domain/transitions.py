@@ -30,7 +30,7 @@ def trouble(record: TargetRecord, problems: Mapping[str, Problem]) -> TargetReco
     return _with(owed, (replace(_entry(owed, name), problem=problem) for name, problem in problems.items()))
 
 
-def look_again(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
+def retry_now(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
     """What these had to wait for may be there now: they are owed, and worth trying at once."""
     owed = owe(record, databases)
     return _with(owed, (replace(_entry(owed, name), problem=None) for name in databases))
@@ -38,7 +38,7 @@ def look_again(record: TargetRecord, databases: Collection[str]) -> TargetRecord
 
 def forget(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
     """What was delivered of these is gone: they are owed, and nothing of them can be reused or carried."""
-    owed = look_again(record, databases)
+    owed = retry_now(record, databases)
     gone = (replace(_entry(owed, name), parts=(), rows={}, fingerprint=None, delivered_by="") for name in databases)
     return _with(owed, gone)
 

@@ -84,7 +84,7 @@ async def _from_ledger(home: Home) -> StatusDocument:
         notes=notes,
         results_waiting=results_waiting,
         running=running is not None and running["command"] == RUN,
-        warnings=(*((full,) if full else ()), *await _ownership_warnings(home, identity), *await home.unattended()),
+        warnings=(*((full,) if full else ()), *await _ownership_warnings(home, identity), *await home.waiting_notes()),
         default_system_id=identity.is_default,
     )
     return StatusDocument.of(status, settings, running=running, problem=problem)

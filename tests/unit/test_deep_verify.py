@@ -9,7 +9,7 @@ import pytest
 
 from agent.adapters.memory_bus import MemoryBus
 from agent.application.archive import verify_loop
-from agent.application.archive.verify import Found
+from agent.application.archive.verify import VerifyResult
 from agent.application.archive.verify_loop import (
     AGAIN_SECONDS,
     EVERY,
@@ -55,7 +55,7 @@ class Looking:
     def found(self, upload, *, deep):
         manifest = values.manifest(IDS.index(upload), reflection=1, knowledge_graph=1)
         problems = {"reflection.duckdb": self.problems[upload]} if deep and upload in self.problems else {}
-        return Found(upload_id=upload, deep=deep, objects=3, manifest=manifest, problems=problems)
+        return VerifyResult(upload_id=upload, deep=deep, objects=3, manifest=manifest, problems=problems)
 
 
 class World:

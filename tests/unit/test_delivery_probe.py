@@ -7,7 +7,7 @@ import pytest
 
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA, describe
 from agent.application.signal import Signal
-from agent.application.sync.delivery_probe import PREFIX, Kept, without_probes
+from agent.application.sync.delivery_probe import PREFIX, ProbeState, without_probes
 from agent.application.triggers.probe_loop import FIRST_SECONDS, ProbeLoop
 from agent.domain.delivery_state import Target
 from agent.domain.errors import HTTPSyncError, SinkError
@@ -80,13 +80,13 @@ async def test_that_it_is_offered_is_in_the_ledger_before_it_is_sent():
         store, noted = r.sink.store, []
 
         async def look(batch):
-            noted.append(Kept.from_notes(await r.ledger.notes(), TARGET).sent)
+            noted.append(ProbeState.from_notes(await r.ledger.notes(), TARGET).sent)
             return await store(batch)
 
         r.sink.store = look
         await r.attempt(reason="manual")
         assert noted == [values.NOON]
-        assert Kept.from_notes(await r.ledger.notes(), TARGET).sent is None
+        assert ProbeState.from_notes(await r.ledger.notes(), TARGET).sent is None
 
 
 async def test_a_refusal_that_came_before_anything_was_stored_does_not_start_over():
@@ -127,7 +127,7 @@ async def test_each_target_has_its_own_and_the_status_shows_none():
     async with rig() as r:
         await delivered(r)
         notes = await r.ledger.notes()
-        assert Kept.from_notes(notes, replace(TARGET, endpoint="http://127.0.0.1:1/mcp")) is None
+        assert ProbeState.from_notes(notes, replace(TARGET, endpoint="http://127.0.0.1:1/mcp")) is None
         assert not any(memory(4).text in text for text in without_probes(notes).values())
 
 
@@ -135,7 +135,7 @@ async def test_each_target_has_its_own_and_the_status_shows_none():
     "text", ["", "{}", "[]", '{"body":"x"}', '{"body":"x","sent":"never","answered":"","seen":{}}']
 )
 def test_a_note_that_cannot_be_read_is_none(text):
-    assert Kept.from_notes({PREFIX + TARGET.id: text}, TARGET) is None
+    assert ProbeState.from_notes({PREFIX + TARGET.id: text}, TARGET) is None
 
 
 async def test_the_status_says_what_delivered_means_and_when_it_was_confirmed():

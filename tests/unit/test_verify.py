@@ -10,7 +10,7 @@ import pytest
 from agent.adapters.memory_bus import MemoryBus
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.archive.catalog import Catalog
-from agent.application.archive.verify import MOST_PROBLEMS, Found, Verifier
+from agent.application.archive.verify import MOST_PROBLEMS, Verifier, VerifyResult
 from agent.application.archive.verify_loop import FIRST_SECONDS, VerifyLoop, VerifyReporter
 from agent.application.monitoring.status import VerifyStatus
 from agent.application.signal import Signal
@@ -212,7 +212,7 @@ async def test_it_waits_while_a_sync_runs(world):
 
 async def test_an_event_names_some_of_many_problems_and_fits(world):
     problems = {f"{number:03}.duckdb": "is not there" * 100 for number in range(500)}
-    found = Found(upload_id=values.upload_id(), deep=True, objects=501, manifest=None, problems=problems)
+    found = VerifyResult(upload_id=values.upload_id(), deep=True, objects=501, manifest=None, problems=problems)
     event = found.event(IDENTITY, world.clock)
     assert len(event.problems) == MOST_PROBLEMS + 1
     assert event.problems["..."] == "480 more"
@@ -221,7 +221,7 @@ async def test_an_event_names_some_of_many_problems_and_fits(world):
 
 def test_damaged_memories_have_the_databases_sent_again_whose_rows_they_were():
     manifest = replace(values.manifest(reflection=1, knowledge_graph=1), memories=values.memories_part(reflection=None))
-    found = Found(
+    found = VerifyResult(
         upload_id=manifest.upload_id,
         deep=False,
         objects=5,

@@ -327,7 +327,7 @@ class SqliteMemories:
         def met() -> frozenset[str]:
             again = self._memories.meet(target, version)
             before = self._targets.load(target)
-            self._targets.save(before, transitions.look_again(before, again & before.databases.keys()))
+            self._targets.save(before, transitions.retry_now(before, again & before.databases.keys()))
             return again
 
         return await self._transactions.write(met)

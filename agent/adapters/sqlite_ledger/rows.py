@@ -108,7 +108,7 @@ def problem_text(problem: Problem | None) -> str | None:
             "fingerprint": asdict(problem.fingerprint),
             "failures": problem.failures,
             "retry_at": optional_time_text(problem.retry_at),
-            "cure": problem.cure,
+            "cure": problem.hint,
         }
     )
 
@@ -124,7 +124,7 @@ def _problem(text: str) -> Problem:
         fingerprint=_fingerprint(found["fingerprint"]),
         failures=int(found["failures"]),
         retry_at=read_optional_time(found["retry_at"]),
-        cure=str(found.get("cure", "")),
+        hint=str(found.get("cure", "")),
     )
 
 

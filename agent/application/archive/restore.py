@@ -26,7 +26,7 @@ T = TypeVar("T")
 SPARE_BYTES = 32 * 2**20
 """What stays free on the disk."""
 
-RAW_CURE = "--raw leaves the files as they were"
+RAW_HINT = "--raw leaves the files as they were"
 
 _ANOTHER = "akosha-agent verify says what is whole; restore another upload"
 
@@ -43,7 +43,7 @@ class RestoreRequest:
 
 
 @dataclass(slots=True)
-class _Came:
+class _Downloaded:
     """What became of one database so far."""
 
     item: Restorable
@@ -88,7 +88,7 @@ class Restore:
         try:
             await self._make_sure_of_room(chosen, scratch)
             downloaded = 0
-            came = [_Came(item) for item in chosen]
+            came = [_Downloaded(item) for item in chosen]
             reporter.phase("download", sum(part.stored_size for item in chosen for part in item.parts))
             for one in came:
                 downloaded += await self._come(one, scratch, reporter)
@@ -141,7 +141,7 @@ class Restore:
                 hint="make room there, or restore to a larger disk",
             )
 
-    async def _come(self, one: _Came, scratch: ScratchDirectory, reporter: Reporter) -> int:
+    async def _come(self, one: _Downloaded, scratch: ScratchDirectory, reporter: Reporter) -> int:
         """Have one database ready; return the bytes that were downloaded."""
         item = one.item
         if item.folds and (size := await _blocking(scratch.folded, item.main)) is not None:
@@ -162,12 +162,12 @@ class Restore:
         except SnapshotError as error:
             return downloaded + await self._leave_unfolded(one, error, scratch)
         if item.rows is not None and dict(item.rows) != dict(one.rows):
-            raise RestoreError(f"{item.database} holds other rows than its manifest tells", hint=RAW_CURE)
+            raise RestoreError(f"{item.database} holds other rows than its manifest tells", hint=RAW_HINT)
         await _blocking(scratch.end_folding, item.main)
         one.folded_size = await _blocking(scratch.folded, item.main)
         return downloaded
 
-    async def _leave_unfolded(self, one: _Came, error: SnapshotError, scratch: ScratchDirectory) -> int:
+    async def _leave_unfolded(self, one: _Downloaded, error: SnapshotError, scratch: ScratchDirectory) -> int:
         """Take the files apart again: they have their digests, so they are the database, whatever our engine can do."""
         item = one.item
         await _blocking(scratch.undo_folding, item.names)
@@ -221,7 +221,7 @@ class Restore:
         return await _blocking(scratch.has, part.name, part.raw_size, part.sha256)
 
 
-def _count_pieces(one: _Came, manifest: Manifest, aside: Mapping[str, str]) -> RestoredDatabase:
+def _count_pieces(one: _Downloaded, manifest: Manifest, aside: Mapping[str, str]) -> RestoredDatabase:
     item = one.item
     return RestoredDatabase(
         database=item.database,

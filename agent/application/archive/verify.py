@@ -73,8 +73,8 @@ class DeepCheck:
     Raises StoreError where the store does not answer; StagingFull, StateError for our own disk.
     """
 
-    def __init__(self, archive: Catalog, means: DeepCheckTools) -> None:
-        self._archive, self._means = archive, means
+    def __init__(self, archive: Catalog, tools: DeepCheckTools) -> None:
+        self._archive, self._tools = archive, tools
 
     async def database(
         self,
@@ -87,7 +87,7 @@ class DeepCheck:
         """Download a database, and read it where all of it is as it should be."""
         parts = manifest.of(database)
         sound = [part for part in parts if object_name(part.key) not in problems]
-        async with self._means.landing.folder(sum(part.raw_size for part in sound)) as folder:
+        async with self._tools.landing.folder(sum(part.raw_size for part in sound)) as folder:
             for part in sound:
                 if why := await self._fetch(part, folder / part.name, progress):
                     problems[object_name(part.key)] = why
@@ -97,7 +97,7 @@ class DeepCheck:
             if main is None:
                 problems[object_name(parts[0].key)] = f"is part of {main_name(database)}, which is not in the upload"
                 return
-            verdict = await self._means.examine(folder / main.name)
+            verdict = await self._tools.examine(folder / main.name)
             rows = manifest.rows.get(database)
             if verdict.verified and rows is not None and dict(verdict.rows) != dict(rows):
                 problems[object_name(main.key)] = f"has other rows than its manifest tells: {_differing(rows, verdict)}"
@@ -110,11 +110,11 @@ class DeepCheck:
         self, manifest: Manifest, recorded: MemoriesPart, problems: dict[str, str], progress: Progress
     ) -> None:
         """Download memories.json, and read it to its end."""
-        async with self._means.landing.folder(recorded.size) as folder:
+        async with self._tools.landing.folder(recorded.size) as folder:
             path = folder / naming.MEMORIES_NAME
             why = await self._fetch(recorded, path, progress)
             if not why:
-                source, count = self._means.memories_file.open(path, manifest.system_id), 0
+                source, count = self._tools.memories_file.open(path, manifest.system_id), 0
                 try:
                     async with aclosing(source.pages()) as pages:
                         async for page in pages:
@@ -145,7 +145,7 @@ class DeepCheck:
 
         try:
             async with self._archive.moving() as moved, aclosing(self._archive.store.get(recorded.key)) as pieces:
-                await self._means.landing.land(
+                await self._tools.landing.land(
                     watched(),
                     path,
                     compression=compression,
@@ -181,7 +181,7 @@ _CHANGED = "has other bytes than were put there: its SHA-256 is another"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class VerifyResult:
     """What a verification came to. `problems` are of objects, by their name in the upload.
 
     `notes` say what could not be looked into, by database: no fault of the upload's. `left_out` are databases, and
@@ -247,18 +247,18 @@ class Verifier:
         self._archive, self._clock = archive, clock
         self._deep = None if deep is None else DeepCheck(archive, deep)
 
-    async def shallow(self, upload: str) -> Found:
+    async def shallow(self, upload: str) -> VerifyResult:
         """Look at the manifest, and at what the store says of every object."""
         return await self._look(upload, tags=True)
 
-    async def _look(self, upload: str, *, tags: bool) -> Found:
+    async def _look(self, upload: str, *, tags: bool) -> VerifyResult:
         started = self._clock.monotonic()
         manifest, problems = await self._manifest(upload)
         if manifest is not None:
             problems |= await self._objects(manifest, tags=tags)
             if problems and await self._is_gone(upload):
                 manifest, problems = None, {naming.MANIFEST_NAME: NOT_THERE}  # deleted while it was looked at
-        return Found(
+        return VerifyResult(
             upload_id=upload,
             deep=False,
             objects=1 + len(expected_sizes(manifest) if manifest else ()),
@@ -278,7 +278,7 @@ class Verifier:
         begun: Progress = ignore_progress,
         *,
         most_bytes: int | None = None,
-    ) -> Found:
+    ) -> VerifyResult:
         """Look at everything `shallow` does but ETags, then download what there is, hash it, and read it through.
 
         `begun` gets the number of bytes to download, `progress` as they come. With `most_bytes`, a database,
@@ -307,7 +307,7 @@ class Verifier:
                     await self._deep.memories(manifest, memories, problems, progress)
             if problems.keys() - found.problems.keys() and await self._is_gone(upload):
                 manifest, problems = None, {naming.MANIFEST_NAME: NOT_THERE}
-        return Found(
+        return VerifyResult(
             upload_id=upload,
             deep=True,
             objects=found.objects,

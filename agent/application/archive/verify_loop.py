@@ -15,7 +15,7 @@ from typing import Self
 
 import structlog
 
-from agent.application.archive.verify import Found, Verifier
+from agent.application.archive.verify import Verifier, VerifyResult
 from agent.application.monitoring.status import VERIFIED, VerifyStatus
 from agent.application.signal import Signal
 from agent.application.status_warnings import clear_warning, set_warning
@@ -149,10 +149,10 @@ class VerifyReporter:
     recorder: ResultRecorder
     clock: Clock
 
-    def event(self, found: Found) -> UploadVerified:
+    def event(self, found: VerifyResult) -> UploadVerified:
         return found.event(self.identity, self.clock)
 
-    async def report(self, found: Found, event: UploadVerified, key: str, note: str) -> None:
+    async def report(self, found: VerifyResult, event: UploadVerified, key: str, note: str) -> None:
         """Announce the event, keep the note under its key, and log. Raises StateError."""
         await self.ledger.announce(event)
         await self.ledger.note(key, note)
@@ -189,7 +189,7 @@ class DeepVerifier:
         schedule = DeepSchedule.from_notes(await self.ledger.notes())
         return max(schedule.seconds_left(self.clock.now()), self._not_before - self.clock.monotonic())
 
-    async def verify_next(self) -> Found | None:
+    async def verify_next(self) -> VerifyResult | None:
         """Verify the upload that is next. None where there is none, or it cannot be verified now.
 
         Raises StateError where the ledger cannot be used.
@@ -215,7 +215,7 @@ class DeepVerifier:
         self._not_before = self.clock.monotonic()
         return found
 
-    async def _keep(self, schedule: DeepSchedule, uploads: Sequence[str], found: Found) -> None:
+    async def _keep(self, schedule: DeepSchedule, uploads: Sequence[str], found: VerifyResult) -> None:
         why = "; ".join(f"{name}: {reason}" for name, reason in sorted(found.problems.items()))[:LONGEST_NAMED]
         schedule = schedule.record(found.upload_id, uploads, self.clock.now(), why)
         await self.reporter.report(found, self.reporter.event(found), NOTE, schedule.note())
@@ -318,7 +318,7 @@ class VerifyLoop:
             await self._resend_damaged(found)
         return True
 
-    async def _resend_damaged(self, found: Found) -> None:
+    async def _resend_damaged(self, found: VerifyResult) -> None:
         """Make the ledger owe what is damaged and still on this machine: the next sync makes a whole upload."""
         async with self.sync_lock:
             record = await self.ledger.record(self.target)
@@ -336,7 +336,7 @@ class VerifyLoop:
             await self.sync_again()
 
 
-def _noted(found: Found, at: datetime) -> str:
+def _noted(found: VerifyResult, at: datetime) -> str:
     first = sorted(found.problems.items())[:MOST_NOTED]
     problems = {name[:LONGEST_NOTED]: why[:LONGEST_NOTED] for name, why in first}
     return VerifyStatus(upload_id=found.upload_id, at=at, problems=problems, whole=found.whole).note()

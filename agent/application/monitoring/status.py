@@ -8,7 +8,7 @@ from typing import Self
 
 from agent.application.status_warnings import warnings_in, without_warnings
 from agent.application.sync.bus_recovery import BUS, BUS_SINCE
-from agent.application.sync.delivery_probe import Kept, without_probes
+from agent.application.sync.delivery_probe import ProbeState, without_probes
 from agent.domain.databases import Survey
 from agent.domain.delivery_state import Problem, State, TargetRecord, next_try, pending, problems
 from agent.domain.identity import is_decided, without_claims
@@ -173,7 +173,7 @@ def _bus(notes: Mapping[str, str]) -> BusStatus | None:
 
 
 def _target(record: TargetRecord, survey: Survey, memories: MemoryCounts, notes: Mapping[str, str]) -> TargetStatus:
-    kept = Kept.from_notes(notes, record.target)
+    kept = ProbeState.from_notes(notes, record.target)
     lacking, waiting = pending(record, survey), problems(record, survey)
     databases = []
     for name in sorted({*survey, *record.databases}):
@@ -206,7 +206,7 @@ def _target(record: TargetRecord, survey: Survey, memories: MemoryCounts, notes:
 def _described(problem: Problem | None) -> str:
     if problem is None:
         return ""
-    return f"{problem.reason} ({problem.cure})" if problem.cure else problem.reason
+    return f"{problem.reason} ({problem.hint})" if problem.hint else problem.reason
 
 
 MARGIN_BYTES = 16 * 2**20

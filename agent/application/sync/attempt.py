@@ -155,7 +155,7 @@ class Staging:
         failures = before.failures + 1 if before else 1
         retry_at = self._clock.now() + target_backoff(failures) if error.transient else None
         attempt.problems[database] = Problem(
-            error.message, attempt.survey[database], failures, retry_at, cure=error.hint
+            error.message, attempt.survey[database], failures, retry_at, hint=error.hint
         )
         log = _log.debug if before and before.reason == error.message and not attempt.urgent else _log.warning
         log(event, database=database, transient=error.transient, error=str(error))
@@ -176,5 +176,5 @@ class Staging:
 def what_is_wrong(problems: Mapping[str, Problem]) -> tuple[str, str]:
     """Return what is wrong with the databases, and the cure: they are at fault, no other method would fare better."""
     messages = (f"{name}: {problem.reason}" for name, problem in sorted(problems.items()))
-    cures = dict.fromkeys(problem.cure for problem in problems.values() if problem.cure)
+    cures = dict.fromkeys(problem.hint for problem in problems.values() if problem.hint)
     return "; ".join(messages), "; ".join(cures)

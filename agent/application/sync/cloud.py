@@ -24,7 +24,7 @@ from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.application.sync.ownership import Ownership
 from agent.application.sync.results import succeeded
 from agent.application.sync.stall import StallMonitor, stall_timeout
-from agent.application.sync.upload import Confirmation, Gone, Upload
+from agent.application.sync.upload import Confirmation, SourceObjectMissing, Upload
 from agent.domain.delivery_state import Intent, Target, TargetRecord
 from agent.domain.errors import CloudUploadError, NamingError, SnapshotError, StoreError, WireError
 from agent.domain.events import SyncRequested, request_event_id
@@ -158,7 +158,7 @@ class CloudSync:
         try:
             async with self._staging.attempt(request, report) as attempt:
                 return await self._sync(attempt)
-        except Gone as gone:
+        except SourceObjectMissing as gone:
             await self._forget_missing(gone.database)
             raise _failed(gone) from gone
         except (StoreError, NamingError, WireError) as error:
@@ -176,8 +176,8 @@ class CloudSync:
         await self._staging.settle(attempt)
         if not attempt.changed:
             if attempt.problems:
-                message, cure = what_is_wrong(attempt.problems)
-                raise CloudUploadError(message, CLOUD, hint=cure, forwardable=False)
+                message, hint = what_is_wrong(attempt.problems)
+                raise CloudUploadError(message, CLOUD, hint=hint, forwardable=False)
             return Unchanged(why="the bytes are those already delivered")
         manifest = await self._upload(attempt)
         return Delivered(

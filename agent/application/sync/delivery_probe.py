@@ -36,7 +36,7 @@ class MemoriesLost(SinkError):  # noqa: N818 - as NoSuchObject: it says the stat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
+class ProbeState:
     """What is offered next (`packed`, None where no memory is fit for it), and how the last offer went.
 
     `answered` is the last time at which the server confirmed that it has the memory; `sent` is set while an offer has
@@ -84,14 +84,14 @@ class DeliveryProbe:
     def __init__(self, target: Target, sink: MemorySink, ledger: Ledger, clock: Clock) -> None:
         self._target, self._sink, self._ledger, self._clock = target, sink, ledger, clock
 
-    async def state(self) -> Kept | None:
+    async def state(self) -> ProbeState | None:
         """Return what is kept, None for nothing. Raises StateError."""
-        return Kept.from_notes(await self._ledger.notes(), self._target)
+        return ProbeState.from_notes(await self._ledger.notes(), self._target)
 
     async def keep(self, packed: Packed | None) -> None:
         """The server has just confirmed this memory: offer it next. None: a batch held none that is fit for it."""
         if packed is not None or await self.state() is None:
-            await self._write(Kept(packed=packed, answered=self._clock.now()))
+            await self._write(ProbeState(packed=packed, answered=self._clock.now()))
 
     async def is_inconclusive(self) -> bool:
         """Say whether no answer can prove anything: an offer has none, or nothing is kept of what was delivered."""
@@ -135,7 +135,7 @@ class DeliveryProbe:
         """What was delivered is forgotten: nothing is left to be offered."""
         await self._ledger.note(PREFIX + self._target.id, "")
 
-    async def _write(self, state: Kept) -> None:
+    async def _write(self, state: ProbeState) -> None:
         await self._ledger.note(PREFIX + self._target.id, state.note())
 
 

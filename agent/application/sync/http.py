@@ -38,7 +38,7 @@ from agent.ports import (
     Unchanged,
 )
 
-EMBEDDING_CURE = (
+EMBEDDING_HINT = (
     "give Session-Buddy an embedding server; or, to have zeros sent, set akosha_http_missing_embedding to zero"
 )
 
@@ -61,7 +61,7 @@ class PushOutcome:
 
 
 @dataclass(slots=True)
-class Work:
+class PushAttempt:
     """One attempt at pushing, database by database."""
 
     attempt: Attempt
@@ -77,8 +77,8 @@ class Work:
     def problems(self) -> dict[str, Problem]:
         """The same as problems of these databases, until they change."""
         waits = any(NO_EMBEDDING in pushed.waiting for pushed in self.pushed.values())
-        cure = EMBEDDING_CURE if waits else "akosha-agent memories --failed lists them"
-        return {name: Problem(why, self.attempt.survey[name], 1, None, cure) for name, why in self.kept_back.items()}
+        hint = EMBEDDING_HINT if waits else "akosha-agent memories --failed lists them"
+        return {name: Problem(why, self.attempt.survey[name], 1, None, hint) for name, why in self.kept_back.items()}
 
     def was_for_nothing(self, record: TargetRecord, *, ever: int) -> bool:
         """Say whether an attempt that delivered nothing has failed; `ever`: how many memories the target has in all.
@@ -209,7 +209,7 @@ class HttpSync:
         if not await self._staging.copy(attempt, record, also=again):
             return Unchanged(why=attempt.skip_reason(record))
         await self._begin(attempt)
-        work = Work(attempt, self._outcome_of(attempt.request.request_id))
+        work = PushAttempt(attempt, self._outcome_of(attempt.request.request_id))
         await self._push_all(work, record, capabilities)
         self._proven_session = self._sink.sessions
         await self._staging.settle(attempt)
@@ -270,7 +270,7 @@ class HttpSync:
             intent = record.intent or Intent(request_id, request_id, attempt.digests, databases)
             await self._ledger.begin(self.target, intent)
 
-    async def _push_all(self, work: Work, record: TargetRecord, capabilities: Capabilities) -> None:
+    async def _push_all(self, work: PushAttempt, record: TargetRecord, capabilities: Capabilities) -> None:
         """Push the databases one after the other. One that cannot be read to its end is left out: it stays owed."""
         attempt = work.attempt
         attempt.report.phase("push", sum(attempt.survey[name].size for name in attempt.changed))
@@ -285,7 +285,7 @@ class HttpSync:
         for name in record.databases.keys() - attempt.survey.keys():
             await self._memories.release(self.target, name, ())
 
-    async def _push_one(self, name: str, snapshot: Snapshot, work: Work, capabilities: Capabilities) -> Pushed:
+    async def _push_one(self, name: str, snapshot: Snapshot, work: PushAttempt, capabilities: Capabilities) -> Pushed:
         attempt = work.attempt
         size, rows = attempt.survey[name].size, max(sum(snapshot.rows.values()), 1)
         zone = await asyncio.to_thread(self._zone)  # it looks at files
@@ -308,7 +308,7 @@ class HttpSync:
                 confirmed=self.probe.keep,
             )
 
-    async def _outcome(self, work: Work, record: TargetRecord) -> Delivered | Unchanged:
+    async def _outcome(self, work: PushAttempt, record: TargetRecord) -> Delivered | Unchanged:
         """Tell what came of it. A delivery of which everything had to wait is none."""
         attempt, delivered = work.attempt, work.outcome.memories
         # An attempt before this one, of this request or of one that a kill cut short, may have delivered what is new.
@@ -321,8 +321,8 @@ class HttpSync:
         if attempt.problems and not (delivered and attempt.changed):
             if not already_delivered:
                 await self._nothing_new(attempt, record)
-            message, cure = what_is_wrong(attempt.problems)
-            raise HTTPSyncError(message, HTTP, hint=cure, forwardable=False)
+            message, hint = what_is_wrong(attempt.problems)
+            raise HTTPSyncError(message, HTTP, hint=hint, forwardable=False)
         if not already_delivered and all(_was_delivered(record, name) for name in attempt.changed):
             await self._nothing_new(attempt, record)
             return Unchanged(why=work.skip_reason)
@@ -343,7 +343,7 @@ class HttpSync:
         }
         await self._ledger.refresh(self.target, same)
 
-    def _succeeded(self, work: Work, record: TargetRecord) -> SyncSucceeded:
+    def _succeeded(self, work: PushAttempt, record: TargetRecord) -> SyncSucceeded:
         attempt = work.attempt
         return SyncSucceeded(
             id=outcome_event_id(attempt.request.request_id, "succeeded"),

@@ -15,7 +15,7 @@ from agent.domain.manifest import Manifest, MemoriesPart, manifest_metadata
 from agent.domain.upload_plan import part_bytes
 from agent.ports import ObjectStore, Progress, StoredObject
 
-_CURE = "this store does not bear such keys: set akosha_ingestion_markers to false"
+_HINT = "this store does not bear such keys: set akosha_ingestion_markers to false"
 
 _log = structlog.get_logger()
 
@@ -44,7 +44,7 @@ class IngestionMarkers:
         try:
             await self._moving(self._make_sure_of, manifest)
         except (StoreError, TimeoutError) as error:
-            _log.error("ingestion_markers_harm", upload_id=manifest.upload_id, reason=str(error), hint=_CURE)
+            _log.error("ingestion_markers_harm", upload_id=manifest.upload_id, reason=str(error), hint=_HINT)
 
     async def _moving(self, work: Callable[[Manifest, Progress], Awaitable[None]], manifest: Manifest) -> None:
         """Do it while it makes progress; once more where a network change has interrupted it."""
@@ -68,7 +68,7 @@ class IngestionMarkers:
         try:
             await self._store.head(manifest.key)
         except NoSuchObject:
-            _log.warning("ingestion_markers_harm", upload_id=manifest.upload_id, hint=_CURE)
+            _log.warning("ingestion_markers_harm", upload_id=manifest.upload_id, hint=_HINT)
             data = manifest.encode()
             await self._put(manifest.key, _once(data), manifest_metadata(data), len(data), moved)
 

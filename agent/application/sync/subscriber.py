@@ -34,9 +34,9 @@ _HINTS = {HTTP: "start Akosha there, or set akosha_http_endpoint, akosha_cloud_b
 _COUNTS = re.compile(r"[\d,]+ (?=wait|were refused)")
 """Counts, which differ between messages about the same condition."""
 
-REFUSED_CURE = "renew the credentials; the next attempt reads them again"
+REFUSED_HINT = "renew the credentials; the next attempt reads them again"
 
-UNEXPECTED_CURE = "the log has the traceback as unexpected_error; update akosha-agent, or report it"
+UNEXPECTED_HINT = "the log has the traceback as unexpected_error; update akosha-agent, or report it"
 
 FAULT_SECONDS = 30.0
 """When a message comes again whose handling met a fault."""
@@ -164,13 +164,13 @@ class SyncSubscriber:
         cause = error.original if isinstance(error.original, AkoshaError) else error
         if cause.credentials_refused:
             message = f"{self.method.name}: the last attempt had no usable credentials: {error.message}"
-            hint = error.hint or REFUSED_CURE
+            hint = error.hint or REFUSED_HINT
             await set_warning(
                 self._ledger, StatusWarning(code=self._refused_code, message=message, hint=hint), self._clock
             )
         if cause.unexpected and again:
             message = f"{self.method.name}: an unexpected error comes again: {error.message}"
-            hint = error.hint or UNEXPECTED_CURE  # an odd answer is described, with its own cure and no traceback
+            hint = error.hint or UNEXPECTED_HINT  # an odd answer is described, with its own cure and no traceback
             warning = StatusWarning(code=self._unexpected_code, message=message, hint=hint)
             await set_warning(self._ledger, warning, self._clock)
 

@@ -98,7 +98,7 @@ def _difference(placed: StoredObject, found: StoredObject) -> str:
 _log = structlog.get_logger()
 
 
-class Gone(NoSuchObject):
+class SourceObjectMissing(NoSuchObject):
     """An object of the last upload is no longer what was put there: `database` must be sent whole."""
 
     def __init__(self, part: Part) -> None:
@@ -225,12 +225,12 @@ class Upload:
             raw = next(file for file in snapshot.files if file.name == part.name)
             return await self._send(Send(part.database, raw))
         if isinstance(error, NoSuchObject) or not await self.uploads.holds(step.part, self.moved):
-            raise Gone(step.part) from error
+            raise SourceObjectMissing(step.part) from error
         _log.info("copy_fallback", upload_id=self.upload_id, key=step.part.key, reason=error.message)
         async with aclosing(self.store.get(step.part.key)) as body:
             stored = await self._put(part.key, body, part.metadata, raw_size=part.stored_size)
         if stored.size != part.stored_size:
-            raise Gone(step.part) from error
+            raise SourceObjectMissing(step.part) from error
         self._placed[part.key] = stored
         return part
 

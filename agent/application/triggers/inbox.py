@@ -61,8 +61,8 @@ class Inbox:
     def check(self, event: SessionEnded | SyncAsked | ArchiveNews) -> None:
         """Raise WireError where it is for another system."""
         if event.system_id != self._system_id:
-            cure = f"the agent that runs here is {self._system_id}'s: stop it, or use its settings"
-            raise WireError(f"it is for the system {event.system_id}", hint=cure)
+            hint = f"the agent that runs here is {self._system_id}'s: stop it, or use its settings"
+            raise WireError(f"it is for the system {event.system_id}", hint=hint)
 
     def readdressed(self, event: SessionEnded) -> SessionEnded:
         """Return a session's end as one of this system: itself, where it is that already. Its id stays."""

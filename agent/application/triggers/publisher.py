@@ -16,7 +16,7 @@ from agent.domain.identity import Identity
 from agent.domain.routing import AUTO, CLOUD, RETRY, SESSION_END, STARTUP, URGENT, SyncPolicy, open_route
 from agent.ports import Clock, Ledger, SnapshotTaker, SyncMethod
 
-CLOUD_CURE = "set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory"
+CLOUD_HINT = "set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory"
 
 _log = structlog.get_logger()
 
@@ -158,15 +158,15 @@ class Publisher:
         return request
 
     def _no_route(self, route: tuple[str, ...]) -> tuple[str, str]:
-        cure = CLOUD_CURE if CLOUD in route else f"ask for {' or '.join(self.methods)}, or auto"
-        return f"there is no way to sync by {' or '.join(route)} here", cure
+        hint = CLOUD_HINT if CLOUD in route else f"ask for {' or '.join(self.methods)}, or auto"
+        return f"there is no way to sync by {' or '.join(route)} here", hint
 
-    async def refuse(self, ask: SyncAsked, what: str, cure: str) -> None:
+    async def refuse(self, ask: SyncAsked, what: str, hint: str) -> None:
         """Record a result for a request that causes no sync: a client that waits for it gets the reason."""
-        await self._refuse(self._request(ask.reason, (), ask), ask.method, what, cure)
+        await self._refuse(self._request(ask.reason, (), ask), ask.method, what, hint)
 
-    async def _refuse(self, request: SyncRequested, method: str, what: str, cure: str) -> None:
-        error = MethodError(method=method, error=f"{what} ({cure})" if cure else what)
+    async def _refuse(self, request: SyncRequested, method: str, what: str, hint: str) -> None:
+        error = MethodError(method=method, error=f"{what} ({hint})" if hint else what)
         await self.recorder.refused(request, error)
         self.recorder.flush_soon()
 

@@ -64,8 +64,8 @@ class SpoolReader:
         """
         ours = self._inbox.readdressed(event)
         if ours is not event:
-            why, cure = f"it names the system {event.system_id}", "akosha-agent hook install"
-            _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, reason=why, hint=cure)
+            why, hint = f"it names the system {event.system_id}", "akosha-agent hook install"
+            _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, reason=why, hint=hint)
         try:
             await self._inbox.accept_session_end(ours)
         except WireError as error:

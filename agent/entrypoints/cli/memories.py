@@ -12,8 +12,8 @@ from rich.table import Table
 
 from agent.application.memories.push import NO_EMBEDDING
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
-from agent.application.sync.delivery_probe import PREFIX, Kept
-from agent.application.sync.http import CONFIRMED, EMBEDDING_CURE
+from agent.application.sync.delivery_probe import PREFIX, ProbeState
+from agent.application.sync.http import CONFIRMED, EMBEDDING_HINT
 from agent.bootstrap.home import Home
 from agent.domain.delivery_state import Target
 from agent.domain.routing import HTTP
@@ -66,7 +66,7 @@ async def memories(
                 standing = await ledger.memories().counts(target)
                 held = await ledger.memories().held(target, limit=MOST_SHOWN)
                 shown = [one for one in held if one.state == "refused" or not failed]
-                kept = Kept.from_notes(notes, target)
+                kept = ProbeState.from_notes(notes, target)
                 accounts.append(_Account(target, standing, shown, kept.answered if kept else None))
         finally:
             await ledger.aclose()
@@ -131,7 +131,7 @@ def _print(account: _Account, *, failed: bool) -> None:
     if account.confirmed_at:
         console.print(f"  {CONFIRMED}: asked at {local_time(account.confirmed_at)}")
     if NO_EMBEDDING in standing.waiting:
-        console.print(f"  {standing.waiting[NO_EMBEDDING]:,} wait for an embedding: {EMBEDDING_CURE}")
+        console.print(f"  {standing.waiting[NO_EMBEDDING]:,} wait for an embedding: {EMBEDDING_HINT}")
     if not account.held:
         return
     table = Table("database", "kind", box=None, padding=(0, 2, 0, 2))

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from agent.application.memories.push import NO_EMBEDDING
 from agent.application.monitoring.status import TargetStatus, VerifyStatus
-from agent.application.sync.http import CONFIRMED, EMBEDDING_CURE
-from agent.application.triggers.publisher import CLOUD_CURE
+from agent.application.sync.http import CONFIRMED, EMBEDDING_HINT
+from agent.application.triggers.publisher import CLOUD_HINT
 from agent.bootstrap.home import RUN
 from agent.domain.plain_text import printable
 from agent.entrypoints.cli.command import CommandGroup
@@ -60,7 +60,7 @@ def _print(status: StatusDocument, settings: Settings) -> None:
     if not status.sync_enabled:
         console.print("sync       switched off (akosha_sync_enabled is false)")
     if not status.targets:
-        console.print(f"target     none: {CLOUD_CURE}")
+        console.print(f"target     none: {CLOUD_HINT}")
     console.print(f"pending    {status.problem or ', '.join(status.pending) or 'nothing'}")
     for target in status.targets:
         where = f"  {target.endpoint or 'AWS S3'} {target.bucket}".rstrip()
@@ -113,7 +113,7 @@ def _counted(memories: MemoryCounts) -> str:
     """Return how many memories the target has, and how many it does not have; "" where none was ever found."""
     counts = [f"{memories.delivered:,} delivered"] if memories.delivered else []
     counts += [
-        f"{count:,} wait: {reason}" + (f" ({EMBEDDING_CURE})" if reason == NO_EMBEDDING else "")
+        f"{count:,} wait: {reason}" + (f" ({EMBEDDING_HINT})" if reason == NO_EMBEDDING else "")
         for reason, count in sorted(memories.waiting.items())
     ]
     if memories.refused:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from agent.application.archive.catalog import LATEST, Catalog
-from agent.application.archive.verify import Found, Verifier
+from agent.application.archive.verify import Verifier, VerifyResult
 from agent.bootstrap.archive import archive_of, open_deep_verifier
 from agent.bootstrap.home import Home
 from agent.domain.errors import LedgerDamaged, SettingsError
@@ -79,7 +79,7 @@ async def _verifier(home: Home, archive: Catalog, *, deep: bool) -> AsyncIterato
         yield verifier
 
 
-async def _verify(verifier: Verifier, uploads: Sequence[str], *, deep: bool) -> list[Found]:
+async def _verify(verifier: Verifier, uploads: Sequence[str], *, deep: bool) -> list[VerifyResult]:
     found = []
     with progress_bar(of_bytes=deep) as bar:
         for count, upload in enumerate(uploads):
@@ -92,7 +92,7 @@ async def _verify(verifier: Verifier, uploads: Sequence[str], *, deep: bool) -> 
     return found
 
 
-def _lines(found: Found) -> Iterator[str]:
+def _lines(found: VerifyResult) -> Iterator[str]:
     how = "downloaded and read through" if found.deep else "by what the store says of them"
     if found.whole:
         yield f"{found.upload_id}: whole, {found.objects} objects {how}, {found.duration_seconds:.1f} s"
@@ -106,7 +106,7 @@ def _lines(found: Found) -> Iterator[str]:
         yield f"  {database}: {note}"
 
 
-def _document(found: Found) -> dict[str, object]:
+def _document(found: VerifyResult) -> dict[str, object]:
     return {
         "upload_id": found.upload_id,
         "whole": found.whole,

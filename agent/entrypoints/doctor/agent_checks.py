@@ -59,7 +59,7 @@ async def agent(context: DoctorContext) -> list[Finding]:
 async def warnings(context: DoctorContext) -> list[Finding]:
     """Report notes that wait for an agent, and the warnings that the agent has recorded in the ledger."""
     home = context.home
-    found = await home.unattended()
+    found = await home.waiting_notes()
     if await home.has_ledger():
         ledger = await home.read_ledger()
         try:

@@ -13,8 +13,8 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3 import S3Store
 from agent.application.memories.push import NO_EMBEDDING
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
-from agent.application.sync.delivery_probe import Kept
-from agent.application.sync.http import CONFIRMED, EMBEDDING_CURE
+from agent.application.sync.delivery_probe import ProbeState
+from agent.application.sync.http import CONFIRMED, EMBEDDING_HINT
 from agent.bootstrap.methods import MEBIBYTE
 from agent.domain.errors import NotPermitted, SinkError, StateError, StoreError
 from agent.domain.naming import uploads_prefix
@@ -172,7 +172,7 @@ async def _delivered_memories(context: DoctorContext) -> list[Finding]:
         target = context.home.targets(await context.identity())[HTTP]
         ledger = await context.home.read_ledger()
         try:
-            kept, counts = Kept.from_notes(await ledger.notes(), target), await ledger.memories().counts(target)
+            kept, counts = ProbeState.from_notes(await ledger.notes(), target), await ledger.memories().counts(target)
         finally:
             await ledger.aclose()
     except StateError:
@@ -187,7 +187,7 @@ async def _delivered_memories(context: DoctorContext) -> list[Finding]:
         text = f"{counts.delivered:,} memories delivered, {asked}; akosha-agent sync asks now"
         found.append(ok(AKOSHA_MEMORIES, text, detail=DELIVERED_TO_AKOSHA))
     if waiting := counts.waiting.get(NO_EMBEDDING, 0):
-        found.append(warning(AKOSHA_MEMORIES, f"{waiting:,} memories wait for an embedding", cure=EMBEDDING_CURE))
+        found.append(warning(AKOSHA_MEMORIES, f"{waiting:,} memories wait for an embedding", cure=EMBEDDING_HINT))
     return found
 
 
