@@ -463,7 +463,7 @@ async def test_without_events_from_the_agent_a_note_is_left_and_its_ledger_is_re
     monkeypatch.setattr(sync_client, "NOTE_AFTER_SECONDS", 0.05)
     asked, syncing = await started(home)
     await noted(home)
-    assert len(agent.readers) == 1
+    await agent.until(lambda: len(agent.readers) == 1)
     result = await agent.settle(asked.ask.id)
     async with asyncio.timeout(PATIENCE):
         assert await syncing == result
