@@ -17,7 +17,7 @@ _LOCK = struct.Struct("@hhqqi0q" if _LINUX else "@qqihh0q")
 
 
 @dataclass(frozen=True, slots=True)
-class Opener:
+class LockHolder:
     """The process that has a file locked; `pid` 0 where the kernel does not tell, as from another container."""
 
     pid: int
@@ -28,7 +28,7 @@ class Opener:
         return f"{who} ({self.command})" if self.command else who
 
 
-def holder_of(descriptor: int) -> Opener | None:
+def holder_of(descriptor: int) -> LockHolder | None:
     """Return who holds a lock on an open file, None where nobody does. The file is left as it is. Raises OSError."""
     kind_whence, span_pid = (fcntl.F_WRLCK, os.SEEK_SET), (0, 0, 0)
     request = _LOCK.pack(*kind_whence, *span_pid) if _LINUX else _LOCK.pack(*span_pid, *kind_whence)
@@ -39,10 +39,10 @@ def holder_of(descriptor: int) -> Opener | None:
             return None  # a file system without locks: nobody can hold one
         raise
     kind, pid = (found[0], found[4]) if _LINUX else (found[3], found[2])
-    return None if kind == fcntl.F_UNLCK else Opener(pid, _command(pid))
+    return None if kind == fcntl.F_UNLCK else LockHolder(pid, _command(pid))
 
 
-def opener(name: str, dir_fd: int) -> Opener | None:
+def find_holder(name: str, dir_fd: int) -> LockHolder | None:
     """Return who has a file of a directory, or what a link there leads to, locked; None for nobody. Raises OSError."""
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from agent.adapters.allocator import give_back_large_blocks
-from agent.adapters.duckdb import Warm
+from agent.adapters.duckdb import WarmChildren
 from agent.adapters.network_monitor import MachineNetworkMonitor
 from agent.adapters.spool import SpoolDirectory, is_note
 from agent.adapters.systemd_notify import SystemdSupervisor
@@ -123,7 +123,7 @@ async def build(
     except BaseException:
         await asyncio.gather(bus.aclose(), results_bus.aclose())
         raise
-    warm, stall_monitor = Warm(), StallMonitor()
+    warm, stall_monitor = WarmChildren(), StallMonitor()
     taker = home.taker(warm, meter)
     methods = sync_methods(settings, home.state, identity, taker, warm, ledger, clock, machine, stall_monitor)
     rescan_seconds = settings.agent_rescan_seconds

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from agent.adapters.duckdb import DuckdbSnapshotTaker, Warm
+from agent.adapters.duckdb import DuckdbSnapshotTaker, WarmChildren
 from agent.adapters.machine_id import machine_id
 from agent.adapters.spool import SpoolDirectory
 from agent.adapters.sqlite_ledger import SqliteLedger, is_made
@@ -158,7 +158,7 @@ class Home:
         """Say whether an agent has ever run here. From then on, `read_ledger` finds one."""
         return await asyncio.to_thread(is_made, self.state.ledger_file)
 
-    def taker(self, warm: Warm | None = None, meter: Meter | None = None) -> SnapshotTaker:
+    def taker(self, warm: WarmChildren | None = None, meter: Meter | None = None) -> SnapshotTaker:
         """Return what looks at, and copies, the databases. `warm`: where children wait for who reads the copies."""
         return DuckdbSnapshotTaker(
             self.settings.agent_data_dir, self.state.staging, clock=self.clock, warm=warm, meter=meter

@@ -5,7 +5,7 @@ from datetime import tzinfo
 
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.duckdb import DuckdbMemoryReader, Warm
+from agent.adapters.duckdb import DuckdbMemoryReader, WarmChildren
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.local_zone import local_zone
 from agent.adapters.memories_file import JsonMemoriesFile
@@ -92,7 +92,7 @@ def sync_methods(
     state: StateDirectory,
     identity: Identity,
     taker: SnapshotTaker,
-    warm: Warm,
+    warm: WarmChildren,
     ledger: Ledger,
     clock: Clock,
     machine: Machine,

@@ -8,7 +8,7 @@ from pathlib import Path
 from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.duckdb import DuckdbFolder
 from agent.adapters.gunzip import Landing
-from agent.adapters.lock_probe import opener
+from agent.adapters.lock_probe import find_holder
 from agent.adapters.restore_directory import RestoreDirectoryFiles
 from agent.adapters.system_clock import SystemClock
 from agent.application.archive.catalog import Catalog
@@ -22,7 +22,7 @@ from agent.settings import Settings
 async def open_restore(directory: Path, archive: Catalog) -> AsyncIterator[Restore]:
     """Open the directory, made where there is none, for as long as the block runs. Raises RestoreError."""
     give_back_large_blocks()
-    place = await asyncio.to_thread(RestoreDirectoryFiles, directory, opener)
+    place = await asyncio.to_thread(RestoreDirectoryFiles, directory, find_holder)
     try:
         yield Restore(
             archive=archive,
@@ -42,7 +42,7 @@ def finish_restores(directory: Path) -> tuple[Restored, ...]:
     """
     if not directory.is_dir():
         return ()
-    with RestoreDirectoryFiles(directory, opener) as place:
+    with RestoreDirectoryFiles(directory, find_holder) as place:
         return place.finish()
 
 

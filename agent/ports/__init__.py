@@ -4,7 +4,7 @@ from agent.ports.bus import BusState, Codec, EventBus, Handler, Message, Respond
 from agent.ports.ledger import HistoryEntry, Ledger
 from agent.ports.memories import (
     Capabilities,
-    Held,
+    HeldMemory,
     MemoriesDraft,
     MemoriesFile,
     MemoryCounts,
@@ -12,7 +12,7 @@ from agent.ports.memories import (
     MemoryReader,
     MemorySink,
     MemorySource,
-    Packed,
+    PackedMemory,
     StoreResult,
     WrittenMemories,
 )
@@ -36,7 +36,7 @@ __all__ = [
     "Delivered",
     "EventBus",
     "Handler",
-    "Held",
+    "HeldMemory",
     "HistoryEntry",
     "Ledger",
     "MemoriesDraft",
@@ -52,7 +52,7 @@ __all__ = [
     "NetworkMonitor",
     "NoMeter",
     "ObjectStore",
-    "Packed",
+    "PackedMemory",
     "Progress",
     "RateLimiter",
     "Reconnectable",

@@ -38,7 +38,7 @@ class MemoryReader(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Packed:
+class PackedMemory:
     """A memory as it will be sent; `body` are its bytes on the wire."""
 
     seen: Seen
@@ -112,11 +112,11 @@ class MemorySink(Protocol):
         """Begin, or make sure of, a session and return what the server takes. Raises SinkError."""
         ...
 
-    def pack(self, memory: Memory, system_id: str) -> Packed:
+    def pack(self, memory: Memory, system_id: str) -> PackedMemory:
         """Return a memory of a system as it will be sent."""
         ...
 
-    async def store(self, batch: Sequence[Packed]) -> StoreResult:
+    async def store(self, batch: Sequence[PackedMemory]) -> StoreResult:
         """Send one batch; its size is the caller's choice. When it returns, what is not refused is in Akosha.
 
         Storing the same again changes nothing. Raises SinkError: then some of the batch may have arrived.
@@ -129,7 +129,7 @@ class MemorySink(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class HeldMemory:
     """A memory that its target does not have: `waiting` or `refused`, why, and since when."""
 
     seen: Seen
@@ -158,7 +158,7 @@ class MemoryLedger(Protocol):
         """The target has these."""
         ...
 
-    async def hold(self, target: Target, held: Collection[Held]) -> int:
+    async def hold(self, target: Target, held: Collection[HeldMemory]) -> int:
         """The target does not have these. What is `waiting` stays lacking; what was `refused` is no longer lacking.
 
         Returns how many of them were not held in this state of theirs (digest) before; `since` of the others stays.
@@ -171,7 +171,7 @@ class MemoryLedger(Protocol):
 
     async def counts(self, target: Target) -> MemoryCounts: ...
 
-    async def held(self, target: Target, *, limit: int) -> Sequence[Held]:
+    async def held(self, target: Target, *, limit: int) -> Sequence[HeldMemory]:
         """Return the first `limit` memories that wait or were refused: the refused ones first."""
         ...
 

@@ -39,12 +39,12 @@ class Stages:
 
     async def copy(self) -> None:
         """Copy the file as a snapshot does, without hashing."""
-        with self._copying() as copy:
+        with self._copier() as copy:
             await asyncio.to_thread(copy.run, None)
 
     async def hash(self) -> None:
         """Read the file and work out its SHA-256."""
-        with self._copying() as copy:
+        with self._copier() as copy:
             await asyncio.to_thread(_hash_original, copy)
 
     async def compress(self) -> None:

@@ -12,7 +12,7 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.domain import naming
 from agent.domain.errors import StateError
 from agent.domain.manifest import MemoriesPart
-from agent.ports import Held, MemoryCounts
+from agent.ports import HeldMemory, MemoryCounts
 from tests.support.clock import ManualClock
 from tests.support.ledger import without_fsync
 from tests.support.memories import seen
@@ -58,11 +58,11 @@ def memories(book):
 
 
 def waiting(row, reason="no embedding", since=NOON):
-    return Held(seen=row, state="waiting", reason=reason, since=since)
+    return HeldMemory(seen=row, state="waiting", reason=reason, since=since)
 
 
 def refused(row, reason="wrong dimension", since=NOON):
-    return Held(seen=row, state="refused", reason=reason, since=since)
+    return HeldMemory(seen=row, state="refused", reason=reason, since=since)
 
 
 async def lacking(memories, *page, target=TARGET):
@@ -174,7 +174,7 @@ async def test_of_a_databases_rows_that_are_gone_none_is_held(memories):
     await memories.delivered(TARGET, [seen(9)])
     for target in (TARGET, OTHER_TARGET):
         await memories.hold(
-            target, [waiting(deleted), waiting(graph), Held(seen=kept, state="refused", reason="x", since=NOON)]
+            target, [waiting(deleted), waiting(graph), HeldMemory(seen=kept, state="refused", reason="x", since=NOON)]
         )
     await memories.release(TARGET, "reflection", {kept.key})
     assert {held.seen for held in await kept_back(memories)} == {kept, graph}
@@ -520,7 +520,7 @@ async def enter(book, model, second, what, of):
             await book.memories.delivered(TARGET, of)
             model.deliver(of)
         case "waiting" | "refused":
-            held = [Held(seen=row, state=what, reason=what, since=at) for row in of]
+            held = [HeldMemory(seen=row, state=what, reason=what, since=at) for row in of]
             await book.memories.hold(TARGET, held)
             model.hold(held)
         case "meet":

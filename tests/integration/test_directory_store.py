@@ -464,14 +464,14 @@ async def test_an_object_that_is_opened_after_its_reader_was_cancelled_is_closed
     store, opening, go_on = DirectoryStore(tmp_path), threading.Event(), threading.Event()
     path_of, opened = store_module.layout.object_path, []
 
-    class Held:
+    class HeldMemory:
         def open(self, mode):
             opening.set()
             assert go_on.wait(30)
             opened.append(path_of(tmp_path, "object").open(mode))
             return opened[0]
 
-    monkeypatch.setattr(store_module.layout, "object_path", lambda *_: Held())
+    monkeypatch.setattr(store_module.layout, "object_path", lambda *_: HeldMemory())
     reading = asyncio.create_task(anext(store.get("object")))
     await asyncio.to_thread(opening.wait, 30)
     reading.cancel()

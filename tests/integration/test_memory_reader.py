@@ -15,7 +15,7 @@ from datetime import UTC, timedelta, timezone
 import psutil
 import pytest
 
-from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, Warm
+from agent.adapters.duckdb import DuckdbMemoryReader, DuckdbSnapshotTaker, WarmChildren
 from agent.adapters.duckdb.child_process import CHILD
 from agent.adapters.duckdb.frames import PAGE_ROWS
 from agent.adapters.system_clock import SystemClock
@@ -490,7 +490,7 @@ def test_the_child_ends_with_its_parent(copy):
 
 async def test_who_checked_a_copy_reads_it_and_goes_with_it(tmp_path, copy):
     create(tmp_path, commits=3)
-    warm = Warm()
+    warm = WarmChildren()
     taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
     reader = DuckdbMemoryReader(warm=warm)
     snapshot = await taker.take("reflection")
@@ -512,7 +512,7 @@ async def test_who_checked_a_copy_reads_it_and_goes_with_it(tmp_path, copy):
 
 async def test_one_that_was_killed_while_it_waited_is_not_missed(tmp_path, copy):
     create(tmp_path, commits=3)
-    warm = Warm()
+    warm = WarmChildren()
     taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
     snapshot = await taker.take("reflection")
     (waiting,) = warm._waiting.values()
@@ -524,7 +524,7 @@ async def test_one_that_was_killed_while_it_waited_is_not_missed(tmp_path, copy)
 
 async def test_no_more_than_two_wait(tmp_path, copy):
     create(tmp_path, commits=3)
-    warm = Warm()
+    warm = WarmChildren()
     taker = DuckdbSnapshotTaker(copy.parent, tmp_path / "staging", clock=SystemClock(), warm=warm)
     for _ in range(3):
         await taker.take("reflection")

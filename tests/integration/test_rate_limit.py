@@ -8,7 +8,7 @@ import pytest
 
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.directory_store import DirectoryStore
-from agent.adapters.duckdb import Warm
+from agent.adapters.duckdb import WarmChildren
 from agent.adapters.s3 import S3Store
 from agent.adapters.sqlite_ledger import SqliteLedger
 from agent.adapters.wire import CloudEventsCodec
@@ -40,7 +40,7 @@ async def wired(tmp_path) -> AsyncIterator:
             home.state,
             Identity("a", "mac"),
             home.taker(),
-            Warm(),
+            WarmChildren(),
             ledger,
             clock,
             home.machine(),
@@ -83,9 +83,9 @@ async def test_a_bucket_limits_its_bytes_as_they_leave(wired):
     bucket = {"cloud_bucket": "bucket", "cloud_endpoint": "http://127.0.0.1:9"}
     store, sink, _ = await wired(100, **bucket)
     assert type(store) is S3Store
-    assert store._sending._rate_limiter is sink._rate_limiter
+    assert store._writer._rate_limiter is sink._rate_limiter
     store, sink, _ = await wired(0, **bucket)
-    assert (type(store), store._sending._rate_limiter, type(sink)) == (S3Store, None, AkoshaSink)
+    assert (type(store), store._writer._rate_limiter, type(sink)) == (S3Store, None, AkoshaSink)
 
 
 async def test_who_is_held_back_with_memories_does_not_count_as_standing_still(wired):

@@ -37,7 +37,7 @@ async def test_the_condition_decides_where_another_create_came_in_between(fronte
     other = fronted(bucket=store._address.bucket)
 
     async def overtaken(request, forward):
-        await other._creating._put(KEY, b"theirs")
+        await other._creator._put(KEY, b"theirs")
         return await forward()
 
     front.on("head_object", overtaken, times=1)

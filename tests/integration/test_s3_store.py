@@ -136,9 +136,11 @@ async def test_the_loop_does_not_make_the_client(moto, aws, monkeypatch):
     """Import, models and credentials are a thread's work."""
     async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
         threads = []
-        make = store._connection._building._open
+        make = store._connection._client_builder._open
         monkeypatch.setattr(
-            store._connection._building, "_open", lambda on: (threads.append(threading.current_thread()), make(on))[1]
+            store._connection._client_builder,
+            "_open",
+            lambda on: (threads.append(threading.current_thread()), make(on))[1],
         )
         await put(store)
     assert len(threads) == 1

@@ -192,8 +192,8 @@ async def test_a_directory_that_does_not_answer_holds_up_its_reader_alone(tmp_pa
         assert answered.wait(20)
         return really_look(directory, wanted)
 
-    really_look = watcher_module.look
-    monkeypatch.setattr(watcher_module, "look", hang)
+    really_look = watcher_module.read_directory
+    monkeypatch.setattr(watcher_module, "read_directory", hang)
     watcher = watcher_of(tmp_path)
     assert not asked.is_set(), "made, it looks at nothing"
     async with reading(watcher) as reader:

@@ -7,7 +7,7 @@ import orjson
 from agent.adapters.akosha.sink import pack
 from agent.domain.errors import SinkError
 from agent.domain.memories import KINDS, Memory
-from agent.ports import Capabilities, Packed, StoreResult
+from agent.ports import Capabilities, PackedMemory, StoreResult
 
 NO_EMBEDDING = "Embedding is required: must be a 384-dimensional vector"
 
@@ -49,10 +49,10 @@ class MemorySink:
         kinds = frozenset(KINDS) if self.relations else need
         return Capabilities(version=self.version, kinds=kinds, need_embedding=need)
 
-    def pack(self, memory: Memory, system_id: str) -> Packed:
+    def pack(self, memory: Memory, system_id: str) -> PackedMemory:
         return pack(memory, system_id)
 
-    async def store(self, batch: Sequence[Packed]) -> StoreResult:
+    async def store(self, batch: Sequence[PackedMemory]) -> StoreResult:
         self.events.append("store")
         if self.failures and (failure := self.failures.pop(0)) is not None:
             raise failure
@@ -76,7 +76,7 @@ class MemorySink:
     async def aclose(self) -> None:
         self.closed += 1
 
-    def _complaint(self, packed: Packed) -> str:
+    def _complaint(self, packed: PackedMemory) -> str:
         for part, why in self.refuse.items():
             if part in packed.memory_id:
                 return why

@@ -27,7 +27,7 @@ from agent.domain.events import Event, IngestCompleted, IngestFailed
 from agent.domain.identity import Identity
 from agent.domain.memories import KINDS, Memory, memory_id
 from agent.domain.retention import KeepRules
-from agent.ports import BusState, Capabilities, Packed, StoreResult
+from agent.ports import BusState, Capabilities, PackedMemory, StoreResult
 from tests.support.clock import ManualClock
 from tests.support.faulty_store import FaultyStore
 from tests.support.ledger import inline_ledger
@@ -66,10 +66,10 @@ class Shelf:
             raise self.down
         return Capabilities(version=self.version, kinds=frozenset(KINDS), need_embedding=frozenset(KINDS))
 
-    def pack(self, memory: Memory, system_id: str) -> Packed:
-        return Packed(seen=memory.seen, memory_id=memory_id(system_id, memory.seen), body=memory.text.encode())
+    def pack(self, memory: Memory, system_id: str) -> PackedMemory:
+        return PackedMemory(seen=memory.seen, memory_id=memory_id(system_id, memory.seen), body=memory.text.encode())
 
-    async def store(self, batch: Sequence[Packed]) -> StoreResult:
+    async def store(self, batch: Sequence[PackedMemory]) -> StoreResult:
         if self.errors and (error := self.errors.pop(0)):
             raise error
         refused = {

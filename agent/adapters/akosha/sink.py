@@ -15,13 +15,13 @@ from agent.adapters.akosha.server_address import ServerAddress
 from agent.adapters.akosha.tools import BATCH, OwnTool, ToolCatalog
 from agent.domain.errors import AkoshaError, SinkError
 from agent.domain.memories import KINDS, Json, Memory, memory_id
-from agent.ports import Capabilities, Packed, RateLimiter, StoreResult, UnexpectedErrors
+from agent.ports import Capabilities, PackedMemory, RateLimiter, StoreResult, UnexpectedErrors
 
 _DEEPEST = 64
 _LARGEST = 2**63
 
 
-def pack(memory: Memory, system_id: str) -> Packed:
+def pack(memory: Memory, system_id: str) -> PackedMemory:
     """Return the memory as it will be sent. Whatever is in it, this does not fail."""
     seen = memory.seen
     identity = memory_id(system_id, seen)
@@ -35,7 +35,7 @@ def pack(memory: Memory, system_id: str) -> Packed:
         body = orjson.dumps(sent | vector)
     except (TypeError, ValueError):
         body = orjson.dumps({str(name): _plain(value, _DEEPEST) for name, value in sent.items()} | vector)
-    return Packed(seen=seen, memory_id=identity, body=body)
+    return PackedMemory(seen=seen, memory_id=identity, body=body)
 
 
 def _plain(value: object, depth: int) -> object:
@@ -56,7 +56,7 @@ def _plain(value: object, depth: int) -> object:
 MAX_REFUSED = 16
 """So many memories refused one by one, and none stored, and it is the server that is to blame."""
 
-Numbered = tuple[int, Packed]
+Numbered = tuple[int, PackedMemory]
 """A memory with its position in the batch."""
 
 
@@ -118,11 +118,11 @@ class AkoshaSink:
         with self._translated("connect"):
             return (await self._client.checked_session()).catalog.capabilities
 
-    def pack(self, memory: Memory, system_id: str) -> Packed:
+    def pack(self, memory: Memory, system_id: str) -> PackedMemory:
         with self._translated("pack"):
             return pack(memory, system_id)
 
-    async def store(self, batch: Sequence[Packed]) -> StoreResult:
+    async def store(self, batch: Sequence[PackedMemory]) -> StoreResult:
         if self._rate_limiter is not None:
             await self._rate_limiter.take(sum(len(packed.body) for packed in batch), self._waiting)
         with self._translated("store"):
@@ -157,7 +157,7 @@ class AkoshaSink:
             text = f"{self._address}: an error that the agent does not know, in {operation}"
             raise self._unexpected.translate(first, operation, text, hint=errors.UNEXPECTED) from error
 
-    async def _store(self, batch: Sequence[Packed]) -> StoreResult:
+    async def _store(self, batch: Sequence[PackedMemory]) -> StoreResult:
         catalog = (await self._client.session()).catalog
         done = _Done()
         batched: list[Numbered] = []

@@ -13,7 +13,7 @@ import orjson
 from agent.adapters.akosha.server_address import ServerAddress
 from agent.domain.errors import SinkError
 from agent.domain.memories import Kind
-from agent.ports import Capabilities, Packed
+from agent.ports import Capabilities, PackedMemory
 
 Message = dict[str, Any]
 """A JSON object from outside. It does not leave this package."""
@@ -98,7 +98,7 @@ class OwnTool:
             taken |= {*_EVERYTHING} - {*listed}
         return cls(kind, OWN_TOOLS[kind], frozenset(taken), frozenset(required)) if taken.issuperset(required) else None
 
-    def fill(self, packed: Packed) -> bytes | None:
+    def fill(self, packed: PackedMemory) -> bytes | None:
         """Return the arguments for a memory as JSON; None where it lacks one that is required."""
         values = _values(self.kind, packed)
         if not self.required <= {*values}:
@@ -154,7 +154,7 @@ def _fits(name: str, shape: object) -> bool:
     return not types or kind in types
 
 
-def _values(kind: Kind, packed: Packed) -> dict[str, object]:
+def _values(kind: Kind, packed: PackedMemory) -> dict[str, object]:
     """Return all that we could say of a memory, by the names that a tool may have for it."""
     sent: Message = orjson.loads(packed.body)
     metadata: Message = sent["metadata"]

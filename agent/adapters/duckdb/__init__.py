@@ -1,30 +1,31 @@
-"""DuckDB files of another process: right copies of them, and what the copies hold.
+"""DuckDB files of another process: consistent copies of them, and the contents of the copies.
 
-source        where a database's files really are, and what they look like from outside
-header        the 12,288 bytes that say which state of the database is the valid one
-filecopy      one file through one descriptor
-bracket       copying between two equal headers
-taker         the port for snapshots
-reader        the port for memories
+snapshot_taker   the port for snapshots
+source           the files of a database as they look from outside, and the header of the main file
+bracketed_copy   copying between two equal headers
+verification     the check of a copy
+reader           the port for memories
+folding          main file and sidecars become one
 
-children      processes that have the engine; `child` is their program, `engine` its inside, which alone imports duckdb
-exchange      question and answer between a child and its parent, in `frames`
-verification  the check of a copy
-reading       pages of memories, in the child
-folding       main file and sidecars become one; `merging` is its inside, in the child
-tables        which tables hold memories, and the statements that read them
-rows          the text, metadata and digest of a row
+child_process    processes that have the engine, and requests to them in `frames`: the parent's side
+child            the program of a child
+engine           the engine in a child: the only module that imports duckdb
+contents         rows and digests of tables, and folding, in the child
+reading          pages of memories, in the child
+tables           which tables hold memories, and the statements that read them
+rows             the text, metadata and digest of a row
+database_facts   facts about databases, for diagnosis
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agent.adapters.duckdb.child_process import Warm
+    from agent.adapters.duckdb.child_process import WarmChildren
     from agent.adapters.duckdb.folding import DuckdbFolder
     from agent.adapters.duckdb.reader import DuckdbMemoryReader
     from agent.adapters.duckdb.snapshot_taker import DuckdbSnapshotTaker
 
-__all__ = ["DuckdbFolder", "DuckdbMemoryReader", "DuckdbSnapshotTaker", "Warm"]
+__all__ = ["DuckdbFolder", "DuckdbMemoryReader", "DuckdbSnapshotTaker", "WarmChildren"]
 
 
 def __getattr__(name: str) -> object:
@@ -41,8 +42,8 @@ def __getattr__(name: str) -> object:
         from agent.adapters.duckdb import folding  # noqa: PLC0415
 
         return folding.DuckdbFolder
-    if name == "Warm":
+    if name == "WarmChildren":
         from agent.adapters.duckdb import child_process  # noqa: PLC0415
 
-        return child_process.Warm
+        return child_process.WarmChildren
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

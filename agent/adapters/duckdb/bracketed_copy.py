@@ -30,7 +30,7 @@ from typing import Self
 
 import structlog
 
-from agent.adapters.duckdb.source import HEADER_BYTES, Found, Header, Source
+from agent.adapters.duckdb.source import HEADER_BYTES, FoundFile, Header, Source
 from agent.domain.databases import Fingerprint
 from agent.domain.errors import SnapshotError, StagingFull, WireError
 from agent.domain.upload_plan import RawFile
@@ -44,14 +44,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-class Moved(Exception):  # noqa: N818 - not an error: the writer did its work
+class SourceChanged(Exception):  # noqa: N818 - not an error: the writer did its work
     """The originals changed under the copy."""
 
 
 class FileCopy:
     """An original and its copy, both open: close it. Memory is two chunks, whatever the file's size."""
 
-    def __init__(self, found: Found, folder: Path, *, halt: threading.Event) -> None:
+    def __init__(self, found: FoundFile, folder: Path, *, halt: threading.Event) -> None:
         """Open both. Raises SnapshotError, and Moved where the name leads to another file by now."""
         self.found = found
         self.folder = folder
@@ -61,11 +61,11 @@ class FileCopy:
         try:
             self.original = found.open()
         except OSError as error:
-            raise Moved(f"{found.name} was moved") from error
+            raise SourceChanged(f"{found.name} was moved") from error
         try:
             status = os.fstat(self.original)
             if (status.st_dev, status.st_ino) != found.identity[1:]:
-                raise Moved(f"{found.name} was replaced")
+                raise SourceChanged(f"{found.name} was replaced")
             try:
                 self.copy = os.open(folder / found.name, _CREATE, 0o600)
             except OSError as error:
@@ -100,7 +100,7 @@ class FileCopy:
                 pending.result()
             count = os.readv(self.original, [buffers[turn][: self.size - done]])
             if count == 0:
-                raise Moved(f"{self.found.name} became shorter")
+                raise SourceChanged(f"{self.found.name} became shorter")
             chunk = buffers[turn][:count]
             if hashing is not None:
                 hashed[turn] = hashing.submit(digest.update, chunk)
@@ -119,7 +119,7 @@ class FileCopy:
             self._go_on()
             count = min(CHUNK_BYTES, self.size - at)
             if os.pread(self.original, count, at) != os.pread(self.copy, count, at):
-                raise Moved(f"{self.found.name} was replaced")
+                raise SourceChanged(f"{self.found.name} was replaced")
 
     def sha256(self) -> str:
         """Return the SHA-256 of the copy; it is read where it was not hashed on the way."""
@@ -191,7 +191,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Bracketed:
+class DatabaseCopy:
     """What lies in the folder now. `fingerprint` is of the originals, before the first byte was copied."""
 
     files: tuple[RawFile, ...]
@@ -203,13 +203,13 @@ class Bracketed:
 class _Odd(Exception):  # noqa: N818 - becomes its SnapshotError once the file is seen to stay like that
     """The main file is not what it should be. It may be in the making."""
 
-    def __init__(self, main: Found, error: SnapshotError) -> None:
+    def __init__(self, main: FoundFile, error: SnapshotError) -> None:
         super().__init__(error.message)
         self.look = (main.identity, main.stat.st_size, main.stat.st_mtime_ns)
         self.error = error
 
 
-def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float, halt: threading.Event) -> Bracketed:
+def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float, halt: threading.Event) -> DatabaseCopy:
     """Copy into `folder`, which is made, and hash.
 
     Tries for `seconds`, and at least three times. Raises SnapshotError; it is transient where the writer was too
@@ -224,12 +224,12 @@ def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float,
             try:
                 # Hashing while copying saves a second reading, but makes the bracket longer: worth it once.
                 files, fingerprint, header = _attempt(source, folder, hashing if attempts == 1 else None, halt)
-                return Bracketed(files, fingerprint, header, attempts)
+                return DatabaseCopy(files, fingerprint, header, attempts)
             except _Odd as odd:
                 if look == odd.look:
                     raise odd.error from odd
                 look, why = odd.look, str(odd)
-            except Moved as moved:
+            except SourceChanged as moved:
                 why = str(moved)
             except OSError as error:
                 raise SnapshotError(
@@ -272,15 +272,15 @@ def _attempt(
             sidecar.check_prefix()
         _expect(source, found)
         if not before == os.pread(main.original, HEADER_BYTES, 0) == os.pread(main.copy, HEADER_BYTES, 0):
-            raise Moved("a checkpoint was completed")
+            raise SourceChanged("a checkpoint was completed")
         # The bracket is closed: from here on only the copies are read.
         raw = tuple(RawFile(copy.found.name, copy.size, copy.sha256()) for copy in (main, *sidecars))
     return raw, fingerprint, header
 
 
-def _expect(source: Source, found: tuple[Found, ...]) -> None:
+def _expect(source: Source, found: tuple[FoundFile, ...]) -> None:
     if [file.identity for file in source.files()] != [file.identity for file in found]:
-        raise Moved("a file appeared, vanished or was replaced")
+        raise SourceChanged("a file appeared, vanished or was replaced")
 
 
 def _make_room(folder: Path, name: str, *, needed: int) -> None:
@@ -296,12 +296,12 @@ def _make_room(folder: Path, name: str, *, needed: int) -> None:
         raise staging_full(name, folder.parent, needed=needed)
 
 
-def _parse(main: Found, data: bytes) -> Header:
+def _parse(main: FoundFile, data: bytes) -> Header:
     try:
         return Header.parse(data)
     except WireError as error:
         raise _Odd(main, _damaged(main, f"it {error.message}")) from error
 
 
-def _damaged(main: Found, why: str) -> SnapshotError:
+def _damaged(main: FoundFile, why: str) -> SnapshotError:
     return SnapshotError(f"{main.name} is no whole DuckDB database: {why}", hint=_RESTORE_HINT)

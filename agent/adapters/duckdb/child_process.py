@@ -50,7 +50,7 @@ async def end(child: Process) -> None:
     await asyncio.shield(task)
 
 
-class Warm:
+class WarmChildren:
     """Children that wait, by the copy they have checked. Each is ended with its copy, or when a third comes."""
 
     def __init__(self) -> None:

@@ -37,7 +37,7 @@ class DuckdbMemoryReader:
     def __init__(
         self,
         *,
-        warm: child_process.Warm | None = None,
+        warm: child_process.WarmChildren | None = None,
         timeout_seconds: float = 600.0,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import structlog
 
 from agent.adapters.duckdb import source
-from agent.adapters.duckdb.bracketed_copy import Bracketed, copy_database
-from agent.adapters.duckdb.child_process import STALL_SECONDS, Warm
+from agent.adapters.duckdb.bracketed_copy import DatabaseCopy, copy_database
+from agent.adapters.duckdb.child_process import STALL_SECONDS, WarmChildren
 from agent.adapters.duckdb.source import Source
 from agent.adapters.duckdb.verification import Verdict, verify
 from agent.domain.databases import Survey, main_name
@@ -43,7 +43,7 @@ class DuckdbSnapshotTaker:
         verify_timeout_seconds: float = 600.0,
         verify_stall_seconds: float = STALL_SECONDS,
         bracket_seconds: float = 15.0,
-        warm: Warm | None = None,
+        warm: WarmChildren | None = None,
         meter: Meter | None = None,
     ) -> None:
         self._data_dir = data_dir
@@ -100,7 +100,7 @@ class DuckdbSnapshotTaker:
             await self._warm.end_in()
         await asyncio.to_thread(_empty, self._staging_dir)
 
-    async def _take_once(self, database: str) -> tuple[Path, Bracketed, Verdict]:
+    async def _take_once(self, database: str) -> tuple[Path, DatabaseCopy, Verdict]:
         """Copy and check. However it fails, the folder is removed."""
         folder = self._staging_dir / f"take-{uuid.uuid4().hex}"
         halt = threading.Event()
@@ -125,13 +125,13 @@ class DuckdbSnapshotTaker:
             await self._clean(copying, folder)
             raise
 
-    def _copy(self, database: str, folder: Path, halt: threading.Event) -> Bracketed:
+    def _copy(self, database: str, folder: Path, halt: threading.Event) -> DatabaseCopy:
         _make_private(self._staging_dir)
         return copy_database(
             Source(self._data_dir, database), folder, clock=self._clock, seconds=self._bracket_seconds, halt=halt
         )
 
-    async def _clean(self, copying: asyncio.Task[Bracketed], folder: Path) -> None:
+    async def _clean(self, copying: asyncio.Task[DatabaseCopy], folder: Path) -> None:
         """Wait for the thread to stop, remove the folder; goes on by itself where it is cancelled once more."""
 
         async def clean() -> None:

@@ -66,7 +66,7 @@ _DATA_DIR_HINT = "let akosha_agent_data_dir name the directory that holds the da
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFile:
     """One file: its name in the data directory, the path behind it (None: a link that leads out or nowhere)."""
 
     name: str
@@ -117,7 +117,7 @@ class Source:
     def name(self) -> str:
         return main_name(self.database)
 
-    def files(self) -> tuple[Found, ...]:
+    def files(self) -> tuple[FoundFile, ...]:
         """Return the main file and the sidecars that exist; nothing where there is no main file.
 
         A sidecar without its main file is useless: it has the changes to a state that is gone.
@@ -136,7 +136,7 @@ class Source:
         except OSError as error:
             raise _unreachable(self.data_dir, error) from error
 
-    def fingerprint(self, files: tuple[Found, ...]) -> Fingerprint:
+    def fingerprint(self, files: tuple[FoundFile, ...]) -> Fingerprint:
         """Return how these files look now: their stats, and a digest of the main file's header bytes."""
         return Fingerprint(tuple(found.as_stat for found in files), _header_digest(files[0]))
 
@@ -160,24 +160,24 @@ def survey(data_dir: Path) -> Survey:
     return found
 
 
-def _look(root: str, name: str, path: str) -> Found | None:
+def _look(root: str, name: str, path: str) -> FoundFile | None:
     try:
         status = os.lstat(path)
         if not stat.S_ISLNK(status.st_mode):
-            return Found(name, path, status)
+            return FoundFile(name, path, status)
         try:
             real = os.path.realpath(path, strict=True)
             inside = Path(real).is_relative_to(root)
-            return Found(name, real, os.lstat(real)) if inside else Found(name, None, status)
+            return FoundFile(name, real, os.lstat(real)) if inside else FoundFile(name, None, status)
         except OSError:
-            return Found(name, None, status)  # dangling, a loop, or through a directory that is closed to us
+            return FoundFile(name, None, status)  # dangling, a loop, or through a directory that is closed to us
     except OSError as error:
         if error.errno in _ABSENT:
             return None
         raise
 
 
-def _header_digest(main: Found) -> str:
+def _header_digest(main: FoundFile) -> str:
     try:
         descriptor = main.open()
     except (SnapshotError, OSError):

@@ -28,7 +28,11 @@ class Verdict:
 
 
 async def verify(
-    copy: Path, *, timeout_seconds: float, stall_seconds: float = STALL_SECONDS, warm: child_process.Warm | None = None
+    copy: Path,
+    *,
+    timeout_seconds: float,
+    stall_seconds: float = STALL_SECONDS,
+    warm: child_process.WarmChildren | None = None,
 ) -> Verdict:
     """Have a child read the copy through. Never raises for what the child does; cancelled, it kills the child.
 

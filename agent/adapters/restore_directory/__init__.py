@@ -1,9 +1,8 @@
-"""The directory that is restored to: where files come together out of sight, and then take their names.
+"""The directory that is restored to: files are completed in a scratch folder, and then get their names.
 
-place    the directory: who works in it, what is in the way, how much room there is
-scratch  a restore's own folder in it
-placing  old files aside and new ones in their place, in an order that a kill leaves whole; the journal
-files    what the others do with files
+directory   the directory: processes that have it open, files in the way, free space
+scratch     a restore's own folder in it, and the files there
+placement   old files aside and new ones in their place, in an order that survives a kill; the journal
 """
 
 from agent.adapters.restore_directory.directory import RestoreDirectoryFiles

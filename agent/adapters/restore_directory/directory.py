@@ -13,24 +13,24 @@ from typing import Self
 
 from agent.adapters import fs
 from agent.adapters.restore_directory.placement import Journal, check, planned, put_in_place
-from agent.adapters.restore_directory.scratch import Busy, Look, Scratch, names_in, unusable
+from agent.adapters.restore_directory.scratch import FileStatus, Scratch, ScratchInUse, names_in, unusable
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import NamingError, RestoreError, WireError
 from agent.domain.manifest import LONGEST_NAME_BYTES
 from agent.domain.naming import upload_time
 from agent.domain.restore_plan import SCRATCH, Restorable, Restored, aside_names, family
 
-Opener = Callable[[str, int], object | None]
+FindHolder = Callable[[str, int], object | None]
 """Says who has a file (its name, the directory's descriptor) open, None for nobody. Raises OSError."""
 
 
 class RestoreDirectoryFiles:
     """A directory, made where there is none, open until `close`."""
 
-    def __init__(self, directory: Path, opener: Opener) -> None:
+    def __init__(self, directory: Path, find_holder: FindHolder) -> None:
         """Open it. Raises RestoreError."""
         self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - a link in its name stays one
-        self._opener = opener
+        self._find_holder = find_holder
         self._scratch: Scratch | None = None
         self._placing = False
         try:
@@ -55,7 +55,7 @@ class RestoreDirectoryFiles:
             for upload in self._left():
                 try:
                     scratch = Scratch(self.directory, self._folder, upload, make=False)
-                except (Busy, FileNotFoundError):
+                except (ScratchInUse, FileNotFoundError):
                     continue
                 try:
                     if (report := self._finish(scratch)) is not None:
@@ -71,8 +71,8 @@ class RestoreDirectoryFiles:
             in_the_way = []
             for database in databases:
                 there = self._there(database)
-                for name, look in there.items():
-                    if not look.regular:
+                for name, status in there.items():
+                    if not status.regular:
                         raise RestoreError(f"{self.directory / name} is no file", hint="move it away")
                 if there and main_name(database) not in there:
                     in_the_way += [f"{name} (of another {main_name(database)})" for name in there]
@@ -95,7 +95,7 @@ class RestoreDirectoryFiles:
                     self._sweep(other)
             try:
                 self._scratch = Scratch(self.directory, self._folder, upload, make=True)
-            except Busy as error:
+            except ScratchInUse as error:
                 raise RestoreError(
                     f"another restore of {upload} is at work in {self.directory}", hint="wait for it, or end it"
                 ) from error
@@ -208,15 +208,15 @@ class RestoreDirectoryFiles:
     def _free(self) -> None:
         """See that no process has a database of the directory open."""
         for name in names_in(self._folder):
-            if database_of(name) is not None and (who := self._opener(name, self._folder)) is not None:
+            if database_of(name) is not None and (who := self._find_holder(name, self._folder)) is not None:
                 raise RestoreError(
                     f"{who} has {self.directory / name} open",
                     hint="end it first (Session-Buddy: close the session), or restore to another directory",
                 )
 
-    def _there(self, database: str) -> dict[str, Look]:
-        looks = {name: Look.at(name, self._folder) for name in family(database)}
-        return {name: look for name, look in looks.items() if look is not None}
+    def _there(self, database: str) -> dict[str, FileStatus]:
+        statuses = {name: FileStatus.at(name, self._folder) for name in family(database)}
+        return {name: status for name, status in statuses.items() if status is not None}
 
     def _left(self) -> list[str]:
         """Return the uploads whose folders are there."""
@@ -234,7 +234,7 @@ class RestoreDirectoryFiles:
     def _sweep(self, upload: str) -> None:
         try:
             scratch = Scratch(self.directory, self._folder, upload, make=False)
-        except (Busy, FileNotFoundError, RestoreError):
+        except (ScratchInUse, FileNotFoundError, RestoreError):
             return
         try:
             scratch.remove()

@@ -21,7 +21,16 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from agent.adapters import fs
-from agent.adapters.restore_directory.scratch import FOLDED, INCOMING, JOURNAL, RAW, Look, Scratch, copy_file, sync_file
+from agent.adapters.restore_directory.scratch import (
+    FOLDED,
+    INCOMING,
+    JOURNAL,
+    RAW,
+    FileStatus,
+    Scratch,
+    copy_file,
+    sync_file,
+)
 from agent.domain.databases import main_name
 from agent.domain.errors import RestoreError, WireError
 from agent.domain.restore_plan import family
@@ -30,12 +39,15 @@ _NEW_JOURNAL = "journal.new"
 
 
 @dataclass(frozen=True, slots=True)
-class Moving:
-    """A file that changes its name: in the scratch folder (`source`), or in the directory; how it looked before."""
+class FileMove:
+    """A file to be renamed, from the scratch folder or within the directory; `look` is its status before.
+
+    The journal has these fields by name, also one that an earlier version of the agent has left.
+    """
 
     source: str
     to: str
-    look: Look
+    look: FileStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +55,11 @@ class Placement:
     """One database: what comes, its main file last, and what makes way."""
 
     database: str
-    new: tuple[Moving, ...]
-    old: tuple[Moving, ...]
+    new: tuple[FileMove, ...]
+    old: tuple[FileMove, ...]
 
     @property
-    def main(self) -> Moving:
+    def main(self) -> FileMove:
         return self.new[-1]
 
 
@@ -98,8 +110,8 @@ def planned(
     for name in reversed(names):
         source = f"{FOLDED if folded else RAW}/{name}"
         sync_file(source, scratch.descriptor)
-        new.append(Moving(source, name, _look(source, scratch.descriptor)))
-    old = tuple(Moving(name, to, _look(name, folder)) for name, to in aside.items())
+        new.append(FileMove(source, name, _look(source, scratch.descriptor)))
+    old = tuple(FileMove(name, to, _look(name, folder)) for name, to in aside.items())
     return Placement(database, tuple(new), old)
 
 
@@ -108,63 +120,63 @@ def put_in_place(placement: Placement, scratch: Scratch, folder: int) -> None:
 
     Raises RestoreError where another program has changed the files there, OSError.
     """
-    if Look.at(placement.main.source, scratch.descriptor) is None:
+    if FileStatus.at(placement.main.source, scratch.descriptor) is None:
         return
     check(placement, scratch, folder)
     main = next((old for old in placement.old if old.source == main_name(placement.database)), None)
     sidecars = [old for old in placement.old if old is not main]
-    remaining = [old for old in sidecars if Look.at(old.source, folder) == old.look]
-    if main is None or Look.at(main.to, folder) != main.look:
+    remaining = [old for old in sidecars if FileStatus.at(old.source, folder) == old.look]
+    if main is None or FileStatus.at(main.to, folder) != main.look:
         for old in remaining:
             _copy_aside(old, scratch, folder)
         fs.sync(folder)
-        if main is not None and Look.at(main.source, folder) is not None:
+        if main is not None and FileStatus.at(main.source, folder) is not None:
             os.rename(main.source, main.to, src_dir_fd=folder, dst_dir_fd=folder)
             fs.sync(folder)
     for old in remaining:
         os.unlink(old.source, dir_fd=folder)
     fs.sync(folder)
     for new in placement.new:
-        if Look.at(new.source, scratch.descriptor) is not None:
+        if FileStatus.at(new.source, scratch.descriptor) is not None:
             os.rename(new.source, new.to, src_dir_fd=scratch.descriptor, dst_dir_fd=folder)
             fs.sync(folder)
 
 
 def check(placement: Placement, scratch: Scratch, folder: int) -> None:
     """Check that the files there are those of before, or those put there by this restore. Raises RestoreError."""
-    expected: dict[str, set[Look]] = {}
+    expected: dict[str, set[FileStatus]] = {}
     for old in placement.old:
         expected.setdefault(old.source, set()).add(old.look)
     for new in placement.new:
-        if Look.at(new.source, scratch.descriptor) is None:
+        if FileStatus.at(new.source, scratch.descriptor) is None:
             expected.setdefault(new.to, set()).add(new.look)
     for name in family(placement.database):
-        look = Look.at(name, folder)
+        look = FileStatus.at(name, folder)
         if look is not None and look not in expected.get(name, ()):
             raise RestoreError(
                 f"{name} was changed while it was to make way", hint="end what writes there, and restore once more"
             )
 
 
-def _copy_aside(old: Moving, scratch: Scratch, folder: int) -> None:
+def _copy_aside(old: FileMove, scratch: Scratch, folder: int) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(INCOMING, dir_fd=scratch.descriptor)
     copy_file(old.source, folder, INCOMING, scratch.descriptor)
     os.rename(INCOMING, old.to, src_dir_fd=scratch.descriptor, dst_dir_fd=folder)
 
 
-def _look(name: str, folder: int) -> Look:
-    look = Look.at(name, folder)
+def _look(name: str, folder: int) -> FileStatus:
+    look = FileStatus.at(name, folder)
     if look is None:
         raise FileNotFoundError(name)
     return look
 
 
 def _placement(document: Mapping[str, object]) -> Placement:
-    def moving(one: Mapping[str, object]) -> Moving:
-        return Moving(str(one["source"]), str(one["to"]), Look(**one["look"]))  # type: ignore[arg-type] # ours
+    def file_move(one: Mapping[str, object]) -> FileMove:
+        return FileMove(str(one["source"]), str(one["to"]), FileStatus(**one["look"]))  # type: ignore[arg-type] # ours
 
     new, old = document["new"], document["old"]
     assert isinstance(new, list)
     assert isinstance(old, list)
-    return Placement(str(document["database"]), tuple(map(moving, new)), tuple(map(moving, old)))
+    return Placement(str(document["database"]), tuple(map(file_move, new)), tuple(map(file_move, old)))

@@ -35,7 +35,7 @@ _TRIES, _PAUSE_SECONDS = 50, 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class FileStatus:
     """A file as `lstat` sees it: equal as long as it is the same one, and nobody wrote to it."""
 
     inode: int
@@ -87,8 +87,8 @@ def copy_file(name: str, source: int, new: str, folder: int) -> None:
 
 def remove_all(name: str, folder: int) -> None:
     """Remove a folder with all that is in it, or a file; links in it are removed, not followed. Raises OSError."""
-    look = os.stat(name, dir_fd=folder, follow_symlinks=False)
-    if not stat.S_ISDIR(look.st_mode):
+    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode):
         os.unlink(name, dir_fd=folder)
         return
     for left in reversed(range(_TRIES)):
@@ -114,7 +114,7 @@ RAW, FOLDING, FOLDED, INCOMING, JOURNAL = "raw", "folding", "folded", "incoming"
 _KEPT = (RAW, FOLDED)
 
 
-class Busy(Exception):  # noqa: N818 - the state of the world
+class ScratchInUse(Exception):  # noqa: N818 - the state of the world
     """Another restore works in it."""
 
 
@@ -139,7 +139,7 @@ class Scratch:
             inside = os.open(name, FOLDER, dir_fd=self.descriptor)
             try:
                 for each in names_in(inside):
-                    if not (look := Look.at(each, inside)) or not look.regular:
+                    if not (status := FileStatus.at(each, inside)) or not status.regular:
                         remove_all(each, inside)
             finally:
                 os.close(inside)
@@ -147,9 +147,9 @@ class Scratch:
     def has(self, name: str, size: int, sha256: str) -> bool:
         """Say whether a file has come and is what it should be; one that is not is removed. Raises OSError."""
         inside = f"{RAW}/{name}"
-        if (look := Look.at(inside, self.descriptor)) is None:
+        if (status := FileStatus.at(inside, self.descriptor)) is None:
             return False
-        if look.size == size and digest_of(inside, self.descriptor) == sha256:
+        if status.size == size and digest_of(inside, self.descriptor) == sha256:
             return True
         os.unlink(inside, dir_fd=self.descriptor)
         return False
@@ -189,8 +189,8 @@ class Scratch:
 
     def folded(self, main: str) -> int | None:
         """Return the size of a folded file, None where it is not there. Raises OSError."""
-        look = Look.at(f"{FOLDED}/{main}", self.descriptor)
-        return look.size if look else None
+        status = FileStatus.at(f"{FOLDED}/{main}", self.descriptor)
+        return status.size if status else None
 
     def file(self, main: str) -> Path:
         """Return where a main file is: the folded one, else the one that has come. Raises OSError."""
@@ -224,9 +224,9 @@ class Scratch:
             try:
                 self._check(os.fstat(descriptor))
                 if not fs.try_lock(descriptor):
-                    raise Busy(str(self.path))
+                    raise ScratchInUse(str(self.path))
                 # One who removed it meanwhile held the folder that we had opened, not the one that has its name now.
-                now = Look.at(self.name, self._parent)
+                now = FileStatus.at(self.name, self._parent)
                 if now is not None and now.inode == os.fstat(descriptor).st_ino:
                     return descriptor
             except BaseException:

@@ -86,7 +86,7 @@ class Client:
         return time.monotonic() - self.built_at
 
 
-class Building:
+class ClientBuilder:
     """Builds clients, and looks for credentials. Of what hangs nobody waits for the end."""
 
     def __init__(self, address: BucketAddress, limits: Limits, verify: str | bool | None) -> None:

@@ -11,7 +11,7 @@ import structlog
 from agent.adapters.s3 import answers
 from agent.adapters.s3.answers import Answer, ResponseInfo
 from agent.adapters.s3.bucket_address import BucketAddress
-from agent.adapters.s3.client import Building, Client, Credentials, Limits, concerns_credentials, is_to_be_replaced
+from agent.adapters.s3.client import Client, ClientBuilder, Credentials, Limits, concerns_credentials, is_to_be_replaced
 from agent.adapters.s3.errors import odd_answer, operation_text, translate
 from agent.adapters.s3.object_options import EncryptionCheck, ObjectOptions
 from agent.adapters.s3.part import PartBody
@@ -49,7 +49,7 @@ class Connection:
         self._object_options = object_options
         self._encryption_check = EncryptionCheck(object_options)
         self._limits = limits
-        self._building = Building(address, limits, verify)
+        self._client_builder = ClientBuilder(address, limits, verify)
         self._unexpected = UnexpectedErrors("s3", StoreError)
         self._client_task: asyncio.Task[Client] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -79,7 +79,7 @@ class Connection:
     async def credentials(self) -> Credentials | None:
         """Return what the AWS chain finds now, None where it finds nothing; the client stays as it is."""
         async with self._guarded("looking for credentials", "", _ClientUse()):
-            return await self._building.credentials()
+            return await self._client_builder.credentials()
 
     async def reset(self) -> None:
         """Have the next call build a new client. Calls under way finish on the old one."""
@@ -93,7 +93,7 @@ class Connection:
         for task in self._tasks:
             if task.get_name() == _BUILD:
                 task.cancel()
-        self._building.helpers.kill()
+        self._client_builder.helpers.kill()
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -181,7 +181,7 @@ class Connection:
     async def _client(self) -> Client:
         client_task = self._client_task
         if client_task is None or (client_task.done() and result_of(client_task) is None):
-            client_task = self._client_task = self._start(self._building.client(), _BUILD)
+            client_task = self._client_task = self._start(self._client_builder.client(), _BUILD)
         try:
             client = await asyncio.shield(client_task)
         except asyncio.CancelledError:

@@ -12,7 +12,14 @@ from agent.adapters.s3.client import BUILD_SECONDS, Credentials, Limits
 from agent.adapters.s3.connection import Connection
 from agent.adapters.s3.object_options import ObjectOptions
 from agent.adapters.s3.reading import Unfinished
-from agent.adapters.s3.writing import AT_ONCE, SINGLE_COPY_BYTES, Copying, Creating, Deleting, Sending
+from agent.adapters.s3.writing import (
+    AT_ONCE,
+    SINGLE_COPY_BYTES,
+    ObjectCopier,
+    ObjectCreator,
+    ObjectDeleter,
+    ObjectWriter,
+)
 from agent.adapters.tcp_probe import may_be_reached
 from agent.ports import Creation, Progress, RateLimiter, StoredObject, ignore_progress
 
@@ -53,10 +60,10 @@ class S3Store:
             build_seconds=build_seconds,
         )
         self._connection = Connection(self._address, limits, verify, object_options)
-        self._sending = Sending(self._connection, part_concurrency, rate_limiter)
-        self._creating = Creating(self._connection)
-        self._deleting = Deleting(self._connection)
-        self._copying = Copying(self._connection, single_copy_bytes, self._sending.active)
+        self._writer = ObjectWriter(self._connection, part_concurrency, rate_limiter)
+        self._creator = ObjectCreator(self._connection)
+        self._deleter = ObjectDeleter(self._connection)
+        self._copier = ObjectCopier(self._connection, single_copy_bytes, self._writer.active)
 
     @property
     def location(self) -> str:
@@ -76,16 +83,16 @@ class S3Store:
         part_bytes: int,
         progress: Progress,
     ) -> StoredObject:
-        size, etag = await self._sending.put(key, body, metadata, part_bytes, progress)
+        size, etag = await self._writer.put(key, body, metadata, part_bytes, progress)
         return StoredObject(key, size, dict(metadata), etag=etag)
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
-        return await self._creating.create(key, data, replace=replace)
+        return await self._creator.create(key, data, replace=replace)
 
     async def copy(
         self, source: str, key: str, *, expected: StoredObject, progress: Progress = ignore_progress
     ) -> StoredObject:
-        return await self._copying.copy(source, key, expected, progress)
+        return await self._copier.copy(source, key, expected, progress)
 
     async def head(self, key: str) -> StoredObject:
         return await self._connection.ask(lambda answer: described(key, answer), "head_object", key)
@@ -104,10 +111,10 @@ class S3Store:
             yield item
 
     async def delete(self, keys: Collection[str]) -> None:
-        await self._deleting.delete(keys)
+        await self._deleter.delete(keys)
 
     async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
-        return await multipart.sweep(self._connection, prefix, self._sending.active, begun_before)
+        return await multipart.sweep(self._connection, prefix, self._writer.active, begun_before)
 
     async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
         """Return what `sweep` would abort, and what is under way. Raises NotPermitted."""

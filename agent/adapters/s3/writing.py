@@ -37,7 +37,7 @@ from agent.ports.concurrency import SideBySide, all_of
 log = structlog.get_logger()
 
 
-class Sending:
+class ObjectWriter:
     """Puts of one store. Remembers, for its lifetime, when the store's ETags turn out to be of a form of its own."""
 
     def __init__(self, connection: Connection, concurrency: int, rate_limiter: RateLimiter | None = None) -> None:
@@ -158,7 +158,7 @@ _EXISTS, _CONFLICT = 412, 409
 _UNSUPPORTED = frozenset({400, 501})
 
 
-class Creating:
+class ObjectCreator:
     """Creates objects in one bucket, as `ObjectStore.create` says."""
 
     def __init__(self, connection: Connection) -> None:
@@ -231,7 +231,7 @@ _NOT_ABOUT_COPYING = frozenset(
 """Refusals that sending the bytes instead would meet too."""
 
 
-class Copying:
+class ObjectCopier:
     """Copies within one bucket; in ranges where the source is larger than `single_copy_bytes`."""
 
     def __init__(self, connection: Connection, single_copy_bytes: int, active: set[str]) -> None:
@@ -309,7 +309,7 @@ BATCH = 1000
 """What S3 takes in one request."""
 
 
-class Deleting:
+class ObjectDeleter:
     """Deletes keys of one bucket. A store that has once refused a batch is given single keys from then on."""
 
     def __init__(self, connection: Connection) -> None:

@@ -18,7 +18,7 @@ from agent.domain import transitions
 from agent.domain.delivery_state import Intent, Target
 from agent.domain.manifest import Manifest
 from agent.domain.memories import Kind, Seen
-from agent.ports import Held, MemoryCounts
+from agent.ports import HeldMemory, MemoryCounts
 
 Group = tuple[str, Kind]
 Row = tuple[int, bytes, bytes]
@@ -85,7 +85,7 @@ class Memories:
             "INSERT OR REPLACE INTO memories (place, id, digest) VALUES (?, ?, ?)", sorted(self.grouped(target, batch))
         )
 
-    def hold(self, target: Target, held: Collection[Held]) -> int:
+    def hold(self, target: Target, held: Collection[HeldMemory]) -> int:
         """The target does not have these; return how many of them were not held as they are before."""
         entries = sorted(held, key=lambda entry: entry.seen.key)
         grouped = self.grouped(target, (entry.seen for entry in entries))
@@ -137,7 +137,7 @@ class Memories:
                     counts[reason] = counts.get(reason, 0) + count
         return MemoryCounts(delivered=delivered, **kept_back)
 
-    def held(self, target: Target, limit: int) -> list[Held]:
+    def held(self, target: Target, limit: int) -> list[HeldMemory]:
         """Return the first that are held, the refused ones before those that wait."""
         groups = self.groups(target)
         states: tuple[HeldState, ...] = ("refused", "waiting")
@@ -178,7 +178,7 @@ class Memories:
             question = f"SELECT id, digest, held FROM memories WHERE place = ? AND id IN ({marks})"  # noqa: S608 - marks
             yield from self._connection.execute(question, (group, *some))
 
-    def _held(self, groups: Mapping[Group, int], state: HeldState, limit: int) -> Iterator[Held]:
+    def _held(self, groups: Mapping[Group, int], state: HeldState, limit: int) -> Iterator[HeldMemory]:
         for (database, kind), group in groups.items():
             found = self._connection.execute(
                 "SELECT id, digest, embedded, reason, since FROM memories WHERE place = ? AND held = ?"
@@ -193,7 +193,7 @@ class Memories:
                     digest=digest.hex(),
                     embedded=bool(embedded),
                 )
-                yield Held(seen=seen, state=state, reason=reason, since=rows.read_microseconds(since))
+                yield HeldMemory(seen=seen, state=state, reason=reason, since=rows.read_microseconds(since))
 
     def _try_again(self, target: Target) -> frozenset[str]:
         worth_a_look: set[str] = set()
@@ -309,7 +309,7 @@ class SqliteMemories:
     async def delivered(self, target: Target, batch: Collection[Seen]) -> None:
         await self._transactions.write(lambda: self._memories.deliver(target, batch))
 
-    async def hold(self, target: Target, held: Collection[Held]) -> int:
+    async def hold(self, target: Target, held: Collection[HeldMemory]) -> int:
         return await self._transactions.write(lambda: self._memories.hold(target, held))
 
     async def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
@@ -318,7 +318,7 @@ class SqliteMemories:
     async def counts(self, target: Target) -> MemoryCounts:
         return await self._transactions.read(lambda: self._memories.counts(target))
 
-    async def held(self, target: Target, *, limit: int) -> Sequence[Held]:
+    async def held(self, target: Target, *, limit: int) -> Sequence[HeldMemory]:
         return await self._transactions.read(lambda: self._memories.held(target, limit))
 
     async def meet(self, target: Target, version: str) -> frozenset[str]:

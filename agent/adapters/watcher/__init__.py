@@ -20,7 +20,7 @@ from pathlib import Path
 import structlog
 
 from agent.adapters.watcher.native import Native, WatchSignal
-from agent.adapters.watcher.scan import Look, file_system, look, silent
+from agent.adapters.watcher.scan import DirectoryState, file_system, read_directory, silent
 from agent.ports import Clock
 
 __all__ = ["DirectoryWatcher"]
@@ -57,7 +57,7 @@ class DirectoryWatcher:
         self._mode = "starting"
         self._lag = self._reported_within = 0.0
         self._first = True
-        self._seen = Look(None)
+        self._seen = DirectoryState(None)
         self._looked = clock.monotonic()
 
     @property
@@ -76,7 +76,7 @@ class DirectoryWatcher:
         """As the port says. A set names what changed, appeared or disappeared."""
         reported = self._mode
         if self._first:
-            self._seen = await self._look()
+            self._seen = await self._read_directory()
             self._first = False
             yield frozenset()
         while True:
@@ -85,7 +85,7 @@ class DirectoryWatcher:
                     await signal.rung.wait()
                     signal.rung.clear()
                     named, signal.names = signal.names, frozenset()
-                    before, self._seen = self._seen, await self._look()
+                    before, self._seen = self._seen, await self._read_directory()
                     if signal.listening and signal.failed is None:
                         self._set_mode("native")
                     names = named | self._seen.differing(before)
@@ -97,9 +97,9 @@ class DirectoryWatcher:
             if signal.failed:
                 self._failure, self._native_from = signal.failed, self._clock.monotonic() + self._rescan
 
-    async def _look(self) -> Look:
+    async def _read_directory(self) -> DirectoryState:
         """Look, off the loop: a mount that hangs must hold up this reader alone."""
-        seen = await asyncio.to_thread(look, self._directory, self._wanted)
+        seen = await asyncio.to_thread(read_directory, self._directory, self._wanted)
         self._looked = self._clock.monotonic()
         return seen
 

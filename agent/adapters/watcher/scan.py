@@ -44,34 +44,34 @@ Root = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DirectoryState:
     """What a stat of everything shows: (inode, size, mtime_ns) by name. No `root`: no directory, and `why`."""
 
     root: Root | None
     files: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     reason: str = ""
 
-    def differing(self, earlier: "Look") -> frozenset[str]:
+    def differing(self, earlier: "DirectoryState") -> frozenset[str]:
         """Names that appeared, disappeared or changed since."""
         names = self.files.keys() | earlier.files.keys()
         return frozenset(name for name in names if self.files.get(name) != earlier.files.get(name))
 
 
-def look(directory: Path, wanted: Callable[[str], bool]) -> Look:
+def read_directory(directory: Path, wanted: Callable[[str], bool]) -> DirectoryState:
     """Look at the files whose names are wanted. Never raises: what cannot be looked into is no directory."""
     try:
         root = root_of(directory)
         names = [name for name in os.listdir(directory) if wanted(name)]  # noqa: PTH208 - names alone
     except FileNotFoundError:
-        return Look(None)
+        return DirectoryState(None)
     except OSError as error:
-        return Look(None, reason=error.strerror or str(error))
+        return DirectoryState(None, reason=error.strerror or str(error))
     files = {}
     for name in names:
         with suppress(OSError):  # gone again
             seen = _stat(directory / name)
             files[name] = (seen.st_ino, seen.st_size, seen.st_mtime_ns)
-    return Look(root, files)
+    return DirectoryState(root, files)
 
 
 def root_of(directory: Path) -> Root:

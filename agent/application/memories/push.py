@@ -15,7 +15,7 @@ from typing import Literal
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SinkError, SnapshotError
 from agent.domain.memories import EMBEDDING_LENGTH, Memory, Seen, Tally
-from agent.ports import Capabilities, Clock, Held, MemoryLedger, MemorySink, MemorySource, Packed
+from agent.ports import Capabilities, Clock, HeldMemory, MemoryLedger, MemorySink, MemorySource, PackedMemory
 
 MAX_BATCH_BYTES = 4_000_000
 """Of all memories in a batch. Akosha 0.11 takes no request above 4 MiB."""
@@ -36,7 +36,7 @@ def _nothing(_: int) -> None:
     """Whoever does not want to hear of it."""
 
 
-async def _kept_by_nobody(_: Packed | None) -> None:
+async def _kept_by_nobody(_: PackedMemory | None) -> None:
     """For those who never ask whether the server has lost it."""
 
 
@@ -66,7 +66,7 @@ class MemoryPush:
         *,
         whole: str = "",
         arrived: Callable[[int], None] = _nothing,
-        confirmed: Callable[[Packed | None], Awaitable[None]] = _kept_by_nobody,
+        confirmed: Callable[[PackedMemory | None], Awaitable[None]] = _kept_by_nobody,
     ) -> Pushed:
         """Deliver all rows of the source that the target lacks.
 
@@ -107,11 +107,11 @@ class _Run:
     capabilities: Capabilities
     moved: Callable[[int], None]
     arrived: Callable[[int], None]
-    confirmed: Callable[[Packed | None], Awaitable[None]]
+    confirmed: Callable[[PackedMemory | None], Awaitable[None]]
 
     _first: bool = field(default=True, init=False)
-    _youngest: Packed | None = field(default=None, init=False)
-    _batch: list[Packed] = field(default_factory=list, init=False)
+    _youngest: PackedMemory | None = field(default=None, init=False)
+    _batch: list[PackedMemory] = field(default_factory=list, init=False)
     _bytes: int = field(default=0, init=False)
     _under_way: asyncio.Task[None] | None = field(default=None, init=False)
     _stored: int = field(default=0, init=False)
@@ -123,11 +123,11 @@ class _Run:
     async def page(self, page: Sequence[Seen], source: MemorySource) -> None:
         lacking = await self.push.ledger.lacking(self.target, page)
         wanted: list[Seen] = []
-        waiting: list[Held] = []
+        waiting: list[HeldMemory] = []
         for seen in lacking:
             reason = self._why_it_waits(seen)
             if reason:
-                waiting.append(Held(seen=seen, state="waiting", reason=reason, since=self.push.clock.now()))
+                waiting.append(HeldMemory(seen=seen, state="waiting", reason=reason, since=self.push.clock.now()))
             else:
                 wanted.append(seen)
         if waiting:
@@ -191,7 +191,7 @@ class _Run:
             done, self._under_way = self._under_way, None
             done.result()
 
-    async def _store(self, batch: Sequence[Packed]) -> None:
+    async def _store(self, batch: Sequence[PackedMemory]) -> None:
         sessions = self.push.sink.sessions
         receipt = await self.push.sink.store(batch)
         if self.push.sink.sessions != sessions:
@@ -200,7 +200,7 @@ class _Run:
         await self._confirm([packed for at, packed in enumerate(batch) if at not in receipt.refused])
         now = self.push.clock.now()
         refused = [
-            Held(seen=batch[at].seen, state="refused", reason=reason, since=now)
+            HeldMemory(seen=batch[at].seen, state="refused", reason=reason, since=now)
             for at, reason in sorted(receipt.refused.items())
         ]
         await self.push.ledger.delivered(
@@ -214,7 +214,7 @@ class _Run:
         self.arrived(receipt.stored + receipt.known)
         self.moved(len(batch))
 
-    async def _confirm(self, taken: Sequence[Packed]) -> None:
+    async def _confirm(self, taken: Sequence[PackedMemory]) -> None:
         """Hand on what the server can be asked for later: at once of the first batch, else at the end of the push."""
         fit = [
             one
@@ -246,6 +246,6 @@ class _Rows:
         return at < len(self._hashes) and self._hashes[at] == wanted
 
 
-def _count(counts: Counter[str], held: Sequence[Held]) -> None:
+def _count(counts: Counter[str], held: Sequence[HeldMemory]) -> None:
     for one in held:
         counts[one.reason if one.reason in counts or len(counts) < MOST_REASONS else OTHER_REASONS] += 1

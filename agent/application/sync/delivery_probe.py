@@ -20,7 +20,7 @@ from typing import Self
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SinkError
 from agent.domain.memories import Seen
-from agent.ports import Clock, Ledger, MemorySink, Packed
+from agent.ports import Clock, Ledger, MemorySink, PackedMemory
 
 PREFIX = "akosha_probe "
 """Of the ledger's notes, one a target. They hold a memory's text: `describe` shows none of them."""
@@ -43,7 +43,7 @@ class ProbeState:
     no answer.
     """
 
-    packed: Packed | None = None
+    packed: PackedMemory | None = None
     sent: datetime | None = None
     answered: datetime | None = None
 
@@ -54,7 +54,7 @@ class ProbeState:
             note = json.loads(notes[PREFIX + target.id])
             body, sent, answered = note["body"], note["sent"], note["answered"]
             seen = Seen(**note["seen"]) if body else None
-            packed = Packed(seen=seen, memory_id=note["memory_id"], body=body.encode()) if seen else None
+            packed = PackedMemory(seen=seen, memory_id=note["memory_id"], body=body.encode()) if seen else None
             return cls(
                 packed=packed,
                 sent=datetime.fromisoformat(sent) if sent else None,
@@ -88,7 +88,7 @@ class DeliveryProbe:
         """Return what is kept, None for nothing. Raises StateError."""
         return ProbeState.from_notes(await self._ledger.notes(), self._target)
 
-    async def keep(self, packed: Packed | None) -> None:
+    async def keep(self, packed: PackedMemory | None) -> None:
         """The server has just confirmed this memory: offer it next. None: a batch held none that is fit for it."""
         if packed is not None or await self.state() is None:
             await self._write(ProbeState(packed=packed, answered=self._clock.now()))

@@ -21,7 +21,7 @@ from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import table_console
 from agent.entrypoints.formatting import local_time
-from agent.ports import Held, MemoryCounts
+from agent.ports import HeldMemory, MemoryCounts
 from agent.settings import Settings
 
 MOST_SHOWN = 1000
@@ -35,7 +35,7 @@ class _Account:
 
     target: Target
     standing: MemoryCounts
-    held: Sequence[Held]
+    held: Sequence[HeldMemory]
     confirmed_at: datetime | None
 
 
