@@ -36,18 +36,18 @@ class Files:
     def __init__(self, clock: ManualClock) -> None:
         self.clock, self.stuck_from = clock, None
         self.seen: Survey = {}
-        self.told_late = 0.0
+        self.reported_late = 0.0
         self.room: int | None = None
         self._queue: asyncio.Queue[frozenset[str]] = asyncio.Queue()
 
-    def change(self, generation: int, *, told: bool = True) -> None:
+    def change(self, generation: int, *, notified: bool = True) -> None:
         self.seen["reflection"] = values.fingerprint("reflection", generation)
-        if told:
+        if notified:
             self._queue.put_nowait(frozenset({"reflection.duckdb.wal"}))
 
     @property
     def lag(self) -> float:
-        return self.told_late
+        return self.reported_late
 
     @property
     def looked(self) -> float:

@@ -26,7 +26,7 @@ async def test_with_nothing_there_it_keeps_quiet():
 
 async def test_what_changed_while_it_was_away_is_synced_at_start():
     async with simulated_agent([1], running=False) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         task = asyncio.create_task(w.agent.run())
         await w.settle()
         assert w.reasons == ["startup"]
@@ -45,7 +45,7 @@ async def test_a_change_is_synced_after_the_quiet_time():
 
 async def test_the_quiet_time_runs_from_the_change_not_from_its_telling():
     async with simulated_agent([1]) as w:
-        w.files.told_late = 0.5
+        w.files.reported_late = 0.5
         w.files.change(1)
         await w.pass_time(1.4)
         assert w.reasons == []
@@ -86,7 +86,7 @@ async def test_what_changes_while_a_sync_takes_longer_than_the_interval_is_one_m
 
 async def test_a_change_that_the_watcher_missed_is_found_by_the_stat_pass():
     async with simulated_agent([1]) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         await w.pass_time(63)
         assert w.reasons == ["file_change"]
 
@@ -163,7 +163,7 @@ async def test_a_session_end_whose_sync_waits_for_its_next_try_is_not_asked_for_
     """A server may ask for 15 min, which is longer than a request may go unheard of."""
     busy = CloudUploadError("503", "cloud", transient=True, retry_after=900.0)
     async with simulated_agent([busy, 1], tries=3) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
         await w.pass_time(890)
         assert (w.reasons, len(w.method.asked)) == (["session_end"], 1)
@@ -286,7 +286,7 @@ async def test_switched_off_it_watches_and_syncs_nothing():
 
 async def test_a_note_that_asks_gets_its_outcome_under_its_own_id():
     async with simulated_agent([1]) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         w.notes.leave(ask())
         await w.settle()
         assert (await w.agent.ledger.outcome("ask-1")).success
@@ -310,7 +310,7 @@ async def test_asking_for_a_method_that_is_not_there_is_answered_with_the_cure()
 
 async def test_once_returns_the_result():
     async with simulated_agent([1], running=False) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         async with asyncio.timeout(60):
             result = await w.agent.once(ask())
         assert result.upload_id == values.upload_id(1)
@@ -358,7 +358,7 @@ async def test_a_history_that_cannot_be_written_does_not_keep_a_request_from_goi
         assert len(w.method.asked) == 1
 
 
-async def test_a_data_directory_that_is_closed_to_us_is_told_once_and_looked_at_again(capsys):
+async def test_a_data_directory_that_is_closed_to_us_is_reported_once_and_looked_at_again(capsys):
     async with simulated_agent([1]) as w:
         survey = w.files.survey
 
@@ -402,10 +402,10 @@ async def test_a_fault_of_ours_takes_the_agent_down():
             await w.agent.run()
 
 
-async def test_a_note_stays_until_its_outcome_so_that_whoever_runs_next_takes_it_up():
+async def test_a_note_stays_until_its_outcome_so_that_the_next_agent_takes_it_up():
     async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         w.notes.leave(ask())
         await w.settle()
         assert list(w.notes.notes) == ["ask-1"]

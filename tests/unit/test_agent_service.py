@@ -21,7 +21,7 @@ def ended(number: int = 1, system: str = values.SYSTEM) -> SessionEnded:
 
 async def test_an_ask_becomes_a_request_of_its_id():
     async with simulated_agent([1]) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         request = await w.agent.agent_service.request_sync(ask())
         assert (request.request_id, request.reason) == ("ask-1", "manual")
         await w.settle()
@@ -48,7 +48,7 @@ async def test_only_a_status_that_a_person_reads_looks_at_the_target():
 async def test_the_same_ask_again_is_the_same_request_before_during_and_after_its_sync():
     async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         at_once = await asyncio.gather(*(w.agent.agent_service.request_sync(ask()) for _ in range(10)))
         await w.settle()
         during = await w.agent.agent_service.request_sync(ask())
@@ -63,7 +63,7 @@ async def test_the_same_ask_again_is_the_same_request_before_during_and_after_it
 async def test_an_ask_by_socket_and_by_note_in_either_order_is_one_request_with_one_outcome():
     async with simulated_agent([1, 2]) as w:
         w.method.hold = asyncio.Event()
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         assert await w.agent.agent_service.accept(ask())
         w.notes.leave(ask())
         await w.settle()
@@ -105,7 +105,7 @@ async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answ
         assert [one.id for one in left] == ["ask-1"]
     unanswered = [*left, ask(id="other-1", system_id="other")]
     async with simulated_agent([1], running=False, unanswered=unanswered) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         task = asyncio.create_task(w.agent.run())
         await w.settle()
         assert w.reasons == ["manual", "startup"]
@@ -117,7 +117,7 @@ async def test_what_an_earlier_agent_left_unanswered_is_asked_for_again_and_answ
 
 async def test_a_hundred_session_ends_at_once_by_both_doors_are_one_sync():
     async with simulated_agent([1]) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         for number in range(100):
             w.notes.leave(ended(number))
         new = await asyncio.gather(*(w.agent.agent_service.accept(ended(number)) for number in range(100)))
@@ -138,13 +138,13 @@ async def test_a_session_end_by_socket_and_by_note_is_one_event():
 
 async def test_a_session_end_noted_for_the_system_of_an_older_hook_is_this_systems_and_counts_once():
     async with simulated_agent([1]) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         for _ in ("by the note", "by the same note, after a crash"):
             w.notes.leave(ended(system="former"))
             await w.settle()
         assert (w.reasons, w.notes.notes) == (["session_end"], {})
-        (told,) = (event for event in w.heard if isinstance(event, SessionEnded))
-        assert (told.id, told.system_id, told.session_id) == ("s1", values.SYSTEM, "1")
+        (notified,) = (event for event in w.heard if isinstance(event, SessionEnded))
+        assert (notified.id, notified.system_id, notified.session_id) == ("s1", values.SYSTEM, "1")
 
 
 async def test_a_session_end_whose_agent_is_killed_right_after_the_answer_is_in_its_note():
@@ -172,7 +172,7 @@ async def test_what_others_may_not_tell_is_refused(event):
         assert w.reasons == []
 
 
-async def test_while_no_bus_takes_requests_who_asks_is_told_at_once():
+async def test_while_no_bus_takes_requests_who_asks_is_reported_at_once():
     async with simulated_agent() as w:
         w.agent.bus.state = BusState("nats", ready=False, detail="nats://nowhere", since=values.NOON)
         with pytest.raises(BusError, match="nowhere"):
@@ -184,7 +184,7 @@ async def test_while_no_bus_takes_requests_who_asks_is_told_at_once():
 async def test_a_bus_that_changes_is_asked_again_for_what_has_no_outcome_and_answers_once():
     async with simulated_agent([1]) as w:
         w.method.hold = asyncio.Event()
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         await w.agent.agent_service.request_sync(ask())
         await w.settle()
         await w.agent.bus_recovery._switched()
@@ -197,7 +197,7 @@ async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings():
     async with simulated_agent([1]) as w:
         w.files.change(1)
         await w.pass_time(3)
-        w.files.change(2, told=False)
+        w.files.change(2, notified=False)
         status = await w.agent.agent_service.status()
         assert (status.system_id, status.route, status.pending) == (values.SYSTEM, ("cloud",), ("reflection",))
         assert status.targets[0].newest_upload_id == values.upload_id(1)
@@ -228,17 +228,17 @@ async def test_whoever_follows_from_the_present_position_on_misses_nothing():
 
 async def test_a_reader_follows_a_sync_from_its_request_to_its_result():
     async with simulated_agent([1]) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         async with aclosing(w.agent.agent_service.events(after=None)) as events:
             first = asyncio.create_task(anext(events))
             await w.settle()
             await w.agent.agent_service.request_sync(replace(ask(), id="ask-9"))
             await w.settle()
-            told = [(await first).event]
-            while not isinstance(told[-1], SyncSucceeded):
+            notified = [(await first).event]
+            while not isinstance(notified[-1], SyncSucceeded):
                 one = await anext(events)
-                told.append(getattr(one, "event", one))
-        assert [event.type.split(".")[2] for event in told] in (
+                notified.append(getattr(one, "event", one))
+        assert [event.type.split(".")[2] for event in notified] in (
             ["requested", "progress", "succeeded"],
             ["requested", "succeeded"],
         )

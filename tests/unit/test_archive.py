@@ -114,7 +114,7 @@ async def test_a_store_that_fails_is_no_damaged_upload():
         await Catalog(store, values.SYSTEM).listing()
 
 
-async def test_a_store_that_stands_still_is_told_of():
+async def test_a_store_that_stands_still_is_reported():
     store = FaultyStore(store_with(0))
     stalled = store.stall("list")
     with pytest.raises(StoreError, match="nothing moved"):

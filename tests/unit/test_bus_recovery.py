@@ -31,7 +31,7 @@ class Bus:
 
     def __init__(self, stream: StreamMark | None) -> None:
         self.state, self.stream = NATS, stream
-        self.told: list[str] = []
+        self.recorded: list[str] = []
         self.error: BusError | None = None
         self.attempts = 0
         self.before_the_answer: Callable[[], Awaitable[None]] | None = None
@@ -49,7 +49,7 @@ class Bus:
         self.attempts += 1
         if self.error is not None:
             raise self.error
-        self.told.append(event.request_id)
+        self.recorded.append(event.request_id)
         if self.stream is not None:
             self.stream = StreamMark(self.stream.created, self.stream.sequence + 1)
         before, self.before_the_answer = self.before_the_answer, None
@@ -84,10 +84,10 @@ class World:
         self.bus.becomes(state, stream)
         await until_idle()
 
-    def told(self) -> list[str]:
+    def recorded(self) -> list[str]:
         """What was told since this was last asked."""
-        told, self.bus.told = self.bus.told, []
-        return told
+        recorded, self.bus.recorded = self.bus.recorded, []
+        return recorded
 
     async def notes(self) -> tuple[str | None, ...]:
         notes = await self.ledger.notes()
@@ -121,19 +121,19 @@ async def world(tmp_path, stream: StreamMark | None = None, *, state: BusState =
         await ledger.aclose()
 
 
-async def test_a_stream_that_never_heard_of_us_is_told_the_results_of_the_kept_days_once(tmp_path):
+async def test_a_stream_that_never_heard_of_us_is_reported_the_results_of_the_kept_days_once(tmp_path):
     async with world(tmp_path, StreamMark("a", 0)) as w:
-        assert w.told() == ["today", "yesterday"]
+        assert w.recorded() == ["today", "yesterday"]
         assert await w.notes() == ("nats: nats://example.org", values.NOON.isoformat(), "2 a")
         w.bus.becomes(NATS, w.bus.stream)
         await until_idle()
-        assert w.told() == []
+        assert w.recorded() == []
 
 
-async def test_a_stream_that_is_new_or_was_cut_is_told_again_and_one_that_went_on_is_not(tmp_path):
+async def test_a_stream_that_is_new_or_was_cut_is_reported_again_and_one_that_went_on_is_not(tmp_path):
     async with world(tmp_path, StreamMark("a", 10)) as w:
-        w.told()
-        for stream, told in {
+        w.recorded()
+        for stream, recorded in {
             StreamMark("a", 12): [],
             StreamMark("a", 500): [],
             StreamMark("a", 499): ["today", "yesterday"],
@@ -142,37 +142,37 @@ async def test_a_stream_that_is_new_or_was_cut_is_told_again_and_one_that_went_o
             StreamMark("b", 504): [],
         }.items():
             await w.becomes(NATS, stream)
-            assert w.told() == told, stream
+            assert w.recorded() == recorded, stream
 
 
-async def test_a_stream_that_was_out_of_reach_and_is_the_same_is_told_nothing(tmp_path):
+async def test_a_stream_that_was_out_of_reach_and_is_the_same_is_reported_nothing(tmp_path):
     async with world(tmp_path, StreamMark("a", 10)) as w:
-        w.told()
+        w.recorded()
         await w.becomes(WAITING)
         assert (await w.notes())[2] == "12 a"
         await w.becomes(NATS, StreamMark("a", 12))
-        assert w.told() == []
+        assert w.recorded() == []
 
 
 async def test_the_mark_is_known_in_the_next_life(tmp_path):
     async with world(tmp_path, StreamMark("a", 10)):
         pass
     async with world(tmp_path, StreamMark("a", 12)) as w:
-        assert w.told() == []
+        assert w.recorded() == []
     async with world(tmp_path, StreamMark("a", 11)) as w:
-        assert w.told() == ["today", "yesterday"]
+        assert w.recorded() == ["today", "yesterday"]
 
 
 async def test_a_mark_that_makes_no_sense_is_no_mark(tmp_path):
     async with world(tmp_path, StreamMark("a", 10)) as w:
         await w.ledger.note("stream", "x y")
     async with world(tmp_path, StreamMark("a", 12)) as w:
-        assert w.told() == ["today", "yesterday"]
+        assert w.recorded() == ["today", "yesterday"]
 
 
-async def test_without_a_stream_nothing_is_told_again(tmp_path):
+async def test_without_a_stream_nothing_is_reported_again(tmp_path):
     async with world(tmp_path, None, state=LOCAL) as w:
-        assert w.told() == []
+        assert w.recorded() == []
         assert await w.notes() == (f"memory: {LOCAL.detail}", LOCAL.since.isoformat(), None)
 
 
@@ -212,10 +212,10 @@ async def test_a_change_that_comes_while_the_last_one_is_dealt_with_is_dealt_wit
         assert w.switches == [LOCAL, NATS]
 
 
-async def test_a_result_whose_stream_is_lost_while_the_bus_answers_is_told_again(tmp_path):
+async def test_a_result_whose_stream_is_lost_while_the_bus_answers_is_reported_again(tmp_path):
     """The answer is about the stream before: confirmed after the loss was dealt with, the result would be in none."""
     async with world(tmp_path, StreamMark("a", 10)) as w:
-        w.told()
+        w.recorded()
 
         async def lose_the_stream() -> None:
             await w.becomes(NATS, StreamMark("b", 0))
@@ -223,14 +223,14 @@ async def test_a_result_whose_stream_is_lost_while_the_bus_answers_is_told_again
         w.bus.before_the_answer = lose_the_stream
         await w.result("new")
         await until_idle()
-        assert w.told() == ["new", "today", "yesterday", "new"]
+        assert w.recorded() == ["new", "today", "yesterday", "new"]
         assert await w.ledger.outbox() == []
 
 
-async def test_a_stream_that_loses_its_newest_event_while_it_is_out_of_reach_is_told_again(tmp_path):
+async def test_a_stream_that_loses_its_newest_event_while_it_is_out_of_reach_is_reported_again(tmp_path):
     """The connection is lost with the answer, before anything could be noted."""
     async with world(tmp_path, StreamMark("a", 10)) as w:
-        w.told()
+        w.recorded()
 
         async def lose_the_connection() -> None:
             w.bus.state = WAITING
@@ -238,23 +238,23 @@ async def test_a_stream_that_loses_its_newest_event_while_it_is_out_of_reach_is_
         w.bus.before_the_answer = lose_the_connection
         await w.result("new")
         await w.becomes(NATS, StreamMark("a", 12))
-        assert sorted(w.told()) == ["new", "new", "today", "yesterday"]
+        assert sorted(w.recorded()) == ["new", "new", "today", "yesterday"]
 
 
-async def test_a_loss_that_is_made_good_by_others_events_before_it_is_dealt_with_is_told_again(tmp_path):
+async def test_a_loss_that_is_made_good_by_others_events_before_it_is_dealt_with_is_reported_again(tmp_path):
     async with world(tmp_path, StreamMark("a", 10)) as w:
-        w.told()
+        w.recorded()
         w.bus.becomes(NATS, StreamMark("a", 11))
         await w.becomes(NATS, StreamMark("a", 90))
-        assert w.told() == ["today", "yesterday"]
+        assert w.recorded() == ["today", "yesterday"]
         await w.becomes(NATS, StreamMark("a", 95))
-        assert w.told() == []
+        assert w.recorded() == []
 
 
-async def test_results_are_told_at_once_when_the_bus_is_back_whatever_else_its_change_brings(tmp_path):
+async def test_results_are_reported_at_once_when_the_bus_is_back_whatever_else_its_change_brings(tmp_path):
     """No time passes here: neither the doubled wait nor what is done for requests holds the results up."""
     async with world(tmp_path, StreamMark("a", 10)) as w:
-        w.told()
+        w.recorded()
         w.bus.error = BusError("no answer", transient=True)
         await w.becomes(WAITING, w.bus.stream)
         await w.result("new")
@@ -268,20 +268,20 @@ async def test_results_are_told_at_once_when_the_bus_is_back_whatever_else_its_c
         await w.becomes(LOCAL, w.bus.stream)
         w.bus.error = None
         await w.becomes(NATS, w.bus.stream)
-        assert w.told() == ["new"]
+        assert w.recorded() == ["new"]
         assert w.switches == [WAITING, LOCAL], "what the change brings is still under way"
 
 
 async def test_an_error_while_a_change_is_dealt_with_is_logged_and_the_change_is_dealt_with_after_a_pause(tmp_path):
     async with world(tmp_path, StreamMark("a", 10)) as w:
-        w.told()
+        w.recorded()
         w.switch_errors = [BusError("no answer", transient=True)] * 2
         with capture_logs() as logs:
             await w.becomes(LOCAL, w.bus.stream)
         interrupted = [line for line in logs if line["event"] == "bus_recovery_interrupted"]
         assert [(line["error"], line["delay_seconds"]) for line in interrupted] == [("no answer", 1)]
         await w.becomes(LOCAL, StreamMark("b", 0))
-        assert w.told() == ["today", "yesterday"], "a loss is dealt with all the same"
+        assert w.recorded() == ["today", "yesterday"], "a loss is dealt with all the same"
         await w.clock.advance(1)
         await until_idle()
         assert w.switches == [LOCAL] * 3
@@ -290,7 +290,7 @@ async def test_an_error_while_a_change_is_dealt_with_is_logged_and_the_change_is
         assert w.switches == [LOCAL] * 3
 
 
-async def test_an_unknown_error_that_comes_again_is_a_warning_in_the_status_until_results_are_told(tmp_path):
+async def test_an_unknown_error_that_comes_again_is_a_warning_in_the_status_until_results_are_reported(tmp_path):
     async with world(tmp_path, StreamMark("a", 10)) as w:
         error = BusError("publishing e-1: an answer that makes no sense (KeyError)", hint="see the log", transient=True)
         error.unexpected = "KeyError in publishing"

@@ -26,7 +26,7 @@ def test_each_change_puts_it_off_but_never_past_the_deadline():
     assert busy.due(RULES) == 30
 
 
-def test_changes_that_are_told_out_of_order_count_by_when_they_were_made():
+def test_changes_that_are_reported_out_of_order_count_by_when_they_were_made():
     assert Debounce().changed(100).changed(99).due(RULES) == 102
     assert Debounce().changed(29).changed(0).changed(29.5).due(RULES) == 30
 

@@ -146,7 +146,7 @@ def test_times_that_a_clock_set_back_has_left_far_ahead_hold_nobody_up():
     assert due(stuck, {"reflection": fingerprint("reflection")}, NOON, urgent=False) == {"reflection"}
 
 
-def test_targets_are_told_apart_by_their_ids():
+def test_targets_are_reported_apart_by_their_ids():
     assert TARGET.id != OTHER_TARGET.id
     assert replace(TARGET, system_id="other").id != TARGET.id
     assert replace(TARGET, endpoint="", bucket="").id == "cloud aws - laptop-7"
@@ -253,7 +253,7 @@ def test_handing_over_settles_the_target_clears_problems_and_keeps_those_of_the_
     assert (known.databases["reflection"].problem, known.databases["knowledge_graph"].problem) == (None, other)
 
 
-def test_what_has_not_begun_or_whose_looks_are_not_told_cannot_be_handed_over():
+def test_what_has_not_begun_or_whose_looks_are_not_reported_cannot_be_handed_over():
     seen = {"reflection": fingerprint("reflection")}
     given_up = transitions.give_up(uploading(reflection=0), error="403", failures=1, retry_at=NOON)
     for known, what in ((EMPTY, "nothing has begun"), (given_up, "owed cannot be committed")):

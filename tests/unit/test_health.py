@@ -139,7 +139,7 @@ async def test_a_ledger_that_is_at_work_for_long_is_not_stuck(world):
     assert world.changes == []
 
 
-async def test_what_the_ledger_complains_of_is_told_to_those_who_need_it(world):
+async def test_what_the_ledger_complains_of_is_reported_to_those_who_need_it(world):
     world.ledger.error = StateError("the disk is full", transient=True)
     await world.clock.advance(5 * OBSERVE_SECONDS)
     assert world.health.problems() == {}

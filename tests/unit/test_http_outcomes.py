@@ -104,7 +104,7 @@ async def test_what_fails_for_one_database_leaves_those_without_news_clean(troub
 
 
 @pytest.mark.parametrize("changed", [False, True])
-async def test_what_was_given_up_in_the_middle_goes_on_and_is_told_as_delivered(changed):
+async def test_what_was_given_up_in_the_middle_goes_on_and_is_reported_as_delivered(changed):
     async with rig() as r:
         r.files.put("reflection", *some(0))
         await r.attempt()
@@ -120,7 +120,7 @@ async def test_what_was_given_up_in_the_middle_goes_on_and_is_told_as_delivered(
         assert (await r.states(), (await r.ledger.record(TARGET)).intent) == ({"reflection": State.CLEAN}, None)
 
 
-async def test_when_all_had_arrived_but_nobody_was_told_it_is_told_and_not_passed_over_as_nothing_new():
+async def test_when_all_had_arrived_but_nobody_was_told_it_is_reported_and_not_passed_over_as_nothing_new():
     """Killed after the last batch; the database had been delivered before."""
     async with rig() as r:
         r.files.put("reflection", *some(0))
@@ -243,7 +243,7 @@ async def test_news_without_a_second_look_is_looked_at_once():
     async with rig() as r:
         r.files.put("reflection", *some(1), *some(2, embedded=False))
         await r.attempt()
-        r.sink.is_available = told(r.sink, "another")
+        r.sink.is_available = notified(r.sink, "another")
         await r.attempt()
         r.sink.events.clear()
         await r.attempt()
@@ -256,11 +256,11 @@ async def test_what_was_refused_is_offered_again_when_the_health_check_alone_tel
         r.files.put("reflection", *some(1, 2))
         await r.attempt()
         r.sink.refuse = {}
-        r.sink.is_available = told(r.sink, "another")
+        r.sink.is_available = notified(r.sink, "another")
         assert (await r.attempt()).result.memories == 1
 
 
-def told(sink: MemorySink, version: str):
+def notified(sink: MemorySink, version: str):
     async def is_available() -> bool:
         sink.health_version = version
         return True
@@ -322,7 +322,7 @@ def test_an_id_of_any_length_fits_into_its_cell(text, shown):
 async def test_where_the_fallback_has_everything_the_answer_still_names_what_failed_before_it():
     cloud = CloudUploadError("403", "cloud", hint="allow s3:PutObject")
     async with simulated_agent([cloud], fallback=[None], running=False) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         result = await w.agent.once(SyncAsked(id="r1", time=w.clock.now(), system_id=values.SYSTEM))
         assert isinstance(result, SyncSkipped)
         assert result.why == "cloud: 403 (allow s3:PutObject); http: nothing has changed"
@@ -331,7 +331,7 @@ async def test_where_the_fallback_has_everything_the_answer_still_names_what_fai
 async def test_at_its_start_an_agent_asks_also_for_what_waits_for_a_change():
     """The settings may be others now, or the server: the method knows."""
     async with simulated_agent([None], running=False) as w:
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         seen = w.files.seen["reflection"]
         problem = Problem("15 wait: no embedding", seen, 1, None)
         await w.agent.ledger.trouble(w.method.target, {"reflection": problem})
@@ -377,7 +377,7 @@ async def test_rows_that_wait_are_warned_of_once_however_many_they_become_and_ag
     assert warned(lines) == ["sync_failed"] * 2
 
 
-async def test_the_first_failure_is_told_with_each_of_its_retries(capsys):
+async def test_the_first_failure_is_reported_with_each_of_its_retries(capsys):
     with printed(capsys) as lines:
         async with simulated_agent([CloudUploadError("503", "cloud", transient=True)] * 9) as w:
             w.agent.subscribers[0]._rules = RetryRules(2, 2.0)

@@ -94,7 +94,7 @@ class Wire:
     """An EventBus that lets nothing through while `down`; what came through is in `told`."""
 
     def __init__(self, clock: ManualClock) -> None:
-        self.down, self.told = False, list[Event]()
+        self.down, self.recorded = False, list[Event]()
         self._bus = MemoryBus(clock)
         self.subscribe, self.stream, self.on_change = self._bus.subscribe, None, self._bus.on_change
 
@@ -108,7 +108,7 @@ class Wire:
     async def publish(self, event: Event) -> None:
         if self.down:
             raise BusError("NATS is away", transient=True)
-        self.told.append(event)
+        self.recorded.append(event)
         await self._bus.publish(event)
 
     async def aclose(self) -> None:
@@ -202,7 +202,7 @@ async def test_deltas_are_taken_in_order_and_no_database_is_read(world):
     summary = await world.once()
     assert (summary.success, summary.caught[LAPTOP].taken, world.shelf.of()) == (True, 2, [1, 2, 3, 4])
     assert world.reader.opened == []
-    assert outcomes(world.wire.told) == [(first.upload_id, "completed"), (second.upload_id, "completed")]
+    assert outcomes(world.wire.recorded) == [(first.upload_id, "completed"), (second.upload_id, "completed")]
     assert [(event.stored, event.source) for event in await world.events()] == [(3, "memories"), (1, "memories")]
 
 
@@ -220,7 +220,7 @@ async def test_what_was_taken_is_not_even_asked_for_again(world):
     world.shelf.down = DOWN
     assert (await world.once()).success
     assert world.store.keys("get") == []
-    assert len(world.wire.told) == 1
+    assert len(world.wire.recorded) == 1
 
 
 async def test_who_lacks_the_base_reads_the_newest_upload_s_database_once_and_goes_on_with_deltas(world):
@@ -232,7 +232,7 @@ async def test_who_lacks_the_base_reads_the_newest_upload_s_database_once_and_go
         [1, 2, 3, 4, 5, 6],
         3,
     )
-    assert {event.source for event in world.wire.told[:1]} == {"databases"}
+    assert {event.source for event in world.wire.recorded[:1]} == {"databases"}
     await world.laptop.upload(6, range(1, 8), new=[7], base=5)
     await world.once()
     assert (len(world.reader.opened), world.shelf.of()) == (1, [1, 2, 3, 4, 5, 6, 7])
@@ -244,7 +244,7 @@ async def test_an_upload_without_memories_is_read_from_its_database_unless_that_
     await world.laptop.upload(1, [1, 2], without_memories=True)
     await world.once()
     assert (world.reader.opened, world.shelf.of()) == ([[1, 2]], [1, 2])
-    assert outcomes(world.wire.told)[-1] == (world.laptop.id(1), "completed")
+    assert outcomes(world.wire.recorded)[-1] == (world.laptop.id(1), "completed")
 
 
 async def test_two_agents_of_one_system_have_each_their_own_chain_and_their_own_newest_database(world):
@@ -266,7 +266,7 @@ async def test_two_agents_of_one_system_have_each_their_own_chain_and_their_own_
     assert (world.reader.opened, set(world.shelf.of()) >= {21, 22, 14}) == ([[21, 22]], True)
 
 
-async def test_an_upload_of_another_agent_that_comes_late_under_an_older_id_is_taken_when_it_is_told_of(world):
+async def test_an_upload_of_another_agent_that_comes_late_under_an_older_id_is_taken_when_it_is_reported(world):
     other = replace(world.laptop, agent_id="b" * 32)
     async with world.running():
         await world.wire.publish(succeeded(await world.laptop.upload(5, [1, 2])))
@@ -274,7 +274,7 @@ async def test_an_upload_of_another_agent_that_comes_late_under_an_older_id_is_t
         late = await other.upload(3, [11])
         for _ in range(2):
             await world.wire.publish(succeeded(late))
-            await world.until(lambda: len([e for e in world.wire.told if isinstance(e, IngestCompleted)]) == 2)
+            await world.until(lambda: len([e for e in world.wire.recorded if isinstance(e, IngestCompleted)]) == 2)
     assert world.shelf.of() == [1, 2, 11]
     assert (await world.reactor()._news.position(LAPTOP)).through == world.laptop.id(5)
     assert len(world.fetched(f"{late.upload_id}/manifest.json")) == 1
@@ -297,9 +297,9 @@ async def test_an_upload_that_is_pruned_while_it_is_read_is_passed_over_and_a_ne
     async with world.running():
         await world.until(lambda: world.fetched(f"{first.upload_id}/memories.json") and world.clock.sleepers == 2)
         await world.clock.advance(31)
-        await world.until(lambda: world.shelf.of() == [1, 2] and len(world.wire.told) == 2)
+        await world.until(lambda: world.shelf.of() == [1, 2] and len(world.wire.recorded) == 2)
     assert world.reader.opened == [[1, 2]], "the base is gone: its database serves"
-    assert outcomes(world.wire.told)[-1] == (second.upload_id, "completed")
+    assert outcomes(world.wire.recorded)[-1] == (second.upload_id, "completed")
     assert not [key for key in world.bucket.objects if first.upload_id in key]
 
 
@@ -331,7 +331,7 @@ async def test_what_can_never_be_right_is_refused_at_once_and_the_next_upload_ma
     summary = await world.once()
     assert not summary.success
     assert summary.caught[LAPTOP].refused == 1
-    (event,) = world.wire.told
+    (event,) = world.wire.recorded
     assert isinstance(event, IngestFailed)
     assert why in event.error
     assert event.retry_at is None
@@ -364,8 +364,8 @@ async def test_memories_that_claim_another_system_are_refused(world):
     stranger = Sender(world.store, world.laptop.scratch, system="stranger-2")
     document = await stranger._document([memory(9)])
     manifest = await world.laptop.upload(0, [1])
-    told = replace(manifest.memories, size=len(document), sha256=hashlib.sha256(document).hexdigest())
-    await world.laptop.upload(0, [1], memories=told, spoiled={"memories.json": document})
+    recorded = replace(manifest.memories, size=len(document), sha256=hashlib.sha256(document).hexdigest())
+    await world.laptop.upload(0, [1], memories=recorded, spoiled={"memories.json": document})
     summary = await world.once()
     assert (summary.caught[LAPTOP].refused, world.shelf.rows) == (1, {})
 
@@ -377,7 +377,7 @@ async def test_a_gzip_bomb_ends_where_the_manifest_ends(world):
     parts = (replace(part, stored_size=len(bomb)),)
     await world.laptop.upload(0, [1, 2], without_memories=True, parts=parts, spoiled={part.name: bomb})
     await world.once()
-    (event,) = world.wire.told
+    (event,) = world.wire.recorded
     assert "unpacks to more than the 4 bytes" in event.error
 
 
@@ -388,7 +388,9 @@ async def test_limits_are_those_of_sizes_that_a_manifest_tells(world):
     parts = (replace(part, raw_size=65 * 2**30),)
     await world.laptop.upload(1, [1, 2], without_memories=True, parts=parts)
     await world.once()
-    assert [("more than is taken" in event.error, event.retry_at) for event in world.wire.told] == [(True, None)] * 2
+    assert [("more than is taken" in event.error, event.retry_at) for event in world.wire.recorded] == [
+        (True, None)
+    ] * 2
     assert not [key for key in world.store.keys("get") if not key.endswith("manifest.json")]
 
 
@@ -398,7 +400,7 @@ async def test_a_disk_without_room_is_waited_for(world, monkeypatch):
     await world.laptop.upload(0, [1])
     summary = await world.once()
     assert "room for" in summary.failures[LAPTOP]
-    (event,) = world.wire.told
+    (event,) = world.wire.recorded
     assert event.retry_at is not None
 
 
@@ -410,14 +412,14 @@ async def test_a_half_propagated_object_is_waited_for_and_given_up_in_the_end(wo
     right = world.bucket.objects[key]
     world.bucket.objects[key] = right[0][:-3], {}
     async with world.running():
-        await world.until(lambda: len(world.wire.told) == 1)
-        (event,) = world.wire.told
+        await world.until(lambda: len(world.wire.recorded) == 1)
+        (event,) = world.wire.recorded
         assert (event.retry_at - event.time).total_seconds() == 30
         await world.until(lambda: world.clock.sleepers >= 2)
         world.bucket.objects[key] = right
         await world.clock.advance(31)
-        await world.until(lambda: len(world.wire.told) == 2)
-    assert (outcomes(world.wire.told)[-1], world.shelf.of()) == ((whole.upload_id, "completed"), [1, 2])
+        await world.until(lambda: len(world.wire.recorded) == 2)
+    assert (outcomes(world.wire.recorded)[-1], world.shelf.of()) == ((whole.upload_id, "completed"), [1, 2])
 
 
 async def test_what_stays_wrong_is_given_up_and_not_fetched_again_for_each_upload_that_follows(world):
@@ -428,8 +430,8 @@ async def test_what_stays_wrong_is_given_up_and_not_fetched_again_for_each_uploa
             await world.until(lambda attempt=attempt: len(world.fetched("duckdb")) == attempt)
             await world.until(lambda: world.clock.sleepers == 2)
             await world.clock.advance(30 * 2 ** (attempt - 1) + 1)
-        await world.until(lambda: len(world.wire.told) == 3)
-    assert [event.retry_at is None for event in world.wire.told] == [False, True, True]
+        await world.until(lambda: len(world.wire.recorded) == 3)
+    assert [event.retry_at is None for event in world.wire.recorded] == [False, True, True]
     assert len(world.fetched("duckdb")) == TRIES
 
 
@@ -446,7 +448,7 @@ async def test_a_database_that_the_engine_cannot_read_leaves_the_others_alone_an
     await world.laptop.upload(1, [1], parts=parts, memories=replace(both.memories, bases=bases))
     summary = await world.once()
     assert (summary.caught[LAPTOP].refused, world.shelf.of()) == (1, [1])
-    assert "newer DuckDB" in world.wire.told[0].error
+    assert "newer DuckDB" in world.wire.recorded[0].error
 
 
 async def test_a_kill_between_push_and_position_repeats_nothing_that_shows(world, monkeypatch):
@@ -464,7 +466,7 @@ async def test_a_kill_between_push_and_position_repeats_nothing_that_shows(world
     world.shelf.stored.clear()
     assert (await world.once()).success
     assert world.shelf.stored == []
-    assert outcomes(world.wire.told) == [(world.laptop.id(0), "completed")]
+    assert outcomes(world.wire.recorded) == [(world.laptop.id(0), "completed")]
 
 
 async def test_akosha_down_is_said_once_waited_for_and_loses_nothing(world, capsys):
@@ -472,25 +474,28 @@ async def test_akosha_down_is_said_once_waited_for_and_loses_nothing(world, caps
     await world.laptop.upload(0, [1, 2, 3])
     world.shelf.errors = [None, DOWN]
     async with world.running():
-        await world.until(lambda: len(world.wire.told) == 1 and world.clock.sleepers == 2)
+        await world.until(lambda: len(world.wire.recorded) == 1 and world.clock.sleepers == 2)
         world.shelf.down = DOWN
         await world.wire.publish(replace(succeeded(await other.upload(0, [7])), system_id="desktop"))
-        await world.until(lambda: len(world.wire.told) == 3 and world.clock.sleepers == 3)
+        await world.until(lambda: len(world.wire.recorded) == 3 and world.clock.sleepers == 3)
         await world.clock.advance(31)
         await world.until(lambda: world.clock.sleepers == 3)
         assert world.shelf.of() == [1, 2]
         world.shelf.down = None
         await world.clock.advance(30)  # the pass finds it healthy: nobody waits for the time of the next try
         await world.until(lambda: world.shelf.of() == [1, 2, 3] and world.shelf.of("desktop") == [7])
-    assert [event.retry_at is not None for event in world.wire.told if isinstance(event, IngestFailed)] == [True, True]
+    assert [event.retry_at is not None for event in world.wire.recorded if isinstance(event, IngestFailed)] == [
+        True,
+        True,
+    ]
     assert capsys.readouterr().out.count("[warning") == 1
 
 
-async def test_memories_that_wait_or_are_refused_are_told_and_go_when_a_new_akosha_takes_them(world):
+async def test_memories_that_wait_or_are_refused_are_reported_and_go_when_a_new_akosha_takes_them(world):
     world.shelf.refuses = "conversation-2"
     await world.laptop.upload(0, [1, 2], new=[1, 2, memory(3, embedded=False)])
     await world.once()
-    (event,) = world.wire.told
+    (event,) = world.wire.recorded
     assert (event.stored, dict(event.kept_back)) == (1, {"too long": 1, "no embedding": 1})
     world.shelf.refuses = ""
     await world.once()
@@ -498,7 +503,7 @@ async def test_memories_that_wait_or_are_refused_are_told_and_go_when_a_new_akos
     world.shelf.version = "2"
     await world.once()
     assert set(world.shelf.of()) == {1, 2}
-    assert {event.id for event in world.wire.told} == {event.id}
+    assert {event.id for event in world.wire.recorded} == {event.id}
 
 
 async def test_one_system_that_stands_still_holds_up_no_other(world):
@@ -508,7 +513,7 @@ async def test_one_system_that_stands_still_holds_up_no_other(world):
     reached = world.store.stall("get", key=f"{slow.id(0)}/memories.json", times=99)
     async with world.running():
         await reached.wait()
-        await world.until(lambda: world.wire.told)
+        await world.until(lambda: world.wire.recorded)
         await world.laptop.upload(1, [1, 2], new=[2], base=0)
         await world.wire.publish(succeeded(await world.laptop.upload(1, [1, 2], new=[2], base=0)))
         await world.until(lambda: world.shelf.of() == [1, 2])
@@ -645,16 +650,16 @@ async def test_results_wait_for_a_bus_that_is_away_also_over_a_restart(world):
     world.wire.down = True
     await world.laptop.upload(0, [1])
     await world.once()
-    assert (world.wire.told, len(await world.events())) == ([], 1)
+    assert (world.wire.recorded, len(await world.events())) == ([], 1)
     world.wire.down = False
     await world.once()
-    (event,) = world.wire.told
+    (event,) = world.wire.recorded
     assert isinstance(event, IngestCompleted)
     await world.once()
-    assert len(world.wire.told) == 1
+    assert len(world.wire.recorded) == 1
 
 
-async def test_a_damaged_position_begins_anew_and_nothing_is_stored_twice(world):
+async def test_a_damaged_position_restarts_and_nothing_is_stored_twice(world):
     await world.laptop.upload(0, [1, 2])
     await world.once()
     (key,) = [key for key in await world.ledger.notes() if key.endswith(LAPTOP)]

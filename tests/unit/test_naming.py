@@ -169,7 +169,7 @@ def test_files_of_different_names_are_different_objects(names):
         (f"knowledge_graph_{'x' * 200}1.duckdb", f"knowledge_graph_{'x' * 200}2.duckdb"),
     ],
 )
-def test_names_that_would_become_alike_are_told_apart(names):
+def test_names_that_would_become_alike_are_reported_apart(names):
     assert len({naming.object_name(name) for name in names}) == len(names)
 
 

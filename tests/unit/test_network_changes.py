@@ -99,7 +99,7 @@ async def test_what_is_not_reachable_at_the_upheaval_is_not_asked_for_again_and_
         assert len(w.reasons) == before
 
 
-async def test_a_target_that_can_be_reached_and_refuses_is_tried_once_an_upheaval():
+async def test_a_target_that_can_be_reached_and_refuses_is_tried_once_a_network_change():
     async with roaming([PERMANENT] * 99) as (w, outside):
         w.files.change(1)
         await w.pass_time(600)
@@ -109,7 +109,7 @@ async def test_a_target_that_can_be_reached_and_refuses_is_tried_once_an_upheava
         assert len(w.method.asked) == before + 1
 
 
-async def test_without_an_upheaval_its_time_is_waited_for():
+async def test_without_a_network_change_its_time_is_waited_for():
     async with roaming([1]) as (w, _):
         await until_it_is_minutes_away(w)
         w.method.available = True
@@ -121,7 +121,7 @@ async def test_a_machine_that_wakes_syncs_what_the_watch_missed_and_waits_for_no
     async with roaming([1, 2]) as (w, outside):
         w.files.change(1)
         await w.pass_time(3)
-        w.files.change(2, told=False)
+        w.files.change(2, notified=False)
         w.clock.jump(timedelta(hours=8))
         await w.pass_time(60)
         assert len(w.method.asked) == 1
@@ -132,7 +132,7 @@ async def test_a_machine_that_wakes_syncs_what_the_watch_missed_and_waits_for_no
 
 async def test_where_session_ends_alone_are_synced_a_machine_that_wakes_syncs_nothing():
     async with roaming([1], agent_upload_on_change=False) as (w, outside):
-        w.files.change(1, told=False)
+        w.files.change(1, notified=False)
         outside.happens(WOKE)
         await w.pass_time(60)
         assert w.reasons == []
@@ -149,7 +149,7 @@ async def test_a_time_that_came_while_the_machine_slept_is_not_waited_for(what):
         assert len(w.reasons) == tried + 1
 
 
-async def test_where_nothing_is_owed_an_upheaval_asks_for_nothing():
+async def test_where_nothing_is_owed_a_network_change_asks_for_nothing():
     async with roaming([1]) as (w, outside):
         w.files.change(1)
         await w.pass_time(3)
@@ -158,7 +158,7 @@ async def test_where_nothing_is_owed_an_upheaval_asks_for_nothing():
         assert w.reasons == ["file_change"]
 
 
-async def test_waking_up_elsewhere_is_one_upheaval_and_one_line(logged):
+async def test_waking_up_elsewhere_is_one_network_change_and_one_line(logged):
     async with roaming() as (w, outside):
         outside.happens(WOKE, MOVED)
         await w.pass_time(60)
@@ -187,7 +187,7 @@ async def test_a_network_that_flaps_for_half_an_hour_is_answered_about_once_a_mi
         assert len(w.method.asked) <= 3 * 40
 
 
-async def test_after_the_flapping_the_next_upheaval_is_answered_at_once(logged):
+async def test_after_the_flapping_the_next_network_change_is_answered_at_once(logged):
     async with roaming() as (w, outside):
         for _ in range(60):
             outside.happens(MOVED)
@@ -199,19 +199,19 @@ async def test_after_the_flapping_the_next_upheaval_is_answered_at_once(logged):
         assert said(logged, "network_changed") == before + 1
 
 
-async def test_the_bus_is_told_and_the_methods_footing(monkeypatch):
-    told = []
-    monkeypatch.setattr(MemoryBus, "check_connection", lambda _: told.append("bus"))
+async def test_the_bus_is_reported_and_the_methods_connections(monkeypatch):
+    notified = []
+    monkeypatch.setattr(MemoryBus, "check_connection", lambda _: notified.append("bus"))
 
     class Pool:
         async def drop_idle_connections(self) -> None:
-            told.append("pool")
+            notified.append("pool")
 
     async with roaming() as (w, outside):
         w.agent.stall_monitor.register(Pool())
         outside.happens(MOVED)
         await w.settle()
-        assert told == ["bus", "pool"]
+        assert notified == ["bus", "pool"]
 
 
 async def test_while_a_sync_runs_no_other_is_asked_for():
@@ -268,7 +268,7 @@ class Method:
     ],
     ids=["whole", "cut-once", "cut-twice", "cut-for-ever", "cut-then-failed", "failed", "cut-and-gone"],
 )
-async def test_what_was_cut_off_by_an_upheaval_begins_anew_where_it_can(method, begun, error):
+async def test_what_was_cut_off_by_a_network_change_restarts_where_it_can(method, begun, error):
     sync = PromptConnectRetries(method).sync(values.request(), None)
     if error is None:
         assert await sync == Unchanged(why="nothing")

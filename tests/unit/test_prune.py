@@ -297,7 +297,7 @@ async def test_killed_at_any_key_nothing_looks_whole_that_is_not_and_the_next_pr
 
 @pytest.mark.parametrize("which", ["manifests", "objects", "leftovers"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-async def test_a_store_that_fails_at_any_deletion_is_told_of_with_what_is_gone(which, after):
+async def test_a_store_that_fails_at_any_deletion_is_reported_with_what_is_gone(which, after):
     store, ids = await bucket(8, store=FaultyStore(MemoryStore()))
     leftover = f"{PREFIX}{uploads.upload_id(NOW - 9 * DAY)}/reflection.duckdb"
     await uploads.put_object(store, leftover)

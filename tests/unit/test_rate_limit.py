@@ -179,18 +179,18 @@ async def sent(clock: ManualClock, part: PartBody) -> list[tuple[float, int]]:
 
 async def test_parts_on_their_way_together_leave_evenly_and_again_at_a_price():
     """Bytes count when they leave, not when they are gathered: no ten seconds see more than the limit and a slice."""
-    clock, told = ManualClock(), []
+    clock, recorded = ManualClock(), []
     rate_limiter = RateLimiter(512 * KIB, clock)
     size = 5 * KIB * KIB
     bodies = [
-        PartBody([bytes(size - 7), bytearray(7)], size, lambda n: told.append((clock.monotonic(), n)), rate_limiter)
+        PartBody([bytes(size - 7), bytearray(7)], size, lambda n: recorded.append((clock.monotonic(), n)), rate_limiter)
         for _ in range(3)
     ]
     tasks = [asyncio.create_task(sent(clock, one)) for one in bodies]
     took = await finished(clock, asyncio.gather(*tasks))
     assert abs(took - 3 * size / (512 * KIB)) < 0.3
     left = sorted(piece for task in tasks for piece in task.result())
-    assert sum(count for _, count in told) == sum(count for _, count in left) == 3 * size
+    assert sum(count for _, count in recorded) == sum(count for _, count in left) == 3 * size
     for start, _ in left:
         within = sum(count for at, count in left if start <= at < start + WINDOW)
         assert within <= 512 * KIB * WINDOW + 2 * rate_limiter.piece_bytes + 1
@@ -198,7 +198,7 @@ async def test_parts_on_their_way_together_leave_evenly_and_again_at_a_price():
         ats = [at for at, _ in task.result()]
         assert max(after - before for before, after in zip([0, *ats], ats, strict=False)) <= 1, "none waits for others"
     assert await finished(clock, asyncio.create_task(sent(clock, bodies[0]))) > 9
-    assert sum(count for _, count in told) == 3 * size, "a retry is no progress"
+    assert sum(count for _, count in recorded) == 3 * size, "a retry is no progress"
 
 
 async def test_who_waits_behind_a_large_piece_gives_signs_of_life_too():

@@ -103,7 +103,7 @@ async def test_an_altered_copy_of_a_request_is_refused_and_the_true_one_is_known
         assert await later.is_ours(over_the_wire(issued))
 
 
-async def test_requests_of_other_agents_are_refused_and_each_agent_is_told_of_once(requests):
+async def test_requests_of_other_agents_are_refused_and_each_agent_is_reported_once(requests):
     with capture_logs() as logs:
         for agent in ("agent-2", "agent-3", "agent-2"):
             for number in range(3):

@@ -74,7 +74,7 @@ def test_sidecars_without_their_main_file_are_not_restored():
         restorable(manifest(part("reflection.duckdb.wal")))
 
 
-def test_an_upload_without_databases_is_told_of():
+def test_an_upload_without_databases_is_reported():
     with pytest.raises(RestoreError, match="holds no database"):
         restorable(manifest())
 
@@ -107,13 +107,13 @@ async def test_objects_are_unpacked_right_however_they_are_cut(tmp_path, monkeyp
         for start in range(0, len(data), 5):
             yield data[start : start + 5]
 
-    told = {"compression": "gzip", "raw_size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    recorded = {"compression": "gzip", "raw_size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
     landing = Landing(tmp_path)
-    await landing.land(pieces(stored), tmp_path / "whole", stored_size=len(stored), **told)
+    await landing.land(pieces(stored), tmp_path / "whole", stored_size=len(stored), **recorded)
     assert (tmp_path / "whole").read_bytes() == raw
     for number, damaged in enumerate((stored[:-1], stored + b"x", stored[:20] + b"\0" + stored[21:])):
         with pytest.raises(WireError):
-            await landing.land(pieces(damaged), tmp_path / f"{number}", stored_size=len(damaged), **told)
+            await landing.land(pieces(damaged), tmp_path / f"{number}", stored_size=len(damaged), **recorded)
 
 
 class Killed(BaseException):
@@ -266,15 +266,15 @@ def test_the_folders_of_other_uploads_are_removed_when_nobody_works_in_them(tmp_
 
 
 def test_a_file_that_has_come_is_believed_by_its_digest_alone(tmp_path):
-    told = part("reflection.duckdb", NEW["reflection.duckdb"])
+    recorded = part("reflection.duckdb", NEW["reflection.duckdb"])
     with RestoreDirectoryFiles(tmp_path, nobody) as place:
         ready(place, raw=True)
     with RestoreDirectoryFiles(tmp_path, nobody) as place:
         folder = place.begin(UPLOAD)
-        assert folder.has(told.name, told.raw_size, told.sha256)
-        (folder.path / "raw" / told.name).write_bytes(b"New main!")
-        assert not folder.has(told.name, told.raw_size, told.sha256)
-        assert not (folder.path / "raw" / told.name).exists()
+        assert folder.has(recorded.name, recorded.raw_size, recorded.sha256)
+        (folder.path / "raw" / recorded.name).write_bytes(b"New main!")
+        assert not folder.has(recorded.name, recorded.raw_size, recorded.sha256)
+        assert not (folder.path / "raw" / recorded.name).exists()
 
 
 @pytest.mark.parametrize("inner", ["", "raw", "folded", "incoming", "journal.json", "raw/reflection.duckdb"])

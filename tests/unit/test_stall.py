@@ -80,7 +80,7 @@ async def test_in_peace_the_setting_is_the_limit(time, work):
     assert work.ended is TimeoutError
 
 
-async def test_what_stands_still_at_an_upheaval_is_cut_off_soon(time, stall_monitor, work):
+async def test_what_stands_still_at_a_network_change_is_cut_off_soon(time, stall_monitor, work):
     await time.passes(5)
     await stall_monitor.tighten()
     await time.passes(9.9)
@@ -218,7 +218,7 @@ async def test_clients_are_reset_where_a_component_keeps_one(stall_monitor):
     assert client.resets == 1
 
 
-async def test_an_upheaval_lets_go_of_connections(stall_monitor):
+async def test_a_network_change_lets_go_of_connections(stall_monitor):
     class Pool:
         let_go_of = 0
 

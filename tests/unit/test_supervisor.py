@@ -13,30 +13,30 @@ class Supervisor:
     """Keeps what it is told, in order."""
 
     def __init__(self, every: float | None = EVERY) -> None:
-        self.alive_every, self.told = every, []
+        self.alive_every, self.notifications = every, []
 
     def ready(self) -> None:
-        self.told.append("ready")
+        self.notifications.append("ready")
 
     def reloading(self) -> None:
-        self.told.append("reloading")
+        self.notifications.append("reloading")
 
     def status(self, text: str) -> None:
-        self.told.append(text)
+        self.notifications.append(text)
 
     def alive(self) -> None:
-        self.told.append("alive")
+        self.notifications.append("alive")
 
     def stopping(self) -> None:
-        self.told.append("stopping")
+        self.notifications.append("stopping")
 
     @property
     def signs(self) -> int:
-        return self.told.count("alive")
+        return self.notifications.count("alive")
 
     @property
     def lines(self) -> list[str]:
-        return [text for text in self.told if text not in ("ready", "alive")]
+        return [text for text in self.notifications if text not in ("ready", "alive")]
 
 
 @asynccontextmanager
@@ -54,11 +54,11 @@ async def supervised(script=(), *, every: float | None = EVERY, **settings):
 
 async def test_it_is_ready_when_it_watches_and_then_gives_signs_of_life():
     async with supervised() as (w, supervisor):
-        assert supervisor.told.index("ready") < supervisor.told.index("alive")
+        assert supervisor.notifications.index("ready") < supervisor.notifications.index("alive")
         before = supervisor.signs
         await w.pass_time(10 * EVERY)
         assert supervisor.signs - before == 10
-        assert supervisor.told.count("ready") == 1
+        assert supervisor.notifications.count("ready") == 1
 
 
 async def test_it_is_not_ready_before_it_watches():
@@ -74,10 +74,10 @@ async def test_it_is_not_ready_before_it_watches():
         w.files.changes = late
         task = asyncio.create_task(w.agent.run())
         await w.pass_time(60)
-        assert (supervisor.told, w.agent.agent_service.ready) == ([], False)
+        assert (supervisor.notifications, w.agent.agent_service.ready) == ([], False)
         held.set()
         await w.settle()
-        assert ("ready" in supervisor.told, w.agent.agent_service.ready) == (True, True)
+        assert ("ready" in supervisor.notifications, w.agent.agent_service.ready) == (True, True)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -85,7 +85,7 @@ async def test_it_is_not_ready_before_it_watches():
 async def test_without_a_watchdog_there_are_no_signs_of_life():
     async with supervised(every=None) as (w, supervisor):
         await w.pass_time(60)
-        assert (supervisor.signs, supervisor.told[0]) == (0, "ready")
+        assert (supervisor.signs, supervisor.notifications[0]) == (0, "ready")
 
 
 async def test_a_watcher_that_is_stuck_stops_the_signs_of_life_and_is_named():
@@ -114,7 +114,7 @@ async def test_a_long_sync_stops_no_sign_of_life():
         w.method.hold.set()
 
 
-async def test_a_loop_that_waits_for_room_on_the_disk_is_told_of_and_the_signs_of_life_go_on():
+async def test_a_loop_that_waits_for_room_on_the_disk_is_reported_and_the_signs_of_life_go_on():
     async with supervised() as (w, supervisor):
 
         async def full():
@@ -141,6 +141,6 @@ async def test_the_line_tells_what_is_pending_uploaded_and_wrong_each_time_it_ch
         assert supervisor.lines[-1] == "pending: reflection; last upload never; cloud failed 1 times: 403"
         await w.pass_time(40)
         assert supervisor.lines[-1].startswith("nothing pending; last upload 2026")
-        told = len(supervisor.lines)
+        notifications = len(supervisor.lines)
         await w.pass_time(100)
-        assert len(supervisor.lines) == told
+        assert len(supervisor.lines) == notifications

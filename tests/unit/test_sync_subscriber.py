@@ -167,7 +167,7 @@ async def test_an_unavailable_method_forwards_at_once_without_an_attempt(tmp_pat
         assert b.cloud.asked == []
 
 
-async def test_when_the_last_method_fails_all_errors_are_told(tmp_path):
+async def test_when_the_last_method_fails_all_errors_are_reported(tmp_path):
     async with bench(tmp_path, cloud=[PERMANENT], http=[replace_error(PERMANENT, "http")]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["failed"])
@@ -204,7 +204,7 @@ async def test_another_agents_request_is_refused(tmp_path):
         assert [request.request_id for request in b.cloud.asked] == ["mine"]
 
 
-async def test_nothing_changed_is_told_as_skipped(tmp_path):
+async def test_nothing_changed_is_reported_as_skipped(tmp_path):
     async with bench(tmp_path, cloud=[None]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["skipped"])
@@ -235,13 +235,13 @@ async def test_one_sync_runs_at_a_time_over_all_methods(tmp_path):
         await b.until(lambda: b.results() == ["succeeded", "succeeded"])
 
 
-async def test_progress_is_told_on_the_bus(tmp_path):
+async def test_progress_is_reported_on_the_bus(tmp_path):
     async with bench(tmp_path, cloud=[1]) as b:
         b.cloud.hold = asyncio.Event()
         await b.requests.issue(values.request())
         await b.until(lambda: any(isinstance(e, SyncProgress) for e in b.heard))
-        told = next(e for e in b.heard if isinstance(e, SyncProgress))
-        assert (told.phase, told.done_bytes, told.total_bytes) == ("upload", 100, 100)
+        recorded = next(e for e in b.heard if isinstance(e, SyncProgress))
+        assert (recorded.phase, recorded.done_bytes, recorded.total_bytes) == ("upload", 100, 100)
         b.cloud.hold.set()
         await b.until(lambda: b.results() == ["succeeded"])
 

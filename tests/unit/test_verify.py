@@ -93,7 +93,7 @@ class World:
             await self.clock.until_asleep()
         await self.clock.advance(end - self.clock.monotonic())
 
-    async def told(self) -> list[UploadVerified]:
+    async def recorded(self) -> list[UploadVerified]:
         return [event for event in await self.ledger.outbox() if isinstance(event, UploadVerified)]
 
     async def status(self) -> VerifyStatus | None:
@@ -131,7 +131,7 @@ async def test_it_looks_some_time_after_the_start_and_then_once_a_day(world):
     assert world.opened == 1
     await world.pass_time(120)
     assert world.opened == 2
-    first, second = await world.told()
+    first, second = await world.recorded()
     assert (first.upload_id, first.whole, first.deep, first.objects) == (values.upload_id(0), True, False, 5)
     assert first.id != second.id
     assert (await world.status()).whole
@@ -154,10 +154,10 @@ async def test_a_note_from_the_future_does_not_keep_it_from_looking(world):
     assert (world.opened, (await world.status()).upload_id) == (1, values.upload_id(0))
 
 
-async def test_what_is_damaged_is_told_and_owed_and_asked_for(world):
+async def test_what_is_damaged_is_reported_and_owed_and_asked_for(world):
     del world.kept.objects[part_key(0, "knowledge_graph")]
     await world.pass_time(FIRST_SECONDS + 5)
-    (event,) = await world.told()
+    (event,) = await world.recorded()
     assert (event.whole, dict(event.problems)) == (False, {"knowledge_graph.duckdb": "is not there"})
     status = await world.status()
     assert (status.whole, dict(status.problems)) == (False, dict(event.problems))
@@ -197,7 +197,7 @@ async def test_what_is_no_longer_here_cannot_be_sent_and_is_not_forgotten(world)
 async def test_a_bucket_that_cannot_be_asked_is_no_damage_and_is_asked_again(world):
     world.store.fail("get", StoreError("the network is down", transient=True), times=3)
     await world.pass_time(FIRST_SECONDS + 5)
-    assert (world.opened, await world.told(), await world.status(), world.asked) == (1, [], None, 0)
+    assert (world.opened, await world.recorded(), await world.status(), world.asked) == (1, [], None, 0)
     await world.pass_time(1000)
     assert (world.opened, (await world.status()).whole) == (4, True)
 
