@@ -14,14 +14,14 @@ from agent.application.archive.catalog import Catalog
 from agent.application.archive.prune import Pruner, spared_by
 from agent.application.archive.prune_loop import PruneLoop
 from agent.application.archive.verify import DeepCheckTools, Verifier
-from agent.application.sync.ownership import Ownership
 from agent.application.sync.results import ResultRecorder
-from agent.bootstrap.methods import cloud_of, object_store, targets_of
+from agent.bootstrap.methods import cloud_of
+from agent.bootstrap.stores import object_store, ownership_of, targets_of
 from agent.domain.errors import SettingsError
 from agent.domain.identity import Identity, Machine
 from agent.domain.retention import KeepRules
 from agent.domain.routing import CLOUD
-from agent.ports import Clock, Ledger, ObjectStore, SyncMethod
+from agent.ports import Clock, Ledger, SyncMethod
 from agent.settings import Settings
 
 VERIFYING = "verifying"
@@ -92,28 +92,6 @@ async def _own_archive(
         async with archive.moving():
             await ownership_of(settings, identity, machine, archive.store, ledger, clock).check(uploads=False)
         yield archive
-
-
-def ownership_of(
-    settings: Settings,
-    identity: Identity,
-    machine: Machine,
-    store: ObjectStore,
-    ledger: Ledger | None,
-    clock: Clock,
-    *,
-    keeps_warning: bool = True,
-) -> Ownership:
-    """Return the ownership of this agent's uploads in a store. Not `keeps_warning`: the ledger is only read."""
-    return Ownership(
-        store=store,
-        target=targets_of(settings, identity.system_id)[CLOUD],
-        identity=identity,
-        machine=machine,
-        ledger=ledger,
-        clock=clock,
-        keeps_warning=keeps_warning,
-    )
 
 
 @asynccontextmanager

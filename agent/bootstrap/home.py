@@ -19,13 +19,11 @@ from agent.adapters.wire import CloudEventsCodec
 from agent.application.monitoring.status import disk_warning
 from agent.application.status_warnings import notes_waiting
 from agent.application.sync.ownership import Ownership
-from agent.application.triggers.spool_reader import is_for_single_sync
-from agent.bootstrap.archive import ownership_of
 from agent.bootstrap.ledger import aside_if_damaged, open_for_holder, set_ledger_aside
-from agent.bootstrap.methods import MEBIBYTE, targets_of
+from agent.bootstrap.stores import MEBIBYTE, ownership_of, targets_of
 from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import LedgerDamaged, SnapshotError, SystemIdTaken
-from agent.domain.events import Event
+from agent.domain.events import Event, is_for_single_sync
 from agent.domain.identity import Identity, Machine
 from agent.domain.naming import sanitise_system_id
 from agent.domain.status_warning import StatusWarning

@@ -15,7 +15,8 @@ from agent.application.ingest.service import IngestService
 from agent.application.ingest.upload_ingester import UploadIngester
 from agent.bootstrap.buses import checked, nats_options
 from agent.bootstrap.home import Home
-from agent.bootstrap.methods import memory_push, object_store
+from agent.bootstrap.methods import memory_push
+from agent.bootstrap.stores import object_store
 from agent.domain.identity import Identity
 from agent.ports import Clock, EventBus
 from agent.settings import Settings

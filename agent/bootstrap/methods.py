@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from datetime import tzinfo
 
 from agent.adapters.akosha import AkoshaSink
-from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.duckdb import DuckdbMemoryReader, WarmChildren
 from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.adapters.local_zone import local_zone
 from agent.adapters.memories_file import JsonMemoriesFile
-from agent.adapters.s3 import ObjectOptions, S3Store
+from agent.adapters.s3 import S3Store
 from agent.adapters.state_directory import StateDirectory
 from agent.application.memories.delta import MemoryDelta
 from agent.application.memories.push import MemoryPush
 from agent.application.sync.cloud import CloudSync
 from agent.application.sync.http import HttpSync
 from agent.application.sync.stall import PromptConnectRetries, StallMonitor, without_prompt_connect_retries
+from agent.bootstrap.stores import MEBIBYTE, object_store, targets_of
 from agent.domain.delivery_state import Target
 from agent.domain.identity import Identity, Machine
 from agent.domain.routing import CLOUD, HTTP
@@ -23,41 +23,9 @@ from agent.ports import Clock, Ledger, MemoryReader, ObjectStore, RateLimiter, S
 from agent.settings import Settings
 
 KIBIBYTE = 2**10
-MEBIBYTE = 2**20
 
 BATCH_SIZE = 500
 """Memories in one request to the Akosha server, which takes 1,000."""
-
-
-def targets_of(settings: Settings, system_id: str) -> dict[str, Target]:
-    """Return the targets of all methods that can be asked for, by method: the cloud only where it is set up."""
-    targets = {HTTP: Target(HTTP, settings.http_endpoint, "", system_id)}
-    if settings.cloud_configured:
-        cloud = Target(CLOUD, settings.cloud_endpoint, settings.cloud_bucket, system_id)
-        return {CLOUD: cloud, **targets}
-    return targets
-
-
-def object_store(settings: Settings, rate_limiter: RateLimiter | None = None) -> ObjectStore:
-    """Return the bucket, or the directory in its place; with a rate limiter, bodies are put within its limit."""
-    if settings.directory is not None:
-        return DirectoryStore(settings.directory / settings.cloud_bucket, rate_limiter=rate_limiter)
-    return S3Store(
-        bucket=settings.cloud_bucket,
-        endpoint=settings.cloud_endpoint,
-        region=settings.cloud_region,
-        object_options=object_options(settings),
-        rate_limiter=rate_limiter,
-    )
-
-
-def object_options(settings: Settings) -> ObjectOptions:
-    """Return how objects are to lie in the bucket."""
-    return ObjectOptions(
-        encryption=settings.cloud_sse,
-        kms_key_id=settings.cloud_sse_kms_key_id,
-        storage_class=settings.cloud_storage_class,
-    )
 
 
 def memory_push(

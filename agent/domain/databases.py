@@ -20,6 +20,11 @@ _OLDEST_WRITER = 68
 REFLECTIONS = "reflection"
 KNOWLEDGE_GRAPH = "knowledge_graph"
 
+NO_DATABASES = (
+    "there are no databases in the data directory yet (start a session with Session-Buddy, or set "
+    "akosha_agent_data_dir to where its databases are)"
+)
+
 _MAIN = re.compile(r"(reflection|knowledge_graph|knowledge_graph_[^/\0\ud800-\udfff]+)\.duckdb")
 
 

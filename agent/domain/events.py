@@ -355,6 +355,14 @@ def caused_by_bytes(event_id: str) -> int:
     return len(json.dumps(event_id)) + 1
 
 
+def is_for_single_sync(event: Event) -> bool:
+    """Return whether a single sync takes a note with this event from the spool.
+
+    It leaves a SyncAsked to the process that left the note and waits for the result.
+    """
+    return isinstance(event, SessionEnded | UploadVerified | UploadsPruned)
+
+
 def archive_event_id(about: str, agent_id: str, outcome: str, at: datetime) -> str:
     """The id of an agent's event about an upload, or about all of a system: another one at each time."""
     return f"{about}.{agent_id[:8]}.{outcome}.{at:%Y%m%dT%H%M%S.%f}"

@@ -20,6 +20,15 @@ EMBEDDING_LENGTH = 384
 
 HASH_DIGITS = 8
 
+NO_EMBEDDING = "no embedding"
+"""The reason of a memory that waits for its embedding."""
+
+EMBEDDING_HINT = (
+    "give Session-Buddy an embedding server; or, to have zeros sent, set akosha_http_missing_embedding to zero"
+)
+
+CONFIRMED = "the server has what it was given"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:

@@ -14,6 +14,8 @@ CLOUD = "cloud"
 HTTP = "http"
 AUTO = "auto"
 
+CLOUD_HINT = "set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory"
+
 MANUAL = "manual"
 SESSION_END = "session_end"
 FILE_CHANGE = "file_change"

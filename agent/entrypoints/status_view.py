@@ -6,10 +6,9 @@ from dataclasses import replace
 import structlog
 
 from agent.application.monitoring.status import describe, disk_warning
-from agent.application.sync.attempt import NO_DATABASES
 from agent.bootstrap.home import RUN, Home
-from agent.bootstrap.methods import object_store
-from agent.domain.databases import Survey
+from agent.bootstrap.stores import object_store
+from agent.domain.databases import NO_DATABASES, Survey
 from agent.domain.delivery_state import TargetRecord
 from agent.domain.errors import AgentUnavailable, SnapshotError
 from agent.domain.identity import Identity

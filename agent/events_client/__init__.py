@@ -1,4 +1,4 @@
-"""What agents tell, for programs on any machine: results of syncs over NATS. And to tell them that a session has ended.
+"""Events for programs on any machine: results of syncs over NATS; and to publish that a session has ended.
 
     import asyncio
     from agent.events_client import results
@@ -9,9 +9,9 @@
 
     asyncio.run(main())
 
-A server that wants to know who asks: `results("tls://nats.example.org", login=Login(token="..."), tls=Tls(...))`. What
-else can be set is in `NatsOptions`, which stands in the address's place. Errors are those of `agent.domain.errors`.
-What is to be told of NATS (that it is waited for) goes to `logging`, unless the program has set up structlog.
+A server with authentication: `results("tls://nats.example.org", login=Login(token="..."), tls=Tls(...))`. Pass
+`NatsOptions` instead of an address for more options. Errors are those of `agent.domain.errors`. Log lines (NATS is not
+available) go to `logging`, unless the program has configured structlog.
 """
 
 from agent.adapters.nats import Limits, Login, NatsOptions, Patience, Tls

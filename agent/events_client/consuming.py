@@ -35,29 +35,29 @@ def results(
     login: Login | None = None,
     tls: Tls | None = None,
 ) -> AsyncGenerator[Result, None]:
-    """Yield the results of a system, or of all (`"*"`), that have one of the outcomes; for ever.
+    """Yield the results of a system, or of all (`"*"`), that have one of the outcomes; never ends.
 
-    `server` is an address (several with commas) or NatsOptions. NATS is waited for, also in the middle, for as long as
-    it takes; that is told once.
+    `server` is an address (several with commas) or NatsOptions. While NATS is not available, at the start or later,
+    this waits for it without a limit, and logs that once.
 
-    With a `durable` name, the server keeps the place: the first time it begins with the oldest result that there is,
-    later with what was not acked. Programs that use the same name at once share the results among them. Without a
-    name, it begins with what is told from the first asking on.
+    With a `durable` name, the server keeps the position: the first time it starts with the oldest result, later with
+    those not acked. Programs that use the same name at once share the results. Without a name, it starts with results
+    that are published after the first iteration.
 
-    A result is acked when the next one is asked for: when the body of the loop has run. While it runs, the server is
-    told that it does, so a body may take its time, unless it blocks the event loop for longer than the ack wait. One
-    that raises, breaks or is cancelled leaves its result unacked, and that comes again for the same durable name. To
-    leave the loop early, let go of the generator at once:
+    A result is acked when the next one is requested, that is when the body of the loop has run. Meanwhile the server is
+    notified that it is in progress, so a body may take long, unless it blocks the event loop for longer than the ack
+    wait. A body that raises, breaks or is cancelled leaves its result unacked, and it is delivered again for the same
+    durable name. To leave the loop early, close the generator at once:
 
         async with contextlib.aclosing(results(url, durable="one")) as found:
             async for result in found:
                 break
 
-    Delivery is at least once. Within one run, what the loop is through with does not come again (the last 10,000 are
-    remembered); over restarts, dropping a known `system_id` and `id` is the consumer's business.
+    Delivery is at least once. Within one run, a result that was acked is not yielded again (the last 10,000 are
+    remembered); after a restart, the consumer drops a known `system_id` and `id`.
 
-    Raises NamingError for a system, durable name or outcome that cannot be, SettingsError for such an address: at
-    once, before the first asking.
+    Raises NamingError for an invalid system, durable name or outcome, SettingsError for an invalid address: at once,
+    before the first iteration.
     """
     wanted = {outcome: CLASSES.get(outcome) for outcome in outcomes}
     classes = [found for found in wanted.values() if found is not None]
@@ -76,32 +76,32 @@ async def _consume(
     log_by_default()
     handover = Handover(classes, still_here_seconds=options.patience.ack_wait / 3)
     bus = NatsBus.begin(options, CloudEventsCodec(), clock=SystemClock())
-    outlook = _Outlook(bus)
+    availability = _Availability(bus)
     try:
         await bus.first_try()
         await bus.subscribe(pattern, handover.handle, durable=durable)
-        outlook.begin()
+        availability.begin()
         while True:
             turn = await handover.next()
             yield turn.result
             handover.finish(turn)
     finally:
-        outlook.closed = True
+        availability.closed = True
         await bus.aclose()
 
 
-class _Outlook:
-    """Tells once that NATS is being waited for, and that it has come."""
+class _Availability:
+    """Logs once that NATS is not available, and that it is available again."""
 
     def __init__(self, bus: NatsBus) -> None:
         self._bus, self._waiting, self.closed = bus, False, False
 
     def begin(self) -> None:
-        """Look now, and whenever something has changed."""
-        self._look()
-        self._bus.on_change(self._look)
+        """Check now, and at each change of the bus."""
+        self._check()
+        self._bus.on_change(self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         state = self._bus.state
         if self.closed or state.ready != self._waiting:
             return

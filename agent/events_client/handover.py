@@ -1,4 +1,4 @@
-"""From the bus, which calls, to a loop, which asks: one result after the other, acked when the loop comes back."""
+"""From the bus, which pushes, to a loop, which pulls: one result after the other, acked when the loop continues."""
 
 import asyncio
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
 from agent.ports import Message
 
 MOST_REMEMBERED = 10_000
-"""Ids of results that the loop is through with: they may come again, and are dropped."""
+"""Ids of results that were acked: they may be delivered again, and are dropped."""
 
 Result = SyncSucceeded | SyncSkipped | SyncFailed
 
@@ -16,21 +16,21 @@ _Key = tuple[str, str]
 
 
 class Turn:
-    """A result on its way through the loop. `over` is set when the loop has come back for the next."""
+    """A result in the loop. `over` is set when the loop asks for the next."""
 
     def __init__(self, result: Result) -> None:
         self.result, self.over = result, asyncio.Event()
 
     @property
     def key(self) -> _Key:
-        """An id is its system's own."""
+        """Ids are unique within a system."""
         return self.result.system_id, self.result.id
 
 
 class Handover:
-    """Results of the `wanted` classes, for one loop; everything else is acked at once.
+    """Passes results of the `wanted` classes to one loop; other events are acked at once.
 
-    While the loop has one, the bus hears every `still_here_seconds` that it is at work.
+    While the loop has one, the bus is notified every `still_here_seconds` that it is in progress.
     """
 
     def __init__(self, wanted: Collection[type[Result]], *, still_here_seconds: float) -> None:
@@ -40,9 +40,9 @@ class Handover:
         self._done: dict[_Key, None] = {}
 
     async def handle(self, message: Message) -> None:
-        """`agent.ports.Handler`: returns when the loop is through with the result, and that is acked.
+        """`agent.ports.Handler`: returns when the loop has processed the result, and it is acked.
 
-        One that comes again while the loop has it (the ack wait went by) is not given to the loop twice.
+        A result that is delivered again while the loop has it (the ack wait has passed) is not passed on twice.
         """
         event = message.event
         if isinstance(event, SyncSucceeded | SyncSkipped | SyncFailed) and type(event) in self._wanted:
@@ -52,11 +52,11 @@ class Handover:
         await message.ack()
 
     async def next(self) -> Turn:
-        """Return what the loop is to have next, when there is something."""
+        """Return the next result; waits for one."""
         return await self._next.get()
 
     def finish(self, turn: Turn) -> None:
-        """The loop has come back. Whether the server hears the ack or not, it is not given this one again."""
+        """Mark it as processed. It is not passed on again, also if the ack is lost."""
         del self._turns[turn.key]
         self._done[turn.key] = None
         if len(self._done) > MOST_REMEMBERED:
@@ -74,7 +74,7 @@ class Handover:
         return self._turns[turn.key]
 
     async def _over(self, turn: Turn) -> bool:
-        """Wait for it, a while."""
+        """Wait for it for `still_here_seconds`; return whether it is over."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._still_here):
                 await turn.over.wait()

@@ -1,10 +1,10 @@
-"""What the bus has to tell goes where the program's other log lines go."""
+"""Log lines of the bus go where the program's other log lines go."""
 
 import structlog
 
 
 def log_by_default() -> None:
-    """Hand log lines to `logging`, in a program that has not set up structlog, which would print them all to stdout."""
+    """Route log lines to `logging` in a program that has not configured structlog, which would print them to stdout."""
     if structlog.is_configured():
         return
     structlog.configure(

@@ -1,4 +1,4 @@
-"""To tell the agent of a machine that a session has ended there."""
+"""Publishing the end of a session to the agent of its machine."""
 
 import asyncio
 import uuid
@@ -13,8 +13,8 @@ from agent.domain.naming import check_system_id
 from agent.events_client.address import options_of
 from agent.events_client.logs import log_by_default
 
-AGAIN_SECONDS = 0.2
-"""Before the next try, where NATS was lost in the middle: the id makes one of the two."""
+RETRY_SECONDS = 0.2
+"""Before the next try after the connection was lost: the stream drops a second event with the same id."""
 
 
 async def publish_session_ended(
@@ -23,16 +23,16 @@ async def publish_session_ended(
     system_id: str,
     session_id: str = "",
     reason: str = "",
-    id: str | None = None,  # noqa: A002 - the event's own word for it
-    timeout: float = 5.0,  # noqa: ASYNC109 - how long NATS is waited for is what the caller must say
+    id: str | None = None,  # noqa: A002 - the event's attribute
+    timeout: float = 5.0,  # noqa: ASYNC109 - the caller's limit for NATS
     login: Login | None = None,
     tls: Tls | None = None,
 ) -> str:
     """Publish that a session has ended; return the event's id once the stream has it.
 
-    The agent of that system, now or when it runs next, then syncs what its target lacks. Raises BusError where the
-    stream has not confirmed it within `timeout` seconds: it may have arrived all the same. With the same `id` it may be
-    published again, and counts once. Raises NamingError, WireError and SettingsError for what cannot be published.
+    The agent of that system, now or when it runs next, then syncs what its target lacks. Raises BusError if the stream
+    has not confirmed it within `timeout` seconds: it may have arrived all the same. It may be published again with the
+    same `id`, and counts once. Raises NamingError, WireError and SettingsError for invalid arguments.
     """
     check_system_id(system_id)
     options = options_of(server, login, tls)
@@ -42,7 +42,7 @@ async def publish_session_ended(
         id=id or str(uuid.uuid4()), time=clock.now(), system_id=system_id, session_id=session_id, reason=reason
     )
     bus = NatsBus.begin(options, CloudEventsCodec(), clock=clock, patient=True)
-    why = ""
+    failure = ""
     try:
         async with asyncio.timeout(timeout):
             while True:
@@ -52,11 +52,11 @@ async def publish_session_ended(
                 except BusError as error:
                     if not error.transient:
                         raise
-                    why = str(error)
-                await clock.sleep(AGAIN_SECONDS)
+                    failure = str(error)
+                await clock.sleep(RETRY_SECONDS)
     except TimeoutError as error:
         raise BusError(
-            f"the session's end was not confirmed within {timeout:g} s: {why or bus.state.detail}",
+            f"the session's end was not confirmed within {timeout:g} s: {failure or bus.state.detail}",
             hint=f"publish it again, with the id {event.id}",
             transient=True,
         ) from error

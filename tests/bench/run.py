@@ -39,6 +39,7 @@ from tests.bench import (
     prune,
     restore,
     s3,
+    startup,
     unchanged,
 )
 from tests.bench.databases import Databases
@@ -133,6 +134,10 @@ class Bench:
     def hook(self) -> list[Line]:
         """What a session's end waits for."""
         return hook.lines(self._folder("hook") / "scratch", 30)
+
+    def startup(self) -> list[Line]:
+        """The start of `--version`, `--help` and `status`."""
+        return startup.lines(self._folder("startup"), 20)
 
     def archive(self) -> list[Line]:
         """What a listing of many uploads takes."""
@@ -257,7 +262,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds, shorter waits")
     names = (
-        *("stages", "to_s3", "memory", "unchanged", "latency", "idle", "hook", "archive"),
+        *("stages", "to_s3", "memory", "unchanged", "latency", "idle", "hook", "startup", "archive"),
         *("nats_latency", "nats_consumer", "nats_idle", "http_push", "http_memory", "restore", "prune"),
     )
     parser.add_argument("--only", choices=names, action="append", help="one measurement; may be given several times")

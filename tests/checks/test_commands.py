@@ -25,6 +25,14 @@ def test_the_line_of_a_command_in_the_list_is_its_summary(name):
         assert command.callback.__name__ == name
 
 
+def test_the_status_loads_no_client_of_a_server_and_no_database_engine():
+    code = "import sys, agent.entrypoints.cli.status; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    heavy = {"aioboto3", "botocore", "httpx2", "nats", "aiohttp", "mcp", "duckdb", "isal", "watchfiles", "tzlocal"}
+    own = {"agent.adapters.s3", "agent.adapters.akosha", "agent.adapters.nats", "agent.bootstrap.methods"}
+    assert (heavy | own).isdisjoint(done.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("option", "absent"),
     [

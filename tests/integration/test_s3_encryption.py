@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from agent.adapters.s3 import ObjectOptions, S3Store
-from agent.bootstrap.methods import object_store
+from agent.bootstrap.stores import object_store
 from agent.domain.errors import CopyUnsupported, NotPermitted, StoreError
 from agent.settings import Settings
 from tests.support.servers.faulty_proxy import refuse

@@ -14,7 +14,7 @@ from typing import Literal
 
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SinkError, SnapshotError
-from agent.domain.memories import EMBEDDING_LENGTH, Memory, Seen, Tally
+from agent.domain.memories import EMBEDDING_LENGTH, NO_EMBEDDING, Memory, Seen, Tally
 from agent.ports import Capabilities, Clock, HeldMemory, MemoryLedger, MemorySink, MemorySource, PackedMemory
 
 MAX_BATCH_BYTES = 4_000_000
@@ -22,7 +22,6 @@ MAX_BATCH_BYTES = 4_000_000
 LARGEST_PROBE_BYTES = 64 * 1024
 """Largest memory that is kept to be offered once more: each status reads the note that holds it."""
 
-NO_EMBEDDING = "no embedding"
 OTHER_REASONS = "other reasons"
 MOST_REASONS = 10
 """Maximum number of distinct reasons: a server may have another one for each memory."""

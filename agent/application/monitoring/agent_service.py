@@ -6,9 +6,8 @@ from pathlib import Path
 from agent.application.monitoring.event_stream import EventStream
 from agent.application.monitoring.health import HealthMonitor
 from agent.application.monitoring.status import Status, describe, disk_warning
-from agent.application.sync.attempt import NO_DATABASES
 from agent.application.triggers.inbox import Inbox
-from agent.domain.databases import Survey
+from agent.domain.databases import NO_DATABASES, Survey
 from agent.domain.delivery_state import Target
 from agent.domain.errors import BusError, SnapshotError, WireError
 from agent.domain.events import Event, SessionEnded, SyncAsked, SyncProgress, SyncRequested, SyncResult

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from agent.domain.databases import Survey, is_asked
+from agent.domain.databases import NO_DATABASES, Survey, is_asked
 from agent.domain.delivery_state import Problem, Target, TargetRecord, due, pending, problems
 from agent.domain.errors import SnapshotError
 from agent.domain.events import SyncRequested
@@ -15,10 +15,6 @@ from agent.domain.manifest import Rows
 from agent.domain.routing import URGENT, target_backoff
 from agent.ports import Clock, Ledger, Reporter, Snapshot, SnapshotTaker
 
-NO_DATABASES = (
-    "there are no databases in the data directory yet (start a session with Session-Buddy, or set "
-    "akosha_agent_data_dir to where its databases are)"
-)
 NOT_ASKED = "it was not asked for"
 
 

@@ -15,7 +15,7 @@ from datetime import tzinfo
 
 import structlog
 
-from agent.application.memories.push import NO_EMBEDDING, MemoryPush, Pushed
+from agent.application.memories.push import MemoryPush, Pushed
 from agent.application.sync.attempt import Attempt, Staging, what_is_wrong
 from agent.application.sync.delivery_probe import DeliveryProbe, MemoriesLost
 from agent.application.sync.stall import StallMonitor, stall_timeout
@@ -23,6 +23,7 @@ from agent.domain.databases import main_name
 from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord, due
 from agent.domain.errors import HTTPSyncError, SinkError, SnapshotError
 from agent.domain.events import SyncRequested, SyncSucceeded, outcome_event_id
+from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.routing import ASKED, HTTP
 from agent.ports import (
     Capabilities,
@@ -36,10 +37,6 @@ from agent.ports import (
     Snapshot,
     SnapshotTaker,
     Unchanged,
-)
-
-EMBEDDING_HINT = (
-    "give Session-Buddy an embedding server; or, to have zeros sent, set akosha_http_missing_embedding to zero"
 )
 
 
@@ -106,8 +103,6 @@ def kept_back(pushed: Pushed) -> str:
 
 
 _NEWS = "http_server"
-
-CONFIRMED = "the server has what it was given"
 
 _log = structlog.get_logger()
 

@@ -13,10 +13,8 @@ from agent.domain.delivery_state import TargetRecord, active_methods, due
 from agent.domain.errors import SnapshotError
 from agent.domain.events import MethodError, SyncAsked, SyncRequested, request_event_id
 from agent.domain.identity import Identity
-from agent.domain.routing import AUTO, CLOUD, RETRY, SESSION_END, STARTUP, URGENT, SyncPolicy, open_route
+from agent.domain.routing import AUTO, CLOUD, CLOUD_HINT, RETRY, SESSION_END, STARTUP, URGENT, SyncPolicy, open_route
 from agent.ports import Clock, Ledger, SnapshotTaker, SyncMethod
-
-CLOUD_HINT = "set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory"
 
 _log = structlog.get_logger()
 

@@ -8,15 +8,10 @@ from agent.application.triggers.inbox import ArchiveNews, Inbox
 from agent.application.triggers.publisher import Publisher
 from agent.application.triggers.session_ends import accept
 from agent.domain.errors import WireError
-from agent.domain.events import Event, SessionEnded, SyncAsked
+from agent.domain.events import SessionEnded, SyncAsked, is_for_single_sync
 from agent.ports import Ledger, Spool, Watch
 
 _log = structlog.get_logger()
-
-
-def is_for_single_sync(event: Event) -> bool:
-    """Say whether a single sync takes a note up. An ask is its own process's: that one waits for its outcome."""
-    return isinstance(event, SessionEnded | ArchiveNews)
 
 
 class SpoolReader:

@@ -7,12 +7,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from agent.application.memories.push import NO_EMBEDDING
 from agent.application.monitoring.status import TargetStatus, VerifyStatus
-from agent.application.sync.http import CONFIRMED, EMBEDDING_HINT
-from agent.application.triggers.publisher import CLOUD_HINT
 from agent.bootstrap.home import RUN
+from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.plain_text import printable
+from agent.domain.routing import CLOUD_HINT
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import line_console

@@ -15,7 +15,7 @@ from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.host_facts import PROC
 from agent.adapters.s3 import S3Store
 from agent.bootstrap.home import Home
-from agent.bootstrap.methods import object_options
+from agent.bootstrap.stores import object_options
 from agent.domain.errors import SettingsError
 from agent.domain.identity import Identity
 from agent.domain.naming import check_system_id, sanitise_system_id

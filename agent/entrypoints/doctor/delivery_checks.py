@@ -11,12 +11,11 @@ from email.utils import parsedate_to_datetime
 from agent.adapters.akosha import AkoshaSink
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.s3 import S3Store
-from agent.application.memories.push import NO_EMBEDDING
 from agent.application.monitoring.status import DELIVERED_TO_AKOSHA
 from agent.application.sync.delivery_probe import ProbeState
-from agent.application.sync.http import CONFIRMED, EMBEDDING_HINT
-from agent.bootstrap.methods import MEBIBYTE
+from agent.bootstrap.stores import MEBIBYTE
 from agent.domain.errors import NotPermitted, SinkError, StateError, StoreError
+from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
 from agent.domain.naming import uploads_prefix
 from agent.domain.routing import HTTP
 from agent.entrypoints.doctor.context import CONNECT_SECONDS, DoctorContext, in_thread

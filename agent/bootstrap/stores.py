@@ -1,0 +1,73 @@
+"""From settings to the targets, the store of the cloud target, and whose uploads it has."""
+
+from typing import TYPE_CHECKING
+
+from agent.adapters.directory_store import DirectoryStore
+from agent.application.sync.ownership import Ownership
+from agent.domain.delivery_state import Target
+from agent.domain.identity import Identity, Machine
+from agent.domain.routing import CLOUD, HTTP
+from agent.ports import Clock, Ledger, ObjectStore, RateLimiter
+from agent.settings import Settings
+
+if TYPE_CHECKING:
+    from agent.adapters.s3 import ObjectOptions
+
+MEBIBYTE = 2**20
+
+
+def targets_of(settings: Settings, system_id: str) -> dict[str, Target]:
+    """Return the targets of all methods that can be asked for, by method: the cloud only where it is set up."""
+    targets = {HTTP: Target(HTTP, settings.http_endpoint, "", system_id)}
+    if settings.cloud_configured:
+        cloud = Target(CLOUD, settings.cloud_endpoint, settings.cloud_bucket, system_id)
+        return {CLOUD: cloud, **targets}
+    return targets
+
+
+def object_store(settings: Settings, rate_limiter: RateLimiter | None = None) -> ObjectStore:
+    """Return the bucket, or the directory in its place; with a rate limiter, bodies are put within its limit."""
+    if settings.directory is not None:
+        return DirectoryStore(settings.directory / settings.cloud_bucket, rate_limiter=rate_limiter)
+    from agent.adapters.s3 import S3Store  # noqa: PLC0415 - only for a bucket: `status` of a directory does without
+
+    return S3Store(
+        bucket=settings.cloud_bucket,
+        endpoint=settings.cloud_endpoint,
+        region=settings.cloud_region,
+        object_options=object_options(settings),
+        rate_limiter=rate_limiter,
+    )
+
+
+def object_options(settings: Settings) -> "ObjectOptions":
+    """Return the encryption and storage class of objects in the bucket."""
+    from agent.adapters.s3 import ObjectOptions  # noqa: PLC0415 - as above
+
+    return ObjectOptions(
+        encryption=settings.cloud_sse,
+        kms_key_id=settings.cloud_sse_kms_key_id,
+        storage_class=settings.cloud_storage_class,
+    )
+
+
+def ownership_of(
+    settings: Settings,
+    identity: Identity,
+    machine: Machine,
+    store: ObjectStore,
+    ledger: Ledger | None,
+    clock: Clock,
+    *,
+    keeps_warning: bool = True,
+) -> Ownership:
+    """Return the ownership of this agent's uploads in a store. Not `keeps_warning`: the ledger is only read."""
+    return Ownership(
+        store=store,
+        target=targets_of(settings, identity.system_id)[CLOUD],
+        identity=identity,
+        machine=machine,
+        ledger=ledger,
+        clock=clock,
+        keeps_warning=keeps_warning,
+    )
