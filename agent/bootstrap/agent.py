@@ -24,7 +24,7 @@ from agent.application.sync.bus_recovery import BusRecovery
 from agent.application.sync.http import HttpSync
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
-from agent.application.sync.stall import StallMonitor, without_prompt_connect_retries
+from agent.application.sync.stall import StallMonitor
 from agent.application.sync.subscriber import SyncSubscriber
 from agent.application.triggers.file_changes import FileChanges
 from agent.application.triggers.inbox import Inbox
@@ -394,7 +394,7 @@ def _verify_loop(
 def _probe_loop(
     adapters: AgentAdapters, publisher: Publisher, sync_lock: asyncio.Lock, rescan_seconds: float
 ) -> ProbeLoop | None:
-    method = without_prompt_connect_retries(adapters.methods.get(HTTP))
+    method = adapters.methods.get(HTTP)
     if not isinstance(method, HttpSync):
         return None
     return ProbeLoop(

@@ -14,7 +14,7 @@ from agent.application.memories.delta import MemoryDelta
 from agent.application.memories.push import MemoryPush
 from agent.application.sync.cloud import CloudSync
 from agent.application.sync.http import HttpSync
-from agent.application.sync.stall import PromptConnectRetries, StallMonitor, without_prompt_connect_retries
+from agent.application.sync.stall import StallMonitor
 from agent.bootstrap.stores import MEBIBYTE, object_store, targets_of
 from agent.domain.delivery_state import Target
 from agent.domain.identity import Identity, Machine
@@ -94,12 +94,12 @@ def sync_methods(
         methods[CLOUD] = _cloud(
             settings, targets[CLOUD], state, identity, store, taker, reader, ledger, clock, machine, stall_monitor
         )
-    return {name: PromptConnectRetries(method) for name, method in methods.items()}
+    return methods
 
 
 def cloud_of(methods: Mapping[str, SyncMethod]) -> CloudSync | None:
     """Return the cloud method itself, None where there is none."""
-    cloud = without_prompt_connect_retries(methods.get(CLOUD))
+    cloud = methods.get(CLOUD)
     return cloud if isinstance(cloud, CloudSync) else None
 
 

@@ -46,7 +46,7 @@ async def wired(tmp_path) -> AsyncIterator:
             home.machine(),
             stall_monitor,
         )
-        cloud, http = methods["cloud"]._method, methods["http"]._method
+        cloud, http = methods["cloud"], methods["http"]
         return cloud._store, http._push.sink, clock
 
     yield wire

@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from agent.adapters.memory_bus import MemoryBus
-from agent.application.sync.stall import PromptConnectRetries, StallTimeout
+from agent.application.sync.stall import StallTimeout, sync_with_restarts
 from agent.domain.errors import CloudUploadError
 from agent.ports import NetworkChange, Unchanged
 from tests.support import values
@@ -269,7 +269,7 @@ class Method:
     ids=["whole", "cut-once", "cut-twice", "cut-for-ever", "cut-then-failed", "failed", "cut-and-gone"],
 )
 async def test_what_was_cut_off_by_a_network_change_restarts_where_it_can(method, begun, error):
-    sync = PromptConnectRetries(method).sync(values.request(), None)
+    sync = sync_with_restarts(method, values.request(), None)
     if error is None:
         assert await sync == Unchanged(why="nothing")
     else:

@@ -31,7 +31,7 @@ class S3Store:
 
     `part_concurrency` parts are in memory, and at most so many on their way, at once. `verify` is the file of a CA to
     trust; None: what AWS_CA_BUNDLE names, else the usual authorities. Sending has no time limit of its own: who waits
-    watches `progress`, and cancels, which takes effect at once. `at_rest`: how whatever it makes is to lie there.
+    watches `progress`, and cancels, which takes effect at once. `object_options`: of all objects that it makes.
     `connect_timeout`: seconds for one connection, from the look-up of the name on.
     `build_seconds`: how long looking for credentials may take, at the first call and at each refresh.
     `rate_limiter`: bodies leave within it, byte by byte, retries included.

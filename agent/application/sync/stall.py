@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 import structlog
 
 from agent.application.signal import Signal
-from agent.domain.delivery_state import Target
 from agent.domain.errors import AkoshaError, SyncError
 from agent.domain.events import SyncProgress, SyncRequested
 from agent.ports import Clock, Connected, Delivered, EventBus, Reporter, SyncMethod, Unchanged, reset_clients
@@ -227,44 +226,17 @@ async def stall_timeout(
         ) from error
 
 
-def without_prompt_connect_retries(method: SyncMethod | None) -> SyncMethod | None:
-    """Return the method that PromptConnectRetries wraps, any other as it is."""
-    return method.method if isinstance(method, PromptConnectRetries) else method
+async def sync_with_restarts(method: SyncMethod, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
+    """Sync by a method; start again at once where a network change has interrupted it and the target can be reached.
 
-
-class PromptConnectRetries:
-    """A SyncMethod that starts an attempt again at once where a network change has interrupted it."""
-
-    def __init__(self, method: SyncMethod) -> None:
-        self._method = method
-
-    @property
-    def method(self) -> SyncMethod:
-        """The wrapped method."""
-        return self._method
-
-    @property
-    def name(self) -> str:
-        return self._method.name
-
-    @property
-    def target(self) -> Target:
-        return self._method.target
-
-    async def is_available(self) -> bool:
-        return await self._method.is_available()
-
-    async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
-        """As the port says; no attempt is counted for having been cut off, as long as the target can be reached."""
-        for restarts in range(MOST_RESTARTS + 1):
-            try:
-                return await self._method.sync(request, report)
-            except SyncError as error:
-                lost = isinstance(error.original, StallTimeout) and restarts < MOST_RESTARTS
-                if not lost or not await self._method.is_available():
-                    raise
-                _log.info("sync_restarted", request_id=request.request_id, method=self.name, reason=error.message)
-        raise AssertionError
-
-    async def aclose(self) -> None:
-        await self._method.aclose()
+    Raises SyncError. A restart is not an attempt of its own.
+    """
+    for restarts in range(MOST_RESTARTS + 1):
+        try:
+            return await method.sync(request, report)
+        except SyncError as error:
+            interrupted = isinstance(error.original, StallTimeout) and restarts < MOST_RESTARTS
+            if not interrupted or not await method.is_available():
+                raise
+            _log.info("sync_restarted", request_id=request.request_id, method=method.name, reason=error.message)
+    raise AssertionError

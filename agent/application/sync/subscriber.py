@@ -21,7 +21,7 @@ import structlog
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.application.sync.request_log import RequestLog
 from agent.application.sync.results import ResultRecorder
-from agent.application.sync.stall import ProgressReporter
+from agent.application.sync.stall import ProgressReporter, sync_with_restarts
 from agent.domain.delivery_state import Target, TargetRecord
 from agent.domain.errors import AkoshaError, SyncError
 from agent.domain.events import SyncRequested
@@ -193,7 +193,7 @@ class SyncSubscriber:
             )
         self._unreachable.discard(self.method.name)
         async with ProgressReporter(self._bus, self._clock, request, self.method.name).open() as report:
-            return await self.method.sync(request, report)
+            return await sync_with_restarts(self.method, request, report)
 
     async def _give_up(
         self, request: SyncRequested, record: TargetRecord, error: SyncError, step: GiveUp | None
