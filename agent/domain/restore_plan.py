@@ -159,10 +159,10 @@ class Restored:
         """Return what `to_document` made. Raises WireError."""
         try:
             fields = {name: document[name] for name in cls.__dataclass_fields__}
-            told = cast("list[dict[str, object]]", fields["databases"])
+            documents = cast("list[dict[str, object]]", fields["databases"])
             databases = tuple(
                 RestoredDatabase(**{**one, "files": tuple(cast("list[str]", one["files"]))})  # type: ignore[arg-type]
-                for one in told
+                for one in documents
             )
             return cls(**{**fields, "databases": databases})  # type: ignore[arg-type] # it is our own writing
         except (KeyError, TypeError, ValueError) as error:

@@ -156,12 +156,12 @@ def reset(record: TargetRecord) -> TargetRecord:
 
 def confirm(record: TargetRecord, result_id: str) -> TargetRecord:
     """A bus has the result: its databases are clean, unless they changed since."""
-    told = (
+    reported = (
         entry
         for entry in record.databases.values()
         if entry.state is State.DELIVERED and entry.delivered_by == result_id
     )
-    return _with(record, [_moved(entry, Move.CONFIRMED) for entry in told])
+    return _with(record, [_moved(entry, Move.CONFIRMED) for entry in reported])
 
 
 def _under_way(record: TargetRecord) -> list[DatabaseRecord]:

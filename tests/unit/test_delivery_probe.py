@@ -200,7 +200,7 @@ class Day:
 
     async def look_in(self, hours: float) -> None:
         await self.r.clock.advance(hours * 3600)
-        await self.loop.look()
+        await self.loop.check()
 
 
 async def test_once_a_day_it_is_offered_and_what_is_lost_is_owed_again():

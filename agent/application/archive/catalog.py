@@ -129,10 +129,10 @@ class Catalog:
             first = {*newest_first[:manifests]}
             unclear = seen.unclear if exact else seen.ahead
             wanted = [upload for upload in newest_first if upload in first or unclear(upload)]
-            room = asyncio.Semaphore(READ_AT_ONCE)
+            slots = asyncio.Semaphore(READ_AT_ONCE)
 
             async def read(upload: str) -> CatalogEntry:
-                async with room:
+                async with slots:
                     listed = await self._listed(upload, seen)
                     moved()
                     return listed

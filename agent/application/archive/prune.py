@@ -176,7 +176,7 @@ class Pruner:
         goes at all: what was copied from it may be damaged, too, and the uploads before it may be the last good ones.
         """
         await self._check_owner()
-        there = await self._look()
+        there = await self._read_bucket()
         whole = there.whole
         times = await self._times(there, whole)
         kept = keep(whole, self.rules, besides=spared, times=times)
@@ -213,7 +213,7 @@ class Pruner:
             done = replace(_gone(plan.going, plan.going), leftovers=sum(map(len, leftovers.values())))
             done = await self._sweep(plan, done)
         except StoreError as error:
-            done = replace(await self._what_is_gone(plan), error=error)
+            done = replace(await self._deleted_so_far(plan), error=error)
         seconds = round(self._clock.monotonic() - started, 3)
         kept = len(plan.kept) + len(plan.going) - len(done.upload_ids)
         return replace(done, kept=kept, duration_seconds=seconds)
@@ -239,7 +239,7 @@ class Pruner:
             async with self._archive.moving():
                 await self._check()
 
-    async def _look(self) -> BucketContents:
+    async def _read_bucket(self) -> BucketContents:
         async with self._archive.moving() as moved:
             return await BucketContents.of(self.system_id, self._listing(moved), self._clock.now())
 
@@ -354,7 +354,7 @@ class Pruner:
         """Look once more, just before: an upload that has slept for days may have gone on."""
         if not plan.leftovers:
             return {}
-        there = await self._look()
+        there = await self._read_bucket()
         left = there.left_over(set(there.whole), spared)
         return {u: there.objects[u] for u in left if there.objects[u] == plan.leftovers.get(u)}
 
@@ -366,12 +366,12 @@ class Pruner:
             return replace(done, unswept=str(error))
         return replace(done, leftovers=done.leftovers + swept)
 
-    async def _what_is_gone(self, plan: PrunePlan) -> Pruned:
+    async def _deleted_so_far(self, plan: PrunePlan) -> Pruned:
         """Return what was deleted before it was stopped; where the store does not answer, that is not known, and left
         out.
         """
         try:
-            there = await self._look()
+            there = await self._read_bucket()
         except StoreError:
             return Pruned()
         left = {item.key for objects in there.objects.values() for item in objects}

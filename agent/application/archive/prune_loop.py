@@ -83,7 +83,7 @@ class PruneLoop:
     async def _prune(self) -> bool:
         spared = spared_by(await self._ledger.record(self._target))
         plan = await self._pruning.plan(spared)
-        await self._tell_of_held(plan.held)
+        await self._log_suspended(plan.held)
         if plan.is_empty:
             return False
         pruned = await self._pruning.carry_out(plan, spared)
@@ -104,7 +104,7 @@ class PruneLoop:
         await self._ledger.note(NOTE, "")
         return not pruned.is_nothing
 
-    async def _tell_of_held(self, why: str) -> None:
+    async def _log_suspended(self, why: str) -> None:
         """Keep a warning while nothing is deleted because the newest upload is damaged."""
         if not why:
             await clear_warning(self._ledger, HELD)

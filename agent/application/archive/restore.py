@@ -88,10 +88,10 @@ class Restore:
         try:
             await self._make_sure_of_room(chosen, scratch)
             downloaded = 0
-            came = [_Downloaded(item) for item in chosen]
+            prepared = [_Downloaded(item) for item in chosen]
             reporter.phase("download", sum(part.stored_size for item in chosen for part in item.parts))
-            for one in came:
-                downloaded += await self._come(one, scratch, reporter)
+            for one in prepared:
+                downloaded += await self._prepare(one, scratch, reporter)
                 main = await _blocking(scratch.file, one.item.main)
                 one.storage_version = await _blocking(self.folder.storage_version, main)
             at = self.clock.now()
@@ -101,11 +101,11 @@ class Restore:
                 upload_id=manifest.upload_id,
                 uploaded_at=manifest.uploaded_at.isoformat(),
                 to=str(self.place.directory),
-                databases=tuple(_count_pieces(one, manifest, aside[one.item.database]) for one in came),
+                databases=tuple(_restored_database(one, manifest, aside[one.item.database]) for one in prepared),
                 downloaded_bytes=downloaded,
                 duration_seconds=round(self.clock.monotonic() - started, 3),
             )
-            items = [(one.item, one.folded) for one in came]
+            items = [(one.item, one.folded) for one in prepared]
             await _blocking(self.place.place, items, aside, report, force=wanted.force)
         except AkoshaError as error:
             failed = _full(error, chosen, self.place) if isinstance(error, StagingFull) else error
@@ -141,7 +141,7 @@ class Restore:
                 hint="make room there, or restore to a larger disk",
             )
 
-    async def _come(self, one: _Downloaded, scratch: ScratchDirectory, reporter: Reporter) -> int:
+    async def _prepare(self, one: _Downloaded, scratch: ScratchDirectory, reporter: Reporter) -> int:
         """Have one database ready; return the bytes that were downloaded."""
         item = one.item
         if item.folds and (size := await _blocking(scratch.folded, item.main)) is not None:
@@ -221,7 +221,7 @@ class Restore:
         return await _blocking(scratch.has, part.name, part.raw_size, part.sha256)
 
 
-def _count_pieces(one: _Downloaded, manifest: Manifest, aside: Mapping[str, str]) -> RestoredDatabase:
+def _restored_database(one: _Downloaded, manifest: Manifest, aside: Mapping[str, str]) -> RestoredDatabase:
     item = one.item
     return RestoredDatabase(
         database=item.database,

@@ -169,7 +169,7 @@ def _differing(rows: Mapping[str, int], verdict: Verdict) -> str:
     )
 
 
-LOOKED_AT_ONCE = 8
+CHECKED_AT_ONCE = 8
 """Objects that are asked for at a time."""
 
 MOST_PROBLEMS = 20
@@ -249,9 +249,9 @@ class Verifier:
 
     async def shallow(self, upload: str) -> VerifyResult:
         """Look at the manifest, and at what the store says of every object."""
-        return await self._look(upload, tags=True)
+        return await self._check(upload, tags=True)
 
-    async def _look(self, upload: str, *, tags: bool) -> VerifyResult:
+    async def _check(self, upload: str, *, tags: bool) -> VerifyResult:
         started = self._clock.monotonic()
         manifest, problems = await self._manifest(upload)
         if manifest is not None:
@@ -287,21 +287,21 @@ class Verifier:
         """
         assert self._deep is not None
         started = self._clock.monotonic()
-        found = await self._look(upload, tags=False)
+        found = await self._check(upload, tags=False)
         problems, notes, left_out = dict(found.problems), dict[str, str](), list[str]()
         if (manifest := found.manifest) is not None:
             sizes = {key: size for key, size in expected_sizes(manifest).items() if object_name(key) not in problems}
             begun(sum(sizes.values()))
-            room = math.inf if most_bytes is None else most_bytes
+            slots = math.inf if most_bytes is None else most_bytes
             for database in dict.fromkeys(part.database for part in manifest.parts):
                 size = sum(part.stored_size for part in manifest.of(database))
-                if size > room:
+                if size > slots:
                     left_out.append(database)
                     continue
-                room -= size
+                slots -= size
                 await self._deep.database(manifest, database, problems, notes, progress)
             if (memories := manifest.memories) and memories.key in sizes:
-                if memories.size > room:
+                if memories.size > slots:
                     left_out.append(naming.MEMORIES_NAME)
                 else:
                     await self._deep.memories(manifest, memories, problems, progress)
@@ -342,16 +342,16 @@ class Verifier:
 
     async def _objects(self, manifest: Manifest, *, tags: bool) -> dict[str, str]:
         held: tuple[Part | MemoriesPart, ...] = (*manifest.parts, *((manifest.memories,) if manifest.memories else ()))
-        room = asyncio.Semaphore(LOOKED_AT_ONCE)
+        slots = asyncio.Semaphore(CHECKED_AT_ONCE)
         async with self._archive.moving() as moved:
 
-            async def look(part: Part | MemoriesPart) -> str:
-                async with room:
+            async def check(part: Part | MemoriesPart) -> str:
+                async with slots:
                     why = await _wrong_with(self._archive.store, part, lambda _: moved(), tags=tags)
                     moved()
                     return why
 
-            found = await all_of([look(part) for part in held], "look-at-object")
+            found = await all_of([check(part) for part in held], "check-object")
         return {object_name(part.key): why for part, why in zip(held, found, strict=True) if why}
 
     def _since(self, started: float) -> float:

@@ -122,10 +122,10 @@ class SystemIngester:
         self._begun = self._looking = False
         self._failure: AkoshaError | None = None
         self._failures = 0
-        self._told_of: set[str] = set()
+        self._named_uploads: set[str] = set()
         self._foreign: set[str] = set()
         self._logged_upload, self._attempts = "", 0
-        self._hopeless: dict[tuple[str, str], tuple[str, str]] = {}
+        self._unusable: dict[tuple[str, str], tuple[str, str]] = {}
 
     @property
     def waits_for_akosha(self) -> bool:
@@ -136,8 +136,8 @@ class SystemIngester:
 
         Two agents of one system upload at the same time: whose id is the older may come later.
         """
-        if upload and len(self._told_of) < MOST_LOGGED:
-            self._told_of.add(upload)
+        if upload and len(self._named_uploads) < MOST_LOGGED:
+            self._named_uploads.add(upload)
         self._signal.set()
 
     def look(self) -> None:
@@ -185,7 +185,7 @@ class SystemIngester:
             for at, upload in enumerate(todo):
                 async with self._turns.one() as turn:
                     caught += await self._take(upload, todo[at + 1 :], turn)
-                self._told_of.discard(upload)
+                self._named_uploads.discard(upload)
         except AkoshaError as error:
             failure = error
         self._position = await self._news.publish(self.system_id, self._position)
@@ -238,10 +238,10 @@ class SystemIngester:
 
     async def _late(self) -> list[str]:
         """Return the uploads that were named and that the position has gone past without seeing them."""
-        for upload in sorted(self._told_of):
+        for upload in sorted(self._named_uploads):
             if await self._news.is_written(upload):
-                self._told_of.discard(upload)
-        return sorted(upload for upload in self._told_of if upload <= (self._position.through or ""))
+                self._named_uploads.discard(upload)
+        return sorted(upload for upload in self._named_uploads if upload <= (self._position.through or ""))
 
     async def _take(self, upload: str, later: Sequence[str], turn: Turn) -> SystemOutcome:
         started = self._clock.monotonic()
@@ -315,8 +315,8 @@ class SystemIngester:
         who = newest.agent_id, database
         taking.source = "databases"
         fault = ""
-        if self._hopeless.get(who, ("", ""))[0] == newest.upload_id:
-            fault = self._hopeless[who][1]
+        if self._unusable.get(who, ("", ""))[0] == newest.upload_id:
+            fault = self._unusable[who][1]
         else:
             try:
                 taking.tally += await self._ingest.database(newest, database, capabilities, taking.turn)
@@ -324,7 +324,7 @@ class SystemIngester:
                 if self._is_worth_waiting(error):
                     raise
                 fault = f"{database}: {error}"
-                self._hopeless[who] = newest.upload_id, fault
+                self._unusable[who] = newest.upload_id, fault
             else:
                 await self._keep(self._position.at(newest, [database]))
         if fault:

@@ -36,7 +36,7 @@ WARNING = "target_not_ours"
 NOT_MOUNTED = "target_not_mounted"
 """Of a directory, and computed at each look: once the disk is mounted, nobody needs to sync for it to pass."""
 
-LOOK_SECONDS = 1.0
+CHECK_SECONDS = 1.0
 """How long a look at a directory may take: a mount that hangs must not keep `status` from its answer."""
 
 SETTLE_SECONDS = 2.0
@@ -86,7 +86,7 @@ class Ownership:
     claimed: bool = field(default=False, init=False)
     """Whether the last `claim` found, or made, the target ours."""
 
-    _looking: "asyncio.Task[None] | None" = field(default=None, init=False)
+    _mount_check: "asyncio.Task[None] | None" = field(default=None, init=False)
     _uploads: BucketUploads = field(init=False)
     _key: str = field(init=False)
 
@@ -102,7 +102,7 @@ class Ownership:
         never uploaded under; StoreError.
         """
         assert self.ledger is not None
-        verdict = await self._look(await self._claim_kept(), uploads=take_over)
+        verdict = await self._examine(await self._claim_kept(), uploads=take_over)
         refusal = verdict.refusal
         if refusal is Refusal.GONE and new_target:
             verdict = await self._judge_unclaimed(TargetRecord(self.target))
@@ -133,14 +133,14 @@ class Ownership:
 
         With `uploads`, an upload that the ledger does not know counts, too: one listing more.
         """
-        verdict = await self._look(await self._claim_kept(), uploads=uploads)
+        verdict = await self._examine(await self._claim_kept(), uploads=uploads)
         if verdict.refusal is not None:
             await self._refuse(verdict, may_suffix=False)
 
     async def check_mounted(self) -> None:
         """Raise NotOwner where a directory has no owner.json, and the ledger has a claim on it, or uploads in it."""
         if self._is_directory:
-            verdict = await self._look(await self._claim_kept(), uploads=False)
+            verdict = await self._examine(await self._claim_kept(), uploads=False)
             if verdict.refusal is Refusal.GONE:
                 raise self._error(verdict)
 
@@ -151,13 +151,13 @@ class Ownership:
         """
         if not self._is_directory:
             return ()
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self.check_mounted(), name="look-at-target")
-            self._looking.add_done_callback(mark_retrieved)
-        looking = self._looking
-        if not (await asyncio.wait({looking}, timeout=LOOK_SECONDS))[0] or looking.cancelled():
+        if self._mount_check is None or self._mount_check.done():
+            self._mount_check = asyncio.create_task(self.check_mounted(), name="check-target")
+            self._mount_check.add_done_callback(mark_retrieved)
+        mount_check = self._mount_check
+        if not (await asyncio.wait({mount_check}, timeout=CHECK_SECONDS))[0] or mount_check.cancelled():
             return ()
-        error = looking.exception()
+        error = mount_check.exception()
         if isinstance(error, NotOwner):
             return (StatusWarning(code=NOT_MOUNTED, message=error.message, hint=error.hint),)
         if error is not None and not isinstance(error, StoreError):  # that it cannot be read is said by what needs it
@@ -166,16 +166,16 @@ class Ownership:
 
     async def aclose(self) -> None:
         """End a look that hangs. Idempotent."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
+        if self._mount_check is not None:
+            self._mount_check.cancel()
+            await asyncio.wait({self._mount_check})
 
     async def system_id(self) -> str:
         """Return the system id to use there: this one, or the one that this machine takes instead of a default one.
 
         Raises NotOwner where it is neither ours nor free.
         """
-        verdict = await self._look(await self._claim_kept())
+        verdict = await self._examine(await self._claim_kept())
         if verdict.refusal is None:
             return self.target.system_id
         if await self._may_suffix(verdict) and (instead := suffixed(self.target.system_id, self.machine)):
@@ -184,7 +184,7 @@ class Ownership:
 
     # Deciding.
 
-    async def _look(self, claim: Claim | None, *, uploads: bool = False) -> _Verdict:
+    async def _examine(self, claim: Claim | None, *, uploads: bool = False) -> _Verdict:
         try:
             found = await self._read()
         except WireError as error:

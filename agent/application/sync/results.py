@@ -47,7 +47,7 @@ class ResultRecorder:
         self._on_published: Callable[[], None] = lambda: None
         self._on_outbox_flushed: Callable[[], None] = lambda: None
         self._on_upload: Callable[[], None] = lambda: None
-        self._wake = Signal(clock, "outbox")
+        self._signal = Signal(clock, "outbox")
         self._flushing = asyncio.Lock()
 
     def on_published(self, listener: Callable[[], None]) -> None:
@@ -126,7 +126,7 @@ class ResultRecorder:
 
     def flush_soon(self) -> None:
         """Let the outbox loop look at once."""
-        self._wake.set()
+        self._signal.set()
 
     async def republish_since(self, since: datetime) -> int:
         """Put the results since then into the outbox again: the bus has lost them. Returns how many.
@@ -173,15 +173,15 @@ class ResultRecorder:
             except AkoshaError as error:
                 if not (error.transient or isinstance(error, BusError)):
                     raise
-                await self._tell_of_waiting(error)
-                rung = await self._wake.wait(wait)
-                wait = FIRST_WAIT_SECONDS if rung else min(wait * 2, LAST_WAIT_SECONDS)
+                await self._log_blocked(error)
+                was_set = await self._signal.wait(wait)
+                wait = FIRST_WAIT_SECONDS if was_set else min(wait * 2, LAST_WAIT_SECONDS)
             else:
                 wait, self._waiting = FIRST_WAIT_SECONDS, False
                 await self._clear_warning_of_errors()
-                await self._wake.wait(None)
+                await self._signal.wait(None)
 
-    async def _tell_of_waiting(self, error: AkoshaError) -> None:
+    async def _log_blocked(self, error: AkoshaError) -> None:
         """Once is enough: the status says how many wait, and the bus may be away for days.
 
         An error that nobody knows, and that comes again, is a warning in the status.

@@ -200,7 +200,7 @@ async def limit_stalls(
 @asynccontextmanager
 async def stall_timeout(
     seconds: float,
-    place: str,
+    location: str,
     failure: type[SyncError],
     method: str,
     *,
@@ -215,10 +215,10 @@ async def stall_timeout(
         async with limit_stalls(seconds, stall_monitor, progress_count) as moved:
             yield moved
     except StallTimeout as error:
-        raise failure(f"{place}: {error}", method, error, transient=True) from error
+        raise failure(f"{location}: {error}", method, error, transient=True) from error
     except TimeoutError as error:
         raise failure(
-            f"{place}: nothing moved for {seconds:g} s",
+            f"{location}: nothing moved for {seconds:g} s",
             method,
             error,
             transient=True,

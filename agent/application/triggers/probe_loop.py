@@ -48,10 +48,10 @@ class ProbeLoop:
         """Ask when it is time, until cancelled. Raises StateError."""
         await self.clock.sleep(FIRST_SECONDS)
         while True:
-            await self.look()
+            await self.check()
             await self.signal.wait(min(self.rescan_seconds, LONGEST_SECONDS))
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Ask, if it is time. Raises StateError."""
         if await self._is_time():
             await self._ask()
