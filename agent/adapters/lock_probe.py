@@ -1,8 +1,8 @@
-"""Who has a database open: asked of the kernel, without opening the database in its engine and without any lock.
+"""The process that has a database open, by its lock: the kernel says it, without the engine and without a lock.
 
-DuckDB locks a file as a whole with `fcntl` (FACTS): F_GETLK tells of a lock that would stand in the way, and takes
-none. Closing a descriptor of the file drops the locks that this process has on it: it must have none, which is so in
-every process that never opens a database with the engine.
+DuckDB locks a file as a whole with `fcntl`: F_GETLK returns a lock that would conflict, and takes none. Closing a
+descriptor of the file drops the locks that this process has on it: it must have none, which is so in every process that
+never opens a database with the engine.
 """
 
 import errno

@@ -22,7 +22,7 @@ from agent.ports import HeldMemory, MemoryCounts
 
 Group = tuple[str, Kind]
 Row = tuple[int, bytes, bytes]
-"""A place's number, a row's own id, its digest."""
+"""The number of a group (column `place`), a row's own id, its digest."""
 
 HeldState = Literal["waiting", "refused"]
 HELD: Mapping[HeldState, int] = {state: number for number, state in enumerate(get_args(HeldState), 1)}
@@ -48,7 +48,7 @@ class Memories:
         return {(database, rows.read_kind(kind)): number for database, kind, number in found}
 
     def grouped(self, target: Target, batch: Iterable[Seen]) -> list[Row]:
-        """Return rows as they are kept, in that order; what is kept for the first time gets its place."""
+        """Return rows as they are kept, in that order; a new combination of database and kind gets a group."""
         groups = self.groups(target)
         grouped: list[Row] = []
         for seen in batch:
