@@ -23,6 +23,7 @@ import orjson
 from agent.domain.errors import NamingError, WireError
 from agent.domain.events import ALL, Event, SessionEnded
 from agent.domain.naming import check_system_id, session_system
+from agent.domain.plain_text import shorten
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -224,5 +225,4 @@ def _as_text(value: object) -> object:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return shorten(repr(value), _SHOWN)

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import ClassVar, Self
 
 from agent.domain import naming
-from agent.domain.plain_text import printable
+from agent.domain.plain_text import printable, shorten
 
 LONGEST_TEXT = 200
 MOST_NAMED = 10
@@ -148,7 +148,7 @@ class SyncResult(Event):
 
         `caused_by` stays: it is bounded by `caused_by_one`.
         """
-        return replace(self, files_uploaded=(), error=_cut(self.error) if self.error else self.error)
+        return replace(self, files_uploaded=(), error=shorten(self.error, LONGEST_TEXT) if self.error else self.error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,9 +169,11 @@ class SyncSucceeded(SyncResult):
 
     def abridged(self) -> Self:
         first = sorted(self.incomplete)[:MOST_NAMED]
-        incomplete = {_cut(name): _cut(self.incomplete[name]) for name in first}
+        incomplete = {shorten(name, LONGEST_TEXT): shorten(self.incomplete[name], LONGEST_TEXT) for name in first}
         errors = _abridged(self.errors)
-        return replace(self, files_uploaded=(), incomplete=incomplete, location=_cut(self.location), errors=errors)
+        return replace(
+            self, files_uploaded=(), incomplete=incomplete, location=shorten(self.location, LONGEST_TEXT), errors=errors
+        )
 
     @property
     def subject(self) -> str:
@@ -187,7 +189,7 @@ class SyncSkipped(SyncResult):
     why: str
 
     def abridged(self) -> Self:
-        return replace(self, why=_cut(self.why))
+        return replace(self, why=shorten(self.why, LONGEST_TEXT))
 
     @property
     def subject(self) -> str:
@@ -207,7 +209,9 @@ class SyncFailed(SyncResult):
     retry_at: datetime | None = None
 
     def abridged(self) -> Self:
-        return replace(self, files_uploaded=(), error=_cut(self.error or ""), errors=_abridged(self.errors))
+        return replace(
+            self, files_uploaded=(), error=shorten(self.error or "", LONGEST_TEXT), errors=_abridged(self.errors)
+        )
 
     @property
     def subject(self) -> str:
@@ -374,8 +378,4 @@ def outcome_event_id(request_id: str, outcome: str) -> str:
 
 
 def _abridged(errors: tuple[MethodError, ...]) -> tuple[MethodError, ...]:
-    return tuple(replace(error, error=_cut(error.error)) for error in errors[:MOST_NAMED])
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}..."
+    return tuple(replace(error, error=shorten(error.error, LONGEST_TEXT)) for error in errors[:MOST_NAMED])

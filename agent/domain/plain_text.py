@@ -61,11 +61,12 @@ def from_outside(text: str, *, lines: bool = False) -> str:
     shown = printable(redacted(text), lines=lines)
     if len(shown) <= LONGEST_LINE:
         return shown
-    return "\n".join(_cut(line) for line in shown.split("\n"))
+    return "\n".join(shorten(line, LONGEST_LINE) for line in shown.split("\n"))
 
 
-def _cut(line: str) -> str:
-    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
+def shorten(text: str, longest: int) -> str:
+    """Return the text; of a longer one the first `longest` characters, and an ellipsis."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _escape(char: str) -> str:

@@ -9,8 +9,8 @@ import pytest
 from agent.domain.delivery_state import Problem, State, next_try
 from agent.domain.errors import CloudUploadError, HTTPSyncError
 from agent.domain.events import SyncAsked, SyncSkipped
+from agent.domain.plain_text import shorten
 from agent.domain.routing import RetryRules
-from agent.entrypoints.cli.memories import _fit
 from agent.ports import Delivered, Unchanged
 from tests.support import values
 from tests.support.agent import simulated_agent
@@ -313,10 +313,10 @@ async def test_where_nothing_moves_the_attempt_ends_and_the_setting_is_named():
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("c1", "c1"), ("x" * 9_000, "x" * 197 + "..."), ("☂ é", "☂ é")],
+    [("c1", "c1"), ("x" * 9_000, "x" * 200 + "..."), ("☂ é", "☂ é")],
 )
 def test_an_id_of_any_length_fits_into_its_cell(text, shown):
-    assert _fit(text) == shown
+    assert shorten(text, 200) == shown
 
 
 async def test_where_the_fallback_has_everything_the_answer_still_names_what_failed_before_it():

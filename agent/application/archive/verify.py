@@ -32,6 +32,7 @@ from agent.domain.errors import NoSuchObject, SnapshotError, WireError
 from agent.domain.events import UploadVerified, archive_event_id
 from agent.domain.identity import Identity
 from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
+from agent.domain.plain_text import shorten
 from agent.ports import Clock, MemoriesFile, ObjectStore, Progress, ignore_progress, is_changed
 from agent.ports.concurrency import all_of
 from agent.ports.landing import Landing
@@ -224,7 +225,7 @@ class VerifyResult:
         """Return the event about it."""
         now = clock.now()
         first = sorted(self.problems.items())[:MOST_PROBLEMS]
-        recorded = {_cut(name): _cut(why) for name, why in first}
+        recorded = {shorten(name, LONGEST_PROBLEM): shorten(why, LONGEST_PROBLEM) for name, why in first}
         if more := len(self.problems) - len(first):
             recorded["..."] = f"{more} more"
         return UploadVerified(
@@ -408,7 +409,3 @@ def _changed(manifest: Manifest, data: bytes, recorded: str | None) -> dict[str,
     if document.get("checksum") != json.loads(manifest.encode())["checksum"]:
         return {naming.MANIFEST_NAME: "has been changed: its checksum is not that of the parts it tells of"}
     return {}
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST_PROBLEM else f"{text[:LONGEST_PROBLEM]}..."

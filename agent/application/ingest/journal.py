@@ -12,6 +12,7 @@ from agent.domain.errors import BusError, WireError
 from agent.domain.events import LONGEST_TEXT, MOST_NAMED, IngestCompleted, IngestFailed, ingest_event_id
 from agent.domain.identity import Identity
 from agent.domain.memories import Tally
+from agent.domain.plain_text import shorten
 from agent.ports import Clock, EventBus, Ledger
 
 _log = structlog.get_logger()
@@ -68,7 +69,7 @@ class IngestJournal:
             time=self._clock.now(),
             system_id=system_id,
             upload_id=upload,
-            error=error if len(error) <= 5 * LONGEST_TEXT else f"{error[: 5 * LONGEST_TEXT]}...",
+            error=shorten(error, 5 * LONGEST_TEXT),
             retry_at=retry_at,
         )
 
@@ -112,7 +113,7 @@ def _few(reasons: Mapping[str, int]) -> dict[str, int]:
     ordered = sorted(reasons.items(), key=lambda each: -each[1])
     few: dict[str, int] = {}
     for reason, count in ordered[:MOST_NAMED]:
-        name = reason if len(reason) <= LONGEST_TEXT else f"{reason[:LONGEST_TEXT]}..."
+        name = shorten(reason, LONGEST_TEXT)
         few[name] = few.get(name, 0) + count
     rest = sum(count for _, count in ordered[MOST_NAMED:])
     return {**few, "other reasons": rest} if rest else few

@@ -15,6 +15,7 @@ from agent.application.sync.delivery_probe import PREFIX, ProbeState
 from agent.bootstrap.home import Home
 from agent.domain.delivery_state import Target
 from agent.domain.memories import CONFIRMED, EMBEDDING_HINT, NO_EMBEDDING
+from agent.domain.plain_text import shorten
 from agent.domain.routing import HTTP
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
@@ -33,7 +34,7 @@ class _Account:
     """One target's memories."""
 
     target: Target
-    standing: MemoryCounts
+    counts: MemoryCounts
     held: Sequence[HeldMemory]
     confirmed_at: datetime | None
 
@@ -62,11 +63,11 @@ async def memories(
         try:
             notes = await ledger.notes()
             for target in home.targets(identity).values():
-                standing = await ledger.memories().counts(target)
+                counts = await ledger.memories().counts(target)
                 held = await ledger.memories().held(target, limit=MOST_SHOWN)
                 shown = [one for one in held if one.state == "refused" or not failed]
-                kept = ProbeState.from_notes(notes, target)
-                accounts.append(_Account(target, standing, shown, kept.answered if kept else None))
+                probe = ProbeState.from_notes(notes, target)
+                accounts.append(_Account(target, counts, shown, probe.answered if probe else None))
         finally:
             await ledger.aclose()
     if as_json:
@@ -98,9 +99,9 @@ def _document(account: _Account) -> Mapping[str, object]:
         "method": account.target.method,
         "endpoint": account.target.endpoint,
         "bucket": account.target.bucket,
-        "delivered": account.standing.delivered,
-        "waiting": dict(account.standing.waiting),
-        "refused": dict(account.standing.refused),
+        "delivered": account.counts.delivered,
+        "waiting": dict(account.counts.waiting),
+        "refused": dict(account.counts.refused),
         "confirmed_at": account.confirmed_at.isoformat() if account.confirmed_at else None,
         "delivered_means": DELIVERED_TO_AKOSHA if account.target.method == HTTP else "",
         "memories": [
@@ -119,31 +120,32 @@ def _document(account: _Account) -> Mapping[str, object]:
 
 def _print(account: _Account, *, failed: bool) -> None:
     console = table_console()
-    standing = account.standing
-    refused, waiting = sum(standing.refused.values()), sum(standing.waiting.values())
+    counts = account.counts
+    refused, waiting = sum(counts.refused.values()), sum(counts.waiting.values())
     console.print(
         f"{account.target.method}  {account.target.endpoint} {account.target.bucket}".rstrip()
-        + f": {standing.delivered:,} delivered, {waiting:,} wait, {refused:,} were refused"
+        + f": {counts.delivered:,} delivered, {waiting:,} wait, {refused:,} were refused"
     )
-    if account.target.method == HTTP and standing.delivered:
+    if account.target.method == HTTP and counts.delivered:
         console.print(f"  {DELIVERED_TO_AKOSHA}")
     if account.confirmed_at:
         console.print(f"  {CONFIRMED}: asked at {local_time(account.confirmed_at)}")
-    if NO_EMBEDDING in standing.waiting:
-        console.print(f"  {standing.waiting[NO_EMBEDDING]:,} wait for an embedding: {EMBEDDING_HINT}")
+    if NO_EMBEDDING in counts.waiting:
+        console.print(f"  {counts.waiting[NO_EMBEDDING]:,} wait for an embedding: {EMBEDDING_HINT}")
     if not account.held:
         return
     table = Table("database", "kind", box=None, padding=(0, 2, 0, 2))
     for title in ("id", "state", "reason"):
         table.add_column(title, overflow="fold")
     for one in account.held:
-        table.add_row(one.seen.database, one.seen.kind, _fit(one.seen.id), one.state, _fit(one.reason))
+        table.add_row(
+            one.seen.database,
+            one.seen.kind,
+            shorten(one.seen.id, LONGEST_SHOWN),
+            one.state,
+            shorten(one.reason, LONGEST_SHOWN),
+        )
     console.print(table)
     total = refused if failed else refused + waiting
     if len(account.held) < total:
         console.print(f"  and {total - len(account.held):,} more")
-
-
-def _fit(text: str) -> str:
-    """Return the text as a cell holds it: an id may be of any length."""
-    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."

@@ -1,7 +1,7 @@
-r"""Standard output and error of a command, and what becomes of text that they cannot take.
+r"""Standard output and error of a command: characters that they cannot encode, and writes that fail.
 
-A character that the encoding lacks is written as JSON writes it (`\u00e9`), so that text stays readable and JSON stays
-JSON. A write that fails raises `OutputError` once, for all writers; what is printed after that is dropped.
+A character that the encoding lacks is written as a JSON escape (`\u00e9`): text stays readable, and JSON stays valid.
+The first write that fails raises `OutputError`; later output is dropped.
 """
 
 import codecs
@@ -25,7 +25,7 @@ ESCAPE = "akosha_agent_escape"
 
 
 class OutputError(AkoshaError):
-    """Standard output cannot be written. `closed`: its reader has gone, which is no fault of anybody's."""
+    """Standard output cannot be written. `closed`: its reader has ended, which is not an error."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"standard output cannot be written: {error.strerror or error}")
@@ -38,7 +38,7 @@ class OutputError(AkoshaError):
 
 
 class _Descriptor(io.FileIO):
-    """A standard stream that fails once at most. Of standard error nothing is raised: there is nowhere to say it."""
+    """A standard stream that fails once at most. Errors of standard error are ignored: they cannot be reported."""
 
     _failed = False
 
@@ -61,13 +61,13 @@ def guard() -> None:
 
 
 def flush() -> None:
-    """Write what standard output still holds back. Raises OutputError."""
+    """Flush standard output. Raises OutputError."""
     sys.stdout.flush()
 
 
 def _guarded(stream: TextIO, descriptor: int) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper) or stream.fileno() != descriptor:
-        return stream  # somebody captures what is printed
+        return stream  # a test captures the output
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(_Descriptor(descriptor, "wb", closefd=False)),

@@ -1,4 +1,4 @@
-"""What people see: tables and lines in which no name, reason or server's word steers the terminal."""
+"""Tables and lines on a terminal: no name, reason or text of a server can steer it."""
 
 import sys
 from typing import Any
@@ -9,21 +9,21 @@ from rich.text import Text
 from agent.domain.plain_text import printable
 
 WIDE = 240
-"""Columns of a table in a pipe: lines are not folded for a terminal that is not there."""
+"""Columns of a table in a pipe: wide enough not to wrap lines."""
 
 
 class PlainConsole(Console):
-    """Prints texts as they are: rich reads no markup in them, and what would steer the terminal is an escape."""
+    """Prints text as it is: without markup, and with control characters escaped."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str(printable(text), **how)
 
 
 def table_console() -> PlainConsole:
-    """Return the console for tables: as wide as the terminal, `WIDE` in a pipe."""
+    """Return the console for tables: as wide as the terminal, or `WIDE` in a pipe."""
     return PlainConsole(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
 
 
 def line_console() -> PlainConsole:
-    """Return the console for lines, which the terminal folds by itself."""
+    """Return the console for lines, which the terminal wraps."""
     return PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
