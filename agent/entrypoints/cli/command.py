@@ -5,6 +5,7 @@ A command that does one thing prints its message and logs nothing, unless `-v` i
 """
 
 import functools
+import gc
 import inspect
 import os
 from collections.abc import Callable
@@ -135,6 +136,7 @@ def _with_common_options(
 
     @functools.wraps(function)
     def call(*, context: typer.Context, verbose: bool = False, **given: Any) -> None:
+        gc.enable()  # `agent.__main__` has disabled it for the imports
         options = Options(**{name: given.pop(name) for name in common}, verbose=verbose or _is_verbose(context.parent))
         try:
             if injected is not None:
