@@ -9,14 +9,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 PLANTED = {
-    "Floors: a room imports only from floors below it": (
+    "Layers: a module imports only from layers below its own": (
         "application/sync/results.py",
         "import agent.entrypoints.results",
     ),
     "Layers of the application": ("application/sync/attempt.py", "import agent.application.archive.catalog"),
     "The core knows no technology": ("application/sync/bucket_uploads.py", "import sqlite3"),
-    "The ground is the standard library": ("domain/routing.py", "import asyncio"),
-    "Adapters are strangers to each other": ("adapters/spool.py", "import agent.adapters.wire"),
+    "The domain is the standard library": ("domain/routing.py", "import asyncio"),
+    "Adapters do not import each other": ("adapters/spool.py", "import agent.adapters.wire"),
     "Only the bootstrap imports adapters": ("entrypoints/cli/events.py", "import agent.adapters.wire"),
     "Only the child process imports duckdb": ("entrypoints/cli/status.py", "import duckdb"),
     "No import cycles": ("entrypoints/results.py", "import agent.entrypoints.cli.sync"),

@@ -1,4 +1,4 @@
-"""What every ledger promises: the port's words and DESIGN's state table, one test each."""
+"""What every ledger promises: the port's words and the state table of docs/architecture.md, one test each."""
 
 import asyncio
 from dataclasses import replace

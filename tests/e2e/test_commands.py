@@ -13,7 +13,7 @@ from tests.support import arrivals
 from tests.support.machine import COMMAND, Machine
 from tests.support.session_buddy import REAL, STATES, Checker, Finding
 
-CONTRACT = {
+PROMISED = {
     "method": str,
     "success": bool,
     "files_uploaded": list,
@@ -28,7 +28,7 @@ ROWS = {name: state.rows for name, state in STATES.items()}
 
 
 def assert_contract(result: dict) -> None:
-    for name, kind in CONTRACT.items():
+    for name, kind in PROMISED.items():
         assert isinstance(result[name], kind), (name, result[name])
 
 

@@ -26,7 +26,7 @@ from tests.support.machine import COMMAND, TIMEOUT, Machine, Running
 SYNC, STATUS, POINTS = "sync_to_akosha", "akosha_sync_status", "akosha_restore_points"
 TOKEN = "canary-t0ken"
 FIRST_SDK = Path(sys.prefix) / "mcp1"
-CONTRACT = {
+PROMISED = {
     "method": str,
     "success": bool,
     "files_uploaded": list,
@@ -60,7 +60,7 @@ class Assistant:
     def sync(self, **arguments: object) -> dict:
         self.told.clear()
         result = self.start(SYNC, **arguments).result(TIMEOUT)
-        for name, kind in CONTRACT.items():
+        for name, kind in PROMISED.items():
             assert isinstance(result[name], kind), (name, result[name])
         return result
 
@@ -154,7 +154,7 @@ def test_the_tools_have_the_documented_names_parameters_and_defaults(shared):
     }
     assert "required" not in tools[SYNC].input_schema
     assert tools[STATUS].input_schema["properties"] == {}
-    assert set(CONTRACT) <= set(tools[SYNC].output_schema["required"])
+    assert set(PROMISED) <= set(tools[SYNC].output_schema["required"])
     assert tools[STATUS].annotations.read_only_hint
     assert tools[POINTS].annotations.read_only_hint
     assert tools[SYNC].annotations.idempotent_hint
