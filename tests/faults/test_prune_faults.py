@@ -169,7 +169,7 @@ async def test_a_batch_is_checked_by_content_md5_which_every_store_knows(fronted
 
 async def test_an_upload_in_parts_of_another_machine_survives_and_one_that_is_a_day_old_goes(fronted, front, moto):
     store = fronted()
-    bucket = store._place.bucket
+    bucket = store._address.bucket
     ids = await many(store, 3)
     key = naming.object_key(values.SYSTEM, uploads.upload_id(datetime.now(UTC)), "reflection.duckdb")
     await store._connection.call("create_multipart_upload", key)
@@ -201,7 +201,7 @@ class Aged:
 
 async def test_a_listing_of_several_pages_is_seen_to_its_end(fronted, front, moto):
     store = fronted()
-    direct = fronted(endpoint=moto.endpoint, bucket=store._place.bucket)
+    direct = fronted(endpoint=moto.endpoint, bucket=store._address.bucket)
     ids = uploads.days(60)
     made = {key: data for upload in ids for key, data in uploads.objects_of(upload).items()}
     await asyncio.gather(*(direct._connection.call("put_object", key, Body=data) for key, data in made.items()))
@@ -217,7 +217,7 @@ async def test_a_listing_of_several_pages_is_seen_to_its_end(fronted, front, mot
 
 async def test_two_prunes_side_by_side_leave_what_the_stricter_one_keeps(fronted):
     first = fronted()
-    second = fronted(bucket=first._place.bucket)
+    second = fronted(bucket=first._address.bucket)
     ids = await many(first)
     done = await asyncio.gather(prune(first), prune(second, KeepRules(last=4, daily=0, weekly=0, monthly=0)))
     assert [pruned.error for pruned in done] == [None, None]
