@@ -15,7 +15,6 @@ from typing import Literal, Self, cast, get_args
 from agent.domain import naming
 from agent.domain.databases import database_of, main_name, storage_note
 from agent.domain.errors import NamingError, WireError
-from agent.domain.json_fields import expect, expect_optional, expect_optional_texts
 
 VERSION = "1.0"
 SYSTEM_TYPE = "session-buddy"
@@ -88,12 +87,12 @@ class Part:
         """Return the part that a document describes; unknown fields are tolerated. Raises WireError."""
         try:
             known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
-            expect(known, str, "database", "name", "key", "sha256", "compression", "origin")
-            expect(known, int, "raw_size", "stored_size")
-            expect({"unverified_reason": "", "etag": "", **known}, str, "unverified_reason", "etag")
-            expect_optional(known, int, "header_iteration")
-            expect_optional(known, int, "storage_version")
-            expect_optional(known, str, "carried_from")
+            _expect(known, str, "database", "name", "key", "sha256", "compression", "origin")
+            _expect(known, int, "raw_size", "stored_size")
+            _expect({"unverified_reason": "", "etag": "", **known}, str, "unverified_reason", "etag")
+            _expect_optional(known, int, "header_iteration")
+            _expect_optional(known, int, "storage_version")
+            _expect_optional(known, str, "carried_from")
             if not isinstance(known["verified"], bool):
                 raise TypeError("verified is not bool")
             return cls(**known)  # type: ignore[arg-type] # checked by the two lines above and __post_init__
@@ -138,10 +137,10 @@ class MemoriesPart:
         try:
             known = {"etag": "", **document}
             known = {name: known[name] for name in cls.__dataclass_fields__}
-            expect(known, str, "key", "sha256", "etag")
-            expect(known, int, "size", "count")
-            expect(known, dict, "bases")
-            expect_optional_texts(cast("Mapping[str, object]", known["bases"]))
+            _expect(known, str, "key", "sha256", "etag")
+            _expect(known, int, "size", "count")
+            _expect(known, dict, "bases")
+            _expect_optional_texts(cast("Mapping[str, object]", known["bases"]))
             return cls(**known)  # type: ignore[arg-type] # checked by the lines above and __post_init__
         except (KeyError, TypeError, NamingError) as error:
             raise WireError(f"memories are incomplete: {error}") from error
@@ -257,8 +256,8 @@ class Manifest:
         """Return the manifest in these bytes; unknown fields are tolerated. Raises WireError, saying what is wrong."""
         try:
             document = json.loads(data)
-            expect(document, str, "system_id", "upload_id", "uploaded_at", "request_id", "agent_id", "triggered_by")
-            expect(document, list, "parts")
+            _expect(document, str, "system_id", "upload_id", "uploaded_at", "request_id", "agent_id", "triggered_by")
+            _expect(document, list, "parts")
             metadata = document.get("metadata") or {}
             return cls(
                 system_id=document["system_id"],
@@ -295,5 +294,24 @@ def relocate(part: Part, *, system_id: str, upload: str, origin: Origin, carried
 
 
 def _counts(tables: Mapping[str, object]) -> Rows:
-    expect(tables, int, *tables)
+    _expect(tables, int, *tables)
     return cast("Rows", dict(tables))
+
+
+def _expect(document: Mapping[str, object], kind: type, *names: str) -> None:
+    """Raise TypeError unless each field is there and of this kind; KeyError where one is missing."""
+    for name in names:
+        if not isinstance(document[name], kind) or isinstance(document[name], bool):
+            raise TypeError(f"{name} is not {kind.__name__}")  # a bool is no number
+
+
+def _expect_optional(document: Mapping[str, object], kind: type, name: str) -> None:
+    """Raise TypeError where the field is there, not null, and of another kind."""
+    if document.get(name) is not None:
+        _expect(document, kind, name)
+
+
+def _expect_optional_texts(document: Mapping[str, object]) -> None:
+    """Raise TypeError unless every field is a text or null."""
+    for name in document:
+        _expect_optional(document, str, name)
