@@ -47,9 +47,9 @@ class Post:
         arrived, acked, name = await self._seen.get()
         if name != request.id:
             raise RuntimeError(f"{name} came in place of {request.id}")
-        told = time.perf_counter()
+        reported = time.perf_counter()
         await self._bus.publish(result)
-        return [arrived - asked, acked - arrived, time.perf_counter() - told]
+        return [arrived - asked, acked - arrived, time.perf_counter() - reported]
 
     async def _handle(self, message: Message) -> None:
         arrived = time.perf_counter()

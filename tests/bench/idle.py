@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.bench.counting_proxy import CountingProxy
 from tests.bench.databases import Databases
-from tests.bench.door import CountingDoor
 from tests.bench.memory import PssWatch, settled, uploaded
 from tests.bench.report import Line, mebibytes
 from tests.soak.company import asked
@@ -40,32 +40,43 @@ class Idle:
     bytes: int
 
 
-def idle(pid: int, door: CountingDoor, seconds: float) -> Idle:
+def idle(pid: int, proxy: CountingProxy, seconds: float) -> Idle:
     """Watch an agent that is left alone for so long."""
     process = psutil.Process(pid)
-    connections, count, before, started = door.connections, door.bytes, cpu_seconds(process), time.monotonic()
+    connections, count, before, started = (
+        proxy.connections,
+        proxy.bytes,
+        cpu_seconds(process),
+        time.monotonic(),
+    )
     time.sleep(seconds)
     passed = time.monotonic() - started
     with PssWatch(pid) as watch:
         used = cpu_seconds(process) - before
         watch.sample()
-    return Idle(passed, 100 * used / passed, max(watch.agent), door.connections - connections, door.bytes - count)
+    return Idle(
+        passed,
+        100 * used / passed,
+        max(watch.agent),
+        proxy.connections - connections,
+        proxy.bytes - count,
+    )
 
 
 def lines(folder: Path, databases: Databases, server: S3Server, seconds: float, size: int) -> list[Line]:
     """Leave an agent alone before its first upload, and (half of the time) after one of `size` MiB."""
-    with CountingDoor(server.endpoint) as door, notified() as notify:
-        machine = Machine(folder, cloud_endpoint=door.url, cloud_bucket=server.new_bucket())
+    with CountingProxy(server.endpoint) as proxy, notified() as notify:
+        machine = Machine(folder, cloud_endpoint=proxy.url, cloud_bucket=server.new_bucket())
         machine.environ |= aws_environment()
         machine.environ |= {"NOTIFY_SOCKET": notify.address, "WATCHDOG_USEC": str(WATCHDOG_SECONDS * 10**6)}
         databases.file(size)
         with machine.run() as agent, _looked_after(machine, notify):
             time.sleep(START_SECONDS)
-            before = idle(agent.pid, door, seconds)
+            before = idle(agent.pid, proxy, seconds)
             databases.place(size, machine.data)
             uploaded(agent, 1)
             settled(agent.pid)
-            after = idle(agent.pid, door, seconds / 2)
+            after = idle(agent.pid, proxy, seconds / 2)
     return [*_lines("before", "the first upload", before), *_lines("after", f"one of {size} MiB", after)]
 
 
@@ -91,7 +102,7 @@ def _looked_after(machine: Machine, notify: Notify) -> Iterator[None]:
         thread.join()
     if wrong:
         raise RuntimeError(f"the metrics were not there: {wrong[0]}")
-    if not any("WATCHDOG" in told for told in notify.gather()):
+    if not any("WATCHDOG" in reported for reported in notify.gather()):
         raise RuntimeError("no sign of life was heard")
 
 

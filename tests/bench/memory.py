@@ -118,11 +118,11 @@ def growth(machine: Machine, databases: Databases, size: int) -> tuple[float, Ps
 def uploaded(agent: Running, count: int) -> None:
     """Wait until the agent has made so many uploads. Raises RuntimeError where anything went wrong on the way."""
 
-    def told(line: dict) -> bool:
+    def reported(line: dict) -> bool:
         return line.get("event") == "sync_succeeded" or line.get("level") in ("warning", "error")
 
     for number in range(1, count + 1):
-        line = agent.log.wait(told, number)[number - 1]
+        line = agent.log.wait(reported, number)[number - 1]
         if line["event"] != "sync_succeeded":
             raise RuntimeError(f"an upload did not go smoothly: {line}")
 

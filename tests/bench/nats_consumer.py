@@ -125,8 +125,8 @@ async def _fill(url: str, count: int) -> int:
     bus = await NatsBus.open(_options(url), codec, clock=SystemClock(), patient=True)
     try:
         for first in range(0, count, _AT_ONCE):
-            told = [_result(number) for number in range(first, min(first + _AT_ONCE, count))]
-            await asyncio.gather(*(bus.publish(result) for result in told))
+            reported = [_result(number) for number in range(first, min(first + _AT_ONCE, count))]
+            await asyncio.gather(*(bus.publish(result) for result in reported))
     finally:
         await bus.aclose()
     return len(codec.encode(_result(0)))

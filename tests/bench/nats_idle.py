@@ -9,7 +9,7 @@ import psutil
 
 from tests.bench.idle import START_SECONDS, cpu_seconds
 from tests.bench.memory import MEBIBYTE, settled
-from tests.bench.nats_door import NatsDoor
+from tests.bench.nats_counting_proxy import NatsCountingProxy
 from tests.bench.report import Line, mebibytes
 from tests.support.machine import Machine
 from tests.support.servers.nats import NatsServer, running_nats
@@ -21,7 +21,7 @@ REQUEST_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Traffic:
-    """What passed the door in `seconds`: requests to JetStream, pings, bytes both ways; of so many `consumers`."""
+    """What passed the proxy in `seconds`: requests to JetStream, pings, bytes both ways; of so many `consumers`."""
 
     seconds: float
     consumers: int
@@ -32,13 +32,13 @@ class Traffic:
 
 def lines(folder: Path, seconds: float) -> list[Line]:
     """Leave both agents alone for so long, before any upload; return the lines of the table."""
-    with running_nats(folder / "nats") as server, NatsDoor(server.url) as door:
+    with running_nats(folder / "nats") as server, NatsCountingProxy(server.url) as proxy:
         machines = {
-            "with NATS": Machine(folder / "with", agent_nats_url=door.url),
+            "with NATS": Machine(folder / "with", agent_nats_url=proxy.url),
             "without": Machine(folder / "without"),
         }
         memory = {name: _alone(machine) for name, machine in machines.items()}
-        processors, traffic = _side_by_side(machines, server, door, seconds)
+        processors, traffic = _side_by_side(machines, server, proxy, seconds)
     return [*_asked(traffic), *_used(processors, seconds), *_taken(memory)]
 
 
@@ -50,19 +50,23 @@ def _alone(machine: Machine) -> float:
 
 
 def _side_by_side(
-    machines: dict[str, Machine], server: NatsServer, door: NatsDoor, seconds: float
+    machines: dict[str, Machine], server: NatsServer, proxy: NatsCountingProxy, seconds: float
 ) -> tuple[dict[str, float], Traffic]:
-    """Return the processor that each takes, in per cent of a core, and what passes the door meanwhile."""
+    """Return the processor that each takes, in per cent of a core, and what passes the proxy meanwhile."""
     with ExitStack() as stack:
         agents = [stack.enter_context(machine.run()) for machine in machines.values()]
         time.sleep(START_SECONDS)
         processes = [psutil.Process(agent.pid) for agent in agents]
-        requests, pings, passed = door.requests, door.pings, door.bytes
+        requests, pings, passed = proxy.requests, proxy.pings, proxy.bytes
         before, began = [cpu_seconds(process) for process in processes], time.monotonic()
         time.sleep(seconds)
         after, took = [cpu_seconds(process) for process in processes], time.monotonic() - began
         traffic = Traffic(
-            took, server.monitor("/jsz")["consumers"], door.requests - requests, door.pings - pings, door.bytes - passed
+            took,
+            server.monitor("/jsz")["consumers"],
+            proxy.requests - requests,
+            proxy.pings - pings,
+            proxy.bytes - passed,
         )
     used = [100 * (end - start) / took for start, end in zip(before, after, strict=True)]
     return dict(zip(machines, used, strict=True)), traffic

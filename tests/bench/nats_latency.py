@@ -72,7 +72,7 @@ class Side:
         self.written.append(max(path.stat().st_mtime for path in self.machine.data.iterdir()))
         uploaded(self.agent, 1 + len(self.written))
 
-    def told(self) -> list[Told]:
+    def reported(self) -> list[Told]:
         """Return the commits' results, once all are confirmed. Raises RuntimeError where they do not match."""
         rows = _confirmed(self.machine.state / "ledger.sqlite")
         asked = {row["data"]["request_id"]: row["time"] for row in rows if ".requested." in row["type"]}
@@ -84,16 +84,16 @@ class Side:
     @staticmethod
     def _told(written: float, row: dict, asked: dict[str, str]) -> Told:
         data = row["data"]
-        told = Told(
+        reported = Told(
             id=row["id"],
             written=written,
             asked=_seconds(asked[data["request_id"]]),
             confirmed=_seconds(row["published_at"]),
             uploading=data["duration_seconds"],
         )
-        if not written < told.asked < told.confirmed:
-            raise RuntimeError(f"{told} is out of order")
-        return told
+        if not written < reported.asked < reported.confirmed:
+            raise RuntimeError(f"{reported} is out of order")
+        return reported
 
 
 class TimedEar(Ear):
@@ -113,35 +113,37 @@ class TimedEar(Ear):
 def lines(folder: Path, rounds: int) -> list[Line]:
     """Change both sides so many times; return the lines of the table."""
     with running_nats(folder / "nats") as server:
-        ear = TimedEar(server.url)
-        ear.start()
+        listener = TimedEar(server.url)
+        listener.start()
         try:
             with _side(folder / "here") as here, _side(folder / "there", agent_nats_url=server.url) as there:
                 for number in range(rounds):
                     for side in (here, there) if number % 2 else (there, here):
                         side.change()
-                found, through = here.told(), there.told()
-                ear.wait(lambda: all(told.id in ear.times for told in through))
+                found, through = here.reported(), there.reported()
+                listener.wait(lambda: all(reported.id in listener.times for reported in through))
         finally:
-            ear.stop()
-    heard = [ear.times[told.id] - told.written for told in through]
+            listener.stop()
+    heard = [listener.times[reported.id] - reported.written for reported in through]
     return _lines(found, through, heard)
 
 
 def _lines(here: list[Told], there: list[Told], heard: list[float]) -> list[Line]:
     def each(what: str, of: Callable[[Told], float]) -> list[Line]:
         sides = {"in process": here, "through NATS": there}
-        return [Line(f"{what}, {name}", milliseconds([of(told) for told in side])) for name, side in sides.items()]
+        return [
+            Line(f"{what}, {name}", milliseconds([of(reported) for reported in side])) for name, side in sides.items()
+        ]
 
     def over(of: Callable[[Told], float]) -> Difference:
-        return difference([of(told) for told in here], [of(told) for told in there])
+        return difference([of(reported) for reported in here], [of(reported) for reported in there])
 
     change = f"a commit to its result confirmed (quiet time {QUIET_SECONDS * 1000:.0f} ms), median of {len(here)}"
-    by_turns, rest = "NATS over in process, median by turns", over(lambda told: told.but_for_upload)
+    by_turns, rest = "NATS over in process, median by turns", over(lambda reported: reported.but_for_upload)
     return [
-        *each(change, lambda told: told.whole),
-        Line(f"{by_turns}: from the commit to the result", over(lambda told: told.whole).words),
-        Line(f"{by_turns}: what the upload by itself has of that", over(lambda told: told.uploading).words),
+        *each(change, lambda reported: reported.whole),
+        Line(f"{by_turns}: from the commit to the result", over(lambda reported: reported.whole).words),
+        Line(f"{by_turns}: what the upload by itself has of that", over(lambda reported: reported.uploading).words),
         Line(
             f"{by_turns}: all the rest",
             rest.words,
@@ -149,7 +151,7 @@ def _lines(here: list[Told], there: list[Told], heard: list[float]) -> list[Line
             f"at most {BAR_SECONDS * 1000:.0f} ms",
             rest.median <= BAR_SECONDS,
         ),
-        *each("of that, the request to the result without the upload", lambda told: told.told_in),
+        *each("of that, the request to the result without the upload", lambda reported: reported.told_in),
         Line("a commit to its result in another program's hands, through NATS", milliseconds(heard)),
     ]
 

@@ -79,9 +79,9 @@ def memory(folder: Path, databases: Databases, sizes: tuple[int, int]) -> list[L
             shutil.rmtree(folder / f"to-{size}")
     small, large = sizes
     grown = peaks[large] - peaks[small]
-    told = f"the same, within {mebibytes(SAME_WITHIN)}"
+    reported = f"the same, within {mebibytes(SAME_WITHIN)}"
     what = f"memory: restore of {large} MiB against {small} MiB"
-    return [*found, Line(what, mebibytes(grown), peaks[large] / peaks[small], told, grown <= SAME_WITHIN)]
+    return [*found, Line(what, mebibytes(grown), peaks[large] / peaks[small], reported, grown <= SAME_WITHIN)]
 
 
 def _served(folder: Path):

@@ -59,10 +59,10 @@ def lines(folder: Path, databases: Databases, size: int) -> list[Line]:
         raise RuntimeError(f"sync of what had not changed: {result}")
     what = f"sync of {size} MiB, unchanged"
     if left:
-        told = Line(f"{what}: read", "cannot be told: this file system does not drop its cache")
+        reported = Line(f"{what}: read", "cannot be told: this file system does not drop its cache")
     else:
         bar = f"the {HEADER_BYTES:,} of the header and what the kernel reads ahead"
-        told = Line(f"{what}: read", f"{read:,} bytes", None, bar, read <= HEADER_BYTES + AHEAD_BYTES)
+        reported = Line(f"{what}: read", f"{read:,} bytes", None, bar, read <= HEADER_BYTES + AHEAD_BYTES)
     return [
         Line(
             f"{what}: sent",
@@ -71,6 +71,6 @@ def lines(folder: Path, databases: Databases, size: int) -> list[Line]:
             "nothing",
             result["bytes_transferred"] == sent == 0,
         ),
-        told,
+        reported,
         Line(f"{what}: the whole command", f"{took:.2f} s, of {mebibytes(file.stat().st_size)}"),
     ]

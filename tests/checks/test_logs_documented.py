@@ -95,9 +95,11 @@ def named_by_callers(
             continue
         for call in ast.walk(ast.parse(text)):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == function.name:
-                told = [keyword.value for keyword in call.keywords if keyword.arg == name.id] or call.args[at : at + 1]
-                names = [text for value in told for text in texts_of(value)]
-                if not told:
+                reported = [keyword.value for keyword in call.keywords if keyword.arg == name.id] or call.args[
+                    at : at + 1
+                ]
+                names = [text for value in reported for text in texts_of(value)]
+                if not reported:
                     continue  # somebody else's method of that name: ours is never called without
                 yield Line(f"{path.name}:{call.lineno}", levels, names, keys_of(call) - set(parameters))
 
@@ -126,9 +128,9 @@ def test_every_call_names_its_event(logged):
 
 def test_the_table_of_events_has_each_that_is_logged_and_no_other(logged, page):
     known = {name for line in logged for name in line.names}
-    told = [name for name, _levels in rows_of(page)]
-    assert sorted(told) == sorted(set(told))
-    assert (known - set(told), set(told) - known) == (set(), set())
+    reported = [name for name, _levels in rows_of(page)]
+    assert sorted(reported) == sorted(set(reported))
+    assert (known - set(reported), set(reported) - known) == (set(), set())
 
 
 def test_the_levels_in_the_table_are_those_of_the_calls(logged, page):

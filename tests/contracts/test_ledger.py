@@ -238,7 +238,7 @@ async def test_a_result_confirms_only_what_its_own_upload_delivered(ledger):
     assert await states(ledger) == {"reflection": "clean", "knowledge_graph": "clean"}
 
 
-async def test_confirming_what_was_never_told_is_refused(ledger):
+async def test_confirming_what_was_never_reported_is_refused(ledger):
     with pytest.raises(StateError, match="never in the outbox"):
         await ledger.confirm(skipped("r9"))
 
@@ -434,7 +434,7 @@ async def test_an_intent_whose_manifest_was_found_is_delivered(ledger):
     assert await states(ledger) == {"reflection": "delivered", "knowledge_graph": "owed"}
 
 
-async def test_adopting_again_tells_the_result_once_and_one_that_was_told_is_clean_at_once(ledger):
+async def test_adopting_again_tells_the_result_once_and_one_that_was_reported_is_clean_at_once(ledger):
     whole = manifest(3, reflection=4)
     await ledger.adopt(TARGET, whole, succeeded(whole))
     await ledger.adopt(TARGET, whole, succeeded(whole))
@@ -517,7 +517,7 @@ async def test_history_is_in_order_without_repetition_and_can_be_followed(ledger
     assert list(await ledger.history(after=entries[-1].position)) == []
 
 
-async def test_what_is_remembered_is_not_in_the_outbox_and_what_is_told_is_in_the_history(ledger):
+async def test_what_is_remembered_is_not_in_the_outbox_and_what_is_reported_is_in_the_history(ledger):
     await ledger.remember(request())
     await ledger.settle(None, skipped())
     assert list(await ledger.outbox()) == [skipped()]
@@ -537,7 +537,7 @@ async def test_after_90_days_events_are_let_go_but_never_what_no_bus_has_confirm
     assert await again.last_position() == last
 
 
-async def test_an_agent_that_never_stops_lets_go_too_once_a_day(book):
+async def test_an_agent_that_never_stops_releases_too_once_a_day(book):
     async def left_after(days):
         await book.clock.advance(timedelta(days=days).total_seconds())
         await book.now.settle(None, skipped(f"{days}"))
@@ -671,14 +671,14 @@ TELLS = {
 @settings(max_examples=50)
 @given(st.lists(st.sampled_from([*STEPS, "confirm", "restart"]), max_size=14))
 def test_whatever_is_entered_the_ledger_says_what_a_record_in_memory_says(tmp_path_factory, story):
-    async def told():
+    async def reported():
         book = Book(tmp_path_factory.mktemp("ledger"), ManualClock(NOON), fsync=False)
         try:
             await tell(await book.open(), book, story)
         finally:
             await book.close()
 
-    asyncio.run(told())
+    asyncio.run(reported())
 
 
 async def tell(ledger, book, story):
@@ -711,7 +711,7 @@ async def tell(ledger, book, story):
         assert list(await ledger.outbox()) == list(waiting.values())
 
 
-async def test_what_a_bus_has_lost_is_told_again_and_nothing_else_changes(book):
+async def test_what_a_bus_has_lost_is_reported_again_and_nothing_else_changes(book):
     """Results of the time asked for, oldest first; the database that was clean stays so."""
     ledger, first = book.now, manifest(1, "r1", reflection=1)
     await ledger.begin(TARGET, intent(1, "r1", reflection=1))
@@ -778,7 +778,7 @@ async def test_a_sessions_end_is_open_from_its_acceptance_until_a_result_that_na
 # ----------------------------------------------------------------------------------------------- who follows, and size
 
 
-async def test_who_listens_to_the_history_is_told_after_each_write_that_adds_to_it(ledger):
+async def test_who_listens_to_the_history_is_reported_after_each_write_that_adds_to_it(ledger):
     heard = []
     ledger.on_history(lambda: heard.append(1))
     await ledger.owe(TARGET, ["reflection"])

@@ -101,7 +101,7 @@ async def test_each_target_has_memories_of_its_own(memories):
     assert await memories.counts(OTHER_TARGET) == MemoryCounts(refused={"wrong dimension": 1})
 
 
-async def test_rows_of_equal_ids_are_told_apart_by_database_and_kind(memories):
+async def test_rows_of_equal_ids_are_distinguished_by_database_and_kind(memories):
     row = seen(1)
     others = [replace(row, database="knowledge_graph"), replace(row, kind="reflection")]
     await memories.delivered(TARGET, [row])
@@ -138,11 +138,11 @@ async def test_what_is_held_comes_back_as_it_was_given_the_refused_ones_first(me
         refused(seen(4), "wrong dimension"),
     ]
     await memories.hold(TARGET, given)
-    told = list(await memories.held(TARGET, limit=9))
-    assert [held.state for held in told] == ["refused", "refused", "waiting", "waiting"]
-    assert {held.seen.key: held for held in told} == {held.seen.key: held for held in given}
+    reported = list(await memories.held(TARGET, limit=9))
+    assert [held.state for held in reported] == ["refused", "refused", "waiting", "waiting"]
+    assert {held.seen.key: held for held in reported} == {held.seen.key: held for held in given}
     for limit in range(5):
-        assert list(await memories.held(TARGET, limit=limit)) == told[:limit]
+        assert list(await memories.held(TARGET, limit=limit)) == reported[:limit]
 
 
 async def test_held_again_in_the_same_state_of_the_row_it_is_not_new_and_its_time_stays(memories):
@@ -489,7 +489,7 @@ ENTRIES = st.one_of(
 @settings(max_examples=40)
 @given(st.lists(ENTRIES, max_size=14))
 def test_whatever_is_entered_the_ledger_says_what_a_model_in_memory_says(tmp_path_factory, story):
-    async def told():
+    async def reported():
         book, model = Book(tmp_path_factory.mktemp("ledger"), fsync=False), Model()
         await book.open()
         try:
@@ -505,7 +505,7 @@ def test_whatever_is_entered_the_ledger_says_what_a_model_in_memory_says(tmp_pat
         finally:
             await book.close()
 
-    asyncio.run(told())
+    asyncio.run(reported())
 
 
 async def enter(book, model, second, what, of):

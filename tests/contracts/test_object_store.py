@@ -120,16 +120,16 @@ async def test_a_put_replaces_what_was_there(store):
 
 
 @pytest.mark.parametrize("size", [10, PART + 5])
-async def test_progress_is_told_on_the_loop_and_adds_up_to_the_size(store, size):
-    told, threads = [], set()
+async def test_progress_is_reported_on_the_loop_and_adds_up_to_the_size(store, size):
+    reported, threads = [], set()
 
     def progress(count):
-        told.append(count)
+        reported.append(count)
         threads.add(threading.current_thread())
 
     await put(store, KEY, data_of(size), progress=progress)
-    assert sum(told) == size
-    assert min(told) >= 0
+    assert sum(reported) == size
+    assert min(reported) >= 0
     assert threads == {threading.current_thread()}
 
 
@@ -275,16 +275,16 @@ async def test_create_with_replace_takes_the_place_of_what_is_there_and_is_never
     assert await fetch(store, "other.json") == b"new"
 
 
-async def test_of_several_creates_at_once_one_is_in_the_store_and_no_two_are_told_that_they_made_it(store):
+async def test_of_several_creates_at_once_one_is_in_the_store_and_no_two_are_reported_that_they_made_it(store):
     bodies = [f"claim {number}".encode() * 9 for number in range(6)]
-    told = await asyncio.gather(*(store.create("owner.json", body) for body in bodies), return_exceptions=True)
+    reported = await asyncio.gather(*(store.create("owner.json", body) for body in bodies), return_exceptions=True)
     there = await fetch(store, "owner.json")
     assert there in bodies
-    made = [one for one in told if one is Creation.CREATED]
+    made = [one for one in reported if one is Creation.CREATED]
     assert len(made) <= 1
     if made:
-        assert Creation.UNPROVEN not in told
-        assert told[bodies.index(there)] is Creation.CREATED
+        assert Creation.UNPROVEN not in reported
+        assert reported[bodies.index(there)] is Creation.CREATED
 
 
 async def test_a_store_with_a_conditional_create_proves_it(store, request):

@@ -153,7 +153,7 @@ def test_a_program_that_has_the_database_open_keeps_its_lock_while_it_syncs(mach
     file = machine.data / REFLECTION
     with python(tmp_path, "host", HOST, machine.data, machine.state, machine.bucket) as host:
 
-        def told(event):
+        def reported(event):
             line = json.loads(host.stdout.readline())
             assert line["event"] == event
             return line
@@ -162,15 +162,15 @@ def test_a_program_that_has_the_database_open_keeps_its_lock_while_it_syncs(mach
             host.stdin.write("\n")
             host.stdin.flush()
 
-        told("open")
+        reported("open")
         with python(tmp_path, "intruder", INTRUDER, file) as intruder:
             assert intruder.stdout.readline() == "refused\n"
             tell()
-            synced = told("synced")
+            synced = reported("synced")
             out, _ = intruder.communicate(timeout=TIMEOUT)
         refused, admitted = map(int, out.split())
         tell()
-        told("read")
+        reported("read")
         without_lock = "import sys, duckdb; duckdb.connect(sys.argv[1]).close()"
         again = subprocess.run([sys.executable, "-c", without_lock, file], capture_output=True, timeout=TIMEOUT)
         tell()

@@ -18,7 +18,7 @@ def machine(tmp_path):
     return made
 
 
-def told(machine):
+def reported(machine):
     return [event["data"] for event in machine.events() if event["type"] == VERIFIED]
 
 
@@ -58,16 +58,16 @@ def test_verify_finds_a_whole_upload_whole_and_a_flipped_bit_in_a_directory_with
     deep = machine.call("verify", "latest", "--deep")
     assert (deep.code, deep.out) == (1, "")
     assert "DAMAGED\n  reflection.duckdb: " in deep.err
-    assert [(event["deep"], event["whole"]) for event in told(machine)] == [
+    assert [(event["deep"], event["whole"]) for event in reported(machine)] == [
         (False, True),
         (False, False),
         (True, False),
     ]
-    assert list(told(machine)[-1]["problems"]) == ["reflection.duckdb"]
+    assert list(reported(machine)[-1]["problems"]) == ["reflection.duckdb"]
     assert not [path for path in (machine.state / "verifying").iterdir() if path.is_dir()]
 
 
-def test_wrong_use_is_told_with_2_and_what_is_not_there_with_1(machine):
+def test_wrong_use_is_reported_with_2_and_what_is_not_there_with_1(machine):
     for words in (("latest", "--all"), ("--system", "../x"), ("--nonsense",)):
         assert machine.call("verify", *words).code == 2
     missing = machine.call("verify", "2027", "--json")
@@ -89,14 +89,14 @@ def test_beside_a_running_agent_it_is_the_agent_that_tells(machine):
         (event,) = following.printed.wait(lambda line: line.get("type") == VERIFIED)
         assert event["data"]["upload_id"] == machine.manifests[0]["upload_id"]
         assert not [line for line in agent.log.seen if line.get("event") == "note_refused"]
-    assert len(told(machine)) == 1
+    assert len(reported(machine)) == 1
 
 
 def test_another_systems_uploads_are_looked_at_and_no_event_tells_of_it(machine):
     machine.set(system_id="tablet")
     found = machine.call("verify", "--system", "laptop", "--json")
     assert (found.code, json.loads(found.out)["system_id"]) == (0, "laptop")
-    assert told(machine) == []
+    assert reported(machine) == []
 
 
 @pytest.mark.parametrize("words", [("list",), ("show", "latest")], ids=["list", "show"])

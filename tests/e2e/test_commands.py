@@ -40,10 +40,10 @@ def machine(tmp_path):
 # ------------------------------------------------------------------------------------------------ usage and settings
 
 
-def test_the_shell_is_told_the_commands_that_begin_as_typed(machine):
+def test_the_shell_is_reported_the_commands_that_begin_as_typed(machine):
     machine.environ |= {"_AKOSHA_AGENT_COMPLETE": "complete_bash", "COMP_WORDS": "akosha-agent se", "COMP_CWORD": "1"}
-    told = machine.call(prefix=[COMMAND], places=False)
-    assert (told.code, told.out.split()) == (0, ["service"])
+    reported = machine.call(prefix=[COMMAND], places=False)
+    assert (reported.code, reported.out.split()) == (0, ["service"])
 
 
 def test_without_any_standard_stream_a_sync_is_done_and_no_file_takes_the_place_of_one(machine):
@@ -55,8 +55,8 @@ def test_without_any_standard_stream_a_sync_is_done_and_no_file_takes_the_place_
 
 
 def test_every_command_explains_itself(machine):
-    told = machine.call(prefix=[COMMAND, "--version"], places=False)
-    assert (told.code, told.out) == (0, f"akosha-agent {__version__}\n")
+    reported = machine.call(prefix=[COMMAND, "--version"], places=False)
+    assert (reported.code, reported.out) == (0, f"akosha-agent {__version__}\n")
     whole = machine.call("--help", places=False)
     assert whole.code == 0
     commands = {
@@ -71,10 +71,10 @@ def test_every_command_explains_itself(machine):
     asked = {command: machine.start(command, "--help", places=False) for command in commands}
     for command, words in commands.items():
         assert re.search(rf"\b{command}\b", whole.out)
-        told = asked[command].end()
-        assert (told.code, told.err) == (0, "")
+        reported = asked[command].end()
+        assert (reported.code, reported.err) == (0, "")
         for word in (*words, "--data-dir", "--state-dir", "--settings"):
-            assert word in told.out, (command, word)
+            assert word in reported.out, (command, word)
     assert re.search(r"\bdemo\b", whole.out)
 
 
@@ -129,9 +129,9 @@ def test_without_a_bucket_and_akosha_sync_fails_with_the_cure_and_the_status_has
     assert_contract(result)
     assert (result["success"], result["upload_id"]) == (False, None)
     assert "akosha_cloud_bucket" in result["error"]
-    told = machine.call("sync")
-    assert (told.code, told.out) == (1, "")
-    assert "akosha_cloud_bucket" in told.err
+    reported = machine.call("sync")
+    assert (reported.code, reported.out) == (1, "")
+    assert "akosha_cloud_bucket" in reported.err
     assert machine.status()["pending"] == ["knowledge_graph", "reflection"]
 
 
@@ -206,8 +206,8 @@ def test_what_is_unchanged_is_not_uploaded_again_and_what_changed_is(machine, tm
     assert_contract(again)
     assert (again["success"], again["outcome"], again["files_uploaded"]) == (True, "skipped", [])
     assert (again["bytes_transferred"], again["upload_id"]) == (0, None)
-    told = machine.call("sync")
-    assert (told.code, told.out, told.err) == (0, "nothing has changed since the last upload\n", "")
+    reported = machine.call("sync")
+    assert (reported.code, reported.out, reported.err) == (0, "nothing has changed since the last upload\n", "")
     assert len(machine.manifests) == 1
     machine.write(commits=25)
     second = machine.sync()
@@ -226,8 +226,17 @@ def test_what_is_unchanged_is_not_uploaded_again_and_what_changed_is(machine, tm
             folder = arrivals.unpack(manifest, machine.object, tmp_path / manifest["upload_id"])
             assert checker.check(folder / "reflection.duckdb") == Finding(last, ())
             assert checker.check(folder / "knowledge_graph.duckdb") == Finding(4, ())
-    told = [event["type"].split(".")[2] for event in machine.events()]
-    assert told == ["requested", "succeeded", "requested", "skipped", "requested", "skipped", "requested", "succeeded"]
+    reported = [event["type"].split(".")[2] for event in machine.events()]
+    assert reported == [
+        "requested",
+        "succeeded",
+        "requested",
+        "skipped",
+        "requested",
+        "skipped",
+        "requested",
+        "succeeded",
+    ]
     lines = machine.call("events")
     assert (lines.code, len(lines.out.splitlines()), ESCAPE in lines.out) == (0, 8, False)
 

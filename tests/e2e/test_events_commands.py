@@ -22,8 +22,8 @@ def words(running, count: int) -> list[list[str]]:
 
 
 def test_results_of_every_system_or_of_ones_own_are_printed_as_they_come(machine, fresh_nats, tmp_path):
-    desk = Machine(tmp_path / "desk", agent_nats_url=fresh_nats.url, system_id="desk")
-    for one in (machine, desk):
+    service = Machine(tmp_path / "desk", agent_nats_url=fresh_nats.url, system_id="desk")
+    for one in (machine, service):
         one.write(commits=1)
     with (
         machine.run(),
@@ -31,9 +31,9 @@ def test_results_of_every_system_or_of_ones_own_are_printed_as_they_come(machine
         machine.started("events", "--durable", "own") as own,
         machine.started("events", "--system", "desk", "--durable", "other") as other,
     ):
-        here = everything.told("succeeded", system_id="laptop")[0]
-        there = desk.sync()
-        everything.told("succeeded", system_id="desk", request_id=there["request_id"])
+        here = everything.reported("succeeded", system_id="laptop")[0]
+        there = service.sync()
+        everything.reported("succeeded", system_id="desk", request_id=there["request_id"])
         assert words(own, 1)[0][:4] == ["sync.succeeded", f"{here['upload_id']}:", "3", "objects,"]
         assert words(other, 1)[0][:3] == ["sync.succeeded", "desk", f"{there['upload_id']}:"]
         document = everything.printed.seen[0]
@@ -42,7 +42,7 @@ def test_results_of_every_system_or_of_ones_own_are_printed_as_they_come(machine
             assert following.stop(signal.SIGINT) == 128 + signal.SIGINT, "".join(following.log.raw)
             assert following.log.raw == []
     assert len(own.printed.raw) == len(other.printed.raw) == 1
-    desk.sync()
+    service.sync()
     with machine.started("events", "--system", "*", "--durable", "all") as again:
         assert words(again, 1)[-1][:4] == ["sync.skipped", "desk", "nothing", "has"]
 
@@ -55,7 +55,7 @@ def test_nats_is_waited_for(machine, fresh_nats):
         assert fresh_nats.url in line["reason"]
         fresh_nats.start()
         machine.sync()
-        following.told("succeeded")
+        following.reported("succeeded")
         assert len(following.log.seen) == 1
 
 
@@ -67,21 +67,21 @@ def test_what_needs_nats_is_refused_without_it(tmp_path):
     assert not alone.state.exists()
 
 
-def test_the_status_says_which_bus_is_in_use_and_what_waits_to_be_told(machine, fresh_nats):
+def test_the_status_says_which_bus_is_in_use_and_what_waits_to_be_reported(machine, fresh_nats):
     machine.write(commits=1)
     fresh_nats.kill()
     with machine.run() as agent:
         agent.logged("bus_in_use", bus="memory")
         assert machine.status(lambda status: status["results_waiting"])["results_waiting"] == 1
-        told = machine.call("status").out
-        assert f"\nbus        in this process: NATS at {fresh_nats.url} cannot be reached" in told
-        assert "\nresults    1 wait to be published\n" in told
+        reported = machine.call("status").out
+        assert f"\nbus        in this process: NATS at {fresh_nats.url} cannot be reached" in reported
+        assert "\nresults    1 wait to be published\n" in reported
         fresh_nats.start()
         status = machine.status(lambda status: status["bus"]["text"] == fresh_nats.url)
         assert status["bus"]["since"] > status["running"]["since"][:10]
         assert machine.status(lambda status: status["results_waiting"] == 0)["notes"]["stream"]
-        told = machine.call("status").out
-        assert f"\nbus        {fresh_nats.url}  (since 20" in told
+        reported = machine.call("status").out
+        assert f"\nbus        {fresh_nats.url}  (since 20" in reported
         for text in ("\nresults ", "stream"):
-            assert text not in told
+            assert text not in reported
     assert machine.status()["bus"] is None

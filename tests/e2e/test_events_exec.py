@@ -80,7 +80,7 @@ def test_a_command_is_run_until_it_succeeds_and_later_results_wait_behind_it(mac
     assert [*given, *following.printed.raw] == [texts[0], texts[0], *texts]
 
 
-def test_who_is_told_to_stop_ends_the_command_and_its_result_comes_again(machine):
+def test_who_is_reported_to_stop_ends_the_command_and_its_result_comes_again(machine):
     machine.write(commits=1)
     machine.sync()
     (result,) = results(machine)

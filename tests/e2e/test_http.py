@@ -49,8 +49,8 @@ def test_development_pushes_to_akosha_and_the_account_of_it_can_be_seen(machine,
     akosha.forget()
     assert machine.sync()["memories"] == len(akosha.rows()) == 8
     akosha.forget()
-    told = machine.call("memories", "--send-again")
-    assert (told.code, "8 memories go" in told.out) == (0, True)
+    reported = machine.call("memories", "--send-again")
+    assert (reported.code, "8 memories go" in reported.out) == (0, True)
     assert machine.sync()["memories"] == len(akosha.rows()) == 8
 
 
@@ -89,7 +89,7 @@ def test_strict_fails_with_the_cloud_and_akosha_is_not_asked(machine, akosha):
     assert akosha.requests == []
 
 
-def test_where_both_are_away_both_errors_are_told(machine):
+def test_where_both_are_away_both_errors_are_reported(machine):
     machine.set(**AWAY, http_endpoint=NOBODY)
     error = machine.sync(code=1)["error"]
     assert "cloud: " in error

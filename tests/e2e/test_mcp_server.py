@@ -45,7 +45,7 @@ class Assistant:
     machine: Machine
     portal: BlockingPortal
     client: Client
-    told: list[tuple[float, float | None, str]] = field(default_factory=list)
+    reported: list[tuple[float, float | None, str]] = field(default_factory=list)
 
     def start(self, tool: str, **arguments: object) -> Future:
         async def call() -> dict:
@@ -58,7 +58,7 @@ class Assistant:
         return self.portal.start_task_soon(call)
 
     def sync(self, **arguments: object) -> dict:
-        self.told.clear()
+        self.reported.clear()
         result = self.start(SYNC, **arguments).result(TIMEOUT)
         for name, kind in PROMISED.items():
             assert isinstance(result[name], kind), (name, result[name])
@@ -78,7 +78,7 @@ class Assistant:
         self.set(**{"cloud_endpoint": self.machine.bucket.as_uri(), "http_token": TOKEN} | settings)
 
     async def _note(self, done: float, total: float | None, message: str | None) -> None:
-        self.told.append((done, total, message or ""))
+        self.reported.append((done, total, message or ""))
 
 
 @contextmanager
@@ -89,9 +89,9 @@ def assistant_on(machine: Machine, log: Path, **how: str) -> Iterator[Assistant]
         client = Client(stdio_client(server, errlog=errors), **how)
         with portal.wrap_async_context_manager(client):
             yield Assistant(machine, portal, client)
-    told = log.read_text()
-    assert "Traceback" not in told
-    assert TOKEN not in told
+    reported = log.read_text()
+    assert "Traceback" not in reported
+    assert TOKEN not in reported
 
 
 @pytest.fixture(scope="module", params=["mcp2", "mcp1"])
@@ -181,12 +181,12 @@ def test_a_sync_uploads_what_has_changed_and_reports_its_progress(assistant):
     assert result["upload_id"] == assistant.machine.manifests[-1]["upload_id"]
     assert {Path(key).name for key in result["files_uploaded"]} >= {"reflection.duckdb", "manifest.json"}
     assert result["bytes_transferred"] > 0
-    done = [step[0] for step in assistant.told]
+    done = [step[0] for step in assistant.reported]
     assert done == sorted(set(done))
     assert len(done) >= 3
-    assert "cloud: " in assistant.told[1][2]
-    assert assistant.told[-1][0] == assistant.told[-1][1]
-    assert result["upload_id"] in assistant.told[-1][2]
+    assert "cloud: " in assistant.reported[1][2]
+    assert assistant.reported[-1][0] == assistant.reported[-1][1]
+    assert result["upload_id"] in assistant.reported[-1][2]
 
 
 def test_where_nothing_has_changed_the_sync_is_a_success_that_says_why(assistant):
@@ -207,7 +207,7 @@ def test_calls_at_once_take_turns_and_upload_once(assistant):
 
 def test_the_status_has_the_documented_fields_the_settings_masked_and_what_is_pending(assistant):
     assistant.sync()
-    told = assistant.status()
+    reported = assistant.status()
     expected = {
         "cloud_configured": True,
         "system_id": "laptop",
@@ -220,12 +220,12 @@ def test_the_status_has_the_documented_fields_the_settings_masked_and_what_is_pe
         "pending": [],
         "running": None,
     }
-    assert {name: told[name] for name in expected} == expected
-    assert told["configuration"]["akosha_http_token"] == "********"
-    assert told["configuration"]["akosha_max_retries"] == 0
-    assert told["configuration"]["akosha_cloud_endpoint"] == assistant.machine.bucket.as_uri()
-    assert TOKEN not in f"{told}"
-    assert told["targets"][0]["newest_upload_id"] == assistant.machine.manifests[-1]["upload_id"]
+    assert {name: reported[name] for name in expected} == expected
+    assert reported["configuration"]["akosha_http_token"] == "********"
+    assert reported["configuration"]["akosha_max_retries"] == 0
+    assert reported["configuration"]["akosha_cloud_endpoint"] == assistant.machine.bucket.as_uri()
+    assert TOKEN not in f"{reported}"
+    assert reported["targets"][0]["newest_upload_id"] == assistant.machine.manifests[-1]["upload_id"]
     assistant.machine.write(commits=6)
     assert assistant.status()["pending"] == ["reflection"]
 
@@ -239,19 +239,19 @@ def test_a_target_that_cannot_be_written_is_a_result_with_a_hint_and_no_fallback
     assert [error["method"] for error in result["errors"]] == ["cloud"]
     assert str(broken) in result["error"]
     assert result["hint"]
-    assert assistant.told[-1][2] == result["error"]
+    assert assistant.reported[-1][2] == result["error"]
 
 
 def test_settings_are_read_at_each_call_and_wrong_ones_are_results(assistant):
     assistant.set_up(max_retries=-1, chunk_size_mb="many")
-    for told in (assistant.sync(), assistant.status()):
-        assert told["success"] is False
-        assert "akosha_chunk_size_mb" in told["error"]
-        assert told["hint"]
-    assert (told["cloud_configured"], told["configuration"]) == (None, {})
+    for reported in (assistant.sync(), assistant.status()):
+        assert reported["success"] is False
+        assert "akosha_chunk_size_mb" in reported["error"]
+        assert reported["hint"]
+    assert (reported["cloud_configured"], reported["configuration"]) == (None, {})
     assistant.set_up(sync_enabled=False)
-    told = assistant.sync()
-    assert (told["success"], told["hint"]) == (False, "set akosha_sync_enabled to true")
+    reported = assistant.sync()
+    assert (reported["success"], reported["hint"]) == (False, "set akosha_sync_enabled to true")
     assert assistant.status()["configuration"]["akosha_sync_enabled"] is False
     assistant.set_up()
     assert assistant.sync()["success"] is True
@@ -259,10 +259,10 @@ def test_settings_are_read_at_each_call_and_wrong_ones_are_results(assistant):
 
 def test_a_cancelled_call_withdraws_its_note_and_the_next_one_works(assistant):
     assistant.status()  # makes the state directory, where this test is the first
-    assistant.told.clear()
+    assistant.reported.clear()
     with StateDirectory(assistant.machine.state).lock("holder"):
         call = assistant.start(SYNC)
-        until(lambda: any("(holder) is at work" in message for *_, message in assistant.told))
+        until(lambda: any("(holder) is at work" in message for *_, message in assistant.reported))
         until(lambda: notes(assistant.machine))
         assert call.cancel()
         until(lambda: not notes(assistant.machine))
@@ -280,12 +280,12 @@ def test_where_an_agent_runs_it_does_the_sync_and_the_status_shows_it(machine, t
         result = assistant.sync()
         assert (result["success"], result["outcome"]) == (True, "succeeded")
         agent.logged("sync_succeeded", request_id=result["request_id"])
-        assert f"process {agent.pid} (run) is at work" in assistant.told[1][2]
-        assert [message for *_, message in assistant.told if message.startswith("cloud: ")]
-        assert result["upload_id"] in assistant.told[-1][2]
-        told = assistant.status()
-        assert (told["running"]["pid"], told["running"]["command"]) == (agent.pid, "run")
-        assert told["bus"]["text"]
+        assert f"process {agent.pid} (run) is at work" in assistant.reported[1][2]
+        assert [message for *_, message in assistant.reported if message.startswith("cloud: ")]
+        assert result["upload_id"] in assistant.reported[-1][2]
+        reported = assistant.status()
+        assert (reported["running"]["pid"], reported["running"]["command"]) == (agent.pid, "run")
+        assert reported["bus"]["text"]
         assert assistant.sync()["outcome"] == "skipped"
 
 
@@ -293,15 +293,15 @@ def test_a_status_before_anything_has_happened_and_a_state_directory_that_cannot
     machine.write(commits=1)
     machine.state.touch()
     with assistant_on(machine, tmp_path / "log") as assistant:
-        for told in (assistant.sync(), assistant.status()):
-            assert told["success"] is False
-            assert str(machine.state) in told["error"]
-            assert "state_dir" in told["hint"] or "move it away" in told["hint"]
-        assert told["configuration"]["akosha_system_id"] == "laptop"
+        for reported in (assistant.sync(), assistant.status()):
+            assert reported["success"] is False
+            assert str(machine.state) in reported["error"]
+            assert "state_dir" in reported["hint"] or "move it away" in reported["hint"]
+        assert reported["configuration"]["akosha_system_id"] == "laptop"
         machine.state.unlink()
-        told = assistant.status()
-        assert (told["success"], "reflection" in told["pending"]) == (True, True)
-        assert told["targets"][0]["newest_upload_id"] is None
+        reported = assistant.status()
+        assert (reported["success"], "reflection" in reported["pending"]) == (True, True)
+        assert reported["targets"][0]["newest_upload_id"] is None
         assert not (machine.state / "ledger.sqlite").exists()
 
 

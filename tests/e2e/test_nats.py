@@ -67,19 +67,19 @@ def session_end(number: int, **data: object) -> bytes:
 
 def test_two_agents_with_one_system_id_each_do_their_own_work_and_only_that(server, tmp_path):
     machines = [Machine(tmp_path / name, agent_nats_url=server.url) for name in ("one", "two")]
-    with machines[0].run() as one, machines[1].run() as two, listening(server.url, pattern="akosha.>") as ear:
+    with machines[0].run() as one, machines[1].run() as two, listening(server.url, pattern="akosha.>") as listener:
         for number, (machine, agent) in enumerate(zip(machines, (one, two), strict=True), start=1):
             machine.write(commits=number + 3)
             agent.logged("sync_succeeded")
-            ear.wait(lambda number=number: len(ear.ids()) == number)
+            listener.wait(lambda number=number: len(listener.ids()) == number)
         for agent in (one, two):
             agent.logged("request_refused")
             assert len([line for line in agent.log.seen if line["event"] == "sync_requested"]) == 1
     assert [len(machine.manifests) for machine in machines] == [1, 1]
-    assert {event["data"]["agent_id"] for event in ear.heard if "agent_id" in event["data"]} == {
+    assert {event["data"]["agent_id"] for event in listener.heard if "agent_id" in event["data"]} == {
         manifest["agent_id"] for machine in machines for manifest in machine.manifests
     }
-    for raw in ear.raw:
+    for raw in listener.raw:
         check(raw)
 
 
@@ -100,14 +100,14 @@ def test_a_sessions_end_starts_a_sync_at_once_and_waits_for_an_agent_that_is_awa
         assert [line["session_id"] for line in agent.logged("session_ended", 2)] == ["2", "3"]
 
 
-def answers(ear: Ear, *numbers: int) -> list[dict]:
+def answers(listener: Ear, *numbers: int) -> list[dict]:
     """Wait until results name each of these session ends; return those that do, in order."""
     wanted = {f"session-{number}" for number in numbers}
 
     def found() -> list[dict]:
-        return [event for event in ear.heard if wanted & set(event["data"]["caused_by"])]
+        return [event for event in listener.heard if wanted & set(event["data"]["caused_by"])]
 
-    ear.wait(lambda: {name for event in found() for name in event["data"]["caused_by"]} >= wanted)
+    listener.wait(lambda: {name for event in found() for name in event["data"]["caused_by"]} >= wanted)
     return found()
 
 
@@ -119,13 +119,13 @@ def test_each_session_end_of_session_buddys_own_source_has_a_result_that_names_i
         tell(server, (ENDED, json.dumps(event | changes).encode()))
 
     def outcome(number: int) -> tuple[str, str]:
-        (result,) = answers(ear, number)
+        (result,) = answers(listener, number)
         check(json.dumps(result).encode())
         assert result["data"]["triggered_by"] == "session_end"
         return result["type"].split(".")[2], str(result["data"].get("why") or result["data"]["error"])
 
     machine.set(agent_upload_on_change=False)
-    with listening(server.url) as ear:
+    with listening(server.url) as listener:
         with machine.run() as agent:
             agent.logged("bus_in_use", bus="nats")
             agent.logged("watch_mode", 2)
@@ -136,7 +136,7 @@ def test_each_session_end_of_session_buddys_own_source_has_a_result_that_names_i
             say(2)
             assert outcome(2) == ("skipped", "nothing has changed since the last delivery")
             say(2, source="/another")
-            ear.wait(lambda: [event["data"]["caused_by"] for event in ear.heard].count(["session-2"]) == 2)
+            listener.wait(lambda: [event["data"]["caused_by"] for event in listener.heard].count(["session-2"]) == 2)
             machine.write(commits=4)
             shutil.rmtree(machine.bucket)
             machine.bucket.write_bytes(b"a file")
@@ -152,7 +152,7 @@ def test_each_session_end_of_session_buddys_own_source_has_a_result_that_names_i
 
 def test_a_session_end_that_was_accepted_is_answered_after_the_agent_was_killed(server, machine):
     machine.set(agent_upload_on_change=False)
-    with listening(server.url) as ear:
+    with listening(server.url) as listener:
         with machine.started("run") as agent:
             agent.logged("bus_in_use", bus="nats")
             agent.logged("watch_mode", 2)
@@ -161,23 +161,23 @@ def test_a_session_end_that_was_accepted_is_answered_after_the_agent_was_killed(
             agent.logged("session_ended")
             agent.process.kill()
         with machine.run():
-            assert {event["data"]["success"] for event in answers(ear, 1)} == {True}
+            assert {event["data"]["success"] for event in answers(listener, 1)} == {True}
     assert len(machine.manifests) == 1
 
 
 def test_three_hundred_sessions_that_end_at_once_are_all_named_by_a_few_results(server, machine):
     numbers = range(1, 301)
     machine.set(agent_upload_on_change=False)
-    with machine.run() as agent, listening(server.url) as ear:
+    with machine.run() as agent, listening(server.url) as listener:
         agent.logged("bus_in_use", bus="nats")
         agent.logged("watch_mode", 2)
         machine.write(commits=3)
         tell(server, *((ENDED, session_end(number)) for number in numbers))
-        found = answers(ear, *numbers)
+        found = answers(listener, *numbers)
         assert found[0]["type"] == "akosha.sync.succeeded.v1"
         named = [name for event in found for name in event["data"]["caused_by"]]
         assert sorted(named) == sorted(f"session-{number}" for number in numbers), "each once"
-        for raw in ear.raw:
+        for raw in listener.raw:
             check(raw)
     assert len(machine.manifests) == 1
 
@@ -185,10 +185,10 @@ def test_three_hundred_sessions_that_end_at_once_are_all_named_by_a_few_results(
 def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(server, machine):
     """The agent stays up, says what it refused, and does not sync: not even for a copy of its own request."""
     machine.write(commits=3)
-    with machine.run() as agent, listening(server.url, pattern="akosha.>") as ear:
+    with machine.run() as agent, listening(server.url, pattern="akosha.>") as listener:
         agent.logged("sync_succeeded")
-        ear.wait(ear.ids)
-        (own,) = (event for event in ear.heard if event["type"] == "akosha.sync.requested.v1")
+        listener.wait(listener.ids)
+        (own,) = (event for event in listener.heard if event["type"] == "akosha.sync.requested.v1")
         forged = {**own, "id": "forged.cloud", "data": {**own["data"], "request_id": "forged"}}
         altered = {**own, "data": {**own["data"], "upload_reflections": False}}
         other = {**forged, "data": {**forged["data"], "agent_id": "f" * 32}}
@@ -209,18 +209,18 @@ def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(serve
     assert len(machine.manifests) == 1
 
 
-def test_a_fleet_is_asked_and_told_where_that_is_switched_on(server, machine):
+def test_a_fleet_is_asked_and_reported_where_that_is_switched_on(server, machine):
     """Status and sync, and nothing that names a path, an address or a setting."""
     machine.set(agent_remote_control=True, agent_upload_on_change=False)
-    with machine.run() as agent, listening(server.url, pattern="akosha.>") as ear:
+    with machine.run() as agent, listening(server.url, pattern="akosha.>") as listener:
         agent.logged("watch_mode", 2)
         machine.write(commits=3)
         status = ask(server, "akosha.agent.laptop.status")
         assert (status["system_id"], status["pending"], status["bus"]["name"]) == ("laptop", ["reflection"], "nats")
         accepted = ask(server, "akosha.agent.laptop.sync")
         assert accepted["accepted"]
-        ear.wait(ear.ids)
-        (result,) = (event["data"] for event in ear.heard if event["type"] == "akosha.sync.succeeded.v1")
+        listener.wait(listener.ids)
+        (result,) = (event["data"] for event in listener.heard if event["type"] == "akosha.sync.succeeded.v1")
         assert (result["request_id"], result["triggered_by"]) == (accepted["request_id"], "remote")
         status = ask(server, "akosha.agent.laptop.status")
         assert (status["pending"], status["targets"]["cloud"]["newest_upload_id"]) == ([], result["upload_id"])

@@ -27,7 +27,9 @@ def found(machine: Machine, name: str) -> dict:
     return next(check for check in checks if check["name"] == name)
 
 
-def test_a_disk_that_is_not_mounted_is_told_by_every_command_and_nothing_is_written_in_its_place(machines, tmp_path):
+def test_a_disk_that_is_not_mounted_is_reported_by_every_command_and_nothing_is_written_in_its_place(
+    machines, tmp_path
+):
     machine, _ = machines
     machine.sync()
     machine.bucket.rename(tmp_path / "disk")
@@ -66,7 +68,7 @@ def test_verify_looks_at_uploads_also_where_the_ledger_is_damaged(machines):
     assert machine.sync()["success"]
 
 
-def test_a_taken_system_id_is_told_by_both_and_taken_over_through_the_running_agent(machines):
+def test_a_taken_system_id_is_reported_by_both_and_taken_over_through_the_running_agent(machines):
     one, two = machines
     one.sync()
     before = files(one.bucket)
@@ -97,11 +99,15 @@ def test_a_running_agent_takes_a_suffix_before_it_sends_anything(machines):
     assert not one.status()["system_id_undecided"]
     before = files(one.bucket)
     with two.run() as agent:
-        (told,) = agent.logged("system_id_suffixed")
-        agent.logged("sync_succeeded", system_id=told["system_id"])
+        (reported,) = agent.logged("system_id_suffixed")
+        agent.logged("sync_succeeded", system_id=reported["system_id"])
         status = two.status()
-    assert told["system_id"].startswith(f"{name}-")
-    assert (status["system_id"], status["system_id_undecided"], status["warnings"]) == (told["system_id"], False, [])
+    assert reported["system_id"].startswith(f"{name}-")
+    assert (status["system_id"], status["system_id_undecided"], status["warnings"]) == (
+        reported["system_id"],
+        False,
+        [],
+    )
     assert before.items() <= files(one.bucket).items()
     two.write(commits=2)
-    assert two.sync()["upload_id"].endswith(told["system_id"])
+    assert two.sync()["upload_id"].endswith(reported["system_id"])

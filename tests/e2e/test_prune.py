@@ -67,14 +67,14 @@ def test_a_dry_run_says_what_would_go_and_why_the_rest_stays_and_a_prune_does_it
     assert shown.code == 0, shown.err
     assert "3 of 5 uploads would go; nothing was deleted" in shown.out
     assert "stays: newest, last" in shown.out
-    told = machine.call("prune", "--dry-run", "--json", *KEEP_TWO).json
-    assert (told["dry_run"], told["deleted"], told["leftovers"]) == (True, ids[2:], 1)
-    assert [kept["upload_id"] for kept in told["kept"]] == ids[:2]
+    reported = machine.call("prune", "--dry-run", "--json", *KEEP_TWO).json
+    assert (reported["dry_run"], reported["deleted"], reported["leftovers"]) == (True, ids[2:], 1)
+    assert [kept["upload_id"] for kept in reported["kept"]] == ids[:2]
     assert standing(store)[0] == ids
 
     done = machine.call("prune", "--json", *KEEP_TWO)
     assert (done.code, done.json["deleted"], done.json["leftovers"], done.json["error"]) == (0, ids[2:], 1, None)
-    assert done.json["bytes_freed"] == told["bytes_freed"]
+    assert done.json["bytes_freed"] == reported["bytes_freed"]
     assert standing(store) == (ids[:2], [])
     assert standing(store, "other") == (others, [])
     (event,) = machine.events()
@@ -142,36 +142,36 @@ def test_wrong_numbers_and_no_bucket_are_usage_errors(machine):
 def bucket(moto, tmp_path, aws):
     """A machine whose bucket is on moto, behind a front; and what looks into the bucket directly."""
     name = moto.new_bucket()
-    with running_front(moto.endpoint) as front:
-        machine = Machine(tmp_path, cloud_endpoint=front.url, cloud_bucket=name)
+    with running_front(moto.endpoint) as proxy:
+        machine = Machine(tmp_path, cloud_endpoint=proxy.url, cloud_bucket=name)
         machine.environ |= aws_environment()
-        yield machine, front, lambda: S3Store(bucket=name, endpoint=moto.endpoint, region="auto")
+        yield machine, proxy, lambda: S3Store(bucket=name, endpoint=moto.endpoint, region="auto")
 
 
 def test_where_deleting_is_denied_the_command_shows_a_lifecycle_rule_each_time_and_exits_with_1(bucket):
-    machine, front, store = bucket
+    machine, proxy, store = bucket
     ids = fill(store(), 4, of=machine)
     for operation in ("delete_object", "delete_objects"):
-        front.on(operation, refuse(403, "AccessDenied"))
+        proxy.on(operation, refuse(403, "AccessDenied"))
     for _ in range(2):
         done = machine.call("prune", *KEEP_TWO)
         assert done.code == 1
         assert "s3:DeleteObject" in done.err
         assert f'"Prefix": "{PREFIX}/"' in done.err
         assert "npx wrangler r2 bucket lifecycle add" in done.err
-    told = machine.call("prune", "--json", *KEEP_TWO)
-    assert (told.code, told.json["deleted"], told.json["lifecycle"].keys()) == (1, [], {"s3", "r2"})
+    reported = machine.call("prune", "--json", *KEEP_TWO)
+    assert (reported.code, reported.json["deleted"], reported.json["lifecycle"].keys()) == (1, [], {"s3", "r2"})
     assert standing(store()) == (ids, [])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("batch", ["the manifests", "the objects"])
 def test_killed_while_a_batch_is_on_its_way_nothing_looks_whole_that_is_not(bucket, batch):
-    machine, front, store = bucket
+    machine, proxy, store = bucket
     ids, gate = fill(store(), 14, of=machine), Gate()
     if batch == "the objects":
-        front.on("delete_objects", lambda _, forward: forward(), times=1)
-    front.on("delete_objects", gate.hold(), times=1)
+        proxy.on("delete_objects", lambda _, forward: forward(), times=1)
+    proxy.on("delete_objects", gate.hold(), times=1)
     with machine.started("prune", *KEEP_TWO) as pruning:
         gate.wait()
         assert pruning.stop(signal.SIGKILL) == -signal.SIGKILL

@@ -90,25 +90,29 @@ def end_session(url: str) -> None:
     asyncio.run(publish())
 
 
-def test_a_session_s_end_becomes_an_upload_a_result_and_rows_in_akosha_and_that_is_told(
+def test_a_session_s_end_becomes_an_upload_a_result_and_rows_in_akosha_and_that_is_reported(
     server, laptop, reactor, akosha
 ):
     for machine in (laptop, reactor):
         machine.set(agent_nats_url=server.url)
-    with listening(server.url, pattern="akosha.ingest.*.*") as ear, open_ingest_service(reactor), laptop.run() as agent:
-        ear.wait(lambda: len(ear.heard) == 1)
+    with (
+        listening(server.url, pattern="akosha.ingest.*.*") as listener,
+        open_ingest_service(reactor),
+        laptop.run() as agent,
+    ):
+        listener.wait(lambda: len(listener.heard) == 1)
         before = len(akosha.rows("laptop"))
         add_a_memory(laptop)
         end_session(server.url)
         agent.logged("sync_succeeded", 2)
-        ear.wait(lambda: len(ear.heard) == 2)
-    for raw in ear.raw:
+        listener.wait(lambda: len(listener.heard) == 2)
+    for raw in listener.raw:
         check(raw)
-    first, second = (event["data"] for event in ear.heard)
+    first, second = (event["data"] for event in listener.heard)
     assert (first["source"], first["stored"], first["known"]) == ("memories", before, 0)
     assert (second["source"], second["stored"], len(akosha.rows("laptop"))) == ("memories", 1, before + 1)
-    assert [event["data"]["upload_id"] for event in ear.heard] == [m["upload_id"] for m in laptop.manifests]
-    assert [event["id"] for event in reactor.events()] == [event["id"] for event in ear.heard]
+    assert [event["data"]["upload_id"] for event in listener.heard] == [m["upload_id"] for m in laptop.manifests]
+    assert [event["id"] for event in reactor.events()] == [event["id"] for event in listener.heard]
 
 
 def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_reads_the_same_memories_in_the_databases(
@@ -139,7 +143,7 @@ def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_rea
     assert [event["data"]["source"] for event in late.events()] == ["databases"]
 
 
-def test_a_bucket_that_is_missing_in_the_settings_and_a_state_directory_in_use_are_told_with_the_cure(reactor):
+def test_a_bucket_that_is_missing_in_the_settings_and_a_state_directory_in_use_are_reported_with_the_cure(reactor):
     with open_ingest_service(reactor):
         done = reactor.call("react", "--once", "--state-dir", str(reactor.state), places=False)
         assert (done.code, "a --state-dir each" in done.err) == (1, True)
@@ -148,12 +152,12 @@ def test_a_bucket_that_is_missing_in_the_settings_and_a_state_directory_in_use_a
     assert (done.code, "akosha_cloud_bucket" in done.err) == (2, True)
 
 
-def test_a_sync_beside_a_reactor_in_the_same_state_directory_is_told_so_and_does_not_wait(tmp_path):
+def test_a_sync_beside_a_reactor_in_the_same_state_directory_is_reported_so_and_does_not_wait(tmp_path):
     machine = Machine(tmp_path)
     machine.write(commits=1)
     with machine.started("react", "--state-dir", str(machine.state), places=False) as reactor:
         reactor.logged("ingest_started")
-        told = machine.call("sync")
-        assert (told.code, told.out) == (1, "")
-        assert "need a --state-dir each" in told.err
+        reported = machine.call("sync")
+        assert (reported.code, reported.out) == (1, "")
+        assert "need a --state-dir each" in reported.err
         assert reactor.stop() == 0

@@ -52,7 +52,7 @@ def test_a_new_laptop_gets_everything_with_one_command(laptop, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["latest"], "--to"),
         (["latest", "--at", "2026-11-20 18:00", "--to", "x"], "--at"),
@@ -62,9 +62,9 @@ def test_a_new_laptop_gets_everything_with_one_command(laptop, tmp_path):
     ],
     ids=["no-to", "two-answers", "no-time", "no-system", "empty-to"],
 )
-def test_what_makes_no_sense_is_a_matter_of_usage(tmp_path, words, told):
+def test_what_makes_no_sense_is_a_matter_of_usage(tmp_path, words, reported):
     machine = Machine(tmp_path)
     done = machine.call("restore", *words)
     assert done.code == 2
-    assert told in done.err
+    assert reported in done.err
     assert not (machine.home / "x").exists()

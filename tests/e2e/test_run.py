@@ -41,7 +41,7 @@ def test_every_commit_arrives_while_the_session_goes_on(machine, tmp_path, check
             for count, command in enumerate(("", "commit 2", "checkpoint", "commit 1", "graph 2"), start=1):
                 if command:
                     writer.ask(command)
-                result = events.told("succeeded", count)[-1]
+                result = events.reported("succeeded", count)[-1]
                 assert result["triggered_by"] == ("file_change" if command else "startup")
                 manifest = machine.manifests[-1]
                 folder = arrivals.unpack(manifest, machine.object, tmp_path / f"{count}")
@@ -59,14 +59,14 @@ def test_every_commit_arrives_while_the_session_goes_on(machine, tmp_path, check
                 agent.pid,
                 "native",
             )
-            requested, succeeded = events.told("requested", 5), events.told("succeeded", 5)
+            requested, succeeded = events.reported("requested", 5), events.reported("succeeded", 5)
         assert writer.close() == 0
     assert [one["request_id"] for one in succeeded] == [one["request_id"] for one in requested][:5]
     assert len(machine.manifests) == len({one["upload_id"] for one in succeeded}) == 5
     assert machine.staged == []
-    told = [(event["type"], event["id"]) for event in machine.events() if event["type"] != "akosha.sync.skipped.v1"]
-    assert [kind.split(".")[2] for kind, _ in told] == ["requested", "succeeded"] * 5
-    assert len(set(told)) == len(told)
+    reported = [(event["type"], event["id"]) for event in machine.events() if event["type"] != "akosha.sync.skipped.v1"]
+    assert [kind.split(".")[2] for kind, _ in reported] == ["requested", "succeeded"] * 5
+    assert len(set(reported)) == len(reported)
     assert machine.status()["running"] is None
 
 
@@ -74,12 +74,12 @@ def test_two_changes_while_an_upload_runs_arrive_as_one_and_nothing_is_sent_twic
     bucket = Bucket(moto)
     machine.environ |= aws_environment()
     machine.secrets = (SECRET_KEY,)
-    with running_front(moto.endpoint) as front, Writer(machine.data, "--paused") as writer:
-        machine.set(cloud_endpoint=front.url, cloud_bucket=bucket.name, agent_log_level="DEBUG")
+    with running_front(moto.endpoint) as proxy, Writer(machine.data, "--paused") as writer:
+        machine.set(cloud_endpoint=proxy.url, cloud_bucket=bucket.name, agent_log_level="DEBUG")
         writer.ask("commit 3")
         writer.ask("checkpoint")
         gate = Gate()
-        front.on("put_object", gate.hold(), times=1)
+        proxy.on("put_object", gate.hold(), times=1)
         with machine.run() as agent, machine.follow() as events:
             gate.wait()
             for _ in range(2):
@@ -87,8 +87,8 @@ def test_two_changes_while_an_upload_runs_arrive_as_one_and_nothing_is_sent_twic
                 writer.ask("commit 1")
                 agent.logged("files_changed", seen + 1)
             gate.open()
-            events.told("succeeded", 2)
-            events.told("requested", 2)
+            events.reported("succeeded", 2)
+            events.reported("requested", 2)
             assert machine.status()["pending"] == []
             assert machine.sync()["outcome"] == "skipped"
             assert agent.stop(signal.SIGINT) == 0
@@ -96,6 +96,6 @@ def test_two_changes_while_an_upload_runs_arrive_as_one_and_nothing_is_sent_twic
     assert len(manifests) == 2
     sent = [(part["name"], part["sha256"]) for one in manifests for part in one["parts"] if part["origin"] == "sent"]
     owner, manifests_and_memories = 2, 2 * len(manifests)  # owner.json once more, to see that the store refuses it
-    assert len(sent) == len(set(sent)) == front.count("put_object") - owner - manifests_and_memories
+    assert len(sent) == len(set(sent)) == proxy.count("put_object") - owner - manifests_and_memories
     folder = arrivals.unpack(manifests[-1], bucket.object, tmp_path / "arrived")
     assert_holds(checker, folder, commits=4, entities=-1)

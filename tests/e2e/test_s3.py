@@ -39,10 +39,10 @@ def bucket(moto):
 
 
 @pytest.fixture
-def front(moto, bucket, machine):
-    with running_front(moto.endpoint) as front:
-        machine.set(cloud_endpoint=front.url, cloud_bucket=bucket.name)
-        yield front
+def proxy(moto, bucket, machine):
+    with running_front(moto.endpoint) as proxy:
+        machine.set(cloud_endpoint=proxy.url, cloud_bucket=bucket.name)
+        yield proxy
 
 
 def large(machine) -> None:
@@ -87,29 +87,29 @@ def test_a_change_sends_what_changed_and_the_upload_is_whole(machine, name, requ
 
 
 def test_the_store_copies_what_is_unchanged_and_where_it_cannot_the_bytes_go_through_here(
-    machine, bucket, front, tmp_path
+    machine, bucket, proxy, tmp_path
 ):
     machine.write(commits=2, entities=2)
     machine.sync()
     # owner.json twice: that the store refuses the second one proves that nobody else made the first.
-    assert (front.count("put_object"), front.count("copy_object")) == (2 + 4, 0)
+    assert (proxy.count("put_object"), proxy.count("copy_object")) == (2 + 4, 0)
     machine.write(commits=3)
     machine.sync()
-    assert (front.count("put_object"), front.count("copy_object")) == (2 + 7, 1)
-    front.on("copy_object", refuse(501, "NotImplemented"))
+    assert (proxy.count("put_object"), proxy.count("copy_object")) == (2 + 7, 1)
+    proxy.on("copy_object", refuse(501, "NotImplemented"))
     machine.write(commits=4)
     machine.sync()
-    assert (front.count("put_object"), front.count("copy_object")) == (2 + 11, 2)
+    assert (proxy.count("put_object"), proxy.count("copy_object")) == (2 + 11, 2)
     last = bucket.manifests[-1]
     assert origins(last) == {GRAPH: "copied", REFLECTION: "sent"}
     folder = arrivals.unpack(last, bucket.object, tmp_path / "arrived")
     assert arrivals.rows(folder)["knowledge_graph"]["kg_entities"] == 2
 
 
-def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(machine, bucket, front):
+def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(machine, bucket, proxy):
     machine.write(commits=1)
-    front.on("put_object", refuse(500, "InternalError", secret=SECRET_KEY), times=5)
-    front.on("put_object", refuse(503, "SlowDown", secret=SECRET_KEY))
+    proxy.on("put_object", refuse(500, "InternalError", secret=SECRET_KEY), times=5)
+    proxy.on("put_object", refuse(503, "SlowDown", secret=SECRET_KEY))
     done = machine.call("sync", "--json", "-v")
     result = done.json
     assert (done.code, result["success"], result["outcome"]) == (1, False, "failed")
@@ -121,20 +121,20 @@ def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(mach
     assert (target["failures"], bool(target["next_try"]), bool(result["retry_at"])) == (1, True, True)
     assert "  next try     no agent runs: akosha-agent sync tries now\n" in machine.call("status").out
     assert (bucket.manifests, machine.staged) == ([], [])
-    front._rules.clear()
+    proxy._rules.clear()
     machine.sync()
     (target,) = machine.status()["targets"]
     assert (target["failures"], target["next_try"], target["error"]) == (0, None, "")
     assert len(bucket.manifests) == 1
 
 
-def test_a_refusal_is_not_tried_again_and_names_the_cure(machine, bucket, front):
+def test_a_refusal_is_not_tried_again_and_names_the_cure(machine, bucket, proxy):
     machine.write(commits=1)
-    front.on("put_object", refuse(403, "AccessDenied", secret=SECRET_KEY))
+    proxy.on("put_object", refuse(403, "AccessDenied", secret=SECRET_KEY))
     denied = machine.call("sync", "--json", "-v")
     assert denied.code == 1
     assert "allow s3:PutObject" in denied.json["error"]
-    assert front.count("put_object") == 1
+    assert proxy.count("put_object") == 1
     machine.set(cloud_bucket="nobody-made-this")
     missing = machine.call("sync", "--json", "-v")
     assert missing.code == 1
@@ -143,10 +143,10 @@ def test_a_refusal_is_not_tried_again_and_names_the_cure(machine, bucket, front)
         assert "sync_retry_scheduled" not in done.err
 
 
-def test_an_upload_that_stands_still_fails_after_the_time_set(machine, bucket, front):
+def test_an_upload_that_stands_still_fails_after_the_time_set(machine, bucket, proxy):
     machine.write(commits=1)
     machine.set(upload_timeout_seconds=1, max_retries=0)
-    front.on("put_object", stall(threading.Event()))
+    proxy.on("put_object", stall(threading.Event()))
     result = machine.sync(code=1)
     assert "nothing moved for 1 s (akosha_upload_timeout_seconds sets the limit)" in result["error"]
     assert (bucket.keys, machine.staged) == ([], [])
@@ -156,10 +156,10 @@ def test_an_upload_that_stands_still_fails_after_the_time_set(machine, bucket, f
     ("command", "number", "code"),
     [("run", signal.SIGTERM, 0), ("sync", signal.SIGTERM, 143), ("sync", signal.SIGINT, 130)],
 )
-def test_stopped_in_the_middle_of_an_upload_nothing_stays_behind(machine, bucket, front, command, number, code):
+def test_stopped_in_the_middle_of_an_upload_nothing_stays_behind(machine, bucket, proxy, command, number, code):
     large(machine)
     reached = threading.Event()
-    front.on("upload_part", stall(reached, at=100_000))
+    proxy.on("upload_part", stall(reached, at=100_000))
     with machine.started(command) as working:
         assert reached.wait(60)
         assert bucket.pending_uploads == 1
@@ -167,48 +167,48 @@ def test_stopped_in_the_middle_of_an_upload_nothing_stays_behind(machine, bucket
         assert working.stop(number) == code  # told twice: by the terminal, and by a wrapper that passes it on
         done = working.end()
     assert "Traceback" not in done.err
-    told = re.findall(
+    reported = re.findall(
         r"^akosha-agent: stopped: the next sync resumes the upload (\S+) under the same id$", done.err, re.MULTILINE
     )
-    assert len(told) == (command == "sync")
+    assert len(reported) == (command == "sync")
     assert (bucket.pending_uploads, bucket.keys, machine.staged) == (0, [], [])
     assert machine.status()["pending"] == ["reflection"]
-    front._rules.clear()
+    proxy._rules.clear()
     done_then = machine.sync()["upload_id"]
     assert done_then == bucket.manifests[0]["upload_id"]
-    assert told in ([], [done_then])
+    assert reported in ([], [done_then])
 
 
-def test_ctrl_c_in_a_sync_that_an_agent_does_says_that_the_agent_goes_on(machine, bucket, front):
+def test_ctrl_c_in_a_sync_that_an_agent_does_says_that_the_agent_goes_on(machine, bucket, proxy):
     gate = Gate()
     machine.set(agent_upload_on_change="false")
     with machine.run() as agent:
-        front.on("put_object", gate.hold(), times=1)
+        proxy.on("put_object", gate.hold(), times=1)
         machine.write(commits=1)
         with machine.started("sync") as syncing:
             gate.wait()
             assert syncing.stop(signal.SIGINT) == 130
-            told = syncing.end().err
+            reported = syncing.end().err
         gate.open()
         agent.logged("sync_succeeded")
-    assert told == (
+    assert reported == (
         f"akosha-agent: the agent (process {agent.pid} (run)) goes on with the sync: akosha-agent status shows it\n"
     )
     assert len(bucket.manifests) == 1
 
 
-def test_put_get_and_list_are_enough_and_what_needs_more_is_a_notice(machine, bucket, front):
+def test_put_get_and_list_are_enough_and_what_needs_more_is_a_notice(machine, bucket, proxy):
     large(machine)
     for operation in ("delete_object", "abort_multipart_upload", "list_multipart_uploads"):
-        front.on(operation, refuse(403, "AccessDenied"))
+        proxy.on(operation, refuse(403, "AccessDenied"))
     machine.set(agent_log_level="INFO", max_retries=1)
-    front.on("upload_part", refuse(500, "InternalError"), times=20)
+    proxy.on("upload_part", refuse(500, "InternalError"), times=20)
     failed = machine.call("sync", "--json", "-v")
     assert failed.code == 1
     assert '"event": "leftovers_not_removed"' in failed.err
     assert "allow s3:ListBucketMultipartUploads" in failed.err
     assert '"event": "parts_not_removed"' in failed.err
-    front._rules = [rule for rule in front._rules if rule.operation != "upload_part"]
+    proxy._rules = [rule for rule in proxy._rules if rule.operation != "upload_part"]
     assert machine.sync()["success"]
     assert len(bucket.manifests) == 1
 
@@ -265,17 +265,17 @@ def in_a_file(machine, folder):
 
 
 @pytest.mark.parametrize("place", ["environment", "file"])
-def test_a_store_that_echoes_a_secret_and_steers_the_terminal_gets_neither_through(machine, front, place, tmp_path):
+def test_a_store_that_echoes_a_secret_and_steers_the_terminal_gets_neither_through(machine, proxy, place, tmp_path):
     """No command, no event and no file of the state directory has it; the error names the code with escapes."""
     if place == "file":
         in_a_file(machine, tmp_path)
     machine.write(commits=2)
     hostile = f"Odd{SECRET_KEY}&#x202e;{'x' * 9000}"
     for operation in ("put_object", "list_objects_v2", "get_object", "head_object", "create_multipart_upload"):
-        front.on(operation, refuse(400, hostile, secret=SECRET_KEY))
+        proxy.on(operation, refuse(400, hostile, secret=SECRET_KEY))
     with machine.run(), machine.follow() as following:
         result = machine.sync(code=1)
-        following.told("failed")
+        following.reported("failed")
         machine.call("status")
         machine.call("events")
         machine.call("doctor")

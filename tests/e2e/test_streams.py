@@ -98,9 +98,9 @@ def test_a_full_disk_behind_standard_error_changes_no_exit_status(machine):
 def test_a_sync_that_fails_prints_its_message_once_and_logs_with_v_alone(machine, tmp_path):
     other = Machine(tmp_path / "other", cloud_endpoint=None, agent_log_level="DEBUG")
     other.write(commits=1)
-    told = other.call("sync")
-    assert (told.code, told.out, len(told.err.splitlines())) == (1, "", 1)
-    assert "akosha_cloud_bucket" in told.err
+    reported = other.call("sync")
+    assert (reported.code, reported.out, len(reported.err.splitlines())) == (1, "", 1)
+    assert "akosha_cloud_bucket" in reported.err
     for where in (("sync", "-v"), ("-v", "sync")):
         loud = other.call(*where)
         events = [json.loads(line)["event"] for line in loud.err.splitlines() if line.startswith("{")]

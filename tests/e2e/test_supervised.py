@@ -27,18 +27,18 @@ def test_it_speaks_the_protocol_and_at_a_hangup_takes_new_settings_or_says_why_n
             file.write_text(text)
             since = len(notify.gather())
             os.kill(agent.pid, signal.SIGHUP)
-            notify.wait(lambda told: "READY" in told, since=since)
-            told = notify.heard[since:]
-            begin = next(at for at, one in enumerate(told) if "RELOADING" in one)
-            assert int(told[begin]["MONOTONIC_USEC"]) > 0
-            return told[begin:]
+            notify.wait(lambda reported: "READY" in reported, since=since)
+            reported = notify.heard[since:]
+            begin = next(at for at, one in enumerate(reported) if "RELOADING" in one)
+            assert int(reported[begin]["MONOTONIC_USEC"]) > 0
+            return reported[begin:]
 
         with machine.started("run", "--settings", str(file)) as agent:
-            assert notify.wait(lambda told: "READY" in told)["MAINPID"] == str(agent.pid)
-            notify.wait(lambda told: told.get("STATUS", "").startswith("nothing pending; last upload 2"))
+            assert notify.wait(lambda reported: "READY" in reported)["MAINPID"] == str(agent.pid)
+            notify.wait(lambda reported: reported.get("STATUS", "").startswith("nothing pending; last upload 2"))
 
-            told = hang_up(first + "akosha_agent_quiet_seconds: soon\n")
-            assert any("settings refused" in one.get("STATUS", "") for one in told)
+            reported = hang_up(first + "akosha_agent_quiet_seconds: soon\n")
+            assert any("settings refused" in one.get("STATUS", "") for one in reported)
             assert "akosha_agent_quiet_seconds" in agent.logged("settings_refused")[0]["reason"]
 
             hang_up(first + f"akosha_agent_state_dir: {machine.home}/elsewhere\n")  # the command line's word stands
@@ -48,14 +48,14 @@ def test_it_speaks_the_protocol_and_at_a_hangup_takes_new_settings_or_says_why_n
             (changed,) = agent.logged("settings_changed")
             assert changed["keys"] == ["akosha_agent_log_level", "akosha_http_token"]
             agent.log.wait(lambda line: line.get("level") == "debug")
-            notify.wait(lambda told: "WATCHDOG" in told, since=len(notify.gather()))
+            notify.wait(lambda reported: "WATCHDOG" in reported, since=len(notify.gather()))
             since = len(notify.heard)
             assert agent.stop() == 0
-            notify.wait(lambda told: "STOPPING" in told, since=since)
+            notify.wait(lambda reported: "STOPPING" in reported, since=since)
     assert len(machine.manifests) == 1
 
 
-def test_where_its_terminal_goes_away_it_ends_as_if_told_to(tmp_path):
+def test_where_its_terminal_goes_away_it_ends_as_if_reported_to(tmp_path):
     machine = Machine(tmp_path)
     terminal, its = pty.openpty()
 

@@ -34,20 +34,20 @@ def home_of(machine: Machine) -> Home:
 @asynccontextmanager
 async def following(home: Home) -> AsyncIterator[list[Event]]:
     """As `events --follow` does; what was told comes into the list."""
-    told: list[Event] = []
+    reported: list[Event] = []
 
     async def read() -> None:
         ledger = await home.read_ledger()
         try:
             async with aclosing(follow_history(home, ledger, after=0)) as entries:
                 async for entry in entries:
-                    told.append(entry.event)  # noqa: PERF401 - it never ends
+                    reported.append(entry.event)  # noqa: PERF401 - it never ends
         finally:
             await ledger.aclose()
 
     reading = asyncio.create_task(read(), name="read")
     try:
-        yield told
+        yield reported
     finally:
         reading.cancel()
         with suppress(asyncio.CancelledError):
@@ -67,12 +67,12 @@ async def test_an_agent_syncs_reports_its_status_and_is_waited_for_while_it_hang
     with machine.run() as agent:
         agent.logged("sync_succeeded")  # the start's: it would take what the command is to send
         machine.write(commits=20)
-        async with following(home) as told:
+        async with following(home) as reported:
             asked = await SyncClient.prepare(home.settings)
             result = await asked.result(on_progress=heard.append)
             agent.logged("sync_succeeded", request_id=asked.ask.id)
             assert {event.request_id for event in heard} >= {asked.ask.id}
-            await until(lambda: result in told)
+            await until(lambda: result in reported)
 
             status = await gather_status(home.settings)
             assert (status.running["pid"], status.pending, status.bus.text) == (agent.pid, (), "in this process")
@@ -92,12 +92,12 @@ async def test_an_agent_syncs_reports_its_status_and_is_waited_for_while_it_hang
             agent.process.send_signal(signal.SIGCONT)
             result = await waiting
             assert (result.request_id, result.type) == (asked.ask.id, "akosha.sync.succeeded.v1")
-            await until(lambda: result in told)
+            await until(lambda: result in reported)
 
             assert agent.stop() == 0
             result = await (await SyncClient.prepare(home.settings)).result()
-            await until(lambda: result in told)
-            assert len({event.id for event in told}) == len(told)
+            await until(lambda: result in reported)
+            assert len({event.id for event in reported}) == len(reported)
     assert len(machine.manifests) == 3
     assert list((machine.state / "spool").iterdir()) == []
     assert not (machine.state / "control.sock").exists()

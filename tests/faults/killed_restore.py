@@ -94,8 +94,8 @@ def rounds(bucket: Path, folder: Path, count: int, seed: int) -> list[dict]:
         lies = {path.name: path.stat().st_size for path in to.iterdir() if path.is_file()}
         begun = [path.name for path in to.iterdir() if path.is_dir()]
         shutil.copytree(to, folder / f"{number}-killed", ignore=shutil.ignore_patterns(".akosha*"))
-        told = {"killed": killed["code"], "lies": lies, "begun": begun}
-        found.append({**told, **end(*begin(bucket, to))})
+        reported = {"killed": killed["code"], "lies": lies, "begun": begun}
+        found.append({**reported, **end(*begin(bucket, to))})
     return found
 
 

@@ -46,13 +46,13 @@ def main() -> None:
     point, published = sys.argv[1], Path(sys.argv[2])
     publish, codec = MemoryBus.publish, CloudEventsCodec()
 
-    async def told(self, event):
+    async def reported(self, event):
         await publish(self, event)
         if isinstance(event, SyncResult):
             with published.open("ab") as file:
                 file.write(codec.encode(event) + b"\n")
 
-    MemoryBus.publish = told
+    MemoryBus.publish = reported
     if point == "record:after":  # the metadata is there, its object is not
         write_record = Incoming._write_record
 

@@ -101,7 +101,7 @@ def stored(count):
     return {"content": [], "structuredContent": answer, "isError": False}
 
 
-def told(**answer):
+def reported(**answer):
     """The server answers with this as what the tool returned."""
     return lambda writer, number: respond(writer, rpc(number, {"content": [], "structuredContent": answer}))
 
@@ -198,20 +198,20 @@ TRANSIENT = {
     "wrong id": (other_id, "another request"),
     "wrong id in events": (events(event({"jsonrpc": "2.0", "id": 999, "result": stored(2)})), "another request"),
     "a huge body": (huge, "larger than 16 MiB"),
-    "says nothing of what was stored": (told(ok=True), "does not say"),
-    "an unknown status": (told(status="fine", stored=2, errors=[]), "does not say"),
-    "stored too few": (told(status="partial", total=2, stored=1, failed=1, errors=[]), "add up"),
-    "stored too many": (told(status="completed", total=2, stored=3, failed=0, errors=[]), "add up"),
-    "no count": (told(status="completed", errors=[]), "add up"),
-    "true is no count": (told(status="partial", stored=True, errors=errors_for(0)["errors"]), "add up"),
-    "no errors key": (told(status="completed", stored=2), "does not name"),
+    "says nothing of what was stored": (reported(ok=True), "does not say"),
+    "an unknown status": (reported(status="fine", stored=2, errors=[]), "does not say"),
+    "stored too few": (reported(status="partial", total=2, stored=1, failed=1, errors=[]), "add up"),
+    "stored too many": (reported(status="completed", total=2, stored=3, failed=0, errors=[]), "add up"),
+    "no count": (reported(status="completed", errors=[]), "add up"),
+    "true is no count": (reported(status="partial", stored=True, errors=errors_for(0)["errors"]), "add up"),
+    "no errors key": (reported(status="completed", stored=2), "does not name"),
     "names what was not sent": (
-        told(status="partial", stored=1, errors=[{"memory_id": "other", "error": "x"}]),
+        reported(status="partial", stored=1, errors=[{"memory_id": "other", "error": "x"}]),
         "not sent",
     ),
-    "fails as a whole": (told(status="failed", total=2, stored=0, failed=2, error="boom", errors=[]), "boom"),
-    "its database is locked": (told(**errors_for(0, why="IO Error: database is locked")), "locked"),
-    "it takes nothing for one reason": (told(**errors_for(0, 1, why="Catalog: no table conversations")), "nothing"),
+    "fails as a whole": (reported(status="failed", total=2, stored=0, failed=2, error="boom", errors=[]), "boom"),
+    "its database is locked": (reported(**errors_for(0, why="IO Error: database is locked")), "locked"),
+    "it takes nothing for one reason": (reported(**errors_for(0, 1, why="Catalog: no table conversations")), "nothing"),
 }
 
 PERMANENT = {
@@ -220,7 +220,7 @@ PERMANENT = {
     "403": (status(403), "403", "akosha_http_token"),
     "501": (status(501), "501", "akosha_http_endpoint"),
     "too large a batch": (
-        told(status="failed", total=2, stored=0, failed=2, error="Batch size exceeds maximum of 1000 memories"),
+        reported(status="failed", total=2, stored=0, failed=2, error="Batch size exceeds maximum of 1000 memories"),
         "exceeds maximum",
         "update Akosha",
     ),
@@ -228,7 +228,7 @@ PERMANENT = {
 
 
 @pytest.mark.parametrize("case", TRANSIENT)
-async def test_what_may_pass_is_told_so_and_a_later_try_works(case):
+async def test_what_may_pass_is_reported_so_and_a_later_try_works(case):
     play, words = TRANSIENT[case]
     async with faced(play) as (rogue, sink):
         error = await failure(sink)
@@ -289,7 +289,7 @@ def rpc_error(code, message):
         ("tools/call", rpc_error(-32603, "boom"), True),
     ],
 )
-async def test_a_session_that_makes_no_sense_is_told_as_such(on, play, transient):
+async def test_a_session_that_makes_no_sense_is_reported_as_such(on, play, transient):
     async with faced(play, on=on) as (_, sink):
         assert (await failure(sink)).transient is transient
 
@@ -423,7 +423,7 @@ async def test_healthy_is_who_answers_200_with_json(answer, expected):
         await sink.aclose()
 
 
-async def test_a_server_that_forgets_every_session_at_once_is_not_asked_for_ever():
+async def test_a_server_that_forgets_every_session_at_once_is_not_asked_forever():
     async with faced(status(404)) as (rogue, sink):
         error = await failure(sink)
         assert error.transient
@@ -529,7 +529,7 @@ async def test_no_proxy_of_the_environment_leads_to_this_machine(monkeypatch):
         assert proxy.requests == []
 
 
-async def test_a_proxy_of_the_environment_is_asked_for_a_tunnel_and_not_told_the_token(monkeypatch):
+async def test_a_proxy_of_the_environment_is_asked_for_a_tunnel_and_not_reported_the_token(monkeypatch):
     async with Rogue(status(403), on=None) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.origin)
         sink = AkoshaSink(endpoint="https://akosha.example.com/mcp", token=TOKEN)
@@ -635,7 +635,7 @@ async def test_a_proxy_that_wants_a_password_or_is_not_there_is_blamed_and_its_v
         assert "canary" not in str(error)
 
 
-async def test_an_environment_with_a_broken_proxy_is_told_by_its_name(monkeypatch):
+async def test_an_environment_with_a_broken_proxy_is_reported_by_its_name(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "nonsense://x")
     sink = AkoshaSink(endpoint="https://akosha.example.com/mcp")
     assert await sink.is_available(), "the attempt says what is wrong"

@@ -25,8 +25,8 @@ POST = b"POST /v1/sync HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n
 
 STRANGER = """
 import os, socket, sys
-with socket.socket(socket.AF_UNIX) as door:
-    door.connect(sys.argv[1])
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.connect(sys.argv[1])
     os.setuid(int(sys.argv[2]))
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.settimeout(60)
@@ -36,15 +36,15 @@ with socket.socket(socket.AF_UNIX) as door:
             print(stranger.recv(100))
         except OSError as error:
             print(type(error).__name__)
-    door.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: h\\r\\n\\r\\n")
-    print(door.recv(15))
+    listener.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: h\\r\\n\\r\\n")
+    print(listener.recv(15))
 """
 
 KILLED = """
 import socket, sys
-with socket.socket(socket.AF_UNIX) as door:
-    door.bind(sys.argv[1])
-    door.listen()
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(sys.argv[1])
+    listener.listen()
     print("open", flush=True)
     sys.stdin.read()
 """

@@ -56,7 +56,7 @@ def kept(both):
     return both[1]
 
 
-def rows_as_told(manifest):
+def rows_as_reported(manifest):
     async def examine(copy):
         return Verdict(verified=True, rows=manifest.rows[copy.name.removesuffix(".duckdb")])
 
@@ -72,7 +72,7 @@ def verification(store, tmp_path, examine=_examine):
 
 def looking(kept, tmp_path):
     """What looks deep, but for the databases' rows, which take a process each."""
-    return verification(kept.store, tmp_path, rows_as_told(kept.manifest))
+    return verification(kept.store, tmp_path, rows_as_reported(kept.manifest))
 
 
 async def test_a_whole_upload_is_found_whole_and_nothing_of_it_is_left_on_the_disk(both, tmp_path):
@@ -232,9 +232,9 @@ async def test_a_database_that_is_none_is_found_deep_though_all_its_digests_are_
 
 async def test_memories_that_are_none_are_found_deep_though_their_digest_is_right(kept, tmp_path):
     text = b'{"conversations": "none"}'
-    told = json.loads(kept.data("manifest.json"))["memories"]
-    told |= {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    kept.tell(memories=told)
+    reported = json.loads(kept.data("manifest.json"))["memories"]
+    reported |= {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    kept.tell(memories=reported)
     document = json.loads(kept.data("manifest.json"))
     kept.write(Manifest.decode(json.dumps(document).encode()).encode())
     kept.store.objects[kept.key("memories.json")] = text, {}
@@ -284,7 +284,7 @@ async def test_every_kind_of_store_shows_the_same(request, made, kept, tmp_path,
     try:
         for key, (data, metadata) in made.items():
             await put(store, key, data, metadata)
-        look = verification(store, tmp_path, rows_as_told(kept.manifest))
+        look = verification(store, tmp_path, rows_as_reported(kept.manifest))
         assert (await look.deep(kept.upload)).whole
         name, other = "reflection.duckdb", "knowledge_graph.duckdb"
         data, metadata = made[kept.key(name)]

@@ -115,7 +115,7 @@ def killed_at(machine: Pusher, point: str) -> None:
         gate.open()
 
 
-def test_killed_anywhere_all_arrives_and_each_delivery_is_told_once(machine):
+def test_killed_anywhere_all_arrives_and_each_delivery_is_reported_once(machine):
     for rounds, point in enumerate(POINTS, 1):
         machine.work()
         machine.akosha.calls.clear()
@@ -128,7 +128,7 @@ def test_killed_anywhere_all_arrives_and_each_delivery_is_told_once(machine):
 
 
 @pytest.mark.parametrize("command", ["sync", "run"])
-def test_told_to_end_in_the_middle_of_a_push_it_ends_in_time_and_the_next_goes_on(machine, akosha, command):
+def test_reported_to_end_in_the_middle_of_a_push_it_ends_in_time_and_the_next_goes_on(machine, akosha, command):
     machine.work()
     gate = Gate(akosha, 2, before=True)
     try:

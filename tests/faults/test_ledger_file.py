@@ -64,16 +64,16 @@ DAMAGE = {
 async def test_a_damaged_file_is_an_error_with_the_cure_and_the_cure_works(path, damage):
     await filled(path)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(StateError, match="damaged") as told:
+    with pytest.raises(StateError, match="damaged") as reported:
         await opened(path)
-    assert "move it aside" in told.value.hint
-    assert "nothing is lost" in told.value.hint
+    assert "move it aside" in reported.value.hint
+    assert "nothing is lost" in reported.value.hint
     path.rename(path.with_suffix(".aside"))
     await filled(path)
 
 
 @pytest.mark.parametrize("damage", ["text", "header overwritten"])
-async def test_a_reader_of_a_damaged_file_is_told_the_same(path, damage):
+async def test_a_reader_of_a_damaged_file_is_reported_the_same(path, damage):
     await filled(path)
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     with pytest.raises(StateError, match="damaged"):
@@ -95,9 +95,9 @@ async def test_content_that_is_not_what_was_written_is_damage(path, statement):
     await filled(path)
     change(path, statement)
     ledger = await opened(path)
-    with pytest.raises(StateError, match="damaged") as told:
+    with pytest.raises(StateError, match="damaged") as reported:
         await ledger.record(TARGET)
-    assert "move it aside" in told.value.hint
+    assert "move it aside" in reported.value.hint
     await ledger.aclose()
 
 
@@ -142,9 +142,9 @@ async def test_a_newer_version_asks_for_an_update_and_is_left_alone(path):
     change(path, f"PRAGMA user_version = {len(schema.MIGRATIONS) + 1}", "PRAGMA journal_mode = DELETE")
     before = path.read_bytes()
     for open_it in (opened, reader):
-        with pytest.raises(StateError, match="version") as told:
+        with pytest.raises(StateError, match="version") as reported:
             await open_it(path)
-        assert told.value.hint == "update akosha-agent"
+        assert reported.value.hint == "update akosha-agent"
     assert path.read_bytes() == before
 
 
@@ -186,14 +186,14 @@ async def second_version(path: Path) -> None:
     change(path, f"INSERT INTO handled VALUES (x'{handled}')")
 
 
-async def told(ledger: SqliteLedger) -> tuple[object, ...]:
+async def reported(ledger: SqliteLedger) -> tuple[object, ...]:
     return await ledger.record(TARGET), await ledger.history(), await ledger.outbox(), await ledger.notes()
 
 
 async def test_a_ledger_that_knew_of_no_memories_learns_of_them_and_keeps_all_it_holds(path):
     await second_version(path)
     ledger, of_now = await opened(path), await opened(path.with_suffix(".new"))
-    assert await told(ledger) == await told(of_now)
+    assert await reported(ledger) == await reported(of_now)
     assert not await ledger.accept(ended("e-1"))
     assert not await ledger.accept(ended("by an earlier version"))
     assert await ledger.open_ends() == []
@@ -276,9 +276,9 @@ async def test_every_entry_is_synced(path):
 
 @pytest.mark.parametrize("where", ["missing/ledger.db", "."])
 async def test_a_place_that_cannot_be_used_is_an_error_with_the_cure(tmp_path, where):
-    with pytest.raises(StateError, match="cannot be used") as told:
+    with pytest.raises(StateError, match="cannot be used") as reported:
         await opened(tmp_path / where)
-    assert "state directory" in told.value.hint
+    assert "state directory" in reported.value.hint
 
 
 async def test_a_directory_in_its_place_is_no_ledger_to_read(tmp_path):
@@ -296,9 +296,9 @@ async def test_a_full_disk_is_said_and_nothing_is_half_written_and_it_goes_on_wh
 
     limit(1)  # SQLite takes the present size as the least limit
     databases = [f"knowledge_graph_{number:0100}" for number in range(200)]
-    with pytest.raises(StateError, match="disk is full") as told:
+    with pytest.raises(StateError, match="disk is full") as reported:
         await ledger.owe(TARGET, databases)
-    assert told.value.transient
+    assert reported.value.transient
     assert await ledger.record(TARGET) == before
     limit(1_000_000)
     await ledger.owe(TARGET, databases)

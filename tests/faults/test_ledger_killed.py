@@ -27,7 +27,7 @@ def kill_when_ready(path: Path, count: int, where: str) -> None:
         assert child.wait(30) == -signal.SIGKILL
 
 
-async def told(path: Path, count: int) -> tuple[object, ...]:
+async def reported(path: Path, count: int) -> tuple[object, ...]:
     """What a ledger tells that has taken so many steps of the story and was closed in peace."""
     ledger = await opened(path)
     for _, step in STORY[:count]:
@@ -59,7 +59,7 @@ async def test_killed_right_after_a_method_returned_it_is_there_killed_before_no
     tmp_path, count, where, lost
 ):
     kill_when_ready(tmp_path / "ledger.db", count, where)
-    assert await read(tmp_path / "ledger.db") == await told(tmp_path / "peace.db", count - lost)
+    assert await read(tmp_path / "ledger.db") == await reported(tmp_path / "peace.db", count - lost)
 
 
 async def test_the_story_goes_on_after_a_kill_as_if_nothing_had_happened(tmp_path):
@@ -69,4 +69,4 @@ async def test_the_story_goes_on_after_a_kill_as_if_nothing_had_happened(tmp_pat
         await step(ledger)
     assert await ledger.memories().counts(TARGET) == MemoryCounts(delivered=3)
     await ledger.aclose()
-    assert await read(tmp_path / "ledger.db") == await told(tmp_path / "peace.db", len(STORY))
+    assert await read(tmp_path / "ledger.db") == await reported(tmp_path / "peace.db", len(STORY))

@@ -167,9 +167,9 @@ async def test_an_entry_that_has_waited_too_long_says_so_and_may_be_tried_again(
     monkeypatch.setattr(file, "BUSY_SECONDS", 0.02)
     ledger = await opened(tmp_path / "ledger.db")
     other = held(tmp_path / "ledger.db")
-    with pytest.raises(StateError, match="held by another process") as told:
+    with pytest.raises(StateError, match="held by another process") as reported:
         await ledger.owe(TARGET, ["reflection"])
-    assert told.value.transient
+    assert reported.value.transient
     other.execute("ROLLBACK")
     other.close()
     await ledger.owe(TARGET, ["reflection"])

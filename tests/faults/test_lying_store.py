@@ -32,9 +32,9 @@ async def keys(store):
 
 
 @pytest.mark.parametrize("name", ["reflection.duckdb", "memories.json", "manifest.json"])
-async def test_an_object_that_is_answered_with_200_and_not_kept_is_sent_again(rig, front, fronted, impatient, name):
-    rig.store = fronted()
-    front.on("put_object", ending(name, swallow()), times=None)
+async def test_an_object_that_is_answered_with_200_and_not_kept_is_sent_again(rig, proxy, proxied, impatient, name):
+    rig.store = proxied()
+    proxy.on("put_object", ending(name, swallow()), times=None)
     rig.settings["max_retries"] = 0
     result = await rig.sync()
     assert isinstance(result, SyncFailed)
@@ -43,26 +43,26 @@ async def test_an_object_that_is_answered_with_200_and_not_kept_is_sent_again(ri
     assert name not in await keys(rig.store)
     assert "manifest.json" not in await keys(rig.store)
 
-    front._rules.clear()
+    proxy._rules.clear()
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
     assert {name, "manifest.json"} <= await keys(rig.store)
 
 
-async def test_an_object_that_a_listing_lacks_is_asked_for_by_head(rig, front, fronted):
-    rig.store = fronted()
+async def test_an_object_that_a_listing_lacks_is_asked_for_by_head(rig, proxy, proxied):
+    rig.store = proxied()
     hidden = ("<Key>systems/laptop/uploads/", "<Key>systems/laptop/uploads/0")
-    front.on("list_objects_v2", answer_with(replace=hidden), times=None)
+    proxy.on("list_objects_v2", answer_with(replace=hidden), times=None)
     result = await rig.sync()
     assert isinstance(result, SyncSucceeded)
-    asked = [(request.method, request.path.rpartition("/")[2]) for request in front.requests]
+    asked = [(request.method, request.path.rpartition("/")[2]) for request in proxy.requests]
     files = ["knowledge_graph.duckdb", "manifest.json", "memories.json", "reflection.duckdb"]
     assert sorted(name for method, name in asked if method == "PUT" and name != "owner.json") == files
     assert sorted(name for method, name in asked if method == "HEAD" and name != "owner.json") == files
 
 
-async def test_an_object_that_was_replaced_before_the_manifest_makes_no_upload(rig, front, fronted, impatient):
-    rig.store = fronted()
+async def test_an_object_that_was_replaced_before_the_manifest_makes_no_upload(rig, proxy, proxied, impatient):
+    rig.store = proxied()
     rig.settings["max_retries"] = 0
 
     async def replaced(request, forward):
@@ -72,15 +72,15 @@ async def test_an_object_that_was_replaced_before_the_manifest_makes_no_upload(r
         await forward(body=bytes(body))
         return answer
 
-    front.on("put_object", ending("reflection.duckdb", replaced), times=None)
+    proxy.on("put_object", ending("reflection.duckdb", replaced), times=None)
     result = await rig.sync()
     assert isinstance(result, SyncFailed)
     assert "ETag" in result.error
     assert "manifest.json" not in await keys(rig.store)
 
 
-async def test_a_flipped_bit_is_not_copied_on_from_a_bucket(rig, front, fronted, aws):
-    rig.store = fronted()
+async def test_a_flipped_bit_is_not_copied_on_from_a_bucket(rig, proxy, proxied, aws):
+    rig.store = proxied()
     first = await rig.sync()
     await flip(rig.store, f"{PREFIX}{first.upload_id}/knowledge_graph.duckdb")
     rig.commit("reflection")

@@ -53,7 +53,7 @@ def test_killed_anywhere_the_chain_of_bases_holds_and_each_state_of_a_row_is_in_
         None,
         *(one["upload_id"] for one in manifests[:-1]),
     ]
-    told = Counter(
+    reported = Counter(
         (entry["metadata"]["original_id"], entry["content"])
         for one in manifests
         for entry in json.loads(machine.object(one["memories"]["key"]))["conversations"]
@@ -61,8 +61,8 @@ def test_killed_anywhere_the_chain_of_bases_holds_and_each_state_of_a_row_is_in_
     last = next(sessions) - 1
     now = {(f"s{n}-0", f"said in {n}") for n in range(last + 1)} | {(f"s{last}-1", f"said in {last}")}
     now |= {(f"s{n}-1", f"edited in {n + 1}") for n in range(last)}
-    assert set(told.values()) == {1}
-    assert now <= told.keys()
+    assert set(reported.values()) == {1}
+    assert now <= reported.keys()
     check_ledger(machine, uploads=len(manifests))
 
 
@@ -74,8 +74,8 @@ def check_ledger(machine: Machine, *, uploads: int) -> None:
         for table in ("intents", "staged_memories", "staged_uploads"):
             assert ledger.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,), table
         assert ledger.execute("SELECT state FROM databases").fetchall() == [("clean",)]
-        told = ledger.execute("SELECT COUNT(*) FROM events WHERE type = 'akosha.sync.succeeded.v1'").fetchone()
-        assert told == (uploads,)
+        reported = ledger.execute("SELECT COUNT(*) FROM events WHERE type = 'akosha.sync.succeeded.v1'").fetchone()
+        assert reported == (uploads,)
     finally:
         ledger.close()
 

@@ -29,51 +29,51 @@ def upload(machine: Machine, agent: Running, number: int) -> None:
 
 
 @pytest.mark.parametrize("agent_is_there", [True, False])
-def test_a_stream_that_was_wiped_is_told_the_results_again(server, tmp_path, agent_is_there):
+def test_a_stream_that_was_wiped_is_reported_the_results_again(server, tmp_path, agent_is_there):
     """Also where it happened while the agent was away; and one that was not wiped is not."""
     machine = machine_on(server, tmp_path)
 
-    def is_told_again(agent: Running) -> None:
+    def is_reported_again(agent: Running) -> None:
         agent.logged("results_republished")
-        with listening(server.url) as ear:
-            ear.wait(lambda: sorted(set(ear.ids())) == sorted(upload_ids(machine)))
+        with listening(server.url) as listener:
+            listener.wait(lambda: sorted(set(listener.ids())) == sorted(upload_ids(machine)))
 
     with machine.run() as agent:
         for number in (1, 2):
             upload(machine, agent, number)
-        with listening(server.url) as ear:
-            ear.wait(lambda: len(ear.ids()) == 2)
+        with listening(server.url) as listener:
+            listener.wait(lambda: len(listener.ids()) == 2)
         if agent_is_there:
             server.restart(wipe=True)
-            is_told_again(agent)
+            is_reported_again(agent)
     if not agent_is_there:
         server.restart(wipe=True)
         with machine.run() as agent:
-            is_told_again(agent)
+            is_reported_again(agent)
     server.restart()
     with machine.run() as agent:
         upload(machine, agent, 1)
         assert not [line for line in agent.log.seen if line["event"] == "results_republished"]
 
 
-def test_results_of_before_nats_was_set_are_told_when_it_is(server, tmp_path):
+def test_results_of_before_nats_was_set_are_reported_when_it_is(server, tmp_path):
     machine = machine_on(server, tmp_path, agent_bus="memory")
     with machine.run() as agent:
         upload(machine, agent, 1)
     machine.set(agent_bus=None)
-    with machine.run(), listening(server.url) as ear:
-        ear.wait(lambda: ear.ids() == upload_ids(machine))
+    with machine.run(), listening(server.url) as listener:
+        listener.wait(lambda: listener.ids() == upload_ids(machine))
 
 
 def test_a_sync_that_takes_longer_than_the_ack_wait_is_not_delivered_again(server, moto, tmp_path):
     bucket, gate = Bucket(moto), Gate()
-    with running_front(moto.endpoint) as front:
-        machine = machine_on(server, tmp_path, cloud_endpoint=front.url, cloud_bucket=bucket.name)
+    with running_front(moto.endpoint) as proxy:
+        machine = machine_on(server, tmp_path, cloud_endpoint=proxy.url, cloud_bucket=bucket.name)
         machine.set(agent_bus="nats")
         machine.constants = {"agent.bootstrap.buses:PATIENCE": {"ack_wait": 0.6}}
         machine.environ |= aws_environment()
         machine.secrets = (SECRET_KEY,)
-        front.on("put_object", gate.hold(), times=1)
+        proxy.on("put_object", gate.hold(), times=1)
         machine.write(commits=3)
         with machine.run() as agent:
             gate.wait()
@@ -85,7 +85,7 @@ def test_a_sync_that_takes_longer_than_the_ack_wait_is_not_delivered_again(serve
     assert len(bucket.manifests) == 1
 
 
-def test_a_single_sync_is_done_without_nats_and_told_by_the_next_agent(server, tmp_path):
+def test_a_single_sync_is_done_without_nats_and_reported_by_the_next_agent(server, tmp_path):
     machine = machine_on(server, tmp_path)
     machine.write(commits=3)
     server.kill()
@@ -93,16 +93,16 @@ def test_a_single_sync_is_done_without_nats_and_told_by_the_next_agent(server, t
     assert (done.code, done.json["outcome"]) == (0, "succeeded")
     assert "outbox_blocked" in done.err
     server.start()
-    with machine.run(), listening(server.url) as ear:
-        ear.wait(lambda: ear.ids() == upload_ids(machine))
+    with machine.run(), listening(server.url) as listener:
+        listener.wait(lambda: listener.ids() == upload_ids(machine))
 
 
 def test_a_single_sync_tells_its_result_over_nats(server, tmp_path):
     machine = machine_on(server, tmp_path)
     machine.write(commits=3)
     assert machine.sync()["outcome"] == "succeeded"
-    with listening(server.url) as ear:
-        ear.wait(lambda: ear.ids() == upload_ids(machine))
+    with listening(server.url) as listener:
+        listener.wait(lambda: listener.ids() == upload_ids(machine))
 
 
 def test_an_agent_that_wants_nats_alone_waits_for_it_and_says_so(server, tmp_path):
@@ -114,8 +114,8 @@ def test_an_agent_that_wants_nats_alone_waits_for_it_and_says_so(server, tmp_pat
         assert machine.status()["notes"]["bus"].startswith("waiting: NATS at")
         server.start()
         agent.logged("sync_succeeded")
-        with listening(server.url) as ear:
-            ear.wait(lambda: ear.ids() == upload_ids(machine))
+        with listening(server.url) as listener:
+            listener.wait(lambda: listener.ids() == upload_ids(machine))
 
 
 def _consumers(server: NatsServer) -> list[dict]:

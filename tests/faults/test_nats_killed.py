@@ -31,14 +31,14 @@ def test_a_kill_anywhere_leaves_one_upload_and_one_result(server, tmp_path, poin
     machine = Machine(tmp_path / "machine", agent_nats_url=server.url, system_id=system)
     machine.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), machine.environ.get("PYTHONPATH", "")])
     machine.write(commits=3)
-    with listening(server.url, durable=f"ear-{system}", pattern=f"akosha.sync.{system}.*") as ear:
+    with listening(server.url, durable=f"ear-{system}", pattern=f"akosha.sync.{system}.*") as listener:
         with machine.started(prefix=(sys.executable, str(HERE / "killed_run.py"), point)) as killed:
             assert killed.process.wait(60) == -signal.SIGKILL, killed.log.raw
         with machine.run():
-            ear.wait(ear.ids)
+            listener.wait(listener.ids)
             status = machine.status(lambda found: not found["pending"] and _clean(found))
             (manifest,) = machine.manifests
-            assert set(ear.ids()) == {upload_event_id(manifest["upload_id"], manifest["agent_id"])}
+            assert set(listener.ids()) == {upload_event_id(manifest["upload_id"], manifest["agent_id"])}
             assert status["targets"][0]["newest_upload_id"] == manifest["upload_id"]
 
 

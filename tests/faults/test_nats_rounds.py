@@ -110,9 +110,9 @@ def test_whatever_happens_to_nats_each_change_ends_in_one_upload_and_one_result(
     dice, pause = random.Random(SEED), threading.Event()
     machine = machine_on(server, tmp_path)
     machine.write(commits=3)
-    with machine.run() as agent, listening(server.url) as ear:
+    with machine.run() as agent, listening(server.url) as listener:
         agent.logged("bus_in_use", bus="nats")
-        uploaded(agent, ear, machine, 1)
+        uploaded(agent, listener, machine, 1)
         for number in range(2, ROUNDS + 2):
             misfortune = MISFORTUNES[number % len(MISFORTUNES)]
             befalls = threading.Timer(dice.uniform(0, UPLOAD_SECONDS), misfortune, (server, pause, dice))
@@ -122,20 +122,20 @@ def test_whatever_happens_to_nats_each_change_ends_in_one_upload_and_one_result(
                 agent.logged("sync_succeeded", number)
             finally:
                 befalls.join()
-            uploaded(agent, ear, machine, number)
+            uploaded(agent, listener, machine, number)
         status = machine.status(lambda found: not found["pending"])
         assert {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}
-        assert set(ear.ids()) == set(upload_ids(machine))
+        assert set(listener.ids()) == set(upload_ids(machine))
         assert not [line for line in agent.log.seen if line.get("level") in ("error", "critical")], agent.log.raw
-    for raw in ear.raw:
+    for raw in listener.raw:
         check(raw)
     requested = [line["request_id"] for line in agent.log.seen if line["event"] == "sync_requested"]
     assert len(set(requested)) >= len(machine.manifests)
 
 
-def uploaded(agent: Running, ear: Ear, machine: Machine, number: int) -> None:
+def uploaded(agent: Running, listener: Ear, machine: Machine, number: int) -> None:
     """Wait for the nth upload and its result; there are exactly so many."""
     agent.logged("sync_succeeded", number)
     ids = upload_ids(machine)
     assert len(ids) == len(set(ids)) == number
-    ear.wait(lambda: set(ids) <= {event["id"] for event in ear.heard})
+    listener.wait(lambda: set(ids) <= {event["id"] for event in listener.heard})

@@ -75,12 +75,12 @@ async def many(store, count=14):
 
 
 @pytest.mark.parametrize("operation", ["the manifests", "the objects"])
-async def test_cancelled_in_the_middle_of_a_deletion_nothing_looks_whole_that_is_not(fronted, front, operation):
-    store, reached = fronted(), asyncio.Event()
+async def test_cancelled_in_the_middle_of_a_deletion_nothing_looks_whole_that_is_not(proxied, proxy, operation):
+    store, reached = proxied(), asyncio.Event()
     ids = await many(store)
     if operation == "the objects":
-        front.on("delete_objects", lambda _, forward: forward(), times=1)
-    front.on("delete_objects", stall(reached), times=1)
+        proxy.on("delete_objects", lambda _, forward: forward(), times=1)
+    proxy.on("delete_objects", stall(reached), times=1)
     async with asyncio.timeout(60):
         task = asyncio.create_task(prune(store))
         await reached.wait()
@@ -93,11 +93,11 @@ async def test_cancelled_in_the_middle_of_a_deletion_nothing_looks_whole_that_is
     assert (await uploads.standing(store))[0] == ids[:2]
 
 
-async def test_a_lost_connection_is_a_passing_error_and_what_is_gone_is_told(fronted, front):
-    store = fronted()
+async def test_a_lost_connection_is_a_passing_error_and_what_is_gone_is_reported(proxied, proxy):
+    store = proxied()
     ids = await many(store)
-    front.on("delete_objects", lambda _, forward: forward(), times=1)
-    front.on("delete_objects", reset(after=0))
+    proxy.on("delete_objects", lambda _, forward: forward(), times=1)
+    proxy.on("delete_objects", reset(after=0))
     pruned = await prune(store)
     assert isinstance(pruned.error, StoreError)
     assert pruned.error.transient
@@ -105,16 +105,16 @@ async def test_a_lost_connection_is_a_passing_error_and_what_is_gone_is_told(fro
 
 
 @pytest.mark.parametrize("count", [3, 14], ids=["a few", "many"])
-async def test_where_deleting_is_denied_nothing_is_gone_and_the_error_names_the_permission(fronted, front, count):
-    store = fronted()
+async def test_where_deleting_is_denied_nothing_is_gone_and_the_error_names_the_permission(proxied, proxy, count):
+    store = proxied()
     ids = await many(store, count)
     for operation in ("delete_object", "delete_objects"):
-        front.on(operation, refuse(403, "AccessDenied"))
+        proxy.on(operation, refuse(403, "AccessDenied"))
     pruned = await prune(store)
     assert isinstance(pruned.error, NotPermitted)
     assert "s3:DeleteObject" in str(pruned.error)
     assert (pruned.is_nothing, await uploads.standing(store)) == (True, (ids, []))
-    assert front.count("delete_object") + front.count("delete_objects") == 1, "no storm"
+    assert proxy.count("delete_object") + proxy.count("delete_objects") == 1, "no storm"
 
 
 def deny_some(keys):
@@ -131,11 +131,11 @@ def deny_some(keys):
     return action
 
 
-async def test_keys_that_are_denied_in_an_answer_of_200_are_told_of_and_their_objects_stay(fronted, front):
-    store = fronted()
+async def test_keys_that_are_denied_in_an_answer_of_200_are_reported_and_their_objects_stay(proxied, proxy):
+    store = proxied()
     ids = await many(store)
     denied = [naming.manifest_key(values.SYSTEM, upload) for upload in ids[5:7]]
-    front.on("delete_objects", deny_some(denied), times=1)
+    proxy.on("delete_objects", deny_some(denied), times=1)
     pruned = await prune(store)
     assert isinstance(pruned.error, NotPermitted)
     assert denied[0] in str(pruned.error)
@@ -147,34 +147,34 @@ async def test_keys_that_are_denied_in_an_answer_of_200_are_told_of_and_their_ob
 
 
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "MissingContentMD5")])
-async def test_a_store_that_takes_no_batches_is_given_single_keys(fronted, front, status, code):
-    store = fronted()
+async def test_a_store_that_takes_no_batches_is_given_single_keys(proxied, proxy, status, code):
+    store = proxied()
     ids = await many(store)
-    front.on("delete_objects", refuse(status, code))
+    proxy.on("delete_objects", refuse(status, code))
     assert (await prune(store)).error is None
     assert await uploads.standing(store) == (ids[:2], [])
-    assert front.count("delete_objects") == 1
-    assert front.count("delete_object") == 12 * 4
+    assert proxy.count("delete_objects") == 1
+    assert proxy.count("delete_object") == 12 * 4
 
 
-async def test_a_batch_is_checked_by_content_md5_which_every_store_knows(fronted, front):
-    store = fronted()
+async def test_a_batch_is_checked_by_content_md5_which_every_store_knows(proxied, proxy):
+    store = proxied()
     await many(store)
     await prune(store)
-    sent = [r.headers for r, name in zip(front.requests, front.seen, strict=True) if name == "delete_objects"]
+    sent = [r.headers for r, name in zip(proxy.requests, proxy.seen, strict=True) if name == "delete_objects"]
     assert len(sent) == 2
     assert all("Content-MD5" in headers for headers in sent)
     assert not [name for headers in sent for name in headers if "checksum" in name.lower()]
 
 
-async def test_an_upload_in_parts_of_another_machine_survives_and_one_that_is_a_day_old_goes(fronted, front, moto):
-    store = fronted()
+async def test_an_upload_in_parts_of_another_machine_survives_and_one_that_is_a_day_old_goes(proxied, proxy, moto):
+    store = proxied()
     bucket = store._address.bucket
     ids = await many(store, 3)
     key = naming.object_key(values.SYSTEM, uploads.upload_id(datetime.now(UTC)), "reflection.duckdb")
     await store._connection.call("create_multipart_upload", key)
     begun = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.000Z}"
-    front.on("list_multipart_uploads", answer_with(replace=("2010-11-10T20:48:33.000Z", begun)))
+    proxy.on("list_multipart_uploads", answer_with(replace=("2010-11-10T20:48:33.000Z", begun)))
     await prune(store)
     assert moto.pending_uploads(bucket) == 1
     pruned = await Aged(store).pruned(LAST_TWO, days=2)
@@ -199,25 +199,25 @@ class Aged:
         return await prune(self, rules, now=datetime.now(UTC) + timedelta(days=days))
 
 
-async def test_a_listing_of_several_pages_is_seen_to_its_end(fronted, front, moto):
-    store = fronted()
-    direct = fronted(endpoint=moto.endpoint, bucket=store._address.bucket)
+async def test_a_listing_of_several_pages_is_seen_to_its_end(proxied, proxy, moto):
+    store = proxied()
+    direct = proxied(endpoint=moto.endpoint, bucket=store._address.bucket)
     ids = uploads.days(60)
     made = {key: data for upload in ids for key, data in uploads.objects_of(upload).items()}
     await asyncio.gather(*(direct._connection.call("put_object", key, Body=data) for key, data in made.items()))
     assert len(made) == 240
-    front.on("list_objects_v2", lambda _, forward: forward(query={"max-keys": "50"}))
+    proxy.on("list_objects_v2", lambda _, forward: forward(query={"max-keys": "50"}))
     pruned = await prune(store)
     assert (len(pruned.upload_ids), pruned.objects, pruned.error) == (58, 232, None)
     assert await uploads.standing(store) == (ids[:2], [])
-    assert front.count("delete_objects") == 2
+    assert proxy.count("delete_objects") == 2
     times, stay, own = 60, 2 + 1, 2
-    assert front.count("get_object") == times + stay + own, "their objects are newer than their ids, as in a copy"
+    assert proxy.count("get_object") == times + stay + own, "their objects are newer than their ids, as in a copy"
 
 
-async def test_two_prunes_side_by_side_leave_what_the_stricter_one_keeps(fronted):
-    first = fronted()
-    second = fronted(bucket=first._address.bucket)
+async def test_two_prunes_side_by_side_leave_what_the_stricter_one_keeps(proxied):
+    first = proxied()
+    second = proxied(bucket=first._address.bucket)
     ids = await many(first)
     done = await asyncio.gather(prune(first), prune(second, KeepRules(last=4, daily=0, weekly=0, monthly=0)))
     assert [pruned.error for pruned in done] == [None, None]

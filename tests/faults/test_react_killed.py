@@ -56,7 +56,7 @@ def main() -> None:
     app(["react", "--once", *sys.argv[2:]])
 
 
-async def told(machine: Machine) -> list[str]:
+async def reported(machine: Machine) -> list[str]:
     """What the ledger's history has: the uploads, and what became of them."""
     path, clock = machine.state / "ledger.sqlite", SystemClock()
     ledger = await SqliteLedger.open(path, CloudEventsCodec(), clock=clock, read_only=True)
@@ -98,7 +98,7 @@ def test_a_kill_anywhere_repeats_one_batch_at_most_and_loses_nothing(tmp_path, a
     assert done.code == 0, done.err
     assert len(akosha.rows()) == 8
     assert sum(call.size for call in akosha.calls) <= 8 + 3
-    assert asyncio.run(told(machine)) == [f"{sender.id(second)}.completed" for second in (0, 1)]
+    assert asyncio.run(reported(machine)) == [f"{sender.id(second)}.completed" for second in (0, 1)]
     assert machine.staged == []
 
 

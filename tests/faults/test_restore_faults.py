@@ -88,7 +88,7 @@ def test_killed_at_any_moment_no_file_is_half_and_the_next_restore_completes(tmp
     assert any(one["begun"] for one in rounds)
 
 
-def test_killed_while_files_become_one_it_is_begun_anew(tmp, found):
+def test_killed_while_files_become_one_it_is_begun_again(tmp, found):
     wal, rounds = tmp / "wal", found["kill wal"]
     assert len(rounds) == KILLS_FOLDING
     for number, one in enumerate(rounds):

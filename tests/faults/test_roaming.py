@@ -209,7 +209,7 @@ def soon(monkeypatch):
 PATIENT = {"ping": 600, "ping_timeout": 600, "reconnect": 600, "reconnect_max": 600}
 
 
-async def test_a_nats_connection_that_died_silently_is_replaced_at_an_upheaval(fresh_nats, soon):
+async def test_a_nats_connection_that_died_silently_is_replaced_at_an_network_change(fresh_nats, soon):
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         inbox = Inbox()
         await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -222,7 +222,7 @@ async def test_a_nats_connection_that_died_silently_is_replaced_at_an_upheaval(f
         assert await inbox.holds(1) == ["e-1"]
 
 
-async def test_a_ping_that_is_out_when_the_upheaval_comes_is_not_waited_for_any_longer(fresh_nats, soon):
+async def test_a_ping_that_is_out_when_the_network_change_comes_is_not_waited_for_any_longer(fresh_nats, soon):
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         way.lose()
         bus._connection.suspect(bus._connection.client())
@@ -280,54 +280,54 @@ async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> A
         )
     )  # fmt: skip
     home.state.prepare()
-    told: list = []
+    reported: list = []
 
     async def hear(message) -> None:
-        told.append(message.event)
+        reported.append(message.event)
         await message.ack()
 
     async with await agent_bootstrap.build(home, IDENTITY) as agent:
         await agent.bus.subscribe("akosha.sync.>", hear)
         task = asyncio.create_task(agent.run())
         try:
-            yield agent, told
+            yield agent, reported
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def hears(told: list, kind: type, seconds: float = 60) -> None:
+async def hears(reported: list, kind: type, seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
-        while not any(isinstance(event, kind) for event in told):
+        while not any(isinstance(event, kind) for event in reported):
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.long
-async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_it_begins_anew(
-    tmp_path, front, moto, monkeypatch
+async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_it_begins_again(
+    tmp_path, proxy, moto, monkeypatch
 ):
     """The network is away: the next try is 30 s away. It is back, and dies under the upload. It is back for good."""
-    async with a_way(front.url) as way:
+    async with a_way(proxy.url) as way:
         way.close()
         with structlog.testing.capture_logs() as logged:
             async with an_agent(tmp_path, f"http://127.0.0.1:{way.port}", moto.new_bucket(), monkeypatch) as at_work:
-                agent, told = at_work
-                await hears(told, SyncFailed)
+                agent, reported = at_work
+                await hears(reported, SyncFailed)
                 reached = asyncio.Event()
-                front.on("put_object", stall(reached, at=1), times=1)
+                proxy.on("put_object", stall(reached, at=1), times=1)
                 await way.open()
                 await agent.network_changes.network_monitor.happens.put(NetworkChange.MOVED)
                 async with asyncio.timeout(60):
                     await reached.wait()
                 way.lose()
                 await agent.network_changes.network_monitor.happens.put(NetworkChange.WOKE)
-                await hears(told, SyncSucceeded)
+                await hears(reported, SyncSucceeded)
                 record = await agent.ledger.record(agent.methods["cloud"].target)
         assert (record.failures, record.attempts) == (0, 0)
         events = [line["event"] for line in logged]
         assert events.count("sync_restarted") == 1
         assert events.count("network_changed") == 2
         assert "sync_retry_scheduled" not in events
-        assert [type(event) for event in told if isinstance(event, SyncResult)] == [SyncFailed, SyncSucceeded], (
+        assert [type(event) for event in reported if isinstance(event, SyncResult)] == [SyncFailed, SyncSucceeded], (
             "the attempt that was caught is not the one that was 30 s away"
         )

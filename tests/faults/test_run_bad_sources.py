@@ -94,10 +94,10 @@ def test_what_cannot_be_copied_is_carried_over_until_it_can(machine, restriction
     count = 1
     prefix = {"prefix": (*RESTRICTED, *restriction)} if restriction else {}
     with machine.run(**prefix) as agent, machine.follow() as events:
-        good = events.told("succeeded", 1)[-1]["upload_id"]
+        good = events.reported("succeeded", 1)[-1]["upload_id"]
         for failures, (spoil, words) in enumerate(spoilers.items(), start=1):
             spoil(machine.data / GRAPH)
-            assert words in events.told("failed", failures)[-1]["error"]
+            assert words in events.reported("failed", failures)[-1]["error"]
             status = machine.status()
             (row,) = (row for row in status["targets"][0]["databases"] if row["name"] == "knowledge_graph")
             assert words in row["problem"]
@@ -105,7 +105,7 @@ def test_what_cannot_be_copied_is_carried_over_until_it_can(machine, restriction
             assert (row["pending"], status["pending"]) == (True, ["knowledge_graph"])
 
             machine.write(commits=1 + failures)
-            (result,) = events.told("succeeded", count + 1)[count:]
+            (result,) = events.reported("succeeded", count + 1)[count:]
             assert words in result["incomplete"]["knowledge_graph"]
             manifest = machine.manifests[-1]
             assert words in manifest["incomplete"]["knowledge_graph"]
@@ -118,7 +118,7 @@ def test_what_cannot_be_copied_is_carried_over_until_it_can(machine, restriction
 
             mend(machine, entities=1 + failures)
             count += 2
-            mended = events.told("succeeded", count)[-1]
+            mended = events.reported("succeeded", count)[-1]
             assert mended["incomplete"] == {}
             good = mended["upload_id"]
             assert origins(machine.manifests[-1]) == {GRAPH: "sent", REFLECTION: "copied"}
@@ -155,13 +155,13 @@ def test_a_data_directory_that_comes_goes_and_comes_back_is_followed(machine):
         agent.logged("watch_mode", mode=f"waiting for {machine.data}")
         assert machine.status()["pending"] == []
         elsewhere.rename(machine.data)
-        assert events.told("succeeded", 1)[0]["incomplete"] == {}
+        assert events.reported("succeeded", 1)[0]["incomplete"] == {}
         shutil.rmtree(machine.data)
         agent.logged("watch_mode", 2, mode=f"waiting for {machine.data}")
         machine.status(until=lambda status: status["notes"]["watcher"] == f"waiting for {machine.data}")
         machine.data.mkdir()
         machine.write(commits=2, entities=2)
-        events.told("succeeded", 2)
+        events.reported("succeeded", 2)
         agent.logged("watch_mode", 2, mode="native")
     assert machine.status()["pending"] == []
     assert machine.manifests[-1]["metadata"]["rows"]["reflection"]["conversations_v2"] == 2
@@ -182,7 +182,7 @@ def test_a_data_directory_closed_to_the_agent_is_said_and_waited_for(machine):
         failed = machine.sync(code=1, **ours)
         assert "cannot look into the data directory" in failed["error"]
         machine.data.chmod(0o700)
-        events.told("succeeded", 1)
+        events.reported("succeeded", 1)
     assert (machine.status()["pending"], machine.status()["problem"]) == ([], "")
 
 
@@ -194,7 +194,7 @@ def test_a_full_disk_while_staging_is_said_and_the_other_database_goes(machine):
     with duckdb.connect(str(machine.data / REFLECTION)) as base:
         base.execute("CREATE TABLE numbers AS SELECT random() AS n FROM range(2_000_000)")
     with machine.run(prefix=(*RESTRICTED, f"file-limit:{8 * 2**20}")) as agent, machine.follow() as events:
-        result = events.told("succeeded", 1)[0]
+        result = events.reported("succeeded", 1)[0]
         assert "bytes needed" in result["incomplete"]["reflection"]
         (line,) = agent.logged("snapshot_failed")
         assert (line["database"], line["transient"]) == ("reflection", True)
@@ -203,6 +203,6 @@ def test_a_full_disk_while_staging_is_said_and_the_other_database_goes(machine):
         assert (status["pending"], bool(status["targets"][0]["next_try"])) == (["reflection"], True)
         assert machine.staged == []
         machine.write(commits=3)
-        assert events.told("succeeded", 2)[1]["incomplete"] == {}
+        assert events.reported("succeeded", 2)[1]["incomplete"] == {}
     assert machine.status()["pending"] == []
     assert origins(machine.manifests[-1]) == {GRAPH: "copied", REFLECTION: "sent"}

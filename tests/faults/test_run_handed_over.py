@@ -19,7 +19,7 @@ def machine(tmp_path):
     return machine
 
 
-def test_a_sync_beside_a_running_agent_is_done_by_it_and_a_second_agent_is_told_who_runs(machine):
+def test_a_sync_beside_a_running_agent_is_done_by_it_and_a_second_agent_is_reported_who_runs(machine):
     machine.set(agent_upload_on_change="false")
     with machine.run() as agent:
         agent.logged("sync_succeeded")
@@ -51,9 +51,9 @@ def test_two_syncs_at_once_both_succeed_with_one_upload(machine):
 def test_who_waits_for_an_agent_that_is_killed_takes_over(machine, moto):
     bucket, gate = Bucket(moto), Gate()
     machine.environ |= aws_environment()
-    with running_front(moto.endpoint) as front:
-        machine.set(cloud_endpoint=front.url, cloud_bucket=bucket.name)
-        front.on("put_object", gate.hold(), times=1)
+    with running_front(moto.endpoint) as proxy:
+        machine.set(cloud_endpoint=proxy.url, cloud_bucket=bucket.name)
+        proxy.on("put_object", gate.hold(), times=1)
         with machine.started("run") as agent:
             gate.wait()
             with machine.started("sync", "--json") as asking:

@@ -44,35 +44,35 @@ def bucket_of(store):
     return store._address.bucket
 
 
-async def assert_nothing_left(store, front, moto):
+async def assert_nothing_left(store, proxy, moto):
     """No object, and no parts, by the server's own word."""
-    front._rules.clear()
+    proxy._rules.clear()
     assert [item async for item in store.list("")] == []
     assert moto.pending_uploads(bucket_of(store)) == 0
 
 
 @pytest.mark.parametrize("operation", ["put_object", "upload_part", "create_multipart_upload"])
 @pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown")])
-async def test_a_request_is_tried_three_times(fronted, front, operation, status, code):
+async def test_a_request_is_tried_three_times(proxied, proxy, operation, status, code):
     """Two failures of a single request are nobody's business, and each byte counts once for the progress."""
-    store, told = fronted(), []
+    store, reported = proxied(), []
     data = WHOLE if operation == "put_object" else SEVERAL
-    front.on(operation, refuse(status, code), times=2)
-    await put(store, data, progress=told.append)
-    assert sum(told) == len(data)
+    proxy.on(operation, refuse(status, code), times=2)
+    await put(store, data, progress=reported.append)
+    assert sum(reported) == len(data)
     assert await fetch(store) == data
 
 
 @pytest.mark.parametrize("operation", ["put_object", "upload_part", "create_multipart_upload"])
 @pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown"), (503, "")])
-async def test_a_server_that_keeps_failing_is_transient(fronted, front, moto, operation, status, code):
-    store = fronted()
-    front.on(operation, refuse(status, code))
+async def test_a_server_that_keeps_failing_is_transient(proxied, proxy, moto, operation, status, code):
+    store = proxied()
+    proxy.on(operation, refuse(status, code))
     with pytest.raises(StoreError) as failure:
         await put(store, WHOLE if operation == "put_object" else SEVERAL)
     assert failure.value.transient
     assert str(status) in str(failure.value)
-    await assert_nothing_left(store, front, moto)
+    await assert_nothing_left(store, proxy, moto)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ async def test_a_server_that_keeps_failing_is_transient(fronted, front, moto, op
     ],
 )
 @pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
-async def test_a_refusal_is_permanent_and_names_the_cure(fronted, front, moto, status, code, cure, data):
-    store = fronted()
+async def test_a_refusal_is_permanent_and_names_the_cure(proxied, proxy, moto, status, code, cure, data):
+    store = proxied()
     operation = "put_object" if data is WHOLE else "create_multipart_upload"
-    front.on(operation, refuse(status, code, secret=SECRET_KEY, headers={"x-amz-bucket-region": "eu-central-1"}))
+    proxy.on(operation, refuse(status, code, secret=SECRET_KEY, headers={"x-amz-bucket-region": "eu-central-1"}))
     with pytest.raises(StoreError) as failure:
         await put(store, data)
     text = f"{failure.value!s} {failure.value!r}"
@@ -101,22 +101,22 @@ async def test_a_refusal_is_permanent_and_names_the_cure(fronted, front, moto, s
     assert cure in text
     assert isinstance(failure.value, NotPermitted) == (code == "AccessDenied")
     assert SECRET_KEY not in text
-    await assert_nothing_left(store, front, moto)
+    await assert_nothing_left(store, proxy, moto)
 
 
 @pytest.mark.parametrize("operation", ["put_object", "upload_part"])
 @pytest.mark.parametrize("after", [0, 100_000])
-async def test_a_connection_that_breaks_is_tried_again_then_transient(fronted, front, moto, operation, after):
-    store = fronted()
+async def test_a_connection_that_breaks_is_tried_again_then_transient(proxied, proxy, moto, operation, after):
+    store = proxied()
     data = WHOLE if operation == "put_object" else SEVERAL
-    front.on(operation, reset(after=after), times=1)
+    proxy.on(operation, reset(after=after), times=1)
     await put(store, data)
     assert await fetch(store) == data
-    front.on(operation, reset(after=after))
+    proxy.on(operation, reset(after=after))
     with pytest.raises(StoreError) as failure:
         await put(store, data, key="other")
     assert failure.value.transient
-    front._rules.clear()
+    proxy._rules.clear()
     assert [item.key async for item in store.list("")] == [KEY]
     assert moto.pending_uploads(bucket_of(store)) == 0
 
@@ -124,33 +124,33 @@ async def test_a_connection_that_breaks_is_tried_again_then_transient(fronted, f
 @pytest.mark.parametrize(
     "operation", ["put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload"]
 )
-async def test_a_stall_that_is_cancelled_ends_at_once_and_leaves_nothing(fronted, front, moto, operation, monkeypatch):
+async def test_a_stall_that_is_cancelled_ends_at_once_and_leaves_nothing(proxied, proxy, moto, operation, monkeypatch):
     # Only an upload whose beginning nobody answers makes the abort wait for all its time.
     monkeypatch.setattr("agent.adapters.s3.multipart.ABORT_SECONDS", 3)
-    store, reached, told = fronted(), asyncio.Event(), []
+    store, reached, reported = proxied(), asyncio.Event(), []
     at = 100_000 if operation in ("put_object", "upload_part") else 0
-    front.on(operation, stall(reached, at=at))
+    proxy.on(operation, stall(reached, at=at))
     data = WHOLE if operation == "put_object" else SEVERAL
-    task = asyncio.create_task(put(store, data, progress=told.append))
+    task = asyncio.create_task(put(store, data, progress=reported.append))
     await asyncio.wait_for(reached.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         async with asyncio.timeout(60):
             await task
-    await assert_nothing_left(store, front, moto)
+    await assert_nothing_left(store, proxy, moto)
 
 
-async def test_progress_moves_within_a_part(fronted, front):
+async def test_progress_moves_within_a_part(proxied, proxy):
     """A watcher of a slow line sees bytes leave long before a part is through."""
-    store, reached, told = fronted(), asyncio.Event(), []
-    front.on("upload_part", stall(reached, at=PART * 3 // 4))
-    task = asyncio.create_task(put(store, SEVERAL, progress=told.append))
+    store, reached, reported = proxied(), asyncio.Event(), []
+    proxy.on("upload_part", stall(reached, at=PART * 3 // 4))
+    task = asyncio.create_task(put(store, SEVERAL, progress=reported.append))
     await asyncio.wait_for(reached.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert sum(told) >= PART // 2
-    assert max(told) <= 128 * 1024
+    assert sum(reported) >= PART // 2
+    assert max(reported) <= 128 * 1024
 
 
 class Slowly:
@@ -182,25 +182,25 @@ async def test_a_body_may_take_longer_than_an_answer(request, server, aws):
     await store.aclose()
 
 
-async def test_an_answer_that_does_not_come_after_the_body_is_transient(fronted, front):
-    store, reached = fronted(read_timeout=0.5), asyncio.Event()
-    front.on("put_object", stall(reached, at=len(WHOLE)))
+async def test_an_answer_that_does_not_come_after_the_body_is_transient(proxied, proxy):
+    store, reached = proxied(read_timeout=0.5), asyncio.Event()
+    proxy.on("put_object", stall(reached, at=len(WHOLE)))
     with pytest.raises(StoreError, match="no answer in time") as failure:
         await put(store, WHOLE)
     assert failure.value.transient
     assert reached.is_set()
 
 
-async def test_bytes_that_go_out_again_wait_for_their_turn_again(fronted, front):
-    rate_limiter, told = Slowly(0), []
-    front.on("put_object", refuse(503, "SlowDown"), times=1)
-    await put(fronted(rate_limiter=rate_limiter), WHOLE, progress=told.append)
-    assert (rate_limiter.taken, sum(told)) == (2 * len(WHOLE), len(WHOLE))
+async def test_bytes_that_go_out_again_wait_for_their_turn_again(proxied, proxy):
+    rate_limiter, reported = Slowly(0), []
+    proxy.on("put_object", refuse(503, "SlowDown"), times=1)
+    await put(proxied(rate_limiter=rate_limiter), WHOLE, progress=reported.append)
+    assert (rate_limiter.taken, sum(reported)) == (2 * len(WHOLE), len(WHOLE))
 
 
-async def test_cancelled_while_the_upload_begins_it_is_aborted_all_the_same(fronted, front, moto):
+async def test_cancelled_while_the_upload_begins_it_is_aborted_all_the_same(proxied, proxy, moto):
     """The store has begun it, the answer is on its way: it is waited for, and that upload aborted."""
-    store, reached, go_on = fronted(), asyncio.Event(), asyncio.Event()
+    store, reached, go_on = proxied(), asyncio.Event(), asyncio.Event()
 
     async def slow_answer(_request, forward):
         answer = await forward()
@@ -208,7 +208,7 @@ async def test_cancelled_while_the_upload_begins_it_is_aborted_all_the_same(fron
         await go_on.wait()
         return answer
 
-    front.on("create_multipart_upload", slow_answer)
+    proxy.on("create_multipart_upload", slow_answer)
     task = asyncio.create_task(put(store, SEVERAL))
     await asyncio.wait_for(reached.wait(), 30)
     assert moto.pending_uploads(bucket_of(store)) == 1
@@ -216,39 +216,39 @@ async def test_cancelled_while_the_upload_begins_it_is_aborted_all_the_same(fron
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await assert_nothing_left(store, front, moto)
+    await assert_nothing_left(store, proxy, moto)
 
 
 @pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
-async def test_bytes_that_change_on_the_way_are_found_out(fronted, front, moto, data):
+async def test_bytes_that_change_on_the_way_are_found_out(proxied, proxy, moto, data):
     """moto takes wrong checksums: the ETag that it answers tells."""
-    store = fronted()
-    front.on("put_object" if data is WHOLE else "upload_part", damage())
+    store = proxied()
+    proxy.on("put_object" if data is WHOLE else "upload_part", damage())
     with pytest.raises(StoreError, match="damaged") as failure:
         await put(store, data)
     assert failure.value.transient
-    await assert_nothing_left(store, front, moto)
+    await assert_nothing_left(store, proxy, moto)
 
 
 @pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
-async def test_a_wrong_etag_is_damage(fronted, front, moto, data):
-    store = fronted()
-    front.on("put_object" if data is WHOLE else "upload_part", answer_with(headers={"ETag": '"' + "0" * 32 + '"'}))
+async def test_a_wrong_etag_is_damage(proxied, proxy, moto, data):
+    store = proxied()
+    proxy.on("put_object" if data is WHOLE else "upload_part", answer_with(headers={"ETag": '"' + "0" * 32 + '"'}))
     with pytest.raises(StoreError, match="damaged") as failure:
         await put(store, data)
     assert failure.value.transient
-    await assert_nothing_left(store, front, moto)
+    await assert_nothing_left(store, proxy, moto)
 
 
-async def test_an_etag_that_is_no_md5_is_not_taken_for_one(fronted, front):
+async def test_an_etag_that_is_no_md5_is_not_taken_for_one(proxied, proxy):
     """With a KMS key it looks like one and is none: then the size is asked for instead."""
-    store = fronted()
+    store = proxied()
     kms = {"ETag": '"' + "0" * 32 + '"', "x-amz-server-side-encryption": "aws:kms"}
     for operation in ("put_object", "upload_part"):
-        front.on(operation, answer_with(headers=kms))
-    front.on("complete_multipart_upload", _accept_any_parts)
+        proxy.on(operation, answer_with(headers=kms))
+    proxy.on("complete_multipart_upload", _accept_any_parts)
     await put(store, WHOLE)
-    assert front.count("head_object") == 1
+    assert proxy.count("head_object") == 1
     assert await fetch(store) == WHOLE
 
 
@@ -256,25 +256,25 @@ async def _accept_any_parts(_request, forward):
     return await forward()
 
 
-async def test_a_store_that_names_wholes_in_its_own_way_is_read_back_once(fronted, front):
+async def test_a_store_that_names_wholes_in_its_own_way_is_read_back_once(proxied, proxy):
     """Such an ETag is either damage or another form: the bytes tell, and are not asked again."""
-    store = fronted()
-    front.on("complete_multipart_upload", _other_form)
+    store = proxied()
+    proxy.on("complete_multipart_upload", _other_form)
     with structlog.testing.capture_logs() as logs:
         await put(store, SEVERAL)
         await put(store, SEVERAL, key="second")
-    assert front.count("get_object") == 1
+    assert proxy.count("get_object") == 1
     assert [entry["event"] for entry in logs] == ["etags_not_md5"]
 
 
-async def test_a_whole_that_is_not_its_parts_is_damage(fronted, front, moto):
-    store = fronted()
-    front.on("complete_multipart_upload", _other_form)
-    front.on("get_object", _spoiled)
+async def test_a_whole_that_is_not_its_parts_is_damage(proxied, proxy, moto):
+    store = proxied()
+    proxy.on("complete_multipart_upload", _other_form)
+    proxy.on("get_object", _spoiled)
     with pytest.raises(StoreError, match="read back, it is not what was sent") as failure:
         await put(store, SEVERAL)
     assert failure.value.transient
-    await assert_nothing_left(store, front, moto)
+    await assert_nothing_left(store, proxy, moto)
 
 
 async def _other_form(_request, forward):
@@ -290,54 +290,54 @@ async def _spoiled(_request, forward):
     return answer
 
 
-async def test_a_whole_of_another_size_is_damage(fronted, front, moto):
-    store = fronted()
-    front.on("head_object", answer_with(headers={"Content-Length": "5"}))
+async def test_a_whole_of_another_size_is_damage(proxied, proxy, moto):
+    store = proxied()
+    proxy.on("head_object", answer_with(headers={"Content-Length": "5"}))
     with pytest.raises(StoreError, match=r"damaged .* 5 bytes of") as failure:
         await put(store, SEVERAL)
     assert failure.value.transient
-    await assert_nothing_left(store, front, moto)
+    await assert_nothing_left(store, proxy, moto)
 
 
-async def test_an_error_inside_of_a_200_is_an_error(fronted, front, moto):
-    store = fronted()
-    front.on("complete_multipart_upload", refuse(200, "InternalError"))
+async def test_an_error_inside_of_a_200_is_an_error(proxied, proxy, moto):
+    store = proxied()
+    proxy.on("complete_multipart_upload", refuse(200, "InternalError"))
     with pytest.raises(StoreError) as failure:
         await put(store, SEVERAL)
     assert failure.value.transient
-    assert front.count("complete_multipart_upload") == 3
-    await assert_nothing_left(store, front, moto)
+    assert proxy.count("complete_multipart_upload") == 3
+    await assert_nothing_left(store, proxy, moto)
 
 
-async def test_a_completion_whose_answer_is_lost_is_recognised(fronted, front, moto):
+async def test_a_completion_whose_answer_is_lost_is_recognised(proxied, proxy, moto):
     """The second try hears NoSuchUpload, because the first was heard: the object is there, and is the right one."""
-    store = fronted()
-    front.on("complete_multipart_upload", lose_the_answer(), times=1)
-    front.on("complete_multipart_upload", refuse(404, "NoSuchUpload"))
+    store = proxied()
+    proxy.on("complete_multipart_upload", lose_the_answer(), times=1)
+    proxy.on("complete_multipart_upload", refuse(404, "NoSuchUpload"))
     assert (await put(store, SEVERAL)).size == len(SEVERAL)
     assert await fetch(store) == SEVERAL
-    assert front.count("complete_multipart_upload") == 2
+    assert proxy.count("complete_multipart_upload") == 2
     assert moto.pending_uploads(bucket_of(store)) == 0
 
 
-async def test_an_upload_that_somebody_else_aborted_is_transient(fronted, front, moto):
-    store = fronted()
-    front.on("complete_multipart_upload", refuse(404, "NoSuchUpload"))
+async def test_an_upload_that_somebody_else_aborted_is_transient(proxied, proxy, moto):
+    store = proxied()
+    proxy.on("complete_multipart_upload", refuse(404, "NoSuchUpload"))
     with pytest.raises(StoreError, match="NoSuchUpload") as failure:
         await put(store, SEVERAL)
     assert failure.value.transient
-    await assert_nothing_left(store, front, moto)
+    await assert_nothing_left(store, proxy, moto)
 
 
 @pytest.fixture
-def least_privilege(front):
+def least_privilege(proxy):
     """Put, Get and List: nothing else is allowed, and a HEAD of what is missing is 404."""
     for operation in ("abort_multipart_upload", "delete_object", "list_multipart_uploads"):
-        front.on(operation, refuse(403, "AccessDenied"))
+        proxy.on(operation, refuse(403, "AccessDenied"))
 
 
-async def test_put_get_and_list_permissions_are_enough(fronted, least_privilege):
-    store = fronted()
+async def test_put_get_and_list_permissions_are_enough(proxied, least_privilege):
+    store = proxied()
     for key, data in (("small", WHOLE), ("large", SEVERAL)):
         source = await put(store, data, key=key, metadata={"sha256": "ab"})
         await store.copy(key, f"{key}-copy", expected=source)
@@ -345,18 +345,18 @@ async def test_put_get_and_list_permissions_are_enough(fronted, least_privilege)
     assert len([item async for item in store.list("")]) == 4
 
 
-async def test_what_needs_more_says_what(fronted, least_privilege):
-    store = fronted()
+async def test_what_needs_more_says_what(proxied, least_privilege):
+    store = proxied()
     with pytest.raises(NotPermitted, match="s3:DeleteObject"):
         await store.delete(["x"])
     with pytest.raises(NotPermitted, match="s3:ListBucketMultipartUploads"):
         await store.sweep("systems/")
 
 
-async def test_parts_that_may_not_be_aborted_are_a_notice_with_the_cure(fronted, front, least_privilege):
+async def test_parts_that_may_not_be_aborted_are_a_notice_with_the_cure(proxied, proxy, least_privilege):
     """The failure that is raised is the one that mattered."""
-    store = fronted()
-    front.on("upload_part", refuse(403, "InvalidAccessKeyId"))
+    store = proxied()
+    proxy.on("upload_part", refuse(403, "InvalidAccessKeyId"))
     with structlog.testing.capture_logs() as logs, pytest.raises(StoreError, match="InvalidAccessKeyId"):
         await put(store, SEVERAL)
     (notice,) = [line for line in logs if line["event"] != "s3_client_discarded"]
@@ -364,18 +364,18 @@ async def test_parts_that_may_not_be_aborted_are_a_notice_with_the_cure(fronted,
     assert "lifecycle rule" in notice["hint"]
 
 
-async def test_a_missing_key_that_may_not_be_asked_for_names_the_permission(fronted, front):
-    store = fronted()
-    front.on("head_object", refuse(403, "AccessDenied"))
+async def test_a_missing_key_that_may_not_be_asked_for_names_the_permission(proxied, proxy):
+    store = proxied()
+    proxy.on("head_object", refuse(403, "AccessDenied"))
     with pytest.raises(NotPermitted, match="s3:ListBucket"):
         await store.head("missing")
 
 
-async def test_sweeping_aborts_what_a_killed_process_left_and_nothing_else(fronted, front, moto):
-    store, reached = fronted(), asyncio.Event()
+async def test_sweeping_aborts_what_a_killed_process_left_and_nothing_else(proxied, proxy, moto):
+    store, reached = proxied(), asyncio.Event()
     for key in ("systems/mac/a", "systems/mac/b", "systems/pc/a"):
         await store._connection.call("create_multipart_upload", key)
-    front.on("upload_part", stall(reached))
+    proxy.on("upload_part", stall(reached))
     task = asyncio.create_task(put(store, SEVERAL, key="systems/mac/running"))
     await asyncio.wait_for(reached.wait(), 30)
     assert await store.sweep("systems/mac/") == 2
@@ -386,13 +386,13 @@ async def test_sweeping_aborts_what_a_killed_process_left_and_nothing_else(front
     assert moto.pending_uploads(bucket_of(store)) == 1
 
 
-async def test_a_store_that_cannot_list_uploads_has_none_to_sweep(fronted, front):
-    front.on("list_multipart_uploads", refuse(501, "NotImplemented"))
-    assert await fronted().sweep("systems/") == 0
+async def test_a_store_that_cannot_list_uploads_has_none_to_sweep(proxied, proxy):
+    proxy.on("list_multipart_uploads", refuse(501, "NotImplemented"))
+    assert await proxied().sweep("systems/") == 0
 
 
-async def test_a_listing_goes_on_over_its_pages(fronted, front):
-    store = fronted()
+async def test_a_listing_goes_on_over_its_pages(proxied, proxy):
+    store = proxied()
     names = [f"systems/{n:02}" for n in range(7)]
     for name in names:
         await put(store, b"x", key=name)
@@ -400,68 +400,68 @@ async def test_a_listing_goes_on_over_its_pages(fronted, front):
     async def two_at_a_time(_request, forward):
         return await forward(query={"max-keys": "2"})
 
-    front.on("list_objects_v2", two_at_a_time)
+    proxy.on("list_objects_v2", two_at_a_time)
     assert [item.key async for item in store.list("systems/")] == names
-    assert front.count("list_objects_v2") == 4
+    assert proxy.count("list_objects_v2") == 4
 
 
-async def test_a_large_object_is_copied_in_ranges(fronted, front):
+async def test_a_large_object_is_copied_in_ranges(proxied, proxy):
     """The limit of a single copy, 5 GiB at AWS, is lowered to a part."""
-    store = fronted(single_copy_bytes=PART)
+    store = proxied(single_copy_bytes=PART)
     source = await put(store, SEVERAL, metadata={"sha256": "ab"})
     copied = await store.copy(KEY, "copy", expected=source)
     assert (copied.size, copied.metadata) == (len(SEVERAL), {"sha256": "ab"})
     assert await fetch(store, "copy") == SEVERAL
-    assert (front.count("upload_part_copy"), front.count("copy_object")) == (4, 0)
+    assert (proxy.count("upload_part_copy"), proxy.count("copy_object")) == (4, 0)
 
 
-async def test_an_empty_answer_to_a_copied_range_is_not_believed(fronted, front, moto):
+async def test_an_empty_answer_to_a_copied_range_is_not_believed(proxied, proxy, moto):
     """What rclone answers."""
-    store = fronted(single_copy_bytes=PART)
+    store = proxied(single_copy_bytes=PART)
     source = await put(store, SEVERAL)
-    front.on("upload_part_copy", answer_with(empty=True))
+    proxy.on("upload_part_copy", answer_with(empty=True))
     with pytest.raises(CopyUnsupported):
         await store.copy(KEY, "copy", expected=source)
-    front._rules.clear()
+    proxy._rules.clear()
     assert [item.key async for item in store.list("")] == [KEY]
     assert moto.pending_uploads(bucket_of(store)) == 0
 
 
-async def test_a_copy_that_is_not_right_is_not_believed_and_removed(fronted, front):
-    store = fronted()
+async def test_a_copy_that_is_not_right_is_not_believed_and_removed(proxied, proxy):
+    store = proxied()
     source = await put(store, WHOLE, metadata={"sha256": "ab"})
 
     async def wrong_metadata(request, forward):
         return await forward(headers={next(n for n in request.headers if n.lower() == "x-amz-meta-sha256"): "cd"})
 
-    front.on("copy_object", wrong_metadata)
+    proxy.on("copy_object", wrong_metadata)
     with pytest.raises(CopyUnsupported, match="not right"):
         await store.copy(KEY, "copy", expected=source)
     assert [item.key async for item in store.list("")] == [KEY]
 
 
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (403, "AccessDenied"), (400, "InvalidRequest")])
-async def test_a_store_that_will_not_copy_says_so(fronted, front, status, code):
-    store = fronted()
+async def test_a_store_that_will_not_copy_says_so(proxied, proxy, status, code):
+    store = proxied()
     source = await put(store, WHOLE)
-    front.on("copy_object", refuse(status, code))
+    proxy.on("copy_object", refuse(status, code))
     with pytest.raises(CopyUnsupported, match=code):
         await store.copy(KEY, "copy", expected=source)
 
 
 @pytest.mark.parametrize(("status", "code", "transient"), [(503, "SlowDown", True), (403, "ExpiredToken", False)])
-async def test_what_sending_would_meet_too_is_no_reason_to_send(fronted, front, status, code, transient):
-    store = fronted()
+async def test_what_sending_would_meet_too_is_no_reason_to_send(proxied, proxy, status, code, transient):
+    store = proxied()
     source = await put(store, WHOLE)
-    front.on("copy_object", refuse(status, code))
+    proxy.on("copy_object", refuse(status, code))
     with pytest.raises(StoreError, match=code) as failure:
         await store.copy(KEY, "copy", expected=source)
     assert not isinstance(failure.value, CopyUnsupported)
     assert failure.value.transient is transient
 
 
-async def test_a_download_cut_short_is_transient(fronted, front):
-    store = fronted()
+async def test_a_download_cut_short_is_transient(proxied, proxy):
+    store = proxied()
     await put(store, WHOLE)
 
     async def cut(request, forward):
@@ -471,22 +471,22 @@ async def test_a_download_cut_short_is_transient(fronted, front):
         request.transport.close()
         return answer
 
-    front.on("get_object", cut)
+    proxy.on("get_object", cut)
     with pytest.raises(StoreError) as failure:
         await fetch(store)
     assert failure.value.transient
 
 
 @pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
-async def test_no_redirect_is_followed(fronted, front, data):
+async def test_no_redirect_is_followed(proxied, proxy, data):
     """Not to where an answer points, whoever wrote it; and a POST must not become a GET on the way."""
-    store = fronted()
+    store = proxied()
     for operation in ("put_object", "create_multipart_upload"):
-        front.on(operation, refuse(301, "PermanentRedirect", headers={"Location": f"{front.url}/elsewhere"}))
+        proxy.on(operation, refuse(301, "PermanentRedirect", headers={"Location": f"{proxy.url}/elsewhere"}))
     with pytest.raises(StoreError, match="akosha_cloud_region") as failure:
         await put(store, data)
     assert not failure.value.transient
-    assert not [request.path for request in front.requests if "elsewhere" in request.path]
+    assert not [request.path for request in proxy.requests if "elsewhere" in request.path]
 
 
 async def test_a_bucket_that_is_not_there(moto, aws):
@@ -498,6 +498,6 @@ async def test_a_bucket_that_is_not_there(moto, aws):
     await store.aclose()
 
 
-async def test_a_copy_of_what_is_gone(fronted):
+async def test_a_copy_of_what_is_gone(proxied):
     with pytest.raises(NoSuchObject):
-        await fronted().copy("gone", "copy", expected=StoredObject("gone", 1, {}))
+        await proxied().copy("gone", "copy", expected=StoredObject("gone", 1, {}))

@@ -106,20 +106,20 @@ def test_no_permission_is_an_error_for_good_that_names_the_file_and_the_command(
     create(data_dir, commits=1)
     (data_dir / name).touch()
     (data_dir / name).chmod(0)
-    told = restricted(data_dir, staging, "unprivileged")
-    assert (told["error"], told["transient"]) == ("SnapshotError", False)
-    assert told["message"] == f"no permission to read {name}"
-    assert told["hint"] == f"chmod u+r {data_dir / name}"
+    reported = restricted(data_dir, staging, "unprivileged")
+    assert (reported["error"], reported["transient"]) == ("SnapshotError", False)
+    assert reported["message"] == f"no permission to read {name}"
+    assert reported["hint"] == f"chmod u+r {data_dir / name}"
 
 
 @pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root's rights can be given up on Linux only")
 def test_a_closed_data_directory_is_an_error_that_names_the_setting(data_dir, staging):
     create(data_dir, commits=1)
     data_dir.chmod(0)
-    told = restricted(data_dir, staging, "unprivileged")
+    reported = restricted(data_dir, staging, "unprivileged")
     data_dir.chmod(0o700)
-    assert (told["error"], told["transient"]) == ("SnapshotError", False)
-    assert "akosha_agent_data_dir" in told["hint"]
+    assert (reported["error"], reported["transient"]) == ("SnapshotError", False)
+    assert "akosha_agent_data_dir" in reported["hint"]
 
 
 async def test_a_staging_place_that_cannot_be_is_an_error_that_names_the_setting(data_dir, tmp_path):
@@ -150,10 +150,10 @@ async def test_a_copy_that_would_not_fit_is_not_begun(data_dir, staging, taker):
 def test_a_disk_that_fills_up_on_the_way_is_the_same_error_and_the_copy_is_removed(data_dir, staging):
     """The kernel refuses to write more, as it does where a disk or a quota is used up."""
     create(data_dir, commits=1)
-    told = restricted(data_dir, staging, "file-limit", 300_000)
+    reported = restricted(data_dir, staging, "file-limit", 300_000)
     size = (data_dir / "reflection.duckdb").stat().st_size
-    assert (told["error"], told["transient"]) == ("StagingFull", True)
-    assert f"{size:,} bytes needed" in told["message"]
+    assert (reported["error"], reported["transient"]) == ("StagingFull", True)
+    assert f"{size:,} bytes needed" in reported["message"]
     assert list(staging.iterdir()) == []
 
 

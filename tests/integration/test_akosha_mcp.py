@@ -47,7 +47,7 @@ def test_the_http_library_is_loaded_at_the_first_use_alone():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-async def test_a_session_is_begun_once_whoever_asks_and_ended_at_the_end(akosha, sink):
+async def test_a_session_is_begun_once_who_asks_and_ended_at_the_end(akosha, sink):
     await asyncio.gather(*(sink.store(pack(sink, start=n * 10)) for n in range(4)), sink.connect())
     assert akosha.handshakes == 1
     # initialize, initialized, tools/list and the batches: nothing else goes out.
@@ -242,8 +242,8 @@ async def test_what_a_tool_of_one_memory_says_is_understood(answer, outcome):
             assert raised.value.transient
         else:
             receipt = await sink.store(batch)
-            told = {"stored": (1, 0, {}), "known": (0, 1, {})}.get(outcome, (0, 0, {0: outcome}))
-            assert (receipt.stored, receipt.known, receipt.refused) == told
+            reported = {"stored": (1, 0, {}), "known": (0, 1, {})}.get(outcome, (0, 0, {0: outcome}))
+            assert (receipt.stored, receipt.known, receipt.refused) == reported
         await sink.aclose()
 
 
@@ -269,7 +269,7 @@ async def test_a_token_is_sent_with_each_request_and_missed_where_it_is_not_set(
         await stranger.aclose()
 
 
-async def test_https_to_a_server_without_tls_is_told_as_such(akosha):
+async def test_https_to_a_server_without_tls_is_reported_as_such(akosha):
     sink = AkoshaSink(endpoint=akosha.url.replace("http:", "https:"), token="secret")
     with pytest.raises(SinkError, match="TLS is not spoken there"):
         await sink.connect()

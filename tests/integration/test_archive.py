@@ -54,7 +54,7 @@ async def until(ledger, wanted):
             await news.wait()
 
 
-async def test_what_is_missing_of_the_newest_upload_is_found_told_and_uploaded_again(home, tmp_path):
+async def test_what_is_missing_of_the_newest_upload_is_found_reported_and_uploaded_again(home, tmp_path):
     identity = home.prepare()
     upload = await synced(home, identity)
     folder = tmp_path / "bucket" / "systems" / "laptop" / "uploads" / upload

@@ -371,7 +371,7 @@ async def test_a_manifest_whose_answer_was_lost_is_adopted_not_written_again(rig
     assert (await rig.record()).intent is None
 
 
-async def test_a_permanent_failure_is_told_with_its_cure_and_leaves_the_databases_owed(rig):
+async def test_a_permanent_failure_is_reported_with_its_cure_and_leaves_the_databases_owed(rig):
     rig.store.fail("put", StoreError("403 AccessDenied", hint="allow s3:PutObject"), times=9)
     result = await rig.sync()
     assert isinstance(result, SyncFailed)
@@ -589,7 +589,7 @@ async def test_a_ledger_that_cannot_be_written_ends_a_single_sync_with_its_error
     assert rig.objects == set(), "nothing is put before the intent is written"
 
 
-async def test_rows_that_could_not_be_counted_are_not_told_from_before(rig):
+async def test_rows_that_could_not_be_counted_are_not_reported_from_before(rig):
     rig.verify = True
     await rig.sync()
     main = rig.data / "reflection.duckdb"

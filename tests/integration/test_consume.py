@@ -115,11 +115,11 @@ async def test_what_others_sent_is_one_line_that_does_nothing_to_a_terminal(tmp_
 
 
 async def test_a_command_has_the_event_on_its_stdin_and_the_gist_in_its_environment(folder):
-    told = replace(values.succeeded(values.manifest(reflection=1)), id="with a \0 in it")
+    reported = replace(values.succeeded(values.manifest(reflection=1)), id="with a \0 in it")
     variables = "$AKOSHA_EVENT_SYSTEM_ID,$AKOSHA_EVENT_OUTCOME,$AKOSHA_EVENT_UPLOAD_ID,$AKOSHA_EVENT_ID"
-    await execution(f'cat > event; echo "{variables}" > gist').handle(told)
-    assert (folder / "gist").read_text() == f"laptop-7,succeeded,{told.upload_id},with a  in it\n"
-    assert (folder / "event").read_bytes() == CloudEventsCodec().encode(told) + b"\n"
+    await execution(f'cat > event; echo "{variables}" > gist').handle(reported)
+    assert (folder / "gist").read_text() == f"laptop-7,succeeded,{reported.upload_id},with a  in it\n"
+    assert (folder / "event").read_bytes() == CloudEventsCodec().encode(reported) + b"\n"
 
 
 async def test_a_command_need_not_read(folder):
@@ -178,7 +178,7 @@ async def test_whatever_does_not_end_in_time_is_killed_with_all_it_has_started(f
             await asyncio.sleep(0.005)
 
 
-async def test_who_is_told_to_stop_while_the_command_is_being_started_ends_it_all_the_same(folder, monkeypatch):
+async def test_who_is_reported_to_stop_while_the_command_is_being_started_ends_it_all_the_same(folder, monkeypatch):
     begin, begun, goes_on = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
 
     async def slow(*words, **how):
@@ -200,7 +200,7 @@ async def test_who_is_told_to_stop_while_the_command_is_being_started_ends_it_al
     assert (folder / "told").read_text() == "told\n"
 
 
-async def test_a_command_that_ends_when_told_has_its_time_for_it(folder):
+async def test_a_command_that_ends_when_reported_has_its_time_for_it(folder):
     command = "(trap 'sleep 0.2; echo done > done; exit' TERM; echo begun > begun; while :; do sleep 0.05; done) & wait"
     running = asyncio.create_task(execution(command).handle(SKIPPED), name="running")
     await appears(folder / "begun")

@@ -182,12 +182,12 @@ def status_of(home: Home) -> StatusDocument:
         method="cloud", endpoint="e", bucket="b", databases=(database,), newest_upload_id=None, last_success=AT,
         failures=1, next_try=AT, error="no", memories=MemoryCounts(delivered=1, waiting={"why": 2}, refused={"odd": 3}),
     )  # fmt: skip
-    told = Status(
+    reported = Status(
         system_id="laptop", agent_id="a", route=("cloud",), targets=(target,), pending=("reflection",),
         notes={"watcher": "inotify"}, bus=BusStatus(text="in this process", since=AT), results_waiting=4,
     )  # fmt: skip
     running = {"pid": 7, "command": "run", "since": str(AT)}
-    return StatusDocument.of(told, home.settings, running=running, problem="a problem")
+    return StatusDocument.of(reported, home.settings, running=running, problem="a problem")
 
 
 def document_of(home: Home) -> dict:
@@ -212,17 +212,19 @@ async def test_the_status_of_a_running_agent_is_printed_key_by_key(agent, home, 
 async def test_the_settings_of_the_agent_are_shown_not_those_of_the_command(agent, home, capsys):
     agent.answers["GET /v1/status"] = answering(document_of(home) | {"data_dir": "/other", "sync_enabled": False})
     await status.status(home.settings, as_json=False)
-    told = capsys.readouterr().out
-    assert "databases  /other\n" in told
-    assert "switched off" in told
+    reported = capsys.readouterr().out
+    assert "databases  /other\n" in reported
+    assert "switched off" in reported
 
 
 async def test_the_mcp_tool_returns_the_same_status_and_warns_of_an_unresponsive_agent(agent, home):
     loaded = loaded_of(home.settings.agent_data_dir.parent)
     agent.answers["GET /v1/status"] = answering(document_of(home))
-    told = await call_tool(STATUS, {}, lambda: loaded)
-    assert json.loads(json.dumps(told, default=str)) == json.loads(json.dumps(told, default=str)) | document_of(home)
-    assert told["warnings"] == []
+    reported = await call_tool(STATUS, {}, lambda: loaded)
+    assert json.loads(json.dumps(reported, default=str)) == json.loads(json.dumps(reported, default=str)) | document_of(
+        home
+    )
+    assert reported["warnings"] == []
     agent.answers["GET /v1/status"] = hanging
     [warning] = (await call_tool(STATUS, {}, lambda: loaded))["warnings"]
     assert "does not answer" in warning
@@ -599,9 +601,11 @@ async def test_a_broken_stream_is_continued_without_gap_or_duplicate(agent, home
         await agent.until(lambda: agent.readers)
         ids += await agent.remember(2, first=1)
         entries = await agent.ledger.history(after=1)
-        told = b"".join(said(home, entry.event, entry.position) for entry in entries)
-        cut = {"between": len(told) // 2, "within": len(told) * 3 // 4, "after half a line": len(told) - 1}[place]
-        await agent.readers[0].write(told[:cut])
+        reported = b"".join(said(home, entry.event, entry.position) for entry in entries)
+        cut = {"between": len(reported) // 2, "within": len(reported) * 3 // 4, "after half a line": len(reported) - 1}[
+            place
+        ]
+        await agent.readers[0].write(reported[:cut])
         await agent.cut()
         await agent.until(lambda: agent.readers)
         assert agent.resumed == ["1", "3"]

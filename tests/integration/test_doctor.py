@@ -365,40 +365,40 @@ async def test_credentials_are_reported_by_their_file_and_none_at_all_are_an_err
     assert found.found == "from ~/.aws/credentials"
 
 
-async def test_a_bucket_that_is_not_there_or_closed_to_puts_is_an_error(run, s3, front):
+async def test_a_bucket_that_is_not_there_or_closed_to_puts_is_an_error(run, s3, proxy):
     missing = one(await run(delivery_checks.bucket, **{**s3, "cloud_bucket": "no-such-bucket"}), ERROR)
     assert "create the bucket" in missing.cure
-    front.on("put_object", refuse(403, "AccessDenied"))
-    found = one(await run(delivery_checks.bucket, **{**s3, "cloud_endpoint": front.url}), ERROR)
+    proxy.on("put_object", refuse(403, "AccessDenied"))
+    found = one(await run(delivery_checks.bucket, **{**s3, "cloud_endpoint": proxy.url}), ERROR)
     assert "s3:PutObject" in found.cure
 
 
-async def test_least_privilege_is_enough_and_the_probe_is_one_object_for_ever_outside_of_all_uploads(
-    run, shared_context, s3, front, moto
+async def test_least_privilege_is_enough_and_the_probe_is_one_object_forever_outside_of_all_uploads(
+    run, shared_context, s3, proxy, moto
 ):
     """Put, get and list are promised to be enough: that nothing else is permitted is no fault."""
-    front.on("delete_object", refuse(403, "AccessDenied"))
-    front.on("list_multipart_uploads", refuse(403, "AccessDenied"))
-    context = shared_context(**{**s3, "cloud_endpoint": front.url})
+    proxy.on("delete_object", refuse(403, "AccessDenied"))
+    proxy.on("list_multipart_uploads", refuse(403, "AccessDenied"))
+    context = shared_context(**{**s3, "cloud_endpoint": proxy.url})
     for _ in range(2):
         assert "delete is not permitted" in one(await run(delivery_checks.bucket, context), OK).found
     assert "may not be listed" in one(await run(delivery_checks.leftovers, context), OK).found
     listing = moto._ask("GET", f"/{s3['cloud_bucket']}?list-type=2").decode()
     assert listing.count("<Key>") == 1
     assert "<Key>systems/laptop/.probe</Key>" in listing
-    front.on("get_object", answer_with(replace=("akosha-agent", "somebody-els")))
+    proxy.on("get_object", answer_with(replace=("akosha-agent", "somebody-els")))
     assert "something else" in one(await run(delivery_checks.bucket, context), ERROR).found
 
 
-async def test_the_probe_asks_for_the_encryption_of_uploads_and_what_keeps_them_out_is_found(run, s3, front):
+async def test_the_probe_asks_for_the_encryption_of_uploads_and_what_keeps_them_out_is_found(run, s3, proxy):
     ways = {"cloud_sse": "aws:kms", "cloud_sse_kms_key_id": "key-1", "cloud_storage_class": "standard_ia"}
-    there = {**s3, "cloud_endpoint": front.url} | ways
+    there = {**s3, "cloud_endpoint": proxy.url} | ways
     one(await run(delivery_checks.bucket, **there), OK)
-    put = front.requests[front.seen.index("put_object")].headers
+    put = proxy.requests[proxy.seen.index("put_object")].headers
     asked = [put.get(f"x-amz-{name}") for name in (
         "server-side-encryption", "server-side-encryption-aws-kms-key-id", "storage-class")]  # fmt: skip
     assert asked == ["aws:kms", "key-1", "STANDARD_IA"]
-    front.on("put_object", refuse(400, "KMS.NotFoundException"))
+    proxy.on("put_object", refuse(400, "KMS.NotFoundException"))
     found = one(await run(delivery_checks.bucket, **there), ERROR)
     assert "akosha_cloud_sse_kms_key_id" in found.cure
 
@@ -427,17 +427,17 @@ async def test_uploads_that_were_never_finished_are_a_warning_and_younger_ones_m
 
 
 async def test_the_clock_is_compared_with_the_stores_and_a_refusal_tells_the_time_as_well(
-    run, shared_context, s3, front
+    run, shared_context, s3, proxy
 ):
-    context = shared_context(**{**s3, "cloud_endpoint": front.url}, enable_fallback=False)
+    context = shared_context(**{**s3, "cloud_endpoint": proxy.url}, enable_fallback=False)
     assert "the bucket's" in one(await run(delivery_checks.clock, context), OK).found
     for seconds, level in ((120, WARNING), (-120, WARNING), (1200, ERROR)):
         date = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
-        front.on("list_objects_v2", answer_with(headers={"Date": date}), times=1)
+        proxy.on("list_objects_v2", answer_with(headers={"Date": date}), times=1)
         found = one(await run(delivery_checks.clock, context), level)
         assert ("behind" in found.found) is (seconds > 0)
     date = format_datetime(datetime.now(UTC) + timedelta(hours=2), usegmt=True)
-    front.on("list_objects_v2", refuse(403, "RequestTimeTooSkewed", headers={"Date": date}))
+    proxy.on("list_objects_v2", refuse(403, "RequestTimeTooSkewed", headers={"Date": date}))
     one(await run(delivery_checks.clock, context), ERROR)
 
 

@@ -88,7 +88,7 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
         error="cannot write [red]x[/red] :smile:",
         memories=MemoryCounts(delivered=1_234, waiting={"no [embedding]": 2}, refused={"odd": 3}),
     )
-    told = Status(
+    reported = Status(
         system_id="laptop",
         agent_id="a",
         route=("cloud",),
@@ -100,7 +100,7 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
     made = functools.partial(PlainConsole, file=text, soft_wrap=True, highlight=False, markup=False, emoji=False)
     monkeypatch.setattr(status, "line_console", made)
     settings = settings_of(tmp_path, agent_data_dir=odd)
-    document = StatusDocument.of(told, settings, running={"pid": 7, "command": "run [w]"}, problem="")
+    document = StatusDocument.of(reported, settings, running={"pid": 7, "command": "run [w]"}, problem="")
     status._print(document, settings)
     for wanted in (
         f"databases  {odd}\n",
@@ -189,7 +189,7 @@ def test_config_shows_values_as_they_are(tmp_path):
     assert f"{tmp_path}/[red]old :smile:" in machine.call("config", places=False).out
 
 
-async def test_who_is_told_to_stop_while_waiting_for_the_agent_takes_the_note_back(tmp_path, monkeypatch):
+async def test_who_is_reported_to_stop_while_waiting_for_the_agent_takes_the_note_back(tmp_path, monkeypatch):
     home = Home.of(settings_of(tmp_path))
     await asyncio.to_thread(home.prepare)
     monkeypatch.setattr(lock.time, "sleep", lambda _: pytest.fail("the event loop slept"))
@@ -208,7 +208,7 @@ async def test_who_is_told_to_stop_while_waiting_for_the_agent_takes_the_note_ba
     assert list(home.state.spool.iterdir()) == []
 
 
-async def test_told_to_stop_while_the_note_is_being_written_it_takes_it_back_all_the_same(tmp_path, monkeypatch):
+async def test_reported_to_stop_while_the_note_is_being_written_it_takes_it_back_all_the_same(tmp_path, monkeypatch):
     home = Home.of(settings_of(tmp_path))
     await asyncio.to_thread(home.prepare)
     begun, write = asyncio.Event(), Home.leave_note

@@ -94,15 +94,15 @@ async def place(server):
 
 
 async def test_a_result_is_acked_when_the_next_one_is_asked_for(fresh_nats):
-    told = [values.skipped("r1"), values.failed("r2"), values.succeeded(values.manifest(reflection=1))]
-    await tell(fresh_nats, *told)
+    reported = [values.skipped("r1"), values.failed("r2"), values.succeeded(values.manifest(reflection=1))]
+    await tell(fresh_nats, *reported)
     async with aclosing(results(options(fresh_nats), durable="one")) as found:
-        for number, expected in enumerate(told):
+        for number, expected in enumerate(reported):
             async with asyncio.timeout(SECONDS):
                 assert await anext(found) == expected
             assert await place(fresh_nats) == (number, 1)
     async with aclosing(results(fresh_nats.url, durable="one")) as found:
-        assert await hear(found, 1) == [told[-1].id], "the last one was not asked beyond"
+        assert await hear(found, 1) == [reported[-1].id], "the last one was not asked beyond"
 
 
 async def raises(found):
@@ -139,7 +139,7 @@ async def test_a_body_that_does_not_come_to_its_end_gets_its_result_again(fresh_
         assert await hear(found, 2) == ["r1.skipped", "r2.skipped"]
 
 
-async def test_a_loop_that_was_left_without_closing_lets_go_of_its_result_all_the_same(fresh_nats):
+async def test_a_loop_that_was_left_without_closing_releases_its_result_all_the_same(fresh_nats):
     await tell(fresh_nats, values.skipped("r1"))
     with pytest.raises(ValueError, match=LEFT):
         await raises(results(options(fresh_nats), durable="one"))
@@ -203,7 +203,7 @@ async def test_who_was_away_for_an_hour_gets_all_of_it(fresh_nats, tmp_path):
     assert kept.max_age > HOUR
 
 
-async def test_without_a_name_only_what_is_told_from_now_on_is_seen(fresh_nats):
+async def test_without_a_name_only_what_is_reported_from_now_on_is_seen(fresh_nats):
     await tell(fresh_nats, values.skipped("r1"))
     async with aclosing(results(options(fresh_nats))) as found:
         first = asyncio.create_task(hear(found, 1), name="first")
@@ -245,7 +245,7 @@ async def test_nats_killed_between_body_and_ack(fresh_nats, wipe):
         assert await place(fresh_nats) == (1, 1)
 
 
-async def test_nats_that_is_not_there_yet_is_waited_for_and_that_is_told_once(fresh_nats):
+async def test_nats_that_is_not_there_yet_is_waited_for_and_that_is_reported_once(fresh_nats):
     await tell(fresh_nats, values.skipped("r1"))
     fresh_nats.kill()
     with capture_logs() as logs:
@@ -256,11 +256,11 @@ async def test_nats_that_is_not_there_yet_is_waited_for_and_that_is_told_once(fr
                     await asyncio.sleep(0)
             fresh_nats.start()
             assert await first == ["r1.skipped"]
-    told = [one for one in logs if one["log_level"] != "debug" and one["event"].startswith("nats_")]
-    assert [(one["event"], one["log_level"]) for one in told] == [
+    reported = [one for one in logs if one["log_level"] != "debug" and one["event"].startswith("nats_")]
+    assert [(one["event"], one["log_level"]) for one in reported] == [
         ("nats_waiting", "warning"), ("nats_recovered", "info"),
     ]  # fmt: skip
-    assert fresh_nats.url.removeprefix("nats://") in told[0]["reason"]
+    assert fresh_nats.url.removeprefix("nats://") in reported[0]["reason"]
 
 
 async def test_a_server_that_wants_to_know_who_asks(tmp_path):
@@ -333,13 +333,13 @@ def test_a_sessions_end_starts_a_sync_at_the_agent_at_once(fresh_nats, tmp_path)
     machine = Machine(tmp_path, agent_nats_url=fresh_nats.url, agent_upload_on_change="false")
     machine.write(commits=1, entities=1)
     with machine.run() as agent, machine.follow() as events:
-        events.told("succeeded")
+        events.reported("succeeded")
         machine.write(commits=2)
-        told = publish_session_ended(fresh_nats.url, system_id="laptop", session_id="9d1b2c", reason="logout")
-        name = asyncio.run(told)
+        reported = publish_session_ended(fresh_nats.url, system_id="laptop", session_id="9d1b2c", reason="logout")
+        name = asyncio.run(reported)
         (line,) = agent.logged("session_ended")
         assert (line["session_id"], line["reason"]) == ("9d1b2c", "logout")
-        assert events.told("succeeded", 2)[1]["triggered_by"] == "session_end"
+        assert events.reported("succeeded", 2)[1]["triggered_by"] == "session_end"
         again = publish_session_ended(fresh_nats.url, system_id="laptop", id=name)
         assert asyncio.run(again) == name
     assert len(machine.manifests) == 2
@@ -358,7 +358,7 @@ async def test_a_server_that_stands_still_confirms_nothing(fresh_nats):
         await publish_session_ended(fresh_nats.url, system_id="laptop", timeout=0.5)
 
 
-async def test_an_end_is_told_to_a_nats_that_comes_in_time(fresh_nats):
+async def test_an_end_is_reported_to_a_nats_that_comes_in_time(fresh_nats):
     fresh_nats.kill()
     telling = asyncio.create_task(publish_session_ended(options(fresh_nats), system_id="laptop", timeout=SECONDS))
     await asyncio.sleep(0)
@@ -374,7 +374,7 @@ async def test_an_end_is_told_to_a_nats_that_comes_in_time(fresh_nats):
     [({"system_id": "a.b"}, NamingError), ({"system_id": "a", "reason": "x" * 70_000}, WireError)],
     ids=["system", "size"],
 )
-async def test_an_end_that_cannot_be_told_is_refused(fresh_nats, words, error):
+async def test_an_end_that_cannot_be_reported_is_refused(fresh_nats, words, error):
     with pytest.raises(error):
         await publish_session_ended(fresh_nats.url, **words)
 

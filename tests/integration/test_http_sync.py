@@ -330,7 +330,7 @@ async def test_entities_of_equal_ids_in_two_graphs_both_arrive_and_a_renamed_gra
     assert isinstance(await rig.sync(), SyncSkipped)
 
 
-async def test_rows_deleted_while_they_waited_are_told_of_no_more(rig):
+async def test_rows_deleted_while_they_waited_are_reported_no_more(rig):
     rig.make(3)
     rig.make(4, start=3, embedded=False)
     await rig.sync()

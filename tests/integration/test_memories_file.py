@@ -174,7 +174,7 @@ async def test_no_room_says_so_without_naming_a_place(file, monkeypatch):
     assert "akosha_agent_state_dir" in caught.value.hint
 
 
-async def test_a_folder_that_cannot_be_written_to_is_told(tmp_path):
+async def test_a_folder_that_cannot_be_written_to_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SnapshotError, match="cannot be written"):
         async with JsonMemoriesFile(tmp_path / "file").write(SYSTEM):

@@ -393,7 +393,7 @@ async def test_what_the_engine_cannot_read_is_an_error_without_paths(copy):
     assert the_child() is None
 
 
-async def test_damage_further_on_is_told_where_it_is_met(copy):
+async def test_damage_further_on_is_reported_where_it_is_met(copy):
     make(
         copy,
         "INSERT INTO conversations_v2(id, content, category) "

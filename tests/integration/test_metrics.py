@@ -143,9 +143,9 @@ async def exported():
 async def test_the_page_of_metrics_names_each_with_its_type_and_labels_and_no_other(exported):
     page = (ROOT / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| `(akosha_agent_\w+)` \| (\w+) \|([^|]*)\|", page, re.MULTILINE)
-    told = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
-    assert len(told) == len(rows)
-    assert told == exported
+    reported = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    assert len(reported) == len(rows)
+    assert reported == exported
 
 
 def test_what_is_exported_keeps_prometheus_conventions(exported):

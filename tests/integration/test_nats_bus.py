@@ -138,7 +138,7 @@ async def test_without_jetstream_the_bus_is_not_ready_and_says_so_until_it_is_th
 
 
 @pytest.mark.parametrize("api", ["CONSUMER", "STREAM"])
-async def test_what_the_server_does_not_permit_is_told_and_the_local_bus_is_used(tmp_path, api):
+async def test_what_the_server_does_not_permit_is_reported_and_the_local_bus_is_used(tmp_path, api):
     config = password_config(permissions={"publish": {"deny": [f"$JS.API.{api}.>"]}})
     login, inbox = Login(user=USER, password=PASSWORD), Inbox()
     with running_nats(tmp_path, config=config) as server:
@@ -273,17 +273,17 @@ async def test_a_passing_subscription_loses_nothing_over_a_restart_and_sees_noth
 
 
 @pytest.mark.parametrize("durable", ["d", None])
-async def test_a_stream_deleted_under_a_living_connection_is_made_again_and_that_is_told(fresh_nats, durable):
-    inbox, told = Inbox(), asyncio.Event()
+async def test_a_stream_deleted_under_a_living_connection_is_made_again_and_that_is_reported(fresh_nats, durable):
+    inbox, reported = Inbox(), asyncio.Event()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         subscription = await bus.subscribe("akosha.session.>", inbox, durable=durable)
         await bus.publish(ended(1))
         await handled(1, subscription)
         before = bus.stream
-        bus.on_change(told.set)
+        bus.on_change(reported.set)
         await other.jsm().delete_stream("AKOSHA_SYNC")
         async with asyncio.timeout(SECONDS):
-            await told.wait()
+            await reported.wait()
         await until(lambda: bus.stream != before)
         assert bus.stream.has_lost(before)
         await ready(bus)
@@ -311,12 +311,12 @@ async def test_a_stream_deleted_while_an_event_of_it_is_in_hand_is_made_again(fr
 async def test_a_stream_deleted_where_nobody_listens_is_made_again_by_publishing(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         await bus.publish(ended(1))
-        before, told = bus.stream, asyncio.Event()
-        bus.on_change(told.set)
+        before, reported = bus.stream, asyncio.Event()
+        bus.on_change(reported.set)
         await other.jsm().delete_stream("AKOSHA_SYNC")
         await bus.publish(ended(2))
         assert bus.stream.has_lost(before)
-        assert told.is_set()
+        assert reported.is_set()
     assert await stored(fresh_nats) == 1
 
 
@@ -350,7 +350,7 @@ async def test_each_subscription_of_a_deleted_stream_goes_on_also_one_whose_requ
         assert await unanswered.holds(2) == ["e-1", "e-2"]
 
 
-async def test_a_stream_that_is_another_one_after_a_reconnection_is_told_before_anybody_is_subscribed_again(
+async def test_a_stream_that_is_another_one_after_a_reconnection_is_reported_before_anybody_is_subscribed_again(
     fresh_nats, monkeypatch
 ):
     """Results wait for the stream, not for a subscription that cannot be taken up."""
@@ -552,7 +552,7 @@ async def test_a_request_for_the_next_event_that_got_lost_is_made_again(fresh_na
     assert lost
 
 
-async def test_who_may_not_publish_is_told_so_and_the_local_bus_is_used(tmp_path):
+async def test_who_may_not_publish_is_reported_so_and_the_local_bus_is_used(tmp_path):
     config = password_config(permissions={"publish": {"deny": ["akosha.>"]}})
     login, inbox = Login(user=USER, password=PASSWORD), Inbox()
     with running_nats(tmp_path, config=config) as server:

@@ -20,7 +20,7 @@ websocket = pytest.mark.filterwarnings("ignore:parameter 'timeout':DeprecationWa
 
 
 @pytest.mark.parametrize("text", ["", "garbage", KEY.seed[:-4]], ids=["empty", "garbage", "cut"])
-async def test_an_nkey_file_that_is_of_no_use_is_told_and_its_mending_is_noticed(tmp_path, text):
+async def test_an_nkey_file_that_is_useless_is_reported_and_its_mending_is_noticed(tmp_path, text):
     file = tmp_path / "agent.nk"
     file.write_text(text)
     with running_nats(tmp_path / "nats", config=nkey_config(KEY)) as server:
@@ -43,7 +43,7 @@ SEED_FIRST = GOOD[GOOD.index("-----BEGIN USER") :]
     ["", "garbage", GOOD[:200], SEED_FIRST],
     ids=["empty", "garbage", "cut", "without-jwt"],
 )
-async def test_a_credentials_file_that_is_of_no_use_is_told_and_its_mending_is_noticed(tmp_path, text):
+async def test_a_credentials_file_that_is_useless_is_reported_and_its_mending_is_noticed(tmp_path, text):
     file = tmp_path / "agent.creds"
     file.write_text(text)
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
@@ -149,7 +149,7 @@ async def test_who_has_stopped_answering_is_not_asked_any_more(fresh_nats):
             await other.request("akosha.agent.mac.status", b"?", timeout=60)
 
 
-async def test_who_waits_to_publish_is_told_that_the_bus_was_closed():
+async def test_who_waits_to_publish_is_reported_that_the_bus_was_closed():
     async with opened_bus("nats://127.0.0.1:9", patient=True, ready=False) as bus:
         publishing = asyncio.create_task(bus.publish(ended(1)))
         await asyncio.sleep(0)

@@ -94,7 +94,7 @@ async def ignore(message) -> None:
     pass
 
 
-async def test_a_stream_that_would_keep_what_passes_by_is_not_used_and_the_cure_is_told(fresh_nats):
+async def test_a_stream_that_would_keep_what_passes_by_is_not_used_and_the_cure_is_reported(fresh_nats):
     async with connected(fresh_nats.url) as other:
         await other.jetstream().add_stream(name="AKOSHA_SYNC", subjects=["akosha.>"])
         async with opened_bus(fresh_nats.url, ready=False) as bus:

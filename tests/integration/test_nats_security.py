@@ -100,7 +100,7 @@ async def test_tls_with_a_ca_of_our_own(tmp_path, authority, scheme):
 
 
 @pytest.mark.parametrize("ca", ["another", "the system's"])
-async def test_a_server_of_a_ca_that_is_not_ours_is_refused_with_the_cure_and_is_told_no_secret(
+async def test_a_server_of_a_ca_that_is_not_ours_is_refused_with_the_cure_and_is_reported_no_secret(
     tmp_path, authority, ca
 ):
     tls = Tls(ca_file=Authority(tmp_path).ca) if ca == "another" else Tls()
@@ -220,7 +220,7 @@ NAMES = {"password": "_user", "token": "_token", "nkey-file": "_nkey_file", "cre
 
 
 @pytest.mark.parametrize("way", LOGINS)
-async def test_the_right_secret_gets_in_and_a_wrong_one_is_told_without_it(tmp_path, way):
+async def test_the_right_secret_gets_in_and_a_wrong_one_is_reported_without_it(tmp_path, way):
     config, right = LOGINS[way]
     with running_nats(tmp_path / "nats", config=config) as server:
         await let_in(server.url, login=right(tmp_path))
@@ -256,7 +256,7 @@ async def test_a_secret_is_for_the_server_in_whose_address_it_stands(tmp_path, m
     assert TOKEN.encode() not in heard
 
 
-async def test_servers_that_the_greeting_recommends_are_told_nothing():
+async def test_servers_that_the_greeting_recommends_are_reported_nothing():
     async with listening() as (elsewhere, heard):
         greeting = b'INFO {"server_id":"x","max_payload":1048576,"connect_urls":["%b"]}\r\n' % elsewhere.encode()
         async with listening(greeting, then=b"-ERR 'Authorization Violation'\r\n") as (place, secret):
@@ -331,7 +331,7 @@ USELESS = {
 
 
 @pytest.mark.parametrize("what", USELESS)
-async def test_a_secret_of_no_use_is_told_of_by_its_setting_alone(tmp_path, what):
+async def test_a_secret_useless_is_reported_by_its_setting_alone(tmp_path, what):
     login = USELESS[what](tmp_path)
     with pytest.raises(SettingsError) as failure:
         read(login)

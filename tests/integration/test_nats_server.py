@@ -187,13 +187,13 @@ async def test_a_user_who_may_not_ask_jetstream(tmp_path, by):
         "nkey": (nkey_config(KEY, permissions=NO_JETSTREAM), {"nkeys_seed_str": KEY.seed}),
         "credentials": (operator.config, {"user_credentials": file}),
     }[by]
-    told = asyncio.Queue()
+    reported = asyncio.Queue()
     with running_nats(tmp_path, config=config) as server:
-        async with connected(server.url, error_cb=told.put, **secret) as client:
+        async with connected(server.url, error_cb=reported.put, **secret) as client:
             await client.publish("anything.else")
             await client.publish("$JS.API.INFO")
             # nats-py writes the server's words in small letters.
-            assert str(await told.get()) == 'nats: permissions violation for publish to "$js.api.info"'
+            assert str(await reported.get()) == 'nats: permissions violation for publish to "$js.api.info"'
 
 
 async def test_without_jetstream(tmp_path):

@@ -220,7 +220,7 @@ async def test_of_two_machines_that_claim_at_the_same_moment_one_uploads(machine
 
 
 @on_all_stores
-async def test_take_over_makes_the_other_one_stop_and_both_are_told(machine, target):
+async def test_take_over_makes_the_other_one_stop_and_both_are_reported(machine, target):
     one, two = machine("one"), machine("two")
     await one.sync()
     assert_refused(await two.sync())
@@ -456,7 +456,7 @@ async def test_a_disk_that_is_not_mounted_is_no_target_and_nothing_is_written_in
 
 
 @on_directories
-async def test_a_directory_whose_parent_is_not_there_is_told_with_mkdir(machine, target, tmp_path):
+async def test_a_directory_whose_parent_is_not_there_is_reported_with_mkdir(machine, target, tmp_path):
     target.settings = {"cloud_endpoint": (tmp_path / "mnt" / "nas").as_uri(), "cloud_bucket": "akosha"}
     target.kept = DirectoryStore(tmp_path / "mnt" / "nas" / "akosha")
     target.store._store = target.kept

@@ -168,7 +168,7 @@ async def test_where_deleting_is_not_permitted_that_is_said_once_and_tried_again
     assert (await world.ledger.notes())[NOTE] == ""
 
 
-async def test_a_store_that_fails_is_told_of_once_and_the_next_upload_prunes(world):
+async def test_a_store_that_fails_is_reported_once_and_the_next_upload_prunes(world):
     await old_ones(world)
     rounds = world.rounds()
     world.store.fail("list", StoreError("503", transient=True), times=2)

@@ -95,7 +95,7 @@ async def test_who_is_held_back_with_memories_does_not_count_as_standing_still(w
 
 
 @pytest.mark.parametrize("limit", [0, 100], ids=["no-limit", "limit"])
-async def test_whoever_keeps_connections_is_known_to_the_footing(wired, limit):
+async def test_who_keeps_connections_is_known_to_the_footing(wired, limit):
     stall_monitor = StallMonitor()
     await wired(limit, stall_monitor, cloud_bucket="bucket", cloud_endpoint="http://127.0.0.1:9")
     assert sorted(type(one).__name__ for one in stall_monitor._connected) == ["AkoshaSink", "S3Store"]

@@ -54,8 +54,8 @@ class World:
         """Wait for the next datagram that says so."""
 
         def wait() -> None:
-            told = self.notify.wait(lambda told: told.get(key, "").startswith(text), since=self.seen)
-            self.seen = self.notify.heard.index(told, self.seen) + 1
+            reported = self.notify.wait(lambda reported: reported.get(key, "").startswith(text), since=self.seen)
+            self.seen = self.notify.heard.index(reported, self.seen) + 1
 
         await asyncio.to_thread(wait)
 
@@ -147,34 +147,34 @@ async def test_where_no_agent_can_be_built_with_the_new_settings_the_old_ones_go
         return await build(home, *args, **how)
 
     monkeypatch.setattr(agent_bootstrap, "build", failing)
-    with capture_logs() as told:
+    with capture_logs() as reported:
         async with running(world):
             await world.reload(agent_quiet_seconds=9)
             assert world.agents[-1].file_changes.rules.quiet == 0.1
             await world.reload(agent_quiet_seconds=0.3)
             assert world.agents[-1].file_changes.rules.quiet == 0.3
-    (refused,) = [line for line in told if line["event"] == "settings_refused"]
+    (refused,) = [line for line in reported if line["event"] == "settings_refused"]
     assert (refused["reason"], refused["hint"]) == ("the credentials file cannot be read", "chmod 600 it")
     assert holders == [os.getpid()] * 4, "the state directory is held all the while"
 
 
 async def test_a_changed_state_directory_is_refused_with_the_command_that_does_it(world):
-    with capture_logs() as told:
+    with capture_logs() as reported:
         async with running(world):
             await world.reload(agent_state_dir=world.tmp_path / "elsewhere", agent_quiet_seconds=5)
-    (refused,) = [line for line in told if line["event"] == "settings_refused"]
+    (refused,) = [line for line in reported if line["event"] == "settings_refused"]
     assert "needs a restart" in refused["reason"]
     assert refused["hint"] == "akosha-agent service restart"
     assert (len(world.agents), (world.tmp_path / "elsewhere").exists()) == (1, False)
 
 
 async def test_settings_that_are_the_same_or_the_logs_alone_leave_the_agent_as_it_is(world):
-    with capture_logs() as told:
+    with capture_logs() as reported:
         async with running(world):
             await world.reload()
             await world.reload(agent_log_level="DEBUG")
             await world.reload(agent_log_level="DEBUG")
-    events = [line["event"] for line in told if line["event"].startswith("settings_")]
+    events = [line["event"] for line in reported if line["event"].startswith("settings_")]
     assert events == ["settings_unchanged", "settings_changed", "settings_unchanged"]
     assert len(world.agents) == 1
 
@@ -196,13 +196,13 @@ async def test_a_hangup_resets_clients_whatever_the_settings_say(world, refused)
     assert (len(world.agents), client.resets) == (1, 1)
 
 
-async def test_changed_keys_are_told_and_no_value(world):
-    with capture_logs() as told:
+async def test_changed_keys_are_reported_and_no_value(world):
+    with capture_logs() as reported:
         async with running(world):
             await world.reload(http_token="canary-1234", agent_quiet_seconds=0.4)
-    (changed,) = [line for line in told if line["event"] == "settings_changed"]
+    (changed,) = [line for line in reported if line["event"] == "settings_changed"]
     assert changed["keys"] == ["akosha_agent_quiet_seconds", "akosha_http_token"]
-    assert "canary" not in repr(told)
+    assert "canary" not in repr(reported)
 
 
 @pytest.mark.long

@@ -330,8 +330,8 @@ async def test_a_writer_that_comes_while_it_downloads_is_seen_before_anything_ta
         landing = restoring.landing
 
         class Coming:
-            async def land(self, pieces, path, **told):
-                await landing.land(pieces, path, **told)
+            async def land(self, pieces, path, **reported):
+                await landing.land(pieces, path, **reported)
                 (tmp_path / "to" / "reflection.duckdb").write_bytes(b"a session began")
 
         with pytest.raises(RestoreError, match="nothing is overwritten"):
@@ -367,7 +367,7 @@ async def test_an_object_that_is_not_what_was_uploaded_is_refused_and_nothing_is
 
 
 @pytest.mark.parametrize(
-    "told",
+    "reported",
     [
         {"name": "../reflection.duckdb"},
         {"name": "/etc/reflection.duckdb"},
@@ -383,18 +383,18 @@ async def test_an_object_that_is_not_what_was_uploaded_is_refused_and_nothing_is
         {"database": "reflection"},
         {"compression": "zstd"},
     ],
-    ids=lambda told: ",".join(f"{name}={str(value)[:24].replace('/', '|')}" for name, value in told.items()),
+    ids=lambda reported: ",".join(f"{name}={str(value)[:24].replace('/', '|')}" for name, value in reported.items()),
 )
-async def test_a_manifest_that_tells_what_must_not_be_restores_nothing_anywhere(tmp_path, plain, store, told):
+async def test_a_manifest_that_tells_what_must_not_be_restores_nothing_anywhere(tmp_path, plain, store, reported):
     manifest = await uploaded(store, plain)
-    await forge(store, manifest, **told)
+    await forge(store, manifest, **reported)
     before = lies_in(tmp_path)
     with pytest.raises(AkoshaError):
         await restore(store, tmp_path / "to")
     assert lies_in(tmp_path) == before
 
 
-async def test_an_upload_that_is_pruned_meanwhile_is_told_of_and_leaves_nothing(tmp_path, plain, store):
+async def test_an_upload_that_is_pruned_meanwhile_is_reported_and_leaves_nothing(tmp_path, plain, store):
     manifest = await uploaded(store, plain)
 
     class Pruned(FaultyStore):
@@ -537,8 +537,8 @@ def test_each_state_is_uploaded_verified_and_restored_by_the_commands(tmp_path, 
     restored = machine.call("restore", "--to", str(to))
     assert (verified.code, restored.code) == (0, 0), (verified.err, restored.err)
     newer = "needs DuckDB 2.0 or newer (storage version 999): Session-Buddy with an older one cannot open it"
-    for told in (verified, shown, restored):
-        assert (newer in " ".join(told.out.split())) == (STATES[state].storage_version == 999)
+    for reported in (verified, shown, restored):
+        assert (newer in " ".join(reported.out.split())) == (STATES[state].storage_version == 999)
     assert ("warning: restored as it was uploaded" in restored.out) == (not STATES[state].folds)
     assert tables_of(to / "reflection.duckdb")["conversations_v2"][0] == STATES[state].rows[0]
 

@@ -22,62 +22,62 @@ async def fetch(store):
 
 
 @pytest.mark.parametrize("answer", [(501, "NotImplemented"), (400, "InvalidArgument")])
-async def test_a_store_that_refuses_the_condition_gets_a_plain_put_and_proves_nothing(fronted, front, answer):
-    store = fronted()
-    front.on("put_object", refuse(*answer), times=1)
+async def test_a_store_that_refuses_the_condition_gets_a_plain_put_and_proves_nothing(proxied, proxy, answer):
+    store = proxied()
+    proxy.on("put_object", refuse(*answer), times=1)
     assert await store.create(KEY, b"claim") is Creation.UNPROVEN
     assert await fetch(store) == b"claim"
-    assert "If-None-Match" in front.requests[front.seen.index("put_object")].headers
+    assert "If-None-Match" in proxy.requests[proxy.seen.index("put_object")].headers
     assert await store.create(KEY, b"other") is Creation.EXISTS
     assert await fetch(store) == b"claim"
 
 
-async def test_the_condition_decides_where_another_create_came_in_between(fronted, front):
-    store = fronted()
-    other = fronted(bucket=store._address.bucket)
+async def test_the_condition_decides_where_another_create_came_in_between(proxied, proxy):
+    store = proxied()
+    other = proxied(bucket=store._address.bucket)
 
     async def overtaken(request, forward):
         await other._creator._put(KEY, b"theirs")
         return await forward()
 
-    front.on("head_object", overtaken, times=1)
+    proxy.on("head_object", overtaken, times=1)
     assert await store.create(KEY, b"ours") is Creation.EXISTS
     assert await fetch(store) == b"theirs"
 
 
-async def test_a_create_whose_answer_was_lost_is_found_by_reading(fronted, front):
+async def test_a_create_whose_answer_was_lost_is_found_by_reading(proxied, proxy):
     async def lost(request, forward):
         await forward()
         request.transport.close()
         return await forward()
 
-    store = fronted()
-    front.on("put_object", lost, times=1)
+    store = proxied()
+    proxy.on("put_object", lost, times=1)
     assert await store.create(KEY, b"claim") is Creation.EXISTS, "the client's own retry was refused"
     assert await fetch(store) == b"claim"
 
 
-async def test_a_conflict_with_another_create_is_transient(fronted, front):
-    store = fronted()
-    front.on("put_object", refuse(409, "ConditionalRequestConflict"), times=1)
+async def test_a_conflict_with_another_create_is_transient(proxied, proxy):
+    store = proxied()
+    proxy.on("put_object", refuse(409, "ConditionalRequestConflict"), times=1)
     with pytest.raises(StoreError) as caught:
         await store.create(KEY, b"claim")
     assert caught.value.transient
 
 
-async def test_it_needs_no_permission_but_put_get_and_list(fronted, front):
-    store = fronted()
+async def test_it_needs_no_permission_but_put_get_and_list(proxied, proxy):
+    store = proxied()
     for operation in ("delete_object", "delete_objects", "list_multipart_uploads", "abort_multipart_upload"):
-        front.on(operation, refuse(403, "AccessDenied"))
+        proxy.on(operation, refuse(403, "AccessDenied"))
     assert await store.create(KEY, b"claim") is Creation.CREATED
     assert await store.create(KEY, b"other", replace=True) is Creation.UNPROVEN
     assert await fetch(store) == b"other"
-    assert set(front.seen) <= {"head_object", "put_object", "get_object"}
+    assert set(proxy.seen) <= {"head_object", "put_object", "get_object"}
 
 
-async def test_it_is_encrypted_as_asked_and_in_no_storage_class(fronted):
-    store = fronted(object_options=ObjectOptions(encryption="AES256", storage_class="GLACIER"))
+async def test_it_is_encrypted_as_asked_and_in_no_storage_class(proxied):
+    store = proxied(object_options=ObjectOptions(encryption="AES256", storage_class="GLACIER"))
     await store.create(KEY, b"claim")
-    told = await store._connection.call("head_object", KEY)
-    assert told["ServerSideEncryption"] == "AES256"
-    assert not told.get("StorageClass")
+    reported = await store._connection.call("head_object", KEY)
+    assert reported["ServerSideEncryption"] == "AES256"
+    assert not reported.get("StorageClass")

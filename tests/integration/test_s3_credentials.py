@@ -131,22 +131,22 @@ async def test_keys_that_are_added_after_a_start_without_any_are_used_by_the_nex
 
 
 @pytest.mark.parametrize("code", sorted(client.REFUSED))
-async def test_a_refusal_of_key_or_token_replaces_the_client(fronted, front, code):
-    store = fronted()
+async def test_a_refusal_of_key_or_token_replaces_the_client(proxied, proxy, code):
+    store = proxied()
     before = await client_of(store)
-    front.on("put_object", refuse(403, code), times=1)
+    proxy.on("put_object", refuse(403, code), times=1)
     await refused(store)
     await put(store)
     assert await client_of(store) is not before
 
 
 async def test_a_permission_that_is_missing_replaces_the_client_only_where_the_files_have_changed(
-    files, fronted, front
+    files, proxied, proxy
 ):
     write_keys(files)
-    store = fronted()
+    store = proxied()
     before = await client_of(store)
-    front.on("put_object", refuse(403, "AccessDenied"))
+    proxy.on("put_object", refuse(403, "AccessDenied"))
     assert not (await refused(store)).credentials_refused
     assert await client_of(store) is before
     write_keys(files, SECRET_KEY + "\n# changed")
@@ -155,11 +155,11 @@ async def test_a_permission_that_is_missing_replaces_the_client_only_where_the_f
 
 
 @pytest.mark.parametrize("old", [False, True])
-async def test_a_head_refused_without_a_word_replaces_a_client_that_is_not_fresh(fronted, front, monkeypatch, old):
-    store = fronted()
+async def test_a_head_refused_without_a_word_replaces_a_client_that_is_not_fresh(proxied, proxy, monkeypatch, old):
+    store = proxied()
     before = await client_of(store)
     for operation in ("head_object", "get_object"):
-        front.on(operation, refuse(403, ""))
+        proxy.on(operation, refuse(403, ""))
     if old:
         monkeypatch.setattr(client, "STALE_SECONDS", 0.0)
     with pytest.raises(StoreError):

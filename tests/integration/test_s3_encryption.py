@@ -41,11 +41,11 @@ async def put(store, key, data=WHOLE):
 
 async def lies(store, key):
     """Return how the server says that an object lies."""
-    told = await store._connection.call("head_object", key)
+    reported = await store._connection.call("head_object", key)
     return ObjectOptions(
-        encryption=told.get("ServerSideEncryption", ""),
-        kms_key_id=told.get("SSEKMSKeyId", ""),
-        storage_class=told.get("StorageClass", ""),
+        encryption=reported.get("ServerSideEncryption", ""),
+        kms_key_id=reported.get("SSEKMSKeyId", ""),
+        storage_class=reported.get("StorageClass", ""),
     )
 
 
@@ -58,25 +58,25 @@ async def made_in_every_way(store):
 
 
 @pytest.mark.parametrize("wanted", WAYS.values(), ids=WAYS)
-async def test_whatever_makes_an_object_asks_for_it_and_parts_do_not(fronted, front, wanted):
-    store = fronted(object_options=wanted, single_copy_bytes=PART)
+async def test_whatever_makes_an_object_asks_for_it_and_parts_do_not(proxied, proxy, wanted):
+    store = proxied(object_options=wanted, single_copy_bytes=PART)
     with structlog.testing.capture_logs() as logs:
         keys = await made_in_every_way(store)
     assert logs == []
     expected = dict.fromkeys(keys, wanted)
     assert {key: await lies(store, key) for key in keys} == expected
-    for operation, request in zip(front.seen, front.requests, strict=True):
+    for operation, request in zip(proxy.seen, proxy.requests, strict=True):
         names = {name.lower() for name in request.headers}
         asked = {name for name in names if "encryption" in name or name == "x-amz-storage-class"}
         assert bool(asked) == (operation in MAKING), (operation, asked)
-    assert set(front.seen) >= MAKING | {"upload_part", "upload_part_copy"}
+    assert set(proxy.seen) >= MAKING | {"upload_part", "upload_part_copy"}
 
 
-async def test_a_copy_is_encrypted_whatever_its_source_was(fronted):
-    plain = fronted()
+async def test_a_copy_is_encrypted_whatever_its_source_was(proxied):
+    plain = proxied()
     source = await put(plain, "plain")
     assert await lies(plain, "plain") == ObjectOptions()
-    dressed = fronted(bucket=plain._address.bucket, object_options=WAYS["kms-key-class"])
+    dressed = proxied(bucket=plain._address.bucket, object_options=WAYS["kms-key-class"])
     await dressed.copy("plain", "copy", expected=source)
     assert await lies(dressed, "copy") == WAYS["kms-key-class"]
     await plain.copy("copy", "plain-again", expected=source)
@@ -142,9 +142,9 @@ REFUSALS = {
 
 @pytest.mark.parametrize("data", [WHOLE, SEVERAL], ids=["whole", "several"])
 @pytest.mark.parametrize(("status", "code", "said", "way", "named"), REFUSALS.values(), ids=REFUSALS)
-async def test_a_refusal_is_permanent_and_names_the_setting(fronted, front, status, code, said, way, named, data):
-    store = fronted(object_options=WAYS[way])
-    front.on("put_object" if data is WHOLE else "create_multipart_upload", refuse(status, code, secret=said))
+async def test_a_refusal_is_permanent_and_names_the_setting(proxied, proxy, status, code, said, way, named, data):
+    store = proxied(object_options=WAYS[way])
+    proxy.on("put_object" if data is WHOLE else "create_multipart_upload", refuse(status, code, secret=said))
     with pytest.raises(StoreError) as failure:
         await put(store, "key", data)
     error = failure.value
@@ -156,33 +156,33 @@ async def test_a_refusal_is_permanent_and_names_the_setting(fronted, front, stat
     assert [item async for item in store.list("")] == []
 
 
-async def test_a_key_service_that_is_busy_is_transient(fronted, front):
-    front.on("put_object", refuse(400, "KMS.ThrottlingException"))
+async def test_a_key_service_that_is_busy_is_transient(proxied, proxy):
+    proxy.on("put_object", refuse(400, "KMS.ThrottlingException"))
     with pytest.raises(StoreError, match="KMS") as failure:
-        await put(fronted(object_options=WAYS["kms"]), "key")
+        await put(proxied(object_options=WAYS["kms"]), "key")
     assert failure.value.transient
 
 
-async def test_a_read_that_lacks_the_key_says_so(fronted, front):
+async def test_a_read_that_lacks_the_key_says_so(proxied, proxy):
     """Also where the bucket encrypts by itself, and no setting asks for it."""
-    store = fronted()
-    front.on("get_object", refuse(403, "AccessDenied", secret="not authorized to perform: kms:Decrypt"))
+    store = proxied()
+    proxy.on("get_object", refuse(403, "AccessDenied", secret="not authorized to perform: kms:Decrypt"))
     with pytest.raises(NotPermitted, match="kms:Decrypt on the KMS key"):
         await anext(store.get("key"))
 
 
 @pytest.mark.parametrize("status", [400, 501])
-async def test_without_a_setting_none_is_blamed(fronted, front, status):
-    front.on("put_object", refuse(status, "NotImplemented"))
+async def test_without_a_setting_none_is_blamed(proxied, proxy, status):
+    proxy.on("put_object", refuse(status, "NotImplemented"))
     with pytest.raises(StoreError) as failure:
-        await put(fronted(), "key")
+        await put(proxied(), "key")
     assert "akosha_cloud" not in failure.value.hint
 
 
-async def test_a_copy_that_is_refused_is_sent_instead(fronted, front):
+async def test_a_copy_that_is_refused_is_sent_instead(proxied, proxy):
     """What the put then meets names the setting, if it is that."""
-    store = fronted(object_options=WAYS["kms"])
+    store = proxied(object_options=WAYS["kms"])
     source = await put(store, "source")
-    front.on("copy_object", refuse(400, "KMS.NotFoundException"))
+    proxy.on("copy_object", refuse(400, "KMS.NotFoundException"))
     with pytest.raises(CopyUnsupported):
         await store.copy("source", "copy", expected=source)

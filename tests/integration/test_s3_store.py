@@ -107,7 +107,7 @@ asyncio.run(main())
     assert "never" not in done.stderr
 
 
-async def test_the_client_is_made_once_whoever_asks_first(moto, aws):
+async def test_the_client_is_made_once_who_asks_first(moto, aws):
     """The first caller is cancelled while the client is made; the others get it all the same."""
     async with store_at(moto.endpoint, bucket=moto.new_bucket()) as store:
         first, *others = (asyncio.create_task(put(store)) for _ in range(4))
@@ -341,7 +341,7 @@ async def test_a_profile_that_is_not_there_is_permanent(moto, aws, monkeypatch):
         assert (await put(store)).size == 1, "what failed to be made is made anew"
 
 
-async def test_a_wrong_secret_is_told_by_a_server_that_looks(rclone, aws, monkeypatch):
+async def test_a_wrong_secret_is_reported_by_a_server_that_looks(rclone, aws, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     async with store_at(rclone.endpoint, bucket=rclone.new_bucket()) as store:
         error = await failure_of(store)

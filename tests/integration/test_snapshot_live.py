@@ -131,7 +131,7 @@ async def test_commits_after_the_copy_of_the_sidecar_cost_no_second_copy(data_di
         assert (await taker_of(data_dir, staging).survey())["reflection"] != snapshot.fingerprint
 
 
-async def test_a_database_replaced_while_it_is_copied_is_copied_anew(data_dir, staging, tmp_path, monkeypatch):
+async def test_a_database_replaced_while_it_is_copied_is_copied_again(data_dir, staging, tmp_path, monkeypatch):
     create(data_dir, commits=5)
     create(tmp_path / "other", commits=9)
     other = tmp_path / "other" / "reflection.duckdb"

@@ -49,7 +49,7 @@ async def test_what_is_written_is_read_and_gone_when_removed(spool, directory):
     assert list(directory.iterdir()) == []
 
 
-async def test_notes_come_oldest_first_whoever_wrote_them(directory):
+async def test_notes_come_oldest_first_who_wrote_them(directory):
     writers = [SpoolDirectory(directory, CODEC) for _ in range(3)]
     for number, seconds in enumerate([5, 0.25, 3, 0.1, 0, 4]):
         await writers[number % 3].write(asked(number, seconds))
@@ -271,9 +271,9 @@ async def test_a_directory_that_cannot_be_used_for_now_is_a_passing_failure(spoo
         patched.setattr(Path, "iterdir", failing)
         patched.setattr(Path, "unlink", failing)
         for entry in (spool.waiting(), spool.remove(note)):
-            with pytest.raises(StateError, match=os.strerror(code)) as told:
+            with pytest.raises(StateError, match=os.strerror(code)) as reported:
                 await entry
-            assert told.value.transient
+            assert reported.value.transient
     assert [name for name, _ in await spool.waiting()] == [note]
 
 
@@ -309,9 +309,9 @@ async def test_a_full_disk_leaves_nothing_and_is_an_error_with_its_cure(spool, d
 async def test_a_spool_that_is_no_directory_is_an_error_with_its_cure(tmp_path):
     (tmp_path / "spool").write_text("")
     spool = SpoolDirectory(tmp_path / "spool", CODEC)
-    with pytest.raises(StateError, match="cannot be used: Not a directory") as told:
+    with pytest.raises(StateError, match="cannot be used: Not a directory") as reported:
         await spool.waiting()
-    assert told.value.transient, "whoever put it there may take it away: no reason to end"
+    assert reported.value.transient, "whoever put it there may take it away: no reason to end"
     with pytest.raises(StateError, match="cannot be used"):
         await spool.write(asked(1))
 

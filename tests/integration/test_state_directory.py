@@ -134,7 +134,7 @@ def test_neighbours_of_like_names_are_apart(tmp_path):
 # -------------------------------------------------------------------------------------------------------- the lock
 
 
-def test_who_holds_it_is_told_and_until_when(state):
+def test_who_holds_it_is_reported_and_until_when(state):
     assert state.holder() is None
     with state.lock("run"):
         assert state.holder() == Holder(pid=os.getpid(), command="run", since=AT)
@@ -151,7 +151,7 @@ def test_nobody_holds_what_does_not_exist(tmp_path):
         pass
 
 
-def test_the_second_is_told_who_the_first_is(state):
+def test_the_second_is_reported_who_the_first_is(state):
     with holding(state.path) as first, pytest.raises(AlreadyRunning) as caught, state.lock("run"):
         pass
     assert caught.value.pid == first.pid
@@ -161,13 +161,13 @@ def test_the_second_is_told_who_the_first_is(state):
     assert "choose another --state-dir" in text
 
 
-def test_an_error_inside_lets_go(state):
+def test_an_error_inside_releases(state):
     with pytest.raises(ZeroDivisionError), state.lock("run"):
         1 / 0  # noqa: B018
     assert state.holder() is None
 
 
-def test_who_comes_again_soon_is_refused_at_once_and_told_who_holds_it(state, monkeypatch):
+def test_who_comes_again_soon_is_refused_at_once_and_reported_who_holds_it(state, monkeypatch):
     with state.lock("run"):
         monkeypatch.setattr(lock.time, "sleep", lambda _: pytest.fail("it slept"))
         with pytest.raises(AlreadyRunning, match=f"process {os.getpid()} \\(run\\)"), state.lock("sync", patient=False):

@@ -30,7 +30,7 @@ def test_each_call_is_one_datagram_of_the_protocol():
     assert stopping["STOPPING"] == "1"
 
 
-def test_what_the_supervisor_has_told_is_taken_out_of_the_environment():
+def test_what_the_supervisor_has_reported_is_taken_out_of_the_environment():
     environ = {"NOTIFY_SOCKET": "/run/notify", "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1", "HOME": "/home/x"}
     SystemdSupervisor.of(environ)
     assert environ == {"HOME": "/home/x"}
@@ -103,10 +103,10 @@ async def test_signs_of_life_come_from_the_event_loop_so_a_blocked_one_gives_non
                 await asyncio.sleep(supervisor.alive_every)
 
         living = asyncio.create_task(live())
-        await asyncio.to_thread(notify.wait, lambda told: "WATCHDOG" in told)
+        await asyncio.to_thread(notify.wait, lambda reported: "WATCHDOG" in reported)
         notify.gather()
-        told = len(notify.heard)
+        reported = len(notify.heard)
         time.sleep(0.2)  # the loop is blocked
-        assert len(notify.gather()) == told
-        await asyncio.to_thread(notify.wait, lambda told: "WATCHDOG" in told, since=told)
+        assert len(notify.gather()) == reported
+        await asyncio.to_thread(notify.wait, lambda reported: "WATCHDOG" in reported, since=reported)
         living.cancel()

@@ -56,8 +56,8 @@ def test_systemd_finds_nothing_wrong_with_the_reactors_unit(analyze, tmp_path):
     unit = tmp_path / "akosha-agent-react.service"
     unit.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={NOTHING}", text))
     done = analyze("--man=no", "verify", unit)
-    told = [line for line in done.stderr.splitlines() if unit.name in line]
-    assert (done.returncode, told) == (0, []), done.stderr
+    reported = [line for line in done.stderr.splitlines() if unit.name in line]
+    assert (done.returncode, reported) == (0, []), done.stderr
 
 
 @pytest.mark.parametrize(

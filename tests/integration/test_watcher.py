@@ -30,20 +30,20 @@ class Reader:
 
     def __init__(self, watcher: DirectoryWatcher) -> None:
         self.watcher = watcher
-        self.told: list[frozenset[str]] = []
+        self.reported: list[frozenset[str]] = []
         self.modes: list[str] = []
 
     async def read(self) -> None:
         async for names in self.watcher.changes():
             if names:
-                self.told.append(names)
+                self.reported.append(names)
             else:
                 self.modes.append(self.watcher.mode)
 
     async def tells(self, *names: str) -> None:
         """Return once all these names were told since the last such call."""
-        await until(lambda: set(names) <= set().union(*self.told))
-        self.told.clear()
+        await until(lambda: set(names) <= set().union(*self.reported))
+        self.reported.clear()
 
     async def mode(self, start: str) -> None:
         await until(lambda: self.watcher.mode.startswith(start))
@@ -124,7 +124,7 @@ def rename_away(path: Path) -> None:
     "change", [rewrite, append, replace_file, touch, rename_away, Path.unlink], ids=lambda f: f.__name__
 )
 @pytest.mark.parametrize("name", [MAIN, WAL])
-async def test_every_kind_of_change_to_main_file_and_sidecar_is_told(watched, change, name):
+async def test_every_kind_of_change_to_main_file_and_sidecar_is_reported(watched, change, name):
     directory, reader, _ = watched
     change(directory / name)
     await reader.tells(name)
@@ -133,34 +133,34 @@ async def test_every_kind_of_change_to_main_file_and_sidecar_is_told(watched, ch
 @pytest.mark.parametrize(
     "name", ["knowledge_graph.duckdb", "knowledge_graph_work.duckdb.checkpoint.wal", "reflection.duckdb.recovery.wal"]
 )
-async def test_what_appears_is_told(watched, name):
+async def test_what_appears_is_reported(watched, name):
     directory, reader, _ = watched
     (directory / name).touch()
     await reader.tells(name)
 
 
-async def test_only_wanted_names_are_told_and_subdirectories_are_not_looked_into(watched):
+async def test_only_wanted_names_are_reported_and_subdirectories_are_not_looked_into(watched):
     directory, reader, _ = watched
     (directory / "akosha_sync_state.json").write_text("{}")
     (directory / "agent.log").write_text("line")
     (directory / "sub").mkdir()
     (directory / "sub" / MAIN).write_text("not ours")
     (directory / WAL).write_bytes(b"ours")
-    await until(lambda: reader.told)
-    assert set().union(*reader.told) == {WAL}
+    await until(lambda: reader.reported)
+    assert set().union(*reader.reported) == {WAL}
 
 
-async def test_a_new_mode_is_told_without_a_change(tmp_path):
+async def test_a_new_mode_is_reported_without_a_change(tmp_path):
     async with reading(watcher_of(tmp_path)) as reader:
         await until(lambda: reader.modes == ["starting", "native"])
-        assert reader.told == []
+        assert reader.reported == []
 
 
-async def test_what_is_there_at_the_start_is_not_told(watched):
+async def test_what_is_there_at_the_start_is_not_reported(watched):
     directory, reader, _ = watched
     append(directory / WAL)
-    await until(lambda: reader.told)
-    assert set().union(*reader.told) == {WAL}, "and not the main file"
+    await until(lambda: reader.reported)
+    assert set().union(*reader.reported) == {WAL}, "and not the main file"
 
 
 async def test_each_of_many_changes_is_followed_by_word_of_it(watched):
@@ -170,7 +170,7 @@ async def test_each_of_many_changes_is_followed_by_word_of_it(watched):
         await reader.tells(WAL)
 
 
-async def test_first_it_says_that_it_has_begun_and_every_change_from_then_on_is_told(tmp_path, way):
+async def test_first_it_says_that_it_has_begun_and_every_change_from_then_on_is_reported(tmp_path, way):
     """However soon: a reader that looks for itself when it is told so misses nothing."""
     (tmp_path / MAIN).write_bytes(b"main")
     async with aclosing(watcher_of(tmp_path, **WAYS[way]).changes()) as changes:
@@ -178,10 +178,10 @@ async def test_first_it_says_that_it_has_begun_and_every_change_from_then_on_is_
             assert await anext(changes) == frozenset()
         append(tmp_path / MAIN)
         (tmp_path / WAL).touch()
-        told = set()
+        reported = set()
         async with asyncio.timeout(60):
-            while told != {MAIN, WAL}:
-                told |= await anext(changes)
+            while reported != {MAIN, WAL}:
+                reported |= await anext(changes)
 
 
 async def test_a_directory_that_does_not_answer_holds_up_its_reader_alone(tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ async def test_a_directory_that_does_not_answer_holds_up_its_reader_alone(tmp_pa
         await reader.mode("native")
 
 
-async def test_a_change_between_two_readings_is_told(watched):
+async def test_a_change_between_two_readings_is_reported(watched):
     directory, _, _ = watched
     watcher = watcher_of(directory, rescan_seconds=NEVER)
     async with reading(watcher) as first:
@@ -330,7 +330,7 @@ def change_unheard(path: Path) -> None:
         view.flush()
 
 
-async def test_what_the_native_watch_missed_is_told_by_the_rescan(tmp_path):
+async def test_what_the_native_watch_missed_is_reported_by_the_rescan(tmp_path):
     (tmp_path / MAIN).write_bytes(b"main")
     clock = ManualClock()
     async with reading(watcher_of(tmp_path, rescan_seconds=60, clock=clock)) as reader:
@@ -339,7 +339,7 @@ async def test_what_the_native_watch_missed_is_told_by_the_rescan(tmp_path):
         change_unheard(tmp_path / MAIN)
         await clock.advance(59)
         append(tmp_path / "akosha_sync_state.json")
-        assert reader.told == []
+        assert reader.reported == []
         await clock.advance(1)
         await reader.tells(MAIN)
 
@@ -359,7 +359,7 @@ async def test_a_clock_that_jumps_changes_nothing(tmp_path):
             await reader.tells(MAIN)
 
 
-async def test_nothing_is_told_twice_by_native_watch_and_rescan(tmp_path):
+async def test_nothing_is_reported_twice_by_native_watch_and_rescan(tmp_path):
     (tmp_path / MAIN).write_bytes(b"main")
     clock = ManualClock()
     async with reading(watcher_of(tmp_path, rescan_seconds=60, clock=clock)) as reader:
@@ -369,8 +369,8 @@ async def test_nothing_is_told_twice_by_native_watch_and_rescan(tmp_path):
         await clock.until_asleep()
         await clock.advance(120)
         (tmp_path / WAL).touch()
-        await until(lambda: reader.told)
-        assert set().union(*reader.told) == {WAL}
+        await until(lambda: reader.reported)
+        assert set().union(*reader.reported) == {WAL}
 
 
 async def test_what_a_link_leads_to_is_seen_by_the_rescan(tmp_path):
@@ -435,7 +435,7 @@ def test_the_file_system_is_that_of_the_innermost_mount(tmp_path, monkeypatch, d
     assert scan.silent(kind) is silent
 
 
-def test_where_mounts_are_not_told_nothing_is_silent(tmp_path, monkeypatch):
+def test_where_mounts_are_not_reported_nothing_is_silent(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "none")
     assert not scan.silent(scan.file_system(tmp_path))
 
@@ -521,19 +521,19 @@ async def test_a_loop_that_is_gone_ends_the_thread(tmp_path):
     await until(lambda: not watch_threads())
 
 
-async def test_a_change_says_how_old_it_is_when_told_but_never_older_than_the_telling_can_have_taken(tmp_path):
+async def test_a_change_says_how_old_it_is_when_reported_but_never_older_than_the_telling_can_have_taken(tmp_path):
     (tmp_path / MAIN).write_bytes(b"main")
     clock = ManualClock()
     watcher = watcher_of(tmp_path, force_polling=True, rescan_seconds=2, clock=clock)
     async with reading(watcher) as reader:
         await clock.until_asleep()
-        for age, told in ((0.75, 0.75), (3600, 2.0), (-3600, 0.0)):
+        for age, reported in ((0.75, 0.75), (3600, 2.0), (-3600, 0.0)):
             append(tmp_path / MAIN)
             written = (clock.now().timestamp() + 2 - age) * 1e9  # it is told in two seconds
             os.utime(tmp_path / MAIN, ns=(int(written), int(written)))
             await clock.advance(2)
             await reader.tells(MAIN)
-            assert watcher.lag == pytest.approx(told, abs=1e-3)
+            assert watcher.lag == pytest.approx(reported, abs=1e-3)
             await clock.until_asleep()
         (tmp_path / MAIN).unlink()
         await clock.advance(2)

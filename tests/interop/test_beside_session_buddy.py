@@ -38,13 +38,15 @@ def test_both_are_there_in_their_newest_versions_and_session_buddy_syncs_what_it
         command, env=machine.environ, cwd=machine.home, capture_output=True, text=True, timeout=4 * TIMEOUT
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert tuple(map(int, told["versions"]["session-buddy"].split("."))) >= NEWEST
-    assert told["versions"]["mcp"].startswith("1.")
-    assert [result["success"] for result in told["results"]] == [True, True], told["results"]
-    assert told["locked"], "copying its files drops the lock of a process that has them open"
-    assert "lock" in told["why"].lower()
-    assert [manifest["upload_id"] for manifest in machine.manifests] == [one["upload_id"] for one in told["results"]]
+    reported = json.loads(done.stdout.splitlines()[-1])
+    assert tuple(map(int, reported["versions"]["session-buddy"].split("."))) >= NEWEST
+    assert reported["versions"]["mcp"].startswith("1.")
+    assert [result["success"] for result in reported["results"]] == [True, True], reported["results"]
+    assert reported["locked"], "copying its files drops the lock of a process that has them open"
+    assert "lock" in reported["why"].lower()
+    assert [manifest["upload_id"] for manifest in machine.manifests] == [
+        one["upload_id"] for one in reported["results"]
+    ]
     arrived = arrivals.rows(arrivals.unpack(machine.manifests[-1], machine.object, tmp_path / "arrived"))
     assert arrived["reflection"]["conversations_v2"] == 2
 

@@ -88,7 +88,7 @@ def test_a_session_ends_and_its_memories_are_in_akosha_while_the_writer_holds_it
     reactor = akoshas_side(akosha)
     with (
         Writer(laptop.data, "--paused", "--embeddings") as writer,
-        listening(server.url, pattern="akosha.ingest.*.*") as ear,
+        listening(server.url, pattern="akosha.ingest.*.*") as listener,
         open_ingest_service(reactor),
         laptop.run() as agent,
     ):
@@ -99,16 +99,16 @@ def test_a_session_ends_and_its_memories_are_in_akosha_while_the_writer_holds_it
             # The sync of the start may be under way: then a session has two uploads. A writer's entities have no
             # embedding, and relationships no tool: they wait.
             expected = {"conversation": commits, "reflection": commits}
-            ear.wait(lambda expected=expected: akosha.types(system_id) == expected)
+            listener.wait(lambda expected=expected: akosha.types(system_id) == expected)
             agent.logged("sync_succeeded", number)
         assert writer.close() == 0
-    for raw in ear.raw:
+    for raw in listener.raw:
         check(raw)
     rows = akosha.rows(system_id)
     assert len(rows) == len({row.memory_id for row in rows}) == 70
-    assert sum(event["data"]["stored"] for event in ear.heard) == 70
-    assert {event["data"]["source"] for event in ear.heard} == {"memories"}
-    assert all(event["data"]["kept_back"] for event in ear.heard)
+    assert sum(event["data"]["stored"] for event in listener.heard) == 70
+    assert {event["data"]["source"] for event in listener.heard} == {"memories"}
+    assert all(event["data"]["kept_back"] for event in listener.heard)
 
 
 def test_akosha_is_away_when_the_uploads_come_and_catches_up_when_it_is_back(

@@ -42,7 +42,7 @@ def account(machine, *words: str) -> dict:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_what_has_an_embedding_arrives_the_rest_waits_and_is_told_and_a_second_sync_sends_nothing(
+def test_what_has_an_embedding_arrives_the_rest_waits_and_is_reported_and_a_second_sync_sends_nothing(
     machine, akosha, system_id, real_databases, state
 ):
     rows, embedded = STATES[state].rows, STATES[state].embedded
@@ -54,9 +54,9 @@ def test_what_has_an_embedding_arrives_the_rest_waits_and_is_told_and_a_second_s
     result = machine.sync("--method", "http")
     assert (result["success"], result["method"], result["memories"]) == (True, "http", sum(arriving.values()))
     assert akosha.types(system_id) == arriving
-    told = {name: [f"{count} wait: {NO_EMBEDDING}"] for name, count in without.items()}
-    told.setdefault("knowledge_graph", []).append(f"{relationships} wait: {NO_TOOL}")
-    assert result["incomplete"] == {name: "; ".join(lines) for name, lines in told.items()}
+    reported = {name: [f"{count} wait: {NO_EMBEDDING}"] for name, count in without.items()}
+    reported.setdefault("knowledge_graph", []).append(f"{relationships} wait: {NO_TOOL}")
+    assert result["incomplete"] == {name: "; ".join(lines) for name, lines in reported.items()}
 
     found = account(machine)
     assert found["delivered"] == sum(arriving.values())
@@ -145,7 +145,7 @@ def test_where_everything_must_wait_it_is_no_success_and_stays_owed(machine, ako
     assert akosha.rows(system_id) == []
 
 
-def test_what_akosha_refuses_is_told_with_its_reason_and_not_sent_again(machine, akosha, system_id):
+def test_what_akosha_refuses_is_reported_with_its_reason_and_not_sent_again(machine, akosha, system_id):
     """A text beyond the 4 MiB that a request may have; the others arrive, the agent does not insist."""
     add(machine.data / REFLECTION, 0, 20)
     change(machine, "UPDATE conversations_v2 SET content = repeat('x', 5_000_000) WHERE rowid = 7")

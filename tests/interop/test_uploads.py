@@ -21,10 +21,10 @@ MARK = "answer: "
 def asked(akosha_python, tmp_path):
     """Return a function that runs one of our programs with Akosha's interpreter and returns what it says, as JSON."""
 
-    def ask(program: str, *arguments: str, told: str = "") -> list:
+    def ask(program: str, *arguments: str, reported: str = "") -> list:
         done = subprocess.run(
             [akosha_python, str(HERE / program), *arguments],
-            input=told,
+            input=reported,
             capture_output=True,
             text=True,
             env=environment(tmp_path),
@@ -56,10 +56,10 @@ def test_akosha_takes_every_manifest_that_is_written(machine, real_databases, as
     manifests = machine.manifests
     assert len(manifests) == 4
     assert any(part["origin"] == "carried" for part in manifests[-1]["parts"])
-    answers = asked("schema_main.py", told="\n".join(json.dumps(manifest) for manifest in manifests))
+    answers = asked("schema_main.py", reported="\n".join(json.dumps(manifest) for manifest in manifests))
     assert answers == [""] * len(manifests)
     naive = manifests[0] | {"uploaded_at": manifests[0]["uploaded_at"][:19]}
-    assert asked("schema_main.py", told=json.dumps(naive)) != [""]
+    assert asked("schema_main.py", reported=json.dumps(naive)) != [""]
 
 
 @pytest.fixture
@@ -85,10 +85,10 @@ def test_with_the_markers_akoshas_own_ingestion_finds_uploads_and_reads_their_me
     upload = machine.sync()["upload_id"]
     (found,) = asked("worker_main.py", bucket.server.endpoint, bucket.name, "get")
     assert found["uploads"] == [[system_id, upload, 21 + 5]]
-    told = json.loads(bucket.object(f"systems/{system_id}/uploads/{upload}/memories.json"))["conversations"]
+    reported = json.loads(bucket.object(f"systems/{system_id}/uploads/{upload}/memories.json"))["conversations"]
     rows = {row[1]: row for row in found["rows"]}
-    assert len(told) == len(rows) == 26
-    for one in told:
+    assert len(reported) == len(rows) == 26
+    for one in reported:
         system, _, content, _, metadata, square = rows[one["id"]]
         assert (system, content) == (system_id, one["content"])
         assert json.loads(metadata)["type"] == one["metadata"]["type"]

@@ -98,9 +98,9 @@ class Soak:
     def _hook(self) -> None:
         self._hooks += 1
         command = hook_command(Settings(agent_state_dir=self._machine.state))
-        told = f'{{"session_id": "soak-{self._hooks}", "reason": "other"}}'
+        reported = f'{{"session_id": "soak-{self._hooks}", "reason": "other"}}'
         done = subprocess.run(
-            shlex.split(str(command)), input=told.encode(), env=self._machine.environ, capture_output=True
+            shlex.split(str(command)), input=reported.encode(), env=self._machine.environ, capture_output=True
         )
         if done.returncode or done.stdout or done.stderr:
             self.wrong.append(f"hook: {done}")

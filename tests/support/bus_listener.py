@@ -90,9 +90,9 @@ class Ear:
 
 @contextlib.contextmanager
 def listening(url: str, **how: str) -> Iterator[Ear]:
-    ear = Ear(url, **how)
-    ear.start()
+    listener = Ear(url, **how)
+    listener.start()
     try:
-        yield ear
+        yield listener
     finally:
-        ear.stop()
+        listener.stop()

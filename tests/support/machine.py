@@ -108,7 +108,7 @@ class Running:
         """Wait until the log has `count` such lines, and return them."""
         return self.log.wait(lambda line: line.get("event") == event and fields.items() <= line.items(), count)
 
-    def told(self, kind: str, count: int = 1, **fields: object) -> list[dict]:
+    def reported(self, kind: str, count: int = 1, **fields: object) -> list[dict]:
         """Of `events --follow --json`: wait for `count` events of a kind (`requested`, `succeeded`, ...)."""
 
         def wanted(line: dict) -> bool:

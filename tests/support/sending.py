@@ -65,20 +65,21 @@ class Sender:
             stored_size=len(stored), sha256=hashlib.sha256(raw).hexdigest(), compression="gzip", origin="sent",
             verified=True,
         )  # fmt: skip
-        told = None
+        reported = None
         if not without_memories:
             document = await self._document(memories)
-            told = MemoriesPart(
+            reported = MemoriesPart(
                 key=naming.memories_key(self.system, upload), size=len(document),
                 sha256=hashlib.sha256(document).hexdigest(), count=len(memories),
                 bases={database: None if base is None else self.id(base)},
             )  # fmt: skip
-            await self._put(told.key, spoiled.get("memories.json", document))
+            await self._put(reported.key, spoiled.get("memories.json", document))
         await self._put(part.key, spoiled.get(name, stored))
         manifest = replace(
             Manifest(
                 system_id=self.system, upload_id=upload, uploaded_at=NOON + timedelta(seconds=second),
-                request_id=f"r{second}", agent_id=self.agent_id, triggered_by="manual", parts=(part,), memories=told,
+                request_id=f"r{second}", agent_id=self.agent_id, triggered_by="manual", parts=(part,),
+                memories=reported,
                 time_zone="Europe/Berlin",
             ),
             **more,

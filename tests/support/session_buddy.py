@@ -299,7 +299,7 @@ class _Session:
         self._one_commit(base, checkpoint=self.n % self.arguments.checkpoint_every == 1)
         if self.n % self.arguments.graph_every == 0:
             self._one_graph()
-        time.sleep(self.arguments.pace)
+        time.sleep(self.arguments.rate_limiter)
 
     def _one_commit(self, base, *, checkpoint: bool = False) -> None:
         base.execute("BEGIN")

@@ -101,6 +101,8 @@ async def standing(store: ObjectStore, system_id: str = values.SYSTEM) -> tuple[
     for upload in whole:
         data = b"".join([piece async for piece in store.get(naming.manifest_key(system_id, upload))])
         manifest = Manifest.decode(data)
-        told = {part.key: part.stored_size for part in manifest.parts} | {manifest.memories.key: manifest.memories.size}
-        assert told.items() <= found[upload].items(), f"{upload} looks whole and is not"
+        reported = {part.key: part.stored_size for part in manifest.parts} | {
+            manifest.memories.key: manifest.memories.size
+        }
+        assert reported.items() <= found[upload].items(), f"{upload} looks whole and is not"
     return sorted(whole, reverse=True), sorted(set(found) - set(whole), reverse=True)

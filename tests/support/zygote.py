@@ -223,19 +223,19 @@ def serve(asked: socket.socket) -> None:
         if not message:
             os._exit(0)
         # The one in between ends at once: then who asked is the parent, and is told no sooner.
-        told, tell = os.pipe()
+        reported, tell = os.pipe()
         between = os.fork()
         if between == 0:
             command = os.fork()
             if command:
                 os.write(tell, str(command).encode())
                 os._exit(0)
-            os.close(told)
+            os.close(reported)
             os.close(tell)
             break
         os.waitpid(between, 0)
-        asked.send(os.read(told, 64))
-        os.close(told)
+        asked.send(os.read(reported, 64))
+        os.close(reported)
         os.close(tell)
         for descriptor in descriptors:
             os.close(descriptor)

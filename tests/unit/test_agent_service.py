@@ -215,7 +215,7 @@ async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings():
         assert (await w.agent.agent_service.status()).targets[0].databases[0].size == 0
 
 
-async def test_whoever_follows_from_the_present_position_on_misses_nothing():
+async def test_who_follows_from_the_present_position_on_misses_nothing():
     async with simulated_agent(sync_enabled=False) as w:
         assert await w.agent.agent_service.last_position() == 0
         await w.agent.agent_service.request_sync(ask())

@@ -118,5 +118,5 @@ async def _raise(error):
     raise error
 
 
-def test_a_place_keeps_what_it_is_told_in_a_line():
+def test_a_place_keeps_what_it_is_reported_in_a_line():
     assert ServerAddress("http://h/mcp", TOKEN).quote(f"a\n{TOKEN}\x1b") == "a ********\\x1b"

@@ -279,7 +279,7 @@ async def test_a_users_own_goes_in_front_and_the_rest_are_its_fallback():
     assert made.methods[1].asked == []
 
 
-async def test_when_all_fail_the_error_of_each_is_told_in_order():
+async def test_when_all_fail_the_error_of_each_is_reported_in_order():
     given = [
         Own("raises", outcome=OSError("disk gone")),
         Own("returns", outcome={"method": "returns", "success": False, "error": "refused"}),

@@ -190,9 +190,9 @@ async def test_a_listing_that_is_given_up_leaves_no_task_behind():
 def test_what_a_terminal_would_obey_is_only_shown(show, capsys):
     problems = {"knowledge_graph_\x1b[31m.duckdb": "is not\nthere"}
     show(CatalogEntry(upload_id=values.upload_id(0), sizes={}, problems=problems))
-    told = capsys.readouterr().out
-    assert r"knowledge_graph_\x1b[31m.duckdb: is not\nthere" in told
-    assert "\x1b" not in told
+    reported = capsys.readouterr().out
+    assert r"knowledge_graph_\x1b[31m.duckdb: is not\nthere" in reported
+    assert "\x1b" not in reported
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

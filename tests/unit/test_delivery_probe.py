@@ -158,8 +158,8 @@ async def test_the_status_says_what_delivered_means_and_when_it_was_confirmed():
 
 
 def test_memories_that_wait_for_an_embedding_are_counted_with_the_setting_that_sends_zeros():
-    assert "16 wait: no embedding (" in (told := _counted(MemoryCounts(waiting={"no embedding": 16})))
-    assert "akosha_http_missing_embedding to zero" in told
+    assert "16 wait: no embedding (" in (reported := _counted(MemoryCounts(waiting={"no embedding": 16})))
+    assert "akosha_http_missing_embedding to zero" in reported
 
 
 # ------------------------------------------------------------------------------------------------------ once a day

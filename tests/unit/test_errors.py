@@ -57,7 +57,7 @@ def test_a_sync_error_takes_contracts_three_arguments_by_position():
     assert SyncError("x", "http").original is None
 
 
-def test_who_holds_the_state_directory_is_told():
+def test_who_holds_the_state_directory_is_reported():
     error = AlreadyRunning("busy", pid=12, command="akosha-agent run", hint="stop it")
     assert (error.pid, error.command) == (12, "akosha-agent run")
 

@@ -170,16 +170,16 @@ async def test_a_handler_that_fails_holds_nothing_up(bus, distant, local):
     assert await seen.holds(1) == [EVENTS[1]]
 
 
-async def test_whoever_waits_for_its_turn_is_not_silent(bus, distant, local):
+async def test_who_waits_for_its_turn_is_not_silent(bus, distant, local):
     class Waiting:
         event = EVENTS[1]
 
         def __init__(self) -> None:
-            self.heard, self.told = asyncio.Event(), 0
+            self.heard, self.reported = asyncio.Event(), 0
 
         async def in_progress(self) -> None:
-            self.told += 1
-            if self.told == 2:
+            self.reported += 1
+            if self.reported == 2:
                 self.heard.set()
 
         async def ack(self) -> None:
@@ -198,7 +198,7 @@ async def test_whoever_waits_for_its_turn_is_not_silent(bus, distant, local):
     waiting = asyncio.create_task(handlers[1](second))
     async with asyncio.timeout(SECONDS):
         await second.heard.wait()
-        assert first.told == 0
+        assert first.reported == 0
         inbox.go_on.set()
         await asyncio.gather(working, waiting)
     assert len(inbox.events) == 2

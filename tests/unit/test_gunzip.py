@@ -11,14 +11,14 @@ from agent.adapters.gzip_members import GzipMembers, Uncompressed
 from agent.domain.errors import WireError
 
 
-async def land(tmp_path, stored, raw, *, piece=7, compression="gzip", **told):
+async def land(tmp_path, stored, raw, *, piece=7, compression="gzip", **reported):
     async def pieces():
         for start in range(0, len(stored), piece):
             yield stored[start : start + piece]
 
     path = tmp_path / f"landed-{len(list(tmp_path.iterdir()))}"
-    told = {"stored_size": len(stored), "raw_size": len(raw), "sha256": hashlib.sha256(raw).hexdigest(), **told}
-    await Landing(tmp_path).land(pieces(), path, compression=compression, **told)
+    reported = {"stored_size": len(stored), "raw_size": len(raw), "sha256": hashlib.sha256(raw).hexdigest(), **reported}
+    await Landing(tmp_path).land(pieces(), path, compression=compression, **reported)
     return path.read_bytes()
 
 
@@ -44,13 +44,13 @@ async def test_what_was_stored_comes_back_whatever_the_pieces(tmp_path, compress
     ],
     ids=["cut", "rubbish-behind", "rubbish", "other-bytes", "too-short", "too-long"],
 )
-async def test_what_is_not_as_told_is_refused(tmp_path, stored, may_get_better):
+async def test_what_is_not_as_reported_is_refused(tmp_path, stored, may_get_better):
     with pytest.raises(WireError) as caught:
         await land(tmp_path, stored, b"abc")
     assert caught.value.transient is may_get_better
 
 
-async def test_an_object_that_is_larger_than_told_is_read_no_further(tmp_path):
+async def test_an_object_that_is_larger_than_reported_is_read_no_further(tmp_path):
     with pytest.raises(WireError) as caught:
         await land(tmp_path, b"abcdefghij" * 10, b"abc", compression="none", stored_size=3)
     assert not caught.value.transient

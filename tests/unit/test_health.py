@@ -103,7 +103,7 @@ async def test_a_reader_of_notes_that_waits_for_the_bus_is_not_stuck(world):
     assert set(world.health.stuck) == {SPOOL}
 
 
-async def test_a_machine_that_slept_is_given_all_its_time_anew(world):
+async def test_a_machine_that_slept_is_given_all_its_time_again(world):
     """Where the monotonic time has counted the sleep, everything looks old at once."""
     world.files.hang()
     world.notes.hang()

@@ -120,7 +120,7 @@ async def test_what_was_given_up_in_the_middle_goes_on_and_is_reported_as_delive
         assert (await r.states(), (await r.ledger.record(TARGET)).intent) == ({"reflection": State.CLEAN}, None)
 
 
-async def test_when_all_had_arrived_but_nobody_was_told_it_is_reported_and_not_passed_over_as_nothing_new():
+async def test_when_all_had_arrived_but_nobody_was_reported_it_is_reported_and_not_passed_over_as_nothing_new():
     """Killed after the last batch; the database had been delivered before."""
     async with rig() as r:
         r.files.put("reflection", *some(0))

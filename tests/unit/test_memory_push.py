@@ -230,7 +230,7 @@ async def test_what_was_refused_is_too_large_or_of_a_kind_whose_tool_may_not_kno
         assert w.confirmed == [(None, 0)]
 
 
-async def test_a_server_that_is_started_anew_in_the_middle_is_looked_after_before_anything_is_remembered(tmp_path):
+async def test_a_server_that_is_started_again_in_the_middle_is_looked_after_before_anything_is_remembered(tmp_path):
     async with world(tmp_path, batch_size=4) as w:
         store = w.sink.store
 

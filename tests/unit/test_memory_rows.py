@@ -74,7 +74,7 @@ def test_a_digest_is_over_json_as_the_standard_library_writes_it(kind, text, met
     assert digest(row, embedded=embedded) == hashlib.sha256(plain.encode()).hexdigest()[:32]
 
 
-def test_what_reading_a_memory_changes_is_not_told():
+def test_what_reading_a_memory_changes_is_not_reported():
     plain = {"id": "1", "content": "text", "project": "demo", "timestamp": "2026-09-01 09:00:00"}
     read = {**plain, "access_count": "7", "last_accessed": "2026-09-02", "importance_score": "0.3", "memory_tier": "x"}
     assert row_of("conversation", read) == row_of("conversation", plain)
@@ -115,7 +115,7 @@ def test_a_relationship_reads_as_an_arrow_between_names_or_ids():
     assert row.metadata == {"from_entity": "a", "to_entity": "b", "relation_type": "uses", "properties": {"k": [1]}}
 
 
-def test_a_reflection_is_of_when_it_was_created_and_the_default_namespace_is_not_told():
+def test_a_reflection_is_of_when_it_was_created_and_the_default_namespace_is_not_reported():
     both = {"id": "1", "content": "text", "created_at": "2026-09-01 09:00:00", "timestamp": "2025-01-01"}
     assert row_of("reflection", both).time == "2026-09-01T09:00:00"
     assert row_of("reflection", {**both, "created_at": ""}).time == "2025-01-01"
@@ -133,13 +133,13 @@ def test_json_that_others_could_not_read_stays_text(text):
     assert json_or_text(text) == text
 
 
-def test_json_is_told_as_what_it_says():
+def test_json_is_reported_as_what_it_says():
     assert json_or_text('{"a": [1, 2.5, "\\ud83d\\ude00", null, true]}') == {"a": [1, 2.5, "😀", None, True]}
     assert [json_or_text(text) for text in ("", "{}", "null")] == [None, None, None]
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("raw", "reported"),
     [
         ("2026-07-01T09:00:00.5", "2026-07-01T09:00:00.500000+02:00"),
         ("2026-12-01T09:00:00", "2026-12-01T09:00:00+01:00"),
@@ -159,8 +159,8 @@ def test_json_is_told_as_what_it_says():
         (None, None),
     ],
 )
-def test_a_time_is_told_with_its_offset(raw, told):
-    assert instant(raw, BERLIN) == told
+def test_a_time_is_reported_with_its_offset(raw, reported):
+    assert instant(raw, BERLIN) == reported
 
 
 @pytest.mark.parametrize("name", ["Europe/Berlin", "UTC", "+02:00", "-03:30", "+00:00", "+14:00"])

@@ -142,7 +142,7 @@ def test_a_reading_is_shown_as_it_is_and_not_kept(meter):
     assert of("pending_databases", method="cloud") not in shown(meter)
 
 
-def test_where_the_ledger_cannot_be_read_the_rest_is_told_and_that_too(meter):
+def test_where_the_ledger_cannot_be_read_the_rest_is_reported_and_that_too(meter):
     now = shown(meter, MetricsSnapshot(ready=True, stuck=1, ledger=None))
     assert (now[of("scrape_error")], now[of("ready")], now[of("stuck")]) == (1, 1, 1)
     assert of("results_waiting") not in now

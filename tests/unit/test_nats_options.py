@@ -35,7 +35,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("kind", LONG)
-def test_whatever_makes_a_result_long_it_can_be_told(kind):
+def test_whatever_makes_a_result_long_it_can_be_reported(kind):
     data = encoded(LONG[kind], CODEC, most=MAX_EVENT_BYTES)
     assert len(data) <= MAX_EVENT_BYTES
     assert CODEC.decode(data).id == LONG[kind].id
@@ -65,12 +65,12 @@ def test_an_abridged_result_fits_whatever_its_texts(text):
         data = CODEC.encode(result.abridged())
         assert len(data) <= MAX_EVENT_BYTES
         assert encoded(result, CODEC, most=MAX_EVENT_BYTES) == data
-        told = CODEC.decode(data)
+        reported = CODEC.decode(data)
         kept = ("id", "time", "system_id", "request_id", "method", "success", "upload_id", "triggered_by", "subject")
-        assert [getattr(told, name) for name in kept] == [getattr(result, name) for name in kept]
+        assert [getattr(reported, name) for name in kept] == [getattr(result, name) for name in kept]
 
 
-def test_a_result_that_fits_is_told_whole():
+def test_a_result_that_fits_is_reported_whole():
     result = replace(values.skipped(), why="x" * 10_000)
     assert CODEC.decode(encoded(result, CODEC, most=MAX_EVENT_BYTES)) == result
 

@@ -90,7 +90,7 @@ async def test_a_network_that_comes_up_slowly_is_looked_for_again():
         assert len(w.method.asked) == 1
 
 
-async def test_what_is_not_reachable_at_the_upheaval_is_not_asked_for_again_and_again():
+async def test_what_is_not_reachable_at_the_network_change_is_not_asked_for_again_and_again():
     async with roaming() as (w, outside):
         await until_it_is_minutes_away(w)
         before = len(w.reasons)

@@ -22,7 +22,7 @@ class Machine:
         self.clock = ManualClock()
         self.asleep = 0.0
         self.whence: tuple[str, ...] | None = HOME
-        self.told: list[NetworkChange] = []
+        self.reported: list[NetworkChange] = []
         self.looks = 0
 
     def sleep(self, seconds: float) -> None:
@@ -32,9 +32,9 @@ class Machine:
 
     async def look(self) -> list[NetworkChange]:
         """Let the next look happen, and return what was told at it."""
-        self.told.clear()
+        self.reported.clear()
         await self.clock.advance(5)
-        return self.told
+        return self.reported
 
     def _whence(self) -> tuple[str, ...] | None:
         self.looks += 1
@@ -43,7 +43,7 @@ class Machine:
     async def listen(self) -> None:
         network_monitor = MachineNetworkMonitor(self.clock, slept=lambda: self.asleep, whence=self._whence)
         async for change in network_monitor.changes():
-            self.told.append(change)
+            self.reported.append(change)
 
 
 @asynccontextmanager
@@ -58,23 +58,23 @@ async def a_machine() -> AsyncIterator[Machine]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_where_nothing_happens_nothing_is_told():
+async def test_where_nothing_happens_nothing_is_reported():
     async with a_machine() as machine:
         await machine.clock.advance(3600)
-        assert machine.told == []
+        assert machine.reported == []
         assert machine.looks == 3600 / 5 + 1
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(3, [WOKE]), (8 * 3600, [WOKE]), (1, [])])
-async def test_a_sleep_is_told_at_the_next_look_once_unless_it_was_a_nap(seconds, told):
+@pytest.mark.parametrize(("seconds", "reported"), [(3, [WOKE]), (8 * 3600, [WOKE]), (1, [])])
+async def test_a_sleep_is_reported_at_the_next_look_once_unless_it_was_a_nap(seconds, reported):
     async with a_machine() as machine:
         machine.sleep(seconds)
-        assert await machine.look() == told
+        assert await machine.look() == reported
         assert await machine.look() == []
 
 
 @pytest.mark.parametrize(
-    ("jump", "told"),
+    ("jump", "reported"),
     [
         (timedelta(hours=1), [WOKE]),  # a virtual machine that was halted tells it in no other way
         (timedelta(hours=-1), []),
@@ -82,10 +82,10 @@ async def test_a_sleep_is_told_at_the_next_look_once_unless_it_was_a_nap(seconds
     ],
     ids=["an-hour-forward", "an-hour-back", "20-s"],
 )
-async def test_a_wall_clock_that_was_set_far_forward_counts_as_a_sleep(jump, told):
+async def test_a_wall_clock_that_was_set_far_forward_counts_as_a_sleep(jump, reported):
     async with a_machine() as machine:
         machine.clock.jump(jump)
-        assert await machine.look() == told
+        assert await machine.look() == reported
         assert await machine.look() == []
 
 
@@ -103,7 +103,7 @@ async def test_another_address_is_another_network():
         assert await machine.look() == []
 
 
-async def test_a_network_that_went_away_is_told_when_there_is_one_again_also_the_same():
+async def test_a_network_that_went_away_is_reported_when_there_is_one_again_also_the_same():
     async with a_machine() as machine:
         machine.whence = NOWHERE
         assert await machine.look() == []

@@ -38,7 +38,7 @@ def test_no_ten_seconds_see_more_than_the_rate_and_one_piece(rate, pieces):
 
 @given(st.lists(st.integers(1, 5_000_000), min_size=1, max_size=60), st.integers(1, 10_000))
 @settings(max_examples=20)
-def test_whoever_always_has_more_to_send_gets_all_of_the_rate(pieces, kib):
+def test_who_always_has_more_to_send_gets_all_of_the_rate(pieces, kib):
     bucket, now = TokenBucket.of(kib * KIB, 0), 0.0
     for size in pieces:
         now += bucket.wait(size, now)

@@ -71,7 +71,7 @@ async def test_a_request_that_is_no_longer_in_memory_is_known(requests, monkeypa
     assert all([await requests.is_ours(over_the_wire(values.request(f"r{number}"))) for number in range(5)])
 
 
-async def test_a_forged_request_with_this_agents_id_is_refused_and_told_of(requests):
+async def test_a_forged_request_with_this_agents_id_is_refused_and_reported(requests):
     await requests.issue(values.request("r1"))
     with capture_logs() as logs:
         assert not await requests.is_ours(values.request("r2"))

@@ -50,7 +50,7 @@ def test_the_bucket_is_in_the_path_but_at_aws(endpoint, style):
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "door"),
+    ("endpoint", "address"),
     [
         ("", ("s3.us-east-1.amazonaws.com", 443)),
         (R2, ("0123abcd.r2.cloudflarestorage.com", 443)),
@@ -58,8 +58,8 @@ def test_the_bucket_is_in_the_path_but_at_aws(endpoint, style):
         ("http://localhost", ("localhost", 80)),
     ],
 )
-def test_it_is_reached_at_the_endpoints_port(endpoint, door):
-    assert BucketAddress("bucket", endpoint, "auto").tcp_address == door
+def test_it_is_reached_at_the_endpoints_port(endpoint, address):
+    assert BucketAddress("bucket", endpoint, "auto").tcp_address == address
 
 
 def test_aws_is_reached_in_the_region_of_the_environment(monkeypatch):

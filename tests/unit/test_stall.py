@@ -110,7 +110,7 @@ async def test_a_last_move_into_a_dead_connections_buffer_does_not_give_the_time
     assert work.ended is StallTimeout
 
 
-async def test_another_upheaval_gives_no_more_time(time, stall_monitor, work):
+async def test_another_network_change_gives_no_more_time(time, stall_monitor, work):
     await stall_monitor.tighten()
     await time.passes(9)
     await stall_monitor.tighten()
@@ -118,7 +118,7 @@ async def test_another_upheaval_gives_no_more_time(time, stall_monitor, work):
     assert work.ended is StallTimeout
 
 
-async def test_what_begins_after_the_upheaval_has_all_its_time(time, stall_monitor):
+async def test_what_begins_after_the_network_change_has_all_its_time(time, stall_monitor):
     await stall_monitor.tighten()
     work = await Work(stall_monitor).begun()
     await time.passes(299)
@@ -165,7 +165,7 @@ async def test_a_figure_is_not_looked_at_in_peace(time, stall_monitor):
     await work.stop()
 
 
-async def test_whoever_stands_still_on_purpose_is_not_ended_for_that(time, stall_monitor, work):
+async def test_who_stands_still_on_purpose_is_not_ended_for_that(time, stall_monitor, work):
     await stall_monitor.tighten()
     for _ in range(4):
         await time.passes(9)
@@ -218,7 +218,7 @@ async def test_clients_are_reset_where_a_component_keeps_one(stall_monitor):
     assert client.resets == 1
 
 
-async def test_a_network_change_lets_go_of_connections(stall_monitor):
+async def test_a_network_change_releases_connections(stall_monitor):
     class Pool:
         let_go_of = 0
 

@@ -11,7 +11,7 @@ RECORDS = [TargetRecord(Target(system_id="laptop", method="cloud", endpoint="", 
 
 
 @pytest.mark.parametrize("free", [0, 1, MARGIN_BYTES, MARGIN_BYTES + 41_999_999])
-def test_a_disk_without_room_for_the_copies_is_told_with_what_is_needed_and_what_is_free(free):
+def test_a_disk_without_room_for_the_copies_is_reported_with_what_is_needed_and_what_is_free(free):
     warning = disk_warning("/state", free, RECORDS, SURVEY)
     assert warning.code == STATE_DISK_FULL
     assert f"needs {MARGIN_BYTES + 42_000_000:,} bytes there, {free:,} are free" in warning.message

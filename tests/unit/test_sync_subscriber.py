@@ -87,7 +87,7 @@ async def bench(tmp_path, cloud=(), http=()):
         await ledger.aclose()
 
 
-async def test_a_delivery_is_recorded_told_and_confirmed(tmp_path):
+async def test_a_delivery_is_recorded_reported_and_confirmed(tmp_path):
     async with bench(tmp_path, cloud=[1]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["succeeded"])
@@ -127,7 +127,7 @@ async def test_attempts_go_on_counting_where_the_ledger_left_them(tmp_path):
         await b.until(lambda: b.results() == ["failed"])
 
 
-async def test_a_person_asking_starts_the_attempts_anew(tmp_path):
+async def test_a_person_asking_starts_the_attempts_again(tmp_path):
     async with bench(tmp_path, cloud=[TRANSIENT]) as b:
         await b.ledger.count_attempt(
             b.cloud.target, values.request("before"), attempts=3, retry_at=b.clock.now(), error="503"

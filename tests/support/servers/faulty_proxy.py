@@ -33,7 +33,7 @@ class _Rule:
 
 
 @dataclass
-class Front:
+class FaultyProxy:
     upstream: str
     seen: list[str] = field(default_factory=list)
     requests: list[web.BaseRequest] = field(default_factory=list)

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from agent.adapters.s3 import S3Store
-from tests.support.servers.faulty_proxy import Front
+from tests.support.servers.faulty_proxy import FaultyProxy
 from tests.support.servers.nats import delete_streams, running_nats
 from tests.support.servers.s3 import Authority, aws_environment, running_moto, running_rclone
 
@@ -58,19 +58,19 @@ def aws(monkeypatch):
 
 
 @pytest.fixture
-async def front(moto, aws):
+async def proxy(moto, aws):
     """A server that passes everything on to moto, but for what a test tells it to spoil."""
-    async with Front(moto.endpoint) as running:
+    async with FaultyProxy(moto.endpoint) as running:
         yield running
 
 
 @pytest.fixture
-async def fronted(front, moto):
+async def proxied(proxy, moto):
     """Return a function that makes a store on a new bucket behind the front; all are closed."""
     async with contextlib.AsyncExitStack() as stack:
 
         def make(**settings):
-            settings = {"bucket": moto.new_bucket(), "endpoint": front.url, "region": "auto", **settings}
+            settings = {"bucket": moto.new_bucket(), "endpoint": proxy.url, "region": "auto", **settings}
             store = S3Store(**settings)
             stack.push_async_callback(store.aclose)
             return store

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
-from tests.support.servers.faulty_proxy import Action, Forward, Front
+from tests.support.servers.faulty_proxy import Action, FaultyProxy, Forward
 
 TIMEOUT = 180.0
 
 
 @contextmanager
-def running_front(upstream: str) -> Iterator[Front]:
+def running_front(upstream: str) -> Iterator[FaultyProxy]:
     """Run it; its `seen` and `on` may be used from any thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="front")
@@ -22,13 +22,13 @@ def running_front(upstream: str) -> Iterator[Front]:
     def run(work: Coroutine[None, None, object]) -> None:
         asyncio.run_coroutine_threadsafe(work, loop).result(TIMEOUT)
 
-    front = Front(upstream)
+    proxy = FaultyProxy(upstream)
     try:
-        run(front.__aenter__())
+        run(proxy.__aenter__())
         try:
-            yield front
+            yield proxy
         finally:
-            run(front.__aexit__())
+            run(proxy.__aexit__())
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(TIMEOUT)

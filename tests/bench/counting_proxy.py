@@ -1,4 +1,4 @@
-"""A door before a server, where what passes is counted."""
+"""A proxy before a server, where what passes is counted."""
 
 import asyncio
 import contextlib
@@ -8,11 +8,11 @@ from typing import Self
 from urllib.parse import urlsplit
 
 Listener = Callable[[bytes], None]
-"""Is told what one client sends, in pieces as they come."""
+"""Receives what one client sends, in pieces as they come."""
 
 
-class CountingDoor:
-    """Stands before a server and passes everything on; counts what comes. `url` is where, in the server's scheme."""
+class CountingProxy:
+    """Passes everything on to a server; counts what comes. `url` is where, in the server's scheme."""
 
     def __init__(self, endpoint: str) -> None:
         place = urlsplit(endpoint)
@@ -23,7 +23,9 @@ class CountingDoor:
         self.url = ""
 
     def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), name="door")
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=(self._serve(),), name="counting-proxy"
+        )
         self._thread.start()
         self._open.wait()
         return self
@@ -48,7 +50,7 @@ class CountingDoor:
         self.connections += 1
         inward, outward = await asyncio.open_connection(self._host, self._port)
         for pair in ((reader, outward, self._listener()), (inward, writer, None)):
-            task = asyncio.create_task(self._pour(*pair), name="door-pour")
+            task = asyncio.create_task(self._pour(*pair), name="counting-proxy-pour")
             self._passing.add(task)
             task.add_done_callback(self._passing.discard)
 
@@ -56,12 +58,14 @@ class CountingDoor:
         """Return who is to hear what the client of a new connection sends."""
         return None
 
-    async def _pour(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, told: Listener | None) -> None:
+    async def _pour(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reported: Listener | None
+    ) -> None:
         with contextlib.suppress(OSError):
             while piece := await reader.read(2**16):
                 self.bytes += len(piece)
-                if told is not None:
-                    told(piece)
+                if reported is not None:
+                    reported(piece)
                 writer.write(piece)
                 await writer.drain()
         writer.close()

@@ -1,12 +1,12 @@
-"""A door before a NATS server that knows what its clients ask."""
+"""A proxy before a NATS server that knows what its clients ask."""
 
-from tests.bench.door import CountingDoor, Listener
+from tests.bench.counting_proxy import CountingProxy, Listener
 
 _END = b"\r\n"
 _TO_JETSTREAM = (b"PUB $JS.API.", b"HPUB $JS.API.")
 
 
-class NatsDoor(CountingDoor):
+class NatsCountingProxy(CountingProxy):
     """Counts clients' requests to JetStream (acks are none) and their pings, over all connections."""
 
     def __init__(self, endpoint: str) -> None:
@@ -23,10 +23,10 @@ class NatsDoor(CountingDoor):
 
 
 class Commands:
-    """Tells a door the commands in what one client sends; what is published with them is passed over."""
+    """Passes on the commands in what one client sends; what is published with them is passed over."""
 
-    def __init__(self, door: NatsDoor) -> None:
-        self._door, self._rest, self._payload = door, b"", 0
+    def __init__(self, proxy: NatsCountingProxy) -> None:
+        self._proxy, self._rest, self._payload = proxy, b"", 0
 
     def __call__(self, piece: bytes) -> None:
         self._rest += piece
@@ -39,4 +39,4 @@ class Commands:
             self._rest = rest
             if command.startswith((b"PUB ", b"HPUB ")):
                 self._payload = int(command.rpartition(b" ")[2]) + len(_END)
-            self._door.count(command)
+            self._proxy.count(command)
