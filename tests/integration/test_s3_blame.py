@@ -70,23 +70,23 @@ async def proxy_that(answer):
     ],
 )
 async def test_a_head_that_is_refused_without_a_word_is_asked_again_with_a_get(
-    proxied, faulty_proxy, head_status, status, code, begins, cure
+    proxied, proxy, head_status, status, code, begins, cure
 ):
     store = proxied()
-    faulty_proxy.on("head_object", refuse(head_status, ""))
-    faulty_proxy.on("get_object", refuse(status, code))
+    proxy.on("head_object", refuse(head_status, ""))
+    proxy.on("get_object", refuse(status, code))
     error = await head_fails(store)
     assert error.message.startswith(begins)
     assert code in error.message
     assert cure in error.hint
     assert not error.transient
-    assert faulty_proxy.seen[-1] == "get_object"
-    assert faulty_proxy.requests[-1].headers["Range"] == "bytes=0-0"
+    assert proxy.seen[-1] == "get_object"
+    assert proxy.requests[-1].headers["Range"] == "bytes=0-0"
 
 
-async def test_a_bare_refusal_that_a_get_does_not_explain_stays_one(proxied, faulty_proxy):
+async def test_a_bare_refusal_that_a_get_does_not_explain_stays_one(proxied, proxy):
     store = proxied()
-    faulty_proxy.on("head_object", refuse(403, ""))
+    proxy.on("head_object", refuse(403, ""))
     error = await head_fails(store)  # the object is not there: a GET answers 404
     assert isinstance(error, NotPermitted | NoSuchObject)
 

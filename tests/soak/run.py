@@ -64,7 +64,7 @@ class Soak:
         """Let it work for so long; return the samples."""
         machine, samples = self._machine, list[Taken]()
         socket = machine.state / "control.sock"
-        with Writer(machine.data, "--pace", "1") as writer, machine.run() as agent:
+        with Writer(machine.data, "--interval", "1") as writer, machine.run() as agent:
             started = time.monotonic()
             duties = {
                 SAMPLE_SECONDS: lambda: samples.append(taken(agent.pid, machine.state, started)),

@@ -299,7 +299,7 @@ class _Session:
         self._one_commit(base, checkpoint=self.n % self.arguments.checkpoint_every == 1)
         if self.n % self.arguments.graph_every == 0:
             self._one_graph()
-        time.sleep(self.arguments.rate_limiter)
+        time.sleep(self.arguments.interval)
 
     def _one_commit(self, base, *, checkpoint: bool = False) -> None:
         base.execute("BEGIN")
@@ -520,7 +520,7 @@ def main() -> int:
     write = commands.add_parser("write")
     write.add_argument("data_dir", type=Path)
     write.add_argument("--paused", action="store_true", help="wait for commands")
-    write.add_argument("--pace", type=float, default=0.001, help="seconds between commits")
+    write.add_argument("--interval", type=float, default=0.001, help="seconds between commits")
     write.add_argument("--checkpoint-every", type=int, default=10, help="commits")
     write.add_argument("--graph-every", type=int, default=5, help="commits")
     write.add_argument("--payload", type=int, default=200, help="characters of text per row")
