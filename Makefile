@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-JOBS   ?= 3
+JOBS   ?= 4
 # The engines that Session-Buddy writes with, apart from ours: the oldest that it accepts, and the newest.
 WRITER_VERSION := 1.5.3
 NEWER_WRITER_VERSION := 2.0.1
@@ -25,7 +25,7 @@ BESIDE         := .venv-beside
 BESIDE_READY   := $(BESIDE)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cover test-one test-also test-here test-mcp1 interop interop-here check format events bench soak clean
+.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check format events bench soak clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -71,9 +71,15 @@ test-one: $(READY) $(WRITER) $(MCP1)  ## one test: make test-one T=tests/unit/te
 	$(BIN)/python -m pytest -q $(T)
 
 test-also:  ## what may depend on the interpreter, on Python 3.13 where there is one
+	@$(MAKE) --no-print-directory on-3.13 GOAL=test-here
+
+setup-also:  ## the virtual environment of test-also
+	@$(MAKE) --no-print-directory on-3.13 GOAL=.venv-3.13/.ready
+
+on-3.13:
 	@for python in "$$(command -v python3.13)" $$HOME/.pyenv/versions/3.13*/bin/python3.13; do \
 	  if [ -x "$$python" ] && "$$python" -c '' 2>/dev/null; then \
-	    exec $(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-3.13 ARGS='-m "not long" $(ALSO) $(ARGS)' test-here; \
+	    exec $(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-3.13 ARGS='-m "not long" $(ALSO) $(ARGS)' $(GOAL); \
 	  fi; \
 	done; echo "no Python 3.13 here: nothing done"
 
