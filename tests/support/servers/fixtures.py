@@ -10,7 +10,7 @@ import pytest
 
 from agent.adapters.s3 import S3Store
 from tests.support.servers.faulty_proxy import FaultyProxy
-from tests.support.servers.nats import delete_streams, running_nats
+from tests.support.servers.nats import running_nats
 from tests.support.servers.s3 import Authority, aws_environment, running_moto, running_rclone
 
 
@@ -85,8 +85,8 @@ def nats_server(tmp_path_factory):
 
 
 @pytest.fixture
-async def fresh_nats(nats_server):
-    """The same server, running and without a stream, whatever the test before did to it."""
+def fresh_nats(nats_server):
+    """The same server, started again without a stream: no message that an earlier test has sent can arrive any more."""
     nats_server.revive()
-    await delete_streams(nats_server)
+    nats_server.restart(wipe=True)
     return nats_server
