@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -41,7 +41,7 @@ LEDGER_EVENT_BYTES = 16 * MEBIBYTE
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The agent's place on this machine: what faces use with or without a running agent."""
+    """What entrypoints use of the agent's state directory and data directory, with or without a running agent."""
 
     settings: Settings
     state: StateDirectory
@@ -50,7 +50,7 @@ class Home:
 
     @classmethod
     def of(cls, settings: Settings) -> "Home":
-        """Name the places; nothing is made or read yet."""
+        """Return the home of these settings; nothing is made or read yet."""
         return cls(settings, StateDirectory(settings.agent_state_dir), SystemClock(), CloudEventsCodec())
 
     def prepare(self) -> Identity:
@@ -81,12 +81,14 @@ class Home:
         _log.warning("system_id_suffixed", system_id=taken.instead, reason=taken.message, hint=taken.hint)
         return self.prepare()
 
-    def lock(self, command: str, *, patient: bool = True) -> AbstractContextManager[None]:
+    @contextmanager
+    def lock(self, command: str, *, patient: bool = True) -> Iterator[None]:
         """Hold the state directory for as long as the block runs. Raises AlreadyRunning; not `patient`, at once.
 
         Where the block ends with LedgerDamaged, the ledger is moved aside: the next holder opens a new one.
         """
-        return self._locked(command, patient=patient)
+        with self.state.lock(command, patient=patient), aside_if_damaged(self.state.ledger_file, self.clock):
+            yield
 
     def holder(self) -> Holder | None:
         """Return who holds the state directory now."""
@@ -138,19 +140,21 @@ class Home:
             return ()
         return notes_waiting(await self._spool().count(is_for_single_sync))
 
-    async def open_ledger(self, *, read_only: bool = False) -> Ledger:
-        """Open the ledger. Raises StateError; for reading, beside an agent that may be writing, where there is none.
+    @property
+    def ledger_codec(self) -> CloudEventsCodec:
+        """The codec of events in the ledger: it takes larger ones than a bus does."""
+        return CloudEventsCodec(max_bytes=LEDGER_EVENT_BYTES)
 
-        For writing, a damaged one is replaced where this process holds the state directory.
+    async def open_ledger(self) -> Ledger:
+        """Open the ledger for writing. Raises StateError.
+
+        A damaged one is replaced where this process holds the state directory.
         """
-        path, codec = self.state.ledger_file, CloudEventsCodec(max_bytes=LEDGER_EVENT_BYTES)
-        if read_only:
-            return await SqliteLedger.open(path, codec, clock=self.clock, read_only=True)
-        return await open_for_holder(path, codec, self.clock, held=self._is_held)
+        return await open_for_holder(self.state.ledger_file, self.ledger_codec, self.clock, held=self._is_held)
 
     async def read_ledger(self) -> Ledger:
-        """Open the ledger for reading. Raises StateError where there is none."""
-        return await self.open_ledger(read_only=True)
+        """Open the ledger for reading, beside an agent that may be writing. Raises StateError where there is none."""
+        return await SqliteLedger.open(self.state.ledger_file, self.ledger_codec, clock=self.clock, read_only=True)
 
     async def has_ledger(self) -> bool:
         """Say whether an agent has ever run here. From then on, `read_ledger` finds one."""
@@ -191,11 +195,6 @@ class Home:
         """Move the damaged ledger aside. The caller holds the state directory, and has closed the ledger."""
         set_ledger_aside(self.state.ledger_file, self.clock, error)
         return True
-
-    @contextmanager
-    def _locked(self, command: str, *, patient: bool) -> Iterator[None]:
-        with self.state.lock(command, patient=patient), aside_if_damaged(self.state.ledger_file, self.clock):
-            yield
 
     def _is_held(self) -> bool:
         holder = self.holder()

@@ -131,7 +131,7 @@ async def off_loop(work: Callable[[], T], *, name: str = "off-loop") -> T:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def tell(result: T | None, error: BaseException | None) -> None:
+    def settle(result: T | None, error: BaseException | None) -> None:
         if done.done():
             return
         if error is None:
@@ -148,7 +148,7 @@ async def off_loop(work: Callable[[], T], *, name: str = "off-loop") -> T:
             failure = error
         # A loop that has closed in the meantime has nobody waiting.
         with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell, result, failure)
+            loop.call_soon_threadsafe(settle, result, failure)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await done

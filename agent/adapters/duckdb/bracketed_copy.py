@@ -192,7 +192,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class DatabaseCopy:
-    """What lies in the folder now. `fingerprint` is of the originals, before the first byte was copied."""
+    """The files in the folder. `fingerprint` is of the originals, before the first byte was copied."""
 
     files: tuple[RawFile, ...]
     fingerprint: Fingerprint

@@ -1,6 +1,6 @@
 """An upload becomes files again: downloaded, checked and folded out of sight, then put in its place in one go.
 
-Whatever lies in the bucket was written by others: sizes and digests are the limits of what comes in, and nothing gets
+Whatever is in the bucket was written by others: sizes and digests are the limits of what comes in, and nothing gets
 its final name before all of it is there and right. The next restore finishes what a killed one left.
 """
 

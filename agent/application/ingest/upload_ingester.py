@@ -1,6 +1,6 @@
 """One upload, taken from the bucket into Akosha: its memories, or, where those are not enough, its databases.
 
-Whatever lies in the bucket was written by others. Nothing of it is believed before it was checked, and nothing of it is
+Whatever is in the bucket was written by others. Nothing of it is believed before it was checked, and nothing of it is
 kept: it is downloaded into a folder of our own, read, and gone.
 """
 

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from agent import __version__
-from agent.entrypoints.cli.options import Verbose
+from agent.entrypoints.cli.options import HELP_OPTIONS, Verbose
 
 COMMANDS = {
     "run": ("cli.run", "Watch the databases and sync what changes, until stopped (Ctrl-C or SIGTERM)."),
@@ -57,7 +57,7 @@ app = typer.Typer(
     "watching.",
     no_args_is_help=True,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=HELP_OPTIONS,
     pretty_exceptions_enable=False,
 )
 

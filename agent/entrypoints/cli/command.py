@@ -19,15 +19,13 @@ import typer
 
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.entrypoints import logs
-from agent.entrypoints.cli.options import DataDir, SettingsFile, StateDir, Verbose
+from agent.entrypoints.cli.options import HELP_OPTIONS, DataDir, SettingsFile, StateDir, Verbose
 from agent.entrypoints.cli.streams import OutputError
 from agent.entrypoints.shutdown import run_to_end
 from agent.settings import Loaded, Settings, load
 
 FAILED = 1
 USAGE = 2
-
-HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

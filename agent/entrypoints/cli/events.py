@@ -144,7 +144,7 @@ async def consume_results(
 ) -> NoReturn:
     """Print each result, or run the command for it, until cancelled. A result is acked when that has succeeded.
 
-    Raises SettingsError for options that contradict the settings, StateError for a state directory of no use.
+    Raises SettingsError for options that contradict the settings, StateError for a state directory that cannot be used.
     """
     home = Home.of(settings)
     own = ""

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
 DataDir = Annotated[
     Path | None,
     typer.Option(

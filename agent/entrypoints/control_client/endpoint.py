@@ -4,7 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from agent.adapters.unix_http import CONTROL_SOCKET, is_own_socket
-from agent.bootstrap.home import LEDGER_EVENT_BYTES, Home
+from agent.bootstrap.home import Home
 
 if TYPE_CHECKING:
     from agent.entrypoints.control_client.client import ControlClient
@@ -46,6 +46,4 @@ def _client(home: Home) -> "ControlClient | None":
         return None
     from agent.entrypoints.control_client.client import ControlClient  # noqa: PLC0415 - it loads httpx2
 
-    # The agent's ledger holds larger events than a bus takes.
-    codec = type(home.codec)(max_bytes=LEDGER_EVENT_BYTES)
-    return ControlClient(path, codec)
+    return ControlClient(path, home.ledger_codec)
