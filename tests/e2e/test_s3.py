@@ -148,7 +148,7 @@ def test_an_upload_that_stands_still_fails_after_the_time_set(machine, bucket, p
     machine.set(upload_timeout_seconds=1, max_retries=0)
     proxy.on("put_object", stall(threading.Event()))
     result = machine.sync(code=1)
-    assert "nothing moved for 1 s (akosha_upload_timeout_seconds sets the limit)" in result["error"]
+    assert "no progress for 1 s (akosha_upload_timeout_seconds sets the limit)" in result["error"]
     assert (bucket.keys, machine.staged) == ([], [])
 
 

@@ -117,7 +117,7 @@ async def test_a_store_that_fails_is_no_damaged_upload():
 async def test_a_store_that_stands_still_is_reported():
     store = FaultyStore(store_with(0))
     stalled = store.stall("list")
-    with pytest.raises(StoreError, match="nothing moved"):
+    with pytest.raises(StoreError, match="no progress"):
         await Catalog(store, values.SYSTEM, standstill_seconds=0.01).ids()
     assert stalled.is_set()
 

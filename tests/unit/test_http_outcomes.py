@@ -304,7 +304,7 @@ async def test_where_nothing_moves_the_attempt_ends_and_the_setting_is_named():
         r.files.put("reflection", *some(1, 2, 3))
         r.sink.store = lambda _: asyncio.Event().wait()
         failed = await r.attempt()
-        assert (failed.transient, "nothing moved for 0.02 s" in str(failed)) == (True, True)
+        assert (failed.transient, "no progress for 0.02 s" in str(failed)) == (True, True)
         assert "akosha_upload_timeout_seconds" in str(failed)
 
 

@@ -228,7 +228,7 @@ async def test_while_a_sync_runs_no_other_is_asked_for():
         assert w.reasons == ["file_change", "retry"]
 
 
-CUT = CloudUploadError("nothing moved for 10 s", "cloud", StallTimeout(10), transient=True)
+CUT = CloudUploadError("no progress for 10 s", "cloud", StallTimeout(10), transient=True)
 OTHER = CloudUploadError("500", "cloud", transient=True)
 
 

@@ -197,7 +197,7 @@ async def test_being_cut_off_is_a_passing_failure_that_says_so(time, stall_monit
     assert isinstance(error, CloudUploadError)
     assert isinstance(error.original, StallTimeout)
     assert error.transient
-    assert str(error).startswith("s3://bucket: nothing moved for 10 s")
+    assert str(error).startswith("s3://bucket: no progress for 10 s")
 
 
 async def test_clients_are_reset_where_a_component_keeps_one(stall_monitor):

@@ -230,7 +230,7 @@ class Catalog:
                 yield moved
         except TimeoutError as error:
             raise StoreError(
-                f"{self.store.location}: nothing moved for {self._standstill_seconds:g} s",
+                f"{self.store.location}: no progress for {self._standstill_seconds:g} s",
                 hint="akosha_upload_timeout_seconds sets the limit",
                 transient=True,
             ) from error

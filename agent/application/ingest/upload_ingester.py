@@ -169,7 +169,7 @@ class UploadIngester:
                 yield moved
         except TimeoutError as error:
             raise StoreError(
-                f"nothing moved for {self.standstill_seconds:g} s",
+                f"no progress for {self.standstill_seconds:g} s",
                 hint="is the network very slow? akosha_upload_timeout_seconds sets how long",
                 transient=True,
             ) from error

@@ -39,7 +39,7 @@ class IngestionMarkers:
         try:
             await self._moving(self._write, manifest)
         except (StoreError, NamingError, TimeoutError) as error:
-            why = str(error) or f"nothing moved for {self._standstill_seconds:g} s"
+            why = str(error) or f"no progress for {self._standstill_seconds:g} s"
             _log.warning("ingestion_markers_refused", upload_id=manifest.upload_id, reason=why)
         try:
             await self._moving(self._make_sure_of, manifest)

@@ -76,10 +76,10 @@ class ProgressReporter:
 
 
 class StallTimeout(TimeoutError):  # noqa: N818 - it says the state of the world
-    """Nothing moved for the shorter limit that holds after a network change."""
+    """No progress for the shorter limit that holds after a network change."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"nothing moved for {seconds:g} s, and its connection may have been lost before")
+        super().__init__(f"no progress for {seconds:g} s, and its connection may have been lost before")
 
 
 class _StallLimit:
@@ -218,7 +218,7 @@ async def stall_timeout(
         raise failure(f"{location}: {error}", method, error, transient=True) from error
     except TimeoutError as error:
         raise failure(
-            f"{location}: nothing moved for {seconds:g} s",
+            f"{location}: no progress for {seconds:g} s",
             method,
             error,
             transient=True,
