@@ -1,6 +1,6 @@
-"""Files that survive a crash, files that nobody else can read, and locks between processes. Every call blocks.
+"""Durable and atomic writes, private files, and locks between processes. Every call blocks.
 
-Imports the standard library only, and little of it: processes that live for moments load this.
+Imports little, and only from the standard library: short-lived processes load this module.
 """
 
 import errno
@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 PRIVATE = 0o600
 DRAFT_SUFFIX = ".draft"
-"""How the names of files end that `write_atomically` is writing. They begin with a dot."""
+"""The suffix of a file that `write_atomically` or `create_atomically` has not renamed yet. Its name begins with a dot."""
 
 _NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -26,14 +26,14 @@ _OTHERS = 0o077
 def sync(descriptor: int) -> None:
     """Flush a file's bytes, or a directory's names, to the disk. Raises OSError.
 
-    A file system without fsync (some network and FUSE file systems) is no error: a backup there is as durable as that
-    file system makes it.
+    A file system without fsync (some network and FUSE file systems) is not an error: a backup there is as durable as
+    the file system makes it.
     """
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno == errno.EBADF:
-            os.fstat(descriptor)  # raises for a closed descriptor; else the file system does not sync directories
+            os.fstat(descriptor)  # raises if the descriptor is closed; else the file system cannot sync directories
         elif error.errno not in _NO_FSYNC:
             raise
 
@@ -48,7 +48,7 @@ def sync_directory(path: Path) -> None:
 
 
 def create(path: str | Path, *, dir_fd: int | None = None) -> BinaryIO:
-    """Create a file that only this user can open, for writing and reading. Raises FileExistsError, OSError."""
+    """Create a private file, open for reading and writing. Raises FileExistsError, OSError."""
     return os.fdopen(os.open(path, _CREATE, PRIVATE, dir_fd=dir_fd), "w+b")
 
 
@@ -60,10 +60,11 @@ def write_new(
     like: os.stat_result | None = None,
     dir_fd: int | None = None,
 ) -> None:
-    """Create a file with these bytes, flushed to the disk; its name is not. Raises FileExistsError, OSError.
+    """Create a file with these bytes. Raises FileExistsError, OSError.
 
-    `mode`: set whatever the umask is. `like`: a file whose mode, and owner where permitted, the new one takes. Without
-    both it is private. After another error there is no file.
+    The bytes are flushed to the disk; the directory entry is not. `mode` ignores the umask. `like` is the status of a
+    file whose mode, and owner if permitted, are copied. Without either, the file is private. If another error occurs,
+    the file is removed.
     """
     file = create(path, dir_fd=dir_fd)
     try:
@@ -84,6 +85,12 @@ def write_new(
         raise
 
 
+def _draft_of(path: Path, *, random: bool = True) -> Path:
+    """Return the path under which a file is written before it gets its name; it is in the same directory."""
+    middle = f".{secrets.token_hex(4)}" if random else ""
+    return path.with_name(f".{path.name}{middle}{DRAFT_SUFFIX}")
+
+
 def write_atomically(
     path: Path,
     data: bytes,
@@ -95,11 +102,11 @@ def write_atomically(
 ) -> None:
     """Create or replace a file; after a crash it has all the old or all the new bytes. Raises OSError.
 
-    `like` is as in `write_new`. `check` is called right before the file gets its name, and may raise to prevent that.
-    `sole_writer`: the caller holds a lock, so that a draft found there was left by a killed process, and is replaced.
-    After an error the old file is there, and no other.
+    `like` is as in `write_new`. `check` is called just before the rename and may raise to prevent it. `sole_writer`
+    means that the caller holds a lock: an existing draft was left by a killed process and is replaced. After an error,
+    the old file is unchanged and the draft is removed.
     """
-    draft = path.with_name(f".{path.name}{'' if sole_writer else f'.{secrets.token_hex(4)}'}{DRAFT_SUFFIX}")
+    draft = _draft_of(path, random=not sole_writer)
     if sole_writer:
         draft.unlink(missing_ok=True)
     write_new(draft, data, mode=mode, like=like)
@@ -113,11 +120,11 @@ def write_atomically(
 
 
 def create_atomically(path: Path, data: bytes) -> bool:
-    """Create a file with all its bytes; return False where there is one. Raises OSError.
+    """Create a file with all its bytes; return False if it exists. Raises OSError.
 
-    Of processes that do this at the same time, one succeeds. The file system must have hard links.
+    If several processes call this at the same time, one succeeds. The file system must support hard links.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}{DRAFT_SUFFIX}")
+    draft = _draft_of(path)
     write_new(draft, data)
     try:
         os.link(draft, path)
@@ -130,10 +137,10 @@ def create_atomically(path: Path, data: bytes) -> bool:
 
 
 def read_own(path: Path, max_bytes: int, *, private: bool = False) -> bytes:
-    """Return the bytes of a regular file of this user, `max_bytes` at most. Follows no link, waits for no pipe.
+    """Return the bytes of a regular file that this user owns. Does not follow links or block on pipes.
 
-    Raises ValueError with the reason for a link, another kind of file, another user's, a larger one, and with `private`
-    for one that others can open. Raises FileNotFoundError and other OSErrors.
+    Raises ValueError if the path is a link or not a regular file, if another user owns the file, if it is larger than
+    `max_bytes`, or if `private` is set and others can open it. Raises FileNotFoundError and other OSErrors.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -159,7 +166,7 @@ def read_own(path: Path, max_bytes: int, *, private: bool = False) -> bytes:
 
 
 def open_lock_file(path: Path) -> int:
-    """Open, and create where needed, a file to lock. Close-on-exec: a child process does not keep the lock.
+    """Open a lock file; create it if it does not exist. Close-on-exec, so child processes do not keep the lock.
 
     Raises OSError.
     """
@@ -167,14 +174,14 @@ def open_lock_file(path: Path) -> int:
 
 
 def lock(descriptor: int, *, shared: bool = False) -> None:
-    """Lock an open file or directory, waiting for others. The lock ends with the descriptor. Raises OSError."""
+    """Lock an open file or directory; wait until it is free. Closing the descriptor releases it. Raises OSError."""
     fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
-    """Lock as `lock` does; return False at once where others hold a lock that excludes it.
+    """Lock an open file or directory; return False at once if another process holds a conflicting lock.
 
-    Raises OSError where the file system has no locks.
+    Raises OSError if the file system does not support locks.
     """
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -185,7 +192,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a lock file within the block, waiting for others. Raises OSError."""
+    """Hold the lock on a lock file within the block; wait until it is free. Raises OSError."""
     descriptor = open_lock_file(path)
     try:
         lock(descriptor)

@@ -1,7 +1,7 @@
-"""A directory for temporary files of commands, which may run at the same time as others and as the agent.
+"""A directory for the temporary files of commands. Several commands and the agent may run at the same time.
 
-The staging directory is not used for it: the agent empties that at any time. Files that a killed command left are
-removed by the next command that runs alone.
+Commands do not use the staging directory, because the agent empties it at any time. Files that a killed command left
+are removed by the next command that runs alone.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _LOCK = "lock"
 
 @asynccontextmanager
 async def scratch(path: Path) -> AsyncIterator[Path]:
-    """Yield a private directory at a path, made where there is none, emptied first where no other command uses it.
+    """Yield a private directory at `path`; create it if needed, and empty it first if no other command uses it.
 
     Raises StateError.
     """
@@ -37,7 +37,7 @@ def _open(path: Path) -> int:
     except OSError as error:
         raise _unusable(path, error) from error
     try:
-        if fs.try_lock(descriptor):  # nobody else works there: what lies there was left by a killed command
+        if fs.try_lock(descriptor):  # no other command uses it: its files were left by a killed command
             _empty(path)
         fs.lock(descriptor, shared=True)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The proxy for a host, and whether a host takes a connection: at all its addresses, without sending anything.
+"""Find the proxy for a host, and check whether a host accepts TCP connections. Sends no data.
 
-The adapters of servers share it; import-linter knows.
+Several adapters share this module; the import contracts allow it.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from urllib.request import getproxies, proxy_bypass
 from agent.domain.reachability import is_definite_no
 
 STAGGER_SECONDS = 0.25
-"""An address that is silent for so long has company by the next one."""
+"""If an address does not respond within this time, the probe tries the next one in parallel."""
 
 Address = tuple[Any, ...]
-"""What `getaddrinfo` says of an address."""
+"""One entry of the result of `getaddrinfo`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy on the way to a server, without its credentials. `variable`: what names it."""
+    """A proxy, without its credentials. `variable` is the environment variable that names it."""
 
     variable: str
     scheme: str
@@ -36,7 +36,7 @@ class Proxy:
 
 
 def proxy_for(host: str, *schemes: str) -> Proxy | None:
-    """Return the proxy that the environment, or the system, names for a host: of the first of the schemes with one."""
+    """Return the proxy for a host from the environment or the system settings; the first scheme that has one counts."""
     proxies = {} if proxy_bypass(host) else getproxies()
     scheme = next((scheme for scheme in schemes if proxies.get(scheme)), None)
     if scheme is None:
@@ -51,17 +51,17 @@ def proxy_for(host: str, *schemes: str) -> Proxy | None:
 
 
 async def may_be_reached(host: str, port: int, *, seconds: float) -> bool:
-    """Say False only where the host does not exist, or none of its addresses takes a connection. Never raises.
+    """Return False only if the host does not exist or all its addresses refuse the connection. Never raises.
 
-    True where a connection is made, and where nothing is known within the time.
+    Returns True if a connection succeeds, and if the result is unknown after `seconds`.
     """
     try:
         async with asyncio.timeout(seconds):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            return await _any_of(iter(found))
-    except OSError as error:  # TimeoutError is one, too
+            addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return await _any_of(iter(addresses))
+    except OSError as error:  # includes TimeoutError
         return not is_definite_no(error)
-    except UnicodeError:  # no host's name: the attempt says so
+    except UnicodeError:  # not a valid host name: the sync attempt reports it
         return True
 
 

@@ -1,6 +1,6 @@
-"""HTTP over a Unix socket: the agent's control socket, for the client as for the server.
+"""HTTP over the agent's control socket, a Unix socket. Clients and the server use this module.
 
-Importing this loads the standard library only; `http_client` loads httpx2, `request` http.client.
+Importing it loads only the standard library; `http_client` loads httpx2, and `request` loads http.client.
 """
 
 import json
@@ -25,7 +25,7 @@ CONTROL_SOCKET = "control.sock"
 """The file name of the control socket in the state directory."""
 
 LONGEST_ADDRESS_BYTES = 107 if sys.platform == "linux" else 103
-"""The longest path that `sun_path` holds."""
+"""The longest path that fits into `sun_path`, in bytes."""
 
 _SERVER = "akosha-agent"
 _USER_AGENT = f"{_SERVER}/{__version__}"
@@ -35,10 +35,10 @@ _MAX_TROUBLE_CHARACTERS = 300
 
 @contextmanager
 def socket_address(path: Path) -> Iterator[str]:
-    """Yield an address of a socket's path for `bind` or `connect`; it is valid within the block.
+    """Yield an address for `bind` or `connect` to a socket's path. It is valid within the block.
 
-    A path that is too long for an address leads through a descriptor of its directory, which only Linux offers. Raises
-    OSError where there is no address, or no directory.
+    If the path is too long for an address, the address goes through a file descriptor of its directory, which works
+    only on Linux. Raises OSError if the path is too long elsewhere, or the directory does not exist.
     """
     if len(os.fsencode(path)) <= LONGEST_ADDRESS_BYTES:
         yield str(path)
@@ -53,17 +53,17 @@ def socket_address(path: Path) -> Iterator[str]:
 
 
 def is_own_socket(path: Path) -> bool:
-    """Return whether a socket of this user is at the path. Links are not followed."""
+    """Return whether the path is a socket that this user owns. Links are not followed."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return False
-    return stat.S_ISSOCK(found.st_mode) and found.st_uid == os.geteuid()
+    return stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid()
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response. `headers` have lower-case names."""
+    """A response. The names in `headers` are lower-case."""
 
     status: int
     headers: Mapping[str, str]
@@ -80,12 +80,12 @@ def request(
     body: bytes = b"",
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Send one request to the socket at the path and return the response. Blocks.
+    """Send one request to a socket and return the response. Blocks.
 
-    Raises TimeoutError where the response is not complete within `seconds`, other OSErrors where nobody listens, or the
-    response is not HTTP or has more than `max_bytes`.
+    Raises TimeoutError if the response is not complete within `seconds`. Raises other OSErrors if nothing listens on
+    the socket, the response is not HTTP, or its body is larger than `max_bytes`.
     """
-    import http.client  # noqa: PLC0415 - 20 ms, which a command without a running agent does not need
+    import http.client  # noqa: PLC0415 - takes 20 ms, and is not needed without a running agent
 
     deadline = time.monotonic() + seconds
     connection = http.client.HTTPConnection("localhost")
@@ -101,26 +101,29 @@ def request(
                 while piece := response.read1(max_bytes + 1):
                     received += piece
                     if len(received) > max_bytes:
-                        raise OSError(f"the response to {target} has more than {max_bytes} bytes")
+                        raise OSError(f"the response to {target} is larger than {max_bytes} bytes")
                     if time.monotonic() > deadline:
                         raise TimeoutError(f"the response to {target} is not complete within {seconds:g} s")
         except http.client.HTTPException as error:
             raise OSError(f"the response is not HTTP ({type(error).__name__})") from error
-    found = {name.lower(): value for name, value in response.getheaders()}
-    return Response(response.status, found, bytes(received))
+    received_headers = {name.lower(): value for name, value in response.getheaders()}
+    return Response(response.status, received_headers, bytes(received))
 
 
 def http_client(address: str) -> "httpx2.AsyncClient":
-    """Return a client whose connections all lead to a socket's address: no proxy, environment, redirect or time-out."""
+    """Return a client that connects only to a socket's address.
+
+    It ignores proxies and environment variables, follows no redirects and has no timeouts.
+    """
     import logging  # noqa: PLC0415
     import ssl  # noqa: PLC0415
 
-    import httpx2  # noqa: PLC0415 - 0.15 s
+    import httpx2  # noqa: PLC0415 - takes 0.15 s
 
-    for name in ("httpx2", "httpcore2"):  # they log each request at INFO
+    for name in ("httpx2", "httpcore2"):  # both log each request at INFO
         if (logger := logging.getLogger(name)).level == logging.NOTSET:
             logger.setLevel(logging.WARNING)
-    # Nothing is encrypted here: a context without certificate authorities is cheap to make.
+    # The connection is not encrypted: an empty context avoids loading the certificate authorities.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     return httpx2.AsyncClient(
         base_url="http://localhost",
@@ -134,14 +137,14 @@ def http_client(address: str) -> "httpx2.AsyncClient":
 
 @dataclass(frozen=True, slots=True)
 class AgentHealth:
-    """The health of a running agent. `version` is "" where unknown; `trouble` is "" where nothing is stuck."""
+    """The health of a running agent. `version` is "" if unknown; `trouble` is "" if the agent is healthy."""
 
     version: str
     trouble: str
 
 
 def agent_health(state_dir: Path, seconds: float) -> AgentHealth | None:
-    """Return the health of the agent of a state directory; None without a control socket. Blocks. Raises OSError."""
+    """Return the health of a state directory's agent; None if there is no control socket. Blocks. Raises OSError."""
     path = state_dir / CONTROL_SOCKET
     if not path.is_socket():
         return None
@@ -149,7 +152,7 @@ def agent_health(state_dir: Path, seconds: float) -> AgentHealth | None:
     name, _, version = response.headers.get("server", "").partition("/")
     trouble = ""
     if response.status != HTTPStatus.OK:
-        trouble = _trouble(response.body) or f"it answers {response.status}"
+        trouble = _trouble(response.body) or f"HTTP status {response.status}"
     return AgentHealth(version if name == _SERVER else "", trouble)
 
 
