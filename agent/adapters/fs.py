@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 PRIVATE = 0o600
 DRAFT_SUFFIX = ".draft"
-"""The suffix of a file that `write_atomically` or `create_atomically` has not renamed yet. Its name begins with a dot."""
+"""The suffix of a draft: a file that is written under a temporary name, which begins with a dot."""
 
 _NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -82,12 +82,12 @@ class Home:
         return self.prepare()
 
     @contextmanager
-    def lock(self, command: str, *, patient: bool = True) -> Iterator[None]:
-        """Hold the state directory for as long as the block runs. Raises AlreadyRunning; not `patient`, at once.
+    def lock(self, command: str, *, retry: bool = True) -> Iterator[None]:
+        """Hold the state directory for as long as the block runs. Raises AlreadyRunning; without `retry`, at once.
 
         Where the block ends with LedgerDamaged, the ledger is moved aside: the next holder opens a new one.
         """
-        with self.state.lock(command, patient=patient), aside_if_damaged(self.state.ledger_file, self.clock):
+        with self.state.lock(command, retry=retry), aside_if_damaged(self.state.ledger_file, self.clock):
             yield
 
     def holder(self) -> Holder | None:

@@ -130,7 +130,7 @@ class SyncClient:
         try:
             while True:
                 try:
-                    with self.home.lock("sync", patient=False):
+                    with self.home.lock("sync", retry=False):
                         if result := await delegated.take_back():
                             return result
                         holder = None

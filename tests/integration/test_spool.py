@@ -302,7 +302,7 @@ async def test_a_full_disk_leaves_nothing_and_is_an_error_with_its_cure(spool, d
         [sys.executable, "-c", program, str(directory)], capture_output=True, text=True, timeout=60, check=True
     )
     assert "cannot be used: File too large" in run.stdout
-    assert "leave room on its disk" in run.stdout
+    assert "free space on its disk" in run.stdout
     assert list(directory.iterdir()) == []
 
 
@@ -319,6 +319,6 @@ async def test_a_spool_that_is_no_directory_is_an_error_with_its_cure(tmp_path):
 @pytest.mark.parametrize("name", ["../ledger.sqlite", "../x.json", ".hidden.json", "note.txt", "a/b.json"])
 async def test_only_notes_can_be_removed(spool, directory, name):
     (directory.parent / "x.json").write_text("mine")
-    with pytest.raises(StateError, match="no note's name"):
+    with pytest.raises(StateError, match="not the name of a note"):
         await spool.remove(name)
     assert (directory.parent / "x.json").exists()

@@ -75,13 +75,15 @@ def test_a_mode_that_lets_others_in_is_mended_with_a_warning(state, inner):
     with capture_logs() as logs:
         state.prepare()
     assert mode(state.path / inner) == 0o700
-    assert [(line["event"], line["mode_was"]) for line in logs] == [("state_directory_closed", "0755")]
+    assert [(line["event"], line["mode_was"]) for line in logs] == [("state_directory_made_private", "0755")]
 
 
 def test_somebody_elses_directory_is_refused(state, monkeypatch):
     state.path.chmod(0o755)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    with pytest.raises(StateError, match=f"belongs to user {os.getuid()}, not to user {os.getuid() + 1}"):
+    with pytest.raises(
+        StateError, match=f"belongs to user {os.getuid()}, but this process runs as user {os.getuid() + 1}"
+    ):
         state.prepare()
     assert mode(state.path) == 0o755, "and not touched"
 
@@ -122,7 +124,7 @@ def test_a_file_in_its_place_is_an_error_with_its_cure(tmp_path):
 def test_state_and_data_within_each_other_are_refused(tmp_path, state, data):
     (tmp_path / "data" / "inner").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "data" / "inner")
-    with pytest.raises(StateError, match="lie within each other"):
+    with pytest.raises(StateError, match="overlap"):
         StateDirectory(tmp_path / state).prepare(tmp_path / data)
     assert not list((tmp_path / "data" / "inner").iterdir())
 
@@ -170,9 +172,9 @@ def test_an_error_inside_releases(state):
 def test_who_comes_again_soon_is_refused_at_once_and_reported_who_holds_it(state, monkeypatch):
     with state.lock("run"):
         monkeypatch.setattr(lock.time, "sleep", lambda _: pytest.fail("it slept"))
-        with pytest.raises(AlreadyRunning, match=f"process {os.getpid()} \\(run\\)"), state.lock("sync", patient=False):
+        with pytest.raises(AlreadyRunning, match=f"process {os.getpid()} \\(run\\)"), state.lock("sync", retry=False):
             pass
-    with state.lock("sync", patient=False):
+    with state.lock("sync", retry=False):
         assert state.holder() == Holder(os.getpid(), "sync", AT)
 
 

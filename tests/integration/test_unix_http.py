@@ -80,7 +80,7 @@ def test_the_longest_address_is_one_and_no_longer_one(tmp_path, monkeypatch):
     [
         ([b"SSH-2.0-no http\r\n\r\n"], {}, OSError, "not HTTP"),
         ([b""], {}, OSError, "not HTTP"),
-        ([HEAD, b"body"], {"max_bytes": 3}, OSError, "more than 3 bytes"),
+        ([HEAD, b"body"], {"max_bytes": 3}, OSError, "larger than 3 bytes"),
         ([HEAD], {"seconds": 0.1, "pause": 30}, TimeoutError, "timed out"),
         ([HEAD, b"b", b"o", b"d", b"y"], {"seconds": 0.1, "pause": 0.08}, TimeoutError, "within"),
     ],

@@ -1,12 +1,12 @@
-"""The agent's own directory: who holds it, who we are, and where ledger, staging and spool lie. Mode 0700.
+"""The agent's state directory: its lock, the agent's identity, and the paths of ledger, staging and spool. Mode 0700.
 
-    agent.lock       held by the one process that runs
-    identity.json    agent id and system id, made at the first start
-    identity.lock    held for the moment in which an identity is looked up or made
-    system-id        the akosha_system_id that `run` had last
+    agent.lock       locked by the one process that runs
+    identity.json    agent id and system id, created at the first start
+    identity.lock    locked while the identity is read or created
+    system-id        the last akosha_system_id that `run` used
     ledger.sqlite  staging/  spool/
 
-Synchronous, and quick on a local disk; callers on an event loop put it into a thread.
+All calls block, briefly on a local disk. Callers on an event loop use a thread.
 """
 
 import os
@@ -35,7 +35,7 @@ _log = structlog.get_logger()
 
 
 class StateDirectory:
-    """The state directory at `path`; nothing is made or read before `prepare`. `now` is the wall time, aware."""
+    """The state directory at `path`. The constructor does no I/O. `now` returns the wall time, timezone-aware."""
 
     def __init__(self, path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.path = path
@@ -47,20 +47,20 @@ class StateDirectory:
 
     @property
     def staging(self) -> Path:
-        """Where copies of databases lie for the time of an upload; emptied at every start."""
+        """Directory for copies of databases during an upload; emptied at every start."""
         return self.path / "staging"
 
     @property
     def spool(self) -> Path:
-        """Where other processes of this user leave notes."""
+        """Directory for notes from other processes of this user."""
         return self.path / "spool"
 
     def prepare(self, data_dir: Path | None = None) -> None:
-        """Create what is missing, for this user alone; mend modes that let others in, with a warning.
+        """Create missing directories, private to this user; restrict modes that others can use, with a warning.
 
-        Raises StateError where the directory, or one in it, is somebody else's or no directory, and where it and
-        `data_dir` lie within each other: what is written here would be a change there, and what is swept here must
-        never be a user's file.
+        Raises StateError if one of the directories belongs to another user or is not a directory. Also raises it if
+        this directory and `data_dir` overlap: the agent's writes would count as changes to the data, and clean-up here
+        could remove the user's files.
         """
         if data_dir is not None:
             self._check_apart(data_dir)
@@ -74,30 +74,30 @@ class StateDirectory:
         except OSError as error:
             raise unusable(self.path, error) from error
 
-    def lock(self, command: str, *, patient: bool = True) -> AbstractContextManager[None]:
-        """Hold the directory for as long as the block runs; `command` tells others who does.
+    def lock(self, command: str, *, retry: bool = True) -> AbstractContextManager[None]:
+        """Hold the directory's lock within the block. `command` is shown to other processes.
 
-        Programs started meanwhile do not inherit it. Entering raises AlreadyRunning where another process holds the
-        directory, StateError where it cannot be locked at all. `patient`: after up to 0.3 s of asking; else at once.
+        Child processes do not inherit the lock. Raises AlreadyRunning if another process holds it, with `retry` only
+        after 0.3 s. Raises StateError if the directory cannot be locked.
         """
-        return self._lock.held(command, patient=patient)
+        return self._lock.held(command, retry=retry)
 
     def holder(self) -> Holder | None:
-        """Return who holds the directory now, or None. Creates nothing, and keeps nobody from taking it."""
+        """Return the process that holds the lock, or None. Creates nothing and does not block other processes."""
         return self._lock.holder()
 
     def identity(self, host_name: str, system_id_setting: str) -> Identity:
-        """Return who this agent is, made and kept at the first call ever.
+        """Return the identity of this agent; the first call creates and stores it.
 
-        The system id is the setting, sanitised; without one, the host name as it was at the first start. Raises
-        NamingError where neither can be made into one, StateError where what was kept is damaged.
+        The system id is the sanitised setting, or without one the host name at the first start. Raises NamingError if
+        it cannot be sanitised, StateError if the stored identity is damaged.
         """
         return IdentityFile(self.path).identity(host_name, system_id_setting)
 
     def remember_setting(self, system_id: str) -> None:
-        """Keep the `akosha_system_id` that the agent runs with ("": the default). Raises StateError.
+        """Store the `akosha_system_id` that the agent runs with ("" is the default). Raises StateError.
 
-        Programs that name no system id take this one (`agent.api`): they may not see the agent's settings.
+        Programs that use `agent.api` without a system id use this one, because they may not see the agent's settings.
         """
         if self.remembered_setting() == system_id:
             return
@@ -107,36 +107,38 @@ class StateDirectory:
             raise unusable(self.path, error) from error
 
     def remembered_setting(self) -> str | None:
-        """Return the `akosha_system_id` that an agent ran with here last; None where none did, or it is damaged."""
+        """Return the last `akosha_system_id` that an agent ran with here; None if there is none, or it is damaged."""
         try:
             text = (self.path / _SYSTEM_ID).read_text().strip()
             return text and check_system_id(text)
-        except (OSError, ValueError):  # a NamingError is a ValueError
+        except (OSError, ValueError):  # includes NamingError
             return None
 
     def rename(self, system_id: str) -> None:
-        """Keep another default system id from now on. Raises StateError."""
+        """Store another default system id. Raises StateError."""
         IdentityFile(self.path).rename(system_id)
 
     def _check_apart(self, data_dir: Path) -> None:
         state, data = self.path.resolve(), data_dir.resolve()
         if state.is_relative_to(data) or data.is_relative_to(state):
             raise StateError(
-                f"the state directory {self.path} and the data directory {data_dir} lie within each other",
-                hint="set akosha_agent_state_dir, or --state-dir, to a place of its own",
+                f"the state directory {self.path} and the data directory {data_dir} overlap",
+                hint="set akosha_agent_state_dir, or --state-dir, to a separate directory",
             )
 
 
-def _make_private(directory: Path, seen: os.stat_result) -> None:
-    """Check that a directory is one, and ours; close it to others. Raises StateError."""
-    if not stat.S_ISDIR(seen.st_mode):
-        raise StateError(f"{directory} is not a directory", hint="move it away: the agent makes its own there")
-    if seen.st_uid != os.geteuid():
+def _make_private(directory: Path, status: os.stat_result) -> None:
+    """Check that this user owns the directory, and remove other users' permissions. Raises StateError."""
+    if not stat.S_ISDIR(status.st_mode):
+        raise StateError(f"{directory} is not a directory", hint="move it: the agent creates a directory there")
+    if status.st_uid != os.geteuid():
         raise StateError(
-            f"{directory} belongs to user {seen.st_uid}, not to user {os.geteuid()} who runs this",
-            hint="run as its owner, or set akosha_agent_state_dir to a directory of your own",
+            f"{directory} belongs to user {status.st_uid}, but this process runs as user {os.geteuid()}",
+            hint="run as its owner, or set akosha_agent_state_dir to a directory that this user owns",
         )
-    mode = stat.S_IMODE(seen.st_mode)
+    mode = stat.S_IMODE(status.st_mode)
     if mode & _OTHERS:
         directory.chmod(_PRIVATE)
-        _log.warning("state_directory_closed", path=str(directory), mode_was=f"{mode:04o}", mode=f"{_PRIVATE:04o}")
+        _log.warning(
+            "state_directory_made_private", path=str(directory), mode_was=f"{mode:04o}", mode=f"{_PRIVATE:04o}"
+        )

@@ -1,7 +1,7 @@
-"""One process per state directory: a lock that the kernel keeps, and releases when its holder ends in any way.
+"""One process per state directory: an flock on `agent.lock`, which the kernel releases when the process ends.
 
-The lock is flock on `agent.lock`; the text in the file only says which process holds it. The file is never removed: to
-remove it would let two processes lock two files of one name.
+The text in the file only describes the process that holds the lock. The file is never removed: otherwise two processes
+could lock two different files of that name.
 """
 
 import errno
@@ -21,13 +21,13 @@ from agent.domain.errors import AlreadyRunning, StateError
 
 
 def unusable(directory: Path, error: OSError) -> StateError:
-    """Return the error to raise from `error`."""
-    cure = "make it writable for this user and leave room on its disk, or set akosha_agent_state_dir"
+    """Return the StateError for an OSError in the state directory."""
+    hint = "make it writable for this user and free space on its disk, or set akosha_agent_state_dir"
     if error.errno == errno.ENOLCK:
-        cure = "its file system has no locks: set akosha_agent_state_dir to a directory on a local disk"
+        hint = "its file system has no locks: set akosha_agent_state_dir to a directory on a local disk"
     return StateError(
         f"the state directory {directory} cannot be used: {error.strerror or error} ({error.filename or directory})",
-        hint=cure,
+        hint=hint,
     )
 
 
@@ -36,9 +36,9 @@ _PS_SECONDS = 2.0
 
 
 def is_stopped(pid: int) -> bool:
-    """Say whether a process is stopped (SIGSTOP, Ctrl-Z, a debugger). False where there is none. Blocks for moments."""
+    """Return whether a process is stopped (SIGSTOP, Ctrl-Z, a debugger); False if it does not exist. Blocks briefly."""
     try:
-        # Its second field is the program's name in parentheses, which may hold anything.
+        # The second field is the program's name in parentheses, which can contain any character.
         state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         state = _state_by_ps(pid)
@@ -46,9 +46,9 @@ def is_stopped(pid: int) -> bool:
 
 
 def _state_by_ps(pid: int) -> str:
-    """Where there is no /proc (macOS)."""
+    """Return the state of a process on systems without /proc (macOS)."""
     try:
-        done = subprocess.run(  # noqa: S603 - a fixed program, a number
+        result = subprocess.run(  # noqa: S603 - a fixed program, a number
             ["/bin/ps", "-o", "state=", "-p", str(int(pid))],
             capture_output=True,
             text=True,
@@ -57,17 +57,17 @@ def _state_by_ps(pid: int) -> str:
         )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip()
+    return result.stdout.strip()
 
 
 _TRIES = 15
 _PAUSE_SECONDS = 0.02
-"""A process that reads who the holder is has the lock for microseconds: it is refused only after 0.3 s of asking."""
+"""Retry for 0.3 s before failing: `Lock.holder` in another process takes the lock for microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds the state directory: process id, command, since when (0, "" and None where that is unknown)."""
+    """The process that holds the state directory. `pid`, `command` and `since` are 0, "" and None if unknown."""
 
     pid: int = 0
     command: str = ""
@@ -81,35 +81,36 @@ class Holder:
 
 
 class Lock:
-    """The lock of the state directory `directory`; `now` tells the wall time that the holder signs with."""
+    """The lock of a state directory. `now` returns the wall time, timezone-aware."""
 
     def __init__(self, directory: Path, now: Callable[[], datetime]) -> None:
         self._directory, self._now = directory, now
         self._file = directory / "agent.lock"
 
     @contextmanager
-    def held(self, command: str, *, patient: bool = True) -> Iterator[None]:
-        """Hold it. Raises AlreadyRunning where another process does, StateError where nobody can.
+    def held(self, command: str, *, retry: bool = True) -> Iterator[None]:
+        """Hold the lock within the block.
 
-        Not `patient`, it asks once and never sleeps: for those who come again soon.
+        Raises AlreadyRunning if another process holds it, StateError if the file cannot be locked. Without `retry` it
+        tries once and never sleeps; callers that try again soon use this.
         """
         try:
             descriptor = fs.open_lock_file(self._file)
         except OSError as error:
             raise unusable(self._directory, error) from error
         try:
-            self._take(descriptor, _TRIES if patient else 1)
-            self._sign(descriptor, command)
+            self._acquire(descriptor, _TRIES if retry else 1)
+            self._write_holder(descriptor, command)
             try:
                 yield
             finally:
-                with suppress(OSError):  # on a disk that is full or gone the lock itself is still released, just below
+                with suppress(OSError):  # the disk may be full or unmounted: closing the file releases the lock anyway
                     os.ftruncate(descriptor, 0)
         finally:
             os.close(descriptor)
 
     def holder(self) -> Holder | None:
-        """Return who holds it, or None. Creates nothing, and keeps nobody from taking it."""
+        """Return the process that holds the lock, or None. Creates nothing and does not block other processes."""
         try:
             descriptor = os.open(self._file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -117,14 +118,14 @@ class Lock:
         except OSError as error:
             raise unusable(self._directory, error) from error
         try:
-            return None if fs.try_lock(descriptor, shared=True) else _signature(descriptor, _TRIES)
+            return None if fs.try_lock(descriptor, shared=True) else _read_holder(descriptor, _TRIES)
         except OSError as error:
             raise unusable(self._directory, error) from error
         finally:
             os.close(descriptor)
 
-    def _take(self, descriptor: int, tries: int) -> None:
-        for more in reversed(range(tries)):
+    def _acquire(self, descriptor: int, tries: int) -> None:
+        for remaining in reversed(range(tries)):
             try:
                 if fs.try_lock(descriptor):
                     return
@@ -133,17 +134,17 @@ class Lock:
                     f"{self._file} cannot be locked: {error.strerror}",
                     hint="set akosha_agent_state_dir to a directory on a local disk",
                 ) from error
-            if more:
+            if remaining:
                 time.sleep(_PAUSE_SECONDS)
-        holder = _signature(descriptor, tries)
+        holder = _read_holder(descriptor, tries)
         raise AlreadyRunning(
             f"the state directory {self._directory} is in use by {holder}",
             pid=holder.pid,
             command=holder.command,
-            hint="stop that one first, or choose another --state-dir",
+            hint="stop that process first, or choose another --state-dir",
         )
 
-    def _sign(self, descriptor: int, command: str) -> None:
+    def _write_holder(self, descriptor: int, command: str) -> None:
         text = orjson.dumps({"pid": os.getpid(), "command": command, "since": self._now()})
         try:
             os.ftruncate(descriptor, 0)
@@ -152,13 +153,16 @@ class Lock:
             raise unusable(self._directory, error) from error
 
 
-def _signature(descriptor: int, tries: int) -> Holder:
-    """Read who signed. Between taking and signing there is nothing to read, or half of it, for a moment."""
-    for more in reversed(range(tries)):
+def _read_holder(descriptor: int, tries: int) -> Holder:
+    """Return the holder that the file describes.
+
+    Retries, because the text is missing or incomplete for a moment after the lock is acquired.
+    """
+    for remaining in reversed(range(tries)):
         try:
-            signed = orjson.loads(os.pread(descriptor, 4096, 0))
-            return Holder(int(signed["pid"]), str(signed["command"]), datetime.fromisoformat(signed["since"]))
+            document = orjson.loads(os.pread(descriptor, 4096, 0))
+            return Holder(int(document["pid"]), str(document["command"]), datetime.fromisoformat(document["since"]))
         except (ValueError, KeyError, TypeError):
-            if more:
+            if remaining:
                 time.sleep(_PAUSE_SECONDS)
     return Holder()

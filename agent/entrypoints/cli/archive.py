@@ -37,7 +37,7 @@ async def record_events(home: Home, *events: UploadVerified | UploadsPruned) -> 
     They go into the history and the outbox, from which an agent publishes them. Raises StateError.
     """
     try:
-        with home.lock("announce", patient=False):
+        with home.lock("announce", retry=False):
             ledger = await home.open_ledger()
             try:
                 for event in events:

@@ -81,7 +81,7 @@ async def memories(
 async def _send_again(home: Home) -> int:
     """Make the next sync send everything again. Raises AlreadyRunning."""
     identity = await asyncio.to_thread(home.prepare)
-    with home.lock("memories", patient=False):
+    with home.lock("memories", retry=False):
         ledger = await home.open_ledger()
         try:
             target = home.targets(identity)[HTTP]
