@@ -210,7 +210,7 @@ async def test_a_state_directory_that_is_open_to_others_is_a_warning_and_is_left
 
 async def test_a_state_directory_within_the_data_directory_or_in_a_files_place_is_an_error(run, places, tmp_path):
     found = one(await run(machine_checks.state_directory, agent_state_dir=places["agent_data_dir"] / "s"), ERROR)
-    assert "overlap" in found.found
+    assert "within each other" in found.found
     (tmp_path / "file").touch()
     assert (
         "not a directory"
