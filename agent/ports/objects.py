@@ -133,7 +133,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
+    async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:
         """Remove unfinished puts that a killed process left under `prefix`; return how many. Raises NotPermitted.
 
         Where the store does not know whether who began one still lives: those alone that began before that time.

@@ -390,8 +390,8 @@ async def test_what_others_have_begun_is_left_alone_for_a_day_and_ones_own_lefto
     """Another machine may upload under the same system id: only what is a day old there is nobody's."""
     asked = []
 
-    async def sweep(prefix, *, begun_before=None):
-        asked.append((prefix, begun_before and timedelta(hours=23) < rig.home().clock.now() - begun_before))
+    async def sweep(prefix, *, started_before=None):
+        asked.append((prefix, started_before and timedelta(hours=23) < rig.home().clock.now() - started_before))
         return 0
 
     monkeypatch.setattr(rig.kept, "sweep", sweep)

@@ -418,7 +418,7 @@ async def test_sweeping_removes_metadata_without_an_object_unless_its_put_is_at_
         record.write_bytes(b"{}")
     (record.parent / "empty" / "below").mkdir(parents=True)
     file = incoming.Incoming(store._root, at_work)
-    assert await store.left_behind("systems/mac/") == 1
+    assert await store.count_unfinished("systems/mac/") == 1
     assert await store.sweep("systems/mac/") == 1
     file.discard()
     assert await store.sweep("systems/") == 2

@@ -97,8 +97,8 @@ class FaultyStore:
     async def delete(self, keys: Collection[str]) -> None:
         await self._do("delete", " ".join(keys), lambda: self._store.delete(keys))
 
-    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
-        return await self._do("sweep", prefix, lambda: self._store.sweep(prefix, begun_before=begun_before))
+    async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:
+        return await self._do("sweep", prefix, lambda: self._store.sweep(prefix, started_before=started_before))
 
     async def aclose(self) -> None:
         await self._store.aclose()

@@ -81,7 +81,7 @@ class MemoryStore:
         for key in keys:
             self.objects.pop(key, None)
 
-    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
+    async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:
         return 0
 
     async def aclose(self) -> None:

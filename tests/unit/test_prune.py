@@ -400,7 +400,7 @@ def test_the_lifecycle_rule_reaches_as_far_back_as_the_rules_and_only_to_this_sy
 def test_each_upload_has_one_line_in_a_pipe_whatever_keeps_it(capsys):
     reasons = ("newest", "this agent's last", "last", "daily 2026-11-21", "weekly 2026-W47", "monthly 2026-11")
     upload = uploads.upload_id(NOW)
-    _print_plan(PrunePlan(kept={upload: reasons}, going={}, leftovers={}, begun_before=NOW))
+    _print_plan(PrunePlan(kept={upload: reasons}, going={}, leftovers={}, started_before=NOW))
     _, line, reported = capsys.readouterr().out.splitlines()
     assert line.split(maxsplit=1) == [upload, f"stays: {', '.join(reasons)}"]
     assert reported == "0 of 1 upload would go; nothing was deleted"

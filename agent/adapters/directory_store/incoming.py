@@ -216,7 +216,7 @@ def sweep(root: Path, prefix: str) -> int:
     return removed
 
 
-def left_behind(root: Path, prefix: str) -> int:
+def count_unfinished(root: Path, prefix: str) -> int:
     """Return how many files `sweep` would remove. Removes nothing."""
     top = root / HIDDEN / "incoming"
     orphans = sum(not _is_at_work(root, key) for key, _ in _orphans(root, prefix))

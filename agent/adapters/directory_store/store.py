@@ -186,13 +186,13 @@ class DirectoryStore:
         while batch := [*itertools.islice(rest, DELETE_BATCH)]:
             await self._run("delete", "", _call(self._delete_all, batch))
 
-    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:  # noqa: ARG002
+    async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:  # noqa: ARG002
         """As the port says; who puts holds a lock, so that it is known whether it lives."""
         return await self._run("sweep", "", lambda: incoming.sweep(self._root, prefix))
 
-    async def left_behind(self, prefix: str) -> int:
+    async def count_unfinished(self, prefix: str) -> int:
         """Return how many unfinished puts `sweep` would remove."""
-        return await self._run("look into", "", lambda: incoming.left_behind(self._root, prefix))
+        return await self._run("look into", "", lambda: incoming.count_unfinished(self._root, prefix))
 
     async def aclose(self) -> None:
         """Nothing is held between calls but a probe of a mount that hangs."""

@@ -225,7 +225,7 @@ async def abort(connection: Connection, key: str, upload: str) -> None:
             raise
 
 
-async def sweep(connection: Connection, prefix: str, active: set[str], begun_before: datetime | None = None) -> int:
+async def sweep(connection: Connection, prefix: str, active: set[str], started_before: datetime | None = None) -> int:
     """Abort all uploads under `prefix` that are not `live`; return how many. 0 where the store does not tell.
 
     With a time: those alone that began before it.
@@ -233,7 +233,7 @@ async def sweep(connection: Connection, prefix: str, active: set[str], begun_bef
     swept = 0
     async with aclosing(list_uploads(connection, prefix)) as uploads:
         async for entry in uploads:
-            if begun_before is not None and (entry.begun is None or entry.begun >= begun_before):
+            if started_before is not None and (entry.begun is None or entry.begun >= started_before):
                 continue
             if entry.upload not in active:
                 await abort(connection, entry.key, entry.upload)

@@ -113,8 +113,8 @@ class S3Store:
     async def delete(self, keys: Collection[str]) -> None:
         await self._deleter.delete(keys)
 
-    async def sweep(self, prefix: str, *, begun_before: datetime | None = None) -> int:
-        return await multipart.sweep(self._connection, prefix, self._writer.active, begun_before)
+    async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:
+        return await multipart.sweep(self._connection, prefix, self._writer.active, started_before)
 
     async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
         """Return what `sweep` would abort, and what is under way. Raises NotPermitted."""

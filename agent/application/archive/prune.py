@@ -28,14 +28,14 @@ from agent.ports.concurrency import all_of
 class PrunePlan:
     """`kept`: uploads and the reasons, the newest first; `going`: those that go, with all their objects, likewise.
 
-    `leftovers` are objects of uploads that never came to be whole, or were deleted in part. `begun_before`: unfinished
+    `leftovers` are objects of uploads that never came to be whole, or were deleted in part. `started_before`: unfinished
     puts from before that time are left over, too. `held` says why nothing may be deleted: the newest upload is damaged.
     """
 
     kept: Mapping[str, tuple[str, ...]]
     going: Mapping[str, tuple[StoredObject, ...]]
     leftovers: Mapping[str, tuple[StoredObject, ...]]
-    begun_before: datetime
+    started_before: datetime
     held: str = ""
 
     @property
@@ -94,7 +94,7 @@ class BucketContents:
 
         An id that is ahead of the store's clock says nothing: the times of the objects decide.
         """
-        long_ago = self.begun_before
+        long_ago = self.started_before
         return [
             upload
             for upload, objects in self.objects.items()
@@ -105,7 +105,7 @@ class BucketContents:
         ]
 
     @property
-    def begun_before(self) -> datetime:
+    def started_before(self) -> datetime:
         return self.now - LEFT_OVER_AFTER
 
 
@@ -187,7 +187,7 @@ class Pruner:
                 kept=dict.fromkeys(sorted(whole, reverse=True), ("nothing goes while the newest is damaged",)),
                 going={},
                 leftovers={},
-                begun_before=there.begun_before,
+                started_before=there.started_before,
                 held=held,
             )
         if len(kept) < len(whole):
@@ -198,7 +198,7 @@ class Pruner:
             kept=kept,
             going={upload: there.objects[upload] for upload in going},
             leftovers=leftovers,
-            begun_before=there.begun_before,
+            started_before=there.started_before,
         )
 
     async def carry_out(self, plan: PrunePlan, spared: Mapping[str, str]) -> Pruned:
@@ -361,7 +361,7 @@ class Pruner:
     async def _sweep(self, plan: PrunePlan, done: Pruned) -> Pruned:
         try:
             async with self._archive.moving():
-                swept = await self._store.sweep(self._prefix, begun_before=plan.begun_before)
+                swept = await self._store.sweep(self._prefix, started_before=plan.started_before)
         except NotPermitted as error:
             return replace(done, unswept=str(error))
         return replace(done, leftovers=done.leftovers + swept)

@@ -144,14 +144,14 @@ class BucketUploads:
                 "leftovers_not_removed", upload_id=upload, count=len(found), reason=error.message, hint=error.hint
             )
 
-    async def sweep(self, *ours: str, begun_before: datetime) -> None:
+    async def sweep(self, *ours: str, started_before: datetime) -> None:
         """Remove what killed uploads left unfinished: of `ours` all of it, of others what began before that time.
 
         Another machine of this system may be at work there. Where it is not permitted, a notice with the cure.
         """
         try:
             removed = sum([await self._store.sweep(f"{self._prefix}{upload}/") for upload in ours])
-            removed += await self._store.sweep(self._prefix, begun_before=begun_before)
+            removed += await self._store.sweep(self._prefix, started_before=started_before)
         except NotPermitted as error:
             _log.info("leftovers_not_removed", system_id=self._system_id, reason=error.message, hint=error.hint)
         else:

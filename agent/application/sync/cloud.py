@@ -259,7 +259,7 @@ class CloudSync:
         attempt.abandoned = record.intent.upload_id
 
     async def _sweep(self, *ours: str) -> None:
-        await self._uploads.sweep(*ours, begun_before=self._clock.now() - LEFT_OVER_AFTER)
+        await self._uploads.sweep(*ours, started_before=self._clock.now() - LEFT_OVER_AFTER)
 
     async def _upload(self, attempt: Attempt) -> Manifest:
         if not self.ownership.claimed:

@@ -102,7 +102,7 @@ async def leftovers(context: DoctorContext) -> list[Finding]:
     store, prefix = context.store(), uploads_prefix((await context.identity()).system_id)
     try:
         if isinstance(store, DirectoryStore):
-            left, young = await store.left_behind(prefix), 0
+            left, young = await store.count_unfinished(prefix), 0
         else:
             unfinished = await store.unfinished(prefix)
             left = sum(context.home.clock.now() - upload.begun > UNFINISHED_AGE for upload in unfinished)
