@@ -28,7 +28,7 @@ from agent.ports.concurrency import all_of
 class PrunePlan:
     """`kept`: uploads and the reasons, the newest first; `going`: those that go, with all their objects, likewise.
 
-    `leftovers` are objects of uploads that never came to be whole, or were deleted in part. `started_before`: unfinished
+    `leftovers` are objects of uploads that never were completed, or were deleted in part. `started_before`: unfinished
     puts from before that time are left over, too. `held` says why nothing may be deleted: the newest upload is damaged.
     """
 
