@@ -25,8 +25,8 @@ async def open_restore(directory: Path, archive: Catalog) -> AsyncIterator[Resto
     place = await asyncio.to_thread(RestoreDirectoryFiles, directory, find_holder)
     try:
         yield Restore(
-            archive=archive,
-            place=place,
+            catalog=archive,
+            directory=place,
             landing=Landing(place.directory),
             folder=DuckdbFolder(),
             clock=SystemClock(),

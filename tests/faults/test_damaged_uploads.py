@@ -134,8 +134,8 @@ async def test_a_truncated_object_is_found_without_a_download(kept, tmp_path, na
 async def test_a_missing_object_is_found_without_a_download(kept, tmp_path, name):
     del kept.store.objects[kept.key(name)]
     found = await looking(kept, tmp_path).shallow(kept.upload)
-    assert dict(found.problems) == {name: "is not there"}
-    assert found.gone == (name == "manifest.json")
+    assert dict(found.problems) == {name: "is missing"}
+    assert found.is_missing == (name == "manifest.json")
 
 
 @pytest.mark.parametrize("name", OBJECTS)
@@ -220,7 +220,7 @@ async def test_rows_that_are_not_those_of_the_manifest_are_found_deep(kept, tmp_
     kept.tell(metadata={"rows": rows})
     found = await verification(kept.store, tmp_path).deep(kept.upload)
     assert dict(found.problems) == {
-        "reflection.duckdb": "has other rows than its manifest tells: conversations_v2 15, not 16"
+        "reflection.duckdb": "has other row counts than its manifest: conversations_v2 15, not 16"
     }
 
 
@@ -254,7 +254,7 @@ async def test_an_upload_that_is_deleted_while_it_is_looked_at_is_gone_and_not_d
     store = FaultyStore(kept.store)
     store.fail("head", NoSuchObject("deleted"), key="reflection.duckdb")
     store.fail("head", NoSuchObject("deleted"), key="manifest.json", after=True)
-    assert (await verification(store, tmp_path).shallow(kept.upload)).gone
+    assert (await verification(store, tmp_path).shallow(kept.upload)).is_missing
 
 
 async def test_a_limited_deep_look_names_the_databases_that_it_did_not_download(kept, tmp_path):

@@ -113,7 +113,7 @@ async def test_where_deleting_is_denied_nothing_is_gone_and_the_error_names_the_
     pruned = await prune(store)
     assert isinstance(pruned.error, NotPermitted)
     assert "s3:DeleteObject" in str(pruned.error)
-    assert (pruned.is_nothing, await uploads.standing(store)) == (True, (ids, []))
+    assert (pruned.is_empty, await uploads.standing(store)) == (True, (ids, []))
     assert proxy.count("delete_object") + proxy.count("delete_objects") == 1, "no storm"
 
 

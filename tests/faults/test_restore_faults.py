@@ -107,5 +107,5 @@ def test_where_the_disk_is_full_it_is_said_how_much_is_needed_and_nothing_is_lef
     needed = {"plain": size, "wal": 2 * size}[kind] + 32 * 2**20
     assert one["code"] == 1
     assert f"{tmp / kind / 'to'} is full" in one["said"]
-    assert f"to restore there takes {needed:,} bytes" in one["said"]
+    assert f"the restore needs {needed:,} bytes" in one["said"]
     assert list((tmp / kind / "to").iterdir()) == []

@@ -63,7 +63,7 @@ async def test_what_is_missing_of_the_newest_upload_is_found_reported_and_upload
         running = asyncio.create_task(agent.run())
         event = await until(agent.ledger, lambda event: isinstance(event, UploadVerified))
         assert (event.upload_id, event.whole) == (upload, False)
-        assert dict(event.problems) == {"reflection.duckdb": "is not there"}
+        assert dict(event.problems) == {"reflection.duckdb": "is missing"}
         mended = await until(agent.ledger, lambda event: isinstance(event, SyncSucceeded) and event.upload_id != upload)
         again = await until(agent.ledger, lambda event: isinstance(event, UploadVerified) and event.whole)
         assert again.upload_id == mended.upload_id

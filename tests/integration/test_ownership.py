@@ -590,7 +590,7 @@ async def test_owner_json_is_no_upload_to_what_lists_and_prunes(machine, target)
     )
     assert [*there.objects] == [uploaded.upload_id]
     pruned = await one.prune(KeepRules(last=1, daily=0, weekly=0, monthly=0))
-    assert pruned.is_nothing
+    assert pruned.is_empty
     assert OWNER in await target.objects()
 
 

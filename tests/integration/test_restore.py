@@ -404,7 +404,7 @@ async def test_an_upload_that_is_pruned_meanwhile_is_reported_and_leaves_nothing
             if key == GRAPH:  # the first of two has come
                 await self.delete([manifest.key, *manifest.keys])
 
-    with pytest.raises(RestoreError, match=f"{REFLECTION} is not there .*pruned") as caught:
+    with pytest.raises(RestoreError, match=f"{REFLECTION} is missing: .*pruned") as caught:
         await restore(Pruned(store), tmp_path / "to")
     assert "akosha-agent uploads" in caught.value.hint
     assert list((tmp_path / "to").iterdir()) == []
@@ -484,7 +484,7 @@ async def test_where_there_is_no_room_it_is_said_how_much_is_needed_and_nothing_
 ):
     await uploaded(store, plain)
     monkeypatch.setattr("agent.adapters.restore_directory.directory.RestoreDirectoryFiles.room", lambda _: 100_000)
-    with pytest.raises(RestoreError, match=r"needs 33,674,432 bytes free .* has 100,000"):
+    with pytest.raises(RestoreError, match=r"has 100,000 bytes free, the restore needs 33,674,432"):
         await restore(store, tmp_path / "to")
     assert list((tmp_path / "to").iterdir()) == []
 
@@ -578,7 +578,7 @@ async def stopped_between_two(store, to, **wanted):
     async with open_restore(to, archive) as restoring:
         try:
             with pytest.raises(RestoreError, match=r"process 7 .*may be in its place already.*completes it"):
-                await replace(restoring, place=place).restore(
+                await replace(restoring, directory=place).restore(
                     await archive.manifest(UPLOAD), RestoreRequest(**wanted), Watching()
                 )
         finally:

@@ -7,7 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from agent.application.archive.catalog import MOST_UNPACKED, Catalog, CatalogEntry, CatalogListing, implausible, time_of
+from agent.application.archive.catalog import (
+    MOST_UNPACKED,
+    Catalog,
+    CatalogEntry,
+    CatalogListing,
+    impossible_values,
+    time_of,
+)
 from agent.domain.errors import NoSuchObject, SettingsError, StoreError
 from agent.entrypoints.cli.uploads import _print_list, _print_one
 from tests.support import values
@@ -102,8 +109,8 @@ async def test_a_listing_shows_what_is_missing_and_what_has_another_size():
     store.objects[sidecar.key] = b"short", {}
     (listed,) = (await Catalog(store, values.SYSTEM).listing()).uploads
     assert dict(listed.problems) == {
-        "reflection.duckdb": "is not there",
-        "reflection.duckdb.wal": "has 5 bytes, not the 800 that its manifest tells",
+        "reflection.duckdb": "is missing",
+        "reflection.duckdb.wal": "has 5 bytes, but the manifest records 800",
     }
 
 
@@ -171,7 +178,7 @@ def test_a_manifest_of_ours_is_plausible_up_to_what_gzip_can_do():
 
     zeros = bytes(10**7)
     assert len(zeros) < len(gzip.compress(zeros)) * MOST_UNPACKED
-    assert implausible(values.manifest(reflection=3)) == {}
+    assert impossible_values(values.manifest(reflection=3)) == {}
 
 
 async def test_a_listing_that_is_given_up_leaves_no_task_behind():

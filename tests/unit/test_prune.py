@@ -90,7 +90,7 @@ async def test_what_the_ledger_names_stays_and_is_no_leftover():
     assert pruned.upload_ids == (ids[2], ids[5])
     assert await uploads.standing(store) == ([*ids[:2], ids[3], ids[4]], [under_way])
     plan = await pruning_of(store).plan(spared)
-    assert "this agent's last" in plan.kept[ids[3]]
+    assert "this agent's last upload" in plan.kept[ids[3]]
 
 
 DAMAGE = ["no json", "another's", "an object is missing", "an object is cut off", "an object has other bytes"]
@@ -119,9 +119,9 @@ async def test_a_damaged_upload_counts_for_nothing_so_a_good_one_stays_in_its_pl
     spoil(store, ids, 1, kind)
     plan = await pruning_of(store).plan({})
     assert list(plan.kept) == ids[:3]
-    assert plan.kept[ids[1]][0].startswith("damaged, counts for nothing: ")
+    assert plan.kept[ids[1]][0].startswith("damaged, not counted: ")
     assert plan.kept[ids[2]] == ("last",)
-    assert list(plan.going) == ids[3:]
+    assert list(plan.to_delete) == ids[3:]
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -130,8 +130,8 @@ async def test_while_the_newest_upload_is_damaged_nothing_goes(kind):
     await uploads.put_object(store, naming.object_key(values.SYSTEM, uploads.days(9)[8], "left.duckdb"))
     spoil(store, ids, 0, kind)
     plan = await pruning_of(store).plan({})
-    assert (list(plan.kept), plan.going, plan.leftovers) == (ids, {}, {})
-    assert plan.held.startswith(f"{ids[0]} is damaged: ")
+    assert (list(plan.kept), plan.to_delete, plan.leftovers) == (ids, {}, {})
+    assert plan.blocked.startswith(f"{ids[0]} is damaged: ")
 
 
 async def test_if_all_are_damaged_none_goes():
@@ -139,7 +139,7 @@ async def test_if_all_are_damaged_none_goes():
     for upload in ids:
         store.objects[naming.manifest_key(values.SYSTEM, upload)] = b"", {}
     plan = await pruning_of(store).plan({})
-    assert (list(plan.kept), plan.going) == (ids, {})
+    assert (list(plan.kept), plan.to_delete) == (ids, {})
 
 
 async def test_a_base_stays_where_the_database_of_the_delta_does_not_serve_instead():
@@ -206,8 +206,8 @@ async def test_a_foreign_manifest_with_an_id_far_ahead_holds_up_no_prune():
     await uploads.put_object(store, naming.manifest_key(values.SYSTEM, foreign))
     store.times[PREFIX] = NOW
     plan = await pruning_of(store).plan({})
-    assert plan.held == ""
-    assert list(plan.going) == ids[2:]
+    assert plan.blocked == ""
+    assert list(plan.to_delete) == ids[2:]
 
 
 async def test_objects_without_a_manifest_go_when_they_are_a_day_old_by_id_and_by_the_stores_clock():
@@ -259,7 +259,7 @@ async def test_what_is_not_of_an_upload_of_this_system_is_never_deleted(key):
     pruning = pruning_of(store)
     plan = await pruning.plan({})
     with pytest.raises(NamingError):
-        await pruning.carry_out(values.replace(plan, going={ids[5]: (StoredObject(key, 1),)}), {})
+        await pruning.carry_out(values.replace(plan, to_delete={ids[5]: (StoredObject(key, 1),)}), {})
     await pruning.carry_out(plan, {})
     assert key in store.objects
 
@@ -317,7 +317,7 @@ async def test_refused_it_has_deleted_nothing_and_says_so():
     store, ids = await bucket(store=FaultyStore(MemoryStore()))
     store.fail("delete", NotPermitted("no"))
     pruned = await prune(store)
-    assert (pruned.is_nothing, pruned.kept, str(pruned.error)) == (True, 6, "no")
+    assert (pruned.is_empty, pruned.kept, str(pruned.error)) == (True, 6, "no")
     assert len(store.keys("delete")) == 1, "and has not tried again"
     assert await uploads.standing(store) == (ids, [])
 
@@ -353,7 +353,7 @@ async def test_an_upload_that_another_prune_deletes_while_this_one_looks_is_neit
 
     plan = await pruning_of(Racing(real)).plan({})
     assert list(plan.kept) == [ids[0], ids[2]]
-    assert list(plan.going) == ids[3:]
+    assert list(plan.to_delete) == ids[3:]
 
 
 @settings(max_examples=60)
@@ -376,9 +376,9 @@ def test_whatever_there_is_the_newest_good_one_stays_and_pruning_again_deletes_n
             if upload in damaged:
                 store.objects[naming.manifest_key(values.SYSTEM, upload)] = b"damaged", {}
         plan = await pruning_of(store, rules).plan(spared)
-        assert plan.kept.keys() | plan.going.keys() == set(ids)
-        assert not plan.kept.keys() & plan.going.keys()
-        assert not spared.keys() & plan.going.keys()
+        assert plan.kept.keys() | plan.to_delete.keys() == set(ids)
+        assert not plan.kept.keys() & plan.to_delete.keys()
+        assert not spared.keys() & plan.to_delete.keys()
         good = [upload for upload in ids if upload not in damaged]
         assert not good or good[0] in plan.kept
         await pruning_of(store, rules).carry_out(plan, spared)
@@ -398,9 +398,9 @@ def test_the_lifecycle_rule_reaches_as_far_back_as_the_rules_and_only_to_this_sy
 
 
 def test_each_upload_has_one_line_in_a_pipe_whatever_keeps_it(capsys):
-    reasons = ("newest", "this agent's last", "last", "daily 2026-11-21", "weekly 2026-W47", "monthly 2026-11")
+    reasons = ("newest", "this agent's last upload", "last", "daily 2026-11-21", "weekly 2026-W47", "monthly 2026-11")
     upload = uploads.upload_id(NOW)
-    _print_plan(PrunePlan(kept={upload: reasons}, going={}, leftovers={}, started_before=NOW))
+    _print_plan(PrunePlan(kept={upload: reasons}, to_delete={}, leftovers={}, started_before=NOW))
     _, line, reported = capsys.readouterr().out.splitlines()
     assert line.split(maxsplit=1) == [upload, f"stays: {', '.join(reasons)}"]
     assert reported == "0 of 1 upload would go; nothing was deleted"

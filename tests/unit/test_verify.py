@@ -158,7 +158,7 @@ async def test_what_is_damaged_is_reported_and_owed_and_asked_for(world):
     del world.kept.objects[part_key(0, "knowledge_graph")]
     await world.pass_time(FIRST_SECONDS + 5)
     (event,) = await world.recorded()
-    assert (event.whole, dict(event.problems)) == (False, {"knowledge_graph.duckdb": "is not there"})
+    assert (event.whole, dict(event.problems)) == (False, {"knowledge_graph.duckdb": "is missing"})
     status = await world.status()
     assert (status.whole, dict(status.problems)) == (False, dict(event.problems))
     assert await world.states() == {"reflection": State.CLEAN, "knowledge_graph": State.OWED}
@@ -211,7 +211,7 @@ async def test_it_waits_while_a_sync_runs(world):
 
 
 async def test_an_event_names_some_of_many_problems_and_fits(world):
-    problems = {f"{number:03}.duckdb": "is not there" * 100 for number in range(500)}
+    problems = {f"{number:03}.duckdb": "is missing" * 100 for number in range(500)}
     found = VerifyResult(upload_id=values.upload_id(), deep=True, objects=501, manifest=None, problems=problems)
     event = found.event(IDENTITY, world.clock)
     assert len(event.problems) == MOST_PROBLEMS + 1
@@ -226,7 +226,7 @@ def test_damaged_memories_have_the_databases_sent_again_whose_rows_they_were():
         deep=False,
         objects=5,
         manifest=manifest,
-        problems={"memories.json": "is not there"},
+        problems={"memories.json": "is missing"},
     )
     assert found.damaged == {"reflection"}
 

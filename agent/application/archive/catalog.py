@@ -1,7 +1,7 @@
-"""What uploads of a system there are: listed, found by name or by time, and what each says of itself.
+"""The uploads of one system in a bucket: list them, find one by id or by time, read its manifest.
 
-The bucket is asked every time; nothing is remembered. An upload is there when its manifest is, and one whose manifest
-cannot be read is listed, too, with what is wrong with it.
+Every call reads the bucket; nothing is cached. An upload exists if its manifest exists. An upload whose manifest cannot
+be read is listed with the problem.
 """
 
 import asyncio
@@ -26,30 +26,30 @@ T = TypeVar("T")
 LATEST = "latest"
 
 MANIFESTS = 50
-"""How many manifests a listing reads: each is a request, and of 1,000 uploads the newest are of interest."""
+"""Number of manifests that a listing reads by default. Each costs a request, and users look at the newest uploads."""
 
 READ_AT_ONCE = 16
-"""Manifests that are on their way at a time."""
+"""Maximum number of manifests read in parallel."""
 
 MOST_BYTES = 5 * 2**40
-"""The largest object that stores take: nothing of an upload is larger, packed or not."""
+"""The largest object that stores accept. Nothing in an upload is larger, compressed or not."""
 
 MOST_UNPACKED = 1040
-"""What a byte of gzip unpacks to at most, and a little."""
+"""Maximum number of bytes that one byte of gzip decompresses to, with a small margin."""
 
 _MINUTE = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d")
 _SPARE = 2**16
-_LIST = "akosha-agent uploads lists those that are there"
-NOT_THERE = "is not there"
-"""What is wrong with an object, or an upload, that somebody else names."""
+_LIST = "akosha-agent uploads lists the uploads"
+MISSING = "is missing"
+"""The problem of an object or an upload that does not exist."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
-    """An upload as the listing has it. `sizes` are those of its objects, in bytes, by their name in the upload.
+    """An upload in the listing. `sizes` maps the name of each object in the upload to its size in bytes.
 
-    `manifest` is None where it was not read, or `problems` says why it cannot be; these name objects that are not
-    there, or are of another size, as well. `modified` is the time of the manifest's object, by the store's clock.
+    `manifest` is None if it was not read, or cannot be read; then `problems` has the reason. `problems` also names
+    missing objects and objects of the wrong size. `modified` is the time of the manifest object by the store's clock.
     """
 
     upload_id: str
@@ -60,56 +60,56 @@ class CatalogEntry:
 
     @property
     def at(self) -> datetime:
-        """When it was made, as `naming.made_at` says."""
+        """When the upload was made, by `naming.made_at`."""
         return made_at(self.upload_id, self.modified, self.manifest.uploaded_at if self.manifest else None)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that its objects take in the bucket, the manifest included."""
+        """Size of all objects in the bucket, in bytes, including the manifest."""
         return sum(self.sizes.values())
 
     @property
     def raw_bytes(self) -> int | None:
-        """Bytes of its databases' files, None where that is not known."""
+        """Size of the database files, in bytes; None if unknown."""
         return sum(part.raw_size for part in self.manifest.parts) if self.manifest else None
 
     @property
     def rows(self) -> int | None:
-        """Rows in all its databases that were counted, None where that is not known."""
+        """Number of rows in all databases whose rows were counted; None if unknown."""
         return sum(sum(tables.values()) for tables in self.manifest.rows.values()) if self.manifest else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogListing:
-    """Uploads, the newest first. `unfinished` have objects, and no manifest."""
+    """Uploads, newest first. `unfinished` are the ids of uploads that have objects but no manifest."""
 
     uploads: tuple[CatalogEntry, ...]
     unfinished: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a listing shows of whole uploads: the sizes of their objects by name, the time of each manifest's object."""
+class _ObjectListing:
+    """The objects of complete uploads: their sizes by name, and the time of each manifest object."""
 
     sizes: Mapping[str, Mapping[str, int]]
     times: Mapping[str, datetime | None]
     unfinished: Sequence[str]
 
-    def listed(self, upload: str) -> CatalogEntry:
+    def entry(self, upload: str) -> CatalogEntry:
         return CatalogEntry(upload_id=upload, sizes=self.sizes[upload], modified=self.times[upload])
 
-    def unclear(self, upload: str) -> bool:
+    def needs_manifest(self, upload: str) -> bool:
         return needs_manifest(upload, self.times[upload])
 
-    def ahead(self, upload: str) -> bool:
+    def is_ahead(self, upload: str) -> bool:
         modified = self.times[upload]
         return modified is not None and is_ahead(upload, modified)
 
 
 class Catalog:
-    """The uploads of one system in one store. A call may make no progress for `standstill_seconds` at most.
+    """The uploads of one system in one store. A call fails after `standstill_seconds` without progress.
 
-    Every method raises StoreError where the store cannot be reached, or refuses.
+    Every method raises StoreError if the store cannot be reached or refuses the request.
     """
 
     def __init__(self, store: ObjectStore, system_id: str, *, standstill_seconds: float = 300.0) -> None:
@@ -118,40 +118,40 @@ class Catalog:
         self._standstill_seconds = standstill_seconds
 
     async def listing(self, *, manifests: int | None = MANIFESTS, exact: bool = False) -> CatalogListing:
-        """Return the uploads, the newest first; the `manifests` of so many are read, of all where it is None.
+        """Return the uploads, newest first. Read the manifests of the newest `manifests` uploads; None: of all.
 
-        So are those of uploads whose id is ahead of their object; with `exact` all without which it is not known when
-        an upload was made: in a bucket that was copied, these are all of them.
+        Manifests of uploads whose id is ahead of their object are read, too. With `exact`, so are all manifests without
+        which it is not known when the upload was made; in a copied bucket these are all manifests.
         """
         async with self.moving() as moved:
-            seen = await self._seen(moved)
-            newest_first = _newest_first(seen.sizes)
+            objects = await self._list_objects(moved)
+            newest_first = _newest_first(objects.sizes)
             first = {*newest_first[:manifests]}
-            unclear = seen.unclear if exact else seen.ahead
-            wanted = [upload for upload in newest_first if upload in first or unclear(upload)]
+            also_read = objects.needs_manifest if exact else objects.is_ahead
+            to_read = [upload for upload in newest_first if upload in first or also_read(upload)]
             slots = asyncio.Semaphore(READ_AT_ONCE)
 
             async def read(upload: str) -> CatalogEntry:
                 async with slots:
-                    listed = await self._listed(upload, seen)
+                    entry = await self._read_entry(upload, objects)
                     moved()
-                    return listed
+                    return entry
 
-            found = await all_of([read(upload) for upload in wanted], "read-manifest")
-        read_ones = {listed.upload_id: listed for listed in found}
-        uploads = tuple(read_ones.get(upload) or seen.listed(upload) for upload in newest_first)
-        return CatalogListing(uploads=uploads, unfinished=tuple(seen.unfinished))
+            found = await all_of([read(upload) for upload in to_read], "read-manifest")
+        with_manifest = {entry.upload_id: entry for entry in found}
+        uploads = tuple(with_manifest.get(upload) or objects.entry(upload) for upload in newest_first)
+        return CatalogListing(uploads=uploads, unfinished=tuple(objects.unfinished))
 
     async def ids(self) -> Sequence[str]:
-        """Return the ids of the uploads, the newest first."""
+        """Return the ids of the uploads, newest first."""
         async with self.moving() as moved:
-            seen = await self._seen(moved)
-        return _newest_first(seen.sizes)
+            objects = await self._list_objects(moved)
+        return _newest_first(objects.sizes)
 
     async def resolve(self, which: str = LATEST) -> str:
-        """Return the id of an upload: the `latest`, or the one that begins so.
+        """Return the id of the upload with this id or unique prefix; `latest`: of the newest.
 
-        Raises NoSuchObject where there is none, SettingsError where several begin so.
+        Raises NoSuchObject if no upload matches, SettingsError if several match.
         """
         if which == LATEST:
             return await self._latest()
@@ -162,17 +162,16 @@ class Catalog:
         if len(found) > 1:
             raise SettingsError(
                 f"{len(found)} uploads begin with {which}: {found[-1]} is the oldest, {found[0]} the newest",
-                hint="give more of its id",
+                hint="give a longer prefix",
             )
         return found[0]
 
     async def _latest(self) -> str:
-        """Return the newest upload. An id ahead of its object's time, with a manifest not of ours, is no upload."""
+        """Return the newest upload. Skip ids ahead of their object's time whose manifest is not one of ours."""
         async with self.moving() as moved:
-            seen = await self._seen(moved)
-            for upload in _newest_first(seen.sizes):
-                modified = seen.times[upload]
-                if modified is None or not is_ahead(upload, modified) or await self._is_ours(upload):
+            objects = await self._list_objects(moved)
+            for upload in _newest_first(objects.sizes):
+                if not objects.is_ahead(upload) or await self._is_ours(upload):
                     return upload
         raise NoSuchObject(
             f"there is no upload of {self.system_id} in {self.store.location}",
@@ -186,45 +185,45 @@ class Catalog:
             return False
 
     async def resolve_at(self, time: datetime) -> str:
-        """Return the id of the newest upload that was not made after an aware time, as `naming.made_at` says.
+        """Return the id of the newest upload made at or before an aware time (see `naming.made_at`).
 
-        Raises NoSuchObject where there is none.
+        Raises NoSuchObject if there is none.
         """
         known = (await self.listing(manifests=0, exact=True)).uploads
-        for listed in known:
-            if listed.at <= time:
-                return listed.upload_id
-        oldest = f"the oldest is {known[-1].upload_id}" if known else "there is none at all"
+        for entry in known:
+            if entry.at <= time:
+                return entry.upload_id
+        oldest = f"the oldest is {known[-1].upload_id}" if known else "it has no uploads"
         raise NoSuchObject(
             f"there is no upload of {self.system_id} from {time.isoformat(' ', 'seconds')} or before: {oldest}",
             hint=_LIST,
         )
 
     async def show(self, upload: str) -> CatalogEntry:
-        """Return one upload. Raises NoSuchObject where it is not there."""
+        """Return one upload with its manifest. Raises NoSuchObject if the upload does not exist."""
         async with self.moving() as moved:
-            seen = await self._seen(moved, upload)
-            if upload not in seen.sizes:
+            objects = await self._list_objects(moved, upload)
+            if upload not in objects.sizes:
                 raise NoSuchObject(f"there is no upload {upload} of {self.system_id}", hint=_LIST)
-            return await self._listed(upload, seen)
+            return await self._read_entry(upload, objects)
 
     async def manifest(self, upload: str) -> Manifest:
-        """Return the manifest of an upload, of which everything that it says of itself has been checked.
+        """Return the manifest of an upload, validated.
 
-        Raises NoSuchObject where it is not there, StoreError (not transient) for one that is none, or is not ours, or
-        has values that cannot be.
+        Raises NoSuchObject if the upload does not exist, StoreError (not transient) if the object is not a manifest,
+        not one of ours, or has impossible values.
         """
         async with self.moving():
             manifest = await self.uploads.manifest(upload)
         if manifest is None:
             raise NoSuchObject(f"there is no upload {upload} of {self.system_id}", hint=_LIST)
-        for name, why in implausible(manifest).items():
-            raise StoreError(f"{manifest.key}: {name} {why}", hint="is another program writing there?")
+        for name, problem in impossible_values(manifest).items():
+            raise StoreError(f"{manifest.key}: {name} {problem}", hint="is another program writing there?")
         return manifest
 
     @asynccontextmanager
     async def moving(self) -> AsyncIterator[Callable[[], None]]:
-        """Raise StoreError out of the block when the callable it yields was not called for too long."""
+        """Yield a callable to report progress. Raise StoreError if it is not called for `standstill_seconds`."""
         try:
             async with limit_stalls(self._standstill_seconds) as moved:
                 yield moved
@@ -235,92 +234,95 @@ class Catalog:
                 transient=True,
             ) from error
 
-    async def _seen(self, moved: Callable[[], None], upload: str = "") -> "_Seen":
+    async def _list_objects(self, moved: Callable[[], None], upload: str = "") -> _ObjectListing:
         """List the objects of all uploads, or of one."""
         uploads = naming.uploads_prefix(self.system_id)
         found: dict[str, dict[str, int]] = {}
         times: dict[str, datetime | None] = {}
-        folder, into = "", None
+        previous, sizes = "", None
         async for item in self.store.list(f"{uploads}{upload}/" if upload else uploads):
-            begins, _, name = item.key.removeprefix(uploads).partition("/")
-            if begins != folder:  # thousands of keys come, and few uploads
+            folder, _, name = item.key.removeprefix(uploads).partition("/")
+            if folder != previous:  # one check for all keys of an upload
                 moved()
-                folder, into = begins, found.setdefault(begins, {}) if self._is_upload(begins) else None
-            if into is not None and name:  # else a marker that Akosha looks for, or no upload of ours
-                into[name] = item.size
+                previous, sizes = folder, found.setdefault(folder, {}) if self._is_upload(folder) else None
+            if sizes is not None and name:  # without a name: the marker that Akosha looks for
+                sizes[name] = item.size
                 if name == naming.MANIFEST_NAME:
-                    times[begins] = item.modified
-        whole = {of: sizes for of, sizes in found.items() if naming.MANIFEST_NAME in sizes}
-        return _Seen(whole, times, [of for of, sizes in found.items() if sizes and of not in whole])
+                    times[folder] = item.modified
+        complete = {each: objects for each, objects in found.items() if naming.MANIFEST_NAME in objects}
+        unfinished = [each for each, objects in found.items() if objects and each not in complete]
+        return _ObjectListing(complete, times, unfinished)
 
     def _is_upload(self, name: str) -> bool:
-        """Return whether a folder's name is an upload id of this system: others put there by hand are no uploads."""
+        """Return whether a folder's name is an upload id of this system. Other folders were not made by the agent."""
         try:
             return name == naming.upload_id(naming.upload_time(name), self.system_id)
         except NamingError:
             return False
 
-    async def _listed(self, upload: str, seen: "_Seen") -> CatalogEntry:
-        listed = seen.listed(upload)
+    async def _read_entry(self, upload: str, objects: _ObjectListing) -> CatalogEntry:
+        entry = objects.entry(upload)
         try:
             manifest = await self.uploads.manifest(upload)
         except NotAManifest as error:
-            return replace(listed, problems={naming.MANIFEST_NAME: error.message})
+            return replace(entry, problems={naming.MANIFEST_NAME: error.message})
         if manifest is None:
-            return replace(listed, problems={naming.MANIFEST_NAME: NOT_THERE})
-        if problems := implausible(manifest):
-            return replace(listed, problems=problems)
-        return replace(listed, manifest=manifest, problems=wrong_sizes(manifest, listed.sizes))
+            return replace(entry, problems={naming.MANIFEST_NAME: MISSING})
+        if problems := impossible_values(manifest):
+            return replace(entry, problems=problems)
+        return replace(entry, manifest=manifest, problems=wrong_sizes(manifest, entry.sizes))
 
 
-def implausible(manifest: Manifest) -> dict[str, str]:
-    """Return what in a manifest cannot be, by object: sizes that no object has, or that no gzip unpacks to."""
+def impossible_values(manifest: Manifest) -> dict[str, str]:
+    """Return object name -> problem for sizes that no object can have or that gzip cannot decompress to."""
     found = {}
     for part in manifest.parts:
         most = part.stored_size if part.compression == "none" else part.stored_size * MOST_UNPACKED + _SPARE
         if max(part.raw_size, part.stored_size) > MOST_BYTES:
-            found[object_name(part.key)] = "is said to have a size that no object can have"
+            found[object_name(part.key)] = "has an impossible size in the manifest"
         elif part.raw_size > most:
-            found[object_name(part.key)] = f"is said to unpack from {part.stored_size} to {part.raw_size} bytes"
+            found[object_name(part.key)] = (
+                f"cannot decompress from {part.stored_size} to {part.raw_size} bytes, as the manifest says"
+            )
     if manifest.memories and manifest.memories.size > MOST_BYTES:
-        found[naming.MEMORIES_NAME] = "is said to have a size that no object can have"
+        found[naming.MEMORIES_NAME] = "has an impossible size in the manifest"
     if any(count < 0 or count > MOST_BYTES for tables in manifest.rows.values() for count in tables.values()):
-        found[naming.MANIFEST_NAME] = "tells a number of rows that cannot be"
+        found[naming.MANIFEST_NAME] = "has an impossible number of rows"
     return found
 
 
 def wrong_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> dict[str, str]:
-    """Return what of a manifest's objects is missing, or has another size than recorded, by name."""
+    """Return object name -> problem for the manifest's objects that are missing or have another size than recorded."""
     found = {}
     for key, size in expected_sizes(manifest).items():
         name = object_name(key)
         if name not in sizes:
-            found[name] = NOT_THERE
+            found[name] = MISSING
         elif sizes[name] != size:
-            found[name] = other_size(sizes[name], size)
+            found[name] = size_problem(sizes[name], size)
     return found
 
 
 def expected_sizes(manifest: Manifest) -> dict[str, int]:
-    """Return key -> size of all objects in a manifest."""
+    """Return key -> size of all objects that a manifest lists."""
     sizes = {part.key: part.stored_size for part in manifest.parts}
     return sizes | ({manifest.memories.key: manifest.memories.size} if manifest.memories else {})
 
 
-def other_size(found: int, expected: int) -> str:
-    return f"has {found} bytes, not the {expected} that its manifest tells"
+def size_problem(found: int, expected: int) -> str:
+    return f"has {found} bytes, but the manifest records {expected}"
 
 
 def object_name(key: str) -> str:
-    """Return an object's name in its upload."""
+    """Return an object's name within its upload."""
     return key.rpartition("/")[2]
 
 
 def time_of(text: str) -> datetime:
-    """Return the time that a text names: RFC 3339, or `2026-11-20 18:00` as the clock here shows it.
+    """Parse a time: RFC 3339, or `2026-11-20 18:00` in local time.
 
-    A minute is the end of it: uploads are listed by the minute, and the one that is listed so is meant. Raises
-    SettingsError for anything else: a day alone could mean its beginning or its end.
+    A time without seconds means the end of that minute: uploads are listed by the minute, and the user means the
+    upload listed with it. Raises SettingsError for anything else: a day alone could mean its start or its end.
     """
     try:
         time = datetime.fromisoformat(text.strip())

@@ -1,8 +1,8 @@
-"""Deletes the uploads of one system that the retention rules do not keep, and leftovers.
+"""Delete the uploads of one system that the retention rules do not keep, and leftover objects.
 
-The manifests go first, then the objects: killed anywhere, it leaves no upload that looks whole and is not, and the next
-prune finds the rest. Uploads that are made, and other prunes, may go on meanwhile; a reader whose upload is deleted
-under it finds its manifest gone, and takes a newer one.
+A prune deletes manifests first, then the other objects. If it is killed, no upload looks complete that is not, and the
+next prune deletes the rest. Uploads and other prunes can run at the same time. A reader whose upload is deleted finds
+the manifest missing, and reads a newer upload.
 """
 
 import itertools
@@ -26,31 +26,32 @@ from agent.ports.concurrency import all_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrunePlan:
-    """`kept`: uploads and the reasons, the newest first; `going`: those that go, with all their objects, likewise.
+    """What a prune keeps and deletes.
 
-    `leftovers` are objects of uploads that never were completed, or were deleted in part. `started_before`: unfinished
-    puts from before that time are left over, too. `held` says why nothing may be deleted: the newest upload is damaged.
+    `kept` maps uploads to the reasons, `to_delete` maps uploads to all their objects; both are newest first.
+    `leftovers` are objects of uploads that were never completed, or that were deleted in part. Multipart uploads
+    started before `started_before` are leftovers, too. `blocked` is the reason why nothing may be deleted: the newest
+    upload is damaged.
     """
 
     kept: Mapping[str, tuple[str, ...]]
-    going: Mapping[str, tuple[StoredObject, ...]]
+    to_delete: Mapping[str, tuple[StoredObject, ...]]
     leftovers: Mapping[str, tuple[StoredObject, ...]]
     started_before: datetime
-    held: str = ""
+    blocked: str = ""
 
     @property
     def is_empty(self) -> bool:
-        """Say whether nothing of what a listing shows would go."""
-        return not self.going and not self.leftovers
+        """Return whether there is no listed object to delete."""
+        return not self.to_delete and not self.leftovers
 
 
 @dataclass(frozen=True, slots=True)
 class BucketContents:
-    """What lies under a system's prefix, by upload. `now` is not after the time of the newest object, where the store
-    dates objects.
+    """The objects under a system's prefix, by upload.
 
-    The store's clock dates its objects, and ours may be wrong: what is a day older than the newest object is at least a
-    day old.
+    `now` is our time, or the time of the newest object if that is earlier and the store dates objects. The store's
+    clock dates the objects, and ours may be wrong: an object a day older than the newest is at least a day old.
     """
 
     system_id: str
@@ -59,7 +60,7 @@ class BucketContents:
 
     @classmethod
     async def of(cls, system_id: str, listing: AsyncIterator[StoredObject], now: datetime) -> "BucketContents":
-        """Sort a listing. What is not in an upload of this system by its id is not looked at."""
+        """Group a listing by upload. Ignore objects that are not in an upload of this system."""
         found: dict[str, list[StoredObject]] = {}
         async for item in listing:
             upload = own_upload(system_id, item.key)
@@ -69,36 +70,36 @@ class BucketContents:
         return cls(system_id, min([now, max(times)] if times else [now]), {u: tuple(o) for u, o in found.items()})
 
     @property
-    def whole(self) -> list[str]:
-        """The uploads that are there: their manifest is."""
+    def complete(self) -> list[str]:
+        """The uploads that have a manifest."""
         return [upload for upload in self.objects if self.manifest_key(upload) in {o.key for o in self.objects[upload]}]
 
     def manifest_key(self, upload: str) -> str:
         return naming.manifest_key(self.system_id, upload)
 
     def manifest_time(self, upload: str) -> datetime | None:
-        """Return the time of an upload's manifest object, by the store's clock, None where that is not known."""
+        """Return the time of an upload's manifest object by the store's clock, None if unknown."""
         key = self.manifest_key(upload)
         return next((item.modified for item in self.objects[upload] if item.key == key), None)
 
     def sizes(self, upload: str) -> dict[str, int]:
-        """Return the sizes of an upload's objects, by their name in it."""
+        """Return object name -> size for an upload."""
         return {item.key.split("/", 4)[4]: item.size for item in self.objects[upload]}
 
     def tags(self, upload: str) -> dict[str, str]:
-        """Return the ETags of an upload's objects as the listing has them, by their name in it."""
+        """Return object name -> ETag in the listing for an upload."""
         return {item.key.split("/", 4)[4]: item.etag for item in self.objects[upload]}
 
-    def left_over(self, whole: Mapping[str, object] | set[str], spared: Mapping[str, str]) -> list[str]:
-        """Return the uploads that have no manifest, and in which nothing has happened for a day.
+    def left_over(self, complete: Collection[str], spared: Mapping[str, str]) -> list[str]:
+        """Return the uploads that have no manifest and have not changed for a day.
 
-        An id that is ahead of the store's clock says nothing: the times of the objects decide.
+        If an id is ahead of the store's clock, the times of the objects decide.
         """
         long_ago = self.started_before
         return [
             upload
             for upload, objects in self.objects.items()
-            if upload not in whole
+            if upload not in complete
             and upload not in spared
             and (naming.upload_time(upload) < long_ago or is_ahead(upload, self.now))
             and all((item.modified or naming.upload_time(upload)) < long_ago for item in objects)
@@ -110,7 +111,7 @@ class BucketContents:
 
 
 def own_upload(system_id: str, key: str) -> str | None:
-    """Return the upload of this system that a key belongs to, None where it belongs to none."""
+    """Return the upload of this system that a key belongs to, or None."""
     try:
         upload = naming.upload_of(key)
         ours = naming.upload_id(naming.upload_time(upload), system_id)
@@ -123,15 +124,15 @@ T = TypeVar("T")
 
 UPLOADS_AT_ONCE = 1000
 KEYS_AT_ONCE = 1000
-"""Uploads, and keys, that are deleted in one go: what S3 takes in a request."""
+"""Number of uploads per batch, and of keys per delete request: the maximum that S3 accepts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
-    """What became of a plan: the uploads that are gone, the newest first, `objects` and bytes that were theirs.
+    """The result of a prune: the deleted uploads, newest first, and the number and size of their objects.
 
-    `leftovers` counts objects and unfinished puts. `kept`: how many uploads are there still. `error`: what stopped it.
-    `unswept`: why unfinished puts could not be looked for, "" where they were.
+    `kept` counts the remaining uploads. `leftovers` counts deleted leftover objects and aborted multipart uploads.
+    `error` stopped the prune. `unswept` is the reason why multipart uploads could not be listed, "" if they were.
     """
 
     upload_ids: tuple[str, ...] = ()
@@ -144,82 +145,83 @@ class Pruned:
     duration_seconds: float = 0.0
 
     @property
-    def is_nothing(self) -> bool:
+    def is_empty(self) -> bool:
         return not (self.upload_ids or self.objects or self.leftovers)
 
 
 class Pruner:
-    """`archive` is where it is done, by these rules. Every method raises StoreError where the store does not answer.
+    """Prunes one catalog by retention rules. Every method raises StoreError if the store does not answer.
 
-    `check` raises NotOwner where the uploads are not this agent's: asked before a look, and before a deletion.
+    `check` raises NotOwner if the uploads belong to another agent. It is called before planning and before deleting.
     """
 
     def __init__(
         self,
-        archive: Catalog,
+        catalog: Catalog,
         rules: KeepRules,
         clock: Clock,
         check: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        self.rules, self.system_id = rules, archive.system_id
-        self.location = archive.store.location
-        self._archive, self._store, self._clock = archive, archive.store, clock
-        self._prefix = naming.uploads_prefix(archive.system_id)
+        self.rules, self.system_id = rules, catalog.system_id
+        self.location = catalog.store.location
+        self._catalog, self._store, self._clock = catalog, catalog.store, clock
+        self._prefix = naming.uploads_prefix(catalog.system_id)
         self._check = check
         self._uploaded: dict[tuple[str, datetime | None], datetime | None] = {}
 
     async def plan(self, spared: Mapping[str, str]) -> PrunePlan:
-        """Look what would go. `spared`: uploads that must stay, and why.
+        """Plan a prune. `spared` maps uploads that must be kept to the reasons.
 
-        One listing shows whether anything may go; only then are manifests read: those of the uploads that stay. One
-        that is damaged counts for nothing, so that a good one stays in its place. Where the newest is damaged nothing
-        goes at all: what was copied from it may be damaged, too, and the uploads before it may be the last good ones.
+        One listing shows whether anything can be deleted. Only then are the manifests of the kept uploads read. A
+        damaged upload does not count towards the rules, so that a good one is kept instead. If the newest upload is
+        damaged, nothing is deleted: objects copied from it may be damaged, too, and the uploads before it may be the
+        last good ones.
         """
         await self._check_owner()
-        there = await self._read_bucket()
-        whole = there.whole
-        times = await self._times(there, whole)
-        kept = keep(whole, self.rules, besides=spared, times=times)
-        leftovers = {upload: there.objects[upload] for upload in there.left_over(set(whole), spared)}
-        may_go = len(kept) < len(whole) or leftovers
-        if may_go and (held := await self._wrong_with_newest(kept, there)):
+        contents = await self._read_bucket()
+        complete = contents.complete
+        times = await self._times(contents, complete)
+        kept = keep(complete, self.rules, besides=spared, times=times)
+        leftovers = {upload: contents.objects[upload] for upload in contents.left_over(set(complete), spared)}
+        deletable = len(kept) < len(complete) or leftovers
+        if deletable and (blocked := await self._damage_of_newest(kept, contents)):
             return PrunePlan(
-                kept=dict.fromkeys(sorted(whole, reverse=True), ("nothing goes while the newest is damaged",)),
-                going={},
+                kept=dict.fromkeys(sorted(complete, reverse=True), ("kept while the newest upload is damaged",)),
+                to_delete={},
                 leftovers={},
-                started_before=there.started_before,
-                held=held,
+                started_before=contents.started_before,
+                blocked=blocked,
             )
-        if len(kept) < len(whole):
-            kept, vanished = await self._kept(there, whole, spared, times)
-            whole = [upload for upload in whole if upload not in vanished]
-        going = sorted((upload for upload in whole if upload not in kept), reverse=True)
+        if len(kept) < len(complete):
+            kept, vanished = await self._kept(contents, complete, spared, times)
+            complete = [upload for upload in complete if upload not in vanished]
+        to_delete = sorted((upload for upload in complete if upload not in kept), reverse=True)
         return PrunePlan(
             kept=kept,
-            going={upload: there.objects[upload] for upload in going},
+            to_delete={upload: contents.objects[upload] for upload in to_delete},
             leftovers=leftovers,
-            started_before=there.started_before,
+            started_before=contents.started_before,
         )
 
     async def carry_out(self, plan: PrunePlan, spared: Mapping[str, str]) -> Pruned:
-        """Delete what the plan says; what a store refuses, or does not answer, stops it and is named in the result."""
+        """Delete what the plan lists. A StoreError stops the prune, and is returned as `error` in the result."""
         started = self._clock.monotonic()
         done = Pruned()
         try:
             await self._check_owner()
-            await self._delete_uploads(plan.going)
+            await self._delete_uploads(plan.to_delete)
             leftovers = await self._still_left(plan, spared)
             await self._delete([item.key for objects in leftovers.values() for item in objects])
-            done = replace(_gone(plan.going, plan.going), leftovers=sum(map(len, leftovers.values())))
+            done = replace(_deleted(plan.to_delete, plan.to_delete), leftovers=sum(map(len, leftovers.values())))
             done = await self._sweep(plan, done)
         except StoreError as error:
             done = replace(await self._deleted_so_far(plan), error=error)
         seconds = round(self._clock.monotonic() - started, 3)
-        kept = len(plan.kept) + len(plan.going) - len(done.upload_ids)
+        kept = len(plan.kept) + len(plan.to_delete) - len(done.upload_ids)
         return replace(done, kept=kept, duration_seconds=seconds)
 
     def event(self, pruned: Pruned, agent_id: str) -> UploadsPruned:
-        """Return the event about it."""
+        """Return the UploadsPruned event of a prune."""
         at = self._clock.now()
         return UploadsPruned(
             id=archive_event_id(self.system_id, agent_id, "pruned", at),
@@ -236,11 +238,11 @@ class Pruner:
 
     async def _check_owner(self) -> None:
         if self._check is not None:
-            async with self._archive.moving():
+            async with self._catalog.moving():
                 await self._check()
 
     async def _read_bucket(self) -> BucketContents:
-        async with self._archive.moving() as moved:
+        async with self._catalog.moving() as moved:
             return await BucketContents.of(self.system_id, self._listing(moved), self._clock.now())
 
     async def _listing(self, moved: Callable[[], None]) -> AsyncIterator[StoredObject]:
@@ -248,61 +250,66 @@ class Pruner:
             moved()
             yield item
 
-    async def _times(self, there: BucketContents, whole: Sequence[str]) -> dict[str, datetime]:
-        """Return when the uploads were made.
+    async def _times(self, contents: BucketContents, complete: Sequence[str]) -> dict[str, datetime]:
+        """Return when each upload was made.
 
-        A manifest is read where id and object disagree about it, once for each object: in a bucket that was copied, all
-        of them disagree, and an agent prunes after each upload.
+        The manifest is read if the times of id and object disagree, and its time is cached for the next prune: in a
+        copied bucket all of them disagree, and the agent prunes after each upload.
         """
-        seen = [(upload, there.manifest_time(upload)) for upload in whole]
-        unclear = [each for each in seen if needs_manifest(*each)]
+        dated = [(upload, contents.manifest_time(upload)) for upload in complete]
+        unclear = [each for each in dated if needs_manifest(*each)]
         known = {each: self._uploaded[each] for each in unclear if each in self._uploaded}
         for few in _batches([each for each in unclear if each not in known], READ_AT_ONCE):
             found = await all_of([self._uploaded_at(upload) for upload, _ in few], "prune-time")
             known |= zip(few, found, strict=True)
         self._uploaded = known
-        return {upload: made_at(upload, modified, known.get((upload, modified))) for upload, modified in seen}
+        return {upload: made_at(upload, modified, known.get((upload, modified))) for upload, modified in dated}
 
     async def _uploaded_at(self, upload: str) -> datetime | None:
-        async with self._archive.moving():
+        async with self._catalog.moving():
             try:
-                manifest = await self._archive.uploads.manifest(upload)
+                manifest = await self._catalog.uploads.manifest(upload)
             except NotAManifest:
                 return None
         return manifest.uploaded_at if manifest else None
 
-    async def _wrong_with_newest(self, kept: Iterable[str], there: BucketContents) -> str:
-        """Return what is wrong with the newest of the uploads, by listing, ETags and metadata; "" for nothing.
+    async def _damage_of_newest(self, kept: Iterable[str], contents: BucketContents) -> str:
+        """Return the damage of the newest upload, found by listing, ETags and metadata; "" if there is none.
 
-        An id ahead of its object's time, with a manifest not of ours, is no upload: it is passed over.
+        Skip uploads whose id is ahead of their object's time and whose manifest is not one of ours.
         """
-        verification = Verifier(self._archive, self._clock)
+        verifier = Verifier(self._catalog, self._clock)
         for upload in kept:
-            found = await verification.shallow(upload)
+            found = await verifier.shallow(upload)
             if found.whole:
                 return ""
-            modified = there.manifest_time(upload)
+            modified = contents.manifest_time(upload)
             foreign = found.manifest is None and modified is not None and is_ahead(upload, modified)
-            if not (found.gone or foreign):
-                return f"{upload} is damaged: {'; '.join(f'{n} {why}' for n, why in sorted(found.problems.items()))}"
+            if not (found.is_missing or foreign):
+                problems = "; ".join(f"{name} {problem}" for name, problem in sorted(found.problems.items()))
+                return f"{upload} is damaged: {problems}"
         return ""
 
     async def _kept(
-        self, there: BucketContents, whole: Sequence[str], spared: Mapping[str, str], times: Mapping[str, datetime]
+        self,
+        contents: BucketContents,
+        complete: Sequence[str],
+        spared: Mapping[str, str],
+        times: Mapping[str, datetime],
     ) -> tuple[dict[str, tuple[str, ...]], set[str]]:
-        """Return what stays, and which uploads somebody else has deleted meanwhile."""
+        """Return the uploads to keep, with the reasons, and the uploads deleted by another process meanwhile."""
         needs: dict[str, frozenset[str]] = {}
         damaged: dict[str, str] = {}
         vanished: set[str] = set()
         while True:
-            counted = [upload for upload in whole if upload not in vanished and upload not in damaged]
+            counted = [upload for upload in complete if upload not in vanished and upload not in damaged]
             kept = keep(counted, self.rules, needs=needs, besides=spared, times=times)
             unread = [upload for upload in kept if upload not in needs]
             if not unread:
-                aside = {upload: (f"damaged, counts for nothing: {why}",) for upload, why in damaged.items()}
-                return dict(sorted({**kept, **aside}.items(), reverse=True)), vanished
+                uncounted = {upload: (f"damaged, not counted: {problem}",) for upload, problem in damaged.items()}
+                return dict(sorted({**kept, **uncounted}.items(), reverse=True)), vanished
             for few in _batches(unread, READ_AT_ONCE):
-                found = await all_of([self._needs(there, upload) for upload in few], "prune-read")
+                found = await all_of([self._needs(contents, upload) for upload in few], "prune-read")
                 for upload, read in zip(few, found, strict=True):
                     if read is None:
                         vanished.add(upload)
@@ -311,88 +318,86 @@ class Pruner:
                     else:
                         needs[upload] = read
 
-    async def _needs(self, there: BucketContents, upload: str) -> frozenset[str] | str | None:
-        """Return what an upload needs, what is wrong with it, or None where it is gone."""
-        async with self._archive.moving():
+    async def _needs(self, contents: BucketContents, upload: str) -> frozenset[str] | str | None:
+        """Return the bases that an upload needs, its damage, or None if it was deleted."""
+        async with self._catalog.moving():
             try:
-                manifest = await self._archive.uploads.manifest(upload)
+                manifest = await self._catalog.uploads.manifest(upload)
             except NotAManifest as error:
                 return error.message
         if manifest is None:
             return None
-        wrong = wrong_sizes(manifest, there.sizes(upload))
-        if wrong := wrong or changed_tags(manifest, there.tags(upload)):
-            return "; ".join(f"{name} {why}" for name, why in sorted(wrong.items()))
+        problems = wrong_sizes(manifest, contents.sizes(upload)) or changed_tags(manifest, contents.tags(upload))
+        if problems:
+            return "; ".join(f"{name} {problem}" for name, problem in sorted(problems.items()))
         return bases_needed(manifest)
 
-    async def _delete_uploads(self, going: Mapping[str, Sequence[StoredObject]]) -> None:
-        """Delete the oldest first; of a batch all manifests (and the markers by which it is found), then the rest."""
-        for batch in _batches(sorted(going), UPLOADS_AT_ONCE):
-            heads: list[str] = []
+    async def _delete_uploads(self, uploads: Mapping[str, Sequence[StoredObject]]) -> None:
+        """Delete the oldest uploads first; in each batch all manifests and Akosha's markers, then the other objects."""
+        for batch in _batches(sorted(uploads), UPLOADS_AT_ONCE):
+            first: list[str] = []
             rest: list[str] = []
             for upload in batch:
-                first = {naming.manifest_key(self.system_id, upload), f"{self._prefix}{upload}/"}
-                for item in going[upload]:
-                    (heads if item.key in first else rest).append(item.key)
-            await self._delete(heads)
+                make_it_visible = {naming.manifest_key(self.system_id, upload), f"{self._prefix}{upload}/"}
+                for item in uploads[upload]:
+                    (first if item.key in make_it_visible else rest).append(item.key)
+            await self._delete(first)
             await self._delete(rest)
 
     async def _delete(self, keys: Sequence[str]) -> None:
-        async with self._archive.moving() as moved:
+        async with self._catalog.moving() as moved:
             for batch in _batches(self._checked(keys), KEYS_AT_ONCE):
                 await self._store.delete(batch)
                 moved()
 
     def _checked(self, keys: Sequence[str]) -> Sequence[str]:
-        """Return the keys if each is of an upload of this system; nothing else is ever deleted. Raises NamingError."""
+        """Return the keys. Raises NamingError if one is not in an upload of this system: nothing else is deleted."""
         for key in keys:
             if own_upload(self.system_id, key) is None:
-                raise NamingError(f"{key!r} is not of an upload of {self.system_id}: it is not deleted")
+                raise NamingError(f"{key!r} does not belong to an upload of {self.system_id}: it is not deleted")
         return keys
 
     async def _still_left(self, plan: PrunePlan, spared: Mapping[str, str]) -> dict[str, tuple[StoredObject, ...]]:
-        """Look once more, just before: an upload that has slept for days may have gone on."""
+        """Return the leftovers that have not changed since the plan: a suspended upload may have continued."""
         if not plan.leftovers:
             return {}
-        there = await self._read_bucket()
-        left = there.left_over(set(there.whole), spared)
-        return {u: there.objects[u] for u in left if there.objects[u] == plan.leftovers.get(u)}
+        contents = await self._read_bucket()
+        left = contents.left_over(set(contents.complete), spared)
+        return {u: contents.objects[u] for u in left if contents.objects[u] == plan.leftovers.get(u)}
 
     async def _sweep(self, plan: PrunePlan, done: Pruned) -> Pruned:
         try:
-            async with self._archive.moving():
+            async with self._catalog.moving():
                 swept = await self._store.sweep(self._prefix, started_before=plan.started_before)
         except NotPermitted as error:
             return replace(done, unswept=str(error))
         return replace(done, leftovers=done.leftovers + swept)
 
     async def _deleted_so_far(self, plan: PrunePlan) -> Pruned:
-        """Return what was deleted before it was stopped; where the store does not answer, that is not known, and left
-        out.
-        """
+        """Return what a failed prune has deleted; an empty result if the store does not answer."""
         try:
-            there = await self._read_bucket()
+            contents = await self._read_bucket()
         except StoreError:
             return Pruned()
-        left = {item.key for objects in there.objects.values() for item in objects}
-        gone = {u: [i for i in objects if i.key not in left] for u, objects in plan.going.items()}
-        uploads = {u for u in gone if there.manifest_key(u) not in left}
+        left = {item.key for objects in contents.objects.values() for item in objects}
+        deleted = {u: [i for i in objects if i.key not in left] for u, objects in plan.to_delete.items()}
+        uploads = {u for u in deleted if contents.manifest_key(u) not in left}
         leftovers = sum(item.key not in left for objects in plan.leftovers.values() for item in objects)
-        return replace(_gone(gone, uploads), leftovers=leftovers)
+        return replace(_deleted(deleted, uploads), leftovers=leftovers)
 
 
 def spared_by(record: TargetRecord) -> dict[str, str]:
-    """Return the uploads that a ledger's record of the target names, and why they must stay."""
+    """Return the uploads that the ledger's record of the target refers to, with the reasons to keep them."""
     of_parts = (part.key for known in record.databases.values() for part in known.parts)
-    named = {naming.upload_of(key): "this agent's last" for key in of_parts}
+    named = {naming.upload_of(key): "this agent's last upload" for key in of_parts}
     if record.newest_upload_id:
-        named[record.newest_upload_id] = "this agent's last"
+        named[record.newest_upload_id] = "this agent's last upload"
     if record.intent is not None:
-        named[record.intent.upload_id] = "this agent is making it"
+        named[record.intent.upload_id] = "upload in progress"
     return named
 
 
-def _gone(objects: Mapping[str, Collection[StoredObject]], uploads: Collection[str]) -> Pruned:
+def _deleted(objects: Mapping[str, Collection[StoredObject]], uploads: Collection[str]) -> Pruned:
     deleted = [item for each in objects.values() for item in each]
     return Pruned(
         upload_ids=tuple(sorted(uploads, reverse=True)),

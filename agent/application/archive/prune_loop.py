@@ -1,7 +1,7 @@
-"""Prunes after uploads, one round at a time, once the upload's result is recorded and published.
+"""Prune after each upload, once the upload's result is recorded and published. One prune runs at a time.
 
-It never fails a sync. Where deleting is not permitted that is said once, with what does it instead; the ledger's notes
-remember, and it is tried again a day later, in silence.
+A failed prune never fails a sync. If the store does not permit deleting, the agent logs one warning with the
+alternatives and notes it in the ledger. It retries a day later and does not warn again.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ from agent.ports import Clock, Ledger
 
 NOTE = "prune"
 HELD = "pruning_held"
-HELD_HINT = "akosha-agent verify shows the damage; akosha-agent sync sends again what is still on this machine"
+HELD_HINT = "akosha-agent verify shows the damage; akosha-agent sync uploads again what is still on this machine"
 TRY_AGAIN_AFTER = timedelta(days=1)
 PUBLISH_SECONDS = 10.0
-"""Longest time that a round waits for the upload's result to be published."""
+"""Maximum time that a prune waits for the upload's result to be published."""
 
 _log = structlog.get_logger()
 
 
 class PruneLoop:
-    """Rings with every upload that `recorder` writes down; `run` is the loop of an agent, `after_sync` for one sync."""
+    """Prunes after every upload that `recorder` records: `run` in the agent, `after_sync` after a single sync."""
 
     def __init__(
         self,
@@ -51,31 +51,28 @@ class PruneLoop:
         recorder.on_upload(self._signal.set)
 
     async def run(self) -> None:
-        """Do a round after each upload, until cancelled; several uploads during a round are one."""
+        """Prune after each upload until cancelled. Uploads during a prune cause one more prune."""
         while True:
             await self._signal.wait(None)
-            with suppress(BusError, TimeoutError):  # the outbox keeps it
+            with suppress(BusError, TimeoutError):  # the result stays in the outbox
                 async with asyncio.timeout(PUBLISH_SECONDS):
                     await self._recorder.flush()
-            await self._round()
+            await self._try_prune()
 
     async def after_sync(self, seconds: float) -> bool:
-        """Do the round that an upload has asked for, if one has; what takes longer than `seconds` is left to the next.
-
-        Returns whether there is an event to publish.
-        """
+        """Prune if there was an upload, for `seconds` at most. Return whether there is an event to publish."""
         if await self._signal.wait(0):
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    return await self._round()
+                    return await self._try_prune()
         return False
 
-    async def _round(self) -> bool:
-        """Prune; return whether there is an event to publish."""
+    async def _try_prune(self) -> bool:
+        """Prune unless the store refused to delete within the last day. Return whether there is an event to publish."""
         try:
-            return not await self._is_held_back() and await self._prune()
+            return not await self._was_refused_recently() and await self._prune()
         except NotPermitted as error:
-            await self._stay(error)
+            await self._note_refusal(error)
         except AkoshaError as error:
             self._log_failure(str(error))
         return False
@@ -83,11 +80,11 @@ class PruneLoop:
     async def _prune(self) -> bool:
         spared = spared_by(await self._ledger.record(self._target))
         plan = await self._pruning.plan(spared)
-        await self._log_suspended(plan.held)
+        await self._update_warning(plan.blocked)
         if plan.is_empty:
             return False
         pruned = await self._pruning.carry_out(plan, spared)
-        if not pruned.is_nothing:
+        if not pruned.is_empty:
             await self._ledger.announce(self._pruning.event(pruned, self._identity.agent_id))
             self._recorder.flush_soon()
             _log.info(
@@ -102,50 +99,50 @@ class PruneLoop:
             raise pruned.error
         self._logged = ""
         await self._ledger.note(NOTE, "")
-        return not pruned.is_nothing
+        return not pruned.is_empty
 
-    async def _log_suspended(self, why: str) -> None:
-        """Keep a warning while nothing is deleted because the newest upload is damaged."""
-        if not why:
+    async def _update_warning(self, blocked: str) -> None:
+        """Set the warning that a damaged newest upload blocks deleting; clear it if `blocked` is empty."""
+        if not blocked:
             await clear_warning(self._ledger, HELD)
             return
-        warning = StatusWarning(code=HELD, message=f"no old upload is deleted: {why}", hint=HELD_HINT)
+        warning = StatusWarning(code=HELD, message=f"no old upload is deleted: {blocked}", hint=HELD_HINT)
         if await set_warning(self._ledger, warning, self._clock):
-            _log.warning("pruning_held", system_id=self._target.system_id, reason=why, hint=HELD_HINT)
+            _log.warning("pruning_held", system_id=self._target.system_id, reason=blocked, hint=HELD_HINT)
 
-    async def _is_held_back(self) -> bool:
+    async def _was_refused_recently(self) -> bool:
         since = refused_since((await self._ledger.notes()).get(NOTE, ""), self._pruning.location)
         return since is not None and abs(self._clock.now() - since) < TRY_AGAIN_AFTER
 
-    async def _stay(self, error: NotPermitted) -> None:
+    async def _note_refusal(self, error: NotPermitted) -> None:
         known = refused_since((await self._ledger.notes()).get(NOTE, ""), self._pruning.location) is not None
         await self._ledger.note(NOTE, refusal(self._pruning.location, self._clock.now()))
         (_log.debug if known else _log.warning)(
             "pruning_not_permitted",
             system_id=self._target.system_id,
             reason=error.message,
-            hint=f"{error.hint}; or have the bucket do it, by the rule (docs/pruning.md); or akosha_agent_prune: false",
+            hint=f"{error.hint}; or let the bucket apply the rule (docs/pruning.md); or akosha_agent_prune: false",
             rule=s3_rule(self._target.system_id, self._pruning.rules),
         )
 
     def _log_failure(self, text: str) -> None:
-        """Once is enough, until it is another."""
+        """Log a warning, or at debug level if it repeats the last one."""
         (_log.debug if text == self._logged else _log.warning)(
             "pruning_failed",
             system_id=self._target.system_id,
             error=text,
-            next_step="tried again after the next upload",
+            next_step="pruning is retried after the next upload",
         )
         self._logged = text
 
 
 def refusal(location: str, at: datetime) -> str:
-    """Return the note that deleting was refused there."""
+    """Return the ledger note that a store refused to delete."""
     return f"{at.isoformat()} not permitted in {location}"
 
 
 def refused_since(note: str, location: str) -> datetime | None:
-    """Return when a note says that deleting was refused there; None where it does not."""
+    """Return the time of a refusal at this location from a ledger note, or None."""
     time, _, where = note.partition(" not permitted in ")
     try:
         return datetime.fromisoformat(time) if where == location else None

@@ -1,7 +1,7 @@
-"""An upload becomes files again: downloaded, checked and folded out of sight, then put in its place in one go.
+"""Restore an upload: download, check and fold its files in a scratch directory, then move them to their final names.
 
-Whatever is in the bucket was written by others: sizes and digests are the limits of what comes in, and nothing gets
-its final name before all of it is there and right. The next restore finishes what a killed one left.
+The contents of the bucket are not trusted: the recorded sizes and digests limit what is downloaded, and no file gets
+its final name before all files are complete and correct. The next restore finishes one that was killed.
 """
 
 import asyncio
@@ -24,18 +24,18 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SPARE_BYTES = 32 * 2**20
-"""What stays free on the disk."""
+"""Space that a restore leaves free on the disk."""
 
-RAW_HINT = "--raw leaves the files as they were"
+RAW_HINT = "--raw restores the files as they were uploaded"
 
-_ANOTHER = "akosha-agent verify says what is whole; restore another upload"
+_ANOTHER = "akosha-agent verify finds complete uploads; restore another one"
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreRequest:
-    """What of an upload, and how: `only` these databases, `raw` as they were, by `force` over what is there."""
+    """Options of a restore: `only` these databases (empty: all), `raw` files without folding, `force` to overwrite."""
 
     only: Collection[str] = ()
     raw: bool = False
@@ -44,7 +44,7 @@ class RestoreRequest:
 
 @dataclass(slots=True)
 class _Downloaded:
-    """What became of one database so far."""
+    """One downloaded database; `folded_size` is None until it is folded."""
 
     item: Restorable
     folded_size: int | None = None
@@ -57,8 +57,8 @@ class _Downloaded:
         return self.folded_size is not None
 
 
-class _Reported:
-    """The Reporter of what is fetched a second time: its bytes were reported the first time."""
+class _NoReporter:
+    """A Reporter for a repeated download: its bytes were reported the first time."""
 
     def phase(self, name: str, total_bytes: int) -> None: ...
 
@@ -67,26 +67,26 @@ class _Reported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
-    """Restores uploads of one archive to one place."""
+    """Restores uploads of one catalog to one directory."""
 
-    archive: Catalog
-    place: RestoreDirectory
+    catalog: Catalog
+    directory: RestoreDirectory
     landing: Landing
     folder: Folder
     clock: Clock
 
-    async def restore(self, manifest: Manifest, wanted: RestoreRequest, reporter: Reporter) -> Restored:
-        """Restore it. Raises RestoreError, StoreError, SettingsError; then nothing new has its final name.
+    async def restore(self, manifest: Manifest, request: RestoreRequest, reporter: Reporter) -> Restored:
+        """Restore an upload. Raises RestoreError, StoreError, SettingsError; then no new file has its final name.
 
-        What has come is kept for the next time where trying again may help, also when cancelled.
+        If a retry may succeed, and after a cancellation, the downloaded files are kept for it.
         """
         started = self.clock.monotonic()
-        chosen = restorable(manifest, only=wanted.only, raw=wanted.raw)
+        chosen = restorable(manifest, only=request.only, raw=request.raw)
         databases = [item.database for item in chosen]
-        await _blocking(self.place.check, databases, force=wanted.force)
-        scratch = await _blocking(self.place.begin, manifest.upload_id)
+        await _blocking(self.directory.check, databases, force=request.force)
+        scratch = await _blocking(self.directory.begin, manifest.upload_id)
         try:
-            await self._make_sure_of_room(chosen, scratch)
+            await self._check_free_space(chosen, scratch)
             downloaded = 0
             prepared = [_Downloaded(item) for item in chosen]
             reporter.phase("download", sum(part.stored_size for item in chosen for part in item.parts))
@@ -95,28 +95,28 @@ class Restore:
                 main = await _blocking(scratch.file, one.item.main)
                 one.storage_version = await _blocking(self.folder.storage_version, main)
             at = self.clock.now()
-            aside = await _blocking(self.place.aside, databases, at)
+            aside = await _blocking(self.directory.aside, databases, at)
             report = Restored(
                 system_id=manifest.system_id,
                 upload_id=manifest.upload_id,
                 uploaded_at=manifest.uploaded_at.isoformat(),
-                to=str(self.place.directory),
+                to=str(self.directory.directory),
                 databases=tuple(_restored_database(one, manifest, aside[one.item.database]) for one in prepared),
                 downloaded_bytes=downloaded,
                 duration_seconds=round(self.clock.monotonic() - started, 3),
             )
             items = [(one.item, one.folded) for one in prepared]
-            await _blocking(self.place.place, items, aside, report, force=wanted.force)
+            await _blocking(self.directory.place, items, aside, report, force=request.force)
         except AkoshaError as error:
-            failed = _full(error, chosen, self.place) if isinstance(error, StagingFull) else error
+            failed = _disk_full(error, chosen, self.directory) if isinstance(error, StagingFull) else error
             if not error.transient or isinstance(error, StagingFull | WireError):
-                await _blocking(self.place.discard)
+                await _blocking(self.directory.discard)
             if failed is not error:
                 raise failed from error
             raise
         except OSError as error:
             raise RestoreError(
-                f"{self.place.directory} cannot be restored to: {error.strerror}", hint="restore to another directory"
+                f"{self.directory.directory} cannot be written: {error.strerror}", hint="restore to another directory"
             ) from error
         _log.info(
             "restored",
@@ -127,22 +127,22 @@ class Restore:
         )
         return report
 
-    async def _make_sure_of_room(self, chosen: Sequence[Restorable], scratch: ScratchDirectory) -> None:
-        room = await _blocking(self.place.room)
+    async def _check_free_space(self, chosen: Sequence[Restorable], scratch: ScratchDirectory) -> None:
+        free = await _blocking(self.directory.room)
         needed = 0
         for item in chosen:
             if item.folds and await _blocking(scratch.folded, item.main) is not None:
                 continue
             missing = [part for part in item.parts if not await self._has(scratch, part)]
             needed += sum(part.raw_size for part in missing) + item.room - item.size
-        if room < needed + SPARE_BYTES:
+        if free < needed + SPARE_BYTES:
             raise RestoreError(
-                f"{self.place.directory} needs {needed + SPARE_BYTES:,} bytes free to restore to, and has {room:,}",
-                hint="make room there, or restore to a larger disk",
+                f"{self.directory.directory} has {free:,} bytes free, the restore needs {needed + SPARE_BYTES:,}",
+                hint="free disk space, or restore to a larger disk",
             )
 
     async def _prepare(self, one: _Downloaded, scratch: ScratchDirectory, reporter: Reporter) -> int:
-        """Have one database ready; return the bytes that were downloaded."""
+        """Download and fold one database; return the number of downloaded bytes."""
         item = one.item
         if item.folds and (size := await _blocking(scratch.folded, item.main)) is not None:
             one.folded_size, one.rows = size, item.rows
@@ -152,7 +152,7 @@ class Restore:
         if not item.folds:
             one.rows = item.rows
             if item.unverified is not None:
-                one.warning = f"was not read through when it was uploaded: {item.unverified}"
+                one.warning = f"was not verified before the upload: {item.unverified}"
             return downloaded
         folder = await _blocking(scratch.begin_folding, item.names)
         try:
@@ -162,16 +162,16 @@ class Restore:
         except SnapshotError as error:
             return downloaded + await self._leave_unfolded(one, error, scratch)
         if item.rows is not None and dict(item.rows) != dict(one.rows):
-            raise RestoreError(f"{item.database} holds other rows than its manifest tells", hint=RAW_HINT)
+            raise RestoreError(f"{item.database} has other row counts than its manifest records", hint=RAW_HINT)
         await _blocking(scratch.end_folding, item.main)
         one.folded_size = await _blocking(scratch.folded, item.main)
         return downloaded
 
     async def _leave_unfolded(self, one: _Downloaded, error: SnapshotError, scratch: ScratchDirectory) -> int:
-        """Take the files apart again: they have their digests, so they are the database, whatever our engine can do."""
+        """Restore the separate files: their digests match, so they are the database even if DuckDB cannot fold them."""
         item = one.item
         await _blocking(scratch.undo_folding, item.names)
-        downloaded = await self._land(item.parts, scratch, _Reported())
+        downloaded = await self._land(item.parts, scratch, _NoReporter())
         one.rows = item.rows
         together = f"in {len(item.parts)} files that belong together"
         one.warning = f"restored as it was uploaded, {together}: {error.message}"
@@ -193,7 +193,7 @@ class Restore:
 
     async def _fetch(self, part: Part, path: Path, reporter: Reporter) -> None:
         try:
-            async with self.archive.moving() as moved, aclosing(self.archive.store.get(part.key)) as pieces:
+            async with self.catalog.moving() as moved, aclosing(self.catalog.store.get(part.key)) as pieces:
 
                 def count_pieces(count: int) -> None:
                     moved()
@@ -209,12 +209,12 @@ class Restore:
                 )
         except NoSuchObject as error:
             raise RestoreError(
-                f"{part.key} is not there (any more): was the upload pruned meanwhile?",
-                hint="akosha-agent uploads lists what there is",
+                f"{part.key} is missing: was the upload pruned meanwhile?",
+                hint="akosha-agent uploads lists the uploads",
             ) from error
         except WireError as error:
-            why = error.message.replace(path.name, "the object", 1)
-            raise RestoreError(f"{part.key} is not what its manifest tells: {why}", hint=_ANOTHER) from error
+            problem = error.message.replace(path.name, "the object", 1)
+            raise RestoreError(f"{part.key} does not match its manifest: {problem}", hint=_ANOTHER) from error
 
     @staticmethod
     async def _has(scratch: ScratchDirectory, part: Part) -> bool:
@@ -237,16 +237,16 @@ def _restored_database(one: _Downloaded, manifest: Manifest, aside: Mapping[str,
     )
 
 
-def _full(error: StagingFull, chosen: Sequence[Restorable], place: RestoreDirectory) -> RestoreError:
+def _disk_full(error: StagingFull, chosen: Sequence[Restorable], to: RestoreDirectory) -> RestoreError:
     needed = sum(item.room for item in chosen) + SPARE_BYTES
     return RestoreError(
-        f"{place.directory} is full ({error.message}): to restore there takes {needed:,} bytes",
-        hint="make room there, or restore to a larger disk",
+        f"{to.directory} is full ({error.message}): the restore needs {needed:,} bytes",
+        hint="free disk space, or restore to a larger disk",
     )
 
 
 async def _blocking(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do it in a thread, and see it through: cancelled, it is waited for all the same."""
+    """Run `work` in a thread. If cancelled, wait until the thread has finished."""
     task = asyncio.create_task(asyncio.to_thread(work, *args, **kwargs), name="restore-files")
     try:
         return await asyncio.shield(task)

@@ -1,10 +1,10 @@
-"""Is an upload whole? Shallow: by what the store says of its objects. Deep: by their bytes, and what is in them.
+"""Verify that an upload is complete: shallow, by the metadata of its objects; deep, by their contents.
 
-The shallow look costs a request an object; in a directory, which keeps no checksums, it reads the objects through:
-neither size nor mtime changes when a disk goes bad. It finds what is missing, what has another size, what carries
-another SHA-256 in its metadata than the manifest has, and what has another ETag (or digest) than the store answered
-when it was written. The deep look compares the bytes themselves, so it takes no ETag for damage: uploads that were
-mirrored into another bucket may have others.
+A shallow verification costs one request per object. In a directory, which keeps no checksums, it reads every object: a
+failing disk changes neither size nor mtime. It finds missing objects, objects of another size, objects whose metadata
+has another SHA-256 than the manifest, and objects with another ETag (or digest) than the store returned when they were
+written. A deep verification compares the bytes and ignores ETags: uploads that were mirrored into another bucket may
+have other ETags.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.application.archive.catalog import (
-    NOT_THERE,
+    MISSING,
     Catalog,
     expected_sizes,
-    implausible,
+    impossible_values,
     object_name,
-    other_size,
+    size_problem,
 )
 from agent.application.sync.bucket_uploads import NotAManifest
 from agent.domain import naming
@@ -40,7 +40,7 @@ from agent.ports.objects import FILE_TAG
 
 
 class Verdict(Protocol):
-    """What a look into a database found. `damaged`: it looks wrong, rather than that it cannot be looked into here."""
+    """The result of reading a database. `damaged`: the database is damaged, rather than unreadable by this DuckDB."""
 
     @property
     def verified(self) -> bool: ...
@@ -56,12 +56,12 @@ class Verdict(Protocol):
 
 
 Examine = Callable[[Path], Awaitable[Verdict]]
-"""Opens a database's main file, sidecars beside it, in a process of its own, and reads every table through."""
+"""Opens a database's main file and its sidecars in a separate process, and reads every table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeepCheckTools:
-    """What a deep look needs: where objects become files, who reads databases, and who reads memories."""
+    """What a deep verification uses to download objects, read databases and read memories.json."""
 
     landing: Landing
     examine: Examine
@@ -69,13 +69,13 @@ class DeepCheckTools:
 
 
 class DeepCheck:
-    """Looks into the objects of one archive. What it finds goes into `problems`, by an object's name in the upload.
+    """Verifies the contents of objects. Adds what it finds to `problems`, by the object's name in the upload.
 
-    Raises StoreError where the store does not answer; StagingFull, StateError for our own disk.
+    Raises StoreError if the store does not answer; StagingFull, StateError for errors of the local disk.
     """
 
-    def __init__(self, archive: Catalog, tools: DeepCheckTools) -> None:
-        self._archive, self._tools = archive, tools
+    def __init__(self, catalog: Catalog, tools: DeepCheckTools) -> None:
+        self._catalog, self._tools = catalog, tools
 
     async def database(
         self,
@@ -85,23 +85,23 @@ class DeepCheck:
         notes: dict[str, str],
         progress: Progress,
     ) -> None:
-        """Download a database, and read it where all of it is as it should be."""
+        """Download a database's files. If all are intact, open the database and read every table."""
         parts = manifest.of(database)
-        sound = [part for part in parts if object_name(part.key) not in problems]
-        async with self._tools.landing.folder(sum(part.raw_size for part in sound)) as folder:
-            for part in sound:
-                if why := await self._fetch(part, folder / part.name, progress):
-                    problems[object_name(part.key)] = why
-            if len(sound) < len(parts) or any(object_name(part.key) in problems for part in parts):
+        intact = [part for part in parts if object_name(part.key) not in problems]
+        async with self._tools.landing.folder(sum(part.raw_size for part in intact)) as folder:
+            for part in intact:
+                if problem := await self._fetch(part, folder / part.name, progress):
+                    problems[object_name(part.key)] = problem
+            if len(intact) < len(parts) or any(object_name(part.key) in problems for part in parts):
                 return
             main = next((part for part in parts if part.name == main_name(database)), None)
             if main is None:
-                problems[object_name(parts[0].key)] = f"is part of {main_name(database)}, which is not in the upload"
+                problems[object_name(parts[0].key)] = f"belongs to {main_name(database)}, which is not in the upload"
                 return
             verdict = await self._tools.examine(folder / main.name)
             rows = manifest.rows.get(database)
             if verdict.verified and rows is not None and dict(verdict.rows) != dict(rows):
-                problems[object_name(main.key)] = f"has other rows than its manifest tells: {_differing(rows, verdict)}"
+                problems[object_name(main.key)] = f"has other row counts than its manifest: {_differing(rows, verdict)}"
             elif not verdict.verified and verdict.damaged and main.verified:
                 problems[object_name(main.key)] = verdict.reason
             elif not verdict.verified:
@@ -110,27 +110,26 @@ class DeepCheck:
     async def memories(
         self, manifest: Manifest, recorded: MemoriesPart, problems: dict[str, str], progress: Progress
     ) -> None:
-        """Download memories.json, and read it to its end."""
+        """Download memories.json and read all of it."""
         async with self._tools.landing.folder(recorded.size) as folder:
             path = folder / naming.MEMORIES_NAME
-            why = await self._fetch(recorded, path, progress)
-            if not why:
+            problem = await self._fetch(recorded, path, progress)
+            if not problem:
                 source, count = self._tools.memories_file.open(path, manifest.system_id), 0
                 try:
                     async with aclosing(source.pages()) as pages:
                         async for page in pages:
                             count += len(page)
                 except (WireError, SnapshotError) as error:
-                    why = error.message
+                    problem = error.message
                 else:
-                    why = (
-                        "" if count == recorded.count else f"has {count} memories, its manifest tells {recorded.count}"
-                    )
-            if why:
-                problems[naming.MEMORIES_NAME] = why
+                    if count != recorded.count:
+                        problem = f"has {count} memories, but the manifest records {recorded.count}"
+            if problem:
+                problems[naming.MEMORIES_NAME] = problem
 
     async def _fetch(self, recorded: Part | MemoriesPart, path: Path, progress: Progress) -> str:
-        """Download an object to a file; return what is wrong with it, "" for nothing."""
+        """Download an object to a file; return its problem, or ""."""
         compression: Compression
         compression, stored_size, raw_size = (
             (recorded.compression, recorded.stored_size, recorded.raw_size)
@@ -145,7 +144,7 @@ class DeepCheck:
                 yield piece
 
         try:
-            async with self._archive.moving() as moved, aclosing(self._archive.store.get(recorded.key)) as pieces:
+            async with self._catalog.moving() as moved, aclosing(self._catalog.store.get(recorded.key)) as pieces:
                 await self._tools.landing.land(
                     watched(),
                     path,
@@ -155,7 +154,7 @@ class DeepCheck:
                     sha256=recorded.sha256,
                 )
         except NoSuchObject:
-            return NOT_THERE
+            return MISSING
         except WireError as error:
             return error.message.removeprefix(f"{path.name} ")
         return ""
@@ -171,23 +170,23 @@ def _differing(rows: Mapping[str, int], verdict: Verdict) -> str:
 
 
 CHECKED_AT_ONCE = 8
-"""Objects that are asked for at a time."""
+"""Maximum number of objects checked in parallel."""
 
 MOST_PROBLEMS = 20
 LONGEST_PROBLEM = 300
-"""How many problems an event names, and how much of each: whatever is in the bucket, it fits into an event."""
+"""Maximum number of problems in an event, and of characters per problem, so that every result fits into an event."""
 
-OTHER_BYTES = "has other bytes than were put there: its ETag or digest is another (verify --deep reads them)"
-_CHANGED = "has other bytes than were put there: its SHA-256 is another"
+OTHER_BYTES = "was modified after the upload: its ETag or digest differs (verify --deep compares the contents)"
+_CHANGED = "was modified after the upload: its SHA-256 differs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyResult:
-    """What a verification came to. `problems` are of objects, by their name in the upload.
+    """The result of a verification. `problems` maps object names in the upload to what is wrong with them.
 
-    `notes` say what could not be looked into, by database: no fault of the upload's. `left_out` are databases, and
-    memories.json, that were not downloaded, because that was limited: the event of such a look says that it was not
-    deep. `manifest` is None where it is not there (then the upload is not, either) or cannot be read.
+    `notes` maps databases that could not be opened here to the reason; this does not count as damage. `left_out` names
+    the databases, or memories.json, that were not downloaded because of `most_bytes`; the event then says that the
+    verification was not deep. `manifest` is None if it is missing (then the upload does not exist) or unreadable.
     """
 
     upload_id: str
@@ -204,13 +203,13 @@ class VerifyResult:
         return not self.problems
 
     @property
-    def gone(self) -> bool:
-        """Whether it is not there at all: an upload is when its manifest is."""
-        return self.manifest is None and self.problems.get(naming.MANIFEST_NAME) == NOT_THERE
+    def is_missing(self) -> bool:
+        """Whether the upload does not exist: it has no manifest."""
+        return self.manifest is None and self.problems.get(naming.MANIFEST_NAME) == MISSING
 
     @property
     def damaged(self) -> frozenset[str]:
-        """The databases that have to be sent once more for an upload to be whole that is made from this one."""
+        """The databases that the next upload has to send again instead of copying them from this one."""
         if self.manifest is None:
             return frozenset()
         parts = {object_name(part.key): part.database for part in self.manifest.parts}
@@ -222,10 +221,10 @@ class VerifyResult:
         return frozenset(found)
 
     def event(self, identity: Identity, clock: Clock) -> UploadVerified:
-        """Return the event about it."""
+        """Return the UploadVerified event of this result."""
         now = clock.now()
         first = sorted(self.problems.items())[:MOST_PROBLEMS]
-        recorded = {shorten(name, LONGEST_PROBLEM): shorten(why, LONGEST_PROBLEM) for name, why in first}
+        recorded = {shorten(name, LONGEST_PROBLEM): shorten(problem, LONGEST_PROBLEM) for name, problem in first}
         if more := len(self.problems) - len(first):
             recorded["..."] = f"{more} more"
         return UploadVerified(
@@ -242,14 +241,14 @@ class VerifyResult:
 
 
 class Verifier:
-    """Looks at uploads of one archive. Raises StoreError where that cannot be done: that is no damage."""
+    """Verifies uploads of one catalog. Raises StoreError if the store cannot be read, which is not damage."""
 
-    def __init__(self, archive: Catalog, clock: Clock, deep: DeepCheckTools | None = None) -> None:
-        self._archive, self._clock = archive, clock
-        self._deep = None if deep is None else DeepCheck(archive, deep)
+    def __init__(self, catalog: Catalog, clock: Clock, deep: DeepCheckTools | None = None) -> None:
+        self._catalog, self._clock = catalog, clock
+        self._deep = None if deep is None else DeepCheck(catalog, deep)
 
     async def shallow(self, upload: str) -> VerifyResult:
-        """Look at the manifest, and at what the store says of every object."""
+        """Verify the manifest, and the store's metadata of every object."""
         return await self._check(upload, tags=True)
 
     async def _check(self, upload: str, *, tags: bool) -> VerifyResult:
@@ -257,8 +256,8 @@ class Verifier:
         manifest, problems = await self._manifest(upload)
         if manifest is not None:
             problems |= await self._objects(manifest, tags=tags)
-            if problems and await self._is_gone(upload):
-                manifest, problems = None, {naming.MANIFEST_NAME: NOT_THERE}  # deleted while it was looked at
+            if problems and await self._is_deleted(upload):  # deleted during the verification
+                manifest, problems = None, {naming.MANIFEST_NAME: MISSING}
         return VerifyResult(
             upload_id=upload,
             deep=False,
@@ -269,45 +268,45 @@ class Verifier:
         )
 
     async def uploads(self) -> Sequence[str]:
-        """Return the ids of the uploads, the newest first."""
-        return await self._archive.ids()
+        """Return the ids of the uploads, newest first."""
+        return await self._catalog.ids()
 
     async def deep(
         self,
         upload: str,
         progress: Progress = ignore_progress,
-        begun: Progress = ignore_progress,
+        started: Progress = ignore_progress,
         *,
         most_bytes: int | None = None,
     ) -> VerifyResult:
-        """Look at everything `shallow` does but ETags, then download what there is, hash it, and read it through.
+        """Verify as `shallow` does, without ETags; then download, hash and read all objects.
 
-        `begun` gets the number of bytes to download, `progress` as they come. With `most_bytes`, a database,
-        or memories.json, that would exceed what is left of it is not downloaded. Raises StagingFull, StateError for our
-        own disk.
+        `started` gets the number of bytes to download, `progress` the number of bytes of each piece. `most_bytes`
+        limits the download: a database, or memories.json, that exceeds the rest of the limit is left out. Raises
+        StagingFull, StateError for errors of the local disk.
         """
         assert self._deep is not None
-        started = self._clock.monotonic()
+        start = self._clock.monotonic()
         found = await self._check(upload, tags=False)
         problems, notes, left_out = dict(found.problems), dict[str, str](), list[str]()
         if (manifest := found.manifest) is not None:
             sizes = {key: size for key, size in expected_sizes(manifest).items() if object_name(key) not in problems}
-            begun(sum(sizes.values()))
-            slots = math.inf if most_bytes is None else most_bytes
+            started(sum(sizes.values()))
+            bytes_left = math.inf if most_bytes is None else most_bytes
             for database in dict.fromkeys(part.database for part in manifest.parts):
                 size = sum(part.stored_size for part in manifest.of(database))
-                if size > slots:
+                if size > bytes_left:
                     left_out.append(database)
                     continue
-                slots -= size
+                bytes_left -= size
                 await self._deep.database(manifest, database, problems, notes, progress)
             if (memories := manifest.memories) and memories.key in sizes:
-                if memories.size > slots:
+                if memories.size > bytes_left:
                     left_out.append(naming.MEMORIES_NAME)
                 else:
                     await self._deep.memories(manifest, memories, problems, progress)
-            if problems.keys() - found.problems.keys() and await self._is_gone(upload):
-                manifest, problems = None, {naming.MANIFEST_NAME: NOT_THERE}
+            if problems.keys() - found.problems.keys() and await self._is_deleted(upload):
+                manifest, problems = None, {naming.MANIFEST_NAME: MISSING}
         return VerifyResult(
             upload_id=upload,
             deep=True,
@@ -316,82 +315,85 @@ class Verifier:
             problems=problems,
             notes=notes,
             left_out=tuple(left_out),
-            duration_seconds=self._since(started),
+            duration_seconds=self._since(start),
         )
 
     async def _manifest(self, upload: str) -> tuple[Manifest | None, dict[str, str]]:
-        """Return a manifest that may be believed, and what is wrong with it, or with the one there is."""
+        """Return the manifest and its problems. The manifest is None if it is missing, unreadable or impossible."""
         try:
-            async with self._archive.moving() as moved:
-                read = await self._archive.uploads.manifest_as_it_lies(upload)
+            async with self._catalog.moving() as moved:
+                read = await self._catalog.uploads.manifest_as_it_lies(upload)
                 moved()
                 if read is None:
-                    return None, {naming.MANIFEST_NAME: NOT_THERE}
+                    return None, {naming.MANIFEST_NAME: MISSING}
                 manifest, data = read
-                recorded = (await self._archive.store.head(manifest.key)).metadata
+                recorded = (await self._catalog.store.head(manifest.key)).metadata
         except NotAManifest as error:
             return None, {naming.MANIFEST_NAME: error.message}
         except NoSuchObject:
-            return None, {naming.MANIFEST_NAME: NOT_THERE}
-        if problems := implausible(manifest):
+            return None, {naming.MANIFEST_NAME: MISSING}
+        if problems := impossible_values(manifest):
             return None, problems
         return manifest, _changed(manifest, data, recorded.get("sha256"))
 
-    async def _is_gone(self, upload: str) -> bool:
-        async with self._archive.moving():
-            return not await self._archive.uploads.exists(upload)
+    async def _is_deleted(self, upload: str) -> bool:
+        async with self._catalog.moving():
+            return not await self._catalog.uploads.exists(upload)
 
     async def _objects(self, manifest: Manifest, *, tags: bool) -> dict[str, str]:
-        held: tuple[Part | MemoriesPart, ...] = (*manifest.parts, *((manifest.memories,) if manifest.memories else ()))
+        parts = _all_parts(manifest)
         slots = asyncio.Semaphore(CHECKED_AT_ONCE)
-        async with self._archive.moving() as moved:
+        async with self._catalog.moving() as moved:
 
             async def check(part: Part | MemoriesPart) -> str:
                 async with slots:
-                    why = await _wrong_with(self._archive.store, part, lambda _: moved(), tags=tags)
+                    problem = await _object_problem(self._catalog.store, part, lambda _: moved(), tags=tags)
                     moved()
-                    return why
+                    return problem
 
-            found = await all_of([check(part) for part in held], "check-object")
-        return {object_name(part.key): why for part, why in zip(held, found, strict=True) if why}
+            found = await all_of([check(part) for part in parts], "check-object")
+        return {object_name(part.key): problem for part, problem in zip(parts, found, strict=True) if problem}
 
     def _since(self, started: float) -> float:
         return round(self._clock.monotonic() - started, 3)
 
 
-async def _wrong_with(store: ObjectStore, part: Part | MemoriesPart, progress: Progress, *, tags: bool) -> str:
-    """Return what the store says of an object that differs from its manifest, "" for nothing."""
+def _all_parts(manifest: Manifest) -> tuple[Part | MemoriesPart, ...]:
+    return (*manifest.parts, *((manifest.memories,) if manifest.memories else ()))
+
+
+async def _object_problem(store: ObjectStore, part: Part | MemoriesPart, progress: Progress, *, tags: bool) -> str:
+    """Return how the store's metadata of an object differs from the manifest, "" if it does not."""
     size = part.stored_size if isinstance(part, Part) else part.size
     try:
         found = await (store.inspect(part.key, progress=progress) if tags else store.head(part.key))
     except NoSuchObject:
-        return NOT_THERE
+        return MISSING
     if found.size != size:
-        return other_size(found.size, size)
+        return size_problem(found.size, size)
     recorded = {name: found.metadata[name] for name in part.metadata if name in found.metadata}
     if recorded.get("sha256", part.sha256) != part.sha256:
-        return "is another object: the SHA-256 that was put with it is not the one that its manifest tells"
+        return "is another object: the SHA-256 in its metadata is not the one in the manifest"
     if wrong := sorted(name for name, value in recorded.items() if value != part.metadata[name]):
-        return f"is another object: its {wrong[0]} is not the one that its manifest tells"
+        return f"is another object: the {wrong[0]} in its metadata is not the one in the manifest"
     if tags and is_changed(expected_etag(part, found.etag), found.etag):
         return OTHER_BYTES
     return ""
 
 
 def changed_tags(manifest: Manifest, tags: Mapping[str, str]) -> dict[str, str]:
-    """Return what of a manifest's objects has another ETag than the store answered for it, by name.
+    """Return object name -> problem for objects with another ETag than the manifest records.
 
-    `tags` are those of a listing, by name; where a listing has none, nothing is known.
+    `tags` maps object names to the ETags of a listing; an object without an ETag in one of them is not compared.
     """
-    held: tuple[Part | MemoriesPart, ...] = (*manifest.parts, *((manifest.memories,) if manifest.memories else ()))
-    named = {object_name(part.key): part for part in held}
+    named = {object_name(part.key): part for part in _all_parts(manifest)}
     return {name: OTHER_BYTES for name, part in named.items() if is_changed(part.etag, tags.get(name, ""))}
 
 
 def expected_etag(part: Part | MemoriesPart, found: str = "") -> str:
-    """Return the ETag that an object should have, "" where that is not known.
+    """Return the ETag that an object should have, "" if unknown.
 
-    Where the tag `found` is a digest, that of an object stored as it is (not compressed) is known from its SHA-256.
+    If the ETag `found` is a digest, the one expected of an uncompressed object follows from its SHA-256.
     """
     if found.startswith(FILE_TAG) and (isinstance(part, MemoriesPart) or part.compression == "none"):
         return FILE_TAG + part.sha256
@@ -399,7 +401,7 @@ def expected_etag(part: Part | MemoriesPart, found: str = "") -> str:
 
 
 def _changed(manifest: Manifest, data: bytes, recorded: str | None) -> dict[str, str]:
-    """Return what is wrong with the manifest's own bytes, by the SHA-256 put with them and the checksum in them."""
+    """Return the problem of the manifest's bytes, by the SHA-256 in the metadata and the checksum in the manifest."""
     if recorded is not None and hashlib.sha256(data).hexdigest() != recorded:
         return {naming.MANIFEST_NAME: _CHANGED}
     try:
@@ -407,5 +409,5 @@ def _changed(manifest: Manifest, data: bytes, recorded: str | None) -> dict[str,
     except ValueError:
         return {naming.MANIFEST_NAME: _CHANGED}
     if document.get("checksum") != json.loads(manifest.encode())["checksum"]:
-        return {naming.MANIFEST_NAME: "has been changed: its checksum is not that of the parts it tells of"}
+        return {naming.MANIFEST_NAME: "was modified: its checksum does not match its parts"}
     return {}

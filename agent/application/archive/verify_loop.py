@@ -1,8 +1,7 @@
-"""The agent verifies its own uploads: the newest shallow, every so many hours, and one kept upload a week deep.
+"""Verify the agent's own uploads: the newest at an interval, shallow; one kept upload per week, deep.
 
-Damage is published as an event and kept for the status; of the newest upload, what is still on this machine is owed
-again, so that the next upload has it and is whole. A bucket that cannot be reached says nothing about an upload: it is
-tried again later.
+Damage is published as an event and shown in the status. If databases of the newest upload are damaged and still on this
+machine, the next sync uploads them again. If the bucket cannot be reached, the verification is retried later.
 """
 
 import asyncio
@@ -29,29 +28,29 @@ from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger, SnapshotTaker
 
 FIRST_SECONDS = 60.0
-"""Time after the start until the first verification: what has waited is synced before."""
+"""Delay of the first verification after the start, so that pending syncs run before it."""
 
 MOST_SECONDS = 900.0
-"""Longest sleep: while the machine sleeps, the loop's clock is stopped."""
+"""Maximum time between two checks of the schedule: the loop's clock stops while the machine is suspended."""
 
 BUSY_SECONDS = 5.0
-"""Pause before the next try while a sync runs."""
+"""Pause before the next attempt while a sync runs."""
 
 AGAIN_SECONDS = 3600.0
-"""Pause after a deep verification that could not be made: no room, or a store that does not answer."""
+"""Pause after a deep verification that failed because the disk is full or the store does not answer."""
 
 MOST_NOTED = 5
 LONGEST_NOTED = 200
 LONGEST_NAMED = 300
-"""How many problems the status names, and the longest text of one, and of all in a warning."""
+"""Number of problems in the status, maximum length of each, and maximum length of all problems in a warning."""
 
 NOTE = "deep_verified"
 EVERY = timedelta(days=7)
 DAMAGED = "upload_damaged"
 LIMITED = "deep_verify_limited"
 
-_DAMAGED_HINT = "restore another one; akosha-agent verify ID --deep shows the damage"
-_LIMITED_HINT = "akosha_agent_deep_verify_mb limits the bytes; akosha-agent verify --deep has no limit"
+_DAMAGED_HINT = "restore another upload; akosha-agent verify ID --deep shows the damage"
+_LIMITED_HINT = "akosha_agent_deep_verify_mb is the limit; akosha-agent verify --deep has no limit"
 
 OpenVerifier = Callable[[], AbstractAsyncContextManager[Verifier]]
 
@@ -60,13 +59,13 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeepSchedule:
-    """Which kept upload is verified deep next: one a week, alternating between the newest and the longest waiting.
+    """Selects the next upload for a deep verification: one per week, the newest and the longest unverified in turn.
 
-    ETags and digests show what changed after an upload; only a deep verification reads what is in it. A restore takes
-    the newest upload, and later uploads are copied from it; the older ones must not be forgotten over it.
+    ETags and digests show changes after an upload; only a deep verification reads the contents. A restore uses the
+    newest upload, and later uploads copy objects from it, so it is verified often; older uploads get every second turn.
 
-    `at` is the time of the last deep verification, `verified` that of each upload. `newest_had_turn`: the last one was
-    of the newest upload of then. `damaged` says what is wrong with which uploads.
+    `at` is the time of the last deep verification, `verified` the time for each upload. `newest_had_turn` is true if
+    the last one verified the upload that was the newest then. `damaged` maps damaged uploads to their problems.
     """
 
     at: datetime | None = None
@@ -76,20 +75,20 @@ class DeepSchedule:
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, str]) -> Self:
-        """Return what the ledger's notes say; an empty schedule where they say nothing that can be read."""
+        """Return the schedule in the ledger's notes; an empty schedule if it is missing or unreadable."""
         try:
             note = json.loads(notes[NOTE])
             return cls(
                 at=datetime.fromisoformat(note["at"]) if note["at"] else None,
                 verified={str(upload): datetime.fromisoformat(at) for upload, at in note["verified"].items()},
                 newest_had_turn=bool(note["newest_had_turn"]),
-                damaged={str(upload): str(why) for upload, why in note["damaged"].items()},
+                damaged={str(upload): str(problem) for upload, problem in note["damaged"].items()},
             )
         except (KeyError, ValueError, TypeError, AttributeError):
             return cls()
 
     def note(self) -> str:
-        """Return it as `noted` reads it."""
+        """Return the schedule as a note for `from_notes`."""
         return json.dumps(
             {
                 "at": self.at.isoformat() if self.at else None,
@@ -100,38 +99,38 @@ class DeepSchedule:
         )
 
     def seconds_left(self, now: datetime) -> float:
-        """Return the seconds until the next verification; 0 where the clock was put back since the last one."""
+        """Return the seconds until the next verification; 0 if the clock was set back since the last one."""
         if self.at is None or self.at > now:
             return 0.0
         return max(0.0, (self.at + EVERY - now).total_seconds())
 
     def next(self, newest_first: Sequence[str]) -> str | None:
-        """Return the upload to verify next, None where there is none."""
+        """Return the upload to verify next, None if there are no uploads."""
         if not newest_first:
             return None
         newest, *older = newest_first
         if not older or (newest not in self.verified and not self.newest_had_turn):
             return newest
-        return min(older, key=self._waiting_since)
+        return min(older, key=self._unverified_since)
 
-    def record(self, upload: str, newest_first: Sequence[str], at: datetime, why: str) -> Self:
-        """Return the schedule after a verification; `why` says what is wrong with the upload, "" for nothing.
+    def record(self, upload: str, newest_first: Sequence[str], at: datetime, problem: str) -> Self:
+        """Return the schedule after a verification that found this problem ("": none).
 
-        Uploads that are gone are forgotten. Damage of an older one may have been copied into the newest by an earlier
-        version: the newest is next, at once.
+        Deleted uploads are dropped. If an older upload is damaged, the newest is verified at once: an earlier version
+        of the agent may have copied the damage into it.
         """
-        there = {*newest_first}
+        existing = {*newest_first}
         is_newest = upload == newest_first[0]
-        known = {each: time for each, time in {**self.verified, upload: at}.items() if each in there}
-        damaged = {each: reason for each, reason in self.damaged.items() if each in there and each != upload}
-        if why:
-            damaged[upload] = why
-        if why and not is_newest:
+        known = {each: time for each, time in {**self.verified, upload: at}.items() if each in existing}
+        damaged = {each: reason for each, reason in self.damaged.items() if each in existing and each != upload}
+        if problem:
+            damaged[upload] = problem
+        if problem and not is_newest:
             known.pop(newest_first[0], None)
             return replace(self, at=None, verified=known, newest_had_turn=False, damaged=damaged)
         return replace(self, at=at, verified=known, newest_had_turn=is_newest, damaged=damaged)
 
-    def _waiting_since(self, upload: str) -> datetime:
+    def _unverified_since(self, upload: str) -> datetime:
         if upload in self.verified:
             return self.verified[upload]
         try:
@@ -142,7 +141,7 @@ class DeepSchedule:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReporter:
-    """Publishes, notes and logs what a verification found."""
+    """Publishes, records and logs the result of a verification."""
 
     identity: Identity
     ledger: Ledger
@@ -153,7 +152,7 @@ class VerifyReporter:
         return found.event(self.identity, self.clock)
 
     async def report(self, found: VerifyResult, event: UploadVerified, key: str, note: str) -> None:
-        """Announce the event, keep the note under its key, and log. Raises StateError."""
+        """Publish the event, store the note under its key, and log. Raises StateError."""
         await self.ledger.announce(event)
         await self.ledger.note(key, note)
         self.recorder.flush_soon()
@@ -162,9 +161,9 @@ class VerifyReporter:
             log.error(
                 "upload_damaged",
                 problems=dict(event.problems),
-                next_step="the next sync sends what is still here of the newest upload",
+                next_step="the next sync uploads again what is damaged in the newest upload and still on this machine",
             )
-        elif event.deep == found.deep:  # a deep one that was limited has a warning of its own
+        elif event.deep == found.deep:  # a limited deep verification has its own warning
             log.info(
                 "upload_verified_deep" if found.deep else "upload_verified",
                 count=found.objects,
@@ -174,7 +173,7 @@ class VerifyReporter:
 
 @dataclass(slots=True)
 class DeepVerifier:
-    """Downloads, hashes and reads through one kept upload at a time, `most_bytes` at most; what is larger is named."""
+    """Downloads, hashes and reads one kept upload at a time, `most_bytes` at most. A warning names what is left out."""
 
     open_verifier: OpenVerifier
     reporter: VerifyReporter
@@ -190,9 +189,9 @@ class DeepVerifier:
         return max(schedule.seconds_left(self.clock.now()), self._not_before - self.clock.monotonic())
 
     async def verify_next(self) -> VerifyResult | None:
-        """Verify the upload that is next. None where there is none, or it cannot be verified now.
+        """Verify the next upload. Return None if there is none, or it cannot be verified now.
 
-        Raises StateError where the ledger cannot be used.
+        Raises StateError if the ledger cannot be used.
         """
         self._not_before = self.clock.monotonic() + AGAIN_SECONDS
         schedule = DeepSchedule.from_notes(await self.ledger.notes())
@@ -204,29 +203,29 @@ class DeepVerifier:
                 if upload is None:
                     return None
                 found = await verifier.deep(upload, most_bytes=self.most_bytes)
-                if found.gone:  # pruned meanwhile
+                if found.is_missing:  # pruned meanwhile
                     return None
         except LedgerDamaged:
             raise
         except (StoreError, SnapshotError, StateError) as error:
             _log.info("upload_not_verified", upload_id=upload, reason=error.message, hint=error.hint)
             return None
-        await self._keep(schedule, uploads, found)
+        await self._record(schedule, uploads, found)
         self._not_before = self.clock.monotonic()
         return found
 
-    async def _keep(self, schedule: DeepSchedule, uploads: Sequence[str], found: VerifyResult) -> None:
-        why = "; ".join(f"{name}: {reason}" for name, reason in sorted(found.problems.items()))[:LONGEST_NAMED]
-        schedule = schedule.record(found.upload_id, uploads, self.clock.now(), why)
+    async def _record(self, schedule: DeepSchedule, uploads: Sequence[str], found: VerifyResult) -> None:
+        problem = "; ".join(f"{name}: {reason}" for name, reason in sorted(found.problems.items()))[:LONGEST_NAMED]
+        schedule = schedule.record(found.upload_id, uploads, self.clock.now(), problem)
         await self.reporter.report(found, self.reporter.event(found), NOTE, schedule.note())
         if schedule.damaged:
-            damage = "; ".join(f"{upload} ({why})" for upload, why in sorted(schedule.damaged.items()))
+            damage = "; ".join(f"{upload} ({problem})" for upload, problem in sorted(schedule.damaged.items()))
             warning = StatusWarning(code=DAMAGED, message=f"kept uploads are damaged: {damage}", hint=_DAMAGED_HINT)
             await set_warning(self.ledger, warning, self.clock)
         else:
             await clear_warning(self.ledger, DAMAGED)
         if found.left_out:
-            message = f"{', '.join(found.left_out)} of {found.upload_id} were not verified deep: too many bytes"
+            message = f"{', '.join(found.left_out)} of {found.upload_id} not verified deep: larger than the limit"
             warning = StatusWarning(code=LIMITED, message=message, hint=_LIMITED_HINT)
             if await set_warning(self.ledger, warning, self.clock):
                 _log.warning(
@@ -238,10 +237,10 @@ class DeepVerifier:
 
 @dataclass(slots=True)
 class VerifyLoop:
-    """Verifies the newest upload `every` so long, and has `deep` verify others; None: no deep verification.
+    """Verifies the newest upload at the interval `every`; `deep` verifies one upload at a time, None disables it.
 
-    `sync_lock` is held while a sync runs; `sync_again` is called where there is something to send once more.
-    Every `rescan_seconds` it tries again what it could not verify.
+    `sync_lock` is held while a sync runs. `sync_again` is called if damaged databases have to be uploaded again.
+    A verification that failed is retried after `rescan_seconds`.
     """
 
     open_verifier: OpenVerifier
@@ -262,7 +261,7 @@ class VerifyLoop:
     _unreached: str = field(default="", init=False)
 
     async def run(self) -> None:
-        """Verify when it is time, until cancelled. Raises StateError."""
+        """Verify uploads when they are due, until cancelled. Raises StateError."""
         await self.clock.sleep(FIRST_SECONDS)
         while True:
             wait = await self._seconds_left()
@@ -275,7 +274,7 @@ class VerifyLoop:
             await self.signal.wait(max(1.0, min(wait, MOST_SECONDS)))
 
     async def _verify_deep(self, deep: DeepVerifier) -> float:
-        """Verify one upload deep if it is time; return the seconds until the next."""
+        """Verify one upload deep if it is due; return the seconds until the next one is due."""
         if await deep.seconds_left() <= 0:
             if self.sync_lock.locked():
                 return BUSY_SECONDS
@@ -285,7 +284,7 @@ class VerifyLoop:
         return await deep.seconds_left()
 
     async def _seconds_left(self) -> float:
-        """Return the seconds until the next verification. An upload after a damaged one is verified at once."""
+        """Return the seconds until the next verification: 0 for a new upload after a damaged one."""
         last = VerifyStatus.from_notes(await self.ledger.notes())
         if last is None:
             return 0.0
@@ -293,11 +292,11 @@ class VerifyLoop:
         if not last.whole and upload != last.upload_id:
             return 0.0
         if last.at > now:
-            return 0.0  # the clock was put back: that must not put the next one off for years
+            return 0.0  # the clock was set back: do not wait until it has caught up
         return (last.at + self.every - now).total_seconds()
 
     async def _verify_newest(self) -> bool:
-        """Verify the newest upload. False: there is none yet, or the bucket cannot be reached."""
+        """Verify the newest upload. Return False if there is none, it changed, or the bucket is unreachable."""
         upload = (await self.ledger.record(self.target)).newest_upload_id
         if upload is None:
             return False
@@ -311,7 +310,7 @@ class VerifyLoop:
             return False
         self._unreached = ""
         if self.sync_lock.locked() or (await self.ledger.record(self.target)).newest_upload_id != upload:
-            return False  # another one is the newest, or about to be
+            return False  # there is a newer upload, or a sync is making one
         event = self.reporter.event(found)
         await self.reporter.report(found, event, VERIFIED, _noted(found, event.time))
         if not found.whole:
@@ -319,24 +318,24 @@ class VerifyLoop:
         return True
 
     async def _resend_damaged(self, found: VerifyResult) -> None:
-        """Make the ledger owe what is damaged and still on this machine: the next sync makes a whole upload."""
+        """Mark the databases that are damaged and still on this machine as owed, so that the next sync sends them."""
         async with self.sync_lock:
             record = await self.ledger.record(self.target)
             if record.newest_upload_id != found.upload_id or record.intent is not None:
-                return  # what is newer, or under way, is another upload: it is verified in its turn
+                return  # a newer upload exists or is in progress: that one is verified later
             try:
-                here = await self.taker.survey()
+                local = await self.taker.survey()
             except SnapshotError as error:
                 _log.warning("data_directory_unreadable", error=str(error))
                 return
             damaged = {*record.databases} if found.manifest is None else found.damaged
-            if again := sorted(damaged & here.keys()):
-                await self.ledger.forget(self.target, again)
-        if again:
+            if to_resend := sorted(damaged & local.keys()):
+                await self.ledger.forget(self.target, to_resend)
+        if to_resend:
             await self.sync_again()
 
 
 def _noted(found: VerifyResult, at: datetime) -> str:
     first = sorted(found.problems.items())[:MOST_NOTED]
-    problems = {name[:LONGEST_NOTED]: why[:LONGEST_NOTED] for name, why in first}
+    problems = {name[:LONGEST_NOTED]: problem[:LONGEST_NOTED] for name, problem in first}
     return VerifyStatus(upload_id=found.upload_id, at=at, problems=problems, whole=found.whole).note()

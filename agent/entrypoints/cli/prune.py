@@ -62,12 +62,12 @@ async def prune(
         async with open_prune(settings, identity, machine, rules, home.clock, ledger) as here:
             pruner, spared = here.pruning, here.spared
             plan = await pruner.plan(spared)
-            held = Pruned(kept=len(plan.kept)) if plan.held else None
+            held = Pruned(kept=len(plan.kept)) if plan.blocked else None
             pruned = None if dry_run else held or await pruner.carry_out(plan, spared)
     finally:
         if ledger is not None:
             await ledger.aclose()
-    if pruned is not None and not (pruned.is_nothing and pruned.error is None):
+    if pruned is not None and not (pruned.is_empty and pruned.error is None):
         await record_events(home, pruner.event(pruned, identity.agent_id))
     refused = pruned is not None and isinstance(pruned.error, NotPermitted)
     system_id, bucket = pruner.system_id, settings.cloud_bucket
@@ -79,8 +79,8 @@ async def prune(
         _print_plan(plan)
     else:
         _print_result(pruned)
-    if plan.held:
-        typer.echo(f"akosha-agent: nothing is deleted: {printable(plan.held)} ({HELD_HINT})", err=True)
+    if plan.blocked:
+        typer.echo(f"akosha-agent: nothing is deleted: {printable(plan.blocked)} ({HELD_HINT})", err=True)
         return 1
     if pruned is None or pruned.error is None:
         return 0
@@ -98,19 +98,19 @@ async def prune(
 
 def _document(pruner: Pruner, plan: PrunePlan, pruned: Pruned | None) -> dict[str, object]:
     """Return the JSON: what was deleted or, of a dry run, would be."""
-    going = [item for objects in plan.going.values() for item in objects]
+    going = [item for objects in plan.to_delete.values() for item in objects]
     left = [item for objects in plan.leftovers.values() for item in objects]
     return {
         "dry_run": pruned is None,
         "system_id": pruner.system_id,
         "location": pruner.location,
-        "deleted": list(plan.going if pruned is None else pruned.upload_ids),
+        "deleted": list(plan.to_delete if pruned is None else pruned.upload_ids),
         "kept": [{"upload_id": upload, "reasons": list(reasons)} for upload, reasons in plan.kept.items()],
         "objects": len(going) if pruned is None else pruned.objects,
         "bytes_freed": sum(item.size for item in going) if pruned is None else pruned.bytes_freed,
         "leftovers": len(left) if pruned is None else pruned.leftovers,
         "duration_seconds": None if pruned is None else pruned.duration_seconds,
-        "error": str(pruned.error) if pruned and pruned.error else (plan.held or None),
+        "error": str(pruned.error) if pruned and pruned.error else (plan.blocked or None),
         "notice": (pruned.unswept if pruned else "") or None,
     }
 
@@ -118,17 +118,19 @@ def _document(pruner: Pruner, plan: PrunePlan, pruned: Pruned | None) -> dict[st
 def _print_plan(plan: PrunePlan) -> None:
     table = Table("upload", "size", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     rows = {upload: ("", f"stays: {', '.join(reasons)}") for upload, reasons in plan.kept.items()}
-    rows |= {u: (human_bytes(sum(item.size for item in objects)), "would go") for u, objects in plan.going.items()}
+    rows |= {u: (human_bytes(sum(item.size for item in objects)), "would go") for u, objects in plan.to_delete.items()}
     for upload, objects in plan.leftovers.items():
         rows[upload] = human_bytes(sum(item.size for item in objects)), "left over, without a manifest: would go"
     for upload in sorted(rows, reverse=True):
         table.add_row(upload, *rows[upload])
     table_console().print(table, soft_wrap=True)
-    typer.echo(f"{len(plan.going)} of {_uploads(len(plan.kept) + len(plan.going))} would go; nothing was deleted")
+    typer.echo(
+        f"{len(plan.to_delete)} of {_uploads(len(plan.kept) + len(plan.to_delete))} would go; nothing was deleted"
+    )
 
 
 def _print_result(pruned: Pruned) -> None:
-    if pruned.is_nothing:
+    if pruned.is_empty:
         typer.echo(f"nothing was deleted; {_uploads(pruned.kept)} {'is' if pruned.kept == 1 else 'are'} kept")
     else:
         freed = f"{pruned.objects} objects, {human_bytes(pruned.bytes_freed)}"

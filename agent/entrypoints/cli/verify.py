@@ -56,7 +56,7 @@ async def verify(
         uploads = uploads or [await archive.resolve(LATEST if upload is None else upload)]
         async with _verifier(home, archive, deep=deep) as verifier:
             found = await _verify(verifier, uploads, deep=deep)
-    found = [one for one in found if not (one.gone and everything)]  # deleted meanwhile: that is no damage
+    found = [one for one in found if not (one.is_missing and everything)]  # deleted meanwhile: that is no damage
     whole = all(one.whole for one in found)
     if as_json:
         document = {"system_id": system_id, "whole": whole, "uploads": [_document(one) for one in found]}
