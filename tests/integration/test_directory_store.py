@@ -255,9 +255,9 @@ async def test_a_full_disk_leaves_nothing_and_names_the_cure(store, root, monkey
         (errno.EPERM, NotPermitted, False, "chmod"),
         (errno.EROFS, NotPermitted, False, "remount"),
         (errno.EFBIG, StoreError, False, "4 GiB"),
-        (errno.EIO, StoreError, True, "look at the disk"),
-        (errno.ESTALE, StoreError, True, "look at the disk"),
-        (errno.ENOTCONN, StoreError, True, "look at the disk"),
+        (errno.EIO, StoreError, True, "check the disk"),
+        (errno.ESTALE, StoreError, True, "check the disk"),
+        (errno.ENOTCONN, StoreError, True, "check the disk"),
     ],
 )
 def test_what_the_system_says_becomes_a_cure(tmp_path, number, kind, transient, cure):

@@ -1,4 +1,4 @@
-"""A directory as a bucket: a NAS, a USB disk, a folder of this machine."""
+"""An object store in a directory: a NAS, a USB disk, or a local directory."""
 
 from agent.adapters.directory_store.store import DirectoryStore
 

@@ -1,4 +1,4 @@
-"""What a file system says, in the project's words: the only place where its errors become StoreErrors."""
+"""Translates errors of the file system into StoreErrors."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ _NO_OBJECT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR})
 def translated(
     unexpected: UnexpectedErrors[StoreError], action: str, root: Path, key: str = "", *, reading: bool = False
 ) -> Iterator[None]:
-    """Raise the StoreError for whatever is raised in here. `reading`: what is not there is NoSuchObject."""
+    """Translate exceptions raised within the block into StoreErrors. `reading`: a missing file is NoSuchObject."""
     try:
         yield
     except AkoshaError:
@@ -47,7 +47,7 @@ def translated(
 
 
 def translate(error: OSError, action: str, root: Path, key: str, *, reading: bool = False) -> StoreError:
-    """Return the StoreError that says what failed, where, and how to mend it."""
+    """Return the StoreError for an OSError: what failed, where, and the hint that fixes it."""
     what = f"cannot {action} {key!r} in {root}" if key else f"cannot {action} {root}"
     reason = os.strerror(error.errno) if error.errno else type(error).__name__
     text = f"{what}: {reason}"
@@ -59,27 +59,30 @@ def translate(error: OSError, action: str, root: Path, key: str, *, reading: boo
     if number == errno.EROFS:
         return NotPermitted(text, hint=f"remount the file system of {root} for writing")
     if number in _REFUSED:
-        return NotPermitted(text, hint=f"let this user write there: chmod or chown {root} and what is in it")
+        return NotPermitted(text, hint=f"make {root} and its contents writable for this user (chmod or chown)")
     if number == errno.ENOENT:
         return StoreError(
             text,
-            hint=f"is the disk or share of {root} mounted? To make the directory: mkdir -p {root}",
+            hint=f"is the disk or share of {root} mounted? To create the directory: mkdir -p {root}",
             transient=root.is_dir(),
         )
     if number == errno.ENOLCK:
         return StoreError(
             f"{root} is on a file system without locks: {what}: {reason}",
-            hint="mount it with locks (NFS: its lock service must run, or the option nolock), or use another directory",
+            hint="mount it with locks (NFS: run its lock service, or use the option nolock), or use another directory",
             transient=True,
         )
     if number == errno.EEXIST:
-        return StoreError(text, hint=f"{error.filename or root} is no directory: move it away")
+        return StoreError(text, hint=f"{error.filename or root} is not a directory: move it away")
     if number == errno.EFBIG:
-        return StoreError(text, hint="that file system takes no files this large (FAT: 4 GiB): use another")
+        return StoreError(text, hint="the file system does not support files this large (FAT: 4 GiB): use another one")
     if number == errno.ENAMETOOLONG:
-        return StoreError(text, hint="the file system takes no names this long: choose another akosha_cloud_endpoint")
+        return StoreError(
+            text,
+            hint="the file system does not support names this long: set akosha_cloud_endpoint to another directory",
+        )
     if number in _NO_OBJECT:
         return StoreError(
             text, hint="there is a file in place of a directory, or a directory in place of a file: move it away"
         )
-    return StoreError(text, hint=f"look at the disk or share of {root}", transient=number in _TRANSIENT)
+    return StoreError(text, hint=f"check the disk or share of {root}", transient=number in _TRANSIENT)

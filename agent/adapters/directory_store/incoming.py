@@ -1,4 +1,4 @@
-"""A put in progress: a locked file in the hidden folder that becomes the object in one rename, or nothing at all."""
+"""A put in progress: a locked file in the hidden directory, which one rename turns into the object."""
 
 import contextlib
 import errno
@@ -17,42 +17,42 @@ from agent.ports import Progress
 from agent.ports.objects import FILE_TAG
 
 FLUSH_BYTES = 32 * 2**20
-"""What is written goes to the disk in steps of this, so that the last fsync does not have to wait for all of it."""
+"""Call fsync after this many bytes, so that the last fsync does not have to flush the complete file."""
 
 READ_BYTES = 2**20
 
 ABANDONED_SECONDS = 900
-"""Where the file system has no locks, a put that was not written to for so long is a dead process's."""
+"""On a file system without locks, an unfinished put counts as abandoned after this time without a write."""
 
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
-_RACES = 5
+_ATTEMPTS = 5
+"""A deletion may prune a directory at any time, so creating a file in it is tried again."""
 
 
 class Incoming:
-    """All methods block: they run off the event loop. Raises OSError; `discard` may be called at any time.
+    """A put in progress. All methods block and raise OSError; `discard` may be called at any time.
 
-    Not `make_root`: a root that is not there is an error. It was there before, so its disk has been unmounted, and
-    another file system is in its place.
+    Without `make_root`, a missing root is an error: it existed before, so its disk has been unmounted.
     """
 
     def __init__(self, root: Path, key: str, *, make_root: bool = True) -> None:
         self._root = root
         self._key = key
         self._target = object_path(root, key)
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
         self._unflushed = 0
         self.size = 0
         self._digest = hashlib.sha256()
         if not root.is_dir():
             if not make_root:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
-            # The root is made, its parent is not: a missing mount point must not be replaced by a directory.
+            # The root is created, its parent is not: a missing mount point must not be replaced by a directory.
             root.mkdir(mode=0o700, exist_ok=True)
         self._path, self._file = _create(incoming_folder(root, key), self._target.name)
         self._discarded = False
 
     def write(self, pieces: list[bytes]) -> None:
-        with self._guard:
+        with self._lock:
             for piece in pieces:
                 self._file.write(piece)
                 self._digest.update(piece)
@@ -62,13 +62,12 @@ class Incoming:
                 self._sync()
 
     def copy_from(self, source: Path, progress: Progress) -> None:
-        """Append the source's bytes; shared with it where the file system can (reflink).
+        """Copy the source's bytes, as a reflink if the file system supports it.
 
-        `progress` is called from this thread.
-
-        The copy is read through for its digest, so that a source that is damaged by now does not pass unseen.
+        `progress` is called from this thread. The copy is read for its digest, which shows whether the source has been
+        damaged.
         """
-        with self._guard, source.open("rb") as origin:
+        with self._lock, source.open("rb") as origin:
             self.size = _copy_range(origin, self._file, progress)
             self._file.flush()
             self._file.seek(0)
@@ -78,25 +77,25 @@ class Incoming:
 
     @property
     def tag(self) -> str:
-        """The tag of the bytes that it has, as `StoredObject.etag`."""
+        """The tag of the bytes written so far, as `StoredObject.etag`."""
         return FILE_TAG + self._digest.hexdigest()
 
     def commit(self, metadata: Mapping[str, str]) -> None:
-        """Make it the object, durably. Raises StoreError where what lies there is not what was written."""
-        with self._guard:
+        """Turn the file into the object, durably. Raises StoreError if the file does not have all written bytes."""
+        with self._lock:
             if self._discarded:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
             self._sync()
             written = os.fstat(self._file.fileno()).st_size
             if written != self.size:
                 raise StoreError(
-                    f"{self._key!r} came out damaged in {self._root}: {written} bytes of {self.size}",
-                    hint="check that disk or share",
+                    f"{self._key!r} in {self._root} is damaged: it has {written} of {self.size} bytes",
+                    hint=f"check the disk or share of {self._root}",
                     transient=True,
                 )
             record = encode_record(self.size, metadata)
             record_file = record_path(self._root, self._key)
-            if _is_file(self._target) and _bytes_of(record_file) != record:
+            if _is_file(self._target) and _read_if_exists(record_file) != record:
                 record_file.unlink(missing_ok=True)
                 if record_file.parent.is_dir():
                     fs.sync_directory(record_file.parent)
@@ -108,15 +107,15 @@ class Incoming:
             self._close()
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Remove the file."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
-        with self._guard:
+        with self._lock:
             self._discarded = True
             self._close()
 
     def _write_record(self, record_file: Path, record: bytes) -> None:
-        if _bytes_of(record_file) == record:
+        if _read_if_exists(record_file) == record:
             return
         temporary, file = _create(incoming_folder(self._root, self._key), record_file.name)
         try:
@@ -140,10 +139,10 @@ class Incoming:
 
 
 def create(root: Path, key: str, data: bytes, *, replace: bool) -> bool:
-    """Make a small object, durably; where something is, False, or with `replace` in its place. Blocks. Raises OSError.
+    """Create a small object, durably; return False if it exists. `replace` overwrites it. Blocks. Raises OSError.
 
-    The name appears with all its bytes, by a hard link. A file system without those (FAT) makes the name first: after a
-    crash in that moment the object is there, and damaged.
+    A hard link makes the object appear with all its bytes. On a file system without hard links (FAT) the file is
+    created under its name and then written: a crash in between leaves a damaged object.
     """
     target = object_path(root, key)
     root.mkdir(mode=0o700, exist_ok=True)
@@ -159,33 +158,33 @@ def create(root: Path, key: str, data: bytes, *, replace: bool) -> bool:
                 record_path(root, key).unlink(missing_ok=True)
                 _move(root, temporary, target)
                 return True
-            return _linked(root, temporary, target, data)
+            return _link(root, temporary, target, data)
     finally:
         temporary.unlink(missing_ok=True)
         prune(temporary.parent, root / HIDDEN)
 
 
-def _linked(root: Path, temporary: Path, target: Path, data: bytes) -> bool:
-    for attempt in _races():
+def _link(root: Path, temporary: Path, target: Path, data: bytes) -> bool:
+    for attempt in range(_ATTEMPTS):
         _make_folders(root, target.parent)
         try:
             os.link(temporary, target)
         except FileExistsError:
             return False
-        except FileNotFoundError:  # a deletion has just pruned the folder
-            if attempt == _RACES - 1:
+        except FileNotFoundError:  # a deletion has just pruned the directory
+            if attempt == _ATTEMPTS - 1:
                 raise
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            return _created(target, data)
+            return _write_new(target, data)
         else:
             fs.sync_directory(target.parent)
             return True
     raise AssertionError
 
 
-def _created(target: Path, data: bytes) -> bool:
+def _write_new(target: Path, data: bytes) -> bool:
     try:
         fs.write_new(target, data)
     except FileExistsError:
@@ -195,21 +194,21 @@ def _created(target: Path, data: bytes) -> bool:
 
 
 def sweep(root: Path, prefix: str) -> int:
-    """Remove what killed puts of keys under `prefix` left; return how many files.
+    """Remove what killed puts of keys under `prefix` left; return the number of files removed.
 
-    These are incoming files that no living process writes (a put holds a lock on its file, which ends with its process,
-    on this machine or on another one over NFS), and records whose object never appeared. Empty folders go with them.
+    These are incoming files that no process writes, and records whose object never appeared. A put locks its file, and
+    the lock ends with its process, on this machine or on another one over NFS. Empty directories are removed, too.
     """
     top = root / HIDDEN / "incoming"
     removed = 0
     for folder, names in _below(top, prefix):
         key = Path(folder).relative_to(top).as_posix()
         if key.startswith(prefix):
-            removed += sum(_remove_if_dead(Path(folder) / name) for name in names)
+            removed += sum(_remove_if_abandoned(Path(folder) / name) for name in names)
             prune(Path(folder), root / HIDDEN)
     for key, record in [*_orphans(root, prefix)]:
-        # In this order: an object appears while its put still holds the lock.
-        if not _is_at_work(root, key) and not object_path(root, key).exists():
+        # The order matters: an object appears while its put still holds the lock.
+        if not _has_active_put(root, key) and not object_path(root, key).exists():
             record.unlink(missing_ok=True)
             removed += 1
     _prune_empty(root / HIDDEN / "metadata", prefix)
@@ -219,9 +218,9 @@ def sweep(root: Path, prefix: str) -> int:
 def count_unfinished(root: Path, prefix: str) -> int:
     """Return how many files `sweep` would remove. Removes nothing."""
     top = root / HIDDEN / "incoming"
-    orphans = sum(not _is_at_work(root, key) for key, _ in _orphans(root, prefix))
+    orphans = sum(not _has_active_put(root, key) for key, _ in _orphans(root, prefix))
     return orphans + sum(
-        _is_dead(Path(folder) / name)
+        _is_abandoned(Path(folder) / name)
         for folder, names in _below(top, prefix)
         if Path(folder).relative_to(top).as_posix().startswith(prefix)
         for name in names
@@ -229,7 +228,7 @@ def count_unfinished(root: Path, prefix: str) -> int:
 
 
 def _orphans(root: Path, prefix: str) -> Iterator[tuple[str, Path]]:
-    """Yield key and record of each object under `prefix` that is not there."""
+    """Yield the key and the record of each record under `prefix` without an object."""
     top = root / HIDDEN / "metadata"
     for folder, names in _below(top, prefix):
         for name in names:
@@ -238,10 +237,10 @@ def _orphans(root: Path, prefix: str) -> Iterator[tuple[str, Path]]:
                 yield key, Path(folder) / name
 
 
-def _is_at_work(root: Path, key: str) -> bool:
-    """Return whether a put of this key may be under way."""
+def _has_active_put(root: Path, key: str) -> bool:
+    """Return whether a put of this key may be in progress."""
     try:
-        return not all(_is_dead(path) for path in incoming_folder(root, key).iterdir())
+        return not all(_is_abandoned(path) for path in incoming_folder(root, key).iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return False
 
@@ -253,13 +252,13 @@ def _prune_empty(top: Path, prefix: str) -> None:
 
 
 def _below(top: Path, prefix: str, *, topdown: bool = True) -> Iterator[tuple[str, list[str]]]:
-    """Yield folders and their files where what begins with `prefix` can be: other systems' folders cost time."""
+    """Yield directories and their file names, without those that cannot contain keys under `prefix`."""
     for folder, _, names in os.walk(top / prefix.rpartition("/")[0], topdown=topdown):
         yield folder, names
 
 
 def prune(folder: Path, stop: Path) -> None:
-    """Remove `folder` and those above it, up to and without `stop`, as far as they are empty."""
+    """Remove `folder` and its parents below `stop`, as long as they are empty."""
     while folder != stop and stop in folder.parents:
         try:
             folder.rmdir()
@@ -270,28 +269,24 @@ def prune(folder: Path, stop: Path) -> None:
 
 def _create(folder: Path, name: str) -> tuple[Path, BinaryIO]:
     path = folder / f"{secrets.token_hex(8)}-{os.getpid()}"
-    for _ in _races():
-        with contextlib.suppress(FileNotFoundError):  # another put has just pruned the folder
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):  # another put has just pruned the directory
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = fs.create(path)
-            with contextlib.suppress(OSError):  # no locks on this file system: the file's age decides
+            with contextlib.suppress(OSError):  # without locks on this file system, `sweep` uses the file's age
                 fs.try_lock(file.fileno())
             return path, file
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
 
-def _races() -> Iterator[int]:
-    return iter(range(_RACES))
-
-
-def _remove_if_dead(path: Path) -> bool:
+def _remove_if_abandoned(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             try:
                 if not fs.try_lock(file.fileno()):
                     return False
             except OSError:
-                if not _older_than_now(path, ABANDONED_SECONDS):
+                if not _is_older_than(path, ABANDONED_SECONDS):
                     return False
             path.unlink()
     except FileNotFoundError:
@@ -299,16 +294,16 @@ def _remove_if_dead(path: Path) -> bool:
     return True
 
 
-def _is_dead(path: Path) -> bool:
+def _is_abandoned(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return fs.try_lock(file.fileno(), shared=True)
-    except OSError:  # gone, or on a file system without locks: unknown
+    except OSError:  # removed, or the file system has no locks: unknown
         return False
 
 
-def _older_than_now(path: Path, seconds: float) -> bool:
-    """Compare with a file made now, beside it: the file system's own clock, which may be another machine's."""
+def _is_older_than(path: Path, seconds: float) -> bool:
+    """Compare the file's mtime with a new file's: the clock of the file system may be another machine's."""
     probe = path.with_name(f"{path.name}.now")
     try:
         probe.touch()
@@ -328,19 +323,19 @@ def _make_folders(root: Path, folder: Path) -> None:
 
 
 def _move(root: Path, source: Path, target: Path) -> None:
-    for attempt in _races():
+    for attempt in range(_ATTEMPTS):
         try:
             _make_folders(root, target.parent)
             source.replace(target)
             fs.sync_directory(target.parent)
-        except FileNotFoundError:  # a deletion has just pruned the folder; or the source is gone
-            if attempt == _RACES - 1 or not source.exists():
+        except FileNotFoundError:  # a deletion has just pruned the directory, or the source was removed
+            if attempt == _ATTEMPTS - 1 or not source.exists():
                 raise
         else:
             return
 
 
-def _bytes_of(path: Path) -> bytes | None:
+def _read_if_exists(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,15 +1,16 @@
-"""Where things lie below a root: objects under their keys, and what is ours alone under `.akosha`.
+"""The layout below a root directory: objects under their keys, and the store's own files under `.akosha`.
 
-    <root>/<key>                         the object, as any file: to be read with any tool
+    <root>/<key>                         the object, an ordinary file
     <root>/.akosha/metadata/<key>.json   {"size": ..., "metadata": {...}}
     <root>/.akosha/incoming/<key>/...    puts in progress
 
-Metadata lies in a hidden mirror of the tree. Extended attributes get lost on FAT, many NAS shares and in plain copies;
-a sidecar beside the object would be an object too many in the documented layout; a mirror is copied along with the
-root, and an object whose record is missing is merely one without metadata. A record names the size of its object and
-counts only where that is right. It is written before a new object appears; where an object is replaced by one of other
-metadata, the old record goes first and the new one comes last. So after a crash metadata may be missing, but it is
-never another object's.
+Metadata records are in a hidden mirror of the tree. FAT, many NAS shares and plain copies lose extended attributes. A
+sidecar next to the object would be an extra object in the documented layout. The mirror is copied together with the
+root, and an object without a record just has no metadata.
+
+A record contains the size of its object and is valid only if that size matches. It is written before a new object
+appears. If an object is replaced by one with different metadata, the old record is removed first and the new one is
+written last. After a crash, metadata may therefore be missing, but never belongs to another object.
 """
 
 import json
@@ -24,30 +25,30 @@ HIDDEN = ".akosha"
 
 
 def check_key(key: str) -> str:
-    """Return the key if its segments are plain names, else raise NamingError: no key reaches out of its root."""
+    """Return the key if all its segments are plain names; else raise NamingError. A key cannot leave its root."""
     segments = key.split("/")
     if any(s in ("", ".", "..") or "\0" in s or "\\" in s for s in segments) or segments[0].casefold() == HIDDEN:
-        raise NamingError(f"{key!r} cannot be a key", hint="plain names with / between them")
+        raise NamingError(f"{key!r} is not a valid key", hint="use plain names separated by /")
     return key
 
 
 def object_path(root: Path, key: str) -> Path:
-    """Return where the object lies. Raises NamingError for a bad key, StoreError where a symlink lies on the way."""
+    """Return the path of the object. Raises NamingError for an invalid key, StoreError if the path has a symlink."""
     return inside(root, root / check_key(key))
 
 
 def record_path(root: Path, key: str) -> Path:
-    """Return where the object's metadata lies."""
+    """Return the path of the object's metadata record. Raises as `object_path` does."""
     return inside(root, root / HIDDEN / "metadata" / f"{check_key(key)}.json")
 
 
 def incoming_folder(root: Path, key: str) -> Path:
-    """Return where puts of this key wait to be whole."""
+    """Return the directory for unfinished puts of this key. Raises as `object_path` does."""
     return inside(root, root / HIDDEN / "incoming" / check_key(key))
 
 
 def inside(root: Path, path: Path) -> Path:
-    """Return `path` if no symlink lies between `root` and it, itself included. Raises StoreError."""
+    """Return `path`. Raises StoreError if `path` or a directory between `root` and `path` is a symlink."""
     step = root
     for name in path.relative_to(root).parts:
         step = step / name
@@ -57,20 +58,20 @@ def inside(root: Path, path: Path) -> Path:
             break
         if stat.S_ISLNK(mode):
             raise StoreError(
-                f"{step} is a symbolic link: what is stored below {root} stays below it",
-                hint=f"remove {step}, or let the endpoint name the directory it leads to",
+                f"{step} is a symbolic link: links below {root} are not followed",
+                hint=f"remove {step}, or set akosha_cloud_endpoint to the directory that it points to",
             )
     return path
 
 
 def read_record(path: Path, size: int) -> Mapping[str, str]:
-    """Return the metadata in a record if it belongs to an object of this size; else none."""
+    """Return the metadata in a record, empty if the record is missing, invalid or of another size."""
     try:
         record = json.loads(path.read_bytes())
         if record["size"] == size:
             return {str(name): str(value) for name, value in record["metadata"].items()}
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no record, or one that somebody else wrote: the object is there all the same
+        pass  # the object exists without its record
     return {}
 
 
@@ -79,21 +80,21 @@ def encode_record(size: int, metadata: Mapping[str, str]) -> bytes:
     return json.dumps({"size": size, "metadata": dict(metadata)}, sort_keys=True).encode()
 
 
-def is_there(place: Path) -> bool:
-    """Say whether anything is in this place, also what is closed to us. Raises OSError where it does not answer."""
+def exists(path: Path) -> bool:
+    """Return whether the path exists, accessible or not. Raises OSError if the file system does not respond."""
     try:
-        place.stat()
+        path.stat()
     except FileNotFoundError:
         return False
     except (NotADirectoryError, PermissionError):
-        pass  # a file on the way, or a closed directory: there, but not to be used
+        pass  # unusable, but it exists
     return True
 
 
 def walk(root: Path, prefix: str, start_after: str) -> Iterator[tuple[str, int, float]]:
-    """Yield (key, size, mtime) of regular files below `root` in key order, without `.akosha`; follows no symlinks.
+    """Yield (key, size, mtime) of regular files below `root` in key order, without `.akosha`.
 
-    What vanishes while it walks is left out.
+    Does not follow symlinks. Skips files that are removed during the walk.
     """
     yield from _walk(root, "", prefix, start_after)
 
@@ -111,9 +112,8 @@ def _walk(folder: Path, above: str, prefix: str, start_after: str) -> Iterator[t
         entries = list(os.scandir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return
-    # Key order: a directory sorts as the prefix that it is.
-    # A name that is no text cannot be a key of ours.
-    entries = [entry for entry in entries if _is_text(entry.name)]
+    entries = [entry for entry in entries if _is_text(entry.name)]  # keys are valid Unicode
+    # In key order, a directory sorts as its prefix.
     named = sorted((e.name + "/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in entries)
     for name, entry in named:
         key = above + name
@@ -125,7 +125,7 @@ def _walk(folder: Path, above: str, prefix: str, start_after: str) -> Iterator[t
                 yield from _walk(Path(entry.path), key, prefix, start_after)
         elif key.startswith(prefix) and key > start_after and entry.is_file(follow_symlinks=False):
             try:
-                found = entry.stat(follow_symlinks=False)
+                status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            yield key, found.st_size, found.st_mtime
+            yield key, status.st_size, status.st_mtime

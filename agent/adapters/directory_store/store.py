@@ -1,7 +1,7 @@
-"""`ObjectStore` on a directory: whole files under their keys, each there at once or not at all.
+"""`ObjectStore` on a directory: each object is a file whose path is its key. Files appear atomically.
 
-What is checked is what a file system can answer: sizes, and that data, names and folders are on the disk (fsync) when
-a put returns. Every system call runs off the event loop.
+When a put returns, its size is checked, and data, names and directories are on the disk (fsync). System calls run off
+the event loop.
 """
 
 import asyncio
@@ -46,11 +46,14 @@ log = structlog.get_logger()
 
 
 class DirectoryStore:
-    """Objects below `root`, an absolute path. `create` makes the root, and so does a put that has never seen it."""
+    """Objects below `root`, an absolute path.
+
+    `create` creates the root. `put` and `copy` create it only if this object has not seen it before.
+    """
 
     def __init__(self, root: Path, *, rate_limiter: RateLimiter | None = None) -> None:
         self._root, self._rate_limiter = root, rate_limiter
-        self._seen = False
+        self._root_seen = False
         self._unexpected = UnexpectedErrors("directory", StoreError)
         self._probe: asyncio.Task[bool] | None = None
 
@@ -59,8 +62,11 @@ class DirectoryStore:
         return self._root.as_uri()
 
     async def is_available(self) -> bool:
-        """As the port says: the place answers, or not yet. Whether it takes a put, and if not why, a put tells."""
-        # A mount that hangs blocks one thread, not one more at each call.
+        """Return False only if the root and its parent do not exist. Permissions are not checked: a put reports them.
+
+        Returns within 1 s, also for a mount that hangs.
+        """
+        # A mount that hangs blocks one thread, not another one at each call.
         probe = self._probe
         if probe is None or probe.done():
             probe = self._probe = asyncio.create_task(off_loop(self._answers), name="directory-store-probe")
@@ -107,12 +113,12 @@ class DirectoryStore:
         progress(size)
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
-        """As the port says. It makes the root, also one that was there before."""
+        """Put a small object unless the key exists, or with `replace`. Creates the root even if it was seen before."""
         layout.check_key(key)
-        made = await self._run("write", key, lambda: incoming.create(self._root, key, data, replace=replace))
+        created = await self._run("write", key, lambda: incoming.create(self._root, key, data, replace=replace))
         if replace:
             return Creation.UNPROVEN
-        return Creation.CREATED if made else Creation.EXISTS
+        return Creation.CREATED if created else Creation.EXISTS
 
     async def copy(
         self, source: str, key: str, *, expected: StoredObject, progress: Progress = ignore_progress
@@ -120,7 +126,7 @@ class DirectoryStore:
         layout.check_key(key)
         found = await self.head(source)
         if found.size != expected.size or dict(found.metadata) != dict(expected.metadata):
-            raise CopyUnsupported(f"{source!r} in {self._root} is not what the last upload put there")
+            raise CopyUnsupported(f"{source!r} in {self._root} differs from the object of the last upload")
         file = await self._incoming(key)
         try:
             loop = asyncio.get_running_loop()
@@ -133,7 +139,7 @@ class DirectoryStore:
             if file.size != expected.size:
                 raise CopyUnsupported(f"{source!r} in {self._root} changed while it was copied")
             if is_changed(expected.etag, file.tag):
-                raise CopyUnsupported(f"{source!r} in {self._root} has other bytes than were put there")
+                raise CopyUnsupported(f"{source!r} in {self._root} has different bytes than the last upload wrote")
             await self._run("copy", key, _call(file.commit, expected.metadata))
         except BaseException:
             await _finish(file.discard)
@@ -151,15 +157,15 @@ class DirectoryStore:
         return await self._run("read", key, work, reading=True)
 
     async def inspect(self, key: str, *, progress: Progress = ignore_progress) -> StoredObject:
-        """As the port says: a file system keeps no checksum, so the bytes are read through."""
-        found = await self.head(key)
+        """Return the object with the `etag` of its current bytes. Reads all of them: file systems keep no checksums."""
+        described = await self.head(key)
         digest, size = hashlib.sha256(), 0
         async with contextlib.aclosing(self.get(key)) as pieces:
             async for piece in pieces:
                 await asyncio.to_thread(digest.update, piece)
                 size += len(piece)
                 progress(len(piece))
-        return StoredObject(key, size, found.metadata, etag=FILE_TAG + digest.hexdigest())
+        return StoredObject(key, size, described.metadata, etag=FILE_TAG + digest.hexdigest())
 
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
         opening = self._run("read", key, lambda: layout.object_path(self._root, key).open("rb"), reading=True)
@@ -187,32 +193,32 @@ class DirectoryStore:
             await self._run("delete", "", _call(self._delete_all, batch))
 
     async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:  # noqa: ARG002
-        """As the port says; who puts holds a lock, so that it is known whether it lives."""
+        """Remove unfinished puts. Ignores `started_before`: the lock on each file shows whether its process lives."""
         return await self._run("sweep", "", lambda: incoming.sweep(self._root, prefix))
 
     async def count_unfinished(self, prefix: str) -> int:
-        """Return how many unfinished puts `sweep` would remove."""
-        return await self._run("look into", "", lambda: incoming.count_unfinished(self._root, prefix))
+        """Return how many files `sweep` would remove."""
+        return await self._run("read", "", lambda: incoming.count_unfinished(self._root, prefix))
 
     async def aclose(self) -> None:
-        """Nothing is held between calls but a probe of a mount that hangs."""
+        """Cancel a probe that still waits for a mount."""
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.wait({self._probe})
             self._probe = None
 
     async def _incoming(self, key: str) -> Incoming:
-        opening = self._run("write", key, lambda: Incoming(self._root, key, make_root=not self._seen))
+        opening = self._run("write", key, lambda: Incoming(self._root, key, make_root=not self._root_seen))
         return await _opened(opening, lambda file: file.discard)
 
     async def _run(self, action: str, key: str, work: Callable[[], T], *, reading: bool = False) -> T:
-        def seeing() -> T:
+        def working() -> T:
             result = work()
-            self._seen = self._seen or self._root.is_dir()
+            self._root_seen = self._root_seen or self._root.is_dir()
             return result
 
         with translated(self._unexpected, action, self._root, key, reading=reading):
-            return await off_loop(seeing, name="directory-store")
+            return await off_loop(working, name="directory-store")
 
     def _delete_all(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -228,22 +234,20 @@ class DirectoryStore:
         incoming.prune(record.parent, self._root / layout.HIDDEN)
 
     def _answers(self) -> bool:
-        """Say whether the root, or what it is to be made in, is there, or at least something in its place.
+        """Return whether the root or its parent exists.
 
-        Not so is a mount that is missing: neither is there, or a link leads to where nothing is.
+        Returns False for a missing mount: neither exists, or the root is a link whose target does not exist.
         """
         try:
             with translated(self._unexpected, "use", self._root):
-                return layout.is_there(self._root) or (
-                    not self._root.is_symlink() and layout.is_there(self._root.parent)
-                )
+                return layout.exists(self._root) or (not self._root.is_symlink() and layout.exists(self._root.parent))
         except StoreError as error:
             log.debug("store_unavailable", reason=str(error))
             return False
 
 
 def _time(modified: float) -> datetime | None:
-    """Return a file's time; None for one that no calendar has (an odd NAS, a damaged file system)."""
+    """Return a file's time; None if it is out of range (a faulty NAS, a damaged file system)."""
     try:
         return datetime.fromtimestamp(modified, UTC)
     except (ValueError, OverflowError, OSError):
@@ -255,7 +259,7 @@ def _call(function: Callable[..., T], *arguments: object) -> Callable[[], T]:
 
 
 async def _opened(opening: Coroutine[None, None, T], closer: Callable[[T], Callable[[], None]]) -> T:
-    """Return what a thread opens; close it where the caller is cancelled meanwhile, as the thread goes on."""
+    """Return what `opening` opens; if the caller is cancelled, wait for the thread and close it."""
     task = asyncio.create_task(opening, name="directory-store-open")
     try:
         return await asyncio.shield(task)
@@ -268,5 +272,5 @@ async def _opened(opening: Coroutine[None, None, T], closer: Callable[[T], Calla
 
 
 async def _finish(work: Callable[[], None]) -> None:
-    """Complete a clean-up despite cancellation, within a time limit: a mount may hang."""
+    """Run a clean-up to its end despite cancellation, within a time limit, because a mount may hang."""
     await see_through(asyncio.create_task(off_loop(work), name="directory-store-cleanup"), CLEANUP_SECONDS)

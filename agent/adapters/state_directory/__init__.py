@@ -130,7 +130,7 @@ class StateDirectory:
 def _make_private(directory: Path, status: os.stat_result) -> None:
     """Check that this user owns the directory, and remove other users' permissions. Raises StateError."""
     if not stat.S_ISDIR(status.st_mode):
-        raise StateError(f"{directory} is not a directory", hint="move it: the agent creates a directory there")
+        raise StateError(f"{directory} is not a directory", hint="move it away: the agent creates a directory there")
     if status.st_uid != os.geteuid():
         raise StateError(
             f"{directory} belongs to user {status.st_uid}, but this process runs as user {os.geteuid()}",
