@@ -24,10 +24,12 @@ async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventB
         return _memory(clock), None
     from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded where there is a NATS to talk to
 
-    patient = settings.agent_bus == NATS
-    nats = await NatsBus.open(checked(nats_options(settings, name)), CloudEventsCodec(), clock=clock, patient=patient)
+    wait_for_connection = settings.agent_bus == NATS
+    nats = await NatsBus.open(
+        checked(nats_options(settings, name)), CloudEventsCodec(), clock=clock, wait_for_connection=wait_for_connection
+    )
     control = nats if settings.agent_remote_control else None
-    if patient:
+    if wait_for_connection:
         return nats, control
     return FailoverBus(nats, _memory(clock), still_here_seconds=PATIENCE.ack_wait / 3), control
 

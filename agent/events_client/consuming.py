@@ -78,7 +78,7 @@ async def _consume(
     bus = NatsBus.begin(options, CloudEventsCodec(), clock=SystemClock())
     availability = _Availability(bus)
     try:
-        await bus.first_try()
+        await bus.first_attempt()
         await bus.subscribe(pattern, handover.handle, durable=durable)
         availability.begin()
         while True:

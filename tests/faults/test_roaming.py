@@ -203,7 +203,7 @@ async def test_akoshas_unused_connections_are_not_used_again_and_its_session_goe
 
 @pytest.fixture
 def soon(monkeypatch):
-    monkeypatch.setattr(connection, "ALIVE_SECONDS", 0.3)
+    monkeypatch.setattr(connection, "SHORT_PING_TIMEOUT_SECONDS", 0.3)
 
 
 PATIENT = {"ping": 600, "ping_timeout": 600, "reconnect": 600, "reconnect_max": 600}
@@ -226,7 +226,7 @@ async def test_a_ping_that_is_out_when_the_network_change_comes_is_not_waited_fo
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         way.lose()
         bus._connection.suspect(bus._connection.client())
-        await until(lambda: bus._connection._limit)
+        await until(lambda: bus._connection._ping_deadline)
         bus.check_connection()
         async with asyncio.timeout(SECONDS):
             await until(lambda: not bus.state.ready)
@@ -234,12 +234,12 @@ async def test_a_ping_that_is_out_when_the_network_change_comes_is_not_waited_fo
 
 
 async def test_a_nats_connection_that_lives_is_kept_whatever_happens_around_it(fresh_nats, monkeypatch):
-    monkeypatch.setattr(connection, "ALIVE_SECONDS", SECONDS)
+    monkeypatch.setattr(connection, "SHORT_PING_TIMEOUT_SECONDS", SECONDS)
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
         client = bus._connection.client()
         for _ in range(3):
             bus.check_connection()
-            await until(lambda: not bus._connection._doubted.is_set())
+            await until(lambda: not bus._connection._skip_pause.is_set())
         assert bus._connection.client() is client
         assert way.connections == 1
 

@@ -48,7 +48,7 @@ def untouched_logs():
 @asynccontextmanager
 async def agents_bus(server):
     """A bus that has just been connected, whatever happened to the server before."""
-    bus = NatsBus.begin(options(server), CloudEventsCodec(), clock=SystemClock(), patient=True)
+    bus = NatsBus.begin(options(server), CloudEventsCodec(), clock=SystemClock(), wait_for_connection=True)
     try:
         yield bus
     finally:

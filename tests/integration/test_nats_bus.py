@@ -113,7 +113,7 @@ async def test_a_stream_without_our_subjects_is_not_used_until_it_is_cured(fresh
         async with opened_bus(fresh_nats.url, ready=False) as bus:
             assert not bus.state.ready
             missing = [subject for subject in SUBJECTS if subject not in subjects]
-            assert f"does not take {', '.join(missing)}" in bus.state.detail
+            assert f"does not store {', '.join(missing)}" in bus.state.detail
             assert f"--subjects {','.join([*subjects, *missing])}" in bus.state.detail
             with pytest.raises(BusError):
                 await bus.publish(ended(1))
@@ -126,7 +126,7 @@ async def test_without_jetstream_the_bus_is_not_ready_and_says_so_until_it_is_th
     with running_nats(tmp_path, jetstream=False) as server:
         async with opened_bus(server.url, ready=False) as bus:
             assert not bus.state.ready
-            assert "is JetStream enabled on the NATS server" in bus.state.detail
+            assert "JetStream is enabled on the NATS server" in bus.state.detail
             with pytest.raises(BusError, match="JetStream"):
                 await bus.publish(ended(1))
             server.kill()
@@ -490,7 +490,7 @@ async def test_a_server_that_hangs_is_noticed_where_nobody_publishes(fresh_nats)
         fresh_nats.pause()
         async with asyncio.timeout(SECONDS):
             await lost.wait()
-        await until(lambda: "no answer to a ping in 0.2 s" in bus._connection.trouble.message)
+        await until(lambda: "no answer to a ping in 0.2 s" in bus._connection.last_error.message)
         fresh_nats.resume()
         await ready(bus)
 
@@ -511,9 +511,9 @@ async def test_of_several_servers_one_that_is_fit_is_used(tmp_path, fresh_nats, 
 
 async def test_who_is_patient_waits_until_nats_is_there(fresh_nats):
     fresh_nats.stop()
-    async with opened_bus(fresh_nats.url, patient=True, ready=False) as bus:
+    async with opened_bus(fresh_nats.url, wait_for_connection=True, ready=False) as bus:
         publishing = [asyncio.create_task(bus.publish(ended(number))) for number in range(3)]
-        await bus._connection.tried(SECONDS)
+        await bus._connection.first_attempt(SECONDS)
         assert not any(task.done() for task in publishing)
         fresh_nats.start()
         async with asyncio.timeout(SECONDS):
@@ -615,7 +615,7 @@ async def test_questions_are_answered_one_at_a_time_and_over_a_restart(fresh_nat
 
 async def test_closing_while_the_server_hangs_leaves_no_task_and_no_socket(fresh_nats, monkeypatch):
     monkeypatch.setattr(client_module, "CLOSE_SECONDS", 0.2)
-    monkeypatch.setattr(subscription_module, "TIDY_SECONDS", 0.2)
+    monkeypatch.setattr(subscription_module, "CLEANUP_SECONDS", 0.2)
     tasks, held, hanging = asyncio.all_tasks(), sockets(), asyncio.Event()
 
     async def hang(message) -> None:
@@ -652,7 +652,7 @@ async def test_closing_at_any_moment_comes_to_an_end_and_leaves_no_task(fresh_na
     async def life(turns: float) -> int:
         """Open, begin everything, and close after so many turns of the loop, or with the first delivery."""
         inbox, turn = Inbox(), 0
-        bus = NatsBus.begin(options(fresh_nats.url, own_durables=True), CODEC, clock=CLOCK, patient=True)
+        bus = NatsBus.begin(options(fresh_nats.url, own_durables=True), CODEC, clock=CLOCK, wait_for_connection=True)
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         await bus.subscribe("akosha.>", Inbox())
         await bus.respond("akosha.agent.mac.status", lambda question: asyncio.sleep(0, b""))

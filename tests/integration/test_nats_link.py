@@ -25,7 +25,7 @@ async def test_an_nkey_file_that_is_useless_is_reported_and_its_mending_is_notic
     file.write_text(text)
     with running_nats(tmp_path / "nats", config=nkey_config(KEY)) as server:
         async with opened_bus(server.url, ready=False, login=Login(nkey_file=file)) as bus:
-            await bus._connection.tried(SECONDS)
+            await bus._connection.first_attempt(SECONDS)
             assert not (bus._connection._task.done() and bus._connection._task.exception())
             assert "agent_nats_nkey_file" in bus.state.detail
             file.write_text(KEY.seed)
@@ -48,7 +48,7 @@ async def test_a_credentials_file_that_is_useless_is_reported_and_its_mending_is
     file.write_text(text)
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
         async with opened_bus(server.url, ready=False, login=Login(credentials_file=file)) as bus:
-            await bus._connection.tried(SECONDS)
+            await bus._connection.first_attempt(SECONDS)
             assert not (bus._connection._task.done() and bus._connection._task.exception())
             assert "agent_nats_credentials_file" in bus.state.detail
             file.write_text(GOOD)
@@ -64,10 +64,10 @@ async def test_a_greeting_that_makes_no_sense_is_one_more_failure(greeting):
     async with listening(greeting, then=b"PONG\r\n") as (place, _):
         login = Login(nkey_seed=KEY.seed)
         async with opened_bus(f"nats://{place}", ready=False, patience={"connect": 0.2}, login=login) as bus:
-            await bus._connection.tried(SECONDS)
+            await bus._connection.first_attempt(SECONDS)
             assert not (bus._connection._task.done() and bus._connection._task.exception())
             assert not bus.state.ready
-            assert "is being connected to" not in bus.state.detail
+            assert "connecting to" not in bus.state.detail
 
 
 async def test_a_subscription_stopped_while_it_begins_does_not_deafen_the_bus(fresh_nats):
@@ -150,7 +150,7 @@ async def test_who_has_stopped_answering_is_not_asked_any_more(fresh_nats):
 
 
 async def test_who_waits_to_publish_is_reported_that_the_bus_was_closed():
-    async with opened_bus("nats://127.0.0.1:9", patient=True, ready=False) as bus:
+    async with opened_bus("nats://127.0.0.1:9", wait_for_connection=True, ready=False) as bus:
         publishing = asyncio.create_task(bus.publish(ended(1)))
         await asyncio.sleep(0)
     try:

@@ -77,13 +77,13 @@ async def refusal(*urls: str, **how: object) -> str:
     """Assert that the bus is not ready, and no text shows a secret; return what it says."""
     with capture_logs() as logs:
         async with opened_bus(*urls, ready=False, **how) as bus:
-            await bus._connection.tried(SECONDS)
+            await bus._connection.first_attempt(SECONDS)
             assert not bus.state.ready
             with pytest.raises(BusError) as failure:
                 await bus.publish(ended(1))
             detail = bus.state.detail
     whole = "".join(traceback.format_exception(failure.value)) + "".join(
-        traceback.format_exception(bus._connection.trouble)
+        traceback.format_exception(bus._connection.last_error)
     )
     assert_no_secret(detail, whole, failure.value.hint, str(logs), repr(options(*urls, **how)))
     return detail
@@ -369,7 +369,7 @@ async def test_credentials_that_expire_are_followed_by_those_that_are_in_the_fil
             file.write_text(EXPIRED)
             async with asyncio.timeout(SECONDS):
                 await lost.wait()
-                while "check akosha_agent_nats_user" not in bus._connection.trouble.hint:
+                while "check akosha_agent_nats_user" not in bus._connection.last_error.hint:
                     await asyncio.sleep(0)
             file.write_text(CREDENTIALS)
             await ready(bus)
@@ -410,7 +410,7 @@ async def test_a_ca_that_is_replaced_is_trusted_from_the_next_attempt_on(tmp_pat
             server.config = tls_config(new)
             server.start()
             async with asyncio.timeout(SECONDS):
-                while "certificate verify failed" not in bus._connection.trouble.message.lower():
+                while "certificate verify failed" not in bus._connection.last_error.message.lower():
                     await asyncio.sleep(0)
             ca.write_bytes(new.ca.read_bytes())
             await ready(bus)

@@ -189,7 +189,7 @@ async def test_what_is_no_nats_server_is_said_and_tried_again(what, login):
     async with listening(greeting, then=then) as (place, _):
         how = {"patience": {"connect": 0.2, "ping": 0.1, "ping_timeout": 0.1}}
         async with opened_bus(f"nats://{place}", ready=False, **how) as bus:
-            await bus._connection.tried(SECONDS)
+            await bus._connection.first_attempt(SECONDS)
             for _ in range(3):
                 with pytest.raises(BusError) as caught:
                     await bus.publish(ended(1))

@@ -30,9 +30,11 @@ def options(*urls: str, patience: dict | None = None, **how: object) -> NatsOpti
 
 
 @contextlib.asynccontextmanager
-async def opened_bus(*urls: str, patient: bool = False, ready: bool = True, **how: object) -> AsyncIterator[NatsBus]:
+async def opened_bus(
+    *urls: str, wait_for_connection: bool = False, ready: bool = True, **how: object
+) -> AsyncIterator[NatsBus]:
     """Open a bus on the servers; `how` is for `options`. With `ready`, it is when this returns."""
-    bus = await NatsBus.open(options(*urls, **how), CODEC, clock=CLOCK, patient=patient)
+    bus = await NatsBus.open(options(*urls, **how), CODEC, clock=CLOCK, wait_for_connection=wait_for_connection)
     try:
         if ready:
             async with asyncio.timeout(SECONDS):

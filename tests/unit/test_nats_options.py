@@ -36,7 +36,7 @@ LONG = {
 
 @pytest.mark.parametrize("kind", LONG)
 def test_whatever_makes_a_result_long_it_can_be_reported(kind):
-    data = encoded(LONG[kind], CODEC, most=MAX_EVENT_BYTES)
+    data = encoded(LONG[kind], CODEC, max_bytes=MAX_EVENT_BYTES)
     assert len(data) <= MAX_EVENT_BYTES
     assert CODEC.decode(data).id == LONG[kind].id
 
@@ -64,7 +64,7 @@ def test_an_abridged_result_fits_whatever_its_texts(text):
     ):
         data = CODEC.encode(result.abridged())
         assert len(data) <= MAX_EVENT_BYTES
-        assert encoded(result, CODEC, most=MAX_EVENT_BYTES) == data
+        assert encoded(result, CODEC, max_bytes=MAX_EVENT_BYTES) == data
         reported = CODEC.decode(data)
         kept = ("id", "time", "system_id", "request_id", "method", "success", "upload_id", "triggered_by", "subject")
         assert [getattr(reported, name) for name in kept] == [getattr(result, name) for name in kept]
@@ -72,13 +72,13 @@ def test_an_abridged_result_fits_whatever_its_texts(text):
 
 def test_a_result_that_fits_is_reported_whole():
     result = replace(values.skipped(), why="x" * 10_000)
-    assert CODEC.decode(encoded(result, CODEC, most=MAX_EVENT_BYTES)) == result
+    assert CODEC.decode(encoded(result, CODEC, max_bytes=MAX_EVENT_BYTES)) == result
 
 
 def test_what_is_no_result_and_does_not_fit_is_refused():
     errors = (MethodError(method="cloud", error="x" * MAX_EVENT_BYTES),)
     with pytest.raises(WireError, match="larger than"):
-        encoded(replace(values.request(), errors=errors), CODEC, most=MAX_EVENT_BYTES)
+        encoded(replace(values.request(), errors=errors), CODEC, max_bytes=MAX_EVENT_BYTES)
 
 
 @pytest.mark.parametrize(

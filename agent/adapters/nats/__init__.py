@@ -1,4 +1,4 @@
-"""The event bus on NATS JetStream: `bus.NatsBus`. What is here is light; the client is loaded where `bus` is."""
+"""The event bus on NATS JetStream: `bus.NatsBus`. This module imports only the options; `bus` imports nats-py."""
 
 from agent.adapters.nats.options import Limits, Login, NatsOptions, Patience, Tls
 

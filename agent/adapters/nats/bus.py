@@ -1,6 +1,7 @@
-"""The event bus on NATS JetStream: what the agents, Session-Buddy, Akosha's side and anybody else tell each other.
+"""The event bus on NATS JetStream, between agents, Session-Buddy, the Akosha side and other programs.
 
-Events are kept in the stream AKOSHA_SYNC; a durable name is a consumer in it. Progress passes by on plain NATS.
+The stream AKOSHA_SYNC stores the events; each durable name is a consumer in it. Progress events go over core NATS and
+are not stored.
 """
 
 import asyncio
@@ -23,23 +24,23 @@ from agent.domain.events import Event, SyncAsked, SyncProgress
 from agent.ports import BusState, Clock, Codec, Handler, StreamMark
 from agent.ports.dispatch import MessageDispatcher
 
-FIRST_TRY_SECONDS = 1.0
-"""How long opening the bus waits for NATS before it goes on without."""
+FIRST_ATTEMPT_SECONDS = 1.0
+"""How long `open` waits for NATS before it returns without a connection."""
 
 HEADER_BYTES = 1024
-"""Room for the headers in what the server takes of a message."""
+"""Part of the server's max_payload that is reserved for headers."""
 
 _log = structlog.get_logger()
 
 
 class NatsBus:
-    """`agent.ports.EventBus`, and `agent.ports.Responder`. Made by `open`, ended by `aclose`.
+    """`agent.ports.EventBus` and `agent.ports.Responder`. Create it with `open` or `begin`, close it with `aclose`.
 
-    `patient`: publishing waits until NATS is there; else it raises BusError at once.
+    `wait_for_connection`: `publish` waits for a connection; otherwise it raises BusError at once if there is none.
     """
 
-    def __init__(self, options: NatsOptions, codec: Codec, clock: Clock, *, patient: bool) -> None:
-        self._options, self._codec, self._clock, self._patient = options, codec, clock, patient
+    def __init__(self, options: NatsOptions, codec: Codec, clock: Clock, *, wait_for_connection: bool) -> None:
+        self._options, self._codec, self._clock, self._wait_for_connection = options, codec, clock, wait_for_connection
         self._stream = Stream(options.limits)
         self._connection = NatsConnection(options, clock, prepare=self._prepare, changed=self._connection_changed)
         self._recreating = asyncio.Lock()
@@ -48,44 +49,44 @@ class NatsBus:
         self._closed = False
         self._was_ready, self._since = False, clock.now()
         self.refused = 0
-        """How many messages were taken out because they are no events of ours."""
+        """Number of messages removed because they are not valid events."""
 
     @classmethod
-    async def open(cls, options: NatsOptions, codec: Codec, *, clock: Clock, patient: bool = False) -> Self:
-        """Begin to connect; return when that has come to an end, or after a second. Never raises for want of NATS."""
-        bus = cls.begin(options, codec, clock=clock, patient=patient)
-        await bus.first_try()
+    async def open(cls, options: NatsOptions, codec: Codec, *, clock: Clock, wait_for_connection: bool = False) -> Self:
+        """Start to connect; return after the first attempt or one second. Does not raise if NATS is unreachable."""
+        bus = cls.begin(options, codec, clock=clock, wait_for_connection=wait_for_connection)
+        await bus.first_attempt()
         return bus
 
     @classmethod
-    def begin(cls, options: NatsOptions, codec: Codec, *, clock: Clock, patient: bool = False) -> Self:
-        """Begin to connect, and wait for nothing."""
-        bus = cls(options, codec, clock, patient=patient)
+    def begin(cls, options: NatsOptions, codec: Codec, *, clock: Clock, wait_for_connection: bool = False) -> Self:
+        """Start to connect in the background and return at once."""
+        bus = cls(options, codec, clock, wait_for_connection=wait_for_connection)
         bus.start()
         return bus
 
     def start(self) -> None:
-        """Begin to connect, in the background, for as long as the bus is open."""
+        """Start the task that connects and reconnects until the bus is closed."""
         self._connection.start()
 
-    async def first_try(self) -> None:
-        """Return when the first attempt to connect has come to an end, or after a second."""
-        await self._connection.tried(FIRST_TRY_SECONDS)
+    async def first_attempt(self) -> None:
+        """Return after the first attempt to connect, whether it succeeded or not, or after one second."""
+        await self._connection.first_attempt(FIRST_ATTEMPT_SECONDS)
 
     @property
     def state(self) -> BusState:
         if self._is_ready:
             return BusState("nats", ready=True, detail=self._options.location, since=self._since)
-        troubles = (one.trouble for one in self._subscriptions if isinstance(one, NatsSubscription))
-        trouble = next(filter(None, troubles), None) if self._connection.is_up else self._connection.trouble
-        detail = str(trouble or f"subscribing at {self._options.location}")
+        errors = (one.last_error for one in self._subscriptions if isinstance(one, NatsSubscription))
+        last_error = next(filter(None, errors), None) if self._connection.is_up else self._connection.last_error
+        detail = str(last_error or f"subscribing at {self._options.location}")
         return BusState("nats", ready=False, detail=detail, since=self._since)
 
     @property
     def _is_ready(self) -> bool:
-        """Connected, and every subscription sees what is published: else events would go where nobody hears them.
+        """Whether the bus is connected and every subscription is active: otherwise published events have no receiver.
 
-        Those to progress alone do not count: progress may be lost, and each command that shows it makes one.
+        Subscriptions to progress only do not count: progress may be lost, and each command that shows it subscribes.
         """
         ready = (one.ready.is_set() for one in self._subscriptions if isinstance(one, NatsSubscription) and one.pulls)
         return self._connection.is_up and all(ready)
@@ -106,39 +107,39 @@ class NatsBus:
         self._connection.check_connection()
 
     async def reset_client(self) -> None:
-        """As `Reconnectable` says; a call that awaits an answer fails as transient."""
+        """Implement `Reconnectable`. Pending calls fail with a transient error."""
         self._connection.renew()
 
     async def publish(self, event: Event) -> None:
-        """As the port says: an event that is kept is in the stream when this returns, confirmed by the server.
+        """Implement the port. When this returns, the server has confirmed that the stream stores the event.
 
-        Raises WireError for what cannot be written, StateError on a closed bus and for what stays on the machine.
+        Raises WireError if the event cannot be encoded, StateError if the bus is closed or the event is local only.
         """
         self._check_open()
         if isinstance(event, SyncAsked):
-            raise StateError(f"{event.type} stays on its machine: it is not for the bus")
-        patient = self._patient and not isinstance(event, SyncProgress)
-        client = await self._connection.wait() if patient else self._connection.client()
-        with translated("reading what the server takes", client):
-            most = client.max_payload - HEADER_BYTES
-        data = encoded(event, self._codec, most=most)
+            raise StateError(f"{event.type} is a local event: it is not published on the bus")
+        wait_for_connection = self._wait_for_connection and not isinstance(event, SyncProgress)
+        client = await self._connection.wait() if wait_for_connection else self._connection.client()
+        with translated("reading the server's max_payload", client):
+            max_bytes = client.max_payload - HEADER_BYTES
+        data = encoded(event, self._codec, max_bytes=max_bytes)
         if isinstance(event, SyncProgress):
-            with translated("telling progress", client):
+            with translated("publishing progress", client):
                 await client.publish(event.subject, data)
             return
         try:
             await self._put(client, event, data)
         except BusError as error:
-            # Where somebody listens on plain NATS, a stream that is gone is a publish without an answer.
+            # If a core NATS subscriber listens on the subject, publishing to a deleted stream only times out.
             if not (isinstance(error, StreamGone) or await self._is_gone(client)):
                 raise
             await self._recreate_stream(client)
             await self._put(client, event, data)
 
     async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> NatsSubscription:
-        """As the port says; where NATS is out of reach, it begins when NATS is there.
+        """Implement the port. If NATS is unreachable, the subscription starts when it can be reached.
 
-        Raises StateError where the durable name is in use in this process.
+        Raises StateError if the durable name is already in use in this process.
         """
         self._check_open()
         if durable is not None and any(
@@ -167,10 +168,10 @@ class NatsBus:
 
     async def respond(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> NatsResponder:
         self._check_open()
-        answering = NatsResponder(subject, answer, connection=self._connection)
-        self._subscriptions.append(answering)
-        await self._wait_started(answering)
-        return answering
+        responder = NatsResponder(subject, answer, connection=self._connection)
+        self._subscriptions.append(responder)
+        await self._wait_started(responder)
+        return responder
 
     async def aclose(self) -> None:
         self._closed = True
@@ -191,14 +192,14 @@ class NatsBus:
             raise
         if stream != STREAM:
             raise BusError(
-                f"publishing {event.id}: the stream {stream} took it, not {STREAM}",
-                hint="another stream on this server has our subjects",
+                f"publishing {event.id}: the stream {stream} stored it instead of {STREAM}",
+                hint=f"remove the subjects of {STREAM} from that stream",
                 transient=True,
             )
         self._stream.advance(sequence)
 
     async def _is_gone(self, client: Client) -> bool:
-        """Say whether the stream is known not to be there."""
+        """Return whether the server confirms that the stream does not exist."""
         try:
             with translated(f"looking for the stream {STREAM}", client):
                 return client.is_connected and not await self._stream.exists(client, self._options.patience.connect)
@@ -206,7 +207,7 @@ class NatsBus:
             return False
 
     async def _prepare(self, client: Client) -> None:
-        """Make the stream where there is none. The listeners hear where it is another one than before, or was cut."""
+        """Create the stream if it does not exist. Notify the listeners if it was replaced or has lost events."""
         before = self._stream.mark
         with translated(f"preparing the stream {STREAM}", client):
             await self._stream.ensure(client, self._options.patience.connect)
@@ -215,14 +216,14 @@ class NatsBus:
             self._notify()
 
     async def _recreate_stream(self, client: Client) -> None:
-        """Make the stream again that has gone away under a living connection."""
+        """Create the stream again after it was deleted while the connection was up."""
         async with self._recreating:
             await self._prepare(client)
 
     async def _wait_started(self, one: "NatsSubscription | NatsResponder") -> None:
-        """Where NATS is there: return when what is published from now on will be seen."""
+        """If NATS is connected, wait until the subscription is active or its task has ended."""
         if self._connection.is_up:
-            ready = asyncio.create_task(one.ready.wait(), name="bus-begun")
+            ready = asyncio.create_task(one.ready.wait(), name="bus-subscribed")
             try:
                 ends: set[asyncio.Task[object]] = {ready, one.worker}
                 seconds = self._options.patience.connect
@@ -231,12 +232,15 @@ class NatsBus:
                 ready.cancel()
 
     def _connection_changed(self) -> None:
-        """A connection was made or lost: what waits for one is worth a try, also before every subscription is ready."""
+        """Notify the listeners of a new or lost connection, even before every subscription is ready.
+
+        What waits for a connection is worth another attempt.
+        """
         self._check_ready()
         self._notify()
 
     def _check_ready(self) -> None:
-        """Tell the listeners where the bus has become ready, or is no longer."""
+        """Notify the listeners if `_is_ready` has changed."""
         if self._is_ready != self._was_ready:
             self._was_ready, self._since = self._is_ready, self._clock.now()
             self._notify()

@@ -1,7 +1,7 @@
-"""A consumer in the stream, which remembers how far one subscription has come; messages are pulled one by one.
+"""A consumer in the stream, which keeps the position of one subscription. Messages are pulled one by one.
 
-A request for the next message waits at the server for two minutes; while it waits, the server sends a heartbeat
-every 15 s. Two that stay out mean that the request was lost (with a server, or its leader), and it is made again.
+A request for the next message waits at the server for two minutes; meanwhile the server sends a heartbeat every 15 s.
+If two heartbeats are missed, the request was lost with a server or its leader, and it is sent again.
 """
 
 import json
@@ -22,16 +22,16 @@ from agent.adapters.nats.stream import STREAM
 from agent.domain.errors import BusError
 from agent.ports import StreamMark
 
-PASSING_SECONDS = 300.0
-"""How long the server keeps the place of a subscription without a durable name that is out of reach."""
+EPHEMERAL_INACTIVE_SECONDS = 300.0
+"""How long the server keeps the consumer of a disconnected subscription that has no durable name."""
 
 
 @dataclass(slots=True)
 class DurableConsumer:
-    """The consumer `durable`, which the server keeps; or a passing one, remembered here while this process lives.
+    """The consumer `durable`, whose position the server keeps; without a name, an ephemeral consumer.
 
-    A passing one begins with what is published from now on. When it must be made again (the server forgot it, the
-    stream is another one), it goes on after `seen`, the last sequence handled.
+    An ephemeral consumer starts with the next event published. If it must be created again, because the server deleted
+    it or the stream was replaced, it continues after `seen`, the last sequence handled.
     """
 
     pattern: str
@@ -41,18 +41,19 @@ class DurableConsumer:
     _origin: str = ""
 
     async def ensure(self, client: Client, mark: StreamMark | None) -> str:
-        """Return the consumer's name; it is there then, with nothing in anybody's hands. Raises BusError, StreamGone.
+        """Create the consumer if necessary and return its name; no message of it is left unacknowledged.
 
-        `mark` tells the stream of now from another one, or an earlier state of it, under the same name.
+        `mark` distinguishes the current stream from an earlier one, or an earlier state, of the same name.
+        Raises BusError, StreamGone.
         """
-        with translated(f"taking up the subscription to {self.pattern}", client):
+        with translated(f"creating the consumer of {self.pattern}", client):
             jetstream = client.jetstream(timeout=self.options.patience.connect)
             if self.durable is None:
-                return await self._passing(jetstream, mark)
+                return await self._ephemeral(jetstream, mark)
             return await self._durable(client, jetstream, self.durable)
 
     async def forget(self, client: Client, name: str) -> None:
-        """A passing subscription has ended: the server need not keep its place."""
+        """Delete an ephemeral consumer whose subscription has ended."""
         if self.durable is None and not client.is_closed:
             with translated("ending a subscription", client):
                 jetstream = client.jetstream(timeout=self.options.patience.connect)
@@ -65,9 +66,9 @@ class DurableConsumer:
         except StreamGone:
             found = None
         if found and self.options.own_durables and (found.num_ack_pending or found.num_waiting):
-            # A killed process, or a connection that was lost before the ack, has left these in nobody's hands: the
-            # server would wait a minute for their ack. And where it has not noticed that a connection died, the next
-            # event would go to the request that still waits on that one.
+            # A killed process or a lost connection left these messages unacknowledged: the server would redeliver them
+            # only after the ack wait, a minute. And if the server has not noticed that a connection died, it would send
+            # the next event to the request that still waits on that connection.
             await jetstream.delete_consumer(STREAM, name)
             floor = found.ack_floor.stream_seq if found.ack_floor else 0
             await self._add(jetstream, name, DeliverPolicy.BY_START_SEQUENCE, floor + 1)
@@ -78,8 +79,8 @@ class DurableConsumer:
             await self._add(jetstream, name, DeliverPolicy.ALL, None)
         return name
 
-    async def _passing(self, jetstream: JetStreamContext, mark: StreamMark | None) -> str:
-        name, created = f"passing-{NUID().next().decode()}", mark.created if mark else ""
+    async def _ephemeral(self, jetstream: JetStreamContext, mark: StreamMark | None) -> str:
+        name, created = f"ephemeral-{NUID().next().decode()}", mark.created if mark else ""
         if not self._origin:
             info = await self._add(jetstream, name, DeliverPolicy.NEW, None)
             self.seen = info.delivered.stream_seq if info.delivered else 0
@@ -92,7 +93,7 @@ class DurableConsumer:
         return name
 
     async def _add(
-        self, jetstream: JetStreamContext, name: str, begin: DeliverPolicy, sequence: int | None
+        self, jetstream: JetStreamContext, name: str, policy: DeliverPolicy, sequence: int | None
     ) -> ConsumerInfo:
         return await jetstream.add_consumer(
             STREAM,
@@ -100,13 +101,13 @@ class DurableConsumer:
                 name=name,
                 durable_name=self.durable,
                 filter_subject=self.pattern,
-                deliver_policy=begin,
+                deliver_policy=policy,
                 opt_start_seq=sequence,
                 ack_policy=AckPolicy.EXPLICIT,
                 ack_wait=self.options.patience.ack_wait,
                 max_ack_pending=1,
                 max_deliver=-1,
-                inactive_threshold=PASSING_SECONDS if self.durable is None else self.options.limits.inactive,
+                inactive_threshold=EPHEMERAL_INACTIVE_SECONDS if self.durable is None else self.options.limits.inactive,
             ),
         )
 
@@ -128,11 +129,11 @@ _HEARTBEAT, _NOTHING, _EXPIRED, _CONFLICT = "100", "404", "408", "409"
 
 
 class Pull:
-    """A place in a stream, asked for what comes next. `open` it, `next` it, `close` it."""
+    """Pulls the messages of a consumer one by one: `open`, then `next` for each message, then `close`."""
 
     def __init__(self, client: Client, subject: str, inbox: str, answers: Subscription) -> None:
         self._client, self._subject, self._inbox, self._answers = client, subject, inbox, answers
-        self._asked = False
+        self._requested = False
 
     @classmethod
     async def open(cls, client: Client, stream: str, consumer: str) -> Self:
@@ -143,35 +144,35 @@ class Pull:
 
     async def close(self) -> None:
         if not self._client.is_closed:
-            with translated("leaving an inbox", self._client):
+            with translated("unsubscribing from an inbox", self._client):
                 await self._answers.unsubscribe()
 
     async def next(self) -> Msg:
-        """Return the next message, however long that takes. Raises StreamGone, and BusError where nobody answers."""
+        """Wait for the next message, without a limit. Raises StreamGone; BusError if the server does not answer."""
         while True:
-            with translated("asking for the next event", self._client):
-                if not self._asked:
+            with translated("requesting the next event", self._client):
+                if not self._requested:
                     await self._client.publish(self._subject, _REQUEST, reply=self._inbox)
-                    self._asked = True
+                    self._requested = True
                 try:
                     message = await self._answers.next_msg(timeout=MISSED_SECONDS)
                 except NatsTimeout:
-                    self._asked = False
+                    self._requested = False
                     raise
-                if message.reply:  # an event; one may bear a header of that name, too
-                    self._asked = False
-                    _ = message.metadata  # raises for a reply subject that is none of JetStream's
+                if message.reply:  # an event, which may have a header `Status`, too
+                    self._requested = False
+                    _ = message.metadata  # raises if the reply subject is not one of JetStream
                     return message
             headers = message.headers or {}
             status = headers.get("Status", "")
             if status == _HEARTBEAT:
                 continue
-            self._asked = False
+            self._requested = False
             if status not in (_EXPIRED, _NOTHING):
-                self._explain(status, str(headers.get(Header.DESCRIPTION, "")))
+                self._raise_for_status(status, str(headers.get(Header.DESCRIPTION, "")))
 
     @staticmethod
-    def _explain(status: str, description: str) -> None:
+    def _raise_for_status(status: str, description: str) -> None:
         if status == _CONFLICT and "deleted" not in description.lower():
             raise BusError(f"the server ended the request for the next event: {description}", transient=True)
-        raise StreamGone("the consumer is not there")
+        raise StreamGone("the consumer does not exist")

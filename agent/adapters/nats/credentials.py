@@ -1,6 +1,6 @@
-"""The secrets of a login, read out of their files and looked at before nats-py does: some it does not survive.
+"""Reads the secrets of a login from their files and checks them before nats-py does.
 
-A credentials file without a JWT, for one, has nats-py look for it endlessly, on the event loop.
+nats-py hangs on some invalid files: in a credentials file without a JWT, it searches endlessly, on the event loop.
 """
 
 import re
@@ -21,34 +21,34 @@ _SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\r?\n(S[A-Z2-7]+)\r?\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """What nats-py is given: a credentials file's text, or a seed; neither where another way to log in is set."""
+class LoginSecrets:
+    """The text of a credentials file, or a seed; neither if the login uses something else."""
 
     credentials: RawCredentials | None = field(default=None, repr=False)
     seed: str | None = field(default=None, repr=False)
 
 
-def read(login: Login) -> Proof:
-    """Return the proof. Reads files: call it off the event loop. Raises SettingsError for invalid ones."""
+def read(login: Login) -> LoginSecrets:
+    """Return the secrets. Blocks on files: call it in a thread. Raises SettingsError if a file is invalid."""
     if login.credentials_file is not None:
         key = "akosha_agent_nats_credentials_file"
         text = _text(login.credentials_file, key)
         jwt, seed = _JWT.search(text), _SEED.search(text)
         if jwt is None or seed is None:
             raise SettingsError(
-                f"{key}: {login.credentials_file} holds no user's JWT and seed", hint="it must be a .creds file"
+                f"{key}: {login.credentials_file} does not contain a user JWT and seed", hint="use a .creds file"
             )
         _check_seed(seed[1], key)
-        return Proof(credentials=RawCredentials(text))
+        return LoginSecrets(credentials=RawCredentials(text))
     if login.nkey_file is not None:
         key = "akosha_agent_nats_nkey_file"
         seed_text = _text(login.nkey_file, key).strip()
         _check_seed(seed_text, key)
-        return Proof(seed=seed_text)
+        return LoginSecrets(seed=seed_text)
     if login.nkey_seed:
         _check_seed(login.nkey_seed, "akosha_agent_nats_nkey_seed")
-        return Proof(seed=login.nkey_seed)
-    return Proof()
+        return LoginSecrets(seed=login.nkey_seed)
+    return LoginSecrets()
 
 
 def _text(path: Path, key: str) -> str:
@@ -60,6 +60,6 @@ def _text(path: Path, key: str) -> str:
 
 
 def _check_seed(seed: str, key: str) -> None:
-    wrong = SettingsError(f"{key}: the seed in it is none", hint="a user's seed begins with SU")
-    with guarded(lambda _: wrong, hidden=True):  # the cause would show the seed
+    invalid = SettingsError(f"{key}: the seed is invalid", hint="a user's seed begins with SU")
+    with guarded(lambda _: invalid, hidden=True):  # the cause would show the seed
         nkeys.from_seed(bytearray(seed.encode())).wipe()

@@ -1,10 +1,10 @@
-"""What nats-py raises, as BusError, translated once here; and cancellations, which nats-py may lose.
+"""Translates nats-py's exceptions to BusError, and restores cancellations that nats-py loses.
 
-All of it may pass, so all of it is transient. `guarded` has the adapter's one `except Exception`; what it does not know
-is logged with its traceback, once a kind.
+Almost all errors are transient, because the server's state can change. `guarded` has the adapter's only
+`except Exception`; an unknown exception is logged with its traceback, once for each kind.
 
-nats-py swallows some cancellations itself, and asyncio.wait_for, on which it builds, swallows one that meets the result
-(before Python 3.12). A task that is then not cancelled never ends, and neither does a task that waits for it.
+nats-py swallows some cancellations. So does asyncio.wait_for, which nats-py uses, when the cancellation and the result
+arrive together (before Python 3.12). Such a task would never end, and neither would a task that waits for it.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ from agent.ports import UnexpectedErrors
 
 
 @contextmanager
-def kept_cancellable() -> Iterator[None]:
-    """Raise CancelledError at the end of the block if the task was cancelled within it, however the block ended."""
+def preserve_cancellation() -> Iterator[None]:
+    """Raise CancelledError at the end of the block if the task was cancelled in it, even if the block swallowed it."""
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
     try:
@@ -37,18 +37,18 @@ def kept_cancellable() -> Iterator[None]:
 _unexpected = UnexpectedErrors("nats_bus", BusError)
 
 
-class StreamGone(BusError):  # noqa: N818 - the name says the state of the world
-    """The stream, or the consumer in it, is not there."""
+class StreamGone(BusError):  # noqa: N818 - the name is the state
+    """The stream, or the consumer in it, does not exist."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, hint="it will be made again", transient=True)
+        super().__init__(message, hint="the agent creates it again", transient=True)
 
 
 @contextmanager
 def guarded(translation: Callable[[Exception], AkoshaError], *, hidden: bool = False) -> Iterator[None]:
-    """Raise an exception of the block as its translation; errors of ours pass as they are.
+    """Raise the translation of an exception; an AkoshaError passes unchanged.
 
-    `hidden`: without its cause, whose text may be a secret.
+    `hidden`: omit the cause, whose text may contain a secret.
     """
     try:
         yield
@@ -59,39 +59,39 @@ def guarded(translation: Callable[[Exception], AkoshaError], *, hidden: bool = F
 
 
 @contextmanager
-def translated(doing: str, client: Client | None = None) -> Iterator[None]:
-    """Raise what goes wrong in the block as BusError: what was being done, what the server says, the cure."""
+def translated(operation: str, client: Client | None = None) -> Iterator[None]:
+    """Raise an exception of the block as BusError with the operation, the server's message and a hint."""
     if client is not None:
-        client.refused = ""
-    with guarded(lambda error: _translation(error, doing, client)), kept_cancellable():
+        client.permission_error = ""
+    with guarded(lambda error: _translation(error, operation, client)), preserve_cancellation():
         yield
 
 
 def unexpected(error: Exception, operation: str, text: str, *, hint: str) -> BusError:
-    """Return the BusError for an exception that is not known here; the first of its kind is logged."""
+    """Return the BusError for an unknown exception; the first of its kind is logged."""
     return _unexpected.translate(error, operation, text, hint=f"{hint} The log has the traceback")
 
 
-def _translation(error: Exception, doing: str, client: Client | None) -> BusError:
+def _translation(error: Exception, operation: str, client: Client | None) -> BusError:
     if isinstance(error, NoStreamResponseError | NotFoundError):
-        return StreamGone(f"{doing}: the stream is not there")
+        return StreamGone(f"{operation}: the stream does not exist")
     if isinstance(error, MaxPayloadError):
-        return BusError(f"{doing}: larger than the server takes", hint="raise its max_payload")
+        return BusError(f"{operation}: the message is larger than the server allows", hint="raise its max_payload")
     if isinstance(error, NoRespondersError | ServiceUnavailableError):
-        hint = "is JetStream enabled on the NATS server, and has it room?"
-        return BusError(f"{doing}: {_words(error) or 'JetStream does not answer'}", hint=hint, transient=True)
+        hint = "check that JetStream is enabled on the NATS server and has free storage"
+        return BusError(f"{operation}: {_description(error) or 'JetStream does not answer'}", hint=hint, transient=True)
     if isinstance(error, TimeoutError):
-        refused = client.refused if client is not None else ""
-        hint = "allow it in the server's permissions for this user" if refused else ""
-        return BusError(f"{doing}: {refused or 'no answer'}", hint=hint, transient=True)
+        forbidden = client.permission_error if client is not None else ""
+        hint = "allow it in the server's permissions for this user" if forbidden else ""
+        return BusError(f"{operation}: {forbidden or 'no answer'}", hint=hint, transient=True)
     if isinstance(error, APIError):
-        return BusError(f"{doing}: {_words(error)}", transient=True)
+        return BusError(f"{operation}: {_description(error)}", transient=True)
     if isinstance(error, NatsPyError | OSError):
         text = str(error).removeprefix("nats: ") or type(error).__name__
-        return BusError(f"{doing}: {text}", transient=True)
-    hint = "does something else answer on that subject?"
-    return unexpected(error, doing.partition(" ")[0], f"{doing}: an answer that makes no sense", hint=hint)
+        return BusError(f"{operation}: {text}", transient=True)
+    hint = "check whether another program answers on that subject."
+    return unexpected(error, operation.partition(" ")[0], f"{operation}: unexpected answer", hint=hint)
 
 
-def _words(error: Exception) -> str:
+def _description(error: Exception) -> str:
     return str(getattr(error, "description", "") or "")

@@ -1,4 +1,4 @@
-"""Messages and the events in them: what anybody may have sent is checked strictly before it gets any further."""
+"""NATS messages and the events in them. Any client may publish, so each message is validated strictly."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -12,34 +12,34 @@ from agent.domain.events import Event, SessionEnded, SyncResult
 from agent.ports import Codec
 
 
-def encoded(event: Event, codec: Codec, *, most: int) -> bytes:
-    """Return the event as bytes that its readers take, and the server (`most`): a result that is too long is abridged.
+def encoded(event: Event, codec: Codec, *, max_bytes: int) -> bytes:
+    """Return the encoded event, within the limits of its readers and of the server (`max_bytes`).
 
-    Raises WireError.
+    A result that is too long is abridged. Raises WireError.
     """
-    data, most = codec.encode(event), min(codec.max_bytes, most)
-    if len(data) > most and isinstance(event, SyncResult):
+    data, max_bytes = codec.encode(event), min(codec.max_bytes, max_bytes)
+    if len(data) > max_bytes and isinstance(event, SyncResult):
         data = codec.encode(event.abridged())
-    if len(data) > most:
-        raise WireError(f"{event.type} {event.id[:80]} is larger than the {most} bytes allowed")
+    if len(data) > max_bytes:
+        raise WireError(f"{event.type} {event.id[:80]} is larger than the {max_bytes} bytes allowed")
     return data
 
 
 def message_id(event: Event) -> str:
-    """Return what makes an event one of its kind within the stream, for the header `Nats-Msg-Id`.
+    """Return an event's unique id within the stream, for the header `Nats-Msg-Id`.
 
-    Ids are unique per source, which is a system's agent, or the sender.
+    Event ids are unique per source only: the agent of a system, or the sender.
     """
     sender = event.sender if isinstance(event, SessionEnded) else ""
-    whose = f"{hashlib.sha256(sender.encode()).hexdigest()[:16]}." if sender else ""
-    return f"{event.system_id}.{whose}{event.id}"
+    source = f"{hashlib.sha256(sender.encode()).hexdigest()[:16]}." if sender else ""
+    return f"{event.system_id}.{source}{event.id}"
 
 
 def decoded(message: Msg, codec: Codec) -> Event:
-    """Return the event in a message. Raises WireError, also for an event on another one's subject."""
+    """Return the event in a message. Raises WireError if it is invalid or on a subject that is not its own."""
     event = codec.decode(message.data, subject=message.subject)
     if event.subject != message.subject:
-        raise WireError(f"{event.type} belongs to {event.subject!r}, but came on {message.subject[:80]!r}")
+        raise WireError(f"{event.type} belongs on {event.subject!r}, but arrived on {message.subject[:80]!r}")
     return event
 
 
@@ -49,7 +49,7 @@ _log = structlog.get_logger()
 
 
 class JetStreamMessage:
-    """Settle a message. That the server cannot be reached is no error: the message comes again."""
+    """A message of the stream. An unreachable server is not an error when settling: the message is redelivered."""
 
     def __init__(self, event: Event, message: Msg) -> None:
         self.event, self._message = event, message
@@ -57,29 +57,33 @@ class JetStreamMessage:
         """Whether the server has confirmed the ack."""
 
     async def ack(self) -> None:
-        """Acknowledge, and wait for the confirmation of the server."""
-        self.acked = await self._told("ack", lambda: self._message.ack_sync(timeout=ACK_SECONDS))
+        """Acknowledge, and wait for the server's confirmation."""
+        self.acked = await self._settle("ack", lambda: self._message.ack_sync(timeout=ACK_SECONDS))
 
     async def nak(self, delay: float) -> None:
-        await self._told("nak", lambda: self._message.nak(delay))
+        await self._settle("nak", lambda: self._message.nak(delay))
 
     async def in_progress(self) -> None:
-        await self._told("in_progress", self._message.in_progress)
+        await self._settle("in_progress", self._message.in_progress)
 
-    async def _told(self, what: str, telling: Callable[[], Awaitable[object]]) -> bool:
+    async def _settle(self, operation: str, send: Callable[[], Awaitable[object]]) -> bool:
         try:
-            with translated(f"{what} of an event"):
-                await telling()
+            with translated(f"{operation} of an event"):
+                await send()
         except BusError as error:
             _log.debug(
-                "ack_failed", operation=what, id=self.event.id, error=str(error), next_step="the event comes again"
+                "ack_failed",
+                operation=operation,
+                id=self.event.id,
+                error=str(error),
+                next_step="redelivery",
             )
             return False
         return True
 
 
 class CoreMessage:
-    """An event that no stream keeps: there is nobody to settle it with."""
+    """An event of core NATS, which is not stored and needs no acknowledgement."""
 
     def __init__(self, event: Event) -> None:
         self.event = event

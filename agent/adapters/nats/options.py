@@ -1,4 +1,4 @@
-"""What a connection to NATS needs to know: where, as whom, how patiently, and what the stream is to be like."""
+"""The options of a connection to NATS: servers, login, TLS, time limits and the stream's configuration."""
 
 import ssl
 from collections.abc import Callable
@@ -15,7 +15,7 @@ DAY = 86_400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Who we are to the server; at most one way is set. Files are read at each connection: they may be renewed."""
+    """The login; at most one kind is set. Files are read for each connection, because they may be renewed."""
 
     user: str = ""
     password: str = field(default="", repr=False)
@@ -27,7 +27,10 @@ class Login:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """Whom to trust (`ca_file` instead of the system's), and our own certificate. `first`: before the greeting."""
+    """TLS: `ca_file` replaces the system's CAs; the certificate is the client's own.
+
+    `first`: the TLS handshake comes before the server's INFO.
+    """
 
     ca_file: Path | None = None
     certificate_file: Path | None = None
@@ -35,43 +38,48 @@ class Tls:
     first: bool = False
 
     def context(self) -> ssl.SSLContext:
-        """Return the TLS context. Reads files: call it off the event loop. Raises SettingsError for invalid ones."""
+        """Return the TLS context. Blocks on files: call it in a thread. Raises SettingsError if a file is invalid."""
         try:
-            made = ssl.create_default_context(cafile=self.ca_file)
+            context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
             raise SettingsError(
                 f"akosha_agent_nats_ca_file: {self.ca_file} is invalid: {error.strerror or error}",
-                hint="it must hold certificates in PEM form",
+                hint="it must contain certificates in PEM format",
             ) from error
         if self.certificate_file is not None:
             try:
-                made.load_cert_chain(self.certificate_file, self.key_file, password=lambda: "")
+                context.load_cert_chain(self.certificate_file, self.key_file, password=lambda: "")
             except OSError as error:
                 raise SettingsError(
                     f"akosha_agent_nats_certificate_file: {self.certificate_file} or its key {self.key_file} is "
                     f"invalid: {error.strerror or error}",
-                    hint="they must be a certificate chain and its unencrypted key, in PEM form",
+                    hint="use a certificate chain and its unencrypted key, both in PEM format",
                 ) from error
-        return made
+        return context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """Seconds: for one attempt to connect or one request; between two looks at the connection; for their answer; of
-    the first pause between attempts, and the longest; for a handler to stay silent.
-    """
+    """Time limits, in seconds."""
 
     connect: float = 5.0
+    """Of one attempt to connect, and of one request."""
     ping: float = 20.0
+    """Interval between pings."""
     ping_timeout: float = 10.0
     reconnect: float = 1.0
+    """The first pause between attempts to connect; it doubles up to `reconnect_max`."""
     reconnect_max: float = 30.0
     ack_wait: float = 60.0
+    """How long a handler may report no progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The stream as it is made where there is none (seconds, bytes), and when an unused consumer is forgotten."""
+    """The configuration of a stream that the agent creates (seconds, bytes).
+
+    `inactive`: after this long without use, the server deletes a durable consumer.
+    """
 
     max_age: float = EVENT_MAX_AGE.total_seconds()
     max_bytes: int = 256 * MEBIBYTE
@@ -81,9 +89,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatsOptions:
-    """Everything. `name` is what the server's operator sees; `check` is called in a thread before each attempt.
+    """All options of a connection. `name` identifies the client on the server.
 
-    `own_durables`: durable names are this process's alone, so what a killed one had in hand is taken over at once.
+    `check` is called in a thread before each attempt. `own_durables`: only this process uses its durable names, so the
+    messages that a killed process left unacknowledged are redelivered at once.
     """
 
     servers: tuple[str, ...] = field(repr=False)
@@ -97,13 +106,13 @@ class NatsOptions:
 
     @property
     def location(self) -> str:
-        """The servers as people and logs may see them: no user, no password."""
+        """The server URLs without user and password."""
         return ", ".join(Server.of(url).location for url in self.servers)
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One address, taken apart: user info in it is percent-decoded, and never shown."""
+    """A parsed server URL. User and password are percent-decoded; `repr` omits them."""
 
     scheme: str
     location: str

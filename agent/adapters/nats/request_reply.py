@@ -1,4 +1,4 @@
-"""Requests and replies over plain NATS: subscribed again on every connection, nothing is stored."""
+"""Requests and replies over core NATS. Each new connection subscribes again; nothing is stored."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,14 +13,14 @@ from agent.adapters.nats.connection import NatsConnection
 from agent.adapters.nats.errors import translated
 from agent.domain.errors import BusError
 
-MOST_WAITING = 16
-"""Questions that wait for their turn; more go unanswered."""
+MAX_QUEUED = 16
+"""Requests that may wait for their turn; more are not answered."""
 
 _log = structlog.get_logger()
 
 
 class NatsResponder:
-    """`agent.ports.Subscription` to questions on one subject. One is answered at a time."""
+    """`agent.ports.Subscription` to the requests on one subject, which it answers one at a time."""
 
     def __init__(
         self, subject: str, answer: Callable[[bytes], Awaitable[bytes]], *, connection: NatsConnection
@@ -43,43 +43,43 @@ class NatsResponder:
                 self._connection.suspect(client)
             finally:
                 self.ready.clear()
-            await self._connection.wait_beyond(client)
+            await self._connection.wait_until_lost(client)
 
     async def _serve(self, client: Client) -> None:
-        asked: asyncio.Queue[Msg] = asyncio.Queue(MOST_WAITING)
+        requests: asyncio.Queue[Msg] = asyncio.Queue(MAX_QUEUED)
 
         async def on_message(message: Msg) -> None:
-            if message.reply and not asked.full():
-                asked.put_nowait(message)
+            if message.reply and not requests.full():
+                requests.put_nowait(message)
 
         async with AsyncExitStack() as stack:
             with translated(f"subscribing to {self._subject}", client):
                 subscription = await client.subscribe(self._subject, cb=on_message)
-                stack.push_async_callback(_unsubscribed, client, subscription)
+                stack.push_async_callback(_unsubscribe, client, subscription)
                 await client.confirm_sent()
             self.ready.set()
-            gone = asyncio.create_task(self._connection.wait_beyond(client), name=f"answer-{self._subject}-watch")
-            stack.callback(gone.cancel)
-            while not gone.done():
-                question = asyncio.create_task(asked.get(), name=f"answer-{self._subject}-next")
+            lost = asyncio.create_task(self._connection.wait_until_lost(client), name=f"answer-{self._subject}-watch")
+            stack.callback(lost.cancel)
+            while not lost.done():
+                request = asyncio.create_task(requests.get(), name=f"answer-{self._subject}-next")
                 try:
-                    await asyncio.wait({question, gone}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait({request, lost}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
-                    question.cancel()
-                if question.done() and not question.cancelled():
-                    await self._reply(client, question.result())
+                    request.cancel()
+                if request.done() and not request.cancelled():
+                    await self._reply(client, request.result())
 
-    async def _reply(self, client: Client, question: Msg) -> None:
-        text = await self._answer(question.data)
+    async def _reply(self, client: Client, request: Msg) -> None:
+        answer = await self._answer(request.data)
         try:
             with translated("answering", client):
-                await client.publish(question.reply, text)
+                await client.publish(request.reply, answer)
         except BusError as error:
             _log.warning("answer_not_sent", subject=self._subject, reason=str(error))
 
 
-async def _unsubscribed(client: Client, subscription: Subscription) -> None:
-    """Unsubscribe: later requests are refused at once."""
+async def _unsubscribe(client: Client, subscription: Subscription) -> None:
+    """Unsubscribe, so that the server refuses later requests at once."""
     if not client.lost.is_set():
-        with suppress(BusError), translated("leaving a subject", client):
+        with suppress(BusError), translated("unsubscribing", client):
             await subscription.unsubscribe()

@@ -1,4 +1,4 @@
-"""A subscription over connections that come and go: pulls from its place in the stream, hands over, settles."""
+"""A subscription that survives reconnections: it pulls events from its consumer, hands them over and settles them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -22,12 +22,12 @@ from agent.ports.dispatch import MessageDispatcher
 
 FIRST_PAUSE_SECONDS = 1.0
 LAST_PAUSE_SECONDS = 30.0
-"""Before the next try on a connection that lives, where the server would not do it: doubling."""
+"""The pause after the server refused an operation on a working connection; it doubles from the first to the last."""
 
-MOST_WAITING = 100
-"""Progress that a slow handler has not come to yet; more is dropped."""
+MAX_QUEUED = 100
+"""Progress events that may wait for a slow handler; more are dropped."""
 
-TIDY_SECONDS = 2.0
+CLEANUP_SECONDS = 2.0
 
 _log = structlog.get_logger()
 
@@ -36,24 +36,28 @@ RecreateStream = Callable[[Client], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
-    """A message that has come: out of the stream (`kept`), or in passing. Anybody may give one in passing a reply."""
+    """A received message, from the stream (`stored`) or from core NATS.
+
+    A reply subject does not distinguish them: any client may set one on a core NATS message.
+    """
 
     message: Msg
-    kept: bool
+    stored: bool
 
     @property
     def sequence(self) -> int:
-        """Its place in the stream; 0 in passing."""
-        return self.message.metadata.sequence.stream if self.kept else 0
+        """The sequence in the stream; 0 for core NATS."""
+        return self.message.metadata.sequence.stream if self.stored else 0
 
 
 _Arrivals = asyncio.Queue[_Arrival | BusError]
 
 
 class NatsSubscription:
-    """`agent.ports.Subscription`. `mend` makes the stream again where it is gone; `released` hears of the end.
+    """`agent.ports.Subscription`. `recreate_stream` creates a deleted stream again; `released` is called at the end.
 
-    `ready` is set while what is published will be seen; where it is not, `trouble` may say why. `changed` hears of it.
+    `ready` is set while the subscription receives what is published; otherwise `last_error` may have the reason.
+    `changed` is called when either changes.
     """
 
     def __init__(
@@ -71,14 +75,14 @@ class NatsSubscription:
     ) -> None:
         self.consumer = consumer
         self.ready = asyncio.Event()
-        self.trouble: BusError | None = None
+        self.last_error: BusError | None = None
         self._changed, self._failures = changed, 0
         self._dispatcher, self._connection, self._stream, self._codec = dispatcher, connection, stream, codec
         self._recreate_stream, self._refused = recreate_stream, refused
         self._next = asyncio.Event()
         self._listens = patterns_meet(consumer.pattern, progress_pattern())
         self.pulls = any(patterns_meet(consumer.pattern, subject) for subject in STREAM_SUBJECTS)
-        """Whether it takes events that the stream keeps, not progress alone."""
+        """Whether it receives events that the stream stores, not only progress."""
         self._name = consumer.durable or consumer.pattern
         self.worker = asyncio.create_task(self._run(), name=f"bus-{self._name}")
         self.worker.add_done_callback(lambda _: released(self))
@@ -99,46 +103,46 @@ class NatsSubscription:
                 await self._interrupted(client, error)
 
     async def _recreated(self, client: Client) -> None:
-        self._is_ready(False)
+        self._set_ready(False)
         try:
             await self._recreate_stream(client)
         except BusError as error:
             await self._interrupted(client, error)
 
     async def _interrupted(self, client: Client, error: BusError) -> None:
-        """Say why, have the connection looked at, and wait for another one; for a while, where this one lives."""
-        self.trouble = error
-        self._is_ready(False)
+        """Keep the error, have the connection checked, and wait for another connection or for the pause."""
+        self.last_error = error
+        self._set_ready(False)
         _log.debug("subscription_interrupted", subscription=self._name, reason=str(error))
         self._connection.suspect(client)
         pause = min(FIRST_PAUSE_SECONDS * 2.0 ** min(self._failures, 20), LAST_PAUSE_SECONDS)
         self._failures += 1
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
-                await self._connection.wait_beyond(client)
+                await self._connection.wait_until_lost(client)
 
-    def _is_ready(self, ready: bool) -> None:
+    def _set_ready(self, ready: bool) -> None:
         if ready:
-            self.trouble, self._failures = None, 0
+            self.last_error, self._failures = None, 0
             self.ready.set()
         else:
             self.ready.clear()
         self._changed()
 
     async def _serve(self, client: Client) -> None:
-        """Hand over what comes on this connection, until it is lost; what is in hand then is seen to its end."""
+        """Hand over the messages of this connection until it is lost; the handler of the last one is awaited."""
         arrivals: _Arrivals = asyncio.Queue()
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(_send_back, arrivals)
+            stack.push_async_callback(_return_unhandled, arrivals)
             if self._listens:
                 await self._listen(client, arrivals, stack)
             if self.pulls:
                 mark = self._stream.mark
                 await self._pull(client, mark, arrivals, stack)
                 if mark is not None:
-                    self._feed(self._watch_stream(mark.created, arrivals), "watch-stream", stack)
-            self._feed(self._watch(client, arrivals), "watch", stack)
-            self._is_ready(True)
+                    self._start_task(self._watch_stream(mark.created, arrivals), "watch-stream", stack)
+            self._start_task(self._watch(client, arrivals), "watch", stack)
+            self._set_ready(True)
             while True:
                 arrival = await arrivals.get()
                 if isinstance(arrival, BusError):
@@ -147,47 +151,47 @@ class NatsSubscription:
                 self._next.set()
 
     async def _listen(self, client: Client, arrivals: _Arrivals, stack: AsyncExitStack) -> None:
-        """Receive progress, which the stream does not keep. A slow handler misses some."""
+        """Receive progress, which the stream does not store. A slow handler misses some."""
 
         async def on_message(message: Msg) -> None:
-            if arrivals.qsize() < MOST_WAITING:
-                arrivals.put_nowait(_Arrival(message, kept=False))
+            if arrivals.qsize() < MAX_QUEUED:
+                arrivals.put_nowait(_Arrival(message, stored=False))
 
         with translated("subscribing to progress", client):
             subscription = await client.subscribe(progress_pattern(), cb=on_message)
             await client.confirm_sent()
-        stack.push_async_callback(_ignore_errors, client, subscription.unsubscribe)
+        stack.push_async_callback(_clean_up, client, subscription.unsubscribe)
 
     async def _pull(self, client: Client, mark: StreamMark | None, arrivals: _Arrivals, stack: AsyncExitStack) -> None:
-        """Take in what the stream keeps, one event after the other has been settled."""
+        """Pull events of the stream, each after the previous one has been settled."""
         name = await self.consumer.ensure(client, mark)
-        stack.push_async_callback(_ignore_errors, client, partial(self.consumer.forget, client, name))
+        stack.push_async_callback(_clean_up, client, partial(self.consumer.forget, client, name))
         pull = await Pull.open(client, STREAM, name)
-        stack.push_async_callback(_ignore_errors, client, pull.close)
+        stack.push_async_callback(_clean_up, client, pull.close)
         self._next.set()
 
-        async def feed() -> None:
+        async def pull_events() -> None:
             try:
                 while True:
                     await self._next.wait()
                     self._next.clear()
-                    arrivals.put_nowait(_Arrival(await pull.next(), kept=True))
+                    arrivals.put_nowait(_Arrival(await pull.next(), stored=True))
             except BusError as error:
                 arrivals.put_nowait(error)
 
-        self._feed(feed(), "pull", stack)
+        self._start_task(pull_events(), "pull", stack)
 
     async def _watch(self, client: Client, arrivals: _Arrivals) -> None:
-        await self._connection.wait_beyond(client)
-        arrivals.put_nowait(self._connection.trouble)
+        await self._connection.wait_until_lost(client)
+        arrivals.put_nowait(self._connection.last_error)
 
     async def _watch_stream(self, created: str, arrivals: _Arrivals) -> None:
-        """A consumer is gone with its stream, and the server does not say so to all who wait for its next event."""
-        await self._stream.wait_beyond(created)
-        arrivals.put_nowait(StreamGone("the stream is another one"))
+        """Detect a replaced stream: the server does not notify every pull request when it deletes the consumer."""
+        await self._stream.wait_until_replaced(created)
+        arrivals.put_nowait(StreamGone("the stream was replaced"))
 
-    def _feed(self, work: Coroutine[None, None, None], what: str, stack: AsyncExitStack) -> None:
-        task = asyncio.create_task(work, name=f"bus-{self._name}-{what}")
+    def _start_task(self, work: Coroutine[None, None, None], name: str, stack: AsyncExitStack) -> None:
+        task = asyncio.create_task(work, name=f"bus-{self._name}-{name}")
 
         async def end() -> None:
             task.cancel()
@@ -203,7 +207,7 @@ class NatsSubscription:
         except WireError as error:
             await self._refuse(arrival, str(error))
             return
-        if not arrival.kept:
+        if not arrival.stored:
             await self._dispatcher.hand_over(CoreMessage(event))
             return
         delivery = JetStreamMessage(event, arrival.message)
@@ -211,28 +215,28 @@ class NatsSubscription:
         if delivery.acked:
             self.consumer.seen = max(self.consumer.seen, arrival.sequence)
 
-    async def _refuse(self, arrival: _Arrival, why: str) -> None:
-        """Remove a message that is no event of ours for good, count it and log it."""
-        if arrival.kept:
-            with suppress(BusError), translated("refusing a message"):  # it comes again, and is refused again
+    async def _refuse(self, arrival: _Arrival, reason: str) -> None:
+        """Remove a message that is not a valid event from the consumer, count it and log it."""
+        if arrival.stored:
+            with suppress(BusError), translated("refusing a message"):  # after an error, it is redelivered and refused
                 await arrival.message.term()
             self.consumer.seen = max(self.consumer.seen, arrival.sequence)
         count, subject = self._refused(), arrival.message.subject[:200]
-        _log.warning("message_refused", subject=subject, sequence=arrival.sequence, reason=why, so_far=count)
+        _log.warning("message_refused", subject=subject, sequence=arrival.sequence, reason=reason, so_far=count)
 
 
-async def _send_back(arrivals: _Arrivals) -> None:
-    """What has come and was not handed over is for the next of that name, at once."""
+async def _return_unhandled(arrivals: _Arrivals) -> None:
+    """Nak received messages that were not handed over, so that the next subscription gets them at once."""
     while not arrivals.empty():
         arrival = arrivals.get_nowait()
-        if isinstance(arrival, _Arrival) and arrival.kept:
+        if isinstance(arrival, _Arrival) and arrival.stored:
             with suppress(BusError), translated("returning a message"):
                 await arrival.message.nak()
 
 
-async def _ignore_errors(client: Client, work: Callable[[], Awaitable[object]]) -> None:
-    """Tidy up at the server, where it still hears us."""
+async def _clean_up(client: Client, work: Callable[[], Awaitable[object]]) -> None:
+    """Run the clean-up if the connection is up, with a time limit; ignore its errors."""
     if not client.lost.is_set():
-        with suppress(BusError, TimeoutError), translated("ending a subscription", client):
-            async with asyncio.timeout(TIDY_SECONDS):
+        with suppress(BusError, TimeoutError), translated("cleaning up a subscription", client):
+            async with asyncio.timeout(CLEANUP_SECONDS):
                 await work()
