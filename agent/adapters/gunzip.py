@@ -63,7 +63,7 @@ def _fastest_inflater() -> tuple[Callable[[], _Inflater], type[Exception]]:
 _inflater, _NotGzip = _fastest_inflater()
 
 
-class Landing:
+class Unpacker:
     """Folders below `place`, which is there already and ours alone."""
 
     def __init__(self, directory: Path) -> None:
@@ -85,7 +85,7 @@ class Landing:
         """Remove every folder, also those of a process that was killed."""
         await asyncio.to_thread(self._sweep)
 
-    async def land(
+    async def unpack(
         self,
         pieces: AsyncIterable[bytes],
         path: Path,

@@ -2,7 +2,7 @@
 
 A file is written in the staging directory: encoded, hashed and written in steps of about a mebibyte, on a thread. It is
 read line by line, each validated: whatever wrote it need not be trusted. In an entry the embedding comes last, digit by
-digit as it was read; `metadata` holds what the row brings along, and what makes its `Seen`.
+digit as it was read; `metadata` holds what the row brings along, and what makes its `RowState`.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ import structlog
 
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
-from agent.domain.memories import EMBEDDING_LENGTH, Memory, Seen, check_kind, memory_id
+from agent.domain.memories import EMBEDDING_LENGTH, Memory, RowState, check_kind, memory_id
 from agent.ports import MemoriesDraft, MemorySource, WrittenMemories
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 def encode(memory: Memory, system_id: str) -> bytes:
     """Return the memory as a line without its end. Raises SnapshotError for what JSON cannot hold."""
-    seen = memory.seen
+    seen = memory.row
     ours = {"type": seen.kind, "original_id": seen.id, "database": seen.database, "digest": seen.digest}
     entry = {
         "id": memory_id(system_id, seen),
@@ -68,7 +68,7 @@ def decode(line: bytes, system_id: str) -> Memory:
     if "embedding" in entry:
         raise WireError("its embedding is not an array at its end")
     metadata = dict(_of(entry, "metadata", dict))
-    seen = Seen(
+    seen = RowState(
         database=_database(metadata),
         kind=check_kind(_of(metadata, "type", str)),
         id=_of(metadata, "original_id", str),
@@ -80,7 +80,7 @@ def decode(line: bytes, system_id: str) -> Memory:
     if _of(entry, "source", str) != system_id:
         raise WireError(f"source {entry['source'][:200]!r} is not {system_id}")
     return Memory(
-        seen=seen,
+        row=seen,
         text=_of(entry, "content", str),
         embedding=embedding,
         created_at=_time(entry),
@@ -275,9 +275,9 @@ class FileSource:
 
     def __init__(self, path: Path, system_id: str) -> None:
         self._path, self._system_id = path, system_id
-        self._page: dict[Seen, Memory] = {}
+        self._page: dict[RowState, Memory] = {}
 
-    async def pages(self) -> AsyncGenerator[Sequence[Seen], None]:
+    async def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
         """Yield the rows in pages. Raises WireError for what is no memories.json, SnapshotError where it is gone."""
         reading = _Reading(self._path, self._system_id)
         while not reading.ended:
@@ -286,7 +286,7 @@ class FileSource:
             if self._page:
                 yield list(self._page)
 
-    async def read(self, wanted: Sequence[Seen]) -> AsyncGenerator[Memory, None]:
+    async def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
         """Yield these memories of the page yielded last."""
         page = self._page
         for seen in wanted:
@@ -302,9 +302,9 @@ class _Reading:
         self._another_must_follow = self._none_may_follow = False
         self.ended = False
 
-    def next_page(self) -> dict[Seen, Memory]:
+    def next_page(self) -> dict[RowState, Memory]:
         """Return the next rows; none where the file has `ended`."""
-        page: dict[Seen, Memory] = {}
+        page: dict[RowState, Memory] = {}
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -317,7 +317,7 @@ class _Reading:
                         self._end(file)
                     else:
                         memory = self._memory(line)
-                        page[memory.seen] = memory
+                        page[memory.row] = memory
                 self._offset = file.tell()
         except OSError as error:
             raise SnapshotError(f"{self._path.name} cannot be read: {os.strerror(error.errno or 0)}") from error

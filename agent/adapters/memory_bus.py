@@ -108,7 +108,7 @@ class _Subscription:
             message = await self._mailbox.head()
             # Also where there is nothing to wait for: a handler that naks without a delay must not block the loop.
             await self._clock.sleep(message.not_before - self._clock.monotonic())
-            await self._dispatcher.hand_over(_RawMessage(self._mailbox, message, self._clock))
+            await self._dispatcher.dispatch(_RawMessage(self._mailbox, message, self._clock))
 
 
 class MemoryBus:

@@ -25,9 +25,9 @@ _log = structlog.get_logger()
 class SystemdSupervisor:
     """`agent.ports.Supervisor` by sd_notify; says nothing where `address` is empty."""
 
-    def __init__(self, address: str = "", *, alive_every: float | None = None) -> None:
+    def __init__(self, address: str = "", *, watchdog_seconds: float | None = None) -> None:
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._alive_every = alive_every if address else None
+        self._watchdog_seconds = watchdog_seconds if address else None
         self._failed = False
 
     @classmethod
@@ -37,14 +37,14 @@ class SystemdSupervisor:
         microseconds, pid = environ.pop(WATCHDOG_MICROSECONDS, ""), environ.pop(WATCHDOG_PID, "")
         if not address.startswith(("/", "@")) or len(address) < 2:  # noqa: PLR2004 - a name after its sign
             return cls()
-        alive_every = None
+        watchdog_seconds = None
         if microseconds.isdecimal() and int(microseconds) and pid in ("", str(os.getpid())):
-            alive_every = int(microseconds) / 1e6 / 2
-        return cls(address, alive_every=alive_every)
+            watchdog_seconds = int(microseconds) / 1e6 / 2
+        return cls(address, watchdog_seconds=watchdog_seconds)
 
     @property
-    def alive_every(self) -> float | None:
-        return self._alive_every
+    def watchdog_seconds(self) -> float | None:
+        return self._watchdog_seconds
 
     def ready(self) -> None:
         self._tell("READY=1", f"MAINPID={os.getpid()}", patience=_PATIENCE_SECONDS)
@@ -56,7 +56,7 @@ class SystemdSupervisor:
     def status(self, text: str) -> None:
         self._tell(f"STATUS={' '.join(text.split())[:_MOST_STATUS]}")
 
-    def alive(self) -> None:
+    def keep_alive(self) -> None:
         self._tell("WATCHDOG=1")
 
     def stopping(self) -> None:

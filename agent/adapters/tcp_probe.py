@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from agent.domain.reachability import is_definite_no
+from agent.domain.reachability import is_unreachable
 
 STAGGER_SECONDS = 0.25
 """If an address does not respond within this time, the probe tries the next one in parallel."""
@@ -60,7 +60,7 @@ async def may_be_reached(host: str, port: int, *, seconds: float) -> bool:
             addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
             return await _any_of(iter(addresses))
     except OSError as error:  # includes TimeoutError
-        return not is_definite_no(error)
+        return not is_unreachable(error)
     except UnicodeError:  # not a valid host name: the sync attempt reports it
         return True
 
@@ -79,7 +79,7 @@ async def _any_of(addresses: Iterator[Address]) -> bool:
             for task in done:
                 if (error := task.exception()) is None:
                     return True
-                all_refuse &= is_definite_no(error)
+                all_refuse &= is_unreachable(error)
     finally:
         for task in trying:
             task.cancel()

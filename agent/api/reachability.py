@@ -13,7 +13,7 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from agent.domain.reachability import is_definite_no
+from agent.domain.reachability import is_unreachable
 
 SECONDS = 0.9
 
@@ -104,7 +104,7 @@ def not_writable(directory: Path) -> str:
 
 def _refusal(error: BaseException, place: str) -> str:
     """Return the text of a failed connection; "" where it proves nothing."""
-    if not is_definite_no(error):
+    if not is_unreachable(error):
         return ""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

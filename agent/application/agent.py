@@ -224,7 +224,7 @@ class Agent:
             await self.spool_reader.drain_for_single_sync()
         except AkoshaError as error:  # the notes wait for the next sync, or agent: no reason to fail this one
             _log.warning("loop_interrupted", loop="spool", error=str(error))
-        return caused_by_one(await self.ledger.open_ends())
+        return caused_by_one(await self.ledger.open_session_ends())
 
     async def _outcome_of(self, ask: SyncAsked, caused_by: tuple[str, ...]) -> SyncResult:
         await self.publisher.submit(ask, caused_by=caused_by)

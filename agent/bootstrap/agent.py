@@ -35,7 +35,7 @@ from agent.application.triggers.retry_scheduler import RetryScheduler
 from agent.application.triggers.session_ends import SessionEnds
 from agent.application.triggers.spool_reader import SpoolReader
 from agent.bootstrap import buses
-from agent.bootstrap.archive import build_prune_loop, deep_verifier_opener, verifying
+from agent.bootstrap.archive import build_prune_loop, deep_verifier_opener, verifier_opener
 from agent.bootstrap.buses import run_buses, single_sync_buses
 from agent.bootstrap.home import Home
 from agent.bootstrap.methods import cloud_of, sync_methods
@@ -150,7 +150,7 @@ async def build(
             network_monitor=None if single_sync else MachineNetworkMonitor(clock),
             supervisor=supervisor,
             responder=responder,
-            open_verifier=None if single_sync else verifying(settings, identity, machine, ledger, clock),
+            open_verifier=None if single_sync else verifier_opener(settings, identity, machine, ledger, clock),
             open_deep_verifier=None
             if single_sync
             else deep_verifier_opener(settings, home.state, identity, machine, ledger, clock),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.adapters.duckdb.verification import Verdict, verify
-from agent.adapters.gunzip import Landing
+from agent.adapters.gunzip import Unpacker
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.scratch_directory import scratch
 from agent.adapters.state_directory import StateDirectory
@@ -33,7 +33,7 @@ SLOWEST_BYTES_PER_SECOND = 4e6
 
 
 @asynccontextmanager
-async def archive_of(settings: Settings, system_id: str) -> AsyncIterator[Catalog]:
+async def open_archive(settings: Settings, system_id: str) -> AsyncIterator[Catalog]:
     """Open the archive of a system, for as long as the block runs. Raises SettingsError where there is no bucket."""
     if not settings.cloud_configured:
         raise SettingsError(
@@ -47,7 +47,7 @@ async def archive_of(settings: Settings, system_id: str) -> AsyncIterator[Catalo
         await store.aclose()
 
 
-def verifying(
+def verifier_opener(
     settings: Settings, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
 ) -> Callable[[], AbstractAsyncContextManager[Verifier]] | None:
     """Return what opens a shallow look at this agent's uploads; None where the agent is not to look by itself.
@@ -69,7 +69,7 @@ def deep_verifier_opener(
     settings: Settings, state: StateDirectory, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
 ) -> Callable[[], AbstractAsyncContextManager[Verifier]] | None:
     """Return what opens a deep look; None where the agent is not to look deep by itself. Opening raises NotOwner."""
-    if not settings.agent_deep_verify_mb or verifying(settings, identity, machine, ledger, clock) is None:
+    if not settings.agent_deep_verify_mb or verifier_opener(settings, identity, machine, ledger, clock) is None:
         return None
 
     @asynccontextmanager
@@ -88,7 +88,7 @@ async def _own_archive(
     settings: Settings, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
 ) -> AsyncIterator[Catalog]:
     """Open the archive of this agent's uploads. Raises NotOwner, StoreError."""
-    async with archive_of(settings, identity.system_id) as archive:
+    async with open_archive(settings, identity.system_id) as archive:
         async with archive.moving():
             await ownership_of(settings, identity, machine, archive.store, ledger, clock).check(uploads=False)
         yield archive
@@ -101,7 +101,7 @@ async def open_deep_verifier(archive: Catalog, state: StateDirectory, clock: Clo
         yield Verifier(
             archive,
             clock,
-            DeepCheckTools(landing=Landing(place), examine=_examine, memories_file=JsonMemoriesFile(place)),
+            DeepCheckTools(unpacker=Unpacker(place), examine=_examine, memories_file=JsonMemoriesFile(place)),
         )
 
 
@@ -164,7 +164,7 @@ async def open_prune(
 
     `ledger` is open for reading, None where there is none yet. Only this agent's uploads are pruned (NotOwner).
     """
-    async with archive_of(settings, identity.system_id) as archive:
+    async with open_archive(settings, identity.system_id) as archive:
         spared: dict[str, str] = {}
         if ledger is not None:
             spared = spared_by(await ledger.record(targets_of(settings, identity.system_id)[CLOUD]))

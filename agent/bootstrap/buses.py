@@ -26,7 +26,10 @@ async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventB
 
     wait_for_connection = settings.agent_bus == NATS
     nats = await NatsBus.open(
-        checked(nats_options(settings, name)), CloudEventsCodec(), clock=clock, wait_for_connection=wait_for_connection
+        check_nats_options(nats_options(settings, name)),
+        CloudEventsCodec(),
+        clock=clock,
+        wait_for_connection=wait_for_connection,
     )
     control = nats if settings.agent_remote_control else None
     if wait_for_connection:
@@ -41,7 +44,7 @@ def single_sync_buses(settings: Settings, name: str, clock: Clock) -> tuple[Even
         return local, local
     from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - as above
 
-    return local, NatsBus.begin(checked(nats_options(settings, name)), CloudEventsCodec(), clock=clock)
+    return local, NatsBus.begin(check_nats_options(nats_options(settings, name)), CloudEventsCodec(), clock=clock)
 
 
 def nats_options(settings: Settings, name: str, *, own_durables: bool = True) -> NatsOptions:
@@ -71,7 +74,7 @@ def nats_options(settings: Settings, name: str, *, own_durables: bool = True) ->
     )
 
 
-def checked(options: NatsOptions) -> NatsOptions:
+def check_nats_options(options: NatsOptions) -> NatsOptions:
     """Look at the files now: what is wrong with them at the start is the user's to mend, at once.
 
     Raises SettingsError. Reads files; on a local disk that is quick.

@@ -7,13 +7,13 @@ from datetime import UTC, tzinfo
 
 from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.duckdb import DuckdbMemoryReader
-from agent.adapters.gunzip import Landing
+from agent.adapters.gunzip import Unpacker
 from agent.adapters.local_zone import zone_named
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.ingest.service import IngestService
 from agent.application.ingest.upload_ingester import UploadIngester
-from agent.bootstrap.buses import checked, nats_options
+from agent.bootstrap.buses import check_nats_options, nats_options
 from agent.bootstrap.home import Home
 from agent.bootstrap.methods import memory_push
 from agent.bootstrap.stores import object_store
@@ -44,7 +44,7 @@ async def open_ingest_service(home: Home, identity: Identity, systems: Collectio
             identity=identity,
             ingest=UploadIngester(
                 store=store,
-                landing=Landing(home.state.staging),
+                unpacker=Unpacker(home.state.staging),
                 push=push,
                 reader=DuckdbMemoryReader(),
                 memories_file=JsonMemoriesFile(home.state.staging),
@@ -72,5 +72,5 @@ async def _bus(settings: Settings, name: str, clock: Clock) -> EventBus | None:
         return None
     from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded where there is a NATS to talk to
 
-    options = await asyncio.to_thread(checked, nats_options(settings, name))
+    options = await asyncio.to_thread(check_nats_options, nats_options(settings, name))
     return NatsBus.begin(options, CloudEventsCodec(), clock=clock)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agent.adapters.allocator import give_back_large_blocks
 from agent.adapters.duckdb import DuckdbFolder
-from agent.adapters.gunzip import Landing
+from agent.adapters.gunzip import Unpacker
 from agent.adapters.lock_probe import find_holder
 from agent.adapters.restore_directory import RestoreDirectoryFiles
 from agent.adapters.system_clock import SystemClock
@@ -27,7 +27,7 @@ async def open_restore(directory: Path, archive: Catalog) -> AsyncIterator[Resto
         yield Restore(
             catalog=archive,
             directory=place,
-            landing=Landing(place.directory),
+            unpacker=Unpacker(place.directory),
             folder=DuckdbFolder(),
             clock=SystemClock(),
         )

@@ -70,7 +70,7 @@ def storage_note(storage_version: int | None) -> str:
     )
 
 
-def is_asked(database: str, *, reflections: bool, knowledge_graph: bool) -> bool:
+def is_requested(database: str, *, reflections: bool, knowledge_graph: bool) -> bool:
     """Say whether a request for reflections and/or knowledge graphs asks for this database."""
     return reflections if database == REFLECTIONS else knowledge_graph
 

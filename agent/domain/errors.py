@@ -32,7 +32,7 @@ Texts never carry secrets or control characters: the root passes every message a
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from agent.domain.plain_text import from_outside
+from agent.domain.plain_text import safe_text
 
 
 class AkoshaError(Exception):
@@ -47,8 +47,8 @@ class AkoshaError(Exception):
     has_lines: ClassVar[bool] = False
 
     def __init__(self, message: str, *, hint: str = "", transient: bool = False) -> None:
-        self.message = from_outside(message, lines=self.has_lines)
-        self.hint = from_outside(hint)
+        self.message = safe_text(message, lines=self.has_lines)
+        self.hint = safe_text(hint)
         super().__init__(self.message)
         self.transient = transient
         self.unexpected = ""

@@ -31,7 +31,7 @@ CONFIRMED = "the server has what it was given"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
+class RowState:
     """A row as a snapshot shows it, before it is read whole: enough to decide whether a target lacks it.
 
     `id` is the row's own. `digest` (32 hex digits) covers all that is sent of it: kind, id, text, metadata, the naive
@@ -58,16 +58,16 @@ class Memory:
     `created_at` is ISO 8601 with an offset, None where the row has no time. `metadata` is what goes along besides.
     """
 
-    seen: Seen
+    row: RowState
     text: str
     embedding: str | None
     created_at: str | None
     metadata: Mapping[str, Json] = field(default_factory=dict)
 
 
-def memory_id(system_id: str, seen: Seen) -> str:
+def memory_id(system_id: str, row: RowState) -> str:
     """Return the id under which Akosha keeps this state of the row."""
-    return f"{system_id}:{seen.id}:{seen.digest[:HASH_DIGITS]}"
+    return f"{system_id}:{row.id}:{row.digest[:HASH_DIGITS]}"
 
 
 def check_kind(text: str) -> Kind:

@@ -216,16 +216,16 @@ def subject_matches(pattern: str, subject: str) -> bool:
     return len(wanted) == len(given)
 
 
-AHEAD = timedelta(minutes=5)
+MAX_CLOCK_SKEW = timedelta(minutes=5)
 """How far ahead of the store's clock an id may be: clocks differ a little."""
 
-LATE = timedelta(hours=1)
+MAX_COMPLETION_DELAY = timedelta(hours=1)
 """How long after the time in its id an upload may have become whole for that time to be believed."""
 
 
-def is_ahead(upload: str, now: datetime) -> bool:
+def is_in_future(upload: str, now: datetime) -> bool:
     """Return whether the time in an id is ahead of a clock. Raises NamingError."""
-    return upload_time(upload) - now > AHEAD
+    return upload_time(upload) - now > MAX_CLOCK_SKEW
 
 
 def needs_manifest(upload: str, modified: datetime | None) -> bool:
@@ -233,7 +233,10 @@ def needs_manifest(upload: str, modified: datetime | None) -> bool:
 
     `modified` is the time of the manifest's object; where it is unknown, the id is all there is to go by.
     """
-    return modified is not None and not upload_time(upload) - AHEAD <= modified <= upload_time(upload) + LATE
+    return (
+        modified is not None
+        and not upload_time(upload) - MAX_CLOCK_SKEW <= modified <= upload_time(upload) + MAX_COMPLETION_DELAY
+    )
 
 
 def made_at(upload: str, modified: datetime | None, uploaded_at: datetime | None = None) -> datetime:

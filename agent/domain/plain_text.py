@@ -15,7 +15,7 @@ MASK = "********"
 SHORTEST = 6
 
 LONGEST_LINE = 2000
-"""Characters of a line that `from_outside` keeps."""
+"""Characters of a line that `safe_text` keeps."""
 
 _SPACES = "\u00a0\u202f\u3000"
 """Spaces that Python does not count as printable and that text in many languages contains."""
@@ -54,7 +54,7 @@ def printable(text: str, *, lines: bool = False) -> str:
     return "".join(char if char.isprintable() or char in kept else _escape(char) for char in text)
 
 
-def from_outside(text: str, *, lines: bool = False) -> str:
+def safe_text(text: str, *, lines: bool = False) -> str:
     """Return a text that may quote files, servers or other programs as it may be shown, stored and published: secrets
     masked, `printable`, and each line at most `LONGEST_LINE` characters.
     """

@@ -26,7 +26,7 @@ _NO_SUCH_NAME = frozenset(
 _DEEPEST = 8
 
 
-def is_definite_no(error: BaseException, *, depth: int = _DEEPEST) -> bool:
+def is_unreachable(error: BaseException, *, depth: int = _DEEPEST) -> bool:
     """Say whether the error, or what caused it, is a refused connection, a missing route or a name that does not exist.
 
     Of a group, each must be: where one address refuses and another is silent, nobody knows.
@@ -36,6 +36,6 @@ def is_definite_no(error: BaseException, *, depth: int = _DEEPEST) -> bool:
     if isinstance(error, OSError) and error.errno in _NOBODY:
         return True
     if isinstance(error, BaseExceptionGroup):
-        return all(is_definite_no(one, depth=depth - 1) for one in error.exceptions)
+        return all(is_unreachable(one, depth=depth - 1) for one in error.exceptions)
     cause = error.__cause__ or error.__context__
-    return cause is not None and depth > 0 and is_definite_no(cause, depth=depth - 1)
+    return cause is not None and depth > 0 and is_unreachable(cause, depth=depth - 1)

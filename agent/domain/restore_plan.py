@@ -43,7 +43,7 @@ class Restorable:
         return sum(part.raw_size for part in self.parts)
 
     @property
-    def room(self) -> int:
+    def disk_bytes(self) -> int:
         """Bytes that it takes on the disk while it is restored: folding writes new blocks beside the old ones."""
         return self.size * (2 if self.folds else 1)
 

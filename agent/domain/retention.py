@@ -34,13 +34,13 @@ def keep(
     rules: KeepRules,
     *,
     needs: Mapping[str, Collection[str]] | None = None,
-    besides: Mapping[str, str] | None = None,
+    spared: Mapping[str, str] | None = None,
     times: Mapping[str, datetime] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Return the uploads to keep, the newest first, each with the reasons: `newest`, `last`, `daily 2026-11-21`, ...
 
     `needs` names, for an upload, others that it cannot be read without: they are kept with it (`needed by ...`), and
-    what they need in turn. `besides`: those that are kept whatever the rules say, and why. `times`: when uploads were
+    what they need in turn. `spared`: those that are kept whatever the rules say, and why. `times`: when uploads were
     made, where that is not the time in their id; the newest are the newest by id all the same. Raises NamingError for
     what is no upload id.
     """
@@ -49,7 +49,7 @@ def keep(
     reasons: dict[str, list[str]] = {upload: [] for upload in newest_first}
     for upload in newest_first[:1]:
         reasons[upload].append(NEWEST)
-    for upload, why in (besides or {}).items():
+    for upload, why in (spared or {}).items():
         if upload in reasons:
             reasons[upload].append(why)
     for upload in newest_first[: rules.last]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
-from agent.domain.plain_text import from_outside
+from agent.domain.plain_text import safe_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +21,8 @@ class StatusWarning:
     since: datetime | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "message", from_outside(self.message))
-        object.__setattr__(self, "hint", from_outside(self.hint))
+        object.__setattr__(self, "message", safe_text(self.message))
+        object.__setattr__(self, "hint", safe_text(self.hint))
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message

@@ -14,25 +14,25 @@ from agent.domain.manifest import Manifest
 from agent.domain.naming import upload_time
 
 
-def owe(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
+def mark_owed(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
     """These changed. One that was never heard of is owed from now on."""
     return _with(record, (_moved(_entry(record, name), Move.CHANGED) for name in databases))
 
 
-def refresh(record: TargetRecord, fingerprints: Mapping[str, Fingerprint]) -> TargetRecord:
+def mark_unchanged(record: TargetRecord, fingerprints: Mapping[str, Fingerprint]) -> TargetRecord:
     """The bytes of these are those delivered. Raises StateError where nothing was delivered that they could be."""
     return _with(record, (_unchanged(_entry(record, name), seen) for name, seen in fingerprints.items()))
 
 
-def trouble(record: TargetRecord, problems: Mapping[str, Problem]) -> TargetRecord:
+def record_problems(record: TargetRecord, problems: Mapping[str, Problem]) -> TargetRecord:
     """These could not be copied: they are owed, and what was delivered of them stays known."""
-    owed = owe(record, problems)
+    owed = mark_owed(record, problems)
     return _with(owed, (replace(_entry(owed, name), problem=problem) for name, problem in problems.items()))
 
 
 def retry_now(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
     """What these had to wait for may be there now: they are owed, and worth trying at once."""
-    owed = owe(record, databases)
+    owed = mark_owed(record, databases)
     return _with(owed, (replace(_entry(owed, name), problem=None) for name in databases))
 
 
@@ -94,10 +94,10 @@ def deliver(
             entry = _delivered(entry, manifest, fingerprints.get(name), result_id)
         entries.append(entry)
     done = replace(settle(_with(record, entries)), intent=None)
-    return trouble(_succeeded(done, manifest, at), problems)
+    return record_problems(_succeeded(done, manifest, at), problems)
 
 
-def hand_over(
+def deliver_memories(
     record: TargetRecord,
     fingerprints: Mapping[str, Fingerprint],
     problems: Mapping[str, Problem],
@@ -118,7 +118,7 @@ def hand_over(
     ]
     seen = [replace(entry, fingerprint=fingerprints[entry.database]) for entry in entries]
     done = replace(settle(_with(record, seen)), intent=None, last_success=at)
-    return trouble(done, problems)
+    return record_problems(done, problems)
 
 
 def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> TargetRecord:

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 T = TypeVar("T")
 
 
-async def see_through(task: "asyncio.Task[Any]", seconds: float) -> None:
+async def finish_cleanup(task: "asyncio.Task[Any]", seconds: float) -> None:
     """Wait for a clean-up that a cancellation must not stop, but no longer than `seconds`; then it is cancelled.
 
     `asyncio.wait_for` is not used: before Python 3.12 it drops a cancellation that arrives as the task ends.
@@ -46,7 +46,7 @@ def result_of(task: "asyncio.Task[T] | None") -> T | None:
     return task.result()
 
 
-class SideBySide:
+class ConcurrentTasks:
     """Tasks of one name, all ended when the block ends. Where one fails, the others are cancelled and its error raised.
 
     Not `asyncio.TaskGroup`: before Python 3.13 it drops a cancellation of the caller that arrives as a task fails.
@@ -91,12 +91,12 @@ class SideBySide:
             self._first = task.exception()
 
 
-async def all_of(work: Sequence[Coroutine[Any, Any, T]], name: str) -> list[T]:
+async def gather_all(work: Sequence[Coroutine[Any, Any, T]], name: str) -> list[T]:
     """Do all of it side by side, in tasks of that name; return what each came to, in order.
 
     Where one fails the others are cancelled, and its error, the first, is raised.
     """
-    async with SideBySide(name) as tasks:
+    async with ConcurrentTasks(name) as tasks:
         started = [tasks.start(each) for each in work]
     return [task.result() for task in started]
 
@@ -126,7 +126,7 @@ class DaemonExecutor(ThreadPoolExecutor):
         return future
 
 
-async def off_loop(work: Callable[[], T], *, name: str = "off-loop") -> T:
+async def in_daemon_thread(work: Callable[[], T], *, name: str = "off-loop") -> T:
     """Return what `work` returns, raise what it raises. Cancelled, it goes on without anybody listening."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()

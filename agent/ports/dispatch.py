@@ -73,7 +73,7 @@ class MessageDispatcher:
         self._name, self._handler, self._clock, self._ack_wait = name, handler, clock, ack_wait_seconds
         self._failing, self._failures = "", 0
 
-    async def hand_over(self, message: RawMessage) -> None:
+    async def dispatch(self, message: RawMessage) -> None:
         """Return when the message is settled: by the handler, or by a nak where the handler failed or fell silent.
 
         Cancelled, it sees the handler end (for up to 10 s) and naks what that has not settled.

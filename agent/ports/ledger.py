@@ -30,15 +30,15 @@ class Ledger(Protocol):
         """Return all that is known of a target."""
         ...
 
-    async def owe(self, target: Target, databases: Collection[str]) -> None:
+    async def mark_owed(self, target: Target, databases: Collection[str]) -> None:
         """These changed (CHANGED)."""
         ...
 
-    async def refresh(self, target: Target, fingerprints: Mapping[str, Fingerprint]) -> None:
+    async def mark_unchanged(self, target: Target, fingerprints: Mapping[str, Fingerprint]) -> None:
         """These were touched, but their bytes are those delivered (UNCHANGED); remember how they look now."""
         ...
 
-    async def trouble(self, target: Target, problems: Mapping[str, Problem]) -> None:
+    async def record_problems(self, target: Target, problems: Mapping[str, Problem]) -> None:
         """These could not be copied; they stay owed."""
         ...
 
@@ -84,7 +84,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def hand_over(
+    async def deliver_memories(
         self,
         target: Target,
         fingerprints: Mapping[str, Fingerprint],
@@ -133,11 +133,11 @@ class Ledger(Protocol):
         """Return the result of a request, if it has one."""
         ...
 
-    async def remember(self, event: Event) -> None:
+    async def add_to_history(self, event: Event) -> None:
         """Add an event to the history, for people to see."""
         ...
 
-    async def remembered(self, event_id: str) -> Event | None:
+    async def find_event(self, event_id: str) -> Event | None:
         """Return an event of the history."""
         ...
 
@@ -148,7 +148,7 @@ class Ledger(Protocol):
         """
         ...
 
-    async def open_ends(self) -> Sequence[str]:
+    async def open_session_ends(self) -> Sequence[str]:
         """Return the ids of session ends that no result has answered yet, oldest first."""
         ...
 

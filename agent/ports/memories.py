@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from agent.domain.delivery_state import Target
-from agent.domain.memories import Kind, Memory, Seen
+from agent.domain.memories import Kind, Memory, RowState
 
 
 class MemorySource(Protocol):
     """Where memories are read from, one page after the other. Memory stays flat, whatever the size."""
 
-    def pages(self) -> AsyncGenerator[Sequence[Seen], None]:
+    def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
         """Yield all rows, as they are seen, in pages of at most a few hundred. Raises SnapshotError.
 
         A page may be empty: a long stretch of what is no memory has no rows to show.
         """
         ...
 
-    def read(self, wanted: Sequence[Seen]) -> AsyncGenerator[Memory, None]:
+    def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
         """Yield these rows of the page yielded last, whole, in the order asked for. Raises SnapshotError."""
         ...
 
@@ -41,7 +41,7 @@ class MemoryReader(Protocol):
 class PackedMemory:
     """A memory as it will be sent; `body` are its bytes on the wire."""
 
-    seen: Seen
+    row: RowState
     memory_id: str
     body: bytes
 
@@ -132,7 +132,7 @@ class MemorySink(Protocol):
 class HeldMemory:
     """A memory that its target does not have: `waiting` or `refused`, why, and since when."""
 
-    seen: Seen
+    row: RowState
     state: Literal["waiting", "refused"]
     reason: str
     since: datetime
@@ -150,11 +150,11 @@ class MemoryCounts:
 class MemoryLedger(Protocol):
     """Remembers, per target, which state of which row was delivered. A write is on disk when it returns."""
 
-    async def lacking(self, target: Target, page: Sequence[Seen]) -> Sequence[Seen]:
+    async def lacking(self, target: Target, page: Sequence[RowState]) -> Sequence[RowState]:
         """Return those of the page that the target neither has nor has refused in this state, in order."""
         ...
 
-    async def delivered(self, target: Target, batch: Collection[Seen]) -> None:
+    async def delivered(self, target: Target, batch: Collection[RowState]) -> None:
         """The target has these."""
         ...
 
@@ -166,7 +166,7 @@ class MemoryLedger(Protocol):
         ...
 
     async def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
-        """Of the rows of a database only these (`Seen.key`) are there: none of the others is held any more."""
+        """Of the rows of a database only these (`RowState.key`) are there: none of the others is held any more."""
         ...
 
     async def counts(self, target: Target) -> MemoryCounts: ...
@@ -175,14 +175,14 @@ class MemoryLedger(Protocol):
         """Return the first `limit` memories that wait or were refused: the refused ones first."""
         ...
 
-    async def meet(self, target: Target, version: str) -> frozenset[str]:
+    async def update_version(self, target: Target, version: str) -> frozenset[str]:
         """The target is of this version now. If it was another: what it refused is lacking again.
 
         Returns the databases with memories that are held back and worth another look; nothing where nothing changed.
         """
         ...
 
-    async def stage(self, target: Target, upload_id: str, batch: Collection[Seen]) -> None:
+    async def stage(self, target: Target, upload_id: str, batch: Collection[RowState]) -> None:
         """These are in the upload's memories.json: delivered once `Ledger` knows the upload as delivered or adopted."""
         ...
 

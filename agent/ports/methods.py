@@ -37,9 +37,9 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unchanged:
-    """The target has everything already; `why` in words."""
+    """The target already has everything; `reason` says so for people."""
 
-    why: str
+    reason: str
 
 
 class SyncMethod(Protocol):

@@ -1,11 +1,11 @@
 """What a restore works with: where files come together and stay, what makes files of objects, and one of a pair."""
 
-from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from agent.domain.manifest import Compression, Rows
+from agent.domain.manifest import Rows
 from agent.domain.restore_plan import Restorable, Restored
 
 
@@ -62,15 +62,15 @@ class RestoreDirectory(Protocol):
         """Make or take up the folder of an upload, and remove those of others."""
         ...
 
-    def room(self) -> int:
+    def free_bytes(self) -> int:
         """Return how many bytes may still be written."""
         ...
 
-    def aside(self, databases: Sequence[str], at: datetime) -> Mapping[str, Mapping[str, str]]:
+    def aside_names(self, databases: Sequence[str], at: datetime) -> Mapping[str, Mapping[str, str]]:
         """Return where the old files of each database will go."""
         ...
 
-    def place(
+    def install(
         self,
         items: Sequence[tuple[Restorable, bool]],
         aside: Mapping[str, Mapping[str, str]],
@@ -83,23 +83,6 @@ class RestoreDirectory(Protocol):
 
     def discard(self) -> None:
         """Remove the folder."""
-        ...
-
-
-class Landing(Protocol):
-    """Where objects become files."""
-
-    async def land(
-        self,
-        pieces: AsyncIterable[bytes],
-        path: Path,
-        *,
-        compression: Compression,
-        stored_size: int,
-        raw_size: int,
-        sha256: str,
-    ) -> None:
-        """Write an object's raw bytes to a new file. Raises WireError, StagingFull, StateError."""
         ...
 
 
@@ -116,11 +99,3 @@ class Folder(Protocol):
     def storage_version(self, main: Path) -> int | None:
         """Return the storage version of a main file, None where it is no database. Blocks."""
         ...
-
-
-class Reporter(Protocol):
-    """Hears how far it is."""
-
-    def phase(self, name: str, total_bytes: int) -> None: ...
-
-    def moved(self, count: int) -> None: ...

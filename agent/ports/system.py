@@ -40,7 +40,7 @@ class Watch(Protocol):
         ...
 
     @property
-    def looked(self) -> float:
+    def scanned_at(self) -> float:
         """When it last looked at the directory itself, whatever it saw (the clock's monotonic time)."""
         ...
 
@@ -69,7 +69,7 @@ class Supervisor(Protocol):
     """systemd, or another supervisor that wants to know the state of the agent. Cheap; never raises."""
 
     @property
-    def alive_every(self) -> float | None:
+    def watchdog_seconds(self) -> float | None:
         """How often, in seconds, it wants a sign of life; None: never."""
         ...
 
@@ -85,8 +85,8 @@ class Supervisor(Protocol):
         """How it is, in one line, for people."""
         ...
 
-    def alive(self) -> None:
-        """A sign of life. When it stays out for twice `alive_every`, the supervisor ends the agent."""
+    def keep_alive(self) -> None:
+        """A sign of life. When it stays out for twice `watchdog_seconds`, the supervisor ends the agent."""
         ...
 
     def stopping(self) -> None:

@@ -69,7 +69,7 @@ async def upload(data_dir: Path, state_dir: Path, store: ObjectStore) -> Manifes
     finally:
         await ledger.aclose()
     if not isinstance(done, Delivered):
-        raise TypeError(f"nothing was uploaded: {done.why}")
+        raise TypeError(f"nothing was uploaded: {done.reason}")
     return done.manifest
 
 

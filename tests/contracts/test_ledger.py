@@ -84,7 +84,7 @@ async def everything(ledger):
 async def upload(ledger, second=0, *, request_id="r1", problems=None, **generations):
     """Owe, begin and deliver; returns the result that waits in the outbox."""
     whole = manifest(second, request_id, **generations)
-    await ledger.owe(TARGET, generations)
+    await ledger.mark_owed(TARGET, generations)
     await ledger.begin(TARGET, intent(second, request_id, **generations))
     seen = {name: fingerprint(name, at) for name, at in generations.items()}
     await ledger.deliver(TARGET, whole, seen, problems or {}, succeeded(whole))
@@ -106,7 +106,7 @@ async def test_an_empty_ledger_knows_nothing(ledger):
 async def test_clean_changed_is_owed_and_keeps_what_was_delivered(ledger):
     await ledger.confirm(await upload(ledger, reflection=0))
     assert await states(ledger) == {"reflection": "clean"}
-    await ledger.owe(TARGET, ["reflection"])
+    await ledger.mark_owed(TARGET, ["reflection"])
     entry = (await ledger.record(TARGET)).databases["reflection"]
     assert entry.state == "owed"
     assert entry.parts == parts("reflection", 0)
@@ -116,7 +116,7 @@ async def test_clean_changed_is_owed_and_keeps_what_was_delivered(ledger):
 
 async def test_owed_staged_is_intent_and_the_intent_is_kept_whole(ledger):
     begun = intent(0, "r1", reflection=0, knowledge_graph=1)
-    await ledger.owe(TARGET, ["reflection", "knowledge_graph", "knowledge_graph_x"])
+    await ledger.mark_owed(TARGET, ["reflection", "knowledge_graph", "knowledge_graph_x"])
     await ledger.begin(TARGET, begun)
     record = await ledger.record(TARGET)
     assert record.intent == begun
@@ -136,13 +136,13 @@ async def test_the_same_intent_again_is_no_move_and_another_one_is_refused(ledge
 
 async def test_intent_changed_is_still_intent(ledger):
     await ledger.begin(TARGET, intent(0, reflection=0))
-    await ledger.owe(TARGET, ["reflection"])
+    await ledger.mark_owed(TARGET, ["reflection"])
     assert await states(ledger) == {"reflection": "intent"}
 
 
 async def test_intent_committed_is_delivered_with_its_result_in_the_outbox(ledger):
     await ledger.count_attempt(TARGET, request(), attempts=1, retry_at=LATER, error="503")
-    await ledger.trouble(TARGET, {"reflection": problem("reflection")})
+    await ledger.record_problems(TARGET, {"reflection": problem("reflection")})
     result = await upload(ledger, 5, reflection=2)
     record = await ledger.record(TARGET)
     entry = record.databases["reflection"]
@@ -177,7 +177,7 @@ async def test_intent_abandoned_is_owed(ledger):
 
 
 async def test_abandoning_where_nothing_has_begun_is_nothing(ledger):
-    await ledger.owe(TARGET, ["reflection"])
+    await ledger.mark_owed(TARGET, ["reflection"])
     before = await everything(ledger)
     await ledger.abandon(TARGET)
     assert await everything(ledger) == before
@@ -223,7 +223,7 @@ async def test_delivered_confirmed_is_clean_and_out_of_the_outbox_and_again_is_n
 
 async def test_delivered_changed_is_owed_and_its_result_still_waits_and_does_not_clear_it(ledger):
     result = await upload(ledger, reflection=0)
-    await ledger.owe(TARGET, ["reflection"])
+    await ledger.mark_owed(TARGET, ["reflection"])
     assert list(await ledger.outbox()) == [result]
     await ledger.confirm(result)
     assert await states(ledger) == {"reflection": "owed"}
@@ -245,8 +245,8 @@ async def test_confirming_what_was_never_reported_is_refused(ledger):
 
 async def test_owed_unchanged_is_clean_with_the_new_look_and_without_its_problem(ledger):
     await ledger.confirm(await upload(ledger, reflection=0))
-    await ledger.trouble(TARGET, {"reflection": problem("reflection")})
-    await ledger.refresh(TARGET, {"reflection": fingerprint("reflection", 8)})
+    await ledger.record_problems(TARGET, {"reflection": problem("reflection")})
+    await ledger.mark_unchanged(TARGET, {"reflection": fingerprint("reflection", 8)})
     entry = (await ledger.record(TARGET)).databases["reflection"]
     assert (entry.state, entry.fingerprint, entry.problem) == ("clean", fingerprint("reflection", 8), None)
 
@@ -255,7 +255,7 @@ async def test_clean_and_delivered_ones_that_were_touched_stay_what_they_are(led
     await ledger.confirm(await upload(ledger, 0, request_id="r1", reflection=0))
     await upload(ledger, 1, request_id="r2", knowledge_graph=0)
     looks = {name: fingerprint(name, 8) for name in ("reflection", "knowledge_graph")}
-    await ledger.refresh(TARGET, looks)
+    await ledger.mark_unchanged(TARGET, looks)
     assert await states(ledger) == {"reflection": "clean", "knowledge_graph": "delivered"}
     record = await ledger.record(TARGET)
     assert {name: entry.fingerprint for name, entry in record.databases.items()} == looks
@@ -263,10 +263,10 @@ async def test_clean_and_delivered_ones_that_were_touched_stay_what_they_are(led
 
 async def hand_over(ledger, request_id="r1", problems=None, **generations):
     """Begin and hand over, as a method does that keeps no files; returns the result that waits in the outbox."""
-    await ledger.owe(TARGET, generations)
+    await ledger.mark_owed(TARGET, generations)
     await ledger.begin(TARGET, replace(intent(0, request_id, **generations), upload_id=request_id))
     seen = {name: fingerprint(name, at) for name, at in generations.items()}
-    await ledger.hand_over(TARGET, seen, problems or {}, handed(request_id))
+    await ledger.deliver_memories(TARGET, seen, problems or {}, handed(request_id))
     return handed(request_id)
 
 
@@ -279,7 +279,7 @@ def handed(request_id="r1"):
 
 async def test_intent_handed_over_is_delivered_without_an_upload_and_confirmed_it_is_clean(book):
     ledger, trouble = book.now, problem("knowledge_graph", retry_at=LATER)
-    await ledger.trouble(TARGET, {"reflection": problem("reflection")})
+    await ledger.record_problems(TARGET, {"reflection": problem("reflection")})
     await ledger.give_up(TARGET, error="503", failures=1, retry_at=NOON, result=None)
     result = await hand_over(ledger, "0190c2e6", {"knowledge_graph": trouble}, reflection=4)
     record = await ledger.record(TARGET)
@@ -309,20 +309,20 @@ async def test_an_intent_without_an_upload_id_is_retried_given_up_taken_up_and_a
 
 async def test_what_was_handed_over_is_clean_again_where_it_was_only_touched(ledger):
     await ledger.confirm(await hand_over(ledger, reflection=0))
-    await ledger.owe(TARGET, ["reflection"])
-    await ledger.refresh(TARGET, {"reflection": fingerprint("reflection", 8)})
+    await ledger.mark_owed(TARGET, ["reflection"])
+    await ledger.mark_unchanged(TARGET, {"reflection": fingerprint("reflection", 8)})
     assert await states(ledger) == {"reflection": "clean"}
 
 
 ILLEGAL = {
     "staging what is clean": lambda book: book.begin(TARGET, intent(5, knowledge_graph=0, reflection=1)),
-    "unchanged, never delivered": lambda book: book.refresh(
+    "unchanged, never delivered": lambda book: book.mark_unchanged(
         TARGET, {"reflection": fingerprint("reflection"), "knowledge_graph_x": fingerprint("knowledge_graph_x")}
     ),
     "delivering what has not begun": lambda book: book.deliver(
         TARGET, manifest(9, "r9", reflection=1), {}, {}, succeeded(manifest(9, "r9", reflection=1))
     ),
-    "handing over what has not begun": lambda book: book.hand_over(
+    "handing over what has not begun": lambda book: book.deliver_memories(
         TARGET, {"reflection": fingerprint("reflection", 1)}, {}, handed("r9")
     ),
     "confirming what was never told": lambda book: book.confirm(skipped("r9")),
@@ -332,7 +332,7 @@ ILLEGAL = {
 @pytest.mark.parametrize("move", ILLEGAL.values(), ids=ILLEGAL.keys())
 async def test_a_move_that_is_not_in_the_table_writes_nothing(book, move):
     await book.now.confirm(await upload(book.now, reflection=0))
-    await book.now.owe(TARGET, ["knowledge_graph"])
+    await book.now.mark_owed(TARGET, ["knowledge_graph"])
     before = await everything(book.now)
     with pytest.raises(StateError):
         await move(book.now)
@@ -343,7 +343,7 @@ async def test_a_move_that_is_not_in_the_table_writes_nothing(book, move):
 async def test_the_ledger_goes_on_after_a_refused_move(ledger):
     with pytest.raises(StateError):
         await ledger.confirm(skipped())
-    await ledger.owe(TARGET, ["reflection"])
+    await ledger.mark_owed(TARGET, ["reflection"])
     assert await states(ledger) == {"reflection": "owed"}
 
 
@@ -351,15 +351,15 @@ async def test_the_ledger_goes_on_after_a_refused_move(ledger):
 
 
 async def test_each_target_has_a_state_of_its_own(ledger):
-    await ledger.owe(OTHER_TARGET, ["reflection"])
+    await ledger.mark_owed(OTHER_TARGET, ["reflection"])
     await ledger.confirm(await upload(ledger, reflection=0))
     assert await states(ledger) == {"reflection": "clean"}
     assert await states(ledger, OTHER_TARGET) == {"reflection": "owed"}
 
 
 async def test_what_is_only_owed_or_tried_is_not_known_so_that_a_lost_ledger_asks_the_bucket(ledger):
-    await ledger.owe(TARGET, ["reflection"])
-    await ledger.trouble(TARGET, {"reflection": problem("reflection")})
+    await ledger.mark_owed(TARGET, ["reflection"])
+    await ledger.record_problems(TARGET, {"reflection": problem("reflection")})
     await ledger.count_attempt(TARGET, request(), attempts=1, retry_at=LATER, error="down")
     await ledger.give_up(TARGET, error="down", failures=1, retry_at=LATER, result=failed())
     await ledger.settle(TARGET, skipped("r2"))
@@ -370,7 +370,7 @@ async def test_what_is_only_owed_or_tried_is_not_known_so_that_a_lost_ledger_ask
 async def test_a_database_that_cannot_be_copied_is_owed_and_can_still_be_carried(ledger):
     await ledger.confirm(await upload(ledger, reflection=0))
     trouble = problem("reflection", 1, retry_at=LATER)
-    await ledger.trouble(TARGET, {"reflection": trouble, "knowledge_graph": problem("knowledge_graph")})
+    await ledger.record_problems(TARGET, {"reflection": trouble, "knowledge_graph": problem("knowledge_graph")})
     record = await ledger.record(TARGET)
     assert record.databases["reflection"].problem == trouble
     assert record.databases["reflection"].parts
@@ -388,7 +388,7 @@ async def test_what_is_gone_from_the_bucket_is_owed_whole(ledger):
 
 async def test_what_an_upload_holds_beside_its_intent_gets_its_new_keys_and_keeps_its_state(ledger):
     await ledger.confirm(await upload(ledger, 0, reflection=0, knowledge_graph=0))
-    await ledger.owe(TARGET, ["reflection"])
+    await ledger.mark_owed(TARGET, ["reflection"])
     await ledger.begin(TARGET, intent(7, "r2", reflection=1))
     whole = manifest(7, "r2", reflection=1, knowledge_graph=(0, "copied"), knowledge_graph_x=(0, "carried"))
     trouble = {"knowledge_graph": problem("knowledge_graph")}
@@ -398,7 +398,7 @@ async def test_what_an_upload_holds_beside_its_intent_gets_its_new_keys_and_keep
     assert (graph.state, graph.fingerprint) == ("clean", fingerprint("knowledge_graph", 0))
     assert graph.parts == whole.of("knowledge_graph")
     assert await states(ledger) == {"reflection": "delivered", "knowledge_graph": "clean", "knowledge_graph_x": "owed"}
-    await ledger.trouble(TARGET, trouble)
+    await ledger.record_problems(TARGET, trouble)
     assert (await ledger.record(TARGET)).databases["knowledge_graph"].parts
 
 
@@ -411,7 +411,7 @@ async def test_a_delivery_that_lacks_a_database_leaves_it_owed_with_the_reason(l
 
 async def test_a_lost_ledger_takes_the_newest_manifest_as_delivered_but_looks_at_each_file_once(ledger):
     whole = manifest(3, reflection=4, knowledge_graph=(1, "carried"))
-    await ledger.owe(TARGET, ["reflection", "knowledge_graph"])
+    await ledger.mark_owed(TARGET, ["reflection", "knowledge_graph"])
     await ledger.adopt(TARGET, whole, succeeded(whole))
     record = await ledger.record(TARGET)
     assert record.known
@@ -426,7 +426,7 @@ async def test_a_lost_ledger_takes_the_newest_manifest_as_delivered_but_looks_at
 
 
 async def test_an_intent_whose_manifest_was_found_is_delivered(ledger):
-    await ledger.owe(TARGET, ["reflection", "knowledge_graph"])
+    await ledger.mark_owed(TARGET, ["reflection", "knowledge_graph"])
     await ledger.begin(TARGET, intent(3, reflection=4))
     whole = manifest(3, reflection=4, knowledge_graph=(1, "carried"))
     await ledger.adopt(TARGET, whole, succeeded(whole))
@@ -494,7 +494,7 @@ async def test_the_outbox_is_oldest_first_and_survives(book):
 
 
 async def test_a_requests_outcome_is_its_latest_result_and_a_request_is_none(ledger):
-    await ledger.remember(request("r1"))
+    await ledger.add_to_history(request("r1"))
     assert await ledger.outcome("r1") is None
     await ledger.settle(None, failed("r1"))
     await ledger.settle(None, skipped("r1"))
@@ -508,7 +508,7 @@ def ended(number: int, *, days_ago: int = 0) -> SessionEnded:
 
 async def test_history_is_in_order_without_repetition_and_can_be_followed(ledger):
     for number in (1, 2, 2, 3):
-        await ledger.remember(ended(number))
+        await ledger.add_to_history(ended(number))
     entries = await ledger.history()
     assert [entry.event for entry in entries] == [ended(1), ended(2), ended(3)]
     assert [entry.position for entry in entries] == sorted({entry.position for entry in entries})
@@ -518,7 +518,7 @@ async def test_history_is_in_order_without_repetition_and_can_be_followed(ledger
 
 
 async def test_what_is_remembered_is_not_in_the_outbox_and_what_is_reported_is_in_the_history(ledger):
-    await ledger.remember(request())
+    await ledger.add_to_history(request())
     await ledger.settle(None, skipped())
     assert list(await ledger.outbox()) == [skipped()]
     assert [entry.event for entry in await ledger.history()] == [request(), skipped()]
@@ -526,8 +526,8 @@ async def test_what_is_remembered_is_not_in_the_outbox_and_what_is_reported_is_i
 
 async def test_after_90_days_events_are_let_go_but_never_what_no_bus_has_confirmed(book):
     old = NOON - timedelta(days=91)
-    await book.now.remember(ended(1, days_ago=91))
-    await book.now.remember(ended(2, days_ago=89))
+    await book.now.add_to_history(ended(1, days_ago=91))
+    await book.now.add_to_history(ended(2, days_ago=89))
     await book.now.settle(None, skipped("told", time=old))
     await book.now.confirm(skipped("told", time=old))
     await book.now.settle(None, skipped("waiting", time=old))
@@ -544,8 +544,8 @@ async def test_an_agent_that_never_stops_releases_too_once_a_day(book):
         await book.now.confirm(skipped(f"{days}"))
         return {entry.event.id for entry in await book.now.history()} & {"s1", "s2"}
 
-    await book.now.remember(ended(1))
-    await book.now.remember(ended(2, days_ago=-1))
+    await book.now.add_to_history(ended(1))
+    await book.now.add_to_history(ended(2, days_ago=-1))
     assert await left_after(89.5) == {"s1", "s2"}
     assert await left_after(0.7) == {"s1", "s2"}, "looked at less than a day ago"
     assert await left_after(0.4) == {"s2"}
@@ -553,12 +553,12 @@ async def test_an_agent_that_never_stops_releases_too_once_a_day(book):
 
 
 async def test_a_position_is_never_used_twice(book):
-    await book.now.remember(ended(1))
+    await book.now.add_to_history(ended(1))
     used = await book.now.last_position()
     book.clock.jump(timedelta(days=91))
     again = await book.open()
     assert await again.last_position() == 0
-    await again.remember(ended(2))
+    await again.add_to_history(ended(2))
     assert await again.last_position() > used
 
 
@@ -573,7 +573,7 @@ async def test_a_note_replaces_the_one_before_and_survives(book):
 async def test_texts_and_names_come_back_as_they_are_and_bytes_that_are_no_text_do_no_harm(book):
     graph = "knowledge_graph_\n'; DROP TABLE targets; -- père"
     await upload(book.now, **{graph: 0})
-    await book.now.trouble(TARGET, {graph: replace(problem(graph), reason="/home/\udcff")})
+    await book.now.record_problems(TARGET, {graph: replace(problem(graph), reason="/home/\udcff")})
     await book.now.give_up(TARGET, error="/home/\udcff", failures=1, retry_at=None, result=None)
     await book.now.note("where", "/home/\udcff")
     record = await (await book.open()).record(TARGET)
@@ -588,38 +588,46 @@ async def test_texts_and_names_come_back_as_they_are_and_bytes_that_are_no_text_
 
 async def test_all_of_it_survives_a_restart(book):
     await upload(book.now, 0, reflection=0, knowledge_graph=0)
-    await book.now.owe(TARGET, ["reflection"])
-    await book.now.trouble(TARGET, {"knowledge_graph": problem("knowledge_graph", retry_at=LATER)})
+    await book.now.mark_owed(TARGET, ["reflection"])
+    await book.now.record_problems(TARGET, {"knowledge_graph": problem("knowledge_graph", retry_at=LATER)})
     await book.now.begin(TARGET, intent(1, "r2", reflection=1))
     await book.now.count_attempt(TARGET, request("r2"), attempts=2, retry_at=LATER, error="503")
-    await book.now.owe(OTHER_TARGET, ["reflection"])
+    await book.now.mark_owed(OTHER_TARGET, ["reflection"])
     await book.now.note("bus", "memory")
     before = await everything(book.now)
     assert await everything(await book.open()) == before
 
 
 async def test_entries_made_at_once_all_arrive(ledger):
-    await asyncio.gather(*(ledger.remember(ended(number)) for number in range(40)), ledger.owe(TARGET, ["reflection"]))
+    await asyncio.gather(
+        *(ledger.add_to_history(ended(number)) for number in range(40)), ledger.mark_owed(TARGET, ["reflection"])
+    )
     assert {entry.event.id for entry in await ledger.history()} == {f"s{number}" for number in range(40)}
     assert await states(ledger) == {"reflection": "owed"}
 
 
 async def test_closing_waits_for_what_was_begun_and_can_be_repeated(book):
-    writing = asyncio.create_task(book.now.owe(TARGET, ["reflection"]), name="writing")
+    writing = asyncio.create_task(book.now.mark_owed(TARGET, ["reflection"]), name="writing")
     await asyncio.sleep(0)
     await book.now.aclose()
     await writing
     await book.now.aclose()
     with pytest.raises(StateError, match="closed"):
-        await book.now.owe(TARGET, ["reflection"])
+        await book.now.mark_owed(TARGET, ["reflection"])
     assert await states(await book.open()) == {"reflection": "owed"}
 
 
 # ---------------------------------------------------------------------------------------------- any story, told to both
 
 STEPS = {
-    "owe reflection": (lambda b: b.owe(TARGET, ["reflection"]), lambda r: transitions.owe(r, ["reflection"])),
-    "owe graph": (lambda b: b.owe(TARGET, ["knowledge_graph"]), lambda r: transitions.owe(r, ["knowledge_graph"])),
+    "mark_owed reflection": (
+        lambda b: b.mark_owed(TARGET, ["reflection"]),
+        lambda r: transitions.mark_owed(r, ["reflection"]),
+    ),
+    "mark_owed graph": (
+        lambda b: b.mark_owed(TARGET, ["knowledge_graph"]),
+        lambda r: transitions.mark_owed(r, ["knowledge_graph"]),
+    ),
     "begin": (
         lambda b: b.begin(TARGET, intent(1, reflection=1)),
         lambda r: transitions.begin(r, intent(1, reflection=1)),
@@ -633,21 +641,21 @@ STEPS = {
         lambda b: b.give_up(TARGET, error="403", failures=1, retry_at=LATER, result=failed()),
         lambda r: transitions.give_up(r, error="403", failures=1, retry_at=LATER),
     ),
-    "refresh": (
-        lambda b: b.refresh(TARGET, {"reflection": fingerprint("reflection", 2)}),
-        lambda r: transitions.refresh(r, {"reflection": fingerprint("reflection", 2)}),
+    "mark_unchanged": (
+        lambda b: b.mark_unchanged(TARGET, {"reflection": fingerprint("reflection", 2)}),
+        lambda r: transitions.mark_unchanged(r, {"reflection": fingerprint("reflection", 2)}),
     ),
-    "trouble": (
-        lambda b: b.trouble(TARGET, {"knowledge_graph": problem("knowledge_graph", retry_at=LATER)}),
-        lambda r: transitions.trouble(r, {"knowledge_graph": problem("knowledge_graph", retry_at=LATER)}),
+    "record_problems": (
+        lambda b: b.record_problems(TARGET, {"knowledge_graph": problem("knowledge_graph", retry_at=LATER)}),
+        lambda r: transitions.record_problems(r, {"knowledge_graph": problem("knowledge_graph", retry_at=LATER)}),
     ),
     "deliver": (
         lambda b: b.deliver(TARGET, WHOLE, SEEN, {}, succeeded(WHOLE)),
         lambda r: transitions.deliver(r, WHOLE, SEEN, {}, result_id=succeeded(WHOLE).id, at=WHOLE.uploaded_at),
     ),
     "hand over": (
-        lambda b: b.hand_over(TARGET, SEEN, {}, handed()),
-        lambda r: transitions.hand_over(r, SEEN, {}, result_id=handed().id, at=handed().time),
+        lambda b: b.deliver_memories(TARGET, SEEN, {}, handed()),
+        lambda r: transitions.deliver_memories(r, SEEN, {}, result_id=handed().id, at=handed().time),
     ),
     "adopt": (
         lambda b: b.adopt(TARGET, WHOLE, succeeded(WHOLE)),
@@ -721,7 +729,7 @@ async def test_what_a_bus_has_lost_is_reported_again_and_nothing_else_changes(bo
         await ledger.settle(None, result)
     for result in await ledger.outbox():
         await ledger.confirm(result)
-    await ledger.remember(request("r3"))
+    await ledger.add_to_history(request("r3"))
     before = await ledger.record(TARGET)
     assert await ledger.republish_since(NOON - timedelta(days=7)) == 2
     ledger = await book.open()
@@ -735,9 +743,9 @@ async def test_what_a_bus_has_lost_is_reported_again_and_nothing_else_changes(bo
 
 async def test_an_event_of_the_history_can_be_had_by_its_id(ledger):
     asked = request("r1")
-    await ledger.remember(asked)
-    assert await ledger.remembered(asked.id) == asked
-    assert await ledger.remembered("r1") is None
+    await ledger.add_to_history(asked)
+    assert await ledger.find_event(asked.id) == asked
+    assert await ledger.find_event("r1") is None
 
 
 async def test_a_sessions_end_is_accepted_once(book):
@@ -760,19 +768,19 @@ async def test_a_sessions_end_is_open_from_its_acceptance_until_a_result_that_na
     for number in range(5):
         await book.now.accept(SessionEnded(id=f"s-{number}", time=NOON, system_id=SYSTEM))
     ledger = await book.open()
-    assert await ledger.open_ends() == ["s-0", "s-1", "s-2", "s-3", "s-4"]
+    assert await ledger.open_session_ends() == ["s-0", "s-1", "s-2", "s-3", "s-4"]
     await ledger.settle(None, replace(skipped("r1"), caused_by=("s-1", "unknown")))
-    assert await ledger.open_ends() == ["s-0", "s-2", "s-3", "s-4"]
+    assert await ledger.open_session_ends() == ["s-0", "s-2", "s-3", "s-4"]
     first = manifest(reflection=1)
     await ledger.begin(TARGET, intent(reflection=1))
     result = replace(succeeded(first), caused_by=("s-0", "s-3"))
     await ledger.deliver(TARGET, first, {"reflection": fingerprint("reflection", 1)}, {}, result)
-    assert await ledger.open_ends() == ["s-2", "s-4"]
+    assert await ledger.open_session_ends() == ["s-2", "s-4"]
     lost = replace(failed("r3"), caused_by=("s-2",))
     await ledger.give_up(TARGET, error="403", failures=1, retry_at=None, result=lost)
-    assert await ledger.open_ends() == ["s-4"]
+    assert await ledger.open_session_ends() == ["s-4"]
     await ledger.settle(TARGET, skipped("r4"))
-    assert await ledger.open_ends() == ["s-4"]
+    assert await ledger.open_session_ends() == ["s-4"]
 
 
 # ----------------------------------------------------------------------------------------------- who follows, and size
@@ -781,10 +789,10 @@ async def test_a_sessions_end_is_open_from_its_acceptance_until_a_result_that_na
 async def test_who_listens_to_the_history_is_reported_after_each_write_that_adds_to_it(ledger):
     heard = []
     ledger.on_history(lambda: heard.append(1))
-    await ledger.owe(TARGET, ["reflection"])
+    await ledger.mark_owed(TARGET, ["reflection"])
     await ledger.note("watcher", "native")
     assert not heard
-    await ledger.remember(request())
+    await ledger.add_to_history(request())
     assert len(heard) == 1
     await ledger.settle(None, skipped())
     assert len(heard) == 2
@@ -803,5 +811,5 @@ async def test_what_was_announced_waits_in_the_outbox_until_a_bus_has_it(ledger)
 
 
 async def test_its_size_is_what_it_takes_up_on_disk(book, ledger):
-    await ledger.remember(request())
+    await ledger.add_to_history(request())
     assert await ledger.size() == sum(path.stat().st_size for path in book.place.iterdir())

@@ -58,11 +58,11 @@ def memories(book):
 
 
 def waiting(row, reason="no embedding", since=NOON):
-    return HeldMemory(seen=row, state="waiting", reason=reason, since=since)
+    return HeldMemory(row=row, state="waiting", reason=reason, since=since)
 
 
 def refused(row, reason="wrong dimension", since=NOON):
-    return HeldMemory(seen=row, state="refused", reason=reason, since=since)
+    return HeldMemory(row=row, state="refused", reason=reason, since=since)
 
 
 async def lacking(memories, *page, target=TARGET):
@@ -140,7 +140,7 @@ async def test_what_is_held_comes_back_as_it_was_given_the_refused_ones_first(me
     await memories.hold(TARGET, given)
     reported = list(await memories.held(TARGET, limit=9))
     assert [held.state for held in reported] == ["refused", "refused", "waiting", "waiting"]
-    assert {held.seen.key: held for held in reported} == {held.seen.key: held for held in given}
+    assert {held.row.key: held for held in reported} == {held.row.key: held for held in given}
     for limit in range(5):
         assert list(await memories.held(TARGET, limit=limit)) == reported[:limit]
 
@@ -150,7 +150,7 @@ async def test_held_again_in_the_same_state_of_the_row_it_is_not_new_and_its_tim
     again = [waiting(seen(1), since=LATER), waiting(seen(2, state=1), since=LATER), refused(seen(3), since=LATER)]
     assert await memories.hold(TARGET, again) == 2
     assert await memories.hold(TARGET, [refused(seen(1), "other reason", LATER)]) == 0
-    assert {held.seen: (held.state, held.reason, held.since) for held in await memories.held(TARGET, limit=9)} == {
+    assert {held.row: (held.state, held.reason, held.since) for held in await memories.held(TARGET, limit=9)} == {
         seen(1): ("refused", "other reason", NOON),
         seen(2, state=1): ("waiting", "no embedding", LATER),
         seen(3): ("refused", "wrong dimension", LATER),
@@ -174,15 +174,15 @@ async def test_of_a_databases_rows_that_are_gone_none_is_held(memories):
     await memories.delivered(TARGET, [seen(9)])
     for target in (TARGET, OTHER_TARGET):
         await memories.hold(
-            target, [waiting(deleted), waiting(graph), HeldMemory(seen=kept, state="refused", reason="x", since=NOON)]
+            target, [waiting(deleted), waiting(graph), HeldMemory(row=kept, state="refused", reason="x", since=NOON)]
         )
     await memories.release(TARGET, "reflection", {kept.key})
-    assert {held.seen for held in await kept_back(memories)} == {kept, graph}
+    assert {held.row for held in await kept_back(memories)} == {kept, graph}
     assert (await memories.counts(TARGET)).delivered == 1
     assert len(await kept_back(memories, OTHER_TARGET)) == 3
     await memories.release(TARGET, "knowledge_graph", ())
     await memories.release(TARGET, "unheard_of", ())
-    assert {held.seen for held in await kept_back(memories)} == {kept}
+    assert {held.row for held in await kept_back(memories)} == {kept}
 
 
 async def kept_back(memories, target=TARGET):
@@ -193,9 +193,9 @@ async def test_ids_and_reasons_may_hold_anything(memories):
     ids = ["", "\0", "a\0", "a", "\u00e9", "e\u0301", "\ud800", "\\ud800", "'; DROP TABLE memories; --"]
     rows = [replace(seen(1), id=row_id) for row_id in ids]
     await memories.hold(TARGET, [refused(row, "\udcff at 5") for row in rows])
-    assert {held.seen.id for held in await memories.held(TARGET, limit=99)} == set(ids)
+    assert {held.row.id for held in await memories.held(TARGET, limit=99)} == set(ids)
     assert await memories.counts(TARGET) == MemoryCounts(refused={"\\udcff at 5": len(ids)})
-    await memories.meet(TARGET, "\udcff")
+    await memories.update_version(TARGET, "\udcff")
     for row in rows:
         assert await lacking(memories, row) == []
 
@@ -220,26 +220,28 @@ async def test_all_of_it_is_closed_with_the_ledger(book):
 
 async def test_the_first_meeting_is_remembered_and_the_same_version_again_is_nothing(book):
     await book.memories.hold(TARGET, [refused(seen(1))])
-    assert await book.memories.meet(TARGET, "0.11.0") == frozenset()
+    assert await book.memories.update_version(TARGET, "0.11.0") == frozenset()
     await book.open()
-    assert await book.memories.meet(TARGET, "0.11.0") == frozenset()
+    assert await book.memories.update_version(TARGET, "0.11.0") == frozenset()
     assert await lacking(book.memories, seen(1)) == []
 
 
 async def test_for_another_version_what_was_refused_is_lacking_and_what_is_held_is_worth_another_look(book):
-    await book.memories.meet(TARGET, "0.11.0")
+    await book.memories.update_version(TARGET, "0.11.0")
     await book.memories.delivered(TARGET, [replace(seen(4), database="knowledge_graph_x")])
     await book.memories.hold(TARGET, [refused(seen(1)), waiting(seen(2, kind="entity")), refused(seen(3))])
     await book.memories.hold(OTHER_TARGET, [refused(seen(1))])
-    assert await book.memories.meet(TARGET, "0.12.0") == {"reflection", "knowledge_graph"}
+    assert await book.memories.update_version(TARGET, "0.12.0") == {"reflection", "knowledge_graph"}
     await book.open()
     assert await lacking(book.memories, seen(1), seen(3)) == [seen(1), seen(3)]
     assert await lacking(book.memories, seen(1), target=OTHER_TARGET) == []
     assert await book.memories.counts(TARGET) == MemoryCounts(
         delivered=1, waiting={"wrong dimension": 2, "no embedding": 1}
     ), "it is told of until it was tried"
-    assert await book.memories.meet(TARGET, "0.12.0") == frozenset()
-    assert await book.memories.meet(TARGET, "0.11.0") == {"reflection", "knowledge_graph"}, "back is a change too"
+    assert await book.memories.update_version(TARGET, "0.12.0") == frozenset()
+    assert await book.memories.update_version(TARGET, "0.11.0") == {"reflection", "knowledge_graph"}, (
+        "back is a change too"
+    )
 
 
 async def test_what_is_worth_another_look_is_owed_from_that_moment_where_the_ledger_knows_the_database(book):
@@ -248,8 +250,8 @@ async def test_what_is_worth_another_look_is_owed_from_that_moment_where_the_led
     (result,) = await ledger.outbox()
     await ledger.confirm(result)
     await book.memories.hold(TARGET, [refused(seen(1)), refused(replace(seen(1), database="knowledge_graph_x"))])
-    await book.memories.meet(TARGET, "0.11.0")
-    assert await book.memories.meet(TARGET, "0.12.0") == {"reflection", "knowledge_graph_x"}
+    await book.memories.update_version(TARGET, "0.11.0")
+    assert await book.memories.update_version(TARGET, "0.12.0") == {"reflection", "knowledge_graph_x"}
     await book.open()
     record = await book.ledger.record(TARGET)
     assert {name: entry.state.value for name, entry in record.databases.items()} == {
@@ -271,7 +273,7 @@ def whole(second, bases, *, parts=("reflection", "knowledge_graph")):
 
 
 async def begin(book, second):
-    await book.ledger.owe(TARGET, ["reflection", "knowledge_graph"])
+    await book.ledger.mark_owed(TARGET, ["reflection", "knowledge_graph"])
     await book.ledger.begin(TARGET, intent(second, reflection=second, knowledge_graph=second))
 
 
@@ -448,7 +450,7 @@ class Model:
     def lacks(self, row):
         held = self.held.get(row.key)
         return self.delivered.get(row.key) != row.digest and not (
-            held and held.state == "refused" and held.seen.digest == row.digest
+            held and held.state == "refused" and held.row.digest == row.digest
         )
 
     def deliver(self, rows):
@@ -458,10 +460,10 @@ class Model:
 
     def hold(self, held):
         for one in held:
-            before = self.held.get(one.seen.key)
-            since = before.since if before and before.seen.digest == one.seen.digest else one.since
-            self.held[one.seen.key] = replace(one, since=since)
-            self.delivered.pop(one.seen.key, None)
+            before = self.held.get(one.row.key)
+            since = before.since if before and before.row.digest == one.row.digest else one.since
+            self.held[one.row.key] = replace(one, since=since)
+            self.delivered.pop(one.row.key, None)
 
     def meet(self, version):
         if self.version not in (None, version):
@@ -500,7 +502,7 @@ def test_whatever_is_entered_the_ledger_says_what_a_model_in_memory_says(tmp_pat
                 assert standing.delivered == len(model.delivered)
                 assert sum([*standing.waiting.values(), *standing.refused.values()]) == len(model.held)
                 held = await book.memories.held(TARGET, limit=99)
-                assert {one.seen.key: one for one in held} == model.held
+                assert {one.row.key: one for one in held} == model.held
                 assert await book.memories.bases(TARGET) == model.bases
         finally:
             await book.close()
@@ -520,11 +522,11 @@ async def enter(book, model, second, what, of):
             await book.memories.delivered(TARGET, of)
             model.deliver(of)
         case "waiting" | "refused":
-            held = [HeldMemory(seen=row, state=what, reason=what, since=at) for row in of]
+            held = [HeldMemory(row=row, state=what, reason=what, since=at) for row in of]
             await book.memories.hold(TARGET, held)
             model.hold(held)
         case "meet":
-            await book.memories.meet(TARGET, of)
+            await book.memories.update_version(TARGET, of)
             model.meet(of)
         case "forget":
             await book.ledger.forget(TARGET, [of])

@@ -77,7 +77,7 @@ async def test_an_empty_batch_is_a_receipt_of_nothing(sink):
 async def test_a_memory_is_packed_under_its_id_and_its_bytes_are_counted(sink):
     one = sink.pack(memory(1), SYSTEM)
     assert one.memory_id == memory_id(SYSTEM, seen(1))
-    assert one.seen == seen(1)
+    assert one.row == seen(1)
     before = sink.bytes_sent
     await sink.store([one])
     assert sink.bytes_sent - before >= len(one.body) > len(embedding())

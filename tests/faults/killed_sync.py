@@ -66,7 +66,17 @@ def main() -> None:
         is_manifest = kind == "put-manifest"
         mine(DirectoryStore, "put", f"put:{when}", lambda key, *_: key.endswith("manifest.json") == is_manifest)
     else:
-        for method in ("owe", "begin", "deliver", "confirm", "count_attempt", "give_up", "abandon", "refresh", "adopt"):
+        for method in (
+            "mark_owed",
+            "begin",
+            "deliver",
+            "confirm",
+            "count_attempt",
+            "give_up",
+            "abandon",
+            "mark_unchanged",
+            "adopt",
+        ):
             mine(SqliteLedger, method, point)
         mine(MemoryBus, "publish", point, lambda event: isinstance(event, SyncResult))
     app(["sync", "--json", *sys.argv[3:]])

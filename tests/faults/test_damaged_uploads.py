@@ -12,7 +12,7 @@ import pytest
 
 from agent.adapters.directory_store import DirectoryStore
 from agent.adapters.duckdb.verification import Verdict
-from agent.adapters.gunzip import Landing
+from agent.adapters.gunzip import Unpacker
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.s3 import S3Store
 from agent.adapters.system_clock import SystemClock
@@ -66,7 +66,7 @@ def rows_as_reported(manifest):
 def verification(store, tmp_path, examine=_examine):
     place = tmp_path / "verifying"
     place.mkdir(exist_ok=True)
-    deep = DeepCheckTools(landing=Landing(place), examine=examine, memories_file=JsonMemoriesFile(place))
+    deep = DeepCheckTools(unpacker=Unpacker(place), examine=examine, memories_file=JsonMemoriesFile(place))
     return Verifier(Catalog(store, SYSTEM, standstill_seconds=20), SystemClock(), deep)
 
 

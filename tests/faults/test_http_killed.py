@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long
 
 BATCH = 10
 SMALL_BATCHES = {"agent.bootstrap.methods:BATCH_SIZE": BATCH}
-POINTS = ("batch:after", "hand_over:before", "hand_over:after")
+POINTS = ("batch:after", "deliver_memories:before", "deliver_memories:after")
 STEP = 30
 """So many memories come with a session."""
 
@@ -120,7 +120,7 @@ def test_killed_anywhere_all_arrives_and_each_delivery_is_reported_once(machine)
         machine.work()
         machine.akosha.calls.clear()
         killed_at(machine, point)
-        assert machine.sync()["outcome"] == ("skipped" if point == "hand_over:after" else "succeeded"), point
+        assert machine.sync()["outcome"] == ("skipped" if point == "deliver_memories:after" else "succeeded"), point
         machine.check("clean")
         assert machine.succeeded == rounds, point
         sent = sum(call.size for call in machine.akosha.calls)
@@ -166,5 +166,5 @@ def test_killed_while_it_asks_an_akosha_that_has_lost_everything_all_is_sent_aga
 
 if __name__ == "__main__":
     replace_constants(SMALL_BATCHES)
-    mine(SqliteLedger, "hand_over", sys.argv[1])
+    mine(SqliteLedger, "deliver_memories", sys.argv[1])
     app(["sync", "--json", *sys.argv[2:]])

@@ -50,8 +50,8 @@ def kill_and_restart(machine: KillableMachine, point: str) -> None:
 @pytest.mark.parametrize(
     "point",
     [
-        "owe:before",
-        "owe:after",
+        "mark_owed:before",
+        "mark_owed:after",
         "begin:before",
         "begin:after",  # and so on: before the next is after this one
         "put-file:after",

@@ -196,7 +196,7 @@ async def test_a_ledger_that_knew_of_no_memories_learns_of_them_and_keeps_all_it
     assert await reported(ledger) == await reported(of_now)
     assert not await ledger.accept(ended("e-1"))
     assert not await ledger.accept(ended("by an earlier version"))
-    assert await ledger.open_ends() == []
+    assert await ledger.open_session_ends() == []
     await deliver(ledger, 5)
     await ledger.memories().delivered(TARGET, [seen(1)])
     assert await ledger.memories().counts(TARGET) == MemoryCounts(delivered=1)
@@ -297,11 +297,11 @@ async def test_a_full_disk_is_said_and_nothing_is_half_written_and_it_goes_on_wh
     limit(1)  # SQLite takes the present size as the least limit
     databases = [f"knowledge_graph_{number:0100}" for number in range(200)]
     with pytest.raises(StateError, match="disk is full") as reported:
-        await ledger.owe(TARGET, databases)
+        await ledger.mark_owed(TARGET, databases)
     assert reported.value.transient
     assert await ledger.record(TARGET) == before
     limit(1_000_000)
-    await ledger.owe(TARGET, databases)
+    await ledger.mark_owed(TARGET, databases)
     await ledger.settle(None, skipped("r9"))
     await ledger.aclose()
 

@@ -63,7 +63,7 @@ async def test_a_reader_writes_nothing(tmp_path):
     book = await opened(tmp_path / "ledger.db")
     watching = await reader(tmp_path / "ledger.db")
     with pytest.raises(StateError, match="for reading only"):
-        await watching.owe(TARGET, ["reflection"])
+        await watching.mark_owed(TARGET, ["reflection"])
     await deliver(book, 1)
     assert (await watching.record(TARGET)).newest_upload_id == (await book.record(TARGET)).newest_upload_id
     await book.aclose()
@@ -80,7 +80,7 @@ async def test_a_reader_may_come_before_the_writer_and_stay_after_it(tmp_path):
         await reader(path)
     book = await opened(path)
     watching = await reader(path)
-    await book.owe(TARGET, ["reflection"])
+    await book.mark_owed(TARGET, ["reflection"])
     await book.aclose()
     assert set((await watching.record(TARGET)).databases) == {"reflection"}
     await watching.aclose()
@@ -112,7 +112,7 @@ def sealed():
 async def test_a_reader_that_cannot_make_files_reads_a_ledger_that_was_closed(sealed):
     place, seal = sealed
     book = await opened(place / "ledger.db")
-    await book.owe(TARGET, ["reflection"])
+    await book.mark_owed(TARGET, ["reflection"])
     await book.aclose()
     (place / "ledger.db").chmod(0o644)
     with seal():
@@ -124,7 +124,7 @@ async def test_a_reader_that_cannot_make_files_reads_a_ledger_that_was_closed(se
 async def test_a_reader_that_cannot_make_files_does_not_pass_over_what_is_in_the_wal(sealed, tmp_path):
     place, seal = sealed
     book = await opened(tmp_path / "ledger.db")
-    await book.owe(TARGET, ["reflection"])
+    await book.mark_owed(TARGET, ["reflection"])
     for name in ("ledger.db", "ledger.db-wal"):
         (place / name).write_bytes((tmp_path / name).read_bytes())
     await book.aclose()
@@ -154,7 +154,7 @@ def reached(ledger: SqliteLedger, statement: str) -> threading.Event:
 async def test_an_entry_waits_for_another_processes_transaction(tmp_path):
     ledger = await opened(tmp_path / "ledger.db")
     other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
-    entry = asyncio.create_task(ledger.owe(TARGET, ["reflection"]), name="entry")
+    entry = asyncio.create_task(ledger.mark_owed(TARGET, ["reflection"]), name="entry")
     assert await asyncio.to_thread(there.wait, 30)
     other.execute("ROLLBACK")
     other.close()
@@ -168,18 +168,18 @@ async def test_an_entry_that_has_waited_too_long_says_so_and_may_be_tried_again(
     ledger = await opened(tmp_path / "ledger.db")
     other = held(tmp_path / "ledger.db")
     with pytest.raises(StateError, match="held by another process") as reported:
-        await ledger.owe(TARGET, ["reflection"])
+        await ledger.mark_owed(TARGET, ["reflection"])
     assert reported.value.transient
     other.execute("ROLLBACK")
     other.close()
-    await ledger.owe(TARGET, ["reflection"])
+    await ledger.mark_owed(TARGET, ["reflection"])
     await ledger.aclose()
 
 
 async def test_a_cancelled_caller_finds_its_entry_finished(tmp_path):
     ledger = await opened(tmp_path / "ledger.db")
     other, there = held(tmp_path / "ledger.db"), reached(ledger, "BEGIN IMMEDIATE")
-    entry = asyncio.create_task(ledger.owe(TARGET, ["reflection"]), name="entry")
+    entry = asyncio.create_task(ledger.mark_owed(TARGET, ["reflection"]), name="entry")
     assert await asyncio.to_thread(there.wait, 30)
     entry.cancel()
     await asyncio.sleep(0)
@@ -205,7 +205,7 @@ async def test_what_fails_for_a_cancelled_caller_is_logged_also_when_it_was_canc
             await entry
         other.execute("ROLLBACK")
         other.close()
-        await ledger.owe(TARGET, ["reflection"])
+        await ledger.mark_owed(TARGET, ["reflection"])
     assert [log["event"] for log in logs] == ["ledger_write_failed"]
     await ledger.aclose()
 

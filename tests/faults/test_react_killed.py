@@ -77,7 +77,8 @@ def akosha():
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "point", ["sink.store:after:2", "ledger.remember:before:1", "ledger.remember:after:1", "ledger.note:after:2"]
+    "point",
+    ["sink.store:after:2", "ledger.add_to_history:before:1", "ledger.add_to_history:after:1", "ledger.note:after:2"],
 )
 def test_a_kill_anywhere_repeats_one_batch_at_most_and_loses_nothing(tmp_path, akosha, point):
     machine = Machine(tmp_path / "m", http_endpoint=akosha.url)

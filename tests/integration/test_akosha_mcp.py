@@ -286,7 +286,7 @@ async def test_each_answer_of_akosha_is_understood(sink):
         "Missing required field": replace(good, text=""),
         "validation error": replace(good, embedding='["x"]'),
     }
-    batch = [sink.pack(replace(one, seen=memory(why).seen), SYSTEM) for why, one in odd.items()]
+    batch = [sink.pack(replace(one, row=memory(why).row), SYSTEM) for why, one in odd.items()]
     receipt = await sink.store([*batch, sink.pack(good, SYSTEM)])
     assert receipt.stored == 1
     for position, why in enumerate(odd):

@@ -73,7 +73,7 @@ async def test_the_ledger_is_followed_from_now_on_and_results_alone(tmp_path, mo
     async with aclosing(events._results_from_ledger(home)) as found, asyncio.timeout(SECONDS):
         first = asyncio.create_task(anext(found), name="first")
         await caught_up.wait()
-        await ledger.remember(values.request("after"))
+        await ledger.add_to_history(values.request("after"))
         await ledger.settle(None, values.skipped("after"))
         assert await first == values.skipped("after")
     await ledger.aclose()

@@ -131,7 +131,7 @@ class Agent:
         ids = [f"r{number}" for number in range(first, first + count)]
         for name in ids:
             about = {"id": name, "time": AT, "system_id": "laptop", "request_id": name, "agent_id": "a"}
-            await self.ledger.remember(SyncRequested(**about, reason="manual", route=("cloud",)))
+            await self.ledger.add_to_history(SyncRequested(**about, reason="manual", route=("cloud",)))
         return ids
 
     async def tell(self) -> None:

@@ -235,7 +235,7 @@ async def test_what_the_server_refuses_is_kept_with_its_reason_and_offered_to_it
     result = await rig.sync()
     assert "1 were refused: Invalid text: too odd" in result.incomplete["reflection"]
     _, standing, (held,) = await rig.known()
-    assert (standing.delivered, held.seen.id, held.state) == (9, "c3", "refused")
+    assert (standing.delivered, held.row.id, held.state) == (9, "c3", "refused")
     assert isinstance(await rig.sync(reason="session_end"), SyncSkipped)
     rig.akosha.interfere = None
     rig.akosha.stop()
@@ -306,7 +306,7 @@ async def test_ids_may_hold_anything_and_one_memory_that_is_too_long_does_not_ke
     assert {row.metadata["original_id"] for row in rig.akosha.rows()} == {*ODD, "c0", "c1", "c2", "c3", "c4"}
     assert isinstance(await rig.sync(), SyncSkipped)
     (held,) = (await rig.known())[2]
-    assert (held.seen.id, held.state) == ("long", "refused")
+    assert (held.row.id, held.state) == ("long", "refused")
 
 
 async def test_a_database_without_rows_or_without_tables_that_matter_is_delivered_as_it_is(rig):

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from agent.adapters import memories_file
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.domain.errors import SnapshotError, StagingFull, StateError, WireError
-from agent.domain.memories import KINDS, Memory, Seen, memory_id
+from agent.domain.memories import KINDS, Memory, RowState, memory_id
 from tests.support.memories import CREATED, embedding, memory
 
 SYSTEM = "laptop"
@@ -52,16 +52,16 @@ async def test_it_is_the_json_that_akoshas_ingestion_reads(file):
     assert (said.size, said.sha256, said.count) == (len(data), hashlib.sha256(data).hexdigest(), 2)
     first, second = json.loads(data)["conversations"]
     assert first == {
-        "id": memory_id(SYSTEM, one.seen),
+        "id": memory_id(SYSTEM, one.row),
         "content": one.text,
         "timestamp": CREATED,
         "source": SYSTEM,
         "metadata": {
             **one.metadata,
             "type": "conversation",
-            "original_id": one.seen.id,
+            "original_id": one.row.id,
             "database": "reflection",
-            "digest": one.seen.digest,
+            "digest": one.row.digest,
         },
         "embedding": json.loads(one.embedding),
     }
@@ -87,7 +87,7 @@ json_values = st.recursive(
 )
 some_memories = st.builds(
     lambda kind, row, digest, text, seed, at, metadata: Memory(
-        seen=Seen(database="knowledge_graph_ö x", kind=kind, id=row, digest=digest, embedded=seed is not None),
+        row=RowState(database="knowledge_graph_ö x", kind=kind, id=row, digest=digest, embedded=seed is not None),
         text=text,
         embedding=None if seed is None else embedding(seed),
         created_at=at,
@@ -104,7 +104,7 @@ some_memories = st.builds(
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(memories=st.lists(some_memories, max_size=6, unique_by=lambda each: each.seen), page=st.integers(1, 4))
+@given(memories=st.lists(some_memories, max_size=6, unique_by=lambda each: each.row), page=st.integers(1, 4))
 def test_what_goes_in_comes_out(memories, page, tmp_path, monkeypatch):
     monkeypatch.setattr(memories_file, "PAGE_ROWS", page)
     monkeypatch.setattr(memories_file, "_MOST_WAITING", page)
@@ -113,7 +113,7 @@ def test_what_goes_in_comes_out(memories, page, tmp_path, monkeypatch):
         data, said = await written(JsonMemoriesFile(tmp_path), memories, tmp_path / "m.json")
         assert (await read(tmp_path / "m.json"), said.count) == (memories, len(memories))
         assert [each["id"] for each in json.loads(data)["conversations"]] == [
-            memory_id(SYSTEM, each.seen) for each in memories
+            memory_id(SYSTEM, each.row) for each in memories
         ]
 
     asyncio.run(round_trip())
@@ -157,7 +157,7 @@ async def test_cancelled_in_the_making_nothing_stays(file, tmp_path):
 async def test_what_cannot_be_written_is_refused_by_name(file, bad):
     async with file.write(SYSTEM) as draft:
         await draft.add(bad)
-        with pytest.raises(SnapshotError, match=f"reflection: the conversation {bad.seen.id} cannot be written"):
+        with pytest.raises(SnapshotError, match=f"reflection: the conversation {bad.row.id} cannot be written"):
             await draft.flush()
 
 
@@ -198,15 +198,15 @@ async def test_one_that_is_not_there_cannot_be_read(tmp_path):
 GOOD = json.loads(
     json.dumps(
         {
-            "id": memory_id(SYSTEM, memory().seen),
+            "id": memory_id(SYSTEM, memory().row),
             "content": "text",
             "timestamp": CREATED,
             "source": SYSTEM,
             "metadata": {
                 "type": "conversation",
-                "original_id": memory().seen.id,
+                "original_id": memory().row.id,
                 "database": "reflection",
-                "digest": memory().seen.digest,
+                "digest": memory().row.digest,
             },
             "embedding": json.loads(embedding()),
         }
@@ -285,7 +285,7 @@ async def test_what_is_no_memories_file_of_the_system_is_refused_with_its_line(t
 async def test_what_it_is_measured_against_is_accepted_and_fields_that_we_do_not_know_are_tolerated(tmp_path):
     (tmp_path / "m.json").write_bytes(one({"future": {}, **GOOD}))
     (found,) = await read(tmp_path / "m.json")
-    assert (found.text, found.seen) == ("text", memory().seen)
+    assert (found.text, found.row) == ("text", memory().row)
 
 
 async def test_of_another_system_nothing_is_taken(file, tmp_path):

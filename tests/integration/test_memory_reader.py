@@ -52,7 +52,7 @@ async def memories_in(copy, **options):
         async for page in source.pages():
             assert 0 < len(page) <= PAGE_ROWS
             async for memory in source.read(page):
-                found[memory.seen.id] = memory
+                found[memory.row.id] = memory
     return found
 
 
@@ -84,10 +84,10 @@ async def test_session_buddys_own_databases_are_read_in_every_state_and_stay_as_
             async for page in source.pages():  # a second time, from the beginning, and whole
                 again.append(list(page))
                 async for memory in source.read(page):
-                    found[memory.seen.key] = memory
+                    found[memory.row.key] = memory
                     assert memory.text.strip()
                     assert memory.created_at.endswith("+02:00")
-                    assert (memory.embedding is not None) == memory.seen.embedded
+                    assert (memory.embedding is not None) == memory.row.embedded
                     if memory.embedding:
                         numbers = json.loads(memory.embedding)
                         assert len(numbers) == 384
@@ -98,8 +98,8 @@ async def test_session_buddys_own_databases_are_read_in_every_state_and_stay_as_
         }
     counted = dict.fromkeys(rows, (0, 0))
     for memory in found.values():
-        seen, embedded = counted[memory.seen.kind]
-        counted[memory.seen.kind] = seen + 1, embedded + memory.seen.embedded
+        seen, embedded = counted[memory.row.kind]
+        counted[memory.row.kind] = seen + 1, embedded + memory.row.embedded
     assert counted == rows
     assert not any(
         "-> " in m.text and m.metadata["to_entity"] in m.text for m in found.values() if "to_entity" in m.metadata
@@ -140,7 +140,7 @@ async def test_what_needs_an_extension_costs_no_row_that_does_not_and_is_named(b
     with pytest.raises(SnapshotError, match=r"reflections_v2 \(.*inet extension"):
         await read()
     assert len(found) == 700
-    assert {memory.seen.kind for memory in found} == {"conversation"}
+    assert {memory.row.kind for memory in found} == {"conversation"}
     assert not any("project" in memory.metadata for memory in found)
 
 
@@ -218,7 +218,7 @@ async def test_columns_may_lack_be_more_and_be_of_other_types(copy):
     )
     found = {memory.text: memory for memory in (await memories_in(copy)).values()}
     assert set(found) == {"one", "two", "three", "four", "Ada"}
-    assert (found["one"].seen.id, found["one"].created_at) == ("1", "2026-07-01T07:00:00+00:00")
+    assert (found["one"].row.id, found["one"].created_at) == ("1", "2026-07-01T07:00:00+00:00")
     assert (found["two"].created_at, found["two"].metadata, found["two"].embedding) == (None, {}, None)
     assert json.loads(found["one"].embedding) == json.loads(found["three"].embedding) == [0.5] * 384
     assert (found["three"].created_at, found["three"].metadata) == ("2026-07-01T09:00:00+00:00", {"tags": ["x", "y"]})
@@ -258,7 +258,7 @@ async def test_what_is_no_embedding_counts_as_none(copy):
     )
     found = await memories_in(copy)
     assert {name for name, memory in found.items() if memory.embedding} == {"good", "large"}
-    assert all((memory.embedding is not None) == memory.seen.embedded for memory in found.values())
+    assert all((memory.embedding is not None) == memory.row.embedded for memory in found.values())
     assert json.loads(found["good"].embedding) == list(range(384))
 
 
@@ -348,7 +348,7 @@ async def test_many_texts_of_a_megabyte_among_small_ones_go_one_by_one(copy, mon
     async with source_of(copy) as source:
         async for page in source.pages():
             async for memory in source.read(page):
-                lengths[memory.seen.id] = len(memory.text)
+                lengths[memory.row.id] = len(memory.text)
             most = max(most, the_child().memory_full_info().uss)
     assert lengths == {str(n): 4 if n < 100 else 2**20 + 3 if n < 250 else 60_000 for n in range(650)}
     assert most < 250 * 2**20
@@ -365,11 +365,11 @@ async def test_rows_are_read_in_the_order_asked_for(copy):
         pages = source.pages()
         first = await anext(pages)
         for wanted in ([], first[::-7], [first[3]], first[::-1]):
-            assert [memory.seen async for memory in source.read(wanted)] == list(wanted)
+            assert [memory.row async for memory in source.read(wanted)] == list(wanted)
         async for _ in source.read(first):
             break  # the rest of them is wanted no more
         second = await anext(pages)
-        assert [memory.seen async for memory in source.read(second[5:8])] == list(second[5:8])
+        assert [memory.row async for memory in source.read(second[5:8])] == list(second[5:8])
         with pytest.raises(KeyError):
             await anext(source.read(first))
 

@@ -60,7 +60,7 @@ class World:
         """An upload is made, and written down."""
         manifest = values.manifest(second, f"r{second}", reflection=second)
         await uploads.put(self.store, manifest.upload_id)
-        await self.ledger.owe(self.target, ["reflection"])
+        await self.ledger.mark_owed(self.target, ["reflection"])
         await self.ledger.begin(self.target, values.intent(second, f"r{second}", reflection=second))
         result = succeeded(manifest, method="cloud", location="memory://")
         seen = {"reflection": values.fingerprint("reflection", second)}

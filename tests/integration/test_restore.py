@@ -327,15 +327,15 @@ async def test_a_writer_that_comes_while_it_downloads_is_seen_before_anything_ta
     manifest = await uploaded(store, plain)
     archive = Catalog(store, SYSTEM)
     async with open_restore(tmp_path / "to", archive) as restoring:
-        landing = restoring.landing
+        unpacker = restoring.unpacker
 
         class Coming:
-            async def land(self, pieces, path, **reported):
-                await landing.land(pieces, path, **reported)
+            async def unpack(self, pieces, path, **reported):
+                await unpacker.unpack(pieces, path, **reported)
                 (tmp_path / "to" / "reflection.duckdb").write_bytes(b"a session began")
 
         with pytest.raises(RestoreError, match="nothing is overwritten"):
-            await replace(restoring, landing=Coming()).restore(manifest, RestoreRequest(), Watching())
+            await replace(restoring, unpacker=Coming()).restore(manifest, RestoreRequest(), Watching())
     assert lies_in(tmp_path / "to") == {"reflection.duckdb": b"a session began"}
 
 
@@ -483,7 +483,9 @@ async def test_where_there_is_no_room_it_is_said_how_much_is_needed_and_nothing_
     tmp_path, plain, store, monkeypatch
 ):
     await uploaded(store, plain)
-    monkeypatch.setattr("agent.adapters.restore_directory.directory.RestoreDirectoryFiles.room", lambda _: 100_000)
+    monkeypatch.setattr(
+        "agent.adapters.restore_directory.directory.RestoreDirectoryFiles.free_bytes", lambda _: 100_000
+    )
     with pytest.raises(RestoreError, match=r"has 100,000 bytes free, the restore needs 33,674,432"):
         await restore(store, tmp_path / "to")
     assert list((tmp_path / "to").iterdir()) == []

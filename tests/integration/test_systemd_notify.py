@@ -18,7 +18,7 @@ def test_each_call_is_one_datagram_of_the_protocol():
         before = time.monotonic_ns() // 1000
         supervisor.ready()
         supervisor.status("two\nlines = one")
-        supervisor.alive()
+        supervisor.keep_alive()
         supervisor.reloading()
         supervisor.stopping()
         ready, status, alive, reloading, stopping = notify.gather()
@@ -48,7 +48,7 @@ def test_what_the_supervisor_has_reported_is_taken_out_of_the_environment():
     ],
 )
 def test_how_often_it_wants_a_sign_of_life(variables, every):
-    assert SystemdSupervisor.of({"NOTIFY_SOCKET": "/run/notify", **variables}).alive_every == every
+    assert SystemdSupervisor.of({"NOTIFY_SOCKET": "/run/notify", **variables}).watchdog_seconds == every
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_how_often_it_wants_a_sign_of_life(variables, every):
 )
 def test_without_a_socket_it_is_silent(environ, capsys):
     supervisor = SystemdSupervisor.of(environ)
-    assert supervisor.alive_every is None
+    assert supervisor.watchdog_seconds is None
     supervisor.ready()
     supervisor.stopping()
     assert capsys.readouterr().out == ""
@@ -73,7 +73,7 @@ def test_an_abstract_address_begins_with_an_at_sign():
         name = f"akosha-test-{os.getpid()}"
         listening.bind(f"\0{name}")
         listening.settimeout(60)
-        SystemdSupervisor.of({"NOTIFY_SOCKET": f"@{name}"}).alive()
+        SystemdSupervisor.of({"NOTIFY_SOCKET": f"@{name}"}).keep_alive()
         assert listening.recv(100) == b"WATCHDOG=1"
 
 
@@ -81,7 +81,7 @@ def test_a_supervisor_that_is_gone_is_said_once_and_harms_nobody(capsys):
     with notified() as notify:
         supervisor = SystemdSupervisor(notify.address)
     for _ in range(3):
-        supervisor.alive()
+        supervisor.keep_alive()
     assert capsys.readouterr().out.count("supervisor_not_notified") == 1
 
 
@@ -95,12 +95,12 @@ def test_a_supervisor_that_does_not_read_blocks_nobody():
 
 async def test_signs_of_life_come_from_the_event_loop_so_a_blocked_one_gives_none():
     with notified() as notify:
-        supervisor = SystemdSupervisor(notify.address, alive_every=0.01)
+        supervisor = SystemdSupervisor(notify.address, watchdog_seconds=0.01)
 
         async def live() -> None:
             while True:
-                supervisor.alive()
-                await asyncio.sleep(supervisor.alive_every)
+                supervisor.keep_alive()
+                await asyncio.sleep(supervisor.watchdog_seconds)
 
         living = asyncio.create_task(live())
         await asyncio.to_thread(notify.wait, lambda reported: "WATCHDOG" in reported)

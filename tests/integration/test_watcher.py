@@ -546,6 +546,6 @@ async def test_it_says_when_it_looked_last_whatever_it_saw(tmp_path):
     watcher = watcher_of(tmp_path, force_polling=True, rescan_seconds=2, clock=clock)
     async with reading(watcher):
         await clock.until_asleep()
-        begun = watcher.looked
+        begun = watcher.scanned_at
         await clock.advance(2)
-        await until(lambda: watcher.looked == begun + 2)
+        await until(lambda: watcher.scanned_at == begun + 2)

@@ -37,11 +37,11 @@ async def test_what_is_stored_is_what_was_sent(sink, pack, akosha, system_id):
     rows = {row.memory_id: row for row in akosha.rows(system_id)}
     for number, kind in ((1, "conversation"), (2, "reflection"), (3, "entity")):
         one = memory(number, kind=kind)
-        row = rows.pop(memory_id(system_id, one.seen))
+        row = rows.pop(memory_id(system_id, one.row))
         assert (row.text, row.timestamp) == (one.text, "2026-03-01 11:00:00.123456")
         assert {name: row.metadata[name] for name in ("source", "original_id", "type")} == {
             "source": system_id,
-            "original_id": one.seen.id,
+            "original_id": one.row.id,
             "type": kind,
         }
         assert row.square == pytest.approx(sum(number**2 for number in json.loads(one.embedding)), rel=1e-5)

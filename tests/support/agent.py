@@ -50,7 +50,7 @@ class Files:
         return self.reported_late
 
     @property
-    def looked(self) -> float:
+    def scanned_at(self) -> float:
         return self.clock.monotonic() if self.stuck_from is None else self.stuck_from
 
     def hang(self) -> None:
@@ -83,7 +83,7 @@ class Notes:
         self._rung = asyncio.Event()
 
     @property
-    def looked(self) -> float:
+    def scanned_at(self) -> float:
         return self.clock.monotonic()
 
     def leave(self, event: Event) -> None:

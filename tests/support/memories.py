@@ -4,7 +4,7 @@ import functools
 import json
 import random
 
-from agent.domain.memories import EMBEDDING_LENGTH, Json, Kind, Memory, Seen
+from agent.domain.memories import EMBEDDING_LENGTH, Json, Kind, Memory, RowState
 from tests.support.values import sha256
 
 CREATED = "2026-03-01T12:00:00.123456+01:00"
@@ -30,11 +30,11 @@ def embedding(seed: object = 0) -> str:
     return json.dumps([round(numbers.uniform(-1, 1), 7) for _ in range(EMBEDDING_LENGTH)], separators=(",", ":"))
 
 
-def seen(number: object = 1, *, kind: Kind = "conversation", state: object = 0, embedded: bool = True) -> Seen:
+def seen(number: object = 1, *, kind: Kind = "conversation", state: object = 0, embedded: bool = True) -> RowState:
     """The nth row of its kind, in one of its states; another state has another digest."""
     identity = f"{kind}-{number}"
     digest = sha256(f"{identity} {state} {embedded}")[:32]
-    return Seen(database=DATABASES[kind], kind=kind, id=identity, digest=digest, embedded=embedded)
+    return RowState(database=DATABASES[kind], kind=kind, id=identity, digest=digest, embedded=embedded)
 
 
 def memory(
@@ -50,7 +50,7 @@ def memory(
     """The nth row of its kind, whole. `metadata` is added to what a row of its kind has."""
     row = seen(number, kind=kind, state=state, embedded=embedded)
     return Memory(
-        seen=row,
+        row=row,
         text=f"What {row.id} says in state {state}." if text is None else text,
         embedding=embedding(row.id) if embedded else None,
         created_at=created_at,

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from agent.domain.errors import AkoshaError, SnapshotError
-from agent.domain.memories import Memory, Seen
+from agent.domain.memories import Memory, RowState
 
 
 class ListedMemories:
@@ -23,19 +23,19 @@ class ListedMemories:
     ) -> None:
         self._memories, self._page_rows, self._fail_at = memories, page_rows, fail_at
         self._error = error or SnapshotError("it cannot be read any further")
-        self._page: dict[Seen, Memory] = {}
+        self._page: dict[RowState, Memory] = {}
         self.read_rows = 0
 
-    async def pages(self) -> AsyncGenerator[Sequence[Seen], None]:
+    async def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
         rows, at = iter(self._memories), 0
         while page := list(islice(rows, self._page_rows)):
             if self._fail_at is not None and at + len(page) > self._fail_at:
                 raise self._error
             at += len(page)
-            self._page = {memory.seen: memory for memory in page}
-            yield [memory.seen for memory in page]
+            self._page = {memory.row: memory for memory in page}
+            yield [memory.row for memory in page]
 
-    async def read(self, wanted: Sequence[Seen]) -> AsyncGenerator[Memory, None]:
+    async def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
         for seen in wanted:
             self.read_rows += 1
             yield self._page[seen]

@@ -34,8 +34,8 @@ class ScriptedMethod:
         if isinstance(step, Exception):
             raise step
         if step is None:
-            return Unchanged(why="nothing has changed")
-        await self._ledger.owe(self.target, ["reflection"])
+            return Unchanged(reason="nothing has changed")
+        await self._ledger.mark_owed(self.target, ["reflection"])
         await self._ledger.begin(self.target, values.intent(step, request.request_id, reflection=step))
         manifest = values.manifest(step, request.request_id, reflection=step)
         return Delivered(

@@ -80,5 +80,5 @@ class MemorySink:
         for part, why in self.refuse.items():
             if part in packed.memory_id:
                 return why
-        needs = packed.seen.kind != "relationship" and "embedding" not in orjson.loads(packed.body)
+        needs = packed.row.kind != "relationship" and "embedding" not in orjson.loads(packed.body)
         return NO_EMBEDDING if needs else ""

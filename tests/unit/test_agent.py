@@ -351,7 +351,7 @@ async def test_a_full_disk_interrupts_a_loop_and_does_not_end_the_agent():
 async def test_a_history_that_cannot_be_written_does_not_keep_a_request_from_going_out():
     async with simulated_agent([1]) as w:
         full = [StateError("the disk is full", transient=True)]
-        fail_once(w.agent.ledger, "remember", full)
+        fail_once(w.agent.ledger, "add_to_history", full)
         w.files.change(1)
         await w.pass_time(3)
         assert (w.reasons, full) == (["file_change"], [])

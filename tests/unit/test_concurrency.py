@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from agent.domain.errors import StoreError
-from agent.ports.concurrency import SideBySide, all_of, see_through
+from agent.ports.concurrency import ConcurrentTasks, finish_cleanup, gather_all
 
 
 async def turns(count):
@@ -34,7 +34,7 @@ async def cancelled_after(count, work):
 @pytest.mark.parametrize("turn", range(24))
 async def test_a_cancellation_that_arrives_as_a_clean_up_ends_is_not_lost(turn):
     async def clean_up():
-        await see_through(asyncio.create_task(turns(2), name="clean-up"), 60)
+        await finish_cleanup(asyncio.create_task(turns(2), name="clean-up"), 60)
 
     assert await cancelled_after(turn, clean_up)
 
@@ -52,7 +52,7 @@ async def test_a_cancellation_that_arrives_as_a_task_of_a_group_fails_is_not_los
 
     async def work():
         try:
-            await all_of([fails(), turns(5)], "work")
+            await gather_all([fails(), turns(5)], "work")
         except StoreError:
             await asyncio.sleep(0)
 
@@ -73,7 +73,7 @@ async def test_the_first_error_is_raised_alone_with_its_cause_and_the_others_hav
             ended.append(True)
 
     with pytest.raises(StoreError, match="failed") as caught:
-        await all_of([goes_on(), fails()], "work")
+        await gather_all([goes_on(), fails()], "work")
     assert isinstance(caught.value.__cause__, OSError)
     assert ended == [True]
 
@@ -86,7 +86,7 @@ async def test_a_block_that_goes_on_starting_tasks_sees_that_one_has_failed():
 
     async def start_many():
         nonlocal started
-        async with SideBySide("work") as tasks:
+        async with ConcurrentTasks("work") as tasks:
             for started in range(1, 100):
                 tasks.start(fails() if started == 3 else turns(1))
                 await turns(2)
@@ -99,6 +99,6 @@ async def test_a_block_that_goes_on_starting_tasks_sees_that_one_has_failed():
 
 async def test_a_clean_up_that_hangs_is_cancelled_after_its_time():
     task = asyncio.create_task(asyncio.Event().wait(), name="hangs")
-    await see_through(task, 0)
+    await finish_cleanup(task, 0)
     await turns(2)
     assert task.cancelled()

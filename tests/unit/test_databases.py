@@ -8,7 +8,7 @@ from agent.domain.databases import (
     FileStat,
     Fingerprint,
     database_of,
-    is_asked,
+    is_requested,
     main_name,
 )
 
@@ -68,7 +68,7 @@ def test_every_file_of_a_database_leads_back_to_it(graph):
     ],
 )
 def test_a_request_asks_for_reflections_and_graphs_each_on_its_own(database, reflections, graphs, asked):
-    assert is_asked(database, reflections=reflections, knowledge_graph=graphs) is asked
+    assert is_requested(database, reflections=reflections, knowledge_graph=graphs) is asked
 
 
 def test_a_fingerprints_size_is_that_of_all_its_files():

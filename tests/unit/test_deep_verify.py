@@ -104,7 +104,7 @@ class World:
     async def deliver_newest(self) -> None:
         manifest = values.manifest(200, "r", reflection=1, knowledge_graph=1)
         databases = {"reflection": 1, "knowledge_graph": 1}
-        await self.ledger.owe(values.TARGET, list(databases))
+        await self.ledger.mark_owed(values.TARGET, list(databases))
         await self.ledger.begin(values.TARGET, values.intent(200, "r", **databases))
         seen = {name: values.fingerprint(name) for name in databases}
         await self.ledger.deliver(values.TARGET, manifest, seen, {}, values.succeeded(manifest))

@@ -162,7 +162,7 @@ def states(known: TargetRecord) -> dict[str, str]:
 
 
 def uploading(**databases: int) -> TargetRecord:
-    return transitions.begin(transitions.owe(EMPTY, databases), intent(**databases))
+    return transitions.begin(transitions.mark_owed(EMPTY, databases), intent(**databases))
 
 
 def delivered(second: int = 0, **databases: int) -> TargetRecord:
@@ -172,26 +172,26 @@ def delivered(second: int = 0, **databases: int) -> TargetRecord:
 
 
 def test_owing_does_not_make_a_target_known_but_beginning_does():
-    owed = transitions.owe(EMPTY, ["reflection"])
+    owed = transitions.mark_owed(EMPTY, ["reflection"])
     assert not owed.known
     assert not transitions.give_up(owed, error="down", failures=1, retry_at=NOON).known
     assert uploading(reflection=0).known
 
 
 def test_what_was_never_delivered_cannot_be_unchanged():
-    for known in (EMPTY, transitions.owe(EMPTY, ["reflection"])):
+    for known in (EMPTY, transitions.mark_owed(EMPTY, ["reflection"])):
         with pytest.raises(StateError, match="nothing of it was delivered"):
-            transitions.refresh(known, {"reflection": fingerprint("reflection")})
+            transitions.mark_unchanged(known, {"reflection": fingerprint("reflection")})
 
 
 def test_what_is_under_way_cannot_be_unchanged():
-    again = transitions.begin(transitions.owe(delivered(reflection=0), ["reflection"]), intent(5, reflection=1))
+    again = transitions.begin(transitions.mark_owed(delivered(reflection=0), ["reflection"]), intent(5, reflection=1))
     with pytest.raises(StateError):
-        transitions.refresh(again, {"reflection": fingerprint("reflection", 1)})
+        transitions.mark_unchanged(again, {"reflection": fingerprint("reflection", 1)})
 
 
 def test_a_delivered_database_that_was_touched_still_waits_for_its_confirmation():
-    touched = transitions.refresh(delivered(reflection=0), {"reflection": fingerprint("reflection", 1)})
+    touched = transitions.mark_unchanged(delivered(reflection=0), {"reflection": fingerprint("reflection", 1)})
     assert states(touched) == {"reflection": "delivered"}
     assert touched.databases["reflection"].fingerprint == fingerprint("reflection", 1)
     assert states(transitions.confirm(touched, "told")) == {"reflection": "clean"}
@@ -221,8 +221,12 @@ def test_another_manifest_is_not_adopted_while_an_upload_is_under_way():
 def handed_over(request_id: str = "r1", **databases: int) -> TargetRecord:
     begun = replace(intent(request_id=request_id, **databases), upload_id=request_id)
     seen = {name: fingerprint(name, generation) for name, generation in databases.items()}
-    return transitions.hand_over(
-        transitions.begin(transitions.owe(EMPTY, databases), begun), seen, {}, result_id="told", at=NOON + timedelta(1)
+    return transitions.deliver_memories(
+        transitions.begin(transitions.mark_owed(EMPTY, databases), begun),
+        seen,
+        {},
+        result_id="told",
+        at=NOON + timedelta(1),
     )
 
 
@@ -241,13 +245,13 @@ def test_what_was_handed_over_is_delivered_and_lies_nowhere():
 
 
 def test_handing_over_settles_the_target_clears_problems_and_keeps_those_of_the_others():
-    failing = transitions.trouble(EMPTY, {"reflection": problem("reflection")})
+    failing = transitions.record_problems(EMPTY, {"reflection": problem("reflection")})
     failing = transitions.give_up(failing, error="down", failures=3, retry_at=NOON)
     begun = transitions.begin(failing, replace(intent(reflection=1), upload_id="r1"))
     begun = transitions.count_attempt(begun, "r1", attempts=2, retry_at=NOON, error="503")
     other = problem("knowledge_graph")
     seen = {"reflection": fingerprint("reflection", 1)}
-    known = transitions.hand_over(begun, seen, {"knowledge_graph": other}, result_id="told", at=NOON)
+    known = transitions.deliver_memories(begun, seen, {"knowledge_graph": other}, result_id="told", at=NOON)
     assert (known.attempts, known.attempt_request, known.failures, known.retry_at, known.error) == (0, "", 0, None, "")
     assert states(known) == {"reflection": "delivered", "knowledge_graph": "owed"}
     assert (known.databases["reflection"].problem, known.databases["knowledge_graph"].problem) == (None, other)
@@ -258,18 +262,20 @@ def test_what_has_not_begun_or_whose_looks_are_not_reported_cannot_be_handed_ove
     given_up = transitions.give_up(uploading(reflection=0), error="403", failures=1, retry_at=NOON)
     for known, what in ((EMPTY, "nothing has begun"), (given_up, "owed cannot be committed")):
         with pytest.raises(StateError, match=what):
-            transitions.hand_over(known, seen, {}, result_id="told", at=NOON)
+            transitions.deliver_memories(known, seen, {}, result_id="told", at=NOON)
     with pytest.raises(StateError, match="no fingerprint of knowledge_graph"):
-        transitions.hand_over(uploading(reflection=0, knowledge_graph=0), seen, {}, result_id="told", at=NOON)
+        transitions.deliver_memories(uploading(reflection=0, knowledge_graph=0), seen, {}, result_id="told", at=NOON)
 
 
 def test_what_was_handed_over_can_be_unchanged_until_it_is_forgotten():
-    owed = transitions.owe(transitions.confirm(handed_over(reflection=0), "told"), ["reflection"])
-    touched = transitions.refresh(owed, {"reflection": fingerprint("reflection", 5)})
+    owed = transitions.mark_owed(transitions.confirm(handed_over(reflection=0), "told"), ["reflection"])
+    touched = transitions.mark_unchanged(owed, {"reflection": fingerprint("reflection", 5)})
     assert states(touched) == {"reflection": "clean"}
     assert touched.databases["reflection"].fingerprint == fingerprint("reflection", 5)
     with pytest.raises(StateError, match="nothing of it was delivered"):
-        transitions.refresh(transitions.forget(owed, ["reflection"]), {"reflection": fingerprint("reflection", 5)})
+        transitions.mark_unchanged(
+            transitions.forget(owed, ["reflection"]), {"reflection": fingerprint("reflection", 5)}
+        )
 
 
 def test_newest_upload_never_goes_back():
@@ -288,19 +294,19 @@ BOTH_SEEN = {name: fingerprint(name, 7) for name in ("reflection", "knowledge_gr
 
 steps = st.sampled_from(
     [
-        lambda r: transitions.owe(r, ["reflection"]),
-        lambda r: transitions.owe(r, ["knowledge_graph"]),
+        lambda r: transitions.mark_owed(r, ["reflection"]),
+        lambda r: transitions.mark_owed(r, ["knowledge_graph"]),
         lambda r: transitions.begin(r, intent(0, reflection=0)),
         lambda r: transitions.begin(r, intent(1, reflection=1, knowledge_graph=0)),
-        lambda r: transitions.refresh(r, {"reflection": fingerprint("reflection", 3)}),
-        lambda r: transitions.trouble(r, {"knowledge_graph": problem("knowledge_graph")}),
+        lambda r: transitions.mark_unchanged(r, {"reflection": fingerprint("reflection", 3)}),
+        lambda r: transitions.record_problems(r, {"knowledge_graph": problem("knowledge_graph")}),
         lambda r: transitions.forget(r, ["reflection"]),
         transitions.abandon,
         lambda r: transitions.count_attempt(r, "r1", attempts=r.attempts + 1, retry_at=NOON, error="503"),
         lambda r: transitions.give_up(r, error="403", failures=r.failures + 1, retry_at=NOON),
         lambda r: transitions.deliver(r, manifest(0, reflection=0), {}, {}, result_id="a", at=NOON),
         lambda r: transitions.deliver(r, manifest(1, reflection=1, knowledge_graph=0), {}, {}, result_id="b", at=NOON),
-        lambda r: transitions.hand_over(r, BOTH_SEEN, {}, result_id="c", at=NOON),
+        lambda r: transitions.deliver_memories(r, BOTH_SEEN, {}, result_id="c", at=NOON),
         lambda r: transitions.adopt(r, manifest(1, reflection=1, knowledge_graph=(0, "carried")), result_id="b"),
         lambda r: transitions.confirm(r, "a"),
         lambda r: transitions.confirm(r, "b"),

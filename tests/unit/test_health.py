@@ -22,7 +22,7 @@ class Looking:
         self._clock, self.stuck_from = clock, None
 
     @property
-    def looked(self) -> float:
+    def scanned_at(self) -> float:
         return self._clock.monotonic() if self.stuck_from is None else self.stuck_from
 
     def hang(self) -> None:

@@ -168,7 +168,7 @@ async def test_rows_that_were_deleted_while_they_waited_or_were_refused_are_held
         assert len(await r.memories.held(TARGET, limit=9)) == 4
         r.files.put("reflection", *some(1, 4), *some(6, embedded=False))
         await r.attempt()
-        assert {held.seen.id for held in await r.memories.held(TARGET, limit=9)} == {"conversation-4", "conversation-6"}
+        assert {held.row.id for held in await r.memories.held(TARGET, limit=9)} == {"conversation-4", "conversation-6"}
         assert (await r.memories.counts(TARGET)).delivered == 2
         r.files.put("reflection", *some(1, 4), *some(6, embedded=False))
         r.sink.refuse = {}
@@ -334,7 +334,7 @@ async def test_at_its_start_an_agent_asks_also_for_what_waits_for_a_change():
         w.files.change(1, notified=False)
         seen = w.files.seen["reflection"]
         problem = Problem("15 wait: no embedding", seen, 1, None)
-        await w.agent.ledger.trouble(w.method.target, {"reflection": problem})
+        await w.agent.ledger.record_problems(w.method.target, {"reflection": problem})
         assert await w.agent.publisher.trigger("file_change") is None
         assert await w.agent.publisher.trigger("startup") is not None
 

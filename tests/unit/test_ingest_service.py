@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.adapters.gunzip import Landing
+from agent.adapters.gunzip import Unpacker
 from agent.adapters.memories_file import JsonMemoriesFile
 from agent.adapters.memory_bus import MemoryBus
 from agent.application.archive.catalog import Catalog
@@ -67,7 +67,7 @@ class Shelf:
         return Capabilities(version=self.version, kinds=frozenset(KINDS), need_embedding=frozenset(KINDS))
 
     def pack(self, memory: Memory, system_id: str) -> PackedMemory:
-        return PackedMemory(seen=memory.seen, memory_id=memory_id(system_id, memory.seen), body=memory.text.encode())
+        return PackedMemory(row=memory.row, memory_id=memory_id(system_id, memory.row), body=memory.text.encode())
 
     async def store(self, batch: Sequence[PackedMemory]) -> StoreResult:
         if self.errors and (error := self.errors.pop(0)):
@@ -139,7 +139,7 @@ class World:
         )
         ingest = UploadIngester(
             store=self.store,
-            landing=Landing(self.staging),
+            unpacker=Unpacker(self.staging),
             push=push,
             reader=self.reader,
             memories_file=JsonMemoriesFile(self.staging),

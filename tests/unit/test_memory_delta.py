@@ -25,7 +25,7 @@ class Books:
     """What of a MemoryLedger an upload needs."""
 
     def __init__(self, *, delivered=(), bases=()) -> None:
-        self.has, self.based = {each.seen for each in delivered}, dict(bases)
+        self.has, self.based = {each.row for each in delivered}, dict(bases)
         self.staged: list = []
         self.calls: list[str] = []
 
@@ -92,8 +92,8 @@ async def test_of_a_target_that_has_nothing_all_rows_are_in_it_database_after_da
     graph = [*rows_of(2, "entity"), *rows_of(1, "relationship")]
     rig = Rig(tmp_path, reflection=reflection, knowledge_graph=graph)
     delta = await rig.delta()
-    assert rig.rows == [each.seen.id for each in graph + reflection]
-    assert rig.books.staged == [each.seen for each in graph + reflection]
+    assert rig.rows == [each.row.id for each in graph + reflection]
+    assert rig.books.staged == [each.row for each in graph + reflection]
     assert delta.part.count == 10
     assert delta.part.bases == {"knowledge_graph": None, "reflection": None}
     assert delta.part.key == f"systems/{SYSTEM}/uploads/{UPLOAD}/memories.json"
@@ -115,7 +115,7 @@ async def test_only_what_the_target_lacks_is_read_and_its_base_is_named(tmp_path
         reflection=source,
     )
     delta = await rig.delta()
-    assert rig.rows == [changed.seen.id, new.seen.id]
+    assert rig.rows == [changed.row.id, new.row.id]
     assert source.read_rows == 2
     assert delta.part.bases == {"reflection": upload_id(1)}
 
@@ -147,8 +147,8 @@ async def test_a_database_that_cannot_be_read_leaves_nothing_of_itself_behind(tm
         reflection=more,
     )
     delta = await rig.delta()
-    assert rig.rows == [each.seen.id for each in graph + more]
-    assert rig.books.staged == [each.seen for each in graph + more]
+    assert rig.rows == [each.row.id for each in graph + more]
+    assert rig.books.staged == [each.row for each in graph + more]
     assert delta.part.bases == {"knowledge_graph": None, "reflection": None}
     assert delta.without == {"knowledge_graph_x": "it cannot be read any further"}
 

@@ -33,7 +33,7 @@ class World:
         return await self.push.push(target, await self.sink.connect(), source, confirmed=self.confirm)
 
     async def confirm(self, packed) -> None:
-        self.confirmed.append((packed and packed.seen.id, (await self.memories.counts(TARGET)).delivered))
+        self.confirmed.append((packed and packed.row.id, (await self.memories.counts(TARGET)).delivered))
 
     @property
     def sizes(self) -> list[int]:
@@ -79,7 +79,7 @@ async def test_a_row_that_changed_is_another_memory(tmp_path):
     async with world(tmp_path) as w:
         await w.deliver(memory(1))
         await w.deliver(memory(1, state="changed"))
-        ids = {memory_id(TARGET.system_id, memory(1, state=state).seen) for state in (0, "changed")}
+        ids = {memory_id(TARGET.system_id, memory(1, state=state).row) for state in (0, "changed")}
         assert w.sink.stored.keys() == ids
 
 
@@ -126,7 +126,7 @@ async def test_what_is_refused_is_kept_with_its_reason_and_not_sent_again_as_it_
         pushed = await w.deliver(*some(5))
         assert (pushed.stored, dict(pushed.refused)) == (4, {"too odd": 1})
         (held,) = await w.memories.held(TARGET, limit=9)
-        assert (held.state, held.reason, held.seen.id) == ("refused", "too odd", "conversation-3")
+        assert (held.state, held.reason, held.row.id) == ("refused", "too odd", "conversation-3")
         await w.deliver(*some(5))
         assert len(w.sizes) == 2
         w.sink.refuse = {}
@@ -137,10 +137,10 @@ async def test_what_is_refused_is_kept_with_its_reason_and_not_sent_again_as_it_
 async def test_a_server_of_another_version_is_offered_again_what_it_refused(tmp_path):
     async with world(tmp_path) as w:
         w.sink.refuse = {"conversation": "too new"}
-        await w.memories.meet(TARGET, "1")
+        await w.memories.update_version(TARGET, "1")
         await w.deliver(memory(1))
         w.sink.refuse = {}
-        assert await w.memories.meet(TARGET, "2") == {"reflection"}
+        assert await w.memories.update_version(TARGET, "2") == {"reflection"}
         assert (await w.deliver(memory(1))).stored == 1
 
 

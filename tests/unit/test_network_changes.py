@@ -249,7 +249,7 @@ class Method:
         self.begun += 1
         if self._script:
             raise self._script.pop(0)
-        return Unchanged(why="nothing")
+        return Unchanged(reason="nothing")
 
     async def aclose(self) -> None:
         pass
@@ -271,7 +271,7 @@ class Method:
 async def test_what_was_cut_off_by_a_network_change_restarts_where_it_can(method, begun, error):
     sync = sync_with_restarts(method, values.request(), None)
     if error is None:
-        assert await sync == Unchanged(why="nothing")
+        assert await sync == Unchanged(reason="nothing")
     else:
         with pytest.raises(CloudUploadError) as failure:
             await sync

@@ -5,7 +5,7 @@ from hypothesis import given, strategies as st
 
 from agent.domain.errors import AkoshaError, SettingsError, StoreError, SyncError
 from agent.domain.events import MethodError
-from agent.domain.plain_text import LONGEST_LINE, MASK, from_outside, hide, printable
+from agent.domain.plain_text import LONGEST_LINE, MASK, hide, printable, safe_text
 from agent.domain.status_warning import StatusWarning
 
 HOSTILE = "a\x1b[2J\r\nb\u202ec\u2066\x00\x9b\x7f\udc80\u2028"
@@ -23,8 +23,8 @@ def test_other_text_stays_as_it_is(text):
 
 @given(st.text(st.characters(codec=None)))
 def test_cleaning_twice_is_cleaning_once_and_the_result_is_unicode(text):
-    once = from_outside(text)
-    assert from_outside(once) == once
+    once = safe_text(text)
+    assert safe_text(once) == once
     assert once.encode().decode() == once
     assert not set(once) & {chr(code) for code in (*range(32), *range(127, 160))}
 

@@ -7,7 +7,7 @@ import pytest
 
 from agent.api import reachability
 from agent.domain.errors import SinkError
-from agent.domain.reachability import is_definite_no
+from agent.domain.reachability import is_unreachable
 
 REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
 SILENT = TimeoutError(errno.ETIMEDOUT, "Connection timed out")
@@ -41,7 +41,7 @@ def caused_by(cause: BaseException) -> Exception:
     ids=repr,
 )
 def test_only_a_definite_no_proves_that_nobody_is_there(error, definite):
-    assert is_definite_no(error) is definite
+    assert is_unreachable(error) is definite
 
 
 @pytest.mark.parametrize(

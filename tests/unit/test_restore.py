@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agent.adapters.gunzip import Landing
+from agent.adapters.gunzip import Unpacker
 from agent.adapters.gzip_members import GzipMembers
 from agent.adapters.restore_directory import RestoreDirectoryFiles
 from agent.domain.databases import database_of
@@ -108,12 +108,12 @@ async def test_objects_are_unpacked_right_however_they_are_cut(tmp_path, monkeyp
             yield data[start : start + 5]
 
     recorded = {"compression": "gzip", "raw_size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-    landing = Landing(tmp_path)
-    await landing.land(pieces(stored), tmp_path / "whole", stored_size=len(stored), **recorded)
+    unpacker = Unpacker(tmp_path)
+    await unpacker.unpack(pieces(stored), tmp_path / "whole", stored_size=len(stored), **recorded)
     assert (tmp_path / "whole").read_bytes() == raw
     for number, damaged in enumerate((stored[:-1], stored + b"x", stored[:20] + b"\0" + stored[21:])):
         with pytest.raises(WireError):
-            await landing.land(pieces(damaged), tmp_path / f"{number}", stored_size=len(damaged), **recorded)
+            await unpacker.unpack(pieces(damaged), tmp_path / f"{number}", stored_size=len(damaged), **recorded)
 
 
 class Killed(BaseException):
@@ -158,8 +158,8 @@ def ready(place, raw):
 
 
 def put_in_place(place, raw):
-    aside = place.aside([item.database for item, _ in items(raw)], AT)
-    place.place(items(raw), aside, REPORT, force=True)
+    aside = place.aside_names([item.database for item, _ in items(raw)], AT)
+    place.install(items(raw), aside, REPORT, force=True)
 
 
 def states(directory):

@@ -132,7 +132,7 @@ async def test_all_ends_that_come_while_a_sync_is_under_way_ask_for_exactly_one_
         await w.end(6)
         assert w.asked == 3
         await w.outcome("r3")
-        assert await w.ledger.open_ends() == []
+        assert await w.ledger.open_session_ends() == []
 
 
 async def test_where_there_is_nothing_to_sync_the_next_end_asks_again(tmp_path):
@@ -212,7 +212,7 @@ async def test_an_end_that_was_accepted_and_has_no_result_is_asked_for_in_the_ne
         await until_idle()
         assert w.causes == [("e-1", "e-2")]
         await w.outcome("r1")
-        assert await w.ledger.open_ends() == []
+        assert await w.ledger.open_session_ends() == []
 
 
 async def test_ends_of_one_id_and_several_senders_are_several(tmp_path):
@@ -220,7 +220,7 @@ async def test_ends_of_one_id_and_several_senders_are_several(tmp_path):
         for sender in ("", "/session-buddy", "/another", "/session-buddy"):
             await w.take(SessionEnded(id="e", time=values.NOON, system_id=values.SYSTEM, sender=sender))
         assert w.asked == 1
-        assert await w.ledger.open_ends() == ["e"] * 3
+        assert await w.ledger.open_session_ends() == ["e"] * 3
 
 
 async def test_more_ends_than_a_result_can_name_are_answered_by_several(tmp_path):
@@ -236,7 +236,7 @@ async def test_more_ends_than_a_result_can_name_are_answered_by_several(tmp_path
             await until_idle()
         assert [len(causes) for causes in w.causes] == [1, 420, 420, 160]
         assert len({event_id for causes in w.causes for event_id in causes}) == 1001
-        assert await w.ledger.open_ends() == []
+        assert await w.ledger.open_session_ends() == []
 
 
 async def test_an_id_that_no_result_could_name_is_refused(tmp_path):

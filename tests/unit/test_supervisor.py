@@ -13,7 +13,7 @@ class Supervisor:
     """Keeps what it is told, in order."""
 
     def __init__(self, every: float | None = EVERY) -> None:
-        self.alive_every, self.notifications = every, []
+        self.watchdog_seconds, self.notifications = every, []
 
     def ready(self) -> None:
         self.notifications.append("ready")
@@ -24,7 +24,7 @@ class Supervisor:
     def status(self, text: str) -> None:
         self.notifications.append(text)
 
-    def alive(self) -> None:
+    def keep_alive(self) -> None:
         self.notifications.append("alive")
 
     def stopping(self) -> None:

@@ -78,7 +78,7 @@ class World:
         for part in manifest.parts:
             self.kept.objects[part.key] = bytes(part.stored_size), part.metadata
         self.kept.objects[manifest.key] = manifest.encode(), {}
-        await self.ledger.owe(values.TARGET, list(databases))
+        await self.ledger.mark_owed(values.TARGET, list(databases))
         await self.ledger.begin(values.TARGET, values.intent(second, f"r{second}", **databases))
         seen = {name: values.fingerprint(name) for name in databases}
         await self.ledger.deliver(values.TARGET, manifest, seen, {}, values.succeeded(manifest))

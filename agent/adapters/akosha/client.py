@@ -17,7 +17,7 @@ from agent.adapters.akosha.server_address import ServerAddress, as_text
 from agent.adapters.akosha.tools import Message, ToolCatalog, ToolResult
 from agent.adapters.tcp_probe import may_be_reached
 from agent.domain.errors import SinkError
-from agent.domain.reachability import is_definite_no
+from agent.domain.reachability import is_unreachable
 from agent.ports.concurrency import mark_retrieved, result_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Client:
             return True
         except SinkError as error:
             await self._discard_for(error)
-            return not is_definite_no(error)
+            return not is_unreachable(error)
         if version is None:
             return False
         self.health_version = version

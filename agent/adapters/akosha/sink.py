@@ -23,7 +23,7 @@ _LARGEST = 2**63
 
 def pack(memory: Memory, system_id: str) -> PackedMemory:
     """Return the memory as it will be sent. Whatever is in it, this does not fail."""
-    seen = memory.seen
+    seen = memory.row
     identity = memory_id(system_id, seen)
     metadata: dict[str, Json] = {**memory.metadata, "source": system_id, "original_id": seen.id, "type": seen.kind}
     if memory.created_at is not None:
@@ -35,7 +35,7 @@ def pack(memory: Memory, system_id: str) -> PackedMemory:
         body = orjson.dumps(sent | vector)
     except (TypeError, ValueError):
         body = orjson.dumps({str(name): _plain(value, _DEEPEST) for name, value in sent.items()} | vector)
-    return PackedMemory(seen=seen, memory_id=identity, body=body)
+    return PackedMemory(row=seen, memory_id=identity, body=body)
 
 
 def _plain(value: object, depth: int) -> object:
@@ -180,12 +180,12 @@ class AkoshaSink:
         done: "_Done",
     ) -> None:
         position, packed = numbered
-        kind = packed.seen.kind
+        kind = packed.row.kind
         tool = catalog.own.get(kind)
         arguments = tool.fill(packed) if tool else None
         if tool and arguments is not None:
             single.append((numbered, tool, arguments))
-        elif kind == "relationship" or (tool and not packed.seen.embedded):
+        elif kind == "relationship" or (tool and not packed.row.embedded):
             if tool is None:
                 raise SinkError(
                     f"{self._address}: relationships are not taken (any more)",

@@ -30,7 +30,7 @@ from agent.adapters.directory_store.errors import translated
 from agent.adapters.directory_store.incoming import Incoming
 from agent.domain.errors import CopyUnsupported, NoSuchObject, StoreError
 from agent.ports import Creation, Progress, RateLimiter, StoredObject, UnexpectedErrors, ignore_progress, is_changed
-from agent.ports.concurrency import off_loop, see_through
+from agent.ports.concurrency import finish_cleanup, in_daemon_thread
 from agent.ports.objects import FILE_TAG
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ class DirectoryStore:
         # A mount that hangs blocks one thread, not another one at each call.
         probe = self._probe
         if probe is None or probe.done():
-            probe = self._probe = asyncio.create_task(off_loop(self._answers), name="directory-store-probe")
+            probe = self._probe = asyncio.create_task(in_daemon_thread(self._answers), name="directory-store-probe")
         done, _ = await asyncio.wait({probe}, timeout=AVAILABLE_SECONDS)
         return not done or probe.result()
 
@@ -218,7 +218,7 @@ class DirectoryStore:
             return result
 
         with translated(self._unexpected, action, self._root, key, reading=reading):
-            return await off_loop(working, name="directory-store")
+            return await in_daemon_thread(working, name="directory-store")
 
     def _delete_all(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -273,4 +273,4 @@ async def _opened(opening: Coroutine[None, None, T], closer: Callable[[T], Calla
 
 async def _finish(work: Callable[[], None]) -> None:
     """Run a clean-up to its end despite cancellation, within a time limit, because a mount may hang."""
-    await see_through(asyncio.create_task(off_loop(work), name="directory-store-cleanup"), CLEANUP_SECONDS)
+    await finish_cleanup(asyncio.create_task(in_daemon_thread(work), name="directory-store-cleanup"), CLEANUP_SECONDS)

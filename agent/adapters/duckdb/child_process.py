@@ -164,6 +164,6 @@ class Exchange:
         except TimeoutError:
             status = 0  # it shut its mouth and went on: `open` ends it
         if ended := signal_of(status):
-            name, from_outside = ended
-            raise Unanswered(f"was killed ({name})" if from_outside else name, crashed=not from_outside) from error
+            name, killed = ended
+            raise Unanswered(f"was killed ({name})" if killed else name, crashed=not killed) from error
         raise Unanswered(f"ended early (exit status {status})") from error

@@ -16,7 +16,7 @@ from agent.adapters.duckdb.frames import BEGIN, OPEN, PAGE, READ, scratch_name
 from agent.adapters.duckdb.rows import instant
 from agent.domain.databases import KNOWLEDGE_GRAPH
 from agent.domain.errors import SnapshotError
-from agent.domain.memories import Json, Memory, Seen, check_kind
+from agent.domain.memories import Json, Memory, RowState, check_kind
 from agent.ports import MemorySource
 
 _NAMED_GRAPH = f"{KNOWLEDGE_GRAPH}_"
@@ -70,19 +70,19 @@ class _Source:
         self._exchange = exchange
         self._database = database
         self._zone = zone
-        self._page: list[Seen] = []
+        self._page: list[RowState] = []
         self._sizes: list[int] = []
 
     async def open(self, graph: str) -> None:
         """Have the engine open the copy, which is that of the named graph, if of any."""
         await self._ask(b"%s %s" % (OPEN, orjson.dumps(graph)), "tables")
 
-    async def pages(self) -> AsyncGenerator[Sequence[Seen], None]:
+    async def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
         self._page = []
         await self._ask(BEGIN, "begun")
         while (entries := await self._next_page()) is not None:
             self._page = [
-                Seen(database=self._database, kind=check_kind(kind), id=row_id, digest=digest, embedded=embedded)
+                RowState(database=self._database, kind=check_kind(kind), id=row_id, digest=digest, embedded=embedded)
                 for kind, row_id, digest, embedded, _ in entries
             ]
             self._sizes = [entry[-1] for entry in entries]
@@ -92,7 +92,7 @@ class _Source:
     async def _next_page(self) -> list[tuple[str, str, str, bool, int]] | None:
         return cast("list[tuple[str, str, str, bool, int]] | None", await self._ask(PAGE, "page"))
 
-    async def read(self, wanted: Sequence[Seen]) -> AsyncGenerator[Memory, None]:
+    async def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
         """Rows that are not of the page yielded last are a KeyError: the caller's mistake."""
         page = self._page
         positions = {seen: position for position, seen in enumerate(page)} if wanted else {}
@@ -101,7 +101,7 @@ class _Source:
             rows = cast(list[tuple[str, str | None, str | None, dict[str, Json]]], await self._ask(command, "rows"))
             for position, (text, embedding, time, metadata) in zip(group, rows, strict=True):
                 yield Memory(
-                    seen=page[position],
+                    row=page[position],
                     text=text,
                     embedding=embedding,
                     created_at=instant(time, self._zone),

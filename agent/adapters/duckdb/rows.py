@@ -63,7 +63,7 @@ TIMES: Mapping[Kind, tuple[str, ...]] = {
 
 
 def digest(row: Row, *, embedded: bool) -> str:
-    r"""Return the digest of `Seen`: the first 32 hex digits of the SHA-256 of the row's canonical JSON.
+    r"""Return the digest of `RowState`: the first 32 hex digits of the SHA-256 of the row's canonical JSON.
 
     That is an object of `embedded`, `id`, `kind`, `metadata`, `text` and `time` as Python's `json.dumps` writes it with
     sorted keys at every level, no blanks, and all but `"`, `\` and control characters as themselves, in UTF-8. The

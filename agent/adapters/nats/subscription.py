@@ -208,10 +208,10 @@ class NatsSubscription:
             await self._refuse(arrival, str(error))
             return
         if not arrival.stored:
-            await self._dispatcher.hand_over(CoreMessage(event))
+            await self._dispatcher.dispatch(CoreMessage(event))
             return
         delivery = JetStreamMessage(event, arrival.message)
-        await self._dispatcher.hand_over(delivery)
+        await self._dispatcher.dispatch(delivery)
         if delivery.acked:
             self.consumer.seen = max(self.consumer.seen, arrival.sequence)
 

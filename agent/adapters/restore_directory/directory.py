@@ -102,13 +102,13 @@ class RestoreDirectoryFiles:
             self._scratch.tidy()
             return self._scratch
 
-    def room(self) -> int:
+    def free_bytes(self) -> int:
         """Return how many bytes may still be written."""
         with self._translated():
             found = os.fstatvfs(self._folder)
             return found.f_bavail * found.f_frsize
 
-    def aside(self, databases: Sequence[str], at: datetime) -> dict[str, Mapping[str, str]]:
+    def aside_names(self, databases: Sequence[str], at: datetime) -> dict[str, Mapping[str, str]]:
         """Return where the old files of each database will go."""
         with self._translated():
             taken = names_in(self._folder)
@@ -118,7 +118,7 @@ class RestoreDirectoryFiles:
                     raise RestoreError(f"the name of {self.directory / old} is too long to be kept aside")
             return found
 
-    def place(
+    def install(
         self,
         items: Sequence[tuple[Restorable, bool]],
         aside: Mapping[str, Mapping[str, str]],

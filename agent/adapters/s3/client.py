@@ -20,7 +20,7 @@ from agent.adapters.s3 import answers
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.credential_sources import Fingerprint, Helpers, Sources, SourceTimeout, fingerprint
 from agent.adapters.s3.local_faults import check_ca_bundle, check_proxy, check_variants
-from agent.ports.concurrency import DaemonExecutor, off_loop
+from agent.ports.concurrency import DaemonExecutor, in_daemon_thread
 
 
 def sign_by_md5(request: Any, **_: object) -> None:
@@ -106,7 +106,7 @@ class ClientBuilder:
         thread = _Thread()
         try:
             async with asyncio.timeout(seconds):
-                return await off_loop(lambda: thread.run(work), name="s3-client")
+                return await in_daemon_thread(lambda: thread.run(work), name="s3-client")
         except TimeoutError as error:
             if thread.failed_with is error:
                 raise
@@ -254,7 +254,7 @@ async def is_to_be_replaced(client: Client, error: Exception) -> bool:
         return False
     if str(refusal.get("Code", "")) in _BARE and client.age_seconds > STALE_SECONDS:
         return True
-    return await off_loop(fingerprint, name="s3-credential-files") != client.files
+    return await in_daemon_thread(fingerprint, name="s3-credential-files") != client.files
 
 
 def _is_local(error: Exception) -> bool:

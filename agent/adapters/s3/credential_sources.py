@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.domain.plain_text import hide
-from agent.ports.concurrency import off_loop
+from agent.ports.concurrency import in_daemon_thread
 
 _PROCESS = "custom-process"
 _NAMES = {
@@ -64,7 +64,7 @@ class Helpers:
             return helper
 
         try:
-            return await off_loop(run, name="credential-process-start")
+            return await in_daemon_thread(run, name="credential-process-start")
         except asyncio.CancelledError:
             with guard:
                 abandoned = True
@@ -97,7 +97,7 @@ class Helper:
         """Return its output when it has ended. Raises SourceTimeout; it is killed if this is not waited for."""
         try:
             async with asyncio.timeout(self._seconds):
-                output = await off_loop(self._process.communicate, name="credential-process")
+                output = await in_daemon_thread(self._process.communicate, name="credential-process")
         except TimeoutError as error:
             self.kill()
             raise SourceTimeout(_NAMES[_PROCESS], self._seconds) from error

@@ -24,7 +24,7 @@ from agent.adapters.s3.part import Part, PartBody, content_md5
 from agent.adapters.s3.reading import list_uploads, read
 from agent.domain.errors import NotPermitted, StoreError
 from agent.ports import Progress, RateLimiter
-from agent.ports.concurrency import see_through
+from agent.ports.concurrency import finish_cleanup
 
 ABORT_SECONDS = 10.0
 LIFECYCLE_HINT = "allow s3:AbortMultipartUpload, or add a lifecycle rule that aborts incomplete uploads after a day"
@@ -123,7 +123,7 @@ class Multipart:
             await asyncio.shield(self._beginning)
         except asyncio.CancelledError:
             # The store may have begun it all the same: see what it answers, and abort that.
-            await see_through(asyncio.create_task(self._abort(), name="s3-multipart-abort"), ABORT_SECONDS)
+            await finish_cleanup(asyncio.create_task(self._abort(), name="s3-multipart-abort"), ABORT_SECONDS)
             raise
         return self
 
@@ -131,7 +131,7 @@ class Multipart:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._completed:
-            await see_through(asyncio.create_task(self._abort(), name="s3-multipart-abort"), ABORT_SECONDS)
+            await finish_cleanup(asyncio.create_task(self._abort(), name="s3-multipart-abort"), ABORT_SECONDS)
         self._active.discard(self._id)
 
     async def send(self, number: int, part: Part, progress: Progress) -> None:

@@ -32,7 +32,7 @@ from agent.adapters.s3.multipart import (
 from agent.adapters.s3.part import Part, PartBody, content_md5, parts
 from agent.domain.errors import CopyUnsupported, NoSuchObject, NotPermitted, StoreError
 from agent.ports import Creation, Progress, RateLimiter, StoredObject, ignore_progress, is_changed
-from agent.ports.concurrency import SideBySide, all_of
+from agent.ports.concurrency import ConcurrentTasks, gather_all
 
 log = structlog.get_logger()
 
@@ -90,7 +90,7 @@ class ObjectWriter:
             finally:
                 room.release()
 
-        async with SideBySide("s3-part") as parts_under_way:
+        async with ConcurrentTasks("s3-part") as parts_under_way:
             while True:
                 await room.acquire()
                 parts_under_way.check()
@@ -354,7 +354,7 @@ class ObjectDeleter:
             async with room:
                 await self._connection.call("delete_object", key)
 
-        await all_of([delete_one(key) for key in keys], "s3-delete")
+        await gather_all([delete_one(key) for key in keys], "s3-delete")
 
 
 class _Unheard(Exception):  # noqa: N818 - a turn of events between two methods here

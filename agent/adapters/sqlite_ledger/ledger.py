@@ -83,14 +83,14 @@ class SqliteLedger:
     async def record(self, target: Target) -> TargetRecord:
         return await self._transactions.read(lambda: self._targets.load(target))
 
-    async def owe(self, target: Target, databases: Collection[str]) -> None:
-        await self._change(target, lambda record: transitions.owe(record, databases))
+    async def mark_owed(self, target: Target, databases: Collection[str]) -> None:
+        await self._change(target, lambda record: transitions.mark_owed(record, databases))
 
-    async def refresh(self, target: Target, fingerprints: Mapping[str, Fingerprint]) -> None:
-        await self._change(target, lambda record: transitions.refresh(record, fingerprints))
+    async def mark_unchanged(self, target: Target, fingerprints: Mapping[str, Fingerprint]) -> None:
+        await self._change(target, lambda record: transitions.mark_unchanged(record, fingerprints))
 
-    async def trouble(self, target: Target, problems: Mapping[str, Problem]) -> None:
-        await self._change(target, lambda record: transitions.trouble(record, problems))
+    async def record_problems(self, target: Target, problems: Mapping[str, Problem]) -> None:
+        await self._change(target, lambda record: transitions.record_problems(record, problems))
 
     async def forget(self, target: Target, databases: Collection[str]) -> None:
         await self._change(
@@ -140,7 +140,7 @@ class SqliteLedger:
 
         await self._change(target, delivered, result, also=self._settled(target, manifest))
 
-    async def hand_over(
+    async def deliver_memories(
         self,
         target: Target,
         fingerprints: Mapping[str, Fingerprint],
@@ -148,7 +148,7 @@ class SqliteLedger:
         result: SyncSucceeded,
     ) -> None:
         def handed_over(record: TargetRecord) -> TargetRecord:
-            return transitions.hand_over(record, fingerprints, problems, result_id=result.id, at=result.time)
+            return transitions.deliver_memories(record, fingerprints, problems, result_id=result.id, at=result.time)
 
         await self._change(target, handed_over, result)
 
@@ -194,17 +194,17 @@ class SqliteLedger:
     async def outcome(self, request_id: str) -> SyncResult | None:
         return await self._transactions.read(lambda: self._history.outcome(request_id))
 
-    async def remember(self, event: Event) -> None:
+    async def add_to_history(self, event: Event) -> None:
         await self._transactions.write(lambda: self._history.add(event, published_at=self._clock.now()))
         self._tell()
 
-    async def remembered(self, event_id: str) -> Event | None:
+    async def find_event(self, event_id: str) -> Event | None:
         return await self._transactions.read(lambda: self._history.event(event_id))
 
     async def accept(self, event: SessionEnded) -> bool:
         return await self._transactions.write(lambda: self._history.accept(event))
 
-    async def open_ends(self) -> Sequence[str]:
+    async def open_session_ends(self) -> Sequence[str]:
         return await self._transactions.read(self._history.open_ends)
 
     async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:

@@ -17,7 +17,7 @@ from agent.adapters.sqlite_ledger.transactions import Transactions
 from agent.domain import transitions
 from agent.domain.delivery_state import Intent, Target
 from agent.domain.manifest import Manifest
-from agent.domain.memories import Kind, Seen
+from agent.domain.memories import Kind, RowState
 from agent.ports import HeldMemory, MemoryCounts
 
 Group = tuple[str, Kind]
@@ -47,7 +47,7 @@ class Memories:
         )
         return {(database, rows.read_kind(kind)): number for database, kind, number in found}
 
-    def grouped(self, target: Target, batch: Iterable[Seen]) -> list[Row]:
+    def grouped(self, target: Target, batch: Iterable[RowState]) -> list[Row]:
         """Return rows as they are kept, in that order; a new combination of database and kind gets a group."""
         groups = self.groups(target)
         grouped: list[Row] = []
@@ -58,7 +58,7 @@ class Memories:
             grouped.append((group, rows.id_bytes(seen.id), bytes.fromhex(seen.digest)))
         return grouped
 
-    def lacking(self, target: Target, page: Sequence[Seen]) -> list[Seen]:
+    def lacking(self, target: Target, page: Sequence[RowState]) -> list[RowState]:
         """Return those that are neither delivered nor refused as they are."""
         groups = self.groups(target)
         wanted: defaultdict[int, list[bytes]] = defaultdict(list)
@@ -73,13 +73,13 @@ class Memories:
             if held != HELD["waiting"]
         }
 
-        def is_settled(seen: Seen) -> bool:
+        def is_settled(seen: RowState) -> bool:
             digest = settled.get((groups.get((seen.database, seen.kind), 0), rows.id_bytes(seen.id)))
             return digest is not None and digest == bytes.fromhex(seen.digest)
 
         return [seen for seen in page if not is_settled(seen)]
 
-    def deliver(self, target: Target, batch: Collection[Seen]) -> None:
+    def deliver(self, target: Target, batch: Collection[RowState]) -> None:
         """The target has these; nothing of them is held any more."""
         self._connection.executemany(
             "INSERT OR REPLACE INTO memories (place, id, digest) VALUES (?, ?, ?)", sorted(self.grouped(target, batch))
@@ -87,8 +87,8 @@ class Memories:
 
     def hold(self, target: Target, held: Collection[HeldMemory]) -> int:
         """The target does not have these; return how many of them were not held as they are before."""
-        entries = sorted(held, key=lambda entry: entry.seen.key)
-        grouped = self.grouped(target, (entry.seen for entry in entries))
+        entries = sorted(held, key=lambda entry: entry.row.key)
+        grouped = self.grouped(target, (entry.row for entry in entries))
         ids: defaultdict[int, list[bytes]] = defaultdict(list)
         for group, row_id, _ in grouped:
             ids[group].append(row_id)
@@ -105,7 +105,7 @@ class Memories:
             " digest = excluded.digest, held = excluded.held, embedded = excluded.embedded, reason = excluded.reason"
             " WHERE held IS NOT excluded.held OR digest <> excluded.digest OR reason <> excluded.reason",
             (
-                (*row, HELD[entry.state], entry.seen.embedded, rows.plain(entry.reason), rows.microseconds(entry.since))
+                (*row, HELD[entry.state], entry.row.embedded, rows.plain(entry.reason), rows.microseconds(entry.since))
                 for row, entry in zip(grouped, entries, strict=True)
             ),
         )
@@ -143,7 +143,7 @@ class Memories:
         states: tuple[HeldState, ...] = ("refused", "waiting")
         return list(islice((held for state in states for held in self._held(groups, state, limit)), max(limit, 0)))
 
-    def meet(self, target: Target, version: str) -> frozenset[str]:
+    def update_version(self, target: Target, version: str) -> frozenset[str]:
         """Remember the version. Another one than before: what it refused waits now; return what is held back where."""
         before = self._connection.execute(
             "SELECT version FROM memory_versions WHERE target_id = ?", (target.id,)
@@ -160,7 +160,7 @@ class Memories:
             if database in databases:
                 self._connection.execute("DELETE FROM memories WHERE place = ?", (group,))
 
-    def _make_group(self, target: Target, seen: Seen) -> int:
+    def _make_group(self, target: Target, seen: RowState) -> int:
         (number,) = self._connection.execute(
             "INSERT INTO memory_places (target_id, database, kind) VALUES (?, ?, ?) RETURNING number",
             (target.id, seen.database, seen.kind),
@@ -186,14 +186,14 @@ class Memories:
                 (group, HELD[state], limit),
             )
             for row_id, digest, embedded, reason, since in found:
-                seen = Seen(
+                seen = RowState(
                     database=database,
                     kind=kind,
                     id=rows.read_id(row_id),
                     digest=digest.hex(),
                     embedded=bool(embedded),
                 )
-                yield HeldMemory(seen=seen, state=state, reason=reason, since=rows.read_microseconds(since))
+                yield HeldMemory(row=seen, state=state, reason=reason, since=rows.read_microseconds(since))
 
     def _try_again(self, target: Target) -> frozenset[str]:
         worth_a_look: set[str] = set()
@@ -215,7 +215,7 @@ class Staged:
     def __init__(self, connection: sqlite3.Connection, memories: Memories) -> None:
         self._connection, self._memories = connection, memories
 
-    def add(self, target: Target, upload_id: str, batch: Collection[Seen]) -> None:
+    def add(self, target: Target, upload_id: str, batch: Collection[RowState]) -> None:
         """These are in the upload. Of a row that is staged twice, the later one counts."""
         upload = self._number(target, upload_id)
         if upload is None:
@@ -303,10 +303,10 @@ class SqliteMemories:
         self._memories = Memories(connection)
         self._staged = Staged(connection, self._memories)
 
-    async def lacking(self, target: Target, page: Sequence[Seen]) -> Sequence[Seen]:
+    async def lacking(self, target: Target, page: Sequence[RowState]) -> Sequence[RowState]:
         return await self._transactions.read(lambda: self._memories.lacking(target, page))
 
-    async def delivered(self, target: Target, batch: Collection[Seen]) -> None:
+    async def delivered(self, target: Target, batch: Collection[RowState]) -> None:
         await self._transactions.write(lambda: self._memories.deliver(target, batch))
 
     async def hold(self, target: Target, held: Collection[HeldMemory]) -> int:
@@ -321,18 +321,18 @@ class SqliteMemories:
     async def held(self, target: Target, *, limit: int) -> Sequence[HeldMemory]:
         return await self._transactions.read(lambda: self._memories.held(target, limit))
 
-    async def meet(self, target: Target, version: str) -> frozenset[str]:
+    async def update_version(self, target: Target, version: str) -> frozenset[str]:
         """As the port says. What is worth another look is owed from the same moment on, so that no kill forgets it."""
 
         def met() -> frozenset[str]:
-            again = self._memories.meet(target, version)
+            again = self._memories.update_version(target, version)
             before = self._targets.load(target)
             self._targets.save(before, transitions.retry_now(before, again & before.databases.keys()))
             return again
 
         return await self._transactions.write(met)
 
-    async def stage(self, target: Target, upload_id: str, batch: Collection[Seen]) -> None:
+    async def stage(self, target: Target, upload_id: str, batch: Collection[RowState]) -> None:
         await self._transactions.write(lambda: self._staged.add(target, upload_id, batch))
 
     async def unstage(self, target: Target) -> None:

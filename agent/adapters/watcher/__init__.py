@@ -69,7 +69,7 @@ class DirectoryWatcher:
         return self._lag
 
     @property
-    def looked(self) -> float:
+    def scanned_at(self) -> float:
         return self._looked
 
     async def changes(self) -> AsyncGenerator[frozenset[str], None]:

@@ -17,9 +17,9 @@ from agent.application.sync.stall import limit_stalls
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, SettingsError, StoreError
 from agent.domain.manifest import Manifest
-from agent.domain.naming import is_ahead, made_at, needs_manifest
+from agent.domain.naming import is_in_future, made_at, needs_manifest
 from agent.ports import ObjectStore
-from agent.ports.concurrency import all_of
+from agent.ports.concurrency import gather_all
 
 T = TypeVar("T")
 
@@ -101,9 +101,9 @@ class _ObjectListing:
     def needs_manifest(self, upload: str) -> bool:
         return needs_manifest(upload, self.times[upload])
 
-    def is_ahead(self, upload: str) -> bool:
+    def is_in_future(self, upload: str) -> bool:
         modified = self.times[upload]
-        return modified is not None and is_ahead(upload, modified)
+        return modified is not None and is_in_future(upload, modified)
 
 
 class Catalog:
@@ -127,7 +127,7 @@ class Catalog:
             objects = await self._list_objects(moved)
             newest_first = _newest_first(objects.sizes)
             first = {*newest_first[:manifests]}
-            also_read = objects.needs_manifest if exact else objects.is_ahead
+            also_read = objects.needs_manifest if exact else objects.is_in_future
             to_read = [upload for upload in newest_first if upload in first or also_read(upload)]
             slots = asyncio.Semaphore(READ_AT_ONCE)
 
@@ -137,7 +137,7 @@ class Catalog:
                     moved()
                     return entry
 
-            found = await all_of([read(upload) for upload in to_read], "read-manifest")
+            found = await gather_all([read(upload) for upload in to_read], "read-manifest")
         with_manifest = {entry.upload_id: entry for entry in found}
         uploads = tuple(with_manifest.get(upload) or objects.entry(upload) for upload in newest_first)
         return CatalogListing(uploads=uploads, unfinished=tuple(objects.unfinished))
@@ -171,7 +171,7 @@ class Catalog:
         async with self.moving() as moved:
             objects = await self._list_objects(moved)
             for upload in _newest_first(objects.sizes):
-                if not objects.is_ahead(upload) or await self._is_ours(upload):
+                if not objects.is_in_future(upload) or await self._is_ours(upload):
                     return upload
         raise NoSuchObject(
             f"there is no upload of {self.system_id} in {self.store.location}",

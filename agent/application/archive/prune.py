@@ -18,10 +18,10 @@ from agent.domain import naming
 from agent.domain.delivery_state import TargetRecord
 from agent.domain.errors import NamingError, NotPermitted, StoreError
 from agent.domain.events import UploadsPruned, archive_event_id
-from agent.domain.naming import is_ahead, made_at, needs_manifest
+from agent.domain.naming import is_in_future, made_at, needs_manifest
 from agent.domain.retention import KeepRules, bases_needed, keep
 from agent.ports import Clock, StoredObject
-from agent.ports.concurrency import all_of
+from agent.ports.concurrency import gather_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class BucketContents:
             for upload, objects in self.objects.items()
             if upload not in complete
             and upload not in spared
-            and (naming.upload_time(upload) < long_ago or is_ahead(upload, self.now))
+            and (naming.upload_time(upload) < long_ago or is_in_future(upload, self.now))
             and all((item.modified or naming.upload_time(upload)) < long_ago for item in objects)
         ]
 
@@ -181,7 +181,7 @@ class Pruner:
         contents = await self._read_bucket()
         complete = contents.complete
         times = await self._times(contents, complete)
-        kept = keep(complete, self.rules, besides=spared, times=times)
+        kept = keep(complete, self.rules, spared=spared, times=times)
         leftovers = {upload: contents.objects[upload] for upload in contents.left_over(set(complete), spared)}
         deletable = len(kept) < len(complete) or leftovers
         if deletable and (blocked := await self._damage_of_newest(kept, contents)):
@@ -260,7 +260,7 @@ class Pruner:
         unclear = [each for each in dated if needs_manifest(*each)]
         known = {each: self._uploaded[each] for each in unclear if each in self._uploaded}
         for few in _batches([each for each in unclear if each not in known], READ_AT_ONCE):
-            found = await all_of([self._uploaded_at(upload) for upload, _ in few], "prune-time")
+            found = await gather_all([self._uploaded_at(upload) for upload, _ in few], "prune-time")
             known |= zip(few, found, strict=True)
         self._uploaded = known
         return {upload: made_at(upload, modified, known.get((upload, modified))) for upload, modified in dated}
@@ -284,7 +284,7 @@ class Pruner:
             if found.whole:
                 return ""
             modified = contents.manifest_time(upload)
-            foreign = found.manifest is None and modified is not None and is_ahead(upload, modified)
+            foreign = found.manifest is None and modified is not None and is_in_future(upload, modified)
             if not (found.is_missing or foreign):
                 problems = "; ".join(f"{name} {problem}" for name, problem in sorted(found.problems.items()))
                 return f"{upload} is damaged: {problems}"
@@ -303,13 +303,13 @@ class Pruner:
         vanished: set[str] = set()
         while True:
             counted = [upload for upload in complete if upload not in vanished and upload not in damaged]
-            kept = keep(counted, self.rules, needs=needs, besides=spared, times=times)
+            kept = keep(counted, self.rules, needs=needs, spared=spared, times=times)
             unread = [upload for upload in kept if upload not in needs]
             if not unread:
                 uncounted = {upload: (f"damaged, not counted: {problem}",) for upload, problem in damaged.items()}
                 return dict(sorted({**kept, **uncounted}.items(), reverse=True)), vanished
             for few in _batches(unread, READ_AT_ONCE):
-                found = await all_of([self._needs(contents, upload) for upload in few], "prune-read")
+                found = await gather_all([self._needs(contents, upload) for upload in few], "prune-read")
                 for upload, read in zip(few, found, strict=True):
                     if read is None:
                         vanished.add(upload)

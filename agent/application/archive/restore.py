@@ -18,7 +18,9 @@ from agent.domain.errors import AkoshaError, NoSuchObject, RestoreError, Snapsho
 from agent.domain.manifest import Manifest, Part, Rows
 from agent.domain.restore_plan import Restorable, Restored, RestoredDatabase, restorable
 from agent.ports import Clock
-from agent.ports.restore import Folder, Landing, Reporter, RestoreDirectory, ScratchDirectory
+from agent.ports.methods import Reporter
+from agent.ports.restore import Folder, RestoreDirectory, ScratchDirectory
+from agent.ports.unpacking import Unpacker
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,7 +73,7 @@ class Restore:
 
     catalog: Catalog
     directory: RestoreDirectory
-    landing: Landing
+    unpacker: Unpacker
     folder: Folder
     clock: Clock
 
@@ -95,7 +97,7 @@ class Restore:
                 main = await _blocking(scratch.file, one.item.main)
                 one.storage_version = await _blocking(self.folder.storage_version, main)
             at = self.clock.now()
-            aside = await _blocking(self.directory.aside, databases, at)
+            aside = await _blocking(self.directory.aside_names, databases, at)
             report = Restored(
                 system_id=manifest.system_id,
                 upload_id=manifest.upload_id,
@@ -106,7 +108,7 @@ class Restore:
                 duration_seconds=round(self.clock.monotonic() - started, 3),
             )
             items = [(one.item, one.folded) for one in prepared]
-            await _blocking(self.directory.place, items, aside, report, force=request.force)
+            await _blocking(self.directory.install, items, aside, report, force=request.force)
         except AkoshaError as error:
             failed = _disk_full(error, chosen, self.directory) if isinstance(error, StagingFull) else error
             if not error.transient or isinstance(error, StagingFull | WireError):
@@ -128,13 +130,13 @@ class Restore:
         return report
 
     async def _check_free_space(self, chosen: Sequence[Restorable], scratch: ScratchDirectory) -> None:
-        free = await _blocking(self.directory.room)
+        free = await _blocking(self.directory.free_bytes)
         needed = 0
         for item in chosen:
             if item.folds and await _blocking(scratch.folded, item.main) is not None:
                 continue
             missing = [part for part in item.parts if not await self._has(scratch, part)]
-            needed += sum(part.raw_size for part in missing) + item.room - item.size
+            needed += sum(part.raw_size for part in missing) + item.disk_bytes - item.size
         if free < needed + SPARE_BYTES:
             raise RestoreError(
                 f"{self.directory.directory} has {free:,} bytes free, the restore needs {needed + SPARE_BYTES:,}",
@@ -199,7 +201,7 @@ class Restore:
                     moved()
                     reporter.moved(count)
 
-                await self.landing.land(
+                await self.unpacker.unpack(
                     _watched(pieces, count_pieces),
                     path,
                     compression=part.compression,
@@ -238,7 +240,7 @@ def _restored_database(one: _Downloaded, manifest: Manifest, aside: Mapping[str,
 
 
 def _disk_full(error: StagingFull, chosen: Sequence[Restorable], to: RestoreDirectory) -> RestoreError:
-    needed = sum(item.room for item in chosen) + SPARE_BYTES
+    needed = sum(item.disk_bytes for item in chosen) + SPARE_BYTES
     return RestoreError(
         f"{to.directory} is full ({error.message}): the restore needs {needed:,} bytes",
         hint="free disk space, or restore to a larger disk",

@@ -34,9 +34,9 @@ from agent.domain.identity import Identity
 from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
 from agent.domain.plain_text import shorten
 from agent.ports import Clock, MemoriesFile, ObjectStore, Progress, ignore_progress, is_changed
-from agent.ports.concurrency import all_of
-from agent.ports.landing import Landing
+from agent.ports.concurrency import gather_all
 from agent.ports.objects import FILE_TAG
+from agent.ports.unpacking import Unpacker
 
 
 class Verdict(Protocol):
@@ -63,7 +63,7 @@ Examine = Callable[[Path], Awaitable[Verdict]]
 class DeepCheckTools:
     """What a deep verification uses to download objects, read databases and read memories.json."""
 
-    landing: Landing
+    unpacker: Unpacker
     examine: Examine
     memories_file: MemoriesFile
 
@@ -88,7 +88,7 @@ class DeepCheck:
         """Download a database's files. If all are intact, open the database and read every table."""
         parts = manifest.of(database)
         intact = [part for part in parts if object_name(part.key) not in problems]
-        async with self._tools.landing.folder(sum(part.raw_size for part in intact)) as folder:
+        async with self._tools.unpacker.folder(sum(part.raw_size for part in intact)) as folder:
             for part in intact:
                 if problem := await self._fetch(part, folder / part.name, progress):
                     problems[object_name(part.key)] = problem
@@ -111,7 +111,7 @@ class DeepCheck:
         self, manifest: Manifest, recorded: MemoriesPart, problems: dict[str, str], progress: Progress
     ) -> None:
         """Download memories.json and read all of it."""
-        async with self._tools.landing.folder(recorded.size) as folder:
+        async with self._tools.unpacker.folder(recorded.size) as folder:
             path = folder / naming.MEMORIES_NAME
             problem = await self._fetch(recorded, path, progress)
             if not problem:
@@ -145,7 +145,7 @@ class DeepCheck:
 
         try:
             async with self._catalog.moving() as moved, aclosing(self._catalog.store.get(recorded.key)) as pieces:
-                await self._tools.landing.land(
+                await self._tools.unpacker.unpack(
                     watched(),
                     path,
                     compression=compression,
@@ -351,7 +351,7 @@ class Verifier:
                     moved()
                     return problem
 
-            found = await all_of([check(part) for part in parts], "check-object")
+            found = await gather_all([check(part) for part in parts], "check-object")
         return {object_name(part.key): problem for part, problem in zip(parts, found, strict=True) if problem}
 
     def _since(self, started: float) -> float:

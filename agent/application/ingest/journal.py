@@ -76,14 +76,14 @@ class IngestJournal:
     async def is_written(self, upload: str) -> bool:
         """Say whether an upload was taken or given up."""
         ids = [ingest_event_id(upload, self._agent_id, outcome) for outcome in ("completed", "failed")]
-        return any([await self._ledger.remembered(each) is not None for each in ids])
+        return any([await self._ledger.find_event(each) is not None for each in ids])
 
     async def write(self, position: Cursor, event: IngestCompleted | IngestFailed) -> Cursor:
         """Keep the event and the position it belongs to; return that, with the event to be published.
 
         The event first: a kill in between has the upload looked at again, and the event keeps its id.
         """
-        await self._ledger.remember(event)
+        await self._ledger.add_to_history(event)
         if self._bus is not None and event.id not in position.unpublished:
             position = replace(position, unpublished=(*position.unpublished, event.id))
         await self.keep(event.system_id, position)
@@ -94,7 +94,7 @@ class IngestJournal:
         left = list(position.unpublished)
         try:
             while left and self._bus is not None:
-                event = await self._ledger.remembered(left[0])
+                event = await self._ledger.find_event(left[0])
                 if event is not None:
                     await self._bus.publish(event)
                 del left[0]

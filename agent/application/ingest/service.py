@@ -81,7 +81,7 @@ class IngestService:
 
     async def run(self) -> None:
         """Run until cancelled. Raises what no later try mends."""
-        await self.ingest.landing.sweep()
+        await self.ingest.unpacker.sweep()
         async with self._group:
             if self.bus is not None:
                 self.bus.on_change(self._notify_all)
@@ -105,7 +105,7 @@ class IngestService:
 
     async def once(self) -> IngestSummary:
         """Take all there is, trying everything once. Raises StoreError where the bucket cannot be listed."""
-        await self.ingest.landing.sweep()
+        await self.ingest.unpacker.sweep()
         if self.bus is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(READY_SECONDS):

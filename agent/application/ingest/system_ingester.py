@@ -19,7 +19,7 @@ from agent.application.sync.bucket_uploads import BucketUploads
 from agent.domain.errors import AkoshaError, SinkError, SnapshotError, StagingFull, StateError, WireError
 from agent.domain.manifest import Manifest
 from agent.domain.memories import Tally
-from agent.domain.naming import is_ahead
+from agent.domain.naming import is_in_future
 from agent.domain.routing import target_backoff
 from agent.ports import Capabilities, Clock
 
@@ -204,7 +204,7 @@ class SystemIngester:
         """
         _, whole = await self._uploads.ids_after(self._position.through)
         now = self._clock.now()
-        return [upload for upload in whole if not is_ahead(upload, now) or await self._is_ours(upload)]
+        return [upload for upload in whole if not is_in_future(upload, now) or await self._is_ours(upload)]
 
     async def _is_ours(self, upload: str) -> bool:
         if upload in self._foreign:

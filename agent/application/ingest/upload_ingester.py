@@ -5,7 +5,7 @@ kept: it is downloaded into a folder of our own, read, and gone.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import tzinfo
@@ -20,9 +20,9 @@ from agent.domain.databases import main_name
 from agent.domain.delivery_state import Target
 from agent.domain.errors import NoSuchObject, StoreError, WireError
 from agent.domain.manifest import Compression, Manifest, MemoriesPart, Part
-from agent.domain.memories import Memory, Seen, Tally
+from agent.domain.memories import Memory, RowState, Tally
 from agent.ports import Capabilities, MemoriesFile, MemoryReader, MemorySource, ObjectStore
-from agent.ports.landing import Landing, Pieces
+from agent.ports.unpacking import Unpacker
 
 MAX_MEMORIES_BYTES = 8 * 2**30
 MAX_DATABASE_BYTES = 64 * 2**30
@@ -60,7 +60,7 @@ class UploadIngester:
     """
 
     store: ObjectStore
-    landing: Landing
+    unpacker: Unpacker
     push: MemoryPush
     reader: MemoryReader
     memories_file: MemoriesFile
@@ -94,7 +94,7 @@ class UploadIngester:
         async with self._moving():
             capabilities = await self.push.sink.connect()
         version = f"{capabilities.version}, {self.push.missing_embedding} for embeddings"
-        return capabilities, await self.push.ledger.meet(self.target(system_id), version)
+        return capabilities, await self.push.ledger.update_version(self.target(system_id), version)
 
     async def memories(self, manifest: Manifest, capabilities: Capabilities, turn: Turn) -> Tally:
         """Push what is in the upload's memories.json. Raises WireError, StoreError, SinkError, StateError."""
@@ -104,7 +104,7 @@ class UploadIngester:
         if memories.size > MAX_MEMORIES_BYTES:
             raise WireError(f"{memories.key} has {memories.size} bytes, which is more than is taken")
         self.limits.check(memories.key, memories.size, memories.count)
-        async with self.landing.folder(memories.size) as folder:
+        async with self.unpacker.folder(memories.size) as folder:
             path = folder / naming.MEMORIES_NAME
             await self._fetch(memories, path, "none", memories.size, turn)
             source = self.memories_file.open(path, manifest.system_id)
@@ -119,7 +119,7 @@ class UploadIngester:
         if max(size, sum(part.stored_size for part in parts)) > MAX_DATABASE_BYTES:
             raise WireError(f"{database} in {manifest.upload_id} has {size} bytes, which is more than is taken")
         self.limits.check(f"{database} in {manifest.upload_id}", size, sum(manifest.rows.get(database, {}).values()))
-        async with self.landing.folder(size) as folder:
+        async with self.unpacker.folder(size) as folder:
             for part in parts:
                 await self._fetch(part, folder / part.name, part.compression, part.raw_size, turn)
             zone = await asyncio.to_thread(self.zone, manifest.time_zone)
@@ -132,7 +132,7 @@ class UploadIngester:
         stored_size = memories.stored_size if isinstance(memories, Part) else memories.size
         try:
             async with self._moving() as moved, aclosing(self.store.get(memories.key)) as pieces:
-                await self.landing.land(
+                await self.unpacker.unpack(
                     _watched(pieces, moved),
                     path,
                     compression=compression,
@@ -183,7 +183,7 @@ class _InTurns:
     turn: Turn
     between: Callable[[int], Awaitable[None]]
 
-    async def pages(self) -> AsyncGenerator[Sequence[Seen], None]:
+    async def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
         rows = 0
         async with aclosing(self.source.pages()) as pages:
             async for page in pages:
@@ -193,11 +193,11 @@ class _InTurns:
                     yield page
                 await self.between(rows)
 
-    def read(self, wanted: Sequence[Seen]) -> AsyncGenerator[Memory, None]:
+    def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
         return self.source.read(wanted)
 
 
-async def _watched(pieces: Pieces, moved: Callable[[], None]) -> AsyncIterator[bytes]:
+async def _watched(pieces: AsyncIterable[bytes], moved: Callable[[], None]) -> AsyncIterator[bytes]:
     async for piece in pieces:
         moved()
         yield piece

@@ -14,7 +14,7 @@ from typing import Literal
 
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SinkError, SnapshotError
-from agent.domain.memories import EMBEDDING_LENGTH, NO_EMBEDDING, Memory, Seen, Tally
+from agent.domain.memories import EMBEDDING_LENGTH, NO_EMBEDDING, Memory, RowState, Tally
 from agent.ports import Capabilities, Clock, HeldMemory, MemoryLedger, MemorySink, MemorySource, PackedMemory
 
 MAX_BATCH_BYTES = 4_000_000
@@ -119,14 +119,14 @@ class _Run:
     _waiting: Counter[str] = field(default_factory=Counter, init=False)
     _refused: Counter[str] = field(default_factory=Counter, init=False)
 
-    async def page(self, page: Sequence[Seen], source: MemorySource) -> None:
+    async def page(self, page: Sequence[RowState], source: MemorySource) -> None:
         lacking = await self.push.ledger.lacking(self.target, page)
-        wanted: list[Seen] = []
+        wanted: list[RowState] = []
         waiting: list[HeldMemory] = []
         for seen in lacking:
             reason = self._why_it_waits(seen)
             if reason:
-                waiting.append(HeldMemory(seen=seen, state="waiting", reason=reason, since=self.push.clock.now()))
+                waiting.append(HeldMemory(row=seen, state="waiting", reason=reason, since=self.push.clock.now()))
             else:
                 wanted.append(seen)
         if waiting:
@@ -160,14 +160,14 @@ class _Run:
             newly_held=self._newly_held,
         )
 
-    def _why_it_waits(self, seen: Seen) -> str:
+    def _why_it_waits(self, seen: RowState) -> str:
         if seen.kind not in self.capabilities.kinds:
             return f"the server has no tool for a {seen.kind}"
         needs = seen.kind in self.capabilities.need_embedding and self.push.missing_embedding == "wait"
         return NO_EMBEDDING if needs and not seen.embedded else ""
 
     async def _add(self, memory: Memory) -> None:
-        if memory.embedding is None and memory.seen.kind in self.capabilities.need_embedding:
+        if memory.embedding is None and memory.row.kind in self.capabilities.need_embedding:
             memory = replace(memory, embedding=ZEROS)
         packed = self.push.sink.pack(memory, self.target.system_id)
         if self._batch and self._bytes + len(packed.body) > MAX_BATCH_BYTES:
@@ -199,11 +199,11 @@ class _Run:
         await self._confirm([packed for at, packed in enumerate(batch) if at not in receipt.refused])
         now = self.push.clock.now()
         refused = [
-            HeldMemory(seen=batch[at].seen, state="refused", reason=reason, since=now)
+            HeldMemory(row=batch[at].row, state="refused", reason=reason, since=now)
             for at, reason in sorted(receipt.refused.items())
         ]
         await self.push.ledger.delivered(
-            self.target, [packed.seen for at, packed in enumerate(batch) if at not in receipt.refused]
+            self.target, [packed.row for at, packed in enumerate(batch) if at not in receipt.refused]
         )
         if refused:
             _count(self._refused, refused)
@@ -218,7 +218,7 @@ class _Run:
         fit = [
             one
             for one in taken
-            if one.seen.kind in self.capabilities.reports_known and len(one.body) <= LARGEST_PROBE_BYTES
+            if one.row.kind in self.capabilities.reports_known and len(one.body) <= LARGEST_PROBE_BYTES
         ]
         if self._first:
             await self.confirmed(fit[-1] if fit else None)
@@ -227,13 +227,13 @@ class _Run:
 
 
 class _Rows:
-    """Rows that were seen, at 8 bytes each: a database may have a million. Of `Seen.key`, by its hash."""
+    """Rows that were seen, at 8 bytes each: a database may have a million. Of `RowState.key`, by its hash."""
 
     def __init__(self) -> None:
         self._hashes = array("q")
         self._sorted = True
 
-    def add(self, page: Sequence[Seen]) -> None:
+    def add(self, page: Sequence[RowState]) -> None:
         self._hashes.extend(hash(seen.key) for seen in page)
         self._sorted = False
 

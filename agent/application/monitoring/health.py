@@ -110,7 +110,7 @@ class HealthMonitor:
             self._reset_patience(SPOOL)
         stuck: dict[str, str] = {}
         for name, watch in self.watches.items():
-            idle = now - max(watch.looked, self._patient_from[name])
+            idle = now - max(watch.scanned_at, self._patient_from[name])
             if name not in self._interrupted and idle > PERIODS * self.period_seconds + SLACK_SECONDS:
                 stuck[name] = f"it has not looked at its directory for {idle:.0f} s"
         busy = self._ledger_busy(now)

@@ -33,10 +33,10 @@ class SupervisorLoop:
         """Report readiness, then send watchdog pings where they are wanted, until cancelled."""
         await self._health.until_ready()
         self._supervisor.ready()
-        every = self._supervisor.alive_every
+        every = self._supervisor.watchdog_seconds
         while every is not None:
             if not self._health.stuck:
-                self._supervisor.alive()
+                self._supervisor.keep_alive()
             await self._clock.sleep(every)
 
     async def status_loop(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from agent.domain.databases import NO_DATABASES, Survey, is_asked
+from agent.domain.databases import NO_DATABASES, Survey, is_requested
 from agent.domain.delivery_state import Problem, Target, TargetRecord, due, pending, problems
 from agent.domain.errors import SnapshotError
 from agent.domain.events import SyncRequested
@@ -46,7 +46,7 @@ class Attempt:
         return {
             name: seen
             for name, seen in self.survey.items()
-            if is_asked(name, reflections=reflections, knowledge_graph=graphs)
+            if is_requested(name, reflections=reflections, knowledge_graph=graphs)
         }
 
     @property
@@ -124,7 +124,7 @@ class Staging:
         wanted = due(record, asked, self._clock.now(), urgent=attempt.urgent) | (asked.keys() & {*also})
         if not wanted:
             return False
-        await self._ledger.owe(self._target, wanted)
+        await self._ledger.mark_owed(self._target, wanted)
         attempt.report.phase("snapshot", sum(attempt.survey[name].size for name in wanted))
         for database in sorted(wanted):
             await self._copy(database, attempt, record)
@@ -140,9 +140,9 @@ class Staging:
         An upload that had begun for other bytes must have been abandoned before.
         """
         if attempt.same:
-            await self._ledger.refresh(self._target, {name: s.fingerprint for name, s in attempt.same.items()})
+            await self._ledger.mark_unchanged(self._target, {name: s.fingerprint for name, s in attempt.same.items()})
         if attempt.problems:
-            await self._ledger.trouble(self._target, attempt.problems)
+            await self._ledger.record_problems(self._target, attempt.problems)
 
     def fail(self, attempt: Attempt, record: TargetRecord, database: str, error: SnapshotError, *, event: str) -> None:
         """The database cannot be had this time: note why, and when to try again. Said once, not at each try."""

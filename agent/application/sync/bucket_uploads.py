@@ -11,7 +11,7 @@ from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain import naming
 from agent.domain.errors import NamingError, NoSuchObject, NotPermitted, StoreError, WireError
 from agent.domain.manifest import Manifest, MemoriesPart, Part
-from agent.domain.naming import is_ahead
+from agent.domain.naming import is_in_future
 from agent.domain.status_warning import StatusWarning
 from agent.ports import Clock, Ledger, ObjectStore, is_changed
 
@@ -218,7 +218,7 @@ class UploadIds:
         chosen = naming.next_upload_id(now, last, self.system_id)
         while chosen in taken:
             chosen = naming.next_upload_id(now, chosen, self.system_id)
-        await self._warn_of_foreign([upload for upload in begun if upload > chosen and is_ahead(upload, now)])
+        await self._warn_of_foreign([upload for upload in begun if upload > chosen and is_in_future(upload, now)])
         return chosen
 
     async def compare_with_clock(self, upload: str, stored_at: datetime | None) -> None:
@@ -226,7 +226,7 @@ class UploadIds:
 
         Where a store does not date them, this machine's clock is used.
         """
-        if not is_ahead(upload, stored_at or self.clock.now()):
+        if not is_in_future(upload, stored_at or self.clock.now()):
             await clear_warning(self.ledger, AHEAD)
             return
         message = (

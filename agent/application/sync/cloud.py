@@ -171,14 +171,14 @@ class CloudSync:
             await self.ownership.claim(take_over=attempt.request.take_over, new_target=attempt.request.new_target)
             record = await self._recall(attempt, moved)
         if not await self._staging.copy(attempt, record):
-            return Unchanged(why=attempt.skip_reason(record))
+            return Unchanged(reason=attempt.skip_reason(record))
         await self._abandon_other(attempt, record)
         await self._staging.settle(attempt)
         if not attempt.changed:
             if attempt.problems:
                 message, hint = what_is_wrong(attempt.problems)
                 raise CloudUploadError(message, CLOUD, hint=hint, forwardable=False)
-            return Unchanged(why="the bytes are those already delivered")
+            return Unchanged(reason="the bytes are those already delivered")
         manifest = await self._upload(attempt)
         return Delivered(
             manifest=manifest,
@@ -214,7 +214,7 @@ class CloudSync:
             manifest = await self._uploads.newest_manifest()
         if manifest is not None:
             _log.info("upload_adopted", upload_id=manifest.upload_id, method=CLOUD, system_id=manifest.system_id)
-            asked = await self._ledger.remembered(request_event_id(manifest.request_id, CLOUD))
+            asked = await self._ledger.find_event(request_event_id(manifest.request_id, CLOUD))
             caused_by = asked.caused_by if isinstance(asked, SyncRequested) else ()
             result = succeeded(manifest, method=CLOUD, location=self._store.location, caused_by=caused_by)
             await self._ledger.adopt(self.target, manifest, result)

@@ -19,7 +19,7 @@ from typing import Self
 
 from agent.domain.delivery_state import Target
 from agent.domain.errors import SinkError
-from agent.domain.memories import Seen
+from agent.domain.memories import RowState
 from agent.ports import Clock, Ledger, MemorySink, PackedMemory
 
 PREFIX = "akosha_probe "
@@ -53,8 +53,8 @@ class ProbeState:
         try:
             note = json.loads(notes[PREFIX + target.id])
             body, sent, answered = note["body"], note["sent"], note["answered"]
-            seen = Seen(**note["seen"]) if body else None
-            packed = PackedMemory(seen=seen, memory_id=note["memory_id"], body=body.encode()) if seen else None
+            seen = RowState(**note["seen"]) if body else None
+            packed = PackedMemory(row=seen, memory_id=note["memory_id"], body=body.encode()) if seen else None
             return cls(
                 packed=packed,
                 sent=datetime.fromisoformat(sent) if sent else None,
@@ -66,7 +66,7 @@ class ProbeState:
     def note(self) -> str:
         """Return it as `noted` reads it."""
         packed = self.packed
-        seen = packed.seen if packed else None
+        seen = packed.row if packed else None
         return json.dumps(
             {
                 "seen": seen and {name: getattr(seen, name) for name in seen.__slots__},

@@ -192,17 +192,17 @@ class HttpSync:
         attempt.survey = await self._taker.survey()
         lacking = due(record, attempt.asked, self._clock.now(), urgent=attempt.urgent)
         if not lacking and not await self._has_news():
-            return Unchanged(why=attempt.skip_reason(record) + await self._asked_for(attempt))
+            return Unchanged(reason=attempt.skip_reason(record) + await self._asked_for(attempt))
         async with self._moving():
             capabilities = await self._sink.connect()
-        again = await self._memories.meet(self.target, f"{capabilities.version}; {self._news()}")
+        again = await self._memories.update_version(self.target, f"{capabilities.version}; {self._news()}")
         await self._ledger.note(_NEWS, self._news())  # what is worth another look is owed by now
         if self._proven_session != self._sink.sessions:
             # Within a session it is the same run of the server; in a new one nobody knows.
             async with self._moving():
                 await self._prove()
         if not await self._staging.copy(attempt, record, also=again):
-            return Unchanged(why=attempt.skip_reason(record))
+            return Unchanged(reason=attempt.skip_reason(record))
         await self._begin(attempt)
         work = PushAttempt(attempt, self._outcome_of(attempt.request.request_id))
         await self._push_all(work, record, capabilities)
@@ -311,7 +311,7 @@ class HttpSync:
         if not delivered and work.kept_back:
             ever = (await self._memories.counts(self.target)).delivered
             if work.was_for_nothing(record, ever=ever):
-                await self._ledger.trouble(self.target, work.problems)
+                await self._ledger.record_problems(self.target, work.problems)
                 attempt.problems |= work.problems
         if attempt.problems and not (delivered and attempt.changed):
             if not already_delivered:
@@ -320,7 +320,7 @@ class HttpSync:
             raise HTTPSyncError(message, HTTP, hint=hint, forwardable=False)
         if not already_delivered and all(_was_delivered(record, name) for name in attempt.changed):
             await self._nothing_new(attempt, record)
-            return Unchanged(why=work.skip_reason)
+            return Unchanged(reason=work.skip_reason)
         return Delivered(
             manifest=None,
             fingerprints={name: snapshot.fingerprint for name, snapshot in attempt.changed.items()},
@@ -336,7 +336,7 @@ class HttpSync:
             for name, snapshot in attempt.changed.items()
             if _was_delivered(record, name) and name not in attempt.problems
         }
-        await self._ledger.refresh(self.target, same)
+        await self._ledger.mark_unchanged(self.target, same)
 
     def _succeeded(self, work: PushAttempt, record: TargetRecord) -> SyncSucceeded:
         attempt = work.attempt

@@ -248,7 +248,7 @@ class Ownership:
     async def _asked_here(self, manifest: Manifest) -> bool:
         """Say whether this ledger issued the request of an upload whose end it did not see."""
         event_id = request_event_id(manifest.request_id, self.target.method)
-        return self.ledger is not None and await self.ledger.remembered(event_id) is not None
+        return self.ledger is not None and await self.ledger.find_event(event_id) is not None
 
     # Acting.
 

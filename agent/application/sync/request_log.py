@@ -29,7 +29,7 @@ class RequestLog:
         A bus takes no second one of an id, and brings the first: that must be known here. Returns the one that went
         out. Raises what the bus raises, StateError.
         """
-        before = self._issued.get(request.id) or await self._ledger.remembered(request.id)
+        before = self._issued.get(request.id) or await self._ledger.find_event(request.id)
         # Under another system id it is another request: see SystemIdTaken.
         if isinstance(before, SyncRequested) and (before.agent_id, before.system_id) == (
             request.agent_id,
@@ -41,7 +41,7 @@ class RequestLog:
             self._issued.popitem(last=False)
         await self._bus.publish(request)
         try:
-            await self._ledger.remember(request)
+            await self._ledger.add_to_history(request)
         except StateError as error:
             if not error.transient:
                 raise
@@ -53,7 +53,7 @@ class RequestLog:
         if request.agent_id != self._identity.agent_id:
             self._log_foreign(request)
             return False
-        known = self._issued.get(request.id) or await self._ledger.remembered(request.id)
+        known = self._issued.get(request.id) or await self._ledger.find_event(request.id)
         if known != request:
             why = "it bears this agent's id, but was not issued by it"
             _log.warning("request_refused", id=request.id, request_id=request.request_id, reason=why)

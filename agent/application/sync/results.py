@@ -67,7 +67,7 @@ class ResultRecorder:
         result = delivered.result
         seen, problems = delivered.fingerprints, delivered.problems
         if delivered.manifest is None:
-            await self._ledger.hand_over(target, seen, problems, result)
+            await self._ledger.deliver_memories(target, seen, problems, result)
         else:
             await self._ledger.deliver(target, delivered.manifest, seen, problems, result)
         self._meter.outcome(result, raw_bytes=_raw_bytes_sent(delivered.manifest))

@@ -144,7 +144,7 @@ class SyncSubscriber:
             self._meter.outcome(known)  # an upload that was finished before a crash, and is found now
         else:
             await self._recorder.skipped(
-                target, request, method=self.method.name, why=self._reason_of_skip(request, done.why)
+                target, request, method=self.method.name, why=self._reason_of_skip(request, done.reason)
             )
         await message.ack()
 

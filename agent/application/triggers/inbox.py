@@ -125,7 +125,7 @@ class Inbox:
 
     async def _request_of(self, ask: SyncAsked) -> SyncRequested | None:
         """Return the request that an ask led to, as the history has it: the first of those that were forwarded."""
-        events = [await self._ledger.remembered(request_event_id(ask.id, name)) for name in self._publisher.methods]
+        events = [await self._ledger.find_event(request_event_id(ask.id, name)) for name in self._publisher.methods]
         requests = [event for event in events if isinstance(event, SyncRequested)]
         return min(requests, key=lambda request: len(request.errors), default=None)
 

@@ -59,7 +59,7 @@ class SessionEnds:
         As many as one event can name are answered together. Runs until cancelled.
         """
         while True:
-            if not (causes := caused_by_one(await self._ledger.open_ends())):
+            if not (causes := caused_by_one(await self._ledger.open_session_ends())):
                 await self._ended.wait(None)
                 continue
             self._republish_due = False

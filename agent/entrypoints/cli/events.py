@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import structlog
 import typer
 
-from agent.bootstrap.buses import checked, nats_options
+from agent.bootstrap.buses import check_nats_options, nats_options
 from agent.bootstrap.home import Home
 from agent.domain.errors import NamingError, SettingsError
 from agent.domain.events import (
@@ -176,7 +176,7 @@ async def _results_from_nats(
     from agent.events_client import results  # noqa: PLC0415 - imports the NATS client, which is not needed without NATS
 
     options = nats_options(settings, "akosha-agent events", own_durables=False)
-    await asyncio.to_thread(checked, options)
+    await asyncio.to_thread(check_nats_options, options)
     try:
         return results(options, system=system, durable=durable)
     except NamingError as error:

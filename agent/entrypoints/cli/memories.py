@@ -106,9 +106,9 @@ def _document(account: _Account) -> Mapping[str, object]:
         "delivered_means": DELIVERED_TO_AKOSHA if account.target.method == HTTP else "",
         "memories": [
             {
-                "database": one.seen.database,
-                "kind": one.seen.kind,
-                "id": one.seen.id,
+                "database": one.row.database,
+                "kind": one.row.kind,
+                "id": one.row.id,
                 "state": one.state,
                 "reason": one.reason,
                 "since": one.since.isoformat(),
@@ -139,9 +139,9 @@ def _print(account: _Account, *, failed: bool) -> None:
         table.add_column(title, overflow="fold")
     for one in account.held:
         table.add_row(
-            one.seen.database,
-            one.seen.kind,
-            shorten(one.seen.id, LONGEST_SHOWN),
+            one.row.database,
+            one.row.kind,
+            shorten(one.row.id, LONGEST_SHOWN),
             one.state,
             shorten(one.reason, LONGEST_SHOWN),
         )

@@ -19,7 +19,7 @@ from rich.text import Text
 
 
 class ProgressBar:
-    """One line for each phase. `agent.ports.restore.Reporter`."""
+    """One line for each phase. `agent.ports.Reporter`."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress

@@ -13,7 +13,7 @@ from agent.bootstrap.home import Home
 from agent.bootstrap.ingest import open_ingest_service
 from agent.domain.errors import AkoshaError, AlreadyRunning, NamingError, SettingsError
 from agent.domain.naming import check_system_id
-from agent.domain.plain_text import from_outside
+from agent.domain.plain_text import safe_text
 from agent.entrypoints.cli.command import CommandGroup, LogMode, Options
 from agent.entrypoints.shutdown import first_of, on_hangup
 from agent.entrypoints.sync_client import REACT, SEPARATE_STATE_DIRS
@@ -102,7 +102,7 @@ def _lines(summary: IngestSummary) -> Iterator[str]:
         parts = [f"uploads: {caught.taken}", f"memories stored: {tally.stored}"]
         parts += [f"there already: {tally.known}"] if tally.known else []
         parts += [f"kept back: {count} ({reason})" for reason, count in kept_back]
-        parts += [f"uploads refused: {caught.refused} ({from_outside(caught.why)})"] if caught.refused else []
+        parts += [f"uploads refused: {caught.refused} ({safe_text(caught.why)})"] if caught.refused else []
         yield f"{system_id}: {', '.join(parts) if caught.taken or caught.refused else 'nothing new'}"
 
 

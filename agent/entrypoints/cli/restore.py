@@ -11,7 +11,7 @@ import typer
 
 from agent.application.archive.catalog import LATEST, Catalog, time_of
 from agent.application.archive.restore import RestoreRequest
-from agent.bootstrap.archive import archive_of
+from agent.bootstrap.archive import open_archive
 from agent.bootstrap.restore import check_destination, finish_restores, open_restore
 from agent.domain.databases import storage_note
 from agent.domain.errors import NoSuchObject, SettingsError
@@ -71,7 +71,7 @@ async def restore(
     moment = time_of(at) if at is not None else None
     request = RestoreRequest(only=tuple(only or ()), raw=raw, force=force)
     await asyncio.to_thread(check_destination, settings, to)
-    async with archive_of(settings, await system_of(settings, system)) as archive:
+    async with open_archive(settings, await system_of(settings, system)) as archive:
         restored = await _restored(settings, archive, to, upload, moment, request, system)
     if as_json:
         typer.echo(json.dumps(restored.to_document(), indent=2))

@@ -161,7 +161,7 @@ class ReloadLoop:
                 settings, fallback = fallback, None
             finally:
                 await instance.stop()
-            self._supervisor.alive()  # the next step takes no longer than the stop did
+            self._supervisor.keep_alive()  # the next step takes no longer than the stop did
             unanswered = instance.unanswered
 
     async def _changed_settings(self, instance: AgentInstance) -> Settings:
@@ -176,7 +176,7 @@ class ReloadLoop:
                 instance.task.result()
             self._hangup.clear()
             self._supervisor.reloading()
-            self._supervisor.alive()
+            self._supervisor.keep_alive()
             settings = await self._reloaded(instance.settings)
             changed = _changed_keys(instance.settings, settings)
             if changed:

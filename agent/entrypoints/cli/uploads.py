@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from agent.application.archive.catalog import MANIFESTS, CatalogEntry, CatalogListing
-from agent.bootstrap.archive import archive_of
+from agent.bootstrap.archive import open_archive
 from agent.domain.errors import NoSuchObject
 from agent.domain.manifest import Manifest
 from agent.entrypoints.cli.archive import check_mounted, system_of
@@ -48,7 +48,7 @@ async def list_uploads(
 ) -> int:
     """Show the uploads there are, the newest first."""
     system_id = await system_of(settings, system)
-    async with archive_of(settings, system_id) as archive:
+    async with open_archive(settings, system_id) as archive:
         listing = await archive.listing(manifests=None if everything else MANIFESTS)
         if not listing.uploads:
             await check_mounted(settings, archive, system)
@@ -68,7 +68,7 @@ async def show(
     as_json: AsJson = False,
 ) -> int:
     """Show one upload: its files, its memories, what is missing in it."""
-    async with archive_of(settings, await system_of(settings, system)) as archive:
+    async with open_archive(settings, await system_of(settings, system)) as archive:
         try:
             entry = await archive.show(await archive.resolve(upload))
         except NoSuchObject:

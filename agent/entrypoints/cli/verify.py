@@ -11,7 +11,7 @@ import typer
 
 from agent.application.archive.catalog import LATEST, Catalog
 from agent.application.archive.verify import Verifier, VerifyResult
-from agent.bootstrap.archive import archive_of, open_deep_verifier
+from agent.bootstrap.archive import open_archive, open_deep_verifier
 from agent.bootstrap.home import Home
 from agent.domain.errors import LedgerDamaged, SettingsError
 from agent.domain.plain_text import printable
@@ -47,7 +47,7 @@ async def verify(
     home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
     system_id = await system_of(settings, system)
-    async with archive_of(settings, system_id) as archive:
+    async with open_archive(settings, system_id) as archive:
         if system_id == identity.system_id:
             with suppress(LedgerDamaged):  # whether uploads are whole is asked of the target, not of the ledger
                 async with home.ownership(identity, archive.store) as ownership, archive.moving():

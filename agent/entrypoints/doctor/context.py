@@ -19,7 +19,7 @@ from agent.bootstrap.stores import object_options
 from agent.domain.errors import SettingsError
 from agent.domain.identity import Identity
 from agent.domain.naming import check_system_id, sanitise_system_id
-from agent.ports.concurrency import off_loop
+from agent.ports.concurrency import in_daemon_thread
 from agent.settings import Settings, variable
 from agent.settings.sources import SettingsContext
 
@@ -110,4 +110,4 @@ class DoctorContext:
 
 async def in_thread(work: Callable[[], T]) -> T:
     """Run what blocks on a thread that the process does not wait for: a mount that has gone away may hold it."""
-    return await off_loop(work, name="doctor")
+    return await in_daemon_thread(work, name="doctor")

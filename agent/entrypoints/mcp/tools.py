@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from pydantic import BaseModel, Field, TypeAdapter
 
-from agent.bootstrap.archive import archive_of
+from agent.bootstrap.archive import open_archive
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.routing import AUTO, CLOUD, HTTP
 from agent.entrypoints.cli.archive import check_mounted, system_of
@@ -265,7 +265,7 @@ def configuration(loaded: Loaded) -> dict[str, object]:
 async def _restore_points(settings: Settings) -> dict[str, object]:
     """Return the newest uploads. Raises SettingsError where there is no bucket, NotOwner, StoreError, StateError."""
     system_id = await system_of(settings, None)
-    async with archive_of(settings, system_id) as archive:
+    async with open_archive(settings, system_id) as archive:
         listing = await archive.listing(manifests=MAX_RESTORE_POINTS)
         if not listing.uploads:
             await check_mounted(settings, archive, None)

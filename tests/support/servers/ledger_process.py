@@ -42,7 +42,7 @@ FIRST = replace(manifest(1, "r1", reflection=1), memories=MEMORIES)
 SECOND = manifest(2, "r2", reflection=2, knowledge_graph=(0, "carried"))
 
 STORY = (
-    ("owe", lambda book: book.owe(TARGET, ["reflection", "knowledge_graph"])),
+    ("mark_owed", lambda book: book.mark_owed(TARGET, ["reflection", "knowledge_graph"])),
     ("begin", lambda book: book.begin(TARGET, intent(1, "r1", reflection=1))),
     ("stage", lambda book: book.memories().stage(TARGET, FIRST.upload_id, [seen(1), seen(2)])),
     ("retry", lambda book: book.count_attempt(TARGET, request("r1"), attempts=1, retry_at=NOON, error="503")),
@@ -54,14 +54,14 @@ STORY = (
     ),
     ("deliver memories", lambda book: book.memories().delivered(TARGET, [seen(2, state=1), seen(3)])),
     ("confirm", lambda book: book.confirm(succeeded(FIRST))),
-    ("trouble", lambda book: book.trouble(TARGET, {"knowledge_graph": problem("knowledge_graph")})),
-    ("owe again", lambda book: book.owe(TARGET, ["reflection"])),
+    ("record_problems", lambda book: book.record_problems(TARGET, {"knowledge_graph": problem("knowledge_graph")})),
+    ("mark_owed again", lambda book: book.mark_owed(TARGET, ["reflection"])),
     ("begin again", lambda book: book.begin(TARGET, intent(2, "r2", reflection=2))),
     ("give up", lambda book: book.give_up(TARGET, error="403", failures=1, retry_at=NOON, result=failed("r2"))),
     ("settle", lambda book: book.settle(TARGET, skipped("r3"))),
     ("adopt", lambda book: book.adopt(TARGET, SECOND, succeeded(SECOND))),
-    ("refresh", lambda book: book.refresh(TARGET, {"reflection": fingerprint("reflection", 9)})),
-    ("remember", lambda book: book.remember(request("r4"))),
+    ("mark_unchanged", lambda book: book.mark_unchanged(TARGET, {"reflection": fingerprint("reflection", 9)})),
+    ("add_to_history", lambda book: book.add_to_history(request("r4"))),
     ("note", lambda book: book.note("bus", "memory")),
 )  # fmt: skip
 
@@ -73,7 +73,7 @@ async def opened(path: Path) -> SqliteLedger:
 async def deliver(ledger: SqliteLedger, number: int) -> None:
     """Deliver both databases at generation `number`, in one entry."""
     whole = manifest(number, f"r{number}", reflection=number, knowledge_graph=number)
-    await ledger.owe(TARGET, ["reflection", "knowledge_graph"])
+    await ledger.mark_owed(TARGET, ["reflection", "knowledge_graph"])
     await ledger.begin(TARGET, intent(number, f"r{number}", reflection=number, knowledge_graph=number))
     await ledger.deliver(TARGET, whole, {}, {}, succeeded(whole))
 
