@@ -25,7 +25,7 @@ BESIDE         := .venv-beside
 BESIDE_READY   := $(BESIDE)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check format events bench soak clean
+.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs format events bench soak clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check 'pip>=25.1'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group dev -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --group dev --group docs -e .
 	@touch $@
 
 $(VENV)/writer/.ready-$(WRITER_VERSION): $(READY)
@@ -118,6 +118,11 @@ check: $(READY)  ## ruff, mypy --strict, import-linter, and whether the docs agr
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/checks
+
+docs: $(READY)  ## the documentation as a site: build/site/index.html
+	@rm -rf build/site
+	$(BIN)/python -m docs.generator build/docs
+	$(BIN)/zensical build --strict
 
 format: $(READY)  ## let ruff put things in shape
 	$(BIN)/ruff check --fix .

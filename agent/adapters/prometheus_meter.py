@@ -1,4 +1,4 @@
-"""A Meter that Prometheus can scrape. docs/metrics.md explains the metrics.
+"""A Meter that Prometheus can scrape. The help texts are the documentation of the metrics (docs/generator).
 
 Label values are few: methods, outcomes, triggers and kinds of databases, whatever names users choose.
 """
@@ -43,49 +43,49 @@ class PrometheusMeter:
         # When a series began is the scraper's to know; it would make the answer twice as long.
         disable_created_metrics()  # type: ignore[no-untyped-call] # the library's one function without types
         self._registry = registry = CollectorRegistry()
-        Info(f"{PREFIX}_build", "The agent that answers.", registry=registry).info(
+        Info(f"{PREFIX}_build", "Version of the agent and of Python; the value is 1.", registry=registry).info(
             {"version": version, "python": python}
         )
         self._syncs = Counter(
             f"{PREFIX}_syncs",
-            "Requests that came to a result, by the method that had the last word.",
+            "Requests with a result, by the last method that was tried.",
             ["method", "outcome", "triggered_by"],
             registry=registry,
         )
         self._raw = Counter(
             f"{PREFIX}_sync_raw_bytes",
-            "Size of the database files that were sent, before compression.",
+            "Size of the database files sent, before compression.",
             ["method"],
             registry=registry,
         )
         self._sent = Counter(
             f"{PREFIX}_sync_sent_bytes",
-            "Bytes that successful syncs sent.",
+            "Bytes sent by successful syncs.",
             ["method"],
             registry=registry,
         )
         self._seconds = Histogram(
             f"{PREFIX}_sync_duration_seconds",
-            "How long successful syncs took, from the first look at the files.",
+            "Duration of successful syncs, including the first comparison of the files.",
             ["method"],
             buckets=SYNC_SECONDS,
             registry=registry,
         )
         self._retries = Counter(
             f"{PREFIX}_retries",
-            "Attempts that failed and were followed by another of the same request.",
+            "Failed attempts that were followed by another attempt of the same request.",
             ["method"],
             registry=registry,
         )
         self._snapshots = Histogram(
             f"{PREFIX}_snapshot_duration_seconds",
-            "How long it took to copy, hash and verify a database.",
+            "Time taken to copy, hash and verify a database.",
             ["kind"],
             buckets=SNAPSHOT_SECONDS,
             registry=registry,
         )
         self._snapshot_bytes = Counter(
-            f"{PREFIX}_snapshot_bytes", "Size of the databases that were copied.", ["kind"], registry=registry
+            f"{PREFIX}_snapshot_bytes", "Size of the databases copied.", ["kind"], registry=registry
         )
         ProcessCollector(registry=registry)
         self._begin()
@@ -132,11 +132,11 @@ class _Page(Collector):
 
     def collect(self) -> Iterable[Metric]:
         yield from self._counted.collect()
-        yield _gauge("ready", "1: it watches and hears requests.", float(self._reading.ready))
-        yield _gauge("stuck", "How many of its parts do not get on; 0: all is well.", float(self._reading.stuck))
+        yield _gauge("ready", "1: the agent watches the databases and receives requests.", float(self._reading.ready))
+        yield _gauge("stuck", "Number of components that are stuck.", float(self._reading.stuck))
         ledger = self._reading.ledger
         yield _gauge(
-            "scrape_error", "1: the ledger cannot be read, and what it would tell is missing.", float(ledger is None)
+            "scrape_error", "1: the ledger cannot be read, and the metrics from it are missing.", float(ledger is None)
         )
         if ledger is not None:
             yield from _standing(ledger)
@@ -144,24 +144,33 @@ class _Page(Collector):
 
 
 def _standing(ledger: LedgerMetrics) -> Iterator[Metric]:
-    yield _gauge("results_waiting", "Results that no bus has confirmed yet.", ledger.results_waiting)
+    yield _gauge("results_waiting", "Results that the bus has not confirmed.", ledger.results_waiting)
     if ledger.ledger_bytes is not None:
         yield _gauge("ledger_bytes", "Size of the ledger on disk.", ledger.ledger_bytes)
-    bus = _labelled("bus_connected", "1: events flow over this bus.", "bus")
+    bus = _labelled("bus_connected", "1: events use this bus. 0 for all: events wait for NATS.", "bus")
     for name in BUSES:
         bus.add_metric([name], float(ledger.bus == name))
     yield bus
-    mode = _labelled("watcher_mode", "1: the databases are watched in this way; waiting: they are not there.", "mode")
+    mode = _labelled("watcher_mode", "1: how the databases are watched; waiting: they do not exist.", "mode")
     for name in WATCHERS:
         mode.add_metric([name], float(ledger.watcher == name))
     yield mode
 
 
 def _targets(ledger: LedgerMetrics) -> Iterator[Metric]:
-    success = _labelled("last_success_timestamp_seconds", "When the method's target got all; 0: never.", "method")
+    success = _labelled(
+        "last_success_timestamp_seconds",
+        "Time of the last sync after which the method's target lacked nothing; 0: never.",
+        "method",
+    )
     pending = _labelled("pending_databases", "Databases that the method's target lacks.", "method")
-    failures = _labelled("target_failures", "Requests that failed there since the last success.", "method")
-    memories = _labelled("memories", "Memories, by what became of them at the method's target.", "method", "state")
+    failures = _labelled("target_failures", "Failed requests to the method's target since its last success.", "method")
+    memories = _labelled(
+        "memories",
+        "Memories that the method's target has (delivered), that wait (waiting), or that it refused (refused).",
+        "method",
+        "state",
+    )
     for one in ledger.methods:
         success.add_metric([one.method], one.last_success)
         pending.add_metric([one.method], one.pending_databases)

@@ -69,6 +69,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(wheel, tmp_path):
     where = call(python, "-c", "import agent; print(agent.__file__)", folder=tmp_path)
     assert Path(where.strip()).is_relative_to(own)
     command = own / "bin" / "akosha-agent"
+    assert re.fullmatch(r"akosha-agent \d+\.\d+\.\d+\n", call(command, "--version", folder=tmp_path))
     whole = call(command, "--help", folder=tmp_path)
     for name in ("run", "sync", "status", "events", "config", "demo"):
         assert f" {name} " in whole
