@@ -579,7 +579,7 @@ async def stopped_between_two(store, to, **wanted):
     place = RestoreDirectoryFiles(to, opener)
     async with open_restore(to, archive) as restoring:
         try:
-            with pytest.raises(RestoreError, match=r"process 7 .*may be in its place already.*completes it"):
+            with pytest.raises(RestoreError, match=r"process 7 .*may be in place already.*completes it"):
                 await replace(restoring, directory=place).restore(
                     await archive.manifest(UPLOAD), RestoreRequest(**wanted), Watching()
                 )

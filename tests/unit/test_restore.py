@@ -290,7 +290,7 @@ def test_links_planted_where_a_restore_works_lead_nowhere(tmp_path, inner):
     planted.symlink_to(outside if inner in ("", "raw", "folded") else outside / "file")
     with RestoreDirectoryFiles(directory, nobody) as place:
         if not inner:
-            with pytest.raises(RestoreError, match="no folder of ours"):
+            with pytest.raises(RestoreError, match="not a usable directory"):
                 place.begin(UPLOAD)
         else:
             ready(place, raw=False)
@@ -301,7 +301,7 @@ def test_links_planted_where_a_restore_works_lead_nowhere(tmp_path, inner):
 
 def test_a_link_in_the_place_of_a_database_is_not_replaced_even_by_force(tmp_path):
     (tmp_path / "reflection.duckdb").symlink_to("/nonexistent")
-    with RestoreDirectoryFiles(tmp_path, nobody) as place, pytest.raises(RestoreError, match="is no file"):
+    with RestoreDirectoryFiles(tmp_path, nobody) as place, pytest.raises(RestoreError, match="is not a regular file"):
         place.check(["reflection"], force=True)
 
 
@@ -317,5 +317,8 @@ def test_sidecars_of_another_main_file_are_in_the_way(tmp_path):
 def test_a_folder_that_others_may_write_to_is_not_worked_in(tmp_path):
     (tmp_path / f".akosha-restore-{UPLOAD}").mkdir()
     (tmp_path / f".akosha-restore-{UPLOAD}").chmod(0o777)
-    with RestoreDirectoryFiles(tmp_path, nobody) as place, pytest.raises(RestoreError, match="open to others"):
+    with (
+        RestoreDirectoryFiles(tmp_path, nobody) as place,
+        pytest.raises(RestoreError, match="accessible to other users"),
+    ):
         place.begin(UPLOAD)

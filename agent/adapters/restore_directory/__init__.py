@@ -1,8 +1,8 @@
-"""The directory that is restored to: files are completed in a scratch folder, and then get their names.
+"""The directory that a restore writes to. Files are completed in a scratch folder, then renamed into place.
 
-directory   the directory: processes that have it open, files in the way, free space
-scratch     a restore's own folder in it, and the files there
-placement   old files aside and new ones in their place, in an order that survives a kill; the journal
+directory   the directory: processes that have files open, existing files, free space
+scratch     a restore's own folder in the directory, and its files
+placement   moves old files aside and new files into place, in an order that survives a kill; the journal
 """
 
 from agent.adapters.restore_directory.directory import RestoreDirectoryFiles

@@ -1,7 +1,6 @@
-"""The directory that is restored to. Every call blocks: it runs in a thread.
+"""The directory that a restore writes to. Every call blocks, so callers use a thread.
 
-Nothing is ever written outside the directory, and links in it are not followed: what is done there is done through
-its open descriptor.
+All file operations use the directory's open descriptor and do not follow links: nothing is written outside it.
 """
 
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from agent.adapters import fs
-from agent.adapters.restore_directory.placement import Journal, check, planned, put_in_place
+from agent.adapters.restore_directory.placement import Journal, check, plan, put_in_place
 from agent.adapters.restore_directory.scratch import FileStatus, Scratch, ScratchInUse, names_in, unusable
 from agent.domain.databases import database_of, main_name
 from agent.domain.errors import NamingError, RestoreError, WireError
@@ -21,15 +20,18 @@ from agent.domain.naming import upload_time
 from agent.domain.restore_plan import SCRATCH, Restorable, Restored, aside_names, family
 
 FindHolder = Callable[[str, int], object | None]
-"""Says who has a file (its name, the directory's descriptor) open, None for nobody. Raises OSError."""
+"""Takes a file's name and the directory's descriptor. Returns the process that has the file open, or None.
+
+Raises OSError.
+"""
 
 
 class RestoreDirectoryFiles:
-    """A directory, made where there is none, open until `close`."""
+    """`agent.ports.restore.RestoreDirectory` on a local directory, which stays open until `close`."""
 
     def __init__(self, directory: Path, find_holder: FindHolder) -> None:
-        """Open it. Raises RestoreError."""
-        self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - a link in its name stays one
+        """Open the directory; create it if it does not exist. Raises RestoreError."""
+        self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - does not resolve links
         self._find_holder = find_holder
         self._scratch: Scratch | None = None
         self._placing = False
@@ -46,77 +48,77 @@ class RestoreDirectoryFiles:
         self.close()
 
     def finish(self) -> tuple[Restored, ...]:
-        """Complete killed restores that had begun to replace files; return the result of each.
+        """Complete killed restores that had started to replace files; return the result of each.
 
-        Raises RestoreError where a process has a database open.
+        Raises RestoreError if a process has a database open.
         """
-        done = []
+        finished = []
         with self._translated():
-            for upload in self._left():
+            for upload in self._scratch_uploads():
                 try:
                     scratch = Scratch(self.directory, self._folder, upload, make=False)
                 except (ScratchInUse, FileNotFoundError):
                     continue
                 try:
                     if (report := self._finish(scratch)) is not None:
-                        done.append(report)
+                        finished.append(report)
                 finally:
                     scratch.close()
-        return tuple(done)
+        return tuple(finished)
 
     def check(self, databases: Sequence[str], *, force: bool) -> None:
-        """Raise RestoreError where a process has a database open, or files are in the way that must not be."""
+        """Raise RestoreError if a process has a database open, or if files exist and `force` is not set."""
         with self._translated():
-            self._free()
+            self._check_not_open()
             in_the_way = []
             for database in databases:
-                there = self._there(database)
-                for name, status in there.items():
+                existing = self._existing(database)
+                for name, status in existing.items():
                     if not status.regular:
-                        raise RestoreError(f"{self.directory / name} is no file", hint="move it away")
-                if there and main_name(database) not in there:
-                    in_the_way += [f"{name} (of another {main_name(database)})" for name in there]
+                        raise RestoreError(f"{self.directory / name} is not a regular file", hint="move it away")
+                if existing and main_name(database) not in existing:
+                    in_the_way += [f"{name} (of another {main_name(database)})" for name in existing]
                 else:
-                    in_the_way += there
+                    in_the_way += existing
             if in_the_way and not force:
                 raise RestoreError(
-                    f"nothing is overwritten in {self.directory}, where there is {', '.join(in_the_way)}",
-                    hint="restore to another directory, or with --force, which keeps the old files aside",
+                    f"nothing is overwritten in {self.directory}: it already contains {', '.join(in_the_way)}",
+                    hint="restore to another directory, or use --force, which moves the old files aside",
                 )
 
     def begin(self, upload: str) -> Scratch:
-        """Make, or take up, the folder of this upload; remove those of others that nobody works in.
+        """Create or reopen the scratch folder of this upload; remove unused ones of other uploads.
 
         Raises RestoreError.
         """
         with self._translated():
-            for other in self._left():
+            for other in self._scratch_uploads():
                 if other != upload:
                     self._sweep(other)
             try:
                 self._scratch = Scratch(self.directory, self._folder, upload, make=True)
             except ScratchInUse as error:
                 raise RestoreError(
-                    f"another restore of {upload} is at work in {self.directory}", hint="wait for it, or end it"
+                    f"another restore of {upload} is running in {self.directory}", hint="wait for it, or stop it"
                 ) from error
             self._scratch.tidy()
             return self._scratch
 
     def free_bytes(self) -> int:
-        """Return how many bytes may still be written."""
+        """Return the free space in bytes."""
         with self._translated():
-            found = os.fstatvfs(self._folder)
-            return found.f_bavail * found.f_frsize
+            status = os.fstatvfs(self._folder)
+            return status.f_bavail * status.f_frsize
 
     def aside_names(self, databases: Sequence[str], at: datetime) -> dict[str, Mapping[str, str]]:
-        """Return where the old files of each database will go."""
+        """Return, per database, the names to which its old files will be renamed."""
         with self._translated():
             taken = names_in(self._folder)
-            found = {name: aside_names(self._there(name), taken, at) for name in databases}
-            for old, new in (moved for names in found.values() for moved in names.items()):
+            renames = {name: aside_names(self._existing(name), taken, at) for name in databases}
+            for old, new in (renamed for names in renames.values() for renamed in names.items()):
                 if len(new.encode()) > LONGEST_NAME_BYTES:
                     raise RestoreError(f"the name of {self.directory / old} is too long to be kept aside")
-            return found
+            return renames
 
     def install(
         self,
@@ -126,14 +128,14 @@ class RestoreDirectoryFiles:
         *,
         force: bool,
     ) -> None:
-        """Put everything in its place; each with whether it was folded. Removes the folder. Raises RestoreError."""
+        """Move the files of each (item, whether it was folded) into place. Removes the folder. Raises RestoreError."""
         scratch = self._scratch
         assert scratch is not None
         with self._translated():
             self.check([item.database for item, _ in items], force=force)
             journal = Journal(
                 tuple(
-                    planned(
+                    plan(
                         item.database,
                         item.names[:1] if folded else item.names,
                         folded=folded,
@@ -153,22 +155,22 @@ class RestoreDirectoryFiles:
                     raise
                 known = error if isinstance(error, RestoreError) else unusable(self.directory, error)
                 raise RestoreError(
-                    f"{known.message}; of what is restored, some may be in its place already",
+                    f"{known.message}; some of the restored files may be in place already",
                     hint=f"{known.hint}; the next restore to this directory completes it",
                     transient=known.transient,
                 ) from error
 
     def discard(self) -> None:
-        """Remove the folder of this restore with all that is in it. Raises RestoreError.
+        """Remove the scratch folder. Raises RestoreError.
 
-        What is in its place by half stays for the next restore, which completes it.
+        If files have been moved into place already, the folder stays: the next restore completes it.
         """
         with self._translated():
             if self._scratch is not None and not self._placing:
                 self._scratch.remove()
 
     def close(self) -> None:
-        """Close the directory; the folder stays, where it was not removed."""
+        """Close the directory. A scratch folder that was not removed stays."""
         if self._scratch is not None:
             self._scratch.close()
             self._scratch = None
@@ -185,12 +187,12 @@ class RestoreDirectoryFiles:
         except WireError:
             Journal.drop(scratch)
             return None
-        self._free()
+        self._check_not_open()
         try:
             self._carry_out(journal, scratch)
         except RestoreError:
-            # Another program has written there since: the files agreed to are gone, and the caller decides again.
-            self._free()
+            # Another program has changed the files since the user agreed to replace them: the caller decides again.
+            self._check_not_open()
             Journal.drop(scratch)
             return None
         return report
@@ -199,28 +201,28 @@ class RestoreDirectoryFiles:
         for placement in journal.placements:
             check(placement, scratch, self._folder)
         for placement in journal.placements:
-            self._free()
+            self._check_not_open()
             self._placing = True
             put_in_place(placement, scratch, self._folder)
         scratch.remove()
         fs.sync(self._folder)
 
-    def _free(self) -> None:
-        """See that no process has a database of the directory open."""
+    def _check_not_open(self) -> None:
+        """Raise RestoreError if a process has a database of the directory open."""
         for name in names_in(self._folder):
-            if database_of(name) is not None and (who := self._find_holder(name, self._folder)) is not None:
+            if database_of(name) is not None and (holder := self._find_holder(name, self._folder)) is not None:
                 raise RestoreError(
-                    f"{who} has {self.directory / name} open",
-                    hint="end it first (Session-Buddy: close the session), or restore to another directory",
+                    f"{holder} has {self.directory / name} open",
+                    hint="stop it first (Session-Buddy: close the session), or restore to another directory",
                 )
 
-    def _there(self, database: str) -> dict[str, FileStatus]:
+    def _existing(self, database: str) -> dict[str, FileStatus]:
         statuses = {name: FileStatus.at(name, self._folder) for name in family(database)}
         return {name: status for name, status in statuses.items() if status is not None}
 
-    def _left(self) -> list[str]:
-        """Return the uploads whose folders are there."""
-        found = []
+    def _scratch_uploads(self) -> list[str]:
+        """Return the uploads that have a scratch folder here."""
+        uploads = []
         for name in names_in(self._folder):
             upload = name.removeprefix(SCRATCH)
             if upload != name:
@@ -228,8 +230,8 @@ class RestoreDirectoryFiles:
                     upload_time(upload)
                 except NamingError:
                     continue
-                found.append(upload)
-        return found
+                uploads.append(upload)
+        return uploads
 
     def _sweep(self, upload: str) -> None:
         try:

@@ -1,16 +1,15 @@
-"""Old files aside, new ones in their place: a journal first, then an order in which every moment is whole.
+"""Moves old files aside and new files into place. A journal is written first; the order keeps each step consistent.
 
 For each database:
 
-    1  old sidecars are copied aside             the old pair is unchanged
-    2  the old main file is renamed aside        the old pair is aside, whole; there is no database of that name
-    3  old sidecars are removed
-    4  new sidecars take their names             (of a restore that does not fold)
-    5  the new main file takes its name          the new database is there, whole
+    1  copy the old sidecars aside            the old files are unchanged
+    2  rename the old main file aside         the old files are complete under new names; the old name is free
+    3  remove the old sidecars
+    4  rename the new sidecars into place     (only if the restore does not fold them)
+    5  rename the new main file into place    the new database is complete
 
-An old WAL is never beside a new main file, nor a new one beside an old; and no main file ever lacks the sidecars
-that belong to it. A restore that was killed in between is finished by the next one in the same directory, as long as
-nobody else has changed what it finds.
+At no time does a main file have another file's WAL next to it, or lack its own sidecars. The next restore in the same
+directory completes a killed one, unless another program has changed the files.
 """
 
 import contextlib
@@ -40,9 +39,9 @@ _NEW_JOURNAL = "journal.new"
 
 @dataclass(frozen=True, slots=True)
 class FileMove:
-    """A file to be renamed, from the scratch folder or within the directory; `look` is its status before.
+    """A file to rename, from the scratch folder or within the directory. `look` is its status before the rename.
 
-    The journal has these fields by name, also one that an earlier version of the agent has left.
+    The field names are part of the journal's format, and earlier versions of the agent may have left a journal.
     """
 
     source: str
@@ -52,7 +51,7 @@ class FileMove:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One database: what comes, its main file last, and what makes way."""
+    """The renames for one database: `new` files into place, the main file last, and `old` files aside."""
 
     database: str
     new: tuple[FileMove, ...]
@@ -65,13 +64,16 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """The files to be moved, and the report to be returned."""
+    """The files to move, and the report to return afterwards."""
 
     placements: tuple[Placement, ...]
     report: Mapping[str, object]
 
     def write(self, scratch: Scratch) -> None:
-        """From here on it will be done, by us or by the next. Raises OSError."""
+        """Write the journal to the scratch folder; from then on, this restore or the next one completes it.
+
+        Raises OSError.
+        """
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_NEW_JOURNAL, dir_fd=scratch.descriptor)
         fs.write_new(_NEW_JOURNAL, json.dumps(asdict(self)).encode(), dir_fd=scratch.descriptor)
@@ -80,7 +82,7 @@ class Journal:
 
     @classmethod
     def read(cls, scratch: Scratch) -> Self | None:
-        """Return what a killed restore was about to do, None where it was not that far. Raises OSError, WireError."""
+        """Return the journal of a killed restore, None if it had not written one. Raises OSError, WireError."""
         try:
             descriptor = os.open(JOURNAL, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=scratch.descriptor)
         except FileNotFoundError:
@@ -90,19 +92,19 @@ class Journal:
                 document = json.loads(file.read())
                 return cls(tuple(_placement(one) for one in document["placements"]), dict(document["report"]))
             except (ValueError, TypeError, KeyError) as error:
-                raise WireError(f"{scratch.path / JOURNAL} is no journal of ours: {error}") from error
+                raise WireError(f"{scratch.path / JOURNAL} is not a valid journal: {error}") from error
 
     @staticmethod
     def drop(scratch: Scratch) -> None:
-        """It will not be done. Raises OSError."""
+        """Remove the journal: the restore is not completed. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(JOURNAL, dir_fd=scratch.descriptor)
 
 
-def planned(
+def plan(
     database: str, names: Sequence[str], *, folded: bool, aside: Mapping[str, str], scratch: Scratch, folder: int
 ) -> Placement:
-    """Return what is to be done for one database; its new files are on the disk. `names`: the main file's first.
+    """Return the renames for one database, and flush its new files to the disk. `names` begins with the main file's.
 
     Raises OSError.
     """
@@ -110,15 +112,15 @@ def planned(
     for name in reversed(names):
         source = f"{FOLDED if folded else RAW}/{name}"
         sync_file(source, scratch.descriptor)
-        new.append(FileMove(source, name, _look(source, scratch.descriptor)))
-    old = tuple(FileMove(name, to, _look(name, folder)) for name, to in aside.items())
+        new.append(FileMove(source, name, _status(source, scratch.descriptor)))
+    old = tuple(FileMove(name, to, _status(name, folder)) for name, to in aside.items())
     return Placement(database, tuple(new), old)
 
 
 def put_in_place(placement: Placement, scratch: Scratch, folder: int) -> None:
-    """Do it, or what is left of it.
+    """Carry out the renames that have not been done yet.
 
-    Raises RestoreError where another program has changed the files there, OSError.
+    Raises RestoreError if another program has changed the files, OSError.
     """
     if FileStatus.at(placement.main.source, scratch.descriptor) is None:
         return
@@ -143,7 +145,7 @@ def put_in_place(placement: Placement, scratch: Scratch, folder: int) -> None:
 
 
 def check(placement: Placement, scratch: Scratch, folder: int) -> None:
-    """Check that the files there are those of before, or those put there by this restore. Raises RestoreError."""
+    """Check that each file is the old one or the one that this restore put there. Raises RestoreError, OSError."""
     expected: dict[str, set[FileStatus]] = {}
     for old in placement.old:
         expected.setdefault(old.source, set()).add(old.look)
@@ -151,10 +153,10 @@ def check(placement: Placement, scratch: Scratch, folder: int) -> None:
         if FileStatus.at(new.source, scratch.descriptor) is None:
             expected.setdefault(new.to, set()).add(new.look)
     for name in family(placement.database):
-        look = FileStatus.at(name, folder)
-        if look is not None and look not in expected.get(name, ()):
+        status = FileStatus.at(name, folder)
+        if status is not None and status not in expected.get(name, ()):
             raise RestoreError(
-                f"{name} was changed while it was to make way", hint="end what writes there, and restore once more"
+                f"{name} changed during the restore", hint="stop the program that writes to it, and restore again"
             )
 
 
@@ -165,16 +167,16 @@ def _copy_aside(old: FileMove, scratch: Scratch, folder: int) -> None:
     os.rename(INCOMING, old.to, src_dir_fd=scratch.descriptor, dst_dir_fd=folder)
 
 
-def _look(name: str, folder: int) -> FileStatus:
-    look = FileStatus.at(name, folder)
-    if look is None:
+def _status(name: str, folder: int) -> FileStatus:
+    status = FileStatus.at(name, folder)
+    if status is None:
         raise FileNotFoundError(name)
-    return look
+    return status
 
 
 def _placement(document: Mapping[str, object]) -> Placement:
     def file_move(one: Mapping[str, object]) -> FileMove:
-        return FileMove(str(one["source"]), str(one["to"]), FileStatus(**one["look"]))  # type: ignore[arg-type] # ours
+        return FileMove(str(one["source"]), str(one["to"]), FileStatus(**one["look"]))  # type: ignore[arg-type]
 
     new, old = document["new"], document["old"]
     assert isinstance(new, list)

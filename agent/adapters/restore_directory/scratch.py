@@ -1,13 +1,14 @@
-"""A restore's own folder in the directory: on the same file system, closed to others, one restore at a time.
+"""A restore's own folder in the directory: on the same file system, private, used by one restore at a time.
 
-    incoming        the object that is on its way
-    raw/NAME        files that have come and were checked
-    folding/        a main file and its sidecars while they become one: what a killed restore left there is worthless
-    folded/NAME     main files that hold it all, on the disk
+    incoming        the object being downloaded
+    raw/NAME        files that are downloaded and verified
+    folding/        a main file and its sidecars during folding; unusable after a kill
+    folded/NAME     main files with their sidecars folded in, flushed to the disk
     journal.json    the files being moved to the directory
 
-A killed restore leaves it; the next one of the same upload goes on with what is in it, any other removes it. Files are
-opened below an open directory, without following links, and are on the disk when a call returns.
+A killed restore leaves the folder. The next restore of the same upload continues with its files; a restore of another
+upload removes it. Files are opened relative to an open directory without following links, and are on the disk when a
+call returns.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ _TRIES, _PAUSE_SECONDS = 50, 0.02
 
 @dataclass(frozen=True, slots=True)
 class FileStatus:
-    """A file as `lstat` sees it: equal as long as it is the same one, and nobody wrote to it."""
+    """A file's status from `lstat`. Equal statuses mean the same, unmodified file."""
 
     inode: int
     size: int
@@ -45,7 +46,7 @@ class FileStatus:
 
     @classmethod
     def at(cls, name: str, folder: int) -> Self | None:
-        """Return how it looks, None where nothing has that name. Raises OSError."""
+        """Return the status of a name in an open directory, None if it does not exist. Raises OSError."""
         try:
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
@@ -54,7 +55,7 @@ class FileStatus:
 
 
 def names_in(folder: int) -> list[str]:
-    """Return the names in an open directory, in order. Raises OSError."""
+    """Return the names in an open directory, sorted. Raises OSError."""
     return sorted(os.listdir(folder))
 
 
@@ -66,7 +67,7 @@ def digest_of(name: str, folder: int) -> str:
 
 
 def sync_file(name: str, folder: int) -> None:
-    """Have a file on the disk. Raises OSError."""
+    """Flush a file to the disk. Raises OSError."""
     descriptor = os.open(name, READ, dir_fd=folder)
     try:
         fs.sync(descriptor)
@@ -75,7 +76,7 @@ def sync_file(name: str, folder: int) -> None:
 
 
 def copy_file(name: str, source: int, new: str, folder: int) -> None:
-    """Copy a file to a new name, on the disk when it returns. Raises OSError."""
+    """Copy a file to a new name and flush it to the disk. Raises OSError."""
     with (
         os.fdopen(os.open(name, READ, dir_fd=source), "rb") as original,
         fs.create(new, dir_fd=folder) as copy,
@@ -86,17 +87,17 @@ def copy_file(name: str, source: int, new: str, folder: int) -> None:
 
 
 def remove_all(name: str, folder: int) -> None:
-    """Remove a folder with all that is in it, or a file; links in it are removed, not followed. Raises OSError."""
+    """Remove a file, or a folder and its contents. Links are removed, not followed. Raises OSError."""
     status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     if not stat.S_ISDIR(status.st_mode):
         os.unlink(name, dir_fd=folder)
         return
-    for left in reversed(range(_TRIES)):
+    for remaining in reversed(range(_TRIES)):
         try:
             shutil.rmtree(name, dir_fd=folder)
         except OSError as error:
-            # The engine of a restore that was killed just now may still be ending in there.
-            if not left or error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            # The DuckDB process of a restore that was just killed may still create and remove files.
+            if not remaining or error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                 raise
             time.sleep(_PAUSE_SECONDS)
         else:
@@ -104,34 +105,40 @@ def remove_all(name: str, folder: int) -> None:
 
 
 def unusable(where: object, error: OSError) -> RestoreError:
-    """Return what it means that a file cannot be made or moved."""
+    """Return the RestoreError for an OSError: a file cannot be created or moved."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    hint = "make room there" if error.errno in FULL else "let --to name a directory that you may write to"
-    return RestoreError(f"{where} cannot be restored to: {reason}", hint=hint, transient=error.errno in FULL)
+    hint = "make room there" if error.errno in FULL else "set --to to a directory that this user can write to"
+    return RestoreError(f"cannot restore to {where}: {reason}", hint=hint, transient=error.errno in FULL)
 
 
 RAW, FOLDING, FOLDED, INCOMING, JOURNAL = "raw", "folding", "folded", "incoming", "journal.json"
 _KEPT = (RAW, FOLDED)
 
 
-class ScratchInUse(Exception):  # noqa: N818 - the state of the world
-    """Another restore works in it."""
+class ScratchInUse(Exception):  # noqa: N818 - a state, not a failure
+    """Another restore uses the scratch folder."""
 
 
 class Scratch:
-    """The folder, held until `close`: a lock that goes with the process. Its calls block."""
+    """`agent.ports.restore.ScratchDirectory`: a folder that is locked until `close` or the end of the process.
+
+    All calls block.
+    """
 
     def __init__(self, directory: Path, folder: int, upload: str, *, make: bool) -> None:
-        """Open it, `make` it where there is none. Raises RestoreError, Busy, FileNotFoundError, OSError."""
+        """Open the folder; with `make`, create it if needed.
+
+        Raises RestoreError, ScratchInUse, FileNotFoundError, OSError.
+        """
         self.upload, self.name = upload, SCRATCH + upload
         self.path = directory / self.name
         self._parent = folder
-        self.descriptor = self._held(make=make)
+        self.descriptor = self._open_locked(make=make)
 
     def tidy(self) -> None:
-        """Remove what cannot be gone on with, and whatever is no file or folder of ours. Raises OSError."""
+        """Remove files that a restore cannot continue with, and everything unexpected. Raises OSError."""
         for name in names_in(self.descriptor):
-            if name not in (*_KEPT, JOURNAL) or self._strange(name):
+            if name not in (*_KEPT, JOURNAL) or self._is_unexpected(name):
                 remove_all(name, self.descriptor)
         for name in _KEPT:
             with contextlib.suppress(FileExistsError):
@@ -145,7 +152,7 @@ class Scratch:
                 os.close(inside)
 
     def has(self, name: str, size: int, sha256: str) -> bool:
-        """Say whether a file has come and is what it should be; one that is not is removed. Raises OSError."""
+        """Return whether a file is downloaded and matches; remove it if it does not match. Raises OSError."""
         inside = f"{RAW}/{name}"
         if (status := FileStatus.at(inside, self.descriptor)) is None:
             return False
@@ -155,17 +162,17 @@ class Scratch:
         return False
 
     def incoming(self) -> Path:
-        """Return where the next object goes; nothing is there."""
+        """Return the path to download the next object to; a file there is removed. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(INCOMING, dir_fd=self.descriptor)
         return self.path / INCOMING
 
     def keep(self, name: str) -> None:
-        """What has come in is this file, checked. Raises OSError."""
+        """Move the verified download from `incoming` to its name under `raw`. Raises OSError."""
         self.move(INCOMING, f"{RAW}/{name}")
 
     def begin_folding(self, names: Iterable[str]) -> Path:
-        """Bring files together to be folded; return the folder. Raises OSError."""
+        """Move a main file and its sidecars to an empty folder for folding; return the folder. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             remove_all(FOLDING, self.descriptor)
         os.mkdir(FOLDING, 0o700, dir_fd=self.descriptor)
@@ -174,26 +181,26 @@ class Scratch:
         return self.path / FOLDING
 
     def end_folding(self, main: str) -> None:
-        """The main file holds it all now. Raises OSError."""
+        """Move the main file, which now contains its sidecars, to `folded`. Raises OSError."""
         sync_file(f"{FOLDING}/{main}", self.descriptor)
         self.move(f"{FOLDING}/{main}", f"{FOLDED}/{main}")
         fs.sync(self.descriptor)
         remove_all(FOLDING, self.descriptor)
 
     def undo_folding(self, names: Iterable[str]) -> None:
-        """Take the files apart again; `has` says whether they are as they were. Raises OSError."""
+        """Move the files back to `raw`. They may have changed, which `has` detects. Raises OSError."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self.move(f"{FOLDING}/{name}", f"{RAW}/{name}")
         remove_all(FOLDING, self.descriptor)
 
     def folded(self, main: str) -> int | None:
-        """Return the size of a folded file, None where it is not there. Raises OSError."""
+        """Return the size of a folded file, None if it does not exist. Raises OSError."""
         status = FileStatus.at(f"{FOLDED}/{main}", self.descriptor)
         return status.size if status else None
 
     def file(self, main: str) -> Path:
-        """Return where a main file is: the folded one, else the one that has come. Raises OSError."""
+        """Return the path of a main file: the folded one, else the downloaded one. Raises OSError."""
         return self.path / (RAW if self.folded(main) is None else FOLDED) / main
 
     def move(self, name: str, to: str) -> None:
@@ -201,16 +208,19 @@ class Scratch:
         os.rename(name, to, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
     def remove(self) -> None:
-        """Remove it; the journal last, so that what is done is known to be done. Raises OSError."""
+        """Remove the folder; the journal last, so that the next restore sees that this one is complete.
+
+        Raises OSError.
+        """
         for name in sorted(names_in(self.descriptor), key=lambda name: name == JOURNAL):
             remove_all(name, self.descriptor)
         os.rmdir(self.name, dir_fd=self._parent)
 
     def close(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         os.close(self.descriptor)
 
-    def _held(self, *, make: bool) -> int:
+    def _open_locked(self, *, make: bool) -> int:
         while True:
             if make:
                 with contextlib.suppress(FileExistsError):
@@ -220,14 +230,14 @@ class Scratch:
             except FileNotFoundError:
                 raise
             except OSError as error:
-                raise RestoreError(f"{self.path} is no folder of ours", hint="remove it") from error
+                raise RestoreError(f"{self.path} is not a usable directory", hint="remove it") from error
             try:
                 self._check(os.fstat(descriptor))
                 if not fs.try_lock(descriptor):
                     raise ScratchInUse(str(self.path))
-                # One who removed it meanwhile held the folder that we had opened, not the one that has its name now.
-                now = FileStatus.at(self.name, self._parent)
-                if now is not None and now.inode == os.fstat(descriptor).st_ino:
+                # Another restore may have removed the folder between open and lock, and the name may be a new folder.
+                current = FileStatus.at(self.name, self._parent)
+                if current is not None and current.inode == os.fstat(descriptor).st_ino:
                     return descriptor
             except BaseException:
                 os.close(descriptor)
@@ -238,9 +248,12 @@ class Scratch:
 
     def _check(self, status: os.stat_result) -> None:
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise RestoreError(f"{self.path} is open to others, or theirs", hint="remove it, or restore elsewhere")
+            raise RestoreError(
+                f"{self.path} is accessible to other users, or belongs to one",
+                hint="remove it, or restore to another directory",
+            )
 
-    def _strange(self, name: str) -> bool:
+    def _is_unexpected(self, name: str) -> bool:
         status = os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
         folder = stat.S_ISDIR(status.st_mode)
         return not (folder if name in _KEPT else stat.S_ISREG(status.st_mode))
