@@ -25,7 +25,7 @@ BESIDE         := .venv-beside
 BESIDE_READY   := $(BESIDE)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs format events bench soak clean
+.PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs picture format events bench soak clean
 
 help:  ## what can be done here
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -123,6 +123,9 @@ docs: $(READY)  ## the documentation as a site: build/site/index.html
 	@rm -rf build/site
 	$(BIN)/python -m docs.generator build/docs
 	$(BIN)/zensical build --strict
+
+picture: $(READY)  ## the picture in README, from a real run
+	$(BIN)/python docs/images/terminal.py
 
 format: $(READY)  ## let ruff put things in shape
 	$(BIN)/ruff check --fix .

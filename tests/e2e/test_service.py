@@ -212,7 +212,7 @@ def test_a_linux_without_systemd_names_the_alternative(scratch, monkeypatch):
     monkeypatch.setenv("PATH", str(scratch.home))
     before = scratch.tree()
     assert "systemctl cannot be run" in scratch.call("install", code=1).stderr
-    assert "deploy/README.md" in scratch.call("status", code=1).output
+    assert "docs/guides/service.md" in scratch.call("status", code=1).output
     assert scratch.tree() == before
 
 

@@ -826,7 +826,7 @@ class NoReport:
 
 @pytest.mark.long
 async def test_a_machine_that_takes_anothers_place_sends_what_was_made_one_file_and_nothing_else(rig):
-    """As docs/restore.md says: what had no WAL has the bytes that are in the bucket already."""
+    """As docs/guides/restore.md says: what had no WAL has the bytes that are in the bucket already."""
     with session_buddy.Writer(rig.data, "--paused") as writer:
         await asyncio.to_thread(writer.ask, "commit 2")
         await rig.sync()

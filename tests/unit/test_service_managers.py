@@ -263,7 +263,7 @@ def test_launchds_other_commands(tmp_path):
 def test_a_platform_without_a_service_is_an_error_with_a_hint(tmp_path):
     with pytest.raises(AkoshaError, match="freebsd14") as raised:
         service_manager(tmp_path, Recording(), "freebsd14")
-    assert "deploy/README.md" in raised.value.hint
+    assert "docs/guides/service.md" in raised.value.hint
 
 
 def test_reading_the_status_never_raises(tmp_path):

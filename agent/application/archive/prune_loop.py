@@ -121,7 +121,7 @@ class PruneLoop:
             "pruning_not_permitted",
             system_id=self._target.system_id,
             reason=error.message,
-            hint=f"{error.hint}; or let the bucket apply the rule (docs/pruning.md); or akosha_agent_prune: false",
+            hint=f"{error.hint}; or use a lifecycle rule (docs/guides/pruning.md); or set akosha_agent_prune: false",
             rule=s3_rule(self._target.system_id, self._pruning.rules),
         )
 

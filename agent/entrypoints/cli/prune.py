@@ -87,7 +87,7 @@ async def prune(
     typer.echo(f"akosha-agent: {pruned.error}", err=True)
     if refused and not as_json:
         typer.echo(
-            "or let the bucket delete old uploads, by days alone (docs/pruning.md says what that means):\n"
+            "or let the bucket delete old uploads, by days alone (docs/guides/pruning.md says what that means):\n"
             f"  S3: aws s3api put-bucket-lifecycle-configuration --bucket {bucket}"
             f" --lifecycle-configuration '{lifecycle['s3']}'\n"
             f"  R2: {lifecycle['r2']}",

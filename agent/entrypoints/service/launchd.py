@@ -142,7 +142,7 @@ class Launchd:
     def advice(self, state: ServiceState | None) -> Iterator[str]:
         del state
         yield "It runs while you are logged in. Where macOS keeps a directory to itself (Desktop, Documents, iCloud,"
-        yield "other disks), allow Full Disk Access to the Python that runs it: deploy/README.md"
+        yield "other disks), allow Full Disk Access to the Python that runs it: docs/guides/service.md"
         yield f"Its log is {self.log}"
 
     def _bootout(self) -> None:

@@ -171,5 +171,6 @@ class Runner:
 
 def _not_found(name: str, error: OSError) -> AkoshaError:
     return AkoshaError(
-        f"{name} cannot be run: {error.strerror}", hint="without it, start akosha-agent run by hand (deploy/README.md)"
+        f"{name} cannot be run: {error.strerror}",
+        hint="without it, start akosha-agent run by hand (docs/guides/service.md)",
     )

@@ -56,7 +56,7 @@ def service_manager(home: Path, runner: Runner, platform: str = "") -> ServiceMa
         return Launchd(home, runner)
     raise AkoshaError(
         f"there is no service for {platform}: systemd (Linux) and launchd (macOS) are known",
-        hint="any supervisor can run `akosha-agent run`: deploy/README.md says what it must know",
+        hint="any supervisor can run `akosha-agent run`: docs/guides/service.md says what it must know",
     )
 
 

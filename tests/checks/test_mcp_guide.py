@@ -1,4 +1,4 @@
-"""The table of README names the fields that the MCP tools return."""
+"""The guide to the MCP server names the fields that its tools return."""
 
 import re
 from pathlib import Path
@@ -9,25 +9,25 @@ from agent.entrypoints.mcp.tools import RestorePoint, tool_definitions
 from agent.entrypoints.results import ResultDocument
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+ASSISTANTS = (ROOT / "docs" / "guides" / "assistants-mcp.md").read_text(encoding="utf-8")
 PROMISED_RESULT = {
     "method", "success", "files_uploaded", "bytes_transferred", "duration_seconds", "upload_id", "error",
     "triggered_by",
 }  # fmt: skip
 
 
-def readme_fields(tool: str) -> set[str]:
-    [row] = re.findall(rf"^\| `{tool}\(.*?\)` \| (.*) \|$", README, re.MULTILINE)
+def documented_fields(tool: str) -> set[str]:
+    [row] = re.findall(rf"^\| `{tool}\(.*?\)` \| (.*) \|$", ASSISTANTS, re.MULTILINE)
     return set(re.findall(r"`(\w+)`", row)) - {"auto", "cloud", "http"}
 
 
 @pytest.mark.parametrize("tool", tool_definitions(), ids=lambda tool: tool["name"])
-def test_the_fields_of_a_tools_result_in_readme_are_those_of_its_schema(tool):
+def test_the_fields_of_a_tools_result_in_the_guide_are_those_of_its_schema(tool):
     name, schema = tool["name"], tool["outputSchema"]
     if name == "akosha_restore_points":
-        assert readme_fields(name) == set(RestorePoint.model_fields)
+        assert documented_fields(name) == set(RestorePoint.model_fields)
     else:
-        assert readme_fields(name) <= set(schema["properties"])
+        assert documented_fields(name) <= set(schema["properties"])
     if name == "sync_to_akosha":
-        assert readme_fields(name) >= PROMISED_RESULT
+        assert documented_fields(name) >= PROMISED_RESULT
         assert set(ResultDocument.model_fields) == set(schema["properties"])
