@@ -58,7 +58,7 @@ async def test_two_systems_with_the_same_rows_both_arrive_and_a_second_look_send
     akosha.requests.clear()
     async with wired(home) as reactor:
         summary = await reactor.once()
-    assert (summary.success, [caught.taken for caught in summary.caught.values()], akosha.requests) == (
+    assert (summary.success, [caught.ingested for caught in summary.outcomes.values()], akosha.requests) == (
         True,
         [0, 0],
         [],

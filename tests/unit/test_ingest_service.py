@@ -200,7 +200,7 @@ async def test_deltas_are_taken_in_order_and_no_database_is_read(world):
     first = await world.laptop.upload(0, [1, 2, 3])
     second = await world.laptop.upload(1, [1, 2, 3, 4], new=[4], base=0)
     summary = await world.once()
-    assert (summary.success, summary.caught[LAPTOP].taken, world.shelf.of()) == (True, 2, [1, 2, 3, 4])
+    assert (summary.success, summary.outcomes[LAPTOP].ingested, world.shelf.of()) == (True, 2, [1, 2, 3, 4])
     assert world.reader.opened == []
     assert outcomes(world.wire.recorded) == [(first.upload_id, "completed"), (second.upload_id, "completed")]
     assert [(event.stored, event.source) for event in await world.events()] == [(3, "memories"), (1, "memories")]
@@ -209,7 +209,7 @@ async def test_deltas_are_taken_in_order_and_no_database_is_read(world):
 async def test_a_system_that_is_not_there_is_a_failure_that_names_those_that_are(world):
     await world.laptop.upload(0, [1])
     summary = await world.once("nosuch", LAPTOP)
-    assert (summary.success, summary.caught.keys(), summary.failures.keys()) == (False, {LAPTOP}, {"nosuch"})
+    assert (summary.success, summary.outcomes.keys(), summary.failures.keys()) == (False, {LAPTOP}, {"nosuch"})
     assert f"systems there: {LAPTOP}" in summary.failures["nosuch"]
 
 
@@ -227,7 +227,7 @@ async def test_who_lacks_the_base_reads_the_newest_upload_s_database_once_and_go
     for second in (3, 4, 5):
         await world.laptop.upload(second, range(1, second + 2), new=[second + 1], base=second - 1)
     summary = await world.once()
-    assert (world.reader.opened, world.shelf.of(), summary.caught[LAPTOP].taken) == (
+    assert (world.reader.opened, world.shelf.of(), summary.outcomes[LAPTOP].ingested) == (
         [[1, 2, 3, 4, 5, 6]],
         [1, 2, 3, 4, 5, 6],
         3,
@@ -276,7 +276,7 @@ async def test_an_upload_of_another_agent_that_comes_late_under_an_older_id_is_t
             await world.wire.publish(succeeded(late))
             await world.until(lambda: len([e for e in world.wire.recorded if isinstance(e, IngestCompleted)]) == 2)
     assert world.shelf.of() == [1, 2, 11]
-    assert (await world.reactor()._news.position(LAPTOP)).through == world.laptop.id(5)
+    assert (await world.reactor()._journal.cursor(LAPTOP)).through == world.laptop.id(5)
     assert len(world.fetched(f"{late.upload_id}/manifest.json")) == 1
 
 
@@ -330,7 +330,7 @@ async def test_what_can_never_be_right_is_refused_at_once_and_the_next_upload_ma
     await world.laptop.upload(0, [1, 2], spoiled=spoiled)
     summary = await world.once()
     assert not summary.success
-    assert summary.caught[LAPTOP].refused == 1
+    assert summary.outcomes[LAPTOP].refused == 1
     (event,) = world.wire.recorded
     assert isinstance(event, IngestFailed)
     assert why in event.error
@@ -356,7 +356,7 @@ async def test_a_manifest_may_not_tell_of_another_system_nor_of_objects_elsewher
     for second, manifest in enumerate((theirs.encode(), moved)):
         await world.laptop.upload(second, [1], spoiled={"manifest.json": manifest})
     summary = await world.once(LAPTOP)
-    assert (summary.caught[LAPTOP].refused, world.shelf.rows) == (2, {})
+    assert (summary.outcomes[LAPTOP].refused, world.shelf.rows) == (2, {})
     assert not [key for key in world.store.keys("get") if "memories" in key or "duckdb" in key]
 
 
@@ -367,7 +367,7 @@ async def test_memories_that_claim_another_system_are_refused(world):
     recorded = replace(manifest.memories, size=len(document), sha256=hashlib.sha256(document).hexdigest())
     await world.laptop.upload(0, [1], memories=recorded, spoiled={"memories.json": document})
     summary = await world.once()
-    assert (summary.caught[LAPTOP].refused, world.shelf.rows) == (1, {})
+    assert (summary.outcomes[LAPTOP].refused, world.shelf.rows) == (1, {})
 
 
 async def test_a_gzip_bomb_ends_where_the_manifest_ends(world):
@@ -388,9 +388,7 @@ async def test_limits_are_those_of_sizes_that_a_manifest_tells(world):
     parts = (replace(part, raw_size=65 * 2**30),)
     await world.laptop.upload(1, [1, 2], without_memories=True, parts=parts)
     await world.once()
-    assert [("more than is taken" in event.error, event.retry_at) for event in world.wire.recorded] == [
-        (True, None)
-    ] * 2
+    assert [(": the limit is " in event.error, event.retry_at) for event in world.wire.recorded] == [(True, None)] * 2
     assert not [key for key in world.store.keys("get") if not key.endswith("manifest.json")]
 
 
@@ -447,7 +445,7 @@ async def test_a_database_that_the_engine_cannot_read_leaves_the_others_alone_an
     await world.bucket.delete([key for key in world.bucket.objects if graph.upload_id in key])
     await world.laptop.upload(1, [1], parts=parts, memories=replace(both.memories, bases=bases))
     summary = await world.once()
-    assert (summary.caught[LAPTOP].refused, world.shelf.of()) == (1, [1])
+    assert (summary.outcomes[LAPTOP].refused, world.shelf.of()) == (1, [1])
     assert "newer DuckDB" in world.wire.recorded[0].error
 
 
@@ -573,7 +571,7 @@ async def test_systems_with_rows_without_end_leave_the_others_their_turn_and_are
     found = rows_read_before_all_had_a_turn(monkeypatch, hostile + 1)
     summary = await world.reactor(share=Share(rows=9)).once()
     assert found[0] <= 3 * hostile * 9 < ROWS, "three turns of each at most, each of nine rows"
-    assert all(caught.taken == 1 for caught in summary.caught.values()), "what had to wait lost nothing"
+    assert all(caught.ingested == 1 for caught in summary.outcomes.values()), "what had to wait lost nothing"
     assert [len(rows) for rows in world.reader.opened] == [ROWS] * hostile, "each was opened once"
 
 
@@ -590,18 +588,18 @@ async def test_a_turn_ends_with_its_bytes_and_with_its_time_too(world, monkeypat
 async def test_a_system_beyond_the_limit_of_rows_is_refused_with_the_reason(world):
     await with_hostile_systems(world, 1)
     summary = await world.reactor(limits=Limits(rows=100)).once()
-    caught = summary.caught["hostile-0"]
-    assert (caught.taken, caught.refused, summary.caught["later"].taken) == (0, 1, 1)
-    assert "more than the 100 that are taken of a system" in caught.why
+    caught = summary.outcomes["hostile-0"]
+    assert (caught.ingested, caught.refused, summary.outcomes["later"].ingested) == (0, 1, 1)
+    assert "the limit is 100" in caught.refusal
     (event,) = [event for event in await world.events() if isinstance(event, IngestFailed)]
-    assert event.error == caught.why
+    assert event.error == caught.refusal
 
 
 async def test_a_system_beyond_the_limit_of_bytes_is_refused_before_anything_is_downloaded(world):
     await with_hostile_systems(world, 1, rows=3000)
     summary = await world.reactor(limits=Limits(raw_bytes=5999)).once()
-    assert "more than the 5,999 that are taken of a system" in summary.caught["hostile-0"].why
-    assert summary.caught["later"].taken == 1
+    assert "the limit is 5,999" in summary.outcomes["hostile-0"].refusal
+    assert summary.outcomes["later"].ingested == 1
     assert not [key for key in world.fetched(".duckdb") if "hostile" in key]
 
 
@@ -611,7 +609,7 @@ async def test_a_broken_system_fails_alone_and_more_systems_than_turns_are_all_t
         await sender.upload(0, [number])
     world.store.fail("get", StoreError("503", transient=True), key=f"{senders[3].id(0)}/memories.json", times=99)
     summary = await world.once()
-    assert (list(summary.failures), len(summary.caught), summary.success) == (["s-3"], 8, False)
+    assert (list(summary.failures), len(summary.outcomes), summary.success) == (["s-3"], 8, False)
 
 
 async def test_a_result_wakes_its_system_alone_and_one_without_a_bucket_or_of_others_wakes_none(world):

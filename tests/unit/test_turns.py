@@ -14,7 +14,7 @@ def ignored() -> None:
 
 @pytest.fixture
 def turns():
-    return Turns(ManualClock(), share=Share(rows=10, raw_bytes=100, seconds=5), at_once=1, begun_at_once=3)
+    return Turns(ManualClock(), share=Share(rows=10, raw_bytes=100, seconds=5), at_once=1, open_at_once=3)
 
 
 async def settled() -> None:
@@ -74,7 +74,7 @@ async def test_who_is_cancelled_while_it_waits_for_its_next_turn_gives_none_away
         await third
 
 
-async def test_no_more_are_begun_at_once_than_may_be(turns):
+async def test_no_more_are_open_at_once_than_may_be(turns):
     begun = [turns.one() for _ in range(4)]
     async with asyncio.timeout(10):
         for each in begun[:3]:

@@ -1,4 +1,4 @@
-"""Events about uploads that were ingested: kept in the ledger, then published until the bus confirms them."""
+"""The events about ingested uploads: stored in the ledger, then published until the bus confirms them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ _log = structlog.get_logger()
 
 
 class IngestJournal:
-    """Keeps the positions of systems and the events about their uploads, and publishes those. `bus` None: no bus.
+    """Stores the cursors of systems and the events about their uploads, and publishes the events. `bus` may be None.
 
-    Positions are kept for each pair of bucket and Akosha (`endpoints`): every system starts over on another one. Each
-    system is written by one task at a time.
+    Cursors belong to a pair of bucket and Akosha (`endpoints`): with another pair, every system starts over. One task
+    at a time writes a system's cursor.
     """
 
     def __init__(
@@ -31,22 +31,25 @@ class IngestJournal:
         self._ledger, self._bus, self._agent_id, self._clock = ledger, bus, identity.agent_id, clock
         self._notes = f"react:{hashlib.sha256(chr(10).join(endpoints).encode()).hexdigest()[:12]}:"
 
-    async def position(self, system_id: str) -> Cursor:
-        """Return how far the system has come. One that cannot be read is lost: the system starts over."""
-        kept = (await self._ledger.notes()).get(f"{self._notes}{system_id}")
+    async def cursor(self, system_id: str) -> Cursor:
+        """Return the cursor of a system; an empty one if it is unreadable, so that the system starts over."""
+        note = (await self._ledger.notes()).get(f"{self._notes}{system_id}")
         try:
-            return Cursor.decode(kept) if kept else Cursor()
+            return Cursor.decode(note) if note else Cursor()
         except WireError as error:
             _log.warning(
-                "cursor_lost", system_id=system_id, reason=error.message, next_step="its uploads are checked again"
+                "cursor_lost",
+                system_id=system_id,
+                reason=error.message,
+                next_step="all uploads of the system are checked again",
             )
             return Cursor()
 
-    async def keep(self, system_id: str, position: Cursor) -> None:
-        await self._ledger.note(f"{self._notes}{system_id}", position.encode())
+    async def save(self, system_id: str, cursor: Cursor) -> None:
+        await self._ledger.note(f"{self._notes}{system_id}", cursor.encode())
 
     async def systems(self) -> list[str]:
-        """Return the systems that have a position."""
+        """Return the systems that have a cursor."""
         return [key.removeprefix(self._notes) for key in await self._ledger.notes() if key.startswith(self._notes)]
 
     def completed(self, system_id: str, upload: str, source: str, tally: Tally, seconds: float) -> IngestCompleted:
@@ -58,12 +61,12 @@ class IngestJournal:
             source=source,
             stored=tally.stored,
             known=tally.known,
-            kept_back=_few({**tally.waiting, **tally.refused}),
+            kept_back=_most_frequent({**tally.waiting, **tally.refused}),
             duration_seconds=round(seconds, 3),
         )
 
     def failed(self, system_id: str, upload: str, error: str, retry_at: datetime | None) -> IngestFailed:
-        """Return the event of an upload that is given up or, with `retry_at`, was tried for the first time."""
+        """Return the event of a refused upload or, with `retry_at`, of an upload's first failed attempt."""
         return IngestFailed(
             id=ingest_event_id(upload, self._agent_id, "delayed" if retry_at else "failed"),
             time=self._clock.now(),
@@ -73,25 +76,25 @@ class IngestJournal:
             retry_at=retry_at,
         )
 
-    async def is_written(self, upload: str) -> bool:
-        """Say whether an upload was taken or given up."""
+    async def is_finished(self, upload: str) -> bool:
+        """Return whether an upload was ingested or refused."""
         ids = [ingest_event_id(upload, self._agent_id, outcome) for outcome in ("completed", "failed")]
         return any([await self._ledger.find_event(each) is not None for each in ids])
 
-    async def write(self, position: Cursor, event: IngestCompleted | IngestFailed) -> Cursor:
-        """Keep the event and the position it belongs to; return that, with the event to be published.
+    async def write(self, cursor: Cursor, event: IngestCompleted | IngestFailed) -> Cursor:
+        """Store an event, then the cursor; return the cursor with the event marked as unpublished.
 
-        The event first: a kill in between has the upload looked at again, and the event keeps its id.
+        If the process is killed in between, the upload is ingested again, and the event keeps its id.
         """
         await self._ledger.add_to_history(event)
-        if self._bus is not None and event.id not in position.unpublished:
-            position = replace(position, unpublished=(*position.unpublished, event.id))
-        await self.keep(event.system_id, position)
-        return position
+        if self._bus is not None and event.id not in cursor.unpublished:
+            cursor = replace(cursor, unpublished=(*cursor.unpublished, event.id))
+        await self.save(event.system_id, cursor)
+        return cursor
 
-    async def publish(self, system_id: str, position: Cursor) -> Cursor:
-        """Publish what is not published, oldest first; return the position without what the bus has confirmed."""
-        left = list(position.unpublished)
+    async def publish(self, system_id: str, cursor: Cursor) -> Cursor:
+        """Publish the unpublished events, oldest first; return the cursor without those that the bus confirmed."""
+        left = list(cursor.unpublished)
         try:
             while left and self._bus is not None:
                 event = await self._ledger.find_event(left[0])
@@ -100,20 +103,20 @@ class IngestJournal:
                 del left[0]
         except BusError as error:
             _log.debug("ingest_outbox_blocked", system_id=system_id, count=len(left), error=str(error))
-        except WireError as error:  # it would block all others
+        except WireError as error:  # drop the event: it would block all others
             _log.error("result_rejected", id=left.pop(0), reason=str(error))
-        if tuple(left) != position.unpublished:
-            position = replace(position, unpublished=tuple(left))
-            await self.keep(system_id, position)
-        return position
+        if tuple(left) != cursor.unpublished:
+            cursor = replace(cursor, unpublished=tuple(left))
+            await self.save(system_id, cursor)
+        return cursor
 
 
-def _few(reasons: Mapping[str, int]) -> dict[str, int]:
-    """Return how many are kept back, by the most frequent reasons: a server may have a reason for each row."""
+def _most_frequent(reasons: Mapping[str, int]) -> dict[str, int]:
+    """Return the counts of the most frequent reasons, and of all others together: a server may have one per row."""
     ordered = sorted(reasons.items(), key=lambda each: -each[1])
-    few: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for reason, count in ordered[:MOST_NAMED]:
         name = shorten(reason, LONGEST_TEXT)
-        few[name] = few.get(name, 0) + count
+        counts[name] = counts.get(name, 0) + count
     rest = sum(count for _, count in ordered[MOST_NAMED:])
-    return {**few, "other reasons": rest} if rest else few
+    return {**counts, "other reasons": rest} if rest else counts

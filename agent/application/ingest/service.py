@@ -1,7 +1,7 @@
-"""The Akosha side: every upload of every system in a bucket, into Akosha. A result on the bus wakes its system.
+"""The Akosha side: ingest every upload of every system in a bucket into Akosha. A result on the bus starts its system.
 
-What is to be done follows from the bucket and the ledger alone, so a result that was missed is a result that comes
-late: at the start, and now and then, all systems are looked at. A system's trouble is its own: each has a task.
+The work to do follows from the bucket and the ledger alone. At the start, and at an interval, all systems are checked,
+so a missed result only causes a delay. Each system has its own task, and fails alone.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from agent.domain.identity import Identity
 from agent.ports import Clock, EventBus, Ledger, Message, ObjectStore, reset_clients
 
 ROLE = "react"
-"""Of the durable name under which NATS keeps our place."""
+"""Role in the name of the durable NATS consumer."""
 
 PASSES = 15
-"""Where results come over NATS, all systems are looked at once in so many passes."""
+"""With NATS, all systems are checked once in this many passes."""
 
 READY_SECONDS = 5.0
-"""Longest time that a single run waits for the bus to publish its events."""
+"""Maximum time that `once` waits for the bus."""
 
 _ALL = "all systems"
 
@@ -38,23 +38,23 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class IngestSummary:
-    """What one catching up has come to; `failures`: system -> what it waits for, or that it has no uploads."""
+    """The result of `IngestService.once`. `failures` maps systems to their error, or to the fact that none exists."""
 
-    caught: Mapping[str, SystemOutcome]
+    outcomes: Mapping[str, SystemOutcome]
     failures: Mapping[str, str]
 
     @property
     def success(self) -> bool:
-        """Whether all that there is was taken."""
-        return not self.failures and not any(caught.refused for caught in self.caught.values())
+        """Whether all uploads were ingested."""
+        return not self.failures and not any(outcome.refused for outcome in self.outcomes.values())
 
 
 @dataclass(slots=True)
 class IngestService:
-    """Everything wired together. `run` is the service, `once` a single catching up.
+    """Ingests the uploads of a bucket: `run` until cancelled, `once` a single time.
 
-    `systems`: those to react to, all where it is empty. `bus` is None where there is no NATS: then all systems are
-    looked at every `rescan_seconds`.
+    `systems` are the systems to ingest; empty: all. `bus` is None without NATS; then all systems are checked every
+    `rescan_seconds`.
     """
 
     identity: Identity
@@ -66,7 +66,7 @@ class IngestService:
     rescan_seconds: float
     share: Share = field(default_factory=Share)
 
-    _news: IngestJournal = field(init=False)
+    _journal: IngestJournal = field(init=False)
     _signal: Signal = field(init=False)
     _turns: Turns = field(init=False)
     _outages: Outages = field(default_factory=Outages, init=False)
@@ -77,10 +77,10 @@ class IngestService:
         self._signal = Signal(self.clock, "react-passes")
         self._turns = Turns(self.clock, share=self.share)
         endpoints = self.ingest.store.location, self.ingest.endpoint
-        self._news = IngestJournal(self.ledger, self.bus, self.identity, self.clock, endpoints=endpoints)
+        self._journal = IngestJournal(self.ledger, self.bus, self.identity, self.clock, endpoints=endpoints)
 
     async def run(self) -> None:
-        """Run until cancelled. Raises what no later try mends."""
+        """Run until cancelled. Raises errors that a retry cannot fix."""
         await self.ingest.unpacker.sweep()
         async with self._group:
             if self.bus is not None:
@@ -94,53 +94,53 @@ class IngestService:
                 akosha=self.ingest.push.sink.location,
                 systems=sorted(self.systems) or "all",
             )
-            self._group.create_task(self._now_and_then(), name="react-passes")
+            self._group.create_task(self._rescan_loop(), name="react-passes")
 
     async def reset_clients(self) -> None:
-        """Have store, server and bus read credentials and certificates again; retry what waits now."""
+        """Reload the credentials and certificates of store, server and bus; retry all systems that wait, now."""
         await reset_clients(self.ingest.store, self.ingest.push.sink, self.bus)
         for ingester in self._ingesters.values():
             ingester.notify()
         self._signal.set()
 
     async def once(self) -> IngestSummary:
-        """Take all there is, trying everything once. Raises StoreError where the bucket cannot be listed."""
+        """Ingest all uploads, with one attempt each. Raises StoreError if the bucket cannot be listed."""
         await self.ingest.unpacker.sweep()
         if self.bus is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(READY_SECONDS):
                     await self.bus.wait_until_ready()
-        caught: dict[str, SystemOutcome] = {}
+        outcomes: dict[str, SystemOutcome] = {}
 
         async def catch_up(system_id: str) -> None:
             try:
-                caught[system_id] = await self._ingester(system_id).catch_up()
+                outcomes[system_id] = await self._ingester(system_id).catch_up()
             except AkoshaError as error:
                 if is_final(error):
                     raise
                 failures[system_id] = str(error)
 
-        there = {*await systems_in(self.ingest.store), *await self._news.systems()}
-        absent = sorted(set(self.systems) - there)
-        named = f"systems there: {', '.join(sorted(there))}" if there else "no system has uploads there"
-        failures = dict.fromkeys(absent, f"there is no such system in {self.ingest.store.location} ({named})")
+        known = {*await systems_in(self.ingest.store), *await self._journal.systems()}
+        absent = sorted(set(self.systems) - known)
+        known_names = f"systems there: {', '.join(sorted(known))}" if known else "no system has uploads there"
+        failures = dict.fromkeys(absent, f"there is no such system in {self.ingest.store.location} ({known_names})")
         async with asyncio.TaskGroup() as group:
-            for system_id in sorted(there.intersection(self.systems) if self.systems else there):
+            for system_id in sorted(known.intersection(self.systems) if self.systems else known):
                 group.create_task(catch_up(system_id), name=f"react-{system_id}")
-        return IngestSummary(caught, failures)
+        return IngestSummary(outcomes, failures)
 
     async def _on_result(self, message: Message) -> None:
-        """A result is a hint: the bucket says what there is to do, also after a kill."""
+        """Start the system of a result. The result is acked at once: after a kill, the bucket shows what to do."""
         event = message.event
         if isinstance(event, SyncSucceeded) and event.manifest_key and self._is_wanted(event.system_id):
             self._running(event.system_id).notify(_upload(event))
         await message.ack()
 
-    async def _now_and_then(self) -> None:
+    async def _rescan_loop(self) -> None:
         while True:
             try:
                 for system_id in await self._all():
-                    self._running(system_id).look()
+                    self._running(system_id).notify_if_idle()
             except AkoshaError as error:
                 if is_final(error):
                     raise
@@ -151,32 +151,32 @@ class IngestService:
             for _ in range(PASSES):
                 if await self._signal.wait(self.rescan_seconds):
                     break
-                await self._welcome_back()
+                await self._retry_if_akosha_is_back()
                 if self.bus is None or not self.bus.state.ready:
                     break
 
-    async def _welcome_back(self) -> None:
-        """Whoever waits for Akosha need not wait for its time when that is there."""
+    async def _retry_if_akosha_is_back(self) -> None:
+        """Retry the systems that wait for Akosha now, if it can be reached."""
         waiting = [ingester for ingester in self._ingesters.values() if ingester.waits_for_akosha]
         if waiting and await self.ingest.push.sink.is_available():
             for ingester in waiting:
                 ingester.notify()
 
     async def _all(self) -> list[str]:
-        """Return the systems in the bucket, and those that have a position here."""
+        """Return the systems to ingest: those set, else those in the bucket or with a cursor."""
         if self.systems:
             return sorted(self.systems)
-        return sorted({*await systems_in(self.ingest.store), *await self._news.systems()})
+        return sorted({*await systems_in(self.ingest.store), *await self._journal.systems()})
 
     def _notify_all(self) -> None:
         for ingester in self._ingesters.values():
-            ingester.look()
+            ingester.notify_if_idle()
 
     def _is_wanted(self, system_id: str) -> bool:
         return not self.systems or system_id in self.systems
 
     def _running(self, system_id: str) -> SystemIngester:
-        """Return the system's reaction, at work. One that finds nothing ends, so that no event leaves a task behind."""
+        """Return the system's running ingester. It ends if the system has no uploads, so that no task is left over."""
         if system_id in self._ingesters:
             return self._ingesters[system_id]
         ingester = self._ingesters[system_id] = self._ingester(system_id)
@@ -194,7 +194,7 @@ class IngestService:
         return SystemIngester(
             system_id,
             ingest=self.ingest,
-            news=self._news,
+            journal=self._journal,
             clock=self.clock,
             turns=self._turns,
             outages=self._outages,
@@ -202,7 +202,7 @@ class IngestService:
 
 
 def _upload(event: SyncSucceeded) -> str:
-    """Return the upload of a result; empty where others wrote something else there."""
+    """Return the upload of a result, "" if it is not an upload id."""
     try:
         naming.upload_time(event.upload_id or "")
     except NamingError:
@@ -216,7 +216,7 @@ PREFIX = "systems/"
 async def systems_in(store: ObjectStore) -> list[str]:
     """Return the ids of the systems that have any object, in the order of their keys.
 
-    One short listing for each, and one more. A folder that cannot be a system's is passed over. Raises StoreError.
+    Makes one short listing per system, and one more. Skips folders whose name is not a system id. Raises StoreError.
     """
     found: list[str] = []
     start = PREFIX
@@ -225,7 +225,7 @@ async def systems_in(store: ObjectStore) -> list[str]:
         if not slash:
             start = key
             continue
-        # What is in the folder begins with "folder/", and "0" is the character after "/".
+        # Keys in the folder start with "folder/", and "0" is the character after "/".
         start = f"{PREFIX}{folder}0"
         try:
             found.append(naming.check_system_id(folder))
@@ -235,7 +235,7 @@ async def systems_in(store: ObjectStore) -> list[str]:
 
 
 async def _first_key(store: ObjectStore, start: str) -> str:
-    """Return the first key under the prefix after `start`, empty where there is none."""
+    """Return the first key under the prefix after `start`, "" if there is none."""
     listing = store.list(PREFIX, start_after=start)
     try:
         async for item in listing:

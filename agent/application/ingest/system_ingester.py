@@ -1,7 +1,7 @@
-"""One system: its uploads, in order, into Akosha. The bucket says what there is; events say that it is time to look.
+"""Ingest the uploads of one system into Akosha, in order. Events start a check; the bucket shows which uploads exist.
 
-An upload is done with when the position has gone past it: taken, or refused. Until then everything may be done again,
-which changes nothing: what Akosha has been given is in the memory ledger.
+An upload is finished when the cursor is past it: it was ingested or refused. Before that, any step may be repeated
+without effect: the memory ledger knows which memories Akosha has.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import structlog
 
-from agent.application.ingest.cursor import Cursor, passed, plan
+from agent.application.ingest.cursor import Cursor, advance_unchanged, plan
 from agent.application.ingest.journal import IngestJournal
 from agent.application.ingest.turns import Turn, Turns
 from agent.application.ingest.upload_ingester import UploadIngester
@@ -24,70 +24,66 @@ from agent.domain.routing import target_backoff
 from agent.ports import Capabilities, Clock
 
 TRIES = 7
-"""An upload that differs from its manifest may still be incomplete: it is tried again after 30 s, 60 s ... 15 min."""
+"""Attempts per upload that differs from its manifest: it may be incomplete yet. Pauses are 30 s, 60 s ... 15 min."""
 
-MOST_LOGGED = 10_000
+MOST_NOTIFIED = 10_000
+"""Maximum number of notified uploads that are remembered."""
 
 _AKOSHA = "akosha "
-"""What all systems wait for; no system is called that."""
+"""Key of an outage of Akosha, which all systems share. It is not a valid system id."""
 
 _log = structlog.get_logger()
 
 
 class Outages:
-    """Says once that something is waited for, and once that it is there again."""
+    """Logs the start and the end of each outage once. An outage of Akosha is logged once for all systems."""
 
     def __init__(self) -> None:
-        self._waits: set[str] = set()
+        self._waiting: set[str] = set()
 
     def failed(self, system_id: str, error: AkoshaError, **more: object) -> None:
-        """What all systems wait for is said once for all."""
-        database_cursor = _database_cursor(system_id, error)
-        publish = _log.debug if database_cursor in self._waits else _log.warning
-        self._waits.add(database_cursor)
-        publish("ingest_waiting", system_id=system_id, error=str(error), **more)
+        key = _AKOSHA if isinstance(error, SinkError) else system_id
+        log = _log.debug if key in self._waiting else _log.warning
+        self._waiting.add(key)
+        log("ingest_waiting", system_id=system_id, error=str(error), **more)
 
     def passed(self, system_id: str, *, akosha: bool) -> None:
-        """The system waits for nothing; with `akosha`, that has taken something."""
-        over = self._waits & ({system_id, _AKOSHA} if akosha else {system_id})
+        """End the outage of a system and, with `akosha`, that of Akosha."""
+        over = self._waiting & ({system_id, _AKOSHA} if akosha else {system_id})
         if over:
             _log.info("ingest_resumed", system_id=system_id)
-        self._waits -= over
+        self._waiting -= over
 
 
 def is_final(error: AkoshaError) -> bool:
-    """Say whether no later try mends it: the ledger cannot be used."""
+    """Return whether a retry cannot fix the error: the ledger cannot be used."""
     return isinstance(error, StateError) and not error.transient
-
-
-def _database_cursor(system_id: str, error: AkoshaError) -> str:
-    return _AKOSHA if isinstance(error, SinkError) else system_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemOutcome:
-    """What one catching up has come to: uploads taken, uploads refused, and what became of the memories.
+    """The result of one `catch_up`: number of uploads ingested and refused, and the memories pushed.
 
-    `why`: the reason of the first refusal.
+    `refusal` is the reason of the first refusal.
     """
 
-    taken: int = 0
+    ingested: int = 0
     refused: int = 0
-    why: str = ""
+    refusal: str = ""
     tally: Tally = field(default_factory=Tally)
 
     def __add__(self, other: "SystemOutcome") -> "SystemOutcome":
         return SystemOutcome(
-            taken=self.taken + other.taken,
+            ingested=self.ingested + other.ingested,
             refused=self.refused + other.refused,
-            why=self.why or other.why,
+            refusal=self.refusal or other.refusal,
             tally=self.tally + other.tally,
         )
 
 
 @dataclass(slots=True)
-class _Taking:
-    """An upload in hand."""
+class _Ingestion:
+    """An upload that is being ingested. `later` are the ids of the uploads after it."""
 
     manifest: Manifest
     later: Sequence[str]
@@ -98,10 +94,9 @@ class _Taking:
 
 
 class SystemIngester:
-    """Brings one system up to date whenever there may be news. Takes turns with others: an upload, or the share of it
-    that a turn allows, then the next one's.
+    """Ingests the new uploads of one system whenever it is notified. Takes turns with other systems.
 
-    What fails for a passing reason is tried again after 30 s, doubling to 15 min.
+    Retries transient failures after 30 s, doubling to 15 min.
     """
 
     def __init__(
@@ -109,22 +104,22 @@ class SystemIngester:
         system_id: str,
         *,
         ingest: UploadIngester,
-        news: IngestJournal,
+        journal: IngestJournal,
         clock: Clock,
         turns: Turns,
         outages: Outages,
     ) -> None:
         self.system_id = system_id
-        self._ingest, self._news, self._clock, self._turns, self._outages = ingest, news, clock, turns, outages
+        self._ingest, self._journal, self._clock, self._turns, self._outages = ingest, journal, clock, turns, outages
         self._uploads = BucketUploads(ingest.store, system_id)
         self._signal = Signal(clock, f"react-{system_id}")
-        self._position = Cursor()
-        self._begun = self._looking = False
+        self._cursor = Cursor()
+        self._caught_up_once = self._busy = False
         self._failure: AkoshaError | None = None
         self._failures = 0
-        self._named_uploads: set[str] = set()
+        self._notified_uploads: set[str] = set()
         self._foreign: set[str] = set()
-        self._logged_upload, self._attempts = "", 0
+        self._reported_upload, self._attempts = "", 0
         self._unusable: dict[tuple[str, str], tuple[str, str]] = {}
 
     @property
@@ -132,28 +127,28 @@ class SystemIngester:
         return isinstance(self._failure, SinkError)
 
     def notify(self, upload: str = "") -> None:
-        """Look at once. An `upload` that is named is taken also where newer ones have been.
+        """Catch up now. Ingest `upload` even if newer uploads are finished.
 
-        Two agents of one system upload at the same time: whose id is the older may come later.
+        If two agents of one system upload at the same time, the upload with the older id may be completed later.
         """
-        if upload and len(self._named_uploads) < MOST_LOGGED:
-            self._named_uploads.add(upload)
+        if upload and len(self._notified_uploads) < MOST_NOTIFIED:
+            self._notified_uploads.add(upload)
         self._signal.set()
 
-    def look(self) -> None:
-        """There may be news: look, unless that is being done, or something is waited for."""
-        if self._failure is None and not self._looking:
+    def notify_if_idle(self) -> None:
+        """Catch up now, unless that is in progress or waits for a retry."""
+        if self._failure is None and not self._busy:
             self._signal.set()
 
     async def run(self) -> None:
-        """Catch up, and again at each notification, until cancelled; return where the system has nothing at all.
+        """Catch up at the start and at each notification, until cancelled. Return if the system has no uploads.
 
-        Raises what a later try does not mend: a ledger that cannot be used.
+        Raises errors that a retry cannot fix: the ledger cannot be used.
         """
         while True:
-            await self._signal.wait(0)  # this look sees what was notified until now
+            await self._signal.wait(0)  # clear notifications that this pass covers
             wait = None
-            self._looking = True
+            self._busy = True
             try:
                 await self.catch_up()
             except AkoshaError as error:
@@ -161,50 +156,50 @@ class SystemIngester:
                     raise
                 wait = self._delay(error).total_seconds()
             finally:
-                self._looking = False
-            if self._failure is None and self._position == Cursor():
+                self._busy = False
+            if self._failure is None and self._cursor == Cursor():
                 if await self._signal.wait(0):
                     continue
                 return
             await self._signal.wait(wait)
 
     async def catch_up(self) -> SystemOutcome:
-        """Take every upload that is newer than the last one that was done with.
+        """Ingest every upload that is newer than the last finished one.
 
-        Raises what it has to wait for: SinkError, StoreError, StateError, and WireError where an upload may be on its
-        way yet. Those before it are done with.
+        Raises SinkError, StoreError, StateError, and WireError if an upload may still be incomplete. The uploads
+        before the failed one are finished.
         """
-        self._position = await self._news.position(self.system_id)
-        caught, failure = SystemOutcome(), None
+        self._cursor = await self._journal.cursor(self.system_id)
+        outcome, failure = SystemOutcome(), None
         try:
             async with self._turns.one():
-                if not self._begun:
-                    await self._welcome()
-                whole = await self._new()
-            todo = [*await self._late(), *whole]
+                if not self._caught_up_once:
+                    await self._revisit_if_akosha_changed()
+                new = await self._new_uploads()
+            todo = [*await self._late_uploads(), *new]
             for at, upload in enumerate(todo):
                 async with self._turns.one() as turn:
-                    caught += await self._take(upload, todo[at + 1 :], turn)
-                self._named_uploads.discard(upload)
+                    outcome += await self._ingest_upload(upload, todo[at + 1 :], turn)
+                self._notified_uploads.discard(upload)
         except AkoshaError as error:
             failure = error
-        self._position = await self._news.publish(self.system_id, self._position)
+        self._cursor = await self._journal.publish(self.system_id, self._cursor)
         self._failure, self._failures = failure, self._failures + 1 if failure else 0
         if failure is not None:
             raise failure
-        self._begun = True
+        self._caught_up_once = True
         self._outages.passed(self.system_id, akosha=False)
-        return caught
+        return outcome
 
-    async def _new(self) -> list[str]:
-        """Return the uploads that are newer than the last one that was done with.
+    async def _new_uploads(self) -> list[str]:
+        """Return the uploads that are newer than the last finished one.
 
-        An id ahead of the clock whose manifest is not of this system is passed over: to go past it would be to miss all
-        uploads that follow.
+        Skip ids ahead of the clock whose manifest is not of this system: if the cursor moved past such an id, all
+        later uploads would be missed.
         """
-        _, whole = await self._uploads.ids_after(self._position.through)
+        _, complete = await self._uploads.ids_after(self._cursor.through)
         now = self._clock.now()
-        return [upload for upload in whole if not is_in_future(upload, now) or await self._is_ours(upload)]
+        return [upload for upload in complete if not is_in_future(upload, now) or await self._is_ours(upload)]
 
     async def _is_ours(self, upload: str) -> bool:
         if upload in self._foreign:
@@ -213,7 +208,7 @@ class SystemIngester:
             await self._ingest.manifest(self.system_id, upload)
         except WireError as error:
             if error.transient:
-                return True  # it may be on its way: it is taken, or refused, in its turn
+                return True  # the upload may be incomplete: `_ingest_upload` retries or refuses it
             self._foreign.add(upload)
             _log.warning("foreign_uploads", system_id=self.system_id, names=[upload], reason=error.message)
             return False
@@ -225,146 +220,148 @@ class SystemIngester:
         self._outages.failed(self.system_id, error, delay_seconds=delay.total_seconds())
         return delay
 
-    async def _welcome(self) -> None:
-        """Where Akosha takes now what it did not before, the newest upload is looked at once more."""
+    async def _revisit_if_akosha_changed(self) -> None:
+        """If Akosha may accept memories that it did not take before, ingest the newest upload again."""
         counts = await self._ingest.push.ledger.counts(self._ingest.target(self.system_id))
         if not (counts.waiting or counts.refused):
             return
-        _, again = await self._ingest.meet(self.system_id)
+        _, again = await self._ingest.connect(self.system_id)
         if again:
-            _, whole = await self._uploads.ids_after(None)
-            before = [upload for upload in whole[:-1] if upload < (self._position.through or "")]
-            await self._keep(replace(self._position.without(again), through=before[-1] if before else None))
+            _, complete = await self._uploads.ids_after(None)
+            before = [upload for upload in complete[:-1] if upload < (self._cursor.through or "")]
+            await self._save(replace(self._cursor.without(again), through=before[-1] if before else None))
 
-    async def _late(self) -> list[str]:
-        """Return the uploads that were named and that the position has gone past without seeing them."""
-        for upload in sorted(self._named_uploads):
-            if await self._news.is_written(upload):
-                self._named_uploads.discard(upload)
-        return sorted(upload for upload in self._named_uploads if upload <= (self._position.through or ""))
+    async def _late_uploads(self) -> list[str]:
+        """Return the notified uploads that the cursor is past, but that are not finished."""
+        for upload in sorted(self._notified_uploads):
+            if await self._journal.is_finished(upload):
+                self._notified_uploads.discard(upload)
+        return sorted(upload for upload in self._notified_uploads if upload <= (self._cursor.through or ""))
 
-    async def _take(self, upload: str, later: Sequence[str], turn: Turn) -> SystemOutcome:
+    async def _ingest_upload(self, upload: str, later: Sequence[str], turn: Turn) -> SystemOutcome:
         started = self._clock.monotonic()
         try:
             manifest = await self._ingest.manifest(self.system_id, upload)
             if manifest is None:
                 _log.info("upload_missing", system_id=self.system_id, upload_id=upload)
-                await self._keep(self._position.past(upload))
+                await self._save(self._cursor.past(upload))
                 self._attempts = 0
                 return SystemOutcome()
-            taking = _Taking(manifest, later, turn)
-            await self._capabilities(taking)
+            ingestion = _Ingestion(manifest, later, turn)
+            await self._push(ingestion)
         except WireError as error:
             if not error.transient:
                 return await self._refuse(upload, str(error), Tally())
             self._attempts += 1
-            await self._delayed(upload, error)
+            await self._report_delay(upload, error)
             raise
         except (SinkError, SnapshotError) as error:
             self._attempts += not isinstance(error, SinkError | StagingFull)
-            await self._delayed(upload, error)
+            await self._report_delay(upload, error)
             raise
-        if taking.faults:
-            return await self._refuse(upload, "; ".join(taking.faults), taking.tally)
+        if ingestion.faults:
+            return await self._refuse(upload, "; ".join(ingestion.faults), ingestion.tally)
         seconds = self._clock.monotonic() - started
-        event = self._news.completed(self.system_id, upload, taking.source, taking.tally, seconds)
-        self._position = await self._news.write(self._position.past(upload), event)
+        event = self._journal.completed(self.system_id, upload, ingestion.source, ingestion.tally, seconds)
+        self._cursor = await self._journal.write(self._cursor.past(upload), event)
         self._attempts = 0
         self._outages.passed(self.system_id, akosha=True)
         _log.info(
             "ingest_completed",
             system_id=self.system_id,
             upload_id=upload,
-            source=taking.source,
+            source=ingestion.source,
             stored=event.stored,
             known=event.known,
             kept_back=event.kept_back,
             duration_seconds=event.duration_seconds,
         )
-        return SystemOutcome(taken=1, tally=taking.tally)
+        return SystemOutcome(ingested=1, tally=ingestion.tally)
 
-    async def _capabilities(self, taking: _Taking) -> None:
-        """Push what Akosha lacks of an upload. What is wrong with it for good is among the faults."""
-        manifest = taking.manifest
-        todo = plan(manifest, self._position)
-        if todo.delta or todo.whole:  # else there is nothing to disturb Akosha for
-            capabilities, again = await self._ingest.meet(self.system_id)
+    async def _push(self, ingestion: _Ingestion) -> None:
+        """Push what Akosha lacks of an upload. Errors that a retry cannot fix are added to the faults."""
+        manifest = ingestion.manifest
+        todo = plan(manifest, self._cursor)
+        if todo.delta or todo.full:
+            capabilities, again = await self._ingest.connect(self.system_id)
             if again:
-                await self._keep(self._position.without(again))
-                todo = plan(manifest, self._position)
-            taking.source = "memories" if todo.delta else "databases"
+                await self._save(self._cursor.without(again))
+                todo = plan(manifest, self._cursor)
+            ingestion.source = "memories" if todo.delta else "databases"
             if todo.delta:
-                await self._memories(taking, capabilities, todo.delta)
-            for database in sorted(todo.whole):
-                await self._whole(taking, capabilities, database)
-        self._position = passed(manifest, self._position, todo.same)
+                await self._push_memories(ingestion, capabilities, todo.delta)
+            for database in sorted(todo.full):
+                await self._push_database(ingestion, capabilities, database)
+        self._cursor = advance_unchanged(manifest, self._cursor, todo.unchanged)
 
-    async def _memories(self, taking: _Taking, capabilities: Capabilities, databases: frozenset[str]) -> None:
+    async def _push_memories(
+        self, ingestion: _Ingestion, capabilities: Capabilities, databases: frozenset[str]
+    ) -> None:
         try:
-            taking.tally += await self._ingest.memories(taking.manifest, capabilities, taking.turn)
+            ingestion.tally += await self._ingest.memories(ingestion.manifest, capabilities, ingestion.turn)
         except (WireError, SnapshotError) as error:
-            if self._is_worth_waiting(error):
+            if self._should_retry(error):
                 raise
-            taking.faults.append(str(error))
+            ingestion.faults.append(str(error))
         else:
-            await self._keep(self._position.at(taking.manifest, databases))
+            await self._save(self._cursor.at(ingestion.manifest, databases))
 
-    async def _whole(self, taking: _Taking, capabilities: Capabilities, database: str) -> None:
-        """Read a database of the newest upload that has it. One that is unusable is not fetched again."""
-        newest = await self._newest(taking, database)
-        who = newest.agent_id, database
-        taking.source = "databases"
+    async def _push_database(self, ingestion: _Ingestion, capabilities: Capabilities, database: str) -> None:
+        """Push a database of the newest upload that has it. An unusable database is downloaded once only."""
+        newest = await self._newest(ingestion, database)
+        key = newest.agent_id, database
+        ingestion.source = "databases"
         fault = ""
-        if self._unusable.get(who, ("", ""))[0] == newest.upload_id:
-            fault = self._unusable[who][1]
+        if self._unusable.get(key, ("", ""))[0] == newest.upload_id:
+            fault = self._unusable[key][1]
         else:
             try:
-                taking.tally += await self._ingest.database(newest, database, capabilities, taking.turn)
+                ingestion.tally += await self._ingest.database(newest, database, capabilities, ingestion.turn)
             except (WireError, SnapshotError) as error:
-                if self._is_worth_waiting(error):
+                if self._should_retry(error):
                     raise
                 fault = f"{database}: {error}"
-                self._unusable[who] = newest.upload_id, fault
+                self._unusable[key] = newest.upload_id, fault
             else:
-                await self._keep(self._position.at(newest, [database]))
+                await self._save(self._cursor.at(newest, [database]))
         if fault:
-            taking.faults.append(fault)
+            ingestion.faults.append(fault)
 
-    async def _newest(self, taking: _Taking, database: str) -> Manifest:
-        for upload in reversed(taking.later):
+    async def _newest(self, ingestion: _Ingestion, database: str) -> Manifest:
+        for upload in reversed(ingestion.later):
             try:
                 manifest = await self._ingest.manifest(self.system_id, upload)
             except WireError:
-                continue  # it is refused in its turn
-            if manifest and manifest.agent_id == taking.manifest.agent_id and manifest.of(database):
+                continue  # refused when its turn comes
+            if manifest and manifest.agent_id == ingestion.manifest.agent_id and manifest.of(database):
                 return manifest
-        return taking.manifest
+        return ingestion.manifest
 
-    def _is_worth_waiting(self, error: AkoshaError) -> bool:
+    def _should_retry(self, error: AkoshaError) -> bool:
         return isinstance(error, StagingFull) or (error.transient and self._attempts < TRIES - 1)
 
-    async def _delayed(self, upload: str, error: AkoshaError) -> None:
-        """Tell of an upload's first failure that is not its last."""
-        if self._logged_upload != upload:
+    async def _report_delay(self, upload: str, error: AkoshaError) -> None:
+        """Record the event of an upload's first failed attempt."""
+        if self._reported_upload != upload:
             retry_at = self._clock.now() + target_backoff(self._failures + 1)
-            event = self._news.failed(self.system_id, upload, str(error), retry_at)
-            self._position = await self._news.write(self._position, event)
-            self._logged_upload = upload
+            event = self._journal.failed(self.system_id, upload, str(error), retry_at)
+            self._cursor = await self._journal.write(self._cursor, event)
+            self._reported_upload = upload
 
-    async def _refuse(self, upload: str, why: str, tally: Tally) -> SystemOutcome:
-        """Go past the upload; a newer one brings what it lacks, from its databases."""
-        event = self._news.failed(self.system_id, upload, why, None)
-        self._position = await self._news.write(self._position.past(upload), event)
+    async def _refuse(self, upload: str, reason: str, tally: Tally) -> SystemOutcome:
+        """Move past the upload. What it lacks is read from the databases of a newer upload."""
+        event = self._journal.failed(self.system_id, upload, reason, None)
+        self._cursor = await self._journal.write(self._cursor.past(upload), event)
         self._attempts = 0
         _log.error(
             "ingest_failed",
             system_id=self.system_id,
             upload_id=upload,
-            error=why,
-            next_step="a newer upload is waited for",
+            error=reason,
+            next_step="the next upload of the system is ingested instead",
         )
-        return SystemOutcome(refused=1, why=event.error, tally=tally)
+        return SystemOutcome(refused=1, refusal=event.error, tally=tally)
 
-    async def _keep(self, position: Cursor) -> None:
-        self._position = position
-        await self._news.keep(self.system_id, position)
+    async def _save(self, cursor: Cursor) -> None:
+        self._cursor = cursor
+        await self._journal.save(self.system_id, cursor)

@@ -1,7 +1,7 @@
-"""Turns: what one upload may take of the Akosha side's time before the next system has its turn.
+"""Turns: how much of one upload is ingested before the next system has its turn.
 
-Uploads were written by others: a few kilobytes may unpack to millions of rows. So an upload that has used up its share
-waits, where it is, until the others that wait have had their turn, and then goes on: its files and its reader are kept.
+Uploads are not trusted: a few kilobytes may decompress to millions of rows. An upload that has used up its share pauses
+until the other waiting uploads have had their turn, then continues. Its files and its reader stay open meanwhile.
 """
 
 import asyncio
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from agent.ports import Clock
 
 AT_ONCE = 4
-"""How many uploads are worked on at a time."""
+"""Number of uploads that are ingested in parallel."""
 
-BEGUN_AT_ONCE = 16
-"""How many uploads may be begun, those that wait for their next turn among them: each has its files, and a process."""
+OPEN_AT_ONCE = 16
+"""Maximum number of open uploads, including those that wait for their next turn. Each has files and a process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """A turn ends, at the next page of rows, with the first of these that is used up. `raw_bytes`: unpacked."""
+    """The limits of a turn. It ends at the first page of rows after one is reached. `raw_bytes` are uncompressed."""
 
     rows: int = 20_000
     raw_bytes: int = 256 * 2**20
@@ -28,19 +28,19 @@ class Share:
 
 
 class Turns:
-    """Uploads in turn, first come first served; so is each next turn of one that was not done in its share."""
+    """Gives turns to uploads in the order of their requests, including the further turns of large uploads."""
 
     def __init__(
-        self, clock: Clock, *, share: Share | None = None, at_once: int = AT_ONCE, begun_at_once: int = BEGUN_AT_ONCE
+        self, clock: Clock, *, share: Share | None = None, at_once: int = AT_ONCE, open_at_once: int = OPEN_AT_ONCE
     ) -> None:
         self._clock, self.share = clock, share or Share()
-        self._free, self._begun = asyncio.Semaphore(at_once), asyncio.Semaphore(begun_at_once)
+        self._free, self._open = asyncio.Semaphore(at_once), asyncio.Semaphore(open_at_once)
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator["Turn"]:
-        """Have a turn for as long as the block runs, in as many parts as it takes."""
-        # Who has begun waits for a turn alone, so that nobody waits in a circle.
-        async with self._begun:
+        """Wait for a turn, and hold it while the block runs, except during `Turn.pause`."""
+        # An open upload only ever waits for a turn, so there is no deadlock.
+        async with self._open:
             turn = Turn(self._free, self._clock, self.share)
             await turn.begin()
             try:
@@ -50,7 +50,7 @@ class Turns:
 
 
 class Turn:
-    """One upload's turn. For one task at a time."""
+    """The turn of one upload. Not for concurrent use."""
 
     def __init__(self, free: asyncio.Semaphore, clock: Clock, share: Share) -> None:
         self._free, self._clock, self._share = free, clock, share
@@ -59,20 +59,20 @@ class Turn:
         self._since = 0.0
 
     async def begin(self) -> None:
-        """Wait for it."""
+        """Wait for the turn."""
         await self._free.acquire()
         self._held = True
         self._rows = self._raw_bytes = 0
         self._since = self._clock.monotonic()
 
     def end(self) -> None:
-        """Let the next one have it."""
+        """Give the turn to the next upload."""
         if self._held:
             self._held = False
             self._free.release()
 
     def spend(self, *, rows: int = 0, raw_bytes: int = 0) -> None:
-        """Count what was done."""
+        """Count rows and bytes towards the share."""
         self._rows += rows
         self._raw_bytes += raw_bytes
 
@@ -86,7 +86,7 @@ class Turn:
         )
 
     async def pause(self, moved: Callable[[], None], every_seconds: float) -> None:
-        """Where the share is used up, let the others go first; `moved` is called meanwhile (no standstill)."""
+        """If the share is used up, wait for the next turn; call `moved` meanwhile, so that this is not a stall."""
         if not self.used_up:
             return
         self.end()

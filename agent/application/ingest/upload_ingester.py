@@ -1,7 +1,6 @@
-"""One upload, taken from the bucket into Akosha: its memories, or, where those are not enough, its databases.
+"""Ingest one upload into Akosha: its memories.json or, if that is not enough, its databases.
 
-Whatever is in the bucket was written by others. Nothing of it is believed before it was checked, and nothing of it is
-kept: it is downloaded into a folder of our own, read, and gone.
+The contents of the bucket are not trusted. Objects are downloaded into a temporary folder, checked, read and deleted.
 """
 
 import asyncio
@@ -27,36 +26,34 @@ from agent.ports.unpacking import Unpacker
 MAX_MEMORIES_BYTES = 8 * 2**30
 MAX_DATABASE_BYTES = 64 * 2**30
 
-_ELSEWHERE = "is another program writing there?"
+_OTHER_WRITER = "is another program writing there?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a database, or the memories.json, of an upload may have: rows, and bytes unpacked."""
+    """Maximum size of one database, or memories.json, of an upload: rows, and uncompressed bytes."""
 
     rows: int = 5_000_000
     raw_bytes: int = 8 * 2**30
 
     def check(self, what: str, raw_bytes: int, rows: int) -> None:
-        """Raise WireError where the manifest already says that it is too much."""
+        """Raise WireError if the numbers in the manifest exceed a limit."""
         if raw_bytes > self.raw_bytes:
-            raise WireError(
-                f"{what} has {raw_bytes:,} bytes unpacked: more than the {self.raw_bytes:,} that are taken of a system"
-            )
+            raise WireError(f"{what} has {raw_bytes:,} bytes uncompressed: the limit is {self.raw_bytes:,}")
         if rows > self.rows:
             raise self.too_many(what, rows)
 
     def too_many(self, what: str, rows: int) -> WireError:
-        """Return the error for rows that are too many."""
-        return WireError(f"{what} has {rows:,} rows or more: more than the {self.rows:,} that are taken of a system")
+        """Return the error for too many rows."""
+        return WireError(f"{what} has {rows:,} rows or more: the limit is {self.rows:,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadIngester:
-    """Takes what one bucket has into one Akosha. `endpoint` and `bucket` name the two in the ledger.
+    """Ingests uploads of one bucket into one Akosha. `endpoint` and `bucket` identify the two in the ledger.
 
-    `zone` knows a time zone by its name; it may read files, and raises WireError for one that it does not know. Nothing
-    may make no progress for longer than `standstill_seconds`.
+    `zone` returns a time zone by its name; it may read files, and raises WireError if the zone is unknown. An operation
+    fails after `standstill_seconds` without progress.
     """
 
     store: ObjectStore
@@ -71,11 +68,11 @@ class UploadIngester:
     limits: Limits = field(default_factory=Limits)
 
     def target(self, system_id: str) -> Target:
-        """Return what the memory ledger calls this system's part of Akosha."""
+        """Return the target of this system in the memory ledger."""
         return Target("react", self.endpoint, self.bucket, system_id)
 
     async def manifest(self, system_id: str, upload: str) -> Manifest | None:
-        """Return an upload's manifest, None where it is gone. Raises StoreError; WireError for what it must not be."""
+        """Return an upload's manifest, None if it was deleted. Raises StoreError, WireError if it is invalid."""
         key = naming.manifest_key(system_id, upload)
         async with self._moving() as moved:
             data = await manifest_bytes(self.store, key, moved)
@@ -83,13 +80,13 @@ class UploadIngester:
             return None
         manifest = Manifest.decode(data)
         if (manifest.system_id, manifest.upload_id) != (system_id, upload):
-            raise WireError(f"{key} is the manifest of {manifest.upload_id}", hint=_ELSEWHERE)
+            raise WireError(f"{key} is the manifest of {manifest.upload_id}", hint=_OTHER_WRITER)
         return manifest
 
-    async def meet(self, system_id: str) -> tuple[Capabilities, frozenset[str]]:
-        """Return what Akosha takes, and the databases of the system of which it may take now what it did not before.
+    async def connect(self, system_id: str) -> tuple[Capabilities, frozenset[str]]:
+        """Connect to Akosha. Return its capabilities, and the databases of the system to offer again.
 
-        Raises SinkError.
+        These have memories that an Akosha of another version, or with other tools, did not take. Raises SinkError.
         """
         async with self._moving():
             capabilities = await self.push.sink.connect()
@@ -97,12 +94,12 @@ class UploadIngester:
         return capabilities, await self.push.ledger.update_version(self.target(system_id), version)
 
     async def memories(self, manifest: Manifest, capabilities: Capabilities, turn: Turn) -> Tally:
-        """Push what is in the upload's memories.json. Raises WireError, StoreError, SinkError, StateError."""
+        """Push the memories in the upload's memories.json. Raises WireError, StoreError, SinkError, StateError."""
         memories = manifest.memories
         if memories is None or not memories.count:
             return Tally()
         if memories.size > MAX_MEMORIES_BYTES:
-            raise WireError(f"{memories.key} has {memories.size} bytes, which is more than is taken")
+            raise WireError(f"{memories.key} has {memories.size:,} bytes: the limit is {MAX_MEMORIES_BYTES:,}")
         self.limits.check(memories.key, memories.size, memories.count)
         async with self.unpacker.folder(memories.size) as folder:
             path = folder / naming.MEMORIES_NAME
@@ -111,13 +108,15 @@ class UploadIngester:
             return await self._push(manifest, capabilities, source, turn, naming.MEMORIES_NAME)
 
     async def database(self, manifest: Manifest, database: str, capabilities: Capabilities, turn: Turn) -> Tally:
-        """Push what is in a database of the upload. Raises as `memories` does; SnapshotError where it is unreadable."""
+        """Push the memories in a database of the upload. Raises as `memories` does; SnapshotError if unreadable."""
         parts = manifest.of(database)
         if main_name(database) not in {part.name for part in parts}:
-            raise WireError(f"{manifest.upload_id} has memories of {database}, and lacks the database itself")
+            raise WireError(f"{manifest.upload_id} has memories of {database}, but not the database itself")
         size = sum(part.raw_size for part in parts)
         if max(size, sum(part.stored_size for part in parts)) > MAX_DATABASE_BYTES:
-            raise WireError(f"{database} in {manifest.upload_id} has {size} bytes, which is more than is taken")
+            raise WireError(
+                f"{database} in {manifest.upload_id} has {size:,} bytes: the limit is {MAX_DATABASE_BYTES:,}"
+            )
         self.limits.check(f"{database} in {manifest.upload_id}", size, sum(manifest.rows.get(database, {}).values()))
         async with self.unpacker.folder(size) as folder:
             for part in parts:
@@ -127,35 +126,35 @@ class UploadIngester:
                 return await self._push(manifest, capabilities, source, turn, database)
 
     async def _fetch(
-        self, memories: Part | MemoriesPart, path: Path, compression: Compression, raw_size: int, turn: Turn
+        self, part: Part | MemoriesPart, path: Path, compression: Compression, raw_size: int, turn: Turn
     ) -> None:
-        stored_size = memories.stored_size if isinstance(memories, Part) else memories.size
+        stored_size = part.stored_size if isinstance(part, Part) else part.size
         try:
-            async with self._moving() as moved, aclosing(self.store.get(memories.key)) as pieces:
+            async with self._moving() as moved, aclosing(self.store.get(part.key)) as pieces:
                 await self.unpacker.unpack(
                     _watched(pieces, moved),
                     path,
                     compression=compression,
                     stored_size=stored_size,
                     raw_size=raw_size,
-                    sha256=memories.sha256,
+                    sha256=part.sha256,
                 )
                 turn.spend(raw_bytes=raw_size)
                 await turn.pause(moved, self._pause_seconds)
         except NoSuchObject as error:
-            raise WireError(f"{memories.key} is not there, and its manifest tells of it", transient=True) from error
+            raise WireError(f"{part.key} is missing, but the manifest lists it", transient=True) from error
 
     async def _push(
         self, manifest: Manifest, capabilities: Capabilities, source: MemorySource, turn: Turn, name: str
     ) -> Tally:
         async with self._moving() as moved:
 
-            async def between(rows: int) -> None:
+            async def after_page(rows: int) -> None:
                 if rows > self.limits.rows:
                     raise self.limits.too_many(f"{name} in {manifest.upload_id}", rows)
                 await turn.pause(moved, self._pause_seconds)
 
-            in_turns = _InTurns(source, turn, between)
+            in_turns = _InTurns(source, turn, after_page)
             return await self.push.push(self.target(manifest.system_id), capabilities, in_turns, lambda _count: moved())
 
     @property
@@ -170,18 +169,18 @@ class UploadIngester:
         except TimeoutError as error:
             raise StoreError(
                 f"no progress for {self.standstill_seconds:g} s",
-                hint="is the network very slow? akosha_upload_timeout_seconds sets how long",
+                hint="akosha_upload_timeout_seconds sets the limit",
                 transient=True,
             ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class _InTurns:
-    """A MemorySource that counts the rows it gives; after each page it may have to wait for the next turn."""
+    """A MemorySource that counts its rows towards the turn, and calls `after_page` with the rows so far."""
 
     source: MemorySource
     turn: Turn
-    between: Callable[[int], Awaitable[None]]
+    after_page: Callable[[int], Awaitable[None]]
 
     async def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
         rows = 0
@@ -191,7 +190,7 @@ class _InTurns:
                 self.turn.spend(rows=len(page))
                 if page:
                     yield page
-                await self.between(rows)
+                await self.after_page(rows)
 
     def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
         return self.source.read(wanted)

@@ -94,16 +94,16 @@ async def _ingest_once(service: IngestService) -> int:
 
 
 def _lines(summary: IngestSummary) -> Iterator[str]:
-    if not summary.caught and not summary.failures:
+    if not summary.outcomes and not summary.failures:
         yield "no system has uploads there"
-    for system_id, caught in sorted(summary.caught.items()):
-        tally = caught.tally
+    for system_id, outcome in sorted(summary.outcomes.items()):
+        tally = outcome.tally
         kept_back = sorted({**tally.waiting, **tally.refused}.items())
-        parts = [f"uploads: {caught.taken}", f"memories stored: {tally.stored}"]
+        parts = [f"uploads: {outcome.ingested}", f"memories stored: {tally.stored}"]
         parts += [f"there already: {tally.known}"] if tally.known else []
         parts += [f"kept back: {count} ({reason})" for reason, count in kept_back]
-        parts += [f"uploads refused: {caught.refused} ({safe_text(caught.why)})"] if caught.refused else []
-        yield f"{system_id}: {', '.join(parts) if caught.taken or caught.refused else 'nothing new'}"
+        parts += [f"uploads refused: {outcome.refused} ({safe_text(outcome.refusal)})"] if outcome.refused else []
+        yield f"{system_id}: {', '.join(parts) if outcome.ingested or outcome.refused else 'nothing new'}"
 
 
 def _check(settings: Settings, systems: Collection[str]) -> None:
