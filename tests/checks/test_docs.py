@@ -8,6 +8,13 @@ import pytest
 from docs.generator.__main__ import DOCUMENTS, ROOT, SOURCES
 
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
+AGENT = ROOT / "agent"
+FOREIGN = {"CloudEvent", "CloudEvents", "JetStream", "IngestionWorker", "ProcessorFormatter"}
+"""Names in the architecture that are not classes of the agent."""
+
+OTHER_NAMES = {"open_ends"}
+"""Names in the architecture that are not functions or attributes: a table of the ledger."""
+
 GENERATED = {f"docs/reference/{name}" for name in DOCUMENTS}
 
 
@@ -40,6 +47,27 @@ def test_every_relative_link_leads_to_a_file_of_the_site(name):
         assert linked.startswith(SOURCES), f"{name}: {target} is not on the site"
 
 
+@pytest.mark.parametrize("name", sorted(committed_pages()))
+def test_no_page_has_a_diagram_whose_script_is_fetched_from_the_internet(name):
+    assert "```mermaid" not in (ROOT / name).read_text(encoding="utf-8")
+
+
 def test_the_theme_fetches_no_fonts():
     theme = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["theme"]
     assert theme["font"] is False
+
+
+@pytest.mark.parametrize("name", ["docs/architecture.md", "docs/design-notes.md"])
+def test_modules_and_classes_that_the_architecture_names_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    packages = "|".join(path.name for path in AGENT.iterdir() if path.is_dir())
+    paths = re.findall(rf"`(?:agent/)?((?:{packages})/[\w./]*)`", text)
+    assert len(paths) > 5
+    assert [path for path in paths if not (AGENT / path).exists()] == []
+    source = "\n".join(path.read_text(encoding="utf-8") for path in AGENT.rglob("*.py"))
+    classes = set(re.findall(r"\b(?:[A-Z][a-z0-9]+){2,}\b", text)) - FOREIGN
+    assert [one for one in sorted(classes) if not re.search(rf"^(class {one}\b|{one} = )", source, re.MULTILINE)] == []
+    members = re.findall(r"`[A-Z]\w+\.(\w+)`", text) + re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text)
+    known = set(re.findall(r"^\s*(?:async )?(?:def|class) (\w+)", source, re.MULTILINE))
+    known |= set(re.findall(r"^\s*(\w+): ", source, re.MULTILINE)) | {*packages.split("|")}
+    assert sorted({one for one in members if one not in known and not one.startswith("akosha_")} - OTHER_NAMES) == []
