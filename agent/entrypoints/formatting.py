@@ -1,5 +1,6 @@
 """Text for terminals and logs: results in one line, sizes, times, and hints."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
@@ -100,6 +101,16 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return each row as a line, its cells padded to the width of their column.
+
+    >>> columns([("name", "size"), ("reflection.duckdb", "1 MB")])
+    ['name               size', 'reflection.duckdb  1 MB']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def local_time(at: datetime) -> str:

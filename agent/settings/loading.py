@@ -21,7 +21,6 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from agent.domain.errors import SettingsError
-from agent.settings.aws_config import aws_endpoint
 from agent.settings.display import quoted, validation_messages
 from agent.settings.endpoints import is_akosha_address, without_credentials
 from agent.settings.model import FIELDS, PROJECT_KEYS, SOURCES, Loaded, Settings
@@ -166,6 +165,8 @@ def _aws_endpoint(given: Mapping[str, SourcedValue], context: SettingsContext) -
     values = {key: given[key].value if key in given else "" for key in ("cloud_bucket", "cloud_endpoint")}
     found = None
     if values["cloud_bucket"] and values["cloud_endpoint"] == "":
+        from agent.settings.aws_config import aws_endpoint  # noqa: PLC0415 - 5 ms, and seldom needed
+
         found = aws_endpoint(context.environ, context.home)
     if found is None:
         return Layer("the AWS configuration", {})
