@@ -1,10 +1,10 @@
-"""The running agent: its subscriptions and its loops. Every trigger ends in the publisher; the bus does the rest.
+"""The running agent: its subscriptions and its loops. Every trigger ends in the publisher; the bus delivers from there.
 
 watcher ---> debounce --+
 spool, session ends ----+--> publisher --> bus --> subscribers --> recorder --> outbox --> bus
 retry times, rescans ---+
 
-`bootstrap.agent` builds it.
+`bootstrap.agent` builds the agent.
 """
 
 import asyncio
@@ -44,22 +44,24 @@ from agent.ports import Clock, EventBus, Ledger, SnapshotTaker, SyncMethod, rese
 Loop = Callable[[], Awaitable[None]]
 
 READY_SECONDS = 1.0
+"""Longest time that `once` waits for a bus to become ready."""
+
 PUBLISH_SECONDS = 10.0
-"""Longest time that a single sync waits for a bus for its result, and for the bus to confirm it."""
+"""Longest time that `once` waits for the bus to confirm its result."""
 
 PRUNE_SECONDS = 30.0
-"""Longest time that a single sync then spends on pruning."""
+"""Longest time that `once` then spends on pruning."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True, kw_only=True)
 class Agent:
-    """Use as an async context manager. `run` is the service, `once` a single sync.
+    """The agent, an async context manager. `run` is the service, `once` a single sync.
 
-    `errors` are those that the subscribers raised and that are no outcome of a request. `sync_finished` is set after
-    each attempt. A loop that a transient error has ended starts again after `restart_seconds`. The start asks again
-    for the requests that the agent before this one left `unanswered`.
+    `errors` has the subscribers' errors that are not the outcome of a request. `sync_finished` is set after each
+    attempt. A loop that a transient error has ended starts again after `restart_seconds`. At its start, the agent
+    submits the requests that the previous agent left `unanswered`.
     """
 
     identity: Identity
@@ -119,7 +121,7 @@ class Agent:
         await self._stack.aclose()
 
     async def run(self) -> None:
-        """Run until cancelled. A loop that fails with an error that is not transient ends the agent with it."""
+        """Run until cancelled. Raises the first error of a loop that is not transient."""
         session = naming.session_subject(self.identity.system_id)
         await self.bus.subscribe(session, self.session_ends.handle, durable=self.identity.durable("session"))
         if self.remote_control is not None:
@@ -130,10 +132,10 @@ class Agent:
                 group.create_task(self._keep_running(name, loop), name=name)
 
     async def once(self, ask: SyncAsked) -> SyncResult:
-        """Do one sync, retries and fallback included, and return its result. Raises what keeps it from having one.
+        """Do one sync, retries and fallback included, and return its result. Raises the error that prevents a result.
 
-        The result answers the ended sessions whose notes wait in the spool when it begins, and those that an earlier
-        process has accepted and not answered.
+        The result answers the session ends whose notes are in the spool when the sync starts, and those that an
+        earlier process accepted and did not answer.
         """
         caused_by = await self._open_session_ends()
         done = asyncio.create_task(self._outcome_of(ask, caused_by), name="once")
@@ -152,20 +154,20 @@ class Agent:
             await asyncio.wait({done, failed})
 
     async def reset_clients(self) -> None:
-        """Have stores, servers and buses read credentials and certificates again; retry targets that fail now."""
+        """Make stores, servers and buses read credentials and certificates again, and retry failing targets now."""
         await self.stall_monitor.reset_clients()
         await reset_clients(*{id(bus): bus for bus in (self.bus, self.results_bus)}.values())
         try:
             await self.retry_scheduler.retry_recovered_targets(set(self.methods))
-        except AkoshaError as error:  # the retry loop tries at its own time
+        except AkoshaError as error:  # the retry loop tries again later
             _log.warning("loop_interrupted", loop="retry", error=str(error))
 
     async def open_asks(self) -> Sequence[SyncAsked]:
-        """Return the requests of others that have no outcome yet, for the agent that takes this one's place."""
+        """Return the requests of other processes that have no outcome yet, for the next agent."""
         return await self.inbox.open_asks()
 
     def _loops(self) -> dict[str, Loop]:
-        """Return what runs until the agent is cancelled, by the name of its task."""
+        """Return the loops that run until the agent is cancelled, by task name."""
         loops: dict[str, Loop] = {
             "start": self._start,
             "errors": self._handle_errors,
@@ -188,10 +190,10 @@ class Agent:
             "akosha-probe": self.probe_loop,
             "network": self.network_changes,
         }
-        return loops | {name: each.run for name, each in optional.items() if each is not None}
+        return loops | {name: component.run for name, component in optional.items() if component is not None}
 
     async def _keep_running(self, name: str, loop: Loop) -> None:
-        """Start a loop again after a transient error (a full disk, say); raise any other error."""
+        """Restart a loop after a transient error, for example a full disk; raise any other error."""
         while True:
             try:
                 return await loop()
@@ -204,7 +206,7 @@ class Agent:
             self.health.resumed(name)
 
     async def _start(self) -> None:
-        """Ask for what changed while no agent ran, once the watch has begun: no change falls between the two."""
+        """Request a sync of what changed while no agent ran. The watch starts first, so that no change is missed."""
         _log.info("agent_started", system_id=self.identity.system_id, agent_id=self.identity.agent_id)
         await self.file_changes.started.wait()
         for ask in self.unanswered:
@@ -212,7 +214,7 @@ class Agent:
         await self.publisher.trigger(STARTUP)
 
     async def _handle_errors(self) -> None:
-        """Log a transient error, whose request the bus delivers again; raise any other error, which ends the agent."""
+        """Log a transient error: the bus redelivers its request. Raise any other error, which ends the agent."""
         while True:
             error = await self.errors.get()
             if not (isinstance(error, AkoshaError) and error.transient):
@@ -222,7 +224,7 @@ class Agent:
     async def _open_session_ends(self) -> tuple[str, ...]:
         try:
             await self.spool_reader.drain_for_single_sync()
-        except AkoshaError as error:  # the notes wait for the next sync, or agent: no reason to fail this one
+        except AkoshaError as error:  # the next sync or agent takes the notes: this sync need not fail
             _log.warning("loop_interrupted", loop="spool", error=str(error))
         return caused_by_one(await self.ledger.open_session_ends())
 
@@ -233,7 +235,7 @@ class Agent:
         return result
 
     async def _publish_results(self) -> None:
-        """Publish what is in the outbox, if a bus can be reached now; else the next agent that runs here does."""
+        """Publish the outbox if a bus can be reached now; otherwise the next agent on this machine publishes it."""
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await self.results_bus.wait_until_ready()

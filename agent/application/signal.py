@@ -1,4 +1,4 @@
-"""Wait for an event or a time, whichever comes first."""
+"""Wait for an event or a timeout, whichever comes first."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from agent.ports import Clock
 
 
 class Signal:
-    """An event that a loop waits for. A `set` before the wait is kept; several are one."""
+    """An event that a loop waits for. A `set` before the wait is kept; several of them count as one."""
 
     def __init__(self, clock: Clock, name: str) -> None:
         self._clock = clock
@@ -15,17 +15,17 @@ class Signal:
         self._chained: list[Signal] = []
 
     def set(self) -> None:
-        """Wake the loop, and those of the chained signals."""
+        """Wake the waiting loop and the loops of all chained signals."""
         self._event.set()
         for other in self._chained:
             other.set()
 
     def chain(self, other: "Signal") -> None:
-        """Set another signal with this one."""
+        """Set `other` whenever this signal is set."""
         self._chained.append(other)
 
     async def wait(self, seconds: float | None) -> bool:
-        """Return True when set, False after so many seconds; with None only when set."""
+        """Return True once the signal is set, False after `seconds`. None means no timeout."""
         if seconds is None:
             await self._event.wait()
         elif not self._event.is_set() and seconds > 0:

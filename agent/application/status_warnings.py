@@ -1,4 +1,4 @@
-"""Keeps lasting conditions in the ledger's notes, one a code, for `status`, `doctor`, the control API and MCP."""
+"""Status warnings, kept in the ledger's notes, one per code. `status`, `doctor`, the control API and MCP show them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,9 +10,9 @@ PREFIX = "warning."
 
 
 async def set_warning(ledger: Ledger, warning: StatusWarning, clock: Clock) -> bool:
-    """Keep a warning until `clear_warning`; return whether its code is new, which is when to log it.
+    """Store a warning until `clear_warning`. Return whether its code is new; log the warning only then.
 
-    `since` of a code that is known stays as it is. Nothing is written where nothing changes. Raises StateError.
+    The `since` of a stored code stays unchanged. Writes nothing if nothing changes. Raises StateError.
     """
     known = _decoded(await ledger.notes(), warning.code)
     kept = replace(warning, since=known.since if known else clock.now())
@@ -22,7 +22,7 @@ async def set_warning(ledger: Ledger, warning: StatusWarning, clock: Clock) -> b
 
 
 async def clear_warning(ledger: Ledger, code: str) -> bool:
-    """Drop the warning; return whether there was one. Raises StateError."""
+    """Remove the warning. Return whether it was set. Raises StateError."""
     if _decoded(await ledger.notes(), code) is None:
         return False
     await ledger.note(PREFIX + code, "")
@@ -30,14 +30,14 @@ async def clear_warning(ledger: Ledger, code: str) -> bool:
 
 
 def warnings_in(notes: Mapping[str, str]) -> tuple[StatusWarning, ...]:
-    """Return the warnings that a ledger's notes hold, by code."""
+    """Return the warnings in a ledger's notes, sorted by code."""
     codes = sorted(key.removeprefix(PREFIX) for key in notes if key.startswith(PREFIX))
     found = (_decoded(notes, code) for code in codes)
     return tuple(warning for warning in found if warning is not None)
 
 
 def without_warnings(notes: Mapping[str, str]) -> dict[str, str]:
-    """Return the other notes."""
+    """Return the notes that are not warnings."""
     return {key: text for key, text in notes.items() if not key.startswith(PREFIX)}
 
 
@@ -47,14 +47,14 @@ def _decoded(notes: Mapping[str, str], code: str) -> StatusWarning | None:
 
 
 def notes_waiting(count: int) -> tuple[StatusWarning, ...]:
-    """Return the warning that notes wait in the spool for an agent, where `count` of them do and none runs."""
+    """Return a warning if `count` notes wait in the spool and no agent runs."""
     if not count:
         return ()
     what = "note of an ended session waits" if count == 1 else "notes of ended sessions wait"
     return (
         StatusWarning(
             code="notes_waiting",
-            message=f"{count} {what} in the spool, and no agent runs",
-            hint="akosha-agent sync takes up notes; akosha-agent service install, or akosha-agent run, starts an agent",
+            message=f"{count} {what} in the spool, and no agent is running",
+            hint="run akosha-agent sync once, or start an agent: akosha-agent service install, or akosha-agent run",
         ),
     )

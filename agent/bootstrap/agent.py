@@ -202,7 +202,7 @@ def assemble(
             after_outcome=sync_finished.set,
             errors=errors,
             unreachable=unreachable,
-            still_at_work_seconds=buses.PATIENCE.ack_wait / 3,
+            in_progress_seconds=buses.PATIENCE.ack_wait / 3,
             meter=a.meter,
         )
         for method in methods.values()
@@ -399,7 +399,7 @@ def _probe_loop(
         return None
     return ProbeLoop(
         probe=method.probe,
-        still_has_it=method.still_has_it,
+        still_has_memories=method.still_has_memories,
         publisher=publisher,
         clock=adapters.clock,
         sync_lock=sync_lock,

@@ -43,7 +43,7 @@ def memory_push(
         token=settings.http_token.get_secret_value(),
         timeout_seconds=settings.upload_timeout_seconds,
         rate_limiter=rate_limiter,
-        waiting=stall_monitor.moved,
+        waiting=stall_monitor.restart_limits,
     )
     stall_monitor.register(server)
     return MemoryPush(

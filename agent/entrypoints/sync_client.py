@@ -85,10 +85,10 @@ class SyncClient:
     ) -> Self:
         """Create the state directory where there is none, and the request. Nothing is synced yet.
 
-        Raises SettingsError where sync is switched off, StateError, NamingError.
+        Raises SettingsError where sync is disabled, StateError, NamingError.
         """
         if not settings.sync_enabled:
-            raise SettingsError("sync is switched off", hint="set akosha_sync_enabled to true")
+            raise SettingsError("sync is disabled", hint="set akosha_sync_enabled to true")
         home = Home.of(settings)
         identity = await asyncio.to_thread(home.prepare)
         ask = SyncAsked(

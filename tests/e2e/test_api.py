@@ -265,7 +265,7 @@ async def test_an_empty_system_id_is_that_of_the_agent_whatever_its_setting_is_f
 
 async def test_a_forced_method_raises_its_own_error_with_the_cure(machine):
     os.environ["SESSION_BUDDY_AKOSHA_SYNC_ENABLED"] = "false"
-    with pytest.raises(CloudUploadError, match="sync is switched off") as caught:
+    with pytest.raises(CloudUploadError, match="sync is disabled") as caught:
         await hybrid(machine).sync_memories(force_method="cloud")
     assert (caught.value.method, caught.value.hint) == ("cloud", "set akosha_sync_enabled to true")
     assert isinstance(caught.value.original, AkoshaError)

@@ -65,8 +65,8 @@ def test_session_ends_that_no_agent_hears_are_counted_and_taken_up_by_a_sync(mac
     machine.set(agent_upload_on_change="true")
     for number in range(5):
         end_session(machine, f"unheard {number}")
-    cure = "akosha-agent sync takes up notes; akosha-agent service install, or akosha-agent run, starts an agent"
-    message = "5 notes of ended sessions wait in the spool, and no agent runs"
+    cure = "run akosha-agent sync once, or start an agent: akosha-agent service install, or akosha-agent run"
+    message = "5 notes of ended sessions wait in the spool, and no agent is running"
     (warning,) = machine.status()["warnings"]
     assert (warning["code"], warning["message"], warning["hint"]) == ("notes_waiting", message, cure)
     assert message in machine.call("status").out

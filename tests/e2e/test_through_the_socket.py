@@ -79,7 +79,7 @@ async def test_an_agent_syncs_reports_its_status_and_is_waited_for_while_it_hang
 
             other = home.settings.model_copy(update={"system_id": "desktop"})
             refused = await (await SyncClient.prepare(other)).result()
-            assert "it is for the system desktop" in refused.error
+            assert "the event is for the system desktop" in refused.error
 
             agent.process.send_signal(signal.SIGSTOP)
             machine.write(commits=21)

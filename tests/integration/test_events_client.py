@@ -182,7 +182,7 @@ async def test_who_was_away_for_an_hour_gets_all_of_it(fresh_nats, tmp_path):
         recorder = ResultRecorder(ledger, bus, clock)
 
         async def sync(name):
-            await recorder.skipped(None, values.request(name), method="cloud", why="nothing has changed")
+            await recorder.skipped(None, values.request(name), method="cloud", reason="nothing has changed")
             await recorder.flush()
 
         await sync("before")

@@ -91,7 +91,7 @@ async def test_a_bucket_limits_its_bytes_as_they_leave(wired):
 async def test_who_is_held_back_with_memories_does_not_count_as_standing_still(wired):
     stall_monitor = StallMonitor()
     _, sink, _ = await wired(100, stall_monitor)
-    assert sink._waiting == stall_monitor.moved
+    assert sink._waiting == stall_monitor.restart_limits
 
 
 @pytest.mark.parametrize("limit", [0, 100], ids=["no-limit", "limit"])

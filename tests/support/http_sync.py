@@ -115,7 +115,7 @@ class Rig:
             await self.recorder.delivered(TARGET, done)
             await self.ledger.confirm(done.result)
         else:
-            await self.recorder.skipped(TARGET, request, method="http", why=done.reason)
+            await self.recorder.skipped(TARGET, request, method="http", reason=done.reason)
         return done
 
     async def states(self) -> dict[str, State]:

@@ -305,7 +305,7 @@ async def test_asking_for_a_method_that_is_not_there_is_answered_with_the_cure()
         async with asyncio.timeout(60):
             result = await w.agent.once(ask(method="http"))
         assert isinstance(result, SyncFailed)
-        assert "ask for cloud" in result.error
+        assert "choose cloud" in result.error
 
 
 async def test_once_returns_the_result():

@@ -83,7 +83,7 @@ async def test_an_ask_that_is_refused_is_refused_once():
     async with simulated_agent(sync_enabled=False) as w:
         assert await w.agent.agent_service.request_sync(ask()) is None
         assert await w.agent.agent_service.request_sync(ask()) is None
-        assert "switched off" in (await w.agent.agent_service.outcome("ask-1")).error
+        assert "disabled" in (await w.agent.agent_service.outcome("ask-1")).error
         assert len(await w.agent.ledger.history()) == 1
 
 

@@ -62,7 +62,7 @@ async def test_an_object_may_take_ten_seconds_to_appear():
 
 
 @pytest.mark.parametrize(
-    ("there", "why"), [(None, "not there"), (b"shorter", "7 bytes"), (b"as it was Put", "its ETag is")]
+    ("there", "why"), [(None, "missing"), (b"shorter", "7 bytes"), (b"as it was Put", "its ETag is")]
 )
 async def test_what_is_not_there_or_is_something_else_after_ten_seconds_is_a_transient_error(there, why):
     store, clock = MemoryStore(), ManualClock()

@@ -190,7 +190,7 @@ class Day:
         self.r, self.publisher = r, Publisher(r, **settings)
         self.loop = ProbeLoop(
             probe=r.method.probe,
-            still_has_it=r.method.still_has_it,
+            still_has_memories=r.method.still_has_memories,
             publisher=self.publisher,
             clock=r.clock,
             sync_lock=asyncio.Lock(),

@@ -30,7 +30,7 @@ class World:
     async def deliver(self, *memories, target=TARGET, **how):
         source = ListedMemories(memories, **how)
         self.source = source
-        return await self.push.push(target, await self.sink.connect(), source, confirmed=self.confirm)
+        return await self.push.push(target, await self.sink.connect(), source, on_confirmed=self.confirm)
 
     async def confirm(self, packed) -> None:
         self.confirmed.append((packed and packed.row.id, (await self.memories.counts(TARGET)).delivered))

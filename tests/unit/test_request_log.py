@@ -109,7 +109,7 @@ async def test_requests_of_other_agents_are_refused_and_each_agent_is_reported_o
             for number in range(3):
                 assert not await requests.is_ours(replace(values.request(f"r{number}"), agent_id=agent))
     warned = [line["reason"] for line in logs if line["log_level"] == "warning"]
-    assert warned == [f"it was issued by another agent, {agent}" for agent in ("agent-2", "agent-3")]
+    assert warned == [f"another agent issued it: {agent}" for agent in ("agent-2", "agent-3")]
 
 
 async def test_however_many_agents_are_made_up_what_is_remembered_of_them_is_bounded(requests, monkeypatch):

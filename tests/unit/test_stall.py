@@ -169,7 +169,7 @@ async def test_who_stands_still_on_purpose_is_not_ended_for_that(time, stall_mon
     await stall_monitor.tighten()
     for _ in range(4):
         await time.passes(9)
-        stall_monitor.moved()
+        stall_monitor.restart_limits()
     assert work.ended is None
 
 

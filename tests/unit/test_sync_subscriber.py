@@ -309,7 +309,7 @@ async def test_an_error_that_no_adapter_knows_shows_in_the_status_when_it_repeat
         await b.clock.advance(2.2)
         await b.until(lambda: b.outcomes == 2)
         (warning,) = warnings_in(await b.ledger.notes())
-        assert (warning.code, "comes again: the store" in warning.message) == ("unexpected_error_cloud", True)
+        assert (warning.code, "error repeats: the store" in warning.message) == ("unexpected_error_cloud", True)
         await b.clock.advance(4.4)
         await b.until(lambda: b.results() == ["succeeded"])
         assert warnings_in(await b.ledger.notes()) == ()

@@ -217,8 +217,8 @@ class Catalog:
             manifest = await self.uploads.manifest(upload)
         if manifest is None:
             raise NoSuchObject(f"there is no upload {upload} of {self.system_id}", hint=_LIST)
-        for name, problem in impossible_values(manifest).items():
-            raise StoreError(f"{manifest.key}: {name} {problem}", hint="is another program writing there?")
+        for name, why in impossible_values(manifest).items():
+            raise StoreError(f"{manifest.key}: {name} {why}", hint="is another program writing to this bucket?")
         return manifest
 
     @asynccontextmanager

@@ -322,7 +322,7 @@ class Verifier:
         """Return the manifest and its problems. The manifest is None if it is missing, unreadable or impossible."""
         try:
             async with self._catalog.moving() as moved:
-                read = await self._catalog.uploads.manifest_as_it_lies(upload)
+                read = await self._catalog.uploads.manifest_with_bytes(upload)
                 moved()
                 if read is None:
                     return None, {naming.MANIFEST_NAME: MISSING}

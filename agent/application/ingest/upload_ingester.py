@@ -26,7 +26,7 @@ from agent.ports.unpacking import Unpacker
 MAX_MEMORIES_BYTES = 8 * 2**30
 MAX_DATABASE_BYTES = 64 * 2**30
 
-_OTHER_WRITER = "is another program writing there?"
+_OTHER_WRITER = "is another program writing to this bucket?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

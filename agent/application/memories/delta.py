@@ -1,6 +1,6 @@
-"""The memories of an upload: those rows of its databases that the target lacks, in memories.json.
+"""The memories of an upload: the rows of its databases that the target lacks, written to memories.json.
 
-They are staged in the ledger under the upload's id, and delivered with it. Where the upload is not finished, none was.
+They are staged in the ledger under the upload's ID, and count as delivered only once the upload is finished.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delta:
-    """What an upload has of memories: `part` and the `draft` with its bytes, None both where no database was read.
+    """The memories of an upload: `part`, and the `draft` with its bytes. Both are None if no database was read.
 
-    `without` says of each database whose rows are not in it why; `time_zone` is that of their naive times, by name.
+    `without`: databases whose rows are not in it -> the reason. `time_zone`: name of the zone of the rows' naive times.
     """
 
     part: MemoriesPart | None
@@ -34,16 +34,16 @@ class Delta:
     time_zone: str
 
 
-class _Unreadable(Exception):  # noqa: N818 - a turn of events between two methods here
-    def __init__(self, database: str, why: SnapshotError) -> None:
+class _Unreadable(Exception):  # noqa: N818 - internal to this module
+    def __init__(self, database: str, error: SnapshotError) -> None:
         super().__init__(database)
-        self.database, self.why = database, why
+        self.database, self.error = database, error
 
 
 class MemoryDelta:
-    """Makes memories.json for uploads to one target.
+    """Writes memories.json for uploads to one target.
 
-    `zone` is asked each time, on a thread: a machine may travel, and finding out where it is reads files.
+    `zone` is called for each upload, because a machine may travel, and in a thread, because it reads files.
     """
 
     def __init__(
@@ -59,14 +59,14 @@ class MemoryDelta:
 
     @asynccontextmanager
     async def of(self, snapshots: Mapping[str, Snapshot], upload_id: str) -> AsyncIterator[Delta]:
-        """Write what the target lacks of these databases; when the block ends, the file is removed.
+        """Write the rows of these databases that the target lacks. The file is removed when the block ends.
 
-        A database that cannot be read leaves nothing of itself behind, neither in the file nor in the ledger.
+        A database that cannot be read has no rows in the file or in the ledger.
         """
         zone = await asyncio.to_thread(self._zone)
         without = {name: copy.unverified_reason for name, copy in snapshots.items() if not copy.is_readable}
-        for name, why in without.items():
-            _log.warning("memories_unreadable", database=name, error=why)
+        for name, reason in without.items():
+            _log.warning("memories_unreadable", database=name, error=reason)
         part = draft = None
         await self._memories.unstage(self._target)
         async with AsyncExitStack() as written:
@@ -75,9 +75,9 @@ class MemoryDelta:
                     draft = await written.enter_async_context(self._file.write(self._target.system_id))
                     part = await self._fill(draft, readable, upload_id, zone)
                     break
-                except _Unreadable as error:  # once more without it: such a database is rare, and fails early
-                    without[error.database] = error.why.message
-                    _log.warning("memories_unreadable", database=error.database, error=str(error.why))
+                except _Unreadable as error:  # start over without it: this is rare, and fails early
+                    without[error.database] = error.error.message
+                    _log.warning("memories_unreadable", database=error.database, error=str(error.error))
                 except SnapshotError as error:
                     without |= dict.fromkeys(readable, error.message)
                     _log.warning("memories_not_written", error=str(error))
@@ -121,7 +121,7 @@ class MemoryDelta:
 
 
 def zone_name(zone: tzinfo) -> str:
-    """Return a zone's IANA name, or its offset where it has but that (+02:00); empty where it has neither."""
+    """Return a zone's IANA name, else its UTC offset (+02:00), else ""."""
     name = getattr(zone, "key", None)
     if isinstance(name, str) and name != "local":
         return name

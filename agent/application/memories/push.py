@@ -1,6 +1,7 @@
-"""From a source of memories to a sink: what the target lacks, in batches, each remembered before the next is sent.
+"""Pushes the memories that a target lacks from a source to a sink, in batches.
 
-While one batch is on its way the next is read and packed; a kill in between repeats one batch, which changes nothing.
+Each batch is recorded as delivered before the next one is sent. The next batch is read and packed while one is sent. A
+kill repeats one batch at most, which changes nothing on the server.
 """
 
 import asyncio
@@ -18,37 +19,38 @@ from agent.domain.memories import EMBEDDING_LENGTH, NO_EMBEDDING, Memory, RowSta
 from agent.ports import Capabilities, Clock, HeldMemory, MemoryLedger, MemorySink, MemorySource, PackedMemory
 
 MAX_BATCH_BYTES = 4_000_000
-"""Of all memories in a batch. Akosha 0.11 takes no request above 4 MiB."""
+"""Size of all memories in a batch. Akosha 0.11 takes no request above 4 MiB."""
+
 LARGEST_PROBE_BYTES = 64 * 1024
-"""Largest memory that is kept to be offered once more: each status reads the note that holds it."""
+"""Size of the largest memory that is kept for the delivery probe: each `status` reads the note that contains it."""
 
 OTHER_REASONS = "other reasons"
 MOST_REASONS = 10
-"""Maximum number of distinct reasons: a server may have another one for each memory."""
+"""Maximum number of distinct reasons: a server may give a different one for each memory."""
 
 ZEROS = f"[{','.join(['0.0'] * EMBEDDING_LENGTH)}]"
 
 MissingEmbedding = Literal["wait", "zero"]
 
 
-def _nothing(_: int) -> None:
-    """Whoever does not want to hear of it."""
+def _ignore_count(_: int) -> None:
+    """Do nothing: default of the callbacks with a count."""
 
 
-async def _kept_by_nobody(_: PackedMemory | None) -> None:
-    """For those who never ask whether the server has lost it."""
+async def _ignore_memory(_: PackedMemory | None) -> None:
+    """Do nothing: default of `on_confirmed`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushed(Tally):
-    """What became of the memories of one source. `newly_held`: how many are held back that were not held before."""
+    """The result of a push. `newly_held`: how many memories are held back that were not held back before."""
 
     newly_held: int = 0
 
 
 @dataclass(slots=True)
 class MemoryPush:
-    """Delivers to one sink; what was delivered is remembered per target. `batch_size` memories at once, and 4 MB."""
+    """Delivers to one sink, at most `batch_size` memories and 4 MB at once. Deliveries are recorded per target."""
 
     sink: MemorySink
     ledger: MemoryLedger
@@ -61,58 +63,60 @@ class MemoryPush:
         target: Target,
         capabilities: Capabilities,
         source: MemorySource,
-        moved: Callable[[int], None] = _nothing,
+        progress: Callable[[int], None] = _ignore_count,
         *,
-        whole: str = "",
-        arrived: Callable[[int], None] = _nothing,
-        confirmed: Callable[[PackedMemory | None], Awaitable[None]] = _kept_by_nobody,
+        complete_database: str = "",
+        on_delivered: Callable[[int], None] = _ignore_count,
+        on_confirmed: Callable[[PackedMemory | None], Awaitable[None]] = _ignore_memory,
     ) -> Pushed:
         """Deliver all rows of the source that the target lacks.
 
-        `whole` names the database that the source is all of: held rows that are no longer in it are released.
-        `moved` gets how many rows more are done, `arrived` how many more the target has that it lacked.
-        `confirmed` gets a memory of the first batch and of the last that the server has from now on and is known to
-        name as there when it comes again; None where the first batch has none. It is called before the batch is
-        remembered as delivered.
+        `complete_database`: the database of which the source has every row; held back rows that are no longer in it are
+        released. `progress` gets the number of rows done, `on_delivered` the number of memories that the target lacked
+        and has now, both since the last call.
 
-        Raises SinkError and SnapshotError; what was delivered by then is remembered.
+        `on_confirmed` gets one memory of the first batch, and one of the last, that the server has stored and would
+        report as known if it came again; None if the first batch has none. It is called before the batch is recorded
+        as delivered.
+
+        Raises SinkError and SnapshotError; batches that were delivered before stay recorded.
         """
-        run, there = _Run(self, target, capabilities, moved, arrived, confirmed), _Rows()
+        run, rows = _Run(self, target, capabilities, progress, on_delivered, on_confirmed), _Rows()
         try:
             async with aclosing(source.pages()) as pages:
                 async for page in pages:
                     if not page:
                         continue
-                    if whole:
-                        there.add(page)
+                    if complete_database:
+                        rows.add(page)
                     await run.page(page, source)
             await run.finish()
         except SnapshotError:
-            await run.finish()  # the rows that were read are right, whatever could not be read after them
+            await run.finish()  # the rows that were read are valid
             raise
         finally:
             await run.stop()
-        if whole:
-            await self.ledger.release(target, whole, there)
+        if complete_database:
+            await self.ledger.release(target, complete_database, rows)
         return run.result()
 
 
 @dataclass(slots=True)
 class _Run:
-    """One push on its way."""
+    """One push in progress."""
 
     push: MemoryPush
     target: Target
     capabilities: Capabilities
-    moved: Callable[[int], None]
-    arrived: Callable[[int], None]
-    confirmed: Callable[[PackedMemory | None], Awaitable[None]]
+    progress: Callable[[int], None]
+    on_delivered: Callable[[int], None]
+    on_confirmed: Callable[[PackedMemory | None], Awaitable[None]]
 
     _first: bool = field(default=True, init=False)
-    _youngest: PackedMemory | None = field(default=None, init=False)
+    _last_confirmed: PackedMemory | None = field(default=None, init=False)
     _batch: list[PackedMemory] = field(default_factory=list, init=False)
     _bytes: int = field(default=0, init=False)
-    _under_way: asyncio.Task[None] | None = field(default=None, init=False)
+    _sending: asyncio.Task[None] | None = field(default=None, init=False)
     _stored: int = field(default=0, init=False)
     _known: int = field(default=0, init=False)
     _newly_held: int = field(default=0, init=False)
@@ -121,35 +125,35 @@ class _Run:
 
     async def page(self, page: Sequence[RowState], source: MemorySource) -> None:
         lacking = await self.push.ledger.lacking(self.target, page)
-        wanted: list[RowState] = []
+        to_send: list[RowState] = []
         waiting: list[HeldMemory] = []
         for seen in lacking:
-            reason = self._why_it_waits(seen)
+            reason = self._wait_reason(seen)
             if reason:
                 waiting.append(HeldMemory(row=seen, state="waiting", reason=reason, since=self.push.clock.now()))
             else:
-                wanted.append(seen)
+                to_send.append(seen)
         if waiting:
             _count(self._waiting, waiting)
             self._newly_held += await self.push.ledger.hold(self.target, waiting)
-        self.moved(len(page) - len(wanted))
-        if wanted:
-            async with aclosing(source.read(wanted)) as memories:
+        self.progress(len(page) - len(to_send))
+        if to_send:
+            async with aclosing(source.read(to_send)) as memories:
                 async for memory in memories:
                     await self._add(memory)
 
     async def finish(self) -> None:
-        """Send what is left, and see it arrive."""
+        """Send the last batch and wait until it is stored."""
         await self._send()
-        await self._arrived()
-        if self._youngest is not None:
-            await self.confirmed(self._youngest)
+        await self._wait_for_batch()
+        if self._last_confirmed is not None:
+            await self.on_confirmed(self._last_confirmed)
 
     async def stop(self) -> None:
-        """End what is under way, where the push does not come to its end."""
-        if self._under_way is not None:
-            self._under_way.cancel()
-            await asyncio.gather(self._under_way, return_exceptions=True)
+        """Cancel the request that is still in progress when a push fails."""
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)
 
     def result(self) -> Pushed:
         return Pushed(
@@ -160,7 +164,7 @@ class _Run:
             newly_held=self._newly_held,
         )
 
-    def _why_it_waits(self, seen: RowState) -> str:
+    def _wait_reason(self, seen: RowState) -> str:
         if seen.kind not in self.capabilities.kinds:
             return f"the server has no tool for a {seen.kind}"
         needs = seen.kind in self.capabilities.need_embedding and self.push.missing_embedding == "wait"
@@ -178,23 +182,23 @@ class _Run:
             await self._send()
 
     async def _send(self) -> None:
-        """Send the batch once the one before it has arrived and is remembered."""
-        await self._arrived()
+        """Send the batch once the previous one is stored and recorded."""
+        await self._wait_for_batch()
         if self._batch:
             batch, self._batch, self._bytes = self._batch, [], 0
-            self._under_way = asyncio.create_task(self._store(batch), name=f"push-{self.target.system_id}")
+            self._sending = asyncio.create_task(self._store(batch), name=f"push-{self.target.system_id}")
 
-    async def _arrived(self) -> None:
-        if self._under_way is not None:
-            await asyncio.wait({self._under_way})
-            done, self._under_way = self._under_way, None
+    async def _wait_for_batch(self) -> None:
+        if self._sending is not None:
+            await asyncio.wait({self._sending})
+            done, self._sending = self._sending, None
             done.result()
 
     async def _store(self, batch: Sequence[PackedMemory]) -> None:
         sessions = self.push.sink.sessions
         receipt = await self.push.sink.store(batch)
         if self.push.sink.sessions != sessions:
-            # What it was given a moment ago may be gone: nothing is remembered before that was looked after.
+            # The server may have lost this batch and earlier ones: record nothing until the next attempt's probe.
             raise SinkError(f"{self.push.sink.location} was restarted during the push", transient=True)
         await self._confirm([packed for at, packed in enumerate(batch) if at not in receipt.refused])
         now = self.push.clock.now()
@@ -210,24 +214,24 @@ class _Run:
             self._newly_held += await self.push.ledger.hold(self.target, refused)
         self._stored += receipt.stored
         self._known += receipt.known
-        self.arrived(receipt.stored + receipt.known)
-        self.moved(len(batch))
+        self.on_delivered(receipt.stored + receipt.known)
+        self.progress(len(batch))
 
-    async def _confirm(self, taken: Sequence[PackedMemory]) -> None:
-        """Hand on what the server can be asked for later: at once of the first batch, else at the end of the push."""
-        fit = [
+    async def _confirm(self, stored: Sequence[PackedMemory]) -> None:
+        """Choose a memory for the delivery probe; report it now for the first batch, else at the end of the push."""
+        suitable = [
             one
-            for one in taken
+            for one in stored
             if one.row.kind in self.capabilities.reports_known and len(one.body) <= LARGEST_PROBE_BYTES
         ]
         if self._first:
-            await self.confirmed(fit[-1] if fit else None)
-        self._youngest = fit[-1] if fit and not self._first else self._youngest
+            await self.on_confirmed(suitable[-1] if suitable else None)
+        self._last_confirmed = suitable[-1] if suitable and not self._first else self._last_confirmed
         self._first = False
 
 
 class _Rows:
-    """Rows that were seen, at 8 bytes each: a database may have a million. Of `RowState.key`, by its hash."""
+    """The keys that were seen, stored as hashes of 8 bytes each: a database may have a million rows."""
 
     def __init__(self) -> None:
         self._hashes = array("q")

@@ -1,4 +1,4 @@
-"""One attempt at a request: what is asked, what was seen, what came of copying it, and what a manifest says of it."""
+"""One attempt at a request: the databases to deliver, their copies, and their problems."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
@@ -15,14 +15,15 @@ from agent.domain.manifest import Rows
 from agent.domain.routing import URGENT, target_backoff
 from agent.ports import Clock, Ledger, Reporter, Snapshot, SnapshotTaker
 
-NOT_ASKED = "it was not asked for"
+NOT_REQUESTED = "the request does not include it"
 
 
 @dataclass(slots=True)
 class Attempt:
-    """`same` are copies of what the target has already, `changed` of what it lacks; `problems` could not be copied.
+    """One attempt. `same`: copies of databases that the target has already. `changed`: copies of those that it lacks.
 
-    `abandoned` is the upload that had begun for other bytes: its id is not used again.
+    `problems`: databases that could not be copied. `abandoned`: ID of an unfinished upload of other bytes, which is not
+    used again.
     """
 
     request: SyncRequested
@@ -41,7 +42,7 @@ class Attempt:
 
     @property
     def asked(self) -> Survey:
-        """What was seen of the databases that the request asks for."""
+        """The survey of the databases that the request includes."""
         reflections, graphs = self.request.upload_reflections, self.request.upload_knowledge_graph
         return {
             name: seen
@@ -51,11 +52,11 @@ class Attempt:
 
     @property
     def digests(self) -> dict[str, str]:
-        """File name -> SHA-256, over all that is about to be uploaded."""
+        """File name -> SHA-256, of all files to upload."""
         return {file.name: file.sha256 for snapshot in self.changed.values() for file in snapshot.files}
 
     def carried(self, record: TargetRecord) -> set[str]:
-        """Return the databases of which the target has another state than the present one, and will have."""
+        """Return the databases that changed and are not in this upload: it carries over the target's earlier state."""
         current = {*self.changed, *self.same}
         return {
             name
@@ -64,18 +65,18 @@ class Attempt:
         }
 
     def rows(self, record: TargetRecord) -> dict[str, Rows]:
-        """Return the rows that the upload will have, as far as they were counted."""
+        """Return the row counts of the upload's databases that were counted."""
         kept = {name: known.rows for name, known in record.databases.items() if known.rows and name not in self.changed}
         return kept | {name: snapshot.rows for name, snapshot in self.changed.items() if snapshot.verified}
 
     def incomplete(self, record: TargetRecord) -> dict[str, str]:
-        """Name what stays owed: what could not be copied, now or before, and what is not asked for."""
+        """Return the databases that stay owed, with the reason: they could not be copied, or were not requested."""
         missed = pending(record, self.survey) - {*self.changed, *self.same}
-        waiting = {**_reasons(record, self.survey), **{name: p.reason for name, p in self.problems.items()}}
-        return {name: waiting.get(name, NOT_ASKED) for name in sorted(missed)}
+        waiting = {**_reasons(record, self.survey), **{name: problem.reason for name, problem in self.problems.items()}}
+        return {name: waiting.get(name, NOT_REQUESTED) for name in sorted(missed)}
 
     def skip_reason(self, record: TargetRecord) -> str:
-        """Return why there is nothing to deliver, in words."""
+        """Describe why there is nothing to deliver."""
         if not self.survey:
             return NO_DATABASES
         waiting = _reasons(record, self.survey)
@@ -92,9 +93,9 @@ _log = structlog.get_logger()
 
 
 class Staging:
-    """Makes the copies for one target. What it finds out goes into the attempt; `settle` writes it down.
+    """Makes the copies for one target. The results go into the attempt; `settle` writes them to the ledger.
 
-    `deduplicate`: a database whose files have the digests of those delivered is the same, not changed.
+    `deduplicate`: a database whose files have the digests that were delivered counts as the same.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Staging:
 
     @asynccontextmanager
     async def attempt(self, request: SyncRequested, report: Reporter) -> AsyncIterator[Attempt]:
-        """Begin an attempt at a request; when the block ends, however it ends, its copies are removed."""
+        """Start an attempt at a request. Its copies are removed when the block ends."""
         attempt = Attempt(request, report, started=self._clock.monotonic())
         try:
             yield attempt
@@ -114,19 +115,19 @@ class Staging:
             await asyncio.shield(asyncio.gather(*(self._taker.discard(copy) for copy in copies)))
 
     async def copy(self, attempt: Attempt, record: TargetRecord, *, also: Collection[str] = ()) -> bool:
-        """Survey, then copy what the target lacks of what is asked and is worth trying now: it is owed from here on.
+        """Survey, then copy the requested databases that the target lacks and that are due. They are owed from now on.
 
-        Databases of `also` are copied whether they changed or not. False where there is nothing of the kind. A database
-        that cannot be copied is among `attempt.problems`.
+        Databases of `also` are copied even if unchanged. Returns False if there is nothing to copy. A database that
+        cannot be copied is added to `attempt.problems`.
         """
         attempt.survey = await self._taker.survey()
         asked = attempt.asked
-        wanted = due(record, asked, self._clock.now(), urgent=attempt.urgent) | (asked.keys() & {*also})
-        if not wanted:
+        to_copy = due(record, asked, self._clock.now(), urgent=attempt.urgent) | (asked.keys() & {*also})
+        if not to_copy:
             return False
-        await self._ledger.mark_owed(self._target, wanted)
-        attempt.report.phase("snapshot", sum(attempt.survey[name].size for name in wanted))
-        for database in sorted(wanted):
+        await self._ledger.mark_owed(self._target, to_copy)
+        attempt.report.phase("snapshot", sum(attempt.survey[name].size for name in to_copy))
+        for database in sorted(to_copy):
             await self._copy(database, attempt, record)
         return True
 
@@ -135,17 +136,19 @@ class Staging:
         return {*await self._taker.survey()}
 
     async def settle(self, attempt: Attempt) -> None:
-        """Write down what the copying has found: unchanged databases are clean, those with a problem stay owed.
+        """Record the results of the copies: unchanged databases are clean, those with a problem stay owed.
 
-        An upload that had begun for other bytes must have been abandoned before.
+        An unfinished upload of other bytes must have been abandoned before.
         """
         if attempt.same:
-            await self._ledger.mark_unchanged(self._target, {name: s.fingerprint for name, s in attempt.same.items()})
+            await self._ledger.mark_unchanged(
+                self._target, {name: copy.fingerprint for name, copy in attempt.same.items()}
+            )
         if attempt.problems:
             await self._ledger.record_problems(self._target, attempt.problems)
 
     def fail(self, attempt: Attempt, record: TargetRecord, database: str, error: SnapshotError, *, event: str) -> None:
-        """The database cannot be had this time: note why, and when to try again. Said once, not at each try."""
+        """Record why a database could not be copied or read, and when to try again. Warn once for each reason."""
         known = record.databases.get(database)
         before = known.problem if known else None
         failures = before.failures + 1 if before else 1
@@ -163,14 +166,14 @@ class Staging:
         except SnapshotError as error:
             self.fail(attempt, record, database, error, event="snapshot_failed")
         else:
-            had = {part.name: part.sha256 for part in known.parts} if known else {}
-            same = self._deduplicate and had == {file.name: file.sha256 for file in snapshot.files}
+            delivered = {part.name: part.sha256 for part in known.parts} if known else {}
+            same = self._deduplicate and delivered == {file.name: file.sha256 for file in snapshot.files}
             (attempt.same if same else attempt.changed)[database] = snapshot
         attempt.report.moved(seen.size)
 
 
-def what_is_wrong(problems: Mapping[str, Problem]) -> tuple[str, str]:
-    """Return what is wrong with the databases, and the cure: they are at fault, no other method would fare better."""
+def describe_problems(problems: Mapping[str, Problem]) -> tuple[str, str]:
+    """Return a message and a hint. The cause is in the databases: another method would fail as well."""
     messages = (f"{name}: {problem.reason}" for name, problem in sorted(problems.items()))
-    cures = dict.fromkeys(problem.hint for problem in problems.values() if problem.hint)
-    return "; ".join(messages), "; ".join(cures)
+    hints = dict.fromkeys(problem.hint for problem in problems.values() if problem.hint)
+    return "; ".join(messages), "; ".join(hints)

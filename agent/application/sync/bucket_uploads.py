@@ -1,4 +1,4 @@
-"""The uploads of one system in one store: the newest, its manifest, leftovers, and the id of the next one."""
+"""The uploads of one system in one store: the newest, its manifest, leftovers, and the ID of the next one."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
@@ -18,50 +18,47 @@ from agent.ports import Clock, Ledger, ObjectStore, is_changed
 MAX_MANIFEST_BYTES = 16 * 2**20
 
 LEFT_OVER_AFTER = timedelta(days=1)
-"""Age of an unfinished upload of nobody known from which on it is removed: another agent may be at work on it."""
+"""Age at which an unfinished upload is removed. Another agent may still be working on a younger one."""
 
 _log = structlog.get_logger()
 
 
-class NotAManifest(StoreError):  # noqa: N818 - it says what lies there
-    """What lies under a manifest's key is no manifest, or not that of this upload."""
+class NotAManifest(StoreError):  # noqa: N818 - named for the condition
+    """The object under a manifest's key is not a manifest, or is the manifest of another upload."""
 
 
 class BucketUploads:
-    """Reads what lies under `systems/{system_id}/uploads/`."""
+    """Reads and cleans up `systems/{system_id}/uploads/`."""
 
     def __init__(self, store: ObjectStore, system_id: str) -> None:
         self._store, self._system_id = store, system_id
         self._prefix = naming.uploads_prefix(system_id)
 
     async def ids_after(self, newest: str | None) -> tuple[list[str], list[str]]:
-        """Return the ids of uploads newer than `newest` in order: all that have any object, and those with a manifest.
+        """Return the IDs of uploads newer than `newest`, in order: those with any object, and those with a manifest.
 
-        One listing of what came after it; of everything where `newest` is None.
+        Lists only what follows `newest`, or everything if that is None.
         """
-        begun: dict[str, None] = {}
-        whole: list[str] = []
+        started: dict[str, None] = {}
+        complete: list[str] = []
         start = f"{self._prefix}{newest}/~" if newest else ""
         async for found in self._store.list(self._prefix, start_after=start):
             try:
                 upload = naming.upload_of(found.key)
             except NamingError:
                 continue
-            begun[upload] = None
+            started[upload] = None
             if found.key == naming.manifest_key(self._system_id, upload):
-                whole.append(upload)
-        return list(begun), whole
+                complete.append(upload)
+        return list(started), complete
 
     async def manifest(self, upload: str) -> Manifest | None:
-        """Return the manifest of an upload, None where there is none.
-
-        Raises NotAManifest for one that is not ours, and StoreError.
-        """
-        found = await self.manifest_as_it_lies(upload)
+        """Return the manifest of an upload, None if it does not exist. Raises NotAManifest and other StoreErrors."""
+        found = await self.manifest_with_bytes(upload)
         return found[0] if found else None
 
-    async def manifest_as_it_lies(self, upload: str) -> tuple[Manifest, bytes] | None:
-        """Return the manifest of an upload and its bytes; else as `manifest`."""
+    async def manifest_with_bytes(self, upload: str) -> tuple[Manifest, bytes] | None:
+        """Return the manifest of an upload and its bytes. Otherwise like `manifest`."""
         key = naming.manifest_key(self._system_id, upload)
         try:
             data = await manifest_bytes(self._store, key)
@@ -72,15 +69,15 @@ class BucketUploads:
         try:
             manifest = Manifest.decode(data)
         except WireError as error:
-            raise NotAManifest(f"{key}: {error.message}", hint="is another program writing there?") from error
+            raise NotAManifest(f"{key}: {error.message}", hint="is another program writing to this bucket?") from error
         if manifest.system_id != self._system_id or manifest.upload_id != upload:
-            raise NotAManifest(f"{key} is the manifest of {manifest.upload_id}", hint="was it moved there by hand?")
+            raise NotAManifest(f"{key} is the manifest of {manifest.upload_id}", hint="was it moved by hand?")
         return manifest, data
 
     async def newest_manifest(self) -> Manifest | None:
-        """Return the newest manifest that can be read, None where there is no upload."""
-        _, whole = await self.ids_after(None)
-        for upload in reversed(whole):
+        """Return the newest manifest that can be read, None if there is no upload."""
+        _, complete = await self.ids_after(None)
+        for upload in reversed(complete):
             try:
                 return await self.manifest(upload)
             except StoreError as error:
@@ -90,17 +87,17 @@ class BucketUploads:
         return None
 
     async def exists(self, upload: str) -> bool:
-        """Say whether an upload is there: it is when its manifest is."""
+        """Return whether an upload exists: whether its manifest does."""
         try:
             await self._store.head(naming.manifest_key(self._system_id, upload))
         except NoSuchObject:
             return False
         return True
 
-    async def damaged(self, upload: str, moved: Callable[[], None]) -> set[str] | None:
-        """Return the databases that an upload does not hold as its manifest names them; None: no manifest names any.
+    async def damaged(self, upload: str, progress: Callable[[], None]) -> set[str] | None:
+        """Return the databases whose objects do not match the upload's manifest; None if it has no valid manifest.
 
-        `moved` as in `holds`.
+        `progress` as in `holds`.
         """
         try:
             manifest = await self.manifest(upload)
@@ -108,24 +105,24 @@ class BucketUploads:
             return None
         if manifest is None:
             return None
-        found = await self.missing(manifest.parts, moved)
-        if manifest.memories and not await self.holds(manifest.memories, moved):
+        found = await self.missing(manifest.parts, progress)
+        if manifest.memories and not await self.holds(manifest.memories, progress):
             found |= manifest.memories.bases.keys()
         return found
 
-    async def missing(self, parts: Iterable[Part], moved: Callable[[], None]) -> set[str]:
-        """Return the databases of which one of these parts is not in the bucket, or is not what was put there."""
-        return {part.database for part in parts if not await self.holds(part, moved)}
+    async def missing(self, parts: Iterable[Part], progress: Callable[[], None]) -> set[str]:
+        """Return the databases with a part among these that is missing from the bucket or has changed."""
+        return {part.database for part in parts if not await self.holds(part, progress)}
 
-    async def holds(self, part: Part | MemoriesPart, moved: Callable[[], None]) -> bool:
-        """Say whether the part's object is there with its size, its bytes, and the metadata put with it.
+    async def holds(self, part: Part | MemoriesPart, progress: Callable[[], None]) -> bool:
+        """Return whether the part's object exists with the same size, checksum and ETag.
 
-        What the store or the manifest does not have of these is not compared. `moved` is called while a store reads the
-        object through, and once it has answered.
+        Values that the store or the manifest lacks are not compared. `progress` is called while the store reads the
+        object, and once it has answered.
         """
         try:
-            found = await self._store.inspect(part.key, progress=lambda _: moved())
-            moved()
+            found = await self._store.inspect(part.key, progress=lambda _: progress())
+            progress()
         except NoSuchObject:
             return False
         size = part.stored_size if isinstance(part, Part) else part.size
@@ -133,7 +130,7 @@ class BucketUploads:
         return (found.size, sha256) == (size, part.sha256) and not is_changed(part.etag, found.etag)
 
     async def remove(self, upload: str) -> None:
-        """Remove the objects of an upload that will not be finished. Where that is not permitted, a notice."""
+        """Remove the objects of an upload that will not be finished. Log it if that is not permitted."""
         found = [item.key async for item in self._store.list(f"{self._prefix}{upload}/")]
         if naming.manifest_key(self._system_id, upload) in found:
             return
@@ -144,13 +141,13 @@ class BucketUploads:
                 "leftovers_not_removed", upload_id=upload, count=len(found), reason=error.message, hint=error.hint
             )
 
-    async def sweep(self, *ours: str, started_before: datetime) -> None:
-        """Remove what killed uploads left unfinished: of `ours` all of it, of others what began before that time.
+    async def sweep(self, *upload_ids: str, started_before: datetime) -> None:
+        """Remove the parts of unfinished objects: all of these uploads, and others started before that time.
 
-        Another machine of this system may be at work there. Where it is not permitted, a notice with the cure.
+        Younger parts may belong to another machine of this system. Log it, with a hint, if it is not permitted.
         """
         try:
-            removed = sum([await self._store.sweep(f"{self._prefix}{upload}/") for upload in ours])
+            removed = sum([await self._store.sweep(f"{self._prefix}{upload}/") for upload in upload_ids])
             removed += await self._store.sweep(self._prefix, started_before=started_before)
         except NotPermitted as error:
             _log.info("leftovers_not_removed", system_id=self._system_id, reason=error.message, hint=error.hint)
@@ -159,19 +156,21 @@ class BucketUploads:
                 _log.info("leftovers_removed", system_id=self._system_id, count=removed)
 
 
-async def manifest_bytes(store: ObjectStore, key: str, moved: Callable[[], None] = lambda: None) -> bytes | None:
-    """Return what lies under a manifest's key, None where nothing does; `moved` hears of each piece.
+async def manifest_bytes(store: ObjectStore, key: str, progress: Callable[[], None] = lambda: None) -> bytes | None:
+    """Return the object under a manifest's key, None if it does not exist. `progress` is called for each piece.
 
-    Raises StoreError, and WireError for what is larger than any manifest.
+    Raises StoreError, and WireError if the object is larger than MAX_MANIFEST_BYTES.
     """
     data = bytearray()
     try:
         async with aclosing(store.get(key)) as pieces:
             async for piece in pieces:
-                moved()
+                progress()
                 data += piece
                 if len(data) > MAX_MANIFEST_BYTES:
-                    raise WireError(f"{key} is larger than any manifest", hint="is another program writing there?")
+                    raise WireError(
+                        f"{key} is larger than any manifest", hint="is another program writing to this bucket?"
+                    )
     except NoSuchObject:
         return None
     return bytes(data)
@@ -181,21 +180,22 @@ FOREIGN = "foreign_uploads"
 AHEAD = "upload_id_ahead"
 
 LAST_YEAR = 9998
-"""Nothing can follow an id of the year 9999 for long: such an id is ignored, also one of ours."""
+"""Last year of valid IDs. IDs of the year 9999, our own included, are ignored: later IDs would soon run out."""
 
 MOST_NAMED = 3
+"""Maximum number of foreign IDs in a warning."""
 
 _FOREIGN_HINT = "find out which program writes there, and delete those objects"
-_AHEAD_HINT = "set the clock of this machine; until it catches up, keeping and --at go by the times of the objects"
+_AHEAD_HINT = "correct this machine's clock; until it catches up, retention and --at use the objects' times"
 
 
 @dataclass(frozen=True, slots=True)
 class UploadIds:
-    """Chooses the id of a system's next upload, and warns of ids ahead of the clock. `location` names the store.
+    """Chooses the ID of a system's next upload, and warns of IDs ahead of the clock. `location` names the store.
 
-    Ids order uploads: the next one comes after the newest upload of this system whose manifest can be read and is ours.
-    An object that another program puts under an id far ahead neither stops uploads nor pulls later ids after it. Ids
-    under which anything is stored are not used again.
+    IDs order uploads: the next one comes after the newest upload of this system that has a valid manifest. An object
+    that another program puts under an ID far in the future neither stops uploads nor affects later IDs. An ID under
+    which any object is stored is not used again.
     """
 
     uploads: BucketUploads
@@ -204,40 +204,41 @@ class UploadIds:
     ledger: Ledger
     clock: Clock
 
-    async def next(self, begun: Sequence[str], whole: Sequence[str], newest: str | None, abandoned: str | None) -> str:
-        """Return an id later than `newest`, the newest upload that the ledger knows, and than any other in the bucket.
+    async def next(
+        self, started: Sequence[str], complete: Sequence[str], newest: str | None, abandoned: str | None
+    ) -> str:
+        """Return an ID later than `newest`, the newest upload in the ledger, and than the newest in the bucket.
 
-        `begun` and `whole` as `BucketUploads.ids_after` returns them for `newest`. The id of an `abandoned` upload is
-        not used again. Raises StoreError, StateError, and NamingError where nothing
-        can come after the newest.
+        `started` and `complete` as `BucketUploads.ids_after` returns them for `newest`. The ID of an `abandoned` upload
+        is not used again. Raises StoreError, StateError, and NamingError if no later ID exists.
         """
-        found = await self._newest_of_ours(whole)
+        found = await self._newest_of_ours(complete)
         known = [upload for upload in (newest, found, abandoned) if upload]
         last = max(known, key=naming.upload_time, default=None)
-        now, taken = self.clock.now(), {*begun}
+        now, taken = self.clock.now(), {*started}
         chosen = naming.next_upload_id(now, last, self.system_id)
         while chosen in taken:
             chosen = naming.next_upload_id(now, chosen, self.system_id)
-        await self._warn_of_foreign([upload for upload in begun if upload > chosen and is_in_future(upload, now)])
+        await self._warn_of_foreign([upload for upload in started if upload > chosen and is_in_future(upload, now)])
         return chosen
 
     async def compare_with_clock(self, upload: str, stored_at: datetime | None) -> None:
-        """Keep a warning while the id of a new upload is ahead of the store's clock, which dated its objects.
+        """Set a status warning if a new upload's ID is ahead of the store's clock, else clear it.
 
-        Where a store does not date them, this machine's clock is used.
+        `stored_at` is the store's time of its objects; if the store reports none, this machine's clock is used.
         """
         if not is_in_future(upload, stored_at or self.clock.now()):
             await clear_warning(self.ledger, AHEAD)
             return
         message = (
-            f"the id of the newest upload, {upload}, is ahead of the clock of {self.location}:"
-            " this machine's clock is ahead, or was once"
+            f"the ID of the newest upload, {upload}, is ahead of the clock of {self.location}:"
+            " this machine's clock is or was ahead"
         )
         if await set_warning(self.ledger, StatusWarning(code=AHEAD, message=message, hint=_AHEAD_HINT), self.clock):
             _log.warning("upload_id_ahead", upload_id=upload, location=self.location, hint=_AHEAD_HINT)
 
-    async def _newest_of_ours(self, whole: Collection[str]) -> str | None:
-        for upload in sorted(whole, reverse=True):
+    async def _newest_of_ours(self, complete: Collection[str]) -> str | None:
+        for upload in sorted(complete, reverse=True):
             if naming.upload_time(upload).year > LAST_YEAR:
                 continue
             try:
@@ -255,6 +256,6 @@ class UploadIds:
             return
         named = ", ".join(sorted(ids)[:MOST_NAMED])
         more = f" and {len(ids) - MOST_NAMED} more" if len(ids) > MOST_NAMED else ""
-        message = f"{self.location} has objects under ids ahead of the clock that are no uploads of ours: {named}{more}"
+        message = f"{self.location} has objects of another program under upload IDs ahead of the clock: {named}{more}"
         if await set_warning(self.ledger, StatusWarning(code=FOREIGN, message=message, hint=_FOREIGN_HINT), self.clock):
             _log.warning("foreign_uploads", location=self.location, names=sorted(ids)[:MOST_NAMED], hint=_FOREIGN_HINT)

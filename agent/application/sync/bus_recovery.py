@@ -1,7 +1,7 @@
-"""Follows the bus: which one is in use, what it has lost, and what may have stayed behind on the other.
+"""Tracks the bus: records which one is in use, and republishes results that it has lost.
 
-The ledger's notes for people: `bus` (where events flow), `bus_since`, and `stream` (how far the stream had come when
-the agent last published to it).
+Ledger notes: `bus` (the bus in use), `bus_since`, and `stream` (the stream's creation time and last sequence when the
+agent last published to it).
 """
 
 from collections.abc import Awaitable, Callable
@@ -18,13 +18,13 @@ BUS, BUS_SINCE, STREAM = "bus", "bus_since", "stream"
 
 FIRST_WAIT_SECONDS = 1.0
 LAST_WAIT_SECONDS = 60.0
-"""Before the next try after a transient error: doubling."""
+"""Delays before the next try after a transient error, doubling from the first to the last."""
 
 _log = structlog.get_logger()
 
 
 class BusRecovery:
-    """Reacts to changes of the bus. Results of the last `max_age` are published again to a new stream.
+    """Reacts to changes of the bus. A new stream gets the results of the last `max_age` count.
 
     `switched` is awaited after each change of bus.
     """
@@ -44,22 +44,21 @@ class BusRecovery:
         self._signal = Signal(clock, "bus")
         self._reported: BusState | None = None
         self._seen: StreamMark | None = None
-        self._losses = self._answered = 0
+        self._losses = self._recovered_losses = 0
         self._switching = False
         bus.on_change(self._changed)
         recorder.on_published(self._note_mark)
         recorder.on_outbox_flushed(self._signal.set)
 
     async def run(self) -> None:
-        """Follow the bus until cancelled. After a transient error it tries again in 1 s, doubling to 60; at once when
-        the bus changes.
+        """Track the bus until cancelled. Raises AkoshaError if it is not transient.
 
-        Raises AkoshaError that is not transient.
+        After a transient error the loop tries count in 1 s, doubling to 60 s, or as soon as the bus changes.
         """
         wait = FIRST_WAIT_SECONDS
         while True:
             try:
-                await self._follow()
+                await self._update()
             except AkoshaError as error:
                 if not error.transient:
                     raise
@@ -71,16 +70,16 @@ class BusRecovery:
                 await self._signal.wait(None)
 
     def _changed(self) -> None:
-        """Have the outbox tried at once: what waits for the bus must not wait for this loop, too."""
+        """Flush the outbox at once: results that wait for the bus must not also wait for this loop."""
         self._note_mark()
         self._recorder.flush_soon()
         self._signal.set()
 
     def _note_mark(self) -> None:
-        """Remember how far the stream has come, and whether it has lost events since.
+        """Remember the stream's mark, and count a loss if the stream has lost events since the previous mark.
 
-        Called at each change of the bus and after each result that is published: a loss between two passes of the loop
-        is seen also where the connection, and with it the newer mark, was lost before the loop came to it.
+        Called at each change of the bus and after each published result. A loss between two passes of the loop is
+        noticed even if the connection, and with it the newer mark, is gone before the next pass.
         """
         mark = self._bus.stream
         if mark is None:
@@ -89,7 +88,7 @@ class BusRecovery:
             self._losses += 1
         self._seen = mark
 
-    async def _follow(self) -> None:
+    async def _update(self) -> None:
         self._switching = await self._report_state() or self._switching
         await self._reconcile()
         if self._switching:
@@ -97,7 +96,7 @@ class BusRecovery:
             self._switching = False
 
     async def _report_state(self) -> bool:
-        """Say which bus is in use, where that has changed; return whether events go another way than before."""
+        """Log and record a change of the bus. Return whether events now take another bus than before."""
         state, before = self._bus.state, self._reported
         if state == before:
             return False
@@ -111,17 +110,17 @@ class BusRecovery:
         return switched and before is not None
 
     async def _reconcile(self) -> None:
-        """Publish the results of the last days again to a stream that is new, or has lost events."""
+        """Republish the results of the last days to a stream that is new or has lost events."""
         self._note_mark()
         mark, losses = self._seen, self._losses
         if mark is None:
             return
         noted = _mark((await self._ledger.notes()).get(STREAM, ""))
-        if losses != self._answered or noted is None or mark.has_lost(noted):
-            again = await self._recorder.republish_since(self._clock.now() - self._max_age)
-            self._answered = losses
-            if again:
-                _log.info("results_republished", count=again, reason="the stream is new, or has lost events")
+        if losses != self._recovered_losses or noted is None or mark.has_lost(noted):
+            count = await self._recorder.republish_since(self._clock.now() - self._max_age)
+            self._recovered_losses = losses
+            if count:
+                _log.info("results_republished", count=count, reason="the stream is new or has lost events")
         if mark != noted:
             await self._ledger.note(STREAM, f"{mark.sequence} {mark.created}")
         self._recorder.flush_soon()

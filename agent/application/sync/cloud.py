@@ -1,12 +1,12 @@
-"""The cloud method: from what changed to a whole upload. Decides; `upload` carries out, the subscriber records.
+"""The cloud method: uploads the databases that changed. This module decides, `upload` executes, the subscriber records.
 
-claim      the target is this agent's, or nothing in it is touched
-recall     an upload that a killed process finished or left; a ledger that was lost: ask the bucket
-survey     stat fingerprints against the ledger: nothing differs, nothing is read
-stage      snapshots of what differs; digests against the ledger: the same bytes are no change
-intent     what is about to be uploaded, under which id: on disk before the first PUT
-memories   those rows of it that the bucket lacks
-upload     send, copy, carry; then the memories, and the manifest last
+claim      check that the target belongs to this agent; otherwise nothing in it is touched
+recall     find an upload that a killed process finished or left; if the ledger was lost, read the bucket
+survey     compare stat fingerprints with the ledger; if nothing differs, no database is read
+stage      take snapshots of the databases that differ; compare digests with the ledger: the same bytes are not a change
+intent     record the upload's ID and digests, on disk before the first PUT
+memories   write the rows that the bucket lacks to memories.json
+upload     send, copy and carry over the files, then memories.json, and the manifest last
 """
 
 import json
@@ -18,7 +18,7 @@ import structlog
 from agent import __version__
 from agent.application.memories.delta import Delta, MemoryDelta
 from agent.application.status_warnings import clear_warning, set_warning
-from agent.application.sync.attempt import Attempt, Staging, what_is_wrong
+from agent.application.sync.attempt import Attempt, Staging, describe_problems
 from agent.application.sync.bucket_uploads import LEFT_OVER_AFTER, BucketUploads, UploadIds
 from agent.application.sync.ingestion_markers import IngestionMarkers
 from agent.application.sync.ownership import Ownership
@@ -46,15 +46,15 @@ from agent.ports import (
 
 DATABASE_LOST = "database_lost"
 LOST_NOTE = "lost_databases"
-LOST_HINT = "akosha-agent verify --all names uploads that are whole; restore it from one of them"
-LOST_REASON = "its objects in the bucket are damaged or gone, and its file is no longer on this machine"
+LOST_HINT = "restore it from an upload that is complete: akosha-agent verify --all lists them"
+LOST_REASON = "its objects in the bucket are damaged or missing, and its file is no longer on this machine"
 
 
 class LostDatabases:
-    """Databases whose objects in the bucket are damaged or gone, and whose files are no longer on this machine.
+    """Databases whose objects in the bucket are damaged or missing, and whose files are no longer on this machine.
 
-    Damage is not copied: later uploads are made without these. Manifests and results name them as incomplete, and a
-    status warning stays until a file of that name is uploaded again. Kept in the ledger's notes; every method raises
+    Later uploads omit them, because damaged objects are not copied. Manifests and results list them as incomplete, and
+    a status warning stays until a file of that name is uploaded again. Kept in the ledger's notes; every method raises
     StateError.
     """
 
@@ -62,18 +62,18 @@ class LostDatabases:
         self._ledger, self._clock = ledger, clock
 
     async def reasons(self) -> Mapping[str, str]:
-        """Return the lost databases, each with the reason for manifests and results."""
+        """Return the lost databases, each with the reason that manifests and results give."""
         return dict.fromkeys(sorted(await self._names()), LOST_REASON)
 
     async def add(self, databases: Collection[str]) -> None:
-        """Keep these as lost, and log them."""
+        """Record these as lost, and log them."""
         known = await self._names()
         if new := {*databases} - known:
             _log.error("databases_lost", names=sorted(new), hint=LOST_HINT)
             await self._keep(known | new)
 
     async def drop(self, databases: Collection[str]) -> None:
-        """Forget these: an upload has them again."""
+        """Remove these: an upload has them again."""
         known = await self._names()
         if known & {*databases}:
             await self._keep(known - {*databases})
@@ -87,7 +87,7 @@ class LostDatabases:
     async def _keep(self, names: set[str]) -> None:
         await self._ledger.note(LOST_NOTE, json.dumps(sorted(names)) if names else "")
         if names:
-            message = f"later uploads are made without {', '.join(sorted(names))}: {LOST_REASON}"
+            message = f"later uploads do not include {', '.join(sorted(names))}: {LOST_REASON}"
             await set_warning(
                 self._ledger, StatusWarning(code=DATABASE_LOST, message=message, hint=LOST_HINT), self._clock
             )
@@ -99,7 +99,7 @@ _log = structlog.get_logger()
 
 
 class CloudSync:
-    """Delivers whole uploads to one bucket or directory."""
+    """Delivers uploads to one bucket or directory. `standstill_seconds`: longest time without progress."""
 
     name = CLOUD
 
@@ -144,7 +144,7 @@ class CloudSync:
 
     @property
     def store(self) -> ObjectStore:
-        """Where uploads go: for those who look after them there. It is closed with this."""
+        """The store of the uploads, which `aclose` closes."""
         return self._store
 
     async def is_available(self) -> bool:
@@ -158,27 +158,27 @@ class CloudSync:
         try:
             async with self._staging.attempt(request, report) as attempt:
                 return await self._sync(attempt)
-        except SourceObjectMissing as gone:
-            await self._forget_missing(gone.database)
-            raise _failed(gone) from gone
+        except SourceObjectMissing as error:
+            await self._forget_missing(error.database)
+            raise _failed(error) from error
         except (StoreError, NamingError, WireError) as error:
             raise _failed(error) from error
         except SnapshotError as error:
             raise CloudUploadError(error.message, CLOUD, error, hint=error.hint, forwardable=False) from error
 
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
-        async with self._moving() as moved:
+        async with self._limit_stalls() as progress:
             await self.ownership.claim(take_over=attempt.request.take_over, new_target=attempt.request.new_target)
-            record = await self._recall(attempt, moved)
+            record = await self._recall(attempt, progress)
         if not await self._staging.copy(attempt, record):
             return Unchanged(reason=attempt.skip_reason(record))
         await self._abandon_other(attempt, record)
         await self._staging.settle(attempt)
         if not attempt.changed:
             if attempt.problems:
-                message, hint = what_is_wrong(attempt.problems)
+                message, hint = describe_problems(attempt.problems)
                 raise CloudUploadError(message, CLOUD, hint=hint, forwardable=False)
-            return Unchanged(reason="the bytes are those already delivered")
+            return Unchanged(reason="the contents have already been delivered")
         manifest = await self._upload(attempt)
         return Delivered(
             manifest=manifest,
@@ -187,16 +187,16 @@ class CloudSync:
             result=succeeded(manifest, method=CLOUD, location=self._store.location),
         )
 
-    def _moving(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+    def _limit_stalls(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         return stall_timeout(
             self._standstill_seconds, self._store.location, CloudUploadError, CLOUD, stall_monitor=self._stall_monitor
         )
 
-    async def _recall(self, attempt: Attempt, moved: Callable[[], None]) -> TargetRecord:
-        """Bring the ledger up to what the bucket knows, and return what it says then.
+    async def _recall(self, attempt: Attempt, progress: Callable[[], None]) -> TargetRecord:
+        """Update the ledger from the bucket, and return the target's record.
 
-        An upload that was finished but not recorded is adopted. Where somebody asks, the newest upload must still be
-        there: from an emptied bucket nothing can be restored. Where a person asks, it must be whole, too.
+        An upload that was finished but not recorded is adopted. For urgent requests, the newest upload must still
+        exist, because nothing can be restored from an emptied bucket. For a person's request, it must be complete too.
         """
         record = await self._ledger.record(self.target)
         if not self._swept:
@@ -206,7 +206,7 @@ class CloudSync:
         if record.intent is not None:
             manifest = await self._uploads.manifest(record.intent.upload_id)
             if manifest is not None and manifest.digests(record.intent.databases) != record.intent.digests:
-                # Neither gone on with nor cleared away: the upload of that id is somebody else's, and whole.
+                # Neither resumed nor removed: another agent has completed an upload under this ID.
                 _log.warning("upload_id_taken", upload_id=manifest.upload_id, location=self._store.location)
                 await self._ledger.abandon(self.target)
                 attempt.abandoned, manifest = manifest.upload_id, None
@@ -224,46 +224,46 @@ class CloudSync:
             _log.warning("upload_missing", upload_id=record.newest_upload_id, location=self._store.location)
             await self._ledger.forget(self.target, list(record.databases))
         elif attempt.request.reason in ASKED and record.newest_upload_id and record.intent is None:
-            await self._forget_damaged(record, record.newest_upload_id, moved)
+            await self._forget_damaged(record, record.newest_upload_id, progress)
         return await self._ledger.record(self.target)
 
-    async def _forget_damaged(self, record: TargetRecord, newest: str, moved: Callable[[], None]) -> None:
-        """Have sent whole what the newest upload does not hold as its manifest names it, and this machine has."""
-        damaged = await self._uploads.damaged(newest, moved)
+    async def _forget_damaged(self, record: TargetRecord, newest: str, progress: Callable[[], None]) -> None:
+        """Send databases again that are damaged in the newest upload and exist on this machine."""
+        damaged = await self._uploads.damaged(newest, progress)
         names = {*record.databases} if damaged is None else damaged
         if again := sorted(names & await self._staging.present()):
             _log.warning("newest_upload_damaged", upload_id=newest, location=self._store.location, names=again)
             await self._ledger.forget(self.target, again)
 
     async def _forget_missing(self, database: str) -> None:
-        """Find out at once what else is no longer in the bucket: all of it is sent whole the next time."""
+        """Forget `database` and all others that are missing from the bucket: the next attempt sends them."""
         record = await self._ledger.record(self.target)
         parts = [part for known in record.databases.values() for part in known.parts]
         missing = {database}
         with suppress(StoreError, CloudUploadError):
-            async with self._moving() as moved:
-                missing |= await self._uploads.missing(parts, moved)
-        with suppress(SnapshotError):  # where the files cannot be seen, none of them counts as lost
+            async with self._limit_stalls() as progress:
+                missing |= await self._uploads.missing(parts, progress)
+        with suppress(SnapshotError):  # if the files cannot be listed, none counts as lost
             await self._lost.add(missing - await self._staging.present())
         await self._ledger.forget(self.target, sorted(missing))
 
     async def _abandon_other(self, attempt: Attempt, record: TargetRecord) -> None:
-        """Remove what is there of an upload that had begun for other bytes."""
+        """Remove the objects of an unfinished upload of other bytes."""
         if record.intent is None or record.intent.digests == attempt.digests:
             return
         _log.info("upload_abandoned", upload_id=record.intent.upload_id, reason="the databases have changed since")
-        async with self._moving():
+        async with self._limit_stalls():
             await self._sweep(record.intent.upload_id)
             await self._uploads.remove(record.intent.upload_id)
         await self._ledger.abandon(self.target)
         attempt.abandoned = record.intent.upload_id
 
-    async def _sweep(self, *ours: str) -> None:
-        await self._uploads.sweep(*ours, started_before=self._clock.now() - LEFT_OVER_AFTER)
+    async def _sweep(self, *upload_ids: str) -> None:
+        await self._uploads.sweep(*upload_ids, started_before=self._clock.now() - LEFT_OVER_AFTER)
 
     async def _upload(self, attempt: Attempt) -> Manifest:
         if not self.ownership.claimed:
-            async with self._moving():
+            async with self._limit_stalls():
                 await self.ownership.claim(take_over=attempt.request.take_over, create=True)
         record = await self._ledger.record(self.target)
         intent = record.intent or await self._new_intent(attempt, record)
@@ -283,11 +283,11 @@ class CloudSync:
             compression=self._compressor.compression,
             deduplicate=self._deduplicate,
         )
-        held = {step.database if isinstance(step, Send) else step.part.database for step in steps}
-        lost = {name: why for name, why in (await self._lost.reasons()).items() if name not in held}
+        included = {step.database if isinstance(step, Send) else step.part.database for step in steps}
+        lost = {name: reason for name, reason in (await self._lost.reasons()).items() if name not in included}
         to_send = sum(step.file.size for step in steps if isinstance(step, Send))
         attempt.report.phase("upload", to_send + (delta.part.size if delta.part else 0))
-        async with self._moving() as moved:
+        async with self._limit_stalls() as progress:
             upload = Upload(
                 upload_id=intent.upload_id,
                 system_id=self.target.system_id,
@@ -297,14 +297,14 @@ class CloudSync:
                 chunk_bytes=self._chunk_bytes,
                 staged=attempt.changed,
                 report=attempt.report,
-                moved=moved,
+                progress=progress,
                 resumed=record.intent is not None,
-                confirmation=Confirmation(self._store, self._clock, moved),
+                confirmation=Confirmation(self._store, self._clock, progress),
             )
             parts = tuple([await upload.put_part(step) for step in steps])
             if delta.part and delta.draft:
                 await upload.put_memories(delta.part, delta.draft)
-            parts, memories = await upload.confirmed(parts, delta.part)
+            parts, memories = await upload.confirm(parts, delta.part)
             manifest = Manifest(
                 system_id=self.target.system_id,
                 upload_id=intent.upload_id,
@@ -322,16 +322,16 @@ class CloudSync:
                 without_memories=delta.without,
                 time_zone=delta.time_zone,
             )
-            await self.ownership.check(uploads=False)  # another machine may have taken over while this was sent
+            await self.ownership.check(uploads=False)  # another machine may have taken over during the upload
             await upload.put_manifest(manifest)
         await self._ids.compare_with_clock(manifest.upload_id, upload.stored_at)
         return manifest
 
     async def _new_intent(self, attempt: Attempt, record: TargetRecord) -> Intent:
-        async with self._moving():
-            begun, whole = await self._uploads.ids_after(record.newest_upload_id)
-            await self.ownership.check_known(record, whole)
-            upload_id = await self._ids.next(begun, whole, record.newest_upload_id, attempt.abandoned)
+        async with self._limit_stalls():
+            started, complete = await self._uploads.ids_after(record.newest_upload_id)
+            await self.ownership.check_known(record, complete)
+            upload_id = await self._ids.next(started, complete, record.newest_upload_id, attempt.abandoned)
         return Intent(
             request_id=attempt.request.request_id,
             upload_id=upload_id,

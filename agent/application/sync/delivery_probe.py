@@ -1,14 +1,16 @@
-"""Whether an Akosha server still has what it was given: one memory that it should have is offered once more.
+"""Checks whether an Akosha server still has its memories, by offering again one memory that it should have.
 
-A server that has lost its memories says nothing of it (Akosha 0.11 keeps them in its process). Offering a memory again
-changes nothing where it is there; where the server stores it as new, the others are lost, too, and all are sent again.
+A server that has lost its memories does not report it (Akosha 0.11 keeps them in its process). Offering a stored memory
+again changes nothing. If the server stores it as new, it has lost the others too, and all are sent again.
 
-    kept       the memory as it was sent, after the server has confirmed it
-    sent       the offer is about to be sent; written first
-    answered   the server had it
+A note in the ledger keeps the state of the probe:
 
-An offer without an answer may have stored the memory, so the answer to the next one would prove nothing: then all is
-sent again without asking. The process that holds the ledger is the only one that offers.
+    packed     the memory as it was sent, kept once the server has confirmed it
+    sent       time of an offer without an answer, written before the offer is sent
+    answered   time at which the server last confirmed the memory
+
+An offer without an answer may have stored the memory, so a second offer would prove nothing: all memories are sent
+again without one. Only the process that holds the ledger makes offers.
 """
 
 import json
@@ -23,24 +25,27 @@ from agent.domain.memories import RowState
 from agent.ports import Clock, Ledger, MemorySink, PackedMemory
 
 PREFIX = "akosha_probe "
-"""Of the ledger's notes, one a target. They hold a memory's text: `describe` shows none of them."""
+"""Prefix of the probe's notes in the ledger, one per target. They contain a memory's text: `describe` omits them."""
 
 EVERY = timedelta(days=1)
+"""Interval between two offers by `ProbeLoop`."""
 
 
-class MemoriesLost(SinkError):  # noqa: N818 - as NoSuchObject: it says the state of the world
-    """The server no longer has what it was given: the ledger must forget what was delivered to it."""
+class MemoriesLost(SinkError):  # noqa: N818 - named for the condition, as NoSuchObject
+    """The server has lost its memories: the ledger must forget what was delivered to it."""
 
     def __init__(self, location: str) -> None:
-        super().__init__(f"{location} has lost what it had been given", hint="all of it is sent again", transient=True)
+        super().__init__(
+            f"{location} has lost the memories that it was given", hint="all of them are sent again", transient=True
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeState:
-    """What is offered next (`packed`, None where no memory is fit for it), and how the last offer went.
+    """The memory to offer next, and the state of the last offer.
 
-    `answered` is the last time at which the server confirmed that it has the memory; `sent` is set while an offer has
-    no answer.
+    `packed` is None if no memory is suitable. `answered` is when the server last confirmed the memory. `sent` is set
+    while an offer has no answer.
     """
 
     packed: PackedMemory | None = None
@@ -49,7 +54,7 @@ class ProbeState:
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, str], target: Target) -> Self | None:
-        """Return what the ledger's notes hold for a target, None where they hold nothing that can be read."""
+        """Return the state of a target from the ledger's notes; None if it is missing or cannot be parsed."""
         try:
             note = json.loads(notes[PREFIX + target.id])
             body, sent, answered = note["body"], note["sent"], note["answered"]
@@ -64,7 +69,7 @@ class ProbeState:
             return None
 
     def note(self) -> str:
-        """Return it as `noted` reads it."""
+        """Return the text that `from_notes` reads."""
         packed = self.packed
         seen = packed.row if packed else None
         return json.dumps(
@@ -79,41 +84,42 @@ class ProbeState:
 
 
 class DeliveryProbe:
-    """Offers the memory that was kept for one target. The caller holds the ledger, and runs no push meanwhile."""
+    """Makes offers to one target. The caller holds the ledger, and runs no push meanwhile."""
 
     def __init__(self, target: Target, sink: MemorySink, ledger: Ledger, clock: Clock) -> None:
         self._target, self._sink, self._ledger, self._clock = target, sink, ledger, clock
 
     async def state(self) -> ProbeState | None:
-        """Return what is kept, None for nothing. Raises StateError."""
+        """Return the stored state, None if there is none. Raises StateError."""
         return ProbeState.from_notes(await self._ledger.notes(), self._target)
 
     async def keep(self, packed: PackedMemory | None) -> None:
-        """The server has just confirmed this memory: offer it next. None: a batch held none that is fit for it."""
+        """Keep a memory that the server has just confirmed, to offer it next. None: no memory is suitable."""
         if packed is not None or await self.state() is None:
             await self._write(ProbeState(packed=packed, answered=self._clock.now()))
 
     async def is_inconclusive(self) -> bool:
-        """Say whether no answer can prove anything: an offer has none, or nothing is kept of what was delivered."""
+        """Return whether an offer would prove nothing: the last one has no answer, or a delivery left no state."""
         state = await self.state()
         if state is not None:
             return state.sent is not None
         return bool((await self._ledger.memories().counts(self._target)).delivered)
 
     async def is_due(self) -> bool:
-        """Say whether a day has gone by since the server was asked last, and there is something to ask with."""
+        """Return whether the last answer is a day old and there is a memory to offer, or the state is inconclusive."""
         state, now = await self.state(), self._clock.now()
         if state is None or state.sent is not None:
             return await self.is_inconclusive()
         if state.packed is None:
             return False
-        # One in the future is of a clock that was put back since.
+        # An answer in the future: the clock was set back since.
         return state.answered is None or not now - EVERY < state.answered <= now
 
-    async def capabilities(self) -> bool:
-        """Offer the memory; False where there is none to offer, or the server refused it, so that nothing is proved.
+    async def offer(self) -> bool:
+        """Offer the memory and return whether the server had it.
 
-        Raises MemoriesLost where the server stored it as new, and other SinkErrors.
+        False proves nothing: there was no memory to offer, or the server refused it. Raises MemoriesLost if the server
+        stored it as new, and other SinkErrors.
         """
         state = await self.state()
         if state is None or state.packed is None:
@@ -122,17 +128,17 @@ class DeliveryProbe:
         try:
             receipt = await self._sink.store([state.packed])
         except SinkError as error:
-            if not error.transient:  # it did not come to storing anything
+            if not error.transient:  # nothing was stored
                 await self._write(state)
             raise
         if receipt.stored:
             raise MemoriesLost(self._sink.location)
-        found = bool(receipt.existing)
-        await self._write(replace(state, sent=None, answered=self._clock.now() if found else state.answered))
-        return found
+        had_it = bool(receipt.existing)
+        await self._write(replace(state, sent=None, answered=self._clock.now() if had_it else state.answered))
+        return had_it
 
     async def drop(self) -> None:
-        """What was delivered is forgotten: nothing is left to be offered."""
+        """Remove the stored state, once the ledger has forgotten what was delivered."""
         await self._ledger.note(PREFIX + self._target.id, "")
 
     async def _write(self, state: ProbeState) -> None:
@@ -140,5 +146,5 @@ class DeliveryProbe:
 
 
 def without_probes(notes: Mapping[str, str]) -> dict[str, str]:
-    """Return the other notes."""
+    """Return the notes that are not a probe's."""
     return {key: text for key, text in notes.items() if not key.startswith(PREFIX)}

@@ -1,10 +1,10 @@
-"""The http method: the memories that Akosha lacks, pushed to it over MCP.
+"""The http method: pushes to Akosha, over MCP, the memories that it lacks.
 
-look     stat fingerprints against the ledger: nothing differs, and nothing that is held back is worth another look
-meet     a session; another version of the server, and what it refused is tried again
-probe    in a new session, or where a person asks: has the server lost what it was given?
-stage    snapshots of what differs
-push     each row that this target does not have yet; a batch is remembered before the next is sent
+survey   compare stat fingerprints with the ledger; stop if nothing differs and nothing refused can be offered again
+connect  open a session; a server of another version is offered the memories that it refused
+probe    in a new session, or if a person asks: check whether the server has lost its memories
+stage    take snapshots of the databases that differ
+push     send each row that the target lacks; a batch is recorded before the next one is sent
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from datetime import tzinfo
 import structlog
 
 from agent.application.memories.push import MemoryPush, Pushed
-from agent.application.sync.attempt import Attempt, Staging, what_is_wrong
+from agent.application.sync.attempt import Attempt, Staging, describe_problems
 from agent.application.sync.delivery_probe import DeliveryProbe, MemoriesLost
 from agent.application.sync.stall import StallMonitor, stall_timeout
 from agent.domain.databases import main_name
@@ -42,10 +42,10 @@ from agent.ports import (
 
 @dataclass(slots=True)
 class PushOutcome:
-    """What a request has delivered so far, in all its attempts. `bytes_before`: what the sink had sent before the
-    first.
+    """What a request has delivered so far, in all its attempts.
 
-    `memories`: how many the target has now that it lacked.
+    `bytes_before`: bytes that the sink had sent before the first attempt. `memories`: memories that the target has now
+    and lacked before.
     """
 
     request_id: str
@@ -53,13 +53,13 @@ class PushOutcome:
     memories: int = 0
 
     def add(self, count: int) -> None:
-        """So many more have arrived."""
+        """Add newly delivered memories."""
         self.memories += count
 
 
 @dataclass(slots=True)
 class PushAttempt:
-    """One attempt at pushing, database by database."""
+    """One attempt at a push: its result for each database."""
 
     attempt: Attempt
     outcome: PushOutcome
@@ -67,21 +67,22 @@ class PushAttempt:
 
     @property
     def kept_back(self) -> dict[str, str]:
-        """Database -> how many of its memories the target did not take, and why."""
+        """Database -> how many of its memories the target did not take, and the reasons."""
         return {name: kept_back(pushed) for name, pushed in self.pushed.items() if pushed.kept_back}
 
     @property
     def problems(self) -> dict[str, Problem]:
-        """The same as problems of these databases, until they change."""
+        """The kept back memories as problems of their databases; they last until the database changes."""
         waits = any(NO_EMBEDDING in pushed.waiting for pushed in self.pushed.values())
         hint = EMBEDDING_HINT if waits else "akosha-agent memories --failed lists them"
-        return {name: Problem(why, self.attempt.survey[name], 1, None, hint) for name, why in self.kept_back.items()}
+        return {
+            name: Problem(reason, self.attempt.survey[name], 1, None, hint) for name, reason in self.kept_back.items()
+        }
 
-    def was_for_nothing(self, record: TargetRecord, *, ever: int) -> bool:
-        """Say whether an attempt that delivered nothing has failed; `ever`: how many memories the target has in all.
+    def has_failed(self, record: TargetRecord, *, ever: int) -> bool:
+        """Return whether an attempt that delivered nothing has failed. `ever`: how many memories the target has.
 
-        What has been waiting all along, beside others that were delivered, is no failure: it is reported, and blocks
-        nothing.
+        Memories that waited before the attempt do not make it fail if others were delivered: they are reported only.
         """
         before = (record.databases.get(name) for name in self.kept_back)
         return (
@@ -92,23 +93,25 @@ class PushAttempt:
 
     @property
     def skip_reason(self) -> str:
-        parts = "; ".join(f"{name}: {why}" for name, why in sorted(self.kept_back.items()))
+        """Why nothing was delivered."""
+        parts = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.kept_back.items()))
         return f"no memory is new{f' ({parts})' if parts else ''}"
 
 
 def kept_back(pushed: Pushed) -> str:
-    """Return how many memories a target did not take, and why, in words; empty where it took all."""
-    parts = [f"{count:,} wait: {why}" for why, count in sorted(pushed.waiting.items())]
-    return "; ".join(parts + [f"{count:,} were refused: {why}" for why, count in sorted(pushed.refused.items())])
+    """Describe how many memories a target did not take, and why; "" if it took all."""
+    parts = [f"{count:,} wait: {reason}" for reason, count in sorted(pushed.waiting.items())]
+    return "; ".join(parts + [f"{count:,} were refused: {reason}" for reason, count in sorted(pushed.refused.items())])
 
 
-_NEWS = "http_server"
+SERVER_NOTE = "http_server"
+"""Ledger note: endpoint, version and settings at the last session."""
 
 _log = structlog.get_logger()
 
 
 class HttpSync:
-    """Delivers memories to one Akosha server. `standstill_seconds`: how long nothing may move."""
+    """Delivers memories to one Akosha server. `standstill_seconds`: longest time without progress."""
 
     name = HTTP
 
@@ -131,7 +134,7 @@ class HttpSync:
         self._stall_monitor = stall_monitor
         self._staging = Staging(target=target, taker=taker, ledger=ledger, clock=clock, deduplicate=False)
         self.probe = DeliveryProbe(target, push.sink, ledger, clock)
-        self._proven_session = 0
+        self._probed_session = 0
         self._push_outcome = PushOutcome("", 0)
 
     @property
@@ -153,7 +156,7 @@ class HttpSync:
             try:
                 async with self._staging.attempt(request, report) as attempt:
                     return await self._sync(attempt)
-            except MemoriesLost as error:  # before anything was copied; nothing is left to ask with, so it comes once
+            except MemoriesLost as error:  # raised before any copy, and once only: `_start_over` drops the probe
                 await self._start_over(error.message)
                 async with self._staging.attempt(request, report) as attempt:
                     return await self._sync(attempt)
@@ -169,17 +172,17 @@ class HttpSync:
         except SnapshotError as error:
             raise HTTPSyncError(error.message, HTTP, error, hint=error.hint, forwardable=False) from error
 
-    async def still_has_it(self) -> bool:
-        """Ask the server, apart from any sync, whether it has what it was given; no sync may run meanwhile.
+    async def still_has_memories(self) -> bool:
+        """Return whether the server still has the memories that it was given. No sync may run meanwhile.
 
-        False: the ledger owes it all again. Raises SinkError, StateError.
+        If it has not, the ledger owes all of them again. Raises SinkError, StateError.
         """
         if await self.probe.is_inconclusive():
-            await self._start_over("it is not known what the server has")
+            await self._start_over("it is unknown which memories the server has")
             return False
         await self._sink.connect()
         try:
-            await self._prove()
+            await self._offer_probe()
         except MemoriesLost as error:
             await self._start_over(error.message)
             return False
@@ -187,69 +190,69 @@ class HttpSync:
 
     async def _sync(self, attempt: Attempt) -> Delivered | Unchanged:
         if await self.probe.is_inconclusive():
-            await self._start_over("it is not known what the server has")
+            await self._start_over("it is unknown which memories the server has")
         record = await self._ledger.record(self.target)
         attempt.survey = await self._taker.survey()
         lacking = due(record, attempt.asked, self._clock.now(), urgent=attempt.urgent)
-        if not lacking and not await self._has_news():
-            return Unchanged(reason=attempt.skip_reason(record) + await self._asked_for(attempt))
-        async with self._moving():
+        if not lacking and not await self._server_changed():
+            return Unchanged(reason=attempt.skip_reason(record) + await self._confirm_if_asked(attempt))
+        async with self._limit_stalls():
             capabilities = await self._sink.connect()
-        again = await self._memories.update_version(self.target, f"{capabilities.version}; {self._news()}")
-        await self._ledger.note(_NEWS, self._news())  # what is worth another look is owed by now
-        if self._proven_session != self._sink.sessions:
-            # Within a session it is the same run of the server; in a new one nobody knows.
-            async with self._moving():
-                await self._prove()
+        again = await self._memories.update_version(self.target, f"{capabilities.version}; {self._server_state()}")
+        await self._ledger.note(SERVER_NOTE, self._server_state())  # last: repeated after a crash
+        if self._probed_session != self._sink.sessions:
+            # Within a session the server has not restarted. In a new session it may have, and lost its memories.
+            async with self._limit_stalls():
+                await self._offer_probe()
         if not await self._staging.copy(attempt, record, also=again):
             return Unchanged(reason=attempt.skip_reason(record))
-        await self._begin(attempt)
-        work = PushAttempt(attempt, self._outcome_of(attempt.request.request_id))
+        await self._write_intent(attempt)
+        work = PushAttempt(attempt, self._push_outcome_of(attempt.request.request_id))
         await self._push_all(work, record, capabilities)
-        self._proven_session = self._sink.sessions
+        self._probed_session = self._sink.sessions
         await self._staging.settle(attempt)
         return await self._outcome(work, record)
 
-    async def _asked_for(self, attempt: Attempt) -> str:
-        """Ask the server, where a person made the request; return its answer, as the end of a sentence."""
+    async def _confirm_if_asked(self, attempt: Attempt) -> str:
+        """Probe the server if a person made the request; return its confirmation as the end of a sentence, or ""."""
         if attempt.request.reason not in ASKED or not attempt.survey:
             return ""
-        async with self._moving():
+        async with self._limit_stalls():
             await self._sink.connect()
-            return f"; {CONFIRMED}" if await self._prove() else ""
+            return f"; {CONFIRMED}" if await self._offer_probe() else ""
 
-    async def _prove(self) -> bool:
-        """Offer a memory that the server should have. Raises MemoriesLost where it has lost it."""
-        proven = await self.probe.capabilities()
-        self._proven_session = self._sink.sessions
-        return proven
+    async def _offer_probe(self) -> bool:
+        """Offer the server a memory that it should have. Raises MemoriesLost if it has lost it."""
+        confirmed = await self.probe.offer()
+        self._probed_session = self._sink.sessions
+        return confirmed
 
-    async def _start_over(self, why: str) -> None:
-        """Have all be owed again. Forgetting comes first: a kill in between repeats it."""
+    async def _start_over(self, reason: str) -> None:
+        """Owe everything again. The ledger forgets first, so that a kill in between repeats this."""
         record = await self._ledger.record(self.target)
         await self._ledger.forget(self.target, list(record.databases))
         await self.probe.drop()
-        _log.warning("akosha_data_lost", location=self._sink.location, reason=why, system_id=self.target.system_id)
+        _log.warning("akosha_data_lost", location=self._sink.location, reason=reason, system_id=self.target.system_id)
 
-    def _outcome_of(self, request_id: str) -> PushOutcome:
+    def _push_outcome_of(self, request_id: str) -> PushOutcome:
         if self._push_outcome.request_id != request_id:
             self._push_outcome = PushOutcome(request_id, self._sink.bytes_sent)
         return self._push_outcome
 
-    async def _has_news(self) -> bool:
-        """Say whether the server, or how it is to be treated, has changed while memories are held back from it."""
-        if (await self._ledger.notes()).get(_NEWS) == self._news():
+    async def _server_changed(self) -> bool:
+        """Return whether memories are held back and the server, or the settings for it, have changed since."""
+        if (await self._ledger.notes()).get(SERVER_NOTE) == self._server_state():
             return False
         counts = await self._memories.counts(self.target)
         return bool(counts.waiting or counts.refused)
 
-    def _news(self) -> str:
+    def _server_state(self) -> str:
         return f"{self.target.endpoint} {self._sink.health_version} {self._push.missing_embedding}"
 
-    async def _begin(self, attempt: Attempt) -> None:
-        """Write down what is about to be pushed, or what of it is left once something cannot be.
+    async def _write_intent(self, attempt: Attempt) -> None:
+        """Record the intent: the databases to push, without those that cannot be read.
 
-        There is nothing to clean up after what had begun: pushing again changes nothing.
+        An earlier intent for other bytes is abandoned. It needs no cleanup, because a push is idempotent.
         """
         for name, snapshot in list(attempt.changed.items()):
             if not snapshot.is_readable:
@@ -266,7 +269,7 @@ class HttpSync:
             await self._ledger.begin(self.target, intent)
 
     async def _push_all(self, work: PushAttempt, record: TargetRecord, capabilities: Capabilities) -> None:
-        """Push the databases one after the other. One that cannot be read to its end is left out: it stays owed."""
+        """Push the databases one after the other. A database that cannot be read to its end stays owed."""
         attempt = work.attempt
         attempt.report.phase("push", sum(attempt.survey[name].size for name in attempt.changed))
         for name, snapshot in sorted(attempt.changed.items()):
@@ -276,47 +279,47 @@ class HttpSync:
                 self._staging.fail(attempt, record, name, error, event="memories_unreadable")
                 await self._taker.discard(attempt.changed.pop(name))
         if attempt.problems:
-            await self._begin(attempt)
+            await self._write_intent(attempt)
         for name in record.databases.keys() - attempt.survey.keys():
             await self._memories.release(self.target, name, ())
 
     async def _push_one(self, name: str, snapshot: Snapshot, work: PushAttempt, capabilities: Capabilities) -> Pushed:
         attempt = work.attempt
         size, rows = attempt.survey[name].size, max(sum(snapshot.rows.values()), 1)
-        zone = await asyncio.to_thread(self._zone)  # it looks at files
+        zone = await asyncio.to_thread(self._zone)  # reads files
         async with (
-            self._moving() as moved,
+            self._limit_stalls() as progress,
             self._reader.open(snapshot.folder / main_name(name), name, zone=zone) as source,
         ):
 
-            def passed(count: int) -> None:
+            def count_rows(count: int) -> None:
                 attempt.report.moved(size * count // rows)
-                moved()
+                progress()
 
             return await self._push.push(
                 self.target,
                 capabilities,
                 source,
-                whole=name,
-                moved=passed,
-                arrived=work.outcome.add,
-                confirmed=self.probe.keep,
+                complete_database=name,
+                progress=count_rows,
+                on_delivered=work.outcome.add,
+                on_confirmed=self.probe.keep,
             )
 
     async def _outcome(self, work: PushAttempt, record: TargetRecord) -> Delivered | Unchanged:
-        """Tell what came of it. A delivery of which everything had to wait is none."""
+        """Return the outcome. An attempt after which every memory waits is not a delivery."""
         attempt, delivered = work.attempt, work.outcome.memories
-        # An attempt before this one, of this request or of one that a kill cut short, may have delivered what is new.
+        # An earlier attempt, of this request or of one that was killed, may have delivered the new memories.
         already_delivered = delivered or record.intent is not None
         if not delivered and work.kept_back:
             ever = (await self._memories.counts(self.target)).delivered
-            if work.was_for_nothing(record, ever=ever):
+            if work.has_failed(record, ever=ever):
                 await self._ledger.record_problems(self.target, work.problems)
                 attempt.problems |= work.problems
         if attempt.problems and not (delivered and attempt.changed):
             if not already_delivered:
                 await self._nothing_new(attempt, record)
-            message, hint = what_is_wrong(attempt.problems)
+            message, hint = describe_problems(attempt.problems)
             raise HTTPSyncError(message, HTTP, hint=hint, forwardable=False)
         if not already_delivered and all(_was_delivered(record, name) for name in attempt.changed):
             await self._nothing_new(attempt, record)
@@ -329,7 +332,7 @@ class HttpSync:
         )
 
     async def _nothing_new(self, attempt: Attempt, record: TargetRecord) -> None:
-        """What was pushed and had been delivered before is as it was delivered, but for what is in trouble."""
+        """Mark databases clean whose memories were all delivered before, except those with a problem."""
         await self._ledger.abandon(self.target)
         same = {
             name: snapshot.fingerprint
@@ -352,24 +355,24 @@ class HttpSync:
             upload_id=attempt.request.request_id,
             triggered_by=attempt.request.reason,
             location=self._sink.location,
-            incomplete={**attempt.incomplete(record), **_unread(attempt), **work.kept_back},
+            incomplete={**attempt.incomplete(record), **_unverified(attempt), **work.kept_back},
             memories=work.outcome.memories,
         )
 
-    def _moving(self) -> AbstractAsyncContextManager[Callable[[], None]]:
+    def _limit_stalls(self) -> AbstractAsyncContextManager[Callable[[], None]]:
         return stall_timeout(
             self._standstill_seconds,
             self._sink.location,
             HTTPSyncError,
             HTTP,
             stall_monitor=self._stall_monitor,
-            progress_count=lambda: self._sink.bytes_sent,  # a batch moves long before it is there
+            progress_count=lambda: self._sink.bytes_sent,  # grows while a batch is being sent
         )
 
 
-def _unread(attempt: Attempt) -> dict[str, str]:
-    """Return what the engine could not read of the databases that were pushed, by database."""
-    return {name: one.unverified_reason for name, one in sorted(attempt.changed.items()) if not one.verified}
+def _unverified(attempt: Attempt) -> dict[str, str]:
+    """Return, by database, why a pushed copy could not be verified."""
+    return {name: copy.unverified_reason for name, copy in sorted(attempt.changed.items()) if not copy.verified}
 
 
 def _was_delivered(record: TargetRecord, database: str) -> bool:

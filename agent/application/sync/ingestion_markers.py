@@ -1,6 +1,6 @@
 """The extra objects that Akosha's own IngestionWorker looks for: "directories", and memories.json under `//`.
 
-They come when the upload is whole: some stores refuse such keys, and some lose sight of others over them.
+They are written after the manifest, because some stores refuse such keys, and some no longer find other objects then.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -15,13 +15,13 @@ from agent.domain.manifest import Manifest, MemoriesPart, manifest_metadata
 from agent.domain.upload_plan import part_bytes
 from agent.ports import ObjectStore, Progress, StoredObject
 
-_HINT = "this store does not bear such keys: set akosha_ingestion_markers to false"
+_HINT = "this store does not support such keys: set akosha_ingestion_markers to false"
 
 _log = structlog.get_logger()
 
 
 class IngestionMarkers:
-    """Writes the markers of whole uploads. What does not work is logged: an upload is whole without them."""
+    """Writes the markers of complete uploads. Errors are only logged: an upload is complete without its markers."""
 
     def __init__(
         self,
@@ -35,56 +35,56 @@ class IngestionMarkers:
         self._stall_monitor = stall_monitor
 
     async def write(self, manifest: Manifest) -> None:
-        """Write the markers of this upload; where one is refused none follows, for all are needed."""
+        """Write the markers of this upload. If one is refused, stop: IngestionWorker needs all of them."""
         try:
-            await self._moving(self._write, manifest)
+            await self._limit_stalls(self._write, manifest)
         except (StoreError, NamingError, TimeoutError) as error:
-            why = str(error) or f"no progress for {self._standstill_seconds:g} s"
-            _log.warning("ingestion_markers_refused", upload_id=manifest.upload_id, reason=why)
+            reason = str(error) or f"no progress for {self._standstill_seconds:g} s"
+            _log.warning("ingestion_markers_refused", upload_id=manifest.upload_id, reason=reason)
         try:
-            await self._moving(self._make_sure_of, manifest)
+            await self._limit_stalls(self._ensure_manifest, manifest)
         except (StoreError, TimeoutError) as error:
             _log.error("ingestion_markers_harm", upload_id=manifest.upload_id, reason=str(error), hint=_HINT)
 
-    async def _moving(self, work: Callable[[Manifest, Progress], Awaitable[None]], manifest: Manifest) -> None:
-        """Do it while it makes progress; once more where a network change has interrupted it."""
+    async def _limit_stalls(self, work: Callable[[Manifest, Progress], Awaitable[None]], manifest: Manifest) -> None:
+        """Run `work` with a stall limit; run it once more if a network change has interrupted it."""
         try:
-            async with limit_stalls(self._standstill_seconds, self._stall_monitor) as moved:
-                await work(manifest, lambda _: moved())
+            async with limit_stalls(self._standstill_seconds, self._stall_monitor) as progress:
+                await work(manifest, lambda _: progress())
         except StallTimeout:
-            async with limit_stalls(self._standstill_seconds, self._stall_monitor) as moved:
-                await work(manifest, lambda _: moved())
+            async with limit_stalls(self._standstill_seconds, self._stall_monitor) as progress:
+                await work(manifest, lambda _: progress())
 
-    async def _write(self, manifest: Manifest, moved: Progress) -> None:
+    async def _write(self, manifest: Manifest, progress: Progress) -> None:
         uploads = naming.uploads_prefix(manifest.system_id)
         upload = f"{uploads}{manifest.upload_id}/"
-        await self._put(uploads.removesuffix("uploads/"), _once(b""), {}, 0, moved)
+        await self._put(uploads.removesuffix("uploads/"), _once(b""), {}, 0, progress)
         if manifest.memories is not None:
-            await self._repeat(manifest.memories, f"{upload}/{naming.MEMORIES_NAME}", moved)
-        await self._put(upload, _once(b""), {}, 0, moved)  # it is found by this one: all else is there by then
+            await self._copy_memories(manifest.memories, f"{upload}/{naming.MEMORIES_NAME}", progress)
+        await self._put(upload, _once(b""), {}, 0, progress)  # last: IngestionWorker finds the upload by this one
 
-    async def _make_sure_of(self, manifest: Manifest, moved: Progress) -> None:
-        """See that the manifest is still there. rclone says that it is not, until something is put beside it."""
+    async def _ensure_manifest(self, manifest: Manifest, progress: Progress) -> None:
+        """Put the manifest again if it cannot be found. rclone then hides it until another object is put next to it."""
         try:
             await self._store.head(manifest.key)
         except NoSuchObject:
             _log.warning("ingestion_markers_harm", upload_id=manifest.upload_id, hint=_HINT)
             data = manifest.encode()
-            await self._put(manifest.key, _once(data), manifest_metadata(data), len(data), moved)
+            await self._put(manifest.key, _once(data), manifest_metadata(data), len(data), progress)
 
-    async def _repeat(self, memories: MemoriesPart, key: str, moved: Progress) -> None:
+    async def _copy_memories(self, memories: MemoriesPart, key: str, progress: Progress) -> None:
         expected = StoredObject(key, memories.size, memories.metadata)
         try:
-            await self._store.copy(memories.key, key, expected=expected, progress=moved)
+            await self._store.copy(memories.key, key, expected=expected, progress=progress)
         except CopyUnsupported:
             async with aclosing(self._store.get(memories.key)) as body:
-                await self._put(key, body, memories.metadata, memories.size, moved)
+                await self._put(key, body, memories.metadata, memories.size, progress)
 
     async def _put(
-        self, key: str, body: AsyncIterator[bytes], metadata: Mapping[str, str], size: int, moved: Progress
+        self, key: str, body: AsyncIterator[bytes], metadata: Mapping[str, str], size: int, progress: Progress
     ) -> None:
         part = part_bytes(size, self._chunk_bytes)
-        await self._store.put(key, body, metadata=metadata, part_bytes=part, progress=moved)
+        await self._store.put(key, body, metadata=metadata, part_bytes=part, progress=progress)
 
 
 async def _once(data: bytes) -> AsyncIterator[bytes]:

@@ -1,14 +1,14 @@
-"""Whose uploads a target has under this system id: decided before anything there is adopted, changed or removed.
+"""Decides whether a target's uploads under this system ID belong to this agent, before anything there is changed.
 
     owner.json     ledger's claim   ->
-    none           none                 claim it, where nothing is there, or the newest upload is this agent's
+    none           none                 claimed if there are no uploads, or if the newest one is this agent's
     this claim     this claim           ours
-    this machine   none                 ours where the ledger is empty, or knows the newest upload
-    another one    any                  refused (NotOwner); a default system id gets a suffix (SystemIdTaken)
+    this machine   none                 ours if the ledger is empty or knows the newest upload
+    another claim  any                  refused (NotOwner); a default system ID gets a suffix (SystemIdTaken)
     none           confirmed            refused: the disk is not mounted, or the bucket was emptied
 
-A person answers a refusal with another system id, with `--take-over` or with `--new-target`. What is refused is kept as
-a warning for `status` and `doctor` until a sync finds the target its own.
+A person resolves a refusal with another system ID, with `--take-over` or with `--new-target`. Until a sync finds that
+the target is its own, the refusal is a status warning.
 """
 
 import asyncio
@@ -34,45 +34,45 @@ from agent.ports.concurrency import mark_retrieved
 
 WARNING = "target_not_ours"
 NOT_MOUNTED = "target_not_mounted"
-"""Of a directory, and computed at each look: once the disk is mounted, nobody needs to sync for it to pass."""
+"""Code of a directory's warning. It is computed at each check, so that it ends once the disk is mounted."""
 
 CHECK_SECONDS = 1.0
-"""How long a look at a directory may take: a mount that hangs must not keep `status` from its answer."""
+"""Longest time that a check of a directory may take: a mount that hangs must not block `status`."""
 
 SETTLE_SECONDS = 2.0
-"""How long a claim waits before it is read back, where the store cannot create conditionally."""
+"""Time between writing a claim and reading it back, if the store cannot create objects conditionally."""
 
 TAKE_OVER = "akosha-agent sync --take-over"
 NEW_TARGET = "akosha-agent sync --new-target"
 
 _REPLACES = (
-    "where this machine takes the other's place (a new machine, an OS reinstalled, a data directory moved, a state "
-    f"directory restored): {TAKE_OVER}"
+    "if this machine replaces the other one (a new machine, a reinstalled OS, a moved data directory, a restored state "
+    f"directory): {TAKE_OVER}"
 )
-_OTHER_ID = "set akosha_system_id to an id of its own"
+_OTHER_ID = "set akosha_system_id to an ID of its own"
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """`refusal` None: the target is ours, or free. `owner` is what was found; `newest` the upload that decided."""
+    """The decision on a target. `refusal` is None if it is ours or free. `newest`: the upload that decided."""
 
     refusal: Refusal | None = None
     owner: Owner | None = None
     newest: Manifest | None = None
-    unread: WireError | None = None
-    """Why owner.json cannot be read."""
+    owner_error: WireError | None = None
+    """The error if owner.json is not valid."""
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing is there: no owner, no upload."""
+        """Whether the target has no owner and no upload."""
         return self.owner is None and self.newest is None
 
 
 @dataclass(slots=True)
 class Ownership:
-    """The ownership of one system id in one target. `ledger` None: this machine has none, and no claim either."""
+    """The ownership of one system ID in one target. `ledger` None: this machine has no ledger, and so no claim."""
 
     store: ObjectStore
     target: Target
@@ -81,10 +81,10 @@ class Ownership:
     ledger: Ledger | None
     clock: Clock
     keeps_warning: bool = True
-    """False where the ledger is open for reading alone."""
+    """False if the ledger is open read-only."""
 
     claimed: bool = field(default=False, init=False)
-    """Whether the last `claim` found, or made, the target ours."""
+    """Whether the target was ours after the last `claim`."""
 
     _mount_check: "asyncio.Task[None] | None" = field(default=None, init=False)
     _uploads: BucketUploads = field(init=False)
@@ -95,14 +95,14 @@ class Ownership:
         self._key = naming.owner_key(self.target.system_id)
 
     async def claim(self, *, take_over: bool = False, new_target: bool = False, create: bool = False) -> None:
-        """See to it that the target is ours: at the start of each sync, before anything else is asked of it.
+        """Make sure that the target is ours. Called at the start of each sync, before any other use of the target.
 
-        Where nothing is there, and nothing was, owner.json is written with `create` alone, which comes before the first
-        upload: then `claimed` is true. Raises NotOwner; SystemIdTaken for a default system id that this machine has
-        never uploaded under; StoreError.
+        In a new target, owner.json is written only with `create`, before the first upload; otherwise `claimed` stays
+        False. Raises NotOwner, StoreError, and SystemIdTaken for a default system ID that this machine has never
+        uploaded under.
         """
         assert self.ledger is not None
-        verdict = await self._examine(await self._claim_kept(), uploads=take_over)
+        verdict = await self._examine(await self._stored_claim(), uploads=take_over)
         refusal = verdict.refusal
         if refusal is Refusal.GONE and new_target:
             verdict = await self._judge_unclaimed(TargetRecord(self.target))
@@ -113,7 +113,7 @@ class Ownership:
                     "target_replaced",
                     location=self.store.location,
                     system_id=self.target.system_id,
-                    reason="--new-target: everything is sent whole",
+                    reason="--new-target: all databases are sent again",
                 )
         if refusal is None and verdict.is_new and not (create or new_target):
             self.claimed = False
@@ -129,25 +129,25 @@ class Ownership:
             _log.info("target_ownership_restored", location=self.store.location, system_id=self.target.system_id)
 
     async def check(self, *, uploads: bool = True) -> None:
-        """Raise NotOwner where the target is not, or no longer, ours. Changes nothing but the warning.
+        """Raise NotOwner if the target is not ours, or no longer. Changes only the status warning.
 
-        With `uploads`, an upload that the ledger does not know counts, too: one listing more.
+        `uploads`: also refuse if there is an upload that the ledger does not know, at the cost of one listing.
         """
-        verdict = await self._examine(await self._claim_kept(), uploads=uploads)
+        verdict = await self._examine(await self._stored_claim(), uploads=uploads)
         if verdict.refusal is not None:
             await self._refuse(verdict, may_suffix=False)
 
     async def check_mounted(self) -> None:
-        """Raise NotOwner where a directory has no owner.json, and the ledger has a claim on it, or uploads in it."""
+        """Raise NotOwner if a directory has no owner.json although the ledger has a claim on it, or uploads in it."""
         if self._is_directory:
-            verdict = await self._examine(await self._claim_kept(), uploads=False)
+            verdict = await self._examine(await self._stored_claim(), uploads=False)
             if verdict.refusal is Refusal.GONE:
                 raise self._error(verdict)
 
     async def warnings(self) -> tuple[StatusWarning, ...]:
-        """Return what a look at a directory says: that its disk is not mounted, or nothing. Raises StateError.
+        """Return a warning if the target is a directory whose disk is not mounted. Raises StateError.
 
-        A mount that hangs holds one look, not one more at each call.
+        At most one check runs at a time, so that a hanging mount blocks only one.
         """
         if not self._is_directory:
             return ()
@@ -160,58 +160,58 @@ class Ownership:
         error = mount_check.exception()
         if isinstance(error, NotOwner):
             return (StatusWarning(code=NOT_MOUNTED, message=error.message, hint=error.hint),)
-        if error is not None and not isinstance(error, StoreError):  # that it cannot be read is said by what needs it
+        if error is not None and not isinstance(error, StoreError):  # a sync reports that it cannot be read
             raise error
         return ()
 
     async def aclose(self) -> None:
-        """End a look that hangs. Idempotent."""
+        """Cancel a check that hangs. Idempotent."""
         if self._mount_check is not None:
             self._mount_check.cancel()
             await asyncio.wait({self._mount_check})
 
     async def system_id(self) -> str:
-        """Return the system id to use there: this one, or the one that this machine takes instead of a default one.
+        """Return the system ID to use in the target: this one, or the suffixed one that replaces a default ID.
 
-        Raises NotOwner where it is neither ours nor free.
+        Raises NotOwner if the ID is neither ours nor free.
         """
-        verdict = await self._examine(await self._claim_kept())
+        verdict = await self._examine(await self._stored_claim())
         if verdict.refusal is None:
             return self.target.system_id
-        if await self._may_suffix(verdict) and (instead := suffixed(self.target.system_id, self.machine)):
-            return instead
+        if await self._may_suffix(verdict) and (replacement := suffixed(self.target.system_id, self.machine)):
+            return replacement
         raise self._error(verdict)
 
-    # Deciding.
+    # Decisions.
 
     async def _examine(self, claim: Claim | None, *, uploads: bool = False) -> _Verdict:
         try:
-            found = await self._read()
+            owner = await self._read()
         except WireError as error:
-            return _Verdict(Refusal.DAMAGED, unread=error)
-        return await self._judge(found, claim, await self._record(), uploads=uploads)
+            return _Verdict(Refusal.DAMAGED, owner_error=error)
+        return await self._judge(owner, claim, await self._record(), uploads=uploads)
 
     async def _judge(
-        self, found: Owner | None, claim: Claim | None, record: TargetRecord, *, uploads: bool
+        self, owner: Owner | None, claim: Claim | None, record: TargetRecord, *, uploads: bool
     ) -> _Verdict:
         confirmed = claim is not None and claim.confirmed
-        if found is None:
+        if owner is None:
             return _Verdict(Refusal.GONE) if confirmed else await self._judge_unclaimed(record)
-        if found.machine != self.machine.digest:
-            # With this very claim, the state directory comes from there.
-            other = claim is not None and confirmed and found.claim_id != claim.claim_id
-            return _Verdict(Refusal.TAKEN_OVER if other else Refusal.TAKEN, found)
-        if claim is not None and claim.confirmed and found.claim_id != claim.claim_id:
-            return _Verdict(Refusal.TAKEN_OVER, found)
+        if owner.machine != self.machine.digest:
+            # With the same claim, this state directory is a copy from the other machine.
+            other = claim is not None and confirmed and owner.claim_id != claim.claim_id
+            return _Verdict(Refusal.TAKEN_OVER if other else Refusal.TAKEN, owner)
+        if claim is not None and claim.confirmed and owner.claim_id != claim.claim_id:
+            return _Verdict(Refusal.TAKEN_OVER, owner)
         if record.known and (uploads or not confirmed or record.intent is not None):
-            _, whole = await self._uploads.ids_after(record.newest_upload_id)
-            newer = await self._unknown_upload(record, claim, whole)
+            _, complete = await self._uploads.ids_after(record.newest_upload_id)
+            newer = await self._unknown_upload(record, claim, complete)
             if newer is not None:
-                return _Verdict(Refusal.COPIED, found, newer)
-        return _Verdict(None, found)
+                return _Verdict(Refusal.COPIED, owner, newer)
+        return _Verdict(None, owner)
 
     async def _judge_unclaimed(self, record: TargetRecord) -> _Verdict:
-        """There is no owner.json, and never was: uploads of a version before there was one, or none."""
+        """Judge a target that never had an owner.json: it has no uploads, or those of a version that wrote none."""
         newest = await self._uploads.newest_manifest()
         if newest is None:
             return _Verdict(Refusal.GONE if self._is_directory and record.newest_upload_id else None)
@@ -219,18 +219,20 @@ class Ownership:
         ours = newest.upload_id in known or newest.agent_id == self.identity.agent_id
         return _Verdict(None if ours else Refusal.FOREIGN, None, newest)
 
-    async def check_known(self, record: TargetRecord, whole: Sequence[str]) -> None:
-        """Raise NotOwner where one of the uploads that are newer than the ledger's newest is not known to the ledger.
+    async def check_known(self, record: TargetRecord, complete: Sequence[str]) -> None:
+        """Raise NotOwner if the ledger does not know one of the uploads that are newer than its newest.
 
-        `whole` as `BucketUploads.ids_after` returns it for the ledger's newest.
+        `complete` as `BucketUploads.ids_after` returns it for the ledger's newest upload.
         """
-        newer = await self._unknown_upload(record, await self._claim_kept(), whole)
+        newer = await self._unknown_upload(record, await self._stored_claim(), complete)
         if newer is not None:
             await self._refuse(_Verdict(Refusal.COPIED, None, newer))
 
-    async def _unknown_upload(self, record: TargetRecord, claim: Claim | None, whole: Sequence[str]) -> Manifest | None:
-        """Return the newest whole upload that the ledger did not make, nor see when it made its claim."""
-        for upload in reversed(whole):
+    async def _unknown_upload(
+        self, record: TargetRecord, claim: Claim | None, complete: Sequence[str]
+    ) -> Manifest | None:
+        """Return the newest complete upload that this ledger neither made nor saw when it made its claim."""
+        for upload in reversed(complete):
             if claim is not None and claim.seen and _time(upload) <= _time(claim.seen):
                 return None
             if record.intent is not None and upload == record.intent.upload_id:
@@ -240,36 +242,36 @@ class Ownership:
             except StoreError as error:
                 if error.transient:
                     raise
-                continue  # what no manifest of ours names decides nothing
-            if manifest is not None and not await self._asked_here(manifest):
+                continue  # an upload without a valid manifest decides nothing
+            if manifest is not None and not await self._is_requested_here(manifest):
                 return manifest
         return None
 
-    async def _asked_here(self, manifest: Manifest) -> bool:
-        """Say whether this ledger issued the request of an upload whose end it did not see."""
+    async def _is_requested_here(self, manifest: Manifest) -> bool:
+        """Return whether this ledger issued the request of an upload that it has not recorded."""
         event_id = request_event_id(manifest.request_id, self.target.method)
         return self.ledger is not None and await self.ledger.find_event(event_id) is not None
 
-    # Acting.
+    # Actions.
 
     async def _take(self, verdict: _Verdict) -> None:
-        """The target is ours, or free: claim it where it has no owner, and keep the claim."""
-        found, claim = verdict.owner, await self._claim_kept()
-        if found is None:
+        """Claim a target that is ours or free, and keep the claim in the ledger."""
+        owner, claim = verdict.owner, await self._stored_claim()
+        if owner is None:
             await self._create(verdict)
-        elif found.agent_id != self.identity.agent_id:
-            # The state directory is a new one, and the agent of the other may still run: one of the two owns.
-            await self._write(replace=True, why="this machine has a new state directory")
+        elif owner.agent_id != self.identity.agent_id:
+            # The state directory is new, and the agent with the old one may still run: only one of them may own it.
+            await self._write(replace=True, reason="this machine has a new state directory")
         elif claim is None or not claim.confirmed:
-            seen = claim.seen if claim and claim.claim_id == found.claim_id else ""
-            await self._keep(Claim(claim_id=found.claim_id, confirmed=True, seen=seen))
+            seen = claim.seen if claim and claim.claim_id == owner.claim_id else ""
+            await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=seen))
 
     async def _create(self, verdict: _Verdict) -> None:
-        why = f"its newest upload {verdict.newest.upload_id} is this agent's" if verdict.newest else "nothing is there"
-        await self._write(replace=False, why=why)
+        reason = f"its newest upload {verdict.newest.upload_id} is this agent's" if verdict.newest else "it is empty"
+        await self._write(replace=False, reason=reason)
 
     async def _take_over(self, verdict: _Verdict) -> None:
-        """Take the owner's place: a person says so. The ledger counts where it knows the newest upload."""
+        """Replace the owner, as a person requested. The ledger stays valid only if it knows the newest upload."""
         record = await self._record()
         newest = await self._uploads.newest_manifest()
         if record.known and (newest is None or newest.upload_id != record.newest_upload_id):
@@ -281,41 +283,42 @@ class Ownership:
             system_id=self.target.system_id,
             reason=f"--take-over: {was}",
         )
-        await self._write(replace=True, why="--take-over")
+        await self._write(replace=True, reason="--take-over")
 
     async def _start_over(self) -> None:
-        """Nothing that the ledger says of this target counts any more: everything is sent whole, in a new upload."""
+        """Discard the ledger's state of this target: all databases are sent again, in a new upload."""
         assert self.ledger is not None
         record = await self._record()
         await self.ledger.abandon(self.target)
         await self.ledger.forget(self.target, list(record.databases))
 
-    async def _write(self, *, replace: bool, why: str) -> None:
-        """Write owner.json and read it back: of several that write at the same time, one owns the target."""
+    async def _write(self, *, replace: bool, reason: str) -> None:
+        """Write owner.json and read it back: if several agents write at the same time, one of them owns the target."""
         owner = Owner.new(self.target.system_id, self.machine, self.identity.agent_id, self.clock.now())
         newest = await self._uploads.newest_manifest()
         claim = Claim(claim_id=owner.claim_id, confirmed=False, seen=newest.upload_id if newest else "")
-        await self._keep(claim)  # first: killed after the write, the claim is known as this ledger's
+        await self._store_claim(claim)  # first: after a kill, the ledger recognises the claim that was written
         if await self.store.create(self._key, owner.encode(), replace=replace) is Creation.UNPROVEN:
             await self.clock.sleep(SETTLE_SECONDS)
         try:
-            found = await self._read()
+            current = await self._read()
         except WireError as error:
-            await self._refuse(_Verdict(Refusal.DAMAGED, unread=error))
+            await self._refuse(_Verdict(Refusal.DAMAGED, owner_error=error))
             raise AssertionError from None
-        if found is None:
-            raise StoreError(f"{self._key} was written to {self.store.location} and is not there", transient=True)
-        if found.claim_id != owner.claim_id:
-            await self._refuse(_Verdict(Refusal.TAKEN, found))
-        await self._keep(Claim(claim_id=owner.claim_id, confirmed=True, seen=claim.seen))
-        _log.info("target_claimed", location=self.store.location, system_id=self.target.system_id, reason=why)
+        if current is None:
+            message = f"{self._key} was written to {self.store.location}, but is missing there"
+            raise StoreError(message, transient=True)
+        if current.claim_id != owner.claim_id:
+            await self._refuse(_Verdict(Refusal.TAKEN, current))
+        await self._store_claim(Claim(claim_id=owner.claim_id, confirmed=True, seen=claim.seen))
+        _log.info("target_claimed", location=self.store.location, system_id=self.target.system_id, reason=reason)
 
     async def _refuse(self, verdict: _Verdict, *, may_suffix: bool = True) -> None:
-        """Raise NotOwner or SystemIdTaken, with the warning kept."""
+        """Raise NotOwner or SystemIdTaken, and set the status warning for NotOwner."""
         if may_suffix and await self._may_suffix(verdict):
-            instead = suffixed(self.target.system_id, self.machine)
-            if instead is not None:
-                raise SystemIdTaken(self._error(verdict).message, taken=self.target.system_id, instead=instead)
+            replacement = suffixed(self.target.system_id, self.machine)
+            if replacement is not None:
+                raise SystemIdTaken(self._error(verdict).message, taken=self.target.system_id, instead=replacement)
         error = self._error(verdict)
         mounted = not (self._is_directory and verdict.refusal is Refusal.GONE)
         if self.ledger is not None and self.keeps_warning and mounted:
@@ -324,56 +327,56 @@ class Ownership:
         raise error
 
     async def _may_suffix(self, verdict: _Verdict) -> bool:
-        """Say whether the system id is a host name under which this machine has claimed and uploaded nothing yet."""
+        """Return whether the system ID is a host name under which this machine has neither a claim nor uploads."""
         if not self.identity.is_default or verdict.refusal not in (Refusal.TAKEN, Refusal.FOREIGN):
             return False
         return not (await self._record()).known and not is_decided(await self._notes(), self.target.system_id)
 
-    # Texts.
+    # Error messages.
 
     def _error(self, verdict: _Verdict) -> NotOwner:
         refusal, owner, where = verdict.refusal, verdict.owner, self.store.location
         system_id = self.target.system_id
-        other_cures = f"{_OTHER_ID}; {_REPLACES}"
+        other_fixes = f"{_OTHER_ID}; {_REPLACES}"
         if refusal is Refusal.TAKEN:
-            return NotOwner(f"the system id {system_id} in {where} belongs to {owner}", hint=other_cures)
+            return NotOwner(f"the system ID {system_id} in {where} belongs to {owner}", hint=other_fixes)
         if refusal is Refusal.TAKEN_OVER:
-            return NotOwner(f"the system id {system_id} in {where} was taken over by {owner}", hint=other_cures)
+            return NotOwner(f"the system ID {system_id} in {where} was taken over by {owner}", hint=other_fixes)
         if refusal is Refusal.FOREIGN and verdict.newest:
-            made = f"{verdict.newest.upload_id} of agent {verdict.newest.agent_id[:8]}"
+            newest = f"{verdict.newest.upload_id} of agent {verdict.newest.agent_id[:8]}"
             return NotOwner(
-                f"uploads of {system_id} in {where} are not this agent's: the newest is {made}", hint=other_cures
+                f"uploads of {system_id} in {where} belong to another agent: the newest is {newest}", hint=other_fixes
             )
         if refusal is Refusal.COPIED and verdict.newest:
             return NotOwner(
-                f"{where} has {verdict.newest.upload_id}, which this state directory does not know: it was copied, or "
-                "restored from a backup, and another agent uploads under the same id",
-                hint=f"give each copy a system id of its own (akosha_system_id); {_REPLACES}",
+                f"{where} has {verdict.newest.upload_id}, which this state directory does not know: the directory was "
+                "copied or restored from a backup, and another agent uploads under the same ID",
+                hint=f"give each copy a system ID of its own (akosha_system_id); {_REPLACES}",
             )
-        if verdict.unread is not None:
+        if verdict.owner_error is not None:
             return NotOwner(
-                f"{self._key} in {where} cannot be read as an owner: {verdict.unread.message}",
-                hint=verdict.unread.hint or other_cures,
+                f"{self._key} in {where} is not valid: {verdict.owner_error.message}",
+                hint=verdict.owner_error.hint or other_fixes,
             )
         if self._is_directory:
-            made = f"mkdir -p {shlex.quote(unquote(where.removeprefix('file://')))}"
+            mkdir = f"mkdir -p {shlex.quote(unquote(where.removeprefix('file://')))}"
             return NotOwner(
-                f"this directory held uploads and does not now: is the disk mounted? ({where})",
-                hint=f"mount it; where the disk or directory was replaced on purpose: {made}, then {NEW_TARGET}",
+                f"this directory had uploads and is now empty: is the disk mounted? ({where})",
+                hint=f"mount it; if the disk or directory was replaced on purpose: {mkdir}, then {NEW_TARGET}",
             )
         return NotOwner(
-            f"{where} held uploads of {system_id}, and {self._key} is gone: was the bucket emptied or replaced?",
-            hint=f"where that was on purpose: {NEW_TARGET}",
+            f"{where} had uploads of {system_id}, and {self._key} is missing: was the bucket emptied or replaced?",
+            hint=f"if that was on purpose: {NEW_TARGET}",
         )
 
-    # What there is.
+    # State.
 
     @property
     def _is_directory(self) -> bool:
         return self.store.location.startswith("file:")
 
     async def _read(self) -> Owner | None:
-        """Return the owner, None where there is none. Raises WireError for what is no owner, StoreError."""
+        """Return the owner, None if there is no owner.json. Raises WireError if it is not valid, StoreError."""
         data = bytearray()
         try:
             async with aclosing(self.store.get(self._key)) as pieces:
@@ -385,7 +388,7 @@ class Ownership:
             return None
         owner = Owner.decode(bytes(data))
         if owner.system_id != self.target.system_id:
-            raise WireError(f"{self._key} is of the system {owner.system_id}")
+            raise WireError(f"{self._key} belongs to the system {owner.system_id}")
         return owner
 
     async def _record(self) -> TargetRecord:
@@ -394,10 +397,10 @@ class Ownership:
     async def _notes(self) -> Mapping[str, str]:
         return {} if self.ledger is None else await self.ledger.notes()
 
-    async def _claim_kept(self) -> Claim | None:
+    async def _stored_claim(self) -> Claim | None:
         return Claim.from_notes((await self._notes()).get(note_key(self.target)))
 
-    async def _keep(self, claim: Claim) -> None:
+    async def _store_claim(self, claim: Claim) -> None:
         assert self.ledger is not None
         await self.ledger.note(note_key(self.target), claim.note())
 

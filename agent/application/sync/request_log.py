@@ -1,4 +1,4 @@
-"""Requests on their way out, and which of those that come in are ours: the bus is open to others, a sync is not."""
+"""The requests that this agent issued. The agent refuses all others: any client of the bus can publish one."""
 
 from collections import OrderedDict
 
@@ -10,13 +10,13 @@ from agent.domain.identity import Identity
 from agent.ports import EventBus, Ledger
 
 REMEMBERED = 1000
-"""How many of the newest requests are known without asking the ledger."""
+"""Number of requests kept in memory; older ones are read from the ledger."""
 
 _log = structlog.get_logger()
 
 
 class RequestLog:
-    """Issues requests on the bus, and recognises them when they come back."""
+    """Publishes requests on the bus, and recognises them when they are received."""
 
     def __init__(self, identity: Identity, bus: EventBus, ledger: Ledger) -> None:
         self._identity, self._bus, self._ledger = identity, bus, ledger
@@ -24,19 +24,19 @@ class RequestLog:
         self._others: set[str] = set()
 
     async def issue(self, request: SyncRequested) -> SyncRequested:
-        """Publish a request, and keep it in the history; one of its id that was issued before goes out again as it was.
+        """Publish a request, record it in the history, and return it.
 
-        A bus takes no second one of an id, and brings the first: that must be known here. Returns the one that went
-        out. Raises what the bus raises, StateError.
+        If a request with the same ID was issued before, that one is published again and returned: a bus drops a second
+        event with the same ID and delivers the first, which must be recognised. Raises the bus's errors, StateError.
         """
-        before = self._issued.get(request.id) or await self._ledger.find_event(request.id)
-        # Under another system id it is another request: see SystemIdTaken.
-        if isinstance(before, SyncRequested) and (before.agent_id, before.system_id) == (
+        issued_before = self._issued.get(request.id) or await self._ledger.find_event(request.id)
+        # With another system ID it is a different request: see SystemIdTaken.
+        if isinstance(issued_before, SyncRequested) and (issued_before.agent_id, issued_before.system_id) == (
             request.agent_id,
             request.system_id,
         ):
-            request = before
-        self._issued[request.id] = request  # first: it may come back before publishing returns
+            request = issued_before
+        self._issued[request.id] = request  # first: it may be received before `publish` returns
         while len(self._issued) > REMEMBERED:
             self._issued.popitem(last=False)
         await self._bus.publish(request)
@@ -49,22 +49,22 @@ class RequestLog:
         return request
 
     async def is_ours(self, request: SyncRequested) -> bool:
-        """Say whether this agent issued the request, in this process or an earlier one; log one that it did not."""
+        """Return whether this agent issued the request, in this process or an earlier one. Log it if not."""
         if request.agent_id != self._identity.agent_id:
             self._log_foreign(request)
             return False
-        known = self._issued.get(request.id) or await self._ledger.find_event(request.id)
-        if known != request:
-            why = "it bears this agent's id, but was not issued by it"
-            _log.warning("request_refused", id=request.id, request_id=request.request_id, reason=why)
+        issued = self._issued.get(request.id) or await self._ledger.find_event(request.id)
+        if issued != request:
+            reason = "it has this agent's ID, but this agent did not issue it"
+            _log.warning("request_refused", id=request.id, request_id=request.request_id, reason=reason)
             return False
         return True
 
     def _log_foreign(self, request: SyncRequested) -> None:
-        """Warn once for each other agent: several agents of one system are nothing unusual."""
+        """Warn once for each other agent: a system may have several agents."""
         log = _log.debug
         if request.agent_id not in self._others and len(self._others) < REMEMBERED:
             self._others.add(request.agent_id)
             log = _log.warning
-        why = f"it was issued by another agent, {request.agent_id}"
-        log("request_refused", id=request.id, request_id=request.request_id, reason=why)
+        reason = f"another agent issued it: {request.agent_id}"
+        log("request_refused", id=request.id, request_id=request.request_id, reason=reason)

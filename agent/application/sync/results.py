@@ -1,7 +1,7 @@
-"""Records the outcome of a request and publishes it: ledger first, then the bus, then the outbox is cleared.
+"""Records the outcome of a request and publishes it: ledger and outbox first, then the bus, then the outbox is cleared.
 
-A result is in the outbox from the transaction that made it true until a bus has confirmed it. A crash in between
-publishes it again with the same id.
+A result stays in the outbox from the transaction that recorded it until a bus has confirmed it. After a crash in
+between, it is published again with the same ID.
 """
 
 import asyncio
@@ -30,19 +30,20 @@ from agent.ports import Clock, Delivered, EventBus, Ledger, Meter, NoMeter
 
 FIRST_WAIT_SECONDS = 1.0
 LAST_WAIT_SECONDS = 60.0
+"""Delays before the next try after a transient error, doubling from the first to the last."""
 
 UNEXPECTED = "bus_unexpected_error"
-"""The code of the status's warning that results wait because of an error that the bus does not know."""
+"""Code of the status warning that results wait because of an unexpected error of the bus."""
 
 _log = structlog.get_logger()
 
 
 class ResultRecorder:
-    """The one place where an outcome becomes ledger and event; what it writes, `meter` counts."""
+    """Writes outcomes to the ledger, counts them with `meter`, and publishes them. Nothing else does."""
 
     def __init__(self, ledger: Ledger, bus: EventBus, clock: Clock, meter: Meter | None = None) -> None:
         self._ledger, self._bus, self._clock, self._meter = ledger, bus, clock, meter or NoMeter()
-        self._waiting, self._warned = False, True  # an earlier life may have warned
+        self._waiting, self._warned = False, True  # an earlier process may have set the warning
         self._republished = 0
         self._on_published: Callable[[], None] = lambda: None
         self._on_outbox_flushed: Callable[[], None] = lambda: None
@@ -51,19 +52,19 @@ class ResultRecorder:
         self._flushing = asyncio.Lock()
 
     def on_published(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after each event that the bus has confirmed, before the outbox is cleared of it."""
+        """Call `listener` after each event that the bus has confirmed, before it leaves the outbox."""
         self._on_published = listener
 
     def on_outbox_flushed(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when results have been published."""
+        """Call `listener` after a flush that published results."""
         self._on_outbox_flushed = listener
 
     def on_upload(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when an upload has been written down."""
+        """Call `listener` after each recorded upload."""
         self._on_upload = listener
 
     async def delivered(self, target: Target, delivered: Delivered) -> None:
-        """Record a delivery in one transaction; the next flush publishes it."""
+        """Record a delivery in one transaction; the next flush publishes its result."""
         result = delivered.result
         seen, problems = delivered.fingerprints, delivered.problems
         if delivered.manifest is None:
@@ -86,8 +87,8 @@ class ResultRecorder:
         if delivered.manifest is not None:
             self._on_upload()
 
-    async def skipped(self, target: Target | None, request: SyncRequested, *, method: str, why: str) -> None:
-        """There was nothing to deliver. With a target: it was asked and has everything."""
+    async def skipped(self, target: Target | None, request: SyncRequested, *, method: str, reason: str) -> None:
+        """Record that there was nothing to deliver. `target`: the one that has everything; None if none was checked."""
         result = SyncSkipped(
             id=outcome_event_id(request.request_id, "skipped"),
             time=self._clock.now(),
@@ -97,14 +98,16 @@ class ResultRecorder:
             success=True,
             triggered_by=request.reason,
             caused_by=request.caused_by,
-            why=why,
+            why=reason,
         )
         await self._ledger.settle(target, result)
         self._meter.outcome(result)
-        _log.info("sync_skipped", request_id=request.request_id, method=method, system_id=request.system_id, reason=why)
+        _log.info(
+            "sync_skipped", request_id=request.request_id, method=method, system_id=request.system_id, reason=reason
+        )
 
     def failure(self, request: SyncRequested, errors: tuple[MethodError, ...]) -> SyncFailed:
-        """Return the result of a failure; the caller records it."""
+        """Return the result of a failed request. The caller records it."""
         return SyncFailed(
             id=outcome_event_id(request.request_id, "failed"),
             time=self._clock.now(),
@@ -119,28 +122,28 @@ class ResultRecorder:
         )
 
     async def refused(self, request: SyncRequested, error: MethodError) -> None:
-        """Somebody asked for what cannot be: that is the result."""
+        """Record the failure of a request that cannot be carried out."""
         result = self.failure(request, (error,))
         await self._ledger.settle(None, result)
         self._meter.outcome(result)
 
     def flush_soon(self) -> None:
-        """Let the outbox loop look at once."""
+        """Wake the outbox loop."""
         self._signal.set()
 
     async def republish_since(self, since: datetime) -> int:
-        """Put the results since then into the outbox again: the bus has lost them. Returns how many.
+        """Put the results since then into the outbox again, because the bus has lost them. Return how many.
 
-        An event that is being published now stays in the outbox, whatever the bus answers: the answer may be about the
-        state of the bus before the loss.
+        An event that is being published meanwhile stays in the outbox even if the bus confirms it: the confirmation may
+        come from the lost stream.
         """
         self._republished += 1
         return await self._ledger.republish_since(since)
 
     async def flush(self) -> None:
-        """Publish everything in the outbox, oldest first. Raises what the bus raises; what went out is confirmed.
+        """Publish everything in the outbox, oldest first. Raises the bus's errors.
 
-        One at a time: a second caller returns when there is nothing left to publish.
+        A second caller waits for the first.
         """
         async with self._flushing:
             published = False
@@ -149,12 +152,12 @@ class ResultRecorder:
                     republished = self._republished
                     try:
                         await self._bus.publish(result)
-                    except WireError as error:  # it would hold up all others
+                    except WireError as error:  # it would block all others
                         _log.error("result_rejected", id=result.id, reason=str(error))
                     else:
                         self._on_published()
                         published = True
-                    # No await between the check and the write: the ledger does a later `republish_since` after it.
+                    # No await between the check and the write: so the ledger runs a later `republish_since` after it.
                     if republished == self._republished:
                         await self._ledger.confirm(result)
             finally:
@@ -162,9 +165,9 @@ class ResultRecorder:
                     self._on_outbox_flushed()
 
     async def run(self) -> None:
-        """Keep the outbox empty until cancelled; a transient error is tried again after 1 s, doubling to 60.
+        """Publish the outbox until cancelled. After a transient error, try again after 1 s, doubling to 60 s.
 
-        `flush_soon` ends the wait, and starts it over at 1 s.
+        `flush_soon` ends the wait and resets it to 1 s.
         """
         wait = FIRST_WAIT_SECONDS
         while True:
@@ -178,13 +181,13 @@ class ResultRecorder:
                 wait = FIRST_WAIT_SECONDS if was_set else min(wait * 2, LAST_WAIT_SECONDS)
             else:
                 wait, self._waiting = FIRST_WAIT_SECONDS, False
-                await self._clear_warning_of_errors()
+                await self._clear_warning()
                 await self._signal.wait(None)
 
     async def _log_blocked(self, error: AkoshaError) -> None:
-        """Once is enough: the status says how many wait, and the bus may be away for days.
+        """Warn once: `status` shows how many results wait, and the bus may be unavailable for days.
 
-        An error that nobody knows, and that comes again, is a warning in the status.
+        An unexpected error that repeats becomes a status warning.
         """
         (_log.debug if self._waiting else _log.warning)("outbox_blocked", error=str(error))
         if error.unexpected and self._waiting:
@@ -194,7 +197,7 @@ class ResultRecorder:
                 self._warned = True
         self._waiting = True
 
-    async def _clear_warning_of_errors(self) -> None:
+    async def _clear_warning(self) -> None:
         if self._warned:
             with suppress(StateError):
                 await clear_warning(self._ledger, UNEXPECTED)
@@ -207,9 +210,7 @@ def _raw_bytes_sent(manifest: Manifest | None) -> int:
 
 
 def succeeded(manifest: Manifest, *, method: str, location: str, caused_by: tuple[str, ...] = ()) -> SyncSucceeded:
-    """Return the result of a manifest: also after a crash, with the same id. What caused its request is not in
-    the manifest: `caused_by`.
-    """
+    """Return the result of an upload, with the same ID each time. `caused_by` is not in the manifest."""
     return SyncSucceeded(
         id=upload_event_id(manifest.upload_id, manifest.agent_id),
         time=manifest.uploaded_at,

@@ -1,4 +1,4 @@
-"""Progress of a sync: published a few times a second, and watched to find stalled connections."""
+"""Progress of a sync: published a few times a second, and monitored to detect stalled connections."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,21 +12,22 @@ from agent.domain.events import SyncProgress, SyncRequested
 from agent.ports import Clock, Connected, Delivered, EventBus, Reporter, SyncMethod, Unchanged, reset_clients
 
 PUBLISH_SECONDS = 0.25
+"""Interval between two progress events."""
 
 TIGHT_SECONDS = 10.0
-"""Longest time without progress after the machine woke up, or the network changed."""
+"""Longest time without progress after the machine woke up or the network changed."""
 
 TIGHT_FOR_SECONDS = 30.0
-"""How long that goes on: what a dead connection still takes into its buffers looks like a move."""
+"""How long the tight limit lasts: bytes that go into a dead connection's buffers still look like progress."""
 
 MOST_RESTARTS = 2
-"""How often one attempt starts again after a network change has cut it off."""
+"""How often one attempt restarts after a network change has interrupted it."""
 
 _log = structlog.get_logger()
 
 
 class ProgressReporter:
-    """A Reporter whose figures go out as SyncProgress events while it is open, at most four times a second."""
+    """A Reporter that publishes SyncProgress events while it is open, at most four a second."""
 
     def __init__(self, bus: EventBus, clock: Clock, request: SyncRequested, method: str) -> None:
         self._bus, self._clock, self._request, self._method = bus, clock, request, method
@@ -43,7 +44,7 @@ class ProgressReporter:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["ProgressReporter"]:
-        """Publish progress for as long as the block runs."""
+        """Publish progress until the block ends."""
         task = asyncio.create_task(self._publish_loop(), name=f"progress-{self._method}")
         try:
             yield self
@@ -75,16 +76,18 @@ class ProgressReporter:
         )
 
 
-class StallTimeout(TimeoutError):  # noqa: N818 - it says the state of the world
-    """No progress for the shorter limit that holds after a network change."""
+class StallTimeout(TimeoutError):  # noqa: N818 - named for the condition
+    """There was no progress within the shorter limit that applies after a network change."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"no progress for {seconds:g} s, and its connection may have been lost before")
+        super().__init__(f"no progress for {seconds:g} s; a network change may have broken the connection")
 
 
 class _StallLimit:
-    """One limit on standing still: `seconds`, and fewer while it is hurried. `progress_count` is a figure that grows
-    where data moves that is not reported; it is checked while the limit is tight.
+    """A limit on the time without progress: `seconds`, or less while it is tight.
+
+    `progress_count` returns a number that grows with data whose progress is not reported. It is polled while the limit
+    is tight.
     """
 
     def __init__(self, limit: asyncio.Timeout, seconds: float, progress_count: Callable[[], int] | None) -> None:
@@ -93,9 +96,10 @@ class _StallLimit:
         self._tight_until, self._tight_seconds, self._last_count = 0.0, seconds, 0
         self._check: asyncio.TimerHandle | None = None
         self.tight_limit: float | None = None
-        """The limit in seconds while it is less than usual."""
+        """The limit in seconds while it is tight."""
 
-    def moved(self) -> None:
+    def record_progress(self) -> None:
+        """Start the limit over."""
         if self._limit.expired():
             return
         now = self._loop.time()
@@ -104,12 +108,12 @@ class _StallLimit:
         self._limit.reschedule(now + (self._tight_seconds if tight else self._seconds))
 
     def tighten(self, seconds: float, *, until: float) -> None:
-        """From now until then (the loop's time) no more than so many seconds may pass without a move."""
-        end, limit = self._loop.time() + seconds, self._limit.when()
+        """Allow at most `seconds` without progress, from now until `until` (in the event loop's time)."""
+        deadline, limit = self._loop.time() + seconds, self._limit.when()
         self._tight_until, self._tight_seconds = until, min(seconds, self._seconds)
-        if not self._limit.expired() and (limit is None or limit > end):
+        if not self._limit.expired() and (limit is None or limit > deadline):
             self.tight_limit = self._tight_seconds
-            self._limit.reschedule(end)
+            self._limit.reschedule(deadline)
         if self._progress_count is not None:
             self._last_count = self._progress_count()
             self._schedule_check()
@@ -127,16 +131,16 @@ class _StallLimit:
             return
         before, self._last_count = self._last_count, self._progress_count()
         if self._last_count != before:
-            self.moved()
+            self.record_progress()
         if self.tight_limit is not None:
             self._schedule_check()
 
 
 class StallMonitor:
-    """Knows the open limits on time without progress, and the components that keep connections.
+    """Keeps the active stall limits, and the components that keep connections open.
 
-    For `tight_for_seconds` after `tighten`, what was under way then may make no progress for `tight_seconds` at most.
-    What begins later has connections of its own, and all the time it is given.
+    For `tight_for_seconds` after `tighten`, operations that were in progress fail after `tight_seconds` without
+    progress. Operations that start later open new connections, and keep their normal limit.
     """
 
     def __init__(self, *, tight_seconds: float = TIGHT_SECONDS, tight_for_seconds: float = TIGHT_FOR_SECONDS) -> None:
@@ -149,7 +153,7 @@ class StallMonitor:
         self._connected.append(connected)
 
     async def tighten(self) -> None:
-        """Every connection may be dead: drop idle ones, and shorten the limits of those in use."""
+        """Drop idle connections, and tighten the limits of operations in progress: every connection may be dead."""
         until = asyncio.get_running_loop().time() + self._tight_for_seconds
         for stall_limit in self._limits:
             stall_limit.tighten(self._tight_seconds, until=until)
@@ -157,16 +161,17 @@ class StallMonitor:
             await connected.drop_idle_connections()
 
     async def reset_clients(self) -> None:
-        """Have each component that keeps a client build a new one at its next call."""
+        """Make each component that keeps a client build a new one at its next call."""
         await reset_clients(*self._connected)
 
-    def moved(self) -> None:
-        """Restart all limits: what is under way waits on purpose."""
+    def restart_limits(self) -> None:
+        """Start all limits over: the operations in progress wait on purpose, for the rate limit."""
         for stall_limit in self._limits:
-            stall_limit.moved()
+            stall_limit.record_progress()
 
     @contextmanager
     def watching(self, stall_limit: _StallLimit) -> Iterator[None]:
+        """Include a limit in `tighten` and `restart_limits` until the block ends."""
         self._limits.add(stall_limit)
         try:
             yield
@@ -179,18 +184,17 @@ class StallMonitor:
 async def limit_stalls(
     seconds: float, stall_monitor: StallMonitor | None = None, progress_count: Callable[[], int] | None = None
 ) -> AsyncIterator[Callable[[], None]]:
-    """Raise TimeoutError out of the block when the callable it yields has not been called for so many seconds.
+    """Raise TimeoutError in the block if the yielded callable is not called for `seconds`.
 
-    A limit on time without progress, not on time: a file of any size may take as long as it moves. After `tighten` of
-    the `stall_monitor` it is shorter, and raises StallTimeout; then `progress_count`, a figure that grows as something
-    moves, counts as well.
+    The limit is on the time without progress, not on the total time. After `StallMonitor.tighten` the limit is shorter
+    and raises StallTimeout; meanwhile growth of `progress_count()` counts as progress too.
     """
     stall_limit: _StallLimit | None = None
     try:
         async with asyncio.timeout(seconds) as limit:
             stall_limit = _StallLimit(limit, seconds, progress_count)
             with stall_monitor.watching(stall_limit) if stall_monitor is not None else nullcontext():
-                yield stall_limit.moved
+                yield stall_limit.record_progress
     except TimeoutError as error:
         if stall_limit is None or stall_limit.tight_limit is None or not limit.expired():
             raise
@@ -207,13 +211,13 @@ async def stall_timeout(
     stall_monitor: StallMonitor | None = None,
     progress_count: Callable[[], int] | None = None,
 ) -> AsyncIterator[Callable[[], None]]:
-    """Limit the time without progress as `limit_stalls` does; raise a `failure` that names the setting.
+    """Limit the time without progress as `limit_stalls` does, but raise a `failure` that names the setting.
 
     After a network change the failure's `original` is StallTimeout.
     """
     try:
-        async with limit_stalls(seconds, stall_monitor, progress_count) as moved:
-            yield moved
+        async with limit_stalls(seconds, stall_monitor, progress_count) as progress:
+            yield progress
     except StallTimeout as error:
         raise failure(f"{location}: {error}", method, error, transient=True) from error
     except TimeoutError as error:
@@ -227,9 +231,9 @@ async def stall_timeout(
 
 
 async def sync_with_restarts(method: SyncMethod, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
-    """Sync by a method; start again at once where a network change has interrupted it and the target can be reached.
+    """Sync by a method; restart at once if a network change has interrupted it and the target can be reached.
 
-    Raises SyncError. A restart is not an attempt of its own.
+    A restart does not count as an attempt. Raises SyncError.
     """
     for restarts in range(MOST_RESTARTS + 1):
         try:

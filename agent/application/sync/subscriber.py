@@ -1,9 +1,9 @@
-"""Takes requests off the bus for one method and sees each to its outcome. Cloud and http are two of these.
+"""Takes the requests for one method off the bus and processes each one until it has an outcome.
 
-request -> refused (not ours) | known (has an outcome) | attempt -> Done     recorder, ack
-                                                                  RetryAt  counted, nak with delay
-                                                                  Forward  given up here, published on, ack
-                                                                  GiveUp   SyncFailed, ack
+request -> refused (not ours) | ignored (has an outcome) | attempt -> Done     recorder, ack
+                                                                    RetryAt  attempt counted, nak with delay
+                                                                    Forward  published for the next method, ack
+                                                                    GiveUp   SyncFailed, ack
 """
 
 import asyncio
@@ -32,23 +32,24 @@ from agent.ports import Clock, Delivered, EventBus, Ledger, Message, Meter, NoMe
 _HINTS = {HTTP: "start Akosha there, or set akosha_http_endpoint, akosha_cloud_bucket or akosha_cloud_endpoint; "}
 
 _COUNTS = re.compile(r"[\d,]+ (?=wait|were refused)")
-"""Counts, which differ between messages about the same condition."""
+"""Counts in messages; they differ between messages about the same condition."""
 
 REFUSED_HINT = "renew the credentials; the next attempt reads them again"
 
 UNEXPECTED_HINT = "the log has the traceback as unexpected_error; update akosha-agent, or report it"
 
 FAULT_SECONDS = 30.0
-"""When a message comes again whose handling met a fault."""
+"""Delay before a message is redelivered whose handling raised an unexpected error."""
 
 _log = structlog.get_logger()
 
 
 class SyncSubscriber:
-    """One method's subscriber. `sync_lock` is shared by all subscribers of this agent: one sync at a time; and
-    `unreachable` the names of methods that could not be reached when they were needed last.
+    """The subscriber of one method.
 
-    `still_at_work_seconds`, a third of the bus's ack wait: how often a message in hand is kept from coming again.
+    All subscribers of an agent share `sync_lock`, so that one sync runs at a time, and `unreachable`, the methods whose
+    target could not be reached when it was last needed. `in_progress_seconds`: interval at which a message is reported
+    as in progress, so that it is not redelivered; a third of the bus's ack wait.
     """
 
     def __init__(
@@ -65,22 +66,22 @@ class SyncSubscriber:
         after_outcome: Callable[[], None],
         errors: asyncio.Queue[Exception],
         unreachable: set[str] | None = None,
-        still_at_work_seconds: float = 20.0,
+        in_progress_seconds: float = 20.0,
         jitter: Callable[[], float] = random.random,
         meter: Meter | None = None,
     ) -> None:
         self.method = method
         self._meter = meter or NoMeter()
         self._unreachable = set() if unreachable is None else unreachable
-        self._rules, self._jitter, self._still_at_work = rules, jitter, still_at_work_seconds
+        self._rules, self._jitter, self._in_progress_seconds = rules, jitter, in_progress_seconds
         self._bus, self._requests, self._ledger, self._recorder, self._clock = bus, requests, ledger, recorder, clock
         self._sync_lock, self._after_outcome, self._errors = sync_lock, after_outcome, errors
 
     async def handle(self, message: Message) -> None:
-        """Handle one message; returns with it acked or naked.
+        """Handle one message, and ack or nak it.
 
-        What is no SyncError is nobody's outcome (the ledger cannot be written, say): it goes to `faults`, whose owner
-        decides; the message comes again.
+        An exception that is not a SyncError (for example, the ledger cannot be written) is not an outcome. It goes to
+        `errors`, whose owner decides, and the message is redelivered.
         """
         request = message.event
         try:
@@ -92,7 +93,7 @@ class SyncSubscriber:
                     await message.ack()
                 else:
                     await self._perform(request, message)
-        except Exception as error:  # noqa: BLE001 - handed on whole, to the one that runs the agent
+        except Exception as error:  # noqa: BLE001 - passed on to the agent
             self._errors.put_nowait(error)
             await message.nak(FAULT_SECONDS)
         finally:
@@ -103,7 +104,7 @@ class SyncSubscriber:
         target = self.method.target
         log = _log.bind(request_id=request.request_id, method=self.method.name, system_id=request.system_id)
         try:
-            done = await self._attempt(request)
+            outcome = await self._attempt(request)
         except SyncError as error:
             record = await self._ledger.record(target)
             attempts = _attempts_before(record, request)
@@ -136,15 +137,15 @@ class SyncSubscriber:
             return
         for code in (self._unexpected_code, self._refused_code):
             await clear_warning(self._ledger, code)
-        if isinstance(done, Delivered):
-            # Here, for all methods: one that somebody else has written need not know of it.
-            result = replace(done.result, caused_by=request.caused_by, errors=request.errors)
-            await self._recorder.delivered(target, replace(done, result=result))
-        elif (known := await self._ledger.outcome(request.request_id)) is not None:
-            self._meter.outcome(known)  # an upload that was finished before a crash, and is found now
+        if isinstance(outcome, Delivered):
+            # Added here, so that a method written by others need not do it.
+            result = replace(outcome.result, caused_by=request.caused_by, errors=request.errors)
+            await self._recorder.delivered(target, replace(outcome, result=result))
+        elif (outcome_before := await self._ledger.outcome(request.request_id)) is not None:
+            self._meter.outcome(outcome_before)  # an upload that was finished before a crash, and has been adopted
         else:
             await self._recorder.skipped(
-                target, request, method=self.method.name, why=self._reason_of_skip(request, done.reason)
+                target, request, method=self.method.name, reason=self._reason_of_skip(request, outcome.reason)
             )
         await message.ack()
 
@@ -157,9 +158,9 @@ class SyncSubscriber:
         return f"credentials_refused_{self.method.name}"
 
     async def _update_warnings(self, error: SyncError, *, again: bool) -> None:
-        """Show in the status that the credentials were refused, and an error that no adapter knows.
+        """Set status warnings: the credentials were refused, or an unexpected error repeats.
 
-        The latter if it comes `again`; once may be chance.
+        `again`: an earlier attempt failed too. A single unexpected error causes no warning.
         """
         cause = error.original if isinstance(error.original, AkoshaError) else error
         if cause.credentials_refused:
@@ -169,16 +170,16 @@ class SyncSubscriber:
                 self._ledger, StatusWarning(code=self._refused_code, message=message, hint=hint), self._clock
             )
         if cause.unexpected and again:
-            message = f"{self.method.name}: an unexpected error comes again: {error.message}"
-            hint = error.hint or UNEXPECTED_HINT  # an odd answer is described, with its own cure and no traceback
+            message = f"{self.method.name}: an unexpected error repeats: {error.message}"
+            hint = error.hint or UNEXPECTED_HINT  # an unexpected answer of a server has its own hint and no traceback
             warning = StatusWarning(code=self._unexpected_code, message=message, hint=hint)
             await set_warning(self._ledger, warning, self._clock)
 
-    def _reason_of_skip(self, request: SyncRequested, why: str) -> str:
-        """Say why there was nothing to deliver; where another method failed before, that too: it lacks something."""
+    def _reason_of_skip(self, request: SyncRequested, reason: str) -> str:
+        """Return why there was nothing to deliver, after the errors of the methods that failed before."""
         if not request.errors:
-            return why
-        return "; ".join([*(f"{e.method}: {e.error}" for e in request.errors), f"{self.method.name}: {why}"])
+            return reason
+        return "; ".join([*(f"{e.method}: {e.error}" for e in request.errors), f"{self.method.name}: {reason}"])
 
     async def _attempt(self, request: SyncRequested) -> Delivered | Unchanged:
         if not await self.method.is_available():
@@ -187,8 +188,8 @@ class SyncSubscriber:
             raise SyncError(
                 f"{self.method.target.endpoint or 'the store'} cannot be reached",
                 self.method.name,
-                hint=_hint_for(self.method.target) + "a running agent tries again by itself",
-                # It was there a moment ago, and may be restarting. Where another method can deliver, that does.
+                hint=_hint_for(self.method.target) + "a running agent retries by itself",
+                # After a failed attempt the server may be restarting: retry, unless another method can deliver.
                 transient=bool(_attempts_before(record, request)) and len(request.route) == 1,
             )
         self._unreachable.discard(self.method.name)
@@ -198,14 +199,14 @@ class SyncSubscriber:
     async def _give_up(
         self, request: SyncRequested, record: TargetRecord, error: SyncError, step: GiveUp | None
     ) -> None:
-        """Back off from the target if it is to blame; where the source is, its problem has the time of the next try."""
+        """Record the failure. Back off from the target, unless a database caused it: its problem has a retry time."""
         failures, retry_at = 0 if request.reason in URGENT else record.failures, None
         if step is None or step.blames_target:
             failures += 1
             retry_at = self._clock.now() + target_backoff(failures)
         result = None
         if step is not None:
-            waiting = (known.problem for known in record.databases.values() if known.problem)
+            waiting = (entry.problem for entry in record.databases.values() if entry.problem)
             times = [at for at in (retry_at, *(problem.retry_at for problem in waiting)) if at is not None]
             again = min(times, default=None)
             result = replace(self._recorder.failure(request, step.errors), retry_at=again)
@@ -217,12 +218,12 @@ class SyncSubscriber:
 
     @asynccontextmanager
     async def _keep_in_progress(self, message: Message) -> AsyncIterator[None]:
-        async def keep() -> None:
+        async def report_in_progress() -> None:
             while True:
-                await self._clock.sleep(self._still_at_work)
+                await self._clock.sleep(self._in_progress_seconds)
                 await message.in_progress()
 
-        task = asyncio.create_task(keep(), name=f"keep-{self.method.name}")
+        task = asyncio.create_task(report_in_progress(), name=f"keep-{self.method.name}")
         try:
             yield
         finally:
@@ -231,7 +232,7 @@ class SyncSubscriber:
 
 
 def _hint_for(target: Target) -> str:
-    """Return what mends a target that cannot be reached, to be followed by what happens by itself; "" for nothing."""
+    """Return the hint for a target that cannot be reached, ending in "; ", or ""."""
     if target.method == CLOUD and target.endpoint.startswith("file:"):
         path = "/".join(filter(None, (unquote(target.endpoint.removeprefix("file://")).rstrip("/"), target.bucket)))
         return f"is the disk mounted? To make the directory: mkdir -p {shlex.quote(path)}; "
@@ -239,13 +240,13 @@ def _hint_for(target: Target) -> str:
 
 
 def _is_known(request: SyncRequested, record: TargetRecord, error: SyncError) -> bool:
-    """Say whether it was logged before, and nobody asks now: an agent that is offline for days warns once."""
-    before = bool(record.failures) or not error.forwardable  # else it is this very request that has failed so far
+    """Return whether a request that is not urgent failed as before: an agent that is offline for days warns once."""
+    before = bool(record.failures) or not error.forwardable  # otherwise the recorded error is of this request
     return request.reason not in URGENT and before and _COUNTS.sub("", record.error) == _COUNTS.sub("", str(error))
 
 
 def _attempts_before(record: TargetRecord, request: SyncRequested) -> int:
-    """Count from 0 for a new request of a person or a session's end; else go on counting, also after a restart."""
+    """Return the attempts so far: 0 for a new urgent request; otherwise the record's, which survives restarts."""
     if request.reason in URGENT and record.attempt_request != request.request_id:
         return 0
     return record.attempts

@@ -1,6 +1,6 @@
-"""Carrying out one upload: every file sent, copied or carried, then the manifest. All of it or no upload.
+"""One upload: sends, copies or carries over every file, then puts the manifest. Without the manifest, no upload exists.
 
-What the store answered to have is looked for before the manifest is put, and the manifest after it.
+All objects are confirmed in the store before the manifest is put, then the manifest itself.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -20,38 +20,39 @@ from agent.ports import Clock, Compressor, MemoriesDraft, ObjectStore, Reporter,
 CONFIRM_SECONDS = 10.0
 """How long an object may take to appear before it counts as lost."""
 
-ASK_AGAIN_SECONDS = 0.5
+POLL_SECONDS = 0.5
 
-_COPIED = "is the state directory of this agent in use a second time, on a copy of this machine?"
+_COPIED = "is a copy of this machine running an agent with the same state directory?"
 _HINT = "the upload is tried again; if this repeats, check the store and any proxy or cache in front of it"
 
 
 class Confirmation:
-    """Confirms that a store has what it answered to have stored. `moved` is called at every answer of the store.
+    """Confirms that a store has the objects that it accepted. `progress` is called at every answer of the store.
 
-    A store, a cache or a proxy may answer 200 to a PUT and keep nothing, or other bytes. One listing shows all objects
-    of an upload; an object that the listing lacks, or shows otherwise, is asked for by HEAD for a while: a listing may
-    lag.
+    A store, a cache or a proxy may answer 200 to a PUT and store nothing, or other bytes. One listing shows all objects
+    of an upload. An object that is missing there, or differs, is polled by HEAD, because a listing may lag.
     """
 
-    def __init__(self, store: ObjectStore, clock: Clock, moved: Callable[[], None]) -> None:
-        self._store, self._clock, self._moved = store, clock, moved
+    def __init__(self, store: ObjectStore, clock: Clock, progress: Callable[[], None]) -> None:
+        self._store, self._clock, self._progress = store, clock, progress
 
     async def objects(
         self, prefix: str, placed: Iterable[StoredObject], *, absent: str = ""
     ) -> dict[str, StoredObject]:
-        """Return the objects under `prefix` as the store has them, by key, once each of `placed` is confirmed.
+        """Confirm each of `placed` and return them by key, as the store shows them.
 
-        Raises StoreError (transient) for one that is lost, or is not what was put, and where there is an object under
-        the key `absent`: somebody else has put it there meanwhile.
+        Raises StoreError (transient) if an object under `prefix` is lost or differs from what was put, or if an object
+        with the key `absent` exists: another agent has put it there.
         """
         listed: dict[str, StoredObject] = {}
         async for item in self._store.list(prefix):
             listed[item.key] = item
-            self._moved()
+            self._progress()
         if absent in listed:
             raise StoreError(
-                f"another agent has put {absent!r} into {self._store.location} meanwhile", hint=_COPIED, transient=True
+                f"another agent has put {absent!r} into {self._store.location} during this upload",
+                hint=_COPIED,
+                transient=True,
             )
         confirmed = {}
         for put in placed:
@@ -62,31 +63,31 @@ class Confirmation:
         return confirmed
 
     async def object(self, placed: StoredObject) -> StoredObject:
-        """Return one object as a HEAD shows it. Raises StoreError (transient) where it is lost or not what was put."""
+        """Return the object as HEAD shows it. Raises StoreError (transient) if it is lost or differs from `placed`."""
         started = self._clock.monotonic()
         while True:
             try:
                 found = await self._store.head(placed.key)
             except NoSuchObject:
-                wrong = "it is not there"
+                problem = "it is missing"
             else:
-                wrong = _difference(placed, found)
-                if not wrong:
+                problem = _difference(placed, found)
+                if not problem:
                     return found
-            self._moved()
+            self._progress()
             if self._clock.monotonic() - started >= CONFIRM_SECONDS:
                 raise StoreError(
-                    f"{self._store.location} answered that it has stored {placed.key!r}, but {wrong}",
+                    f"{self._store.location} accepted {placed.key!r}, but {problem}",
                     hint=_HINT,
                     transient=True,
                 )
-            await self._clock.sleep(ASK_AGAIN_SECONDS)
+            await self._clock.sleep(POLL_SECONDS)
 
 
 def _difference(placed: StoredObject, found: StoredObject) -> str:
-    """Return how an object differs from what was put, "" where it does not.
+    """Return how an object differs from what was put, "" if it does not.
 
-    ETags of another length are of another form, which some stores use in listings: they show nothing.
+    ETags of different lengths are not compared: some stores use another form of ETag in listings.
     """
     if found.size != placed.size:
         return f"it has {found.size} bytes, not {placed.size}"
@@ -99,20 +100,20 @@ _log = structlog.get_logger()
 
 
 class SourceObjectMissing(NoSuchObject):
-    """An object of the last upload is no longer what was put there: `database` must be sent whole."""
+    """An object of the last upload is missing or has changed: all of `database` must be sent."""
 
     def __init__(self, part: Part) -> None:
-        super().__init__(f"{part.key} is no longer in the bucket as it was put there", transient=True)
-        self.hint = "it will be sent again"
+        super().__init__(f"{part.key} is missing from the bucket, or has changed since it was uploaded", transient=True)
+        self.hint = "the next attempt sends it again"
         self.database = part.database
 
 
 @dataclass(slots=True)
 class Upload:
-    """One upload on its way into the bucket. `moved` is called for every sign of progress.
+    """One upload in progress. `progress` is called whenever it makes progress.
 
-    `resumed`: an attempt before this one may have put some of it. `bytes_sent` counts stored bytes that went from here.
-    `stored_at` is the time of its newest object, by the store's clock, where a listing has it, once it is `confirmed`.
+    `resumed`: an earlier attempt may have put some of its objects. `bytes_sent`: stored bytes that this machine sent.
+    `stored_at`: time of the newest object by the store's clock, set by `confirm` if the listing has it.
     """
 
     upload_id: str
@@ -123,7 +124,7 @@ class Upload:
     chunk_bytes: int
     staged: Mapping[str, Snapshot]
     report: Reporter
-    moved: Callable[[], None]
+    progress: Callable[[], None]
     resumed: bool
     confirmation: Confirmation
     bytes_sent: int = field(default=0, init=False)
@@ -131,7 +132,7 @@ class Upload:
     _placed: dict[str, StoredObject] = field(default_factory=dict, init=False)
 
     async def put_part(self, step: Send | Reuse) -> Part:
-        """Bring one file into the upload and return it as the manifest will name it. Raises StoreError, Gone."""
+        """Send or copy one file; return it as the manifest will name it. Raises StoreError, SourceObjectMissing."""
         if isinstance(step, Send):
             return await self._send(step)
         carried_from = None
@@ -151,27 +152,27 @@ class Upload:
             )
         expected = StoredObject(part.key, part.stored_size, part.metadata, etag=step.part.etag)
         try:
-            copy = await self.store.copy(step.part.key, part.key, expected=expected, progress=lambda _: self.moved())
+            copy = await self.store.copy(step.part.key, part.key, expected=expected, progress=lambda _: self.progress())
         except (CopyUnsupported, NoSuchObject) as error:
             return await self._without_copy(step, part, error)
-        self.moved()
+        self.progress()
         self._placed[part.key] = copy
         return part
 
     async def put_memories(self, part: MemoriesPart, draft: MemoriesDraft) -> None:
-        """Bring memories.json into the upload."""
+        """Send memories.json."""
         stored = await self._already_there(part.key, part.metadata)
         if stored is None:
             async with aclosing(draft.stream()) as body:
                 stored = await self._put(part.key, body, part.metadata, raw_size=part.size)
         self._placed[part.key] = stored
 
-    async def confirmed(
+    async def confirm(
         self, parts: Iterable[Part], memories: MemoriesPart | None
     ) -> tuple[tuple[Part, ...], MemoriesPart | None]:
-        """Return parts and memories with their ETags, once the store shows that it has them all.
+        """Confirm that the store has all objects, and return parts and memories with their ETags.
 
-        Raises StoreError (transient) for an object that the store answered to have stored and does not have.
+        Raises StoreError (transient) if the store lacks an object that it accepted.
         """
         prefix = f"{naming.uploads_prefix(self.system_id)}{self.upload_id}/"
         manifest = naming.manifest_key(self.system_id, self.upload_id)
@@ -181,7 +182,7 @@ class Upload:
         return tagged, replace(memories, etag=found[memories.key].etag) if memories else None
 
     async def put_manifest(self, manifest: Manifest) -> None:
-        """Make the upload exist, and see that it does; where the answer was lost, that is all there is to do."""
+        """Put the manifest and confirm it. If the answer was lost, a manifest that can be read back is enough."""
         data = manifest.encode()
         try:
             stored = await self._put(manifest.key, _once(data), manifest_metadata(data), raw_size=len(data))
@@ -219,12 +220,12 @@ class Upload:
         return replace(part, stored_size=stored.size)
 
     async def _without_copy(self, step: Reuse, part: Part, error: CopyUnsupported | NoSuchObject) -> Part:
-        """Send from the snapshot where there is one; else have the bytes come and go through here."""
+        """Send the file from its snapshot; without one, download it and upload it again."""
         snapshot = self.staged.get(part.database)
         if snapshot is not None:
             raw = next(file for file in snapshot.files if file.name == part.name)
             return await self._send(Send(part.database, raw))
-        if isinstance(error, NoSuchObject) or not await self.uploads.holds(step.part, self.moved):
+        if isinstance(error, NoSuchObject) or not await self.uploads.holds(step.part, self.progress):
             raise SourceObjectMissing(step.part) from error
         _log.info("copy_fallback", upload_id=self.upload_id, key=step.part.key, reason=error.message)
         async with aclosing(self.store.get(step.part.key)) as body:
@@ -235,7 +236,7 @@ class Upload:
         return part
 
     async def _already_there(self, key: str, metadata: Mapping[str, str]) -> StoredObject | None:
-        """Return the object where an attempt before this one has put these very bytes already."""
+        """Return the object if an earlier attempt has put the same bytes; else None."""
         if not self.resumed:
             return None
         try:
@@ -249,7 +250,7 @@ class Upload:
     ) -> StoredObject:
         def progress(count: int) -> None:
             self.report.moved(count)
-            self.moved()
+            self.progress()
 
         size = part_bytes(raw_size, self.chunk_bytes)
         stored = await self.store.put(key, body, metadata=metadata, part_bytes=size, progress=progress)

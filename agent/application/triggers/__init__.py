@@ -1,1 +1,1 @@
-"""What asks for a sync."""
+"""The triggers of a sync."""

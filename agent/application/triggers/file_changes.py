@@ -1,4 +1,4 @@
-"""From file changes to syncs: the watch reports, the debounce waits for quiet, the publisher requests."""
+"""Turns file changes into sync requests: the watch reports, the debounce waits for quiet, the publisher requests."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from agent.domain.routing import FILE_CHANGE
 from agent.ports import Clock, Ledger, Watch
 
 WATCHER = "watcher"
-"""The ledger's note of how the files are watched."""
+"""Ledger note: how the files are watched."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class FileChanges:
-    """Turns bursts of changes into requests, unless `enabled` is false. `begun` is set once the watch has begun.
+    """Turns bursts of changes into requests, unless `enabled` is false. `started` is set once the watch has started.
 
-    While a sync is under way (`busy`) none is asked for: one that takes longer than the interval would have a queue of
-    them behind it. Set `signal` when it may have ended.
+    While a sync is running (`busy`) none is requested: otherwise requests would queue behind a sync that takes longer
+    than the interval. Set `signal` when a sync may have ended.
     """
 
     watch: Watch
@@ -45,11 +45,11 @@ class FileChanges:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no change waits to be looked after."""
+        """Whether no change is waiting for a request."""
         return self._debounce.first is None
 
     def record_change(self, ago: float = 0.0) -> None:
-        """Something changed, so many seconds ago."""
+        """Record a change that happened `ago` seconds ago."""
         self._debounce = self._debounce.changed(self.clock.monotonic() - ago)
         self.signal.set()
 
@@ -64,7 +64,7 @@ class FileChanges:
                     self.record_change(self.watch.lag)
 
     async def note_mode(self) -> None:
-        """Keep for the status how the files are watched now."""
+        """Record in the ledger, for `status`, how the files are watched now."""
         if self.watch.mode != self._mode:
             self._mode = self.watch.mode
             await self.ledger.note(WATCHER, self._mode)
@@ -78,9 +78,8 @@ class FileChanges:
                 await self.signal.wait(None if due is None else due - now)
                 continue
             if self.busy():
-                await self.signal.wait(
-                    self.rules.deadline
-                )  # the lock may be held by what is no sync, and sets no signal
+                # With a timeout: the lock may be held by an operation that sets no signal.
+                await self.signal.wait(self.rules.deadline)
                 continue
             burst, self._debounce = self._debounce, self._debounce.taken()
             try:

@@ -1,4 +1,4 @@
-"""What other processes bring: asks, ended sessions, news of the archive. By whatever door, each counts once."""
+"""Handles the events of other processes once each: sync requests, session ends, archive events."""
 
 import asyncio
 from collections import OrderedDict
@@ -22,25 +22,25 @@ from agent.ports import EventBus, Ledger
 K = TypeVar("K")
 T = TypeVar("T")
 
-ArchiveNews = UploadVerified | UploadsPruned
-"""What commands find out about the archive, or do to it."""
+ArchiveEvent = UploadVerified | UploadsPruned
+"""Events of the commands that verify or prune the archive."""
 
 REMEMBERED = 1000
-"""How many of the newest ids are known here. The ledger knows all outcomes, and who hears session ends, all ends."""
+"""Number of IDs kept in memory. The ledger has all outcomes and all session ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What became of an ask: its request, or None where it was refused; and whether it came for the first time."""
+    """The result of an ask: its request, None if it was refused; and whether it was received for the first time."""
 
     request: SyncRequested | None
     new: bool
 
 
 class Inbox:
-    """One request for each ask, one SessionEnded on the bus for each session's end, each archive event announced once.
+    """Publishes one request for each ask and one SessionEnded for each session end, and records archive events once.
 
-    `outbox_changed` is called where there is something in the outbox.
+    `outbox_changed` is called after an event was added to the outbox.
     """
 
     def __init__(
@@ -58,20 +58,20 @@ class Inbox:
         self._ends: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._in_progress: dict[tuple[str, str], asyncio.Event] = {}
 
-    def check(self, event: SessionEnded | SyncAsked | ArchiveNews) -> None:
-        """Raise WireError where it is for another system."""
+    def check(self, event: SessionEnded | SyncAsked | ArchiveEvent) -> None:
+        """Raise WireError if the event is for another system."""
         if event.system_id != self._system_id:
-            hint = f"the agent that runs here is {self._system_id}'s: stop it, or use its settings"
-            raise WireError(f"it is for the system {event.system_id}", hint=hint)
+            hint = f"the running agent belongs to {self._system_id}: stop it, or use its settings"
+            raise WireError(f"the event is for the system {event.system_id}", hint=hint)
 
     def readdressed(self, event: SessionEnded) -> SessionEnded:
-        """Return a session's end as one of this system: itself, where it is that already. Its id stays."""
+        """Return a session's end with this system's ID; the same object if it has it already. The event's ID stays."""
         return event if event.system_id == self._system_id else replace(event, system_id=self._system_id)
 
     async def submit(self, ask: SyncAsked) -> Received:
-        """Take an ask of this system; a second one of its id changes nothing. Raises BusError, StateError.
+        """Publish the request for an ask of this system, once for each ID. Raises BusError, StateError.
 
-        One without an outcome that an earlier life of the agent took is asked for again: requests are disposable.
+        An ask that an earlier process of the agent took, and that has no outcome, is requested again.
         """
         async with self._exclusive("", ask.id):
             if await self._ledger.outcome(ask.id) is not None:
@@ -87,9 +87,9 @@ class Inbox:
             return Received(request, new=known is None)
 
     async def accept_session_end(self, event: SessionEnded) -> bool:
-        """Put a session's end of this system on the bus; False where this agent has done so already.
+        """Publish a session's end of this system. Return False if this process has published it before.
 
-        Raises WireError for what cannot travel, BusError.
+        Raises WireError if the bus cannot carry it, BusError.
         """
         key = (event.sender, event.id)
         async with self._exclusive(*key):
@@ -100,21 +100,18 @@ class Inbox:
             _trim(self._ends)
             return True
 
-    async def announce(self, event: ArchiveNews) -> None:
-        """Tell what another process of this system has found out or done; one that is known changes nothing.
-
-        Raises StateError.
-        """
+    async def announce(self, event: ArchiveEvent) -> None:
+        """Record and publish an archive event of another process; ignore a duplicate. Raises StateError."""
         await self._ledger.announce(event)
         self._outbox_changed()
 
     async def open_asks(self) -> Sequence[SyncAsked]:
-        """Return the asks of this life that have no outcome yet, oldest first."""
+        """Return the asks that this process took and that have no outcome yet, oldest first."""
         waiting = [ask for ask, _ in self._asks.values()]
         return [ask for ask in waiting if await self._ledger.outcome(ask.id) is None]
 
     async def republish(self) -> None:
-        """Publish once more what has no outcome: the request may have stayed behind on another bus."""
+        """Publish requests without an outcome again: they may be on a bus that is no longer used."""
         for ask in await self.open_asks():
             async with self._exclusive("", ask.id):
                 request = await self._publisher.submit(ask)
@@ -124,23 +121,23 @@ class Inbox:
                     self._asks[ask.id] = (ask, request)
 
     async def _request_of(self, ask: SyncAsked) -> SyncRequested | None:
-        """Return the request that an ask led to, as the history has it: the first of those that were forwarded."""
+        """Return an ask's request from the history; of several, the one before it was forwarded."""
         events = [await self._ledger.find_event(request_event_id(ask.id, name)) for name in self._publisher.methods]
         requests = [event for event in events if isinstance(event, SyncRequested)]
         return min(requests, key=lambda request: len(request.errors), default=None)
 
     @asynccontextmanager
     async def _exclusive(self, sender: str, event_id: str) -> AsyncIterator[None]:
-        """Let those of one id take turns; others do not wait. An id is its sender's own."""
+        """Serialise the handling of events with the same sender and ID."""
         key = (sender, event_id)
         while (in_progress := self._in_progress.get(key)) is not None:
             await in_progress.wait()
-        self._in_progress[key] = over = asyncio.Event()
+        self._in_progress[key] = done = asyncio.Event()
         try:
             yield
         finally:
             del self._in_progress[key]
-            over.set()
+            done.set()
 
 
 def _trim(known: OrderedDict[K, T]) -> None:

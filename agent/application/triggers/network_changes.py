@@ -1,9 +1,9 @@
-"""After sleep, or in another network: what may be dead is replaced, and what is owed follows, within seconds.
+"""Recovers after sleep or a network change, within seconds.
 
-change -> the bus checks its connection
-            idle connections are dropped; a sync under way that makes no progress starts again
-            the databases are looked at, where the machine slept
-            targets that fail are tried now and a few times more: a network comes up slowly
+change -> each bus checks its connection
+          idle connections are dropped; a running sync without progress restarts
+          failing targets are retried now and a few times more, because a network comes up slowly
+          after sleep, the databases are rescanned
 """
 
 import asyncio
@@ -23,14 +23,14 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
 FIRST_PAUSE_SECONDS = 5.0
 LAST_PAUSE_SECONDS = 60.0
-"""Upheavals that come sooner one after the other are one; where they do not end, the calm between two doubles."""
+"""Changes within the pause are handled together. If they continue, the pause doubles from the first to the last."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class NetworkChanges:
-    """Its loop. Notifies `buses` and the `stall_monitor` of the methods; `retries` checks databases and targets."""
+    """Handles network changes: notifies `buses` and `stall_monitor`; `retries` checks databases and targets."""
 
     network_monitor: NetworkMonitor
     clock: Clock
@@ -44,11 +44,11 @@ class NetworkChanges:
     _pause: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        self._signal = Signal(self.clock, "roaming")
+        self._signal = Signal(self.clock, "network")
 
     async def run(self) -> None:
-        """Handle network changes until cancelled. Raises what the ledger raises."""
-        listening = asyncio.create_task(self._listen(), name="surroundings")
+        """Handle network changes until cancelled. Raises StateError."""
+        listening = asyncio.create_task(self._listen(), name="network-monitor")
         try:
             await self._handle(listening)
         finally:
@@ -77,7 +77,7 @@ class NetworkChanges:
             await self._debounce()
             changes, self._changes = self._changes, set()
             if not changes:
-                continue  # it came while this was waited for, and was answered with the one before
+                continue  # it arrived during the pause, and was handled with the previous one
             _log.info("network_changed", changes=", ".join(sorted(changes)))
             for bus in self.buses:
                 bus.check_connection()
@@ -87,10 +87,10 @@ class NetworkChanges:
             if not asked and NetworkChange.WOKE in changes:
                 asked = await self.retries.rescan_now()
             if not asked:
-                self.retries.sync_finished.set()  # the times that it waits for have come nearer while the machine slept
+                self.retries.sync_finished.set()  # wall clock time passed while the machine slept
 
     async def _debounce(self) -> None:
-        """Wait where the last change was a moment ago."""
+        """Wait for the end of the pause since the last change."""
         if not self._changes:
             return
         now = self.clock.monotonic()

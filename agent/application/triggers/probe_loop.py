@@ -1,6 +1,6 @@
-"""Asks the Akosha server once a day whether it still has what it was given, where there is nothing to send to it.
+"""Checks once a day whether the Akosha server still has its memories, if there is nothing to send to it.
 
-With something to send, the sync itself asks. A server that cannot be reached is asked again with the next pass.
+If there is something to send, the sync itself checks. If the server cannot be reached, the next pass tries again.
 """
 
 import asyncio
@@ -18,23 +18,23 @@ from agent.domain.routing import HTTP, RETRY
 from agent.ports import Clock
 
 FIRST_SECONDS = 60.0
-"""Time after the start until the first look: what has waited is synced before."""
+"""Time from the start to the first check, so that pending changes are synced first."""
 
 LONGEST_SECONDS = 900.0
-"""Longest sleep: while the machine sleeps, the loop's clock is stopped."""
+"""Longest wait between two passes: the event loop's clock stops while the machine sleeps."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class ProbeLoop:
-    """`still_has_it` asks the server, and makes the ledger owe everything where it returns False.
+    """Runs the daily check. `still_has_memories` checks the server; if it returns False, the ledger owes everything.
 
-    `sync_lock` is held while a sync runs. Every `rescan_seconds` the loop tries again what it could not ask.
+    `sync_lock` is held while a sync runs. `rescan_seconds`: interval of the passes, at most LONGEST_SECONDS.
     """
 
     probe: DeliveryProbe
-    still_has_it: Callable[[], Awaitable[bool]]
+    still_has_memories: Callable[[], Awaitable[bool]]
     publisher: Publisher
     clock: Clock
     sync_lock: asyncio.Lock
@@ -42,42 +42,42 @@ class ProbeLoop:
     signal: Signal
     """Set after each sync."""
 
-    _unasked: str = field(default="", init=False)
+    _last_error: str = field(default="", init=False)
 
     async def run(self) -> None:
-        """Ask when it is time, until cancelled. Raises StateError."""
+        """Check the server daily, until cancelled. Raises StateError."""
         await self.clock.sleep(FIRST_SECONDS)
         while True:
             await self.check()
             await self.signal.wait(min(self.rescan_seconds, LONGEST_SECONDS))
 
     async def check(self) -> None:
-        """Ask, if it is time. Raises StateError."""
-        if await self._is_time():
-            await self._ask()
+        """Check the server if it is due. Raises StateError."""
+        if await self._is_due():
+            await self._check_server()
 
-    async def _is_time(self) -> bool:
-        """Say whether Akosha is where memories go now, has them all as far as is known, and was not asked for a day."""
+    async def _is_due(self) -> bool:
+        """Return whether http is in use, its target lacks nothing as far as is known, and the daily check is due."""
         if self.sync_lock.locked() or not self.publisher.policy.enabled:
             return False
         records = await self.publisher.records()
         if HTTP not in active_methods(self.publisher.policy.route, records) or records[HTTP].failures:
             return False
-        if not await self.probe.is_due():  # first: after every sync, this is all that is read
+        if not await self.probe.is_due():  # first: usually the only read after a sync
             return False
         survey = await self.publisher.survey()
         return bool(survey) and not pending(records[HTTP], survey)
 
-    async def _ask(self) -> None:
+    async def _check_server(self) -> None:
         async with self.sync_lock:
             try:
-                has_it = await self.still_has_it()
+                has_memories = await self.still_has_memories()
             except SinkError as error:
-                (_log.debug if error.message == self._unasked else _log.info)(
+                (_log.debug if error.message == self._last_error else _log.info)(
                     "akosha_not_checked", error=error.message, hint=error.hint
                 )
-                self._unasked = error.message
+                self._last_error = error.message
                 return
-        self._unasked = ""
-        if not has_it:
+        self._last_error = ""
+        if not has_memories:
             await self.publisher.trigger(RETRY)

@@ -1,4 +1,4 @@
-"""Turns every trigger into the same SyncRequested. Whatever asks, only `reason` and the route differ."""
+"""Turns every trigger into the same event, SyncRequested. Only `reason` and the route differ."""
 
 import uuid
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Publisher:
-    """Decides whether a trigger is worth a request, and publishes it."""
+    """Decides whether a trigger needs a request, and publishes it."""
 
     policy: SyncPolicy
     identity: Identity
@@ -36,14 +36,14 @@ class Publisher:
     _reported: Survey = field(default_factory=dict, init=False)
 
     async def submit(self, ask: SyncAsked, *, caused_by: tuple[str, ...] = ()) -> SyncRequested | None:
-        """Somebody asks: there is a request, or at once a result that says why there is none.
+        """Publish the request for an ask, or record at once a result with the reason for its refusal.
 
-        The request answers the session ends `caused_by`, too; a refusal does not.
+        The request also answers the session ends `caused_by`; a refusal does not.
         """
         route = self.policy.route_of(ask.method, enable_fallback=ask.enable_fallback)
         usable = self._usable_route(route, await self.records(), ask.reason)
         if not self.policy.enabled:
-            await self.refuse(ask, "sync is switched off", "set akosha_sync_enabled to true")
+            await self.refuse(ask, "sync is disabled", "set akosha_sync_enabled to true")
             return None
         if not usable:
             await self.refuse(ask, *self._no_route(route))
@@ -51,16 +51,16 @@ class Publisher:
         return await self._publish(replace(self._request(ask.reason, usable, ask), caused_by=caused_by))
 
     async def trigger(self, reason: str) -> SyncRequested | None:
-        """The agent itself sees a reason: a request, if the first target in reach lacks something that can be had now.
+        """Publish a request of the agent itself if the first reachable target lacks something that is due.
 
-        A retry goes to the targets that failed alone: where the fallback has delivered, to the one it stood in for; and
-        to the fallback only while that one fails.
+        A retry goes only to targets that failed: after a delivery by the fallback, to the first target alone, and to
+        the fallback only while the first target fails.
         """
         route = await self._route_of_trigger(reason)
         return await self._publish(self._request(reason, route, None)) if route else None
 
     async def trigger_session_end(self, caused_by: tuple[str, ...]) -> SyncRequested | None:
-        """Sessions have ended: a request, or at once a result that says why there is none. Both name `caused_by`."""
+        """Publish a request for ended sessions, or record at once a result with the reason. Both have `caused_by`."""
         route = await self._route_of_trigger(SESSION_END) if self.policy.on_session_end else ()
         request = replace(self._request(SESSION_END, route, None), caused_by=caused_by)
         if route:
@@ -79,11 +79,11 @@ class Publisher:
         return None
 
     async def republish(self, request: SyncRequested) -> None:
-        """Publish a request once more, as it was: it may have stayed behind on another bus."""
+        """Publish a request again: it may be on a bus that is no longer used."""
         await self.requests.issue(request)
 
     async def _route_of_trigger(self, reason: str) -> tuple[str, ...]:
-        """Return the route of a request for this reason; empty where there is nothing to ask for, or none may be."""
+        """Return the route of a request for this reason; empty if nothing is due, or if sync is disabled."""
         records = await self.records()
         route = self._usable_route(self.policy.route, records, reason)
         if reason == RETRY:
@@ -92,7 +92,7 @@ class Publisher:
         if not route:
             return ()
         survey = await self.survey()
-        # At a start also what waits for a change: the settings may be others now, and the method knows which matter.
+        # At a start, databases with problems are tried too: settings may have changed since.
         lacking = due(records[route[0]], survey, self.clock.now(), urgent=reason in URGENT or reason == STARTUP)
         if not lacking:
             return ()
@@ -105,11 +105,11 @@ class Publisher:
         return route
 
     async def records(self) -> dict[str, TargetRecord]:
-        """Return what the ledger knows of each method's target."""
+        """Return the ledger's record of each method's target."""
         return {name: await self.ledger.record(method.target) for name, method in self.methods.items()}
 
     async def survey(self) -> Survey:
-        """Return what lies in the data directory; nothing, and a warning when that is new, where it is closed to us."""
+        """Return the databases in the data directory. If it cannot be read: none, and a warning for each new error."""
         try:
             survey = await self.taker.survey()
         except SnapshotError as error:
@@ -145,7 +145,7 @@ class Publisher:
 
     async def _publish(self, request: SyncRequested) -> SyncRequested:
         request = await self.requests.issue(request)
-        # A target that is away is tried for hours: that is said once, not each time.
+        # Retries are logged at debug level: an unavailable target is retried for hours.
         (_log.debug if request.reason == RETRY else _log.info)(
             "sync_requested",
             request_id=request.request_id,
@@ -156,18 +156,18 @@ class Publisher:
         return request
 
     def _no_route(self, route: tuple[str, ...]) -> tuple[str, str]:
-        hint = CLOUD_HINT if CLOUD in route else f"ask for {' or '.join(self.methods)}, or auto"
-        return f"there is no way to sync by {' or '.join(route)} here", hint
+        hint = CLOUD_HINT if CLOUD in route else f"choose {' or '.join(self.methods)}, or auto"
+        return f"no target is set for {' or '.join(route)}", hint
 
-    async def refuse(self, ask: SyncAsked, what: str, hint: str) -> None:
-        """Record a result for a request that causes no sync: a client that waits for it gets the reason."""
-        await self._refuse(self._request(ask.reason, (), ask), ask.method, what, hint)
+    async def refuse(self, ask: SyncAsked, problem: str, hint: str) -> None:
+        """Record a failed result for a refused ask, so that a waiting client gets the reason."""
+        await self._refuse(self._request(ask.reason, (), ask), ask.method, problem, hint)
 
-    async def _refuse(self, request: SyncRequested, method: str, what: str, hint: str) -> None:
-        error = MethodError(method=method, error=f"{what} ({hint})" if hint else what)
+    async def _refuse(self, request: SyncRequested, method: str, problem: str, hint: str) -> None:
+        error = MethodError(method=method, error=f"{problem} ({hint})" if hint else problem)
         await self.recorder.refused(request, error)
         self.recorder.flush_soon()
 
-    async def _skip(self, request: SyncRequested, why: str) -> None:
-        await self.recorder.skipped(None, request, method=AUTO, why=why)
+    async def _skip(self, request: SyncRequested, reason: str) -> None:
+        await self.recorder.skipped(None, request, method=AUTO, reason=reason)
         self.recorder.flush_soon()

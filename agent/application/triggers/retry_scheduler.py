@@ -1,4 +1,4 @@
-"""What is tried again by itself: at its time; on a pass every now and then; when a target is back."""
+"""Automatic retries: at their scheduled time, on periodic rescans, and when a target can be reached again."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -14,15 +14,16 @@ from agent.domain.routing import FILE_CHANGE, LAST_TARGET_BACKOFF, RETRY
 from agent.ports import Clock, Ledger, SyncMethod
 
 SLACK_SECONDS = 1.0
-"""Targets that failed one after the other are retried together."""
+"""Delay after the first due time, so that targets that failed one after the other are retried together."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class RetryScheduler:
-    """Its two loops. `sync_finished` is set after each attempt, `sync_lock` held while a sync runs; every
-    `rescan_seconds` the pass looks at everything, after `before_rescan`.
+    """The loops of retries and rescans. `sync_finished` is set after each attempt, `sync_lock` held during a sync.
+
+    `rescan_seconds`: interval of the rescans, each preceded by `before_rescan`.
     """
 
     publisher: Publisher
@@ -36,12 +37,12 @@ class RetryScheduler:
     route: tuple[str, ...]
     before_rescan: Callable[[], Awaitable[None]]
     unreachable: Collection[str]
-    """Methods that could not be reached when they were needed last."""
+    """Methods whose target could not be reached when it was last needed."""
 
     _reachable: dict[str, bool] = field(default_factory=dict, init=False)
 
     async def retry_loop(self) -> None:
-        """Retry what failed when its time has come; the times are the ledger's, so a restart changes nothing."""
+        """Retry failed deliveries when they are due. The due times are in the ledger, so they survive restarts."""
         while True:
             records, survey = await self.publisher.records(), await self.publisher.survey()
             failing = active_methods(self.route, records)
@@ -57,7 +58,7 @@ class RetryScheduler:
             await self.sync_finished.wait(self.rescan_seconds)
 
     async def rescan_loop(self) -> None:
-        """Has the watcher missed something, is a target back?"""
+        """Look periodically for changes that the watcher missed, and for targets that can be reached again."""
         while True:
             await self.clock.sleep(self.rescan_seconds)
             await self.changes.note_mode()
@@ -69,10 +70,7 @@ class RetryScheduler:
             await self.retry_recovered_targets()
 
     async def rescan_now(self) -> bool:
-        """The machine slept: times stood still, and the watch may have missed something. What is due is synced now.
-
-        Returns whether it was asked for.
-        """
+        """Rescan after sleep, when the watch may have missed changes. Return whether a sync was requested."""
         await self.changes.note_mode()
         await self.before_rescan()
         if not await self._is_due():
@@ -83,16 +81,16 @@ class RetryScheduler:
         return await self.publisher.trigger(FILE_CHANGE) is not None
 
     async def _is_due(self) -> bool:
-        """Say whether the first target lacks something that can be had now."""
+        """Return whether the first target lacks something that is due."""
         survey, records = await self.publisher.survey(), await self.publisher.records()
         primary = next((records[name] for name in self.route if name in records), None)
         return primary is not None and bool(due(primary, survey, self.clock.now(), urgent=False))
 
     async def retry_recovered_targets(self, recheck: set[str] | None = None) -> bool:
-        """A target that was out of reach and can be reached again need not wait for its time.
+        """Retry at once the failing targets that can be reached again. Return whether there was one.
 
-        `doubted`: methods of which nobody knows any more whether they can be reached; those that can are taken out.
-        Does nothing while a sync runs. Returns whether one was welcomed.
+        `recheck`: methods to retry if they can be reached now, even if they could be reached before; they are removed
+        from the set then. Does nothing while a sync runs.
         """
         if self.sync_lock.locked():
             return False

@@ -1,7 +1,7 @@
-"""Sessions that end: each causes a sync at once, and those that end while it runs cause one more.
+"""Requests a sync when a session ends, and one more for all sessions that end while it runs.
 
-Every session's end is answered by a result that has its id in `caused_by`. From its acceptance until that result is
-written it is open in the ledger, so a crash in between costs no answer.
+Every session end is answered by a result that has its ID in `caused_by`. It is open in the ledger from its acceptance
+until that result is recorded, so that it is answered after a crash too.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ _log = structlog.get_logger()
 class SessionEnds:
     """Takes session ends off the bus. An end that was accepted before is ignored, however old it is.
 
-    `busy` says whether a sync is under way; `timeout_seconds` is how long, in seconds, a request may go unheard of
-    otherwise, once its next attempt is due. Set `sync_finished` when a sync may have an outcome.
+    `busy` returns whether a sync is running. If none is, a request is considered lost `timeout_seconds` after its next
+    attempt was due. Set `sync_finished` when a sync may have an outcome.
     """
 
     def __init__(
@@ -40,23 +40,23 @@ class SessionEnds:
         self._republish_due = False
 
     async def handle(self, message: Message) -> None:
-        """Take up one message; it is acked."""
+        """Accept the session end of a message, and ack the message."""
         event = message.event
         if not isinstance(event, SessionEnded) or event.system_id != self._system_id:
-            _log.warning("event_refused", id=event.id, type=event.type, reason="it is no session's end of this system")
+            _log.warning("event_refused", id=event.id, type=event.type, reason="it is not a session end of this system")
         elif await accept(self._ledger, event):
             self._ended.set()
         await message.ack()
 
     def republish(self) -> None:
-        """A request that waits for its outcome may have stayed behind on another bus: it is published once more."""
+        """Publish the pending request again: it may be on a bus that is no longer used."""
         self._republish_due = True
         self.sync_finished.set()
 
     async def run(self) -> None:
-        """Ask for a sync for all ends that are open, those of an earlier life included; then for those that came since.
+        """Request syncs for all open session ends, those of an earlier process included, until cancelled.
 
-        As many as one event can name are answered together. Runs until cancelled.
+        One request answers as many ends as one event can name.
         """
         while True:
             if not (causes := caused_by_one(await self._ledger.open_session_ends())):
@@ -65,37 +65,37 @@ class SessionEnds:
             self._republish_due = False
             request = await self._publisher.trigger_session_end(causes)
             if request is not None:
-                await self._outcome_of(request)
+                await self._wait_for_outcome(request)
 
-    async def _outcome_of(self, request: SyncRequested) -> None:
-        """Return when the request has an outcome; or when it is lost, as requests may be: its ends are open then."""
+    async def _wait_for_outcome(self, request: SyncRequested) -> None:
+        """Wait until the request has an outcome, or is considered lost; then its ends are still open."""
         while await self._ledger.outcome(request.request_id) is None:
             if self._republish_due:
                 self._republish_due = False
                 await self._publisher.republish(request)
-            timeout_seconds = self._timeout_seconds + await self._until_next_try(request)
+            timeout_seconds = self._timeout_seconds + await self._seconds_until_retry(request)
             if not await self.sync_finished.wait(timeout_seconds) and not self._busy():
                 return
 
-    async def _until_next_try(self, request: SyncRequested) -> float:
-        """Return in how many seconds the request's next attempt is due; 0 where none is planned.
+    async def _seconds_until_retry(self, request: SyncRequested) -> float:
+        """Return the seconds until the request's next attempt; 0 if none is scheduled.
 
-        A server may ask for 15 min: the request is not lost, and another one would not respect that time.
+        A server may ask for a delay of 15 min. The request is not lost then, and a second one would ignore the delay.
         """
         now = self._clock.now()
-        planned = [
+        delays = [
             (record.retry_at - now).total_seconds()
             for record in (await self._publisher.records()).values()
             if record.retry_at is not None and record.attempt_request == request.request_id
         ]
-        return max([0.0, *planned])
+        return max([0.0, *delays])
 
 
 async def accept(ledger: Ledger, event: SessionEnded) -> bool:
-    """Say whether a session's end comes for the first time: then a result will answer it. Raises StateError."""
+    """Accept a session end, so that a result answers it. Return False if it is refused. Raises StateError."""
     if caused_by_bytes(event.id) > CAUSED_BY_BYTES:
-        why = f"its id is longer than the {CAUSED_BY_BYTES} bytes that a result can name"
-        _log.warning("event_refused", id=event.id[:80], type=event.type, reason=why)
+        reason = f"its id is longer than the {CAUSED_BY_BYTES} bytes that a result can name"
+        _log.warning("event_refused", id=event.id[:80], type=event.type, reason=reason)
         return False
     if not await ledger.accept(event):
         _log.debug("session_end_duplicate", id=event.id)

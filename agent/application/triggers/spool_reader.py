@@ -1,10 +1,10 @@
-"""Takes up what other processes of this user leave in the spool: asks, ended sessions, news of the archive."""
+"""Reads the notes of this user's other processes from the spool: sync requests, session ends, archive events."""
 
 from contextlib import aclosing
 
 import structlog
 
-from agent.application.triggers.inbox import ArchiveNews, Inbox
+from agent.application.triggers.inbox import ArchiveEvent, Inbox
 from agent.application.triggers.publisher import Publisher
 from agent.application.triggers.session_ends import accept
 from agent.domain.errors import WireError
@@ -15,70 +15,72 @@ _log = structlog.get_logger()
 
 
 class SpoolReader:
-    """Reads the spool when it changes, and on `drain`."""
+    """Reads the spool at its start and whenever it changes."""
 
     def __init__(self, *, spool: Spool, watch: Watch, inbox: Inbox, publisher: Publisher, ledger: Ledger) -> None:
         self._spool, self._watch, self._inbox = spool, watch, inbox
         self._publisher, self._ledger = publisher, ledger
 
     async def run(self) -> None:
-        """Take up notes until cancelled."""
+        """Read notes until cancelled."""
         await self.drain()
         async with aclosing(self._watch.changes()) as changes:
             async for _ in changes:
                 await self.drain()
 
     async def drain(self) -> None:
-        """Take up every note that waits."""
+        """Read every note, and remove it unless its request has no outcome yet."""
         for note, event in await self._spool.waiting():
             if isinstance(event, SyncAsked):
                 if await self.submit(event):
                     continue
             elif isinstance(event, SessionEnded):
                 await self._publish_session_end(event)
-            elif isinstance(event, ArchiveNews):
+            elif isinstance(event, ArchiveEvent):
                 await self._announce(event)
             else:
-                _log.warning("note_refused", id=event.id, reason=f"{event.type} does not come through the spool")
+                _log.warning("note_refused", id=event.id, reason=f"{event.type} is not accepted through the spool")
             await self._spool.remove(note)
 
     async def drain_for_single_sync(self) -> None:
-        """Take up the notes that a sync which begins now answers: session ends are accepted, which a result follows."""
+        """Read the notes that a single sync covers. Its result answers the session ends, which are accepted here."""
         for note, event in await self._spool.waiting():
             if not is_for_single_sync(event):
                 continue
             if isinstance(event, SessionEnded):
                 await accept(self._ledger, self._inbox.readdressed(event))
-            elif isinstance(event, ArchiveNews):
+            elif isinstance(event, ArchiveEvent):
                 await self._announce(event)
             await self._spool.remove(note)
 
     async def _publish_session_end(self, event: SessionEnded) -> None:
-        """Put a session's end on the bus. In this spool it is of this machine and user: whatever system the hook was
-        installed for, the memories that are to be safe now are those that this agent delivers.
+        """Publish a session's end, with this system's ID.
+
+        The hook may have been installed for another system. But a note in this spool comes from this machine and user,
+        so the session's memories are those that this agent delivers.
         """
         ours = self._inbox.readdressed(event)
         if ours is not event:
-            why, hint = f"it names the system {event.system_id}", "akosha-agent hook install"
-            _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, reason=why, hint=hint)
+            reason, hint = f"it names the system {event.system_id}", "akosha-agent hook install"
+            _log.warning("session_end_readdressed", id=event.id, system_id=ours.system_id, reason=reason, hint=hint)
         try:
             await self._inbox.accept_session_end(ours)
         except WireError as error:
             _log.warning("note_refused", id=event.id[:80], reason=error.message)
 
-    async def _announce(self, news: ArchiveNews) -> None:
-        """Tell what a command has found out about the archive, or done to it; of another system it is refused."""
+    async def _announce(self, event: ArchiveEvent) -> None:
+        """Record a command's archive event. Refuse one of another system."""
         try:
-            self._inbox.check(news)
+            self._inbox.check(event)
         except WireError as error:
-            _log.warning("note_refused", id=news.id[:80], reason=error.message)
+            _log.warning("note_refused", id=event.id[:80], reason=error.message)
         else:
-            await self._inbox.announce(news)
+            await self._inbox.announce(event)
 
     async def submit(self, ask: SyncAsked) -> bool:
-        """Say whether somebody waits for an outcome that is still to come.
+        """Submit an ask. Return whether its outcome is still pending.
 
-        Then the note stays until there is one: the next agent here sees it, too.
+        The note of a pending ask stays in the spool, so that the next agent sees it too.
         """
         if await self._ledger.outcome(ask.id) is not None:
             return False
