@@ -1,1 +1,1 @@
-"""GROUND: what things are and what follows from what. Standard library only; no I/O, no clock, no async."""
+"""The domain: value types and pure functions. Standard library only: no I/O, no clock, no async."""

@@ -1,28 +1,28 @@
-"""Which files in the data directory are memory databases, and how a change of one is seen.
+"""Recognizes memory databases in the data directory, and detects their changes.
 
-Session-Buddy's work in progress lives in sidecars: the main file of a first session has 12,288 bytes and no table. A
-database is its main file *and* its sidecars; the main file alone may lack a whole session.
+Session-Buddy's recent commits are in sidecar files: the main file of a first session has 12,288 bytes and no table. A
+database is its main file *and* its sidecars; the main file alone may lack an entire session.
 """
 
 import re
 from dataclasses import dataclass
 
 SIDECAR_SUFFIXES = (".wal", ".wal.checkpoint", ".wal.recovery", ".checkpoint.wal", ".recovery.wal")
-"""What DuckDB adds to a main file's name: 1.5 and 2.0 write the first three (commits made during a checkpoint go to the
-second), documents name the last two."""
+"""Suffixes that DuckDB appends to the main file's name. DuckDB 1.5 and 2.0 write the first three (commits made during a
+checkpoint go to the second); DuckDB's documentation names the last two."""
 
 READ_BY = {64: "1.0", 65: "1.2", 66: "1.3", 67: "1.4", 68: "1.5", 999: "2.0"}
-"""The first DuckDB that reads a storage version, as the main file's header has it."""
+"""Storage version in the main file's header -> the oldest DuckDB release that reads it."""
 
 _OLDEST_WRITER = 68
-"""What every DuckDB reads that Session-Buddy accepts: it wants 1.5.3 or newer."""
+"""The storage version that every DuckDB supported by Session-Buddy (1.5.3 or newer) reads."""
 
 REFLECTIONS = "reflection"
 KNOWLEDGE_GRAPH = "knowledge_graph"
 
 NO_DATABASES = (
     "there are no databases in the data directory yet (start a session with Session-Buddy, or set "
-    "akosha_agent_data_dir to where its databases are)"
+    "akosha_agent_data_dir to the directory of its databases)"
 )
 
 _MAIN = re.compile(r"(reflection|knowledge_graph|knowledge_graph_[^/\0\ud800-\udfff]+)\.duckdb")
@@ -31,7 +31,8 @@ _MAIN = re.compile(r"(reflection|knowledge_graph|knowledge_graph_[^/\0\ud800-\ud
 def database_of(file_name: str) -> str | None:
     """Return the database that a file belongs to (`reflection`, `knowledge_graph`, `knowledge_graph_{name}`), or None.
 
-    A graph's name may hold anything but `/`, NUL and bytes that are no UTF-8: such files Session-Buddy cannot make.
+    A graph's name may contain any character except `/`, NUL and bytes that are not UTF-8: Session-Buddy cannot create
+    files with those.
 
     >>> database_of("reflection.duckdb.wal"), database_of("akosha_sync_state.json")
     ('reflection', None)
@@ -50,7 +51,7 @@ def main_name(database: str) -> str:
 
 
 def reader_of(storage_version: int | None) -> str:
-    """Return which DuckDB reads a file of this storage version: `DuckDB 2.0 or newer`."""
+    """Return the DuckDB that reads a file of this storage version: `DuckDB 2.0 or newer`."""
     if storage_version is None:
         return "the DuckDB that wrote it"
     if storage_version in READ_BY:
@@ -61,23 +62,23 @@ def reader_of(storage_version: int | None) -> str:
 
 
 def storage_note(storage_version: int | None) -> str:
-    """Say which DuckDB a file needs, where an older Session-Buddy may have one that cannot open it; "" elsewhere."""
+    """Return a note with the DuckDB that a file needs, "" if every DuckDB that Session-Buddy supports opens it."""
     if storage_version is None or storage_version <= _OLDEST_WRITER:
         return ""
     return (
         f"needs {reader_of(storage_version)} (storage version {storage_version}): "
-        "Session-Buddy with an older one cannot open it"
+        "Session-Buddy with an older DuckDB cannot open it"
     )
 
 
 def is_requested(database: str, *, reflections: bool, knowledge_graph: bool) -> bool:
-    """Say whether a request for reflections and/or knowledge graphs asks for this database."""
+    """Return whether a request for reflections and/or knowledge graphs includes this database."""
     return reflections if database == REFLECTIONS else knowledge_graph
 
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """What `stat` says of one file: enough to see a change, nothing read."""
+    """The fields of `stat` that change when a file is written."""
 
     name: str
     inode: int
@@ -87,10 +88,10 @@ class FileStat:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """A database as seen from outside: its files' stats and a digest of the main file's 12,288 header bytes.
+    """The stats of a database's files and a digest of the main file's 12,288 header bytes.
 
-    Equal fingerprints mean unchanged bytes: DuckDB alters size, mtime or header with every real change and none of
-    them otherwise. `header` is empty where the file could not be read.
+    Equal fingerprints mean unchanged bytes: DuckDB alters size, mtime or header with every change of the content, and
+    none of them otherwise. `header` is empty if the file could not be read.
     """
 
     files: tuple[FileStat, ...]
@@ -98,9 +99,9 @@ class Fingerprint:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Total size of all files in bytes."""
         return sum(file.size for file in self.files)
 
 
 Survey = dict[str, Fingerprint]
-"""What lies in the data directory: database -> fingerprint."""
+"""The databases in the data directory: name -> fingerprint."""

@@ -1,4 +1,4 @@
-"""When a burst of file changes becomes one sync: a quiet time, a deadline, a minimum interval. Pure: times come in.
+"""Decides when a burst of file changes starts a sync: after a quiet time, a deadline or a minimum interval.
 
     changes   x xx x              x x x x x x x x x x x x ...           x
     quiet         |--quiet-->                                            |
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class DebounceRules:
-    """Seconds: without a change before a sync; the longest wait under constant change; between two syncs' starts."""
+    """Seconds: without a change before a sync, maximum wait while changes continue, minimum between syncs' starts."""
 
     quiet: float
     deadline: float
@@ -22,14 +22,14 @@ class DebounceRules:
 
 @dataclass(frozen=True, slots=True)
 class Debounce:
-    """What has been seen: the burst's first and last change, and when the last sync caused by changes started."""
+    """The times of the burst's first and last change, and of the start of the last sync caused by changes."""
 
     first: float | None = None
     last: float | None = None
     started: float | None = None
 
     def changed(self, at: float) -> "Debounce":
-        """A change was made at `at`. Changes may be reported late, and out of order."""
+        """Return the state after a change at `at`. Changes may be reported late and out of order."""
         return replace(
             self,
             first=at if self.first is None else min(at, self.first),
@@ -37,19 +37,19 @@ class Debounce:
         )
 
     def taken(self) -> "Debounce":
-        """The burst is being looked after; what changes from here on is a new burst."""
+        """Return the state without the burst, which is being handled now; later changes begin a new burst."""
         return Debounce(started=self.started)
 
     def fired(self, now: float) -> "Debounce":
-        """A sync for a burst started at `now`: the minimum interval runs from there."""
+        """Return the state after a sync for a burst started at `now`, from which the minimum interval counts."""
         return replace(self, started=now)
 
     def restored(self, burst: "Debounce") -> "Debounce":
-        """The burst that was taken could not be looked after: it waits again, together with what came since."""
+        """Return the state with `burst` pending again, merged with later changes, because its handling failed."""
         return replace(self, first=burst.first, last=burst.last if self.last is None else self.last)
 
     def due(self, rules: DebounceRules) -> float | None:
-        """Return when the sync is due, or None if no change waits."""
+        """Return when the sync is due, None if no change is pending."""
         if self.first is None or self.last is None:
             return None
         due = min(self.last + rules.quiet, self.first + rules.deadline)

@@ -1,16 +1,16 @@
-"""What the ledger knows of each target and database, and how it may change. Everything of the state machine is here.
+"""The ledger's records of targets and databases, and the state machine of a database at a target.
 
     state      step         next       written first
     clean      changed      owed       -
     owed       staged       intent     the intent: request, upload id, digests; before the first PUT
     intent     committed    delivered  what was delivered (parts, memories) and the result, in one transaction
     intent     retry        intent     attempts and retry_at
-    intent     abandoned    owed       the error; given up, the intent itself stays, to go on under its id
+    intent     abandoned    owed       the error; the intent itself is kept, so that the next request resumes it
     delivered  confirmed    clean      -
-    delivered  changed      owed       - (the result that waits for its confirmation is the outbox's)
+    delivered  changed      owed       - (the outbox keeps the result that is not confirmed yet)
     owed       unchanged    clean      the new fingerprint: the bytes are those delivered
 
-Anything else is a fault of ours and raises.
+Any other transition is a bug in the agent and raises StateError.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 class Move(StrEnum):
-    """What can happen to it."""
+    """An event that changes the state of a database."""
 
     CHANGED = "changed"
     STAGED = "staged"
@@ -60,16 +60,16 @@ TRANSITIONS: Mapping[tuple[State, Move], State] = {
 
 
 def after(state: State, move: Move) -> State:
-    """Return the state that follows. Raises StateError for a move that the table does not have."""
+    """Return the state after a move. Raises StateError if the table does not have it."""
     try:
         return TRANSITIONS[state, move]
     except KeyError:
-        raise StateError(f"a database that is {state} cannot be {move}") from None
+        raise StateError(f"a database in state {state} cannot be {move}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a method delivers. Each target has its own state; success on one never clears another."""
+    """The destination of a method. Each target has its own state; success on one never clears another."""
 
     method: str
     endpoint: str
@@ -78,16 +78,16 @@ class Target:
 
     @property
     def id(self) -> str:
-        """The target in one text, for the ledger and for people."""
+        """The target as one string, for the ledger and for people."""
         return f"{self.method} {self.endpoint or 'aws'} {self.bucket or '-'} {self.system_id}"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a database could not be copied: what was seen of it then, and when to try again.
+    """Why a database could not be copied, its fingerprint at that time, and when to try again.
 
-    `retry_at` None: not before the files change or somebody asks. `failures` counts in a row. `hint` may name places
-    on this machine, so it stays here; `reason` travels with manifests and results.
+    `retry_at` is None if the agent waits until the files change or a sync is requested. `failures` counts consecutive
+    ones. `hint` may contain paths of this machine, so it is not sent; `reason` is part of manifests and results.
     """
 
     reason: str
@@ -99,9 +99,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """An upload that has begun: written before the first PUT, so that a restart knows what may be in the bucket.
+    """A started upload. Written before the first PUT, so that a restart knows what may be in the bucket.
 
-    Where memories are handed over instead, there is no upload: `upload_id` is the request's id.
+    A delivery of memories makes no upload: then `upload_id` is the request's id.
     """
 
     request_id: str
@@ -112,10 +112,10 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseRecord:
-    """One database at one target. `parts` and `fingerprint` are of the state that was delivered last.
+    """One database at one target. `parts` and `fingerprint` are those of the last delivered state.
 
-    A target to which memories are handed over has no parts.
-    `delivered_by` is the id of the result that reports it: confirmed, that result makes the database clean.
+    A target that receives memories instead of files has no parts. `delivered_by` is the id of the result that reports
+    the delivery: its confirmation makes the database clean.
     """
 
     database: str
@@ -129,12 +129,12 @@ class DatabaseRecord:
 
 @dataclass(frozen=True, slots=True)
 class TargetRecord:
-    """All that the ledger knows of one target.
+    """The ledger's record of one target.
 
-    `attempts` counts the tries of the request in hand (`attempt_request`), `failures` the requests that failed in a
-    row; `retry_at` is when the next try of either kind is due. `known` is false until an upload to the target has begun
-    or one of its uploads was adopted: a ledger that was lost, or has only heard that something is owed, knows nothing
-    of what the bucket has.
+    `attempts` counts the attempts of the current request (`attempt_request`), `failures` the consecutive failed
+    requests; `retry_at` is when the next attempt or request is due. `known` is false until an upload to the target was
+    started or one of its uploads was adopted: a new ledger, or one that only marked databases as owed, does not know
+    what the bucket contains.
     """
 
     target: Target
@@ -150,14 +150,14 @@ class TargetRecord:
     attempt_request: str = ""
 
     def backing_off(self, now: datetime) -> bool:
-        """Say whether the target is backing off until `retry_at`."""
+        """Return whether the target is backing off until `retry_at`."""
         return _ahead(self.retry_at, now)
 
 
 def active_methods(route: Sequence[str], records: Mapping[str, TargetRecord]) -> tuple[str, ...]:
-    """Return the methods of the route whose targets matter now: each up to the first that does not fail.
+    """Return the methods of the route up to and including the first whose target does not fail.
 
-    Those after it replace none: what they lack is not missed.
+    The methods after it are not used, so what their targets lack is not pending.
     """
     found: list[str] = []
     for method in route:
@@ -174,9 +174,9 @@ def pending(record: TargetRecord, survey: Survey) -> frozenset[str]:
 
 
 def due(record: TargetRecord, survey: Survey, now: datetime, *, urgent: bool) -> frozenset[str]:
-    """Return the pending databases worth trying now: one whose copying failed waits for a change or its time.
+    """Return the pending databases to try now: one that could not be copied waits for a change or its retry time.
 
-    `urgent` (a person or a session's end asks) tries all.
+    `urgent` (requested by a person or a session's end) returns all.
     """
     return frozenset(
         name for name in pending(record, survey) if urgent or not _waits(record.databases.get(name), survey[name], now)
@@ -184,13 +184,13 @@ def due(record: TargetRecord, survey: Survey, now: datetime, *, urgent: bool) ->
 
 
 def problems(record: TargetRecord, survey: Survey) -> dict[str, Problem]:
-    """Return why databases wait that could not be copied. One that is no longer there waits for nothing."""
+    """Return the problems of the owed databases that could not be copied, without those that were removed."""
     owed = {name: known for name, known in record.databases.items() if known.state is State.OWED and name in survey}
     return {name: known.problem for name, known in owed.items() if known.problem}
 
 
 def next_try(record: TargetRecord, survey: Survey) -> datetime | None:
-    """Return when something about the target is due by itself: the target, or a database that could not be copied."""
+    """Return when the next retry is due: of the target, or of a database that could not be copied."""
     waiting = (problem.retry_at for problem in problems(record, survey).values())
     return min((at for at in (record.retry_at, *waiting) if at is not None), default=None)
 
@@ -207,5 +207,5 @@ def _waits(record: DatabaseRecord | None, seen: Fingerprint, now: datetime) -> b
 
 
 def _ahead(at: datetime | None, now: datetime) -> bool:
-    """Say whether a time is still to come. One further ahead than any back-off is of a clock that went back since."""
+    """Return whether a time is in the future. One beyond any back-off means that the clock was set back since."""
     return at is not None and now < at <= now + LAST_TARGET_BACKOFF

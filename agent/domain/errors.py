@@ -3,30 +3,30 @@
     AkoshaError
     ├── SettingsError          a setting is missing, wrong or unsafe; commands exit with 2
     ├── NamingError            a text that is invalid in a key, a subject or an id
-    ├── WireError              bytes that are not what they should be: an event, a manifest, a note
+    ├── WireError              bytes that are not valid: an event, a manifest, a note
     ├── StateError             the state directory or the ledger in it cannot be used
     │   ├── AlreadyRunning     another process holds the state directory
-    │   └── LedgerDamaged      the ledger's content is not what was written
-    ├── SystemIdTaken          another machine owns the default system id: this one takes another
-    ├── SnapshotError          the source's fault: a database that cannot be copied now
-    │   └── StagingFull        our side's fault: no room to copy it to
-    ├── StoreError             the bucket's or the network's fault
-    │   ├── NoSuchObject       nothing under that key
-    │   ├── CopyUnsupported    the store cannot copy on its side, or did not really do it
+    │   └── LedgerDamaged      the ledger's content is damaged
+    ├── SystemIdTaken          another machine owns the default system id: this one uses another id
+    ├── SnapshotError          a database cannot be copied now
+    │   └── StagingFull        not enough disk space for the copy
+    ├── StoreError             the bucket or directory cannot be reached, refused or failed
+    │   ├── NoSuchObject       there is no object with this key
+    │   ├── CopyUnsupported    the store cannot copy an object itself, or reported a copy that it did not make
     │   ├── NotPermitted       the credentials do not allow the operation
-    │   └── NotOwner           the system id there belongs to another machine or agent, or what it held is gone
-    ├── RestoreError           an upload cannot be restored there, and why
+    │   └── NotOwner           the system id in the target belongs to another machine or agent, or its objects are gone
+    ├── RestoreError           an upload cannot be restored to the directory
     ├── SinkError              Akosha cannot be reached, refused or failed
     ├── BusError               an event bus cannot be reached, refused or failed
     ├── AgentUnavailable       the running agent cannot be reached, or does not understand the request
-    └── SyncError              a method's attempt as a whole failed
+    └── SyncError              an attempt of a method failed
         ├── CloudUploadError
         ├── HTTPSyncError
-        └── HybridSyncError    all methods failed, each in its own way
+        └── HybridSyncError    all methods failed
 
-`transient` says whether trying the same again may help. `hint` is the command or setting that mends it.
-Only an adapter catches all that its library may raise; what it does not know becomes its own error, transient.
-Texts never carry secrets or control characters: the root passes every message and hint through `plain_text`.
+`transient`: a retry may succeed. `hint`: the command or setting that fixes the problem.
+Only adapters catch every exception of a library; one that they do not know becomes their own error, transient.
+Texts contain no secrets or control characters: `AkoshaError` passes each message and hint through `plain_text`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,12 +36,12 @@ from agent.domain.plain_text import safe_text
 
 
 class AkoshaError(Exception):
-    """Root of the tree. `str()` gives the message, then the hint.
+    """Base class of all errors. `str()` returns the message, followed by the hint in parentheses.
 
-    A message may quote file names, servers and other programs: it is cleaned here, once for all that shows, stores or
-    publishes it. `has_lines` keeps line breaks.
-    `unexpected`: the kind of error (`KeyError in head_object`) where a library raised what the adapter does not know.
-    `credentials_refused`: the target refused the key or token, or there is none.
+    A message may quote file names, servers and other programs: secrets and control characters are removed here, for
+    every place that shows, stores or publishes it. `has_lines` keeps line breaks.
+    `unexpected`: the kind of error (`KeyError in head_object`) if a library raised one that the adapter does not know.
+    `credentials_refused`: the target refused the key or token, or none is configured.
     """
 
     has_lines: ClassVar[bool] = False
@@ -59,7 +59,7 @@ class AkoshaError(Exception):
 
 
 class SettingsError(AkoshaError):
-    """A setting is missing, wrong or unsafe. Several are one message, a line each."""
+    """A setting is missing, wrong or unsafe. Several problems are one message with a line each."""
 
     has_lines = True
 
@@ -69,7 +69,7 @@ class NamingError(AkoshaError, ValueError):
 
 
 class WireError(AkoshaError, ValueError):
-    """Bytes from outside are not what they should be."""
+    """Bytes from outside the process are not valid."""
 
 
 class StateError(AkoshaError):
@@ -77,7 +77,7 @@ class StateError(AkoshaError):
 
 
 class AlreadyRunning(StateError):  # noqa: N818 - the name says the state of the world, as FileExistsError does
-    """Another process holds the state directory: `pid` and `command` name it (0 and "" where that is unknown)."""
+    """Another process holds the state directory: `pid` and `command` identify it (0 and "" if unknown)."""
 
     def __init__(self, message: str, *, pid: int = 0, command: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -86,10 +86,7 @@ class AlreadyRunning(StateError):  # noqa: N818 - the name says the state of the
 
 
 class AgentUnavailable(AkoshaError):  # noqa: N818
-    """The running agent cannot be reached, or does not understand the request.
-
-    `unresponsive`: it runs, but does not answer.
-    """
+    """The running agent cannot be reached, or does not understand the request. `unresponsive`: it does not answer."""
 
     def __init__(self, message: str, *, unresponsive: bool = False) -> None:
         super().__init__(message, transient=True)
@@ -97,9 +94,9 @@ class AgentUnavailable(AkoshaError):  # noqa: N818
 
 
 class SystemIdTaken(AkoshaError):  # noqa: N818
-    """Another machine owns the default system id `taken` in the target; `instead` is the one that this machine takes.
+    """Another machine owns the default system id `taken` in the target; `instead` is the id that this machine uses.
 
-    Nothing was sent. The identity file gets `instead`, and a new agent is built.
+    Nothing was sent. The caller writes `instead` to the identity file and builds a new agent.
     """
 
     def __init__(self, message: str, *, taken: str, instead: str) -> None:
@@ -109,27 +106,27 @@ class SystemIdTaken(AkoshaError):  # noqa: N818
 
 
 class LedgerDamaged(StateError):  # noqa: N818
-    """The ledger's file, or content in it, is not what was written. The holder of the state directory replaces it."""
+    """The ledger's file, or content in it, is damaged. The process that holds the state directory replaces it."""
 
 
 class SnapshotError(AkoshaError):
-    """A database cannot be copied now. Permanent: not before its files change."""
+    """A database cannot be copied now. If permanent, it cannot be copied until its files change."""
 
 
 class StagingFull(SnapshotError):  # noqa: N818
-    """There is no room in the state directory for the copy."""
+    """The state directory has not enough free space for the copy."""
 
 
 class StoreError(AkoshaError):
-    """A store refused, failed, damaged or lost something."""
+    """A store cannot be reached, refused or failed, or damaged or lost an object."""
 
 
 class NoSuchObject(StoreError):  # noqa: N818
-    """There is nothing under that key."""
+    """There is no object with this key."""
 
 
 class CopyUnsupported(StoreError):  # noqa: N818
-    """The store cannot copy on its own side, or answered as if it had and did not."""
+    """The store cannot copy an object itself, or reported a copy that it did not make."""
 
 
 class NotPermitted(StoreError):  # noqa: N818
@@ -137,15 +134,15 @@ class NotPermitted(StoreError):  # noqa: N818
 
 
 class NotOwner(StoreError):  # noqa: N818
-    """Uploads of this system id are not this agent's to change there. Permanent: a person decides."""
+    """The uploads of this system id in the target do not belong to this agent. Permanent: a person must decide."""
 
 
 class RestoreError(AkoshaError):
-    """An upload cannot be restored there, or differs from its manifest. No file is left half written."""
+    """An upload cannot be restored to the directory, or differs from its manifest. No file is left half written."""
 
 
 class SinkError(AkoshaError):
-    """Akosha cannot be reached, refused or failed. `retry_after` (seconds): how long it asked to be left alone."""
+    """Akosha cannot be reached, refused or failed. `retry_after`: seconds to wait before a retry, as Akosha asked."""
 
     def __init__(
         self, message: str, *, hint: str = "", transient: bool = False, retry_after: float | None = None
@@ -159,10 +156,10 @@ class BusError(AkoshaError):
 
 
 class SyncError(AkoshaError):
-    """An attempt of a method failed as a whole.
+    """An attempt of a method failed.
 
-    `forwardable` is false where the fault is the source's: another method would meet the same. `retry_after` (seconds):
-    how long the target asked to be left alone.
+    `forwardable` is false if the databases are the cause, so that another method would fail, too. `retry_after`:
+    seconds to wait before a retry, as the target asked.
     """
 
     def __init__(
@@ -192,7 +189,7 @@ class HTTPSyncError(SyncError):
 
 
 class HybridSyncError(SyncError):
-    """Every method failed. `errors` has one entry per method, in the order they were tried: `method`, `error`."""
+    """Every method failed. `errors` has an entry (`method`, `error`) per method, in the order of the attempts."""
 
     def __init__(self, message: str, method: str, errors: Sequence[Mapping[str, str]], *, hint: str = "") -> None:
         super().__init__(message, method, hint=hint)

@@ -1,8 +1,8 @@
-"""The events that flow, one frozen dataclass each. `type` is the CloudEvents type; the codec is `adapters/wire.py`.
+"""The events, one frozen dataclass each. `type` is the CloudEvents type; the codec is `adapters/wire.py`.
 
-Ids are derived, never drawn at sending: an event that is sent again after a crash carries the id it had, so that
-consumers can drop what they know. A request's id names its place on the route; a result's derives from its upload and
-who made it.
+Event ids are derived, never generated when an event is sent: an event that is sent again after a crash has the same
+id, so that consumers can drop duplicates. A request's id contains the method that it is sent to; a result's id derives
+from the upload and the agent.
 """
 
 import json
@@ -17,17 +17,17 @@ from agent.domain.plain_text import printable, shorten
 
 LONGEST_TEXT = 200
 MOST_NAMED = 10
-"""How many characters of each text, and how many of a list, an abridged result keeps: whatever they are (one may take
-8 bytes), that fits into an event.
+"""How many characters of each text, and how many entries of a list, an abridged result keeps. With any characters (one
+may take 8 bytes) the result fits into an event.
 """
 
 CAUSED_BY_BYTES = 16 * 1024
-"""How many bytes of JSON the ids in `caused_by` take at most: 400 UUIDs, say."""
+"""Maximum size of the ids in `caused_by`, in bytes of JSON: about 400 UUIDs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event(ABC):
-    """What all events have: an id (unique per source), an aware time, and the system they are about."""
+    """Base class of events: an id (unique per source), an aware time, and the system that the event is about."""
 
     type: ClassVar[str]
 
@@ -38,12 +38,12 @@ class Event(ABC):
     @property
     @abstractmethod
     def subject(self) -> str:
-        """Where on the bus the event belongs."""
+        """The subject that the event is published on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionEnded(Event):
-    """A coding assistant's session is over; its memories should be safe now. Sent by Session-Buddy and the hook.
+    """A coding assistant's session has ended; the agent syncs its memories. Sent by Session-Buddy and the hook.
 
     `sender` is the CloudEvents source of the program that sent it: a URI reference, or "" for an agent's own,
     `urn:akosha-agent:SYSTEM`. The id is unique per source.
@@ -62,11 +62,11 @@ class SessionEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncAsked(Event):
-    """Somebody on this machine asks the running agent for a sync. Stays on the machine: it comes through the spool.
+    """A program on this machine asks the running agent for a sync. Passed through the spool, never over a bus.
 
-    `id` becomes the request's id, so a client can wait for the result. `method` is auto, cloud or http.
-    `take_over`: this agent takes the place of the owner of its system id in the cloud target. `new_target`: the disk or
-    bucket was replaced on purpose.
+    `id` becomes the request's id, so that a client can wait for the result. `method` is auto, cloud or http.
+    `take_over`: this agent replaces the owner of its system id in the cloud target. `new_target`: the disk or bucket
+    was replaced on purpose.
     """
 
     type: ClassVar[str] = "akosha.sync.asked.v1"
@@ -86,23 +86,23 @@ class SyncAsked(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodError:
-    """Why one method of the route did not deliver. Control characters and bytes that are no Unicode become escapes."""
+    """Why one method of the route did not deliver. Control characters and bytes that are not Unicode are escaped."""
 
     method: str
     error: str
 
     def __post_init__(self) -> None:
-        # It travels on the request, which must come back as it went: else the agent would not know its own.
+        # A request that comes back from the bus must equal the one that was sent, or the agent does not recognize it.
         object.__setattr__(self, "error", printable(self.error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRequested(Event):
-    """Sync what the target lacks. `route` is the routing slip: the methods still to try, the first one's turn now.
+    """Sync what the target lacks. `route` is the routing slip: the methods still to try, the current one first.
 
-    Every trigger publishes this same event; they differ in `reason` alone (manual, session_end, file_change, startup,
-    retry, remote). `errors` are those of the methods that the request has been forwarded from. `caused_by` are the ids
-    of the session ends that the request answers. `take_over` and `new_target` are those of the ask.
+    Every trigger publishes this event; only `reason` differs (manual, session_end, file_change, startup, retry,
+    remote). `errors` are those of the methods that failed before. `caused_by` are the ids of the session ends that the
+    request answers. `take_over` and `new_target` are copied from the SyncAsked.
     """
 
     type: ClassVar[str] = "akosha.sync.requested.v1"
@@ -127,9 +127,9 @@ class SyncRequested(Event):
 class SyncResult(Event):
     """The result of a request.
 
-    `files_uploaded` are keys (sent, copied and carried alike: what a reader finds), `bytes_transferred` what really
-    went over the wire. `error` is null, or the text with its cure. `caused_by` are the ids of the session ends that the
-    result answers, empty where the request has another reason.
+    `files_uploaded` are the keys of all objects of the upload, whether sent, copied or carried over;
+    `bytes_transferred` counts the bytes that were sent. `error` is null, or the error with its hint. `caused_by` are
+    the ids of the session ends that the result answers, empty if the request has another reason.
     """
 
     request_id: str
@@ -144,19 +144,19 @@ class SyncResult(Event):
     caused_by: tuple[str, ...] = ()
 
     def abridged(self) -> Self:
-        """Return the result without what makes it long: the manifest names the files, `status` the rest.
+        """Return the result without its long fields: the manifest has the files, `status` the rest.
 
-        `caused_by` stays: it is bounded by `caused_by_one`.
+        `caused_by` is kept: `caused_by_one` bounds its size.
         """
         return replace(self, files_uploaded=(), error=shorten(self.error, LONGEST_TEXT) if self.error else self.error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncSucceeded(SyncResult):
-    """A target has received a whole upload, or the memories that it lacked.
+    """A target has received a complete upload, or the memories that it lacked.
 
-    `incomplete` names databases that stay owed, and memories that it did not take, with the reason. `memories` counts
-    those it has now and lacked before. `errors` says why the methods before it on the route did not deliver.
+    `incomplete` maps databases that stay owed, and memories that the target did not accept, to the reason. `memories`
+    counts those that the target has now and lacked before. `errors` are those of the methods that were tried before.
     """
 
     type: ClassVar[str] = "akosha.sync.succeeded.v1"
@@ -182,7 +182,7 @@ class SyncSucceeded(SyncResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncSkipped(SyncResult):
-    """There was nothing to deliver; `why` says so in words."""
+    """There was nothing to deliver; `why` is the reason, for people."""
 
     type: ClassVar[str] = "akosha.sync.skipped.v1"
 
@@ -198,9 +198,9 @@ class SyncSkipped(SyncResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncFailed(SyncResult):
-    """No method of the route delivered. The databases stay owed and are tried again by themselves at `retry_at`.
+    """No method of the route delivered. The databases stay owed, and the agent tries again at `retry_at`.
 
-    `retry_at` is null where trying again makes no sense before a file or a setting changes.
+    `retry_at` is null if a retry cannot succeed before a file or a setting changes.
     """
 
     type: ClassVar[str] = "akosha.sync.failed.v1"
@@ -220,7 +220,7 @@ class SyncFailed(SyncResult):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncProgress(Event):
-    """How far a running sync is, in raw bytes of the files that travel. Not persisted; losing one loses nothing."""
+    """Progress of a running sync, in uncompressed bytes of the files that are sent. Not persisted; may be lost."""
 
     type: ClassVar[str] = "akosha.sync.progress.v1"
 
@@ -237,9 +237,10 @@ class SyncProgress(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestCompleted(Event):
-    """An upload's memories are in Akosha. `stored` now, `known` there before; `kept_back`: how many are not, by reason.
+    """An upload's memories are in Akosha: `stored` by this ingest, or already `known` there.
 
-    `source` is `memories` where the upload's memories.json was taken, `databases` where its databases were read.
+    `kept_back` counts the memories that were not stored, by reason.
+    `source` is `memories` if they were read from the upload's memories.json, `databases` if from its databases.
     """
 
     type: ClassVar[str] = "akosha.ingest.completed.v1"
@@ -258,7 +259,7 @@ class IngestCompleted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestFailed(Event):
-    """An upload's memories are not all in Akosha. `retry_at` null: not tried again before a newer upload."""
+    """An upload's memories are not all in Akosha. `retry_at` is null if only a newer upload is tried again."""
 
     type: ClassVar[str] = "akosha.ingest.failed.v1"
 
@@ -273,9 +274,9 @@ class IngestFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadVerified(Event):
-    """Somebody has looked whether an upload is whole. `deep`: its bytes were downloaded, checked and read through.
+    """An upload was verified. `deep`: its objects were downloaded and checked, and its databases read completely.
 
-    `problems` says of each object (by its name in the upload) what is wrong with it; empty where it is `whole`.
+    `whole`: the upload is complete and undamaged; otherwise `problems` maps its objects' names to what is wrong.
     """
 
     type: ClassVar[str] = "akosha.archive.verified.v1"
@@ -294,10 +295,10 @@ class UploadVerified(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadsPruned(Event):
-    """Uploads of this system were deleted, as the rules of keeping say. `kept`: how many there are still.
+    """Uploads of this system were deleted as the retention settings say. `kept` counts the remaining uploads.
 
-    `leftovers` counts objects of uploads that never came to be whole, and unfinished multipart uploads. `error` is
-    null, or why not all of it could be deleted.
+    `leftovers` counts objects of uploads that were never completed, and unfinished multipart uploads. `error` is null,
+    or the reason why some of them could not be deleted.
     """
 
     type: ClassVar[str] = "akosha.archive.pruned.v1"
@@ -322,26 +323,27 @@ ALL: tuple[type[Event], ...] = (
 
 
 def request_event_id(request_id: str, method: str) -> str:
-    """The id of a request on its way to one method: forwarding gives a new event, repeating does not."""
+    """Return the event id of a request to one method: a forwarded request is a new event, a repeated one is not."""
     return f"{request_id}.{method}"
 
 
 def upload_event_id(upload_id: str, agent_id: str) -> str:
-    """The id of the result about an upload. Agents of one system may make uploads of one second: whose it is
-    belongs to the id.
+    """Return the event id of an upload's result.
+
+    It contains the agent id because two agents of one system may start uploads in the same second.
     """
     return f"{upload_id}.{agent_id[:8]}.succeeded"
 
 
 def ingest_event_id(upload_id: str, agent_id: str, outcome: str) -> str:
-    """The id of an ingester's event about an upload; `agent_id` is the ingester's."""
+    """Return the event id of an ingester's event about an upload; `agent_id` is the ingester's."""
     return f"{upload_id}.{agent_id[:8]}.ingest.{outcome}"
 
 
 def caused_by_one(ids: Iterable[str]) -> tuple[str, ...]:
-    """Return as many of the ids, from the first on, as one event takes in `caused_by`; each id once.
+    """Return the first of the ids, each once, up to the number that fits into `caused_by` of one event.
 
-    The rest belongs to a further result: an event must fit into 64 KiB.
+    The others belong to further results: an event must fit into 64 KiB.
     """
     taken: dict[str, None] = {}
     left = CAUSED_BY_BYTES
@@ -355,25 +357,25 @@ def caused_by_one(ids: Iterable[str]) -> tuple[str, ...]:
 
 
 def caused_by_bytes(event_id: str) -> int:
-    """Return how many bytes an id takes in `caused_by` at most: as JSON, with a comma."""
+    """Return the maximum number of bytes that an id takes in `caused_by`: as JSON, with a comma."""
     return len(json.dumps(event_id)) + 1
 
 
 def is_for_single_sync(event: Event) -> bool:
-    """Return whether a single sync takes a note with this event from the spool.
+    """Return whether a single sync handles a spool note with this event.
 
-    It leaves a SyncAsked to the process that left the note and waits for the result.
+    It ignores a SyncAsked: the process that wrote the note waits for the result.
     """
     return isinstance(event, SessionEnded | UploadVerified | UploadsPruned)
 
 
 def archive_event_id(about: str, agent_id: str, outcome: str, at: datetime) -> str:
-    """The id of an agent's event about an upload, or about all of a system: another one at each time."""
+    """Return the event id of an agent's event about an upload or a system, which differs for each `at`."""
     return f"{about}.{agent_id[:8]}.{outcome}.{at:%Y%m%dT%H%M%S.%f}"
 
 
 def outcome_event_id(request_id: str, outcome: str) -> str:
-    """The id of a result without an upload: of its request."""
+    """Return the event id of a result without an upload, derived from the request."""
     return f"{request_id}.{outcome}"
 
 

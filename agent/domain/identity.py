@@ -1,8 +1,8 @@
-"""Who this agent is, and which machine and agent the uploads of a system id belong to: `systems/{id}/owner.json`.
+"""The agent's identity, and the ownership of a system id's uploads: `systems/{id}/owner.json`.
 
 One agent owns a system id in a target. It creates owner.json before its first upload, and its ledger keeps the claim.
-No other agent adopts, carries, prunes or overwrites anything there. In a directory owner.json is the mount marker, too:
-where the ledger has a claim and the directory has no owner.json, another file system is there.
+No other agent adopts, carries over, prunes or overwrites uploads of that system id. In a directory owner.json is also
+the mount marker: if the ledger has a claim and the directory has no owner.json, another file system is mounted.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from agent.domain.errors import WireError
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Made at the first start and kept. No two agents share an agent id.
+    """Created at the first start and kept. No two agents share an agent id.
 
-    `is_default`: the system id is the host name. Where another machine owns it in the cloud target, this one gets a
+    `is_default`: the system id is the host name. If another machine owns it in the cloud target, the agent adds a
     suffix before its first upload.
     """
 
@@ -34,16 +34,16 @@ class Identity:
     is_default: bool = False
 
     def durable(self, role: str) -> str:
-        """Return the name under which a bus keeps this agent's place in a stream, for one role."""
+        """Return the name of this agent's durable consumer on the bus, for one role."""
         return f"{self.system_id}-{self.agent_id[:8]}-{role}"
 
 
 VERSION = 1
 MAX_BYTES = 64 * 2**10
-"""Anything larger is no owner.json."""
+"""Larger objects are not read as owner.json."""
 
 SUFFIX_DIGITS = (4, 8)
-"""Digits of the machine's hash in a suffix; the second number where the first suffix is taken, too."""
+"""Number of digits of the machine's hash in a suffix; the second if the first suffix is taken, too."""
 
 _SALT = b"akosha-agent owner 1\0"
 _HEX_64 = re.compile(r"[0-9a-f]{64}")
@@ -55,14 +55,14 @@ _LONGEST_HOST = 64
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The machine as an owner of uploads: `digest` of its id and the data directory, `host` name as a label."""
+    """A machine that owns uploads: `digest` of its id and the data directory; `host` is its name, a label."""
 
     digest: str
     host: str = ""
 
     @classmethod
     def of(cls, machine_id: str, data_dir: Path, host: str) -> Self:
-        """Hash the machine's id and the data directory: two users of one machine have a directory each.
+        """Hash the machine's id and the data directory, because the users of one machine have a directory each.
 
         `data_dir` is absolute, with symbolic links resolved, so that one directory has one hash.
         """
@@ -72,7 +72,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The content of owner.json. `claim_id` is random: two claims differ, even of one agent in one second."""
+    """The content of owner.json. `claim_id` is random, so that two claims of one agent in one second differ."""
 
     system_id: str
     machine: str
@@ -83,7 +83,7 @@ class Owner:
 
     @classmethod
     def new(cls, system_id: str, machine: Machine, agent_id: str, at: datetime) -> Self:
-        """Return a claim that nobody has made before."""
+        """Return a new claim with a random id."""
         return cls(
             system_id=system_id,
             machine=machine.digest,
@@ -98,7 +98,7 @@ class Owner:
         return naming.owner_key(self.system_id)
 
     def encode(self) -> bytes:
-        """Return the object's bytes: JSON, for people too."""
+        """Return the object's bytes: indented JSON."""
         document = {
             "version": VERSION,
             "system_id": self.system_id,
@@ -112,7 +112,7 @@ class Owner:
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """Return what the bytes say. Raises WireError; unknown fields are ignored."""
+        """Return the owner in these bytes. Unknown fields are ignored. Raises WireError."""
         try:
             document = json.loads(data)
             if document["version"] != VERSION:
@@ -131,17 +131,17 @@ class Owner:
             raise WireError(f"owner.json is damaged: {type(error).__name__}") from error
 
     def __str__(self) -> str:
-        """Name it for people: the host, the first digits of its machine's hash, and the time of the claim."""
+        """Return the host, the first digits of the machine's hash and the time of the claim, for people."""
         who = f"{self.host} " if self.host else ""
         return f"{who}(machine {self.machine[:8]}, since {self.claimed_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a ledger keeps of its own claim, in a note for each target.
+    """The ledger's record of its own claim, in a note for each target.
 
-    Not `confirmed`: the claim was about to be written. `seen` is the newest upload that was there when the claim was
-    made, "" for none: uploads up to it are not a sign of a copied state directory.
+    Not `confirmed`: owner.json was about to be written. `seen` is the newest upload in the target when the claim was
+    made, "" for none: uploads up to that one do not show that the state directory was copied.
     """
 
     claim_id: str
@@ -154,7 +154,7 @@ class Claim:
 
     @classmethod
     def from_notes(cls, text: str | None) -> Self | None:
-        """Return what a note says, None for no note."""
+        """Return the claim in a note, None without a note or for an invalid one."""
         try:
             document = json.loads(text or "")
             return cls(
@@ -167,24 +167,24 @@ class Claim:
 
 
 class Refusal(StrEnum):
-    """Why a target is not this agent's."""
+    """Why a target does not belong to this agent."""
 
     TAKEN = "taken"
-    """owner.json is another machine's, and this ledger has no claim."""
+    """owner.json belongs to another machine, and this ledger has no claim."""
     TAKEN_OVER = "taken_over"
     """owner.json is not the one that this ledger claimed."""
     FOREIGN = "foreign"
-    """There is no owner.json, and the newest upload is another agent's."""
+    """There is no owner.json, and the newest upload was made by another agent."""
     COPIED = "copied"
-    """This machine made an upload that this ledger does not know: the state directory is a copy, or was restored."""
+    """This machine made an upload that is not in this ledger: the state directory is a copy, or was restored."""
     GONE = "gone"
-    """This ledger has a claim, or uploads, and owner.json is not there."""
+    """This ledger has a claim, or uploads, and there is no owner.json."""
     DAMAGED = "damaged"
     """owner.json cannot be read."""
 
 
 NOTE = "owner "
-"""Notes of claims begin so; the target's id follows."""
+"""Prefix of the keys of claims' notes; the target's id follows."""
 
 
 def note_key(target: Target) -> str:
@@ -193,9 +193,9 @@ def note_key(target: Target) -> str:
 
 
 def suffixed(system_id: str, machine: Machine) -> str | None:
-    """Return a default system id with digits of the machine's hash, None where both lengths were tried already.
+    """Return a default system id with digits of the machine's hash appended, None if both lengths were tried.
 
-    The same machine and data directory get the same digits always.
+    The digits depend only on the machine and the data directory.
     """
     short, long = (f"-{machine.digest[:digits]}" for digits in SUFFIX_DIGITS)
     if system_id.endswith(long):
@@ -205,7 +205,7 @@ def suffixed(system_id: str, machine: Machine) -> str | None:
 
 
 def is_decided(notes: Mapping[str, str], system_id: str) -> bool:
-    """Say whether a ledger's notes have a confirmed claim of this system id on any target."""
+    """Return whether a ledger's notes have a confirmed claim of this system id on any target."""
     kept = (
         Claim.from_notes(text) for key, text in notes.items() if key.startswith(NOTE) and key.endswith(f" {system_id}")
     )
@@ -213,7 +213,7 @@ def is_decided(notes: Mapping[str, str], system_id: str) -> bool:
 
 
 def without_claims(notes: Mapping[str, str]) -> dict[str, str]:
-    """Return the other notes."""
+    """Return the notes that are not claims."""
     return {key: text for key, text in notes.items() if not key.startswith(NOTE)}
 
 

@@ -1,7 +1,8 @@
-"""The manifest: what an upload holds. It is written last, so an upload exists exactly when its manifest does.
+"""The manifest of an upload. It is written last, so an upload exists exactly when its manifest does.
 
-It satisfies Akosha's schema for uploads of systems (`uploaded_at` with offset, 64 hex `checksum`, `compressed`
-and `compression_format` both or neither, plain names in `files`); our own fields ride along, which the schema allows.
+It conforms to Akosha's schema for system uploads (`uploaded_at` with offset, 64 hex digits in `checksum`, `compressed`
+and `compression_format` both or neither, plain names in `files`). The schema allows additional fields, which the agent
+uses.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ SYSTEM_TYPE = "session-buddy"
 MAX_CONVERSATIONS = 1_000_000
 LONGEST_NAME_BYTES = 255
 MAX_TOTAL_BYTES = 100_000_000_000
-"""What Akosha's schema takes at most: the figures stop there, the upload does not."""
+"""Maxima of Akosha's schema. The numbers in the manifest are capped there; uploads may be larger."""
 
 Compression = Literal["gzip", "none"]
 Origin = Literal["sent", "copied", "carried"]
@@ -32,15 +33,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One file of a database as it lies in the bucket.
+    """One file of a database, stored as an object in the bucket.
 
-    `name` is the file's name in the data directory, `sha256` and `raw_size` are of its bytes there, `stored_size` is
-    the object's. `origin`: sent over the wire, copied by the store from the upload before (unchanged), or carried
-    over from it because the database could not be copied this time or was not asked for (then `carried_from` names
-    the upload whose state of the database this is). `verified` is false where the snapshot was not opened and read
-    through; `unverified_reason` says why. `header_iteration` counts the main file's checkpoints; `storage_version` is
-    its format, None in uploads of earlier versions. `etag` is what the store answered for this very object, as
-    `StoredObject.etag`: empty where the version that wrote it kept none.
+    `name` is the file's name in the data directory; `sha256` and `raw_size` are those of the uncompressed file,
+    `stored_size` is the object's size. `origin`: `sent` by the agent; `copied` by the store from the upload before,
+    because the file is unchanged; or `carried` over from it, because the database could not be copied this time or was
+    not requested (then `carried_from` is the upload that sent this state of the database). `verified` is false if
+    DuckDB did not open the snapshot and read all of it; `unverified_reason` says why. `header_iteration` counts the
+    main file's checkpoints; `storage_version` is its format, None in uploads of earlier versions. `etag` is the store's
+    ETag of this object, as in `StoredObject`; empty if the version that wrote the manifest did not record it.
     """
 
     database: str
@@ -63,11 +64,11 @@ class Part:
             raise WireError(f"part {self.name!r}: a size is negative")
         if not _SHA256.fullmatch(self.sha256):
             raise WireError(f"part {self.name!r}: {self.sha256!r} is not a SHA-256")
-        # A name becomes a path when it is restored: only a database's own file names may come in.
+        # A restore uses the name as a path, so only file names of the database are valid.
         if database_of(self.name) != self.database:
             raise WireError(f"part {self.name!r} is not a file of database {self.database!r}")
         if len(self.name.encode()) > LONGEST_NAME_BYTES:
-            raise WireError(f"part {self.name[:80]!r}... has a name that no file can have")
+            raise WireError(f"part {self.name[:80]!r}... has a name that is too long for a file")
         if self.compression not in get_args(Compression) or self.origin not in get_args(Origin):
             raise WireError(
                 f"part {self.name!r}: {self.compression!r} or {self.origin!r} is unknown", hint="update akosha-agent"
@@ -75,16 +76,16 @@ class Part:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the object itself carries, so that it explains itself without the manifest."""
+        """The metadata of the object, with which it can be decoded without the manifest."""
         return {"sha256": self.sha256, "size": str(self.raw_size), "compression": self.compression}
 
     def to_document(self) -> dict[str, object]:
-        """Return the part as JSON's types."""
+        """Return the part as JSON types."""
         return asdict(self)
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
-        """Return the part that a document describes; unknown fields are tolerated. Raises WireError."""
+        """Return the part in a JSON object. Unknown fields are ignored. Raises WireError."""
         try:
             known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
             _expect(known, str, "database", "name", "key", "sha256", "compression", "origin")
@@ -104,8 +105,8 @@ class Part:
 class MemoriesPart:
     """The upload's memories.json: `count` memories that are new or changed since each database's base.
 
-    `bases` names every database whose rows were looked at: the upload that its rows are a change to, or None where all
-    of them are in it. Who lacks a base reads the database itself. `etag` as in `Part`.
+    `bases` maps every database whose rows were read to its base: the upload that the memories are a change to, or None
+    if the file has all of them. A reader that lacks a base reads the database instead. `etag` is as in `Part`.
     """
 
     key: str
@@ -122,18 +123,18 @@ class MemoriesPart:
             raise WireError(f"memories: {self.sha256!r} is not a SHA-256")
         for database, base in self.bases.items():
             if database_of(main_name(database)) != database:
-                raise WireError(f"memories: {database!r} is no database")
+                raise WireError(f"memories: {database!r} is not a database")
             if base is not None:
                 naming.upload_time(base)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the object itself carries."""
+        """The metadata of the object."""
         return {"sha256": self.sha256, "size": str(self.size), "compression": "none"}
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
-        """Return what a document describes; unknown fields are tolerated. Raises WireError."""
+        """Return the part in a JSON object. Unknown fields are ignored. Raises WireError."""
         try:
             known = {"etag": "", **document}
             known = {name: known[name] for name in cls.__dataclass_fields__}
@@ -148,14 +149,14 @@ class MemoriesPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A whole upload. Valid once built: every key lies under the upload's own prefix.
+    """A complete upload. The constructor checks that every key is below the upload's prefix.
 
-    `memories` describes memories.json, None where the upload has none; `without_memories` says of each database whose
-    rows could not be read for it why. `time_zone` is the zone of the naive times in the databases: an IANA name, or an
-    offset such as +02:00; empty where it is not known.
+    `memories` describes memories.json, None if the upload has none; `without_memories` maps databases whose rows could
+    not be read for it to the reason. `time_zone` is the zone of the naive times in the databases: an IANA name, or an
+    offset such as +02:00; empty if unknown.
 
-    `rows` counts the rows per database and table, where the database was verified. `bytes_sent` and
-    `duration_seconds` are the result's figures, kept so that a result can be made again from the manifest alone.
+    `rows` counts the rows per database and table of verified databases. `bytes_sent` and `duration_seconds` are those
+    of the result, so that the result can be created again from the manifest alone.
     """
 
     system_id: str
@@ -184,23 +185,23 @@ class Manifest:
             if part.key != expected:
                 raise WireError(f"manifest of {self.upload_id}: {part.key!r} is not the key of {part.name!r}")
         if len({part.key for part in self.parts}) < len(self.parts):
-            raise WireError(f"manifest of {self.upload_id}: two parts lie under one key")
+            raise WireError(f"manifest of {self.upload_id}: two parts have the same key")
         if self.memories and self.memories.key != naming.memories_key(self.system_id, self.upload_id):
             raise WireError(f"manifest of {self.upload_id}: {self.memories.key!r} is not the key of its memories")
 
     @property
     def key(self) -> str:
-        """Where the manifest lies."""
+        """The key of the manifest."""
         return naming.manifest_key(self.system_id, self.upload_id)
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes that the upload's objects take in the bucket, the manifest aside."""
+        """Total size of the upload's objects in bytes, without the manifest."""
         return sum(part.stored_size for part in self.parts) + (self.memories.size if self.memories else 0)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Where all that it holds lies, the manifest aside."""
+        """The keys of all objects of the upload, without the manifest."""
         return (*(part.key for part in self.parts), *((self.memories.key,) if self.memories else ()))
 
     def of(self, database: str) -> tuple[Part, ...]:
@@ -208,20 +209,20 @@ class Manifest:
         return tuple(part for part in self.parts if part.database == database)
 
     def storage_notes(self) -> dict[str, str]:
-        """Return which DuckDB a database needs, where not each that Session-Buddy may have opens it."""
+        """Return database -> note, for databases that some DuckDB that Session-Buddy supports cannot open."""
         found = {part.database: storage_note(part.storage_version) for part in self.parts if part.storage_version}
         return {database: note for database, note in sorted(found.items()) if note}
 
     def digests(self, databases: Iterable[str]) -> dict[str, str]:
-        """Return file name -> SHA-256 of the raw bytes, for the databases named."""
+        """Return file name -> SHA-256 of the uncompressed file, for these databases."""
         wanted = set(databases)
         return {part.name: part.sha256 for part in self.parts if part.database in wanted}
 
     def encode(self) -> bytes:
-        """Return the manifest as it lies in the bucket: JSON, for Akosha and for people."""
+        """Return the manifest as indented JSON, for Akosha and for people."""
         gzipped = any(part.compression == "gzip" for part in self.parts)
-        held: tuple[Part | MemoriesPart, ...] = (*self.parts, *((self.memories,) if self.memories else ()))
-        listing = "".join(f"{each.sha256}  {each.key}\n" for each in sorted(held, key=lambda each: each.key))
+        objects: tuple[Part | MemoriesPart, ...] = (*self.parts, *((self.memories,) if self.memories else ()))
+        listing = "".join(f"{each.sha256}  {each.key}\n" for each in sorted(objects, key=lambda each: each.key))
         document = {
             "version": VERSION,
             "system_id": self.system_id,
@@ -248,12 +249,12 @@ class Manifest:
         }
         if gzipped:
             document |= {"compressed": True, "compression_format": "gzip"}
-        # A reason may quote a path with bytes that are no UTF-8; as escapes they survive.
+        # A reason may contain a path with bytes that are not UTF-8; they are escaped.
         return json.dumps(document, indent=1, ensure_ascii=False).encode(errors="backslashreplace")
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """Return the manifest in these bytes; unknown fields are tolerated. Raises WireError, saying what is wrong."""
+        """Return the manifest in these bytes. Unknown fields are ignored. Raises WireError."""
         try:
             document = json.loads(data)
             _expect(document, str, "system_id", "upload_id", "uploaded_at", "request_id", "agent_id", "triggered_by")
@@ -268,27 +269,27 @@ class Manifest:
                 triggered_by=document["triggered_by"],
                 parts=tuple(Part.from_document(part) for part in document["parts"]),
                 rows={str(name): _counts(tables) for name, tables in (metadata.get("rows") or {}).items()},
-                incomplete={str(name): str(why) for name, why in (document.get("incomplete") or {}).items()},
+                incomplete={str(n): str(text) for n, text in (document.get("incomplete") or {}).items()},
                 bytes_sent=int(document.get("bytes_sent", 0)),
                 duration_seconds=float(document.get("duration_seconds", 0.0)),
                 agent_version=str(document.get("agent_version", "")),
-                memories=None if (held := document.get("memories")) is None else MemoriesPart.from_document(held),
-                without_memories={str(n): str(why) for n, why in (document.get("without_memories") or {}).items()},
+                memories=None if (part := document.get("memories")) is None else MemoriesPart.from_document(part),
+                without_memories={str(n): str(text) for n, text in (document.get("without_memories") or {}).items()},
                 time_zone=str(document.get("time_zone", "")),
             )
         except WireError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, NamingError) as error:
-            raise WireError(f"not a manifest of ours: {error}") from error
+            raise WireError(f"not a manifest of akosha-agent: {error}") from error
 
 
 def manifest_metadata(data: bytes) -> dict[str, str]:
-    """Return what the object of an encoded manifest carries."""
+    """Return the metadata of an encoded manifest's object."""
     return {"sha256": hashlib.sha256(data).hexdigest(), "size": str(len(data)), "compression": "none"}
 
 
 def relocate(part: Part, *, system_id: str, upload: str, origin: Origin, carried_from: str | None) -> Part:
-    """Return the part as it will be in another upload, its bytes unchanged. That object's `etag` is not known yet."""
+    """Return the part of another upload with the same bytes. The `etag` of its object is not known yet."""
     key = naming.object_key(system_id, upload, naming.object_name(part.name))
     return replace(part, key=key, origin=origin, carried_from=carried_from, etag="")
 
@@ -299,19 +300,19 @@ def _counts(tables: Mapping[str, object]) -> Rows:
 
 
 def _expect(document: Mapping[str, object], kind: type, *names: str) -> None:
-    """Raise TypeError unless each field is there and of this kind; KeyError where one is missing."""
+    """Raise TypeError if a field is not of this type, KeyError if one is missing."""
     for name in names:
         if not isinstance(document[name], kind) or isinstance(document[name], bool):
-            raise TypeError(f"{name} is not {kind.__name__}")  # a bool is no number
+            raise TypeError(f"{name} is not {kind.__name__}")  # bool is a subclass of int
 
 
 def _expect_optional(document: Mapping[str, object], kind: type, name: str) -> None:
-    """Raise TypeError where the field is there, not null, and of another kind."""
+    """Raise TypeError if the field exists, is not null, and is not of this type."""
     if document.get(name) is not None:
         _expect(document, kind, name)
 
 
 def _expect_optional_texts(document: Mapping[str, object]) -> None:
-    """Raise TypeError unless every field is a text or null."""
+    """Raise TypeError unless every field is a string or null."""
     for name in document:
         _expect_optional(document, str, name)

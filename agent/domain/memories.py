@@ -1,8 +1,8 @@
-"""Memories: the rows of the databases as Akosha takes them.
+"""Memories: rows of the databases in the form that Akosha stores.
 
-Akosha's key is the memory's id alone, across all systems, and what is stored under an id never changes. So the id is a
-pure function of what is sent: the system, the row's own id, and eight digits of the digest over the rest. A row that
-changes is another memory; one that is sent twice is the same.
+Akosha's key is the memory's id alone, across all systems, and a stored memory never changes. So the id is a pure
+function of the content: the system, the row's id, and eight digits of the digest of the rest. A changed row is a new
+memory; a row that is sent twice is the same memory.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 EMBEDDING_LENGTH = 384
-"""How many numbers an embedding has, in Session-Buddy's databases and in Akosha's."""
+"""Dimension of embeddings, in Session-Buddy's databases and in Akosha's."""
 
 HASH_DIGITS = 8
 
 NO_EMBEDDING = "no embedding"
-"""The reason of a memory that waits for its embedding."""
+"""The reason why a memory without an embedding is waiting."""
 
 EMBEDDING_HINT = (
-    "give Session-Buddy an embedding server; or, to have zeros sent, set akosha_http_missing_embedding to zero"
+    "give Session-Buddy an embedding server; or set akosha_http_missing_embedding to zero to send zeros instead"
 )
 
 CONFIRMED = "the server has what it was given"
@@ -32,11 +32,11 @@ CONFIRMED = "the server has what it was given"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowState:
-    """A row as a snapshot shows it, before it is read whole: enough to decide whether a target lacks it.
+    """The identity and digest of a row in a snapshot, with which the agent decides whether a target lacks it.
 
-    `id` is the row's own. `digest` (32 hex digits) covers all that is sent of it: kind, id, text, metadata, the naive
-    time as it is in the row (travelling is no change), and whether an embedding is there (`embedded`); not the
-    embedding's numbers, and nothing that reading a memory changes.
+    `id` is the row's own. `digest` (32 hex digits) covers what is sent: kind, id, text, metadata, the naive time as in
+    the row (so that another time zone of the machine is not a change), and whether the row has an embedding
+    (`embedded`). It does not cover the embedding's numbers, nor columns that change when a memory is read.
     """
 
     database: str
@@ -47,15 +47,16 @@ class RowState:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What the row is called on this machine."""
+        """The row's key on this machine."""
         return self.database, self.kind, self.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """A row, whole. `text` is never empty; `embedding` is JSON, an array of 384 finite numbers, or None.
+    """A complete row. `text` is never empty; `embedding` is JSON, an array of 384 finite numbers, or None.
 
-    `created_at` is ISO 8601 with an offset, None where the row has no time. `metadata` is what goes along besides.
+    `created_at` is ISO 8601 with an offset, None if the row has no time. `metadata` has the other columns that are
+    sent.
     """
 
     row: RowState
@@ -66,7 +67,7 @@ class Memory:
 
 
 def memory_id(system_id: str, row: RowState) -> str:
-    """Return the id under which Akosha keeps this state of the row."""
+    """Return the id under which Akosha stores this state of the row."""
     return f"{system_id}:{row.id}:{row.digest[:HASH_DIGITS]}"
 
 
@@ -75,15 +76,15 @@ def check_kind(text: str) -> Kind:
     for kind in KINDS:
         if text == kind:
             return kind
-    raise WireError(f"{text[:80]!r} is no kind of memory", hint="update akosha-agent")
+    raise WireError(f"{text[:80]!r} is not a kind of memory", hint="update akosha-agent")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """What became of memories that a target lacked.
+    """Counts of memories that a target lacked, by outcome.
 
-    `stored` now; `known`: the target had them already. `waiting`: not sent, by reason ("no embedding": 13), to be sent
-    when that changes; `refused`: not taken, by reason, until the row or the target changes.
+    `stored`: newly stored; `known`: the target already had them. `waiting`: not sent, by reason ("no embedding": 13),
+    sent when that changes; `refused`: by reason, until the row or the target changes.
     """
 
     stored: int = 0
@@ -93,7 +94,7 @@ class Tally:
 
     @property
     def delivered(self) -> int:
-        """How many the target has now that it lacked before, as far as we knew."""
+        """How many the target has now that it lacked before, according to the ledger."""
         return self.stored + self.known
 
     @property
@@ -111,4 +112,4 @@ class Tally:
 
 
 def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:
-    return {why: one.get(why, 0) + other.get(why, 0) for why in {**one, **other}}
+    return {reason: one.get(reason, 0) + other.get(reason, 0) for reason in {**one, **other}}

@@ -1,8 +1,8 @@
 """Names that outlive a process: system ids, upload ids, object keys, subjects, event ids.
 
-Akosha accepts system ids of `[A-Za-z0-9_-]{1,100}`, upload ids that may have dots too, and plain file names of
-`[A-Za-z0-9_.-]+` without `..`. What goes into a key or a subject is validated here: no text from outside leaves its
-place.
+Akosha accepts system ids of `[A-Za-z0-9_-]{1,100}`, upload ids that may also contain dots, and plain file names of
+`[A-Za-z0-9_.-]+` without `..`. Every component of a key or subject is validated here, so that input from outside cannot
+address anything beyond its prefix.
 """
 
 import hashlib
@@ -16,17 +16,17 @@ MANIFEST_NAME = "manifest.json"
 MEMORIES_NAME = "memories.json"
 OWNER_NAME = "owner.json"
 LONGEST_MADE = 84
-"""Longest system id that is made from a text: Akosha takes upload ids of up to 100 characters, the time included."""
+"""Maximum length of a generated system id: Akosha accepts upload ids of 100 characters, including the time."""
 
 SUBJECT_PREFIX = "akosha"
 STREAM_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("session", "sync", "ingest", "archive"))
-"""What the stream keeps."""
+"""Subjects that the stream stores."""
 
 EVENT_MAX_AGE = timedelta(days=7)
-"""How long the stream keeps an event, where the agent creates it."""
+"""How long a stream that the agent creates keeps an event."""
 
 PASSING_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("progress", "agent"))
-"""What it must not keep: progress, and questions, which the stream would answer in the agent's stead."""
+"""Subjects that the stream must not store: progress, and requests, which it would answer instead of the agent."""
 
 _SYSTEM_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _UPLOAD_ID = re.compile(r"([0-9]{8}_[0-9]{6})_([A-Za-z0-9_-]{1,100})")
@@ -36,10 +36,7 @@ _STAMP = "%Y%m%d_%H%M%S"
 
 
 def sanitise_system_id(text: str) -> str:
-    """Return `text` as a system id: other characters become `-`, cut at 84. Raises NamingError if nothing is left.
-
-    Akosha takes upload ids of up to 100 characters: the time and the system id.
-    """
+    """Return `text` as a system id: other characters become `-`, truncated to 84. Raises NamingError if it is empty."""
     cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:LONGEST_MADE].rstrip("-")
     if not cleaned:
         raise NamingError(
@@ -56,7 +53,7 @@ def check_system_id(text: str) -> str:
 
 
 def session_system(subject: str) -> str:
-    """Return the system in the subject of a session's end. Raises NamingError for any other subject."""
+    """Return the system id in the subject of a SessionEnded. Raises NamingError for any other subject."""
     prefix, _, rest = subject.partition(".session.")
     system, _, kind = rest.rpartition(".")
     if prefix != SUBJECT_PREFIX or kind != "ended":
@@ -88,20 +85,20 @@ def upload_time(upload: str) -> datetime:
 
 
 def next_upload_id(now: datetime, newest: str | None, system_id: str) -> str:
-    """Return an id later than `newest`, the newest id known, even where the clock went back: max(now, newest + 1 s)."""
+    """Return an id later than `newest`, the newest known id, even if the clock was set back: max(now, newest + 1 s)."""
     at = now.astimezone(UTC).replace(microsecond=0)
     if newest is not None:
         try:
             at = max(at, upload_time(newest) + timedelta(seconds=1))
         except OverflowError as error:
-            raise NamingError(f"nothing can come after {newest}", hint="delete that upload") from error
+            raise NamingError(f"no upload id can follow {newest}", hint="delete that upload") from error
     return upload_id(at, system_id)
 
 
 def object_name(file_name: str) -> str:
-    """Return a file's name as a store and Akosha's schema take it: itself where plain, else made plain and unique.
+    """Return a file's object name, which stores and Akosha's schema accept: its own if plain, else a unique one.
 
-    A named graph may have any name; two that become alike differ by eight digits of their SHA-256.
+    A named graph may have any name; eight digits of its SHA-256 make the object name unique.
     """
     plain = _PLAIN_NAME.fullmatch(file_name) and file_name.strip(".") and ".." not in file_name
     if plain and len(file_name) <= 200:  # noqa: PLR2004
@@ -114,17 +111,17 @@ def object_name(file_name: str) -> str:
 
 
 def uploads_prefix(system_id: str) -> str:
-    """Return the prefix under which all uploads of a system lie, with its final slash."""
+    """Return the prefix of all uploads of a system, with a trailing slash."""
     return f"systems/{check_system_id(system_id)}/uploads/"
 
 
 def owner_key(system_id: str) -> str:
-    """Return the key of the object that says which machine and agent a system's uploads belong to."""
+    """Return the key of a system's owner.json."""
     return f"systems/{check_system_id(system_id)}/{OWNER_NAME}"
 
 
 def object_key(system_id: str, upload: str, name: str) -> str:
-    """Return the key of one object of an upload. Raises NamingError for what could leave the upload's place."""
+    """Return the key of one object of an upload. Raises NamingError for a name that could leave the upload's prefix."""
     upload_time(upload)
     if not _PLAIN_NAME.fullmatch(name) or not name.strip("."):
         raise NamingError(f"{name!r} is not a plain object name")
@@ -132,7 +129,7 @@ def object_key(system_id: str, upload: str, name: str) -> str:
 
 
 def upload_of(key: str) -> str:
-    """Return the upload that a key belongs to. Raises NamingError where it belongs to none."""
+    """Return the id of the upload that a key belongs to. Raises NamingError if it belongs to none."""
     pieces = key.split("/")
     if len(pieces) < 5 or pieces[0] != "systems" or pieces[2] != "uploads":  # noqa: PLR2004 - systems/S/uploads/U/name
         raise NamingError(f"{key!r} is not in an upload")
@@ -171,7 +168,7 @@ def result_subject(system_id: str, outcome: str) -> str:
 
 
 def results_pattern(system_id: str, outcome: str) -> str:
-    """Return the pattern that covers results, and no request; `*` in place of either covers all of them."""
+    """Return the pattern of results, without requests; `*` for either argument matches all."""
     system = system_id if system_id == "*" else check_system_id(system_id)
     return f"{SUBJECT_PREFIX}.sync.{system}.{outcome if outcome == '*' else check_method(outcome)}"
 
@@ -181,17 +178,17 @@ def progress_subject(system_id: str) -> str:
 
 
 def progress_pattern() -> str:
-    """Return the pattern that covers progress of all systems: the events that no stream keeps."""
+    """Return the pattern of progress events of all systems, which no stream stores."""
     return f"{SUBJECT_PREFIX}.progress.*"
 
 
 def control_subject(system_id: str, question: str) -> str:
-    """Return the subject on which an agent answers one kind of question."""
+    """Return the subject on which an agent answers one kind of request."""
     return f"{SUBJECT_PREFIX}.agent.{check_system_id(system_id)}.{check_method(question)}"
 
 
 def patterns_meet(one: str, other: str) -> bool:
-    """Say whether some subject is covered by both of two patterns.
+    """Return whether a subject exists that matches both patterns.
 
     >>> patterns_meet("akosha.>", "akosha.progress.*"), patterns_meet("akosha.sync.>", "akosha.progress.*")
     (True, False)
@@ -206,7 +203,7 @@ def patterns_meet(one: str, other: str) -> bool:
 
 
 def subject_matches(pattern: str, subject: str) -> bool:
-    """Say whether a NATS-style pattern (`*` one token, `>` the rest, at least one) covers a subject."""
+    """Return whether a subject matches a NATS pattern (`*`: one token, `>`: one or more at the end)."""
     wanted, given = pattern.split("."), subject.split(".")
     for at, piece in enumerate(wanted):
         if piece == ">":
@@ -217,21 +214,21 @@ def subject_matches(pattern: str, subject: str) -> bool:
 
 
 MAX_CLOCK_SKEW = timedelta(minutes=5)
-"""How far ahead of the store's clock an id may be: clocks differ a little."""
+"""How far an id may be ahead of the store's clock, since clocks differ slightly."""
 
 MAX_COMPLETION_DELAY = timedelta(hours=1)
-"""How long after the time in its id an upload may have become whole for that time to be believed."""
+"""Maximum time between an upload's id and its manifest for which the time in the id is trusted."""
 
 
 def is_in_future(upload: str, now: datetime) -> bool:
-    """Return whether the time in an id is ahead of a clock. Raises NamingError."""
+    """Return whether the time in an upload id is ahead of `now` by more than `MAX_CLOCK_SKEW`. Raises NamingError."""
     return upload_time(upload) - now > MAX_CLOCK_SKEW
 
 
 def needs_manifest(upload: str, modified: datetime | None) -> bool:
-    """Return whether the manifest has to be read for the time at which an upload was made. Raises NamingError.
+    """Return whether the manifest must be read to determine when an upload was made. Raises NamingError.
 
-    `modified` is the time of the manifest's object; where it is unknown, the id is all there is to go by.
+    `modified` is the time of the manifest's object; if it is unknown, only the id's time can be used.
     """
     return (
         modified is not None
@@ -240,16 +237,16 @@ def needs_manifest(upload: str, modified: datetime | None) -> bool:
 
 
 def made_at(upload: str, modified: datetime | None, uploaded_at: datetime | None = None) -> datetime:
-    """Return the time at which an upload was made: that in its id where the object agrees, else the earlier known one.
+    """Return when an upload was made: the time in its id if the object's time agrees, else the earliest known time.
 
-    Ids grow from upload to upload, whatever the clock does: after a clock that was ahead once, each id is a second
-    after the one before. So an id says which upload is the newest, and not when it was made. `uploaded_at`, of the
-    manifest, is by the agent's clock, and too late where that was ahead. `modified`, of the manifest's object, is by
-    the store's clock, and too late in a copy of the bucket.
+    Ids increase from upload to upload whatever the clock does: after a clock was ahead once, each id is one second
+    after the one before. So the id tells which upload is the newest, but not always when it was made. `uploaded_at`,
+    from the manifest, is the agent's time, and too late if its clock was ahead. `modified`, of the manifest's object,
+    is the store's time, and too late in a copy of the bucket.
 
     Raises NamingError.
     """
-    begun = upload_time(upload)
+    id_time = upload_time(upload)
     if not needs_manifest(upload, modified):
-        return begun
-    return min(at for at in (modified, uploaded_at or begun) if at is not None)
+        return id_time
+    return min(at for at in (modified, uploaded_at or id_time) if at is not None)

@@ -1,7 +1,8 @@
-"""Makes a text safe to show: secrets masked, terminal control characters escaped, length bounded.
+"""Makes text safe to show: masks secrets, escapes terminal control characters, limits the length.
 
-A secret that this process knows (`hide`) is masked wherever it appears, also as a URL, JSON or Python would write it;
-so is what looks like one. A known value of fewer than six characters is not masked: it would eat words.
+A secret that this process knows (`hide`) is masked wherever it appears, also in the encodings of URLs, JSON and Python;
+text that looks like a secret is masked, too. Known secrets of fewer than six characters are not masked: they would also
+match ordinary words.
 """
 
 import base64
@@ -10,23 +11,23 @@ import re
 from urllib.parse import quote, quote_plus
 
 MASK = "********"
-"""What replaces a secret."""
+"""The replacement of a secret."""
 
 SHORTEST = 6
 
 LONGEST_LINE = 2000
-"""Characters of a line that `safe_text` keeps."""
+"""Maximum number of characters of a line in `safe_text`."""
 
 _SPACES = "\u00a0\u202f\u3000"
-"""Spaces that Python does not count as printable and that text in many languages contains."""
+"""Spaces that are common in many languages although Python does not count them as printable."""
 
 _hidden: tuple[str, ...] = ()
-"""All forms of all secrets, the longest first: one may be a part of another."""
+"""All encodings of all secrets, longest first, because one may be a part of another."""
 
 
 def hide(*secrets: str) -> None:
-    """Mask these values in all texts of this process from now on. Idempotent and cheap for known values."""
-    global _hidden  # noqa: PLW0603 - what a process knows, it knows for good
+    """Mask these values in all texts of this process from now on. Idempotent, and cheap for known values."""
+    global _hidden  # noqa: PLW0603 - secrets stay known until the process ends
     forms = {form for secret in secrets if len(secret) >= SHORTEST for form in _forms(secret)}
     if not forms <= set(_hidden):
         _hidden = tuple(sorted(forms.union(_hidden), key=lambda form: (-len(form), form)))
@@ -45,8 +46,9 @@ def redacted(text: str) -> str:
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Return the text with everything that steers a terminal written as an escape: control characters, line breaks
-    (kept with `lines`), bidirectional marks, bytes that are no Unicode.
+    """Return the text with all characters escaped that control a terminal.
+
+    These are control characters, line breaks (kept with `lines`), bidirectional marks, and bytes that are not Unicode.
     """
     if text.isprintable():
         return text
@@ -55,8 +57,9 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def safe_text(text: str, *, lines: bool = False) -> str:
-    """Return a text that may quote files, servers or other programs as it may be shown, stored and published: secrets
-    masked, `printable`, and each line at most `LONGEST_LINE` characters.
+    """Return text that may quote files, servers or other programs in a form that can be shown, stored and published.
+
+    Secrets are masked, characters are `printable`, and each line has at most `LONGEST_LINE` characters.
     """
     shown = printable(redacted(text), lines=lines)
     if len(shown) <= LONGEST_LINE:
@@ -65,7 +68,7 @@ def safe_text(text: str, *, lines: bool = False) -> str:
 
 
 def shorten(text: str, longest: int) -> str:
-    """Return the text; of a longer one the first `longest` characters, and an ellipsis."""
+    """Return the text, truncated to `longest` characters and an ellipsis if it is longer."""
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
@@ -74,7 +77,7 @@ def _escape(char: str) -> str:
 
 
 def _forms(secret: str) -> set[str]:
-    """As it is, as a URL writes it, as JSON and Python write it in a text, and as Basic authentication sends it."""
+    """Return the secret as it is, and as encoded in URLs, in JSON and Python strings, and in Basic authentication."""
     encoded = secret.encode(errors="surrogatepass")
     return {
         secret,
@@ -90,7 +93,7 @@ def _forms(secret: str) -> set[str]:
 
 
 _VALUE = r"""['"]?\s*[:=,]\s*b?['"]?"""
-"""The text between a name and its value: in a header, a query, JSON, or what Python shows of a mapping or a pair."""
+"""The text between a name and its value in headers, queries, JSON, and Python's repr of a mapping or a pair."""
 
 _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
     (("authorization",), re.compile(rf"(?i)(authorization{_VALUE})[^'\"\r\n}}]+"), rf"\1{MASK}"),
@@ -118,4 +121,4 @@ _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
     (("eyj",), re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), MASK),
     (tuple(f"s{kind}" for kind in "uaocnx"), re.compile(r"\bS[UAOCNX][A-Z2-7]{56}\b"), MASK),
 )
-"""Words (in lower case) without which a pattern need not be tried, the pattern, and what is put in its place."""
+"""Lower-case words of which a match contains at least one (a fast pre-check), the pattern, and its replacement."""

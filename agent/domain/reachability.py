@@ -1,13 +1,13 @@
-"""Whether a failed try to connect proves that nobody can be reached there.
+"""Decides whether a failed connection attempt proves that a server is unreachable.
 
-A method is skipped for such a proof alone. A time-out, or a look-up that failed for the moment, proves nothing: the
-method is tried, and its own error says what is wrong.
+Only then is a method skipped. A timeout or a temporary failure of name resolution proves nothing: the method is tried,
+and its error says what is wrong.
 """
 
 import errno
 import socket
 
-_NOBODY = frozenset(
+_UNREACHABLE = frozenset(
     {
         errno.ECONNREFUSED,
         errno.ENETUNREACH,
@@ -21,19 +21,20 @@ _NOBODY = frozenset(
 _NO_SUCH_NAME = frozenset(
     code for name in ("EAI_NONAME", "EAI_NODATA") if (code := getattr(socket, name, None)) is not None
 )
-"""Not EAI_AGAIN: that is a name server that does not answer."""
+"""Without EAI_AGAIN, which means that the name server does not answer."""
 
-_DEEPEST = 8
+_MAX_DEPTH = 8
 
 
-def is_unreachable(error: BaseException, *, depth: int = _DEEPEST) -> bool:
-    """Say whether the error, or what caused it, is a refused connection, a missing route or a name that does not exist.
+def is_unreachable(error: BaseException, *, depth: int = _MAX_DEPTH) -> bool:
+    """Return whether the error or its cause is a refused connection, a missing route or a name that does not exist.
 
-    Of a group, each must be: where one address refuses and another is silent, nobody knows.
+    For a group, every error must be one of these: if one address refuses and another does not answer, the server may be
+    reachable.
     """
     if isinstance(error, socket.gaierror):
         return error.errno in _NO_SUCH_NAME
-    if isinstance(error, OSError) and error.errno in _NOBODY:
+    if isinstance(error, OSError) and error.errno in _UNREACHABLE:
         return True
     if isinstance(error, BaseExceptionGroup):
         return all(is_unreachable(one, depth=depth - 1) for one in error.exceptions)

@@ -1,7 +1,7 @@
-"""What a restore does: which databases of an upload become which files, and how old files are named that make way.
+"""The plan and the report of a restore: the databases to restore, their files, and new names for existing files.
 
-A name comes out of a manifest and becomes a path: `Part` lets in a database's own file names only, so nothing here
-leaves the directory that is restored to.
+File names come from a manifest and become paths: `Part` accepts only file names of its database, so that no path leaves
+the destination directory.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,12 +16,12 @@ from agent.domain.manifest import Manifest, Part, Rows
 
 ASIDE = ".before-restore-"
 SCRATCH = ".akosha-restore-"
-"""How a restore's own folder in the directory is named; the upload's id follows."""
+"""Prefix of the name of the scratch directory in the destination; the upload's id follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restorable:
-    """One database of an upload: its parts, the main file's first. `folds`: they are to become one file."""
+    """One database of an upload: its parts, main file first. `folds`: DuckDB merges its sidecars into the main file."""
 
     database: str
     parts: tuple[Part, ...]
@@ -34,73 +34,74 @@ class Restorable:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of its files as they were."""
+        """The original names of its files."""
         return tuple(part.name for part in self.parts)
 
     @property
     def size(self) -> int:
-        """Bytes of its files as they were."""
+        """Total size of its files in bytes, before folding."""
         return sum(part.raw_size for part in self.parts)
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that it takes on the disk while it is restored: folding writes new blocks beside the old ones."""
+        """Disk space in bytes that the restore needs: folding writes new blocks before it frees the old ones."""
         return self.size * (2 if self.folds else 1)
 
     @property
     def unverified(self) -> str | None:
-        """Why it was not read through when it was uploaded; None where it was."""
+        """Why the database was not verified when it was uploaded, None if it was."""
         return next((part.unverified_reason or "unknown" for part in self.parts if not part.verified), None)
 
     @property
     def carried_from(self) -> str | None:
-        """The upload whose state of the database this is, where it was carried over."""
+        """The upload that sent this state of the database, if it was carried over."""
         return next((part.carried_from for part in self.parts if part.carried_from), None)
 
     def carried_age(self, upload_id: str) -> timedelta:
-        """Return how much older than its upload the state of the database is."""
+        """Return how much older than its upload the database's state is."""
         if self.carried_from is None:
             return timedelta()
         return naming.upload_time(upload_id) - naming.upload_time(self.carried_from)
 
 
 def restorable(manifest: Manifest, *, only: Collection[str] = (), raw: bool = False) -> tuple[Restorable, ...]:
-    """Return what of an upload is restored: all, or the databases in `only` (`reflection` or `reflection.duckdb`).
+    """Return the databases to restore: all, or those in `only` (`reflection` or `reflection.duckdb`).
 
-    Raises SettingsError for a name that the upload does not have, RestoreError for what cannot be restored.
+    Raises SettingsError for a name that is not in the upload, RestoreError if a database cannot be restored.
     """
-    there = sorted({part.database for part in manifest.parts})
+    available = sorted({part.database for part in manifest.parts})
     wanted = {database_of(name) or name for name in only}
-    if unknown := sorted(wanted - set(there)):
+    if unknown := sorted(wanted - set(available)):
         raise SettingsError(
-            f"{manifest.upload_id} has no database {', '.join(unknown)}", hint=f"it has {', '.join(there) or 'none'}"
+            f"{manifest.upload_id} has no database {', '.join(unknown)}",
+            hint=f"it has {', '.join(available) or 'none'}",
         )
     found = []
-    for database in there:
+    for database in available:
         if wanted and database not in wanted:
             continue
         # The main file's name is the shortest.
         parts = tuple(sorted(manifest.of(database), key=lambda part: len(part.name)))
         if parts[0].name != main_name(database):
             raise RestoreError(
-                f"{manifest.upload_id} has sidecars of {database}, and lacks its main file",
+                f"{manifest.upload_id} has sidecars of {database} but not its main file",
                 hint="restore an earlier upload: akosha-agent uploads lists them",
             )
         found.append(Restorable(database, parts, len(parts) > 1 and not raw, manifest.rows.get(database)))
     if not found:
-        raise RestoreError(f"{manifest.upload_id} holds no database", hint="akosha-agent uploads lists the others")
+        raise RestoreError(f"{manifest.upload_id} contains no database", hint="akosha-agent uploads lists the others")
     return tuple(found)
 
 
 def family(database: str) -> tuple[str, ...]:
-    """Return the names that a database's files can have, the main file's first."""
+    """Return all names that a database's files can have, main file first."""
     return main_name(database), *(main_name(database) + suffix for suffix in SIDECAR_SUFFIXES)
 
 
 def aside_names(names: Iterable[str], taken: Collection[str], at: datetime) -> Mapping[str, str]:
-    """Return where old files go: each name -> a name that no file has, and that no program takes for a database.
+    """Return new names for existing files: name -> an unused name that no program takes for a database.
 
-    A main file and its sidecars stay a pair: DuckDB finds the WAL of `X` in `X.wal`.
+    Main file and sidecars keep matching names, because DuckDB looks for the WAL of `X` in `X.wal`.
     """
     names = list(names)
     for count in range(1, len(taken) + 2):
@@ -108,7 +109,7 @@ def aside_names(names: Iterable[str], taken: Collection[str], at: datetime) -> M
         found = {name: _aside(name, ending) for name in names}
         if not set(found.values()) & set(taken):
             return found
-    raise AssertionError("of n + 1 endings one is free")
+    raise AssertionError("one of n + 1 endings is free")
 
 
 def _aside(name: str, ending: str) -> str:
@@ -120,10 +121,10 @@ def _aside(name: str, ending: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoredDatabase:
-    """What became of one database: its files now, and where the old ones are (name -> name).
+    """The result for one database: its files, and the new names of the files that it replaced (name -> name).
 
-    `folded`: main file and sidecars became one. `rows` per table, empty where they were not counted.
-    `storage_version` is the main file's, None where it is not known.
+    `folded`: the sidecars were merged into the main file. `rows` per table, empty if they were not counted.
+    `storage_version` is the main file's, None if unknown.
     """
 
     database: str
@@ -140,7 +141,7 @@ class RestoredDatabase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """What a restore did. `downloaded_bytes`: what came over the wire this time."""
+    """The report of a restore. `downloaded_bytes` counts the bytes that this run downloaded."""
 
     system_id: str
     upload_id: str
@@ -151,12 +152,12 @@ class Restored:
     duration_seconds: float
 
     def to_document(self) -> dict[str, object]:
-        """Return it as JSON's types."""
+        """Return the report as JSON types."""
         return asdict(self)
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> Self:
-        """Return what `to_document` made. Raises WireError."""
+        """Return the report from the result of `to_document`. Raises WireError."""
         try:
             fields = {name: document[name] for name in cls.__dataclass_fields__}
             documents = cast("list[dict[str, object]]", fields["databases"])
@@ -164,6 +165,6 @@ class Restored:
                 RestoredDatabase(**{**one, "files": tuple(cast("list[str]", one["files"]))})  # type: ignore[arg-type]
                 for one in documents
             )
-            return cls(**{**fields, "databases": databases})  # type: ignore[arg-type] # it is our own writing
+            return cls(**{**fields, "databases": databases})  # type: ignore[arg-type] # written by `to_document`
         except (KeyError, TypeError, ValueError) as error:
-            raise WireError(f"not what a restore wrote down: {error}") from error
+            raise WireError(f"not a report of a restore: {error}") from error

@@ -1,6 +1,6 @@
-"""Which uploads are kept: the last few, and the newest of each of the last days, weeks and months that have any.
+"""Selects the uploads to keep: the last few, and the newest of each of the last days, weeks and months with uploads.
 
-A day is one of UTC, as in an upload's id; a week begins on Monday. What is deleted, and when, is decided elsewhere.
+Days are in UTC, as in upload ids; weeks begin on Monday. Nothing is deleted here.
 """
 
 import json
@@ -17,7 +17,7 @@ NEWEST = "newest"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepRules:
-    """How many to keep of each kind; 0: none for that reason. The newest upload is kept whatever they say."""
+    """Number of uploads to keep by each rule; 0 disables the rule. The newest upload is always kept."""
 
     last: int = 10
     daily: int = 7
@@ -37,21 +37,21 @@ def keep(
     spared: Mapping[str, str] | None = None,
     times: Mapping[str, datetime] | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """Return the uploads to keep, the newest first, each with the reasons: `newest`, `last`, `daily 2026-11-21`, ...
+    """Return the uploads to keep, newest first, with the reasons: `newest`, `last`, `daily 2026-11-21`, ...
 
-    `needs` names, for an upload, others that it cannot be read without: they are kept with it (`needed by ...`), and
-    what they need in turn. `spared`: those that are kept whatever the rules say, and why. `times`: when uploads were
-    made, where that is not the time in their id; the newest are the newest by id all the same. Raises NamingError for
-    what is no upload id.
+    `needs` maps an upload to those that it cannot be read without: they are kept with it (`needed by ...`), and those
+    that they need in turn. `spared` maps uploads that are kept regardless of the rules to the reason. `times` has the
+    uploads that were made at another time than that in their id; the order is by id in any case. Raises NamingError for
+    an invalid upload id.
     """
     made = {upload: upload_time(upload) for upload in uploads} | dict(times or {})
     newest_first = sorted(set(uploads), key=lambda upload: (upload_time(upload), upload), reverse=True)
     reasons: dict[str, list[str]] = {upload: [] for upload in newest_first}
     for upload in newest_first[:1]:
         reasons[upload].append(NEWEST)
-    for upload, why in (spared or {}).items():
+    for upload, reason in (spared or {}).items():
         if upload in reasons:
-            reasons[upload].append(why)
+            reasons[upload].append(reason)
     for upload in newest_first[: rules.last]:
         reasons[upload].append("last")
     for kind, count, period in (
@@ -62,14 +62,14 @@ def keep(
         for name, upload in _newest_of_each(newest_first, lambda upload: period(made[upload]), count).items():  # noqa: B023
             reasons[upload].append(f"{kind} {name}")
     _keep_needed(reasons, needs or {})
-    return {upload: tuple(why) for upload, why in reasons.items() if why}
+    return {upload: tuple(found) for upload, found in reasons.items() if found}
 
 
 def bases_needed(manifest: Manifest) -> frozenset[str]:
     """Return the uploads that an upload's memories cannot be read without.
 
-    They are changes to bases; who lacks a base reads the database. So the base is needed where the upload does not have
-    that database whole, opened and read through.
+    Its memories are changes to bases; a reader that lacks a base reads the database instead. So a base is needed if the
+    upload does not have that database complete and verified.
     """
     bases = manifest.memories.bases if manifest.memories else {}
     return frozenset(base for name, base in bases.items() if base is not None and not _serves(manifest, name))
@@ -81,8 +81,8 @@ def _serves(manifest: Manifest, database: str) -> bool:
 
 
 def _keep_needed(reasons: dict[str, list[str]], needs: Mapping[str, Collection[str]]) -> None:
-    waiting = [upload for upload, why in reasons.items() if why]
-    for upload in waiting:  # it grows meanwhile: what is needed may need others
+    waiting = [upload for upload, found in reasons.items() if found]
+    for upload in waiting:  # the list grows: needed uploads may need others
         for needed in sorted(needs.get(upload, ())):
             if needed in reasons:
                 if not reasons[needed]:
@@ -91,7 +91,7 @@ def _keep_needed(reasons: dict[str, list[str]], needs: Mapping[str, Collection[s
 
 
 def _newest_of_each(newest_first: Sequence[str], period: Callable[[str], str], count: int) -> dict[str, str]:
-    """Return period -> its newest upload, for the last `count` periods that have any. Names of periods sort by time."""
+    """Return period -> newest upload, for the last `count` periods with uploads. Names of periods sort by time."""
     found: dict[str, str] = {}
     for upload in newest_first:
         found.setdefault(period(upload), upload)
@@ -115,15 +115,15 @@ LEAST_DAYS = 92
 
 
 def days_kept(rules: KeepRules) -> int:
-    """Return for how many days such a rule keeps an upload."""
+    """Return the number of days after which a lifecycle rule may delete an upload."""
     return max(LEAST_DAYS, rules.daily + 1, 7 * (rules.weekly + 1), 31 * (rules.monthly + 1))
 
 
 def s3_rule(system_id: str, rules: KeepRules) -> str:
-    """Return the lifecycle configuration of S3-compatible stores, JSON in one line.
+    """Return a lifecycle configuration for S3-compatible stores, as one line of JSON.
 
-    With it a bucket deletes old uploads itself, for credentials that may not delete. It counts days alone: it keeps
-    everything for as long as the rules reach back, and deletes the last upload of a system without news for longer.
+    With it the store deletes old uploads, if the agent's credentials may not. It depends on age only: it keeps every
+    upload for as long as the rules reach back, and deletes even the last upload of a system that is silent for longer.
     """
     rule = {
         "ID": f"akosha-agent-{check_system_id(system_id)}",
@@ -136,7 +136,7 @@ def s3_rule(system_id: str, rules: KeepRules) -> str:
 
 
 def r2_command(bucket: str, system_id: str, rules: KeepRules) -> str:
-    """Return the command that makes the same rule on Cloudflare R2."""
+    """Return the command that creates the same rule on Cloudflare R2."""
     return (
         f"npx wrangler r2 bucket lifecycle add {bucket} akosha-agent-{check_system_id(system_id)}"
         f" {uploads_prefix(system_id)} --expire-days {days_kept(rules)} --abort-multipart-days 2"

@@ -1,4 +1,4 @@
-"""The routing slip of a request, and the next step after each attempt. All pure: the subscriber carries it out.
+"""The routing slip of a request, and the next step after each attempt, which the subscriber carries out.
 
 Fallback is a forwarded event: the same request, on the next method's subject, with the error appended.
 """
@@ -24,17 +24,17 @@ RETRY = "retry"
 REMOTE = "remote"
 
 URGENT = frozenset({MANUAL, SESSION_END, REMOTE})
-"""Reasons of a person or a session's end: they reset a target's back-off, a file change does not."""
+"""Requested by a person or a session's end: resets a target's back-off, unlike a file change."""
 
 ASKED = frozenset({MANUAL, REMOTE})
-"""Reasons of a person: what was delivered is compared with what the target has."""
+"""Requested by a person: the agent checks that the target still has what was delivered."""
 
 FIRST_TARGET_BACKOFF = timedelta(seconds=30)
 LAST_TARGET_BACKOFF = timedelta(minutes=15)
 
 
 def plan_route(*, force_method: str, cloud_configured: bool, enable_fallback: bool) -> tuple[str, ...]:
-    """Return the methods to try, in order, as the settings say."""
+    """Return the methods to try, in order, according to the settings."""
     if force_method != AUTO:
         return (force_method,)
     if not cloud_configured:
@@ -44,7 +44,7 @@ def plan_route(*, force_method: str, cloud_configured: bool, enable_fallback: bo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncPolicy:
-    """The settings that decide whether there is a sync, and by which methods."""
+    """The settings that decide whether a sync is done, and by which methods."""
 
     enabled: bool = True
     on_session_end: bool = True
@@ -54,11 +54,11 @@ class SyncPolicy:
 
     @property
     def route(self) -> tuple[str, ...]:
-        """The methods of a sync that nobody asks for, in order."""
+        """The methods of an automatic sync, in order."""
         return self.route_of(AUTO, enable_fallback=True)
 
     def route_of(self, method: str, *, enable_fallback: bool) -> tuple[str, ...]:
-        """Return the methods of a sync that somebody asks for; `auto` leaves the choice to the settings."""
+        """Return the methods of a requested sync, in order; with `auto` the settings decide."""
         return plan_route(
             force_method=method if method != AUTO else self.force_method,
             cloud_configured=self.cloud_configured,
@@ -69,16 +69,17 @@ class SyncPolicy:
 def open_route(
     route: tuple[str, ...], *, available: Collection[str], backing_off: Collection[str], reason: str
 ) -> tuple[str, ...]:
-    """Return what of the route is worth a request now; empty means: publish nothing, the retry timer covers it.
+    """Return the methods of the route to request now. If empty, no request is published: the retry timer will do it.
 
-    Methods that this agent does not have are left out always; those whose target is backing off, unless it is urgent.
+    Methods that this agent does not have are left out; so are those whose target is backing off, unless the reason is
+    urgent.
     """
     return tuple(m for m in route if m in available and (reason in URGENT or m not in backing_off))
 
 
 @dataclass(frozen=True, slots=True)
 class RetryRules:
-    """`max_retries` after the first attempt; `backoff_seconds` before the first retry, doubling."""
+    """`max_retries` after the first attempt; `backoff_seconds` before the first retry, doubled for each further one."""
 
     max_retries: int
     backoff_seconds: float
@@ -86,7 +87,7 @@ class RetryRules:
 
 @dataclass(frozen=True, slots=True)
 class RetryAt:
-    """Try the same again: this was attempt number `attempts`, the next comes after `delay` seconds."""
+    """Repeat the request after `delay` seconds; `attempts` counts the attempts so far."""
 
     attempts: int
     delay: float
@@ -94,14 +95,14 @@ class RetryAt:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The method is done with; `request` is the same request for the next one, the error appended."""
+    """Publish `request`, the same request for the next method, with the error appended."""
 
     request: SyncRequested
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No method is left. What was owed stays owed. `blames_target` says whether the target backs off."""
+    """No method is left; the databases stay owed. `blames_target`: the target backs off."""
 
     errors: tuple[MethodError, ...]
     blames_target: bool
@@ -111,11 +112,11 @@ Step = RetryAt | Forward | GiveUp
 
 
 def next_step(request: SyncRequested, error: SyncError, *, attempts: int, rules: RetryRules, jitter: float) -> Step:
-    """Return what follows a failed attempt; `attempts` counts those before it, `jitter` is in [0, 1)."""
+    """Return the step after a failed attempt; `attempts` counts those before it, `jitter` is in [0, 1)."""
     if error.transient and attempts < rules.max_retries:
         delay = rules.backoff_seconds * 2**attempts * (0.9 + 0.2 * jitter)
-        asked = min(error.retry_after or 0.0, LAST_TARGET_BACKOFF.total_seconds())
-        return RetryAt(attempts=attempts + 1, delay=max(delay, asked))
+        retry_after = min(error.retry_after or 0.0, LAST_TARGET_BACKOFF.total_seconds())
+        return RetryAt(attempts=attempts + 1, delay=max(delay, retry_after))
     errors = (*request.errors, MethodError(method=request.route[0], error=str(error)))
     rest = request.route[1:]
     if rest and error.forwardable:
@@ -125,6 +126,6 @@ def next_step(request: SyncRequested, error: SyncError, *, attempts: int, rules:
 
 
 def target_backoff(failures: int) -> timedelta:
-    """Return how long a target backs off after its nth failed request in a row: 30 s, doubling to 15 min."""
+    """Return how long a target backs off after `failures` consecutive failed requests: 30 s, doubling up to 15 min."""
     doublings = min(max(failures, 1) - 1, 10)
     return min(FIRST_TARGET_BACKOFF * (1 << doublings), LAST_TARGET_BACKOFF)

@@ -1,4 +1,4 @@
-"""A lasting condition that the user must know of: it does not stop a sync, and it does not pass by itself."""
+"""A lasting condition that the user must know about: it does not stop a sync, and persists until the user acts."""
 
 import json
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from agent.domain.plain_text import safe_text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusWarning:
-    """`code` is a stable snake_case identifier for programs; `hint` is the command or setting that mends the condition.
+    """A warning that `status` shows.
 
-    `since` is the time at which the condition was first seen, None where it is computed at each look.
+    `code` is a stable snake_case identifier for programs; `hint` is the command or setting that fixes the condition.
+    `since` is the time when the condition was first seen, None if it is computed for each status.
     """
 
     code: str
@@ -34,7 +35,7 @@ class StatusWarning:
 
     @classmethod
     def decode(cls, code: str, text: str) -> Self | None:
-        """Return the warning that `encode` wrote, None for any other text."""
+        """Return the warning from the result of `encode`, None for any other text."""
         try:
             document = json.loads(text)
             since = document["since"]

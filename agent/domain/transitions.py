@@ -1,6 +1,6 @@
-"""What each entry in the ledger does to what it knows of a target. Pure: a record goes in, the next one comes out.
+"""The effect of each ledger entry on a target's record: functions from a record to the next one.
 
-Every state of every database moves by `states.after`, so what the table does not have raises StateError here.
+Every state changes by `delivery_state.after`, so a transition that is not in its table raises StateError.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -15,62 +15,62 @@ from agent.domain.naming import upload_time
 
 
 def mark_owed(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
-    """These changed. One that was never heard of is owed from now on."""
+    """Mark databases as changed. A database that the record does not have becomes owed."""
     return _with(record, (_moved(_entry(record, name), Move.CHANGED) for name in databases))
 
 
 def mark_unchanged(record: TargetRecord, fingerprints: Mapping[str, Fingerprint]) -> TargetRecord:
-    """The bytes of these are those delivered. Raises StateError where nothing was delivered that they could be."""
+    """Record that databases still have the delivered bytes. Raises StateError if nothing of one was delivered."""
     return _with(record, (_unchanged(_entry(record, name), seen) for name, seen in fingerprints.items()))
 
 
 def record_problems(record: TargetRecord, problems: Mapping[str, Problem]) -> TargetRecord:
-    """These could not be copied: they are owed, and what was delivered of them stays known."""
+    """Record that databases could not be copied: they become owed, and their delivered parts stay recorded."""
     owed = mark_owed(record, problems)
     return _with(owed, (replace(_entry(owed, name), problem=problem) for name, problem in problems.items()))
 
 
 def retry_now(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
-    """What these had to wait for may be there now: they are owed, and worth trying at once."""
+    """Mark databases as owed and clear their problems, so that they are tried at once."""
     owed = mark_owed(record, databases)
     return _with(owed, (replace(_entry(owed, name), problem=None) for name in databases))
 
 
 def forget(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
-    """What was delivered of these is gone: they are owed, and nothing of them can be reused or carried."""
+    """Record that the target lost databases: they become owed, and no part of them can be reused or carried over."""
     owed = retry_now(record, databases)
     gone = (replace(_entry(owed, name), parts=(), rows={}, fingerprint=None, delivered_by="") for name in databases)
     return _with(owed, gone)
 
 
 def begin(record: TargetRecord, intent: Intent) -> TargetRecord:
-    """An upload begins, or goes on after it was given up. Raises StateError while another one is under way."""
+    """Record that an upload starts or resumes. Raises StateError while another one is in progress."""
     if record.intent not in (None, intent):
-        raise StateError(f"upload {intent.upload_id} cannot begin: {record.intent.upload_id} is not finished")
+        raise StateError(f"upload {intent.upload_id} cannot start: {record.intent.upload_id} is not finished")
     entries = [_entry(record, name) for name in intent.databases]
-    waiting = [e for e in entries if record.intent is None or e.state is not State.INTENT]
-    staged = _with(record, [_moved(entry, Move.STAGED) for entry in waiting])
+    to_stage = [e for e in entries if record.intent is None or e.state is not State.INTENT]
+    staged = _with(record, [_moved(entry, Move.STAGED) for entry in to_stage])
     return replace(staged, intent=intent, known=True)
 
 
 def abandon(record: TargetRecord) -> TargetRecord:
-    """The upload under way will not be finished; nothing happens where there is none."""
+    """Record that the upload in progress, if any, will not be finished."""
     return replace(_halted(record), intent=None)
 
 
 def count_attempt(
     record: TargetRecord, request_id: str, *, attempts: int, retry_at: datetime, error: str
 ) -> TargetRecord:
-    """An attempt failed, another follows; the upload under way, if any, stays under way."""
-    waiting = _with(record, [_moved(entry, Move.RETRY) for entry in _under_way(record)])
-    return replace(waiting, attempts=attempts, attempt_request=request_id, retry_at=retry_at, error=error)
+    """Record that an attempt failed and another follows; an upload in progress stays in progress."""
+    retrying = _with(record, [_moved(entry, Move.RETRY) for entry in _in_progress(record)])
+    return replace(retrying, attempts=attempts, attempt_request=request_id, retry_at=retry_at, error=error)
 
 
 def give_up(record: TargetRecord, *, error: str, failures: int, retry_at: datetime | None) -> TargetRecord:
-    """The request failed here; the next one counts its attempts from 0.
+    """Record that the request failed at this target; the next one counts its attempts from 0.
 
-    What had begun is owed again. Its intent is kept: the next request goes on under the same id if it finds the same
-    bytes, so that what is in the bucket already is not sent once more.
+    The databases of an upload in progress become owed again. The intent is kept: if the next request finds the same
+    bytes, it resumes under the same upload id, and does not send again what is already in the bucket.
     """
     owed = _halted(record)
     return replace(owed, attempts=0, attempt_request="", failures=failures, retry_at=retry_at, error=error)
@@ -85,7 +85,7 @@ def deliver(
     result_id: str,
     at: datetime,
 ) -> TargetRecord:
-    """The upload under way is whole. What it holds beside it (copied, carried) lies under new keys now, no more."""
+    """Record that the upload in progress is complete. For copied or carried databases, only the keys change."""
     intent = _intent_of(record, manifest)
     entries: list[DatabaseRecord] = []
     for name in _databases(manifest):
@@ -105,13 +105,13 @@ def deliver_memories(
     result_id: str,
     at: datetime,
 ) -> TargetRecord:
-    """The target has taken over what is in the databases of the intent, row by row: no parts lie anywhere."""
+    """Record that the target has the memories of the intent's databases. Such a target has no parts."""
     intent = record.intent
     if intent is None:
-        raise StateError(f"nothing has begun at {record.target.id} that could be handed over")
+        raise StateError(f"no delivery was started at {record.target.id}")
     missing = sorted({*intent.databases} - {*fingerprints})
     if missing:
-        raise StateError(f"no fingerprint of {', '.join(missing)} was given")
+        raise StateError(f"the fingerprint of {', '.join(missing)} is missing")
     entries = [
         replace(_moved(_entry(record, name), Move.COMMITTED), parts=(), rows={}, problem=None, delivered_by=result_id)
         for name in intent.databases
@@ -122,9 +122,10 @@ def deliver_memories(
 
 
 def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> TargetRecord:
-    """A manifest in the bucket is what was delivered: of a target unknown so far, or of the upload under way.
+    """Record a manifest in the bucket as delivered: of a target that was not `known`, or of the upload in progress.
 
-    How the files looked then is not known, so each is compared once more; what was only carried is owed.
+    The files' fingerprints at that time are unknown, so every file is compared again; databases that were only carried
+    over become owed.
     """
     if record.intent is not None:
         _intent_of(record, manifest)
@@ -145,17 +146,17 @@ def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> Target
 
 
 def settle(record: TargetRecord) -> TargetRecord:
-    """Nothing waits to be tried again."""
+    """Clear the pending retry, the failures and the last error."""
     return replace(reset(record), error="")
 
 
 def reset(record: TargetRecord) -> TargetRecord:
-    """The target is worth trying now; the last error stays to be read."""
+    """Clear the pending retry and the failures, so that the target is tried now; the last error is kept."""
     return replace(record, attempts=0, attempt_request="", failures=0, retry_at=None)
 
 
 def confirm(record: TargetRecord, result_id: str) -> TargetRecord:
-    """A bus has the result: its databases are clean, unless they changed since."""
+    """Record that a bus has the result: its databases become clean, unless they changed since."""
     reported = (
         entry
         for entry in record.databases.values()
@@ -164,12 +165,12 @@ def confirm(record: TargetRecord, result_id: str) -> TargetRecord:
     return _with(record, [_moved(entry, Move.CONFIRMED) for entry in reported])
 
 
-def _under_way(record: TargetRecord) -> list[DatabaseRecord]:
+def _in_progress(record: TargetRecord) -> list[DatabaseRecord]:
     return [entry for entry in record.databases.values() if entry.state is State.INTENT]
 
 
 def _halted(record: TargetRecord) -> TargetRecord:
-    return _with(record, [_moved(entry, Move.ABANDONED) for entry in _under_way(record)])
+    return _with(record, [_moved(entry, Move.ABANDONED) for entry in _in_progress(record)])
 
 
 def _entry(record: TargetRecord, name: str) -> DatabaseRecord:
@@ -198,10 +199,10 @@ def _delivered(entry: DatabaseRecord, manifest: Manifest, seen: Fingerprint | No
 
 
 def _intent_of(record: TargetRecord, manifest: Manifest) -> Intent:
-    """Return the upload under way. Raises StateError where the manifest is not its own or lacks a database of it."""
+    """Return the intent of the upload in progress. Raises StateError if the manifest does not match it."""
     intent = record.intent
     if intent is None or intent.upload_id != manifest.upload_id:
-        raise StateError(f"{manifest.upload_id} is not the upload that has begun at {record.target.id}")
+        raise StateError(f"{manifest.upload_id} is not the upload in progress at {record.target.id}")
     missing = sorted({*intent.databases} - {*_databases(manifest)})
     if missing:
         raise StateError(f"the manifest of {manifest.upload_id} lacks {', '.join(missing)}")

@@ -1,4 +1,4 @@
-"""The plan of an upload: which file is sent, which the store copies, which is carried over; how big its parts are."""
+"""The plan of an upload: the files to send, to copy within the store or to carry over, and the size of parts."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -12,7 +12,7 @@ MAX_PARTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class RawFile:
-    """A file of a staged snapshot: its name in the data directory, its size, and the SHA-256 of its bytes."""
+    """A file of a staged snapshot: its name in the data directory, its size, and its SHA-256."""
 
     name: str
     size: int
@@ -21,7 +21,7 @@ class RawFile:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Compress it and send it."""
+    """Compress and send a file."""
 
     database: str
     file: RawFile
@@ -29,7 +29,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """Have the store copy what the last upload has. `carried`: it replaces a state that could not be copied."""
+    """Let the store copy an object of the last upload. `carried`: the database's current state is not uploaded."""
 
     part: Part
     carried: bool
@@ -43,11 +43,11 @@ def plan(
     compression: Compression,
     deduplicate: bool,
 ) -> tuple[Send | Reuse, ...]:
-    """Return what to do for each file, so that the upload is whole.
+    """Return a step for each file, so that the upload is complete.
 
-    `staged` are the databases with a snapshot. Of a staged database, a file whose digest, size and compression the
-    last upload has is reused. A database that is not staged is reused whole; those in `carried` are marked so, because
-    what is delivered of them is not their present state.
+    `staged` are the databases with a snapshot. A file of a staged database is reused if the last upload has it with the
+    same digest, size and compression. All files of a database that is not staged are reused; those of a database in
+    `carried` are marked, because they are not its current state.
     """
     steps: list[Send | Reuse] = []
     for database in sorted({*staged, *record.databases}):
@@ -63,9 +63,9 @@ def plan(
 
 
 def part_bytes(raw_size: int, chunk_bytes: int) -> int:
-    """Return the size of all parts but the last: the chunk as set, more only where 10,000 parts would not do.
+    """Return the size of all parts except the last: the setting, or more if the upload would exceed 10,000 parts.
 
-    `raw_size` bounds what compression can make of it: gzip adds at most a few bytes in ten thousand.
+    `raw_size` bounds the compressed size: gzip adds at most a few bytes in ten thousand.
     """
     most = raw_size + raw_size // 1000 + 65_536
     needed = math.ceil(most / MAX_PARTS)

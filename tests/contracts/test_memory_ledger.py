@@ -414,7 +414,7 @@ async def test_an_upload_that_is_none_of_ours_leaves_the_base_where_it_was(book)
 
 async def test_a_delivery_that_is_refused_delivers_no_memories(book):
     await book.memories.stage(TARGET, upload_id(), ROWS)
-    with pytest.raises(StateError, match="not the upload that has begun"):
+    with pytest.raises(StateError, match="is not the upload in progress"):
         await deliver(book, 0, BOTH)
     assert (await book.memories.counts(TARGET), dict(await book.memories.bases(TARGET))) == (NOTHING, {})
     await upload(book, 0, BOTH)

@@ -538,7 +538,7 @@ def test_each_state_is_uploaded_verified_and_restored_by_the_commands(tmp_path, 
     shown = machine.call("uploads", "show", "latest")
     restored = machine.call("restore", "--to", str(to))
     assert (verified.code, restored.code) == (0, 0), (verified.err, restored.err)
-    newer = "needs DuckDB 2.0 or newer (storage version 999): Session-Buddy with an older one cannot open it"
+    newer = "needs DuckDB 2.0 or newer (storage version 999): Session-Buddy with an older DuckDB cannot open it"
     for reported in (verified, shown, restored):
         assert (newer in " ".join(reported.out.split())) == (STATES[state].storage_version == 999)
     assert ("warning: restored as it was uploaded" in restored.out) == (not STATES[state].folds)

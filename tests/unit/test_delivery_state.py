@@ -205,16 +205,16 @@ def test_an_upload_of_a_clean_database_cannot_begin():
 
 def test_a_manifest_of_another_upload_or_without_one_of_its_databases_is_no_delivery():
     both = uploading(reflection=0, knowledge_graph=0)
-    with pytest.raises(StateError, match="is not the upload that has begun"):
+    with pytest.raises(StateError, match="is not the upload in progress"):
         transitions.deliver(both, manifest(9, reflection=0, knowledge_graph=0), {}, {}, result_id="x", at=NOON)
     with pytest.raises(StateError, match="lacks knowledge_graph"):
         transitions.deliver(both, manifest(reflection=0), {}, {}, result_id="x", at=NOON)
-    with pytest.raises(StateError, match="is not the upload that has begun"):
+    with pytest.raises(StateError, match="is not the upload in progress"):
         transitions.deliver(transitions.abandon(both), manifest(reflection=0), {}, {}, result_id="x", at=NOON)
 
 
 def test_another_manifest_is_not_adopted_while_an_upload_is_under_way():
-    with pytest.raises(StateError, match="is not the upload that has begun"):
+    with pytest.raises(StateError, match="is not the upload in progress"):
         transitions.adopt(uploading(reflection=0), manifest(9, reflection=0), result_id="x")
 
 
@@ -260,10 +260,10 @@ def test_handing_over_settles_the_target_clears_problems_and_keeps_those_of_the_
 def test_what_has_not_begun_or_whose_looks_are_not_reported_cannot_be_handed_over():
     seen = {"reflection": fingerprint("reflection")}
     given_up = transitions.give_up(uploading(reflection=0), error="403", failures=1, retry_at=NOON)
-    for known, what in ((EMPTY, "nothing has begun"), (given_up, "owed cannot be committed")):
+    for known, what in ((EMPTY, "no delivery was started"), (given_up, "owed cannot be committed")):
         with pytest.raises(StateError, match=what):
             transitions.deliver_memories(known, seen, {}, result_id="told", at=NOON)
-    with pytest.raises(StateError, match="no fingerprint of knowledge_graph"):
+    with pytest.raises(StateError, match="fingerprint of knowledge_graph is missing"):
         transitions.deliver_memories(uploading(reflection=0, knowledge_graph=0), seen, {}, result_id="told", at=NOON)
 
 

@@ -192,7 +192,7 @@ def test_a_key_outside_the_upload_is_refused():
 
 
 def test_one_key_holds_one_part():
-    with pytest.raises(WireError, match="under one key"):
+    with pytest.raises(WireError, match="have the same key"):
         replace(WHOLE, parts=(*WHOLE.parts, WHOLE.parts[0]))
 
 
@@ -323,5 +323,5 @@ def test_a_name_that_no_file_can_have_is_refused():
     """It would become a path when it is read or restored."""
     [part] = [p for p in parts("knowledge_graph") if p.name == "knowledge_graph.duckdb"]
     name = f"knowledge_graph_{'x' * 250}"
-    with pytest.raises(WireError, match="no file can have"):
+    with pytest.raises(WireError, match="too long for a file"):
         replace(part, database=name, name=f"{name}.duckdb")

@@ -97,7 +97,7 @@ def test_an_id_after_a_clock_set_back_is_one_second_later_and_else_it_is_now():
 
 
 def test_nothing_can_come_after_the_end_of_time():
-    with pytest.raises(NamingError, match="nothing can come after"):
+    with pytest.raises(NamingError, match="no upload id can follow"):
         naming.next_upload_id(datetime(2026, 1, 1, tzinfo=UTC), "99991231_235959_a", "a")
 
 

@@ -70,12 +70,12 @@ def test_a_name_that_the_upload_does_not_have_is_a_matter_of_usage():
 
 
 def test_sidecars_without_their_main_file_are_not_restored():
-    with pytest.raises(RestoreError, match="lacks its main file"):
+    with pytest.raises(RestoreError, match="but not its main file"):
         restorable(manifest(part("reflection.duckdb.wal")))
 
 
 def test_an_upload_without_databases_is_reported():
-    with pytest.raises(RestoreError, match="holds no database"):
+    with pytest.raises(RestoreError, match="contains no database"):
         restorable(manifest())
 
 
