@@ -80,7 +80,7 @@ async def test_a_watch_that_has_not_looked_for_a_few_of_its_periods_is_stuck_unt
     await world.clock.advance(3 * PERIOD)
     assert world.health.problems() == {}
     await world.clock.advance(PERIOD + OBSERVE_SECONDS)
-    assert "not looked at its directory" in world.health.stuck[WATCH]
+    assert "no scan of its directory" in world.health.stuck[WATCH]
     world.files.stuck_from = None
     await world.clock.advance(OBSERVE_SECONDS)
     assert world.health.problems() == {}
@@ -123,8 +123,8 @@ async def test_a_ledger_that_does_not_answer_in_time_is_stuck_and_is_asked_once(
     await world.clock.advance(LEDGER_SECONDS)
     assert world.health.problems() == {}
     await world.clock.advance(2 * OBSERVE_SECONDS)
-    assert "not answered" in world.health.stuck[LEDGER]
-    assert [task.get_name() for task in asyncio.all_tasks()].count("vitals-ledger") == 1
+    assert "no answer" in world.health.stuck[LEDGER]
+    assert [task.get_name() for task in asyncio.all_tasks()].count("health-ledger") == 1
     world.ledger.free.set()
     await world.clock.advance(2 * OBSERVE_SECONDS)
     assert world.health.problems() == {}

@@ -95,7 +95,7 @@ async def test_a_watcher_that_is_stuck_stops_the_signs_of_life_and_is_named():
         before = supervisor.signs
         await w.pass_time(10 * EVERY)
         assert supervisor.signs == before
-        assert "in trouble: watch: it has not looked" in supervisor.lines[-1]
+        assert "unhealthy: watch: no scan of its directory" in supervisor.lines[-1]
         assert "watch" in w.agent.agent_service.problems()
         w.files.stuck_from = None
         await w.pass_time(60)

@@ -1,1 +1,1 @@
-"""The running agent seen from outside: status, events, health, control."""
+"""Observe and control the running agent: status, events, health, remote control."""

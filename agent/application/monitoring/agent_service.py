@@ -1,4 +1,4 @@
-"""What local processes may ask of the running agent, over any interface."""
+"""The requests that local processes can make to the running agent, over any interface."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from agent.ports import EventBus, HistoryEntry, Ledger, MemoryCounts, SnapshotTa
 
 
 class AgentService:
-    """Answers at once, from what the agent knows; what takes time happens elsewhere."""
+    """Answers from the state that the agent has, without waiting. A requested sync runs in the background."""
 
     def __init__(
         self,
@@ -46,52 +46,50 @@ class AgentService:
 
     @property
     def ready(self) -> bool:
-        """Whether it watches and hears requests."""
+        """Whether the agent watches the databases and receives requests."""
         return self._health.ready
 
     def problems(self) -> Mapping[str, str]:
-        """Return what is stuck: name -> why, in words. Empty: all is well. The event loop itself is not in it: who
-        gets an answer knows.
-        """
+        """Return component -> reason for what is stuck or interrupted. A stuck event loop cannot report itself."""
         return self._health.problems()
 
     async def status(self) -> Status:
-        """Return the status, as `akosha-agent status` shows it. Raises StateError."""
+        """Return the status that `akosha-agent status` shows. Raises StateError."""
         warnings = await self._warnings() if self._warnings else ()
         return await self._described(await self._memory_counts(), warnings)
 
     async def status_for_metrics(self) -> Status:
-        """Return the status without the warnings for which the target is looked at: a scrape must not wake its disk."""
+        """Return the status without the warnings that read the target: a scrape must not wake its disk."""
         return await self._described(await self._memory_counts())
 
     async def brief_status(self) -> Status:
-        """Return `status_for_metrics` without the counts of memories, which take a while where there are millions."""
+        """Return `status_for_metrics` without the counts of memories, which are slow for millions of memories."""
         return await self._described({})
 
     async def survey_problem(self) -> str:
-        """Return why no databases can be seen, "" where there are some."""
+        """Return why no databases were found, "" if there are some."""
         return (await self._survey())[1]
 
     async def request_sync(self, ask: SyncAsked) -> SyncRequested | None:
-        """Ask for a sync. None: it was refused, and its result says why. The same ask again changes nothing.
+        """Request a sync. Return None if it was refused; its result has the reason. Repeating an ask has no effect.
 
-        Raises WireError where it is for another system, BusError while no bus takes requests, StateError.
+        Raises WireError if the ask is for another system, BusError if no bus accepts requests, StateError.
         """
         self._inbox.check(ask)
         self._check_bus()
         return (await self._inbox.submit(ask)).request
 
     async def outcome(self, request_id: str) -> SyncResult | None:
-        """Return the result of a request, if it has one: also of one that was refused. Raises StateError."""
+        """Return the result of a request, None if it has none yet. Raises StateError."""
         return await self._ledger.outcome(request_id)
 
     async def accept(self, event: Event) -> bool:
-        """Take an event of another process: a session's end or a SyncAsked; True where it is new.
+        """Accept a SessionEnded or SyncAsked of another process. Return whether it is new.
 
-        Raises WireError for any other type or system, BusError while no bus takes it, StateError.
+        Raises WireError for any other type or system, BusError if no bus accepts it, StateError.
         """
         if not isinstance(event, SessionEnded | SyncAsked):
-            raise WireError(f"{event.type} is not for others to tell")
+            raise WireError(f"{event.type} is not accepted from other processes")
         self._inbox.check(event)
         self._check_bus()
         if isinstance(event, SyncAsked):
@@ -99,15 +97,15 @@ class AgentService:
         return await self._inbox.accept_session_end(event)
 
     async def last_position(self) -> int:
-        """Return the present place in the history, to follow the `events` after. Raises StateError."""
+        """Return the position of the newest history entry, for `events`. Raises StateError."""
         return await self._ledger.last_position()
 
     def events(self, *, after: int | None) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
-        """Yield the history after a position, then what happens, as it happens; None: from now on.
+        """Yield the history after a position (None: the newest), then new entries and progress as they happen.
 
-        Never ends by itself. Progress of running syncs comes in between, and is not repeated. Raises StateError. A
-        reader that is slow gets every entry, read from the ledger in batches, and misses progress; its memory is
-        bounded. A position that the ledger has not come to is of an earlier ledger: the whole history follows.
+        Does not end. A slow reader gets every history entry, read from the ledger in batches, but misses some progress
+        events, so that memory is bounded. A position beyond the newest entry belongs to an earlier ledger: then the
+        complete history follows. Raises StateError.
         """
         return self._event_stream.events(after=after)
 
@@ -149,7 +147,7 @@ class AgentService:
         state = self._bus.state
         if not state.ready:
             raise BusError(
-                f"the event bus is out of reach: {state.detail}",
-                hint="leave a note in the spool, as akosha-agent does by itself: it is taken up when the bus is back",
+                f"the event bus cannot be reached: {state.detail}",
+                hint="write a note to the spool, as akosha-agent does: the agent reads it when the bus is back",
                 transient=True,
             )

@@ -1,4 +1,4 @@
-"""Event stream: the ledger's history, and the progress of running syncs, as they happen."""
+"""Event stream: the ledger's history and the progress of running syncs, live."""
 
 import asyncio
 from collections import deque
@@ -12,16 +12,16 @@ from agent.domain.events import SyncProgress, SyncResult
 from agent.ports import EventBus, HistoryEntry, Ledger, Message, Subscription
 
 BATCH = 100
-"""How many events a reader reads from the ledger at once."""
+"""Number of events that a reader reads from the ledger at once."""
 
 PROGRESS_KEPT = 16
-"""How many of the newest progress events are kept for a slow reader."""
+"""Number of newest progress events kept for a slow reader."""
 
 _log = structlog.get_logger()
 
 
 class EventStream:
-    """Each reader reads the ledger for itself, when the history has grown. Nothing runs while nothing happens."""
+    """Wakes its readers when the history grows. Each reader reads the ledger from its own position."""
 
     def __init__(self, *, ledger: Ledger, bus: EventBus, system_id: str) -> None:
         self._ledger, self._bus, self._system_id = ledger, bus, system_id
@@ -29,10 +29,11 @@ class EventStream:
         ledger.on_history(self._notify)
 
     async def events(self, *, after: int | None) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
-        """Yield the history after a position, then what happens; None: from now on. Never ends. Raises StateError.
+        """Yield the history after a position (None: the newest), then new entries and progress. Does not end.
 
-        A position beyond the ledger's last is that of an earlier ledger, and means all of this one. Progress is that of
-        syncs without a result yet; a slow reader misses some of it, and nothing of the history.
+        A position beyond the newest entry belongs to an earlier ledger: the complete history follows. Progress events
+        are those of syncs that have no result yet. A slow reader misses progress events, but no history entries.
+        Raises StateError.
         """
         changed = asyncio.Event()
         progress: deque[SyncProgress] = deque(maxlen=PROGRESS_KEPT)
@@ -53,7 +54,7 @@ class EventStream:
             position = await self._first_position(after)
             finished = ""
             while True:
-                changed.clear()  # before reading: what is written from now on is read in the next round
+                changed.clear()  # before reading, so that entries written from now on are read in the next round
                 entries = await self._ledger.history(after=position, limit=BATCH)
                 for entry in entries:
                     position = entry.position

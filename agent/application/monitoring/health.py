@@ -1,7 +1,7 @@
-"""Whether the agent gets on: what of it is stuck, which of its loops wait for something to pass.
+"""Health of the agent: components that are stuck, and loops that are interrupted.
 
-Stuck is what does nothing where it should have done something for a long time; a new start may help. A loop that was
-interrupted (a full disk, say) starts again by itself: that is reported, and no reason to restart the agent.
+A component is stuck if it has not made progress for too long; restarting the agent may help. A loop is interrupted
+after a transient error (a full disk, for example) and restarts by itself: this is reported, without a restart.
 """
 
 import asyncio
@@ -14,15 +14,14 @@ from agent.domain.errors import AkoshaError
 from agent.ports import BusState, Clock, Ledger, Watch
 
 OBSERVE_SECONDS = 30.0
-"""How often is looked. Twice as long without a look, and the machine slept or the process stood still: all patience
-starts over."""
+"""Interval of the checks. After twice this time without one, the machine or process was suspended: limits restart."""
 
 PERIODS = 3.0
 SLACK_SECONDS = 30.0
-"""A watch is stuck that has not looked for so many of its periods, and that much longer."""
+"""A watch is stuck if it has not scanned its directory for this many periods plus this time."""
 
 LEDGER_SECONDS = 120.0
-"""So long may the ledger be at work: to take over a million memories it needs half a minute on a slow disk."""
+"""The ledger is stuck if it has not answered for this long. Storing a million memories takes 30 s on a slow disk."""
 
 WATCH, SPOOL, LEDGER = "watch", "spool", "ledger"
 
@@ -31,65 +30,65 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True)
 class HealthMonitor:
-    """Observes, for as long as `run` does. The loops named `watch` and `spool` are those that read the two watches."""
+    """Checks the components while `run` runs. The loops named `watch` and `spool` read the two watches."""
 
     clock: Clock
     ledger: Ledger
     watches: Mapping[str, Watch]
     bus_state: Callable[[], BusState]
     period_seconds: float
-    """How often, at least, a watch looks."""
+    """Longest interval between two scans of a watch."""
     started: asyncio.Event
-    """Set once the watch of the databases has begun."""
+    """Set once the watch of the databases has started."""
 
     _subscribed: bool = field(default=False, init=False)
     _interrupted: dict[str, str] = field(default_factory=dict, init=False)
     _stuck: Mapping[str, str] = field(default_factory=dict, init=False)
-    _patient_from: dict[str, float] = field(default_factory=dict, init=False)
+    _limit_from: dict[str, float] = field(default_factory=dict, init=False)
     _last_observed: float | None = field(default=None, init=False)
     _probe: asyncio.Task[int] | None = field(default=None, init=False)
-    _probed: float = field(default=0.0, init=False)
+    _probe_started: float = field(default=0.0, init=False)
     _listeners: list[Callable[[], None]] = field(default_factory=list, init=False)
 
     @property
     def ready(self) -> bool:
-        """Whether it watches and hears requests. A bus that is out of reach is waited for, and does not count."""
+        """Whether the agent watches the databases and has subscribed to requests; the bus need not be reachable."""
         return self._subscribed and self.started.is_set()
 
     @property
     def stuck(self) -> Mapping[str, str]:
-        """What was stuck when it was looked at last: name -> why, in words."""
+        """Component -> reason for components that were stuck at the last check."""
         return self._stuck
 
     def problems(self) -> Mapping[str, str]:
-        """Return what is stuck or interrupted, as it was observed last: name -> why, in words."""
+        """Return component -> reason for what is stuck or interrupted."""
         return {**self._interrupted, **self._stuck}
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener`, on the event loop, when the trouble is another."""
+        """Call `listener` on the event loop when the problems change."""
         self._listeners.append(listener)
 
     async def until_ready(self) -> None:
-        """Return when it watches; it has subscribed by then."""
+        """Return when the agent watches the databases. It has subscribed to requests before."""
         await self.started.wait()
 
     def subscribed(self) -> None:
-        """All subscriptions are made."""
+        """Record that all subscriptions exist."""
         self._subscribed = True
 
-    def interrupted(self, loop: str, why: str) -> None:
-        """A loop was interrupted by what passes, and waits before it begins again."""
-        self._interrupted[loop] = why
+    def interrupted(self, loop: str, reason: str) -> None:
+        """Record that a transient error interrupted a loop, which waits before it restarts."""
+        self._interrupted[loop] = reason
         self._notify()
 
     def resumed(self, loop: str) -> None:
-        """The loop begins again; it is not at fault for what it has missed."""
-        self._reset_patience(loop)
+        """Record that a loop has restarted, and restart its time limit."""
+        self._restart_limit(loop)
         if self._interrupted.pop(loop, None) is not None:
             self._notify()
 
     async def run(self) -> None:
-        """Observe until cancelled."""
+        """Check all components at the interval, until cancelled."""
         try:
             while True:
                 self.observe()
@@ -100,22 +99,22 @@ class HealthMonitor:
                 await asyncio.wait({self._probe})
 
     def observe(self) -> None:
-        """Look once. Cheap; asks the ledger in the background, and sees at later looks whether that came back."""
+        """Check all components once. Does not block: the answer of the ledger is seen by a later check."""
         now = self.clock.monotonic()
         if self._last_observed is None or now - self._last_observed > 2 * OBSERVE_SECONDS:
             for name in (*self.watches, LEDGER):
-                self._reset_patience(name)
+                self._restart_limit(name)
         self._last_observed = now
-        if not self.bus_state().ready:  # the reader of notes waits for it, with a note in its hand
-            self._reset_patience(SPOOL)
+        if not self.bus_state().ready:  # the spool reader waits for the bus
+            self._restart_limit(SPOOL)
         stuck: dict[str, str] = {}
         for name, watch in self.watches.items():
-            idle = now - max(watch.scanned_at, self._patient_from[name])
+            idle = now - max(watch.scanned_at, self._limit_from[name])
             if name not in self._interrupted and idle > PERIODS * self.period_seconds + SLACK_SECONDS:
-                stuck[name] = f"it has not looked at its directory for {idle:.0f} s"
+                stuck[name] = f"no scan of its directory for {idle:.0f} s"
         busy = self._ledger_busy(now)
         if busy > LEDGER_SECONDS:
-            stuck[LEDGER] = f"it has not answered for {busy:.0f} s"
+            stuck[LEDGER] = f"no answer for {busy:.0f} s"
         if stuck.keys() != self._stuck.keys():
             for name in stuck.keys() - self._stuck.keys():
                 _log.error("health_degraded", component=name, reason=stuck[name])
@@ -126,19 +125,20 @@ class HealthMonitor:
         self._stuck = stuck
 
     def _ledger_busy(self, now: float) -> float:
-        """Return the time for which the ledger has not answered; asks again where it has."""
+        """Return the seconds for which the ledger has not answered. If it has, send the next query."""
         if self._probe is not None and not self._probe.done():
-            return now - max(self._probed, self._patient_from[LEDGER])
+            return now - max(self._probe_started, self._limit_from[LEDGER])
         if self._probe is not None and not self._probe.cancelled():
             error = self._probe.exception()
             if error is not None and not isinstance(error, AkoshaError):
                 raise error
-            # Errors of the ledger are reported where it is used.
-        self._probe, self._probed = asyncio.create_task(_position(self.ledger), name="vitals-ledger"), now
+            # Errors of the ledger are reported by the code that uses it.
+        self._probe = asyncio.create_task(_position(self.ledger), name="health-ledger")
+        self._probe_started = now
         return 0.0
 
-    def _reset_patience(self, name: str) -> None:
-        self._patient_from[name] = self.clock.monotonic()
+    def _restart_limit(self, name: str) -> None:
+        self._limit_from[name] = self.clock.monotonic()
 
     def _notify(self) -> None:
         for listener in self._listeners:

@@ -1,4 +1,4 @@
-"""From the status, made for people, to figures, made for a meter."""
+"""The metrics that are derived from the status."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ DELIVERED, REFUSED = "delivered", "refused"
 
 
 def ledger_metrics(status: Status, *, ledger_bytes: int | None) -> LedgerMetrics:
-    """Return the figures of a status. `bus` is nats, memory or waiting; `watcher` native, polling or waiting."""
+    """Return the metrics of a status. `bus` is nats, memory or waiting; `watcher` is native, polling or waiting."""
     return LedgerMetrics(
         methods=tuple(_method(target) for target in status.targets),
         results_waiting=status.results_waiting,
@@ -38,5 +38,5 @@ def _method(target: TargetStatus) -> MethodMetrics:
 
 
 def _first_word(notes: Mapping[str, str], key: str) -> str:
-    """Return the kind that a note begins with: `nats: tls://...`, `polling (nfs ...)`."""
+    """Return the kind at the start of a note such as `nats: tls://...` or `polling (nfs ...)`."""
     return notes.get(key, "").partition(" ")[0].rstrip(":")

@@ -1,10 +1,10 @@
-"""What others may ask of this agent over the bus, where that is switched on: how it is, and to sync. Nothing else.
+"""Remote control over the bus, if enabled: other machines can read the status and request a sync.
 
     akosha.agent.{system}.status    any text     -> {"system_id", "agent_id", "version", "bus", "pending", "targets"}
-    akosha.agent.{system}.sync      {"method": "auto", "enable_fallback": true}, or nothing
-                                                 -> {"accepted": true, "request_id"}; the result comes as an event
+    akosha.agent.{system}.sync      {"method": "auto", "enable_fallback": true}, or empty
+                                                 -> {"accepted": true, "request_id"}; the result is sent as an event
 
-No path, address or setting is in an answer: clients need not be trusted with those.
+Answers contain no path, address or setting: clients need not be trusted with those.
 """
 
 import json
@@ -23,7 +23,7 @@ from agent.domain.routing import AUTO, CLOUD, HTTP, REMOTE
 from agent.ports import BusState, Clock, Ledger, Responder
 
 STATUS, SYNC = "status", "sync"
-MAX_QUESTION_BYTES = 64 * 1024
+MAX_REQUEST_BYTES = 64 * 1024
 
 Answer = Callable[[bytes], Awaitable[bytes]]
 
@@ -31,7 +31,7 @@ _log = structlog.get_logger()
 
 
 class RemoteControl:
-    """Answers the two questions. A question that is not understood is answered with an `error`."""
+    """Answers the two requests. An invalid request gets an answer with an `error`."""
 
     def __init__(
         self,
@@ -46,24 +46,24 @@ class RemoteControl:
         self._ledger, self._clock, self._bus_state = ledger, clock, bus_state
 
     async def start(self) -> None:
-        """Answer from now on, until the bus is closed."""
-        for question, answer in ((STATUS, self._status), (SYNC, self._sync)):
-            subject = naming.control_subject(self._identity.system_id, question)
-            await self._responder.respond(subject, self._safely(answer))
+        """Subscribe. Requests are answered until the bus is closed."""
+        for name, answer in ((STATUS, self._status), (SYNC, self._sync)):
+            subject = naming.control_subject(self._identity.system_id, name)
+            await self._responder.respond(subject, self._with_errors(answer))
 
-    def _safely(self, answer: Answer) -> Answer:
-        async def answered(question: bytes) -> bytes:
+    def _with_errors(self, answer: Answer) -> Answer:
+        async def answer_or_error(request: bytes) -> bytes:
             try:
-                return await answer(question)
+                return await answer(request)
             except WireError as error:
                 return _json({"accepted": False, "error": error.message})
             except AkoshaError as error:
                 _log.warning("question_failed", error=str(error))
-                return _json({"accepted": False, "error": "the agent cannot answer now: its log says why"})
+                return _json({"accepted": False, "error": "the agent cannot answer now; see its log"})
 
-        return answered
+        return answer_or_error
 
-    async def _status(self, _question: bytes) -> bytes:
+    async def _status(self, _request: bytes) -> bytes:
         status, state = await self._agent_service.brief_status(), self._bus_state()
         return _json(
             {
@@ -77,8 +77,8 @@ class RemoteControl:
             }
         )
 
-    async def _sync(self, question: bytes) -> bytes:
-        method, enable_fallback = _options(question)
+    async def _sync(self, request: bytes) -> bytes:
+        method, enable_fallback = _options(request)
         ask = SyncAsked(
             id=str(uuid.uuid4()),
             time=self._clock.now(),
@@ -103,19 +103,19 @@ def _target_document(target: TargetStatus) -> Mapping[str, object]:
     }
 
 
-def _options(question: bytes) -> tuple[str, bool]:
-    """Return (method, enable_fallback) of a question to sync. Raises WireError."""
-    if len(question) > MAX_QUESTION_BYTES:
-        raise WireError(f"a question of {len(question)} bytes")
+def _options(request: bytes) -> tuple[str, bool]:
+    """Return (method, enable_fallback) of a sync request. Raises WireError."""
+    if len(request) > MAX_REQUEST_BYTES:
+        raise WireError(f"the request has {len(request)} bytes; the limit is {MAX_REQUEST_BYTES}")
     try:
-        options = json.loads(question or b"{}")
+        options = json.loads(request or b"{}")
     except (ValueError, RecursionError) as error:
-        raise WireError("the question is not JSON") from error
+        raise WireError("the request is not JSON") from error
     if not isinstance(options, dict):
-        raise WireError("the question is no JSON object")
+        raise WireError("the request is not a JSON object")
     method, enable_fallback = options.get("method", AUTO), options.get("enable_fallback", True)
     if method not in (AUTO, CLOUD, HTTP) or not isinstance(enable_fallback, bool):
-        raise WireError("method is auto, cloud or http, enable_fallback true or false")
+        raise WireError("method must be auto, cloud or http; enable_fallback must be true or false")
     return method, enable_fallback
 
 

@@ -1,4 +1,4 @@
-"""The state of everything at a glance: who runs, what each target has, what is pending and why."""
+"""The status: the running agent, what each target has, what is pending and why."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ DELIVERED_TO_AKOSHA = (
     "delivered means that the server acknowledged them; Akosha up to 0.11 keeps them in its process until it ends, "
     "and its search tools do not read them"
 )
-"""What a count of delivered memories promises. The version that a server reports does not show which applies."""
+"""What a count of delivered memories means. The version that a server reports does not show which case applies."""
 
 VERIFIED = "verified"
-"""The note of the last look."""
+"""Key of the ledger note of the last verification."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseStatus:
-    """One database at one target. `size` in bytes, of all its files now; 0 where it is no longer there."""
+    """One database at one target. `size` is the present size of its files in bytes, 0 if the database is gone."""
 
     name: str
     state: str
@@ -39,10 +39,10 @@ class DatabaseStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetStatus:
-    """One target: what it has, when it got it, and its last error. `memories`: how many it has and has not.
+    """One target: what it has, its last success and error, and the counts of its memories.
 
-    `delivered_means` is what their number promises, `confirmed_at` when the server said last that it has what it was
-    given; both of an Akosha server alone.
+    For an Akosha server, `delivered_means` explains the count of delivered memories, and `confirmed_at` is the last
+    time at which the server confirmed that it has them.
     """
 
     method: str
@@ -66,7 +66,7 @@ class TargetStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BusStatus:
-    """Where events flow: the NATS server, or `in this process` and why, or `waiting` and for what. `since` when."""
+    """The bus in use: the NATS server, `in this process` and why, or `waiting` and for what; `since` that time."""
 
     text: str
     since: datetime | None
@@ -74,7 +74,7 @@ class BusStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyStatus:
-    """What the agent's own last look at its newest upload has come to: `problems` by object, none where it is whole."""
+    """The agent's last verification of its newest upload. `problems` by object; none if the upload is complete."""
 
     upload_id: str
     at: datetime
@@ -83,27 +83,27 @@ class VerifyStatus:
 
     @classmethod
     def from_notes(cls, notes: Mapping[str, str]) -> Self | None:
-        """Return what the ledger's notes say of it, None where it has not looked yet."""
+        """Return the verification in the ledger's notes, None if there was none yet."""
         try:
             note = json.loads(notes[VERIFIED])
-            problems = {str(name): str(why) for name, why in note["problems"].items()}
+            problems = {str(name): str(problem) for name, problem in note["problems"].items()}
             at = datetime.fromisoformat(note["at"])
             return cls(upload_id=str(note["upload_id"]), at=at, problems=problems, whole=not problems)
         except (KeyError, ValueError, TypeError, AttributeError):
             return None
 
     def note(self) -> str:
-        """Return it as `noted` reads it."""
+        """Return the verification as a note for `from_notes`."""
         return json.dumps({"upload_id": self.upload_id, "at": self.at.isoformat(), "problems": dict(self.problems)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """All of it. `pending` names what the first target of the route lacks: also while another method delivers, that is
-    still owed.
+    """The complete status. `pending` names the databases that the first target of the route lacks, even if another
+    method has delivered them.
 
-    `bus` is there while an agent runs; `results_waiting` counts those that no bus has confirmed yet. `verified` is of
-    the agent's own last look whether its newest upload is whole. `warnings` are lasting conditions that need a person.
+    `bus` is None if no agent runs. `results_waiting` counts results that no bus has confirmed yet. `verified` is the
+    agent's last verification of its newest upload. `warnings` are lasting conditions that need a user's action.
     """
 
     system_id: str
@@ -134,10 +134,11 @@ def describe(
     warnings: Sequence[StatusWarning] = (),
     default_system_id: bool = False,
 ) -> Status:
-    """Put the ledger's records and the files' present state side by side. `running`: an agent keeps the notes.
+    """Make the status from the ledger's records and the present state of the files.
 
-    `records` are in the order of the route, `memory_counts` by method. A fallback that was never needed is left out.
-    `warnings` are those that were computed for this look; those that the notes hold follow.
+    `records` are in the order of the route, `memory_counts` are by method. A fallback that was never used is left out.
+    `running`: an agent runs and keeps the notes up to date. `warnings` were computed for this status; those in the
+    notes are appended.
     """
     clouds = [record for record in records if record.target.method == CLOUD and not record.known]
     undecided = default_system_id and bool(clouds) and not is_decided(notes, system_id)
@@ -162,7 +163,7 @@ def describe(
 
 
 def _bus(notes: Mapping[str, str]) -> BusStatus | None:
-    """Return what the notes say of the bus. Its name goes without saying: NATS has its address, `memory` its words."""
+    """Return the bus in the notes, without the prefix `nats: ` or `memory: `: the rest shows which one it is."""
     text = notes.get(BUS)
     if text is None:
         return None
@@ -210,7 +211,7 @@ def _described(problem: Problem | None) -> str:
 
 
 MARGIN_BYTES = 16 * 2**20
-"""What stays free beside the copies: for the ledger, notes and memories.json."""
+"""Space needed in addition to the copies: for the ledger, notes and memories.json."""
 
 STATE_DISK_FULL = "state_disk_full"
 
@@ -218,11 +219,10 @@ STATE_DISK_FULL = "state_disk_full"
 def disk_warning(
     directory: str, free_bytes: int | None, records: Sequence[TargetRecord], survey: Survey
 ) -> StatusWarning | None:
-    """Return the warning that the state directory's disk has no room, None where it has or that is not known.
+    """Return a warning if the state directory's disk is too full for a sync, else None, also if that is unknown.
 
-    Computed for each status: on a full disk the ledger can keep no warning.
-
-    A sync copies all databases that its first target lacks; their copies are there until it ends.
+    Computed for each status: on a full disk the ledger cannot store a warning. A sync copies all databases that its
+    first target lacks, and keeps the copies until it ends.
     """
     lacking = pending(records[0], survey) if records else frozenset[str]()
     needed = MARGIN_BYTES + sum(survey[name].size for name in lacking if name in survey)
@@ -231,5 +231,5 @@ def disk_warning(
     return StatusWarning(
         code=STATE_DISK_FULL,
         message=f"the disk of {directory} is full: a sync needs {needed:,} bytes there, {free_bytes:,} are free",
-        hint="free some space there, or let akosha_agent_state_dir name a directory on a bigger disk",
+        hint="free disk space there, or set akosha_agent_state_dir to a directory on a larger disk",
     )

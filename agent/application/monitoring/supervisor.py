@@ -1,4 +1,4 @@
-"""Notifies the service manager: readiness, watchdog pings, and a status line."""
+"""Notify the service manager: readiness, watchdog pings and a status line."""
 
 import structlog
 
@@ -13,7 +13,7 @@ _log = structlog.get_logger()
 
 
 class SupervisorLoop:
-    """Its two loops. Signs of life come from the event loop, and stay out while something is stuck."""
+    """The two loops that notify the service manager. Watchdog pings stop while a component is stuck."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class SupervisorLoop:
         health.on_change(self._signal.set)
 
     async def watchdog_loop(self) -> None:
-        """Report readiness, then send watchdog pings where they are wanted, until cancelled."""
+        """Report readiness; then send watchdog pings, if the service manager expects them, until cancelled."""
         await self._health.until_ready()
         self._supervisor.ready()
         every = self._supervisor.watchdog_seconds
@@ -51,23 +51,23 @@ class SupervisorLoop:
             await self._signal.wait(None)
 
     async def _line(self) -> str:
-        if trouble := self._health.problems():
-            return "in trouble: " + "; ".join(f"{name}: {why}" for name, why in sorted(trouble.items()))
+        if problems := self._health.problems():
+            return "unhealthy: " + "; ".join(f"{name}: {reason}" for name, reason in sorted(problems.items()))
         try:
             return line(await self._agent_service.brief_status())
         except AkoshaError as error:
-            return f"in trouble: {error.message}"
+            return f"unhealthy: {error.message}"
 
 
 def line(status: Status) -> str:
     """Return a status in one line."""
-    last_line = [f"pending: {', '.join(status.pending)}" if status.pending else "nothing pending"]
+    parts = [f"pending: {', '.join(status.pending)}" if status.pending else "nothing pending"]
     if status.targets:
         first = status.targets[0]
         when = f"{first.last_success:%Y-%m-%d %H:%M:%S} UTC" if first.last_success else "never"
-        last_line.append(f"last upload {first.newest_upload_id or when}")
+        parts.append(f"last upload {first.newest_upload_id or when}")
         if first.failures:
-            last_line.append(f"{first.method} failed {first.failures} times: {first.error}")
+            parts.append(f"{first.method} failed {first.failures} times: {first.error}")
     else:
-        last_line.append("no way to sync")
-    return "; ".join(last_line)
+        parts.append("no sync method is set up")
+    return "; ".join(parts)
