@@ -1,21 +1,21 @@
-"""The C library's allocator: freed memory is returned to the system.
+"""Makes glibc's allocator return freed memory to the system.
 
-glibc takes blocks of 128 KiB and more from the system one by one and gives them back one by one, but only until the
-first is freed: then it raises that limit to the block's size, up to 32 MiB, and from there on such blocks lie in its
-heaps, where what is freed between two that live stays. An upload frees hundreds of blocks of half a mebibyte in
-no order: of 16 MiB in use it made 60. A limit that is set is not raised.
+glibc maps each block of 128 KiB or more separately and unmaps it when it is freed, but only until the first one is
+freed: then it raises that threshold to the block's size, up to 32 MiB. Later blocks come from its heaps, which cannot
+return memory that is freed between two used blocks. An upload frees hundreds of blocks of half a mebibyte in no
+particular order: the process grew to 60 MiB with 16 MiB in use. glibc never raises a threshold that is set explicitly.
 """
 
 import ctypes
 
 LARGE_BYTES = 128 * 1024
-"""glibc's own limit at the start."""
+"""glibc's initial threshold."""
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def give_back_large_blocks() -> bool:
-    """Fix the limit for this process; return whether there is one (not so on macOS and with musl). Idempotent."""
+    """Set the threshold for this process. Return False if the C library has none (macOS, musl). Idempotent."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):

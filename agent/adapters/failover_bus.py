@@ -1,8 +1,8 @@
-"""Two buses as one: the distant one while it is there, the local one while it is not.
+"""Combines two buses: a remote bus while it is available, otherwise a local one.
 
-Requests and session ends go to the bus that is there when they are published, and stay on it: they are disposable, for
-the files are the truth. Results go to the remote bus only, even if they have to wait for it: only that reaches other
-machines.
+A request or session end goes to the bus that is available when it is published, and stays there: it may be lost,
+because the agent finds unsynced files again. Results go to the remote bus only, even if they have to wait for it:
+only the remote bus reaches other machines.
 """
 
 import asyncio
@@ -18,82 +18,85 @@ _log = structlog.get_logger()
 
 
 class FailoverBus:
-    """`agent.ports.EventBus` over two others, which it owns. `still_here_seconds`: a third of their ack wait."""
+    """`agent.ports.EventBus` over two others, which it owns and closes.
 
-    def __init__(self, distant: EventBus, local: EventBus, *, still_here_seconds: float) -> None:
-        self._distant, self._local, self._still_here = distant, local, still_here_seconds
+    `progress_interval_seconds`: how often a message that waits for its turn reports progress; a third of the ack wait.
+    """
+
+    def __init__(self, remote: EventBus, local: EventBus, *, progress_interval_seconds: float) -> None:
+        self._remote, self._local, self._progress_interval = remote, local, progress_interval_seconds
 
     @property
     def state(self) -> BusState:
-        """The one in use; the local one's detail says why the other is not."""
-        distant = self._distant.state
-        if distant.ready:
-            return distant
+        """The state of the bus in use; if it is the local one, `detail` has the reason."""
+        remote = self._remote.state
+        if remote.ready:
+            return remote
         return BusState(
-            self._local.state.name, ready=True, detail=f"in this process: {distant.detail}", since=distant.since
+            self._local.state.name, ready=True, detail=f"in this process: {remote.detail}", since=remote.since
         )
 
     @property
     def stream(self) -> StreamMark | None:
-        return self._distant.stream
+        return self._remote.stream
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        self._distant.on_change(listener)
+        self._remote.on_change(listener)
 
     async def wait_until_ready(self) -> None:
-        """It always is: there is the local one."""
+        """Return at once: the local bus is always ready."""
 
     def check_connection(self) -> None:
-        self._distant.check_connection()
+        self._remote.check_connection()
         self._local.check_connection()
 
     async def reset_client(self) -> None:
-        """As `Reconnectable` says, for those of the two that keep a client."""
-        await reset_clients(self._distant, self._local)
+        """Implement `Reconnectable` for the buses that keep a client."""
+        await reset_clients(self._remote, self._local)
 
     async def publish(self, event: Event) -> None:
         if isinstance(event, SyncResult):
-            await self._distant.publish(event)
+            await self._remote.publish(event)
             return
-        if self._distant.state.ready:
+        if self._remote.state.ready:
             try:
-                await self._distant.publish(event)
+                await self._remote.publish(event)
             except BusError as error:
                 if not error.transient:
                     raise
-                # It may have arrived all the same: a subscriber that receives it twice finds it done.
+                # The event may have arrived nevertheless: a subscriber that receives it twice finds nothing to do.
                 _log.info("event_kept_local", id=event.id, subject=event.subject, reason=str(error))
             else:
                 return
         await self._local.publish(event)
 
     async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> Subscription:
-        """As the port says, to both; one event at a time over the two."""
-        one_at_a_time = asyncio.Lock()
+        """Subscribe to both buses; the handler gets one event at a time from the two."""
+        lock = asyncio.Lock()
 
         async def handle(message: Message) -> None:
-            await self._turn(one_at_a_time, message)
+            await self._acquire(lock, message)
             try:
                 await handler(message)
             finally:
-                one_at_a_time.release()
+                lock.release()
 
         local = await self._local.subscribe(pattern, handle, durable=durable)
         try:
-            distant = await self._distant.subscribe(pattern, handle, durable=durable)
+            remote = await self._remote.subscribe(pattern, handle, durable=durable)
         except BaseException:
             await local.stop()
             raise
-        return _Both(local, distant)
+        return _BothSubscriptions(local, remote)
 
     async def aclose(self) -> None:
-        await asyncio.gather(self._local.aclose(), self._distant.aclose())
+        await asyncio.gather(self._local.aclose(), self._remote.aclose())
 
-    async def _turn(self, lock: asyncio.Lock, message: Message) -> None:
-        """Take the lock; a long wait for it does not count as silence."""
+    async def _acquire(self, lock: asyncio.Lock, message: Message) -> None:
+        """Acquire the lock; report progress while waiting, so that the bus does not redeliver the message."""
         while True:
             try:
-                async with asyncio.timeout(self._still_here):
+                async with asyncio.timeout(self._progress_interval):
                     await lock.acquire()
             except TimeoutError:
                 await message.in_progress()
@@ -101,8 +104,8 @@ class FailoverBus:
                 return
 
 
-class _Both:
-    """A subscription to two buses."""
+class _BothSubscriptions:
+    """The subscriptions to both buses."""
 
     def __init__(self, *subscriptions: Subscription) -> None:
         self._subscriptions = subscriptions

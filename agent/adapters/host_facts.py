@@ -1,6 +1,6 @@
-"""What this machine tells about itself: directories, inotify, who has a file open. Reads only; blocks.
+"""Facts about this machine: directories, inotify limits, processes that have a file open. Read only; blocks.
 
-What is unknown (elsewhere than on Linux, of other users' processes) is left out, not guessed.
+Facts that the system does not report (not Linux, processes of other users) are omitted.
 """
 
 import os
@@ -15,7 +15,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:
-    """A directory, or what is in its place. `closed`: why it cannot be read, "" where it can; `free` in bytes."""
+    """A directory, or another file at its path. `closed`: why it cannot be read, "" if it can. `free` in bytes."""
 
     path: Path
     exists: bool
@@ -33,7 +33,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inotify:
-    """The kernel's limits for each user, and what this user's processes have taken of them, as far as they show."""
+    """The kernel's limits per user, and how much of them the visible processes of this user have used."""
 
     max_watches: int
     max_instances: int
@@ -42,38 +42,38 @@ class Inotify:
 
 
 def folder(path: Path) -> Folder:
-    """Look at a directory. `free` is that of the nearest one above where there is none yet. Raises OSError."""
+    """Examine a directory. If it does not exist, `free` and `writable` are its nearest parent's. Raises OSError."""
     try:
-        found = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        above = next((parent for parent in path.parents if parent.is_dir()), Path("/"))
-        return Folder(path=path, exists=False, free=_free(above), writable=os.access(above, os.W_OK | os.X_OK))
+        parent = next((parent for parent in path.parents if parent.is_dir()), Path("/"))
+        return Folder(path=path, exists=False, free=_free(parent), writable=os.access(parent, os.W_OK | os.X_OK))
     except PermissionError as error:
-        return Folder(path=path, exists=True, closed=error.strerror or "no answer")
+        return Folder(path=path, exists=True, closed=error.strerror or "permission denied")
     closed = ""
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         try:
             with os.scandir(path) as entries:
                 next(entries, None)
         except OSError as error:
-            closed = error.strerror or "no answer"
+            closed = error.strerror or type(error).__name__
     return Folder(
         path=path,
         exists=True,
-        is_directory=stat.S_ISDIR(found.st_mode),
+        is_directory=stat.S_ISDIR(status.st_mode),
         closed=closed,
         writable=os.access(path, os.W_OK | os.X_OK),
-        owner=found.st_uid,
-        mode=stat.S_IMODE(found.st_mode),
+        owner=status.st_uid,
+        mode=stat.S_IMODE(status.st_mode),
         free=_free(path),
     )
 
 
 def inotify(proc: Path = PROC) -> Inotify | None:
-    """Return the limits and what is used of them; None where there is no inotify."""
+    """Return the limits and their use; None if the system has no inotify."""
     limits = proc / "sys/fs/inotify"
     try:
-        watches, instances = (int((limits / f"max_user_{what}").read_text()) for what in ("watches", "instances"))
+        watches, instances = (int((limits / f"max_user_{name}").read_text()) for name in ("watches", "instances"))
     except (OSError, ValueError):
         return None
     used_watches = used_instances = 0
@@ -81,13 +81,13 @@ def inotify(proc: Path = PROC) -> Inotify | None:
         if target == "anon_inode:inotify":
             used_instances += 1
             with suppress(OSError):
-                found = (process / "fdinfo" / number).read_text()
-                used_watches += sum(line.startswith("inotify ") for line in found.splitlines())
+                lines = (process / "fdinfo" / number).read_text().splitlines()
+                used_watches += sum(line.startswith("inotify ") for line in lines)
     return Inotify(max_watches=watches, max_instances=instances, watches=used_watches, instances=used_instances)
 
 
 def holders(paths: Collection[str], proc: Path = PROC) -> dict[str, tuple[str, ...]]:
-    """Return which of these (real paths) a process of this user has open: path -> `name (pid)`s."""
+    """Return the processes of this user that have one of these files (real paths) open: path -> `name (pid)`s."""
     found: dict[str, set[str]] = {}
     for process, _, target in _descriptors(proc):
         if target in paths:
@@ -98,12 +98,12 @@ def holders(paths: Collection[str], proc: Path = PROC) -> dict[str, tuple[str, .
 
 
 def _descriptors(proc: Path) -> Iterator[tuple[Path, str, str]]:
-    """Yield (process, descriptor, what it leads to) of all processes that we may look into."""
+    """Yield (process, descriptor, its target) for all processes of this user."""
     with suppress(OSError):
         for process in proc.iterdir():
             if not process.name.isdecimal():
                 continue
-            with suppress(OSError):  # somebody else's, or gone
+            with suppress(OSError):  # not readable, or the process has ended
                 if process.stat().st_uid != os.geteuid():
                     continue
                 for descriptor in (process / "fd").iterdir():
@@ -112,5 +112,5 @@ def _descriptors(proc: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 def _free(path: Path) -> int:
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize

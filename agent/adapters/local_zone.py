@@ -1,7 +1,7 @@
-"""The time zone of this machine: the naive times in Session-Buddy's databases are of it.
+"""The time zone of this machine, in which Session-Buddy's databases store naive times.
 
-By its IANA name where it has one, so that a time in winter gets winter's offset; else by the offset of now. Reads
-files: not for the event loop.
+The zone is an IANA zone if the machine has one, so that a winter time gets the winter offset; otherwise it is the
+current offset. Blocks on files: call it in a thread.
 """
 
 import re
@@ -15,12 +15,12 @@ _OFFSET = re.compile(r"([+-])([01]\d|2[0-3]):([0-5]\d)")
 
 
 def local_zone() -> tuple[tzinfo, str]:
-    """Return the zone as it is now (laptops travel), and the name by which `zone_named` finds it. Never raises.
+    """Return the current zone (laptops travel) and its name for `zone_named`. Never raises.
 
-    Where the zone has no IANA name, this machine has no data for it (minimal containers), or its clock shows another
-    time than the name says, it is the offset of now.
+    The zone is the current offset if it has no IANA name, if the machine has no data for it (minimal containers), or if
+    the clock's offset differs from the zone's.
     """
-    import tzlocal  # noqa: PLC0415 - only who reads memories needs it
+    import tzlocal  # noqa: PLC0415 - only reading memories needs it
 
     time.tzset()
     clock = datetime.now().astimezone()
@@ -29,7 +29,7 @@ def local_zone() -> tuple[tzinfo, str]:
         name = tzlocal.get_localzone_name()
         zone = ZoneInfo(name) if name else None
     except (LookupError, ValueError, OSError, Warning):
-        zone = None  # TZ or a file names what is not there, or they contradict each other
+        zone = None  # TZ or a file names an unknown zone, or they contradict each other
     if zone is not None and clock.astimezone(zone).utcoffset() == clock.utcoffset():
         return zone, zone.key
     return _offset(clock.utcoffset() or timedelta())
@@ -46,12 +46,12 @@ def zone_named(name: str) -> tzinfo:
         offset = timedelta(hours=int(hours), minutes=int(minutes))
         return timezone(-offset if sign == "-" else offset)
     if name == "UTC":
-        return UTC  # needs no data
+        return UTC  # needs no time zone data
     try:
         return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:  # OSError: a name that is a directory's
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:  # OSError: the name of a directory
         raise WireError(
-            f"{name[:80]!r} is no time zone that this machine knows",
+            f"unknown time zone {name[:80]!r}",
             hint="install the system's time zone data (tzdata)",
         ) from error
 

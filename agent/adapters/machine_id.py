@@ -1,4 +1,4 @@
-"""The machine's id as its operating system keeps it; where it keeps none, a random one in the state directory."""
+"""The operating system's machine id; if there is none, a random id that is kept in the state directory."""
 
 import platform
 import re
@@ -22,10 +22,10 @@ _IOREG_SECONDS = 5.0
 
 
 def machine_id(state_dir: Path, *, files: Sequence[Path] = FILES) -> str:
-    """Return the machine's id. Blocks. Raises StateError where one has to be kept and cannot be.
+    """Return the machine's id. Blocks. Raises StateError if a random id cannot be read or written.
 
-    Before the first start there is no state directory to keep one in, and nothing is made: the id is a new one each
-    time. No claim can have been made with it.
+    Before the first start, the state directory does not exist and is not created: each call returns another random id.
+    No system id can have been claimed with it yet.
     """
     for path in files:
         with suppress(OSError, UnicodeDecodeError):
@@ -38,14 +38,14 @@ def _of_macos() -> str:
     if platform.system() != "Darwin":
         return ""
     with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(_IOREG, capture_output=True, text=True, timeout=_IOREG_SECONDS, check=True)  # noqa: S603
-        if found := _UUID.search(said.stdout):
+        done = subprocess.run(_IOREG, capture_output=True, text=True, timeout=_IOREG_SECONDS, check=True)  # noqa: S603
+        if found := _UUID.search(done.stdout):
             return found[1].lower()
     return ""
 
 
 def _own(path: Path) -> str:
-    """Return the random id kept in the state directory, made once; of processes that make it together, one wins."""
+    """Return the random id in the state directory; create it once. If several processes create it, one of them wins."""
     if not path.parent.exists():
         return secrets.token_hex(16)
     try:
@@ -58,6 +58,6 @@ def _own(path: Path) -> str:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise StateError(
-            f"{path} cannot be made or read: {getattr(error, 'strerror', '') or type(error).__name__}",
+            f"{path} cannot be created or read: {getattr(error, 'strerror', '') or type(error).__name__}",
             hint="make the state directory writable for this user, or set akosha_agent_state_dir",
         ) from error

@@ -1,8 +1,8 @@
-"""The in-process event bus: what the agent runs on where there is no NATS, or while none answers.
+"""The in-process event bus, used if NATS is not configured or not reachable.
 
-Each subscription has a mailbox, and a task that hands over its head, one event at a time. The head leaves the mailbox
-with its ack and not before, so everything else (a nak, an error, a wedged handler, a stopped subscription) is the
-same thing: the head is still there. A durable name is a mailbox that outlives its subscription.
+Each subscription has a mailbox and a task that hands over its oldest message, one event at a time. A message is removed
+from the mailbox by its ack only: after a nak, an error, a stalled handler or a stopped subscription, it is still the
+oldest. The mailbox of a durable name outlives its subscription.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _log = structlog.get_logger()
 
 @dataclass(slots=True, eq=False)
 class _MemoryMessage:
-    """An event in a mailbox. Not to be delivered before `not_before` (monotonic)."""
+    """An event in a mailbox, delivered at `not_before` (monotonic) at the earliest."""
 
     event: Event
     not_before: float = 0.0
@@ -31,7 +31,7 @@ class _MemoryMessage:
 
 @dataclass(slots=True, eq=False)
 class _Mailbox:
-    """What one subscription, or one durable name, has yet to ack, in order."""
+    """The unacknowledged messages of one subscription or durable name, in order."""
 
     name: str
     pattern: str
@@ -41,16 +41,22 @@ class _Mailbox:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, event: Event) -> None:
-        """Append; a mailbox that is full loses its oldest, but never the one that may be in hand."""
+        """Append an event. A full mailbox discards its oldest message except the first, which may be in delivery."""
         if len(self.messages) >= self.limit:
-            lost = self.messages[1].event
+            discarded = self.messages[1].event
             del self.messages[1]
-            _log.warning("event_discarded", subscription=self.name, id=lost.id, subject=lost.subject, limit=self.limit)
+            _log.warning(
+                "event_discarded",
+                subscription=self.name,
+                id=discarded.id,
+                subject=discarded.subject,
+                limit=self.limit,
+            )
         self.messages.append(_MemoryMessage(event))
         self.arrived.set()
 
     async def head(self) -> _MemoryMessage:
-        """Return the oldest message, when there is one."""
+        """Wait for a message and return the oldest."""
         while not self.messages:
             self.arrived.clear()
             await self.arrived.wait()
@@ -106,16 +112,16 @@ class _Subscription:
     async def _run(self) -> None:
         while True:
             message = await self._mailbox.head()
-            # Also where there is nothing to wait for: a handler that naks without a delay must not block the loop.
+            # Sleep even for 0 s: a handler that naks without a delay must not block the event loop.
             await self._clock.sleep(message.not_before - self._clock.monotonic())
             await self._dispatcher.dispatch(_RawMessage(self._mailbox, message, self._clock))
 
 
 class MemoryBus:
-    """`agent.ports.EventBus` within one process and one event loop. What it holds ends with the process.
+    """`agent.ports.EventBus` within one process and one event loop. Its messages are lost when the process ends.
 
-    `ack_wait_seconds` is how long a handler may stay silent. A mailbox keeps at most `limit` events and then
-    discards its oldest, with a warning.
+    `ack_wait_seconds` is how long a handler may report no progress. A mailbox keeps at most `limit` events; then it
+    discards its oldest with a warning.
     """
 
     def __init__(self, clock: Clock, *, ack_wait_seconds: float = 60.0, limit: int = 10_000) -> None:
@@ -127,16 +133,16 @@ class MemoryBus:
         self.stream = None
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Nothing ever changes here."""
+        """Ignore the listener: the state never changes."""
 
     async def wait_until_ready(self) -> None:
-        """It always is."""
+        """Return at once: this bus is always ready."""
 
     def check_connection(self) -> None:
-        """Nothing here dies."""
+        """Do nothing: there is no connection."""
 
     async def publish(self, event: Event) -> None:
-        """As the port says. Raises StateError on a closed bus."""
+        """Implement the port. Raises StateError if the bus is closed."""
         self._check_open()
         subject = event.subject
         for mailbox in self._mailboxes:
@@ -144,7 +150,7 @@ class MemoryBus:
                 mailbox.put(event)
 
     async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> _Subscription:
-        """As the port says. Raises StateError where the durable name is in use, or has another pattern."""
+        """Implement the port. Raises StateError if the durable name is in use or has another pattern."""
         self._check_open()
         mailbox = self._durable_mailbox(durable) if durable is not None else None
         if mailbox is None:
@@ -172,7 +178,7 @@ class MemoryBus:
         return next((box for box in self._mailboxes if box.durable and box.name == durable), None)
 
     def _release(self, mailbox: _Mailbox) -> None:
-        """Its subscription has ended; a durable one's messages stay."""
+        """Remove the mailbox of an ended subscription, unless its name is durable."""
         self._running.pop(mailbox, None)
         if not mailbox.durable and mailbox in self._mailboxes:
             self._mailboxes.remove(mailbox)

@@ -1,7 +1,7 @@
-"""Did the machine sleep, is it in another network? A look every few seconds at what the kernel knows; nothing is sent.
+"""Detects sleep and network changes by asking the kernel every few seconds; sends no packets.
 
-Sleep: the time that passed while the machine ran, against the time that passed. Network: the address that the kernel
-would send from, to a place outside; a datagram socket that is connected asks that question and sends no packet.
+Sleep: the time since boot minus the time that the machine was awake. Network: the source address that the kernel would
+use for an external host; connecting a datagram socket determines it without sending a packet.
 """
 
 import errno
@@ -13,27 +13,28 @@ from datetime import UTC, datetime
 
 from agent.ports import Clock, NetworkChange
 
-LOOK_SECONDS = 5.0
+POLL_SECONDS = 5.0
 ASLEEP_SECONDS = 2.0
-"""A shorter sleep harms no connection."""
+"""A shorter sleep does not break connections."""
 
 AHEAD_SECONDS = 30.0
-"""So far the wall clock must run ahead at once: a virtual machine that was halted tells it in no other way. Somebody
-who sets the clock causes a look around, no more.
+"""A forward jump of the wall clock that counts as sleep: the only sign that a virtual machine was suspended.
+
+If a person sets the clock, the agent checks its connections needlessly, nothing more.
 """
 
-OUTSIDE = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-"""Places in networks for documentation: nobody is there."""
+PROBE_ADDRESSES = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+"""Addresses of documentation networks (RFC 5737, RFC 3849), at which no host exists."""
 
 _DISCARD_PORT = 9
 _NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT})
 
-Whence = tuple[str, ...]
-"""The source addresses, one a family; "" where the kernel knows no way out."""
+SourceAddresses = tuple[str, ...]
+"""One source address per address family; "" if the kernel has no route."""
 
 
-def slept() -> float:
-    """Return how many seconds the machine has slept since it was started, as far as its clocks tell."""
+def seconds_asleep() -> float:
+    """Return the seconds that the machine has slept since boot; 0 if its clocks do not show it."""
     if sys.platform == "darwin":
         return time.clock_gettime(time.CLOCK_MONOTONIC_RAW) - time.clock_gettime(time.CLOCK_UPTIME_RAW)
     if hasattr(time, "CLOCK_BOOTTIME"):
@@ -41,15 +42,15 @@ def slept() -> float:
     return 0.0
 
 
-def whence() -> Whence | None:
-    """Return where the machine would send from. None where that cannot be found out now."""
+def source_addresses() -> SourceAddresses | None:
+    """Return the source addresses for external hosts; None if they cannot be determined now."""
     found: list[str] = []
-    for family, host in OUTSIDE.items():
+    for family, host in PROBE_ADDRESSES.items():
         try:
             probe = socket.socket(family, socket.SOCK_DGRAM)
         except OSError as error:
             if error.errno not in _NO_FAMILY:
-                return None  # no descriptor is left, say: that says nothing of the network
+                return None  # no file descriptor is left, for example: this is not about the network
             found.append("")
             continue
         with probe:
@@ -62,36 +63,37 @@ def whence() -> Whence | None:
 
 
 class MachineNetworkMonitor:
-    """`agent.ports.Surroundings` on the kernel's clocks and routes, by a look every `look_seconds`."""
+    """`agent.ports.NetworkMonitor` on the kernel's clocks and routes, polled every `poll_seconds`."""
 
     def __init__(
         self,
         clock: Clock,
         *,
-        look_seconds: float = LOOK_SECONDS,
-        slept: Callable[[], float] = slept,
-        whence: Callable[[], Whence | None] = whence,
+        poll_seconds: float = POLL_SECONDS,
+        seconds_asleep: Callable[[], float] = seconds_asleep,
+        source_addresses: Callable[[], SourceAddresses | None] = source_addresses,
     ) -> None:
-        self._clock, self._look_seconds, self._slept, self._whence = clock, look_seconds, slept, whence
+        self._clock, self._poll_seconds = clock, poll_seconds
+        self._seconds_asleep, self._source_addresses = seconds_asleep, source_addresses
 
     async def changes(self) -> AsyncGenerator[NetworkChange, None]:
-        """As the port says. A lost network is reported when there is one again: before, nothing can be done."""
-        slept, ahead, whence = self._slept(), self._ahead(), self._whence()
+        """Implement the port. A lost network is reported when it is back: until then, nothing can be done."""
+        asleep, ahead, addresses = self._seconds_asleep(), self._ahead(), self._source_addresses()
         while True:
-            await self._clock.sleep(self._look_seconds)
-            slept_before, slept = slept, self._slept()
+            await self._clock.sleep(self._poll_seconds)
+            asleep_before, asleep = asleep, self._seconds_asleep()
             ahead_before, ahead = ahead, self._ahead()
-            if slept - slept_before > ASLEEP_SECONDS or ahead - ahead_before > AHEAD_SECONDS:
+            if asleep - asleep_before > ASLEEP_SECONDS or ahead - ahead_before > AHEAD_SECONDS:
                 yield NetworkChange.WOKE
-            now = self._whence()
-            if now is None or now == whence:
+            now = self._source_addresses()
+            if now is None or now == addresses:
                 continue
-            known, whence = whence, now
-            if known is not None and any(now):
+            before, addresses = addresses, now
+            if before is not None and any(now):
                 yield NetworkChange.MOVED
 
     def _ahead(self) -> float:
-        """Return how far the wall clock is ahead of the time that the machine ran: what changes it is a jump."""
+        """Return the wall clock minus the monotonic clock: the difference changes if the wall clock jumps."""
         return (self._clock.now() - _EPOCH).total_seconds() - self._clock.monotonic()
 
 

@@ -1,6 +1,6 @@
 """A Meter that Prometheus can scrape. The help texts are the documentation of the metrics (docs/generator).
 
-Label values are few: methods, outcomes, triggers and kinds of databases, whatever names users choose.
+Label values come from fixed sets (methods, outcomes, triggers, kinds of databases), never from names that users choose.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 SUCCEEDED, SKIPPED, FAILED = "succeeded", "skipped", "failed"
 NAMED_GRAPH = "named_graph"
 NONE, OTHER = "none", "other"
-"""In place of a method, where a request was refused at once; and of a trigger that is not ours."""
+"""The method of a request that was refused at once, and any unknown trigger."""
 
 METHODS = (routing.CLOUD, routing.HTTP)
 TRIGGERS = (routing.MANUAL, routing.SESSION_END, routing.FILE_CHANGE, routing.STARTUP, routing.RETRY, routing.REMOTE)
@@ -30,18 +30,18 @@ BUSES = ("memory", "nats")
 WATCHERS = ("native", "polling", "waiting")
 
 SYNC_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
-"""An unchanged small database takes a tenth of a second, the documented 42 MB 30 s at most, the time limit is 300 s."""
+"""An unchanged small database takes 0.1 s, the documented 42 MB at most 30 s; the time limit is 300 s."""
 
 SNAPSHOT_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
-"""60 MB take a third of a second; a gigabyte some ten."""
+"""60 MB take about 0.3 s, a gigabyte about 10 s."""
 
 
 class PrometheusMeter:
-    """`agent.ports.Meter` in a registry of its own. All series are there from the start, at 0, so that rates work."""
+    """`agent.ports.Meter` in its own registry. All series start at 0, so that rates work from the first event."""
 
     def __init__(self, *, version: str, python: str) -> None:
-        # When a series began is the scraper's to know; it would make the answer twice as long.
-        disable_created_metrics()  # type: ignore[no-untyped-call] # the library's one function without types
+        # The `_created` series would double the response, and scrapers know when a series started.
+        disable_created_metrics()  # type: ignore[no-untyped-call] # the only untyped function of the library
         self._registry = registry = CollectorRegistry()
         Info(f"{PREFIX}_build", "Version of the agent and of Python; the value is 1.", registry=registry).info(
             {"version": version, "python": python}
@@ -88,12 +88,12 @@ class PrometheusMeter:
             f"{PREFIX}_snapshot_bytes", "Size of the databases copied.", ["kind"], registry=registry
         )
         ProcessCollector(registry=registry)
-        self._begin()
+        self._create_series()
 
-    def _begin(self) -> None:
+    def _create_series(self) -> None:
         for method in METHODS:
-            for one in (self._raw, self._sent, self._seconds, self._retries):
-                one.labels(method)
+            for metric in (self._raw, self._sent, self._seconds, self._retries):
+                metric.labels(method)
             for outcome in (SUCCEEDED, SKIPPED, FAILED):
                 for trigger in TRIGGERS:
                     self._syncs.labels(method, outcome, trigger)
@@ -119,31 +119,31 @@ class PrometheusMeter:
         self._snapshots.labels(kind).observe(seconds)
         self._snapshot_bytes.labels(kind).inc(max(raw_bytes, 0))
 
-    def exposition(self, reading: MetricsSnapshot) -> bytes:
-        """Return all of it in Prometheus' text format (CONTENT_TYPE). Reads /proc; call it off the event loop."""
-        return generate_latest(_Page(self._registry, reading))
+    def exposition(self, snapshot: MetricsSnapshot) -> bytes:
+        """Return all metrics in Prometheus' text format (CONTENT_TYPE). Reads /proc: call it in a thread."""
+        return generate_latest(_Page(self._registry, snapshot))
 
 
 class _Page(Collector):
-    """The counters and the present state. A reading keeps nothing: scrapes do not affect each other."""
+    """The counters and the values of one snapshot. It keeps no state: scrapes do not affect each other."""
 
-    def __init__(self, counted: CollectorRegistry, reading: MetricsSnapshot) -> None:
-        self._counted, self._reading = counted, reading
+    def __init__(self, counters: CollectorRegistry, snapshot: MetricsSnapshot) -> None:
+        self._counters, self._snapshot = counters, snapshot
 
     def collect(self) -> Iterable[Metric]:
-        yield from self._counted.collect()
-        yield _gauge("ready", "1: the agent watches the databases and receives requests.", float(self._reading.ready))
-        yield _gauge("stuck", "Number of components that are stuck.", float(self._reading.stuck))
-        ledger = self._reading.ledger
+        yield from self._counters.collect()
+        yield _gauge("ready", "1: the agent watches the databases and receives requests.", float(self._snapshot.ready))
+        yield _gauge("stuck", "Number of components that are stuck.", float(self._snapshot.stuck))
+        ledger = self._snapshot.ledger
         yield _gauge(
             "scrape_error", "1: the ledger cannot be read, and the metrics from it are missing.", float(ledger is None)
         )
         if ledger is not None:
-            yield from _standing(ledger)
-            yield from _targets(ledger)
+            yield from _ledger_gauges(ledger)
+            yield from _target_gauges(ledger)
 
 
-def _standing(ledger: LedgerMetrics) -> Iterator[Metric]:
+def _ledger_gauges(ledger: LedgerMetrics) -> Iterator[Metric]:
     yield _gauge("results_waiting", "Results that the bus has not confirmed.", ledger.results_waiting)
     if ledger.ledger_bytes is not None:
         yield _gauge("ledger_bytes", "Size of the ledger on disk.", ledger.ledger_bytes)
@@ -157,7 +157,7 @@ def _standing(ledger: LedgerMetrics) -> Iterator[Metric]:
     yield mode
 
 
-def _targets(ledger: LedgerMetrics) -> Iterator[Metric]:
+def _target_gauges(ledger: LedgerMetrics) -> Iterator[Metric]:
     success = _labelled(
         "last_success_timestamp_seconds",
         "Time of the last sync after which the method's target lacked nothing; 0: never.",
@@ -171,12 +171,12 @@ def _targets(ledger: LedgerMetrics) -> Iterator[Metric]:
         "method",
         "state",
     )
-    for one in ledger.methods:
-        success.add_metric([one.method], one.last_success)
-        pending.add_metric([one.method], one.pending_databases)
-        failures.add_metric([one.method], one.failures)
-        for state, count in one.memories.items():
-            memories.add_metric([one.method, state], count)
+    for method in ledger.methods:
+        success.add_metric([method.method], method.last_success)
+        pending.add_metric([method.method], method.pending_databases)
+        failures.add_metric([method.method], method.failures)
+        for state, count in method.memories.items():
+            memories.add_metric([method.method, state], count)
     yield from (success, pending, failures, memories)
 
 

@@ -1,14 +1,13 @@
-"""Events as bytes: CloudEvents 1.0 in structured JSON mode, one codec for every bus, spool and log.
+"""The codec for events: CloudEvents 1.0 in structured JSON mode, used by every bus, the spool and the ledger.
 
     {"specversion": "1.0", "id": ..., "source": "urn:akosha-agent:{system_id}", "type": "akosha.sync.succeeded.v1",
      "subject": "akosha.sync.{system_id}.succeeded", "time": "2025-06-01T12:00:00+00:00",
      "datacontenttype": "application/json", "data": {"system_id": ..., and the event's own fields}}
 
-Session ends come from other programs, and have the `source` of those; subject and data.system_id say whose session it
-was.
+Session ends come from other programs and have their `source`; subject and data.system_id name the session's system.
 
-What comes in is validated strictly: a text is never taken for a number, nor a time without an offset for a time.
-Fields that we do not know, and minor versions of a type newer than ours (`.v1.2`), are tolerated: they only add.
+Decoding validates strictly: a string is not accepted as a number, nor a time without an offset. Unknown fields and
+newer minor versions of a type (`.v1.2`) are accepted, because they only add fields.
 """
 
 import math
@@ -45,9 +44,9 @@ _SHOWN = 80
 
 
 class CloudEventsCodec:
-    """Encodes and decodes every class of `agent.domain.events.ALL`; what it refuses is a WireError that says why.
+    """Encodes and decodes every class of `agent.domain.events.ALL`. Raises WireError with the reason.
 
-    `max_bytes` bounds what `decode` looks at. Stateless but for the validators, which are built at the first decoding.
+    `max_bytes` limits the input of `decode`. The validators are built at the first decoding; there is no other state.
     """
 
     def __init__(self, *, max_bytes: int = MAX_EVENT_BYTES) -> None:
@@ -56,9 +55,9 @@ class CloudEventsCodec:
         self._validators: dict[str, TypeAdapter[Event]] = {}
 
     def encode(self, event: Event) -> bytes:
-        """Return the event as bytes: times in UTC, what is no Unicode text (a lone surrogate) as its escape.
+        """Return the encoded event: times in UTC, characters that UTF-8 cannot encode (lone surrogates) as escapes.
 
-        Raises WireError for a time without an offset and for numbers that JSON does not have.
+        Raises WireError for a time without an offset and for a number that JSON does not support.
         """
         data = {f.name: _plain(getattr(event, f.name), f.name) for f in fields(event) if f.name not in _ENVELOPE}
         envelope = {
@@ -76,15 +75,15 @@ class CloudEventsCodec:
         except TypeError:
             pass
         try:
-            # Both rare and real: a file name in a result is not UTF-8. The result must still get out.
+            # A file name in a result may not be UTF-8. The result must be published nevertheless.
             return orjson.dumps(_as_text(envelope))
         except TypeError as error:
-            raise WireError(f"an event {event.type} cannot be written as JSON: {error}") from error
+            raise WireError(f"the event {event.type} cannot be encoded as JSON: {error}") from error
 
     def decode(self, data: bytes, *, subject: str | None = None) -> Event:
-        """Return the event that the bytes are. Raises WireError: what is wrong, quoted in brief.
+        """Return the decoded event. Raises WireError with the invalid value, shortened.
 
-        `subject`: where on the bus it came, for an event whose content does not say to which system it belongs.
+        `subject`: the subject of the message, for an event whose content does not name its system.
         """
         if len(data) > self.max_bytes:
             raise WireError(f"an event of {len(data)} bytes is larger than the {self.max_bytes} allowed")
@@ -93,7 +92,7 @@ class CloudEventsCodec:
         except orjson.JSONDecodeError as error:
             raise WireError(f"not JSON: {error}") from error
         if not isinstance(envelope, dict):
-            raise WireError("not an event: a JSON object is expected")
+            raise WireError("not an event: expected a JSON object")
         cls = self._class_of(envelope)
         inner = envelope.get("data")
         if not isinstance(inner, dict):
@@ -111,41 +110,41 @@ class CloudEventsCodec:
                 )
         event = self._validated(cls, given)
         try:
-            belongs = event.subject
+            own_subject = event.subject
         except (NamingError, IndexError) as error:
-            raise WireError(f"{cls.type}: no subject can be made of it: {str(error)[:_SHOWN]}") from error
-        if envelope.get("subject", belongs) != belongs:
+            raise WireError(f"{cls.type}: its content has no valid subject: {str(error)[:_SHOWN]}") from error
+        if envelope.get("subject", own_subject) != own_subject:
             raise WireError(
-                f"{cls.type}: subject is {_short(envelope['subject'])}, but its content belongs to {belongs!r}"
+                f"{cls.type}: subject is {_short(envelope['subject'])}, but its content belongs to {own_subject!r}"
             )
         return event
 
     def _class_of(self, envelope: Mapping[str, object]) -> type[Event]:
-        """Return the event's class, once the envelope has what all events need."""
+        """Check the envelope and return the event's class."""
         version, kind = envelope.get("specversion"), envelope.get("type")
         if not (isinstance(version, str) and re.fullmatch(r"1\.\d+", version)):
             raise WireError(f"not a CloudEvent 1.0: specversion is {_short(version)}")
         if not isinstance(kind, str):
-            raise WireError(f"type is {_short(kind)}, a text is expected")
+            raise WireError(f"type is {_short(kind)}, expected a string")
         minor = _MINOR.fullmatch(kind)
         cls = self._classes.get(minor[1] if minor else kind)
         if cls is None:
             raise WireError(f"unknown event type {_short(kind)}")
         if not (isinstance(envelope.get("id"), str) and envelope["id"]):
-            raise WireError(f"{cls.type}: id is {_short(envelope.get('id'))}, a text is expected")
+            raise WireError(f"{cls.type}: id is {_short(envelope.get('id'))}, expected a string")
         content = envelope.get("datacontenttype", "application/json")
         if not (isinstance(content, str) and content.partition(";")[0].strip().lower() == "application/json"):
-            raise WireError(f"{cls.type}: datacontenttype is {_short(content)}, application/json is expected")
+            raise WireError(f"{cls.type}: datacontenttype is {_short(content)}, expected application/json")
         return cls
 
     def _validated(self, cls: type[Event], given: Mapping[str, object]) -> Event:
-        from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - those who only encode do without its weight
+        from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - slow to import, and encoding does not need it
 
         validator = self._validators.get(cls.type)
         if validator is None:
             validator = self._validators[cls.type] = TypeAdapter(cls)
         try:
-            # As JSON once more: only there does strict validation know that an array may be a tuple.
+            # Encode to JSON again: strict validation accepts an array as a tuple in JSON only.
             event = validator.validate_json(orjson.dumps(given), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
@@ -155,16 +154,16 @@ class CloudEventsCodec:
             if isinstance(at := getattr(event, f.name), datetime):
                 if not _RFC3339.fullmatch(str(given[f.name])):
                     raise WireError(
-                        f"{cls.type}: {f.name} is {_short(given[f.name])}, a date, time and offset are expected"
+                        f"{cls.type}: {f.name} is {_short(given[f.name])}, expected a date, time and offset"
                     )
-                _plain(at, f"{cls.type}: {f.name}")  # what came in must be able to go out again
+                _plain(at, f"{cls.type}: {f.name}")  # a decoded event must be encodable
         return event
 
 
 def _system_in_source(cls: type[Event], source: object) -> str:
-    """Return the system of an event that agents send: its source names it. Raises WireError."""
+    """Return the system that the source of an agent's event names. Raises WireError."""
     if not (isinstance(source, str) and source.startswith(_SOURCE)):
-        raise WireError(f"{cls.type}: source is {_short(source)}, {_SOURCE}SYSTEM is expected")
+        raise WireError(f"{cls.type}: source is {_short(source)}, expected {_SOURCE}SYSTEM")
     try:
         return check_system_id(source.removeprefix(_SOURCE))
     except NamingError as error:
@@ -174,17 +173,17 @@ def _system_in_source(cls: type[Event], source: object) -> str:
 def _system_of_others(
     cls: type[Event], envelope: Mapping[str, object], data: Mapping[str, object], subject: str | None
 ) -> str:
-    """Return the system of an event that other programs send. Raises WireError where nothing names one.
+    """Return the system of an event from another program. Raises WireError if the event does not name one.
 
-    data.system_id and subject name it, where they are there (the caller sees that they agree), then the subject that
-    the event came on, then a source as agents have it.
+    The system is taken from data.system_id, else from the event's subject (the caller checks that they agree), else
+    from the subject of the message, else from a source like an agent's.
     """
     source = envelope.get("source")
     if not (isinstance(source, str) and source and _URI_REFERENCE.fullmatch(source)):
-        raise WireError(f"{cls.type}: source is {_short(source)}, a URI reference is expected")
+        raise WireError(f"{cls.type}: source is {_short(source)}, expected a URI reference")
     given = data.get("system_id", "")
     if not isinstance(given, str):
-        raise WireError(f"{cls.type}: data.system_id is {_short(given)}, a text is expected")
+        raise WireError(f"{cls.type}: data.system_id is {_short(given)}, expected a string")
     try:
         if "system_id" in data:
             return check_system_id(given)
@@ -194,11 +193,11 @@ def _system_of_others(
         raise WireError(f"{cls.type}: it names no system: {str(error)[:_SHOWN]}") from error
     if source.startswith(_SOURCE):
         return _system_in_source(cls, source)
-    raise WireError(f"{cls.type}: whose session it was is not said: give data.system_id or subject")
+    raise WireError(f"{cls.type}: the session's system is missing: set data.system_id or subject")
 
 
 def _plain(value: object, name: str) -> object:
-    """Return a field as orjson should see it. Raises WireError for what JSON would silently lose."""
+    """Return a field's value for orjson. Raises WireError for a value that JSON would silently lose."""
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise WireError(f"{name} has no offset")
@@ -212,7 +211,7 @@ def _plain(value: object, name: str) -> object:
 
 
 def _as_text(value: object) -> object:
-    """Return the value with every text made encodable."""
+    """Return the value with every string made encodable as UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):

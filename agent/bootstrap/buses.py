@@ -34,7 +34,7 @@ async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventB
     control = nats if settings.agent_remote_control else None
     if wait_for_connection:
         return nats, control
-    return FailoverBus(nats, _memory(clock), still_here_seconds=PATIENCE.ack_wait / 3), control
+    return FailoverBus(nats, _memory(clock), progress_interval_seconds=PATIENCE.ack_wait / 3), control
 
 
 def single_sync_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventBus, EventBus]:

@@ -12,7 +12,7 @@ import structlog
 from agent.adapters.duckdb import DuckdbSnapshotTaker, WarmChildren
 from agent.adapters.machine_id import machine_id
 from agent.adapters.spool import SpoolDirectory
-from agent.adapters.sqlite_ledger import SqliteLedger, is_made
+from agent.adapters.sqlite_ledger import SqliteLedger, is_created
 from agent.adapters.state_directory import Holder, StateDirectory, is_stopped
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
@@ -158,7 +158,7 @@ class Home:
 
     async def has_ledger(self) -> bool:
         """Say whether an agent has ever run here. From then on, `read_ledger` finds one."""
-        return await asyncio.to_thread(is_made, self.state.ledger_file)
+        return await asyncio.to_thread(is_created, self.state.ledger_file)
 
     def taker(self, warm: WarmChildren | None = None, meter: Meter | None = None) -> SnapshotTaker:
         """Return what looks at, and copies, the databases. `warm`: where children wait for who reads the copies."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from agent.adapters.sqlite_ledger import SqliteLedger, damaged_ledgers, is_made, set_aside
+from agent.adapters.sqlite_ledger import SqliteLedger, damaged_ledgers, is_created, set_aside
 from agent.application.status_warnings import clear_warning, set_warning
 from agent.domain.errors import LedgerDamaged
 from agent.domain.status_warning import StatusWarning
@@ -27,7 +27,7 @@ async def open_for_holder(path: Path, codec: Codec, clock: Clock, *, held: Calla
 
     `held` says whether this process holds the state directory; otherwise LedgerDamaged is raised. Raises StateError.
     """
-    fresh = not await asyncio.to_thread(is_made, path)
+    fresh = not await asyncio.to_thread(is_created, path)
     try:
         ledger = await SqliteLedger.open(path, codec, clock=clock)
     except LedgerDamaged as error:

@@ -74,7 +74,7 @@ async def _consume(
     options: NatsOptions, pattern: str, durable: str | None, classes: Collection[type[Result]]
 ) -> AsyncGenerator[Result, None]:
     log_by_default()
-    handover = Handover(classes, still_here_seconds=options.patience.ack_wait / 3)
+    handover = Handover(classes, progress_interval_seconds=options.patience.ack_wait / 3)
     bus = NatsBus.begin(options, CloudEventsCodec(), clock=SystemClock())
     availability = _Availability(bus)
     try:

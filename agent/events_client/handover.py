@@ -30,11 +30,11 @@ class Turn:
 class Handover:
     """Passes results of the `wanted` classes to one loop; other events are acked at once.
 
-    While the loop has one, the bus is notified every `still_here_seconds` that it is in progress.
+    While the loop has one, the bus is notified every `progress_interval_seconds` that it is in progress.
     """
 
-    def __init__(self, wanted: Collection[type[Result]], *, still_here_seconds: float) -> None:
-        self._wanted, self._still_here = frozenset(wanted), still_here_seconds
+    def __init__(self, wanted: Collection[type[Result]], *, progress_interval_seconds: float) -> None:
+        self._wanted, self._progress_interval = frozenset(wanted), progress_interval_seconds
         self._turns: dict[_Key, Turn] = {}
         self._next: asyncio.Queue[Turn] = asyncio.Queue()
         self._done: dict[_Key, None] = {}
@@ -74,8 +74,8 @@ class Handover:
         return self._turns[turn.key]
 
     async def _over(self, turn: Turn) -> bool:
-        """Wait for it for `still_here_seconds`; return whether it is over."""
+        """Wait for it for `progress_interval_seconds`; return whether it is over."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._still_here):
+            async with asyncio.timeout(self._progress_interval):
                 await turn.over.wait()
         return turn.over.is_set()

@@ -50,7 +50,7 @@ def jetstream(server: NatsServer) -> Maker:
 def failover(server: NatsServer) -> Maker:
     async def make() -> EventBus:
         local = MemoryBus(CLOCK, ack_wait_seconds=ACK_WAIT)
-        return FailoverBus(await jetstream(server)(), local, still_here_seconds=ACK_WAIT / 3)
+        return FailoverBus(await jetstream(server)(), local, progress_interval_seconds=ACK_WAIT / 3)
 
     return make
 
@@ -61,7 +61,7 @@ def failover_alone(_server: NatsServer) -> Maker:
     async def make() -> EventBus:
         distant = await NatsBus.open(nats_options("nats://127.0.0.1:9"), CloudEventsCodec(), clock=CLOCK)
         assert not distant.state.ready
-        return FailoverBus(distant, MemoryBus(CLOCK, ack_wait_seconds=ACK_WAIT), still_here_seconds=ACK_WAIT / 3)
+        return FailoverBus(distant, MemoryBus(CLOCK, ack_wait_seconds=ACK_WAIT), progress_interval_seconds=ACK_WAIT / 3)
 
     return make
 

@@ -66,7 +66,7 @@ async def test_a_damaged_file_is_an_error_with_the_cure_and_the_cure_works(path,
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(StateError, match="damaged") as reported:
         await opened(path)
-    assert "move it aside" in reported.value.hint
+    assert "moves it aside" in reported.value.hint
     assert "nothing is lost" in reported.value.hint
     path.rename(path.with_suffix(".aside"))
     await filled(path)
@@ -97,7 +97,7 @@ async def test_content_that_is_not_what_was_written_is_damage(path, statement):
     ledger = await opened(path)
     with pytest.raises(StateError, match="damaged") as reported:
         await ledger.record(TARGET)
-    assert "move it aside" in reported.value.hint
+    assert "moves it aside" in reported.value.hint
     await ledger.aclose()
 
 

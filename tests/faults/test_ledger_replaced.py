@@ -32,7 +32,7 @@ def test_a_sync_replaces_a_damaged_ledger_from_the_bucket_and_status_says_so(mac
         refused = machine.call(*command)
         assert refused.code == 1
         assert "is damaged" in refused.err
-        assert "sync will move it aside" in refused.err
+        assert "sync moves it aside" in refused.err
     result = machine.sync()
     assert result["upload_id"] is None, "what the bucket has is not sent again"
     assert len(machine.manifests) == 1

@@ -167,7 +167,7 @@ async def test_an_entry_that_has_waited_too_long_says_so_and_may_be_tried_again(
     monkeypatch.setattr(file, "BUSY_SECONDS", 0.02)
     ledger = await opened(tmp_path / "ledger.db")
     other = held(tmp_path / "ledger.db")
-    with pytest.raises(StateError, match="held by another process") as reported:
+    with pytest.raises(StateError, match="locked by another process") as reported:
         await ledger.mark_owed(TARGET, ["reflection"])
     assert reported.value.transient
     other.execute("ROLLBACK")

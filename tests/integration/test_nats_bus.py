@@ -143,7 +143,7 @@ async def test_what_the_server_does_not_permit_is_reported_and_the_local_bus_is_
     login, inbox = Login(user=USER, password=PASSWORD), Inbox()
     with running_nats(tmp_path, config=config) as server:
         async with opened_bus(server.url, ready=False, login=login, patience={"connect": 0.3}) as nats:
-            both = FailoverBus(nats, MemoryBus(CLOCK), still_here_seconds=1)
+            both = FailoverBus(nats, MemoryBus(CLOCK), progress_interval_seconds=1)
             await both.subscribe("akosha.session.>", inbox, durable="d")
             await until(lambda: "permissions violation" in nats.state.detail)
             assert not nats.state.ready
@@ -560,7 +560,7 @@ async def test_who_may_not_publish_is_reported_so_and_the_local_bus_is_used(tmp_
             with pytest.raises(BusError, match="permissions violation for publish") as failure:
                 await nats.publish(ended(1))
             assert failure.value.transient
-            both = FailoverBus(nats, MemoryBus(CLOCK), still_here_seconds=1)
+            both = FailoverBus(nats, MemoryBus(CLOCK), progress_interval_seconds=1)
             await both.subscribe("akosha.session.>", inbox)
             await both.publish(ended(2))
             assert await inbox.holds(1) == ["e-2"]

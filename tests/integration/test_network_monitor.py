@@ -10,14 +10,17 @@ import time
 
 import pytest
 
-from agent.adapters.network_monitor import slept, whence
+from agent.adapters.network_monitor import seconds_asleep, source_addresses
 
-ASK = "import json; from agent.adapters.network_monitor import whence; print(json.dumps(whence()), flush=True)"
+ASK = (
+    "import json; from agent.adapters.network_monitor import source_addresses;"
+    " print(json.dumps(source_addresses()), flush=True)"
+)
 WATCH = f"import sys\nfor _ in sys.stdin:\n    {ASK}"
 
 
 def test_the_answer_is_an_address_of_this_machine_or_none_for_each_family():
-    found = whence()
+    found = source_addresses()
     assert found is not None
     for family, address in zip((socket.AF_INET, socket.AF_INET6), found, strict=True):
         if address:
@@ -26,9 +29,9 @@ def test_the_answer_is_an_address_of_this_machine_or_none_for_each_family():
 
 
 def test_a_machine_that_runs_does_not_sleep():
-    before = slept()
+    before = seconds_asleep()
     assert before > -0.01
-    assert abs(slept() - before) < 0.01
+    assert abs(seconds_asleep() - before) < 0.01
 
 
 def test_where_no_socket_can_be_had_nothing_is_said(monkeypatch):
@@ -36,14 +39,14 @@ def test_where_no_socket_can_be_had_nothing_is_said(monkeypatch):
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(socket, "socket", exhausted)
-    assert whence() is None
+    assert source_addresses() is None
 
 
 def test_a_look_takes_less_than_a_millisecond_and_leaves_nothing_open():
     begun = time.process_time()
     for _ in range(100):
-        whence()
-        slept()
+        source_addresses()
+        seconds_asleep()
     assert (time.process_time() - begun) / 100 < 0.001
 
 

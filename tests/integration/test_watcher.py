@@ -449,7 +449,7 @@ async def test_a_network_file_system_is_polled(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "_MOUNTS", tmp_path / "mountinfo")
     (tmp_path / "data").mkdir()
     async with reading(watcher_of(tmp_path / "data", rescan_seconds=0.05)) as reader:
-        await reader.mode("polling (cifs does not tell of changes)")
+        await reader.mode("polling (cifs does not report changes)")
         (tmp_path / "data" / MAIN).touch()
         await reader.tells(MAIN)
         change = tmp_path / "data" / MAIN

@@ -87,7 +87,7 @@ def local(clock):
 
 @pytest.fixture
 async def bus(distant, local):
-    made = FailoverBus(distant, local, still_here_seconds=0.01)
+    made = FailoverBus(distant, local, progress_interval_seconds=0.01)
     yield made
     await made.aclose()
 

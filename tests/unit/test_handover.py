@@ -28,7 +28,7 @@ class Message:
 
 @pytest.fixture
 async def handover():
-    return Handover([SyncSkipped], still_here_seconds=0.01)
+    return Handover([SyncSkipped], progress_interval_seconds=0.01)
 
 
 async def deliver(handover, *events):
@@ -93,7 +93,7 @@ async def test_a_result_that_comes_again_while_the_loop_has_it_is_given_once(han
 
 async def test_a_bounded_number_is_remembered(monkeypatch):
     monkeypatch.setattr(module, "MOST_REMEMBERED", 2)
-    handover = Handover([SyncFailed], still_here_seconds=60)
+    handover = Handover([SyncFailed], progress_interval_seconds=60)
     first, *others = (values.failed(f"r{number}") for number in range(4))
     async with asyncio.timeout(SECONDS):
         bus, _ = await deliver(handover, first, *others, first)

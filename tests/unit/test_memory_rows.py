@@ -170,7 +170,7 @@ def test_a_zone_is_found_by_its_name(name):
 
 @pytest.mark.parametrize("name", ["", "Nowhere/Land", "../../etc/passwd", "/etc/localtime", "Europe", "+25:00", "a\0b"])
 def test_what_is_no_zone_is_an_error_that_names_it(name):
-    with pytest.raises(WireError, match="no time zone that this machine knows") as caught:
+    with pytest.raises(WireError, match="unknown time zone") as caught:
         zone_named(name)
     assert "tzdata" in caught.value.hint
 

@@ -161,7 +161,7 @@ def test_the_answer_names_the_version_and_is_small(meter):
     ("notes", "bus", "watcher"),
     [
         ({"bus": "nats: tls://nats.lan:4222", "watcher": "native"}, "nats", "native"),
-        ({"bus": "memory: in this process", "watcher": "polling (nfs does not tell of changes)"}, "memory", "polling"),
+        ({"bus": "memory: in this process", "watcher": "polling (nfs does not report changes)"}, "memory", "polling"),
         ({"bus": "waiting: no answer", "watcher": "waiting for /data (it is closed)"}, "waiting", "waiting"),
         ({}, "", ""),
     ],

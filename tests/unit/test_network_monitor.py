@@ -21,7 +21,7 @@ class Machine:
     def __init__(self) -> None:
         self.clock = ManualClock()
         self.asleep = 0.0
-        self.whence: tuple[str, ...] | None = HOME
+        self.addresses: tuple[str, ...] | None = HOME
         self.reported: list[NetworkChange] = []
         self.looks = 0
 
@@ -36,12 +36,14 @@ class Machine:
         await self.clock.advance(5)
         return self.reported
 
-    def _whence(self) -> tuple[str, ...] | None:
+    def _source_addresses(self) -> tuple[str, ...] | None:
         self.looks += 1
-        return self.whence
+        return self.addresses
 
     async def listen(self) -> None:
-        network_monitor = MachineNetworkMonitor(self.clock, slept=lambda: self.asleep, whence=self._whence)
+        network_monitor = MachineNetworkMonitor(
+            self.clock, seconds_asleep=lambda: self.asleep, source_addresses=self._source_addresses
+        )
         async for change in network_monitor.changes():
             self.reported.append(change)
 
@@ -98,28 +100,28 @@ async def test_a_clock_that_is_slowly_corrected_is_no_sleep():
 
 async def test_another_address_is_another_network():
     async with a_machine() as machine:
-        machine.whence = ABROAD
+        machine.addresses = ABROAD
         assert await machine.look() == [MOVED]
         assert await machine.look() == []
 
 
 async def test_a_network_that_went_away_is_reported_when_there_is_one_again_also_the_same():
     async with a_machine() as machine:
-        machine.whence = NOWHERE
+        machine.addresses = NOWHERE
         assert await machine.look() == []
         assert await machine.look() == []
-        machine.whence = HOME
+        machine.addresses = HOME
         assert await machine.look() == [MOVED]
 
 
 async def test_what_cannot_be_found_out_is_no_change():
     async with a_machine() as machine:
-        for machine.whence in (None, HOME, None, None, HOME):
+        for machine.addresses in (None, HOME, None, None, HOME):
             assert await machine.look() == []
 
 
 async def test_a_machine_that_wakes_elsewhere_has_done_both():
     async with a_machine() as machine:
         machine.sleep(600)
-        machine.whence = ABROAD
+        machine.addresses = ABROAD
         assert await machine.look() == [WOKE, MOVED]

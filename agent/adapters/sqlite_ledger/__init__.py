@@ -1,6 +1,6 @@
-"""The ledger on SQLite: one file, one writer, as many readers as like."""
+"""The ledger on SQLite: one file, one writer, any number of readers."""
 
-from agent.adapters.sqlite_ledger.file import damaged_ledgers, is_made, set_aside
+from agent.adapters.sqlite_ledger.file import damaged_ledgers, is_created, set_aside
 from agent.adapters.sqlite_ledger.ledger import SqliteLedger
 
-__all__ = ["SqliteLedger", "damaged_ledgers", "is_made", "set_aside"]
+__all__ = ["SqliteLedger", "damaged_ledgers", "is_created", "set_aside"]

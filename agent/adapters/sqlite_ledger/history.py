@@ -1,6 +1,6 @@
-"""The events that were: history for people, outcomes for those who wait, the outbox for the bus.
+"""The table of events: the history, the outcomes of requests, and the outbox.
 
-Runs on the ledger's thread; the transaction is the caller's.
+Runs on the ledger's thread, in a transaction of the caller.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from agent.domain.events import Event, SessionEnded, SyncResult
 from agent.ports import Codec, HistoryEntry
 
 KEPT = timedelta(days=90)
-"""How long an event stays in the history once the bus has it."""
+"""How long a published event stays in the history."""
 
 _log = structlog.get_logger()
 
@@ -30,9 +30,9 @@ class History:
         self._connection, self._codec = connection, codec
 
     def add(self, event: Event, *, published_at: datetime | None) -> None:
-        """Keep an event, unless one of its id is there. Not published, it is in the outbox.
+        """Add an event, unless its id exists. `published_at` None puts it into the outbox.
 
-        The session ends that a result answers are open no longer.
+        A result closes the session ends in its `caused_by`.
         """
         self._connection.execute(
             "INSERT INTO events (event_id, type, time, result_of, payload, published_at) VALUES (?, ?, ?, ?, ?, ?)"
@@ -52,22 +52,22 @@ class History:
             )
 
     def publish(self, event_id: str, at: datetime) -> None:
-        """Take a result out of the outbox; the first time counts. Raises StateError for one that was never put in."""
+        """Remove an event from the outbox; keep the first time of publishing. Raises StateError for an unknown id."""
         self._connection.execute(
             "UPDATE events SET published_at = ? WHERE event_id = ? AND published_at IS NULL", (time_text(at), event_id)
         )
-        if not self._is_there(event_id):
+        if not self._exists(event_id):
             raise StateError(f"result {event_id} is confirmed, but was never in the outbox")
 
     def is_published(self, event_id: str) -> bool:
-        """Say whether the event is there and no longer in the outbox."""
+        """Return whether the event exists and is not in the outbox."""
         found = self._connection.execute(
             "SELECT 1 FROM events WHERE event_id = ? AND published_at IS NOT NULL", (event_id,)
         )
         return found.fetchone() is not None
 
     def outbox(self) -> tuple[Sequence[Event], Mapping[str, str]]:
-        """Return the events that wait for a bus, oldest first; and those that cannot be read: event id, and why."""
+        """Return the events of the outbox, oldest first, and the unreadable ones: event id -> reason."""
         found = self._connection.execute(
             "SELECT event_id, payload FROM events WHERE published_at IS NULL ORDER BY position"
         )
@@ -81,7 +81,7 @@ class History:
         return results, unreadable
 
     def unpublish(self, since: datetime) -> int:
-        """Put published results from then on into the outbox again; return how many."""
+        """Put results published since that time into the outbox again; return their number."""
         found = self._connection.execute(
             "UPDATE events SET published_at = NULL"
             " WHERE result_of IS NOT NULL AND published_at IS NOT NULL AND time >= ?",
@@ -90,14 +90,13 @@ class History:
         return found.rowcount
 
     def event(self, event_id: str) -> Event | None:
-        """Return the event of an id."""
         found = self._connection.execute("SELECT payload FROM events WHERE event_id = ?", (event_id,)).fetchone()
         return self._event(found[0]) if found else None
 
     def accept(self, event: SessionEnded) -> bool:
-        """Say whether a session's end comes for the first time; then it is open, until a result answers it."""
+        """Return whether this session end is new; if it is, it stays open until a result answers it."""
         name = f"{event.type}\n{event.system_id}\n{event.id}"
-        if event.sender:  # without one, the name is what earlier versions made of it
+        if event.sender:  # without a sender, the digest is the same as in earlier versions
             name = json.dumps([event.type, event.system_id, event.sender, event.id])
         digest = hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:16]
         found = self._connection.execute("INSERT INTO handled VALUES (?) ON CONFLICT DO NOTHING", (digest,))
@@ -106,7 +105,7 @@ class History:
         return found.rowcount == 1
 
     def open_ends(self) -> Sequence[str]:
-        """Return the ids of session ends that no result has answered yet, oldest first."""
+        """Return the ids of the open session ends, oldest first."""
         found = self._connection.execute("SELECT event_id FROM open_ends ORDER BY position")
         return [event_id for (event_id,) in found]
 
@@ -118,7 +117,7 @@ class History:
         return self._result(found[0]) if found else None
 
     def after(self, position: int, limit: int) -> Sequence[HistoryEntry]:
-        """Return the first `limit` events after a position. One that cannot be read is passed over, with a warning."""
+        """Return the first `limit` events after a position. Skips an unreadable event with a warning."""
         entries: list[HistoryEntry] = []
         found = self._connection.execute(
             "SELECT position, payload FROM events WHERE position > ? ORDER BY position", (position,)
@@ -133,27 +132,27 @@ class History:
         return entries
 
     def last_position(self) -> int:
-        """Return the newest event's position, 0 for none."""
+        """Return the newest event's position, 0 if there are no events."""
         (found,) = self._connection.execute("SELECT COALESCE(MAX(position), 0) FROM events").fetchone()
         return int(found)
 
     def trim(self, now: datetime) -> None:
-        """Delete events older than 90 days; the outbox stays."""
+        """Delete published events that are older than 90 days."""
         self._connection.execute(
             "DELETE FROM events WHERE time < ? AND published_at IS NOT NULL", (time_text(now - KEPT),)
         )
 
-    def _is_there(self, event_id: str) -> bool:
+    def _exists(self, event_id: str) -> bool:
         return self._connection.execute("SELECT 1 FROM events WHERE event_id = ?", (event_id,)).fetchone() is not None
 
     def _result(self, payload: bytes) -> SyncResult:
         event = self._event(payload)
         if not isinstance(event, SyncResult):
-            raise damaged(f"{event.id} is kept as a result, but is none")
+            raise damaged(f"{event.id} is stored as a result, but is not a result")
         return event
 
     def _event(self, payload: bytes) -> Event:
         try:
             return self._codec.decode(payload)
         except WireError as error:
-            raise damaged(f"an event in it cannot be read: {error.message}") from error
+            raise damaged(f"an event cannot be read: {error.message}") from error

@@ -1,4 +1,4 @@
-"""The ledger: each entry is one transaction on one thread that owns the connection. On disk when it returns."""
+"""The ledger on SQLite. Each call is one transaction, on the thread that owns the connection."""
 
 import asyncio
 import functools
@@ -15,7 +15,7 @@ from agent.adapters.sqlite_ledger.history import History
 from agent.adapters.sqlite_ledger.memories import Memories, SqliteMemories, Staged
 from agent.adapters.sqlite_ledger.rows import plain
 from agent.adapters.sqlite_ledger.targets import Targets
-from agent.adapters.sqlite_ledger.transactions import Transactions, finished
+from agent.adapters.sqlite_ledger.transactions import Transactions, run_to_end
 from agent.domain import transitions
 from agent.domain.databases import Fingerprint
 from agent.domain.delivery_state import Intent, Problem, Target, TargetRecord
@@ -24,7 +24,7 @@ from agent.domain.manifest import Manifest
 from agent.ports import Clock, Codec, HistoryEntry
 
 TRIM_SECONDS = 86_400.0
-"""How often events that are too old are looked for."""
+"""How often old events are deleted."""
 
 Change = Callable[[TargetRecord], TargetRecord]
 Also = Callable[[TargetRecord], None]
@@ -33,7 +33,7 @@ _log = structlog.get_logger()
 
 
 class SqliteLedger:
-    """The port's promises on a SQLite file. Made by `open`, ended by `aclose`."""
+    """`agent.ports.Ledger` on a SQLite file. Create it with `open`, close it with `aclose`."""
 
     def __init__(
         self,
@@ -55,11 +55,11 @@ class SqliteLedger:
 
     @staticmethod
     async def open(path: Path, codec: Codec, *, clock: Clock, read_only: bool = False) -> "SqliteLedger":
-        """Open the file; raises StateError with the cure where it cannot be used.
+        """Open the file. Raises StateError with a hint if it cannot be used.
 
-        For writing, it is made where it is missing (mode 0600), brought up to date, checked; now, and once a day from
-        then on, events that were published more than 90 days ago are deleted. For reading, it is left as it is, also
-        while another process writes it; where there is none yet, that is a StateError too.
+        For writing, the file is created if it is missing (mode 0600), migrated and checked; events that were published
+        more than 90 days ago are deleted now and once a day. For reading, the file is not changed, and another process
+        may write it; a missing file raises StateError.
         """
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger")
 
@@ -75,7 +75,7 @@ class SqliteLedger:
             return ledger
 
         try:
-            return await finished(thread, opened, discard=SqliteLedger._close)
+            return await run_to_end(thread, opened, discard=SqliteLedger._close)
         except BaseException:
             thread.shutdown(wait=False)
             raise
@@ -161,7 +161,7 @@ class SqliteLedger:
     async def settle(self, target: Target | None, result: SyncResult) -> None:
         if target is None:
             await self._transactions.write(lambda: self._history.add(result, published_at=None))
-            self._tell()
+            self._notify()
         else:
             await self._change(target, transitions.settle, result)
 
@@ -170,20 +170,20 @@ class SqliteLedger:
 
     async def announce(self, event: Event) -> None:
         await self._transactions.write(lambda: self._history.add(event, published_at=None))
-        self._tell()
+        self._notify()
 
     async def outbox(self) -> Sequence[Event]:
-        """As the port says. One that cannot be read would hold up all others: it is set aside, said once."""
+        """Implement the port. An unreadable event would block all others: it is removed from the outbox and logged."""
         results, unreadable = await self._transactions.read(self._history.outbox)
         if unreadable and not self._transactions.read_only:
-            for event_id, why in unreadable.items():
-                await self._transactions.write(functools.partial(self._told, event_id))
-                _log.error("result_rejected", id=event_id, reason=why)
+            for event_id, reason in unreadable.items():
+                await self._transactions.write(functools.partial(self._publish, event_id))
+                _log.error("result_rejected", id=event_id, reason=reason)
         return results
 
     async def confirm(self, event: Event) -> None:
         def confirmed() -> None:
-            self._told(event.id)
+            self._publish(event.id)
             self._trim_daily()
 
         await self._transactions.write(confirmed)
@@ -196,7 +196,7 @@ class SqliteLedger:
 
     async def add_to_history(self, event: Event) -> None:
         await self._transactions.write(lambda: self._history.add(event, published_at=self._clock.now()))
-        self._tell()
+        self._notify()
 
     async def find_event(self, event_id: str) -> Event | None:
         return await self._transactions.read(lambda: self._history.event(event_id))
@@ -217,7 +217,7 @@ class SqliteLedger:
         self._listeners.append(listener)
 
     async def size(self) -> int:
-        """As the port says: the file, and what SQLite keeps beside it."""
+        """Return the size of the file with its -wal and -shm."""
         return await asyncio.to_thread(file.size_of, self._path)
 
     async def note(self, key: str, value: str) -> None:
@@ -241,19 +241,19 @@ class SqliteLedger:
     async def aclose(self) -> None:
         await self._transactions.aclose()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for listener in self._listeners:
             listener()
 
-    def _told(self, event_id: str) -> None:
-        """The result is out of the outbox, and no database waits for it any more."""
+    def _publish(self, event_id: str) -> None:
+        """Remove the event from the outbox and confirm it in the records of the databases that it reports."""
         self._history.publish(event_id, self._clock.now())
-        for target in self._targets.told_by(event_id):
+        for target in self._targets.reported_by(event_id):
             record = self._targets.load(target)
             self._targets.save(record, transitions.confirm(record, event_id))
 
     def _trim_daily(self) -> None:
-        """Delete old events: at opening, and once a day in an agent that never stops."""
+        """Delete old events when the ledger is opened, and once a day in an agent that runs on."""
         now = self._clock.monotonic()
         if self._trimmed is None or now - self._trimmed >= TRIM_SECONDS:
             self._history.trim(self._clock.now())
@@ -268,9 +268,9 @@ class SqliteLedger:
     async def _change(
         self, target: Target, change: Change, result: SyncResult | None = None, *, also: Also | None = None
     ) -> None:
-        """Move a target on, and put the result into the outbox, in one transaction.
+        """Change a target's record and put the result into the outbox, in one transaction.
 
-        What it means for memories (`also`, called with the record before) is done in the same one.
+        `also` is called with the previous record in the same transaction, to change what is stored about memories.
         """
 
         def changed() -> None:
@@ -286,4 +286,4 @@ class SqliteLedger:
 
         await self._transactions.write(changed)
         if result is not None:
-            self._tell()
+            self._notify()

@@ -1,8 +1,8 @@
-"""Which state of which row a target has, or was kept from it: millions of rows, so each is a few dozen bytes.
+"""The tables of memories: which row a target has in which state, in a few dozen bytes each, for millions of rows.
 
-Also which of them are in the memories.json of an upload that is not known as delivered yet, and which upload was a
-target's last. Tables run on the ledger's thread, in a transaction of the caller's; `SqliteMemories` makes one of each
-call.
+Also the rows in the memories.json of uploads that are not confirmed yet (staged), and each target's base uploads.
+`Memories` and `Staged` run on the ledger's thread in a transaction of the caller; `SqliteMemories` runs each call in a
+transaction.
 """
 
 import sqlite3
@@ -26,20 +26,20 @@ Row = tuple[int, bytes, bytes]
 
 HeldState = Literal["waiting", "refused"]
 HELD: Mapping[HeldState, int] = {state: number for number, state in enumerate(get_args(HeldState), 1)}
-"""How the column `held` has it; NULL is delivered."""
+"""Values of the column `held`; NULL is delivered."""
 
-_AT_ONCE = 512
-"""Ids in one question: below what every SQLite takes, and a power of two."""
+_IDS_PER_QUERY = 512
+"""A power of two, and less than the limit of every SQLite."""
 
 
 class Memories:
-    """Reads and writes what is known of memories."""
+    """Reads and writes the table of memories."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def groups(self, target: Target) -> dict[Group, int]:
-        """Return the numbers under which the rows of each database and kind are kept, in the order of their names."""
+        """Return the group number of each database and kind, sorted by database and kind."""
         if schema.version(self._connection) < schema.MEMORIES:
             return {}
         found = self._connection.execute(
@@ -48,18 +48,18 @@ class Memories:
         return {(database, rows.read_kind(kind)): number for database, kind, number in found}
 
     def grouped(self, target: Target, batch: Iterable[RowState]) -> list[Row]:
-        """Return rows as they are kept, in that order; a new combination of database and kind gets a group."""
+        """Return the table rows of a batch, in its order; create a group for a new combination of database and kind."""
         groups = self.groups(target)
         grouped: list[Row] = []
         for seen in batch:
             group = groups.get((seen.database, seen.kind))
             if group is None:
-                group = groups[seen.database, seen.kind] = self._make_group(target, seen)
+                group = groups[seen.database, seen.kind] = self._create_group(target, seen)
             grouped.append((group, rows.id_bytes(seen.id), bytes.fromhex(seen.digest)))
         return grouped
 
     def lacking(self, target: Target, page: Sequence[RowState]) -> list[RowState]:
-        """Return those that are neither delivered nor refused as they are."""
+        """Return the rows that are neither delivered nor refused with the same digest."""
         groups = self.groups(target)
         wanted: defaultdict[int, list[bytes]] = defaultdict(list)
         for seen in page:
@@ -80,13 +80,13 @@ class Memories:
         return [seen for seen in page if not is_settled(seen)]
 
     def deliver(self, target: Target, batch: Collection[RowState]) -> None:
-        """The target has these; nothing of them is held any more."""
+        """Record that the target has these rows; they are no longer held."""
         self._connection.executemany(
             "INSERT OR REPLACE INTO memories (place, id, digest) VALUES (?, ?, ?)", sorted(self.grouped(target, batch))
         )
 
     def hold(self, target: Target, held: Collection[HeldMemory]) -> int:
-        """The target does not have these; return how many of them were not held as they are before."""
+        """Record that the target does not have these rows; return how many were not held with this digest before."""
         entries = sorted(held, key=lambda entry: entry.row.key)
         grouped = self.grouped(target, (entry.row for entry in entries))
         ids: defaultdict[int, list[bytes]] = defaultdict(list)
@@ -112,7 +112,7 @@ class Memories:
         return len({*grouped} - before)
 
     def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
-        """Forget what is held of the database's rows that are not `there` any more."""
+        """Delete the held rows of a database that are no longer in it (`there`)."""
         for (name, kind), group in self.groups(target).items():
             if name != database:
                 continue
@@ -121,13 +121,12 @@ class Memories:
             self._connection.executemany("DELETE FROM memories WHERE place = ? AND id = ?", gone)
 
     def counts(self, target: Target) -> MemoryCounts:
-        """Count them."""
         delivered = 0
-        kept_back: dict[HeldState, dict[str, int]] = {state: {} for state in HELD}
+        held: dict[HeldState, dict[str, int]] = {state: {} for state in HELD}
         for group in self.groups(target).values():
             (count,) = self._connection.execute("SELECT COUNT(*) FROM memories WHERE place = ?", (group,)).fetchone()
             delivered += count
-            for state, counts in kept_back.items():
+            for state, counts in held.items():
                 found = self._connection.execute(
                     "SELECT reason, COUNT(*) FROM memories WHERE place = ? AND held = ? GROUP BY reason",
                     (group, HELD[state]),
@@ -135,32 +134,35 @@ class Memories:
                 for reason, count in found:
                     delivered -= count
                     counts[reason] = counts.get(reason, 0) + count
-        return MemoryCounts(delivered=delivered, **kept_back)
+        return MemoryCounts(delivered=delivered, **held)
 
     def held(self, target: Target, limit: int) -> list[HeldMemory]:
-        """Return the first that are held, the refused ones before those that wait."""
+        """Return the first `limit` held rows, the refused ones before the waiting ones."""
         groups = self.groups(target)
         states: tuple[HeldState, ...] = ("refused", "waiting")
         return list(islice((held for state in states for held in self._held(groups, state, limit)), max(limit, 0)))
 
     def update_version(self, target: Target, version: str) -> frozenset[str]:
-        """Remember the version. Another one than before: what it refused waits now; return what is held back where."""
+        """Store the server's version. If it has changed, refused rows become waiting.
+
+        Return the databases with waiting rows in that case.
+        """
         before = self._connection.execute(
             "SELECT version FROM memory_versions WHERE target_id = ?", (target.id,)
         ).fetchone()
-        met = rows.plain(version)
-        if before == (met,):
+        stored = rows.plain(version)
+        if before == (stored,):
             return frozenset()
-        self._connection.execute("INSERT OR REPLACE INTO memory_versions VALUES (?, ?)", (target.id, met))
-        return frozenset() if before is None else self._try_again(target)
+        self._connection.execute("INSERT OR REPLACE INTO memory_versions VALUES (?, ?)", (target.id, stored))
+        return frozenset() if before is None else self._retry_refused(target)
 
     def forget(self, target: Target, databases: Collection[str]) -> None:
-        """Nothing is known of the rows of these databases any more."""
+        """Delete all rows of these databases."""
         for (database, _), group in self.groups(target).items():
             if database in databases:
                 self._connection.execute("DELETE FROM memories WHERE place = ?", (group,))
 
-    def _make_group(self, target: Target, seen: RowState) -> int:
+    def _create_group(self, target: Target, seen: RowState) -> int:
         (number,) = self._connection.execute(
             "INSERT INTO memory_places (target_id, database, kind) VALUES (?, ?, ?) RETURNING number",
             (target.id, seen.database, seen.kind),
@@ -168,15 +170,15 @@ class Memories:
         return int(number)
 
     def _found(self, group: int, ids: list[bytes]) -> Iterator[tuple[bytes, bytes, int | None]]:
-        """Yield id, digest and `held` of those of the rows that are known."""
-        for start in range(0, len(ids), _AT_ONCE):
-            some = ids[start : start + _AT_ONCE]
-            # sqlite3 keeps 128 prepared questions: with one for each number of ids that is 10 MB. Asking for an id
-            # twice changes nothing.
+        """Yield id, digest and `held` of the rows that are in the table."""
+        for start in range(0, len(ids), _IDS_PER_QUERY):
+            some = ids[start : start + _IDS_PER_QUERY]
+            # Pad to a power of two by repeating an id, which changes nothing: sqlite3 caches 128 prepared statements,
+            # and one for each number of ids would take 10 MB.
             some += some[-1:] * ((1 << (len(some) - 1).bit_length()) - len(some))
             marks = ", ".join("?" * len(some))
-            question = f"SELECT id, digest, held FROM memories WHERE place = ? AND id IN ({marks})"  # noqa: S608 - marks
-            yield from self._connection.execute(question, (group, *some))
+            query = f"SELECT id, digest, held FROM memories WHERE place = ? AND id IN ({marks})"  # noqa: S608 - marks
+            yield from self._connection.execute(query, (group, *some))
 
     def _held(self, groups: Mapping[Group, int], state: HeldState, limit: int) -> Iterator[HeldMemory]:
         for (database, kind), group in groups.items():
@@ -195,28 +197,28 @@ class Memories:
                 )
                 yield HeldMemory(row=seen, state=state, reason=reason, since=rows.read_microseconds(since))
 
-    def _try_again(self, target: Target) -> frozenset[str]:
-        worth_a_look: set[str] = set()
+    def _retry_refused(self, target: Target) -> frozenset[str]:
+        databases: set[str] = set()
         for (database, _), group in self.groups(target).items():
             self._connection.execute(
                 "UPDATE memories SET held = ? WHERE place = ? AND held = ?", (HELD["waiting"], group, HELD["refused"])
             )
-            waits = self._connection.execute(
+            waiting = self._connection.execute(
                 "SELECT 1 FROM memories WHERE place = ? AND held = ? LIMIT 1", (group, HELD["waiting"])
             )
-            if waits.fetchone():
-                worth_a_look.add(database)
-        return frozenset(worth_a_look)
+            if waiting.fetchone():
+                databases.add(database)
+        return frozenset(databases)
 
 
 class Staged:
-    """Reads and writes what is staged, and the bases."""
+    """Reads and writes the staged rows and the base uploads."""
 
     def __init__(self, connection: sqlite3.Connection, memories: Memories) -> None:
         self._connection, self._memories = connection, memories
 
     def add(self, target: Target, upload_id: str, batch: Collection[RowState]) -> None:
-        """These are in the upload. Of a row that is staged twice, the later one counts."""
+        """Stage the rows of an upload. If a row is staged twice, the later one counts."""
         upload = self._number(target, upload_id)
         if upload is None:
             (upload,) = self._connection.execute(
@@ -229,21 +231,21 @@ class Staged:
         )
 
     def drop(self, target: Target, upload_id: str) -> None:
-        """Nothing was delivered of this upload."""
+        """Delete the staged rows of an upload that was not delivered."""
         upload = self._number(target, upload_id)
         if upload is not None:
             self._drop(upload)
 
     def drop_all(self, target: Target) -> None:
-        """Nothing was delivered of any upload that is staged."""
+        """Delete the staged rows of all uploads."""
         found = self._connection.execute("SELECT number FROM staged_uploads WHERE target_id = ?", (target.id,))
         for (upload,) in found.fetchall():
             self._drop(upload)
 
     def settle(self, target: Target, manifest: Manifest, intent: Intent | None) -> None:
-        """The upload is in the bucket. Where it is the one that this ledger knew to be under way, the target has it.
+        """Record that the upload is in the bucket. If it is the one of `intent`, its staged rows are delivered.
 
-        Of another's upload (adopted by a ledger that was lost) the digests are not known: no base follows from it.
+        Otherwise a new ledger has adopted the upload and does not know its digests: the upload becomes no base.
         """
         held = manifest.memories
         if held is not None and intent is not None and intent.upload_id == manifest.upload_id:
@@ -255,7 +257,7 @@ class Staged:
         self.drop_all(target)
 
     def bases(self, target: Target) -> dict[str, str]:
-        """Return, per database, the last upload that had its rows."""
+        """Return each database's base: the last upload with its rows."""
         if schema.version(self._connection) < schema.MEMORIES:
             return {}
         found = self._connection.execute(
@@ -264,7 +266,7 @@ class Staged:
         return dict(found.fetchall())
 
     def forget(self, target: Target, databases: Collection[str]) -> None:
-        """All of these databases is new again: nothing was delivered, nothing is staged, they have no base."""
+        """Delete everything stored about these databases: delivered rows, staged rows, bases."""
         self._memories.forget(target, databases)
         for (database, _), group in self._memories.groups(target).items():
             if database in databases:
@@ -296,7 +298,7 @@ class Staged:
 
 
 class SqliteMemories:
-    """The port's promises. Of a file of a version without memories, opened for reading, it says that there are none."""
+    """`agent.ports.MemoryLedger`. A file of a version without memories, opened for reading, counts as empty."""
 
     def __init__(self, transactions: Transactions, connection: sqlite3.Connection) -> None:
         self._transactions, self._targets = transactions, Targets(connection)
@@ -322,15 +324,15 @@ class SqliteMemories:
         return await self._transactions.read(lambda: self._memories.held(target, limit))
 
     async def update_version(self, target: Target, version: str) -> frozenset[str]:
-        """As the port says. What is worth another look is owed from the same moment on, so that no kill forgets it."""
+        """Implement the port. The returned databases become owed in the same transaction, so that a kill loses none."""
 
-        def met() -> frozenset[str]:
-            again = self._memories.update_version(target, version)
+        def store_version() -> frozenset[str]:
+            to_retry = self._memories.update_version(target, version)
             before = self._targets.load(target)
-            self._targets.save(before, transitions.retry_now(before, again & before.databases.keys()))
-            return again
+            self._targets.save(before, transitions.retry_now(before, to_retry & before.databases.keys()))
+            return to_retry
 
-        return await self._transactions.write(met)
+        return await self._transactions.write(store_version)
 
     async def stage(self, target: Target, upload_id: str, batch: Collection[RowState]) -> None:
         await self._transactions.write(lambda: self._staged.add(target, upload_id, batch))

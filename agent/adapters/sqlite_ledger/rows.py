@@ -1,4 +1,4 @@
-"""The domain's values as the columns hold them, and back. What cannot be read back raises StateError: damage."""
+"""Converts the domain's values to column values and back. A value that cannot be read raises LedgerDamaged."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +20,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def time_text(at: datetime) -> str:
-    """Return an aware time as text of one length, so that texts sort as times do."""
+    """Return an aware time as text of fixed length, so that the texts sort like the times."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
@@ -37,7 +37,7 @@ def read_optional_time(text: str | None) -> datetime | None:
 
 
 def microseconds(at: datetime) -> int:
-    """Return an aware time as a number: for tables with many rows."""
+    """Return an aware time as microseconds since 1970, for tables with many rows."""
     return (at - _EPOCH) // _MICROSECOND
 
 
@@ -46,7 +46,7 @@ def read_microseconds(number: int) -> datetime:
 
 
 def id_bytes(row_id: str) -> bytes:
-    """Return a row's id as bytes, whatever is in it: it may come from others."""
+    """Return a row's id as bytes. Ids may come from other programs, so lone surrogates are allowed."""
     return row_id.encode("utf-8", "surrogatepass")
 
 
@@ -63,7 +63,7 @@ def read_state(text: str) -> State:
 
 
 def plain(text: str) -> str:
-    """Return the text as UTF-8 can hold it: an error may quote a path with bytes that are none."""
+    """Return the text with characters that UTF-8 cannot encode escaped: an error may quote a path that is not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -140,4 +140,4 @@ def _read(text: str, reader: Callable[[str], T]) -> T:
     try:
         return reader(text)
     except (ValueError, TypeError, KeyError, AttributeError, WireError) as error:
-        raise damaged(f"{text[:80]!r} is not what was written ({error})") from error
+        raise damaged(f"the value {text[:80]!r} is invalid ({error})") from error

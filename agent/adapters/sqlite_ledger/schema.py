@@ -1,6 +1,6 @@
-"""The tables, and the way from each version of them to the next. `PRAGMA user_version` counts the steps taken.
+"""The tables and their migrations. `PRAGMA user_version` is the number of migrations that were applied.
 
-Times are ISO texts in UTC of one length, so that they sort; what is only ever read whole is JSON.
+Times are ISO texts in UTC of fixed length, so that they sort. Values that are only read as a unit are JSON.
 """
 
 import sqlite3
@@ -41,7 +41,7 @@ _FIRST = (
         digests TEXT NOT NULL,
         databases TEXT NOT NULL
     )""",
-    # A position is never used twice (AUTOINCREMENT), also after events were deleted. published_at NULL is the outbox.
+    # AUTOINCREMENT: no position is used again after its event was deleted. published_at NULL is the outbox.
     """CREATE TABLE events (
         position INTEGER PRIMARY KEY AUTOINCREMENT,
         event_id TEXT NOT NULL UNIQUE,
@@ -56,11 +56,11 @@ _FIRST = (
     "CREATE TABLE notes (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 
-# Never deleted, so kept small: 16 bytes of a digest for each event of others that was handled.
+# Rows are never deleted, so they are small: 16 bytes of a digest for each handled event of other programs.
 _SECOND = ("CREATE TABLE handled (digest BLOB PRIMARY KEY) WITHOUT ROWID",)
 
-# A row in a few dozen bytes, for a million rows: `place` is the number of a target, database and kind, ids are UTF-8,
-# digests 16 bytes. `held` NULL is delivered; 1 waits, 2 was refused: then `since` is in microseconds since 1970.
+# A few dozen bytes per row, for a million rows: `place` is the group number of a target, database and kind; ids are
+# UTF-8; digests have 16 bytes. `held` NULL: delivered; 1: waiting; 2: refused. `since` is in microseconds since 1970.
 _THIRD = (
     """CREATE TABLE memory_places (
         number INTEGER PRIMARY KEY,
@@ -86,7 +86,7 @@ _THIRD = (
         upload_id TEXT NOT NULL,
         UNIQUE (target_id, upload_id)
     )""",
-    # In the order of arrival, without a key: writing a batch writes a page or two.
+    # In order of insertion and without a key, so that a batch changes only a page or two.
     """CREATE TABLE staged_memories (
         upload INTEGER NOT NULL REFERENCES staged_uploads (number),
         place INTEGER NOT NULL REFERENCES memory_places (number),
@@ -102,17 +102,17 @@ _THIRD = (
     "CREATE TABLE memory_versions (target_id TEXT PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID",
 )
 
-# Session ends that no result has answered yet, in the order of their arrival.
+# Session ends that no result has answered yet, in order of arrival.
 _FOURTH = ("CREATE TABLE open_ends (position INTEGER PRIMARY KEY, event_id TEXT NOT NULL)",)
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND, _THIRD, _FOURTH)
-"""Step n leads from version n to n + 1. Never changed once released, only added to."""
+"""Migration n leads from version n to n + 1. A released migration is never changed."""
 
 READABLE = 2
-"""The earliest version that can be read as it lies: what came later are tables that it does without."""
+"""The earliest version that can be read without migration: later versions only add tables that are optional."""
 
 MEMORIES = 3
-"""The first version that knows of memories."""
+"""The first version with memories."""
 
 
 def version(connection: sqlite3.Connection) -> int:
@@ -122,15 +122,15 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 def check_not_newer(found: int) -> None:
-    """Raise StateError for tables that a later agent has made."""
+    """Raise StateError if a newer agent has created the tables."""
     if found > len(MIGRATIONS):
         raise StateError(
-            f"the ledger is of version {found}, this agent knows {len(MIGRATIONS)}", hint="update akosha-agent"
+            f"the ledger has version {found}, but this agent supports {len(MIGRATIONS)}", hint="update akosha-agent"
         )
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring the tables to the present version, in one transaction. Raises StateError where they are newer."""
+    """Migrate the tables to the current version, in one transaction. Raises StateError if they are newer."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         found = version(connection)

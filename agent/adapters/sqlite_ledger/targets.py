@@ -1,4 +1,4 @@
-"""What is known of each target, in three tables: loaded whole, saved whole. Runs on the ledger's thread."""
+"""The record of each target, in three tables; loaded and saved as a unit. Runs on the ledger's thread."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from agent.domain.delivery_state import DatabaseRecord, Intent, Target, TargetRe
 
 
 class Targets:
-    """Reads and writes TargetRecords on a connection; the transaction is the caller's."""
+    """Reads and writes TargetRecords, in a transaction of the caller."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 
     def load(self, target: Target) -> TargetRecord:
-        """Return the record; an empty one for a target that is not there."""
+        """Return the record of a target; an empty one if the target is unknown."""
         found = self._connection.execute(
             "SELECT known, attempts, attempt_request, failures, retry_at, error, newest_upload_id, last_success"
             " FROM targets WHERE id = ?",
@@ -38,7 +38,7 @@ class Targets:
         )
 
     def save(self, before: TargetRecord, record: TargetRecord) -> None:
-        """Write what is new in `record` over `before`, as loaded in this transaction; nothing where they agree."""
+        """Write the differences between `record` and `before`, which was loaded in this transaction."""
         if record == before:
             return
         target = record.target
@@ -69,8 +69,8 @@ class Targets:
         if record.intent != before.intent:
             self._save_intent(target, record.intent)
 
-    def told_by(self, result_id: str) -> list[Target]:
-        """Return the targets with a database that a result tells of."""
+    def reported_by(self, result_id: str) -> list[Target]:
+        """Return the targets with a database whose delivery the result reports."""
         found = self._connection.execute(
             "SELECT DISTINCT method, endpoint, bucket, system_id FROM targets"
             " JOIN databases ON target_id = id WHERE delivered_by = ?",

@@ -1,15 +1,15 @@
-"""Tells that files in one directory changed: natively where that works, by looking where it does not.
+"""Reports changes of files in one directory: by native notifications if they work, otherwise by polling.
 
-Three things are asked, because none tells all:
+Three mechanisms are combined, because each one alone misses changes:
 
     native   a thread in watchfiles (inotify, FSEvents): silent on network file systems and after a queue overflow
-    look     a stat of all wanted files, compared with the last one: at every rescan, every 2 s where native fails
-    root     is this still the directory that was there? asked by the thread at each of its steps: a native watch
-             stays with a directory that was deleted or renamed, and never says anything again
+    scan     a stat of all watched files, compared with the last one: at every rescan, or every 2 s if native fails
+    root     the thread checks at each step whether the path is still the same directory: a native watch follows a
+             directory that was deleted or renamed, and never reports anything again
 
-Whatever happens to the directory ends the native watch, and the next begins with a look: nothing is missed.
-Only the clock's monotonic time is used, except for the age of a change when it is reported: a clock that jumps changes
-that by no more than the time that reporting may take.
+If the directory is replaced, the native watch ends and the next one begins with a scan, so no change is missed.
+All times are monotonic, except for the age of a reported change: a jump of the wall clock changes that by no more than
+the time that reporting may take.
 """
 
 import asyncio
@@ -35,10 +35,10 @@ _log = structlog.get_logger()
 class DirectoryWatcher:
     """`agent.ports.Watch` on `directory`, which may be missing, for names that are `wanted`. One reader at a time.
 
-    Changes are those since the first look, which the first reader begins with, or since the last report. The native
-    thread wakes every `step_ms`; a change is reported within two steps, or by the next look after `rescan_seconds`.
-    `force_polling` None means: where the file system asks for it. What fails natively is polled, and tried again
-    after `rescan_seconds`. `wanted` is called from several threads.
+    Changes are reported since the first scan, with which the first reader starts, or since the last report. The native
+    thread wakes every `step_ms`; a change is reported within two steps, or by the scan every `rescan_seconds`.
+    `force_polling` None: poll if the file system requires it. If the native watch fails, the directory is polled, and
+    the native watch is tried again after `rescan_seconds`. `wanted` is called from several threads.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class DirectoryWatcher:
         self._rescan, self._step_ms, self._force = rescan_seconds, step_ms, force_polling
         self._failure, self._native_from = "", clock.monotonic()
         self._mode = "starting"
-        self._lag = self._reported_within = 0.0
+        self._lag = self._max_lag = 0.0
         self._first = True
         self._seen = DirectoryState(None)
         self._looked = clock.monotonic()
@@ -73,8 +73,8 @@ class DirectoryWatcher:
         return self._looked
 
     async def changes(self) -> AsyncGenerator[frozenset[str], None]:
-        """As the port says. A set names what changed, appeared or disappeared."""
-        reported = self._mode
+        """Implement the port. A set names files that changed, appeared or disappeared."""
+        reported_mode = self._mode
         if self._first:
             self._seen = await self._read_directory()
             self._first = False
@@ -82,15 +82,15 @@ class DirectoryWatcher:
         while True:
             async with self._listening() as signal:
                 while signal.failed is None and self._clock.monotonic() < signal.until:
-                    await signal.rung.wait()
-                    signal.rung.clear()
-                    named, signal.names = signal.names, frozenset()
+                    await signal.event.wait()
+                    signal.event.clear()
+                    reported_names, signal.names = signal.names, frozenset()
                     before, self._seen = self._seen, await self._read_directory()
                     if signal.listening and signal.failed is None:
                         self._set_mode("native")
-                    names = named | self._seen.differing(before)
-                    if names or self._mode != reported:
-                        reported, self._lag = self._mode, self._age(names)
+                    names = reported_names | self._seen.differing(before)
+                    if names or self._mode != reported_mode:
+                        reported_mode, self._lag = self._mode, self._age(names)
                         yield names
                     if self._seen.root != before.root:
                         break
@@ -98,14 +98,14 @@ class DirectoryWatcher:
                 self._failure, self._native_from = signal.failed, self._clock.monotonic() + self._rescan
 
     async def _read_directory(self) -> DirectoryState:
-        """Look, off the loop: a mount that hangs must hold up this reader alone."""
+        """Scan the directory in a thread: a mount that hangs must block this reader only."""
         seen = await asyncio.to_thread(read_directory, self._directory, self._wanted)
         self._looked = self._clock.monotonic()
         return seen
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[WatchSignal]:
-        """Listen in the way that the directory allows now."""
+        """Listen natively or by polling, as the directory allows now."""
         signal, native, period = WatchSignal(), None, min(_POLL_SECONDS, self._rescan)
         if self._seen.root is None:
             self._set_mode(f"waiting for {self._directory}" + (f" ({self._seen.reason})" if self._seen.reason else ""))
@@ -117,7 +117,7 @@ class DirectoryWatcher:
             signal.until = self._native_from
         else:
             native, period = Native(self._directory, self._seen.root, self._wanted, self._step_ms, signal), self._rescan
-        self._reported_within = period if native is None else 2 * self._step_ms / 1000
+        self._max_lag = period if native is None else 2 * self._step_ms / 1000
         ticker = asyncio.create_task(self._tick(signal, period), name=f"watch-{self._directory.name}-rescan")
         try:
             yield signal
@@ -128,24 +128,24 @@ class DirectoryWatcher:
                 await native.stop()
 
     def _age(self, names: frozenset[str]) -> float:
-        """Return how long ago the newest of these was written; 0 for one that is gone or of another clock's future."""
+        """Return the seconds since the newest of these files was written; 0 if it is gone or from the future."""
         written = [self._seen.files[name][2] for name in names if name in self._seen.files]
         if not written:
             return 0.0
         age = self._clock.now().timestamp() - max(written) / 1e9
-        return min(max(age, 0.0), self._reported_within)
+        return min(max(age, 0.0), self._max_lag)
 
     async def _tick(self, signal: WatchSignal, period: float) -> None:
         while True:
             await self._clock.sleep(period)
-            signal.rung.set()
+            signal.event.set()
 
     async def _poll_reason(self) -> str:
-        """Return why this directory must be polled, "" if it need not."""
+        """Return why this directory must be polled, "" if it does not have to be."""
         if self._force is not None:
             return "as set" if self._force else ""
         kind = await asyncio.to_thread(file_system, self._directory)
-        return f"{kind} does not tell of changes" if silent(kind) else ""
+        return f"{kind} does not report changes" if silent(kind) else ""
 
     def _set_mode(self, mode: str, hint: str = "") -> None:
         if mode != self._mode:

@@ -1,4 +1,4 @@
-"""The native watch: a thread that waits in watchfiles and rings a signal on the event loop."""
+"""The native watch: a thread that waits in watchfiles and sets a signal on the event loop."""
 
 import asyncio
 import math
@@ -18,20 +18,21 @@ from agent.adapters.watcher.scan import Root, root_of
 _STOP_SECONDS = 5.0
 
 _UNDECODABLE = "Unable to decode path"
-"""How watchfiles reports a change of a file whose name is not UTF-8. The error ends the watch."""
+"""The start of watchfiles' error for a changed file whose name is not UTF-8; the error ends the watch."""
 
 _log = structlog.get_logger()
 
 
 @dataclass(slots=True)
 class WatchSignal:
-    """Rung by the native thread and by a timer.
+    """Set by the native thread and by a timer.
 
-    `names` were reported to change since the last signal. `failed` says why the thread ended, "" where it is not at
-    fault. `until` is when (monotonic) listening in another way should be tried.
+    `names` changed since the last signal. `failed` is set when the thread has ended: the error, or "" if the directory
+    was replaced or the watch was stopped. `until` is the monotonic time at which polling ends and the native watch is
+    tried again.
     """
 
-    rung: asyncio.Event = field(default_factory=asyncio.Event)
+    event: asyncio.Event = field(default_factory=asyncio.Event)
     names: frozenset[str] = frozenset()
     listening: bool = False
     until: float = math.inf
@@ -39,7 +40,7 @@ class WatchSignal:
 
 
 class Native:
-    """A watchfiles thread, for as long as `root` is the directory at `path`; sets the signal on the running loop."""
+    """A watchfiles thread that runs while `root` is the directory at `path`; sets the signal on the running loop."""
 
     def __init__(
         self, path: Path, root: Root, wanted: Callable[[str], bool], step_ms: int, signal: WatchSignal
@@ -47,52 +48,52 @@ class Native:
         self._path, self._root, self._wanted, self._step_ms, self._signal = path, root, wanted, step_ms, signal
         self._real = ""
         self._stopped = False
-        self._told = False
-        self._undecodable = False
+        self._signalled_start = False
+        self._warned_undecodable = False
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         threading.Thread(target=self._run, name=f"watch-{path.name}", daemon=True).start()
 
     async def stop(self) -> None:
-        """See the thread end, which it does at its next step."""
+        """Stop the thread, which ends at its next step, and wait for it."""
         self._stopped = True
-        with suppress(TimeoutError):  # a file system that hangs; the thread ends with the process
+        with suppress(TimeoutError):  # the file system hangs; the thread ends with the process
             async with asyncio.timeout(_STOP_SECONDS):
                 await self._ended.wait()
 
     def is_set(self) -> bool:
-        """Asked by watchfiles at each step: is it over? The first time, the watch has just been set up."""
-        if not self._told:
-            self._told = True
-            self._call(self._ring, frozenset())
+        """Return whether the watch must end. watchfiles calls this at each step, first when the watch has started."""
+        if not self._signalled_start:
+            self._signalled_start = True
+            self._call(self._report, frozenset())
         try:
             return self._stopped or root_of(self._path) != self._root
         except OSError:
             return True
 
     def _run(self) -> None:
-        reason = "the native watch broke"
+        reason = "the native watch failed"
         try:
             self._real = os.path.realpath(self._path)
             while self._watch_until_undecodable():
-                # Ringing again once the watch is set up leads to a look, which finds what changed in between.
-                self._told = False
+                # The signal at the next start causes a scan, which finds the changes in between.
+                self._signalled_start = False
                 time.sleep(self._step_ms / 1000)
             reason = ""
         except FileNotFoundError:
             reason = ""
-            time.sleep(self._step_ms / 1000)  # it went away just now; a look at once may not see it yet
-        except (OSError, RuntimeError, UnicodeError) as error:  # the native layer's own is a RuntimeError
+            time.sleep(self._step_ms / 1000)  # the directory was deleted just now; an immediate scan might still see it
+        except (OSError, RuntimeError, UnicodeError) as error:  # watchfiles raises RuntimeError
             reason = str(error)
         finally:
             self._call(self._end, reason)
 
     def _watch_until_undecodable(self) -> bool:
-        """Watch; return True where a file name that is not UTF-8 ended the watch, False where it is over."""
+        """Watch. Return True if a file name that is not UTF-8 ended the watch, False if it must end."""
         try:
             for changes in watch(
                 self._real,
-                watch_filter=self._concerns,
+                watch_filter=self._is_wanted,
                 debounce=self._step_ms,
                 step=self._step_ms,
                 stop_event=self,
@@ -101,33 +102,33 @@ class Native:
                 force_polling=False,
                 recursive=False,
             ):
-                self._call(self._ring, frozenset(os.path.basename(path) for _, path in changes))  # noqa: PTH119
+                self._call(self._report, frozenset(os.path.basename(path) for _, path in changes))  # noqa: PTH119
         except RuntimeError as error:
             if not str(error).startswith(_UNDECODABLE):
                 raise
-            if not self._undecodable:
-                self._undecodable = True
-                hint = "rename the file: watching is native again at once, and databases are found all the same"
+            if not self._warned_undecodable:
+                self._warned_undecodable = True
+                hint = "rename the file; until then, the native watch restarts at each change and no change is missed"
                 _log.warning("file_name_not_unicode", directory=str(self._path), error=str(error), hint=hint)
             return not self._stopped
         return False
 
-    def _concerns(self, change: Change, path: str) -> bool:
+    def _is_wanted(self, change: Change, path: str) -> bool:
         if path == self._real and change is Change.deleted:
-            self._stopped = True  # also where another has its inode by now
+            self._stopped = True  # `is_set` alone would miss a new directory with the same inode
         folder, name = os.path.split(path)
         return folder == self._real and self._wanted(name)
 
-    def _ring(self, names: frozenset[str]) -> None:
+    def _report(self, names: frozenset[str]) -> None:
         self._signal.listening = True
         self._signal.names |= names
-        self._signal.rung.set()
+        self._signal.event.set()
 
     def _end(self, reason: str) -> None:
         self._signal.failed = reason
-        self._signal.rung.set()
+        self._signal.event.set()
         self._ended.set()
 
-    def _call(self, tell: Callable[..., None], what: object) -> None:
+    def _call(self, function: Callable[..., None], argument: object) -> None:
         with suppress(RuntimeError):  # the loop is closed: no reader is left
-            self._loop.call_soon_threadsafe(tell, what)
+            self._loop.call_soon_threadsafe(function, argument)
