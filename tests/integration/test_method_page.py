@@ -71,6 +71,6 @@ async def test_a_place_that_is_closed_is_a_failure_with_the_cure_and_what_follow
     (rig.folder / "reflection.duckdb").mkdir()
     failed = await rig.sync()
     assert isinstance(failed, SyncFailed)
-    assert "make room, or mend its rights" in failed.error
+    assert "free disk space, or fix its permissions" in failed.error
     (rig.folder / "reflection.duckdb").rmdir()
     assert isinstance(await rig.sync(), SyncSucceeded)
