@@ -1,0 +1,76 @@
+"""The commands of the quick start and of the guides do what the pages say."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.machine import TIMEOUT, Machine
+from tests.support.session_buddy import create
+
+DOCS = Path(__file__).parents[2] / "docs"
+TARGET = "file:///mnt/nas/memories"
+
+
+def block_with(page: str, text: str, language: str = "console") -> str:
+    """The code block of a page that contains a text."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+    (found,) = [block for block in blocks if text in block]
+    return found
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A home with databases where Session-Buddy has them, and none of the settings that other tests make."""
+    made = Machine(tmp_path)
+    for name in [name for name in made.environ if name.startswith(("AKOSHA_", "SESSION_BUDDY_"))]:
+        del made.environ[name]
+    create(made.home / ".claude" / "data", commits=5, entities=2)
+    return made
+
+
+def test_the_quick_start_with_a_directory_uploads_checks_and_restores(machine):
+    page = (DOCS / "quickstart.md").read_text()
+    (export,) = re.findall(rf"^\$ export (\w+)={TARGET}$", page, re.MULTILINE)
+    machine.environ[export] = machine.bucket.as_uri()
+    steps = page[page.index("## 3. ") :]
+    lines = re.findall(r"^\$ akosha-agent ((?:sync|status|uploads|verify|restore).*)$", steps, re.MULTILINE)
+    assert lines == ["sync", "status", "uploads", "verify", "restore --to ~/restored"]
+    for line in lines:
+        words = [word.replace("~", str(machine.home)) for word in shlex.split(line)]
+        done = machine.call(*words, places=False)
+        assert (done.code, done.err) == (0, ""), line
+    assert {path.name for path in (machine.home / "restored").glob("*.duckdb")} == {
+        "reflection.duckdb",
+        "knowledge_graph.duckdb",
+    }
+
+
+def test_the_restore_with_gzip_alone_reads_the_rows(machine):
+    machine.environ["SESSION_BUDDY_AKOSHA_CLOUD_ENDPOINT"] = machine.bucket.as_uri()
+    assert machine.call("sync", places=False).code == 0
+    (upload,) = machine.bucket.glob("systems/*/uploads/*")
+    script = re.sub(r"^\$ ", "", block_with("guides/restore.md", "gzip -dc"), flags=re.MULTILINE)
+    script = re.sub(r"^cd \S+", f"cd {shlex.quote(str(upload))}", script)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{machine.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", script], env=machine.environ | {"PATH": path}, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(5,)\n", "")
+
+
+def test_the_first_python_example_syncs(machine):
+    code = block_with("guides/python-api.md", "HybridSyncError", "python")
+    configured = re.sub(
+        r"AkoshaSyncConfig\(.*?\)", f'AkoshaSyncConfig(cloud_endpoint="{machine.bucket.as_uri()}")', code
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", configured],
+        env=machine.environ, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=TIMEOUT,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.split()[0]) == (0, "cloud"), done.stderr
+    assert list(machine.bucket.glob("systems/*/uploads/*/manifest.json"))
