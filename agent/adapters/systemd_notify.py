@@ -24,9 +24,9 @@ _log = structlog.get_logger()
 class SystemdSupervisor:
     """`agent.ports.Supervisor` by sd_notify; does nothing if `address` is empty."""
 
-    def __init__(self, address: str = "", *, watchdog_seconds: float | None = None) -> None:
+    def __init__(self, address: str = "", *, keep_alive_seconds: float | None = None) -> None:
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._watchdog_seconds = watchdog_seconds if address else None
+        self._keep_alive_seconds = keep_alive_seconds if address else None
         self._failed = False
 
     @classmethod
@@ -36,14 +36,14 @@ class SystemdSupervisor:
         microseconds, pid = environ.pop(WATCHDOG_MICROSECONDS, ""), environ.pop(WATCHDOG_PID, "")
         if not address.startswith(("/", "@")) or len(address) < 2:  # noqa: PLR2004 - a name after the first character
             return cls()
-        watchdog_seconds = None
+        keep_alive_seconds = None
         if microseconds.isdecimal() and int(microseconds) and pid in ("", str(os.getpid())):
-            watchdog_seconds = int(microseconds) / 1e6 / 2
-        return cls(address, watchdog_seconds=watchdog_seconds)
+            keep_alive_seconds = int(microseconds) / 1e6 / 2
+        return cls(address, keep_alive_seconds=keep_alive_seconds)
 
     @property
-    def watchdog_seconds(self) -> float | None:
-        return self._watchdog_seconds
+    def keep_alive_seconds(self) -> float | None:
+        return self._keep_alive_seconds
 
     def ready(self) -> None:
         self._notify("READY=1", f"MAINPID={os.getpid()}", timeout=_SEND_SECONDS)

@@ -1,4 +1,4 @@
-"""The protocols that the core needs, with their promises. `tests/contracts` holds every adapter to them."""
+"""The protocols that the application uses, with their promises. `tests/contracts` tests every adapter against them."""
 
 from agent.ports.bus import BusState, Codec, EventBus, Handler, Message, Responder, StreamMark, Subscription
 from agent.ports.ledger import HistoryEntry, Ledger

@@ -1,4 +1,4 @@
-"""Events on their way: at least once, in order per subject."""
+"""Delivery of events: at least once, in order per subject."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -9,41 +9,41 @@ from agent.domain.events import Event
 
 
 class Codec(Protocol):
-    """Events as bytes and back."""
+    """Encodes events to bytes and decodes them."""
 
     @property
     def max_bytes(self) -> int:
-        """The largest event that `decode` takes. `encode` writes larger ones, too: abridging them is the caller's."""
+        """Maximum size of an event for `decode`. `encode` also returns larger ones: the caller must abridge them."""
         ...
 
     def encode(self, event: Event, /) -> bytes:
-        """Return the event's bytes. Raises WireError for one that the format cannot hold."""
+        """Return the event's bytes. Raises WireError if the format cannot represent it."""
         ...
 
     def decode(self, data: bytes, /, *, subject: str | None = None) -> Event:
-        """Return the event; its content is checked. Raises WireError with what is wrong.
+        """Return the event, with its content checked. Raises WireError with the problem.
 
-        `subject`: where on the bus it came, for an event whose content does not name its system.
+        `subject` is the subject on which the event arrived, for an event whose content does not name its system.
         """
         ...
 
 
 class Message(Protocol):
-    """One delivery of an event to one subscription. One of `ack` and `nak` ends it; a second call does nothing."""
+    """One delivery of an event to one subscription. `ack` or `nak` settles it; later calls do nothing."""
 
     @property
     def event(self) -> Event: ...
 
     async def ack(self) -> None:
-        """Done: it is not delivered again."""
+        """Mark the event as handled: it is not delivered again."""
         ...
 
     async def nak(self, delay: float = 0.0) -> None:
-        """Deliver it again after `delay` seconds. Later events of the subscription wait behind it."""
+        """Request redelivery after `delay` seconds. Later events of the subscription wait for it."""
         ...
 
     async def in_progress(self) -> None:
-        """Still at work: the time to ack starts again."""
+        """Restart the ack wait, because the handler still works."""
         ...
 
 
@@ -54,15 +54,16 @@ class Subscription(Protocol):
     """A running subscription."""
 
     async def stop(self) -> None:
-        """Take no more events; a handler at work is cancelled, its event unacked. Idempotent."""
+        """Stop delivery. A running handler is cancelled, and its event stays unacked. Idempotent."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BusState:
-    """Which bus carries events now (`memory`, `nats`), and since when.
+    """The bus in use (`memory`, `nats`), and since when.
 
-    `ready` is false while events wait for it. `detail` says where it is, or why another one is not in use.
+    `ready` is false while events wait for the bus. `detail` is its address, or the reason why another bus is not in
+    use.
     """
 
     name: str
@@ -73,22 +74,23 @@ class BusState:
 
 @dataclass(frozen=True, slots=True)
 class StreamMark:
-    """How far a stream that outlives this process has come: when it was `created`, and its newest `sequence`."""
+    """A position in a stream that outlives this process: when the stream was `created`, and its newest `sequence`."""
 
     created: str
     sequence: int
 
     def has_lost(self, earlier: "StreamMark") -> bool:
-        """Say whether events that were in the stream at an earlier mark are no longer in it: another stream, or cut."""
+        """Return whether the stream has lost events since the earlier mark: it was replaced or truncated."""
         return self.created != earlier.created or self.sequence < earlier.sequence
 
 
 class EventBus(Protocol):
-    """At least once, in order per subject.
+    """Delivers events at least once, in order per subject.
 
-    One event at a time per subscription; the next comes after an ack. A handler that raises, or returns with neither
-    ack nor nak, means nak; one that stays silent for longer than the bus's ack wait is cancelled and its event
-    delivered again. Progress is an exception: it goes to current listeners only, and may be lost.
+    A subscription receives one event at a time, the next one after an ack. If a handler raises, or returns with neither
+    ack nor nak, that counts as a nak. If a handler reports no progress for longer than the bus's ack wait, it is
+    cancelled, and its event is delivered again. Progress events are an exception: they reach current subscriptions
+    only, and may be lost.
     """
 
     @property
@@ -96,39 +98,41 @@ class EventBus(Protocol):
 
     @property
     def stream(self) -> StreamMark | None:
-        """Where events outlive this process: how far that had come when it was last in reach.
+        """The last known position of the stream, for a bus whose events outlive this process.
 
-        None in-process, and before it was in reach. What `publish` has just put there is counted when it returns.
+        None for an in-process bus, and before the first connection. When `publish` returns, the position includes its
+        event.
         """
         ...
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener`, on the event loop, when `state` has changed, a connection was made or lost, or the stream
-        has lost events. It must be cheap.
+        """Call `listener` when `state` changes, a connection is made or lost, or the stream has lost events.
+
+        It is called on the event loop and must be cheap.
         """
         ...
 
     async def wait_until_ready(self) -> None:
-        """Return when `state` is ready."""
+        """Wait until `state` is ready."""
         ...
 
     def check_connection(self) -> None:
-        """The machine slept, or its network changed: look now at what may be dead, and replace it. Returns at once."""
+        """Check the connection now and replace it if it is dead, after sleep or a network change. Returns at once."""
         ...
 
     async def publish(self, event: Event) -> None:
-        """Publish on the event's own subject. When it returns, the bus has it; else it raises and may have it.
+        """Publish on the event's own subject. When it returns, the bus has the event; if it raises, it may have it.
 
-        Raises BusError, transient where the bus is out of reach.
+        Raises BusError, transient if the bus is unreachable.
         """
         ...
 
     async def subscribe(self, pattern: str, handler: Handler, *, durable: str | None = None) -> Subscription:
-        """Hand over events whose subject matches `pattern` (`*` a token, `>` the rest).
+        """Pass events whose subject matches `pattern` (`*`: one token, `>`: the rest) to `handler`.
 
-        With a `durable` name, what is not acked when the subscription stops waits for the next of that name, and so
-        does what is published in between; a name that the bus does not know begins with the oldest event it keeps.
-        Without one, the subscription sees what is published from now on.
+        With a `durable` name, events that are unacked when the subscription stops, and events published afterwards, are
+        delivered to the next subscription of that name. A name that the bus does not know starts at the oldest stored
+        event. Without a name, the subscription receives events that are published from now on.
         """
         ...
 
@@ -138,8 +142,8 @@ class EventBus(Protocol):
 
 
 class Responder(Protocol):
-    """Answers questions that others ask over the bus: one question, one answer, nothing kept."""
+    """Answers requests over the bus: one reply per request, neither is stored."""
 
     async def respond(self, subject: str, answer: Callable[[bytes], Awaitable[bytes]]) -> Subscription:
-        """Answer each question on `subject` with what `answer` makes of it; it must not raise."""
+        """Reply to each request on `subject` with the result of `answer`, which must not raise."""
         ...

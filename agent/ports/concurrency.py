@@ -1,11 +1,11 @@
-"""Tasks that end well, and blocking work on threads that nobody has to wait for.
+"""Tasks that never lose a cancellation, and blocking calls in daemon threads.
 
-Tasks: a cancellation of the caller is never lost, at whatever moment it arrives: a loop that survives errors would not
-end.
+Tasks: a cancellation of the caller takes effect whenever it arrives. If it were lost, a loop that continues after
+errors would never end.
 
-Threads: a network mount that has gone away, or a name server, can hold a system call without limit. In the loop's own
-executor such a thread would keep the loop, and the process, from ending; a daemon thread of its own does not. Starting
-one costs some 50 microseconds.
+Threads: a dead network mount or name server can block a system call forever. In the event loop's executor, a blocked
+thread would prevent the loop and the process from ending; a separate daemon thread does not. Starting a thread takes
+about 50 microseconds.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 
 async def finish_cleanup(task: "asyncio.Task[Any]", seconds: float) -> None:
-    """Wait for a clean-up that a cancellation must not stop, but no longer than `seconds`; then it is cancelled.
+    """Wait for a cleanup task without passing on a cancellation; cancel the task after `seconds`.
 
-    `asyncio.wait_for` is not used: before Python 3.12 it drops a cancellation that arrives as the task ends.
+    Before Python 3.12, `asyncio.wait_for` drops a cancellation that arrives while the task ends.
     """
     done = False
     with contextlib.suppress(TimeoutError):
@@ -34,22 +34,22 @@ async def finish_cleanup(task: "asyncio.Task[Any]", seconds: float) -> None:
 
 
 def mark_retrieved(task: "asyncio.Task[Any]") -> None:
-    """Retrieve a task's exception: one whose waiters have all been cancelled is not reported as overlooked."""
+    """Retrieve a task's exception, so that asyncio does not log it as never retrieved if its waiters were cancelled."""
     if not task.cancelled():
         task.exception()
 
 
 def result_of(task: "asyncio.Task[T] | None") -> T | None:
-    """Return a task's result; None without a task, while it runs, and where it was cancelled or failed."""
+    """Return a task's result; None if there is no task, or it is running, cancelled or failed."""
     if task is None or not task.done() or task.cancelled() or task.exception() is not None:
         return None
     return task.result()
 
 
 class ConcurrentTasks:
-    """Tasks of one name, all ended when the block ends. Where one fails, the others are cancelled and its error raised.
+    """A group of tasks that end with the block. If one fails, the others are cancelled and its error is raised.
 
-    Not `asyncio.TaskGroup`: before Python 3.13 it drops a cancellation of the caller that arrives as a task fails.
+    Before Python 3.13, `asyncio.TaskGroup` drops a cancellation of the caller that arrives while a task fails.
     """
 
     def __init__(self, name: str) -> None:
@@ -58,14 +58,14 @@ class ConcurrentTasks:
         self._first: BaseException | None = None
 
     def start(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        """Start a task."""
+        """Start a task that ends with the block."""
         task = asyncio.create_task(work, name=self._name)
         task.add_done_callback(self._ended)
         self._tasks.append(task)
         return task
 
     def check(self) -> None:
-        """Raise the error of the first task that failed, if one has: for a block that goes on starting tasks."""
+        """Raise the error of the first failed task, if any. For a block that keeps starting tasks."""
         if self._first is not None:
             raise self._first from self._first.__cause__
 
@@ -92,9 +92,9 @@ class ConcurrentTasks:
 
 
 async def gather_all(work: Sequence[Coroutine[Any, Any, T]], name: str) -> list[T]:
-    """Do all of it side by side, in tasks of that name; return what each came to, in order.
+    """Run coroutines concurrently, in tasks of that name, and return their results in order.
 
-    Where one fails the others are cancelled, and its error, the first, is raised.
+    If one fails, the others are cancelled, and the first error is raised.
     """
     async with ConcurrentTasks(name) as tasks:
         started = [tasks.start(each) for each in work]
@@ -105,29 +105,32 @@ P = ParamSpec("P")
 
 
 class DaemonExecutor(ThreadPoolExecutor):
-    """A loop's default executor (name look-ups, for one) with daemon threads: nobody waits for one that hangs."""
+    """An event loop's default executor (used for name resolution) with daemon threads, which do not block its end."""
 
     def __init__(self, name: str) -> None:
         super().__init__(max_workers=1)  # never used: each call has a thread of its own
         self._name = name
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """As the base class says, on a daemon thread of its own."""
+        """Run `fn` in a new daemon thread; otherwise like the base class."""
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
 
         def run() -> None:
             try:
                 future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+            except BaseException as error:  # noqa: BLE001 - raised where the future is awaited
                 future.set_exception(error)
 
         threading.Thread(target=run, name=self._name, daemon=True).start()
         return future
 
 
-async def in_daemon_thread(work: Callable[[], T], *, name: str = "off-loop") -> T:
-    """Return what `work` returns, raise what it raises. Cancelled, it goes on without anybody listening."""
+async def in_daemon_thread(work: Callable[[], T], *, name: str = "daemon") -> T:
+    """Run `work` in a new daemon thread; return its result or raise its error.
+
+    After a cancellation the thread continues, and its result is discarded.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -135,7 +138,7 @@ async def in_daemon_thread(work: Callable[[], T], *, name: str = "off-loop") -> 
         if done.done():
             return
         if error is None:
-            done.set_result(result)  # type: ignore[arg-type] # None only where T is
+            done.set_result(result)  # type: ignore[arg-type] # None only if T allows it
         else:
             done.set_exception(error)
 
@@ -144,9 +147,9 @@ async def in_daemon_thread(work: Callable[[], T], *, name: str = "off-loop") -> 
         failure: BaseException | None = None
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+        except BaseException as error:  # noqa: BLE001 - raised where the future is awaited
             failure = error
-        # A loop that has closed in the meantime has nobody waiting.
+        # If the loop was closed meanwhile, nothing awaits the result.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(settle, result, failure)
 

@@ -1,6 +1,6 @@
-"""The dispatch of messages to a handler, the same on every bus: one event at a time, a time limit, nak after an error.
+"""Dispatches messages to a handler, in the same way on every bus: one at a time, with a time limit, nak after an error.
 
-This implements what `EventBus` promises to handlers. A bus brings messages; how it stores them is its own matter.
+This implements what `EventBus` promises to handlers. The bus adapters only fetch and settle messages.
 """
 
 import asyncio
@@ -14,16 +14,16 @@ from agent.ports.system import Clock
 
 FIRST_ERROR_DELAY_SECONDS = 0.1
 LAST_ERROR_DELAY_SECONDS = 30.0
-"""A handler that fails is given its event again after the first, doubling to the last."""
+"""Delay before a failed event is delivered again: the first, doubled for each failure up to the last."""
 
 CANCEL_SECONDS = 10.0
-"""How long a cancelled handler may clean up before it is left to itself."""
+"""How long the dispatcher waits for a cancelled handler to clean up."""
 
 _log = structlog.get_logger()
 
 
 class RawMessage(Protocol):
-    """An event as a bus keeps it for one subscription. Each call is made at most once, but for `in_progress`."""
+    """A bus's message for one subscription. `ack` or `nak` is called at most once, `in_progress` repeatedly."""
 
     @property
     def event(self) -> Event: ...
@@ -36,7 +36,7 @@ class RawMessage(Protocol):
 
 
 class _Delivery:
-    """One delivery of a message: `agent.ports.Message`. The first of ack and nak counts."""
+    """One delivery of a message: `agent.ports.Message`. Only the first `ack` or `nak` has an effect."""
 
     def __init__(self, message: RawMessage, clock: Clock) -> None:
         self._message, self._clock = message, clock
@@ -64,9 +64,9 @@ class _Delivery:
 
 
 class MessageDispatcher:
-    """Hands the messages of one subscription, `name`, to its handler, which may stay silent for `ack_wait_seconds`.
+    """Passes the messages of the subscription `name` to its handler.
 
-    The caller brings one at a time.
+    A handler must report progress or end within `ack_wait_seconds`. The caller dispatches one message at a time.
     """
 
     def __init__(self, name: str, handler: Handler, *, clock: Clock, ack_wait_seconds: float) -> None:
@@ -74,9 +74,9 @@ class MessageDispatcher:
         self._failing, self._failures = "", 0
 
     async def dispatch(self, message: RawMessage) -> None:
-        """Return when the message is settled: by the handler, or by a nak where the handler failed or fell silent.
+        """Run the handler until the message is settled: by the handler, or by a nak if it failed or timed out.
 
-        Cancelled, it sees the handler end (for up to 10 s) and naks what that has not settled.
+        On cancellation it cancels the handler, waits up to 10 s for its end, and naks a message that is not settled.
         """
         log = _log.bind(subscription=self._name, id=message.event.id, subject=message.event.subject)
         delivery = _Delivery(message, self._clock)
@@ -102,12 +102,12 @@ class MessageDispatcher:
             await delivery.nak(delay)
 
     async def _ended(self, work: asyncio.Task[None], delivery: _Delivery) -> bool:
-        """Wait for the handler's end; False when it reported nothing for the ack wait."""
+        """Wait until the handler ends. Return False if it reports no progress for the ack wait."""
         while True:
-            patience = delivery.active_at + self._ack_wait - self._clock.monotonic()
-            if patience <= 0:
+            remaining = delivery.active_at + self._ack_wait - self._clock.monotonic()
+            if remaining <= 0:
                 return False
-            timer = asyncio.create_task(self._clock.sleep(patience), name=f"{work.get_name()}-timer")
+            timer = asyncio.create_task(self._clock.sleep(remaining), name=f"{work.get_name()}-timer")
             try:
                 await asyncio.wait({work, timer}, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -116,7 +116,7 @@ class MessageDispatcher:
                 return True
 
     def _next_delay(self, event_id: str) -> float:
-        """Return when an event comes again whose handling failed: later with each failure in a row."""
+        """Return the delay before a failed event is delivered again, longer with each consecutive failure."""
         self._failures = self._failures + 1 if event_id == self._failing else 1
         self._failing = event_id
         return min(FIRST_ERROR_DELAY_SECONDS * 2.0 ** min(self._failures - 1, 20), LAST_ERROR_DELAY_SECONDS)
@@ -127,7 +127,7 @@ async def _handle(handler: Handler, delivery: _Delivery) -> None:
 
 
 async def _cancel(work: asyncio.Task[None], log: structlog.typing.FilteringBoundLogger) -> None:
-    """Cancel a handler and see it end, also while being cancelled; one that does not end in time is left to itself."""
+    """Cancel a handler and wait for its end, even if cancelled meanwhile; give up after `CANCEL_SECONDS`."""
     loop = asyncio.get_running_loop()
     end, interrupted = loop.time() + CANCEL_SECONDS, False
     work.cancel()

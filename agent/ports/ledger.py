@@ -1,4 +1,4 @@
-"""The agent's memory."""
+"""The ledger: the agent's record of targets, deliveries and events."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,59 +14,63 @@ from agent.ports.memories import MemoryLedger
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """An event as the ledger remembers it: `position` grows, and is never used twice."""
+    """An event in the ledger's history: positions increase and are never reused."""
 
     position: int
     event: Event
 
 
 class Ledger(Protocol):
-    """The agent's memory: what each target has, what is owed, what happened. A write is on disk when it returns.
+    """Records what each target has, what is owed, and the history. A write is on disk when it returns.
 
-    Moves follow `domain/states.py`; one that is not in its table raises StateError and writes nothing.
+    State transitions follow `agent.domain.delivery_state`; one that is not in its table raises StateError and writes
+    nothing.
     """
 
     async def record(self, target: Target) -> TargetRecord:
-        """Return all that is known of a target."""
+        """Return the record of a target."""
         ...
 
     async def mark_owed(self, target: Target, databases: Collection[str]) -> None:
-        """These changed (CHANGED)."""
+        """Record that databases changed (CHANGED)."""
         ...
 
     async def mark_unchanged(self, target: Target, fingerprints: Mapping[str, Fingerprint]) -> None:
-        """These were touched, but their bytes are those delivered (UNCHANGED); remember how they look now."""
+        """Record new fingerprints of databases that still have the delivered bytes (UNCHANGED)."""
         ...
 
     async def record_problems(self, target: Target, problems: Mapping[str, Problem]) -> None:
-        """These could not be copied; they stay owed."""
+        """Record that databases could not be copied; they stay owed."""
         ...
 
     async def forget(self, target: Target, databases: Collection[str]) -> None:
-        """What was delivered of these is no longer there: they are owed whole (CHANGED), nothing is reused.
+        """Record that the target lost databases (CHANGED): they are owed completely, and nothing is reused.
 
-        Their memories are all new again, and they have no base.
+        All their memories count as not delivered, and they have no base.
         """
         ...
 
     async def begin(self, target: Target, intent: Intent) -> None:
-        """An upload of `intent.databases` begins (STAGED). The same intent again is no move."""
+        """Record that an upload of `intent.databases` starts (STAGED). Repeating the same intent changes nothing."""
         ...
 
     async def abandon(self, target: Target) -> None:
-        """The upload that had begun will not be finished (ABANDONED); what it held is owed, nothing of it is staged."""
+        """Record that the upload in progress will not be finished (ABANDONED).
+
+        Its databases are owed, and its staged memories are dropped.
+        """
         ...
 
     async def count_attempt(
         self, target: Target, request: SyncRequested, *, attempts: int, retry_at: datetime, error: str
     ) -> None:
-        """An attempt failed, another follows at `retry_at` (RETRY)."""
+        """Record that an attempt failed and another follows at `retry_at` (RETRY)."""
         ...
 
     async def give_up(
         self, target: Target, *, error: str, failures: int, retry_at: datetime | None, result: SyncFailed | None
     ) -> None:
-        """The request failed at this target (ABANDONED). `result` is None where it was forwarded."""
+        """Record that the request failed at this target (ABANDONED). `result` is None if the request was forwarded."""
         ...
 
     async def deliver(
@@ -77,10 +81,10 @@ class Ledger(Protocol):
         problems: Mapping[str, Problem],
         result: SyncSucceeded,
     ) -> None:
-        """The manifest is in the bucket (COMMITTED): remember what was delivered and put the result into the outbox.
+        """Record a delivered upload, whose manifest is in the bucket (COMMITTED), and put the result into the outbox.
 
-        Of the databases in its `memories.bases`, what was staged for it is delivered, and it is their base from now on.
-        All else that was staged for the target is dropped.
+        For the databases in its `memories.bases`, the memories staged for it become delivered, and it becomes their
+        base. Everything else that was staged for the target is dropped.
         """
         ...
 
@@ -91,69 +95,70 @@ class Ledger(Protocol):
         problems: Mapping[str, Problem],
         result: SyncSucceeded,
     ) -> None:
-        """The target has the memories of the databases of its intent (COMMITTED), which is done with.
+        """Record that the target has the memories of the intent's databases (COMMITTED), and clear the intent.
 
-        Remember how the files looked (`fingerprints` has each of them) and put the result into the outbox.
+        Record the fingerprints (`fingerprints` has all of these databases) and put the result into the outbox.
         """
         ...
 
     async def adopt(self, target: Target, manifest: Manifest, result: SyncSucceeded) -> None:
-        """The ledger knows nothing of this target, but the bucket does: take its newest manifest as delivered.
+        """Record a manifest found in the bucket as delivered.
 
-        Or it is the upload under way, whose manifest was found: then its memories are delivered as by `deliver`. Which
-        memories another upload has is not known: no base follows from it, and nothing stays staged.
+        Either the ledger has no record of the target, and `manifest` is the newest. Or it is the manifest of the upload
+        in progress: then its memories become delivered as by `deliver`. It is unknown which memories any other upload
+        has: it becomes no base, and nothing stays staged.
         """
         ...
 
     async def settle(self, target: Target | None, result: SyncResult) -> None:
-        """The request ended without an upload. With a target: it has everything, nothing waits to be tried again."""
+        """Record a result without an upload. With a target: it lacks nothing, and its pending retry is cleared."""
         ...
 
     async def reset(self, target: Target) -> None:
-        """Forget attempts, failures and the time of the next try: the target is worth trying now."""
+        """Clear attempts, failures and the retry time, so that the target is tried now."""
         ...
 
     async def announce(self, event: Event) -> None:
-        """Put an event that is no result of a request into the history and the outbox."""
+        """Add an event that is not the result of a request to the history and the outbox."""
         ...
 
     async def outbox(self) -> Sequence[Event]:
-        """Return results, and what was announced, that no bus has confirmed yet, oldest first."""
+        """Return the results and announced events that no bus has confirmed yet, oldest first."""
         ...
 
     async def confirm(self, event: Event) -> None:
-        """A bus has confirmed a result (CONFIRMED), or what was announced."""
+        """Record that a bus has confirmed a result (CONFIRMED) or an announced event."""
         ...
 
     async def republish_since(self, since: datetime) -> int:
-        """Put results from then on into the outbox once more: the bus has lost them. Returns how many."""
+        """Put the results since that time into the outbox again, because the bus has lost them. Return their number."""
         ...
 
     async def outcome(self, request_id: str) -> SyncResult | None:
-        """Return the result of a request, if it has one."""
+        """Return the result of a request, None if it has none."""
         ...
 
     async def add_to_history(self, event: Event) -> None:
-        """Add an event to the history, for people to see."""
+        """Add an event to the history."""
         ...
 
     async def find_event(self, event_id: str) -> Event | None:
-        """Return an event of the history."""
+        """Return an event of the history, None if it is not there."""
         ...
 
     async def accept(self, event: SessionEnded) -> bool:
-        """Say whether a session's end comes for the first time; every later one of its system, sender and id does not.
+        """Record a session's end. Return False if one with the same system, sender and id was recorded before.
 
-        One that does is open until a result that names its id in `caused_by` is written.
+        A new one stays open until a result with its id in `caused_by` is written.
         """
         ...
 
     async def open_session_ends(self) -> Sequence[str]:
-        """Return the ids of session ends that no result has answered yet, oldest first."""
+        """Return the ids of the open session ends, which no result has answered yet, oldest first."""
         ...
 
     async def history(self, *, after: int = 0, limit: int = 1000) -> Sequence[HistoryEntry]:
-        """Return the first `limit` events after a position, in order."""
+        """Return up to `limit` events after a position, in order."""
         ...
 
     async def last_position(self) -> int:
@@ -161,23 +166,23 @@ class Ledger(Protocol):
         ...
 
     def on_history(self, listener: Callable[[], None]) -> None:
-        """Call `listener`, on the event loop, after each write of this object that has added to the history."""
+        """Call `listener` on the event loop after each write of this object that added to the history."""
         ...
 
     async def size(self) -> int:
-        """Return how many bytes it takes up on disk."""
+        """Return the ledger's size on disk in bytes."""
         ...
 
     async def note(self, key: str, value: str) -> None:
-        """Keep a short text for the status (the watcher's mode, the bus in use)."""
+        """Store a short text for the status (the watcher's mode, the bus in use)."""
         ...
 
     async def notes(self) -> Mapping[str, str]:
-        """Return all such texts."""
+        """Return all notes."""
         ...
 
     def memories(self) -> MemoryLedger:
-        """Return the part that remembers memories; it is closed with this."""
+        """Return the ledger of memories, which is closed with this one."""
         ...
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""Memories on their way: read from a copy, given to Akosha, remembered as delivered."""
+"""Reading memories, sending them to Akosha, and recording their delivery."""
 
 from collections.abc import AsyncGenerator, Collection, Container, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -12,34 +12,34 @@ from agent.domain.memories import Kind, Memory, RowState
 
 
 class MemorySource(Protocol):
-    """Where memories are read from, one page after the other. Memory stays flat, whatever the size."""
+    """Reads memories page by page, with constant memory use."""
 
     def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
-        """Yield all rows, as they are seen, in pages of at most a few hundred. Raises SnapshotError.
+        """Yield all rows, without their content, in pages of at most a few hundred. Raises SnapshotError.
 
-        A page may be empty: a long stretch of what is no memory has no rows to show.
+        A page may be empty, if many consecutive rows are not memories.
         """
         ...
 
     def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
-        """Yield these rows of the page yielded last, whole, in the order asked for. Raises SnapshotError."""
+        """Yield the complete memories of rows of the last page, in the order of `wanted`. Raises SnapshotError."""
         ...
 
 
 class MemoryReader(Protocol):
-    """Reads a staged copy of a database, in a process of its own. Never a live file."""
+    """Reads a staged copy of a database in a separate process. It never reads an original file."""
 
     def open(self, copy: Path, database: str, *, zone: tzinfo) -> AbstractAsyncContextManager[MemorySource]:
-        """Open the copy of a database's main file, its sidecars beside it; its bytes stay as they are.
+        """Open a copy of a database's main file, with its sidecars in the same directory. The files are not modified.
 
-        Naive times in it are of `zone`. Raises SnapshotError where the engine cannot read it.
+        Naive times in it are in `zone`. Raises SnapshotError if DuckDB cannot read it.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedMemory:
-    """A memory as it will be sent; `body` are its bytes on the wire."""
+    """A memory ready to be sent; `body` is its encoded form."""
 
     row: RowState
     memory_id: str
@@ -48,10 +48,11 @@ class PackedMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a server takes. `version` changes when what it refused may be worth another try (software, tools).
+    """What a server accepts.
 
-    `kinds` that it takes at all; those of `need_embedding` only with one. `tells_known`: kinds of which it always says
-    that a memory was there already; the tool of another kind may not.
+    `version` changes when refused memories may succeed in another try (server software, tools). `kinds` are those that
+    the server accepts, those in `need_embedding` only with an embedding. `reports_known` are the kinds for which the
+    server always reports that a memory already existed; for other kinds its tool may not.
     """
 
     version: str
@@ -62,9 +63,9 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreResult:
-    """What became of one batch: how many were `stored`, which were there already, and why others were refused.
+    """The result of one batch: the number of newly `stored` memories, those that already existed, and those refused.
 
-    `existing` are positions in the batch, and `refused` maps positions to the server's reason.
+    `existing` are positions in the batch; `refused` maps positions to the server's reason.
     """
 
     stored: int
@@ -73,64 +74,64 @@ class StoreResult:
 
     @property
     def known(self) -> int:
-        """How many were there already."""
+        """The number of memories that already existed."""
         return len(self.existing)
 
 
 class MemorySink(Protocol):
-    """Akosha, or a stand-in. Every failure is a SinkError that says transient or not, with the cure."""
+    """An Akosha server, or a substitute. Every failure is a SinkError, marked transient or not, with a hint."""
 
     @property
     def location(self) -> str:
-        """Where it is, for people. Never a secret."""
+        """The address for people. Contains no secrets."""
         ...
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes of requests that were sent so far, since it was made."""
+        """The number of bytes of requests sent by this object so far."""
         ...
 
     @property
     def sessions(self) -> int:
-        """How many sessions were begun, since it was made. Within one, the server keeps what it was given."""
+        """The number of sessions started by this object. Within a session, the server keeps what it stored."""
         ...
 
     @property
     def health_version(self) -> str:
-        """What its health check said last of its version, without a session; empty where it says nothing."""
+        """The server's version from its last health check, which needs no session; empty if it reports none."""
         ...
 
     async def is_available(self) -> bool:
-        """Say within 1 s whether it may be reached: False only for a definite no. Never raises.
+        """Return within 1 s whether the server may be reachable: False only if it certainly is not. Never raises.
 
-        A refused connection, no route, a name that does not exist, or its own word that it is not healthy are a no; a
-        time-out or a look-up that failed for the moment is not.
+        False: a refused connection, no route, a name that does not exist, or a server that reports that it is
+        unhealthy. True: also after a timeout or a temporary failure of name resolution.
         """
         ...
 
     async def connect(self) -> Capabilities:
-        """Begin, or make sure of, a session and return what the server takes. Raises SinkError."""
+        """Start a session, or check the current one, and return the server's capabilities. Raises SinkError."""
         ...
 
     def pack(self, memory: Memory, system_id: str) -> PackedMemory:
-        """Return a memory of a system as it will be sent."""
+        """Encode a memory of a system for sending."""
         ...
 
     async def store(self, batch: Sequence[PackedMemory]) -> StoreResult:
-        """Send one batch; its size is the caller's choice. When it returns, what is not refused is in Akosha.
+        """Send a batch of any size. When it returns, Akosha has all memories that it did not refuse.
 
-        Storing the same again changes nothing. Raises SinkError: then some of the batch may have arrived.
+        Storing a memory again changes nothing. Raises SinkError: then a part of the batch may have been stored.
         """
         ...
 
     async def aclose(self) -> None:
-        """End the session, close connections. Idempotent."""
+        """End the session and close connections. Idempotent."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldMemory:
-    """A memory that its target does not have: `waiting` or `refused`, why, and since when."""
+    """A memory that its target does not have: `waiting` or `refused`, the reason, and since when."""
 
     row: RowState
     state: Literal["waiting", "refused"]
@@ -140,7 +141,7 @@ class HeldMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryCounts:
-    """How many memories of a target were delivered; how many wait or were refused, by reason."""
+    """Counts of a target's memories: delivered; and waiting and refused, by reason."""
 
     delivered: int = 0
     waiting: Mapping[str, int] = field(default_factory=dict)
@@ -148,25 +149,25 @@ class MemoryCounts:
 
 
 class MemoryLedger(Protocol):
-    """Remembers, per target, which state of which row was delivered. A write is on disk when it returns."""
+    """Records, per target, which state of each row was delivered. A write is on disk when it returns."""
 
     async def lacking(self, target: Target, page: Sequence[RowState]) -> Sequence[RowState]:
-        """Return those of the page that the target neither has nor has refused in this state, in order."""
+        """Return the rows of the page that the target neither has nor has refused in this state, in order."""
         ...
 
     async def delivered(self, target: Target, batch: Collection[RowState]) -> None:
-        """The target has these."""
+        """Record that the target has these rows."""
         ...
 
     async def hold(self, target: Target, held: Collection[HeldMemory]) -> int:
-        """The target does not have these. What is `waiting` stays lacking; what was `refused` is no longer lacking.
+        """Record memories that the target does not have: `waiting` ones stay lacking, `refused` ones are not lacking.
 
-        Returns how many of them were not held in this state of theirs (digest) before; `since` of the others stays.
+        Return the number of those that were not held with the same digest before; the others keep their `since`.
         """
         ...
 
     async def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
-        """Of the rows of a database only these (`RowState.key`) are there: none of the others is held any more."""
+        """Remove held memories of a database whose rows (`RowState.key`) are not in `there`: they were deleted."""
         ...
 
     async def counts(self, target: Target) -> MemoryCounts: ...
@@ -176,28 +177,28 @@ class MemoryLedger(Protocol):
         ...
 
     async def update_version(self, target: Target, version: str) -> frozenset[str]:
-        """The target is of this version now. If it was another: what it refused is lacking again.
+        """Record the target's version. If it changed, the memories that it refused are lacking again.
 
-        Returns the databases with memories that are held back and worth another look; nothing where nothing changed.
+        Return the databases with held memories that should be tried again; none if the version did not change.
         """
         ...
 
     async def stage(self, target: Target, upload_id: str, batch: Collection[RowState]) -> None:
-        """These are in the upload's memories.json: delivered once `Ledger` knows the upload as delivered or adopted."""
+        """Record rows in an upload's memories.json. They become delivered when the upload is delivered or adopted."""
         ...
 
     async def unstage(self, target: Target) -> None:
-        """What was staged for uploads that were not delivered was not delivered."""
+        """Drop the rows that were staged for uploads that were not delivered."""
         ...
 
     async def bases(self, target: Target) -> Mapping[str, str]:
-        """Return database -> the last delivered upload whose memories.json had its rows."""
+        """Return database -> the last delivered upload whose memories.json covers the database."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenMemories:
-    """What a finished memories.json is: its size, its SHA-256, and how many memories it holds."""
+    """The size, the SHA-256 and the number of memories of a finished memories.json."""
 
     size: int
     sha256: str
@@ -205,38 +206,38 @@ class WrittenMemories:
 
 
 class MemoriesDraft(Protocol):
-    """A memories.json in the making, in a private directory. What it holds in memory is bounded."""
+    """A memories.json that is being written in a private directory, with bounded memory use."""
 
     async def add(self, memory: Memory) -> None:
-        """Append a memory. Raises SnapshotError where there is no room, or where JSON cannot hold it."""
+        """Append a memory. Raises SnapshotError if the disk is full, or if JSON cannot represent the memory."""
         ...
 
     async def flush(self) -> None:
-        """Write all that was added so far, so that what is wrong with it shows. Raises SnapshotError."""
+        """Write all memories added so far, so that their errors are raised now. Raises SnapshotError."""
         ...
 
     async def finish(self) -> WrittenMemories:
-        """Write the end; nothing is added after it. Raises SnapshotError."""
+        """Complete the file; nothing can be added afterwards. Raises SnapshotError."""
         ...
 
     def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the finished file's bytes, in pieces of bounded size. Raises StateError where it cannot be read."""
+        """Yield the finished file's bytes in pieces of bounded size. Raises StateError if it cannot be read."""
         ...
 
 
 class MemoriesFile(Protocol):
-    """memories.json as an upload carries it and as Akosha's ingestion reads it."""
+    """Writes and reads memories.json, in the format of Akosha's ingestion."""
 
     def write(self, system_id: str) -> AbstractAsyncContextManager[MemoriesDraft]:
-        """Begin a new file for the memories of a system; it is removed when the block ends. Raises SnapshotError.
+        """Create a file for the memories of a system, which is removed when the block ends. Raises SnapshotError.
 
-        What is added in the same order gives the same bytes.
+        The same memories in the same order give the same bytes.
         """
         ...
 
     def open(self, path: Path, system_id: str) -> MemorySource:
         """Return the memories in a file of that system, equal to those that were added.
 
-        Its `pages` raise WireError, saying what is wrong, for anything that `write` does not write.
+        `pages` raises WireError for a file that `write` cannot have written.
         """
         ...

@@ -1,4 +1,4 @@
-"""Ways to deliver, and reporters of their progress."""
+"""Sync methods, their outcomes, and progress reporters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from agent.domain.manifest import Manifest
 
 
 class Reporter(Protocol):
-    """Receives the progress of a sync. Cheap; never raises."""
+    """Receives the progress of a sync or another long operation. Cheap; never raises."""
 
     def phase(self, name: str, total_bytes: int) -> None:
-        """A phase (`snapshot`, `upload`) begins, in which so many bytes are to move."""
+        """Report that a phase (`snapshot`, `upload`) with this number of bytes begins."""
         ...
 
     def moved(self, count: int) -> None:
-        """So many more bytes have moved."""
+        """Report `count` more bytes of the phase as done."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """A target has received an upload; what the ledger must remember of it, and the result to tell.
+    """A target has received an upload, or memories: what the ledger must record, and the result to publish.
 
-    `manifest` is None where the method makes no uploads: then memories were handed over.
+    `manifest` is None if the method delivers memories instead of uploads.
     """
 
     manifest: Manifest | None
@@ -43,29 +43,29 @@ class Unchanged:
 
 
 class SyncMethod(Protocol):
-    """A way to deliver to one target."""
+    """Delivers to one target."""
 
     @property
     def name(self) -> str:
-        """The method's name on routes and subjects: cloud, http, or another."""
+        """The method's name in routes and subjects: cloud, http, or another."""
         ...
 
     @property
     def target(self) -> Target: ...
 
     async def is_available(self) -> bool:
-        """Say within 1 s whether an attempt makes sense. Never raises.
+        """Return within 1 s whether the target may be reachable. Never raises.
 
-        False only for a definite no: a refused connection, no route, a name that does not exist. What is not known in
-        time is True, and the attempt's own error says what is wrong.
+        False only if it certainly is not: a refused connection, no route, a name that does not exist. If that is not
+        known in time, return True: the attempt's error says what is wrong.
         """
         ...
 
     async def sync(self, request: SyncRequested, report: Reporter) -> Delivered | Unchanged:
-        """Deliver what the target lacks of what the request asks for.
+        """Deliver what the target lacks of the requested databases.
 
-        Writes the ledger up to and including the intent; what follows the delivery is the caller's. Raises SyncError,
-        transient or permanent, with a hint; cancelled, it cleans up. Never returns a failure as a value.
+        The method writes the ledger up to and including the intent; the caller records the outcome. Raises SyncError,
+        transient or permanent, with a hint. It cleans up when it is cancelled. It never returns a failure as a value.
         """
         ...
 

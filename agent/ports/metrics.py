@@ -1,4 +1,4 @@
-"""Counters, and the values measured when metrics are read."""
+"""Counters, and values that are computed when metrics are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from agent.domain.events import SyncResult
 class MethodMetrics:
     """The state of one method's target. `last_success` in seconds since 1970, 0 for never; `failures` are consecutive.
 
-    `memories`: how many were delivered, wait, or were refused.
+    `memories` counts them by state: delivered, waiting, refused.
     """
 
     method: str
@@ -23,9 +23,9 @@ class MethodMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerMetrics:
-    """What the ledger and the files tell. `bus` and `watcher` are names of kinds, few and fixed; "" where unknown.
+    """Values from the ledger and the files. `bus` and `watcher` are from a fixed set of names, "" if unknown.
 
-    `ledger_bytes` is None where nobody can say.
+    `ledger_bytes` is None if unknown.
     """
 
     methods: tuple[MethodMetrics, ...] = ()
@@ -37,7 +37,7 @@ class LedgerMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsSnapshot:
-    """The state at one moment. `stuck` counts the parts that are; `ledger` is None where it is unreadable."""
+    """The state at one moment. `stuck` counts the stuck components; `ledger` is None if the ledger is unreadable."""
 
     ready: bool
     stuck: int
@@ -45,18 +45,18 @@ class MetricsSnapshot:
 
 
 class Meter(Protocol):
-    """Counts what happens, for monitoring. Cheap, callable from any thread; never raises."""
+    """Counts events for monitoring. Cheap, callable from any thread; never raises."""
 
     def outcome(self, result: SyncResult, *, raw_bytes: int = 0) -> None:
-        """A request has come to its result. `raw_bytes`: of the files that were sent, before compression."""
+        """Count a result. `raw_bytes` is the uncompressed size of the files that were sent."""
         ...
 
     def retried(self, method: str) -> None:
-        """An attempt of a method failed, and another follows."""
+        """Count an attempt that failed and is retried."""
         ...
 
     def snapshot(self, database: str, seconds: float, raw_bytes: int) -> None:
-        """A database was copied, hashed and verified in so many seconds."""
+        """Count a database that was copied, hashed and verified, and its duration and uncompressed size."""
         ...
 
 

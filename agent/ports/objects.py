@@ -1,4 +1,4 @@
-"""Keys and bytes: the store of uploads."""
+"""Object stores, which hold the uploads."""
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -7,10 +7,10 @@ from enum import Enum
 from typing import Protocol
 
 FILE_TAG = "sha256:"
-"""Begins the tag of an object in a store that keeps none of its own: the SHA-256 of the stored bytes."""
+"""Prefix of the ETags of a store without its own: `sha256:` and the SHA-256 of the stored bytes."""
 
 Progress = Callable[[int], None]
-"""Called on the event loop with the number of bytes that have moved since. Cheap, never raises."""
+"""Called on the event loop with the number of bytes transferred since the last call. Cheap, never raises."""
 
 
 def ignore_progress(_count: int) -> None:
@@ -19,10 +19,11 @@ def ignore_progress(_count: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object in a store: its key, its size in bytes, and the metadata put with it (empty in a listing).
+    """An object in a store: its key, its size in bytes, and its metadata (empty in a listing).
 
-    `modified`: when it came to be there, by the store's clock, where a listing tells. `etag` changes with the bytes:
-    the store's own ETag, bare, or `sha256:` and the digest of the stored bytes; empty where the call does not know it.
+    `modified` is when the object was created, by the store's clock; set in listings only. `etag` changes with the
+    bytes: the store's ETag without quotes, or `sha256:` and the digest of the stored bytes; empty if the call does not
+    return it.
     """
 
     key: str
@@ -33,42 +34,46 @@ class StoredObject:
 
 
 def is_changed(remembered: str, found: str) -> bool:
-    """Return whether two tags show that the bytes are others. Unknown tags, and those of different kinds, show nothing.
+    """Return whether two ETags prove that the bytes differ. Empty ETags, or two of different kinds, prove nothing.
 
-    An upload that was mirrored from a bucket into a directory, or back, has tags of the other kind.
+    An upload that was mirrored from a bucket into a directory, or back, has ETags of the other kind.
     """
-    alike = remembered.startswith(FILE_TAG) == found.startswith(FILE_TAG)
-    return bool(remembered and found) and alike and remembered != found
+    same_kind = remembered.startswith(FILE_TAG) == found.startswith(FILE_TAG)
+    return bool(remembered and found) and same_kind and remembered != found
 
 
 class Creation(Enum):
-    """What became of `ObjectStore.create`."""
+    """The outcome of `ObjectStore.create`."""
 
     CREATED = "created"
-    """The object was made, and no other `create` of this key made it, too."""
+    """The object was created, and no other `create` of this key succeeded."""
     EXISTS = "exists"
-    """Nothing was written: the object is there. A lost answer may have made it: read it to see whose it is."""
+    """Nothing was written, because the object exists. An earlier request whose response was lost may have created it:
+    read the object to see whose it is.
+    """
     UNPROVEN = "unproven"
-    """Written, by a store without a conditional create: another one may replace it. Wait, then read it back."""
+    """The object was written, but the store has no conditional create, so another writer may replace it: wait, then
+    read it back.
+    """
 
 
 class ObjectStore(Protocol):
-    """Keys and bytes. Every failure is a StoreError that says transient or not, with the cure.
+    """Stores objects under keys. Every failure is a StoreError, marked transient or not, with a hint.
 
-    Keys are `/`-separated plain names; listing is in key order. A single request may be retried by the store's client;
-    attempts as a whole are the caller's.
+    Keys are plain names separated by `/`; listings are in key order. The store's client may retry a single request; the
+    caller retries complete operations.
     """
 
     @property
     def location(self) -> str:
-        """Where this is, for people: `s3://bucket at host` or `file:///dir`. Never a secret."""
+        """The address for people: `s3://bucket at host` or `file:///dir`. Contains no secrets."""
         ...
 
     async def is_available(self) -> bool:
-        """Say within 1 s whether the store may be reached: False only for a definite no. Never raises.
+        """Return within 1 s whether the store may be reachable: False only if it certainly is not. Never raises.
 
-        A refused connection, no route, a name or place that does not exist are a no; a time-out or a look-up that
-        failed for the moment is not.
+        False: a refused connection, no route, a host name or directory that does not exist. True: also after a timeout
+        or a temporary failure of name resolution.
         """
         ...
 
@@ -81,40 +86,42 @@ class ObjectStore(Protocol):
         part_bytes: int,
         progress: Progress,
     ) -> StoredObject:
-        """Stream `body` under `key`; all or nothing, replacing what was there; durable and checked when it returns.
+        """Store `body` under `key`, all or nothing. An existing object is replaced.
 
-        Holds a bounded number of parts of `part_bytes` in memory. Cancelled or failed, it leaves nothing behind that
-        it may remove. `progress` is called as bytes leave.
+        When it returns, the object is durable and checked. It holds a bounded number of parts of `part_bytes` in
+        memory. After a cancellation or failure it removes all that it wrote, as far as it may. `progress` is called as
+        bytes are sent.
         """
         ...
 
     async def create(self, key: str, data: bytes, *, replace: bool = False) -> Creation:
-        """Put a small object, all or nothing, where nothing is; with `replace`, in place of what is there (UNPROVEN).
+        """Create a small object, all or nothing, if the key does not exist. With `replace`, overwrite it (UNPROVEN).
 
-        Of several that create a key at the same time, at most one gets CREATED, and then no other gets UNPROVEN. The
-        object has no metadata, and can be read at once whatever the storage class of others.
+        Of several concurrent calls for one key, at most one returns CREATED, and then no other returns UNPROVEN. The
+        object has no metadata. It can be read immediately, whatever the storage class of other objects.
         """
         ...
 
     async def copy(
         self, source: str, key: str, *, expected: StoredObject, progress: Progress = ignore_progress
     ) -> StoredObject:
-        """Copy on the store's side, no bytes through here, and check the copy's size and metadata against `expected`.
+        """Copy within the store, without a download, and check the copy's size and metadata against `expected`.
 
-        `expected.metadata` becomes the copy's; `expected.etag`, where it is known, is the source's: a source with
-        another one is damaged or replaced. Raises NoSuchObject for a missing source, CopyUnsupported where the store
-        cannot, or did not really, or the source is not what is expected. `progress` is called where it takes long.
+        The copy gets `expected.metadata`. `expected.etag`, if known, is that of the source: a source with another one
+        was damaged or replaced. Raises NoSuchObject if the source does not exist; CopyUnsupported if the store cannot
+        copy, reports a copy that it did not make, or the source is not the expected one. `progress` is called during
+        long copies.
         """
         ...
 
     async def head(self, key: str) -> StoredObject:
-        """Return the object without its bytes. Raises NoSuchObject."""
+        """Return the object's description, without its bytes. Raises NoSuchObject."""
         ...
 
     async def inspect(self, key: str, *, progress: Progress = ignore_progress) -> StoredObject:
-        """Return what `head` does, with the `etag` of the bytes as they are now. Raises NoSuchObject.
+        """Return the same as `head`, with the `etag` of the current bytes. Raises NoSuchObject.
 
-        A store that keeps no tags reads the object through; `progress` is called as it does.
+        A store without ETags reads the entire object, and calls `progress` meanwhile.
         """
         ...
 
@@ -123,20 +130,21 @@ class ObjectStore(Protocol):
         ...
 
     def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
-        """List objects under `prefix` in key order, those after `start_after` only."""
+        """List the objects under `prefix` in key order, only keys after `start_after`."""
         ...
 
     async def delete(self, keys: Collection[str]) -> None:
-        """Delete; what is not there is no error. Many take few requests. Raises NotPermitted.
+        """Delete objects, many per request. Missing objects are not an error. Raises NotPermitted.
 
-        Where it raises, some of them may be gone.
+        If it raises, some of the objects may be deleted.
         """
         ...
 
     async def sweep(self, prefix: str, *, started_before: datetime | None = None) -> int:
-        """Remove unfinished puts that a killed process left under `prefix`; return how many. Raises NotPermitted.
+        """Remove unfinished puts under `prefix` that a killed process left; return their number. Raises NotPermitted.
 
-        Where the store does not know whether who began one still lives: those alone that began before that time.
+        A store that does not know whether the process of a put is still running removes only puts started before
+        `started_before`.
         """
         ...
 

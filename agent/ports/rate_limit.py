@@ -1,8 +1,8 @@
-"""Uploads within a rate: a bucket of tokens, a token a byte, that all senders share.
+"""Limits the rate of uploads with a token bucket, one token per byte, that all senders share.
 
-A small piece goes when the bucket holds enough for it. A piece larger than the bucket goes when the bucket is full, and
-those after it wait until it is paid for. So no stretch of time sees more than the rate allows and the one largest
-piece, or the bucket, on top.
+A piece is sent when the bucket has enough tokens for it. A piece larger than the bucket is sent when the bucket is
+full, and later pieces wait until the deficit is refilled. So in any period at most the rate times its length is sent,
+plus the size of the bucket or of the largest piece.
 """
 
 import asyncio
@@ -13,15 +13,15 @@ from agent.ports.objects import Progress
 from agent.ports.system import Clock
 
 FULL_SECONDS = 0.25
-"""So much of the rate fits into the bucket."""
+"""Size of the bucket, in seconds of the rate."""
 
-SIGN_SECONDS = 1.0
-"""How often a waiting sender reports that it is alive."""
+REPORT_SECONDS = 1.0
+"""How often `take` calls `waiting`."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBucket:
-    """How many bytes may go at once (`level`, at the time `at`): `rate` more a second, up to `full`. Below 0: owed."""
+    """A bucket with `level` tokens (negative: a deficit) at time `at`, refilled at `rate` per second up to `full`."""
 
     rate: float
     full: float
@@ -30,18 +30,18 @@ class TokenBucket:
 
     @classmethod
     def of(cls, rate: float, now: float) -> "TokenBucket":
-        """Return a full one for so many bytes a second."""
+        """Return a full bucket for a rate in bytes per second."""
         full = max(rate * FULL_SECONDS, 1.0)
         return cls(rate, full, full, now)
 
     def wait(self, count: int, now: float) -> float:
-        """Return in how many seconds so many bytes may go; 0 where they may go now."""
+        """Return in how many seconds `count` bytes may be sent, 0 for now."""
         missing = min(count, self.full) - self._filled(now)
-        # A byte, or a microsecond, too early is paid for by the next; to a clock, waiting for it may be no time at all.
+        # A byte or a microsecond too early is made up for by the next piece; a clock may be unable to wait so briefly.
         return missing / self.rate if missing > max(1.0, self.rate * 1e-6) else 0.0
 
     def taken(self, count: int, now: float) -> "TokenBucket":
-        """So many bytes go now."""
+        """Return the bucket after `count` bytes are sent now."""
         return replace(self, level=self._filled(now) - count, at=now)
 
     def _filled(self, now: float) -> float:
@@ -50,7 +50,7 @@ class TokenBucket:
 
 @dataclass(slots=True)
 class RateLimiter:
-    """Limits all senders together to `bytes_per_second`, above 0; first come, first served."""
+    """Limits the total of all senders to `bytes_per_second`, above 0; first come, first served."""
 
     bytes_per_second: float
     clock: Clock
@@ -64,13 +64,13 @@ class RateLimiter:
 
     @property
     def piece_bytes(self) -> int:
-        """The size of pieces that leave evenly."""
+        """The size of pieces with which data is sent evenly."""
         return max(int(self._bucket.full / 2), 1)
 
     async def take(self, count: int, waiting: Callable[[], None]) -> None:
-        """Return when so many bytes may go; `waiting` is called every second until then, also while others go first.
+        """Wait until `count` bytes may be sent. `waiting` is called every second, also while other senders are served.
 
-        Cancelled, it has taken nothing.
+        If cancelled, it takes no tokens.
         """
         self._waiting.append(waiting)
         try:
@@ -78,19 +78,19 @@ class RateLimiter:
                 while (wait := self._bucket.wait(count, self.clock.monotonic())) > 0:
                     for report in tuple(self._waiting):
                         report()
-                    await self.clock.sleep(min(wait, SIGN_SECONDS))
+                    await self.clock.sleep(min(wait, REPORT_SECONDS))
                 self._bucket = self._bucket.taken(count, self.clock.monotonic())
         finally:
             self._waiting.remove(waiting)
 
     async def limited(self, body: AsyncIterable[bytes], progress: Progress) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes of a body in even pieces, each when it may go; while one waits, that is progress of 0 bytes.
+        """Yield a body in even pieces, each when it may be sent. While a piece waits, 0 bytes of progress are reported.
 
-        For a receiver that sends a piece on when it gets it. One that gathers them first would send in bursts.
+        The receiver must send each piece at once; if it collected pieces, it would send in bursts.
         """
         size = self.piece_bytes
-        async for whole in body:
-            for start in range(0, len(whole), size):
-                piece = whole[start : start + size]
+        async for chunk in body:
+            for start in range(0, len(chunk), size):
+                piece = chunk[start : start + size]
                 await self.take(len(piece), lambda: progress(0))
                 yield piece

@@ -1,4 +1,4 @@
-"""What a restore works with: where files come together and stay, what makes files of objects, and one of a pair."""
+"""Ports of a restore: its scratch directory, its destination, and folding of sidecars into main files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -10,64 +10,61 @@ from agent.domain.restore_plan import Restorable, Restored
 
 
 class ScratchDirectory(Protocol):
-    """A folder where files come together, on the file system where they will stay. Its calls block.
-
-    They raise OSError.
-    """
+    """A directory for downloaded files, on the file system of the destination. Its methods block and raise OSError."""
 
     def has(self, name: str, size: int, sha256: str) -> bool:
-        """Say whether a file has come, and is right; one that is not is removed."""
+        """Return whether a file was downloaded and is correct; remove one that is not correct."""
         ...
 
     def incoming(self) -> Path:
-        """Return where the next one goes."""
+        """Return the path for the next download."""
         ...
 
     def keep(self, name: str) -> None:
-        """What has come in is this file, and right."""
+        """Keep the last download as this file; the caller has checked it."""
         ...
 
     def begin_folding(self, names: Iterable[str]) -> Path:
-        """Bring files together to be folded; return their folder."""
+        """Move files into a folder to be folded, and return the folder."""
         ...
 
     def end_folding(self, main: str) -> None:
-        """The main file holds it all now."""
+        """Keep the main file, which now contains its sidecars, as the folded file."""
         ...
 
     def undo_folding(self, names: Iterable[str]) -> None:
-        """Take them apart again; whether they are as they were, `has` tells."""
+        """Move the files back; `has` checks whether they are unchanged."""
         ...
 
     def folded(self, main: str) -> int | None:
-        """Return the size of the folded file, None where it is not there."""
+        """Return the size of the folded file, None if it does not exist."""
         ...
 
     def file(self, main: str) -> Path:
-        """Return where a main file is: the folded one, else the one that has come."""
+        """Return the path of a main file: the folded one if it exists, else the downloaded one."""
         ...
 
 
 class RestoreDirectory(Protocol):
-    """The directory that is restored to. Its calls block, and raise RestoreError."""
+    """The destination of a restore. Its methods block and raise RestoreError."""
 
     @property
     def directory(self) -> Path: ...
 
     def check(self, databases: Sequence[str], *, force: bool) -> None:
-        """Raise where a process has a database open there, or files are in the way and it is not by force."""
+        """Raise if a process has one of the databases open, or if its files exist and not `force`."""
         ...
 
     def begin(self, upload: str) -> ScratchDirectory:
-        """Make or take up the folder of an upload, and remove those of others."""
+        """Create or reopen the scratch directory of an upload, and remove those of other uploads."""
         ...
 
     def free_bytes(self) -> int:
-        """Return how many bytes may still be written."""
+        """Return the free disk space in bytes."""
         ...
 
     def aside_names(self, databases: Sequence[str], at: datetime) -> Mapping[str, Mapping[str, str]]:
-        """Return where the old files of each database will go."""
+        """Return, per database, the new names of its existing files."""
         ...
 
     def install(
@@ -78,24 +75,27 @@ class RestoreDirectory(Protocol):
         *,
         force: bool,
     ) -> None:
-        """Put all in its place, each with whether it was folded; checks once more. The folder is gone then."""
+        """Move the files to their final names, after repeating `check`, and remove the scratch directory.
+
+        `items` are the databases, each with whether it was folded.
+        """
         ...
 
     def discard(self) -> None:
-        """Remove the folder."""
+        """Remove the scratch directory."""
         ...
 
 
 class Folder(Protocol):
-    """Makes one file of a main file and its sidecars."""
+    """Merges sidecars into their main file."""
 
     async def fold(self, main: Path) -> Rows:
-        """Fold what lies beside `main` into it; return the rows per table.
+        """Fold the sidecars of `main` into it, and return the number of rows per table.
 
-        Raises SnapshotError where the engine cannot; its hint says what opens the files. StagingFull.
+        Raises SnapshotError if DuckDB cannot do it, with a hint that says which DuckDB opens the files; StagingFull.
         """
         ...
 
     def storage_version(self, main: Path) -> int | None:
-        """Return the storage version of a main file, None where it is no database. Blocks."""
+        """Return the storage version of a main file, None if it is not a database. Blocks."""
         ...

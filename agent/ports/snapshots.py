@@ -1,4 +1,4 @@
-"""Right copies of databases that another process writes, and their stored form."""
+"""Consistent copies of databases that another process writes, and their compression."""
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from agent.domain.upload_plan import RawFile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """A right copy of one database: main file and sidecars as they were at one moment, in a folder of our own.
+    """A consistent copy of one database: main file and sidecars as of one moment, in a private folder.
 
-    `fingerprint` was taken before the copying began, so that any later change shows. `rows` counts the rows per table
-    where the copy was `verified`: opened and read through by the engine. Where the engine could read a part of it, they
-    are that part's, and it is not verified. `storage_version` is the main file's: it says which DuckDB reads it.
+    `fingerprint` was taken before copying started, so that any later change is detected. `verified`: DuckDB opened the
+    copy and read all of it; `rows` counts the rows per table. If DuckDB could read only a part, `rows` counts that
+    part, and the copy is not verified. `storage_version` of the main file tells which DuckDB reads it.
     """
 
     database: str
@@ -31,45 +31,45 @@ class Snapshot:
 
     @property
     def is_readable(self) -> bool:
-        """Whether the engine reads memories out of it, be it not all of it."""
+        """Whether DuckDB can read memories from the copy, if only a part of them."""
         return self.verified or bool(self.rows)
 
 
 class SnapshotTaker(Protocol):
-    """Copies databases that another process is writing. Never opens, locks or writes the originals."""
+    """Copies databases that another process writes. Never opens the originals with DuckDB, locks or writes them."""
 
     async def survey(self) -> Survey:
-        """Return the fingerprints of all databases in the data directory; reads 12,288 bytes of each, no more.
+        """Return the fingerprints of all databases in the data directory; reads at most 12,288 bytes of each.
 
-        Empty where the directory is missing. What is no regular file is in it too, to be complained about by `take`.
+        Empty if the directory does not exist. Includes databases that are not regular files, for which `take` raises.
         """
         ...
 
     async def free_bytes(self) -> int | None:
-        """Return how much room there is for copies; None where that cannot be known."""
+        """Return the disk space in bytes that is available for copies, None if unknown."""
         ...
 
     async def take(self, database: str) -> Snapshot:
-        """Copy, hash and verify one database. Raises SnapshotError, transient where the file was too busy."""
+        """Copy, hash and verify one database. Raises SnapshotError, transient if the file changed too often."""
         ...
 
     async def discard(self, snapshot: Snapshot) -> None:
-        """Remove the copy."""
+        """Remove a copy."""
         ...
 
     async def sweep(self) -> None:
-        """Remove every copy, also those of a process that was killed."""
+        """Remove all copies, including those that a killed process left."""
         ...
 
 
 class Compressor(Protocol):
-    """Reads a staged file as it will be stored."""
+    """Compresses staged files."""
 
     @property
     def compression(self) -> Compression:
-        """What it does, as metadata and manifest name it."""
+        """The compression's name in metadata and manifests."""
         ...
 
     def stream(self, path: Path) -> AsyncGenerator[bytes, None]:
-        """Yield the stored form of the file, in pieces of bounded size, worked out off the event loop."""
+        """Yield the compressed file in pieces of bounded size, compressed outside the event loop."""
         ...

@@ -1,4 +1,4 @@
-"""The system that the agent runs on: time, files that change, notes of other processes, and the supervisor."""
+"""The operating system: time, file changes, notes from other processes, and the supervisor."""
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
@@ -8,87 +8,87 @@ from agent.domain.events import Event
 
 
 class Clock(Protocol):
-    """The only source of time. Limits on an operation (`asyncio.timeout`) run on the loop's own monotonic clock."""
+    """The only source of time, except for `asyncio.timeout`, which uses the event loop's monotonic clock."""
 
     def now(self) -> datetime:
-        """Return the wall time, aware, in UTC. It may jump either way."""
+        """Return the wall-clock time, aware, in UTC. It may jump forward or backward."""
         ...
 
     def monotonic(self) -> float:
-        """Return seconds that never go back."""
+        """Return a time in seconds that never goes back."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Return after so many seconds; at once where they are not positive."""
+        """Wait for this time; return at once if it is not positive."""
         ...
 
 
 class Watch(Protocol):
-    """Tells that files in a directory changed. May miss some; the periodic pass is there for those."""
+    """Reports changed files in a directory. It may miss changes; the periodic rescan detects those."""
 
     @property
     def mode(self) -> str:
-        """How it watches now, for the status: `native`, `polling (why)`, `waiting for the directory`."""
+        """How it watches now, for the status: `native`, `polling (reason)`, `waiting for the directory`."""
         ...
 
     @property
     def lag(self) -> float:
-        """How many seconds ago the newest of the changes reported last was made: reporting takes time.
+        """The delay in seconds between the newest of the last reported changes and its report.
 
-        As far as file times say so, and no more than the telling can have taken: 0 where they say nothing.
+        Computed from file times, and limited to the delay that reporting can cause; 0 if the file times tell nothing.
         """
         ...
 
     @property
     def scanned_at(self) -> float:
-        """When it last looked at the directory itself, whatever it saw (the clock's monotonic time)."""
+        """When it last scanned the directory, whatever it found (the clock's monotonic time)."""
         ...
 
     def changes(self) -> AsyncGenerator[frozenset[str], None]:
-        """Yield sets of names of files that changed; an empty one where only `mode` did.
+        """Yield sets of names of changed files; an empty set if only `mode` changed.
 
-        The very first is empty, and says that the watch has begun: what changed before it is for the reader to
-        find, what changes from then on is reported. Never ends by itself; survives what happens to the directory.
+        The first set is empty and means that the watch has started: the caller must find earlier changes itself, later
+        ones are reported. Never ends by itself, even if the directory is removed or replaced.
         """
         ...
 
 
 class Spool(Protocol):
-    """Notes that other processes of this user leave in the state directory."""
+    """The notes that other processes of this user write to the state directory."""
 
     async def waiting(self) -> Sequence[tuple[str, Event]]:
-        """Return (note, event) for every note, oldest first. One that cannot be read is set aside and logged."""
+        """Return (note, event) for every note, oldest first. Unreadable notes are moved aside and logged."""
         ...
 
     async def remove(self, note: str) -> None:
-        """The note has been taken up."""
+        """Remove a note that was handled."""
         ...
 
 
 class Supervisor(Protocol):
-    """systemd, or another supervisor that wants to know the state of the agent. Cheap; never raises."""
+    """systemd, or another supervisor that monitors the agent. Cheap; never raises."""
 
     @property
-    def watchdog_seconds(self) -> float | None:
-        """How often, in seconds, it wants a sign of life; None: never."""
+    def keep_alive_seconds(self) -> float | None:
+        """The interval in seconds for `keep_alive`, None if there is no watchdog."""
         ...
 
     def ready(self) -> None:
-        """The agent works: it watches, and hears requests. Also said after `reloading`."""
+        """Report that the agent watches files and receives requests. Also called after `reloading`."""
         ...
 
     def reloading(self) -> None:
-        """The settings are being read again."""
+        """Report that the settings are being reloaded."""
         ...
 
     def status(self, text: str) -> None:
-        """How it is, in one line, for people."""
+        """Report the agent's state in one line, for people."""
         ...
 
     def keep_alive(self) -> None:
-        """A sign of life. When it stays out for twice `watchdog_seconds`, the supervisor ends the agent."""
+        """Reset the watchdog. Without a call for twice `keep_alive_seconds`, the supervisor ends the agent."""
         ...
 
     def stopping(self) -> None:
-        """The agent is coming to its end."""
+        """Report that the agent is stopping."""
         ...

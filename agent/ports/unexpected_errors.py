@@ -1,7 +1,7 @@
-"""Errors that a library raises and an adapter does not know: logged once a kind, and turned into the adapter's error.
+"""Translates library errors that an adapter does not know into the adapter's error, and logs each kind once.
 
-An adapter has one place with `except Exception`, which re-raises AkoshaErrors, translates what it knows, and hands the
-rest to `UnexpectedErrors`. What is no Exception (cancellation, Ctrl-C) is never caught.
+An adapter has one `except Exception`, which re-raises AkoshaErrors, translates the errors that it knows, and passes the
+others to `UnexpectedErrors`. Exceptions that are not `Exception` (cancellation, Ctrl-C) are never caught.
 """
 
 from typing import Generic, TypeVar
@@ -18,17 +18,17 @@ _log = structlog.get_logger()
 
 
 class UnexpectedErrors(Generic[E]):
-    """Makes `failure` errors of one adapter. The traceback of a kind of error is logged when it comes first."""
+    """Creates `failure` errors for one adapter. Logs the traceback of the first error of each kind."""
 
     def __init__(self, adapter: str, failure: type[E]) -> None:
         self._adapter, self._failure = adapter, failure
         self._kinds: set[str] = set()
 
     def translate(self, error: Exception, operation: str, text: str, *, hint: str = "") -> E:
-        """Return a transient error to be raised from `error`; its `unexpected` names the kind.
+        """Return a transient error to raise from `error`, with its kind in `unexpected`.
 
-        `text` says what failed and where, and what was answered. The error's own words stay out of it: they may quote
-        an answer, or a secret.
+        `text` says what failed and where, and what the response was. It does not include the error's own message, which
+        may quote a response or a secret.
         """
         kind = f"{type(error).__name__} in {operation}"
         if kind not in self._kinds and len(self._kinds) < KINDS_KEPT:

@@ -48,7 +48,7 @@ def test_what_the_supervisor_has_reported_is_taken_out_of_the_environment():
     ],
 )
 def test_how_often_it_wants_a_sign_of_life(variables, every):
-    assert SystemdSupervisor.of({"NOTIFY_SOCKET": "/run/notify", **variables}).watchdog_seconds == every
+    assert SystemdSupervisor.of({"NOTIFY_SOCKET": "/run/notify", **variables}).keep_alive_seconds == every
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_how_often_it_wants_a_sign_of_life(variables, every):
 )
 def test_without_a_socket_it_is_silent(environ, capsys):
     supervisor = SystemdSupervisor.of(environ)
-    assert supervisor.watchdog_seconds is None
+    assert supervisor.keep_alive_seconds is None
     supervisor.ready()
     supervisor.stopping()
     assert capsys.readouterr().out == ""
@@ -95,12 +95,12 @@ def test_a_supervisor_that_does_not_read_blocks_nobody():
 
 async def test_signs_of_life_come_from_the_event_loop_so_a_blocked_one_gives_none():
     with notified() as notify:
-        supervisor = SystemdSupervisor(notify.address, watchdog_seconds=0.01)
+        supervisor = SystemdSupervisor(notify.address, keep_alive_seconds=0.01)
 
         async def live() -> None:
             while True:
                 supervisor.keep_alive()
-                await asyncio.sleep(supervisor.watchdog_seconds)
+                await asyncio.sleep(supervisor.keep_alive_seconds)
 
         living = asyncio.create_task(live())
         await asyncio.to_thread(notify.wait, lambda reported: "WATCHDOG" in reported)

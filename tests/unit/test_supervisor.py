@@ -13,7 +13,7 @@ class Supervisor:
     """Keeps what it is told, in order."""
 
     def __init__(self, every: float | None = EVERY) -> None:
-        self.watchdog_seconds, self.notifications = every, []
+        self.keep_alive_seconds, self.notifications = every, []
 
     def ready(self) -> None:
         self.notifications.append("ready")

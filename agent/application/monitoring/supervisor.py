@@ -33,7 +33,7 @@ class SupervisorLoop:
         """Report readiness; then send watchdog pings, if the service manager expects them, until cancelled."""
         await self._health.until_ready()
         self._supervisor.ready()
-        every = self._supervisor.watchdog_seconds
+        every = self._supervisor.keep_alive_seconds
         while every is not None:
             if not self._health.stuck:
                 self._supervisor.keep_alive()
