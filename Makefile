@@ -1,36 +1,36 @@
-# Everything starts here: `make help`.
+# `make help` lists the targets.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 JOBS   ?= 4
-# The engines that Session-Buddy writes with, apart from ours: the oldest that it accepts, and the newest.
+# The engines that tests write databases with: the oldest that Session-Buddy accepts, and the newest.
 WRITER_VERSION := 1.5.3
 NEWER_WRITER_VERSION := 2.0.1
 NEWER_WRITER_READY := $(VENV)/writer-$(NEWER_WRITER_VERSION)/.ready
 WRITER := $(VENV)/writer/.ready-$(WRITER_VERSION) $(NEWER_WRITER_READY)
-# The MCP SDK of version 1, which Session-Buddy needs: the MCP server's tests run on both. Its own HTTP client comes along.
+# Version 1 of the MCP SDK, which Session-Buddy needs, with its HTTP client: the tests of the MCP server run with 1 and 2.
 MCP1_VERSION := 1.30.0
 MCP1 := $(VENV)/mcp1/.ready-$(MCP1_VERSION)
 MINUTES ?= 30
-# What a second interpreter may change: pure code, tasks and sockets, the built wheel.
+# The tests that may depend on the interpreter: pure code, tasks and sockets, the built wheel.
 ALSO   := tests/unit tests/integration/test_nats_cancelling.py tests/integration/test_akosha_mcp.py tests/e2e/test_wheel.py
 
-# The server as it is on PyPI, with an interpreter of its own: it wants a newer one, and other versions of what we use.
+# The Akosha server of PyPI, in its own environment: it needs a newer Python, and other versions of the dependencies.
 AKOSHA         := .venv-interop
 AKOSHA_VERSION := 0.11.0
 AKOSHA_READY   := $(AKOSHA)/.ready-$(AKOSHA_VERSION)
-# The newest Session-Buddy and this agent, resolved together, again whenever what the agent needs changes.
+# The newest Session-Buddy and this agent, resolved together; again when the dependencies of the agent change.
 BESIDE         := .venv-beside
 BESIDE_READY   := $(BESIDE)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test cover test-one test-also setup-also on-3.13 test-here test-mcp1 interop interop-here check docs picture format events bench soak clean
 
-help:  ## what can be done here
+help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | sort | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-setup: $(READY) $(WRITER) $(MCP1)  ## the virtual environment, from constraints.txt; again only where those change
+setup: $(READY) $(WRITER) $(MCP1)  ## create .venv from constraints.txt, if it is missing or out of date
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
@@ -55,25 +55,25 @@ $(MCP1): $(READY)
 	  mcp==$(MCP1_VERSION) httpx==0.28.1 httpcore==1.0.9 httpx-sse==0.4.3
 	@touch $@
 
-demo: $(READY)  ## watch the agent work on a scratch database, with no server and no account
+demo: $(READY)  ## run the agent on a scratch database; needs no server and no account
 	$(BIN)/akosha-agent demo
 
-test: $(READY) $(WRITER) $(MCP1)  ## every test
+test: $(READY) $(WRITER) $(MCP1)  ## run every test
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
-cover: $(READY) $(WRITER) $(MCP1)  ## the coverage by all tests but those marked long
+cover: $(READY) $(WRITER) $(MCP1)  ## measure the coverage of all tests that are not marked long
 	@rm -f .coverage .coverage.*
 	AKOSHA_TESTS_EXECUTE=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not long' --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --fail-under=85
 	$(BIN)/coverage report --fail-under=90 --include='agent/domain/*,agent/application/*'
 
-test-one: $(READY) $(WRITER) $(MCP1)  ## one test: make test-one T=tests/unit/test_routing.py::test_name
+test-one: $(READY) $(WRITER) $(MCP1)  ## run one test: make test-one T=tests/unit/test_routing.py::test_name
 	$(BIN)/python -m pytest -q $(T)
 
-test-also:  ## what may depend on the interpreter, on Python 3.13 where there is one
+test-also:  ## run the tests that may depend on the interpreter, on Python 3.13 if it is installed
 	@$(MAKE) --no-print-directory on-3.13 GOAL=test-here
 
-setup-also:  ## the virtual environment of test-also
+setup-also:  ## create the virtual environment of test-also
 	@$(MAKE) --no-print-directory on-3.13 GOAL=.venv-3.13/.ready
 
 on-3.13:
@@ -81,22 +81,22 @@ on-3.13:
 	  if [ -x "$$python" ] && "$$python" -c '' 2>/dev/null; then \
 	    exec $(MAKE) --no-print-directory PYTHON="$$python" VENV=.venv-3.13 ARGS='-m "not long" $(ALSO) $(ARGS)' $(GOAL); \
 	  fi; \
-	done; echo "no Python 3.13 here: nothing done"
+	done; echo "Python 3.13 is not installed: skipped"
 
 test-here: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
-test-mcp1: $(READY) $(MCP1)  ## the MCP server on version 1 of the SDK
+test-mcp1: $(READY) $(MCP1)  ## test the MCP server with version 1 of the SDK
 	$(BIN)/python -m pytest -q -k mcp1 tests/e2e/test_mcp_server.py $(ARGS)
 
-interop: $(READY)  ## tests against the real Akosha (900 MB in .venv-interop) and beside the real Session-Buddy (.venv-beside), where there is a Python 3.13 or newer
+interop: $(READY)  ## test against the real Akosha (900 MB in .venv-interop) and Session-Buddy (.venv-beside); needs Python 3.13 or newer
 	@if [ -n "$$AKOSHA_PYTHON" ]; then exec $(MAKE) --no-print-directory interop-here; fi; \
 	for python in "$$(command -v python3.13)" "$$(command -v python3.14)" $$HOME/.pyenv/versions/3.1[34]*/bin/python3.1[34]; do \
 	  if [ -x "$$python" ] && "$$python" -c '' 2>/dev/null; then \
 	    exec $(MAKE) --no-print-directory NEWER="$$python" NEEDED="$(AKOSHA_READY) $(BESIDE_READY)" \
 	      AKOSHA_PYTHON=$(CURDIR)/$(AKOSHA)/bin/python SESSION_BUDDY_PYTHON=$(CURDIR)/$(BESIDE)/bin/python interop-here; \
 	  fi; \
-	done; echo "no Python 3.13 or newer here: nothing done"
+	done; echo "Python 3.13 or newer is not installed: skipped"
 
 interop-here: $(READY) $(NEEDED)
 	@if [ -f $(BESIDE_READY) ]; then $(BESIDE)/bin/pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .; fi
@@ -112,33 +112,33 @@ $(BESIDE_READY): pyproject.toml
 	$(BESIDE)/bin/pip install --quiet --disable-pip-version-check session-buddy .
 	@touch $@
 
-check: $(READY)  ## ruff, mypy --strict, import-linter, and whether the docs agree with the code
+check: $(READY)  ## run ruff, mypy --strict, import-linter, and the checks of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/checks
 
-docs: $(READY)  ## the documentation as a site: build/site/index.html
+docs: $(READY)  ## build the documentation as a site: build/site/index.html
 	@rm -rf build/site
 	$(BIN)/python -m docs.generator build/docs
 	$(BIN)/zensical build --strict
 
-picture: $(READY)  ## the picture in README, from a real run
+picture: $(READY)  ## make the picture in README from a real run
 	$(BIN)/python docs/images/terminal.py
 
-format: $(READY)  ## let ruff put things in shape
+format: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-events: $(READY)  ## docs/events, made again from the event classes
+events: $(READY)  ## generate docs/events from the event classes
 	$(BIN)/python docs/events/generate.py
 
-soak: $(READY)  ## an agent at work for long, that must not grow: make soak MINUTES=30
+soak: $(READY)  ## run an agent under load and check that it does not grow: make soak MINUTES=30
 	$(BIN)/python tests/soak/run.py --minutes $(MINUTES) $(ARGS)
 
-bench: $(READY)  ## the figures of the README, measured here
+bench: $(READY)  ## measure the figures of docs/benchmarks.md on this machine
 	$(BIN)/python tests/bench/run.py $(ARGS)
 
-clean:  ## away with everything that was made here
-	rm -rf .venv .venv-* .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+clean:  ## remove everything that these targets create
+	rm -rf .venv .venv-* .cache .coverage* .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build docs/reference

@@ -15,11 +15,14 @@ AGENT_STOPPED, AGENT_SILENT = "agent_stopped", "agent_silent"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusDocument(Status):
-    """The document; OpenAPI and the MCP tool derive their schemas from it.
+    """The status of the agent, its targets and its databases.
 
-    `running` is the process that holds the state directory (`pid`, `command`, `since`); `problem` says why the
-    databases cannot be seen. A dataclass, not a pydantic model: without an agent, `status` needs no validation.
+    `running` is the process that holds the state directory (`pid`, `command`, `since`); `problem` is the reason if the
+    databases cannot be read.
     """
+
+    # OpenAPI and the MCP tool derive their schemas from this class. It is not a pydantic model: without an agent,
+    # `status` needs no validation.
 
     __pydantic_config__: ClassVar[Mapping[str, bool]] = {"json_schema_serialization_defaults_required": True}
 

@@ -47,8 +47,14 @@ def _command(command: Any, context: typer.Context, level: int) -> Iterator[str]:
 
 def _parameters(command: Any, context: typer.Context) -> str:
     own = [parameter for parameter in command.params if parameter.name not in (*COMMON, "help")]
-    rows = [(code(record[0]), record[1]) for one in own if (record := one.get_help_record(context))]
+    arguments = [one for one in own if one.param_type_name == "argument"]
+    rows = [(code(name.removesuffix(" <str>")), meaning) for name, meaning in _records(arguments, context)]
+    rows += [(code(name), meaning) for name, meaning in _records([one for one in own if one not in arguments], context)]
     return table(("argument or option", "meaning"), rows) if rows else ""
+
+
+def _records(parameters: list[Any], context: typer.Context) -> list[tuple[str, str]]:
+    return [record for parameter in parameters if (record := parameter.get_help_record(context))]
 
 
 def _common_options() -> str:
@@ -59,8 +65,8 @@ def _common_options() -> str:
     group.command()(function)
     command = typer.main.get_command(group)
     context = typer.Context(command, info_name=PROGRAM)
-    rows = [(one, one.get_help_record(context)) for one in command.params]
-    return table(("option", "meaning"), [(code(record[0]), record[1]) for _, record in rows if record])
+    records = _records(command.params, context)
+    return table(("option", "meaning"), [(code(name), meaning) for name, meaning in records])
 
 
 def _help(command: Any) -> str:

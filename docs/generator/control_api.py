@@ -7,7 +7,6 @@ from typing import Any
 from agent.entrypoints.control_api.openapi import openapi_document
 from docs.generator.markdown import code, fields, page, table, type_of
 
-EVENTS = {"SessionEnded", "SyncAsked"}
 INTRODUCTION = """\
 [Control API](../control.md) explains access, event streams and errors, with examples. A running agent serves this
 description as an OpenAPI 3.1 document at `GET /openapi.json`; [openapi.json](openapi.json) is a copy of it.
@@ -31,19 +30,21 @@ def text() -> str:
         for method, operation in methods.items()
     ]
     overview = [(code(f"{method} {path}"), operation["summary"]) for method, path, operation in operations]
-    problems: list[dict[str, str]] = [_problems(operation) for _, _, operation in operations]
-    shared = {status: text for status, text in problems[0].items() if all(one.get(status) == text for one in problems)}
+    shared = _problems(operations[0][2])
     blocks = [INTRODUCTION, table(("route", "summary"), overview)]
-    blocks += ["## Errors of every route", f"The body is a [{PROBLEM}](#{PROBLEM.lower()}) (RFC 9457)."]
+    blocks += ["## Errors", f"Every route may return these, as a [{PROBLEM}](#{PROBLEM.lower()}) (RFC 9457)."]
     blocks.append(table(("status", "meaning"), shared.items()))
     used: set[str] = set()
     for method, path, operation in operations:
         blocks += _operation(method, path, operation, shared)
         used |= _references(operation)
-    blocks += ["## Models", "Events are described in [Event types](events.md)."]
+    blocks.append("## Models")
     schemas = described["components"]["schemas"]
-    for name in sorted(_closure(used, schemas) - EVENTS):
-        blocks += [f"### {name}", schemas[name].get("description", ""), fields(schemas[name])]
+    for name in sorted(_closure(used, schemas)):
+        schema = schemas[name]
+        blocks += [f"### {name}", schema.get("description", ""), fields(schema)]
+        if "data" in schema["properties"]:  # a CloudEvent
+            blocks += ["Fields of `data`:", fields(schema["properties"]["data"])]
     return page("Control API routes", "agent/entrypoints/control_api/openapi.py", *filter(None, blocks))
 
 
@@ -82,8 +83,7 @@ def _closure(names: set[str], schemas: dict[str, Any]) -> set[str]:
     while names - found:
         name = (names - found).pop()
         found.add(name)
-        if name not in EVENTS:
-            names |= _references(schemas[name])
+        names |= _references(schemas[name])
     return found
 
 

@@ -1,6 +1,7 @@
 """Markdown that GitHub and the site render alike."""
 
 import html
+import json
 from collections.abc import Iterable, Mapping, Sequence
 
 Schema = Mapping[str, object]
@@ -46,16 +47,17 @@ def fields(schema: Schema) -> str:
 
 
 def type_of(schema: Schema) -> str:
-    """Return a JSON Schema's type in words."""
+    """Return a JSON Schema's type in words; a model is a link to its heading on the same page."""
     match schema:
         case {"$ref": str(reference)}:
-            return reference.rpartition("/")[2]
+            name = reference.rpartition("/")[2]
+            return f"[{name}](#{name.lower()})"
         case {"anyOf": list(kinds)} | {"oneOf": list(kinds)}:
             return " or ".join(map(type_of, kinds))
         case {"const": value}:
-            return code(str(value))
+            return code(json.dumps(value))
         case {"enum": list(values)}:
-            return ", ".join(code(str(value)) for value in values)
+            return ", ".join(code(json.dumps(value)) for value in values)
         case {"type": "array", "items": dict(item)}:
             return f"array of {type_of(item)}"
         case {"type": "object", "additionalProperties": dict(item)}:
@@ -74,15 +76,7 @@ def _properties(schema: Schema) -> list[tuple[str, Schema]]:
 
 
 def _default(field: Schema) -> str:
-    match field.get("default"):
-        case None:
-            return "`null`" if "default" in field else "optional"
-        case bool() as value:
-            return code(str(value).lower())
-        case "":
-            return '`""`'
-        case value:
-            return code(str(value))
+    return code(json.dumps(field["default"])) if "default" in field else "optional"
 
 
 def _cell(text: str) -> str:

@@ -48,9 +48,13 @@ def text() -> str:
         blocks += [
             f"### {row.key}",
             row.description,
-            f"- Environment variable: {code(variable(key))}",
-            f"- Allowed: {_allowed(key)}",
-            f"- Default: {code(row.default) if row.default else 'empty'}",
+            "\n".join(
+                (
+                    f"- Environment variable: {code(variable(key))}",
+                    f"- Allowed: {_allowed(key)}",
+                    f"- Default: {code(row.default) if row.default else 'empty'}",
+                )
+            ),
         ]
     removed = [(code(PREFIX + key), instead) for key, instead in REMOVED.items()]
     blocks += [
