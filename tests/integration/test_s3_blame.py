@@ -138,7 +138,7 @@ async def test_a_proxy_that_wants_a_password_is_blamed_and_not_the_store(scheme,
         monkeypatch.setenv(f"{scheme.upper()}_PROXY", f"http://user:canary@{proxy}")
         async with store_at(f"{scheme}://store.invalid") as store:
             error = await head_fails(store)
-    assert error.message == f"the proxy {proxy} wants a user and a password: status 407"
+    assert error.message == f"the proxy {proxy} requires a user and a password: status 407"
     assert f"{scheme.upper()}_PROXY" in error.hint
     assert not error.transient
     assert "canary" not in str(error)
@@ -204,6 +204,6 @@ async def test_what_the_library_itself_finds_wrong_with_the_configuration_is_no_
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     async with store_at("", bucket="a.bucket.with.dots") as store:
         error = await head_fails(store)
-    assert error.message.startswith("the AWS configuration does not go with ")
+    assert error.message.startswith("the AWS configuration does not fit ")
     assert "use_accelerate_endpoint" in error.hint
     assert not error.transient

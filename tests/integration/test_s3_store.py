@@ -261,7 +261,7 @@ async def test_the_limit_for_a_connection_includes_the_look_up_and_is_one_for_al
     looked_up(monkeypatch, never_answered)
     async with store_at("http://store.example.com:9000", connect_timeout=0.05) as store:
         error = await failure_of(store)
-    assert error.message.startswith("no connection to store.example.com:9000 in time")
+    assert error.message.startswith("the connection to store.example.com:9000 timed out")
     assert error.transient
     assert len(asked) == 1
 

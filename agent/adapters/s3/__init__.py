@@ -1,4 +1,4 @@
-"""S3 and its relatives (R2, MinIO, B2, rclone) as a store. Importing this loads no AWS library: the first call does."""
+"""An object store on S3 and compatible services (R2, MinIO, B2, rclone). The first call loads the AWS libraries."""
 
 from agent.adapters.s3.object_options import ObjectOptions
 from agent.adapters.s3.store import S3Store

@@ -1,4 +1,4 @@
-"""Where a bucket is: endpoint, region and style of address, worked out from what the settings say."""
+"""The address of a bucket: endpoint, region and addressing style, derived from the settings."""
 
 import os
 import re
@@ -15,7 +15,7 @@ _REGION_IN_HOST = re.compile(r"(?:^|\.)s3[.-](?:dualstack\.|fips\.)?([a-z]{2}[a-
 
 @dataclass(frozen=True, slots=True)
 class BucketAddress:
-    """A bucket at an endpoint. `endpoint` empty: AWS. `region` `auto`: from the endpoint, else from the AWS chain."""
+    """A bucket. An empty `endpoint` is AWS. The region `auto` is derived from the endpoint, else from the AWS chain."""
 
     bucket: str
     endpoint: str
@@ -26,38 +26,41 @@ class BucketAddress:
 
     @property
     def host(self) -> str:
-        """Name or address, without the port; credentials that somebody wrote into the endpoint are not in it."""
+        """Host name or address, without the port and without credentials that are part of the endpoint."""
         return urlsplit(self.endpoint).hostname or f"s3.{self._aws_region}.amazonaws.com"
 
     @property
     def authority(self) -> str:
-        """The host, with the port where the endpoint names one: how texts name the server."""
+        """The host, with the port if the endpoint has one; used in messages."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = urlsplit(self.endpoint).port
         return f"{host}:{port}" if port else host
 
     @property
     def signing_region(self) -> str | None:
-        """The region to sign for. None: whatever the AWS chain says.
+        """The region for request signatures; None uses the AWS chain's.
 
-        R2 knows `auto` alone; what names its region in its host name wants that one; the rest takes AWS's default.
+        R2 accepts only `auto`. Services with a region in their host name require that region. Others use AWS's default.
         """
         if self.region and self.region != AUTO:
             return self.region
         if not self.endpoint:
             return None
-        if found := _REGION_IN_HOST.search(self.host):
-            return found[1]
+        if match := _REGION_IN_HOST.search(self.host):
+            return match[1]
         return AUTO if self.host.endswith(".r2.cloudflarestorage.com") else _DEFAULT_REGION
 
     @property
     def addressing_style(self) -> str:
-        """Bucket in the host name on AWS, in the path elsewhere: R2, B2 and MinIO take it, addresses need it."""
+        """On AWS the host name contains the bucket, elsewhere the path does.
+
+        R2, B2 and MinIO support buckets in the path, and IP addresses require it.
+        """
         return "auto" if _AWS_HOST.search(self.host) else "path"
 
     @property
     def tcp_address(self) -> tuple[str, int]:
-        """Host and port to connect to: the endpoint's, or those of the proxy that the environment names for it."""
+        """Host and port to connect to: the endpoint's, or those of its proxy."""
         proxy = self.proxy
         if proxy is not None:
             return proxy.host, proxy.port
@@ -65,7 +68,7 @@ class BucketAddress:
 
     @property
     def proxy(self) -> Proxy | None:
-        """The proxy that the environment, or the system, names for the endpoint."""
+        """The endpoint's proxy from the environment or the system settings."""
         return proxy_for(self.host, self._scheme)
 
     @property

@@ -1,7 +1,7 @@
-"""A client of S3: built on a daemon thread with a loop of its own, within a limit, and closed after its last call.
+"""The S3 client: built on a daemon thread with its own event loop and a time limit, and closed after its last call.
 
-Importing the library, loading its models and looking for credentials takes up to 2 s. Nothing of a client is bound to a
-loop before its first request. It is replaced when its credentials or certificates are refused, or may be out of date.
+Importing the library, loading its models and finding credentials takes up to 2 s. A client is not bound to a loop
+before its first request. It is replaced if its credentials or certificates are refused or may be out of date.
 """
 
 import asyncio
@@ -16,17 +16,17 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from agent.adapters.s3 import answers
+from agent.adapters.s3 import responses
 from agent.adapters.s3.bucket_address import BucketAddress
-from agent.adapters.s3.credential_sources import Fingerprint, Helpers, Sources, SourceTimeout, fingerprint
+from agent.adapters.s3.credential_sources import CredentialChain, Fingerprint, Helpers, SourceTimeout, fingerprint
 from agent.adapters.s3.local_faults import check_ca_bundle, check_proxy, check_variants
 from agent.ports.concurrency import DaemonExecutor, in_daemon_thread
 
 
 def sign_by_md5(request: Any, **_: object) -> None:
-    """Check a batch by Content-MD5, before it is signed.
+    """Replace botocore's CRC of a batch with Content-MD5, before it is signed.
 
-    The CRC that botocore puts in its place is unknown to older relatives of S3; MD5 is what all of them ask for.
+    Older S3-compatible stores do not support the CRC; all of them accept Content-MD5.
     """
     headers: Any = request.headers
     for name in [name for name in headers if name.lower().startswith(("x-amz-checksum-", "x-amz-sdk-checksum-"))]:
@@ -38,21 +38,22 @@ def sign_by_md5(request: Any, **_: object) -> None:
 T = TypeVar("T")
 
 ATTEMPTS = 3
-"""Of a single request, by botocore's standard mode; attempts as a whole are the caller's."""
+"""Attempts of a single request, in botocore's standard mode. The caller retries complete operations."""
 
 BUILD_SECONDS = 30.0
-"""How long building a client, and each refresh of its credentials, may take."""
+"""Time limit for building a client, and for each refresh of its credentials."""
 
-SHOWN = 4
-SHORTEST = 16
-"""Of a key id the last four characters are shown, if it has as many as AWS gives it; others may be anything."""
+SHOWN_CHARACTERS = 4
+MIN_KEY_CHARACTERS = 16
+"""The last four characters of a key id are shown if it is as long as AWS's key ids; shorter ones are not shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Seconds until a connection is made, and that an answer may take once the request is out; sending has no limit.
+    """Time limits in seconds, and the maximum number of connections.
 
-    `build_seconds` limits the building of a client and each refresh of its credentials.
+    `read_timeout` limits the wait for a response after the request is sent; sending itself has no limit.
+    `build_seconds` limits building a client, and each refresh of its credentials.
     """
 
     connect_timeout: float
@@ -63,7 +64,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Which part of the AWS chain has credentials, and the end of the key's id ("" where it is too short to show)."""
+    """The part of the AWS chain that has credentials, and the end of the key id ("" if it is too short to show)."""
 
     source: str
     key_end: str
@@ -71,7 +72,7 @@ class Credentials:
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """A client of botocore, how many calls use it, and what the files of the AWS chain were like when it was built."""
+    """A botocore client, the number of calls that use it, and the state of the AWS chain's files when it was built."""
 
     raw: Any
     owner: AbstractAsyncContextManager[Any]
@@ -87,35 +88,35 @@ class Client:
 
 
 class ClientBuilder:
-    """Builds clients, and looks for credentials. Of what hangs nobody waits for the end."""
+    """Builds clients and finds credentials, with a time limit; does not wait for work that hangs."""
 
     def __init__(self, address: BucketAddress, limits: Limits, verify: str | bool | None) -> None:
         self._address, self._limits, self._verify = address, limits, verify
         self.helpers = Helpers(limits.build_seconds)
 
     async def client(self) -> Client:
-        """Build a client. Raises SourceTimeout, and what the library raises."""
-        return await self._aside(self._open)
+        """Build a client. Raises SourceTimeout and the library's errors."""
+        return await self._in_thread(self._open)
 
     async def credentials(self) -> Credentials | None:
-        """Return what the AWS chain finds now, None where that is nothing. Raises as `client` does."""
-        return await self._aside(self._look)
+        """Return the credentials that the AWS chain finds now, or None. Raises as `client` does."""
+        return await self._in_thread(self._find_credentials)
 
-    async def _aside(self, work: "Callable[[_Thread], Coroutine[Any, Any, T]]") -> T:
+    async def _in_thread(self, work: "Callable[[_WorkerThread], Coroutine[Any, Any, T]]") -> T:
         seconds = self._limits.build_seconds
-        thread = _Thread()
+        thread = _WorkerThread()
         try:
             async with asyncio.timeout(seconds):
                 return await in_daemon_thread(lambda: thread.run(work), name="s3-client")
         except TimeoutError as error:
             if thread.failed_with is error:
                 raise
-            raise SourceTimeout(thread.asked(), seconds) from error
+            raise SourceTimeout(thread.current_source(), seconds) from error
         finally:
             thread.stop()
 
-    async def _open(self, thread: "_Thread") -> Client:
-        import aioboto3  # noqa: PLC0415 - 0.5 s and 40 MB, only for those who upload
+    async def _open(self, thread: "_WorkerThread") -> Client:
+        import aioboto3  # noqa: PLC0415 - takes 0.5 s and 40 MB, only needed for uploads
         from aiobotocore.config import AioConfig  # noqa: PLC0415
 
         from agent.adapters.s3.session import DirectSession  # noqa: PLC0415
@@ -128,10 +129,10 @@ class ClientBuilder:
             read_timeout=limits.read_timeout,
             max_pool_connections=limits.connections,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            # R2 and B2 refuse the trailing checksums that are botocore's default; Content-MD5 does their work.
+            # R2 and B2 refuse trailing checksums, botocore's default. Content-MD5 replaces them.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            # The settings have decided on the endpoint, by the AWS configuration, too: the client knows no other.
+            # The settings already take the endpoint of the AWS configuration into account.
             ignore_configured_endpoint_urls=True,
             s3={"addressing_style": address.addressing_style, "payload_signing_enabled": False},
         )
@@ -146,36 +147,36 @@ class ClientBuilder:
         )
         client = await owner.__aenter__()
         client.meta.events.register("before-sign.s3.DeleteObjects", sign_by_md5)
-        client.meta.events.register("before-parse.s3", answers.check_answer)
+        client.meta.events.register("before-parse.s3", responses.check_response)
         return Client(client, owner, files)
 
-    async def _look(self, thread: "_Thread") -> Credentials | None:
+    async def _find_credentials(self, thread: "_WorkerThread") -> Credentials | None:
         import aioboto3  # noqa: PLC0415 - as above
 
-        found = await self._chain(aioboto3.Session(), thread).credentials()
-        if found is None:
+        credentials = await self._chain(aioboto3.Session(), thread).credentials()
+        if credentials is None:
             return None
-        frozen = await found.get_frozen_credentials()
+        frozen = await credentials.get_frozen_credentials()
         key = str(frozen.access_key or "")
-        return Credentials(str(found.method), key[-SHOWN:] if len(key) >= SHORTEST else "")
+        return Credentials(str(credentials.method), key[-SHOWN_CHARACTERS:] if len(key) >= MIN_KEY_CHARACTERS else "")
 
-    def _chain(self, session: Any, thread: "_Thread") -> Sources:
-        sources = Sources(session._session, self.helpers, self._limits.build_seconds)  # noqa: SLF001 - aiobotocore's own
-        thread.asked = lambda: sources.now
-        return sources
+    def _chain(self, session: Any, thread: "_WorkerThread") -> CredentialChain:
+        chain = CredentialChain(session._session, self.helpers, self._limits.build_seconds)  # noqa: SLF001 - no public way
+        thread.current_source = lambda: chain.current_source
+        return chain
 
 
-class _Thread:
-    """A loop on a thread of its own, which can be stopped from another one."""
+class _WorkerThread:
+    """An event loop in its own thread, which another thread can stop."""
 
     def __init__(self) -> None:
-        self.asked: Callable[[], str] = lambda: "the AWS library"
+        self.current_source: Callable[[], str] = lambda: "the AWS library"
         self.failed_with: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._stopped = False
 
-    def run(self, work: "Callable[[_Thread], Coroutine[Any, Any, T]]") -> T:
+    def run(self, work: "Callable[[_WorkerThread], Coroutine[Any, Any, T]]") -> T:
         async def working() -> T:
             self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
             self._loop.set_default_executor(DaemonExecutor("s3-client-lookup"))
@@ -190,11 +191,11 @@ class _Thread:
             raise
 
     def stop(self) -> None:
-        """Cancel the work, if it goes on; a helper that it waits for is killed with it."""
+        """Cancel the work if it is not complete. A credential helper that it waits for is killed."""
         self._stopped = True
         loop, task = self._loop, self._task
         if loop is not None and task is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has closed: the work is done
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the work is complete
                 loop.call_soon_threadsafe(task.cancel)
 
 
@@ -203,19 +204,19 @@ REFUSED = frozenset(
     | {"InvalidToken", "InvalidTokenId", "InvalidClientTokenId", "UnrecognizedClientException", "AuthFailure"}
     | {"InvalidSecurity", "NotSignedUp", "RequestExpired"}
 )
-"""Refusals of the key or token itself."""
+"""Error codes that refuse the key or token itself."""
 
-_DOUBTFUL = frozenset({400, 401, 403})
+_AMBIGUOUS = frozenset({400, 401, 403})
 _BARE = frozenset({"", "400", "401", "403", "Bad Request", "BadRequest", "Forbidden"})
-"""Codes of a refusal without a body, as HEAD has it: an expired token, or a permission that is missing."""
+"""Codes of a refusal without a body, as for HEAD: an expired token or a missing permission."""
 
 STALE_SECONDS = 60.0
-"""A client younger than this is not replaced for a refusal without a body: its credentials have just been read."""
+"""After a refusal without a body, only an older client is replaced: a younger one has just read its credentials."""
 
 
-def concerns_credentials(error: Exception) -> bool:
-    """Say whether the key or token was refused, or there is none."""
-    from botocore import exceptions as boto  # noqa: PLC0415 - loaded by the client long before
+def is_credentials_error(error: Exception) -> bool:
+    """Return whether the key or token was refused or could not be found."""
+    from botocore import exceptions as boto  # noqa: PLC0415 - the client has loaded it
 
     if isinstance(error, boto.ClientError):
         return str(error.response.get("Error", {}).get("Code", "")) in REFUSED
@@ -236,29 +237,29 @@ def concerns_credentials(error: Exception) -> bool:
     )
 
 
-async def is_to_be_replaced(client: Client, error: Exception) -> bool:
-    """Say whether the next call needs a new client.
+async def needs_new_client(client: Client, error: Exception) -> bool:
+    """Return whether the next call needs a new client.
 
-    A permission that is missing is not mended by another client: a refusal that says so counts only where the files of
-    the AWS chain have changed since the client was built.
+    A new client does not fix a missing permission. After such a refusal the client is replaced only if the files of the
+    AWS chain have changed since it was built.
     """
     from botocore import exceptions as boto  # noqa: PLC0415 - as above
 
-    if concerns_credentials(error) or _is_local(error):
+    if is_credentials_error(error) or _is_file_or_certificate_error(error):
         return True
     if not isinstance(error, boto.ClientError):
         return False
     refusal = error.response.get("Error", {})
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if status not in _DOUBTFUL:
+    if status not in _AMBIGUOUS:
         return False
     if str(refusal.get("Code", "")) in _BARE and client.age_seconds > STALE_SECONDS:
         return True
     return await in_daemon_thread(fingerprint, name="s3-credential-files") != client.files
 
 
-def _is_local(error: Exception) -> bool:
-    """Say whether a certificate was not trusted, or a file of ours (a CA, a token) could not be read."""
+def _is_file_or_certificate_error(error: Exception) -> bool:
+    """Return whether a certificate was not trusted, or a local file (a CA bundle, a token) could not be read."""
     import aiohttp  # noqa: PLC0415 - as above
     from botocore import exceptions as boto  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Calls on one bucket, by a client that is built at the first call and replaced where its credentials may be wrong."""
+"""Calls on one bucket. The first call builds the client; it is replaced if its credentials may be wrong."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -8,24 +8,24 @@ from typing import Any, TypeVar
 
 import structlog
 
-from agent.adapters.s3 import answers
-from agent.adapters.s3.answers import Answer, ResponseInfo
+from agent.adapters.s3 import responses
 from agent.adapters.s3.bucket_address import BucketAddress
-from agent.adapters.s3.client import Client, ClientBuilder, Credentials, Limits, concerns_credentials, is_to_be_replaced
-from agent.adapters.s3.errors import odd_answer, operation_text, translate
+from agent.adapters.s3.client import Client, ClientBuilder, Credentials, Limits, is_credentials_error, needs_new_client
+from agent.adapters.s3.errors import invalid_response, operation_text, translate
 from agent.adapters.s3.object_options import EncryptionCheck, ObjectOptions
 from agent.adapters.s3.part import PartBody
+from agent.adapters.s3.responses import Response, ResponseInfo
 from agent.domain.errors import AkoshaError, StoreError
 from agent.ports import UnexpectedErrors
 from agent.ports.concurrency import mark_retrieved, result_of
 
 T = TypeVar("T")
 
-BARE = frozenset({"400", "403", "Bad Request", "BadRequest", "Forbidden"})
-"""What botocore makes of a refusal without a body."""
+BODYLESS = frozenset({"400", "403", "Bad Request", "BadRequest", "Forbidden"})
+"""botocore's codes for a refusal without a body."""
 
-SILENT = BARE | {"InvalidRange", "416", "NoSuchKey", "404"}
-"""Answers to a GET of the first byte that say nothing about why the HEAD before was refused."""
+UNINFORMATIVE = BODYLESS | {"InvalidRange", "416", "NoSuchKey", "404"}
+"""Codes of a GET of the first byte that do not explain why the HEAD before was refused."""
 
 _CLOSING_TURNS = 3
 
@@ -35,7 +35,7 @@ _log = structlog.get_logger()
 class Connection:
     """Calls S3 operations on one bucket.
 
-    Every failure is a StoreError. Operations that make an object send the object options.
+    Every failure is a StoreError. Operations that create an object send the object options.
     """
 
     def __init__(
@@ -54,41 +54,43 @@ class Connection:
         self._client_task: asyncio.Task[Client] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def call(self, operation: str, key: str = "", **parameters: object) -> Answer:
-        """Call an operation of botocore's S3 client on the bucket; `key` is added where there is one.
+    async def call(self, operation: str, key: str = "", **parameters: object) -> Response:
+        """Call an operation of botocore's S3 client on the bucket, and on `key` if it is not empty.
 
-        A parameter that is None leaves out what would be asked for by the settings.
+        A parameter that is None removes the object option of that name.
         """
-        return await self.ask(lambda answer: answer, operation, key, **parameters)
+        return await self.call_and_read(lambda response: response, operation, key, **parameters)
 
-    async def ask(self, read: Callable[[Answer], T], operation: str, key: str = "", **parameters: object) -> T:
-        """Call an operation as `call` does and return what `read` makes of the answer; it may raise OddAnswer."""
+    async def call_and_read(
+        self, read: Callable[[Response], T], operation: str, key: str = "", **parameters: object
+    ) -> T:
+        """Call an operation as `call` does and return `read(response)`. `read` may raise InvalidResponse."""
         async with self._client_use(operation, key) as use:
             return read(await self._send(use, operation, key, parameters))
 
     async def stream(self, operation: str, key: str, piece_bytes: int) -> AsyncGenerator[bytes, None]:
-        """Yield the body of an answer, all that its length announced."""
+        """Yield the body of a response. Raises StoreError if it is shorter than its announced length."""
         async with self._client_use(operation, key) as use:
-            answer = await self._send(use, operation, key, {})
-            body = answer["Body"]
-            answers.check_whole(answer)
+            response = await self._send(use, operation, key, {})
+            body = response["Body"]
+            responses.check_complete(response)
             async with body:
                 while piece := await body.read(piece_bytes):
                     yield piece
 
     async def credentials(self) -> Credentials | None:
-        """Return what the AWS chain finds now, None where it finds nothing; the client stays as it is."""
+        """Return the credentials that the AWS chain finds now, or None. Does not affect the client."""
         async with self._guarded("looking for credentials", "", _ClientUse()):
             return await self._client_builder.credentials()
 
     async def reset(self) -> None:
-        """Have the next call build a new client. Calls under way finish on the old one."""
+        """Discard the client: the next call builds a new one. Calls in progress finish on the old one."""
         client_task, self._client_task = self._client_task, None
         if (client := result_of(client_task)) is not None:
             self._retire(client)
 
     async def aclose(self) -> None:
-        """Close the client's connections, stop building one. Idempotent."""
+        """Close the client's connections; cancel the building of a client. Idempotent."""
         await self.reset()
         for task in self._tasks:
             if task.get_name() == _BUILD:
@@ -98,48 +100,48 @@ class Connection:
             await asyncio.wait(self._tasks)
 
     def drop_idle_connections(self) -> None:
-        """Break the connections that nothing uses now."""
+        """Close the connections that are not in use."""
         if (client := result_of(self._client_task)) is not None:
-            client.raw._endpoint.http_session.drop_idle_connections()  # noqa: SLF001 - there is no public way to it
+            client.raw._endpoint.http_session.drop_idle_connections()  # noqa: SLF001 - no public way
 
     async def _detailed_error(self, error: Exception, client: Client | None, operation: str, key: str) -> Exception:
-        """Return the refusal that says why a HEAD was refused: the answer to one has no body, and so no code.
+        """Return an error that says why a HEAD was refused; the response to a HEAD has no body and no error code.
 
-        Asks once more, by a GET of the first byte. Where that says no more, the refusal is returned as it was.
+        Requests the first byte with a GET. If the response is not more specific, returns `error`.
         """
         refusal = getattr(error, "response", None)
         if client is None or operation != "head_object" or not isinstance(refusal, dict):
             return error
-        if refusal.get("Error", {}).get("Code") not in BARE:
+        if refusal.get("Error", {}).get("Code") not in BODYLESS:
             return error
         try:
-            answer = await client.raw.get_object(Bucket=self.address.bucket, Key=key, Range="bytes=0-0")
-            answer["Body"].close()
-        except Exception as said:  # noqa: BLE001 - it is translated, or the first refusal is
-            code = (getattr(said, "response", None) or {}).get("Error", {}).get("Code")
-            return error if code is None or code in SILENT else said
+            response = await client.raw.get_object(Bucket=self.address.bucket, Key=key, Range="bytes=0-0")
+            response["Body"].close()
+        except Exception as detailed:  # noqa: BLE001 - the caller translates it, or `error`
+            code = (getattr(detailed, "response", None) or {}).get("Error", {}).get("Code")
+            return error if code is None or code in UNINFORMATIVE else detailed
         return error
 
-    async def _send(self, use: "_ClientUse", operation: str, key: str, parameters: dict[str, Any]) -> Answer:
+    async def _send(self, use: "_ClientUse", operation: str, key: str, parameters: dict[str, Any]) -> Response:
         if key:
             parameters["Key"] = key
-        asked = self._object_options.asked(operation) | parameters
-        parameters = {name: value for name, value in asked.items() if value is not None}
+        with_options = self._object_options.parameters(operation) | parameters
+        parameters = {name: value for name, value in with_options.items() if value is not None}
         body = parameters.get("Body")
-        patience = body.patience(self._limits.read_timeout) if isinstance(body, PartBody) else nullcontext()
+        limit = body.limit_wait(self._limits.read_timeout) if isinstance(body, PartBody) else nullcontext()
         assert use.client is not None
-        token = answers.response_info.set(use.response)
+        token = responses.response_info.set(use.response)
         try:
-            async with patience:
-                answer: Answer = await getattr(use.client.raw, operation)(Bucket=self.address.bucket, **parameters)
+            async with limit:
+                response: Response = await getattr(use.client.raw, operation)(Bucket=self.address.bucket, **parameters)
         finally:
-            answers.response_info.reset(token)
-        self._encryption_check.check(operation, str(answer.get("ServerSideEncryption") or ""), self.address)
-        return answer
+            responses.response_info.reset(token)
+        self._encryption_check.check(operation, str(response.get("ServerSideEncryption") or ""), self.address)
+        return response
 
     @asynccontextmanager
     async def _client_use(self, operation: str, key: str) -> AsyncIterator["_ClientUse"]:
-        """Yield the client for one call: it stays open until the call is over, whatever replaces it."""
+        """Yield the client for one call. A replaced client stays open until its calls are complete."""
         use = _ClientUse()
         async with self._guarded(operation, key, use):
             client = use.client = await self._client()
@@ -152,31 +154,30 @@ class Connection:
 
     @asynccontextmanager
     async def _guarded(self, operation: str, key: str, use: "_ClientUse") -> AsyncIterator[None]:
-        """Raise a StoreError for whatever the library raises in here: the only place that catches all of it."""
+        """Translate all exceptions of the library within the block into StoreErrors."""
         try:
             yield
         except AkoshaError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a library raises is translated here
+        except Exception as error:  # noqa: BLE001 - libraries raise exceptions of many kinds
             cause = await self._detailed_error(error, use.client, operation, key)
             failure = self._translated(cause, operation, key, use.response)
-            failure.credentials_refused = concerns_credentials(cause)
-            if use.client is not None and await is_to_be_replaced(use.client, cause):
+            failure.credentials_refused = is_credentials_error(cause)
+            if use.client is not None and await needs_new_client(use.client, cause):
                 self._replace(use.client)
             raise failure from cause
 
-    def _translated(self, error: Exception, operation: str, key: str, note: ResponseInfo) -> StoreError:
-        if (odd := odd_answer(error, self.address, operation, key, note)) is not None:
-            return odd
-        if (
-            known := translate(error, self.address, operation, key, self._object_options, answered=bool(note.status))
-        ) is not None:
+    def _translated(self, error: Exception, operation: str, key: str, info: ResponseInfo) -> StoreError:
+        if (invalid := invalid_response(error, self.address, operation, key, info)) is not None:
+            return invalid
+        answered = bool(info.status)
+        known = translate(error, self.address, operation, key, self._object_options, answered=answered)
+        if known is not None:
             return known
-        doing, answered = operation_text(operation, key), bool(note.status)
-        what = (
-            f"the answer of {self.address.authority} ({note}) cannot be read" if answered else f"{self.address} failed"
-        )
-        return self._unexpected.translate(error, operation, f"{what}, {doing}", hint=answers.NOT_S3 if answered else "")
+        host = self.address.authority
+        what = f"the response of {host} ({info}) cannot be read" if answered else f"{self.address} failed"
+        text = f"{what}, {operation_text(operation, key)}"
+        return self._unexpected.translate(error, operation, text, hint=responses.NOT_S3 if answered else "")
 
     async def _client(self) -> Client:
         client_task = self._client_task
@@ -194,7 +195,7 @@ class Connection:
         return client
 
     def _replace(self, client: Client) -> None:
-        """Have the next call build a new client, if this one is still in use."""
+        """Discard the client unless it was replaced already."""
         if result_of(self._client_task) is client:
             self._client_task = None
             self._retire(client)
@@ -224,7 +225,7 @@ _BUILD = "s3-client"
 
 @dataclass(slots=True)
 class _ClientUse:
-    """The client that a call uses, and what came back."""
+    """The client that a call uses, and the status of its response."""
 
     client: Client | None = None
     response: ResponseInfo = field(default_factory=ResponseInfo)
@@ -232,6 +233,6 @@ class _ClientUse:
 
 async def _close(client: Client) -> None:
     await client.owner.__aexit__(None, None, None)
-    # Connections that broke are closed by the loop in its next turns, if it has any.
+    # The loop closes broken connections in its next iterations.
     for _ in range(_CLOSING_TURNS):
         await asyncio.sleep(0)

@@ -1,7 +1,7 @@
-"""Where the AWS chain gets credentials from, each outside call of it bounded in time and named where it hangs.
+"""The sources of the AWS credential chain. Each external call has a time limit; a timeout names the source.
 
-A `credential_process` runs in a session of its own: its process group is killed when it exceeds the limit, when nobody
-waits for it any more, and when the store is closed. A helper cannot ask a question at a terminal.
+A `credential_process` helper runs in its own session. Its process group is killed if it exceeds the limit, if the
+caller is cancelled, and when the store is closed. A helper cannot prompt at a terminal.
 """
 
 import asyncio
@@ -23,63 +23,63 @@ _PROCESS = "custom-process"
 _NAMES = {
     _PROCESS: "credential_process",
     "sso": "the SSO service",
-    "assume-role": "the role's source (STS, or what the profile names as source)",
-    "assume-role-with-web-identity": "STS, asked for the role of the web identity token",
+    "assume-role": "the role's source (STS, or the profile's source)",
+    "assume-role-with-web-identity": "STS (role of the web identity token)",
     "container-role": "the container's credential service",
-    "iam-role": "the instance metadata service (IMDS); AWS_EC2_METADATA_DISABLED=true leaves it out",
+    "iam-role": "the instance metadata service (IMDS; AWS_EC2_METADATA_DISABLED=true skips it)",
 }
 _FILES = "the AWS configuration files"
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
 
 
-class SourceTimeout(Exception):  # noqa: N818 - it says what happened
-    """A source of credentials, or what else is asked while a client is built, did not answer in time."""
+class SourceTimeout(Exception):  # noqa: N818 - "timeout" says that it is an error
+    """A source of credentials, or another step of building a client, did not answer in time."""
 
     def __init__(self, source: str, seconds: float) -> None:
         super().__init__(f"{source} did not answer within {seconds:g} s")
 
 
 class Helpers:
-    """The `credential_process` helpers that run now. `seconds`: how long each may take."""
+    """The running `credential_process` helpers. `seconds` is the time limit of each."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._running: set[Helper] = set()
 
     async def start(self, *command: str, stdout: int, stderr: int) -> "Helper":
-        """Run a helper: what aiobotocore calls in the place of `asyncio.create_subprocess_exec`."""
-        guard, made, abandoned = threading.Lock(), list[Helper](), False
+        """Start a helper. aiobotocore calls this instead of `asyncio.create_subprocess_exec`."""
+        lock, started, cancelled = threading.Lock(), list[Helper](), False
 
         def run() -> Helper:
             process = subprocess.Popen(  # noqa: S603 - the command is the user's own, from ~/.aws/config
                 command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
             )
             helper = Helper(process, self._seconds, self._running.discard)
-            with guard:
-                made.append(helper)
+            with lock:
+                started.append(helper)
                 self._running.add(helper)
-                if abandoned:
+                if cancelled:
                     helper.kill()
             return helper
 
         try:
             return await in_daemon_thread(run, name="credential-process-start")
         except asyncio.CancelledError:
-            with guard:
-                abandoned = True
-                for helper in made:
+            with lock:
+                cancelled = True
+                for helper in started:
                     helper.kill()
             raise
 
     def kill(self) -> None:
-        """End all that run, and their children. Does not wait."""
+        """Kill all running helpers and their children. Does not wait."""
         for helper in list(self._running):
             helper.kill()
 
 
 class Helper:
-    """A running helper, with that part of `asyncio.subprocess.Process` that aiobotocore uses."""
+    """A running helper. It has the part of `asyncio.subprocess.Process` that aiobotocore uses."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Helper:
         return self._process.returncode
 
     async def communicate(self) -> tuple[bytes, bytes]:
-        """Return its output when it has ended. Raises SourceTimeout; it is killed if this is not waited for."""
+        """Wait for the helper and return its output. Raises SourceTimeout. On cancellation, the helper is killed."""
         try:
             async with asyncio.timeout(self._seconds):
                 output = await in_daemon_thread(self._process.communicate, name="credential-process")
@@ -108,64 +108,64 @@ class Helper:
         return output
 
     def kill(self) -> None:
-        """End its process group."""
+        """Kill its process group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._ended(self)
 
 
-class Sources:
-    """The chain of one aiobotocore session. `now` names what is asked at the moment."""
+class CredentialChain:
+    """The credential chain of one aiobotocore session. `current_source` names the source that is being asked."""
 
     def __init__(self, session: Any, helpers: Helpers, seconds: float) -> None:
         self._session, self._helpers, self._seconds = session, helpers, seconds
-        self.now = _FILES
+        self.current_source = _FILES
 
     async def credentials(self) -> Any:
-        """Return what the chain finds, None where that is nothing; its refreshes are bounded too."""
+        """Return botocore's credentials or None. Their refreshes have the time limit, too."""
         profile = str(self._session.get_config_variable("profile") or "default")
         resolver = self._session.get_component("credential_provider")
         for provider in resolver.providers:
             self._prepare(provider, profile)
-        found = await self._session.get_credentials()
-        self.now = _FILES
-        if found is not None:
-            _hide(vars(found))
-        if found is not None and hasattr(found, "_refresh_using"):
-            found._refresh_using = self._bounded(  # noqa: SLF001 - there is no public way to bound it
-                found._refresh_using,  # noqa: SLF001
-                _named(str(found.method), profile),
+        credentials = await self._session.get_credentials()
+        self.current_source = _FILES
+        if credentials is not None:
+            _hide(vars(credentials))
+        if credentials is not None and hasattr(credentials, "_refresh_using"):
+            credentials._refresh_using = self._with_limit(  # noqa: SLF001 - no public way
+                credentials._refresh_using,  # noqa: SLF001
+                _source_name(str(credentials.method), profile),
             )
-        return found
+        return credentials
 
     def _prepare(self, provider: Any, profile: str) -> None:
         method = str(provider.METHOD)
         if method == _PROCESS:
-            provider._popen = self._helpers.start  # noqa: SLF001 - the constructor's argument, set by the chain's maker
+            provider._popen = self._helpers.start  # noqa: SLF001 - an argument of the constructor, which botocore calls
         if (builder := getattr(provider, "_profile_provider_builder", None)) is not None:
-            make = builder._create_process_provider  # noqa: SLF001 - a role's source profile may name a process, too
+            create = builder._create_process_provider  # noqa: SLF001 - a role's source profile may name a process, too
 
-            def make_bounded(profile_name: str) -> Any:
-                made = make(profile_name)
-                made._popen = self._helpers.start  # noqa: SLF001
-                return made
+            def create_with_limit(profile_name: str) -> Any:
+                process_provider = create(profile_name)
+                process_provider._popen = self._helpers.start  # noqa: SLF001
+                return process_provider
 
-            builder._create_process_provider = make_bounded  # noqa: SLF001
+            builder._create_process_provider = create_with_limit  # noqa: SLF001
         load = provider.load
 
         async def traced() -> Any:
-            self.now = _named(method, profile)
+            self.current_source = _source_name(method, profile)
             return await load()
 
         provider.load = traced
 
-    def _bounded(self, refresh: Callable[[], Any], name: str) -> Callable[[], Awaitable[Any]]:
+    def _with_limit(self, refresh: Callable[[], Any], name: str) -> Callable[[], Awaitable[Any]]:
         failed_at = -float("inf")
 
-        async def bounded() -> Any:
+        async def limited() -> Any:
             nonlocal failed_at
             if time.monotonic() - failed_at < self._seconds:
-                # A refresh that is not urgent is tried at each request: one that hangs must not delay all of them.
+                # botocore tries an optional refresh at each request: one that hangs must not delay all of them.
                 raise SourceTimeout(name, self._seconds)
             try:
                 async with asyncio.timeout(self._seconds):
@@ -179,16 +179,16 @@ class Sources:
                     raise
                 raise SourceTimeout(name, self._seconds) from error
 
-        return bounded
+        return limited
 
 
-def _hide(found: Mapping[str, object]) -> None:
-    """Mask the secrets of credentials in all texts from now on: a store may repeat them in an error."""
-    hide(*(str(value) for name, value in found.items() if value and name.lstrip("_") in ("secret_key", "token")))
+def _hide(credentials: Mapping[str, object]) -> None:
+    """Mask the secrets of credentials in all messages from now on: a store may repeat them in an error."""
+    hide(*(str(value) for name, value in credentials.items() if value and name.lstrip("_") in ("secret_key", "token")))
 
 
 def fingerprint() -> Fingerprint:
-    """Return what the files of the AWS chain look like now. Reads directories and file states: off the event loop."""
+    """Return path, mtime, size and inode of each file of the AWS chain. Blocks."""
     home = Path("~/.aws").expanduser()
     environment = os.environ
     files = [
@@ -200,15 +200,15 @@ def fingerprint() -> Fingerprint:
     for cache in ("sso/cache", "cli/cache", "login/cache"):
         with contextlib.suppress(OSError):
             files += sorted((home / cache).iterdir())
-    found = []
+    states = []
     for file in files:
         with contextlib.suppress(OSError):
-            state = file.stat()
-            if stat.S_ISREG(state.st_mode):
-                found.append((str(file), state.st_mtime_ns, state.st_size, state.st_ino))
-    return tuple(found)
+            status = file.stat()
+            if stat.S_ISREG(status.st_mode):
+                states.append((str(file), status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(states)
 
 
-def _named(method: str, profile: str) -> str:
+def _source_name(method: str, profile: str) -> str:
     name = _NAMES.get(method, _FILES)
     return f"{name} of profile {profile}" if method in (_PROCESS, "sso", "assume-role") else name

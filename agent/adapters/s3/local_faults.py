@@ -1,6 +1,6 @@
-"""Faults of this machine on the way to a store: its files, its proxy, its AWS configuration. Their texts name them.
+"""Faults of this machine: its files, its proxy, its AWS configuration.
 
-botocore and aiohttp raise them like faults of the network, where only the file, the variable or the key mends them.
+botocore and aiohttp report them like network faults. The messages here name the file, variable or key that fixes them.
 """
 
 import os
@@ -19,14 +19,14 @@ _VARIANTS = {
     "use_dualstack_endpoint": "AWS_USE_DUALSTACK_ENDPOINT",
     "use_fips_endpoint": "AWS_USE_FIPS_ENDPOINT",
 }
-"""Keys of ~/.aws/config that ask for another form of AWS's own addresses, and the variables that do."""
+"""Keys of ~/.aws/config that select a variant of AWS's own endpoints, and the corresponding variables."""
 
 _TRUE = ("true", "1")
 
 
 def local_fault(error: BaseException, address: BucketAddress) -> StoreError | None:
-    """Return the StoreError for a fault of this machine; None for any other."""
-    from botocore import exceptions as boto  # noqa: PLC0415 - loaded by the client, as in `errors`
+    """Return the StoreError for a fault of this machine; None for other errors."""
+    from botocore import exceptions as boto  # noqa: PLC0415 - the client has loaded it
 
     if isinstance(error, boto.ProxyConnectionError):
         return _proxy_fault(error, address)
@@ -43,9 +43,9 @@ def local_fault(error: BaseException, address: BucketAddress) -> StoreError | No
         | boto.InvalidChecksumConfigError,
     ) and not isinstance(error, boto.NoRegionError):
         return StoreError(
-            f"the AWS configuration does not go with {address.authority}: {type(error).__name__}",
-            hint=f"check {', '.join(_VARIANTS)} and the other keys for S3 in ~/.aws/config, and AWS_ variables like "
-            "them",
+            f"the AWS configuration does not fit {address.authority}: {type(error).__name__}",
+            hint=f"check {', '.join(_VARIANTS)} and the other keys for S3 in ~/.aws/config, and the corresponding AWS_ "
+            "variables",
         )
     if isinstance(error, OSError) and error.filename:
         return _file_fault(error)
@@ -53,45 +53,46 @@ def local_fault(error: BaseException, address: BucketAddress) -> StoreError | No
 
 
 def proxy_refusal(address: BucketAddress, status: int) -> StoreError | None:
-    """Return the StoreError for a proxy that answers itself; None where there is no proxy."""
+    """Return the StoreError for an error status from the proxy; None if there is no proxy."""
     proxy = address.proxy
     if proxy is None:
         return None
     if status == PROXY_AUTHENTICATION:
-        why, cure = "wants a user and a password", f"write them into {proxy.variable}: http://USER:PASSWORD@{proxy}"
+        problem = "requires a user and a password"
+        hint = f"add them to {proxy.variable}: http://USER:PASSWORD@{proxy}"
     else:
-        why, cure = "refuses", f"correct {proxy.variable}, or name {address.host} in NO_PROXY"
-    return StoreError(f"the proxy {proxy} {why}: status {status}", hint=cure)
+        problem, hint = "refuses the request", f"correct {proxy.variable}, or add {address.host} to NO_PROXY"
+    return StoreError(f"the proxy {proxy} {problem}: status {status}", hint=hint)
 
 
 def check_proxy(address: BucketAddress) -> None:
-    """Raise StoreError where the proxy's scheme is one that the client would misunderstand."""
+    """Raise StoreError if the client does not support the proxy's scheme."""
     proxy = address.proxy
     if proxy is not None and proxy.scheme not in _PROXY_SCHEMES:
         raise StoreError(
             f"the proxy {proxy} is not supported: it is a {proxy.scheme} proxy",
-            hint=f"set {proxy.variable} to an http:// or https:// proxy, or name {address.host} in NO_PROXY",
+            hint=f"set {proxy.variable} to an http:// or https:// proxy, or add {address.host} to NO_PROXY",
         )
 
 
 def check_ca_bundle(verify: str | bool | None, configured: str | None) -> None:
-    """Raise StoreError where the file of certificates that would be trusted cannot be used. Blocks.
+    """Raise StoreError if the client's CA bundle cannot be used. Blocks.
 
-    `verify`: what the store was made with; `configured`: the `ca_bundle` of the AWS configuration.
+    `verify` is the store's argument; `configured` is `ca_bundle` of the AWS configuration.
     """
-    # The order of the client: an argument, REQUESTS_CA_BUNDLE in place of a plain True, the configuration.
-    named = [
-        (verify if isinstance(verify, str) else None, "the file of authorities"),
+    # In botocore's order of precedence.
+    candidates = [
+        (verify if isinstance(verify, str) else None, "the CA file"),
         (os.environ.get("AWS_CA_BUNDLE"), "AWS_CA_BUNDLE"),
         (configured, "ca_bundle in ~/.aws/config"),
         (os.environ.get("REQUESTS_CA_BUNDLE"), "REQUESTS_CA_BUNDLE"),
     ]
-    path, name = next(((path, name) for path, name in named if path), ("", ""))
+    path, name = next(((path, name) for path, name in candidates if path), ("", ""))
     if not path or verify is False:
         return
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if os.path.isdir(path):  # noqa: PTH112 - as botocore takes it
+        if os.path.isdir(path):  # noqa: PTH112 - as botocore does
             context.load_verify_locations(capath=path)
         else:
             context.load_verify_locations(cafile=path)
@@ -102,16 +103,16 @@ def check_ca_bundle(verify: str | bool | None, configured: str | None) -> None:
 
 
 def check_variants(address: BucketAddress, profile: Mapping[str, Any]) -> None:
-    """Raise StoreError where the AWS profile asks for a variant of AWS's own addresses, and there is an endpoint."""
-    if not address.endpoint or not (asked := [*_asked(profile)]):
+    """Raise StoreError if an endpoint is set, and the AWS profile selects a variant of AWS's own endpoints."""
+    if not address.endpoint or not (variants := [*_configured_variants(profile)]):
         return
     raise StoreError(
-        f"{address.authority} does not have what the AWS configuration asks for: {', '.join(asked)}",
-        hint="take it out, or set AWS_PROFILE to a profile without it",
+        f"{address.authority} does not support these options of the AWS configuration: {', '.join(variants)}",
+        hint="remove them, or set AWS_PROFILE to a profile without them",
     )
 
 
-def _asked(profile: Mapping[str, Any]) -> Iterator[str]:
+def _configured_variants(profile: Mapping[str, Any]) -> Iterator[str]:
     s3 = profile.get("s3")
     for key, variable in _VARIANTS.items():
         if variable and os.environ.get(variable, "").lower() in _TRUE:
@@ -121,7 +122,7 @@ def _asked(profile: Mapping[str, Any]) -> Iterator[str]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Say in a few words why: the system's where there are any, else the kind of the error."""
+    """Return the reason of an error: the system's error message if there is one, else the type of the error."""
     inner: object = error
     for _ in range(3):
         if isinstance(inner, OSError) and inner.strerror and inner.errno:
@@ -146,6 +147,6 @@ def _proxy_fault(error: BaseException, address: BucketAddress) -> StoreError:
 def _file_fault(error: OSError) -> StoreError:
     path = os.fsdecode(error.filename)
     token = os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE")
-    name = "AWS_WEB_IDENTITY_TOKEN_FILE" if path == token else "what names it: ~/.aws/config or an AWS_ variable"
+    name = "AWS_WEB_IDENTITY_TOKEN_FILE" if path == token else "its path in ~/.aws/config or in an AWS_ variable"
     what = "the web identity token" if path == token else "the file"
     return StoreError(f"{what} {path} cannot be read: {reason_of(error)}", hint=f"correct {name}")

@@ -1,8 +1,8 @@
-"""A multipart upload: it becomes the object, or it is aborted, whatever ends it.
+"""A multipart upload. It either becomes the object or is aborted.
 
-The abort is shielded from cancellation and bounded in time. Where the credentials do not allow it, parts stay until a
-lifecycle rule removes them: a notice, not an error. What the store has is checked by its ETags, where they are MD5s,
-and else by reading back.
+The abort is shielded from cancellation and has a time limit. If the credentials do not allow it, the parts stay until
+a lifecycle rule removes them; this is logged and is not an error. The stored bytes are verified with the ETags if
+these are MD5s, else by reading the object back.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from typing import Any, Self
 
 import structlog
 
-from agent.adapters.s3.answers import Answer, etag_of, text
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.connection import Connection
 from agent.adapters.s3.errors import code_of
 from agent.adapters.s3.part import Part, PartBody, content_md5
 from agent.adapters.s3.reading import list_uploads, read
+from agent.adapters.s3.responses import Response, etag_of, text
 from agent.domain.errors import NotPermitted, StoreError
 from agent.ports import Progress, RateLimiter
 from agent.ports.concurrency import finish_cleanup
@@ -36,63 +36,65 @@ log = structlog.get_logger()
 
 
 def multipart_etag(md5s: Sequence[bytes]) -> str:
-    """Return the ETag that AWS, R2, MinIO and rclone give an object put in parts: MD5 of the MD5s, and how many."""
+    """Return the ETag of a multipart object at AWS, R2, MinIO and rclone: the MD5 of the MD5s, and the part count."""
     return f"{hashlib.md5(b''.join(md5s), usedforsecurity=False).hexdigest()}-{len(md5s)}"
 
 
-def says_md5(answer: Answer) -> bool:
-    """Say whether the answer's ETag is the MD5 of what was stored: with a KMS or customer's key it is not."""
-    encrypted = str(answer.get("ServerSideEncryption") or "").startswith("aws:kms")
-    return not encrypted and not answer.get("SSECustomerAlgorithm") and bool(_MD5.fullmatch(etag_of(answer)))
+def has_md5_etag(response: Response) -> bool:
+    """Return whether the response's ETag is the MD5 of the stored bytes. With a KMS or customer key it is not."""
+    encrypted = str(response.get("ServerSideEncryption") or "").startswith("aws:kms")
+    return not encrypted and not response.get("SSECustomerAlgorithm") and bool(_MD5.fullmatch(etag_of(response)))
 
 
-def check_part(answer: Answer, md5: bytes, address: BucketAddress, key: str) -> bool:
-    """Return whether the answer proves that the bytes arrived. Raises StoreError where it proves that they did not."""
-    if not says_md5(answer):
+def check_part(response: Response, md5: bytes, address: BucketAddress, key: str) -> bool:
+    """Return whether the ETag proves that the bytes arrived. Raises StoreError if it proves that they did not."""
+    if not has_md5_etag(response):
         return False
-    if etag_of(answer) != md5.hex():
-        raise damaged(address, key, f"MD5 {etag_of(answer)} instead of {md5.hex()}")
+    if etag_of(response) != md5.hex():
+        raise damaged(address, key, f"MD5 {etag_of(response)} instead of {md5.hex()}")
     return True
 
 
-def in_another_form(answer: Answer, md5s: Sequence[bytes]) -> bool:
-    """Say whether the ETag of a whole looks like a digest of its parts, and is not the one that it should be."""
-    return bool(_MULTIPART.fullmatch(etag_of(answer))) and etag_of(answer) != multipart_etag(md5s)
+def has_other_etag(response: Response, md5s: Sequence[bytes]) -> bool:
+    """Return whether a complete object's ETag has the form of `multipart_etag`, but another value."""
+    return bool(_MULTIPART.fullmatch(etag_of(response))) and etag_of(response) != multipart_etag(md5s)
 
 
 async def read_back(connection: Connection, key: str, md5s: Sequence[bytes], part_bytes: int) -> None:
-    """Read the object and compare it with what was sent, part by part. Raises StoreError where it differs."""
-    found = []
+    """Read the object and compare it with the sent parts. Raises StoreError if it differs."""
+    stored_md5s = []
     digest, room = hashlib.md5(usedforsecurity=False), part_bytes
     async for piece in read(connection, key):
         rest = memoryview(piece)
         while len(rest) > room:
             digest.update(rest[:room])
-            found.append(digest.digest())
+            stored_md5s.append(digest.digest())
             rest = rest[room:]
             digest, room = hashlib.md5(usedforsecurity=False), part_bytes
         digest.update(rest)
         room -= len(rest)
-    found.append(digest.digest())
-    if found != list(md5s):
-        raise damaged(connection.address, key, "read back, it is not what was sent")
+    stored_md5s.append(digest.digest())
+    if stored_md5s != list(md5s):
+        raise damaged(connection.address, key, "the object that was read back differs from what was sent")
 
 
-def check_size(found: int, sent: int, address: BucketAddress, key: str) -> None:
-    """Raise StoreError where the store has another number of bytes than were sent."""
-    if found != sent:
-        raise damaged(address, key, f"{found} bytes of {sent}")
+def check_size(stored: int, sent: int, address: BucketAddress, key: str) -> None:
+    """Raise StoreError if the size in the store differs from the number of bytes sent."""
+    if stored != sent:
+        raise damaged(address, key, f"{stored} of {sent} bytes")
 
 
-def damaged(address: BucketAddress, key: str, how: str) -> StoreError:
-    """Return the error for an object or part that the store does not have as it was sent."""
+def damaged(address: BucketAddress, key: str, problem: str) -> StoreError:
+    """Return the error for an object or part that differs from what was sent."""
     return StoreError(
-        f"{key!r} arrived damaged in {address}: {how}", hint="check what lies between here and there", transient=True
+        f"{key!r} arrived damaged in {address}: {problem}",
+        hint="check the proxies and the network between this machine and the store",
+        transient=True,
     )
 
 
 class Multipart:
-    """One upload; `async with` aborts it unless `complete` was reached. `live` holds the ids of those at work."""
+    """One upload. `async with` aborts it unless it was completed. `active` has the ids of the uploads in progress."""
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class Multipart:
         self._metadata = dict(metadata)
         self._active = active
         self._rate_limiter = rate_limiter
-        self._beginning: asyncio.Task[str] | None = None
+        self._creation: asyncio.Task[str] | None = None
         self._done: dict[int, str] = {}
         self._completed = False
         self.md5s: dict[int, bytes] = {}
@@ -118,11 +120,11 @@ class Multipart:
         return self._key
 
     async def __aenter__(self) -> Self:
-        self._beginning = asyncio.create_task(self._begin(), name="s3-multipart-begin")
+        self._creation = asyncio.create_task(self._create(), name="s3-multipart-create")
         try:
-            await asyncio.shield(self._beginning)
+            await asyncio.shield(self._creation)
         except asyncio.CancelledError:
-            # The store may have begun it all the same: see what it answers, and abort that.
+            # The store may have created the upload: wait for its response, then abort.
             await finish_cleanup(asyncio.create_task(self._abort(), name="s3-multipart-abort"), ABORT_SECONDS)
             raise
         return self
@@ -135,74 +137,74 @@ class Multipart:
         self._active.discard(self._id)
 
     async def send(self, number: int, part: Part, progress: Progress) -> None:
-        """Send a part, the first being number 1. Raises StoreError where it does not arrive whole."""
+        """Send a part; the first has number 1. Raises StoreError if it does not arrive intact."""
         md5 = await asyncio.to_thread(part.md5)
-        answer = await self._call(
+        response = await self._call(
             "upload_part",
-            needed="ETag",
+            required="ETag",
             PartNumber=number,
             Body=PartBody(part.chunks, part.size, progress, self._rate_limiter),
             ContentLength=part.size,
             ContentMD5=content_md5(md5),
         )
-        self.etags_are_md5 &= check_part(answer, md5, self._connection.address, self._key)
-        self.add(number, answer, md5)
+        self.etags_are_md5 &= check_part(response, md5, self._connection.address, self._key)
+        self.add(number, response, md5)
 
     async def copy(self, number: int, source: Mapping[str, str], first: int, last: int, etag: str) -> bool:
-        """Have the store copy a range of bytes as a part. Returns False where it answers, but did not."""
-        answer = await self._call(
+        """Let the store copy a range of bytes as a part. Returns False if it answers without copying."""
+        response = await self._call(
             "upload_part_copy",
             PartNumber=number,
             CopySource=dict(source),
             CopySourceRange=f"bytes={first}-{last}",
             **({"CopySourceIfMatch": etag} if etag else {}),
         )
-        result = answer.get("CopyPartResult") or {}
+        result = response.get("CopyPartResult") or {}
         self.add(number, result, b"")
         return bool(etag_of(result))
 
-    def add(self, number: int, answer: Answer, md5: bytes) -> None:
-        self._done[number] = str(answer.get("ETag") or "")
+    def add(self, number: int, response: Response, md5: bytes) -> None:
+        self._done[number] = str(response.get("ETag") or "")
         self.md5s[number] = md5
 
-    async def complete(self) -> Answer:
-        """Make it the object. Raises StoreError; `NoSuchUpload` may mean that an earlier try of the same succeeded."""
+    async def complete(self) -> Response:
+        """Turn the upload into the object. Raises StoreError; `NoSuchUpload` may mean that an earlier try succeeded."""
         listed = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self._done.items())]
-        answer = await self._call("complete_multipart_upload", MultipartUpload={"Parts": listed})
+        response = await self._call("complete_multipart_upload", MultipartUpload={"Parts": listed})
         self._completed = True
-        return answer
+        return response
 
     def mark_completed(self) -> None:
-        """Nothing is left to abort: the object is there, though no answer said so."""
+        """Record that the object exists although the response to `complete` was lost: there is nothing to abort."""
         self._completed = True
 
     @property
     def _id(self) -> str:
-        beginning = self._beginning
-        if beginning is None or not beginning.done() or beginning.cancelled() or beginning.exception() is not None:
+        creation = self._creation
+        if creation is None or not creation.done() or creation.cancelled() or creation.exception() is not None:
             return ""
-        return beginning.result()
+        return creation.result()
 
-    async def _begin(self) -> str:
-        upload = await self._connection.ask(
-            lambda answer: text(answer, "UploadId"), "create_multipart_upload", self._key, Metadata=self._metadata
+    async def _create(self) -> str:
+        upload = await self._connection.call_and_read(
+            lambda response: text(response, "UploadId"), "create_multipart_upload", self._key, Metadata=self._metadata
         )
         self._active.add(upload)
         return upload
 
-    async def _call(self, operation: str, *, needed: str = "", **parameters: Any) -> Answer:
-        """Call an operation on this upload. `needed`: a text that its answer must hold."""
+    async def _call(self, operation: str, *, required: str = "", **parameters: Any) -> Response:
+        """Call an operation on this upload. `required` names a text field that the response must have."""
 
-        def read(answer: Answer) -> Answer:
-            if needed:
-                text(answer, needed)
-            return answer
+        def read(response: Response) -> Response:
+            if required:
+                text(response, required)
+            return response
 
-        return await self._connection.ask(read, operation, self._key, UploadId=self._id, **parameters)
+        return await self._connection.call_and_read(read, operation, self._key, UploadId=self._id, **parameters)
 
     async def _abort(self) -> None:
-        if self._beginning is not None:
-            await asyncio.wait({self._beginning})
+        if self._creation is not None:
+            await asyncio.wait({self._creation})
         upload = self._id
         if not upload:
             return
@@ -217,7 +219,7 @@ class Multipart:
 
 
 async def abort(connection: Connection, key: str, upload: str) -> None:
-    """Abort an upload; one that is gone is no error. Raises NotPermitted, StoreError."""
+    """Abort an upload; a missing one is not an error. Raises NotPermitted, StoreError."""
     try:
         await connection.call("abort_multipart_upload", key, UploadId=upload)
     except StoreError as error:
@@ -226,14 +228,14 @@ async def abort(connection: Connection, key: str, upload: str) -> None:
 
 
 async def sweep(connection: Connection, prefix: str, active: set[str], started_before: datetime | None = None) -> int:
-    """Abort all uploads under `prefix` that are not `live`; return how many. 0 where the store does not tell.
+    """Abort all uploads under `prefix` that are not `active`; return their number.
 
-    With a time: those alone that began before it.
+    With `started_before`, abort only those that started earlier. Returns 0 if the store does not list uploads.
     """
     swept = 0
     async with aclosing(list_uploads(connection, prefix)) as uploads:
         async for entry in uploads:
-            if started_before is not None and (entry.begun is None or entry.begun >= started_before):
+            if started_before is not None and (entry.started is None or entry.started >= started_before):
                 continue
             if entry.upload not in active:
                 await abort(connection, entry.key, entry.upload)

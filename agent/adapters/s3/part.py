@@ -1,4 +1,4 @@
-"""A part: a bounded stretch of a body in memory, and how it goes out on the wire."""
+"""A part of a body in memory, and the request body that sends it."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ Chunk = bytes | bytearray | memoryview
 
 @dataclass(slots=True)
 class Part:
-    """The chunks as they came, not joined: no byte is copied, and each is freed with its part."""
+    """The chunks as received. Large chunks are not joined or copied, and are freed with their part."""
 
     chunks: list[Chunk] = field(default_factory=list)
     size: int = 0
@@ -33,7 +33,7 @@ class Part:
             self.chunks.append(chunk)
 
     def md5(self) -> bytes:
-        """Return the MD5 of the bytes, as ETag and Content-MD5 are made of. Takes a while: off the event loop."""
+        """Return the MD5 of the bytes, for ETag and Content-MD5. CPU-bound: call it off the event loop."""
         digest = hashlib.md5(usedforsecurity=False)
         for chunk in self.chunks:
             digest.update(chunk)
@@ -41,7 +41,7 @@ class Part:
 
 
 async def parts(body: AsyncIterable[bytes], part_bytes: int) -> AsyncIterator[Part]:
-    """Yield parts of exactly `part_bytes`, and a last one that may be shorter; an empty body is one empty part."""
+    """Yield parts of exactly `part_bytes`; the last one may be shorter. An empty body is one empty part."""
     part = Part()
     yielded = False
     async for piece in body:
@@ -50,22 +50,22 @@ async def parts(body: AsyncIterable[bytes], part_bytes: int) -> AsyncIterator[Pa
             room = part_bytes - part.size
             part.append(rest[:room])
             rest = rest[room:]
-            whole, part = part, Part()
-            yield whole
+            complete, part = part, Part()
+            yield complete
             yielded = True
-            del whole
+            del complete
         part.append(rest)
     if part.size or not yielded:
         yield part
 
 
 def content_md5(md5: bytes) -> str:
-    """Return an MD5 as the Content-MD5 header has it."""
+    """Return the value of the Content-MD5 header."""
     return base64.b64encode(md5).decode()
 
 
-class Meter:
-    """Tells the progress of one part: each byte once, however often it is sent; 0 for those that go out again."""
+class PartProgress:
+    """Reports the progress of one part. Each byte counts once; bytes that are sent again count 0."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -81,17 +81,17 @@ class Meter:
 
 
 class PartBody:
-    """A part as botocore and aiohttp take it.
+    """A part as a request body for botocore and aiohttp.
 
-    aiohttp iterates, and asks for the next slice only when the connection has taken the one before: so progress is
-    reported as bytes leave, not as they are handed over. Each request iterates from the start. botocore asks for the
-    length, rewinds before a retry, and would read only to sign the payload, which this store does not.
+    aiohttp iterates over the body and takes the next slice only after the connection has accepted the previous one.
+    Progress is therefore reported when bytes are sent. Each request iterates from the start. botocore reads the length,
+    and rewinds before a retry. It would call `read` only to sign the payload, which this store does not do.
 
-    With a `rate_limiter` each slice waits for its turn before it leaves, also one that goes out again; while it waits,
-    that is progress of 0 bytes.
+    With a `rate_limiter`, each slice waits before it is sent, also one that is sent again. Waiting reports progress of
+    0 bytes.
 
-    A request with such a body says `Expect: 100-continue`, so that a refusal costs no bytes. aiohttp waits without
-    limit for the server to agree: `patience` is the limit, lifted when the bytes begin to move.
+    A request with this body has `Expect: 100-continue`, so that a refusal costs no bytes. aiohttp waits without limit
+    for the server's consent; `limit_wait` limits that wait until the first bytes are sent.
     """
 
     def __init__(
@@ -99,36 +99,36 @@ class PartBody:
     ) -> None:
         self._chunks = chunks
         self._size = size
-        self._meter = Meter(progress)
+        self._progress = PartProgress(progress)
         self._rate_limiter = rate_limiter
         self._slice_bytes = WIRE_BYTES if rate_limiter is None else min(WIRE_BYTES, rate_limiter.piece_bytes)
         self._position = 0
-        self._patience: asyncio.Timeout | None = None
-        self._patience_seconds = 0.0
+        self._wait_limit: asyncio.Timeout | None = None
+        self._wait_seconds = 0.0
 
     @asynccontextmanager
-    async def patience(self, seconds: float) -> AsyncIterator[None]:
-        """Raise TimeoutError where a request in here waits longer than this for leave to send."""
-        async with asyncio.timeout(seconds) as self._patience:
-            self._patience_seconds = seconds
+    async def limit_wait(self, seconds: float) -> AsyncIterator[None]:
+        """Raise TimeoutError if a request within the block waits longer than this for permission to send."""
+        async with asyncio.timeout(seconds) as self._wait_limit:
+            self._wait_seconds = seconds
             yield
 
     def __len__(self) -> int:
         return self._size
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
-        if self._patience is not None:
-            self._patience.reschedule(None)
+        if self._wait_limit is not None:
+            self._wait_limit.reschedule(None)
         sent = 0
         for chunk in self._chunks:
             view = memoryview(chunk)
             for start in range(0, len(view), self._slice_bytes):
                 piece = view[start : start + self._slice_bytes]
                 if self._rate_limiter is not None:
-                    await self._rate_limiter.take(len(piece), self._meter.waiting)
+                    await self._rate_limiter.take(len(piece), self._progress.waiting)
                 yield piece
                 sent += len(piece)
-                self._meter.reached(sent)
+                self._progress.reached(sent)
 
     def read(self, size: int = -1) -> bytes:
         start = self._position
@@ -137,8 +137,8 @@ class PartBody:
         return b"".join(self._chunks)[start:end]
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        if self._patience is not None:
-            self._patience.reschedule(asyncio.get_running_loop().time() + self._patience_seconds)
+        if self._wait_limit is not None:
+            self._wait_limit.reschedule(asyncio.get_running_loop().time() + self._wait_seconds)
         self._position = offset + (0, self._position, self._size)[whence]
         return self._position
 

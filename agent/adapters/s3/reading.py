@@ -1,4 +1,4 @@
-"""Reads of a bucket: the bytes of one object, listings of objects and of unfinished uploads, the time of the store."""
+"""Reads from a bucket: an object's bytes, listings of objects and of unfinished uploads, the store's time."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from agent.adapters.s3.answers import Answer, Entry, Paging, next_objects, next_uploads, objects_in, uploads_in
 from agent.adapters.s3.connection import Connection
 from agent.adapters.s3.errors import code_of
+from agent.adapters.s3.responses import (
+    ListedUpload,
+    Paging,
+    Response,
+    next_objects,
+    next_uploads,
+    objects_in,
+    uploads_in,
+)
 from agent.domain.errors import StoreError
 from agent.ports import StoredObject
 
@@ -22,25 +30,25 @@ T = TypeVar("T")
 
 
 async def read(connection: Connection, key: str) -> AsyncGenerator[bytes, None]:
-    """Yield the object's bytes, all that its length announced. Raises NoSuchObject, StoreError."""
+    """Yield the object's bytes. Raises NoSuchObject, and StoreError, also if the body is incomplete."""
     async with aclosing(connection.stream("get_object", key, READ_BYTES)) as pieces:
         async for piece in pieces:
             yield piece
 
 
 async def list_objects(connection: Connection, prefix: str, start_after: str) -> AsyncIterator[StoredObject]:
-    """Yield the objects under `prefix`, in key order, without metadata. Raises StoreError, also where it has no end."""
+    """Yield the objects under `prefix` in key order, without metadata. Raises StoreError, also for endless listings."""
     first = {"StartAfter": start_after} if start_after else {}
     async with aclosing(_pages(connection, "list_objects_v2", objects_in, next_objects, prefix, first)) as pages:
         async for page in pages:
             for item in page:
-                # Not every relative of S3 knows StartAfter.
+                # Some S3-compatible stores ignore StartAfter.
                 if item.key > start_after and item.key.startswith(prefix):
                     yield item
 
 
-async def list_uploads(connection: Connection, prefix: str) -> AsyncGenerator[Entry, None]:
-    """Yield the uploads in parts under `prefix`; none where the store does not list them.
+async def list_uploads(connection: Connection, prefix: str) -> AsyncGenerator[ListedUpload, None]:
+    """Yield the multipart uploads under `prefix`; none if the store does not list them.
 
     Raises NotPermitted, and StoreError as `list_objects` does.
     """
@@ -60,55 +68,55 @@ async def list_uploads(connection: Connection, prefix: str) -> AsyncGenerator[En
 async def _pages(
     connection: Connection,
     operation: str,
-    items_in: Callable[[Answer], list[T]],
-    next_page: Callable[[Answer], dict[str, str]],
+    items_in: Callable[[Response], list[T]],
+    next_page: Callable[[Response], dict[str, str]],
     prefix: str,
     parameters: dict[str, str],
 ) -> AsyncGenerator[list[T], None]:
     """Yield the pages of a listing. `next_page` reads the parameters of the next page out of a response."""
     paging = Paging(next_page)
 
-    def read_page(answer: Answer) -> tuple[list[T], bool]:
-        found = items_in(answer)
-        return found, paging.has_next(answer, len(found))
+    def read_page(response: Response) -> tuple[list[T], bool]:
+        items = items_in(response)
+        return items, paging.has_next(response, len(items))
 
-    more = True
-    while more:
-        found, more = await connection.ask(read_page, operation, Prefix=prefix, **parameters)
-        parameters = paging.more
-        yield found
+    has_next = True
+    while has_next:
+        items, has_next = await connection.call_and_read(read_page, operation, Prefix=prefix, **parameters)
+        parameters = paging.parameters
+        yield items
 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """An upload in parts that was neither completed nor aborted."""
+    """A multipart upload that was neither completed nor aborted."""
 
     key: str
-    begun: datetime
+    started: datetime
 
 
 async def server_date(connection: Connection, prefix: str) -> str:
-    """Return the Date header of an answer, also of a refusal; "" where it has none. Raises StoreError."""
+    """Return the Date header of a response, also of a refusal; "" if it has none. Raises StoreError."""
     try:
-        answer: Mapping[str, Any] = await connection.call("list_objects_v2", Prefix=prefix, MaxKeys=1)
+        response: Mapping[str, Any] = await connection.call("list_objects_v2", Prefix=prefix, MaxKeys=1)
     except StoreError as error:
         refusal = getattr(error.__cause__, "response", None)
         if not isinstance(refusal, dict):
             raise
-        answer = refusal
-    return str(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
+        response = refusal
+    return str(response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
 
 
 async def unfinished(connection: Connection, prefix: str) -> list[Unfinished]:
-    """Return the uploads in parts under `prefix` that are not finished; of many, the first thousand.
+    """Return the unfinished multipart uploads under `prefix`, the first thousand at most.
 
-    None at all where the store does not list them. Raises NotPermitted, StoreError.
+    The list is empty if the store does not list them. Raises NotPermitted, StoreError.
     """
-    found: list[Unfinished] = []
+    unfinished_uploads: list[Unfinished] = []
     async with aclosing(list_uploads(connection, prefix)) as uploads:
         async for entry in uploads:
-            if entry.begun is not None:
-                found.append(Unfinished(entry.key, entry.begun))
-            if len(found) == MAX_UNFINISHED:
+            if entry.started is not None:
+                unfinished_uploads.append(Unfinished(entry.key, entry.started))
+            if len(unfinished_uploads) == MAX_UNFINISHED:
                 break
-    return found
+    return unfinished_uploads

@@ -1,4 +1,4 @@
-"""`ObjectStore` on S3 and its relatives. Put, Get and List permissions are enough; what needs more says so."""
+"""`ObjectStore` on S3-compatible services. Most methods need only the Put, Get and List permissions."""
 
 import builtins
 import contextlib
@@ -6,14 +6,14 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collec
 from datetime import datetime
 
 from agent.adapters.s3 import multipart, reading
-from agent.adapters.s3.answers import described
 from agent.adapters.s3.bucket_address import BucketAddress
 from agent.adapters.s3.client import BUILD_SECONDS, Credentials, Limits
 from agent.adapters.s3.connection import Connection
 from agent.adapters.s3.object_options import ObjectOptions
 from agent.adapters.s3.reading import Unfinished
+from agent.adapters.s3.responses import object_of
 from agent.adapters.s3.writing import (
-    AT_ONCE,
+    CONCURRENT_DELETES,
     SINGLE_COPY_BYTES,
     ObjectCopier,
     ObjectCreator,
@@ -27,14 +27,22 @@ AVAILABLE_SECONDS = 0.9
 
 
 class S3Store:
-    """A bucket. `endpoint` empty: AWS; `region` `auto`: found out. Credentials: the standard AWS chain.
+    """A bucket. Credentials come from the standard AWS chain.
 
-    `part_concurrency` parts are in memory, and at most so many on their way, at once. `verify` is the file of a CA to
-    trust; None: what AWS_CA_BUNDLE names, else the usual authorities. Sending has no time limit of its own: who waits
-    watches `progress`, and cancels, which takes effect at once. `object_options`: of all objects that it makes.
-    `connect_timeout`: seconds for one connection, from the look-up of the name on.
-    `build_seconds`: how long looking for credentials may take, at the first call and at each refresh.
-    `rate_limiter`: bodies leave within it, byte by byte, retries included.
+    Sending has no time limit: the caller watches `progress` and cancels, which takes effect at once.
+
+    Args:
+        bucket: the bucket's name.
+        endpoint: URL of the service; empty is AWS.
+        region: `auto` derives it from the endpoint or the AWS chain.
+        part_concurrency: maximum number of parts in memory and in transit.
+        connect_timeout: seconds for one connection, including the name lookup.
+        read_timeout: seconds for a response after the request is sent.
+        build_seconds: seconds for finding credentials, at the first call and at each refresh.
+        verify: file of a CA to trust; None uses AWS_CA_BUNDLE, else the default CAs.
+        single_copy_bytes: larger objects are copied in parts.
+        object_options: options of all objects that the store creates.
+        rate_limiter: limits the rate of request bodies, including retries.
     """
 
     def __init__(
@@ -56,7 +64,7 @@ class S3Store:
         limits = Limits(
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
-            connections=part_concurrency + AT_ONCE,
+            connections=part_concurrency + CONCURRENT_DELETES,
             build_seconds=build_seconds,
         )
         self._connection = Connection(self._address, limits, verify, object_options)
@@ -70,7 +78,7 @@ class S3Store:
         return str(self._address)
 
     async def is_available(self) -> bool:
-        """As the port says, of the endpoint or the proxy before it: it is connected to, and nothing is asked of it."""
+        """Return False only if the endpoint, or its proxy, definitely does not accept connections. Sends nothing."""
         host, port = self._address.tcp_address
         return await may_be_reached(host, port, seconds=AVAILABLE_SECONDS)
 
@@ -95,10 +103,10 @@ class S3Store:
         return await self._copier.copy(source, key, expected, progress)
 
     async def head(self, key: str) -> StoredObject:
-        return await self._connection.ask(lambda answer: described(key, answer), "head_object", key)
+        return await self._connection.call_and_read(lambda response: object_of(key, response), "head_object", key)
 
     async def inspect(self, key: str, *, progress: Progress = ignore_progress) -> StoredObject:  # noqa: ARG002
-        """As the port says: the store computes an ETag from the bytes when they are written, and tells it in a HEAD."""
+        """Return `head(key)`: its ETag was computed from the bytes when they were written."""
         return await self.head(key)
 
     async def get(self, key: str) -> AsyncGenerator[bytes, None]:
@@ -117,22 +125,22 @@ class S3Store:
         return await multipart.sweep(self._connection, prefix, self._writer.active, started_before)
 
     async def unfinished(self, prefix: str) -> builtins.list[Unfinished]:
-        """Return what `sweep` would abort, and what is under way. Raises NotPermitted."""
+        """Return the multipart uploads that `sweep` would abort, and those in progress. Raises NotPermitted."""
         return await reading.unfinished(self._connection, prefix)
 
     async def server_date(self, prefix: str) -> str:
-        """Return the Date header of an answer, "" where there is none. Raises StoreError where nobody answers."""
+        """Return the Date header of a response, "" if it has none. Raises StoreError if there is no response."""
         return await reading.server_date(self._connection, prefix)
 
     async def credentials(self) -> Credentials | None:
-        """Return where the AWS chain has credentials, None where it has none. Raises StoreError."""
+        """Return the source of the AWS chain's credentials, None if there are none. Raises StoreError."""
         return await self._connection.credentials()
 
     async def drop_idle_connections(self) -> None:
         self._connection.drop_idle_connections()
 
     async def reset_client(self) -> None:
-        """As `Reconnectable` says: the next call looks for credentials again."""
+        """Discard the client: the next call finds the credentials again."""
         await self._connection.reset()
 
     async def aclose(self) -> None:

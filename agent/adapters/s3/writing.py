@@ -1,11 +1,11 @@
 """Writes to a bucket: put, create, copy, delete.
 
-A put is one request where the body fits into one part, else parts, a bounded number at a time; then it is checked. A
-copy on the store's side counts once a HEAD has shown it. Few keys are deleted one by one, which every store knows; many
-by the thousand.
+A put is one request if the body fits into one part, else a multipart upload with a limited number of parts in transit.
+Then it is verified. A copy within the store is verified with a HEAD. A few keys are deleted one by one, which every
+store supports; more keys are deleted in batches of a thousand.
 
-A create uses `If-None-Match: *`, which some relatives of S3 refuse, or ignore: rclone ignores it, others answer 501 or
-400. What a store does is found out, not looked up: after a create that it accepted, the same request must be refused.
+A create uses `If-None-Match: *`. Some S3-compatible stores ignore it (rclone) or refuse it with 501 or 400. The agent
+tests each store: after an accepted create, the same request must be refused.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ from typing import cast
 
 import structlog
 
-from agent.adapters.s3.answers import Answer, described, etag_of
 from agent.adapters.s3.connection import Connection
 from agent.adapters.s3.errors import code_of, refused_keys, status_of
 from agent.adapters.s3.multipart import (
@@ -25,11 +24,12 @@ from agent.adapters.s3.multipart import (
     check_part,
     check_size,
     damaged,
-    in_another_form,
+    has_other_etag,
     multipart_etag,
     read_back,
 )
 from agent.adapters.s3.part import Part, PartBody, content_md5, parts
+from agent.adapters.s3.responses import Response, etag_of, object_of
 from agent.domain.errors import CopyUnsupported, NoSuchObject, NotPermitted, StoreError
 from agent.ports import Creation, Progress, RateLimiter, StoredObject, ignore_progress, is_changed
 from agent.ports.concurrency import ConcurrentTasks, gather_all
@@ -38,34 +38,35 @@ log = structlog.get_logger()
 
 
 class ObjectWriter:
-    """Puts of one store. Remembers, for its lifetime, when the store's ETags turn out to be of a form of its own."""
+    """Puts objects into one bucket. Remembers for its lifetime if the store's multipart ETags are not usable."""
 
     def __init__(self, connection: Connection, concurrency: int, rate_limiter: RateLimiter | None = None) -> None:
         self._connection = connection
         self._concurrency = concurrency
         self._rate_limiter = rate_limiter
-        self._etags_tell = True
+        self._check_etags = True
         self.active: set[str] = set()
 
     async def put(
         self, key: str, body: AsyncIterable[bytes], metadata: Mapping[str, str], part_bytes: int, progress: Progress
     ) -> tuple[int, str]:
-        """Send the body; return its size and the ETag that the store answered."""
+        """Send the body; return its size and the ETag of the stored object."""
         async with aclosing(cast("AsyncGenerator[Part]", parts(body, part_bytes))) as stream:
-            # Room for a part is taken before it is filled: `concurrency` parts are in memory, and no more.
             first = await anext(stream)
             second = await anext(stream, None)
             if second is None:
-                return await self._whole(key, first, metadata, progress)
+                return await self._put_single(key, first, metadata, progress)
             async with Multipart(self._connection, key, metadata, self.active, self._rate_limiter) as upload:
                 waiting = [first, second]
                 del first, second
-                size = await self._parts(upload, waiting, stream, progress)
+                size = await self._send_parts(upload, waiting, stream, progress)
                 return size, await self._complete(upload, size, part_bytes)
 
-    async def _whole(self, key: str, part: Part, metadata: Mapping[str, str], progress: Progress) -> tuple[int, str]:
+    async def _put_single(
+        self, key: str, part: Part, metadata: Mapping[str, str], progress: Progress
+    ) -> tuple[int, str]:
         md5 = await asyncio.to_thread(part.md5)
-        answer = await self._connection.call(
+        response = await self._connection.call(
             "put_object",
             key,
             Body=PartBody(part.chunks, part.size, progress, self._rate_limiter) if part.size else b"",
@@ -73,12 +74,12 @@ class ObjectWriter:
             ContentMD5=content_md5(md5),
             Metadata=dict(metadata),
         )
-        async with self._removed_if_damaged(key):
-            if not check_part(answer, md5, self._connection.address, key):
+        async with self._remove_if_damaged(key):
+            if not check_part(response, md5, self._connection.address, key):
                 await self._check_size(key, part.size)
-        return part.size, etag_of(answer)
+        return part.size, etag_of(response)
 
-    async def _parts(
+    async def _send_parts(
         self, upload: Multipart, waiting: list[Part], stream: AsyncGenerator[Part], progress: Progress
     ) -> int:
         room = asyncio.Semaphore(self._concurrency)
@@ -90,43 +91,44 @@ class ObjectWriter:
             finally:
                 room.release()
 
-        async with ConcurrentTasks("s3-part") as parts_under_way:
+        async with ConcurrentTasks("s3-part") as tasks:
             while True:
+                # Before the part is read: at most `concurrency` parts are in memory.
                 await room.acquire()
-                parts_under_way.check()
+                tasks.check()
                 part = waiting.pop(0) if waiting else await anext(stream, None)
                 if part is None:
                     break
                 number += 1
                 size += part.size
-                parts_under_way.start(send(number, part))
+                tasks.start(send(number, part))
                 del part
         return size
 
     async def _complete(self, upload: Multipart, size: int, part_bytes: int) -> str:
         md5s = [upload.md5s[number] for number in sorted(upload.md5s)]
         try:
-            answer = await upload.complete()
+            response = await upload.complete()
         except StoreError as error:
-            if code_of(error) != "NoSuchUpload" or not await self._is_there(upload, size, md5s):
+            if code_of(error) != "NoSuchUpload" or not await self._was_completed(upload, size, md5s):
                 raise
             return multipart_etag(md5s)
-        async with self._removed_if_damaged(upload.key):
+        async with self._remove_if_damaged(upload.key):
             stored = await self._check_size(upload.key, size)
-            if self._etags_tell and upload.etags_are_md5 and in_another_form(answer, md5s):
-                # Damaged, or a store that counts otherwise: the bytes themselves tell, once.
+            if self._check_etags and upload.etags_are_md5 and has_other_etag(response, md5s):
+                # Either the object is damaged, or this store computes ETags in another way: read the bytes, once.
                 await read_back(self._connection, upload.key, md5s, part_bytes)
                 log.info("etags_not_md5", store=str(self._connection.address))
-                self._etags_tell = False
+                self._check_etags = False
         return stored.etag
 
-    async def _is_there(self, upload: Multipart, size: int, md5s: list[bytes]) -> bool:
-        """Say whether a try to complete whose answer was lost has made this very object."""
+    async def _was_completed(self, upload: Multipart, size: int, md5s: list[bytes]) -> bool:
+        """Return whether an earlier request, whose response was lost, completed this upload."""
         try:
-            found, answer = await self._head(upload.key)
+            stored, response = await self._head(upload.key)
         except StoreError:
             return False
-        if etag_of(answer) != multipart_etag(md5s) or found.size != size:
+        if etag_of(response) != multipart_etag(md5s) or stored.size != size:
             return False
         upload.mark_completed()
         return True
@@ -134,21 +136,23 @@ class ObjectWriter:
     async def _check_size(self, key: str, size: int) -> StoredObject:
         address = self._connection.address
         try:
-            found, _ = await self._head(key)
+            stored, _ = await self._head(key)
         except NoSuchObject as error:
-            raise damaged(address, key, "nothing is there") from error
-        check_size(found.size, size, address, key)
-        return found
+            raise damaged(address, key, "the object does not exist") from error
+        check_size(stored.size, size, address, key)
+        return stored
 
-    async def _head(self, key: str) -> tuple[StoredObject, Answer]:
-        return await self._connection.ask(lambda answer: (described(key, answer), answer), "head_object", key)
+    async def _head(self, key: str) -> tuple[StoredObject, Response]:
+        return await self._connection.call_and_read(
+            lambda response: (object_of(key, response), response), "head_object", key
+        )
 
     @asynccontextmanager
-    async def _removed_if_damaged(self, key: str) -> AsyncIterator[None]:
+    async def _remove_if_damaged(self, key: str) -> AsyncIterator[None]:
         try:
             yield
         except StoreError:
-            # May be refused; without a manifest it is no upload, and the next attempt replaces it.
+            # Deletion may be refused. The object does no harm: it has no manifest, and the next attempt replaces it.
             with suppress(StoreError):
                 await self._connection.call("delete_object", key)
             raise
@@ -159,7 +163,7 @@ _UNSUPPORTED = frozenset({400, 501})
 
 
 class ObjectCreator:
-    """Creates objects in one bucket, as `ObjectStore.create` says."""
+    """Creates objects in one bucket; see `ObjectStore.create`."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -169,7 +173,7 @@ class ObjectCreator:
         if replace:
             await self._put(key, data)
             return Creation.UNPROVEN
-        if await self._is_there(key):
+        if await self._exists(key):
             return Creation.EXISTS
         try:
             if not await self._put_new(key, data):
@@ -185,7 +189,7 @@ class ObjectCreator:
             proven = False
         return Creation.CREATED if proven else Creation.UNPROVEN
 
-    async def _is_there(self, key: str) -> bool:
+    async def _exists(self, key: str) -> bool:
         try:
             await self._connection.call("head_object", key)
         except NoSuchObject:
@@ -193,13 +197,13 @@ class ObjectCreator:
         return True
 
     async def _put_new(self, key: str, data: bytes) -> bool:
-        """Put it if nothing is there; False where something is. Raises StoreError."""
+        """Put the object unless the key exists; return False if it exists. Raises StoreError."""
         try:
             await self._put(key, data, IfNoneMatch="*")
         except StoreError as error:
             if status_of(error) == _EXISTS:
                 return False
-            if status_of(error) == _CONFLICT:  # another create of this key is under way
+            if status_of(error) == _CONFLICT:  # another create of this key is in progress
                 raise StoreError(error.message, hint=error.hint, transient=True) from error.__cause__
             raise
         return True
@@ -220,7 +224,7 @@ class ObjectCreator:
 
 
 SINGLE_COPY_BYTES = 5 * 2**30
-"""What one CopyObject takes at most (AWS, R2)."""
+"""Maximum size for one CopyObject (AWS, R2)."""
 
 PART_COPY_BYTES = 2**30
 
@@ -228,11 +232,11 @@ _NOT_ABOUT_COPYING = frozenset(
     {"NoSuchBucket", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
     | {"RequestTimeTooSkewed", "PermanentRedirect", "AuthorizationHeaderMalformed", "QuotaExceeded"}
 )
-"""Refusals that sending the bytes instead would meet too."""
+"""Error codes that would also occur when sending the bytes instead of copying."""
 
 
 class ObjectCopier:
-    """Copies within one bucket; in ranges where the source is larger than `single_copy_bytes`."""
+    """Copies objects within one bucket; in ranges if the source is larger than `single_copy_bytes`."""
 
     def __init__(self, connection: Connection, single_copy_bytes: int, active: set[str]) -> None:
         self._connection = connection
@@ -241,16 +245,18 @@ class ObjectCopier:
         self._active = active
 
     async def copy(self, source: str, key: str, expected: StoredObject, progress: Progress) -> StoredObject:
-        origin_object, answer = await self._head(source)
-        if not _same(origin_object, expected) or is_changed(expected.etag, etag_of(answer)):
-            raise CopyUnsupported(f"{source!r} in {self._connection.address} is not what the last upload put there")
-        etag = str(answer.get("ETag") or "")
+        origin_object, response = await self._head(source)
+        if not _matches(origin_object, expected) or is_changed(expected.etag, etag_of(response)):
+            raise CopyUnsupported(
+                f"{source!r} in {self._connection.address} differs from the object of the last upload"
+            )
+        etag = str(response.get("ETag") or "")
         origin = {"Bucket": self._connection.address.bucket, "Key": source}
         try:
             if expected.size <= self._single_copy_bytes:
-                await self._whole(key, origin, etag, expected.metadata)
+                await self._copy_single(key, origin, etag, expected.metadata)
             else:
-                await self._in_parts(key, origin, etag, expected, progress)
+                await self._copy_in_parts(key, origin, etag, expected, progress)
         except (NoSuchObject, CopyUnsupported):
             raise
         except StoreError as error:
@@ -260,7 +266,7 @@ class ObjectCopier:
             raise CopyUnsupported(f"{self._connection.address} did not copy {source!r}: {code}") from error
         return await self._check(key, expected)
 
-    async def _whole(self, key: str, origin: Mapping[str, str], etag: str, metadata: Mapping[str, str]) -> None:
+    async def _copy_single(self, key: str, origin: Mapping[str, str], etag: str, metadata: Mapping[str, str]) -> None:
         await self._connection.call(
             "copy_object",
             key,
@@ -270,85 +276,87 @@ class ObjectCopier:
             **({"CopySourceIfMatch": etag} if etag else {}),
         )
 
-    async def _in_parts(
+    async def _copy_in_parts(
         self, key: str, origin: Mapping[str, str], etag: str, expected: StoredObject, progress: Progress
     ) -> None:
         async with Multipart(self._connection, key, expected.metadata, self._active) as upload:
             for number, first in enumerate(range(0, expected.size, self._part_bytes), start=1):
                 last = min(first + self._part_bytes, expected.size) - 1
                 if not await upload.copy(number, origin, first, last, etag):
-                    raise CopyUnsupported(f"{self._connection.address} answered as if it had copied, and did not")
+                    raise CopyUnsupported(f"{self._connection.address} reported a copy that it did not make")
                 progress(last - first + 1)
             await upload.complete()
 
-    async def _head(self, key: str) -> tuple[StoredObject, Answer]:
-        return await self._connection.ask(lambda answer: (described(key, answer), answer), "head_object", key)
+    async def _head(self, key: str) -> tuple[StoredObject, Response]:
+        return await self._connection.call_and_read(
+            lambda response: (object_of(key, response), response), "head_object", key
+        )
 
     async def _check(self, key: str, expected: StoredObject) -> StoredObject:
-        copy, answer = await self._head(key)
-        if _same(copy, expected) and (etag_of(answer) or not copy.size):
+        copy, response = await self._head(key)
+        if _matches(copy, expected) and (etag_of(response) or not copy.size):
             return copy
-        with contextlib.suppress(StoreError):  # what stays is no upload: its manifest is missing
+        with contextlib.suppress(StoreError):  # if it stays, it does no harm: it has no manifest
             await self._connection.call("delete_object", key)
         raise CopyUnsupported(
-            f"the copy at {key!r} in {self._connection.address} is not right: {copy.size} bytes of {expected.size}, "
+            f"the copy at {key!r} in {self._connection.address} is incorrect: {copy.size} of {expected.size} bytes, "
             f"metadata {sorted(copy.metadata)}"
         )
 
 
-def _same(found: StoredObject, expected: StoredObject) -> bool:
-    wanted = {name.lower(): value for name, value in expected.metadata.items()}
-    # A store may add names of its own (rclone: mtime).
-    return found.size == expected.size and all(found.metadata.get(name) == value for name, value in wanted.items())
+def _matches(stored: StoredObject, expected: StoredObject) -> bool:
+    metadata = {name.lower(): value for name, value in expected.metadata.items()}
+    # A store may add its own names (rclone: mtime).
+    return stored.size == expected.size and all(stored.metadata.get(name) == value for name, value in metadata.items())
 
 
-AT_ONCE = 8
-"""Single deletions on their way at a time; so many keys, or fewer, are not worth a batch."""
+CONCURRENT_DELETES = 8
+"""Maximum number of concurrent single deletions. Up to this number of keys, no batch is used."""
 
 BATCH = 1000
-"""What S3 takes in one request."""
+"""Maximum number of keys that S3 deletes in one request."""
 
 
 class ObjectDeleter:
-    """Deletes keys of one bucket. A store that has once refused a batch is given single keys from then on."""
+    """Deletes keys of one bucket. After a store has refused a batch, keys are deleted one by one."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._singly = False
+        self._batch_unsupported = False
 
     async def delete(self, keys: Collection[str]) -> None:
-        """Delete them in their order, batch by batch; raises what stopped it: NotPermitted, StoreError."""
+        """Delete the keys in order, batch by batch. Raises NotPermitted, StoreError."""
         rest = iter(keys)
         while batch := [*itertools.islice(rest, BATCH)]:
-            if self._singly or len(batch) <= AT_ONCE:
-                await self._one_by_one(batch)
+            if self._batch_unsupported or len(batch) <= CONCURRENT_DELETES:
+                await self._delete_singly(batch)
                 continue
             try:
-                await self._together(batch)
-            except _Unheard as error:
-                await self._one_by_one(batch)
-                self._singly = True
+                await self._delete_batch(batch)
+            except _BatchUnsupported as error:
+                await self._delete_singly(batch)
+                self._batch_unsupported = True
                 log.info(
                     "batch_delete_unsupported",
                     location=str(self._connection.address),
                     reason=str(error.__cause__),
                 )
 
-    async def _together(self, keys: Sequence[str]) -> None:
-        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+    async def _delete_batch(self, keys: Sequence[str]) -> None:
+        request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         try:
-            answer = await self._connection.call("delete_objects", Delete=wanted)
+            response = await self._connection.call("delete_objects", Delete=request)
         except NotPermitted:
             raise
         except StoreError as error:
             if error.transient:
                 raise
-            raise _Unheard from error
-        if refusals := [error for error in answer.get("Errors") or () if error.get("Code") != "NoSuchKey"]:
+            raise _BatchUnsupported from error
+        if refusals := [error for error in response.get("Errors") or () if error.get("Code") != "NoSuchKey"]:
             raise refused_keys(refusals, self._connection.address, "delete_objects")
 
-    async def _one_by_one(self, keys: Sequence[str]) -> None:
-        room = asyncio.Semaphore(AT_ONCE)
+    async def _delete_singly(self, keys: Sequence[str]) -> None:
+        room = asyncio.Semaphore(CONCURRENT_DELETES)
 
         async def delete_one(key: str) -> None:
             async with room:
@@ -357,5 +365,5 @@ class ObjectDeleter:
         await gather_all([delete_one(key) for key in keys], "s3-delete")
 
 
-class _Unheard(Exception):  # noqa: N818 - a turn of events between two methods here
-    """The store does not take batches."""
+class _BatchUnsupported(Exception):  # noqa: N818 - a condition, not a failure
+    """The store does not support batches."""

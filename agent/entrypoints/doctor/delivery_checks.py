@@ -105,7 +105,7 @@ async def leftovers(context: DoctorContext) -> list[Finding]:
             left, young = await store.count_unfinished(prefix), 0
         else:
             unfinished = await store.unfinished(prefix)
-            left = sum(context.home.clock.now() - upload.begun > UNFINISHED_AGE for upload in unfinished)
+            left = sum(context.home.clock.now() - upload.started > UNFINISHED_AGE for upload in unfinished)
             young = len(unfinished) - left
     except NotPermitted:
         return [ok(LEFTOVERS, "unfinished uploads may not be listed (s3:ListBucketMultipartUploads): nothing needs it")]
