@@ -27,7 +27,7 @@ STAGES = (
     "2  The agent starts",
     "3  The writer commits 20 times a second",
     "4  The session ends",
-    "5  What has arrived",
+    "5  Verify and restore",
 )
 
 
@@ -124,10 +124,10 @@ def test_an_object_that_is_damaged_in_the_bucket_fails_the_demo(tmp_path):
         damaged.write_bytes(data)
         assert demo.rest() == 1
     assert re.search(
-        rf"^FAILED +every upload is whole +.*{upload_id}.*reflection.duckdb.wal", demo.output, re.MULTILINE
+        rf"^FAILED +every upload is complete +.*{upload_id}.*reflection.duckdb.wal", demo.output, re.MULTILINE
     )
-    assert "checks failed: every upload is whole" in demo.output
-    assert "The last lines of agent.log:" in demo.output
+    assert "checks failed: every upload is complete" in demo.output
+    assert "Last lines of agent.log:" in demo.output
     assert "akosha_cloud_endpoint:" not in demo.output
     assert not demo.scratch.exists()
 
@@ -139,8 +139,8 @@ def test_an_agent_that_dies_fails_the_demo_and_no_process_is_left(tmp_path):
         children = demo.children
         os.kill(pid, signal.SIGKILL)
         assert demo.rest() == 1
-    assert "FAILED  the demo ran to its end  agent exited with -9 before the demo stopped it" in demo.output
-    assert "The last lines of agent.log:" in demo.output
+    assert "FAILED  the demo completed  agent exited with -9 before the demo stopped it" in demo.output
+    assert "Last lines of agent.log:" in demo.output
     assert_ended(children)
     assert not demo.scratch.exists()
 
@@ -165,10 +165,10 @@ CONTENTS = {CONVERSATIONS: (8, "1"), REFLECTIONS: (2, "2"), ENTITIES: (12, "3"),
 
 
 def test_a_damaged_upload_and_an_empty_bucket_are_failures():
-    assert checks.uploads_whole({"whole": True, "uploads": [UPLOAD]}).passed
-    damaged = checks.uploads_whole({"whole": False, "uploads": [UPLOAD, DAMAGED]})
+    assert checks.uploads_complete({"whole": True, "uploads": [UPLOAD]}).passed
+    damaged = checks.uploads_complete({"whole": False, "uploads": [UPLOAD, DAMAGED]})
     assert (damaged.passed, damaged.found) == (False, "{'2_demo': {'reflection.duckdb': 'damaged'}}")
-    assert not checks.uploads_whole({"whole": True, "uploads": []}).passed
+    assert not checks.uploads_complete({"whole": True, "uploads": []}).passed
 
 
 def test_an_upload_reported_twice_or_not_at_all_is_a_failure_and_so_is_a_failed_sync():
@@ -185,9 +185,9 @@ def test_sending_what_has_not_changed_is_a_failure(sent, passed):
 
 @pytest.mark.parametrize("table", CONTENTS)
 def test_one_row_less_is_half_a_transaction(table):
-    assert checks.whole_transactions(CONTENTS).passed
+    assert checks.complete_transactions(CONTENTS).passed
     rows, digest = CONTENTS[table]
-    assert not checks.whole_transactions(CONTENTS | {table: (rows - 1, digest)}).passed
+    assert not checks.complete_transactions(CONTENTS | {table: (rows - 1, digest)}).passed
 
 
 @pytest.mark.parametrize("table", CONTENTS)

@@ -337,7 +337,7 @@ def test_launchds_agent_installed_upgraded_and_removed_nothing_is_left(scratch, 
     assert "canary-1" in file.read_text()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     monkeypatch.setenv("AWS_SESSION_TOKEN", "canary-2")
-    assert "lasting" in scratch.call("install", "--with-environment", code=1).stderr
+    assert "expire" in scratch.call("install", "--with-environment", code=1).stderr
     for word in ("stop", "start"):
         scratch.call(word)
     assert scratch.did() == [f"launchctl kill SIGTERM {target}", f"launchctl bootstrap gui/{ME} {file}"]

@@ -121,7 +121,7 @@ def test_what_the_file_does_not_take_goes_to_stderr_after_one_line_with_the_reas
     log.write("two\n")
     reason, *rest = capsys.readouterr().err.splitlines()
     assert reason == (
-        f"akosha-agent: the log file {folder}/agent.log cannot be written, the log goes on here: "
+        f"akosha-agent: the log file {folder}/agent.log cannot be written, so lines go to standard error: "
         "No such file or directory"
     )
     assert rest == ["one", "two"]
@@ -163,7 +163,7 @@ def test_a_directory_that_is_closed_keeps_the_file_from_being_set_aside_and_no_l
         tmp_path.chmod(0o700)
     log.close()
     assert (tmp_path / "agent.log").read_text() == "0123456789\n" * 4
-    assert "cannot be set aside" in capsys.readouterr().err
+    assert "cannot be rotated" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_rotated_grows_on_and_that_is_reported(tmp_path, capsys, monkeypatch):
@@ -179,7 +179,7 @@ def test_a_file_that_cannot_be_rotated_grows_on_and_that_is_reported(tmp_path, c
     assert (tmp_path / "agent.log").read_text() == "0123456789\n" * 4
     lines = capsys.readouterr().err.splitlines()
     assert lines
-    assert all("cannot be set aside, it grows on: Permission denied" in line for line in lines)
+    assert all("cannot be rotated, so it keeps growing: Permission denied" in line for line in lines)
     assert len(lines) < 4
 
 
@@ -203,17 +203,17 @@ def test_many_threads_write_whole_lines(tmp_path):
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        ("data/agent.log", "lies in the data directory"),
-        ("data/logs/agent.log", "lies in the data directory"),
-        ("elsewhere/../data/agent.log", "lies in the data directory"),
-        ("link/agent.log", "lies in the data directory"),
-        ("a-link.log", "lies in the data directory"),
-        ("state/spool/agent.log", "keeps files for a short time"),
-        ("state/staging/agent.log", "keeps files for a short time"),
-        ("state/ledger.sqlite", "may be a file of the agent's own"),
-        ("state", "may be a file of the agent's own"),
-        ("pipe.log", "is not a file"),
-        ("folder.log", "is not a file"),
+        ("data/agent.log", "is in the data directory"),
+        ("data/logs/agent.log", "is in the data directory"),
+        ("elsewhere/../data/agent.log", "is in the data directory"),
+        ("link/agent.log", "is in the data directory"),
+        ("a-link.log", "is in the data directory"),
+        ("state/spool/agent.log", "that the agent empties"),
+        ("state/staging/agent.log", "that the agent empties"),
+        ("state/ledger.sqlite", "may be one of the agent's own files"),
+        ("state", "may be one of the agent's own files"),
+        ("pipe.log", "is not a regular file"),
+        ("folder.log", "is not a regular file"),
     ],
 )
 def test_a_location_that_is_not_allowed_is_refused_with_a_hint(tmp_path, location, file, reason):

@@ -92,7 +92,7 @@ def test_systemds_state_is_one_query(tmp_path):
     found = manager.state()
     assert (found.enabled, found.loaded, found.running, found.pid, found.last_exit) == (True, True, True, 4711, "")
     assert found.since == datetime(2026, 11, 21, 18, 36, 15, tzinfo=UTC)
-    assert found.text == "active (running) restarted 2 times says: nothing pending"
+    assert found.text == "active (running) restarted 2 times status: nothing pending"
     assert found.linger.startswith("yes")
     assert [words[:4] for words in recording.asked] == [
         ("systemctl", "--user", "show", UNIT),
@@ -277,7 +277,7 @@ def test_reading_the_status_never_raises(tmp_path):
     [
         pytest.param("/bin/sh", "", False, "active", id="current"),
         pytest.param("/bin/sh", "Nice=10", True, "another version", id="older-template"),
-        pytest.param("/nowhere/akosha-agent", "", True, "is gone: /nowhere/akosha-agent", id="program-gone"),
+        pytest.param("/nowhere/akosha-agent", "", True, "does not exist: /nowhere/akosha-agent", id="program-gone"),
     ],
 )
 def test_what_an_upgrade_left_behind_is_outdated(tmp_path, monkeypatch, words, version, outdated, detail):

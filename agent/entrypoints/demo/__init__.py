@@ -1,1 +1,1 @@
-"""`demo`: a writer, the agent and a directory as the bucket, on scratch data; then checks of what arrived."""
+"""`demo`: runs a writer and the agent on scratch data, with a directory as the bucket, and checks the uploads."""

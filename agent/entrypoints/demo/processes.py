@@ -1,4 +1,4 @@
-"""The demo's processes: each in a session of its own, so that Ctrl-C reaches the demo alone, which ends them."""
+"""The demo's processes. Each has its own session, so that Ctrl-C reaches only the demo, which then stops them."""
 
 import asyncio
 import json
@@ -14,12 +14,12 @@ from typing import Any, Self
 from agent.domain.errors import AkoshaError
 
 END_SECONDS = 15.0
-"""The agent has ten to come to an end."""
+"""Time between SIGTERM and SIGKILL; the agent ends within 10 s."""
 
 _PRIVATE = ("SESSION_BUDDY_", "AKOSHA_", "AWS_", "XDG_")
 
 Listener = Callable[[str, dict[str, Any] | None], None]
-"""Called with the name of a process and a JSON document that it has printed, or None once it has ended."""
+"""Called with the name of a process and a JSON document that it printed, or None once it has ended."""
 
 
 class Processes:
@@ -34,7 +34,7 @@ class Processes:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the processes that are left: SIGTERM, and SIGKILL after END_SECONDS or when this is cancelled."""
+        """Stop the remaining processes: SIGTERM, then SIGKILL after END_SECONDS or if this is cancelled."""
         alive = [process for process in self._processes.values() if process.returncode is None]
         try:
             for process in alive:
@@ -51,7 +51,7 @@ class Processes:
             await asyncio.gather(*self._readers, return_exceptions=True)
 
     async def start(self, name: str, module: str, *arguments: str) -> Process:
-        """Start `python -m module arguments`: the listener gets its lines of JSON, NAME.log its standard error."""
+        """Start `python -m module arguments`. Its lines of JSON go to the listener, its standard error to NAME.log."""
         with (self._folder / f"{name}.log").open("wb") as log:
             process = await self._spawn(module, *arguments, stdin=PIPE, stdout=PIPE, stderr=log)
         self._processes[name] = process
@@ -59,9 +59,9 @@ class Processes:
         return process
 
     async def run(self, module: str, *arguments: str) -> Any:
-        """Run `python -m module arguments` and return the JSON that it prints, whatever its exit status.
+        """Run `python -m module arguments` and return the JSON that it prints, with any exit status.
 
-        Raises AkoshaError, with its last line of standard error, where it prints none.
+        Raises AkoshaError with the last line of its standard error if it prints no JSON.
         """
         process = await self._spawn(module, *arguments, stdin=DEVNULL, stdout=PIPE, stderr=PIPE)
         try:

@@ -1,8 +1,8 @@
-"""The demo: its stages and its checks, in a scratch directory that is removed at the end.
+"""The demo: its stages and checks, in a scratch directory that is removed at the end.
 
-A process of its own writes databases as Session-Buddy does; `run` uploads them into a directory; `events` reports each
-result. Then `verify --deep` reads every upload, `restore` brings two of them back, and their rows and values are
-compared with those that the writer has committed.
+A separate process writes databases as Session-Buddy does, `run` uploads them to a directory, and `events` reports each
+result. Then `verify --deep` reads every upload, `restore` restores two of them, and their rows and values are compared
+with those that the writer committed.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ WRITER_MODULE = "agent.entrypoints.demo.writer"
 UPLOADS_WHILE_WRITING = 2
 LOG_LINES_SHOWN = 12
 
-# Quick enough to watch. By default the agent waits for 2 s of quiet, and 5 minutes between two uploads.
+# Fast enough to watch. By default the agent waits for 2 s of quiet, and 5 minutes between two uploads.
 FAST = {
     "AKOSHA_AGENT_QUIET_SECONDS": "0.3",
     "AKOSHA_AGENT_DEADLINE_SECONDS": "1",
@@ -42,15 +42,15 @@ FAST = {
 COLOURS = {WRITER: "yellow", AGENT: "cyan", "FAILED": "bold red", "ok": "bold green"}
 
 NEXT = """
-Now with your own memories. Two settings, in ~/.claude/settings/session-buddy.yaml:
+To back up your own memories, add two settings to ~/.claude/settings/session-buddy.yaml:
 
-    akosha_cloud_endpoint: https://<account>.r2.cloudflarestorage.com   # any S3, or file:///path/to/a/disk
+    akosha_cloud_endpoint: https://<account>.r2.cloudflarestorage.com   # any S3 store, or file:///path/to/a/disk
     akosha_cloud_bucket: my-memories                                    # not needed with file://
 
-then
+Then run
 
-    akosha-agent sync      once, to see that it works
-    akosha-agent run       and it keeps watching"""
+    akosha-agent sync      to sync once
+    akosha-agent run       to watch for changes and sync them"""
 
 
 def run_demo(*, keep: bool) -> int:
@@ -60,7 +60,7 @@ def run_demo(*, keep: bool) -> int:
     try:
         return asyncio.run(_until_stopped(Demo(console, scratch)))
     except asyncio.CancelledError:
-        console.print("\nstopped: every process of the demo has ended")
+        console.print("\nstopped: all processes of the demo have ended")
         return STOPPED
     finally:
         if keep:
@@ -102,20 +102,22 @@ class Demo:
 
     async def run(self) -> int:
         """Run all stages and print the checks. Returns 0 if every one passed, else 1."""
-        self._print(Text("\nakosha-agent: every memory that is committed reaches the bucket, whole", "bold"))
-        self._print(f"   A process writes as Session-Buddy does, a directory is the bucket. Directory: {self._scratch}")
+        self._print(Text("\nakosha-agent: every committed memory is backed up to the bucket", "bold"))
+        self._print(
+            f"   A process writes as Session-Buddy does; a directory serves as the bucket. Directory: {self._scratch}"
+        )
         try:
             async with self._processes:
                 await self._upload()
                 await self._verify_and_restore()
         except AkoshaError as error:
-            self._check("the demo ran to its end", str(error), passed=False)
+            self._check("the demo completed", str(error), passed=False)
         return self._verdict()
 
     async def _upload(self) -> None:
         self._stage(
             "1  A session begins",
-            "Until a checkpoint, new memories are in reflection.duckdb.wal alone. The writer keeps the file open.",
+            "Until a checkpoint, new memories are only in reflection.duckdb.wal. The writer keeps the file open.",
         )
         await self._processes.start(WRITER, WRITER_MODULE, str(self._data))
         await self._write("commit 100")
@@ -123,7 +125,7 @@ class Demo:
         files = {path.name: human_bytes(path.stat().st_size) for path in sorted(self._data.iterdir())}
         self._line(WRITER, ", ".join(f"{name} {size}" for name, size in files.items()))
 
-        self._stage("2  The agent starts", "It copies main file and WAL as of one moment, and uploads them.")
+        self._stage("2  The agent starts", "It copies main file and WAL as of the same moment, and uploads them.")
         agent = await self._processes.start(AGENT, "agent", "run", *self._directories)
         self._line(AGENT, f"akosha-agent run (pid {agent.pid})")
         await self._processes.start(EVENTS, "agent", "events", "--follow", "--json", *self._directories)
@@ -153,16 +155,19 @@ class Demo:
         self._check("the agent stops on SIGTERM", f"exit status {self._exits[AGENT]}", passed=not self._exits[AGENT])
 
     async def _verify_and_restore(self) -> None:
-        self._stage("5  What has arrived", "verify --deep downloads and reads every upload; restore writes databases.")
+        self._stage(
+            "5  Verify and restore",
+            "verify --deep downloads and reads every upload; restore writes the databases to a directory.",
+        )
         verified = await self._processes.run("agent", "verify", "--all", "--deep", "--json", *self._directories)
-        self._checks.append(checks.uploads_whole(verified))
+        self._checks.append(checks.uploads_complete(verified))
         reported = [str(upload["upload_id"]) for upload in self._uploads]
         self._checks.append(checks.reported_once(verified, reported, self._failures))
 
         upload_id, sent = str(self._while_writing["upload_id"]), int(str(self._while_writing["bytes_transferred"]))
         objects = (self._cloud / "systems" / "demo" / "uploads" / upload_id).iterdir()
         self._checks.append(checks.unchanged_not_sent(sent, {path.name: path.stat().st_size for path in objects}))
-        self._checks.append(checks.whole_transactions(await self._restore(upload_id)))
+        self._checks.append(checks.complete_transactions(await self._restore(upload_id)))
 
         written = self._answers[-1]["contents"]
         assert isinstance(written, dict)
@@ -182,7 +187,7 @@ class Demo:
         await self._until(f"the writer's answer to {command!r}", lambda: len(self._answers) >= wanted)
 
     async def _nothing_pending(self) -> None:
-        """Wait until `status` says that nothing is pending and each upload in the bucket has been reported."""
+        """Wait until `status` shows nothing pending and each upload in the bucket has been reported."""
         deadline = time.monotonic() + STEP_SECONDS
         while pending := (await self._processes.run("agent", "status", "--json", *self._directories))["pending"]:
             if time.monotonic() > deadline:
@@ -193,7 +198,7 @@ class Demo:
         await self._until("the report of the last upload", lambda: len(self._uploads) >= manifests)
 
     async def _until(self, what: str, met: Callable[[], bool]) -> None:
-        """Wait for a condition. Raises AkoshaError when that takes too long or a process ends before its time."""
+        """Wait for a condition. Raises AkoshaError on a timeout, or if a process ends too early."""
         try:
             async with asyncio.timeout(STEP_SECONDS):
                 while not met():
@@ -203,7 +208,7 @@ class Demo:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError as error:
-            raise AkoshaError(f"no sign of {what} within {STEP_SECONDS:g} s") from error
+            raise AkoshaError(f"timed out after {STEP_SECONDS:g} s waiting for {what}") from error
 
     def _take(self, name: str, document: Mapping[str, object] | None) -> None:
         self._changed.set()
@@ -256,7 +261,7 @@ class Demo:
             log = self._scratch / f"{name}.log"
             lines = log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:] if log.exists() else []
             if lines:
-                self._print(f"\nThe last lines of {name}.log:")
+                self._print(f"\nLast lines of {name}.log:")
                 self._print("\n".join(f"  {line}" for line in lines))
         return 1
 

@@ -1,17 +1,17 @@
-"""The demo's own DuckDB process: writes memories as Session-Buddy does, or counts those in a directory.
+"""The demo's DuckDB process: writes memories as Session-Buddy does, or counts those in a directory.
 
     python -m agent.entrypoints.demo.writer DIR
     python -m agent.entrypoints.demo.writer --count DIR
 
-The writer holds reflection.duckdb open from its start to its end, and opens knowledge_graph.duckdb for each operation.
-It takes one command a line on standard input, and answers each with a JSON line, `{"text": ..., "commits": N}`:
+The writer keeps reflection.duckdb open until it ends, and opens knowledge_graph.duckdb for each operation. It reads one
+command per line from standard input, and answers each with a JSON line, `{"text": ..., "commits": N}`:
 
-    commit N      N reflections and four times as many conversations, in one transaction, into the WAL
-    graph N       N operations in one transaction on the graph
-    work          commit small transactions until the next line comes
+    commit N      write N reflections and four times as many conversations in one transaction, into the WAL
+    graph N       run N operations on the graph in one transaction
+    work          commit small transactions until the next line arrives
     close         close both databases, which is a checkpoint, and end; the answer has `contents`
 
-The end of its input is a `close`. Any error ends it, with a traceback and exit status 1. `--count` prints the contents:
+End of input means `close`. Any error ends the writer with a traceback and exit status 1. `--count` prints the contents:
 table -> [rows, digest of all their values].
 """
 
@@ -38,10 +38,10 @@ TABLES = {REFLECTION: (CONVERSATIONS, REFLECTIONS), GRAPH: (ENTITIES, RELATIONSH
 BETWEEN_COMMITS_SECONDS = 0.05
 CONVERSATIONS_PER_REFLECTION = 4
 ENTITIES_PER_OPERATION, RELATIONSHIPS_PER_OPERATION = 6, 10
-"""Fixed ratios within a transaction: half of one shows."""
+"""Fixed row ratios within a transaction, so that a partial transaction can be detected."""
 
 Contents = dict[str, tuple[int, str]]
-"""Table -> number of rows, and a digest of all their values, in no order, by DuckDB's `hash`."""
+"""Table -> number of rows, and a digest of all values, independent of the order, by DuckDB's `hash`."""
 
 _DDL = {
     REFLECTION: """
@@ -101,17 +101,17 @@ _WORDS = (
 
 
 class Writer:
-    """One session: holds reflection.duckdb open for as long as it lives."""
+    """One session. It keeps reflection.duckdb open until `close`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._random = random.Random(7)  # noqa: S311 - made-up sentences, no secrets
+        self._random = random.Random(7)  # noqa: S311 - generates sentences, not secrets
         self._rows: Counter[str] = Counter()
         self._commits = 0
         self._session = _open(folder / REFLECTION)
 
     def execute(self, command: str) -> bool:
-        """Carry out one command and answer it; return False after `close`."""
+        """Execute one command and answer it. Return False after `close`."""
         word, _, argument = command.partition(" ")
         before = Counter(self._rows)
         contents: Contents = {}
@@ -165,7 +165,7 @@ class Writer:
         self._rows[RELATIONSHIPS] += operations * RELATIONSHIPS_PER_OPERATION
 
     def _close(self) -> Contents:
-        """Return the rows counted at each commit, with the digests of what is there now, and close."""
+        """Close the databases. Return the rows counted at each commit, and the digests of the current values."""
         with closing(self._session):
             digests = _contents(self._session, REFLECTION)
         with closing(_open(self._folder / GRAPH)) as engine:
@@ -177,7 +177,7 @@ class Writer:
 
 
 def count(folder: Path) -> Contents:
-    """Return the contents of both databases in a directory, which are opened read-only. Raises duckdb.Error."""
+    """Return the contents of both databases in a directory, opened read-only. Raises duckdb.Error."""
     found: Contents = {}
     for name in TABLES:
         with closing(_open(folder / name, "READ_ONLY")) as engine:
@@ -196,8 +196,8 @@ def _contents(engine: "duckdb.DuckDBPyConnection", name: str) -> Contents:
 
 
 def _open(path: Path, how: str = "STORAGE_VERSION 'v1.0.0'") -> "duckdb.DuckDBPyConnection":
-    """Open a database, by default in the file format that Session-Buddy writes; make its tables if it is new."""
-    import duckdb  # noqa: PLC0415 - the process of the demo itself imports this module's names, and no engine
+    """Open a database, by default in the file format that Session-Buddy writes. Create its tables if it is new."""
+    import duckdb  # noqa: PLC0415 - the demo's main process imports this module without DuckDB
 
     new = not path.exists()
     engine = duckdb.connect(":memory:")

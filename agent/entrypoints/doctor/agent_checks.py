@@ -74,13 +74,13 @@ async def warnings(context: DoctorContext) -> list[Finding]:
 async def service(context: DoctorContext) -> list[Finding]:
     """Check the service. Not installed is a warning only, as is one that does not run while an agent does."""
     status = await in_thread(lambda: service_status(context.user_home, context.environ))
-    cure = status.cure or "akosha-agent service install"
+    cure = status.hint or "akosha-agent service install"
     if status.path is None or not status.manager:
         return [skipped(SERVICE, status.detail)]
     if not status.installed:
         return [warning(SERVICE, status.detail, cure=cure)]
     text = f"{status.manager}: {status.detail}" if status.detail else status.manager
-    if status.cure:
+    if status.hint:
         runs = status.running or await in_thread(context.home.holder) is not None
         level = Level.WARNING if runs else Level.ERROR
         return [Finding(name=SERVICE, level=level, found=text, cure=cure, detail=status.last_exit)]

@@ -1,7 +1,7 @@
-"""Logging: readable on a terminal, JSON elsewhere; to standard error, or to a file that is rotated.
+"""Logging: readable on a terminal, JSON elsewhere; to standard error or to a rotated file.
 
-docs/logs.md lists events, keys and levels. Log records of libraries have the same form, and no line contains a secret
-that the process knows (`hide`).
+docs/logs.md lists events, keys and levels. Log records of libraries have the same format. Secrets that the process
+knows (`hide`) are masked in every line.
 """
 
 import sys
@@ -20,10 +20,11 @@ NOTHING = "CRITICAL"
 
 
 def configure(level: str, form: str, location: LogLocation | None = None) -> None:
-    """Set the level (`DEBUG` ... `ERROR`), the form (`console`, `json`, `auto`) and the location; None: standard error.
+    """Set the level (`DEBUG` ... `ERROR`), the format (`console`, `json`, `auto`) and the location.
 
-    `auto` is console on a terminal. May be called again; the previous file is closed. Raises SettingsError for a
-    location that is not allowed. A file that cannot be written is reported on standard error, which gets the lines.
+    Without a location, lines go to standard error. `auto` means console on a terminal, else JSON. A later call closes
+    the previous file. If the file cannot be written, the error and the lines go to standard error. Raises SettingsError
+    if the location is not allowed.
     """
     if location is None:
         terminal = sys.stderr.isatty()

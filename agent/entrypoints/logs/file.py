@@ -1,7 +1,7 @@
-"""The log file: rotated at a size, five old files kept, readable by its user only; standard error if it fails.
+"""The log file: rotated by size, with five old files kept, readable only by its user.
 
-The file is reopened by its name when it was moved or deleted, as logrotate does. Errors are not raised: a log that
-cannot be written must not stop the agent.
+After the file was moved or deleted, for example by logrotate, it is reopened under its name. If it cannot be written,
+lines go to standard error and nothing is raised: logging must not stop the agent.
 """
 
 import os
@@ -15,12 +15,12 @@ from agent.entrypoints.logs.pipeline import LineHandler, write_stderr
 
 KEPT = 5
 
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # never wait for the reader of a pipe
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # do not block on a pipe without a reader
 _PRIVATE = 0o600
 
 
 class LogFile(LineHandler, RotatingFileHandler):
-    """Writes whole lines, from any thread. A line is in the file (in the page cache) when `write` returns."""
+    """Writes complete lines, from any thread. When `write` returns, the line is in the file (in the page cache)."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         super().__init__(path, maxBytes=max_bytes, backupCount=KEPT, delay=True)
@@ -38,7 +38,7 @@ class LogFile(LineHandler, RotatingFileHandler):
             except (OSError, ValueError) as error:
                 self._close_stream()
                 self._torn = True
-                self._report(error, "cannot be written, the log goes on here")
+                self._report(error, "cannot be written, so lines go to standard error")
                 write_stderr(text)
             else:
                 self._failure, self._torn = "", False
@@ -59,7 +59,7 @@ class LogFile(LineHandler, RotatingFileHandler):
             self._rotate(size)
             stream = self._opened()
         if self._torn and size and os.pread(stream.fileno(), 1, size - 1) != b"\n":
-            text = f"\n{text}"  # the line that a full disk has cut off stays a line of its own
+            text = f"\n{text}"  # the line before was truncated, for example by a full disk
         stream.write(text)
         stream.flush()
 
@@ -67,21 +67,21 @@ class LogFile(LineHandler, RotatingFileHandler):
         try:
             self.doRollover()
         except OSError as error:
-            self._rotate_at = size + self.maxBytes  # not at each line
-            self._report(error, "cannot be set aside, it grows on")
+            self._rotate_at = size + self.maxBytes  # try again after max_bytes more, not at each line
+            self._report(error, "cannot be rotated, so it keeps growing")
             self._failure = ""
         else:
             self._rotate_at = self.maxBytes
 
     def _report(self, error: OSError | ValueError, problem: str) -> None:
-        """Report each reason once, on standard error: the log itself is what fails."""
+        """Report each reason once, on standard error."""
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if reason != self._failure:
             write_stderr(f"akosha-agent: the log file {self._path} {problem}: {reason}\n")
         self._failure = reason
 
     def _opened(self) -> TextIOWrapper:
-        """Return the stream to the file that has the name now. Raises OSError."""
+        """Return a stream to the file that currently has the name. Raises OSError."""
         if self.stream is not None and not self._is_named(self.stream.fileno()):
             self._close_stream()
         if self.stream is None:
@@ -91,7 +91,7 @@ class LogFile(LineHandler, RotatingFileHandler):
     def _close_stream(self) -> None:
         stream, self.stream = self.stream, None
         if stream is not None:
-            with suppress(OSError, ValueError):  # on a full disk: what it buffers was written to standard error
+            with suppress(OSError, ValueError):  # on a full disk, `write` has sent the buffered line to standard error
                 stream.close()
 
     def _open(self) -> TextIOWrapper:
@@ -99,7 +99,7 @@ class LogFile(LineHandler, RotatingFileHandler):
         try:
             found = os.fstat(descriptor)
             if not S_ISREG(found.st_mode):
-                raise OSError(0, "it is not a file")
+                raise OSError(0, "it is not a regular file")
             if found.st_mode & 0o077 and found.st_uid == os.geteuid():
                 os.fchmod(descriptor, _PRIVATE)
             return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")

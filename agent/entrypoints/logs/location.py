@@ -1,4 +1,4 @@
-"""Where a log file may be: in no directory where it would be taken for something else."""
+"""The location of the log file, and the directories in which it is not allowed."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -28,7 +28,7 @@ class LogLocation:
 
     @classmethod
     def of(cls, settings: Settings) -> Self | None:
-        """Return the location in the settings, None if they have none."""
+        """Return the location from the settings, None if none is set."""
         if settings.agent_log_file is None:
             return None
         return cls(
@@ -39,31 +39,31 @@ class LogLocation:
         )
 
     def prepare(self) -> Path:
-        """Create missing directories, with access for this user only; return the file, symbolic links resolved.
+        """Create missing directories, accessible only to this user; return the resolved path of the file.
 
-        Raises SettingsError for a file in the data directory (each line would be a change there), in a directory that
-        the agent empties, or that may be one of the agent's own, and for what is not a regular file. A directory that
-        cannot be created is no error here: opening the file reports it.
+        Raises SettingsError if the file is in the data directory, where each line would trigger a sync, or in a
+        directory that the agent empties, if it may be one of the agent's own files, or if it is not a regular file. A
+        directory that cannot be created is reported when the file is opened.
         """
         file = Path(os.path.realpath(self.file))
         if _within(file, self.data_dir):
             raise SettingsError(
-                f"{KEY}: {self.file} lies in the data directory {self.data_dir}: each line would be a change there",
-                hint=f"let it name a file elsewhere, such as {self.state_dir / 'agent.log'}",
+                f"{KEY}: {self.file} is in the data directory {self.data_dir}, where each line would trigger a sync",
+                hint=f"choose a file elsewhere, for example {self.state_dir / 'agent.log'}",
             )
         if any(_within(file, self.state_dir / name) for name in _EMPTIED):
             raise SettingsError(
-                f"{KEY}: {self.file} lies where the agent keeps files for a short time only",
-                hint=f"let it name a file elsewhere, such as {self.state_dir / 'agent.log'}",
+                f"{KEY}: {self.file} is in a directory that the agent empties",
+                hint=f"choose a file elsewhere, for example {self.state_dir / 'agent.log'}",
             )
         if _within(file, self.state_dir) and file.suffix != ENDING:
             raise SettingsError(
-                f"{KEY}: {self.file} may be a file of the agent's own",
+                f"{KEY}: {self.file} may be one of the agent's own files",
                 hint=f"in the state directory its name must end in {ENDING}",
             )
         try:
             if not S_ISREG(file.stat().st_mode):
-                raise SettingsError(f"{KEY}: {self.file} is not a file", hint="let it name one")
+                raise SettingsError(f"{KEY}: {self.file} is not a regular file", hint="choose a regular file")
         except OSError:
             _make(file.parent)
         return file

@@ -1,4 +1,4 @@
-"""From an event to a line: one formatter for events of the agent and log records of libraries."""
+"""The log pipeline: one formatter for the agent's events and the log records of libraries."""
 
 import logging
 import sys
@@ -17,7 +17,7 @@ LIBRARIES = ("watchfiles", "botocore", "aiobotocore", "aiohttp", "asyncio")
 """Libraries of which only warnings and errors are logged."""
 
 MUTE = ("nats",)
-"""Libraries whose errors the adapters log in their own words."""
+"""Libraries whose records are dropped, because the adapters log their errors."""
 
 MAX_DEPTH = 6
 """Levels of nested values that keep their structure in a log line."""
@@ -31,7 +31,7 @@ _EVENTS = logging.getLogger("akosha-agent")
 
 
 class LineHandler(logging.Handler):
-    """A handler that writes whole lines, and raises nothing."""
+    """A handler that writes complete lines and raises nothing."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -46,14 +46,14 @@ class LineHandler(logging.Handler):
 
 
 class StderrHandler(LineHandler):
-    """Writes to the present `sys.stderr`."""
+    """Writes to the current `sys.stderr`."""
 
     def write(self, text: str) -> None:
         write_stderr(text)
 
 
 def write_stderr(text: str) -> None:
-    """Write to standard error; do nothing if nobody reads it."""
+    """Write to standard error; ignore a closed stream or a pipe without a reader."""
     with suppress(OSError, ValueError):
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -64,7 +64,7 @@ _handler: LineHandler | None = None
 
 def log_to(handler: LineHandler, level: str, *, console: bool, colours: bool) -> None:
     """Send all lines to this handler from now on, and close the previous one."""
-    global _handler  # noqa: PLW0603 - logging is global, too
+    global _handler  # noqa: PLW0603 - logging is global
     level = level.upper()
     structlog.configure(
         processors=[ProcessorFormatter.wrap_for_formatter],
@@ -125,7 +125,7 @@ def _is_relevant(record: logging.LogRecord) -> bool:
 
 
 def _log_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Log an uncaught exception like any other event: in the same place, and without secrets."""
+    """Log an uncaught exception like any other event, with secrets masked."""
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return
@@ -140,7 +140,7 @@ def _log_thread_crash(crash: threading.ExceptHookArgs) -> None:
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Mask secrets and escape control characters in all values: a structlog processor. Exceptions are text."""
+    """Mask secrets and escape control characters in all values. A structlog processor; exceptions are text by then."""
     return {key: _clean(value, MAX_DEPTH, lines=key in _MULTILINE) for key, value in event.items()}
 
 

@@ -1,4 +1,4 @@
-"""The secrets that this process knows: of its settings, of files that they name, of its environment."""
+"""The secrets that this process knows: from its settings, the files that they name, and the environment."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,11 @@ _VARIABLES = (
 )
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _LINES = re.compile(r"^[\w.+/=-]{20,}\s*$", re.MULTILINE)
-"""The JWT and the seed of a credentials file, and the key of a key file."""
+"""Matches the JWT and the seed in a credentials file, and the key in a key file."""
 
 
 def known_secrets(settings: Settings, environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield the values that must never be shown. Reads the files of NATS; invalid ones are reported elsewhere."""
+    """Yield the values that must never be shown. Reads the NATS files in the settings; ignores unreadable ones."""
     for key in SECRET:
         value = getattr(settings, key)
         assert isinstance(value, SecretStr)
@@ -42,7 +42,7 @@ def known_secrets(settings: Settings, environ: Mapping[str, str]) -> Iterator[st
 
 
 def _credentials(url: str) -> Iterator[str]:
-    """Yield the password of a URL, or the token that takes its place."""
+    """Yield the password of a URL, or the user name if it is a token without a password."""
     with suppress(ValueError):
         parts = urlsplit(url)
         secret = parts.password or ("" if parts.password is not None else parts.username) or ""

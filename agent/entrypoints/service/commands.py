@@ -27,15 +27,17 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be writ
 @app.command()
 def install(
     options: Options,
-    no_start: Annotated[bool, typer.Option("--no-start", help="Do not start it: it starts at the next login.")] = False,
+    no_start: Annotated[
+        bool, typer.Option("--no-start", help="Do not start it now; it starts at the next login.")
+    ] = False,
     linger: Annotated[
         bool,
-        typer.Option("--linger", help="Linux: let it run while you are logged out, too (loginctl enable-linger)."),
+        typer.Option("--linger", help="Linux: keep it running while you are logged out (loginctl enable-linger)."),
     ] = False,
     with_environment: Annotated[
         bool,
         typer.Option(
-            "--with-environment", help="macOS: write this shell's AWS_* and akosha variables into the agent's file."
+            "--with-environment", help="macOS: write this shell's AWS_* and akosha variables into the service's file."
         ),
     ] = False,
     dry_run: DryRun = False,
@@ -45,7 +47,7 @@ def install(
     manager, runner = _manager(home, dry_run=dry_run)
     installer.check_owner(home)
     if linger and manager.name != "systemd":
-        raise AkoshaError("launchd cannot run it while you are logged out", hint="--linger is for Linux")
+        raise AkoshaError("launchd cannot run the service while you are logged out", hint="--linger is for Linux")
     words = _words(options)
     variables = env.agent_variables(os.environ) if with_environment else {}
     file = _environment_file(manager)
@@ -59,14 +61,17 @@ def install(
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     if missing := env.missing_variables(os.environ, service_environ):
-        cure = f"put them into {file}" if file else "put them into ~/.aws or a settings file, or --with-environment"
-        typer.echo(f"warning: this shell has {', '.join(missing)}; the service will not: {cure}", err=True)
+        hint = f"put them into {file}" if file else "use ~/.aws, a settings file or --with-environment"
+        typer.echo(
+            f"warning: the service lacks variables of this shell: {', '.join(missing)}. To add them, {hint}",
+            err=True,
+        )
     installer.install(manager, runner, spec, environment=file, start=not no_start, linger=linger, say=typer.echo)
 
 
 @app.command()
 def uninstall(dry_run: DryRun = False) -> None:
-    """Stop the service and remove it. Settings, state and ledger stay."""
+    """Stop and remove the service. Settings, state and ledger are kept."""
     home = Path.home()
     manager, runner = _manager(home, dry_run=dry_run)
     installer.check_owner(home)
@@ -75,19 +80,19 @@ def uninstall(dry_run: DryRun = False) -> None:
 
 @app.command()
 def start(dry_run: DryRun = False) -> None:
-    """Start the service, if it does not run."""
+    """Start the service if it is not running."""
     _installed(dry_run=dry_run, alone=not dry_run).start()
 
 
 @app.command()
 def stop(dry_run: DryRun = False) -> None:
-    """Stop the service, until it is started or you log in again."""
+    """Stop the service until it is started again or you log in."""
     _installed(dry_run=dry_run).stop()
 
 
 @app.command()
 def restart(dry_run: DryRun = False) -> None:
-    """Restart the service. For new settings, SIGHUP is enough: systemctl --user reload akosha-agent."""
+    """Restart the service. To reload settings only, use: systemctl --user reload akosha-agent."""
     _installed(dry_run=dry_run, alone=not dry_run).restart()
 
 
@@ -110,17 +115,17 @@ def status(as_json: AsJson = False) -> int:
             typer.echo(f"linger     {found.linger}")
         if found.detail:
             typer.echo(f"state      {found.detail}")
-        if found.cure:
-            typer.echo(f"hint       {found.cure}")
+        if found.hint:
+            typer.echo(f"hint       {found.hint}")
     return 0 if found.running else FAILED
 
 
 @app.command()
 def logs(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing lines as they come.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new lines as they are logged.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of lines to show.")] = 50,
 ) -> None:
-    """Show what the service logged."""
+    """Show the service's log."""
     manager = _installed(dry_run=False)
     manager.show_log(lines, follow=follow, file=_log_file(manager))
 
@@ -135,7 +140,7 @@ def _installed(*, dry_run: bool, alone: bool = False) -> ServiceManager:
     manager, _ = _manager(Path.home(), dry_run=dry_run)
     if not os.path.lexists(manager.file):
         raise AkoshaError(
-            f"the service is not installed: there is no {manager.file}", hint="akosha-agent service install"
+            f"the service is not installed: {manager.file} does not exist", hint="akosha-agent service install"
         )
     if alone and (settings := _installed_settings(manager)):
         installer.check_no_other_agent(manager, settings)
@@ -147,12 +152,12 @@ def _environment_file(manager: ServiceManager) -> Path | None:
 
 
 def _words(options: Options) -> list[str]:
-    """Return the options that the service is started with."""
+    """Return the command line options for the service."""
     words = []
     given = {"--data-dir": options.data_dir, "--state-dir": options.state_dir, "--settings": options.settings_file}
     for option, path in given.items():
         if path is not None:
-            words += [option, os.path.abspath(path.expanduser())]  # noqa: PTH100 - links are kept as they are named
+            words += [option, os.path.abspath(path.expanduser())]  # noqa: PTH100 - keeps symbolic links
     return words
 
 
@@ -161,13 +166,13 @@ def _check_variables(variables: dict[str, str], file: Path | None) -> None:
         raise AkoshaError("--with-environment is for macOS", hint=f"put the variables into {file}")
     if "AWS_SESSION_TOKEN" in variables:
         raise AkoshaError(
-            "AWS_SESSION_TOKEN is set: these credentials end within hours",
-            hint="give the service lasting ones, or a profile in ~/.aws/config that gets new ones by itself",
+            "AWS_SESSION_TOKEN is set: these credentials expire within hours",
+            hint="use long-term credentials, or a profile in ~/.aws/config that renews them",
         )
 
 
 def _settings(home: Path, spec: ServiceSpec, environ: dict[str, str]) -> tuple[Settings, tuple[str, ...]]:
-    """Load the settings as the service will; return them and their warnings. Raises SettingsError."""
+    """Load the settings as the service will load them. Return them and their warnings. Raises SettingsError."""
     options = dict(zip(spec.words, spec.words[1:], strict=False))
     given = {"agent_data_dir": options.get("--data-dir"), "agent_state_dir": options.get("--state-dir")}
     file = options.get("--settings")
@@ -182,13 +187,13 @@ def _settings(home: Path, spec: ServiceSpec, environ: dict[str, str]) -> tuple[S
 
 
 def _log_file(manager: ServiceManager) -> Path | None:
-    """Return the log file of the service's settings."""
+    """Return the log file in the service's settings."""
     settings = _installed_settings(manager)
     return settings.agent_log_file if settings else None
 
 
 def _installed_settings(manager: ServiceManager) -> Settings | None:
-    """Return the settings of the installed service; None where they are wrong, or cannot be found."""
+    """Return the settings of the installed service; None if they are invalid or cannot be found."""
     spec = manager.parse(service_file.read(manager.file)[1])
     if spec is None:
         return None

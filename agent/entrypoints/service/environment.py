@@ -1,4 +1,4 @@
-"""The environment of the service: the file that systemd reads, and the variables of this shell that it lacks."""
+"""The service's environment: the file that systemd reads, and the variables that the service lacks."""
 
 import os
 import re
@@ -12,9 +12,9 @@ from agent.domain.errors import AkoshaError
 PRIVATE = 0o600
 
 ENVIRONMENT_TEMPLATE = """\
-# The environment of the akosha-agent service, as systemd reads it: NAME=value, one a line. This file stays mode 0600.
-# It is for credentials that are not in ~/.aws, and for settings that are in no YAML file. What a shell has in its
-# environment, the service has not. After a change: akosha-agent service restart
+# The environment of the akosha-agent service, in systemd's format: NAME=value, one per line. Keep its mode 0600.
+# Use it for credentials that are not in ~/.aws, and for settings that are not in a YAML file. The service does not see
+# the environment of your shell. After a change: akosha-agent service restart
 #
 # AWS_ACCESS_KEY_ID=
 # AWS_SECRET_ACCESS_KEY=
@@ -32,7 +32,7 @@ def environment_file(config_home: Path) -> Path:
 
 
 def is_open_to_others(path: Path) -> bool:
-    """Say whether others can open the file. Raises AkoshaError if it is not a file of this user's."""
+    """Return whether the file's mode is not 0600. Raises AkoshaError if it is not this user's regular file."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -41,22 +41,23 @@ def is_open_to_others(path: Path) -> bool:
         raise AkoshaError(f"{path} cannot be accessed: {error.strerror}") from error
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
         raise AkoshaError(
-            f"{path} is not a file of yours", hint="the service's credentials belong in one: move it away"
+            f"{path} is not a regular file that you own",
+            hint="move it away: the file is for the service's credentials",
         )
     return stat.S_IMODE(found.st_mode) != PRIVATE
 
 
 def read_environment(path: Path) -> dict[str, str]:
-    """Parse the file as systemd does; return {} where there is none. Raises AkoshaError if it cannot be read.
+    """Parse the file as systemd does; return {} if it does not exist. Raises AkoshaError if it cannot be read.
 
-    A line that is no assignment is ignored.
+    Lines that are not assignments are ignored.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise AkoshaError(f"{path} cannot be read", hint="it must be a text file of yours, mode 0600") from error
+        raise AkoshaError(f"{path} cannot be read", hint="it must be a text file that you own, mode 0600") from error
     found = {}
     for line in text.replace("\\\n", "").splitlines():
         name, mark, value = line.strip().partition("=")
@@ -66,7 +67,7 @@ def read_environment(path: Path) -> dict[str, str]:
 
 
 def agent_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that the agent reads."""
+    """Return the variables that the agent and its libraries read."""
     return {
         name: value
         for name, value in sorted(environ.items())
@@ -75,7 +76,7 @@ def agent_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def missing_variables(environ: Mapping[str, str], service: Iterable[str]) -> list[str]:
-    """Return the names of variables that the agent reads here, and that the service does not have."""
+    """Return the names of the agent's variables in `environ` that the service lacks."""
     return sorted(agent_variables(environ).keys() - set(service))
 
 

@@ -17,13 +17,15 @@ Say = Callable[[str], None]
 
 
 def check_owner(home: Path) -> None:
-    """Raise AkoshaError if the home is another user's: sudo would make files there that the user cannot change."""
+    """Raise AkoshaError if another user owns the home: under sudo, its user could not change the files."""
     try:
         owner = home.stat().st_uid
     except OSError as error:
         raise AkoshaError(f"the home directory {home} cannot be accessed: {error.strerror}") from error
     if owner != os.geteuid():
-        raise AkoshaError(f"{home} is not the home of the user who runs this", hint="run it as yourself, without sudo")
+        raise AkoshaError(
+            f"{home} is not the home directory of the current user", hint="run the command as yourself, without sudo"
+        )
 
 
 def install(
@@ -36,22 +38,22 @@ def install(
     linger: bool,
     say: Say,
 ) -> None:
-    """Write the service's file if it has to change, enable the service and, with `start`, start it.
+    """Write the service's file if it must change, enable the service and, with `start`, start it.
 
-    `environment`: the file for credentials, made where there is none. Raises AkoshaError; with `start`, before anything
-    is written if the platform cannot be reached (a dry run reports that and continues).
+    `environment`: the file for credentials, created if missing. Raises AkoshaError. If `start` is set and the service
+    manager cannot be reached, raises before writing anything; a dry run only reports that.
     """
     text = manager.render(spec)
     file_state, old = service_file.read(manager.file)
-    close = environment is not None and is_open_to_others(environment)
+    restrict_mode = environment is not None and is_open_to_others(environment)
     before = _state(manager, required=(start or linger) and not runner.dry_run, say=say)
     changed = text != old
     if environment is not None:
-        _prepare(environment, runner, close=close, say=say)
+        _prepare_environment(environment, runner, restrict_mode=restrict_mode, say=say)
     if file_state is FileState.EDITED:
         say(f"edited since it was installed: {manager.file}")
-        backup = "the first free .bak beside it" if runner.dry_run else service_file.set_aside(manager.file)
-        say(f"  is kept as {backup}; changes of your own survive in a drop-in")
+        backup = "the first free .bak name" if runner.dry_run else service_file.set_aside(manager.file)
+        say(f"  kept as {backup}; put your own changes into a drop-in")
     if changed or _mode(manager.file) != manager.file_mode(spec):
         say(f"{'writes' if file_state is FileState.ABSENT else 'replaces'} {manager.file}")
         if runner.dry_run:
@@ -64,26 +66,26 @@ def install(
     if linger:
         manager.enable_linger()
     if before is not None and before.running and changed and not start:
-        say("The running service keeps its old file until: akosha-agent service restart")
+        say("The running service uses the old file until: akosha-agent service restart")
     after = None if runner.dry_run or before is None else manager.state()
     if after is not None and after.running:
-        say(f"It runs (pid {after.pid}).")
+        say(f"The service is running (pid {after.pid}).")
     for line in manager.advice(after):
         say(line)
 
 
 def uninstall(manager: ServiceManager, runner: Runner, *, environment: Path | None, say: Say) -> None:
-    """Stop the service and remove the files that `install` wrote; edited files are kept. Raises AkoshaError."""
+    """Stop the service and remove the files that `install` wrote. Keep edited files. Raises AkoshaError."""
     file_state, _ = service_file.read(manager.file)
     unchanged = environment is not None and _text(environment) == ENVIRONMENT_TEMPLATE
     if file_state is FileState.ABSENT and not unchanged:
-        say(f"not installed: there is no {manager.file}")
+        say(f"not installed: {manager.file} does not exist")
         return
     before = _state(manager, required=False, say=say)
     if file_state is not FileState.ABSENT:
         manager.disable(before)
     if file_state is FileState.EDITED:
-        backup = "the first free .bak beside it" if runner.dry_run else service_file.set_aside(manager.file)
+        backup = "the first free .bak name" if runner.dry_run else service_file.set_aside(manager.file)
         say(f"edited since it was installed: {manager.file} is kept as {backup}")
     elif file_state is FileState.UNCHANGED:
         say(f"removes {manager.file}")
@@ -96,30 +98,30 @@ def uninstall(manager: ServiceManager, runner: Runner, *, environment: Path | No
         if not runner.dry_run:
             service_file.remove(environment, up_to=manager.root)
     elif environment is not None and environment.exists():
-        say(f"stays, as it was changed: {environment}")
+        say(f"keeps {environment}, which was edited")
     drop_ins = manager.file.with_name(f"{manager.file.name}.d")
     if drop_ins.exists():
-        say(f"stays, as it is yours: {drop_ins}")
-    say("Settings, ledger and logs stay.")
+        say(f"keeps {drop_ins}, which you created")
+    say("Settings, ledger and logs are kept.")
 
 
 def check_no_other_agent(manager: ServiceManager, settings: Settings) -> None:
-    """Raise AkoshaError if another agent than the service holds the state directory; a single sync does not count."""
+    """Raise AkoshaError if an agent other than the service holds the state directory. A single sync is no conflict."""
     try:
         holder = Home.of(settings).holder()
     except StateError:
-        return  # the agent itself reports it, and retries
+        return  # the agent reports it itself, and retries
     if holder is None or holder.command != RUN:
         return
     try:
         if holder.pid == manager.state().pid:
             return
     except AkoshaError:
-        pass  # the state is unknown: then it is not the service
+        pass  # the service's state is unknown: treat the holder as another agent
     raise AkoshaError(
         f"the state directory {settings.agent_state_dir} is in use by {holder}, which is not the service",
-        hint=f"end that one first (Ctrl-C where it runs, or kill {holder.pid}), or choose another --state-dir; "
-        "service install --no-start installs beside it",
+        hint=f"stop it first (Ctrl-C in its terminal, or kill {holder.pid}), or choose another --state-dir; "
+        "service install --no-start only installs the service",
     )
 
 
@@ -134,20 +136,20 @@ def _state(manager: ServiceManager, *, required: bool, say: Say) -> ServiceState
     except AkoshaError as error:
         if required:
             raise AkoshaError(
-                error.message, hint=f"{error.hint}; --no-start writes the file all the same, for the next login"
+                error.message, hint=f"{error.hint}; --no-start only writes the file, for the next login"
             ) from error
         say(f"note: {error.message}")
         return None
 
 
-def _prepare(path: Path, runner: Runner, *, close: bool, say: Say) -> None:
-    if close:
-        say(f"closes to others (mode 0600): {path}")
+def _prepare_environment(path: Path, runner: Runner, *, restrict_mode: bool, say: Say) -> None:
+    if restrict_mode:
+        say(f"restricts {path} to mode 0600")
         if not runner.dry_run:
             try:
                 path.chmod(PRIVATE)
             except OSError as error:
-                raise AkoshaError(f"{path} cannot be closed to others: {error.strerror}") from error
+                raise AkoshaError(f"the mode of {path} cannot be changed to 0600: {error.strerror}") from error
     elif not path.exists():
         say(f"writes {path} (empty, mode 0600, for credentials)")
         if not runner.dry_run:

@@ -21,14 +21,14 @@ POLL_SECONDS = 0.1
 
 _PATH = ("/opt/homebrew/bin", "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin")
 _FIELD = re.compile(r"^\t(state|pid|last exit code) = (.*)$", re.MULTILINE)
-_CURE = (
-    "launchd keeps a user's agents while that user is logged in at the screen: log in there once, then "
-    "akosha-agent service start; without a screen, start akosha-agent run"
+_HINT = (
+    "launchd runs a user's agents only while the user is logged in at the screen: log in there once, then "
+    "akosha-agent service start; on a machine without a screen, run akosha-agent run"
 )
 
 
 class Launchd:
-    """A ServiceManager. `home` is the user's home directory."""
+    """A ServiceManager for launchd. `home`: the user's home directory."""
 
     name = "launchd"
 
@@ -53,7 +53,7 @@ class Launchd:
         try:
             text = plistlib.dumps(document, sort_keys=False).decode()
         except ValueError as error:
-            raise AkoshaError(f"a launchd agent cannot have that in it: {error}") from error
+            raise AkoshaError(f"a launchd agent cannot contain these options or variables: {error}") from error
         return with_digest(text, before="<plist ", opening="<!-- ", closing=" -->")
 
     def parse(self, text: str) -> ServiceSpec | None:
@@ -78,8 +78,8 @@ class Launchd:
         if ran.code:
             domain = self._runner.query("launchctl", "print", self._domain)
             if domain.code:
-                raise AkoshaError(f"launchd has no {self._domain}: {domain.err or domain.out}", hint=_CURE)
-        shown = dict(reversed(_FIELD.findall(ran.out))) if not ran.code else {}  # the first of two
+                raise AkoshaError(f"launchd has no {self._domain}: {domain.err or domain.out}", hint=_HINT)
+        shown = dict(reversed(_FIELD.findall(ran.out))) if not ran.code else {}  # of duplicate keys, the first counts
         pid = int(shown["pid"]) if shown.get("pid", "").isdecimal() else None
         last = shown.get("last exit code", "")
         return ServiceState(
@@ -110,7 +110,7 @@ class Launchd:
             self._bootout()
 
     def after_removal(self, before: ServiceState | None) -> None:
-        """Do nothing: launchd has forgotten it already."""
+        """Do nothing: launchd no longer knows the service after bootout."""
 
     def start(self) -> None:
         before = self.state()
@@ -122,10 +122,10 @@ class Launchd:
             self._launchctl("kickstart", self._target)
 
     def stop(self) -> None:
-        # It exits with 0, and launchd does not restart it. After bootout launchd would not know it any more.
+        # Not bootout, which would unload the service. The agent exits with 0, so launchd does not restart it.
         if self.state().running:
             self._launchctl("kill", "SIGTERM", self._target)
-            self._until(lambda: not self.state().running, "it did not end")
+            self._until(lambda: not self.state().running, "the service was still running")
 
     def restart(self) -> None:
         if self.state().loaded:
@@ -137,18 +137,20 @@ class Launchd:
         self._runner.replace_process("tail", "-n", str(lines), *(("-F",) if follow else ()), str(file or self.log))
 
     def enable_linger(self) -> None:
-        raise AkoshaError("launchd cannot run it while you are logged out", hint="--linger is for Linux")
+        raise AkoshaError("launchd cannot run the service while you are logged out", hint="--linger is for Linux")
 
     def advice(self, state: ServiceState | None) -> Iterator[str]:
         del state
-        yield "It runs while you are logged in. Where macOS keeps a directory to itself (Desktop, Documents, iCloud,"
-        yield "other disks), allow Full Disk Access to the Python that runs it: docs/guides/service.md"
-        yield f"Its log is {self.log}"
+        yield "The service runs while you are logged in. For directories that macOS protects (Desktop, Documents,"
+        yield "iCloud, other disks), give Full Disk Access to the Python that runs it: docs/guides/service.md"
+        yield f"Log: {self.log}"
 
     def _bootout(self) -> None:
         self._launchctl("bootout", self._target)
-        # It returns before the process has ended; a bootstrap meanwhile fails with "5: Input/output error".
-        self._until(lambda: self._runner.query("launchctl", "print", self._target).code != 0, "it is still there")
+        # bootout returns before the process has ended; until then, bootstrap fails with "5: Input/output error".
+        self._until(
+            lambda: self._runner.query("launchctl", "print", self._target).code != 0, "the service was still loaded"
+        )
 
     def _until(self, done: Callable[[], bool], problem: str) -> None:
         if self._runner.dry_run:

@@ -12,12 +12,12 @@ from agent.domain.errors import AkoshaError
 
 QUERY_SECONDS = 20.0
 EXECUTE_SECONDS = 180.0
-"""A start takes until the agent has reported that it is ready."""
+"""Limits for commands. A start command returns once the agent has reported that it is ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSpec:
-    """What the service runs: the words of its command, and variables that its file adds to the environment."""
+    """The service's command, as a list of words, and the variables that its file adds to the environment."""
 
     words: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -27,8 +27,8 @@ class ServiceSpec:
 class ServiceState:
     """The state of the service.
 
-    `enabled`: it starts by itself. `loaded`: the manager knows it. `last_exit`: its exit status, or the signal that
-    ended it; "" if it never ended. `linger`: one line on whether it runs while the user is logged out.
+    `enabled`: it starts at login. `loaded`: the manager has loaded its file. `last_exit`: its last exit status, or the
+    signal that ended it; "" if it has not ended yet. `linger`: whether it runs while the user is logged out, in words.
     """
 
     enabled: bool
@@ -42,24 +42,24 @@ class ServiceState:
 
 
 class ServiceManager(Protocol):
-    """systemd or launchd. Methods that use the platform raise AkoshaError, also where it cannot be reached."""
+    """systemd or launchd. Methods that run its commands raise AkoshaError if they fail or it cannot be reached."""
 
     name: str
     file: Path
-    """The file that describes the service."""
+    """The unit or property list of the service."""
     root: Path
-    """The directory below which `uninstall` removes directories that it leaves empty."""
+    """`uninstall` removes directories below this one that are empty then."""
 
     def render(self, spec: ServiceSpec) -> str:
-        """Return the text of the file, with its digest."""
+        """Return the text of the file, including a line with its digest."""
         ...
 
     def parse(self, text: str) -> ServiceSpec | None:
-        """Return the spec that `render` made the text from; None where it cannot be found."""
+        """Return the spec of a rendered text; None if it has none."""
         ...
 
     def redacted(self, text: str) -> str:
-        """Return the text for output: values that may be secret are masked."""
+        """Return the text with values masked that may be secret."""
         ...
 
     def file_mode(self, spec: ServiceSpec) -> int:
@@ -67,14 +67,14 @@ class ServiceManager(Protocol):
         ...
 
     def state(self) -> ServiceState:
-        """Return the present state."""
+        """Return the current state."""
         ...
 
     def enable(self, before: ServiceState | None, *, changed: bool, start: bool) -> None:
-        """Enable the service after its file was written, and start it if `start` or if it was running.
+        """Enable the service after its file was written, and start it if `start`.
 
-        `before`: its state before; None: unknown, as the platform cannot be reached (then `start` is false).
-        `changed`: the file is another than before.
+        `before`: the previous state; None if the manager cannot be reached (then `start` is False). `changed`: whether
+        the file has changed.
         """
         ...
 
@@ -87,33 +87,33 @@ class ServiceManager(Protocol):
         ...
 
     def start(self) -> None:
-        """Start it, if it does not run."""
+        """Start the service if it is not running."""
         ...
 
     def stop(self) -> None:
-        """Stop it, until it is started or the user logs in again. Returns when it has ended."""
+        """Stop the service and wait until it has ended. It stays stopped until it is started or the user logs in."""
         ...
 
     def restart(self) -> None:
-        """Stop it, if it runs, and start it."""
+        """Stop the service if it is running, and start it."""
         ...
 
     def show_log(self, lines: int, *, follow: bool, file: Path | None) -> None:
-        """Replace this process by the command that shows the log. `file`: the log file of the settings."""
+        """Replace this process by a command that shows the log. `file`: the log file in the settings, if any."""
         ...
 
     def enable_linger(self) -> None:
-        """Let it run while the user is logged out. Raises AkoshaError where the platform does not offer that."""
+        """Keep the service running while the user is logged out. Raises AkoshaError if the platform cannot."""
         ...
 
     def advice(self, state: ServiceState | None) -> Iterable[str]:
-        """Return the lines that a user should read after the installation."""
+        """Return notes for the user, shown after the installation."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """The exit status of a command, and its output without the last newline."""
+    """The exit status of a command, and its stripped output."""
 
     code: int
     out: str
@@ -129,7 +129,7 @@ class Runner:
         self._say = say
 
     def query(self, *words: str) -> CommandResult:
-        """Run a command that changes nothing. Raises AkoshaError if it cannot be run or does not end in time."""
+        """Run a read-only command. Raises AkoshaError if it cannot be run or does not end in time."""
         # English and UTC: the output is parsed.
         return self._run(words, self.environ | {"LC_ALL": "C", "TZ": "UTC"}, QUERY_SECONDS)
 
@@ -144,7 +144,7 @@ class Runner:
             raise AkoshaError(f"{' '.join(words)}: {problem}", hint="akosha-agent service logs shows the reason")
 
     def replace_process(self, *words: str) -> NoReturn:
-        """Replace this process by a command. Raises AkoshaError if there is none of that name."""
+        """Replace this process by a command. Raises AkoshaError if it cannot be run."""
         try:
             os.execvpe(words[0], list(words), self.environ)  # noqa: S606 - fixed words, no shell
         except OSError as error:
@@ -172,5 +172,5 @@ class Runner:
 def _not_found(name: str, error: OSError) -> AkoshaError:
     return AkoshaError(
         f"{name} cannot be run: {error.strerror}",
-        hint="without it, start akosha-agent run by hand (docs/guides/service.md)",
+        hint="without it, run akosha-agent run under another supervisor (docs/guides/service.md)",
     )

@@ -1,4 +1,4 @@
-"""The path of the installed `akosha-agent`, one that survives upgrades."""
+"""The command of the installed `akosha-agent`, with a path that survives upgrades."""
 
 import importlib.metadata
 import os
@@ -11,20 +11,20 @@ from pathlib import Path
 from agent.domain.errors import AkoshaError
 
 NAME = "akosha-agent"
-INSTALL = f"install it to stay: uv tool install {NAME}, or pipx install {NAME}; then {NAME} service install"
+INSTALL = f"install it permanently: uv tool install {NAME}, or pipx install {NAME}; then {NAME} service install"
 
 _BIN_VARIABLES = ("PIPX_BIN_DIR", "UV_TOOL_BIN_DIR", "XDG_BIN_HOME")
-_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/var/folders")  # noqa: S108 - compared with, and not used
+_TEMPORARY = ("/tmp", "/var/tmp", "/dev/shm", "/var/folders")  # noqa: S108 - only compared with
 
 
 def program(home: Path, environ: Mapping[str, str], *, python: str = sys.executable) -> tuple[str, ...]:
-    """Return the words that start this installation of the agent.
+    """Return the command that starts this installation of the agent.
 
-    The link that pipx and uv make is preferred to its target. Without a command it is `python -m agent`. Raises
-    AkoshaError for a directory that does not last: a cache of uvx or `pipx run`, a directory for temporary files.
+    The link that pipx and uv create is preferred to its target; without a command, it is `python -m agent`. Raises
+    AkoshaError if the installation is in a cache of uvx or `pipx run`, or in a directory for temporary files.
     """
     command = next((path for path in _commands_of(python) if path.is_file() and os.access(path, os.X_OK)), None)
-    _check_lasting(command or Path(python), home, environ)
+    _check_permanent(command or Path(python), home, environ)
     if command is None:
         _check_installed(python)
         return python, "-m", "agent"
@@ -49,7 +49,7 @@ def _links(home: Path, environ: Mapping[str, str]) -> Iterator[Path]:
             yield folder / NAME
 
 
-def _check_lasting(path: Path, home: Path, environ: Mapping[str, str]) -> None:
+def _check_permanent(path: Path, home: Path, environ: Mapping[str, str]) -> None:
     caches = [home / ".cache" / "uv", home / "Library" / "Caches" / "uv", home / ".cache" / "pipx"]
     caches += [home / ".local" / "share" / "pipx" / ".cache", home / ".local" / "pipx" / ".cache"]
     caches += [home / "Library" / "Application Support" / "pipx" / ".cache", home / "Library" / "Caches" / "pipx"]
@@ -64,7 +64,7 @@ def _check_lasting(path: Path, home: Path, environ: Mapping[str, str]) -> None:
     for kind, folders in (("a cache that is cleared", caches), ("a directory for temporary files", temporary)):
         for folder in folders:
             if any(path_.is_relative_to(real) for path_ in directories for real in (folder, folder.resolve())):
-                raise AkoshaError(f"{path} is in {kind} ({folder}): the service would lose it", hint=INSTALL)
+                raise AkoshaError(f"{path} is in {kind} ({folder}), so the service would stop working", hint=INSTALL)
 
 
 def _check_installed(python: str) -> None:
@@ -72,5 +72,5 @@ def _check_installed(python: str) -> None:
         importlib.metadata.distribution(NAME)
     except importlib.metadata.PackageNotFoundError as error:
         raise AkoshaError(
-            f"{NAME} is not installed: `{python} -m agent` works in this directory alone", hint=INSTALL
+            f"{NAME} is not installed: `{python} -m agent` works in this directory only", hint=INSTALL
         ) from error

@@ -1,4 +1,4 @@
-"""The service's file: from a template of `deploy`, with a digest of its own text that shows later edits."""
+"""The service's file, made from a template in `deploy`. It contains a digest of its own text, to detect edits."""
 
 import hashlib
 import os
@@ -15,16 +15,16 @@ _DIGEST_LINE = re.compile(rf"^.*{re.escape(_MARK)} ([0-9a-f]{{64}}).*\n", re.MUL
 
 
 class FileState(StrEnum):
-    """Whether the file is there, and as `service install` wrote it."""
+    """Whether the file exists, and whether it is unchanged since `service install` wrote it."""
 
     ABSENT = "absent"
     UNCHANGED = "unchanged"
     EDITED = "edited"
-    """Written or changed by another program, or replaced by a link."""
+    """Written or changed by a person or another program, or replaced by a link."""
 
 
 def template(name: str) -> str:
-    """Return the text of `deploy/{name}`. Raises AkoshaError if it is not there."""
+    """Return the text of `deploy/{name}`. Raises AkoshaError if it is missing."""
     package = Path(agent.__file__).parent
     for folder in (package / "deploy", package.parent / "deploy"):
         try:
@@ -32,19 +32,19 @@ def template(name: str) -> str:
         except OSError:
             continue
     raise AkoshaError(
-        f"the template {name} is missing from {package}", hint="install akosha-agent again: its files are not complete"
+        f"the template {name} is missing from {package}", hint="reinstall akosha-agent: files are missing"
     )
 
 
 def with_digest(text: str, *, before: str, opening: str = "# ", closing: str = "") -> str:
-    """Return the text with a comment line that has its digest in front of the first `before`."""
+    """Insert a comment line with the text's digest before the first occurrence of `before`."""
     head, mark, tail = text.partition(before)
     line = f"{opening}{_MARK} {_digest(text)}{closing}\n"
     return head + line + mark + tail
 
 
 def read(path: Path) -> tuple[FileState, str]:
-    """Return the state of the file and its text ("" where there is none). Raises AkoshaError if it cannot be read."""
+    """Return the state of the file and its text ("" if it is missing). Raises AkoshaError if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -60,7 +60,7 @@ def read(path: Path) -> tuple[FileState, str]:
 
 
 def write(path: Path, text: str, mode: int) -> None:
-    """Write the file atomically with this mode, and make the directories above it. Raises AkoshaError."""
+    """Write the file atomically with this mode, and create its parent directories. Raises AkoshaError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fs.write_atomically(path, text.encode(), mode=mode)
@@ -69,7 +69,7 @@ def write(path: Path, text: str, mode: int) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename the file to the first free `.bak`, `.bak2`, ... beside it, and return that. Raises AkoshaError."""
+    """Rename the file to the first free name of `.bak`, `.bak2`, ... and return it. Raises AkoshaError."""
     number = 1
     while os.path.lexists(aside := path.with_name(f"{path.name}.bak{'' if number == 1 else number}")):
         number += 1
@@ -80,7 +80,7 @@ def set_aside(path: Path) -> Path:
 
 
 def remove(path: Path, *, up_to: Path) -> None:
-    """Remove the file, then the directories above it that are empty, below `up_to`. Raises AkoshaError."""
+    """Remove the file, then its empty parent directories below `up_to`. Raises AkoshaError."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

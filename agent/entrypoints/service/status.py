@@ -18,10 +18,10 @@ _WRONG_SETTINGS = "2"
 class ServiceStatus:
     """The status of this user's service.
 
-    `outdated`: `service install` would write another file (a newer template), or the program that it starts is gone.
-    `edited`: the file was changed since it was installed. `path`: where the file is, or would be; None on a platform
-    without services. `detail`: the problem, or the state, on one line; `cure`: the command that solves the problem.
-    `manager`: systemd or launchd; "" on a platform without services.
+    `outdated`: `service install` would write another file (a newer template), or the service's program is missing.
+    `edited`: the file was changed since it was installed. `path`: the file's path, even if it does not exist; None on a
+    platform without services. `detail`: the problem, or the state, on one line. `hint`: the command that fixes the
+    problem. `manager`: systemd or launchd; "" on a platform without services.
     """
 
     installed: bool
@@ -30,7 +30,7 @@ class ServiceStatus:
     outdated: bool
     path: Path | None
     detail: str
-    cure: str = ""
+    hint: str = ""
     edited: bool = False
     manager: str = ""
     pid: int | None = None
@@ -39,15 +39,16 @@ class ServiceStatus:
     linger: str = ""
 
     def document(self) -> dict[str, object]:
-        """Return the keys of `service status --json`."""
-        return {"keeper" if key == "manager" else key: value for key, value in asdict(self).items()}
+        """Return the document of `service status --json`."""
+        names = {"manager": "keeper", "hint": "cure"}
+        return {names.get(name, name): value for name, value in asdict(self).items()}
 
 
 def service_manager(home: Path, runner: Runner, platform: str = "") -> ServiceManager:
-    """Return the manager of a platform, by default of this one. Raises AkoshaError where there is none."""
+    """Return the manager of a platform, by default of this one. Raises AkoshaError if it is not supported."""
     platform = platform or sys.platform
     if platform == "linux":
-        from agent.entrypoints.service.systemd import Systemd  # noqa: PLC0415 - one of two
+        from agent.entrypoints.service.systemd import Systemd  # noqa: PLC0415 - one of the two is used
 
         return Systemd(home, runner)
     if platform == "darwin":
@@ -55,13 +56,13 @@ def service_manager(home: Path, runner: Runner, platform: str = "") -> ServiceMa
 
         return Launchd(home, runner)
     raise AkoshaError(
-        f"there is no service for {platform}: systemd (Linux) and launchd (macOS) are known",
-        hint="any supervisor can run `akosha-agent run`: docs/guides/service.md says what it must know",
+        f"services are not supported on {platform}: only systemd (Linux) and launchd (macOS) are",
+        hint="run `akosha-agent run` under another supervisor: docs/guides/service.md",
     )
 
 
 def service_status(home: Path, environ: Mapping[str, str]) -> ServiceStatus:
-    """Return the status. Raises nothing; runs systemctl and loginctl, or launchctl: blocks for some 50 ms."""
+    """Return the status. Raises nothing. Blocks for about 50 ms: it runs systemctl and loginctl, or launchctl."""
     try:
         manager = service_manager(home, Runner(environ, say=lambda _: None))
     except AkoshaError as error:
@@ -72,52 +73,53 @@ def service_status(home: Path, environ: Mapping[str, str]) -> ServiceStatus:
             outdated=False,
             path=None,
             detail=error.message,
-            cure=error.hint,
+            hint=error.hint,
         )
     return status_of(manager)
 
 
 def status_of(manager: ServiceManager) -> ServiceStatus:
-    """Return the status by this manager. Raises nothing."""
-    now, problem = ServiceState(enabled=False, loaded=False, running=False), None
+    """Return the status from this manager. Raises nothing."""
+    state, problem = ServiceState(enabled=False, loaded=False, running=False), None
     file_state, text = FileState.EDITED, ""
     try:
         file_state, text = service_file.read(manager.file)
-        now = manager.state()
+        state = manager.state()
     except AkoshaError as error:
         problem = error
     installed = file_state is not FileState.ABSENT
-    gone, outdated = _outdated(manager, text) if file_state is FileState.UNCHANGED else ("", False)
+    missing_program, outdated = _outdated(manager, text) if file_state is FileState.UNCHANGED else ("", False)
     if problem is not None:
-        detail, cure = problem.message, problem.hint
+        detail, hint = problem.message, problem.hint
     elif not installed:
-        detail, cure = "not installed", "akosha-agent service install"
+        detail, hint = "not installed", "akosha-agent service install"
     elif outdated:
-        detail = gone or "its file was written by another version"
-        cure = "akosha-agent service install, with the options it was given"
-    elif not now.running and now.last_exit == _WRONG_SETTINGS:
-        detail, cure = "not running: a setting is wrong", "akosha-agent service logs says which; then service start"
-    elif not now.running:
-        detail = f"not running: {now.text}" if now.text else "not running"
-        cure = "akosha-agent service logs says why; then akosha-agent service start"
-    elif not now.enabled:
-        detail, cure = "it does not start by itself", "akosha-agent service install"
+        detail = missing_program or "its file was written by another version of the agent"
+        hint = "akosha-agent service install, with the same options as before"
+    elif not state.running and state.last_exit == _WRONG_SETTINGS:
+        detail = "not running: a setting is wrong"
+        hint = "see akosha-agent service logs; then akosha-agent service start"
+    elif not state.running:
+        detail = f"not running: {state.text}" if state.text else "not running"
+        hint = "see akosha-agent service logs; then akosha-agent service start"
+    elif not state.enabled:
+        detail, hint = "it does not start at login", "akosha-agent service install"
     else:
-        detail, cure = now.text, ""
+        detail, hint = state.text, ""
     return ServiceStatus(
         installed=installed,
-        enabled=now.enabled,
-        running=now.running,
+        enabled=state.enabled,
+        running=state.running,
         outdated=outdated,
         path=manager.file,
         detail=detail,
-        cure=cure,
+        hint=hint,
         edited=file_state is FileState.EDITED,
         manager=manager.name,
-        pid=now.pid,
-        since=now.since,
-        last_exit=now.last_exit,
-        linger=now.linger,
+        pid=state.pid,
+        since=state.since,
+        last_exit=state.last_exit,
+        linger=state.linger,
     )
 
 
@@ -126,7 +128,7 @@ def _outdated(manager: ServiceManager, text: str) -> tuple[str, bool]:
     if spec is None:
         return "", True
     if not Path(spec.words[0]).exists():
-        return f"what it starts is gone: {spec.words[0]}", True
+        return f"its program does not exist: {spec.words[0]}", True
     try:
         return "", manager.render(spec) != text
     except AkoshaError:

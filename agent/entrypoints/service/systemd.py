@@ -29,15 +29,15 @@ _PROPERTIES = (
     "StatusText",
 )
 _CLD_EXITED = "1"
-_CURE = (
-    "the user's systemd is reached from a session of the user's own: log in at the screen or by ssh, or "
-    "`sudo machinectl shell USER@` instead of su; where nobody logs in, `sudo loginctl enable-linger USER` starts it; "
-    "in a container there is none: start akosha-agent run there"
+_HINT = (
+    "a user's systemd needs a login session: log in locally or by ssh, or use `sudo machinectl shell USER@` instead of "
+    "su; on a machine without logins, `sudo loginctl enable-linger USER` starts it; in a container without systemd, "
+    "run akosha-agent run"
 )
 
 
 class Systemd:
-    """A ServiceManager. `home` is the user's home directory; XDG_CONFIG_HOME is used if it is absolute."""
+    """A ServiceManager for systemd. `home`: the user's home directory. An absolute XDG_CONFIG_HOME is respected."""
 
     name = "systemd"
 
@@ -47,9 +47,8 @@ class Systemd:
         self._runner = runner
         runtime = Path(f"/run/user/{os.geteuid()}")
         if "XDG_RUNTIME_DIR" not in runner.environ and runtime.is_dir():
-            runner.environ["XDG_RUNTIME_DIR"] = str(
-                runtime
-            )  # after su and in cron jobs: the manager may be there all the same
+            # It is not set after su and in cron jobs, where the user manager may run nevertheless.
+            runner.environ["XDG_RUNTIME_DIR"] = str(runtime)
 
     def render(self, spec: ServiceSpec) -> str:
         command = " ".join(_quoted(word, first=not number) for number, word in enumerate(spec.words))
@@ -77,7 +76,7 @@ class Systemd:
     def state(self) -> ServiceState:
         ran = self._runner.query("systemctl", "--user", "show", UNIT, f"--property={','.join(_PROPERTIES)}")
         if ran.code:
-            raise AkoshaError(f"this user's systemd cannot be reached: {ran.err or ran.out}", hint=_CURE)
+            raise AkoshaError(f"this user's systemd cannot be reached: {ran.err or ran.out}", hint=_HINT)
         shown = dict(line.partition("=")[::2] for line in ran.out.splitlines())
         pid = int(shown.get("MainPID") or 0)
         return ServiceState(
@@ -109,7 +108,7 @@ class Systemd:
     def after_removal(self, before: ServiceState | None) -> None:
         if before is not None:
             self._systemctl("daemon-reload")
-            self._systemctl("reset-failed", UNIT, ignore_failure=True)  # it was not failed, as a rule
+            self._systemctl("reset-failed", UNIT, ignore_failure=True)  # fails unless the unit is in the failed state
 
     def start(self) -> None:
         self._start(self.state())
@@ -132,8 +131,8 @@ class Systemd:
 
     def advice(self, state: ServiceState | None) -> Iterator[str]:
         if state is None or not state.linger.startswith("yes"):
-            yield f"It ends when you log out, and starts when you log in. To let it run always: {LINGER}"
-        yield f"Changes of your own to the unit: systemctl --user edit {UNIT.removesuffix('.service')}"
+            yield f"The service stops when you log out and starts when you log in. To keep it running: {LINGER}"
+        yield f"To customise the unit: systemctl --user edit {UNIT.removesuffix('.service')}"
 
     def _start(self, before: ServiceState) -> None:
         self._reset(before)
@@ -141,7 +140,9 @@ class Systemd:
 
     def _reset(self, before: ServiceState) -> None:
         if before.text.startswith("failed"):
-            self._systemctl("reset-failed", UNIT, ignore_failure=True)  # else the limit on starts may be in the way
+            self._systemctl(
+                "reset-failed", UNIT, ignore_failure=True
+            )  # otherwise systemd's start limit may refuse the start
 
     def _lingers(self) -> str:
         try:
@@ -150,23 +151,27 @@ class Systemd:
             return ""
         if ran.code or ran.out not in {"yes", "no"}:
             return ""
-        return "yes: it runs while you are logged out, too" if ran.out == "yes" else f"no: it ends with you; {LINGER}"
+        return (
+            "yes: it also runs while you are logged out"
+            if ran.out == "yes"
+            else f"no: it stops when you log out; {LINGER}"
+        )
 
     def _systemctl(self, *words: str, ignore_failure: bool = False) -> None:
         self._runner.execute("systemctl", "--user", *words, ignore_failure=ignore_failure)
 
 
 def config_home(home: Path, environ: Mapping[str, str]) -> Path:
-    """Return the directory of the user's settings: XDG_CONFIG_HOME if that is an absolute path, else ~/.config."""
+    """Return the user's configuration directory: XDG_CONFIG_HOME if it is an absolute path, else ~/.config."""
     set_ = Path(environ.get("XDG_CONFIG_HOME", ""))
     return set_ if set_.is_absolute() else home / ".config"
 
 
 def _quoted(word: str, *, first: bool) -> str:
-    # systemd expands % everywhere, and $ in all words but the program's path, which it wants without quotes in it.
+    # systemd expands % everywhere, and $ in all words except the program's path. That path must not contain quotes.
     if any(ord(letter) < ord(" ") for letter in word) or (first and set(word) & set("\"'\\")):
         raise AkoshaError(
-            f"a systemd unit cannot name {word!r}",
+            f"a systemd unit cannot contain {word!r}",
             hint="choose a path without quotes and control characters",
         )
     escaped = word.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')
@@ -180,7 +185,7 @@ def _texts(shown: Mapping[str, str]) -> Iterator[str]:
     if shown.get("NRestarts", "0") not in {"", "0"}:
         yield f"restarted {shown['NRestarts']} times"
     if shown.get("StatusText"):
-        yield f"says: {shown['StatusText']}"
+        yield f"status: {shown['StatusText']}"
 
 
 def _last_exit(shown: Mapping[str, str]) -> str:
@@ -193,7 +198,7 @@ def _last_exit(shown: Mapping[str, str]) -> str:
 
 
 def _time(text: str) -> datetime | None:
-    # "Sat 2026-11-21 18:36:15 UTC", as asked for
+    # "Sat 2026-11-21 18:36:15 UTC": `Runner.query` sets TZ
     try:
         return datetime.strptime(text, "%a %Y-%m-%d %H:%M:%S UTC").replace(tzinfo=UTC)
     except ValueError:
