@@ -174,7 +174,7 @@ class Agent:
             WATCH: self.file_changes.watch_loop,
             "debounce": self.file_changes.debounce_loop,
             "retry": self.retry_scheduler.retry_loop,
-            "stat-pass": self.retry_scheduler.rescan_loop,
+            "rescan": self.retry_scheduler.rescan_loop,
             SPOOL: self.spool_reader.run,
             "session-ends": self.session_ends.run,
             "bus": self.bus_recovery.run,

@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 
 class BusRecovery:
-    """Reacts to changes of the bus. A new stream gets the results of the last `max_age` count.
+    """Reacts to changes of the bus. A new stream gets the results of the last `max_age` again.
 
     `switched` is awaited after each change of bus.
     """
@@ -53,7 +53,7 @@ class BusRecovery:
     async def run(self) -> None:
         """Track the bus until cancelled. Raises AkoshaError if it is not transient.
 
-        After a transient error the loop tries count in 1 s, doubling to 60 s, or as soon as the bus changes.
+        After a transient error the loop tries again in 1 s, doubling to 60 s, or as soon as the bus changes.
         """
         wait = FIRST_WAIT_SECONDS
         while True:

@@ -231,9 +231,9 @@ class CloudSync:
         """Send databases again that are damaged in the newest upload and exist on this machine."""
         damaged = await self._uploads.damaged(newest, progress)
         names = {*record.databases} if damaged is None else damaged
-        if again := sorted(names & await self._staging.present()):
-            _log.warning("newest_upload_damaged", upload_id=newest, location=self._store.location, names=again)
-            await self._ledger.forget(self.target, again)
+        if to_send := sorted(names & await self._staging.present()):
+            _log.warning("newest_upload_damaged", upload_id=newest, location=self._store.location, names=to_send)
+            await self._ledger.forget(self.target, to_send)
 
     async def _forget_missing(self, database: str) -> None:
         """Forget `database` and all others that are missing from the bucket: the next attempt sends them."""

@@ -79,8 +79,8 @@ class PushAttempt:
             name: Problem(reason, self.attempt.survey[name], 1, None, hint) for name, reason in self.kept_back.items()
         }
 
-    def has_failed(self, record: TargetRecord, *, ever: int) -> bool:
-        """Return whether an attempt that delivered nothing has failed. `ever`: how many memories the target has.
+    def has_failed(self, record: TargetRecord, *, delivered_before: int) -> bool:
+        """Return whether an attempt that delivered nothing has failed. `delivered_before`: memories of the target.
 
         Memories that waited before the attempt do not make it fail if others were delivered: they are reported only.
         """
@@ -88,7 +88,7 @@ class PushAttempt:
         return (
             any(pushed.newly_held for pushed in self.pushed.values())
             or any(known and known.problem for known in before)
-            or not ever
+            or not delivered_before
         )
 
     @property
@@ -198,13 +198,13 @@ class HttpSync:
             return Unchanged(reason=attempt.skip_reason(record) + await self._confirm_if_asked(attempt))
         async with self._limit_stalls():
             capabilities = await self._sink.connect()
-        again = await self._memories.update_version(self.target, f"{capabilities.version}; {self._server_state()}")
+        to_retry = await self._memories.update_version(self.target, f"{capabilities.version}; {self._server_state()}")
         await self._ledger.note(SERVER_NOTE, self._server_state())  # last: repeated after a crash
         if self._probed_session != self._sink.sessions:
             # Within a session the server has not restarted. In a new session it may have, and lost its memories.
             async with self._limit_stalls():
                 await self._offer_probe()
-        if not await self._staging.copy(attempt, record, also=again):
+        if not await self._staging.copy(attempt, record, also=to_retry):
             return Unchanged(reason=attempt.skip_reason(record))
         await self._write_intent(attempt)
         work = PushAttempt(attempt, self._push_outcome_of(attempt.request.request_id))
@@ -312,8 +312,8 @@ class HttpSync:
         # An earlier attempt, of this request or of one that was killed, may have delivered the new memories.
         already_delivered = delivered or record.intent is not None
         if not delivered and work.kept_back:
-            ever = (await self._memories.counts(self.target)).delivered
-            if work.has_failed(record, ever=ever):
+            delivered_before = (await self._memories.counts(self.target)).delivered
+            if work.has_failed(record, delivered_before=delivered_before):
                 await self._ledger.record_problems(self.target, work.problems)
                 attempt.problems |= work.problems
         if attempt.problems and not (delivered and attempt.changed):

@@ -1,6 +1,6 @@
 """The extra objects that Akosha's own IngestionWorker looks for: "directories", and memories.json under `//`.
 
-They are written after the manifest, because some stores refuse such keys, and some no longer find other objects then.
+They are written after the manifest, because some stores refuse such keys, and some hide other objects because of them.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -64,7 +64,7 @@ class IngestionMarkers:
         await self._put(upload, _once(b""), {}, 0, progress)  # last: IngestionWorker finds the upload by this one
 
     async def _ensure_manifest(self, manifest: Manifest, progress: Progress) -> None:
-        """Put the manifest again if it cannot be found. rclone then hides it until another object is put next to it."""
+        """Put the manifest again if it is missing. rclone hides it after the markers, until another put next to it."""
         try:
             await self._store.head(manifest.key)
         except NoSuchObject:

@@ -108,7 +108,7 @@ class SyncSubscriber:
         except SyncError as error:
             record = await self._ledger.record(target)
             attempts = _attempts_before(record, request)
-            await self._update_warnings(error, again=bool(record.failures or record.attempts))
+            await self._update_warnings(error, repeated=bool(record.failures or record.attempts))
             step = next_step(request, error, attempts=attempts, rules=self._rules, jitter=self._jitter())
             log_failure = log.debug if _is_known(request, record, error) else log.warning
             match step:
@@ -157,10 +157,10 @@ class SyncSubscriber:
     def _refused_code(self) -> str:
         return f"credentials_refused_{self.method.name}"
 
-    async def _update_warnings(self, error: SyncError, *, again: bool) -> None:
+    async def _update_warnings(self, error: SyncError, *, repeated: bool) -> None:
         """Set status warnings: the credentials were refused, or an unexpected error repeats.
 
-        `again`: an earlier attempt failed too. A single unexpected error causes no warning.
+        `repeated`: an earlier attempt failed too. A single unexpected error causes no warning.
         """
         cause = error.original if isinstance(error.original, AkoshaError) else error
         if cause.credentials_refused:
@@ -169,7 +169,7 @@ class SyncSubscriber:
             await set_warning(
                 self._ledger, StatusWarning(code=self._refused_code, message=message, hint=hint), self._clock
             )
-        if cause.unexpected and again:
+        if cause.unexpected and repeated:
             message = f"{self.method.name}: an unexpected error repeats: {error.message}"
             hint = error.hint or UNEXPECTED_HINT  # an unexpected answer of a server has its own hint and no traceback
             warning = StatusWarning(code=self._unexpected_code, message=message, hint=hint)
@@ -208,8 +208,8 @@ class SyncSubscriber:
         if step is not None:
             waiting = (entry.problem for entry in record.databases.values() if entry.problem)
             times = [at for at in (retry_at, *(problem.retry_at for problem in waiting)) if at is not None]
-            again = min(times, default=None)
-            result = replace(self._recorder.failure(request, step.errors), retry_at=again)
+            next_retry = min(times, default=None)
+            result = replace(self._recorder.failure(request, step.errors), retry_at=next_retry)
         await self._ledger.give_up(
             self.method.target, error=str(error), failures=failures, retry_at=retry_at, result=result
         )
