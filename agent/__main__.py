@@ -7,7 +7,7 @@ import sys
 from agent import __version__
 
 INTERRUPTED = 130
-"""128 + SIGINT. The module `signal` takes 6 ms to import, which the hook has no time for."""
+"""128 + SIGINT. A literal, because importing `signal` takes 6 ms: too long for the hook."""
 
 _STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
@@ -15,62 +15,63 @@ _STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 def main() -> None:
     """Run the command line.
 
-    The hook of a session's end comes first: it may take hardly longer than Python takes to start.
+    `hook session-end` is dispatched before anything else is imported: the hook may take hardly longer than Python
+    takes to start.
     """
     words = sys.argv[1:]
     if words[:2] == ["hook", "session-end"] and not {"-h", "--help"} & set(words):
         from agent.entrypoints.hook.session_end import main as session_end  # noqa: PLC0415
 
         session_end(words[2:])
-    _fill_holes()
+    _open_closed_streams()
     try:
         _command_line(words)
-    except KeyboardInterrupt:  # while modules are loaded: afterwards each command has its own handler
+    except KeyboardInterrupt:  # during imports; later, each command has its own handler
         sys.exit(INTERRUPTED)
 
 
 def _command_line(words: list[str]) -> None:
-    from agent.entrypoints.cli import streams  # noqa: PLC0415 - the hook does without
+    from agent.entrypoints.cli import streams  # noqa: PLC0415 - the hook does not need it
 
     streams.guard()
     try:
         try:
-            if words[:1] == ["--version"]:  # before typer is imported, which takes five times as long as Python itself
+            if words[:1] == ["--version"]:  # importing typer takes five times as long as starting Python
                 print(f"akosha-agent {__version__}")  # noqa: T201
             else:
-                gc.disable()  # imports create no garbage worth a sixth of the start-up time; a command enables it again
+                gc.disable()  # collections during the imports take a sixth of the start-up time; commands enable it
                 _import_structlog_without_rich()
                 from agent.entrypoints.cli.app import app  # noqa: PLC0415
 
                 app()
         finally:
             streams.flush()
-    except streams.OutputError as error:  # what no command has handled
+    except streams.OutputError as error:  # not handled by a command
         if not error.closed:
             sys.stderr.write(f"akosha-agent: {error}\n")
         sys.exit(error.exit_code)
 
 
 def _import_structlog_without_rich() -> None:
-    """Import structlog, which would import rich for tracebacks that the agent does not use: a tenth of the start-up."""
+    """Import structlog without rich, which it uses only for tracebacks: a tenth of the start-up time."""
     if "rich" in sys.modules:
         return
-    sys.modules["rich"] = None  # type: ignore[assignment] # an import of it raises ImportError, which structlog handles
+    sys.modules["rich"] = None  # type: ignore[assignment] # importing it raises ImportError, which structlog handles
     import structlog  # noqa: F401, PLC0415
 
     del sys.modules["rich"]
 
 
-def _fill_holes() -> None:
-    """Open those of the standard streams that are closed: else the next file opened would be printed to."""
+def _open_closed_streams() -> None:
+    """Open /dev/null as each closed standard stream. Otherwise output would go to the next file that is opened."""
     for descriptor, (name, mode) in enumerate(_STREAMS.items()):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # returns the lowest free descriptor: this one
             os.set_inheritable(descriptor, True)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - it stays
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - open until exit
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Text for terminals and logs: results in one line, sizes, times, and hints."""
+"""Text for terminals and logs: one-line summaries of results, sizes, times, and hints."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,17 +15,17 @@ from agent.domain.events import (
     UploadVerified,
 )
 
-SEE_STATUS = "akosha-agent status shows what is wrong"
-_CORRECT_SETTING = "correct it there: settings are read again at each call"
+SEE_STATUS = "run akosha-agent status to see the problem"
+_CORRECT_SETTING = "correct the setting; settings are read again at each call"
 
 
 def hint_of(error: AkoshaError) -> str:
-    """Return the error's hint; where it has none, the command that shows more."""
+    """Return the error's hint, or a general one if it has none."""
     return error.hint or (_CORRECT_SETTING if isinstance(error, SettingsError) else SEE_STATUS)
 
 
 def hint_of_text(error: str) -> str:
-    """Return the hint at the end of the text of an AkoshaError, "" where it has none. A path or a number is none.
+    """Return the hint at the end of the text of an AkoshaError, or "". A single word in parentheses is not a hint.
 
     >>> hint_of_text("the bucket memories does not exist (create it (or set akosha_cloud_bucket))")
     'create it (or set akosha_cloud_bucket)'
@@ -49,11 +49,11 @@ def sync_summary(result: SyncResult) -> str:
         sent = f"{human_bytes(result.bytes_transferred)} sent in {result.duration_seconds:.1f} s to {result.location}"
         failed = "".join(f"; {e.method} failed: {e.error}" for e in result.errors)
         if not result.manifest_key:
-            left = "".join(f"; {name}: {why}" for name, why in sorted(result.incomplete.items()))
-            return f"{result.memories:,} memories, {sent}{left}{failed}"
+            missing = "".join(f"; {name}: {reason}" for name, reason in sorted(result.incomplete.items()))
+            return f"{result.memories:,} memories, {sent}{missing}{failed}"
         text = f"{result.upload_id}: {len(result.files_uploaded)} objects, {sent}"
-        owed = "".join(f"; {name} stays owed: {why}" for name, why in sorted(result.incomplete.items()))
-        return f"{text}{owed}{failed}"
+        missing = "".join(f"; {name} is still pending: {reason}" for name, reason in sorted(result.incomplete.items()))
+        return f"{text}{missing}{failed}"
     if isinstance(result, SyncSkipped):
         return result.why
     return result.error or "failed"
@@ -64,18 +64,18 @@ def ingest_summary(event: IngestCompleted | IngestFailed) -> str:
     if isinstance(event, IngestFailed):
         retry = f"; next attempt at {event.retry_at.astimezone():%H:%M:%S}" if event.retry_at else ""
         return f"{event.upload_id}: {event.error}{retry}"
-    parts = [f"{event.stored:,} memories stored", f"{event.known:,} there already"]
-    parts += [f"{count:,} kept back: {why}" for why, count in sorted(event.kept_back.items())]
+    parts = [f"{event.stored:,} memories stored", f"{event.known:,} already stored"]
+    parts += [f"{count:,} not stored: {reason}" for reason, count in sorted(event.kept_back.items())]
     return f"{event.upload_id}: {'; '.join(parts)}"
 
 
 def verify_summary(event: UploadVerified) -> str:
     """Return the outcome of a verification in one line."""
-    how = "downloaded and read through" if event.deep else "looked at"
+    how = "downloaded and read" if event.deep else "compared with the store's metadata"
     if event.whole:
-        return f"{event.upload_id}: whole, {event.objects} objects {how}"
-    wrong = "; ".join(f"{name}: {why}" for name, why in sorted(event.problems.items()))
-    return f"{event.upload_id}: not whole, {event.objects} objects {how}: {wrong}"
+        return f"{event.upload_id}: intact, {event.objects} objects {how}"
+    problems = "; ".join(f"{name}: {reason}" for name, reason in sorted(event.problems.items()))
+    return f"{event.upload_id}: DAMAGED, {event.objects} objects {how}: {problems}"
 
 
 def prune_summary(event: UploadsPruned) -> str:
@@ -84,9 +84,9 @@ def prune_summary(event: UploadsPruned) -> str:
     count = len(event.upload_ids)
     parts = [f"{count} upload{'s' * (count != 1)} deleted ({freed}), {event.kept} kept"]
     if event.leftovers:
-        parts.append(f"{event.leftovers} leftovers of unfinished ones deleted")
+        parts.append(f"{event.leftovers} objects left over from unfinished uploads deleted")
     if event.error:
-        parts.append(f"not all: {event.error}")
+        parts.append(f"not all were deleted: {event.error}")
     return "; ".join(parts)
 
 
@@ -114,7 +114,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def local_time(at: datetime) -> str:
-    """Return a time in the local time zone; as it is where the system cannot convert it."""
+    """Return a time in the local time zone, or unconverted if the system cannot convert it."""
     with suppress(OverflowError, OSError, ValueError):
         at = at.astimezone()
     return f"{at:%Y-%m-%d %H:%M:%S}"

@@ -1,6 +1,6 @@
-"""JSON document of a sync's result: `sync --json`, the control API, the MCP tool and `agent.api` return it.
+"""JSON document of a sync's result, as `sync --json`, the control API, the MCP tool and `agent.api` return it.
 
-Its schemas in OpenAPI and in the MCP tool are derived from the model; tests compare README and `agent.api` with it.
+The schemas of OpenAPI and of the MCP tool are derived from the model; tests compare README and `agent.api` with it.
 """
 
 from collections.abc import Sequence
@@ -24,34 +24,34 @@ class MethodErrorDocument(BaseModel):
 
 
 class ResultDocument(BaseModel):
-    """Result of a sync. The fields after `hint` are present only for the outcomes that have them."""
+    """Result of a sync. The fields after `hint` are present only for some outcomes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str = Field(description="How it was delivered: cloud or http; auto where no method was tried.")
-    success: bool = Field(description="True also where there was nothing to deliver (outcome: skipped).")
-    files_uploaded: list[str] = Field(description="Keys in the bucket; empty where it went to a server.")
+    method: str = Field(description="The method that delivered: cloud or http; auto if no method was tried.")
+    success: bool = Field(description="Also true if there was nothing to deliver (outcome: skipped).")
+    files_uploaded: list[str] = Field(description="Keys in the bucket; empty for a sync by http.")
     bytes_transferred: int = Field(ge=0, description="Bytes sent over the network.")
     duration_seconds: float = Field(ge=0)
-    upload_id: str | None = Field(description="YYYYMMDD_HHMMSS_system; null where there was no upload.")
+    upload_id: str | None = Field(description="YYYYMMDD_HHMMSS_system; null if there was no upload.")
     error: str | None
     triggered_by: str
-    caused_by: list[str] = Field(description="Ids of the session ends that it answers.")
-    request_id: str | None = Field(description="Null where the sync was refused before there was a request.")
+    caused_by: list[str] = Field(description="Ids of the SessionEnded events that this result answers.")
+    request_id: str | None = Field(description="Null if the sync was refused before it was requested.")
     outcome: Literal["succeeded", "skipped", "failed"]
     hint: str | None = Field(description="The setting or command that fixes the error.")
-    location: str = Field(default="", description="Where the upload is.")
+    location: str = Field(default="", description="Location of the upload.")
     incomplete: dict[str, str] = Field(
-        default_factory=dict, description="What has not been delivered yet, and why. It is retried automatically."
+        default_factory=dict, description="What has not been delivered yet, with the reason. It is retried."
     )
-    memories: int = Field(default=0, ge=0, description="How many memories the target has now and lacked before.")
-    why: str = Field(default="", description="Of a skipped one: why there was nothing to do.")
+    memories: int = Field(default=0, ge=0, description="Number of memories that the target has now and lacked before.")
+    why: str = Field(default="", description="If skipped: why there was nothing to deliver.")
     errors: list[MethodErrorDocument] = Field(
-        default_factory=list, description="Why methods failed: of a success, those that were tried before."
+        default_factory=list, description="Errors of the methods that failed, also before another one succeeded."
     )
     retry_at: str | None = Field(
         default=None,
-        description="When a running agent tries again by itself.",
+        description="Time of the next automatic attempt, if an agent is running.",
         json_schema_extra={"format": "date-time"},
     )
 
@@ -87,12 +87,12 @@ class ResultDocument(BaseModel):
                 "errors": _errors(result.errors),
                 "retry_at": result.retry_at.isoformat() if result.retry_at else None,
             }
-        # Not validated: a path in it may hold bytes that are no Unicode, which pydantic refuses.
+        # Not validated: a path may contain bytes that are not Unicode, which pydantic refuses.
         return cls.model_construct(**fields)
 
     @classmethod
     def refused(cls, error: AkoshaError, *, method: str) -> Self:
-        """Return the result for an error that was raised before there was a request."""
+        """Return the result for an error that was raised before the sync was requested."""
         return cls.model_construct(
             method=method,
             success=False,
@@ -111,7 +111,7 @@ class ResultDocument(BaseModel):
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Return the document, without the fields that its outcome does not have."""
+        """Return the document, without fields that do not apply to its outcome."""
         return self.model_dump(exclude_unset=True)
 
 

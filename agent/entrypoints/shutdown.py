@@ -1,4 +1,4 @@
-"""How a command stops on a signal: its task is cancelled, cleans up, and has ten seconds for that."""
+"""Stops a command on a signal: its task is cancelled and may clean up for ten seconds."""
 
 import asyncio
 import logging
@@ -15,8 +15,8 @@ from agent.domain.errors import AkoshaError
 STOP_SECONDS = 10.0
 STDIN = 0
 ECHO_SECONDS = 1.0
-"""`timeout`, `uv run` and their like pass on a signal that the terminal has sent to us as well: one so soon after the
-first is the same signal."""
+"""Programs like `timeout` and `uv run` forward a signal that the terminal has already sent to this process: a second
+signal so soon after the first is the same one."""
 
 _log = structlog.get_logger()
 
@@ -24,15 +24,15 @@ _log = structlog.get_logger()
 def run_to_end(work: Coroutine[None, None, int], *, stopped: int | None = None) -> int:
     """Run a command and return its exit code.
 
-    SIGTERM and Ctrl-C cancel it; then the code is `stopped` (None: 128 + the signal's number). A second signal, or a
-    clean-up that takes more than ten seconds, ends the process at once: no data is lost, as the ledger says what was
-    under way.
+    SIGTERM and Ctrl-C cancel the command; the code is then `stopped` (None: 128 + the signal's number). A second
+    signal, or a clean-up of more than ten seconds, ends the process at once. No data is lost: the ledger records what
+    was in progress.
     """
     return asyncio.run(_run(work, stopped))
 
 
 def on_hangup(reload: Callable[[], None]) -> None:
-    """Call `reload`, on the running loop, at each SIGHUP. A SIGHUP because the terminal has closed acts as SIGTERM."""
+    """Call `reload`, on the running loop, at each SIGHUP. A SIGHUP because the terminal was closed acts as SIGTERM."""
     terminal = os.isatty(STDIN)
 
     def handle() -> None:
@@ -76,13 +76,13 @@ def _exit_at_once(reason: str) -> None:
         _log.error("forced_exit", reason=reason)
     else:
         with suppress(OSError):
-            sys.stderr.write(f"akosha-agent: exits at once: {reason}\n")
+            sys.stderr.write(f"akosha-agent: forced exit: {reason}\n")
             sys.stderr.flush()
     os._exit(1)
 
 
 def first_of(group: BaseExceptionGroup[AkoshaError]) -> AkoshaError:
-    """Return the first error in a group, however deep: the others followed from it."""
+    """Return the first error in a (nested) group: it caused the others."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

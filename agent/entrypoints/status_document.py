@@ -1,4 +1,4 @@
-"""The status as a document: what `status --json` prints, the control API answers and the MCP tool returns."""
+"""The status document, as `status --json`, the control API and the MCP tool return it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +10,7 @@ from agent.domain.status_warning import StatusWarning
 from agent.settings import Settings
 
 AGENT_STOPPED, AGENT_SILENT = "agent_stopped", "agent_silent"
-"""Codes of the warnings about an agent that holds the state directory and does not answer."""
+"""Codes of the warnings about an agent that holds the state directory but does not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,33 +44,33 @@ class StatusDocument(Status):
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Return what `status --json` prints; times are still datetimes."""
+        """Return the document of `status --json`, with times as datetimes."""
         return asdict(self)
 
     @property
     def unresponsive_agent(self) -> str:
-        """What is to be said of an agent that does not answer; "" where there is none."""
+        """A sentence about an agent that does not answer; "" if it answers or none is running."""
         if not self.running or not any(w.code in (AGENT_STOPPED, AGENT_SILENT) for w in self.warnings):
             return ""
-        who = f"process {self.running.get('pid')} ({self.running.get('command')})"
-        return f"{who} is there, but does not answer: this is what its ledger says"
+        holder = f"process {self.running.get('pid')} ({self.running.get('command')})"
+        return f"{holder} does not answer; this status is from its ledger"
 
 
 def running_process(home: Home) -> dict[str, object] | None:
-    """Return the process that holds the state directory: `pid`, `command` and `since`. Blocks for moments."""
+    """Return the process that holds the state directory: `pid`, `command` and `since`. Blocks briefly."""
     holder = home.holder()
     return None if holder is None else {"pid": holder.pid, "command": holder.command, "since": str(holder.since)}
 
 
 def unresponsive_warning(home: Home, pid: int, command: str) -> StatusWarning:
-    """Return the warning about a process that holds the state directory and does not answer. Blocks for moments."""
-    who = f"process {pid} ({command})"
+    """Return the warning about a process that holds the state directory but does not answer. Blocks briefly."""
+    holder = f"process {pid} ({command})"
     if home.is_stopped(pid):
         return StatusWarning(
-            code=AGENT_STOPPED, message=f"{who} does not answer: it is stopped", hint=f"kill -CONT {pid}"
+            code=AGENT_STOPPED, message=f"{holder} does not answer: it is suspended", hint=f"kill -CONT {pid}"
         )
     return StatusWarning(
         code=AGENT_SILENT,
-        message=f"{who} does not answer",
-        hint="akosha-agent service restart, or end that process and start akosha-agent run",
+        message=f"{holder} does not answer",
+        hint="akosha-agent service restart, or kill that process and start akosha-agent run",
     )

@@ -1,4 +1,4 @@
-"""The status: the running agent's; without one, or where it does not answer, that of the ledger and the files."""
+"""The status: from the running agent, or from the ledger and the files if no agent answers."""
 
 import asyncio
 from dataclasses import replace
@@ -22,9 +22,9 @@ _log = structlog.get_logger()
 
 
 async def gather_status(settings: Settings) -> StatusDocument:
-    """Return the running agent's status; without one, that of the ledger and the files.
+    """Return the running agent's status, or the status from the ledger and the files if no agent answers.
 
-    Raises StateError. An agent that does not answer costs three seconds.
+    Waits up to three seconds for an agent that does not answer. Raises StateError.
     """
     home = Home.of(settings)
     await asyncio.to_thread(home.prepare)
@@ -90,7 +90,7 @@ async def _from_ledger(home: Home) -> StatusDocument:
 
 
 async def _ownership_warnings(home: Home, identity: Identity) -> tuple[StatusWarning, ...]:
-    """Return the warnings about the target's directory; a bucket is not asked for a status."""
+    """Return the warnings about a directory target. A bucket is not contacted for the status."""
     if home.settings.directory is None:
         return ()
     store = object_store(home.settings)

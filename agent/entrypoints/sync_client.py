@@ -1,8 +1,8 @@
-"""One sync: done in this process, or by the process that holds the state directory.
+"""One sync, done in this process or by the process that holds the state directory.
 
-A running agent gets the request over its control socket, and reports progress and result there. Where the socket is
-not available, or the connection breaks, the request is left as a note in the spool, and the ledger has the result. The
-request has the same id on all ways, so it is carried out once.
+A running agent gets the request over its control socket, and reports progress and result there. If the socket is not
+available, or the connection breaks, the request is left as a note in the spool, and the result is read from the ledger.
+Both carry the same request id, so the sync is done once.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ POLL_SECONDS = 0.1
 WITHDRAW_SECONDS = 5.0
 
 NOTE_AFTER_SECONDS = 5.0
-"""A request that the agent has accepted over its socket is left in the spool, too, if it has no result by then: another
-agent may follow this one, and a bus may lose requests. The ledger is read as often."""
+"""A request accepted over the socket is also left in the spool if it has no result after this time: another agent may
+replace this one, and a bus may lose requests. The ledger is read at the same interval."""
 
 OBSTACLE_SECONDS = 1.0
-"""How often obstacles are looked for while another process is waited for."""
+"""Interval of the checks for obstacles while waiting for another process."""
 
 REACT = "react"
-"""The command of a holder that does no syncs and reads no notes."""
+"""The command whose process does no syncs and reads no notes."""
 
-SEPARATE_STATE_DIRS = "an agent and a reactor on one machine need a --state-dir each"
+SEPARATE_STATE_DIRS = "an agent and akosha-agent react on one machine need separate state directories (--state-dir)"
 
 _log = structlog.get_logger()
 
@@ -50,17 +50,17 @@ ProgressCallback = Callable[[SyncProgress], None]
 """Called a few times a second while the sync runs, here or in the agent."""
 
 WaitCallback = Callable[[AlreadyRunning], None]
-"""Called every 0.1 s while another process, which the error names, holds the state directory."""
+"""Called every 0.1 s while another process holds the state directory; the error names it."""
 
 MessageCallback = Callable[[str], None]
-"""Called with a sentence for the user: what keeps the sync waiting; what becomes of it once it is cancelled."""
+"""Called with a sentence for the user: what blocks the sync, or what happens to it after it was cancelled."""
 
 CodedMessageCallback = Callable[[str, str], None]
-"""Called with a code and a sentence; only the first sentence of each code is passed on."""
+"""Called with a code and a sentence; only the first sentence per code is passed on."""
 
 
 def _ignore(_: object) -> None:
-    """For callers that need the result alone."""
+    """The default callback, for callers that need only the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,9 @@ class SyncClient:
         take_over: bool = False,
         new_target: bool = False,
     ) -> Self:
-        """Create the state directory where there is none, and the request. Nothing is synced yet.
+        """Create the request, and the state directory if it does not exist. Nothing is synced yet.
 
-        Raises SettingsError where sync is disabled, StateError, NamingError.
+        Raises SettingsError if sync is disabled, StateError, NamingError.
         """
         if not settings.sync_enabled:
             raise SettingsError("sync is disabled", hint="set akosha_sync_enabled to true")
@@ -112,10 +112,10 @@ class SyncClient:
         on_wait: WaitCallback = _ignore,
         on_message: MessageCallback = _ignore,
     ) -> SyncResult:
-        """Sync here, or have the holder of the state directory do it; take over if that process ends without a result.
+        """Sync here, or have the holder of the state directory do it. If it exits without a result, sync here.
 
-        Several at once, in one process or in many, take turns. When cancelled, it withdraws its note, and a sync here
-        cleans up. Raises SettingsError, StateError, and errors that leave a sync without a result.
+        Concurrent calls, in one process or several, take turns. When cancelled, the note is withdrawn, and a sync in
+        this process cleans up. Raises SettingsError, StateError, and errors that leave a sync without a result.
         """
         sent = set[str]()
 
@@ -156,7 +156,7 @@ class SyncClient:
             await delegated.close()
 
     async def obstacle(self) -> StatusWarning | None:
-        """Return what prevents another process from syncing and the user can mend: it is stopped, or the disk is full.
+        """Return what blocks the sync and the user can fix: the other process is suspended, or the disk is full.
 
         Raises StateError.
         """
@@ -175,17 +175,17 @@ class SyncClient:
                 _log.debug("obstacle_unknown", error=str(error))
 
     async def _cancelled_message(self) -> str:
-        """Return what becomes of a sync that was cancelled in this process."""
+        """Return what happens to a sync that was cancelled in this process."""
         try:
             upload = await self._unfinished_upload()
         except StateError:  # it must not replace the cancellation
-            return "stopped: what is pending goes with the next sync"
+            return "stopped: the next sync sends what is pending"
         if upload:
             return f"stopped: the next sync resumes the upload {upload} under the same id"
-        return "stopped: no upload has begun; what is pending goes with the next sync"
+        return "stopped before an upload began: the next sync sends what is pending"
 
     async def _unfinished_upload(self) -> str:
-        """Return the id of an upload that has begun and not ended, "" for none. Raises StateError."""
+        """Return the id of an upload in progress, "" if there is none. Raises StateError."""
         if not await self.home.has_ledger():
             return ""
         ledger = await self.home.read_ledger()
@@ -196,7 +196,7 @@ class SyncClient:
         return next((intent.upload_id for intent in intents if intent), "")
 
     async def wait_reason(self) -> str:
-        """Return what the sync waits for: an obstacle, or its next attempt; "" for nothing. Raises StateError."""
+        """Return what the sync waits for: an obstacle, or its next attempt; "" if neither. Raises StateError."""
         if found := await self.obstacle():
             return str(found)
         if not await self.home.has_ledger():
@@ -207,13 +207,13 @@ class SyncClient:
                 record = await ledger.record(target)
                 if record.attempt_request == self.ask.id and record.attempts and record.retry_at:
                     at = f"{record.retry_at.astimezone():%H:%M:%S}"
-                    return f"{method}: attempt {record.attempts} failed, the next one follows at {at}: {record.error}"
+                    return f"{method}: attempt {record.attempts} failed, next attempt at {at}: {record.error}"
         finally:
             await ledger.aclose()
         return ""
 
     async def _sync_here(self, on_progress: ProgressCallback) -> SyncResult:
-        """Sync; under another system id where another machine owns the default one."""
+        """Sync; if another machine owns the default system id, sync under another one."""
         client = self
         while True:
             try:
@@ -233,9 +233,9 @@ class SyncClient:
             return await agent.once(self.ask)
 
     async def outcome(self) -> tuple[SyncResult | None, int]:
-        """Return the result in the ledger, and the position of its history before that. Raises StateError."""
+        """Return the result in the ledger, and the end of the history as of before that. Raises StateError."""
         if not await self.home.has_ledger():
-            return None, 0  # the agent that holds the directory is creating it
+            return None, 0  # the process that holds the directory is still creating it
         ledger = await self.home.read_ledger()
         try:
             position = await ledger.last_position()
@@ -245,20 +245,20 @@ class SyncClient:
 
 
 class _DelegatedSync:
-    """The sync as a request to the process that holds the state directory."""
+    """A sync requested from the process that holds the state directory."""
 
     def __init__(self, client: SyncClient, on_progress: ProgressCallback, message_once: CodedMessageCallback) -> None:
         self._client, self._home, self._on_progress, self._message_once = client, client.home, on_progress, message_once
         self._endpoint = Endpoint(client.home)
         self._note = ""
-        self._requested = False  # a process may have the request: there may be a result
-        self._accepted = False  # the agent has accepted it over its socket
+        self._requested = False  # another process may have the request, so there may be a result
+        self._accepted = False  # the agent has accepted the request over its socket
         self._warned: set[str] = set()
 
     async def poll(self, holder: AlreadyRunning) -> SyncResult | None:
-        """Make sure that the holder gets the request; return the result if there is one.
+        """Deliver the request to the holder; return the result if there is one.
 
-        While an agent reports over its socket, this waits for the result.
+        Waits for the result while an agent is connected over its socket.
         """
         if holder.command == RUN and (client := await self._endpoint.client()):
             self._requested = True
@@ -269,13 +269,13 @@ class _DelegatedSync:
                 if error.unresponsive:
                     warning = await asyncio.to_thread(unresponsive_warning, self._home, holder.pid, holder.command)
                     self._message_once(warning.code, str(warning))
-                    self._warn_once("agent_silent", pid=holder.pid, next_step="a note in its spool waits for it")
+                    self._warn_once("agent_silent", pid=holder.pid, next_step="a note in its spool has the request")
             self._endpoint.back_off()
         await self._leave_note()
         return (await self._client.outcome())[0]
 
     async def take_back(self) -> SyncResult | None:
-        """Once no other process holds the directory: return the result that it left, or withdraw the note."""
+        """Return the result that the former holder left, or withdraw the note. Call it with the directory locked."""
         result = (await self._client.outcome())[0] if self._requested else None
         if result is None and self._note:
             await self._home.withdraw_note(self._note)
@@ -283,13 +283,13 @@ class _DelegatedSync:
         return result
 
     def cancelled_message(self, holder: AlreadyRunning) -> str:
-        """Return what becomes of the sync when this process no longer waits for it."""
-        who = f"process {holder.pid} ({holder.command})"
+        """Return what happens to the sync when this process no longer waits for it."""
+        process = f"process {holder.pid} ({holder.command})"
         if self._accepted:
-            return f"the agent ({who}) goes on with the sync: akosha-agent status shows it"
+            return f"the agent ({process}) continues the sync: akosha-agent status shows it"
         if holder.command == RUN and self._requested:
-            return f"the request is withdrawn; if {who} has begun the sync, it goes on there"
-        return f"the request is withdrawn; {who} is not interrupted"
+            return f"the request was withdrawn; if {process} has already begun the sync, it continues"
+        return f"the request was withdrawn; {process} is not interrupted"
 
     async def close(self) -> None:
         """Withdraw the note, also while being cancelled."""
@@ -297,15 +297,15 @@ class _DelegatedSync:
             await _complete(self._home.withdraw_note(self._note), "withdraw-note")
 
     async def _result_from_agent(self, client: "ControlClient") -> SyncResult | None:
-        """Send the request and wait for the result; None where the agent ends. Raises AgentUnavailable."""
+        """Send the request and wait for the result; None if the agent ends first. Raises AgentUnavailable."""
         following = asyncio.create_task(self._follow(client), name="follow-sync")
         try:
             while not (await asyncio.wait({following}, timeout=NOTE_AFTER_SECONDS))[0]:
                 try:
                     await self._leave_note()
-                except StateError as error:  # the agent has the request: the sync has not failed yet
-                    next_step = "the agent has the request all the same, and its result is waited for"
-                    self._message_once("note_not_left", f"no note could be left: {error}; {next_step}")
+                except StateError as error:  # the agent has the request, so the sync has not failed
+                    next_step = "waiting for the agent, which has the request"
+                    self._message_once("note_not_left", f"the note could not be written: {error}; {next_step}")
                     self._warn_once("note_not_left", error=str(error), next_step=next_step)
                 if result := (await self._client.outcome())[0]:
                     return result
@@ -334,7 +334,7 @@ class _DelegatedSync:
         return None
 
     async def _leave_note(self) -> None:
-        """Leave a note if there is none. When cancelled meanwhile, withdraw it once it is written."""
+        """Leave a note unless one was left. When cancelled meanwhile, withdraw it once it is written."""
         if self._note:
             return
         self._requested = True
@@ -361,7 +361,7 @@ async def _cancel(task: asyncio.Task[None] | None) -> None:
 
 
 async def _complete(work: Coroutine[None, None, None], name: str) -> None:
-    """Complete the withdrawal of a note, also while being cancelled. A note that stays is logged, and does no harm."""
+    """Complete the withdrawal of a note, also while being cancelled. If it fails, log it: the note does no harm."""
     task = asyncio.create_task(work, name=name)
     await asyncio.wait({task}, timeout=WITHDRAW_SECONDS)
     if not task.done():

@@ -45,7 +45,7 @@ def test_uploads_shows_them_newest_first_and_everything_about_one(machine):
     text = machine.call("uploads", "show", "latest")
     assert f"new or changed since {older}" in text.out
     nothing = machine.call("uploads", "--system", "another")
-    assert (nothing.code, "there is no upload of another" in nothing.out) == (0, True)
+    assert (nothing.code, "there are no uploads of another" in nothing.out) == (0, True)
 
 
 def test_verify_finds_a_whole_upload_whole_and_a_flipped_bit_in_a_directory_with_and_without_deep(machine):
@@ -103,4 +103,4 @@ def test_another_systems_uploads_are_looked_at_and_no_event_tells_of_it(machine)
 def test_an_option_before_the_command_that_it_is_for_is_refused_and_not_passed_over(machine, words):
     done = machine.call("uploads", "--system", "other", *words)
     assert (done.code, done.out) == (2, "")
-    assert f"--system goes behind {words[0]}" in done.err
+    assert f"--system must follow {words[0]}" in done.err

@@ -104,8 +104,8 @@ def test_installed_it_runs_in_any_surroundings_and_uninstalled_nothing_is_left(m
     assert (absent.exit_code, absent.stdout.splitlines()[0].split(": ")[0]) == (1, "hook     not installed")
     assert hook("install").exit_code == 0
     again = hook("install").stdout
-    assert again.startswith("installed already")
-    assert "agent    none runs: the notes of ended sessions wait for it. To start it: akosha-agent service" in again
+    assert again.startswith("already installed")
+    assert "agent    not running: the notes of ended sessions wait in the spool. To start it: akosha-agent" in again
     status = hook("status", "--json")
     assert (status.exit_code, json.loads(status.stdout)["state"]) == (0, "installed")
     ((entry,),) = [group["hooks"] for group in json.loads(settings.read_bytes())["hooks"]["SessionEnd"]]
@@ -160,7 +160,7 @@ def test_a_newer_claude_code_gets_a_hook_without_a_shell_and_the_shell_line_of_b
     (command,) = json.loads(hook("status", "--json").stdout)["commands"]
     assert command["form"] == "exec"
     claude_code(machine.home, monkeypatch, "garbage")
-    assert hook("install").stdout.startswith("installed already"), "an unknown version changes nothing"
+    assert hook("install").stdout.startswith("already installed"), "an unknown version changes nothing"
     claude_code(machine.home, monkeypatch, "2.0.9")
     assert (hook("status").exit_code, "older than 2.1.139" in hook("status").stdout) == (1, True)
     assert hook("install").stdout.startswith("updated")

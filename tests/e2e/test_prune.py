@@ -65,8 +65,8 @@ def test_a_dry_run_says_what_would_go_and_why_the_rest_stays_and_a_prune_does_it
 
     shown = machine.call("prune", "--dry-run", *KEEP_TWO)
     assert shown.code == 0, shown.err
-    assert "3 of 5 uploads would go; nothing was deleted" in shown.out
-    assert "stays: newest, last" in shown.out
+    assert "dry run: 3 of 5 uploads would be deleted; nothing was deleted" in shown.out
+    assert "keep: newest, last" in shown.out
     reported = machine.call("prune", "--dry-run", "--json", *KEEP_TWO).json
     assert (reported["dry_run"], reported["deleted"], reported["leftovers"]) == (True, ids[2:], 1)
     assert [kept["upload_id"] for kept in reported["kept"]] == ids[:2]
@@ -90,7 +90,7 @@ def test_a_prune_deletes_nothing_while_the_newest_upload_is_damaged_and_exits_wi
     for options in ((), ("--dry-run",)):
         done = machine.call("prune", *KEEP_TWO, *options)
         assert done.code == 1
-        assert f"nothing is deleted: {ids[0]} is damaged: reflection.duckdb" in done.err
+        assert f"nothing was deleted: {ids[0]} is damaged: reflection.duckdb" in done.err
     document = machine.call("prune", *KEEP_TWO, "--json").json
     assert (document["dry_run"], document["deleted"]) == (False, [])
     assert ids[0] in document["error"]

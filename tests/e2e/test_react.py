@@ -146,7 +146,7 @@ def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_rea
 def test_a_bucket_that_is_missing_in_the_settings_and_a_state_directory_in_use_are_reported_with_the_cure(reactor):
     with open_ingest_service(reactor):
         done = reactor.call("react", "--once", "--state-dir", str(reactor.state), places=False)
-        assert (done.code, "a --state-dir each" in done.err) == (1, True)
+        assert (done.code, "separate state directories (--state-dir)" in done.err) == (1, True)
     reactor.set(cloud_endpoint=None)
     done = reactor.call("react", "--state-dir", str(reactor.state), places=False)
     assert (done.code, "akosha_cloud_bucket" in done.err) == (2, True)
@@ -159,5 +159,5 @@ def test_a_sync_beside_a_reactor_in_the_same_state_directory_is_reported_so_and_
         reactor.logged("ingest_started")
         reported = machine.call("sync")
         assert (reported.code, reported.out) == (1, "")
-        assert "need a --state-dir each" in reported.err
+        assert "need separate state directories" in reported.err
         assert reactor.stop() == 0

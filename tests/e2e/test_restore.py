@@ -35,8 +35,8 @@ def test_what_was_uploaded_comes_back_and_it_is_said_what(laptop, tmp_path):
     forced = laptop.call("restore", "--at", "2100-01-01 00:00", "--to", str(to), "--only", "reflection", "--force")
     assert forced.code == 0, forced.err
     uploaded = f"{datetime.fromisoformat(upload['uploaded_at']).astimezone():%Y-%m-%d %H:%M:%S}"
-    assert f"{upload['upload_id']}, uploaded {uploaded}, is restored to {to}" in forced.out
-    assert "reflection.duckdb that was there is reflection.duckdb.before-restore-" in forced.out
+    assert f"restored {upload['upload_id']}, uploaded {uploaded}, to {to}" in forced.out
+    assert "the existing reflection.duckdb was renamed to reflection.duckdb.before-restore-" in forced.out
     assert len(list(to.iterdir())) == 3
 
 
@@ -58,7 +58,7 @@ def test_a_new_laptop_gets_everything_with_one_command(laptop, tmp_path):
         (["latest", "--at", "2026-11-20 18:00", "--to", "x"], "--at"),
         (["--at", "yesterday", "--to", "x"], "is not a time"),
         (["--system", "a/b", "--to", "x"], "--system"),
-        (["--to", ""], "no directory is named"),
+        (["--to", ""], "the directory is empty"),
     ],
     ids=["no-to", "two-answers", "no-time", "no-system", "empty-to"],
 )

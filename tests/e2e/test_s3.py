@@ -119,7 +119,9 @@ def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(mach
     assert [round(delay / 0.05 / 2**n) for n, delay in enumerate(delays)] == [1, 1, 1]
     (target,) = machine.status()["targets"]
     assert (target["failures"], bool(target["next_try"]), bool(result["retry_at"])) == (1, True, True)
-    assert "  next try     no agent runs: akosha-agent sync tries now\n" in machine.call("status").out
+    assert (
+        "  next try     none, because no agent is running (akosha-agent sync tries now)\n" in machine.call("status").out
+    )
     assert (bucket.manifests, machine.staged) == ([], [])
     proxy._rules.clear()
     machine.sync()
@@ -192,7 +194,7 @@ def test_ctrl_c_in_a_sync_that_an_agent_does_says_that_the_agent_goes_on(machine
         gate.open()
         agent.logged("sync_succeeded")
     assert reported == (
-        f"akosha-agent: the agent (process {agent.pid} (run)) goes on with the sync: akosha-agent status shows it\n"
+        f"akosha-agent: the agent (process {agent.pid} (run)) continues the sync: akosha-agent status shows it\n"
     )
     assert len(bucket.manifests) == 1
 

@@ -171,7 +171,7 @@ async def test_a_body_that_does_not_come_in_time_is_a_408_and_the_connection_is_
     ):
         writer.write(POST + b"Content-Length: 9\r\n\r\n{")
         status, problem = await read_problem(reader)
-        assert (status, problem["detail"]) == (408, "the body did not come within 0.2 s")
+        assert (status, problem["detail"]) == (408, "the body was not received within 0.2 s")
         assert await reader.read() == b""
     assert not agent_service.asked
 

@@ -126,7 +126,7 @@ def test_where_it_can_be_kept_nowhere_one_line_says_so_and_nothing_is_left(state
         (state / "spool").chmod(0o500 if how == "read-only" else 0o700)
     environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     line = run(state, prefix=patched(f"{PATIENT}\n{RESTRICTED[how]}"), env=environ).stderr.decode()
-    assert line.startswith(f"akosha-agent: the end of this session could not be noted in {state}: ")
+    assert line.startswith(f"akosha-agent: the end of this session could not be recorded in {state}: ")
     assert line.count("\n") == 1
     assert how == "a-file" or list((state / "spool").iterdir()) == []
 
@@ -263,7 +263,7 @@ def test_whatever_hangs_or_fails_inside_it_exits_with_0(state, broken, how):
     code = f"import {module}\ndef broken(*_):\n    {how}\n{module}.{name} = broken"
     patience = PATIENT if how != HANGS else ""
     said = run(state, prefix=patched(f"{patience}\n{code}")).stderr.decode()
-    assert said.startswith("akosha-agent: the end of this session could not be noted") is (how != HANGS)
+    assert said.startswith("akosha-agent: the end of this session could not be recorded") is (how != HANGS)
     assert said.count("\n") == (how != HANGS)
 
 

@@ -34,7 +34,7 @@ def test_a_stopped_agent_is_named_by_sync_status_and_doctor_with_the_command_tha
     with machine.run() as agent:
         agent.logged("sync_succeeded")
         with stopped(agent):
-            cure = f"process {agent.pid} (run) does not answer: it is stopped (kill -CONT {agent.pid})"
+            cure = f"process {agent.pid} (run) does not answer: it is suspended (kill -CONT {agent.pid})"
             status = machine.call("status")
             assert (status.code, cure in status.out) == (0, True), status.out
             (warning,) = machine.call("status", "--json").json["warnings"]
@@ -42,7 +42,7 @@ def test_a_stopped_agent_is_named_by_sync_status_and_doctor_with_the_command_tha
             checks = machine.call("doctor", "--json").json["checks"]
             (check,) = [check for check in checks if check["name"] == "agent"]
             assert (check["level"], check["cure"]) == ("error", f"kill -CONT {agent.pid}")
-            assert check["found"].endswith("does not answer: it is stopped")
+            assert check["found"].endswith("does not answer: it is suspended")
             with machine.started("sync") as sync:
                 sync.log.wait(lambda line: cure in line.get("text", ""))
                 agent.process.send_signal(signal.SIGCONT)

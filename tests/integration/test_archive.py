@@ -9,7 +9,7 @@ from agent.bootstrap import agent as agent_bootstrap, home as home_bootstrap
 from agent.bootstrap.home import Home
 from agent.domain.events import SyncAsked, SyncSucceeded, UploadVerified
 from agent.domain.identity import Identity
-from agent.entrypoints.cli.archive import record_events
+from agent.entrypoints.archive import record_events
 from agent.entrypoints.mcp.tools import RESTORE_POINTS, call_tool
 from agent.entrypoints.status_view import gather_status
 from agent.settings import Loaded, Settings

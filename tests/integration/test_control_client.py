@@ -314,7 +314,7 @@ async def test_an_agent_that_hangs_is_reported_in_one_line(agent, home, capsys):
     agent.answers["GET /v1/status"] = hanging
     await status.status(home.settings, as_json=False)
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith(f"agent      process {os.getpid()} (run) is there, but does not answer: ")
+    assert first.startswith(f"agent      process {os.getpid()} (run) does not answer; this status is from its ledger")
 
 
 def stale(place: Path) -> None:
@@ -517,7 +517,7 @@ async def test_a_sync_that_is_cancelled_ends_as_cancelled_where_the_ledger_canno
     syncing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await syncing
-    assert said == ["stopped: what is pending goes with the next sync"]
+    assert said == ["stopped: the next sync sends what is pending"]
 
 
 async def test_an_agent_that_dies_after_it_has_done_it_has_done_it(agent, home, monkeypatch):

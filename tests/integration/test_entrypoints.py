@@ -142,26 +142,26 @@ def test_every_event_has_a_line_for_people():
     about = {"id": "i", "time": AT, "system_id": "laptop", "upload_id": "u"}
     taken = IngestCompleted(**about, source="memories", stored=1_000, known=2, kept_back={"no embedding": 3})
     assert events.line(taken).endswith(
-        "ingest.completed  u: 1,000 memories stored; 2 there already; 3 kept back: no embedding"
+        "ingest.completed  u: 1,000 memories stored; 2 already stored; 3 not stored: no embedding"
     )
     assert events.line(IngestFailed(**about, error="too large")).endswith("ingest.failed    u: too large")
     assert "next attempt at " in events.line(IngestFailed(**about, error="not yet", retry_at=AT))
     looked = UploadVerified(**about, whole=True, deep=False, objects=4, problems={})
-    assert events.line(looked).endswith("archive.verified  u: whole, 4 objects looked at")
+    assert events.line(looked).endswith("archive.verified  u: intact, 4 objects compared with the store's metadata")
     broken = replace(looked, whole=False, deep=True, problems={"reflection.duckdb": "is not there", "b": "cut"})
     assert events.line(broken).endswith(
-        "u: not whole, 4 objects downloaded and read through: b: cut; reflection.duckdb: is not there"
+        "u: DAMAGED, 4 objects downloaded and read: b: cut; reflection.duckdb: is not there"
     )
     planted = replace(looked, whole=False, problems={"knowledge_graph_\x1b[2J\n.duckdb": "is not there"})
-    assert events.line(planted).endswith("looked at: knowledge_graph_\\x1b[2J\\n.duckdb: is not there")
+    assert events.line(planted).endswith("metadata: knowledge_graph_\\x1b[2J\\n.duckdb: is not there")
     gone = UploadsPruned(
         id="i", time=AT, system_id="laptop", upload_ids=("a", "b"), kept=10, objects=6, bytes_freed=1_600, leftovers=0
     )
     assert events.line(gone).endswith("archive.pruned   2 uploads deleted (6 objects, 1.6 kB), 10 kept")
     refused = replace(gone, upload_ids=("a",), leftovers=3, error="403 (allow s3:DeleteObject)")
     assert events.line(refused).endswith(
-        "  1 upload deleted (6 objects, 1.6 kB), 10 kept; 3 leftovers of unfinished ones deleted;"
-        " not all: 403 (allow s3:DeleteObject)"
+        "  1 upload deleted (6 objects, 1.6 kB), 10 kept; 3 objects left over from unfinished uploads deleted;"
+        " not all were deleted: 403 (allow s3:DeleteObject)"
     )
 
 

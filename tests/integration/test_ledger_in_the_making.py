@@ -60,5 +60,5 @@ def test_commands_take_one_in_the_making_for_none(tmp_path):
         subprocess.run([*command, *words, *place], env=environment, check=True, capture_output=True, text=True)
         for words in (["events"], ["status", "--json"])
     )
-    assert "nothing has happened yet" in events.stderr
+    assert "there are no events yet" in events.stderr
     assert json.loads(status.stdout)["pending"] == []

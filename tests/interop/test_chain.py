@@ -142,4 +142,4 @@ def test_by_both_ways_the_same_memories_are_there_once(laptop, akoshas_side, ako
     done = reactor.call("react", "--once", "--state-dir", str(reactor.state), places=False)
     assert done.code == 0, done.err
     assert akosha.rows(system_id) == pushed
-    assert "there already: 305" in done.out
+    assert "already stored: 305" in done.out

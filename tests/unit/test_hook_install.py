@@ -145,7 +145,7 @@ def test_what_is_not_understood_is_left_alone(path, ours, state):
     assert (path.read_text(), names(path.parent), names(state)) == ("{,}", ["settings.json"], [])
     assert hook_status(installed_hook(path), ours).state is State.UNKNOWN
     path.write_bytes(b'{\n"a": "\xff"}')
-    assert "not UTF-8: byte 8, in line 2" in installed_hook(path).error
+    assert "not UTF-8: byte 8, line 2" in installed_hook(path).error
 
 
 def test_what_another_program_writes_meanwhile_is_not_lost(path, ours, state, monkeypatch):
@@ -156,7 +156,7 @@ def test_what_another_program_writes_meanwhile_is_not_lost(path, ours, state, mo
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", meanwhile)
-    with pytest.raises(StateError, match="changed by another program"):
+    with pytest.raises(StateError, match="another program has just changed"):
         install(path, ours, state)
     assert path.read_text() == '{"model": "y"}'
     assert not [name for name in names(path.parent) if name.endswith(".draft")]

@@ -159,7 +159,7 @@ def test_without_a_record_of_what_was_made_what_is_empty_goes():
         pytest.param('{\n  "a": 1,\n  "b" 2}', "line 3, column 7", id="no-colon"),
         pytest.param('{\n  // why\n  "a": 1\n}', "line 2, column 3", id="comment"),
         pytest.param("", "line 1, column 1", id="nothing"),
-        pytest.param('{"a": NaN}', "NaN is no number", id="nan"),
+        pytest.param('{"a": NaN}', "NaN is not a number", id="nan"),
         pytest.param('{"a": -1e400}', "-1e400 is out of range", id="range"),
         pytest.param('{"a": 1, "b": {"c": 1, "c": 1}}', 'the key "c" occurs twice in one object', id="twice"),
         pytest.param("[" * 100_000, "nested too deeply", id="deep"),

@@ -102,7 +102,7 @@ async def test_a_call_without_progress_reports_that_it_is_at_work_and_why_it_wai
 
 @pytest.mark.parametrize(
     ("pid", "words"),
-    [(1, "process 1 (run) is at work"), (0, "another process is at work"), (os.getpid(), "another call is at work")],
+    [(1, "process 1 (run)"), (0, "another process"), (os.getpid(), "another call")],
     ids=["run", "unknown", "own"],
 )
 async def test_the_process_that_is_waited_for_is_reported_once(pid, words):
@@ -116,7 +116,7 @@ async def test_the_process_that_is_waited_for_is_reported_once(pid, words):
         for _ in range(3):
             reporter.on_wait(AlreadyRunning("in use", pid=pid, command="run"))
         await client.enough.wait()
-    assert [message for _, _, message in client.reported] == [f"{words}: waiting for its result"]
+    assert [message for _, _, message in client.reported] == [f"waiting for {words}, which holds the state directory"]
 
 
 # ------------------------------------------------------------------------------------------------ results of errors
@@ -147,7 +147,7 @@ async def test_invalid_arguments_are_a_result_with_a_hint_and_no_settings_are_re
 @pytest.mark.parametrize(
     ("error", "said", "hint"),
     [
-        (SettingsError("akosha_max_retries is -1"), "akosha_max_retries is -1", "correct it there"),
+        (SettingsError("akosha_max_retries is -1"), "akosha_max_retries is -1", "correct the setting"),
         (SettingsError("no such file", hint="check --settings"), "no such file (check --settings)", "check --settings"),
         (StoreError("the bucket is gone"), "the bucket is gone", "akosha-agent status"),
         (ValueError("canary-s3cret"), "ValueError", "log"),
@@ -183,7 +183,7 @@ def test_the_hint_of_a_failed_result_has_those_of_its_methods():
 @pytest.mark.parametrize("error", ["no space left", "no space left (/var)", "refused)", "(", ")", ""])
 def test_the_hint_of_an_error_without_one_is_the_status_command(error):
     assert hint_of_text(error) == ""
-    assert document(failed(("cloud", error)))["hint"] == "akosha-agent status shows what is wrong"
+    assert document(failed(("cloud", error)))["hint"] == "run akosha-agent status to see the problem"
 
 
 def test_a_success_has_the_number_of_memories_and_no_hint():

@@ -402,5 +402,5 @@ def test_each_upload_has_one_line_in_a_pipe_whatever_keeps_it(capsys):
     upload = uploads.upload_id(NOW)
     _print_plan(PrunePlan(kept={upload: reasons}, to_delete={}, leftovers={}, started_before=NOW))
     _, line, reported = capsys.readouterr().out.splitlines()
-    assert line.split(maxsplit=1) == [upload, f"stays: {', '.join(reasons)}"]
-    assert reported == "0 of 1 upload would go; nothing was deleted"
+    assert line.split(maxsplit=1) == [upload, f"keep: {', '.join(reasons)}"]
+    assert reported == "dry run: 0 of 1 upload would be deleted; nothing was deleted"

@@ -1,4 +1,4 @@
-"""The command line: the list of commands. The module of a command is imported when that command is chosen."""
+"""The list of commands. The module of a command is imported only when that command runs."""
 
 from importlib import import_module
 from typing import Annotated, Any
@@ -10,31 +10,31 @@ from agent import __version__
 from agent.entrypoints.cli.options import HELP_OPTIONS, Verbose
 
 COMMANDS = {
-    "run": ("cli.run", "Watch the databases and sync what changes, until stopped (Ctrl-C or SIGTERM)."),
-    "sync": ("cli.sync", "Sync once, now. A running agent does the sync; the result is the same."),
-    "status": ("cli.status", "Show the agent, what is pending, the last uploads, and what prevents the next."),
-    "events": ("cli.events", "Show requests and their results, oldest first; or follow results, here and elsewhere."),
-    "memories": ("cli.memories", "Show how many memories Akosha has, and which wait or were refused, and why."),
-    "config": ("cli.config", "Show every setting, its value and where it came from. Secrets are masked."),
-    "mcp": ("mcp.command", "Serve a coding assistant: an MCP server (stdio) with tools to sync and show the status."),
-    "react": ("cli.react", "On Akosha's side: bring every upload in the bucket into Akosha, until stopped."),
-    "demo": ("cli.demo", "Show how it works: a scratch database, the agent, a directory as the cloud."),
+    "run": ("cli.run", "Watch the databases and sync changes until stopped (Ctrl-C or SIGTERM)."),
+    "sync": ("cli.sync", "Sync once, now. If an agent is running, it does the sync; the result is the same."),
+    "status": ("cli.status", "Show the agent, pending changes, the last uploads, and what blocks the next one."),
+    "events": ("cli.events", "Show sync requests and results, oldest first; or follow results from any machine."),
+    "memories": ("cli.memories", "Show how many memories were delivered to Akosha, and which are waiting or refused."),
+    "config": ("cli.config", "Show every setting, its value and its source. Secrets are masked."),
+    "mcp": ("mcp.command", "Run an MCP server (stdio) for a coding assistant: sync, status and restore points."),
+    "react": ("cli.react", "Run on the Akosha side: ingest every upload in the bucket into Akosha until stopped."),
+    "demo": ("cli.demo", "Demonstrate the agent with a scratch database and a local directory as the bucket."),
     "verify": (
         "cli.verify",
-        "Check that an upload is whole in the bucket. Exits with 0 (whole), 1 (damaged) or 2 (usage).",
+        "Check that an upload in the bucket is complete and undamaged. Exits with 0 (it is), 1 (damaged) or 2 (usage).",
     ),
-    "doctor": ("doctor.run", "Check settings, directories, servers and services, and name the cure of each problem."),
-    "restore": ("cli.restore", "Restore the databases of an upload as files: checked, and never over what is in use."),
-    "prune": ("cli.prune", "Delete old uploads of this system, all but those that the rules keep; never the newest."),
-    "uploads": ("cli.uploads", "Show the uploads there are, the newest first; or everything about one."),
-    "hook": ("hook.commands", "The session-end hook of Claude Code, which notifies the agent."),
+    "doctor": ("doctor.run", "Check settings, directories, servers and services, and show how to fix each problem."),
+    "restore": ("cli.restore", "Restore and verify the databases of an upload; never replaces a database in use."),
+    "prune": ("cli.prune", "Delete the old uploads of this system that no retention rule keeps; never the newest."),
+    "uploads": ("cli.uploads", "List the uploads in the bucket, newest first; or show one in detail."),
+    "hook": ("hook.commands", "Manage the session-end hook of Claude Code, which notifies the agent."),
     "service": ("service.commands", "The agent as a service of this user: systemd on Linux, launchd on macOS."),
 }
-"""Name: the module below `agent.entrypoints` that has the command, or its group, as `app`; and the line in `--help`."""
+"""By name: the module below `agent.entrypoints` whose `app` is the command or group, and its line in `--help`."""
 
 
 class LazyGroup(TyperGroup):
-    """The commands of COMMANDS, known by their names and summaries until one of them is chosen."""
+    """The commands of COMMANDS: names and summaries only, until one of them runs."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -51,10 +51,10 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(
     name="akosha-agent",
     cls=LazyGroup,
-    help="Gets every memory that Session-Buddy commits safely to Akosha: watches the databases, copies what changed, "
-    "uploads it, and publishes the results.\n\nStart with `akosha-agent demo` (a scratch database, no account). Then "
-    "set akosha_cloud_endpoint (and akosha_cloud_bucket), try `akosha-agent sync`, and let `akosha-agent run` keep "
-    "watching.",
+    help="Backs up the memories that Session-Buddy commits, to Akosha: watches the databases, uploads what changed, "
+    "and publishes the results as events.\n\nTo try it, run `akosha-agent demo` (a scratch database, no account). To "
+    "set it up, set akosha_cloud_endpoint (and akosha_cloud_bucket), test with `akosha-agent sync`, then start "
+    "`akosha-agent run`.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings=HELP_OPTIONS,

@@ -1,7 +1,7 @@
-"""What all commands share: their common options, the settings they load, and how they end.
+"""Shared by all commands: common options, loading of the settings, error handling and exit codes.
 
-A command that does one thing prints its message and logs nothing, unless `-v` is given. A command that keeps running
-(`run`, `react`, one that follows events) logs.
+A command that runs once prints its output and logs only with `-v`. A command that keeps running (`run`, `react`,
+`events --follow`) logs.
 """
 
 import functools
@@ -31,17 +31,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class LogMode(Enum):
-    """What a command logs without `-v`, which makes it log at the level of the settings."""
+    """What a command logs without `-v`. With `-v` it logs at the level of the settings."""
 
     NOTHING = auto()
     WARNINGS = auto()
-    """Warnings and errors, unless a setting names a level."""
+    """Warnings and errors, unless akosha_agent_log_level is set."""
     SETTING = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """The common options of a command line, and the directory that relative paths start from."""
+    """The common options of a command line, and the directory that relative paths are resolved against."""
 
     data_dir: Path | None = None
     state_dir: Path | None = None
@@ -50,10 +50,10 @@ class Options:
     cwd: Path = field(default_factory=Path.cwd)
 
     def read(self, mode: LogMode, *, to_file: bool = False) -> Loaded:
-        """Read the settings and configure the logs by them; no line shows a secret of theirs from now on.
+        """Read the settings and configure logging from them; their secrets are masked in all later log lines.
 
-        `to_file`: log to the file that the settings name, at their level. Raises SettingsError; then the logs stay as
-        they were.
+        With `to_file`, log to the file of akosha_agent_log_file, if set, at the level of the settings. Raises
+        SettingsError; logging is then unchanged.
         """
         directories = {"agent_data_dir": self.data_dir, "agent_state_dir": self.state_dir}
         loaded = load(
@@ -75,7 +75,7 @@ class Options:
         return loaded
 
     def load(self, mode: LogMode = LogMode.NOTHING, *, to_file: bool = False) -> Loaded:
-        """Do as `read`, and print or log the warnings. Raises SettingsError."""
+        """Read the settings as `read` does, and print or log their warnings. Raises SettingsError."""
         loaded = self.read(mode, to_file=to_file)
         for warning in loaded.warnings:
             if mode is LogMode.NOTHING:
@@ -86,7 +86,7 @@ class Options:
 
 
 class CommandGroup(typer.Typer):
-    """Commands that take `-v` and, where their function asks for them, the common options."""
+    """Commands with `-v` and, if their function has a parameter for them, the common options."""
 
     def __init__(self, **how: Any) -> None:
         super().__init__(rich_markup_mode=None, add_completion=False, context_settings=HELP_OPTIONS, **how)
@@ -94,17 +94,19 @@ class CommandGroup(typer.Typer):
     def command(
         self, name: str | None = None, *, stopped: int | None = None, data_dir: bool = True, **how: Any
     ) -> Callable[[Function], Function]:
-        """Register a function as a command; the function itself stays as it is.
+        """Register a function as a command; the function itself is not changed.
 
         A parameter of type `Options` gets `--data-dir` (unless `data_dir` is false), `--state-dir` and `--settings`;
-        one of type `Settings` gets the settings that those load; `context: typer.Context` is typer's. A coroutine
-        function runs until it ends; SIGTERM or Ctrl-C cancels it, and the exit code is `stopped` (None: 128 + the
-        signal's number). An int that the function returns is the exit code. An AkoshaError is printed; the exit code is
-        1, or 2 for the settings.
+        a parameter of type `Settings` gets the settings loaded with them; `context: typer.Context` gets typer's
+        context. SIGTERM or Ctrl-C cancels a coroutine function; the exit code is then `stopped` (None: 128 + the
+        signal's number). An int that the function returns is the exit code. An AkoshaError is printed; the exit code
+        is 2 for a SettingsError, else 1.
         """
 
         def register(function: Function) -> Function:
-            summary = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())  # whole in lists, too
+            summary = " ".join(
+                (inspect.getdoc(function) or "").partition("\n\n")[0].split()
+            )  # click would shorten it in lists
             add = super(CommandGroup, self).command(name, short_help=summary, **how)
             add(_with_common_options(function, stopped, data_dir=data_dir))
             return function
@@ -122,7 +124,7 @@ class CommandGroup(typer.Typer):
 def _with_common_options(
     function: Callable[..., Any], stopped: int | None = None, *, data_dir: bool = True
 ) -> Callable[..., Any]:
-    """Return a function with the signature that typer makes the options of."""
+    """Return the function wrapped, with a signature from which typer derives the options."""
     signature = inspect.signature(function, eval_str=True)
     own = list(signature.parameters.values())
     injected = next((one for one in own if one.annotation in (Options, Settings)), None)
@@ -134,8 +136,8 @@ def _with_common_options(
 
     @functools.wraps(function)
     def call(*, context: typer.Context, verbose: bool = False, **given: Any) -> None:
-        gc.freeze()  # what was imported is never collected, also not at the exit: a tenth of the time of `status`
-        gc.enable()  # `agent.__main__` has disabled it for the imports
+        gc.freeze()  # never collect what was imported, not even at exit: a tenth of the run time of `status`
+        gc.enable()  # `agent.__main__` disables it during imports
         options = Options(**{name: given.pop(name) for name in common}, verbose=verbose or _is_verbose(context.parent))
         try:
             if injected is not None:
@@ -165,7 +167,7 @@ def _with_common_options(
 
 
 def _is_verbose(context: Any) -> bool:
-    """Return whether a group above the command was given `-v`."""
+    """Return whether `-v` was given to a group above the command."""
     while context is not None:
         if context.params.get("verbose"):
             return True
@@ -174,9 +176,9 @@ def _is_verbose(context: Any) -> bool:
 
 
 def die(error: AkoshaError) -> NoReturn:
-    """Print the error, log it where the log is a file, and exit with 1, or 2 where it is the settings.
+    """Print the error and exit with 2 for a SettingsError, else 1. If the log is a file, log the error there, too.
 
-    An OutputError is raised as it is: `agent.__main__` handles it.
+    An OutputError is raised again: `agent.__main__` handles it.
     """
     if isinstance(error, OutputError):
         raise error

@@ -1,4 +1,4 @@
-"""`config`: every setting, its value, and where it came from."""
+"""`config`: every setting, its value and its source."""
 
 import json
 
@@ -15,7 +15,7 @@ app = CommandGroup()
 
 @app.command()
 def config(options: Options, as_json: AsJson = False) -> None:
-    """Show every setting, its value and where it came from. Secrets are masked."""
+    """Show every setting, its value and its source. Secrets are masked."""
     loaded = options.load()
     rows = settings_table(loaded)
     if as_json:

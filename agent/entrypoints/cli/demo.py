@@ -1,4 +1,4 @@
-"""`demo`: the product at work on a scratch database."""
+"""`demo`: a demonstration on a scratch database."""
 
 from typing import Annotated
 
@@ -14,5 +14,5 @@ app = CommandGroup()
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the scratch directory for inspection.")] = False,
 ) -> int:
-    """Show how it works: a scratch database, the agent, a directory as the cloud."""
+    """Demonstrate the agent with a scratch database and a local directory as the bucket."""
     return run_demo(keep=keep)

@@ -1,4 +1,4 @@
-"""`events`: the ledger's history; or results as they come, printed or given to a command."""
+"""`events`: the ledger's history; or results as they are published, printed or passed to a shell command."""
 
 import asyncio
 import os
@@ -35,10 +35,10 @@ EVERY = "*"
 
 FIRST_WAIT_SECONDS = 1.0
 LAST_WAIT_SECONDS = 60.0
-"""A command that fails is run again after the first, doubling to the last."""
+"""Delays before a failed command is run again: the first, doubling up to the last."""
 
 END_SECONDS = 5.0
-"""Time for a command to end after SIGTERM; then it is killed."""
+"""How long a command may take to exit after SIGTERM before it is killed."""
 
 POLL_SECONDS = 0.05
 
@@ -57,7 +57,7 @@ async def events(
         typer.Option(
             "--system",
             metavar="SYSTEM",
-            help="Follow the results of this system, or of all ('*', in quotes), over NATS.",
+            help="Follow the results of this system, or of all systems ('*', quoted), over NATS.",
             show_default=False,
         ),
     ] = None,
@@ -66,7 +66,8 @@ async def events(
         typer.Option(
             "--durable",
             metavar="NAME",
-            help="Follow results over NATS, which keeps the position under this name: results missed are shown, too.",
+            help="Follow results over NATS with a durable consumer of this name: results published while this command "
+            "was not running are shown, too.",
             show_default=False,
         ),
     ] = None,
@@ -75,14 +76,14 @@ async def events(
         typer.Option(
             "--exec",
             metavar="COMMAND",
-            help="Run a shell command for each result, its event (JSON) on stdin, until that exits with 0.",
+            help="Run a shell command for each result, with the event (JSON) on stdin; repeat until it exits with 0.",
             show_default=False,
         ),
     ] = None,
 ) -> int:
-    """Show requests and their results, oldest first; or follow results, here and elsewhere.
+    """Show sync requests and results, oldest first; or follow results from any machine.
 
-    With --system, --durable or --exec: results alone, until Ctrl-C.
+    With --system, --durable or --exec: only results, until Ctrl-C.
     """
     listing = system is None and durable is None and command is None
     mode = LogMode.NOTHING if listing and not follow else LogMode.WARNINGS
@@ -93,11 +94,11 @@ async def events(
 
 
 async def show_history(settings: Settings, *, follow: bool, as_json: bool) -> int:
-    """Print events, oldest first; with `follow`, until cancelled: live while an agent runs. Returns 0."""
+    """Print events, oldest first; with `follow`, also new ones until cancelled. Returns 0."""
     home = Home.of(settings)
     ledger = await _open_ledger(home, wait=follow)
     if ledger is None:
-        typer.echo("nothing has happened yet: no agent has run with this state directory", err=True)
+        typer.echo("there are no events yet: no agent has run with this state directory", err=True)
         return 0
     try:
         found = follow_history(home, ledger, after=0) if follow else read_history(ledger, after=0)
@@ -110,14 +111,14 @@ async def show_history(settings: Settings, *, follow: bool, as_json: bool) -> in
 
 
 def line(event: Event, *, system: bool = False) -> str:
-    """Return an event as one line, with its system id where `system` is set.
+    """Return an event as one line, with its system id if `system` is set.
 
-    It may quote names and texts from a bucket or a bus: nothing in the line steers a terminal.
+    Control characters are escaped: the line may quote names and texts from a bucket or a bus.
     """
     kind = event.type.removeprefix("akosha.").rsplit(".", 1)[0]
     text = ""
     if isinstance(event, SyncRequested):
-        text = f"{event.reason}, by {' then '.join(event.route)}"
+        text = f"{event.reason}, route: {', then '.join(event.route)}"
     elif isinstance(event, SyncResult):
         text = sync_summary(event)
     elif isinstance(event, IngestCompleted | IngestFailed):
@@ -131,7 +132,7 @@ def line(event: Event, *, system: bool = False) -> str:
 
 
 async def _open_ledger(home: Home, *, wait: bool) -> Ledger | None:
-    """Open the ledger for reading; where there is none, wait for it, or return None."""
+    """Open the ledger for reading. If it does not exist, wait for it, or return None if `wait` is false."""
     while not await home.has_ledger():
         if not wait:
             return None
@@ -142,9 +143,10 @@ async def _open_ledger(home: Home, *, wait: bool) -> Ledger | None:
 async def consume_results(
     settings: Settings, *, system: str | None, durable: str | None, command: str | None, as_json: bool
 ) -> NoReturn:
-    """Print each result, or run the command for it, until cancelled. A result is acked when that has succeeded.
+    """Print each result, or run the command for it, until cancelled. A result is acked once that has succeeded.
 
-    Raises SettingsError for options that contradict the settings, StateError for a state directory that cannot be used.
+    Raises SettingsError if the options need NATS and it is not configured, StateError if the state directory cannot be
+    used.
     """
     home = Home.of(settings)
     own = ""
@@ -156,9 +158,9 @@ async def consume_results(
         found = _results_from_ledger(home)
     else:
         raise SettingsError(
-            "--system and --durable follow results over NATS, and there is none",
-            hint="set akosha_agent_nats_url (and akosha_agent_bus to auto); without it, events --follow and --exec "
-            "follow this machine's own ledger",
+            "--system and --durable need NATS, which is not configured",
+            hint="set akosha_agent_nats_url (and akosha_agent_bus to auto); without NATS, events --follow and --exec "
+            "follow this machine's own results",
         )
     if command is None:
         handle = _printing(home, system=system not in (None, own), as_json=as_json)
@@ -173,7 +175,7 @@ async def consume_results(
 async def _results_from_nats(
     settings: Settings, *, system: str, durable: str | None
 ) -> AsyncGenerator[SyncResult, None]:
-    from agent.events_client import results  # noqa: PLC0415 - imports the NATS client, which is not needed without NATS
+    from agent.events_client import results  # noqa: PLC0415 - imports the NATS client
 
     options = nats_options(settings, "akosha-agent events", own_durables=False)
     await asyncio.to_thread(check_nats_options, options)
@@ -185,11 +187,11 @@ async def _results_from_nats(
 
 async def _results_from_ledger(home: Home) -> AsyncGenerator[SyncResult, None]:
     """Yield the results of this machine's agent, from now on."""
-    from_the_first = not await home.has_ledger()
+    from_start = not await home.has_ledger()
     ledger = await _open_ledger(home, wait=True)
     assert ledger is not None
     try:
-        position = 0 if from_the_first else await ledger.last_position()
+        position = 0 if from_start else await ledger.last_position()
         async with aclosing(follow_history(home, ledger, after=position)) as entries:
             async for entry in entries:
                 if isinstance(entry.event, SyncResult):
@@ -207,18 +209,18 @@ def _printing(home: Home, *, system: bool, as_json: bool) -> Callable[[SyncResul
 
 def _checked_command(command: str) -> str:
     if not command.strip() or "\0" in command:
-        raise SettingsError("--exec names no command", hint="--exec './notify.sh'")
+        raise SettingsError("--exec has no command", hint="for example: --exec './notify.sh'")
     return command
 
 
 class Execution:
-    """Runs `command` through the shell, in a session of its own; the event, as `encode` writes it, is on its stdin."""
+    """Runs a shell command in its own session for each result, with the event as written by `encode` on stdin."""
 
     def __init__(self, command: str, clock: Clock, encode: Callable[[SyncResult], bytes]) -> None:
         self._command, self._clock, self._encode = command, clock, encode
 
     async def handle(self, result: SyncResult) -> None:
-        """Run the command until it exits with 0, however often that takes. Cancelled, end the command."""
+        """Run the command until it exits with 0, without a limit. When cancelled, end the command."""
         wait = FIRST_WAIT_SECONDS
         while failure := await self._run(result):
             _log.warning("command_failed", **failure, id=result.id, system_id=result.system_id, delay_seconds=wait)
@@ -226,7 +228,7 @@ class Execution:
             wait = min(wait * 2, LAST_WAIT_SECONDS)
 
     async def _run(self, result: SyncResult) -> Mapping[str, object]:
-        """Run it once; return the log keys of a failure, none for success."""
+        """Run the command once; return the log keys of a failure, or an empty mapping."""
         starting = asyncio.create_task(self._start(result), name="command-start")
         try:
             process = await asyncio.shield(starting)
@@ -244,13 +246,13 @@ class Execution:
         return {"exit_code": process.returncode} if process.returncode else {}
 
     async def _start(self, result: SyncResult) -> Process:
-        """Start it. A caller that is cancelled meanwhile must wait for this: the shell may run already."""
+        """Start the command. A caller that is cancelled meanwhile must await this: the shell may already run."""
         return await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", self._command, stdin=PIPE, env=_environment(result), start_new_session=True
         )
 
     async def _end(self, process: Process) -> None:
-        """Send SIGTERM to the command and all that it has started; kill what is left after END_SECONDS."""
+        """Send SIGTERM to the command's process group; after END_SECONDS, send SIGKILL."""
         group, deadline = process.pid, self._clock.monotonic() + END_SECONDS
         _signal_group(group, signal.SIGTERM)
         while _is_alive(group) and self._clock.monotonic() < deadline:
@@ -260,7 +262,7 @@ class Execution:
 
 
 def _environment(result: SyncResult) -> dict[str, str]:
-    """Return our environment with the main facts of the result. An event may hold a NUL, the environment none."""
+    """Return this process's environment plus the main fields of the result, without NUL characters."""
     facts = {
         "AKOSHA_EVENT_SYSTEM_ID": result.system_id,
         "AKOSHA_EVENT_OUTCOME": result.type.split(".")[2],
@@ -271,10 +273,10 @@ def _environment(result: SyncResult) -> dict[str, str]:
 
 
 def _signal_group(group: int, number: signal.Signals | int) -> bool:
-    """Return whether the group has a process that could be signalled."""
+    """Signal a process group; return False if it has no process left."""
     try:
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):  # macOS: EPERM where only dead ones are left
+    except (ProcessLookupError, PermissionError):  # macOS: EPERM if only zombies are left
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""`memories`: how many memories each target has, and those that it does not have, with the reason."""
+"""`memories`: how many memories each target has, and the memories that it lacks, with the reason."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ from agent.settings import Settings
 
 MOST_SHOWN = 1000
 LONGEST_SHOWN = 200
-"""Characters of an id or a reason in the table; in JSON they are whole."""
+"""Length limit of an id or a reason in the table; JSON has the full text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,17 @@ app = CommandGroup()
 @app.command()
 async def memories(
     settings: Settings,
-    failed: Annotated[bool, typer.Option("--failed", help="Only those that the server refused.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Show only memories that the server refused.")] = False,
     again: Annotated[
         bool,
-        typer.Option("--send-again", help="Send all again, to a server that has lost them. Stop the agent first."),
+        typer.Option(
+            "--send-again",
+            help="Send all memories again with the next sync, if the server has lost them. Stop the agent first.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Show how many memories Akosha has, and which wait or were refused, and why."""
+    """Show how many memories were delivered to Akosha, and which are waiting or refused."""
     home = Home.of(settings)
     if again:
         return await _send_again(home)
@@ -79,7 +82,7 @@ async def memories(
 
 
 async def _send_again(home: Home) -> int:
-    """Make the next sync send everything again. Raises AlreadyRunning."""
+    """Make the next sync by http send all memories again. Raises AlreadyRunning."""
     identity = await asyncio.to_thread(home.prepare)
     with home.lock("memories", retry=False):
         ledger = await home.open_ledger()
@@ -90,7 +93,7 @@ async def _send_again(home: Home) -> int:
             await ledger.note(PREFIX + target.id, "")
         finally:
             await ledger.aclose()
-    typer.echo(f"{delivered:,} memories go to {target.endpoint} once more, with the next sync by http")
+    typer.echo(f"the next sync by http sends {delivered:,} memories to {target.endpoint} again")
     return 0
 
 
@@ -129,7 +132,7 @@ def _print(account: _Account, *, failed: bool) -> None:
     if account.target.method == HTTP and counts.delivered:
         console.print(f"  {DELIVERED_TO_AKOSHA}")
     if account.confirmed_at:
-        console.print(f"  {CONFIRMED}: asked at {local_time(account.confirmed_at)}")
+        console.print(f"  {CONFIRMED}: checked at {local_time(account.confirmed_at)}")
     if NO_EMBEDDING in counts.waiting:
         console.print(f"  {counts.waiting[NO_EMBEDDING]:,} wait for an embedding: {EMBEDDING_HINT}")
     if not account.held:

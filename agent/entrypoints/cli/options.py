@@ -1,4 +1,4 @@
-"""The options that many commands share. `command` is apart: `akosha-agent --help` does without what that imports."""
+"""Options that several commands share. Separate from `command`, whose imports `akosha-agent --help` does not need."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,20 +11,27 @@ DataDir = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        help="Where the memory databases are. Default: Session-Buddy's data_dir, else ~/.claude/data",
+        help="Directory of the memory databases. Default: Session-Buddy's data_dir, else ~/.claude/data",
         show_default=False,
-        readable=False,  # the agent reports a directory that it may not read, and waits until it may
+        readable=False,  # the agent reports an unreadable directory and waits until it is readable
     ),
 ]
 StateDir = Annotated[
-    Path | None, typer.Option("--state-dir", help="Where the agent keeps its ledger and copies.", show_default=False)
+    Path | None,
+    typer.Option("--state-dir", help="Directory for the agent's ledger and staged copies.", show_default=False),
 ]
 SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="A settings file (YAML), before all other files.", show_default=False)
+    Path | None,
+    typer.Option("--settings", help="Settings file (YAML); overrides all other settings files.", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log to standard error what is done.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log to standard error.")]
 System = Annotated[
     str | None,
-    typer.Option("--system", metavar="SYSTEM", help="Another machine's uploads, by its system id.", show_default=False),
+    typer.Option(
+        "--system",
+        metavar="SYSTEM",
+        help="Use the uploads of this system id instead of this machine's.",
+        show_default=False,
+    ),
 ]

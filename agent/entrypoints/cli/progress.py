@@ -1,4 +1,4 @@
-"""A progress bar on standard error where that is a terminal, and nothing where it is not."""
+"""A progress bar on standard error, shown only on a terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from rich.text import Text
 
 
 class ProgressBar:
-    """One line for each phase. `agent.ports.Reporter`."""
+    """One line per phase. Implements `agent.ports.Reporter`."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -27,7 +27,7 @@ class ProgressBar:
         self._current = ""
 
     def phase(self, name: str, total: int | None) -> None:
-        """Begin a phase, or set its total; None: not known yet."""
+        """Begin a phase, or set its total (None: not known yet)."""
         self.show(name, 0, total)
 
     def moved(self, count: int) -> None:
@@ -36,7 +36,7 @@ class ProgressBar:
             self._progress.advance(self._tasks[self._current], count)
 
     def show(self, name: str, done: int, total: int | None) -> None:
-        """Show how far a phase is, and make it the current one."""
+        """Show the progress of a phase, and make it the current one."""
         if self._progress is None:
             return
         if name not in self._tasks:
@@ -62,7 +62,7 @@ class ProgressBar:
 
 @contextmanager
 def progress_bar(*, of_bytes: bool = True) -> Iterator[ProgressBar]:
-    """Show a bar while the block runs; counts are bytes, or else pieces."""
+    """Show a bar while the block runs. Counts are bytes, or items if `of_bytes` is false."""
     if not sys.stderr.isatty():
         yield ProgressBar(None)
         return

@@ -1,4 +1,4 @@
-"""`prune`: delete the uploads that the retention rules do not keep, or print which those are."""
+"""`prune`: delete the uploads that no retention rule keeps, or print them."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from agent.bootstrap.home import Home
 from agent.domain.errors import NotPermitted
 from agent.domain.plain_text import printable
 from agent.domain.retention import KeepRules, r2_command, s3_rule
-from agent.entrypoints.cli.archive import record_events
+from agent.entrypoints.archive import record_events
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson
 from agent.entrypoints.cli.terminal import table_console
@@ -25,9 +25,14 @@ from agent.settings.model import MAX_KEPT
 app = CommandGroup()
 
 
-def _count(name: str, what: str) -> typer.models.OptionInfo:
+def _keep_option(period: str, kept: str) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
-        name, metavar="N", min=0, max=MAX_KEPT, help=f"{what} Default: the setting.", show_default=False
+        f"--keep-{period}",
+        metavar="N",
+        min=0,
+        max=MAX_KEPT,
+        help=f"{kept} Default: akosha_agent_keep_{period}.",
+        show_default=False,
     )
     return option
 
@@ -35,18 +40,24 @@ def _count(name: str, what: str) -> typer.models.OptionInfo:
 @app.command()
 async def prune(
     settings: Settings,
-    keep_last: Annotated[int | None, _count("--keep-last", "Keep so many of the last uploads.")] = None,
-    keep_daily: Annotated[int | None, _count("--keep-daily", "Keep the last one of so many days.")] = None,
-    keep_weekly: Annotated[int | None, _count("--keep-weekly", "Keep the last one of so many weeks.")] = None,
-    keep_monthly: Annotated[int | None, _count("--keep-monthly", "Keep the last one of so many months.")] = None,
+    keep_last: Annotated[int | None, _keep_option("last", "Keep the last N uploads.")] = None,
+    keep_daily: Annotated[
+        int | None, _keep_option("daily", "Keep the last upload of each of the last N days with uploads.")
+    ] = None,
+    keep_weekly: Annotated[
+        int | None, _keep_option("weekly", "Keep the last upload of each of the last N weeks with uploads.")
+    ] = None,
+    keep_monthly: Annotated[
+        int | None, _keep_option("monthly", "Keep the last upload of each of the last N months with uploads.")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be deleted, and why the others stay; delete nothing.")
+        bool, typer.Option("--dry-run", help="Delete nothing; print what would be deleted, and why the rest is kept.")
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Delete old uploads of this system, all but those that the rules keep; never the newest.
+    """Delete the old uploads of this system that no retention rule keeps; never the newest.
 
-    The agent does this by itself after each upload (akosha_agent_prune). Exits with 1 where not all could be deleted.
+    The agent does this after each upload if akosha_agent_prune is true. Exits with 1 if not all could be deleted.
     """
     rules = KeepRules(
         last=settings.agent_keep_last if keep_last is None else keep_last,
@@ -80,14 +91,14 @@ async def prune(
     else:
         _print_result(pruned)
     if plan.blocked:
-        typer.echo(f"akosha-agent: nothing is deleted: {printable(plan.blocked)} ({HELD_HINT})", err=True)
+        typer.echo(f"akosha-agent: nothing was deleted: {printable(plan.blocked)} ({HELD_HINT})", err=True)
         return 1
     if pruned is None or pruned.error is None:
         return 0
     typer.echo(f"akosha-agent: {pruned.error}", err=True)
     if refused and not as_json:
         typer.echo(
-            "or let the bucket delete old uploads, by days alone (docs/guides/pruning.md says what that means):\n"
+            "or let the bucket delete old uploads by age alone (docs/guides/pruning.md explains the difference):\n"
             f"  S3: aws s3api put-bucket-lifecycle-configuration --bucket {bucket}"
             f" --lifecycle-configuration '{lifecycle['s3']}'\n"
             f"  R2: {lifecycle['r2']}",
@@ -97,18 +108,18 @@ async def prune(
 
 
 def _document(pruner: Pruner, plan: PrunePlan, pruned: Pruned | None) -> dict[str, object]:
-    """Return the JSON: what was deleted or, of a dry run, would be."""
-    going = [item for objects in plan.to_delete.values() for item in objects]
-    left = [item for objects in plan.leftovers.values() for item in objects]
+    """Return the JSON document: what was deleted, or for a dry run what would be deleted."""
+    doomed = [item for objects in plan.to_delete.values() for item in objects]
+    leftovers = [item for objects in plan.leftovers.values() for item in objects]
     return {
         "dry_run": pruned is None,
         "system_id": pruner.system_id,
         "location": pruner.location,
         "deleted": list(plan.to_delete if pruned is None else pruned.upload_ids),
         "kept": [{"upload_id": upload, "reasons": list(reasons)} for upload, reasons in plan.kept.items()],
-        "objects": len(going) if pruned is None else pruned.objects,
-        "bytes_freed": sum(item.size for item in going) if pruned is None else pruned.bytes_freed,
-        "leftovers": len(left) if pruned is None else pruned.leftovers,
+        "objects": len(doomed) if pruned is None else pruned.objects,
+        "bytes_freed": sum(item.size for item in doomed) if pruned is None else pruned.bytes_freed,
+        "leftovers": len(leftovers) if pruned is None else pruned.leftovers,
         "duration_seconds": None if pruned is None else pruned.duration_seconds,
         "error": str(pruned.error) if pruned and pruned.error else (plan.blocked or None),
         "notice": (pruned.unswept if pruned else "") or None,
@@ -117,16 +128,15 @@ def _document(pruner: Pruner, plan: PrunePlan, pruned: Pruned | None) -> dict[st
 
 def _print_plan(plan: PrunePlan) -> None:
     table = Table("upload", "size", "", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    rows = {upload: ("", f"stays: {', '.join(reasons)}") for upload, reasons in plan.kept.items()}
-    rows |= {u: (human_bytes(sum(item.size for item in objects)), "would go") for u, objects in plan.to_delete.items()}
+    rows = {upload: ("", f"keep: {', '.join(reasons)}") for upload, reasons in plan.kept.items()}
+    rows |= {u: (human_bytes(sum(item.size for item in objects)), "delete") for u, objects in plan.to_delete.items()}
     for upload, objects in plan.leftovers.items():
-        rows[upload] = human_bytes(sum(item.size for item in objects)), "left over, without a manifest: would go"
+        rows[upload] = human_bytes(sum(item.size for item in objects)), "delete: left over, without a manifest"
     for upload in sorted(rows, reverse=True):
         table.add_row(upload, *rows[upload])
     table_console().print(table, soft_wrap=True)
-    typer.echo(
-        f"{len(plan.to_delete)} of {_uploads(len(plan.kept) + len(plan.to_delete))} would go; nothing was deleted"
-    )
+    total = _uploads(len(plan.kept) + len(plan.to_delete))
+    typer.echo(f"dry run: {len(plan.to_delete)} of {total} would be deleted; nothing was deleted")
 
 
 def _print_result(pruned: Pruned) -> None:
@@ -136,9 +146,9 @@ def _print_result(pruned: Pruned) -> None:
         freed = f"{pruned.objects} objects, {human_bytes(pruned.bytes_freed)}"
         typer.echo(f"deleted {_uploads(len(pruned.upload_ids))} ({freed}); {pruned.kept} kept")
     if pruned.leftovers:
-        typer.echo(f"deleted {pruned.leftovers} leftovers of uploads that were never whole")
+        typer.echo(f"deleted {pruned.leftovers} objects left over from unfinished uploads")
     if pruned.unswept:
-        typer.echo(f"unfinished uploads in parts could not be looked for: {pruned.unswept}", err=True)
+        typer.echo(f"unfinished multipart uploads could not be listed: {pruned.unswept}", err=True)
 
 
 def _uploads(count: int) -> str:

@@ -1,4 +1,4 @@
-"""`react`: the Akosha side. Every upload in the bucket, into Akosha, until stopped; or the uploads there are now."""
+"""`react`: ingest the uploads in the bucket into Akosha, until stopped or once."""
 
 import asyncio
 from collections.abc import Collection, Iterator
@@ -29,16 +29,20 @@ async def react(
     options: Options,
     system: Annotated[
         list[str] | None,
-        typer.Option("--system", metavar="SYSTEM", help="React to this system alone; may be repeated. Default: all."),
+        typer.Option(
+            "--system",
+            metavar="SYSTEM",
+            help="Ingest only this system's uploads; may be repeated. Default: all systems.",
+        ),
     ] = None,
     once: Annotated[
-        bool, typer.Option("--once", help="Take the uploads there are, print the result, and exit.")
+        bool, typer.Option("--once", help="Ingest the present uploads, print the result, and exit.")
     ] = False,
 ) -> int:
-    """On Akosha's side: bring every upload in the bucket into Akosha, until stopped.
+    """Run on the Akosha side: ingest every upload in the bucket into Akosha until stopped.
 
-    Each is taken as soon as its result is published. Beside an agent on the same machine it needs a --state-dir of
-    its own.
+    An upload is ingested as soon as its result is published. On a machine where an agent runs, give this command its
+    own --state-dir.
     """
     settings = options.load(LogMode.NOTHING if once else LogMode.SETTING, to_file=True).settings
     try:
@@ -50,7 +54,6 @@ async def react(
 
 
 async def _react(settings: Settings, systems: Collection[str], *, once: bool) -> int:
-    """Raises SettingsError, StateError."""
     _check(settings, systems)
     home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
@@ -68,7 +71,7 @@ async def _react(settings: Settings, systems: Collection[str], *, once: bool) ->
 
 
 async def _ingest_until_stopped(service: IngestService) -> None:
-    """Run until cancelled. A SIGHUP makes it read credentials and certificates again."""
+    """Run until cancelled. On SIGHUP, credentials and certificates are read again."""
     hung_up = asyncio.Event()
     on_hangup(hung_up.set)
 
@@ -95,13 +98,13 @@ async def _ingest_once(service: IngestService) -> int:
 
 def _lines(summary: IngestSummary) -> Iterator[str]:
     if not summary.outcomes and not summary.failures:
-        yield "no system has uploads there"
+        yield "the bucket has no uploads"
     for system_id, outcome in sorted(summary.outcomes.items()):
         tally = outcome.tally
-        kept_back = sorted({**tally.waiting, **tally.refused}.items())
+        not_stored = sorted({**tally.waiting, **tally.refused}.items())
         parts = [f"uploads: {outcome.ingested}", f"memories stored: {tally.stored}"]
-        parts += [f"there already: {tally.known}"] if tally.known else []
-        parts += [f"kept back: {count} ({reason})" for reason, count in kept_back]
+        parts += [f"already stored: {tally.known}"] if tally.known else []
+        parts += [f"not stored: {count} ({reason})" for reason, count in not_stored]
         parts += [f"uploads refused: {outcome.refused} ({safe_text(outcome.refusal)})"] if outcome.refused else []
         yield f"{system_id}: {', '.join(parts) if outcome.ingested or outcome.refused else 'nothing new'}"
 
@@ -109,8 +112,8 @@ def _lines(summary: IngestSummary) -> Iterator[str]:
 def _check(settings: Settings, systems: Collection[str]) -> None:
     if not settings.cloud_configured:
         raise SettingsError(
-            "there is no bucket to take uploads from",
-            hint="set akosha_cloud_bucket and akosha_cloud_endpoint as on the machines that upload, "
+            "there is no bucket to read uploads from",
+            hint="set akosha_cloud_bucket and akosha_cloud_endpoint to the values of the machines that upload, "
             "or akosha_cloud_endpoint to file:///a/directory",
         )
     try:
@@ -126,5 +129,5 @@ def _locked(home: Home) -> Iterator[None]:
         with home.lock(REACT):
             yield
     except AlreadyRunning as error:
-        hint = f"stop that one first; {SEPARATE_STATE_DIRS}"
+        hint = f"stop that process first; {SEPARATE_STATE_DIRS}"
         raise AlreadyRunning(error.message, pid=error.pid, command=error.command, hint=hint) from error

@@ -1,4 +1,4 @@
-"""`restore`: the databases of an upload as files."""
+"""`restore`: write the databases of an upload to a directory."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ from agent.domain.errors import NoSuchObject, SettingsError
 from agent.domain.manifest import Manifest
 from agent.domain.plain_text import printable
 from agent.domain.restore_plan import Restored, RestoredDatabase, restorable
-from agent.entrypoints.cli.archive import check_mounted, system_of
+from agent.entrypoints.archive import check_mounted, system_of
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.cli.progress import progress_bar
@@ -29,9 +29,9 @@ app = CommandGroup()
 
 
 def _directory(text: str) -> Path:
-    """An empty text is a variable that was not set, not the working directory."""
+    """Refuse an empty text: it comes from a variable that is not set, and does not mean the working directory."""
     if not text:
-        raise typer.BadParameter("no directory is named")
+        raise typer.BadParameter("the directory is empty")
     return Path(text)
 
 
@@ -39,7 +39,10 @@ def _directory(text: str) -> Path:
 async def restore(
     settings: Settings,
     to: Annotated[
-        Path, typer.Option("--to", metavar="DIR", parser=_directory, help="Directory to restore to; made if missing.")
+        Path,
+        typer.Option(
+            "--to", metavar="DIR", parser=_directory, help="Directory to restore to; created if it does not exist."
+        ),
     ],
     upload: Annotated[
         str | None,
@@ -47,27 +50,33 @@ async def restore(
     ] = None,
     at: Annotated[
         str | None,
-        typer.Option("--at", metavar="TIME", help="The newest upload up to then: '2026-11-20 18:00', or RFC 3339."),
+        typer.Option(
+            "--at", metavar="TIME", help="The newest upload at this time: '2026-11-20 18:00' (local), or RFC 3339."
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", metavar="NAME", help="This database alone (reflection); may be repeated. Default: all."),
+        typer.Option(
+            "--only",
+            metavar="NAME",
+            help="Restore only this database (for example reflection); may be repeated. Default: all.",
+        ),
     ] = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Leave main file and WAL as they were, instead of making one file of them.")
+        bool, typer.Option("--raw", help="Restore main file and WAL as two files instead of merging the WAL.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Restore over files that are there: they are renamed, with the time.")
+        bool, typer.Option("--force", help="Replace existing files; they are renamed, with the time as a suffix.")
     ] = False,
     system: System = None,
     as_json: AsJson = False,
 ) -> int:
-    """Restore the databases of an upload as files: checked, and never over what is in use.
+    """Restore and verify the databases of an upload; never replaces a database in use.
 
-    A restore that was interrupted continues where it was when the command is run again.
+    To continue an interrupted restore, run the command again.
     """
     if upload is not None and at is not None:
-        raise SettingsError("an upload and --at were given", hint="leave out the one or the other")
+        raise SettingsError("both an upload and --at were given", hint="give only one of them")
     moment = time_of(at) if at is not None else None
     request = RestoreRequest(only=tuple(only or ()), raw=raw, force=force)
     await asyncio.to_thread(check_destination, settings, to)
@@ -90,7 +99,7 @@ async def _restored(
     request: RestoreRequest,
     system: str | None,
 ) -> Restored:
-    """Finish the restores to the directory that were interrupted; restore the upload, unless that was one of them."""
+    """Finish interrupted restores to the directory, then restore the upload unless it was one of them."""
     finished = {one.upload_id: one for one in await asyncio.to_thread(finish_restores, to)}
     try:
         found = await (archive.resolve_at(at) if at else archive.resolve(LATEST if upload is None else upload))
@@ -102,7 +111,7 @@ async def _restored(
     finally:
         for one in finished.values():
             names = ", ".join(database.database for database in one.databases)
-            typer.echo(f"{one.upload_id}: a restore of {names} that was interrupted is finished now, too", err=True)
+            typer.echo(f"{one.upload_id}: an interrupted restore of {names} was finished, too", err=True)
     manifest = await archive.manifest(found)
     async with open_restore(to, archive) as restoring:
         with progress_bar() as bar:
@@ -110,7 +119,7 @@ async def _restored(
 
 
 def _satisfies(done: Restored, manifest: Manifest, request: RestoreRequest) -> bool:
-    """Return whether a restore that was interrupted, and is finished now, is the one requested."""
+    """Return whether an interrupted restore, finished now, is the one requested."""
     restored = {one.database: one for one in done.databases}
     for wanted in restorable(manifest, only=request.only, raw=request.raw):
         one = restored.get(wanted.database)
@@ -121,7 +130,7 @@ def _satisfies(done: Restored, manifest: Manifest, request: RestoreRequest) -> b
 
 def _lines(restored: Restored) -> Iterator[str]:
     uploaded = local_time(datetime.fromisoformat(restored.uploaded_at))
-    yield f"{restored.upload_id}, uploaded {uploaded}, is restored to {restored.to}"
+    yield f"restored {restored.upload_id}, uploaded {uploaded}, to {restored.to}"
     for database in restored.databases:
         yield from map(printable, _database_lines(database))
     yield f"{human_bytes(restored.downloaded_bytes)} downloaded in {restored.duration_seconds:.1f} s"
@@ -129,13 +138,13 @@ def _lines(restored: Restored) -> Iterator[str]:
 
 def _database_lines(restored: RestoredDatabase) -> Iterator[str]:
     rows = f", {sum(restored.rows.values()):,} rows" if restored.rows else ""
-    folded = ", in one file with what was in its WAL" if restored.folded else ""
+    folded = ", WAL merged into it" if restored.folded else ""
     yield f"  {' + '.join(restored.files)}: {human_bytes(restored.size)}{rows}{folded}"
     if restored.carried_from:
         age = timedelta(seconds=restored.carried_age_seconds)
         yield f"    carried over from {restored.carried_from}: {age} older than the upload"
     for name, aside in restored.set_aside.items():
-        yield f"    {name} that was there is {aside} now"
+        yield f"    the existing {name} was renamed to {aside}"
     if note := storage_note(restored.storage_version):
         yield f"    {note}"
     if restored.warning:

@@ -1,6 +1,6 @@
-"""`run`: the agent until it is stopped. On SIGHUP settings and credentials are read again.
+"""`run`: run the agent until it is stopped. On SIGHUP it reads settings and credentials again.
 
-Changed settings replace the agent by a new one; with the same settings, stores, servers and buses build new clients.
+If settings have changed, a new agent replaces the running one; else the running one creates new clients.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _log = structlog.get_logger()
 
 @app.command(stopped=0)
 async def run(options: Options) -> NoReturn:
-    """Watch the databases and sync what changes, until stopped (Ctrl-C or SIGTERM)."""
+    """Watch the databases and sync changes until stopped (Ctrl-C or SIGTERM)."""
     loaded = options.load(LogMode.SETTING, to_file=True)
     await run_until_stopped(loaded.settings, partial(options.read, LogMode.SETTING, to_file=True))
 
@@ -43,8 +43,8 @@ async def run(options: Options) -> NoReturn:
 async def run_until_stopped(settings: Settings, load: Callable[[], Loaded]) -> NoReturn:
     """Run until cancelled; `load` reads the settings again on SIGHUP. Raises the error that ended the agent.
 
-    The state directory stays locked from the first agent to the last. Settings that are wrong, or that no agent can be
-    built with, are refused (`settings_refused`), and the old ones stay.
+    The state directory stays locked while one agent replaces another. Invalid settings, and settings with which no
+    agent can start, are refused (`settings_refused`); the previous ones stay in effect.
     """
     home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
@@ -57,9 +57,9 @@ async def run_until_stopped(settings: Settings, load: Callable[[], Loaded]) -> N
 
 
 class AgentInstance:
-    """One agent, running in `task` with the settings that it was built with.
+    """One agent, running in `task`, and its settings.
 
-    `unanswered` are requests of a sync that have no result yet: the next instance takes them over.
+    `unanswered` are sync requests without a result: the next instance takes them over.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class AgentInstance:
 
     @property
     def ready(self) -> bool:
-        """Whether it watches the databases and takes requests."""
+        """Whether the agent watches the databases and accepts requests."""
         return self._agent is not None and self._agent.agent_service.ready
 
     async def reset_clients(self) -> None:
-        """Make its next calls read credentials and certificates again."""
+        """Make the agent's next calls read credentials and certificates again."""
         if self._agent is not None:
             await self._agent.reset_clients()
 
     async def stop(self) -> None:
-        """Cancel it and wait for its clean-up, also while being cancelled: the command limits the time."""
+        """Cancel the agent and wait for its clean-up, even if cancelled meanwhile: the command limits the time."""
         if self.task.done():
             return
         cancelled = False
@@ -123,7 +123,7 @@ class AgentInstance:
 
 
 class ReloadLoop:
-    """Runs one agent after the other: a new one when the settings or the default system id have changed."""
+    """Runs the agent, and replaces it when the settings or the default system id have changed."""
 
     def __init__(self, load: Callable[[], Loaded], supervisor: Supervisor) -> None:
         self._load, self._supervisor, self._metering = load, supervisor, metering()
@@ -134,7 +134,7 @@ class ReloadLoop:
         """Run until cancelled. Raises the error of the first agent, or of a later one that was ready."""
         on_hangup(self._hangup.set)
         unanswered: Sequence[SyncAsked] = ()
-        fallback: Settings | None = None  # those of the last agent that was ready
+        fallback: Settings | None = None  # the settings of the last agent that was ready
         while True:
             instance = AgentInstance(settings, self._supervisor, self._metering, unanswered)
             try:
@@ -161,11 +161,11 @@ class ReloadLoop:
                 settings, fallback = fallback, None
             finally:
                 await instance.stop()
-            self._supervisor.keep_alive()  # the next step takes no longer than the stop did
+            self._supervisor.keep_alive()  # building the next agent takes no longer than stopping this one
             unanswered = instance.unanswered
 
     async def _changed_settings(self, instance: AgentInstance) -> Settings:
-        """Return settings that need a new agent, once there are any. Raises the error that ended this one."""
+        """Wait for changed settings that need a new agent. Raises the error that ended this agent."""
         while True:
             hangup = asyncio.create_task(self._hangup.wait(), name="hangup")
             try:
@@ -189,13 +189,13 @@ class ReloadLoop:
                 self._supervisor.ready()
 
     async def _reloaded(self, current: Settings) -> Settings:
-        """Read the settings again; where they cannot be used, log that and return the current ones."""
+        """Read the settings again; if they cannot be used, log that and return the current ones."""
         try:
             loaded = await asyncio.to_thread(self._load)
             settings = loaded.settings
             if settings.agent_state_dir != current.agent_state_dir:
                 raise SettingsError(
-                    f"akosha_agent_state_dir is {settings.agent_state_dir} now: that needs a restart",
+                    f"akosha_agent_state_dir was changed to {settings.agent_state_dir}, which needs a restart",
                     hint="akosha-agent service restart",
                 )
             await asyncio.to_thread(Home.of(settings).prepare)
@@ -209,12 +209,12 @@ class ReloadLoop:
         return settings
 
     def _refuse(self, error: AkoshaError, kept: Settings) -> None:
-        """Log and report that the settings stay as they were; the log is configured by those again."""
+        """Log and report that the new settings are refused; configure logging from the previous ones."""
         logs.configure(kept.agent_log_level, kept.agent_log_format, logs.LogLocation.of(kept))
         _log.error(
-            "settings_refused", reason=error.message, hint=error.hint, next_step="the old settings stay in force"
+            "settings_refused", reason=error.message, hint=error.hint, next_step="the previous settings stay in effect"
         )
-        self._supervisor.status(f"settings refused, the old ones stay in force: {logs.redacted(str(error))}")
+        self._supervisor.status(f"settings refused, the previous ones stay in effect: {logs.redacted(str(error))}")
 
 
 def _changed_keys(old: Settings, new: Settings) -> set[str]:

@@ -1,4 +1,4 @@
-"""`status`: the status as text or JSON."""
+"""`status`: show the status as text or JSON."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ app = CommandGroup()
 
 @app.command()
 async def status(settings: Settings, as_json: AsJson = False) -> int:
-    """Show the agent, what is pending, the last uploads, and what prevents the next."""
+    """Show the agent, pending changes, the last uploads, and what blocks the next one."""
     document = await gather_status(settings)
     if as_json:
         if document.unresponsive_agent:
@@ -36,7 +36,7 @@ async def status(settings: Settings, as_json: AsJson = False) -> int:
 
 
 def _print(status: StatusDocument, settings: Settings) -> None:
-    _echo(f"agent      {_who(status)}")
+    _echo(f"agent      {_agent(status)}")
     undecided = "  (the cloud target may add a suffix at the first upload)" if status.system_id_undecided else ""
     _echo(f"system     {status.system_id}{undecided}")
     _echo(f"databases  {status.data_dir}")
@@ -54,7 +54,7 @@ def _print(status: StatusDocument, settings: Settings) -> None:
     for warning in status.warnings:
         _echo(f"warning    {warning}")
     if not status.sync_enabled:
-        _echo("sync       switched off (akosha_sync_enabled is false)")
+        _echo("sync       disabled (akosha_sync_enabled is false)")
     if not status.targets:
         _echo(f"target     none: {CLOUD_HINT}")
     _echo(f"pending    {status.problem or ', '.join(status.pending) or 'nothing'}")
@@ -82,21 +82,21 @@ def _print(status: StatusDocument, settings: Settings) -> None:
 
 
 def _echo(line: str, *, bold: str = "") -> None:
-    """Print a line, on a terminal with `bold` before it in bold: without rich, which takes 50 ms to import."""
+    """Print a line without rich, which takes 50 ms to import. `bold` is put before it, in bold on a terminal."""
     bold = typer.style(bold, bold=True) if bold and sys.stdout.isatty() else bold
     sys.stdout.write(f"{bold}{printable(line)}\n")
 
 
-def _who(status: StatusDocument) -> str:
+def _agent(status: StatusDocument) -> str:
     if status.running is None:
-        return "not running: akosha-agent run"
+        return "not running (to start it: akosha-agent run)"
     return status.unresponsive_agent or f"running (pid {status.running.get('pid')}, {status.running.get('command')})"
 
 
 def _next_try(status: StatusDocument, at: datetime) -> str:
-    """Return when the target is tried again; only a running agent keeps that time."""
+    """Return the time of the next attempt. Only a running agent makes one by itself."""
     if status.running is None or status.running.get("command") != RUN:
-        return "no agent runs: akosha-agent sync tries now"
+        return "none, because no agent is running (akosha-agent sync tries now)"
     return local_time(at) if at > datetime.now(UTC) else "now"
 
 
@@ -109,13 +109,13 @@ def _last_upload(target: TargetStatus) -> str:
 def _verified(last: VerifyStatus) -> str:
     """Return the result of the last verification of the newest upload."""
     if last.whole:
-        return f"{last.upload_id} is whole  ({_age(last.at)})"
+        return f"{last.upload_id} is intact  ({_age(last.at)})"
     problems = "; ".join(f"{name}: {reason}" for name, reason in sorted(last.problems.items()))
     return f"{last.upload_id} is DAMAGED  ({_age(last.at)}): {problems}"
 
 
 def _counted(memories: MemoryCounts) -> str:
-    """Return how many memories the target has, and how many it does not have; "" where none was ever found."""
+    """Return how many memories the target has, and how many it lacks; "" if there are none."""
     counts = [f"{memories.delivered:,} delivered"] if memories.delivered else []
     counts += [
         f"{count:,} wait: {reason}" + (f" ({EMBEDDING_HINT})" if reason == NO_EMBEDDING else "")

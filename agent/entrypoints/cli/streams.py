@@ -1,7 +1,7 @@
-r"""Standard output and error of a command: characters that they cannot encode, and writes that fail.
+r"""Standard output and standard error of a command: unencodable characters, and failed writes.
 
 A character that the encoding lacks is written as a JSON escape (`\u00e9`): text stays readable, and JSON stays valid.
-The first write that fails raises `OutputError`; later output is dropped.
+The first failed write raises `OutputError`; later output is discarded.
 """
 
 import codecs
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 STDOUT, STDERR = 1, 2
 FAILED = 1
 CLOSED = 128 + 13
-"""Exit status of a program that SIGPIPE ends, as it ends `cat` in `cat FILE | head -1`."""
+"""Exit status of a program ended by SIGPIPE, like `cat` in `cat FILE | head -1`."""
 
 ESCAPE = "akosha_agent_escape"
 
 
 class OutputError(AkoshaError):
-    """Standard output cannot be written. `closed`: its reader has ended, which is not an error."""
+    """Standard output cannot be written. `closed`: its reader has exited, which is not an error."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"standard output cannot be written: {error.strerror or error}")
@@ -38,7 +38,7 @@ class OutputError(AkoshaError):
 
 
 class _Descriptor(io.FileIO):
-    """A standard stream that fails once at most. Errors of standard error are ignored: they cannot be reported."""
+    """A standard stream that raises at most once. Errors on standard error are ignored: they cannot be reported."""
 
     _failed = False
 
@@ -54,7 +54,7 @@ class _Descriptor(io.FileIO):
 
 
 def guard() -> None:
-    """Replace `sys.stdout` and `sys.stderr` of this process, where they are its descriptors 1 and 2."""
+    """Replace `sys.stdout` and `sys.stderr` if they write to descriptors 1 and 2."""
     codecs.register_error(ESCAPE, _escaped)
     sys.stdout = _guarded(sys.stdout, STDOUT)
     sys.stderr = _guarded(sys.stderr, STDERR)

@@ -1,4 +1,4 @@
-"""`sync`: one sync now, done here or by the running agent."""
+"""`sync`: one sync, done by this process or by the running agent."""
 
 import json
 from enum import StrEnum
@@ -36,16 +36,18 @@ async def sync(
         bool,
         typer.Option(
             "--take-over",
-            help="Own the uploads of this system id from now on, in place of the machine or state directory that does.",
+            help="Take over the uploads of this system id from the machine or state directory that owns them.",
         ),
     ] = False,
     new_target: Annotated[
         bool,
-        typer.Option("--new-target", help="The disk, directory or bucket was replaced on purpose: upload everything."),
+        typer.Option(
+            "--new-target", help="Upload everything, because the disk, directory or bucket was replaced on purpose."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Sync once, now. A running agent does the sync; the result is the same."""
+    """Sync once, now. If an agent is running, it does the sync; the result is the same."""
     client = await SyncClient.prepare(
         settings,
         method=method.value,
@@ -69,7 +71,7 @@ async def sync(
 
         result = await client.result(on_progress=show, on_message=say)
     if as_json:
-        from agent.entrypoints.results import ResultDocument  # noqa: PLC0415 - its model takes time to build
+        from agent.entrypoints.results import ResultDocument  # noqa: PLC0415 - building its pydantic model takes time
 
         typer.echo(json.dumps(ResultDocument.of(result).to_dict(), indent=2))
     else:

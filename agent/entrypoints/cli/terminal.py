@@ -1,4 +1,4 @@
-"""Tables and lines on a terminal: no name, reason or text of a server can steer it."""
+"""Tables and lines on a terminal. Control characters in names and server texts are escaped."""
 
 import sys
 from typing import Any
@@ -9,11 +9,11 @@ from rich.text import Text
 from agent.domain.plain_text import printable
 
 WIDE = 240
-"""Columns of a table in a pipe: wide enough not to wrap lines."""
+"""Width in columns of a table in a pipe: wide enough not to wrap lines."""
 
 
 class PlainConsole(Console):
-    """Prints text as it is: without markup, and with control characters escaped."""
+    """Prints text without interpreting markup, and with control characters escaped."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str(printable(text), **how)

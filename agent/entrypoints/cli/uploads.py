@@ -1,4 +1,4 @@
-"""`uploads`: what can be restored, the newest first; and everything about one."""
+"""`uploads`: list the uploads that can be restored, newest first; or show one in detail."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from agent.application.archive.catalog import MANIFESTS, CatalogEntry, CatalogLi
 from agent.bootstrap.archive import open_archive
 from agent.domain.errors import NoSuchObject
 from agent.domain.manifest import Manifest
-from agent.entrypoints.cli.archive import check_mounted, system_of
+from agent.entrypoints.archive import carried_databases, check_mounted, system_of, upload_document
 from agent.entrypoints.cli.command import CommandGroup, Options
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.cli.terminal import table_console
@@ -19,9 +19,9 @@ from agent.entrypoints.formatting import human_bytes, local_time
 from agent.entrypoints.shutdown import run_to_end
 from agent.settings import Settings
 
-Everything = Annotated[bool, typer.Option("--all", help="Read the manifests of old ones, too: a request each.")]
+Everything = Annotated[bool, typer.Option("--all", help="Read the manifests of old uploads, too (one request each).")]
 
-app = CommandGroup(help="Show the uploads there are, the newest first; or everything about one.")
+app = CommandGroup(help="List the uploads in the bucket, newest first; or show one in detail.")
 
 
 @app.callback(invoke_without_command=True)
@@ -38,15 +38,15 @@ def _list_by_default(
     for option in context.command.params:
         source = context.get_parameter_source(option.name or "")
         if source is not None and source.name == "COMMANDLINE":
-            # The subcommand would not get it, and show this system's uploads in place of another's.
-            context.fail(f"{option.opts[0]} goes behind {context.invoked_subcommand}")
+            # The subcommand does not get the option, and would show this system's uploads instead of another's.
+            context.fail(f"{option.opts[0]} must follow {context.invoked_subcommand}")
 
 
 @app.command(name="list")
 async def list_uploads(
     settings: Settings, everything: Everything = False, system: System = None, as_json: AsJson = False
 ) -> int:
-    """Show the uploads there are, the newest first."""
+    """List the uploads in the bucket, newest first."""
     system_id = await system_of(settings, system)
     async with open_archive(settings, system_id) as archive:
         listing = await archive.listing(manifests=None if everything else MANIFESTS)
@@ -67,7 +67,7 @@ async def show(
     system: System = None,
     as_json: AsJson = False,
 ) -> int:
-    """Show one upload: its files, its memories, what is missing in it."""
+    """Show one upload: its files, its memories, and what it lacks."""
     async with open_archive(settings, await system_of(settings, system)) as archive:
         try:
             entry = await archive.show(await archive.resolve(upload))
@@ -82,29 +82,12 @@ async def show(
 
 
 def listing_document(listing: CatalogListing, system_id: str, location: str) -> dict[str, object]:
-    """Return a listing as programs get it."""
+    """Return the JSON document of a listing."""
     return {
         "system_id": system_id,
         "location": location,
         "uploads": [upload_document(entry) for entry in listing.uploads],
         "unfinished": list(listing.unfinished),
-    }
-
-
-def upload_document(entry: CatalogEntry) -> dict[str, object]:
-    """Return an upload as programs get it; null: its manifest was not read, or cannot be, as `problems` say."""
-    manifest = entry.manifest
-    return {
-        "upload_id": entry.upload_id,
-        "time": entry.at.isoformat(),
-        "stored_bytes": entry.stored_bytes,
-        "raw_bytes": entry.raw_bytes,
-        "rows": entry.rows,
-        "databases": sorted({part.database for part in manifest.parts}) if manifest else None,
-        "verified": all(part.verified for part in manifest.parts) if manifest else None,
-        "carried": _carried(manifest) if manifest else None,
-        "triggered_by": manifest.triggered_by if manifest else None,
-        "problems": dict(entry.problems),
     }
 
 
@@ -122,18 +105,20 @@ def _manifest_document(manifest: Manifest | None) -> dict[str, object]:
 def _print_list(listing: CatalogListing, system_id: str, location: str) -> None:
     console = table_console()
     if not listing.uploads:
-        console.print(f"there is no upload of {system_id} in {location}")
+        console.print(f"there are no uploads of {system_id} in {location}")
     else:
         console.print(_table(listing))
     if unread := sum(1 for entry in listing.uploads if entry.manifest is None and not entry.problems):
-        console.print(f"{unread} older ones by what the bucket lists alone: --all reads every manifest")
+        console.print(f"the manifests of {unread} older uploads were not read (--all reads them)")
     if listing.unfinished:
-        console.print(f"{len(listing.unfinished)} unfinished, the newest {max(listing.unfinished)}")
+        console.print(f"{len(listing.unfinished)} unfinished; the newest is {max(listing.unfinished)}")
 
 
 def _table(listing: CatalogListing) -> Table:
-    """Return the table of uploads. What would be empty all the way down has no column: lines are to fit."""
-    carried = {entry.upload_id: _carried(entry.manifest) if entry.manifest else [] for entry in listing.uploads}
+    """Return the table of uploads. Columns that would be empty in every row are left out."""
+    carried = {
+        entry.upload_id: carried_databases(entry.manifest) if entry.manifest else [] for entry in listing.uploads
+    }
     damaged = any(entry.problems for entry in listing.uploads)
     table = Table(box=None, pad_edge=False)
     table.add_column("upload", overflow="fold")
@@ -151,7 +136,7 @@ def _table(listing: CatalogListing) -> Table:
             "" if entry.rows is None else f"{entry.rows:,}",
             _verified(entry.manifest),
             *((", ".join(carried[entry.upload_id]),) if any(carried.values()) else ()),
-            *((wrong(entry.problems),) if damaged else ()),
+            *((damage_summary(entry.problems),) if damaged else ()),
         )
     return table
 
@@ -166,18 +151,18 @@ def _print_one(entry: CatalogEntry) -> None:
         return
     console.print(f"raw         {human_bytes(entry.raw_bytes or 0)}")
     console.print(
-        f"made        {local_time(manifest.uploaded_at)} by agent {manifest.agent_id} {manifest.agent_version}"
+        f"uploaded    {local_time(manifest.uploaded_at)} by agent {manifest.agent_id} {manifest.agent_version}"
     )
-    console.print(f"because of  {manifest.triggered_by}")
+    console.print(f"reason      {manifest.triggered_by}")
     for name, reason in sorted(manifest.incomplete.items()):
         console.print(f"incomplete  {name}: {reason}")
     if manifest.memories:
         held = manifest.memories
         console.print(f"memories    {held.count:,} in {human_bytes(held.size)}")
         for name, base in sorted(held.bases.items()):
-            console.print(f"  {name}: {f'new or changed since {base}' if base else 'all of them'}")
+            console.print(f"  {name}: {f'new or changed since {base}' if base else 'all'}")
     for name, reason in sorted(manifest.without_memories.items()):
-        console.print(f"  {name}: not among the memories: {reason}")
+        console.print(f"  {name}: no memories: {reason}")
     table = Table("file", box=None, padding=(0, 2, 0, 0))
     for title in ("raw", "stored"):
         table.add_column(title, justify="right")
@@ -196,8 +181,8 @@ def _print_one(entry: CatalogEntry) -> None:
         console.print(f"{database}: {rows or 'no tables'}")
 
 
-def wrong(problems: Mapping[str, str]) -> str:
-    """Return what is wrong with an upload in a line, "" for nothing."""
+def damage_summary(problems: Mapping[str, str]) -> str:
+    """Return the damage of an upload in one line; "" if there is none."""
     if not problems:
         return ""
     name, reason = min(problems.items())
@@ -210,8 +195,3 @@ def _verified(manifest: Manifest | None) -> str:
         return ""
     unverified = sorted({part.database for part in manifest.parts if not part.verified})
     return f"all but {', '.join(unverified)}" if unverified else "yes"
-
-
-def _carried(manifest: Manifest) -> list[str]:
-    """Return the databases of which an earlier upload's state was taken over."""
-    return sorted({part.database for part in manifest.parts if part.origin == "carried"})

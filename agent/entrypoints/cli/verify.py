@@ -1,4 +1,4 @@
-"""`verify`: are uploads whole in the bucket?"""
+"""`verify`: check that uploads in the bucket are complete and undamaged."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from agent.bootstrap.archive import open_archive, open_deep_verifier
 from agent.bootstrap.home import Home
 from agent.domain.errors import LedgerDamaged, SettingsError
 from agent.domain.plain_text import printable
-from agent.entrypoints.cli.archive import record_events, system_of
+from agent.entrypoints.archive import record_events, system_of
 from agent.entrypoints.cli.command import CommandGroup
 from agent.entrypoints.cli.options import AsJson, System
 from agent.entrypoints.cli.progress import progress_bar
@@ -31,32 +31,32 @@ async def verify(
         str | None,
         typer.Argument(metavar="[latest|ID]", help="Upload ID or unique prefix.", show_default="latest"),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every upload.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Verify every upload.")] = False,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Download everything, check its SHA-256, read every table.")
+        bool, typer.Option("--deep", help="Download every object, check its SHA-256, and read every table.")
     ] = False,
     system: System = None,
     as_json: AsJson = False,
 ) -> int:
-    """Check that an upload is whole in the bucket. Exits with 0 (whole), 1 (damaged) or 2 (usage).
+    """Check that an upload in the bucket is complete and undamaged. Exits with 0 (it is), 1 (damaged) or 2 (usage).
 
-    Without --deep only the manifest is downloaded: what the store reports of each object is compared with it.
+    Without --deep, only the manifest is downloaded and compared with the metadata that the store reports.
     """
     if everything and upload is not None:
-        raise SettingsError("--all looks at every upload", hint=f"leave out either --all or {upload}")
+        raise SettingsError(f"both --all and {upload} were given", hint="give only one of them")
     home = Home.of(settings)
     identity = await asyncio.to_thread(home.prepare)
     system_id = await system_of(settings, system)
     async with open_archive(settings, system_id) as archive:
         if system_id == identity.system_id:
-            with suppress(LedgerDamaged):  # whether uploads are whole is asked of the target, not of the ledger
+            with suppress(LedgerDamaged):  # verifying needs only the target, not the ledger
                 async with home.ownership(identity, archive.store) as ownership, archive.moving():
                     await ownership.check_mounted()
         uploads = await archive.ids() if everything else []
         uploads = uploads or [await archive.resolve(LATEST if upload is None else upload)]
         async with _verifier(home, archive, deep=deep) as verifier:
             found = await _verify(verifier, uploads, deep=deep)
-    found = [one for one in found if not (one.is_missing and everything)]  # deleted meanwhile: that is no damage
+    found = [one for one in found if not (one.is_missing and everything)]  # deleted meanwhile: not damage
     whole = all(one.whole for one in found)
     if as_json:
         document = {"system_id": system_id, "whole": whole, "uploads": [_document(one) for one in found]}
@@ -93,15 +93,15 @@ async def _verify(verifier: Verifier, uploads: Sequence[str], *, deep: bool) -> 
 
 
 def _lines(found: VerifyResult) -> Iterator[str]:
-    how = "downloaded and read through" if found.deep else "by what the store says of them"
+    how = "downloaded and read" if found.deep else "compared with the store's metadata"
     if found.whole:
-        yield f"{found.upload_id}: whole, {found.objects} objects {how}, {found.duration_seconds:.1f} s"
+        yield f"{found.upload_id}: intact, {found.objects} objects {how}, {found.duration_seconds:.1f} s"
     else:
         yield f"{found.upload_id}: DAMAGED"
     for name, reason in sorted(found.problems.items()):
         yield f"  {name}: {reason}"
     for database, reason in sorted(found.notes.items()):
-        yield f"  {database}: its bytes are those that were uploaded; {reason}"
+        yield f"  {database}: its checksum matches, but it was not read: {reason}"
     for database, note in (found.manifest.storage_notes() if found.manifest else {}).items():
         yield f"  {database}: {note}"
 

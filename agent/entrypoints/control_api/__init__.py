@@ -1,4 +1,4 @@
-"""Control API: HTTP on a Unix socket in the state directory, and on a loopback port where one is set."""
+"""Control API: HTTP on a Unix socket in the state directory, and on a loopback port if one is set."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -23,10 +23,10 @@ async def serve(
 ) -> AsyncIterator[None]:
     """Serve `agent_service` on `{state_dir}/control.sock` and on the port of the settings while the block runs.
 
-    The caller holds the state directory's lock. `metrics` returns the metrics and their content type. A socket or port
-    that cannot be opened is logged with its cure (`control_socket_unavailable`, `control_port_unavailable`), and the
-    block runs without it. At its end the socket is removed, event streams end cleanly, and no task is left, within a
-    second.
+    The caller must hold the state directory's lock. `metrics` returns the metrics and their content type. If the socket
+    or port cannot be opened, that is logged with a hint (`control_socket_unavailable`, `control_port_unavailable`), and
+    the block runs without it. At its end, within a second, the socket is removed, event streams end cleanly, and no
+    task is left.
     """
     async with ControlServer(agent_service, settings, state_dir=state_dir, metrics=metrics, limits=limits):
         yield

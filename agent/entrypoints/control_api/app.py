@@ -1,4 +1,4 @@
-"""The application: handlers of all routes, and the middlewares in front of them."""
+"""The aiohttp application: handlers of all routes, and the middleware in front of them."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ Metrics = Callable[[], Awaitable[tuple[bytes, str]]]
 
 
 class ControlApp:
-    """Builds the application. `loopback` is set once the port is open; `requests` are the tasks in progress."""
+    """Builds the application. `loopback` is set once the port is open; `requests` are the tasks of open requests."""
 
     def __init__(self, agent_service: AgentService, settings: Settings, *, metrics: Metrics, limits: Limits) -> None:
         self._agent_service, self._settings, self._home = agent_service, settings, Home.of(settings)
@@ -45,7 +45,7 @@ class ControlApp:
         self.requests: set[asyncio.Task[None]] = set()
 
     def application(self) -> web.Application:
-        """Return the application; every route of `ROUTES` is served by the method of its name."""
+        """Return the application. Each route of `ROUTES` is served by the method named in `handler`."""
         app = web.Application(
             middlewares=[problem_middleware, self._check_access], client_max_size=self._limits.body_bytes
         )
@@ -60,7 +60,7 @@ class ControlApp:
 
     @web.middleware
     async def _check_access(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse a request over the connection limit, of another site, without the token, or of unknown parameters."""
+        """Refuse requests over the connection limit, from other sites, without a token, or with unknown parameters."""
         connection = request.protocol
         assert isinstance(connection, Connection)
         connection.head_received()
@@ -69,7 +69,7 @@ class ControlApp:
         if connection.over_limit:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "there are too many connections",
+                "too many connections",
                 headers={"Retry-After": "1"},
                 close=True,
             )
@@ -122,7 +122,7 @@ class ControlApp:
         if result is None:
             raise Problem(
                 HTTPStatus.NOT_FOUND,
-                f"there is no result of {request_id[:128]!r}",
+                f"there is no result for {request_id[:128]!r}",
                 hint="ask again later, or follow GET /v1/events: the result is an event with this request_id",
             )
         return _json_response(HTTPStatus.OK, ResultDocument.of(result).to_dict())
@@ -137,8 +137,8 @@ class ControlApp:
         if position is not None and not _POSITION.fullmatch(position):
             raise Problem(
                 HTTPStatus.BAD_REQUEST,
-                f"{position[:80]!r} is no position in the history",
-                hint="a whole number: the id of the last event you have, or 0",
+                f"{position[:80]!r} is not a position in the history",
+                hint="use the id of the last event received, or 0",
             )
         return await self.streams.respond(request, after=None if position is None else int(position))
 
@@ -158,8 +158,8 @@ class ControlApp:
         return _json_response(HTTPStatus.OK, self._openapi)
 
     def _health_response(self, *, ready: bool) -> web.StreamResponse:
-        if trouble := self._agent_service.problems():
-            return _json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "stuck", "trouble": dict(trouble)})
+        if problems := self._agent_service.problems():
+            return _json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "stuck", "trouble": dict(problems)})
         if not ready:
             return _json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "starting", "trouble": {}})
         return _json_response(HTTPStatus.OK, {"status": "ok"})
@@ -176,29 +176,29 @@ class ControlApp:
             async with asyncio.timeout(self._limits.body_seconds):
                 return await request.read()
         except TimeoutError:
-            detail = f"the body did not come within {self._limits.body_seconds:g} s"
+            detail = f"the body was not received within {self._limits.body_seconds:g} s"
             raise Problem(HTTPStatus.REQUEST_TIMEOUT, detail, close=True) from None
         except web.HTTPRequestEntityTooLarge:
             detail = f"the body is larger than {self._limits.body_bytes} bytes"
             raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, close=True) from None
         except (web.RequestPayloadError, ClientPayloadError, HttpProcessingError) as error:
-            raise Problem(HTTPStatus.BAD_REQUEST, "the body is not what its head says", close=True) from error
+            raise Problem(HTTPStatus.BAD_REQUEST, "the body does not match its headers", close=True) from error
 
 
 def _parse_order(body: bytes) -> SyncOrder:
-    """Return the order; an empty body is one of defaults. Raises Problem."""
+    """Return the order; an empty body means the defaults. Raises Problem."""
     try:
         document = orjson.loads(body) if body else {}
     except orjson.JSONDecodeError as error:
         raise Problem(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {error}") from error
     if not isinstance(document, dict):
-        raise Problem(HTTPStatus.BAD_REQUEST, "the body is JSON, but no object", hint='send {"name": value, ...}')
+        raise Problem(HTTPStatus.BAD_REQUEST, "the body is not a JSON object", hint='send {"name": value, ...}')
     try:
         return SyncOrder.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = ".".join(str(part) for part in first["loc"])[:80]
-        hint = f"known are {', '.join(SyncOrder.model_fields)}"
+        hint = f"known fields: {', '.join(SyncOrder.model_fields)}"
         raise Problem(HTTPStatus.BAD_REQUEST, f"{field}: {first['msg']}", hint=hint) from error
 
 

@@ -1,4 +1,4 @@
-"""Who may use the control API: the peer's user on the Unix socket; Host, Origin and a token on the loopback port."""
+"""Access to the control API: the peer's user on the Unix socket; Host, Origin and a token on the loopback port."""
 
 import hmac
 import re
@@ -37,9 +37,9 @@ _log = structlog.get_logger()
 
 
 def peer_uid(connection: socket.socket | TransportSocket) -> int | None:
-    """Return the user id of the process at the other end of a Unix socket; None where the system does not say.
+    """Return the user id of the peer of a Unix socket; None if the system does not report it.
 
-    Raises OSError where the peer is gone.
+    Raises OSError if the peer has disconnected.
     """
     if _SYSTEM == "linux":
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _LINUX_UCRED.size)
@@ -52,7 +52,7 @@ def peer_uid(connection: socket.socket | TransportSocket) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class LoopbackRules:
-    """Rules of the loopback port, which every local process reaches, and every web page through a browser.
+    """Rules of the loopback port, which every local process and, through a browser, every web page can reach.
 
     The checks raise Problem: 403 or 401.
     """
@@ -61,16 +61,16 @@ class LoopbackRules:
     token: str
 
     def check_origin(self, request: web.BaseRequest) -> None:
-        """Require that Host, and Origin where a browser sends one, name this server.
+        """Require that Host, and Origin if a browser sends one, name this server.
 
-        With DNS rebinding, Host has the attacker's name.
+        In a DNS rebinding attack, Host contains the attacker's name.
         """
         allowed = {f"{name}:{self.port}" for name in _HOSTS} | (set(_HOSTS) if self.port == _HTTP_PORT else set())
         hosts = request.headers.getall("Host", [])
         if len(hosts) != 1 or hosts[0].lower() not in allowed:
             raise Problem(
                 HTTPStatus.FORBIDDEN,
-                f"Host is {_quoted(hosts)}, not this agent's",
+                f"Host is {_quoted(hosts)}, which is not this agent's address",
                 hint=f"use http://{ADDRESS}:{self.port}/",
                 close=True,
             )
@@ -78,7 +78,7 @@ class LoopbackRules:
         if origins and origins != [f"http://{hosts[0].lower()}"]:
             raise Problem(
                 HTTPStatus.FORBIDDEN,
-                f"Origin is {_quoted(origins)}: pages of other sites are refused",
+                f"Origin is {_quoted(origins)}: requests from other sites are refused",
                 hint="use a program on this machine",
                 close=True,
             )
@@ -91,11 +91,11 @@ class LoopbackRules:
             token.strip().encode(errors="surrogateescape"), self.token.encode()
         ):
             return
-        detail = "the token is not this agent's" if given else "there is no token"
+        detail = "the token is wrong" if given else "there is none in the request"
         raise Problem(
             HTTPStatus.UNAUTHORIZED,
-            f"changes over this port need a token: {detail}",
-            hint="send Authorization: Bearer TOKEN, with akosha_agent_http_token's value, or, where that is not set, "
+            f"POST requests over this port need a token: {detail}",
+            hint="send Authorization: Bearer TOKEN, with the value of akosha_agent_http_token or, if that is not set, "
             "the content of http-token in the state directory",
             headers={"WWW-Authenticate": 'Bearer realm="akosha-agent"'},
             close=True,
@@ -103,16 +103,16 @@ class LoopbackRules:
 
 
 def load_or_create_token(directory: Path) -> str:
-    """Return the token in the directory; create one, readable by this user only, where there is no valid one.
+    """Return the token in the directory. If there is no valid one, create it, readable only by this user.
 
-    The caller holds the directory's lock. Raises OSError.
+    The caller must hold the directory's lock. Raises OSError.
     """
     path = directory / TOKEN_FILE
     try:
         token = fs.read_own(path, _MAX_TOKEN_BYTES, private=True).decode("ascii", "replace").strip()
         if _TOKEN.fullmatch(token):
             return token
-        reason = "it holds no token"
+        reason = "it does not contain a valid token"
     except FileNotFoundError:
         reason = ""
     except ValueError as error:

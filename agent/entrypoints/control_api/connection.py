@@ -1,4 +1,4 @@
-"""Connections: which are admitted, how many, and how long one may take to send its first request."""
+"""Connections: which and how many are admitted, and the time limit for the first request."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from agent.entrypoints.control_api.auth import peer_uid
 from agent.entrypoints.control_api.problems import Problem, internal_error
 
 SPARE_CONNECTIONS = 32
-"""Connections beyond the limit that get a 503; further ones are closed without an answer."""
+"""Connections beyond the limit that get a 503; further ones are closed without a response."""
 
 _LINGERING_SECONDS = 1.0
 """How long a body is read and discarded after an early response, so that the client reads the response."""
@@ -27,9 +27,8 @@ _log = structlog.get_logger()
 class Limits:
     """Limits of the control API. Times in seconds, sizes in bytes.
 
-    `head_seconds` is also how long a connection may be idle between two requests. `stalled_seconds` is how long a
-    reader of events may accept nothing of what is sent to it. `shutdown_seconds` is what requests in progress get at
-    the end.
+    `head_seconds` also limits the idle time between two requests. `stalled_seconds` limits how long a reader of events
+    may accept no data. `shutdown_seconds` limits the requests in progress at shutdown.
     """
 
     head_seconds: float = 10.0
@@ -43,7 +42,7 @@ class Limits:
     connections: int = 1100
 
     def max_connections(self) -> int:
-        """Return the connection limit of this process: at most half of its file descriptors."""
+        """Return the connection limit of this process: at most half of its file descriptor limit."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return self.connections if soft == resource.RLIM_INFINITY else max(min(self.connections, soft // 2), 1)
 
@@ -62,7 +61,7 @@ class Connections:
         self._refused_uids: set[int] = set()
 
     def admit(self, transport: asyncio.Transport) -> bool:
-        # Without a limit, clients could take all descriptors of the process, which syncs need, too.
+        # Without a limit, clients could use up the file descriptors that syncs need.
         if self.closed or len(self.open) >= self.limit + SPARE_CONNECTIONS:
             return False
         connected = transport.get_extra_info("socket")
@@ -70,18 +69,18 @@ class Connections:
             return True
         try:
             uid = peer_uid(connected)
-        except OSError:  # it is gone again
+        except OSError:  # the client has already disconnected
             return False
         if uid is None or uid == self._uid:
             return True
-        if uid not in self._refused_uids:  # once: others must not fill the log
+        if uid not in self._refused_uids:  # once per user: others must not fill the log
             self._refused_uids.add(uid)
             _log.warning("control_peer_refused", uid=uid, reason="only processes of this user may connect")
         return False
 
 
 class Connection(web.RequestHandler):
-    """A connection whose first request must have a complete head in time; aiohttp limits the idle time after it."""
+    """A connection with a time limit for the head of its first request; aiohttp limits the idle time after that."""
 
     __slots__ = ("_connections", "_head_timer", "lost", "over_limit", "over_tcp")
 
@@ -90,12 +89,12 @@ class Connection(web.RequestHandler):
         super().__init__(
             manager,
             loop=loop,
-            access_log=None,  # type: ignore[arg-type] # None is how it is switched off
+            access_log=None,  # type: ignore[arg-type] # None disables it
             keepalive_timeout=limits.head_seconds,
             max_line_size=limits.line_bytes,
             max_field_size=limits.line_bytes,
             lingering_time=_LINGERING_SECONDS,
-            auto_decompress=False,  # a small body may decompress to a huge one
+            auto_decompress=False,  # a small body could decompress to a huge one
         )
         self._connections = connections
         self._head_timer: asyncio.TimerHandle | None = None
@@ -143,10 +142,10 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is not a valid HTTP request; errors of valid ones are answered by `problem_middleware`."""
+        """Respond to an invalid HTTP request; `problem_middleware` handles errors of valid ones."""
         del message
         if request.writer.output_size > 0 or isinstance(exc, ConnectionError):
-            raise ConnectionError("the response has begun, or the client has left")
+            raise ConnectionError("the response has begun, or the client has disconnected")
         if isinstance(exc, LineTooLong):
             problem = Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request's head is too large", close=True)
         elif isinstance(exc, HttpProcessingError):

@@ -1,4 +1,4 @@
-"""The routes of the control API, and the OpenAPI document that is derived from them and from their models."""
+"""The routes of the control API, and the OpenAPI document derived from them and their models."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ Schema = Mapping[str, object]
 
 _REF = "#/components/schemas/{model}"
 _ENVELOPE = ("id", "time", "sender")
-"""Fields of an event's class that are attributes of the CloudEvent; the others are its data."""
+"""Fields of an event class that are attributes of the CloudEvent; the others are its data."""
 
 _AGENT_SOURCE = "urn:akosha-agent:"
 _TEXT: Schema = {"type": "string"}
@@ -35,11 +35,13 @@ class _Model(BaseModel):
 
 
 class SyncOrder(_Model):
-    """Options of a sync. The same `id` again changes nothing."""
+    """Options of a sync. A repeated `id` has no effect."""
 
-    id: str = Field(default="", pattern=r"^[A-Za-z0-9._:-]{0,128}$", description="Id of the request; none: a new one.")
+    id: str = Field(
+        default="", pattern=r"^[A-Za-z0-9._:-]{0,128}$", description="Id of the request; generated if empty."
+    )
     method: str = Field(default="auto", pattern="^(auto|cloud|http)$", description="auto follows the settings.")
-    enable_fallback: bool = Field(default=True, description="Whether the next method is tried where one fails.")
+    enable_fallback: bool = Field(default=True, description="Whether to try the next method if one fails.")
     upload_reflections: bool = True
     upload_knowledge_graph: bool = True
 
@@ -55,7 +57,7 @@ class EventAccepted(_Model):
     """The event is accepted."""
 
     id: str
-    new: bool = Field(description="False where an event of this id has been accepted before.")
+    new: bool = Field(description="False if an event with this id was accepted before.")
 
 
 class Healthy(_Model):
@@ -68,12 +70,12 @@ class Unhealthy(_Model):
     """Something is stuck, or the agent is still starting."""
 
     status: Literal["stuck", "starting"]
-    trouble: dict[str, str] = Field(description="What is stuck, and why.")
+    trouble: dict[str, str] = Field(description="Stuck components, with the reason.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """A response: what it means, and its body, as a model or a schema."""
+    """A response: its meaning, and its body as a model or schema."""
 
     description: str
     body: type | Schema = ProblemDocument
@@ -84,7 +86,7 @@ class Response:
 class Route:
     """A route. `handler` is the name of a method of `ControlApp`; `parameters` are OpenAPI's.
 
-    GET is also served as HEAD. POST changes something, and needs the token over the port.
+    GET is also served as HEAD. POST needs the token over the port.
     """
 
     method: str
@@ -99,27 +101,31 @@ class Route:
 
     @property
     def query_parameters(self) -> tuple[str, ...]:
-        """Their names."""
+        """Names of the query parameters."""
         return tuple(str(parameter["name"]) for parameter in self.parameters if parameter["in"] == "query")
 
 
 _PROBLEMS = {
-    HTTPStatus.BAD_REQUEST: Response(description="The request is malformed; `detail` says how."),
+    HTTPStatus.BAD_REQUEST: Response(description="The request is malformed; see `detail`."),
     HTTPStatus.FORBIDDEN: Response(description="Over the port: Host or Origin is not this agent's."),
-    HTTPStatus.INTERNAL_SERVER_ERROR: Response(description="The agent met an error; see its log."),
+    HTTPStatus.INTERNAL_SERVER_ERROR: Response(description="An internal error; see the agent's log."),
     HTTPStatus.SERVICE_UNAVAILABLE: Response(
-        description="The ledger or the bus is unavailable, or there are too many connections or readers."
+        description="The ledger or the bus is unavailable, or there are too many connections or event readers."
     ),
 }
 _CHANGE_PROBLEMS = _PROBLEMS | {
     HTTPStatus.UNAUTHORIZED: Response(description="Over the port: the token is missing or wrong."),
-    HTTPStatus.REQUEST_TIMEOUT: Response(description="The body did not come in time."),
+    HTTPStatus.REQUEST_TIMEOUT: Response(description="The body was not received in time."),
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: Response(description="The body is larger than 64 KiB."),
-    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: Response(description="Another Content-Type, or a compressed body."),
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: Response(
+        description="The Content-Type is not supported, or the body is compressed."
+    ),
 }
 _HEALTH_RESPONSES = _PROBLEMS | {
     HTTPStatus.OK: Response(description="Nothing is stuck.", body=Healthy),
-    HTTPStatus.SERVICE_UNAVAILABLE: Response(description="Stuck, or still starting.", body=Unhealthy),
+    HTTPStatus.SERVICE_UNAVAILABLE: Response(
+        description="Something is stuck, or the agent is starting.", body=Unhealthy
+    ),
 }
 
 ROUTES = (
@@ -128,7 +134,7 @@ ROUTES = (
         path="/v1/status",
         handler="status",
         operation_id="getStatus",
-        summary="The status: the document of `akosha-agent status --json`.",
+        summary="The document of `akosha-agent status --json`.",
         responses=_PROBLEMS | {HTTPStatus.OK: Response(description="The status.", body=StatusDocument)},
     ),
     Route(
@@ -141,8 +147,8 @@ ROUTES = (
         content_types=(JSON,),
         responses=_CHANGE_PROBLEMS
         | {
-            HTTPStatus.ACCEPTED: Response(description="Requested; also where the id is known.", body=SyncAccepted),
-            HTTPStatus.CONFLICT: Response(description="Refused; `detail` says why."),
+            HTTPStatus.ACCEPTED: Response(description="Requested, now or before with the same id.", body=SyncAccepted),
+            HTTPStatus.CONFLICT: Response(description="Refused; see `detail`."),
         },
     ),
     Route(
@@ -150,7 +156,7 @@ ROUTES = (
         path="/v1/sync/{request_id}",
         handler="result",
         operation_id="getResult",
-        summary="The result of a request of any origin.",
+        summary="The result of a sync request from any source.",
         parameters=({"name": "request_id", "in": "path", "required": True, "description": "Id.", "schema": _TEXT},),
         responses=_PROBLEMS
         | {
@@ -175,19 +181,19 @@ ROUTES = (
         handler="events",
         operation_id="followEvents",
         summary="Events as they happen, as server-sent events. `id` is the position in the history, `event` the "
-        "CloudEvents type, `data` the CloudEvent. Without a position to begin after, the stream begins with the `id` "
-        "of the present one. Progress has no `id` and is not repeated. A comment is sent every 15 s.",
+        "CloudEvents type, `data` the CloudEvent. Without a start position, the stream begins with the `id` of the "
+        "current position. Progress events have no `id` and are not repeated. A comment is sent every 15 s.",
         parameters=(
             {
                 "name": "after",
                 "in": "query",
-                "description": "Begin after this position in the history; 0: with all of it. Absent: now.",
+                "description": "Begin after this position in the history; 0 sends all of it. Default: new events only.",
                 "schema": _POSITION,
             },
             {
                 "name": "Last-Event-ID",
                 "in": "header",
-                "description": "The same, as a reader that reconnects sends it; it takes precedence over `after`.",
+                "description": "Like `after`, sent by a reader that reconnects; takes precedence over `after`.",
                 "schema": _POSITION,
             },
         ),
@@ -216,7 +222,7 @@ ROUTES = (
         path="/readyz",
         handler="readiness",
         operation_id="getReadiness",
-        summary="Whether the agent watches and receives requests, and nothing is stuck.",
+        summary="Whether the agent watches, accepts requests, and nothing is stuck.",
         responses=_HEALTH_RESPONSES,
     ),
     Route(
@@ -244,7 +250,7 @@ def openapi_document() -> dict[str, object]:
             "title": "akosha-agent",
             "version": __version__,
             "description": "The control API of a running agent: over the Unix socket control.sock in its state "
-            "directory, and over a loopback port where akosha_agent_http_port is set.",
+            "directory, and over a loopback port if akosha_agent_http_port is set.",
             "license": {"name": "BSD-3-Clause"},
         },
         "servers": [{"url": "/"}],
@@ -252,7 +258,7 @@ def openapi_document() -> dict[str, object]:
         "components": {
             "schemas": components,
             "securitySchemes": {
-                "token": {"type": "http", "scheme": "bearer", "description": "Over the port; the socket needs none."}
+                "token": {"type": "http", "scheme": "bearer", "description": "Only for the port, not for the socket."}
             },
         },
     }
@@ -284,7 +290,7 @@ def _content_type(response: Response) -> str:
 
 
 def _reference(body: type | Schema, components: dict[str, Schema]) -> Schema:
-    """Return a schema as it is, and for a model a reference to it among the components."""
+    """Return a schema unchanged; for a model, add it to the components and return a reference to it."""
     if not isinstance(body, type):
         return body
     _add(components, body.__name__, _schema_of(body, components))
@@ -292,7 +298,7 @@ def _reference(body: type | Schema, components: dict[str, Schema]) -> Schema:
 
 
 def _schema_of(cls: type, components: dict[str, Schema]) -> dict[str, object]:
-    """Return pydantic's schema of a class; the classes that it refers to are added to the components."""
+    """Return pydantic's schema of a class; add the classes it refers to to the components."""
     schema: dict[str, object] = TypeAdapter(cls).json_schema(ref_template=_REF, mode="serialization")
     for name, inner in _mapping(schema.pop("$defs", {})).items():
         _add(components, name, _mapping(inner))
@@ -300,7 +306,7 @@ def _schema_of(cls: type, components: dict[str, Schema]) -> dict[str, object]:
 
 
 def _cloud_event_schema(cls: type[Event], schema: Schema) -> Schema:
-    """Return the schema of a structured CloudEvent: id and time are attributes, the event's own fields are its data."""
+    """Return the schema of a structured CloudEvent: id and time are attributes, all other fields are in `data`."""
     fields, required = _mapping(schema["properties"]), schema["required"]
     assert isinstance(required, list)
     source = {"minLength": 1} if cls is SessionEnded else {"pattern": f"^{re.escape(_AGENT_SOURCE)}"}

@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457), and the middleware that makes them of errors."""
+"""Problem documents (RFC 9457), and the middleware that turns errors into them."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -22,18 +22,18 @@ _log = structlog.get_logger()
 
 
 class ProblemDocument(BaseModel):
-    """What is wrong, and how to fix it (RFC 9457)."""
+    """An error, and how to fix it (RFC 9457)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str
     detail: str
-    hint: str = Field(description="The command or setting that fixes it; empty where there is none.")
+    hint: str = Field(description="The command or setting that fixes the error; empty if there is none.")
     status: int
 
 
 class Problem(Exception):  # noqa: N818 - it is a response
-    """Ends a request with a problem document. `close`: the connection ends, too."""
+    """Ends a request with a problem document. With `close`, the connection is closed, too."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Problem(Exception):  # noqa: N818 - it is a response
 
     @classmethod
     def of(cls, error: AkoshaError) -> "Problem":
-        """Return the problem for an error of the core: 400 for a malformed event, else 503."""
+        """Return the problem for an AkoshaError: 400 for a malformed event, else 503."""
         status = HTTPStatus.BAD_REQUEST if isinstance(error, WireError) else HTTPStatus.SERVICE_UNAVAILABLE
         return cls(status, error.message, hint=error.hint)
 
@@ -71,7 +71,7 @@ class Problem(Exception):  # noqa: N818 - it is a response
 
 @web.middleware
 async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error with a problem document; log those that are not the client's."""
+    """Respond to every error with a problem document; log errors that the client did not cause."""
     try:
         return await handler(request)
     except Problem as error:
@@ -81,18 +81,18 @@ async def problem_middleware(request: web.Request, handler: Handler) -> web.Stre
         detail = f"{request.path[:80]} does not allow {request.method[:20]}, only {allowed}"
         problem = Problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, hint=_SEE_OPENAPI, headers={"Allow": allowed})
     except web.HTTPNotFound:
-        problem = Problem(HTTPStatus.NOT_FOUND, f"there is no {request.path[:80]!r} here", hint=_SEE_OPENAPI)
+        problem = Problem(HTTPStatus.NOT_FOUND, f"there is no route {request.path[:80]!r}", hint=_SEE_OPENAPI)
     except AkoshaError as error:
         if not isinstance(error, WireError):
             _log.warning("control_request_failed", path=request.path[:80], error=str(error))
         problem = Problem.of(error)
     except Exception as error:
         if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
-            raise  # the client has left
+            raise  # the client has disconnected
         _log.exception("control_failed", path=request.path[:80])
         problem = internal_error()
     return problem.response()
 
 
 def internal_error(status: HTTPStatus = HTTPStatus.INTERNAL_SERVER_ERROR) -> Problem:
-    return Problem(status, "the agent met an error: see its log", close=True)
+    return Problem(status, "internal error: see the agent's log", close=True)

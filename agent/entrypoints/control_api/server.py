@@ -19,7 +19,7 @@ from agent.entrypoints.control_api.connection import Connection, Connections, Li
 from agent.settings import Settings
 
 BACKLOG = 1024
-"""Connections that wait while the loop is busy; where there is no room, a non-blocking client is refused."""
+"""Connections that may wait while the event loop is busy; beyond that, a non-blocking client is refused."""
 
 _NEW_SOCKET = "control.new"
 
@@ -28,7 +28,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class ControlSocket:
-    """The listening Unix socket, which only this user's processes can reach."""
+    """The listening Unix socket, accessible only to this user's processes."""
 
     path: Path
     listening: socket.socket
@@ -36,15 +36,15 @@ class ControlSocket:
 
     @classmethod
     def open(cls, directory: Path, *, backlog: int) -> Self:
-        """Listen at `control.sock` in the directory, in place of one that a killed agent has left.
+        """Listen at `control.sock` in the directory; replaces the socket of an agent that was killed.
 
-        The caller holds the directory's lock. Raises OSError.
+        The caller must hold the directory's lock. Raises OSError.
         """
         path, new = directory / CONTROL_SOCKET, directory / _NEW_SOCKET
         new.unlink(missing_ok=True)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Nobody can connect before it listens, and by then its mode keeps others out.
+            # No client can connect before `listen`, and by then the mode excludes other users.
             with socket_address(new) as address:
                 listening.bind(address)
             new.chmod(0o600)
@@ -59,15 +59,15 @@ class ControlSocket:
         return cls(path, listening, inode)
 
     def close(self) -> None:
-        """Stop listening, and remove the file if it is still this socket's."""
+        """Stop listening, and remove the file unless another socket has replaced it."""
         self.listening.close()
-        with suppress(OSError):  # the state directory may be gone, and the file with it
+        with suppress(OSError):  # the state directory may have been deleted
             if self.path.lstat().st_ino == self.inode:
                 self.path.unlink()
 
 
 class ControlServer:
-    """Serves while it is entered; see `agent.entrypoints.control_api.serve`."""
+    """Serves inside an `async with` block; see `agent.entrypoints.control_api.serve`."""
 
     def __init__(
         self, agent_service: AgentService, settings: Settings, *, state_dir: Path, metrics: Metrics, limits: Limits
@@ -100,8 +100,8 @@ class ControlServer:
             _log.warning(
                 "control_socket_unavailable",
                 error=str(error),
-                hint="the agent goes on and reads the spool; for requests of other programs, set "
-                "akosha_agent_state_dir to a short path on a local disk",
+                hint="set akosha_agent_state_dir to a short path on a local disk; until then the agent only reads "
+                "requests from its spool",
             )
             return
         loop, accept = asyncio.get_running_loop(), self._connection_factory(over_tcp=False)
@@ -113,7 +113,7 @@ class ControlServer:
         try:
             token = token or await asyncio.to_thread(load_or_create_token, self._state_dir)
         except OSError as error:
-            hint = "set akosha_agent_http_token, or remove what is at http-token in the state directory"
+            hint = "set akosha_agent_http_token, or remove http-token from the state directory"
             _log.error("control_port_unavailable", port=port, error=f"no token: {error}", hint=hint)
             return
         self._app.loopback = LoopbackRules(port, token)
@@ -121,7 +121,7 @@ class ControlServer:
         try:
             self._listeners.append(await loop.create_server(accept, ADDRESS, port, backlog=BACKLOG))
         except OSError as error:
-            hint = "set akosha_agent_http_port to a port that is free, or to 0"
+            hint = "set akosha_agent_http_port to a free port, or to 0 to disable it"
             _log.error("control_port_unavailable", port=port, error=error.strerror or str(error), hint=hint)
             return
         _log.info("control_port_open", address=f"http://{ADDRESS}:{port}/")
@@ -131,8 +131,8 @@ class ControlServer:
         return functools.partial(Connection, self._runner.server, self._connections, over_tcp=over_tcp)
 
     async def _close(self) -> None:
-        """Wait for the requests in progress, for a short time, then close everything."""
-        self._connections.closed = True  # a connection that has just been accepted may still come
+        """Wait briefly for the requests in progress, then close everything."""
+        self._connections.closed = True  # the loop may still hand over a connection that was just accepted
         for listener in self._listeners:
             listener.close()
         if self._socket is not None:

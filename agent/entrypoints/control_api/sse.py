@@ -20,7 +20,7 @@ EVENT_STREAM = "text/event-stream"
 _RETRY = b"retry: 1000\n\n"
 _HEARTBEAT = b":\n\n"
 _WRITE_BYTES = 16 * 1024
-"""A reader has the stall timeout for each such part of an event."""
+"""Part of an event for which a reader has the stall timeout."""
 
 _log = structlog.get_logger()
 
@@ -34,25 +34,25 @@ class EventStreams:
         self._ended = asyncio.get_running_loop().create_future()
 
     async def respond(self, request: web.Request, *, after: int | None) -> web.StreamResponse:
-        """Send the events after a position (None: from now on), until the reader leaves or `end` is called.
+        """Send the events after a position (None: new ones only) until the reader disconnects or `end` is called.
 
-        A reader without a position gets the present one first, so that it misses nothing when it reconnects before its
-        first event. Raises Problem where there are too many readers, StateError.
+        A reader without a position gets the current one first, so that it misses nothing if it reconnects before its
+        first event. Raises Problem if there are too many readers, StateError.
         """
-        # Read before the response begins: a reader that has the headers gets all that happens from then on.
+        # Read before the response begins: a reader that has received the headers gets all later events.
         present = await self._agent_service.last_position() if after is None and request.method != "HEAD" else None
         if self._readers >= self._limits.readers:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{self._readers} readers follow the events already",
-                hint="end one of them",
+                f"too many event readers: {self._readers}",
+                hint="stop one of them",
                 headers={"Retry-After": "10"},
                 close=True,
             )
         response = web.StreamResponse(headers={"Content-Type": EVENT_STREAM})
         response.force_close()
         if request.version >= HttpVersion11:
-            response.enable_chunked_encoding()  # the last chunk tells a clean end from a broken connection
+            response.enable_chunked_encoding()  # the last chunk distinguishes a clean end from a broken connection
         await response.prepare(request)
         if request.method == "HEAD":
             return response
@@ -61,13 +61,13 @@ class EventStreams:
             await self._send_events(request, response, after, present)
         except AkoshaError as error:
             _log.warning("control_events_broken", error=str(error))
-            _abort(request)  # no clean end: the reader reconnects and continues
+            _abort(request)  # not a clean end, so the reader reconnects and continues
         except TimeoutError:
             waiting = request.transport.get_write_buffer_size() if request.transport else 0
             _log.info("control_reader_stalled", bytes_waiting=waiting, after_seconds=self._limits.stalled_seconds)
             _abort(request)
         except ConnectionError:
-            pass  # the reader has left
+            pass  # the reader has disconnected
         finally:
             self._readers -= 1
         return response
@@ -83,7 +83,7 @@ class EventStreams:
         connection = request.protocol
         assert isinstance(connection, Connection)
         if request.transport is not None:
-            request.transport.set_write_buffer_limits(0)  # a write returns when the kernel has all of it
+            request.transport.set_write_buffer_limits(0)  # `drain` then returns only once the kernel has all data
         await self._write(request, response, _RETRY if present is None else _RETRY + b"id: %d\n\n" % present)
         async with aclosing(self._agent_service.events(after=present if after is None else after)) as events:
             following = asyncio.ensure_future(anext(events))
@@ -108,7 +108,7 @@ class EventStreams:
         return b"%sevent: %s\ndata: %s\n\n" % (position, event.type.encode(), self._encode_event(event))
 
     async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes) -> None:
-        """Raises ConnectionError, TimeoutError where the reader has stalled."""
+        """Write in parts. Raises ConnectionError, and TimeoutError if the reader has stalled."""
         for start in range(0, len(data), _WRITE_BYTES):
             async with asyncio.timeout(self._limits.stalled_seconds):
                 await response.write(data[start : start + _WRITE_BYTES])

@@ -1,7 +1,7 @@
-"""Client of the running agent's control socket: status, events, and requests of a sync.
+"""Client of the running agent's control socket: status, events, and sync requests.
 
-Callers have another way, too: the ledger, and notes in the spool. So an agent that is absent, old, broken or hanging is
-`AgentUnavailable`, after three seconds at most. httpx2 is loaded only where there is a socket.
+If an agent is absent, outdated, broken or hanging, the client raises `AgentUnavailable` within three seconds; callers
+then use the ledger and notes in the spool. httpx2 is imported only if the socket exists.
 """
 
 from agent.entrypoints.control_client.endpoint import Endpoint

@@ -1,6 +1,6 @@
-"""HTTP client of the control socket, on httpx2. Every failure is an AgentUnavailable.
+"""HTTP client of the control socket, on httpx2. Every failure is raised as AgentUnavailable.
 
-Importing this loads httpx2, which blocks for a moment.
+Importing this module imports httpx2, which blocks briefly.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from agent.entrypoints.status_document import StatusDocument
 from agent.ports import Codec, HistoryEntry
 
 RESPONSE_SECONDS = 3.0
-"""Time limit of a response, from the connection to its last byte; of an event stream, to its headers."""
+"""Time limit from the connection to the last byte of a response, or to the headers of an event stream."""
 
 SILENCE_SECONDS = 40.0
-"""Time limit between two messages of an event stream: the agent sends a heartbeat every 15 s."""
+"""Time limit between two messages of an event stream; the agent sends a heartbeat every 15 s."""
 
 MAX_RESPONSE_BYTES = 16 * 1024 * 1024
 MAX_EVENT_BYTES = 2 * MAX_RESPONSE_BYTES
@@ -33,14 +33,14 @@ _log = structlog.get_logger()
 
 
 class ControlClient:
-    """A client of the agent that listens at a socket's path. Enter it once; that does not connect yet."""
+    """Client of the agent that listens at a socket path. Use it once with `async with`, which does not connect yet."""
 
     def __init__(self, path: Path, codec: Codec) -> None:
         self._path, self._codec = path, codec
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        """Raises AgentUnavailable where the socket has no address."""
+        """Raises AgentUnavailable if the socket cannot be addressed."""
         with _translated_errors():
             address = self._open.enter_context(socket_address(self._path))
         self._client = await self._open.enter_async_context(http_client(address))
@@ -55,13 +55,13 @@ class ControlClient:
         try:
             return _status_adapter().validate_json(body)
         except ValidationError as error:
-            raise AgentUnavailable(f"the agent's status is not understood: {error.error_count()} errors") from error
+            raise AgentUnavailable(f"the agent's status cannot be decoded: {error.error_count()} errors") from error
 
     async def ask(self, ask: SyncAsked) -> None:
-        """Request a sync; its result is among the events, and in the ledger. Raises AgentUnavailable.
+        """Request a sync; its result follows in the events and in the ledger. Raises AgentUnavailable.
 
-        After an AgentUnavailable the agent may have received it all the same. It is sent as an event, not as a
-        `POST /v1/sync`: an agent of another system refuses it.
+        After AgentUnavailable, the agent may still have received the request. It is sent as an event instead of
+        `POST /v1/sync`, so that an agent of another system refuses it.
         """
         headers = {"Content-Type": "application/cloudevents+json"}
         body = self._codec.encode(ask)
@@ -72,10 +72,10 @@ class ControlClient:
     async def events(
         self, *, after: int | None = None
     ) -> AsyncIterator[AsyncGenerator[HistoryEntry | SyncProgress, None]]:
-        """Yield the history after a position (None: from now on) as it grows, and progress in between.
+        """Yield the history after a position (None: new entries only) as it grows, and progress events.
 
-        All that happens after the block has begun is among them. They end when the agent ends. Raises AgentUnavailable,
-        also while they are read; events of unknown types are skipped.
+        No event that happens inside the block is missed. The stream ends when the agent ends. Raises AgentUnavailable,
+        also during iteration. Events of unknown types are skipped.
         """
         headers = {"Accept": "text/event-stream"}
         if after is not None:
@@ -96,7 +96,7 @@ class ControlClient:
     async def _decoded(self, response: httpx2.Response) -> AsyncGenerator[HistoryEntry | SyncProgress, None]:
         source = httpx2.EventSource(response, max_event_size=MAX_EVENT_BYTES)
         with _translated_errors():
-            # It is a generator, though its type does not say so.
+            # It is an async generator, although its annotation is an iterator.
             async with aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", aiter(source))) as messages:
                 async for message in messages:
                     if message.data and (item := self._decode(message)) is not None:
@@ -135,12 +135,12 @@ def _status_adapter() -> TypeAdapter[StatusDocument]:
 
 def _check_status(response: httpx2.Response, expected: int) -> None:
     if response.status_code != expected:
-        raise AgentUnavailable(f"the agent answers {response.status_code} to {response.request.url.path}")
+        raise AgentUnavailable(f"the agent responds with {response.status_code} to {response.request.url.path}")
 
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """Raise errors of httpx2 and the system, and time-outs, as AgentUnavailable."""
+    """Translate errors of httpx2, OSError and timeouts into AgentUnavailable."""
     try:
         yield
     except (TimeoutError, httpx2.ReadTimeout) as error:

@@ -1,4 +1,4 @@
-"""The agent's control socket, and when to connect to it again after a failure."""
+"""The agent's control socket, with a back-off after failed connections."""
 
 import asyncio
 from typing import TYPE_CHECKING
@@ -11,32 +11,32 @@ if TYPE_CHECKING:
 
 MIN_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 5.0
-"""Pauses after failures double from the first to the last."""
+"""Pauses after failures double from the minimum to the maximum."""
 
 
 class Endpoint:
-    """The control socket in a home's state directory, with a pause after each failure."""
+    """The control socket in the state directory, with a pause after each failure."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
         self._pause, self._not_before = 0.0, 0.0
 
     async def client(self) -> "ControlClient | None":
-        """Return a client, to be entered; None where there is no socket of this user, or during a pause.
+        """Return a client to use with `async with`; None during a pause, or if this user has no socket there.
 
-        Loads httpx2 where there is a socket.
+        Imports httpx2 if the socket exists.
         """
         if self._home.clock.monotonic() < self._not_before:
             return None
         return await asyncio.to_thread(_client, self._home)
 
     def back_off(self) -> None:
-        """Pause: the agent was unavailable, or the connection broke."""
+        """Start a pause, because the agent was unavailable or the connection broke."""
         self._pause = min(max(self._pause * 2, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS)
         self._not_before = self._home.clock.monotonic() + self._pause
 
     def reset_pause(self) -> None:
-        """The agent has answered: the next failure is a first one."""
+        """Reset the pause to its minimum, because the agent has answered."""
         self._pause = 0.0
 
 
@@ -44,6 +44,6 @@ def _client(home: Home) -> "ControlClient | None":
     path = home.state.path.absolute() / CONTROL_SOCKET
     if not is_own_socket(path):
         return None
-    from agent.entrypoints.control_client.client import ControlClient  # noqa: PLC0415 - it loads httpx2
+    from agent.entrypoints.control_client.client import ControlClient  # noqa: PLC0415 - imports httpx2
 
     return ControlClient(path, home.ledger_codec)

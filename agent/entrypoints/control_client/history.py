@@ -1,4 +1,4 @@
-"""The ledger's history as it grows: pushed by a running agent, and polled without one."""
+"""The ledger's history as it grows: streamed by a running agent, or polled if none is running."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -17,7 +17,7 @@ _log = structlog.get_logger()
 
 
 async def read_history(ledger: Ledger, *, after: int) -> AsyncGenerator[HistoryEntry, None]:
-    """Yield the present entries after a position, in order. Raises StateError."""
+    """Yield the existing entries after a position, in order. Raises StateError."""
     position = after
     while batch := await ledger.history(after=position):
         for entry in batch:
@@ -26,7 +26,7 @@ async def read_history(ledger: Ledger, *, after: int) -> AsyncGenerator[HistoryE
 
 
 async def follow_history(home: Home, ledger: Ledger, *, after: int) -> AsyncGenerator[HistoryEntry, None]:
-    """Yield the entries after a position, and new ones, once and in order; never ends. Raises StateError."""
+    """Yield the existing and new entries after a position, each once and in order. Never ends. Raises StateError."""
     endpoint, position = Endpoint(home), after
     while True:
         async with aclosing(read_history(ledger, after=position)) as entries:

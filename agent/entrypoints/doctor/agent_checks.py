@@ -42,7 +42,7 @@ async def agent(context: DoctorContext) -> list[Finding]:
         health = await in_thread(lambda: agent_health(path, context.step_seconds))
     except OSError as problem:
         if await in_thread(lambda: home.is_stopped(holder.pid)):
-            return [error(AGENT, f"{holder} does not answer: it is stopped", cure=f"kill -CONT {holder.pid}")]
+            return [error(AGENT, f"{holder} does not answer: it is suspended", cure=f"kill -CONT {holder.pid}")]
         text = f"{holder} does not answer at its control socket: {problem.strerror or problem}"
         return [error(AGENT, text, cure=f"{RESTART}, or end process {holder.pid} and start it again")]
     if health is None:

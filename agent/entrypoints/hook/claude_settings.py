@@ -3,8 +3,8 @@
     {"hooks": {"SessionEnd": [{"hooks": [{"type": "command", "command": "akosha-agent hook session-end ..."}]}]}}
     {"hooks": {"SessionEnd": [{"hooks": [{"type": "command", "command": "/bin/akosha-agent", "args": ["hook", ...]}]}]}}
 
-All other values, the order of the keys, the indent, the line ends and what follows the last bracket stay. A file that
-cannot be written back without loss (comments, duplicate keys, numbers out of range) is refused.
+All other values, the order of keys, the indentation, line endings and trailing whitespace are kept. A file that cannot
+be written back without loss (comments, duplicate keys, numbers out of range) is refused.
 """
 
 import json
@@ -22,24 +22,24 @@ CONFIG_DIR = "CLAUDE_CONFIG_DIR"
 HOOKS, EVENT = "hooks", "SessionEnd"
 CONTAINERS = frozenset({HOOKS, EVENT})
 TIMEOUT_SECONDS = 5
-"""Claude Code's limit for the hook, which needs a fraction of a second."""
+"""Claude Code's time limit for the hook, which takes a fraction of a second."""
 
 _DEFAULT_INDENT = "  "
 _FIRST_KEY = re.compile(r'\n([ \t]*)"')
-_EDIT_HINT = "correct it, or move it away"
+_EDIT_HINT = "correct the file, or move it away"
 _BOM = "\ufeff"
 
 
 def settings_file(environ: Mapping[str, str], home: Path) -> Path:
     """Return the path of Claude Code's user settings."""
     given = environ.get(CONFIG_DIR, "")
-    folder = Path(given).expanduser().absolute() if given else home / ".claude"
-    return folder / "settings.json"
+    directory = Path(given).expanduser().absolute() if given else home / ".claude"
+    return directory / "settings.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a JSON text is laid out. `indent`: None for a text on one line; `end`: the space after the last bracket."""
+    """The layout of a JSON text. `indent`: None for a text on one line; `end`: whitespace after the last bracket."""
 
     indent: str | None = _DEFAULT_INDENT
     separators: tuple[str, str] = (",", ": ")
@@ -70,7 +70,7 @@ class Layout:
 
 @dataclass(slots=True)
 class ClaudeSettings:
-    """A settings file: its document, and the bytes that it was read from (None where there is no file)."""
+    """A settings file: its document, and the bytes that were read (None if the file does not exist)."""
 
     path: Path
     document: dict[str, object]
@@ -79,7 +79,7 @@ class ClaudeSettings:
 
     @classmethod
     def read(cls, path: Path) -> "ClaudeSettings":
-        """Read a settings file; one that does not exist is an empty document. Raises SettingsError as `parse` does."""
+        """Read a settings file; if it does not exist, the document is empty. Raises SettingsError as `parse` does."""
         try:
             data = path.read_bytes()
         except FileNotFoundError:
@@ -92,15 +92,15 @@ class ClaudeSettings:
     def parse(cls, path: Path, data: bytes) -> "ClaudeSettings":
         """Parse the bytes of the file at `path`.
 
-        Raises SettingsError where they are not JSON (with line and column), cannot be written back without loss, or
-        are not structured as Claude Code's documentation describes.
+        Raises SettingsError if they are not JSON (with line and column), cannot be written back without loss, or do not
+        have the structure that Claude Code's documentation describes.
         """
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             raise SettingsError(
-                f"{path} is not UTF-8: byte {error.start}, in line {line}", hint="save it as UTF-8"
+                f"{path} is not UTF-8: byte {error.start}, line {line}", hint="save it as UTF-8"
             ) from error
         document = _decode(text.removeprefix(_BOM), path)
         hooks = document.get(HOOKS, {})
@@ -117,18 +117,18 @@ class ClaudeSettings:
 
     @property
     def hooks_disabled(self) -> bool:
-        """Whether Claude Code runs no hooks at all."""
+        """Whether hooks are disabled in Claude Code (disableAllHooks)."""
         return self.document.get("disableAllHooks") is True
 
     def insert(self, command: HookCommand) -> frozenset[str]:
-        """Add the command for the session's end, or update the agent's hooks that are there.
+        """Add the agent's session-end hook, or update it if it is installed.
 
-        Returns the containers that had to be made. Raises SettingsError for a command that is not Unicode.
+        Returns the containers that were created. Raises SettingsError if the command is not Unicode.
         """
         try:
             str(command).encode()
         except UnicodeEncodeError as error:
-            raise SettingsError("the command's paths are not UTF-8", hint="choose another --state-dir") from error
+            raise SettingsError("a path in the command is not UTF-8", hint="choose another --state-dir") from error
         if installed := list(self._installed()):
             for _, hook, _ in installed:
                 if not command.with_args:
@@ -144,7 +144,7 @@ class ClaudeSettings:
         return frozenset(made)
 
     def remove(self, made: frozenset[str] = CONTAINERS) -> None:
-        """Remove the agent's hooks, and those containers of `made` that are empty then."""
+        """Remove the agent's hooks, and the containers of `made` that are then empty."""
         for entry, hook, _ in list(self._installed()):
             inner = entry["hooks"]
             inner[:] = [one for one in inner if one is not hook]
@@ -158,7 +158,7 @@ class ClaudeSettings:
                 del self.document[HOOKS]
 
     def render(self) -> bytes:
-        """Return the document in the layout of the file. Raises SettingsError where it is nested too deeply."""
+        """Return the document in the layout of the file. Raises SettingsError if it is nested too deeply."""
         try:
             return self.layout.render(self.document)
         except RecursionError as error:
@@ -171,7 +171,7 @@ class ClaudeSettings:
         return entries
 
     def _installed(self) -> Iterator[tuple[dict[str, Any], dict[str, Any], HookCommand]]:
-        """Yield the entry, the hook and the command of each hook of the agent."""
+        """Yield the entry, the hook and the command of each of the agent's hooks."""
         for entry in self._entries():
             if not isinstance(entry, dict) or not isinstance(entry.get("hooks"), list):
                 continue
@@ -181,20 +181,20 @@ class ClaudeSettings:
 
 
 class _LossyError(Exception):
-    """What JSON's decoder accepts and its encoder does not write back."""
+    """Input that the JSON decoder accepts and the encoder would not write back unchanged."""
 
 
 def _decode(text: str, path: Path) -> dict[str, object]:
     try:
         document: object = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise SettingsError(f"{path} is not JSON: {error.msg} at {where}", hint=_EDIT_HINT) from error
+        position = f"line {error.lineno}, column {error.colno}"
+        raise SettingsError(f"{path} is not JSON: {error.msg} at {position}", hint=_EDIT_HINT) from error
     except RecursionError as error:
         raise SettingsError(f"{path} is nested too deeply to be read", hint=_EDIT_HINT) from error
     except _LossyError as error:
         raise SettingsError(f"{path} is not JSON: {error}", hint=_EDIT_HINT) from error
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a number with thousands of digits
         raise SettingsError(f"{path} cannot be read: {error}", hint=_EDIT_HINT) from error
     if not isinstance(document, dict):
         raise _unexpected(path, "the document", "an object")
@@ -205,8 +205,8 @@ def _unique(members: Sequence[tuple[str, object]]) -> dict[str, object]:
     document = dict(members)
     if len(document) < len(members):
         keys = [key for key, _ in members]
-        double = next(key for key in keys if keys.count(key) > 1)
-        raise _LossyError(f"the key {json.dumps(double)} occurs twice in one object")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise _LossyError(f"the key {json.dumps(duplicate)} occurs twice in one object")
     return document
 
 
@@ -218,7 +218,7 @@ def _finite(text: str) -> float:
 
 
 def _no_constant(text: str) -> NoReturn:
-    raise _LossyError(f"{text} is no number")
+    raise _LossyError(f"{text} is not a number")
 
 
 def _unexpected(path: Path, name: str, expected: str) -> SettingsError:

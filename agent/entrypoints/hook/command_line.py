@@ -1,4 +1,4 @@
-"""The hook's command in Claude Code's settings: build it from the settings, and recognise it."""
+"""The hook's command in Claude Code's settings: build it from the agent's settings, and recognise it."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ PROGRAM = "akosha-agent"
 WORDS = ("hook", "session-end")
 _OPTIONS = frozenset({"--state-dir", "--system-id"})
 _AS_MODULE = ["-m", "agent"]
-_ALONE = "-EP"
+_ISOLATED = "-EP"
 """Interpreter options: ignore PYTHON* variables, and keep the working directory out of the module path."""
 _MODULE = b"agent.__main__"
 _SCRIPT_BYTES = 4096
@@ -23,9 +23,9 @@ _SCRIPT_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class HookCommand:
-    """A command of the agent's hook: the program's words, and the options by name.
+    """A command of the agent's hook: the words that start the program, and its options by name.
 
-    `with_args`: the settings have it as a program and its arguments, to be started without a shell.
+    `with_args`: Claude Code's settings contain it as `command` and `args`, started without a shell.
     """
 
     program: tuple[str, ...]
@@ -42,7 +42,7 @@ class HookCommand:
 
     @property
     def fields(self) -> dict[str, object]:
-        """The members of a hook in Claude Code's settings that name the command."""
+        """The fields of a hook in Claude Code's settings that contain the command."""
         if not self.with_args:
             return {"command": str(self)}
         program, *arguments = self.words
@@ -55,25 +55,25 @@ class HookCommand:
 
     @property
     def missing(self) -> str:
-        """The file of the program that does not exist or cannot be executed; "" if none."""
+        """The first file of the program that does not exist or cannot be executed; "" if there is none."""
         first, *others = self.program
         paths = [word for word in others if word.startswith("/")]
-        absent = [path for path in paths if not Path(path).exists()]
-        return "" if shutil.which(first) and not absent else (absent or [first])[0]
+        missing = [path for path in paths if not Path(path).exists()]
+        return "" if shutil.which(first) and not missing else (missing or [first])[0]
 
 
 def hook_command(settings: Settings, *, with_args: bool = False) -> HookCommand:
-    """Return the command for these settings. The hook reads no settings files: all that it needs is an option."""
-    options = {"--state-dir": os.path.abspath(settings.agent_state_dir)}  # noqa: PTH100 - links stay as they are named
+    """Return the command for these settings. It passes them as options, because the hook reads no settings files."""
+    options = {"--state-dir": os.path.abspath(settings.agent_state_dir)}  # noqa: PTH100 - symlinks are not resolved
     if settings.system_id:
         options["--system-id"] = sanitise_system_id(settings.system_id)
     return HookCommand(_program(), options, with_args)
 
 
 def parsed(command: object, arguments: object = None) -> HookCommand | None:
-    """Parse a hook's command; None for anything but a command that `hook_command` may have built.
+    """Parse a hook's command. None if `hook_command` cannot have built it.
 
-    `arguments`: the hook's `args`, None where it has none: then the command is a line for a shell.
+    `arguments`: the hook's `args`; None if it has none, and `command` is a shell command line.
     """
     if not isinstance(command, str):
         return None
@@ -99,7 +99,7 @@ def parsed(command: object, arguments: object = None) -> HookCommand | None:
 
 
 def _is_ours(program: list[str]) -> bool:
-    """Say whether these words start the agent: its program alone, or an interpreter with its options."""
+    """Return whether these words start the agent: directly, or with an interpreter and its options."""
     tail = 2 if program[-2:] == _AS_MODULE else 1
     options = program[1:-tail]
     named = tail > 1 or Path(program[-1]).name == PROGRAM
@@ -107,24 +107,24 @@ def _is_ours(program: list[str]) -> bool:
 
 
 def _program() -> tuple[str, ...]:
-    """Return the words that start the agent without PATH; an upgrade must not change them.
+    """Return the words that start the agent without PATH. An upgrade must not change them.
 
-    The interpreter is named where the program is known to use it: Claude Code runs hooks in any project's directory
-    and environment, and neither `PYTHONPATH` nor a package `agent` there may come before this one.
+    They name the interpreter if the program is a console script: Claude Code runs hooks in any project's directory and
+    environment, and neither `PYTHONPATH` nor a package `agent` there may shadow this one.
     """
     beside = Path(sys.executable).with_name(PROGRAM)
     found = beside if os.access(beside, os.X_OK) else None
     if found and _is_console_script(found):
-        return (sys.executable, _ALONE, str(found))
+        return (sys.executable, _ISOLATED, str(found))
     if found:  # a wrapper: it sets up what the agent needs
         return (str(found),)
     if on_path := shutil.which(PROGRAM):
-        return (os.path.abspath(on_path),)  # noqa: PTH100 - links stay as they are named
-    return (sys.executable, _ALONE, *_AS_MODULE)
+        return (os.path.abspath(on_path),)  # noqa: PTH100 - symlinks are not resolved
+    return (sys.executable, _ISOLATED, *_AS_MODULE)
 
 
 def _is_console_script(script: Path) -> bool:
-    """Say whether a program is the console script that installers make of the agent's entry point."""
+    """Return whether a program is the console script that installers create for the agent's entry point."""
     try:
         with script.open("rb") as file:
             return _MODULE in file.read(_SCRIPT_BYTES)

@@ -17,7 +17,7 @@ from agent.entrypoints.hook.session_end import main
 from agent.entrypoints.hook.status import State, hook_status, installed_hook, runs_args
 from agent.settings import Settings
 
-app = CommandGroup(help="The session-end hook of Claude Code, which notifies the agent.", no_args_is_help=True)
+app = CommandGroup(help="Manage the session-end hook of Claude Code, which notifies the agent.", no_args_is_help=True)
 
 ClaudeSettings = Annotated[
     Path | None,
@@ -34,44 +34,44 @@ ClaudeSettings = Annotated[
 def session_end(
     state_dir: StateDir = None,
     system_id: Annotated[
-        str | None, typer.Option("--system-id", help="The system, as akosha_system_id.", show_default=False)
+        str | None, typer.Option("--system-id", help="The system id, like akosha_system_id.", show_default=False)
     ] = None,
 ) -> None:
     """Notify the agent that a session has ended. The hook runs this, with Claude Code's JSON on standard input.
 
-    Always exits with 0, and prints nothing.
+    Always exits with 0 and prints nothing to standard output.
     """
-    # `agent.__main__` calls it before this module is imported; this is for `-v`, `--help` and the like.
+    # `agent.__main__` calls `main` before this module is imported; this command serves `-v` and `--help`.
     given = {"--state-dir": state_dir, "--system-id": system_id}
     main([word for name, value in given.items() if value is not None for word in (name, str(value))])
 
 
 @app.command()
 def install(settings: Settings, claude_settings: ClaudeSettings = None) -> None:
-    """Add the hook to Claude Code's settings: it notifies the agent of every session that ends."""
+    """Add the hook to Claude Code's settings. It notifies the agent when a session ends."""
     path = _path(claude_settings)
     home = Home.of(settings)
-    home.prepare()  # the hook may run before the agent has: its notes name the system
+    home.prepare()  # the hook may run before the agent's first start, and its notes contain the system id
     with_args = runs_args(os.environ)
-    if with_args is None:  # the version is unknown: the installed form stays
+    if with_args is None:  # the version is unknown: keep the installed form
         with_args = any(one.with_args for one in installed_hook(path).commands)
     command = hook_command(settings, with_args=with_args)
     change = installer.install(path, command, settings.agent_state_dir)
     holder = home.holder()
-    typer.echo(f"{'installed already' if change.outcome is installer.Outcome.UNCHANGED else change.outcome} in {path}")
+    typer.echo(f"{'already installed' if change.outcome is installer.Outcome.UNCHANGED else change.outcome} in {path}")
     typer.echo(f"command  {command}")
     if change.backup:
         typer.echo(f"backup   {change.backup}")
     if holder is None or holder.command != RUN:
         typer.echo(
-            "agent    none runs: the notes of ended sessions wait for it. To start it: akosha-agent service install, "
-            "or akosha-agent run"
+            "agent    not running: the notes of ended sessions wait in the spool. To start it: akosha-agent service "
+            "install, or akosha-agent run"
         )
 
 
 @app.command()
 def uninstall(settings: Settings, claude_settings: ClaudeSettings = None) -> None:
-    """Remove the hook from Claude Code's settings, and nothing else."""
+    """Remove the hook from Claude Code's settings; other settings are not changed."""
     path = _path(claude_settings)
     change = installer.uninstall(path, settings.agent_state_dir)
     typer.echo(f"{'not installed' if change.outcome is installer.Outcome.UNCHANGED else change.outcome} in {path}")
@@ -81,23 +81,23 @@ def uninstall(settings: Settings, claude_settings: ClaudeSettings = None) -> Non
 
 @app.command()
 def status(settings: Settings, claude_settings: ClaudeSettings = None, as_json: AsJson = False) -> int:
-    """Show whether the hook is installed as the settings ask for.
+    """Show whether the hook is installed and matches the agent's settings.
 
-    Exits with 0 if it is, 1 if it is not, 2 if its file cannot be read.
+    Exits with 0 if it does, 1 if it does not, 2 if Claude Code's settings file cannot be read.
     """
     installed = installed_hook(_path(claude_settings))
     known = runs_args(os.environ) if any(one.with_args for one in installed.commands) else None
-    now = hook_status(installed, hook_command(settings), runs_args=known)
+    current = hook_status(installed, hook_command(settings), runs_args=known)
     if as_json:
-        typer.echo(json.dumps(now.document(), indent=2))
+        typer.echo(json.dumps(current.document(), indent=2))
     else:
-        typer.echo(f"hook     {now.state}{f': {now.reason}' if now.reason else ''}")
+        typer.echo(f"hook     {current.state}{f': {current.reason}' if current.reason else ''}")
         typer.echo(f"file     {installed.path}")
         for command in installed.commands:
             typer.echo(f"command  {command}")
-        if now.hint:
-            typer.echo(f"hint     {now.hint}")
-    return USAGE if installed.error else 0 if now.state is State.INSTALLED else FAILED
+        if current.hint:
+            typer.echo(f"hint     {current.hint}")
+    return USAGE if installed.error else 0 if current.state is State.INSTALLED else FAILED
 
 
 def _path(given: Path | None) -> Path:

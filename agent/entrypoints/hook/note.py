@@ -1,7 +1,7 @@
-"""The spool note of a session's end: its state directory, its system id, its text, and the file.
+"""The spool note of a session's end: state directory, system id, text, and file.
 
-Without slow imports, as `session_end` explains. Tests compare what is implemented a second time here (the state
-directory, system ids, the form of an event and of a note) with the original.
+Without slow imports; `session_end` explains why. The state directory, system ids, and the format of events and notes
+are implemented a second time here; tests compare them with the originals.
 """
 # ruff: noqa: PTH103, PTH104, PTH108, PTH109, PTH111 - pathlib costs more than all of this
 
@@ -19,7 +19,7 @@ _IDENTITY_BYTES = 4096
 
 
 def state_directory(given: str, environ: "os._Environ[str] | dict[str, str]") -> str:
-    """Return the agent's state directory: the option, else the variable, else the default; reads no settings file."""
+    """Return the agent's state directory: the option, else the variable, else the default. Reads no settings file."""
     home = environ.get("HOME", "")
     if not home.startswith("/"):
         import pwd  # noqa: PLC0415 - rarely needed
@@ -41,37 +41,37 @@ def state_directory(given: str, environ: "os._Environ[str] | dict[str, str]") ->
 
 
 def system_id(state: str, given: str, environ: "os._Environ[str] | dict[str, str]") -> str:
-    """Return the system id of the agent with this state directory, or the one that it will have once it has run.
+    """Return the system id of the agent with this state directory, or the one that it will choose at its first start.
 
-    The option or the variable (akosha_system_id), else the agent's identity.json, else the host's name, of which the
-    agent makes identity.json at its first start.
+    Sources in order: the option, the variable (akosha_system_id), the agent's identity.json, the host name, from which
+    the agent creates identity.json at its first start.
     """
     chosen = given or environ.get("SESSION_BUDDY_AKOSHA_SYSTEM_ID", "") or environ.get("AKOSHA_SYSTEM_ID", "")
     if sanitised := sanitise(chosen):
         return sanitised
-    kept: object = ""
+    stored: object = ""
     try:
         descriptor = os.open(f"{state}/identity.json", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            kept = parsed(os.read(descriptor, _IDENTITY_BYTES)).get("system_id")
+            stored = parsed(os.read(descriptor, _IDENTITY_BYTES)).get("system_id")
         finally:
             os.close(descriptor)
     except OSError:
-        pass  # none yet
-    if isinstance(kept, str) and kept and len(kept) <= _LONGEST_ID and _PLAIN.issuperset(kept):
-        return kept
+        pass  # it does not exist yet
+    if isinstance(stored, str) and stored and len(stored) <= _LONGEST_ID and _PLAIN.issuperset(stored):
+        return stored
     return sanitise(os.uname().nodename) or "unknown"
 
 
 def sanitise(text: str) -> str:
-    """Return a text as a system id, "" where nothing is left of it."""
+    """Return a text as a system id; "" if it has no valid character."""
     plain = "".join(character if character in _PLAIN else " " for character in text)
-    # A run of other characters becomes one hyphen; hyphens of the text itself are not merged.
+    # A run of invalid characters becomes one hyphen; hyphens in the text are not merged.
     return "-".join(plain.split()).strip("-")[:84].rstrip("-")
 
 
 def session_ended(system: str, session_id: object, reason: object) -> tuple[str, bytes]:
-    """Return the name of the note and the text of the event, with a new id and the present time."""
+    """Return the name of the note and the text of the event, with a new id and the current time."""
     nanoseconds = time.time_ns()
     now, micros = time.gmtime(nanoseconds // 10**9), f"{nanoseconds // 1000 % 10**6:06d}"
     event = (
@@ -85,24 +85,24 @@ def session_ended(system: str, session_id: object, reason: object) -> tuple[str,
 
 
 def write_note(state: str, name: str, event: bytes) -> None:
-    """Write the note into the spool of a state directory, which is made if needed. On disk when this returns.
+    """Write the note into the spool, which is created if needed. The note is on disk when this returns.
 
     Raises OSError; then no file is left behind.
     """
     spool = f"{state}/spool"
-    draft, how = f"{spool}/.{name}.draft", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    draft, flags = f"{spool}/.{name}.draft", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        descriptor = os.open(draft, how, 0o600)
+        descriptor = os.open(draft, flags, 0o600)
     except FileNotFoundError:
         os.makedirs(state, 0o700, exist_ok=True)
         os.makedirs(spool, 0o700, exist_ok=True)
         _sync(state)
-        descriptor = os.open(draft, how, 0o600)
+        descriptor = os.open(draft, flags, 0o600)
     try:
         try:
-            left = memoryview(event)
-            while left:
-                left = left[os.write(descriptor, left) :]
+            rest = memoryview(event)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
             _flush(descriptor)
         finally:
             os.close(descriptor)
@@ -114,7 +114,7 @@ def write_note(state: str, name: str, event: bytes) -> None:
 
 
 class _Rules:
-    """The options of JSON's scanner. Numbers are not used: they stay text."""
+    """Options of the JSON scanner. Numbers, which are not used, stay strings."""
 
     strict = False
     object_hook = object_pairs_hook = array_hook = None
@@ -122,13 +122,13 @@ class _Rules:
 
 
 def parsed(data: bytes) -> dict[str, object]:
-    """Return the JSON object that the bytes begin with; {} for anything else."""
+    """Return the JSON object at the beginning of the bytes; {} if there is none."""
     text = data.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     if not text.startswith("{"):
         return {}
     try:
         value: object = make_scanner(_Rules)(text, 0)[0]  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - whatever is wrong with the text, the session has ended
+    except Exception:  # noqa: BLE001 - the session has ended, even if the text is invalid
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -142,7 +142,7 @@ def _random_id() -> str:
 
 
 def _quoted(value: object) -> str:
-    """Return a string in JSON, cut to TEXT_CHARACTERS; the empty one for a value that is not a string."""
+    """Return a string as JSON, truncated to TEXT_CHARACTERS; an empty string for any other type."""
     text = value[:TEXT_CHARACTERS] if isinstance(value, str) else ""
     return encode_basestring_ascii(text.encode("utf-8", "backslashreplace").decode())
 
@@ -159,6 +159,6 @@ def _flush(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        from agent.adapters import fs  # noqa: PLC0415 - it imports pathlib, and is needed only after an error
+        from agent.adapters import fs  # noqa: PLC0415 - imports pathlib, and is needed only after an error
 
-        fs.sync(descriptor)  # a file system without fsync is no error
+        fs.sync(descriptor)  # ignores that a file system does not support fsync

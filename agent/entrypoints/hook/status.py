@@ -1,4 +1,4 @@
-"""Compare the hook in Claude Code's settings with the one that the agent's settings ask for."""
+"""Compare the hook in Claude Code's settings with the command that matches the agent's settings."""
 
 import re
 import shutil
@@ -13,10 +13,10 @@ from agent.entrypoints.hook.claude_settings import ClaudeSettings
 from agent.entrypoints.hook.command_line import HookCommand
 
 FIRST_WITH_ARGS = (2, 1, 139)
-"""From this version on Claude Code starts a hook with `args` without a shell: `command` is the program, and each of
-`args` is one argument (https://code.claude.com/docs/en/hooks). An earlier version ignores `args`, and would start the
-program without them."""
-TOO_OLD = "this Claude Code is older than 2.1.139, and runs no hook with args"
+"""First version of Claude Code that starts a hook with `args` without a shell: `command` is the program, and each of
+`args` is one argument (https://code.claude.com/docs/en/hooks). Earlier versions ignore `args`, and would start the
+program without arguments."""
+TOO_OLD = "this Claude Code is older than 2.1.139 and does not support hooks with args"
 INSTALL = "akosha-agent hook install"
 VERSION_SECONDS = 10.0
 """Limit for `claude --version`, which takes about a second."""
@@ -25,7 +25,7 @@ _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
 def runs_args(environ: Mapping[str, str]) -> bool | None:
-    """Say whether the `claude` on PATH runs hooks with `args`; None where its version is unknown."""
+    """Return whether the `claude` on PATH supports hooks with `args`; None if its version is unknown."""
     program = shutil.which("claude", path=environ.get("PATH", ""))
     if program is None:
         return None
@@ -48,7 +48,7 @@ def runs_args(environ: Mapping[str, str]) -> bool | None:
 
 @dataclass(frozen=True, slots=True)
 class InstalledHook:
-    """The agent's commands in a settings file. `error`: why the file cannot be used, "" if it can."""
+    """The agent's commands in a settings file. `error`: why the file cannot be used; "" if it can."""
 
     path: Path
     commands: Sequence[HookCommand] = ()
@@ -57,7 +57,7 @@ class InstalledHook:
 
 
 def installed_hook(path: Path) -> InstalledHook:
-    """Read the agent's commands from a settings file. Raises nothing: an error is in the result."""
+    """Read the agent's commands from a settings file. An error is returned in the result, not raised."""
     try:
         settings = ClaudeSettings.read(path)
     except SettingsError as error:
@@ -66,7 +66,7 @@ def installed_hook(path: Path) -> InstalledHook:
 
 
 class State(StrEnum):
-    """`outdated`: another command than these settings ask for; `broken`: it is there, and cannot work."""
+    """`outdated`: the installed command does not match the agent's settings; `broken`: it cannot run."""
 
     INSTALLED = "installed"
     ABSENT = "not installed"
@@ -85,7 +85,7 @@ class HookStatus:
     hint: str = ""
 
     def document(self) -> dict[str, object]:
-        """Return the keys of `hook status --json`."""
+        """Return the JSON document of `hook status --json`."""
         return {
             "state": self.state.value,
             "file": str(self.installed.path),
@@ -103,9 +103,9 @@ class HookStatus:
 
 
 def hook_status(installed: InstalledHook, wanted: HookCommand, *, runs_args: bool | None = None) -> HookStatus:
-    """Compare the installed commands with the one that the settings ask for.
+    """Compare the installed commands with the wanted one.
 
-    `runs_args`: whether Claude Code runs hooks with `args`, None where that is unknown.
+    `runs_args`: whether Claude Code supports hooks with `args`; None if that is unknown.
     """
     if installed.error:
         return HookStatus(installed, State.UNKNOWN, installed.error)
@@ -115,9 +115,9 @@ def hook_status(installed: InstalledHook, wanted: HookCommand, *, runs_args: boo
         return HookStatus(installed, State.BROKEN, "disableAllHooks is true", f'remove it from "{installed.path}"')
     missing = next((command.missing for command in installed.commands if command.missing), "")
     if missing:
-        return HookStatus(installed, State.BROKEN, f"there is no {missing}, or it cannot be executed", INSTALL)
+        return HookStatus(installed, State.BROKEN, f"{missing} does not exist or cannot be executed", INSTALL)
     if runs_args is False and any(command.with_args for command in installed.commands):
         return HookStatus(installed, State.BROKEN, TOO_OLD, INSTALL)
     if any(str(command) != str(wanted) for command in installed.commands):
-        return HookStatus(installed, State.OUTDATED, f"with the present settings it is {wanted}", INSTALL)
+        return HookStatus(installed, State.OUTDATED, f"the current settings need: {wanted}", INSTALL)
     return HookStatus(installed, State.INSTALLED)

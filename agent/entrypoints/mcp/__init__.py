@@ -1,5 +1,5 @@
-"""`mcp`: the MCP server that a coding assistant starts; they exchange JSON-RPC over standard input and output.
+"""`mcp`: an MCP server that a coding assistant starts; JSON-RPC over standard input and output.
 
-Only this command imports the SDK. What the tools need is imported when they are listed or called: the client waits for
-the handshake.
+Only this command imports the SDK. The tools' own imports happen when they are listed or called, because the client
+waits for the handshake.
 """

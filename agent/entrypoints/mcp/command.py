@@ -1,4 +1,4 @@
-"""`mcp`: the MCP server that a coding assistant starts."""
+"""`mcp`: run the MCP server."""
 
 import sys
 
@@ -15,11 +15,11 @@ ADD = "claude mcp add --scope user akosha-agent -- akosha-agent mcp"
 
 @app.command(stopped=0)
 async def mcp(options: Options) -> int:
-    """Serve a coding assistant: an MCP server (stdio) with tools to sync and show the status.
+    """Run an MCP server (stdio) for a coding assistant: sync, status and restore points.
 
-    To add it: claude mcp add --scope user akosha-agent -- akosha-agent mcp
+    To add it to Claude Code: claude mcp add --scope user akosha-agent -- akosha-agent mcp
     """
     if sys.stdin.isatty():
-        typer.echo(f"this speaks MCP, for a program; to add it: {ADD}", err=True)
+        typer.echo(f"this is an MCP server for a coding assistant; to add it to Claude Code: {ADD}", err=True)
     logs.configure("INFO" if options.verbose else "WARNING", "auto")
     return await serve(lambda: options.read(LogMode.WARNINGS))

@@ -1,4 +1,4 @@
-"""Progress notifications of a call: MCP wants their figures to grow with each one."""
+"""Progress notifications of a call. MCP requires `progress` to increase with each one."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from agent.domain.events import SyncProgress
 from agent.entrypoints.formatting import human_bytes
 
 INTERVAL_SECONDS = 5.0
-"""Time between notifications while nothing moves."""
+"""Interval of notifications without progress."""
 
 ReportProgress = Callable[[float, float | None, str], Awaitable[None]]
 """Sends one notification: done, total, message."""
@@ -23,7 +23,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A notification: `done` of `total` bytes (None: unknown), and a message. A step without progress adds a byte."""
+    """A notification: `done` of `total` bytes (None: unknown), and a message. A step without progress adds one byte."""
 
     done: float
     total: float | None
@@ -31,7 +31,7 @@ class Step:
 
 
 class ProgressCounter:
-    """Makes the steps of one call. Each phase of a sync continues from where the one before it ended."""
+    """Creates the steps of one call. Each phase of a sync continues at the count where the previous one ended."""
 
     def __init__(self) -> None:
         self._last = 0.0
@@ -55,16 +55,16 @@ class ProgressCounter:
         return self._step(self._phase_start + event.done_bytes, message)
 
     def wait(self, message: str) -> Step:
-        """Return a step for a time without progress."""
+        """Return a step for an interval without progress."""
         return self._step(self._last, message)
 
     def finish(self, message: str) -> Step:
-        """Return the last step: everything is done."""
+        """Return the last step, at which `done` equals `total`."""
         self._last = self._total if self._total is not None and self._total > self._last else self._last + 1
         return Step(self._last, self._last, message)
 
     def _step(self, done: float, message: str) -> Step:
-        if done <= self._last:  # half of the rest, but at most a byte: it never reaches the total
+        if done <= self._last:  # add half of the rest, at most one byte: it never reaches the total
             rest = self._total - self._last if self._total is not None else 2.0
             done = self._last + min(1.0, rest / 2)
         if done <= self._last or (self._total is not None and done > self._total):
@@ -75,16 +75,16 @@ class ProgressCounter:
 
 
 class ProgressReporter:
-    """Reports the progress of one call: as it comes, and every few seconds while nothing moves, with the reason.
+    """Reports the progress of one call: immediately, and every few seconds without progress, with the reason.
 
-    The newest progress replaces what a slow client has not received.
+    The newest progress replaces progress that a slow client has not received yet.
     """
 
     def __init__(self, report: ReportProgress) -> None:
         self._report = report
         self._counter = ProgressCounter()
         self._newest: SyncProgress | None = None
-        self._state = "at work"
+        self._state = "syncing"
         self._changed = asyncio.Event()
         self._holder = ""
 
@@ -93,18 +93,18 @@ class ProgressReporter:
         self._changed.set()
 
     def on_wait(self, holder: AlreadyRunning) -> None:
-        """Another process does the sync, or has to end first."""
+        """Another process holds the state directory: it does the sync, or must end first."""
         name = f"process {holder.pid} ({holder.command})" if holder.pid else "another process"
         name = "another call" if holder.pid == os.getpid() else name
         if name != self._holder:
             self._holder = name
-            self._state = f"{name} is at work: waiting for its result"
+            self._state = f"waiting for {name}, which holds the state directory"
             self._changed.set()
 
     @asynccontextmanager
-    async def running(self, trouble: Callable[[], Awaitable[str]]) -> AsyncIterator[None]:
-        """Report while the block runs. `trouble` returns what keeps the sync waiting, "" for nothing."""
-        task = asyncio.create_task(self._run(trouble), name="report-progress")
+    async def running(self, find_obstacle: Callable[[], Awaitable[str]]) -> AsyncIterator[None]:
+        """Report while the block runs. `find_obstacle` returns what the sync waits for, or ""."""
+        task = asyncio.create_task(self._run(find_obstacle), name="report-progress")
         try:
             yield
         finally:
@@ -119,7 +119,7 @@ class ProgressReporter:
     async def finish(self, message: str) -> None:
         await self._send(self._counter.finish(message))
 
-    async def _run(self, trouble: Callable[[], Awaitable[str]]) -> None:
+    async def _run(self, find_obstacle: Callable[[], Awaitable[str]]) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
         while True:
@@ -127,16 +127,16 @@ class ProgressReporter:
                 async with asyncio.timeout(INTERVAL_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
-                message = await self._reason(trouble) or self._state
+                message = await self._reason(find_obstacle) or self._state
                 await self._send(self._counter.wait(f"{message} ({loop.time() - start:.0f} s)"))
                 continue
             self._changed.clear()
             newest, self._newest = self._newest, None
             await self._send(self._counter.advance(newest) if newest else self._counter.wait(self._state))
 
-    async def _reason(self, trouble: Callable[[], Awaitable[str]]) -> str:
+    async def _reason(self, find_obstacle: Callable[[], Awaitable[str]]) -> str:
         try:
-            return await trouble()
+            return await find_obstacle()
         except StateError as error:
             _log.debug("progress_unknown", error=str(error))
             return ""

@@ -1,7 +1,7 @@
-"""The server, on version 1 or 2 of the MCP SDK: the only module that imports it.
+"""The MCP server, on version 1 or 2 of the MCP SDK. The only module that imports the SDK.
 
-The two versions differ in how a server gets its handlers, and in the names of errors. Tools and results are made from
-the protocol's JSON, which both read.
+The versions differ in how handlers are registered, and in the names of errors. Tools and results are built from the
+protocol's JSON, which both versions accept.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from agent.settings import Loaded
 STDIN, STDOUT, STDERR = 0, 1, 2
 READ_BYTES = 65_536
 LAST_WRITE_SECONDS = 1.0
-"""How long the end waits for a client that has closed its output and does not read its input."""
+"""How long to wait, at the end, for a client that has closed its output and does not read its input."""
 
 INVALID_PARAMS = -32602
 
 INSTRUCTIONS = (
-    "Uploads the memories that Session-Buddy keeps on this machine to Akosha. Where `akosha-agent run` is running, "
-    "changes are synced automatically; call sync_to_akosha when the user wants it done now, akosha_sync_status to see "
-    "what is pending, what is wrong, and how it is set up, and akosha_restore_points to see what could be restored. "
+    "Uploads the memories that Session-Buddy keeps on this machine to Akosha. If `akosha-agent run` is running, "
+    "changes are synced automatically. Call sync_to_akosha to sync now, akosha_sync_status to see what is pending, "
+    "errors and the configuration, and akosha_restore_points to list the uploads that can be restored. "
     "None of them accepts or returns the memories themselves."
 )
 
@@ -51,13 +51,13 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 LoadSettings = Callable[[], Loaded]
-"""Reads the present settings, in a thread. Raises SettingsError."""
+"""Reads the current settings; called in a thread. Raises SettingsError."""
 
 
 async def serve(load: LoadSettings) -> int:
-    """Serve until the client closes its end; return 0. Each call reads the settings again.
+    """Serve until the client closes standard input; return 0. Each call reads the settings again.
 
-    When it is cancelled, or the client has left, it cancels the calls in progress and waits for their clean-up.
+    When cancelled, or when the client has disconnected, cancels the calls in progress and waits for their clean-up.
     """
     stdin, stdout = _claim_stdio()
     server = _server(load)
@@ -80,10 +80,10 @@ def _server(load: LoadSettings) -> Any:
         from agent.entrypoints.mcp.tools import TOOL_NAMES, call_tool  # noqa: PLC0415
 
         if name not in TOOL_NAMES:
-            raise _invalid_params(f"there is no tool {name}; there are {', '.join(TOOL_NAMES)}")
+            raise _invalid_params(f"unknown tool {name}; the tools are {', '.join(TOOL_NAMES)}")
         result = await _with_cleanup(call_tool(name, arguments, load, report), name)
         text = json.dumps(result, indent=2, default=str, ensure_ascii=False)
-        text = text.encode(errors="replace").decode()  # a path may hold bytes that are no Unicode
+        text = text.encode(errors="replace").decode()  # a path may contain bytes that are not Unicode
         content = {"content": [{"type": "text", "text": text}], "structuredContent": json.loads(text)}
         return _types.CallToolResult.model_validate(content)
 
@@ -120,7 +120,7 @@ def _server(load: LoadSettings) -> Any:
         arguments = request.params.arguments or {}
         return _types.ServerResult(await call(request.params.name, arguments, None if token is None else report))
 
-    # Not by the SDK's decorators: they check the arguments, and answer wrong ones with an error instead of a result.
+    # Without the SDK's decorators: they validate the arguments, and return an error instead of a result.
     server.request_handlers[_types.ListToolsRequest] = list_tools_v1
     server.request_handlers[_types.CallToolRequest] = call_tool_v1
     return server
@@ -135,9 +135,9 @@ def _invalid_params(message: str) -> Exception:
 
 
 async def _with_cleanup(work: Coroutine[Any, Any, T], tool: str) -> T:
-    """Run a call in a task of its own; when cancelled, wait for its clean-up.
+    """Run a call in its own task; when cancelled, wait for its clean-up.
 
-    The SDK cancels through anyio, which interrupts every wait again and again, also those of a clean-up.
+    The SDK cancels through anyio, which cancels every await repeatedly, including those of a clean-up.
     """
     task = asyncio.create_task(work, name=tool)
     try:
@@ -156,7 +156,7 @@ async def _with_cleanup(work: Coroutine[Any, Any, T], tool: str) -> T:
 def _claim_stdio() -> tuple["_Stdin", "_Stdout"]:
     """Reserve standard input and output for the protocol.
 
-    Other readers of standard input see its end, other output goes to standard error; child processes inherit neither.
+    Other readers of standard input get EOF, other output goes to standard error; child processes inherit neither.
     """
     stdin, stdout = (fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, STDERR + 1) for descriptor in (STDIN, STDOUT))
     null = os.open(os.devnull, os.O_RDONLY)
@@ -174,7 +174,7 @@ class _Stdin:
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         rest = b""
-        with suppress(OSError):  # a terminal that was closed
+        with suppress(OSError):  # the terminal was closed
             while data := await _in_daemon_thread(os.read, self._descriptor, READ_BYTES):
                 *lines, rest = (rest + data).split(b"\n")
                 for line in filter(bytes.strip, lines):
@@ -194,17 +194,17 @@ class _Stdout:
                 rest = rest[await _in_daemon_thread(os.write, self._descriptor, rest) :]
         except OSError as error:
             _log.info("client_disconnected", error=str(error))
-            raise anyio.ClosedResourceError from error  # which ends the SDK's writer
+            raise anyio.ClosedResourceError from error  # ends the SDK's writer
 
     async def flush(self) -> None:
         pass
 
 
 async def _in_daemon_thread(function: Callable[[*Ts], T], *arguments: *Ts) -> T:
-    """Run a blocking call in a daemon thread; when cancelled, leave it there. Raises the call's OSError.
+    """Run a blocking call in a daemon thread; when cancelled, leave the thread running. Raises the call's OSError.
 
-    The process can end while a daemon thread still blocks on a client that neither closes its end nor reads. A thread
-    of an executor would have to be waited for.
+    The process can exit while a daemon thread still blocks on a client that neither reads nor closes its end. It would
+    have to wait for an executor's thread.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

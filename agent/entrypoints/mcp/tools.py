@@ -1,4 +1,4 @@
-"""The tools: their definitions, with schemas that are derived from the models of their results, and what they do."""
+"""The tools: their definitions, with schemas derived from the models of their results, and their implementation."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -11,8 +11,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from agent.bootstrap.archive import open_archive
 from agent.domain.errors import AkoshaError, SettingsError
 from agent.domain.routing import AUTO, CLOUD, HTTP
-from agent.entrypoints.cli.archive import check_mounted, system_of
-from agent.entrypoints.cli.uploads import upload_document
+from agent.entrypoints.archive import check_mounted, system_of, upload_document
 from agent.entrypoints.formatting import hint_of, sync_summary
 from agent.entrypoints.mcp.progress import ProgressReporter, ReportProgress
 from agent.entrypoints.results import ResultDocument
@@ -29,7 +28,7 @@ _log = structlog.get_logger()
 
 
 class ToolResult(BaseModel):
-    """Fields of the results of all tools but sync, whose result has them, too."""
+    """Fields of all results. The sync tool's result has its own model, which includes them."""
 
     success: bool
     error: str | None
@@ -37,16 +36,16 @@ class ToolResult(BaseModel):
 
     @classmethod
     def failed(cls, failure: AkoshaError, /, **fields: object) -> dict[str, object]:
-        """Return a failure; fields that are not given are null."""
+        """Return the result of a failure; fields that are not given are null."""
         known = dict.fromkeys(name for name, field in cls.model_fields.items() if field.is_required())
         return known | fields | {"success": False, "error": str(failure), "hint": hint_of(failure)}
 
 
 class StatusResult(ToolResult):
-    """How syncing is set up: null where the settings cannot be read. The status document's fields are beside these."""
+    """The configuration (null if the settings cannot be read), next to the fields of the status document."""
 
-    success: bool = Field(description="False where the settings or the state directory cannot be used: see error.")
-    cloud_configured: bool | None = Field(description="Whether a bucket, or a directory, is set.")
+    success: bool = Field(description="False if the settings or the state directory cannot be used: see error.")
+    cloud_configured: bool | None = Field(description="Whether a bucket or a directory is set.")
     system_id: str | None = Field(description="This machine's name in the bucket and in Akosha.")
     should_use_cloud: bool | None
     should_use_http: bool | None
@@ -54,16 +53,16 @@ class StatusResult(ToolResult):
     enable_fallback: bool | None
     upload_on_session_end: bool | None
     configuration: dict[str, Any] = Field(
-        description="Every setting by its key, secrets masked. Empty where a setting is wrong."
+        description="Every setting by its key, secrets masked. Empty if a setting is invalid."
     )
     warnings: list[str] = Field(
         default_factory=list,
-        description="Settings without effect, an agent that does not respond, and lasting conditions.",
+        description="Settings without effect, an agent that does not respond, and persistent problems.",
     )
 
 
 class RestorePoint(BaseModel):
-    """An upload. null: unknown without reading more of it (akosha-agent uploads show ID)."""
+    """An upload. Null fields are unknown until more of it is read (akosha-agent uploads show ID)."""
 
     upload_id: str
     time: str
@@ -71,31 +70,31 @@ class RestorePoint(BaseModel):
     raw_bytes: int | None
     rows: int | None
     databases: list[str] | None
-    problems: dict[str, str] = Field(description="What is damaged, and how; empty where no damage is known.")
+    problems: dict[str, str] = Field(description="Damaged objects, with the damage; empty if no damage is known.")
 
 
 class RestorePointsResult(ToolResult):
     """The newest uploads of this machine."""
 
-    success: bool = Field(description="False where the bucket cannot be read: see error.")
+    success: bool = Field(description="False if the bucket cannot be read: see error.")
     system_id: str | None
-    location: str | None = Field(description="The bucket, or the directory in its place.")
-    total: int = Field(ge=0, description="How many uploads there are; the newest of them are listed.")
-    restore_points: list[RestorePoint] = Field(description="The newest first.")
+    location: str | None = Field(description="The bucket or directory.")
+    total: int = Field(ge=0, description="Number of uploads, of which the newest are listed.")
+    restore_points: list[RestorePoint] = Field(description="Newest first.")
 
 
 def tool_definitions() -> list[dict[str, object]]:
-    """Return the tools as `tools/list` has them."""
+    """Return the tools as listed by `tools/list`."""
     return [
         {
             "name": SYNC,
             "title": "Sync memories to Akosha",
             "description": (
                 "Upload every memory that Session-Buddy has committed on this machine to Akosha now, and return when "
-                "it is there. Use it when the user asks to sync, back up or upload memories. It is safe to call again: "
-                "what has arrived is not sent again (outcome: skipped). It never fails as a call: look at success, and "
-                "where it is false tell the user error and hint. It takes from a second to minutes, and reports its "
-                "progress."
+                "the upload is complete. Use it when the user asks to sync, back up or upload memories. It is safe to "
+                "call again: delivered data is not sent again (outcome: skipped). The call itself never fails: check "
+                "success, and if it is false, show the user error and hint. It takes from a second to minutes, and "
+                "reports its progress."
             ),
             "inputSchema": {
                 "type": "object",
@@ -104,13 +103,13 @@ def tool_definitions() -> list[dict[str, object]]:
                         "type": "string",
                         "enum": list(METHODS),
                         "default": AUTO,
-                        "description": "auto follows the settings (the cloud where it is set up, else http); cloud "
+                        "description": "auto follows the settings (the cloud if it is set up, else http); cloud "
                         "uploads to the bucket, http sends to the Akosha server.",
                     },
                     "enable_fallback": {
                         "type": "boolean",
                         "default": True,
-                        "description": "Where the cloud fails, send to the Akosha server. False: fail instead.",
+                        "description": "Whether to send to the Akosha server if the cloud fails.",
                     },
                 },
                 "additionalProperties": False,
@@ -122,9 +121,9 @@ def tool_definitions() -> list[dict[str, object]]:
             "name": STATUS,
             "title": "Status of syncing to Akosha",
             "description": (
-                "Show how syncing memories to Akosha is set up and its status: whether an agent runs, what is pending, "
-                "the last upload, the last error and the next try, and every setting (secrets masked). It changes "
-                "nothing and uses no network. Use it before changing settings, or when a sync has failed."
+                "Show the configuration and status of syncing memories to Akosha: whether an agent is running, what is "
+                "pending, the last upload, the last error, the next attempt, and every setting (secrets masked). It "
+                "changes nothing and uses no network. Use it before changing settings, or when a sync has failed."
             ),
             "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
             "outputSchema": _status_schema(),
@@ -134,11 +133,10 @@ def tool_definitions() -> list[dict[str, object]]:
             "name": RESTORE_POINTS,
             "title": "Restore points of the memories",
             "description": (
-                "List the uploads of this machine's memories that could be restored, the newest first "
-                f"({MAX_RESTORE_POINTS} at most): when each was made, how large it is, how many rows it has, and "
-                "whether it looks damaged. It reads the bucket and changes nothing. Use it when the user wants to know "
-                "what is backed up, or wants something back; restoring itself is a command for the user: "
-                "akosha-agent restore ID --to DIR."
+                "List the uploads of this machine's memories that can be restored, newest first "
+                f"({MAX_RESTORE_POINTS} at most): time, size, number of rows, and known damage. It reads the bucket "
+                "and changes nothing. Use it when the user wants to know what is backed up, or wants to restore "
+                "something. The user restores with the command akosha-agent restore ID --to DIR."
             ),
             "inputSchema": {"type": "object", "properties": {}, "additionalProperties": False},
             "outputSchema": RestorePointsResult.model_json_schema(),
@@ -157,7 +155,7 @@ def _annotations(*, read_only: bool, open_world: bool) -> dict[str, bool]:
 
 
 def _status_schema() -> dict[str, object]:
-    """Return the schema of the setup, with the fields of the status document as optional ones."""
+    """Return the schema of StatusResult, with the fields of the status document as optional ones."""
     schema, status = StatusResult.model_json_schema(), TypeAdapter(StatusDocument).json_schema(mode="serialization")
     return schema | {"properties": status["properties"] | schema["properties"], "$defs": status["$defs"]}
 
@@ -165,7 +163,7 @@ def _status_schema() -> dict[str, object]:
 async def call_tool(
     name: str, arguments: Mapping[str, object], load: Callable[[], Loaded], report: ReportProgress | None = None
 ) -> dict[str, object]:
-    """Return the result of a tool; errors are results, too. `report`, where given, gets the progress of a sync."""
+    """Call a tool and return its result; an error is returned as a result. `report` gets the progress of a sync."""
     try:
         if name == SYNC:
             return await _sync(arguments, load, report or _no_report)
@@ -173,12 +171,12 @@ async def call_tool(
         return await _status(loaded) if name == STATUS else await _restore_points(loaded.settings)
     except AkoshaError as error:
         failure = error
-    except Exception as error:  # noqa: BLE001 - a call never fails as such
-        # Its text, which may hold anything, goes to the log only.
+    except Exception as error:  # noqa: BLE001 - every error becomes a result
+        # Only the log gets the text, which may contain anything.
         _log.exception("call_failed", tool=name)
         failure = AkoshaError(
-            f"the call failed because of an error in akosha-agent: {type(error).__name__}",
-            hint="its traceback is in the log of akosha-agent mcp (standard error)",
+            f"the call failed because of a bug in akosha-agent: {type(error).__name__}",
+            hint="see the traceback in the log of akosha-agent mcp (standard error)",
         )
     if name == SYNC:
         method = arguments.get("method")
@@ -191,7 +189,7 @@ async def call_tool(
 
 
 async def _no_report(*_: object) -> None:
-    """For a client that has not asked for progress."""
+    """For a client that has not requested progress."""
 
 
 async def _sync(
@@ -213,21 +211,23 @@ async def _sync(
 
 
 def _sync_arguments(arguments: Mapping[str, object]) -> tuple[str, bool]:
-    """Return method and enable_fallback. Raises SettingsError for invalid ones."""
+    """Return method and enable_fallback. Raises SettingsError for invalid arguments."""
     if unknown := sorted(set(arguments) - {"method", "enable_fallback"}):
         raise SettingsError(
-            f"there is no parameter {', '.join(unknown)}", hint="the parameters are method and enable_fallback"
+            f"unknown parameter {', '.join(unknown)}", hint="the parameters are method and enable_fallback"
         )
     method, enable_fallback = arguments.get("method", AUTO), arguments.get("enable_fallback", True)
     if not isinstance(method, str) or method not in METHODS:
-        raise SettingsError(f"there is no method {method!r:.100}", hint=f"method is one of {', '.join(METHODS)}")
+        raise SettingsError(f"unknown method {method!r:.100}", hint=f"method is one of {', '.join(METHODS)}")
     if not isinstance(enable_fallback, bool):
-        raise SettingsError(f"enable_fallback is {enable_fallback!r:.100}", hint="enable_fallback is true or false")
+        raise SettingsError(
+            f"enable_fallback is {enable_fallback!r:.100}", hint="enable_fallback must be true or false"
+        )
     return method, enable_fallback
 
 
 async def _status(loaded: Loaded) -> dict[str, object]:
-    """Return setup and status. Where the state directory cannot be used, the setup is returned with the error."""
+    """Return configuration and status, or configuration and error if the state directory cannot be used."""
     settings = loaded.settings
     setup: dict[str, object] = {
         "cloud_configured": settings.cloud_configured,
@@ -254,7 +254,7 @@ async def _status(loaded: Loaded) -> dict[str, object]:
 
 
 def configuration(loaded: Loaded) -> dict[str, object]:
-    """Return every setting by its key as in a file: flags and numbers as such, secrets and credentials masked."""
+    """Return every setting by its key: booleans and numbers as such, secrets and credentials masked."""
     values: dict[str, object] = {}
     for row in settings_table(loaded):
         value = getattr(loaded.settings, row.key.removeprefix("akosha_"))
@@ -263,7 +263,7 @@ def configuration(loaded: Loaded) -> dict[str, object]:
 
 
 async def _restore_points(settings: Settings) -> dict[str, object]:
-    """Return the newest uploads. Raises SettingsError where there is no bucket, NotOwner, StoreError, StateError."""
+    """Return the newest uploads. Raises SettingsError if no bucket is set, NotOwner, StoreError, StateError."""
     system_id = await system_of(settings, None)
     async with open_archive(settings, system_id) as archive:
         listing = await archive.listing(manifests=MAX_RESTORE_POINTS)

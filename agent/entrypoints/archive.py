@@ -1,0 +1,75 @@
+"""Shared by the commands and the MCP tool that read or change uploads."""
+
+import asyncio
+
+from agent.application.archive.catalog import Catalog, CatalogEntry
+from agent.bootstrap.home import Home
+from agent.domain.errors import AlreadyRunning, NamingError, SettingsError
+from agent.domain.events import UploadsPruned, UploadVerified
+from agent.domain.manifest import Manifest
+from agent.domain.naming import check_system_id
+from agent.settings import Settings
+
+
+async def system_of(settings: Settings, system: str | None) -> str:
+    """Return the system id that `--system` names, or this machine's if it is None. Raises SettingsError, StateError."""
+    if system is None:
+        return (await asyncio.to_thread(Home.of(settings).prepare)).system_id
+    try:
+        return check_system_id(system)
+    except NamingError as error:
+        raise SettingsError(f"--system: {error.message}", hint=error.hint) from error
+
+
+async def check_mounted(settings: Settings, archive: Catalog, system: str | None) -> None:
+    """Raise NotOwner if this machine's uploads are missing because the disk of the target directory is not mounted.
+
+    Does nothing if `--system` names another system. Raises StateError.
+    """
+    if system is None:
+        home = Home.of(settings)
+        async with home.ownership(await asyncio.to_thread(home.prepare), archive.store) as ownership:
+            await ownership.check_mounted()
+
+
+async def record_events(home: Home, *events: UploadVerified | UploadsPruned) -> None:
+    """Write events of this system to the ledger's history and outbox; an agent publishes them.
+
+    If another process holds the ledger lock, leave the events as notes in the spool. Raises StateError.
+    """
+    try:
+        with home.lock("announce", retry=False):
+            ledger = await home.open_ledger()
+            try:
+                for event in events:
+                    await ledger.announce(event)
+            finally:
+                await ledger.aclose()
+    except AlreadyRunning:
+        for event in events:
+            await home.leave_note(event)
+
+
+def upload_document(entry: CatalogEntry) -> dict[str, object]:
+    """Return the JSON document of an upload.
+
+    Fields are null if its manifest was not read or cannot be read; `problems` then has the reason.
+    """
+    manifest = entry.manifest
+    return {
+        "upload_id": entry.upload_id,
+        "time": entry.at.isoformat(),
+        "stored_bytes": entry.stored_bytes,
+        "raw_bytes": entry.raw_bytes,
+        "rows": entry.rows,
+        "databases": sorted({part.database for part in manifest.parts}) if manifest else None,
+        "verified": all(part.verified for part in manifest.parts) if manifest else None,
+        "carried": carried_databases(manifest) if manifest else None,
+        "triggered_by": manifest.triggered_by if manifest else None,
+        "problems": dict(entry.problems),
+    }
+
+
+def carried_databases(manifest: Manifest) -> list[str]:
+    """Return the databases whose files were carried over from an earlier upload."""
+    return sorted({part.database for part in manifest.parts if part.origin == "carried"})
