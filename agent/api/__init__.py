@@ -1,4 +1,4 @@
-"""The documented Python API: syncs to Akosha from any program, Session-Buddy's own process included.
+"""The documented Python API: syncs to Akosha from any program, including Session-Buddy's own process.
 
     import asyncio
     from agent.api import AkoshaSyncConfig, HybridAkoshaSync
@@ -10,15 +10,15 @@
 
     asyncio.run(main())
 
-Each sync runs in a child process: a program that has the databases open would lose DuckDB's lock on them if it read
-the files itself, and the caller loads nothing of the agent. Where an agent runs on this machine, it does the sync. Log
+Each sync runs in a child process: a program that has the databases open would lose DuckDB's lock on them if it read the
+files itself, and the caller need not import the agent. If an agent is running on this machine, it does the sync. Log
 lines go to the logger `agent.api`.
 
 config         the 13 settings
-methods        what a method is, and the methods cloud and http
-hybrid         methods in their order
+methods        the protocol of a method, and the methods cloud and http
+hybrid         tries several methods in order
 reachability   whether a server or directory is available, within a second
-process        the request to the child process, which `process` starts; `child` runs in it
+process        starts the child process and sends it the request; `child` runs in it
 """
 
 from agent.api.config import AkoshaSyncConfig

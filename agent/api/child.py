@@ -1,7 +1,7 @@
 """The child process of a sync: a request on stdin, one JSON document on stdout, log lines (JSON) on stderr.
 
-{"result": {...}} is the result, also of a sync that failed; {"refused": {"message", "hint", "transient"}} is the reason
-for none. SIGTERM makes it clean up and end. If its parent is killed, it completes the sync.
+{"result": {...}} is the result, also of a failed sync; {"refused": {"message", "hint", "transient"}} is the error if
+there is no result. On SIGTERM the process cleans up and exits. If its parent is killed, it completes the sync.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ STDERR = 2
 
 
 class _Log(io.TextIOBase):
-    """Stderr, as long as it is read."""
+    """Stderr. Output after its reader has exited is discarded."""
 
     def write(self, text: str, /) -> int:
         with suppress(BrokenPipeError):
@@ -37,7 +37,7 @@ class _Log(io.TextIOBase):
 def main() -> None:
     """Carry out the request on stdin."""
     sys.stderr = _Log()
-    # Only the document goes to stdout: output of libraries goes where the log goes.
+    # Only the document goes to stdout. Output of libraries goes to stderr, like the log.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as output:
         os.dup2(STDERR, sys.stdout.fileno())
         raise SystemExit(run_to_end(_respond(Request.decode(sys.stdin.buffer.read()), output)))

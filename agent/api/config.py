@@ -1,4 +1,4 @@
-"""The 13 documented settings as one value. `agent.settings`, which has their rules, is imported when it is needed."""
+"""The 13 documented settings as one value. `agent.settings`, which validates them, is imported only when needed."""
 
 import json
 import os
@@ -16,10 +16,10 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class AkoshaSyncConfig:
-    """The settings of a sync. The constructor accepts any values; `validate` returns what is wrong with them.
+    """The settings of a sync. The constructor accepts any values; `validate` returns the errors.
 
-    Texts are stripped. A `cloud_endpoint` of `file:///dir` is a directory, which needs no bucket; without a bucket, one
-    that ends in `/mcp` is the address of the Akosha server.
+    Strings are stripped. A `cloud_endpoint` of `file:///dir` is a directory, which needs no bucket; without a bucket,
+    an endpoint that ends in `/mcp` is the address of the Akosha server.
     """
 
     cloud_bucket: str = ""
@@ -44,9 +44,9 @@ class AkoshaSyncConfig:
 
     @classmethod
     def from_settings(cls, settings: object) -> Self:
-        """Read the attributes `akosha_cloud_bucket` and so on of any object; the default for one missing or None.
+        """Read the attributes `akosha_cloud_bucket` and so on from any object; use defaults for those missing or None.
 
-        Values are not checked: `validate` does that.
+        Values are not checked; use `validate`.
         """
         given = {field.name: getattr(settings, PREFIX + field.name, None) for field in fields(cls)}
         # An object's attributes may have any type.
@@ -58,7 +58,7 @@ class AkoshaSyncConfig:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def validate(self) -> list[str]:
-        """Return one sentence for each error: the setting, its value, and what is allowed. Empty: all are valid."""
+        """Return one sentence per invalid setting: its name, its value, and the allowed values."""
         from pydantic import ValidationError  # noqa: PLC0415 - these imports take 0.3 s
 
         from agent.settings import Settings  # noqa: PLC0415
@@ -78,35 +78,36 @@ class AkoshaSyncConfig:
 
     @property
     def cloud_configured(self) -> bool:
-        """Whether the cloud method has a target: a bucket, or a directory."""
+        """Whether the cloud method has a target: a bucket or a directory."""
         from agent.settings.endpoints import is_directory  # noqa: PLC0415 - as above
 
         return bool(self.cloud_bucket) or is_directory(self.cloud_endpoint)
 
     @property
     def system_id_resolved(self) -> str:
-        """The name of this machine in the bucket, as an agent here uses it.
+        """The name of this machine in the bucket, as an agent on this machine uses it.
 
-        The field; else the id of this user's agent, from its setting or its first start; else the host name. Letters,
-        digits, - and _. Raises NamingError, a ValueError, where the text has none of these.
+        It is the field `system_id`; else the id of this user's agent, from its setting or its first start; else the
+        host name. It consists of letters, digits, - and _. Raises NamingError (a ValueError) if the name has none of
+        these.
         """
         return sanitise_system_id(self.system_id or _agents_system_id() or socket.gethostname())
 
     @property
     def should_use_cloud(self) -> bool:
-        """Whether the cloud is configured, and http is not forced."""
+        """Whether the cloud is configured and http is not forced."""
         return self.cloud_configured and self.force_method != "http"
 
     @property
     def should_use_http(self) -> bool:
-        """Whether http is forced; or is the fallback or the only method, and the cloud is not forced."""
+        """Whether http is forced, or is the fallback or only method while the cloud is not forced."""
         return self.force_method == "http" or (
             self.force_method != "cloud" and (self.enable_fallback or not self.cloud_configured)
         )
 
 
 def _agents_system_id() -> str:
-    """Return the system id of the agent here; "" where none has run, or its file is damaged."""
+    """Return the system id of this user's agent; "" if no agent has run, or its file is damaged."""
     from agent.bootstrap.home import Home  # noqa: PLC0415
     from agent.settings import load  # noqa: PLC0415 - as above
 
@@ -117,4 +118,4 @@ def _agents_system_id() -> str:
         system_id = json.loads((home.state.path / "identity.json").read_bytes())["system_id"]
         return check_system_id(system_id) if system_id else ""
     except (AkoshaError, OSError, ValueError, KeyError, TypeError):
-        return ""  # an agent reports the fault when it starts
+        return ""  # an agent reports the error when it starts

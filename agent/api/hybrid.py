@@ -1,4 +1,4 @@
-"""Methods in their order: the first that delivers ends the sync."""
+"""Tries methods in order; the first that delivers ends the sync."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from agent.api.reachability import within
 from agent.domain.errors import CloudUploadError, HTTPSyncError, HybridSyncError, SyncError
 
 UNREACHABLE = "it cannot be reached"
-"""The reason where an unavailable method names none."""
+"""The default reason of an unavailable method."""
 
 _ERRORS: Mapping[str, type[SyncError]] = {"cloud": CloudUploadError, "http": HTTPSyncError}
 
@@ -20,10 +20,10 @@ _log = logging.getLogger("agent.api")
 
 
 class HybridAkoshaSync:
-    """Syncs by the first of `methods` that can: the cloud where it is configured, then http.
+    """Syncs by the first of `methods` that succeeds: cloud, if it is configured, then http.
 
-    Callers may change the list: add a method of their own, put it first, or replace one. Directories default to those
-    of the agent's settings. Raises ValueError where the config names a cloud and is not valid.
+    Callers may change the list, for example insert a method of their own. Directories default to those of the agent's
+    settings. Raises ValueError if the cloud is configured and the config is invalid.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class HybridAkoshaSync:
     ) -> SyncResult:
         """Sync now and return the result of the method that delivered.
 
-        A `force_method` other than auto, here or in the config, is the only one tried. With auto, unavailable methods
-        are skipped; without `enable_fallback` only the first method is tried.
+        If `force_method`, here or in the config, is not auto, only that method is tried. With auto, unavailable methods
+        are skipped; without `enable_fallback`, only the first method is tried.
 
         Raises:
-            HybridSyncError: With auto, no method has delivered; it has the error of each.
+            HybridSyncError: With auto, no method has delivered; contains the error of each.
             CloudUploadError, HTTPSyncError: The error of a forced method.
             ValueError: No method has the forced name.
         """
-        methods = {method.get_method_name(): method for method in reversed(self.methods)}  # of two, the first
+        methods = {method.get_method_name(): method for method in reversed(self.methods)}  # the first of each name
         forced = force_method if force_method != AUTO else self.config.force_method
         if forced != AUTO:
             method = methods.get(forced) or _missing(forced, methods)
@@ -62,17 +62,17 @@ class HybridAkoshaSync:
                     reason = getattr(method, "unavailable", "") or UNREACHABLE
                     raise SyncError(f"not available: {reason}", name, transient=True)
                 return await _sync(method, upload_reflections, upload_knowledge_graph)
-            except Exception as error:  # noqa: BLE001 - a caller's method may raise anything; all of it is in the error below
+            except Exception as error:  # noqa: BLE001 - a caller's method may raise anything; the error below has it
                 _log.warning("%s failed: %s", name, error)
                 errors.append({"method": name, "error": str(error) or type(error).__name__})
                 causes.append(error)
         message = "; ".join(f"{error['method']}: {error['error']}" for error in errors)
         cause = ExceptionGroup("each method's error", causes) if causes else None
-        raise HybridSyncError(message or "there is no method to sync by", AUTO, errors) from cause
+        raise HybridSyncError(message or "there is no sync method", AUTO, errors) from cause
 
 
 async def _sync(method: SyncMethod, upload_reflections: bool, upload_knowledge_graph: bool) -> SyncResult:
-    """Sync by one method; a failure that it returns is raised."""
+    """Sync by one method. If it returns a failure, raise it."""
     result = await method.sync(upload_reflections=upload_reflections, upload_knowledge_graph=upload_knowledge_graph)
     if not result.get("success", True):
         name = method.get_method_name()
@@ -83,8 +83,8 @@ async def _sync(method: SyncMethod, upload_reflections: bool, upload_knowledge_g
 def _missing(name: str, methods: Mapping[str, SyncMethod]) -> SyncMethod:
     if name == "cloud":
         raise CloudUploadError(
-            "there is no cloud to sync to",
+            "no bucket is configured",
             name,
             hint="set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory",
         )
-    raise ValueError(f"there is no method {name!r}: known are {', '.join([AUTO, *sorted(methods)])}")
+    raise ValueError(f"unknown method {name!r}; known methods: {', '.join([AUTO, *sorted(methods)])}")

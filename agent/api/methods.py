@@ -1,4 +1,4 @@
-"""What a method is, and the methods cloud and http, which sync in a child process."""
+"""The protocol of a method, and the methods cloud and http, which sync in a child process."""
 
 import logging
 from pathlib import Path
@@ -16,9 +16,9 @@ _log = logging.getLogger("agent.api")
 
 
 class SyncResult(TypedDict):
-    """The result of a sync that succeeded; where nothing had changed, `files_uploaded` is empty and `upload_id` None.
+    """The result of a successful sync. If nothing had changed, `files_uploaded` is empty and `upload_id` is None.
 
-    `bytes_transferred` are bytes sent over the network. The http method's `upload_id` is the id of its request.
+    `bytes_transferred` counts bytes sent over the network. The http method's `upload_id` is the id of its request.
     """
 
     method: str
@@ -31,35 +31,35 @@ class SyncResult(TypedDict):
     triggered_by: str
 
     caused_by: NotRequired[list[str]]
-    """Ids of the session ends that it answers."""
+    """Ids of the session ends that this result answers."""
     request_id: NotRequired[str]
     outcome: NotRequired[str]
-    """`succeeded`, or `skipped`; then `why`."""
+    """`succeeded`, or `skipped` with the reason in `why`."""
     why: NotRequired[str]
     hint: NotRequired[str | None]
     location: NotRequired[str]
     incomplete: NotRequired[dict[str, str]]
-    """What stays owed, with the reason."""
+    """What has not been delivered yet, with the reason."""
     memories: NotRequired[int]
-    """How many the target has now and lacked before."""
+    """Number of memories that the target has now and lacked before."""
     errors: NotRequired[list[dict[str, str]]]
     """`method` and `error` of each method that failed before this one delivered."""
 
 
 @runtime_checkable
 class SyncMethod(Protocol):
-    """A way to sync. Callers may add their own to `HybridAkoshaSync.methods`."""
+    """A sync method. Callers may add their own to `HybridAkoshaSync.methods`."""
 
     async def sync(
         self, upload_reflections: bool = True, upload_knowledge_graph: bool = True, **kwargs: Any
     ) -> SyncResult | dict[str, Any]:
-        """Deliver, and return the result. On failure raise, or return `success: False`."""
+        """Sync and return the result. On failure, raise, or return `success: False`."""
         ...
 
     def is_available(self) -> bool:
-        """Return within 1 s whether an attempt makes sense: False only if it is certain to fail.
+        """Return within 1 s whether to try this method: False only if it is certain to fail.
 
-        Called in a thread. Without an answer in time, the method is tried.
+        Called in a thread. If it does not return in time, the method is tried.
         """
         ...
 
@@ -92,10 +92,10 @@ class _ChildProcessMethod:
         upload_knowledge_graph: bool = True,
         **kwargs: Any,  # noqa: ARG002 - the protocol's
     ) -> SyncResult:
-        """Sync what the target lacks, with retries. Raises `CloudUploadError`, or `HTTPSyncError`.
+        """Sync what the target lacks, with retries. Raises `CloudUploadError` or `HTTPSyncError`.
 
-        A child process syncs; or the agent that runs on this machine, with its own settings. When cancelled, this
-        returns once the child has cleaned up and ended. Other arguments are ignored.
+        A child process does the sync, or the agent running on this machine, with its own settings. When cancelled, this
+        returns once the child has cleaned up and exited. Other arguments are ignored.
         """
         try:
             result = await run_sync(self._request(upload_reflections, upload_knowledge_graph))
@@ -122,7 +122,7 @@ class _ChildProcessMethod:
 class CloudSyncMethod(_ChildProcessMethod):
     """Uploads the databases to a bucket or a directory.
 
-    Raises ValueError for a config that is not valid, or has neither.
+    Raises ValueError if the config is invalid or has neither.
     """
 
     name = "cloud"
@@ -134,14 +134,14 @@ class CloudSyncMethod(_ChildProcessMethod):
         super().__init__(config, data_dir=data_dir, state_dir=state_dir)
         errors = config.validate()
         if not errors and not config.cloud_configured:
-            errors = ["there is no cloud to sync to: set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///dir"]
+            errors = ["no bucket is configured: set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///dir"]
         if errors:
             raise ValueError("\n".join(errors))
 
     def is_available(self) -> bool:
-        """Return within 1 s whether the store's host accepts connections, or the directory is there and writable.
+        """Return within 1 s whether the store's host accepts connections, or the directory exists and is writable.
 
-        False only if that is certain; True without an answer in time.
+        False only if it certainly does not; True if there is no answer in time.
         """
         return reachability.within(self._is_reachable)
 
@@ -160,9 +160,9 @@ class CloudSyncMethod(_ChildProcessMethod):
 
 
 class HttpSyncMethod(_ChildProcessMethod):
-    """Pushes the memories to an Akosha server: that of `akosha_http_endpoint`, a setting of the agent alone.
+    """Pushes the memories to the Akosha server at `akosha_http_endpoint`, which is read from the agent's settings.
 
-    Where that is not set and there is no bucket, a `cloud_endpoint` that ends in `/mcp` is its address.
+    If that is not set and there is no bucket, a `cloud_endpoint` that ends in `/mcp` is the address.
     """
 
     name = "http"
@@ -171,14 +171,14 @@ class HttpSyncMethod(_ChildProcessMethod):
     def __init__(
         self, config: AkoshaSyncConfig, *, data_dir: Path | str | None = None, state_dir: Path | str | None = None
     ) -> None:
-        import agent.settings  # noqa: F401, PLC0415 - now: `is_available` has one second
+        import agent.settings  # noqa: F401, PLC0415 - imported here, because `is_available` has only one second
 
         super().__init__(config, data_dir=data_dir, state_dir=state_dir)
 
     def is_available(self) -> bool:
-        """Return within 1 s whether `/health` on the server's origin answers with 200.
+        """Return within 1 s whether `/health` at the server's origin responds with 200.
 
-        False only if it certainly does not (another status counts); True without an answer in time.
+        False only if it certainly does not (any other status counts); True if there is no answer in time.
         """
         return reachability.within(self._is_healthy)
 

@@ -1,4 +1,4 @@
-"""The child process that syncs: what it is asked for, how it is started, and how it ends."""
+"""The child process that syncs: its request, start and end."""
 
 import asyncio
 import json
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 CHILD = "agent.api.child"
 END_SECONDS = 12.0
-"""Time for the child to end after SIGTERM; it gives itself ten seconds."""
+"""How long the child may take to exit after SIGTERM; it limits its own clean-up to ten seconds."""
 
 LOG_SECONDS = 1.0
-"""Wait for the end of the child's log after its exit: a process that it left behind may keep the pipe open."""
+"""How long to wait for EOF on the child's log after its exit: a process that it started may keep the pipe open."""
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_QUOTED = 500
@@ -34,9 +34,9 @@ _log = logging.getLogger("agent.api")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One sync by one method (`cloud`, `http`), as JSON on the child's stdin. It holds no secret.
+    """A request for one sync by one method (`cloud`, `http`), sent as JSON to the child's stdin. Contains no secret.
 
-    Directories that are None are those of the agent's settings.
+    Directories that are None default to those of the agent's settings.
     """
 
     config: AkoshaSyncConfig
@@ -47,18 +47,18 @@ class Request:
     state_dir: str | None = None
 
     def encode(self) -> bytes:
-        """Return it as JSON."""
+        """Return the request as JSON."""
         document = {name: getattr(self, name) for name in self.__slots__ if name != "config"}
         return json.dumps(document | {"config": self.config.values()}, default=str).encode()
 
     @classmethod
     def decode(cls, text: bytes) -> Self:
-        """Return what `encode` wrote."""
+        """Return the request that `encode` has written."""
         document = json.loads(text)
         return cls(**document | {"config": AkoshaSyncConfig(**document["config"])})
 
     def load(self) -> "Loaded":
-        """Return the settings of an agent here, with these 13 above all other sources.
+        """Load the agent's settings; the 13 of `config` override all other sources.
 
         An empty system id overrides nothing. Raises SettingsError.
         """
@@ -74,18 +74,18 @@ class Request:
 
 
 async def run_sync(request: Request) -> Mapping[str, Any]:
-    """Run a sync in a child process and return its result as a document, also of a sync that failed.
+    """Run a sync in a child process and return its result document, also of a failed sync.
 
-    Raises AkoshaError where there is no result. When cancelled, it returns once the child has cleaned up and ended;
-    cancelled again, it kills the child.
+    Raises AkoshaError if there is no result. When cancelled, returns once the child has cleaned up and exited; when
+    cancelled again, kills the child.
     """
     starting = asyncio.create_task(_start(), name="akosha-start")
     try:
         process = await asyncio.shield(starting)
     except OSError as error:
-        raise AkoshaError(f"the process that syncs cannot be started: {error.strerror}", transient=True) from error
+        raise AkoshaError(f"the sync process cannot be started: {error.strerror}", transient=True) from error
     except asyncio.CancelledError:
-        # Cancelling the start itself could leave a process behind.
+        # Cancelling the start could leave a process running.
         with suppress(OSError):
             await _end(await starting)
         raise
@@ -105,8 +105,8 @@ async def run_sync(request: Request) -> Mapping[str, Any]:
 
 
 async def _start() -> Process:
-    # -P: the working directory must not supply another package of this name. In a session of its own: a terminal's
-    # Ctrl-C reaches the caller alone, which decides.
+    # -P: the working directory must not shadow the package. A new session: only the caller gets the terminal's Ctrl-C,
+    # and decides what to do.
     return await asyncio.create_subprocess_exec(
         sys.executable or "python3", "-P", "-m", CHILD, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
     )
@@ -115,7 +115,7 @@ async def _start() -> Process:
 async def _exchange(process: Process, request: Request) -> bytes:
     assert process.stdin is not None
     assert process.stdout is not None
-    with suppress(BrokenPipeError, ConnectionResetError):  # it has ended: its exit status says how
+    with suppress(BrokenPipeError, ConnectionResetError):  # it has exited; `_result` reports the exit status
         process.stdin.write(request.encode())
         await process.stdin.drain()
     process.stdin.close()
@@ -123,7 +123,7 @@ async def _exchange(process: Process, request: Request) -> bytes:
 
 
 async def _relay_log(process: Process) -> str:
-    """Pass its log lines on to `logging` until it ends; return the last line that was none, as of a crash."""
+    """Forward the child's log lines to `logging` until EOF; return the last other line, for example of a crash."""
     assert process.stderr is not None
     rest, last = b"", ""
     while piece := await process.stderr.read(MAX_LINE_BYTES):
@@ -135,7 +135,7 @@ async def _relay_log(process: Process) -> str:
 
 
 def _log_line(line: bytes) -> str:
-    """Log one line; return it if it is no log line."""
+    """Log one line; return it if it is not a log line, else ""."""
     text = line.decode(errors="replace").strip()
     try:
         entry = json.loads(text)
@@ -154,9 +154,9 @@ def _result(output: bytes, status: int, last_line: str) -> Mapping[str, Any]:
     try:
         document = json.loads(output)
     except ValueError:
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        end = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         raise AkoshaError(
-            f"the process that syncs {how}, without a result{last_line and f': {last_line[:MAX_QUOTED]}'}",
+            f"the sync process {end} without a result{last_line and f': {last_line[:MAX_QUOTED]}'}",
             transient=True,
         ) from None
     if refused := document.get("refused"):
@@ -166,7 +166,7 @@ def _result(output: bytes, status: int, last_line: str) -> Mapping[str, Any]:
 
 
 async def _end(process: Process) -> None:
-    """Send SIGTERM and wait for the end. After 12 s, or when cancelled, kill it and all that it has started."""
+    """Send SIGTERM and wait for the exit. After 12 s, or when cancelled, kill the process group."""
     ended = asyncio.create_task(process.wait(), name="akosha-end")
     try:
         with suppress(ProcessLookupError):
@@ -174,6 +174,6 @@ async def _end(process: Process) -> None:
         await asyncio.wait({ended}, timeout=END_SECONDS)
     finally:
         if process.returncode is None:
-            with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM where only dead ones are left
+            with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM if only zombies are left
                 os.killpg(process.pid, signal.SIGKILL)
             await asyncio.wait({ended})

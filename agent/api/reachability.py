@@ -1,7 +1,7 @@
-"""Whether a server or directory is available, known within a second and without heavy imports.
+"""Checks whether a server or directory is available, within a second and without heavy imports.
 
-An attempt makes sense if it is: credentials and permissions are not checked. It is unavailable only if that is certain:
-a refused connection, no route, a host name that does not exist. No answer in time counts as available.
+Credentials and permissions are not checked. A target is unavailable only if that is certain: a refused connection, no
+route, a host name that does not exist. Without an answer in time it counts as available.
 """
 
 import os
@@ -20,30 +20,30 @@ SECONDS = 0.9
 _DEFAULT_REGION = "us-east-1"
 
 
-def within(question: Callable[[], bool], seconds: float = SECONDS) -> bool:
-    """Return the answer; True without one in time. Raises what `question` raises.
+def within(check: Callable[[], bool], seconds: float = SECONDS) -> bool:
+    """Return the result of `check`, or True if it takes longer. Raises what `check` raises.
 
-    It runs on in its thread: a lookup of a host name, or a mount that hangs, cannot be interrupted.
+    After the timeout it continues in its thread: a DNS lookup, or a mount that hangs, cannot be interrupted.
     """
-    answer: Future[bool] = Future()
+    outcome: Future[bool] = Future()
 
-    def ask() -> None:
+    def run() -> None:
         try:
-            answer.set_result(bool(question()))
-        except BaseException as error:  # noqa: BLE001 - the caller gets it
-            answer.set_exception(error)
+            outcome.set_result(bool(check()))
+        except BaseException as error:  # noqa: BLE001 - raised again by `result`
+            outcome.set_exception(error)
 
-    threading.Thread(target=ask, name="akosha-reach", daemon=True).start()
+    threading.Thread(target=run, name="akosha-reach", daemon=True).start()
     try:
-        return answer.result(seconds)
+        return outcome.result(seconds)
     except TimeoutError:
         return True
 
 
 def health_failure(endpoint: str) -> str:
-    """Return why `/health` at the origin of an http(s) address does not answer with 200; "" if it does.
+    """Return why `/health` at the origin of an http(s) address does not respond with 200; "" if it does.
 
-    A redirect counts as a failure. Also "" without an answer in time, or with a garbled one.
+    A redirect counts as a failure. Also "" if the response is late or malformed.
     """
     from http.client import HTTPException  # noqa: PLC0415 - these imports take 0.1 s
     from urllib.error import HTTPError, URLError  # noqa: PLC0415
@@ -57,25 +57,25 @@ def health_failure(endpoint: str) -> str:
 
     parts = urlsplit(endpoint)
     proxies = [ProxyHandler({})] if is_loopback(parts.hostname or "") else []
-    place = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}/health"
+    url = f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}/health"
     try:
         with build_opener(NoRedirects, *proxies).open(
             f"{parts.scheme}://{parts.netloc}/health", timeout=SECONDS
         ) as response:
-            return "" if response.status == HTTPStatus.OK else f"{place} answers {response.status}"
+            return "" if response.status == HTTPStatus.OK else f"{url} responds with {response.status}"
     except HTTPError as error:
         error.close()
-        return f"{place} answers {error.code}"
+        return f"{url} responds with {error.code}"
     except URLError as error:
         return _refusal(error.reason, parts.netloc) if isinstance(error.reason, OSError) else ""
     except (OSError, HTTPException, ValueError) as error:
-        return _refusal(error, place)
+        return _refusal(error, url)
 
 
 def connection_refusal(endpoint: str, region: str) -> str:
-    """Return why an S3 store's host (empty: AWS's), or the proxy to it, refuses connections.
+    """Return why an S3 store's host (AWS's if `endpoint` is empty), or the proxy to it, refuses connections.
 
-    "" where it accepts one, or without an answer in time.
+    "" if it accepts one, or does not answer in time.
     """
     from urllib.request import getproxies, proxy_bypass  # noqa: PLC0415 - as above
 
@@ -89,27 +89,27 @@ def connection_refusal(endpoint: str, region: str) -> str:
         socket.create_connection(address, timeout=SECONDS, all_errors=True).close()
     except (OSError, ExceptionGroup) as error:
         return _refusal(error, f"{address[0]}:{address[1]}")
-    except UnicodeError:  # not a host name: the attempt reports that
+    except UnicodeError:  # not a host name: the sync reports that
         return ""
     return ""
 
 
 def not_writable(directory: Path) -> str:
-    """Return why uploads cannot go to a directory; "" if it is writable, or can be created."""
-    there = directory if directory.exists() or directory.is_symlink() else directory.parent
-    if not there.is_dir():
-        return f"{there} is not a directory" if there.exists() else f"there is no directory {there}"
-    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+    """Return why a directory cannot receive uploads; "" if it is writable or can be created."""
+    existing = directory if directory.exists() or directory.is_symlink() else directory.parent
+    if not existing.is_dir():
+        return f"{existing} is not a directory" if existing.exists() else f"{existing} does not exist"
+    return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"
 
 
-def _refusal(error: BaseException, place: str) -> str:
-    """Return the text of a failed connection; "" where it proves nothing."""
+def _refusal(error: BaseException, address: str) -> str:
+    """Return the text of a failed connection; "" if the error does not prove that the target is unavailable."""
     if not is_unreachable(error):
         return ""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     text = (error.strerror if isinstance(error, OSError) else "") or str(error)
-    return f"{place}: {text.lower()}"
+    return f"{address}: {text.lower()}"
 
 
 def _aws_region(region: str) -> str:

@@ -1,4 +1,4 @@
-"""Events for programs on any machine: results of syncs over NATS; and to publish that a session has ended.
+"""Events for programs on any machine: receive the results of syncs over NATS, and publish that a session has ended.
 
     import asyncio
     from agent.events_client import results
@@ -9,9 +9,9 @@
 
     asyncio.run(main())
 
-A server with authentication: `results("tls://nats.example.org", login=Login(token="..."), tls=Tls(...))`. Pass
-`NatsOptions` instead of an address for more options. Errors are those of `agent.domain.errors`. Log lines (NATS is not
-available) go to `logging`, unless the program has configured structlog.
+For a server with authentication: `results("tls://nats.example.org", login=Login(token="..."), tls=Tls(...))`. For more
+options, pass `NatsOptions` instead of an address. Errors are those of `agent.domain.errors`. Log lines, for example
+about the availability of NATS, go to `logging`, unless the program has configured structlog.
 """
 
 from agent.adapters.nats import Limits, Login, NatsOptions, Patience, Tls

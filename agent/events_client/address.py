@@ -1,4 +1,4 @@
-"""The address of NATS as callers pass it: a URL, or all options."""
+"""The address of NATS, given as a URL or as NatsOptions."""
 
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -7,24 +7,24 @@ from agent.adapters.nats import Login, NatsOptions, Tls
 from agent.domain.errors import SettingsError
 
 NAME = "akosha events client"
-"""The client name that the server's operator sees."""
+"""The client name, visible to the server's operator."""
 
 _SCHEMES = ("nats", "tls", "ws", "wss")
 
 
 def options_of(server: str | NatsOptions, login: Login | None, tls: Tls | None) -> NatsOptions:
-    """Return all options; `login` and `tls` override those in them. Raises SettingsError."""
+    """Return the options; `login` and `tls` override those of `server`. Raises SettingsError."""
     options = server if isinstance(server, NatsOptions) else NatsOptions(servers=_servers(server), name=NAME)
     return replace(options, login=login or options.login, tls=tls or options.tls)
 
 
 def _servers(text: str) -> tuple[str, ...]:
-    """Return the addresses. The error does not quote a wrong one: it may contain a password."""
+    """Return the addresses. The error does not quote an invalid address: it may contain a password."""
     found = tuple(url.strip() for url in text.split(","))
     if not all(map(_is_address, found)):
         raise SettingsError(
-            "this is no address of a NATS server",
-            hint="nats://, tls://, ws:// or wss://HOST[:PORT], several of them with commas",
+            "the address of the NATS server is invalid",
+            hint="use nats://, tls://, ws:// or wss://HOST[:PORT]; separate several with commas",
         )
     return found
 

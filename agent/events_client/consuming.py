@@ -17,7 +17,7 @@ from agent.events_client.handover import Handover, Result
 from agent.events_client.logs import log_by_default
 
 EVERY = "*"
-"""In place of a system id: all systems."""
+"""The `system` argument for all systems."""
 
 CLASSES: dict[str, type[Result]] = {"succeeded": SyncSucceeded, "skipped": SyncSkipped, "failed": SyncFailed}
 
@@ -35,38 +35,38 @@ def results(
     login: Login | None = None,
     tls: Tls | None = None,
 ) -> AsyncGenerator[Result, None]:
-    """Yield the results of a system, or of all (`"*"`), that have one of the outcomes; never ends.
+    """Yield the results of one system, or of all (`"*"`), with one of the outcomes. Never ends.
 
-    `server` is an address (several with commas) or NatsOptions. While NATS is not available, at the start or later,
-    this waits for it without a limit, and logs that once.
+    `server` is an address (several separated by commas) or NatsOptions. While NATS is not available, at the start or
+    later, the generator waits for it without a time limit, and logs that once.
 
-    With a `durable` name, the server keeps the position: the first time it starts with the oldest result, later with
-    those not acked. Programs that use the same name at once share the results. Without a name, it starts with results
-    that are published after the first iteration.
+    With a `durable` name, the server keeps the position: the first run starts with the oldest result, later runs with
+    the first unacked one. Programs that use the same name concurrently share the results. Without a name, the generator
+    yields only results published after the first iteration has started.
 
-    A result is acked when the next one is requested, that is when the body of the loop has run. Meanwhile the server is
-    notified that it is in progress, so a body may take long, unless it blocks the event loop for longer than the ack
-    wait. A body that raises, breaks or is cancelled leaves its result unacked, and it is delivered again for the same
+    A result is acked when the loop requests the next one, that is after the body has run. Until then the server is
+    notified that it is in progress, so the body may take long, unless it blocks the event loop for longer than the ack
+    wait. If the body raises, breaks or is cancelled, its result is not acked, and is delivered again to the same
     durable name. To leave the loop early, close the generator at once:
 
         async with contextlib.aclosing(results(url, durable="one")) as found:
             async for result in found:
                 break
 
-    Delivery is at least once. Within one run, a result that was acked is not yielded again (the last 10,000 are
-    remembered); after a restart, the consumer drops a known `system_id` and `id`.
+    Delivery is at least once. Within one run, an acked result is not yielded again (the last 10,000 ids are
+    remembered). After a restart, the program must itself ignore results whose `system_id` and `id` it knows.
 
-    Raises NamingError for an invalid system, durable name or outcome, SettingsError for an invalid address: at once,
-    before the first iteration.
+    Raises NamingError for an invalid system, durable name or outcome, and SettingsError for an invalid address, both
+    at the call, before the first iteration.
     """
     wanted = {outcome: CLASSES.get(outcome) for outcome in outcomes}
     classes = [found for found in wanted.values() if found is not None]
     if not classes or len(classes) < len(wanted):
-        raise NamingError(f"{sorted(wanted)} are no outcomes", hint=f"some of {', '.join(CLASSES)}, in a set")
+        raise NamingError(f"{sorted(wanted)} are not valid outcomes", hint=f"pass a set of {', '.join(CLASSES)}")
     last = next(iter(wanted)) if len(wanted) == 1 and system != EVERY else "*"
     pattern = results_pattern(system, last)
     if durable is not None and not _DURABLE.fullmatch(durable):
-        raise NamingError(f"{durable!r} is no durable name", hint="1 to 100 letters, digits, - or _")
+        raise NamingError(f"{durable!r} is not a valid durable name", hint="use 1 to 100 letters, digits, - or _")
     return _consume(options_of(server, login, tls), pattern, durable, classes)
 
 
@@ -91,13 +91,13 @@ async def _consume(
 
 
 class _Availability:
-    """Logs once that NATS is not available, and that it is available again."""
+    """Logs once when NATS becomes unavailable, and once when it is available again."""
 
     def __init__(self, bus: NatsBus) -> None:
         self._bus, self._waiting, self.closed = bus, False, False
 
     def begin(self) -> None:
-        """Check now, and at each change of the bus."""
+        """Check now and at each change of the bus."""
         self._check()
         self._bus.on_change(self._check)
 

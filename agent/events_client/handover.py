@@ -1,4 +1,4 @@
-"""From the bus, which pushes, to a loop, which pulls: one result after the other, acked when the loop continues."""
+"""Hands results from the bus, which pushes, to a loop, which pulls: one at a time, acked when the loop continues."""
 
 import asyncio
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from agent.domain.events import SyncFailed, SyncSkipped, SyncSucceeded
 from agent.ports import Message
 
 MOST_REMEMBERED = 10_000
-"""Ids of results that were acked: they may be delivered again, and are dropped."""
+"""Number of ids of acked results that are remembered, because the bus may deliver those results again."""
 
 Result = SyncSucceeded | SyncSkipped | SyncFailed
 
@@ -16,21 +16,21 @@ _Key = tuple[str, str]
 
 
 class Turn:
-    """A result in the loop. `over` is set when the loop asks for the next."""
+    """A result handed to the loop. `finished` is set when the loop requests the next one."""
 
     def __init__(self, result: Result) -> None:
-        self.result, self.over = result, asyncio.Event()
+        self.result, self.finished = result, asyncio.Event()
 
     @property
     def key(self) -> _Key:
-        """Ids are unique within a system."""
+        """System id and event id: ids are unique only within a system."""
         return self.result.system_id, self.result.id
 
 
 class Handover:
-    """Passes results of the `wanted` classes to one loop; other events are acked at once.
+    """Passes results of the `wanted` classes to one loop; other events are acked immediately.
 
-    While the loop has one, the bus is notified every `progress_interval_seconds` that it is in progress.
+    While the loop processes a result, the bus is notified every `progress_interval_seconds` that it is in progress.
     """
 
     def __init__(self, wanted: Collection[type[Result]], *, progress_interval_seconds: float) -> None:
@@ -40,42 +40,42 @@ class Handover:
         self._done: dict[_Key, None] = {}
 
     async def handle(self, message: Message) -> None:
-        """`agent.ports.Handler`: returns when the loop has processed the result, and it is acked.
+        """Return when the loop has processed the result and it is acked. An `agent.ports.Handler`.
 
-        A result that is delivered again while the loop has it (the ack wait has passed) is not passed on twice.
+        A result that is delivered again while the loop processes it (the ack wait has passed) is not passed on twice.
         """
         event = message.event
         if isinstance(event, SyncSucceeded | SyncSkipped | SyncFailed) and type(event) in self._wanted:
             turn = self._turn(event)
-            while not await self._over(turn):
+            while not await self._is_finished(turn):
                 await message.in_progress()
         await message.ack()
 
     async def next(self) -> Turn:
-        """Return the next result; waits for one."""
+        """Wait for the next result."""
         return await self._next.get()
 
     def finish(self, turn: Turn) -> None:
-        """Mark it as processed. It is not passed on again, also if the ack is lost."""
+        """Mark the result as processed. It is not passed on again, even if the ack is lost."""
         del self._turns[turn.key]
         self._done[turn.key] = None
         if len(self._done) > MOST_REMEMBERED:
             del self._done[next(iter(self._done))]
-        turn.over.set()
+        turn.finished.set()
 
     def _turn(self, result: Result) -> Turn:
         turn = Turn(result)
         if turn.key in self._done:
-            turn.over.set()
+            turn.finished.set()
             return turn
         if turn.key not in self._turns:
             self._turns[turn.key] = turn
             self._next.put_nowait(turn)
         return self._turns[turn.key]
 
-    async def _over(self, turn: Turn) -> bool:
-        """Wait for it for `progress_interval_seconds`; return whether it is over."""
+    async def _is_finished(self, turn: Turn) -> bool:
+        """Wait up to `progress_interval_seconds`; return whether the result has been processed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._progress_interval):
-                await turn.over.wait()
-        return turn.over.is_set()
+                await turn.finished.wait()
+        return turn.finished.is_set()

@@ -1,10 +1,10 @@
-"""Log lines of the bus go where the program's other log lines go."""
+"""Routes the log lines of the bus to the program's own logging."""
 
 import structlog
 
 
 def log_by_default() -> None:
-    """Route log lines to `logging` in a program that has not configured structlog, which would print them to stdout."""
+    """Route log lines to `logging` unless the program has configured structlog, which by default prints to stdout."""
     if structlog.is_configured():
         return
     structlog.configure(

@@ -1,4 +1,4 @@
-"""Publishing the end of a session to the agent of its machine."""
+"""Publishes the end of a session to the agent of a system."""
 
 import asyncio
 import uuid
@@ -14,7 +14,7 @@ from agent.events_client.address import options_of
 from agent.events_client.logs import log_by_default
 
 RETRY_SECONDS = 0.2
-"""Before the next try after the connection was lost: the stream drops a second event with the same id."""
+"""Delay of a retry after the connection was lost. The stream drops a second event with the same id."""
 
 
 async def publish_session_ended(
@@ -28,11 +28,11 @@ async def publish_session_ended(
     login: Login | None = None,
     tls: Tls | None = None,
 ) -> str:
-    """Publish that a session has ended; return the event's id once the stream has it.
+    """Publish that a session has ended; return the event's id once the stream has confirmed it.
 
-    The agent of that system, now or when it runs next, then syncs what its target lacks. Raises BusError if the stream
-    has not confirmed it within `timeout` seconds: it may have arrived all the same. It may be published again with the
-    same `id`, and counts once. Raises NamingError, WireError and SettingsError for invalid arguments.
+    The agent of that system then syncs what its target lacks; if it is not running, at its next start. Raises BusError
+    if the stream has not confirmed the event within `timeout` seconds; it may have arrived nevertheless. It is safe to
+    publish it again with the same `id`. Raises NamingError, WireError and SettingsError for invalid arguments.
     """
     check_system_id(system_id)
     options = options_of(server, login, tls)
@@ -57,7 +57,7 @@ async def publish_session_ended(
     except TimeoutError as error:
         raise BusError(
             f"the session's end was not confirmed within {timeout:g} s: {failure or bus.state.detail}",
-            hint=f"publish it again, with the id {event.id}",
+            hint=f"publish it again with the id {event.id}",
             transient=True,
         ) from error
     finally:

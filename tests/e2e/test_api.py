@@ -352,7 +352,7 @@ async def test_cancelled_twice_it_does_not_wait_for_a_process_that_does_not_end(
 async def test_a_process_that_dies_is_an_error_that_says_how(machine):
     async with waiting_sync(machine) as (syncing, process):
         process.send_signal(signal.SIGKILL)
-        with pytest.raises(CloudUploadError, match="was ended by SIGKILL") as caught:
+        with pytest.raises(CloudUploadError, match="was killed by SIGKILL") as caught:
             await syncing
         assert caught.value.transient
 
@@ -381,7 +381,7 @@ async def test_a_process_that_cannot_begin_is_an_error_with_its_last_word(machin
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('this is broken')")
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
-    with pytest.raises(CloudUploadError, match=r"ended with exit status 1, without a result: .*this is broken"):
+    with pytest.raises(CloudUploadError, match=r"exited with status 1 without a result: .*this is broken"):
         await hybrid(machine).sync_memories(force_method="cloud")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
     with pytest.raises(CloudUploadError, match="cannot be started: No such file"):

@@ -50,7 +50,7 @@ async def test_servers_that_take_connections_and_never_answer_hold_up_nobody(set
     assert found["Akosha"].level in (Level.ERROR, Level.WARNING)
     assert found["data directory"].level is Level.OK
     assert found["state directory"].level is Level.OK
-    assert all(one.cure for one in found.values() if one.level in (Level.WARNING, Level.ERROR))
+    assert all(one.hint for one in found.values() if one.level in (Level.WARNING, Level.ERROR))
 
 
 def test_a_share_that_hangs_is_reported_and_the_process_comes_to_its_end(settings, tmp_path, monkeypatch):
@@ -69,7 +69,7 @@ def test_a_share_that_hangs_is_reported_and_the_process_comes_to_its_end(setting
     finally:
         gone.set()
     assert found["data directory"].level is Level.ERROR
-    assert "mount" in found["data directory"].cure
+    assert "mount" in found["data directory"].hint
     assert found["versions"].level is Level.OK
     assert found["inotify"].level is not Level.ERROR
 

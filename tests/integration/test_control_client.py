@@ -214,7 +214,7 @@ async def test_the_settings_of_the_agent_are_shown_not_those_of_the_command(agen
     await status.status(home.settings, as_json=False)
     reported = capsys.readouterr().out
     assert "databases  /other\n" in reported
-    assert "switched off" in reported
+    assert "disabled" in reported
 
 
 async def test_the_mcp_tool_returns_the_same_status_and_warns_of_an_unresponsive_agent(agent, home):

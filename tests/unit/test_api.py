@@ -311,7 +311,7 @@ async def test_without_fallback_the_first_is_the_only_one():
 
 
 async def test_without_any_method_nothing_is_synced():
-    with pytest.raises(HybridSyncError, match="no method") as caught:
+    with pytest.raises(HybridSyncError, match="no sync method") as caught:
         await hybrid().sync_memories()
     assert caught.value.errors == []
 
@@ -336,7 +336,7 @@ async def test_the_configs_forced_method_holds_where_none_is_asked_for():
 
 
 async def test_a_name_that_no_method_has_is_a_value_error_that_lists_those_there_are():
-    with pytest.raises(ValueError, match="'ftp': known are auto, http, mine"):
+    with pytest.raises(ValueError, match="'ftp'; known methods: auto, http, mine"):
         await hybrid(Own("mine"), Own("http")).sync_memories(force_method="ftp")
     with pytest.raises(CloudUploadError, match="akosha_cloud_bucket"):
         await hybrid(Own("http")).sync_memories(force_method="cloud")

@@ -32,8 +32,8 @@ CANARY = "canary-in-the-text-of-somebody-elses-error"
 CONTEXT = DoctorContext(settings=Settings())
 
 
-def check(name, run, *, cure="turn it off and on", needs_settings=False):
-    return Check("g", name, run, cure, needs_settings)
+def check(name, run, *, hint="turn it off and on", needs_settings=False):
+    return Check("g", name, run, hint, needs_settings)
 
 
 async def examine(checks, *, seconds=20, context=CONTEXT):
@@ -49,15 +49,15 @@ async def hangs(_context):
 
 
 @pytest.mark.parametrize("level", [Level.WARNING, Level.ERROR])
-def test_what_is_wrong_needs_a_cure(level):
-    with pytest.raises(ValueError, match="cure"):
+def test_what_is_wrong_needs_a_hint(level):
+    with pytest.raises(ValueError, match="hint"):
         Finding(name="x", level=level, found="broken")
 
 
-def test_an_errors_hint_is_the_cure_and_a_question_is_followed_by_one():
-    assert from_error("x", StoreError("no", hint="do this"), cure="or that").cure == "do this"
-    assert from_error("x", StoreError("no"), cure="do that").cure == "do that"
-    assert from_error("x", StoreError("no", hint="is it there?"), cure="look").cure == "is it there? look"
+def test_an_errors_own_hint_comes_first_and_a_question_is_followed_by_the_default():
+    assert from_error("x", StoreError("no", hint="do this"), hint="or that").hint == "do this"
+    assert from_error("x", StoreError("no"), hint="do that").hint == "do that"
+    assert from_error("x", StoreError("no", hint="is it there?"), hint="look").hint == "is it there? look"
 
 
 async def test_a_check_that_hangs_is_an_error_and_the_others_come_to_their_end():
@@ -67,7 +67,7 @@ async def test_a_check_that_hangs_is_an_error_and_the_others_come_to_their_end()
         ("b", Level.ERROR),
         ("fine", Level.OK),
     ]
-    assert found[1][1].cure == "turn it off and on"
+    assert found[1][1].hint == "turn it off and on"
 
 
 async def test_checks_are_made_side_by_side():
@@ -89,7 +89,7 @@ async def test_what_a_check_raises_is_a_finding_and_a_strangers_text_is_not_show
         raise RuntimeError(CANARY)
 
     (_, first), (_, second) = await examine([check("a", ours), check("b", theirs)])
-    assert (first.level, first.found, first.cure) == (Level.ERROR, "the bucket is gone", "make it")
+    assert (first.level, first.found, first.hint) == (Level.ERROR, "the bucket is gone", "make it")
     assert second.level is Level.ERROR
     assert "RuntimeError" in second.found
     assert CANARY not in repr(second)
@@ -127,27 +127,27 @@ def test_the_worst_finding_decides_how_the_command_ends(levels, code):
     make = {
         "o": lambda: ok("x", "y"),
         "s": lambda: skipped("x", "y"),
-        "w": lambda: warning("x", "y", cure="z"),
-        "e": lambda: error("x", "y", cure="z"),
+        "w": lambda: warning("x", "y", hint="z"),
+        "e": lambda: error("x", "y", hint="z"),
     }
     found = [make[letter]() for letter in levels]
     assert exit_code(found) == code
     assert document([("g", one) for one in found])["healthy"] is (code == 0)
 
 
-def test_every_check_has_a_name_of_its_own_and_a_cure_for_silence():
+def test_every_check_has_a_name_of_its_own_and_a_hint_for_silence():
     assert len({one.name for one in CHECKS}) == len(CHECKS)
-    assert all(one.timeout_cure for one in CHECKS)
+    assert all(one.timeout_hint for one in CHECKS)
 
 
 FOUND = [
     ("one", ok("good", "all well", detail="more")),
-    ("one", error("bad", "broken \x1b[2J[red]", cure="repair it")),
+    ("one", error("bad", "broken \x1b[2J[red]", hint="repair it")),
     ("two", skipped("left", "not set up")),
 ]
 
 
-def test_in_a_pipe_each_finding_is_a_line_and_its_cure_another_and_nothing_steers_a_terminal():
+def test_in_a_pipe_each_finding_is_a_line_and_its_hint_another_and_nothing_steers_a_terminal():
     lines = plain(FOUND)
     assert lines == [
         "ok       good: all well (more)",
@@ -157,7 +157,7 @@ def test_in_a_pipe_each_finding_is_a_line_and_its_cure_another_and_nothing_steer
     ]
 
 
-def test_on_a_terminal_findings_stand_in_their_groups_with_their_cures():
+def test_on_a_terminal_findings_stand_in_their_groups_with_their_hints():
     out = io.StringIO()
     show(FOUND, Console(file=out, force_terminal=True, color_system=None, width=60, markup=False, highlight=False))
     text = out.getvalue()
@@ -165,7 +165,7 @@ def test_on_a_terminal_findings_stand_in_their_groups_with_their_cures():
         text.index("one") < text.index("✓ good") < text.index("✗ bad") < text.index("→ repair it") < text.index("two")
     )
     assert "\x1b[2J" not in text
-    assert text.rstrip().endswith("Something is wrong.")
+    assert text.rstrip().endswith("There are errors.")
 
 
 def test_the_document_is_what_programs_were_promised():

@@ -58,7 +58,7 @@ async def test_each_value_that_is_wrong_is_an_error_with_its_place_and_no_secret
     assert {one.level for one in found} == {Level.ERROR}
     assert any("akosha_max_retries" in one.found and "~/.claude/settings/local.yaml" in one.found for one in found)
     assert any("akosha_chunk_size_mb" in one.found for one in found)
-    assert all(one.cure for one in found)
+    assert all(one.hint for one in found)
     assert CANARY not in repr(found)
 
 
@@ -75,7 +75,7 @@ async def test_keys_that_are_no_settings_are_warnings(home):
     _, first, second = await settings_checks.sources(read_context(home, environ=environ))
     assert (first.level, second.level) == (Level.WARNING, Level.WARNING)
     assert "akosha_max_retries" in first.found + second.found
-    assert "akosha-agent config" in first.cure
+    assert "akosha-agent config" in first.hint
 
 
 async def built_in(home, **how):
@@ -93,8 +93,8 @@ async def test_a_bucket_in_session_buddys_own_files_has_it_sync_beside_us(home, 
     found = await built_in(home)
     assert found.level is Level.WARNING
     assert "session-buddy" in found.found
-    assert "akosha_upload_on_session_end: false" in found.cure
-    assert "~/.claude/settings/local.yaml" in found.cure
+    assert "akosha_upload_on_session_end: false" in found.hint
+    assert "~/.claude/settings/local.yaml" in found.hint
 
 
 async def test_a_bucket_in_the_environment_does_so_too(home):
@@ -108,7 +108,7 @@ async def test_a_bucket_where_only_this_agent_reads_it_is_no_concern(home):
     assert (await built_in(home)).level is Level.OK
 
 
-async def test_the_cure_works_and_leaves_this_agents_session_ends_on(home):
+async def test_the_hint_works_and_leaves_this_agents_session_ends_on(home):
     write(home, ".config/session-buddy/config.yaml", "akosha_cloud_bucket: memories\n")
     write(home, ".config/session-buddy/local.yaml", "akosha_upload_on_session_end: false\n")
     write(home, ".claude/settings/local.yaml", "akosha_upload_on_session_end: true\n")
@@ -120,13 +120,13 @@ async def test_the_cure_works_and_leaves_this_agents_session_ends_on(home):
     assert settings.cloud_bucket == "memories"
 
 
-async def test_where_a_variable_switches_it_on_the_cure_begins_with_that(home):
+async def test_where_a_variable_switches_it_on_the_hint_begins_with_that(home):
     environ = {
         "SESSION_BUDDY_AKOSHA_CLOUD_BUCKET": "memories",
         "SESSION_BUDDY_AKOSHA_UPLOAD_ON_SESSION_END": "true",
     }
     found = await built_in(home, environ=environ)
-    assert found.cure.startswith("take akosha_upload_on_session_end out of env SESSION_BUDDY_AKOSHA_")
+    assert found.hint.startswith("remove akosha_upload_on_session_end from env SESSION_BUDDY_AKOSHA_")
 
 
 async def test_a_trace_of_the_last_days_tells_that_it_ran_and_an_old_one_does_not(home):
@@ -171,7 +171,7 @@ async def test_a_library_that_is_older_than_needed_is_an_error(tmp_path, monkeyp
     (found,) = await agent_checks.versions(None)
     assert found.level is Level.ERROR
     assert "duckdb 1.4.3 is older than 2.0" in found.found
-    assert "install akosha-agent again" in found.cure
+    assert "reinstall akosha-agent" in found.hint
 
 
 async def test_a_library_that_is_newer_than_what_was_tested_is_an_error(monkeypatch):

@@ -96,7 +96,7 @@ async def test_a_call_without_progress_reports_that_it_is_at_work_and_why_it_wai
     async with asyncio.timeout(60), reporter.running(trouble):
         await client.enough.wait()
     assert [message for _, _, message in client.reported[:3]] == ["cloud: attempt 1 failed (0 s)"] + [
-        "at work (0 s)"
+        "syncing (0 s)"
     ] * 2
 
 

@@ -1,1 +1,1 @@
-"""`doctor`: checks everything that can be wrong, and names the cure of each problem."""
+"""`doctor`: checks everything that can be wrong, and names the hint of each problem."""

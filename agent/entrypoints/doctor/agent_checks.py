@@ -20,44 +20,44 @@ from agent.settings.sources import COMMAND_LINE
 AGENT, SERVICE, HOOK, VERSIONS = "agent", "service", "session-end hook", "versions"
 WARNINGS = "warnings"
 
-START = "akosha-agent service install (or, where it is installed, service start); by hand: akosha-agent run"
+START = "akosha-agent service install (if it is installed: akosha-agent service start), or akosha-agent run"
 RESTART = "akosha-agent service restart"
 SHOWN = ("duckdb", "botocore", "aioboto3", "nats-py", "watchfiles", "httpx2", "pydantic")
-"""Libraries whose versions matter when something is wrong."""
+"""Libraries whose versions are reported."""
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _LEAST, _BELOW = re.compile(r">=\s*([0-9.]+)"), re.compile(r"<\s*([0-9.]+)")
 
 
 async def agent(context: DoctorContext) -> list[Finding]:
-    """Check whether an agent runs here, whether it answers, its health, and its version."""
+    """Check whether an agent is running and answers, its health, and its version."""
     home = context.home
     holder = await in_thread(home.holder)
     if holder is None:
-        return [warning(AGENT, "none runs here: nothing is uploaded by itself", cure=START)]
+        return [warning(AGENT, "not running: nothing is uploaded automatically", hint=START)]
     if holder.command != RUN:
-        return [ok(AGENT, f"{holder} is at work; an agent may start when it is done")]
+        return [ok(AGENT, f"{holder} is running; an agent can start when it has ended")]
     try:
         path = home.state.path.absolute()
         health = await in_thread(lambda: agent_health(path, context.step_seconds))
     except OSError as problem:
         if await in_thread(lambda: home.is_stopped(holder.pid)):
-            return [error(AGENT, f"{holder} does not answer: it is suspended", cure=f"kill -CONT {holder.pid}")]
-        text = f"{holder} does not answer at its control socket: {problem.strerror or problem}"
-        return [error(AGENT, text, cure=f"{RESTART}, or end process {holder.pid} and start it again")]
+            return [error(AGENT, f"{holder} does not answer: it is suspended", hint=f"kill -CONT {holder.pid}")]
+        text = f"{holder} does not answer on its control socket: {problem.strerror or problem}"
+        return [error(AGENT, text, hint=f"{RESTART}, or kill process {holder.pid} and start it again")]
     if health is None:
-        text = f"{holder} has no control socket: an earlier version, or a path too long for one"
-        return [warning(AGENT, text, cure=f"{RESTART}; or set akosha_agent_state_dir to a shorter path")]
+        text = f"{holder} has no control socket: its version is too old, or the path of the socket is too long"
+        return [warning(AGENT, text, hint=f"{RESTART}; or set akosha_agent_state_dir to a shorter path")]
     if health.trouble:
-        return [error(AGENT, f"{holder} says: {health.trouble}", cure=f"akosha-agent status says more; then {RESTART}")]
+        return [error(AGENT, f"{holder} is stuck: {health.trouble}", hint=f"see akosha-agent status; then {RESTART}")]
     if health.version != __version__:
-        text = f"{holder} is of version {health.version or 'unknown'}, this is {__version__}"
-        return [warning(AGENT, text, cure=RESTART)]
-    return [ok(AGENT, f"{holder} runs and answers, version {health.version}")]
+        text = f"{holder} has version {health.version or 'unknown'}, this command has {__version__}"
+        return [warning(AGENT, text, hint=RESTART)]
+    return [ok(AGENT, f"{holder} is running and answers, version {health.version}")]
 
 
 async def warnings(context: DoctorContext) -> list[Finding]:
-    """Report notes that wait for an agent, and the warnings that the agent has recorded in the ledger."""
+    """Report notes that wait for an agent, and the warnings recorded in the ledger."""
     home = context.home
     found = await home.waiting_notes()
     if await home.has_ledger():
@@ -67,23 +67,23 @@ async def warnings(context: DoctorContext) -> list[Finding]:
         finally:
             await ledger.aclose()
     if not found:
-        return [ok(WARNINGS, "none is recorded, and no note waits for an agent")]
-    return [warning(WARNINGS, one.message, cure=one.hint or "akosha-agent status", detail=one.code) for one in found]
+        return [ok(WARNINGS, "none recorded, and no notes wait for an agent")]
+    return [warning(WARNINGS, one.message, hint=one.hint or "akosha-agent status", detail=one.code) for one in found]
 
 
 async def service(context: DoctorContext) -> list[Finding]:
-    """Check the service. Not installed is a warning only, as is one that does not run while an agent does."""
+    """Check the service. It is a warning if it is not installed, or does not run but an agent does; else an error."""
     status = await in_thread(lambda: service_status(context.user_home, context.environ))
-    cure = status.hint or "akosha-agent service install"
+    hint = status.hint or "akosha-agent service install"
     if status.path is None or not status.manager:
         return [skipped(SERVICE, status.detail)]
     if not status.installed:
-        return [warning(SERVICE, status.detail, cure=cure)]
+        return [warning(SERVICE, status.detail, hint=hint)]
     text = f"{status.manager}: {status.detail}" if status.detail else status.manager
     if status.hint:
         runs = status.running or await in_thread(context.home.holder) is not None
         level = Level.WARNING if runs else Level.ERROR
-        return [Finding(name=SERVICE, level=level, found=text, cure=cure, detail=status.last_exit)]
+        return [Finding(name=SERVICE, level=level, found=text, hint=hint, detail=status.last_exit)]
     edited = " (its file was edited by hand)" if status.edited else ""
     return [ok(SERVICE, f"{text}{edited}", detail=status.linger)]
 
@@ -91,38 +91,38 @@ async def service(context: DoctorContext) -> list[Finding]:
 async def hook(context: DoctorContext) -> list[Finding]:
     installed = await in_thread(lambda: installed_hook(settings_file(context.environ, context.user_home)))
     if installed.error:
-        return [error(HOOK, installed.error, cure=f"correct {installed.path}, then {_install_hook(context)}")]
+        return [error(HOOK, installed.error, hint=f"correct {installed.path}, then {_install_hook(context)}")]
     if not installed.commands:
-        text = f"not in {installed.path}: a session's end is noticed by the files alone"
-        return [warning(HOOK, text, cure=_install_hook(context))]
+        text = f"not installed in {installed.path}: the agent is not notified when a session ends"
+        return [warning(HOOK, text, hint=_install_hook(context))]
     if installed.hooks_disabled:
-        text = f"{installed.path} has Claude Code run no hooks (disableAllHooks)"
-        return [warning(HOOK, text, cure="remove disableAllHooks from it")]
+        text = f"hooks are disabled in {installed.path} (disableAllHooks)"
+        return [warning(HOOK, text, hint="remove disableAllHooks from that file")]
     return await in_thread(lambda: [_hook_command(command, context) for command in installed.commands])
 
 
 def _install_hook(context: DoctorContext) -> str:
-    """Return the command, with the state directory if it comes from the command line."""
+    """Return the install command, with the state directory if it was given on the command line."""
     given = context.origins.get("agent_state_dir") == COMMAND_LINE
     state = f" --state-dir {shlex.quote(str(context.settings.agent_state_dir))}" if given else ""
     return f"akosha-agent hook install{state}"
 
 
 def _hook_command(command: HookCommand, context: DoctorContext) -> Finding:
-    state, cure = context.settings.agent_state_dir, _install_hook(context)
+    state, hint = context.settings.agent_state_dir, _install_hook(context)
     if command.missing:
-        return error(HOOK, f"there is no program {command.program[0]} (any more)", cure=cure)
+        return error(HOOK, f"{command.missing} does not exist or cannot be executed", hint=hint)
     written_to = command.state_dir
     if written_to is None or written_to.resolve() != state.resolve():
-        text = f"it leaves its notes in {written_to or 'the default state directory'}, the agent looks in {state}"
-        return error(HOOK, text, cure=cure)
+        text = f"it writes its notes to {written_to or 'the default state directory'}, but the agent reads {state}"
+        return error(HOOK, text, hint=hint)
     if command.with_args and runs_args(context.environ) is False:
-        return error(HOOK, TOO_OLD, cure=cure)
+        return error(HOOK, TOO_OLD, hint=hint)
     return ok(HOOK, f"installed: {command}")
 
 
 async def versions(_context: DoctorContext) -> list[Finding]:
-    """Report all versions; a library that is missing, or not of a version that this agent supports, is an error."""
+    """Report all versions. A missing library, or one with an unsupported version, is an error."""
     return await in_thread(_versions)
 
 
@@ -140,15 +140,15 @@ def _versions() -> list[Finding]:
             problems.append(f"{name} {version} is not older than {below}")
     if not problems:
         return [ok(VERSIONS, f"akosha-agent {__version__}, {system}", detail=shown)]
-    cure = "install akosha-agent again: uv tool upgrade akosha-agent, pipx reinstall akosha-agent, or pip install -U"
+    hint = "reinstall akosha-agent: uv tool upgrade akosha-agent, pipx reinstall akosha-agent, or pip install -U"
     text = f"akosha-agent {__version__}: {', '.join(problems)}"
-    return [error(VERSIONS, text, cure=cure, detail=f"{system}; {shown}")]
+    return [error(VERSIONS, text, hint=hint, detail=f"{system}; {shown}")]
 
 
 def _required() -> list[tuple[str, str, str]]:
-    """Return name, lowest version and the first that is too new ("": none) of each required library.
+    """Return name, lowest version and first unsupported version ("" if none) of each required library.
 
-    Empty where the agent runs from its sources.
+    Empty if the agent runs from its sources.
     """
     try:
         required = metadata.requires("akosha-agent") or []
@@ -172,5 +172,5 @@ def _version(name: str) -> str:
 def _numbers(version: str) -> tuple[int, ...]:
     numbers = [int(part) for part in re.findall(r"\d+", version.partition("+")[0])]
     while numbers and numbers[-1] == 0:
-        numbers.pop()  # 2.0 is 2
+        numbers.pop()  # 2.0 equals 2
     return tuple(numbers)

@@ -1,4 +1,4 @@
-"""What the checks share: the settings, the state directory, and the object store that they describe."""
+"""Shared by the checks: the settings, the state directory, and the object store."""
 
 import json
 import os
@@ -26,18 +26,18 @@ from agent.settings.sources import SettingsContext
 T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
-"""Limit for a connection, name resolution included: the agent's own."""
+"""Time limit of a connection, including name resolution; the same as the agent's."""
 
 UNKNOWN_AGENT = "0" * 32
 
 
 @dataclass(slots=True, kw_only=True)
 class DoctorContext:
-    """The settings, or why there are none: then `settings` has the directories that were asked for, and defaults.
+    """The settings, or the error if they are invalid: `settings` then has the requested directories, else defaults.
 
-    `environ`, `cwd` and `user_home` are those that the settings were read with. `step_seconds` limits a single step of
-    a check: below the limit of the whole check, because the error of the step says more. Nothing is changed, made or
-    locked but the probe object.
+    `environ`, `cwd` and `user_home` are those with which the settings were read. `step_seconds` limits a single step of
+    a check. It is shorter than the limit of the check, because the error of the step is more specific. The checks
+    change, create and lock nothing except the probe object.
     """
 
     settings: Settings
@@ -57,7 +57,7 @@ class DoctorContext:
 
     @classmethod
     def without_settings(cls, problem: SettingsError, data_dir: Path | None, state_dir: Path | None) -> "DoctorContext":
-        """Return the context where the settings are wrong: the directories of options and environment, if usable."""
+        """Return the context for invalid settings, with the directories of options and environment if valid."""
         paths = SettingsContext(environ=os.environ, cwd=Path.cwd(), home=Path.home())
         given = {"agent_data_dir": data_dir, "agent_state_dir": state_dir}
         found = {key: path or os.environ.get(variable(key)) for key, path in given.items()}
@@ -68,7 +68,7 @@ class DoctorContext:
         return cls(settings=settings, settings_error=problem)
 
     def store(self) -> DirectoryStore | S3Store:
-        """Return the object store of the settings; all checks share its connections."""
+        """Return the object store; all checks share its connections."""
         if self._store is None:
             s = self.settings
             if s.directory is not None:
@@ -85,14 +85,14 @@ class DoctorContext:
         return self._store
 
     async def identity(self) -> Identity:
-        """Return the agent's identity; before its first start the one that it will have, with an agent id of zeros.
+        """Return the agent's identity; before its first start, the future one with an agent id of zeros.
 
         Raises NamingError.
         """
         agent_id, system_id, file = UNKNOWN_AGENT, "", self.home.state.path / "identity.json"
         with suppress(OSError, ValueError, KeyError, TypeError):
-            kept = json.loads(await in_thread(file.read_bytes))
-            agent_id, system_id = str(kept["agent_id"]), check_system_id(str(kept["system_id"]))
+            stored = json.loads(await in_thread(file.read_bytes))
+            agent_id, system_id = str(stored["agent_id"]), check_system_id(str(stored["system_id"]))
         if self.settings.system_id:
             system_id = sanitise_system_id(self.settings.system_id)
         return Identity(
@@ -109,5 +109,5 @@ class DoctorContext:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Run what blocks on a thread that the process does not wait for: a mount that has gone away may hold it."""
+    """Run a blocking call in a thread that does not keep the process alive: a lost mount may block it."""
     return await in_daemon_thread(work, name="doctor")

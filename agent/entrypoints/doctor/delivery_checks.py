@@ -1,4 +1,4 @@
-"""Checks of the targets: the bucket, or the directory in its place, and the Akosha server; and of their clocks."""
+"""Checks of the targets (bucket or directory, and the Akosha server) and of their clocks."""
 
 import os
 import secrets
@@ -26,29 +26,29 @@ from agent.settings import without_credentials
 CREDENTIALS, BUCKET, LEFTOVERS, CLOCK, AKOSHA = "credentials", "bucket", "leftovers", "clock", "Akosha"
 AKOSHA_MEMORIES = "memories in Akosha"
 
-NO_CLOUD = "no cloud is set up"
-SET_UP = f"{NO_CLOUD} (akosha_cloud_bucket, or a file:///dir akosha_cloud_endpoint, would)"
+NO_CLOUD = "no bucket is configured"
+SET_UP = f"{NO_CLOUD} (set akosha_cloud_bucket, or akosha_cloud_endpoint to file:///a/directory)"
 CHECK_ADDRESS = "check akosha_cloud_bucket and akosha_cloud_endpoint"
 SET_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run aws configure"
-START_AKOSHA = "start it, or set akosha_http_endpoint"
-LIFECYCLE = "akosha-agent sync removes them; so does a lifecycle rule that aborts incomplete uploads after a day"
-SET_CLOCK = "set it by network time: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
+START_AKOSHA = "start Akosha, or set akosha_http_endpoint"
+LIFECYCLE = "akosha-agent sync removes them, as does a lifecycle rule that aborts incomplete uploads after a day"
+SET_CLOCK = "synchronise the clock: sudo timedatectl set-ntp true (macOS: sudo sntp -sS time.apple.com)"
 
 PROBE_NAME = ".probe"
 UNFINISHED_AGE = timedelta(days=1)
-"""No upload takes a day: an older one that is not finished was left by a process that was killed."""
+"""No upload takes a day: an older unfinished one was left by a process that was killed."""
 WARN_SECONDS, REFUSED_SECONDS = 60.0, 300.0
-"""Akosha refuses a request from a clock that is more than five minutes ahead of its own."""
+"""Akosha refuses a request if the client's clock is more than five minutes ahead of its own."""
 
 _CREDENTIAL_SOURCES = {
     "env": "the environment (AWS_ACCESS_KEY_ID)",
     "shared-credentials-file": "~/.aws/credentials",
     "config-file": "~/.aws/config",
-    "assume-role": "a role that is assumed",
-    "assume-role-with-web-identity": "a role that is assumed by a web identity",
+    "assume-role": "an assumed role",
+    "assume-role-with-web-identity": "a role assumed with a web identity",
     "sso": "AWS SSO",
     "login": "aws login",
-    "custom-process": "a process that ~/.aws/config names",
+    "custom-process": "the credential_process of ~/.aws/config",
     "boto-config": "a boto configuration file",
     "container-role": "the role of this container",
     "iam-role": "the role of this instance",
@@ -60,43 +60,43 @@ async def credentials(context: DoctorContext) -> list[Finding]:
         return [skipped(CREDENTIALS, NO_CLOUD)]
     store = context.store()
     if not isinstance(store, S3Store):
-        return [skipped(CREDENTIALS, "a directory needs none")]
+        return [skipped(CREDENTIALS, "not needed for a directory")]
     found = await store.credentials()
     if found is None:
-        return [error(CREDENTIALS, "the AWS chain has none", cure=SET_KEYS)]
-    ending = f", a key that ends in {found.key_end}" if found.key_end else ""
+        return [error(CREDENTIALS, "none found by the AWS credential chain", hint=SET_KEYS)]
+    ending = f", key ending in {found.key_end}" if found.key_end else ""
     return [ok(CREDENTIALS, f"from {_CREDENTIAL_SOURCES.get(found.source, found.source)}{ending}")]
 
 
 async def bucket(context: DoctorContext) -> list[Finding]:
-    """Put a small object, read it, list it and delete it. Deleting need not be permitted."""
+    """Put, read, list and delete a small object. Delete permission is optional."""
     if not context.settings.cloud_configured:
         return [skipped(BUCKET, SET_UP)]
     s = context.settings
     directory = s.directory / s.cloud_bucket if s.directory is not None else None
-    place = str(directory or f"s3://{s.cloud_bucket} at {without_credentials(s.cloud_endpoint) or 'AWS'}")
+    location = str(directory or f"s3://{s.cloud_bucket} at {without_credentials(s.cloud_endpoint) or 'AWS'}")
     try:
         key = await _probe_key(context)
         if directory is not None and await in_thread(
             lambda: not directory.exists() and os.access(directory.parent, os.W_OK | os.X_OK)
         ):
-            return [ok(BUCKET, f"{place} is made by the first upload")]
-        if not await _comes_back(context, key):
-            cure = "check the proxies between here and there, and that no other program writes to that key"
-            return [error(BUCKET, f"{place}: what was put came back as something else", cure=cure)]
+            return [ok(BUCKET, f"{location} does not exist yet: the first upload creates it")]
+        if not await _round_trips(context, key):
+            hint = "check for proxies that change responses, and that no other program writes to that key"
+            return [error(BUCKET, f"{location}: the object read differs from the object written", hint=hint)]
     except StoreError as problem:
-        return [from_error(BUCKET, problem, cure=CHECK_ADDRESS)]
+        return [from_error(BUCKET, problem, hint=CHECK_ADDRESS)]
     try:
         await context.store().delete([key])
     except NotPermitted:
-        return [ok(BUCKET, f"{place}: put, get and list work; delete is not permitted, and not needed")]
+        return [ok(BUCKET, f"{location}: put, get and list work; delete is not permitted, and not needed")]
     except StoreError as problem:
-        return [from_error(BUCKET, problem, cure=CHECK_ADDRESS)]
-    return [ok(BUCKET, f"{place}: put, get, list and delete work")]
+        return [from_error(BUCKET, problem, hint=CHECK_ADDRESS)]
+    return [ok(BUCKET, f"{location}: put, get, list and delete work")]
 
 
 async def leftovers(context: DoctorContext) -> list[Finding]:
-    """Report unfinished uploads: those of processes that were killed, and those that may be under way."""
+    """Report unfinished uploads: left by killed processes, or possibly in progress."""
     if not context.settings.cloud_configured:
         return [skipped(LEFTOVERS, NO_CLOUD)]
     store, prefix = context.store(), uploads_prefix((await context.identity()).system_id)
@@ -108,25 +108,27 @@ async def leftovers(context: DoctorContext) -> list[Finding]:
             left = sum(context.home.clock.now() - upload.started > UNFINISHED_AGE for upload in unfinished)
             young = len(unfinished) - left
     except NotPermitted:
-        return [ok(LEFTOVERS, "unfinished uploads may not be listed (s3:ListBucketMultipartUploads): nothing needs it")]
+        return [
+            ok(LEFTOVERS, "not permitted to list unfinished uploads (s3:ListBucketMultipartUploads), and not needed")
+        ]
     if left:
-        return [warning(LEFTOVERS, f"{left} uploads that were never finished take up room", cure=LIFECYCLE)]
-    return [ok(LEFTOVERS, f"none; {young} may be under way" if young else "none")]
+        return [warning(LEFTOVERS, f"{left} unfinished uploads take up space", hint=LIFECYCLE)]
+    return [ok(LEFTOVERS, f"none; {young} may be in progress" if young else "none")]
 
 
 async def clock(context: DoctorContext) -> list[Finding]:
-    """Compare this machine's clock with those of the servers that answer."""
+    """Compare this machine's clock with the clocks of the servers that answer."""
     found: list[Finding] = []
     settings = context.settings
     if settings.cloud_configured and isinstance(store := context.store(), S3Store):
-        with suppress(StoreError):  # reported by the bucket's own check
+        with suppress(StoreError):  # reported by the check of the bucket
             prefix = uploads_prefix((await context.identity()).system_id)
             date = await store.server_date(prefix)
             found += _compared("the bucket's", _seconds_ahead(context, date))
     if HTTP in settings.route:
         sink = _sink(context)
         try:
-            with suppress(SinkError):  # reported by Akosha's own check
+            with suppress(SinkError):  # reported by the check of Akosha
                 date = await sink.server_date(context.step_seconds)
                 found += _compared("Akosha's", _seconds_ahead(context, date))
         finally:
@@ -135,21 +137,23 @@ async def clock(context: DoctorContext) -> list[Finding]:
 
 
 async def akosha(context: DoctorContext) -> list[Finding]:
-    """A server that cannot be reached is an error if it is the first method, and a warning if it is the fallback."""
+    """Check the Akosha server. Unreachable is an error if http is the first method, a warning if it is the fallback."""
     settings = context.settings
     if HTTP not in settings.route:
-        return [skipped(AKOSHA, "nothing goes there: akosha_force_method or akosha_enable_fallback say so")]
+        return [skipped(AKOSHA, "not used, because of akosha_force_method or akosha_enable_fallback")]
     sink = _sink(context)
     try:
         healthy = await sink.is_available()
         await sink.connect()
     except SinkError as problem:
         first = settings.route[0] == HTTP
-        cure = START_AKOSHA if first else f"{START_AKOSHA}; where there is none, set akosha_enable_fallback: false"
-        finding = from_error(AKOSHA, problem, cure=cure, level=Level.ERROR if first else Level.WARNING)
+        hint = (
+            START_AKOSHA if first else f"{START_AKOSHA}; without an Akosha server, set akosha_enable_fallback to false"
+        )
+        finding = from_error(AKOSHA, problem, hint=hint, level=Level.ERROR if first else Level.WARNING)
     else:
         version = sink.health_version if healthy else ""
-        finding = ok(AKOSHA, f"{sink.location} takes memories, version {version or 'unknown'}")
+        finding = ok(AKOSHA, f"{sink.location} accepts memories, version {version or 'unknown'}")
     finally:
         await sink.aclose()
     return [finding, *await _delivered_memories(context)]
@@ -164,7 +168,7 @@ def _sink(context: DoctorContext) -> AkoshaSink:
 
 
 async def _delivered_memories(context: DoctorContext) -> list[Finding]:
-    """Report how many memories the server was given, when it confirmed them last, and how many wait."""
+    """Report how many memories were delivered, when the server last confirmed them, and how many wait."""
     try:
         if not await context.home.has_ledger():
             return []
@@ -175,40 +179,40 @@ async def _delivered_memories(context: DoctorContext) -> list[Finding]:
         finally:
             await ledger.aclose()
     except StateError:
-        return []  # reported by the ledger's own check
+        return []  # reported by the check of the ledger
     found = []
     if counts.delivered:
-        asked = (
-            f"{CONFIRMED} (asked at {local_time(kept.answered)})"
+        checked = (
+            f"{CONFIRMED} (checked at {local_time(kept.answered)})"
             if kept and kept.answered
-            else "not asked yet for them"
+            else "not checked yet whether the server still has them"
         )
-        text = f"{counts.delivered:,} memories delivered, {asked}; akosha-agent sync asks now"
+        text = f"{counts.delivered:,} memories delivered, {checked}; akosha-agent sync checks now"
         found.append(ok(AKOSHA_MEMORIES, text, detail=DELIVERED_TO_AKOSHA))
     if waiting := counts.waiting.get(NO_EMBEDDING, 0):
-        found.append(warning(AKOSHA_MEMORIES, f"{waiting:,} memories wait for an embedding", cure=EMBEDDING_HINT))
+        found.append(warning(AKOSHA_MEMORIES, f"{waiting:,} memories wait for an embedding", hint=EMBEDDING_HINT))
     return found
 
 
 async def _probe_key(context: DoctorContext) -> str:
     """Return the key of the probe object: outside of `uploads/`, so that neither Akosha nor the agent reads it.
 
-    Raises StoreError where the store cannot be reached, another machine owns the system id, or the directory's disk is
-    not mounted.
+    Raises StoreError if the store cannot be reached, another machine owns the system id, or the directory's disk is not
+    mounted.
     """
     store, settings = context.store(), context.settings
     if not await store.is_available():
-        hint = "check the network, akosha_cloud_endpoint, and HTTPS_PROXY where there is a proxy"
+        hint = "check the network, akosha_cloud_endpoint, and HTTPS_PROXY if you use a proxy"
         if settings.directory is not None:
             path = shlex.quote(str(settings.directory / settings.cloud_bucket))
-            hint = f"mount it, or make the directory: mkdir -p {path}; or set akosha_cloud_endpoint"
+            hint = f"mount it, or create the directory: mkdir -p {path}; or set akosha_cloud_endpoint"
         raise StoreError(f"{store.location} cannot be reached", hint=hint, transient=True)
     async with context.home.ownership(await context.identity(), store) as ownership:
         return f"systems/{await ownership.system_id()}/{PROBE_NAME}"
 
 
-async def _comes_back(context: DoctorContext, key: str) -> bool:
-    """Put the probe object, read and list it; say whether it came back as it was. Raises StoreError."""
+async def _round_trips(context: DoctorContext, key: str) -> bool:
+    """Put the probe object, read and list it; return whether the read object is the same. Raises StoreError."""
     store = context.store()
     sent = f"akosha-agent doctor was here: {secrets.token_hex(16)}\n".encode()
     await store.put(key, _pieces(sent), metadata={}, part_bytes=5 * MEBIBYTE, progress=lambda _: None)
@@ -224,7 +228,7 @@ async def _pieces(data: bytes) -> AsyncIterator[bytes]:
 
 
 def _seconds_ahead(context: DoctorContext, date: str) -> float | None:
-    """Return how far the clock of a server is ahead of this machine's, by its Date header; None without one."""
+    """Return how far the server's clock is ahead of this machine's, by its Date header; None without one."""
     try:
         server = parsedate_to_datetime(date)
     except ValueError:
@@ -241,4 +245,4 @@ def _compared(whose: str, ahead: float | None) -> list[Finding]:
         return [ok(CLOCK, f"within {max(off, 1):.0f} s of {whose}")]
     report = error if off >= REFUSED_SECONDS else warning
     direction = "behind" if ahead > 0 else "ahead of"
-    return [report(CLOCK, f"this machine's clock is {off:.0f} s {direction} {whose}", cure=SET_CLOCK)]
+    return [report(CLOCK, f"this machine's clock is {off:.0f} s {direction} {whose}", hint=SET_CLOCK)]

@@ -19,69 +19,69 @@ from agent.entrypoints.formatting import human_bytes
 DATA, DATABASES, STATE, SPACE = "data directory", "databases", "state directory", "free space"
 LEDGER, INOTIFY = "ledger", "inotify"
 
-FREE_SPACE = "make room there, or set akosha_agent_state_dir to a directory on a larger disk"
-START_SESSION = "start a session with Session-Buddy, or set akosha_agent_data_dir to where its databases are"
+FREE_SPACE = "free space there, or set akosha_agent_state_dir to a directory on a larger disk"
+START_SESSION = "start a session with Session-Buddy, or set akosha_agent_data_dir to the directory of its databases"
 
 _OTHERS = 0o077
 _INOTIFY_NEEDED = 2
-"""Watches, and instances of inotify, of a running agent: one each for the data directory and the spool."""
+"""Inotify watches and instances of a running agent: one each for the data directory and the spool."""
 
 
 async def data_directory(context: DoctorContext) -> list[Finding]:
     path = context.settings.agent_data_dir
     folder, kind = await _look_at(path)
     if not folder.exists:
-        cure = "start Session-Buddy once, or set akosha_agent_data_dir to where its databases are"
-        return [error(DATA, f"{path} does not exist", cure=cure)]
+        hint = "start Session-Buddy once, or set akosha_agent_data_dir to the directory of its databases"
+        return [error(DATA, f"{path} does not exist", hint=hint)]
     if folder.closed:
-        return [error(DATA, f"{path} cannot be read: {folder.closed}", cure=f"chmod u+rx {quote(str(path))}")]
+        return [error(DATA, f"{path} cannot be read: {folder.closed}", hint=f"chmod u+rx {quote(str(path))}")]
     if not folder.is_directory:
-        cure = "set akosha_agent_data_dir to the directory that Session-Buddy's databases are in"
-        return [error(DATA, f"{path} is not a directory", cure=cure)]
+        hint = "set akosha_agent_data_dir to the directory of Session-Buddy's databases"
+        return [error(DATA, f"{path} is not a directory", hint=hint)]
     if silent(kind):
         return [
             warning(
                 DATA,
-                f"{path} is on a file system ({kind}) that reports no changes: it is scanned every 2 s",
-                cure="keep the databases on a local disk, and set akosha_agent_data_dir to them",
+                f"{path} is on a file system ({kind}) that does not report changes: it is scanned every 2 s",
+                hint="move the databases to a local disk, and set akosha_agent_data_dir to their directory",
             )
         ]
     return [ok(DATA, f"{path}{_on(kind)}")]
 
 
 async def databases(context: DoctorContext) -> list[Finding]:
-    """One finding for each. A database that cannot be read is not uploaded; an unknown format is not verified."""
+    """One finding per database. An unreadable database is not uploaded; one in an unknown format is not verified."""
     found: list[Finding] = []
     try:
         engine = metadata.version("duckdb")
     except metadata.PackageNotFoundError:
         engine = ""
-        text = "the engine that verifies copies, duckdb, is not installed"
-        found.append(error(DATABASES, text, cure="pip install --force-reinstall akosha-agent"))
+        text = "duckdb, which verifies copies, is not installed"
+        found.append(error(DATABASES, text, hint="pip install --force-reinstall akosha-agent"))
     path = context.settings.agent_data_dir
     facts = await in_thread(lambda: database_facts.examine(path))
     if not facts:
         folder, _ = await _look_at(path)
         if not folder.is_directory:
-            return [*found, skipped(DATABASES, "there is no directory to look in")]
-        return [*found, warning(DATABASES, f"none in {path} yet", cure=START_SESSION)]
+            return [*found, skipped(DATABASES, "the data directory does not exist")]
+        return [*found, warning(DATABASES, f"none in {path} yet", hint=START_SESSION)]
     return found + [await _database(context, database, engine) for database in facts]
 
 
 async def _database(context: DoctorContext, database: DatabaseFacts, engine: str) -> Finding:
     name = f"database {database.name}"
     if database.problem is not None:
-        cure = "put a good copy in its place, or move it away; the others are uploaded meanwhile"
-        return from_error(name, database.problem, cure=cure)
+        hint = "replace it with a good copy, or move it away; other databases are still uploaded"
+        return from_error(name, database.problem, hint=hint)
     assert database.header is not None
     size = human_bytes(database.size) + (f", {human_bytes(database.wal)} of it in its WAL" if database.wal else "")
     if not database.is_known:
         return warning(
             name,
-            f"{size}; its format ({database.header.version}) is not known to our engine, duckdb {engine}",
-            cure="pip install --upgrade duckdb where akosha-agent is installed; until then it is uploaded unverified",
+            f"{size}; its format ({database.header.version}) is unknown to the agent's DuckDB {engine}",
+            hint="pip install --upgrade duckdb in akosha-agent's environment; until then it is uploaded unverified",
         )
-    readers = f", DuckDB {database.engine} and later read it" if database.engine else ""
+    readers = f", readable by DuckDB {database.engine} and newer" if database.engine else ""
     open_in = await in_thread(lambda: host_facts.holders(database.paths, context.proc))
     programs = sorted({program for programs in open_in.values() for program in programs})
     detail = f"open in {', '.join(programs)}" if programs else ""
@@ -94,36 +94,38 @@ async def state_directory(context: DoctorContext) -> list[Finding]:
     real, data = await in_thread(lambda: (path.resolve(), context.settings.agent_data_dir.resolve()))
     quoted = quote(str(path))
     if real.is_relative_to(data) or data.is_relative_to(real):
-        return [error(STATE, f"{path} and the data directory lie within each other", cure=elsewhere)]
+        return [error(STATE, f"{path} and the data directory contain one another", hint=elsewhere)]
     if not folder.exists:
         if not folder.writable:
-            return [error(STATE, f"{path} does not exist and cannot be made", cure=elsewhere)]
-        return [ok(STATE, f"{path} is made at the first start")]
+            return [error(STATE, f"{path} does not exist and cannot be created", hint=elsewhere)]
+        return [ok(STATE, f"{path} does not exist yet: the first start creates it")]
     if folder.closed:
-        return [error(STATE, f"{path} cannot be read: {folder.closed}", cure=f"chmod 700 {quoted}, or {elsewhere}")]
+        return [error(STATE, f"{path} cannot be read: {folder.closed}", hint=f"chmod 700 {quoted}, or {elsewhere}")]
     if not folder.is_directory:
-        return [error(STATE, f"{path} is not a directory", cure=f"move it away, or {elsewhere}")]
+        return [error(STATE, f"{path} is not a directory", hint=f"move it away, or {elsewhere}")]
     if not folder.is_ours:
-        text = f"{path} belongs to user {folder.owner}, not to user {os.geteuid()} who runs this"
-        return [error(STATE, text, cure=f"sudo chown -R {os.geteuid()} {quoted}, or {elsewhere}")]
+        text = f"{path} belongs to user {folder.owner}, but this command runs as user {os.geteuid()}"
+        return [error(STATE, text, hint=f"sudo chown -R {os.geteuid()} {quoted}, or {elsewhere}")]
     if not folder.writable:
-        return [error(STATE, f"{path} cannot be written to", cure=f"chmod 700 {quoted}, or {elsewhere}")]
+        return [error(STATE, f"{path} cannot be written to", hint=f"chmod 700 {quoted}, or {elsewhere}")]
     found = []
     if folder.mode & _OTHERS:
-        found.append(warning(STATE, f"{path} is open to others (mode {folder.mode:04o})", cure=f"chmod 700 {quoted}"))
+        found.append(
+            warning(STATE, f"{path} is accessible to other users (mode {folder.mode:04o})", hint=f"chmod 700 {quoted}")
+        )
     if silent(kind):
         found.append(
             warning(
                 STATE,
-                f"{path} is on a network share ({kind}), where locks and the ledger are at risk",
-                cure="set akosha_agent_state_dir to a directory on a local disk",
+                f"{path} is on a network share ({kind}), where file locks and the ledger are not reliable",
+                hint="set akosha_agent_state_dir to a directory on a local disk",
             )
         )
     return found or [ok(STATE, f"{path}{_on(kind)}, mode {folder.mode:04o}")]
 
 
 async def free_space(context: DoctorContext) -> list[Finding]:
-    """A copy of a database is staged in the state directory; twice its size leaves room for all else."""
+    """Check the space for staged copies: twice the largest database leaves room for everything else."""
     path = context.settings.agent_state_dir
     folder, _ = await _look_at(path)
     try:
@@ -131,11 +133,11 @@ async def free_space(context: DoctorContext) -> list[Finding]:
     except SnapshotError:
         facts = []  # reported by the check of the databases
     largest = max((database.size for database in facts), default=0)
-    text = f"{human_bytes(folder.free)} free for {path}, the largest database has {human_bytes(largest)}"
+    text = f"{human_bytes(folder.free)} free for {path}; the largest database has {human_bytes(largest)}"
     if folder.free < largest:
-        return [error(SPACE, text, cure=FREE_SPACE)]
+        return [error(SPACE, text, hint=FREE_SPACE)]
     if folder.free < 2 * largest:
-        return [warning(SPACE, text, cure=FREE_SPACE)]
+        return [warning(SPACE, text, hint=FREE_SPACE)]
     return [ok(SPACE, text)]
 
 
@@ -144,17 +146,17 @@ async def ledger(context: DoctorContext) -> list[Finding]:
     try:
         facts = await in_thread(lambda: ledger_file.examine(path) if path.exists() else None)
     except LedgerDamaged as damaged:
-        return [from_error(LEDGER, damaged, cure="akosha-agent sync")]
+        return [from_error(LEDGER, damaged, hint="akosha-agent sync")]
     if facts is None:
-        return [skipped(LEDGER, "there is none yet: the first start makes it")]
-    return [ok(LEDGER, f"whole, {human_bytes(facts.size)}, version {facts.version}")]
+        return [skipped(LEDGER, "it does not exist yet: the first start creates it")]
+    return [ok(LEDGER, f"intact, {human_bytes(facts.size)}, version {facts.version}")]
 
 
 async def inotify(context: DoctorContext) -> list[Finding]:
-    """Without a free watch a running agent polls: a warning. An agent that runs has its share already."""
+    """Warn if no watch is free: the agent then polls. A running agent already has its watches."""
     limits = await in_thread(lambda: host_facts.inotify(context.proc))
     if limits is None:
-        return [skipped(INOTIFY, "this system has none: changes are noticed in another way")]
+        return [skipped(INOTIFY, "not on this system, where changes are detected in another way")]
     needed = 0 if await in_thread(context.home.holder) else _INOTIFY_NEEDED
     found = []
     for what, used, most in (
@@ -167,15 +169,15 @@ async def inotify(context: DoctorContext) -> list[Finding]:
                 warning(
                     INOTIFY,
                     f"{used} of {most} {what} are in use: the directories are scanned every 2 s instead",
-                    cure=f"sudo sysctl -w {setting}={max(2 * most, 512)}, and the same in /etc/sysctl.d/akosha.conf",
+                    hint=f"sudo sysctl -w {setting}={max(2 * most, 512)}, and the same in /etc/sysctl.d/akosha.conf",
                 )
             )
     text = f"{limits.watches} of {limits.max_watches} watches, {limits.instances} of {limits.max_instances} instances"
-    return found or [ok(INOTIFY, f"{text} in use, as far as this user may see")]
+    return found or [ok(INOTIFY, f"{text} in use, as far as visible to this user")]
 
 
 async def _look_at(path: Path) -> tuple[Folder, str]:
-    """Return the facts of a directory, and its file system, "" where that is not known. Raises OSError."""
+    """Return the facts of a directory and its file system type ("" if unknown). Raises OSError."""
     return await in_thread(lambda: (host_facts.folder(path), file_system(path)))
 
 

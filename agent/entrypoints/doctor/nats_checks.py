@@ -1,4 +1,4 @@
-"""The check of each NATS server. Nothing is published on a subject that a program acts on."""
+"""The check of each NATS server. It publishes nothing on a subject that programs act on."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 NATS = "NATS"
 
-ADDRESS = "check akosha_agent_nats_url, and that the server runs"
-ENABLE = "ask the server's operator: JetStream must be on for this account, and let this user in"
-PERMIT = "ask the server's operator to let this user make it; the agent's log says what the server answers"
-START = "start the agent (akosha-agent service start, or akosha-agent run): it makes the stream"
+ADDRESS = "check akosha_agent_nats_url, and that the server is running"
+ENABLE = "ask the server's operator to enable JetStream for this account, and to permit this user to use it"
+PERMIT = "ask the server's operator to permit this user to create it; the agent's log has the server's response"
+START = "start the agent (akosha-agent service start, or akosha-agent run): it creates the stream"
 
 
 async def nats(context: DoctorContext) -> list[Finding]:
-    """One finding or more for each server. One of several that cannot be reached is a warning."""
+    """One or more findings per server. If another server is reachable, an unreachable one is only a warning."""
     settings = context.settings
     if not settings.over_nats:
-        return [skipped(NATS, "no akosha_agent_nats_url is set: events stay on this machine")]
-    from agent.adapters.nats import server_facts  # noqa: PLC0415 - loaded where there is a NATS server
+        return [skipped(NATS, "akosha_agent_nats_url is not set: events stay on this machine")]
+    from agent.adapters.nats import server_facts  # noqa: PLC0415 - imports the NATS client
 
     options = nats_options(settings, "akosha-agent doctor")
     options = replace(options, patience=replace(options.patience, connect=context.step_seconds))
@@ -39,7 +39,7 @@ async def nats(context: DoctorContext) -> list[Finding]:
     found: list[Finding] = []
     for facts in servers:
         if facts.refused is not None:
-            found.append(report(NATS, facts.refused.message, cure=facts.refused.hint or ADDRESS))
+            found.append(report(NATS, facts.refused.message, hint=facts.refused.hint or ADDRESS))
         else:
             problems = list(_problems(facts, settings, identity))
             found += problems or [await _without_problems(context, facts)]
@@ -50,20 +50,20 @@ async def _without_problems(context: DoctorContext, facts: "NatsFacts") -> Findi
     server = without_credentials(facts.location)
     if facts.has_stream:
         permitted = (
-            "the server does not report the permissions" if facts.publish is None else "all that is needed is permitted"
+            "the server does not report permissions" if facts.publish is None else "all needed permissions are granted"
         )
-        return ok(NATS, f"{server}, version {facts.version}: JetStream and the stream are there; {permitted}")
-    missing = f"{server}: JetStream is on, the stream AKOSHA_SYNC is not there"
+        return ok(NATS, f"{server}, version {facts.version}: JetStream and the stream are available; {permitted}")
+    missing = f"{server}: JetStream is enabled, but the stream AKOSHA_SYNC does not exist"
     if reason := await _bus_in_use(context):
-        return error(NATS, f"{missing}, and the agent that runs has not made it: {reason}", cure=PERMIT)
-    return warning(NATS, missing, cure=START)
+        return error(NATS, f"{missing}, and the running agent has not created it: {reason}", hint=PERMIT)
+    return warning(NATS, missing, hint=START)
 
 
 def _problems(facts: "NatsFacts", settings: Settings, identity: Identity) -> Iterator[Finding]:
     server = without_credentials(facts.location)
     for problem in (facts.jetstream, facts.stream):
         if problem is not None:
-            finding = from_error(NATS, problem, cure=ENABLE)
+            finding = from_error(NATS, problem, hint=ENABLE)
             yield replace(finding, found=f"{server}: {finding.found}")
     published = list(_published(settings, identity, make_stream=not facts.has_stream))
     subscribed = list(_subscribed(settings, identity))
@@ -73,12 +73,12 @@ def _problems(facts: "NatsFacts", settings: Settings, identity: Identity) -> Ite
     ):
         refused = ", ".join(subject for subject in subjects if rights is not None and not rights.permit(subject))
         if refused:
-            cure = f"allow this user to {verb} {refused} in the server's permissions"
-            yield error(NATS, f"{server}: it may not {verb} {refused}", cure=cure)
+            hint = f"allow this user to {verb} {refused} in the server's permissions"
+            yield error(NATS, f"{server}: no permission to {verb} {refused}", hint=hint)
 
 
 def _published(settings: Settings, identity: Identity, *, make_stream: bool) -> Iterator[str]:
-    """Yield one subject of each kind that the agent publishes on."""
+    """Yield one subject of each kind on which the agent publishes."""
     from agent.adapters.nats.stream import STREAM  # noqa: PLC0415 - as above
 
     system = identity.system_id
@@ -104,7 +104,7 @@ def _subscribed(settings: Settings, identity: Identity) -> Iterator[str]:
 
 
 async def _bus_in_use(context: DoctorContext) -> str:
-    """Return what the running agent has recorded of its bus; "" where none runs, or nothing is known."""
+    """Return what the running agent has recorded about its bus; "" if no agent is running or nothing is recorded."""
     home = context.home
     try:
         if await in_thread(home.holder) is None or not await home.has_ledger():
@@ -115,4 +115,4 @@ async def _bus_in_use(context: DoctorContext) -> str:
         finally:
             await ledger.aclose()
     except StateError:
-        return ""  # reported by the ledger's own check
+        return ""  # reported by the check of the ledger

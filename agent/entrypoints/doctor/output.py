@@ -1,4 +1,4 @@
-"""The findings as JSON, as plain lines in a pipe, and grouped and coloured on a terminal."""
+"""Output of the findings: JSON, plain lines in a pipe, or grouped and coloured on a terminal."""
 
 import itertools
 import sys
@@ -18,19 +18,23 @@ MARKS = {
     Level.WARNING: ("!", "yellow"),
     Level.ERROR: ("✗", "red"),
 }
-ENDS = {0: ("All is well.", "green"), 1: ("It works; see the warnings.", "yellow"), 2: ("Something is wrong.", "red")}
+CONCLUSIONS = {
+    0: ("No problems found.", "green"),
+    1: ("No errors; see the warnings.", "yellow"),
+    2: ("There are errors.", "red"),
+}
 
 WIDEST_NAME = 32
 
 
 def document(found: Sequence[tuple[str, Finding]]) -> dict[str, object]:
-    """Return the JSON document. `healthy`: neither warnings nor errors."""
+    """Return the JSON document. `healthy`: there are neither warnings nor errors."""
     checks = [
         {
             "name": finding.name,
             "level": finding.level.value,
             "found": finding.found,
-            "cure": finding.cure,
+            "cure": finding.hint,
             "detail": finding.detail,
         }
         for _, finding in found
@@ -39,13 +43,13 @@ def document(found: Sequence[tuple[str, Finding]]) -> dict[str, object]:
 
 
 def plain(found: Sequence[tuple[str, Finding]]) -> list[str]:
-    """Return a line for each finding, and one for its cure."""
+    """Return a line for each finding, and another one for its hint."""
     lines = []
     for _, finding in found:
         more = f" ({finding.detail})" if finding.detail else ""
         lines.append(f"{finding.level.value:<8} {finding.name}: {finding.found}{more}")
-        if finding.cure:
-            lines.append(f"{'':8} -> {finding.cure}")
+        if finding.hint:
+            lines.append(f"{'':8} -> {finding.hint}")
     return [printable(line) for line in lines]
 
 
@@ -66,7 +70,7 @@ def show(found: Sequence[tuple[str, Finding]], console: Console | None = None) -
             mark, style = MARKS[finding.level]
             table.add_row(Text(mark, style=style), Text(printable(finding.name)), _details(finding, style))
         console.print(Padding(table, (0, 0, 1, 1)))
-    text, style = ENDS[exit_code([finding for _, finding in found])]
+    text, style = CONCLUSIONS[exit_code([finding for _, finding in found])]
     console.print(Text(text, style=style))
 
 
@@ -74,7 +78,7 @@ def _details(finding: Finding, style: str) -> Text:
     text = Text(printable(finding.found), style="dim" if finding.level is Level.SKIPPED else "")
     if finding.detail:
         text.append(f"\n{printable(finding.detail)}", style="dim")
-    if finding.cure:
+    if finding.hint:
         text.append("\n→ ", style=style)
-        text.append(printable(finding.cure))
+        text.append(printable(finding.hint))
     return text

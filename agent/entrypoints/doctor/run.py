@@ -1,4 +1,4 @@
-"""`doctor`: the list of all checks; runs them, prints their findings, and exits with the worst level."""
+"""`doctor`: runs all checks, prints their findings, and exits with the worst level."""
 
 import json
 from collections.abc import Sequence
@@ -21,15 +21,15 @@ from agent.entrypoints.doctor.context import DoctorContext
 from agent.entrypoints.doctor.findings import Check, Finding, exit_code, run_checks
 
 SECONDS = 20.0
-"""Limit for each check, and for all of them: they run at once."""
+"""Time limit of each check, and of all: they run concurrently."""
 
-SETTINGS, MACHINE, DELIVERY, AT_WORK = "settings", "this machine", "delivery", "at work"
+SETTINGS, MACHINE, DELIVERY, AGENT = "settings", "this machine", "delivery", "agent"
 
-_MOUNT = "is it on a share or disk that hangs? mount it again, or set another directory"
+_MOUNT = "if its disk or network share hangs, mount it again, or set another directory"
 _NETWORK = "check the network, and the address in the settings"
-_SYSTEMCTL = "systemctl --user status (macOS: launchctl list)"
+_SYSTEMCTL = "check systemctl --user status (macOS: launchctl list)"
 
-CHECKS = (  # in the order of the output
+CHECKS = (  # in output order
     Check(SETTINGS, settings_checks.NAME, settings_checks.sources, _MOUNT),
     Check(SETTINGS, settings_checks.BUILT_IN, settings_checks.built_in_sync, _MOUNT),
     Check(MACHINE, machine_checks.DATA, machine_checks.data_directory, _MOUNT),
@@ -44,11 +44,11 @@ CHECKS = (  # in the order of the output
     Check(DELIVERY, delivery_checks.AKOSHA, delivery_checks.akosha, _NETWORK, needs_settings=True),
     Check(DELIVERY, delivery_checks.CLOCK, delivery_checks.clock, _NETWORK, needs_settings=True),
     Check(DELIVERY, nats_checks.NATS, nats_checks.nats, _NETWORK, needs_settings=True),
-    Check(AT_WORK, agent_checks.AGENT, agent_checks.agent, agent_checks.RESTART),
-    Check(AT_WORK, agent_checks.WARNINGS, agent_checks.warnings, _MOUNT),
-    Check(AT_WORK, agent_checks.SERVICE, agent_checks.service, _SYSTEMCTL),
-    Check(AT_WORK, agent_checks.HOOK, agent_checks.hook, _MOUNT),
-    Check(AT_WORK, agent_checks.VERSIONS, agent_checks.versions, _MOUNT),
+    Check(AGENT, agent_checks.AGENT, agent_checks.agent, agent_checks.RESTART),
+    Check(AGENT, agent_checks.WARNINGS, agent_checks.warnings, _MOUNT),
+    Check(AGENT, agent_checks.SERVICE, agent_checks.service, _SYSTEMCTL),
+    Check(AGENT, agent_checks.HOOK, agent_checks.hook, _MOUNT),
+    Check(AGENT, agent_checks.VERSIONS, agent_checks.versions, _MOUNT),
 )
 
 
@@ -57,17 +57,17 @@ app = CommandGroup()
 
 @app.command()
 async def doctor(options: Options, as_json: AsJson = False) -> int:
-    """Check settings, directories, servers and services, and name the cure of each problem.
+    """Check settings, directories, servers and services, and show how to fix each problem.
 
-    Exits with 0 (all is well), 1 (warnings) or 2 (errors).
+    Exits with 0 (no problems), 1 (warnings) or 2 (errors).
     """
     return await diagnose(read_context(options), as_json=as_json)
 
 
 def read_context(options: Options) -> DoctorContext:
-    """Read the settings; where they are wrong, that is in the context.
+    """Return the context with the settings, or with the error if they are invalid.
 
-    Without `-v` nothing is logged: what would be is among the findings.
+    Without `-v`, nothing is logged: the findings report the same problems.
     """
     logs.configure("WARNING" if options.verbose else logs.NOTHING, "auto")
     try:
@@ -80,7 +80,7 @@ def read_context(options: Options) -> DoctorContext:
 async def examine(
     context: DoctorContext, checks: Sequence[Check] = CHECKS, *, seconds: float = SECONDS
 ) -> list[tuple[str, Finding]]:
-    """Run the checks and close the context; return (group, finding) in their order."""
+    """Run the checks and close the context; return (group, finding) in the order of the checks."""
     try:
         return await run_checks(context, checks, seconds=seconds)
     finally:
@@ -88,7 +88,7 @@ async def examine(
 
 
 async def diagnose(context: DoctorContext, *, as_json: bool) -> int:
-    """Print the findings. Returns 0 (all is well), 1 (warnings) or 2 (errors)."""
+    """Print the findings. Returns 0 (no problems), 1 (warnings) or 2 (errors)."""
     found = await examine(context)
     if as_json:
         typer.echo(json.dumps(output.document(found), indent=2, ensure_ascii=False))
