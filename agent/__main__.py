@@ -40,7 +40,6 @@ def _command_line(words: list[str]) -> None:
                 print(f"akosha-agent {__version__}")  # noqa: T201
             else:
                 gc.disable()  # collections during the imports take a sixth of the start-up time; commands enable it
-                _import_structlog_without_rich()
                 from agent.entrypoints.cli.app import app  # noqa: PLC0415
 
                 app()
@@ -50,16 +49,6 @@ def _command_line(words: list[str]) -> None:
         if not error.closed:
             sys.stderr.write(f"akosha-agent: {error}\n")
         sys.exit(error.exit_code)
-
-
-def _import_structlog_without_rich() -> None:
-    """Import structlog without rich, which it uses only for tracebacks: a tenth of the start-up time."""
-    if "rich" in sys.modules:
-        return
-    sys.modules["rich"] = None  # type: ignore[assignment] # importing it raises ImportError, which structlog handles
-    import structlog  # noqa: F401, PLC0415
-
-    del sys.modules["rich"]
 
 
 def _open_closed_streams() -> None:

@@ -277,7 +277,7 @@ async def test_databases_are_reported_with_size_wal_format_and_who_has_them_open
     with database.open("rb"):
         found = one(await run(machine_checks.databases), OK)
         assert "17.3 kB, 5.0 kB of it in its WAL" in found.found
-        assert "DuckDB 1.0 and later" in found.found
+        assert "DuckDB 1.0 and newer" in found.found
         if sys.platform == "linux":
             assert f"({os.getpid()})" in found.detail
     assert one(await run(machine_checks.databases), OK).detail == ""
@@ -322,7 +322,7 @@ async def test_a_ledger_that_is_whole_is_reported_and_left_as_it_is_and_a_damage
     state = places["agent_state_dir"]
     one(await run(machine_checks.ledger), SKIPPED)
     ledger = await SqliteLedger.open(state / "ledger.sqlite", CloudEventsCodec(), clock=SystemClock())
-    assert "whole" in one(await run(machine_checks.ledger), OK).found  # beside its writer
+    assert "intact" in one(await run(machine_checks.ledger), OK).found  # beside its writer
     await ledger.aclose()
     before = tree(state)
     one(await run(machine_checks.ledger), OK)
@@ -332,7 +332,7 @@ async def test_a_ledger_that_is_whole_is_reported_and_left_as_it_is_and_a_damage
         file.write(b"\xff" * 8192)
     damaged = one(await run(machine_checks.ledger), ERROR)
     assert "damaged" in damaged.found
-    assert "move it aside" in damaged.hint
+    assert "moves it aside" in damaged.hint
 
 
 # Delivery.
@@ -420,7 +420,7 @@ async def test_uploads_that_were_never_finished_are_a_warning_and_younger_ones_m
     moto._ask("POST", f"/{s3['cloud_bucket']}/systems/other/uploads/x/reflection.duckdb?uploads=")
     context = shared_context(**s3)
     found = one(await run(delivery_checks.leftovers, context), WARNING)
-    assert found.found.startswith("1 uploads")
+    assert found.found.startswith("1 unfinished uploads")
     assert "akosha-agent sync" in found.hint
     monkeypatch.setattr(delivery_checks, "UNFINISHED_AGE", timedelta(days=10_000))
     assert "1 may be in progress" in one(await run(delivery_checks.leftovers, context), OK).found

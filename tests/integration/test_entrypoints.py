@@ -1,7 +1,6 @@
 """The commands' faces on a real state directory: what they show of what is in it."""
 
 import asyncio
-import functools
 import io
 import json
 import re
@@ -19,7 +18,6 @@ from agent.domain.events import IngestCompleted, IngestFailed, SessionEnded, Upl
 from agent.entrypoints.cli import events, status, streams
 from agent.entrypoints.cli.progress import progress_bar
 from agent.entrypoints.cli.sync import sync
-from agent.entrypoints.cli.terminal import PlainConsole
 from agent.entrypoints.formatting import sync_summary
 from agent.entrypoints.status_document import StatusDocument
 from agent.ports import MemoryCounts
@@ -72,8 +70,8 @@ async def test_who_follows_sees_all_events_that_were_and_then_those_that_come(ho
     assert len(capsys.readouterr().out.splitlines()) == COUNT
 
 
-def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypatch):
-    """To the library that prints, [...] and :...: in a text would be commands."""
+def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, capsys):
+    """Markup of rich in a text is printed as it is."""
     odd = tmp_path / "[red]old :smile: [/]"
     database = DatabaseStatus(name="knowledge_graph_[bold]", state="owed", pending=True, size=1, problem="bad [y]")
     target = TargetStatus(
@@ -96,12 +94,10 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
         pending=(database.name,),
         notes={"watcher": "waiting for [q]"},
     )
-    text = io.StringIO()
-    made = functools.partial(PlainConsole, file=text, soft_wrap=True, highlight=False, markup=False, emoji=False)
-    monkeypatch.setattr(status, "line_console", made)
     settings = settings_of(tmp_path, agent_data_dir=odd)
     document = StatusDocument.of(reported, settings, running={"pid": 7, "command": "run [w]"}, problem="")
     status._print(document, settings)
+    text = capsys.readouterr().out
     for wanted in (
         f"databases  {odd}\n",
         "(pid 7, run [w])",
@@ -113,8 +109,8 @@ def test_the_status_shows_names_paths_and_errors_as_they_are(tmp_path, monkeypat
         "memories     1,234 delivered; 2 wait: no [embedding]; 3 were refused: akosha-agent memories --failed",
         "bad [y]",
     ):
-        assert wanted in text.getvalue(), wanted
-    assert text.getvalue().count("knowledge_graph_[bold]") == 2
+        assert wanted in text, wanted
+    assert text.count("knowledge_graph_[bold]") == 2
 
 
 class Terminal(io.StringIO):

@@ -1,4 +1,4 @@
-"""Tables and lines on a terminal. Control characters in names and server texts are escaped."""
+"""Tables on a terminal. Control characters in names and server texts are escaped."""
 
 import sys
 from typing import Any
@@ -22,8 +22,3 @@ class PlainConsole(Console):
 def table_console() -> PlainConsole:
     """Return the console for tables: as wide as the terminal, or `WIDE` in a pipe."""
     return PlainConsole(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, emoji=False)
-
-
-def line_console() -> PlainConsole:
-    """Return the console for lines, which the terminal wraps."""
-    return PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
