@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machine import TIMEOUT, Machine
+from tests.support.machine import TIMEOUT, Lines, Machine
+from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY
 from tests.support.session_buddy import create
+
+pytest_plugins = ["tests.support.servers.fixtures"]
 
 DOCS = Path(__file__).parents[2] / "docs"
 TARGET = "file:///mnt/nas/memories"
@@ -91,3 +94,33 @@ def test_the_first_python_example_syncs(machine):
     )  # fmt: skip
     assert (done.returncode, done.stdout.split()[0]) == (0, "cloud"), done.stderr
     assert list(machine.bucket.glob("systems/*/uploads/*/manifest.json"))
+
+
+def test_the_variables_of_the_quick_start_name_a_bucket(machine, rclone):
+    block = block_with("quickstart.md", "CLOUD_BUCKET")
+    values = iter((rclone.new_bucket(), rclone.endpoint, ACCESS_KEY, SECRET_KEY))
+    machine.environ |= {name: next(values) for name in re.findall(r"(?:export |\s)([A-Z_]+)=", block)}
+    done = machine.call("sync", places=False)
+    assert (done.code, done.err) == (0, "")
+    assert rclone.endpoint.rpartition("/")[2] in done.out
+
+
+def test_the_program_that_follows_results_prints_them(machine, fresh_nats):
+    code = block_with("guides/nats-and-events.md", "results(", "python").replace(
+        "nats://localhost:4222", fresh_nats.url
+    )
+    machine.environ["SESSION_BUDDY_AKOSHA_CLOUD_ENDPOINT"] = machine.bucket.as_uri()
+    (variable,) = re.findall(
+        r"^\$ export (\w+_NATS_URL)=", block_with("guides/nats-and-events.md", "export"), re.MULTILINE
+    )
+    machine.environ[variable] = fresh_nats.url
+    result = machine.call("sync", "--json", places=False).json
+    command = [sys.executable, "-uc", code]
+    with subprocess.Popen(
+        command, env=machine.environ, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True
+    ) as program:
+        lines = Lines(program.stdout)
+        (line,) = lines.wait(lambda line: result["upload_id"] in line.get("text", ""))
+        program.kill()
+        lines.join()
+    assert line["text"].split() == [result["upload_id"].split("_", 2)[2], result["upload_id"], machine.bucket.as_uri()]
