@@ -1,4 +1,4 @@
-"""The metrics of a real agent; docs/metrics.md and the alert rules speak of what it exports and of nothing else."""
+"""The metrics of a real agent; the reference, the queries and the alert rules name what it exports, and no others."""
 
 import asyncio
 import re

@@ -1,6 +1,6 @@
 """Logging: readable on a terminal, JSON elsewhere; to standard error or to a rotated file.
 
-docs/logs.md lists events, keys and levels. Log records of libraries have the same format. Secrets that the process
+docs/log_events.toml lists events and keys. Log records of libraries have the same format. Secrets that the process
 knows (`hide`) are masked in every line.
 """
 
