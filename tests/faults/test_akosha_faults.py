@@ -191,7 +191,10 @@ TRANSIENT = {
     "closes before answering": (closed, "closed"),
     "closes in the middle": (half, "closed"),
     "truncated events": (events(GOOD_EVENT[:60], length=2000), "closed"),
-    "events without the answer": (events(event({"jsonrpc": "2.0", "method": "notifications/x"})), "broke off"),
+    "events without the answer": (
+        events(event({"jsonrpc": "2.0", "method": "notifications/x"})),
+        "response is incomplete",
+    ),
     "not JSON": (garbage(b"{nope"), "not JSON"),
     "not an object": (garbage(b"[1]"), "not a JSON object"),
     "neither result nor error": (garbage(b'{"jsonrpc":"2.0","id":4}'), "another request|neither"),
@@ -200,18 +203,21 @@ TRANSIENT = {
     "a huge body": (huge, "larger than 16 MiB"),
     "says nothing of what was stored": (reported(ok=True), "does not say"),
     "an unknown status": (reported(status="fine", stored=2, errors=[]), "does not say"),
-    "stored too few": (reported(status="partial", total=2, stored=1, failed=1, errors=[]), "add up"),
-    "stored too many": (reported(status="completed", total=2, stored=3, failed=0, errors=[]), "add up"),
-    "no count": (reported(status="completed", errors=[]), "add up"),
-    "true is no count": (reported(status="partial", stored=True, errors=errors_for(0)["errors"]), "add up"),
-    "no errors key": (reported(status="completed", stored=2), "does not name"),
+    "stored too few": (reported(status="partial", total=2, stored=1, failed=1, errors=[]), "inconsistent"),
+    "stored too many": (reported(status="completed", total=2, stored=3, failed=0, errors=[]), "inconsistent"),
+    "no count": (reported(status="completed", errors=[]), "inconsistent"),
+    "true is no count": (reported(status="partial", stored=True, errors=errors_for(0)["errors"]), "inconsistent"),
+    "no errors key": (reported(status="completed", stored=2), "does not list"),
     "names what was not sent": (
         reported(status="partial", stored=1, errors=[{"memory_id": "other", "error": "x"}]),
         "not sent",
     ),
     "fails as a whole": (reported(status="failed", total=2, stored=0, failed=2, error="boom", errors=[]), "boom"),
     "its database is locked": (reported(**errors_for(0, why="IO Error: database is locked")), "locked"),
-    "it takes nothing for one reason": (reported(**errors_for(0, 1, why="Catalog: no table conversations")), "nothing"),
+    "it takes nothing for one reason": (
+        reported(**errors_for(0, 1, why="Catalog: no table conversations")),
+        "accepts no memories",
+    ),
 }
 
 PERMANENT = {
@@ -254,7 +260,7 @@ async def test_what_does_not_pass_names_the_setting_that_mends_it(case):
 async def test_where_nobody_speaks_mcp_the_address_is_to_be_mended(code):
     async with faced(status(code), on="initialize") as (_, sink):
         error = await failure(sink)
-        assert (error.transient, "no MCP server" in error.message) == (False, True)
+        assert (error.transient, "not an MCP server" in error.message) == (False, True)
         assert "akosha_http_endpoint" in error.hint
 
 
@@ -299,7 +305,7 @@ async def test_a_list_of_tools_without_an_end_has_one():
         respond(writer, rpc(number, {"tools": [], "nextCursor": str(number)}))
 
     async with faced(more, on="tools/list") as (_, sink):
-        assert "without an end" in (await failure(sink)).message
+        assert "does not end" in (await failure(sink)).message
 
 
 @pytest.mark.parametrize("seconds", [7, None])
@@ -626,7 +632,7 @@ async def test_a_proxy_that_wants_a_password_or_is_not_there_is_blamed_and_its_v
         refused = await failure(sink)
     away = await failure(sink)
     await sink.aclose()
-    assert f"the proxy {where} wants a user and a password" in refused.message
+    assert f"the proxy {where} requires a user and a password" in refused.message
     assert not refused.transient
     assert f"no connection to the proxy {where}" in away.message
     assert away.transient

@@ -174,13 +174,13 @@ async def test_a_memory_that_lacks_what_a_tool_requires_goes_with_the_batch_or_i
         ]
         receipt = await sink.store(batch)
         assert receipt.stored == 2
-        assert receipt.refused == {1: "store_reflection wants more than there is: content, project"}
+        assert receipt.refused == {1: "store_reflection requires arguments that are missing: content, project"}
         await sink.aclose()
     assert sorted(call.tool for call in akosha.calls) == ["batch_store_memories", "store_reflection"]
 
 
 async def test_relationships_that_nobody_takes_are_not_sent(akosha, sink):
-    with pytest.raises(SinkError, match="relationships are not taken"):
+    with pytest.raises(SinkError, match="does not accept relationships"):
         await sink.store([*pack(sink), *pack(sink, 1, kind="relationship")])
     assert akosha.calls == []
 
@@ -271,7 +271,7 @@ async def test_a_token_is_sent_with_each_request_and_missed_where_it_is_not_set(
 
 async def test_https_to_a_server_without_tls_is_reported_as_such(akosha):
     sink = AkoshaSink(endpoint=akosha.url.replace("http:", "https:"), token="secret")
-    with pytest.raises(SinkError, match="TLS is not spoken there"):
+    with pytest.raises(SinkError, match="does not use TLS"):
         await sink.connect()
     assert akosha.requests == []
     await sink.aclose()
@@ -301,7 +301,7 @@ async def test_a_body_larger_than_the_server_takes_is_sent_in_halves(akosha, sin
     receipt = await sink.store([sink.pack(memory(n, text="x" * 1_500_000), SYSTEM) for n in range(4)])
     assert receipt.stored == 4
     large, small = sink.pack(memory("large", text="x" * 5_000_000), SYSTEM), sink.pack(memory("small"), SYSTEM)
-    assert (await sink.store([large, small])).refused == {0: "larger than the server takes"}
+    assert (await sink.store([large, small])).refused == {0: "larger than the server accepts"}
 
 
 async def test_whatever_is_in_a_memory_it_can_be_packed(akosha, sink):

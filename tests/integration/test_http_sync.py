@@ -302,7 +302,7 @@ async def test_ids_may_hold_anything_and_one_memory_that_is_too_long_does_not_ke
     rig.run("UPDATE conversations_v2 SET timestamp = NULL WHERE id IN ('c1', 'a:b')")
     result = await rig.sync()
     assert result.memories == 5 + len(ODD)
-    assert "1 were refused: larger than the server takes" in result.incomplete["reflection"]
+    assert "1 were refused: larger than the server accepts" in result.incomplete["reflection"]
     assert {row.metadata["original_id"] for row in rig.akosha.rows()} == {*ODD, "c0", "c1", "c2", "c3", "c4"}
     assert isinstance(await rig.sync(), SyncSkipped)
     (held,) = (await rig.known())[2]

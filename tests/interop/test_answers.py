@@ -102,7 +102,7 @@ async def test_a_memory_without_a_time_is_taken(sink, pack):
 
 async def test_an_id_that_is_no_string_is_refused(sink, pack, akosha, system_id):
     """Such an id never leaves our packing; what the server says to it names an id that was not sent, and says so."""
-    with pytest.raises(SinkError, match="names what was not sent") as raised:
+    with pytest.raises(SinkError, match="names a memory that was not sent") as raised:
         await sink.store([pack(0), altered(pack(1), memory_id=17)])
     assert raised.value.transient
     assert len(akosha.rows(system_id)) == 1
@@ -129,7 +129,7 @@ async def test_what_the_tool_would_not_look_at_is_refused_alone(sink, pack, akos
 async def test_a_memory_larger_than_a_request_may_be_is_refused_alone(sink, pack, akosha, system_id, size):
     """The server takes 4 MiB, and says so before it has read more; the others arrive all the same."""
     receipt = await sink.store([pack(0), pack(1, text="x" * size), pack(2)])
-    assert (receipt.stored, receipt.known, receipt.refused) == (2, 0, {1: "larger than the server takes"})
+    assert (receipt.stored, receipt.known, receipt.refused) == (2, 0, {1: "larger than the server accepts"})
     assert len(akosha.rows(system_id)) == 2
 
 

@@ -150,7 +150,7 @@ def test_what_akosha_refuses_is_reported_with_its_reason_and_not_sent_again(mach
     add(machine.data / REFLECTION, 0, 20)
     change(machine, "UPDATE conversations_v2 SET content = repeat('x', 5_000_000) WHERE rowid = 7")
     result = machine.sync("--method", "http")
-    why = "larger than the server takes"
+    why = "larger than the server accepts"
     assert (result["success"], result["memories"]) == (True, 19)
     assert result["incomplete"] == {"reflection": f"1 were refused: {why}"}
     (refused,) = account(machine, "--failed")["memories"]

@@ -1,4 +1,4 @@
-"""Akosha over MCP (streamable HTTP). Importing this loads no HTTP library: the first call does, on a thread."""
+"""Akosha over MCP (streamable HTTP). The first call loads the HTTP library, in a thread."""
 
 from agent.adapters.akosha.sink import AkoshaSink
 

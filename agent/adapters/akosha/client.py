@@ -1,4 +1,4 @@
-"""A session with an MCP server, begun when it is needed, and again when the server has forgotten it."""
+"""A session with an MCP server. It is started when needed, and again when the server no longer knows it."""
 
 import asyncio
 import contextlib
@@ -36,14 +36,14 @@ _INVALID_PARAMS, _METHOD_NOT_FOUND = -32602, -32601
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What the server gave us to come back with, and what it offers."""
+    """The headers of a session's requests, and the tools that the server offers."""
 
     headers: Mapping[str, str]
     catalog: ToolCatalog
 
 
 class Client:
-    """Calls tools. `silence`: so many seconds may pass without a sign of life. Every failure is a SinkError."""
+    """Calls tools. `silence_seconds` is the maximum time without activity. Every failure is a SinkError."""
 
     def __init__(self, address: ServerAddress, silence_seconds: float) -> None:
         self._address = address
@@ -55,24 +55,25 @@ class Client:
         self.bytes_sent = 0
         self.health_version = ""
         self.sessions = 0
-        """How many were begun: another one may be with another run of the server."""
+        """The number of sessions started. A new session may mean that the server was restarted."""
 
-    async def healthy(self) -> bool:
-        """Say within 0.9 s whether the server may be up: False where nobody is there, or it says that it is not well.
+    async def is_healthy(self) -> bool:
+        """Return within 0.9 s whether the server may be up. Never raises.
 
-        True where nothing is known: no answer in time, or a fault that the handshake explains. Never raises.
+        False if nothing listens, or if the server reports that it is unhealthy. True if the result is unknown: no
+        response in time, or a fault that the handshake will report.
         """
         try:
             async with asyncio.timeout(AVAILABLE_SECONDS):
-                # A busy machine may take longer than that to load the library: nobody there is known without it.
-                cold = self._http_task is None or not self._http_task.done()
-                if cold and self._address.is_local and not await self._listens():
+                # Loading the HTTP library may take longer on a busy machine; a TCP probe does not need it.
+                not_loaded = self._http_task is None or not self._http_task.done()
+                if not_loaded and self._address.is_local and not await self._listens():
                     return False
                 version = await (await self._http()).health()
         except TimeoutError:
             return True
         except SinkError as error:
-            await self._discard_for(error)
+            await self._reset_after(error)
             return not is_unreachable(error)
         if version is None:
             return False
@@ -80,7 +81,7 @@ class Client:
         return True
 
     async def server_date(self, seconds: float) -> str:
-        """Return the Date header of an answer, "" where there is none. Raises SinkError without an answer."""
+        """Return the Date header of a response, "" if it has none. Raises SinkError if there is no response."""
         return await (await self._http()).server_date(seconds)
 
     async def _listens(self) -> bool:
@@ -88,7 +89,7 @@ class Client:
         return await may_be_reached(host, port, seconds=AVAILABLE_SECONDS)
 
     async def session(self) -> Session:
-        """Return the session; callers at the same time share one handshake. Raises SinkError."""
+        """Return the session. Concurrent callers share one handshake. Raises SinkError."""
         if self._session is None:
             async with self._session_lock:
                 if self._session is None:
@@ -97,7 +98,7 @@ class Client:
         return self._session
 
     async def checked_session(self) -> Session:
-        """Return a session that the server still knows. Raises SinkError."""
+        """Return a session after checking that the server still knows it. Raises SinkError."""
         session = self._session
         if session is None:
             return await self.session()
@@ -106,13 +107,13 @@ class Client:
         except SessionGone:
             self._drop_session(session)
         except Rejected:
-            return session  # it does not know the question, and knows who asks
+            return session  # the server does not support ping, but knows the session
         return await self.session()
 
     async def call(self, tool: str, arguments: Sequence[bytes]) -> ToolResult:
-        """Call a tool, its arguments JSON in pieces. If the session is gone, begin another and call once more.
+        """Call a tool; `arguments` is JSON in pieces. If the session is gone, start another one and call once more.
 
-        Raises Rejected where the server would not look at the arguments, ToolGone, and other SinkErrors.
+        Raises Rejected if the server does not accept the arguments, ToolGone, and other SinkErrors.
         """
         session = await self.session()
         try:
@@ -127,14 +128,14 @@ class Client:
             raise
 
     async def drop_idle_connections(self) -> None:
-        """Close the connections that nothing uses now; the session, if there is one, goes on. Never raises."""
+        """Close the idle connections. The session continues. Never raises."""
         if (http := result_of(self._http_task)) is not None:
             await http.drop_idle_connections()
 
     async def reset(self) -> None:
-        """Discard the HTTP client: the next call builds one that reads certificates again. The session goes on."""
+        """Discard the HTTP client; the next one reads the certificates again. The session continues."""
         if self._http_task is not None and not self._http_task.done():
-            return  # it is being built now, and reads the files as they are now
+            return  # a client is being built and reads the current files
         http_task, self._http_task = self._http_task, None
         if (http := result_of(http_task)) is not None:
             await http.retire()
@@ -164,25 +165,25 @@ class Client:
         params = [b'{"name":', orjson.dumps(tool), b',"arguments":', *arguments, b"}"]
         try:
             result, _ = await self._request("tools/call", params, session.headers, self._silence_seconds)
-            answer = ToolResult.of(result)
-            if answer.failed:
-                raise self._refused(self._address.quote(answer.text) or "no reason given")
+            tool_result = ToolResult.of(result)
+            if tool_result.failed:
+                raise self._refused(self._address.quote(tool_result.text) or "no reason given")
         except Rejected as error:
             if errors.is_unknown_tool(error.reason):
                 self._drop_session(session)
                 raise ToolGone(self._address, tool) from error
             raise
-        return answer
+        return tool_result
 
     async def _start_session(self) -> Session:
-        asked = {
+        request = {
             "protocolVersion": PROTOCOL,
             "capabilities": {},
             "clientInfo": {"name": "akosha-agent", "version": __version__},
         }
         silence_seconds = min(self._silence_seconds, HANDSHAKE_SECONDS)
         try:
-            result, session_id = await self._request("initialize", [orjson.dumps(asked)], {}, silence_seconds)
+            result, session_id = await self._request("initialize", [orjson.dumps(request)], {}, silence_seconds)
             headers = self._headers(result, session_id)
             await self._notify("notifications/initialized", headers, silence_seconds)
             tools = await self._tools(headers, silence_seconds)
@@ -193,9 +194,9 @@ class Client:
     def _headers(self, result: Message, session_id: str) -> dict[str, str]:
         protocol = result.get("protocolVersion")
         if not isinstance(protocol, str) or not _PROTOCOL.fullmatch(protocol):
-            raise errors.not_mcp(self._address, "an answer that names no protocol version")
+            raise errors.not_mcp(self._address, "a response without a protocol version")
         if session_id and not _SESSION_ID.fullmatch(session_id):
-            raise errors.not_mcp(self._address, "a session id that cannot stand in a header")
+            raise errors.not_mcp(self._address, "a session id that is not valid in a header")
         return {"MCP-Protocol-Version": protocol, **({"Mcp-Session-Id": session_id} if session_id else {})}
 
     def _server(self, result: Message) -> str:
@@ -210,7 +211,7 @@ class Client:
             result, _id = await self._request("tools/list", [orjson.dumps(params)], headers, silence_seconds)
             page, cursor = result.get("tools"), result.get("nextCursor")
             if not isinstance(page, list):
-                raise errors.not_mcp(self._address, "an answer that lists no tools")
+                raise errors.not_mcp(self._address, "a response without a list of tools")
             for tool in page:
                 if isinstance(tool, dict) and isinstance(tool.get("name"), str):
                     schema = tool.get("inputSchema")
@@ -218,15 +219,15 @@ class Client:
             if not isinstance(cursor, str) or not cursor or params.get("cursor") == cursor:
                 return tools
             params = {"cursor": cursor}
-        raise errors.not_mcp(self._address, "a list of tools without an end")
+        raise errors.not_mcp(self._address, "a list of tools that does not end")
 
     async def _request(
         self, method: str, params: Sequence[bytes], headers: Mapping[str, str], silence_seconds: float
     ) -> tuple[Message, str]:
-        """Return the result of a request, and the session id that came with it."""
+        """Return the result of a request, and the session id of the response."""
         number = next(self._ids)
         head = b'{"jsonrpc":"2.0","id":%d,"method":"%s","params":' % (number, method.encode())
-        reply = await self._post([head, *params, b"}"], headers, wanted=number, silence_seconds=silence_seconds)
+        reply = await self._post([head, *params, b"}"], headers, request_id=number, silence_seconds=silence_seconds)
         error = reply.message.get("error")
         if isinstance(error, dict):
             raise self._failed(method, error)
@@ -234,31 +235,35 @@ class Client:
         return result, reply.session_id
 
     def _failed(self, method: str, error: Message) -> SinkError:
-        code, why = error.get("code"), self._address.quote(error.get("message", "")) or "no reason given"
+        code, reason = error.get("code"), self._address.quote(error.get("message", "")) or "no reason given"
         if code == _METHOD_NOT_FOUND:
-            return errors.not_mcp(self._address, f"it knows no {method}")
-        return self._refused(why) if code == _INVALID_PARAMS else errors.server_trouble(self._address, why)
+            return errors.not_mcp(self._address, f"it does not support {method}")
+        return self._refused(reason) if code == _INVALID_PARAMS else errors.server_error(self._address, reason)
 
-    def _refused(self, why: str) -> SinkError:
-        return errors.server_trouble(self._address, why) if errors.is_passing(why) else Rejected(self._address, why)
+    def _refused(self, reason: str) -> SinkError:
+        return (
+            errors.server_error(self._address, reason)
+            if errors.is_transient(reason)
+            else Rejected(self._address, reason)
+        )
 
     async def _notify(self, method: str, headers: Mapping[str, str], silence_seconds: float) -> None:
         body = b'{"jsonrpc":"2.0","method":"%s"}' % method.encode()
-        await self._post([body], headers, wanted=None, silence_seconds=silence_seconds)
+        await self._post([body], headers, request_id=None, silence_seconds=silence_seconds)
 
     async def _post(
-        self, body: Sequence[bytes], headers: Mapping[str, str], *, wanted: int | None, silence_seconds: float
+        self, body: Sequence[bytes], headers: Mapping[str, str], *, request_id: int | None, silence_seconds: float
     ) -> "Reply":
         http = await self._http()
         try:
-            return await http.post(body, headers, wanted=wanted, silence_seconds=silence_seconds)
+            return await http.post(body, headers, request_id=request_id, silence_seconds=silence_seconds)
         except SinkError as error:
-            await self._discard_for(error)
+            await self._reset_after(error)
             raise
 
-    async def _discard_for(self, error: SinkError) -> None:
-        """TLS has failed: the files that a new client reads may be others by the next attempt."""
-        if isinstance(error, errors.Untrusted):
+    async def _reset_after(self, error: SinkError) -> None:
+        """Discard the client after a TLS failure: the certificates may be replaced before the next attempt."""
+        if isinstance(error, errors.TlsFailed):
             await self.reset()
 
     async def _http(self) -> "Http":
@@ -268,7 +273,7 @@ class Client:
         return await asyncio.shield(self._http_task)
 
     def _make_http(self) -> "Http":
-        from agent.adapters.akosha.http import Http  # noqa: PLC0415 - only for those who push
+        from agent.adapters.akosha.http import Http  # noqa: PLC0415 - only needed for pushes
 
         return Http(self._address, self._count)
 

@@ -1,7 +1,7 @@
-"""HTTP to the one address of the settings, on httpx2: no redirects, and the token goes nowhere else.
+"""HTTP to the configured address, with httpx2. Redirects are not followed, so the token is sent to no other host.
 
-A response has a JSON-RPC message in it, as JSON or as one of the events of a stream. Importing this loads httpx2
-(0.15 s), and making a client a TLS context (50 ms): both are done on a thread.
+A response contains a JSON-RPC message, as JSON or as an event of a stream. Importing this module loads httpx2 (0.15 s),
+and creating a client loads a TLS context (50 ms). Callers do both in a thread.
 """
 
 import asyncio
@@ -27,53 +27,55 @@ MAX_BYTES = 16 * 1024 * 1024
 ENDING_SECONDS = 0.5
 
 
-async def answer(response: httpx2.Response, address: ServerAddress, wanted: int, alive: Callable[[], None]) -> Message:
-    """Return the message that answers the request `wanted`. `alive` is called for each event before it.
+async def read_message(
+    response: httpx2.Response, address: ServerAddress, request_id: int, on_activity: Callable[[], None]
+) -> Message:
+    """Return the response message to the request `request_id`. `on_activity` is called for each event of a stream.
 
-    Raises SinkError for anything else: another's answer, half an answer, no answer, a page for people.
+    Raises SinkError if the response is missing, incomplete, to another request, or not a JSON-RPC message.
     """
     _check_encoding(response, address)
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return _checked(parsed(await whole(response, address, MAX_BYTES), address), address, wanted)
+        return _check_message(parse_object(await read_body(response, address, MAX_BYTES), address), address, request_id)
     if kind != "text/event-stream":
         hint = errors.PORTAL if kind == "text/html" else errors.ADDRESS
-        raise errors.not_mcp(address, f"an answer of type {address.quote(kind) or 'unknown'}", hint=hint)
-    return await _among_events(httpx2.EventSource(response, max_event_size=MAX_BYTES), address, wanted, alive)
+        raise errors.not_mcp(address, f"a response of type {address.quote(kind) or 'unknown'}", hint=hint)
+    return await _read_events(httpx2.EventSource(response, max_event_size=MAX_BYTES), address, request_id, on_activity)
 
 
-async def _among_events(
-    source: httpx2.EventSource, address: ServerAddress, wanted: int, alive: Callable[[], None]
+async def _read_events(
+    source: httpx2.EventSource, address: ServerAddress, request_id: int, on_activity: Callable[[], None]
 ) -> Message:
     size = 0
-    # It is a generator, though its type does not say so; closed at once, it leaves nothing to the loop's own hooks.
+    # A generator, although its type does not say so. It is closed here, not later by the event loop's hooks.
     async with contextlib.aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", aiter(source))) as events:
         async for event in events:
-            alive()
+            on_activity()
             size += len(event.data)
             if size > MAX_BYTES:
                 raise _too_large(address)
             if event.event != "message" or not event.data:
                 continue
-            message = parsed(event.data.encode(), address)
-            # What has a method is a notification, or a request of the server's own: neither is for us.
+            message = parse_object(event.data.encode(), address)
+            # A message with a method is a notification or a request of the server.
             if "method" not in message:
-                found = _checked(message, address, wanted)
-                await _to_the_end(events)
-                return found
-    raise errors.garbled(address, "the answer broke off")
+                checked = _check_message(message, address, request_id)
+                await _drain(events)
+                return checked
+    raise errors.invalid_response(address, "the response is incomplete")
 
 
-async def _to_the_end(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
-    """Wait a moment for the end of the events, which is due: only then can the connection be used again."""
+async def _drain(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
+    """Wait briefly for the end of the events: only then can the connection be used again."""
     with contextlib.suppress(TimeoutError, httpx2.HTTPError):
         async with asyncio.timeout(ENDING_SECONDS):
             async for _ in events:
                 pass
 
 
-async def whole(response: httpx2.Response, address: ServerAddress, limit: int) -> bytes:
-    """Return the body, if it is not compressed and no larger than `limit` bytes. Raises SinkError."""
+async def read_body(response: httpx2.Response, address: ServerAddress, limit: int) -> bytes:
+    """Return the body. Raises SinkError if it is compressed or larger than `limit` bytes."""
     _check_encoding(response, address)
     body = bytearray()
     async for piece in response.aiter_bytes():
@@ -83,25 +85,25 @@ async def whole(response: httpx2.Response, address: ServerAddress, limit: int) -
     return bytes(body)
 
 
-def parsed(data: bytes, address: ServerAddress) -> Message:
+def parse_object(data: bytes, address: ServerAddress) -> Message:
     """Return a JSON object. Raises SinkError."""
     try:
         message = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise errors.garbled(address, "the answer is not JSON") from error
+        raise errors.invalid_response(address, "the response is not JSON") from error
     if not isinstance(message, dict):
-        raise errors.garbled(address, "the answer is not a JSON object")
+        raise errors.invalid_response(address, "the response is not a JSON object")
     return message
 
 
-def _checked(message: Message, address: ServerAddress, wanted: int) -> Message:
+def _check_message(message: Message, address: ServerAddress, request_id: int) -> Message:
     # A server that could not read the request answers without its id.
     is_error = isinstance(message.get("error"), dict)
     given = message.get("id")
-    if (isinstance(given, bool) or given != wanted) and not (is_error and given in (None, "server-error")):
-        raise errors.garbled(address, "the answer is to another request")
+    if (isinstance(given, bool) or given != request_id) and not (is_error and given in (None, "server-error")):
+        raise errors.invalid_response(address, "the response is to another request")
     if not is_error and not isinstance(message.get("result"), dict):
-        raise errors.garbled(address, "the answer has neither a result nor an error")
+        raise errors.invalid_response(address, "the response has neither a result nor an error")
     return message
 
 
@@ -112,14 +114,14 @@ def _check_encoding(response: httpx2.Response, address: ServerAddress) -> None:
 
 
 def _too_large(address: ServerAddress) -> SinkError:
-    return errors.garbled(address, f"the answer is larger than {MAX_BYTES // 2**20} MiB")
+    return errors.invalid_response(address, f"the response is larger than {MAX_BYTES // 2**20} MiB")
 
 
 CONNECT_SECONDS = 10.0
 CLOSE_SECONDS = 1.0
 PIECE = 64 * 1024
 _IDLE_SECONDS = 3.0
-"""Connections are kept for less than servers keep them (uvicorn: 5 s), so that a request rarely meets a closed one."""
+"""Shorter than servers keep idle connections (uvicorn: 5 s), so that a request rarely uses a closed one."""
 _LOGGERS = ("httpx2", "httpcore2")
 _PROXY_AUTHENTICATION = "407"
 _REFUSAL_BYTES = 16 * 1024
@@ -128,7 +130,7 @@ _LONGEST_VERSION = 100
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back: the session's id if there was one in the headers, and the message that was waited for."""
+    """The session id of the response's headers ("" if there is none), and the response message."""
 
     session_id: str
     message: Message
@@ -141,14 +143,13 @@ class Http:
     """
 
     def __init__(self, address: ServerAddress, count: Callable[[int], None]) -> None:
-        """Make the client; blocks for a while. Raises SinkError for an environment that it cannot be made in."""
+        """Create the client. Blocks. Raises SinkError if the environment (proxies, certificates) is not valid."""
         self._address = address
         self._count = count
         if not (address.token.isascii() and address.token.isprintable() and " " not in address.token):
-            # Said here, for what the library says of such a header repeats it.
-            raise SinkError(f"{address}: the token has characters that cannot stand in a header", hint=errors.TOKEN)
-        for name in _LOGGERS:
-            # At INFO it tells each request; what is worth telling, the agent tells.
+            # Checked here, because the library's error message would contain the token.
+            raise SinkError(f"{address}: the token has characters that are not valid in a header", hint=errors.TOKEN)
+        for name in _LOGGERS:  # both log each request at INFO
             if (logger := logging.getLogger(name)).level == logging.NOTSET:
                 logger.setLevel(logging.WARNING)
         headers = {
@@ -160,7 +161,7 @@ class Http:
             headers["Authorization"] = f"Bearer {address.token}"
         proxied = not address.is_local
         try:
-            # A context without an authority trusts nobody; where nothing is encrypted nobody is asked.
+            # Without encryption, an empty context avoids loading the certificate authorities.
             needed = proxied or address.is_encrypted
             context = httpx2.create_ssl_context() if needed else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             self._client = httpx2.AsyncClient(
@@ -174,7 +175,7 @@ class Http:
         except (OSError, ValueError, httpx2.InvalidURL, ImportError) as error:
             if isinstance(error, OSError) and (file := os.environ.get("SSL_CERT_FILE")):
                 raise SinkError(
-                    f"{address}: the certificates that SSL_CERT_FILE names cannot be read: {address.quote(file)}"
+                    f"{address}: the certificate file of SSL_CERT_FILE cannot be read: {address.quote(file)}"
                     f" ({address.quote(error.strerror or type(error).__name__)})",
                     hint="correct SSL_CERT_FILE, or the file",
                 ) from error
@@ -186,29 +187,29 @@ class Http:
         self._retired = False
 
     async def post(
-        self, body: Sequence[bytes], headers: Mapping[str, str], *, wanted: int | None, silence_seconds: float
+        self, body: Sequence[bytes], headers: Mapping[str, str], *, request_id: int | None, silence_seconds: float
     ) -> Reply:
-        """Send a message and return the answer to the request `wanted` (None: there is none, `message` is empty).
+        """Send a message and return the reply to the request `request_id`; None expects no reply (an empty message).
 
-        `silence`: so many seconds may pass in which neither a piece of the body goes out nor an event comes in.
+        `silence_seconds` is the maximum time in which no piece of the body is sent and no event arrives.
         """
         loop = asyncio.get_running_loop()
         try:
-            async with self._in_use(), asyncio.timeout(silence_seconds) as patience:
+            async with self._in_use(), asyncio.timeout(silence_seconds) as limit:
 
-                def alive() -> None:
-                    if not patience.expired():
-                        patience.reschedule(loop.time() + silence_seconds)
+                def on_activity() -> None:
+                    if not limit.expired():
+                        limit.reschedule(loop.time() + silence_seconds)
 
                 length = {"Content-Type": "application/json", "Content-Length": str(sum(map(len, body)))}
                 request = self._client.build_request("POST", self._address.endpoint, headers={**headers, **length})
-                request.stream = _Body(body, self._count, alive)
-                return await self._exchange(request, wanted, alive, in_session="Mcp-Session-Id" in headers)
+                request.stream = _Body(body, self._count, on_activity)
+                return await self._exchange(request, request_id, on_activity, in_session="Mcp-Session-Id" in headers)
         except TimeoutError as error:
-            raise errors.silent(self._address, silence_seconds) from error
+            raise errors.no_answer(self._address, silence_seconds) from error
 
     async def delete(self, headers: Mapping[str, str]) -> None:
-        """Tell the server that a session has ended. What it says to that does not matter."""
+        """End a session. The server's response is ignored. Raises SinkError."""
         try:
             async with self._in_use():
                 request = self._client.build_request("DELETE", self._address.endpoint, headers=dict(headers))
@@ -217,36 +218,36 @@ class Http:
             raise _translated(error, self._address) from error
 
     async def health(self) -> str | None:
-        """Return the version that the origin's /health tells, "" where it tells none; None where it is not healthy.
+        """Return the version in the response of the origin's /health, "" if it has none; None if it is not healthy.
 
-        Healthy is what answers 200 with JSON; and what wants to know who asks, so that the handshake can tell the cure.
-        Raises SinkError where there is no answer.
+        Healthy is a 200 with JSON. A 401 or 403 counts as healthy, too: the handshake then reports the hint for it.
+        Raises SinkError if there is no response.
         """
         async with self._in_use():
             return await self._health()
 
     async def server_date(self, seconds: float) -> str:
-        """Return the Date header of the origin's /health, "" where there is none. Raises SinkError."""
+        """Return the Date header of the origin's /health, "" if it has none. Raises SinkError."""
         try:
             async with self._in_use(), asyncio.timeout(seconds):
                 request = self._client.build_request("GET", f"{self._address.origin}/health")
                 response = await self._client.send(request, stream=True)
                 await response.aclose()
         except TimeoutError as error:
-            raise errors.silent(self._address, seconds) from error
+            raise errors.no_answer(self._address, seconds) from error
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise _translated(error, self._address) from error
         return str(response.headers.get("date", ""))
 
     async def retire(self) -> None:
-        """Close the client once no call uses it any more; later calls raise a transient SinkError. Idempotent."""
+        """Close the client after its last call. Later calls raise a transient SinkError. Idempotent."""
         self._retired = True
         await self._close_if_done()
 
     @contextlib.asynccontextmanager
     async def _in_use(self) -> AsyncIterator[None]:
         if self._retired:
-            raise SinkError(f"{self._address}: the connection was replaced meanwhile", hint="try again", transient=True)
+            raise SinkError(f"{self._address}: the HTTP client was replaced", hint="try again", transient=True)
         self._calls += 1
         try:
             yield
@@ -267,9 +268,9 @@ class Http:
                     return ""
                 if response.status_code != httpx2.codes.OK:
                     return None
-                body = await whole(response, self._address, _REFUSAL_BYTES)
+                body = await read_body(response, self._address, _REFUSAL_BYTES)
                 try:
-                    version = parsed(body, self._address).get("version")
+                    version = parse_object(body, self._address).get("version")
                 except SinkError:
                     return None
                 return version[:_LONGEST_VERSION] if isinstance(version, str) else ""
@@ -279,13 +280,13 @@ class Http:
             raise _translated(error, self._address) from error
 
     async def drop_idle_connections(self) -> None:
-        """Close the connections that nothing uses now; one that does not close in time is left to the library."""
-        transports = (self._client._transport, *self._client._mounts.values())  # noqa: SLF001 - it can only close all
+        """Close the idle connections. The library closes those that do not close in time."""
+        transports = (self._client._transport, *self._client._mounts.values())  # noqa: SLF001 - aclose() closes all
         pools = (getattr(transport, "_pool", None) for transport in transports)
-        kept = [connection for pool in pools if pool is not None for connection in pool.connections]
+        connections = [connection for pool in pools if pool is not None for connection in pool.connections]
         with contextlib.suppress(TimeoutError, httpx2.HTTPError, OSError):
             async with asyncio.timeout(CLOSE_SECONDS):
-                for connection in kept:
+                for connection in connections:
                     if connection.is_idle():
                         await connection.aclose()
 
@@ -293,7 +294,7 @@ class Http:
         await self._client.aclose()
 
     async def _exchange(
-        self, request: httpx2.Request, wanted: int | None, alive: Callable[[], None], *, in_session: bool
+        self, request: httpx2.Request, request_id: int | None, on_activity: Callable[[], None], *, in_session: bool
     ) -> Reply:
         try:
             response = await self._client.send(request, stream=True)
@@ -304,20 +305,20 @@ class Http:
                         self._address, response.status_code, response.headers, detail, in_session=in_session
                     )
                 session_id = response.headers.get("mcp-session-id", "")
-                if wanted is None:
-                    # Read to its end, though there is nothing in it: only then can the connection be used again.
-                    await whole(response, self._address, _REFUSAL_BYTES)
+                if request_id is None:
+                    # The empty body must be read, so that the connection can be used again.
+                    await read_body(response, self._address, _REFUSAL_BYTES)
                     return Reply(session_id, {})
-                return Reply(session_id, await answer(response, self._address, wanted, alive))
+                return Reply(session_id, await read_message(response, self._address, request_id, on_activity))
             finally:
                 await response.aclose()
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise _translated(error, self._address) from error
 
     async def _refusal_detail(self, response: httpx2.Response) -> str:
-        """Return the message of a refusal, if it has one that is meant for us."""
+        """Return the message of a JSON-RPC error in a refusal, "" if there is none."""
         try:
-            detail = parsed(await whole(response, self._address, _REFUSAL_BYTES), self._address)
+            detail = parse_object(await read_body(response, self._address, _REFUSAL_BYTES), self._address)
         except SinkError:
             return ""
         error = detail.get("error")
@@ -325,11 +326,11 @@ class Http:
 
 
 class _Body(httpx2.AsyncByteStream):
-    """A request's body in pieces, each of them a sign of life. Not a generator: nothing is left to be closed."""
+    """A request's body in pieces; sending a piece counts as activity. Not a generator, so it needs no closing."""
 
-    def __init__(self, parts: Sequence[bytes], count: Callable[[int], None], alive: Callable[[], None]) -> None:
+    def __init__(self, parts: Sequence[bytes], count: Callable[[int], None], on_activity: Callable[[], None]) -> None:
         self._pieces = (memoryview(part)[at : at + PIECE] for part in parts for at in range(0, len(part), PIECE))
-        self._count, self._alive = count, alive
+        self._count, self._on_activity = count, on_activity
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -338,36 +339,37 @@ class _Body(httpx2.AsyncByteStream):
         piece = bytes(next(self._pieces, b""))
         if not piece:
             raise StopAsyncIteration
-        self._alive()
+        self._on_activity()
         self._count(len(piece))
         return piece
 
 
 def _translated(error: Exception, address: ServerAddress) -> SinkError:
-    """Return the SinkError for what httpx2 raised."""
+    """Return the SinkError for an exception of httpx2."""
     if isinstance(error, httpx2.SSEError):
-        return errors.garbled(address, "the answer is larger than 16 MiB")
+        return _too_large(address)
     reason = _reason(error)
     if "CERTIFICATE" in reason.upper():
-        return errors.Untrusted(
-            f"{address}: the certificate cannot be trusted",
-            hint="set SSL_CERT_FILE to the file of the authority that signed it, or correct akosha_http_endpoint",
-        )
-    if _is_tls(error) and "WRONG_VERSION_NUMBER" not in reason.upper() and "RECORD LAYER" not in reason.upper():
-        return errors.Untrusted(
-            f"{address}: TLS failed: {address.quote(reason)}", hint="see to the server's certificate", transient=True
+        return errors.TlsFailed(
+            f"{address}: the certificate is not trusted",
+            hint="set SSL_CERT_FILE to the certificate file of the CA that signed it, or correct akosha_http_endpoint",
         )
     if "WRONG_VERSION_NUMBER" in reason.upper() or "RECORD LAYER" in reason.upper():
-        return SinkError(f"{address}: TLS is not spoken there", hint="check akosha_http_endpoint")
+        return SinkError(f"{address}: the server does not use TLS", hint="check akosha_http_endpoint")
+    if _is_tls(error):
+        return errors.TlsFailed(
+            f"{address}: TLS failed: {address.quote(reason)}", hint="check the server's certificate", transient=True
+        )
     proxy = address.proxy
     if proxy is not None and isinstance(error, httpx2.ProxyError) and _PROXY_AUTHENTICATION in str(error):
         return SinkError(
-            f"{address}: the proxy {proxy} wants a user and a password: status {_PROXY_AUTHENTICATION}",
-            hint=f"write them into {proxy.variable}: http://USER:PASSWORD@{proxy}",
+            f"{address}: the proxy {proxy} requires a user and a password: status {_PROXY_AUTHENTICATION}",
+            hint=f"add them to {proxy.variable}: http://USER:PASSWORD@{proxy}",
         )
     if isinstance(error, httpx2.ProxyError):
         hint = f"check {proxy.variable if proxy else 'HTTPS_PROXY, ALL_PROXY'} and NO_PROXY"
-        return SinkError(f"{address}: the proxy{f' {proxy}' if proxy else ''} refuses", hint=hint, transient=True)
+        name = f"the proxy {proxy}" if proxy else "the proxy"
+        return SinkError(f"{address}: {name} refuses the connection", hint=hint, transient=True)
     if proxy is not None and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
         return SinkError(
             f"{address}: no connection to the proxy {proxy}: {address.quote(reason)}",
@@ -389,7 +391,7 @@ def _is_tls(error: BaseException) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Say what broke: the system's words where there are any, else the library's kind of error."""
+    """Return the reason of an error: the system's error message if there is one, else the library's."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, ssl.SSLError | socket.gaierror) and inner.strerror:
@@ -397,6 +399,6 @@ def _reason(error: BaseException) -> str:
         if isinstance(inner, OSError) and inner.errno:
             return os.strerror(inner.errno)
         inner = inner.__cause__ or inner.__context__
-    return {"RemoteProtocolError": "the connection was closed before the answer was whole"}.get(
+    return {"RemoteProtocolError": "the connection was closed before the response was complete"}.get(
         type(error).__name__, str(error) or type(error).__name__
     )

@@ -1,4 +1,4 @@
-"""The address of the Akosha server, and how its texts are quoted."""
+"""The address of the Akosha server. Its `quote` makes the server's messages safe to show."""
 
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -8,12 +8,12 @@ from agent.domain.plain_text import MASK, printable
 from agent.settings.endpoints import is_loopback, without_credentials
 
 MAX_QUOTE_CHARACTERS = 300
-"""So many characters of what a server says are kept."""
+"""Maximum length of a quoted server message."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerAddress:
-    """The address of an MCP server, already checked, and the bearer token for it ("": none)."""
+    """The validated address of an MCP server, and its bearer token ("" for none)."""
 
     endpoint: str
     token: str = field(default="", repr=False)
@@ -28,7 +28,7 @@ class ServerAddress:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is this machine, which no proxy leads to."""
+        """Whether the server is on this machine; then no proxy is used."""
         return is_loopback(urlsplit(self.endpoint).hostname or "")
 
     @property
@@ -39,7 +39,7 @@ class ServerAddress:
 
     @property
     def proxy(self) -> Proxy | None:
-        """The proxy before the server: none before this machine."""
+        """The server's proxy; None for a server on this machine."""
         parts = urlsplit(self.endpoint)
         return None if self.is_local else proxy_for(parts.hostname or "", parts.scheme, "all")
 
@@ -48,7 +48,7 @@ class ServerAddress:
         return urlsplit(self.endpoint).scheme == "https"
 
     def quote(self, detail: object) -> str:
-        """Return what a server said: one printable line, at most 300 characters, without the token."""
+        """Return a server's message as one printable line of at most 300 characters, with the token masked."""
         text = as_text(detail)
         if self.token:
             text = text.replace(self.token, MASK)
@@ -57,8 +57,8 @@ class ServerAddress:
 
 
 def as_text(detail: object) -> str:
-    """Return str() of anything that came as JSON, which may be nested deeper than str() goes."""
+    """Return str() of parsed JSON, which may be nested deeper than the recursion limit."""
     try:
         return str(detail)
     except RecursionError:
-        return "nested too deep to be shown"
+        return "nested too deeply to show"

@@ -1,4 +1,4 @@
-"""`MemorySink` on an Akosha server. A memory is sent as one element of what batch_store_memories takes."""
+"""`MemorySink` on an Akosha server. A memory is packed as an element of batch_store_memories' argument."""
 
 import asyncio
 import contextlib
@@ -12,61 +12,69 @@ from agent.adapters.akosha import errors, store_results
 from agent.adapters.akosha.client import Client
 from agent.adapters.akosha.errors import Rejected
 from agent.adapters.akosha.server_address import ServerAddress
-from agent.adapters.akosha.tools import BATCH, OwnTool, ToolCatalog
+from agent.adapters.akosha.tools import BATCH, KindTool, ToolCatalog
 from agent.domain.errors import AkoshaError, SinkError
 from agent.domain.memories import KINDS, Json, Memory, memory_id
 from agent.ports import Capabilities, PackedMemory, RateLimiter, StoreResult, UnexpectedErrors
 
-_DEEPEST = 64
-_LARGEST = 2**63
+_MAX_DEPTH = 64
+_INTEGER_LIMIT = 2**63
 
 
 def pack(memory: Memory, system_id: str) -> PackedMemory:
-    """Return the memory as it will be sent. Whatever is in it, this does not fail."""
-    seen = memory.row
-    identity = memory_id(system_id, seen)
-    metadata: dict[str, Json] = {**memory.metadata, "source": system_id, "original_id": seen.id, "type": seen.kind}
+    """Return the memory in its encoded form. Never fails, whatever the memory contains."""
+    row = memory.row
+    identity = memory_id(system_id, row)
+    metadata: dict[str, Json] = {**memory.metadata, "source": system_id, "original_id": row.id, "type": row.kind}
     if memory.created_at is not None:
         metadata["created_at"] = memory.created_at
-    sent: dict[str, object] = {"memory_id": identity, "text": memory.text, "metadata": metadata}
-    # Copied as it is: to format 384 numbers, a thousand times, would be most of the work.
+    document: dict[str, object] = {"memory_id": identity, "text": memory.text, "metadata": metadata}
+    # The embedding is copied as text: formatting 384 numbers for each of a thousand memories would be most of the work.
     vector = {} if memory.embedding is None else {"embedding": orjson.Fragment(memory.embedding)}
     try:
-        body = orjson.dumps(sent | vector)
+        body = orjson.dumps(document | vector)
     except (TypeError, ValueError):
-        body = orjson.dumps({str(name): _plain(value, _DEEPEST) for name, value in sent.items()} | vector)
-    return PackedMemory(row=seen, memory_id=identity, body=body)
+        body = orjson.dumps({str(name): _sanitised(value, _MAX_DEPTH) for name, value in document.items()} | vector)
+    return PackedMemory(row=row, memory_id=identity, body=body)
 
 
-def _plain(value: object, depth: int) -> object:
-    """Return the value as JSON can hold it: no lone surrogates, no number beyond 64 bits, nothing too deep."""
+def _sanitised(value: object, depth: int) -> object:
+    """Return the value in a form that JSON supports: no lone surrogates, no integers beyond 64 bits, limited depth."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+    if isinstance(value, int) and not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(_plain(str(key), 1)): _plain(inner, depth - 1) for key, inner in value.items()} if depth else None
+        if not depth:
+            return None
+        return {str(_sanitised(str(key), 1)): _sanitised(inner, depth - 1) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner, depth - 1) for inner in value] if depth else None
+        return [_sanitised(inner, depth - 1) for inner in value] if depth else None
     return value
 
 
 MAX_REFUSED = 16
-"""So many memories refused one by one, and none stored, and it is the server that is to blame."""
+"""After so many memories were refused one by one and none was stored, the batch fails: the server is at fault."""
 
 Numbered = tuple[int, PackedMemory]
 """A memory with its position in the batch."""
 
 
 class AkoshaSink:
-    """An Akosha server at a checked address. `token` "": none is sent.
+    """An Akosha server at a validated address.
 
-    `timeout_seconds`: so long may the server be silent, and sending stand still. `max_in_flight` calls at once of tools
-    that take one memory. Kinds with a tool of their own go by it where the server offers one whose arguments we can
-    fill; whether storing the same again changes nothing is then up to that tool. Each batch as a whole goes within the
-    `rate_limiter`; `waiting` is called every second while one waits for it.
+    A kind of memory is stored with its own tool if the server offers one and the agent can fill its arguments. That
+    tool then decides whether storing a memory again changes something.
+
+    Args:
+        endpoint: URL of the MCP endpoint.
+        token: bearer token; "" sends none.
+        timeout_seconds: maximum time without activity, for the response and for sending.
+        max_in_flight: maximum number of concurrent calls of tools that store one memory.
+        rate_limiter: limits the rate of batches; a batch is not divided.
+        waiting: called every second while a batch waits for the rate limiter.
     """
 
     def __init__(
@@ -105,12 +113,12 @@ class AkoshaSink:
     async def is_available(self) -> bool:
         try:
             with self._translated("is_available"):
-                return await self._client.healthy()
-        except SinkError:  # what nobody knows is no definite no: the attempt says what is wrong
+                return await self._client.is_healthy()
+        except SinkError:  # unknown: the sync attempt reports the error
             return True
 
     async def server_date(self, seconds: float) -> str:
-        """Return the Date header of an answer, "" where there is none. Raises SinkError without an answer in time."""
+        """Return the Date header of a response, "" if it has none. Raises SinkError if there is no response in time."""
         with self._translated("server_date"):
             return await self._client.server_date(seconds)
 
@@ -133,7 +141,7 @@ class AkoshaSink:
             await self._client.drop_idle_connections()
 
     async def reset_client(self) -> None:
-        """As `Reconnectable` says: certificates are read again. The token is a setting: another one is another sink."""
+        """Discard the HTTP client: the next call reads certificates again. A new token needs a new sink."""
         with contextlib.suppress(SinkError), self._translated("reset_client"):
             await self._client.reset()
 
@@ -143,30 +151,30 @@ class AkoshaSink:
 
     @contextlib.contextmanager
     def _translated(self, operation: str) -> Iterator[None]:
-        """Raise a SinkError for whatever the adapter does not know; the only place that catches all of it."""
+        """Translate unexpected exceptions within the block into SinkErrors."""
         try:
             yield
         except AkoshaError:
             raise
         except Exception as error:
             first: Exception = error
-            while isinstance(first, ExceptionGroup):  # of tasks side by side: its first error says what happened
+            while isinstance(first, ExceptionGroup):  # of concurrent tasks
                 first = first.exceptions[0]
             if isinstance(first, AkoshaError):
                 raise first from error
-            text = f"{self._address}: an error that the agent does not know, in {operation}"
+            text = f"{self._address}: unexpected error in {operation}"
             raise self._unexpected.translate(first, operation, text, hint=errors.UNEXPECTED) from error
 
     async def _store(self, batch: Sequence[PackedMemory]) -> StoreResult:
         catalog = (await self._client.session()).catalog
-        done = _Done()
+        done = _BatchResult()
         batched: list[Numbered] = []
-        single: list[tuple[Numbered, OwnTool, bytes]] = []
+        single: list[tuple[Numbered, KindTool, bytes]] = []
         for numbered in enumerate(batch):
             self._assign(numbered, catalog, batched, single, done)
         if batched:
             await self._store_batch(batched, done)
-        # One kind after the other: a relationship comes after the entities that it is between.
+        # In the order of kinds: a relationship is stored after its entities.
         for kind in KINDS:
             await self._store_each([one for one in single if one[1].kind == kind], done)
         return done.outcome()
@@ -176,28 +184,30 @@ class AkoshaSink:
         numbered: Numbered,
         catalog: ToolCatalog,
         batched: list[Numbered],
-        single: list[tuple[Numbered, OwnTool, bytes]],
-        done: "_Done",
+        single: list[tuple[Numbered, KindTool, bytes]],
+        done: "_BatchResult",
     ) -> None:
         position, packed = numbered
         kind = packed.row.kind
-        tool = catalog.own.get(kind)
+        tool = catalog.kind_tools.get(kind)
         arguments = tool.fill(packed) if tool else None
         if tool and arguments is not None:
             single.append((numbered, tool, arguments))
         elif kind == "relationship" or (tool and not packed.row.embedded):
             if tool is None:
                 raise SinkError(
-                    f"{self._address}: relationships are not taken (any more)",
+                    f"{self._address}: the server does not accept relationships",
                     hint="was Akosha replaced?",
                     transient=True,
                 )
-            done.refused[position] = f"{tool.name} wants more than there is: {', '.join(sorted(tool.required))}"
+            done.refused[position] = (
+                f"{tool.name} requires arguments that are missing: {', '.join(sorted(tool.required))}"
+            )
         else:
             batched.append(numbered)
 
-    async def _store_batch(self, items: Sequence[Numbered], done: "_Done") -> None:
-        """Store memories by the batch tool. Where it refuses to look at them, halve: one must not stop the others."""
+    async def _store_batch(self, items: Sequence[Numbered], done: "_BatchResult") -> None:
+        """Store memories with the batch tool. A rejected batch is halved: one memory must not block the others."""
         pieces = [b'{"memories":[', b",".join(packed.body for _, packed in items), b"]}"]
         try:
             result = await self._client.call(BATCH, pieces)
@@ -208,18 +218,18 @@ class AkoshaSink:
                 await self._store_batch(items[middle:], done)
                 return
             done.refused[items[0][0]] = error.reason
-            if len(done.refused) >= MAX_REFUSED and not done.taken:
+            if len(done.refused) >= MAX_REFUSED and not done.accepted:
                 raise
             return
         outcome = store_results.of_batch(result, [packed.memory_id for _, packed in items], self._address)
         done.add(outcome, items)
 
-    async def _store_each(self, jobs: Sequence[tuple[Numbered, OwnTool, bytes]], done: "_Done") -> None:
-        """Store memories one by one, a few at once. The first failure ends it and is raised."""
+    async def _store_each(self, jobs: Sequence[tuple[Numbered, KindTool, bytes]], done: "_BatchResult") -> None:
+        """Store memories one by one, several at once. Stops at the first failure and raises it."""
         failures: list[SinkError] = []
         remaining = iter(jobs)
 
-        async def work(jobs: Iterable[tuple[Numbered, OwnTool, bytes]]) -> None:
+        async def work(jobs: Iterable[tuple[Numbered, KindTool, bytes]]) -> None:
             for numbered, tool, arguments in jobs:
                 if failures:
                     return
@@ -235,34 +245,34 @@ class AkoshaSink:
         if failures:
             raise failures[0]
 
-    async def _store_single(self, numbered: Numbered, tool: OwnTool, arguments: bytes, done: "_Done") -> None:
+    async def _store_single(self, numbered: Numbered, tool: KindTool, arguments: bytes, done: "_BatchResult") -> None:
         position, packed = numbered
         try:
             result = await self._client.call(tool.name, [arguments])
         except Rejected as error:
             done.refused[position] = error.reason
-            if len(done.refused) >= MAX_REFUSED and not done.taken:
+            if len(done.refused) >= MAX_REFUSED and not done.accepted:
                 raise
             return
         done.add(store_results.of_one(result, packed.memory_id, self._address), [numbered])
 
 
 @dataclass(slots=True)
-class _Done:
-    """What has become of a batch so far."""
+class _BatchResult:
+    """The result of a batch so far."""
 
     stored: int = 0
     existing: set[int] = field(default_factory=set)
     refused: dict[int, str] = field(default_factory=dict)
 
     @property
-    def taken(self) -> int:
+    def accepted(self) -> int:
         return self.stored + len(self.existing)
 
     def add(self, outcome: StoreResult, items: Sequence[Numbered]) -> None:
         self.stored += outcome.stored
         self.existing |= {items[at][0] for at in outcome.existing}
-        self.refused.update({items[at][0]: why for at, why in outcome.refused.items()})
+        self.refused.update({items[at][0]: reason for at, reason in outcome.refused.items()})
 
     def outcome(self) -> StoreResult:
         return StoreResult(stored=self.stored, existing=frozenset(self.existing), refused=self.refused)

@@ -1,4 +1,4 @@
-"""What a server says about memories it was given, and what may be believed of it: nothing that it did not confirm."""
+"""Interprets a server's results of storing memories. A memory counts as stored only if the server confirms it."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ _FAILING_WORDS = ("error", "failed", "failure", "\N{CROSS MARK}")
 
 
 def of_batch(result: ToolResult, ids: Sequence[str], address: ServerAddress) -> StoreResult:
-    """Return what became of the memories of these ids. Raises SinkError where the answer does not say it of each.
+    """Return the result for the memories with these ids.
 
-    Raises it too where the server is in trouble: it is then not the memories' fault.
+    Raises SinkError if the response does not cover each memory, or if it reports a fault of the server.
     """
     data = result.data
     status = None if data is None else data.get("status")
     if data is None or not isinstance(status, str) or status not in _STATUSES:
-        raise errors.garbled(address, "the answer does not say what was stored")
+        raise errors.invalid_response(address, "the response does not say what was stored")
     failures = data.get("errors")
     if data.get("error") and not failures:
-        raise _refused_whole(address, address.quote(data["error"]))
+        raise _batch_refused(address, address.quote(data["error"]))
     if not isinstance(failures, list):
-        raise errors.garbled(address, "the answer does not name what was not stored")
+        raise errors.invalid_response(address, "the response does not list what was not stored")
     _check_numbers(data, len(ids), len(failures), address)
     refused, existing = _failures(failures, ids, address)
     _check_fault(refused, len(ids), address)
@@ -35,21 +35,21 @@ def of_batch(result: ToolResult, ids: Sequence[str], address: ServerAddress) -> 
 
 
 def of_one(result: ToolResult, memory_id: str, address: ServerAddress) -> StoreResult:
-    """Return what became of one memory that went by a tool of its kind. Raises SinkError for the server's trouble."""
-    why = _complaint(result)
-    if not why:
+    """Return the result for one memory stored with its kind's tool. Raises SinkError for a fault of the server."""
+    reason = _failure_reason(result)
+    if not reason:
         return StoreResult(stored=1)
-    if errors.is_known(why, memory_id):
+    if errors.is_duplicate(reason, memory_id):
         return StoreResult(stored=0, existing=frozenset({0}))
-    if errors.is_passing(why):
-        raise errors.server_trouble(address, address.quote(why))
-    return StoreResult(stored=0, refused={0: _reason(why, memory_id, address)})
+    if errors.is_transient(reason):
+        raise errors.server_error(address, address.quote(reason))
+    return StoreResult(stored=0, refused={0: _reason_without_id(reason, memory_id, address)})
 
 
-def _refused_whole(address: ServerAddress, why: str) -> SinkError:
-    if "batch size" in why.lower():
-        return SinkError(f"{address}: {why}", hint=errors.VERSION)
-    return errors.server_trouble(address, why)
+def _batch_refused(address: ServerAddress, reason: str) -> SinkError:
+    if "batch size" in reason.lower():
+        return SinkError(f"{address}: {reason}", hint=errors.VERSION)
+    return errors.server_error(address, reason)
 
 
 def _check_numbers(data: Message, total: int, failures: int, address: ServerAddress) -> None:
@@ -57,13 +57,13 @@ def _check_numbers(data: Message, total: int, failures: int, address: ServerAddr
     for name, expected in expected_counts.items():
         given = data.get(name, None if name == "stored" else expected)
         if isinstance(given, bool) or given != expected:
-            raise errors.garbled(address, f"the answer does not add up: {name} is not {expected}")
+            raise errors.invalid_response(address, f"the response is inconsistent: {name} is not {expected}")
 
 
 def _failures(
     failures: Sequence[object], ids: Sequence[str], address: ServerAddress
 ) -> tuple[dict[int, str], set[int]]:
-    """Return position -> why for what was not stored, and the positions of what was there already."""
+    """Return the refused memories (position -> reason), and the positions of those that already existed."""
     positions: dict[object, list[int]] = defaultdict(list)
     for position, sent in enumerate(ids):
         positions[sent].append(position)
@@ -73,27 +73,27 @@ def _failures(
         entry: Message = failure if isinstance(failure, dict) else {}
         memory_id = entry.get("memory_id")
         if not isinstance(memory_id, str) or not positions.get(memory_id):
-            raise errors.garbled(address, "the answer names what was not sent")
-        position, why = positions[memory_id].pop(), as_text(entry.get("error"))
-        if errors.is_known(why, memory_id):
+            raise errors.invalid_response(address, "the response names a memory that was not sent")
+        position, reason = positions[memory_id].pop(), as_text(entry.get("error"))
+        if errors.is_duplicate(reason, memory_id):
             existing.add(position)
         else:
-            refused[position] = _reason(why, memory_id, address)
+            refused[position] = _reason_without_id(reason, memory_id, address)
     return refused, existing
 
 
 def _check_fault(refused: dict[int, str], total: int, address: ServerAddress) -> None:
     for reason in refused.values():
-        if errors.is_passing(reason):
-            raise errors.server_trouble(address, reason)
+        if errors.is_transient(reason):
+            raise errors.server_error(address, reason)
     if len(refused) == total > 1 and len(set(refused.values())) == 1:
-        why = next(iter(refused.values()))
-        if not errors.is_items_fault(why):
-            raise errors.server_trouble(address, f"it takes nothing: {why}")
+        reason = next(iter(refused.values()))
+        if not errors.is_memory_fault(reason):
+            raise errors.server_error(address, f"it accepts no memories: {reason}")
 
 
-def _complaint(result: ToolResult) -> str:
-    """Return why a tool did not do it; empty where it did."""
+def _failure_reason(result: ToolResult) -> str:
+    """Return the reason why a tool failed; empty if it succeeded."""
     data = result.data
     if data is None:
         return result.text if result.text.strip().lower().startswith(_FAILING_WORDS) else ""
@@ -105,6 +105,6 @@ def _complaint(result: ToolResult) -> str:
     return ""
 
 
-def _reason(why: str, memory_id: str, address: ServerAddress) -> str:
+def _reason_without_id(reason: str, memory_id: str, address: ServerAddress) -> str:
     """Return the server's reason without the id, so that equal reasons are equal."""
-    return address.quote(why.replace(memory_id, "ID")) or "no reason given"
+    return address.quote(reason.replace(memory_id, "ID")) or "no reason given"

@@ -1,7 +1,4 @@
-"""The tools of a server: which of them are used, what each takes, and what it returns.
-
-A result is structured where the server does that, else JSON in its text.
-"""
+"""The tools of a server: which ones the agent uses, their arguments, and their results."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,12 +13,12 @@ from agent.domain.memories import Kind
 from agent.ports import Capabilities, PackedMemory
 
 Message = dict[str, Any]
-"""A JSON object from outside. It does not leave this package."""
+"""A parsed JSON object from the server. It does not leave this package."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """`data` is None where the server said nothing structured; `text` is all that it said in words."""
+    """The result of a tool call. `data` is the structured result, else JSON from the text, else None."""
 
     failed: bool
     text: str
@@ -29,14 +26,14 @@ class ToolResult:
 
     @classmethod
     def of(cls, result: Message) -> Self:
-        """Read the result of tools/call. Takes anything."""
+        """Read the result of tools/call. Accepts any JSON object."""
         content = result.get("content")
         texts = [part["text"] for part in content if _is_text(part)] if isinstance(content, list) else []
         text = "\n".join(texts)
         data = result.get("structuredContent")
         if not isinstance(data, dict):
             data = _object(texts[0]) if len(texts) == 1 else None
-        # Tools that return something else than an object have it wrapped so.
+        # A result that is not an object is wrapped like this.
         if data is not None and set(data) == {"result"}:
             inner = data["result"]
             data = inner if isinstance(inner, dict) else _object(inner) if isinstance(inner, str) else None
@@ -49,10 +46,10 @@ def _is_text(part: object) -> bool:
 
 def _object(text: str) -> Message | None:
     try:
-        found = orjson.loads(text)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 BATCH = "batch_store_memories"
@@ -61,7 +58,7 @@ OWN_TOOLS: Mapping[Kind, str] = {
     "entity": "create_entity",
     "relationship": "create_relation",
 }
-"""Kinds that may have a tool of their own. Akosha 0.11 has none of these yet."""
+"""Kinds that may have their own tool. Akosha 0.11 has none of these tools."""
 
 _BATCHED: frozenset[Kind] = frozenset({"conversation", "reflection", "entity"})
 _LISTS = ("tags", "observations", "embedding")
@@ -78,8 +75,8 @@ _HASH_DIGITS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class OwnTool:
-    """A tool for one kind of memory, and those of its arguments that we can fill."""
+class KindTool:
+    """A tool for one kind of memory. `arguments` are those that the agent can fill."""
 
     kind: Kind
     name: str
@@ -88,19 +85,21 @@ class OwnTool:
 
     @classmethod
     def read(cls, kind: Kind, schema: Message) -> Self | None:
-        """Return it, if all that it requires is something that we have."""
+        """Return the tool for a kind, None if it requires an argument that the agent cannot fill."""
         listed, required = schema.get("properties"), schema.get("required", [])
         if not isinstance(listed, dict) or not isinstance(required, list):
             return None
-        ours = {*_ALWAYS[kind], *_SOMETIMES}
-        taken = {name for name, shape in listed.items() if name in ours and _fits(name, shape)}
+        available = {*_ALWAYS[kind], *_SOMETIMES}
+        arguments = {name for name, shape in listed.items() if name in available and _fits(name, shape)}
         if schema.get("additionalProperties") is True:
-            taken |= {*_EVERYTHING} - {*listed}
-        return cls(kind, OWN_TOOLS[kind], frozenset(taken), frozenset(required)) if taken.issuperset(required) else None
+            arguments |= {*_EVERYTHING} - {*listed}
+        if not arguments.issuperset(required):
+            return None
+        return cls(kind, OWN_TOOLS[kind], frozenset(arguments), frozenset(required))
 
     def fill(self, packed: PackedMemory) -> bytes | None:
-        """Return the arguments for a memory as JSON; None where it lacks one that is required."""
-        values = _values(self.kind, packed)
+        """Return the arguments for a memory as JSON, None if the memory lacks a required one."""
+        values = _argument_values(self.kind, packed)
         if not self.required <= {*values}:
             return None
         return orjson.dumps({name: values[name] for name in sorted(self.arguments) if name in values})
@@ -108,41 +107,41 @@ class OwnTool:
 
 @dataclass(frozen=True, slots=True)
 class ToolCatalog:
-    """The tools of a server that we use: that for batches, and those of single kinds."""
+    """The tools of a server that the agent uses: the one for batches, and those for single kinds."""
 
     capabilities: Capabilities
-    own: Mapping[Kind, OwnTool]
+    kind_tools: Mapping[Kind, KindTool]
 
     @classmethod
     def read(cls, server: str, tools: Mapping[str, Message], address: ServerAddress) -> Self:
-        """Read name -> schema of what it takes. Raises SinkError where memories cannot be stored there at all."""
+        """Read the tools (name -> input schema). Raises SinkError if the server cannot store memories."""
         if BATCH not in tools:
             raise SinkError(
                 f"{address}: {server} has no tool {BATCH}",
                 hint="update Akosha, or set akosha_http_endpoint to an Akosha server",
             )
-        own: dict[Kind, OwnTool] = {}
+        kind_tools: dict[Kind, KindTool] = {}
         for kind, name in OWN_TOOLS.items():
-            if name in tools and (tool := OwnTool.read(kind, tools[name])) is not None:
-                own[kind] = tool
+            if name in tools and (tool := KindTool.read(kind, tools[name])) is not None:
+                kind_tools[kind] = tool
         used = {name: tools[name] for name in sorted({BATCH, *OWN_TOOLS.values()}) if name in tools}
         digest = hashlib.sha256(orjson.dumps(used, option=orjson.OPT_SORT_KEYS)).hexdigest()[:_HASH_DIGITS]
-        need = {kind for kind in _BATCHED if kind not in own} | {
-            kind for kind, tool in own.items() if "embedding" in tool.required
+        need = {kind for kind in _BATCHED if kind not in kind_tools} | {
+            kind for kind, tool in kind_tools.items() if "embedding" in tool.required
         }
-        kinds = _BATCHED.union(own)
+        kinds = _BATCHED.union(kind_tools)
         version = f"{server}; {', '.join(used)}; {digest}"
         capabilities = Capabilities(
             version=version,
             kinds=kinds,
             need_embedding=frozenset(need),
-            reports_known=frozenset(_BATCHED - own.keys()),
+            reports_known=frozenset(_BATCHED - kind_tools.keys()),
         )
-        return cls(capabilities, own)
+        return cls(capabilities, kind_tools)
 
 
 def _fits(name: str, shape: object) -> bool:
-    """Whether our value for an argument is of a type that it may have."""
+    """Return whether the schema allows the type that the agent sends for an argument."""
     kind = "array" if name in _LISTS else "object" if name in _OBJECTS else "string"
     if not isinstance(shape, dict):
         return True
@@ -154,23 +153,23 @@ def _fits(name: str, shape: object) -> bool:
     return not types or kind in types
 
 
-def _values(kind: Kind, packed: PackedMemory) -> dict[str, object]:
-    """Return all that we could say of a memory, by the names that a tool may have for it."""
-    sent: Message = orjson.loads(packed.body)
-    metadata: Message = sent["metadata"]
+def _argument_values(kind: Kind, packed: PackedMemory) -> dict[str, object]:
+    """Return the values of a memory by all argument names that a tool may have for them."""
+    document: Message = orjson.loads(packed.body)
+    metadata: Message = document["metadata"]
     values: dict[str, object] = {"tags": [], "observations": []}
     values |= {name: value for name, value in metadata.items() if value is not None}
     values |= {
         "memory_id": packed.memory_id,
         "id": packed.memory_id,
-        "text": sent["text"],
-        "content": sent["text"],
+        "text": document["text"],
+        "content": document["text"],
         "metadata": metadata,
         "system_id": metadata["source"],
         "properties": {**metadata, "memory_id": packed.memory_id},
     }
-    if "embedding" in sent:
-        values["embedding"] = sent["embedding"]
+    if "embedding" in document:
+        values["embedding"] = document["embedding"]
     if "created_at" in metadata:
         values["timestamp"] = metadata["created_at"]
     if kind == "entity":
