@@ -1,8 +1,9 @@
-"""The endpoint of S3 that the AWS configuration names: variables, and `~/.aws/config`, as botocore reads them.
+"""Reads the S3 endpoint of the AWS configuration (variables, `~/.aws/config`), in the same way as botocore.
 
-botocore is configured to ignore this: the endpoint found here becomes `cloud_endpoint`, so that status, ledger, rules
-and client use the same one. The order is botocore's: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, `endpoint_url` of the
-profile's services section, `endpoint_url` of the profile. The region goes along with it.
+The agent makes botocore ignore its own lookup: the endpoint found here becomes `cloud_endpoint`, so that status,
+ledger, validation and client use the same one. The order is botocore's: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL,
+`endpoint_url` of the profile's services section, `endpoint_url` of the profile. The region comes from the same
+configuration.
 """
 
 import configparser
@@ -32,7 +33,7 @@ class AwsValue:
 
 @dataclass(frozen=True, slots=True)
 class AwsEndpoint:
-    """The endpoint of S3, and its region, if configured."""
+    """The S3 endpoint, and the region if it is configured."""
 
     url: AwsValue
     region: AwsValue | None
@@ -40,7 +41,7 @@ class AwsEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class _Profile:
-    """A profile's keys, the keys of services sections, and the file's name for messages."""
+    """A profile's values, the values of the services sections, and the file's name for messages."""
 
     name: str
     values: _Values
@@ -52,10 +53,10 @@ class _Profile:
 
 
 def aws_endpoint(environ: Mapping[str, str], home: Path) -> AwsEndpoint | None:
-    """Return the endpoint of the AWS configuration for S3, None if it has none. Reads files.
+    """Return the S3 endpoint of the AWS configuration, None if it has none. Reads files.
 
-    An invalid file counts as empty: the client reports it. Raises SettingsError for a profile whose services section
-    does not exist.
+    An invalid file is treated as empty, because the S3 client reports it. Raises SettingsError for a profile whose
+    services section does not exist.
     """
     profile = _profile(environ, home)
     ignored = environ.get(_IGNORE, profile.values.get("ignore_configured_endpoint_urls", ""))
@@ -79,8 +80,8 @@ def _url(environ: Mapping[str, str], profile: _Profile) -> AwsValue | None:
     if (section := profile.values.get("services")) is not None:
         if not profile.services.get(section):
             raise SettingsError(
-                f"there is no section [services {section}] in {profile.file}, which profile {profile.name} names",
-                hint=f"add it with endpoint_url for {_SERVICE}, or set akosha_cloud_endpoint",
+                f"profile {profile.name} uses the section [services {section}], which is not in {profile.file}",
+                hint=f"add the section with endpoint_url for {_SERVICE}, or set akosha_cloud_endpoint",
             )
         if url := _nested(profile.services[section].get(_SERVICE, "")).get("endpoint_url"):
             return AwsValue(url, f"endpoint_url of services {section} in {profile.file}")
@@ -90,7 +91,7 @@ def _url(environ: Mapping[str, str], profile: _Profile) -> AwsValue | None:
 
 
 def _profile(environ: Mapping[str, str], home: Path) -> _Profile:
-    """Return the profile in use. As in botocore, the credentials file takes precedence, and may name an endpoint."""
+    """Return the profile in use. As in botocore, the credentials file takes precedence and may set an endpoint."""
     name = next((environ[variable] for variable in _PROFILE_VARIABLES if variable in environ), "default")
     path, shown = _configured_file(environ, home, "AWS_CONFIG_FILE", "config")
     config = _sections(path)
@@ -128,7 +129,7 @@ def _sections(path: Path) -> dict[str, _Values]:
 
 
 def _split(section: str) -> tuple[str, str]:
-    """Return a section's kind and name: `profile "a b"` is a profile of the name `a b`."""
+    """Return a section's kind and name: `profile "a b"` is a profile named `a b`."""
     try:
         parts = shlex.split(section)
     except ValueError:
@@ -137,6 +138,6 @@ def _split(section: str) -> tuple[str, str]:
 
 
 def _nested(text: str) -> dict[str, str]:
-    """Return the keys of an indented block below a key, as botocore does."""
+    """Return the values of an indented block below a key, as botocore does."""
     pairs = (line.partition("=") for line in text.splitlines() if line.strip())
     return {key.strip(): value.strip() for key, _, value in pairs}

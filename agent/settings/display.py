@@ -1,4 +1,4 @@
-"""Settings as text: the table of `akosha-agent config` and the README, and the messages about invalid values."""
+"""Settings as text: the table for `akosha-agent config` and the documentation, and messages about invalid values."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def _default(key: str, field: FieldInfo) -> str:
 
 
 def validation_messages(error: ValidationError, given: Mapping[str, SourcedValue]) -> Iterator[str]:
-    """Yield one line for each invalid setting: key, value (secrets masked), source, and what is allowed."""
+    """Yield a line for each invalid setting: key, value (secrets masked), source, and the allowed values."""
     for detail in error.errors(include_url=False):
         reason = detail.get("ctx", {}).get("error")
         key = reason.key if isinstance(reason, EarlierFieldError) else str(detail["loc"][0])
@@ -57,7 +57,7 @@ def validation_messages(error: ValidationError, given: Mapping[str, SourcedValue
         if key not in FIELDS:
             yield f"{PREFIX}{key} ({found.origin}) is not a setting{nearest(key, list(FIELDS))}"
             continue
-        problem = str(reason) if isinstance(reason, ValueError) else f"allowed is {allowed(key)}"
+        problem = str(reason) if isinstance(reason, ValueError) else f"must be {allowed(key)}"
         yield f"{PREFIX}{key} is {quoted(key, found.written)} ({found.origin}): {problem}"
 
 
@@ -85,7 +85,7 @@ def quoted(key: str, value: object) -> str:
 
 
 def allowed(key: str) -> str:
-    """Return in words the values that a key accepts, from its type and bounds."""
+    """Return a description of the values that a key accepts, from its type and bounds."""
     field = FIELDS[key]
     kind = field.annotation
     if get_origin(kind) is Literal:
@@ -101,4 +101,4 @@ def allowed(key: str) -> str:
         return f"a {'whole ' if kind is int else ''}number {low} {bounds['le']:g}"
     if key in PATHS:
         return "the path of a directory" if kind is Path else "the path of a file"
-    return "a text (in quotes, where YAML would take it for something else)"
+    return "a text (quote it if YAML reads it as another type)"

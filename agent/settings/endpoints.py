@@ -1,7 +1,7 @@
-"""The rules for bucket names and URLs, and URLs without credentials. Pure.
+"""Validates bucket names and URLs, and removes credentials from URLs.
 
-A check returns its argument, or raises ValueError that says what is allowed; the message never repeats the argument,
-which may contain a password.
+A check returns its argument, or raises ValueError with the rule. The message never contains the argument, which may
+include a password.
 """
 
 import re
@@ -12,35 +12,35 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from agent.domain.plain_text import MASK
 
 BUCKETS = (
-    "3 to 63 lower-case letters, digits, dots and hyphens, a letter or digit at both ends, no two dots in a row, "
-    "not an IP address"
+    "3 to 63 lower-case letters, digits, dots and hyphens, with a letter or digit at both ends, without two dots in a "
+    "row, and not an IP address"
 )
 HTTP = "https://HOST, or http:// on this machine (localhost, 127.0.0.0/8, ::1)"
 CLOUD = f"{HTTP}, or file:///DIRECTORY"
-NATS = "nats://, tls://, ws:// or wss://HOST[:PORT], several of them with commas"
+NATS = "nats://, tls://, ws:// or wss://HOST[:PORT], or several of these separated by commas"
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
-# URL parsers drop or reinterpret these characters, each in its own way: no URL may have one.
+# URL parsers drop or reinterpret these characters, each in its own way, so they are rejected.
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f\\]")
 _PROVIDERS = re.compile(
     r"s3[.-]?[a-z0-9.-]*\.amazonaws\.com(\.cn)?|[0-9a-f]{32}(\.[a-z]+)?\.r2\.cloudflarestorage\.com"
     r"|s3\.[a-z0-9-]+\.backblazeb2\.com|s3\.([a-z0-9-]+\.)?wasabisys\.com|[a-z0-9]+\.digitaloceanspaces\.com"
     r"|s3\.[a-z0-9-]+\.scw\.cloud"
 )
-"""Hosts of providers, without a bucket before them."""
+"""Hosts of storage providers, without a bucket as prefix."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def check_bucket(name: str) -> str:
-    """Return a bucket name that S3 and compatible stores accept (empty: no bucket). Raises ValueError."""
+    """Check a bucket name by the rules of S3 and compatible stores (empty: no bucket)."""
     if name and (not _BUCKET.fullmatch(name) or ".." in name or _ipv4(name)):
-        raise ValueError(f"allowed is {BUCKETS}")
+        raise ValueError(f"must be {BUCKETS}")
     return name
 
 
 def check_cloud_endpoint(url: str) -> str:
-    """Return the address of a store or of a directory (empty: the provider's default). Raises ValueError."""
+    """Check the URL of a store or a directory (empty: the provider's default)."""
     if url and is_directory(url):
         directory_of(url)
     elif url:
@@ -49,10 +49,10 @@ def check_cloud_endpoint(url: str) -> str:
 
 
 def without_bucket(url: str, bucket: str) -> str:
-    """Return a checked cloud URL without a bucket at its end, as in the URLs of R2's dashboard.
+    """Return a checked cloud URL without the bucket at its end, which is part of the URLs in R2's dashboard.
 
-    Raises ValueError for any other path, and for a host of a known provider that begins with the bucket: the bucket
-    would be named twice. A URL that ends in `/mcp` is returned as it is: it may be that of an Akosha server.
+    Raises ValueError for any other path, and if the host is that of a known provider prefixed with the bucket: requests
+    would contain the bucket twice. A URL that ends in `/mcp` is returned unchanged, since it may be an Akosha server's.
     """
     if not url or is_directory(url):
         return url
@@ -62,65 +62,63 @@ def without_bucket(url: str, bucket: str) -> str:
     if path and path == bucket:
         return plain
     if path and not is_akosha_address(url):
-        raise ValueError(
-            f"no path such as /{path} is allowed behind the host; the bucket belongs in akosha_cloud_bucket"
-        )
+        raise ValueError(f"must not have the path /{path}; set the bucket in akosha_cloud_bucket")
     rest = parts.netloc.removeprefix(f"{bucket}.") if bucket else parts.netloc
     if rest != parts.netloc and _PROVIDERS.fullmatch(rest.lower()):
-        raise ValueError(f"the host begins with the bucket of akosha_cloud_bucket; allowed is {parts.scheme}://{rest}")
+        raise ValueError(f"must not contain the bucket, which akosha_cloud_bucket names; use {parts.scheme}://{rest}")
     return url
 
 
 def check_http_endpoint(url: str) -> str:
-    """Return the address of an Akosha server. Raises ValueError."""
+    """Check the URL of an Akosha server."""
     _check_http(url, HTTP)
     return url
 
 
 def check_nats_url(urls: str) -> str:
-    """Return one or more NATS addresses, separated by commas (empty: none). Raises ValueError."""
+    """Check one or more NATS URLs, separated by commas (empty: none)."""
     for url in urls.split(",") if urls else ():
         parts = _split(url.strip(), NATS)
         if parts.scheme not in ("nats", "tls", "ws", "wss"):
-            raise ValueError(f"allowed is {NATS}")
+            raise ValueError(f"must be {NATS}")
         _check_host(parts, NATS)
         _check_user_info(parts)
     return urls
 
 
 def nats_servers(urls: str) -> tuple[str, ...]:
-    """Return the URLs of a checked text, with their schemes in lower case."""
+    """Split checked NATS URLs; schemes become lower case."""
     return tuple(urlsplit(url.strip()).geturl() for url in urls.split(",")) if urls else ()
 
 
 def has_user_info(url: str) -> bool:
-    """Return whether a NATS URL has a user or a token."""
+    """Return whether a NATS URL contains a user or a token."""
     return urlsplit(url).username is not None
 
 
 def is_plaintext(url: str) -> bool:
-    """Return whether a NATS URL means a connection to another machine that may be unencrypted."""
+    """Return whether a connection to this NATS URL may be unencrypted and to another machine."""
     parts = urlsplit(url)
     return parts.scheme in ("nats", "ws") and not is_loopback(parts.hostname or "")
 
 
 def is_directory(url: str) -> bool:
-    """Return whether a URL means a local directory."""
+    """Return whether a URL is that of a local directory."""
     return url[:5].lower() == "file:"
 
 
 def directory_of(url: str) -> Path:
-    """Return the directory of a `file:///dir` URL, percent-decoded. Raises ValueError if it has none.
+    """Return the directory of a `file:///dir` URL, percent-decoded. Raises ValueError if it is invalid.
 
-    The root directory is refused: it is what remains of `file:///${DIR}` with an empty variable.
+    The root directory is rejected, because it is the result of `file:///${DIR}` with an empty variable.
     """
     _, _, rest = url.partition(":")
     host, slash, path = rest.removeprefix("//").partition("/")
     decoded = unquote(slash + path)
     if not rest.startswith("//") or host.lower() not in ("", "localhost") or not decoded.strip("/"):
-        raise ValueError("allowed is file:///DIRECTORY, with an absolute path: three slashes")
+        raise ValueError("must be file:///DIRECTORY, with three slashes and an absolute path")
     if _CONTROL.search(decoded):
-        raise ValueError("a directory without control characters is allowed")
+        raise ValueError("must not contain control characters")
     return Path("/", decoded.lstrip("/"))
 
 
@@ -134,7 +132,7 @@ def is_akosha_address(url: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine, by its text alone; no name is resolved."""
+    """Return whether a host is this machine, without resolving names."""
     if host.lower() == "localhost":
         return True
     try:
@@ -147,7 +145,7 @@ def without_credentials(url: str) -> str:
     """Return a URL without user, password, query and fragment, for people and logs. Accepts any text."""
     if url[:8].lower() == "file:///":
         return url
-    # A password may have any character, also commas and slashes: all between the scheme and the last @ is masked.
+    # A password may contain commas and slashes: everything between the scheme and the last @ is masked.
     head, at, tail = url.rpartition("@")
     scheme = re.match(r"[a-zA-Z]{2,6}://", head)
     return (scheme[0] if scheme else "") + (MASK if at else "") + at + re.sub(r"(?s)([?#]).+", rf"\1{MASK}", tail)
@@ -156,45 +154,45 @@ def without_credentials(url: str) -> str:
 def _check_http(url: str, allowed: str) -> None:
     parts = _split(url, allowed)
     if parts.scheme not in ("http", "https"):
-        raise ValueError(f"allowed is {allowed}")
+        raise ValueError(f"must be {allowed}")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("no user or password is allowed in an address: see akosha_http_token and the AWS_ variables")
+        raise ValueError("must not contain a user or password: use akosha_http_token or the AWS_ variables")
     if parts.query or parts.fragment:
-        raise ValueError("an address without ? and # is allowed")
+        raise ValueError("must not contain ? or #")
     _check_host(parts, allowed)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        raise ValueError(f"unencrypted to another machine; allowed is {allowed}")
+        raise ValueError(f"would be unencrypted to another machine; must be {allowed}")
 
 
 def _split(url: str, allowed: str) -> SplitResult:
     if _AMBIGUOUS.search(url):
-        raise ValueError("an address without blanks, control characters and backslashes is allowed")
+        raise ValueError("must not contain blanks, control characters or backslashes")
     try:
         return urlsplit(url)
     except ValueError:
-        raise ValueError(f"allowed is {allowed}") from None
+        raise ValueError(f"must be {allowed}") from None
 
 
 def _check_host(parts: SplitResult, allowed: str) -> None:
     host = parts.hostname or ""
     if not _HOST.fullmatch(host) and not (":" in host and _ipv6(host)):
-        raise ValueError(f"no host name; allowed is {allowed}")
+        raise ValueError(f"has no valid host name; must be {allowed}")
     try:
         port = parts.port
     except ValueError:
         port = 0
     if port == 0 or parts.netloc.endswith(":"):
-        raise ValueError("a port from 1 to 65535 is allowed")
+        raise ValueError("must have a port from 1 to 65535")
 
 
 def _check_user_info(parts: SplitResult) -> None:
     if "@" in parts.path + parts.query + parts.fragment:
-        raise ValueError("in a user, password or token, the characters / ? # are allowed as %2F %3F %23")
+        raise ValueError("must have the characters / ? # in a user, password or token written as %2F %3F %23")
     if parts.username is None:
         return
-    # nats://${TOKEN}@HOST with an empty variable is no login.
+    # nats://${TOKEN}@HOST with an empty variable has no login.
     if not parts.username or parts.password == "" or _CONTROL.search(unquote(parts.netloc)):
-        raise ValueError("before the @, TOKEN or USER:PASSWORD is allowed, none of them empty")
+        raise ValueError("must have a non-empty TOKEN or USER:PASSWORD before the @")
 
 
 def _ipv4(text: str) -> bool:

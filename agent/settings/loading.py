@@ -1,16 +1,16 @@
-"""Loads the settings from their sources, with the source of each value; limits what a project's files may set.
+"""Loads the settings from their sources, records the source of each value, and limits what a project's files may set.
 
-The sources, the highest first:
+The sources, highest precedence first:
 
 command line
 env SESSION_BUDDY_AKOSHA_*, AKOSHA_AGENT_*
 env AKOSHA_CLOUD_BUCKET, _ENDPOINT, _REGION, AKOSHA_SYSTEM_ID, AKOSHA_ENABLE_FALLBACK
 the file of --settings
-./settings/local.yaml, ./settings/session-buddy.yaml (the keys of PROJECT_KEYS alone)
+./settings/local.yaml, ./settings/session-buddy.yaml (only the keys in PROJECT_KEYS)
 ~/.claude/settings/local.yaml, ~/.claude/settings/session-buddy.yaml
 ~/.config/session-buddy/local.yaml, ~/.config/session-buddy/config.yaml
-Session-Buddy's own log level and data_dir: of its environment variables, then of these files
-the AWS configuration: where there is a bucket and nothing above names an endpoint
+Session-Buddy's own log level and data_dir: from its environment variables, then from these files
+the AWS configuration: if a bucket is set and no source above sets an endpoint
 defaults
 """
 
@@ -47,10 +47,10 @@ DEFAULT = "default"
 _DIRECTORY = TypeAdapter[Path](Directory)
 
 MOST_NAMED_KEYS = 10
-"""How many ignored keys a warning names."""
+"""Maximum number of ignored keys that a warning names."""
 
 _BUCKET_ONLY = ("cloud_sse", "cloud_sse_kms_key_id", "cloud_storage_class")
-"""Settings of objects in a bucket; a directory has none of them."""
+"""Settings of objects in a bucket, which have no effect for a directory."""
 
 _PROJECT_FILES = ("settings/local.yaml", "settings/session-buddy.yaml")
 _USER_FILES = (
@@ -63,7 +63,7 @@ _USER_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A file that may exist. The user's own files are trusted; those of the working directory are not."""
+    """A settings file that may exist. The user's own files are trusted, those of the working directory are not."""
 
     path: Path
     name: str
@@ -73,7 +73,7 @@ class _Candidate:
 
 @dataclass(slots=True)
 class _Sources:
-    """The values that were read so far, the highest source first, and the warnings about them."""
+    """The layers of values read so far, highest precedence first, and warnings."""
 
     layers: list[Layer] = field(default_factory=list)
     session_buddy: dict[str, SourcedValue] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def load(
 ) -> Loaded:
     """Read all sources and return the settings. `command_line` is by field name; None: the option is not used.
 
-    Raises SettingsError: one error for all invalid values, a line each; for an unreadable file; for a missing
+    Raises SettingsError for invalid values (one error with a line for each), an unreadable file, or a missing
     `settings_file`.
     """
     context = SettingsContext(environ=environ, cwd=cwd, home=home)
@@ -129,13 +129,13 @@ def load(
     if settings.cloud_bucket and is_akosha_address(settings.cloud_endpoint):
         raise SettingsError(
             f"{PREFIX}cloud_endpoint is {quoted('cloud_endpoint', settings.cloud_endpoint)} "
-            f"({origins['cloud_endpoint']}): with a bucket, no path is allowed behind the host",
-            hint=f"the address of an Akosha server belongs in {PREFIX}http_endpoint",
+            f"({origins['cloud_endpoint']}): with a bucket, the URL must have no path",
+            hint=f"set the URL of an Akosha server in {PREFIX}http_endpoint",
         )
     written = given.get("cloud_endpoint")
     if written is not None and settings.cloud_endpoint and settings.cloud_endpoint != written.value:
         sources.warnings.append(
-            f"{PREFIX}cloud_endpoint ({written.origin}) ends in the bucket, which is left out: "
+            f"{PREFIX}cloud_endpoint ({written.origin}) ends with the bucket, which is removed: "
             f"{without_credentials(settings.cloud_endpoint)}"
         )
     for key, condition in _without_effect(settings, origins):
@@ -149,7 +149,7 @@ def _without_effect(settings: Settings, origins: Mapping[str, str]) -> Iterator[
     if settings.cloud_endpoint and not settings.cloud_configured and not is_http_endpoint:
         yield "cloud_endpoint", f"without {PREFIX}cloud_bucket"
     if settings.directory is not None or not settings.cloud_configured:
-        condition = "without" if settings.directory is None else "with a directory in place of"
+        condition = "without" if settings.directory is None else "with a directory instead of"
         yield from ((key, f"{condition} {PREFIX}cloud_bucket") for key in _BUCKET_ONLY if getattr(settings, key))
     if settings.agent_remote_control and not settings.over_nats:
         condition = f"with {PREFIX}agent_bus: memory" if settings.agent_nats_url else f"without {PREFIX}agent_nats_url"
@@ -191,8 +191,8 @@ def _candidates(settings_file: Path | None, context: SettingsContext) -> Iterato
 
 
 def _read_files(sources: _Sources, candidates: list[_Candidate], context: SettingsContext) -> None:
-    # Each file is read once. A file of the user that is also found below ./settings (working directory ~/.claude, or a
-    # symbolic link of the project) keeps its rank and its trust: a project can change neither.
+    # Each file is read once. A user's file that is also found below ./settings (working directory ~/.claude, or a
+    # symbolic link in the project) keeps its precedence and its trust: a project can change neither.
     trusted = {identity_of(candidate.path) for candidate in candidates if candidate.trusted}
     seen = set()
     trusted_keys: list[tuple[str, Iterable[str]]] = []
@@ -236,7 +236,7 @@ def _read_files(sources: _Sources, candidates: list[_Candidate], context: Settin
 
 
 def _take_data_dir(sources: _Sources, value: object, candidate: _Candidate, context: SettingsContext) -> None:
-    """Take Session-Buddy's own `data_dir`, but not from a project's file, which must not choose what is uploaded."""
+    """Add Session-Buddy's own `data_dir`, but not from a project's file, which must not choose what is uploaded."""
     if not isinstance(value, str):
         if value is not None:
             sources.warnings.append(_data_dir_warning(candidate.name))
@@ -252,19 +252,19 @@ def _take_data_dir(sources: _Sources, value: object, candidate: _Candidate, cont
 
 
 def _data_dir_warning(origin: str) -> str:
-    return f"{DATA_DIR} ({origin}) is not understood: it leaves {PREFIX}agent_data_dir alone"
+    return f"{DATA_DIR} ({origin}) is ignored: it is not a valid path"
 
 
 def _project_warning(ignored: list[tuple[str, str]]) -> str:
-    """Return one warning for all keys that the project's files may not set."""
+    """Return one warning for all keys that project files may not set."""
     files = " and ".join(dict.fromkeys(origin for _, origin in ignored))
     keys = list(dict.fromkeys(key_for_message(key) for key, _ in ignored))
     named = ", ".join(keys[:MOST_NAMED_KEYS])
     more = f" and {len(keys) - MOST_NAMED_KEYS} more" if len(keys) > MOST_NAMED_KEYS else ""
     return (
-        f"{named}{more} in {files} {'is' if len(keys) == 1 else 'are'} ignored: files of the working directory set "
-        f"only log level, chunk size and retry numbers (put other settings into ~/{_USER_FILES[0]}, or name the file "
-        "with --settings)"
+        f"{named}{more} in {files} {'is' if len(keys) == 1 else 'are'} ignored: files in the working directory can "
+        f"only set log level, chunk size and retry numbers (put other settings into ~/{_USER_FILES[0]}, or name the "
+        "file with --settings)"
     )
 
 
@@ -279,7 +279,7 @@ def _from_file(
     expansion = expand(value, context.environ)
     if expansion.credentials and not trusted:
         sources.warnings.append(
-            f"{name} in {origin} is ignored: a project's file may not read {', '.join(expansion.credentials)}"
+            f"{name} in {origin} is ignored: a project's file may not use {', '.join(expansion.credentials)}"
         )
         return None
     sources.warnings += [f"{name} in {origin} uses {unset}, which is not set" for unset in expansion.unset]
@@ -287,7 +287,7 @@ def _from_file(
 
 
 def _session_buddy_log_level(sources: _Sources) -> Layer:
-    # Keys of Session-Buddy: an unknown value must not stop the agent.
+    # These are keys of Session-Buddy, so an invalid value must not stop the agent.
     found: dict[str, SourcedValue] = {}
     for key, kind in (("log_level", TypeAdapter[object](LogLevel)), ("enable_debug_mode", TypeAdapter[object](bool))):
         given = sources.session_buddy.get(key)
@@ -297,7 +297,7 @@ def _session_buddy_log_level(sources: _Sources) -> Layer:
         try:
             value = kind.validate_python(given.value)
         except ValidationError:
-            sources.warnings.append(f"{key} ({given.origin}) is not understood: it leaves akosha_agent_log_level alone")
+            sources.warnings.append(f"{key} ({given.origin}) is ignored: its value is not valid")
             continue
         if value is True:
             found["agent_log_level"] = SourcedValue("DEBUG", origin, value)
@@ -319,7 +319,7 @@ def _session_buddy_data_dir(sources: _Sources) -> Layer:
 
 
 def _defaults(context: SettingsContext) -> Layer:
-    # The one default that depends on the context; all others are in the model.
+    # The only default that depends on the context; all others are in the model.
     return Layer(DEFAULT, {"agent_data_dir": SourcedValue(_default_data_dir(context), DEFAULT, "")})
 
 

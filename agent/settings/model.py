@@ -1,8 +1,8 @@
-"""The settings of the agent: one frozen, flat pydantic model. A field's name is its key without `akosha_`.
+"""The agent's settings: one frozen, flat pydantic model. A field's name is its key without `akosha_`.
 
-`Settings(...)` takes its arguments and defaults, and reads nothing; `load` fills it from all sources. The same rules
-apply to every source. Fields are validated in order, defaults too: a rule about several fields is checked at the last
-of them.
+`Settings(...)` uses its arguments and the defaults, and reads nothing; `load` fills it from all sources. The same rules
+apply to every source. Fields, including defaults, are validated in order, so a rule about several fields is checked at
+the last of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -58,16 +58,16 @@ ADDRESSES = frozenset({"cloud_endpoint", "http_endpoint", "agent_nats_url"})
 """Keys whose values may contain credentials, which are never shown."""
 
 PROJECT_KEYS = frozenset({"agent_log_level", "chunk_size_mb", "max_retries", "retry_backoff_seconds"})
-"""The only keys that an unnamed ./settings file sets, besides Session-Buddy's log_level and enable_debug_mode.
+"""The only keys that ./settings files can set, besides Session-Buddy's log_level and enable_debug_mode.
 
-Anybody may have written that file: a cloned repository must not decide where memories go, which are kept, or who reads
-them. A key that is not listed here is ignored, so a new setting is safe by default.
+These files may be part of a cloned repository, which must not decide where memories are sent, which are kept, or who
+can read them. Keys that are not listed here are ignored, so that new settings are safe by default.
 """
 
 SOURCES: ContextVar[tuple[PydanticBaseSettingsSource, ...]] = ContextVar("settings_sources", default=())
-"""The sources of a `Settings()` that is built now, the highest first, after its arguments."""
+"""The sources of the `Settings()` being built, below its arguments, highest precedence first."""
 
-# The ways to log in to NATS, by key. A password belongs to its user.
+# The ways to log in to NATS, by key. A password is only used with its user.
 _LOGINS = (
     "agent_nats_user",
     "agent_nats_token",
@@ -78,14 +78,14 @@ _LOGINS = (
 
 
 class Settings(BaseSettings):
-    """All settings. Raises pydantic's ValidationError; `load` turns it into a SettingsError that names the sources."""
+    """All settings. Raises pydantic's ValidationError, which `load` turns into a SettingsError with the sources."""
 
     model_config = SettingsConfigDict(
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,
         str_strip_whitespace=True,
-        validate_default=True,  # rules about several fields rely on it
+        validate_default=True,  # rules about several fields depend on it
         title="akosha-agent",
     )
 
@@ -174,7 +174,7 @@ class Settings(BaseSettings):
         default=60.0,
         gt=0,
         le=WEEK,
-        description="Seconds between two scans of all databases for changes that were not noticed.",
+        description="Seconds between two scans of all databases for missed changes.",
     )
     agent_max_upload_kib_per_s: Integer = Field(
         default=0, ge=0, le=2**30, description="Maximum rate of uploads and pushes, in KiB per second. 0: no limit."
@@ -246,7 +246,7 @@ class Settings(BaseSettings):
         default=500,
         ge=0,
         le=MAX_KEPT,
-        description="Megabytes to download once a week to verify one kept upload deep, with "
+        description="Maximum megabytes to download once a week for a deep verification of one kept upload. Needs "
         "`akosha_agent_verify_hours` above 0. 0: never.",
     )
 
@@ -258,8 +258,8 @@ class Settings(BaseSettings):
     )
     agent_http_token: Token = Field(
         default=SecretStr(""),
-        description="Bearer token that changes over that port require. Empty: a generated one, in `http-token` in "
-        "the state directory.",
+        description="Bearer token that is required for changes over that port. Empty: a generated one, in "
+        "`http-token` in the state directory.",
     )
     agent_log_level: LogLevel = Field(default="INFO", description="Minimum log level.")
     agent_log_format: LogFormat = Field(
@@ -304,23 +304,21 @@ class Settings(BaseSettings):
     def _check_forced_cloud(cls, value: str, info: ValidationInfo) -> str:
         bucket, endpoint = info.data.get("cloud_bucket"), info.data.get("cloud_endpoint")
         if value == "cloud" and bucket == "" and endpoint is not None and not endpoints.is_directory(endpoint):
-            raise ValueError(
-                "cloud is allowed only with an akosha_cloud_bucket, or a file:///dir akosha_cloud_endpoint"
-            )
+            raise ValueError("cloud needs akosha_cloud_bucket, or akosha_cloud_endpoint set to file:///dir")
         return value
 
     @field_validator("cloud_sse_kms_key_id")
     @classmethod
     def _check_kms_key(cls, value: str, info: ValidationInfo) -> str:
         if value and info.data.get("cloud_sse") not in (None, KMS):
-            raise ValueError(f"a key is allowed only with akosha_cloud_sse: {KMS}")
+            raise ValueError(f"a key needs akosha_cloud_sse: {KMS}")
         return value
 
     @field_validator("agent_bus")
     @classmethod
     def _check_bus(cls, value: str, info: ValidationInfo) -> str:
         if value == "nats" and info.data.get("agent_nats_url") == "":
-            raise ValueError("nats is allowed only with an akosha_agent_nats_url")
+            raise ValueError("nats needs akosha_agent_nats_url")
         return value
 
     @field_validator(*_LOGINS)
@@ -328,7 +326,7 @@ class Settings(BaseSettings):
     def _check_one_login(cls, value: object, info: ValidationInfo) -> object:
         other = next(_logins(info.data), None) if _text(value) else None
         if other is not None:
-            raise ValueError(f"one way to log in is allowed, and there is {other} too")
+            raise ValueError(f"only one way to log in is allowed, but {other} is set, too")
         return value
 
     @field_validator("agent_nats_password")
@@ -336,9 +334,9 @@ class Settings(BaseSettings):
     def _check_password(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
         user = info.data.get("agent_nats_user")
         if _text(value) and user == "":
-            raise ValueError("allowed only with an akosha_agent_nats_user")
+            raise ValueError("needs akosha_agent_nats_user")
         if user and not _text(value):
-            raise EarlierFieldError("agent_nats_user", "allowed only with an akosha_agent_nats_password")
+            raise EarlierFieldError("agent_nats_user", "needs akosha_agent_nats_password")
         return value
 
     @field_validator("agent_nats_key_file")
@@ -348,9 +346,9 @@ class Settings(BaseSettings):
             return value
         certificate = info.data["agent_nats_certificate_file"]
         if value is not None and certificate is None:
-            raise ValueError("allowed only with an akosha_agent_nats_certificate_file")
+            raise ValueError("needs akosha_agent_nats_certificate_file")
         if value is None and certificate is not None:
-            raise EarlierFieldError("agent_nats_certificate_file", "allowed only with an akosha_agent_nats_key_file")
+            raise EarlierFieldError("agent_nats_certificate_file", "needs akosha_agent_nats_key_file")
         return value
 
     @field_validator("agent_nats_allow_plaintext")
@@ -360,8 +358,8 @@ class Settings(BaseSettings):
         if exposed is not None:
             raise EarlierFieldError(
                 exposed,
-                "a password or token, unencrypted to another machine; allowed with tls:// or wss:// in "
-                "akosha_agent_nats_url, or with akosha_agent_nats_allow_plaintext: true",
+                "a password or token would be unencrypted to another machine; use tls:// or wss:// in "
+                "akosha_agent_nats_url, or set akosha_agent_nats_allow_plaintext: true",
             )
         return value
 
@@ -390,7 +388,7 @@ class Settings(BaseSettings):
 
     @property
     def over_nats(self) -> bool:
-        """Whether events flow over NATS."""
+        """Whether events are published over NATS."""
         return bool(self.agent_nats_url) and self.agent_bus != "memory"
 
 
@@ -399,7 +397,7 @@ def _text(value: object) -> str:
 
 
 def _logins(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the ways to log in that are configured, among the fields validated so far."""
+    """Yield the configured ways to log in, among the fields validated so far."""
     if any(map(endpoints.has_user_info, endpoints.nats_servers(fields.get("agent_nats_url", "")))):
         yield "a user or token in akosha_agent_nats_url"
     yield from (f"akosha_{key}" for key in _LOGINS if _text(fields.get(key)))
@@ -428,6 +426,6 @@ FIELDS: dict[str, FieldInfo] = Settings.model_fields
 """The keys, in the order of the table."""
 
 TEXTS = frozenset(name for name, field in FIELDS.items() if field.annotation in (str, SecretStr, Path | None))
-"""Keys of which an empty text is a value (of a path: none). For other keys it means: not set."""
+"""Keys for which an empty text is a value (for a path: none). For other keys it means that they are not set."""
 
 PATHS = frozenset(name for name, field in FIELDS.items() if field.annotation in (Path, Path | None))

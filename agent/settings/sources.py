@@ -1,4 +1,4 @@
-"""The sources of settings: each gives values by key, with their origin."""
+"""The sources of settings: each provides values by key, with their origin."""
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
@@ -30,7 +30,7 @@ SHORT_VARIABLES = {
     "system_id": "AKOSHA_SYSTEM_ID",
     "enable_fallback": "AKOSHA_ENABLE_FALLBACK",
 }
-"""Short environment variables, which rank below those with the prefix."""
+"""Short environment variables, which have lower precedence than those with the prefix."""
 
 _STREAM = "for a stream that the agent creates; `nats stream edit AKOSHA_SYNC` changes an existing one"
 
@@ -49,17 +49,17 @@ REMOVED = {
     "agent_nats_duplicate_window_seconds": f"600 s, {_STREAM}",
     "agent_nats_inactive_days": "30 days",
 }
-"""Settings of earlier versions, with the value used instead. One that is still set causes a warning and no error."""
+"""Settings of earlier versions, with the value used instead. One that is still set causes a warning, not an error."""
 
 
 def variable(key: str) -> str:
-    """Return the environment variable of a key; keys of the agent have another prefix."""
+    """Return the environment variable of a key. Keys that begin with `agent_` have a shorter prefix."""
     return ("AKOSHA_" if key.startswith("agent_") else "SESSION_BUDDY_AKOSHA_") + key.upper()
 
 
 @dataclass(frozen=True, slots=True)
 class SourcedValue:
-    """A value of a source, its origin, and the text before variables were expanded."""
+    """A value from a source, its origin, and the text before variables were expanded."""
 
     value: object = field(repr=False)
     origin: str
@@ -68,7 +68,7 @@ class SourcedValue:
 
 @dataclass(frozen=True, slots=True)
 class SettingsContext:
-    """What values may refer to: environment, working and home directory."""
+    """The environment, working directory and home directory that values may refer to."""
 
     environ: Mapping[str, str] = field(repr=False)
     cwd: Path
@@ -83,7 +83,7 @@ class SettingsContext:
         return path if str(path).startswith("~") else self.cwd / path
 
     def prepare(self, key: str, value: object, origin: str, *, written: object = None) -> SourcedValue | None:
-        """Return the value prepared for its key; None if it means: not set."""
+        """Return the value prepared for its key, None if it counts as not set."""
         written = value if written is None else written
         if isinstance(value, str):
             value = value.strip()
@@ -95,7 +95,7 @@ class SettingsContext:
 
 
 class _Address(str):
-    """A URL whose repr has no credentials."""
+    """A URL whose repr contains no credentials."""
 
     __slots__ = ()
 
@@ -114,7 +114,7 @@ class Layer(PydanticBaseSettingsSource):
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - its signature
         given = self.given.get(field_name)
         value = given.value if given else None
-        # An environment variable makes pydantic-settings log the values of its sources.
+        # pydantic-settings can log the values of its sources (an environment variable enables it).
         if isinstance(value, str) and field_name in SECRET | ADDRESSES:
             value = SecretStr(value) if field_name in SECRET else _Address(value)
         return value, field_name, False
@@ -124,23 +124,23 @@ class Layer(PydanticBaseSettingsSource):
 
 
 def from_command_line(values: Mapping[str, object], context: SettingsContext) -> Layer:
-    """Return the options of the command line, by field name; None: the option is not used."""
+    """Return the layer of command line options. `values` is by field name; None: the option is not used."""
     return Layer(COMMAND_LINE, {key: context.prepare(key, value, COMMAND_LINE) for key, value in values.items()})
 
 
 def from_environment(names: Mapping[str, str], context: SettingsContext) -> Layer:
-    """Return the environment variables; `names` is key -> variable."""
+    """Return the layer of environment variables. `names` is key -> variable."""
     found = {key: context.prepare(key, context.environ.get(name), f"env {name}") for key, name in names.items()}
     return Layer(f"env {next(iter(names.values()))} and its like", found)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
-    """Yield a warning for each variable that has a prefix of the agent and is not a setting."""
+    """Yield a warning for each variable with a prefix of the agent that is not a setting."""
     known = {key.upper(): variable(key) for key in FIELDS}
     removed = {variable(key) for key in REMOVED}
     for name in sorted(environ):
         if name.startswith(("SESSION_BUDDY_AKOSHA_", "AKOSHA_AGENT_")) and name not in {*known.values(), *removed}:
-            # With their long prefixes, any two names would be similar.
+            # Names are compared without their long prefixes, which would make any two similar.
             bare = name.removeprefix("SESSION_BUDDY_").removeprefix("AKOSHA_")
             yield f"env {name} is not a setting{nearest(bare, known)}"
 
@@ -154,7 +154,7 @@ def unknown_keys(keys: Iterable[str], origin: str) -> Iterable[str]:
 
 
 def removed_settings(environ: Mapping[str, str], files: Collection[tuple[str, Iterable[str]]]) -> Iterable[str]:
-    """Yield one warning for every removed setting that is set; `files` are (name, keys), the highest first."""
+    """Yield a warning for each removed setting that is set. `files` are (name, keys), highest precedence first."""
     for key, instead in REMOVED.items():
         where = [f"env {variable(key)}"] if environ.get(variable(key)) else []
         where += [f"{PREFIX}{key} in {name}" for name, keys in files if PREFIX + key in keys]
@@ -163,12 +163,15 @@ def removed_settings(environ: Mapping[str, str], files: Collection[tuple[str, It
 
 
 def key_for_message(key: str) -> str:
-    """Return a file's key for a message: bounded and printable, for anybody may have written the file."""
+    """Return a file's key for a message, bounded and printable, because the file may not be trusted."""
     return key if key.isidentifier() and len(key) <= LONGEST_KEY else ascii(key[:LONGEST_KEY])
 
 
 def nearest(name: str, known: Iterable[str] | Mapping[str, str]) -> str:
-    """Return the most similar known name, or where to find all; a mapping gives the form in which to show a name."""
+    """Return a suggestion of the most similar known name, else of the command that lists all.
+
+    A mapping has the form in which to show each name.
+    """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     shown = [known[one] if isinstance(known, Mapping) else one for one in close]
     return f": did you mean {shown[0]}?" if shown else "; akosha-agent config lists them all"

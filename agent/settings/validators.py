@@ -1,4 +1,4 @@
-"""The types of settings and their rules. A rule raises ValueError that says what is allowed."""
+"""The types of settings and their validators. A validator raises ValueError with the rule."""
 
 import os
 import re
@@ -27,7 +27,7 @@ _NKEY_SEED = re.compile(r"SU[A-Z2-7]{56}")
 
 
 class EarlierFieldError(ValueError):
-    """An error of `key`, an earlier field than the one whose rule finds it: fields are validated in order."""
+    """An error of the field `key`, raised by the validator of a later field, since fields are validated in order."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(reason)
@@ -35,9 +35,9 @@ class EarlierFieldError(ValueError):
 
 
 def _no_bool(value: object) -> object:
-    # True is 1 for Python, and YAML reads yes and on as True; for people none of them is a number.
+    # In Python True equals 1, and YAML reads yes and on as True; a person does not mean a number by these.
     if isinstance(value, bool):
-        raise ValueError("a number is allowed, not true or false")  # noqa: TRY004 - pydantic collects ValueErrors only
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic collects ValueErrors only
     return value
 
 
@@ -51,9 +51,9 @@ def _level(value: object) -> object:
 
 
 def _region(value: str) -> str:
-    # It becomes a part of the provider's host name.
+    # The region becomes part of the provider's host name.
     if value and not _REGION.fullmatch(value):
-        raise ValueError("allowed is a region's name, of lower-case letters, digits and hyphens, or auto")
+        raise ValueError("must be a region's name, of lower-case letters, digits and hyphens, or auto")
     return value or AUTO_REGION
 
 
@@ -63,9 +63,9 @@ def _sse(value: object) -> object:
 
 
 def _storage_class(value: str) -> str:
-    # It becomes a header.
+    # The storage class becomes a header.
     if value and not _STORAGE_CLASS.fullmatch(value.upper()):
-        raise ValueError("allowed is the name of a storage class, such as STANDARD_IA")
+        raise ValueError("must be the name of a storage class, such as STANDARD_IA")
     return value.upper()
 
 
@@ -81,13 +81,13 @@ def _http_endpoint(value: str) -> str:
 
 def _token(value: SecretStr) -> SecretStr:
     if not _TOKEN.fullmatch(value.get_secret_value()):
-        raise ValueError("visible ASCII characters are allowed, as in an HTTP header")
+        raise ValueError("must consist of visible ASCII characters, as in an HTTP header")
     return value
 
 
 def _line(value: str) -> str:
     if not _LINE.fullmatch(value):
-        raise ValueError("a text without control characters is allowed")
+        raise ValueError("must not contain control characters")
     return value
 
 
@@ -99,7 +99,7 @@ def _password(value: SecretStr) -> SecretStr:
 def _nkey_seed(value: SecretStr) -> SecretStr:
     seed = value.get_secret_value()
     if seed and not _NKEY_SEED.fullmatch(seed):
-        raise ValueError("allowed is the seed of a user: SU and 56 more characters, A to Z and 2 to 7")
+        raise ValueError("must be a user's seed: SU and 56 more characters, A to Z and 2 to 7")
     return value
 
 
@@ -117,11 +117,11 @@ def _folder(value: Path) -> Path:
 
 def _path(value: Path, what: str) -> Path:
     if "\0" in str(value) or not value.parts:
-        raise ValueError(f"allowed is {what}")
+        raise ValueError(f"must be {what}")
     try:
         return value.expanduser()
     except RuntimeError:
-        raise ValueError(f"there is no such user's home directory; allowed is {what}") from None
+        raise ValueError(f"begins with ~ and a user without a home directory; must be {what}") from None
 
 
 Integer = Annotated[int, BeforeValidator(_no_bool)]
@@ -147,19 +147,22 @@ LogFormat = Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower
 
 
 def check_private(path: Path, key: str) -> None:
-    """Check that a setting names a regular file that this user can read, and no one else. Opens it; reads nothing.
+    """Check that the file of a setting is a regular file that only this user can read. Opens it without reading.
 
-    Follows symbolic links. Raises SettingsError, with the key and the path.
+    Follows symbolic links. Raises SettingsError with the key and the path.
     """
     name = f"{PREFIX}{key}"
     try:
         # A named pipe would block a plain open.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise SettingsError(f"{name}: there is no file {path}", hint=f"set {name} to the path of one") from error
+        raise SettingsError(
+            f"{name}: the file {path} does not exist", hint=f"set {name} to the path of a file"
+        ) from error
     except PermissionError as error:
         raise SettingsError(
-            f"{name}: no permission to read {path}", hint=f"it must be of the user who runs this: chown, {_cure(path)}"
+            f"{name}: no permission to read {path}",
+            hint=f"make the user who runs the agent its owner (chown), then {_chmod(path)}",
         ) from error
     except OSError as error:
         raise SettingsError(
@@ -170,10 +173,10 @@ def check_private(path: Path, key: str) -> None:
     finally:
         os.close(descriptor)
     if not stat.S_ISREG(mode):
-        raise SettingsError(f"{name}: {path} is not a regular file", hint=f"set {name} to the path of one")
+        raise SettingsError(f"{name}: {path} is not a regular file", hint=f"set {name} to the path of a regular file")
     if mode & _OTHERS:
-        raise SettingsError(f"{name}: others can open {path} (mode {stat.S_IMODE(mode):04o})", hint=_cure(path))
+        raise SettingsError(f"{name}: other users can open {path} (mode {stat.S_IMODE(mode):04o})", hint=_chmod(path))
 
 
-def _cure(path: Path) -> str:
+def _chmod(path: Path) -> str:
     return f"chmod 600 {shlex.quote(str(path))}"

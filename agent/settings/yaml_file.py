@@ -1,7 +1,7 @@
-"""One settings file: YAML, read with the safe loader, top-level values only, `${VAR}` and `${VAR:-default}` expanded.
+"""Reads a settings file: YAML with the safe loader, top-level values only, `${VAR}` and `${VAR:-default}` expanded.
 
-Session-Buddy's files have many keys that are not the agent's. Only the wanted ones are constructed, so that no other
-value has an effect. Messages never quote a file: it may contain a token.
+Session-Buddy's files have many keys that are not the agent's. Only the wanted values are constructed, so that others
+cannot cause errors. Messages never quote a file, because it may contain a token.
 """
 
 import os
@@ -18,12 +18,12 @@ from agent.domain.errors import SettingsError
 MAX_BYTES = 256 * 1024
 
 MAX_NUMBER_CHARACTERS = 64
-"""Longer numbers are refused before they are read: no setting needs one, and Python cannot print those of thousands
-of digits.
+"""Longer numbers are rejected before they are parsed: no setting needs one, and Python cannot print integers of
+thousands of digits.
 """
 
 Identity = tuple[int, int]
-"""Device and inode: two paths with the same are one file, whatever they are called."""
+"""Device and inode: two paths with the same identity are the same file."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 _CREDENTIAL = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
@@ -39,7 +39,7 @@ class SettingsFile:
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """A text with its variables expanded, and their names: all, and those that are neither set nor have a default."""
+    """A text with expanded variables, the names of these, and of those that are neither set nor have a default."""
 
     text: str = field(repr=False)
     used: tuple[str, ...]
@@ -47,12 +47,12 @@ class Expansion:
 
     @property
     def credentials(self) -> tuple[str, ...]:
-        """The used variables that contain a credential, by their name."""
+        """The used variables whose names suggest that they contain a credential."""
         return tuple(name for name in self.used if _CREDENTIAL.search(name))
 
 
 def expand(text: str, environ: Mapping[str, str]) -> Expansion:
-    """Expand variables as a shell does: `:-` applies to unset and empty ones. Values are not expanded again."""
+    """Expand variables as a shell does: `:-` applies to unset and empty variables. Values are not expanded again."""
     found = [(match[1], match[2]) for match in _VARIABLE.finditer(text)]
     return Expansion(
         text=_VARIABLE.sub(lambda match: environ.get(match[1]) or match[2] or "", text),
@@ -62,7 +62,7 @@ def expand(text: str, environ: Mapping[str, str]) -> Expansion:
 
 
 def identity_of(path: Path) -> Identity | None:
-    """Return the identity of the file at a path, None if there is none."""
+    """Return the identity of the file at a path, None if it does not exist."""
     try:
         found = path.stat()
     except (OSError, ValueError):
@@ -71,9 +71,9 @@ def identity_of(path: Path) -> Identity | None:
 
 
 def read_settings_file(path: Path, *, name: str, wanted: Callable[[str], bool]) -> SettingsFile | None:
-    """Return the wanted top-level values of a file, None if there is no file.
+    """Return the wanted top-level values of a file, None if it does not exist.
 
-    Raises SettingsError, with `name`, for a file that cannot be read, is not YAML, or is not a mapping.
+    Raises SettingsError, with `name`, if the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
         # A named pipe would block a plain open.
@@ -99,7 +99,7 @@ def read_settings_file(path: Path, *, name: str, wanted: Callable[[str], bool]) 
 
 def _unreadable(name: str, error: Exception) -> SettingsError:
     reason = error.strerror if isinstance(error, OSError) else "not a path"
-    return SettingsError(f"{name} cannot be read: {reason}", hint="make it readable for you, or take it away")
+    return SettingsError(f"{name} cannot be read: {reason}", hint="make it readable, or remove it")
 
 
 def _top_level(data: bytes, name: str, wanted: Callable[[str], bool]) -> dict[str, object]:
@@ -129,7 +129,7 @@ def _top_level(data: bytes, name: str, wanted: Callable[[str], bool]) -> dict[st
             line, column = mark.line + 1, mark.column + 1
         elif isinstance(error, yaml.reader.ReaderError):
             line, column = _position(data, error)
-        # No `from error`: the parser's own message quotes the line, which may contain a token.
+        # No `from error`: the parser's message quotes the line, which may contain a token.
         raise SettingsError(
             f"{name} is not valid YAML at line {line}, column {column}",
             hint="put values with special characters in quotes",
@@ -153,7 +153,7 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node) -> object:
 
 
 def _position(data: bytes, error: yaml.reader.ReaderError) -> tuple[int, int]:
-    # PyYAML counts characters for one that is not allowed, and bytes for those that are no text.
+    # PyYAML counts characters up to a forbidden character, and bytes up to invalid UTF-8.
     counts_characters = error.encoding == "unicode"
     before = (data if counts_characters else data[: error.position]).decode(errors="replace")
     lines = (before[: error.position] if counts_characters else before).split("\n")

@@ -94,8 +94,8 @@ def test_a_bad_setting_exits_2_and_names_key_value_source_and_what_is_allowed(ma
     done = machine.call("sync", "--json", "--settings", str(file))
     assert (done.code, done.out) == (2, "")
     for text in (
-        "akosha_chunk_size_mb is '500' (env SESSION_BUDDY_AKOSHA_CHUNK_SIZE_MB): allowed is a whole number from 1 to",
-        f"akosha_max_retries is 'many' ({file}): allowed is a whole number from 0 to 20",
+        "akosha_chunk_size_mb is '500' (env SESSION_BUDDY_AKOSHA_CHUNK_SIZE_MB): must be a whole number from 1 to",
+        f"akosha_max_retries is 'many' ({file}): must be a whole number from 0 to 20",
     ):
         assert text in done.err
     assert not machine.state.exists()

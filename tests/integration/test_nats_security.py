@@ -287,7 +287,7 @@ async def test_a_secret_file_that_others_can_open_is_refused_at_the_start_with_t
             use()
         assert f"akosha_{key}" in str(failure.value)
         assert failure.value.hint == f"chmod 600 '{file}'"
-    with pytest.raises(SettingsError, match="others can open") as failure:
+    with pytest.raises(SettingsError, match="other users can open") as failure:
         await run_buses(settings, "test", SystemClock())
     assert_no_secret("".join(traceback.format_exception(failure.value)))
 

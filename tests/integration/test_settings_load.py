@@ -173,7 +173,7 @@ def test_one_that_makes_no_sense_is_warned_of_and_left_alone(world, value):
     world.write("~/.claude/settings/local.yaml", f"data_dir: {value}\n")
     found, origin, (warning,) = data_dir(world)
     assert (found, origin) == (world.home / ".claude" / "data", "default")
-    assert "is not understood" in warning
+    assert "is ignored: it is not a valid path" in warning
 
 
 # ------------------------------------------------------------------------------------------------------ precedence
@@ -364,8 +364,8 @@ def test_a_projects_file_sets_nothing_else(world, file, key):
     assert loaded.settings == without.settings
     (warning,) = loaded.warnings
     assert warning == (
-        f"akosha_{key} in {file} is ignored: files of the working directory set only log level, chunk size and retry "
-        "numbers (put other settings into ~/.claude/settings/local.yaml, or name the file with --settings)"
+        f"akosha_{key} in {file} is ignored: files in the working directory can only set log level, chunk size and "
+        "retry numbers (put other settings into ~/.claude/settings/local.yaml, or name the file with --settings)"
     )
 
 
@@ -429,8 +429,7 @@ def test_a_projects_file_cannot_send_credentials_away_in_another_value(world):
     assert loaded.settings.agent_log_level == "INFO"
     (warning,) = loaded.warnings
     assert warning == (
-        "akosha_agent_log_level in ./settings/local.yaml is ignored: a project's file may not read "
-        "AWS_SECRET_ACCESS_KEY"
+        "akosha_agent_log_level in ./settings/local.yaml is ignored: a project's file may not use AWS_SECRET_ACCESS_KEY"
     )
 
 
@@ -575,35 +574,35 @@ def test_all_invalid_values_are_reported_at_once_with_key_value_source_and_what_
     lines = dict(line.split(" is ", 1) for line in str(caught.value).splitlines())
     assert list(lines) == [key for key in (f"akosha_{key}" for key in Settings.model_fields) if key in lines]
     assert lines == {
-        "akosha_cloud_bucket": f"'My_Bucket' (env AKOSHA_CLOUD_BUCKET): allowed is {BUCKETS}",
-        "akosha_system_id": f"7 (~/.claude/settings/local.yaml): allowed is {allowed('system_id')}",
-        "akosha_enable_fallback": "'perhaps' (env SESSION_BUDDY_AKOSHA_ENABLE_FALLBACK): allowed is true or false",
-        "akosha_max_retries": "a list (./settings/local.yaml): allowed is a whole number from 0 to 20",
-        "akosha_retry_backoff_seconds": "-1 (./settings/local.yaml): allowed is a number above 0, up to 3600",
-        "akosha_chunk_size_mb": "500 (command line): allowed is a whole number from 1 to 100",
+        "akosha_cloud_bucket": f"'My_Bucket' (env AKOSHA_CLOUD_BUCKET): must be {BUCKETS}",
+        "akosha_system_id": f"7 (~/.claude/settings/local.yaml): must be {allowed('system_id')}",
+        "akosha_enable_fallback": "'perhaps' (env SESSION_BUDDY_AKOSHA_ENABLE_FALLBACK): must be true or false",
+        "akosha_max_retries": "a list (./settings/local.yaml): must be a whole number from 0 to 20",
+        "akosha_retry_backoff_seconds": "-1 (./settings/local.yaml): must be a number above 0, up to 3600",
+        "akosha_chunk_size_mb": "500 (command line): must be a whole number from 1 to 100",
         "akosha_agent_deadline_seconds": (
-            "'0' (env AKOSHA_AGENT_DEADLINE_SECONDS): allowed is a number above 0, up to 604800"
+            "'0' (env AKOSHA_AGENT_DEADLINE_SECONDS): must be a number above 0, up to 604800"
         ),
-        "akosha_agent_log_format": "'xml' (env AKOSHA_AGENT_LOG_FORMAT): allowed is auto, console or json",
+        "akosha_agent_log_format": "'xml' (env AKOSHA_AGENT_LOG_FORMAT): must be auto, console or json",
     }
 
 
 def test_an_invalid_path_of_a_settings_file_is_reported(world):
     world.put("~/.claude/settings/local.yaml", "agent_nats_ca_file", 5)
-    with pytest.raises(SettingsError, match=r"akosha_agent_nats_ca_file is 5 \(~/.*\): allowed is the path of a file"):
+    with pytest.raises(SettingsError, match=r"akosha_agent_nats_ca_file is 5 \(~/.*\): must be the path of a file"):
         world.load()
 
 
 def test_a_number_where_a_secret_should_stand_is_not_shown(world):
     world.put("~/.claude/settings/local.yaml", "agent_nats_token", 8675309)
-    with pytest.raises(SettingsError, match=r"akosha_agent_nats_token is .*\(~/.*\): allowed is a text") as caught:
+    with pytest.raises(SettingsError, match=r"akosha_agent_nats_token is .*\(~/.*\): must be a text") as caught:
         world.load()
     assert "8675309" not in str(caught.value)
 
 
 def test_an_invalid_path_is_reported(world):
     world.put("~/.claude/settings/local.yaml", "agent_data_dir", 5)
-    with pytest.raises(SettingsError, match=r"akosha_agent_data_dir is 5 \(~/.*\): allowed is the path of a directory"):
+    with pytest.raises(SettingsError, match=r"akosha_agent_data_dir is 5 \(~/.*\): must be the path of a directory"):
         world.load()
 
 
@@ -657,7 +656,7 @@ def test_encryption_and_storage_class_without_a_bucket_cause_a_warning(world):
     }
     names = [name for name in world.environ if name.startswith("SESSION")]
     expected = [f"{name[14:].lower()} (env {name}) has no effect" for name in names]
-    assert world.load().warnings == tuple(f"{one} with a directory in place of akosha_cloud_bucket" for one in expected)
+    assert world.load().warnings == tuple(f"{one} with a directory instead of akosha_cloud_bucket" for one in expected)
     del world.environ["AKOSHA_CLOUD_ENDPOINT"]
     assert world.load().warnings == tuple(f"{one} without akosha_cloud_bucket" for one in expected)
     world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories"}
@@ -829,14 +828,15 @@ def test_without_a_bucket_the_aws_configuration_says_nothing(world):
 
 def test_an_endpoint_of_the_aws_configuration_meets_the_same_rules(world):
     world.environ |= {"AKOSHA_CLOUD_BUCKET": "memories", "AWS_ENDPOINT_URL": "http://minio.lan:9000"}
-    with pytest.raises(SettingsError, match=r"env AWS_ENDPOINT_URL\): unencrypted to another machine"):
+    with pytest.raises(SettingsError, match=r"env AWS_ENDPOINT_URL\): would be unencrypted to another machine"):
         world.load()
 
 
 def test_a_services_section_that_is_not_there_is_an_error_that_names_it(world):
     world.environ["AKOSHA_CLOUD_BUCKET"] = "memories"
     world.write("~/.aws/config", "[default]\nservices = mine\n")
-    with pytest.raises(SettingsError, match=r"no section \[services mine\] in ~/\.aws/config"):
+    expected = r"profile default uses the section \[services mine\], which is not in ~/\.aws/config"
+    with pytest.raises(SettingsError, match=expected):
         world.load()
 
 
@@ -848,7 +848,7 @@ def test_a_bucket_at_the_end_of_the_endpoint_is_left_out_with_one_notice(world, 
     loaded = world.load()
     assert loaded.settings.cloud_endpoint == host
     (notice,) = loaded.warnings
-    assert notice == f"akosha_cloud_endpoint (env {variable_name}) ends in the bucket, which is left out: {host}"
+    assert notice == f"akosha_cloud_endpoint (env {variable_name}) ends with the bucket, which is removed: {host}"
 
 
 @pytest.mark.parametrize("end", ["/other", "/memories/more", "/mcp", "/a/mcp"])

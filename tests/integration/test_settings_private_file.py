@@ -62,8 +62,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
     (tmp_path / "dangling").symlink_to("nothing")
     for path in (tmp_path / "no.creds", tmp_path / "dangling"):
         error = refused(path)
-        assert "there is no file" in error.message
-        assert error.hint == "set akosha_agent_nats_nkey_file to the path of one"
+        assert "does not exist" in error.message
+        assert error.hint == "set akosha_agent_nats_nkey_file to the path of a file"
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):

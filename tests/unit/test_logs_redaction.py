@@ -115,7 +115,7 @@ def test_what_looks_like_a_secret_is_masked_though_it_is_not_known(text, secret)
     "text",
     [
         "https://s3.example/b refuses: AccessDenied (the signature does not match: check AWS_SECRET_ACCESS_KEY)",
-        "akosha_http_token: visible ASCII characters are allowed, as in an HTTP header",
+        "akosha_http_token: must consist of visible ASCII characters, as in an HTTP header",
         "set akosha_agent_nats_password (empty: none)",
         "systems/mac/uploads/20250601_120000_mac/reflection.duckdb",
         "file:///home/me/a@b/bucket, user me@example.com",

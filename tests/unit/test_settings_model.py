@@ -310,7 +310,7 @@ def _blamed(detail):
 
 
 def test_a_kms_key_wants_kms_and_both_are_written_as_people_do():
-    with pytest.raises(ValidationError, match="only with akosha_cloud_sse: aws:kms"):
+    with pytest.raises(ValidationError, match="needs akosha_cloud_sse: aws:kms"):
         Settings(cloud_sse="AES256", cloud_sse_kms_key_id="key")
     settings = Settings(cloud_sse="AWS:KMS", cloud_sse_kms_key_id="key", cloud_storage_class="standard_ia")
     assert (settings.cloud_sse, settings.cloud_storage_class) == ("aws:kms", "STANDARD_IA")

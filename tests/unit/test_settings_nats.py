@@ -55,8 +55,8 @@ def test_of_two_ways_to_log_in_the_later_is_refused_and_the_earlier_named(first,
     lines = refused(**LOGINS[first], **LOGINS[second])
     (earlier, *_), (later, *_) = LOGINS[first], LOGINS[second]
     assert list(lines) == [later]
-    assert "one way to log in is allowed" in lines[later]
-    assert f"akosha_{earlier} too" in lines[later]
+    assert "only one way to log in is allowed" in lines[later]
+    assert f"akosha_{earlier} is set, too" in lines[later]
 
 
 def test_an_empty_text_is_no_way_to_log_in():
@@ -77,7 +77,7 @@ def test_half_a_pair_is_refused_and_the_other_half_named(key, value, other):
     for rest in ({}, {other: ""}):
         lines = refused(**{key: value}, **rest)
         assert list(lines) == [key]
-        assert f"(env {variable(key)}): allowed only with an akosha_{other}" in lines[key]
+        assert f"(env {variable(key)}): needs akosha_{other}" in lines[key]
 
 
 def test_a_certificate_goes_with_any_login():
