@@ -39,7 +39,7 @@ async def test_an_object_that_is_answered_with_200_and_not_kept_is_sent_again(ri
     result = await rig.sync()
     assert isinstance(result, SyncFailed)
     assert name in result.error
-    assert "stored" in result.error
+    assert "accepted" in result.error
     assert name not in await keys(rig.store)
     assert "manifest.json" not in await keys(rig.store)
 
@@ -139,7 +139,7 @@ async def test_damage_found_while_the_data_directory_is_away_fails_the_sync_and_
     rig.store = Unmounting(tmp_path / "bucket")
     result = await rig.sync()
     assert isinstance(result, SyncFailed)
-    assert "knowledge_graph.duckdb is no longer in the bucket" in result.error
+    assert "knowledge_graph.duckdb is missing from the bucket" in result.error
     assert await rig.warnings() == ()
     (tmp_path / "aside").rename(rig.data)
     (tmp_path / "graph").rename(graph)
