@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from agent.adapters.sqlite_ledger import SqliteLedger, is_made
+from agent.adapters.sqlite_ledger import SqliteLedger, is_created
 from agent.adapters.state_directory import StateDirectory
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
@@ -31,22 +31,22 @@ def missing(path):
 @pytest.mark.parametrize("state", [missing, empty, in_wal_mode_without_tables])
 def test_it_is_not_made_before_it_has_its_tables(tmp_path, state):
     state(tmp_path / "ledger")
-    assert not is_made(tmp_path / "ledger")
+    assert not is_created(tmp_path / "ledger")
 
 
 async def test_it_is_made_once_it_has_been_opened_for_writing(tmp_path):
     path = tmp_path / "ledger"
     ledger = await SqliteLedger.open(path, CloudEventsCodec(), clock=SystemClock())
     try:
-        assert is_made(path)
+        assert is_created(path)
     finally:
         await ledger.aclose()
-    assert is_made(path)
+    assert is_created(path)
 
 
 def test_a_damaged_one_counts_as_made_so_that_opening_it_says_what_is_wrong(tmp_path):
     (tmp_path / "ledger").write_bytes(b"no ledger " * 1000)
-    assert is_made(tmp_path / "ledger")
+    assert is_created(tmp_path / "ledger")
 
 
 def test_commands_take_one_in_the_making_for_none(tmp_path):

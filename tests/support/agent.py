@@ -1,4 +1,4 @@
-"""An agent as bootstrap assembles it, on a manual clock and with all that it talks to in memory."""
+"""An agent as bootstrap assembles it, with a manual clock and in-memory adapters."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ PERMANENT = CloudUploadError("403", "cloud")
 
 
 class Files:
-    """The data directory as the agent sees it: a survey, and a watch that tells when it changed."""
+    """The data directory as the agent sees it: a survey, and a watch that reports changes."""
 
     mode = "native"
 
@@ -72,7 +72,7 @@ class Files:
 
 
 class Notes:
-    """A spool in memory, and its watch."""
+    """An in-memory spool with its watch."""
 
     mode = "native"
     lag = 0.0
@@ -80,7 +80,7 @@ class Notes:
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
         self.notes: dict[str, Event] = {}
-        self._rung = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @property
     def scanned_at(self) -> float:
@@ -91,7 +91,7 @@ class Notes:
         self.set()
 
     def set(self) -> None:
-        self._rung.set()
+        self._changed.set()
 
     async def waiting(self):
         return list(self.notes.items())
@@ -101,8 +101,8 @@ class Notes:
 
     async def changes(self) -> AsyncIterator[frozenset[str]]:
         while True:
-            await self._rung.wait()
-            self._rung.clear()
+            await self._changed.wait()
+            self._changed.clear()
             yield frozenset({"note"})
 
 
@@ -121,11 +121,11 @@ class SimulatedAgent:
         return [e.reason for e in self.heard if isinstance(e, SyncRequested)]
 
     async def settle(self) -> None:
-        """Let everything that can happen at this time happen."""
+        """Run all tasks until each waits, without advancing the time."""
         await self.clock.advance(0)
 
     async def pass_time(self, seconds: float) -> None:
-        """Let time pass from one sleeper's waking to the next, and let each of them finish what it does then."""
+        """Advance the time to each sleeper's due time in turn, and run all tasks until each waits."""
         end = self.clock.monotonic() + seconds
         await self.settle()
         while (left := end - self.clock.monotonic()) > 0:
@@ -139,7 +139,7 @@ async def simulated_agent(
     script=(), *, fallback=None, running: bool = True, tries: int = 0, unanswered=(),
     stall_monitor=None, network_monitor=None, supervisor=None, **settings,
 ):  # fmt: skip
-    """`fallback`: the script of a second method, http, that stands in for the first. `tries` again of an attempt."""
+    """`script`, `fallback`: the scripts of the cloud method and of an http method, if any. `tries`: max_retries."""
     clock = ManualClock(values.NOON)
     files, notes, heard = Files(clock), Notes(clock), []
     bus = MemoryBus(clock)

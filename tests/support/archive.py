@@ -1,4 +1,4 @@
-"""An upload as a bucket has it, its objects real, and what may become of them."""
+"""An upload with real objects in an in-memory store, and ways to damage it."""
 
 import asyncio
 import gzip
@@ -17,7 +17,7 @@ Objects = Mapping[str, tuple[bytes, Mapping[str, str]]]
 
 
 async def objects_in(bucket: Path) -> Objects:
-    """Return what lies in a directory that is a bucket: key -> bytes and metadata."""
+    """Return the objects in a directory store: key -> bytes and metadata."""
     store, found = DirectoryStore(bucket), {}
     async for item in store.list(""):
         data = await asyncio.to_thread((bucket / item.key).read_bytes)
@@ -39,7 +39,7 @@ async def put(store: ObjectStore, key: str, data: bytes, metadata: Mapping[str, 
 
 
 def flipped(data: bytes, bit: int) -> bytes:
-    """Return the bytes with one bit of them changed."""
+    """Return the bytes with one bit flipped."""
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << (bit % 8)
     return bytes(changed)
@@ -47,7 +47,7 @@ def flipped(data: bytes, bit: int) -> bytes:
 
 @dataclass(frozen=True)
 class Kept:
-    """One upload among the objects of a store in memory."""
+    """One upload in an in-memory store."""
 
     store: MemoryStore
     manifest: Manifest
@@ -63,11 +63,11 @@ class Kept:
         return self.store.objects[self.key(name)][0]
 
     def change(self, name: str, data: bytes) -> None:
-        """Other bytes behind the same metadata, as on a disk that has gone bad."""
+        """Replace an object's bytes and keep its metadata, like a damaged disk."""
         self.store.objects[self.key(name)] = data, self.store.objects[self.key(name)][1]
 
     def tell(self, **changes: object) -> None:
-        """Have the manifest tell something else, in a document that is all right by itself."""
+        """Change fields of the manifest; the document stays valid."""
         document = json.loads(self.data("manifest.json")) | changes
         self.write(json.dumps(document).encode())
 
@@ -75,13 +75,13 @@ class Kept:
         self.store.objects[self.manifest.key] = data, manifest_metadata(data)
 
     def tell_of(self, file: str, **changes: object) -> None:
-        """Have the manifest tell something else of the part that is this file."""
+        """Change fields of a part in the manifest."""
         document = json.loads(self.data("manifest.json"))
         next(part for part in document["parts"] if part["name"] == file).update(changes)
         self.write(json.dumps(document).encode())
 
     def rewrite(self, name: str, raw: bytes, *, packed: bytes | None = None, raw_size: int | None = None) -> None:
-        """Put another file in a part's place, and let the manifest be of it, all of it right (or `raw_size` not)."""
+        """Replace a part's file and make the manifest match it, except for `raw_size` if it is given."""
         packed = gzip.compress(raw) if packed is None else packed
         digest = hashlib.sha256(raw).hexdigest()
         parts = [

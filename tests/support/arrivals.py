@@ -1,6 +1,6 @@
-"""What an upload holds, as somebody sees who has only the manifest and the objects.
+"""The contents of an upload, read from its manifest and objects only.
 
-python arrivals.py FOLDER     prints the rows per table of every database in it: a process that may crash
+python arrivals.py FOLDER     prints the rows per table of every database in it; a separate process, as it may crash
 """
 
 import gzip
@@ -14,7 +14,7 @@ from tests.support import zygote
 
 
 def unpack(manifest: dict, fetch: Callable[[str], bytes], folder: Path) -> Path:
-    """Put the files of an upload into `folder` under their own names, each as large and as the manifest says."""
+    """Unpack the files of an upload into `folder`; assert that sizes and digests match the manifest."""
     folder.mkdir(parents=True)
     for part in manifest["parts"]:
         stored = fetch(part["key"])

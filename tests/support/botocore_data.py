@@ -1,4 +1,4 @@
-"""What botocore reads for each client, read once for a process: its models, and one CA certificate in place of many."""
+"""Caches what botocore reads for each client: its models, and one CA certificate instead of the usual bundle."""
 
 import functools
 from pathlib import Path
@@ -8,11 +8,11 @@ import botocore.loaders
 import botocore.session
 
 UNKNOWN_CA = Path(__file__).parent / "data" / "unknown_ca.pem"
-"""The certificate of a CA whose key was thrown away: no server has one of it."""
+"""The certificate of a CA whose key was deleted: no server has a certificate of it."""
 
 
 def share() -> None:
-    """Let the clients of this process, and of those forked from it, share them."""
+    """Share the cached data between the clients of this process and of processes forked from it."""
     botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
     botocore.httpsession.where = lambda: str(UNKNOWN_CA)
     botocore.session.Session().create_client(

@@ -1,6 +1,6 @@
-"""A durable consumer of results that is none of ours: nats-py as it is, on a thread of its own, for blocking tests.
+"""A durable consumer of results that uses plain nats-py, on its own thread, for blocking tests.
 
-It survives what happens to the server: it connects anew, and makes its durable again where that is gone.
+It survives restarts of the server: it reconnects, and creates its consumer again if it is gone.
 """
 
 import asyncio
@@ -17,47 +17,47 @@ TIMEOUT = 180.0
 FETCH_SECONDS = 2.0
 
 
-async def _mute(_error: Exception) -> None:
-    """A server that is away is nothing to be told of here."""
+async def _ignore(_error: Exception) -> None:
+    """Ignore connection errors: tests stop the server."""
 
 
 class Ear:
-    """Hears events on `pattern` under a durable name. `heard` are the documents, `raw` their bytes, in order."""
+    """Receives events on `pattern` under a durable name. `heard` are the documents, `raw` their bytes, in order."""
 
     def __init__(self, url: str, durable: str = "ear", pattern: str = "akosha.sync.*.*") -> None:
         self.heard: list[dict] = []
         self.raw: list[bytes] = []
         self._url, self._durable, self._pattern = url, durable, pattern
-        self._news, self._over = threading.Condition(), threading.Event()
+        self._changed, self._stopping = threading.Condition(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._listen()), name="ear")
 
     def ids(self, kind: str = "succeeded") -> list[str]:
-        """The ids of what was heard of a kind, in order and as often as heard."""
-        with self._news:
+        """Return the ids of the received events of a kind, in order, including duplicates."""
+        with self._changed:
             return [event["id"] for event in self.heard if event["type"] == f"akosha.sync.{kind}.v1"]
 
     def wait(self, wanted: Callable[[], object]) -> None:
-        """Return when what was heard is as wanted."""
-        with self._news:
-            assert self._news.wait_for(wanted, TIMEOUT), [event["id"] for event in self.heard]
+        """Wait until `wanted` is true; it is called after each event."""
+        with self._changed:
+            assert self._changed.wait_for(wanted, TIMEOUT), [event["id"] for event in self.heard]
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopping.set()
         self._thread.join(TIMEOUT)
         assert not self._thread.is_alive()
 
     def _take(self, document: object, raw: bytes) -> None:
         if isinstance(document, dict) and "type" in document:
-            with self._news:
+            with self._changed:
                 self.heard.append(document)
                 self.raw.append(raw)
-                self._news.notify_all()
+                self._changed.notify_all()
 
     async def _listen(self) -> None:
-        while not self._over.is_set():
+        while not self._stopping.is_set():
             with contextlib.suppress(NatsPyError, OSError, TimeoutError):
                 await self._connected()
 
@@ -66,7 +66,7 @@ class Ear:
         try:
             await asyncio.wait_for(
                 client.connect(self._url, allow_reconnect=False, max_reconnect_attempts=1, reconnect_time_wait=0.05,
-                               connect_timeout=1, error_cb=_mute),
+                               connect_timeout=1, error_cb=_ignore),
                 2,
             )  # fmt: skip
             js = client.jetstream(timeout=1)
@@ -75,11 +75,11 @@ class Ear:
                 deliver_policy=DeliverPolicy.ALL, ack_wait=2,
             )  # fmt: skip
             await js.add_consumer("AKOSHA_SYNC", config)
-            place = await js.pull_subscribe_bind(durable=self._durable, stream="AKOSHA_SYNC")
-            while not self._over.is_set():
+            subscription = await js.pull_subscribe_bind(durable=self._durable, stream="AKOSHA_SYNC")
+            while not self._stopping.is_set():
                 with contextlib.suppress(nats.errors.TimeoutError):
-                    (message,) = await place.fetch(1, timeout=FETCH_SECONDS if not self.heard else 0.3)
-                    with contextlib.suppress(ValueError, RecursionError):  # what is no JSON is no event
+                    (message,) = await subscription.fetch(1, timeout=FETCH_SECONDS if not self.heard else 0.3)
+                    with contextlib.suppress(ValueError, RecursionError):  # not JSON: not an event
                         self._take(json.loads(message.data), message.data)
                     await message.ack_sync()
                 await client.flush(1)

@@ -1,4 +1,4 @@
-"""A clock that stands still until a test moves it. Keeps the promises of `agent.ports.Clock`."""
+"""A clock that a test advances: `agent.ports.Clock`."""
 
 import asyncio
 import heapq
@@ -8,11 +8,11 @@ from datetime import UTC, datetime, timedelta
 START = datetime(2025, 6, 1, 12, 0, tzinfo=UTC)
 
 _TURNS = 200
-"""Most turns of the event loop that woken tasks get before time goes on, where some task never comes to rest."""
+"""Maximum iterations of the event loop between two times, if a task never waits."""
 
 
 async def until_idle() -> None:
-    """Let all tasks run until each waits for something. Threads are not waited for."""
+    """Run all tasks until each waits. Does not wait for threads."""
     loop = asyncio.get_running_loop()
     for _ in range(_TURNS):
         await asyncio.sleep(0)
@@ -21,7 +21,7 @@ async def until_idle() -> None:
 
 
 class ManualClock:
-    """`advance` moves both times; `jump` moves the wall time alone, either way, and wakes nobody."""
+    """`advance` moves both times; `jump` moves only the wall time, in either direction, and wakes no sleeper."""
 
     def __init__(self, start: datetime = START) -> None:
         self._start = start
@@ -41,43 +41,43 @@ class ManualClock:
         if seconds <= 0:
             await asyncio.sleep(0)
             return
-        bell = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._sleepers, (self._elapsed + seconds, next(self._order), bell))
+        wakeup = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self._elapsed + seconds, next(self._order), wakeup))
         self._changed.set()
-        await bell
+        await wakeup
 
     @property
     def sleepers(self) -> int:
-        """How many are asleep now."""
-        return sum(not bell.done() for _, _, bell in self._sleepers)
+        """The number of sleeping tasks."""
+        return sum(not wakeup.done() for _, _, wakeup in self._sleepers)
 
     @property
     def next_due(self) -> float | None:
-        """In how many seconds the first sleeper wakes, or None."""
-        due = [at for at, _, bell in self._sleepers if not bell.done()]
+        """Seconds until the first sleeper wakes, or None."""
+        due = [at for at, _, wakeup in self._sleepers if not wakeup.done()]
         return min(due) - self._elapsed if due else None
 
     async def until_asleep(self, count: int = 1) -> None:
-        """Return once so many are asleep (bounded by 10 real seconds)."""
+        """Wait until `count` tasks sleep; fails after 60 real seconds."""
         async with asyncio.timeout(60):
             while self.sleepers < count:
                 self._changed.clear()
                 await self._changed.wait()
 
     async def advance(self, seconds: float) -> None:
-        """Let so many seconds pass. Sleepers wake in order, each at its own time, and again where they sleep again."""
+        """Advance the time. Sleepers wake in order, each at its due time, as often as they sleep within it."""
         end = self._elapsed + seconds
         await until_idle()
         while self._sleepers and self._sleepers[0][0] <= end:
-            at, _, bell = heapq.heappop(self._sleepers)
-            if bell.done():
+            at, _, wakeup = heapq.heappop(self._sleepers)
+            if wakeup.done():
                 continue
             self._elapsed = max(self._elapsed, at)
-            bell.set_result(None)
+            wakeup.set_result(None)
             await until_idle()
         self._elapsed = end
         await until_idle()
 
     def jump(self, by: timedelta) -> None:
-        """Set the wall clock forward or back; the monotonic time goes on as if nothing had happened."""
+        """Set the wall clock forward or back; the monotonic time is unchanged."""
         self._offset += by

@@ -1,8 +1,6 @@
-"""Constants of the agent that a test replaces, also in the commands that it starts.
+"""Replaces constants of the agent, in this process or in a command that a test starts:
 
-    python tests/support/constants.py '{"module:NAME": value}' [words of `akosha-agent`]
-
-is such a command.
+python tests/support/constants.py '{"module:NAME": value}' [arguments of `akosha-agent`]
 """
 
 import dataclasses
@@ -12,22 +10,22 @@ import sys
 from collections.abc import Mapping
 
 Constants = Mapping[str, object]
-"""`module:NAME` and its value; of a dataclass, the fields that differ."""
+"""`module:NAME` -> its value, or a mapping of the fields to replace in a dataclass."""
 
 
 def replaced(constants: Constants) -> dict[tuple[object, str], object]:
-    """Return the values by module and name."""
-    found = {}
-    for place, value in constants.items():
-        module_name, _, name = place.partition(":")
+    """Return the new values by module and name."""
+    values = {}
+    for path, value in constants.items():
+        module_name, _, name = path.partition(":")
         module = importlib.import_module(module_name)
         before = getattr(module, name)
-        found[module, name] = dataclasses.replace(before, **value) if isinstance(value, Mapping) else value
-    return found
+        values[module, name] = dataclasses.replace(before, **value) if isinstance(value, Mapping) else value
+    return values
 
 
 def replace_constants(constants: Constants) -> None:
-    """Replace them in this process, for good."""
+    """Replace the constants in this process, permanently."""
     for (module, name), value in replaced(constants).items():
         setattr(module, name, value)
 

@@ -42,7 +42,7 @@ def progress(done: int = 1) -> SyncProgress:
 
 
 class FakeAgentService(AgentService):
-    """Methods raise `error` where it is set, and wait for `gate`."""
+    """Methods wait for `gate`, and raise `error` if it is set."""
 
     def __init__(self) -> None:
         self.is_ready, self.stuck = True, {}
@@ -55,7 +55,7 @@ class FakeAgentService(AgentService):
         self.outcomes: dict[str, SyncResult] = {}
         self.history: list[HistoryEntry] = []
         self.reader_count = 0
-        """How many read the events."""
+        """Number of readers of the events."""
         self._queues: list[asyncio.Queue] = []
         self._changed = asyncio.Event()
 
@@ -137,7 +137,7 @@ class FakeAgentService(AgentService):
             self._notify()
 
     async def wait_for_readers(self, count: int) -> None:
-        """Wait until so many read the events."""
+        """Wait until the events have `count` readers."""
         await self.wait_for(lambda: self.reader_count == count)
 
     async def wait_for(self, wanted) -> None:
@@ -169,18 +169,18 @@ class FakeAgentService(AgentService):
 
 @cache
 def _validator(document: str, path: str, method: str, status: int, kind: str) -> Draft202012Validator:
-    whole = json.loads(document)
-    operation = whole["paths"][path]["get" if method == "HEAD" else method.lower()]
+    api = json.loads(document)
+    operation = api["paths"][path]["get" if method == "HEAD" else method.lower()]
     response = operation["responses"].get(str(status))
     assert response, f"{method} {path} is answered with {status}: not in the document"
     assert kind in response["content"], f"{method} {path} {status}: {kind} is not in {list(response['content'])}"
-    schema = {"components": whole["components"], "allOf": [response["content"][kind]["schema"]]}
+    schema = {"components": api["components"], "allOf": [response["content"][kind]["schema"]]}
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
 
 
 def check_response(document: str, path: str, method: str, status: int, kind: str, body: object) -> None:
-    """Assert that the OpenAPI document has this response; `body` as JSON, or as text."""
+    """Assert that the OpenAPI document describes this response; `body` is JSON or text."""
     wrong = [f"{e.json_path}: {e.message}" for e in _validator(document, path, method, status, kind).iter_errors(body)]
     assert not wrong, f"{method} {path} {status}: {wrong}: {body}"
 
@@ -203,14 +203,14 @@ class ServedAgent:
     client: aiohttp.ClientSession
     base: str = "http://localhost"
     document = ""
-    """Read once: it is the same for all."""
+    """The OpenAPI document, read once."""
 
     @property
     def path(self) -> Path:
         return self.state / "control.sock"
 
     async def request(self, method: str, path: str, body: object = None, **how) -> Response:
-        """Send a request; check the response against the OpenAPI document where that has the path."""
+        """Send a request; check the response against the OpenAPI document if that has the path."""
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()
         if method == "POST":
@@ -245,7 +245,7 @@ class ServedAgent:
 
 
 class Stream:
-    """Server-sent events, as their standard has them."""
+    """Reads server-sent events."""
 
     def __init__(self, response) -> None:
         self.response, self.comments = response, 0
@@ -266,7 +266,7 @@ class Stream:
         return [int(message["id"]) for message in await self.messages(count)]
 
     async def end(self) -> None:
-        """Read to the end, which must be a clean one."""
+        """Read until the server ends the stream."""
         async with asyncio.timeout(SECONDS):
             while await self._next() is not None:
                 pass
@@ -326,7 +326,7 @@ async def serve_agent(
 
 
 async def wait_until_clients_left(agent) -> None:
-    """Wait until the server has seen its clients leave: one more, who is answered after them, comes and goes."""
+    """Wait until the server has noticed that its clients have left: it answers one more client after them."""
     reader, writer = await asyncio.open_unix_connection(agent.path)
     writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
     async with asyncio.timeout(SECONDS):

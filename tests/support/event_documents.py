@@ -1,7 +1,4 @@
-"""The documents in docs/events, held against what is seen on the wire.
-
-check(message.data)
-"""
+"""Checks encoded events against the documents in docs/events: `check(message.data)`."""
 
 import re
 from functools import cache
@@ -18,18 +15,18 @@ FOLDER = Path(__file__).parents[2] / "docs" / "events"
 
 
 def check(raw: bytes) -> None:
-    """Assert that the bytes are an event as its schema says, and its subject that of its type's channel, and right."""
+    """Assert that the bytes are an event that matches its schema, with the subject of its type's channel."""
     assert len(raw) <= MAX_EVENT_BYTES, f"{len(raw)} bytes"
     event = orjson.loads(raw)
-    wrong = complaints(event)
-    assert not wrong, f"{wrong}: {event}"
+    errors = complaints(event)
+    assert not errors, f"{errors}: {event}"
     subject = event.get("subject", "")
-    places = channels(subject)
-    assert len(places) == 1, f"{subject!r} belongs to {places}"
-    [(channel, tokens)] = places.items()
+    matching = channels(subject)
+    assert len(matching) == 1, f"{subject!r} belongs to {matching}"
+    [(channel, tokens)] = matching.items()
     names = [message["name"] for message in messages(channel)]
     assert names == [_kind(event)], f"{subject!r} is for {names}"
-    if names != [SessionEnded.type]:  # which others send, too
+    if names != [SessionEnded.type]:  # other programs send it, too
         assert event["source"].endswith(f":{tokens['system']}"), f"{subject!r} is not of {event['source']}"
     for parameter, token in tokens.items():
         location = asyncapi()["components"]["parameters"][parameter]["location"]
@@ -37,7 +34,7 @@ def check(raw: bytes) -> None:
 
 
 def complaints(event: object) -> list[str]:
-    """Return what the schema of the event's type says against it."""
+    """Return the errors of the event against the schema of its type."""
     kind = _kind(event)
     if not (FOLDER / f"{kind}.schema.json").exists():
         return [f"no schema for {kind!r}"]
@@ -45,7 +42,7 @@ def complaints(event: object) -> list[str]:
 
 
 def channels(subject: str) -> dict[str, dict[str, str]]:
-    """Return the channels that a subject belongs to, each with its parameters as they stand in it."""
+    """Return the channels that match a subject, each with the values of its parameters."""
     found = {}
     for name, channel in asyncapi()["channels"].items():
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^.]+)", re.escape(channel["address"]))
@@ -60,12 +57,12 @@ def messages(channel: str) -> list[dict]:
 
 
 def resolved(reference: str) -> object:
-    """Return what a `$ref` of asyncapi.yaml stands for; KeyError or FileNotFoundError where that is nothing."""
+    """Return the target of a `$ref` of asyncapi.yaml. Raises KeyError or FileNotFoundError if it does not exist."""
     file, _, pointer = reference.partition("#")
-    place = orjson.loads((FOLDER / file).read_bytes()) if file else asyncapi()
-    for piece in pointer.split("/")[1:]:
-        place = place[piece]
-    return place
+    value = orjson.loads((FOLDER / file).read_bytes()) if file else asyncapi()
+    for name in pointer.split("/")[1:]:
+        value = value[name]
+    return value
 
 
 @cache
@@ -75,7 +72,7 @@ def asyncapi() -> dict:
 
 @cache
 def validator(kind: str) -> Draft202012Validator:
-    """Return the validator of a type. Times are held to the calendar only where jsonschema's extras are installed."""
+    """Return the validator of a type. It checks times only if jsonschema's extras are installed."""
     schema = orjson.loads((FOLDER / f"{kind}.schema.json").read_bytes())
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
@@ -88,10 +85,10 @@ def _kind(event: object) -> str:
 
 
 def _at(event: dict, location: str, default: str) -> object:
-    """Return what an AsyncAPI runtime expression finds in the event, or the default where there is nothing."""
-    place = event
-    for piece in location.removeprefix("$message.payload#/").split("/"):
-        if isinstance(place, dict) and piece not in place:
+    """Return the event's value at an AsyncAPI runtime expression, or the default if there is none."""
+    value = event
+    for name in location.removeprefix("$message.payload#/").split("/"):
+        if isinstance(value, dict) and name not in value:
             return default
-        place = place[int(piece)] if isinstance(place, list) else place[piece]
-    return place
+        value = value[int(name)] if isinstance(value, list) else value[name]
+    return value

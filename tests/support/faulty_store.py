@@ -1,4 +1,4 @@
-"""A store around a real one that fails, loses answers or stalls at a call named in advance.
+"""A store around a real one that fails, loses answers or stalls at chosen calls.
 
 store.fail("put", StoreError("503", transient=True), key="manifest.json", times=2)
 reached = store.stall("copy")
@@ -27,7 +27,7 @@ class _Fault:
 
 
 class FaultyStore:
-    """`calls` lists (call, key or prefix) as they came. A fault applies to keys that end with its `key`."""
+    """`calls` lists (call, key or prefix) in order. A fault applies to keys that end with its `key`."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -37,15 +37,18 @@ class FaultyStore:
     def fail(
         self, call: str, error: BaseException, *, key: str = "", times: int = 1, after: bool = False
     ) -> asyncio.Event:
-        """Raise `error` in the next `times` such calls, `after` they were done if asked. Returns: it came to it."""
+        """Raise `error` in the next `times` such calls; with `after`, once they are done.
+
+        Return an event that is set when the first of them fails.
+        """
         return self._add(_Fault(call, key, error, times, after, asyncio.Event()))
 
     def stall(self, call: str, *, key: str = "", times: int = 1, after: bool = False) -> asyncio.Event:
-        """Never return from the next `times` such calls. Returns the event that says that one has come."""
+        """Never return from the next `times` such calls. Return an event that is set when the first of them stalls."""
         return self._add(_Fault(call, key, None, times, after, asyncio.Event()))
 
     def keys(self, call: str) -> list[str]:
-        """Return the keys that such calls were for, in order."""
+        """Return the keys of such calls, in order."""
         return [key for name, key in self.calls if name == call]
 
     @property

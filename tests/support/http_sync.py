@@ -1,4 +1,4 @@
-"""Syncs by http with databases, ledger and Akosha in memory."""
+"""Syncs by the http method, with databases, ledger and Akosha in memory."""
 
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,40 +25,41 @@ from tests.support.sink import MemorySink
 TARGET = Target("http", "http://127.0.0.1:8682/mcp", "", values.SYSTEM)
 BUSY = SinkError("busy", transient=True)
 BROKEN = SnapshotError("the engine crashed on it")
-KILLED = SnapshotError("the reading was killed (SIGKILL)", transient=True)
+KILLED = SnapshotError("the reader was killed (SIGKILL)", transient=True)
 
 
 class Files:
-    """Databases and their memories, as a test says. Each change has another look."""
+    """Databases and their memories. Each `put` gives a database another fingerprint."""
 
     def __init__(self) -> None:
         self.reader = ListedReader({})
-        self._looks, self._rows, self._numbers = {}, {}, count(1)
+        self._fingerprints, self._rows, self._numbers = {}, {}, count(1)
         self.unverified: set[str] = set()
         self.readable: set[str] = set()
         self.staged: set[str] = set()
 
     def put(self, database: str, *memories: Memory, fail_at: int | None = None, error: Exception | None = None) -> None:
-        held = ListedMemories(memories, page_rows=100 if fail_at is None else 1, fail_at=fail_at, error=error)
-        self.reader.databases[database] = held
-        self._looks[database], self._rows[database] = values.fingerprint(database, next(self._numbers)), len(memories)
+        source = ListedMemories(memories, page_rows=100 if fail_at is None else 1, fail_at=fail_at, error=error)
+        self.reader.databases[database] = source
+        self._fingerprints[database] = values.fingerprint(database, next(self._numbers))
+        self._rows[database] = len(memories)
 
     def remove(self, database: str) -> None:
-        del self._looks[database]
+        del self._fingerprints[database]
 
     async def survey(self):
-        return dict(self._looks)
+        return dict(self._fingerprints)
 
     async def take(self, database: str) -> Snapshot:
-        if database not in self._looks:
-            raise SnapshotError(f"{database} is not there", transient=True)
+        if database not in self._fingerprints:
+            raise SnapshotError(f"{database} does not exist", transient=True)
         self.staged.add(database)
-        look = self._looks[database]
+        fingerprint = self._fingerprints[database]
         return Snapshot(
             database=database,
             folder=Path("/staged"),
-            files=(RawFile(main_name(database), look.size, look.header),),
-            fingerprint=look,
+            files=(RawFile(main_name(database), fingerprint.size, fingerprint.header),),
+            fingerprint=fingerprint,
             header_iteration=1,
             verified=database not in self.unverified,
             unverified_reason="too new" if database in self.unverified else "",
@@ -70,7 +71,7 @@ class Files:
 
 
 class Report:
-    """Hears the progress, and holds it against what a progress is."""
+    """Receives the progress and asserts that it is valid."""
 
     def __init__(self) -> None:
         self.done = self.total = 0
@@ -101,7 +102,7 @@ class Rig:
         self._numbers = count(1)
 
     async def attempt(self, *, reason: str = "file_change", **asked):
-        """One attempt, recorded as the uploader does; what it raises is returned, given up."""
+        """Make one attempt and record it as the subscriber does; an error is recorded as given up and returned."""
         await self.sink.is_available()
         request = replace(values.request(f"r{next(self._numbers)}", route=("http",), reason=reason), **asked)
         try:

@@ -1,4 +1,4 @@
-"""The ledger without a thread and without fsync, in memory or in a file: for tests of what uses it."""
+"""The ledger without a thread and without fsync, in memory or in a file, for tests of its users."""
 
 import sqlite3
 from collections.abc import Callable
@@ -14,24 +14,24 @@ T = TypeVar("T")
 
 
 class InlineExecutor(Executor):
-    """Runs the work at once, in the thread of the caller."""
+    """Runs the work at once, in the caller's thread."""
 
     def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - what is raised in a thread goes to who waits for it
+        except BaseException as error:  # noqa: BLE001 - an executor passes every exception to the future
             future.set_exception(error)
         return future
 
 
 def without_fsync(ledger: SqliteLedger) -> None:
-    """Have the ledger's writes return before they are on the disk: for thousands of them in one test."""
+    """Make the ledger's writes return before they are on disk, for tests with thousands of writes."""
     ledger._thread.submit(ledger._connection.execute, "PRAGMA synchronous = OFF").result()
 
 
 def inline_ledger(clock: Clock, path: Path | None = None) -> SqliteLedger:
-    """Return the ledger of that file, or an empty one in memory. A file can be opened again: the agent's next life."""
+    """Return the ledger of a file, or an empty one in memory. A file can be opened again, like after a restart."""
     connection = sqlite3.connect(path or ":memory:", isolation_level=None)
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("PRAGMA foreign_keys = ON")

@@ -1,4 +1,4 @@
-"""Logging as it was before a test that configures it: it belongs to the process."""
+"""Restores logging, which is global to the process, after a test that configures it."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ _NAMES = (_EVENTS, *pipeline.LIBRARIES, *pipeline.MUTE)
 
 @contextmanager
 def logging_restored(*names: str) -> Iterator[None]:
-    """Restore hooks, handler and the levels of the agent, of its libraries and of `names`."""
+    """Restore hooks, handler and the levels of the agent's loggers, of its libraries' and of `names`."""
     levels = {name: logging.getLogger(name).level for name in (*_NAMES, *names)}
     hooks = sys.excepthook, threading.excepthook
     try:
@@ -24,7 +24,7 @@ def logging_restored(*names: str) -> Iterator[None]:
     finally:
         sys.excepthook, threading.excepthook = hooks
         structlog.reset_defaults()
-        logging.getLogger(_EVENTS).propagate = True  # pytest listens to loggers that do not
+        logging.getLogger(_EVENTS).propagate = True  # pytest captures propagated records only
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         if pipeline._handler is not None:

@@ -1,7 +1,7 @@
-"""A user's machine: a home, a data directory, a state directory, a bucket, and the commands run on them as processes.
+"""A user's machine: a home, a data directory, a state directory, a bucket, and commands run on them as processes.
 
-Nothing of the real user's settings, credentials or proxies gets in. Waits are for lines that a process prints, and
-bounded by TIMEOUT.
+The commands do not see the real user's settings, credentials or proxies. Waits are for lines that a process prints,
+limited by TIMEOUT.
 """
 
 import json
@@ -29,7 +29,7 @@ from tests.support.zygote import COMMAND
 TIMEOUT = 180.0
 STOP_SECONDS = 60.0
 NOBODY = "http://127.0.0.1:9/mcp"
-"""Where no Akosha is, whatever else runs on this machine."""
+"""An address where no Akosha server listens."""
 
 _THIS_USERS = ("SESSION_BUDDY_", "AKOSHA_", "AWS_", "CLAUDE_", "XDG_")
 
@@ -44,13 +44,13 @@ class Done:
 
     @property
     def json(self) -> dict:
-        """Standard output, which must be one JSON document and nothing else."""
+        """Standard output, which must be a single JSON document."""
         return json.loads(self.out)
 
 
 @dataclass
 class Lines:
-    """JSON lines that a process prints, as they come; what is no JSON is kept as `{"text": line}`."""
+    """The JSON lines that a process prints, in order; a line that is not JSON is `{"text": line}`."""
 
     pipe: IO[str] | None
     seen: list[dict] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Lines:
         self._reader.start()
 
     def wait(self, wanted: Callable[[dict], object], count: int = 1) -> list[dict]:
-        """Return the lines that are wanted as soon as there are `count` of them."""
+        """Wait for `count` matching lines and return them."""
 
         def found() -> list[dict]:
             return [line for line in self.seen if wanted(line)]
@@ -94,7 +94,7 @@ class Lines:
 
 @dataclass
 class Running:
-    """A command at work: `akosha-agent run` (its log is `log`), or one that waits for something."""
+    """A running command. `log` is its standard error, `printed` its standard output."""
 
     process: subprocess.Popen[str]
     log: Lines
@@ -105,11 +105,11 @@ class Running:
         return self.process.pid
 
     def logged(self, event: str, count: int = 1, **fields: object) -> list[dict]:
-        """Wait until the log has `count` such lines, and return them."""
+        """Wait until the log has `count` lines with this event and these fields, and return them."""
         return self.log.wait(lambda line: line.get("event") == event and fields.items() <= line.items(), count)
 
     def reported(self, kind: str, count: int = 1, **fields: object) -> list[dict]:
-        """Of `events --follow --json`: wait for `count` events of a kind (`requested`, `succeeded`, ...)."""
+        """For `events --follow --json`: wait for `count` events of a kind (`requested`, `succeeded`, ...)."""
 
         def wanted(line: dict) -> bool:
             return line.get("type") == f"akosha.sync.{kind}.v1" and fields.items() <= line["data"].items()
@@ -117,7 +117,7 @@ class Running:
         return [line["data"] for line in self.printed.wait(wanted, count)]
 
     def stop(self, number: int = signal.SIGTERM, *, within: float = STOP_SECONDS) -> int:
-        """Send a signal; return the exit status, which must come in time."""
+        """Send a signal and return the exit status; fail if the process does not end in time."""
         self.process.send_signal(number)
         try:
             return self.process.wait(within)
@@ -125,7 +125,7 @@ class Running:
             raise AssertionError(f"it did not end within {within:g} s\n{''.join(self.log.raw[-30:])}") from error
 
     def end(self) -> Done:
-        """Wait for it to end by itself, and return all it said."""
+        """Wait until the command ends by itself, and return its output."""
         code = self.process.wait(TIMEOUT)
         self.log.join()
         self.printed.join()
@@ -133,10 +133,9 @@ class Running:
 
 
 class Machine:
-    """`settings` are by field name, without `akosha_`; the bucket is a directory unless they name another place,
-    and there is no Akosha.
+    """`settings` are field names without `akosha_`. By default the bucket is a directory, and no Akosha server runs.
 
-    `secrets` are texts that no command may ever print; `constants` are replaced in each command.
+    No command may print one of `secrets`; `constants` are replaced in each command.
     """
 
     def __init__(self, tmp_path: Path, **settings: object) -> None:
@@ -159,15 +158,15 @@ class Machine:
         self.set(**settings)
 
     def set(self, **settings: object) -> None:
-        """Set or (None) unset settings, for commands from now on."""
+        """Set settings, or unset them (None), for the commands started from now on."""
         for key, value in settings.items():
             self.environ.pop(variable(key), None)
             if value is not None:
                 self.environ[variable(key)] = str(value)
 
     def write(self, *, commits: int | None = None, entities: int | None = None) -> None:
-        """Put databases with so many commits in place of what is there, each in one rename; None: leave that one."""
-        scratch = self.home / "made"
+        """Replace the databases by ones with so many commits, each with one rename. None: keep that database."""
+        scratch = self.home / "created"
         counts = {(REFLECTION, commits), (GRAPH, entities)}
         create(scratch, commits=commits, entities=entities, own=bool(counts & self._written))
         self._written |= {(name, count) for name, count in counts if count is not None}
@@ -177,11 +176,11 @@ class Machine:
         shutil.rmtree(scratch)
 
     def start(self, *words: str, prefix: Sequence[str] = (COMMAND,), places: bool = True, **how: object) -> Running:
-        """Start a command; whoever asks for it ends it. `how` is for Popen."""
-        where = ["--data-dir", str(self.data), "--state-dir", str(self.state)] if places else []
+        """Start a command, which the caller ends. `places`: pass the directories as options. `how` is for Popen."""
+        directories = ["--data-dir", str(self.data), "--state-dir", str(self.state)] if places else []
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        place = {"env": self.environ, "cwd": self.home}
-        command, how = [*prefix, *words, *where], pipes | place | how
+        environment = {"env": self.environ, "cwd": self.home}
+        command, how = [*prefix, *words, *directories], pipes | environment | how
         if self.constants and tuple(prefix) == (COMMAND,):
             command[:1] = [sys.executable, constants.__file__, json.dumps(self.constants)]
         process = zygote.popen(command, text=True, **how)
@@ -189,7 +188,7 @@ class Machine:
 
     @contextmanager
     def started(self, *words: str, **how: object) -> Iterator[Running]:
-        """Start a command that is killed at the end of the block, if it has not come to its end by then."""
+        """Start a command, and kill it at the end of the block if it is still running."""
         running = self.start(*words, **how)
         try:
             yield running
@@ -201,7 +200,7 @@ class Machine:
 
     @contextmanager
     def run(self, **how: object) -> Iterator[Running]:
-        """The agent, at work. At the end of the block it is told to stop, and must exit with 0 in time."""
+        """Run the agent. At the end of the block it is stopped, and must exit with 0 in time."""
         with self.started("run", **how) as agent:
             agent.logged("agent_started")
             yield agent
@@ -210,7 +209,7 @@ class Machine:
 
     @contextmanager
     def follow(self) -> Iterator[Running]:
-        """`events --follow --json`, at work."""
+        """Run `events --follow --json`."""
         with self.started("events", "--follow", "--json") as following:
             yield following
             assert following.stop(signal.SIGINT) == 128 + signal.SIGINT, "".join(following.log.raw)
@@ -221,13 +220,13 @@ class Machine:
             return running.end()
 
     def sync(self, *words: str, code: int = 0, **how: object) -> dict:
-        """`sync --json`: check the exit status and return the result."""
+        """Run `sync --json`, check the exit status and return the result."""
         done = self.call("sync", "--json", *words, **how)
         assert done.code == code, (done.code, done.out, done.err)
         return done.json
 
     def status(self, until: Callable[[dict], object] = lambda _: True) -> dict:
-        """`status --json`; asked again until it is as wanted, for TIMEOUT at most."""
+        """Run `status --json` until its output is as wanted, for at most TIMEOUT, and return the output."""
         deadline = time.monotonic() + TIMEOUT
         while True:
             done = self.call("status", "--json")
@@ -242,13 +241,13 @@ class Machine:
         return [json.loads(line) for line in done.out.splitlines()]
 
     def owner(self, system_id: str = "laptop") -> Owner:
-        """Return what another agent of this machine and data directory has put as owner.json."""
+        """Return the owner.json of another agent with this machine and data directory."""
         machine = HashedMachine.of(machine_id(self.state), self.data.resolve(), "here")
         return Owner.new(system_id, machine, "1" * 32, datetime.now(UTC))
 
     @property
     def manifests(self) -> list[dict]:
-        """Of the uploads in the directory that is the bucket, oldest first."""
+        """The manifests in the bucket directory, oldest first."""
         found = sorted(self.bucket.glob("systems/*/uploads/*/manifest.json"))
         return [json.loads(path.read_bytes()) for path in found]
 

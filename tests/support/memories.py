@@ -1,4 +1,4 @@
-"""Memories, made in one line: for tests that are about what happens to them."""
+"""Creates memories in one line, for tests of their processing."""
 
 import functools
 import json
@@ -25,13 +25,13 @@ _EXTRAS: dict[Kind, dict[str, Json]] = {
 
 @functools.cache
 def embedding(seed: object = 0) -> str:
-    """Return an embedding as JSON: 384 numbers that follow from the seed alone."""
+    """Return an embedding as JSON: 384 numbers that depend on the seed only."""
     numbers = random.Random(repr(seed))
     return json.dumps([round(numbers.uniform(-1, 1), 7) for _ in range(EMBEDDING_LENGTH)], separators=(",", ":"))
 
 
 def seen(number: object = 1, *, kind: Kind = "conversation", state: object = 0, embedded: bool = True) -> RowState:
-    """The nth row of its kind, in one of its states; another state has another digest."""
+    """Return the nth row of its kind; another `state` has another digest."""
     identity = f"{kind}-{number}"
     digest = sha256(f"{identity} {state} {embedded}")[:32]
     return RowState(database=DATABASES[kind], kind=kind, id=identity, digest=digest, embedded=embedded)
@@ -47,7 +47,7 @@ def memory(
     created_at: str | None = CREATED,
     **metadata: Json,
 ) -> Memory:
-    """The nth row of its kind, whole. `metadata` is added to what a row of its kind has."""
+    """Return the nth memory of its kind. `metadata` is added to the usual metadata of its kind."""
     row = seen(number, kind=kind, state=state, embedded=embedded)
     return Memory(
         row=row,

@@ -1,4 +1,4 @@
-"""Memories to read, in memory: what a database's copy holds, as a test says."""
+"""In-memory sources of memories, in place of copies of databases."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,7 +11,7 @@ from agent.domain.memories import Memory, RowState
 
 
 class ListedMemories:
-    """A MemorySource over a list. `fail_at`: at this row, counted from 0, the page cannot be read."""
+    """A MemorySource over a list. `fail_at`: reading the page with this row, counted from 0, raises `error`."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class ListedMemories:
         error: AkoshaError | None = None,
     ) -> None:
         self._memories, self._page_rows, self._fail_at = memories, page_rows, fail_at
-        self._error = error or SnapshotError("it cannot be read any further")
+        self._error = error or SnapshotError("the rest cannot be read")
         self._page: dict[RowState, Memory] = {}
         self.read_rows = 0
 
@@ -42,7 +42,7 @@ class ListedMemories:
 
 
 class ListedReader:
-    """A MemoryReader: database -> its memories, or the error that opening it raises. `opened` lists what was asked."""
+    """A MemoryReader: database -> its memories, or the error that opening it raises. `opened` lists the calls."""
 
     def __init__(self, databases: Mapping[str, ListedMemories | AkoshaError | Iterable[Memory]]) -> None:
         self.databases = databases
@@ -51,7 +51,7 @@ class ListedReader:
     @asynccontextmanager
     async def open(self, copy: Path, database: str, *, zone: tzinfo) -> AsyncIterator[ListedMemories]:
         self.opened.append((copy, database, zone))
-        held = self.databases[database]
-        if isinstance(held, AkoshaError):
-            raise held
-        yield held if isinstance(held, ListedMemories) else ListedMemories(held)
+        source = self.databases[database]
+        if isinstance(source, AkoshaError):
+            raise source
+        yield source if isinstance(source, ListedMemories) else ListedMemories(source)

@@ -1,4 +1,4 @@
-"""An ObjectStore in memory. It passes the contract suite of the real ones."""
+"""An in-memory ObjectStore, which passes the contract suite of the real stores."""
 
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Collection, Mapping
@@ -10,7 +10,7 @@ from agent.ports import Creation, Progress, StoredObject, ignore_progress, is_ch
 
 
 class MemoryStore:
-    """`objects`: key -> (bytes, metadata), for tests to look at. `available` is what `is_available` says."""
+    """`objects`: key -> (bytes, metadata). `available` is the result of `is_available`."""
 
     def __init__(self, location: str = "memory://") -> None:
         self.objects: dict[str, tuple[bytes, dict[str, str]]] = {}
@@ -55,7 +55,7 @@ class MemoryStore:
         found = await self.head(source)
         wanted = (expected.size, dict(expected.metadata))
         if (found.size, found.metadata) != wanted or is_changed(expected.etag, found.etag):
-            raise CopyUnsupported(f"{source!r} is not what is expected")
+            raise CopyUnsupported(f"{source!r} is not the expected object")
         self.objects[key] = self.objects[source]
         return StoredObject(key, found.size, found.metadata, etag=found.etag)
 
@@ -91,11 +91,11 @@ class MemoryStore:
         try:
             return self.objects[key]
         except KeyError:
-            raise NoSuchObject(f"there is no {key!r} in {self._location}") from None
+            raise NoSuchObject(f"{key!r} does not exist in {self._location}") from None
 
 
 class DatedStore(MemoryStore):
-    """One whose listing says when objects came; `times` are of key prefixes."""
+    """A MemoryStore whose listing has modification times; `times`: key prefix -> time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class DatedStore(MemoryStore):
 
     async def list(self, prefix: str, *, start_after: str = "") -> AsyncIterator[StoredObject]:
         async for item in super().list(prefix, start_after=start_after):
-            at = next((time for place, time in self.times.items() if item.key.startswith(place)), None)
+            at = next((time for start, time in self.times.items() if item.key.startswith(start)), None)
             yield replace(item, modified=at)
 
 

@@ -1,4 +1,4 @@
-"""A SyncMethod that does as it is told: for tests of what happens around a method."""
+"""A SyncMethod with scripted outcomes, for tests of its callers."""
 
 import asyncio
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from tests.support import values
 
 
 class ScriptedMethod:
-    """Plays its script, an entry an attempt: an error is raised, a number is an upload delivered, None is unchanged."""
+    """Follows its script, one entry an attempt: an error is raised, a number is an upload, None is unchanged."""
 
     def __init__(self, ledger: Ledger, script: Iterable[Exception | int | None] = (), name: str = "cloud") -> None:
         self.name = name

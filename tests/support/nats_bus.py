@@ -1,4 +1,4 @@
-"""What tests of the NATS bus have in common: quick patience, buses that end with their test, and rude company."""
+"""Helpers for tests of the NATS bus: short time limits, buses that are closed after the test, and faulty peers."""
 
 import asyncio
 import contextlib
@@ -15,8 +15,9 @@ from agent.ports import Message
 from tests.support.servers.nats import NatsServer
 
 SECONDS = 30
-"""What is to happen happens within these seconds, or never: a guard against hanging, also on a busy machine. Fewer than
-the ack wait of a test, and than the bus waits for two heartbeats.
+"""The limit for each wait, only to prevent hanging on a busy machine.
+
+It is shorter than the ack wait of the tests, and than the bus's wait for two heartbeats.
 """
 
 CLOCK, CODEC = SystemClock(), CloudEventsCodec()
@@ -24,7 +25,7 @@ _TIME = datetime(2025, 6, 1, tzinfo=UTC)
 
 
 def options(*urls: str, patience: dict | None = None, **how: object) -> NatsOptions:
-    """Return options for a test: short pauses, and an ack wait that no test lives to see."""
+    """Return options for a test: short pauses, and an ack wait that is longer than any test."""
     quick = {"connect": 2, "ping": 5, "ping_timeout": 2, "reconnect": 0.02, "reconnect_max": 0.05, "ack_wait": 60}
     return NatsOptions(servers=urls, name="test", patience=Patience(**{**quick, **(patience or {})}), **how)
 
@@ -33,7 +34,7 @@ def options(*urls: str, patience: dict | None = None, **how: object) -> NatsOpti
 async def opened_bus(
     *urls: str, wait_for_connection: bool = False, ready: bool = True, **how: object
 ) -> AsyncIterator[NatsBus]:
-    """Open a bus on the servers; `how` is for `options`. With `ready`, it is when this returns."""
+    """Open a bus on the servers and, with `ready`, wait until it is ready. `how` is for `options`."""
     bus = await NatsBus.open(options(*urls, **how), CODEC, clock=CLOCK, wait_for_connection=wait_for_connection)
     try:
         if ready:
@@ -56,69 +57,69 @@ def progress(number: int = 1) -> SyncProgress:
 
 
 class Inbox:
-    """A handler that records what it is given, and does with the nth delivery what the nth action says (then: ack)."""
+    """A handler that records the events, calls the nth action with the nth delivery, and acks the rest."""
 
     def __init__(self, *actions: Callable[[Message], Awaitable[None]]) -> None:
         self.ids: list[str] = []
         self._actions = actions
-        self._news = asyncio.Condition()
+        self._changed = asyncio.Condition()
 
     async def __call__(self, message: Message) -> None:
         number = len(self.ids)
-        async with self._news:
+        async with self._changed:
             self.ids.append(message.event.id)
-            self._news.notify_all()
+            self._changed.notify_all()
         await (self._actions[number](message) if number < len(self._actions) else message.ack())
 
     async def holds(self, count: int) -> list[str]:
-        """Return the ids of what was delivered, once it is so many."""
+        """Wait for `count` deliveries and return the ids of all deliveries."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SECONDS), self._news:
-                await self._news.wait_for(lambda: len(self.ids) >= count)
+            async with asyncio.timeout(SECONDS), self._changed:
+                await self._changed.wait_for(lambda: len(self.ids) >= count)
         return self.ids
 
     async def hears(self, event_id: str) -> bool:
-        """Say whether an event of that id is delivered, as soon as it is."""
+        """Wait for the delivery of an event and return whether it was delivered."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SECONDS), self._news:
-                await self._news.wait_for(lambda: event_id in self.ids)
+            async with asyncio.timeout(SECONDS), self._changed:
+                await self._changed.wait_for(lambda: event_id in self.ids)
         return event_id in self.ids
 
 
-async def until(true: Callable[[], object]) -> None:
-    """Return once it is true. It is asked in every turn of the loop."""
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until the condition is true; it is checked in each iteration of the event loop."""
     async with asyncio.timeout(SECONDS):
-        while not true():
+        while not condition():
             await asyncio.sleep(0)
 
 
 async def say(server: NatsServer, *lines: bytes) -> None:
-    """Say the lines of the protocol on a connection of its own, as no client library would; return when heard."""
+    """Send lines of the protocol on a separate connection, without a client library; wait until the server has them."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     await reader.readline()
     greeting = b'CONNECT {"headers":true,"no_responders":true,"verbose":false}'
     writer.write(b"\r\n".join([greeting, *lines, b"PING", b""]))
-    while (said := await reader.readline()) != b"PONG\r\n":
-        assert said.startswith(b"-ERR"), said  # what it does not like, it may have passed on all the same
+    while (line := await reader.readline()) != b"PONG\r\n":
+        assert line.startswith(b"-ERR"), line  # the server may pass on a message in spite of its error
     writer.close()
     await writer.wait_closed()
 
 
 def pub(subject: bytes, data: bytes, *, reply: bytes = b"", headers: bytes = b"") -> bytes:
-    """Return the lines that publish: headers as they stand, `NATS/1.0` and all."""
-    where = b" ".join(filter(None, [subject, reply]))
+    """Return the lines that publish a message. `headers` are sent unchanged and include `NATS/1.0`."""
+    subjects = b" ".join(filter(None, [subject, reply]))
     if headers:
-        return b"HPUB %b %d %d\r\n%b%b" % (where, len(headers), len(headers) + len(data), headers, data)
-    return b"PUB %b %d\r\n%b" % (where, len(data), data)
+        return b"HPUB %b %d %d\r\n%b%b" % (subjects, len(headers), len(headers) + len(data), headers, data)
+    return b"PUB %b %d\r\n%b" % (subjects, len(data), data)
 
 
 @contextlib.asynccontextmanager
 async def listening(greeting: bytes = b"", *, then: bytes = b"") -> AsyncIterator[tuple[str, bytearray]]:
-    """Something that listens, greets, answers the first that it hears with `then`, and keeps all it hears.
+    """Run a server that sends `greeting`, answers the first data with `then`, and records all data.
 
-    Yields its place, as 127.0.0.1:port, and what it has heard so far.
+    Yields its address, as 127.0.0.1:port, and the data received so far.
     """
-    heard, connections = bytearray(), set()
+    received, connections = bytearray(), set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.add(asyncio.current_task())
@@ -126,7 +127,7 @@ async def listening(greeting: bytes = b"", *, then: bytes = b"") -> AsyncIterato
             writer.write(greeting)
             for answer in (then, b""):
                 while data := await reader.read(65536):
-                    heard.extend(data)
+                    received.extend(data)
                     writer.write(answer)
                     if answer:
                         break
@@ -134,7 +135,7 @@ async def listening(greeting: bytes = b"", *, then: bytes = b"") -> AsyncIterato
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         host, port = server.sockets[0].getsockname()
-        yield f"{host}:{port}", heard
+        yield f"{host}:{port}", received
     finally:
         server.close()
         for task in connections:
@@ -143,7 +144,7 @@ async def listening(greeting: bytes = b"", *, then: bytes = b"") -> AsyncIterato
 
 
 def sockets() -> set[str]:
-    """Return the sockets that this process holds."""
+    """Return the open sockets of this process."""
     held = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What systemd hears of a process: the socket that NOTIFY_SOCKET names."""
+"""A server for NOTIFY_SOCKET: receives what a process sends to systemd."""
 
 import socket
 import tempfile
@@ -11,7 +11,7 @@ TIMEOUT = 180.0
 
 
 class Notify:
-    """Datagrams as they come, each as its assignments: {"READY": "1", ...}."""
+    """The received datagrams in order, each as its assignments: {"READY": "1", ...}."""
 
     def __init__(self, listening: socket.socket, address: str) -> None:
         self.address = address
@@ -19,7 +19,7 @@ class Notify:
         self._socket = listening
 
     def wait(self, wanted: Callable[[dict[str, str]], object], *, since: int = 0) -> dict[str, str]:
-        """Return the first datagram from the `since`th on that is as wanted, as soon as it is there."""
+        """Wait for a matching datagram, starting with number `since`, and return it."""
         deadline = time.monotonic() + TIMEOUT
         at = since
         while True:
@@ -30,7 +30,7 @@ class Notify:
             assert self._receive(deadline - time.monotonic()), self.heard
 
     def gather(self) -> list[dict[str, str]]:
-        """Return all that has been told so far."""
+        """Return all datagrams received so far."""
         while self._receive(0.0):
             pass
         return self.heard
@@ -50,7 +50,7 @@ def notified() -> Iterator[Notify]:
     with (
         tempfile.TemporaryDirectory() as folder,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening,
-    ):  # a short path: a socket's has a limit
+    ):  # in a short path: the path of a socket has a length limit
         address = str(Path(folder) / "notify")
         listening.bind(address)
         yield Notify(listening, address)

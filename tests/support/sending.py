@@ -1,6 +1,6 @@
-"""The uploads of machines elsewhere, put into a store in one line: for tests of who reads them.
+"""Puts uploads of other machines into a store in one line, for tests of their readers.
 
-A database's file is a list of numbers in text, one a row: `LinesReader` reads it as the memories of those numbers.
+The file of a database is a text with a number per row; `LinesReader` reads it as the memories with those numbers.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ UNREADABLE = b"version 999"
 
 @dataclass
 class Sender:
-    """The agent `agent_id` of one system. `scratch` is a folder to make files in."""
+    """The agent `agent_id` of one system. `scratch` is a folder for temporary files."""
 
     store: ObjectStore
     scratch: Path
@@ -50,10 +50,10 @@ class Sender:
         without_memories: bool = False,
         **more: object,
     ) -> Manifest:
-        """Put the upload of that second: a database with these rows; of them, `new` in memories.json (None: all).
+        """Put the upload of that second: a database with `rows`, of which `new` (None: all) are in memories.json.
 
-        `base`: the second of the upload that is its delta's beginning. `spoiled`: name -> what lies there instead.
-        `more` replaces fields of the manifest.
+        `base`: the second of the base upload. `spoiled`: name -> bytes to store instead of the object. `more` replaces
+        fields of the manifest.
         """
         upload = self.id(second)
         raw = rows if isinstance(rows, bytes) else "".join(f"{row}\n" for row in rows).encode()
@@ -108,7 +108,7 @@ class Sender:
 
 
 class LinesReader:
-    """A MemoryReader of such files. `opened`: the rows of each that was opened."""
+    """A MemoryReader of these files. `opened`: the rows of each opened file."""
 
     def __init__(self) -> None:
         self.opened: list[list[int]] = []

@@ -1,18 +1,18 @@
 """
-Databases of Session-Buddy's shape, and a process that writes them as Session-Buddy does.
+Databases with Session-Buddy's schema, and a process that writes them like Session-Buddy.
 
     python session_buddy.py write DIR     holds reflection.duckdb open, opens knowledge_graph.duckdb per operation
     python session_buddy.py check         reads paths of copies from stdin, answers with a JSON line each
 
-Each commit spans tables: commit n adds conversation n and reflection n, every fifth also counts an access to an earlier
-one in both tables; a graph operation adds an entity and, from the second on, the relationship to the one before. So
-from any right copy it can be told which commits it holds, and any mixture of two states shows.
+Each commit changes several tables: commit n adds conversation n and reflection n, and every fifth commit counts an
+access to an earlier one in both tables. A graph operation adds an entity and its relationship to the previous entity.
+A consistent copy therefore shows which commits it contains, and a mixture of two states is detected.
 
-The writer prints a JSON line per event (`open`, `commit`, `graph`, `checkpoint`, `idle`, `failed`, `closed`), the
-commits' after they were acknowledged. It takes commands on stdin: `run`, `pause`, `commit N`, `graph N`,
-`checkpoint`, `reopen`, `crash`; at the end of stdin it closes its databases and ends.
+The writer prints a JSON line for each event (`open`, `commit`, `graph`, `checkpoint`, `idle`, `failed`, `closed`), a
+commit's after it was acknowledged. It reads commands from stdin: `run`, `pause`, `commit N`, `graph N`, `checkpoint`,
+`reopen`, `crash`; at the end of stdin it closes its databases and ends.
 
-The module runs by itself with DuckDB 1.5 or newer.
+The module runs without the agent, with DuckDB 1.5 or newer.
 """
 
 import argparse
@@ -39,11 +39,11 @@ GRAPH = "knowledge_graph.duckdb"
 TIMEOUT = 180.0
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "session-buddy"
-"""Databases that Session-Buddy's own code wrote: a folder for each of STATES. To be copied before use."""
+"""Databases written by Session-Buddy itself, in a folder for each of STATES. Copy them before use."""
 
 
 WRITERS = {"1.5.3": Path(sys.prefix) / "writer", "2.0.1": Path(sys.prefix) / "writer-2.0.1"}
-"""The engines that Session-Buddy writes with, by version: where each was installed. `make setup` does that."""
+"""DuckDB versions that Session-Buddy writes with -> the folder where `make setup` installs them."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class State:
     embedded: tuple[int, int, int]
     storage_version: int = 64
     folds: bool = True
-    """Whether an engine without extensions makes one file of main file and WAL."""
+    """Whether DuckDB can checkpoint the WAL into the main file without extensions."""
 
     @property
     def kinds(self) -> dict[str, tuple[int, int]]:
-        """Kind of memory -> rows, and rows with an embedding."""
+        """Kind of memory -> number of rows, number of rows with an embedding."""
         names = ("conversation", "reflection", "entity", "relationship")
         return dict(zip(names, zip(self.rows, (*self.embedded, 0), strict=True), strict=True))
 
@@ -117,31 +117,31 @@ _WORDS = (
 def create(
     data_dir: Path, *, commits: int | None = 0, entities: int | None = 0, embeddings: bool = False, own: bool = False
 ) -> None:
-    """Make both databases, closed (checkpointed), with so many commits in each; None: not that one.
+    """Create both databases, closed (checkpointed), with so many commits in each. None: do not create that one.
 
-    A database made before is copied, unless it is to be the test's `own`: then no other has its bytes.
+    A database that was created before is copied, unless `own` requests a new one, whose bytes are unique.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
-    for name, count, make_one in ((REFLECTION, commits, _make_reflection), (GRAPH, entities, _make_graph)):
+    for name, count, create_one in ((REFLECTION, commits, _create_reflection), (GRAPH, entities, _create_graph)):
         if count is None:
             continue
         path = data_dir / name
         if own or path.exists():
-            make_one(path, count, embeddings)
+            create_one(path, count, embeddings)
             continue
-        made = Path(_made().name) / f"{count}-{embeddings}-{name}"
-        if not made.exists():
-            make_one(made, count, embeddings)
-        shutil.copyfile(made, path)
+        cached = Path(_cache().name) / f"{count}-{embeddings}-{name}"
+        if not cached.exists():
+            create_one(cached, count, embeddings)
+        shutil.copyfile(cached, path)
 
 
 @functools.cache
-def _made() -> tempfile.TemporaryDirectory[str]:
-    """Return the folder of this process's databases to copy."""
+def _cache() -> tempfile.TemporaryDirectory[str]:
+    """Return the folder of this process's cached databases."""
     return tempfile.TemporaryDirectory(prefix="session-buddy-")
 
 
-def _make_reflection(path: Path, commits: int, embeddings: bool) -> None:
+def _create_reflection(path: Path, commits: int, embeddings: bool) -> None:
     with _opened(path, _REFLECTION_TABLES) as base:
         base.execute("BEGIN")
         for n in range(commits):
@@ -149,7 +149,7 @@ def _make_reflection(path: Path, commits: int, embeddings: bool) -> None:
         base.execute("COMMIT")
 
 
-def _make_graph(path: Path, entities: int, _embeddings: bool) -> None:
+def _create_graph(path: Path, entities: int, _embeddings: bool) -> None:
     with _opened(path, _GRAPH_TABLES) as base:
         for n in range(entities):
             _graph(base, n)
@@ -160,7 +160,7 @@ def _opened(path: Path, tables: tuple[str, ...], *, own_storage: bool = False) -
     import duckdb
 
     with duckdb.connect(":memory:") as connection:
-        # DuckDB 1.5 does not read the storage version that 2.0 makes by itself.
+        # DuckDB 1.5 cannot read the default storage version of 2.0.
         connection.execute(f"ATTACH '{path}' AS base" + ("" if own_storage else " (STORAGE_VERSION 'v1.0.0')"))
         connection.execute("USE base")
         for table in tables:
@@ -169,14 +169,14 @@ def _opened(path: Path, tables: tuple[str, ...], *, own_storage: bool = False) -
 
 
 def make(path: Path, *statements: str) -> None:
-    """Make, or change, a database that has all tables, and run statements in it; closed (checkpointed)."""
+    """Run statements in a database with all tables, which is created if it does not exist; close (checkpoint) it."""
     with _opened(path, _REFLECTION_TABLES + _GRAPH_TABLES) as base:
         for statement in statements:
             base.execute(statement)
 
 
 def text_of(n: int, length: int = 200) -> str:
-    """The text of conversation n: always the same."""
+    """Return the text of conversation n, which is always the same."""
     words = random.Random(n)
     text = f"#{n}"
     while len(text) < length:
@@ -199,7 +199,7 @@ def _commit(base, n: int, *, payload: int, embeddings: bool) -> None:
     base.execute(_CONVERSATION, [_id("c", n), text, vector, str(n), note, text])
     base.execute(_REFLECTION, [_id("r", n), _id("c", n), text, vector, note, text])
     if n % _ACCESS_EVERY:
-        return  # what only inserts can be committed while a checkpoint is at work: into another sidecar
+        return  # a commit with inserts only is possible during a checkpoint, into another sidecar
     earlier = random.Random(n).randint(0, n)
     base.execute("UPDATE conversations_v2 SET access_count = access_count + 1 WHERE id = ?", [_id("c", earlier)])
     base.execute("UPDATE reflections_v2 SET usage_count = usage_count + 1 WHERE id = ?", [_id("r", earlier)])
@@ -229,13 +229,13 @@ class _Session:
         self.arguments = arguments
         self.data_dir: Path = arguments.data_dir
         self.commands: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.voice = threading.Lock()
-        self.wanted = threading.Event()
+        self.printing = threading.Lock()
+        self.checkpoint_due = threading.Event()
         self.ended = threading.Event()
         self.n = self.g = 0
 
-    def say(self, event: str, **fields: object) -> None:
-        with self.voice:
+    def report(self, event: str, **fields: object) -> None:
+        with self.printing:
             print(json.dumps({"event": event, **fields}), flush=True)
 
     def run(self) -> None:
@@ -244,18 +244,18 @@ class _Session:
         with self._opened(GRAPH, _GRAPH_TABLES) as graph:
             (self.g,) = graph.execute("SELECT count(*) FROM kg_entities").fetchone()
         while self._session():
-            self.say("reopened")
-        self.say("closed", commits=self.n, entities=self.g)
+            self.report("reopened")
+        self.report("closed", commits=self.n, entities=self.g)
 
     def _opened(self, name: str, tables: tuple[str, ...]):
         return _opened(self.data_dir / name, tables, own_storage=self.arguments.own_storage)
 
     def _session(self) -> bool:
-        """Hold the database open until told to close it; say whether it is to be opened again."""
+        """Keep the database open and carry out commands; return whether it must be reopened."""
         with self._opened(REFLECTION, _REFLECTION_TABLES) as base:
             base.execute(f"SET debug_checkpoint_sleep_ms = {self.arguments.slow_checkpoints}")
             (self.n,) = base.execute("SELECT count(*) FROM conversations_v2").fetchone()
-            self.say("open", commits=self.n, entities=self.g)
+            self.report("open", commits=self.n, entities=self.g)
             checkpoints = threading.Thread(target=self._checkpoints, args=(base.cursor(),), name="checkpoints")
             self.ended.clear()
             checkpoints.start()
@@ -263,7 +263,7 @@ class _Session:
                 return self._obey(base)
             finally:
                 self.ended.set()
-                self.wanted.set()
+                self.checkpoint_due.set()
                 checkpoints.join()
 
     def _obey(self, base) -> bool:
@@ -291,9 +291,9 @@ class _Session:
                     self._one_graph()
             elif verb == "checkpoint":
                 base.execute("CHECKPOINT base")
-                self.say("checkpoint", n=self.n - 1)
+                self.report("checkpoint", n=self.n - 1)
             if not running:
-                self.say("idle", n=self.n - 1, g=self.g - 1)
+                self.report("idle", n=self.n - 1, g=self.g - 1)
 
     def _work(self, base) -> None:
         self._one_commit(base, checkpoint=self.n % self.arguments.checkpoint_every == 1)
@@ -305,27 +305,28 @@ class _Session:
         base.execute("BEGIN")
         _commit(base, self.n, payload=self.arguments.payload, embeddings=self.arguments.embeddings)
         if checkpoint:
-            self.wanted.set()  # by the other thread, beside this transaction: only then do commits go on meanwhile
+            # The other thread checkpoints while this transaction is open: only then are commits possible meanwhile.
+            self.checkpoint_due.set()
         base.execute("COMMIT")
-        self.say("commit", n=self.n)
+        self.report("commit", n=self.n)
         self.n += 1
 
     def _one_graph(self) -> None:
         with self._opened(GRAPH, ()) as graph:
             _graph(graph, self.g)
-        self.say("graph", n=self.g)
+        self.report("graph", n=self.g)
         self.g += 1
 
     def _checkpoints(self, cursor) -> None:
         import duckdb
 
-        while self.wanted.wait() and not self.ended.is_set():
-            self.wanted.clear()
+        while self.checkpoint_due.wait() and not self.ended.is_set():
+            self.checkpoint_due.clear()
             try:
                 cursor.execute("CHECKPOINT base")
-                self.say("checkpoint", n=self.n - 1)
+                self.report("checkpoint", n=self.n - 1)
             except duckdb.TransactionException:
-                self.wanted.set()  # an update was under way: once more
+                self.checkpoint_due.set()  # a transaction with an update was open: try again
                 self.ended.wait(0.001)
 
     def _listen(self) -> None:
@@ -335,7 +336,7 @@ class _Session:
 
 
 def _popen() -> Callable[..., "subprocess.Popen[str]"]:
-    """Return what starts a process, imported where a test asks: the module runs by itself."""
+    """Return the function that starts a process; imported late, because the module also runs without the tests."""
     from tests.support.zygote import popen
 
     return popen
@@ -343,13 +344,14 @@ def _popen() -> Callable[..., "subprocess.Popen[str]"]:
 
 class Writer:
     """
-    The writing process, seen from a test. `with Writer(data_dir) as writer: ...`; it is ended at the end.
+    Starts and controls the writing process: `with Writer(data_dir) as writer: ...`; it is killed at the end.
 
-    `commits` and `entities` are the numbers of the last ones acknowledged, -1 for none. Waits are bounded by TIMEOUT.
+    `commits` and `entities` are the numbers of the last acknowledged ones, -1 if there are none. Waits have the limit
+    TIMEOUT.
     """
 
     def __init__(self, data_dir: Path, *options: str, python: str = sys.executable, engine: str | None = None) -> None:
-        """`engine`: a version of WRITERS; None: the DuckDB of `python`. 2.x makes its own storage version."""
+        """`engine`: a version of WRITERS; None: the DuckDB of `python`. 2.x uses its default storage version."""
         start = subprocess.Popen if engine else _popen()
         environment = os.environ | ({"PYTHONPATH": str(WRITERS[engine])} if engine else {})
         own = ["--own-storage"] if engine and engine >= "2" else []
@@ -385,32 +387,32 @@ class Writer:
         return self._process.pid
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Return once the condition holds; it is looked at after each event."""
+        """Wait until the condition is true; it is checked after each event."""
         with self._changed:
             if not self._changed.wait_for(lambda: condition() or self._process.poll() is not None, TIMEOUT):
-                raise TimeoutError("the writer did not get there")
+                raise TimeoutError("the writer did not reach the state in time")
             if not condition():
                 raise RuntimeError(f"the writer ended: {self.events[-3:]}")
 
     def tell(self, command: str) -> None:
-        """Give a command; do not wait."""
+        """Send a command without waiting."""
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
 
     def ask(self, command: str) -> None:
-        """Give a command to a paused writer; return when it has been carried out."""
+        """Send a command to a paused writer and wait until it is carried out."""
         before = self._idle()
         self.tell(command)
         self.wait(lambda: self._idle() > before)
 
     def close(self) -> int:
-        """End the session as Session-Buddy does; return the exit status: 0 where nothing ever failed."""
+        """End the session like Session-Buddy; return the exit status, 0 if nothing failed."""
         self._process.stdin.close()
         self._reader.join(TIMEOUT)
         return self._process.wait(TIMEOUT)
 
     def crash(self) -> None:
-        """Die without a word, everything since the last checkpoint in the WAL alone."""
+        """Kill the writer; everything since the last checkpoint is in the WAL only."""
         self._process.kill()
         self._process.wait(TIMEOUT)
 
@@ -441,7 +443,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a copy holds: the last commit, -1 for none, and everything that is wrong with it."""
+    """The result of checking a copy: its last commit, -1 if there is none, and its problems."""
 
     last: int
     problems: tuple[str, ...]
@@ -473,7 +475,7 @@ _GRAPH_CHECKS = {
 
 
 def check(copy: Path) -> Finding:
-    """Open a copy read-only and see which commits it holds, whole. Call it in a process that may crash."""
+    """Open a copy read-only and check which commits it contains. Call it in a process that may crash."""
     import duckdb
 
     table, checks = (
@@ -483,15 +485,15 @@ def check(copy: Path) -> Finding:
         try:
             engine.execute(f"ATTACH '{copy}' AS s (READ_ONLY)")
             (count,) = engine.execute(f"SELECT count(*) FROM s.{table}").fetchone()
-            # An aggregate over nothing is NULL: an empty database keeps every invariant.
-            wrong = [name for name, query in checks.items() if engine.execute(query).fetchone()[0] is False]
+            # An aggregate over no rows is NULL: an empty database satisfies every invariant.
+            problems = [name for name, query in checks.items() if engine.execute(query).fetchone()[0] is False]
         except duckdb.Error as error:
             return Finding(-1, (f"cannot be read: {str(error).splitlines()[0]}",))
-    return Finding(count - 1, tuple(wrong))
+    return Finding(count - 1, tuple(problems))
 
 
 class Checker:
-    """`check` in a process of its own. `with Checker() as checker: checker.check(path)`."""
+    """Runs `check` in a separate process: `with Checker() as checker: checker.check(path)`."""
 
     def __enter__(self) -> Self:
         self._process = _popen()(
@@ -509,9 +511,9 @@ class Checker:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            return Finding(-1, ("the engine crashed on it",))
-        found = json.loads(answer)
-        return Finding(found["last"], tuple(found["problems"]))
+            return Finding(-1, ("DuckDB crashed on it",))
+        finding = json.loads(answer)
+        return Finding(finding["last"], tuple(finding["problems"]))
 
 
 def main() -> int:
@@ -524,9 +526,9 @@ def main() -> int:
     write.add_argument("--checkpoint-every", type=int, default=10, help="commits")
     write.add_argument("--graph-every", type=int, default=5, help="commits")
     write.add_argument("--payload", type=int, default=200, help="characters of text per row")
-    write.add_argument("--slow-checkpoints", type=int, default=0, help="let each take so many ms more")
+    write.add_argument("--slow-checkpoints", type=int, default=0, help="added duration of each checkpoint, ms")
     write.add_argument("--embeddings", action="store_true")
-    write.add_argument("--own-storage", action="store_true", help="make files of the engine's own storage version")
+    write.add_argument("--own-storage", action="store_true", help="use the default storage version of this DuckDB")
     commands.add_parser("check")
     arguments = parser.parse_args()
     if arguments.command == "check":
@@ -538,7 +540,7 @@ def main() -> int:
     try:
         session.run()
     except Exception as error:
-        session.say("failed", error=f"{type(error).__name__}: {error}")
+        session.report("failed", error=f"{type(error).__name__}: {error}")
         raise
     return 0
 

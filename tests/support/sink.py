@@ -1,4 +1,4 @@
-"""An Akosha in memory: keeps the promises of MemorySink, answers as the real one does, fails by script."""
+"""An in-memory Akosha server: `agent.ports.MemorySink` with the answers of the real server and scripted failures."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ NO_EMBEDDING = "Embedding is required: must be a 384-dimensional vector"
 
 
 class MemorySink:
-    """What it keeps (`stored`: id -> what was sent) outlives it being closed. `events` tells what was asked, in order.
+    """`stored` (id -> memory) survives closing. `events` lists the calls in order.
 
-    `refuse`: a memory's id, or a part of it -> the reason it is refused for. `failures` are raised by the next calls of
-    `store`, one each, before anything is stored; `None` among them lets one through. `lose_answers`: so many batches
-    are stored and the answer is lost. `relations`: relationships are taken.
+    `refuse`: a memory's id, or a part of it -> the reason. The next calls of `store` raise `failures`, one each, before
+    anything is stored; a `None` lets one call succeed. `lose_answers`: the answers of so many batches are lost after
+    they are stored. `relations`: relationships are accepted.
     """
 
     def __init__(self, *, location: str = "http://127.0.0.1:8682/mcp", version: str = "1", relations: bool = False):
@@ -58,27 +58,27 @@ class MemorySink:
             raise failure
         self.batches.append([packed.memory_id for packed in batch])
         self.bytes_sent += sum(len(packed.body) for packed in batch)
-        stored, there = 0, set()
+        stored, existing = 0, set()
         refused = {}
         for position, packed in enumerate(batch):
             if packed.memory_id in self.stored:
-                there.add(position)
-            elif why := self._complaint(packed):
-                refused[position] = why
+                existing.add(position)
+            elif reason := self._refusal(packed):
+                refused[position] = reason
             else:
                 self.stored[packed.memory_id] = orjson.loads(packed.body)
                 stored += 1
         if self.lose_answers:
             self.lose_answers -= 1
             raise SinkError(f"{self.location}: the connection was closed", transient=True)
-        return StoreResult(stored=stored, existing=frozenset(there), refused=refused)
+        return StoreResult(stored=stored, existing=frozenset(existing), refused=refused)
 
     async def aclose(self) -> None:
         self.closed += 1
 
-    def _complaint(self, packed: PackedMemory) -> str:
-        for part, why in self.refuse.items():
+    def _refusal(self, packed: PackedMemory) -> str:
+        for part, reason in self.refuse.items():
             if part in packed.memory_id:
-                return why
+                return reason
         needs = packed.row.kind != "relationship" and "embedding" not in orjson.loads(packed.body)
         return NO_EMBEDDING if needs else ""

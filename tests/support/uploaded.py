@@ -1,4 +1,4 @@
-"""Uploads made straight from files, without an agent: what a restore finds in a bucket."""
+"""Creates uploads directly from files, without an agent, for tests of restore."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ async def uploaded(
     gzip: bool = True,
     **part_fields: object,
 ) -> Manifest:
-    """Upload the files in a folder, manifest last. `unverified`: database -> why it was not read through."""
+    """Upload the files in a folder, manifest last. `unverified`: database -> why it was not verified."""
     compressor = GzipMembers(member_bytes=2**20) if gzip else Uncompressed()
     system = upload.split("_", 2)[2]
     parts = []
@@ -65,13 +65,13 @@ async def uploaded(
 
 
 async def publish(store: ObjectStore, manifest: Manifest) -> None:
-    """Put the manifest, in place of the one that is there."""
+    """Put the manifest; replace an existing one."""
     data = manifest.encode()
     await put(store, manifest.key, data, manifest_metadata(data))
 
 
 async def forge(store: ObjectStore, manifest: Manifest, **fields: object) -> None:
-    """Have the manifest say something else of its first part; what it must not say as well."""
+    """Change fields of the manifest's first part, to invalid values, too."""
     document = json.loads(manifest.encode())
     document["parts"][0] |= fields
     await put(store, manifest.key, json.dumps(document).encode(), {})

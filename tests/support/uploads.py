@@ -1,4 +1,4 @@
-"""Whole uploads, small, for tests of what becomes of uploads: as objects, or put into a store."""
+"""Creates small complete uploads, as objects or in a store."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ def upload_id(at: datetime, system_id: str = values.SYSTEM) -> str:
 
 
 def days(count: int, system_id: str = values.SYSTEM, *, newest: datetime = values.NOON) -> list[str]:
-    """Return the ids of uploads of so many days, one a day, the newest first."""
+    """Return the ids of daily uploads, `count` of them, newest first."""
     return [upload_id(newest - timedelta(days=day), system_id) for day in range(count)]
 
 
@@ -31,14 +31,14 @@ def objects_of(
     databases: tuple[str, ...] = DATABASES,
     uploaded_at: datetime | None = None,
 ) -> dict[str, bytes]:
-    """Return key -> bytes of a whole upload; `bases`: what its memories are changes to."""
-    made: dict[str, bytes] = {}
+    """Return the objects of a complete upload: key -> bytes. `bases`: database -> base upload of its memories."""
+    objects: dict[str, bytes] = {}
     parts = []
     for database in databases:
         name = main_name(database)
         data = f"{name} of {upload}".encode()
         key = naming.object_key(system_id, upload, name)
-        made[key] = data
+        objects[key] = data
         parts.append(
             Part(
                 database=database,
@@ -55,7 +55,7 @@ def objects_of(
         )
     memories = b'{"conversations": []}'
     key = naming.memories_key(system_id, upload)
-    made[key] = memories
+    objects[key] = memories
     manifest = Manifest(
         system_id=system_id,
         upload_id=upload,
@@ -72,12 +72,12 @@ def objects_of(
             bases=dict.fromkeys(databases) | dict(bases or {}),
         ),
     )
-    made[manifest.key] = manifest.encode()
-    return made
+    objects[manifest.key] = manifest.encode()
+    return objects
 
 
 async def put(store: ObjectStore, upload: str, system_id: str = values.SYSTEM, **how: object) -> None:
-    """Put a whole upload into a store, the manifest last."""
+    """Put a complete upload into a store, the manifest last."""
     for key, data in objects_of(upload, system_id, **how).items():
         await put_object(store, key, data)
 
@@ -90,19 +90,19 @@ async def put_object(store: ObjectStore, key: str, data: bytes = b"something") -
 
 
 async def standing(store: ObjectStore, system_id: str = values.SYSTEM) -> tuple[list[str], list[str]]:
-    """Return the uploads that look whole, the newest first, and those that do not: they have objects, no manifest.
+    """Return the uploads with a manifest and those without, newest first.
 
-    Each that looks whole is: it has every object that its manifest names, at its size.
+    Assert that an upload with a manifest has every object that the manifest names, with its size.
     """
     found: dict[str, dict[str, int]] = {}
     async for item in store.list(naming.uploads_prefix(system_id)):
         found.setdefault(naming.upload_of(item.key), {})[item.key] = item.size
-    whole = [upload for upload in found if naming.manifest_key(system_id, upload) in found[upload]]
-    for upload in whole:
+    complete = [upload for upload in found if naming.manifest_key(system_id, upload) in found[upload]]
+    for upload in complete:
         data = b"".join([piece async for piece in store.get(naming.manifest_key(system_id, upload))])
         manifest = Manifest.decode(data)
         reported = {part.key: part.stored_size for part in manifest.parts} | {
             manifest.memories.key: manifest.memories.size
         }
-        assert reported.items() <= found[upload].items(), f"{upload} looks whole and is not"
-    return sorted(whole, reverse=True), sorted(set(found) - set(whole), reverse=True)
+        assert reported.items() <= found[upload].items(), f"{upload} has a manifest and is incomplete"
+    return sorted(complete, reverse=True), sorted(set(found) - set(complete), reverse=True)

@@ -1,4 +1,4 @@
-"""Values of the domain, made in one line: for tests that are about what happens to them."""
+"""Creates values of the domain in one line, for tests of their users."""
 
 import hashlib
 from dataclasses import replace
@@ -34,7 +34,7 @@ def sha256(text: str) -> str:
 
 
 def fingerprint(database: str, generation: int = 0) -> Fingerprint:
-    """How a database looked when it was at its nth generation."""
+    """Return the fingerprint of a database at its nth generation."""
     stats = tuple(
         FileStat(name=main_name(database) + suffix, inode=2**63 + size, size=size, mtime_ns=10**18 + generation)
         for suffix, size in (("", 12_288), (".wal", 64 + generation))
@@ -43,7 +43,7 @@ def fingerprint(database: str, generation: int = 0) -> Fingerprint:
 
 
 def parts(database: str, generation: int = 0, *, second: int = 0, origin: Origin = "sent") -> tuple[Part, ...]:
-    """A database's main file and sidecar at its nth generation, as they lie in the upload of that second."""
+    """Return a database's main file and sidecar at its nth generation, as parts of the upload of that second."""
     names = (main_name(database), main_name(database) + ".wal")
     return tuple(
         Part(
@@ -64,7 +64,7 @@ def parts(database: str, generation: int = 0, *, second: int = 0, origin: Origin
 
 
 def memories_part(second: int = 0, *, count: int = 3, **bases: int | None) -> MemoriesPart:
-    """The memories in the upload of that second: database=second of its base, or database=None."""
+    """Return the memories part of the upload of that second; `bases`: database=second of its base, or None."""
     return MemoriesPart(
         key=naming.memories_key(SYSTEM, upload_id(second)),
         size=1_000 * count,
@@ -75,11 +75,11 @@ def memories_part(second: int = 0, *, count: int = 3, **bases: int | None) -> Me
 
 
 def manifest(second: int = 0, request_id: str = "r1", **databases: int | tuple[int, Origin]) -> Manifest:
-    """The manifest of the upload of that second: database=generation, or database=(generation, origin)."""
-    held: list[Part] = []
-    for database, what in databases.items():
-        generation, origin = what if isinstance(what, tuple) else (what, "sent")
-        held += parts(database, generation, second=second, origin=origin)
+    """Return the manifest of the upload of that second: database=generation, or database=(generation, origin)."""
+    all_parts: list[Part] = []
+    for database, version in databases.items():
+        generation, origin = version if isinstance(version, tuple) else (version, "sent")
+        all_parts += parts(database, generation, second=second, origin=origin)
     return Manifest(
         system_id=SYSTEM,
         upload_id=upload_id(second),
@@ -87,7 +87,7 @@ def manifest(second: int = 0, request_id: str = "r1", **databases: int | tuple[i
         request_id=request_id,
         agent_id="agent-1",
         triggered_by="manual",
-        parts=tuple(held),
+        parts=tuple(all_parts),
         rows={database: {"conversations_v2": 40 + second} for database in databases},
         bytes_sent=1_600,
         duration_seconds=1.5,
@@ -96,7 +96,7 @@ def manifest(second: int = 0, request_id: str = "r1", **databases: int | tuple[i
 
 
 def intent(second: int = 0, request_id: str = "r1", **databases: int) -> Intent:
-    """The intent that precedes `manifest(second, request_id, **databases)`."""
+    """Return the intent that precedes `manifest(second, request_id, **databases)`."""
     digests = manifest(second, request_id, **databases).digests(databases)
     return Intent(request_id=request_id, upload_id=upload_id(second), digests=digests, databases=tuple(databases))
 

@@ -1,9 +1,9 @@
-"""Processes that start in an instant: forked from one that has imported everything already.
+"""Starts Python processes quickly, by forking a process that has already imported everything (the zygote).
 
-Each is a process of its own all the same, with its own environment, directory, descriptors and signals, and a child of
-the process that asks for it: a command of the agent, a program of the tests, or a child that either starts by asyncio.
-What `exec` alone can show (the console script, the interpreter's options, what an import costs) has its own tests.
-Linux only; `available` is false elsewhere, and where EXECUTE is set (a coverage that follows `exec` and no fork).
+Each is a separate process with its own environment, directory, descriptors and signals, and a child of the process that
+starts it: a command of the agent, a program of the tests, or a child that either of them starts by asyncio. Other tests
+cover what only `exec` shows (the console script, the interpreter's options, import times). Linux only; `available` is
+false elsewhere, and if EXECUTE is set (for coverage, which follows `exec` but not `fork`).
 """
 
 import asyncio.unix_events
@@ -39,7 +39,7 @@ _TITLE_BYTES = 1000
 _HEAVY = ("_strptime", "aioboto3", "aiohttp.web", "duckdb", "httpx2", "isal.isal_zlib", "mcp", "tzlocal", "watchfiles")
 _ROOT = Path(__file__).parents[2]
 _LIGHT = {"events", "status", "config", "hook", "--help", "--version"}
-"""Commands of the agent that start no process."""
+"""Commands of the agent that start no child processes."""
 
 
 def available() -> bool:
@@ -47,13 +47,13 @@ def available() -> bool:
 
 
 def can_run(command: Sequence[object]) -> bool:
-    """Say whether a command is one of ours, or Python with a file or a module to run."""
+    """Return whether a command is `akosha-agent`, or Python with a file or module to run."""
     words = [str(word) for word in command]
     return available() and bool(words) and (words[0] == COMMAND or _program(words) is not None)
 
 
 class Forked(subprocess.Popen[Any]):
-    """A process that is there already, as `Popen` has it."""
+    """A `Popen` of a process that was forked by the zygote."""
 
     def __init__(self, pid: int, args: Sequence[str], pipes: Mapping[str, IO[Any] | None], *, text: bool) -> None:
         self.args, self.pid, self.returncode = list(args), pid, None
@@ -64,7 +64,7 @@ class Forked(subprocess.Popen[Any]):
 
 
 class Zygote:
-    """The way to ask the process to fork from."""
+    """The connection to the process that forks."""
 
     def __init__(self, ours: socket.socket) -> None:
         self._ours, self._lock = ours, threading.Lock()
@@ -79,30 +79,30 @@ class Zygote:
         start_new_session: bool = False,
         **pipes: object,
     ) -> "Forked":
-        """Start a command, as Popen does."""
+        """Start a command, like Popen."""
         words = [str(word) for word in args]
-        given, ends, kept = [], {}, []
+        passed, ends, opened = [], {}, []
         for number, name in enumerate(("stdin", "stdout", "stderr")):
-            theirs, ends[name] = _end(pipes.get(name), number, given, text=text)
-            given.append(theirs)
+            theirs, ends[name] = _end(pipes.get(name), number, passed, text=text)
+            passed.append(theirs)
             if pipes.get(name) in (subprocess.PIPE, subprocess.DEVNULL):
-                kept.append(theirs)
-        about = {"args": words, "env": dict(os.environ if env is None else env), "cwd": str(cwd or Path.cwd())}
-        message = json.dumps(about | {"session": start_new_session}).encode()
+                opened.append(theirs)
+        order = {"args": words, "env": dict(os.environ if env is None else env), "cwd": str(cwd or Path.cwd())}
+        message = json.dumps(order | {"session": start_new_session}).encode()
         with self._lock:
-            _adopt(True)
+            _set_subreaper(True)
             try:
-                socket.send_fds(self._ours, [message], given)
+                socket.send_fds(self._ours, [message], passed)
                 pid = int(self._ours.recv(64))
             finally:
-                _adopt(False)
-        for descriptor in kept:
+                _set_subreaper(False)
+        for descriptor in opened:
             os.close(descriptor)
         return Forked(pid, words, ends, text=text)
 
 
 def _end(given: object, number: int, before: Sequence[int], *, text: bool) -> tuple[int, IO[Any] | None]:
-    """Return the child's descriptor, and our end of a pipe."""
+    """Return the child's descriptor, and this process's end of a pipe."""
     if given == subprocess.PIPE:
         read, write = os.pipe()
         theirs, ours = (read, write) if number == 0 else (write, read)
@@ -119,8 +119,8 @@ def _end(given: object, number: int, before: Sequence[int], *, text: bool) -> tu
     return given.fileno(), None
 
 
-def _adopt(value: bool) -> None:
-    """Be the parent of processes whose own has ended, for as long as this is on."""
+def _set_subreaper(value: bool) -> None:
+    """Set whether this process becomes the parent of orphaned descendants."""
     ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, int(value), 0, 0, 0)
 
 
@@ -128,9 +128,9 @@ _zygotes: dict[int, Zygote] = {}
 
 
 def zygote() -> Zygote:
-    """Return this process's own."""
-    found = _zygotes.get(os.getpid())
-    if found is None:
+    """Return this process's zygote; start it at the first call."""
+    existing = _zygotes.get(os.getpid())
+    if existing is None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = subprocess.Popen(
@@ -139,14 +139,14 @@ def zygote() -> Zygote:
                 cwd=_ROOT,
                 stdin=subprocess.DEVNULL,
             )
-        found = _zygotes[os.getpid()] = Zygote(ours)
+        existing = _zygotes[os.getpid()] = Zygote(ours)
         atexit.register(process.wait)
         atexit.register(ours.close)
-    return found
+    return existing
 
 
 def popen(command: Sequence[object], **how: Any) -> subprocess.Popen[Any]:
-    """Start a command: forked where that can be."""
+    """Start a command, by forking if possible."""
     if can_run(command) and how.keys() <= _KNOWN and _own_modules(how.get("env")):
         return zygote().start(command, **{"text": False} | how)
     return subprocess.Popen(command, **how)
@@ -161,7 +161,7 @@ def run(
     timeout: float | None = None,
     **how: Any,
 ) -> subprocess.CompletedProcess[Any]:
-    """Run a command to its end, as `subprocess.run` does: forked where that can be."""
+    """Run a command to its end, like `subprocess.run`, by forking if possible."""
     if capture_output:
         how |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     if input is not None:
@@ -187,7 +187,7 @@ _UNSET = (None, False, 0, ())
 
 
 def fork_children() -> None:
-    """Let asyncio fork the children of this process that are Python programs of ours."""
+    """Make asyncio start this process's children by forking, if `can_run` allows it."""
 
     def start(args: Any, **how: Any) -> subprocess.Popen[Any]:
         plain = {"shell": False, "universal_newlines": False, "bufsize": 0}
@@ -200,74 +200,75 @@ def fork_children() -> None:
     asyncio.unix_events.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": start})
 
 
-# ---------------------------------------------------------------------------------------------- in the process itself
+# ------------------------------------------------------------------------------------------------- in the zygote
 
 
 def main() -> None:
-    """Import what is heavy, then serve."""
-    asked = socket.socket(fileno=int(sys.argv[1]))
-    # An early interrupt waits until the command can take it.
+    """Import the modules that are slow to import, then serve."""
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    # An early interrupt is delivered when the command can handle it.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     for name in (*_HEAVY, *(module.name for module in pkgutil.walk_packages(agent.__path__, "agent."))):
         importlib.import_module(name)
     botocore_data.share()
     gc.collect()
     gc.freeze()
-    serve(asked)
+    serve(requests)
 
 
-def serve(asked: socket.socket) -> None:
-    """Fork for each message, until whoever asks is gone; return in what was forked, when it has come to its end."""
+def serve(requests: socket.socket) -> None:
+    """Fork and run a command for each message, until the other end closes. Ends the process."""
     while True:
-        message, descriptors, _, _ = socket.recv_fds(asked, _MESSAGE_BYTES, 3)
+        message, descriptors, _, _ = socket.recv_fds(requests, _MESSAGE_BYTES, 3)
         if not message:
             os._exit(0)
-        # The one in between ends at once: then who asked is the parent, and is told no sooner.
-        reported, tell = os.pipe()
-        between = os.fork()
-        if between == 0:
+        # The intermediate process ends at once, so that the command becomes a child of the requesting process, which is
+        # a subreaper. The pid is sent after that.
+        pid_read, pid_write = os.pipe()
+        intermediate = os.fork()
+        if intermediate == 0:
             command = os.fork()
             if command:
-                os.write(tell, str(command).encode())
+                os.write(pid_write, str(command).encode())
                 os._exit(0)
-            os.close(reported)
-            os.close(tell)
+            os.close(pid_read)
+            os.close(pid_write)
             break
-        os.waitpid(between, 0)
-        asked.send(os.read(reported, 64))
-        os.close(reported)
-        os.close(tell)
+        os.waitpid(intermediate, 0)
+        requests.send(os.read(pid_read, 64))
+        os.close(pid_read)
+        os.close(pid_write)
         for descriptor in descriptors:
             os.close(descriptor)
-    asked.close()
-    _become(json.loads(message), descriptors)
+    requests.close()
+    _run_order(json.loads(message), descriptors)
 
 
-def _become(about: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-    words = about["args"]
+def _run_order(order: Mapping[str, Any], descriptors: Sequence[int]) -> None:
+    words = order["args"]
     program = _program(words)
     if words[0] != COMMAND or not _LIGHT & set(words[1:2]):
-        _bear_a_zygote(descriptors)
+        _fork_zygote(descriptors)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     for descriptor in {descriptor for descriptor in descriptors if descriptor > 2}:
         os.close(descriptor)
-    _give_title(words)
-    if about["session"]:
+    _set_title(words)
+    if order["session"]:
         os.setsid()
     os.environ.clear()
-    os.environ.update(about["env"])
-    os.chdir(about["cwd"])
+    os.environ.update(order["env"])
+    os.chdir(order["cwd"])
     sys.argv = words if program is None else [program[1], *words[words.index(program[1]) + 1 :]]
-    sys.modules["__main__"].__package__ = None  # it says how the program was called
+    sys.modules["__main__"].__package__ = None  # usage texts derive the program name from it
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     _run(program)
 
 
-def _give_title(words: Sequence[str]) -> None:
-    """Show the command to those who look at the processes: in the memory of this process's own arguments."""
+def _set_title(words: Sequence[str]) -> None:
+    """Show the command in process listings, by overwriting the memory of this process's arguments."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])
     title = "\0".join(words).encode()[: end - start - 1]
@@ -276,8 +277,8 @@ def _give_title(words: Sequence[str]) -> None:
         ctypes.memmove(start, title, len(title))
 
 
-def _bear_a_zygote(descriptors: Sequence[int]) -> None:
-    """Fork this process's own zygote, which ends with it."""
+def _fork_zygote(descriptors: Sequence[int]) -> None:
+    """Fork a zygote for this process's own children; it ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         ours.close()
@@ -291,7 +292,7 @@ def _bear_a_zygote(descriptors: Sequence[int]) -> None:
 
 
 def _program(words: Sequence[str]) -> tuple[Callable[[str], object], str] | None:
-    """Return how to run what Python is to run, and its name; None: nothing that we can."""
+    """Return how to run a Python command's module or file, and its name; None if it has another form."""
     rest = [*words[1:]]
     if words[0] != sys.executable:
         return None
@@ -314,7 +315,7 @@ def _run_file(name: str) -> object:
 
 
 def _run(program: tuple[Callable[[str], object], str] | None) -> None:
-    """Come to an end as the interpreter does, but for taking apart all that was imported."""
+    """Run the program and end like the interpreter, except that modules are not torn down."""
     code: object = 0
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)

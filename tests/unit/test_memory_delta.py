@@ -150,7 +150,7 @@ async def test_a_database_that_cannot_be_read_leaves_nothing_of_itself_behind(tm
     assert rig.rows == [each.row.id for each in graph + more]
     assert rig.books.staged == [each.row for each in graph + more]
     assert delta.part.bases == {"knowledge_graph": None, "reflection": None}
-    assert delta.without == {"knowledge_graph_x": "it cannot be read any further"}
+    assert delta.without == {"knowledge_graph_x": "the rest cannot be read"}
 
 
 async def test_where_no_database_can_be_read_there_is_no_file(tmp_path):

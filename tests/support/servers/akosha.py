@@ -1,11 +1,11 @@
-"""A server that answers as Akosha 0.11.0 does, built with the MCP SDK: for tests that need no interpreter of its own.
+"""A server with the answers of Akosha 0.11.0, built with the MCP SDK, for tests without a real Akosha.
 
     with Akosha() as akosha:
         ...  # akosha.url is http://127.0.0.1:PORT/mcp
         akosha.rows()
 
-It runs on a thread, on an ephemeral loopback port, and may be asked from any thread and any process. Each answer was
-compared with the real server's. `akosha_main.py` runs it as a process of its own.
+It runs on a thread, on an ephemeral loopback port, and serves any thread and process. Each answer was compared with the
+real server's. `akosha_main.py` runs it as a separate process.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ EXTRA_TOOLS: dict[str, dict[str, object]] = {
         properties=_OBJECT,
     ),
 }
-"""Tools that Akosha may have one day, with the arguments that Session-Buddy's own tools of these names take."""
+"""Tools that Akosha may offer in the future, with the arguments of Session-Buddy's tools of the same names."""
 
 
 class HotRecord(BaseModel):
@@ -82,7 +82,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Call:
-    """A tool that was called; `size`: how many memories a batch had, 1 for other tools."""
+    """A call of a tool; `size`: the number of memories in a batch, 1 for other tools."""
 
     tool: str
     size: int
@@ -90,7 +90,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Request:
-    """An HTTP request that came."""
+    """A received HTTP request."""
 
     method: str
     path: str
@@ -98,13 +98,13 @@ class Request:
 
 
 class Akosha:
-    """The server. What it keeps outlives `stop()` and `start()`, which are on the same port; sessions do not.
+    """The server. Its data survives `stop()` and `start()`, which keep the port; sessions do not.
 
-    `tools`: names of EXTRA_TOOLS that it offers besides, or name -> schema of the input. `token`: refuse who has not
-    got it. `json_response`: answer as application/json, not as events. `stateless`: no session ids. `page_size`: so
-    many tools per page. `interfere` is called for each tool call, on a thread of its own where it may wait; what it
-    returns other than None is the answer (`{"isError": text}`: an error of the tool). All may be changed; tools,
-    version and forms take effect at the next start.
+    `tools`: additional tools, names of EXTRA_TOOLS or name -> input schema. `token`: refuse requests without it.
+    `json_response`: answer as application/json, not as events. `stateless`: no session ids. `page_size`: tools per
+    page. `interfere` is called for each tool call, on a separate thread, where it may block; a result other than None
+    is the answer (`{"isError": text}`: an error of the tool). All may be changed; tools, version and response format
+    take effect at the next start.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class Akosha:
         self.batch_tool, self.interfere = batch_tool, interfere
         self.healthy = True
         self.health_answers = True
-        """False: /health takes longer than anybody waits."""
+        """False: /health never answers."""
         self.calls: list[Call] = []
         self.requests: list[Request] = []
         self.kept: dict[str, list[dict[str, Any]]] = {}
-        """By each extra tool: the arguments it was called with."""
+        """Extra tool -> the arguments of each call."""
         self._rows: dict[str, Row] = {}
         self._thread: threading.Thread | None = None
         self._running: _Running | None = None
@@ -144,22 +144,22 @@ class Akosha:
 
     @property
     def handshakes(self) -> int:
-        """How many sessions were begun."""
+        """Number of sessions that were started."""
         return sum(s.method == "POST" and s.path == "/mcp" and "mcp-session-id" not in s.headers for s in self.requests)
 
     def rows(self, system_id: str = "") -> list[Row]:
-        """Return what is stored, of one system or of all, in the order it came."""
+        """Return the stored rows of one system or of all, in the order of arrival."""
         return [row for row in list(self._rows.values()) if system_id in ("", row.system_id)]
 
     def ids(self, system_id: str = "") -> set[str]:
         return {row.memory_id for row in self.rows(system_id)}
 
     def types(self) -> dict[str, int]:
-        """Return how many memories are stored by type."""
+        """Return the number of stored memories by type."""
         return dict(Counter(row.metadata["type"] for row in self.rows()))
 
     def forget(self) -> None:
-        """Lose what is stored and what was called."""
+        """Delete the stored data and the recorded calls."""
         self._rows.clear()
         self.calls.clear()
         self.requests.clear()
@@ -173,7 +173,7 @@ class Akosha:
         self.stop()
 
     def start(self) -> None:
-        """Listen, on the port it had before if there was one. Idempotent."""
+        """Listen, on the previous port if there was one. Idempotent."""
         if self._thread is not None:
             return
         listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
@@ -184,7 +184,7 @@ class Akosha:
         assert running.up.wait(TIMEOUT)
 
     def stop(self) -> None:
-        """End it, with connections and sessions, whatever they are in the middle of. Idempotent."""
+        """End the server and abort its connections and sessions. Idempotent."""
         thread, self._thread = self._thread, None
         if thread is not None:
             assert self._running is not None
@@ -199,7 +199,7 @@ class Akosha:
         inner = server.streamable_http_app(
             json_response=self.json_response,
             stateless_http=self.stateless,
-            custom_starlette_routes=[Route("/health", self._health), Route("/stand-in", self._told)],
+            custom_starlette_routes=[Route("/health", self._health), Route("/stand-in", self._stand_in)],
         )
 
         async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -221,8 +221,8 @@ class Akosha:
             return JSONResponse({"status": "starting"}, 503)
         return JSONResponse({"status": "ok", "service": "akosha", "version": self.version})
 
-    async def _told(self, _request: Any) -> Response:
-        """What a test in another process asks for: GET /stand-in."""
+    async def _stand_in(self, _request: Any) -> Response:
+        """Answer GET /stand-in, for tests that run the server as another process."""
         rows = [{"system_id": row.system_id, "memory_id": row.memory_id, **row.metadata} for row in self.rows()]
         return JSONResponse({"rows": rows, "calls": [[call.tool, call.size] for call in self.calls], "kept": self.kept})
 
@@ -326,7 +326,7 @@ class Akosha:
 
 
 def _batch_tool(akosha: Akosha) -> TypeAdapter[Any]:
-    """Return the tool as FastMCP calls it: arguments that do not fit are refused in pydantic's words."""
+    """Return the tool as FastMCP calls it: invalid arguments are refused with pydantic's message."""
 
     def batch_store_memories(memories: list[dict[str, Any]]) -> Answer:
         return akosha._store_all(memories)
@@ -335,7 +335,7 @@ def _batch_tool(akosha: Akosha) -> TypeAdapter[Any]:
 
 
 class _Running(uvicorn.Server):
-    """One run, on the thread that calls `run`."""
+    """One run of the server, on the thread that calls `run`."""
 
     def __init__(self, application: Callable[..., Any]):
         super().__init__(

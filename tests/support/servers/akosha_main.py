@@ -1,6 +1,6 @@
-"""Runs the stand-in for Akosha as a process and prints its address. Ends with its standard input.
+"""Runs the stand-in for Akosha as a process and prints its address. Ends when its standard input is closed.
 
-python akosha_main.py [TOOL...]        GET /stand-in tells what it keeps
+python akosha_main.py [TOOL...]        GET /stand-in returns its data
 """
 
 import sys

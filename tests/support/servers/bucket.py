@@ -1,4 +1,4 @@
-"""A bucket on a real S3 server, as somebody sees it who is not the agent."""
+"""A bucket on a real S3 server, accessed without the agent."""
 
 import json
 import re
@@ -20,7 +20,7 @@ class Bucket:
 
     @property
     def keys(self) -> list[str]:
-        """Its keys but those of owner.json, sorted; fewer than a listing's 1000."""
+        """The keys except those of owner.json, sorted; at most 1000, one page of a listing."""
         listing = self.server._ask("GET", f"/{self.name}?list-type=2").decode()
         assert "<IsTruncated>true" not in listing
         return sorted(key for key in re.findall(r"<Key>([^<]+)</Key>", listing) if not key.endswith("/owner.json"))
@@ -30,10 +30,10 @@ class Bucket:
 
     @property
     def manifests(self) -> list[dict]:
-        """Of the uploads in it, oldest first."""
+        """The manifests in the bucket, oldest first."""
         return [json.loads(self.object(key)) for key in self.keys if key.endswith("/manifest.json")]
 
     @property
     def pending_uploads(self) -> int:
-        """How many multipart uploads have begun and neither been completed nor aborted."""
+        """Number of multipart uploads that are neither completed nor aborted."""
         return self.server.pending_uploads(self.name)

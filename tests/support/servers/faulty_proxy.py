@@ -1,9 +1,9 @@
-"""An HTTP server before a real S3 server: it passes requests on, and misbehaves by script.
+"""An HTTP proxy before a real S3 server that fails as a test says.
 
-    front.on("upload_part", refuse(503, "SlowDown"), times=2)
-    front.on("put_object", stall(at=100_000))
+    proxy.on("upload_part", refuse(503, "SlowDown"), times=2)
+    proxy.on("put_object", stall(reached, at=100_000))
 
-Operations are named as botocore names them. `front.seen` lists those that came, in order.
+Operations have botocore's names. `proxy.seen` lists them in order of arrival.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from aiohttp import web
 from yarl import URL
 
 Forward = Callable[..., Awaitable[web.Response]]
-"""Pass the request on; `headers` and `query` are added to it, `body` stands in for its own."""
+"""Passes the request on; `headers` and `query` are added to it, `body` replaces its body."""
 Action = Callable[[web.Request, Forward], Awaitable[web.StreamResponse]]
 
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server", "expect", "host"}
@@ -58,7 +58,7 @@ class FaultyProxy:
         await self._session.close()
 
     def on(self, operation: str, action: Action, *, times: int | None = None) -> None:
-        """Do this for the next `times` requests of an operation; None: for all."""
+        """Apply the action to the next `times` requests of an operation; None: to all."""
         self._rules.append(_Rule(operation, action, times))
 
     def count(self, operation: str) -> int:
@@ -97,7 +97,7 @@ class FaultyProxy:
 
 
 def refuse(status: int, code: str, *, secret: str = "", headers: dict[str, str] | None = None) -> Action:
-    """Answer with an error, as S3 words it, once the body has come."""
+    """Answer with an error in S3's format, once the body has been read."""
 
     async def action(request: web.Request, _forward: Forward) -> web.StreamResponse:
         await request.read()
@@ -108,7 +108,7 @@ def refuse(status: int, code: str, *, secret: str = "", headers: dict[str, str] 
 
 
 def reset(*, after: int) -> Action:
-    """Break the connection when so many bytes of the body have come."""
+    """Abort the connection after `after` bytes of the body."""
 
     async def action(request: web.Request, _forward: Forward) -> web.StreamResponse:
         if after:
@@ -120,7 +120,7 @@ def reset(*, after: int) -> Action:
 
 
 def stall(reached: asyncio.Event, *, at: int = 0) -> Action:
-    """Take so many bytes of the body, tell, and never go on."""
+    """Read `at` bytes of the body, set `reached`, and never answer."""
 
     async def action(request: web.Request, _forward: Forward) -> web.StreamResponse:
         if at:
@@ -133,7 +133,7 @@ def stall(reached: asyncio.Event, *, at: int = 0) -> Action:
 
 
 def lose_the_answer() -> Action:
-    """Do it, and break the connection instead of saying so."""
+    """Pass the request on, and abort the connection instead of answering."""
 
     async def action(request: web.Request, forward: Forward) -> web.StreamResponse:
         await forward()
@@ -146,7 +146,7 @@ def lose_the_answer() -> Action:
 def answer_with(
     *, headers: dict[str, str] | None = None, replace: tuple[str, str] | None = None, empty: bool = False
 ) -> Action:
-    """Do it, and answer with other headers, another text in the body, or nothing in it."""
+    """Pass the request on, and answer with other headers, a changed body, or an empty one."""
 
     async def action(_request: web.Request, forward: Forward) -> web.StreamResponse:
         answer = await forward()
@@ -161,7 +161,7 @@ def answer_with(
 
 
 def swallow() -> Action:
-    """Answer a PUT as if it had been stored, with the right ETag, and keep nothing."""
+    """Answer a PUT as if the object were stored, with the correct ETag, but store nothing."""
 
     async def action(request: web.Request, _forward: Forward) -> web.StreamResponse:
         etag = hashlib.md5(await request.read(), usedforsecurity=False).hexdigest()
@@ -171,7 +171,7 @@ def swallow() -> Action:
 
 
 def ending(suffix: str, action: Action) -> Action:
-    """Do this where the key ends so; pass other requests on."""
+    """Apply the action to keys that end with the suffix; pass other requests on."""
 
     async def chosen(request: web.Request, forward: Forward) -> web.StreamResponse:
         return await (action(request, forward) if request.path.endswith(suffix) else forward())
@@ -180,7 +180,7 @@ def ending(suffix: str, action: Action) -> Action:
 
 
 def damage() -> Action:
-    """Change a byte on the way, and the checksum with it, as a store with bad memory would."""
+    """Change a byte of the body, like a store with faulty memory."""
 
     async def action(request: web.Request, forward: Forward) -> web.StreamResponse:
         body = bytearray(await request.read())

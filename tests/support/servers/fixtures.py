@@ -1,6 +1,6 @@
-"""Fixtures around the servers; a test module asks for them with `pytest_plugins = ["tests.support.servers.fixtures"]`.
+"""Fixtures of the servers; a test module uses them by `pytest_plugins = ["tests.support.servers.fixtures"]`.
 
-Servers live as long as the session (one set per worker process); buckets and stores are each test's own.
+Servers run for the session, one set per worker process; each test has its own buckets and stores.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def rclone_tls(authority, tmp_path_factory):
 
 @pytest.fixture
 def aws(monkeypatch):
-    """An AWS chain that knows the test's credentials and nothing of this machine's."""
+    """Make the AWS credential chain find the test's credentials, and none of this machine."""
     for name in os.environ:
         if name.startswith("AWS_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -59,14 +59,14 @@ def aws(monkeypatch):
 
 @pytest.fixture
 async def proxy(moto, aws):
-    """A server that passes everything on to moto, but for what a test tells it to spoil."""
+    """A proxy before moto that a test can make fail."""
     async with FaultyProxy(moto.endpoint) as running:
         yield running
 
 
 @pytest.fixture
 async def proxied(proxy, moto):
-    """Return a function that makes a store on a new bucket behind the front; all are closed."""
+    """Return a function that creates a store on a new bucket behind the proxy; all stores are closed."""
     async with contextlib.AsyncExitStack() as stack:
 
         def make(**settings):
@@ -86,7 +86,7 @@ def nats_server(tmp_path_factory):
 
 @pytest.fixture
 def fresh_nats(nats_server):
-    """The same server, started again without a stream: no message that an earlier test has sent can arrive any more."""
+    """The session's server, restarted without a stream: no message of an earlier test can arrive."""
     nats_server.revive()
     nats_server.restart(wipe=True)
     return nats_server

@@ -1,8 +1,10 @@
-"""A process that writes a ledger, to be killed or read beside. Run as `python -m tests.support.servers.ledger_process`.
+"""A process that writes a ledger, for tests that kill it or read at the same time.
 
-    story PATH COUNT done     take COUNT steps of STORY, say `ready`, wait
+    python -m tests.support.servers.ledger_process COMMAND
+
+    story PATH COUNT done     take COUNT steps of STORY, print `ready`, wait
     story PATH COUNT inside   the same, but wait when the last step has written everything and is about to commit
-    busy PATH COUNT           deliver two databases together COUNT times, say `ready`, wait
+    busy PATH COUNT           deliver two databases together COUNT times, print `ready`, wait
 
 It waits until its standard input is closed, then closes the ledger.
 """
@@ -71,30 +73,30 @@ async def opened(path: Path) -> SqliteLedger:
 
 
 async def deliver(ledger: SqliteLedger, number: int) -> None:
-    """Deliver both databases at generation `number`, in one entry."""
-    whole = manifest(number, f"r{number}", reflection=number, knowledge_graph=number)
+    """Deliver both databases at generation `number`, in one transaction."""
+    both = manifest(number, f"r{number}", reflection=number, knowledge_graph=number)
     await ledger.mark_owed(TARGET, ["reflection", "knowledge_graph"])
     await ledger.begin(TARGET, intent(number, f"r{number}", reflection=number, knowledge_graph=number))
-    await ledger.deliver(TARGET, whole, {}, {}, succeeded(whole))
+    await ledger.deliver(TARGET, both, {}, {}, succeeded(both))
 
 
-def say_and_stay(statement: str) -> None:
+def stop_before_commit(statement: str) -> None:
     if statement.startswith("COMMIT"):
         os.write(1, b"ready\n")
         while True:
             time.sleep(60)
 
 
-async def main(what: str, path: Path, count: int, where: str = "done") -> None:
+async def main(command: str, path: Path, count: int, where: str = "done") -> None:
     ledger = await opened(path)
-    if what == "busy":
+    if command == "busy":
         for number in range(count):
             await deliver(ledger, number)
     else:
         for _, step in STORY[: count - 1]:
             await step(ledger)
         if where == "inside":
-            ledger._thread.submit(ledger._connection.set_trace_callback, say_and_stay)
+            ledger._thread.submit(ledger._connection.set_trace_callback, stop_before_commit)
         await STORY[count - 1][1](ledger)
     os.write(1, b"ready\n")
     await asyncio.to_thread(sys.stdin.read)

@@ -1,4 +1,4 @@
-"""Runs moto's S3 on two ephemeral ports, plain and TLS, and prints them. Ends with its standard input.
+"""Runs moto's S3 on two ephemeral ports, plain and TLS, and prints them. Ends when its standard input is closed.
 
 python moto_main.py CERTIFICATE_CHAIN PRIVATE_KEY
 """
@@ -13,9 +13,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 
 def main() -> None:
-    # Tests send objects in smaller parts than AWS takes.
+    # Tests send objects in smaller parts than AWS accepts.
     moto.s3.models.S3_UPLOAD_PART_MIN_SIZE = 1
-    # Connections are kept, as S3 keeps them.
+    # Keep connections open, like S3.
     WSGIRequestHandler.protocol_version = "HTTP/1.1"
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     application = DomainDispatcherApplication(create_backend_app)

@@ -1,11 +1,11 @@
-"""A real nats-server for tests: a process on ephemeral loopback ports, with its store in a folder, to be mistreated.
+"""A real nats-server for tests: a process on ephemeral loopback ports, with its store in a folder.
 
     with running_nats(folder) as server:
         server.kill()
         server.restart(wipe=True)
 
-It blocks, so async tests and tests that drive processes use it alike. What guards it (TLS, passwords, keys) comes as
-text for its configuration file, most of it out of `tests.support.servers.nats_credentials`.
+Its methods block; async and blocking tests use it alike. TLS, passwords and keys are text for its configuration file,
+mostly from `tests.support.servers.nats_credentials`.
 """
 
 import asyncio
@@ -40,9 +40,9 @@ _LISTENERS = {
 
 
 class NatsServer:
-    """`config` is text for its configuration file, `limits` for the block `jetstream`, `websocket` for that one.
+    """`config` is text for the configuration file, `limits` for its block `jetstream`, `websocket` for that block.
 
-    Its ports are the same ones however often it is started. Before a restart, `config` and `jetstream` may be changed.
+    A restart keeps the ports. Before a restart, `config` and `jetstream` may be changed.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class NatsServer:
         self._websocket_url = ""
         self._held: list[socket.socket] = []
         self._process: subprocess.Popen[bytes] | None = None
-        self._began = 0
+        self._log_start = 0
 
     @property
     def port(self) -> int:
@@ -75,7 +75,7 @@ class NatsServer:
 
     @property
     def websocket_url(self) -> str:
-        """`ws://`, or `wss://` where `websocket` has a certificate."""
+        """`ws://`, or `wss://` if `websocket` has a certificate."""
         return self._websocket_url
 
     @property
@@ -85,88 +85,90 @@ class NatsServer:
 
     @property
     def running(self) -> bool:
-        """Whether there is a process; a paused one counts."""
+        """Whether the process exists; a paused one counts."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def log(self) -> str:
-        """All that it said, over all its starts."""
+        """The server's output over all its starts."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(self) -> None:
-        """Start it and return when it serves, JetStream too."""
-        assert not self.running, "it runs already"
+        """Start the server and wait until it is ready, including JetStream."""
+        assert not self.running, "the server is running already"
         self._write_config()
         self._release_ports()
-        self._began = self._log.stat().st_size if self._log.exists() else 0
+        self._log_start = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as log:
             command = [_COMMAND, "-c", str(self._folder / "nats.conf")]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.logged("Server is ready")
-        said = self._said()
-        self._ports = {name: int((re.search(line, said) or [0, -1])[1]) for name, line in _LISTENERS.items()}
-        self._websocket_url = (re.search(r"websocket clients on (wss?:\S+)", said) or ["", ""])[1]
+        output = self._output()
+        self._ports = {name: int((re.search(line, output) or [0, -1])[1]) for name, line in _LISTENERS.items()}
+        self._websocket_url = (re.search(r"websocket clients on (wss?:\S+)", output) or ["", ""])[1]
         socket.create_connection(("127.0.0.1", self.port), START_SECONDS).close()
 
     def stop(self) -> None:
-        """Ask it to end, as a service manager does; return when it has."""
+        """Terminate the server like a service manager, and wait for its end."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it where it stands; return when it is dead."""
+        """Kill the server and wait for its end."""
         self._end(signal.SIGKILL)
 
     def restart(self, *, wipe: bool = False) -> None:
-        """Kill it and start it again, with its store or with an empty one."""
+        """Kill the server and start it again, with its store or with an empty one."""
         self.kill()
         if wipe:
             self.wipe()
         self.start()
 
     def wipe(self) -> None:
-        """Delete all that JetStream kept, while the server is down."""
-        assert not self.running, "it runs"
+        """Delete JetStream's store while the server is down."""
+        assert not self.running, "the server is running"
         shutil.rmtree(self.store, ignore_errors=True)
 
     def pause(self) -> None:
-        """Stop it from doing anything; its connections stay. Return when it stands still."""
+        """Suspend the process (SIGSTOP); its connections stay open."""
         os.kill(self.pid, signal.SIGSTOP)
         _, status = os.waitpid(self.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), self.log
 
     def resume(self) -> None:
-        """Let it go on; no harm if it was not paused."""
+        """Resume the process; does nothing if it is not paused."""
         os.kill(self.pid, signal.SIGCONT)
 
     def revive(self) -> None:
-        """Undo whatever a test did to it: afterwards it runs."""
+        """Resume or start the server, whatever a test has done to it."""
         if self.running:
             self.resume()
         else:
             self.start()
 
     def monitor(self, path: str) -> dict:
-        """Return what its monitor answers, as to `/connz` or `/jsz?consumers=true`."""
+        """Return the answer of the server's monitor, for example to `/connz` or `/jsz?consumers=true`."""
         url = f"http://127.0.0.1:{self._ports['monitor']}{path}"
-        # No proxy of this machine's stands between.
+        # Without the proxies of this machine.
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=START_SECONDS) as answer:
             return json.load(answer)
 
     def logged(self, text: str, count: int = 1) -> None:
-        """Wait until it has said this `count` times since it was started."""
+        """Wait until the output since the last start contains `text` `count` times."""
         deadline = time.monotonic() + START_SECONDS
-        while self._said().count(text) < count:
-            assert self.running, f"nats-server ended with {self._process and self._process.returncode}\n{self._said()}"
-            assert time.monotonic() < deadline, f"it never said {text!r}\n{self._said()}"
+        while self._output().count(text) < count:
+            assert self.running, (
+                f"nats-server ended with {self._process and self._process.returncode}\n{self._output()}"
+            )
+            assert time.monotonic() < deadline, f"nats-server did not print {text!r}\n{self._output()}"
             threading.Event().wait(0.002)
 
     @property
     def _log(self) -> Path:
         return self._folder / "nats.log"
 
-    def _said(self) -> str:
+    def _output(self) -> str:
         with self._log.open("rb") as log:
-            log.seek(self._began)
+            log.seek(self._log_start)
             return log.read().decode(errors="replace")
 
     def _write_config(self) -> None:
@@ -178,8 +180,8 @@ class NatsServer:
         if self.jetstream:
             lines.append(f"jetstream {{\n  store_dir: {json.dumps(str(self.store))}\n  {self._limits}\n}}")
         if self._websocket is not None:
-            place = f'listen: "127.0.0.1:{self._ports["websocket"]}"'
-            lines.append(f"websocket {{\n  {place}\n  {self._websocket}\n}}")
+            address = f'listen: "127.0.0.1:{self._ports["websocket"]}"'
+            lines.append(f"websocket {{\n  {address}\n  {self._websocket}\n}}")
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "nats.conf").write_text("\n".join([*lines, self.config, ""]))
 
@@ -194,8 +196,8 @@ class NatsServer:
         self._hold_ports()
 
     def _hold_ports(self) -> None:
-        # While the server is down its ports refuse connections, and nobody else is given them: not even a client that
-        # tries to reach it, whose own end of the connection would be that port and be answered by itself.
+        # While the server is down, its ports refuse connections and cannot be assigned to another process, nor to a
+        # client that connects to the port, which could get the same port as its local port and connect to itself.
         for port in self._ports.values():
             if port > 0:
                 held = socket.socket()
@@ -210,7 +212,7 @@ class NatsServer:
 
 @contextlib.contextmanager
 def running_nats(folder: Path, **how: object) -> Iterator[NatsServer]:
-    """Run one with its configuration, log and store in `folder`. `how` is for NatsServer."""
+    """Run a server with its configuration, log and store in `folder`. `how` is for NatsServer."""
     server = NatsServer(folder, **how)
     try:
         server.start()
@@ -229,7 +231,7 @@ async def connected(url: str, **options: object) -> AsyncIterator["NATS"]:
     try:
         await client.connect(url, **{"allow_reconnect": False, "max_reconnect_attempts": 1, **options})
     except Exception:
-        # nats-py leaves its socket open then, and its `close` never returns when it was TLS that failed.
+        # nats-py leaves its socket open, and after a TLS failure its `close` never returns.
         if client._transport:
             client._transport.close()
             await asyncio.sleep(0)

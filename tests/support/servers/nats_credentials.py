@@ -1,9 +1,9 @@
-"""Who may use a nats-server, and what proves it: text for its configuration, and the secrets that go with it.
+"""The users of a nats-server: text for its configuration, and the secrets for its clients.
 
     with running_nats(folder, config=password_config()) as server: ...       # USER, PASSWORD
     with running_nats(folder, config=tls_config(authority)) as server: ...   # and websocket=tls_config(authority)
 
-Every secret but the keys has `canary` in it.
+Every secret except the keys contains `canary`.
 """
 
 import base64
@@ -25,14 +25,14 @@ TOKEN = "canary-token+that/never=appears"
 
 PLAIN_WEBSOCKET = "no_tls: true"
 NO_JETSTREAM = {"publish": {"deny": ["$JS.API.>"]}}
-"""Permissions of a user who may publish and subscribe, but not ask JetStream for anything."""
+"""Permissions of a user who may publish and subscribe, but not use JetStream."""
 
 _NO_LIMIT = -1
 
 
 @dataclass(frozen=True)
 class ClientCertificate:
-    """A client's certificate and key, and the CA that made them; another CA than the server's own."""
+    """A client's certificate and key, and their CA, which is not the server's."""
 
     folder: Path
     ca: Path = field(init=False)
@@ -52,7 +52,7 @@ class ClientCertificate:
 
 @dataclass(frozen=True)
 class NKey:
-    """An Ed25519 key as NATS writes it: `seed` is the secret (S...), `public` the name that others know it by."""
+    """An Ed25519 key in NATS' format: `seed` is the secret (S...), `public` the public key."""
 
     prefix: int = nkeys.PREFIX_BYTE_USER
     seed: str = field(init=False, repr=False)
@@ -68,9 +68,9 @@ class NKey:
 
 
 class Operator:
-    """A server's operator with one account: users are let in by what the account signed, and the server knows none.
+    """A server's operator with one account, which signs the users' JWTs; the server does not know the users.
 
-    `jetstream` False: the account may not use it.
+    `jetstream` False: the account may not use JetStream.
     """
 
     def __init__(self, *, jetstream: bool = True) -> None:
@@ -92,7 +92,7 @@ class Operator:
         )
 
     def credentials(self, *, permissions: dict | None = None, expires: float | None = None) -> str:
-        """Return a `.creds` file's text for a new user; `expires`: seconds from now, below 0 for one that was good."""
+        """Return the text of a `.creds` file for a new user; `expires`: seconds from now, negative if expired."""
         user = NKey()
         limits = dict.fromkeys(("subs", "data", "payload"), _NO_LIMIT)
         names = {"publish": "pub", "subscribe": "sub"}
@@ -107,7 +107,7 @@ class Operator:
 def tls_config(
     authority: Authority, *, clients: ClientCertificate | None = None, handshake_first: bool | str = False
 ) -> str:
-    """TLS by the authority's certificate; for clients of that CA only, where there is one. Fits `websocket` too."""
+    """TLS with the authority's certificate; `clients`: require certificates of that CA. Also valid in `websocket`."""
     block: dict[str, object] = {"cert_file": str(authority.chain), "key_file": str(authority.key)}
     if clients:
         block |= {"ca_file": str(clients.ca), "verify": True}
@@ -117,17 +117,17 @@ def tls_config(
 
 
 def password_config(*, permissions: dict | None = None) -> str:
-    """Let USER in with PASSWORD."""
+    """Accept USER with PASSWORD."""
     return _users({"user": USER, "password": PASSWORD}, permissions)
 
 
 def token_config() -> str:
-    """Let in whoever has TOKEN."""
+    """Accept clients with TOKEN."""
     return _text(authorization={"token": TOKEN})
 
 
 def nkey_config(key: NKey, *, permissions: dict | None = None) -> str:
-    """Let in whoever has the key's seed."""
+    """Accept clients with the key's seed."""
     return _users({"nkey": key.public}, permissions)
 
 
@@ -136,7 +136,7 @@ def _users(user: dict, permissions: dict | None) -> str:
 
 
 def _text(**blocks: object) -> str:
-    # The server's configuration language takes JSON for its values.
+    # The server's configuration language accepts JSON values.
     return "\n".join(f"{name}: {json.dumps(block)}" for name, block in blocks.items())
 
 

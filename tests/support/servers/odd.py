@@ -1,4 +1,4 @@
-"""An HTTP server that answers with the bytes that a test gives it; each answer ends the connection."""
+"""An HTTP server that answers with bytes chosen by the test and closes the connection after each answer."""
 
 import asyncio
 import contextlib
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Self
 
 Answering = Callable[[str, str], bytes]
-"""From a method and a request target to the whole answer."""
+"""Returns the complete answer for a method and a request target."""
 
 
 def answer(status: str = "200 OK", body: bytes | str = b"", length: str | None = None, **headers: str) -> bytes:
-    """Return an answer; `length` stands in for the body's own."""
+    """Return an answer; `length` replaces the body's length in Content-Length, "none" omits the header."""
     data = body.encode() if isinstance(body, str) else body
     lines = [f"HTTP/1.1 {status}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -22,7 +22,7 @@ def answer(status: str = "200 OK", body: bytes | str = b"", length: str | None =
 
 @dataclass
 class OddServer:
-    """`answering` may be replaced at any time; `seen` are the requests that came."""
+    """`answering` may be replaced at any time; `seen` lists the requests."""
 
     answering: Answering = lambda _method, _target: answer()
     seen: list[str] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""Real S3 servers for tests: moto (answers like AWS) and rclone (has manners of its own), plain and over TLS.
+"""Real S3 servers for tests: moto (answers like AWS) and rclone (answers differently), plain and over TLS.
 
-Each is a process of its own on ephemeral loopback ports, and ends with the context.
+Each is a separate process on ephemeral loopback ports, which ends with the context.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Authority:
-    """A CA made for the test, and a certificate for 127.0.0.1 and localhost."""
+    """A CA for tests, and its certificate for 127.0.0.1 and localhost."""
 
     folder: Path
     ca: Path = field(init=False)
@@ -51,7 +51,7 @@ class Authority:
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server. `ca`: the file of the authority to trust it by; None where it speaks plain HTTP."""
+    """A running server. `ca`: the file with its CA; None for plain HTTP."""
 
     endpoint: str
     ca: Path | None = None
@@ -62,7 +62,7 @@ class S3Server:
         return bucket
 
     def pending_uploads(self, bucket: str) -> int:
-        """Return how many multipart uploads have begun and neither been completed nor aborted."""
+        """Return the number of multipart uploads that are neither completed nor aborted."""
         return len(re.findall(rb"<UploadId>", self._ask("GET", f"/{bucket}?uploads=")))
 
     def _ask(self, method: str, path: str) -> bytes:
@@ -72,11 +72,11 @@ class S3Server:
 
         signed = AWSRequest(method=method, url=self.endpoint + path)
         S3SigV4Auth(Credentials(ACCESS_KEY, SECRET_KEY), "s3", "us-east-1").add_auth(signed)
-        place = urlsplit(self.endpoint).netloc
+        address = urlsplit(self.endpoint).netloc
         with contextlib.closing(
-            http.client.HTTPSConnection(place, context=ssl.create_default_context(cafile=self.ca))
+            http.client.HTTPSConnection(address, context=ssl.create_default_context(cafile=self.ca))
             if self.ca
-            else http.client.HTTPConnection(place)
+            else http.client.HTTPConnection(address)
         ) as connection:
             connection.request(method, path, headers=dict(signed.headers))
             answer = connection.getresponse()
@@ -86,7 +86,7 @@ class S3Server:
 
 
 def aws_environment(**more: str) -> dict[str, str]:
-    """Return the environment of a process whose AWS chain is nothing but the test's credentials."""
+    """Return the environment variables with which the AWS credential chain finds only the test's credentials."""
     return {
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -99,7 +99,7 @@ def aws_environment(**more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_moto(authority: Authority) -> Iterator[tuple[S3Server, S3Server]]:
-    """Run moto; return it as it answers to plain HTTP, and to TLS."""
+    """Run moto; yield its plain HTTP server and its TLS server."""
     command = [sys.executable, str(_HERE / "moto_main.py"), str(authority.chain), str(authority.key)]
     with _process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         plain, secure = process.stdout.readline().split()
@@ -108,21 +108,21 @@ def running_moto(authority: Authority) -> Iterator[tuple[S3Server, S3Server]]:
 
 @contextlib.contextmanager
 def running_rclone(folder: Path, authority: Authority | None = None) -> Iterator[S3Server]:
-    """Run `rclone serve s3` on a folder, over TLS where there is an authority."""
+    """Run `rclone serve s3` on a folder, over TLS if `authority` is given."""
     command = [str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", "127.0.0.1:0", str(folder)]
     command += ["--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
     if authority:
         command += ["--cert", str(authority.chain), "--key", str(authority.key)]
     environment = {**os.environ, "RCLONE_CONFIG": os.devnull}
     with _process(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment) as process:
-        said = []
+        output = []
         for line in process.stderr:
-            said.append(line.decode())
-            if found := re.search(r"https?://127\.0\.0\.1:(\d+)", said[-1]):
+            output.append(line.decode())
+            if found := re.search(r"https?://127\.0\.0\.1:(\d+)", output[-1]):
                 break
         else:
-            raise AssertionError("".join(said))
-        # It goes on talking; nobody must block it.
+            raise AssertionError("".join(output))
+        # rclone writes more; a full pipe must not block it.
         drain = threading.Thread(target=process.stderr.read, daemon=True)
         drain.start()
         _await_port(int(found[1]))

@@ -1,4 +1,4 @@
-"""The front before an S3 server, on a thread and a loop of its own: for tests that drive processes and block."""
+"""A FaultyProxy on a separate thread and event loop, for tests that run processes and block."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ TIMEOUT = 180.0
 
 @contextmanager
 def running_front(upstream: str) -> Iterator[FaultyProxy]:
-    """Run it; its `seen` and `on` may be used from any thread."""
+    """Run a FaultyProxy; its `seen` and `on` may be used from any thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="front")
     thread.start()
@@ -36,7 +36,7 @@ def running_front(upstream: str) -> Iterator[FaultyProxy]:
 
 
 class Gate:
-    """Holds requests from the moment they `arrived` until the gate is opened; the front's other traffic goes on."""
+    """Blocks requests on their arrival until the gate is opened; other requests pass."""
 
     def __init__(self) -> None:
         self._arrived, self._open = threading.Event(), threading.Event()
@@ -50,7 +50,7 @@ class Gate:
         return action
 
     def wait(self) -> None:
-        """Return when a request has arrived."""
+        """Wait until a request has arrived."""
         assert self._arrived.wait(TIMEOUT)
 
     def open(self) -> None:
