@@ -13,7 +13,7 @@ from agent.adapters.duckdb import DuckdbSnapshotTaker, WarmChildren
 from agent.adapters.machine_id import machine_id
 from agent.adapters.spool import SpoolDirectory
 from agent.adapters.sqlite_ledger import SqliteLedger, is_created
-from agent.adapters.state_directory import Holder, StateDirectory, is_stopped
+from agent.adapters.state_directory import Holder, StateDirectory, is_suspended
 from agent.adapters.system_clock import SystemClock
 from agent.adapters.wire import CloudEventsCodec
 from agent.application.monitoring.status import disk_warning
@@ -95,9 +95,9 @@ class Home:
         return self.state.holder()
 
     @staticmethod
-    def is_stopped(pid: int) -> bool:
-        """Say whether a process is stopped, so that it cannot answer. False for 0, an unknown one."""
-        return is_stopped(pid) if pid else False
+    def is_suspended(pid: int) -> bool:
+        """Return whether a process is suspended, so that it cannot answer; False for 0, an unknown process."""
+        return is_suspended(pid) if pid else False
 
     async def disk_warning(self, identity: Identity) -> StatusWarning | None:
         """Return the warning that the state directory has no room for the next sync, None where it has.

@@ -65,7 +65,7 @@ def running_process(home: Home) -> dict[str, object] | None:
 def unresponsive_warning(home: Home, pid: int, command: str) -> StatusWarning:
     """Return the warning about a process that holds the state directory but does not answer. Blocks briefly."""
     holder = f"process {pid} ({command})"
-    if home.is_stopped(pid):
+    if home.is_suspended(pid):
         return StatusWarning(
             code=AGENT_STOPPED, message=f"{holder} does not answer: it is suspended", hint=f"kill -CONT {pid}"
         )

@@ -161,7 +161,7 @@ class SyncClient:
         Raises StateError.
         """
         holder = await asyncio.to_thread(self.home.holder)
-        if holder is not None and await asyncio.to_thread(self.home.is_stopped, holder.pid):
+        if holder is not None and await asyncio.to_thread(self.home.is_suspended, holder.pid):
             return await asyncio.to_thread(unresponsive_warning, self.home, holder.pid, holder.command)
         return await self.home.disk_warning(self.identity)
 

@@ -45,7 +45,7 @@ class DirectSession(AIOHTTPSession):  # type: ignore[misc] # the library has no 
 
         connector._create_connection = within_limit  # noqa: SLF001
         if hasattr(connector, "_cleanup_closed"):
-            connector._cleanup_closed_disabled = False  # noqa: SLF001 - the public switch is ignored where it would serve
+            connector._cleanup_closed_disabled = False  # noqa: SLF001 - the public option has no effect on these versions
             connector._cleanup_closed_period = CLEANUP_SECONDS  # noqa: SLF001
             connector._cleanup_closed()  # noqa: SLF001
         return connector

@@ -20,12 +20,12 @@ import structlog
 
 from agent.adapters import fs
 from agent.adapters.state_directory.identity_file import IdentityFile
-from agent.adapters.state_directory.lock import Holder, Lock, is_stopped, unusable
+from agent.adapters.state_directory.lock import Holder, Lock, is_suspended, unusable
 from agent.domain.errors import StateError
 from agent.domain.identity import Identity
 from agent.domain.naming import check_system_id
 
-__all__ = ["Holder", "StateDirectory", "is_stopped"]
+__all__ = ["Holder", "StateDirectory", "is_suspended"]
 
 _PRIVATE = 0o700
 _SYSTEM_ID = "system-id"
@@ -80,7 +80,7 @@ class StateDirectory:
         Child processes do not inherit the lock. Raises AlreadyRunning if another process holds it, with `retry` only
         after 0.3 s. Raises StateError if the directory cannot be locked.
         """
-        return self._lock.held(command, retry=retry)
+        return self._lock.hold(command, retry=retry)
 
     def holder(self) -> Holder | None:
         """Return the process that holds the lock, or None. Creates nothing and does not block other processes."""

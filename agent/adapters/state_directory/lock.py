@@ -35,8 +35,8 @@ _STOPPED = "Tt"
 _PS_SECONDS = 2.0
 
 
-def is_stopped(pid: int) -> bool:
-    """Return whether a process is stopped (SIGSTOP, Ctrl-Z, a debugger); False if it does not exist. Blocks briefly."""
+def is_suspended(pid: int) -> bool:
+    """Return whether a process is suspended (SIGSTOP, Ctrl-Z, a debugger); False if it does not exist. Blocks."""
     try:
         # The second field is the program's name in parentheses, which can contain any character.
         state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
@@ -88,7 +88,7 @@ class Lock:
         self._file = directory / "agent.lock"
 
     @contextmanager
-    def held(self, command: str, *, retry: bool = True) -> Iterator[None]:
+    def hold(self, command: str, *, retry: bool = True) -> Iterator[None]:
         """Hold the lock within the block.
 
         Raises AlreadyRunning if another process holds it, StateError if the file cannot be locked. Without `retry` it

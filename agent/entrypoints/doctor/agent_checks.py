@@ -41,7 +41,7 @@ async def agent(context: DoctorContext) -> list[Finding]:
         path = home.state.path.absolute()
         health = await in_thread(lambda: agent_health(path, context.step_seconds))
     except OSError as problem:
-        if await in_thread(lambda: home.is_stopped(holder.pid)):
+        if await in_thread(lambda: home.is_suspended(holder.pid)):
             return [error(AGENT, f"{holder} does not answer: it is suspended", hint=f"kill -CONT {holder.pid}")]
         text = f"{holder} does not answer on its control socket: {problem.strerror or problem}"
         return [error(AGENT, text, hint=f"{RESTART}, or kill process {holder.pid} and start it again")]
