@@ -62,9 +62,9 @@ class DirectoryStore:
         return self._root.as_uri()
 
     async def is_available(self) -> bool:
-        """Return False only if the root and its parent do not exist. Permissions are not checked: a put reports them.
+        """Return False if the root and its parent do not exist, or if the file system reports an error.
 
-        Returns within 1 s, also for a mount that hangs.
+        Permissions are not checked: a put reports them. Returns within 1 s; True if the file system has not answered.
         """
         # A mount that hangs blocks one thread, not another one at each call.
         probe = self._probe

@@ -288,9 +288,9 @@ def _tls_failure(error: BaseException, doing: str, address: BucketAddress) -> St
             hint="set AWS_CA_BUNDLE to the certificate file of the CA that signed it, or correct akosha_cloud_endpoint",
         )
     if "WRONG_VERSION_NUMBER" in text or "RECORD LAYER FAILURE" in text:
-        return StoreError(f"{address.authority} does not speak TLS, {doing}", hint="check akosha_cloud_endpoint")
+        return StoreError(f"{address.authority} does not use TLS, {doing}", hint="check akosha_cloud_endpoint")
     return StoreError(
-        f"the TLS connection to {address.authority} broke, {doing}",
+        f"the TLS connection to {address.authority} failed, {doing}",
         hint=f"is {address.authority} reachable?",
         transient=True,
     )
@@ -308,4 +308,4 @@ def _network_fault(error: BaseException, address: BucketAddress) -> str:
     reason = reason_of(error)
     if isinstance(error, boto.EndpointConnectionError):
         return f"no connection to {address.authority}: {reason}"
-    return f"the connection to {address.authority} broke: {reason}"
+    return f"the connection to {address.authority} failed: {reason}"
