@@ -26,7 +26,7 @@ def latencies(folder: Path, rounds: int, *, quiet: float) -> list[float]:
         done = 1
         uploaded(agent, done)
         for _ in range(rounds):
-            writer.ask("commit 1")
+            writer.run("commit 1")
             written = max(path.stat().st_mtime for path in machine.data.iterdir())
             *_, line = agent.logged("sync_requested", done + 1)
             assert line["reason"] == "file_change", line

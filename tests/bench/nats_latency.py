@@ -20,7 +20,7 @@ from tests.bench.memory import uploaded
 from tests.bench.pairs import Difference, difference, milliseconds
 from tests.bench.report import Line
 from tests.support import machine as machines
-from tests.support.bus_listener import Ear
+from tests.support.bus_listener import ResultListener
 from tests.support.machine import Machine, Running
 from tests.support.servers.nats import running_nats
 from tests.support.session_buddy import Writer
@@ -68,7 +68,7 @@ class Side:
 
     def change(self) -> None:
         """Commit once; return when that is uploaded."""
-        self.writer.ask("commit 1")
+        self.writer.run("commit 1")
         self.written.append(max(path.stat().st_mtime for path in self.machine.data.iterdir()))
         uploaded(self.agent, 1 + len(self.written))
 
@@ -96,7 +96,7 @@ class Side:
         return reported
 
 
-class TimedEar(Ear):
+class TimedEar(ResultListener):
     """Remembers when it had each result first in hand, by id."""
 
     def __init__(self, url: str) -> None:

@@ -80,5 +80,5 @@ async def _prune(store: ObjectStore, count: int, objects: int) -> float:
 
 
 async def _check(store: ObjectStore) -> None:
-    if len((await uploads.standing(store))[0]) != KEPT:
+    if len((await uploads.uploads_in(store))[0]) != KEPT:
         raise RuntimeError(f"{store.location}: something else is left")

@@ -96,7 +96,7 @@ def progress() -> SyncProgress:
     )  # fmt: skip
 
 
-class Inbox:
+class RecordingHandler:
     """A handler that records what it is given, and does with the nth delivery what the nth action says (then: ack)."""
 
     def __init__(self, *actions: Callable[[Message], object]) -> None:
@@ -119,7 +119,7 @@ class Inbox:
         finally:
             self.at_once -= 1
 
-    async def holds(self, count: int) -> list[str]:
+    async def wait_for_count(self, count: int) -> list[str]:
         """Return the ids of what was delivered, once it is so many."""
         async with asyncio.timeout(60), self._news:
             await self._news.wait_for(lambda: len(self.deliveries) >= count)
@@ -159,73 +159,73 @@ class Hang:
 
 async def test_an_event_reaches_every_subscription_whose_pattern_covers_its_subject(bus):
     inboxes = {
-        pattern: Inbox()
+        pattern: RecordingHandler()
         for pattern in (
             "akosha.session.mac.ended", "akosha.session.*.ended", "akosha.session.>", "akosha.>", "*.session.mac.*",
         )
     }  # fmt: skip
     others = {
-        p: Inbox()
+        p: RecordingHandler()
         for p in ("akosha.session.pc.ended", "akosha.session.*", "akosha.session.mac.ended.>", "akosha.sync.>")
     }
     for pattern, inbox in (inboxes | others).items():
         await bus.subscribe(pattern, inbox)
     await bus.publish(ended(1))
     for inbox in inboxes.values():
-        assert await inbox.holds(1) == ["e-1"]
+        assert await inbox.wait_for_count(1) == ["e-1"]
     last = requested(9, "cloud")
     await bus.publish(last)
-    assert await others["akosha.sync.>"].holds(1) == [last.id]
+    assert await others["akosha.sync.>"].wait_for_count(1) == [last.id]
     assert all(not inbox.deliveries for pattern, inbox in others.items() if pattern != "akosha.sync.>")
 
 
 async def test_an_event_arrives_equal_to_what_was_published(bus):
-    inbox = Inbox()
+    inbox = RecordingHandler()
     await bus.subscribe("akosha.>", inbox)
     events = [ended(1), requested(2, "cloud"), progress()]
     for event in events:
         await bus.publish(event)
-    await inbox.holds(3)
+    await inbox.wait_for_count(3)
     # The order is promised per subject, and these are three.
     assert sorted(inbox.deliveries, key=lambda event: event.id) == sorted(events, key=lambda event: event.id)
 
 
 async def test_events_come_in_order_and_one_at_a_time(bus):
-    inbox = Inbox()
+    inbox = RecordingHandler()
     await bus.subscribe("akosha.session.>", inbox)
     for number in range(50):
         await bus.publish(ended(number))
-    assert await inbox.holds(50) == [f"e-{number}" for number in range(50)]
+    assert await inbox.wait_for_count(50) == [f"e-{number}" for number in range(50)]
 
 
 @pytest.mark.parametrize("unsettled", [nak, fail, return_silently])
 async def test_what_is_not_acked_comes_again_and_later_events_wait_behind_it(bus, unsettled):
-    inbox = Inbox(unsettled, unsettled)
+    inbox = RecordingHandler(unsettled, unsettled)
     await bus.subscribe("akosha.session.>", inbox)
     await bus.publish(ended(1))
     await bus.publish(ended(2))
-    assert await inbox.holds(4) == ["e-1", "e-1", "e-1", "e-2"]
+    assert await inbox.wait_for_count(4) == ["e-1", "e-1", "e-1", "e-2"]
 
 
 async def test_a_nak_with_a_delay_comes_again_after_it_and_not_before(bus):
     async def later(message: Message) -> None:
         await message.nak(0.4)
 
-    inbox = Inbox(later)
+    inbox = RecordingHandler(later)
     await bus.subscribe("akosha.session.>", inbox)
     await bus.publish(ended(1))
     await bus.publish(ended(2))
-    assert await inbox.holds(3) == ["e-1", "e-1", "e-2"]
+    assert await inbox.wait_for_count(3) == ["e-1", "e-1", "e-2"]
     assert inbox.times[1] - inbox.times[0] >= 0.39
 
 
 async def test_a_silent_handler_is_cancelled_and_its_event_comes_again(bus):
     hang = Hang()
-    inbox = Inbox(hang)
+    inbox = RecordingHandler(hang)
     await bus.subscribe("akosha.session.>", inbox)
     await bus.publish(ended(1))
     await bus.publish(ended(2))
-    assert await inbox.holds(3) == ["e-1", "e-1", "e-2"]
+    assert await inbox.wait_for_count(3) == ["e-1", "e-1", "e-2"]
     assert hang.cancelled.is_set()
     assert inbox.times[1] - inbox.times[0] >= ACK_WAIT * 0.9
 
@@ -237,11 +237,11 @@ async def test_a_handler_that_tells_of_its_progress_may_take_longer(bus):
             await message.in_progress()
         await message.ack()
 
-    inbox = Inbox(work)
+    inbox = RecordingHandler(work)
     await bus.subscribe("akosha.session.>", inbox)
     await bus.publish(ended(1))
     await bus.publish(ended(2))
-    assert await inbox.holds(2) == ["e-1", "e-2"]
+    assert await inbox.wait_for_count(2) == ["e-1", "e-2"]
     assert inbox.times[1] - inbox.times[0] > ACK_WAIT
 
 
@@ -255,11 +255,11 @@ async def test_the_first_of_ack_and_nak_counts(bus):
         await message.nak()
         await message.ack()
 
-    inbox = Inbox(ack_then_nak, nak_then_ack)
+    inbox = RecordingHandler(ack_then_nak, nak_then_ack)
     await bus.subscribe("akosha.session.>", inbox)
     await bus.publish(ended(1))
     await bus.publish(ended(2))
-    assert await inbox.holds(3) == ["e-1", "e-2", "e-2"]
+    assert await inbox.wait_for_count(3) == ["e-1", "e-2", "e-2"]
 
 
 async def test_what_fails_after_its_ack_does_not_come_again(bus):
@@ -267,20 +267,20 @@ async def test_what_fails_after_its_ack_does_not_come_again(bus):
         await message.ack()
         raise ValueError
 
-    inbox = Inbox(ack_and_fail)
+    inbox = RecordingHandler(ack_and_fail)
     await bus.subscribe("akosha.session.>", inbox)
     await bus.publish(ended(1))
     await bus.publish(ended(2))
-    assert await inbox.holds(2) == ["e-1", "e-2"]
+    assert await inbox.wait_for_count(2) == ["e-1", "e-2"]
 
 
 async def test_one_subscription_does_not_hold_up_another(bus):
-    stuck, free = Inbox(Hang()), Inbox()
+    stuck, free = RecordingHandler(Hang()), RecordingHandler()
     await bus.subscribe("akosha.session.>", stuck)
     await bus.subscribe("akosha.session.>", free)
     for number in range(3):
         await bus.publish(ended(number))
-    assert await free.holds(3) == ["e-0", "e-1", "e-2"]
+    assert await free.wait_for_count(3) == ["e-0", "e-1", "e-2"]
 
 
 async def test_a_handler_may_publish(bus):
@@ -288,31 +288,31 @@ async def test_a_handler_may_publish(bus):
         await bus.publish(requested(7, "cloud"))
         await message.ack()
 
-    asked, answers = Inbox(answer), Inbox()
+    asked, answers = RecordingHandler(answer), RecordingHandler()
     await bus.subscribe("akosha.session.>", asked)
     await bus.subscribe("akosha.sync.>", answers)
     await bus.publish(ended(1))
-    assert await answers.holds(1) == ["r-7.cloud"]
+    assert await answers.wait_for_count(1) == ["r-7.cloud"]
 
 
 async def test_without_a_durable_name_only_what_is_published_from_now_on_is_seen(bus):
     await bus.publish(ended(1))
-    first = Inbox()
+    first = RecordingHandler()
     subscription = await bus.subscribe("akosha.session.>", first)
     await bus.publish(ended(2))
-    assert await first.holds(1) == ["e-2"]
+    assert await first.wait_for_count(1) == ["e-2"]
     await subscription.stop()
     await bus.publish(ended(3))
-    second = Inbox()
+    second = RecordingHandler()
     await bus.subscribe("akosha.session.>", second)
     await bus.publish(ended(4))
-    assert await second.holds(1) == ["e-4"]
-    assert await first.holds(1) == ["e-2"]
+    assert await second.wait_for_count(1) == ["e-4"]
+    assert await first.wait_for_count(1) == ["e-2"]
 
 
 async def test_a_durable_name_keeps_what_was_not_acked_and_what_came_in_between(bus):
     hang = Hang()
-    first = await bus.subscribe("akosha.session.>", Inbox(ack, hang), durable="mac-ab-cloud")
+    first = await bus.subscribe("akosha.session.>", RecordingHandler(ack, hang), durable="mac-ab-cloud")
     for number in range(3):
         await bus.publish(ended(number))
     async with asyncio.timeout(60):
@@ -320,28 +320,28 @@ async def test_a_durable_name_keeps_what_was_not_acked_and_what_came_in_between(
     await first.stop()
     assert hang.cancelled.is_set()
     await bus.publish(ended(3))
-    inbox = Inbox()
+    inbox = RecordingHandler()
     await bus.subscribe("akosha.session.>", inbox, durable="mac-ab-cloud")
-    assert await inbox.holds(3) == ["e-1", "e-2", "e-3"]
+    assert await inbox.wait_for_count(3) == ["e-1", "e-2", "e-3"]
 
 
 async def test_durable_names_are_apart(bus):
-    inboxes = [Inbox(), Inbox()]
+    inboxes = [RecordingHandler(), RecordingHandler()]
     for name, inbox in zip(("mac-ab-cloud", "mac-cd-cloud"), inboxes, strict=True):
         await bus.subscribe("akosha.session.>", inbox, durable=name)
     await bus.publish(ended(1))
-    assert [await inbox.holds(1) for inbox in inboxes] == [["e-1"], ["e-1"]]
+    assert [await inbox.wait_for_count(1) for inbox in inboxes] == [["e-1"], ["e-1"]]
 
 
 async def test_a_durable_name_serves_one_subscription_at_a_time(bus):
-    first = await bus.subscribe("akosha.session.>", Inbox(), durable="mac-ab-cloud")
+    first = await bus.subscribe("akosha.session.>", RecordingHandler(), durable="mac-ab-cloud")
     with pytest.raises(StateError, match="in use"):
-        await bus.subscribe("akosha.session.>", Inbox(), durable="mac-ab-cloud")
+        await bus.subscribe("akosha.session.>", RecordingHandler(), durable="mac-ab-cloud")
     await first.stop()
-    inbox = Inbox()
+    inbox = RecordingHandler()
     await bus.subscribe("akosha.session.>", inbox, durable="mac-ab-cloud")
     await bus.publish(ended(1))
-    assert await inbox.holds(1) == ["e-1"]
+    assert await inbox.wait_for_count(1) == ["e-1"]
 
 
 async def test_stop_waits_until_the_handler_has_cleaned_up(bus):
@@ -367,8 +367,8 @@ async def test_stop_waits_until_the_handler_has_cleaned_up(bus):
 
 async def test_a_closed_bus_has_stopped_everything_and_takes_nothing(bus):
     hangs = [Hang(), Hang()]
-    await bus.subscribe("akosha.session.>", Inbox(hangs[0]), durable="mac-ab-cloud")
-    idle = await bus.subscribe("akosha.session.>", Inbox(hangs[1]))
+    await bus.subscribe("akosha.session.>", RecordingHandler(hangs[0]), durable="mac-ab-cloud")
+    idle = await bus.subscribe("akosha.session.>", RecordingHandler(hangs[1]))
     await bus.publish(ended(1))
     async with asyncio.timeout(60):
         for hang in hangs:
@@ -380,16 +380,16 @@ async def test_a_closed_bus_has_stopped_everything_and_takes_nothing(bus):
     with pytest.raises(StateError, match="closed"):
         await bus.publish(ended(2))
     with pytest.raises(StateError, match="closed"):
-        await bus.subscribe("akosha.>", Inbox())
+        await bus.subscribe("akosha.>", RecordingHandler())
 
 
 async def test_a_closed_bus_leaves_no_task_behind(bus):
     before = asyncio.all_tasks()
-    await bus.subscribe("akosha.>", Inbox(fail, Hang()))
-    inbox = Inbox()
+    await bus.subscribe("akosha.>", RecordingHandler(fail, Hang()))
+    inbox = RecordingHandler()
     await bus.subscribe("akosha.>", inbox)
     await bus.publish(ended(1))
-    await inbox.holds(1)
+    await inbox.wait_for_count(1)
     await bus.aclose()
     async with asyncio.timeout(60):
         while asyncio.all_tasks() - before:

@@ -31,7 +31,7 @@ from agent.api import (
 from agent.bootstrap.home import Home
 from agent.domain.errors import AkoshaError
 from agent.settings import load, variable
-from tests.support import arrivals
+from tests.support import upload_contents
 from tests.support.machine import TIMEOUT, Machine
 from tests.support.servers.akosha import Akosha
 from tests.support.session_buddy import REFLECTION, Checker, create
@@ -181,7 +181,7 @@ def test_a_program_that_has_the_database_open_keeps_its_lock_while_it_syncs(mach
     (manifest,) = machine.manifests
     assert manifest["upload_id"] == synced["result"]["upload_id"]
     with Checker() as checker:
-        finding = checker.check(arrivals.unpack(manifest, machine.object, tmp_path / "arrived") / REFLECTION)
+        finding = checker.check(upload_contents.unpack(manifest, machine.object, tmp_path / "arrived") / REFLECTION)
     assert finding.problems == ()
     assert synced["before"] <= finding.last + 1 <= synced["after"] + 1
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.archive import flipped
+from tests.support.archive import flip_bit
 from tests.support.machine import Machine
 
 VERIFIED = "akosha.archive.verified.v1"
@@ -24,7 +24,7 @@ def reported(machine):
 
 def damage(machine, name="reflection.duckdb"):
     (path,) = machine.bucket.glob(f"systems/*/uploads/*/{name}")
-    path.write_bytes(flipped(path.read_bytes(), 1000))
+    path.write_bytes(flip_bit(path.read_bytes(), 1000))
 
 
 def test_uploads_shows_them_newest_first_and_everything_about_one(machine):

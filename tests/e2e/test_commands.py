@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from agent import __version__
-from tests.support import arrivals
+from tests.support import upload_contents
 from tests.support.machine import COMMAND, Machine
 from tests.support.session_buddy import REAL, STATES, Checker, Finding
 
@@ -42,7 +42,7 @@ def machine(tmp_path):
 
 def test_the_shell_is_reported_the_commands_that_begin_as_typed(machine):
     machine.environ |= {"_AKOSHA_AGENT_COMPLETE": "complete_bash", "COMP_WORDS": "akosha-agent se", "COMP_CWORD": "1"}
-    reported = machine.call(prefix=[COMMAND], places=False)
+    reported = machine.call(prefix=[COMMAND], directories=False)
     assert (reported.code, reported.out.split()) == (0, ["service"])
 
 
@@ -55,9 +55,9 @@ def test_without_any_standard_stream_a_sync_is_done_and_no_file_takes_the_place_
 
 
 def test_every_command_explains_itself(machine):
-    reported = machine.call(prefix=[COMMAND, "--version"], places=False)
+    reported = machine.call(prefix=[COMMAND, "--version"], directories=False)
     assert (reported.code, reported.out) == (0, f"akosha-agent {__version__}\n")
-    whole = machine.call("--help", places=False)
+    whole = machine.call("--help", directories=False)
     assert whole.code == 0
     commands = {
         "run": (),
@@ -68,7 +68,7 @@ def test_every_command_explains_itself(machine):
         "mcp": (),
         "config": ("--json",),
     }
-    asked = {command: machine.start(command, "--help", places=False) for command in commands}
+    asked = {command: machine.start(command, "--help", directories=False) for command in commands}
     for command, words in commands.items():
         assert re.search(rf"\b{command}\b", whole.out)
         reported = asked[command].end()
@@ -82,7 +82,7 @@ def test_every_command_explains_itself(machine):
     "words", [(), ("upload",), ("sync", "--method", "ftp"), ("status", "--loud"), ("sync", "now")], ids=" ".join
 )
 def test_a_usage_error_exits_2_and_says_so_on_stderr(machine, words):
-    done = machine.call(*words, places=False)
+    done = machine.call(*words, directories=False)
     assert done.code == 2
     assert not words or (done.out, "Usage" in done.err) == ("", True)
 
@@ -183,7 +183,7 @@ def test_session_buddys_own_databases_arrive_with_all_their_rows(machine, state,
     assert_contract(result)
     (manifest,) = machine.manifests
     conversations, reflections, entities, relationships = ROWS[state]
-    arrived = arrivals.rows(arrivals.unpack(manifest, machine.object, tmp_path / "arrived"))
+    arrived = upload_contents.rows(upload_contents.unpack(manifest, machine.object, tmp_path / "arrived"))
     for counted in (arrived, manifest["metadata"]["rows"]):
         assert counted["reflection"]["conversations_v2"] == conversations
         assert counted["reflection"]["reflections_v2"] == reflections
@@ -223,7 +223,7 @@ def test_what_is_unchanged_is_not_uploaded_again_and_what_changed_is(machine, tm
     ]
     with Checker() as checker:
         for manifest, last in ((one, 19), (two, 24)):
-            folder = arrivals.unpack(manifest, machine.object, tmp_path / manifest["upload_id"])
+            folder = upload_contents.unpack(manifest, machine.object, tmp_path / manifest["upload_id"])
             assert checker.check(folder / "reflection.duckdb") == Finding(last, ())
             assert checker.check(folder / "knowledge_graph.duckdb") == Finding(4, ())
     reported = [event["type"].split(".")[2] for event in machine.events()]

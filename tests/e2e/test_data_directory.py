@@ -66,7 +66,7 @@ def test_session_buddys_own_data_dir_is_where_databases_are_looked_for(machine):
     settings = machine.home / ".claude" / "settings" / "session-buddy.yaml"
     settings.parent.mkdir(parents=True)
     settings.write_text(f"data_dir: {machine.data}\n")
-    done = machine.call("sync", "--json", "--state-dir", str(machine.state), places=False)
+    done = machine.call("sync", "--json", "--state-dir", str(machine.state), directories=False)
     assert (done.code, done.json["method"]) == (0, "cloud"), done.err
-    row = machine.call("config", "--json", places=False).json["settings"]["akosha_agent_data_dir"]
+    row = machine.call("config", "--json", directories=False).json["settings"]["akosha_agent_data_dir"]
     assert (row["value"], row["origin"]) == (str(machine.data), "data_dir in ~/.claude/settings/session-buddy.yaml")

@@ -61,7 +61,7 @@ def test_the_quick_start_with_a_directory_does_and_prints_what_the_page_shows(ma
     steps = {line: shown for line, shown in steps_of(page[page.index("## 3. ") :]).items() if shown}
     assert list(steps) == ["sync", "status", "uploads", "verify", "restore --to ~/restored"]
     for line, shown in steps.items():
-        done = machine.call(*(word.replace("~", str(machine.home)) for word in shlex.split(line)), places=False)
+        done = machine.call(*(word.replace("~", str(machine.home)) for word in shlex.split(line)), directories=False)
         assert (done.code, done.err) == (0, ""), line
         printed = {skeleton(text, machine.home) for text in done.out.splitlines()}
         compared = [text for text in shown if "WAL" not in text]  # these databases have none
@@ -72,7 +72,7 @@ def test_the_quick_start_with_a_directory_does_and_prints_what_the_page_shows(ma
 
 def test_the_restore_with_gzip_alone_reads_the_rows(machine):
     machine.environ["SESSION_BUDDY_AKOSHA_CLOUD_ENDPOINT"] = machine.bucket.as_uri()
-    assert machine.call("sync", places=False).code == 0
+    assert machine.call("sync", directories=False).code == 0
     (upload,) = machine.bucket.glob("systems/*/uploads/*")
     script = re.sub(r"^\$ ", "", block_with("guides/restore.md", "gzip -dc"), flags=re.MULTILINE)
     script = re.sub(r"^cd \S+", f"cd {shlex.quote(str(upload))}", script)
@@ -100,7 +100,7 @@ def test_the_variables_of_the_quick_start_name_a_bucket(machine, rclone):
     block = block_with("quickstart.md", "CLOUD_BUCKET")
     values = iter((rclone.new_bucket(), rclone.endpoint, ACCESS_KEY, SECRET_KEY))
     machine.environ |= {name: next(values) for name in re.findall(r"(?:export |\s)([A-Z_]+)=", block)}
-    done = machine.call("sync", places=False)
+    done = machine.call("sync", directories=False)
     assert (done.code, done.err) == (0, "")
     assert rclone.endpoint.rpartition("/")[2] in done.out
 
@@ -114,7 +114,7 @@ def test_the_program_that_follows_results_prints_them(machine, fresh_nats):
         r"^\$ export (\w+_NATS_URL)=", block_with("guides/nats-and-events.md", "export"), re.MULTILINE
     )
     machine.environ[variable] = fresh_nats.url
-    result = machine.call("sync", "--json", places=False).json
+    result = machine.call("sync", "--json", directories=False).json
     command = [sys.executable, "-uc", code]
     with subprocess.Popen(
         command, env=machine.environ, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True

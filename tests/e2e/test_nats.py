@@ -9,7 +9,7 @@ import socket
 import nats
 import pytest
 
-from tests.support.bus_listener import Ear, listening
+from tests.support.bus_listener import ResultListener, listening
 from tests.support.event_documents import check
 from tests.support.machine import Machine
 from tests.support.servers.nats import NatsServer, running_nats
@@ -76,7 +76,7 @@ def test_two_agents_with_one_system_id_each_do_their_own_work_and_only_that(serv
             agent.logged("request_refused")
             assert len([line for line in agent.log.seen if line["event"] == "sync_requested"]) == 1
     assert [len(machine.manifests) for machine in machines] == [1, 1]
-    assert {event["data"]["agent_id"] for event in listener.heard if "agent_id" in event["data"]} == {
+    assert {event["data"]["agent_id"] for event in listener.received if "agent_id" in event["data"]} == {
         manifest["agent_id"] for machine in machines for manifest in machine.manifests
     }
     for raw in listener.raw:
@@ -100,12 +100,12 @@ def test_a_sessions_end_starts_a_sync_at_once_and_waits_for_an_agent_that_is_awa
         assert [line["session_id"] for line in agent.logged("session_ended", 2)] == ["2", "3"]
 
 
-def answers(listener: Ear, *numbers: int) -> list[dict]:
+def answers(listener: ResultListener, *numbers: int) -> list[dict]:
     """Wait until results name each of these session ends; return those that do, in order."""
     wanted = {f"session-{number}" for number in numbers}
 
     def found() -> list[dict]:
-        return [event for event in listener.heard if wanted & set(event["data"]["caused_by"])]
+        return [event for event in listener.received if wanted & set(event["data"]["caused_by"])]
 
     listener.wait(lambda: {name for event in found() for name in event["data"]["caused_by"]} >= wanted)
     return found()
@@ -136,7 +136,7 @@ def test_each_session_end_of_session_buddys_own_source_has_a_result_that_names_i
             say(2)
             assert outcome(2) == ("skipped", "nothing has changed since the last delivery")
             say(2, source="/another")
-            listener.wait(lambda: [event["data"]["caused_by"] for event in listener.heard].count(["session-2"]) == 2)
+            listener.wait(lambda: [event["data"]["caused_by"] for event in listener.received].count(["session-2"]) == 2)
             machine.write(commits=4)
             shutil.rmtree(machine.bucket)
             machine.bucket.write_bytes(b"a file")
@@ -188,7 +188,7 @@ def test_what_is_no_session_end_of_ours_and_requests_of_others_are_refused(serve
     with machine.run() as agent, listening(server.url, pattern="akosha.>") as listener:
         agent.logged("sync_succeeded")
         listener.wait(listener.ids)
-        (own,) = (event for event in listener.heard if event["type"] == "akosha.sync.requested.v1")
+        (own,) = (event for event in listener.received if event["type"] == "akosha.sync.requested.v1")
         forged = {**own, "id": "forged.cloud", "data": {**own["data"], "request_id": "forged"}}
         altered = {**own, "data": {**own["data"], "upload_reflections": False}}
         other = {**forged, "data": {**forged["data"], "agent_id": "f" * 32}}
@@ -220,7 +220,7 @@ def test_a_fleet_is_asked_and_reported_where_that_is_switched_on(server, machine
         accepted = ask(server, "akosha.agent.laptop.sync")
         assert accepted["accepted"]
         listener.wait(listener.ids)
-        (result,) = (event["data"] for event in listener.heard if event["type"] == "akosha.sync.succeeded.v1")
+        (result,) = (event["data"] for event in listener.received if event["type"] == "akosha.sync.succeeded.v1")
         assert (result["request_id"], result["triggered_by"]) == (accepted["request_id"], "remote")
         status = ask(server, "akosha.agent.laptop.status")
         assert (status["pending"], status["targets"]["cloud"]["newest_upload_id"]) == ([], result["upload_id"])

@@ -13,7 +13,7 @@ from tests.support import uploads
 from tests.support.machine import Machine
 from tests.support.servers.faulty_proxy import refuse
 from tests.support.servers.s3 import aws_environment
-from tests.support.servers.threaded_proxy import Gate, running_front
+from tests.support.servers.threaded_proxy import Gate, running_faulty_proxy
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
@@ -38,10 +38,10 @@ def fill(store, count=5, *, system_id=LAPTOP, of=None):
     return ids
 
 
-def standing(store, system_id=LAPTOP):
+def uploads_in(store, system_id=LAPTOP):
     async def work():
         try:
-            return await uploads.standing(store, system_id)
+            return await uploads.uploads_in(store, system_id)
         finally:
             await store.aclose()
 
@@ -70,13 +70,13 @@ def test_a_dry_run_says_what_would_go_and_why_the_rest_stays_and_a_prune_does_it
     reported = machine.call("prune", "--dry-run", "--json", *KEEP_TWO).json
     assert (reported["dry_run"], reported["deleted"], reported["leftovers"]) == (True, ids[2:], 1)
     assert [kept["upload_id"] for kept in reported["kept"]] == ids[:2]
-    assert standing(store)[0] == ids
+    assert uploads_in(store)[0] == ids
 
     done = machine.call("prune", "--json", *KEEP_TWO)
     assert (done.code, done.json["deleted"], done.json["leftovers"], done.json["error"]) == (0, ids[2:], 1, None)
     assert done.json["bytes_freed"] == reported["bytes_freed"]
-    assert standing(store) == (ids[:2], [])
-    assert standing(store, "other") == (others, [])
+    assert uploads_in(store) == (ids[:2], [])
+    assert uploads_in(store, "other") == (others, [])
     (event,) = machine.events()
     assert (event["type"], event["data"]["upload_ids"]) == ("akosha.archive.pruned.v1", ids[2:])
     again = machine.call("prune", *KEEP_TWO)
@@ -94,7 +94,7 @@ def test_a_prune_deletes_nothing_while_the_newest_upload_is_damaged_and_exits_wi
     document = machine.call("prune", *KEEP_TWO, "--json").json
     assert (document["dry_run"], document["deleted"]) == (False, [])
     assert ids[0] in document["error"]
-    assert standing(DirectoryStore(machine.bucket))[0] == ids
+    assert uploads_in(DirectoryStore(machine.bucket))[0] == ids
 
 
 def test_a_prune_before_and_after_syncs_leaves_the_newest_to_build_on(machine):
@@ -103,7 +103,7 @@ def test_a_prune_before_and_after_syncs_leaves_the_newest_to_build_on(machine):
     machine.write(commits=5, entities=2)
     machine.set(agent_keep_last=1, agent_keep_daily=0, agent_keep_weekly=0, agent_keep_monthly=0)
     first = machine.sync()
-    whole, _ = standing(DirectoryStore(machine.bucket))
+    whole, _ = uploads_in(DirectoryStore(machine.bucket))
     assert whole == [first["upload_id"]], "by itself, after the upload"
     assert machine.call("prune", *KEEP_TWO).code == 0
     machine.write(commits=9)
@@ -142,7 +142,7 @@ def test_wrong_numbers_and_no_bucket_are_usage_errors(machine):
 def bucket(moto, tmp_path, aws):
     """A machine whose bucket is on moto, behind a front; and what looks into the bucket directly."""
     name = moto.new_bucket()
-    with running_front(moto.endpoint) as proxy:
+    with running_faulty_proxy(moto.endpoint) as proxy:
         machine = Machine(tmp_path, cloud_endpoint=proxy.url, cloud_bucket=name)
         machine.environ |= aws_environment()
         yield machine, proxy, lambda: S3Store(bucket=name, endpoint=moto.endpoint, region="auto")
@@ -161,7 +161,7 @@ def test_where_deleting_is_denied_the_command_shows_a_lifecycle_rule_each_time_a
         assert "npx wrangler r2 bucket lifecycle add" in done.err
     reported = machine.call("prune", "--json", *KEEP_TWO)
     assert (reported.code, reported.json["deleted"], reported.json["lifecycle"].keys()) == (1, [], {"s3", "r2"})
-    assert standing(store()) == (ids, [])
+    assert uploads_in(store()) == (ids, [])
 
 
 @pytest.mark.long
@@ -176,10 +176,10 @@ def test_killed_while_a_batch_is_on_its_way_nothing_looks_whole_that_is_not(buck
         gate.wait()
         assert pruning.stop(signal.SIGKILL) == -signal.SIGKILL
     gate.open()
-    whole, _ = standing(store())
+    whole, _ = uploads_in(store())
     assert whole[:2] == ids[:2]
     assert machine.call("prune", *KEEP_TWO).code == 0
-    assert standing(store())[0] == ids[:2]
+    assert uploads_in(store())[0] == ids[:2]
     machine.write(commits=3)
     assert machine.sync()["success"]
 
@@ -201,5 +201,5 @@ def test_a_cloned_repository_neither_erases_the_archive_nor_reaches_into_another
     assert done.code == 0, done.err
     assert done.json["upload_id"].endswith(f"_{LAPTOP}")
     assert done.err.count("are ignored: files of the working directory") == 1
-    assert standing(DirectoryStore(machine.bucket)) == ([done.json["upload_id"], *ids], [])
-    assert standing(DirectoryStore(machine.bucket), "victim") == (others, [])
+    assert uploads_in(DirectoryStore(machine.bucket)) == ([done.json["upload_id"], *ids], [])
+    assert uploads_in(DirectoryStore(machine.bucket), "victim") == (others, [])

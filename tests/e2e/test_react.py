@@ -65,14 +65,14 @@ def add_a_memory(machine: Machine) -> None:
 
 @contextmanager
 def open_ingest_service(machine: Machine, *words: str):
-    with machine.started("react", "--state-dir", str(machine.state), *words, places=False) as running:
+    with machine.started("react", "--state-dir", str(machine.state), *words, directories=False) as running:
         running.logged("ingest_started")
         yield running
         assert running.stop() == 0, "".join(running.log.raw[-30:])
 
 
 def once(machine: Machine) -> str:
-    done = machine.call("react", "--once", "--state-dir", str(machine.state), places=False)
+    done = machine.call("react", "--once", "--state-dir", str(machine.state), directories=False)
     assert done.code == 0, (done.code, done.out, done.err)
     return done.out
 
@@ -100,19 +100,19 @@ def test_a_session_s_end_becomes_an_upload_a_result_and_rows_in_akosha_and_that_
         open_ingest_service(reactor),
         laptop.run() as agent,
     ):
-        listener.wait(lambda: len(listener.heard) == 1)
+        listener.wait(lambda: len(listener.received) == 1)
         before = len(akosha.rows("laptop"))
         add_a_memory(laptop)
         end_session(server.url)
         agent.logged("sync_succeeded", 2)
-        listener.wait(lambda: len(listener.heard) == 2)
+        listener.wait(lambda: len(listener.received) == 2)
     for raw in listener.raw:
         check(raw)
-    first, second = (event["data"] for event in listener.heard)
+    first, second = (event["data"] for event in listener.received)
     assert (first["source"], first["stored"], first["known"]) == ("memories", before, 0)
     assert (second["source"], second["stored"], len(akosha.rows("laptop"))) == ("memories", 1, before + 1)
-    assert [event["data"]["upload_id"] for event in listener.heard] == [m["upload_id"] for m in laptop.manifests]
-    assert [event["id"] for event in reactor.events()] == [event["id"] for event in listener.heard]
+    assert [event["data"]["upload_id"] for event in listener.received] == [m["upload_id"] for m in laptop.manifests]
+    assert [event["id"] for event in reactor.events()] == [event["id"] for event in listener.received]
 
 
 def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_reads_the_same_memories_in_the_databases(
@@ -126,7 +126,7 @@ def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_rea
     by_deltas, calls = akosha.ids(), len(akosha.calls)
     assert (once(reactor), len(akosha.calls)) == ("laptop: nothing new\n", calls)
     words = ("react", "--once", "--system", "nosuch", "--state-dir", str(reactor.state))
-    absent = reactor.call(*words, places=False)
+    absent = reactor.call(*words, directories=False)
     assert (absent.code, absent.out) == (1, "")
     assert absent.err.startswith("nosuch: there is no such system in ")
     assert "systems there: laptop" in absent.err
@@ -145,17 +145,17 @@ def test_once_takes_what_lies_in_a_directory_without_nats_and_who_comes_late_rea
 
 def test_a_bucket_that_is_missing_in_the_settings_and_a_state_directory_in_use_are_reported_with_the_cure(reactor):
     with open_ingest_service(reactor):
-        done = reactor.call("react", "--once", "--state-dir", str(reactor.state), places=False)
+        done = reactor.call("react", "--once", "--state-dir", str(reactor.state), directories=False)
         assert (done.code, "separate state directories (--state-dir)" in done.err) == (1, True)
     reactor.set(cloud_endpoint=None)
-    done = reactor.call("react", "--state-dir", str(reactor.state), places=False)
+    done = reactor.call("react", "--state-dir", str(reactor.state), directories=False)
     assert (done.code, "akosha_cloud_bucket" in done.err) == (2, True)
 
 
 def test_a_sync_beside_a_reactor_in_the_same_state_directory_is_reported_so_and_does_not_wait(tmp_path):
     machine = Machine(tmp_path)
     machine.write(commits=1)
-    with machine.started("react", "--state-dir", str(machine.state), places=False) as reactor:
+    with machine.started("react", "--state-dir", str(machine.state), directories=False) as reactor:
         reactor.logged("ingest_started")
         reported = machine.call("sync")
         assert (reported.code, reported.out) == (1, "")

@@ -4,11 +4,11 @@ import signal
 
 import pytest
 
-from tests.support import arrivals
+from tests.support import upload_contents
 from tests.support.machine import Machine
 from tests.support.servers.bucket import Bucket
 from tests.support.servers.s3 import SECRET_KEY, aws_environment
-from tests.support.servers.threaded_proxy import Gate, running_front
+from tests.support.servers.threaded_proxy import Gate, running_faulty_proxy
 from tests.support.session_buddy import GRAPH, REFLECTION, Checker, Finding, Writer
 
 pytest_plugins = ["tests.support.servers.fixtures"]
@@ -34,17 +34,17 @@ def assert_holds(checker, folder, *, commits: int, entities: int) -> None:
 def test_every_commit_arrives_while_the_session_goes_on(machine, tmp_path, checker):
     """First session, commits into the WAL alone, a checkpoint, a graph: each arrives whole, nothing is sent in vain."""
     with Writer(machine.data, "--paused") as writer:
-        writer.ask("commit 3")
+        writer.run("commit 3")
         assert (machine.data / REFLECTION).stat().st_size == 12_288
         with machine.run() as agent, machine.follow() as events:
             agent.logged("watch_mode", mode="native")
             for count, command in enumerate(("", "commit 2", "checkpoint", "commit 1", "graph 2"), start=1):
                 if command:
-                    writer.ask(command)
+                    writer.run(command)
                 result = events.reported("succeeded", count)[-1]
                 assert result["triggered_by"] == ("file_change" if command else "startup")
                 manifest = machine.manifests[-1]
-                folder = arrivals.unpack(manifest, machine.object, tmp_path / f"{count}")
+                folder = upload_contents.unpack(manifest, machine.object, tmp_path / f"{count}")
                 assert_holds(checker, folder, commits=writer.commits, entities=writer.entities)
                 origins = {part["name"]: part["origin"] for part in manifest["parts"]}
                 assert origins.get(GRAPH) == ("sent" if command in ("", "graph 2") else "copied")
@@ -74,17 +74,17 @@ def test_two_changes_while_an_upload_runs_arrive_as_one_and_nothing_is_sent_twic
     bucket = Bucket(moto)
     machine.environ |= aws_environment()
     machine.secrets = (SECRET_KEY,)
-    with running_front(moto.endpoint) as proxy, Writer(machine.data, "--paused") as writer:
+    with running_faulty_proxy(moto.endpoint) as proxy, Writer(machine.data, "--paused") as writer:
         machine.set(cloud_endpoint=proxy.url, cloud_bucket=bucket.name, agent_log_level="DEBUG")
-        writer.ask("commit 3")
-        writer.ask("checkpoint")
+        writer.run("commit 3")
+        writer.run("checkpoint")
         gate = Gate()
         proxy.on("put_object", gate.hold(), times=1)
         with machine.run() as agent, machine.follow() as events:
             gate.wait()
             for _ in range(2):
                 seen = sum(line.get("event") == "files_changed" for line in agent.log.seen)
-                writer.ask("commit 1")
+                writer.run("commit 1")
                 agent.logged("files_changed", seen + 1)
             gate.open()
             events.reported("succeeded", 2)
@@ -97,5 +97,5 @@ def test_two_changes_while_an_upload_runs_arrive_as_one_and_nothing_is_sent_twic
     sent = [(part["name"], part["sha256"]) for one in manifests for part in one["parts"] if part["origin"] == "sent"]
     owner, manifests_and_memories = 2, 2 * len(manifests)  # owner.json once more, to see that the store refuses it
     assert len(sent) == len(set(sent)) == proxy.count("put_object") - owner - manifests_and_memories
-    folder = arrivals.unpack(manifests[-1], bucket.object, tmp_path / "arrived")
+    folder = upload_contents.unpack(manifests[-1], bucket.object, tmp_path / "arrived")
     assert_holds(checker, folder, commits=4, entities=-1)

@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from tests.support import arrivals
+from tests.support import upload_contents
 from tests.support.machine import Machine
 from tests.support.servers.bucket import Bucket
 from tests.support.servers.faulty_proxy import refuse, stall
 from tests.support.servers.s3 import ACCESS_KEY, SECRET_KEY, aws_environment
-from tests.support.servers.threaded_proxy import Gate, running_front
+from tests.support.servers.threaded_proxy import Gate, running_faulty_proxy
 from tests.support.session_buddy import GRAPH, REFLECTION, Checker, Finding
 
 pytestmark = pytest.mark.long
@@ -40,7 +40,7 @@ def bucket(moto):
 
 @pytest.fixture
 def proxy(moto, bucket, machine):
-    with running_front(moto.endpoint) as proxy:
+    with running_faulty_proxy(moto.endpoint) as proxy:
         machine.set(cloud_endpoint=proxy.url, cloud_bucket=bucket.name)
         yield proxy
 
@@ -79,7 +79,7 @@ def test_a_change_sends_what_changed_and_the_upload_is_whole(machine, name, requ
     assert list(third["incomplete"]) == list(manifests[2]["incomplete"]) == ["knowledge_graph"]
     with Checker() as checker:
         for manifest, last in zip(manifests, (19, 24, 29), strict=True):
-            folder = arrivals.unpack(manifest, bucket.object, tmp_path / manifest["upload_id"])
+            folder = upload_contents.unpack(manifest, bucket.object, tmp_path / manifest["upload_id"])
             assert checker.check(folder / REFLECTION) == Finding(last, ())
             assert checker.check(folder / GRAPH) == Finding(4, ())
     status = machine.status()
@@ -102,8 +102,8 @@ def test_the_store_copies_what_is_unchanged_and_where_it_cannot_the_bytes_go_thr
     assert (proxy.count("put_object"), proxy.count("copy_object")) == (2 + 11, 2)
     last = bucket.manifests[-1]
     assert origins(last) == {GRAPH: "copied", REFLECTION: "sent"}
-    folder = arrivals.unpack(last, bucket.object, tmp_path / "arrived")
-    assert arrivals.rows(folder)["knowledge_graph"]["kg_entities"] == 2
+    folder = upload_contents.unpack(last, bucket.object, tmp_path / "arrived")
+    assert upload_contents.rows(folder)["knowledge_graph"]["kg_entities"] == 2
 
 
 def test_a_store_that_fails_is_tried_again_as_configured_then_left_in_peace(machine, bucket, proxy):

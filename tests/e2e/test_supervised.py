@@ -28,7 +28,7 @@ def test_it_speaks_the_protocol_and_at_a_hangup_takes_new_settings_or_says_why_n
             since = len(notify.gather())
             os.kill(agent.pid, signal.SIGHUP)
             notify.wait(lambda reported: "READY" in reported, since=since)
-            reported = notify.heard[since:]
+            reported = notify.received[since:]
             begin = next(at for at, one in enumerate(reported) if "RELOADING" in one)
             assert int(reported[begin]["MONOTONIC_USEC"]) > 0
             return reported[begin:]
@@ -49,7 +49,7 @@ def test_it_speaks_the_protocol_and_at_a_hangup_takes_new_settings_or_says_why_n
             assert changed["keys"] == ["akosha_agent_log_level", "akosha_http_token"]
             agent.log.wait(lambda line: line.get("level") == "debug")
             notify.wait(lambda reported: "WATCHDOG" in reported, since=len(notify.gather()))
-            since = len(notify.heard)
+            since = len(notify.received)
             assert agent.stop() == 0
             notify.wait(lambda reported: "STOPPING" in reported, since=since)
     assert len(machine.manifests) == 1

@@ -77,11 +77,11 @@ def test_the_upload_under_way_the_session_end_and_the_result_in_the_outbox_are_c
     inode = sent.stat().st_ino
     with listening(fresh_nats.url) as listener, machine.run() as agent:
         agent.logged("session_ended", session_id="before the upgrade")
-        listener.wait(lambda: any(SESSION_END in event["data"].get("caused_by", ()) for event in listener.heard))
+        listener.wait(lambda: any(SESSION_END in event["data"].get("caused_by", ()) for event in listener.received))
         status = machine.status(lambda found: not found["pending"])
         assert {row["state"] for row in status["targets"][0]["databases"]} == {"clean"}
     assert listener.ids() == [RESULT_IN_OUTBOX, f"{UNDER_WAY}.1f76a989.succeeded"]
-    assert [SESSION_END in event["data"].get("caused_by", ()) for event in listener.heard].count(True) == 1
+    assert [SESSION_END in event["data"].get("caused_by", ()) for event in listener.received].count(True) == 1
 
     assert {path: path.read_bytes() for path in there} == there
     assert sent.stat().st_ino == inode, "an object that is in the bucket is not sent again"

@@ -21,7 +21,7 @@ from agent.application.archive.verify import DeepCheckTools, Verifier
 from agent.bootstrap.archive import _examine
 from agent.domain.errors import NoSuchObject, StoreError
 from agent.domain.manifest import Manifest
-from tests.support.archive import Kept, flipped, memory_store, objects_in, put
+from tests.support.archive import StoredUpload, flip_bit, memory_store, objects_in, put
 from tests.support.faulty_store import FaultyStore
 from tests.support.machine import Machine
 
@@ -48,7 +48,7 @@ def both(made):
     """The older upload and the newer one, in one store."""
     store = memory_store(made)
     keys = sorted(key for key in made if key.endswith("/manifest.json"))
-    return [Kept(store, Manifest.decode(made[key][0])) for key in keys]
+    return [StoredUpload(store, Manifest.decode(made[key][0])) for key in keys]
 
 
 @pytest.fixture
@@ -100,9 +100,9 @@ def same_within(data: bytes, changed: bytes) -> bool:
 async def test_one_flipped_bit_behind_the_same_size_and_metadata_is_found_deep_and_named(kept, tmp_path, name):
     look, data = looking(kept, tmp_path), kept.data(name)
     for bit in [0, *random.Random(7).sample(range(8 * len(data)), 12), 8 * len(data) - 1]:
-        if same_within(data, flipped(data, bit)):
+        if same_within(data, flip_bit(data, bit)):
             continue  # it unpacks to the same bytes: another way to say the same zeros, of which nothing is lost
-        kept.change(name, flipped(data, bit))
+        kept.change(name, flip_bit(data, bit))
         assert (await look.shallow(kept.upload)).whole, "what only the bytes show"
         assert set((await look.deep(kept.upload)).problems) == {name}, bit
 
@@ -110,7 +110,7 @@ async def test_one_flipped_bit_behind_the_same_size_and_metadata_is_found_deep_a
 async def test_one_flipped_bit_of_the_manifest_is_found_without_a_download(kept, tmp_path):
     look, data = looking(kept, tmp_path), kept.data("manifest.json")
     for bit in random.Random(8).sample(range(8 * len(data)), 150):
-        kept.change("manifest.json", flipped(data, bit))
+        kept.change("manifest.json", flip_bit(data, bit))
         assert "manifest.json" in (await look.shallow(kept.upload)).problems, bit
 
 
@@ -167,7 +167,7 @@ async def test_the_manifest_of_another_system_is_found_and_named(kept, tmp_path)
 )
 async def test_a_key_that_is_not_the_parts_own_is_refused_and_never_asked_for(both, tmp_path, key):
     older, kept = both
-    kept.tell_of("reflection.duckdb", key=key.format(upload=kept.upload, older=older.upload))
+    kept.change_part("reflection.duckdb", key=key.format(upload=kept.upload, older=older.upload))
     store = FaultyStore(kept.store)
     found = await verification(store, tmp_path).deep(kept.upload)
     assert set(found.problems) == {"manifest.json"}
@@ -176,7 +176,7 @@ async def test_a_key_that_is_not_the_parts_own_is_refused_and_never_asked_for(bo
 
 @pytest.mark.parametrize("name", ["../reflection.duckdb", "/reflection.duckdb", "sub/reflection.duckdb", "passwd"])
 async def test_a_files_name_that_is_no_databases_is_refused(kept, tmp_path, name):
-    kept.tell_of("reflection.duckdb", name=name)
+    kept.change_part("reflection.duckdb", name=name)
     assert set((await looking(kept, tmp_path).shallow(kept.upload)).problems) == {"manifest.json"}
 
 
@@ -194,7 +194,7 @@ async def test_a_files_name_that_is_no_databases_is_refused(kept, tmp_path, name
     ids=["raw-negative", "stored-negative", "raw-huge", "raw-vast", "stored-vast", "no-gzip-unpacks-so", "a-fraction"],
 )
 async def test_a_size_that_cannot_be_is_refused_and_nothing_is_downloaded(kept, tmp_path, sizes):
-    kept.tell_of("reflection.duckdb", **sizes)
+    kept.change_part("reflection.duckdb", **sizes)
     store = FaultyStore(kept.store)
     found = await verification(store, tmp_path).deep(kept.upload)
     assert set(found.problems) <= {"reflection.duckdb", "manifest.json"}
@@ -217,7 +217,7 @@ async def test_a_gzip_bomb_ends_where_the_manifest_says(kept, tmp_path):
 async def test_rows_that_are_not_those_of_the_manifest_are_found_deep(kept, tmp_path):
     rows = {name: dict(tables) for name, tables in kept.manifest.rows.items()}
     rows["reflection"]["conversations_v2"] += 1
-    kept.tell(metadata={"rows": rows})
+    kept.change_manifest(metadata={"rows": rows})
     found = await verification(kept.store, tmp_path).deep(kept.upload)
     assert dict(found.problems) == {
         "reflection.duckdb": "has other row counts than its manifest: conversations_v2 15, not 16"
@@ -234,7 +234,7 @@ async def test_memories_that_are_none_are_found_deep_though_their_digest_is_righ
     text = b'{"conversations": "none"}'
     reported = json.loads(kept.data("manifest.json"))["memories"]
     reported |= {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    kept.tell(memories=reported)
+    kept.change_manifest(memories=reported)
     document = json.loads(kept.data("manifest.json"))
     kept.write(Manifest.decode(json.dumps(document).encode()).encode())
     kept.store.objects[kept.key("memories.json")] = text, {}
@@ -260,7 +260,7 @@ async def test_an_upload_that_is_deleted_while_it_is_looked_at_is_gone_and_not_d
 async def test_a_limited_deep_look_names_the_databases_that_it_did_not_download(kept, tmp_path):
     look = looking(kept, tmp_path)
     sizes = {part.database: part.stored_size for part in kept.manifest.parts}
-    kept.change("reflection.duckdb", flipped(kept.data("reflection.duckdb"), 4321))
+    kept.change("reflection.duckdb", flip_bit(kept.data("reflection.duckdb"), 4321))
     found = await look.deep(kept.upload, most_bytes=sizes["knowledge_graph"])
     assert (found.whole, found.left_out) == (True, ("reflection", "memories.json"))
     found = await look.deep(kept.upload, most_bytes=sum(sizes.values()))
@@ -288,7 +288,7 @@ async def test_every_kind_of_store_shows_the_same(request, made, kept, tmp_path,
         assert (await look.deep(kept.upload)).whole
         name, other = "reflection.duckdb", "knowledge_graph.duckdb"
         data, metadata = made[kept.key(name)]
-        await put(store, kept.key(name), flipped(data, 4321), metadata)
+        await put(store, kept.key(name), flip_bit(data, 4321), metadata)
         assert set((await look.shallow(kept.upload)).problems) == ({name} if place == "directory" else set())
         assert set((await look.deep(kept.upload)).problems) == {name}
         await put(store, kept.key(name), *made[kept.key(other)])

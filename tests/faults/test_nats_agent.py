@@ -10,7 +10,7 @@ from tests.support.machine import Machine, Running
 from tests.support.servers.bucket import Bucket
 from tests.support.servers.nats import NatsServer, running_nats
 from tests.support.servers.s3 import SECRET_KEY, aws_environment
-from tests.support.servers.threaded_proxy import Gate, running_front
+from tests.support.servers.threaded_proxy import Gate, running_faulty_proxy
 
 pytestmark = pytest.mark.long
 
@@ -67,7 +67,7 @@ def test_results_of_before_nats_was_set_are_reported_when_it_is(server, tmp_path
 
 def test_a_sync_that_takes_longer_than_the_ack_wait_is_not_delivered_again(server, moto, tmp_path):
     bucket, gate = Bucket(moto), Gate()
-    with running_front(moto.endpoint) as proxy:
+    with running_faulty_proxy(moto.endpoint) as proxy:
         machine = machine_on(server, tmp_path, cloud_endpoint=proxy.url, cloud_bucket=bucket.name)
         machine.set(agent_bus="nats")
         machine.constants = {"agent.bootstrap.buses:PATIENCE": {"ack_wait": 0.6}}

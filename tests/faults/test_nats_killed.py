@@ -31,7 +31,7 @@ def test_a_kill_anywhere_leaves_one_upload_and_one_result(server, tmp_path, poin
     machine = Machine(tmp_path / "machine", agent_nats_url=server.url, system_id=system)
     machine.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), machine.environ.get("PYTHONPATH", "")])
     machine.write(commits=3)
-    with listening(server.url, durable=f"ear-{system}", pattern=f"akosha.sync.{system}.*") as listener:
+    with listening(server.url, durable=f"listener-{system}", pattern=f"akosha.sync.{system}.*") as listener:
         with machine.started(prefix=(sys.executable, str(HERE / "killed_run.py"), point)) as killed:
             assert killed.process.wait(60) == -signal.SIGKILL, killed.log.raw
         with machine.run():

@@ -11,7 +11,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NoStreamResponseError, NotFoundError
 
 from agent.domain.events import upload_event_id
-from tests.support.bus_listener import Ear, listening
+from tests.support.bus_listener import ResultListener, listening
 from tests.support.event_documents import check
 from tests.support.machine import Machine, Running
 from tests.support.servers.nats import NatsServer, delete_streams, running_nats
@@ -77,7 +77,7 @@ def fill(server: NatsServer, _pause: threading.Event, _dice: random.Random) -> N
 
     async def lags(jetstream: JetStreamContext) -> bool:
         try:
-            return (await jetstream.consumer_info("AKOSHA_SYNC", "ear")).num_pending > 0
+            return (await jetstream.consumer_info("AKOSHA_SYNC", "listener")).num_pending > 0
         except NotFoundError:  # lost with the stream the round before, and not yet made again
             return True
 
@@ -133,9 +133,9 @@ def test_whatever_happens_to_nats_each_change_ends_in_one_upload_and_one_result(
     assert len(set(requested)) >= len(machine.manifests)
 
 
-def uploaded(agent: Running, listener: Ear, machine: Machine, number: int) -> None:
+def uploaded(agent: Running, listener: ResultListener, machine: Machine, number: int) -> None:
     """Wait for the nth upload and its result; there are exactly so many."""
     agent.logged("sync_succeeded", number)
     ids = upload_ids(machine)
     assert len(ids) == len(set(ids)) == number
-    listener.wait(lambda: set(ids) <= {event["id"] for event in listener.heard})
+    listener.wait(lambda: set(ids) <= {event["id"] for event in listener.received})

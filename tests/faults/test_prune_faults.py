@@ -58,10 +58,10 @@ async def test_killed_at_thirty_moments_nothing_looks_whole_that_is_not_and_the_
     await asyncio.to_thread(zygote.run, command, check=True, env=environment)
     for number in range(KILLS):
         copy = bucket.with_name(f"{bucket.name}-{number}")
-        whole, _ = await uploads.standing(DirectoryStore(copy))
+        whole, _ = await uploads.uploads_in(DirectoryStore(copy))
         assert whole[:2] == ids[:2]
         await prune(DirectoryStore(copy))
-        assert await uploads.standing(DirectoryStore(copy)) == (ids[:2], [])
+        assert await uploads.uploads_in(DirectoryStore(copy)) == (ids[:2], [])
         assert sorted(path.name for path in (copy / PREFIX).iterdir()) == ids[1::-1]
         assert {path.parent.name for path in (copy / ".akosha").rglob("*.json")} == set(ids[:2])
 
@@ -87,10 +87,10 @@ async def test_cancelled_in_the_middle_of_a_deletion_nothing_looks_whole_that_is
         task.cancel()
         await asyncio.wait({task})
     assert task.cancelled()
-    whole, begun = await uploads.standing(store)
+    whole, begun = await uploads.uploads_in(store)
     assert (whole, len(begun)) == ((ids, 0) if operation == "the manifests" else (ids[:2], 12))
     await prune(store)
-    assert (await uploads.standing(store))[0] == ids[:2]
+    assert (await uploads.uploads_in(store))[0] == ids[:2]
 
 
 async def test_a_lost_connection_is_a_passing_error_and_what_is_gone_is_reported(proxied, proxy):
@@ -113,7 +113,7 @@ async def test_where_deleting_is_denied_nothing_is_gone_and_the_error_names_the_
     pruned = await prune(store)
     assert isinstance(pruned.error, NotPermitted)
     assert "s3:DeleteObject" in str(pruned.error)
-    assert (pruned.is_empty, await uploads.standing(store)) == (True, (ids, []))
+    assert (pruned.is_empty, await uploads.uploads_in(store)) == (True, (ids, []))
     assert proxy.count("delete_object") + proxy.count("delete_objects") == 1, "no storm"
 
 
@@ -139,11 +139,11 @@ async def test_keys_that_are_denied_in_an_answer_of_200_are_reported_and_their_o
     pruned = await prune(store)
     assert isinstance(pruned.error, NotPermitted)
     assert denied[0] in str(pruned.error)
-    whole, _ = await uploads.standing(store)
+    whole, _ = await uploads.uploads_in(store)
     assert whole == [*ids[:2], *ids[5:7]]
     assert pruned.upload_ids == tuple(upload for upload in ids if upload not in whole)
     assert (await prune(store)).error is None
-    assert (await uploads.standing(store))[0] == ids[:2]
+    assert (await uploads.uploads_in(store))[0] == ids[:2]
 
 
 @pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "MissingContentMD5")])
@@ -152,7 +152,7 @@ async def test_a_store_that_takes_no_batches_is_given_single_keys(proxied, proxy
     ids = await many(store)
     proxy.on("delete_objects", refuse(status, code))
     assert (await prune(store)).error is None
-    assert await uploads.standing(store) == (ids[:2], [])
+    assert await uploads.uploads_in(store) == (ids[:2], [])
     assert proxy.count("delete_objects") == 1
     assert proxy.count("delete_object") == 12 * 4
 
@@ -179,7 +179,7 @@ async def test_an_upload_in_parts_of_another_machine_survives_and_one_that_is_a_
     assert moto.pending_uploads(bucket) == 1
     pruned = await Aged(store).pruned(LAST_TWO, days=2)
     assert (moto.pending_uploads(bucket), pruned.leftovers) == (0, 1)
-    assert await uploads.standing(store) == (ids[:2], [])
+    assert await uploads.uploads_in(store) == (ids[:2], [])
 
 
 class Aged:
@@ -209,7 +209,7 @@ async def test_a_listing_of_several_pages_is_seen_to_its_end(proxied, proxy, mot
     proxy.on("list_objects_v2", lambda _, forward: forward(query={"max-keys": "50"}))
     pruned = await prune(store)
     assert (len(pruned.upload_ids), pruned.objects, pruned.error) == (58, 232, None)
-    assert await uploads.standing(store) == (ids[:2], [])
+    assert await uploads.uploads_in(store) == (ids[:2], [])
     assert proxy.count("delete_objects") == 2
     times, stay, own = 60, 2 + 1, 2
     assert proxy.count("get_object") == times + stay + own, "their objects are newer than their ids, as in a copy"
@@ -221,4 +221,4 @@ async def test_two_prunes_side_by_side_leave_what_the_stricter_one_keeps(proxied
     ids = await many(first)
     done = await asyncio.gather(prune(first), prune(second, KeepRules(last=4, daily=0, weekly=0, monthly=0)))
     assert [pruned.error for pruned in done] == [None, None]
-    assert await uploads.standing(first) == (ids[:2], [])
+    assert await uploads.uploads_in(first) == (ids[:2], [])

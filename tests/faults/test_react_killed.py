@@ -22,7 +22,7 @@ from agent.adapters.wire import CloudEventsCodec
 from tests.support import zygote
 from tests.support.constants import replace_constants
 from tests.support.machine import Machine
-from tests.support.sending import Sender
+from tests.support.sender import Sender
 
 ROWS = range(1, 8)
 SMALL_BATCHES = {"agent.bootstrap.methods:BATCH_SIZE": 3}
@@ -95,7 +95,7 @@ def test_a_kill_anywhere_repeats_one_batch_at_most_and_loses_nothing(tmp_path, a
         [sys.executable, __file__, point, *words], env=machine.environ, cwd=machine.home, capture_output=True, text=True
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = machine.call("react", "--once", *words, places=False)
+    done = machine.call("react", "--once", *words, directories=False)
     assert done.code == 0, done.err
     assert len(akosha.rows()) == 8
     assert sum(call.size for call in akosha.calls) <= 8 + 3

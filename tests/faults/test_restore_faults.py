@@ -12,8 +12,8 @@ import pytest
 
 from agent.adapters.directory_store import DirectoryStore
 from tests.faults.killed_restore import OLD
+from tests.support.folder_uploads import uploaded
 from tests.support.session_buddy import REAL
-from tests.support.uploaded import uploaded
 
 PROGRAM = Path(__file__).with_name("killed_restore.py")
 

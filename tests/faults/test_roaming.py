@@ -25,7 +25,7 @@ from agent.settings import Settings
 from tests.support import session_buddy
 from tests.support.machine import NOBODY
 from tests.support.memories import memory
-from tests.support.nats_bus import SECONDS, Inbox, ended, opened_bus, until
+from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_bus, until
 from tests.support.servers.akosha import Akosha
 from tests.support.servers.faulty_proxy import stall
 from tests.support.values import SYSTEM
@@ -211,7 +211,7 @@ PATIENT = {"ping": 600, "ping_timeout": 600, "reconnect": 600, "reconnect_max": 
 
 async def test_a_nats_connection_that_died_silently_is_replaced_at_an_network_change(fresh_nats, soon):
     async with a_way(fresh_nats.url) as way, opened_bus(f"nats://127.0.0.1:{way.port}", patience=PATIENT) as bus:
-        inbox = Inbox()
+        inbox = RecordingHandler()
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         way.lose()
         bus.check_connection()
@@ -219,7 +219,7 @@ async def test_a_nats_connection_that_died_silently_is_replaced_at_an_network_ch
             await until(lambda: not bus.state.ready)
             await bus.wait_until_ready()
             await bus.publish(ended(1))
-        assert await inbox.holds(1) == ["e-1"]
+        assert await inbox.wait_for_count(1) == ["e-1"]
 
 
 async def test_a_ping_that_is_out_when_the_network_change_comes_is_not_waited_for_any_longer(fresh_nats, soon):
@@ -296,7 +296,7 @@ async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> A
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def hears(reported: list, kind: type, seconds: float = 60) -> None:
+async def wait_until_reported(reported: list, kind: type, seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not any(isinstance(event, kind) for event in reported):
             await asyncio.sleep(0.02)
@@ -312,7 +312,7 @@ async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_
         with structlog.testing.capture_logs() as logged:
             async with an_agent(tmp_path, f"http://127.0.0.1:{way.port}", moto.new_bucket(), monkeypatch) as at_work:
                 agent, reported = at_work
-                await hears(reported, SyncFailed)
+                await wait_until_reported(reported, SyncFailed)
                 reached = asyncio.Event()
                 proxy.on("put_object", stall(reached, at=1), times=1)
                 await way.open()
@@ -321,7 +321,7 @@ async def test_a_bucket_that_is_back_gets_what_it_lacks_and_an_upload_caught_in_
                     await reached.wait()
                 way.lose()
                 await agent.network_changes.network_monitor.happens.put(NetworkChange.WOKE)
-                await hears(reported, SyncSucceeded)
+                await wait_until_reported(reported, SyncSucceeded)
                 record = await agent.ledger.record(agent.methods["cloud"].target)
         assert (record.failures, record.attempts) == (0, 0)
         events = [line["event"] for line in logged]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import arrivals
+from tests.support import upload_contents
 from tests.support.machine import Machine
 from tests.support.session_buddy import GRAPH, REFLECTION
 
@@ -112,7 +112,9 @@ def test_what_cannot_be_copied_is_carried_over_until_it_can(machine, restriction
             assert origins(manifest) == {GRAPH: "carried", REFLECTION: "sent"}
             (carried,) = (part for part in manifest["parts"] if part["name"] == GRAPH)
             assert carried["carried_from"] == good
-            rows = arrivals.rows(arrivals.unpack(manifest, machine.object, tmp_path / f"carried-{failures}"))
+            rows = upload_contents.rows(
+                upload_contents.unpack(manifest, machine.object, tmp_path / f"carried-{failures}")
+            )
             assert rows["knowledge_graph"]["kg_entities"] == failures
             assert rows["reflection"]["conversations_v2"] == 1 + failures
 

@@ -7,7 +7,7 @@ import pytest
 from tests.support.machine import Machine
 from tests.support.servers.bucket import Bucket
 from tests.support.servers.s3 import aws_environment
-from tests.support.servers.threaded_proxy import Gate, running_front
+from tests.support.servers.threaded_proxy import Gate, running_faulty_proxy
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 
@@ -51,7 +51,7 @@ def test_two_syncs_at_once_both_succeed_with_one_upload(machine):
 def test_who_waits_for_an_agent_that_is_killed_takes_over(machine, moto):
     bucket, gate = Bucket(moto), Gate()
     machine.environ |= aws_environment()
-    with running_front(moto.endpoint) as proxy:
+    with running_faulty_proxy(moto.endpoint) as proxy:
         machine.set(cloud_endpoint=proxy.url, cloud_bucket=bucket.name)
         proxy.on("put_object", gate.hold(), times=1)
         with machine.started("run") as agent:

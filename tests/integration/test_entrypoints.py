@@ -182,7 +182,7 @@ def test_a_progress_bar_is_shown_on_a_terminal_alone(monkeypatch, screen):
 def test_config_shows_values_as_they_are(tmp_path):
     machine = Machine(tmp_path)
     machine.set(agent_data_dir=tmp_path / "[red]old :smile:")
-    assert f"{tmp_path}/[red]old :smile:" in machine.call("config", places=False).out
+    assert f"{tmp_path}/[red]old :smile:" in machine.call("config", directories=False).out
 
 
 async def test_who_is_reported_to_stop_while_waiting_for_the_agent_takes_the_note_back(tmp_path, monkeypatch):

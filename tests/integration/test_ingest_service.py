@@ -12,7 +12,7 @@ from agent.bootstrap.home import Home
 from agent.bootstrap.ingest import open_ingest_service
 from agent.settings import Settings
 from tests.support.memory_store import MemoryStore
-from tests.support.sending import Sender
+from tests.support.sender import Sender
 from tests.support.servers.akosha import Akosha
 
 

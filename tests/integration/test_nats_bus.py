@@ -23,7 +23,18 @@ from agent.adapters.nats import (
 from agent.adapters.nats.bus import NatsBus
 from agent.adapters.nats.consumer import DurableConsumer
 from agent.domain.errors import BusError, StateError
-from tests.support.nats_bus import CLOCK, CODEC, SECONDS, Inbox, ended, opened_bus, options, progress, sockets, until
+from tests.support.nats_bus import (
+    CLOCK,
+    CODEC,
+    SECONDS,
+    RecordingHandler,
+    ended,
+    opened_bus,
+    options,
+    progress,
+    sockets,
+    until,
+)
 from tests.support.servers.nats import connected, running_nats
 from tests.support.servers.nats_credentials import PASSWORD, USER, password_config
 
@@ -140,7 +151,7 @@ async def test_without_jetstream_the_bus_is_not_ready_and_says_so_until_it_is_th
 @pytest.mark.parametrize("api", ["CONSUMER", "STREAM"])
 async def test_what_the_server_does_not_permit_is_reported_and_the_local_bus_is_used(tmp_path, api):
     config = password_config(permissions={"publish": {"deny": [f"$JS.API.{api}.>"]}})
-    login, inbox = Login(user=USER, password=PASSWORD), Inbox()
+    login, inbox = Login(user=USER, password=PASSWORD), RecordingHandler()
     with running_nats(tmp_path, config=config) as server:
         async with opened_bus(server.url, ready=False, login=login, patience={"connect": 0.3}) as nats:
             both = FailoverBus(nats, MemoryBus(CLOCK), progress_interval_seconds=1)
@@ -152,13 +163,13 @@ async def test_what_the_server_does_not_permit_is_reported_and_the_local_bus_is_
             assert both.state.name == "memory"
             assert nats.state.detail in both.state.detail
             await both.publish(ended(1))
-            assert await inbox.holds(1) == ["e-1"]
+            assert await inbox.wait_for_count(1) == ["e-1"]
             await both.aclose()
 
 
 async def test_a_durable_name_is_a_consumer_as_promised(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus:
-        await bus.subscribe("akosha.session.>", Inbox(), durable="mac-ab-cloud")
+        await bus.subscribe("akosha.session.>", RecordingHandler(), durable="mac-ab-cloud")
         made = (await consumer(fresh_nats, "mac-ab-cloud")).config
     assert (made.ack_policy, made.max_ack_pending, made.max_deliver) == (AckPolicy.EXPLICIT, 1, -1)
     assert (made.ack_wait, made.inactive_threshold) == (60, 30 * DAY)
@@ -167,27 +178,27 @@ async def test_a_durable_name_is_a_consumer_as_promised(fresh_nats):
 
 async def test_settings_that_have_changed_are_applied_to_a_consumer_that_is_there_which_keeps_its_place(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus:
-        inbox = Inbox()
+        inbox = RecordingHandler()
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         await bus.publish(ended(1))
-        await inbox.holds(1)
+        await inbox.wait_for_count(1)
     limits = Limits(inactive=3 * DAY)
     async with opened_bus(fresh_nats.url, patience={"ack_wait": 30}, limits=limits) as bus:
-        inbox = Inbox()
+        inbox = RecordingHandler()
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         found = (await consumer(fresh_nats, "d")).config
         assert (found.ack_wait, found.inactive_threshold) == (30, 3 * DAY)
         await bus.publish(ended(2))
-        assert await inbox.holds(1) == ["e-2"]
+        assert await inbox.wait_for_count(1) == ["e-2"]
 
 
 async def left_in_a_killed_hand(server) -> None:
     """The durable `d` has acked e-1; e-2 was handed to somebody who died without a word; e-3 waits."""
     async with opened_bus(server.url) as bus:
-        inbox = Inbox()
+        inbox = RecordingHandler()
         subscription = await bus.subscribe("akosha.session.>", inbox, durable="d")
         await bus.publish(ended(1))
-        await inbox.holds(1)
+        await inbox.wait_for_count(1)
         await subscription.stop()
         await bus.publish(ended(2))
         await bus.publish(ended(3))
@@ -199,16 +210,16 @@ async def left_in_a_killed_hand(server) -> None:
 
 async def test_what_a_killed_process_had_in_hand_is_taken_over_at_once_by_the_owner_of_the_name(fresh_nats):
     await left_in_a_killed_hand(fresh_nats)
-    inbox = Inbox()
+    inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url, own_durables=True) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
-        assert await inbox.holds(2) == ["e-2", "e-3"]
+        assert await inbox.wait_for_count(2) == ["e-2", "e-3"]
 
 
 async def test_a_connection_that_died_unnoticed_by_the_server_takes_no_event_from_the_owner_of_the_name(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus:
-        await (await bus.subscribe("akosha.session.>", Inbox(), durable="d")).stop()
-    inbox = Inbox()
+        await (await bus.subscribe("akosha.session.>", RecordingHandler(), durable="d")).stop()
+    inbox = RecordingHandler()
     async with connected(fresh_nats.url) as half_open:
         place = await half_open.jetstream().pull_subscribe_bind(durable="d", stream="AKOSHA_SYNC")
         waiting = asyncio.create_task(place.fetch(1, timeout=60))
@@ -217,7 +228,7 @@ async def test_a_connection_that_died_unnoticed_by_the_server_takes_no_event_fro
         async with opened_bus(fresh_nats.url, own_durables=True) as bus:
             await bus.subscribe("akosha.session.>", inbox, durable="d")
             await bus.publish(ended(1))
-            heard = await inbox.hears("e-1")
+            heard = await inbox.wait_for_event("e-1")
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             assert heard
@@ -225,7 +236,7 @@ async def test_a_connection_that_died_unnoticed_by_the_server_takes_no_event_fro
 
 async def test_who_shares_the_name_leaves_to_others_what_they_have_in_hand(fresh_nats):
     await left_in_a_killed_hand(fresh_nats)
-    inbox = Inbox()
+    inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         found = await consumer(fresh_nats, "d")
@@ -243,18 +254,18 @@ async def test_an_event_published_twice_is_kept_once_and_another_systems_of_the_
 
 async def test_who_begins_to_listen_to_progress_does_not_move_events_to_the_bus_in_this_process(fresh_nats):
     async with opened_bus(fresh_nats.url) as bus:
-        await bus.subscribe("akosha.sync.>", Inbox(), durable="one")
+        await bus.subscribe("akosha.sync.>", RecordingHandler(), durable="one")
         await ready(bus)
         states = []
         bus.on_change(lambda: states.append(bus.state.ready))
-        listening = await bus.subscribe("akosha.progress.*", Inbox())
+        listening = await bus.subscribe("akosha.progress.*", RecordingHandler())
         await listening.stop()
         assert bus.state.ready
         assert False not in states
 
 
 async def test_a_passing_subscription_loses_nothing_over_a_restart_and_sees_nothing_twice(fresh_nats):
-    inbox = Inbox()
+    inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url, patience={"reconnect": 0.3, "reconnect_max": 0.3}) as bus:
         subscription = await bus.subscribe("akosha.>", inbox)
         await bus.publish(ended(1))
@@ -268,13 +279,13 @@ async def test_a_passing_subscription_loses_nothing_over_a_restart_and_sees_noth
         await ready(bus)
         await bus.publish(ended(3))
         await bus.publish(progress(4))
-        seen = await inbox.holds(4)
+        seen = await inbox.wait_for_count(4)
         assert [name for name in seen if name != "p-4"] == ["e-1", "e-2", "e-3"]
 
 
 @pytest.mark.parametrize("durable", ["d", None])
 async def test_a_stream_deleted_under_a_living_connection_is_made_again_and_that_is_reported(fresh_nats, durable):
-    inbox, reported = Inbox(), asyncio.Event()
+    inbox, reported = RecordingHandler(), asyncio.Event()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         subscription = await bus.subscribe("akosha.session.>", inbox, durable=durable)
         await bus.publish(ended(1))
@@ -288,7 +299,7 @@ async def test_a_stream_deleted_under_a_living_connection_is_made_again_and_that
         assert bus.stream.has_lost(before)
         await ready(bus)
         await bus.publish(ended(2))
-        assert await inbox.holds(2) == ["e-1", "e-2"]
+        assert await inbox.wait_for_count(2) == ["e-1", "e-2"]
 
 
 async def test_a_stream_deleted_while_an_event_of_it_is_in_hand_is_made_again(fresh_nats, monkeypatch):
@@ -299,13 +310,13 @@ async def test_a_stream_deleted_while_an_event_of_it_is_in_hand_is_made_again(fr
         deleted.set()
         await message.ack()
 
-    inbox, deleted = Inbox(delete_and_ack), asyncio.Event()
+    inbox, deleted = RecordingHandler(delete_and_ack), asyncio.Event()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         await bus.publish(ended(1))
         await deleted.wait()
         await bus.publish(ended(2))
-        assert await inbox.hears("e-2")
+        assert await inbox.wait_for_event("e-2")
 
 
 async def test_a_stream_deleted_where_nobody_listens_is_made_again_by_publishing(fresh_nats):
@@ -335,7 +346,7 @@ async def test_each_subscription_of_a_deleted_stream_goes_on_also_one_whose_requ
             raise
 
     monkeypatch.setattr(consumer_module.Pull, "next", next_or_never)
-    answered, unanswered = Inbox(), Inbox()
+    answered, unanswered = RecordingHandler(), RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         subscriptions = [
             await bus.subscribe("akosha.session.>", inbox, durable=name)
@@ -346,8 +357,8 @@ async def test_each_subscription_of_a_deleted_stream_goes_on_also_one_whose_requ
         await other.jsm().delete_stream("AKOSHA_SYNC")
         await until(lambda: bus.state.ready and bus.stream.sequence == 0)
         await bus.publish(ended(2))
-        assert await answered.holds(2) == ["e-1", "e-2"]
-        assert await unanswered.holds(2) == ["e-1", "e-2"]
+        assert await answered.wait_for_count(2) == ["e-1", "e-2"]
+        assert await unanswered.wait_for_count(2) == ["e-1", "e-2"]
 
 
 async def test_a_stream_that_is_another_one_after_a_reconnection_is_reported_before_anybody_is_subscribed_again(
@@ -360,7 +371,7 @@ async def test_a_stream_that_is_another_one_after_a_reconnection_is_reported_bef
         await asyncio.Event().wait()
 
     async with opened_bus(fresh_nats.url, own_durables=True) as bus:
-        await bus.subscribe("akosha.session.>", Inbox(), durable="d")
+        await bus.subscribe("akosha.session.>", RecordingHandler(), durable="d")
         await bus.publish(ended(1))
         before, lost = bus.stream, bus._connection.client().lost
         monkeypatch.setattr(DurableConsumer, "ensure", never)
@@ -372,7 +383,7 @@ async def test_a_stream_that_is_another_one_after_a_reconnection_is_reported_bef
 
 
 async def test_a_consumer_deleted_under_a_living_connection_is_made_again(fresh_nats):
-    durable, passing = Inbox(), Inbox()
+    durable, passing = RecordingHandler(), RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         one = await bus.subscribe("akosha.session.>", durable, durable="d")
         another = await bus.subscribe("akosha.session.>", passing)
@@ -382,12 +393,12 @@ async def test_a_consumer_deleted_under_a_living_connection_is_made_again(fresh_
             await other.jetstream().delete_consumer("AKOSHA_SYNC", found.name)
         await bus.publish(ended(2))
         # A name that the server does not know any more begins with the oldest event.
-        assert await durable.holds(3) == ["e-1", "e-1", "e-2"]
-        assert await passing.holds(2) == ["e-1", "e-2"]
+        assert await durable.wait_for_count(3) == ["e-1", "e-1", "e-2"]
+        assert await passing.wait_for_count(2) == ["e-1", "e-2"]
 
 
 async def test_a_stream_that_was_emptied_goes_on(fresh_nats):
-    durable, passing = Inbox(), Inbox()
+    durable, passing = RecordingHandler(), RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus, connected(fresh_nats.url) as other:
         one = await bus.subscribe("akosha.session.>", durable, durable="d")
         another = await bus.subscribe("akosha.session.>", passing)
@@ -396,12 +407,12 @@ async def test_a_stream_that_was_emptied_goes_on(fresh_nats):
         await other.jsm().purge_stream("AKOSHA_SYNC")
         await restarted(bus, fresh_nats)
         await bus.publish(ended(2))
-        assert await durable.holds(2) == ["e-1", "e-2"]
-        assert await passing.holds(2) == ["e-1", "e-2"]
+        assert await durable.wait_for_count(2) == ["e-1", "e-2"]
+        assert await passing.wait_for_count(2) == ["e-1", "e-2"]
 
 
 async def test_a_server_that_comes_back_empty_goes_on(fresh_nats):
-    durable, passing = Inbox(), Inbox()
+    durable, passing = RecordingHandler(), RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus:
         one = await bus.subscribe("akosha.session.>", durable, durable="d")
         another = await bus.subscribe("akosha.session.>", passing)
@@ -414,8 +425,8 @@ async def test_a_server_that_comes_back_empty_goes_on(fresh_nats):
         await ready(bus)
         assert bus.stream.has_lost(before)
         await bus.publish(ended(4))
-        assert await durable.holds(4) == ["e-1", "e-2", "e-3", "e-4"]
-        assert await passing.holds(4) == ["e-1", "e-2", "e-3", "e-4"]
+        assert await durable.wait_for_count(4) == ["e-1", "e-2", "e-3", "e-4"]
+        assert await passing.wait_for_count(4) == ["e-1", "e-2", "e-3", "e-4"]
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -424,16 +435,16 @@ async def test_an_ack_that_was_lost_with_the_connection_does_not_block_the_owner
         break_connection(bus)
         await message.ack()
 
-    inbox = Inbox(break_and_ack)
+    inbox = RecordingHandler(break_and_ack)
     async with opened_bus(fresh_nats.url, own_durables=own) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         await bus.publish(ended(1))
-        await inbox.holds(1)
+        await inbox.wait_for_count(1)
         await until(lambda: not bus.state.ready)
         await ready(bus)
         await bus.publish(ended(2))
         if own:
-            assert await inbox.holds(3) == ["e-1", "e-1", "e-2"]
+            assert await inbox.wait_for_count(3) == ["e-1", "e-1", "e-2"]
         else:
             assert (await consumer(fresh_nats, "d")).num_ack_pending == 1
             assert inbox.ids == ["e-1"]
@@ -448,21 +459,21 @@ async def test_a_handler_at_work_outlives_the_connection_and_its_event_comes_aga
         await message.in_progress()
         await message.ack()
 
-    inbox = Inbox(work)
+    inbox = RecordingHandler(work)
     async with opened_bus(fresh_nats.url, own_durables=True) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         lost = bus._connection.client().lost
         await bus.publish(ended(1))
-        await inbox.holds(1)
+        await inbox.wait_for_count(1)
         await lost.wait()
         async with asyncio.timeout(SECONDS):
             await bus._connection.wait()
         go_on.set()
-        assert await inbox.holds(2) == ["e-1", "e-1"]
+        assert await inbox.wait_for_count(2) == ["e-1", "e-1"]
 
 
 async def test_a_server_that_hangs_is_noticed_and_replaced_and_publishing_meanwhile_fails_in_bounded_time(fresh_nats):
-    inbox = Inbox()
+    inbox = RecordingHandler()
     patience = {"connect": 0.3, "ping": 0.2, "ping_timeout": 0.2}
     async with opened_bus(fresh_nats.url, patience=patience, own_durables=True) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -481,7 +492,7 @@ async def test_a_server_that_hangs_is_noticed_and_replaced_and_publishing_meanwh
         fresh_nats.resume()
         await ready(bus)
         await bus.publish(ended(1))
-        assert await inbox.hears("e-1")
+        assert await inbox.wait_for_event("e-1")
 
 
 async def test_a_server_that_hangs_is_noticed_where_nobody_publishes(fresh_nats):
@@ -522,7 +533,7 @@ async def test_who_is_patient_waits_until_nats_is_there(fresh_nats):
 
 
 async def test_what_is_subscribed_while_nats_is_away_begins_when_it_is_there(fresh_nats):
-    inbox = Inbox()
+    inbox = RecordingHandler()
     fresh_nats.stop()
     async with opened_bus(fresh_nats.url, ready=False) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -530,13 +541,13 @@ async def test_what_is_subscribed_while_nats_is_away_begins_when_it_is_there(fre
         fresh_nats.start()
         await ready(bus)
         await bus.publish(ended(1))
-        assert await inbox.holds(1) == ["e-1"]
+        assert await inbox.wait_for_count(1) == ["e-1"]
 
 
 async def test_a_request_for_the_next_event_that_got_lost_is_made_again(fresh_nats, monkeypatch):
     monkeypatch.setattr(consumer_module, "MISSED_SECONDS", 0.1)
     monkeypatch.setattr(subscription_module, "FIRST_PAUSE_SECONDS", 0.01)
-    inbox, lost, publish = Inbox(), [], client_module.Client.publish
+    inbox, lost, publish = RecordingHandler(), [], client_module.Client.publish
 
     async def lose_the_first(client, subject, *args, **how) -> None:
         if ".MSG.NEXT." in subject and not lost:
@@ -548,13 +559,13 @@ async def test_a_request_for_the_next_event_that_got_lost_is_made_again(fresh_na
     async with opened_bus(fresh_nats.url) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         await bus.publish(ended(1))
-        assert await inbox.holds(1) == ["e-1"]
+        assert await inbox.wait_for_count(1) == ["e-1"]
     assert lost
 
 
 async def test_who_may_not_publish_is_reported_so_and_the_local_bus_is_used(tmp_path):
     config = password_config(permissions={"publish": {"deny": ["akosha.>"]}})
-    login, inbox = Login(user=USER, password=PASSWORD), Inbox()
+    login, inbox = Login(user=USER, password=PASSWORD), RecordingHandler()
     with running_nats(tmp_path, config=config) as server:
         async with opened_bus(server.url, login=login, patience={"connect": 0.2}) as nats:
             with pytest.raises(BusError, match="permissions violation for publish") as failure:
@@ -563,7 +574,7 @@ async def test_who_may_not_publish_is_reported_so_and_the_local_bus_is_used(tmp_
             both = FailoverBus(nats, MemoryBus(CLOCK), progress_interval_seconds=1)
             await both.subscribe("akosha.session.>", inbox)
             await both.publish(ended(2))
-            assert await inbox.holds(1) == ["e-2"]
+            assert await inbox.wait_for_count(1) == ["e-2"]
             await both.aclose()
 
 
@@ -624,7 +635,7 @@ async def test_closing_while_the_server_hangs_leaves_no_task_and_no_socket(fresh
 
     async with opened_bus(fresh_nats.url, patience={"connect": 0.3}) as bus:
         await bus.subscribe("akosha.session.>", hang, durable="d")
-        await bus.subscribe("akosha.>", Inbox())
+        await bus.subscribe("akosha.>", RecordingHandler())
         await bus.respond("akosha.agent.mac.status", lambda question: asyncio.sleep(0, b""))
         await bus.publish(ended(1))
         await hanging.wait()
@@ -641,7 +652,7 @@ async def test_closing_while_nats_is_away_leaves_no_task_and_no_socket(fresh_nat
     fresh_nats.stop()
     tasks, held = asyncio.all_tasks(), sockets()
     async with opened_bus(fresh_nats.url, ready=False) as bus:
-        await bus.subscribe("akosha.>", Inbox(), durable="d")
+        await bus.subscribe("akosha.>", RecordingHandler(), durable="d")
     await until(lambda: asyncio.all_tasks() <= tasks)
     assert sockets() <= held
 
@@ -651,10 +662,10 @@ async def test_closing_at_any_moment_comes_to_an_end_and_leaves_no_task(fresh_na
 
     async def life(turns: float) -> int:
         """Open, begin everything, and close after so many turns of the loop, or with the first delivery."""
-        inbox, turn = Inbox(), 0
+        inbox, turn = RecordingHandler(), 0
         bus = NatsBus.begin(options(fresh_nats.url, own_durables=True), CODEC, clock=CLOCK, wait_for_connection=True)
         await bus.subscribe("akosha.session.>", inbox, durable="d")
-        await bus.subscribe("akosha.>", Inbox())
+        await bus.subscribe("akosha.>", RecordingHandler())
         await bus.respond("akosha.agent.mac.status", lambda question: asyncio.sleep(0, b""))
         publishing = [asyncio.create_task(bus.publish(ended(next(numbers)))) for _ in range(5)]
         while turn < turns and not inbox.ids:

@@ -9,7 +9,7 @@ from nats.errors import NoRespondersError
 
 from agent.adapters.nats import Login
 from agent.domain.errors import StateError
-from tests.support.nats_bus import SECONDS, Inbox, ended, listening, opened_bus, sockets, until
+from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_bus, recording_server, sockets, until
 from tests.support.servers.nats import connected, running_nats
 from tests.support.servers.nats_credentials import PLAIN_WEBSOCKET, NKey, Operator, nkey_config
 
@@ -61,7 +61,7 @@ async def test_a_credentials_file_that_is_useless_is_reported_and_its_mending_is
     [b"INFO []\r\n", b"INFO 5\r\n", b'INFO {"max_payload": "x"}\r\n', b'INFO {"nonce": 5}\r\n'],
 )
 async def test_a_greeting_that_makes_no_sense_is_one_more_failure(greeting):
-    async with listening(greeting, then=b"PONG\r\n") as (place, _):
+    async with recording_server(greeting, then=b"PONG\r\n") as (place, _):
         login = Login(nkey_seed=KEY.seed)
         async with opened_bus(f"nats://{place}", ready=False, patience={"connect": 0.2}, login=login) as bus:
             await bus._connection.first_attempt(SECONDS)
@@ -73,35 +73,35 @@ async def test_a_greeting_that_makes_no_sense_is_one_more_failure(greeting):
 async def test_a_subscription_stopped_while_it_begins_does_not_deafen_the_bus(fresh_nats):
     async with opened_bus(fresh_nats.url, patience={"connect": 0.3, "ping": 0.2, "ping_timeout": 2}) as bus:
         fresh_nats.pause()
-        beginning = asyncio.create_task(bus.subscribe("akosha.progress.*", Inbox()))
+        beginning = asyncio.create_task(bus.subscribe("akosha.progress.*", RecordingHandler()))
         await until(lambda: bus._connection.client()._pongs)
         await bus._subscriptions[0].stop()
         fresh_nats.resume()
         await beginning
-        inbox = Inbox()
+        inbox = RecordingHandler()
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         async with opened_bus(fresh_nats.url) as other:
             await other.publish(ended(1))
-        assert await inbox.holds(1) == ["e-1"]
+        assert await inbox.wait_for_count(1) == ["e-1"]
 
 
 async def test_what_was_naked_before_the_connection_was_lost_comes_again_without_a_durable_name(fresh_nats):
     async def nak(message) -> None:
         await message.nak(2)
 
-    inbox = Inbox(nak)
+    inbox = RecordingHandler(nak)
     async with opened_bus(fresh_nats.url) as bus:
         await bus.subscribe("akosha.session.>", inbox)
         await bus.publish(ended(1))
-        assert await inbox.holds(1) == ["e-1"]
+        assert await inbox.wait_for_count(1) == ["e-1"]
         lost = bus._connection.client().lost
         fresh_nats.restart()
         await lost.wait()
-        assert await inbox.holds(2) == ["e-1", "e-1"]
+        assert await inbox.wait_for_count(2) == ["e-1", "e-1"]
 
 
 async def test_a_stream_that_was_set_back_is_followed_from_where_it_is(fresh_nats, tmp_path):
-    inbox = Inbox()
+    inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus:
         subscription = await bus.subscribe("akosha.session.>", inbox)
         await bus.publish(ended(1))
@@ -123,7 +123,7 @@ async def test_a_stream_that_was_set_back_is_followed_from_where_it_is(fresh_nat
         fresh_nats.start()
         await bus.wait_until_ready()
         await bus.publish(ended(6))
-        assert await inbox.hears("e-6")
+        assert await inbox.wait_for_event("e-6")
 
 
 async def test_an_answer_that_is_too_long_is_not_the_last_one(fresh_nats):

@@ -10,7 +10,7 @@ from agent.application.sync.results import ResultRecorder
 from agent.domain.errors import BusError
 from agent.domain.naming import STREAM_SUBJECTS
 from tests.support import values
-from tests.support.nats_bus import CLOCK, CODEC, SECONDS, Inbox, ended, opened_bus, progress, pub, say
+from tests.support.nats_bus import CLOCK, CODEC, SECONDS, RecordingHandler, ended, opened_bus, progress, pub, send_lines
 from tests.support.servers.nats import connected, running_nats
 
 pytest_plugins = ["tests.support.servers.fixtures"]
@@ -19,12 +19,12 @@ pytest_plugins = ["tests.support.servers.fixtures"]
 @pytest.mark.parametrize("data", [CODEC.encode(progress(1)), b"no event"], ids=["event", "garbage"])
 @pytest.mark.parametrize("reply", [b"some.where", b"$JS.ACK.a.b.c.d.e.f.g"])
 async def test_progress_that_wants_a_reply_ends_no_subscription(fresh_nats, data, reply):
-    inbox = Inbox()
+    inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus:
         subscription = await bus.subscribe("akosha.progress.*", inbox)
-        await say(fresh_nats, pub(b"akosha.progress.mac", data, reply=reply))
+        await send_lines(fresh_nats, pub(b"akosha.progress.mac", data, reply=reply))
         await bus.publish(progress(2))
-        assert await inbox.hears("p-2")
+        assert await inbox.wait_for_event("p-2")
         assert not subscription.worker.done()
 
 
@@ -37,25 +37,25 @@ NO_UTF8 = {
 
 @pytest.mark.parametrize("where", NO_UTF8)
 async def test_what_is_no_utf8_does_not_deafen_the_bus(fresh_nats, where):
-    inbox = Inbox()
+    inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url, patience={"ping": 0.2, "ping_timeout": 0.2}) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
-        await bus.subscribe("akosha.progress.*", Inbox())
-        await say(fresh_nats, NO_UTF8[where])
+        await bus.subscribe("akosha.progress.*", RecordingHandler())
+        await send_lines(fresh_nats, NO_UTF8[where])
         async with opened_bus(fresh_nats.url) as other:
             await other.publish(ended(1))
-        assert await inbox.holds(1) == ["e-1"]
+        assert await inbox.wait_for_count(1) == ["e-1"]
 
 
 @pytest.mark.parametrize("status", [b"100", b"404", b"408", b"409"])
 async def test_an_event_that_bears_a_status_is_an_event(fresh_nats, status):
-    inbox = Inbox()
+    inbox = RecordingHandler()
     async with opened_bus(fresh_nats.url) as bus:
         await bus.subscribe("akosha.session.>", inbox, durable="d")
         header = b"NATS/1.0\r\nStatus: %b\r\nDescription: x\r\n\r\n" % status
-        await say(fresh_nats, pub(b"akosha.session.mac.ended", CODEC.encode(ended(1)), headers=header))
+        await send_lines(fresh_nats, pub(b"akosha.session.mac.ended", CODEC.encode(ended(1)), headers=header))
         await bus.publish(ended(2))
-        assert await inbox.holds(2) == ["e-1", "e-2"]
+        assert await inbox.wait_for_count(2) == ["e-1", "e-2"]
 
 
 @pytest.mark.parametrize("answer", [b"ok", b"{}", b"[]", b'{"stream": 5}', b'{"error": 5}'])
@@ -120,7 +120,7 @@ async def test_a_stream_that_an_earlier_version_made_takes_what_that_did_not_kno
 
 
 async def test_a_stream_that_was_cured_is_used_and_neither_progress_nor_answers_come_twice(fresh_nats):
-    inbox = Inbox()
+    inbox = RecordingHandler()
 
     async def answer(question: bytes) -> bytes:
         return b"fine"
@@ -135,10 +135,10 @@ async def test_a_stream_that_was_cured_is_used_and_neither_progress_nor_answers_
             await bus.respond("akosha.agent.mac.status", answer)
             await bus.publish(progress(1))
             await bus.publish(ended(1))
-            assert sorted(await inbox.holds(2)) == ["e-1", "p-1"]
+            assert sorted(await inbox.wait_for_count(2)) == ["e-1", "p-1"]
             assert (await other.request("akosha.agent.mac.status", b"?", timeout=60)).data == b"fine"
             await bus.publish(ended(2))
-            assert sorted(await inbox.holds(3)) == ["e-1", "e-2", "p-1"]
+            assert sorted(await inbox.wait_for_count(3)) == ["e-1", "e-2", "p-1"]
 
 
 async def test_a_result_that_the_server_does_not_take_whole_holds_up_no_other(tmp_path):

@@ -16,7 +16,7 @@ from agent.adapters.system_clock import SystemClock
 from agent.bootstrap.buses import nats_options, run_buses, single_sync_buses
 from agent.domain.errors import BusError, SettingsError
 from agent.settings import Settings
-from tests.support.nats_bus import SECONDS, Inbox, ended, listening, opened_bus, options
+from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_bus, options, recording_server
 from tests.support.servers.nats import running_nats
 from tests.support.servers.nats_credentials import (
     PASSWORD,
@@ -62,13 +62,13 @@ def assert_no_secret(*texts: str) -> None:
 
 async def let_in(*urls: str, **how: object) -> None:
     """Assert that the bus is let in there and carries an event, and that no text shows a secret."""
-    inbox = Inbox()
+    inbox = RecordingHandler()
     with capture_logs() as logs:
         async with opened_bus(*urls, **how) as bus:
             await bus.subscribe("akosha.session.>", inbox)
             event = ended(next(NUMBERS))
             await bus.publish(event)
-            assert await inbox.holds(1) == [event.id]
+            assert await inbox.wait_for_count(1) == [event.id]
             detail = bus.state.detail
     assert_no_secret(detail, str(logs), repr(options(*urls, **how)))
 
@@ -134,7 +134,7 @@ async def test_where_tls_was_asked_for_no_secret_leaves_in_plain_text_whatever_t
     authority, required, first
 ):
     greeting = b'INFO {%b"server_id":"x","version":"2.10.0","headers":true,"max_payload":1048576}\r\n'
-    async with listening(greeting % required.encode()) as (place, heard):
+    async with recording_server(greeting % required.encode()) as (place, heard):
         tls = Tls(ca_file=authority.ca, first=first)
         url = f"tls://{quote(TOKEN, safe='')}@{place}"
         await refusal(url, tls=tls, patience={"connect": 0.1})
@@ -146,7 +146,7 @@ async def test_where_tls_was_asked_for_no_secret_leaves_in_plain_text_whatever_t
 
 @websocket
 async def test_a_websocket_that_is_to_be_secure_sends_no_secret_to_one_that_is_not(authority):
-    async with listening(b"HTTP/1.1 101 Switching Protocols\r\n\r\n") as (place, heard):
+    async with recording_server(b"HTTP/1.1 101 Switching Protocols\r\n\r\n") as (place, heard):
         tls, login = Tls(ca_file=authority.ca), Login(token=TOKEN)
         await refusal(f"wss://{place}", tls=tls, login=login, patience={"connect": 0.1})
     assert heard.startswith(b"\x16\x03")
@@ -248,7 +248,7 @@ async def test_a_secret_in_the_address_is_percent_decoded_and_shown_nowhere(tmp_
 
 async def test_a_secret_is_for_the_server_in_whose_address_it_stands(tmp_path, monkeypatch):
     monkeypatch.setattr("random.sample", lambda servers, _: list(servers))
-    async with listening(b'INFO {"server_id":"x","max_payload":1048576}\r\n') as (place, heard):
+    async with recording_server(b'INFO {"server_id":"x","max_payload":1048576}\r\n') as (place, heard):
         with running_nats(tmp_path, config=token_config()) as server:
             good = f"nats://{quote(TOKEN, safe='')}@127.0.0.1:{server.port}"
             await let_in(f"nats://{place}", good, patience={"connect": 0.1})
@@ -257,9 +257,9 @@ async def test_a_secret_is_for_the_server_in_whose_address_it_stands(tmp_path, m
 
 
 async def test_servers_that_the_greeting_recommends_are_reported_nothing():
-    async with listening() as (elsewhere, heard):
+    async with recording_server() as (elsewhere, heard):
         greeting = b'INFO {"server_id":"x","max_payload":1048576,"connect_urls":["%b"]}\r\n' % elsewhere.encode()
-        async with listening(greeting, then=b"-ERR 'Authorization Violation'\r\n") as (place, secret):
+        async with recording_server(greeting, then=b"-ERR 'Authorization Violation'\r\n") as (place, secret):
             login = Login(token=TOKEN)
             await refusal(f"nats://{place}", login=login, patience={"connect": 0.2})
         assert TOKEN.encode() in secret
@@ -379,7 +379,7 @@ async def test_credentials_that_expire_are_followed_by_those_that_are_in_the_fil
 async def test_a_client_that_is_reset_reads_the_credentials_again_though_the_old_ones_are_good(tmp_path):
     file = tmp_path / "agent.creds"
     file.write_text(CREDENTIALS)
-    inbox = Inbox()
+    inbox = RecordingHandler()
     with running_nats(tmp_path / "nats", config=OPERATOR.config) as server:
         async with opened_bus(server.url, login=Login(credentials_file=file)) as bus:
             await bus.subscribe("akosha.session.>", inbox, durable="d")
@@ -396,7 +396,7 @@ async def test_a_client_that_is_reset_reads_the_credentials_again_though_the_old
             await ready(bus)
             event = ended(next(NUMBERS))
             await bus.publish(event)
-            assert await inbox.hears(event.id)
+            assert await inbox.wait_for_event(event.id)
 
 
 async def test_a_ca_that_is_replaced_is_trusted_from_the_next_attempt_on(tmp_path):

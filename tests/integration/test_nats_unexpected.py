@@ -18,14 +18,14 @@ from agent.domain.errors import BusError, StateError
 from tests.support.nats_bus import (
     CLOCK,
     SECONDS,
-    Inbox,
+    RecordingHandler,
     ended,
-    listening,
     opened_bus,
     options,
     progress,
     pub,
-    say,
+    recording_server,
+    send_lines,
     until,
 )
 
@@ -95,18 +95,18 @@ async def test_whatever_a_call_of_the_library_raises_the_bus_goes_on(fresh_nats,
 
     monkeypatch.setattr(cls, name, raising)
     monkeypatch.setattr(subscription_module, "FIRST_PAUSE_SECONDS", 0.01)
-    kept, passing = Inbox(refuse), Inbox()
+    kept, passing = RecordingHandler(refuse), RecordingHandler()
     patience = {"ack_wait": 0.3, "ping": 0.05}
     async with opened_bus(fresh_nats.url, ready=False, own_durables=True, patience=patience) as bus:
         await bus.subscribe("akosha.session.>", kept, durable="d")
         await bus.subscribe("akosha.progress.*", passing)
         await insist(bus, ended(1))
-        await say(fresh_nats, pub(b"akosha.session.mac.ended", b"junk"))
-        assert await kept.hears("e-1")
+        await send_lines(fresh_nats, pub(b"akosha.session.mac.ended", b"junk"))
+        assert await kept.wait_for_event("e-1")
         left = 1
         await bus.reset_client()
         await insist(bus, ended(2))
-        assert await kept.hears("e-2")
+        assert await kept.wait_for_event("e-2")
         await insist(bus, progress(3))
         async with asyncio.timeout(SECONDS):
             await bus.wait_until_ready()
@@ -186,7 +186,7 @@ RUBBISH = {
 @pytest.mark.parametrize("what", RUBBISH)
 async def test_what_is_no_nats_server_is_said_and_tried_again(what, login):
     greeting, then = RUBBISH[what]
-    async with listening(greeting, then=then) as (place, _):
+    async with recording_server(greeting, then=then) as (place, _):
         how = {"patience": {"connect": 0.2, "ping": 0.1, "ping_timeout": 0.1}}
         async with opened_bus(f"nats://{place}", ready=False, **how) as bus:
             await bus._connection.first_attempt(SECONDS)

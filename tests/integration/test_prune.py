@@ -94,10 +94,10 @@ async def test_after_an_upload_the_old_ones_go_and_an_event_tells_of_it(world):
     ids = await old_ones(world)
     rounds = world.rounds()
     await rounds.after_sync(10)
-    assert (await uploads.standing(world.store))[0] == ids, "nothing was uploaded yet"
+    assert (await uploads.uploads_in(world.store))[0] == ids, "nothing was uploaded yet"
     await world.upload()
     await rounds.after_sync(10)
-    assert await uploads.standing(world.store) == ([values.upload_id(0), ids[0]], [])
+    assert await uploads.uploads_in(world.store) == ([values.upload_id(0), ids[0]], [])
     (event,) = await world.pruned()
     assert (event.upload_ids, event.kept, event.error) == (tuple(ids[1:]), 2, None)
     assert event in await world.ledger.outbox()
@@ -116,14 +116,14 @@ async def test_while_the_newest_upload_is_damaged_nothing_goes_and_a_warning_say
         for _ in range(2):
             rounds._signal.set()
             await rounds.after_sync(10)
-    assert (await uploads.standing(world.store))[0] == [values.upload_id(0), *ids]
+    assert (await uploads.uploads_in(world.store))[0] == [values.upload_id(0), *ids]
     (warning,) = warnings_in(await world.ledger.notes())
     assert (warning.code, values.upload_id(0) in warning.message) == ("pruning_held", True)
     assert [line["event"] for line in logs] == ["pruning_held"], "said once"
     world.store._store.objects[damaged] = kept, metadata
     rounds._signal.set()
     await rounds.after_sync(10)
-    assert (await uploads.standing(world.store))[0] == [values.upload_id(0), ids[0]]
+    assert (await uploads.uploads_in(world.store))[0] == [values.upload_id(0), ids[0]]
     assert warnings_in(await world.ledger.notes()) == ()
 
 
@@ -158,13 +158,13 @@ async def test_where_deleting_is_not_permitted_that_is_said_once_and_tried_again
         await rounds.after_sync(10)
         assert len(world.store.keys("delete")) == 2
         assert len([line for line in logs if line.get("log_level") == "warning"]) == 1
-    assert set(ids) <= set((await uploads.standing(world.store))[0])
+    assert set(ids) <= set((await uploads.uploads_in(world.store))[0])
     assert await world.pruned() == []
     world.store._faults.clear()
     await world.clock.advance(25 * 3600)
     await world.upload(second=300)
     await rounds.after_sync(10)
-    assert len((await uploads.standing(world.store))[0]) == 2
+    assert len((await uploads.uploads_in(world.store))[0]) == 2
     assert (await world.ledger.notes())[NOTE] == ""
 
 
@@ -177,7 +177,7 @@ async def test_a_store_that_fails_is_reported_once_and_the_next_upload_prunes(wo
             await world.upload(second)
             await rounds.after_sync(10)
     assert [line["log_level"] for line in logs if line["event"] == "pruning_failed"] == ["warning", "debug"]
-    assert len((await uploads.standing(world.store))[0]) == 2
+    assert len((await uploads.uploads_in(world.store))[0]) == 2
 
 
 @asynccontextmanager
@@ -213,7 +213,7 @@ async def test_a_single_sync_does_not_wait_long_for_it(world):
     world.store._faults.clear()
     await world.upload(second=60)
     await rounds.after_sync(10)
-    assert len((await uploads.standing(world.store))[0]) == 2
+    assert len((await uploads.uploads_in(world.store))[0]) == 2
 
 
 @pytest.fixture(params=["directory", "moto", "rclone"])

@@ -50,12 +50,12 @@ class World:
     def load(self) -> Loaded:
         return Loaded(self.settings, {}, ())
 
-    async def hears(self, key: str, text: str = "1") -> None:
+    async def wait_for_notification(self, key: str, text: str = "1") -> None:
         """Wait for the next datagram that says so."""
 
         def wait() -> None:
             reported = self.notify.wait(lambda reported: reported.get(key, "").startswith(text), since=self.seen)
-            self.seen = self.notify.heard.index(reported, self.seen) + 1
+            self.seen = self.notify.received.index(reported, self.seen) + 1
 
         await asyncio.to_thread(wait)
 
@@ -63,8 +63,8 @@ class World:
         """Change settings and hang up; return when the agent has said that it is ready again."""
         self.settings = Settings(**{**self.settings.model_dump(), **changes})
         os.kill(os.getpid(), signal.SIGHUP)
-        await self.hears("RELOADING")
-        await self.hears("READY")
+        await self.wait_for_notification("RELOADING")
+        await self.wait_for_notification("READY")
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ async def world(tmp_path, monkeypatch):
 async def running(world: World):
     task = asyncio.create_task(run.run_until_stopped(world.settings, world.load))
     try:
-        await world.hears("READY")
+        await world.wait_for_notification("READY")
         yield
         assert not task.done(), task
     finally:
@@ -101,9 +101,9 @@ async def running(world: World):
 
 async def test_another_bucket_is_in_force_after_a_hangup(world):
     async with running(world):
-        await world.hears("STATUS", SYNCED)
+        await world.wait_for_notification("STATUS", SYNCED)
         await world.reload(cloud_endpoint=world.bucket("second"))
-        await world.hears("STATUS", SYNCED)
+        await world.wait_for_notification("STATUS", SYNCED)
     assert (len(world.uploads("first")), len(world.uploads("second"))) == (1, 1)
 
 
@@ -124,7 +124,7 @@ async def test_a_sync_that_runs_during_a_reload_is_neither_lost_nor_done_twice_a
         await begun.wait()
         assert await world.agents[0].agent_service.accept(ask)
         await world.reload(agent_quiet_seconds=0.2)
-        await world.hears("STATUS", SYNCED)
+        await world.wait_for_notification("STATUS", SYNCED)
         ledger = world.agents[1].ledger
         async with asyncio.timeout(60):
             while (result := await ledger.outcome("ask-1")) is None:
@@ -212,10 +212,10 @@ async def test_twenty_reloads_leave_no_task_thread_or_descriptor(world):
         return len(asyncio.all_tasks()), len(threads), len(list(Path("/dev/fd").iterdir()))
 
     async with running(world):
-        await world.hears("STATUS", SYNCED)
+        await world.wait_for_notification("STATUS", SYNCED)
         counts = []
         for number in range(20):
             await world.reload(agent_quiet_seconds=0.2 + number / 100)
-            await world.hears("STATUS", SYNCED)
+            await world.wait_for_notification("STATUS", SYNCED)
             counts.append(held())
         assert counts[-1] <= counts[1], counts

@@ -27,9 +27,9 @@ from agent.domain.errors import AkoshaError, RestoreError, StoreError
 from agent.domain.retention import KeepRules
 from agent.settings import Settings
 from tests.support.faulty_store import FaultyStore
+from tests.support.folder_uploads import SYSTEM, UPLOAD, forge, put, uploaded
 from tests.support.machine import Machine
 from tests.support.session_buddy import REAL, STATES, WRITERS
-from tests.support.uploaded import SYSTEM, UPLOAD, forge, put, uploaded
 
 pytest_plugins = ["tests.support.servers.fixtures"]
 

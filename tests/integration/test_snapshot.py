@@ -173,9 +173,9 @@ async def test_the_survey_names_databases_and_what_pretends_to_be_one_but_nothin
 
 async def test_a_commit_shows_in_the_survey_though_the_main_file_does_not_change(engine, data_dir, taker):
     with Writer(data_dir, "--paused", engine=engine) as writer:
-        writer.ask("commit 2")
+        writer.run("commit 2")
         before = (await taker.survey())["reflection"]
-        writer.ask("commit 1")
+        writer.run("commit 1")
         after = (await taker.survey())["reflection"]
     assert before != after
     assert (before.files[0], before.header) == (after.files[0], after.header)
@@ -184,17 +184,17 @@ async def test_a_commit_shows_in_the_survey_though_the_main_file_does_not_change
 async def test_taking_leaves_the_writers_lock_in_place(data_dir, taker):
     attempt = f"import duckdb; duckdb.connect({str(data_dir / 'reflection.duckdb')!r}, read_only=True)"
     with Writer(data_dir, "--paused") as writer:
-        writer.ask("commit 3")
+        writer.run("commit 3")
         await taker.discard(await taker.take("reflection"))
         other = subprocess.run([sys.executable, "-c", attempt], check=False, capture_output=True, text=True)
         assert "lock" in other.stderr
-        writer.ask("commit 1")
+        writer.run("commit 1")
         assert writer.close() == 0
 
 
 async def test_the_only_copy_of_a_first_session_survives_its_writer(engine, data_dir, taker):
     with Writer(data_dir, "--paused", engine=engine) as writer:
-        writer.ask("commit 20")
+        writer.run("commit 20")
         writer.crash()
     assert (data_dir / "reflection.duckdb").stat().st_size == 12_288
     snapshot = await taker.take("reflection")
@@ -210,7 +210,7 @@ async def test_a_link_within_the_data_directory_is_followed_to_the_sidecar_of_th
     (data_dir / "reflection.duckdb").rename(data_dir / "elsewhere" / "real.duckdb")
     (data_dir / "reflection.duckdb").symlink_to("elsewhere/real.duckdb")
     with Writer(data_dir, "--paused") as writer:
-        writer.ask("commit 4")
+        writer.run("commit 4")
         assert (data_dir / "elsewhere" / "real.duckdb.wal").exists()
         snapshot = await taker.take("reflection")
     assert [file.name for file in snapshot.files] == ["reflection.duckdb", "reflection.duckdb.wal"]

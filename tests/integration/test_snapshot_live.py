@@ -67,10 +67,10 @@ def test_a_copy_without_a_bracket_is_seen_to_be_wrong(data_dir, tmp_path):
     naive.mkdir()
     with Writer(data_dir, "--paused") as writer:
         for command in ("commit 10", "checkpoint", "commit 10"):
-            writer.ask(command)
+            writer.run(command)
         (naive / "reflection.duckdb").write_bytes((data_dir / "reflection.duckdb").read_bytes())
         for command in ("checkpoint", "commit 10"):
-            writer.ask(command)
+            writer.run(command)
         (naive / "reflection.duckdb.wal").write_bytes((data_dir / "reflection.duckdb.wal").read_bytes())
     with Checker() as checker:
         assert checker.check(naive / "reflection.duckdb").problems
@@ -95,11 +95,11 @@ async def test_a_checkpoint_while_a_file_is_copied_is_noticed_and_copied_again(
 ):
     with Writer(data_dir, "--paused", engine=engine) as writer:
         for command in ("commit 10", "checkpoint", "commit 10"):
-            writer.ask(command)
+            writer.run(command)
 
         def overtake():
             for command in ("commit 3", "checkpoint", "commit 4"):
-                writer.ask(command)
+                writer.run(command)
 
         after_copying(monkeypatch, name, overtake)
         with capture_logs() as logs:
@@ -114,7 +114,7 @@ async def test_a_sidecar_that_appears_while_the_main_file_is_copied_is_in_the_co
     create(data_dir, commits=5)
     with Writer(data_dir, "--paused") as writer:
         assert not (data_dir / "reflection.duckdb.wal").exists()
-        after_copying(monkeypatch, "reflection.duckdb", lambda: writer.ask("commit 1"))
+        after_copying(monkeypatch, "reflection.duckdb", lambda: writer.run("commit 1"))
         snapshot = await taker_of(data_dir, staging).take("reflection")
     assert [file.name for file in snapshot.files] == ["reflection.duckdb", "reflection.duckdb.wal"]
     assert check(snapshot.folder / "reflection.duckdb").last == 5
@@ -122,8 +122,8 @@ async def test_a_sidecar_that_appears_while_the_main_file_is_copied_is_in_the_co
 
 async def test_commits_after_the_copy_of_the_sidecar_cost_no_second_copy(data_dir, staging, monkeypatch):
     with Writer(data_dir, "--paused") as writer:
-        writer.ask("commit 5")
-        after_copying(monkeypatch, "reflection.duckdb.wal", lambda: writer.ask("commit 2"))
+        writer.run("commit 5")
+        after_copying(monkeypatch, "reflection.duckdb.wal", lambda: writer.run("commit 2"))
         with capture_logs() as logs:
             snapshot = await taker_of(data_dir, staging).take("reflection")
         assert [entry["attempts"] for entry in logs if entry["event"] == "snapshot_taken"] == [1]
@@ -195,8 +195,8 @@ async def test_a_writer_that_is_always_quicker_is_a_transient_error_after_the_ti
     with Writer(data_dir, "--paused") as writer:
 
         def overtake():
-            writer.ask("commit 1")
-            writer.ask("checkpoint")
+            writer.run("commit 1")
+            writer.run("checkpoint")
 
         after_copying(monkeypatch, "reflection.duckdb", overtake, times=-1)
         with pytest.raises(SnapshotError, match=rf"too busy: each of {LEAST_ATTEMPTS} copies in 0 s") as caught:
@@ -247,7 +247,7 @@ async def test_cancelled_while_copying_it_stops_and_leaves_nothing(data_dir, sta
 async def test_a_copy_with_a_torn_block_of_metadata_is_found_and_taken_again(engine, data_dir, staging, monkeypatch):
     with Writer(data_dir, "--paused", engine=engine) as writer:
         for command in ("commit 10", "checkpoint"):
-            writer.ask(command)
+            writer.run(command)
 
         def tear():
             with next(staging.glob("take-*/reflection.duckdb")).open("r+b") as copy:

@@ -105,7 +105,7 @@ async def test_signs_of_life_come_from_the_event_loop_so_a_blocked_one_gives_non
         living = asyncio.create_task(live())
         await asyncio.to_thread(notify.wait, lambda reported: "WATCHDOG" in reported)
         notify.gather()
-        reported = len(notify.heard)
+        reported = len(notify.received)
         time.sleep(0.2)  # the loop is blocked
         assert len(notify.gather()) == reported
         await asyncio.to_thread(notify.wait, lambda reported: "WATCHDOG" in reported, since=reported)

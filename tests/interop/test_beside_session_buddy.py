@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import arrivals
+from tests.support import upload_contents
 from tests.support.machine import TIMEOUT, Machine
 
 VARIABLE = "SESSION_BUDDY_PYTHON"
@@ -47,7 +47,7 @@ def test_both_are_there_in_their_newest_versions_and_session_buddy_syncs_what_it
     assert [manifest["upload_id"] for manifest in machine.manifests] == [
         one["upload_id"] for one in reported["results"]
     ]
-    arrived = arrivals.rows(arrivals.unpack(machine.manifests[-1], machine.object, tmp_path / "arrived"))
+    arrived = upload_contents.rows(upload_contents.unpack(machine.manifests[-1], machine.object, tmp_path / "arrived"))
     assert arrived["reflection"]["conversations_v2"] == 2
 
 

@@ -61,7 +61,7 @@ def akoshas_side(tmp_path, bucket, server):
 
 @contextmanager
 def open_ingest_service(machine, *words: str):
-    with machine.started("react", "--state-dir", str(machine.state), *words, places=False) as running:
+    with machine.started("react", "--state-dir", str(machine.state), *words, directories=False) as running:
         running.logged("ingest_started")
         yield running
         assert running.stop() == 0, "".join(running.log.raw[-30:])
@@ -93,8 +93,8 @@ def test_a_session_ends_and_its_memories_are_in_akosha_while_the_writer_holds_it
         laptop.run() as agent,
     ):
         for number, commits in enumerate((20, 35), start=1):
-            writer.ask(f"commit {commits - writer.commits - 1}")
-            writer.ask("graph 3")
+            writer.run(f"commit {commits - writer.commits - 1}")
+            writer.run("graph 3")
             end_session(server, system_id, number)
             # The sync of the start may be under way: then a session has two uploads. A writer's entities have no
             # embedding, and relationships no tool: they wait.
@@ -106,9 +106,9 @@ def test_a_session_ends_and_its_memories_are_in_akosha_while_the_writer_holds_it
         check(raw)
     rows = akosha.rows(system_id)
     assert len(rows) == len({row.memory_id for row in rows}) == 70
-    assert sum(event["data"]["stored"] for event in listener.heard) == 70
-    assert {event["data"]["source"] for event in listener.heard} == {"memories"}
-    assert len([event for event in listener.heard if event["data"]["kept_back"]]) >= 2, "of each session"
+    assert sum(event["data"]["stored"] for event in listener.received) == 70
+    assert {event["data"]["source"] for event in listener.received} == {"memories"}
+    assert len([event for event in listener.received if event["data"]["kept_back"]]) >= 2, "of each session"
 
 
 def test_akosha_is_away_when_the_uploads_come_and_catches_up_when_it_is_back(
@@ -127,7 +127,7 @@ def test_akosha_is_away_when_the_uploads_come_and_catches_up_when_it_is_back(
         kept_akosha.start()
         running.logged("ingest_completed", 2)
     assert kept_akosha.types(system_id) == {"conversation": 187 + 13, "reflection": 47 + 3, "entity": 39 + 3}
-    done = reactor.call("react", "--once", "--state-dir", str(reactor.state), places=False)
+    done = reactor.call("react", "--once", "--state-dir", str(reactor.state), directories=False)
     assert (done.code, "nothing new" in done.out) == (0, True), (done.out, done.err)
 
 
@@ -139,7 +139,7 @@ def test_by_both_ways_the_same_memories_are_there_once(laptop, akoshas_side, ako
     pushed = akosha.rows(system_id)
     assert laptop.sync("--method", "cloud")["outcome"] == "succeeded"
     reactor = akoshas_side(akosha)
-    done = reactor.call("react", "--once", "--state-dir", str(reactor.state), places=False)
+    done = reactor.call("react", "--once", "--state-dir", str(reactor.state), directories=False)
     assert done.code == 0, done.err
     assert akosha.rows(system_id) == pushed
     assert "already stored: 305" in done.out

@@ -30,7 +30,7 @@ from agent.settings import Settings
 from tests.bench.report import machine as this_machine
 from tests.soak.company import Reader, asked
 from tests.soak.taken import FIFTHS, JUDGED, Taken, shown, taken, verdict
-from tests.support import arrivals, zygote
+from tests.support import upload_contents, zygote
 from tests.support.machine import Machine, Running
 from tests.support.session_buddy import Checker, Finding, Writer
 
@@ -135,7 +135,7 @@ class Soak:
             return Finding(-1, ())
         folder = self._folder / "arrived"
         shutil.rmtree(folder, ignore_errors=True)
-        arrivals.unpack(newest[0], self._machine.object, folder)
+        upload_contents.unpack(newest[0], self._machine.object, folder)
         with Checker() as checker:
             return checker.check(folder / "reflection.duckdb")
 

@@ -113,12 +113,12 @@ class SimulatedAgent:
     notes: Notes
     method: ScriptedMethod
     agent: Agent
-    heard: list[Event]
+    received: list[Event]
     fallback: ScriptedMethod | None = None
 
     @property
     def reasons(self) -> list[str]:
-        return [e.reason for e in self.heard if isinstance(e, SyncRequested)]
+        return [e.reason for e in self.received if isinstance(e, SyncRequested)]
 
     async def settle(self) -> None:
         """Run all tasks until each waits, without advancing the time."""
@@ -136,12 +136,12 @@ class SimulatedAgent:
 
 @asynccontextmanager
 async def simulated_agent(
-    script=(), *, fallback=None, running: bool = True, tries: int = 0, unanswered=(),
+    script=(), *, fallback=None, running: bool = True, max_retries: int = 0, unanswered=(),
     stall_monitor=None, network_monitor=None, supervisor=None, **settings,
 ):  # fmt: skip
-    """`script`, `fallback`: the scripts of the cloud method and of an http method, if any. `tries`: max_retries."""
+    """`script`, `fallback`: the scripts of the cloud method and of an http method, if any."""
     clock = ManualClock(values.NOON)
-    files, notes, heard = Files(clock), Notes(clock), []
+    files, notes, received = Files(clock), Notes(clock), []
     bus = MemoryBus(clock)
     ledger = inline_ledger(clock)
     method = ScriptedMethod(ledger, script)
@@ -149,7 +149,7 @@ async def simulated_agent(
     if fallback is not None:
         methods["http"] = ScriptedMethod(ledger, fallback, "http")
     config = Settings(
-        cloud_endpoint="file:///bucket", max_retries=tries, enable_fallback=fallback is not None, **settings
+        cloud_endpoint="file:///bucket", max_retries=max_retries, enable_fallback=fallback is not None, **settings
     )
     agent = assemble(
         config,
@@ -163,11 +163,11 @@ async def simulated_agent(
     )  # fmt: skip
 
     async def hear(message) -> None:
-        heard.append(message.event)
+        received.append(message.event)
         await message.ack()
 
     await bus.subscribe("akosha.>", hear)
-    w = SimulatedAgent(clock, files, notes, method, agent, heard)
+    w = SimulatedAgent(clock, files, notes, method, agent, received)
     w.fallback = methods.get("http")
     async with agent:
         if not running:

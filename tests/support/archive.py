@@ -38,7 +38,7 @@ async def put(store: ObjectStore, key: str, data: bytes, metadata: Mapping[str, 
     await store.put(key, body(), metadata=metadata, part_bytes=5 * 2**20, progress=lambda _: None)
 
 
-def flipped(data: bytes, bit: int) -> bytes:
+def flip_bit(data: bytes, bit: int) -> bytes:
     """Return the bytes with one bit flipped."""
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << (bit % 8)
@@ -46,7 +46,7 @@ def flipped(data: bytes, bit: int) -> bytes:
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredUpload:
     """One upload in an in-memory store."""
 
     store: MemoryStore
@@ -66,7 +66,7 @@ class Kept:
         """Replace an object's bytes and keep its metadata, like a damaged disk."""
         self.store.objects[self.key(name)] = data, self.store.objects[self.key(name)][1]
 
-    def tell(self, **changes: object) -> None:
+    def change_manifest(self, **changes: object) -> None:
         """Change fields of the manifest; the document stays valid."""
         document = json.loads(self.data("manifest.json")) | changes
         self.write(json.dumps(document).encode())
@@ -74,7 +74,7 @@ class Kept:
     def write(self, data: bytes) -> None:
         self.store.objects[self.manifest.key] = data, manifest_metadata(data)
 
-    def tell_of(self, file: str, **changes: object) -> None:
+    def change_part(self, file: str, **changes: object) -> None:
         """Change fields of a part in the manifest."""
         document = json.loads(self.data("manifest.json"))
         next(part for part in document["parts"] if part["name"] == file).update(changes)

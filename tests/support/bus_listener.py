@@ -21,25 +21,25 @@ async def _ignore(_error: Exception) -> None:
     """Ignore connection errors: tests stop the server."""
 
 
-class Ear:
-    """Receives events on `pattern` under a durable name. `heard` are the documents, `raw` their bytes, in order."""
+class ResultListener:
+    """Receives events on `pattern` under a durable name. `received` are the documents, `raw` their bytes, in order."""
 
-    def __init__(self, url: str, durable: str = "ear", pattern: str = "akosha.sync.*.*") -> None:
-        self.heard: list[dict] = []
+    def __init__(self, url: str, durable: str = "listener", pattern: str = "akosha.sync.*.*") -> None:
+        self.received: list[dict] = []
         self.raw: list[bytes] = []
         self._url, self._durable, self._pattern = url, durable, pattern
         self._changed, self._stopping = threading.Condition(), threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._listen()), name="ear")
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._listen()), name="listener")
 
     def ids(self, kind: str = "succeeded") -> list[str]:
         """Return the ids of the received events of a kind, in order, including duplicates."""
         with self._changed:
-            return [event["id"] for event in self.heard if event["type"] == f"akosha.sync.{kind}.v1"]
+            return [event["id"] for event in self.received if event["type"] == f"akosha.sync.{kind}.v1"]
 
     def wait(self, wanted: Callable[[], object]) -> None:
         """Wait until `wanted` is true; it is called after each event."""
         with self._changed:
-            assert self._changed.wait_for(wanted, TIMEOUT), [event["id"] for event in self.heard]
+            assert self._changed.wait_for(wanted, TIMEOUT), [event["id"] for event in self.received]
 
     def start(self) -> None:
         self._thread.start()
@@ -52,7 +52,7 @@ class Ear:
     def _take(self, document: object, raw: bytes) -> None:
         if isinstance(document, dict) and "type" in document:
             with self._changed:
-                self.heard.append(document)
+                self.received.append(document)
                 self.raw.append(raw)
                 self._changed.notify_all()
 
@@ -78,7 +78,7 @@ class Ear:
             subscription = await js.pull_subscribe_bind(durable=self._durable, stream="AKOSHA_SYNC")
             while not self._stopping.is_set():
                 with contextlib.suppress(nats.errors.TimeoutError):
-                    (message,) = await subscription.fetch(1, timeout=FETCH_SECONDS if not self.heard else 0.3)
+                    (message,) = await subscription.fetch(1, timeout=FETCH_SECONDS if not self.received else 0.3)
                     with contextlib.suppress(ValueError, RecursionError):  # not JSON: not an event
                         self._take(json.loads(message.data), message.data)
                     await message.ack_sync()
@@ -89,8 +89,8 @@ class Ear:
 
 
 @contextlib.contextmanager
-def listening(url: str, **how: str) -> Iterator[Ear]:
-    listener = Ear(url, **how)
+def listening(url: str, **how: str) -> Iterator[ResultListener]:
+    listener = ResultListener(url, **how)
     listener.start()
     try:
         yield listener

@@ -175,9 +175,11 @@ class Machine:
                 (scratch / name).replace(self.data / name)
         shutil.rmtree(scratch)
 
-    def start(self, *words: str, prefix: Sequence[str] = (COMMAND,), places: bool = True, **how: object) -> Running:
-        """Start a command, which the caller ends. `places`: pass the directories as options. `how` is for Popen."""
-        directories = ["--data-dir", str(self.data), "--state-dir", str(self.state)] if places else []
+    def start(
+        self, *words: str, prefix: Sequence[str] = (COMMAND,), directories: bool = True, **how: object
+    ) -> Running:
+        """Start a command, which the caller ends. `directories`: name them in options. `how` is for Popen."""
+        directories = ["--data-dir", str(self.data), "--state-dir", str(self.state)] if directories else []
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         environment = {"env": self.environ, "cwd": self.home}
         command, how = [*prefix, *words, *directories], pipes | environment | how

@@ -56,7 +56,7 @@ def progress(number: int = 1) -> SyncProgress:
     )  # fmt: skip
 
 
-class Inbox:
+class RecordingHandler:
     """A handler that records the events, calls the nth action with the nth delivery, and acks the rest."""
 
     def __init__(self, *actions: Callable[[Message], Awaitable[None]]) -> None:
@@ -71,14 +71,14 @@ class Inbox:
             self._changed.notify_all()
         await (self._actions[number](message) if number < len(self._actions) else message.ack())
 
-    async def holds(self, count: int) -> list[str]:
+    async def wait_for_count(self, count: int) -> list[str]:
         """Wait for `count` deliveries and return the ids of all deliveries."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SECONDS), self._changed:
                 await self._changed.wait_for(lambda: len(self.ids) >= count)
         return self.ids
 
-    async def hears(self, event_id: str) -> bool:
+    async def wait_for_event(self, event_id: str) -> bool:
         """Wait for the delivery of an event and return whether it was delivered."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SECONDS), self._changed:
@@ -93,7 +93,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0)
 
 
-async def say(server: NatsServer, *lines: bytes) -> None:
+async def send_lines(server: NatsServer, *lines: bytes) -> None:
     """Send lines of the protocol on a separate connection, without a client library; wait until the server has them."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     await reader.readline()
@@ -114,7 +114,7 @@ def pub(subject: bytes, data: bytes, *, reply: bytes = b"", headers: bytes = b""
 
 
 @contextlib.asynccontextmanager
-async def listening(greeting: bytes = b"", *, then: bytes = b"") -> AsyncIterator[tuple[str, bytearray]]:
+async def recording_server(greeting: bytes = b"", *, then: bytes = b"") -> AsyncIterator[tuple[str, bytearray]]:
     """Run a server that sends `greeting`, answers the first data with `then`, and records all data.
 
     Yields its address, as 127.0.0.1:port, and the data received so far.

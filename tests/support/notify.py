@@ -15,7 +15,7 @@ class Notify:
 
     def __init__(self, listening: socket.socket, address: str) -> None:
         self.address = address
-        self.heard: list[dict[str, str]] = []
+        self.received: list[dict[str, str]] = []
         self._socket = listening
 
     def wait(self, wanted: Callable[[dict[str, str]], object], *, since: int = 0) -> dict[str, str]:
@@ -23,17 +23,17 @@ class Notify:
         deadline = time.monotonic() + TIMEOUT
         at = since
         while True:
-            while at < len(self.heard):
-                if wanted(self.heard[at]):
-                    return self.heard[at]
+            while at < len(self.received):
+                if wanted(self.received[at]):
+                    return self.received[at]
                 at += 1
-            assert self._receive(deadline - time.monotonic()), self.heard
+            assert self._receive(deadline - time.monotonic()), self.received
 
     def gather(self) -> list[dict[str, str]]:
         """Return all datagrams received so far."""
         while self._receive(0.0):
             pass
-        return self.heard
+        return self.received
 
     def _receive(self, seconds: float) -> bool:
         self._socket.settimeout(max(seconds, 0.0))
@@ -41,7 +41,7 @@ class Notify:
             data = self._socket.recv(8192).decode()
         except (TimeoutError, BlockingIOError):
             return False
-        self.heard.append(dict(line.split("=", 1) for line in data.splitlines()))
+        self.received.append(dict(line.split("=", 1) for line in data.splitlines()))
         return True
 
 

@@ -394,15 +394,15 @@ class Writer:
             if not condition():
                 raise RuntimeError(f"the writer ended: {self.events[-3:]}")
 
-    def tell(self, command: str) -> None:
+    def send(self, command: str) -> None:
         """Send a command without waiting."""
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
 
-    def ask(self, command: str) -> None:
+    def run(self, command: str) -> None:
         """Send a command to a paused writer and wait until it is carried out."""
         before = self._idle()
-        self.tell(command)
+        self.send(command)
         self.wait(lambda: self._idle() > before)
 
     def close(self) -> int:

@@ -89,7 +89,7 @@ async def put_object(store: ObjectStore, key: str, data: bytes = b"something") -
     await store.put(key, body(), metadata={}, part_bytes=2**23, progress=lambda _: None)
 
 
-async def standing(store: ObjectStore, system_id: str = values.SYSTEM) -> tuple[list[str], list[str]]:
+async def uploads_in(store: ObjectStore, system_id: str = values.SYSTEM) -> tuple[list[str], list[str]]:
     """Return the uploads with a manifest and those without, newest first.
 
     Assert that an upload with a manifest has every object that the manifest names, with its size.

@@ -132,7 +132,7 @@ async def test_a_session_end_that_the_settings_leave_without_a_sync_is_answered_
         (result,) = await results(w)
         assert (type(result), result.caused_by, result.why) == (SyncSkipped, ("s1",), why)
         assert (result.triggered_by, result.success) == ("session_end", True)
-        assert result in w.heard, "it is published, too"
+        assert result in w.received, "it is published, too"
 
 
 async def test_a_session_end_after_which_nothing_is_lacking_is_answered_as_skipped():
@@ -162,13 +162,13 @@ async def test_a_session_end_whose_sync_fails_is_answered_as_failed_and_the_sync
 async def test_a_session_end_whose_sync_waits_for_its_next_try_is_not_asked_for_again():
     """A server may ask for 15 min, which is longer than a request may go unheard of."""
     busy = CloudUploadError("503", "cloud", transient=True, retry_after=900.0)
-    async with simulated_agent([busy, 1], tries=3) as w:
+    async with simulated_agent([busy, 1], max_retries=3) as w:
         w.files.change(1, notified=False)
         w.notes.leave(SessionEnded(id="s1", time=w.clock.now(), system_id=values.SYSTEM))
         await w.pass_time(890)
         assert (w.reasons, len(w.method.asked)) == (["session_end"], 1)
         await w.pass_time(20)
-        (result,) = [event for event in w.heard if isinstance(event, SyncResult)]
+        (result,) = [event for event in w.received if isinstance(event, SyncResult)]
         assert (type(result), result.caused_by) == (SyncSucceeded, ("s1",))
         assert len(w.method.asked) == 2
 

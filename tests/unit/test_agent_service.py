@@ -133,7 +133,7 @@ async def test_a_session_end_by_socket_and_by_note_is_one_event():
         w.notes.leave(ended())
         await w.settle()
         assert w.notes.notes == {}
-        assert len([event for event in w.heard if isinstance(event, SessionEnded)]) == 1
+        assert len([event for event in w.received if isinstance(event, SessionEnded)]) == 1
 
 
 async def test_a_session_end_noted_for_the_system_of_an_older_hook_is_this_systems_and_counts_once():
@@ -143,7 +143,7 @@ async def test_a_session_end_noted_for_the_system_of_an_older_hook_is_this_syste
             w.notes.leave(ended(system="former"))
             await w.settle()
         assert (w.reasons, w.notes.notes) == (["session_end"], {})
-        (notified,) = (event for event in w.heard if isinstance(event, SessionEnded))
+        (notified,) = (event for event in w.received if isinstance(event, SessionEnded))
         assert (notified.id, notified.system_id, notified.session_id) == ("s1", values.SYSTEM, "1")
 
 

@@ -42,7 +42,7 @@ class Distant(MemoryBus):
         await super().publish(event)
 
 
-class Inbox:
+class RecordingHandler:
     """Records what it is given; holds each event until it is let go."""
 
     def __init__(self, *, hold: bool = False) -> None:
@@ -64,7 +64,7 @@ class Inbox:
             raise
         await message.ack()
 
-    async def holds(self, count: int) -> list[Event]:
+    async def wait_for_count(self, count: int) -> list[Event]:
         async with asyncio.timeout(SECONDS), self._news:
             await self._news.wait_for(lambda: len(self.events) >= count)
         return self.events
@@ -92,8 +92,8 @@ async def bus(distant, local):
     await made.aclose()
 
 
-async def heard_on(bus) -> Inbox:
-    inbox = Inbox()
+async def heard_on(bus) -> RecordingHandler:
+    inbox = RecordingHandler()
     await bus.subscribe("akosha.>", inbox)
     return inbox
 
@@ -104,11 +104,11 @@ async def test_what_is_disposable_goes_to_the_distant_bus_while_it_is_there_else
 ):
     far, near = await heard_on(distant), await heard_on(local)
     await bus.publish(event)
-    assert await far.holds(1) == [event]
+    assert await far.wait_for_count(1) == [event]
     assert near.events == []
     distant.ready(False)
     await bus.publish(event)
-    assert await near.holds(1) == [event]
+    assert await near.wait_for_count(1) == [event]
     assert distant.tried == [event]
 
 
@@ -117,7 +117,7 @@ async def test_what_the_distant_bus_does_not_take_for_now_stays_here(bus, distan
     near = await heard_on(local)
     distant.failure = TRANSIENT
     await bus.publish(event)
-    assert await near.holds(1) == [event]
+    assert await near.wait_for_count(1) == [event]
 
 
 @pytest.mark.parametrize("failure", [PERMANENT, WireError("too long"), StateError("the event bus is closed")])
@@ -135,7 +135,7 @@ async def test_an_error_that_will_not_pass_is_not_covered_up_by_the_local_bus(bu
 async def test_a_result_goes_to_the_distant_bus_or_nowhere(bus, distant, local, clock, result):
     far, near = await heard_on(distant), await heard_on(local)
     await bus.publish(result)
-    assert await far.holds(1) == [result]
+    assert await far.wait_for_count(1) == [result]
     distant.ready(False)
     distant.failure = TRANSIENT
     with pytest.raises(BusError):
@@ -145,19 +145,19 @@ async def test_a_result_goes_to_the_distant_bus_or_nowhere(bus, distant, local, 
 
 
 async def test_one_event_at_a_time_over_both_buses(bus, distant, local, clock):
-    inbox = Inbox(hold=True)
+    inbox = RecordingHandler(hold=True)
     await bus.subscribe("akosha.>", inbox)
     await distant.publish(EVENTS[0])
-    assert await inbox.holds(1) == [EVENTS[0]]
+    assert await inbox.wait_for_count(1) == [EVENTS[0]]
     await local.publish(EVENTS[1])
     await clock.advance(0)
     assert inbox.events == [EVENTS[0]]
     inbox.go_on.set()
-    assert await inbox.holds(2) == EVENTS
+    assert await inbox.wait_for_count(2) == EVENTS
 
 
 async def test_a_handler_that_fails_holds_nothing_up(bus, distant, local):
-    seen = Inbox()
+    seen = RecordingHandler()
 
     async def fail_on_the_distant(message) -> None:
         if message.event is EVENTS[0]:
@@ -167,7 +167,7 @@ async def test_a_handler_that_fails_holds_nothing_up(bus, distant, local):
     await bus.subscribe("akosha.>", fail_on_the_distant)
     await distant.publish(EVENTS[0])
     await local.publish(EVENTS[1])
-    assert await seen.holds(1) == [EVENTS[1]]
+    assert await seen.wait_for_count(1) == [EVENTS[1]]
 
 
 async def test_who_waits_for_its_turn_is_not_silent(bus, distant, local):
@@ -175,12 +175,12 @@ async def test_who_waits_for_its_turn_is_not_silent(bus, distant, local):
         event = EVENTS[1]
 
         def __init__(self) -> None:
-            self.heard, self.reported = asyncio.Event(), 0
+            self.received, self.reported = asyncio.Event(), 0
 
         async def in_progress(self) -> None:
             self.reported += 1
             if self.reported == 2:
-                self.heard.set()
+                self.received.set()
 
         async def ack(self) -> None:
             pass
@@ -191,13 +191,13 @@ async def test_who_waits_for_its_turn_is_not_silent(bus, distant, local):
         handlers.append(handler)
 
     distant.subscribe = local.subscribe = subscribe
-    inbox, first, second = Inbox(hold=True), Waiting(), Waiting()
+    inbox, first, second = RecordingHandler(hold=True), Waiting(), Waiting()
     await bus.subscribe("akosha.>", inbox)
     working = asyncio.create_task(handlers[0](first))
-    await inbox.holds(1)
+    await inbox.wait_for_count(1)
     waiting = asyncio.create_task(handlers[1](second))
     async with asyncio.timeout(SECONDS):
-        await second.heard.wait()
+        await second.received.wait()
         assert first.reported == 0
         inbox.go_on.set()
         await asyncio.gather(working, waiting)
@@ -205,23 +205,23 @@ async def test_who_waits_for_its_turn_is_not_silent(bus, distant, local):
 
 
 async def test_who_is_cancelled_while_it_waits_for_its_turn_leaves_the_turn_to_others(bus, distant, local, clock):
-    inbox = Inbox(hold=True)
+    inbox = RecordingHandler(hold=True)
     subscription = await bus.subscribe("akosha.>", inbox, durable="d")
     await distant.publish(EVENTS[0])
-    await inbox.holds(1)
+    await inbox.wait_for_count(1)
     await local.publish(EVENTS[1])
     await clock.advance(0)
     await subscription.stop()
-    again = Inbox()
+    again = RecordingHandler()
     await bus.subscribe("akosha.>", again, durable="d")
-    assert set(map(str, await again.holds(2))) == set(map(str, EVENTS))
+    assert set(map(str, await again.wait_for_count(2))) == set(map(str, EVENTS))
 
 
 async def test_stop_stops_both_and_cancels_the_handler(bus, distant, local, clock):
-    inbox = Inbox(hold=True)
+    inbox = RecordingHandler(hold=True)
     subscription = await bus.subscribe("akosha.>", inbox)
     await distant.publish(EVENTS[0])
-    await inbox.holds(1)
+    await inbox.wait_for_count(1)
     await subscription.stop()
     assert inbox.cancelled == 1
     for one in (distant, local):
@@ -231,10 +231,10 @@ async def test_stop_stops_both_and_cancels_the_handler(bus, distant, local, cloc
 
 
 async def test_a_name_in_use_on_the_distant_bus_is_not_taken_on_the_local_one(bus, distant, local):
-    await distant.subscribe("akosha.>", Inbox(), durable="d")
+    await distant.subscribe("akosha.>", RecordingHandler(), durable="d")
     with pytest.raises(StateError, match="in use"):
-        await bus.subscribe("akosha.>", Inbox(), durable="d")
-    await local.subscribe("akosha.>", Inbox(), durable="d")
+        await bus.subscribe("akosha.>", RecordingHandler(), durable="d")
+    await local.subscribe("akosha.>", RecordingHandler(), durable="d")
 
 
 async def test_closing_closes_both(bus, distant, local):

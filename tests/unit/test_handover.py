@@ -17,13 +17,13 @@ class Message:
     """A delivery that remembers how it was settled; `acked` is told when."""
 
     def __init__(self, event):
-        self.event, self.acked, self.heard = event, asyncio.Event(), asyncio.Event()
+        self.event, self.acked, self.received = event, asyncio.Event(), asyncio.Event()
 
     async def ack(self):
         self.acked.set()
 
     async def in_progress(self):
-        self.heard.set()
+        self.received.set()
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def test_a_result_is_acked_when_the_loop_has_come_back_and_not_before(hand
     async with asyncio.timeout(SECONDS):
         bus, (first, second) = await deliver(handover, values.skipped("r1"), values.skipped("r2"))
         turn = await handover.next()
-        await first.heard.wait()
+        await first.received.wait()
         assert (turn.result, first.acked.is_set()) == (first.event, False)
         handover.finish(turn)
         turn = await handover.next()
@@ -84,7 +84,7 @@ async def test_a_result_that_comes_again_while_the_loop_has_it_is_given_once(han
         turn = await handover.next()
         bus.cancel()
         bus, (again, other) = await deliver(handover, values.skipped("r1"), values.skipped("r2"))
-        await again.heard.wait()
+        await again.received.wait()
         handover.finish(turn)
         assert (await handover.next()).result == other.event
         assert (first.acked.is_set(), again.acked.is_set()) == (False, True)

@@ -34,7 +34,7 @@ from tests.support.ledger import inline_ledger
 from tests.support.memories import memory
 from tests.support.memory_source import ListedMemories
 from tests.support.memory_store import MemoryStore
-from tests.support.sending import UNREADABLE, LinesReader, Sender
+from tests.support.sender import UNREADABLE, LinesReader, Sender
 from tests.support.values import NOON, succeeded
 
 IDENTITY = Identity("f" * 32, "server")

@@ -54,8 +54,8 @@ async def test_what_the_rules_do_not_keep_goes_and_the_rest_stays_whole():
     size = sum(len(data) for key, (data, _) in store.objects.items() if any(f"/{u}/" in key for u in ids[2:]))
     pruned = await prune(store)
     assert (pruned.upload_ids, pruned.kept, pruned.objects, pruned.bytes_freed) == (tuple(ids[2:]), 2, 16, size)
-    assert await uploads.standing(store) == (ids[:2], [])
-    assert len((await uploads.standing(store, "other"))[0]) == 3
+    assert await uploads.uploads_in(store) == (ids[:2], [])
+    assert len((await uploads.uploads_in(store, "other"))[0]) == 3
 
 
 async def test_the_manifests_of_all_go_before_any_object():
@@ -88,7 +88,7 @@ async def test_what_the_ledger_names_stays_and_is_no_leftover():
     spared = spared_by(values.replace(record, intent=values.replace(record.intent, upload_id=under_way)))
     pruned = await prune(store, spared=spared)
     assert pruned.upload_ids == (ids[2], ids[5])
-    assert await uploads.standing(store) == ([*ids[:2], ids[3], ids[4]], [under_way])
+    assert await uploads.uploads_in(store) == ([*ids[:2], ids[3], ids[4]], [under_way])
     plan = await pruning_of(store).plan(spared)
     assert "this agent's last upload" in plan.kept[ids[3]]
 
@@ -218,7 +218,7 @@ async def test_objects_without_a_manifest_go_when_they_are_a_day_old_by_id_and_b
     store.times = {f"{PREFIX}{resumed}/": NOW - timedelta(hours=2), f"{PREFIX}{ids[0]}": NOW, PREFIX: NOW - 9 * DAY}
     pruned = await prune(store)
     assert (pruned.upload_ids, pruned.leftovers) == ((), 1)
-    assert await uploads.standing(store) == (ids, [fresh, resumed])
+    assert await uploads.uploads_in(store) == (ids, [fresh, resumed])
 
 
 async def test_a_clock_that_is_a_year_ahead_takes_nothing_for_left_over():
@@ -238,7 +238,7 @@ async def test_an_upload_that_goes_on_while_it_is_taken_for_left_over_is_let_be(
     assert list(plan.leftovers) == [sleeper]
     await uploads.put(store, sleeper)
     assert (await pruning.carry_out(plan, {})).leftovers == 0
-    assert sleeper in (await uploads.standing(store))[0]
+    assert sleeper in (await uploads.uploads_in(store))[0]
 
 
 @pytest.mark.parametrize(
@@ -287,12 +287,12 @@ async def test_killed_at_any_key_nothing_looks_whole_that_is_not_and_the_next_pr
     store.left = random.Random(seed).randrange(24)
     with pytest.raises(Killed):
         await prune(store)
-    whole, _ = await uploads.standing(store)
+    whole, _ = await uploads.uploads_in(store)
     assert whole[:2] == ids[:2]
     store.left = 10**9
     await prune(store, now=NOW + 2 * DAY)
-    assert await uploads.standing(store) == (ids[:2], [])
-    assert len((await uploads.standing(store, "other"))[0]) == 3
+    assert await uploads.uploads_in(store) == (ids[:2], [])
+    assert len((await uploads.uploads_in(store, "other"))[0]) == 3
 
 
 @pytest.mark.parametrize("which", ["manifests", "objects", "leftovers"])
@@ -306,11 +306,11 @@ async def test_a_store_that_fails_at_any_deletion_is_reported_with_what_is_gone(
     pruned = await prune(store)
     assert (str(pruned.error), reached.is_set()) == ("503", True)
     assert pruned.leftovers == (which == "leftovers" and after)
-    whole, _ = await uploads.standing(store)
+    whole, _ = await uploads.uploads_in(store)
     assert tuple(sorted({*ids} - {*whole}, reverse=True)) == pruned.upload_ids
     assert pruned.kept == len(whole)
     assert (await prune(store, now=NOW + 2 * DAY)).error is None
-    assert await uploads.standing(store) == (ids[:2], [])
+    assert await uploads.uploads_in(store) == (ids[:2], [])
 
 
 async def test_refused_it_has_deleted_nothing_and_says_so():
@@ -319,7 +319,7 @@ async def test_refused_it_has_deleted_nothing_and_says_so():
     pruned = await prune(store)
     assert (pruned.is_empty, pruned.kept, str(pruned.error)) == (True, 6, "no")
     assert len(store.keys("delete")) == 1, "and has not tried again"
-    assert await uploads.standing(store) == (ids, [])
+    assert await uploads.uploads_in(store) == (ids, [])
 
 
 async def test_where_unfinished_puts_may_not_be_looked_for_all_else_goes():
@@ -337,7 +337,7 @@ async def test_two_prunes_side_by_side_do_no_harm():
     store, ids = await bucket(40)
     plans = [await pruning_of(store, rules).plan({}) for rules in (LAST_TWO, KeepRules(last=3, daily=0, weekly=0))]
     await asyncio.gather(*(pruning_of(store).carry_out(plan, {}) for plan in plans))
-    assert await uploads.standing(store) == ([*ids[:2]], [])
+    assert await uploads.uploads_in(store) == ([*ids[:2]], [])
 
 
 async def test_an_upload_that_another_prune_deletes_while_this_one_looks_is_neither_kept_nor_deleted():

@@ -41,7 +41,7 @@ class Bench:
     outcomes: int = 0
 
     def results(self) -> list[str]:
-        return [e.type.split(".")[2] for e in self.heard if not isinstance(e, SyncRequested | SyncProgress)]
+        return [e.type.split(".")[2] for e in self.received if not isinstance(e, SyncRequested | SyncProgress)]
 
     async def until(self, condition) -> None:
         async with asyncio.timeout(60):
@@ -73,7 +73,7 @@ async def bench(tmp_path, cloud=(), http=()):
         await bus.subscribe(f"akosha.sync.*.requested.{method.name}", uploader.handle, durable=method.name)
 
     async def hear(message) -> None:
-        b.heard.append(message.event)
+        b.received.append(message.event)
         await message.ack()
 
     await bus.subscribe("akosha.>", hear)
@@ -171,7 +171,7 @@ async def test_when_the_last_method_fails_all_errors_are_reported(tmp_path):
     async with bench(tmp_path, cloud=[PERMANENT], http=[replace_error(PERMANENT, "http")]) as b:
         await b.requests.issue(values.request())
         await b.until(lambda: b.results() == ["failed"])
-        (failed,) = [e for e in b.heard if e.type == "akosha.sync.failed.v1"]
+        (failed,) = [e for e in b.received if e.type == "akosha.sync.failed.v1"]
         assert [e.method for e in failed.errors] == ["cloud", "http"]
         assert failed.retry_at > b.clock.now()
 
@@ -239,8 +239,8 @@ async def test_progress_is_reported_on_the_bus(tmp_path):
     async with bench(tmp_path, cloud=[1]) as b:
         b.cloud.hold = asyncio.Event()
         await b.requests.issue(values.request())
-        await b.until(lambda: any(isinstance(e, SyncProgress) for e in b.heard))
-        recorded = next(e for e in b.heard if isinstance(e, SyncProgress))
+        await b.until(lambda: any(isinstance(e, SyncProgress) for e in b.received))
+        recorded = next(e for e in b.received if isinstance(e, SyncProgress))
         assert (recorded.phase, recorded.done_bytes, recorded.total_bytes) == ("upload", 100, 100)
         b.cloud.hold.set()
         await b.until(lambda: b.results() == ["succeeded"])

@@ -13,7 +13,7 @@ TIMEOUT = 180.0
 
 
 @contextmanager
-def running_front(upstream: str) -> Iterator[FaultyProxy]:
+def running_faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
     """Run a FaultyProxy; its `seen` and `on` may be used from any thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="front")

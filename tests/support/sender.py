@@ -22,7 +22,6 @@ from tests.support.memories import memory
 from tests.support.memory_source import ListedMemories
 from tests.support.values import NOON
 
-ALL_OF_IT = "everything"
 UNREADABLE = b"version 999"
 
 

@@ -1,6 +1,6 @@
 """The contents of an upload, read from its manifest and objects only.
 
-python arrivals.py FOLDER     prints the rows per table of every database in it; a separate process, as it may crash
+python upload_contents.py FOLDER     prints the rows per table of every database in it (a process that may crash)
 """
 
 import gzip
