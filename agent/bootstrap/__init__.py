@@ -1,1 +1,1 @@
-"""Builds running objects from settings: the only package that knows which adapter implements which port."""
+"""Builds the agent's objects from settings: the only package that knows which adapter implements which port."""

@@ -1,4 +1,4 @@
-"""Builds an agent: adapters from settings, then the objects of the application and how they wake each other."""
+"""Builds an agent: adapters from settings, then the application's objects and the signals between them."""
 
 import asyncio
 import os
@@ -64,10 +64,10 @@ from agent.settings import Settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentAdapters:
-    """What an agent is built on. What is None is switched off, or not wanted for a single sync.
+    """The adapters of an agent. Those that are None are disabled, or not used by a single sync.
 
-    `results_bus` is where results are published: the bus itself, except for a single sync, whose requests stay in the
-    process. `stall_monitor` knows the connections of the methods.
+    Results are published on `results_bus`, which is `bus` except for a single sync, whose requests stay in the process.
+    The connections of the methods are registered with `stall_monitor`.
     """
 
     clock: Clock
@@ -89,7 +89,7 @@ class AgentAdapters:
 
 
 def supervisor() -> Supervisor:
-    """Return the supervisor that this process's environment names, and remove it from there for child processes."""
+    """Return the supervisor that the environment names, and remove it from the environment of child processes."""
     return SystemdSupervisor.of(os.environ)
 
 
@@ -102,9 +102,9 @@ async def build(
     supervisor: Supervisor | None = None,
     unanswered: Sequence[SyncAsked] = (),
 ) -> Agent:
-    """Return an agent, to run or for a single sync. The caller holds the state directory's lock.
+    """Build an agent, to run or for a single sync. The caller holds the state directory's lock.
 
-    `unanswered` are the requests that the agent before this one left without an outcome. Raises SettingsError,
+    `unanswered` are the requests without an outcome from the previous agent of this process. Raises SettingsError,
     StateError.
     """
     meter = meter or NoMeter()
@@ -162,7 +162,7 @@ async def build(
 def assemble(
     settings: Settings, identity: Identity, adapters: AgentAdapters, *, unanswered: Sequence[SyncAsked] = ()
 ) -> Agent:
-    """Return the agent that is built on these adapters."""
+    """Build an agent with these adapters."""
     a, s = adapters, settings
     clock, bus, ledger, methods = a.clock, a.bus, a.ledger, a.methods
     system_id, rescan_seconds = identity.system_id, s.agent_rescan_seconds
@@ -176,7 +176,7 @@ def assemble(
     sync_lock, errors, unreachable = asyncio.Lock(), asyncio.Queue[Exception](), set[str]()
     sync_finished = Signal(clock, "retry")
 
-    # Requests out, attempts, results.
+    # Requests, attempts and results.
     requests = RequestLog(identity, bus, ledger)
     recorder = ResultRecorder(ledger, a.results_bus, clock, a.meter)
     publisher = Publisher(
@@ -254,7 +254,7 @@ def assemble(
     )
 
     async def republish_requests() -> None:
-        """Publish what has no outcome on the bus that is in use now: it may be left on the other."""
+        """Publish requests without an outcome on the current bus, because they may have been left on the other one."""
         session_ends.republish()
         await inbox.republish()
         await spool_reader.drain()
@@ -306,11 +306,11 @@ def assemble(
         )
     )
 
-    # The archive, and Akosha's memory of what it was given.
+    # Checks of the uploads in the bucket, and of the memories in Akosha.
     verify_loop = _verify_loop(settings, identity, adapters, recorder, publisher, sync_lock)
     probe_loop = _probe_loop(adapters, publisher, sync_lock, rescan_seconds)
 
-    # An attempt that ends may have been what a loop waits for.
+    # These loops may be waiting for a sync to finish.
     sync_finished.chain(file_changes.signal)
     sync_finished.chain(session_ends.sync_finished)
     for loop in (verify_loop, probe_loop):

@@ -1,4 +1,4 @@
-"""From settings to the archive: what uploads there are, and whether they are whole."""
+"""Builds the archive: the catalog of uploads, their verification and pruning."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -25,19 +25,19 @@ from agent.ports import Clock, Ledger, SyncMethod
 from agent.settings import Settings
 
 VERIFYING = "verifying"
-"""Where a deep look has its files, in the state directory."""
+"""Directory in the state directory for the files of a deep verification."""
 
 READ_SECONDS = 120.0
 SLOWEST_BYTES_PER_SECOND = 4e6
-"""Time limit for reading a database through: `READ_SECONDS` plus its size at this rate."""
+"""Time limit for reading a complete database: `READ_SECONDS` plus the time for its size at this rate."""
 
 
 @asynccontextmanager
 async def open_archive(settings: Settings, system_id: str) -> AsyncIterator[Catalog]:
-    """Open the archive of a system, for as long as the block runs. Raises SettingsError where there is no bucket."""
+    """Open the archive of a system until the block ends. Raises SettingsError if no bucket is set."""
     if not settings.cloud_configured:
         raise SettingsError(
-            "there is no bucket to look into",
+            "no bucket is set",
             hint="set akosha_cloud_bucket and akosha_cloud_endpoint, or akosha_cloud_endpoint to file:///a/directory",
         )
     store = object_store(settings)
@@ -50,9 +50,10 @@ async def open_archive(settings: Settings, system_id: str) -> AsyncIterator[Cata
 def verifier_opener(
     settings: Settings, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
 ) -> Callable[[], AbstractAsyncContextManager[Verifier]] | None:
-    """Return what opens a shallow look at this agent's uploads; None where the agent is not to look by itself.
+    """Return a function that opens a verifier of this agent's uploads, None if automatic verification is disabled.
 
-    Opening raises NotOwner where the target is not, or no longer, this agent's: what is missing there is not damage.
+    The function raises NotOwner if the target does not belong to this agent (any more): objects that are missing there
+    are not damage.
     """
     if not (settings.agent_verify_hours and settings.cloud_configured):
         return None
@@ -68,7 +69,7 @@ def verifier_opener(
 def deep_verifier_opener(
     settings: Settings, state: StateDirectory, identity: Identity, machine: Machine, ledger: Ledger, clock: Clock
 ) -> Callable[[], AbstractAsyncContextManager[Verifier]] | None:
-    """Return what opens a deep look; None where the agent is not to look deep by itself. Opening raises NotOwner."""
+    """Return a function that opens a deep verifier, None if it is disabled. The function raises NotOwner."""
     if not settings.agent_deep_verify_mb or verifier_opener(settings, identity, machine, ledger, clock) is None:
         return None
 
@@ -76,9 +77,9 @@ def deep_verifier_opener(
     async def open_verifier() -> AsyncIterator[Verifier]:
         async with (
             _own_archive(settings, identity, machine, ledger, clock) as archive,
-            open_deep_verifier(archive, state, clock) as verification,
+            open_deep_verifier(archive, state, clock) as verifier,
         ):
-            yield verification
+            yield verifier
 
     return open_verifier
 
@@ -96,12 +97,12 @@ async def _own_archive(
 
 @asynccontextmanager
 async def open_deep_verifier(archive: Catalog, state: StateDirectory, clock: Clock) -> AsyncIterator[Verifier]:
-    """Open what looks at uploads, deep too; its files lie in the state directory. Raises StateError."""
-    async with scratch(state.path / VERIFYING) as place:
+    """Open a verifier that supports deep verification, with its files in the state directory. Raises StateError."""
+    async with scratch(state.path / VERIFYING) as directory:
         yield Verifier(
             archive,
             clock,
-            DeepCheckTools(unpacker=Unpacker(place), examine=_examine, memories_file=JsonMemoriesFile(place)),
+            DeepCheckTools(unpacker=Unpacker(directory), examine=_examine, memories_file=JsonMemoriesFile(directory)),
         )
 
 
@@ -111,7 +112,7 @@ async def _examine(copy: Path) -> Verdict:
 
 
 def keep_rules(settings: Settings) -> KeepRules:
-    """Return how many uploads of which kind are kept."""
+    """Return the retention rules of the settings."""
     return KeepRules(
         last=settings.agent_keep_last,
         daily=settings.agent_keep_daily,
@@ -128,7 +129,7 @@ def build_prune_loop(
     recorder: ResultRecorder,
     clock: Clock,
 ) -> PruneLoop | None:
-    """Return what prunes after uploads, in the store that they go to; None where that is switched off, or none go."""
+    """Build the loop that prunes after uploads; None if pruning is disabled, or there is no cloud method."""
     cloud = cloud_of(methods)
     if not settings.agent_prune or cloud is None:
         return None
@@ -145,9 +146,9 @@ def build_prune_loop(
 
 @dataclass(frozen=True, slots=True)
 class PruneJob:
-    """A prune that somebody asks for: in the bucket of the settings, sparing what this machine's ledger names."""
+    """A requested prune: the pruner, and the uploads that it must spare because the ledger refers to them."""
 
-    pruning: Pruner
+    pruner: Pruner
     spared: Mapping[str, str]
 
 
@@ -160,9 +161,9 @@ async def open_prune(
     clock: Clock,
     ledger: Ledger | None,
 ) -> AsyncIterator[PruneJob]:
-    """Open the bucket for as long as the block runs. Raises SettingsError where there is none, StateError.
+    """Open the bucket for a prune until the block ends. Raises SettingsError if no bucket is set, StateError.
 
-    `ledger` is open for reading, None where there is none yet. Only this agent's uploads are pruned (NotOwner).
+    `ledger` is open for reading, None if it does not exist yet. The pruner raises NotOwner for uploads of others.
     """
     async with open_archive(settings, identity.system_id) as archive:
         spared: dict[str, str] = {}

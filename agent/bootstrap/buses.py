@@ -1,4 +1,4 @@
-"""From settings to the buses that events flow on."""
+"""Builds the event buses."""
 
 from agent.adapters.failover_bus import FailoverBus
 from agent.adapters.memory_bus import MemoryBus
@@ -16,13 +16,13 @@ _PRIVATE = ("agent_nats_credentials_file", "agent_nats_nkey_file", "agent_nats_k
 
 
 async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventBus, Responder | None]:
-    """Return the bus that an agent runs on, and who answers questions from outside, where that is switched on.
+    """Return the bus of a running agent, and the responder for remote control, if that is enabled.
 
-    Raises SettingsError for invalid files of the NATS settings; a NATS that does not answer is no error.
+    Raises SettingsError for invalid files of the NATS settings. An unreachable NATS server is not an error.
     """
     if not settings.over_nats:
         return _memory(clock), None
-    from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded where there is a NATS to talk to
+    from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded only if NATS is used
 
     wait_for_connection = settings.agent_bus == NATS
     nats = await NatsBus.open(
@@ -38,7 +38,7 @@ async def run_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventB
 
 
 def single_sync_buses(settings: Settings, name: str, clock: Clock) -> tuple[EventBus, EventBus]:
-    """Return the bus of one sync's requests, in this process, and the one that its result is published on."""
+    """Return the in-process bus for the request of a single sync, and the bus for its result."""
     local = _memory(clock)
     if not settings.over_nats:
         return local, local
@@ -48,7 +48,7 @@ def single_sync_buses(settings: Settings, name: str, clock: Clock) -> tuple[Even
 
 
 def nats_options(settings: Settings, name: str, *, own_durables: bool = True) -> NatsOptions:
-    """Return how to reach NATS, as the settings say. `name` is what the server's operator sees."""
+    """Return the NATS options of the settings. `name` is the connection's name on the server."""
     s = settings
     return NatsOptions(
         servers=nats_servers(s.agent_nats_url),
@@ -75,9 +75,9 @@ def nats_options(settings: Settings, name: str, *, own_durables: bool = True) ->
 
 
 def check_nats_options(options: NatsOptions) -> NatsOptions:
-    """Look at the files now: what is wrong with them at the start is the user's to mend, at once.
+    """Check the files that the options name, so that the user sees problems at the start; return the options.
 
-    Raises SettingsError. Reads files; on a local disk that is quick.
+    Raises SettingsError. Reads files, which is fast on a local disk.
     """
     from agent.adapters.nats import credentials  # noqa: PLC0415 - as above
 

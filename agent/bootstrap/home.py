@@ -31,17 +31,17 @@ from agent.ports import Clock, Ledger, Meter, ObjectStore, SnapshotTaker
 from agent.settings import Settings
 
 RUN = "run"
-"""The command of the holder that is an agent."""
+"""The command of a lock holder that is a running agent."""
 
 _log = structlog.get_logger()
 
 LEDGER_EVENT_BYTES = 16 * MEBIBYTE
-"""What the agent itself wrote, it must be able to read: a result may name hundreds of files."""
+"""Maximum size of events in the ledger, large enough for a result with hundreds of files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """What entrypoints use of the agent's state directory and data directory, with or without a running agent."""
+    """The agent's state directory and data directory, for entrypoints, with or without a running agent."""
 
     settings: Settings
     state: StateDirectory
@@ -50,33 +50,34 @@ class Home:
 
     @classmethod
     def of(cls, settings: Settings) -> "Home":
-        """Return the home of these settings; nothing is made or read yet."""
+        """Return the home of these settings, without access to files."""
         return cls(settings, StateDirectory(settings.agent_state_dir), SystemClock(), CloudEventsCodec())
 
     def prepare(self) -> Identity:
-        """Make the state directory where there is none, and return who this agent is. Raises StateError."""
+        """Create the state directory if it does not exist, and return the agent's identity. Raises StateError."""
         self.state.prepare(self.settings.agent_data_dir)
         return self.state.identity(socket.gethostname(), self.settings.system_id)
 
     def remember_setting(self) -> None:
-        """Keep this agent's `akosha_system_id` for `as_the_agent`. Blocks. Raises StateError."""
+        """Store this agent's `akosha_system_id` for `with_agent_system_id`. Blocks. Raises StateError."""
         chosen = self.settings.system_id
         self.state.remember_setting(chosen and sanitise_system_id(chosen))
 
     def with_agent_system_id(self) -> "Home":
-        """Return this home under the system id of the agent of the state directory, for callers that name none.
+        """Return this home with the `akosha_system_id` of the state directory's agent.
 
-        The agent that runs decides; where none does, the settings do, and without them the agent that ran last. Blocks.
+        That is the setting of the running agent; if none runs, that of these settings, or else of the last agent that
+        ran. Blocks.
         """
         holder = self.holder()
         runs = holder is not None and holder.command == RUN
-        known = self.state.remembered_setting()
-        if known is None or (self.settings.system_id and not runs):
+        stored = self.state.remembered_setting()
+        if stored is None or (self.settings.system_id and not runs):
             return self
-        return Home.of(self.settings.model_copy(update={"system_id": known}))
+        return Home.of(self.settings.model_copy(update={"system_id": stored}))
 
     def rename(self, taken: SystemIdTaken) -> Identity:
-        """Take another default system id, because another machine owns this one. Blocks. Raises StateError."""
+        """Change the default system id, because another machine owns it. Blocks. Raises StateError."""
         self.state.rename(taken.instead)
         _log.warning("system_id_suffixed", system_id=taken.instead, reason=taken.message, hint=taken.hint)
         return self.prepare()
@@ -91,7 +92,7 @@ class Home:
             yield
 
     def holder(self) -> Holder | None:
-        """Return who holds the state directory now."""
+        """Return the process that holds the state directory, None if there is none."""
         return self.state.holder()
 
     @staticmethod
@@ -100,7 +101,7 @@ class Home:
         return is_suspended(pid) if pid else False
 
     async def disk_warning(self, identity: Identity) -> StatusWarning | None:
-        """Return the warning that the state directory has no room for the next sync, None where it has.
+        """Return the warning that the state directory's disk is too full for the next sync, None if it is not.
 
         Raises StateError.
         """
@@ -108,13 +109,13 @@ class Home:
         try:
             survey = await taker.survey()
         except SnapshotError:
-            return None  # it is said elsewhere that the databases cannot be seen
+            return None  # reported elsewhere
         return disk_warning(
             str(self.settings.agent_state_dir), await taker.free_bytes(), await self._records(identity), survey
         )
 
     async def _records(self, identity: Identity) -> list[TargetRecord]:
-        """Return the records of the route's targets, in its order."""
+        """Return the records of the route's targets, in the route's order."""
         possible = self.targets(identity)
         targets = [possible[method] for method in self.settings.route if method in possible]
         if not await self.has_ledger():
@@ -126,15 +127,15 @@ class Home:
             await ledger.aclose()
 
     async def leave_note(self, event: Event) -> str:
-        """Leave an event for the running agent; return the note's name."""
+        """Write a note with an event for the running agent to the spool, and return the note's name."""
         return await self._spool().write(event)
 
     async def withdraw_note(self, note: str) -> None:
-        """Take a note back; one that was taken up is gone already."""
+        """Remove a note, if the agent has not handled it yet."""
         await self._spool().remove(note)
 
     async def waiting_notes(self) -> tuple[StatusWarning, ...]:
-        """Return the warning that notes wait for an agent where none runs, nothing otherwise. Raises StateError."""
+        """Return the warning that notes are waiting although no agent runs; else nothing. Raises StateError."""
         holder = await asyncio.to_thread(self.holder)
         if holder is not None and holder.command == RUN:
             return ()
@@ -142,38 +143,38 @@ class Home:
 
     @property
     def ledger_codec(self) -> CloudEventsCodec:
-        """The codec of events in the ledger: it takes larger ones than a bus does."""
+        """The codec of events in the ledger, which accepts larger events than a bus."""
         return CloudEventsCodec(max_bytes=LEDGER_EVENT_BYTES)
 
     async def open_ledger(self) -> Ledger:
-        """Open the ledger for writing. Raises StateError.
+        """Open the ledger for writing. If this process holds the state directory, replace a damaged ledger.
 
-        A damaged one is replaced where this process holds the state directory.
+        Raises StateError.
         """
         return await open_for_holder(self.state.ledger_file, self.ledger_codec, self.clock, held=self._is_held)
 
     async def read_ledger(self) -> Ledger:
-        """Open the ledger for reading, beside an agent that may be writing. Raises StateError where there is none."""
+        """Open the ledger for reading, while an agent may write it. Raises StateError if it does not exist."""
         return await SqliteLedger.open(self.state.ledger_file, self.ledger_codec, clock=self.clock, read_only=True)
 
     async def has_ledger(self) -> bool:
-        """Say whether an agent has ever run here. From then on, `read_ledger` finds one."""
+        """Return whether there is a ledger for `read_ledger`, which the first agent creates."""
         return await asyncio.to_thread(is_created, self.state.ledger_file)
 
     def taker(self, warm: WarmChildren | None = None, meter: Meter | None = None) -> SnapshotTaker:
-        """Return what looks at, and copies, the databases. `warm`: where children wait for who reads the copies."""
+        """Return the snapshot taker. Its child processes wait in `warm` for the reader of its copies."""
         return DuckdbSnapshotTaker(
             self.settings.agent_data_dir, self.state.staging, clock=self.clock, warm=warm, meter=meter
         )
 
     def machine(self) -> Machine:
-        """Return this machine, as the owner of uploads. Blocks. Raises StateError."""
+        """Return this machine as an owner of uploads. Blocks. Raises StateError."""
         data_dir = self.settings.agent_data_dir.resolve()
         return Machine.of(machine_id(self.state.path), data_dir, socket.gethostname())
 
     @asynccontextmanager
     async def ownership(self, identity: Identity, store: ObjectStore) -> AsyncIterator[Ownership]:
-        """Return the ownership of this agent's uploads in the cloud target, beside an agent that may run.
+        """Open the ownership of this agent's uploads in the cloud target, read-only: an agent may be running.
 
         Raises StateError.
         """
@@ -188,11 +189,11 @@ class Home:
                 await ledger.aclose()
 
     def targets(self, identity: Identity) -> dict[str, Target]:
-        """Return the targets of all methods that can be asked for, by method."""
+        """Return the targets of all available methods, by method."""
         return targets_of(self.settings, identity.system_id)
 
     def set_ledger_aside(self, error: LedgerDamaged) -> bool:
-        """Move the damaged ledger aside. The caller holds the state directory, and has closed the ledger."""
+        """Move the damaged ledger aside. The caller holds the state directory and has closed the ledger."""
         set_ledger_aside(self.state.ledger_file, self.clock, error)
         return True
 

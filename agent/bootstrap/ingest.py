@@ -1,4 +1,4 @@
-"""From settings to the Akosha side."""
+"""Builds the ingest service of the Akosha side."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
@@ -24,7 +24,7 @@ from agent.settings import Settings
 
 @asynccontextmanager
 async def open_ingest_service(home: Home, identity: Identity, systems: Collection[str]) -> AsyncIterator[IngestService]:
-    """Open an IngestService for as long as the block runs. The caller holds the state directory's lock.
+    """Open an IngestService until the block ends. The caller holds the state directory's lock.
 
     Raises SettingsError, StateError.
     """
@@ -62,15 +62,15 @@ async def open_ingest_service(home: Home, identity: Identity, systems: Collectio
 
 
 def _zone(name: str) -> tzinfo:
-    """Return the zone of a manifest. An agent that did not know its own said nothing."""
+    """Return the time zone of a manifest, UTC if the agent that wrote it did not know its own."""
     return zone_named(name) if name else UTC
 
 
 async def _bus(settings: Settings, name: str, clock: Clock) -> EventBus | None:
-    """Return the bus of results, which need not be reachable. Raises SettingsError for invalid files."""
+    """Return the bus for results, which may be unreachable. Raises SettingsError for invalid files."""
     if not settings.over_nats:
         return None
-    from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded where there is a NATS to talk to
+    from agent.adapters.nats.bus import NatsBus  # noqa: PLC0415 - loaded only if NATS is used
 
     options = await asyncio.to_thread(check_nats_options, nats_options(settings, name))
     return NatsBus.begin(options, CloudEventsCodec(), clock=clock)

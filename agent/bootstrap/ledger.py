@@ -1,7 +1,7 @@
-"""The ledger of a state directory, opened for its holder: one that is damaged is replaced by a new one.
+"""Opens the ledger for the process that holds the state directory, and replaces a damaged ledger.
 
-The newest manifest in the bucket restores a new ledger, so damage must not stop the agent. The damaged file is kept
-beside the new one, and only the process that holds the state directory's lock moves it.
+A new ledger is restored from the newest manifest in the bucket, so damage does not stop the agent. The damaged file is
+kept next to the new one, and only the process that holds the state directory's lock moves it.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ _log = structlog.get_logger()
 
 
 async def open_for_holder(path: Path, codec: Codec, clock: Clock, *, held: Callable[[], bool]) -> Ledger:
-    """Open the ledger for writing; where it is damaged, move it aside and open a new one.
+    """Open the ledger for writing. If it is damaged, move it aside and open a new one.
 
-    `held` says whether this process holds the state directory; otherwise LedgerDamaged is raised. Raises StateError.
+    `held` returns whether this process holds the state directory; if not, LedgerDamaged is raised. Raises StateError.
     """
     fresh = not await asyncio.to_thread(is_created, path)
     try:
@@ -45,9 +45,9 @@ async def open_for_holder(path: Path, codec: Codec, clock: Clock, *, held: Calla
 
 @contextmanager
 def aside_if_damaged(path: Path, clock: Clock) -> Iterator[None]:
-    """Move the ledger aside where the block ends with LedgerDamaged: the next holder opens a new one.
+    """Move the ledger aside if the block raises LedgerDamaged, so that the next holder opens a new one.
 
-    The caller holds the state directory; the block has closed the ledger when it ends.
+    The caller holds the state directory, and the block closes the ledger.
     """
     try:
         yield
@@ -64,21 +64,21 @@ def _damage(error: BaseException) -> LedgerDamaged | None:
 
 
 def set_ledger_aside(path: Path, clock: Clock, error: LedgerDamaged) -> None:
-    """Move a damaged ledger that nobody has open aside, and log it. Raises StateError."""
+    """Move a damaged ledger that no process has open aside, and log it. Raises StateError."""
     kept = set_aside(path, clock.now())
     _log.error(
         "ledger_set_aside",
         reason=error.message,
         kept_in=str(kept),
-        next_step="a new ledger is opened; the newest manifest in the bucket restores it",
+        next_step="a new ledger is restored from the newest manifest in the bucket",
     )
 
 
 async def _warn(ledger: Ledger, kept: list[Path], clock: Clock, *, fresh: bool) -> None:
-    """Keep a warning from the replacement until the damaged file is deleted."""
+    """Set a warning when the ledger is replaced, and clear it when the damaged file was deleted."""
     if not kept:
         await clear_warning(ledger, REPLACED)
     elif fresh:
-        message = "the ledger was damaged and is a new one, restored from the bucket; its history begins there"
-        hint = f"{kept[-1]} is the damaged one: keep it for a report, or delete it"
+        message = "the ledger was damaged; a new one was restored from the bucket, without the earlier history"
+        hint = f"the damaged ledger is {kept[-1]}: attach it to a bug report, or delete it"
         await set_warning(ledger, StatusWarning(code=REPLACED, message=message, hint=hint), clock)

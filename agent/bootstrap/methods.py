@@ -1,4 +1,4 @@
-"""From settings to the methods: what delivers, and what it is made of."""
+"""Builds the sync methods."""
 
 from collections.abc import Mapping
 from datetime import tzinfo
@@ -25,7 +25,7 @@ from agent.settings import Settings
 KIBIBYTE = 2**10
 
 BATCH_SIZE = 500
-"""Memories in one request to the Akosha server, which takes 1,000."""
+"""Memories per request to the Akosha server, which accepts up to 1,000."""
 
 
 def memory_push(
@@ -36,7 +36,7 @@ def memory_push(
     stall_monitor: StallMonitor | None = None,
     rate_limiter: RateLimiter | None = None,
 ) -> MemoryPush:
-    """Return what takes memories to the Akosha server of the settings; its sink is the caller's to close."""
+    """Return the push to the Akosha server of the settings. The caller closes its sink."""
     stall_monitor = stall_monitor or StallMonitor()
     server = AkoshaSink(
         endpoint=settings.http_endpoint,
@@ -66,9 +66,9 @@ def sync_methods(
     machine: Machine,
     stall_monitor: StallMonitor | None = None,
 ) -> dict[str, SyncMethod]:
-    """Return the methods by name, those of the targets. `warm`: where the taker's children wait to read its copies.
+    """Return the methods of all targets, by name. The taker's child processes wait in `warm` to read its copies.
 
-    The `stall_monitor` gets to know their connections.
+    The methods' connections are registered with `stall_monitor`.
     """
     stall_monitor = stall_monitor or StallMonitor()
     rate = settings.agent_max_upload_kib_per_s * KIBIBYTE
@@ -98,7 +98,7 @@ def sync_methods(
 
 
 def cloud_of(methods: Mapping[str, SyncMethod]) -> CloudSync | None:
-    """Return the cloud method itself, None where there is none."""
+    """Return the cloud method, None if there is none."""
     cloud = methods.get(CLOUD)
     return cloud if isinstance(cloud, CloudSync) else None
 

@@ -1,4 +1,4 @@
-"""Builds the metrics of an agent, and what Prometheus reads."""
+"""Builds the agent's metrics and their Prometheus exposition."""
 
 import asyncio
 import platform
@@ -15,22 +15,22 @@ from agent.ports.metrics import LedgerMetrics, Meter, MetricsSnapshot
 
 @dataclass(slots=True)
 class Metering:
-    """A running agent's figures. `ledger_bytes` (`Ledger.size`) is asked when somebody looks, where it is set."""
+    """The metrics of a running agent. `ledger_bytes` (`Ledger.size`), if set, is called at each scrape."""
 
     counts: PrometheusMeter
     ledger_bytes: Callable[[], Awaitable[int]] | None = None
 
     @property
     def meter(self) -> Meter:
-        """What counts; safe in any thread."""
+        """The meter, which is safe to use in any thread."""
         return self.counts
 
     async def exposition(self, agent_service: AgentService) -> tuple[bytes, str]:
-        """Return all metrics and their content type. A ledger that cannot be read is a metric, and no error."""
-        reading = MetricsSnapshot(
+        """Return all metrics and their content type. An unreadable ledger is reported by a metric, not an error."""
+        snapshot = MetricsSnapshot(
             ready=agent_service.ready, stuck=len(agent_service.problems()), ledger=await self._ledger(agent_service)
         )
-        return await asyncio.to_thread(self.counts.exposition, reading), CONTENT_TYPE
+        return await asyncio.to_thread(self.counts.exposition, snapshot), CONTENT_TYPE
 
     async def _ledger(self, agent_service: AgentService) -> LedgerMetrics | None:
         try:
@@ -41,5 +41,5 @@ class Metering:
 
 
 def metering() -> Metering:
-    """Return the figures of an agent that starts now, all at 0."""
+    """Return the metrics of a new agent, with all counters at 0."""
     return Metering(PrometheusMeter(version=__version__, python=platform.python_version()))

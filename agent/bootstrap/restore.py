@@ -1,4 +1,4 @@
-"""From settings to a restore: an archive, a directory, and what makes files of objects."""
+"""Builds a restore."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,47 +20,47 @@ from agent.settings import Settings
 
 @asynccontextmanager
 async def open_restore(directory: Path, archive: Catalog) -> AsyncIterator[Restore]:
-    """Open the directory, made where there is none, for as long as the block runs. Raises RestoreError."""
+    """Open a restore to a directory, which is created if needed, until the block ends. Raises RestoreError."""
     give_back_large_blocks()
-    place = await asyncio.to_thread(RestoreDirectoryFiles, directory, find_holder)
+    destination = await asyncio.to_thread(RestoreDirectoryFiles, directory, find_holder)
     try:
         yield Restore(
             catalog=archive,
-            directory=place,
-            unpacker=Unpacker(place.directory),
+            directory=destination,
+            unpacker=Unpacker(destination.directory),
             folder=DuckdbFolder(),
             clock=SystemClock(),
         )
     finally:
-        place.close()
+        destination.close()
 
 
 def finish_restores(directory: Path) -> tuple[Restored, ...]:
-    """Finish what killed restores were about to put in its place there; return what came of each. Blocks.
+    """Finish restores to a directory that were killed while they moved files to their final names.
 
-    Raises RestoreError.
+    Return their reports. Blocks. Raises RestoreError.
     """
     if not directory.is_dir():
         return ()
-    with RestoreDirectoryFiles(directory, find_holder) as place:
-        return place.finish()
+    with RestoreDirectoryFiles(directory, find_holder) as destination:
+        return destination.finish()
 
 
 def check_destination(settings: Settings, to: Path) -> None:
-    """Refuse the state directory and the target's directory, and what is inside of them. Blocks. Raises RestoreError.
+    """Reject the state directory, the target's directory, and directories in them. Blocks. Raises RestoreError.
 
-    Restored files beside the ledger, or among the uploads, would be taken for the agent's own or for objects. The
-    parent of the state directory is refused, too: it is named by mistake.
+    The agent would treat restored files there as its own, or as objects of uploads. The parent of the state directory
+    is rejected, too, because it must be a mistake.
     """
     state = settings.agent_state_dir
     if _is_inside(to, state) or _is_same(to, state.absolute().parent):
         raise RestoreError(
-            f"{to} is the agent's own place: its state directory is {state}", hint="choose another directory for --to"
+            f"{to} belongs to the agent, whose state directory is {state}", hint="choose another directory for --to"
         )
     target = settings.directory / settings.cloud_bucket if settings.directory is not None else None
     if target is not None and _is_inside(to, target):
         raise RestoreError(
-            f"{to} is inside the directory that holds the uploads, {target}", hint="choose another directory for --to"
+            f"{to} is in the directory of the uploads, {target}", hint="choose another directory for --to"
         )
 
 
@@ -70,7 +70,7 @@ def _is_inside(path: Path, directory: Path) -> bool:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Compare by what is there: names may differ in case, or lead through links and mounts."""
+    """Compare the directories themselves: their paths may differ in case, or by links and mounts."""
     try:
         return one.samefile(other)
     except OSError:

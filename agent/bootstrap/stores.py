@@ -1,4 +1,4 @@
-"""From settings to the targets, the store of the cloud target, and whose uploads it has."""
+"""Builds the targets, the cloud target's store, and its ownership."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ MEBIBYTE = 2**20
 
 
 def targets_of(settings: Settings, system_id: str) -> dict[str, Target]:
-    """Return the targets of all methods that can be asked for, by method: the cloud only where it is set up."""
+    """Return the targets of all available methods, by method: that of the cloud only if it is configured."""
     targets = {HTTP: Target(HTTP, settings.http_endpoint, "", system_id)}
     if settings.cloud_configured:
         cloud = Target(CLOUD, settings.cloud_endpoint, settings.cloud_bucket, system_id)
@@ -26,10 +26,10 @@ def targets_of(settings: Settings, system_id: str) -> dict[str, Target]:
 
 
 def object_store(settings: Settings, rate_limiter: RateLimiter | None = None) -> ObjectStore:
-    """Return the bucket, or the directory in its place; with a rate limiter, bodies are put within its limit."""
+    """Return the store of the bucket or directory. With a rate limiter, its puts are limited."""
     if settings.directory is not None:
         return DirectoryStore(settings.directory / settings.cloud_bucket, rate_limiter=rate_limiter)
-    from agent.adapters.s3 import S3Store  # noqa: PLC0415 - only for a bucket: `status` of a directory does without
+    from agent.adapters.s3 import S3Store  # noqa: PLC0415 - loaded only for a bucket, `status` of a directory does not need it
 
     return S3Store(
         bucket=settings.cloud_bucket,
@@ -61,7 +61,7 @@ def ownership_of(
     *,
     keeps_warning: bool = True,
 ) -> Ownership:
-    """Return the ownership of this agent's uploads in a store. Not `keeps_warning`: the ledger is only read."""
+    """Return the ownership of this agent's uploads in a store. Without `keeps_warning`, the ledger is only read."""
     return Ownership(
         store=store,
         target=targets_of(settings, identity.system_id)[CLOUD],

@@ -160,7 +160,7 @@ class Machine:
         ledger = await home.read_ledger() if await home.has_ledger() else None
         try:
             async with open_prune(self.settings(), identity, machine, rules, home.clock, ledger) as here:
-                return await here.pruning.carry_out(await here.pruning.plan(here.spared), here.spared)
+                return await here.pruner.carry_out(await here.pruner.plan(here.spared), here.spared)
         finally:
             if ledger is not None:
                 await ledger.aclose()

@@ -623,7 +623,7 @@ def test_the_state_directory_and_the_target_are_refused_as_destinations(tmp_path
     refused = [state, state / "staging", state / "new", state.parent]
     refused += [bucket, bucket / "systems" / "new", tmp_path / "link"]
     for to in refused:
-        with pytest.raises(RestoreError, match=r"own place|holds the uploads") as error:
+        with pytest.raises(RestoreError, match=r"belongs to the agent|directory of the uploads") as error:
             check_destination(settings, to)
         assert "--to" in error.value.hint
     for to in (tmp_path, tmp_path / "agent" / "other", bucket.parent, tmp_path / "state"):

@@ -71,7 +71,7 @@ async def prune(
     ledger = await home.read_ledger() if await home.has_ledger() else None
     try:
         async with open_prune(settings, identity, machine, rules, home.clock, ledger) as here:
-            pruner, spared = here.pruning, here.spared
+            pruner, spared = here.pruner, here.spared
             plan = await pruner.plan(spared)
             held = Pruned(kept=len(plan.kept)) if plan.blocked else None
             pruned = None if dry_run else held or await pruner.carry_out(plan, spared)
