@@ -1,6 +1,7 @@
 """JSON document of a sync's result, as `sync --json`, the control API, the MCP tool and `agent.api` return it.
 
-The schemas of OpenAPI and of the MCP tool are derived from the model; tests compare README and `agent.api` with it.
+The schemas of OpenAPI and of the MCP tool are derived from the model; tests compare the MCP guide and `agent.api`
+with it.
 """
 
 from collections.abc import Sequence

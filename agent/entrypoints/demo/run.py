@@ -42,7 +42,7 @@ FAST = {
 COLOURS = {WRITER: "yellow", AGENT: "cyan", "FAILED": "bold red", "ok": "bold green"}
 
 NEXT = """
-To back up your own memories, add two settings to ~/.claude/settings/session-buddy.yaml:
+To back up your own memories, add two settings to ~/.claude/settings/local.yaml:
 
     akosha_cloud_endpoint: https://<account>.r2.cloudflarestorage.com   # any S3 store, or file:///path/to/a/disk
     akosha_cloud_bucket: my-memories                                    # not needed with file://
