@@ -250,5 +250,5 @@ class _Rows:
 
 
 def _count(counts: Counter[str], held: Sequence[HeldMemory]) -> None:
-    for one in held:
-        counts[one.reason if one.reason in counts or len(counts) < MOST_REASONS else OTHER_REASONS] += 1
+    for memory in held:
+        counts[memory.reason if memory.reason in counts or len(counts) < MOST_REASONS else OTHER_REASONS] += 1

@@ -41,7 +41,7 @@ class Attempt:
         return self.request.reason in URGENT
 
     @property
-    def asked(self) -> Survey:
+    def requested(self) -> Survey:
         """The survey of the databases that the request includes."""
         reflections, graphs = self.request.upload_reflections, self.request.upload_knowledge_graph
         return {
@@ -121,8 +121,8 @@ class Staging:
         cannot be copied is added to `attempt.problems`.
         """
         attempt.survey = await self._taker.survey()
-        asked = attempt.asked
-        to_copy = due(record, asked, self._clock.now(), urgent=attempt.urgent) | (asked.keys() & {*also})
+        requested = attempt.requested
+        to_copy = due(record, requested, self._clock.now(), urgent=attempt.urgent) | (requested.keys() & {*also})
         if not to_copy:
             return False
         await self._ledger.mark_owed(self._target, to_copy)

@@ -214,8 +214,8 @@ class CloudSync:
             manifest = await self._uploads.newest_manifest()
         if manifest is not None:
             _log.info("upload_adopted", upload_id=manifest.upload_id, method=CLOUD, system_id=manifest.system_id)
-            asked = await self._ledger.find_event(request_event_id(manifest.request_id, CLOUD))
-            caused_by = asked.caused_by if isinstance(asked, SyncRequested) else ()
+            request = await self._ledger.find_event(request_event_id(manifest.request_id, CLOUD))
+            caused_by = request.caused_by if isinstance(request, SyncRequested) else ()
             result = succeeded(manifest, method=CLOUD, location=self._store.location, caused_by=caused_by)
             await self._ledger.adopt(self.target, manifest, result)
             if self._markers is not None:

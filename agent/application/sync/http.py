@@ -193,7 +193,7 @@ class HttpSync:
             await self._start_over("it is unknown which memories the server has")
         record = await self._ledger.record(self.target)
         attempt.survey = await self._taker.survey()
-        lacking = due(record, attempt.asked, self._clock.now(), urgent=attempt.urgent)
+        lacking = due(record, attempt.requested, self._clock.now(), urgent=attempt.urgent)
         if not lacking and not await self._server_changed():
             return Unchanged(reason=attempt.skip_reason(record) + await self._confirm_if_asked(attempt))
         async with self._limit_stalls():

@@ -335,37 +335,38 @@ class Ownership:
     # Error messages.
 
     def _error(self, verdict: _Verdict) -> NotOwner:
-        refusal, owner, where = verdict.refusal, verdict.owner, self.store.location
+        refusal, owner, location = verdict.refusal, verdict.owner, self.store.location
         system_id = self.target.system_id
         other_fixes = f"{_OTHER_ID}; {_REPLACES}"
         if refusal is Refusal.TAKEN:
-            return NotOwner(f"the system ID {system_id} in {where} belongs to {owner}", hint=other_fixes)
+            return NotOwner(f"the system ID {system_id} in {location} belongs to {owner}", hint=other_fixes)
         if refusal is Refusal.TAKEN_OVER:
-            return NotOwner(f"the system ID {system_id} in {where} was taken over by {owner}", hint=other_fixes)
+            return NotOwner(f"the system ID {system_id} in {location} was taken over by {owner}", hint=other_fixes)
         if refusal is Refusal.FOREIGN and verdict.newest:
             newest = f"{verdict.newest.upload_id} of agent {verdict.newest.agent_id[:8]}"
             return NotOwner(
-                f"uploads of {system_id} in {where} belong to another agent: the newest is {newest}", hint=other_fixes
+                f"uploads of {system_id} in {location} belong to another agent: the newest is {newest}",
+                hint=other_fixes,
             )
         if refusal is Refusal.COPIED and verdict.newest:
             return NotOwner(
-                f"{where} has {verdict.newest.upload_id}, which this state directory does not know: the directory was "
+                f"{location} has {verdict.newest.upload_id}, which this state directory does not know: it was "
                 "copied or restored from a backup, and another agent uploads under the same ID",
                 hint=f"give each copy a system ID of its own (akosha_system_id); {_REPLACES}",
             )
         if verdict.owner_error is not None:
             return NotOwner(
-                f"{self._key} in {where} is not valid: {verdict.owner_error.message}",
+                f"{self._key} in {location} is not valid: {verdict.owner_error.message}",
                 hint=verdict.owner_error.hint or other_fixes,
             )
         if self._is_directory:
-            mkdir = f"mkdir -p {shlex.quote(unquote(where.removeprefix('file://')))}"
+            mkdir = f"mkdir -p {shlex.quote(unquote(location.removeprefix('file://')))}"
             return NotOwner(
-                f"this directory had uploads and is now empty: is the disk mounted? ({where})",
+                f"this directory had uploads and is now empty: is the disk mounted? ({location})",
                 hint=f"mount it; if the disk or directory was replaced on purpose: {mkdir}, then {NEW_TARGET}",
             )
         return NotOwner(
-            f"{where} had uploads of {system_id}, and {self._key} is missing: was the bucket emptied or replaced?",
+            f"{location} had uploads of {system_id}, and {self._key} is missing: was the bucket emptied or replaced?",
             hint=f"if that was on purpose: {NEW_TARGET}",
         )
 

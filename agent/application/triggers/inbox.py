@@ -31,14 +31,14 @@ REMEMBERED = 1000
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The result of an ask: its request, None if it was refused; and whether it was received for the first time."""
+    """The result of a SyncAsked: its request, None if it was refused; `new`: it was received for the first time."""
 
     request: SyncRequested | None
     new: bool
 
 
 class Inbox:
-    """Publishes one request for each ask and one SessionEnded for each session end, and records archive events once.
+    """Publishes one request for each SyncAsked and one SessionEnded for each session end; records archive events once.
 
     `outbox_changed` is called after an event was added to the outbox.
     """
@@ -69,9 +69,9 @@ class Inbox:
         return event if event.system_id == self._system_id else replace(event, system_id=self._system_id)
 
     async def submit(self, ask: SyncAsked) -> Received:
-        """Publish the request for an ask of this system, once for each ID. Raises BusError, StateError.
+        """Publish the request for a SyncAsked of this system, once for each ID. Raises BusError, StateError.
 
-        An ask that an earlier process of the agent took, and that has no outcome, is requested again.
+        An event that an earlier process of the agent took, and that has no outcome, is requested again.
         """
         async with self._exclusive("", ask.id):
             if await self._ledger.outcome(ask.id) is not None:
@@ -106,7 +106,7 @@ class Inbox:
         self._outbox_changed()
 
     async def open_asks(self) -> Sequence[SyncAsked]:
-        """Return the asks that this process took and that have no outcome yet, oldest first."""
+        """Return the SyncAsked events that this process took and that have no outcome yet, oldest first."""
         waiting = [ask for ask, _ in self._asks.values()]
         return [ask for ask in waiting if await self._ledger.outcome(ask.id) is None]
 
@@ -121,7 +121,7 @@ class Inbox:
                     self._asks[ask.id] = (ask, request)
 
     async def _request_of(self, ask: SyncAsked) -> SyncRequested | None:
-        """Return an ask's request from the history; of several, the one before it was forwarded."""
+        """Return the request of a SyncAsked from the history; of several, the one before it was forwarded."""
         events = [await self._ledger.find_event(request_event_id(ask.id, name)) for name in self._publisher.methods]
         requests = [event for event in events if isinstance(event, SyncRequested)]
         return min(requests, key=lambda request: len(request.errors), default=None)

@@ -83,10 +83,10 @@ class NetworkChanges:
                 bus.check_connection()
             await self.stall_monitor.tighten()
             recheck, pauses = set(self.retries.methods), iter(PAUSES)
-            asked = await self.retries.retry_recovered_targets(recheck)
-            if not asked and NetworkChange.WOKE in changes:
-                asked = await self.retries.rescan_now()
-            if not asked:
+            requested = await self.retries.retry_recovered_targets(recheck)
+            if not requested and NetworkChange.WOKE in changes:
+                requested = await self.retries.rescan_now()
+            if not requested:
                 self.retries.sync_finished.set()  # wall clock time passed while the machine slept
 
     async def _debounce(self) -> None:

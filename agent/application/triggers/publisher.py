@@ -36,7 +36,7 @@ class Publisher:
     _reported: Survey = field(default_factory=dict, init=False)
 
     async def submit(self, ask: SyncAsked, *, caused_by: tuple[str, ...] = ()) -> SyncRequested | None:
-        """Publish the request for an ask, or record at once a result with the reason for its refusal.
+        """Publish the request for a SyncAsked, or record at once a result with the reason for its refusal.
 
         The request also answers the session ends `caused_by`; a refusal does not.
         """
@@ -160,7 +160,7 @@ class Publisher:
         return f"no target is set for {' or '.join(route)}", hint
 
     async def refuse(self, ask: SyncAsked, problem: str, hint: str) -> None:
-        """Record a failed result for a refused ask, so that a waiting client gets the reason."""
+        """Record a failed result for a refused SyncAsked, so that a waiting client gets the reason."""
         await self._refuse(self._request(ask.reason, (), ask), ask.method, problem, hint)
 
     async def _refuse(self, request: SyncRequested, method: str, problem: str, hint: str) -> None:

@@ -78,9 +78,9 @@ class SpoolReader:
             await self._inbox.announce(event)
 
     async def submit(self, ask: SyncAsked) -> bool:
-        """Submit an ask. Return whether its outcome is still pending.
+        """Submit a SyncAsked. Return whether its outcome is still pending.
 
-        The note of a pending ask stays in the spool, so that the next agent sees it too.
+        While it is pending, its note stays in the spool, so that the next agent sees it too.
         """
         if await self._ledger.outcome(ask.id) is not None:
             return False
