@@ -33,7 +33,7 @@ class State(StrEnum):
     DELIVERED = "delivered"
 
 
-class Move(StrEnum):
+class Transition(StrEnum):
     """An event that changes the state of a database."""
 
     CHANGED = "changed"
@@ -45,26 +45,26 @@ class Move(StrEnum):
     UNCHANGED = "unchanged"
 
 
-TRANSITIONS: Mapping[tuple[State, Move], State] = {
-    (State.CLEAN, Move.CHANGED): State.OWED,
-    (State.OWED, Move.CHANGED): State.OWED,
-    (State.OWED, Move.STAGED): State.INTENT,
-    (State.OWED, Move.UNCHANGED): State.CLEAN,
-    (State.INTENT, Move.CHANGED): State.INTENT,
-    (State.INTENT, Move.COMMITTED): State.DELIVERED,
-    (State.INTENT, Move.RETRY): State.INTENT,
-    (State.INTENT, Move.ABANDONED): State.OWED,
-    (State.DELIVERED, Move.CONFIRMED): State.CLEAN,
-    (State.DELIVERED, Move.CHANGED): State.OWED,
+TRANSITIONS: Mapping[tuple[State, Transition], State] = {
+    (State.CLEAN, Transition.CHANGED): State.OWED,
+    (State.OWED, Transition.CHANGED): State.OWED,
+    (State.OWED, Transition.STAGED): State.INTENT,
+    (State.OWED, Transition.UNCHANGED): State.CLEAN,
+    (State.INTENT, Transition.CHANGED): State.INTENT,
+    (State.INTENT, Transition.COMMITTED): State.DELIVERED,
+    (State.INTENT, Transition.RETRY): State.INTENT,
+    (State.INTENT, Transition.ABANDONED): State.OWED,
+    (State.DELIVERED, Transition.CONFIRMED): State.CLEAN,
+    (State.DELIVERED, Transition.CHANGED): State.OWED,
 }
 
 
-def after(state: State, move: Move) -> State:
-    """Return the state after a move. Raises StateError if the table does not have it."""
+def next_state(state: State, transition: Transition) -> State:
+    """Return the state after a transition. Raises StateError if the table does not have it."""
     try:
-        return TRANSITIONS[state, move]
+        return TRANSITIONS[state, transition]
     except KeyError:
-        raise StateError(f"a database in state {state} cannot be {move}") from None
+        raise StateError(f"a database in state {state} cannot be {transition}") from None
 
 
 @dataclass(frozen=True, slots=True)

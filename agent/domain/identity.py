@@ -201,7 +201,7 @@ def suffixed(system_id: str, machine: Machine) -> str | None:
     if system_id.endswith(long):
         return None
     base, suffix = (system_id.removesuffix(short), long) if system_id.endswith(short) else (system_id, short)
-    return naming.check_system_id(base[: naming.LONGEST_MADE - len(suffix)].rstrip("-") + suffix)
+    return naming.check_system_id(base[: naming.MAX_GENERATED_ID - len(suffix)].rstrip("-") + suffix)
 
 
 def is_decided(notes: Mapping[str, str], system_id: str) -> bool:

@@ -15,7 +15,7 @@ from agent.domain.errors import NamingError
 MANIFEST_NAME = "manifest.json"
 MEMORIES_NAME = "memories.json"
 OWNER_NAME = "owner.json"
-LONGEST_MADE = 84
+MAX_GENERATED_ID = 84
 """Maximum length of a generated system id: Akosha accepts upload ids of 100 characters, including the time."""
 
 SUBJECT_PREFIX = "akosha"
@@ -25,7 +25,7 @@ STREAM_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("session", "sy
 EVENT_MAX_AGE = timedelta(days=7)
 """How long a stream that the agent creates keeps an event."""
 
-PASSING_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("progress", "agent"))
+UNSTORED_SUBJECTS = tuple(f"{SUBJECT_PREFIX}.{kind}.>" for kind in ("progress", "agent"))
 """Subjects that the stream must not store: progress, and requests, which it would answer instead of the agent."""
 
 _SYSTEM_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -37,7 +37,7 @@ _STAMP = "%Y%m%d_%H%M%S"
 
 def sanitise_system_id(text: str) -> str:
     """Return `text` as a system id: other characters become `-`, truncated to 84. Raises NamingError if it is empty."""
-    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:LONGEST_MADE].rstrip("-")
+    cleaned = re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:MAX_GENERATED_ID].rstrip("-")
     if not cleaned:
         raise NamingError(
             f"{text!r} cannot be made into a system id", hint="set akosha_system_id to letters, digits, - or _"

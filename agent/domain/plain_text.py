@@ -13,7 +13,7 @@ from urllib.parse import quote, quote_plus
 MASK = "********"
 """The replacement of a secret."""
 
-SHORTEST = 6
+MIN_SECRET_LENGTH = 6
 
 LONGEST_LINE = 2000
 """Maximum number of characters of a line in `safe_text`."""
@@ -28,7 +28,7 @@ _hidden: tuple[str, ...] = ()
 def hide(*secrets: str) -> None:
     """Mask these values in all texts of this process from now on. Idempotent, and cheap for known values."""
     global _hidden  # noqa: PLW0603 - secrets stay known until the process ends
-    forms = {form for secret in secrets if len(secret) >= SHORTEST for form in _forms(secret)}
+    forms = {form for secret in secrets if len(secret) >= MIN_SECRET_LENGTH for form in _forms(secret)}
     if not forms <= set(_hidden):
         _hidden = tuple(sorted(forms.union(_hidden), key=lambda form: (-len(form), form)))
 

@@ -111,12 +111,12 @@ def _week(at: datetime) -> str:
     return f"{year:04d}-W{week:02d}"
 
 
-LEAST_DAYS = 92
+MIN_DAYS = 92
 
 
 def days_kept(rules: KeepRules) -> int:
     """Return the number of days after which a lifecycle rule may delete an upload."""
-    return max(LEAST_DAYS, rules.daily + 1, 7 * (rules.weekly + 1), 31 * (rules.monthly + 1))
+    return max(MIN_DAYS, rules.daily + 1, 7 * (rules.weekly + 1), 31 * (rules.monthly + 1))
 
 
 def s3_rule(system_id: str, rules: KeepRules) -> str:

@@ -1,6 +1,6 @@
 """The effect of each ledger entry on a target's record: functions from a record to the next one.
 
-Every state changes by `delivery_state.after`, so a transition that is not in its table raises StateError.
+Every state changes by `delivery_state.next_state`, so a transition that is not in its table raises StateError.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from agent.domain.databases import Fingerprint
-from agent.domain.delivery_state import DatabaseRecord, Intent, Move, Problem, State, TargetRecord, after
+from agent.domain.delivery_state import DatabaseRecord, Intent, Problem, State, TargetRecord, Transition, next_state
 from agent.domain.errors import StateError
 from agent.domain.manifest import Manifest
 from agent.domain.naming import upload_time
@@ -16,7 +16,7 @@ from agent.domain.naming import upload_time
 
 def mark_owed(record: TargetRecord, databases: Collection[str]) -> TargetRecord:
     """Mark databases as changed. A database that the record does not have becomes owed."""
-    return _with(record, (_moved(_entry(record, name), Move.CHANGED) for name in databases))
+    return _with(record, (_transition(_entry(record, name), Transition.CHANGED) for name in databases))
 
 
 def mark_unchanged(record: TargetRecord, fingerprints: Mapping[str, Fingerprint]) -> TargetRecord:
@@ -49,7 +49,7 @@ def begin(record: TargetRecord, intent: Intent) -> TargetRecord:
         raise StateError(f"upload {intent.upload_id} cannot start: {record.intent.upload_id} is not finished")
     entries = [_entry(record, name) for name in intent.databases]
     to_stage = [e for e in entries if record.intent is None or e.state is not State.INTENT]
-    staged = _with(record, [_moved(entry, Move.STAGED) for entry in to_stage])
+    staged = _with(record, [_transition(entry, Transition.STAGED) for entry in to_stage])
     return replace(staged, intent=intent, known=True)
 
 
@@ -62,7 +62,7 @@ def count_attempt(
     record: TargetRecord, request_id: str, *, attempts: int, retry_at: datetime, error: str
 ) -> TargetRecord:
     """Record that an attempt failed and another follows; an upload in progress stays in progress."""
-    retrying = _with(record, [_moved(entry, Move.RETRY) for entry in _in_progress(record)])
+    retrying = _with(record, [_transition(entry, Transition.RETRY) for entry in _in_progress(record)])
     return replace(retrying, attempts=attempts, attempt_request=request_id, retry_at=retry_at, error=error)
 
 
@@ -113,7 +113,13 @@ def deliver_memories(
     if missing:
         raise StateError(f"the fingerprint of {', '.join(missing)} is missing")
     entries = [
-        replace(_moved(_entry(record, name), Move.COMMITTED), parts=(), rows={}, problem=None, delivered_by=result_id)
+        replace(
+            _transition(_entry(record, name), Transition.COMMITTED),
+            parts=(),
+            rows={},
+            problem=None,
+            delivered_by=result_id,
+        )
         for name in intent.databases
     ]
     seen = [replace(entry, fingerprint=fingerprints[entry.database]) for entry in entries]
@@ -132,14 +138,14 @@ def adopt(record: TargetRecord, manifest: Manifest, *, result_id: str) -> Target
     entries: list[DatabaseRecord] = []
     for name in _databases(manifest):
         parts = manifest.of(name)
-        entry = _moved(_entry(record, name), Move.CHANGED)
+        entry = _transition(_entry(record, name), Transition.CHANGED)
         if any(part.origin == "carried" for part in parts):
             if entry.state is State.INTENT:
-                entry = _moved(entry, Move.ABANDONED)
+                entry = _transition(entry, Transition.ABANDONED)
             entries.append(replace(entry, parts=parts, rows=_rows(manifest, entry), fingerprint=None))
             continue
         if entry.state is State.OWED:
-            entry = _moved(entry, Move.STAGED)
+            entry = _transition(entry, Transition.STAGED)
         entries.append(_delivered(replace(entry, parts=parts), manifest, None, result_id))
     done = replace(_with(record, entries), intent=None, known=True)
     return _succeeded(_halted(done), manifest, manifest.uploaded_at)
@@ -162,7 +168,7 @@ def confirm(record: TargetRecord, result_id: str) -> TargetRecord:
         for entry in record.databases.values()
         if entry.state is State.DELIVERED and entry.delivered_by == result_id
     )
-    return _with(record, [_moved(entry, Move.CONFIRMED) for entry in reported])
+    return _with(record, [_transition(entry, Transition.CONFIRMED) for entry in reported])
 
 
 def _in_progress(record: TargetRecord) -> list[DatabaseRecord]:
@@ -170,15 +176,15 @@ def _in_progress(record: TargetRecord) -> list[DatabaseRecord]:
 
 
 def _halted(record: TargetRecord) -> TargetRecord:
-    return _with(record, [_moved(entry, Move.ABANDONED) for entry in _in_progress(record)])
+    return _with(record, [_transition(entry, Transition.ABANDONED) for entry in _in_progress(record)])
 
 
 def _entry(record: TargetRecord, name: str) -> DatabaseRecord:
     return record.databases.get(name) or DatabaseRecord(name, State.OWED)
 
 
-def _moved(entry: DatabaseRecord, move: Move) -> DatabaseRecord:
-    return replace(entry, state=after(entry.state, move))
+def _transition(entry: DatabaseRecord, transition: Transition) -> DatabaseRecord:
+    return replace(entry, state=next_state(entry.state, transition))
 
 
 def _with(record: TargetRecord, entries: Iterable[DatabaseRecord]) -> TargetRecord:
@@ -189,12 +195,12 @@ def _unchanged(entry: DatabaseRecord, seen: Fingerprint) -> DatabaseRecord:
     if not (entry.parts or entry.delivered_by):
         raise StateError(f"{entry.database} cannot be unchanged: nothing of it was delivered")
     if entry.state not in (State.CLEAN, State.DELIVERED):
-        entry = _moved(entry, Move.UNCHANGED)
+        entry = _transition(entry, Transition.UNCHANGED)
     return replace(entry, fingerprint=seen, problem=None)
 
 
 def _delivered(entry: DatabaseRecord, manifest: Manifest, seen: Fingerprint | None, result_id: str) -> DatabaseRecord:
-    moved = _moved(entry, Move.COMMITTED)
+    moved = _transition(entry, Transition.COMMITTED)
     return replace(moved, fingerprint=seen, rows=_rows(manifest, entry), problem=None, delivered_by=result_id)
 
 

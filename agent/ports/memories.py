@@ -166,8 +166,8 @@ class MemoryLedger(Protocol):
         """
         ...
 
-    async def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
-        """Remove held memories of a database whose rows (`RowState.key`) are not in `there`: they were deleted."""
+    async def release(self, target: Target, database: str, present: Container[tuple[str, Kind, str]]) -> None:
+        """Remove held memories of a database whose rows (`RowState.key`) are not in `present`: they were deleted."""
         ...
 
     async def counts(self, target: Target) -> MemoryCounts: ...

@@ -12,7 +12,7 @@ from agent.domain.errors import AkoshaError
 
 E = TypeVar("E", bound=AkoshaError)
 
-KINDS_KEPT = 100
+MAX_KINDS = 100
 
 _log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ class UnexpectedErrors(Generic[E]):
         may quote a response or a secret.
         """
         kind = f"{type(error).__name__} in {operation}"
-        if kind not in self._kinds and len(self._kinds) < KINDS_KEPT:
+        if kind not in self._kinds and len(self._kinds) < MAX_KINDS:
             self._kinds.add(kind)
             _log.warning("unexpected_error", adapter=self._adapter, operation=operation, error=text, exc_info=error)
         failure = self._failure(

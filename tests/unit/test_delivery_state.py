@@ -10,11 +10,11 @@ from agent.domain import transitions
 from agent.domain.delivery_state import (
     TRANSITIONS,
     DatabaseRecord,
-    Move,
     State,
     TargetRecord,
-    after,
+    Transition,
     due,
+    next_state,
     next_try,
     pending,
 )
@@ -46,14 +46,14 @@ TABLE = {
 
 
 @pytest.mark.parametrize("state", State)
-@pytest.mark.parametrize("move", Move)
+@pytest.mark.parametrize("move", Transition)
 def test_each_move_leads_where_the_table_says_or_raises(state, move):
     wanted = TABLE.get((state.value, move.value))
     if wanted is None:
         with pytest.raises(StateError, match=f"{state} cannot be {move}"):
-            after(state, move)
+            next_state(state, move)
     else:
-        assert after(state, move) == wanted
+        assert next_state(state, move) == wanted
 
 
 def test_the_table_has_no_other_rows():

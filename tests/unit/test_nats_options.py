@@ -14,7 +14,7 @@ from agent.adapters.nats.options import Server
 from agent.adapters.wire import MAX_EVENT_BYTES, CloudEventsCodec
 from agent.domain.errors import WireError
 from agent.domain.events import MethodError
-from agent.domain.naming import PASSING_SUBJECTS, STREAM_SUBJECTS, patterns_meet, subject_matches
+from agent.domain.naming import STREAM_SUBJECTS, UNSTORED_SUBJECTS, patterns_meet, subject_matches
 from agent.ports import StreamMark
 from tests.support import values
 from tests.support.clock import ManualClock
@@ -124,7 +124,7 @@ def test_patterns_meet_where_some_subject_is_covered_by_both():
 
 
 def test_what_the_stream_keeps_does_not_pass_by():
-    assert not [pair for pair in itertools.product(STREAM_SUBJECTS, PASSING_SUBJECTS) if patterns_meet(*pair)]
+    assert not [pair for pair in itertools.product(STREAM_SUBJECTS, UNSTORED_SUBJECTS) if patterns_meet(*pair)]
 
 
 @pytest.mark.parametrize(

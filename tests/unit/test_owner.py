@@ -74,4 +74,4 @@ def test_a_suffix_is_of_the_machine_stable_and_longer_the_second_time():
     assert suffixed("laptop", MACHINE) == f"laptop-{digits[:4]}"
     assert suffixed(f"laptop-{digits[:4]}", MACHINE) == f"laptop-{digits[:8]}"
     assert suffixed(f"laptop-{digits[:8]}", MACHINE) is None
-    assert len(suffixed("x" * 84, MACHINE)) == naming.LONGEST_MADE
+    assert len(suffixed("x" * 84, MACHINE)) == naming.MAX_GENERATED_ID

@@ -11,7 +11,7 @@ from agent.adapters.nats.client import Client
 from agent.adapters.nats.errors import StreamGone, translated
 from agent.adapters.nats.options import Limits
 from agent.domain.errors import BusError
-from agent.domain.naming import PASSING_SUBJECTS, STREAM_SUBJECTS, patterns_meet, subject_matches
+from agent.domain.naming import STREAM_SUBJECTS, UNSTORED_SUBJECTS, patterns_meet, subject_matches
 from agent.ports import StreamMark
 
 STREAM = "AKOSHA_SYNC"
@@ -125,7 +125,7 @@ class Stream:
                 hint=f"nats stream edit {STREAM} --subjects {','.join([*subjects, *missing])}",
                 transient=True,
             )
-        if any(patterns_meet(subject, passing) for subject in subjects for passing in PASSING_SUBJECTS):
+        if any(patterns_meet(subject, passing) for subject in subjects for passing in UNSTORED_SUBJECTS):
             raise BusError(
                 f"the stream {STREAM} stores subjects that must not be stored ({', '.join(subjects)})",
                 hint=f"nats stream edit {STREAM} --subjects {','.join(STREAM_SUBJECTS)}",

@@ -111,13 +111,13 @@ class Memories:
         )
         return len({*grouped} - before)
 
-    def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
-        """Delete the held rows of a database that are no longer in it (`there`)."""
+    def release(self, target: Target, database: str, present: Container[tuple[str, Kind, str]]) -> None:
+        """Delete the held rows of a database that are no longer in it (`present`)."""
         for (name, kind), group in self.groups(target).items():
             if name != database:
                 continue
             held = self._connection.execute("SELECT id FROM memories WHERE place = ? AND held IS NOT NULL", (group,))
-            gone = [(group, row_id) for (row_id,) in held if (database, kind, rows.read_id(row_id)) not in there]
+            gone = [(group, row_id) for (row_id,) in held if (database, kind, rows.read_id(row_id)) not in present]
             self._connection.executemany("DELETE FROM memories WHERE place = ? AND id = ?", gone)
 
     def counts(self, target: Target) -> MemoryCounts:
@@ -314,8 +314,8 @@ class SqliteMemories:
     async def hold(self, target: Target, held: Collection[HeldMemory]) -> int:
         return await self._transactions.write(lambda: self._memories.hold(target, held))
 
-    async def release(self, target: Target, database: str, there: Container[tuple[str, Kind, str]]) -> None:
-        await self._transactions.write(lambda: self._memories.release(target, database, there))
+    async def release(self, target: Target, database: str, present: Container[tuple[str, Kind, str]]) -> None:
+        await self._transactions.write(lambda: self._memories.release(target, database, present))
 
     async def counts(self, target: Target) -> MemoryCounts:
         return await self._transactions.read(lambda: self._memories.counts(target))
