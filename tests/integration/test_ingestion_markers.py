@@ -96,14 +96,14 @@ async def test_a_store_that_hangs_is_not_waited_for():
     store.stall("copy")
     store.stall("head", key="manifest.json")
     events = await upload_to(store, upload(), standstill_seconds=0.05)
-    assert events == ["ingestion_markers_refused", "ingestion_markers_harm"]
+    assert events == ["ingestion_markers_refused", "manifest_hidden"]
 
 
 async def test_a_store_that_loses_sight_of_the_upload_gets_its_manifest_again():
     kept = MemoryStore()
     store = FaultyStore(kept)
     store.fail("head", NoSuchObject("gone"), key="manifest.json")
-    assert await upload_to(store, upload()) == ["ingestion_markers_harm"]
+    assert await upload_to(store, upload()) == ["manifest_hidden"]
     assert store.keys("put")[-1] == upload().key
 
 
@@ -141,7 +141,7 @@ async def test_on_rclone_which_does_not_bear_them_both_uploads_can_be_read_never
     store = bucket_of(rclone)
     try:
         for of in (upload(20), upload(30)):
-            assert await upload_to(store, of) == ["ingestion_markers_refused", "ingestion_markers_harm"]
+            assert await upload_to(store, of) == ["ingestion_markers_refused", "manifest_hidden"]
         for of in (upload(20), upload(30)):
             assert await content(store, of.memories.key) == BODY
             assert await content(store, of.key) == of.encode()

@@ -44,7 +44,7 @@ class IngestionMarkers:
         try:
             await self._limit_stalls(self._ensure_manifest, manifest)
         except (StoreError, TimeoutError) as error:
-            _log.error("ingestion_markers_harm", upload_id=manifest.upload_id, reason=str(error), hint=_HINT)
+            _log.error("manifest_hidden", upload_id=manifest.upload_id, reason=str(error), hint=_HINT)
 
     async def _limit_stalls(self, work: Callable[[Manifest, Progress], Awaitable[None]], manifest: Manifest) -> None:
         """Run `work` with a stall limit; run it once more if a network change has interrupted it."""
@@ -68,7 +68,7 @@ class IngestionMarkers:
         try:
             await self._store.head(manifest.key)
         except NoSuchObject:
-            _log.warning("ingestion_markers_harm", upload_id=manifest.upload_id, hint=_HINT)
+            _log.warning("manifest_hidden", upload_id=manifest.upload_id, hint=_HINT)
             data = manifest.encode()
             await self._put(manifest.key, _once(data), manifest_metadata(data), len(data), progress)
 
