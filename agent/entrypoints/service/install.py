@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 
 def check_owner(home: Path) -> None:
-    """Raise AkoshaError if another user owns the home: under sudo, its user could not change the files."""
+    """Raise AkoshaError if another user owns the home directory, as under sudo: the files would belong to root."""
     try:
         owner = home.stat().st_uid
     except OSError as error:
