@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import session_buddy
-from tests.support.machine import NOBODY, Machine
+from tests.support.machine import NO_AKOSHA, Machine
 from tests.support.servers.akosha import Akosha
 
 AWAY = {"cloud_endpoint": "http://127.0.0.1:9", "cloud_bucket": "memories"}
@@ -90,7 +90,7 @@ def test_strict_fails_with_the_cloud_and_akosha_is_not_asked(machine, akosha):
 
 
 def test_where_both_are_away_both_errors_are_reported(machine):
-    machine.set(**AWAY, http_endpoint=NOBODY)
+    machine.set(**AWAY, http_endpoint=NO_AKOSHA)
     error = machine.sync(code=1)["error"]
     assert "cloud: " in error
     assert "http: " in error

@@ -23,7 +23,7 @@ from agent.domain.identity import Identity
 from agent.ports import NetworkChange
 from agent.settings import Settings
 from tests.support import session_buddy
-from tests.support.machine import NOBODY
+from tests.support.machine import NO_AKOSHA
 from tests.support.memories import memory
 from tests.support.nats_bus import SECONDS, RecordingHandler, ended, opened_bus, until
 from tests.support.servers.akosha import Akosha
@@ -275,7 +275,7 @@ async def an_agent(tmp_path: Path, endpoint: str, bucket: str, monkeypatch) -> A
     session_buddy.create(tmp_path / "data", commits=3, entities=2)
     home = Home.of(
         Settings(
-            cloud_bucket=bucket, cloud_endpoint=endpoint, cloud_region="us-east-1", http_endpoint=NOBODY,
+            cloud_bucket=bucket, cloud_endpoint=endpoint, cloud_region="us-east-1", http_endpoint=NO_AKOSHA,
             enable_fallback=False, max_retries=0, agent_data_dir=tmp_path / "data", agent_state_dir=tmp_path / "state",
         )
     )  # fmt: skip

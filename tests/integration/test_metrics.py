@@ -17,7 +17,7 @@ from agent.settings import Settings
 from docs.generator.metrics import metrics as documented_metrics
 from tests.support.control_api import FakeAgentService
 from tests.support.faulty_store import FaultyStore
-from tests.support.machine import NOBODY
+from tests.support.machine import NO_AKOSHA
 from tests.support.memory_store import MemoryStore
 from tests.support.session_buddy import create
 
@@ -47,7 +47,7 @@ async def at_work(tmp_path, monkeypatch):
     monkeypatch.setattr(home_bootstrap, "DuckdbSnapshotTaker", lambda *a, **how: taker(*a, **how | {"verify": False}))
     settings = Settings(
         cloud_endpoint=(tmp_path / "bucket").as_uri(),
-        http_endpoint=NOBODY,
+        http_endpoint=NO_AKOSHA,
         system_id="laptop",
         agent_data_dir=tmp_path / "data",
         agent_state_dir=tmp_path / "state",

@@ -18,7 +18,7 @@ from agent.entrypoints import logs
 from agent.entrypoints.cli import run
 from agent.settings import Loaded, Settings
 from tests.support import values
-from tests.support.machine import NOBODY
+from tests.support.machine import NO_AKOSHA
 from tests.support.notify import notified
 from tests.support.session_buddy import GRAPH, create
 
@@ -34,7 +34,7 @@ class World:
         self.seen = 0
         self.settings = Settings(
             system_id="laptop",
-            http_endpoint=NOBODY,
+            http_endpoint=NO_AKOSHA,
             cloud_endpoint=self.bucket("first"),
             agent_data_dir=tmp_path / "data",
             agent_state_dir=tmp_path / "state",

@@ -162,11 +162,11 @@ async def simulated_agent(
         unanswered=unanswered,
     )  # fmt: skip
 
-    async def hear(message) -> None:
+    async def record(message) -> None:
         received.append(message.event)
         await message.ack()
 
-    await bus.subscribe("akosha.>", hear)
+    await bus.subscribe("akosha.>", record)
     w = SimulatedAgent(clock, files, notes, method, agent, received)
     w.fallback = methods.get("http")
     async with agent:

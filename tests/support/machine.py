@@ -28,7 +28,7 @@ from tests.support.zygote import COMMAND
 
 TIMEOUT = 180.0
 STOP_SECONDS = 60.0
-NOBODY = "http://127.0.0.1:9/mcp"
+NO_AKOSHA = "http://127.0.0.1:9/mcp"
 """An address where no Akosha server listens."""
 
 _THIS_USERS = ("SESSION_BUDDY_", "AKOSHA_", "AWS_", "CLAUDE_", "XDG_")
@@ -154,7 +154,7 @@ class Machine:
         self.environ |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
         self.set(cloud_endpoint=self.bucket.as_uri(), system_id="laptop", retry_backoff_seconds=0.05)
         self.set(agent_quiet_seconds=0.1, agent_min_interval_seconds=0.1)
-        self.set(http_endpoint=NOBODY)
+        self.set(http_endpoint=NO_AKOSHA)
         self.set(**settings)
 
     def set(self, **settings: object) -> None:

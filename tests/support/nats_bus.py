@@ -145,8 +145,8 @@ async def recording_server(greeting: bytes = b"", *, then: bytes = b"") -> Async
 
 def sockets() -> set[str]:
     """Return the open sockets of this process."""
-    held = set()
+    targets = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            held.add(str(descriptor.readlink()))
-    return {name for name in held if name.startswith("socket:")}
+            targets.add(str(descriptor.readlink()))
+    return {target for target in targets if target.startswith("socket:")}

@@ -450,26 +450,27 @@ class Finding:
 
 
 _REFLECTION_CHECKS = {
-    "conversations are missing or double": "SELECT count(*) = max(session_id::INT) + 1 FROM s.conversations_v2",
-    "a conversation is there twice": "SELECT count(DISTINCT id) = count(*) FROM s.conversations_v2",
-    "a reflection is there twice": "SELECT count(DISTINCT id) = count(*) FROM s.reflections_v2",
-    "as many reflections as conversations": """SELECT (SELECT count(*) FROM s.conversations_v2)
+    "conversations are missing or duplicated": "SELECT count(*) = max(session_id::INT) + 1 FROM s.conversations_v2",
+    "a conversation is duplicated": "SELECT count(DISTINCT id) = count(*) FROM s.conversations_v2",
+    "a reflection is duplicated": "SELECT count(DISTINCT id) = count(*) FROM s.reflections_v2",
+    "the numbers of reflections and conversations differ": """SELECT (SELECT count(*) FROM s.conversations_v2)
         = (SELECT count(*) FROM s.reflections_v2)""",
-    "a reflection is without its conversation": """SELECT (SELECT count(*) FROM s.conversations_v2) = count(*)
+    "a reflection has no conversation": """SELECT (SELECT count(*) FROM s.conversations_v2) = count(*)
         FROM s.conversations_v2 c JOIN s.reflections_v2 r ON r.conversation_id = c.id AND r.content = c.content""",
-    "accesses are missing or double": f"""SELECT sum(access_count) = ceil(count(*) / {_ACCESS_EVERY})
+    "accesses are missing or duplicated": f"""SELECT sum(access_count) = ceil(count(*) / {_ACCESS_EVERY})
         FROM s.conversations_v2""",
-    "uses are missing or double": f"SELECT sum(usage_count) = ceil(count(*) / {_ACCESS_EVERY}) FROM s.reflections_v2",
+    "uses are missing or duplicated": f"""SELECT sum(usage_count) = ceil(count(*) / {_ACCESS_EVERY})
+        FROM s.reflections_v2""",
     "accesses and uses differ": """SELECT count(*) = 0 FROM s.conversations_v2 c
         JOIN s.reflections_v2 r ON r.conversation_id = c.id WHERE r.usage_count <> c.access_count""",
-    "a text is not the one written": """SELECT bool_and(hex(fingerprint) = upper(md5(content)))
+    "a text was changed": """SELECT bool_and(hex(fingerprint) = upper(md5(content)))
         FROM s.conversations_v2""",
 }
 _GRAPH_CHECKS = {
-    "an entity is there twice": "SELECT count(DISTINCT id) = count(*) FROM s.kg_entities",
-    "relationships are missing or double": """SELECT (SELECT greatest(count(*) - 1, 0) FROM s.kg_entities)
+    "an entity is duplicated": "SELECT count(DISTINCT id) = count(*) FROM s.kg_entities",
+    "relationships are missing or duplicated": """SELECT (SELECT greatest(count(*) - 1, 0) FROM s.kg_entities)
         = (SELECT count(DISTINCT id) FROM s.kg_relationships)""",
-    "a relationship leads nowhere": """SELECT (SELECT count(*) FROM s.kg_relationships) = count(*)
+    "a relationship has no target entity": """SELECT (SELECT count(*) FROM s.kg_relationships) = count(*)
         FROM s.kg_relationships k JOIN s.kg_entities e ON e.id = k.to_entity""",
 }
 
