@@ -68,7 +68,7 @@ def test_a_change_sends_what_changed_and_the_upload_is_whole(machine, name, requ
     machine.write(commits=30)
     (machine.data / GRAPH).write_bytes(b"no database")
     third = machine.sync()
-    assert "no whole DuckDB database" in machine.sync(code=1)["error"]
+    assert "not a complete DuckDB database" in machine.sync(code=1)["error"]
     manifests = bucket.manifests
     assert [one["upload_id"] for one in manifests] == [one["upload_id"] for one in (first, second, third)]
     assert sorted(key for one in (first, second, third) for key in one["files_uploaded"]) == bucket.keys

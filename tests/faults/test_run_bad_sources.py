@@ -81,8 +81,8 @@ def origins(manifest) -> dict[str, str]:
         (
             (),
             {
-                garbage: "does not begin as a DuckDB file does",
-                a_link_out: "is a symlink out of the data directory",
+                garbage: "does not start with a DuckDB header",
+                a_link_out: "is a symlink that is broken or leads out of the data directory",
             },
         ),
         pytest.param(("unprivileged",), {closed: "no permission to read"}, marks=CANNOT_BE_CLOSED_TO_ROOT),
@@ -179,10 +179,10 @@ def test_a_data_directory_closed_to_the_agent_is_said_and_waited_for(machine):
         document, table = machine.call("status", "--json", **ours), machine.call("status", **ours)
         assert (document.code, table.code) == (0, 0)
         for text in (document.json["problem"], table.out):
-            assert "cannot look into the data directory" in text
+            assert "cannot read the data directory" in text
             assert "Permission denied" in text
         failed = machine.sync(code=1, **ours)
-        assert "cannot look into the data directory" in failed["error"]
+        assert "cannot read the data directory" in failed["error"]
         machine.data.chmod(0o700)
         events.reported("succeeded", 1)
     assert (machine.status()["pending"], machine.status()["problem"]) == ([], "")

@@ -77,13 +77,13 @@ def loop(path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (empty, "no whole DuckDB database: it has 0 bytes"),
-        (garbage, "no whole DuckDB database: it does not begin as a DuckDB file does"),
-        (cut_header, "no whole DuckDB database: it has 112 bytes"),
+        (empty, "not a complete DuckDB database: it has 0 bytes"),
+        (garbage, "not a complete DuckDB database: it does not start with a DuckDB header"),
+        (cut_header, "not a complete DuckDB database: it has 112 bytes"),
         (directory, "is a directory, not a database"),
         (fifo, "is not a regular file"),
-        (dangling, "is a symlink out of the data directory, or to nothing"),
-        (loop, "is a symlink out of the data directory, or to nothing"),
+        (dangling, "is a symlink that is broken or leads out of the data directory"),
+        (loop, "is a symlink that is broken or leads out of the data directory"),
         (lambda path: None, "there is no reflection"),
     ],
 )
@@ -126,10 +126,10 @@ async def test_a_staging_place_that_cannot_be_is_an_error_that_names_the_setting
     create(data_dir, commits=1)
     (tmp_path / "file").touch()
     taker = DuckdbSnapshotTaker(data_dir, tmp_path / "file" / "staging", clock=SystemClock())
-    with pytest.raises(SnapshotError, match="cannot make the staging directory") as caught:
+    with pytest.raises(SnapshotError, match="cannot create the staging directory") as caught:
         await taker.take("reflection")
     assert "akosha_agent_state_dir" in caught.value.hint
-    with pytest.raises(SnapshotError, match="cannot look into the staging directory"):
+    with pytest.raises(SnapshotError, match="cannot read the staging directory"):
         await taker.sweep()
 
 
@@ -174,7 +174,7 @@ def strike(number, times):
     ("number", "times", "reason"),
     [
         (signal.SIGKILL, 1, "the check was killed (SIGKILL)"),
-        (signal.SIGSEGV, 2, "the engine crashed on it (SIGSEGV)"),
+        (signal.SIGSEGV, 2, "DuckDB crashed on it (SIGSEGV)"),
     ],
 )
 async def test_an_engine_that_dies_costs_nothing_but_the_mark(number, times, reason, data_dir, staging, taker):

@@ -522,7 +522,7 @@ async def test_what_was_read_then_and_cannot_be_made_one_file_now_comes_as_it_wa
     assert lies_in(tmp_path / "to") == lies_in(unreadable)
     (found,) = [one for one in done.databases if one.database == "reflection"]
     assert (found.folded, found.files) == (False, ("reflection.duckdb", "reflection.duckdb.wal"))
-    assert "the engine cannot" in found.warning
+    assert "DuckDB cannot" in found.warning
     assert "DuckDB 2.0 or newer opens the files together" in found.warning
 
 

@@ -162,7 +162,7 @@ async def test_a_sidecar_on_the_way_from_one_name_to_another_is_not_lost(listing
     main = data_dir / "reflection.duckdb"
     wal, other = data_dir / "reflection.duckdb.wal", data_dir / "reflection.duckdb.wal.checkpoint"
     wal.write_bytes(b"in the main file by now")
-    look, open_both, listings, pair = source._look, bracketed_copy.FileCopy.__init__, [0], []
+    look, open_both, listings, pair = source._find_file, bracketed_copy.FileCopy.__init__, [0], []
 
     def flip(self, found, folder, *, halt):
         if found.name == main.name and not (other.exists() or wal.read_bytes() == b"committed meanwhile"):
@@ -183,7 +183,7 @@ async def test_a_sidecar_on_the_way_from_one_name_to_another_is_not_lost(listing
         return look(root, name, path)
 
     monkeypatch.setattr(bracketed_copy.FileCopy, "__init__", flip)
-    monkeypatch.setattr(source, "_look", rename)
+    monkeypatch.setattr(source, "_find_file", rename)
     snapshot = await taker_of(data_dir, staging).take("reflection")
     assert snapshot.header_iteration == 9
     assert b"committed meanwhile" in {path.read_bytes() for path in snapshot.folder.iterdir()}

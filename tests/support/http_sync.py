@@ -24,7 +24,7 @@ from tests.support.sink import MemorySink
 
 TARGET = Target("http", "http://127.0.0.1:8682/mcp", "", values.SYSTEM)
 BUSY = SinkError("busy", transient=True)
-BROKEN = SnapshotError("the engine crashed on it")
+BROKEN = SnapshotError("DuckDB crashed on it")
 KILLED = SnapshotError("the reader was killed (SIGKILL)", transient=True)
 
 

@@ -363,7 +363,7 @@ async def test_a_data_directory_that_is_closed_to_us_is_reported_once_and_looked
         survey = w.files.survey
 
         async def closed() -> Survey:
-            raise SnapshotError("cannot look into the data directory")
+            raise SnapshotError("cannot read the data directory")
 
         w.files.survey = closed
         for _ in range(3):

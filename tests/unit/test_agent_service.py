@@ -208,7 +208,7 @@ async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings():
         assert (full.code, "5 are free" in full.message) == ("state_disk_full", True)
 
         async def closed():
-            raise SnapshotError("cannot look into the data directory")
+            raise SnapshotError("cannot read the data directory")
 
         w.files.survey = closed
         assert "cannot look" in await w.agent.agent_service.survey_problem()

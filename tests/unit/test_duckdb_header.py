@@ -39,8 +39,8 @@ def test_an_unknown_layout_gives_no_iteration_but_is_no_error(block_bytes):
     [
         (b"", "has 0 bytes"),
         (header()[:-1], "has 12,287 bytes"),
-        (header(magic=b"KCUD"), "does not begin as a DuckDB file does"),
-        (b"SQLite format 3\0" * 1000, "does not begin as a DuckDB file does"),
+        (header(magic=b"KCUD"), "does not start with a DuckDB header"),
+        (b"SQLite format 3\0" * 1000, "does not start with a DuckDB header"),
     ],
 )
 def test_bytes_that_are_no_duckdb_header_are_refused_with_the_reason(data, words):

@@ -49,7 +49,7 @@ async def test_a_database_that_cannot_be_read_waits_for_a_change_and_is_not_read
     async with rig() as r:
         r.files.put("reflection", *some(1, 2, 3), fail_at=1, error=BROKEN)
         failed = await r.attempt()
-        assert (failed.forwardable, "the engine crashed on it" in str(failed)) == (False, True)
+        assert (failed.forwardable, "DuckDB crashed on it" in str(failed)) == (False, True)
         assert isinstance(await r.attempt(), Unchanged)
         assert len(r.files.reader.opened) == 1
         await r.attempt(reason="manual")

@@ -154,11 +154,11 @@ async def test_a_database_that_cannot_be_read_leaves_nothing_of_itself_behind(tm
 
 
 async def test_where_no_database_can_be_read_there_is_no_file(tmp_path):
-    error = SnapshotError("the engine crashed on it")
+    error = SnapshotError("DuckDB crashed on it")
     rig = Rig(tmp_path, knowledge_graph=error, reflection=error)
     delta = await rig.delta()
     assert (delta.part, delta.draft, rig.books.staged) == (None, None, [])
-    assert delta.without == dict.fromkeys(("knowledge_graph", "reflection"), "the engine crashed on it")
+    assert delta.without == dict.fromkeys(("knowledge_graph", "reflection"), "DuckDB crashed on it")
 
 
 async def test_a_row_that_cannot_be_written_is_its_own_databases_fault(tmp_path):

@@ -1,20 +1,21 @@
-"""DuckDB files of another process: consistent copies of them, and the contents of the copies.
+"""Consistent copies of DuckDB files that another process writes, and the contents of the copies.
 
-snapshot_taker   the port for snapshots
-source           the files of a database as they look from outside, and the header of the main file
-bracketed_copy   copying between two equal headers
-verification     the check of a copy
-reader           the port for memories
-folding          main file and sidecars become one
+snapshot_taker   implements `SnapshotTaker`
+source           the files of a database, and the header of the main file
+bracketed_copy   copies a database between two equal headers
+verification     verifies a copy
+reader           implements `MemoryReader`
+folding          merges a main file and its sidecars into one file
 
-child_process    processes that have the engine, and requests to them in `frames`: the parent's side
+child_process    child processes that run DuckDB, and requests to them: the parent's side
+frames           the protocol between parent and child
 child            the program of a child
-engine           the engine in a child: the only module that imports duckdb
+engine           DuckDB in a child: the only module that imports duckdb
 contents         rows and digests of tables, and folding, in the child
 reading          pages of memories, in the child
 tables           which tables hold memories, and the statements that read them
 rows             the text, metadata and digest of a row
-database_facts   facts about databases, for diagnosis
+database_facts   facts about databases, for `doctor`
 """
 
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ __all__ = ["DuckdbFolder", "DuckdbMemoryReader", "DuckdbSnapshotTaker", "WarmChi
 
 
 def __getattr__(name: str) -> object:
-    """Import a port when it is asked for: the children pass here too, and start in half the time without it."""
+    """Import a class on first use: child processes import this package too, and start in half the time this way."""
     if name == "DuckdbSnapshotTaker":
         from agent.adapters.duckdb import snapshot_taker  # noqa: PLC0415
 

@@ -1,17 +1,17 @@
-"""The header-bracketed copy: right under a writer that commits and checkpoints all the time, without any lock.
+"""The header-bracketed copy: consistent without a lock, even if the writer commits and checkpoints all the time.
 
-DuckDB never overwrites a data block that the active header refers to; a checkpoint is complete when the other header
-becomes the active one, and only then may old blocks be used again. So the main file is copied between two readings of
-its header bytes: equal, no checkpoint was completed in between, and all blocks of the copy are of that header's state.
-The exception is a block of metadata (DuckDB 1.5 and 2.0): a checkpoint adds to it in place, before the header. What was
-in it stays, but a copy made during that write may be torn. Its checksum shows it, so verification finds it.
-The sidecars are read after the main file and must belong to the same header: none appears or vanishes, each is still
-the same file and still begins with exactly the bytes copied. What was committed before the copying began is in main or
-sidecars by then; a commit that is half written at the end of a sidecar is ignored when it is replayed. If anything
-moved: again.
+DuckDB never overwrites a data block that the active header refers to. A checkpoint is complete when the other header
+becomes active; only then may DuckDB reuse old blocks. So the main file is copied between two reads of its header bytes.
+If they are equal, no checkpoint was completed in between, and all blocks of the copy belong to that header.
+The exception is a block of metadata (DuckDB 1.5 and 2.0): a checkpoint appends to it in place, before the header. The
+old content stays, but a copy made during that write may be torn. Its checksum is wrong then, so verification finds it.
+The sidecars are read after the main file and must belong to the same header: none appears or disappears, each is still
+the same file and still starts with exactly the copied bytes. All commits before the copy started are in the main file
+or the sidecars by then; DuckDB ignores an incomplete commit at the end of a sidecar when it replays it. If anything has
+changed, the copy is repeated.
 
-Each file is copied through one descriptor: a shared-blocks clone where the file system can, else bytes. Everything here
-blocks; it runs in a thread. `halt` ends it at the next chunk.
+Each file is copied through one descriptor: as a clone that shares blocks if the file system supports it, else byte by
+byte. The functions block and run in a thread. `halt` stops them at the next chunk.
 """
 
 import errno
@@ -37,22 +37,22 @@ from agent.domain.upload_plan import RawFile
 from agent.ports import Clock
 
 CHUNK_BYTES = 2**20
-STATE_DIR_HINT = "free some space there, or let akosha_agent_state_dir name a directory on a bigger disk"
+STATE_DIR_HINT = "free disk space there, or set akosha_agent_state_dir to a directory on a larger disk"
 
 _FICLONE = 0x40049409
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-class SourceChanged(Exception):  # noqa: N818 - not an error: the writer did its work
-    """The originals changed under the copy."""
+class SourceChanged(Exception):  # noqa: N818 - not an error: the writer may write at any time
+    """The originals changed during the copy."""
 
 
 class FileCopy:
-    """An original and its copy, both open: close it. Memory is two chunks, whatever the file's size."""
+    """An open original and its open copy; a context manager. Uses two chunks of memory, whatever the file's size."""
 
     def __init__(self, found: FoundFile, folder: Path, *, halt: threading.Event) -> None:
-        """Open both. Raises SnapshotError, and Moved where the name leads to another file by now."""
+        """Open both. Raises SnapshotError, SourceChanged if the name now refers to another file."""
         self.found = found
         self.folder = folder
         self.halt = halt
@@ -82,9 +82,9 @@ class FileCopy:
         os.close(self.copy)
 
     def run(self, hashing: Executor | None) -> None:
-        """Copy as many bytes as the original has now; with `hashing`, work out the SHA-256 meanwhile.
+        """Copy the bytes that the original has now; with `hashing`, compute the SHA-256 in parallel.
 
-        Raises Moved where it became shorter, SnapshotError, OSError where the original cannot be read.
+        Raises SourceChanged if it became shorter, SnapshotError, OSError if the original cannot be read.
         """
         if _clone(self.original, self.copy):
             self.size = os.fstat(self.copy).st_size
@@ -95,7 +95,7 @@ class FileCopy:
         hashed: list[Future[None] | None] = [None, None]
         done = turn = 0
         while done < self.size:
-            self._go_on()
+            self._check_halt()
             if (pending := hashed[turn]) is not None:
                 pending.result()
             count = os.readv(self.original, [buffers[turn][: self.size - done]])
@@ -114,21 +114,21 @@ class FileCopy:
             self._sha256 = digest.hexdigest()
 
     def check_prefix(self) -> None:
-        """Raise Moved unless the original still begins with exactly the bytes of the copy."""
+        """Raise SourceChanged unless the original still starts with exactly the bytes of the copy."""
         for at in range(0, self.size, CHUNK_BYTES):
-            self._go_on()
+            self._check_halt()
             count = min(CHUNK_BYTES, self.size - at)
             if os.pread(self.original, count, at) != os.pread(self.copy, count, at):
                 raise SourceChanged(f"{self.found.name} was replaced")
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the copy; it is read where it was not hashed on the way."""
+        """Return the SHA-256 of the copy. Reads the copy if `run` did not hash it."""
         if not self._sha256:
             digest = hashlib.sha256()
             buffer = memoryview(bytearray(CHUNK_BYTES))
             os.lseek(self.copy, 0, os.SEEK_SET)
             while count := os.readv(self.copy, [buffer]):
-                self._go_on()
+                self._check_halt()
                 digest.update(buffer[:count])
             self._sha256 = digest.hexdigest()
         return self._sha256
@@ -141,43 +141,43 @@ class FileCopy:
         except OSError as error:
             raise staging_error(error, self.found.name, self.folder, needed=self.size) from error
 
-    def _go_on(self) -> None:
+    def _check_halt(self) -> None:
         if self.halt.is_set():
             raise SnapshotError(f"copying {self.found.name} was cancelled", transient=True)
 
 
 def staging_error(error: OSError, name: str, folder: Path, *, needed: int = 0) -> SnapshotError:
-    """Return what it means that the copy could not be written."""
-    where = folder.parent
+    """Return the error for a copy that could not be written."""
+    staging = folder.parent
     if error.errno in _FULL:
-        return staging_full(name, where, needed=needed, why=f" ({error.strerror})")
+        return staging_full(name, staging, needed=needed, reason=f" ({error.strerror})")
     return SnapshotError(
-        f"cannot copy {name} to {where}: {error.strerror}",
-        hint="let akosha_agent_state_dir name a directory that you may write to",
+        f"cannot copy {name} to {staging}: {error.strerror}",
+        hint="set akosha_agent_state_dir to a directory that you may write to",
     )
 
 
-def staging_full(name: str, where: Path, *, needed: int, why: str = "") -> StagingFull:
-    """Return the error that says how much is needed, how much is there, and where. Transient: space may be freed."""
+def staging_full(name: str, staging: Path, *, needed: int, reason: str = "") -> StagingFull:
+    """Return the error with the needed and the free bytes. It is transient: space may be freed."""
     try:
-        free = f"{shutil.disk_usage(where).free:,} bytes"
+        free = f"{shutil.disk_usage(staging).free:,} bytes free"
     except OSError as error:
-        free = f"nobody knows how much ({error.strerror})"
+        free = f"free space unknown ({error.strerror})"
     return StagingFull(
-        f"no room to copy {name} to {where}{why}: {needed:,} bytes needed, {free} free",
+        f"no room to copy {name} to {staging}{reason}: {needed:,} bytes needed, {free}",
         hint=STATE_DIR_HINT,
         transient=True,
     )
 
 
 def _clone(original: int, copy: int) -> bool:
-    """Share the blocks where the file system can (btrfs, XFS, bcachefs): milliseconds for any size."""
+    """Clone the file if the file system can share blocks (btrfs, XFS, bcachefs): takes milliseconds for any size."""
     if sys.platform != "linux":
         return False
     try:
         fcntl.ioctl(copy, _FICLONE, original)
     except OSError:
-        return False  # another file system, or one that cannot: bytes it is
+        return False  # not supported, or another file system
     return True
 
 
@@ -192,7 +192,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class DatabaseCopy:
-    """The files in the folder. `fingerprint` is of the originals, before the first byte was copied."""
+    """The copied files. `fingerprint` is that of the originals before the first byte was copied."""
 
     files: tuple[RawFile, ...]
     fingerprint: Fingerprint
@@ -200,49 +200,49 @@ class DatabaseCopy:
     attempts: int
 
 
-class _Odd(Exception):  # noqa: N818 - becomes its SnapshotError once the file is seen to stay like that
-    """The main file is not what it should be. It may be in the making."""
+class _InvalidMain(Exception):  # noqa: N818 - its SnapshotError is raised if the file does not change
+    """The main file is not a valid database. Session-Buddy may just be creating it."""
 
     def __init__(self, main: FoundFile, error: SnapshotError) -> None:
         super().__init__(error.message)
-        self.look = (main.identity, main.stat.st_size, main.stat.st_mtime_ns)
+        self.state = (main.identity, main.stat.st_size, main.stat.st_mtime_ns)
         self.error = error
 
 
 def copy_database(source: Source, folder: Path, *, clock: Clock, seconds: float, halt: threading.Event) -> DatabaseCopy:
-    """Copy into `folder`, which is made, and hash.
+    """Copy a database into `folder`, which is created, and hash the files.
 
-    Tries for `seconds`, and at least three times. Raises SnapshotError; it is transient where the writer was too
-    quick or the disk has no room (StagingFull). What was copied by then is left for the caller to remove.
+    Makes attempts for `seconds`, and at least three. Raises SnapshotError; it is transient if the writer changed the
+    files in every attempt, or the disk is full (StagingFull). The caller removes the folder.
     """
     until = clock.monotonic() + seconds
     attempts = 0
-    look: object = None
+    invalid_state: object = None
     with ThreadPoolExecutor(1, thread_name_prefix="snapshot-hash") as hashing:
         while not halt.is_set():
             attempts += 1
             try:
-                # Hashing while copying saves a second reading, but makes the bracket longer: worth it once.
+                # Hashing while copying saves a second read, but makes a change more likely: only in the first attempt.
                 files, fingerprint, header = _attempt(source, folder, hashing if attempts == 1 else None, halt)
                 return DatabaseCopy(files, fingerprint, header, attempts)
-            except _Odd as odd:
-                if look == odd.look:
-                    raise odd.error from odd
-                look, why = odd.look, str(odd)
-            except SourceChanged as moved:
-                why = str(moved)
+            except _InvalidMain as invalid:
+                if invalid_state == invalid.state:
+                    raise invalid.error from invalid
+                invalid_state, reason = invalid.state, str(invalid)
+            except SourceChanged as changed:
+                reason = str(changed)
             except OSError as error:
                 raise SnapshotError(
                     f"cannot read {source.name}: {error.strerror}", hint="check the disk", transient=True
                 ) from error
-            log.debug("snapshot_retried", database=source.database, attempts=attempts, reason=why)
+            log.debug("snapshot_retried", database=source.database, attempts=attempts, reason=reason)
             if attempts >= LEAST_ATTEMPTS and clock.monotonic() >= until:
                 raise SnapshotError(
-                    f"{source.name} is too busy: each of {attempts} copies in {seconds:g} s was overtaken ({why})",
-                    hint="it is tried again by itself",
+                    f"{source.name} is too busy: each of {attempts} copies in {seconds:g} s was outdated ({reason})",
+                    hint="the agent retries",
                     transient=True,
                 )
-            halt.wait(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - only meant to fall out of step with the writer
+            halt.wait(random.uniform(*_PAUSE_SECONDS))  # noqa: S311 - avoids running in step with the writer
     raise SnapshotError(f"copying {source.name} was cancelled", transient=True)
 
 
@@ -253,7 +253,7 @@ def _attempt(
     if not found:
         raise SnapshotError(
             f"there is no {source.name} in {source.data_dir}",
-            hint="Session-Buddy makes it; akosha_agent_data_dir says where it is looked for",
+            hint="Session-Buddy creates it; akosha_agent_data_dir sets the directory",
         )
     fingerprint = source.fingerprint(found)
     _make_room(folder, found[0].name, needed=fingerprint.size + MARGIN_BYTES)
@@ -261,8 +261,8 @@ def _attempt(
         main = stack.enter_context(FileCopy(found[0], folder, halt=halt))
         before = os.pread(main.original, HEADER_BYTES, 0)
         header = _parse(found[0], before)
-        # Looked for once more: what was found belongs to this header, and nothing came in between.
-        _expect(source, found)
+        # The files must be the same after the header was read: then they belong to this header.
+        _expect_same_files(source, found)
         main.run(hashing)
         sidecars = [stack.enter_context(FileCopy(sidecar, folder, halt=halt)) for sidecar in found[1:]]
         for sidecar in sidecars:
@@ -270,21 +270,21 @@ def _attempt(
 
         for sidecar in sidecars:
             sidecar.check_prefix()
-        _expect(source, found)
+        _expect_same_files(source, found)
         if not before == os.pread(main.original, HEADER_BYTES, 0) == os.pread(main.copy, HEADER_BYTES, 0):
             raise SourceChanged("a checkpoint was completed")
-        # The bracket is closed: from here on only the copies are read.
+        # From here on only the copies are read.
         raw = tuple(RawFile(copy.found.name, copy.size, copy.sha256()) for copy in (main, *sidecars))
     return raw, fingerprint, header
 
 
-def _expect(source: Source, found: tuple[FoundFile, ...]) -> None:
+def _expect_same_files(source: Source, found: tuple[FoundFile, ...]) -> None:
     if [file.identity for file in source.files()] != [file.identity for file in found]:
-        raise SourceChanged("a file appeared, vanished or was replaced")
+        raise SourceChanged("a file appeared, disappeared or was replaced")
 
 
 def _make_room(folder: Path, name: str, *, needed: int) -> None:
-    """Make the folder, or empty it, and see that the copy will fit."""
+    """Create the folder, or empty it, and check that the copy fits on the disk."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         for left in folder.iterdir():
@@ -300,8 +300,5 @@ def _parse(main: FoundFile, data: bytes) -> Header:
     try:
         return Header.parse(data)
     except WireError as error:
-        raise _Odd(main, _damaged(main, f"it {error.message}")) from error
-
-
-def _damaged(main: FoundFile, why: str) -> SnapshotError:
-    return SnapshotError(f"{main.name} is no whole DuckDB database: {why}", hint=_RESTORE_HINT)
+        message = f"{main.name} is not a complete DuckDB database: it {error.message}"
+        raise _InvalidMain(main, SnapshotError(message, hint=_RESTORE_HINT)) from error

@@ -1,9 +1,9 @@
-"""The process that has the engine: it checks a copy, and reads memories out of it, as the parent asks.
+"""The child process that runs DuckDB. It verifies, folds or reads a copy at the parent's commands.
 
     python -m agent.adapters.duckdb.child COPY
 
-`frames` says what goes to and fro. It ends when its standard input does, so it never outlives the process that started
-it. It sees the copy's folder, and no more.
+`frames` describes the protocol. The child exits at the end of its standard input, so it never outlives its parent.
+DuckDB can access the copy's folder only.
 """
 
 import json
@@ -14,44 +14,44 @@ import threading
 import time
 from pathlib import Path
 
-from agent.adapters.duckdb.contents import Contents, contents, fold, is_inability
-from agent.adapters.duckdb.engine import limit, opened, reason
+from agent.adapters.duckdb.contents import Contents, contents, fold, is_unsupported
+from agent.adapters.duckdb.engine import limit_resources, opened, reason
 from agent.adapters.duckdb.frames import BEAT, BEAT_SECONDS, BEGIN, FOLD, OPEN, PAGE, READ, VERIFY, framed
 from agent.adapters.duckdb.reading import Reading
 from agent.domain.memories import Json
 
 LEAST_WORK_SECONDS = 0.001
-"""Of processor time between two beats."""
+"""Minimum processor time between two heartbeats."""
 
 _encoded = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 Commands = queue.SimpleQueue[bytes]
 
 
-class _Voice:
-    """What goes to the parent: answers, and signs of progress while one is owed."""
+class _Output:
+    """Writes to the parent: answers, and heartbeats while a command is unanswered."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._owed = 0
+        self._lock = threading.Lock()
+        self._unanswered = 0
 
-    def asked(self) -> None:
-        with self._guard:
-            self._owed += 1
+    def command_received(self) -> None:
+        with self._lock:
+            self._unanswered += 1
 
     def answer(self, document: Json) -> None:
-        with self._guard:
-            self._owed -= 1
+        with self._lock:
+            self._unanswered -= 1
             self._write(framed(_encoded(document).encode()))
 
     def beat(self) -> None:
-        """Tell of progress for as long as the process lives: an engine that hangs uses no processor time."""
+        """Send heartbeats while the process makes progress: a DuckDB that hangs uses no processor time."""
         used = 0.0
         while True:
             time.sleep(BEAT_SECONDS)
-            with self._guard:
-                now = time.process_time() - time.thread_time()  # the beating is no progress
-                if self._owed and now - used >= LEAST_WORK_SECONDS:
+            with self._lock:
+                now = time.process_time() - time.thread_time()  # without the time of this thread
+                if self._unanswered and now - used >= LEAST_WORK_SECONDS:
                     self._write(BEAT)
                     used = now
 
@@ -61,7 +61,7 @@ class _Voice:
         sys.stdout.buffer.flush()
 
 
-_voice = _Voice()
+_output = _Output()
 
 
 def main() -> int:
@@ -69,12 +69,12 @@ def main() -> int:
     copy = Path(sys.argv[1])
     commands: Commands = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(commands,), name="end-with-parent", daemon=True).start()
-    threading.Thread(target=_voice.beat, name="beat", daemon=True).start()
-    limit()
+    threading.Thread(target=_output.beat, name="beat", daemon=True).start()
+    limit_resources()
     try:
         _serve(copy, commands)
-    except Exception as error:  # noqa: BLE001 - whatever the engine raises is the answer
-        _voice.answer({"error": reason(error, copy.parent)})
+    except Exception as error:  # noqa: BLE001 - any error of DuckDB is the answer
+        _output.answer({"error": reason(error, copy.parent)})
     return 0
 
 
@@ -82,9 +82,9 @@ def _serve(copy: Path, commands: Commands) -> None:
     while True:
         verb, argument = _next(commands)
         if verb == VERIFY:
-            _voice.answer({"verdict": _verdict(copy)})
+            _output.answer({"verdict": _verdict(copy)})
         elif verb == FOLD:
-            _voice.answer({"folded": fold(copy)})
+            _output.answer({"folded": fold(copy)})
         elif verb == OPEN:
             _read(copy, str(json.loads(argument)), commands)
         else:
@@ -94,32 +94,32 @@ def _serve(copy: Path, commands: Commands) -> None:
 def _verdict(copy: Path) -> Json:
     try:
         found = examine(copy)
-    except Exception as error:  # noqa: BLE001 - whatever the engine raises is the verdict
-        return {"error": reason(error, copy.parent), "damaged": not is_inability(error)}
+    except Exception as error:  # noqa: BLE001 - any error of DuckDB is the verdict
+        return {"error": reason(error, copy.parent), "damaged": not is_unsupported(error)}
     return {"rows": dict(found.rows), "unread": dict(found.unread)}
 
 
 def examine(copy: Path) -> Contents:
-    """Read every column of every row that this engine can read. Leaves the copy's bytes alone."""
+    """Read every column of every row that this DuckDB supports. Does not modify the copy."""
     with opened(copy) as engine:
         return contents(engine)
 
 
 def _read(copy: Path, graph: str, commands: Commands) -> None:
-    """Serve the reading of the copy, to the end of this process."""
+    """Read memories from the copy at the parent's commands, until the process ends."""
     with opened(copy) as engine:
         reading = Reading(engine, graph)
-        _voice.answer({"tables": len(reading.tables)})
+        _output.answer({"tables": len(reading.tables)})
         while True:
             verb, argument = _next(commands)
             if verb == BEGIN:
                 reading.begin()
-                _voice.answer({"begun": True})
+                _output.answer({"started": True})
             elif verb == PAGE:
-                _voice.answer({"page": reading.page()})
-                reading.look_ahead()
+                _output.answer({"page": reading.page()})
+                reading.prefetch()
             elif verb == READ:
-                _voice.answer({"rows": reading.read(json.loads(argument))})
+                _output.answer({"rows": reading.read(json.loads(argument))})
             else:
                 raise ValueError(f"no such command: {verb!r}")
 
@@ -131,7 +131,7 @@ def _next(commands: Commands) -> tuple[bytes, bytes]:
 
 def _listen(commands: Commands) -> None:
     for line in sys.stdin.buffer:
-        _voice.asked()
+        _output.command_received()
         commands.put(line)
     os._exit(3)
 

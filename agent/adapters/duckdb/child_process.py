@@ -1,7 +1,7 @@
-"""Child processes that have the engine, and requests to them: the parent's side.
+"""Child processes that run DuckDB, and requests to them: the parent's side.
 
-A child is started with a clean environment, and ended and reaped whatever happens. One that has checked a copy may
-wait, warm, for the next reader of that copy: starting takes longer than either.
+A child starts with a clean environment, and is always ended and reaped. A child that has verified a copy can be kept
+for the next reader of that copy: starting a child takes longer than verifying or reading.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ _reaping: set[asyncio.Task[None]] = set()
 
 
 async def start(copy: Path) -> Process:
-    """Start a child on a copy, in the copy's folder. Raises OSError."""
+    """Start a child for a copy, in the copy's folder. Raises OSError."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
-    # -P: the working directory must not be able to supply another package of our name.
+    # -P: do not import a package of our name from the working directory.
     return await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", CHILD, str(copy),
         stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, cwd=copy.parent, limit=_BUFFER_BYTES,
@@ -41,7 +41,7 @@ async def start(copy: Path) -> Process:
 
 
 async def end(child: Process) -> None:
-    """Kill the child if it still runs; return when it is gone. Cancelled, it goes on by itself."""
+    """Kill the child if it still runs, and wait until it is reaped. If cancelled, it is reaped in the background."""
     if child.returncode is None:
         child.kill()
     task = asyncio.create_task(_reap(child), name="child-reap")
@@ -51,30 +51,30 @@ async def end(child: Process) -> None:
 
 
 class WarmChildren:
-    """Children that wait, by the copy they have checked. Each is ended with its copy, or when a third comes."""
+    """Idle children by the copy that they have verified. A child is ended with its copy, or when there are too many."""
 
     def __init__(self) -> None:
         self._waiting: dict[Path, Process] = {}
 
     async def keep(self, copy: Path, child: Process) -> None:
-        """Let a child wait."""
+        """Keep a child for the next reader of the copy."""
         self._waiting[copy] = child
         if len(self._waiting) > MOST_WARM:
             await end(self._waiting.pop(next(iter(self._waiting))))
 
     def take(self, copy: Path) -> Process | None:
-        """Return the child that waits for a copy, None where there is none, or it has ended: it is the caller's now."""
+        """Return the running child of a copy, which the caller now owns, or None."""
         child = self._waiting.pop(copy, None)
         return child if child is not None and child.returncode is None else None
 
     async def end_in(self, folder: Path | None = None) -> None:
-        """End those that wait for copies in a folder, or all."""
+        """End the children of the copies in a folder, or all."""
         for copy in [copy for copy in self._waiting if folder is None or copy.parent == folder]:
             await end(self._waiting.pop(copy))
 
 
 async def _reap(child: Process) -> None:
-    # What it had said and nobody read must be read: until then its pipe is open, and it does not count as ended.
+    # Drain the output: until the pipe is closed, asyncio does not report the process as ended.
     while child.stdout is not None and await child.stdout.read(_DRAINED_BYTES):
         pass
     await child.wait()
@@ -83,27 +83,27 @@ async def _reap(child: Process) -> None:
 
 
 def signal_of(status: int) -> tuple[str, bool] | None:
-    """Return the name of the signal that ended a child, and whether somebody sent it; None for a plain exit."""
+    """Return the signal that ended a child, and whether another process sent it; None for a normal exit."""
     if status >= 0:
         return None
     return signal.Signals(-status).name, -status in _KILLED_FROM_OUTSIDE
 
 
 STALL_SECONDS = 60.0
-"""How long a child may be silent while it owes an answer: it tells of progress every second."""
+"""Maximum time without a frame while an answer is outstanding. A child sends a heartbeat every second."""
 
 _SLICES = 6
-"""In so many parts the silence is counted: where this process itself was stopped, or slept, that is one part."""
+"""Number of parts of STALL_SECONDS: a suspension of this process uses up one part only."""
 
-_GOING_SECONDS = 5.0
-
-
-class Unreadable(Exception):  # noqa: N818 - an answer, in the engine's words
-    """The engine is well, and cannot do it: its own words, without paths."""
+_EXIT_SECONDS = 5.0
 
 
-class Unanswered(Exception):  # noqa: N818 - a turn of events; what it means is the asker's to say
-    """There was no answer. `crashed`: the engine came down by itself, and the text is the signal's name."""
+class EngineError(Exception):
+    """DuckDB raised an error. The text is its message, without paths."""
+
+
+class NoAnswer(Exception):  # noqa: N818 - the caller decides what it means
+    """The child did not answer. `crashed`: DuckDB crashed, and the text is the name of the signal."""
 
     def __init__(self, what: str, *, crashed: bool = False) -> None:
         super().__init__(what)
@@ -111,59 +111,59 @@ class Unanswered(Exception):  # noqa: N818 - a turn of events; what it means is 
 
 
 class Exchange:
-    """Question and answer, in lock-step. After one that was not carried through, nothing more is asked."""
+    """Sends commands to a child, one at a time. After a failed or cancelled command, no further one is sent."""
 
     def __init__(self, child: Process, timeout_seconds: float, stall_seconds: float = STALL_SECONDS) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         self._child = child
-        self._questions = child.stdin
-        self._answers = child.stdout
+        self._input = child.stdin
+        self._output = child.stdout
         self._timeout_seconds, self._stall_seconds = timeout_seconds, stall_seconds
-        self._sound = True
+        self._usable = True
 
     async def ask(self, command: bytes, name: str) -> Json:
-        """Ask, and return what the answer holds under `name`. Raises Unreadable, Unanswered."""
-        if not self._sound:
-            raise Unanswered("was broken off before")
-        self._questions.write(command + b"\n")
-        self._sound = False
+        """Send a command, and return the field `name` of the answer. Raises EngineError, NoAnswer."""
+        if not self._usable:
+            raise NoAnswer("was interrupted before")
+        self._input.write(command + b"\n")
+        self._usable = False
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                with suppress(ConnectionError):  # it has ended: what it said before is still to be read
-                    await self._questions.drain()
+                with suppress(ConnectionError):  # the child has ended: its output is still to be read
+                    await self._input.drain()
                 while (head := await self._head()) == BEAT:
                     pass
-                document = orjson.loads(await self._answers.readexactly(length_of(head)))
+                document = orjson.loads(await self._output.readexactly(length_of(head)))
         except TimeoutError as error:
-            raise Unanswered(f"was not done after {self._timeout_seconds:g} s") from error
+            raise NoAnswer(f"was not done after {self._timeout_seconds:g} s") from error
         except asyncio.IncompleteReadError as error:
-            await self._died(error)
+            await self._raise_exit_reason(error)
         if "error" in document:
-            raise Unreadable(document["error"])
-        self._sound = True
+            raise EngineError(document["error"])
+        self._usable = True
         found: Json = document[name]
         return found
 
     async def _head(self) -> bytes:
-        """Return the next frame's head. Raises Unanswered where none comes for `stall_seconds`."""
+        """Return the head of the next frame. Raises NoAnswer if there is none for `stall_seconds`."""
         for _ in range(_SLICES):
             try:
-                # Cancelled, it leaves what has come in the buffer.
+                # If cancelled, `readexactly` leaves the received bytes in the buffer.
                 async with asyncio.timeout(self._stall_seconds / _SLICES):
-                    return await self._answers.readexactly(HEAD_BYTES)
+                    return await self._output.readexactly(HEAD_BYTES)
             except TimeoutError:
                 continue
-        raise Unanswered(f"made no progress for {self._stall_seconds:g} s")
+        raise NoAnswer(f"made no progress for {self._stall_seconds:g} s")
 
-    async def _died(self, error: Exception) -> NoReturn:
-        """Tell how it ended."""
+    async def _raise_exit_reason(self, error: Exception) -> NoReturn:
+        """Raise NoAnswer with the way in which the child ended."""
         try:
-            async with asyncio.timeout(_GOING_SECONDS):
+            async with asyncio.timeout(_EXIT_SECONDS):
                 status = await self._child.wait()
         except TimeoutError:
-            status = 0  # it shut its mouth and went on: `open` ends it
+            status = 0  # it closed its output and still runs: the owner of the child ends it
         if ended := signal_of(status):
             name, killed = ended
-            raise Unanswered(f"was killed ({name})" if killed else name, crashed=not killed) from error
-        raise Unanswered(f"ended early (exit status {status})") from error
+            raise NoAnswer(f"was killed ({name})" if killed else name, crashed=not killed) from error
+        raise NoAnswer(f"ended early (exit status {status})") from error

@@ -1,8 +1,8 @@
-"""The rows and a digest of each table of a copy, and folding a main file with its sidecars into one. In the child.
+"""Row counts and digests of the tables of a copy, and folding of a main file and its sidecars. Runs in the child.
 
-A database may use what an extension brings: index types, column types, functions in generated columns. Rows do not need
-the extension, so what cannot be read here is left out by name, and the rest is read. A folded file holds the same as
-before: hashed twice.
+A database may use features of an extension: index types, column types, functions in generated columns. The rows do not
+need the extension, so tables and columns that cannot be read are reported by name, and the others are read. Folding
+compares the digests before and after, so that the contents stay the same.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ _CANNOT = re.compile(
     r"(function|type|collation) with name .* does not exist",
     re.IGNORECASE,
 )
-"""What the engine says where it is sound but cannot read such a file."""
+"""Matches DuckDB's errors about files that it does not support, rather than damaged ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """`tables`: name -> rows, and a digest over all of them, whatever their order.
+    """`tables`: table name -> number of rows, and a digest of all rows that does not depend on their order.
 
-    `unread`: table or `table.column` -> why the engine cannot read it.
+    `unread`: table or `table.column` -> why DuckDB cannot read it.
     """
 
     tables: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -37,13 +37,13 @@ class Contents:
         return {name: count for name, (count, _) in self.tables.items()}
 
 
-def is_inability(error: Exception) -> bool:
-    """Say whether the engine lacks something to read this, rather than that the file is damaged."""
+def is_unsupported(error: Exception) -> bool:
+    """Return whether this DuckDB does not support the file, rather than that the file is damaged."""
     return bool(_CANNOT.search(f"{type(error)} {error}"))
 
 
 def contents(engine: Engine) -> Contents:
-    """Read every column of every row, as far as this engine can. Raises what the engine raises for damage."""
+    """Read every column of every row that DuckDB supports. Raises DuckDB's errors for damage."""
     found = Contents()
     tables = list(
         engine.rows(
@@ -54,10 +54,10 @@ def contents(engine: Engine) -> Contents:
     for schema, table in tables:
         name = str(table) if schema == "main" else f"{schema}.{table}"
         try:
-            # The alias means the whole row, as long as no column has its name.
-            found.tables[name] = _hashed(engine, f"{_place(schema, table)} AS {_ROW}", _ROW)
+            # The alias means the complete row, unless a column has its name.
+            found.tables[name] = _hashed(engine, f"{_qualified(schema, table)} AS {_ROW}", _ROW)
         except Exception as error:
-            if not is_inability(error):
+            if not is_unsupported(error):
                 raise
             _by_columns(engine, str(schema), str(table), name, found)
     return found
@@ -67,7 +67,7 @@ _ROW = '"the whole row"'
 
 
 def _by_columns(engine: Engine, schema: str, table: str, name: str, found: Contents) -> None:
-    """Read a table column by column, for at least one of them cannot be read."""
+    """Read a table column by column, because at least one column cannot be read."""
     columns = list(
         engine.rows(
             "SELECT column_name FROM duckdb_columns() WHERE database_name = 's' AND schema_name = ? AND table_name = ? "
@@ -79,9 +79,9 @@ def _by_columns(engine: Engine, schema: str, table: str, name: str, found: Conte
     counts = set()
     for (column,) in columns:
         try:
-            count, hashed = _hashed(engine, _place(schema, table), quoted(str(column)))
+            count, hashed = _hashed(engine, _qualified(schema, table), quoted(str(column)))
         except Exception as error:
-            if not is_inability(error):
+            if not is_unsupported(error):
                 raise
             found.unread[f"{name}.{column}"] = reason_in(error)
             continue
@@ -91,13 +91,13 @@ def _by_columns(engine: Engine, schema: str, table: str, name: str, found: Conte
         found.tables[name] = max(counts), digest.hexdigest()
 
 
-def _hashed(engine: Engine, source: str, what: str) -> tuple[int, str]:
-    ((count, digest),) = engine.rows(f"SELECT count(*), sum(hash({what}))::VARCHAR FROM {source}")  # noqa: S608 - quoted
+def _hashed(engine: Engine, source: str, value: str) -> tuple[int, str]:
+    ((count, digest),) = engine.rows(f"SELECT count(*), sum(hash({value}))::VARCHAR FROM {source}")  # noqa: S608 - quoted
     assert isinstance(count, int)
     return count, str(digest)
 
 
-def _place(schema: object, table: object) -> str:
+def _qualified(schema: object, table: object) -> str:
     return f"s.{quoted(str(schema))}.{quoted(str(table))}"
 
 
@@ -105,21 +105,21 @@ _NO_MEMORY = re.compile(r"out of memory|failed to (allocate|pin)", re.IGNORECASE
 
 
 def fold(copy: Path) -> Json:
-    """Fold it; return the rows per table, or the reason why it cannot be folded."""
+    """Fold the copy; return the rows per table, or the reason why it cannot be folded."""
     try:
         before = _contents(copy)
         _checkpoint(copy)
         if left := [suffix for suffix in SIDECAR_SUFFIXES if copy.with_name(copy.name + suffix).exists()]:
-            return {"error": f"the engine leaves {', '.join(left)}"}
+            return {"error": f"DuckDB left {', '.join(left)}"}
         if _contents(copy) != before:
-            return {"error": "folded, it holds something else"}
+            return {"error": "its contents changed"}
         return {"rows": dict(before.rows)}
-    except Exception as error:  # noqa: BLE001 - whatever the engine raises is the answer
+    except Exception as error:  # noqa: BLE001 - any error of DuckDB is the answer
         return {"error": reason(error, copy.parent)}
 
 
 def _checkpoint(copy: Path) -> None:
-    """A checkpoint that came to nothing leaves main file and WAL as they were: with more memory it is tried again."""
+    """Checkpoint the copy. A failed checkpoint changes neither main file nor WAL, so more memory is tried."""
     for limit in FOLDING_MEMORY_LIMITS:
         try:
             with opened(copy, folding=limit) as engine:
@@ -134,6 +134,6 @@ def _checkpoint(copy: Path) -> None:
 
 
 def _contents(copy: Path) -> Contents:
-    """Return what all tables hold. Leaves the copy's bytes alone."""
+    """Return the contents of all tables. Does not modify the copy."""
     with opened(copy) as engine:
         return contents(engine)

@@ -1,4 +1,4 @@
-"""A look at the databases as they lie there: may they be read, and which engine reads them? Opens none with DuckDB."""
+"""Facts about the databases: whether they can be read, and which DuckDB reads them. Opens none with DuckDB."""
 
 import os
 import stat
@@ -10,12 +10,12 @@ from agent.domain.databases import READ_BY, database_of, main_name
 from agent.domain.errors import AkoshaError, SnapshotError, WireError
 
 FORMATS = range(64, 1000)
-"""Versions in the header that our engine reads: 64 is that of DuckDB 0.10 to 1.1, 999 that of 2.0."""
+"""Storage versions that our DuckDB reads: 64 is written by DuckDB 0.10 to 1.1, 999 by 2.0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseFacts:
-    """One database. `size` and `wal` in bytes; `paths` are the real ones; `problem`: why it cannot be copied."""
+    """One database. `size` and `wal` are in bytes, `paths` without symlinks; `problem` is why it cannot be copied."""
 
     name: str
     size: int
@@ -26,24 +26,24 @@ class DatabaseFacts:
 
     @property
     def engine(self) -> str:
-        """The first engine that reads it, "" where that is not known."""
+        """The oldest DuckDB that reads it, "" if unknown."""
         return READ_BY.get(self.header.version, "") if self.header else ""
 
     @property
     def is_known(self) -> bool:
-        """Whether our engine reads it."""
+        """Whether our DuckDB reads it."""
         return self.header is not None and self.header.version in FORMATS and self.header.iteration is not None
 
 
 def examine(data_dir: Path) -> list[DatabaseFacts]:
-    """Look at all databases of a directory; at none where it is missing. Blocks. Raises SnapshotError."""
+    """Return the facts of all databases in a directory; none if it does not exist. Blocks. Raises SnapshotError."""
     try:
         with os.scandir(data_dir) as entries:
             names = sorted(entry.name for entry in entries)
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise SnapshotError(f"cannot look into the data directory {data_dir}: {error.strerror}") from error
+        raise SnapshotError(f"cannot read the data directory {data_dir}: {error.strerror}") from error
     found = ((name, database_of(name)) for name in names)
     return [_one(data_dir, database) for name, database in found if database and name == main_name(database)]
 

@@ -1,7 +1,6 @@
-"""The engine, as both child programs have it: limits first, a sandbox, the copy attached read-only. Imports duckdb.
+"""DuckDB in a child process: limited, sandboxed, with the copy attached read-only. Imports duckdb.
 
-Only child programs import this room. What runs here gives way to others, sees the copy's folder and no more, and ends
-when its standard input does, so it never outlives the process that started it.
+Only the child program imports this module. It runs at low priority, and DuckDB can access the copy's folder only.
 """
 
 import os
@@ -14,24 +13,24 @@ from pathlib import Path
 from agent.adapters.duckdb.frames import scratch_name
 
 MEMORY_LIMIT = "80MB"
-"""What the engine counts. All that the process allocates stays below 128 MiB while it checks or looks, whatever the
-size; reading a million rows whole it was 134 MiB."""
+"""DuckDB's memory limit. With it the process allocates less than 128 MiB while it verifies or lists, whatever the
+size of the database; it allocated 134 MiB while it read a million complete rows."""
 
 FOLDING_MEMORY_LIMITS = ("512MB", "1280MB")
-"""What it may count while it folds: a table's index must fit, whole. The second, where the first does not do."""
+"""DuckDB's memory limits while it folds: the index of a table must fit. The second is used if the first is too low."""
 
 Cell = str | int | bool | None
-"""What our statements return."""
+"""A value that our statements return."""
 
 _ADDRESS_SPACE_BYTES = 2 * 2**30
 _PATH = re.compile(r"(?:/[^/\s'\"]+)+/([^/\s'\"]+)")
 _LONGEST_REASON = 300
 _FETCHED = 256
-"""Rows that stand here as Python objects at a time; the engine has the rest, within its limit."""
+"""Number of rows held as Python objects at a time; DuckDB holds the others, within its limit."""
 
 
-class OutOfMemory(Exception):  # noqa: N818 - the engine's own name for it
-    """A statement wanted more than the engine's limit. Asked for less, it may do."""
+class OutOfMemory(Exception):  # noqa: N818 - DuckDB's own name
+    """A statement exceeded the memory limit. A smaller one may succeed."""
 
 
 class Engine:
@@ -41,7 +40,7 @@ class Engine:
         self._connection = connection
 
     def rows(self, statement: str, parameters: Sequence[object] = ()) -> Iterator[tuple[Cell, ...]]:
-        """Yield what a statement returns, a few rows at a time. Raises OutOfMemory, or whatever the engine raises."""
+        """Yield the rows of a statement, fetched in small batches. Raises OutOfMemory, or another error of DuckDB."""
         import duckdb  # noqa: PLC0415
 
         try:
@@ -54,11 +53,11 @@ class Engine:
 
 @contextmanager
 def opened(copy: Path, *, folding: str | None = None) -> Iterator[Engine]:
-    """Open the copy; its bytes stay as they are, but for `folding` (with so much memory): its WAL becomes part of it.
+    """Open the copy read-only; with `folding` (a memory limit) for writing, to merge its WAL into it.
 
-    Only a read-only ATTACH leaves the bytes: a WAL is replayed in memory, in every state Session-Buddy leaves one in.
+    A read-only ATTACH replays the WAL in memory and changes no byte, in every state in which Session-Buddy leaves one.
     """
-    import duckdb  # noqa: PLC0415 - a missing engine is an answer, not a crash
+    import duckdb  # noqa: PLC0415 - a missing module is an answer, not a crash
 
     scratch = copy.parent / scratch_name(os.getpid())
     with duckdb.connect(":memory:", config={"autoinstall_known_extensions": False}) as connection:
@@ -81,23 +80,23 @@ def quoted(text: str, quote: str = '"') -> str:
 
 
 def reason(error: Exception, folder: Path) -> str:
-    """Return the first line of the message, without the paths of this machine."""
+    """Return the first line of the message, without paths of this machine."""
     return _PATH.sub(r"\1", _first_line(error).replace(f"{folder}/", ""))[:_LONGEST_REASON]
 
 
 def reason_in(error: Exception) -> str:
-    """Return the first line of a message about something in the database: it has no paths."""
+    """Return the first line of a message that has no paths, because it is about the contents of the database."""
     return _first_line(error)[:_LONGEST_REASON]
 
 
 def _first_line(error: Exception) -> str:
-    """A checkpoint that fails says so at length before it says why."""
+    # A failed checkpoint reports its cause after "Original error: ".
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rpartition("Original error: ")[2]
 
 
-def limit() -> None:
-    """Give way to others; a backstop behind the engine's own memory limit; no core with somebody's memories in it."""
+def limit_resources() -> None:
+    """Lower the priority, limit the address space as a backstop, and disable core dumps, which would hold memories."""
     os.nice(10)
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, _ADDRESS_SPACE_BYTES)):
         _, hard = resource.getrlimit(kind)
@@ -105,4 +104,4 @@ def limit() -> None:
         try:
             resource.setrlimit(kind, (wanted, hard))
         except (OSError, ValueError):
-            continue  # macOS refuses some: the engine's own limit holds
+            continue  # macOS refuses some limits: DuckDB's own memory limit still applies

@@ -1,19 +1,19 @@
-"""What a child and its parent agree on.
+"""The protocol between a child and its parent.
 
-The parent writes commands, a line each; the child answers every one with a frame: four bytes of length, then so much
-JSON, an object.
+The parent writes commands, one per line. The child answers each with a frame: four bytes of length, then a JSON object
+of that length.
 
-    verify          {"verdict": {"rows": {table: count}, "unread": {table or column: why}}},
+    verify          {"verdict": {"rows": {table: count}, "unread": {table or column: reason}}},
                     or {"verdict": {"error": text, "damaged": bool}}
-    open "graph"    {"tables": n}                   the copy is open from now on; what follows is of it
-    begin           {"begun": true}                 the next page is the first
+    open "graph"    {"tables": n}                   opens the copy for the three commands that follow
+    begin           {"started": true}               the next page is the first
     page            {"page": [[kind, id, digest, embedded, bytes], ...]}, which may be empty; null is the end, and
-                    so is an error that names the tables this engine cannot read: all other rows have come by then
-    read [p, ...]   {"rows": [[text, embedding, time, metadata], ...]}   of the page before, by position
+                    so is an error that names the tables DuckDB cannot read: all other rows were sent before
+    read [p, ...]   {"rows": [[text, embedding, time, metadata], ...]}   of the last page, by position
     fold            {"folded": {"rows": {table: count}}}, or {"folded": {"error": text}}
-    (any)           {"error": text}                 and the child ends
+    (any)           {"error": text}                 and the child exits
 
-While it works at an answer, the child sends an empty frame every BEAT_SECONDS, unless it has used no processor time
+Until it answers, the child sends an empty frame (a heartbeat) every BEAT_SECONDS, unless it has used no processor time
 since the last one: a child that is stopped or hangs is silent.
 """
 
@@ -22,7 +22,7 @@ import struct
 VERIFY, OPEN, BEGIN, PAGE, READ, FOLD = b"verify", b"open", b"begin", b"page", b"read", b"fold"
 
 PAGE_ROWS = 500
-"""Rows of a page at most."""
+"""Maximum number of rows in a page."""
 
 BEAT_SECONDS = 1.0
 
@@ -37,11 +37,11 @@ def framed(body: bytes) -> bytes:
 
 
 def length_of(head: bytes) -> int:
-    """Return how many bytes follow a frame's first four."""
+    """Return the number of bytes that follow the head of a frame."""
     length: int = _LENGTH.unpack(head)[0]
     return length
 
 
 def scratch_name(pid: int) -> str:
-    """Return the name of the folder, beside the copy, to which a child's engine swaps."""
+    """Return the name of DuckDB's temporary directory, next to the copy."""
     return f"engine-{pid}.tmp"

@@ -1,4 +1,4 @@
-"""The port: memories out of a staged copy. The parent's side; the child has the engine."""
+"""Read memories from a staged copy: the parent's side. The child process runs DuckDB."""
 
 import asyncio
 import shutil
@@ -11,7 +11,7 @@ from typing import cast
 import orjson
 
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_process import STALL_SECONDS, Exchange, Unanswered, Unreadable
+from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer
 from agent.adapters.duckdb.frames import BEGIN, OPEN, PAGE, READ, scratch_name
 from agent.adapters.duckdb.rows import instant
 from agent.domain.databases import KNOWLEDGE_GRAPH
@@ -22,16 +22,16 @@ from agent.ports import MemorySource
 _NAMED_GRAPH = f"{KNOWLEDGE_GRAPH}_"
 _GROUP_ROWS = 100
 _GROUP_BYTES = 2**20
-"""Of so many rows, with so much text, an answer is at most, but for the last of them."""
+"""Maximum number of rows, and bytes of text, per answer; its last row may exceed the bytes."""
 
-_AGAIN = "it is tried again by itself"
-_READ_HINT = "update akosha-agent where the file is newer than its engine; else restore it from an earlier upload"
+_RETRY_HINT = "the agent retries"
+_READ_HINT = "update akosha-agent if the file is newer than its DuckDB; else restore it from an earlier upload"
 
 
 class DuckdbMemoryReader:
-    """Reads each copy in a child process of its own: the one of `warm` that has checked it, if it still waits.
+    """Reads each copy in its own child process: the one in `warm` that verified it, if it still runs, or a new one.
 
-    `timeout_seconds` bounds an answer, not the reading as a whole; `stall_seconds` how long there may be no progress.
+    `timeout_seconds` limits a single answer; `stall_seconds` limits the time without progress.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DuckdbMemoryReader:
             child = (self._warm and self._warm.take(copy)) or await child_process.start(copy)
         except OSError as error:
             raise SnapshotError(
-                f"the engine could not be started: {error.strerror}", hint=_AGAIN, transient=True
+                f"DuckDB could not be started: {error.strerror}", hint=_RETRY_HINT, transient=True
             ) from error
         try:
             source = _Source(Exchange(child, self._timeout_seconds, self._stall_seconds), database, zone)
@@ -64,7 +64,7 @@ class DuckdbMemoryReader:
 
 
 class _Source:
-    """One copy that is open. For one task at a time."""
+    """One open copy. Not for concurrent use."""
 
     def __init__(self, exchange: Exchange, database: str, zone: tzinfo) -> None:
         self._exchange = exchange
@@ -74,12 +74,12 @@ class _Source:
         self._sizes: list[int] = []
 
     async def open(self, graph: str) -> None:
-        """Have the engine open the copy, which is that of the named graph, if of any."""
+        """Open the copy. `graph` is the name of the knowledge graph, "" for an unnamed one or another database."""
         await self._ask(b"%s %s" % (OPEN, orjson.dumps(graph)), "tables")
 
     async def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
         self._page = []
-        await self._ask(BEGIN, "begun")
+        await self._ask(BEGIN, "started")
         while (entries := await self._next_page()) is not None:
             self._page = [
                 RowState(database=self._database, kind=check_kind(kind), id=row_id, digest=digest, embedded=embedded)
@@ -93,10 +93,10 @@ class _Source:
         return cast("list[tuple[str, str, str, bool, int]] | None", await self._ask(PAGE, "page"))
 
     async def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
-        """Rows that are not of the page yielded last are a KeyError: the caller's mistake."""
+        """Read rows of the last page. Raises KeyError for other rows."""
         page = self._page
-        positions = {seen: position for position, seen in enumerate(page)} if wanted else {}
-        for group in self._groups([positions[seen] for seen in wanted]):
+        positions = {row: position for position, row in enumerate(page)} if wanted else {}
+        for group in self._groups([positions[row] for row in wanted]):
             command = b"%s %s" % (READ, orjson.dumps(group))
             rows = cast(list[tuple[str, str | None, str | None, dict[str, Json]]], await self._ask(command, "rows"))
             for position, (text, embedding, time, metadata) in zip(group, rows, strict=True):
@@ -111,12 +111,12 @@ class _Source:
     async def _ask(self, command: bytes, name: str) -> Json:
         try:
             return await self._exchange.ask(command, name)
-        except Unreadable as error:
-            raise SnapshotError(f"the engine cannot read it: {error}", hint=_READ_HINT) from error
-        except Unanswered as error:
+        except EngineError as error:
+            raise SnapshotError(f"DuckDB cannot read it: {error}", hint=_READ_HINT) from error
+        except NoAnswer as error:
             if error.crashed:
-                raise SnapshotError(f"the engine crashed on it ({error.what})") from error
-            raise SnapshotError(f"the reading {error.what}", hint=_AGAIN, transient=True) from error
+                raise SnapshotError(f"DuckDB crashed on it ({error.what})") from error
+            raise SnapshotError(f"the reading {error.what}", hint=_RETRY_HINT, transient=True) from error
 
     def _groups(self, positions: Sequence[int]) -> Iterator[list[int]]:
         group: list[int] = []

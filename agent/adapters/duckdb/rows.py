@@ -1,6 +1,6 @@
-"""From a row to what is sent to Akosha: text, metadata, raw time, and the digest over them.
+"""Convert a row to the text, metadata and time that are sent to Akosha, and their digest.
 
-Only what is stable goes along: no access counters, no importance, tier or `updated_at`, which reading or decay change.
+Only stable columns are sent: not access counters, importance, tier or `updated_at`, which reading or decay change.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ import orjson
 from agent.domain.memories import Json, Kind
 
 Values = Mapping[str, str]
-"""A row by the names of its columns, in lower case. Lists are JSON. What is NULL, empty or no column is not there."""
+"""A row: column name in lower case -> value. Lists are JSON. NULL and empty values, and missing columns, are absent."""
 
 _DEFAULT_NAMESPACE = "default"
 _DIGEST_DIGITS = 32
 _DEEPEST = 64
 _INTEGERS = range(-(2**63), 2**64)
-"""What a reader of JSON can be expected to hold."""
+"""The integers that JSON readers can be expected to support."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What is sent of a row, but for its embedding. `time` is as the row has it, ISO 8601, naive where it is naive."""
+    """The content of a row except its embedding. `time` is the time in the row, ISO 8601, with or without offset."""
 
     kind: Kind
     id: str
@@ -37,14 +37,14 @@ class Row:
 
 
 def row_of(kind: Kind, values: Values, *, graph: str = "", names: Mapping[str, str] | None = None) -> Row | None:
-    """Return what is sent of a row; None where it has no id or no text.
+    """Return the content of a row, None if it has no id or no text.
 
-    `graph` is the name of a named graph, `names` those of entities, by id.
+    `graph` is the name of the knowledge graph, if it has one; `names` maps entity ids to names.
     """
     row_id = values.get("id", "")
     if not row_id.strip():
         return None
-    text, metadata = _TELLING[kind](values, names or {})
+    text, metadata = _CONTENT[kind](values, names or {})
     if not text.strip():
         return None
     if graph and kind in ("entity", "relationship"):
@@ -59,15 +59,15 @@ TIMES: Mapping[Kind, tuple[str, ...]] = {
     "entity": ("created_at",),
     "relationship": ("created_at",),
 }
-"""Which columns say when: the first that has a value."""
+"""The columns of the time; the first that has a value is used."""
 
 
 def digest(row: Row, *, embedded: bool) -> str:
     r"""Return the digest of `RowState`: the first 32 hex digits of the SHA-256 of the row's canonical JSON.
 
-    That is an object of `embedded`, `id`, `kind`, `metadata`, `text` and `time` as Python's `json.dumps` writes it with
-    sorted keys at every level, no blanks, and all but `"`, `\` and control characters as themselves, in UTF-8. The
-    digest is part of the id under which Akosha keeps a memory: what is computed here never changes, nor what goes in.
+    The JSON is an object with `embedded`, `id`, `kind`, `metadata`, `text` and `time`, as Python's `json.dumps` writes
+    it: keys sorted at every level, no blanks, only `"`, `\` and control characters escaped, in UTF-8. The digest is
+    part of a memory's id in Akosha, so neither its computation nor its input may ever change.
     """
     document: dict[str, Json] = {
         "embedded": embedded,
@@ -77,17 +77,17 @@ def digest(row: Row, *, embedded: bool) -> str:
         "text": row.text,
         "time": row.time,
     }
-    # orjson is ten times as fast and writes the same, all but numbers: those are in properties alone.
+    # orjson is ten times as fast, and writes the same except for numbers: only properties can contain numbers.
     exact = "properties" in row.metadata
     canonical = _encoded(document).encode() if exact else orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(canonical).hexdigest()[:_DIGEST_DIGITS]
 
 
 def instant(time: str | None, zone: tzinfo) -> str | None:
-    """Return a raw time with its offset; None where it is none, infinite, or in a year that ISO 8601 does not have.
+    """Return the time with an offset, None if it is not a time, infinite, or in a year that ISO 8601 does not have.
 
-    A naive time is of `zone`. Where the clock went back it is the earlier of the two, where it went forward the time
-    that the clock would have shown without (`fold=0`). One with an offset of its own becomes UTC.
+    A naive time is in `zone`. If the clock was set back then, it is the earlier of the two possible times; if it was
+    set forward, the time without that change (`fold=0`). A time with an offset is converted to UTC.
     """
     if time is None:
         return None
@@ -98,13 +98,15 @@ def instant(time: str | None, zone: tzinfo) -> str | None:
             offset = at.utcoffset()
             if offset is not None and offset.total_seconds() % 60 == 0:
                 return at.isoformat()
-        return at.astimezone(UTC).isoformat()  # its own offset, or one with seconds, from before there were zones
+        return at.astimezone(
+            UTC
+        ).isoformat()  # it has an offset, or that of the zone has seconds, as in the 19th century
     except (ValueError, OverflowError):
         return None
 
 
 def json_or_text(text: str) -> Json:
-    """Return what a JSON text says; the text itself where it is none, or says what others could not read."""
+    """Return the value of a JSON text; the text itself if it is not JSON, or not all readers support its values."""
     if not text or text in ("{}", "null"):
         return None
     try:
@@ -115,7 +117,7 @@ def json_or_text(text: str) -> Json:
     return value
 
 
-# ----------------------------------------------------------------------------------------------------------- telling
+# ----------------------------------------------------------------------------------------------------------- content
 
 
 def _conversation(values: Values, _names: Mapping[str, str]) -> tuple[str, dict[str, Json]]:
@@ -143,7 +145,7 @@ def _entity(values: Values, _names: Mapping[str, str]) -> tuple[str, dict[str, J
     name, entity_type = values.get("name", "").strip(), values.get("entity_type", "").strip()
     observations = _texts(values, "observations")
     lines = [f"- {observation}" for observation in observations]
-    if name or lines:  # a type alone says nothing
+    if name or lines:  # a type alone is not a memory
         head = f"{name} ({entity_type})" if name and entity_type else name or entity_type
         lines = [head, *lines] if head else lines
     return "\n".join(lines), {
@@ -165,7 +167,7 @@ def _relationship(values: Values, names: Mapping[str, str]) -> tuple[str, dict[s
     }
 
 
-_TELLING: Mapping[Kind, Callable[[Values, Mapping[str, str]], tuple[str, dict[str, Json]]]] = {
+_CONTENT: Mapping[Kind, Callable[[Values, Mapping[str, str]], tuple[str, dict[str, Json]]]] = {
     "conversation": _conversation,
     "reflection": _reflection,
     "entity": _entity,
@@ -174,7 +176,7 @@ _TELLING: Mapping[Kind, Callable[[Values, Mapping[str, str]], tuple[str, dict[st
 
 
 def _texts(values: Values, name: str) -> list[str]:
-    """Return a list's texts that say something. A text that is no JSON list is a list of one."""
+    """Return the texts of a list that are not blank. A text that is not a JSON list is a list of one."""
     text = values.get(name, "")
     parsed = json_or_text(text)
     items = parsed if isinstance(parsed, list) else [text]
@@ -198,7 +200,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _check(value: Json, depth: int) -> None:
-    """Raise ValueError for what is valid JSON to Python, but not to all: half characters, numbers beyond 64 bits."""
+    """Raise ValueError for values that not all JSON readers support: lone surrogates, numbers beyond 64 bits."""
     if isinstance(value, str):
         value.encode()
     elif isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The port: survey, take, discard, sweep. Copying runs in a thread, the check in a child process."""
+"""Take snapshots of DuckDB databases. Copying runs in a thread, verification in a child process."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from agent.domain.databases import Survey, main_name
 from agent.domain.errors import SnapshotError
 from agent.ports import Clock, Meter, NoMeter, Snapshot
 
-_SWITCHED_OFF = Verdict(verified=False, reason="verification is switched off")
+_NOT_VERIFIED = Verdict(verified=False, reason="verification is switched off")
 _HALT_SECONDS = 5.0
 
 log = structlog.get_logger()
@@ -27,10 +27,10 @@ log = structlog.get_logger()
 class DuckdbSnapshotTaker:
     """Takes snapshots of the databases in `data_dir`, into private folders under `staging_dir`.
 
-    The originals are only ever read: no lock, no engine. The process that takes snapshots must not be the one that
-    writes the databases (closing a file that it read would drop the writer's lock). Not verifying is for measurements.
-    The child that has verified a copy waits in `warm`, if given, for who reads memories out of it, as long as the copy
-    is there.
+    The originals are only read, never locked or opened with DuckDB. The process that takes snapshots must not be the
+    one that writes the databases: closing a file that it has read would drop the writer's lock. `verify` is False in
+    measurements only. The child that has verified a copy is kept in `warm`, if given, for the reader of its memories
+    until the copy is removed.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class DuckdbSnapshotTaker:
         started = self._clock.monotonic()
         folder, copy, verdict = await self._take_once(database)
         if verdict.damaged:
-            # The block that holds the metadata is written in place, so a copy of it may be torn: take another one.
+            # DuckDB writes the metadata block in place, so a copy of it may be torn: take another copy.
             log.warning("snapshot_suspect", database=database, reason=verdict.reason)
             await self._remove(folder)
             folder, copy, verdict = await self._take_once(database)
@@ -101,7 +101,7 @@ class DuckdbSnapshotTaker:
         await asyncio.to_thread(_empty, self._staging_dir)
 
     async def _take_once(self, database: str) -> tuple[Path, DatabaseCopy, Verdict]:
-        """Copy and check. However it fails, the folder is removed."""
+        """Copy and verify a database. Remove the folder on any failure."""
         folder = self._staging_dir / f"take-{uuid.uuid4().hex}"
         halt = threading.Event()
         copying = asyncio.create_task(
@@ -110,7 +110,7 @@ class DuckdbSnapshotTaker:
         try:
             copy = await asyncio.shield(copying)
             if not self._verify:
-                return folder, copy, _SWITCHED_OFF
+                return folder, copy, _NOT_VERIFIED
             copied = folder / main_name(database)
             verdict = await verify(
                 copied,
@@ -132,7 +132,7 @@ class DuckdbSnapshotTaker:
         )
 
     async def _clean(self, copying: asyncio.Task[DatabaseCopy], folder: Path) -> None:
-        """Wait for the thread to stop, remove the folder; goes on by itself where it is cancelled once more."""
+        """Wait for the thread to stop, then remove the folder; if cancelled, in the background."""
 
         async def clean() -> None:
             await asyncio.wait({copying}, timeout=_HALT_SECONDS)
@@ -150,7 +150,7 @@ class DuckdbSnapshotTaker:
 
 
 def _free_bytes(staging: Path) -> int | None:
-    for folder in (staging, staging.parent):  # the staging directory is made at the first sync
+    for folder in (staging, staging.parent):  # the first sync creates the staging directory
         try:
             return shutil.disk_usage(folder).free
         except OSError:
@@ -165,8 +165,8 @@ def _make_private(staging: Path) -> None:
             staging.chmod(0o700)
     except OSError as error:
         raise SnapshotError(
-            f"cannot make the staging directory {staging}: {error.strerror}",
-            hint="let akosha_agent_state_dir name a directory that you may write to",
+            f"cannot create the staging directory {staging}: {error.strerror}",
+            hint="set akosha_agent_state_dir to a directory that you may write to",
         ) from error
 
 
@@ -177,7 +177,7 @@ def _empty(staging: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise SnapshotError(f"cannot look into the staging directory {staging}: {error.strerror}") from error
+        raise SnapshotError(f"cannot read the staging directory {staging}: {error.strerror}") from error
     for path in left:
         _remove(path)
 
@@ -185,10 +185,10 @@ def _empty(staging: Path) -> None:
 def _keep_only(folder: Path, names: set[str]) -> None:
     try:
         found = list(folder.iterdir())
-    except OSError as error:  # somebody has cleaned up after us
+    except OSError as error:  # another program has removed the folder
         raise SnapshotError(
-            f"cannot look at the copy in {folder}: {error.strerror}",
-            hint="akosha_agent_state_dir must be a directory that nothing else cleans up",
+            f"cannot read the copy in {folder}: {error.strerror}",
+            hint="set akosha_agent_state_dir to a directory in which no other program deletes files",
             transient=True,
         ) from error
     for path in found:
@@ -197,7 +197,7 @@ def _keep_only(folder: Path, names: set[str]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder or a file. What cannot be removed is logged and left to the next sweep."""
+    """Remove a folder or a file. A failure is logged; the next sweep retries it."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

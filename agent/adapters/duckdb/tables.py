@@ -1,28 +1,28 @@
-"""Which of a database's tables hold memories, and the statements that read them by column name.
+"""The tables of a database that hold memories, and the statements that read them by column name.
 
-Session-Buddy's tables grow columns, and older ones lack some: what is not there reads as absent, what is of another
-type is cast. Pages go by ranges of rowid: the engine skips what is outside, so no page costs more than the one before.
+The columns of Session-Buddy's tables depend on its version: a missing column reads as absent, a column of another type
+is cast. Pages are ranges of rowids: DuckDB skips rows outside the range, so every page costs the same.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.adapters.duckdb.contents import is_inability
+from agent.adapters.duckdb.contents import is_unsupported
 from agent.adapters.duckdb.engine import Engine, quoted, reason_in
 from agent.adapters.duckdb.rows import TIMES
 from agent.domain.memories import EMBEDDING_LENGTH, Kind
 
 SMALL_BYTES = 64 * 1024
-"""A row with more text than this comes alone."""
+"""A row with more text than this is read in a statement of its own."""
 
 VECTOR_ROWS = 2048
-"""What the engine reads at once, whatever is asked for."""
+"""Number of rows that DuckDB reads at once, at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shape:
-    """`tables`: the newer name first; a database that has it has moved its rows there."""
+    """The columns of one kind of memory. `tables`: the newer name first, which has all rows if it exists."""
 
     kind: Kind
     tables: tuple[str, ...]
@@ -61,7 +61,7 @@ _SHAPES = (
         needs=("id", "from_entity", "to_entity"),
         texts=("id", "from_entity", "to_entity", "relation_type"),
         documents=("properties",),
-        block=4 * VECTOR_ROWS,  # for each block all entities are looked through for the names
+        block=4 * VECTOR_ROWS,  # each block scans all entities for the names
     ),
 )
 _NAMES = "kg_entities"
@@ -70,7 +70,7 @@ _NUMBERS = re.compile(r"(FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)|U?(TINY|SMALL|BIG|HUGE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A table that holds memories. `columns` are what its statements return, in order; `block` rows at most at once."""
+    """A table with memories. Its statements return `columns` in this order, for `block` rows at most."""
 
     kind: Kind
     name: str
@@ -78,19 +78,19 @@ class Table:
     first: int
     last: int
     block: int
-    seeing: str
-    """Parameters: first and last rowid. Returns rowid, bytes of text, whether embedded, then the columns, or NULLs
-    where that is more than SMALL_BYTES."""
-    whole: str
+    states: str
+    """Parameters: first and last rowid. Returns rowid, bytes of text, whether it has an embedding, then the columns,
+    or NULLs if the text is larger than SMALL_BYTES."""
+    row: str
     """Parameter: a rowid. Returns the columns."""
     embedding: str
-    """Parameters: first and last rowid, list of rowids that are embedded. Returns rowid, and the embedding as JSON."""
+    """Parameters: first and last rowid, list of rowids with an embedding. Returns rowid, and the embedding as JSON."""
 
 
 def tables_of(engine: Engine) -> tuple[list[Table], dict[str, str]]:
-    """Return the tables with memories, with at least one row, and those that this engine cannot read: name -> why.
+    """Return the tables with memories that have rows, and those that DuckDB cannot read: name -> reason.
 
-    A column that it cannot read, and that a memory can do without, reads as absent. Raises whatever the engine raises.
+    An optional column that DuckDB cannot read is treated as absent. Raises DuckDB's errors.
     """
     found = _columns(engine)
     tables, unread = [], dict[str, str]()
@@ -98,9 +98,9 @@ def tables_of(engine: Engine) -> tuple[list[Table], dict[str, str]]:
         name = next((name for name in shape.tables if name in found), None)
         if name is None or not set(shape.needs) <= found[name].types.keys():
             continue
-        lost = _leave_out_unreadable(engine, shape, found[name])
-        if why := next((lost[column] for column in shape.needs if column in lost), None):
-            unread[name] = why
+        unreadable = _drop_unreadable(engine, shape, found[name])
+        if reason := next((unreadable[column] for column in shape.needs if column in unreadable), None):
+            unread[name] = reason
             continue
         ((first, last),) = engine.rows(f"SELECT min(rowid), max(rowid) FROM {found[name].quoted}")  # noqa: S608 - quoted
         if isinstance(first, int) and isinstance(last, int):
@@ -108,25 +108,25 @@ def tables_of(engine: Engine) -> tuple[list[Table], dict[str, str]]:
     return tables, unread
 
 
-def _leave_out_unreadable(engine: Engine, shape: _Shape, found: "_Found") -> dict[str, str]:
-    """Drop what the engine cannot read from the columns that are found; return why, by column."""
+def _drop_unreadable(engine: Engine, shape: _Shape, found: "_Found") -> dict[str, str]:
+    """Remove the columns that DuckDB cannot read from `found`; return column -> reason."""
     wanted = (*shape.texts, *shape.lists, *shape.documents, *TIMES[shape.kind], "embedding")
-    lost = dict[str, str]()
+    unreadable = dict[str, str]()
     for column in dict.fromkeys(wanted):
         if column not in found.types:
             continue
         try:
             list(engine.rows(f"SELECT {quoted(found.names[column])} FROM {found.quoted} LIMIT 0"))  # noqa: S608 - quoted
         except Exception as error:
-            if not is_inability(error):
+            if not is_unsupported(error):
                 raise
-            lost[column] = reason_in(error)
+            unreadable[column] = reason_in(error)
             del found.types[column]
-    return lost
+    return unreadable
 
 
 def entity_names(engine: Engine, ids: Sequence[str]) -> Mapping[str, str]:
-    """Return the names of entities, by id; what has none, or is not there, is left out."""
+    """Return entity id -> name. Entities without a name, or that do not exist, are left out."""
     entities = _columns(engine).get(_NAMES)
     if not ids or entities is None or not {"id", "name"} <= entities.types.keys():
         return {}
@@ -137,14 +137,14 @@ def entity_names(engine: Engine, ids: Sequence[str]) -> Mapping[str, str]:
     try:
         return {str(row_id): str(name) for row_id, name in engine.rows(statement, [ids])}
     except Exception as error:
-        if not is_inability(error):
+        if not is_unsupported(error):
             raise
         return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """A table as it is: `types` and `names` by the column's name in lower case, as the engine compares them."""
+    """A table in the database. `types` and `names` are by the lower-case column name, as DuckDB compares names."""
 
     quoted: str
     types: dict[str, str]
@@ -157,20 +157,20 @@ class _Found:
         return f"CAST({self._name(column)} AS VARCHAR)"
 
     def texts(self, column: str) -> str:
-        """Return what gives a list as JSON, and anything else as it is."""
+        """Return the expression for a list as JSON, or for another value as text."""
         listed = self.types[column].endswith("]")
         return f"CAST(to_json({self._name(column)}) AS VARCHAR)" if listed else self.text(column)
 
     def time(self, column: str) -> str:
-        if self.types[column] == "TIMESTAMP WITH TIME ZONE":  # not by cast: that depends on the session's zone
+        if self.types[column] == "TIMESTAMP WITH TIME ZONE":  # a cast would depend on the session's time zone
             return f"CAST(make_timestamp(epoch_us({self._name(column)})) AS VARCHAR) || '+00:00'"
         return self.text(column)
 
     def embedding(self) -> str:
-        """Return what gives the embedding as a list of numbers, or NULL."""
+        """Return the expression for the embedding as a list of numbers, or NULL."""
         kind = self.types.get("embedding", "")
         if kind.startswith("FLOAT["):
-            return f"CAST({self._name('embedding')} AS FLOAT[])"  # not wider: 0.1 would become 0.10000000149011612
+            return f"CAST({self._name('embedding')} AS FLOAT[])"  # as DOUBLE, 0.1 would become 0.10000000149011612
         if kind in ("VARCHAR", "JSON"):
             return f"TRY_CAST({self.text('embedding')} AS DOUBLE[])"
         return f"TRY_CAST({self._name('embedding')} AS DOUBLE[])" if _NUMBERS.fullmatch(kind) else "NULL::FLOAT[]"
@@ -186,40 +186,41 @@ def _columns(engine: Engine) -> dict[str, _Found]:
         "USING (database_name, schema_name, table_name) "
         "WHERE database_name = 's' AND schema_name = 'main' ORDER BY table_name, column_index"
     ):
-        place = f"s.main.{quoted(str(table))}"
-        entry = found.setdefault(str(table).lower(), _Found(quoted=place, types={}, names={}))
+        name = f"s.main.{quoted(str(table))}"
+        entry = found.setdefault(str(table).lower(), _Found(quoted=name, types={}, names={}))
         entry.types[str(column).lower()] = str(kind)
         entry.names[str(column).lower()] = str(column)
     return found
 
 
 def _table(shape: _Shape, found: _Found, first: int, last: int) -> Table:
-    asked = [(name, found.text) for name in (*shape.texts, *shape.documents)]
-    asked += [(name, found.texts) for name in shape.lists] + [(name, found.time) for name in TIMES[shape.kind]]
-    there = {name: expression(name) for name, expression in asked if name in found.types}
-    columns = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in there.items())
-    size = " + ".join(f"coalesce(strlen({quoted(name)}), 0)" for name in there)
-    parts = ", ".join(f"if(size <= {SMALL_BYTES}, {quoted(name)}, NULL)" for name in there)
+    wanted = [(name, found.text) for name in (*shape.texts, *shape.documents)]
+    wanted += [(name, found.texts) for name in shape.lists] + [(name, found.time) for name in TIMES[shape.kind]]
+    present = {name: expression(name) for name, expression in wanted if name in found.types}
+    columns = ", ".join(f"{expression} AS {quoted(name)}" for name, expression in present.items())
+    size = " + ".join(f"coalesce(strlen({quoted(name)}), 0)" for name in present)
+    small_columns = ", ".join(f"if(size <= {SMALL_BYTES}, {quoted(name)}, NULL)" for name in present)
     numbers = found.embedding()
-    sound = (
+    is_embedded = (
         f"coalesce(len(numbers) = {EMBEDDING_LENGTH} AND "
         "list_bool_and(list_transform(numbers, lambda x: x IS NOT NULL AND isfinite(x))), false)"
     )
     return Table(
         kind=shape.kind,
         name=found.quoted,
-        columns=tuple(there),
+        columns=tuple(present),
         first=first,
         last=last,
         block=shape.block,
-        seeing=(
-            f"SELECT place, size, {sound}, {parts} FROM (SELECT *, {size} AS size FROM "  # noqa: S608 - quoted
-            f"(SELECT rowid AS place, {numbers} AS numbers, {columns} FROM {found.quoted} WHERE rowid BETWEEN ? AND ?))"
+        states=(
+            f"SELECT row_id, size, {is_embedded}, {small_columns} FROM (SELECT *, {size} AS size FROM "  # noqa: S608 - quoted
+            f"(SELECT rowid AS row_id, {numbers} AS numbers, {columns} FROM {found.quoted} "
+            "WHERE rowid BETWEEN ? AND ?))"
         ),
-        whole=f"SELECT {columns} FROM {found.quoted} WHERE rowid = ?",  # noqa: S608 - quoted
+        row=f"SELECT {columns} FROM {found.quoted} WHERE rowid = ?",  # noqa: S608 - quoted
         embedding=(
-            f"SELECT place, replace(CAST(numbers AS VARCHAR), ' ', '') FROM "  # noqa: S608 - quoted
-            f"(SELECT rowid AS place, {numbers} AS numbers FROM {found.quoted} "
+            f"SELECT row_id, replace(CAST(numbers AS VARCHAR), ' ', '') FROM "  # noqa: S608 - quoted
+            f"(SELECT rowid AS row_id, {numbers} AS numbers FROM {found.quoted} "
             "WHERE rowid BETWEEN ? AND ? AND rowid IN (SELECT unnest(?::BIGINT[])))"
         ),
     )

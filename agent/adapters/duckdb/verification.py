@@ -1,4 +1,4 @@
-"""The check of a copy: the parent's side. A child reads all of it; whatever becomes of the child is a verdict."""
+"""Verify a copy: the parent's side. A child reads all of it; a failure of the child is a verdict, too."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import cast
 
 from agent.adapters.duckdb import child_process
-from agent.adapters.duckdb.child_process import STALL_SECONDS, Exchange, Unanswered, Unreadable
+from agent.adapters.duckdb.child_process import STALL_SECONDS, EngineError, Exchange, NoAnswer
 from agent.adapters.duckdb.frames import VERIFY
 from agent.domain.memories import Json
 
 MOST_NAMED = 3
-"""Of so many tables and columns it is said by name that they cannot be read."""
+"""Maximum number of unreadable tables and columns that a verdict names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the check found. `damaged`: the copy itself looks wrong, so another one may turn out better.
+    """The result of a verification. `damaged`: the copy itself is damaged; another copy may be intact.
 
-    `rows` per table; where it is not `verified` they are those of the tables that could be read, empty for none.
+    `rows` is the number of rows per table; if the copy is not `verified`, of the tables that could be read.
     """
 
     verified: bool
@@ -34,9 +34,9 @@ async def verify(
     stall_seconds: float = STALL_SECONDS,
     warm: child_process.WarmChildren | None = None,
 ) -> Verdict:
-    """Have a child read the copy through. Never raises for what the child does; cancelled, it kills the child.
+    """Read all of the copy in a child process. Does not raise if the child fails. If cancelled, kills the child.
 
-    A child that has found it well waits in `warm`, if given, from then on.
+    If rows could be read, the child is kept in `warm`, if given.
     """
     try:
         child = await child_process.start(copy)
@@ -50,11 +50,11 @@ async def verify(
         if (verdict.verified or verdict.rows) and warm is not None:
             await warm.keep(copy, child)
             kept = True
-    except Unanswered as error:
+    except NoAnswer as error:
         if error.crashed:
-            return Verdict(verified=False, reason=f"the engine crashed on it ({error.what})", damaged=True)
+            return Verdict(verified=False, reason=f"DuckDB crashed on it ({error.what})", damaged=True)
         return Verdict(verified=False, reason=f"the check {error.what}")
-    except Unreadable as error:
+    except EngineError as error:
         return Verdict(verified=False, reason=f"the check failed: {error}")
     finally:
         if not kept:
@@ -64,16 +64,16 @@ async def verify(
 
 def _read(found: Mapping[str, Json]) -> Verdict:
     if "error" in found:
-        reason = f"the engine cannot read it: {found['error']}"
+        reason = f"DuckDB cannot read it: {found['error']}"
         return Verdict(verified=False, reason=reason, damaged=bool(found["damaged"]))
     rows = cast(dict[str, int], found["rows"])
     if unread := cast(dict[str, str], found.get("unread", {})):
-        return Verdict(verified=False, reason=f"the engine cannot read all of it: {listed(unread)}", rows=rows)
+        return Verdict(verified=False, reason=f"DuckDB cannot read all of it: {listed(unread)}", rows=rows)
     return Verdict(verified=True, rows=rows)
 
 
 def listed(unread: Mapping[str, str]) -> str:
-    """Return what cannot be read, and why, in a line."""
-    shown = [f"{name} ({why})" for name, why in sorted(unread.items())[:MOST_NAMED]]
+    """Return the unreadable tables and columns, with the reasons, in one line."""
+    shown = [f"{name} ({reason})" for name, reason in sorted(unread.items())[:MOST_NAMED]]
     more = len(unread) - len(shown)
     return ", ".join(shown) + (f", and {more} more" if more else "")
