@@ -143,7 +143,7 @@ def test_a_file_newer_than_our_engine_is_shipped_and_marked(machine):
 def test_a_database_that_never_could_be_copied_does_not_keep_the_other_from_going(machine):
     garbage(machine.data / REFLECTION)
     result = machine.sync()
-    assert "does not begin" in result["incomplete"]["reflection"]
+    assert "does not start" in result["incomplete"]["reflection"]
     assert origins(machine.manifests[-1]) == {GRAPH: "sent"}
     machine.write(commits=2)
     machine.sync()

@@ -211,7 +211,7 @@ async def test_the_status_is_that_of_the_ledger_the_files_and_the_settings():
             raise SnapshotError("cannot read the data directory")
 
         w.files.survey = closed
-        assert "cannot look" in await w.agent.agent_service.survey_problem()
+        assert "cannot read" in await w.agent.agent_service.survey_problem()
         assert (await w.agent.agent_service.status()).targets[0].databases[0].size == 0
 
 
