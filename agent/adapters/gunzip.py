@@ -1,8 +1,8 @@
-"""Objects of uploads as files again: gunzipped, measured and hashed on their way into a folder of our own.
+"""Write downloaded objects to files: decompress them, and check sizes and digest.
 
-Nothing of what comes in is believed: the sizes and the digest that the manifest tells are the limits, and where an
-object goes beyond them, reading ends there. Members are read in a row; memory is bounded by a few pieces: while one
-is unpacked and written, the one before it is hashed, and the next one is on its way.
+Objects are not trusted: the sizes and the digest in the manifest are the limits, and reading stops where an object
+exceeds one. Gzip members are read in sequence. Memory is bounded by a few pieces: while one is decompressed and
+written, the one before is hashed and the next one is downloaded.
 """
 
 import asyncio
@@ -24,13 +24,13 @@ from agent.domain.errors import StagingFull, StateError, WireError
 from agent.domain.manifest import Compression
 
 PIECE_BYTES = 1024 * 1024
-"""How much comes out of a compressed piece at once."""
+"""Maximum number of bytes that are decompressed at once."""
 
 SPARE_BYTES = 256 * 2**20
-"""What stays free on the disk."""
+"""Space that must stay free on the disk."""
 
 BATCH_BYTES = 1024 * 1024
-"""How much of what comes in is handed over at once."""
+"""Number of downloaded bytes that are passed to the thread at once."""
 
 _GZIP = 16 + zlib.MAX_WBITS
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -64,14 +64,14 @@ _inflater, _NotGzip = _fastest_inflater()
 
 
 class Unpacker:
-    """Folders below `place`, which is there already and ours alone."""
+    """Unpacks into temporary folders in `directory`, which exists and is not used by others."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     @asynccontextmanager
     async def folder(self, size: int) -> AsyncIterator[Path]:
-        """Make a folder for `size` bytes, and remove it with all that is in it when the block ends.
+        """Create a folder for `size` bytes; remove it with its contents when the block ends.
 
         Raises StagingFull, StateError.
         """
@@ -82,7 +82,7 @@ class Unpacker:
             await asyncio.shield(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
 
     async def sweep(self) -> None:
-        """Remove every folder, also those of a process that was killed."""
+        """Remove all folders, including those of killed processes."""
         await asyncio.to_thread(self._sweep)
 
     async def unpack(
@@ -95,13 +95,13 @@ class Unpacker:
         raw_size: int,
         sha256: str,
     ) -> None:
-        """Write the raw bytes of an object to a new file at `path`.
+        """Write the uncompressed bytes of an object to a new file at `path`.
 
-        Raises WireError where they are not what is expected: transient, for it may be on its way there yet; not so for
-        what goes on after its size, however little of it has come. Raises StagingFull, StateError for the disk.
+        Raises WireError if they are not the expected bytes. It is transient, because the object may be incomplete yet,
+        unless the object exceeds an expected size. Raises StagingFull, StateError for the disk.
         """
-        file = await asyncio.to_thread(_Incoming, path, compression, stored_size, raw_size)
-        taking: asyncio.Task[None] | None = None
+        file = await asyncio.to_thread(_UnpackedFile, path, compression, stored_size, raw_size)
+        writing: asyncio.Task[None] | None = None
         batch: list[bytes] = []
         size = 0
         try:
@@ -109,24 +109,24 @@ class Unpacker:
                 batch.append(piece)
                 size += len(piece)
                 if size >= BATCH_BYTES:
-                    if taking is not None:
-                        await taking
-                    taking = asyncio.create_task(asyncio.to_thread(file.take, b"".join(batch)), name="landing")
+                    if writing is not None:
+                        await writing
+                    writing = asyncio.create_task(asyncio.to_thread(file.add, b"".join(batch)), name="unpack")
                     batch, size = [], 0
-            if taking is not None:
-                await taking
-            await asyncio.to_thread(file.take, b"".join(batch))
+            if writing is not None:
+                await writing
+            await asyncio.to_thread(file.add, b"".join(batch))
             await asyncio.to_thread(file.finish, sha256)
         finally:
-            await asyncio.shield(asyncio.create_task(_closed(file, taking), name="landing-close"))
+            await asyncio.shield(asyncio.create_task(_close(file, writing), name="unpack-close"))
 
     def _make(self, size: int) -> Path:
         try:
             free = shutil.disk_usage(self._directory).free
             if free < size + SPARE_BYTES:
                 raise StagingFull(
-                    f"{size} bytes are to be downloaded, and {self._directory} has room for {free}",
-                    hint="make room there, or set akosha_agent_state_dir to a larger disk",
+                    f"the download needs {size + SPARE_BYTES:,} bytes free in {self._directory}, which has {free:,}",
+                    hint="free disk space there, or set akosha_agent_state_dir to a directory on a larger disk",
                     transient=True,
                 )
             return Path(tempfile.mkdtemp(prefix="ingest-", dir=self._directory))
@@ -138,8 +138,8 @@ class Unpacker:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Incoming:
-    """A file that is being written. Its calls come one at a time, from any thread."""
+class _UnpackedFile:
+    """A file that is being written. Call its methods one at a time, from any thread."""
 
     def __init__(self, path: Path, compression: Compression, stored_size: int, raw_size: int) -> None:
         self._path, self._stored_limit, self._raw_limit = path, stored_size, raw_size
@@ -154,10 +154,10 @@ class _Incoming:
         except OSError as error:
             raise _unusable(path, error) from error
 
-    def take(self, piece: bytes) -> None:
+    def add(self, piece: bytes) -> None:
         self._stored += len(piece)
         if self._stored > self._stored_limit:
-            raise WireError(f"{self._path.name} is larger than the {self._stored_limit} bytes that its manifest tells")
+            raise WireError(f"{self._path.name} is larger than the {self._stored_limit} bytes in its manifest")
         if not self._gzip:
             self._write(piece)
             return
@@ -168,25 +168,25 @@ class _Incoming:
                 self._write(self._member.decompress(piece, PIECE_BYTES))
                 piece = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
         except _NotGzip as error:
-            raise WireError(f"{self._path.name} is no gzip: {error}", transient=True) from error
+            raise WireError(f"{self._path.name} is not gzip: {error}", transient=True) from error
 
     def finish(self, sha256: str) -> None:
-        """Check that all of it has come, and nothing else. The file is on its way to the disk, no more."""
+        """Check that the file is complete. Flushes the file, without fsync."""
         try:
             while self._gzip and not self._member.eof and (tail := self._member.decompress(b"", PIECE_BYTES)):
                 self._write(tail)
         except _NotGzip as error:
-            raise WireError(f"{self._path.name} is no gzip: {error}", transient=True) from error
-        whole = self._stored == self._stored_limit and self._raw == self._raw_limit
-        if not whole or (self._gzip and not self._member.eof):
+            raise WireError(f"{self._path.name} is not gzip: {error}", transient=True) from error
+        complete = self._stored == self._stored_limit and self._raw == self._raw_limit
+        if not complete or (self._gzip and not self._member.eof):
             raise WireError(
-                f"{self._path.name} has {self._stored} bytes, {self._raw} unpacked; its manifest tells "
+                f"{self._path.name} has {self._stored} bytes, {self._raw} uncompressed, but its manifest records "
                 f"{self._stored_limit} and {self._raw_limit}",
                 transient=True,
             )
         self._await_hashes(0)
         if self._digest.hexdigest() != sha256:
-            raise WireError(f"{self._path.name} has another SHA-256 than its manifest tells", transient=True)
+            raise WireError(f"{self._path.name} does not have the SHA-256 in its manifest", transient=True)
         try:
             self._file.flush()
         except OSError as error:
@@ -202,7 +202,7 @@ class _Incoming:
     def _write(self, raw: bytes) -> None:
         self._raw += len(raw)
         if self._raw > self._raw_limit:
-            raise WireError(f"{self._path.name} unpacks to more than the {self._raw_limit} bytes its manifest tells")
+            raise WireError(f"{self._path.name} unpacks to more than the {self._raw_limit} bytes in its manifest")
         self._await_hashes(_BEING_HASHED - 1)
         self._hashed.append(self._hasher.submit(self._digest.update, raw))
         try:
@@ -215,14 +215,18 @@ class _Incoming:
             self._hashed.popleft().result()
 
 
-async def _closed(file: _Incoming, taking: asyncio.Task[None] | None) -> None:
-    """Close the file as soon as nobody writes to it any more."""
-    if taking is not None:
-        await asyncio.gather(taking, return_exceptions=True)  # the error is raised already, or one before it was
+async def _close(file: _UnpackedFile, writing: asyncio.Task[None] | None) -> None:
+    """Wait for the write in progress, then close the file."""
+    if writing is not None:
+        await asyncio.gather(writing, return_exceptions=True)  # its error, or an earlier one, is already raised
     await asyncio.to_thread(file.close)
 
 
 def _unusable(path: Path, error: OSError) -> StateError | StagingFull:
     reason = os.strerror(error.errno) if error.errno else str(error)
     kind = StagingFull if error.errno in _FULL else StateError
-    return kind(f"{path} cannot be written: {reason}", hint=f"make room on the disk of {path.parent}", transient=True)
+    return kind(
+        f"{path} cannot be written: {reason}",
+        hint=f"check the free space and permissions of {path.parent}",
+        transient=True,
+    )

@@ -1,11 +1,11 @@
-"""A staged file as it is stored: gzip in independent members, or as it is.
+"""Compress a staged file for the store: gzip in independent members, or uncompressed.
 
-A member holds 8 MiB of raw bytes and depends on no other, so members are made on several threads at once; whatever
-reads gzip reads them in a row as one file. What comes out depends on the input alone (no name, no time in the
-headers): a part that is sent again is the same part.
+A member contains 8 MiB of raw bytes and is independent of the others, so several threads compress in parallel. Any gzip
+reader reads the members in sequence as one file. The output depends on the input alone (no name or time in the
+headers), so a part that is sent again has the same bytes.
 
-Memory is bounded by what is in flight: as many compressed members as there are threads, and the one that is being
-handed out and released piece by piece. Raw bytes are only ever held one piece at a time.
+Memory is bounded: it holds one compressed member per thread, and the member that is being yielded. Each thread holds
+one piece of raw bytes.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from agent.domain.errors import StateError
 from agent.domain.manifest import Compression
 
 PIECE_BYTES = 512 * 1024
-"""How much is read, and at most handed out, at once."""
+"""Number of raw bytes that are read at once."""
 
 _GZIP = 16 + zlib.MAX_WBITS
 _ZLIB_LEVEL = 6
@@ -51,14 +51,14 @@ def _fastest_deflater() -> Callable[[int], _Deflater]:
 
 
 class Uncompressed:
-    """A `Compressor` that leaves the bytes as they are."""
+    """A `Compressor` that does not compress."""
 
     @property
     def compression(self) -> Compression:
         return "none"
 
     async def stream(self, path: Path) -> AsyncGenerator[bytes, None]:
-        """Yield the file's bytes. Raises StateError where the staged file cannot be read."""
+        """Yield the file's bytes. Raises StateError if the staged file cannot be read."""
         size = await asyncio.to_thread(_size, path)
         offset = 0
         while offset < size:
@@ -68,9 +68,9 @@ class Uncompressed:
 
 
 class GzipMembers:
-    """A `Compressor` that makes gzip members of `member_bytes` raw bytes on `threads` threads.
+    """A `Compressor` that makes gzip members of `member_bytes` raw bytes in `threads` threads.
 
-    `level` is igzip's, 0 to 3; without igzip, zlib's level 6 serves: about the same size, a sixth of the speed.
+    `level` is igzip's, 0 to 3. Without igzip, zlib's level 6 is used: about the same size, a sixth of the speed.
     """
 
     def __init__(self, *, level: int = 2, member_bytes: int = 8 * 2**20, threads: int = 2) -> None:
@@ -86,8 +86,8 @@ class GzipMembers:
     async def stream(self, path: Path) -> AsyncGenerator[bytes, None]:
         """Yield the file as gzip members; an empty file is one empty member.
 
-        Raises StateError where the staged file cannot be read, or is cut short while it is. However the iteration
-        ends, the threads have ended with it.
+        Raises StateError if the staged file cannot be read, or became shorter meanwhile. The threads have ended when
+        the iteration ends.
         """
         size = await asyncio.to_thread(_size, path)
         offsets = iter(range(0, max(size, 1), self._member_bytes))
@@ -107,7 +107,7 @@ class GzipMembers:
             while ahead:
                 member = await ahead[0]
                 ahead.popleft()
-                begin_next()  # before handing out: the consumer may be slow
+                begin_next()  # before yielding: the consumer may be slow
                 while member:
                     yield member.popleft()
         finally:
@@ -116,7 +116,7 @@ class GzipMembers:
             executor.shutdown(wait=False)
 
     def _member(self, path: Path, offset: int, length: int, stop: threading.Event) -> deque[bytes]:
-        """Return one member in pieces; an unfinished one where `stop` is set, for nobody to see."""
+        """Return the pieces of one member; they are incomplete if `stop` is set, and are not used then."""
         deflater = self._deflater(self._level)
         buffer = memoryview(bytearray(min(PIECE_BYTES, max(length, 1))))
         pieces: deque[bytes] = deque()
@@ -162,5 +162,5 @@ def _cut_short(path: Path) -> StateError:
 def _unreadable(path: Path, error: OSError) -> StateError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     return StateError(
-        f"the staged copy {path.name} cannot be read: {reason}", hint=f"look at {path.parent}", transient=True
+        f"the staged copy {path.name} cannot be read: {reason}", hint=f"check {path.parent}", transient=True
     )

@@ -1,8 +1,8 @@
-"""memories.json: the rows of an upload, as Akosha's ingestion reads them. Plain JSON, one entry per line.
+"""memories.json: the memories of an upload, in the format of Akosha's ingestion. Plain JSON, one entry per line.
 
-A file is written in the staging directory: encoded, hashed and written in steps of about a mebibyte, on a thread. It is
-read line by line, each validated: whatever wrote it need not be trusted. In an entry the embedding comes last, digit by
-digit as it was read; `metadata` holds what the row brings along, and what makes its `RowState`.
+A file is written in the staging directory: a thread encodes, hashes and writes about a mebibyte at a time. A file is
+read line by line, and every line is validated, because its writer is not trusted. The embedding is the last field of an
+entry, with exactly the digits that were read. `metadata` contains the row's metadata and the fields of its `RowState`.
 """
 
 import asyncio
@@ -35,53 +35,53 @@ _DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def encode(memory: Memory, system_id: str) -> bytes:
-    """Return the memory as a line without its end. Raises SnapshotError for what JSON cannot hold."""
-    seen = memory.row
-    ours = {"type": seen.kind, "original_id": seen.id, "database": seen.database, "digest": seen.digest}
+    """Return the memory as a line without newline. Raises SnapshotError if it cannot be represented in JSON."""
+    row = memory.row
+    ours = {"type": row.kind, "original_id": row.id, "database": row.database, "digest": row.digest}
     entry = {
-        "id": memory_id(system_id, seen),
+        "id": memory_id(system_id, row),
         "content": memory.text,
         **({"timestamp": memory.created_at} if memory.created_at is not None else {}),
         "source": system_id,
         "metadata": {**memory.metadata, **ours},
     }
     try:
-        if taken := _OURS & memory.metadata.keys():
-            raise ValueError(f"its {', '.join(sorted(taken))} would be lost")
+        if reserved := _OURS & memory.metadata.keys():
+            raise ValueError(f"its metadata has reserved keys: {', '.join(sorted(reserved))}")
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
         if memory.embedding is not None:
             line = line[:-1] + _EMBEDDING + memory.embedding.replace("\n", " ").encode("ascii") + b"}"
     except (ValueError, TypeError, RecursionError) as error:
-        raise SnapshotError(f"{seen.database}: the {seen.kind} {seen.id} cannot be written: {error}") from error
+        raise SnapshotError(f"{row.database}: the {row.kind} {row.id} cannot be written: {error}") from error
     return line
 
 
 def decode(line: bytes, system_id: str) -> Memory:
-    """Return the memory in a line. Raises WireError, saying what is wrong with it."""
+    """Return the memory in a line. Raises WireError if it is invalid."""
     head, embedding = _split(line)
     try:
-        entry = orjson.loads(head)  # strict: no NaN, no half characters
+        entry = orjson.loads(head)  # strict: no NaN, no lone surrogates
     except ValueError as error:
         raise WireError(f"it is not JSON: {error}") from error
     if not isinstance(entry, dict):
         raise WireError("it is not an object")
     if "embedding" in entry:
-        raise WireError("its embedding is not an array at its end")
-    metadata = dict(_of(entry, "metadata", dict))
-    seen = RowState(
+        raise WireError("its embedding is not an array at the end of the entry")
+    metadata = dict(_field(entry, "metadata", dict))
+    row = RowState(
         database=_database(metadata),
-        kind=check_kind(_of(metadata, "type", str)),
-        id=_of(metadata, "original_id", str),
+        kind=check_kind(_field(metadata, "type", str)),
+        id=_field(metadata, "original_id", str),
         digest=_digest(metadata),
         embedded=embedding is not None,
     )
-    if _of(entry, "id", str) != memory_id(system_id, seen):
-        raise WireError(f"id {entry['id'][:200]!r} is not that of {seen.kind} {seen.id[:100]!r} of {system_id}")
-    if _of(entry, "source", str) != system_id:
+    if _field(entry, "id", str) != memory_id(system_id, row):
+        raise WireError(f"id {entry['id'][:200]!r} is not that of {row.kind} {row.id[:100]!r} of {system_id}")
+    if _field(entry, "source", str) != system_id:
         raise WireError(f"source {entry['source'][:200]!r} is not {system_id}")
     return Memory(
-        row=seen,
-        text=_of(entry, "content", str),
+        row=row,
+        text=_field(entry, "content", str),
         embedding=embedding,
         created_at=_time(entry),
         metadata={name: value for name, value in metadata.items() if name not in _OURS},
@@ -89,10 +89,10 @@ def decode(line: bytes, system_id: str) -> Memory:
 
 
 def _split(line: bytes) -> tuple[bytes, str | None]:
-    """Return the entry without its embedding, and the embedding as the entry has it."""
-    before, found, rest = line.rpartition(_EMBEDDING)
-    # Without an embedding of its own an entry ends in its metadata: two braces, and never a bracket before one.
-    if not found or not (rest.startswith(b"[") and rest.endswith(b"]}")):
+    """Return the entry without its embedding, and the text of the embedding, None if it has none."""
+    before, separator, rest = line.rpartition(_EMBEDDING)
+    # An entry without an embedding ends with its metadata, so with two braces and not with "]}".
+    if not separator or not (rest.startswith(b"[") and rest.endswith(b"]}")):
         return line, None
     embedding = rest[:-1]
     try:
@@ -104,7 +104,7 @@ def _split(line: bytes) -> tuple[bytes, str | None]:
     return before + b"}", embedding.decode()
 
 
-def _of(document: Mapping[str, object], name: str, kind: type[T]) -> T:
+def _field(document: Mapping[str, object], name: str, kind: type[T]) -> T:
     value = document.get(name)
     if not isinstance(value, kind) or value == "":
         raise WireError(f"its {name} is missing, empty or not {kind.__name__}")
@@ -112,29 +112,29 @@ def _of(document: Mapping[str, object], name: str, kind: type[T]) -> T:
 
 
 def _database(metadata: Mapping[str, object]) -> str:
-    database = _of(metadata, "database", str)
+    database = _field(metadata, "database", str)
     if database_of(main_name(database)) != database:
-        raise WireError(f"{database[:200]!r} is no database")
+        raise WireError(f"{database[:200]!r} is not the name of a database")
     return database
 
 
 def _digest(metadata: Mapping[str, object]) -> str:
-    digest = _of(metadata, "digest", str)
+    digest = _field(metadata, "digest", str)
     if not _DIGEST.fullmatch(digest):
-        raise WireError(f"{digest[:200]!r} is no digest")
+        raise WireError(f"{digest[:200]!r} is not a digest")
     return digest
 
 
 def _time(entry: Mapping[str, object]) -> str | None:
     if "timestamp" not in entry:
         return None
-    text = _of(entry, "timestamp", str)
+    text = _field(entry, "timestamp", str)
     try:
         if datetime.fromisoformat(text).tzinfo is not None:
             return text
     except ValueError:
         pass
-    raise WireError(f"{text[:100]!r} is no time with an offset")
+    raise WireError(f"{text[:100]!r} is not a time with an offset")
 
 
 OPENING = b'{"conversations":['
@@ -149,22 +149,22 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Draft:
-    """The port, in one file of its own in `folder`."""
+    """A memories.json that is being written, in a new file in `folder`."""
 
     def __init__(self, folder: Path, system_id: str) -> None:
         self._path = folder / f"memories-{uuid.uuid4().hex}.json"
         self._system_id = system_id
         self._waiting: list[Memory] = []
         self._waiting_size = 0
-        # A cancelled caller leaves its thread behind: the next caller waits for it here.
-        self._guard = threading.Lock()
+        # The thread of a cancelled call goes on; the next call waits for it here.
+        self._lock = threading.Lock()
         self._file = -1
         self._discarded = False
         self._digest = hashlib.sha256()
         self._size = self._count = 0
 
     async def begin(self) -> None:
-        """Make the file."""
+        """Create the file."""
         await asyncio.to_thread(self._begin)
 
     async def add(self, memory: Memory) -> None:
@@ -191,11 +191,11 @@ class Draft:
             yield piece
 
     async def discard(self) -> None:
-        """Close and remove the file, also where it was never begun."""
+        """Close and remove the file, if it was created."""
         await asyncio.shield(asyncio.to_thread(self._discard))
 
     def _begin(self) -> None:
-        with self._guard:
+        with self._lock:
             if self._discarded:
                 return
             try:
@@ -206,14 +206,14 @@ class Draft:
             self._write(OPENING)
 
     def _append(self, memories: Sequence[Memory]) -> None:
-        with self._guard:
+        with self._lock:
             for memory in memories:
                 line = encode(memory, self._system_id)
                 self._write((b",\n" if self._count else b"\n") + line)
                 self._count += 1
 
     def _finish(self) -> None:
-        with self._guard:
+        with self._lock:
             self._write(b"\n" + CLOSING + b"\n")
 
     def _write(self, data: bytes) -> None:
@@ -234,7 +234,7 @@ class Draft:
         except OSError as error:
             raise StateError(
                 f"the staged memories cannot be read: {error.strerror}",
-                hint=f"look at {self._path.parent}",
+                hint=f"check {self._path.parent}",
                 transient=True,
             ) from error
         if not piece:
@@ -242,7 +242,7 @@ class Draft:
         return piece
 
     def _discard(self) -> None:
-        with self._guard:
+        with self._lock:
             self._discarded = True
             if self._file < 0:
                 return
@@ -250,7 +250,7 @@ class Draft:
             self._file = -1
             try:
                 self._path.unlink(missing_ok=True)
-            except OSError as error:  # the next sweep of the staging directory takes it
+            except OSError as error:  # the next sweep of the staging directory removes it
                 _log.warning("staging_not_removed", path=str(self._path), reason=error.strerror)
 
     def _translated(self, error: OSError) -> SnapshotError:
@@ -258,27 +258,27 @@ class Draft:
         if error.errno in _FULL:
             return StagingFull(
                 f"no room for the memories: {reason}",
-                hint=f"free some space for {folder}, or let akosha_agent_state_dir name a directory on a bigger disk",
+                hint=f"free disk space for {folder}, or set akosha_agent_state_dir to a directory on a larger disk",
                 transient=True,
             )
-        return SnapshotError(f"the memories cannot be written: {reason}", hint=f"look at {folder}", transient=True)
+        return SnapshotError(f"the memories cannot be written: {reason}", hint=f"check {folder}", transient=True)
 
 
 MAX_LINE_BYTES = 64 * 2**20
 PAGE_ROWS = 200
 PAGE_BYTES = 4 * 2**20
-"""A page ends with the row that goes beyond this: memory holds a page and a line, not a file."""
+"""A page ends with the row that exceeds this size, so that memory is bounded by a page and a line."""
 
 
 class FileSource:
-    """The memories in one file of one system. A page is read whole: what is asked for of it is there already."""
+    """The memories in one file of one system. Holds the complete memories of the last page."""
 
     def __init__(self, path: Path, system_id: str) -> None:
         self._path, self._system_id = path, system_id
         self._page: dict[RowState, Memory] = {}
 
     async def pages(self) -> AsyncGenerator[Sequence[RowState], None]:
-        """Yield the rows in pages. Raises WireError for what is no memories.json, SnapshotError where it is gone."""
+        """Yield the rows in pages. Raises WireError if the file is invalid, SnapshotError if it cannot be read."""
         reading = _Reading(self._path, self._system_id)
         while not reading.ended:
             self._page = {}
@@ -287,31 +287,31 @@ class FileSource:
                 yield list(self._page)
 
     async def read(self, wanted: Sequence[RowState]) -> AsyncGenerator[Memory, None]:
-        """Yield these memories of the page yielded last."""
+        """Yield these memories of the last page."""
         page = self._page
-        for seen in wanted:
-            yield page[seen]
+        for row in wanted:
+            yield page[row]
 
 
 class _Reading:
-    """How far a file was read. Blocks."""
+    """Reads a file page by page. Blocks."""
 
     def __init__(self, path: Path, system_id: str) -> None:
         self._path, self._system_id = path, system_id
         self._offset = self._line = 0
-        self._another_must_follow = self._none_may_follow = False
+        self._entry_must_follow = self._entry_must_not_follow = False
         self.ended = False
 
     def next_page(self) -> dict[RowState, Memory]:
-        """Return the next rows; none where the file has `ended`."""
+        """Return the next rows; none once the file has `ended`."""
         page: dict[RowState, Memory] = {}
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 if not self._line and self._next(file) != OPENING:
-                    raise self._wrong(f"it is not {OPENING.decode()}")
-                begun = file.tell()
-                while not self.ended and len(page) < PAGE_ROWS and file.tell() - begun < PAGE_BYTES:
+                    raise self._error(f"it is not {OPENING.decode()}")
+                start = file.tell()
+                while not self.ended and len(page) < PAGE_ROWS and file.tell() - start < PAGE_BYTES:
                     line = self._next(file)
                     if line == CLOSING:
                         self._end(file)
@@ -327,29 +327,29 @@ class _Reading:
         line = file.readline(MAX_LINE_BYTES + 1)
         self._line += 1
         if len(line) > MAX_LINE_BYTES:
-            raise self._wrong(f"it has more than {MAX_LINE_BYTES:,} bytes")
+            raise self._error(f"it has more than {MAX_LINE_BYTES:,} bytes")
         if not line.endswith(b"\n"):
-            raise self._wrong("it is cut short")
+            raise self._error("it is incomplete")
         return line[:-1]
 
     def _memory(self, line: bytes) -> Memory:
-        if self._none_may_follow:
-            raise self._wrong("there is no comma before it")
-        self._another_must_follow = line.endswith(b",")
-        self._none_may_follow = not self._another_must_follow
+        if self._entry_must_not_follow:
+            raise self._error("there is no comma before it")
+        self._entry_must_follow = line.endswith(b",")
+        self._entry_must_not_follow = not self._entry_must_follow
         try:
             return decode(line.removesuffix(b","), self._system_id)
         except WireError as error:
-            raise self._wrong(error.message) from error
+            raise self._error(error.message) from error
 
     def _end(self, file: BinaryIO) -> None:
-        if self._another_must_follow:
-            raise self._wrong("there is a comma before it")
+        if self._entry_must_follow:
+            raise self._error("there is a comma before it")
         if file.read(1):
-            raise self._wrong("it is not the last")
+            raise self._error("it is not the last line")
         self.ended = True
 
-    def _wrong(self, what: str) -> WireError:
+    def _error(self, what: str) -> WireError:
         return WireError(f"memories.json, line {self._line}: {what}")
 
 
@@ -357,7 +357,7 @@ __all__ = ["JsonMemoriesFile"]
 
 
 class JsonMemoriesFile:
-    """Files in the making lie in `staging_dir`, mode 0600."""
+    """Writes drafts of memories.json in `staging_dir`, with mode 0600, and reads memories.json files."""
 
     def __init__(self, staging_dir: Path) -> None:
         self._staging_dir = staging_dir

@@ -233,11 +233,11 @@ def about(**changes: object) -> dict:
 
 
 WRONG = {
-    b"": "line 1: it is cut short",
+    b"": "line 1: it is incomplete",
     b"{}\n": 'line 1: it is not {"conversations":[',
-    one()[:-3]: "line 3: it is cut short",
-    one()[:-1]: "line 3: it is cut short",
-    one() + b"x": "line 3: it is not the last",
+    one()[:-3]: "line 3: it is incomplete",
+    one()[:-1]: "line 3: it is incomplete",
+    one() + b"x": "line 3: it is not the last line",
     one().replace(b"\n]}", b",\n]}"): "line 3: there is a comma before it",
     one().replace(b"\n]}", b"\n" + one().split(b"\n")[1] + b"\n]}"): "line 3: there is no comma before it",
     one(b"{"): "line 2: it is not JSON",
@@ -257,20 +257,20 @@ WRONG = {
     one(other(id=GOOD["id"] + "0")): "is not that of conversation",
     one(about(digest="0" * 32)): "is not that of conversation",
     one(about(original_id="another")): "is not that of conversation 'another' of laptop",
-    one(about(digest="X")): "'X' is no digest",
+    one(about(digest="X")): "'X' is not a digest",
     one(about(type="dream")): "'dream' is not a kind of memory",
-    one(about(database="../../x")): "is no database",
-    one(other(timestamp="2026-03-01T12:00:00")): "is no time with an offset",
-    one(other(timestamp="noon")): "is no time with an offset",
+    one(about(database="../../x")): "is not the name of a database",
+    one(other(timestamp="2026-03-01T12:00:00")): "is not a time with an offset",
+    one(other(timestamp="noon")): "is not a time with an offset",
     one(other(timestamp=None)): "its timestamp is missing",
-    one(other(embedding=None)): "not an array at its end",
+    one(other(embedding=None)): "not an array at the end of the entry",
     one(other(embedding=[])): "not 384 numbers",
     one(other(embedding=[0.5] * 383)): "not 384 numbers",
     one(other(embedding=[0.5] * 383 + [True])): "not 384 numbers",
     one(other(embedding=[0.5] * 383 + [float("inf")])): "its embedding is not JSON",
     one(other(embedding=[10**400] * 384)): "its embedding is not JSON",
     one(other(embedding=["1"] * 384)): "not 384 numbers",
-    one(GOOD | {"more": 1}): "not an array at its end",
+    one(GOOD | {"more": 1}): "not an array at the end of the entry",
 }
 
 
