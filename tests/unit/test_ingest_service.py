@@ -397,7 +397,7 @@ async def test_a_disk_without_room_is_waited_for(world, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=200 * 2**20))
     await world.laptop.upload(0, [1])
     summary = await world.once()
-    assert "room for" in summary.failures[LAPTOP]
+    assert "bytes free in" in summary.failures[LAPTOP]
     (event,) = world.wire.recorded
     assert event.retry_at is not None
 
