@@ -50,7 +50,7 @@ def test_development_pushes_to_akosha_and_the_account_of_it_can_be_seen(machine,
     assert machine.sync()["memories"] == len(akosha.rows()) == 8
     akosha.forget()
     reported = machine.call("memories", "--send-again")
-    assert (reported.code, "8 memories go" in reported.out) == (0, True)
+    assert (reported.code, "sends 8 memories" in reported.out) == (0, True)
     assert machine.sync()["memories"] == len(akosha.rows()) == 8
 
 
