@@ -71,11 +71,11 @@ def ingest_summary(event: IngestCompleted | IngestFailed) -> str:
 
 def verify_summary(event: UploadVerified) -> str:
     """Return the outcome of a verification in one line."""
-    how = "downloaded and read" if event.deep else "compared with the store's metadata"
+    checked = "downloaded and read" if event.deep else "compared with the store's metadata"
     if event.whole:
-        return f"{event.upload_id}: intact, {event.objects} objects {how}"
+        return f"{event.upload_id}: intact, {event.objects} objects {checked}"
     problems = "; ".join(f"{name}: {reason}" for name, reason in sorted(event.problems.items()))
-    return f"{event.upload_id}: DAMAGED, {event.objects} objects {how}: {problems}"
+    return f"{event.upload_id}: DAMAGED, {event.objects} objects {checked}: {problems}"
 
 
 def prune_summary(event: UploadsPruned) -> str:

@@ -51,7 +51,7 @@ def test_uploads_shows_them_newest_first_and_everything_about_one(machine):
 def test_verify_finds_a_whole_upload_whole_and_a_flipped_bit_in_a_directory_with_and_without_deep(machine):
     whole = machine.call("verify")
     assert (whole.code, whole.err) == (0, "")
-    assert "whole, 4 objects" in whole.out
+    assert "intact, 4 objects" in whole.out
     damage(machine)
     every = machine.call("verify", "--all")
     assert (every.code, "DAMAGED\n  reflection.duckdb: has other bytes" in every.err) == (1, True)

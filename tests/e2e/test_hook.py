@@ -125,7 +125,7 @@ def test_installed_it_runs_in_any_surroundings_and_uninstalled_nothing_is_left(m
     moved = hook("status")
     assert (moved.exit_code, moved.stdout.split(":")[0]) == (1, "hook     outdated")
     assert hook("install").stdout.startswith("updated")
-    assert "broken: there is no /nowhere/python" in hook("status").stdout
+    assert "broken: /nowhere/python does not exist" in hook("status").stdout
     assert hook("uninstall").exit_code == 0
     assert not settings.parent.exists()
     assert hook("uninstall").stdout.startswith("not installed")

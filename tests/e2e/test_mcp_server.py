@@ -262,7 +262,7 @@ def test_a_cancelled_call_withdraws_its_note_and_the_next_one_works(assistant):
     assistant.reported.clear()
     with StateDirectory(assistant.machine.state).lock("holder"):
         call = assistant.start(SYNC)
-        until(lambda: any("(holder) is at work" in message for *_, message in assistant.reported))
+        until(lambda: any("(holder), which holds" in message for *_, message in assistant.reported))
         until(lambda: notes(assistant.machine))
         assert call.cancel()
         until(lambda: not notes(assistant.machine))
@@ -280,7 +280,7 @@ def test_where_an_agent_runs_it_does_the_sync_and_the_status_shows_it(machine, t
         result = assistant.sync()
         assert (result["success"], result["outcome"]) == (True, "succeeded")
         agent.logged("sync_succeeded", request_id=result["request_id"])
-        assert f"process {agent.pid} (run) is at work" in assistant.reported[1][2]
+        assert f"waiting for process {agent.pid} (run)" in assistant.reported[1][2]
         assert [message for *_, message in assistant.reported if message.startswith("cloud: ")]
         assert result["upload_id"] in assistant.reported[-1][2]
         reported = assistant.status()
@@ -333,7 +333,7 @@ def test_when_the_client_disconnects_the_note_is_withdrawn_and_the_exit_code_is_
     machine.write(commits=1)
     StateDirectory(machine.state).prepare()
     with StateDirectory(machine.state).lock("holder"), called(machine) as server:
-        server.printed.wait(lambda line: "(holder) is at work" in line.get("params", {}).get("message", ""))
+        server.printed.wait(lambda line: "(holder), which holds" in line.get("params", {}).get("message", ""))
         until(lambda: notes(machine))
         server.process.stdin.close()
         assert server.process.wait(TIMEOUT) == 0

@@ -58,7 +58,7 @@ def test_a_new_laptop_gets_everything_with_one_command(laptop, tmp_path):
         (["latest", "--at", "2026-11-20 18:00", "--to", "x"], "--at"),
         (["--at", "yesterday", "--to", "x"], "is not a time"),
         (["--system", "a/b", "--to", "x"], "--system"),
-        (["--to", ""], "the directory is empty"),
+        (["--to", ""], "name of the directory is empty"),
     ],
     ids=["no-to", "two-answers", "no-time", "no-system", "empty-to"],
 )

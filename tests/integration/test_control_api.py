@@ -209,7 +209,7 @@ async def test_a_method_that_is_not_allowed_is_answered_with_those_that_are(agen
         (b"\xff\xfe", "not JSON"),
         (b"[" * 60_000, "not JSON"),
         (b'{"id": NaN}', "not JSON"),
-        (b"[]", "no object"),
+        (b"[]", "not a JSON object"),
         ({"methods": "cloud"}, "methods: "),
         ({"method": "carrier-pigeon"}, "method: "),
         ({"method": None}, "method: "),
@@ -415,7 +415,7 @@ async def test_too_many_readers_get_a_503(agent_service, tmp_path):
     async with serve_agent(agent_service, tmp_path / "state", limits=Limits(readers=1)) as agent:
         async with agent.follow():
             await agent_service.wait_for_readers(1)
-            assert "1 readers" in (await agent.problem(503, "GET", "/v1/events"))["detail"]
+            assert "too many event readers" in (await agent.problem(503, "GET", "/v1/events"))["detail"]
         await agent_service.wait_for_readers(0)
         async with agent.follow():
             await agent_service.wait_for_readers(1)

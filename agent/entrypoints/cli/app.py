@@ -20,16 +20,13 @@ COMMANDS = {
     "mcp": ("mcp.command", "Run an MCP server (stdio) for a coding assistant: sync, status and restore points."),
     "react": ("cli.react", "Run on the Akosha side: ingest every upload in the bucket into Akosha until stopped."),
     "demo": ("cli.demo", "Demonstrate the agent with a scratch database and a local directory as the bucket."),
-    "verify": (
-        "cli.verify",
-        "Check that an upload in the bucket is complete and undamaged. Exits with 0 (it is), 1 (damaged) or 2 (usage).",
-    ),
+    "verify": ("cli.verify", "Verify that an upload in the bucket is complete and undamaged."),
     "doctor": ("doctor.run", "Check settings, directories, servers and services, and show how to fix each problem."),
     "restore": ("cli.restore", "Restore and verify the databases of an upload; never replaces a database in use."),
     "prune": ("cli.prune", "Delete the old uploads of this system that no retention rule keeps; never the newest."),
     "uploads": ("cli.uploads", "List the uploads in the bucket, newest first; or show one in detail."),
     "hook": ("hook.commands", "Manage the session-end hook of Claude Code, which notifies the agent."),
-    "service": ("service.commands", "The agent as a service of this user: systemd on Linux, launchd on macOS."),
+    "service": ("service.commands", "Run the agent as a service of this user: systemd on Linux, launchd on macOS."),
 }
 """By name: the module below `agent.entrypoints` whose `app` is the command or group, and its line in `--help`."""
 
@@ -63,8 +60,8 @@ def _import_structlog_without_rich() -> None:
 app = typer.Typer(
     name="akosha-agent",
     cls=LazyGroup,
-    help="Backs up the memories that Session-Buddy commits, to Akosha: watches the databases, uploads what changed, "
-    "and publishes the results as events.\n\nTo try it, run `akosha-agent demo` (a scratch database, no account). To "
+    help="Back up the memories of Session-Buddy to Akosha. The agent watches the databases, uploads what changed, and "
+    "publishes the results as events.\n\nTo try it, run `akosha-agent demo` (a scratch database, no account). To "
     "set it up, set akosha_cloud_endpoint (and akosha_cloud_bucket), test with `akosha-agent sync`, then start "
     "`akosha-agent run`.",
     no_args_is_help=True,

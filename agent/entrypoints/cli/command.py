@@ -88,11 +88,11 @@ class Options:
 class CommandGroup(typer.Typer):
     """Commands with `-v` and, if their function has a parameter for them, the common options."""
 
-    def __init__(self, **how: Any) -> None:
-        super().__init__(rich_markup_mode=None, add_completion=False, context_settings=HELP_OPTIONS, **how)
+    def __init__(self, **typer_options: Any) -> None:
+        super().__init__(rich_markup_mode=None, add_completion=False, context_settings=HELP_OPTIONS, **typer_options)
 
     def command(
-        self, name: str | None = None, *, stopped: int | None = None, data_dir: bool = True, **how: Any
+        self, name: str | None = None, *, stopped: int | None = None, data_dir: bool = True, **typer_options: Any
     ) -> Callable[[Function], Function]:
         """Register a function as a command; the function itself is not changed.
 
@@ -107,15 +107,15 @@ class CommandGroup(typer.Typer):
             summary = " ".join(
                 (inspect.getdoc(function) or "").partition("\n\n")[0].split()
             )  # click would shorten it in lists
-            add = super(CommandGroup, self).command(name, short_help=summary, **how)
+            add = super(CommandGroup, self).command(name, short_help=summary, **typer_options)
             add(_with_common_options(function, stopped, data_dir=data_dir))
             return function
 
         return register
 
-    def callback(self, **how: Any) -> Callable[[Function], Function]:
+    def callback(self, **typer_options: Any) -> Callable[[Function], Function]:
         def register(function: Function) -> Function:
-            super(CommandGroup, self).callback(**how)(_with_common_options(function))
+            super(CommandGroup, self).callback(**typer_options)(_with_common_options(function))
             return function
 
         return register

@@ -25,13 +25,13 @@ from agent.settings.model import MAX_KEPT
 app = CommandGroup()
 
 
-def _keep_option(period: str, kept: str) -> typer.models.OptionInfo:
+def _keep_option(period: str, description: str) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
         f"--keep-{period}",
         metavar="N",
         min=0,
         max=MAX_KEPT,
-        help=f"{kept} Default: akosha_agent_keep_{period}.",
+        help=f"{description} Default: akosha_agent_keep_{period}.",
         show_default=False,
     )
     return option
@@ -70,11 +70,15 @@ async def prune(
     machine = await asyncio.to_thread(home.machine)
     ledger = await home.read_ledger() if await home.has_ledger() else None
     try:
-        async with open_prune(settings, identity, machine, rules, home.clock, ledger) as here:
-            pruner, spared = here.pruner, here.spared
+        async with open_prune(settings, identity, machine, rules, home.clock, ledger) as prune_objects:
+            pruner, spared = prune_objects.pruner, prune_objects.spared
             plan = await pruner.plan(spared)
-            held = Pruned(kept=len(plan.kept)) if plan.blocked else None
-            pruned = None if dry_run else held or await pruner.carry_out(plan, spared)
+            if dry_run:
+                pruned = None
+            elif plan.blocked:
+                pruned = Pruned(kept=len(plan.kept))
+            else:
+                pruned = await pruner.carry_out(plan, spared)
     finally:
         if ledger is not None:
             await ledger.aclose()

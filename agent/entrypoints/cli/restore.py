@@ -31,7 +31,7 @@ app = CommandGroup()
 def _directory(text: str) -> Path:
     """Refuse an empty text: it comes from a variable that is not set, and does not mean the working directory."""
     if not text:
-        raise typer.BadParameter("the directory is empty")
+        raise typer.BadParameter("the name of the directory is empty")
     return Path(text)
 
 
@@ -51,7 +51,9 @@ async def restore(
     at: Annotated[
         str | None,
         typer.Option(
-            "--at", metavar="TIME", help="The newest upload at this time: '2026-11-20 18:00' (local), or RFC 3339."
+            "--at",
+            metavar="TIME",
+            help="Restore the newest upload made until this time: '2026-11-20 18:00', or RFC 3339.",
         ),
     ] = None,
     only: Annotated[

@@ -208,9 +208,9 @@ class ReloadLoop:
             _log.info("settings_unchanged", next_step="credentials and certificates are read again")
         return settings
 
-    def _refuse(self, error: AkoshaError, kept: Settings) -> None:
+    def _refuse(self, error: AkoshaError, current: Settings) -> None:
         """Log and report that the new settings are refused; configure logging from the previous ones."""
-        logs.configure(kept.agent_log_level, kept.agent_log_format, logs.LogLocation.of(kept))
+        logs.configure(current.agent_log_level, current.agent_log_format, logs.LogLocation.of(current))
         _log.error(
             "settings_refused", reason=error.message, hint=error.hint, next_step="the previous settings stay in effect"
         )

@@ -15,8 +15,8 @@ WIDE = 240
 class PlainConsole(Console):
     """Prints text without interpreting markup, and with control characters escaped."""
 
-    def render_str(self, text: str, **how: Any) -> Text:
-        return super().render_str(printable(text), **how)
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
 
 
 def table_console() -> PlainConsole:

@@ -38,9 +38,10 @@ async def verify(
     system: System = None,
     as_json: AsJson = False,
 ) -> int:
-    """Check that an upload in the bucket is complete and undamaged. Exits with 0 (it is), 1 (damaged) or 2 (usage).
+    """Verify that an upload in the bucket is complete and undamaged.
 
-    Without --deep, only the manifest is downloaded and compared with the metadata that the store reports.
+    Without --deep, only the manifest is downloaded and compared with the metadata that the store reports. Exits with
+    0 (intact), 1 (damaged) or 2 (usage error).
     """
     if everything and upload is not None:
         raise SettingsError(f"both --all and {upload} were given", hint="give only one of them")
@@ -93,9 +94,9 @@ async def _verify(verifier: Verifier, uploads: Sequence[str], *, deep: bool) -> 
 
 
 def _lines(found: VerifyResult) -> Iterator[str]:
-    how = "downloaded and read" if found.deep else "compared with the store's metadata"
+    checked = "downloaded and read" if found.deep else "compared with the store's metadata"
     if found.whole:
-        yield f"{found.upload_id}: intact, {found.objects} objects {how}, {found.duration_seconds:.1f} s"
+        yield f"{found.upload_id}: intact, {found.objects} objects {checked}, {found.duration_seconds:.1f} s"
     else:
         yield f"{found.upload_id}: DAMAGED"
     for name, reason in sorted(found.problems.items()):

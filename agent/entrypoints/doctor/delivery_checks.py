@@ -175,7 +175,7 @@ async def _delivered_memories(context: DoctorContext) -> list[Finding]:
         target = context.home.targets(await context.identity())[HTTP]
         ledger = await context.home.read_ledger()
         try:
-            kept, counts = ProbeState.from_notes(await ledger.notes(), target), await ledger.memories().counts(target)
+            probe, counts = ProbeState.from_notes(await ledger.notes(), target), await ledger.memories().counts(target)
         finally:
             await ledger.aclose()
     except StateError:
@@ -183,8 +183,8 @@ async def _delivered_memories(context: DoctorContext) -> list[Finding]:
     found = []
     if counts.delivered:
         checked = (
-            f"{CONFIRMED} (checked at {local_time(kept.answered)})"
-            if kept and kept.answered
+            f"{CONFIRMED} (checked at {local_time(probe.answered)})"
+            if probe and probe.answered
             else "not checked yet whether the server still has them"
         )
         text = f"{counts.delivered:,} memories delivered, {checked}; akosha-agent sync checks now"

@@ -159,17 +159,17 @@ async def inotify(context: DoctorContext) -> list[Finding]:
         return [skipped(INOTIFY, "not on this system, where changes are detected in another way")]
     needed = 0 if await in_thread(context.home.holder) else _INOTIFY_NEEDED
     found = []
-    for what, used, most in (
+    for resource, used, limit in (
         ("watches", limits.watches, limits.max_watches),
         ("instances", limits.instances, limits.max_instances),
     ):
-        if used + needed > most:
-            setting = f"fs.inotify.max_user_{what}"
+        if used + needed > limit:
+            setting = f"fs.inotify.max_user_{resource}"
             found.append(
                 warning(
                     INOTIFY,
-                    f"{used} of {most} {what} are in use: the directories are scanned every 2 s instead",
-                    hint=f"sudo sysctl -w {setting}={max(2 * most, 512)}, and the same in /etc/sysctl.d/akosha.conf",
+                    f"{used} of {limit} {resource} are in use: the directories are scanned every 2 s instead",
+                    hint=f"sudo sysctl -w {setting}={max(2 * limit, 512)}, and the same in /etc/sysctl.d/akosha.conf",
                 )
             )
     text = f"{limits.watches} of {limits.max_watches} watches, {limits.instances} of {limits.max_instances} instances"

@@ -40,7 +40,7 @@ async def sources(context: DoctorContext) -> list[Finding]:
     counted = Counter("the environment" if o.startswith("env ") else o for o in context.origins.values())
     counted.pop("default", None)
     origins = ", ".join(f"{origin} ({count})" for origin, count in sorted(counted.items()))
-    text = f"{counted.total()} set: {origins}" if counted else "none is set: all have their defaults"
+    text = f"{counted.total()} set, from {origins}" if counted else "none is set: all have their defaults"
     return [ok(NAME, text), *found]
 
 

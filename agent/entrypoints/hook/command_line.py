@@ -112,8 +112,8 @@ def _program() -> tuple[str, ...]:
     They name the interpreter if the program is a console script: Claude Code runs hooks in any project's directory and
     environment, and neither `PYTHONPATH` nor a package `agent` there may shadow this one.
     """
-    beside = Path(sys.executable).with_name(PROGRAM)
-    found = beside if os.access(beside, os.X_OK) else None
+    sibling = Path(sys.executable).with_name(PROGRAM)
+    found = sibling if os.access(sibling, os.X_OK) else None
     if found and _is_console_script(found):
         return (sys.executable, _ISOLATED, str(found))
     if found:  # a wrapper: it sets up what the agent needs

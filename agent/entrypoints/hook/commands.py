@@ -74,7 +74,7 @@ def uninstall(settings: Settings, claude_settings: ClaudeSettings = None) -> Non
     """Remove the hook from Claude Code's settings; other settings are not changed."""
     path = _path(claude_settings)
     change = installer.uninstall(path, settings.agent_state_dir)
-    typer.echo(f"{'not installed' if change.outcome is installer.Outcome.UNCHANGED else change.outcome} in {path}")
+    typer.echo(f"not installed in {path}" if change.outcome is installer.Outcome.UNCHANGED else f"removed from {path}")
     if change.backup:
         typer.echo(f"backup   {change.backup}")
 

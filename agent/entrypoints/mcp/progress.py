@@ -127,14 +127,14 @@ class ProgressReporter:
                 async with asyncio.timeout(INTERVAL_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
-                message = await self._reason(find_obstacle) or self._state
+                message = await self._obstacle(find_obstacle) or self._state
                 await self._send(self._counter.wait(f"{message} ({loop.time() - start:.0f} s)"))
                 continue
             self._changed.clear()
             newest, self._newest = self._newest, None
             await self._send(self._counter.advance(newest) if newest else self._counter.wait(self._state))
 
-    async def _reason(self, find_obstacle: Callable[[], Awaitable[str]]) -> str:
+    async def _obstacle(self, find_obstacle: Callable[[], Awaitable[str]]) -> str:
         try:
             return await find_obstacle()
         except StateError as error:

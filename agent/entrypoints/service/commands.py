@@ -18,7 +18,7 @@ from agent.entrypoints.service.status import service_manager, service_status
 from agent.settings import Settings, load
 
 app = CommandGroup(
-    help="The agent as a service of this user: systemd on Linux, launchd on macOS.", no_args_is_help=True
+    help="Run the agent as a service of this user: systemd on Linux, launchd on macOS.", no_args_is_help=True
 )
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be written and run; change nothing.")]
