@@ -76,7 +76,7 @@ class StateError(AkoshaError):
     """The state directory, or the ledger in it, cannot be used."""
 
 
-class AlreadyRunning(StateError):  # noqa: N818 - the name says the state of the world, as FileExistsError does
+class AlreadyRunning(StateError):  # noqa: N818 - named after the condition, like those below
     """Another process holds the state directory: `pid` and `command` identify it (0 and "" if unknown)."""
 
     def __init__(self, message: str, *, pid: int = 0, command: str = "", hint: str = "") -> None:

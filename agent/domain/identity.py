@@ -132,8 +132,8 @@ class Owner:
 
     def __str__(self) -> str:
         """Return the host, the first digits of the machine's hash and the time of the claim, for people."""
-        who = f"{self.host} " if self.host else ""
-        return f"{who}(machine {self.machine[:8]}, since {self.claimed_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC)"
+        host = f"{self.host} " if self.host else ""
+        return f"{host}(machine {self.machine[:8]}, since {self.claimed_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ EMBEDDING_HINT = (
     "give Session-Buddy an embedding server; or set akosha_http_missing_embedding to zero to send zeros instead"
 )
 
-CONFIRMED = "the server has what it was given"
+CONFIRMED = "the server still has what was delivered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class Tally:
 
     @property
     def kept_back(self) -> int:
-        """How many it still lacks."""
+        """How many the target still lacks."""
         return sum(self.waiting.values()) + sum(self.refused.values())
 
     def __add__(self, other: "Tally") -> "Tally":

@@ -173,7 +173,7 @@ class MemoryLedger(Protocol):
     async def counts(self, target: Target) -> MemoryCounts: ...
 
     async def held(self, target: Target, *, limit: int) -> Sequence[HeldMemory]:
-        """Return the first `limit` memories that wait or were refused: the refused ones first."""
+        """Return up to `limit` waiting and refused memories, the refused ones first."""
         ...
 
     async def update_version(self, target: Target, version: str) -> frozenset[str]:

@@ -111,7 +111,7 @@ class Layer(PydanticBaseSettingsSource):
         self.__name__ = name  # the name of the source in the logs of pydantic-settings
         self.given = {key: found for key, found in given.items() if found is not None}
 
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - its signature
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - the base class has it
         given = self.given.get(field_name)
         value = given.value if given else None
         # pydantic-settings can log the values of its sources (an environment variable enables it).
@@ -131,7 +131,7 @@ def from_command_line(values: Mapping[str, object], context: SettingsContext) ->
 def from_environment(names: Mapping[str, str], context: SettingsContext) -> Layer:
     """Return the layer of environment variables. `names` is key -> variable."""
     found = {key: context.prepare(key, context.environ.get(name), f"env {name}") for key, name in names.items()}
-    return Layer(f"env {next(iter(names.values()))} and its like", found)
+    return Layer(f"env {next(iter(names.values()))} and others", found)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:

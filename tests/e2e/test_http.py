@@ -44,7 +44,7 @@ def test_development_pushes_to_akosha_and_the_account_of_it_can_be_seen(machine,
     assert status["targets"][0]["confirmed_at"]
     for command in ("status", "memories", "doctor"):
         out = machine.call(command).out
-        assert "the server has what it was given" in out, command
+        assert "the server still has what was delivered" in out, command
         assert "its search tools do not read them" in out, command
     akosha.forget()
     assert machine.sync()["memories"] == len(akosha.rows()) == 8

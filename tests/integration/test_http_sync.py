@@ -152,7 +152,7 @@ async def test_where_a_person_asks_and_nothing_is_new_one_memory_is_offered_and_
     await rig.sync()
     result = await rig.sync()
     assert isinstance(result, SyncSkipped)
-    assert result.why.endswith("; the server has what it was given")
+    assert result.why.endswith("; the server still has what was delivered")
     assert (rig.batches, len(rig.akosha.rows())) == ([50, 1], 50)
 
 

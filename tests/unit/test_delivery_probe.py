@@ -34,7 +34,7 @@ async def test_a_manual_sync_without_news_offers_the_youngest_memory_and_no_othe
         assert isinstance(await r.attempt(), Unchanged)
         assert r.sink.batches == []
         done = await r.attempt(reason="manual")
-        assert done.reason.endswith("; the server has what it was given")
+        assert done.reason.endswith("; the server still has what was delivered")
         assert r.sink.batches == [[memory_id(values.SYSTEM, seen(4))]]
         assert len(r.files.reader.opened) == 1
 
@@ -102,7 +102,7 @@ async def test_a_server_that_refuses_what_it_took_before_proves_nothing():
         await delivered(r)
         r.sink.stored.clear()
         r.sink.refuse = {"conversation": "odd"}
-        assert "the server has" not in (await r.attempt(reason="manual")).reason
+        assert "the server still has" not in (await r.attempt(reason="manual")).reason
 
 
 async def test_deliveries_of_a_ledger_that_has_nothing_to_ask_with_are_sent_once_more():
