@@ -36,7 +36,7 @@ class Bench:
     recorder: ResultRecorder
     cloud: ScriptedMethod
     http: ScriptedMethod
-    heard: list[Event] = field(default_factory=list)
+    received: list[Event] = field(default_factory=list)
     errors: asyncio.Queue = field(default_factory=asyncio.Queue)
     outcomes: int = 0
 
